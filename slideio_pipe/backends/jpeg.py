@@ -1,0 +1,87 @@
+"""What a JPEG stream says of itself: its colour model, whatever the TIFF tag around it claims.
+
+Markers are those of ITU-T T.81 (JPEG), T.871 (JFIF) and Adobe's APP14 segment as described in T.872, 6.5.3.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_SOI, _SOS, _APP0, _APP14 = 0xD8, 0xDA, 0xE0, 0xEE
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})
+
+
+@dataclass(frozen=True)
+class JpegFrame:
+    """The frame header of a JPEG stream."""
+
+    width: int
+    height: int
+    component_ids: tuple[int, ...]
+    sampling: tuple[tuple[int, int], ...]  # (horizontal, vertical) factor per component
+    jfif: bool
+    adobe_transform: int | None  # 0 = RGB or CMYK, 1 = YCbCr, 2 = YCCK
+
+
+def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (marker, payload) up to the start of the entropy-coded data."""
+    at = 0
+    while at + 4 <= len(stream):
+        if stream[at] != 0xFF:
+            return
+        marker = stream[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in _STANDALONE:
+            at += 2
+            continue
+        (length,) = struct.unpack_from(">H", stream, at + 2)
+        yield marker, stream[at + 4 : at + 2 + length]
+        if marker == _SOS:
+            return
+        at += 2 + length
+
+
+def read_frame(stream: bytes) -> JpegFrame | None:
+    """Return the frame header, or None where there is none: not a JPEG, or tables only."""
+    jfif, adobe, frame = False, None, b""
+    for marker, payload in _segments(stream):
+        if marker == _APP0 and payload[:5] == b"JFIF\0":
+            jfif = True
+        elif marker == _APP14 and payload[:5] == b"Adobe" and len(payload) >= 12:
+            adobe = payload[11]
+        elif marker in _FRAMES and len(payload) >= 6:
+            frame = payload
+    if not frame or len(frame) < 6 + 3 * frame[5]:
+        return None
+    height, width, count = struct.unpack_from(">HHB", frame, 1)
+    parts = [frame[6 + 3 * k : 9 + 3 * k] for k in range(count)]
+    return JpegFrame(
+        width=width,
+        height=height,
+        component_ids=tuple(part[0] for part in parts),
+        sampling=tuple((part[1] >> 4, part[1] & 15) for part in parts),
+        jfif=jfif,
+        adobe_transform=adobe,
+    )
+
+
+def holds_ycbcr(frame: JpegFrame, *, tagged_ycbcr: bool) -> bool:
+    """Return whether three components are YCbCr, trusting the stream where it speaks and the TIFF tag where not.
+
+    Adobe's marker decides; then JFIF, which knows no RGB; then component ids spelling "RGB"; then chroma subsampling,
+    which nobody applies to red or blue. Slides without any of these (Aperio) are what their tag says.
+    """
+    if frame.adobe_transform is not None:
+        return frame.adobe_transform == 1
+    if frame.jfif:
+        return True
+    if frame.component_ids == (0x52, 0x47, 0x42):
+        return False
+    if len(set(frame.sampling)) > 1:
+        return True
+    return tagged_ycbcr

@@ -1,0 +1,212 @@
+"""The tiles of one slide as a read-only array (N, H, W, 3) uint8; nothing is decoded until it is indexed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Mpp
+from slideio_pipe.reader import TileReader
+from slideio_pipe.tiling import TileGrid
+from slideio_pipe.view import SlideView
+
+Label = int | float | str | None
+
+
+@runtime_checkable
+class Bag(Protocol):
+    """What streams and stores need of a bag; ``TileBag`` and ``StoredBag`` are bags."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+    @property
+    def coords(self) -> NDArray[np.int64]: ...
+    @property
+    def grid_index(self) -> NDArray[np.int32]: ...
+    @property
+    def tissue(self) -> NDArray[np.float32]: ...
+    @property
+    def label(self) -> Label: ...
+    @property
+    def view_mpp(self) -> Mpp | None: ...
+    def __len__(self) -> int: ...
+    def read(
+        self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
+    ) -> NDArray[np.uint8]: ...
+    def provenance(self) -> dict[str, Any]: ...
+
+
+class ArrayLikeBag:
+    """Numpy-style reading on top of ``read``: ``bag[3]``, ``bag[10:20]``, ``bag[[5, 1]]``, ``bag[mask]``, iteration."""
+
+    shape: tuple[int, int, int, int]
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def read(
+        self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
+    ) -> NDArray[np.uint8]:
+        """Return tiles ``indices``, (n, H, W, 3) uint8, into ``out`` when given."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+        if isinstance(key, tuple):
+            first, *rest = key
+            pixels = self[first]
+            return pixels[(slice(None), *rest) if pixels.ndim == 4 else tuple(rest)]
+        if isinstance(key, (int, np.integer)):
+            return self.read([range(len(self))[int(key)]])[0]
+        return self.read(np.arange(len(self))[key])
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(self), 64):
+            yield from self[start : start + 64]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a bag's tiles are decoded on demand; an array of them is always a copy")
+        pixels = self[:]
+        return pixels if dtype is None else pixels.astype(dtype)
+
+
+class TileBag(ArrayLikeBag):
+    """The tiles of a grid over a view, decoded on demand; pickles by path.
+
+    Parameters
+    ----------
+    view : SlideView
+    grid : TileGrid
+        Made over the same view.
+    label : int, float or str, optional
+        The slide's label, carried along.
+
+    Raises
+    ------
+    ConfigError
+        The grid belongs to another view.
+
+    Examples
+    --------
+    >>> from slideio_pipe import open_slide
+    >>> view = open_slide(np.full((300, 500, 3), 7, np.uint8), slide_mpp=0.5).view()
+    >>> bag = TileBag(view, TileGrid(view, tile_size=100), label=1)
+    >>> bag
+    TileBag(array: 15 tiles of 100×100 px at 0.5 µm from level 0, label 1)
+    >>> bag[2:4].shape, int(bag[0].max())
+    ((2, 100, 100, 3), 7)
+    """
+
+    def __init__(self, view: SlideView, grid: TileGrid, *, label: Label = None) -> None:
+        if grid.view != view:
+            raise ConfigError(
+                f"the grid was made over {grid.view!r}, not {view!r}",
+                slide=view.slide.name,
+                remedy="make the grid over the view of the bag",
+            )
+        self.view, self.grid, self.label = view, grid, label
+
+    @classmethod
+    def from_coords(
+        cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, *, label: Label = None
+    ) -> TileBag:
+        """Return the bag of tiles at given level-0 corners (N, 2), x first, in that order."""
+        return cls(view, TileGrid.from_coords(view, coords, tile_size), label=label)
+
+    @property
+    def name(self) -> str:
+        """The slide's name."""
+        return self.view.slide.name
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:  # type: ignore[override]  # a property here, a value in stores
+        """(N, H, W, 3)."""
+        return (len(self.grid), self.grid.tile_size, self.grid.tile_size, 3)
+
+    @property
+    def coords(self) -> NDArray[np.int64]:
+        """(N, 2) top-left corners (x, y), level-0 px."""
+        return self.grid.coords
+
+    @property
+    def grid_index(self) -> NDArray[np.int32]:
+        """(N, 2) column and row."""
+        return self.grid.index
+
+    @property
+    def tissue(self) -> NDArray[np.float32]:
+        """(N,) tissue fraction, NaN where no mask was used."""
+        return self.grid.tissue
+
+    @property
+    def view_mpp(self) -> Mpp | None:
+        """µm per tile pixel."""
+        return self.view.mpp
+
+    @cached_property
+    def _reader(self) -> TileReader:
+        return TileReader(self.view, self.grid.tile_size)
+
+    def read(
+        self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
+    ) -> NDArray[np.uint8]:
+        """Return tiles ``indices`` (n,), decoded in storage order into ``out`` (n, H, W, 3) uint8.
+
+        Raises
+        ------
+        CorruptSlideError
+            A tile cannot be decoded.
+        """
+        return self._reader.read(self.grid.origins[np.asarray(indices, np.int64)], out, threads=threads)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return everything needed to make this bag again, JSON-able; stores keep it."""
+        slide = self.view.slide
+        own, view_mpp = slide.mpp, self.view.mpp
+        described: dict[str, Any] = {"name": slide.name, "dimensions": list(slide.pyramid.levels[0])}
+        described |= {"mpp": None if own is None else list(own), **slide.provenance()}
+        return {
+            "slide": described,
+            "view": {
+                "mpp": None if view_mpp is None else list(view_mpp),
+                "affine": list(self.view.affine.as_tuple()),
+                "level": self.view.level,
+                "shrink": list(self.view.choice.shrink),
+                "draw": None,
+            },
+            "grid": self.grid.provenance(),
+            "tissue": None if self.grid.mask is None else self.grid.mask.provenance(),
+            "label": self.label,
+            "packages": package_versions(),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"view": self.view, "grid": self.grid, "label": self.label}
+
+    def __repr__(self) -> str:
+        n, h, w, _ = self.shape
+        at = "" if self.view_mpp is None else f" at {self.view_mpp.mean:.4g} µm"
+        label = "" if self.label is None else f", label {self.label}"
+        return f"TileBag({self.name}: {n:,} tiles of {w}×{h} px{at} from level {self.view.level}{label})"
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions that pixels depend on."""
+    names = ("slideio-pipe", "pyvips-binary", "openslide-bin", "imagecodecs", "pillow")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # conda calls some of them otherwise
+            continue
+    return found

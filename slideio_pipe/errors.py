@@ -1,0 +1,120 @@
+"""What can go wrong, as exceptions and warnings that name the slide, the reason and the remedy.
+
+::
+
+    SlideioPipeError
+    ├── SlideNotFoundError     (FileNotFoundError)  nothing at that path, or a directory that is no slide
+    ├── UnsupportedSlideError  (ValueError)         not a slide, or pixels that are not 8-bit RGB
+    ├── CorruptSlideError      (OSError)            a slide whose header or pixels cannot be read
+    ├── MissingResolutionError (ValueError)         mpp wanted, none known
+    ├── ConfigError            (ValueError)         an argument or a configuration that makes no sense
+    ├── NoTissueError          (ValueError)         tissue wanted, none found
+    ├── OutputExistsError      (FileExistsError)    the output is already there
+    ├── OutputError            (OSError)            the output cannot be written: permission, disk full
+    ├── BagFormatError         (ValueError)         not a bag store, or a damaged one
+    ├── MissingExtraError      (ImportError)        an optional package is needed
+    └── ForkError              (RuntimeError)       used in a process forked after libvips had worked
+
+    SlideioPipeWarning (UserWarning)
+    ├── EstimatedResolutionWarning   mpp derived from the objective power
+    ├── EmptyTissueWarning           a tissue mask or a grid came out empty
+    └── UpsamplingWarning            a view finer than the slide
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class SlideioPipeError(Exception):
+    """The root of every error this package raises on purpose.
+
+    Parameters
+    ----------
+    reason : str
+        What was wanted and what was found.
+    slide : str, optional
+        The slide, bag or file it is about.
+    remedy : str, optional
+        What to do about it.
+
+    Examples
+    --------
+    >>> print(MissingResolutionError("no mpp (aperio, no MPP tag)", slide="a.svs", remedy="pass slide_mpp=0.25"))
+    a.svs: no mpp (aperio, no MPP tag); pass slide_mpp=0.25
+    """
+
+    def __init__(self, reason: str, *, slide: str | None = None, remedy: str | None = None) -> None:
+        self.reason, self.slide, self.remedy = reason, slide, remedy
+        head = f"{slide}: {reason}" if slide else reason
+        super().__init__(f"{head}; {remedy}" if remedy else head)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _rebuild, (type(self), self.reason, self.slide, self.remedy)
+
+
+def _rebuild(
+    cls: type[SlideioPipeError], reason: str, slide: str | None, remedy: str | None
+) -> SlideioPipeError:
+    return cls(reason, slide=slide, remedy=remedy)
+
+
+class SlideNotFoundError(SlideioPipeError, FileNotFoundError):
+    """Nothing at that path, or a directory that is no slide."""
+
+
+class UnsupportedSlideError(SlideioPipeError, ValueError):
+    """Not a slide, or one whose pixels are not 8-bit RGB."""
+
+
+class CorruptSlideError(SlideioPipeError, OSError):
+    """A slide whose header or pixels cannot be read."""
+
+
+class MissingResolutionError(SlideioPipeError, ValueError):
+    """A resolution in micrometres per pixel is needed and none is known."""
+
+
+class ConfigError(SlideioPipeError, ValueError):
+    """An argument or a configuration that makes no sense."""
+
+
+class NoTissueError(SlideioPipeError, ValueError):
+    """Tissue is needed and none was found."""
+
+
+class OutputExistsError(SlideioPipeError, FileExistsError):
+    """The output is already there and overwriting was not asked for."""
+
+
+class OutputError(SlideioPipeError, OSError):
+    """The output cannot be written: no permission, no space."""
+
+
+class BagFormatError(SlideioPipeError, ValueError):
+    """Not a bag store, or one that is damaged or of an unknown version."""
+
+
+class MissingExtraError(SlideioPipeError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+class ForkError(SlideioPipeError, RuntimeError):
+    """A slide is used in a process that was forked after libvips had worked."""
+
+
+class SlideioPipeWarning(UserWarning):
+    """The root of every warning this package gives."""
+
+
+class EstimatedResolutionWarning(SlideioPipeWarning):
+    """The resolution is an estimate from the objective power."""
+
+
+class EmptyTissueWarning(SlideioPipeWarning):
+    """A tissue mask or a grid came out empty."""
+
+
+class UpsamplingWarning(SlideioPipeWarning):
+    """The view asked for is finer than the slide: its pixels are interpolated."""

@@ -1,0 +1,196 @@
+"""Sizes, rectangles, affines and pyramids: every conversion between frames, and the one place that rounds.
+
+Frames are continuous and corner-based: pixel (i, j) covers [i, i+1) × [j, j+1), its centre is (i+½, j+½), and the
+top-left corner of the slide is (0, 0) at every level. *Level-0 px* is the frame coordinates are stored in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# Two resolutions within 2 % are the same: scanners write 0.2508 for 0.25, and resampling by 0.3 % only blurs.
+SAME_RESOLUTION = 0.02
+# 10 µm per pixel at 1×: the convention behind "40× is 0.25 µm".
+MPP_TIMES_MAGNIFICATION = 10.0
+
+
+class Size(NamedTuple):
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+
+class Rect(NamedTuple):
+    """Left, top, width and height in pixels of one frame."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def intersect(self, other: Rect) -> Rect:
+        """Return the overlap; its width or height is 0 when there is none.
+
+        >>> Rect(0, 0, 10, 10).intersect(Rect(8, -5, 10, 10))
+        Rect(x=8, y=0, width=2, height=5)
+        """
+        x, y = max(self.x, other.x), max(self.y, other.y)
+        right = min(self.x + self.width, other.x + other.width)
+        bottom = min(self.y + self.height, other.y + other.height)
+        return Rect(x, y, max(0, right - x), max(0, bottom - y))
+
+
+class Mpp(NamedTuple):
+    """Micrometres per pixel along x and y."""
+
+    x: float
+    y: float
+
+    @classmethod
+    def of(cls, value: float | Sequence[float]) -> Mpp:
+        """Return the resolution meant by one number or by an (x, y) pair.
+
+        >>> Mpp.of(0.5), Mpp.of((0.5, 0.25))
+        (Mpp(x=0.5, y=0.5), Mpp(x=0.5, y=0.25))
+        """
+        if isinstance(value, (int, float)):
+            return cls(float(value), float(value))
+        x, y = value
+        return cls(float(x), float(y))
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean of both axes: the side of a square pixel of the same area, in µm."""
+        return math.sqrt(self.x * self.y)
+
+
+def magnification_to_mpp(magnification: float) -> float:
+    """Return the mpp that an objective power conventionally stands for.
+
+    >>> magnification_to_mpp(20)
+    0.5
+    """
+    return MPP_TIMES_MAGNIFICATION / magnification
+
+
+def round_half_up(values: ArrayLike) -> NDArray[np.int64]:
+    """Round to the nearest integer, halves upwards, so that rounding commutes with a shift by whole pixels.
+
+    >>> round_half_up([0.5, 1.5, -0.5, 2.4]).tolist()
+    [1, 2, 0, 2]
+    """
+    return np.floor(np.asarray(values, dtype=np.float64) + 0.5).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """x' = a·x + b·y + c and y' = d·x + e·y + f, on continuous coordinates.
+
+    >>> to_level0 = Affine.scaling(4, 4)
+    >>> to_level0.apply([[10, 20]]).tolist()
+    [[40.0, 80.0]]
+    >>> to_level0.inverse().apply([[40, 80]]).tolist()
+    [[10.0, 20.0]]
+    """
+
+    a: float = 1.0
+    b: float = 0.0
+    c: float = 0.0
+    d: float = 0.0
+    e: float = 1.0
+    f: float = 0.0
+
+    @classmethod
+    def scaling(cls, x: float, y: float) -> Affine:
+        """Return the affine that multiplies x and y."""
+        return cls(a=float(x), e=float(y))
+
+    @classmethod
+    def translation(cls, x: float, y: float) -> Affine:
+        """Return the affine that adds to x and y."""
+        return cls(c=float(x), f=float(y))
+
+    @classmethod
+    def from_tuple(cls, values: Sequence[float]) -> Affine:
+        """Return the affine of (a, b, c, d, e, f)."""
+        return cls(*(float(v) for v in values))
+
+    def as_tuple(self) -> tuple[float, float, float, float, float, float]:
+        """Return (a, b, c, d, e, f)."""
+        return (self.a, self.b, self.c, self.d, self.e, self.f)
+
+    def __matmul__(self, first: Affine) -> Affine:
+        """Return the affine that applies ``first`` and then this one."""
+        m = self.matrix() @ first.matrix()
+        return Affine(m[0, 0], m[0, 1], m[0, 2], m[1, 0], m[1, 1], m[1, 2])
+
+    def matrix(self) -> NDArray[np.float64]:
+        """Return the (3, 3) homogeneous matrix."""
+        return np.array([[self.a, self.b, self.c], [self.d, self.e, self.f], [0.0, 0.0, 1.0]])
+
+    def inverse(self) -> Affine:
+        """Return the affine that undoes this one."""
+        m = np.linalg.inv(self.matrix())
+        return Affine(m[0, 0], m[0, 1], m[0, 2], m[1, 0], m[1, 1], m[1, 2])
+
+    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map (..., 2) points (x, y) to (..., 2) float64."""
+        xy = np.asarray(points, dtype=np.float64)
+        x, y = xy[..., 0], xy[..., 1]
+        return np.stack([self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f], axis=-1)
+
+    def scale(self) -> tuple[float, float]:
+        """Return the lengths that unit steps along x and y are mapped to."""
+        return math.hypot(self.a, self.d), math.hypot(self.b, self.e)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelChoice:
+    """Which level a view is read from, and by how much it is shrunk from there."""
+
+    level: int
+    shrink: tuple[float, float]  # view px = level px / shrink, per axis; (1, 1) means no resampling
+
+    @property
+    def resampled(self) -> bool:
+        """Whether view pixels differ from stored pixels."""
+        return self.shrink != (1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pyramid:
+    """The sizes of a slide's levels, largest first, and what follows from them.
+
+    >>> p = Pyramid((Size(4443, 3567), Size(2221, 1783)))
+    >>> p.downsamples[1]
+    (2.000450247636199, 2.000560852495793)
+    >>> p.choose((2.0, 2.0))
+    LevelChoice(level=1, shrink=(1.0, 1.0))
+    """
+
+    levels: tuple[Size, ...]
+
+    @property
+    def downsamples(self) -> tuple[tuple[float, float], ...]:
+        """Level-0 px per level px, (x, y), per level; from the stored sizes, never ``2**level``."""
+        w, h = self.levels[0]
+        return tuple((w / size.width, h / size.height) for size in self.levels)
+
+    def choose(self, downsample: tuple[float, float]) -> LevelChoice:
+        """Return the coarsest level that is at least as fine as ``downsample`` (2 % counts as equal)."""
+        best = 0
+        for index, (dx, dy) in enumerate(self.downsamples):
+            if dx <= downsample[0] * (1 + SAME_RESOLUTION) and dy <= downsample[1] * (1 + SAME_RESOLUTION):
+                best = index
+        dx, dy = self.downsamples[best]
+        shrink = (downsample[0] / dx, downsample[1] / dy)
+        if all(abs(s - 1) <= SAME_RESOLUTION for s in shrink):
+            shrink = (1.0, 1.0)
+        return LevelChoice(best, shrink)

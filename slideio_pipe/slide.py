@@ -1,0 +1,347 @@
+"""Open a slide: levels, resolution and where it came from, lazy pixels. Nothing is decoded by opening."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyvips
+from numpy.typing import NDArray
+
+from slideio_pipe.backends import open_backend
+from slideio_pipe.backends.array import NumpyBackend
+from slideio_pipe.backends.base import MAX_PLAUSIBLE_MPP, Backend, Facts
+from slideio_pipe.backends.vips import check_process
+from slideio_pipe.errors import (
+    ConfigError,
+    CorruptSlideError,
+    EstimatedResolutionWarning,
+    MissingResolutionError,
+    SlideioPipeError,
+)
+from slideio_pipe.geometry import Affine, Mpp, Pyramid, Rect, Size, magnification_to_mpp
+from slideio_pipe.view import SlideView
+
+# 72 dots per inch, what image software writes when nobody said anything.
+_MPP_OF_72_DPI = 25_400 / 72
+_SLIDE_SIZED_PX = 2048
+_FINGERPRINT_BYTES = 65_536
+
+
+def open_slide(
+    path: str | Path | NDArray[np.uint8],
+    *,
+    slide_mpp: float | tuple[float, float] | None = None,
+    backend: str = "auto",
+) -> Slide:
+    """Open a whole-slide image, or an array or flat image as one; no pixel is decoded.
+
+    Parameters
+    ----------
+    path : str or Path or (H, W, 3) uint8 array
+        SVS, generic or OME-TIFF, NDPI, MIRAX, SCN, BIF, DICOM, OME-Zarr, zarr, PNG, JPEG, or pixels in memory.
+    slide_mpp : float or (float, float), optional
+        µm per level-0 pixel, overriding what the file says or does not say.
+    backend : {"auto", "tiff", "openslide", "array"}
+        Who reads it.
+
+    Raises
+    ------
+    SlideNotFoundError, UnsupportedSlideError, CorruptSlideError
+        Not there, not a slide, damaged.
+    ConfigError
+        ``slide_mpp`` is no resolution, or there is no such backend.
+
+    Examples
+    --------
+    >>> slide = open_slide(np.zeros((600, 800, 3), np.uint8), slide_mpp=0.25)
+    >>> slide.dimensions, slide.mpp, slide.mpp_source
+    (Size(width=800, height=600), Mpp(x=0.25, y=0.25), 'slide_mpp argument')
+    """
+    given = None if slide_mpp is None else _checked_mpp(slide_mpp)
+    if isinstance(path, np.ndarray):
+        return Slide(None, NumpyBackend(path), given, array=path)
+    resolved = Path(path).expanduser()
+    check_process()
+    try:
+        return Slide(resolved, open_backend(resolved, backend), given, backend=backend)
+    except pyvips.Error as error:
+        raise CorruptSlideError(
+            f"libvips cannot open it ({error})", slide=resolved.name, remedy="copy the slide again"
+        ) from error
+
+
+def _checked_mpp(value: float | tuple[float, float]) -> Mpp:
+    mpp = Mpp.of(value)
+    if not all(math.isfinite(side) and side > 0 for side in mpp):
+        raise ConfigError(f"slide_mpp={value} is no resolution", remedy="pass µm per level-0 pixel, such as 0.25")
+    return mpp
+
+
+class Slide:
+    """An open slide. Made by ``open_slide``; pickles by path; a context manager.
+
+    Attributes
+    ----------
+    path : Path or None
+        None for an array in memory.
+    facts : Facts
+        What the header says: levels, vendor, properties, associated images.
+    mpp : Mpp or None
+        µm per level-0 pixel, along x and y.
+    mpp_source : str
+        Where ``mpp`` came from: the argument, the file, the objective power, or nowhere.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        opened: Backend,
+        slide_mpp: Mpp | None,
+        *,
+        backend: str = "auto",
+        array: NDArray[np.uint8] | None = None,
+    ) -> None:
+        self.path = path
+        self.facts: Facts = opened.facts
+        self._backend = opened
+        self._reopen = (array if path is None else path, slide_mpp, backend)
+        self.mpp, self.mpp_source = _resolve_mpp(self.facts, slide_mpp, self.name)
+
+    @property
+    def name(self) -> str:
+        """The file name, "array" for an array."""
+        return "array" if self.path is None else self.path.name
+
+    @property
+    def dimensions(self) -> Size:
+        """Width and height at level 0."""
+        return self.pyramid.levels[0]
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """Sizes and downsamples of all levels."""
+        return self.facts.pyramid
+
+    @property
+    def level_count(self) -> int:
+        """How many levels are stored."""
+        return len(self.pyramid.levels)
+
+    @property
+    def level_dimensions(self) -> tuple[Size, ...]:
+        """Width and height of every level."""
+        return self.pyramid.levels
+
+    @property
+    def level_downsamples(self) -> tuple[tuple[float, float], ...]:
+        """Level-0 pixels per level pixel, (x, y), of every level."""
+        return self.pyramid.downsamples
+
+    @property
+    def tile_sizes(self) -> tuple[Size, ...]:
+        """The stored tile of every level."""
+        return self.facts.tile_sizes
+
+    @property
+    def vendor(self) -> str:
+        """Who wrote the file."""
+        return self.facts.vendor
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of SHA-256 over the size, the first and the last 64 KiB: another file, another value."""
+        digest = hashlib.sha256()
+        if self.path is None or self.path.is_dir():
+            digest.update(repr(self.pyramid).encode())
+            overview = self.thumbnail(256)
+            digest.update(overview.tobytes())
+            return digest.hexdigest()[:16]
+        size = self.path.stat().st_size
+        digest.update(str(size).encode())
+        with self.path.open("rb") as file:
+            digest.update(file.read(_FINGERPRINT_BYTES))
+            file.seek(max(0, size - _FINGERPRINT_BYTES))
+            digest.update(file.read(_FINGERPRINT_BYTES))
+        return digest.hexdigest()[:16]
+
+    def require_mpp(self) -> Mpp:
+        """Return the resolution.
+
+        Raises
+        ------
+        MissingResolutionError
+            The file states none that makes sense and none was given.
+        """
+        if self.mpp is None:
+            raise MissingResolutionError(
+                f"no mpp ({self.vendor}; {self.mpp_source})",
+                slide=self.name,
+                remedy="pass slide_mpp=… (--slide-mpp on the command line)",
+            )
+        return self.mpp
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what identifies the slide and how it was read, JSON-able."""
+        return {
+            "fingerprint": self.fingerprint,
+            "vendor": self.vendor,
+            "reader": self.facts.backend,
+            "mpp_source": self.mpp_source,
+        }
+
+    def view(self, *, mpp: float | tuple[float, float] | None = None) -> SlideView:
+        """Return the slide at ``mpp`` µm per pixel, lazily; None is level 0 as stored.
+
+        Examples
+        --------
+        >>> open_slide(np.zeros((600, 800, 3), np.uint8), slide_mpp=0.25).view(mpp=1.0).size
+        Size(width=200, height=150)
+        """
+        return SlideView.at(self, mpp)
+
+    def level_image(self, level: int) -> Any:
+        """Return a stored level as a lazy 3-band uchar ``pyvips.Image``, shared by all callers."""
+        check_process()
+        return self._backend.level_image(level)
+
+    def associated_image(self, name: str) -> NDArray[np.uint8]:
+        """Return a label, macro or thumbnail, (H, W, 3) uint8 RGB.
+
+        Raises
+        ------
+        ConfigError
+            The slide has none of that name.
+        """
+        if name not in self.facts.associated:
+            known = ", ".join(self.facts.associated) or "none"
+            raise ConfigError(f'no associated image "{name}"', slide=self.name, remedy=f"there are: {known}")
+        return self._pixels(self._backend.associated_image(name))
+
+    def raise_failure(self, level: int, rect: Rect) -> None:
+        """Raise what went wrong when pixels of ``rect`` (level px) were decoded behind libvips' back, if anything."""
+        failure = self._backend.failure(level, rect)
+        if failure is not None:
+            raise failure
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return a rectangle of a level, (H, W, 3) uint8 RGB, white outside the slide.
+
+        Parameters
+        ----------
+        location : (int, int)
+            Top-left corner (x, y) in **level-0** pixels, as in OpenSlide.
+        level : int
+        size : (int, int)
+            Width and height in pixels of that level.
+        """
+        if not 0 <= level < self.level_count:
+            raise ConfigError(f"no level {level}", slide=self.name, remedy=f"pass 0 to {self.level_count - 1}")
+        dx, dy = self.pyramid.downsamples[level]
+        x, y = math.floor(location[0] / dx + 0.5), math.floor(location[1] / dy + 0.5)
+        rect = Rect(x, y, *size)
+        out = np.full((rect.height, rect.width, 3), 255, np.uint8)
+        inside = rect.intersect(Rect(0, 0, *self.pyramid.levels[level]))
+        if inside.width and inside.height:
+            pixels = self._pixels(self.level_image(level).crop(*inside))
+            self.raise_failure(level, inside)
+            top, left = inside.y - y, inside.x - x
+            out[top : top + inside.height, left : left + inside.width] = pixels
+        return out
+
+    def overview(self, mpp: float) -> tuple[NDArray[np.uint8], Affine]:
+        """Return the whole slide at ``mpp`` µm per pixel, or at level 0 if that is coarser, and its affine.
+
+        Returns
+        -------
+        (H, W, 3) uint8 RGB, Affine
+            The affine maps overview px to level-0 px.
+        """
+        own = self.require_mpp()
+        view = self.view(mpp=(max(mpp, own.x), max(mpp, own.y)))
+        return self._whole(view), view.affine
+
+    def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]:
+        """Return the whole slide with its longer side at most ``max_size`` px, (H, W, 3) uint8; needs no mpp."""
+        factor = max(1.0, max(self.dimensions) / max_size)
+        return self._whole(SlideView(self, self.pyramid.choose((factor, factor))), max_size)
+
+    def _whole(self, view: SlideView, max_size: int | None = None) -> NDArray[np.uint8]:
+        image = view.image
+        if max_size is not None and max(image.width, image.height) > max_size:
+            image = image.resize(max_size / max(image.width, image.height), kernel="linear")
+        pixels = self._pixels(image)
+        self.raise_failure(view.level, Rect(0, 0, *view.level_size))
+        return pixels
+
+    def _pixels(self, image: Any) -> NDArray[np.uint8]:
+        try:
+            return np.asarray(image.numpy(), np.uint8)
+        except pyvips.Error as error:
+            reason = " ".join(str(error).split())
+            raise CorruptSlideError(
+                f"pixels cannot be decoded ({reason})", slide=self.name, remedy="copy the slide again"
+            ) from error
+
+    def close(self) -> None:
+        """Release the file. Views and bags of this slide must not be used any more."""
+        self._backend.close()
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, self._reopen
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slide) and (self.path, self.mpp) == (other.path, other.mpp) and self.path is not None
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.mpp))
+
+    def __repr__(self) -> str:
+        width, height = self.dimensions
+        at = "no mpp" if self.mpp is None else f"{self.mpp.mean:.4g} µm"
+        levels = f"{self.level_count} level{'s' if self.level_count > 1 else ''}"
+        return f"Slide({self.name}: {width}×{height} px, {at}, {levels}, {self.vendor} by {self.facts.backend})"
+
+
+def _reopen(path: Path | NDArray[np.uint8], slide_mpp: Mpp | None, backend: str) -> Slide:
+    return open_slide(path, slide_mpp=slide_mpp, backend=backend)
+
+
+def _resolve_mpp(facts: Facts, given: Mpp | None, name: str) -> tuple[Mpp | None, str]:
+    """Return the resolution and where it came from: argument, metadata, objective power, nowhere."""
+    if given is not None:
+        return given, "slide_mpp argument"
+    if facts.mpp is not None and _plausible(facts.mpp, facts):
+        return facts.mpp, "file"
+    stated = "none stated" if facts.mpp is None else f"{facts.mpp.mean:.4g} µm stated, which no scanner has"
+    if facts.objective_power and facts.objective_power > 0:
+        mpp = magnification_to_mpp(facts.objective_power)
+        warnings.warn(
+            EstimatedResolutionWarning(
+                f"{name}: {stated}; using {mpp:g} µm, estimated from the {facts.objective_power:g}× objective"
+            ),
+            stacklevel=4,
+        )
+        return Mpp(mpp, mpp), "objective power (estimate)"
+    return None, stated
+
+
+def _plausible(mpp: Mpp, facts: Facts) -> bool:
+    if not all(math.isfinite(side) and side > 0 for side in mpp):
+        return False
+    if facts.vendor == "dicom" or not isinstance(facts, Facts):
+        return True
+    if any(abs(side - _MPP_OF_72_DPI) < 0.01 * _MPP_OF_72_DPI for side in mpp):
+        return False
+    return max(mpp) <= MAX_PLAUSIBLE_MPP or max(facts.pyramid.levels[0]) < _SLIDE_SIZED_PX

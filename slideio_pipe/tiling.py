@@ -1,0 +1,216 @@
+"""Where the tiles of a view lie: a regular grid, kept where there is enough tissue, or given coordinates."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from slideio_pipe.config import Edge, GridConfig, checked
+from slideio_pipe.errors import ConfigError, EmptyTissueWarning
+from slideio_pipe.geometry import Size
+from slideio_pipe.tissue import TissueMask
+from slideio_pipe.view import SlideView
+
+
+class TileGrid:
+    """Tiles of one size over a view, in raster order (left to right, then down).
+
+    Parameters
+    ----------
+    view : SlideView
+        The view to tile; sizes below are in its pixels.
+    tile_size : int
+        Side of a square tile in view px.
+    stride : int, optional
+        Distance between neighbours in view px; ``tile_size`` when neither it nor ``overlap`` is given.
+    overlap : int, optional
+        ``tile_size - stride``, for those who think that way. Give one of the two.
+    edge : {"drop", "shift", "pad"}
+        What happens at the right and lower edge: leave out what does not fit, move the last tile back inside (it then
+        overlaps its neighbour more), or let it reach outside, where it is white.
+    tissue : TissueMask, optional
+        Keep only tiles with enough of it.
+    min_tissue : float
+        Least tissue fraction of a kept tile, 0 to 1.
+
+    Attributes
+    ----------
+    origins : (N, 2) int64
+        Top-left corners (x, y), view px.
+    coords : (N, 2) int64
+        The same corners in level-0 px.
+    index : (N, 2) int32
+        Column and row in the full grid.
+    tissue : (N,) float32
+        Tissue fraction; NaN where no mask was given.
+
+    Raises
+    ------
+    ConfigError
+        Sizes that make no sense, or a tile larger than the view with an edge other than "pad".
+
+    Examples
+    --------
+    >>> from slideio_pipe import open_slide
+    >>> view = open_slide(np.zeros((300, 500, 3), np.uint8)).view()
+    >>> TileGrid(view, tile_size=200).origins.tolist()
+    [[0, 0], [200, 0]]
+    >>> TileGrid(view, tile_size=200, edge="shift").origins.tolist()
+    [[0, 0], [200, 0], [300, 0], [0, 100], [200, 100], [300, 100]]
+    """
+
+    def __init__(
+        self,
+        view: SlideView,
+        tile_size: int = 256,
+        *,
+        stride: int | None = None,
+        overlap: int | None = None,
+        edge: Edge = "drop",
+        tissue: TissueMask | None = None,
+        min_tissue: float = 0.5,
+    ) -> None:
+        name = view.slide.name
+        self.config = checked(
+            GridConfig,
+            name,
+            tile_size=tile_size,
+            stride=stride,
+            overlap=overlap,
+            edge=edge,
+            min_tissue=min_tissue,
+        )
+        self.view, self.tile_size, self.mask = view, self.config.tile_size, tissue
+        _check_fits(view, self.config)
+        columns, rows = (_positions(side, self.config) for side in view.size)
+        self.shape = Size(len(columns), len(rows))
+        x, y = (a.ravel() for a in np.meshgrid(columns, rows))
+        c, r = (a.ravel() for a in np.meshgrid(np.arange(len(columns)), np.arange(len(rows))))
+        origins, index = np.stack([x, y], axis=1), np.stack([c, r], axis=1)
+        fractions = np.full(len(origins), np.nan, np.float32)
+        if tissue is not None:
+            fractions = tissue.fractions(_rects_level0(view, origins, self.tile_size))
+            # A fraction is a ratio of areas in float32: half a pixel of a 4096-px tile is 3e-8 of it.
+            kept = fractions >= self.config.min_tissue - 1e-6
+            origins, index, fractions = origins[kept], index[kept], fractions[kept]
+            if not len(origins) and not tissue.is_empty:
+                warnings.warn(
+                    EmptyTissueWarning(f"{name}: no tile has {min_tissue:.0%} tissue; lower min_tissue"), stacklevel=2
+                )
+        self._set(origins, view.to_level0(origins), index, fractions)
+
+    @classmethod
+    def from_coords(cls, view: SlideView, coords: ArrayLike, tile_size: int = 256) -> TileGrid:
+        """Return tiles at given level-0 corners, in the given order.
+
+        Parameters
+        ----------
+        coords : (N, 2) int
+            Top-left corners (x, y), level-0 px; each is read at the nearest whole view pixel. Parts outside the slide
+            are white.
+
+        Raises
+        ------
+        ConfigError
+            Not (N, 2), or a tile that lies outside the slide altogether.
+
+        Examples
+        --------
+        >>> from slideio_pipe import open_slide
+        >>> view = open_slide(np.zeros((300, 500, 3), np.uint8), slide_mpp=0.25).view(mpp=0.5)
+        >>> TileGrid.from_coords(view, [[100, 50], [0, 0]], tile_size=32).origins.tolist()
+        [[50, 25], [0, 0]]
+        """
+        name = view.slide.name
+        grid = cls.__new__(cls)
+        grid.config = checked(GridConfig, name, tile_size=tile_size, edge="pad", min_tissue=0.0)
+        grid.view, grid.tile_size, grid.mask = view, grid.config.tile_size, None
+        given = np.asarray(coords)
+        if given.size == 0:
+            given = np.zeros((0, 2), np.int64)
+        if given.ndim != 2 or given.shape[1] != 2 or not np.issubdtype(given.dtype, np.number):
+            raise ConfigError(
+                f"coordinates of shape {given.shape} and type {given.dtype}",
+                slide=name,
+                remedy="pass (N, 2) level-0 pixels, x first",
+            )
+        level0 = given.astype(np.int64)
+        origins = view.from_level0(level0)
+        outside = ((origins + grid.tile_size <= 0) | (origins >= np.array(view.size))).any(axis=1)
+        if outside.any():
+            first = int(np.flatnonzero(outside)[0])
+            raise ConfigError(
+                f"tile {first} at {tuple(level0[first].tolist())} lies outside the slide "
+                f"({outside.sum()} of {len(outside)} do)",
+                slide=name,
+                remedy="coordinates are level-0 pixels, x first; were they made for another slide or level?",
+            )
+        grid.shape = Size(0, 0)
+        grid._set(origins, level0, origins // grid.tile_size, np.full(len(origins), np.nan, np.float32))
+        return grid
+
+    def _set(
+        self, origins: NDArray[Any], coords: NDArray[np.int64], index: NDArray[Any], tissue: NDArray[np.float32]
+    ) -> None:
+        self.origins = origins.astype(np.int64)
+        self.coords = coords
+        self.index = index.astype(np.int32)
+        self.tissue = tissue
+        for array in (self.origins, self.coords, self.index, self.tissue):
+            array.flags.writeable = False
+
+    def rects_level0(self) -> NDArray[np.float64]:
+        """Return (N, 4) x, y, width, height of every tile in level-0 px, unrounded."""
+        return _rects_level0(self.view, self.origins, self.tile_size)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return how the grid was made, JSON-able."""
+        return {
+            "tile_size": self.tile_size,
+            "stride": self.config.step,
+            "edge": self.config.edge,
+            "min_tissue": self.config.min_tissue,
+            "shape": list(self.shape) if self.shape.width else None,
+        }
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __repr__(self) -> str:
+        step = "" if self.config.step == self.tile_size else f", stride {self.config.step}"
+        full = f" of {self.shape.width}×{self.shape.height}" if self.shape.width else ""
+        mpp = self.view.mpp
+        at = "" if mpp is None else f" at {mpp.mean:.4g} µm"
+        return f"TileGrid({self.view.slide.name}: {len(self):,} tiles{full}, {self.tile_size} px{at}{step})"
+
+
+def _check_fits(view: SlideView, config: GridConfig) -> None:
+    if config.edge == "pad" or (config.tile_size <= view.size.width and config.tile_size <= view.size.height):
+        return
+    width, height = view.size
+    raise ConfigError(
+        f"a tile of {config.tile_size} px is larger than the slide, {width}×{height} px at this resolution",
+        slide=view.slide.name,
+        remedy='pass edge="pad", a smaller tile_size or a finer mpp',
+    )
+
+
+def _positions(length: int, config: GridConfig) -> NDArray[np.int64]:
+    """Return tile starts along one axis of ``length`` px."""
+    tile, step = config.tile_size, config.step
+    if config.edge == "pad":
+        count = 1 if length <= tile else -(-(length - tile) // step) + 1
+        return np.arange(count, dtype=np.int64) * step
+    starts = np.arange(0, length - tile + 1, step, dtype=np.int64)
+    if config.edge == "shift" and starts[-1] + tile < length:
+        starts = np.append(starts, length - tile)
+    return starts
+
+
+def _rects_level0(view: SlideView, origins: NDArray[np.int64], tile_size: int) -> NDArray[np.float64]:
+    corners = view.affine.apply(origins)
+    far = view.affine.apply(origins + tile_size)
+    return np.concatenate([corners, far - corners], axis=1)

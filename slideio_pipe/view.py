@@ -1,0 +1,155 @@
+"""A slide seen at one resolution: a lazy uint8 image plus one affine from view pixels to level-0 pixels."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from slideio_pipe.errors import ConfigError, UpsamplingWarning
+from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Pyramid, Rect, Size, round_half_up
+
+
+class PyramidSource(Protocol):
+    """What a view needs of a slide; ``Slide`` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pyramid(self) -> Pyramid: ...
+    @property
+    def mpp(self) -> Mpp | None: ...
+    @property
+    def tile_sizes(self) -> tuple[Size, ...]: ...
+    def require_mpp(self) -> Mpp: ...
+    def level_image(self, level: int) -> Any: ...
+    def raise_failure(self, level: int, rect: Rect) -> None: ...
+    def provenance(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class SlideView:
+    """A whole slide at ``mpp``, lazily; nothing is decoded until pixels are asked for.
+
+    Make one with ``Slide.view``. View pixels are numbered from the slide's top-left corner.
+
+    Parameters
+    ----------
+    slide : PyramidSource
+        The slide looked at.
+    choice : LevelChoice
+        The stored level it is read from and the factor it is shrunk by.
+
+    Examples
+    --------
+    >>> from slideio_pipe import open_slide
+    >>> view = open_slide(np.zeros((600, 800, 3), np.uint8), slide_mpp=0.25).view(mpp=0.5)
+    >>> view
+    SlideView(array: 400×300 px at 0.5 µm, level 0 shrunk 2×)
+    >>> view.to_level0([[10, 20]]).tolist()
+    [[20, 40]]
+    """
+
+    slide: PyramidSource
+    choice: LevelChoice
+
+    @classmethod
+    def at(cls, slide: PyramidSource, mpp: float | tuple[float, float] | None) -> SlideView:
+        """Return the view of ``slide`` at ``mpp`` µm per pixel; None is level 0 as stored, for which no mpp is needed.
+
+        The coarsest level whose mpp is at most ``mpp`` is read; within 2 % it is not resampled.
+
+        Raises
+        ------
+        MissingResolutionError
+            ``mpp`` is given and the slide's own is not known.
+        ConfigError
+            ``mpp`` is not a positive number.
+        """
+        if mpp is None:
+            return cls(slide, LevelChoice(0, (1.0, 1.0)))
+        wanted = Mpp.of(mpp)
+        if not (wanted.x > 0 and wanted.y > 0 and np.isfinite(wanted).all()):
+            raise ConfigError(f"mpp={mpp} is no resolution", slide=slide.name, remedy="pass µm per pixel, such as 0.5")
+        own = slide.require_mpp()
+        choice = slide.pyramid.choose((wanted.x / own.x, wanted.y / own.y))
+        if min(choice.shrink) < 1:
+            warnings.warn(
+                UpsamplingWarning(f"{slide.name}: {wanted.mean:g} µm wanted of a slide scanned at {own.mean:g} µm"),
+                stacklevel=3,
+            )
+        return cls(slide, choice)
+
+    @property
+    def level(self) -> int:
+        """The stored level that pixels come from."""
+        return self.choice.level
+
+    @property
+    def level_size(self) -> Size:
+        """Width and height of that level, in its own pixels."""
+        return self.slide.pyramid.levels[self.level]
+
+    @property
+    def size(self) -> Size:
+        """Width and height in view pixels; a view pixel that reaches over the slide's edge is left out."""
+        (width, height), (sx, sy) = self.level_size, self.choice.shrink
+        # 1e-6 px of slack: 4443 / (4443 / 2221) is 2220.9999… and means 2221.
+        return Size(max(1, int(width / sx + 1e-6)), max(1, int(height / sy + 1e-6)))
+
+    @property
+    def downsample(self) -> tuple[float, float]:
+        """Level-0 pixels per view pixel, along x and y."""
+        (dx, dy), (sx, sy) = self.slide.pyramid.downsamples[self.level], self.choice.shrink
+        return dx * sx, dy * sy
+
+    @property
+    def mpp(self) -> Mpp | None:
+        """The resolution the view really has, in µm per view pixel; None when the slide's is not known."""
+        own = self.slide.mpp
+        return None if own is None else Mpp(own.x * self.downsample[0], own.y * self.downsample[1])
+
+    @property
+    def affine(self) -> Affine:
+        """From view pixels to level-0 pixels."""
+        return Affine.scaling(*self.downsample)
+
+    def to_level0(self, points: ArrayLike) -> NDArray[np.int64]:
+        """Map (..., 2) view px (x, y) to whole level-0 px, int64."""
+        return round_half_up(self.affine.apply(points))
+
+    def from_level0(self, points: ArrayLike) -> NDArray[np.int64]:
+        """Map (..., 2) level-0 px (x, y) to the nearest whole view px, int64."""
+        return round_half_up(self.affine.inverse().apply(points))
+
+    @cached_property
+    def image(self) -> Any:
+        """The whole view as a lazy 3-band uchar ``pyvips.Image``; go on with pyvips from here.
+
+        Resampling is the antialiased triangle filter (``kernel="linear"``), within 2 levels of what the reader
+        computes for tiles; see ``reader``.
+        """
+        image = self.slide.level_image(self.level)
+        if not self.choice.resampled:
+            return image
+        (sx, sy), (width, height) = self.choice.shrink, self.size
+        if sx >= 1 and sy >= 1:
+            image = image.reduce(sx, sy, kernel="linear")
+        else:
+            image = image.resize(1 / sx, vscale=1 / sy, kernel="linear")
+        return image.crop(0, 0, min(width, image.width), min(height, image.height))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"slide": self.slide, "choice": self.choice}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __repr__(self) -> str:
+        at = "native resolution" if self.mpp is None else f"{self.mpp.mean:.4g} µm"
+        shrink = f" shrunk {self.choice.shrink[0]:.4g}×" if self.choice.resampled else ""
+        return f"SlideView({self.slide.name}: {self.size.width}×{self.size.height} px at {at}, level {self.level}{shrink})"
