@@ -1,0 +1,256 @@
+"""What lies where in a ``.bag.zarr``, version 1: written as zarr v3 metadata, and checked when read back.
+
+::
+
+    zarr.json            group; attributes["tile_bag"] = provenance of the bag + {"version": 1, "pixels": {…}}
+    tiles/               (N, H, W, 3) uint8, one chunk per tile, sharded
+    coords/              (N, 2) int64, level-0 x, y
+    grid_index/          (N, 2) int32, column, row
+    tissue/              (N,) float32, tissue fraction
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec
+from zarr.storage import MemoryStore
+
+from ..errors import BagFormatError, ConfigError
+from .codecs import TileCodec, codec_from_zarr
+from .shards import ShardGrid
+
+VERSION = 1
+KEY = "tile_bag"
+# One shard is what is written, fsynced and, after a kill, redone at once; two of them are what writing holds in memory.
+MAX_SHARD_TILES = 512
+MAX_SHARD_BYTES = 128 * 2**20
+# The small arrays: dtype, shape behind N, names of the dimensions.
+COLUMNS: dict[str, tuple[str, tuple[int, ...], list[str]]] = {
+    "coords": ("<i8", (2,), ["tile", "axis"]),
+    "grid_index": ("<i4", (2,), ["tile", "axis"]),
+    "tissue": ("<f4", (), ["tile"]),
+}
+TOP_LEVEL = frozenset({"zarr.json", "tiles", *COLUMNS})
+
+
+class ReadableBag(Protocol):
+    """What of a bag is needed to store it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def coords(self) -> NDArray[np.int64]: ...
+    @property
+    def grid_index(self) -> NDArray[np.int32]: ...
+    @property
+    def tissue(self) -> NDArray[np.float32]: ...
+    def read(
+        self, indices: NDArray[np.int64], out: NDArray[np.uint8] | None = None, *, threads: int = 1
+    ) -> NDArray[np.uint8]: ...
+    def provenance(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A bag store, checked, nothing of its tiles read."""
+
+    attributes: dict[str, Any]  # attributes["tile_bag"]
+    shape: tuple[int, int, int, int]
+    grid: ShardGrid
+    codec: TileCodec
+    columns: dict[str, NDArray[Any]]  # coords, grid_index, tissue
+
+
+def tiles_per_shard(tile_bytes: int) -> int:
+    """Return how many tiles share a file: 512, less when that were more than 128 MiB of pixels.
+
+    >>> tiles_per_shard(256 * 256 * 3), tiles_per_shard(1024 * 1024 * 3)
+    (512, 42)
+    """
+    return max(1, min(MAX_SHARD_TILES, MAX_SHARD_BYTES // tile_bytes))
+
+
+def skeleton(bag: ReadableBag, codec: TileCodec) -> dict[str, bytes]:
+    """Return every file of the store but the shards, by its path inside.
+
+    It is a function of the bag and the codec alone, so comparing these bytes with those of an unfinished store tells
+    whether that one is the same work.
+
+    Raises
+    ------
+    ConfigError
+        When the bag's arrays do not fit each other, or its provenance is no JSON.
+    """
+    tiles, *tile_shape = bag.shape
+    if len(tile_shape) != 3 or tile_shape[2] != 3 or min(tile_shape) < 1:
+        raise ConfigError(f"tiles of shape {tuple(tile_shape)} are not (height, width, 3)")
+    store: dict[str, Any] = {}
+    attributes = {KEY: {**_json(bag.provenance()), "version": VERSION, "pixels": _pixels(codec)}}
+    group = zarr.create_group(MemoryStore(store), zarr_format=3, attributes=attributes)
+    slots = tiles_per_shard(int(np.prod(tile_shape)))
+    group.create_array(
+        "tiles",
+        shape=bag.shape,
+        dtype="uint8",
+        chunks=(1, *tile_shape),
+        shards=(slots, *tile_shape),
+        filters=None,
+        serializer=BytesCodec(endian=None),
+        compressors=[dict(description) for description in codec.zarr] or None,
+        fill_value=0,
+        dimension_names=["tile", "y", "x", "channel"],
+    )
+    files: dict[str, bytes] = {}
+    for name, (dtype, tail, dimensions) in COLUMNS.items():
+        values = np.ascontiguousarray(getattr(bag, name), dtype=dtype)
+        if values.shape != (tiles, *tail):
+            raise ConfigError(f"{name} has the shape {values.shape}, not {(tiles, *tail)}: one row per tile")
+        group.create_array(
+            name,
+            shape=values.shape,
+            dtype=dtype,
+            chunks=(max(1, tiles), *tail),
+            filters=None,
+            serializer=BytesCodec(endian="little"),
+            compressors=None,
+            fill_value=0,
+            dimension_names=dimensions,
+        )
+        if tiles:
+            files["/".join([name, "c", *"0" * values.ndim])] = values.tobytes()
+    return {key: value.to_bytes() for key, value in store.items()} | files
+
+
+def _pixels(codec: TileCodec) -> dict[str, Any]:
+    # "complete": no chunk was left out, so one that is not there is a loss and not a black tile.
+    return {"codec": codec.name, **codec.pixels, "complete": True}
+
+
+def _json(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Return it as it will be read back: tuples as lists."""
+    try:
+        as_read: dict[str, Any] = json.loads(json.dumps(provenance, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the bag's provenance is no JSON ({error})") from error
+    return as_read
+
+
+def is_bag_store(path: Path) -> bool:
+    """Whether there is a bag store at ``path``, of whatever version and in whatever state."""
+    try:
+        return isinstance(json.loads((path / "zarr.json").read_bytes())["attributes"][KEY], dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_layout(path: Path) -> Layout:
+    """Read and check everything but the tiles of the bag store at ``path``.
+
+    Raises
+    ------
+    BagFormatError
+        When it is none, a newer one, or a damaged one.
+    """
+    attributes = _attributes(path)
+    shape, slots, fill_value, codec = _tiles(path)
+    columns = {}
+    complete = bool(attributes["pixels"].get("complete"))
+    for name, (dtype, tail, _) in COLUMNS.items():
+        values = _column(path / name, complete)
+        if values.shape != (shape[0], *tail):
+            raise _damaged(path, f"{name} has the shape {values.shape}, not {(shape[0], *tail)}")
+        if values.dtype != np.dtype(dtype):
+            raise _damaged(path, f"{name} is {values.dtype}, not {np.dtype(dtype)}")
+        columns[name] = values
+    grid = ShardGrid(path / "tiles", shape[0], slots, fill_value, complete)
+    return Layout(attributes, shape, grid, codec, columns)
+
+
+def _damaged(path: Path, reason: str) -> BagFormatError:
+    return BagFormatError(reason, slide=str(path), remedy="copy or write the bag again")
+
+
+def _metadata(path: Path, node: str) -> dict[str, Any]:
+    file = path / "zarr.json"
+    try:
+        metadata = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise _damaged(path, f"no zarr v3 {node}: zarr.json is not there") from None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"zarr.json cannot be read ({error})") from error
+    if not isinstance(metadata, dict) or metadata.get("zarr_format") != 3 or metadata.get("node_type") != node:
+        raise _damaged(path, f"zarr.json describes no zarr v3 {node}")
+    return metadata
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    if not (path / "zarr.json").exists():
+        remedy = "pass the .bag.zarr folder that save_bag wrote"
+        raise BagFormatError("no bag store: no zarr.json is there", slide=str(path), remedy=remedy)
+    bag = _metadata(path, "group").get("attributes", {}).get(KEY)
+    if not isinstance(bag, dict):
+        remedy = "pass the .bag.zarr folder that save_bag wrote"
+        raise BagFormatError(f'a zarr group without the attribute "{KEY}"', slide=str(path), remedy=remedy)
+    version = bag.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise _damaged(path, f"version {version!r} is not a version")
+    if version > VERSION:
+        reason = f"a bag store of version {version}; this package reads version {VERSION}"
+        raise BagFormatError(reason, slide=str(path), remedy="upgrade slideio-pipe")
+    if "label" not in bag or not isinstance(bag.get("pixels"), dict):
+        raise _damaged(path, f'attributes["{KEY}"] lacks "label" or "pixels"')
+    if not isinstance(bag.get("slide"), dict) or not isinstance(bag["slide"].get("name"), str):
+        raise _damaged(path, f'attributes["{KEY}"] lacks the name of the slide')
+    return bag
+
+
+def _tiles(path: Path) -> tuple[tuple[int, int, int, int], int, int, TileCodec]:
+    """Return shape, tiles per shard, fill value and codec of the array ``tiles``."""
+    metadata = _metadata(path / "tiles", "array")
+    try:
+        shape, (sharding,) = tuple(metadata["shape"]), metadata["codecs"]
+        slots, *rest = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        inner = sharding["configuration"]
+        fixed = {
+            "data_type": metadata["data_type"] == "uint8",
+            "shape": len(shape) == 4 and shape[0] >= 0 and shape[3] == 3,
+            "chunk_grid": metadata["chunk_grid"]["name"] == "regular" and tuple(rest) == shape[1:] and slots > 0,
+            "chunk_key_encoding": metadata["chunk_key_encoding"]["name"] == "default"
+            and metadata["chunk_key_encoding"].get("configuration", {}).get("separator", "/") == "/",
+            "sharding": sharding["name"] == "sharding_indexed"
+            and tuple(inner["chunk_shape"]) == (1, *shape[1:])
+            and inner.get("index_location", "end") == "end",
+            "index_codecs": [codec["name"] for codec in inner["index_codecs"]] == ["bytes", "crc32c"]
+            and inner["index_codecs"][0].get("configuration", {}).get("endian") == "little",
+        }
+        codec = codec_from_zarr(inner["codecs"])
+        fill_value = int(metadata["fill_value"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"the array tiles is not described as a bag's ({error!r})") from error
+    wrong = [name for name, right in fixed.items() if not right]
+    if wrong:
+        raise _damaged(path, f"the array tiles is not laid out as a bag's: {', '.join(wrong)}")
+    if codec is None:
+        names = "+".join(str(description.get("name")) for description in inner["codecs"])
+        raise BagFormatError(f"tiles are stored as {names}", slide=str(path), remedy="upgrade slideio-pipe")
+    return shape, slots, fill_value, codec
+
+
+def _column(path: Path, complete: bool) -> NDArray[Any]:
+    _metadata(path, "array")
+    try:
+        array = zarr.open_array(path, mode="r")
+        if complete and array.nchunks_initialized != array.nchunks:
+            raise _damaged(path, "chunks are not there")
+        return np.asarray(array[...])
+    except BagFormatError:
+        raise
+    except Exception as error:  # zarr and its codecs raise a dozen unrelated classes for damaged data
+        raise _damaged(path, f"cannot be read ({error})") from error

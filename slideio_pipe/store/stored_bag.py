@@ -1,0 +1,178 @@
+"""A bag opened from its store: array-like, read through the shard index, nothing in memory but coordinates."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError
+from ..geometry import Mpp
+from .layout import read_layout
+from .shards import ShardReader
+
+# What of the attributes is about the file and not about the bag.
+STORAGE_KEYS = ("version", "pixels")
+
+
+class StoredBag:
+    """The tiles of one slide in a ``.bag.zarr``: ``(N, H, W, 3)`` uint8, with coordinates and label.
+
+    Pickles by path. Safe to read from several threads; holds at most 16 file descriptors, from the first read until
+    ``close`` or the end of the object.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder ``save_bag`` wrote.
+
+    Attributes
+    ----------
+    coords : (N, 2) int64
+        Level-0 x, y of each tile's view origin.
+    grid_index : (N, 2) int32
+        Column and row of each tile.
+    tissue : (N,) float32
+        Tissue fraction of each tile.
+
+    Raises
+    ------
+    BagFormatError
+        When the path is no bag store, a newer one, or a damaged one.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        layout = read_layout(self.path)
+        self.shape = layout.shape
+        self.codec = layout.codec.name
+        self.coords: NDArray[np.int64] = layout.columns["coords"]
+        self.grid_index: NDArray[np.int32] = layout.columns["grid_index"]
+        self.tissue: NDArray[np.float32] = layout.columns["tissue"]
+        self._attributes = layout.attributes
+        self._reader = ShardReader(layout.grid, layout.codec)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """All that is stored about the bag: provenance, version of the store, how the pixels are stored."""
+        return copy.deepcopy(self._attributes)
+
+    @property
+    def name(self) -> str:
+        """The name of the slide."""
+        return str(self._attributes["slide"]["name"])
+
+    @property
+    def label(self) -> int | float | str | None:
+        """The label of the bag."""
+        label: int | float | str | None = self._attributes["label"]
+        return label
+
+    @property
+    def view_mpp(self) -> Mpp | None:
+        """The resolution of the tiles in µm per pixel, None when it is not known."""
+        mpp = (self._attributes.get("view") or {}).get("mpp")
+        return None if mpp is None else Mpp.of(mpp)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return where the tiles come from, as the bag that was stored told it."""
+        return {key: value for key, value in self.attributes.items() if key not in STORAGE_KEYS}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: int | slice | Sequence[int] | NDArray[Any]) -> NDArray[np.uint8]:
+        """Return one tile (H, W, 3), or the tiles (n, H, W, 3) of a slice, of numbers or of a mask."""
+        if isinstance(key, slice):
+            return self.read(np.arange(*key.indices(len(self))))
+        if isinstance(key, tuple):
+            raise IndexError("a bag is indexed by tile alone: bag[3][:16], not bag[3, :16]")
+        if not isinstance(key, bool | np.bool_) and hasattr(key, "__index__") and np.ndim(key) == 0:
+            tile: NDArray[np.uint8] = self.read(np.array([self._number(operator.index(key))]))[0]
+            return tile
+        return self.read(self._numbers(np.asarray(key)))
+
+    def _number(self, number: int) -> int:
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"tile {number} of {len(self)}")
+        return number % len(self)
+
+    def _numbers(self, key: NDArray[Any]) -> NDArray[np.int64]:
+        if key.ndim != 1:
+            raise IndexError(f"tiles are chosen by one row of numbers or a mask, not by an array of shape {key.shape}")
+        # numpy's own rules for negative numbers, masks and what lies outside.
+        numbers: NDArray[np.int64] = np.arange(len(self))[key if key.size else key.astype(np.int64)]
+        return numbers
+
+    def read(
+        self, indices: NDArray[np.int64], out: NDArray[np.uint8] | None = None, *, threads: int = 1
+    ) -> NDArray[np.uint8]:
+        """Fill ``out[k]`` with tile ``indices[k]``, straight from the file; the GIL is released.
+
+        Parameters
+        ----------
+        indices : (n,) int
+            Tiles, 0 to N - 1, in any order, repeated or not. In storage order neighbours are read together.
+        out : (n, H, W, 3) uint8, optional
+            C-contiguous slots; allocated when not given.
+        threads : int
+            How many threads share the work.
+
+        Returns
+        -------
+        (n, H, W, 3) uint8
+            ``out``.
+
+        Raises
+        ------
+        BagFormatError
+            When the store is damaged.
+        """
+        numbers = np.asarray(indices, dtype=np.int64) if len(indices) else np.empty(0, np.int64)
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise IndexError(f"tiles {numbers.min()} to {numbers.max()} of {len(self)}")
+        if threads < 1:
+            raise ConfigError(f"threads is {threads}", slide=self.name, remedy="pass threads >= 1")
+        shape = (len(numbers), *self.shape[1:])
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+            found = f"{out.shape} {out.dtype}"
+            remedy = f"pass a writable C-contiguous uint8 array of shape {shape}"
+            raise ConfigError(f"out is {found}, or not contiguous or not writable", slide=self.name, remedy=remedy)
+        if len(numbers):
+            self._reader.read(numbers, out.reshape(len(numbers), -1), threads)
+        return out
+
+    def close(self) -> None:
+        """Let go of the file descriptors; a later read takes new ones."""
+        self._reader.close()
+
+    def __enter__(self) -> StoredBag:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[[Path], StoredBag], tuple[Path]]:
+        return type(self), (self.path,)
+
+    def __repr__(self) -> str:
+        count, height, width, _ = self.shape
+        mpp = self.view_mpp
+        size = f"{width}×{height} px"
+        if mpp is not None:
+            size += f" at {mpp.x:g} µm" if mpp.x == mpp.y else f" at {mpp.x:g}×{mpp.y:g} µm"
+        label = "no label" if self.label is None else f"label {self.label}"
+        tiles = "1 tile" if count == 1 else f"{count:,} tiles"
+        return f"StoredBag({self.name}: {tiles} of {size}, {self.codec}, {label})"
