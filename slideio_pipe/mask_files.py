@@ -1,0 +1,159 @@
+"""Tissue masks on disk: GeoJSON as QuPath writes and reads it, and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError, SlideNotFoundError
+from slideio_pipe.outlines import Polygon
+
+_GEOMETRIES = ("Polygon", "MultiPolygon", "Point", "MultiPoint", "LineString", "MultiLineString")
+
+
+def write_polygons(path: Path, polygons: Iterable[Polygon], *, overwrite: bool) -> None:
+    """Write polygons as annotations of class Tissue."""
+    features = [_feature(polygon) for polygon in polygons]
+    text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
+    write_file(path, text.encode(), overwrite=overwrite)
+
+
+def _feature(polygon: Polygon) -> dict[str, Any]:
+    rings = [np.round(ring, 3) for ring in polygon]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [[*r.tolist(), r[0].tolist()] for r in rings]},
+        "properties": {"objectType": "annotation", "classification": {"name": "Tissue", "color": [0, 160, 80]}},
+    }
+
+
+def write_mask(path: Path, mask: NDArray[np.bool_], *, overwrite: bool) -> None:
+    """Write an 8-bit grey PNG, 255 where the mask is set."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
+    write_file(path, buffer.getvalue(), overwrite=overwrite)
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Return what is not 0 in any colour band, and not transparent."""
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture)
+            bands = picture.getbands()
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise ConfigError(
+            f"the mask cannot be read ({error})", slide=str(path), remedy="pass a PNG, 0 where there is no tissue"
+        ) from error
+    pixels = pixels.reshape(*pixels.shape[:2], -1) != 0
+    colours = [index for index, band in enumerate(bands) if band != "A"]
+    mask = pixels[..., colours].any(axis=2)
+    if "A" in bands:
+        mask &= pixels[..., bands.index("A")]
+    return np.asarray(mask, dtype=bool)
+
+
+def read_polygons(path: Path) -> list[Polygon]:
+    """Return the polygons in a GeoJSON file, in its own coordinates."""
+    try:
+        return parse_geojson(json.loads(path.read_text(encoding="utf-8-sig")))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"not the GeoJSON of polygons ({reason})", slide=str(path), remedy="export from QuPath as GeoJSON"
+        ) from error
+
+
+def parse_geojson(document: Any) -> list[Polygon]:
+    """Return the polygons in a parsed GeoJSON document, or in a list of such documents, as QuPath exports them.
+
+    Points and lines are passed over. A document that has geometries and none of them a polygon is refused, so that a
+    file of point annotations does not read as an empty mask.
+
+    Raises
+    ------
+    ValueError
+        With what is wrong with it.
+    """
+    geometries = list(_geometries(document))
+    polygons: list[Polygon] = []
+    for geometry in geometries:
+        kind = geometry["type"]
+        if kind == "Polygon":
+            polygons.append(_polygon(geometry["coordinates"]))
+        elif kind == "MultiPolygon":
+            polygons += [_polygon(rings) for rings in geometry["coordinates"]]
+    if geometries and not polygons:
+        raise ValueError("points or lines, no polygon")
+    return [polygon for polygon in polygons if polygon]
+
+
+def _geometries(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, list):
+        for each in node:
+            yield from _geometries(each)
+        return
+    kind = node.get("type") if isinstance(node, dict) else None
+    if kind == "FeatureCollection":
+        yield from _geometries(_member(node, "features"))
+    elif kind == "GeometryCollection":
+        yield from _geometries(_member(node, "geometries"))
+    elif kind == "Feature":
+        if node.get("geometry") is not None:  # a feature may be unlocated
+            yield from _geometries(node["geometry"])
+    elif kind in _GEOMETRIES:
+        _member(node, "coordinates")
+        yield node
+    else:
+        raise ValueError(f"unknown type {kind!r}" if kind else "no GeoJSON object")
+
+
+def _member(node: dict[str, Any], name: str) -> list[Any]:
+    value = node.get(name)
+    if not isinstance(value, list):
+        raise ValueError(f"a {node['type']} without {name}")
+    return value
+
+
+def _polygon(rings: Any) -> Polygon:
+    polygon = []
+    for ring in rings:
+        vertices = np.asarray(ring, dtype=np.float64)
+        if vertices.ndim != 2 or vertices.shape[1] < 2 or not np.isfinite(vertices).all():
+            raise ValueError("a ring that is no list of x, y")
+        if len(vertices) < 3:
+            raise ValueError(f"a ring of {len(vertices)} vertices")
+        polygon.append(vertices[:, :2])
+    return polygon
+
+
+def _missing(path: Path) -> SlideNotFoundError:
+    return SlideNotFoundError("no such file", slide=str(path), remedy="check the path")
+
+
+def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
+    """Write a file under another name and rename it, so that no half-written mask is ever found."""
+    if path.exists() and not overwrite:
+        raise OutputExistsError("already there", slide=str(path), remedy="pass overwrite=True or another path")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(
+            f"cannot be written ({error})", slide=str(path), remedy="check folder, rights and space"
+        ) from error

@@ -1,0 +1,276 @@
+"""Which pixels of an overview are tissue: pure functions from (h, w, 3) uint8 RGB to (h, w) bool.
+
+The rules work on optical density (OD, base 10) relative to the glass of the same overview, so that a yellowish lamp or
+a dim scan moves the reference and not the decision. Lengths and areas are in pixels of the overview.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from skimage.filters import threshold_otsu
+
+Rgb = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Plane = NDArray[np.float32]
+
+# Otsu splits whatever it is given, also pure glass or pure tissue. Its answer is therefore kept between the signal of
+# JPEG noise and dust on glass and that of pale fat and stroma.
+OTSU_RANGE = (0.02, 0.03)
+# About one and a half nuclei: averages JPEG noise, keeps a strand of collagen.
+SMOOTH_UM = 12.0
+# Gaps of up to twice this, half a fat cell, are closed; strokes of a pen and black padding are wider than that.
+REACH_UM = 24.0
+# A shadow (vignetting, scratched glass, coverslip edge) carries no colour: brightness counts half.
+GREY_WEIGHT = 0.5
+# Saturation (of 1) above which a pixel is tissue for method "threshold": CLAM's presets use 8 of 255.
+SATURATION_THRESHOLD = 8 / 255
+# Glass is bright, at most slightly tinted, and smooth.
+GLASS_MIN_VALUE, GLASS_MAX_CHROMA, GLASS_MAX_STD = 180.0, 26.0, 4.0
+DEFAULT_GLASS = 245.0  # where a slide shows no glass
+# Standard deviation of OD on glass that still counts as noise: 4.5 of 255 grey levels.
+MAX_NOISE = 0.008
+TEXTURE_CLIP = 0.05
+# The part of all stained pixels that one colour of ink may make up.
+MAX_INK_FRACTION = 0.7
+# Darker than this is the background of fluorescence, the padding of a scanner, or ink.
+BLACK = 16.0
+# In brightfield the pixels that are not black have a median above this: dense haematoxylin is about 110 of 255.
+BRIGHTFIELD_MIN_MEDIAN = 80.0
+# Fluorescence: signal above the background, of 255, that is tissue: above camera noise, below dim autofluorescence.
+FLUORESCENCE_RANGE = (6.0, 24.0)
+
+
+class Segmentation(NamedTuple):
+    """A mask and how it came about."""
+
+    mask: Mask  # tissue, gaps closed; specks and holes still there
+    excluded: Mask  # ink and padding: never tissue, also inside a hole
+    details: dict[str, Any]  # JSON-able: "background", "used_threshold", "excluded_fraction"
+
+
+def segment(
+    rgb: Rgb, method: str, um_per_px: float, *, threshold: float | None = None, ignore_pen: bool = True
+) -> Segmentation:
+    """Return the pixels that carry tissue, before specks and holes are dealt with.
+
+    Parameters
+    ----------
+    rgb : (h, w, 3) uint8 RGB
+    method : {"otsu", "threshold"}
+        "otsu" compares optical density and texture with Otsu's threshold, kept inside ``OTSU_RANGE``; "threshold"
+        compares HSV saturation with a fixed number.
+    um_per_px : float
+    threshold : float, optional
+        Replaces Otsu's answer (OD), ``SATURATION_THRESHOLD`` (0 to 1), or that of fluorescence (grey levels).
+    ignore_pen : bool
+        Exclude ink.
+    """
+    # A pixel coarser than a kernel still gets the mildest smoothing and the smallest disk.
+    smooth_px, reach_px = max(SMOOTH_UM / um_per_px, 0.7), max(REACH_UM / um_per_px, 1.0)
+    dark = has_dark_background(rgb)
+    excluded = np.zeros(rgb.shape[:2], dtype=bool)
+    if dark:
+        signal, bounds = fluorescence_signal(rgb, 2 * smooth_px), FLUORESCENCE_RANGE
+    else:
+        glass = glass_colour(rgb)
+        excluded |= dark_padding(rgb, reach_px)
+        if ignore_pen:
+            excluded |= pen_marks(rgb, glass, reach_px)
+        signal, bounds = stain_signal(rgb, glass, smooth_px), OTSU_RANGE
+        if method == "threshold":
+            signal, bounds = saturation(gaussian(rgb, smooth_px)), (SATURATION_THRESHOLD, SATURATION_THRESHOLD)
+    limit = bounded_otsu(signal[~excluded], bounds) if threshold is None else threshold
+    details = {
+        "background": "dark" if dark else "bright",
+        "used_threshold": round(float(limit), 5),
+        "excluded_fraction": round(float(excluded.mean()), 5),
+    }
+    return Segmentation(closed(signal > limit, reach_px) & ~excluded, excluded, details)
+
+
+def tidied(found: Segmentation, min_area_px: float, max_hole_px: float) -> Mask:
+    """Return the mask without small regions and without small holes; what was excluded stays out."""
+    return without_specks(without_holes(found.mask, max_hole_px) & ~found.excluded, min_area_px)
+
+
+def bounded_otsu(signal: NDArray[np.float32], bounds: tuple[float, float]) -> float:
+    """Return Otsu's threshold of the signal, kept inside ``bounds``."""
+    # Dark nuclei would pull Otsu up to the border between dark and pale tissue: what is surely tissue is made equal.
+    capped = np.minimum(signal, 3 * bounds[1])
+    if capped.size == 0 or capped.min() == capped.max():  # Otsu needs two values
+        return bounds[1]
+    return float(np.clip(threshold_otsu(capped), *bounds))
+
+
+def has_dark_background(rgb: Rgb) -> bool:
+    """Return whether this is fluorescence (bright on black) rather than brightfield, padded with black or not."""
+    value = rgb.mean(axis=2)
+    lit = value[value > BLACK]
+    return lit.size == 0 or float(np.median(lit)) < BRIGHTFIELD_MIN_MEDIAN
+
+
+def fluorescence_signal(rgb: Rgb, sigma_px: float) -> Plane:
+    """Return the smoothed brightest channel above the background: a dye is often stored as one pure colour."""
+    value = gaussian(rgb.max(axis=2), sigma_px)
+    return np.asarray(np.maximum(value - np.percentile(value, 1), 0), dtype=np.float32)
+
+
+def gaussian(plane: NDArray[Any], sigma_px: float) -> Plane:
+    """Return the plane smoothed by a Gaussian, edges reflected."""
+    plane = np.ascontiguousarray(plane, dtype=np.float32)
+    return np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT), dtype=np.float32)
+
+
+def saturation(rgb: NDArray[Any]) -> Plane:
+    """Return the HSV saturation, 0 to 1; black is 0."""
+    high, low = rgb.max(axis=2).astype(np.float32), rgb.min(axis=2).astype(np.float32)
+    return np.asarray(np.where(high > BLACK, (high - low) / np.maximum(high, 1), 0), dtype=np.float32)
+
+
+def glass_colour(rgb: Rgb) -> Plane:
+    """Return the (3,) RGB colour of empty glass, or a plausible white when the overview shows none."""
+    value = rgb.mean(axis=2, dtype=np.float32)
+    spread = np.sqrt(np.maximum(gaussian(value**2, 1.5) - gaussian(value, 1.5) ** 2, 0))
+    chroma = rgb.max(axis=2).astype(np.float32) - rgb.min(axis=2)
+    bright = (value > GLASS_MIN_VALUE) & (value < 254.5)  # 255 exactly is padding painted by the scanner
+    glass = bright & (chroma < GLASS_MAX_CHROMA) & (spread < GLASS_MAX_STD)
+    if np.count_nonzero(glass) < max(8, 0.002 * value.size):
+        return np.full(3, DEFAULT_GLASS, dtype=np.float32)
+    # The commonest brightness among the brighter half: shadows and pale tissue lie below it.
+    counts = np.bincount(np.round(value[glass]).astype(np.int64), minlength=256)
+    mode = int(np.argmax(gaussian(counts[None, :], 1.5)[0]))
+    near = glass & (np.abs(value - mode) <= 3)
+    return np.asarray(np.median(rgb[near], axis=0), dtype=np.float32)
+
+
+def optical_density(rgb: NDArray[Any], glass: Plane) -> Plane:
+    """Return ``-log10(rgb / glass)``, (h, w, 3) float32, 0 on glass and below 0 where it is brighter than glass."""
+    return np.asarray(-np.log10(np.maximum(rgb, 1) / glass), dtype=np.float32)
+
+
+def stain_signal(rgb: Rgb, glass: Plane, sigma_px: float) -> Plane:
+    """Return the OD by which a neighbourhood differs from glass: in colour, texture and, at half weight, darkness.
+
+    Colour is the range of the smoothed OD over the channels. Texture is the local standard deviation of the mean OD,
+    above that of the quietest tenth of the overview; it finds fat walls and pale stroma between nuclei.
+    """
+    density = optical_density(gaussian(rgb, sigma_px), glass)
+    colour = density.max(axis=2) - density.min(axis=2)
+    darkness = np.maximum(density.mean(axis=2), 0)
+    texture = _texture(rgb, glass, 1.5 * sigma_px)
+    return np.asarray(np.sqrt(colour**2 + (GREY_WEIGHT * darkness) ** 2 + texture**2), dtype=np.float32)
+
+
+def _texture(rgb: Rgb, glass: Plane, sigma_px: float) -> Plane:
+    # Clipped, because the border of dense tissue would make a wide halo of the glass beside it.
+    grey = np.clip(optical_density(rgb, glass).mean(axis=2), -TEXTURE_CLIP, TEXTURE_CLIP)
+    variance = np.maximum(gaussian(grey**2, sigma_px) - gaussian(grey, sigma_px) ** 2, 0)
+    noise = min(float(np.percentile(variance, 10)), MAX_NOISE**2)
+    return np.asarray(np.sqrt(np.maximum(variance - 1.5 * noise, 0)), dtype=np.float32)
+
+
+def dark_padding(rgb: Rgb, radius_px: float) -> Mask:
+    """Return black areas wider than 2 ``radius_px`` that touch the edge: where the scanner has not been."""
+    black = _opened(_is_black(rgb), radius_px)
+    count, labels = cv2.connectedComponents(black.astype(np.uint8), connectivity=8)
+    touching = np.zeros(count, dtype=bool)
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        touching[edge] = True
+    touching[0] = False
+    return np.asarray(touching[labels], dtype=bool)
+
+
+def _is_black(rgb: Rgb) -> Mask:
+    high, low = rgb.max(axis=2).astype(np.float32), rgb.min(axis=2).astype(np.float32)
+    # Neutral: dense haematoxylin, DAB and melanin keep a ratio between channels above 1.5 (an OD range of 0.18).
+    return np.asarray((high < BLACK) | ((high < 60) & (high < 1.5 * np.maximum(low, 1))), dtype=bool)
+
+
+def pen_marks(rgb: Rgb, glass: Plane, radius_px: float) -> Mask:
+    """Return red, green, blue and black ink with its pale rim; strokes have to be wider than 2 ``radius_px``.
+
+    Ink is told from stain by its OD in red, green and blue. Haematoxylin and eosin absorb green most, DAB absorbs blue
+    most and red too (the vectors of Ruifrok & Johnston, Anal Quant Cytol Histol 23, 2001).
+    """
+    smooth = gaussian(rgb, max(radius_px / 2, 0.5))
+    density: Plane = np.maximum(optical_density(smooth, glass), 0)
+    red, green, blue = density[..., 0], density[..., 1], density[..., 2]
+    inks = [
+        # core, rim. Red ink lets red through and stops green and blue alike; eosin lets half of the blue through.
+        (
+            (np.minimum(green, blue) > 0.45) & (red < 0.3 * green) & (blue > 0.85 * green),
+            (np.minimum(green, blue) > 0.03) & (red < 0.5 * green) & (blue > 0.8 * green),
+        ),
+        # Green ink: no stain of tissue lets green through best.
+        ((np.minimum(red, blue) > green + 0.15) & (red > 0.3), (np.minimum(red, blue) > green + 0.02)),
+        # Blue ink: red is stopped more than green by far; haematoxylin stops green as much as red.
+        (
+            (red > 0.45) & (red > 1.3 * green) & (red > blue + 0.35),
+            (red > 0.04) & (red > 1.3 * green) & (red > 1.5 * blue),
+        ),
+    ]
+    foreground = max(1, np.count_nonzero(density.max(axis=2) > OTSU_RANGE[1]))
+    found = _grown(_opened(_is_black(rgb), radius_px), np.zeros(red.shape, dtype=bool), radius_px)
+    for core, rim in inks:
+        ink = _grown(_opened(core, radius_px), rim, radius_px)
+        # More than that is a special stain (trichrome, picrosirius red), not ink.
+        if np.count_nonzero(ink) < MAX_INK_FRACTION * foreground:
+            found |= ink
+    return found
+
+
+def _grown(core: Mask, rim: Mask, radius_px: float) -> Mask:
+    """Return the rim pixels connected to the core, and a margin."""
+    if not core.any():
+        return core
+    count, labels = cv2.connectedComponents((core | rim).astype(np.uint8), connectivity=8)
+    keep = np.zeros(count, dtype=bool)
+    keep[labels[core]] = True
+    keep[0] = False
+    return dilated(keep[labels], radius_px)
+
+
+def disk(radius_px: float) -> NDArray[np.uint8]:
+    """Return the pixels whose centre is at most ``radius_px`` from the middle one."""
+    reach = int(radius_px)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    return np.asarray(x * x + y * y <= radius_px * radius_px, dtype=np.uint8)
+
+
+def dilated(mask: Mask, radius_px: float) -> Mask:
+    """Return the mask grown by a disk."""
+    return np.asarray(cv2.dilate(mask.astype(np.uint8), disk(radius_px)), dtype=bool)
+
+
+def _opened(mask: Mask, radius_px: float) -> Mask:
+    return np.asarray(cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, disk(radius_px)), dtype=bool)
+
+
+def closed(mask: Mask, radius_px: float) -> Mask:
+    """Return the mask with gaps narrower than about 2 ``radius_px`` closed; the edge of the overview is no gap."""
+    reach = int(radius_px)
+    padded = np.pad(mask.astype(np.uint8), reach, mode="edge")
+    result = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disk(radius_px))
+    return np.asarray(result[reach : reach + mask.shape[0], reach : reach + mask.shape[1]], dtype=bool)
+
+
+def without_specks(mask: Mask, min_area_px: float) -> Mask:
+    """Return the mask without regions (8-connected) smaller than ``min_area_px``."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    keep = stats[:, cv2.CC_STAT_AREA] >= min_area_px
+    keep[0] = False
+    return np.asarray(keep[labels], dtype=bool)
+
+
+def without_holes(mask: Mask, max_area_px: float) -> Mask:
+    """Return the mask with enclosed gaps (4-connected) of up to ``max_area_px`` filled."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    fill = stats[:, cv2.CC_STAT_AREA] <= max_area_px
+    fill[0] = False
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        fill[edge] = False  # open to the outside: not enclosed
+    return np.asarray(mask | fill[labels], dtype=bool)

@@ -1,0 +1,391 @@
+"""The tissue mask of a slide: found in an overview, read from QuPath or a picture, asked for the tissue under tiles."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from slideio_pipe import segmentation
+from slideio_pipe.errors import ConfigError, EmptyTissueWarning
+from slideio_pipe.geometry import Affine, Mpp, Size
+from slideio_pipe.mask_files import read_mask, read_polygons, write_mask, write_polygons
+from slideio_pipe.outlines import mask_to_polygons, polygons_to_mask
+
+METHODS = ("otsu", "threshold", "none")
+# One tile of 256 px at 0.5 µm: a smaller speck fills no tile, and a larger hole is a tile of glass.
+TILE_AREA_UM2 = 128.0**2
+# Two aspect ratios within 2 % are of the same slide: a mask of 50 px rounds by as much.
+MAX_ASPECT_ERROR = 0.02
+
+
+class Overviewed(Protocol):
+    """What a mask needs to know of a slide."""
+
+    @property
+    def name(self) -> str:
+        """The slide's name."""
+        ...
+
+    @property
+    def dimensions(self) -> Size:
+        """The size of level 0."""
+        ...
+
+    @property
+    def mpp(self) -> Mpp | None:
+        """The resolution of level 0, if known."""
+        ...
+
+    def require_mpp(self) -> Mpp:
+        """Return the resolution of level 0 or raise MissingResolutionError."""
+        ...
+
+    def overview(self, mpp: float) -> tuple[NDArray[np.uint8], Affine]:
+        """Return the whole slide at about ``mpp``, (h, w, 3) RGB, and the affine from its pixels to level-0 px."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TissueMask:
+    """Where a slide carries tissue.
+
+    Parameters
+    ----------
+    mask : (h, w) bool
+    affine : Affine
+        Mask px to level-0 px: a scaling and a translation.
+    slide_size : Size
+        Level 0.
+    slide_name : str
+    method : str
+        How it was made: a method of `find_tissue`, "geojson", "png", "and", "or", "not" or "given".
+    mpp : Mpp, optional
+        The resolution of the mask; areas need it.
+    settings : mapping
+        What else is needed to make it again, JSON-able.
+
+    Examples
+    --------
+    >>> half = np.array([[True, False]])
+    >>> tissue = TissueMask(half, Affine.scaling(100, 100), Size(200, 100), slide_name="a.svs", mpp=Mpp(25, 25))
+    >>> tissue
+    TissueMask(a.svs: 50.0 % tissue, 2x1 at 25.0 µm, given)
+    >>> tissue.fractions([[0, 0, 100, 100], [50, 0, 100, 100], [150, 50, 100, 100]]).tolist()
+    [1.0, 0.5, 0.0]
+    >>> (tissue | ~tissue).fraction, tissue.area_um2
+    (1.0, 625.0)
+    """
+
+    mask: NDArray[np.bool_]
+    affine: Affine
+    slide_size: Size
+    slide_name: str = ""
+    method: str = "given"
+    mpp: Mpp | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    __hash__ = None  # type: ignore[assignment]  # compared by its pixels
+
+    def __post_init__(self) -> None:
+        mask = np.array(self.mask, dtype=bool)  # a copy: frozen, whatever the caller does with theirs
+        if mask.ndim != 2 or mask.size == 0:
+            raise ConfigError(
+                f"a tissue mask of shape {mask.shape}", slide=self.slide_name or None, remedy="pass an (h, w) array"
+            )
+        a = self.affine
+        if a.b or a.d or a.a <= 0 or a.e <= 0:
+            raise ConfigError(
+                f"the affine {a.as_tuple()} of a tissue mask turns or flips",
+                slide=self.slide_name or None,
+                remedy="pass one that scales and shifts only",
+            )
+        mask.flags.writeable = False
+        object.__setattr__(self, "mask", mask)
+        object.__setattr__(self, "slide_size", Size(*self.slide_size))
+
+    # -- what it says -------------------------------------------------------------------------------------------
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no tissue at all."""
+        return not self.mask.any()
+
+    @property
+    def fraction(self) -> float:
+        """The tissue area as a part of the slide, 0 to 1."""
+        return float(self.fractions([[0, 0, *self.slide_size]])[0])
+
+    @property
+    def area_um2(self) -> float:
+        """The tissue area in µm².
+
+        Raises
+        ------
+        ConfigError
+            When the mask was made without a resolution.
+        """
+        if self.mpp is None:
+            raise ConfigError(
+                "an area needs mpp", slide=self.slide_name or None, remedy="pass mpp=Mpp(…) to TissueMask"
+            )
+        return float(np.count_nonzero(self.mask)) * self.mpp.x * self.mpp.y
+
+    @cached_property
+    def _integral(self) -> NDArray[np.float64]:
+        """(h + 1, w + 1): the number of tissue pixels above and to the left of every vertex."""
+        height, width = self.mask.shape
+        integral = np.zeros((height + 1, width + 1))
+        np.cumsum(self.mask, axis=0, out=integral[1:, 1:], dtype=np.float64)
+        np.cumsum(integral[1:, 1:], axis=1, out=integral[1:, 1:])
+        return integral
+
+    def _pixels_before(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the tissue area above and to the left of points: inside a pixel it is bilinear, so this is exact."""
+        height, width = self.mask.shape
+        column = np.minimum(x.astype(np.int64), width - 1)
+        row = np.minimum(y.astype(np.int64), height - 1)
+        right, down = x - column, y - row
+        s = self._integral
+        upper = s[row, column] * (1 - right) + s[row, column + 1] * right
+        lower = s[row + 1, column] * (1 - right) + s[row + 1, column + 1] * right
+        return np.asarray(upper * (1 - down) + lower * down, dtype=np.float64)
+
+    def fractions(self, rects: ArrayLike) -> NDArray[np.float32]:
+        """Return the part of each rectangle that is tissue, exactly weighted by area; off the slide is no tissue.
+
+        Parameters
+        ----------
+        rects : (N, 4) array_like
+            Left, top, width and height in level-0 px, also fractional.
+
+        Returns
+        -------
+        (N,) float32, 0 to 1
+        """
+        boxes = np.asarray(rects, dtype=np.float64).reshape(-1, 4)
+        if not np.isfinite(boxes).all() or (boxes[:, 2:] <= 0).any():
+            raise ConfigError(
+                "a rectangle without area", slide=self.slide_name or None, remedy="pass x, y, width, height"
+            )
+        to_mask = self.affine.inverse()
+        height, width = self.mask.shape
+        # Cut at the slide, where the last mask pixel may overhang, and at the mask.
+        low = np.clip(boxes[:, :2], 0, self.slide_size)
+        high = np.clip(boxes[:, :2] + boxes[:, 2:], 0, self.slide_size)
+        x0, y0 = np.clip(to_mask.apply(low), 0, (width, height)).T
+        x1, y1 = np.clip(to_mask.apply(high), 0, (width, height)).T
+        before = self._pixels_before
+        pixels = before(x1, y1) - before(x0, y1) - before(x1, y0) + before(x0, y0)
+        area = boxes[:, 2] * boxes[:, 3] * to_mask.a * to_mask.e
+        return np.clip(pixels / area, 0, 1).astype(np.float32)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return how the mask was made, JSON-able, for the attributes of a bag."""
+        height, width = self.mask.shape
+        return {
+            "method": self.method,
+            "slide": self.slide_name,
+            "size": [width, height],
+            "mpp": None if self.mpp is None else list(self.mpp),
+            "affine": list(self.affine.as_tuple()),
+            "fraction": round(self.fraction, 6),
+            "settings": dict(self.settings),
+        }
+
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        scale = "" if self.mpp is None else f" at {self.mpp.mean:.1f} µm"
+        name = f"{self.slide_name}: " if self.slide_name else ""
+        return f"TissueMask({name}{100 * self.fraction:.1f} % tissue, {width}x{height}{scale}, {self.method})"
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        # Through the constructor, so that the pixels are read-only again and the integral image is left behind.
+        return TissueMask, (
+            self.mask, self.affine, self.slide_size, self.slide_name, self.method, self.mpp, dict(self.settings)
+        )  # fmt: skip
+
+    # -- combined ------------------------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TissueMask):
+            return NotImplemented
+        return (
+            self.affine == other.affine
+            and self.slide_size == other.slide_size
+            and self.provenance() == other.provenance()
+            and bool(np.array_equal(self.mask, other.mask))
+        )
+
+    def __and__(self, other: TissueMask) -> TissueMask:
+        return self._combined("and", self.mask & self._aligned(other), other)
+
+    def __or__(self, other: TissueMask) -> TissueMask:
+        return self._combined("or", self.mask | self._aligned(other), other)
+
+    def __invert__(self) -> TissueMask:
+        return self._combined("not", ~self.mask)
+
+    def _aligned(self, other: TissueMask) -> NDArray[np.bool_]:
+        """Return the other mask on this grid: a pixel is tissue when at least half of its area is."""
+        if self.slide_size != other.slide_size:
+            raise ConfigError(
+                f"masks of different slides: {self!r} and {other!r}", remedy="combine masks of the same slide"
+            )
+        if (self.mask.shape, self.affine) == (other.mask.shape, other.affine):
+            return other.mask
+        row, column = np.indices(self.mask.shape)
+        corners = self.affine.apply(np.stack([column.ravel(), row.ravel()], axis=1))
+        sides = np.broadcast_to(self.affine.scale(), corners.shape)
+        return np.asarray(other.fractions(np.hstack([corners, sides])) >= 0.5).reshape(self.mask.shape)
+
+    def _combined(self, method: str, mask: NDArray[np.bool_], *others: TissueMask) -> TissueMask:
+        settings = {"of": [each.provenance() for each in (self, *others)]}
+        return TissueMask(mask, self.affine, self.slide_size, self.slide_name, method, self.mpp, settings)
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def to_geojson(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the outlines as QuPath reads them: polygons with holes in level-0 px, one annotation per region."""
+        polygons = ([self.affine.apply(ring) for ring in polygon] for polygon in mask_to_polygons(self.mask))
+        write_polygons(Path(path), polygons, overwrite=overwrite)
+
+    def to_png(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write an 8-bit grey picture: 255 on tissue, 0 elsewhere."""
+        write_mask(Path(path), self.mask, overwrite=overwrite)
+
+    @classmethod
+    def from_geojson(cls, path: str | os.PathLike[str], slide: Overviewed, mpp: float = 8.0) -> TissueMask:
+        """Return what the polygons of a QuPath export cover; points and lines are passed over.
+
+        Parameters
+        ----------
+        path : path
+            A FeatureCollection, Feature, GeometryCollection, geometry, or a list of these, in level-0 px.
+        slide : Slide
+            What it was drawn on.
+        mpp : float
+            The resolution of the mask, in µm per pixel.
+        """
+        path = Path(path)
+        width, height, affine = _grid(slide, mpp)
+        to_mask = affine.inverse()
+        polygons = [[to_mask.apply(ring) for ring in polygon] for polygon in read_polygons(path)]
+        mask = polygons_to_mask(polygons, width, height)
+        return _made(mask, affine, slide, "geojson", {"file": path.name})
+
+    @classmethod
+    def from_png(cls, path: str | os.PathLike[str], slide: Overviewed) -> TissueMask:
+        """Return the mask in a picture of any size that spans the whole slide: whatever is not 0 is tissue."""
+        path = Path(path)
+        mask = read_mask(path)
+        (height, width), size = mask.shape, slide.dimensions
+        affine = Affine.scaling(size.width / width, size.height / height)
+        # A side of n px may be off by half a pixel, however small the picture.
+        slack = max(MAX_ASPECT_ERROR, 0.5 / width, 0.5 / height)
+        if abs(affine.a / affine.e - 1) > slack:
+            raise ConfigError(
+                f"a mask of {width}x{height} px does not have the shape of {slide.name}, {size.width}x{size.height} px",
+                slide=str(path),
+                remedy="pass a mask of the whole slide",
+            )
+        return _made(mask, affine, slide, "png", {"file": path.name})
+
+
+def find_tissue(
+    slide: Overviewed,
+    *,
+    method: str = "otsu",
+    mpp: float = 8.0,
+    min_area_um2: float = TILE_AREA_UM2,
+    max_hole_um2: float = TILE_AREA_UM2,
+    ignore_pen: bool = True,
+    threshold: float | None = None,
+) -> TissueMask:
+    """Return the tissue mask of a slide, found in an overview of it; glass, ink and the scanner's black are left out.
+
+    Parameters
+    ----------
+    slide : Slide
+    method : {"otsu", "threshold", "none"}
+        "otsu": optical density and texture against Otsu's threshold, bounded on both sides so that pure glass is empty
+        and pure tissue is full. "threshold": a fixed saturation, for comparison with other tools; misses grey tissue.
+        "none": the whole slide is tissue; nothing is decoded. Fluorescence (bright on black) is recognised, and its
+        brightest channel is compared with a bounded Otsu threshold.
+    mpp : float
+        The resolution of the mask, in µm per pixel.
+    min_area_um2, max_hole_um2 : float
+        Smaller regions are dropped, enclosed holes up to this are filled. Both default to one tile of 256 px at 0.5 µm.
+    ignore_pen : bool
+        Leave out red, green, blue and black ink. Pass False for stains of such colours (trichrome, Alcian blue).
+    threshold : float, optional
+        In place of the method's own: optical density for "otsu", saturation from 0 to 1 for "threshold", grey levels
+        above the background for fluorescence.
+
+    Warns
+    -----
+    EmptyTissueWarning
+        When nothing was found.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}", slide=slide.name, remedy=f"pass one of {', '.join(METHODS)}")
+    for name, value in (("min_area_um2", min_area_um2), ("max_hole_um2", max_hole_um2)):
+        if not value >= 0:
+            raise ConfigError(f"{name} is {value}", slide=slide.name, remedy="pass 0 or more")
+    settings: dict[str, Any] = {"mpp": float(mpp)}
+    if method == "none":
+        width, height, affine = _grid(slide, mpp)
+        return _made(np.ones((height, width), dtype=bool), affine, slide, method, settings)
+    _check_mpp(slide, mpp)
+    settings |= {
+        "min_area_um2": float(min_area_um2),
+        "max_hole_um2": float(max_hole_um2),
+        "ignore_pen": ignore_pen,
+        "asked_threshold": threshold,
+    }
+    level0 = slide.require_mpp()
+    rgb, affine = slide.overview(mpp)
+    scale = affine.scale()
+    um_per_px = Mpp(scale[0] * level0.x, scale[1] * level0.y).mean
+    found = segmentation.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
+    mask = segmentation.tidied(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
+    return _made(_to_the_edge(mask, affine, slide.dimensions), affine, slide, method, settings | found.details)
+
+
+def _to_the_edge(mask: NDArray[np.bool_], affine: Affine, size: Size) -> NDArray[np.bool_]:
+    """Return the mask with its last row and column repeated where an overview left out a part of a pixel."""
+    width, height = affine.inverse().apply(size).tolist()
+    missing = np.clip(np.ceil([height - mask.shape[0] - 1e-6, width - mask.shape[1] - 1e-6]), 0, 1).astype(int)
+    return np.pad(mask, [(0, missing[0]), (0, missing[1])], mode="edge")
+
+
+def _made(
+    mask: NDArray[np.bool_], affine: Affine, slide: Overviewed, method: str, settings: dict[str, Any]
+) -> TissueMask:
+    """Return the mask with what is known of the slide; say so when it is empty."""
+    if not mask.any():
+        warnings.warn(f"{slide.name}: no tissue ({method})", EmptyTissueWarning, stacklevel=3)
+    scale, level0 = affine.scale(), slide.mpp
+    mpp = None if level0 is None else Mpp(level0.x * scale[0], level0.y * scale[1])
+    return TissueMask(mask, affine, slide.dimensions, slide.name, method, mpp, settings)
+
+
+def _check_mpp(slide: Overviewed, mpp: float) -> None:
+    if not 0 < mpp < float("inf"):
+        raise ConfigError(f"mpp is {mpp}", slide=slide.name, remedy="pass mpp=8")
+
+
+def _grid(slide: Overviewed, mpp: float) -> tuple[int, int, Affine]:
+    """Return width, height and affine of a mask at about ``mpp``, not finer than level 0."""
+    _check_mpp(slide, mpp)
+    level0, size = slide.require_mpp(), slide.dimensions
+    width = max(1, round(size.width / max(1.0, mpp / level0.x)))
+    height = max(1, round(size.height / max(1.0, mpp / level0.y)))
+    return width, height, Affine.scaling(size.width / width, size.height / height)
