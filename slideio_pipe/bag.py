@@ -51,9 +51,7 @@ class ArrayLikeBag:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def read(
-        self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
-    ) -> NDArray[np.uint8]:
+    def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
         """Return tiles ``indices``, (n, H, W, 3) uint8, into ``out`` when given."""
         raise NotImplementedError
 
@@ -66,7 +64,8 @@ class ArrayLikeBag:
             pixels = self[first]
             return pixels[(slice(None), *rest) if pixels.ndim == 4 else tuple(rest)]
         if isinstance(key, (int, np.integer)):
-            return self.read([range(len(self))[int(key)]])[0]
+            tile: NDArray[np.uint8] = self.read([range(len(self))[int(key)]])[0]
+            return tile
         return self.read(np.arange(len(self))[key])
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
@@ -77,7 +76,7 @@ class ArrayLikeBag:
         if copy is False:
             raise ValueError("a bag's tiles are decoded on demand; an array of them is always a copy")
         pixels = self[:]
-        return pixels if dtype is None else pixels.astype(dtype)
+        return np.asarray(pixels, dtype=dtype)
 
 
 class TileBag(ArrayLikeBag):
@@ -117,9 +116,7 @@ class TileBag(ArrayLikeBag):
         self.view, self.grid, self.label = view, grid, label
 
     @classmethod
-    def from_coords(
-        cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, *, label: Label = None
-    ) -> TileBag:
+    def from_coords(cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, *, label: Label = None) -> TileBag:
         """Return the bag of tiles at given level-0 corners (N, 2), x first, in that order."""
         return cls(view, TileGrid.from_coords(view, coords, tile_size), label=label)
 
@@ -157,9 +154,7 @@ class TileBag(ArrayLikeBag):
     def _reader(self) -> TileReader:
         return TileReader(self.view, self.grid.tile_size)
 
-    def read(
-        self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
-    ) -> NDArray[np.uint8]:
+    def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
         """Return tiles ``indices`` (n,), decoded in storage order into ``out`` (n, H, W, 3) uint8.
 
         Raises

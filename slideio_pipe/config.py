@@ -25,31 +25,31 @@ class Record(BaseModel):
 class SlideConfig(Record):
     """How slides are opened."""
 
-    slide_mpp: float | None = Field(None, gt=0)  # µm per level-0 px, when the file does not say or lies
+    slide_mpp: float | None = Field(default=None, gt=0)  # µm per level-0 px, when the file does not say or lies
     backend: Literal["auto", "tiff", "openslide", "array"] = "auto"
 
 
 class ViewConfig(Record):
     """How a slide is looked at."""
 
-    mpp: float | None = Field(None, gt=0)  # µm per view px; None is level 0 as stored
+    mpp: float | None = Field(default=None, gt=0)  # µm per view px; None is level 0 as stored
 
 
 class TissueConfig(Record):
     """How tissue is found."""
 
     method: TissueMethod = "otsu"
-    mpp: float = Field(8.0, gt=0)  # µm per mask px
+    mpp: float = Field(default=8.0, gt=0)  # µm per mask px
 
 
 class GridConfig(Record):
     """How a view is cut into tiles."""
 
-    tile_size: int = Field(256, ge=1)  # view px
-    stride: int | None = Field(None, ge=1)  # view px; tile_size when neither stride nor overlap is given
-    overlap: int | None = Field(None, ge=0)  # view px; tile_size - stride
+    tile_size: int = Field(default=256, ge=1)  # view px
+    stride: int | None = Field(default=None, ge=1)  # view px; tile_size when neither stride nor overlap is given
+    overlap: int | None = Field(default=None, ge=0)  # view px; tile_size - stride
     edge: Edge = "drop"
-    min_tissue: float = Field(0.5, ge=0, le=1)  # fraction of a kept tile
+    min_tissue: float = Field(default=0.5, ge=0, le=1)  # fraction of a kept tile
 
     @model_validator(mode="after")
     def _one_step(self) -> Self:

@@ -60,9 +60,7 @@ class TileReader:
         self.view, self.tile_size = view, tile_size
         self._local = threading.local()
 
-    def read(
-        self, origins: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
-    ) -> NDArray[np.uint8]:
+    def read(self, origins: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
         """Read tiles; ``out[k]`` is the tile at ``origins[k]``, whatever order they are visited in.
 
         Parameters

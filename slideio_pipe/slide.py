@@ -22,7 +22,6 @@ from slideio_pipe.errors import (
     CorruptSlideError,
     EstimatedResolutionWarning,
     MissingResolutionError,
-    SlideioPipeError,
 )
 from slideio_pipe.geometry import Affine, Mpp, Pyramid, Rect, Size, magnification_to_mpp
 from slideio_pipe.view import SlideView
@@ -340,7 +339,7 @@ def _resolve_mpp(facts: Facts, given: Mpp | None, name: str) -> tuple[Mpp | None
 def _plausible(mpp: Mpp, facts: Facts) -> bool:
     if not all(math.isfinite(side) and side > 0 for side in mpp):
         return False
-    if facts.vendor == "dicom" or not isinstance(facts, Facts):
+    if facts.vendor == "dicom":
         return True
     if any(abs(side - _MPP_OF_72_DPI) < 0.01 * _MPP_OF_72_DPI for side in mpp):
         return False

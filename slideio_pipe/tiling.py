@@ -94,9 +94,9 @@ class TileGrid:
         if tissue is not None:
             fractions = tissue.fractions(_rects_level0(view, origins, self.tile_size))
             # A fraction is a ratio of areas in float32: half a pixel of a 4096-px tile is 3e-8 of it.
-            kept = fractions >= self.config.min_tissue - 1e-6
+            kept = np.flatnonzero(fractions >= self.config.min_tissue - 1e-6)
             origins, index, fractions = origins[kept], index[kept], fractions[kept]
-            if not len(origins) and not tissue.is_empty:
+            if not origins.size and not tissue.is_empty:
                 warnings.warn(
                     EmptyTissueWarning(f"{name}: no tile has {min_tissue:.0%} tissue; lower min_tissue"), stacklevel=2
                 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import pyvips
 from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.errors import ConfigError, UpsamplingWarning
@@ -29,6 +31,18 @@ class PyramidSource(Protocol):
     def level_image(self, level: int) -> Any: ...
     def raise_failure(self, level: int, rect: Rect) -> None: ...
     def provenance(self) -> dict[str, Any]: ...
+
+
+def _whole_shrinks(length: int, shrink: float) -> int:
+    """Return the least length, ``length`` or a little more, that is a whole number of shrunk pixels.
+
+    libvips centres what is left over, which would shift the image by up to half a level pixel. Within 500 pixels some
+    multiple of any factor lies within 0.002 px of a whole number, nearly always; the nearest is taken.
+    """
+    counts = np.arange(math.ceil(length / shrink), math.ceil(length / shrink) + 500)
+    misses = np.abs(counts * shrink - np.round(counts * shrink))
+    good = np.flatnonzero(misses <= max(0.002, misses.min()))
+    return int(np.round(counts[good[0]] * shrink))
 
 
 @dataclass(frozen=True)
@@ -130,18 +144,28 @@ class SlideView:
     def image(self) -> Any:
         """The whole view as a lazy 3-band uchar ``pyvips.Image``; go on with pyvips from here.
 
-        Resampling is the antialiased triangle filter (``kernel="linear"``), within 2 levels of what the reader
-        computes for tiles; see ``reader``.
+        Resampling is the antialiased triangle filter (``kernel="linear"``). Tiles are computed by the reader with
+        Pillow's: they differ by at most 1 level in 99.9 % of the values, and by up to 10 in the last row and column,
+        where libvips repeats the edge and Pillow renormalises (``tests/test_view.py``).
         """
         image = self.slide.level_image(self.level)
         if not self.choice.resampled:
             return image
         (sx, sy), (width, height) = self.choice.shrink, self.size
-        if sx >= 1 and sy >= 1:
-            image = image.reduce(sx, sy, kernel="linear")
-        else:
-            image = image.resize(1 / sx, vscale=1 / sy, kernel="linear")
-        return image.crop(0, 0, min(width, image.width), min(height, image.height))
+        if sx < 1 or sy < 1:
+            grow = Affine.scaling(1 / sx, 1 / sy)
+            return image.affine(
+                [grow.a, 0, 0, grow.e],
+                interpolate=pyvips.Interpolate.new("bilinear"),
+                oarea=[0, 0, width, height],
+                # libvips puts pixel centres on whole numbers; ours lie halfway.
+                idx=0.5 - 0.5 * sx,
+                idy=0.5 - 0.5 * sy,
+                extend="copy",
+            )
+        padded = (_whole_shrinks(image.width, sx), _whole_shrinks(image.height, sy))
+        image = image.embed(0, 0, *padded, extend="copy").reduce(sx, sy, kernel="linear")
+        return image.crop(0, 0, width, height)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"slide": self.slide, "choice": self.choice}
@@ -152,4 +176,6 @@ class SlideView:
     def __repr__(self) -> str:
         at = "native resolution" if self.mpp is None else f"{self.mpp.mean:.4g} µm"
         shrink = f" shrunk {self.choice.shrink[0]:.4g}×" if self.choice.resampled else ""
-        return f"SlideView({self.slide.name}: {self.size.width}×{self.size.height} px at {at}, level {self.level}{shrink})"
+        return (
+            f"SlideView({self.slide.name}: {self.size.width}×{self.size.height} px at {at}, level {self.level}{shrink})"
+        )

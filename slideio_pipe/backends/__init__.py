@@ -27,9 +27,7 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
         See ``errors``.
     """
     if backend not in BACKENDS:
-        raise ConfigError(
-            f'no backend "{backend}"', slide=path.name, remedy=f"choose one of {', '.join(BACKENDS)}"
-        )
+        raise ConfigError(f'no backend "{backend}"', slide=path.name, remedy=f"choose one of {', '.join(BACKENDS)}")
     if not path.exists():
         raise SlideNotFoundError("no such file", slide=str(path), remedy="check the path")
     if path.is_dir() and not is_zarr(path):
