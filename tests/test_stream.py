@@ -1,0 +1,418 @@
+"""Batches in order, in bounded memory of their own, and a thread that ends whatever happens."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slideio_pipe.device import Normalize
+from slideio_pipe.errors import ConfigError, CorruptSlideError
+from slideio_pipe.stream import TileBatch, TileStream, default_threads, stream
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+class ArrayBag:
+    """A bag in memory: what the Bag protocol asks of any bag, over one array."""
+
+    def __init__(self, tiles: np.ndarray, name: str = "array") -> None:
+        self.tiles, self.name, self.shape, self.dtype = tiles, name, tiles.shape, tiles.dtype
+        position = np.arange(len(tiles), dtype=np.int64)
+        self.coords = np.stack([position * 7, position * 11 + 1], axis=1)
+        self.grid_index = np.stack([position, position * 0], axis=1).astype(np.int32)
+        self.tissue = np.ones(len(tiles), np.float32)
+        self.label, self.view_mpp = None, None
+        self.read_sizes: list[int] = []
+        self.thread_counts: set[int] = set()
+        self.before_read: Callable[[np.ndarray], None] = lambda indices: None
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return self.tiles[key]
+
+    def read(self, indices: np.ndarray, out: np.ndarray | None = None, *, threads: int = 1) -> np.ndarray:
+        self.before_read(indices)
+        self.read_sizes.append(len(indices))
+        self.thread_counts.add(threads)
+        out = np.empty((len(indices), *self.shape[1:]), np.uint8) if out is None else out
+        assert out.flags.c_contiguous
+        out[:] = self.tiles[indices]
+        return out
+
+    def provenance(self) -> dict[str, Any]:
+        return {"version": 1}
+
+
+def numbered_bag(count: int, size: tuple[int, int] = (4, 6)) -> ArrayBag:
+    """Return a bag in which tile k is filled with k, k+1 and k+2."""
+    first = np.arange(count, dtype=np.uint8)[:, None, None, None] + np.arange(3, dtype=np.uint8)
+    return ArrayBag(np.ascontiguousarray(np.broadcast_to(first, (count, *size, 3))))
+
+
+def noise_bag(count: int) -> ArrayBag:
+    return ArrayBag(np.random.default_rng(count).integers(0, 256, (count, 16, 8, 3), dtype=np.uint8))
+
+
+def formula(tiles: np.ndarray) -> torch.Tensor:
+    """Return 0.5/0.5 normalisation of (n, H, W, 3) bytes, written out in float64."""
+    return torch.from_numpy(((tiles / 255 - 0.5) / 0.5).astype(np.float16)).permute(0, 3, 1, 2)
+
+
+def open_stream(bag: ArrayBag, **changes: Any) -> TileStream:
+    settings = {"device": "cpu", "normalize": Normalize.half(), "batch_size": 4, "prefetch": 2, "threads": 1}
+    return stream(bag, **(settings | changes))
+
+
+def stream_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("slideio_pipe")]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for another thread, for at most 20 s."""
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+@pytest.fixture(autouse=True)
+def _device_and_threads(request: pytest.FixtureRequest) -> Any:
+    """Skip CUDA tests where there is none, and let no test leave a thread behind."""
+    if request.node.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    yield
+    gc.collect()
+    wait_until(lambda: not stream_threads())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_all_tiles_arrive_in_order_and_stay(device: str) -> None:
+    """Batches that are all kept hold their own tiles at the end, although the ring was reused many times."""
+    bag = noise_bag(50)
+    batches = list(open_stream(bag, device=device))
+    assert [len(b) for b in batches] == [4] * 12 + [2]
+    assert [b.last for b in batches] == [False] * 12 + [True]
+    assert torch.equal(torch.cat([b.tiles for b in batches]).cpu(), formula(bag.tiles))
+    np.testing.assert_array_equal(np.concatenate([b.index for b in batches]), np.arange(50))
+    np.testing.assert_array_equal(np.concatenate([b.coords for b in batches]), bag.coords)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_batch_is_what_it_says(device: str, dtype: torch.dtype) -> None:
+    """Shape, type, memory layout, device and the bag's name."""
+    batch = next(open_stream(numbered_bag(5), device=device, dtype=dtype))
+    assert batch.tiles.shape == (4, 3, 4, 6)
+    assert batch.tiles.dtype == dtype
+    assert batch.tiles.device.type == device
+    assert batch.tiles.is_contiguous(memory_format=torch.channels_last)
+    assert (batch.index.dtype, batch.coords.dtype, batch.coords.shape) == (np.int64, np.int64, (4, 2))
+    assert batch.bag == "array"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_without_normalisation_bytes_arrive(device: str) -> None:
+    """normalize=None delivers the uint8 tiles, in memory of their own."""
+    bag = noise_bag(9)
+    batches = list(open_stream(bag, device=device, normalize=None))
+    tiles = torch.cat([b.tiles for b in batches]).cpu()
+    assert tiles.dtype == torch.uint8
+    np.testing.assert_array_equal(tiles.permute(0, 2, 3, 1).numpy(), bag.tiles)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    count=st.integers(0, 40),
+    batch_size=st.integers(1, 50),
+    prefetch=st.integers(1, 5),
+    picks=st.none() | st.lists(st.integers(0, 1_000_000)),
+)
+def test_batches_equal_slices(count: int, batch_size: int, prefetch: int, picks: list[int] | None) -> None:
+    """For any sizes and any indices, batches are the slices of the wanted positions, one of them marked last."""
+    bag = numbered_bag(count)
+    indices = None if picks is None else [p % count for p in picks if count]
+    wanted = np.arange(count) if indices is None else np.array(indices, dtype=int)
+    batches = open_stream(bag, batch_size=batch_size, prefetch=prefetch, indices=indices, normalize=None)
+    number = len(batches)
+    result = list(batches)
+    assert len(result) == number
+    expected = [wanted[i : i + batch_size].tolist() for i in range(0, len(wanted), batch_size)]
+    assert [b.index.tolist() for b in result] == expected
+    assert [b.tiles[:, 0, 0, 0].tolist() for b in result] == expected
+    assert [b.last for b in result] == [False] * (number - 1) + [True] * bool(number)
+
+
+def test_a_mask_selects_tiles() -> None:
+    """Booleans mean the positions where they are true."""
+    bag = numbered_bag(10)
+    (batch,) = open_stream(bag, indices=bag.coords[:, 0] % 3 == 0)
+    assert batch.index.tolist() == [0, 3, 6, 9]
+
+
+def test_the_callers_indices_may_change_afterwards() -> None:
+    """A stream keeps the positions it was given, and a batch its own copy of them."""
+    indices = np.arange(8)
+    batches = open_stream(numbered_bag(8), indices=indices)
+    indices[:] = 0
+    first = next(batches)
+    first.index[:] = 99
+    assert next(batches).index.tolist() == [4, 5, 6, 7]
+
+
+def test_an_empty_bag_yields_nothing() -> None:
+    """No tiles: no batch, no thread, no memory."""
+    batches = open_stream(numbered_bag(0))
+    assert (len(batches), batches.ring_bytes, list(batches)) == (0, 0, [])
+
+
+def test_the_reader_runs_at_most_prefetch_batches_ahead() -> None:
+    """Without a consumer exactly prefetch batches are made, and one more for each that is taken."""
+    bag = numbered_bag(100)
+    with open_stream(bag, prefetch=3) as batches:
+        wait_until(lambda: len(bag.read_sizes) == 3)
+        time.sleep(0.05)
+        assert len(bag.read_sizes) == 3
+        next(batches)
+        wait_until(lambda: len(bag.read_sizes) == 4)
+
+
+@pytest.mark.parametrize(("device", "slots"), [("cpu", 1), pytest.param("cuda", 3, marks=pytest.mark.cuda)])
+def test_memory_is_stated(device: str, slots: int) -> None:
+    """The ring and the batches ahead are as large as documented, and not larger than the bag needs."""
+    tile_bytes = 4 * 6 * 3
+    with open_stream(numbered_bag(100), device=device, prefetch=3) as batches:
+        assert batches.ring_bytes == slots * 4 * tile_bytes
+        assert batches.ahead_bytes == 3 * 4 * tile_bytes * 2
+    with open_stream(numbered_bag(3), batch_size=1000) as batches:
+        assert batches.ring_bytes == 3 * tile_bytes
+
+
+def test_the_reader_gets_its_threads() -> None:
+    """threads is passed on, and by default leaves a core free."""
+    bag = numbered_bag(4)
+    list(open_stream(bag, threads=5))
+    list(open_stream(bag, threads=None))
+    assert bag.thread_counts == {5, default_threads()}
+    assert default_threads() >= 1
+
+
+def fail_from(position: int, error: BaseException) -> Callable[[np.ndarray], None]:
+    def before_read(indices: np.ndarray) -> None:
+        if indices[0] >= position:
+            raise error
+
+    return before_read
+
+
+@pytest.mark.parametrize(
+    "error", [CorruptSlideError("damaged", slide="a.svs"), ValueError("x"), KeyboardInterrupt(), StopIteration()]
+)
+def test_what_the_reader_raises_is_raised_in_its_place(error: BaseException) -> None:
+    """Batches before the damage arrive; then comes the reader's own exception, once; then nothing."""
+    bag = numbered_bag(20)
+    bag.before_read = fail_from(8, error)
+    batches = open_stream(bag)
+    assert [next(batches).index[0] for _ in range(2)] == [0, 4]
+    with pytest.raises(type(error) if not isinstance(error, StopIteration) else RuntimeError) as caught:
+        next(batches)
+    assert caught.value is error or caught.value.__cause__ is error
+    batches.close()
+    assert list(batches) == []
+
+
+def test_the_readers_traceback_is_kept() -> None:
+    """The traceback leads to the line in the reader."""
+    bag = numbered_bag(4)
+    bag.before_read = fail_from(0, CorruptSlideError("damaged"))
+    with pytest.raises(CorruptSlideError) as caught:
+        next(open_stream(bag))
+    assert "before_read" in [entry.name for entry in caught.traceback]
+
+
+def test_breaking_out_ends_the_thread() -> None:
+    """A loop that is left early leaves nothing behind: the fixture looks for threads."""
+    for batch in open_stream(numbered_bag(100)):
+        assert isinstance(batch, TileBatch)
+        break
+
+
+def test_an_exception_in_the_consumer_ends_the_thread() -> None:
+    """The consumer's own exception passes through a with block, after which the thread is gone."""
+
+    def consume() -> None:
+        with open_stream(numbered_bag(100)) as batches:
+            for batch in batches:
+                raise ZeroDivisionError(batch.bag)
+
+    with pytest.raises(ZeroDivisionError):
+        consume()
+    assert not stream_threads()
+
+
+def test_close_in_the_middle_of_a_read() -> None:
+    """close waits for the tile being read, drops it, and can be called again."""
+    bag, reading, go_on = numbered_bag(100), threading.Event(), threading.Event()
+    bag.before_read = lambda indices: (reading.set(), go_on.wait(20))[0]
+    batches = open_stream(bag)
+    assert reading.wait(20)
+    threading.Timer(0.05, go_on.set).start()
+    batches.close()
+    batches.close()
+    assert not stream_threads()
+    assert list(batches) == []
+    assert len(bag.read_sizes) == 1
+
+
+def test_an_interrupted_wait_can_be_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KeyboardInterrupt while waiting loses no batch."""
+    batches = open_stream(numbered_bag(8))
+    stage = batches._stage
+    assert stage is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "take", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            next(batches)
+    assert [b.index[0] for b in batches] == [0, 4]
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_forgotten_stream_is_collected(taken: int) -> None:
+    """A stream nobody refers to any more ends its thread, consumed or not, also as part of a reference cycle."""
+    batches = open_stream(numbered_bag(100))
+    for _ in range(taken):
+        next(batches)
+    cycle: list[Any] = [batches]
+    cycle.append(cycle)
+    del batches, cycle
+    gc.collect()
+    wait_until(lambda: not stream_threads())
+
+
+def test_a_failure_does_not_keep_the_bag() -> None:
+    """Once the reader's exception is dropped, bag and ring are free at once: no cycle keeps page-locked memory."""
+
+    def consume(bag: ArrayBag) -> None:
+        try:
+            list(open_stream(bag))
+        except CorruptSlideError:
+            return
+        raise AssertionError("no error")
+
+    def fail(indices: np.ndarray) -> None:
+        if indices[0] == 4:
+            raise CorruptSlideError("damaged")
+
+    bag = numbered_bag(8)
+    bag.before_read = fail
+    alive = weakref.ref(bag)
+    gc.disable()
+    try:
+        consume(bag)
+        del bag
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+SCRIPTS = {
+    "left open": ("next(batches)", 0, ""),
+    "untouched": ("", 0, ""),
+    "consumer failed": ("next(batches); raise SystemExit(3)", 3, ""),
+    "interrupted": ("signal.raise_signal(signal.SIGINT)", -2, "KeyboardInterrupt"),
+}
+
+
+@pytest.mark.parametrize("case", SCRIPTS)
+def test_the_interpreter_exits(case: str) -> None:
+    """A program that ends with a stream open in a global variable does not hang and does not crash."""
+    action, code, words = SCRIPTS[case]
+    program = f"""
+import signal, sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
+from test_stream import numbered_bag, open_stream
+batches = open_stream(numbered_bag(200), batch_size=1)
+{action}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Fatal" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 0},
+        {"batch_size": 2.5},
+        {"batch_size": True},
+        {"prefetch": 0},
+        {"threads": -1},
+        {"dtype": torch.uint8},
+        {"device": "nowhere"},
+        {"normalize": "imagenet"},
+        {"indices": [0, 10]},
+        {"indices": [-1]},
+        {"indices": [0.5]},
+        {"indices": [[0, 1]]},
+        {"indices": np.ones(9, bool)},
+    ],
+)
+def test_arguments_that_make_no_sense(change: dict[str, Any]) -> None:
+    """Each wrong argument is refused at the call, before a thread starts."""
+    with pytest.raises(ConfigError):
+        open_stream(numbered_bag(10), **change)
+    assert not stream_threads()
+
+
+def test_a_bag_that_is_not_rgb() -> None:
+    """Tiles without three channels are refused by the bag's name."""
+    with pytest.raises(ConfigError, match="array: a bag of the shape"):
+        open_stream(ArrayBag(np.zeros((2, 4, 4, 1), np.uint8)))
+
+
+@pytest.mark.cuda
+def test_a_slow_consumer_stream_sees_its_own_tiles() -> None:
+    """Work queued on the consumer's stream reads the right tiles, although batches are dropped at once."""
+    bag = noise_bag(400)
+    side, sums = torch.cuda.Stream(), []
+    with torch.cuda.stream(side):
+        for batch in open_stream(bag, device="cuda", batch_size=8):
+            torch.cuda._sleep(2_000_000)  # the copy of later batches overtakes this one's use
+            sums.append(batch.tiles.double().sum())
+            del batch
+        result = torch.stack(sums).cpu()
+    expected = torch.stack([formula(bag.tiles[i : i + 8]).double().sum() for i in range(0, 400, 8)])
+    torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.cuda
+def test_the_ring_is_page_locked() -> None:
+    """The reader writes into page-locked slots, of which there are prefetch."""
+    bag, addresses = noise_bag(100), set()
+    read = bag.read
+
+    def spy(indices: np.ndarray, out: np.ndarray | None = None, *, threads: int = 1) -> np.ndarray:
+        assert out is not None
+        assert torch.from_numpy(out).is_pinned()
+        addresses.add(out.ctypes.data)
+        return read(indices, out, threads=threads)
+
+    bag.read = spy  # type: ignore[method-assign]
+    list(open_stream(bag, device="cuda", prefetch=3))
+    assert len(addresses) == 3
