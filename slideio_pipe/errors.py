@@ -54,9 +54,7 @@ class SlideioPipeError(Exception):
         return _rebuild, (type(self), self.reason, self.slide, self.remedy)
 
 
-def _rebuild(
-    cls: type[SlideioPipeError], reason: str, slide: str | None, remedy: str | None
-) -> SlideioPipeError:
+def _rebuild(cls: type[SlideioPipeError], reason: str, slide: str | None, remedy: str | None) -> SlideioPipeError:
     return cls(reason, slide=slide, remedy=remedy)
 
 

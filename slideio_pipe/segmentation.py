@@ -34,6 +34,8 @@ DEFAULT_GLASS = 245.0  # where a slide shows no glass
 # Standard deviation of OD on glass that still counts as noise: 4.5 of 255 grey levels.
 MAX_NOISE = 0.008
 TEXTURE_CLIP = 0.05
+# The largest part of an overview that a speck or a hole may be.
+MAX_SPECK_FRACTION = 0.05
 # The part of all stained pixels that one colour of ink may make up.
 MAX_INK_FRACTION = 0.7
 # Darker than this is the background of fluorescence, the padding of a scanner, or ink.
@@ -93,15 +95,20 @@ def segment(
 
 
 def tidied(found: Segmentation, min_area_px: float, max_hole_px: float) -> Mask:
-    """Return the mask without small regions and without small holes; what was excluded stays out."""
-    return without_specks(without_holes(found.mask, max_hole_px) & ~found.excluded, min_area_px)
+    """Return the mask without small regions and small holes; what was excluded stays out.
+
+    Both areas count as at most ``MAX_SPECK_FRACTION`` of the overview, so that a slide of one tile keeps its tissue.
+    """
+    most = MAX_SPECK_FRACTION * found.mask.size
+    filled = without_holes(found.mask, min(max_hole_px, most)) & ~found.excluded
+    return without_specks(filled, min(min_area_px, most))
 
 
 def bounded_otsu(signal: NDArray[np.float32], bounds: tuple[float, float]) -> float:
     """Return Otsu's threshold of the signal, kept inside ``bounds``."""
     # Dark nuclei would pull Otsu up to the border between dark and pale tissue: what is surely tissue is made equal.
     capped = np.minimum(signal, 3 * bounds[1])
-    if capped.size == 0 or capped.min() == capped.max():  # Otsu needs two values
+    if capped.size == 0 or capped.max() - capped.min() < bounds[0] / 10:  # Otsu needs two values
         return bounds[1]
     return float(np.clip(threshold_otsu(capped), *bounds))
 
@@ -198,7 +205,9 @@ def pen_marks(rgb: Rgb, glass: Plane, radius_px: float) -> Mask:
     """
     smooth = gaussian(rgb, max(radius_px / 2, 0.5))
     density: Plane = np.maximum(optical_density(smooth, glass), 0)
-    red, green, blue = density[..., 0], density[..., 1], density[..., 2]
+    red: Plane = density[..., 0]
+    green: Plane = density[..., 1]
+    blue: Plane = density[..., 2]
     inks = [
         # core, rim. Red ink lets red through and stops green and blue alike; eosin lets half of the blue through.
         (

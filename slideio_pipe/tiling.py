@@ -144,7 +144,7 @@ class TileGrid:
             first = int(np.flatnonzero(outside)[0])
             raise ConfigError(
                 f"tile {first} at {tuple(level0[first].tolist())} lies outside the slide "
-                f"({outside.sum()} of {len(outside)} do)",
+                f"({outside.sum()} of {outside.size} do)",
                 slide=name,
                 remedy="coordinates are level-0 pixels, x first; were they made for another slide or level?",
             )

@@ -45,7 +45,7 @@ class Backend(Protocol):
         ...
 
     def failure(self, level: int, rect: Rect) -> BaseException | None:
-        """Return why pixels of ``rect`` (level px) that were fetched could not be decoded, when libvips was not told."""
+        """Return why fetched pixels of ``rect`` (level px) could not be decoded, when libvips was not told."""
         ...
 
     def close(self) -> None:

@@ -103,7 +103,7 @@ class VirtualTiff:
         self._layout = _layout(size, tile)
         self._read_tile = read_tile
         self._position = 0
-        self._tile_index, self._tile_data = -1, memoryview(b"")
+        self._tile_index, self._tile_data = -1, b""
         self._tile = tile
         self._failures: dict[tuple[int, int], BaseException] = {}
         self._source = pyvips.SourceCustom()
@@ -151,6 +151,6 @@ class VirtualTiff:
         if index != self._tile_index:
             row, column = divmod(index, layout.columns)
             pixels = self._read_tile(column, row)[: self._tile.height, : self._tile.width]
-            self._tile_data = memoryview(np.ascontiguousarray(pixels)).cast("B")
+            self._tile_data = pixels.tobytes()
             self._tile_index = index
-        return bytes(self._tile_data[start : start + wanted])
+        return self._tile_data[start : start + wanted]

@@ -14,7 +14,7 @@ import numcodecs.zstd  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from slideio_pipe.errors import ConfigError
 
 # Level 3 compresses H&E tiles no smaller than level 1 (2.97 times both) at half the speed: tests/benchmarks/store.py.
 ZSTD_LEVEL = 1

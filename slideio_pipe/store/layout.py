@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import zarr
@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec
 from zarr.storage import MemoryStore
 
-from ..errors import BagFormatError, ConfigError
-from .codecs import TileCodec, codec_from_zarr
-from .shards import ShardGrid
+from slideio_pipe.bag import Bag
+from slideio_pipe.errors import BagFormatError, ConfigError
+from slideio_pipe.store.codecs import TileCodec, codec_from_zarr
+from slideio_pipe.store.shards import ShardGrid
 
 VERSION = 1
 KEY = "tile_bag"
@@ -38,23 +39,6 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...], list[str]]] = {
     "tissue": ("<f4", (), ["tile"]),
 }
 TOP_LEVEL = frozenset({"zarr.json", "tiles", *COLUMNS})
-
-
-class ReadableBag(Protocol):
-    """What of a bag is needed to store it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def coords(self) -> NDArray[np.int64]: ...
-    @property
-    def grid_index(self) -> NDArray[np.int32]: ...
-    @property
-    def tissue(self) -> NDArray[np.float32]: ...
-    def read(
-        self, indices: NDArray[np.int64], out: NDArray[np.uint8] | None = None, *, threads: int = 1
-    ) -> NDArray[np.uint8]: ...
-    def provenance(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +61,7 @@ def tiles_per_shard(tile_bytes: int) -> int:
     return max(1, min(MAX_SHARD_TILES, MAX_SHARD_BYTES // tile_bytes))
 
 
-def skeleton(bag: ReadableBag, codec: TileCodec) -> dict[str, bytes]:
+def skeleton(bag: Bag, codec: TileCodec) -> dict[str, bytes]:
     """Return every file of the store but the shards, by its path inside.
 
     It is a function of the bag and the codec alone, so comparing these bytes with those of an unfinished store tells
@@ -90,9 +74,9 @@ def skeleton(bag: ReadableBag, codec: TileCodec) -> dict[str, bytes]:
     """
     tiles, *tile_shape = bag.shape
     if len(tile_shape) != 3 or tile_shape[2] != 3 or min(tile_shape) < 1:
-        raise ConfigError(f"tiles of shape {tuple(tile_shape)} are not (height, width, 3)")
+        raise ConfigError(f"tiles of shape {tuple(tile_shape)} are not (height, width, 3)", slide=bag.name)
     store: dict[str, Any] = {}
-    attributes = {KEY: {**_json(bag.provenance()), "version": VERSION, "pixels": _pixels(codec)}}
+    attributes = {KEY: {**_json(bag), "version": VERSION, "pixels": _pixels(codec)}}
     group = zarr.create_group(MemoryStore(store), zarr_format=3, attributes=attributes)
     slots = tiles_per_shard(int(np.prod(tile_shape)))
     group.create_array(
@@ -111,7 +95,8 @@ def skeleton(bag: ReadableBag, codec: TileCodec) -> dict[str, bytes]:
     for name, (dtype, tail, dimensions) in COLUMNS.items():
         values = np.ascontiguousarray(getattr(bag, name), dtype=dtype)
         if values.shape != (tiles, *tail):
-            raise ConfigError(f"{name} has the shape {values.shape}, not {(tiles, *tail)}: one row per tile")
+            reason = f"{name} has the shape {values.shape}, not {(tiles, *tail)}: one row per tile"
+            raise ConfigError(reason, slide=bag.name)
         group.create_array(
             name,
             shape=values.shape,
@@ -133,12 +118,13 @@ def _pixels(codec: TileCodec) -> dict[str, Any]:
     return {"codec": codec.name, **codec.pixels, "complete": True}
 
 
-def _json(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Return it as it will be read back: tuples as lists."""
+def _json(bag: Bag) -> dict[str, Any]:
+    """Return the provenance as it will be read back: tuples as lists."""
     try:
-        as_read: dict[str, Any] = json.loads(json.dumps(provenance, allow_nan=False))
+        as_read: dict[str, Any] = json.loads(json.dumps(bag.provenance(), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the bag's provenance is no JSON ({error})") from error
+        remedy = "is the label a plain int, float or str?"
+        raise ConfigError(f"the bag's provenance is no JSON ({error})", slide=bag.name, remedy=remedy) from error
     return as_read
 
 

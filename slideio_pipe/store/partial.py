@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import OutputError, OutputExistsError
-from .layout import TOP_LEVEL, is_bag_store
-from .shards import sync_folder
+from slideio_pipe.errors import OutputError, OutputExistsError
+from slideio_pipe.store.layout import TOP_LEVEL, is_bag_store
+from slideio_pipe.store.shards import sync_folder
 
 REMEDIES = {
     errno.ENOSPC: "free some space and run again: finished shards are kept",

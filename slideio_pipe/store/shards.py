@@ -21,8 +21,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BagFormatError
-from .codecs import TileCodec
+from slideio_pipe.errors import BagFormatError
+from slideio_pipe.store.codecs import TileCodec
 
 MISSING = 2**64 - 1
 ENTRY_BYTES = 16  # two uint64
@@ -232,7 +232,8 @@ class ShardReader:
                 if file is None or sizes[0] < 0:
                     self._fill(shard, int(slots[first]), slot_out[first:last])
                 elif (sizes != tile_bytes).any():
-                    raise self._damaged(shard, int(slots[first]), f"has {sizes.max()} bytes, not {tile_bytes}")
+                    wrong = int(np.flatnonzero(sizes != tile_bytes)[0])
+                    raise self._damaged(shard, int(slots[first + wrong]), f"has {sizes[wrong]} bytes, not {tile_bytes}")
                 else:
                     self._fetch(file, int(offsets[first]), slot_out[first:last], shard, int(slots[first]))
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ConfigError
-from ..geometry import Mpp
-from .layout import read_layout
-from .shards import ShardReader
+from slideio_pipe.bag import ArrayLikeBag, Label
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Mpp
+from slideio_pipe.store.layout import read_layout
+from slideio_pipe.store.shards import ShardReader
 
 # What of the attributes is about the file and not about the bag.
 STORAGE_KEYS = ("version", "pixels")
 
 
-class StoredBag:
+class StoredBag(ArrayLikeBag):
     """The tiles of one slide in a ``.bag.zarr``: ``(N, H, W, 3)`` uint8, with coordinates and label.
 
     Pickles by path. Safe to read from several threads; holds at most 16 file descriptors, from the first read until
@@ -47,8 +47,6 @@ class StoredBag:
         When the path is no bag store, a newer one, or a damaged one.
     """
 
-    dtype = np.dtype(np.uint8)
-
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         layout = read_layout(self.path)
@@ -71,9 +69,9 @@ class StoredBag:
         return str(self._attributes["slide"]["name"])
 
     @property
-    def label(self) -> int | float | str | None:
+    def label(self) -> Label:
         """The label of the bag."""
-        label: int | float | str | None = self._attributes["label"]
+        label: Label = self._attributes["label"]
         return label
 
     @property
@@ -86,35 +84,7 @@ class StoredBag:
         """Return where the tiles come from, as the bag that was stored told it."""
         return {key: value for key, value in self.attributes.items() if key not in STORAGE_KEYS}
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: int | slice | Sequence[int] | NDArray[Any]) -> NDArray[np.uint8]:
-        """Return one tile (H, W, 3), or the tiles (n, H, W, 3) of a slice, of numbers or of a mask."""
-        if isinstance(key, slice):
-            return self.read(np.arange(*key.indices(len(self))))
-        if isinstance(key, tuple):
-            raise IndexError("a bag is indexed by tile alone: bag[3][:16], not bag[3, :16]")
-        if not isinstance(key, bool | np.bool_) and hasattr(key, "__index__") and np.ndim(key) == 0:
-            tile: NDArray[np.uint8] = self.read(np.array([self._number(operator.index(key))]))[0]
-            return tile
-        return self.read(self._numbers(np.asarray(key)))
-
-    def _number(self, number: int) -> int:
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"tile {number} of {len(self)}")
-        return number % len(self)
-
-    def _numbers(self, key: NDArray[Any]) -> NDArray[np.int64]:
-        if key.ndim != 1:
-            raise IndexError(f"tiles are chosen by one row of numbers or a mask, not by an array of shape {key.shape}")
-        # numpy's own rules for negative numbers, masks and what lies outside.
-        numbers: NDArray[np.int64] = np.arange(len(self))[key if key.size else key.astype(np.int64)]
-        return numbers
-
-    def read(
-        self, indices: NDArray[np.int64], out: NDArray[np.uint8] | None = None, *, threads: int = 1
-    ) -> NDArray[np.uint8]:
+    def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
         """Fill ``out[k]`` with tile ``indices[k]``, straight from the file; the GIL is released.
 
         Parameters
@@ -136,7 +106,7 @@ class StoredBag:
         BagFormatError
             When the store is damaged.
         """
-        numbers = np.asarray(indices, dtype=np.int64) if len(indices) else np.empty(0, np.int64)
+        numbers = np.asarray(indices, dtype=np.int64)
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
             raise IndexError(f"tiles {numbers.min()} to {numbers.max()} of {len(self)}")
         if threads < 1:
@@ -169,10 +139,6 @@ class StoredBag:
 
     def __repr__(self) -> str:
         count, height, width, _ = self.shape
-        mpp = self.view_mpp
-        size = f"{width}×{height} px"
-        if mpp is not None:
-            size += f" at {mpp.x:g} µm" if mpp.x == mpp.y else f" at {mpp.x:g}×{mpp.y:g} µm"
-        label = "no label" if self.label is None else f"label {self.label}"
-        tiles = "1 tile" if count == 1 else f"{count:,} tiles"
-        return f"StoredBag({self.name}: {tiles} of {size}, {self.codec}, {label})"
+        at = "" if self.view_mpp is None else f" at {self.view_mpp.mean:.4g} µm"
+        label = "" if self.label is None else f", label {self.label}"
+        return f"StoredBag({self.name}: {count:,} tiles of {width}×{height} px{at}, {self.codec}{label})"

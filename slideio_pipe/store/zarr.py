@@ -16,12 +16,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
-from .codecs import TileCodec, codec_for
-from .layout import ReadableBag, skeleton, tiles_per_shard
-from .partial import PartialStore, disk_errors
-from .shards import ShardGrid, is_finished, write_shard
-from .stored_bag import StoredBag
+from slideio_pipe.bag import Bag
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.store.codecs import TileCodec, codec_for
+from slideio_pipe.store.layout import skeleton, tiles_per_shard
+from slideio_pipe.store.partial import PartialStore, disk_errors
+from slideio_pipe.store.shards import ShardGrid, is_finished, write_shard
+from slideio_pipe.store.stored_bag import StoredBag
 
 # More threads than this wait for the disk or for each other.
 MAX_THREADS = 8
@@ -39,7 +40,7 @@ def open_bag(path: str | Path) -> StoredBag:
 
 
 def save_bag(
-    bag: ReadableBag,
+    bag: Bag,
     path: str | Path,
     *,
     pixels: Literal["none", "zstd"] = "none",
@@ -108,7 +109,7 @@ def _silent(done_tiles: int, total_tiles: int) -> None:
 class _ShardWriter:
     """Reads the tiles of one shard while those of the shard before are encoded and written."""
 
-    bag: ReadableBag
+    bag: Bag
     grid: ShardGrid
     codec: TileCodec
     threads: int
