@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
+from slideio_pipe import picture
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.reader import TileReader
@@ -44,16 +47,22 @@ class Bag(Protocol):
     def provenance(self) -> dict[str, Any]: ...
 
 
-class ArrayLikeBag:
+class ArrayLikeBag(ABC):
     """Numpy-style reading on top of ``read``: ``bag[3]``, ``bag[10:20]``, ``bag[[5, 1]]``, ``bag[mask]``, iteration."""
 
-    shape: tuple[int, int, int, int]
     dtype = np.dtype(np.uint8)
     ndim = 4
+    name: str  # the slide's
+    shape: tuple[int, int, int, int]  # (N, H, W, 3)
+    coords: NDArray[np.int64]  # (N, 2) top-left corners (x, y), level-0 px
+    grid_index: NDArray[np.int32]  # (N, 2) column and row
+    tissue: NDArray[np.float32]  # (N,) tissue fraction, NaN where no mask was used
+    label: Label
+    view_mpp: Mpp | None  # µm per tile pixel
 
+    @abstractmethod
     def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
         """Return tiles ``indices``, (n, H, W, 3) uint8, into ``out`` when given."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -71,6 +80,22 @@ class ArrayLikeBag:
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(self), 64):
             yield from self[start : start + 64]
+
+    def plot(self, count: int = 25, tile_px: int = 128) -> Image.Image:
+        """Return a montage of at most ``count`` tiles, evenly spaced over the bag."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
+        return picture.montage(self.read(chosen), tile_px=tile_px)
+
+    def _repr_html_(self) -> str:
+        coords, mpp = self.coords, self.view_mpp
+        facts = {
+            "tiles": f"{len(self):,} of {self.shape[2]}×{self.shape[1]} px",
+            "mpp": "unknown" if mpp is None else f"{mpp.mean:.4g} µm",
+            "label": "none" if self.label is None else self.label,
+            "level-0 x": f"{coords[:, 0].min():,} to {coords[:, 0].max():,}" if len(self) else "none",
+            "level-0 y": f"{coords[:, 1].min():,} to {coords[:, 1].max():,}" if len(self) else "none",
+        }
+        return picture.card(f"Bag of {self.name}", facts, [self.plot(25, 80)])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
@@ -114,41 +139,14 @@ class TileBag(ArrayLikeBag):
                 remedy="make the grid over the view of the bag",
             )
         self.view, self.grid, self.label = view, grid, label
+        self.name, self.view_mpp = view.slide.name, view.mpp
+        self.shape = (len(grid), grid.tile_size, grid.tile_size, 3)
+        self.coords, self.grid_index, self.tissue = grid.coords, grid.index, grid.tissue
 
     @classmethod
     def from_coords(cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, *, label: Label = None) -> TileBag:
         """Return the bag of tiles at given level-0 corners (N, 2), x first, in that order."""
         return cls(view, TileGrid.from_coords(view, coords, tile_size), label=label)
-
-    @property
-    def name(self) -> str:
-        """The slide's name."""
-        return self.view.slide.name
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:  # type: ignore[override]  # a property here, a value in stores
-        """(N, H, W, 3)."""
-        return (len(self.grid), self.grid.tile_size, self.grid.tile_size, 3)
-
-    @property
-    def coords(self) -> NDArray[np.int64]:
-        """(N, 2) top-left corners (x, y), level-0 px."""
-        return self.grid.coords
-
-    @property
-    def grid_index(self) -> NDArray[np.int32]:
-        """(N, 2) column and row."""
-        return self.grid.index
-
-    @property
-    def tissue(self) -> NDArray[np.float32]:
-        """(N,) tissue fraction, NaN where no mask was used."""
-        return self.grid.tissue
-
-    @property
-    def view_mpp(self) -> Mpp | None:
-        """µm per tile pixel."""
-        return self.view.mpp
 
     @cached_property
     def _reader(self) -> TileReader:
@@ -185,8 +183,8 @@ class TileBag(ArrayLikeBag):
             "packages": package_versions(),
         }
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"view": self.view, "grid": self.grid, "label": self.label}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(TileBag, label=self.label), (self.view, self.grid)
 
     def __repr__(self) -> str:
         n, h, w, _ = self.shape

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pyvips
 from numpy.typing import NDArray
+from PIL import Image
 
+from slideio_pipe import picture
 from slideio_pipe.backends import open_backend
 from slideio_pipe.backends.array import NumpyBackend
 from slideio_pipe.backends.base import MAX_PLAUSIBLE_MPP, Backend, Facts
@@ -286,6 +288,28 @@ class Slide:
             raise CorruptSlideError(
                 f"pixels cannot be decoded ({reason})", slide=self.name, remedy="copy the slide again"
             ) from error
+
+    def plot(self, max_size: int = 1024) -> Image.Image:
+        """Return a thumbnail with a scale bar; shows itself in a notebook, ``.save("a.png")`` elsewhere."""
+        image = picture.fit(self.thumbnail(max_size), max_size)
+        return image if self.mpp is None else picture.scale_bar(image, self.mpp.x * self.dimensions.width / image.width)
+
+    def describe(self) -> dict[str, str]:
+        """Return what a person wants to know of the slide, as text."""
+        sizes = [f"{w:,} × {h:,}" for w, h in self.level_dimensions]
+        power = self.facts.objective_power
+        return {
+            "size": f"{sizes[0]} px",
+            "mpp": "unknown" if self.mpp is None else f"{self.mpp.x:.4g} × {self.mpp.y:.4g} µm ({self.mpp_source})",
+            "objective": "unknown" if power is None else f"{power:g}×",
+            "levels": ", ".join(sizes),
+            "vendor": self.vendor,
+            "read by": self.facts.backend,
+            "associated": ", ".join(self.facts.associated) or "none",
+        }
+
+    def _repr_html_(self) -> str:
+        return picture.card(self.name, self.describe(), [self.plot(420)])
 
     def close(self) -> None:
         """Release the file. Views and bags of this slide must not be used any more."""

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
+from slideio_pipe import picture
 from slideio_pipe.config import Edge, GridConfig, checked
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning
 from slideio_pipe.geometry import Size
@@ -175,6 +177,18 @@ class TileGrid:
             "min_tissue": self.config.min_tissue,
             "shape": list(self.shape) if self.shape.width else None,
         }
+
+    def plot(self, max_size: int = 1024) -> Image.Image:
+        """Return the slide with the tissue outlined and every tile as a box."""
+        image = picture.fit(self.view.slide.thumbnail(max_size), max_size)
+        if self.mask is not None:
+            image = picture.tint_mask(image, self.mask.mask)
+        scale = image.width / self.view.slide.pyramid.levels[0].width
+        return picture.draw_boxes(image, self.rects_level0() * scale)
+
+    def _repr_html_(self) -> str:
+        facts = {"tiles": f"{len(self):,}", **{k: v for k, v in self.provenance().items() if v is not None}}
+        return picture.card(f"Tile grid of {self.view.slide.name}", facts, [self.plot(420)])
 
     def __len__(self) -> int:
         return len(self.origins)

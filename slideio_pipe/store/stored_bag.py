@@ -32,15 +32,6 @@ class StoredBag(ArrayLikeBag):
     path : str or Path
         The folder ``save_bag`` wrote.
 
-    Attributes
-    ----------
-    coords : (N, 2) int64
-        Level-0 x, y of each tile's view origin.
-    grid_index : (N, 2) int32
-        Column and row of each tile.
-    tissue : (N,) float32
-        Tissue fraction of each tile.
-
     Raises
     ------
     BagFormatError
@@ -50,35 +41,13 @@ class StoredBag(ArrayLikeBag):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         layout = read_layout(self.path)
-        self.shape = layout.shape
-        self.codec = layout.codec.name
-        self.coords: NDArray[np.int64] = layout.columns["coords"]
-        self.grid_index: NDArray[np.int32] = layout.columns["grid_index"]
-        self.tissue: NDArray[np.float32] = layout.columns["tissue"]
-        self._attributes = layout.attributes
+        self._layout = layout
         self._reader = ShardReader(layout.grid, layout.codec)
 
     @property
     def attributes(self) -> dict[str, Any]:
         """All that is stored about the bag: provenance, version of the store, how the pixels are stored."""
-        return copy.deepcopy(self._attributes)
-
-    @property
-    def name(self) -> str:
-        """The name of the slide."""
-        return str(self._attributes["slide"]["name"])
-
-    @property
-    def label(self) -> Label:
-        """The label of the bag."""
-        label: Label = self._attributes["label"]
-        return label
-
-    @property
-    def view_mpp(self) -> Mpp | None:
-        """The resolution of the tiles in µm per pixel, None when it is not known."""
-        mpp = (self._attributes.get("view") or {}).get("mpp")
-        return None if mpp is None else Mpp.of(mpp)
+        return copy.deepcopy(self._layout.attributes)
 
     def provenance(self) -> dict[str, Any]:
         """Return where the tiles come from, as the bag that was stored told it."""
@@ -105,6 +74,8 @@ class StoredBag(ArrayLikeBag):
         ------
         BagFormatError
             When the store is damaged.
+        IndexError
+            When there is no such tile; negative numbers are for ``bag[-1]`` alone.
         """
         numbers = np.asarray(indices, dtype=np.int64)
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
@@ -141,4 +112,4 @@ class StoredBag(ArrayLikeBag):
         count, height, width, _ = self.shape
         at = "" if self.view_mpp is None else f" at {self.view_mpp.mean:.4g} µm"
         label = "" if self.label is None else f", label {self.label}"
-        return f"StoredBag({self.name}: {count:,} tiles of {width}×{height} px{at}, {self.codec}{label})"
+        return f"StoredBag({self.name}: {count:,} tiles of {width}×{height} px{at}, {self._layout.codec.name}{label})"

@@ -1,0 +1,141 @@
+"""Pictures and notebook cards: arrays in, Pillow images and HTML out. Knows nothing of slides."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+TISSUE = (0, 150, 110)  # green-blue: far from eosin, haematoxylin and DAB
+TILE = (20, 60, 200)
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+_CAPTION_PX = 26
+# Pillow's own font, the only one that is always there, has neither.
+_GLYPHS = str.maketrans({"µ": "u", "×": "x"})
+# Lengths a scale bar may have, in µm.
+_BAR_LENGTHS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
+
+
+def fit(rgb: NDArray[np.uint8], max_size: int) -> Image.Image:
+    """Return the image with its longer side at most ``max_size`` px."""
+    image = Image.fromarray(rgb)
+    factor = max(image.size) / max_size
+    if factor <= 1:
+        return image
+    size = (max(1, round(image.width / factor)), max(1, round(image.height / factor)))
+    return image.resize(size, Image.Resampling.BOX)
+
+
+def tint_mask(image: Image.Image, mask: NDArray[np.bool_], colour: tuple[int, int, int] = TISSUE) -> Image.Image:
+    """Return the image with the mask (any size, covering the same area) outlined and what lies outside faded."""
+    shown = np.asarray(image.convert("RGB")).copy()
+    scaled = cv2.resize(mask.astype(np.uint8), image.size, interpolation=cv2.INTER_NEAREST)
+    outside = scaled == 0
+    shown[outside] = (shown[outside] * 0.55 + 255 * 0.45).astype(np.uint8)
+    outlines, _ = cv2.findContours(scaled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    width = max(1, round(max(image.size) / 500))
+    cv2.drawContours(shown, outlines, -1, colour, width, lineType=cv2.LINE_AA)
+    return Image.fromarray(shown)
+
+
+def draw_boxes(image: Image.Image, boxes: ArrayLike, colour: tuple[int, int, int] = TILE) -> Image.Image:
+    """Return the image with (N, 4) rectangles x, y, width, height (image px) filled lightly and outlined."""
+    base = image.convert("RGBA")
+    layer = Image.new("RGBA", base.size, (0, 0, 0, 0))
+    draw = ImageDraw.Draw(layer)
+    for x, y, width, height in np.asarray(boxes, np.float64).reshape(-1, 4):
+        outline = (*colour, 200) if min(width, height) >= 4 else None
+        draw.rectangle((x, y, x + max(1.0, width - 1), y + max(1.0, height - 1)), (*colour, 50), outline)
+    return Image.alpha_composite(base, layer).convert("RGB")
+
+
+def montage(tiles: NDArray[np.uint8], *, columns: int | None = None, tile_px: int = 128, gap: int = 3) -> Image.Image:
+    """Return (n, H, W, 3) uint8 tiles side by side, each shrunk to ``tile_px`` if larger."""
+    count = len(tiles)
+    if not count:
+        return captioned(Image.new("RGB", (2 * tile_px, tile_px), (245, 245, 245)), "no tiles")
+    columns = columns or math.ceil(math.sqrt(count))
+    pictures = [fit(tile, tile_px) for tile in tiles]
+    width, height = pictures[0].size
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), _PAPER)
+    for k, picture in enumerate(pictures):
+        sheet.paste(picture, ((k % columns) * (width + gap), (k // columns) * (height + gap)))
+    return sheet
+
+
+def captioned(image: Image.Image, caption: str) -> Image.Image:
+    """Return the image with a line of text above it."""
+    sheet = Image.new("RGB", (image.width, image.height + _CAPTION_PX), _PAPER)
+    ImageDraw.Draw(sheet).text((2, 4), caption.translate(_GLYPHS), _INK, ImageFont.load_default(15))
+    sheet.paste(image, (0, _CAPTION_PX))
+    return sheet
+
+
+def scale_bar(image: Image.Image, um_per_px: float) -> Image.Image:
+    """Return the image with a bar of a round length at the lower left, about a fifth of its width."""
+    wanted = image.width * um_per_px / 5
+    length = max((um for um in _BAR_LENGTHS_UM if um <= wanted), default=_BAR_LENGTHS_UM[0])
+    pixels = round(length / um_per_px)
+    if pixels < 8 or pixels > image.width - 16 or image.height < 48:
+        return image
+    shown = image.copy()
+    draw = ImageDraw.Draw(shown)
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length} um"
+    font = ImageFont.load_default(14)
+    left, bottom = 10, image.height - 10
+    right = left + max(pixels, round(draw.textlength(label, font)))
+    draw.rectangle((left - 5, bottom - 26, right + 5, bottom + 5), (255, 255, 255))
+    draw.rectangle((left, bottom - 3, left + pixels, bottom), _INK)
+    draw.text((left, bottom - 24), label, _INK, font)
+    return shown
+
+
+def beside(images: Sequence[Image.Image], gap: int = 16) -> Image.Image:
+    """Return images side by side, their tops aligned."""
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    sheet = Image.new("RGB", (width, max(image.height for image in images)), _PAPER)
+    left = 0
+    for image in images:
+        sheet.paste(image, (left, 0))
+        left += image.width + gap
+    return sheet
+
+
+def above(images: Sequence[Image.Image], gap: int = 16) -> Image.Image:
+    """Return images below each other, their left sides aligned."""
+    height = sum(image.height for image in images) + gap * (len(images) - 1)
+    sheet = Image.new("RGB", (max(image.width for image in images), height), _PAPER)
+    top = 0
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height + gap
+    return sheet
+
+
+def card(title: str, facts: Mapping[str, object], images: Iterable[Image.Image]) -> str:
+    """Return an HTML card for notebooks: pictures on the left, a table of facts on the right; text is escaped."""
+    pictures = "".join(f'<img style="max-width:420px" src="{_data_url(image)}">' for image in images)
+    rows = "".join(
+        f'<tr><td style="text-align:left;opacity:.65">{html.escape(name)}</td>'
+        f'<td style="text-align:left">{html.escape(str(value))}</td></tr>'
+        for name, value in facts.items()
+    )
+    return (
+        '<div style="display:flex;gap:16px;align-items:flex-start">'
+        f"<div>{pictures}</div>"
+        f"<div><b>{html.escape(title)}</b><table>{rows}</table></div></div>"
+    )
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
