@@ -21,41 +21,17 @@ from contextlib import closing
 from dataclasses import dataclass
 from numbers import Integral
 from queue import SimpleQueue
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from slideio_pipe.bag import Bag
 from slideio_pipe.device import Normalize, Sender, Sent, check_device, check_dtype
 from slideio_pipe.errors import ConfigError
 
 T = TypeVar("T")
-
-
-class TileSource(Protocol):
-    """What a stream needs of a bag; every bag has it."""
-
-    @property
-    def name(self) -> str:
-        """The slide's name."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, H, W, 3)."""
-        ...
-
-    @property
-    def coords(self) -> NDArray[np.int64]:
-        """(N, 2) level-0 px, x and y."""
-        ...
-
-    def read(
-        self, indices: NDArray[np.int64], out: NDArray[np.uint8] | None = None, *, threads: int = 1
-    ) -> NDArray[np.uint8]:
-        """Fill ``out[k]`` with tile ``indices[k]``."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +72,7 @@ class Stage(Generic[T]):
             self._permits.put(True)
         # A daemon, because Python waits for other threads before it runs exit handlers, and this one may be waiting
         # for a consumer that is gone. The exit handler ends it before the interpreter is taken down beneath it.
-        self._thread = threading.Thread(target=self._run, name="slideio_pipe.stream", daemon=False)
+        self._thread = threading.Thread(target=self._run, name="slideio_pipe.stream", daemon=True)
         atexit.register(self.close)
         self._thread.start()
 
@@ -190,7 +166,7 @@ class TileStream(Iterator[TileBatch]):
 
     def __init__(
         self,
-        bag: TileSource,
+        bag: Bag,
         positions: NDArray[np.int64],
         sender: Sender,
         *,
@@ -229,7 +205,7 @@ class TileStream(Iterator[TileBatch]):
         index = self._positions[self._taken : self._taken + self._batch_size]
         self._taken += len(index)
         coords = np.asarray(self._bag.coords)[index]
-        return TileBatch(tiles, coords, index.copy(), self._bag.name, self._taken == len(self._positions))
+        return TileBatch(tiles, coords, index, self._bag.name, self._taken == len(self._positions))
 
     def close(self) -> None:
         """End the thread, drop batches that nobody took, and free the ring."""
@@ -245,7 +221,7 @@ class TileStream(Iterator[TileBatch]):
 
 
 def stream(
-    bag: TileSource,
+    bag: Bag,
     *,
     device: str | torch.device,
     normalize: Normalize | None,
@@ -259,8 +235,8 @@ def stream(
 
     Parameters
     ----------
-    bag : TileSource
-        Any bag.
+    bag : Bag
+        Of a slide, from a store, or any other.
     device : str or torch.device
         "cpu", "cuda" or "cuda:1".
     normalize : Normalize or None
@@ -310,9 +286,7 @@ def default_threads() -> int:
     return max(1, cores - 1)
 
 
-def _send_batches(
-    bag: TileSource, positions: NDArray[np.int64], ring: Ring, batch_size: int, threads: int
-) -> Generator[Sent]:
+def _send_batches(bag: Bag, positions: NDArray[np.int64], ring: Ring, batch_size: int, threads: int) -> Generator[Sent]:
     with closing(ring):
         for start in range(0, len(positions), batch_size):
             index = positions[start : start + batch_size]
@@ -321,13 +295,13 @@ def _send_batches(
             yield ring.send(tiles)
 
 
-def _tile_count(bag: TileSource) -> int:
+def _tile_count(bag: Bag) -> int:
     if len(bag.shape) != 4 or bag.shape[3] != 3:
         raise ConfigError(f"a bag of the shape {tuple(bag.shape)}", slide=bag.name, remedy="pass (N, H, W, 3)")
     return bag.shape[0]
 
 
-def _tile_shape(bag: TileSource) -> tuple[int, int, int]:
+def _tile_shape(bag: Bag) -> tuple[int, int, int]:
     _, height, width, channels = bag.shape
     return height, width, channels
 
