@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.bag import ArrayLikeBag, Label
+from slideio_pipe.bag import ArrayLikeBag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.store.layout import read_layout
@@ -41,13 +41,22 @@ class StoredBag(ArrayLikeBag):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         layout = read_layout(self.path)
-        self._layout = layout
+        self._attributes = layout.attributes
+        self._codec = layout.codec.name
         self._reader = ShardReader(layout.grid, layout.codec)
+        self.shape = layout.shape
+        self.name = layout.attributes["slide"]["name"]
+        self.label = layout.attributes["label"]
+        mpp = (layout.attributes.get("view") or {}).get("mpp")
+        self.view_mpp = None if mpp is None else Mpp.of(mpp)
+        self.coords = layout.columns["coords"]
+        self.grid_index = layout.columns["grid_index"]
+        self.tissue = layout.columns["tissue"]
 
     @property
     def attributes(self) -> dict[str, Any]:
         """All that is stored about the bag: provenance, version of the store, how the pixels are stored."""
-        return copy.deepcopy(self._layout.attributes)
+        return copy.deepcopy(self._attributes)
 
     def provenance(self) -> dict[str, Any]:
         """Return where the tiles come from, as the bag that was stored told it."""
@@ -112,4 +121,4 @@ class StoredBag(ArrayLikeBag):
         count, height, width, _ = self.shape
         at = "" if self.view_mpp is None else f" at {self.view_mpp.mean:.4g} µm"
         label = "" if self.label is None else f", label {self.label}"
-        return f"StoredBag({self.name}: {count:,} tiles of {width}×{height} px{at}, {self._layout.codec.name}{label})"
+        return f"StoredBag({self.name}: {count:,} tiles of {width}×{height} px{at}, {self._codec}{label})"

@@ -1,0 +1,206 @@
+"""Shard files against a reader written from the specification, and against zarr-python."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slideio_pipe.errors import BagFormatError, ConfigError
+from slideio_pipe.store.codecs import codec_for, codec_from_zarr
+from slideio_pipe.store.shards import ShardGrid, ShardReader, is_finished, write_shard
+
+MISSING = 2**64 - 1
+
+
+def parse(data: bytes, slots: int) -> list[bytes | None]:
+    """The specification read aloud: a plain reader of a sharding_indexed file with its index at the end."""
+    index, crc = data[-slots * 16 - 4 : -4], data[-4:]
+    assert google_crc32c.value(index) == struct.unpack("<I", crc)[0]
+    pairs = struct.iter_unpack("<QQ", index)
+    return [None if pair == (MISSING, MISSING) else data[pair[0] : pair[0] + pair[1]] for pair in pairs]
+
+
+def sealed(index: list[tuple[int, int]]) -> bytes:
+    """The bytes of an index with a correct checksum."""
+    data = b"".join(struct.pack("<QQ", *pair) for pair in index)
+    return data + struct.pack("<I", google_crc32c.value(data))
+
+
+def raw_reader(folder: Path, count: int, slots: int, **kwargs: object) -> ShardReader:
+    return ShardReader(ShardGrid(folder, count, slots, **kwargs), codec_for("none"))
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """The folder of an array of one shard with four slots: three chunks of 12 bytes, the last slot missing."""
+    write_shard(tmp_path / "c/0/0/0/0", [bytes([k] * 12) for k in (1, 2, 3)], 4)
+    return tmp_path
+
+
+@given(chunks=st.lists(st.binary(min_size=1, max_size=40), max_size=6), spare=st.integers(0, 3))
+def test_any_chunks_are_found_by_a_plain_reader(chunks: list[bytes], spare: int, tmp_path_factory) -> None:
+    """Whatever the chunks are, a reader written from the specification finds them, and the spare slots missing."""
+    slots = len(chunks) + spare or 1
+    path = tmp_path_factory.mktemp("shard") / "c/0/0/0/0"
+    write_shard(path, chunks, slots)
+    assert parse(path.read_bytes(), slots) == chunks + [None] * (slots - len(chunks))
+
+
+def test_a_failing_encoder_leaves_nothing(tmp_path: Path) -> None:
+    """When the chunks end in an error, neither the shard nor its unfinished file stays."""
+
+    def chunks():
+        yield b"abc"
+        raise RuntimeError("encoder")
+
+    with pytest.raises(RuntimeError, match="encoder"):
+        write_shard(tmp_path / "shard", chunks(), 4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_takes_the_place_of_an_unfinished_one(tmp_path: Path) -> None:
+    """What a kill left under the temporary name is written over, and gone in the end."""
+    (tmp_path / "shard.partial").write_bytes(b"x" * 1000)
+    write_shard(tmp_path / "shard", [b"abc"], 2)
+    assert parse((tmp_path / "shard").read_bytes(), 2) == [b"abc", None]
+    assert [file.name for file in tmp_path.iterdir()] == ["shard"]
+
+
+@pytest.mark.parametrize("numbers", [[0], [2, 1, 0], [0, 1, 2], [1, 1, 2, 2, 0], []])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_chunks_come_in_the_order_asked_for(three: Path, numbers: list[int], threads: int) -> None:
+    """Neighbours, repetitions and any order arrive in the slot they were asked for."""
+    out = np.full((len(numbers), 12), 99, np.uint8)
+    raw_reader(three, 3, 4).read(np.array(numbers, np.int64), out, threads)
+    assert out.tolist() == [[number + 1] * 12 for number in numbers]
+
+
+def test_a_chunk_that_is_not_there_has_the_fill_value(tmp_path: Path) -> None:
+    """A missing entry and a missing file both mean the fill value, beside chunks that are there."""
+    data = b"\x07" * 12 + b"\x08" * 12
+    path = tmp_path / "c/0/0/0/0"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data + sealed([(MISSING, MISSING), (0, 12), (MISSING, MISSING), (12, 12)]))
+    out = np.zeros((8, 12), np.uint8)
+    raw_reader(tmp_path, 8, 4, fill_value=5).read(np.arange(8), out)
+    assert out[:, 0].tolist() == [5, 7, 5, 8, 5, 5, 5, 5]
+
+
+def test_chunks_out_of_file_order_are_read(tmp_path: Path) -> None:
+    """zarr v3 lets chunks lie in any order, with gaps between."""
+    path = tmp_path / "c/0/0/0/0"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\x02" * 12 + b"gap" + b"\x01" * 12 + sealed([(15, 12), (0, 12)]))
+    out = np.zeros((2, 12), np.uint8)
+    raw_reader(tmp_path, 2, 2).read(np.arange(2), out)
+    assert out[:, 0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        pytest.param([(0, 12), (13, 12)], "chunk 1 lies outside", id="behind the end"),
+        pytest.param([(0, 12), (2**64 - 6, 12)], "chunk 1 lies outside", id="offset that wraps around"),
+        pytest.param([(0, 2**63 + 5), (12, 12)], "chunk 0 lies outside", id="endless chunk"),
+        pytest.param([(MISSING, 12), (12, 12)], "chunk 0 lies outside", id="half missing"),
+        pytest.param([(0, 11), (12, 12)], "tile 0 has 11 bytes, not 12", id="short chunk"),
+    ],
+)
+def test_an_index_that_lies_is_refused(tmp_path: Path, index: list[tuple[int, int]], message: str) -> None:
+    """Entries with a correct checksum that point outside the file, or at too few bytes, are errors."""
+    path = tmp_path / "c/0/0/0/0"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\x01" * 24 + sealed(index))
+    with pytest.raises(BagFormatError, match=message):
+        raw_reader(tmp_path, 2, 2).read(np.arange(2), np.zeros((2, 12), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"), [(slice(None, -1), "checksum"), (slice(1, None), "outside"), (slice(0, 30), "shorter")]
+)
+def test_a_truncated_shard_is_refused(three: Path, keep: slice, message: str) -> None:
+    """A file that lost bytes at its end, at its start, or most of them names itself and what is wrong."""
+    path = three / "c/0/0/0/0"
+    path.write_bytes(path.read_bytes()[keep])
+    assert not is_finished(path, 3, 4)
+    with pytest.raises(BagFormatError, match=message) as error:
+        raw_reader(three, 3, 4).read(np.arange(3), np.zeros((3, 12), np.uint8))
+    assert str(path) in str(error.value)
+
+
+def test_only_a_whole_shard_counts_as_finished(three: Path) -> None:
+    """The right number of chunks without gaps is finished; any other number, or no file, is not."""
+    path = three / "c/0/0/0/0"
+    assert is_finished(path, 3, 4)
+    assert not is_finished(path, 2, 4)
+    assert not is_finished(path, 4, 4)
+    assert not is_finished(three / "c/1/0/0/0", 3, 4)
+
+
+def test_a_lost_chunk_of_a_complete_array_is_an_error(three: Path) -> None:
+    """Where every chunk was written, a missing one is a loss, not the fill value."""
+    reader = raw_reader(three, 8, 4, complete=True)
+    with pytest.raises(BagFormatError, match="tile 3 is not there"):
+        reader.read(np.array([3]), np.zeros((1, 12), np.uint8))
+    with pytest.raises(BagFormatError, match="shard 1 of 2 is not there"):
+        reader.read(np.array([4]), np.zeros((1, 12), np.uint8))
+
+
+def test_a_zstd_frame_of_another_size_is_refused(tmp_path: Path) -> None:
+    """A frame that decodes to fewer or more bytes than a tile never leaves a half-filled slot."""
+    codec = codec_for("zstd")
+    for size in (11, 13):
+        write_shard(tmp_path / "c/0/0/0/0", [codec.encode(np.ones(size, np.uint8))], 1)
+        with pytest.raises(BagFormatError, match="tile 0"):
+            ShardReader(ShardGrid(tmp_path, 1, 1), codec).read(np.array([0]), np.zeros((1, 12), np.uint8))
+
+
+def test_zarr_reads_the_frames_of_our_codec() -> None:
+    """The bytes our zstd codec makes are those zarr's codec of the same metadata decodes."""
+    tile = np.random.default_rng(0).integers(0, 9, (16, 24, 3), dtype=np.uint8)
+    codec = codec_for("zstd")
+    store = zarr.storage.MemoryStore()
+    array = zarr.create_array(
+        store, shape=tile.shape, dtype="uint8", chunks=tile.shape, compressors=list(codec.zarr), filters=None
+    )
+    array[...] = 1
+    key = next(key for key in store._store_dict if key.endswith("c/0/0/0"))
+    store._store_dict[key] = type(store._store_dict[key]).from_bytes(codec.encode(tile))
+    np.testing.assert_array_equal(array[...], tile)
+
+
+def test_unknown_codecs_are_named() -> None:
+    """A way to store pixels that does not exist is refused by name; a foreign codec chain has no codec."""
+    with pytest.raises(ConfigError, match="'lzma' is not a way"):
+        codec_for("lzma")
+    assert codec_from_zarr([{"name": "bytes"}, {"name": "blosc"}]) is None
+
+
+def test_descriptors_are_let_go(tmp_path: Path) -> None:
+    """Reading 40 shards keeps at most 16 files open, close() none."""
+    for shard in range(40):
+        write_shard(tmp_path / f"c/{shard}/0/0/0", [bytes([shard] * 12)], 1)
+    reader = raw_reader(tmp_path, 40, 1)
+
+    def held() -> int:
+        files = [fd.resolve() for fd in Path("/proc/self/fd").iterdir()]
+        return sum(tmp_path in file.parents for file in files)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("no /proc on this system to count descriptors")
+    out = np.zeros((40, 12), np.uint8)
+    reader.read(np.arange(40), out, threads=4)
+    assert out[:, 0].tolist() == list(range(40))
+    assert held() == 16
+    reader.close()
+    assert held() == 0
+    reader.read(np.arange(40), out)
+    del reader
+    assert held() == 0

@@ -1,0 +1,697 @@
+"""Saved bags against zarr-python, against kills, full disks and damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slideio_pipe.bag import Bag
+from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, OutputError, OutputExistsError
+from slideio_pipe.geometry import Mpp
+from slideio_pipe.store import StoredBag, open_bag, save_bag
+from slideio_pipe.store.layout import tiles_per_shard
+
+SLOTS = 512  # of small tiles
+
+
+class MemoryBag:
+    """Tiles in an array that satisfy the bag protocol; every tile differs from every other."""
+
+    name = "a.svs"
+    view_mpp = Mpp(0.5, 0.5)
+
+    def __init__(self, count: int = 5, height: int = 4, width: int = 6, label: object = 1) -> None:
+        rng = np.random.default_rng(count)
+        self.tiles = rng.integers(0, 8, (count, height, width, 3), dtype=np.uint8)
+        self.tiles[:, 0, 0] = np.stack([np.arange(count) >> shift & 255 for shift in (0, 8, 16)], axis=-1)
+        self.shape = self.tiles.shape
+        self.coords = rng.integers(-100, 2**40, (count, 2))
+        self.grid_index = rng.integers(0, 1000, (count, 2), dtype=np.int32)
+        self.tissue = np.where(np.arange(count) % 3, rng.random(count), np.nan).astype(np.float32)
+        self.label = label
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def read(self, indices, out=None, *, threads: int = 1):
+        out = np.empty((len(indices), *self.shape[1:]), np.uint8) if out is None else out
+        out[:] = self.tiles[indices]
+        return out
+
+    def provenance(self) -> dict:
+        slide = {"name": self.name, "fingerprint": "0c1e", "dimensions": [4000, 3000], "mpp": [0.25, 0.25]}
+        return {"slide": slide, "view": {"mpp": [0.5, 0.5]}, "grid": {"tile_size": 6}, "label": self.label}
+
+
+class StoppingBag(MemoryBag):
+    """Raises, or runs ``stop``, when it is asked for a certain tile."""
+
+    def __init__(self, at: int, stop, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.at, self.stop = at, stop
+
+    def read(self, indices, out=None, *, threads: int = 1):
+        if self.at in indices:
+            self.stop()
+        return super().read(indices, out, threads=threads)
+
+
+def corrupt() -> None:
+    raise CorruptSlideError("tile 3 cannot be decoded", slide="a.svs")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def edit_json(file: Path, edit) -> None:
+    data = json.loads(file.read_text())
+    edit(data)
+    file.write_text(json.dumps(data))
+
+
+@pytest.fixture(params=["none", "zstd"])
+def pixels(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def zarrs_pipeline() -> Iterator[None]:
+    pytest.importorskip("zarrs", reason="the zarrs codec pipeline is not installed")
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        yield
+
+
+# --- what any zarr reader sees
+
+
+@pytest.mark.parametrize("count", [0, 1, SLOTS, 2 * SLOTS + 3])
+def test_zarr_reads_the_same_arrays(tmp_path: Path, pixels: str, count: int) -> None:
+    """zarr-python finds every array of the design, bit for bit, for no tile, part of a shard and several shards."""
+    bag = MemoryBag(count)
+    save_bag(bag, tmp_path / "a.bag.zarr", pixels=pixels)
+    group = zarr.open_group(tmp_path / "a.bag.zarr", mode="r")
+    assert sorted(group.array_keys()) == ["coords", "grid_index", "tiles", "tissue"]
+    for name, expected in {
+        "tiles": bag.tiles,
+        "coords": bag.coords,
+        "grid_index": bag.grid_index,
+        "tissue": bag.tissue,
+    }.items():
+        assert group[name].dtype == expected.dtype
+        np.testing.assert_array_equal(group[name][...], expected)
+    assert group["tiles"].chunks == (1, 4, 6, 3)
+    assert group["tiles"].shards == (SLOTS, 4, 6, 3)
+
+
+@pytest.mark.usefixtures("zarrs_pipeline")
+def test_zarrs_reads_the_same_tiles(tmp_path: Path, pixels: str) -> None:
+    """The Rust pipeline finds the same tiles, and saving does not depend on the pipeline in force."""
+    bag = MemoryBag(SLOTS + 3)
+    save_bag(bag, tmp_path / "a.bag.zarr", pixels=pixels)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.bag.zarr/tiles", mode="r")[...], bag.tiles)
+
+
+@pytest.mark.parametrize("write_empty_chunks", [False, True])
+def test_a_bag_that_zarr_wrote_is_read(tmp_path: Path, pixels: str, write_empty_chunks: bool) -> None:
+    """Tiles that zarr left out because they hold the fill value, one by one or a whole shard, are read as such."""
+    bag = MemoryBag(3 * SLOTS + 3)
+    bag.tiles[4:6] = 0
+    bag.tiles[SLOTS : 2 * SLOTS] = 0
+    ours = save_bag(bag, tmp_path / "ours.bag.zarr", pixels=pixels)
+    group = zarr.create_group(tmp_path / "theirs.bag.zarr", zarr_format=3)
+    group.attrs["tile_bag"] = {**ours.attributes, "pixels": {"codec": pixels}}
+    for name, array in zarr.open_group(ours.path, mode="r").arrays():
+        copy = group.create_array(
+            name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=array.chunks,
+            shards=array.shards,
+            compressors=array.compressors,
+            filters=None,
+            fill_value=0,
+            config={"write_empty_chunks": write_empty_chunks},
+        )
+        copy[...] = array[...]
+    assert (tmp_path / "theirs.bag.zarr/tiles/c/1").exists() == write_empty_chunks
+    theirs = open_bag(tmp_path / "theirs.bag.zarr")
+    np.testing.assert_array_equal(theirs[:], bag.tiles)
+    np.testing.assert_array_equal(theirs[[SLOTS + 7, 5, 0]], bag.tiles[[SLOTS + 7, 5, 0]])
+
+
+# --- the opened bag
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoredBag, MemoryBag]:
+    """A bag of three shards, the last one not full, and where it came from."""
+    bag = MemoryBag(2 * SLOTS + 9)
+    return save_bag(bag, tmp_path_factory.mktemp("saved") / "a.bag.zarr", pixels="zstd"), bag
+
+
+KEYS = [0, -1, 600, np.int32(5), (3, 2), (slice(3, 5), 0), slice(None), slice(510, 515), slice(700, 3, -97)]
+
+
+@pytest.mark.parametrize("key", [*KEYS, [3, -1, 3], [], np.arange(4) * 7])
+def test_indexing_is_numpy_indexing(saved: tuple[StoredBag, MemoryBag], key: object) -> None:
+    """Numbers, slices and lists of tiles, and what follows in a tuple, give what they give on the array."""
+    stored, bag = saved
+    np.testing.assert_array_equal(stored[key], bag.tiles[key], strict=True)
+
+
+def test_a_mask_chooses_tiles(saved: tuple[StoredBag, MemoryBag]) -> None:
+    """A boolean array as long as the bag chooses tiles."""
+    stored, bag = saved
+    np.testing.assert_array_equal(stored[stored.tissue > 0.5], bag.tiles[bag.tissue > 0.5], strict=True)
+
+
+@pytest.mark.parametrize("key", [2 * SLOTS + 9, -2 * SLOTS - 10, [0, 2 * SLOTS + 9], np.ones(3, bool), 1.5])
+def test_what_is_outside_is_an_index_error(saved: tuple[StoredBag, MemoryBag], key: object) -> None:
+    """A tile that is not there, or a mask of another length, is numpy's IndexError."""
+    with pytest.raises((IndexError, TypeError)):
+        saved[0][key]
+
+
+@settings(max_examples=30, deadline=None)
+@given(numbers=st.lists(st.integers(0, 2 * SLOTS + 8), max_size=40), threads=st.integers(1, 4))
+def test_any_tiles_in_any_order(saved: tuple[StoredBag, MemoryBag], numbers: list[int], threads: int) -> None:
+    """``read`` fills the caller's slots with any tiles, in any order, by any number of threads."""
+    stored, bag = saved
+    out = np.full((len(numbers), 4, 6, 3), 77, np.uint8)
+    assert stored.read(np.array(numbers, np.int64), out, threads=threads) is out
+    np.testing.assert_array_equal(out, bag.tiles[np.array(numbers, np.int64)])
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        pytest.param(np.empty((2, 4, 6, 3), np.int8), id="another type"),
+        pytest.param(np.empty((3, 4, 6, 3), np.uint8), id="another length"),
+        pytest.param(np.empty((4, 4, 6, 3), np.uint8)[::2], id="not contiguous"),
+        pytest.param(np.frombuffer(bytes(2 * 72), np.uint8).reshape(2, 4, 6, 3), id="read-only"),
+    ],
+)
+def test_slots_that_do_not_fit_are_refused(saved: tuple[StoredBag, MemoryBag], out: np.ndarray) -> None:
+    """Slots of the wrong type or shape, or that cannot be written in place, are an error and not a hidden copy."""
+    with pytest.raises(ConfigError, match="pass a writable C-contiguous uint8 array"):
+        saved[0].read([0, 1], out)
+
+
+def test_an_opened_bag_tells_what_was_saved(saved: tuple[StoredBag, MemoryBag]) -> None:
+    """Name, label, resolution, coordinates and provenance come back; the store adds its own two keys."""
+    stored, bag = saved
+    assert isinstance(stored, Bag)
+    assert (stored.name, stored.label, stored.view_mpp, stored.shape) == ("a.svs", 1, Mpp(0.5, 0.5), bag.shape)
+    for name in ("coords", "grid_index", "tissue"):
+        np.testing.assert_array_equal(getattr(stored, name), getattr(bag, name), strict=True)
+    assert stored.provenance() == bag.provenance()
+    assert stored.attributes["version"] == 1
+    assert stored.attributes["pixels"]["codec"] == "zstd"
+    assert repr(stored) == "StoredBag(a.svs: 1,033 tiles of 6×4 px at 0.5 µm, zstd, label 1)"
+
+
+def test_an_opened_bag_travels_by_path(saved: tuple[StoredBag, MemoryBag]) -> None:
+    """A pickle is the path, whatever was read before, and the copy reads the same tiles."""
+    stored, bag = saved
+    stored[3]
+    data = pickle.dumps(stored)
+    assert len(data) < 500
+    np.testing.assert_array_equal(pickle.loads(data)[::100], bag.tiles[::100])
+
+
+def test_a_closed_bag_reads_again(saved: tuple[StoredBag, MemoryBag]) -> None:
+    """The end of a with block lets go of files, it does not end the bag."""
+    stored, bag = saved
+    with stored:
+        stored[3]
+    np.testing.assert_array_equal(stored[4], bag.tiles[4])
+
+
+def test_many_threads_share_a_bag_of_many_shards(tmp_path: Path, pixels: str) -> None:
+    """Eight threads that read all over 40 shards, while descriptors come and go, each get their tiles."""
+    bag = MemoryBag(40 * SLOTS, 2, 2)
+    stored = save_bag(bag, tmp_path / "a.bag.zarr", pixels=pixels)
+
+    def read(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(20):
+            numbers = rng.integers(0, len(bag), 30)
+            np.testing.assert_array_equal(stored.read(numbers), bag.tiles[numbers])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(8)))
+
+
+def test_a_stored_bag_is_stored_again_with_other_pixels(tmp_path: Path) -> None:
+    """Saving an opened bag over itself changes how pixels are stored and nothing else."""
+    bag = MemoryBag(SLOTS + 3)
+    old = save_bag(bag, tmp_path / "a.bag.zarr", pixels="zstd")
+    new = save_bag(old, tmp_path / "a.bag.zarr", pixels="none", overwrite=True)
+    fresh = save_bag(bag, tmp_path / "fresh.bag.zarr", pixels="none")
+    assert contents(new.path) == contents(fresh.path)
+    old.close()
+    with pytest.raises(BagFormatError, match="replaced since it was opened; open it again"):
+        old[0]
+
+
+@pytest.mark.parametrize("label", [None, 0, 0.25, "tumour", "µ"])
+def test_labels_keep_their_type(tmp_path: Path, label: object) -> None:
+    """A label comes back as the number, text or nothing it was."""
+    stored = save_bag(MemoryBag(label=label), tmp_path / "a.bag.zarr")
+    assert stored.label == label
+    assert type(stored.label) is type(label)
+    assert repr(stored).endswith("none)" if label is None else f"none, label {label})")
+
+
+# --- writing
+
+
+def test_the_same_bag_gives_the_same_bytes(tmp_path: Path, pixels: str) -> None:
+    """One thread or four, today or tomorrow: every file is the same."""
+    bag = MemoryBag(2 * SLOTS + 3)
+    first = save_bag(bag, tmp_path / "1.bag.zarr", pixels=pixels, threads=1)
+    second = save_bag(bag, tmp_path / "4.bag.zarr", pixels=pixels, threads=4)
+    assert contents(first.path) == contents(second.path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1.bag.zarr", "4.bag.zarr"]
+
+
+def test_progress_counts_tiles(tmp_path: Path) -> None:
+    """Progress starts at what is there already and ends at all tiles, also when there is none."""
+    calls: list[tuple[int, int]] = []
+    save_bag(MemoryBag(SLOTS + 3), tmp_path / "a.bag.zarr", progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(0, 515), (512, 515), (515, 515)]
+    calls.clear()
+    save_bag(MemoryBag(0), tmp_path / "b.bag.zarr", progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("side", "tiles"), [(1, 512), (224, 512), (256, 512), (512, 170), (1024, 42), (4096, 2), (8192, 1)]
+)
+def test_shards_stay_below_128_mib(side: int, tiles: int) -> None:
+    """A shard has 512 tiles, or as many as 128 MiB hold, and one in any case."""
+    assert tiles_per_shard(side * side * 3) == tiles
+    assert tiles == 1 or tiles * side * side * 3 <= 128 * 2**20
+
+
+def test_a_reading_error_leaves_no_output(tmp_path: Path) -> None:
+    """The slide's own error comes through, nothing has the final name, and the next run needs only the rest."""
+    path = tmp_path / "a.bag.zarr"
+    with pytest.raises(CorruptSlideError, match="tile 3 cannot be decoded"):
+        save_bag(StoppingBag(SLOTS + 1, corrupt, count=3 * SLOTS), path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bag.zarr.partial"]
+    calls: list[int] = []
+    save_bag(MemoryBag(3 * SLOTS), path, progress=lambda done, total: calls.append(done))
+    assert calls == [512, 1024, 1536]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bag.zarr"]
+
+
+def test_an_interrupt_leaves_a_resumable_state(tmp_path: Path) -> None:
+    """Ctrl-C in the middle ends the run, frees the lock and keeps what is finished."""
+    path = tmp_path / "a.bag.zarr"
+
+    def interrupt(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_bag(MemoryBag(4 * SLOTS), path, progress=interrupt)
+    assert not path.exists()
+    np.testing.assert_array_equal(save_bag(MemoryBag(4 * SLOTS), path)[:], MemoryBag(4 * SLOTS).tiles)
+
+
+@pytest.mark.parametrize("change", ["coords", "label", "pixels"])
+def test_another_bag_starts_afresh(tmp_path: Path, change: str) -> None:
+    """Finished shards of a bag that differs, if only by one coordinate or the label, are not used."""
+    path = tmp_path / "a.bag.zarr"
+    with pytest.raises(CorruptSlideError):
+        save_bag(StoppingBag(SLOTS + 1, corrupt, count=2 * SLOTS), path)
+    other = MemoryBag(2 * SLOTS, label=2 if change == "label" else 1)
+    other.coords[-1, -1] += change == "coords"
+    calls: list[int] = []
+    pixels = "zstd" if change == "pixels" else "none"
+    save_bag(other, path, pixels=pixels, progress=lambda done, total: calls.append(done))
+    assert calls == [0, 512, 1024]
+
+
+HANGING = """
+import sys, time
+from pathlib import Path
+from test_store import SLOTS, StoppingBag
+from slideio_pipe.store import save_bag
+
+def hang():
+    while not Path(sys.argv[1] + ".partial/tiles/c/2/0/0/0").exists():
+        time.sleep(0.01)
+    print("hanging", flush=True)
+    time.sleep(600)
+
+save_bag(StoppingBag(4 * SLOTS, hang, count=6 * SLOTS + 5), sys.argv[1], pixels=sys.argv[2])
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, pixels: str) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """A path that another process is writing to; it hangs in its fifth shard."""
+    path = tmp_path / "a.bag.zarr"
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    command = [sys.executable, "-c", HANGING, str(path), pixels]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "hanging\n"
+            yield path, process
+        finally:
+            process.kill()
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    hanging: tuple[Path, subprocess.Popen[str]], tmp_path: Path, pixels: str
+) -> None:
+    """After SIGKILL, with half-written and torn shards, the next run keeps what is whole and ends with equal files."""
+    path, process = hanging
+    bag = MemoryBag(6 * SLOTS + 5)
+    with pytest.raises(OutputError, match=f"is being written by process {process.pid} on {socket.gethostname()}"):
+        save_bag(bag, path, pixels=pixels)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not path.exists()
+    partial = tmp_path / "a.bag.zarr.partial"
+    torn = partial / "tiles/c/1/0/0/0"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    unfinished = partial / "tiles/c/4/0/0/0.partial"
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.write_bytes(b"half a shard")
+    kept = (partial / "tiles/c/0/0/0/0").stat().st_ino
+    calls: list[int] = []
+    stored = save_bag(bag, path, pixels=pixels, progress=lambda done, total: calls.append(done))
+    assert calls[0] in (2 * SLOTS, 3 * SLOTS)  # the fourth shard may have been under way
+    assert (path / "tiles/c/0/0/0/0").stat().st_ino == kept
+    undisturbed = save_bag(bag, tmp_path / "b.bag.zarr", pixels=pixels)
+    assert contents(stored.path) == contents(undisturbed.path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.bag.zarr", "b.bag.zarr"]
+
+
+@pytest.mark.parametrize("pixels", ["none"], indirect=True)
+def test_only_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, pixels: str) -> None:
+    """A lock of another host is respected and named; one left by a process that died here is not in the way."""
+    path, lock = tmp_path / "a.bag.zarr", tmp_path / "a.bag.zarr.lock"
+    lock.write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
+    with pytest.raises(OutputError, match=f"process 7 on elsewhere.*remove {re.escape(str(lock))}"):
+        save_bag(MemoryBag(), path)
+    assert lock.exists()
+    lock.write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname()}))
+    save_bag(MemoryBag(), path)
+    lock.write_text("")
+    save_bag(MemoryBag(), path, overwrite=True)
+    assert not lock.exists()
+
+
+def test_two_threads_cannot_write_one_bag(tmp_path: Path) -> None:
+    """The lock holds inside a process, too."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        reading.set()
+        assert go_on.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(save_bag, StoppingBag(0, wait), tmp_path / "a.bag.zarr")
+        assert reading.wait(60)
+        with pytest.raises(OutputError, match="is being written"):
+            save_bag(MemoryBag(), tmp_path / "a.bag.zarr")
+        go_on.set()
+        assert len(first.result()) == 5
+
+
+# --- what is there already
+
+
+def test_an_existing_bag_is_not_replaced_unasked(tmp_path: Path) -> None:
+    """Without overwrite=True an existing bag stays as it is."""
+    stored = save_bag(MemoryBag(), tmp_path / "a.bag.zarr")
+    before = contents(stored.path)
+    with pytest.raises(OutputExistsError, match="already exists; pass overwrite=True"):
+        save_bag(MemoryBag(label=2), stored.path)
+    assert contents(stored.path) == before
+
+
+def test_the_old_bag_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    """While a bag is overwritten the old one can be opened, also after the new one failed."""
+    path = tmp_path / "a.bag.zarr"
+    save_bag(MemoryBag(), path)
+    labels: list[object] = []
+    with pytest.raises(CorruptSlideError):
+        save_bag(StoppingBag(0, corrupt, label=2), path, overwrite=True)
+    save_bag(MemoryBag(label=2), path, overwrite=True, progress=lambda *_: labels.append(open_bag(path).label))
+    assert labels == [1, 1]
+    assert open_bag(path).label == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bag.zarr"]
+
+
+def test_a_swap_that_was_killed_in_the_middle_is_undone(tmp_path: Path) -> None:
+    """Killed between the two renames, the old bag gets its name back before anything else happens."""
+    path = tmp_path / "a.bag.zarr"
+    save_bag(MemoryBag(label="old"), path).path.rename(tmp_path / "a.bag.zarr.replaced")
+    with pytest.raises(OutputExistsError):
+        save_bag(MemoryBag(label="new"), path)
+    assert open_bag(path).label == "old"
+
+
+def test_a_swap_that_was_killed_at_its_end_is_completed(tmp_path: Path) -> None:
+    """Killed after both renames, the next run removes the old bag."""
+    path = tmp_path / "a.bag.zarr"
+    save_bag(MemoryBag(label="oldest"), tmp_path / "a.bag.zarr.replaced")
+    save_bag(MemoryBag(label="old"), tmp_path / "old").path.rename(path)
+    assert save_bag(MemoryBag(label="new"), path, overwrite=True).label == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bag.zarr"]
+
+
+@pytest.mark.parametrize("where", ["a.bag.zarr", "a.bag.zarr.partial"])
+@pytest.mark.parametrize("kind", ["folder", "file", "zarr array"])
+def test_what_is_no_bag_is_never_removed(tmp_path: Path, where: str, kind: str) -> None:
+    """A folder of other things, a file or a foreign zarr stays, even with overwrite=True."""
+    victim = tmp_path / where
+    if kind == "folder":
+        victim.mkdir()
+        (victim / "thesis.tex").write_text("years of work")
+    elif kind == "file":
+        victim.write_text("years of work")
+    else:
+        zarr.create_array(victim, shape=(3,), dtype="i4")[...] = 1
+        (victim / "notes.txt").write_text("years of work")
+    before = victim.read_bytes() if victim.is_file() else contents(victim)
+    with pytest.raises(OutputExistsError, match="remove it or pass another path"):
+        save_bag(MemoryBag(), tmp_path / "a.bag.zarr", overwrite=True)
+    assert before == (victim.read_bytes() if victim.is_file() else contents(victim))
+
+
+# --- where it cannot be written
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path):
+    """Mounts a small file system, or skips where that is not allowed."""
+    mounted: list[Path] = []
+
+    def mount(options: str, folder: Path = tmp_path / "disk") -> Path:
+        folder.mkdir(exist_ok=True)
+        if sys.platform != "linux" or shutil.which("mount") is None:
+            pytest.skip("no tmpfs on this system")
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            pytest.skip(f"a small disk cannot be mounted here: {result.stderr.strip()}")
+        if "remount" not in options:
+            mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_can_be_continued(tmpfs, tmp_path: Path, pixels: str) -> None:
+    """A disk that fills up is an OutputError with a remedy, nothing has the final name, and more space goes on."""
+    bag = MemoryBag(30 * SLOTS, 8, 8)
+    disk = tmpfs("size=1m")
+    with pytest.raises(OutputError, match=r"No space left on device.*free some space and run again"):
+        save_bag(bag, disk / "a.bag.zarr", pixels=pixels)
+    assert [entry.name for entry in disk.iterdir()] == ["a.bag.zarr.partial"]
+    tmpfs("remount,size=16m")
+    calls: list[int] = []
+    stored = save_bag(bag, disk / "a.bag.zarr", pixels=pixels, progress=lambda done, total: calls.append(done))
+    assert calls[0] >= SLOTS
+    assert contents(stored.path) == contents(save_bag(bag, tmp_path / "b.bag.zarr", pixels=pixels).path)
+
+
+def test_a_disk_too_full_to_begin(tmpfs) -> None:
+    """A disk without room for the coordinates is the same error."""
+    disk = tmpfs("size=16k")
+    with pytest.raises(OutputError, match=f"{disk}.*No space left on device"):
+        save_bag(MemoryBag(10_000, 2, 2), disk / "a.bag.zarr")
+
+
+def test_a_read_only_disk_is_named(tmpfs) -> None:
+    """A disk that takes no writes is an OutputError with path, reason and remedy."""
+    disk = tmpfs("ro,size=16k")
+    with pytest.raises(OutputError, match=f"{disk}/a.bag.zarr.*Read-only file system.*writable disk"):
+        save_bag(MemoryBag(), disk / "a.bag.zarr")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    """A folder one may not write to is an OutputError."""
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match=r"Permission denied.*you may write to"):
+        save_bag(MemoryBag(), tmp_path / "a.bag.zarr")
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    """A parent that is a file is an OutputError; parents that are missing are made."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="a file is in the way"):
+        save_bag(MemoryBag(), tmp_path / "file/a.bag.zarr")
+    assert len(save_bag(MemoryBag(), tmp_path / "new/folders/a.bag.zarr")) == 5
+
+
+# --- arguments
+
+
+def test_arguments_that_make_no_sense(tmp_path: Path) -> None:
+    """Unknown pixels, no threads, arrays that do not fit and labels that are no JSON are named before writing."""
+    with pytest.raises(ConfigError, match="pixels='webp'"):
+        save_bag(MemoryBag(), tmp_path / "a", pixels="webp")
+    with pytest.raises(ConfigError, match="threads is 0"):
+        save_bag(MemoryBag(), tmp_path / "a", threads=0)
+    short = MemoryBag()
+    short.tissue = short.tissue[:-1]
+    with pytest.raises(ConfigError, match=r"tissue has the shape \(4,\), not \(5,\)"):
+        save_bag(short, tmp_path / "a")
+    with pytest.raises(ConfigError, match="label"):
+        save_bag(MemoryBag(label=np.int64(3)), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- damage
+
+
+def no_label(data: dict) -> None:
+    del data["attributes"]["tile_bag"]["label"]
+
+
+DAMAGES = {
+    "not there": (lambda path: shutil.rmtree(path), "no bag store"),
+    "no group": (lambda path: (path / "zarr.json").unlink(), "no bag store"),
+    "torn metadata": (lambda path: (path / "zarr.json").write_text('{"zarr_fo'), "zarr.json cannot be read"),
+    "an array": (lambda path: shutil.copy(path / "tiles/zarr.json", path), "describes no zarr v3 group"),
+    "another group": (
+        lambda path: edit_json(path / "zarr.json", lambda data: data["attributes"].clear()),
+        'without the attribute "tile_bag"',
+    ),
+    "the future": (
+        lambda path: edit_json(path / "zarr.json", lambda data: data["attributes"]["tile_bag"].update(version=2)),
+        "version 2; this package reads version 1; upgrade",
+    ),
+    "no version": (
+        lambda path: edit_json(path / "zarr.json", lambda data: data["attributes"]["tile_bag"].pop("version")),
+        "version None",
+    ),
+    "no label": (lambda path: edit_json(path / "zarr.json", no_label), 'lacks "label"'),
+    "no name": (
+        lambda path: edit_json(path / "zarr.json", lambda data: data["attributes"]["tile_bag"].update(slide={})),
+        "name of the slide",
+    ),
+    "no tiles": (lambda path: shutil.rmtree(path / "tiles"), "tiles: no zarr v3 array"),
+    "no coords": (lambda path: shutil.rmtree(path / "coords"), "coords: no zarr v3 array"),
+    "no values": (lambda path: (path / "tissue/c/0").unlink(), "tissue: chunks are not there"),
+    "torn values": (lambda path: os.truncate(path / "coords/c/0/0", 8), "coords: cannot be read"),
+    "other length": (
+        lambda path: edit_json(path / "tissue/zarr.json", lambda data: data.update(shape=[4])),
+        r"tissue has the shape \(4,\), not \(5,\)",
+    ),
+    "other type": (
+        lambda path: edit_json(path / "coords/zarr.json", lambda data: data.update(data_type="uint64")),
+        "coords is uint64, not int64",
+    ),
+    "other tiles": (
+        lambda path: edit_json(path / "tiles/zarr.json", lambda data: data.update(data_type="int8")),
+        "not laid out as a bag's: data_type",
+    ),
+    "torn description": (
+        lambda path: edit_json(path / "tiles/zarr.json", lambda data: data.update(codecs=[])),
+        "not described as a bag's",
+    ),
+    "other codec": (
+        lambda path: edit_json(
+            path / "tiles/zarr.json",
+            lambda data: data["codecs"][0]["configuration"]["codecs"].append({"name": "blosc"}),
+        ),
+        "tiles are stored as bytes.*blosc; upgrade",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_store_is_refused(tmp_path: Path, damage: str) -> None:
+    """Whatever is wrong with the metadata is said, with the path and a remedy, when the bag is opened."""
+    path = save_bag(MemoryBag(), tmp_path / "a.bag.zarr").path
+    break_it, message = DAMAGES[damage]
+    break_it(path)
+    with pytest.raises(BagFormatError, match=message) as error:
+        open_bag(path)
+    assert str(error.value).startswith(str(path))
+    assert error.value.remedy
+
+
+def test_a_file_is_no_bag(tmp_path: Path) -> None:
+    """A slide given for a bag is refused with what to pass instead."""
+    (tmp_path / "a.svs").write_bytes(b"II*\0")
+    with pytest.raises(BagFormatError, match=r"no bag store.*pass the .bag.zarr folder"):
+        open_bag(tmp_path / "a.svs")
+
+
+@pytest.mark.parametrize("pixels", ["zstd"], indirect=True)
+def test_a_flipped_bit_is_found(tmp_path: Path, pixels: str) -> None:
+    """One wrong bit in a compressed tile is an error that names the tile; the tiles beside it are read."""
+    bag = MemoryBag(5, 32, 32)
+    stored = save_bag(bag, tmp_path / "a.bag.zarr", pixels=pixels)
+    shard = stored.path / "tiles/c/0/0/0/0"
+    data = bytearray(shard.read_bytes())
+    end = len(data) - SLOTS * 16 - 4
+    data[end - 100] ^= 4  # inside the last tile
+    shard.write_bytes(data)
+    with pytest.raises(BagFormatError, match="tile 4 cannot be decoded"):
+        stored[4]
+    with pytest.raises(BagFormatError, match="tile 4 cannot be decoded"):
+        stored.read(np.arange(5), threads=2)
+    np.testing.assert_array_equal(stored[:4], bag.tiles[:4])
+
+
+def test_a_lost_shard_is_not_black(tmp_path: Path, pixels: str) -> None:
+    """A shard that was written and is gone is an error, although zarr would call it the fill value."""
+    stored = save_bag(MemoryBag(2 * SLOTS), tmp_path / "a.bag.zarr", pixels=pixels)
+    shutil.rmtree(stored.path / "tiles/c/1")
+    assert stored[0].shape == (4, 6, 3)
+    with pytest.raises(BagFormatError, match="shard 1 of 2 is not there; copy or write the bag again"):
+        stored[SLOTS]
