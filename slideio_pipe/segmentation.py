@@ -26,10 +26,14 @@ SMOOTH_UM = 12.0
 REACH_UM = 24.0
 # A shadow (vignetting, scratched glass, coverslip edge) carries no colour: brightness counts half.
 GREY_WEIGHT = 0.5
+# The part of the threshold that is enough beside tissue: fat walls of 0.015 OD next to stroma, glass below 0.01.
+WEAK_PART = 0.4
+# A region without this colour (OD range) in a quarter of it, nor this darkness (mean OD) in half, is dust.
+DUST_COLOUR, DUST_DARKNESS = 0.02, 0.1
 # Saturation (of 1) above which a pixel is tissue for method "threshold": CLAM's presets use 8 of 255.
 SATURATION_THRESHOLD = 8 / 255
 # Glass is bright, at most slightly tinted, and smooth.
-GLASS_MIN_VALUE, GLASS_MAX_CHROMA, GLASS_MAX_STD = 180.0, 26.0, 4.0
+GLASS_MIN_VALUE, GLASS_MAX_CHROMA, GLASS_MAX_PINK, GLASS_MAX_STD = 180.0, 26.0, 9.0, 4.0
 DEFAULT_GLASS = 245.0  # where a slide shows no glass
 # Standard deviation of OD on glass that still counts as noise: 4.5 of 255 grey levels.
 MAX_NOISE = 0.008
@@ -73,25 +77,56 @@ def segment(
     """
     # A pixel coarser than a kernel still gets the mildest smoothing and the smallest disk.
     smooth_px, reach_px = max(SMOOTH_UM / um_per_px, 0.7), max(REACH_UM / um_per_px, 1.0)
-    dark = has_dark_background(rgb)
     excluded = np.zeros(rgb.shape[:2], dtype=bool)
+    dark = has_dark_background(rgb)
     if dark:
-        signal, bounds = fluorescence_signal(rgb, 2 * smooth_px), FLUORESCENCE_RANGE
+        signal = fluorescence_signal(rgb, 2 * smooth_px)
+        limit = bounded_otsu(signal, FLUORESCENCE_RANGE) if threshold is None else threshold
+        mask: Mask = signal > limit
     else:
         glass = glass_colour(rgb)
         excluded |= dark_padding(rgb, reach_px)
         if ignore_pen:
             excluded |= pen_marks(rgb, glass, reach_px)
-        signal, bounds = stain_signal(rgb, glass, smooth_px), OTSU_RANGE
+        # Painted over, so that smoothing does not spread ink and black beyond what is excluded.
+        clean = np.where(excluded[..., None], np.round(glass).astype(np.uint8), rgb)
         if method == "threshold":
-            signal, bounds = saturation(gaussian(rgb, smooth_px)), (SATURATION_THRESHOLD, SATURATION_THRESHOLD)
-    limit = bounded_otsu(signal[~excluded], bounds) if threshold is None else threshold
+            limit = SATURATION_THRESHOLD if threshold is None else threshold
+            mask = saturation(gaussian(clean, smooth_px)) > limit
+        else:
+            mask, limit = _stained(clean, glass, smooth_px, threshold)
     details = {
         "background": "dark" if dark else "bright",
         "used_threshold": round(float(limit), 5),
         "excluded_fraction": round(float(excluded.mean()), 5),
     }
-    return Segmentation(closed(signal > limit, reach_px) & ~excluded, excluded, details)
+    return Segmentation(closed(mask, reach_px) & ~excluded, excluded, details)
+
+
+def _stained(rgb: Rgb, glass: Plane, sigma_px: float, threshold: float | None) -> tuple[Mask, float]:
+    """Return the pixels above the threshold, the pale ones joined to them, and the threshold."""
+    colour, darkness, texture = stain_signals(rgb, glass, sigma_px)
+    paleness = np.hypot(colour, texture)
+    signal = np.hypot(paleness, GREY_WEIGHT * darkness)
+    limit = bounded_otsu(signal, OTSU_RANGE) if threshold is None else threshold
+    # Darkness is left out of the weak rule, which would otherwise follow a shadow over the glass.
+    # Texture without colour is that of bubbles and scratches; and a pixel needs some colour of its own, smoothed or not,
+    # so that the weak rule does not follow the blur around dense tissue.
+    own = optical_density(gaussian(rgb, sigma_px / 3), glass)
+    weak = (paleness > WEAK_PART * limit) & (np.minimum(colour, np.ptp(own, axis=2)) > WEAK_PART * limit / 2)
+    mask = connected_to(signal > limit, weak)
+    return _without_dust(mask, colour, darkness), limit
+
+
+def _without_dust(mask: Mask, colour: Plane, darkness: Plane) -> Mask:
+    """Drop regions that are neither coloured nor dark: dust, scratches, bubbles, the edge of the coverslip."""
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    area = np.maximum(np.bincount(labels.ravel(), minlength=count), 1)
+    coloured = np.bincount(labels.ravel(), (colour > DUST_COLOUR).ravel(), minlength=count) / area
+    dark = np.bincount(labels.ravel(), (darkness > DUST_DARKNESS).ravel(), minlength=count) / area
+    keep = (coloured > 0.25) | (dark > 0.5)
+    keep[0] = False
+    return np.asarray(keep[labels], dtype=bool)
 
 
 def tidied(found: Segmentation, min_area_px: float, max_hole_px: float) -> Mask:
@@ -115,7 +150,8 @@ def bounded_otsu(signal: NDArray[np.float32], bounds: tuple[float, float]) -> fl
 
 def has_dark_background(rgb: Rgb) -> bool:
     """Return whether this is fluorescence (bright on black) rather than brightfield, padded with black or not."""
-    value = rgb.mean(axis=2)
+    # Smoothed, because bright nuclei stand apart on black while brightfield is bright all over.
+    value = gaussian(rgb.mean(axis=2), 3)
     lit = value[value > BLACK]
     return lit.size == 0 or float(np.median(lit)) < BRIGHTFIELD_MIN_MEDIAN
 
@@ -144,7 +180,8 @@ def glass_colour(rgb: Rgb) -> Plane:
     spread = np.sqrt(np.maximum(gaussian(value**2, 1.5) - gaussian(value, 1.5) ** 2, 0))
     chroma = rgb.max(axis=2).astype(np.float32) - rgb.min(axis=2)
     bright = (value > GLASS_MIN_VALUE) & (value < 254.5)  # 255 exactly is padding painted by the scanner
-    glass = bright & (chroma < GLASS_MAX_CHROMA) & (spread < GLASS_MAX_STD)
+    pink = rgb[..., ::2].mean(axis=2, dtype=np.float32) - rgb[..., 1]  # lamps are yellowish or bluish, stain is pink
+    glass = bright & (chroma < GLASS_MAX_CHROMA) & (pink < GLASS_MAX_PINK) & (spread < GLASS_MAX_STD)
     if np.count_nonzero(glass) < max(8, 0.002 * value.size):
         return np.full(3, DEFAULT_GLASS, dtype=np.float32)
     # The commonest brightness among the brighter half: shadows and pale tissue lie below it.
@@ -155,26 +192,25 @@ def glass_colour(rgb: Rgb) -> Plane:
 
 
 def optical_density(rgb: NDArray[Any], glass: Plane) -> Plane:
-    """Return ``-log10(rgb / glass)``, (h, w, 3) float32, 0 on glass and below 0 where it is brighter than glass."""
-    return np.asarray(-np.log10(np.maximum(rgb, 1) / glass), dtype=np.float32)
+    """Return ``-log10(rgb / glass)``, (h, w, 3) float32; 0 where it is brighter than glass, as painted padding is."""
+    return np.asarray(np.maximum(-np.log10(np.maximum(rgb, 1) / glass), 0), dtype=np.float32)
 
 
-def stain_signal(rgb: Rgb, glass: Plane, sigma_px: float) -> Plane:
-    """Return the OD by which a neighbourhood differs from glass: in colour, texture and, at half weight, darkness.
+def stain_signals(rgb: Rgb, glass: Plane, sigma_px: float) -> tuple[Plane, Plane, Plane]:
+    """Return by how much OD a neighbourhood differs from glass in colour, in darkness and in texture.
 
-    Colour is the range of the smoothed OD over the channels. Texture is the local standard deviation of the mean OD,
-    above that of the quietest tenth of the overview; it finds fat walls and pale stroma between nuclei.
+    Colour is the range of the smoothed OD over the channels, darkness its mean. Texture is the local standard deviation
+    of the mean OD, above that of the quietest tenth of the overview; it finds fat walls and stroma between nuclei.
     """
     density = optical_density(gaussian(rgb, sigma_px), glass)
-    colour = density.max(axis=2) - density.min(axis=2)
-    darkness = np.maximum(density.mean(axis=2), 0)
-    texture = _texture(rgb, glass, 1.5 * sigma_px)
-    return np.asarray(np.sqrt(colour**2 + (GREY_WEIGHT * darkness) ** 2 + texture**2), dtype=np.float32)
+    colour: Plane = density.max(axis=2) - density.min(axis=2)
+    darkness: Plane = density.mean(axis=2)
+    return colour, darkness, _texture(rgb, glass, 1.5 * sigma_px)
 
 
 def _texture(rgb: Rgb, glass: Plane, sigma_px: float) -> Plane:
     # Clipped, because the border of dense tissue would make a wide halo of the glass beside it.
-    grey = np.clip(optical_density(rgb, glass).mean(axis=2), -TEXTURE_CLIP, TEXTURE_CLIP)
+    grey = np.minimum(optical_density(rgb, glass).mean(axis=2), TEXTURE_CLIP)
     variance = np.maximum(gaussian(grey**2, sigma_px) - gaussian(grey, sigma_px) ** 2, 0)
     noise = min(float(np.percentile(variance, 10)), MAX_NOISE**2)
     return np.asarray(np.sqrt(np.maximum(variance - 1.5 * noise, 0)), dtype=np.float32)
@@ -203,44 +239,45 @@ def pen_marks(rgb: Rgb, glass: Plane, radius_px: float) -> Mask:
     Ink is told from stain by its OD in red, green and blue. Haematoxylin and eosin absorb green most, DAB absorbs blue
     most and red too (the vectors of Ruifrok & Johnston, Anal Quant Cytol Histol 23, 2001).
     """
-    smooth = gaussian(rgb, max(radius_px / 2, 0.5))
-    density: Plane = np.maximum(optical_density(smooth, glass), 0)
-    red: Plane = density[..., 0]
-    green: Plane = density[..., 1]
-    blue: Plane = density[..., 2]
-    inks = [
-        # core, rim. Red ink lets red through and stops green and blue alike; eosin lets half of the blue through.
-        (
-            (np.minimum(green, blue) > 0.45) & (red < 0.3 * green) & (blue > 0.85 * green),
-            (np.minimum(green, blue) > 0.03) & (red < 0.5 * green) & (blue > 0.8 * green),
-        ),
+    density = optical_density(gaussian(rgb, max(radius_px / 2, 0.5)), glass)
+    red, green, blue = (np.asarray(density[..., band], dtype=np.float32) for band in range(3))
+    stained = int(np.count_nonzero(density.max(axis=2) > OTSU_RANGE[1]))
+    margin_px = 1.5 * radius_px + 2  # the pale edge of a stroke, and the two pixels that resampling blurs
+    found = dilated(_opened(_is_black(rgb), radius_px), margin_px)
+    for core, rim in (
+        _red_ink(red, green, blue, radius_px),
         # Green ink: no stain of tissue lets green through best.
-        ((np.minimum(red, blue) > green + 0.15) & (red > 0.3), (np.minimum(red, blue) > green + 0.02)),
-        # Blue ink: red is stopped more than green by far; haematoxylin stops green as much as red.
+        ((np.minimum(red, blue) > green + 0.15) & (red > 0.3), np.minimum(red, blue) > green + 0.02),
+        # Blue ink stops red more than green by far; haematoxylin stops green as much as red.
         (
             (red > 0.45) & (red > 1.3 * green) & (red > blue + 0.35),
             (red > 0.04) & (red > 1.3 * green) & (red > 1.5 * blue),
         ),
-    ]
-    foreground = max(1, np.count_nonzero(density.max(axis=2) > OTSU_RANGE[1]))
-    found = _grown(_opened(_is_black(rgb), radius_px), np.zeros(red.shape, dtype=bool), radius_px)
-    for core, rim in inks:
-        ink = _grown(_opened(core, radius_px), rim, radius_px)
+    ):
+        ink = dilated(connected_to(_opened(core, radius_px), rim), margin_px)
         # More than that is a special stain (trichrome, picrosirius red), not ink.
-        if np.count_nonzero(ink) < MAX_INK_FRACTION * foreground:
+        if np.count_nonzero(ink) < MAX_INK_FRACTION * stained:
             found |= ink
     return found
 
 
-def _grown(core: Mask, rim: Mask, radius_px: float) -> Mask:
-    """Return the rim pixels connected to the core, and a margin."""
-    if not core.any():
-        return core
-    count, labels = cv2.connectedComponents((core | rim).astype(np.uint8), connectivity=8)
+def _red_ink(red: Plane, green: Plane, blue: Plane, radius_px: float) -> tuple[Mask, Mask]:
+    """Return core and rim of ink that lets red through and stops blue like green; eosin stops blue half as much."""
+    least = np.minimum(green, blue)
+    core: Mask = (least > 0.45) & (red < 0.3 * green) & (blue > 0.85 * green)
+    if _opened(core, radius_px).any():
+        # The pen was used on this slide, so thin smears of it, mixed with the stain below, are believed as well. In
+        # H&E without ink less than one pixel in a thousand passes this rule.
+        core = core | ((least > 0.2) & (red < 0.2 * green) & (blue > 0.76 * green))
+    return core, (least > 0.03) & (red < 0.5 * green) & (blue > 0.8 * green)
+
+
+def connected_to(strong: Mask, weak: Mask) -> Mask:
+    """Return the strong pixels and the weak ones connected to them (8-connected)."""
+    count, labels = cv2.connectedComponents((strong | weak).astype(np.uint8), connectivity=8)
     keep = np.zeros(count, dtype=bool)
-    keep[labels[core]] = True
-    keep[0] = False
-    return dilated(keep[labels], radius_px)
+    keep[labels[strong]] = True
+    return np.asarray(keep[labels], dtype=bool)
 
 
 def disk(radius_px: float) -> NDArray[np.uint8]:

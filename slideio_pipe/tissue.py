@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
-from slideio_pipe import segmentation
+from slideio_pipe import picture, segmentation
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.mask_files import read_mask, read_polygons, write_mask, write_polygons
@@ -47,6 +48,8 @@ class Overviewed(Protocol):
     def require_mpp(self) -> Mpp:
         """Return the resolution of level 0 or raise MissingResolutionError."""
         ...
+
+    def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]: ...
 
     def overview(self, mpp: float) -> tuple[NDArray[np.uint8], Affine]:
         """Return the whole slide at about ``mpp``, (h, w, 3) RGB, and the affine from its pixels to level-0 px."""
@@ -200,6 +203,20 @@ class TissueMask:
             "settings": dict(self.settings),
         }
 
+    def plot(self, slide: Overviewed | None = None, max_size: int = 1024) -> Image.Image:
+        """Return the mask as a picture: over a thumbnail of ``slide`` when given, else tissue on white."""
+        if slide is not None:
+            return picture.tint_mask(picture.fit(slide.thumbnail(max_size), max_size), self.mask)
+        colours = np.where(self.mask[..., None], np.array(picture.TISSUE, np.uint8), np.uint8(255))
+        return picture.fit(colours.astype(np.uint8), max_size)
+
+    def _repr_html_(self) -> str:
+        size = f"{self.mask.shape[1]}×{self.mask.shape[0]} px"
+        facts = {"tissue": f"{self.fraction:.1%}", "method": self.method, "mask": size}
+        if self.mpp is not None:
+            facts |= {"area": f"{self.area_um2 / 1e6:.2f} mm²", "mpp": f"{self.mpp.mean:.3g} µm"}
+        return picture.card(f"Tissue of {self.slide_name}", facts, [self.plot(max_size=420)])
+
     def __repr__(self) -> str:
         height, width = self.mask.shape
         scale = "" if self.mpp is None else f" at {self.mpp.mean:.1f} µm"
@@ -322,8 +339,8 @@ def find_tissue(
     mpp : float
         The resolution of the mask, in µm per pixel.
     min_area_um2, max_hole_um2 : float
-        Smaller regions are dropped, enclosed holes up to this are filled. Both default to one tile of 256 px at 0.5 µm, and
-        count as at most a twentieth of the slide.
+        Smaller regions are dropped, enclosed holes up to this are filled. Both default to one tile of 256 px at 0.5 µm,
+        and count as at most a twentieth of the slide.
     ignore_pen : bool
         Leave out red, green, blue and black ink. Pass False for stains of such colours (trichrome, Alcian blue).
     threshold : float, optional
