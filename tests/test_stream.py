@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
 import subprocess
 import sys
 import threading
@@ -406,6 +408,17 @@ def test_a_bag_that_is_not_rgb() -> None:
     """Tiles without three channels are refused by the bag's name."""
     with pytest.raises(ConfigError, match="array: a bag of the shape"):
         open_stream(ArrayBag(np.zeros((2, 4, 4, 1), np.uint8)))
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    """The benchmark's code runs on the CPU and writes what it measured."""
+    script, report = Path(__file__).parent / "benchmarks" / "gpu.py", tmp_path / "gpu.json"
+    command = [sys.executable, str(script), "--device", "cpu", "--quick", "--json", str(report)]
+    path = os.pathsep.join([str(script.parents[2]), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env=os.environ | {"PYTHONPATH": path})
+    rows = json.loads(report.read_text())["rows"]
+    assert {"normalise", "copy + normalise, ring", "stream", "stream + encoder"} <= {what for what, _, _ in rows}
+    assert all(value > 0 for _, value, _ in rows)
 
 
 @pytest.mark.cuda
