@@ -32,7 +32,7 @@ class SlideConfig(Record):
 class ViewConfig(Record):
     """How a slide is looked at."""
 
-    mpp: float | None = Field(default=None, gt=0)  # µm per view px; None is level 0 as stored
+    mpp: float | None = Field(default=0.5, gt=0)  # µm per view px, "20×"; None is level 0 as stored
 
 
 class TissueConfig(Record):

@@ -52,7 +52,7 @@ def draw_boxes(image: Image.Image, boxes: ArrayLike, colour: tuple[int, int, int
     draw = ImageDraw.Draw(layer)
     for x, y, width, height in np.asarray(boxes, np.float64).reshape(-1, 4):
         outline = (*colour, 200) if min(width, height) >= 4 else None
-        draw.rectangle((x, y, x + max(1.0, width - 1), y + max(1.0, height - 1)), (*colour, 50), outline)
+        draw.rectangle((x, y, x + max(1.0, width - 1), y + max(1.0, height - 1)), (*colour, 22), outline)
     return Image.alpha_composite(base, layer).convert("RGB")
 
 

@@ -339,8 +339,8 @@ def find_tissue(
     mpp : float
         The resolution of the mask, in µm per pixel.
     min_area_um2, max_hole_um2 : float
-        Smaller regions are dropped, enclosed holes up to this are filled. Both default to one tile of 256 px at 0.5 µm,
-        and count as at most a twentieth of the slide.
+        Smaller regions are dropped (never one of more than a twentieth of the slide), enclosed holes up to this are
+        filled. Both default to one tile of 256 px at 0.5 µm.
     ignore_pen : bool
         Leave out red, green, blue and black ink. Pass False for stains of such colours (trichrome, Alcian blue).
     threshold : float, optional

@@ -133,6 +133,11 @@ class SlideView:
         """From view pixels to level-0 pixels."""
         return Affine.scaling(*self.downsample)
 
+    def memory_bytes(self) -> dict[str, int]:
+        """Return the bytes the whole view would take if it were in memory, per dtype."""
+        values = self.size.width * self.size.height * 3
+        return {"uint8": values, "float16": 2 * values, "float32": 4 * values}
+
     def to_level0(self, points: ArrayLike) -> NDArray[np.int64]:
         """Map (..., 2) view px (x, y) to whole level-0 px, int64."""
         return round_half_up(self.affine.apply(points))

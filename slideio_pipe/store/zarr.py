@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from slideio_pipe.bag import Bag
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store.codecs import TileCodec, codec_for
 from slideio_pipe.store.layout import skeleton, tiles_per_shard
 from slideio_pipe.store.partial import PartialStore, disk_errors
@@ -35,6 +36,13 @@ def open_bag(path: str | Path) -> StoredBag:
     ------
     BagFormatError
         When the path is no bag store, a newer one, or a damaged one.
+
+    Examples
+    --------
+    >>> open_bag("nowhere.bag.zarr")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    slideio_pipe.errors.BagFormatError: ...nowhere.bag.zarr: no bag store: no zarr.json is there; pass the ...
     """
     return StoredBag(path)
 
@@ -43,10 +51,10 @@ def save_bag(
     bag: Bag,
     path: str | Path,
     *,
-    pixels: Literal["none", "zstd"] = "none",
+    pixels: Literal["none", "zstd"] = "zstd",
     overwrite: bool = False,
     threads: int | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Report | bool | None = None,
 ) -> StoredBag:
     """Store a bag so that any zarr v3 reader can open it, and return it opened from there.
 
@@ -66,8 +74,9 @@ def save_bag(
         Whether to replace a bag store at ``path``; it stays until the new one is whole.
     threads : int, optional
         For reading the bag and for encoding, each. By default one per core, 8 at most.
-    progress : callable, optional
-        Called as ``progress(done_tiles, total_tiles)`` at the start and after each shard.
+    progress : callable, bool or None
+        Called as ``progress(done_tiles, total_tiles)`` at the start and after each shard; True shows a bar, False is
+        silent, None shows a bar to a person at a terminal or notebook.
 
     Returns
     -------
@@ -83,6 +92,17 @@ def save_bag(
         When an argument makes no sense.
     CorruptSlideError
         When a tile cannot be read; nothing is left under ``path``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from slideio_pipe import TileBag, TileGrid, open_slide
+    >>> view = open_slide(np.full((300, 500, 3), 7, np.uint8), slide_mpp=0.5).view()
+    >>> bag = TileBag(view, TileGrid(view, tile_size=100), label=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     stored = save_bag(bag, f"{folder}/a.bag.zarr", pixels="zstd")
+    ...     print(stored, stored[3:5].shape)
+    StoredBag(array: 15 tiles of 100×100 px at 0.5 µm, zstd, label 1) (2, 100, 100, 3)
     """
     codec = codec_for(pixels)
     threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
@@ -96,13 +116,10 @@ def save_bag(
         partial.begin(files)
         slots = tiles_per_shard(int(np.prod(bag.shape[1:])))
         grid = ShardGrid(partial.folder / "tiles", bag.shape[0], slots)
-        _ShardWriter(bag, grid, codec, threads).run(progress or _silent)
+        with reporting(progress, f"saving {bag.name}") as report:
+            _ShardWriter(bag, grid, codec, threads).run(report)
         partial.publish()
     return open_bag(target)
-
-
-def _silent(done_tiles: int, total_tiles: int) -> None:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +131,7 @@ class _ShardWriter:
     codec: TileCodec
     threads: int
 
-    def run(self, progress: Callable[[int, int], object]) -> None:
+    def run(self, progress: Report) -> None:
         """Write the shards that are not finished yet."""
         spans = {shard: self.grid.span(shard) for shard in range(self.grid.shards)}
         sizes = {shard: last - first for shard, (first, last) in spans.items()}
@@ -138,7 +155,7 @@ class _ShardWriter:
         shard: int,
         written: Future[None],
         sizes: dict[int, int],
-        progress: Callable[[int, int], object],
+        progress: Report,
         done: int,
     ) -> int:
         written.result()

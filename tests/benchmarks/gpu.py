@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.device import IMAGENET_MEAN, IMAGENET_STD, Normalize, Sender, check_device
-from slideio_pipe.stream import Ring, default_threads, stream
+from slideio_pipe.streaming import Ring, default_threads, stream
 
 Row = tuple[str, float, str]  # what, value, unit
 

@@ -72,7 +72,7 @@ class Stage(Generic[T]):
             self._permits.put(True)
         # A daemon, because Python waits for other threads before it runs exit handlers, and this one may be waiting
         # for a consumer that is gone. The exit handler ends it before the interpreter is taken down beneath it.
-        self._thread = threading.Thread(target=self._run, name="slideio_pipe.stream", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="slideio_pipe.streaming", daemon=True)
         atexit.register(self.close)
         self._thread.start()
 

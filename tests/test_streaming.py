@@ -24,7 +24,7 @@ from slideio_pipe.bag import Bag, TileBag
 from slideio_pipe.device import Normalize
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.slide import open_slide
-from slideio_pipe.stream import TileBatch, TileStream, default_threads, stream
+from slideio_pipe.streaming import TileBatch, TileStream, default_threads, stream
 from slideio_pipe.tiling import TileGrid
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]

@@ -1,0 +1,6 @@
+"""``python -m slideio_pipe`` is ``slideio-pipe``."""
+
+from slideio_pipe.cli import main
+
+if __name__ == "__main__":
+    main()

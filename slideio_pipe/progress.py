@@ -1,0 +1,47 @@
+"""A progress bar for whatever takes more than a second: shown to a person at a terminal or notebook, else silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Report = Callable[[int, int], object]  # (done, total)
+
+
+@contextmanager
+def reporting(progress: Report | bool | None, what: str) -> Iterator[Report]:
+    """Yield the function to call with (done, total).
+
+    Parameters
+    ----------
+    progress : callable, bool or None
+        A function is called as it is; True shows a bar; False is silent; None shows a bar when standard error is a
+        terminal or a notebook.
+    what : str
+        Said in front of the bar.
+    """
+    if callable(progress):
+        yield progress
+        return
+    console = Console(stderr=True)
+    watched = console.is_terminal or console.is_jupyter
+    if progress is False or (progress is None and not watched):
+        yield _silent
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _silent(done: int, total: int) -> None:
+    del done, total
