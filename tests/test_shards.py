@@ -103,6 +103,16 @@ def test_chunks_out_of_file_order_are_read(tmp_path: Path) -> None:
     assert out[:, 0].tolist() == [1, 2]
 
 
+def test_a_missing_chunk_is_no_neighbour(tmp_path: Path) -> None:
+    """A chunk at the offset where the one before would end, were its absence an offset of -1, is read on its own."""
+    path = tmp_path / "c/0/0/0/0"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"gap" * 3 + b"xx" + b"\x01" * 12 + sealed([(MISSING, MISSING), (11, 12)]))
+    out = np.full((2, 12), 9, np.uint8)
+    raw_reader(tmp_path, 2, 2).read(np.arange(2), out)
+    assert out.tolist() == [[0] * 12, [1] * 12]
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [

@@ -222,12 +222,8 @@ class ShardReader:
         tile_bytes = out.shape[1]
         for shard, slots, slot_out in self._runs(numbers, out):
             file, index = self._shard(shard)
-            # Neighbours in the file that are neighbours in the output, too, are one call to the kernel.
             offsets = index[slots, 0]
-            apart = (np.diff(offsets) != tile_bytes) | (offsets[:-1] < 0) | (offsets[1:] < 0)
-            cuts = np.flatnonzero(apart) + 1
-            edges = [0, *cuts.tolist(), len(slots)]
-            for first, last in itertools.pairwise(edges):
+            for first, last in itertools.pairwise(_joints(offsets, tile_bytes)):
                 sizes = index[slots[first:last], 1]
                 if file is None or sizes[0] < 0:
                     self._fill(shard, int(slots[first]), slot_out[first:last])
@@ -262,6 +258,10 @@ class ShardReader:
         self, numbers: NDArray[np.int64], out: NDArray[np.uint8]
     ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.uint8]]]:
         """Yield (shard, slots in it, where they go) for every run of chunks that lie in one shard."""
+        if len(numbers) == 1:  # a random tile: numpy's set-up would cost as much as the read itself
+            shard, slot = divmod(int(numbers[0]), self._grid.slots)
+            yield shard, np.array([slot]), out
+            return
         shards, slots = np.divmod(numbers, self._grid.slots)
         edges = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(numbers)]
         for first, last in itertools.pairwise(edges):
@@ -320,3 +320,15 @@ class ShardReader:
     def _damaged(self, shard: int, slot: int, what: str) -> BagFormatError:
         number = shard * self._grid.slots + slot
         return BagFormatError(f"tile {number} {what}", slide=str(self._grid.path(shard)), remedy=DAMAGED)
+
+
+def _joints(offsets: NDArray[np.int64], tile_bytes: int) -> list[int]:
+    """Return where to cut tiles into runs that lie in the file as in the output, each one call to the kernel.
+
+    >>> _joints(np.array([0, 12, 24, 40, -1, 11, 23]), 12)
+    [0, 3, 4, 5, 7]
+    """
+    if len(offsets) == 1:
+        return [0, 1]
+    apart = (np.diff(offsets) != tile_bytes) | (offsets[:-1] < 0)
+    return [0, *(np.flatnonzero(apart) + 1).tolist(), len(offsets)]
