@@ -124,10 +124,12 @@ class Anatomy:
 
     def __init__(self, size_um: tuple[float, float], *, seed: int, pieces: int, lesions: int) -> None:
         self.size_um = size_um
-        names = ("shift_x", "shift_y", "zone", "fat", "gland", "inflamed", "stain", "loose", "turn", "tear")
-        features = (900.0, 900.0, 1500.0, 1300.0, 1000.0, 260.0, 1100.0, 240.0, 420.0, 700.0)
+        names = ("shift_x", "shift_y", "zone", "fat", "gland", "inflamed", "stain", "loose", "turn", "nest")
+        features = (900.0, 900.0, 1500.0, 1300.0, 1000.0, 260.0, 1100.0, 240.0, 420.0, 190.0)
         rngs = [generator(seed, 1, i) for i in range(len(names) + len(_BORDER_NOISE_UM))]
-        self.noise = {name: Noise(rngs[i], feature) for i, (name, feature) in enumerate(zip(names, features, strict=True))}
+        self.noise = {
+            name: Noise(rngs[i], feature) for i, (name, feature) in enumerate(zip(names, features, strict=True))
+        }
         self._border = [Noise(rngs[len(names) + i], feature) for i, (feature, _) in enumerate(_BORDER_NOISE_UM)]
         self.pieces = _place_pieces(generator(seed, 2), size_um, pieces)
         self.lesions = self._place_lesions(generator(seed, 3), lesions)
@@ -142,10 +144,12 @@ class Anatomy:
             if left > piece.x + reach or right < piece.x - reach or top > piece.y + reach or bottom < piece.y - reach:
                 continue
             radius = min(piece.radii)
-            bend = 0.13 * radius  # noise is stretched with the piece, so that small pieces are as lobed as large ones
+            bend = 0.2 * radius  # noise is stretched with the piece, so that small pieces are as lobed as large ones
             stretch = min(1.0, radius / _FULL_RADIUS_UM)
             xs, ys = x_um / max(stretch, 0.05), y_um / max(stretch, 0.05)
-            inside = piece.depth(x_um + bend * self.noise["shift_x"](xs, ys), y_um + bend * self.noise["shift_y"](xs, ys))
+            inside = piece.depth(
+                x_um + bend * self.noise["shift_x"](xs, ys), y_um + bend * self.noise["shift_y"](xs, ys)
+            )
             for noise, (_, amplitude) in zip(self._border, _BORDER_NOISE_UM, strict=True):
                 inside += stretch * amplitude * noise(xs, ys)
             np.maximum(depth, inside, out=depth)
@@ -158,7 +162,12 @@ class Anatomy:
         left, right, top, bottom = x_um.min(), x_um.max(), y_um.min(), y_um.max()
         for lesion in self.lesions:
             reach = lesion.reach + 100
-            if left < lesion.x + reach and right > lesion.x - reach and top < lesion.y + reach and bottom > lesion.y - reach:
+            if (
+                left < lesion.x + reach
+                and right > lesion.x - reach
+                and top < lesion.y + reach
+                and bottom > lesion.y - reach
+            ):
                 np.maximum(depth, lesion.depth(x_um, y_um), out=depth)
         return depth
 
@@ -172,11 +181,14 @@ class Anatomy:
 
     def _fit_lesion(self, rng: np.random.Generator, piece: Blob, radius: float, others: list[Blob]) -> Blob:
         """Return a lesion inside the piece and apart from the others, shrunk until it fits."""
-        blob = Blob.draw(rng, (piece.x, piece.y), (radius, radius), 0.16)
+        blob = Blob.draw(rng, (piece.x, piece.y), (radius, radius), 0.26)
         for _ in range(400):
             theta, reach = rng.uniform(0, 2 * math.pi), math.sqrt(rng.uniform(0, 0.7))
-            x, y = piece.x + piece.radii[0] * reach * math.cos(theta), piece.y + piece.radii[1] * reach * math.sin(theta)
-            blob = Blob.draw(rng, (x, y), (radius, radius * rng.uniform(0.7, 1.0)), 0.16)
+            x, y = (
+                piece.x + piece.radii[0] * reach * math.cos(theta),
+                piece.y + piece.radii[1] * reach * math.sin(theta),
+            )
+            blob = Blob.draw(rng, (x, y), (radius, radius * rng.uniform(0.7, 1.0)), 0.26)
             edge = blob.outline()
             apart = all(math.hypot(x - o.x, y - o.y) > blob.reach + o.reach for o in others)
             if apart and self.tissue_depth(edge[:, 0], edge[:, 1]).min() > 0.12 * radius:
@@ -190,7 +202,7 @@ def _place_pieces(rng: np.random.Generator, size_um: tuple[float, float], count:
     if not count:
         return ()
     width, height = size_um
-    columns = min(range(1, count + 1), key=lambda c: abs(math.log((width / c) / (height / math.ceil(count / c)) / 0.8)))
+    columns = min(range(1, count + 1), key=lambda c: _grid_flaw(size_um, count, c))
     rows = math.ceil(count / columns)
     cell = (width / columns, height / rows)
     pieces = []
@@ -199,9 +211,16 @@ def _place_pieces(rng: np.random.Generator, size_um: tuple[float, float], count:
             (index % columns + rng.uniform(0.46, 0.54)) * cell[0],
             (index // columns + rng.uniform(0.46, 0.54)) * cell[1],
         )
-        radii = (cell[0] * rng.uniform(0.30, 0.38), cell[1] * rng.uniform(0.30, 0.38))
-        pieces.append(Blob.draw(rng, centre, radii, 0.12))
+        radii = (cell[0] * rng.uniform(0.33, 0.40), cell[1] * rng.uniform(0.33, 0.40))
+        pieces.append(Blob.draw(rng, centre, radii, 0.15))
     return tuple(pieces)
+
+
+def _grid_flaw(size_um: tuple[float, float], count: int, columns: int) -> float:
+    """Return how far the cells of a grid are from upright rectangles of 4:5, and how many stay empty."""
+    rows = math.ceil(count / columns)
+    aspect = (size_um[0] / columns) / (size_um[1] / rows)
+    return abs(math.log(aspect / 0.8)) + 2.5 * math.log(columns * rows / count)
 
 
 def mask_positions(size: Size, mpp: float, downsample: float) -> tuple[Floats, Floats]:
@@ -212,4 +231,6 @@ def mask_positions(size: Size, mpp: float, downsample: float) -> tuple[Floats, F
     """
     width, height = max(1, int(size.width / downsample)), max(1, int(size.height / downsample))
     scale = mpp * downsample
-    return (np.arange(width) + 0.5)[None, :] * scale, (np.arange(height) + 0.5)[:, None] * scale
+    x: Floats = (np.arange(width, dtype=np.float64) + 0.5) * scale
+    y: Floats = (np.arange(height, dtype=np.float64) + 0.5) * scale
+    return x[None, :], y[:, None]

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from slideio_pipe.anatomy import generator
+from slideio_pipe.textures import Plane, fat_texture, smoothstep
 
-Plane = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 # Nuclear planes are stored as bytes: 255 stands for this optical density (natural logarithm).
 NUCLEAR_RANGE = 2.4
-_GLANDS = 14
-_FAT_PERIOD_UM = 640.0
-_FAT_CELL_UM = 66.0
+_GLANDS = 20
 
 
 @dataclass(frozen=True)
@@ -39,18 +36,11 @@ class NucleusKind:
     nucleoli: float  # how many, on average
 
 
-SPINDLE = NucleusKind(12.0, 0.27, 0.04, 1.05, 0.16, 0.10, 0.0)
+SPINDLE = NucleusKind(11.5, 0.25, 0.05, 1.05, 0.16, 0.10, 0.0)
 LYMPHOCYTE = NucleusKind(6.2, 0.93, 0.03, 1.55, 0.22, 0.05, 0.0)
 EPITHELIAL = NucleusKind(8.6, 0.66, 0.05, 1.12, 0.22, 0.25, 0.5)
-TUMOUR = NucleusKind(11.8, 0.74, 0.13, 1.42, 0.34, 0.30, 1.3)
+TUMOUR = NucleusKind(11.6, 0.76, 0.12, 1.25, 0.24, 0.30, 1.3)
 STAMPS_PER_KIND = 64
-
-
-def smoothstep(low: float, high: float, values: Plane) -> Plane:
-    """Return 0 below ``low``, 1 above ``high`` and a smooth cubic between."""
-    t = np.clip((values - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
-    smooth: Plane = t * t * (3 - 2 * t)
-    return smooth
 
 
 @dataclass(frozen=True)
@@ -74,11 +64,13 @@ class NucleusStamps:
         outline = np.ones_like(theta)
         for order in (2, 3, 4, 5):
             phase = rng.uniform(0, 2 * math.pi, n).astype(np.float32)[:, None, None]
-            outline += np.float32(kind.irregular * rng.uniform(0.4, 1.2) / math.sqrt(order - 1)) * np.cos(order * theta + phase)
+            outline += np.float32(kind.irregular * rng.uniform(0.4, 1.2) / math.sqrt(order - 1)) * np.cos(
+                order * theta + phase
+            )
         rho = radius / outline  # 1 on the nuclear membrane
         # The optics and the 3-4 µm thickness of a section blur the membrane over about 0.7 µm.
         edge_um = (1 - rho) * half * np.sqrt(aspect)
-        body = smoothstep(-0.45, 0.55, edge_um)
+        body = smoothstep(-0.6, 0.75, edge_um)
         texture = _chromatin(rng, (n, side, side), mpp)
         rim = np.exp(-(((rho - 0.86) / 0.16) ** 2))
         level = 1 + np.float32(kind.clumps) * texture - np.float32(kind.vesicular) * (1 - rho).clip(0, 1) + 0.16 * rim
@@ -109,18 +101,29 @@ def _nucleoli(rng: np.random.Generator, kind: NucleusKind, axes: tuple[Plane, Pl
     return spots
 
 
-def stamp(plane: Bytes, image: Bytes, x: int, y: int) -> None:
-    """Darken a plane by an image whose top-left corner is at (x, y), which may lie outside."""
+Window = tuple[slice, slice]
+
+
+def overlap(plane: NDArray[Any], image: NDArray[Any], left: int, top: int) -> tuple[Window, Window] | None:
+    """Return the windows of a plane and of an image put into it, top-left corner anywhere, or None."""
     h, w = image.shape
-    top, left, bottom, right = max(y, 0), max(x, 0), min(y + h, plane.shape[0]), min(x + w, plane.shape[1])
-    if top < bottom and left < right:
-        region = plane[top:bottom, left:right]
-        np.maximum(region, image[top - y : bottom - y, left - x : right - x], out=region)
+    y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + h, plane.shape[0]), min(left + w, plane.shape[1])
+    if y0 >= y1 or x0 >= x1:
+        return None
+    return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+
+
+def stamp(plane: Bytes, image: Bytes, left: int, top: int) -> None:
+    """Darken a plane by an image whose top-left corner may lie outside."""
+    windows = overlap(plane, image, left, top)
+    if windows:
+        region = plane[windows[0]]
+        np.maximum(region, image[windows[1]], out=region)
 
 
 @dataclass(frozen=True)
 class Gland:
-    """A gland: what covers the stroma, its cytoplasm and its nuclei, all (side, side)."""
+    """A gland or a vessel: what covers the stroma, its cytoplasm and its nuclei, all (side, side)."""
 
     cover: Plane  # 0 … 1
     eosin: Plane  # optical density
@@ -129,51 +132,117 @@ class Gland:
 
     @classmethod
     def draw(cls, mpp: float, rng: np.random.Generator, epithelium: NucleusStamps) -> Gland:
-        """Return a gland of 35 to 85 µm radius around a lumen, its nuclei standing on the basement membrane."""
-        radius_um, lumen = rng.uniform(34, 80), rng.uniform(0.32, 0.62)
-        height_um = min(radius_um * (1 - lumen), rng.uniform(17, 26))
-        side = 2 * math.ceil((radius_um * 1.4 + 8) / mpp)
-        axis = ((np.arange(side) + 0.5 - side / 2) * mpp).astype(np.float32)
-        x, y = axis[None, :] * np.float32(rng.uniform(0.85, 1.2)), axis[:, None]
-        theta, r = np.arctan2(y, x), np.hypot(x, y)
-        waves = [(k, rng.uniform(0.02, 0.16) / (k - 1), rng.uniform(0, 2 * math.pi)) for k in (2, 3, 4, 5, 7)]
+        """Return epithelium around a lumen, 34 to 78 µm in radius, nuclei standing on the basement membrane."""
+        ring = _Ring.draw(mpp, rng, rng.uniform(34, 78), 0.15)
+        height_um = min(ring.radius_um * rng.uniform(0.55, 0.9), rng.uniform(19, 34))
+        mottle = 0.6 * ring.noise(rng, 0.5) + 0.4 * ring.noise(rng, 2.2)
+        inside = ring.inside + 1.6 * ring.noise(rng, 5.0)
+        apical = smoothstep(-1.1, 1.1, height_um - inside)  # 1 in the epithelium, 0 in the lumen
+        # Cytoplasm pales towards the lumen; what was secreted there is a thin film.
+        toward = (inside / np.float32(height_um)).clip(0, 1)
+        eosin = apical * (0.42 - 0.14 * toward + 0.06 * mottle) + 0.12 * np.exp(-(((inside - height_um) / 1.5) ** 2))
+        secretion = np.float32(rng.choice([0.0, 0.02, 0.16]))
+        eosin += 0.28 * np.exp(-(((inside + 1.4) / 1.3) ** 2)) + (1 - apical) * secretion
+        haematoxylin = apical * (0.24 - 0.10 * toward + 0.03 * mottle)
+        nuclei = np.zeros(inside.shape, np.uint8)
+        ring.line(nuclei, rng, epithelium, (rng.uniform(5.0, 7.0), 3.0, 5.8))
+        if height_um > 25:  # a second, looser row: cut obliquely, or proliferating
+            ring.line(nuclei, rng, epithelium, (rng.uniform(11, 14), 3.5, 9.0))
+        return cls(ring.cover(), eosin, haematoxylin, nuclei)
 
-        def outline(angle: Plane) -> Plane:
-            shape: Plane = np.float32(radius_um) * (1 + sum((np.float32(a) * np.cos(k * angle + p) for k, a, p in waves), np.zeros_like(angle)))
-            return shape
-
-        outside = r - outline(theta)  # µm beyond the basement membrane
-        small = rng.standard_normal((side // 4 + 1,) * 2, dtype=np.float32)
-        bumps = cv2.resize(cv2.GaussianBlur(small, (0, 0), max(0.6 / mpp, 0.3)), (side, side), interpolation=cv2.INTER_CUBIC)
-        bumps = bumps / np.float32(bumps.std() + 1e-6)
-        inside = -outside + 0.9 * bumps
-        apical = smoothstep(-0.8, 0.8, height_um - inside)  # 1 in the epithelium, 0 in the lumen
-        eosin = apical * (0.40 + 0.05 * bumps) + 0.22 * np.exp(-(((inside - height_um) / 1.2) ** 2))
-        eosin += 0.35 * np.exp(-((outside - 1.2) / 1.3) ** 2) + (1 - apical) * 0.03
-        haematoxylin = apical * (0.20 + 0.03 * bumps)
-        cover = smoothstep(-3.5, 0.5, -outside + 0.8 * bumps)
+    @classmethod
+    def draw_vessel(cls, mpp: float, rng: np.random.Generator, endothelium: NucleusStamps) -> Gland:
+        """Return a vessel of 14 to 45 µm radius with a thin wall and red cells."""
+        ring = _Ring.draw(mpp, rng, rng.uniform(14, 45), 0.22)
+        wall_um = rng.uniform(2.5, 7)
+        wall = smoothstep(-0.8, 0.8, wall_um - ring.inside)
+        eosin = wall * (0.42 + 0.05 * ring.noise(rng, 0.6)) + 0.015
+        side = ring.inside.shape[0]
+        disc = _disc(mpp)
+        red = np.zeros((side, side), np.uint8)
+        chance = rng.uniform(0.1, 0.95)
+        for x, y in rng.uniform(0, side, (round((side * mpp / 5.2) ** 2), 2)):
+            if ring.inside[int(y), int(x)] > wall_um + 3.2 and rng.random() < chance:
+                stamp(red, disc, round(x) - disc.shape[0] // 2, round(y) - disc.shape[0] // 2)
+        eosin += red.astype(np.float32) * np.float32(0.85 / 255)
         nuclei = np.zeros((side, side), np.uint8)
-        _line_with_nuclei(nuclei, mpp, rng, epithelium, outline, float(rng.uniform(4.5, 6.5)))
-        return cls(cover, eosin, haematoxylin, nuclei)
+        ring.line(nuclei, rng, endothelium, (wall_um - 0.5, 0.4, 21.0), across=False)
+        return cls(ring.cover(), eosin, 0.06 * wall, nuclei)
 
 
-def _line_with_nuclei(
-    plane: Bytes, mpp: float, rng: np.random.Generator, stamps: NucleusStamps, outline: Callable[[Plane], Plane], basal_um: float
-) -> None:
-    """Stand nuclei along a closed outline, ``basal_um`` inside it, long axes across the membrane."""
-    fine = np.linspace(0, 2 * math.pi, 721, dtype=np.float32)
-    radius = outline(fine) - basal_um
-    px, py = radius * np.cos(fine), radius * np.sin(fine)
-    length = np.concatenate([[0], np.cumsum(np.hypot(np.diff(px), np.diff(py)))])
-    along = np.arange(0, length[-1] - 4, 6.1) + rng.uniform(-1.3, 1.3, len(np.arange(0, length[-1] - 4, 6.1)))
-    angle = np.interp(along, length, fine).astype(np.float32)
-    depth = outline(angle) - basal_um - np.abs(rng.normal(0, 2.6, len(angle)))
-    half = stamps.images.shape[1] // 2
-    side = plane.shape[0]
-    for theta, r in zip(angle, depth, strict=True):
-        number = int(round((theta + rng.normal(0, 0.25)) / math.pi * STAMPS_PER_KIND)) % STAMPS_PER_KIND
-        x, y = side / 2 + r * math.cos(theta) / mpp, side / 2 + r * math.sin(theta) / mpp
-        stamp(plane, stamps.images[number], round(x) - half, round(y) - half)
+@dataclass(frozen=True)
+class _Ring:
+    """A closed outline with harmonics, and how far inside it every pixel of its square image lies."""
+
+    mpp: float
+    radius_um: float
+    waves: tuple[tuple[int, float, float], ...]  # order, amplitude, phase
+    inside: Plane  # µm
+
+    @classmethod
+    def draw(cls, mpp: float, rng: np.random.Generator, radius_um: float, roughness: float) -> _Ring:
+        waves = tuple(
+            (k, rng.uniform(0.1, roughness * 10) / 10 / (k - 1), rng.uniform(0, 6.283)) for k in (2, 3, 4, 5, 7)
+        )
+        side = 2 * math.ceil((radius_um * (1 + sum(a for _, a, _ in waves)) + 6) / mpp)
+        axis = ((np.arange(side) + 0.5 - side / 2) * mpp).astype(np.float32)
+        x, y = axis[None, :], axis[:, None]
+        bare = cls(mpp, radius_um, waves, x)
+        return cls(mpp, radius_um, waves, bare.outline(np.arctan2(y, x)) - np.hypot(x, y))
+
+    def outline(self, angle: Plane) -> Plane:
+        """Return the distance of the outline from the centre in µm."""
+        shape = np.ones_like(angle)
+        for order, amplitude, phase in self.waves:
+            shape += np.float32(amplitude) * np.cos(order * angle + np.float32(phase))
+        return shape * np.float32(self.radius_um)
+
+    def cover(self) -> Plane:
+        """Return where stroma is replaced, 0 … 1."""
+        return smoothstep(-3.2, 0.4, self.inside)
+
+    def noise(self, rng: np.random.Generator, feature_um: float) -> Plane:
+        """Return noise of standard deviation 1 and a feature size, as large as the image."""
+        side = self.inside.shape[0]
+        coarse = max(4, math.ceil(side * self.mpp / feature_um))
+        white = cv2.GaussianBlur(rng.standard_normal((coarse, coarse), dtype=np.float32), (0, 0), 0.8)
+        smooth: Plane = cv2.resize(white, (side, side), interpolation=cv2.INTER_CUBIC)
+        return smooth / np.float32(smooth.std() + 1e-6)
+
+    def line(
+        self,
+        plane: Bytes,
+        rng: np.random.Generator,
+        stamps: NucleusStamps,
+        row_um: tuple[float, float, float],
+        *,
+        across: bool = True,
+    ) -> None:
+        """Stand nuclei along the outline: depth inside it, scatter of the depth, and spacing, in µm."""
+        depth_um, scatter_um, spacing_um = row_um
+        fine = np.linspace(0, 2 * math.pi, 361, dtype=np.float32)
+        radius = (self.outline(fine) - depth_um).clip(1)
+        length = np.concatenate(
+            [[0], np.cumsum(np.hypot(np.diff(radius * np.cos(fine)), np.diff(radius * np.sin(fine))))]
+        )
+        along = np.arange(0, length[-1] - 0.7 * spacing_um, spacing_um)
+        along = along + rng.uniform(-0.3, 0.3, len(along)) * spacing_um
+        angle = np.interp(along, length, fine).astype(np.float32)
+        depth = self.outline(angle) - depth_um - np.abs(rng.normal(0, scatter_um, len(angle)))
+        half, middle = stamps.images.shape[1] // 2, plane.shape[0] / 2
+        turn = rng.normal(0 if across else math.pi / 2, 0.25, len(angle))
+        number = np.round((angle + turn) / math.pi * STAMPS_PER_KIND).astype(int) % STAMPS_PER_KIND
+        for theta, r, n in zip(angle, depth, number, strict=True):
+            x, y = middle + r * math.cos(theta) / self.mpp, middle + r * math.sin(theta) / self.mpp
+            stamp(plane, stamps.images[n], round(x) - half, round(y) - half)
+
+
+def _disc(mpp: float) -> Bytes:
+    """Return a red cell, 7 µm across and paler in the middle, 0 … 255."""
+    side = 2 * math.ceil(4.2 / mpp)
+    axis = ((np.arange(side) + 0.5 - side / 2) * mpp).astype(np.float32)
+    r = np.hypot(axis[None, :], axis[:, None])
+    return (255 * smoothstep(3.9, 2.9, r) * (0.8 + 0.2 * smoothstep(0.5, 2.2, r))).astype(np.uint8)
 
 
 class CellLibrary:
@@ -188,33 +257,17 @@ class CellLibrary:
         self.spindle, self.lymphocyte, self.epithelial, self.tumour = self._nuclei
 
     def gland(self, number: int) -> Gland:
-        """Return one of 14 glands."""
+        """Return one of 20 glands and vessels."""
         number %= _GLANDS
         with self._lock:
             if number not in self._glands:
                 rng = generator(self._seed, 11, number)
-                self._glands[number] = Gland.draw(self.mpp, rng, self.epithelial)
+                vessel = number % 4 == 0
+                draw, stamps = (Gland.draw_vessel, self.spindle) if vessel else (Gland.draw, self.epithelial)
+                self._glands[number] = draw(self.mpp, rng, stamps)
             return self._glands[number]
 
     @cached_property
     def fat(self) -> Plane:
-        """(512, 512) distance to the nearest wall between fat cells in µm; repeats after ``fat_period_um``."""
-        side = 512
-        rng = generator(self._seed, 12)
-        count = round(_FAT_PERIOD_UM / _FAT_CELL_UM)
-        rows, columns = np.mgrid[:count, :count]
-        jitter = rng.uniform(-0.34, 0.34, (2, count, count))
-        points = np.stack([columns + (rows % 2) * 0.5 + jitter[0], rows + jitter[1]], axis=-1).reshape(-1, 2)
-        points = (points * (_FAT_PERIOD_UM / count)) % _FAT_PERIOD_UM
-        axis = (np.arange(side) + 0.5) * (_FAT_PERIOD_UM / side)
-        where = np.stack(np.broadcast_arrays(axis[None, :], axis[:, None]), axis=-1).reshape(-1, 2)
-        near = cKDTree(points, boxsize=_FAT_PERIOD_UM).query(where, k=3)[0]
-        # The third neighbour rounds the corners, where three fat cells meet.
-        second, third = (near[:, 1] - near[:, 0]) / 2, (near[:, 2] - near[:, 0]) / 2
-        wall: Plane = (-3.0 * np.log(np.exp(-second / 3.0) + np.exp(-third / 3.0))).reshape(side, side).astype(np.float32)
-        return wall
-
-    @property
-    def fat_period_um(self) -> float:
-        """After what distance the fat repeats."""
-        return _FAT_PERIOD_UM
+        """Return the walls between fat cells, see `fat_texture`."""
+        return fat_texture(generator(self._seed, 12))

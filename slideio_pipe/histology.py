@@ -11,18 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.anatomy import Anatomy, Floats, Noise, generator
-from slideio_pipe.cells import NUCLEAR_RANGE, STAMPS_PER_KIND, CellLibrary, Gland, NucleusStamps, Plane, smoothstep, stamp
+from slideio_pipe.cells import NUCLEAR_RANGE, STAMPS_PER_KIND, CellLibrary, Gland, NucleusStamps, overlap, stamp
+from slideio_pipe.textures import (
+    FAT_PERIOD_UM,
+    FAT_SIDE,
+    FIBRE_PERIOD_UM,
+    FIBRE_SIDE,
+    Plane,
+    fibre_texture,
+    glass_texture,
+    grain_texture,
+    smoothstep,
+)
 
 # Ruifrok & Johnston, Anal. Quant. Cytol. Histol. 23 (2001): optical densities of red, green, blue per unit of stain.
 HAEMATOXYLIN = (0.65, 0.70, 0.29)
 EOSIN = (0.07, 0.99, 0.11)
 # Eosin on a scanner is salmon, not magenta: part of its absorbance lies along the third, brown vector of theirs.
 RESIDUAL = (0.27, 0.57, 0.78)
-RESIDUAL_OF_EOSIN = 0.24
+RESIDUAL_OF_EOSIN = 0.36
 GLASS = 243.0
 
-_FIBRE_SIDE, _FIBRE_PERIOD_UM = 1024, 300.0
-_GRAIN_SIDE = 512
 _DIRECTIONS = (0.15, 1.2, 2.25)  # rad, of the fibre bundles that the stroma is blended from
 _COARSE_UM = 4.0  # fields are evaluated this often and interpolated
 _MARGIN_UM = 14.0  # fields reach this far beyond a block: so do nuclei whose centre lies outside
@@ -46,15 +55,31 @@ class _Block:
         """Return the coarse positions in µm, from absolute indices: neighbours see the same numbers."""
         columns = np.arange(self.x // self.step - self.margin, (self.x + self.width) // self.step + self.margin)
         rows = np.arange(self.y // self.step - self.margin, (self.y + self.height) // self.step + self.margin)
-        return (columns[None, :] + 0.5) * (self.step * self.mpp), (rows[:, None] + 0.5) * (self.step * self.mpp)
+        x: Floats = (columns + np.float64(0.5)) * (self.step * self.mpp)
+        y: Floats = (rows + np.float64(0.5)) * (self.step * self.mpp)
+        return x[None, :], y[:, None]
+
+    def coarser(self, factor: int) -> _Block:
+        """Return the block at a lower resolution, one coarse sample larger on each side, over the same samples."""
+        step, around = self.step // factor, 2 * (self.step // factor)
+        return _Block(
+            x=self.x // factor - step,
+            y=self.y // factor - step,
+            width=self.width // factor + around,
+            height=self.height // factor + around,
+            step=step,
+            margin=self.margin - 1,
+            mpp=self.mpp * factor,
+        )
 
     def expand(self, coarse: Plane) -> Plane:
         """Interpolate a coarse field to the pixels of the block."""
         if self.step == 1:
             return np.ascontiguousarray(coarse[self.margin : -self.margin, self.margin : -self.margin])
-        inner = coarse[self.margin - 1 : coarse.shape[0] - self.margin + 1, self.margin - 1 : coarse.shape[1] - self.margin + 1]
+        around = self.margin - 1  # one sample is kept on each side
+        inner = coarse[around : coarse.shape[0] - around, around : coarse.shape[1] - around]
         size = (self.width + 2 * self.step, self.height + 2 * self.step)
-        full = cv2.resize(inner, size, interpolation=cv2.INTER_LINEAR)
+        full: Plane = cv2.resize(inner, size, interpolation=cv2.INTER_LINEAR)
         return full[self.step : -self.step, self.step : -self.step]
 
     def lookup(self, coarse: Plane, x_um: Floats, y_um: Floats) -> Plane:
@@ -76,7 +101,7 @@ class _Fields:
     inflamed: Plane  # 0 … 1
     loose: Plane  # 0 … 1, how open the stroma is
     stain: Plane  # about 1, how strongly eosin took
-    x: Plane  # µm, bent positions that textures are sampled at
+    x: Plane  # µm, bent positions that textures are sampled at, float64
     y: Plane
     turn: Plane  # rad, where fibres point to before bending
 
@@ -106,9 +131,16 @@ class _PlacedGland:
     def lay(self, eosin: Plane, haematoxylin: Plane, nuclei: NDArray[np.uint8]) -> None:
         """Put the gland over what is there."""
         cover = self._turned(self.gland.cover)
-        _lay(self._turned(self.gland.eosin), cover, eosin, self.left, self.top)
-        _lay(self._turned(self.gland.haematoxylin), cover, haematoxylin, self.left, self.top)
-        stamp(nuclei, self._turned(self.gland.nuclei), self.left, self.top)
+        windows = overlap(eosin, cover, self.left, self.top)
+        if windows is None:
+            return
+        target, source = windows
+        for image, plane in ((self.gland.eosin, eosin), (self.gland.haematoxylin, haematoxylin)):
+            under = plane[target]
+            under += cover[source] * (self._turned(image)[source] - under)
+        below = nuclei[target]
+        below[cover[source] > 0.5] = 0
+        np.maximum(below, self._turned(self.gland.nuclei)[source], out=below)
 
     def covers(self, column: NDArray[np.intp], row: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Return which pixels of the block are more gland than stroma."""
@@ -139,20 +171,20 @@ class Histology:
         self.anatomy, self.mpp = anatomy, mpp
         self.cells = CellLibrary(mpp, seed)
         rng = generator(seed, 20)
-        self._fibres = _fibre_texture(rng)
-        self._grain = _grain_texture(rng, mpp)
+        self._fibres = fibre_texture(rng)
+        # Nothing in the ground is sharper than 0.6 µm: it is painted at half the resolution of a 40× scan.
+        self._detail = 2 if mpp <= 0.3 else 1
+        self._grain = grain_texture(rng, mpp * self._detail)
         kinds = ("spindle", "round", "tumour", "gland")
         self._tables = {kind: rng.random((_TABLE, _TABLE, 5), dtype=np.float32) for kind in kinds}
-        noise = cv2.GaussianBlur(np.tile(rng.standard_normal((glass_period,) * 2, dtype=np.float32), (3, 3)), (0, 0), 1.1)
-        noise = noise[glass_period : 2 * glass_period, glass_period : 2 * glass_period]
-        self._glass = noise * np.float32(0.8 / noise.std())
+        self._glass = glass_texture(rng, glass_period)
         self._strength = rng.uniform(0.93, 1.08, 2)
         self._ripple = [Noise(generator(seed, 21, i), 42.0) for i in range(2)]
         self._step = 2 ** int(np.clip(round(math.log2(_COARSE_UM / mpp)), 0, 4))
 
     def glass(self) -> NDArray[np.uint8]:
         """Return one period of empty glass, (period, period, 3) uint8 RGB."""
-        return np.repeat(np.clip(self._glass + (GLASS + 0.5), 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        return np.repeat(np.rint(self._glass + GLASS).astype(np.uint8)[:, :, None], 3, axis=2)
 
     def render(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8] | None:
         """Return a rectangle as (height, width, 3) uint8 RGB, or None where there is nothing but glass.
@@ -166,26 +198,29 @@ class Histology:
         if depth.max() < -24:
             return None
         fields = self._fields(xs, ys, depth.astype(np.float32))
-        eosin, haematoxylin, present = self._ground(block, fields)
+        eosin, haematoxylin = self._ground(block, fields)
         nuclei = np.zeros((height, width), np.uint8)
         glands = self._glands(block)
         for gland in glands:
             gland.lay(eosin, haematoxylin, nuclei)
         self._scatter(block, fields, glands, nuclei)
-        return self._paint(block, eosin * present, haematoxylin * present, nuclei)
+        return self._paint(block, eosin, haematoxylin, nuclei)
 
     def _fields(self, xs: Floats, ys: Floats, depth: Plane) -> _Fields:
         """Evaluate every field of a block at the coarse positions."""
         noise = {name: field(xs, ys).astype(np.float32) for name, field in self.anatomy.noise.items()}
         lesion = self.anatomy.lesion_depth(xs, ys).astype(np.float32)
         calm = smoothstep(30, -90, lesion)  # 1 away from lesions
-        far = smoothstep(20, 140, depth)
+        fat = smoothstep(0.75, 1.25, noise["fat"]) * calm * smoothstep(20, 140, depth)
         ripple = [field(xs, ys).astype(np.float32) for field in self._ripple]
+        nests = smoothstep(0.03, 0.17, np.abs(noise["nest"]))  # strands of stroma run between nests of lesion
         return _Fields(
             depth=depth,
-            lesion=smoothstep(-18, 14, lesion + 9 * noise["loose"]),
-            fat=smoothstep(0.75, 1.25, noise["fat"]) * calm * far,
-            inflamed=smoothstep(1.35, 2.0, noise["inflamed"] + 0.35 * noise["zone"]) * smoothstep(5, 40, depth),
+            lesion=smoothstep(-12, 10, lesion + 14 * noise["loose"] + 8 * ripple[0]) * nests,
+            fat=fat,
+            inflamed=smoothstep(1.35, 2.0, noise["inflamed"] + 0.35 * noise["zone"])
+            * smoothstep(5, 40, depth)
+            * (1 - fat),
             loose=smoothstep(-1.0, 1.6, noise["loose"] * 0.7 + noise["zone"]),
             stain=1 + 0.10 * noise["stain"] + 0.05 * noise["zone"],
             x=(xs + 150 * noise["shift_x"] + 5 * ripple[0]).astype(np.float64),
@@ -193,56 +228,70 @@ class Histology:
             turn=1.1 * noise["turn"] + 0.8 * noise["stain"],
         )
 
-    def _sample(self, block: _Block, texture: Plane, u: Floats, v: Floats) -> Plane:
+    def _sample(self, block: _Block, texture: NDArray[Any], u: Plane, v: Plane) -> Plane:
         """Return a periodic texture at coarse positions in texture px, interpolated to the block."""
-        side = texture.shape[0]
+        side = texture.shape[0] // 2
         # Whole periods are taken off before float32, whose steps would show 100,000 px from the origin.
         u, v = u - side * math.floor(u.min() / side), v - side * math.floor(v.min() / side)
         maps = block.expand(u.astype(np.float32)), block.expand(v.astype(np.float32))
-        sampled: Plane = cv2.remap(texture, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        # Textures hold two periods per axis: wrapping costs four times as much and is left to the blocks that need it.
+        wrap = max(u.max(), v.max()) > 2 * side - 2
+        border = cv2.BORDER_WRAP if wrap else cv2.BORDER_REPLICATE
+        sampled: Plane = cv2.remap(texture, *maps, cv2.INTER_LINEAR, borderMode=border)
         return sampled
 
     def _stroma_fibres(self, block: _Block, fields: _Fields) -> tuple[Plane, Plane]:
         """Return fine fibres and bundles, both 0 … 1, blended from three directions."""
         weights = [np.exp(6 * np.cos(2 * (fields.turn - angle))) for angle in _DIRECTIONS]
         total = np.sum(weights, axis=0)
-        mix = np.zeros((block.height, block.width, 2), np.float32)
-        scale = _FIBRE_SIDE / _FIBRE_PERIOD_UM
+        fibres, bundles = np.zeros((2, block.height, block.width), np.float32)
+        scale = FIBRE_SIDE / FIBRE_PERIOD_UM
         for number, (angle, weight) in enumerate(zip(_DIRECTIONS, weights, strict=True)):
-            share = (weight / total).astype(np.float32)
-            if share.max() < 0.02:
+            share = (weight / (255 * total)).astype(np.float32)
+            if share.max() < 0.02 / 255:
                 continue
             c, s = math.cos(angle) * scale, math.sin(angle) * scale
             u, v = c * fields.x + s * fields.y + 331 * number, c * fields.y - s * fields.x + 177 * number
-            mix += self._sample(block, self._fibres, u, v) * (block.expand(share)[:, :, None] * np.float32(1 / 255))
-        return mix[:, :, 0], mix[:, :, 1]
+            fine, coarse = cv2.split(self._sample(block, self._fibres, u, v))
+            full = block.expand(share)
+            fibres += fine * full
+            bundles += coarse * full
+        return fibres, bundles
 
-    def _ground(self, block: _Block, fields: _Fields) -> tuple[Plane, Plane, Plane]:
-        """Return eosin and haematoxylin without nuclei and glands, and where tissue is present, 0 … 1."""
+    def _ground(self, block: _Block, fields: _Fields) -> tuple[Plane, Plane]:
+        """Return eosin and haematoxylin without nuclei and glands."""
+        if self._detail == 1:
+            return self._ground_at(block, fields)
+        planes = self._ground_at(block.coarser(self._detail), fields)
+        inner = slice(block.step, -block.step)
+        size = (block.width + 2 * block.step, block.height + 2 * block.step)
+        eosin, haematoxylin = (cv2.resize(p, size, interpolation=cv2.INTER_LINEAR)[inner, inner] for p in planes)
+        return eosin, haematoxylin
+
+    def _ground_at(self, block: _Block, fields: _Fields) -> tuple[Plane, Plane]:
         fibres, bundles = self._stroma_fibres(block, fields)
-        rows, columns = (np.arange(start, start + n) for start, n in ((block.y, block.height), (block.x, block.width)))
-        grain = self._grain.take(rows, axis=0, mode="wrap").take(columns, axis=1, mode="wrap")
+        grain = _window(self._grain, block)
         loose = block.expand(fields.loose)
-        solid = smoothstep(0.0, 0.16, 0.62 * bundles + 0.38 * fibres - 0.10 - 0.24 * loose)
+        solid = smoothstep(0.0, 0.2, 0.62 * bundles + 0.38 * fibres - 0.05 - 0.22 * loose)
         eosin = solid * (0.25 + 0.33 * fibres + 0.06 * grain - 0.10 * loose) * block.expand(fields.stain) + 0.025
         haematoxylin = solid * (0.05 + 0.03 * fibres) + 0.008 * grain
         if fields.fat.max() > 0.01:
-            open_ = self._vacuoles(block, fields)
-            eosin *= 1 - 0.96 * open_
-            haematoxylin *= 1 - 0.96 * open_
+            dissolved = self._vacuoles(block, fields)
+            eosin *= 1 - 0.96 * dissolved
+            haematoxylin *= 1 - 0.96 * dissolved
         if fields.lesion.max() > 0.01:
             lesion = block.expand(fields.lesion)
             eosin += lesion * (0.30 + 0.07 * grain + 0.10 * fibres - eosin)
             haematoxylin += lesion * (0.30 + 0.07 * grain - haematoxylin)
-        haematoxylin += 0.10 * block.expand(fields.inflamed)
+        haematoxylin += 0.05 * block.expand(fields.inflamed)
         present = smoothstep(-2.5, 2.5, block.expand(fields.depth) + 16 * (0.7 * bundles + 0.3 * fibres) - 8)
-        return eosin, haematoxylin, present
+        return eosin * present, haematoxylin * present
 
     def _vacuoles(self, block: _Block, fields: _Fields) -> Plane:
         """Return where fat has been dissolved, 0 … 1; towards the stroma vacuoles get smaller, then none."""
-        scale = self.cells.fat.shape[0] / self.cells.fat_period_um
+        scale = FAT_SIDE / FAT_PERIOD_UM
         wall_um = self._sample(block, self.cells.fat, fields.x * scale, fields.y * scale)
-        return smoothstep(0.0, 1.5, wall_um - block.expand(1.1 + 40 * (1 - fields.fat)))
+        return smoothstep(0.0, 1.5, wall_um - block.expand(_wall_um(fields.fat)))
 
     def _lattice(self, kind: str, block: _Block, cell_um: float, reach_um: float) -> tuple[Floats, Floats, Plane]:
         """Return one jittered point per cell in and around a block, x and y in µm, with three more draws (n, 3)."""
@@ -273,6 +322,11 @@ class Histology:
     def _scatter(self, block: _Block, fields: _Fields, glands: list[_PlacedGland], nuclei: NDArray[np.uint8]) -> None:
         """Stamp single nuclei: spindles along the fibres, lymphocytes, tumour nuclei; none in glands or vacuoles."""
         calm = 1 - fields.lesion
+        if fields.fat.max() > 0.01:
+            columns, rows = (
+                np.floor(v * (FAT_SIDE / FAT_PERIOD_UM)).astype(int) % FAT_SIDE for v in (fields.x, fields.y)
+            )
+            calm *= self.cells.fat[rows, columns] < _wall_um(fields.fat) + 0.5
         spindle = calm * (0.21 - 0.10 * fields.loose) * (1 - 0.55 * fields.fat)
         self._stamp_kind("spindle", block, fields, glands, nuclei, (self.cells.spindle, 11.0, spindle))
         lymphocyte = calm * (0.012 + 0.88 * fields.inflamed) * (1 - 0.7 * fields.fat) + 0.02 * fields.lesion
@@ -309,54 +363,25 @@ class Histology:
     def _paint(self, block: _Block, eosin: Plane, haematoxylin: Plane, nuclei: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the colours of stain densities: light falls off exponentially (Beer-Lambert)."""
         nuclear = nuclei.astype(np.float32) * np.float32(NUCLEAR_RANGE / 255)
-        eosin = eosin * (1 - 0.45 * np.minimum(nuclear, 1)) * np.float32(self._strength[1])
-        haematoxylin = np.maximum(haematoxylin, nuclear + 0.4 * haematoxylin) * np.float32(self._strength[0])
-        period = self._glass.shape[0]
-        rows, columns = np.arange(block.y, block.y + block.height), np.arange(block.x, block.x + block.width)
-        noise = self._glass.take(rows % period, axis=0).take(columns % period, axis=1) + np.float32(0.5)
-        rgb = np.empty((block.height, block.width, 3), np.uint8)
-        for channel in range(3):
-            absorbed = haematoxylin * np.float32(-HAEMATOXYLIN[channel])
-            absorbed -= eosin * np.float32(EOSIN[channel] + RESIDUAL_OF_EOSIN * RESIDUAL[channel])
-            light = cv2.exp(absorbed)
-            light *= np.float32(GLASS)
-            light += noise
-            np.clip(light, 0, 255, out=light)
-            rgb[:, :, channel] = light
+        eosin = eosin * (1 - np.float32(0.2) * np.minimum(nuclear, 1))
+        haematoxylin = np.maximum(haematoxylin, cv2.addWeighted(nuclear, 1, haematoxylin, 0.4, 0))
+        noise, channels = _window(self._glass, block), []
+        for h, e, r in zip(HAEMATOXYLIN, EOSIN, RESIDUAL, strict=True):
+            weights = -h * self._strength[0], -(e + RESIDUAL_OF_EOSIN * r) * self._strength[1]
+            light = cv2.exp(cv2.addWeighted(haematoxylin, weights[0], eosin, weights[1], 0))
+            channels.append(cv2.addWeighted(light, GLASS, noise, 1, 0, dtype=cv2.CV_8U))
+        rgb: NDArray[np.uint8] = cv2.merge(channels)
         return rgb
 
 
-def _lay(image: Plane, cover: Plane, plane: Plane, left: int, top: int) -> None:
-    """Blend an image over a plane where ``cover`` says so; its top-left corner may lie outside."""
-    h, w = image.shape
-    y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + h, plane.shape[0]), min(left + w, plane.shape[1])
-    if y0 < y1 and x0 < x1:
-        window = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-        under = plane[y0:y1, x0:x1]
-        under += cover[window] * (image[window] - under)
+def _wall_um(fat: Plane) -> Plane:
+    """Return half the thickness of the walls between vacuoles; above about 30 µm there are none left."""
+    return np.float32(1.1) + 40 * (1 - fat)
 
 
-def _fibre_texture(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return (1024, 1024, 2) periodic streaks along x, fine fibres and bundles, evenly spread over 0 … 255."""
-    um = _FIBRE_PERIOD_UM / _FIBRE_SIDE
-    fx, fy = np.fft.rfftfreq(_FIBRE_SIDE)[None, :], np.fft.fftfreq(_FIBRE_SIDE)[:, None]
-    channels = []
-    for parts in (((12, 0.55, 0.8), (22, 1.3, 1.0)), ((16, 2.2, 0.5), (38, 5.0, 1.0))):
-        total = np.zeros((_FIBRE_SIDE, _FIBRE_SIDE))
-        for along_um, across_um, amplitude in parts:
-            spectrum = np.fft.rfft2(rng.standard_normal((_FIBRE_SIDE, _FIBRE_SIDE)))
-            spectrum *= np.exp(-2 * (math.pi / um) ** 2 * ((along_um * fx) ** 2 + (across_um * fy) ** 2))
-            layer = np.fft.irfft2(spectrum, s=total.shape)
-            total += amplitude / layer.std() * layer
-        total /= total.std()
-        channels.append(255 / (1 + np.exp(-1.7 * total)))  # close to the normal distribution function
-    return np.stack(channels, axis=-1).astype(np.uint8)
-
-
-def _grain_texture(rng: np.random.Generator, mpp: float) -> Plane:
-    """Return (512, 512) periodic isotropic noise of standard deviation 1: 0.5 µm and 2.5 µm features."""
-    white = np.tile(rng.standard_normal((_GRAIN_SIDE, _GRAIN_SIDE), dtype=np.float32), (2, 2))
-    layers = [cv2.GaussianBlur(white, (0, 0), max(sigma / mpp, 0.4)) for sigma in (0.35, 1.4)]
-    middle = slice(_GRAIN_SIDE // 2, _GRAIN_SIDE // 2 + _GRAIN_SIDE)
-    texture: Plane = sum((layer[middle, middle] / layer.std() for layer in layers), np.zeros((1, 1), np.float32))
-    return (texture / texture.std()).astype(np.float32)
+def _window(texture: Plane, block: _Block) -> Plane:
+    """Return what a periodic texture in level-0 px shows in a block."""
+    side = texture.shape[0]
+    x, y = block.x % side, block.y % side
+    copies = math.ceil((y + block.height) / side), math.ceil((x + block.width) / side)
+    return np.tile(texture, copies)[y : y + block.height, x : x + block.width]
