@@ -38,7 +38,7 @@ DEFAULT_GLASS = 245.0  # where a slide shows no glass
 # Standard deviation of OD on glass that still counts as noise: 4.5 of 255 grey levels.
 MAX_NOISE = 0.008
 TEXTURE_CLIP = 0.05
-# The largest part of an overview that a speck or a hole may be.
+# The largest part of an overview that a speck may be.
 MAX_SPECK_FRACTION = 0.05
 # The part of all stained pixels that one colour of ink may make up.
 MAX_INK_FRACTION = 0.7
@@ -109,12 +109,14 @@ def _stained(rgb: Rgb, glass: Plane, sigma_px: float, threshold: float | None) -
     paleness = np.hypot(colour, texture)
     signal = np.hypot(paleness, GREY_WEIGHT * darkness)
     limit = bounded_otsu(signal, OTSU_RANGE) if threshold is None else threshold
-    # Darkness is left out of the weak rule, which would otherwise follow a shadow over the glass.
-    # Texture without colour is that of bubbles and scratches; and a pixel needs some colour of its own, smoothed or not,
-    # so that the weak rule does not follow the blur around dense tissue.
+    # What is only there when smoothed is the blur around dense tissue: a pixel needs half of the signal of its own.
     own = optical_density(gaussian(rgb, sigma_px / 3), glass)
-    weak = (paleness > WEAK_PART * limit) & (np.minimum(colour, np.ptp(own, axis=2)) > WEAK_PART * limit / 2)
-    mask = connected_to(signal > limit, weak)
+    own_colour: Plane = own.max(axis=2) - own.min(axis=2)
+    strong = (signal > limit) & (np.hypot(own_colour, GREY_WEIGHT * own.mean(axis=2)) > limit / 2)
+    # Darkness is left out of the weak rule, which would otherwise follow a shadow over the glass; and texture without
+    # colour is that of bubbles and scratches.
+    weak = (paleness > WEAK_PART * limit) & (np.minimum(colour, own_colour) > WEAK_PART * limit / 2)
+    mask = connected_to(strong, weak)
     return _without_dust(mask, colour, darkness), limit
 
 
@@ -132,11 +134,10 @@ def _without_dust(mask: Mask, colour: Plane, darkness: Plane) -> Mask:
 def tidied(found: Segmentation, min_area_px: float, max_hole_px: float) -> Mask:
     """Return the mask without small regions and small holes; what was excluded stays out.
 
-    Both areas count as at most ``MAX_SPECK_FRACTION`` of the overview, so that a slide of one tile keeps its tissue.
+    A speck is at most ``MAX_SPECK_FRACTION`` of the overview, so that a slide of one tile keeps its tissue.
     """
-    most = MAX_SPECK_FRACTION * found.mask.size
-    filled = without_holes(found.mask, min(max_hole_px, most)) & ~found.excluded
-    return without_specks(filled, min(min_area_px, most))
+    filled = without_holes(found.mask, max_hole_px) & ~found.excluded
+    return without_specks(filled, min(min_area_px, MAX_SPECK_FRACTION * filled.size))
 
 
 def bounded_otsu(signal: NDArray[np.float32], bounds: tuple[float, float]) -> float:

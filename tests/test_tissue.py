@@ -6,12 +6,15 @@ import json
 import pickle
 import warnings
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from skimage.filters import gaussian
+from skimage.measure import points_in_poly
 
 from slideio_pipe.errors import (
     ConfigError,
@@ -22,7 +25,9 @@ from slideio_pipe.errors import (
     SlideNotFoundError,
 )
 from slideio_pipe.geometry import Affine, Mpp, Size
+from slideio_pipe.outlines import mask_to_polygons, polygons_to_mask, signed_area
 from slideio_pipe.slide import open_slide
+from slideio_pipe.synthetic import write_synthetic_slide
 from slideio_pipe.tissue import TissueMask, find_tissue
 
 EIGHT_UM = Mpp(8.0, 8.0)
@@ -52,8 +57,6 @@ def blank(width=200, height=100, mpp=1.0) -> FakeSlide:
 
 def blobs(height=90, width=120, seed=0) -> np.ndarray:
     """Return a random mask with holes, diagonal contacts and pixels at the edge."""
-    from skimage.filters import gaussian
-
     noise = gaussian(np.random.default_rng(seed).normal(size=(height, width)), 3)
     return noise > 0.02
 
@@ -193,8 +196,6 @@ def test_provenance_is_json():
 @given(MASKS)
 def test_outlines_are_exact_and_valid(pixels):
     """Whatever the pixels, areas agree, no ring touches itself, and the file reads back as the same mask."""
-    from slideio_pipe.outlines import mask_to_polygons, polygons_to_mask, signed_area
-
     polygons = mask_to_polygons(pixels)
     assert sum(signed_area(ring) for polygon in polygons for ring in polygon) == np.count_nonzero(pixels)
     for outer, *holes in polygons:
@@ -206,10 +207,6 @@ def test_outlines_are_exact_and_valid(pixels):
 
 def test_filling_agrees_with_skimage():
     """Random star-shaped polygons cover the pixels that an independent point-in-polygon test gives."""
-    from skimage.measure import points_in_poly
-
-    from slideio_pipe.outlines import polygons_to_mask
-
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:40, :50]
     centres = np.stack([x.ravel() + 0.5, y.ravel() + 0.5], axis=1)
@@ -475,6 +472,20 @@ def test_settings_are_recorded():
     assert 0.02 <= tissue.settings["used_threshold"] <= 0.03
 
 
+def test_generated_slides_agree_with_their_plan(tmp_path):
+    """All of the planned tissue is found, and the outline lies at most 24 µm outside; glass alone is empty."""
+    truth = write_synthetic_slide(tmp_path / "a.svs", size=(3000, 2000), mpp=0.5, seed=3, lesions=1, pieces=1)
+    tissue = find_tissue(open_slide(tmp_path / "a.svs"))
+    planned = truth.tissue_mask(16)
+    found = tissue.mask[: planned.shape[0], : planned.shape[1]]
+    assert found[planned].mean() > 0.99
+    near = cv2.dilate(planned.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))) > 0
+    assert found[~near].mean() < 0.02
+    write_synthetic_slide(tmp_path / "glass.svs", size=(1000, 800), mpp=0.5, lesions=0, pieces=0)
+    with pytest.warns(EmptyTissueWarning):
+        assert find_tissue(open_slide(tmp_path / "glass.svs")).is_empty
+
+
 REAL = [
     # slide, its mpp if the file has none, bounds of the tissue fraction judged by eye
     ("CMU-1-Small-Region.svs", None, (0.35, 0.5)),
@@ -488,8 +499,7 @@ REAL = [
 @pytest.mark.parametrize(("name", "mpp", "bounds"), REAL, ids=[case[0] for case in REAL])
 def test_real_slides(shared_data, name, mpp, bounds):
     """Brightfield of two stains, fluorescence and a slide coarser than the mask give plausible amounts of tissue."""
-    with open_slide(shared_data / "slides" / name, slide_mpp=mpp) as slide:
-        tissue = find_tissue(slide)
+    tissue = find_tissue(open_slide(shared_data / "slides" / name, slide_mpp=mpp))
     assert bounds[0] < tissue.fraction < bounds[1]
 
 
@@ -497,6 +507,6 @@ def test_real_slides(shared_data, name, mpp, bounds):
 @pytest.mark.parametrize("mpp", [0.5, 2.0, 8.0])
 def test_slides_of_16_px(shared_data, name, mpp):
     """A miniature does not crash, whatever the resolution."""
-    with open_slide(shared_data / "slides" / name) as slide, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptyTissueWarning)
-        assert 0 <= find_tissue(slide, mpp=mpp).fraction <= 1
+        assert 0 <= find_tissue(open_slide(shared_data / "slides" / name), mpp=mpp).fraction <= 1
