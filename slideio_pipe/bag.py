@@ -68,14 +68,22 @@ class ArrayLikeBag(ABC):
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
-        if isinstance(key, tuple):
-            first, *rest = key
-            pixels = self[first]
-            return pixels[(slice(None), *rest) if pixels.ndim == 4 else tuple(rest)]
-        if isinstance(key, (int, np.integer)):
-            tile: NDArray[np.uint8] = self.read([range(len(self))[int(key)]])[0]
+        first, *rest = key if isinstance(key, tuple) and key else (key,)
+        if isinstance(first, (int, np.integer)) and not isinstance(first, bool):
+            tile: NDArray[np.uint8] = self.read([range(len(self))[int(first)]])[(0, *rest)]
             return tile
-        return self.read(np.arange(len(self))[key])
+        positions = np.arange(len(self))
+        needed, inside = positions, key  # the whole bag, indexed as numpy does, unless the first axis says less
+        if isinstance(first, slice):
+            needed, inside = positions[first], (slice(None), *rest)
+        elif isinstance(first, (list, np.ndarray)):
+            picked = positions[first]
+            if picked.ndim == 1 and not rest:
+                return self.read(picked)
+            needed, inverse = np.unique(picked, return_inverse=True)  # each is decoded once
+            inside = (inverse.reshape(picked.shape), *rest)
+        tiles: NDArray[np.uint8] = self.read(needed)[inside]
+        return tiles
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(self), 64):

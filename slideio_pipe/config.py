@@ -19,7 +19,7 @@ TissueMethod = Literal["otsu", "threshold", "none"]
 class Record(BaseModel):
     """A frozen record that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SlideConfig(Record):
@@ -104,7 +104,7 @@ def checked(record: type[R], where: str | None, /, **values: Any) -> R:
     slideio_pipe.errors.ConfigError: a.svs: stride=0: input should be greater than or equal to 1; see GridConfig
     """
     try:
-        return record(**values)
+        return record.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_in_words(error), slide=where, remedy=f"see {record.__name__}") from None
 

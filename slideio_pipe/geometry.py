@@ -7,9 +7,10 @@ top-left corner of the slide is (0, 0) at every level. *Level-0 px* is the frame
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from numbers import Real
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,10 +61,23 @@ class Mpp(NamedTuple):
         >>> Mpp.of(0.5), Mpp.of((0.5, 0.25))
         (Mpp(x=0.5, y=0.5), Mpp(x=0.5, y=0.25))
         """
-        if isinstance(value, (int, float)):
+        if isinstance(value, Real):
             return cls(float(value), float(value))
-        x, y = value
+        x, y = cast(Sequence[float], value)
         return cls(float(x), float(y))
+
+    @classmethod
+    def asked(cls, value: object) -> Mpp | None:
+        """Return the resolution a caller means by ``value``, or None when it is none: not positive, not a number.
+
+        >>> Mpp.asked(0.5), Mpp.asked("20x"), Mpp.asked((0.5, 0))
+        (Mpp(x=0.5, y=0.5), None, None)
+        """
+        try:
+            mpp = cls.of(value)  # type: ignore[arg-type]  # whatever it is
+        except (TypeError, ValueError):
+            return None
+        return mpp if all(math.isfinite(side) and side > 0 for side in mpp) else None
 
     @property
     def mean(self) -> float:
@@ -118,7 +132,7 @@ class Affine:
         return cls(c=float(x), f=float(y))
 
     @classmethod
-    def from_tuple(cls, values: Sequence[float]) -> Affine:
+    def from_tuple(cls, values: Iterable[float]) -> Affine:
         """Return the affine of (a, b, c, d, e, f)."""
         return cls(*(float(v) for v in values))
 
@@ -128,8 +142,7 @@ class Affine:
 
     def __matmul__(self, first: Affine) -> Affine:
         """Return the affine that applies ``first`` and then this one."""
-        m = self.matrix() @ first.matrix()
-        return Affine(m[0, 0], m[0, 1], m[0, 2], m[1, 0], m[1, 1], m[1, 2])
+        return Affine.from_tuple((self.matrix() @ first.matrix())[:2].ravel())
 
     def matrix(self) -> NDArray[np.float64]:
         """Return the (3, 3) homogeneous matrix."""
@@ -137,8 +150,7 @@ class Affine:
 
     def inverse(self) -> Affine:
         """Return the affine that undoes this one."""
-        m = np.linalg.inv(self.matrix())
-        return Affine(m[0, 0], m[0, 1], m[0, 2], m[1, 0], m[1, 1], m[1, 2])
+        return Affine.from_tuple(np.linalg.inv(self.matrix())[:2].ravel())
 
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
         """Map (..., 2) points (x, y) to (..., 2) float64."""

@@ -83,8 +83,13 @@ class TileReader:
         corners = np.asarray(origins, np.int64).reshape(-1, 2)
         shape = (len(corners), self.tile_size, self.tile_size, 3)
         target = np.empty(shape, np.uint8) if out is None else out
-        if target.shape != shape or target.dtype != np.uint8 or not target.flags.c_contiguous:
-            raise ConfigError(f"out has shape {target.shape} and type {target.dtype}", remedy=f"pass uint8 {shape}")
+        flags = target.flags
+        if target.shape != shape or target.dtype != np.uint8 or not (flags.c_contiguous and flags.writeable):
+            raise ConfigError(
+                f"out has shape {target.shape} and type {target.dtype}, or is not C-contiguous and writeable",
+                slide=self.view.slide.name,
+                remedy=f"pass uint8 {shape}",
+            )
         order = self.storage_order(corners)
         if threads <= 1 or len(order) <= _RUN:
             self._read_run(order, corners, target)
@@ -148,27 +153,29 @@ class TileReader:
 
     def _fetch(self, rect: Rect) -> NDArray[np.uint8]:
         """Return level pixels, (h, w, 3) uint8, decoded in this thread."""
-        slide = self.view.slide
+        slide, level = self.view.slide, self.view.level
         try:
             buffer = self._region().fetch(*rect)
         except pyvips.Error as error:
-            slide.raise_failure(self.view.level, rect)
-            dx, dy = slide.pyramid.downsamples[self.view.level]
-            place = f"level {self.view.level} near level-0 px ({round(rect.x * dx)}, {round(rect.y * dy)})"
+            slide.raise_failure(level, rect, np.zeros((rect.height, rect.width, 3), np.uint8))
+            dx, dy = slide.pyramid.downsamples[level]
+            place = f"level {level} near level-0 px ({round(rect.x * dx)}, {round(rect.y * dy)})"
             raise CorruptSlideError(
                 f"pixels of {place} cannot be decoded ({' '.join(str(error).split())})",
                 slide=slide.name,
                 remedy="copy the slide again, or leave this region out",
             ) from error
-        slide.raise_failure(self.view.level, rect)
-        return np.frombuffer(buffer, np.uint8).reshape(rect.height, rect.width, 3)
+        pixels = np.frombuffer(buffer, np.uint8).reshape(rect.height, rect.width, 3)
+        slide.raise_failure(level, rect, pixels)
+        return pixels
 
     def _region(self) -> Any:
         """Return this thread's region: libvips ties a region to the thread that made it."""
-        region = getattr(self._local, "region", None)
-        if region is None:
-            region = self._local.region = pyvips.Region.new(self.view.slide.level_image(self.view.level))
-        return region
+        image = self.view.slide.level_image(self.view.level)
+        if getattr(self._local, "image", None) is not image:
+            # The region does not keep the image's Python side alive, which a virtual TIFF is called back through.
+            self._local.image, self._local.region = image, pyvips.Region.new(image)
+        return self._local.region
 
 
 def _bands(inside: Rect, sx: float, sy: float) -> Iterator[tuple[int, int]]:

@@ -67,7 +67,7 @@ def open_slide(
     given = None if slide_mpp is None else _checked_mpp(slide_mpp)
     if isinstance(path, np.ndarray):
         return Slide(None, NumpyBackend(path), given, array=path)
-    resolved = Path(path).expanduser()
+    resolved = Path(path).expanduser().absolute()  # a worker that reopens it may stand in another folder
     check_process()
     try:
         return Slide(resolved, open_backend(resolved, backend), given, backend=backend)
@@ -78,9 +78,9 @@ def open_slide(
 
 
 def _checked_mpp(value: float | tuple[float, float]) -> Mpp:
-    mpp = Mpp.of(value)
-    if not all(math.isfinite(side) and side > 0 for side in mpp):
-        raise ConfigError(f"slide_mpp={value} is no resolution", remedy="pass µm per level-0 pixel, such as 0.25")
+    mpp = Mpp.asked(value)
+    if mpp is None:
+        raise ConfigError(f"slide_mpp={value!r} is no resolution", remedy="pass µm per level-0 pixel, such as 0.25")
     return mpp
 
 
@@ -110,7 +110,7 @@ class Slide:
     ) -> None:
         self.path = path
         self.facts: Facts = opened.facts
-        self._backend = opened
+        self._opened: Backend | None = opened
         self._reopen = (array if path is None else path, slide_mpp, backend)
         self.mpp, self.mpp_source = _resolve_mpp(self.facts, slide_mpp, self.name)
 
@@ -211,6 +211,12 @@ class Slide:
         check_process()
         return self._backend.level_image(level)
 
+    @property
+    def _backend(self) -> Backend:
+        if self._opened is None:
+            raise ConfigError("the slide is closed", slide=self.name, remedy="open it again with open_slide")
+        return self._opened
+
     def associated_image(self, name: str) -> NDArray[np.uint8]:
         """Return a label, macro or thumbnail, (H, W, 3) uint8 RGB.
 
@@ -224,11 +230,11 @@ class Slide:
             raise ConfigError(f'no associated image "{name}"', slide=self.name, remedy=f"there are: {known}")
         return self._pixels(self._backend.associated_image(name))
 
-    def raise_failure(self, level: int, rect: Rect) -> None:
-        """Raise what went wrong when pixels of ``rect`` (level px) were decoded behind libvips' back, if anything."""
-        failure = self._backend.failure(level, rect)
+    def raise_failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> None:
+        """Raise why ``pixels``, just fetched from ``rect`` (level px), are not the slide's; libvips does not always."""
+        failure = self._backend.failure(level, rect, pixels)
         if failure is not None:
-            raise failure
+            raise failure.with_traceback(None)  # kept and raised again: without this its traceback grows every time
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """Return a rectangle of a level, (H, W, 3) uint8 RGB, white outside the slide.
@@ -245,12 +251,14 @@ class Slide:
             raise ConfigError(f"no level {level}", slide=self.name, remedy=f"pass 0 to {self.level_count - 1}")
         dx, dy = self.pyramid.downsamples[level]
         x, y = math.floor(location[0] / dx + 0.5), math.floor(location[1] / dy + 0.5)
+        if min(size) < 0:
+            raise ConfigError(f"a region of {size[0]}×{size[1]} px", slide=self.name, remedy="pass sizes >= 0")
         rect = Rect(x, y, *size)
         out = np.full((rect.height, rect.width, 3), 255, np.uint8)
         inside = rect.intersect(Rect(0, 0, *self.pyramid.levels[level]))
         if inside.width and inside.height:
             pixels = self._pixels(self.level_image(level).crop(*inside))
-            self.raise_failure(level, inside)
+            self.raise_failure(level, inside, pixels)
             top, left = inside.y - y, inside.x - x
             out[top : top + inside.height, left : left + inside.width] = pixels
         return out
@@ -277,7 +285,9 @@ class Slide:
         if max_size is not None and max(image.width, image.height) > max_size:
             image = image.resize(max_size / max(image.width, image.height), kernel="linear")
         pixels = self._pixels(image)
-        self.raise_failure(view.level, Rect(0, 0, *view.level_size))
+        whole = Rect(0, 0, *view.level_size)
+        # These are not the level's own pixels, so there is nothing to look for in them: any will do, but black.
+        self.raise_failure(view.level, whole, np.broadcast_to(np.uint8(255), (whole.height, whole.width, 3)))
         return pixels
 
     def _pixels(self, image: Any) -> NDArray[np.uint8]:
@@ -285,9 +295,15 @@ class Slide:
             return np.asarray(image.numpy(), np.uint8)
         except pyvips.Error as error:
             reason = " ".join(str(error).split())
+            self._renew()
             raise CorruptSlideError(
                 f"pixels cannot be decoded ({reason})", slide=self.name, remedy="copy the slide again"
             ) from error
+
+    def _renew(self) -> None:
+        """Open the file again: libvips reports a tile it cannot decode once, and gives it as black afterwards."""
+        if self.path is not None:
+            self._opened = open_backend(self.path, self.facts.backend)
 
     def plot(self, max_size: int = 1024) -> Image.Image:
         """Return a thumbnail with a scale bar; shows itself in a notebook, ``.save("a.png")`` elsewhere."""
@@ -312,8 +328,8 @@ class Slide:
         return picture.card(self.name, self.describe(), [self.plot(420)])
 
     def close(self) -> None:
-        """Release the file. Views and bags of this slide must not be used any more."""
-        self._backend.close()
+        """Let go of the file: it is closed once no image of it is in use. The slide's views and bags read no more."""
+        self._opened = None
 
     def __enter__(self) -> Slide:
         return self
@@ -325,10 +341,15 @@ class Slide:
         return _reopen, self._reopen
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Slide) and (self.path, self.mpp) == (other.path, other.mpp) and self.path is not None
+        """Whether both are the same file (or the same array object), read the same way at the same resolution."""
+        return isinstance(other, Slide) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash((self.path, self.mpp))
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        source, _, _ = self._reopen
+        return (id(source) if self.path is None else self.path, self.mpp, self.facts.backend)
 
     def __repr__(self) -> str:
         width, height = self.dimensions

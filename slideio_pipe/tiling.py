@@ -12,7 +12,7 @@ from PIL import Image
 from slideio_pipe import picture
 from slideio_pipe.config import Edge, GridConfig, checked
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning
-from slideio_pipe.geometry import Size
+from slideio_pipe.geometry import Size, round_half_up
 from slideio_pipe.tissue import TissueMask
 from slideio_pipe.view import SlideView
 
@@ -133,13 +133,14 @@ class TileGrid:
         given = np.asarray(coords)
         if given.size == 0:
             given = np.zeros((0, 2), np.int64)
-        if given.ndim != 2 or given.shape[1] != 2 or not np.issubdtype(given.dtype, np.number):
+        number = given.dtype.kind in "iu" or (given.dtype.kind == "f" and bool(np.isfinite(given).all()))
+        if given.ndim != 2 or given.shape[1] != 2 or not number:
             raise ConfigError(
                 f"coordinates of shape {given.shape} and type {given.dtype}",
                 slide=name,
-                remedy="pass (N, 2) level-0 pixels, x first",
+                remedy="pass (N, 2) finite level-0 pixels, x first",
             )
-        level0 = given.astype(np.int64)
+        level0 = given.astype(np.int64) if given.dtype.kind in "iu" else round_half_up(given)
         origins = view.from_level0(level0)
         outside = ((origins + grid.tile_size <= 0) | (origins >= np.array(view.size))).any(axis=1)
         if outside.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from slideio_pipe.backends.array import FlatBackend, ZarrBackend, is_zarr
@@ -28,44 +29,58 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     """
     if backend not in BACKENDS:
         raise ConfigError(f'no backend "{backend}"', slide=path.name, remedy=f"choose one of {', '.join(BACKENDS)}")
-    if not path.exists():
-        raise SlideNotFoundError("no such file", slide=str(path), remedy="check the path")
-    if path.is_dir() and not is_zarr(path):
+    try:
+        _check_readable(path)
+        if path.is_dir():
+            return _open_directory(path, backend)
+        if backend == "auto":
+            return _choose(path)
+        if backend == "tiff":
+            return TiffBackend(path)
+        return OpenSlideBackend(path) if backend == "openslide" else FlatBackend(path)
+    except PermissionError as error:
+        raise CorruptSlideError("no permission to read it", slide=str(path), remedy="check its mode") from error
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise SlideNotFoundError(
+            "the path is not valid UTF-8", slide=ascii(str(path)), remedy="rename the file"
+        ) from error
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:  # also too long a name, or a null character in it
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"no such file ({error})"
+        raise SlideNotFoundError(reason, slide=str(path), remedy="check the path") from error
+    if stat.S_ISDIR(mode):
+        return
+    if not stat.S_ISREG(mode):  # a pipe would block, a device never end
+        raise UnsupportedSlideError("not a regular file", slide=str(path), remedy="pass a file on disk")
+    if path.stat().st_size == 0:
+        raise CorruptSlideError("the file is empty", slide=path.name, remedy="copy or download the slide again")
+
+
+def _open_directory(path: Path, backend: str) -> Backend:
+    if not is_zarr(path):
         raise SlideNotFoundError(
             "a directory, not a slide",
             slide=str(path),
             remedy="pass one slide file in it (for DICOM and MIRAX any .dcm, or the .mrxs beside the folder)",
         )
-    try:
-        if backend == "auto":
-            return _choose(path)
-        if backend == "tiff":
-            return TiffBackend(path)
-        if backend == "openslide":
-            return OpenSlideBackend(path)
-        return ZarrBackend(path) if path.is_dir() else FlatBackend(path)
-    except PermissionError as error:
-        raise CorruptSlideError("no permission to read it", slide=str(path), remedy="check its mode") from error
+    if backend not in ("auto", "array"):
+        raise ConfigError(f'backend "{backend}" reads no zarr', slide=path.name, remedy='pass backend="array"')
+    return ZarrBackend(path)
 
 
 def _choose(path: Path) -> Backend:
-    if path.is_dir():
-        return ZarrBackend(path)
-    if path.stat().st_size == 0:
-        raise CorruptSlideError("the file is empty", slide=path.name, remedy="copy or download the slide again")
     vendor = detect(path)
     if not is_tiff(path):
         return FlatBackend(path) if vendor is None else OpenSlideBackend(path)
     if vendor not in _PLAIN_TIFFS:
         return OpenSlideBackend(path)
     header = read_header(path)
-    compression = header.undecodable()
-    if compression is None:
-        return TiffBackend(path, header)
-    if vendor is not None and compression == APERIO_JPEG2000_YCBCR:
-        return OpenSlideBackend(path)
-    raise UnsupportedSlideError(
-        f"TIFF compression {compression} is not supported",
-        slide=path.name,
-        remedy="convert it once, for example with Bio-Formats or the scanner's software, to JPEG-compressed TIFF",
-    )
+    only_openslide = any(level.compression == APERIO_JPEG2000_YCBCR for level in header.levels)
+    return OpenSlideBackend(path) if vendor is not None and only_openslide else TiffBackend(path, header)

@@ -48,13 +48,10 @@ class NumpyBackend:
         """Raise KeyError: an array has no label, macro or thumbnail."""
         raise KeyError(name)
 
-    def failure(self, level: int, rect: Rect) -> BaseException | None:
-        """Return None: libvips tells of every failure here."""
-        del level, rect
+    def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
+        """Return None: libvips tells of every failure here, every time."""
+        del level, rect, pixels
         return None
-
-    def close(self) -> None:
-        """Do nothing: the array belongs to the caller."""
 
 
 class FlatBackend(NumpyBackend):
@@ -117,13 +114,11 @@ class ZarrBackend:
         """Raise KeyError: an array has no label, macro or thumbnail."""
         raise KeyError(name)
 
-    def failure(self, level: int, rect: Rect) -> BaseException | None:
+    def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
         """Return why pixels of ``rect`` could not be decoded."""
+        del pixels
         virtual = self._levels.get(level)
         return None if virtual is None else virtual.failure(rect)
-
-    def close(self) -> None:
-        """Do nothing: zarr opens chunks one by one."""
 
     def _tile_size(self, array: Any) -> Size:
         sides = []

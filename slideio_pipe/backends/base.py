@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
 
@@ -31,6 +33,8 @@ class Facts:
 class Backend(Protocol):
     """One open slide. Cheap to open, decodes nothing until an image's pixels are fetched.
 
+    There is no ``close``: threads may still be reading. Files are closed when nothing refers to the images any more.
+
     Every image it hands out is a lazy ``pyvips.Image`` of 3 bands, uchar, sRGB, alpha flattened on white.
     """
 
@@ -44,13 +48,10 @@ class Backend(Protocol):
         """Return the lazy image of a label, macro or thumbnail page."""
         ...
 
-    def failure(self, level: int, rect: Rect) -> BaseException | None:
-        """Return why fetched pixels of ``rect`` (level px) could not be decoded, when libvips was not told."""
+    def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
+        """Return why ``pixels``, just fetched from ``rect`` (level px), are not the slide's, or None when they are.
+
+        libvips is not told when a decoder of ours fails, and reports a failure of its own once: afterwards it gives the
+        tile that it could not decode as black. So whoever fetches asks here, every time.
+        """
         ...
-
-    def close(self) -> None:
-        """Release the file."""
-        ...
-
-
-Opener = Callable[[Path], Backend]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import openslide
 from numpy.typing import NDArray
+from PIL import Image
 
 from slideio_pipe.backends.base import Facts
 from slideio_pipe.backends.vips import to_rgb
@@ -35,93 +37,117 @@ class OpenSlideBackend:
     name = "openslide"
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._slide = openslide.OpenSlide(str(path))
-        except openslide.OpenSlideUnsupportedFormatError as error:
-            raise UnsupportedSlideError(
-                "OpenSlide does not know this format",
-                slide=path.name,
-                remedy="slideio-pipe doctor lists what opens",
-            ) from error
-        except openslide.OpenSlideError as error:
-            raise CorruptSlideError(
-                f"OpenSlide cannot open it ({error})",
-                slide=path.name,
-                remedy="check that all files of the slide are there, or copy it again",
-            ) from error
+        self._handle = _Handle(path)
         self._levels: dict[int, VirtualTiff] = {}
         self._associated: dict[str, VirtualTiff] = {}
         self._lock = threading.Lock()
-        self.facts = self._read_facts()
+        self.facts = _read_facts(self._handle.slide)
 
     def level_image(self, level: int) -> Any:
         """Return the lazy image of a level."""
         with self._lock:
             if level not in self._levels:
                 size, tile = self.facts.pyramid.levels[level], self.facts.tile_sizes[level]
-                self._levels[level] = VirtualTiff(size, tile, partial(self._read_tile, level))
+                self._levels[level] = VirtualTiff(size, tile, partial(_read_tile, self._handle, level, size, tile))
             return self._levels[level].image
 
     def associated_image(self, name: str) -> Any:
         """Return the lazy image of a label, macro or thumbnail."""
         with self._lock:
             if name not in self._associated:
-                width, height = self._slide.associated_images[name].size
+                width, height = self._handle.slide.associated_images[name].size
                 tile = Size(-(-width // 16) * 16, -(-height // 16) * 16)
-                self._associated[name] = VirtualTiff(Size(width, height), tile, partial(self._read_associated, name))
+                read = partial(_read_associated, self._handle, name)
+                self._associated[name] = VirtualTiff(Size(width, height), tile, read)
             return self._associated[name].image
 
-    def failure(self, level: int, rect: Rect) -> BaseException | None:
+    def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
         """Return why pixels of ``rect`` could not be decoded."""
+        del pixels
         virtual = self._levels.get(level)
         return None if virtual is None else virtual.failure(rect)
 
-    def close(self) -> None:
-        """Release the file; images handed out before must not be used any more."""
-        self._slide.close()
 
-    def _read_facts(self) -> Facts:
-        slide = self._slide
-        properties = dict(slide.properties)
-        levels = tuple(Size(*size) for size in slide.level_dimensions)
-        return Facts(
-            backend=self.name,
-            vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
-            pyramid=Pyramid(levels),
-            tile_sizes=tuple(_tile_size(properties, level) for level in range(len(levels))),
-            mpp=_mpp(properties),
-            objective_power=_float(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
-            properties=properties,
-            associated=tuple(slide.associated_images),
-            icc_profile=_icc(slide),
-        )
+class _Handle:
+    """An OpenSlide object that can be renewed: after one failed read OpenSlide refuses every later one."""
 
-    def _read_tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
-        tile, size = self.facts.tile_sizes[level], self.facts.pyramid.levels[level]
-        x, y = column * tile.width, row * tile.height
-        width, height = min(tile.width, size.width - x), min(tile.height, size.height - y)
-        # OpenSlide takes the corner in whole level-0 px. Where the downsample is no integer it interpolates, by up to
-        # half a level-0 px: that is what every OpenSlide user sees, and why TIFFs we can decode go another way.
-        downsample = self._slide.level_downsamples[level]
-        corner = (round(x * downsample), round(y * downsample))
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.slide = self._open()
+        self._lock = threading.Lock()
+
+    def read(self, what: str, read: Callable[[openslide.OpenSlide], Image.Image]) -> NDArray[np.uint8]:
+        """Return pixels, (H, W, 3) uint8; tried twice, because another thread may have spoilt the first object."""
+        for last in (False, True):
+            slide = self.slide
+            try:
+                return to_rgb(np.asarray(read(slide)))
+            except openslide.OpenSlideError as error:
+                with self._lock:
+                    if self.slide is slide:
+                        self.slide = self._open()
+                if last:
+                    raise CorruptSlideError(
+                        f"{what} cannot be read ({error})",
+                        slide=self.path.name,
+                        remedy="copy the slide again, or leave this region out",
+                    ) from error
+        raise AssertionError("unreachable")
+
+    def _open(self) -> openslide.OpenSlide:
         try:
-            region = self._slide.read_region(corner, level, (width, height))
+            return openslide.OpenSlide(str(self.path))
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise UnsupportedSlideError(
+                "OpenSlide does not know this format",
+                slide=self.path.name,
+                remedy="slideio-pipe doctor lists what opens",
+            ) from error
         except openslide.OpenSlideError as error:
             raise CorruptSlideError(
-                f"tile ({column}, {row}) of level {level} cannot be read ({error})",
-                slide=self._path.name,
-                remedy="copy the slide again, or leave it out",
+                f"OpenSlide cannot open it ({error})",
+                slide=self.path.name,
+                remedy="check that all files of the slide are there, or copy it again",
             ) from error
-        out = np.full((tile.height, tile.width, 3), 255, np.uint8)
-        out[:height, :width] = to_rgb(np.asarray(region))
-        return out
 
-    def _read_associated(self, name: str, column: int, row: int) -> NDArray[np.uint8]:
-        del column, row  # the whole image is one tile
-        pixels = to_rgb(np.asarray(self._slide.associated_images[name]))
-        height, width = pixels.shape[:2]
-        return np.pad(pixels, ((0, -height % 16), (0, -width % 16), (0, 0)), constant_values=255)
+
+def _read_tile(handle: _Handle, level: int, size: Size, tile: Size, column: int, row: int) -> NDArray[np.uint8]:
+    x, y = column * tile.width, row * tile.height
+    width, height = min(tile.width, size.width - x), min(tile.height, size.height - y)
+
+    def read(slide: openslide.OpenSlide) -> Image.Image:
+        # OpenSlide takes the corner in whole level-0 px. Where the downsample is no integer it interpolates, by up to
+        # half a level-0 px: that is what every OpenSlide user sees, and why TIFFs we can decode go another way.
+        downsample = slide.level_downsamples[level]
+        corner = (round(x * downsample), round(y * downsample))
+        return cast(Image.Image, slide.read_region(corner, level, (width, height)))
+
+    out = np.full((tile.height, tile.width, 3), 255, np.uint8)
+    out[:height, :width] = handle.read(f"tile ({column}, {row}) of level {level}", read)
+    return out
+
+
+def _read_associated(handle: _Handle, name: str, column: int, row: int) -> NDArray[np.uint8]:
+    del column, row  # the whole image is one tile
+    pixels = handle.read(f'associated image "{name}"', lambda slide: slide.associated_images[name])
+    height, width = pixels.shape[:2]
+    return np.pad(pixels, ((0, -height % 16), (0, -width % 16), (0, 0)), constant_values=255)
+
+
+def _read_facts(slide: openslide.OpenSlide) -> Facts:
+    properties = dict(slide.properties)
+    levels = tuple(Size(*size) for size in slide.level_dimensions)
+    return Facts(
+        backend=OpenSlideBackend.name,
+        vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
+        pyramid=Pyramid(levels),
+        tile_sizes=tuple(_tile_size(properties, level) for level in range(len(levels))),
+        mpp=_mpp(properties),
+        objective_power=_float(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
+        properties=properties,
+        associated=tuple(slide.associated_images),
+        icc_profile=_icc(slide),
+    )
 
 
 def _tile_size(properties: dict[str, str], level: int) -> Size:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import pyvips
 from numpy.typing import NDArray
 
 from slideio_pipe.backends.base import Facts
-from slideio_pipe.backends.tiff_header import JPEG, LIBVIPS_COMPRESSIONS, TiffHeader, TiffPage, read_header
+from slideio_pipe.backends.tiff_header import JPEG, TiffHeader, TiffPage, read_header
 from slideio_pipe.backends.vips import as_rgb, to_rgb
 from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
 from slideio_pipe.geometry import Pyramid, Rect
+
+_CONVERT = "convert it once, for example with QuPath or Bio-Formats, to a tiled JPEG-compressed RGB TIFF"
 
 
 def facts_of(header: TiffHeader, backend: str) -> Facts:
@@ -40,6 +44,11 @@ class TiffBackend:
 
     A page that libvips would get wrong (a JPEG whose tag lies about its colours, a codec libvips lacks) is decoded by
     imagecodecs and enters libvips through a virtual TIFF, so that everything above sees the same lazy image.
+
+    Raises
+    ------
+    UnsupportedSlideError
+        A level that neither decodes.
     """
 
     name = "tiff"
@@ -47,10 +56,13 @@ class TiffBackend:
     def __init__(self, path: Path, header: TiffHeader | None = None) -> None:
         self._path = path
         self._header = header or read_header(path)
+        for level in self._header.levels:
+            if level.refusal:
+                raise UnsupportedSlideError(level.refusal, slide=path.name, remedy=_CONVERT)
         self._images: dict[TiffPage, Any] = {}
         self._virtual: dict[TiffPage, VirtualTiff] = {}
+        self._black: set[tuple[int, int, int]] = set()  # (level, column, row) of tiles that are black in the file
         self._lock = threading.Lock()
-        self._fd = os.open(path, os.O_RDONLY)
         self.facts = facts_of(self._header, self.name)
 
     def level_image(self, level: int) -> Any:
@@ -59,26 +71,50 @@ class TiffBackend:
 
     def associated_image(self, name: str) -> Any:
         """Return the lazy image of a label, macro or thumbnail page."""
-        return self._image(self._header.associated[name])
+        page = self._header.associated[name]
+        if page.refusal:
+            raise UnsupportedSlideError(f"{name}: {page.refusal}", slide=self._path.name, remedy=_CONVERT)
+        return self._image(page)
 
-    def failure(self, level: int, rect: Rect) -> BaseException | None:
-        """Return why pixels of ``rect`` could not be decoded, when libvips was not told."""
-        virtual = self._virtual.get(self._header.levels[level])
-        return None if virtual is None else virtual.failure(rect)
+    def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
+        """Return why ``pixels`` of ``rect`` are not the slide's, if they are not.
 
-    def close(self) -> None:
-        """Release the file; images handed out before must not be used any more."""
-        self._images.clear()
-        self._virtual.clear()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        A stored tile that libvips could not decode is black in its cache, so one pixel of every stored tile is looked
+        at, and a tile that seems black is decoded once more.
+        """
+        page = self._header.levels[level]
+        virtual = self._virtual.get(page)
+        if virtual is not None:
+            return virtual.failure(rect)
+        for column, left, right in _stored(rect.x, rect.width, page.tile.width):
+            for row, top, bottom in _stored(rect.y, rect.height, page.tile.height):
+                if not pixels[(top + bottom) // 2, (left + right) // 2].any():
+                    error = self._decode_again(level, column, row)
+                    if error is not None:
+                        return error
+        return None
+
+    def _decode_again(self, level: int, column: int, row: int) -> CorruptSlideError | None:
+        page = self._header.levels[level]
+        if (level, column, row) in self._black:
+            return None
+        corner = Rect(column * page.tile.width, row * page.tile.height, *page.tile)
+        try:
+            self._through_libvips(page).crop(*corner.intersect(Rect(0, 0, *page.size))).numpy()
+        except pyvips.Error as error:
+            return CorruptSlideError(
+                f"tile ({column}, {row}) of level {level} cannot be decoded ({_first_line(error)})",
+                slide=self._path.name,
+                remedy="copy the slide again, or leave this region out",
+            )
+        self._black.add((level, column, row))
+        return None
 
     def _image(self, page: TiffPage) -> Any:
         with self._lock:
             if page not in self._images:
-                right = page.compression in LIBVIPS_COMPRESSIONS and not page.lies
-                self._images[page] = self._through_libvips(page) if right else self._through_imagecodecs(page)
+                through = self._through_libvips if page.libvips_reads_it else self._through_imagecodecs
+                self._images[page] = through(page)
             return self._images[page]
 
     def _through_libvips(self, page: TiffPage) -> Any:
@@ -91,19 +127,25 @@ class TiffBackend:
                 slide=self._path.name,
                 remedy='try backend="openslide", or copy the slide again',
             ) from error
+        if (image.width, image.height) != page.size:  # libvips follows damaged links its own way
+            raise CorruptSlideError(
+                f"directory {page.directory} is {image.width}×{image.height} px to libvips, {page.size.width}×"
+                f"{page.size.height} to tifffile",
+                slide=self._path.name,
+                remedy="copy the slide again",
+            )
         return as_rgb(image, slide=self._path.name)
 
     def _through_imagecodecs(self, page: TiffPage) -> Any:
-        if not page.tiled:
-            raise UnsupportedSlideError(
-                f"compression {page.compression} in strips instead of tiles",
-                slide=self._path.name,
-                remedy="convert it once with: vips tiffsave IN OUT --tile --pyramid --compression jpeg",
-            )
-        decoder = TileDecoder(self._fd, page, self._path.name)
-        virtual = VirtualTiff(page.size, page.tile, decoder.read)
+        virtual = VirtualTiff(page.size, page.tile, TileDecoder(self._path, page).read)
         self._virtual[page] = virtual
         return virtual.image
+
+
+def _stored(start: int, length: int, tile: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (index, from, to) of the stored tiles that a span touches; from and to count from its start."""
+    for index in range(start // tile, (start + length - 1) // tile + 1):
+        yield index, max(0, index * tile - start), min(length, (index + 1) * tile - start)
 
 
 class TileDecoder:
@@ -111,17 +153,18 @@ class TileDecoder:
 
     Parameters
     ----------
-    fd : int
-        Open file descriptor; read with ``pread``, so threads may share it.
+    path : Path
+        The TIFF; open as long as the decoder lives, read with ``pread``, so that threads may share it.
     page : TiffPage
         A tiled page.
-    slide : str
-        Name for error messages.
     """
 
-    def __init__(self, fd: int, page: TiffPage, slide: str) -> None:
-        self._fd, self._page, self._slide = fd, page, slide
-        self._columns = -(-page.size.width // page.tile.width)
+    def __init__(self, path: Path, page: TiffPage) -> None:
+        self._page, self._slide = page, path.name
+        self._columns, rows = (-(-side // tile) for side, tile in zip(page.size, page.tile, strict=True))
+        self._plane = self._columns * rows  # tiles of one plane, where red, green and blue are stored apart
+        self._fd = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._fd)
 
     def read(self, column: int, row: int) -> NDArray[np.uint8]:
         """Return a stored tile, (tile height, tile width, 3) uint8; a sparse tile (no bytes) is white.
@@ -131,34 +174,35 @@ class TileDecoder:
         CorruptSlideError
             With the tile's place, when its bytes do not decode.
         """
-        index = row * self._columns + column
         tile = self._page.tile
+        first = row * self._columns + column
         out = np.full((tile.height, tile.width, 3), 255, np.uint8)
-        count = int(self._page.page.databytecounts[index])
-        if count == 0:
-            return out
-        data = os.pread(self._fd, count, int(self._page.page.dataoffsets[index]))
         try:
-            pixels = self._decode(data, index)
-        except (RuntimeError, ValueError) as error:  # imagecodecs' codec errors are RuntimeErrors
+            planes = [self._decode(index) for index in range(first, len(self._page.page.dataoffsets), self._plane)]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:  # imagecodecs' errors are RuntimeErrors
             raise CorruptSlideError(
                 f"tile ({column}, {row}) of directory {self._page.directory} cannot be decoded ({error})",
                 slide=self._slide,
                 remedy="copy the slide again, or leave this region out",
             ) from error
-        height, width = min(tile.height, pixels.shape[0]), min(tile.width, pixels.shape[1])
-        out[:height, :width] = to_rgb(pixels[:height, :width])
+        stored = [plane for plane in planes if plane is not None]
+        if len(stored) == len(planes):
+            pixels = to_rgb(np.concatenate(stored, axis=2) if len(stored) > 1 else stored[0])
+            height, width = min(tile.height, pixels.shape[0]), min(tile.width, pixels.shape[1])
+            out[:height, :width] = pixels[:height, :width]
         return out
 
-    def _decode(self, data: bytes, index: int) -> NDArray[np.uint8]:
+    def _decode(self, index: int) -> NDArray[np.uint8] | None:
+        """Return one stored tile, (h, w, channels) uint8, or None where nothing is stored."""
         page = self._page.page
+        count = int(page.databytecounts[index])
+        if count == 0:
+            return None
+        data = os.pread(self._fd, count, int(page.dataoffsets[index]))
         if self._page.compression == JPEG and page.samplesperpixel == 3:
             ycbcr = self._page.tagged_ycbcr != self._page.lies
             decoded = imagecodecs.jpeg8_decode(
-                data,
-                tables=page.jpegtables,
-                colorspace="YCBCR" if ycbcr else "RGB",
-                outcolorspace="RGB",
+                data, tables=page.jpegtables, colorspace="YCBCR" if ycbcr else "RGB", outcolorspace="RGB"
             )
         else:
             decoded = page.decode(data, index, jpegtables=page.jpegtables)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -23,18 +24,21 @@ JPEG = 7
 LIBVIPS_COMPRESSIONS = frozenset({1, 5, JPEG, 8, 32946, 32773, 50001})
 # Aperio's YCbCr flavour of JPEG 2000 needs a colour conversion that only OpenSlide is known to do right.
 APERIO_JPEG2000_YCBCR = 33003
-_RGB, _YCBCR = 2, 6
-_PHOTOMETRICS = frozenset({0, 1, _RGB, 3, _YCBCR})
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+_PHOTOMETRICS = frozenset({_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR})
+_CONTIGUOUS, _ASSOCIATED_ALPHA = 1, 1
 _MACRO_BIT = 8
 _UNITS_UM = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _INCH, _CENTIMETRE = 2, 3
+# What tifffile has to say of a damaged header reaches the user as one of our errors, not also on the terminal.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 # What tifffile raises on damaged headers, seen by cutting and mutating files.
 _HEADER_ERRORS = (tifffile.TiffFileError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TiffPage:
-    """One directory of the file that holds an image."""
+    """One directory of the file that holds an image; every one is its own, so that they can be dictionary keys."""
 
     size: Size
     tile: Size  # stored tile, or a strip as wide as the image
@@ -45,6 +49,33 @@ class TiffPage:
     tagged_ycbcr: bool
     lies: bool  # the JPEG holds another colour model than the tag says
     page: Any  # tifffile.TiffPage, closed file: tags, byte ranges and decoder remain usable
+
+    @property
+    def libvips_reads_it(self) -> bool:
+        """Whether libvips decodes the page, rightly, and says so when it cannot.
+
+        Alpha goes another way where possible: a tile that libvips fails to decode is transparent there, so white.
+        """
+        planes = self.tiled and int(self.page.planarconfig) != _CONTIGUOUS
+        alpha = self.tiled and self.page.samplesperpixel == 4 and not self._premultiplied
+        return self.compression in LIBVIPS_COMPRESSIONS and not (self.lies or planes or alpha)
+
+    @property
+    def refusal(self) -> str:
+        """Why neither libvips nor imagecodecs decodes the page; empty when one does."""
+        if self.libvips_reads_it:
+            return ""
+        if self.compression not in tifffile.TIFF.DECOMPRESSORS or self.compression == APERIO_JPEG2000_YCBCR:
+            return f"TIFF compression {self.compression} is not supported"
+        if not self.tiled:
+            return f"TIFF compression {self.compression} is not supported in strips, only in tiles"
+        if int(self.page.photometric) not in (_BLACK_IS_ZERO, _RGB, _YCBCR) or self._premultiplied:
+            return f"{self.page.photometric.name} pixels in TIFF compression {self.compression} are not supported"
+        return ""
+
+    @property
+    def _premultiplied(self) -> bool:
+        return _ASSOCIATED_ALPHA in (int(extra) for extra in self.page.extrasamples)
 
 
 @dataclass(frozen=True)
@@ -58,14 +89,6 @@ class TiffHeader:
     objective_power: float | None
     properties: dict[str, str]
     icc_profile: bytes | None
-
-    def undecodable(self) -> int | None:
-        """Return the first compression among the levels that neither libvips nor imagecodecs decodes, else None."""
-        for level in self.levels:
-            known = level.compression in tifffile.TIFF.DECOMPRESSORS and level.compression != APERIO_JPEG2000_YCBCR
-            if level.compression not in LIBVIPS_COMPRESSIONS and not known:
-                return level.compression
-        return None
 
 
 def is_tiff(path: Path) -> bool:
@@ -82,9 +105,11 @@ def read_header(path: Path) -> TiffHeader:
     CorruptSlideError
         The directories are damaged, or tiles lie beyond the end of the file (a truncated copy).
     UnsupportedSlideError
-        16-bit or multi-channel pixels.
+        No TIFF at all, 16-bit or multi-channel pixels.
     """
     name = path.name
+    if not is_tiff(path):
+        raise UnsupportedSlideError("not a TIFF", slide=name, remedy='pass backend="auto"')
     try:
         with tifffile.TiffFile(path) as tif:
             return _header(tif, path)

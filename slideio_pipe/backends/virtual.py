@@ -85,63 +85,79 @@ class VirtualTiff:
     tile : Size
         Pixels of a stored tile; both sides multiples of 16, as TIFF demands.
     read_tile : callable
-        ``(column, row) -> (tile.height, tile.width, 3) uint8``. Called from whichever thread fetches pixels.
+        ``(column, row) -> (tile.height, tile.width, 3) uint8``. Called from whichever thread fetches pixels, for one
+        tile at a time. It should not refer to whoever keeps the ``VirtualTiff``: such a circle would hold libvips'
+        decoded tiles until the garbage collector runs.
 
     Attributes
     ----------
     image : pyvips.Image
-        3 bands, uchar, sRGB. Keep the ``VirtualTiff`` alive as long as the image: libvips calls back into it.
-
-    Notes
-    -----
-    libvips reads a source under a lock, one call after the other, so position and current tile need none.
+        3 bands, uchar, sRGB. It, and what pyvips derives from it, may outlive the ``VirtualTiff``; a ``pyvips.Region``
+        may not outlive the image it was made on.
     """
 
     def __init__(self, size: Size, tile: Size, read_tile: ReadTile) -> None:
         # libvips refuses tiles much larger than the image; a single tile may be cut to it.
-        tile = Size(min(tile.width, _multiple_of_16(size.width)), min(tile.height, _multiple_of_16(size.height)))
-        self._layout = _layout(size, tile)
-        self._read_tile = read_tile
-        self._position = 0
-        self._tile_index, self._tile_data = -1, b""
-        self._tile = tile
-        self._failures: dict[tuple[int, int], BaseException] = {}
-        self._source = pyvips.SourceCustom()
-        self._source.on_read(self._on_read)
-        self._source.on_seek(self._on_seek)
-        self.image: Any = pyvips.Image.tiffload_source(self._source).copy(interpretation="srgb")
+        self._tile = Size(min(tile.width, _multiple_of_16(size.width)), min(tile.height, _multiple_of_16(size.height)))
+        self._feed = _Feed(_layout(size, self._tile), self._tile, read_tile)
+        source = pyvips.SourceCustom()
+        source.on_read(self._feed.read)
+        source.on_seek(self._feed.seek)
+        self.image: Any = pyvips.Image.tiffload_source(source).copy(interpretation="srgb")
+        # libvips calls back through handles that the Python source owns. pyvips hands an image's references on to
+        # every image made from it; without this one the process dies when the last Python source does.
+        self.image._references.append(source)
 
     def failure(self, rect: Rect) -> BaseException | None:
         """Return the exception the decoder raised for a tile that ``rect`` touches, if any.
 
         libvips cannot be told: a source that ends early gives zeros, which it then caches. So a failure is kept for
-        the life of the image, and whoever fetches pixels asks here afterwards.
+        the life of the image, and whoever fetches pixels asks here afterwards. An interrupt (Ctrl-C) is told once.
         """
-        for (column, row), error in list(self._failures.items()):
+        interrupt, self._feed.interrupt = self._feed.interrupt, None
+        if interrupt is not None:
+            return interrupt
+        for (column, row), error in list(self._feed.failures.items()):
             corner = Rect(column * self._tile.width, row * self._tile.height, *self._tile)
             touched = rect.intersect(corner)
             if touched.width and touched.height:
                 return error
         return None
 
-    def _on_seek(self, offset: int, whence: int) -> int:
+
+class _Feed:
+    """The virtual file as libvips sees it: a position, and bytes from there.
+
+    libvips reads a source under a lock, one call after the other, so position and current tile need none.
+    """
+
+    def __init__(self, layout: _Layout, tile: Size, read_tile: ReadTile) -> None:
+        self._layout, self._tile, self._read_tile = layout, tile, read_tile
+        self._position = 0
+        self._tile_index, self._tile_data = -1, b""
+        self.failures: dict[tuple[int, int], Exception] = {}
+        self.interrupt: BaseException | None = None
+
+    def seek(self, offset: int, whence: int) -> int:
         base = (0, self._position, self._layout.total)[whence]
         self._position = base + offset
         return self._position
 
-    def _on_read(self, wanted: int) -> Any:
+    def read(self, wanted: int) -> bytes:
         try:
             data = self._bytes_at(self._position, wanted)
-        # An exception cannot cross C: it is kept for whoever fetches, and the tile is left empty.
-        except BaseException as error:
+        except Exception as error:  # cannot cross C: kept for whoever fetches, and the tile is left empty
             index = (self._position - len(self._layout.header)) // self._layout.tile_bytes
             row, column = divmod(index, self._layout.columns)
-            self._failures[column, row] = error
+            self.failures[column, row] = error
             return b""
+        except BaseException as interrupt:  # Ctrl-C: kept as well, but the tile is good and must not stay empty
+            self.interrupt = interrupt
+            return self.read(wanted)
         self._position += len(data)
         return data
 
-    def _bytes_at(self, position: int, wanted: int) -> Any:
+    def _bytes_at(self, position: int, wanted: int) -> bytes:
         layout = self._layout
         if position < len(layout.header):
             return layout.header[position : position + wanted]
@@ -151,6 +167,8 @@ class VirtualTiff:
         if index != self._tile_index:
             row, column = divmod(index, layout.columns)
             pixels = self._read_tile(column, row)[: self._tile.height, : self._tile.width]
+            if pixels.shape != (self._tile.height, self._tile.width, 3):
+                raise ValueError(f"tile ({column}, {row}) was decoded to shape {pixels.shape}")
             self._tile_data = pixels.tobytes()
             self._tile_index = index
         return self._tile_data[start : start + wanted]
