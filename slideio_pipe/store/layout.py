@@ -120,8 +120,9 @@ def _pixels(codec: TileCodec) -> dict[str, Any]:
 
 def _json(bag: Bag) -> dict[str, Any]:
     """Return the provenance as it will be read back: tuples as lists."""
+    provenance = bag.provenance()  # outside the try: its own errors are not about JSON
     try:
-        as_read: dict[str, Any] = json.loads(json.dumps(bag.provenance(), allow_nan=False))
+        as_read: dict[str, Any] = json.loads(json.dumps(provenance, allow_nan=False))
     except (TypeError, ValueError) as error:
         remedy = "is the label a plain int, float or str?"
         raise ConfigError(f"the bag's provenance is no JSON ({error})", slide=bag.name, remedy=remedy) from error
