@@ -1,0 +1,49 @@
+"""pyproject.toml, environment.yml and the tested pins say the same."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+# What conda-forge calls the packages that PyPI names otherwise.
+CONDA_NAMES = {
+    "pyvips-binary": "libvips",
+    "opencv-python-headless": "opencv",
+    "openslide-bin": "openslide",
+    "torch": "pytorch",
+}
+
+
+def split(requirement: str) -> tuple[str, str]:
+    """Return the lower-case name and the version bounds of a requirement."""
+    name, bounds = re.fullmatch(r"([A-Za-z0-9_.-]+)\s*(.*)", requirement.strip()).groups()  # type: ignore[union-attr]
+    return name.lower(), bounds.replace(" ", "")
+
+
+def declared() -> dict[str, str]:
+    """Return the core dependencies of pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return dict(split(requirement) for requirement in project["dependencies"])
+
+
+def test_conda_environment_has_the_same_packages_and_bounds() -> None:
+    """Every core dependency stands in environment.yml with the same bounds, and nothing else does."""
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
+    conda = dict(split(entry) for entry in [*pip, *(e for e in listed if isinstance(e, str))])
+    assert conda.pop("python") == ">=3.11"
+    conda.pop("pip")
+    assert conda == {CONDA_NAMES.get(name, name): bounds for name, bounds in declared().items()}
+
+
+def test_every_dependency_has_a_tested_pin() -> None:
+    """The file of tested pins pins every core dependency to one version, torch to the CPU-capable 2.13.0."""
+    lines = (ROOT / "configs" / "tested.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
+    missing = {name for name in declared() if name.replace("_", "-") not in pins}
+    assert not missing
+    assert pins["torch"] == "2.13.0"

@@ -1,0 +1,63 @@
+"""The README does what it says: its Python runs, its commands exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from slideio_pipe.cli import app
+from slideio_pipe.synthetic import write_synthetic_slide
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python blocks run one after the other on a slide called a.svs, and leave a bag behind."""
+    write_synthetic_slide(tmp_path / "a.svs", size=(4096, 3072), seed=5)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(block, names)  # noqa: S102  # the README is ours
+    batch = names["batch"]
+    assert tuple(batch.tiles.shape[1:]) == (3, 256, 256)  # type: ignore[attr-defined]
+    assert str(batch.tiles.dtype) == "torch.float16"  # type: ignore[attr-defined]
+    assert (tmp_path / "a.bag.zarr" / "zarr.json").exists()
+
+
+def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every slideio-pipe command of the README for one's own slide runs as it stands there."""
+    write_synthetic_slide(tmp_path / "a.svs", size=(4096, 3072), seed=5)
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("slideio-pipe ")]
+    assert len(lines) == 3
+    for line in lines:
+        result = CliRunner().invoke(app, line.split("#")[0].split()[1:])
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "bags" / "a.bag.zarr").is_dir()
+    assert (tmp_path / "bag.png").stat().st_size > 10_000
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of both READMEs names a file or folder of the project."""
+    for page in (ROOT / "README.md", ROOT / "slideio_pipe" / "README.md"):
+        targets = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8"))
+        missing = [target for target in targets if not (page.parent / target).exists()]
+        assert not missing, f"{page}: {missing}"
+
+
+def test_map_names_every_module() -> None:
+    """The map in slideio_pipe/README.md has a word on every module of the package."""
+    page = (ROOT / "slideio_pipe" / "README.md").read_text(encoding="utf-8")
+    package = ROOT / "slideio_pipe"
+    modules = {path.stem for path in package.rglob("*.py")} - {"__init__", "__main__"}
+    missing = sorted(name for name in modules if not re.search(rf"`(?:\w+/)?{name}`|· {name}\b|`{name}` ", page))
+    assert not missing
