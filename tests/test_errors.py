@@ -1,0 +1,74 @@
+"""Every error says what, where and what to do, survives a process boundary, and is the builtin a caller expects."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+from slideio_pipe import errors
+
+ERRORS = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, errors.SlideioPipeError)]
+WARNINGS = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, errors.SlideioPipeWarning)]
+BUILTINS = {
+    "SlideNotFoundError": FileNotFoundError,
+    "UnsupportedSlideError": ValueError,
+    "CorruptSlideError": OSError,
+    "MissingResolutionError": ValueError,
+    "ConfigError": ValueError,
+    "NoTissueError": ValueError,
+    "OutputExistsError": FileExistsError,
+    "OutputError": OSError,
+    "BagFormatError": ValueError,
+    "MissingExtraError": ImportError,
+    "ForkError": RuntimeError,
+}
+
+
+def test_the_tree_is_the_one_drawn_in_the_docstring() -> None:
+    """Every class is drawn, with the builtin it also is."""
+    assert {c.__name__ for c in ERRORS} == {"SlideioPipeError", *BUILTINS}
+    for name, builtin in BUILTINS.items():
+        assert issubclass(getattr(errors, name), builtin)
+        line = next(line for line in (errors.__doc__ or "").splitlines() if name in line)
+        assert f"({builtin.__name__})" in line
+    for warning in WARNINGS:
+        assert warning.__name__ in (errors.__doc__ or "")
+
+
+@pytest.mark.parametrize("cls", ERRORS)
+def test_errors_pickle(cls: type[errors.SlideioPipeError]) -> None:
+    """A worker process can send one home whole."""
+    original = cls("no mpp", slide="a.svs", remedy="pass slide_mpp=0.25")
+    copy = pickle.loads(pickle.dumps(original))
+    assert type(copy) is cls
+    assert (str(copy), copy.reason, copy.slide, copy.remedy) == (
+        "a.svs: no mpp; pass slide_mpp=0.25",
+        "no mpp",
+        "a.svs",
+        "pass slide_mpp=0.25",
+    )
+
+
+@pytest.mark.parametrize("cls", ERRORS)
+@pytest.mark.parametrize(
+    ("slide", "remedy", "message"),
+    [
+        ("a.svs", "do this", "a.svs: why; do this"),
+        (None, "do this", "why; do this"),
+        ("a.svs", None, "a.svs: why"),
+        (None, None, "why"),
+    ],
+)
+def test_the_message_is_slide_reason_remedy(
+    cls: type[errors.SlideioPipeError], slide: str | None, remedy: str | None, message: str
+) -> None:
+    """In that order, whatever is known; the builtin bases do not change it."""
+    assert str(cls("why", slide=slide, remedy=remedy)) == message
+
+
+@pytest.mark.parametrize("cls", WARNINGS)
+def test_warnings_have_one_root(cls: type[Warning]) -> None:
+    """One filter silences or raises all of them."""
+    assert issubclass(cls, UserWarning)
