@@ -369,7 +369,7 @@ def test_the_interpreter_exits(case: str) -> None:
     program = f"""
 import signal, sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
-from test_stream import numbered_bag, open_stream
+from test_streaming import numbered_bag, open_stream
 batches = open_stream(numbered_bag(200), batch_size=1)
 {action}
 """
