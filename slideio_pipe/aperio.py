@@ -54,7 +54,7 @@ class Renderer(Protocol):
         ...
 
 
-def write_aperio(path: Path, plan: SlidePlan, renderer: Renderer, progress: Callable[[int, int], None]) -> None:
+def write_aperio(path: Path, plan: SlidePlan, renderer: Renderer, progress: Callable[[int, int], object]) -> None:
     """Write all pages of a slide, in the order of a scanner: level 0, thumbnail, lower levels, label, macro.
 
     ``progress`` is called from this thread with the rows of blocks done and those in all.
@@ -203,7 +203,7 @@ def _area_mean(pixels: Pixels, ratio: int) -> Pixels:
 class _Painter:
     """Renders and encodes level 0 block by block in threads, and feeds the levels below."""
 
-    def __init__(self, plan: SlidePlan, renderer: Renderer, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, plan: SlidePlan, renderer: Renderer, progress: Callable[[int, int], object]) -> None:
         self.plan, self._renderer, self._progress = plan, renderer, progress
         self.encode = _Encoder(plan.quality)
         self.levels: list[_Level] = []

@@ -78,7 +78,7 @@ def write_synthetic_slide(
     quality: int = 80,
     pieces: int = 3,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> SyntheticSlide:
     """Write an H&E-like whole slide as an Aperio-style TIFF and return the truth about it.
 
