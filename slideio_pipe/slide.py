@@ -316,9 +316,9 @@ class Slide:
         power = self.facts.objective_power
         return {
             "size": f"{sizes[0]} px",
-            "mpp": "unknown" if self.mpp is None else f"{self.mpp.x:.4g} × {self.mpp.y:.4g} µm ({self.mpp_source})",
+            "mpp": "unknown" if self.mpp is None else f"{_one_or_two(self.mpp)} µm ({self.mpp_source})",
             "objective": "unknown" if power is None else f"{power:g}×",
-            "levels": ", ".join(sizes),
+            "levels": "; ".join(sizes),
             "vendor": self.vendor,
             "read by": self.facts.backend,
             "associated": ", ".join(self.facts.associated) or "none",
@@ -360,6 +360,11 @@ class Slide:
 
 def _reopen(path: Path | NDArray[np.uint8], slide_mpp: Mpp | None, backend: str) -> Slide:
     return open_slide(path, slide_mpp=slide_mpp, backend=backend)
+
+
+def _one_or_two(mpp: Mpp) -> str:
+    x, y = f"{mpp.x:.4g}", f"{mpp.y:.4g}"
+    return x if x == y else f"{x} × {y}"
 
 
 def _resolve_mpp(facts: Facts, given: Mpp | None, name: str) -> tuple[Mpp | None, str]:
