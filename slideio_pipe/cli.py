@@ -2,110 +2,48 @@
 
 from __future__ import annotations
 
-import functools
-import json
+import io
 import logging
+import math
+import re
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from slideio_pipe import __version__
-from slideio_pipe.config import ExportConfig, checked, load_config
-from slideio_pipe.errors import (
-    ConfigError,
-    NoTissueError,
-    OutputError,
-    OutputExistsError,
-    SlideioPipeError,
-    SlideioPipeWarning,
-)
-from slideio_pipe.geometry import magnification_to_mpp
+from slideio_pipe import __version__, options
+from slideio_pipe.errors import ConfigError, NoTissueError
+from slideio_pipe.terminal import err, escape, out, print_facts, print_json, reported, say, size_text
 
-P = ParamSpec("P")
-R = TypeVar("R")
+# Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
+if TYPE_CHECKING:
+    from slideio_pipe.config import ExportConfig
+    from slideio_pipe.export import Exported
+    from slideio_pipe.slide import Slide
+    from slideio_pipe.view import SlideView
 
 app = typer.Typer(
     name="slideio-pipe",
-    help="Gigapixel pathology slides to tile bags and normalised float16 batches.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
-
-SlideArgument = Annotated[Path, typer.Argument(metavar="SLIDE", help="A slide: SVS, TIFF, NDPI, MRXS, DICOM, zarr…")]
-SlideMpp = Annotated[
-    float | None,
-    typer.Option("--slide-mpp", help="µm per level-0 pixel, when the file does not say or lies.", show_default=False),
-]
-BackendOption = Annotated[str, typer.Option("--backend", help="auto, tiff, openslide or array.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else there.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-
-
-class EdgeChoice(StrEnum):
-    """What happens at the right and lower edge."""
-
-    drop = "drop"
-    shift = "shift"
-    pad = "pad"
 
 
 def main() -> None:
     """Run the command line."""
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our errors say it better
-    app()
-
-
-def reported(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn our errors into one line on standard error and exit code 2, our warnings into one line each."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            with _plain_warnings():
-                return command(*args, **kwargs)
-        except SlideioPipeError as error:
-            err.print(f"[bold red]error[/]: {_escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            err.print("interrupted; run the same command again to go on")
-            raise typer.Exit(130) from None
-
-    return run
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        err.print(f"[yellow]warning[/]: {_escape(str(message))}", soft_wrap=True)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", SlideioPipeWarning)
-        warnings.showwarning = show
-        yield
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without µ or × gets a question mark, not a traceback
+    app(prog_name="slideio-pipe")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        out.print(f"slideio-pipe {__version__}")
+        say(f"slideio-pipe {__version__}")
         raise typer.Exit
 
 
@@ -115,18 +53,21 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Gigapixel pathology slides to tile bags and normalised float16 batches."""
+    """Gigapixel pathology slides to tile bags and normalised float16 batches.
+
+    Example: [bold]slideio-pipe export a.svs --out bags/[/]
+    """
     del version
 
 
 @app.command()
 @reported
 def info(
-    slide: SlideArgument,
-    mpp: Annotated[float | None, typer.Option(help="Resolution of the memory estimate, µm per pixel.")] = None,
-    slide_mpp: SlideMpp = None,
-    backend: BackendOption = "auto",
-    as_json: JsonOption = False,
+    slide: options.SlideFile,
+    mpp: options.MemoryMpp = None,
+    slide_mpp: options.SlideMpp = None,
+    backend: options.Backend = None,
+    as_json: options.Json = False,
 ) -> None:
     """Show levels, resolution, vendor, and the memory the whole slide would take.
 
@@ -134,138 +75,122 @@ def info(
     """
     from slideio_pipe.slide import open_slide
 
-    with open_slide(slide, slide_mpp=slide_mpp, backend=backend) as opened:
-        facts = opened.facts
+    with open_slide(slide, slide_mpp=slide_mpp, backend=backend or "auto") as opened:
         view = opened.view(mpp=mpp)
-        memory = view.memory_bytes()
         if as_json:
-            _print_json(
-                {
-                    "name": opened.name,
-                    "dimensions": list(opened.dimensions),
-                    "mpp": None if opened.mpp is None else list(opened.mpp),
-                    "mpp_source": opened.mpp_source,
-                    "objective_power": facts.objective_power,
-                    "vendor": opened.vendor,
-                    "backend": facts.backend,
-                    "fingerprint": opened.fingerprint,
-                    "levels": [
-                        {"size": list(size), "downsample": list(down), "tile": list(tile)}
-                        for size, down, tile in zip(
-                            opened.level_dimensions, opened.level_downsamples, opened.tile_sizes, strict=True
-                        )
-                    ],
-                    "associated": list(facts.associated),
-                    "icc_profile_bytes": 0 if facts.icc_profile is None else len(facts.icc_profile),
-                    "view": {"size": list(view.size), "mpp": None if view.mpp is None else list(view.mpp)},
-                    "memory_bytes": memory,
-                    "properties": dict(facts.properties),
-                }
-            )
+            print_json(_described(opened, view))
             return
-        table = _table(opened.name, opened.describe())
-        at = "level 0" if mpp is None else f"{mpp:g} µm"
-        sizes = ", ".join(f"{_size(n)} in {name}" for name, n in memory.items())
-        table.add_row(f"memory at {at}", f"{view.size.width:,} × {view.size.height:,} px: {sizes}")
-        out.print(table)
+        facts = opened.describe() | {"levels": "\n".join(_levels(opened))}
+        at = "level 0" if view.mpp is None or mpp is None else f"{view.mpp.mean:.3g} µm"
+        memory = ", ".join(f"{size_text(count)} in {dtype}" for dtype, count in view.memory_bytes().items())
+        facts[f"memory at {at}"] = f"{view.size.width:,} × {view.size.height:,} px: {memory}"
+        print_facts(opened.name, facts)
+
+
+def _levels(slide: Slide) -> list[str]:
+    lines = []
+    for number, (size, (down, _)) in enumerate(zip(slide.level_dimensions, slide.level_downsamples, strict=True)):
+        mpp = "" if slide.mpp is None else f" at {slide.mpp.x * down:.3g} µm"
+        lines.append(f"{number}: {size.width:,} × {size.height:,} px{mpp}")
+    return lines
+
+
+def _described(slide: Slide, view: SlideView) -> dict[str, Any]:
+    facts = slide.facts
+    levels = zip(slide.level_dimensions, slide.level_downsamples, slide.tile_sizes, strict=True)
+    return {
+        "name": slide.name,
+        "dimensions": list(slide.dimensions),
+        "mpp": None if slide.mpp is None else list(slide.mpp),
+        "mpp_source": slide.mpp_source,
+        "objective_power": facts.objective_power,
+        "vendor": slide.vendor,
+        "backend": facts.backend,
+        "fingerprint": slide.fingerprint,
+        "levels": [{"size": list(s), "downsample": list(d), "tile": list(t)} for s, d, t in levels],
+        "associated": list(facts.associated),
+        "icc_profile_bytes": 0 if facts.icc_profile is None else len(facts.icc_profile),
+        "view": {"size": list(view.size), "mpp": None if view.mpp is None else list(view.mpp)},
+        "memory_bytes": view.memory_bytes(),
+        "properties": dict(facts.properties),
+    }
 
 
 @app.command()
 @reported
 def tissue(
-    slide: SlideArgument,
-    save: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the mask: .geojson (QuPath) or .png.", show_default=False)
-    ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Write a picture of the slide with tissue outlined.", show_default=False)
-    ] = None,
-    method: Annotated[str, typer.Option(help="otsu, threshold or none.")] = "otsu",
-    mpp: Annotated[float, typer.Option(help="Resolution of the mask, µm per pixel.")] = 8.0,
-    slide_mpp: SlideMpp = None,
-    overwrite: Overwrite = False,
-    as_json: JsonOption = False,
+    slide: options.SlideFile,
+    method: options.Method = None,
+    mpp: options.MaskMpp = None,
+    save: options.MaskFile = None,
+    picture: options.Picture = None,
+    config: options.Config = None,
+    slide_mpp: options.SlideMpp = None,
+    backend: options.Backend = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Find tissue, and write it for QuPath, as a mask, or as a picture.
 
     Example: [bold]slideio-pipe tissue a.svs --out a.geojson --picture a.png[/]
     """
+    from slideio_pipe.export import make_folder, picture_path, save_picture
     from slideio_pipe.slide import open_slide
     from slideio_pipe.tissue import find_tissue
 
+    given = {"slide": {"slide_mpp": slide_mpp, "backend": backend}, "tissue": {"method": method, "mpp": mpp}}
+    settings = _settings(slide, config, given)
     if save is not None and save.suffix.lower() not in (".png", ".geojson", ".json"):
-        raise ConfigError(f"no mask format {save.suffix!r}", slide=str(save), remedy="end it in .geojson or .png")
-    if picture is not None and picture.exists() and not overwrite:
-        raise OutputExistsError("is there already", slide=str(picture), remedy="pass --overwrite")
-    with open_slide(slide, slide_mpp=slide_mpp) as opened:
-        mask = find_tissue(opened, method=method, mpp=mpp)
+        raise ConfigError("no mask has this ending", slide=str(save), remedy="end it in .geojson or .png")
+    if picture is not None:
+        picture_path(picture, overwrite=overwrite)
+    with open_slide(slide, **settings.slide.model_dump()) as opened:
+        mask = find_tissue(opened, **settings.tissue.model_dump())
         if mask.is_empty:
-            raise NoTissueError("no tissue found", slide=opened.name, remedy="try --method threshold, or another --mpp")
+            remedy = "try --method threshold, another --mpp, or a threshold in the tissue section of a --config"
+            raise NoTissueError("no tissue found", slide=opened.name, remedy=remedy)
         if save is not None:
+            make_folder(save.parent)
             (mask.to_png if save.suffix.lower() == ".png" else mask.to_geojson)(save, overwrite=overwrite)
         if picture is not None:
-            _save_picture(mask.plot(opened), picture)
-    summary = {
-        "slide": mask.slide_name,
-        "fraction": round(mask.fraction, 4),
-        "area_mm2": round(mask.area_um2 / 1e6, 3),
-        "method": mask.method,
-        "mask": None if save is None else str(save),
-        "picture": None if picture is None else str(picture),
-    }
+            save_picture(mask.plot(opened), picture, overwrite=overwrite)
+    written = {what: str(file) for what, file in (("mask", save), ("picture", picture)) if file is not None}
     if as_json:
-        _print_json(summary)
+        fraction, area = round(mask.fraction, 4), round(mask.area_um2 / 1e6, 3)
+        facts = {"slide": mask.slide_name, "fraction": fraction, "area_mm2": area, "method": mask.method}
+        print_json(facts | {"mask": None, "picture": None} | written)
         return
-    out.print(f"{mask.slide_name}: {mask.fraction:.1%} tissue, {mask.area_um2 / 1e6:.2f} mm² ({mask.method})")
-    for written in filter(None, (save, picture)):
-        out.print(f"wrote {written}")
+    say(f"{mask.slide_name}: {mask.fraction:.1%} of the slide is tissue, {mask.area_um2 / 1e6:.2f} mm² ({mask.method})")
+    for what, file in written.items():
+        say(f"{what}: {file}")
 
 
 @app.command()
 @reported
 def export(
-    slide: SlideArgument,
-    save: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for <slide>.bag.zarr, or the .zarr itself. Default: here."),
-    ] = None,
-    mpp: Annotated[
-        str | None, typer.Option(help='µm per tile pixel, or "native" for level 0.  [default: 0.5]', show_default=False)
-    ] = None,
-    mag: Annotated[
-        float | None, typer.Option(help="Magnification instead of --mpp: 20 means 0.5 µm.", show_default=False)
-    ] = None,
-    tile_size: Annotated[
-        int | None, typer.Option("--tile-size", "--patch-size", help="Side, px.  [default: 256]", show_default=False)
-    ] = None,
-    stride: Annotated[int | None, typer.Option(help="Distance between tiles, px.", show_default=False)] = None,
-    overlap: Annotated[int | None, typer.Option(help="Instead of --stride, px.", show_default=False)] = None,
-    edge: Annotated[EdgeChoice | None, typer.Option(help="At the right and lower edge.", show_default=False)] = None,
-    min_tissue: Annotated[
-        float | None, typer.Option(help="Least tissue fraction of a tile.  [default: 0.5]", show_default=False)
-    ] = None,
-    tissue_method: Annotated[
-        str | None, typer.Option("--tissue", help="otsu, threshold or none (keep every tile).", show_default=False)
-    ] = None,
-    mask: Annotated[Path | None, typer.Option(help="Tissue mask to use: .geojson or .png.", show_default=False)] = None,
-    pixels: Annotated[
-        str | None, typer.Option(help="none (raw) or zstd (lossless).  [default: zstd]", show_default=False)
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="Label to store with the bag.", show_default=False)] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML with any of these; options win over it.", show_default=False)
-    ] = None,
-    slide_mpp: SlideMpp = None,
-    backend: Annotated[str | None, typer.Option(help="auto, tiff, openslide or array.", show_default=False)] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Write a picture of tissue and tiles.", show_default=False)
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: one per core.", show_default=False)] = None,
-    overwrite: Overwrite = False,
-    allow_empty: Annotated[bool, typer.Option(help="Write a bag of no tiles if there is no tissue.")] = False,
-    as_json: JsonOption = False,
+    slide: options.SlideFile,
+    mpp: options.TileMpp = None,
+    mag: options.Magnification = None,
+    tile_size: options.TileSize = None,
+    stride: options.Stride = None,
+    overlap: options.Overlap = None,
+    edge: options.Edge = None,
+    tissue_method: options.TissueMethod = None,
+    mask: options.Mask = None,
+    min_tissue: options.MinTissue = None,
+    allow_empty: options.AllowEmpty = False,
+    slide_mpp: options.SlideMpp = None,
+    backend: options.Backend = None,
+    save: options.BagFolder = None,
+    pixels: options.Pixels = None,
+    label: options.Label = None,
+    picture: options.Picture = None,
+    config: options.Config = None,
+    threads: options.Threads = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Write the tissue tiles of a slide into a bag (zarr v3) with coordinates and provenance.
+    """Write the tissue tiles of a slide into a bag (zarr v3), with coordinates and where they come from.
 
     Interrupted, it goes on where it stopped when run again.
 
@@ -273,31 +198,18 @@ def export(
     """
     from slideio_pipe.export import export_slide
 
-    if mag is not None:
-        if mpp is not None:
-            raise ConfigError("--mag and --mpp are both given", remedy="give one of them")
-        if mag <= 0:
-            raise ConfigError(f"--mag {mag:g} is no magnification", remedy="pass 20, 40, …")
-        mpp = str(magnification_to_mpp(mag))
-        err.print(f"--mag {mag:g} means {mpp} µm per pixel")
+    grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
     given: dict[str, dict[str, Any]] = {
         "slide": {"slide_mpp": slide_mpp, "backend": backend},
-        "view": {"mpp": mpp},
+        "view": {"mpp": mpp if mag is None else _mpp_of(mag, mpp)},
         "tissue": {"method": tissue_method},
-        "grid": {
-            "tile_size": tile_size,
-            "stride": stride,
-            "overlap": overlap,
-            "edge": None if edge is None else edge.value,
-            "min_tissue": min_tissue,
-        },
+        "grid": grid,
         "store": {"pixels": pixels},
     }
-    settings = _merged(load_config(config) if config else ExportConfig(), given)
     done = export_slide(
         slide,
         save,
-        settings,
+        _settings(slide, config, given),
         label=_number_or_text(label),
         tissue_file=mask,
         picture_file=picture,
@@ -306,47 +218,50 @@ def export(
         threads=threads,
         progress=False if as_json else None,
     )
-    summary = done.summary()
     if as_json:
-        _print_json(summary)
-        return
-    out.print(str(done.bag))
-    out.print(
-        f"wrote {done.bag.path} ({_size(summary['bytes'])}, {summary['seconds']:.1f} s, "
-        f"{summary['tiles_per_second']:,.0f} tiles/s)"
-    )
-    out.print(f'open it with: sp.open_bag("{done.bag.path}")', markup=False)
+        print_json(done.summary())
+    else:
+        _print_export(done, picture)
+
+
+def _print_export(done: Exported, picture: Path | None) -> None:
+    bag, summary = done.bag, done.summary()
+    at = "level 0" if bag.view_mpp is None else f"{bag.view_mpp.mean:.3g} µm per pixel"
+    cost = f"{size_text(summary['bytes'])}, {done.seconds:.1f} s, {summary['tiles_per_second']:,.0f} tiles/s"
+    say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[1]} px at {at} ({cost})")
+    say(f"bag: {bag.path}")
+    if picture is not None:
+        say(f"picture: {picture}")
+    say(f'in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag.path}")')
 
 
 @app.command()
 @reported
 def demo(
-    folder: Annotated[Path, typer.Option("--out", "-o", help="Where slides, bags and picture go.")] = Path(
-        "slideio-pipe-demo"
-    ),
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = None,
-    as_json: JsonOption = False,
+    folder: options.DemoFolder = Path("slideio-pipe-demo"),
+    device: options.Device = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Make two slides, export their tile bags, stream them normalised to a device, draw a picture.
+    """Try it, in about a minute: make two slides, export their bags, stream them to a device, draw a picture.
 
     Example: [bold]slideio-pipe demo[/]
     """
     from slideio_pipe.demo import run_demo
 
-    report = run_demo(folder, device=device, say=(lambda line: None) if as_json else out.print)
     if as_json:
-        _print_json(report)
+        print_json(run_demo(folder, device=device, say=lambda line: None, progress=False))
         return
-    first = report["slides"][0]["bag"]
-    out.print("next:", style="bold")
-    out.print(f"  slideio-pipe info {report['folder']}/tumour.svs --mpp 0.5", markup=False)
-    out.print("  slideio-pipe export YOUR_SLIDE.svs --out bags/", markup=False)
-    out.print(f"  python -c \"import slideio_pipe as sp; print(sp.open_bag('{first}'))\"", markup=False)
+    report = run_demo(folder, device=device, say=say)
+    bag = folder / Path(report["slides"][1]["bag"]).name
+    say("next:", style="bold")
+    say(f"  slideio-pipe info {folder}/tumour.svs --mpp 0.5")
+    say("  slideio-pipe export YOUR_SLIDE.svs --out bags/")
+    say(f"  python -c \"import slideio_pipe as sp; print(sp.open_bag('{bag}'))\"")
 
 
 @app.command()
 @reported
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(as_json: options.Json = False) -> None:
     """Check the installation: packages, formats (each really read), GPU. Exit code 2 if the main job cannot run.
 
     Example: [bold]slideio-pipe doctor[/]
@@ -356,61 +271,54 @@ def doctor(as_json: JsonOption = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json(report_of(findings))
+        print_json(report_of(findings))
     else:
-        table = Table(box=None, show_header=False, pad_edge=False)
         marks = {"ok": "[green]✓[/]", "optional": "[yellow]–[/]", "problem": "[red]✗[/]"}
         group = ""
         for finding in findings:
             if finding.group != group:
                 group = finding.group
-                table.add_row("", f"[bold]{group}[/]", "")
-            remedy = f"\n[dim]{_escape(finding.remedy)}[/]" if finding.remedy else ""
-            table.add_row(marks[finding.status], finding.what, _escape(finding.found) + remedy)
-        out.print(table)
+                out.print(f"[bold]{group}[/]")
+            line = f"{marks[finding.status]} {escape(finding.what):<40}{escape(finding.found)}"
+            out.print(line, soft_wrap=True)
+            if finding.remedy:
+                out.print(f"  [dim]{escape(finding.remedy)}[/]", soft_wrap=True)
     if any(finding.status == "problem" for finding in findings):
         raise typer.Exit(2)
 
 
-def _merged(config: ExportConfig, given: dict[str, dict[str, Any]]) -> ExportConfig:
-    """Return the configuration with the options that were given put over it."""
-    values = config.model_dump()
-    for stage, options in given.items():
-        chosen = {name: value for name, value in options.items() if value is not None}
+def _settings(slide: Path, file: Path | None, given: dict[str, dict[str, Any]]) -> ExportConfig:
+    """Return the configuration of the file, or the default one, with the options that were given put over it."""
+    from slideio_pipe.config import ExportConfig, checked, load_config
+
+    values = (load_config(file) if file else ExportConfig()).model_dump()
+    for stage, wanted in given.items():
+        chosen = {name: value for name, value in wanted.items() if value is not None}
         if "stride" in chosen or "overlap" in chosen:  # one replaces the other
             values[stage] |= {"stride": None, "overlap": None}
         values[stage] |= chosen
-    if values["view"]["mpp"] == "native":
-        values["view"]["mpp"] = None
-    return checked(ExportConfig, None, **values)
+    return checked(ExportConfig, slide.name, **values)
+
+
+def _mpp_of(magnification: float, mpp: str | None) -> float:
+    """Return what a magnification means, and say so."""
+    from slideio_pipe.geometry import magnification_to_mpp
+
+    if mpp is not None:
+        raise ConfigError("--mag and --mpp are both given", remedy="give one of them")
+    if not (math.isfinite(magnification) and magnification > 0):
+        raise ConfigError(f"--mag {magnification:g} is no magnification", remedy="pass 20, 40, …")
+    found = magnification_to_mpp(magnification)
+    err.print(f"--mag {magnification:g} means {found:g} µm per pixel", soft_wrap=True)
+    return found
 
 
 def _number_or_text(label: str | None) -> int | float | str | None:
-    for kind in (int, float):
-        try:
-            return None if label is None else kind(label)
-        except ValueError:
-            continue
+    """Return a label as the number it is written as; "007" and "nan" are texts."""
+    if label is None:
+        return None
+    if re.fullmatch(r"[+-]?(0|[1-9][0-9]*)", label):
+        return int(label)
+    if re.fullmatch(r"[+-]?(0|[1-9][0-9]*)\.[0-9]+([eE][+-]?[0-9]+)?", label) and math.isfinite(float(label)):
+        return float(label)
     return label
-
-
-def _save_picture(image: Any, path: Path) -> None:
-    try:
-        image.save(path)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot be written ({error})", slide=str(path), remedy="end it in .png or .jpg") from error
-
-
-def _table(title: str, facts: dict[str, str]) -> Table:
-    table = Table(title=_escape(title), title_justify="left", title_style="bold", show_header=False, box=None)
-    for name, value in facts.items():
-        table.add_row(f"[dim]{name}[/]", _escape(value))
-    return table
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

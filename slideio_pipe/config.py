@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from slideio_pipe.errors import ConfigError
 
 Edge = Literal["drop", "shift", "pad"]
 Pixels = Literal["none", "zstd"]
 TissueMethod = Literal["otsu", "threshold", "none"]
+Resolution = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # µm per px
+Area = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # µm²
 
 
 class Record(BaseModel):
@@ -25,21 +27,30 @@ class Record(BaseModel):
 class SlideConfig(Record):
     """How slides are opened."""
 
-    slide_mpp: float | None = Field(default=None, gt=0)  # µm per level-0 px, when the file does not say or lies
+    slide_mpp: Resolution | None = None  # µm per level-0 px, when the file does not say or lies
     backend: Literal["auto", "tiff", "openslide", "array"] = "auto"
 
 
 class ViewConfig(Record):
     """How a slide is looked at."""
 
-    mpp: float | None = Field(default=0.5, gt=0)  # µm per view px, "20×"; None is level 0 as stored
+    mpp: Resolution | None = 0.5  # µm per view px, "20×"; None, in YAML also "native", is level 0 as stored
+
+    @field_validator("mpp", mode="before")
+    @classmethod
+    def _native(cls, value: object) -> object:
+        return None if value == "native" else value
 
 
 class TissueConfig(Record):
-    """How tissue is found."""
+    """How tissue is found: what ``find_tissue`` takes, with its defaults."""
 
     method: TissueMethod = "otsu"
-    mpp: float = Field(default=8.0, gt=0)  # µm per mask px
+    mpp: Resolution = 8.0  # µm per mask px
+    min_area_um2: Area = 128.0**2  # smaller regions are dropped; one tile of 256 px at 0.5 µm
+    max_hole_um2: Area = 128.0**2  # enclosed holes up to this are filled
+    ignore_pen: bool = True  # leave out red, green, blue and black ink
+    threshold: Area | None = None  # in place of the method's own; its unit depends on the method
 
 
 class GridConfig(Record):
@@ -101,7 +112,7 @@ def checked(record: type[R], where: str | None, /, **values: Any) -> R:
     >>> checked(GridConfig, "a.svs", stride=0)
     Traceback (most recent call last):
     ...
-    slideio_pipe.errors.ConfigError: a.svs: stride=0: input should be greater than or equal to 1; see GridConfig
+    slideio_pipe.errors.ConfigError: a.svs: stride=0: should be at least 1; see GridConfig
     """
     try:
         return record.model_validate(values)
@@ -127,17 +138,37 @@ def load_config(path: str | Path) -> ExportConfig:
         raise ConfigError(f"is no YAML ({reason})", slide=str(path), remedy="see configs/export.yaml") from error
     if not isinstance(values, Mapping | None):
         raise ConfigError("is no mapping", slide=str(path), remedy="see configs/export.yaml")
-    return checked(ExportConfig, str(path), **dict(values or {}))
+    return checked(ExportConfig, str(path), **{str(key): value for key, value in (values or {}).items()})
+
+
+# What pydantic's types of complaint mean to somebody who wrote a value.
+_COMPLAINTS = {
+    "greater_than_equal": "should be at least {ge:g}",
+    "greater_than": "should be more than {gt:g}",
+    "less_than_equal": "should be at most {le:g}",
+    "literal_error": "should be {expected}",
+    "finite_number": "should be a finite number",
+    "float_parsing": "should be a number",
+    "float_type": "should be a number",
+    "int_parsing": "should be a whole number",
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "bool_parsing": "should be true or false",
+    "bool_type": "should be true or false",
+}
 
 
 def _in_words(error: ValidationError) -> str:
     parts = []
     for problem in error.errors(include_url=False):
         place = ".".join(str(step) for step in problem["loc"])
-        reason = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
+        kind, details = problem["type"], problem.get("ctx", {})
+        if kind == "extra_forbidden":
             parts.append(f'unknown key "{place}"')
-        else:
-            given = f"{place}={problem['input']!r}: " if place else ""
-            parts.append(f"{given}{reason[0].lower()}{reason[1:]}")
+        elif kind == "value_error":
+            parts.append(f"{place}: {details['error']}" if place else str(details["error"]))
+        elif kind in _COMPLAINTS:
+            parts.append(f"{place}={problem['input']!r}: {_COMPLAINTS[kind].format(**details)}")
+        else:  # sections that are no mappings, and what a later pydantic may come up with
+            parts.append(f"{place}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
     return "; ".join(parts)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from slideio_pipe import picture
 from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.config import ExportConfig
-from slideio_pipe.errors import ConfigError, NoTissueError, OutputError
+from slideio_pipe.errors import ConfigError, NoTissueError, OutputError, OutputExistsError
+from slideio_pipe.mask_files import write_file
 from slideio_pipe.progress import Report
 from slideio_pipe.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, save_bag
@@ -18,6 +23,9 @@ from slideio_pipe.tiling import TileGrid
 from slideio_pipe.tissue import TissueMask, find_tissue
 
 SUFFIX = ".bag.zarr"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+# What goes from a slide's name: an ending, but not a number as in an identifier of DICOM (1.2.840.113619).
+_ENDING = re.compile(r"(\.ome)?\.[a-z][a-z0-9]*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -100,20 +108,31 @@ def export_slide(
     config = config or ExportConfig()
     started = time.perf_counter()
     with open_slide(path, slide_mpp=config.slide.slide_mpp, backend=config.slide.backend) as slide:
+        target = bag_path(slide, out)
+        drawing = None if picture_file is None else picture_path(picture_file, overwrite=overwrite)
+        if target.exists() and not overwrite:  # saving asks again; here it spares the search for tissue
+            remedy = "pass overwrite=True or another path"
+            raise OutputExistsError("already exists", slide=str(target), remedy=remedy)
         bag = plan_bag(slide, config, label=label, tissue_file=tissue_file)
         if not len(bag) and not allow_empty:
-            raise NoTissueError(
-                f"no tile of {bag.shape[1]} px has {config.grid.min_tissue:.0%} tissue",
-                slide=slide.name,
-                remedy="lower min_tissue, give a mask, use tissue method none, or allow an empty bag",
-            )
-        target = bag_path(slide, out)
+            raise _nothing_to_export(bag)
         stored = save_bag(
             bag, target, pixels=config.store.pixels, overwrite=overwrite, threads=threads, progress=progress
         )
-        if picture_file is not None:
-            _draw(bag, Path(picture_file))
-    return Exported(stored, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if drawing is not None:
+            save_picture(sheet(slide, bag), drawing, overwrite=overwrite)
+    return Exported(stored, seconds)
+
+
+def _nothing_to_export(bag: TileBag) -> NoTissueError:
+    grid = bag.grid
+    found = "no tissue" if grid.mask is None or grid.mask.is_empty else f"only {grid.mask.fraction:.2%} tissue"
+    return NoTissueError(
+        f"no tile of {grid.tile_size} px has {grid.config.min_tissue:.0%} tissue ({found} was found)",
+        slide=bag.name,
+        remedy='lower min_tissue, pass tissue_file=…, keep every tile with method="none", or pass allow_empty=True',
+    )
 
 
 def plan_bag(
@@ -126,21 +145,83 @@ def plan_bag(
 
 
 def bag_path(slide: Slide, out: str | Path | None) -> Path:
-    """Return where the bag of a slide goes: ``out`` itself if it ends in .zarr, else a name of the slide's below it."""
+    """Return where the bag of a slide goes: ``out`` itself if it ends in .zarr, else a name of the slide's below it.
+
+    Raises
+    ------
+    ConfigError
+        ``out`` is a file.
+    """
     folder = Path.cwd() if out is None else Path(out).expanduser()
     if folder.suffix == ".zarr":
         return folder
     if folder.is_file():
         raise ConfigError("the output is a file", slide=str(folder), remedy=f"pass a folder or a name in {SUFFIX}")
-    stem = slide.name.removesuffix(".tif").removesuffix(".tiff").removesuffix(".ome")
-    return folder / f"{Path(stem).stem if '.' in stem else stem}{SUFFIX}"
+    return folder / f"{_ENDING.sub('', slide.name) or slide.name}{SUFFIX}"
 
 
-def _draw(bag: TileBag, file: Path) -> None:
+def sheet(slide: Slide, bag: TileBag) -> Image.Image:
+    """Return what an export did as a picture: the slide, its tissue and tiles, a montage of the bag."""
+    mask, mpp = bag.grid.mask, bag.view_mpp
+    tissue = "" if mask is None else f", {mask.fraction:.0%} of the slide is tissue"
+    label = "" if bag.label is None else f", label {bag.label}"
+    at = "" if mpp is None else f", {mpp.mean:.3g} µm per pixel"
+    return picture.beside(
+        [
+            picture.captioned(slide.plot(640), f"{bag.name}{label}"),
+            picture.captioned(bag.grid.plot(640), f"{len(bag):,} tiles{tissue}"),
+            picture.captioned(bag.plot(20, 118), f"tiles of the bag{at}"),
+        ]
+    )
+
+
+def picture_path(file: str | Path, *, overwrite: bool) -> Path:
+    """Return where a picture may be written.
+
+    Raises
+    ------
+    ConfigError
+        Its ending is no picture's.
+    OutputExistsError
+        It is there and may not be replaced.
+    """
+    path = Path(file).expanduser()
+    if path.suffix.lower() not in PICTURES:
+        raise ConfigError("no picture has this ending", slide=str(path), remedy=f"end it in {' or '.join(PICTURES)}")
+    if path.exists() and not overwrite:
+        raise OutputExistsError("already exists", slide=str(path), remedy="pass overwrite=True or another path")
+    return path
+
+
+def save_picture(image: Image.Image, file: Path, *, overwrite: bool) -> None:
+    """Write a picture, whole or not at all; folders are made.
+
+    Raises
+    ------
+    ConfigError, OutputExistsError, OutputError
+        See ``picture_path``; or the disk refuses.
+    """
+    path = picture_path(file, overwrite=overwrite)
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[path.suffix.lower()])
+    make_folder(path.parent)
+    write_file(path, buffer.getvalue(), overwrite=overwrite)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for outputs, and those above it.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made.
+    """
     try:
-        picture.beside([bag.grid.plot(800), bag.plot(25, 118)]).save(file)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot be written ({error})", slide=str(file), remedy="end it in .png or .jpg") from error
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder cannot be made ({error.strerror})", slide=str(folder), remedy="choose another one"
+        ) from error
 
 
 def _tissue(slide: Slide, config: ExportConfig, tissue_file: str | Path | None) -> TissueMask | None:
@@ -151,4 +232,4 @@ def _tissue(slide: Slide, config: ExportConfig, tissue_file: str | Path | None) 
         return TissueMask.from_png(file, slide)
     if config.tissue.method == "none":
         return None
-    return find_tissue(slide, method=config.tissue.method, mpp=config.tissue.mpp)
+    return find_tissue(slide, **config.tissue.model_dump())

@@ -36,7 +36,9 @@ def fit(rgb: NDArray[np.uint8], max_size: int) -> Image.Image:
 def tint_mask(image: Image.Image, mask: NDArray[np.bool_], colour: tuple[int, int, int] = TISSUE) -> Image.Image:
     """Return the image with the mask (any size, covering the same area) outlined and what lies outside faded."""
     shown = np.asarray(image.convert("RGB")).copy()
-    scaled = cv2.resize(mask.astype(np.uint8), image.size, interpolation=cv2.INTER_NEAREST)
+    # Interpolated, so that a mask pixel of many image pixels draws no stairs.
+    smooth = cv2.resize(mask.astype(np.uint8) * 255, image.size, interpolation=cv2.INTER_LINEAR)
+    scaled = (smooth > 127).astype(np.uint8)
     outside = scaled == 0
     shown[outside] = (shown[outside] * 0.55 + 255 * 0.45).astype(np.uint8)
     outlines, _ = cv2.findContours(scaled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

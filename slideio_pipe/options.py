@@ -1,0 +1,123 @@
+"""The options of the command line: one type each, with its help, unit and place on the help screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SLIDE, TILES, TISSUE, OUTPUT = "Slide", "Resolution and tiles", "Tissue", "Output"
+
+
+def _option(*names: str, unit: str | None = None, panel: str | None = None, text: str, **more: Any) -> Any:
+    """Return an option; what stands for its value is the unit or the choices."""
+    return typer.Option(*names, metavar=unit, help=text, rich_help_panel=panel, **more)
+
+
+SlideFile = Annotated[Path, typer.Argument(help="SVS, TIFF, NDPI, MRXS, SCN, DICOM, OME-Zarr, PNG…")]
+SlideMpp = Annotated[
+    float | None,
+    _option(
+        "--slide-mpp",
+        unit="µm",
+        panel=SLIDE,
+        text="µm per pixel of the slide itself (level 0), if the file does not say or is wrong.",
+    ),
+]
+Backend = Annotated[
+    str | None,
+    _option("--backend", unit="auto|tiff|openslide|array", panel=SLIDE, text=r"Who reads the slide. \[default: auto]"),
+]
+Config = Annotated[
+    Path | None,
+    _option("--config", unit="YAML", text="Settings, as in configs/export.yaml; options win over them."),
+]
+Picture = Annotated[Path | None, _option("--picture", unit="PNG", panel=OUTPUT, text="Draw what was found.")]
+Overwrite = Annotated[bool, _option("--overwrite", panel=OUTPUT, text="Replace what is there already.")]
+Json = Annotated[bool, _option("--json", panel=OUTPUT, text="Print JSON, and nothing else, on standard output.")]
+
+MemoryMpp = Annotated[
+    float | None,
+    _option("--mpp", unit="µm", text=r"Memory at this many µm per pixel. \[default: level 0 as stored]"),
+]
+
+MaskFile = Annotated[
+    Path | None,
+    _option("--out", "-o", unit="GEOJSON|PNG", panel=OUTPUT, text="Write the mask, for QuPath or as 0 and 255."),
+]
+Method = Annotated[
+    str | None, _option("--method", unit="otsu|threshold|none", text=r"How tissue is found. \[default: otsu]")
+]
+MaskMpp = Annotated[float | None, _option("--mpp", unit="µm", text=r"µm per pixel of the mask. \[default: 8]")]
+
+BagFolder = Annotated[
+    Path | None,
+    _option(
+        "--out",
+        "-o",
+        unit="FOLDER",
+        panel=OUTPUT,
+        text=r"Where <slide>.bag.zarr goes, or a whole name ending in .zarr. \[default: here]",
+    ),
+]
+TileMpp = Annotated[
+    str | None,
+    _option(
+        "--mpp", unit="µm|native", panel=TILES, text=r"µm per tile pixel; native: level 0 as stored. \[default: 0.5]"
+    ),
+]
+Magnification = Annotated[
+    float | None, _option("--mag", unit="20", panel=TILES, text="Magnification, instead of --mpp: 20 means 0.5 µm.")
+]
+TileSize = Annotated[
+    int | None,
+    _option("--tile-size", "--patch-size", unit="px", panel=TILES, text=r"Side of a tile. \[default: 256]"),
+]
+Stride = Annotated[
+    int | None, _option("--stride", unit="px", panel=TILES, text=r"From tile to tile. \[default: the tile size]")
+]
+Overlap = Annotated[
+    int | None, _option("--overlap", unit="px", panel=TILES, text="Instead of --stride: tile size - stride.")
+]
+Edge = Annotated[
+    str | None,
+    _option(
+        "--edge",
+        unit="drop|shift|pad",
+        panel=TILES,
+        text=r"Tiles over the right and lower edge: left out, moved inside, or white there. \[default: drop]",
+    ),
+]
+TissueMethod = Annotated[
+    str | None,
+    _option(
+        "--tissue",
+        unit="otsu|threshold|none",
+        panel=TISSUE,
+        text=r"How tissue is found; none keeps every tile. \[default: otsu]",
+    ),
+]
+Mask = Annotated[Path | None, _option("--mask", unit="GEOJSON|PNG", panel=TISSUE, text="Tissue mask to use instead.")]
+MinTissue = Annotated[
+    float | None,
+    _option("--min-tissue", unit="0…1", panel=TISSUE, text=r"Least part of a tile that is tissue. \[default: 0.5]"),
+]
+AllowEmpty = Annotated[
+    bool, _option("--allow-empty", panel=TISSUE, text="Write a bag of no tiles if there is no tissue.")
+]
+Pixels = Annotated[
+    str | None,
+    _option("--pixels", unit="zstd|none", panel=OUTPUT, text=r"Lossless compression, or raw bytes. \[default: zstd]"),
+]
+Label = Annotated[str | None, _option("--label", unit="L", panel=OUTPUT, text="Kept with the bag: 1, 0.5, tumour…")]
+Threads = Annotated[
+    int | None, _option("--threads", unit="n", min=1, text=r"How many decode. \[default: one per core, at most 8]")
+]
+
+DemoFolder = Annotated[
+    Path, _option("--out", "-o", unit="FOLDER", panel=OUTPUT, text="Where slides, bags and picture go.")
+]
+Device = Annotated[
+    str | None, _option("--device", unit="cpu|cuda", text=r"Where batches go. \[default: cuda if there is one]")
+]

@@ -1,0 +1,149 @@
+"""What the command line prints: results on standard output; errors, warnings and bars on standard error."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from slideio_pipe.errors import EmptyTissueWarning, MissingResolutionError, SlideioPipeError, SlideioPipeWarning
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+# How the options are called whose Python names stand in a remedy.
+_OPTIONS = {
+    "slide_mpp": "--slide-mpp",
+    "overwrite": "--overwrite",
+    "allow_empty": "--allow-empty",
+    "min_tissue": "--min-tissue",
+    "tile_size": "--tile-size",
+    "tissue_file": "--mask",
+    "method": "--tissue",
+    "stride": "--stride",
+    "overlap": "--overlap",
+    "edge": "--edge",
+    "backend": "--backend",
+}
+_NAMED = re.compile(rf"\b({'|'.join(_OPTIONS)})\b(?:=(?:\"([^\"]*)\"|([^\s,;()]+)))?")
+
+
+def reported(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn our errors into one line on standard error and exit code 2, our warnings into one line each."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with _plain_warnings():
+                return command(*args, **kwargs)
+        except SlideioPipeError as error:
+            err.print(f"[bold red]error[/]: {escape(in_options(error))}", soft_wrap=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            err.print("interrupted; run the same command again to go on", soft_wrap=True)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def in_options(error: SlideioPipeError) -> str:
+    """Return the message of an error, its remedy in words of the command line.
+
+    Examples
+    --------
+    >>> from slideio_pipe.errors import OutputExistsError
+    >>> in_options(OutputExistsError("already exists", slide="a", remedy="pass overwrite=True or another path"))
+    'a: already exists; pass --overwrite or another path'
+    """
+    remedy = error.remedy or ""
+    if isinstance(error, MissingResolutionError):
+        remedy = "pass --slide-mpp with the µm per pixel of level 0: 0.25 is usual for a 40× scan, 0.5 for 20×"
+    remedy = re.sub(r"\bsee (Grid|Export)Config\b", "see slideio-pipe export --help", remedy)
+    remedy = _NAMED.sub(_option, remedy)
+    # Reasons are one line as well, whatever a library put into them.
+    return " ".join(str(SlideioPipeError(error.reason, slide=error.slide, remedy=remedy or None)).split())
+
+
+def _option(found: re.Match[str]) -> str:
+    value, option = found[2] or found[3], _OPTIONS[found[1]]
+    if value is None and "_" not in found[1]:
+        return found[0]  # "edge" may be a word
+    return option if value in (None, "True", "…") else f"{option} {value}"
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print warnings as they come; that nothing was found only at the end, because an error says more."""
+    empty: list[str] = []
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, EmptyTissueWarning):
+            empty.append(str(message))
+        else:
+            warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SlideioPipeWarning)
+        warnings.showwarning = show
+        try:
+            yield
+        except SlideioPipeError:
+            empty.clear()
+            raise
+        finally:
+            for text in empty:
+                warn(text)
+
+
+def warn(text: str) -> None:
+    """Print a warning on standard error."""
+    err.print(f"[yellow]warning[/]: {escape(text)}", soft_wrap=True)
+
+
+def say(text: str, *, style: str | None = None) -> None:
+    """Print a line of text as it is, never broken, so that it can be copied."""
+    out.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_facts(title: str, facts: Mapping[str, str]) -> None:
+    """Print names and values as a table."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(f"[dim]{name}[/]", escape(value))
+    out.print(table)
+
+
+def escape(text: str) -> str:
+    """Return text whose brackets are not taken for markup."""
+    return text.replace("[", r"\[")
+
+
+def size_text(count: float) -> str:
+    """Return a number of bytes as people say it.
+
+    Examples
+    --------
+    >>> size_text(768), size_text(39_500_000), size_text(5.55e10)
+    ('768 B', '39.5 MB', '55.5 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
