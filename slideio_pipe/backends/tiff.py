@@ -118,7 +118,9 @@ class TiffBackend:
             return self._images[page]
 
     def _through_libvips(self, page: TiffPage) -> Any:
-        options = {"page": page.directory} | ({"subifd": page.subifd} if page.subifd >= 0 else {})
+        # fail_on: below "warning", libvips makes zeros of deflate, LZW and PackBits data that it cannot decode.
+        options = {"page": page.directory, "fail_on": "warning"}
+        options |= {"subifd": page.subifd} if page.subifd >= 0 else {}
         try:
             image = pyvips.Image.tiffload(str(self._path), **options)
         except pyvips.Error as error:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,15 +125,14 @@ def read_header(path: Path) -> TiffHeader:
 
 
 def _header(tif: tifffile.TiffFile, path: Path) -> TiffHeader:
-    pages = [page.aspage() if isinstance(page, tifffile.TiffFrame) else page for page in tif.pages]
-    pages = [page for page in pages if page.imagewidth > 0 and page.imagelength > 0]
+    pages = _whole_pages(tif.pages)
     if not pages:
         raise CorruptSlideError("the TIFF holds no image (zero size)", slide=path.name, remedy="export the slide again")
     level_pages = _ome_levels(tif) if tif.is_ome else _chain_levels(pages)
     for page in level_pages:
         _check_pixels(page, path.name)
-    used = {page.index for page in level_pages}
-    others = [page for page in pages if page.index not in used]
+    used = {page.offset for page in level_pages}
+    others = [page for page in pages if page.offset not in used]
     for page in [*level_pages, *others]:
         _check_complete(page, path)
     base = level_pages[0]
@@ -150,15 +150,22 @@ def _header(tif: tifffile.TiffFile, path: Path) -> TiffHeader:
     )
 
 
+def _whole_pages(pages: Iterable[Any]) -> list[Any]:
+    """Return the pages that hold an image, with all their tags."""
+    whole = (page.aspage() if isinstance(page, tifffile.TiffFrame) else page for page in pages)
+    return [page for page in whole if page.imagewidth > 0 and page.imagelength > 0]
+
+
 def _chain_levels(pages: list[Any]) -> list[Any]:
-    """Return the pages that show the largest one at lower resolution, wherever they stand.
+    """Return the pages and SubIFDs that show the largest page at lower resolution, wherever they stand.
 
     A level is tiled when the largest page is, has its aspect within a pixel or 2 %, the same samples, is smaller than
     the level before, and is not marked as a macro.
     """
     tiled = [page for page in pages if page.is_tiled]
-    candidates = [page for page in tiled or pages if not int(page.subfiletype or 0) & _MACRO_BIT] or pages
+    candidates = [page for page in tiled or pages if not int(page.subfiletype or 0) & _MACRO_BIT] or list(pages)
     base = max(candidates, key=lambda page: page.imagewidth * page.imagelength)
+    candidates += [page for page in _whole_pages(base.pages or ()) if page.is_tiled == base.is_tiled]  # SubIFDs
     levels = [base]
     for page in sorted(candidates, key=lambda page: -page.imagewidth):
         smaller = page.imagewidth < levels[-1].imagewidth and page.imagelength <= levels[-1].imagelength
@@ -215,7 +222,7 @@ def _check_complete(page: Any, path: Path) -> None:
 
 
 def _describe(page: Any, tif: tifffile.TiffFile) -> TiffPage:
-    directory, subifd = page.index if isinstance(page.index, tuple) else (page.index, -1)
+    directory, subifd = _place(page, tif)
     tagged_ycbcr = int(page.photometric) == _YCBCR
     size = Size(int(page.imagewidth), int(page.imagelength))
     tile = Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(size.width, _strip_height(page))
@@ -223,13 +230,23 @@ def _describe(page: Any, tif: tifffile.TiffFile) -> TiffPage:
         size=size,
         tile=tile,
         tiled=bool(page.is_tiled),
-        directory=int(directory),
-        subifd=int(subifd),
+        directory=directory,
+        subifd=subifd,
         compression=int(page.compression),
         tagged_ycbcr=tagged_ycbcr,
         lies=_jpeg_is_ycbcr(page, tif, tagged_ycbcr) != tagged_ycbcr,
         page=page,
     )
+
+
+def _place(page: Any, tif: tifffile.TiffFile) -> tuple[int, int]:
+    """Return (directory, SubIFD or -1), found by byte offset: in a series tifffile counts SubIFDs from 1."""
+    for directory, chained in enumerate(tif.pages):
+        if chained.offset == page.offset:
+            return directory, -1
+        if page.offset in (chained.subifds or ()):
+            return directory, chained.subifds.index(page.offset)
+    raise ValueError(f"directory at byte {page.offset} is linked from nowhere")
 
 
 def _strip_height(page: Any) -> int:
