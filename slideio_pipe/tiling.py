@@ -142,7 +142,8 @@ class TileGrid:
             )
         level0 = given.astype(np.int64) if given.dtype.kind in "iu" else round_half_up(given)
         origins = view.from_level0(level0)
-        outside = ((origins + grid.tile_size <= 0) | (origins >= np.array(view.size))).any(axis=1)
+        far = level0 + grid.tile_size * np.array(view.downsample)
+        outside = ((far <= 0) | (level0 >= np.array(view.slide.pyramid.levels[0]))).any(axis=1)
         if outside.any():
             first = int(np.flatnonzero(outside)[0])
             raise ConfigError(

@@ -1,0 +1,220 @@
+"""Grids against a naive loop, in exact integers."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slideio_pipe import TileGrid, TissueMask, open_slide
+from slideio_pipe.errors import ConfigError, EmptyTissueWarning
+from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.view import SlideView
+
+
+def view_of(width: int, height: int, *, mpp: float | None = None, slide_mpp: Any = 0.25) -> SlideView:
+    return open_slide(np.zeros((height, width, 3), np.uint8), slide_mpp=slide_mpp).view(mpp=mpp)
+
+
+def naive_starts(length: int, tile: int, stride: int, edge: str) -> list[int]:
+    """Walk along one axis as one would with a finger."""
+    starts, at = [], 0
+    while at + tile <= length:
+        starts.append(at)
+        at += stride
+    covered = starts[-1] + tile if starts else 0
+    if edge == "shift" and covered < length and length >= tile:
+        starts.append(length - tile)
+    if edge == "pad" and covered < length:
+        starts.append(at)
+    return starts
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.integers(1, 80),
+    st.integers(1, 100),
+    st.sampled_from(["drop", "shift", "pad"]),
+)
+def test_the_grid_is_the_naive_loop(width: int, height: int, tile: int, stride: int, edge: Any) -> None:
+    """Origins, coordinates and indices, in raster order, for any size, stride and edge."""
+    view = view_of(width, height)
+    if edge != "pad" and (tile > width or tile > height):
+        with pytest.raises(ConfigError, match="larger than the slide"):
+            TileGrid(view, tile, stride=stride, edge=edge)
+        return
+    grid = TileGrid(view, tile, stride=stride, edge=edge)
+    columns, rows = naive_starts(width, tile, stride, edge), naive_starts(height, tile, stride, edge)
+    expected = [((x, y), (c, r)) for r, y in enumerate(rows) for c, x in enumerate(columns)]
+    assert [tuple(origin) for origin in grid.origins.tolist()] == [origin for origin, _ in expected]
+    assert [tuple(index) for index in grid.index.tolist()] == [index for _, index in expected]
+    assert grid.coords.tolist() == grid.origins.tolist()
+    assert len(grid) == len(expected)
+    assert np.isnan(grid.tissue).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(20, 200), st.integers(20, 200), st.integers(2, 20), st.data())
+def test_edges_cover_what_they_promise(width: int, height: int, tile: int, data: st.DataObject) -> None:
+    """Without gaps in the stride: "drop" stays inside, "shift" and "pad" cover every pixel, "shift" stays inside."""
+    stride = data.draw(st.integers(1, tile))
+    for edge in ("drop", "shift", "pad"):
+        covered = np.zeros((height + tile + stride, width + tile + stride), bool)
+        grid = TileGrid(view_of(width, height), tile, stride=stride, edge=edge)  # type: ignore[arg-type]
+        for x, y in grid.origins.tolist():
+            covered[y : y + tile, x : x + tile] = True
+            if edge != "pad":
+                assert x + tile <= width
+                assert y + tile <= height
+        if edge != "drop":
+            assert covered[:height, :width].all()
+
+
+@pytest.mark.parametrize("edge", ["drop", "shift", "pad"])
+def test_overlap_is_tile_less_stride(edge: Any) -> None:
+    """Two ways of saying one thing."""
+    view = view_of(500, 333)
+    one, other = TileGrid(view, 64, overlap=16, edge=edge), TileGrid(view, 64, stride=48, edge=edge)
+    assert np.array_equal(one.origins, other.origins)
+
+
+def test_arrays_are_integers_and_read_only() -> None:
+    """Coordinates are stored: float would lose pixels beyond 16 million, and nobody may edit a shared grid."""
+    grid = TileGrid(view_of(100, 100), 30)
+    assert (grid.origins.dtype, grid.coords.dtype) == (np.int64, np.int64)
+    assert (grid.index.dtype, grid.tissue.dtype) == (np.int32, np.float32)
+    for array in (grid.origins, grid.coords, grid.index, grid.tissue):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_level0_coordinates_go_through_the_view() -> None:
+    """Per axis, rounded once, halves upwards."""
+    view = view_of(1000, 700, slide_mpp=(0.25, 0.5), mpp=0.75)
+    grid = TileGrid(view, 33)
+    dx, dy = view.downsample
+    expected = [[int(np.floor(x * dx + 0.5)), int(np.floor(y * dy + 0.5))] for x, y in grid.origins.tolist()]
+    assert grid.coords.tolist() == expected
+    assert (dx, dy) == pytest.approx((3.0, 1.5))
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> np.ndarray:
+    height, width = draw(st.integers(3, 12)), draw(st.integers(3, 12))
+    return np.random.default_rng(draw(st.integers(0, 2**32 - 1))).random((height, width)) < draw(st.floats(0.05, 0.95))
+
+
+@settings(max_examples=40, deadline=None)
+@given(masks(), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from([8, 16, 24]))
+def test_min_tissue_keeps_what_a_pixel_count_keeps(mask: np.ndarray, least: float, tile: int) -> None:
+    """Every mask pixel is 8×8 level-0 px; a tile's fraction is the share of its pixels under the mask."""
+    height, width = (side * 8 for side in mask.shape)
+    tissue = TissueMask(mask, Affine.scaling(8, 8), Size(width, height))
+    full = np.kron(mask, np.ones((8, 8), bool))
+    expected = {}
+    for y in range(0, height - tile + 1, 8):
+        for x in range(0, width - tile + 1, 8):
+            share = full[y : y + tile, x : x + tile].mean()
+            if share >= least:
+                expected[x, y] = share
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmptyTissueWarning)
+        grid = TileGrid(view_of(width, height), tile, stride=8, tissue=tissue, min_tissue=least)
+    assert [tuple(origin) for origin in grid.origins.tolist()] == list(expected)
+    assert grid.tissue.tolist() == pytest.approx(list(expected.values()), abs=1e-5)
+
+
+def test_no_tile_with_enough_tissue_is_a_warning() -> None:
+    """The grid is empty, and says why."""
+    mask = np.zeros((10, 10), bool)
+    mask[0, 0] = True
+    tissue = TissueMask(mask, Affine.scaling(10, 10), Size(100, 100))
+    with pytest.warns(EmptyTissueWarning, match="50% tissue"):
+        grid = TileGrid(view_of(100, 100), 50, tissue=tissue)
+    assert len(grid) == 0
+    assert grid.origins.shape == (0, 2)
+    assert grid.tissue.shape == (0,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(-20, 399), st.integers(-20, 299)), max_size=20))
+def test_given_coordinates_are_kept_in_order(coords: list[tuple[int, int]]) -> None:
+    """Level-0 corners come back unchanged, duplicates and all; each is read at the nearest view pixel."""
+    view = view_of(400, 300, mpp=0.5)
+    grid = TileGrid.from_coords(view, coords, tile_size=32)
+    assert grid.coords.tolist() == [list(corner) for corner in coords]
+    assert grid.origins.tolist() == [[(x + 1) // 2, (y + 1) // 2] for x, y in coords]
+
+
+@pytest.mark.parametrize(
+    "coords",
+    [
+        [[500, 10]],
+        [[10, 400]],
+        [[-64, 0]],
+        [[0, 0], [1_000_000, 0]],
+        [[1, 2, 3]],
+        [1, 2],
+        [["a", "b"]],
+        [[True, False]],
+        [[np.nan, 0.0]],
+        [[np.inf, 0.0]],
+    ],
+    ids=str,
+)
+def test_coordinates_that_cannot_be_are_refused(coords: Any) -> None:
+    """Outside the slide altogether, or no coordinates."""
+    with pytest.raises(ConfigError) as raised:
+        TileGrid.from_coords(view_of(400, 300), coords, tile_size=32)
+    assert raised.value.slide == "array"
+    assert raised.value.remedy
+
+
+def test_float_coordinates_are_rounded_not_cut() -> None:
+    """10.7 is nearer to 11."""
+    assert TileGrid.from_coords(view_of(100, 100), [[10.7, 3.2]], 32).coords.tolist() == [[11, 3]]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"stride": 0}, "stride"),
+        ({"stride": -5}, "stride"),
+        ({"overlap": 64}, "overlap must be smaller"),
+        ({"overlap": 100}, "overlap must be smaller"),
+        ({"overlap": -1}, "overlap"),
+        ({"stride": 64, "overlap": 32}, "contradict"),
+        ({"tile_size": 0}, "tile_size"),
+        ({"tile_size": 1000}, "larger than the slide"),
+        ({"tile_size": 350}, "larger than the slide"),
+        ({"edge": "wrap"}, "edge"),
+        ({"min_tissue": 2}, "min_tissue"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], reason: str) -> None:
+    """One of our errors with the slide, the reason and a remedy."""
+    with pytest.raises(ConfigError, match=reason) as raised:
+        TileGrid(view_of(400, 300), **{"tile_size": 64, **options})
+    assert raised.value.slide == "array"
+    assert raised.value.remedy
+
+
+def test_a_tile_larger_than_the_slide_can_be_padded() -> None:
+    """One tile, mostly white."""
+    assert TileGrid(view_of(40, 30), 64, edge="pad").origins.tolist() == [[0, 0]]
+
+
+def test_a_grid_pickles_and_describes_itself() -> None:
+    """Provenance is JSON."""
+    grid = TileGrid(view_of(400, 300), 64, stride=32)
+    assert np.array_equal(pickle.loads(pickle.dumps(grid)).origins, grid.origins)
+    assert json.loads(json.dumps(grid.provenance()))["stride"] == 32
+    assert repr(grid) == "TileGrid(array: 88 tiles of 11×8, 64 px at 0.25 µm, stride 32)"
