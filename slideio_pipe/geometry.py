@@ -195,6 +195,17 @@ class Pyramid:
         w, h = self.levels[0]
         return tuple((w / size.width, h / size.height) for size in self.levels)
 
+    def size_at(self, choice: LevelChoice) -> Size:
+        """Return the whole slide's size at ``choice``; a pixel that reaches over the slide's edge is left out."""
+        (width, height), (sx, sy) = self.levels[choice.level], choice.shrink
+        # 1e-6 px of slack: 4443 / (4443 / 2221) is 2220.9999… and means 2221.
+        return Size(max(1, int(width / sx + 1e-6)), max(1, int(height / sy + 1e-6)))
+
+    def downsample_at(self, choice: LevelChoice) -> tuple[float, float]:
+        """Return level-0 px per px at ``choice``, along x and y."""
+        (dx, dy), (sx, sy) = self.downsamples[choice.level], choice.shrink
+        return dx * sx, dy * sy
+
     def choose(self, downsample: tuple[float, float]) -> LevelChoice:
         """Return the coarsest level that is at least as fine as ``downsample`` (2 % counts as equal)."""
         best = 0

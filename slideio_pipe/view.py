@@ -111,16 +111,13 @@ class SlideView:
 
     @property
     def size(self) -> Size:
-        """Width and height in view pixels; a view pixel that reaches over the slide's edge is left out."""
-        (width, height), (sx, sy) = self.level_size, self.choice.shrink
-        # 1e-6 px of slack: 4443 / (4443 / 2221) is 2220.9999… and means 2221.
-        return Size(max(1, int(width / sx + 1e-6)), max(1, int(height / sy + 1e-6)))
+        """Width and height in view pixels."""
+        return self.slide.pyramid.size_at(self.choice)
 
     @property
     def downsample(self) -> tuple[float, float]:
         """Level-0 pixels per view pixel, along x and y."""
-        (dx, dy), (sx, sy) = self.slide.pyramid.downsamples[self.level], self.choice.shrink
-        return dx * sx, dy * sy
+        return self.slide.pyramid.downsample_at(self.choice)
 
     @property
     def mpp(self) -> Mpp | None:
