@@ -1,0 +1,83 @@
+"""Draw, then apply: from a transform with random parameters to one record without any.
+
+A draw depends on (seed, epoch, slide, tile) alone, through a counter-based generator: threads, order and resumption
+do not matter. It is JSON, is stored with what it produced, and replays exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from slideio_pipe.augment.operations import Opaque, Operation
+from slideio_pipe.config import Record
+from slideio_pipe.geometry import Affine, Size
+
+AffineTuple = tuple[float, float, float, float, float, float]
+
+
+class Draw(Record):
+    """One drawn augmentation: an affine, then colour operations in order.
+
+    The affine maps pixels of the plain image to pixels of the augmented one, both corner-based. The whole affine of
+    several geometric transforms is one product: pixels are sampled once.
+    """
+
+    version: int = 1
+    seed: int = 0
+    epoch: int = 0
+    slide: str = ""
+    tile: int | None = None  # None: one draw for the whole slide
+    size: Size  # of the plain image, px
+    canvas: Size  # of the augmented image, px
+    affine: AffineTuple = Affine().as_tuple()  # plain px → augmented px
+    operations: tuple[Operation, ...] = Field(default=())
+
+    @model_validator(mode="after")
+    def _identities_left_out(self) -> Self:
+        kept = tuple(operation for operation in self.operations if not operation.is_identity)
+        object.__setattr__(self, "operations", kept)
+        return self
+
+    @property
+    def moves(self) -> bool:
+        """Whether any pixel changes its place."""
+        return self.affine != Affine().as_tuple() or self.canvas != self.size
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the augmented image is the plain one."""
+        return not self.moves and not self.operations
+
+    @property
+    def lowered(self) -> bool:
+        """Whether all of it runs on decoded batches, on the CPU or a device."""
+        return not any(isinstance(operation, Opaque) for operation in self.operations)
+
+    def summary(self) -> str:
+        """Return the draw in a few words: turn and scale, then the kinds of operations."""
+        words = []
+        if self.moves:
+            a, b, _, d, e, _ = self.affine
+            turn, area = math.degrees(math.atan2(d, a)), abs(a * e - b * d)
+            words.append(f"turned {turn:.0f}°" + ("" if abs(area - 1) < 1e-6 else f", scaled {math.sqrt(area):.2f}×"))
+            if a * e - b * d < 0:
+                words.append("mirrored")
+        return ", ".join([*words, *(operation.kind for operation in self.operations)]) or "identity"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record, JSON-able; ``Draw.model_validate`` reads it back."""
+        value: dict[str, Any] = json.loads(self.model_dump_json())
+        return value
+
+
+def generator(*, seed: int, epoch: int, slide: str, tile: int | None) -> np.random.Generator:
+    """Return the generator that belongs to (seed, epoch, slide, tile) and to nothing else."""
+    key = json.dumps([seed, epoch, slide, tile]).encode()
+    digest = hashlib.blake2b(key, digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

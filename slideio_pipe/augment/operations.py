@@ -1,0 +1,136 @@
+"""What a drawn augmentation does to colours: a short list of frozen records, the same for every executor.
+
+An operation maps RGB to RGB, pixel by pixel, on the range 0 to 255. Executors chain operations in floating point, clip
+to the range after each, and round once, at the end; so two executors differ by at most one level. Geometry is not an
+operation: it is the one affine of a ``Draw``, and comes first.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from slideio_pipe.config import Record
+
+Triple = tuple[float, float, float]
+Matrix = tuple[Triple, Triple, Triple]
+
+IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+# ITU-R BT.601 luma, as torchvision and Pillow convert to grey.
+LUMA: Triple = (0.2989, 0.587, 0.114)
+
+
+class Tone(Record):
+    """Brightness, contrast about a pivot, then gamma: 255·clip((b·x/255 − pivot)·c + pivot)^g.
+
+    Several in a row collapse into one table.
+    """
+
+    kind: Literal["tone"] = "tone"
+    brightness: float = Field(default=1.0, ge=0)
+    contrast: float = Field(default=1.0, ge=0)
+    pivot: float = 0.5  # of the range 0 to 1; what contrast leaves unchanged
+    gamma: float = Field(default=1.0, gt=0)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every value is left as it is."""
+        return self.brightness == 1 and self.contrast == 1 and self.gamma == 1
+
+    def curve(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the curve at ``values`` (0 to 255), clipped to 0 to 255."""
+        unit = (values / 255 * self.brightness - self.pivot) * self.contrast + self.pivot
+        return np.asarray(255 * np.clip(unit, 0, 1) ** self.gamma)
+
+
+class Saturation(Record):
+    """Blend with grey: grey + factor·(x − grey), grey by BT.601; torchvision's definition."""
+
+    kind: Literal["saturation"] = "saturation"
+    factor: float = Field(ge=0)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every value is left as it is."""
+        return self.factor == 1
+
+    def matrix(self) -> NDArray[np.float64]:
+        """Return the (3, 3) matrix that does it to RGB columns."""
+        return self.factor * np.eye(3) + (1 - self.factor) * np.tile(np.array(LUMA), (3, 1))
+
+
+class Hsv(Record):
+    """Turn the hue (wrapping), shift saturation and value (clipping), in the HSV cone."""
+
+    kind: Literal["hsv"] = "hsv"
+    turn: float = 0.0  # of a full circle: 0.5 is the complementary hue
+    saturation: float = 0.0  # added to saturation, -1 to 1
+    value: float = 0.0  # added to value, -1 to 1
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every value is left as it is."""
+        return self.turn % 1 == 0 and self.saturation == 0 and self.value == 0
+
+
+class Stain(Record):
+    """A linear map in optical density: od′ = M·od + offset, with od = −ln((x + 1)/256), x′ = 256·exp(−od′) − 1.
+
+    Multiplicative and additive HED jitter (Tellez et al. 2018), Macenko and Vahadane perturbation and normalisation
+    are all of this form. White has od 0: with offset 0 it stays white. M = identity is exactly the identity.
+    """
+
+    kind: Literal["stain"] = "stain"
+    matrix: Matrix = IDENTITY
+    offset: Triple = (0.0, 0.0, 0.0)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every value is left as it is."""
+        return self.matrix == IDENTITY and self.offset == (0.0, 0.0, 0.0)
+
+
+class Lab(Record):
+    """A linear map per channel in CIE Lab (D65, sRGB): L′ = gain·L + bias; Reinhard's and RandStainNA's form."""
+
+    kind: Literal["lab"] = "lab"
+    gain: Triple = (1.0, 1.0, 1.0)
+    bias: Triple = (0.0, 0.0, 0.0)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every value is left as it is."""
+        return self.gain == (1.0, 1.0, 1.0) and self.bias == (0.0, 0.0, 0.0)
+
+
+class Noise(Record):
+    """Independent Gaussian noise of ``sigma`` levels, seeded; executors agree in distribution, not in values."""
+
+    kind: Literal["noise"] = "noise"
+    sigma: float = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**31)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every value is left as it is."""
+        return self.sigma == 0
+
+
+class Opaque(Record):
+    """An albumentationsxl transform that is not lowered: runs lazily only, with parameters drawn from its own seed."""
+
+    kind: Literal["opaque"] = "opaque"
+    name: str  # the transform's class
+    transform: dict[str, Any]  # as A.to_dict writes it
+    seed: int = Field(ge=0, lt=2**32)
+
+    @property
+    def is_identity(self) -> bool:
+        """Return False: nothing is known about it."""
+        return False
+
+
+Operation = Annotated[Tone | Saturation | Hsv | Stain | Lab | Noise | Opaque, Field(discriminator="kind")]
