@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 import cv2
@@ -17,8 +18,8 @@ TISSUE = (0, 150, 110)  # green-blue: far from eosin, haematoxylin and DAB
 TILE = (20, 60, 200)
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _CAPTION_PX = 26
-# Pillow's own font, the only one that is always there, has neither.
-_GLYPHS = str.maketrans({"µ": "u", "×": "x"})
+# What stands for signs that Pillow's own font, the only one that is always there, has not: it has ASCII only.
+_GLYPHS = str.maketrans({"µ": "u", "μ": "u", "×": "x", "–": "-", "—": "-", "…": "..."})
 # Lengths a scale bar may have, in µm.
 _BAR_LENGTHS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
@@ -76,9 +77,15 @@ def montage(tiles: NDArray[np.uint8], *, columns: int | None = None, tile_px: in
 def captioned(image: Image.Image, caption: str) -> Image.Image:
     """Return the image with a line of text above it."""
     sheet = Image.new("RGB", (image.width, image.height + _CAPTION_PX), _PAPER)
-    ImageDraw.Draw(sheet).text((2, 4), caption.translate(_GLYPHS), _INK, ImageFont.load_default(15))
+    ImageDraw.Draw(sheet).text((2, 4), _drawable(caption), _INK, ImageFont.load_default(15))
     sheet.paste(image, (0, _CAPTION_PX))
     return sheet
+
+
+def _drawable(text: str) -> str:
+    """Return the text in letters the font has: without accents, and "?" for what is left."""
+    plain = unicodedata.normalize("NFKD", text.translate(_GLYPHS))
+    return "".join(c for c in plain if not unicodedata.combining(c)).encode("ascii", "replace").decode()
 
 
 def scale_bar(image: Image.Image, um_per_px: float) -> Image.Image:
@@ -126,7 +133,7 @@ def card(title: str, facts: Mapping[str, object], images: Iterable[Image.Image])
     """Return an HTML card for notebooks: pictures on the left, a table of facts on the right; text is escaped."""
     pictures = "".join(f'<img style="max-width:420px" src="{_data_url(image)}">' for image in images)
     rows = "".join(
-        f'<tr><td style="text-align:left;opacity:.65">{html.escape(name)}</td>'
+        f'<tr><td style="text-align:left;opacity:.65;padding-right:12px">{html.escape(name)}</td>'
         f'<td style="text-align:left">{html.escape(str(value))}</td></tr>'
         for name, value in facts.items()
     )
