@@ -374,7 +374,7 @@ def _resolve_mpp(facts: Facts, given: Mpp | None, name: str) -> tuple[Mpp | None
     if facts.mpp is not None and _plausible(facts.mpp, facts):
         return facts.mpp, "file"
     stated = "none stated" if facts.mpp is None else f"{facts.mpp.mean:.4g} µm stated, which no scanner has"
-    if facts.objective_power and facts.objective_power > 0:
+    if facts.objective_power and 0 < facts.objective_power < math.inf:
         mpp = magnification_to_mpp(facts.objective_power)
         warnings.warn(
             EstimatedResolutionWarning(

@@ -1,0 +1,421 @@
+"""Opening: every real file, where the resolution comes from, regions, pickling and forks."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from conftest import coordinate_pixels, write_pyramid
+
+from slideio_pipe import Slide, open_slide
+from slideio_pipe.backends.virtual import VirtualTiff
+from slideio_pipe.errors import (
+    ConfigError,
+    EstimatedResolutionWarning,
+    MissingResolutionError,
+)
+from slideio_pipe.geometry import Size
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Real:
+    """What is known of a real file."""
+
+    file: str
+    vendor: str
+    reader: str
+    levels: tuple[tuple[int, int], ...]
+    mpp: float | None
+    source: str
+    associated: set[str] = field(default_factory=set)
+
+
+NDPI_LEVELS = tuple((3968 >> k, 4864 >> k) for k in range(7))
+REAL = [
+    Real("CMU-1-Small-Region.svs", "aperio", "tiff", ((2220, 2967),), 0.499, "file", {"label", "macro", "thumbnail"}),
+    Real(
+        "TCGA-CR-7395-01A-01-TS1.svs",
+        "aperio",
+        "tiff",
+        ((4443, 3567), (2221, 1783)),
+        None,
+        "none stated",
+        {"thumbnail"},
+    ),
+    Real("test3-DAPI-2-(387).ndpi", "hamamatsu", "openslide", NDPI_LEVELS, 0.2282, "file", {"macro"}),
+    Real("OS-2-ndpi.ome.tif", "ome", "tiff", ((2202, 2202),), 0.2271, "file"),
+    Real("multi_frame_jpeg2000_camelyon.dcm", "dicom", "openslide", ((1696, 812),), 28.97, "file"),
+    Real("small.svs", "aperio", "tiff", ((16, 16),), 0.499, "file", {"thumbnail"}),
+    Real("boxes.tiff", "generic-tiff", "tiff", ((300, 250), (150, 125), (75, 62), (37, 31)), None, "352.8 µm stated"),
+    Real("boxes_0.dcm", "dicom", "openslide", ((16, 16),), 0.499, "file", {"thumbnail"}),
+    Real("boxes_1.dcm", "dicom", "openslide", ((16, 16),), 0.499, "file", {"thumbnail"}),
+]
+
+
+def quietly(path: Path, **options: Any) -> Slide:
+    """Open without the warning that a resolution is estimated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EstimatedResolutionWarning)
+        return open_slide(path, **options)
+
+
+def openslide_rgb(
+    slide: openslide.OpenSlide, location: tuple[int, int], level: int, size: tuple[int, int]
+) -> np.ndarray:
+    """Read with OpenSlide, flattened on white in float64."""
+    rgba = np.asarray(slide.read_region(location, level, size)).astype(float)
+    alpha = rgba[..., 3:] / 255
+    return np.floor(rgba[..., :3] * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+
+
+@pytest.mark.parametrize("real", REAL, ids=lambda real: real.file)
+def test_real_files_open(shared_data: Path, real: Real) -> None:
+    """Vendor, levels, resolution and where it came from, associated images."""
+    slide = open_slide(shared_data / "slides" / real.file)
+    assert (slide.vendor, slide.facts.backend) == (real.vendor, real.reader)
+    assert slide.level_dimensions == real.levels
+    assert slide.dimensions == real.levels[0]
+    assert slide.level_count == len(real.levels)
+    assert (None if slide.mpp is None else slide.mpp.mean) == pytest.approx(real.mpp, rel=1e-3)
+    assert slide.mpp_source.startswith(real.source)
+    assert set(slide.facts.associated) == real.associated
+    assert slide.name == real.file
+
+
+@pytest.mark.parametrize("file", ["ihc.png", "tcga-lung-rgb.png", "tcga-red-pen.png"])
+def test_real_images_open(shared_data: Path, file: str) -> None:
+    """Flat images are slides of one level, without a resolution."""
+    slide = open_slide(shared_data / "images" / file)
+    assert (slide.level_count, slide.mpp, slide.vendor) == (1, None, "png")
+    assert slide.thumbnail(100).shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["CMU-1-Small-Region.svs", "test3-DAPI-2-(387).ndpi", "TCGA-CR-7395-01A-01-TS1.svs", "small.svs", "boxes_0.dcm"],
+)
+def test_associated_images_equal_openslide(shared_data: Path, file: str) -> None:
+    """Label, macro and thumbnail: the same size; the same pixels where nothing is lossy about reading them."""
+    path = shared_data / "slides" / file
+    slide = open_slide(path)
+    with openslide.OpenSlide(str(path)) as reference:
+        assert set(slide.facts.associated) == set(reference.associated_images)
+        for name, image in reference.associated_images.items():
+            ours, theirs = slide.associated_image(name), np.asarray(image)[..., :3]
+            assert ours.shape == theirs.shape
+            assert np.abs(ours.astype(int) - theirs).mean() < 1
+
+
+def test_an_unknown_associated_image_is_refused(coordinate_slide: Path) -> None:
+    """With what there is."""
+    with pytest.raises(ConfigError, match='no associated image "label"; there are: none'):
+        open_slide(coordinate_slide).associated_image("label")
+
+
+READABLE = [real.file for real in REAL if real.file != "OS-2-ndpi.ome.tif"]
+
+
+@pytest.mark.parametrize("file", READABLE)
+def test_regions_equal_openslide_at_level_0(shared_data: Path, file: str) -> None:
+    """Bit for bit, also across every edge, where OpenSlide is transparent and we are white."""
+    path = shared_data / "slides" / file
+    slide = open_slide(path)
+    width, height = slide.dimensions
+    with openslide.OpenSlide(str(path)) as reference:
+        for x, y in [(0, 0), (-20, -30), (width - 40, height - 50), (width // 3, height // 2), (-100, height // 2)]:
+            expected = openslide_rgb(reference, (x, y), 0, (97, 83))
+            assert np.array_equal(slide.read_region((x, y), 0, (97, 83)), expected)
+
+
+@pytest.mark.parametrize("file", ["TCGA-CR-7395-01A-01-TS1.svs", "boxes.tiff"])
+def test_lower_levels_equal_the_stored_level(shared_data: Path, file: str) -> None:
+    """Every level is what tifffile reads of its page; a region of it lies at the nearest whole pixel."""
+    path = shared_data / "slides" / file
+    slide = open_slide(path)
+    with tifffile.TiffFile(path) as tif:
+        stored = {page.shape[1::-1]: page for page in tif.pages if page.is_tiled}
+        for level, size in enumerate(slide.level_dimensions):
+            expected = stored[tuple(size)].asarray()
+            assert np.array_equal(slide.read_region((0, 0), level, size), expected)
+            dx, dy = slide.level_downsamples[level]
+            x, y = size.width // 2, size.height // 3
+            part = slide.read_region((round(x * dx), round(y * dy)), level, (20, 10))
+            assert np.array_equal(part, expected[y : y + 10, x : x + 20])
+
+
+def test_regions_outside_are_white(coordinate_slide: Path) -> None:
+    """Altogether outside, empty, and at a corner."""
+    slide = open_slide(coordinate_slide)
+    assert (slide.read_region((5000, 5000), 0, (10, 20)) == 255).all()
+    assert slide.read_region((0, 0), 0, (0, 7)).shape == (7, 0, 3)
+    corner = slide.read_region((999, 699), 0, (2, 2))
+    assert corner[0, 0].tolist() == [999 % 256, 699 % 256, 3 * 16 + 2]
+    assert (corner[1] == 255).all()
+
+
+@pytest.mark.parametrize(("level", "size"), [(-1, (5, 5)), (3, (5, 5)), (0, (-1, 5))])
+def test_impossible_regions_are_refused(coordinate_slide: Path, level: int, size: tuple[int, int]) -> None:
+    """No such level, no such size."""
+    with pytest.raises(ConfigError):
+        open_slide(coordinate_slide).read_region((0, 0), level, size)
+
+
+@pytest.mark.parametrize(
+    ("stated", "side", "mpp", "source"),
+    [
+        (0.25, 3000, 0.25, "file"),
+        (19.9, 3000, 19.9, "file"),
+        (20.5, 3000, None, "20.5 µm stated, which no scanner has"),
+        (20.5, 1000, 20.5, "file"),  # a thumbnail may be coarse
+        (25400 / 72, 3000, None, "352.8 µm stated, which no scanner has"),
+        (25400 / 72, 100, None, "352.8 µm stated, which no scanner has"),
+        (None, 3000, None, "none stated"),
+    ],
+)
+def test_absurd_resolutions_count_as_missing(
+    tmp_path: Path, stated: float | None, side: int, mpp: float | None, source: str
+) -> None:
+    """Above 20 µm on a slide-sized TIFF, and 72 dpi on any."""
+    path = write_pyramid(tmp_path / "a.tif", np.zeros((64, side, 3), np.uint8), (1,), mpp=stated, tile=64)
+    slide = open_slide(path)
+    assert (None if slide.mpp is None else slide.mpp.x) == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
+    assert slide.mpp_source == source
+    if mpp is None:
+        with pytest.raises(MissingResolutionError, match="pass slide_mpp="):
+            slide.view(mpp=0.5)
+
+
+def aperio(path: Path, **properties: object) -> Path:
+    """Write a slide with an Aperio description."""
+    lines = "|".join(f"{key} = {value}" for key, value in properties.items())
+    description = f"Aperio Image Library v12.0.0\r\n512x512 [0,0 512x512] (256x256) JPEG/RGB Q=70|{lines}"
+    return write_pyramid(path, coordinate_pixels(512, 512), (1,), mpp=None, description=description)
+
+
+@pytest.mark.parametrize("text", ["0", "-0.25", "nan", "inf", "", "unknown", "1e400"])
+def test_aperio_nonsense_counts_as_missing(tmp_path: Path, text: str) -> None:
+    """Whatever the description says."""
+    slide = open_slide(aperio(tmp_path / "a.svs", MPP=text))
+    assert slide.vendor == "aperio"
+    assert slide.mpp is None
+
+
+@pytest.mark.parametrize("text", ["0.2520", "0,2520"])
+def test_aperio_mpp_in_any_locale(tmp_path: Path, text: str) -> None:
+    """A comma is a decimal point to half of Europe."""
+    assert open_slide(aperio(tmp_path / "a.svs", MPP=text)).mpp == (0.252, 0.252)
+
+
+def test_the_objective_power_is_an_estimate_with_a_warning(tmp_path: Path) -> None:
+    """Last resort before nothing; an argument silences it."""
+    path = aperio(tmp_path / "a.svs", AppMag="40")
+    with pytest.warns(EstimatedResolutionWarning, match=r"a\.svs: none stated; using 0\.25 µm, .* 40× objective"):
+        slide = open_slide(path)
+    assert (slide.mpp, slide.mpp_source) == ((0.25, 0.25), "objective power (estimate)")
+    assert open_slide(path, slide_mpp=0.3).mpp == (0.3, 0.3)
+
+
+@pytest.mark.parametrize("power", ["0", "-40", "nan", "inf", "x"])
+def test_an_absurd_objective_power_is_none(tmp_path: Path, power: str) -> None:
+    """No estimate from nonsense."""
+    assert open_slide(aperio(tmp_path / "a.svs", AppMag=power)).mpp is None
+
+
+@pytest.mark.parametrize("given", [0.5, np.float32(0.5), (0.5, 0.5), np.array([0.5, 0.5])])
+def test_the_argument_overrides_the_file(coordinate_slide: Path, given: Any) -> None:
+    """Numbers of any kind, or one per axis."""
+    slide = open_slide(coordinate_slide, slide_mpp=given)
+    assert (slide.mpp, slide.mpp_source) == ((0.5, 0.5), "slide_mpp argument")
+
+
+@pytest.mark.parametrize("given", [0, -1, float("nan"), float("inf"), "x", (0.5,), (0.5, 0)])
+def test_an_impossible_argument_is_refused(coordinate_slide: Path, given: Any) -> None:
+    """Before anything is opened."""
+    with pytest.raises(ConfigError, match="is no resolution"):
+        open_slide(coordinate_slide, slide_mpp=given)
+
+
+def test_resolutions_are_per_axis(tmp_path: Path) -> None:
+    """XResolution and YResolution are two numbers."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, coordinate_pixels(64, 64), photometric="rgb", resolution=(40_000, 20_000), resolutionunit=3)
+    slide = open_slide(path)
+    assert slide.mpp == (0.25, 0.5)
+    assert slide.require_mpp() == (0.25, 0.5)
+
+
+@pytest.mark.parametrize(("unit", "value"), [("µm", 0.25), ("nm", 250), ("mm", 0.00025), ("\u03bcm", 0.25)])
+def test_ome_units(tmp_path: Path, unit: str, value: float) -> None:
+    """Both letters that look like µ, and other units."""
+    path = tmp_path / "a.ome.tif"
+    pixels = coordinate_pixels(64, 64)
+    size = {"PhysicalSizeX": value, "PhysicalSizeY": value, "PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
+    tifffile.imwrite(path, pixels, photometric="rgb", metadata={"axes": "YXS", **size})
+    assert open_slide(path).mpp == pytest.approx((0.25, 0.25))
+
+
+def test_slides_pickle_by_path(coordinate_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few bytes; with the same resolution; from another folder."""
+    monkeypatch.chdir(coordinate_slide.parent)
+    slide = open_slide(coordinate_slide.name, slide_mpp=0.3)
+    data = pickle.dumps(slide)
+    monkeypatch.chdir("/")
+    copy = pickle.loads(data)
+    assert len(data) < 1000
+    assert copy == slide
+    assert hash(copy) == hash(slide)
+    assert np.array_equal(copy.read_region((300, 200), 0, (9, 9)), slide.read_region((300, 200), 0, (9, 9)))
+
+
+def _mean(slide: Slide) -> float:
+    return float(slide.read_region((0, 0), 0, (100, 100)).mean())
+
+
+def test_slides_travel_to_a_spawned_process(coordinate_slide: Path) -> None:
+    """As cohort workers will use them."""
+    slide = open_slide(coordinate_slide)
+    expected = _mean(slide)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_mean, (slide,)) == expected
+
+
+def test_a_forked_child_is_told(coordinate_slide: Path) -> None:
+    """Instead of hanging in libvips: open, read and tile raise ForkError."""
+    code = f"""
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+import slideio_pipe as sp
+from slideio_pipe.errors import ForkError
+slide = sp.open_slide({str(coordinate_slide)!r})
+reader = sp.TileReader(slide.view(), 64)
+reader.read([[0, 0]])
+child = os.fork()
+if child == 0:
+    told = 0
+    for attempt in (
+        lambda: sp.open_slide({str(coordinate_slide)!r}),
+        lambda: slide.read_region((0, 0), 0, (5, 5)),
+        lambda: reader.read([[0, 0]]),
+        lambda: slide.thumbnail(50),
+    ):
+        try:
+            attempt()
+        except ForkError as error:
+            told += "spawn" in str(error)
+    os._exit(told)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.strip() == "4", done.stderr[-500:]
+
+
+def test_a_closed_slide_says_so(coordinate_slide: Path) -> None:
+    """A context manager; reading afterwards is one of our errors, in views and bags too."""
+    with open_slide(coordinate_slide) as slide:
+        view = slide.view()
+        assert view.image.width == 1000
+    for attempt in (lambda: slide.read_region((0, 0), 0, (5, 5)), lambda: slide.thumbnail(10)):
+        with pytest.raises(ConfigError, match="is closed; open it again"):
+            attempt()
+    assert np.array_equal(view.image.crop(0, 0, 5, 5).numpy(), coordinate_pixels(5, 5))
+
+
+def test_slides_are_equal_by_file_and_resolution(coordinate_slide: Path) -> None:
+    """Arrays by identity."""
+    pixels = coordinate_pixels(50, 50)
+    assert open_slide(coordinate_slide) == open_slide(coordinate_slide)
+    assert open_slide(coordinate_slide) != open_slide(coordinate_slide, slide_mpp=1)
+    assert open_slide(coordinate_slide) != "coordinates.tif"
+    array = open_slide(pixels)
+    assert array == array
+    assert array == open_slide(pixels)
+    assert array != open_slide(pixels.copy())
+    assert len({array, open_slide(pixels), open_slide(coordinate_slide), open_slide(coordinate_slide)}) == 2
+
+
+def test_fingerprints_tell_files_apart(tmp_path: Path) -> None:
+    """Same content, same value; one byte at either end, another."""
+    one = write_pyramid(tmp_path / "one.tif", coordinate_pixels(300, 200), (1,))
+    other = tmp_path / "other.tif"
+    other.write_bytes(one.read_bytes())
+    assert open_slide(one).fingerprint == open_slide(other).fingerprint
+    with other.open("ab") as file:
+        file.write(b"x")
+    assert open_slide(one).fingerprint != open_slide(other).fingerprint
+    assert open_slide(coordinate_pixels(9, 9)).fingerprint != open_slide(coordinate_pixels(9, 8)).fingerprint
+
+
+@pytest.mark.parametrize("max_size", [1, 50, 333, 1024, 5000])
+def test_thumbnails_fit(coordinate_slide: Path, max_size: int) -> None:
+    """At most that, in the slide's aspect, and never enlarged."""
+    height, width, bands = open_slide(coordinate_slide).thumbnail(max_size).shape
+    assert bands == 3
+    assert max(width, height) <= min(max_size, 1000)
+    assert max(width, height) >= min(max_size, 1000) - 1
+    assert width / height == pytest.approx(1000 / 700, rel=0.05) or max_size == 1
+
+
+def test_overviews_come_with_their_affine(coordinate_slide: Path) -> None:
+    """At the resolution asked for, or at level 0 when that is coarser."""
+    slide = open_slide(coordinate_slide)
+    pixels, affine = slide.overview(2.0)
+    assert affine.scale() == pytest.approx((8, 8))
+    assert pixels.shape == (87, 125, 3)
+    native, affine = slide.overview(0.01)
+    assert affine.scale() == (1, 1)
+    assert np.array_equal(native, coordinate_pixels(1000, 700))
+
+
+def test_a_huge_slide_opens_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10⁸ pixels of virtual tiles: facts, views and grids ask for none of them."""
+    tiles: list[tuple[int, int]] = []
+
+    def read(column: int, row: int) -> np.ndarray:
+        tiles.append((column, row))
+        return np.zeros((512, 512, 3), np.uint8)
+
+    made = VirtualTiff(Size(20_000, 20_000), Size(512, 512), read)
+    slide = open_slide(coordinate_pixels(10, 10), slide_mpp=0.25)
+    monkeypatch.setattr(slide._backend, "_image", made.image)
+    assert slide.level_image(0).width == 20_000
+    assert slide.view().image.width == 20_000
+    assert tiles == []
+
+
+def test_opening_leaves_no_open_files(shared_data: Path) -> None:
+    """A hundred slides opened, read and dropped, without close and without the garbage collector's help."""
+    gc.collect()
+    gc.disable()
+    try:
+        for file in ("CMU-1-Small-Region.svs", "OS-2-ndpi.ome.tif", "test3-DAPI-2-(387).ndpi"):
+            open_slide(shared_data / "slides" / file).read_region((0, 0), 0, (5, 5))
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(100):
+                open_slide(shared_data / "slides" / file).read_region((0, 0), 0, (5, 5))
+            assert len(os.listdir("/proc/self/fd")) <= before
+    finally:
+        gc.enable()
+
+
+def test_the_repr_says_what_matters(coordinate_slide: Path) -> None:
+    """Size, resolution, levels, vendor and reader."""
+    assert repr(open_slide(coordinate_slide)) == (
+        "Slide(coordinates.tif: 1000×700 px, 0.25 µm, 3 levels, generic-tiff by tiff)"
+    )
