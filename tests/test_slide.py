@@ -45,10 +45,11 @@ class Real:
 
 
 NDPI_LEVELS = tuple((3968 >> k, 4864 >> k) for k in range(7))
+TCGA = "TCGA-CR-7395-01A-01-TS1.svs"
 REAL = [
     Real("CMU-1-Small-Region.svs", "aperio", "tiff", ((2220, 2967),), 0.499, "file", {"label", "macro", "thumbnail"}),
     Real(
-        "TCGA-CR-7395-01A-01-TS1.svs",
+        TCGA,
         "aperio",
         "tiff",
         ((4443, 3567), (2221, 1783)),
@@ -73,11 +74,9 @@ def quietly(path: Path, **options: Any) -> Slide:
         return open_slide(path, **options)
 
 
-def openslide_rgb(
-    slide: openslide.OpenSlide, location: tuple[int, int], level: int, size: tuple[int, int]
-) -> np.ndarray:
+def openslide_rgb(slide: openslide.OpenSlide, location: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     """Read with OpenSlide, flattened on white in float64."""
-    rgba = np.asarray(slide.read_region(location, level, size)).astype(float)
+    rgba = np.asarray(slide.read_region(location, 0, size)).astype(float)
     alpha = rgba[..., 3:] / 255
     return np.floor(rgba[..., :3] * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
 
@@ -90,7 +89,7 @@ def test_real_files_open(shared_data: Path, real: Real) -> None:
     assert slide.level_dimensions == real.levels
     assert slide.dimensions == real.levels[0]
     assert slide.level_count == len(real.levels)
-    assert (None if slide.mpp is None else slide.mpp.mean) == pytest.approx(real.mpp, rel=1e-3)
+    assert (slide.mpp.mean if slide.mpp else 0) == pytest.approx(real.mpp or 0, rel=1e-3)
     assert slide.mpp_source.startswith(real.source)
     assert set(slide.facts.associated) == real.associated
     assert slide.name == real.file
@@ -106,7 +105,7 @@ def test_real_images_open(shared_data: Path, file: str) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["CMU-1-Small-Region.svs", "test3-DAPI-2-(387).ndpi", "TCGA-CR-7395-01A-01-TS1.svs", "small.svs", "boxes_0.dcm"],
+    ["CMU-1-Small-Region.svs", "test3-DAPI-2-(387).ndpi", TCGA, "small.svs", "boxes_0.dcm"],
 )
 def test_associated_images_equal_openslide(shared_data: Path, file: str) -> None:
     """Label, macro and thumbnail: the same size; the same pixels where nothing is lossy about reading them."""
@@ -137,11 +136,11 @@ def test_regions_equal_openslide_at_level_0(shared_data: Path, file: str) -> Non
     width, height = slide.dimensions
     with openslide.OpenSlide(str(path)) as reference:
         for x, y in [(0, 0), (-20, -30), (width - 40, height - 50), (width // 3, height // 2), (-100, height // 2)]:
-            expected = openslide_rgb(reference, (x, y), 0, (97, 83))
+            expected = openslide_rgb(reference, (x, y), (97, 83))
             assert np.array_equal(slide.read_region((x, y), 0, (97, 83)), expected)
 
 
-@pytest.mark.parametrize("file", ["TCGA-CR-7395-01A-01-TS1.svs", "boxes.tiff"])
+@pytest.mark.parametrize("file", [TCGA, "boxes.tiff"])
 def test_lower_levels_equal_the_stored_level(shared_data: Path, file: str) -> None:
     """Every level is what tifffile reads of its page; a region of it lies at the nearest whole pixel."""
     path = shared_data / "slides" / file
@@ -153,8 +152,8 @@ def test_lower_levels_equal_the_stored_level(shared_data: Path, file: str) -> No
             assert np.array_equal(slide.read_region((0, 0), level, size), expected)
             dx, dy = slide.level_downsamples[level]
             x, y = size.width // 2, size.height // 3
-            part = slide.read_region((round(x * dx), round(y * dy)), level, (20, 10))
-            assert np.array_equal(part, expected[y : y + 10, x : x + 20])
+            part = slide.read_region((round(x * dx), round(y * dy)), level, (12, 10))
+            assert np.array_equal(part, expected[y : y + 10, x : x + 12])
 
 
 def test_regions_outside_are_white(coordinate_slide: Path) -> None:
