@@ -1,0 +1,404 @@
+"""The command line says what it did, in text and in JSON, and takes every setting by option or by file."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import Result
+from conftest import coordinate_pixels, write_pyramid
+from PIL import Image
+from typer.testing import CliRunner
+
+import slideio_pipe as sp
+from slideio_pipe import cli
+from slideio_pipe.config import ExportConfig
+from slideio_pipe.synthetic import SyntheticSlide
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("info", "tissue", "export", "demo", "doctor")
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSlide:
+    """A generated slide of 3000×2400 px at 0.25 µm with one lesion."""
+    path = tmp_path_factory.mktemp("slides") / "a.svs"
+    return sp.write_synthetic_slide(path, size=(3000, 2400), seed=3, lesions=1, pieces=1)
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    """Run a command in this process and check its exit code."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def exported(*arguments: object) -> tuple[dict[str, Any], sp.StoredBag]:
+    """Run an export with --json and return its summary and the bag."""
+    summary = json.loads(run("export", *arguments, "--json").stdout)
+    return summary, sp.open_bag(summary["bag"])
+
+
+def picture_size(file: Path) -> tuple[int, int]:
+    """Return width and height of a picture on disk."""
+    with Image.open(file) as picture:
+        return picture.size
+
+
+def contents(bag: Path) -> dict[str, bytes]:
+    """Return every file of a bag."""
+    return {str(file.relative_to(bag)): file.read_bytes() for file in bag.rglob("*") if file.is_file()}
+
+
+# --- the program as a whole
+
+
+def test_the_installed_program_answers_without_loading_heavy_packages() -> None:
+    """--help, --version and the help of every command come without torch, libvips, zarr or scikit-image."""
+    code = (
+        "import sys; from slideio_pipe.cli import app\n"
+        "from typer.testing import CliRunner\n"
+        f"for arguments in (['--help'], ['--version'], *([name, '--help'] for name in {COMMANDS!r})):\n"
+        "    assert CliRunner().invoke(app, arguments).exit_code == 0\n"
+        "print([name for name in ('torch', 'pyvips', 'zarr', 'skimage', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version() -> None:
+    """The version of the package."""
+    assert run("--version").stdout == f"slideio-pipe {sp.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_every_help_shows_an_example(command: str | None) -> None:
+    """Somebody who has read nothing can start from it, and names are those of the program."""
+    text = run(*(() if command is None else (command,)), "--help").stdout
+    assert re.search(rf"Example: slideio-pipe {command or ''}", text)
+
+
+def test_the_help_of_export_names_the_defaults() -> None:
+    """The default of every setting on the help screen is that of the configuration."""
+    text = " ".join(run("export", "--help").stdout.replace("│", " ").split())
+    config = ExportConfig()
+    shown = {
+        r"--mpp µm\|native": config.view.mpp,
+        "--patch-size px": config.grid.tile_size,
+        r"--edge drop\|shift\|pad": config.grid.edge,
+        r"--tissue otsu\|threshold\|none": config.tissue.method,
+        "--min-tissue 0…1": config.grid.min_tissue,
+        r"--pixels zstd\|none": config.store.pixels,
+        r"--backend auto\|tiff\|openslide\|array": config.slide.backend,
+    }
+    for option, default in shown.items():
+        assert re.search(rf"{option} [^\[]*\[default: {default}\]", text), option
+
+
+def test_a_terminal_of_another_alphabet_gets_question_marks(truth: SyntheticSlide) -> None:
+    """Where µ and × cannot be written the command still works."""
+    command = [sys.executable, "-m", "slideio_pipe", "info", str(truth.path)]
+    env = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(command, capture_output=True, env=env, check=True)
+    assert b"3,000 ? 2,400 px" in done.stdout
+
+
+# --- info
+
+
+def test_info_as_text(truth: SyntheticSlide) -> None:
+    """Size, resolution with its source, every level with its own, and memory."""
+    text = run("info", truth.path).stdout
+    for part in ("3,000 × 2,400 px", "0.25 µm (file)", "1: 750 × 600 px at 1 µm", "40×", "aperio"):
+        assert part in text
+    assert "memory at level 0  3,000 × 2,400 px: 21.6 MB in uint8, 43.2 MB in float16, 86.4 MB in float32" in text
+
+
+def test_info_as_json(truth: SyntheticSlide) -> None:
+    """The same for a program, with nothing else on standard output."""
+    told = json.loads(run("info", truth.path, "--json").stdout)
+    assert told["dimensions"] == [3000, 2400]
+    assert told["mpp"] == [0.25, 0.25]
+    assert told["mpp_source"] == "file"
+    assert [level["size"] for level in told["levels"]] == [[3000, 2400], [750, 600], [187, 150]]
+    assert told["levels"][1] == {"size": [750, 600], "downsample": [4.0, 4.0], "tile": [256, 256]}
+    assert told["associated"] == ["thumbnail", "label", "macro"]
+    assert re.fullmatch("[0-9a-f]{16}", told["fingerprint"])
+
+
+def test_info_says_how_much_memory_a_resolution_takes(truth: SyntheticSlide) -> None:
+    """At 0.5 µm a slide of 3000×2400 px at 0.25 µm is 1500×1200 px of three channels: 5.4 MB as bytes."""
+    told = json.loads(run("info", truth.path, "--mpp", 0.5, "--json").stdout)
+    assert told["view"] == {"size": [1500, 1200], "mpp": [0.5, 0.5]}
+    assert told["memory_bytes"] == {"uint8": 5_400_000, "float16": 10_800_000, "float32": 21_600_000}
+    assert "5.4 MB in uint8, 10.8 MB in float16" in run("info", truth.path, "--mpp", 0.5).stdout
+
+
+def test_info_of_a_slide_without_resolution(tmp_path: Path) -> None:
+    """It says so and goes on; --slide-mpp is taken; a wanted resolution needs it."""
+    path = write_pyramid(tmp_path / "plain.tif", coordinate_pixels(300, 200), levels=(1,), mpp=None)
+    assert re.search(r"mpp +unknown", run("info", path).stdout)
+    assert json.loads(run("info", path, "--slide-mpp", 0.5, "--json").stdout)["mpp_source"] == "slide_mpp argument"
+    assert "error: plain.tif: no mpp" in run("info", path, "--mpp", 0.5, code=2).stderr
+
+
+def test_the_reader_can_be_chosen(truth: SyntheticSlide) -> None:
+    """By its name."""
+    assert json.loads(run("info", truth.path, "--backend", "openslide", "--json").stdout)["backend"] == "openslide"
+
+
+# --- tissue
+
+
+def test_tissue_is_written_for_qupath_as_mask_and_as_picture(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """All three tell of the same tissue, close to the truth; folders are made."""
+    outlines, mask, picture = tmp_path / "new" / "a.geojson", tmp_path / "a.png", tmp_path / "pictures" / "a.jpg"
+    text = run("tissue", truth.path, "--out", outlines, "--picture", picture).stdout
+    assert re.search(r"a\.svs: \d\d\.\d% of the slide is tissue, 0\.\d\d mm² \(otsu\)", text)
+    told = json.loads(run("tissue", truth.path, "--out", mask, "--json").stdout)
+    assert told["fraction"] == pytest.approx(truth.tissue_fraction, abs=0.08)
+    assert told["area_mm2"] == pytest.approx(told["fraction"] * 0.75 * 0.6, abs=0.002)
+    assert told["mask"] == str(mask)
+    assert told["picture"] is None
+    drawn = json.loads(outlines.read_text())
+    assert {feature["geometry"]["type"] for feature in drawn["features"]} == {"Polygon"}
+    with Image.open(mask) as opened:
+        pixels = np.asarray(opened)
+    assert set(np.unique(pixels)) == {0, 255}
+    assert (pixels > 0).mean() == pytest.approx(told["fraction"], abs=0.01)
+    assert picture_size(picture) == (1024, 819)
+
+
+def test_tissue_takes_method_resolution_and_file(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Options, and the tissue section of a configuration."""
+    whole = json.loads(run("tissue", truth.path, "--method", "none", "--json").stdout)
+    assert (whole["fraction"], whole["method"]) == (1.0, "none")
+    run("tissue", truth.path, "--mpp", 16, "--out", tmp_path / "coarse.png")
+    assert picture_size(tmp_path / "coarse.png") == (47, 38)
+    strict = tmp_path / "strict.yaml"
+    strict.write_text("tissue: {threshold: 3.0}")
+    assert "no tissue found" in run("tissue", truth.path, "--config", strict, code=2).stderr
+
+
+def test_tissue_refuses_what_it_cannot_write(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Endings that are no mask's or picture's, and files that are there, which stay as they are."""
+    assert "end it in .geojson or .png" in run("tissue", truth.path, "--out", tmp_path / "a.tif", code=2).stderr
+    assert "end it in .png" in run("tissue", truth.path, "--picture", tmp_path / "a.gifx", code=2).stderr
+    for option in ("--out", "--picture"):
+        there = tmp_path / "there.png"
+        there.write_bytes(b"mine")
+        assert "pass --overwrite" in run("tissue", truth.path, option, there, code=2).stderr
+        assert there.read_bytes() == b"mine"
+        run("tissue", truth.path, option, there, "--overwrite")
+        assert picture_size(there)[0] > 90
+
+
+# --- export
+
+
+def test_export_as_text(truth: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default into the current folder; it says what, where, and how to open it, on lines that can be copied."""
+    monkeypatch.chdir(tmp_path)
+    lines = run("export", truth.path).stdout.splitlines()
+    bag = tmp_path / "a.bag.zarr"
+    assert re.match(r"a\.svs: \d+ tiles of 256 px at 0\.5 µm per pixel \([\d.]+ MB, ", lines[0])
+    assert lines[1] == f"bag: {bag}"
+    assert lines[2] == f'in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag}")'
+    assert len(sp.open_bag(bag)) > 5
+
+
+def test_export_as_json(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """The numbers, and the tiles the Python API would have made."""
+    summary, bag = exported(truth.path, "--out", tmp_path, "--label", 1)
+    assert summary["tiles"] == len(bag)
+    assert summary["bytes"] == sum(len(data) for data in contents(bag.path).values())
+    assert (summary["tile_size"], summary["mpp"], bag.label) == (256, [0.5, 0.5], 1)
+    slide = sp.open_slide(truth.path)
+    view = slide.view(mpp=0.5)
+    by_hand = sp.TileBag(view, sp.TileGrid(view, tissue=sp.find_tissue(slide)), label=1)
+    assert np.array_equal(bag.coords, by_hand.coords)
+    assert np.array_equal(bag[:], by_hand[:])
+
+
+def test_export_takes_every_setting(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Each option arrives in the bag, its picture is drawn, and the name may be given whole."""
+    options = {
+        "--mpp": 1.0, "--tile-size": 100, "--stride": 80, "--edge": "shift", "--tissue": "threshold",
+        "--min-tissue": 0.2, "--pixels": "none", "--label": "tumour", "--backend": "openslide", "--slide-mpp": 0.5,
+        "--threads": 2, "--out": tmp_path / "mine.zarr", "--picture": tmp_path / "drawn" / "mine.png",
+    }  # fmt: skip
+    _, bag = exported(truth.path, *(part for pair in options.items() for part in pair))
+    attributes = bag.attributes
+    assert bag.path == tmp_path / "mine.zarr"
+    assert attributes["view"]["mpp"] == [1.0, 1.0]
+    assert attributes["grid"] == {
+        "tile_size": 100, "stride": 80, "edge": "shift", "min_tissue": 0.2, "shape": [19, 15]
+    }  # fmt: skip
+    assert attributes["tissue"]["method"] == "threshold"
+    assert attributes["slide"]["reader"] == "openslide"
+    assert attributes["slide"]["mpp"] == [0.5, 0.5]
+    assert attributes["pixels"]["codec"] == "none"
+    assert bag.label == "tumour"
+    assert picture_size(tmp_path / "drawn" / "mine.png")[0] > 1000
+
+
+def test_magnification_is_turned_into_a_resolution_and_said(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """20 means 0.5 µm; together with --mpp it is refused, and so is what is no magnification."""
+    result = run("export", truth.path, "--out", tmp_path, "--mag", 20, "--json")
+    assert result.stderr == "--mag 20 means 0.5 µm per pixel\n"
+    assert json.loads(result.stdout)["mpp"] == [0.5, 0.5]
+    assert "give one of them" in run("export", truth.path, "--mag", 20, "--mpp", 0.5, code=2).stderr
+    for wrong in (0, -20, "nan", "inf"):
+        assert "is no magnification" in run("export", truth.path, "--mag", wrong, code=2).stderr
+
+
+def test_native_resolution_is_level_0(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Stored pixels, not resampled."""
+    _, bag = exported(truth.path, "--out", tmp_path, "--mpp", "native")
+    assert bag.attributes["view"]["affine"] == [1, 0, 0, 0, 1, 0]
+    x, y = bag.coords[0]
+    assert np.array_equal(bag[0], sp.open_slide(truth.path).read_region((x, y), 0, (256, 256)))
+
+
+def test_overlap_is_the_tile_less_the_stride(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Both say the same; contradicting ones are refused."""
+    grid = ("--tile-size", 128, "--tissue", "none")
+    _, by_overlap = exported(truth.path, "--out", tmp_path / "a", *grid, "--overlap", 32)
+    _, by_stride = exported(truth.path, "--out", tmp_path / "b", *grid, "--stride", 96)
+    assert np.array_equal(by_overlap.coords, by_stride.coords)
+    assert contents(by_overlap.path) == contents(by_stride.path)
+    error = run("export", truth.path, *grid, "--stride", 96, "--overlap", 96, code=2).stderr
+    assert "stride and overlap contradict each other" in error
+
+
+def test_options_win_over_the_file(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """What the file says holds unless an option says otherwise; a stride replaces the file's overlap."""
+    config = tmp_path / "mine.yaml"
+    settings = {"view": {"mpp": 1.0}, "grid": {"tile_size": 64, "overlap": 32}, "tissue": {"method": "none"}}
+    config.write_text(yaml.safe_dump(settings))
+    _, plain = exported(truth.path, "--out", tmp_path / "a", "--config", config)
+    assert plain.provenance()["grid"] | {"tile_size": 64, "stride": 32} == plain.provenance()["grid"]
+    assert plain.provenance()["tissue"] is None
+    _, changed = exported(truth.path, "--out", tmp_path / "b", "--config", config, "--mpp", 2, "--stride", 64)
+    assert changed.view_mpp == (2.0, 2.0)
+    assert changed.provenance()["grid"]["stride"] == 64
+    config.write_text("view: {mpp: native}")
+    _, native = exported(truth.path, "--out", tmp_path / "c", "--config", config)
+    assert native.view_mpp == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("ending", ["geojson", "png"])
+def test_a_given_mask_is_used(truth: SyntheticSlide, tmp_path: Path, ending: str) -> None:
+    """The mask of another run, or of QuPath, selects the tiles that finding tissue would have."""
+    mask = tmp_path / f"mask.{ending}"
+    run("tissue", truth.path, "--out", mask)
+    _, bag = exported(truth.path, "--out", tmp_path / "a", "--mask", mask)
+    _, found = exported(truth.path, "--out", tmp_path / "b")
+    assert np.array_equal(bag.coords, found.coords)
+    assert bag.provenance()["tissue"]["method"] == ending
+
+
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [
+        ("1", 1), ("-3", -3), ("0.5", 0.5), ("1.0", 1.0), ("2.5e-3", 0.0025), ("tumour", "tumour"), ("007", "007"),
+        ("nan", "nan"), ("inf", "inf"), ("1_000", "1_000"), ("", ""), ("Ductal, in situ", "Ductal, in situ"),
+    ],
+)  # fmt: skip
+def test_labels_are_numbers_where_they_are_written_as_such(given: str, label: object) -> None:
+    """Whole numbers, decimal numbers, and texts for everything else."""
+    found = cli._number_or_text(given)
+    assert found == label
+    assert type(found) is type(label)
+
+
+def test_an_existing_bag_stays_unless_told(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Exit code 2 and not a byte changed; --overwrite replaces it."""
+    _, bag = exported(truth.path, "--out", tmp_path, "--label", 1)
+    before = contents(bag.path)
+    error = run("export", truth.path, "--out", tmp_path, "--label", 0, code=2).stderr
+    assert error == f"error: {bag.path}: already exists; pass --overwrite or another path\n"
+    assert contents(bag.path) == before
+    _, bag = exported(truth.path, "--out", tmp_path, "--label", 0, "--overwrite")
+    assert bag.label == 0
+
+
+def test_a_slide_without_tissue(tmp_path: Path) -> None:
+    """An error with remedies; --allow-empty writes a bag of no tiles, with a warning."""
+    glass = write_pyramid(tmp_path / "glass.tif", np.full((1500, 1500, 3), 243, np.uint8), levels=(1,))
+    result = run("export", glass, "--out", tmp_path, code=2)
+    assert result.stderr.startswith("error: glass.tif: no tile of 256 px has 50% tissue (no tissue was found)")
+    assert "--allow-empty" in result.stderr
+    assert not list(tmp_path.glob("*.zarr*"))
+    result = run("export", glass, "--out", tmp_path, "--allow-empty", "--label", 0)
+    assert result.stderr == "warning: glass.tif: no tissue (otsu)\n"
+    bag = sp.open_bag(tmp_path / "glass.bag.zarr")
+    assert (len(bag), bag.label) == (0, 0)
+    run("export", glass, "--out", tmp_path, "--tissue", "none", "--overwrite")
+    assert len(sp.open_bag(tmp_path / "glass.bag.zarr")) == 4
+
+
+def test_warnings_are_one_line_each(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """On standard error, without a traceback or a place in the source."""
+    result = run("export", truth.path, "--out", tmp_path, "--mpp", 0.2)
+    assert re.fullmatch(r"warning: a\.svs: [^\n]*\n", result.stderr)
+    assert ".py" not in result.stderr
+
+
+# --- doctor
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is well here, in text and in JSON; what is broken is marked and ends with exit code 2."""
+    assert "reads what was written" in run("doctor").stdout
+    assert json.loads(run("doctor", "--json").stdout)["healthy"] is True
+
+    def broken(folder: Path) -> str:
+        raise OSError("libvips is [not] there")
+
+    monkeypatch.setattr("slideio_pipe.doctor._prove_tiff", broken)
+    result = run("doctor", code=2)
+    assert re.search(r"✗ Aperio SVS.*libvips fails: libvips is \[not\] there", result.stdout)
+    assert json.loads(run("doctor", "--json", code=2).stdout)["healthy"] is False
+
+
+# --- interrupted
+
+
+def test_ctrl_c_ends_quietly_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    """Exit code 130 without a traceback and nothing under the final name; then the same bytes as if undisturbed."""
+    noise = np.random.default_rng(0).integers(0, 256, (6000, 6000, 3), dtype=np.uint8)
+    slide = write_pyramid(tmp_path / "noise.tif", noise, levels=(1,), compression=None)
+    grid = ("--tissue", "none", "--mpp", "native", "--tile-size", "128", "--threads", "1")
+    command = [sys.executable, "-m", "slideio_pipe", "export", str(slide), "--out", str(tmp_path / "bags"), *grid]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    partial = tmp_path / "bags" / "noise.bag.zarr.partial"
+    try:
+        while not list(partial.glob("tiles/c/*/*/*/*")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, error
+    assert error == "interrupted; run the same command again to go on\n"
+    assert [entry.name for entry in (tmp_path / "bags").iterdir()] == [partial.name]
+
+    kept = {file: file.stat().st_mtime_ns for file in partial.glob("tiles/c/*/*/*/*") if file.suffix != ".partial"}
+    assert kept
+    run("export", slide, "--out", tmp_path / "bags", *grid)
+    undisturbed = exported(slide, "--out", tmp_path / "again", *grid)[1]
+    resumed = tmp_path / "bags" / "noise.bag.zarr"
+    assert contents(resumed) == contents(undisturbed.path)
+    for file, written in kept.items():
+        assert (resumed / file.relative_to(partial)).stat().st_mtime_ns == written
