@@ -1,0 +1,359 @@
+"""What becomes of albumentationsxl's own transforms: taken as they are, corrected, run lazily only, or refused by name.
+
+Every verdict says why, in words that ``explain`` shows; the measurements are those of albumentationsxl 0.1.2.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import numpy as np
+from albumentationsxl.core.serialization import SERIALIZABLE_REGISTRY
+
+from slideio_pipe.augment.geometric_transforms import (
+    about_middle,
+    mirrored,
+    quarter_turns,
+    resized,
+    rotation,
+)
+from slideio_pipe.augment.operations import Hsv, Noise, Opaque, Operation, Tone
+from slideio_pipe.augment.stains import HED, as_stain, jitter
+from slideio_pipe.augment.transforms import Context, OurTransform, Steps, uniform
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Affine, Size, round_half_up
+
+Kind = Literal["right", "corrected", "opaque", "refused"]
+Lowering = Callable[[Any, np.random.Generator, Size, Context], Steps]
+
+# albumentationsxl writes optical density in units of −ln(1e-6).
+_HED_UNIT = -math.log(1e-6)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What happens to a transform, and why."""
+
+    kind: Kind
+    why: str
+    instead: str = ""  # what to write, where it is refused
+
+
+def _right(why: str = "") -> Verdict:
+    return Verdict("right", why)
+
+
+def _corrected(why: str) -> Verdict:
+    return Verdict("corrected", why)
+
+
+def _opaque(why: str) -> Verdict:
+    return Verdict("opaque", f"{why}; runs lazily only, after all geometry")
+
+
+def _refused(why: str, instead: str) -> Verdict:
+    return Verdict("refused", why, instead)
+
+
+_DEVICE = "leave it out: tiles are normalised on the device, with normalize=Normalize(...)"
+
+VERDICTS: Mapping[str, Verdict] = {
+    "NoOp": _right("does nothing"),
+    "HorizontalFlip": _right(),
+    "VerticalFlip": _right(),
+    "Flip": _right(),
+    "Crop": _right(),
+    "CenterCrop": _right(),
+    "RandomCrop": _right(),
+    "CropOrPad": _right("white outside"),
+    "Resize": _right("bilinear, from the coarsest level that is fine enough"),
+    "RandomScale": _right("bilinear, from the coarsest level that is fine enough"),
+    "LongestMaxSize": _right("bilinear, from the coarsest level that is fine enough"),
+    "SmallestMaxSize": _right("bilinear, from the coarsest level that is fine enough"),
+    "RandomBrightnessContrast": _corrected(
+        "brightness_by_max=True, as the image's mean would decode the whole slide; rounds, where it cut fractions off"
+    ),
+    "RandomGamma": _corrected("gamma g gives x^g: it gave x^(1/g)"),
+    "HueSaturationValue": _corrected(
+        "hue wraps, where it stopped at red; 180 units per turn, as in albumentations, where it had 255"
+    ),
+    "HEDShift": _corrected(
+        "glass stays white: each stain changes in proportion, by what the shift does to a stain of optical density 1"
+    ),
+    "GaussNoise": _corrected("the variance asked for, where noise was added twice; seeded, where it could not be"),
+    "Affine": _corrected(
+        "white outside; a slide's canvas grows; an axis left out of translate_px or shear is 0, where it was 1"
+    ),
+    "Rotate": _corrected("counter-clockwise, as Affine, where it was clockwise; a tile keeps its size"),
+    "RandomRotate90": _corrected("all four turns, where it had three and failed in a quarter of its calls"),
+    "Transpose": _corrected("rows and columns exchanged, where it was a rotation by 90°"),
+    "ChannelDropout": _opaque("right"),
+    "CoarseDropout": _opaque("right; its holes are those of the whole image"),
+    "Blur": _opaque("right"),
+    "MotionBlur": _opaque("right"),
+    "MedianBlur": _opaque("right, and slow: 2 million pixels per second"),
+    "GaussianBlur": _opaque("its kernel is cut short, and its default does nothing: pass sigma_limit"),
+    "Sharpen": _opaque("right"),
+    "Emboss": _opaque("right; prints its kernel"),
+    "AdvancedBlur": _refused("kills the interpreter in 0.5 % of draws", "A.Blur or A.GaussianBlur(sigma_limit=...)"),
+    "ElasticTransform": _refused(
+        "takes degrees for radians, and image and mask get different fields", "slideio_pipe.RandomAffine(shear=...)"
+    ),
+    "GridDropout": _refused("fails for some sizes of image", "A.CoarseDropout"),
+    "Lambda": _refused("always fails, and could not be replayed", "a class derived from A.ImageOnlyTransform"),
+    "PadIfNeeded": _refused("fails with its defaults", "A.CropOrPad, or edge='pad' of the tile grid"),
+    "Normalize": _refused("needs pixels, and does not divide by 255", _DEVICE),
+    "ToDtype": _refused("needs pixels", _DEVICE),
+    "ToTensor": _refused("needs pixels, and would decode the whole slide", _DEVICE),
+}
+
+
+def verdict(transform: Any) -> Verdict:
+    """Return what ``draw`` does with a transform.
+
+    >>> verdict(A.HorizontalFlip()).kind, verdict(A.AdvancedBlur()).kind
+    ('right', 'refused')
+    """
+    if isinstance(transform, OurTransform):
+        return _right()
+    name = type(transform).__name__
+    if type(transform) is getattr(A, name, None):
+        return VERDICTS[name]
+    if isinstance(transform, A.ImageOnlyTransform):
+        return _opaque("not one of albumentationsxl's or ours")
+    return _refused(
+        "moves pixels in ways that masks and coordinates could not follow",
+        "a class derived from A.ImageOnlyTransform, or from slideio_pipe's GeometricTransform",
+    )
+
+
+def adopted(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    """Return what one of albumentationsxl's transforms, or a user's, would do, drawn from ``rng``.
+
+    Raises
+    ------
+    ConfigError
+        It is refused, has options that are, or cannot be written down.
+    """
+    name, judged = type(transform).__name__, verdict(transform)
+    if judged.kind == "refused":
+        raise ConfigError(f"{name}: {judged.why}", remedy=f"use instead: {judged.instead}")
+    if judged.kind == "opaque":
+        return Steps(operations=(_written_down(transform, rng),))
+    return LOWERINGS[name](transform, rng, size, context)
+
+
+def _written_down(transform: Any, rng: np.random.Generator) -> Opaque:
+    """Return the transform as JSON, always applied: whether it is was decided here."""
+    name = type(transform).__name__
+    try:
+        written = json.loads(json.dumps(A.to_dict(transform)))
+    except Exception as error:  # whatever somebody's class raises
+        raise ConfigError(
+            f"{name}: cannot be written down ({type(error).__name__}: {error})",
+            remedy="give it get_transform_init_args_names(), with plain numbers",
+        ) from error
+    if written["transform"]["__class_fullname__"] not in SERIALIZABLE_REGISTRY:
+        raise ConfigError(f"{name}: cannot be read back", remedy="make it a class of a module")
+    written["transform"] |= {"p": 1.0, "always_apply": True}
+    return Opaque(name=name, transform=written, seed=int(rng.integers(2**32)))
+
+
+# -- geometry ------------------------------------------------------------------------------------------------------
+
+
+def _flip(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    horizontal, vertical = [(False, True), (True, False), (True, True)][int(rng.integers(3))]
+    return mirrored(size, horizontal=horizontal, vertical=vertical)
+
+
+def _affine(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    """Draw as ``A.Affine`` does: scale, then shear along y and x, rotate, shift."""
+    _check_outside(transform, "cval")
+    shift_x, shift_y = _translation(transform, rng, size)
+    shear_x, shear_y = (uniform(rng, _unless_left_out(transform.shear, axis)) for axis in "xy")
+    scale_x, scale_y = (uniform(rng, transform.scale[axis]) for axis in "xy")
+    if transform.keep_ratio:
+        scale_y = scale_x
+    turn = uniform(rng, transform.rotate)
+    linear = _linear(turn, scale_x, scale_y, shear_x) @ Affine(d=-math.tan(math.radians(shear_y)))
+    fit = bool(transform.fit_output or context.slide_wide)
+    return Steps(Affine.translation(shift_x, shift_y) @ about_middle(linear, size), size, fit=fit)
+
+
+def _linear(turn: float, scale_x: float, scale_y: float, shear: float) -> Affine:
+    """Return scikit-image's AffineTransform for a counter-clockwise turn and shear, in degrees."""
+    rotated = rotation(turn)
+    # The y axis is turned by the shear as well, and stretched by the same as the x axis is not.
+    slant = math.tan(math.radians(-shear))
+    return rotated @ Affine(b=slant) @ Affine.scaling(scale_x, scale_y)
+
+
+def _translation(transform: Any, rng: np.random.Generator, size: Size) -> tuple[float, float]:
+    if transform.translate_percent is not None:
+        x, y = (uniform(rng, transform.translate_percent[axis]) for axis in "xy")
+        return x * size.width, y * size.height
+    ranges = (_unless_left_out(transform.translate_px, axis) for axis in "xy")
+    x, y = (float(rng.integers(int(low), int(high), endpoint=True)) for low, high in ranges)
+    return x, y
+
+
+def _unless_left_out(ranges: Mapping[str, tuple[float, float]], axis: str) -> tuple[float, float]:
+    """Return the range of an axis, 0 where the user gave the other axis only, which albumentationsxl makes 1.0."""
+    low, high = ranges[axis]
+    other = ranges["y" if axis == "x" else "x"]
+    left_out = isinstance(low, float) and (low, high) == (1.0, 1.0) and other != (1.0, 1.0)
+    return (0, 0) if left_out else (low, high)
+
+
+def _rotate(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    _check_outside(transform, "value")
+    if transform.crop_border:
+        raise ConfigError("Rotate: crop_border=True crops the wrong place", remedy="leave crop_border out")
+    turn = uniform(rng, transform.limit)
+    return Steps(about_middle(rotation(turn), size), size, fit=context.slide_wide)
+
+
+def _check_outside(transform: Any, argument: str) -> None:
+    name, colour = type(transform).__name__, getattr(transform, argument)
+    if np.any(np.asarray(colour) != 255):
+        raise ConfigError(f"{name}: {argument}={colour!r}", remedy="leave it out: outside the slide it is white")
+    if getattr(transform, "mode", "background") != "background":
+        raise ConfigError(f'{name}: mode="{transform.mode}"', remedy="leave it out: outside the slide it is white")
+
+
+def _random_scale(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    return _scaled(size, uniform(rng, transform.scale_limit), "RandomScale")
+
+
+def _longest(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    return _scaled(size, _one_of(transform.max_size, rng) / max(size), "LongestMaxSize")
+
+
+def _smallest(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    return _scaled(size, _one_of(transform.max_size, rng) / min(size), "SmallestMaxSize")
+
+
+def _one_of(sizes: Any, rng: np.random.Generator) -> int:
+    return int(sizes) if isinstance(sizes, int) else int(sizes[int(rng.integers(len(sizes)))])
+
+
+def _scaled(size: Size, factor: float, owner: str) -> Steps:
+    if not factor > 0:
+        raise ConfigError(f"{owner}: a scale of {factor:g}", remedy="pass limits that keep the scale above 0")
+    width, height = np.maximum(round_half_up(np.multiply(size, factor)), 1).tolist()
+    return resized(size, Size(width, height))
+
+
+def _cropped(size: Size, x: float, y: float, canvas: Size, owner: str) -> Steps:
+    if x < 0 or y < 0 or x + canvas.width > size.width or y + canvas.height > size.height or min(canvas) < 1:
+        raise ConfigError(
+            f"{owner}: a crop of {canvas.width}x{canvas.height} px at ({x:g}, {y:g}) "
+            f"of {size.width}x{size.height} px",
+            remedy="pass a crop inside the image, or use A.CropOrPad",
+        )
+    return Steps(Affine.translation(-x, -y), canvas)
+
+
+def _crop(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    left, top = transform.x_min, transform.y_min
+    return _cropped(size, left, top, Size(transform.x_max - left, transform.y_max - top), "Crop")
+
+
+def _center_crop(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    canvas = Size(transform.width, transform.height)
+    return _cropped(size, (size.width - canvas.width) // 2, (size.height - canvas.height) // 2, canvas, "CenterCrop")
+
+
+def _random_crop(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    canvas = Size(transform.width, transform.height)
+    # As albumentationsxl: the last place is never taken, unless it is the only one.
+    x, y = (math.floor((whole - part) * rng.random()) for whole, part in zip(size, canvas, strict=True))
+    return _cropped(size, x, y, canvas, "RandomCrop")
+
+
+def _crop_or_pad(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    canvas, direction = Size(transform.width, transform.height), str(transform.direction)
+    spare = (canvas.width - size.width, canvas.height - size.height)
+    x = 0 if "west" in direction else spare[0] if "east" in direction else math.trunc(spare[0] / 2)
+    y = 0 if "north" in direction else spare[1] if "south" in direction else math.trunc(spare[1] / 2)
+    return Steps(Affine.translation(x, y), canvas)
+
+
+def _transpose(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    return Steps(Affine(a=0, b=1, d=1, e=0), Size(size.height, size.width))
+
+
+# -- colour --------------------------------------------------------------------------------------------------------
+
+
+def _operations(*operations: Operation) -> Steps:
+    return Steps(operations=tuple(operation for operation in operations if not operation.is_identity))
+
+
+def _linear_tone(factor: float, shift: float) -> Tone:
+    """Return factor·x + shift, x from 0 to 1, in the form of a ``Tone``: half of the contrast about twice the shift."""
+    return Tone() if (factor, shift) == (1, 0) else Tone(brightness=2 * factor, contrast=0.5, pivot=2 * shift)
+
+
+def _brightness_contrast(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    factor = max(0.0, 1 + uniform(rng, transform.contrast_limit))
+    return _operations(_linear_tone(factor, uniform(rng, transform.brightness_limit)))
+
+
+def _gamma(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    gamma = uniform(rng, transform.gamma_limit) / 100
+    if not gamma > 0:
+        raise ConfigError(f"RandomGamma: gamma={gamma:g}", remedy="pass gamma_limit=(80, 120), in percent, above 0")
+    return _operations(Tone(gamma=gamma))
+
+
+def _hsv(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    turn = uniform(rng, transform.hue_shift_limit) / 180
+    saturation, value = uniform(rng, transform.sat_shift_limit) / 255, uniform(rng, transform.val_shift_limit) / 255
+    return _operations(Hsv(turn=turn, saturation=saturation, value=value))
+
+
+def _hed_shift(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    limits = (transform.h_shift_limit, transform.e_shift_limit, transform.d_shift_limit)
+    # The exponential keeps the factor above 0 and is 1 + shift for small shifts.
+    alpha = np.exp([uniform(rng, limit) * _HED_UNIT for limit in limits])
+    return _operations(as_stain(*jitter(HED, alpha, owner="HEDShift")))
+
+
+def _gauss_noise(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+    if not transform.per_channel:
+        raise ConfigError("GaussNoise: per_channel=False", remedy="leave it out: noise is drawn for each channel")
+    sigma = math.sqrt(uniform(rng, transform.var_limit))
+    seed = int(rng.integers(2**31))
+    return _operations(_linear_tone(1, transform.mean / 255), Noise(sigma=min(sigma, 255), seed=seed))
+
+
+LOWERINGS: Mapping[str, Lowering] = {
+    "NoOp": lambda transform, rng, size, context: Steps(),
+    "HorizontalFlip": lambda transform, rng, size, context: mirrored(size, horizontal=True, vertical=False),
+    "VerticalFlip": lambda transform, rng, size, context: mirrored(size, horizontal=False, vertical=True),
+    "Flip": _flip,
+    "Transpose": _transpose,
+    "RandomRotate90": lambda transform, rng, size, context: quarter_turns(int(rng.integers(4)), size),
+    "Rotate": _rotate,
+    "Affine": _affine,
+    "RandomScale": _random_scale,
+    "LongestMaxSize": _longest,
+    "SmallestMaxSize": _smallest,
+    "Resize": lambda transform, rng, size, context: resized(size, Size(transform.width, transform.height)),
+    "Crop": _crop,
+    "CenterCrop": _center_crop,
+    "RandomCrop": _random_crop,
+    "CropOrPad": _crop_or_pad,
+    "RandomBrightnessContrast": _brightness_contrast,
+    "RandomGamma": _gamma,
+    "HueSaturationValue": _hsv,
+    "HEDShift": _hed_shift,
+    "GaussNoise": _gauss_noise,
+}

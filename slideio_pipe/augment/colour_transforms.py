@@ -1,0 +1,316 @@
+"""Transforms that change colours: stain jitter and normalisation, colour jitter, statistics in Lab, noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from slideio_pipe.augment.operations import Hsv, Lab, Matrix, Noise, Operation, Saturation, Tone, Triple
+from slideio_pipe.augment.stains import (
+    MACENKO_STRENGTH,
+    as_matrix,
+    as_stain,
+    as_triple,
+    exchange,
+    jitter,
+    named_basis,
+)
+from slideio_pipe.augment.transforms import ColourTransform, Context, Range, Steps, number, span, triples, uniform
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Size
+
+# A normalisation that would change a spread or a concentration by more than this is taken for a mistake of measurement.
+MAX_FACTOR = 5.0
+
+
+class StainJitter(ColourTransform):
+    """Stains made stronger or weaker, each on its own: Tellez et al. 2018, in optical density.
+
+    Every concentration c becomes α·c + β, α and β drawn per stain. With β = 0, the default, glass stays exactly white.
+
+    Parameters
+    ----------
+    basis : {"hed", "macenko", "slide"} or (3, 3) array
+        The stains, one per row: Ruifrok and Johnston's haematoxylin, eosin and DAB; Macenko's published reference of
+        haematoxylin and eosin; those of the slide at hand, estimated from its tissue (Macenko et al. 2009); or yours.
+    alpha : number or (low, high)
+        0.2 means 0.8 to 1.2; (0.7, 1.2) means what it says. Must stay above 0.
+    beta : number or (low, high)
+        Natural optical density; a number b means −b to b.
+
+    Examples
+    --------
+    >>> steps = StainJitter(alpha=0.2).draw_steps(np.random.default_rng(0), Size(9, 9), Context())
+    >>> steps.operations[0].offset
+    (0.0, 0.0, 0.0)
+    """
+
+    def __init__(
+        self,
+        basis: str | ArrayLike = "hed",
+        alpha: float | Range = 0.2,
+        beta: float | Range = 0.0,
+        *,
+        always_apply: bool = False,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(always_apply=always_apply, p=p)
+        owner = type(self).__name__
+        self.basis = _basis_argument(basis, owner)
+        self.alpha = _positive(owner, "alpha", alpha)
+        self.beta = span(owner, "beta", beta, about=0, low=-6, high=6)
+
+    @property
+    def needs_slide(self) -> bool:
+        """Whether the slide's own colours must be measured for it."""
+        return self.basis == "slide"
+
+    def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+        """Return one map in optical density."""
+        alpha, beta = rng.uniform(*self.alpha, 3), rng.uniform(*self.beta, 3)
+        return _steps(as_stain(*jitter(_basis_of(self.basis, context, "StainJitter"), alpha, beta)))
+
+
+class StainNormalize(ColourTransform):
+    """The slide's stains replaced by others, as strong as there: Macenko et al. 2009. Glass stays exactly white.
+
+    Parameters
+    ----------
+    target : {"macenko", "hed"} or (3, 3) array
+        The stains to show.
+    basis : {"slide", "hed", "macenko"} or (3, 3) array
+        The stains there are.
+    strength : (3,) numbers, optional
+        99th percentile of each concentration to arrive at, natural optical density; by default Macenko's for target
+        "macenko", else left as it is. Has an effect where the slide's own was measured, that is, for basis "slide".
+    """
+
+    def __init__(
+        self,
+        target: str | ArrayLike = "macenko",
+        basis: str | ArrayLike = "slide",
+        strength: Sequence[float] | None = None,
+        *,
+        always_apply: bool = False,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(always_apply=always_apply, p=p)
+        owner = type(self).__name__
+        self.target, self.basis = _basis_argument(target, owner), _basis_argument(basis, owner)
+        if self.target == "slide":
+            raise ConfigError(f'{owner}: target="slide"', remedy='pass target="macenko", "hed" or a 3×3')
+        if strength is None and self.target == "macenko":
+            strength = MACENKO_STRENGTH
+        self.strength = None if strength is None else _positive_triple(owner, "strength", strength)
+
+    @property
+    def needs_slide(self) -> bool:
+        """Whether the slide's own colours must be measured for it."""
+        return self.basis == "slide"
+
+    def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+        """Return one map in optical density; nothing is random."""
+        source = _basis_of(self.basis, context, "StainNormalize")
+        factors = np.ones(3)
+        if self.needs_slide and context.colour is not None and self.strength is not None:
+            factors = np.clip(np.divide(self.strength, context.colour.strength), 1 / MAX_FACTOR, MAX_FACTOR)
+        return _steps(as_stain(exchange(source, named_basis(self.target, "StainNormalize"), factors)))
+
+
+class ColorJitter(ColourTransform):
+    """Brightness, contrast, saturation and hue in random order, with torchvision's meaning of each.
+
+    One difference: contrast turns about a fixed grey, and not about the image's mean, which would take a pass over the
+    whole slide and would change from tile to tile. With ``pivot`` the mean, results are torchvision's.
+
+    Parameters
+    ----------
+    brightness, contrast, saturation : number or (low, high)
+        0.2 means a factor from 0.8 to 1.2, a number above 1 from 0; (0.5, 2) means what it says.
+    hue : number or (low, high)
+        Turns of the colour circle, at most half a turn; 0.1 means −0.1 to 0.1. Wraps.
+    pivot : number
+        What contrast leaves as it is, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        brightness: float | Range = 0.2,
+        contrast: float | Range = 0.2,
+        saturation: float | Range = 0.2,
+        hue: float | Range = 0.05,
+        pivot: float = 0.5,
+        *,
+        always_apply: bool = False,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(always_apply=always_apply, p=p)
+        owner = type(self).__name__
+        self.brightness = _factor(owner, "brightness", brightness)
+        self.contrast = _factor(owner, "contrast", contrast)
+        self.saturation = _factor(owner, "saturation", saturation)
+        self.hue = span(owner, "hue", hue, about=0, low=-0.5, high=0.5)
+        self.pivot = number(owner, "pivot", pivot, low=0, high=1)
+
+    def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+        """Return four operations, in the order drawn."""
+        order = rng.permutation(4)
+        operations = (
+            Tone(brightness=uniform(rng, self.brightness)),
+            Tone(contrast=uniform(rng, self.contrast), pivot=self.pivot),
+            Saturation(factor=uniform(rng, self.saturation)),
+            Hsv(turn=uniform(rng, self.hue)),
+        )
+        return _steps(*(operations[index] for index in order))
+
+
+class RandStainNA(ColourTransform):
+    """A template drawn from a cohort's statistics in Lab, and the slide brought to it: Shen et al. 2022.
+
+    The template's mean and spread per channel are drawn from normal distributions; the slide's own are those of its
+    tissue tiles, measured once, so that a bag keeps one look.
+
+    Parameters
+    ----------
+    mean, std : ((average, deviation) of L, of a, of b)
+        How mean and standard deviation of an image vary over the cohort; CIE Lab, L from 0 to 100. The default is the
+        colorectal cohort of the paper (``configs/randstainna-crc.yaml``).
+    source : "slide", "cohort" or (mean of L, a, b), (deviation of L, a, b)
+        The statistics the image has: measured, or taken to be the cohort's average, which needs no measurement and
+        jitters without normalising.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[Sequence[float]] = ((61.974, 19.134), (23.187, 10.958), (-11.188, 6.643)),
+        std: Sequence[Sequence[float]] = ((14.47, 5.64), (8.134, 2.822), (6.129, 2.013)),
+        source: str | Sequence[Sequence[float]] = "slide",
+        *,
+        always_apply: bool = False,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(always_apply=always_apply, p=p)
+        owner = type(self).__name__
+        self.mean, self.std = _three_pairs(owner, "mean", mean), _three_pairs(owner, "std", std)
+        if min(pair[0] for pair in self.std) <= 0:
+            raise ConfigError(f"{owner}: std={std!r}", remedy="pass standard deviations above 0")
+        if isinstance(source, str):
+            if source not in ("slide", "cohort"):
+                raise ConfigError(f"{owner}: source={source!r}", remedy='pass "slide", "cohort" or (mean, deviation)')
+            self.source: str | tuple[Triple, Triple] = source
+        else:
+            first, second = source
+            self.source = (as_triple(triples(owner, "source", first)), _positive_triple(owner, "source", second))
+
+    @property
+    def needs_slide(self) -> bool:
+        """Whether the slide's own colours must be measured for it."""
+        return self.source == "slide"
+
+    def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+        """Return one linear map per channel of Lab."""
+        (centres, widths), (spreads, spread_widths) = np.transpose(self.mean), np.transpose(self.std)
+        mean = centres + widths * rng.standard_normal(3)
+        # A spread of 0 or less would erase the image: as far from the average as a fifth of it, at most.
+        std = np.maximum(spreads + spread_widths * rng.standard_normal(3), spreads / MAX_FACTOR)
+        own_mean, own_std = self._own(context)
+        gain = np.clip(std / own_std, 1 / MAX_FACTOR, MAX_FACTOR)
+        return _steps(Lab(gain=as_triple(gain), bias=as_triple(mean - gain * own_mean)))
+
+    def _own(self, context: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self.source == "cohort":
+            return np.transpose(self.mean)[0], np.transpose(self.std)[0]
+        if not isinstance(self.source, str):
+            return np.asarray(self.source[0]), np.asarray(self.source[1])
+        if context.colour is None or context.colour.lab_mean is None or context.colour.lab_std is None:
+            raise ConfigError(
+                'RandStainNA: source="slide" needs a slide',
+                remedy='pass it to slide.view, or source="cohort" for an image that is not one',
+            )
+        return np.asarray(context.colour.lab_mean), np.maximum(context.colour.lab_std, 1e-3)
+
+
+class GaussianNoise(ColourTransform):
+    """Independent normal noise on every pixel and channel, clipped; seeded, so that a draw repeats.
+
+    Parameters
+    ----------
+    sigma : number or (low, high)
+        Standard deviation in levels of 255; a number means always this one.
+    """
+
+    def __init__(self, sigma: float | Range = (0.0, 8.0), *, always_apply: bool = False, p: float = 1.0) -> None:
+        super().__init__(always_apply=always_apply, p=p)
+        self.sigma = span(type(self).__name__, "sigma", sigma, low=0, high=255)
+
+    def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+        """Return one operation, with a seed of its own."""
+        return _steps(Noise(sigma=uniform(rng, self.sigma), seed=int(rng.integers(2**31))))
+
+
+def _steps(*operations: Operation) -> Steps:
+    return Steps(operations=tuple(operation for operation in operations if not operation.is_identity))
+
+
+def _basis_argument(basis: Any, owner: str) -> str | Matrix:
+    """Return a basis as it is kept: a name, or three triples."""
+    if isinstance(basis, str):
+        if basis != "slide":
+            named_basis(basis, owner)
+        return basis
+    return as_matrix(named_basis(basis, owner))
+
+
+def _basis_of(basis: str | Matrix, context: Context, owner: str) -> NDArray[np.float64]:
+    if basis != "slide":
+        return named_basis(basis, owner)
+    own = context.basis
+    if own is None and context.colour is not None:
+        own = context.colour.basis
+    if own is None:
+        raise ConfigError(
+            f'{owner}: basis="slide" needs a slide to estimate stains from',
+            remedy='pass it to slide.view, or basis="hed" or a 3×3 for an image that is not a slide',
+        )
+    return named_basis(own, owner)
+
+
+def _positive(owner: str, name: str, value: Any) -> Range:
+    """Return a range of factors about 1, above 0."""
+    values = span(owner, name, value, about=1)
+    if values[0] <= 0 or (not isinstance(value, Sequence) and value <= 0):
+        raise ConfigError(
+            f"{owner}: {name}={value!r} means factors from {values[0]:g} to {values[1]:g}",
+            remedy=f"pass a number between 0 and 1, or a range above 0; {name}=(1, 1) is none",
+        )
+    return values
+
+
+def _factor(owner: str, name: str, value: Any) -> Range:
+    """Return a range of factors as torchvision makes it from a number: about 1, cut at 0."""
+    if not isinstance(value, Sequence):
+        spread = number(owner, name, value, low=0, high=math.inf)
+        return max(0.0, 1 - spread), 1 + spread
+    return span(owner, name, value, low=0)
+
+
+def _positive_triple(owner: str, name: str, values: Any) -> Triple:
+    array = triples(owner, name, values)
+    if not (array > 0).all():
+        raise ConfigError(f"{owner}: {name}={values!r}", remedy="pass three numbers above 0")
+    return as_triple(array)
+
+
+def _three_pairs(owner: str, name: str, values: Any) -> tuple[Range, Range, Range]:
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape != (3, 2) or not np.isfinite(array).all() or not (array[:, 1] >= 0).all():
+        raise ConfigError(f"{owner}: {name}={values!r}", remedy="pass (average, deviation) of L, a and b")
+    (a, b), (c, d), (e, f) = array.tolist()
+    return (a, b), (c, d), (e, f)

@@ -1,0 +1,278 @@
+"""From a transform with random parameters to one ``Draw`` without any, and transforms read from YAML."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import numpy as np
+import yaml
+from albumentationsxl.core.composition import BaseCompose
+from albumentationsxl.core.serialization import NON_SERIALIZABLE_REGISTRY, SERIALIZABLE_REGISTRY, shorten_class_name
+from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
+
+# Imported for what importing does: it makes our transforms known to albumentationsxl by name.
+from slideio_pipe.augment import colour_transforms, geometric_transforms  # noqa: F401
+from slideio_pipe.augment.adopt import adopted
+from slideio_pipe.augment.draw import AffineTuple, Draw, generator
+from slideio_pipe.augment.operations import Operation
+from slideio_pipe.augment.stains import SlideColour, as_matrix, checked_basis
+from slideio_pipe.augment.transforms import Context, OurTransform, Steps
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Affine, Size
+
+# Products of rotations miss whole numbers by rounding: 1e-9 px over 100,000 px is far below what sampling resolves.
+_ROUNDING = 1e-9
+# The same for the size of a canvas, measured after a product.
+_CANVAS_ROUNDING = 1e-6
+
+
+def draw(
+    transform: Any,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    slide: str = "",
+    tile: int | None = None,
+    size: Size | tuple[int, int],
+    basis: ArrayLike | None = None,
+    colour: SlideColour | None = None,
+) -> Draw:
+    """Return what ``transform`` does to one slide or tile; the same arguments, the same draw, anywhere.
+
+    Parameters
+    ----------
+    transform : an albumentationsxl transform
+        Ours or albumentationsxl's own, alone or in ``Compose``, ``Sequential``, ``OneOf``, ``SomeOf``, ``OneOrOther``.
+    seed, epoch, slide, tile
+        What the draw depends on. With ``tile=None`` it is one for a whole slide, whose canvas grows to hold rotated
+        content; in a tile the canvas keeps its size unless something is cropped or resized.
+    size : (width, height)
+        Of the plain image, px.
+    basis : (3, 3) array_like, optional
+        The slide's own stains, for ``StainJitter(basis="slide")``.
+    colour : SlideColour, optional
+        The slide's own stains and statistics, from ``stains.slide_colour``; says more than ``basis``.
+
+    Raises
+    ------
+    ConfigError
+        Naming the transform that is refused or makes no sense.
+
+    Examples
+    --------
+    >>> drawn = draw(A.Compose([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)]), seed=1, size=(40, 30))
+    >>> drawn.affine, drawn.operations
+    ((-1.0, 0.0, 40.0, 0.0, -1.0, 30.0), ())
+    """
+    if not isinstance(transform, A.BasicTransform | BaseCompose):
+        raise ConfigError(
+            f"{type(transform).__name__}: no albumentationsxl transform", remedy="pass A.Compose([...]) or a transform"
+        )
+    plain = _checked_size(size)
+    context = Context(
+        slide_wide=tile is None,
+        basis=None if basis is None else as_matrix(checked_basis(basis, "basis")),
+        colour=colour,
+    )
+    path = _Path(generator(seed=int(seed), epoch=int(epoch), slide=slide, tile=_plain(tile)), plain, context)
+    _walk(transform, path)
+    return Draw(
+        seed=int(seed), epoch=int(epoch), slide=slide, tile=_plain(tile),
+        size=plain, canvas=path.canvas, affine=path.affine(), operations=tuple(path.operations),
+    )  # fmt: skip
+
+
+def leaves(transform: Any) -> Iterator[Any]:
+    """Yield every transform inside compositions, in order."""
+    if isinstance(transform, BaseCompose):
+        for part in transform.transforms:
+            yield from leaves(part)
+    else:
+        yield transform
+
+
+def needs_slide(transform: Any) -> bool:
+    """Return whether some part of it asks for the slide's own colours (``stains.slide_colour``)."""
+    return any(isinstance(leaf, OurTransform) and leaf.needs_slide for leaf in leaves(transform))
+
+
+def _checked_size(size: Any) -> Size:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ConfigError(f"an image of {width}x{height} px", remedy="pass size=(width, height)")
+    return Size(int(width), int(height))
+
+
+def _plain(tile: int | None) -> int | None:
+    return None if tile is None else int(tile)
+
+
+class _Path:
+    """How far drawing has come: the geometry up to here, and the operations."""
+
+    def __init__(self, rng: np.random.Generator, size: Size, context: Context) -> None:
+        self.rng, self.context = rng, context
+        self.canvas = size
+        self.operations: list[Operation] = []
+        # What was there before a canvas was chosen, and what has happened since: a canvas that grows holds the content
+        # of the last chosen one, however often it grew, and not the corners that growing added.
+        self._before, self._content, self._since = Affine(), size, Affine()
+
+    def add(self, steps: Steps) -> None:
+        """Append what one transform drew."""
+        self.operations.extend(steps.operations)
+        if steps.affine is None:
+            return
+        self._since = steps.affine @ self._since
+        if steps.fit:
+            self._fit()
+        else:
+            canvas = self.canvas if steps.canvas is None else steps.canvas
+            low, high = _bounds(steps.affine, self.canvas)
+            if np.any(np.abs([low, high - canvas]) > _CANVAS_ROUNDING):  # something was cut off or added on purpose
+                self._before, self._content, self._since = self._since @ self._before, canvas, Affine()
+            self.canvas = canvas
+
+    def _fit(self) -> None:
+        low, high = _bounds(self._since, self._content)
+        self._since = Affine.translation(*-low) @ self._since
+        self.canvas = Size(*(max(1, math.ceil(side - _CANVAS_ROUNDING)) for side in high - low))
+
+    def affine(self) -> AffineTuple:
+        """Return the whole affine, whole numbers where rounding alone stands between."""
+        a, b, c, d, e, f = (_snapped(value) for value in (self._since @ self._before).as_tuple())
+        return (a, b, c, d, e, f)
+
+
+def _bounds(affine: Affine, size: Size) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the lowest and highest x and y of an image after an affine."""
+    corners = affine.apply([[0, 0], [size.width, 0], [0, size.height], size])
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _snapped(value: float) -> float:
+    # Adding 0.0 makes −0.0 a plain 0.0: one draw, one JSON.
+    return float(round(value)) + 0.0 if abs(value - round(value)) < _ROUNDING else float(value)
+
+
+# -- walking -------------------------------------------------------------------------------------------------------
+
+
+def _walk(transform: Any, path: _Path, *, forced: bool = False) -> None:
+    """Draw as calling the transform would, from the path's own generator."""
+    if not isinstance(transform, BaseCompose):
+        if path.rng.random() < transform.p or transform.always_apply or forced:
+            path.add(_drawn(transform, path))
+    elif isinstance(transform, A.OneOf):
+        _walk_chosen(transform, path, 1, replace=True, forced=forced)
+    elif isinstance(transform, A.SomeOf):
+        _walk_chosen(transform, path, transform.n, replace=transform.replace, forced=forced)
+    elif isinstance(transform, A.OneOrOther):
+        _walk(transform.transforms[0 if path.rng.random() < transform.p else -1], path, forced=True)
+    elif isinstance(transform, A.Sequential):
+        # albumentationsxl's Sequential always runs: its p is only its weight in OneOf.
+        _walk_all(transform.transforms, path)
+    elif isinstance(transform, A.Compose):
+        if forced or path.rng.random() < transform.p:
+            _walk_all(transform.transforms, path)
+        else:
+            _walk_all([leaf for leaf in leaves(transform) if leaf.always_apply], path)
+    else:
+        raise ConfigError(
+            f"{type(transform).__name__}: no composition known here",
+            remedy="use A.Compose, A.Sequential, A.OneOf, A.SomeOf or A.OneOrOther",
+        )
+
+
+def _walk_all(transforms: Sequence[Any], path: _Path) -> None:
+    for transform in transforms:
+        _walk(transform, path)
+
+
+def _walk_chosen(transform: Any, path: _Path, count: int, *, replace: bool, forced: bool) -> None:
+    if not forced and path.rng.random() >= transform.p:
+        return
+    try:
+        chosen = path.rng.choice(len(transform.transforms), count, replace=replace, p=transform.transforms_ps)
+    except ValueError as error:
+        raise ConfigError(f"{type(transform).__name__}: {error}", remedy="pass n up to the number of parts") from error
+    for index in chosen:
+        _walk(transform.transforms[index], path, forced=True)
+
+
+def _drawn(transform: Any, path: _Path) -> Steps:
+    try:
+        if isinstance(transform, OurTransform):
+            return transform.draw_steps(path.rng, path.canvas, path.context)
+        return adopted(transform, path.rng, path.canvas, path.context)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(str(step) for step in problem["loc"])
+        raise ConfigError(
+            f"{type(transform).__name__}: {place}={problem['input']!r}: {problem['msg']}",
+            remedy="pass other limits",
+        ) from None
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def load_transform(path: str | Path) -> Any:
+    """Return the transform in a YAML or JSON file, as ``A.save`` writes them and ``configs/`` has them.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing or no mapping, or has a transform or an argument that does not exist.
+    """
+    path = Path(path)
+    try:
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", slide=str(path), remedy="check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"is no YAML ({reason})", slide=str(path), remedy="see configs/stain-light.yaml") from error
+    if not isinstance(written, Mapping) or "transform" not in written:
+        raise ConfigError('has no "transform"', slide=str(path), remedy="see configs/stain-light.yaml")
+    unknown = set(written) - {"transform", "__version__"}
+    if unknown:
+        raise ConfigError(f'unknown key "{min(map(str, unknown))}"', slide=str(path), remedy='keep "transform" alone')
+    return _built(written["transform"], str(path))
+
+
+def _built(written: Any, where: str) -> Any:
+    if not isinstance(written, Mapping) or not isinstance(written.get("__class_fullname__"), str):
+        raise ConfigError('no "__class_fullname__"', slide=where, remedy="see configs/stain-light.yaml")
+    name = shorten_class_name(written["__class_fullname__"])
+    made = SERIALIZABLE_REGISTRY.get(name)
+    if made is None or name in NON_SERIALIZABLE_REGISTRY:
+        raise ConfigError(f'no transform "{name}"', slide=where, remedy=_nearest(name, SERIALIZABLE_REGISTRY))
+    arguments = {str(key): value for key, value in written.items() if key != "__class_fullname__"}
+    known = [key for key, kind in inspect.signature(made).parameters.items() if kind.kind is not kind.VAR_KEYWORD]
+    for key in arguments:
+        if key not in known:
+            raise ConfigError(f'{name}: unknown key "{key}"', slide=where, remedy=_nearest(key, known))
+    if "transforms" in arguments:
+        parts = arguments["transforms"]
+        if not isinstance(parts, list):
+            raise ConfigError(f"{name}: transforms is no list", slide=where, remedy="write one transform per line")
+        arguments["transforms"] = [_built(part, where) for part in parts]
+    try:
+        return made(**arguments)
+    except ConfigError as error:
+        raise ConfigError(error.reason, slide=where, remedy=error.remedy) from error
+    except Exception as error:  # whatever albumentationsxl makes of a value
+        raise ConfigError(f"{name}: {error}", slide=where, remedy=f"there are: {', '.join(known)}") from error
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), 1, 0.5)
+    return f'did you mean "{close[0]}"?' if close else f"there are: {', '.join(sorted(known))}"

@@ -1,0 +1,203 @@
+"""Transforms that move pixels: each is one affine, so that any number of them samples pixels once.
+
+Angles are in degrees, counter-clockwise as seen in the image. In a slide-wide draw the canvas grows to hold what was
+turned; in a tile, or when called in ``A.Compose``, the canvas stays and the affine turns about its middle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from slideio_pipe.augment.transforms import Context, GeometricTransform, Range, Steps, number, span, uniform
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Affine, Size
+
+# torchvision's default: three attempts at a crop's shape are never needed, as a crop here may leave the tile.
+RATIO: Range = (3 / 4, 4 / 3)
+
+
+def rotation(degrees: float) -> Affine:
+    """Return the counter-clockwise rotation about the origin; quarter turns are exact.
+
+    >>> rotation(90).apply([[1, 0]]).tolist()
+    [[0.0, -1.0]]
+    """
+    quarters, rest = divmod(degrees, 90)
+    if rest == 0:
+        cosine, sine = [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)][int(quarters) % 4]
+    else:
+        cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return Affine(a=cosine, b=sine, d=-sine, e=cosine)
+
+
+def about_middle(affine: Affine, size: Size) -> Affine:
+    """Return the affine done about the middle of an image."""
+    x, y = size.width / 2, size.height / 2
+    return Affine.translation(x, y) @ affine @ Affine.translation(-x, -y)
+
+
+def quarter_turns(count: int, size: Size) -> Steps:
+    """Return ``count`` counter-clockwise quarter turns, as ``numpy.rot90`` does; sides swap."""
+    count %= 4
+    if count == 0:
+        return Steps()
+    canvas = Size(size.height, size.width) if count % 2 else size
+    turned = Affine.translation(canvas.width / 2, canvas.height / 2) @ rotation(90 * count)
+    return Steps(turned @ Affine.translation(-size.width / 2, -size.height / 2), canvas)
+
+
+def mirrored(size: Size, *, horizontal: bool, vertical: bool) -> Steps:
+    """Return left and right, and top and bottom, exchanged."""
+    if not horizontal and not vertical:
+        return Steps()
+    x = Affine(a=-1, c=size.width) if horizontal else Affine()
+    y = Affine(e=-1, f=size.height) if vertical else Affine()
+    return Steps(x @ y, size)
+
+
+def resized(size: Size, canvas: Size) -> Steps:
+    """Return the whole image scaled to ``canvas``."""
+    if canvas == size:
+        return Steps()
+    return Steps(Affine.scaling(canvas.width / size.width, canvas.height / size.height), canvas)
+
+
+class RandomAffine(GeometricTransform):
+    """Mirror, shear, scale, rotate and shift, in this order, about the middle; one affine.
+
+    Parameters
+    ----------
+    rotate : number or (low, high)
+        Degrees, counter-clockwise; a number r means −r to r.
+    scale : number or (low, high)
+        0.1 means 0.9 to 1.1; (0.5, 2) means what it says. Above 1 enlarges.
+    shear : number or (low, high)
+        Degrees, along x; a number s means −s to s.
+    flip : bool
+        Mirror in half of the draws; with rotations that is every mirror image.
+    translate : number or (low, high)
+        Of width and height, each; a number t means −t to t. Without effect where the canvas grows.
+
+    Examples
+    --------
+    >>> steps = RandomAffine(rotate=(90, 90), flip=False).draw_steps(np.random.default_rng(0), Size(9, 9), Context())
+    >>> steps.affine.apply([[0, 0]]).tolist(), steps.canvas
+    ([[0.0, 9.0]], Size(width=9, height=9))
+    """
+
+    def __init__(
+        self,
+        rotate: float | Range = 180.0,
+        scale: float | Range = 0.0,
+        shear: float | Range = 0.0,
+        flip: bool = True,
+        translate: float | Range = 0.0,
+        *,
+        always_apply: bool = False,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(always_apply=always_apply, p=p)
+        owner = type(self).__name__
+        self.rotate = span(owner, "rotate", rotate, about=0)
+        self.scale = span(owner, "scale", scale, about=1, low=1e-3, high=1e3)
+        self.shear = span(owner, "shear", shear, about=0, low=-80, high=80)
+        self.translate = span(owner, "translate", translate, about=0, low=-1e3, high=1e3)
+        if not isinstance(flip, bool):
+            raise ConfigError(f"{owner}: flip={flip!r}", remedy="pass True or False")
+        self.flip = flip
+
+    def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+        """Return one affine."""
+        mirror = Affine(a=-1) if rng.random() < 0.5 and self.flip else Affine()
+        shear = Affine(b=math.tan(math.radians(uniform(rng, self.shear))))
+        factor = uniform(rng, self.scale)
+        turn = rotation(uniform(rng, self.rotate))
+        shift = Affine.translation(
+            uniform(rng, self.translate) * size.width, uniform(rng, self.translate) * size.height
+        )
+        linear = turn @ Affine.scaling(factor, factor) @ shear @ mirror
+        if linear == Affine() and (shift == Affine() or context.slide_wide):
+            return Steps()
+        return Steps(shift @ about_middle(linear, size), size, fit=context.slide_wide)
+
+
+class Rotate90(GeometricTransform):
+    """No, one, two or three quarter turns, equally likely; exact, sides swap."""
+
+    def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
+        super().__init__(always_apply=always_apply, p=p)
+
+    def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+        """Return one of four turns."""
+        return quarter_turns(int(rng.integers(4)), size)
+
+
+class Flip(GeometricTransform):
+    """Left and right exchanged in half of the draws, and top and bottom in half of the draws; exact."""
+
+    def __init__(
+        self, horizontal: bool = True, vertical: bool = True, *, always_apply: bool = False, p: float = 1.0
+    ) -> None:
+        super().__init__(always_apply=always_apply, p=p)
+        self.horizontal, self.vertical = bool(horizontal), bool(vertical)
+
+    def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+        """Return one of up to four mirror images."""
+        across, down = rng.random(2) < 0.5
+        return mirrored(
+            size, horizontal=bool(across) and self.horizontal, vertical=bool(down) and self.vertical
+        )
+
+
+class RandomResizedCrop(GeometricTransform):
+    """A part of a tile, or more than the tile, scaled to ``size``.
+
+    Parameters
+    ----------
+    size : int or (width, height)
+        Px of what comes out.
+    scale : number or (low, high)
+        Area of the crop as a part of the tile's, as in torchvision. Above 1 the crop reaches beyond the tile, into the
+        tissue around it, and holds the whole tile; torchvision would give the tile alone.
+    ratio : (low, high)
+        Width by height of the crop, in units of the tile's; uniform in its logarithm, as in torchvision.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        scale: float | Range = (0.5, 1.5),
+        ratio: float | Range = RATIO,
+        *,
+        always_apply: bool = False,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(always_apply=always_apply, p=p)
+        owner = type(self).__name__
+        self.size = _whole_size(owner, size)
+        self.scale = span(owner, "scale", scale, low=1e-4, high=1e4)
+        self.ratio = span(owner, "ratio", ratio, low=1e-2, high=1e2)
+
+    def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+        """Return the affine from the tile to its crop; corners may lie between pixels."""
+        if context.slide_wide:
+            raise ConfigError(
+                "RandomResizedCrop: crops tiles, not slides", remedy="pass it as tile_transform, or use RandomAffine"
+            )
+        area = uniform(rng, self.scale)
+        ratio = math.exp(uniform(rng, (math.log(self.ratio[0]), math.log(self.ratio[1]))))
+        width, height = size.width * math.sqrt(area * ratio), size.height * math.sqrt(area / ratio)
+        x, y = (float(rng.random()) * (whole - part) for whole, part in ((size.width, width), (size.height, height)))
+        canvas = Size(*self.size)
+        return Steps(Affine.scaling(canvas.width / width, canvas.height / height) @ Affine.translation(-x, -y), canvas)
+
+
+def _whole_size(owner: str, size: Any) -> tuple[int, int]:
+    sides = list(size) if isinstance(size, Sequence) else [size, size]
+    if len(sides) != 2 or any(number(owner, "size", side, low=1, high=2**20) != int(side) for side in sides):
+        raise ConfigError(f"{owner}: size={size!r}", remedy="pass whole pixels, one number or (width, height)")
+    return int(sides[0]), int(sides[1])

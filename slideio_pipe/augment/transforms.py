@@ -1,0 +1,230 @@
+"""What our transforms have in common: they say what they would do in numbers, and live in an albumentationsxl Compose.
+
+A transform is asked for ``Steps``: an affine, a canvas, colour operations. ``drawing.draw`` asks with a generator of
+its own; a call inside ``A.Compose`` asks with a seed taken from Python's ``random``, as albumentationsxl's transforms
+do, and executes the answer lazily on the pyvips image at hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import numpy as np
+import pyvips
+from numpy.typing import NDArray
+
+from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.operations import Matrix, Operation
+from slideio_pipe.augment.stains import SlideColour
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Affine, Size
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a transform may know beside the size of the image."""
+
+    slide_wide: bool = False  # the image is a whole slide: its canvas grows to hold rotated content
+    basis: Matrix | None = None  # the slide's own stains, where known
+    colour: SlideColour | None = None  # all that was measured in the slide, where known
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What one transform drew."""
+
+    affine: Affine | None = None  # from the pixels before to the pixels after; None leaves every pixel where it is
+    canvas: Size | None = None  # after; None leaves it as it is
+    operations: tuple[Operation, ...] = ()
+    fit: bool = False  # move the content to the corner of a canvas that just holds it, whatever ``canvas`` says
+
+
+class OurTransform:
+    """Draws, executes and serialises; mixed into albumentationsxl's base classes."""
+
+    p: float
+    always_apply: bool
+
+    def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
+        """Return what to do to an image of ``size``, with all randomness from ``rng``."""
+        raise NotImplementedError
+
+    @property
+    def needs_slide(self) -> bool:
+        """Whether the slide's own colours must be measured for it."""
+        return False
+
+    # -- inside A.Compose ----------------------------------------------------------------------------------------
+
+    def get_params(self) -> dict[str, Any]:
+        """Return the parameter of one call: a seed, from Python's ``random``."""
+        return {"draw_seed": random.getrandbits(63)}
+
+    def update_params(self, params: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Add the size of the image, refusing what is no 8-bit RGB image."""
+        _check_image(kwargs["image"], type(self).__name__)
+        updated: dict[str, Any] = super().update_params(params, **kwargs)  # type: ignore[misc]  # albumentationsxl's
+        return updated
+
+    def apply(self, img: Any, draw_seed: int = 0, **params: Any) -> Any:
+        """Return the augmented image, lazily."""
+        from slideio_pipe.augment.lazy import apply_lazy  # an executor: only calls need one
+
+        size = Size(img.width, img.height)
+        steps = self._called(draw_seed, size)
+        affine = Affine() if steps.affine is None else steps.affine
+        canvas = size if steps.canvas is None else steps.canvas
+        return apply_lazy(img, Draw(size=size, canvas=canvas, affine=affine.as_tuple(), operations=steps.operations))
+
+    def _called(self, draw_seed: int, size: Size) -> Steps:
+        rng = np.random.Generator(np.random.Philox(draw_seed))
+        return self.draw_steps(rng, size, Context())
+
+    # -- serialisation -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def get_class_fullname(cls) -> str:
+        """Return the name in files, which does not depend on the module."""
+        return f"slideio_pipe.{cls.__name__}"
+
+    def get_transform_init_args_names(self) -> tuple[str, ...]:
+        """Return the names of the constructor's own arguments, each an attribute of the same name."""
+        return tuple(name for name in inspect.signature(type(self)).parameters if name not in ("always_apply", "p"))
+
+
+class ColourTransform(OurTransform, A.ImageOnlyTransform):  # type: ignore[misc]  # albumentationsxl has no types
+    """Changes colours and leaves masks alone."""
+
+    def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
+        super().__init__(always_apply, _probability(type(self).__name__, p))
+
+
+class GeometricTransform(OurTransform, A.DualTransform):  # type: ignore[misc]  # albumentationsxl has no types
+    """Moves pixels, those of a mask to the nearest; outside the image it is white, outside the mask 0."""
+
+    def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
+        super().__init__(always_apply, _probability(type(self).__name__, p))
+
+    def apply_to_mask(self, img: Any, draw_seed: int = 0, **params: Any) -> Any:
+        """Return the mask, of any format and number of bands, moved as the image is."""
+        size = Size(img.width, img.height)
+        steps = self._called(draw_seed, size)
+        canvas = size if steps.canvas is None else steps.canvas
+        return img if steps.affine is None else move_mask(img, steps.affine, canvas)
+
+
+def move_mask(mask: Any, affine: Affine, canvas: Size) -> Any:
+    """Return a pyvips image of ``canvas`` whose pixels are the nearest of ``mask``, 0 outside it."""
+    a, b, c, d, e, f = affine.as_tuple()
+    # libvips counts from pixel centres, and its "nearest" cuts the fraction off: half a pixel makes that rounding.
+    return mask.affine(
+        [a, b, d, e],
+        idx=-0.5,
+        idy=-0.5,
+        odx=c + (a + b) / 2 - 0.5,
+        ody=f + (d + e) / 2 - 0.5,
+        oarea=[0, 0, *canvas],
+        interpolate=pyvips.Interpolate.new("nearest"),
+        background=[0],
+        extend="background",
+    )
+
+
+def _check_image(image: Any, owner: str) -> None:
+    if not isinstance(image, pyvips.Image):
+        raise ConfigError(
+            f"{owner}: an image of type {type(image).__name__}", remedy="pass pyvips.Image.new_from_array(pixels)"
+        )
+    if image.bands != 3 or image.format != "uchar":
+        raise ConfigError(
+            f"{owner}: an image of {image.bands} bands of {image.format}",
+            remedy="pass 8-bit RGB (3 bands of uchar), alpha flattened on white",
+        )
+
+
+# -- arguments -----------------------------------------------------------------------------------------------------
+
+
+def span(
+    owner: str,
+    name: str,
+    value: Any,
+    *,
+    about: float | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Range:
+    """Return the range meant by a number or a (low, high) pair.
+
+    Parameters
+    ----------
+    owner, name : str
+        The transform and its argument, for errors.
+    value : number or (number, number)
+        A number v means (about − v, about + v), or, where ``about`` is None, always v.
+    low, high : float
+        What the range must lie in.
+
+    Raises
+    ------
+    ConfigError
+        Not numbers, in the wrong order, or out of bounds.
+
+    Examples
+    --------
+    >>> span("RandomAffine", "scale", 0.25, about=1), span("RandomAffine", "scale", (0.5, 2))
+    ((0.75, 1.25), (0.5, 2.0))
+    """
+    if _is_number(value):
+        pair = (value, value) if about is None else (about - value, about + value)
+    elif isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value)):
+        pair = (value[0], value[1])
+    else:
+        raise ConfigError(f"{owner}: {name}={value!r}", remedy="pass a number or a pair (low, high)")
+    first, last = float(pair[0]), float(pair[1])
+    if not low <= first <= last <= high:
+        bounds = f" between {low:g} and {high:g}" if (low, high) != (-math.inf, math.inf) else ""
+        raise ConfigError(
+            f"{owner}: {name}={value!r} means {first:g} to {last:g}", remedy=f"pass a range that rises{bounds}"
+        )
+    return first, last
+
+
+def number(owner: str, name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return the number, if it is one and lies between ``low`` and ``high``."""
+    if not _is_number(value) or not low <= value <= high:
+        raise ConfigError(f"{owner}: {name}={value!r}", remedy=f"pass a number between {low:g} and {high:g}")
+    return float(value)
+
+
+def uniform(rng: np.random.Generator, values: Range) -> float:
+    """Return a number of the range, all equally likely."""
+    return float(rng.uniform(*values))
+
+
+def triples(owner: str, name: str, values: Any) -> NDArray[np.float64]:
+    """Return three finite numbers."""
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape != (3,) or not np.isfinite(array).all():
+        raise ConfigError(f"{owner}: {name}={values!r}", remedy="pass three numbers")
+    return array
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _probability(owner: str, p: Any) -> float:
+    return number(owner, "p", p, low=0, high=1)
