@@ -59,7 +59,9 @@ class FlatBackend(NumpyBackend):
 
     def __init__(self, path: Path) -> None:
         try:
-            image = pyvips.Image.new_from_file(str(path), access="random", fail_on="truncated")
+            # From a source: in a file name libvips takes "[…]" at the end for options.
+            source = pyvips.Source.new_from_file(str(path))
+            image = pyvips.Image.new_from_source(source, "", access="random", fail_on="truncated")
         except pyvips.Error as error:
             raise UnsupportedSlideError(
                 "no reader knows this format",
@@ -91,9 +93,9 @@ class ZarrBackend:
         self._levels: dict[int, VirtualTiff] = {}
         self._lock = threading.Lock()
         sizes = tuple(Size(a.shape[axes.index("x")], a.shape[axes.index("y")]) for a in self._arrays)
-        for array in self._arrays:
+        for array, (width, height) in zip(self._arrays, sizes, strict=True):
             channels = array.shape[axes.index("c")] if "c" in axes else 1
-            _check_pixels((1, 1, channels), array.dtype, path.name)
+            _check_pixels((height, width, channels), array.dtype, path.name)
         self.facts = Facts(
             backend=self.name,
             vendor="ome-zarr" if isinstance(node, zarr.Group) else "zarr",
@@ -213,7 +215,7 @@ def _check_pixels(shape: tuple[int, ...], dtype: Any, slide: str) -> None:
 
 
 def _flat_vendor(image: Any) -> str:
-    return str(image.get("vips-loader")).removesuffix("load") if image.get_typeof("vips-loader") else "image"
+    return str(image.get("vips-loader")).partition("load")[0] if image.get_typeof("vips-loader") else "image"
 
 
 def _clip(tile: Size, width: int, height: int) -> Size:
