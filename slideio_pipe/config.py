@@ -138,7 +138,8 @@ def load_config(path: str | Path) -> ExportConfig:
         raise ConfigError(f"is no YAML ({reason})", slide=str(path), remedy="see configs/export.yaml") from error
     if not isinstance(values, Mapping | None):
         raise ConfigError("is no mapping", slide=str(path), remedy="see configs/export.yaml")
-    return checked(ExportConfig, str(path), **{str(key): value for key, value in (values or {}).items()})
+    named = {str(key): value for key, value in (values or {}).items()}
+    return _validated(ExportConfig, str(path), named, "see configs/export.yaml")
 
 
 # What pydantic's types of complaint mean to somebody who wrote a value.

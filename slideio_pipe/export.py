@@ -127,11 +127,13 @@ def export_slide(
 
 def _nothing_to_export(bag: TileBag) -> NoTissueError:
     grid = bag.grid
-    found = "no tissue" if grid.mask is None or grid.mask.is_empty else f"only {grid.mask.fraction:.2%} tissue"
+    empty = grid.mask is None or grid.mask.is_empty
+    found = "no tissue" if grid.mask is None or empty else f"{grid.mask.fraction:.2%} tissue"
+    first = "try another method of finding tissue" if empty else "lower min_tissue"
     return NoTissueError(
         f"no tile of {grid.tile_size} px has {grid.config.min_tissue:.0%} tissue ({found} was found)",
         slide=bag.name,
-        remedy='lower min_tissue, pass tissue_file=…, keep every tile with method="none", or pass allow_empty=True',
+        remedy=f'{first}, pass tissue_file=…, keep every tile with method="none", or pass allow_empty=True',
     )
 
 
