@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
@@ -19,41 +21,14 @@ from slideio_pipe.errors import ConfigError, EmptyTissueWarning
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.mask_files import read_mask, read_polygons, write_mask, write_polygons
 from slideio_pipe.outlines import mask_to_polygons, polygons_to_mask
+from slideio_pipe.slide import Slide
+from slideio_pipe.view import SlideView
 
 METHODS = ("otsu", "threshold", "none")
 # One tile of 256 px at 0.5 µm: a smaller speck fills no tile, and a larger hole is a tile of glass.
 TILE_AREA_UM2 = 128.0**2
 # Two aspect ratios within 2 % are of the same slide: a mask of 50 px rounds by as much.
 MAX_ASPECT_ERROR = 0.02
-
-
-class Overviewed(Protocol):
-    """What a mask needs to know of a slide."""
-
-    @property
-    def name(self) -> str:
-        """The slide's name."""
-        ...
-
-    @property
-    def dimensions(self) -> Size:
-        """The size of level 0."""
-        ...
-
-    @property
-    def mpp(self) -> Mpp | None:
-        """The resolution of level 0, if known."""
-        ...
-
-    def require_mpp(self) -> Mpp:
-        """Return the resolution of level 0 or raise MissingResolutionError."""
-        ...
-
-    def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]: ...
-
-    def overview(self, mpp: float) -> tuple[NDArray[np.uint8], Affine]:
-        """Return the whole slide at about ``mpp``, (h, w, 3) RGB, and the affine from its pixels to level-0 px."""
-        ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -190,6 +165,22 @@ class TissueMask:
         area = boxes[:, 2] * boxes[:, 3] * to_mask.a * to_mask.e
         return np.clip(pixels / area, 0, 1).astype(np.float32)
 
+    def through(self, view: SlideView) -> TissueMask:
+        """Return the mask as ``view`` shows it: turned and scaled with the slide, in the frame of view pixels.
+
+        Its affine maps mask px to view px, and its ``slide_size`` is the view's. Twice as fine as this mask, nearest
+        pixel, so that areas agree to half a mask pixel along outlines.
+        """
+        downsample = view.affine.scale()
+        step = tuple(max(1.0, scale / down / 2) for scale, down in zip(self.affine.scale(), downsample, strict=True))
+        width, height = (max(1, math.ceil(side / s)) for side, s in zip(view.size, step, strict=True))
+        half = Affine.translation(0.5, 0.5)  # OpenCV puts pixel centres on whole numbers; ours lie halfway
+        seen = Affine.scaling(*step)
+        to_mask = half.inverse() @ self.affine.inverse() @ view.affine @ seen @ half
+        flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+        mask = cv2.warpAffine(self.mask.astype(np.uint8), to_mask.matrix()[:2], (width, height), flags=flags)
+        return TissueMask(mask > 0, seen, view.size, self.slide_name, self.method, None, self.settings)
+
     def provenance(self) -> dict[str, Any]:
         """Return how the mask was made, JSON-able, for the attributes of a bag."""
         height, width = self.mask.shape
@@ -203,7 +194,7 @@ class TissueMask:
             "settings": dict(self.settings),
         }
 
-    def plot(self, slide: Overviewed | None = None, max_size: int = 1024) -> Image.Image:
+    def plot(self, slide: Slide | None = None, max_size: int = 1024) -> Image.Image:
         """Return the mask as a picture: over a thumbnail of ``slide`` when given, else tissue on white."""
         if slide is not None:
             return picture.tint_mask(picture.fit(slide.thumbnail(max_size), max_size), self.mask)
@@ -279,7 +270,7 @@ class TissueMask:
         write_mask(Path(path), self.mask, overwrite=overwrite)
 
     @classmethod
-    def from_geojson(cls, path: str | os.PathLike[str], slide: Overviewed, mpp: float = 8.0) -> TissueMask:
+    def from_geojson(cls, path: str | os.PathLike[str], slide: Slide, mpp: float = 8.0) -> TissueMask:
         """Return what the polygons of a QuPath export cover; points and lines are passed over.
 
         Parameters
@@ -299,7 +290,7 @@ class TissueMask:
         return _made(mask, affine, slide, "geojson", {"file": path.name})
 
     @classmethod
-    def from_png(cls, path: str | os.PathLike[str], slide: Overviewed) -> TissueMask:
+    def from_png(cls, path: str | os.PathLike[str], slide: Slide) -> TissueMask:
         """Return the mask in a picture of any size that spans the whole slide: whatever is not 0 is tissue."""
         path = Path(path)
         mask = read_mask(path)
@@ -317,7 +308,7 @@ class TissueMask:
 
 
 def find_tissue(
-    slide: Overviewed,
+    slide: Slide,
     *,
     method: str = "otsu",
     mpp: float = 8.0,
@@ -385,7 +376,7 @@ def _to_the_edge(mask: NDArray[np.bool_], affine: Affine, size: Size) -> NDArray
 
 
 def _made(
-    mask: NDArray[np.bool_], affine: Affine, slide: Overviewed, method: str, settings: dict[str, Any]
+    mask: NDArray[np.bool_], affine: Affine, slide: Slide, method: str, settings: dict[str, Any]
 ) -> TissueMask:
     """Return the mask with what is known of the slide; say so when it is empty."""
     if not mask.any():
@@ -395,12 +386,12 @@ def _made(
     return TissueMask(mask, affine, slide.dimensions, slide.name, method, mpp, settings)
 
 
-def _check_mpp(slide: Overviewed, mpp: float) -> None:
+def _check_mpp(slide: Slide, mpp: float) -> None:
     if not 0 < mpp < float("inf"):
         raise ConfigError(f"mpp is {mpp}", slide=slide.name, remedy="pass mpp=8")
 
 
-def _grid(slide: Overviewed, mpp: float) -> tuple[int, int, Affine]:
+def _grid(slide: Slide, mpp: float) -> tuple[int, int, Affine]:
     """Return width, height and affine of a mask at about ``mpp``, not finer than level 0."""
     _check_mpp(slide, mpp)
     level0, size = slide.require_mpp(), slide.dimensions
