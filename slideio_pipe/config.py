@@ -114,10 +114,14 @@ def checked(record: type[R], where: str | None, /, **values: Any) -> R:
     ...
     slideio_pipe.errors.ConfigError: a.svs: stride=0: should be at least 1; see GridConfig
     """
+    return _validated(record, where, values, f"see {record.__name__}")
+
+
+def _validated(record: type[R], where: str | None, values: Mapping[str, Any], remedy: str) -> R:
     try:
         return record.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_in_words(error), slide=where, remedy=f"see {record.__name__}") from None
+        raise ConfigError(_in_words(error), slide=where, remedy=remedy) from None
 
 
 def load_config(path: str | Path) -> ExportConfig:
