@@ -15,6 +15,7 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideNotFoundErr
 BACKENDS = ("auto", "tiff", "openslide", "array")
 # TIFFs whose meaning lies outside the TIFF standard: left to OpenSlide. The others it names are plain pyramids.
 _PLAIN_TIFFS = frozenset({None, "aperio", "generic-tiff"})
+_AUTO = 'pass backend="auto"'
 
 
 def open_backend(path: Path, backend: str = "auto") -> Backend:
@@ -37,7 +38,11 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
             return _choose(path)
         if backend == "tiff":
             return TiffBackend(path)
-        return OpenSlideBackend(path) if backend == "openslide" else FlatBackend(path)
+        if backend == "openslide":
+            return OpenSlideBackend(path)
+        if is_tiff(path):
+            raise UnsupportedSlideError("a TIFF, not an array or a flat image", slide=path.name, remedy=_AUTO)
+        return FlatBackend(path)
     except PermissionError as error:
         raise CorruptSlideError("no permission to read it", slide=str(path), remedy="check its mode") from error
 

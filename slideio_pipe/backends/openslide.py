@@ -41,7 +41,14 @@ class OpenSlideBackend:
         self._levels: dict[int, VirtualTiff] = {}
         self._associated: dict[str, VirtualTiff] = {}
         self._lock = threading.Lock()
-        self.facts = _read_facts(self._handle.slide)
+        try:
+            self.facts = _read_facts(self._handle.slide)
+        except Exception as error:  # whatever the damage leads to
+            raise CorruptSlideError(
+                f"its properties cannot be read ({' '.join(str(error).split())})",
+                slide=path.name,
+                remedy="copy the slide again",
+            ) from error
 
     def level_image(self, level: int) -> Any:
         """Return the lazy image of a level."""
@@ -82,7 +89,7 @@ class _Handle:
             slide = self.slide
             try:
                 return to_rgb(np.asarray(read(slide)))
-            except openslide.OpenSlideError as error:
+            except (openslide.OpenSlideError, OSError, ValueError) as error:
                 with self._lock:
                     if self.slide is slide:
                         self.slide = self._open()
@@ -173,5 +180,8 @@ def _float(text: str | None) -> float | None:
 
 
 def _icc(slide: openslide.OpenSlide) -> bytes | None:
-    profile = slide.color_profile
+    try:
+        profile = slide.color_profile
+    except OSError:  # damaged: the pixels are none the worse for it
+        return None
     return None if profile is None else bytes(profile.tobytes())

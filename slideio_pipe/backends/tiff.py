@@ -180,18 +180,19 @@ class TileDecoder:
         first = row * self._columns + column
         out = np.full((tile.height, tile.width, 3), 255, np.uint8)
         try:
-            planes = [self._decode(index) for index in range(first, len(self._page.page.dataoffsets), self._plane)]
-        except (RuntimeError, ValueError, IndexError, OSError) as error:  # imagecodecs' errors are RuntimeErrors
+            last = max(first + 1, len(self._page.page.dataoffsets))  # at least one, which may turn out to be missing
+            planes = [self._decode(index) for index in range(first, last, self._plane)]
+            stored = [plane for plane in planes if plane is not None]
+            if len(stored) == len(planes):
+                pixels = to_rgb(np.concatenate(stored, axis=2) if len(stored) > 1 else stored[0])
+                height, width = min(tile.height, pixels.shape[0]), min(tile.width, pixels.shape[1])
+                out[:height, :width] = pixels[:height, :width]
+        except Exception as error:  # codecs raise whatever the damage leads to
             raise CorruptSlideError(
                 f"tile ({column}, {row}) of directory {self._page.directory} cannot be decoded ({error})",
                 slide=self._slide,
                 remedy="copy the slide again, or leave this region out",
             ) from error
-        stored = [plane for plane in planes if plane is not None]
-        if len(stored) == len(planes):
-            pixels = to_rgb(np.concatenate(stored, axis=2) if len(stored) > 1 else stored[0])
-            height, width = min(tile.height, pixels.shape[0]), min(tile.width, pixels.shape[1])
-            out[:height, :width] = pixels[:height, :width]
         return out
 
     def _decode(self, index: int) -> NDArray[np.uint8] | None:

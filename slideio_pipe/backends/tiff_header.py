@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import struct
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,8 +34,6 @@ _UNITS_UM = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _INCH, _CENTIMETRE = 2, 3
 # What tifffile has to say of a damaged header reaches the user as one of our errors, not also on the terminal.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
-# What tifffile raises on damaged headers, seen by cutting and mutating files.
-_HEADER_ERRORS = (tifffile.TiffFileError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +70,7 @@ class TiffPage:
         if not self.tiled:
             return f"TIFF compression {self.compression} is not supported in strips, only in tiles"
         if int(self.page.photometric) not in (_BLACK_IS_ZERO, _RGB, _YCBCR) or self._premultiplied:
-            return f"{self.page.photometric.name} pixels in TIFF compression {self.compression} are not supported"
+            return f"{_name(self.page.photometric)} pixels in TIFF compression {self.compression} are not supported"
         return ""
 
     @property
@@ -116,9 +115,9 @@ def read_header(path: Path) -> TiffHeader:
             return _header(tif, path)
     except (CorruptSlideError, UnsupportedSlideError):
         raise
-    except _HEADER_ERRORS as error:
+    except Exception as error:  # tifffile raises whatever the damage leads to: struct.error, KeyError, TypeError, …
         raise CorruptSlideError(
-            f"the TIFF header cannot be read ({str(error) or type(error).__name__})",
+            f"the TIFF header cannot be read ({' '.join(str(error).split()) or type(error).__name__})",
             slide=name,
             remedy="copy or download the slide again",
         ) from error
@@ -128,6 +127,7 @@ def _header(tif: tifffile.TiffFile, path: Path) -> TiffHeader:
     pages = _whole_pages(tif.pages)
     if not pages:
         raise CorruptSlideError("the TIFF holds no image (zero size)", slide=path.name, remedy="export the slide again")
+    _check_chain(tif, pages[-1].offset, path)
     level_pages = _ome_levels(tif) if tif.is_ome else _chain_levels(pages)
     for page in level_pages:
         _check_pixels(page, path.name)
@@ -152,8 +152,12 @@ def _header(tif: tifffile.TiffFile, path: Path) -> TiffHeader:
 
 def _whole_pages(pages: Iterable[Any]) -> list[Any]:
     """Return the pages that hold an image, with all their tags."""
-    whole = (page.aspage() if isinstance(page, tifffile.TiffFrame) else page for page in pages)
-    return [page for page in whole if page.imagewidth > 0 and page.imagelength > 0]
+    whole: dict[int, Any] = {}
+    for page in pages:
+        if page.offset in whole:  # tifffile would follow the circle for ever
+            raise ValueError("a directory links back to an earlier one")
+        whole[page.offset] = page.aspage() if isinstance(page, tifffile.TiffFrame) else page
+    return [page for page in whole.values() if page.imagewidth > 0 and page.imagelength > 0]
 
 
 def _chain_levels(pages: list[Any]) -> list[Any]:
@@ -203,9 +207,28 @@ def _check_pixels(page: Any, name: str) -> None:
         )
     if page.samplesperpixel not in (1, 3, 4) or int(page.photometric) not in _PHOTOMETRICS:
         raise UnsupportedSlideError(
-            f"pixels have {page.samplesperpixel} channels ({page.photometric.name}), not RGB",
+            f"pixels have {page.samplesperpixel} channels ({_name(page.photometric)}), not RGB",
             slide=name,
             remedy="multi-channel images (fluorescence, CMYK) must be rendered to RGB first",
+        )
+
+
+def _name(photometric: Any) -> str:
+    return getattr(photometric, "name", f"photometric {photometric}")
+
+
+def _check_chain(tif: tifffile.TiffFile, last: int, path: Path) -> None:
+    """Raise CorruptSlideError when the directory at byte ``last`` links beyond the file, which tifffile just logs."""
+    layout, file = tif.tiff, tif.filehandle
+    file.seek(last)
+    (entries,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+    file.seek(last + layout.tagnosize + entries * layout.tagsize)
+    (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
+    if following >= file.size:
+        raise CorruptSlideError(
+            f"the file is truncated: its next directory is at byte {following:,}, it has {file.size:,}",
+            slide=path.name,
+            remedy="copy or download the slide again",
         )
 
 
