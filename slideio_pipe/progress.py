@@ -38,7 +38,8 @@ def reporting(progress: Report | bool | None, what: str) -> Iterator[Report]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    # A terminal is cleared of the finished bar; a log that asked for one keeps its last line.
+    with Progress(*columns, console=console, transient=watched) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

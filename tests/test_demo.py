@@ -1,0 +1,91 @@
+"""The demo does the main job, can be run again, and its numbers are true."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from slideio_pipe import demo, open_bag, open_slide
+from slideio_pipe.cli import app
+from slideio_pipe.errors import ConfigError, OutputError
+
+SIZE = (2400, 1800)
+
+
+def run(folder: Path) -> tuple[dict[str, object], list[str]]:
+    """Run a small demo on the CPU and return its report and what it said."""
+    lines: list[str] = []
+    return demo.run_demo(folder, size=SIZE, device="cpu", say=lines.append), lines
+
+
+def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
+    """Two slides with their labels, bags that open, a picture, and a report that goes through JSON."""
+    report, lines = run(tmp_path / "new" / "demo")
+    folder = tmp_path / "new" / "demo"
+    names = {"healthy.svs", "tumour.svs", "healthy.bag.zarr", "tumour.bag.zarr", "demo.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    slides = json.loads(json.dumps(report))["slides"]
+    for told, label in zip(slides, (0, 1), strict=True):
+        bag = open_bag(told["bag"])
+        assert (len(bag), bag.label) == (told["tiles"], label)
+        assert open_slide(folder / bag.name).dimensions == SIZE
+        assert told["streamed_tiles_per_second"] > 0
+    with Image.open(folder / "demo.png") as drawn:
+        assert drawn.size[0] > 1500
+    text = "\n".join(lines)
+    assert "made tumour.svs: 2,400 × 1,800 px at 0.25 µm, 3 lesions" in text
+    assert text.count("streamed them to cpu as float16 batches") == 2
+    assert text.count("tiles/s") == 4
+
+
+def test_the_demo_runs_again(tmp_path: Path) -> None:
+    """In a folder with other things in it: slides are kept, bags made anew to the same bytes, the rest untouched."""
+    (tmp_path / "notes.txt").write_text("mine")
+    run(tmp_path)
+    slide = (tmp_path / "tumour.svs").stat().st_mtime_ns
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    _, lines = run(tmp_path)
+    assert lines[0] == "healthy.svs is there already"
+    assert (tmp_path / "tumour.svs").stat().st_mtime_ns == slide
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_the_error_it_tells_is_that_of_float16(tmp_path: Path) -> None:
+    """Rounding once: at most half the distance of two float16 numbers between 2 and 4, and not zero."""
+    report, _ = run(tmp_path)
+    bag = open_bag(report["slides"][1]["bag"])  # type: ignore[index]
+    streamed = demo._stream(bag, torch.device("cpu"))
+    assert streamed.tiles == len(bag)
+    assert 0 < streamed.largest_error <= 0.001
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """Named before any slide is painted."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file.*cannot be made"):
+        run(tmp_path / "file")
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    """Refused before anything is written."""
+    with pytest.raises(ConfigError, match="tpu"):
+        demo.run_demo(tmp_path / "new", device="tpu", say=print)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_prints_what_to_do_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that can be copied, of files that are there; with --json nothing but the report."""
+    monkeypatch.chdir(tmp_path)
+    whole = demo.run_demo
+    monkeypatch.setattr(demo, "run_demo", lambda folder, **given: whole(folder, size=SIZE, **given))
+    result = CliRunner().invoke(app, ["demo", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    code = next(line for line in result.stdout.splitlines() if "python -c" in line).split('"')[1]
+    exec(code)
+    result = CliRunner().invoke(app, ["demo", "--device", "cpu", "--json"])
+    assert json.loads(result.stdout)["device"] == "cpu"

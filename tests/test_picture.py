@@ -1,0 +1,145 @@
+"""Pictures have the size asked for, marks where they belong, and captions without gaps."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from slideio_pipe import picture
+
+WHITE, GREY = (255, 255, 255), np.full((60, 100, 3), 120, np.uint8)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """Return a picture as (H, W, 3) integers, for arithmetic."""
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "limit", "size"),
+    [(100, 60, 50, (50, 30)), (60, 100, 50, (30, 50)), (100, 60, 200, (100, 60)), (1000, 1, 10, (10, 1))],
+)
+def test_fit_keeps_the_shape(width: int, height: int, limit: int, size: tuple[int, int]) -> None:
+    """The longer side becomes the limit, nothing is enlarged, no side vanishes."""
+    assert picture.fit(np.zeros((height, width, 3), np.uint8), limit).size == size
+
+
+def test_fit_averages() -> None:
+    """A checkerboard of black and white becomes grey: no pixel is skipped."""
+    board = np.indices((64, 64)).sum(0) % 2 * 255
+    small = picture.fit(np.repeat(board[..., None], 3, axis=2).astype(np.uint8), 16)
+    assert set(np.unique(np.asarray(small))) <= {127, 128}
+
+
+def test_a_mask_fades_what_is_outside_and_outlines_what_is_inside() -> None:
+    """The left half is tissue: it keeps its colour, the right is paler, and the line between is green."""
+    mask = np.zeros((6, 10), bool)
+    mask[:, :5] = True
+    shown = pixels(picture.tint_mask(Image.fromarray(GREY), mask))
+    assert (shown[30, 20] == 120).all()
+    assert (shown[30, 80] == int(120 * 0.55 + 255 * 0.45)).all()
+    distance = np.abs(shown[30] - picture.TISSUE).sum(axis=1)
+    assert 45 <= int(distance[5:-5].argmin()) + 5 <= 54
+    assert distance.min() < 120
+
+
+def test_an_empty_mask_has_no_outline() -> None:
+    """All is faded alike."""
+    shown = pixels(picture.tint_mask(Image.fromarray(GREY), np.zeros((3, 5), bool)))
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) == 1
+
+
+def test_boxes_lie_where_they_are_said_to() -> None:
+    """The frame is the tile's colour on its first and last pixel, the inside is tinted, the outside untouched."""
+    shown = pixels(picture.draw_boxes(Image.fromarray(GREY), [[10, 20, 30, 15]]))
+    changed = np.argwhere((shown != 120).any(axis=2))
+    assert changed.min(axis=0).tolist() == [20, 10]
+    assert changed.max(axis=0).tolist() == [34, 39]
+    assert np.abs(shown[20, 25] - picture.TILE).max() < 45
+    assert 0 < np.abs(shown[27, 25] - 120).max() < 20
+
+
+def test_boxes_smaller_than_a_pixel_and_none_at_all() -> None:
+    """A tile of a huge slide still leaves a mark; no tiles leave none."""
+    assert (pixels(picture.draw_boxes(Image.fromarray(GREY), [[10.2, 20.4, 0.3, 0.3]])) != 120).any()
+    assert (pixels(picture.draw_boxes(Image.fromarray(GREY), np.zeros((0, 4)))) == 120).all()
+
+
+def test_a_montage_shows_tiles_in_order() -> None:
+    """Left to right, then down, with white between; larger tiles are shrunk."""
+    tiles = np.stack([np.full((64, 64, 3), value, np.uint8) for value in (10, 20, 30, 40, 50)])
+    sheet = picture.montage(tiles, columns=3, tile_px=32, gap=4)
+    assert sheet.size == (3 * 36 - 4, 2 * 36 - 4)
+    shown = pixels(sheet)
+    centres = shown[16::36, 16::36, 0].ravel()[:5]
+    assert centres.tolist() == [10, 20, 30, 40, 50]
+    assert (shown[:, 32:36] == 255).all()
+    assert (shown[52, 90] == 255).all()
+
+
+def test_a_montage_of_nothing_says_so() -> None:
+    """An empty bag has a picture, too."""
+    assert picture.montage(np.zeros((0, 8, 8, 3), np.uint8)).size[0] > 0
+
+
+@pytest.mark.parametrize("text", ["0.5 µm, 3×4", "Präparat Ä", "组织 切片", "a — b…", "Ω→²"])
+def test_captions_have_no_boxes_for_missing_letters(text: str) -> None:
+    """Every letter that is drawn is one the font has."""
+    font = ImageFont.load_default(15)
+    missing = bytes(font.getmask("\uffff"))
+    drawn = picture._drawable(text)
+    assert drawn.strip()
+    assert all(bytes(font.getmask(letter)) != missing for letter in drawn if letter != " ")
+
+
+def test_a_caption_stands_above() -> None:
+    """The picture is below it, unchanged, and there is ink in the line."""
+    shown = pixels(picture.captioned(Image.fromarray(GREY), "a.svs"))
+    assert shown.shape == (86, 100, 3)
+    assert (shown[26:] == 120).all()
+    assert shown[:26].min() < 100
+
+
+@pytest.mark.parametrize(
+    ("um_per_px", "label", "length"), [(1.0, "100 um", 100), (9.0, "1 mm", 111), (0.03, "2 um", 67)]
+)
+def test_a_scale_bar_has_the_length_it_says(um_per_px: float, label: str, length: int) -> None:
+    """Its dark line is as many pixels long as its round number of µm, to one pixel."""
+    drawn = pixels(picture.scale_bar(Image.new("RGB", (600, 300), (200, 100, 150)), um_per_px))
+    line = np.flatnonzero((drawn[289] == 40).all(axis=1))
+    assert line[0] == 10
+    assert len(line) == pytest.approx(length, abs=1)
+    text = Image.new("RGB", (200, 26), WHITE)
+    ImageDraw.Draw(text).text((5, 2), label, (40, 40, 40), ImageFont.load_default(14))
+    assert np.abs(pixels(text)[:20, 5:40] - drawn[264:284, 10:45]).mean() < 1
+
+
+def test_no_scale_bar_where_there_is_no_room() -> None:
+    """A tiny picture stays as it is."""
+    tiny = Image.fromarray(GREY[:20, :20])
+    assert picture.scale_bar(tiny, 0.25) is tiny
+
+
+def test_sheets_keep_every_picture() -> None:
+    """Beside and above: sizes add up, each picture is where it belongs."""
+    a, b = Image.new("RGB", (10, 20), (255, 0, 0)), Image.new("RGB", (30, 5), (0, 0, 255))
+    beside, above = picture.beside([a, b], gap=2), picture.above([a, b], gap=2)
+    assert (beside.size, above.size) == ((42, 20), (30, 27))
+    assert beside.getpixel((12, 0)) == above.getpixel((29, 22)) == (0, 0, 255)
+    assert beside.getpixel((41, 10)) == above.getpixel((20, 10)) == WHITE
+
+
+def test_a_card_escapes_text_and_carries_its_pictures() -> None:
+    """A slide may be called anything; the picture in the page is the one that was given."""
+    html = picture.card("<script>.svs", {"label": "a & b"}, [Image.fromarray(GREY)])
+    assert "<script>" not in html
+    assert "&lt;script&gt;.svs" in html
+    assert "a &amp; b" in html
+    data = re.search(r"base64,([^\"]+)", html)
+    assert data is not None
+    assert np.array_equal(pixels(Image.open(io.BytesIO(base64.b64decode(data[1])))), GREY)

@@ -1,0 +1,54 @@
+"""A bar for a person, silence for a program."""
+
+from __future__ import annotations
+
+import pytest
+
+from slideio_pipe.progress import reporting
+
+
+def counted(progress: object) -> None:
+    with reporting(progress, "counting") as report:  # type: ignore[arg-type]
+        for done in range(3):
+            report(done + 1, 3)
+
+
+def test_a_function_is_called_as_it_is() -> None:
+    """With what is done and what there is."""
+    calls: list[tuple[int, int]] = []
+    counted(lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("progress", [False, None])
+def test_no_terminal_no_bar(progress: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is printed where nobody watches, nor where it is not wanted."""
+    counted(progress)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_true_shows_a_bar_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where there is no terminal its last line stays; standard output stays clean for results."""
+    counted(True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "counting" in err
+    assert "3/3" in err
+
+
+def test_a_terminal_sees_a_bar_unless_it_is_unwanted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None asks whether somebody watches."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    counted(None)
+    assert "counting" in capsys.readouterr().err
+    counted(False)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bar_ends_when_the_work_fails() -> None:
+    """The error comes through and the next bar can start."""
+    with pytest.raises(ValueError, match="broken"), reporting(True, "first"):
+        raise ValueError("broken")
+    counted(True)
