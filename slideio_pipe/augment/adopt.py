@@ -173,25 +173,19 @@ def _flip(transform: Any, rng: np.random.Generator, size: Size, context: Context
 
 
 def _affine(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
-    """Draw as ``A.Affine`` does: scale, then shear along y and x, rotate, shift."""
+    """Draw as ``A.Affine`` does: shear along y, scale, shear along x, rotate, shift."""
     _check_outside(transform, "cval")
-    shift_x, shift_y = _translation(transform, rng, size)
+    shift = _translation(transform, rng, size)
     shear_x, shear_y = (uniform(rng, _unless_left_out(transform.shear, axis)) for axis in "xy")
     scale_x, scale_y = (uniform(rng, transform.scale[axis]) for axis in "xy")
     if transform.keep_ratio:
         scale_y = scale_x
     turn = uniform(rng, transform.rotate)
-    linear = _linear(turn, scale_x, scale_y, shear_x) @ Affine(d=-math.tan(math.radians(shear_y)))
+    # As scikit-image's AffineTransform, which albumentationsxl hands every angle with its sign changed.
+    slant_x, slant_y = math.tan(math.radians(shear_x)), -math.tan(math.radians(shear_y))
+    linear = rotation(turn) @ Affine(b=slant_x) @ Affine.scaling(scale_x, scale_y) @ Affine(d=slant_y)
     fit = bool(transform.fit_output or context.slide_wide)
-    return Steps(Affine.translation(shift_x, shift_y) @ about_middle(linear, size), size, fit=fit)
-
-
-def _linear(turn: float, scale_x: float, scale_y: float, shear: float) -> Affine:
-    """Return scikit-image's AffineTransform for a counter-clockwise turn and shear, in degrees."""
-    rotated = rotation(turn)
-    # The y axis is turned by the shear as well, and stretched by the same as the x axis is not.
-    slant = math.tan(math.radians(-shear))
-    return rotated @ Affine(b=slant) @ Affine.scaling(scale_x, scale_y)
+    return Steps(about_middle(linear, size, shift), size, fit=fit)
 
 
 def _translation(transform: Any, rng: np.random.Generator, size: Size) -> tuple[float, float]:

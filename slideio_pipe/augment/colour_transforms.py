@@ -16,7 +16,7 @@ from slideio_pipe.augment.stains import (
     as_stain,
     as_triple,
     exchange,
-    jitter,
+    jitter_checked,
     named_basis,
 )
 from slideio_pipe.augment.transforms import ColourTransform, Context, Range, Steps, number, span, triples, uniform
@@ -72,7 +72,7 @@ class StainJitter(ColourTransform):
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one map in optical density."""
         alpha, beta = rng.uniform(*self.alpha, 3), rng.uniform(*self.beta, 3)
-        return _steps(as_stain(*jitter(_basis_of(self.basis, context, "StainJitter"), alpha, beta)))
+        return _steps(as_stain(*jitter_checked(_basis_of(self.basis, context, "StainJitter"), alpha, beta)))
 
 
 class StainNormalize(ColourTransform):
@@ -266,8 +266,9 @@ def _basis_argument(basis: Any, owner: str) -> str | Matrix:
 
 
 def _basis_of(basis: str | Matrix, context: Context, owner: str) -> NDArray[np.float64]:
+    """Return the basis, which was checked when it was given."""
     if basis != "slide":
-        return named_basis(basis, owner)
+        return named_basis(basis, owner) if isinstance(basis, str) else np.array(basis)
     own = context.basis
     if own is None and context.colour is not None:
         own = context.colour.basis
@@ -276,7 +277,7 @@ def _basis_of(basis: str | Matrix, context: Context, owner: str) -> NDArray[np.f
             f'{owner}: basis="slide" needs a slide to estimate stains from',
             remedy='pass it to slide.view, or basis="hed" or a 3×3 for an image that is not a slide',
         )
-    return named_basis(own, owner)
+    return np.array(own)
 
 
 def _positive(owner: str, name: str, value: Any) -> Range:

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from albumentationsxl.core.composition import BaseCompose
 from albumentationsxl.core.serialization import NON_SERIALIZABLE_REGISTRY, SERIALIZABLE_REGISTRY, shorten_class_name
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import ValidationError
 
 # Imported for what importing does: it makes our transforms known to albumentationsxl by name.
@@ -135,15 +135,15 @@ class _Path:
             self._fit()
         else:
             canvas = self.canvas if steps.canvas is None else steps.canvas
-            low, high = _bounds(steps.affine, self.canvas)
-            if np.any(np.abs([low, high - canvas]) > _CANVAS_ROUNDING):  # something was cut off or added on purpose
+            found, whole = _bounds(steps.affine, self.canvas), (0, 0, *canvas)
+            if any(abs(a - b) > _CANVAS_ROUNDING for a, b in zip(found, whole, strict=True)):  # cut off, or added
                 self._before, self._content, self._since = self._since @ self._before, canvas, Affine()
             self.canvas = canvas
 
     def _fit(self) -> None:
-        low, high = _bounds(self._since, self._content)
-        self._since = Affine.translation(*-low) @ self._since
-        self.canvas = Size(*(max(1, math.ceil(side - _CANVAS_ROUNDING)) for side in high - low))
+        left, top, right, bottom = _bounds(self._since, self._content)
+        self._since = Affine.translation(-left, -top) @ self._since
+        self.canvas = Size(*(max(1, math.ceil(side - _CANVAS_ROUNDING)) for side in (right - left, bottom - top)))
 
     def affine(self) -> AffineTuple:
         """Return the whole affine, whole numbers where rounding alone stands between."""
@@ -151,10 +151,12 @@ class _Path:
         return (a, b, c, d, e, f)
 
 
-def _bounds(affine: Affine, size: Size) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the lowest and highest x and y of an image after an affine."""
-    corners = affine.apply([[0, 0], [size.width, 0], [0, size.height], size])
-    return corners.min(axis=0), corners.max(axis=0)
+def _bounds(affine: Affine, size: Size) -> tuple[float, float, float, float]:
+    """Return the lowest x and y and the highest x and y of an image after an affine."""
+    (width, height), (a, b, c, d, e, f) = size, affine.as_tuple()
+    across, down = (a * width, b * height), (d * width, e * height)
+    left, top = c + sum(min(0.0, side) for side in across), f + sum(min(0.0, side) for side in down)
+    return left, top, c + sum(max(0.0, side) for side in across), f + sum(max(0.0, side) for side in down)
 
 
 def _snapped(value: float) -> float:

@@ -34,10 +34,11 @@ def rotation(degrees: float) -> Affine:
     return Affine(a=cosine, b=sine, d=-sine, e=cosine)
 
 
-def about_middle(affine: Affine, size: Size) -> Affine:
-    """Return the affine done about the middle of an image."""
+def about_middle(linear: Affine, size: Size, shift: tuple[float, float] = (0.0, 0.0)) -> Affine:
+    """Return a linear map done about the middle of an image, then shifted; written out, as it runs once per tile."""
     x, y = size.width / 2, size.height / 2
-    return Affine.translation(x, y) @ affine @ Affine.translation(-x, -y)
+    a, b, _, d, e, _ = linear.as_tuple()
+    return Affine(a, b, x - a * x - b * y + shift[0], d, e, y - d * x - e * y + shift[1])
 
 
 def quarter_turns(count: int, size: Size) -> Steps:
@@ -112,17 +113,17 @@ class RandomAffine(GeometricTransform):
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one affine."""
-        mirror = Affine(a=-1) if rng.random() < 0.5 and self.flip else Affine()
-        shear = Affine(b=math.tan(math.radians(uniform(rng, self.shear))))
+        mirror = -1.0 if rng.random() < 0.5 and self.flip else 1.0
+        shear = math.tan(math.radians(uniform(rng, self.shear)))
         factor = uniform(rng, self.scale)
         turn = rotation(uniform(rng, self.rotate))
-        shift = Affine.translation(
-            uniform(rng, self.translate) * size.width, uniform(rng, self.translate) * size.height
-        )
-        linear = turn @ Affine.scaling(factor, factor) @ shear @ mirror
-        if linear == Affine() and (shift == Affine() or context.slide_wide):
+        shift = (uniform(rng, self.translate) * size.width, uniform(rng, self.translate) * size.height)
+        # turn · factor · shear · mirror, column by column.
+        a, b, d, e = (factor * side for side in (turn.a, turn.b, turn.d, turn.e))
+        linear = Affine(a * mirror, a * shear + b, 0.0, d * mirror, d * shear + e, 0.0)
+        if linear == Affine() and (shift == (0, 0) or context.slide_wide):
             return Steps()
-        return Steps(shift @ about_middle(linear, size), size, fit=context.slide_wide)
+        return Steps(about_middle(linear, size, shift), size, fit=context.slide_wide)
 
 
 class Rotate90(GeometricTransform):

@@ -39,8 +39,8 @@ MAX_CONDITION = 100.0
 # Two stains are told apart from this angle on; haematoxylin and eosin are 20° to 40° apart.
 MIN_ANGLE_DEGREES = 5.0
 
-TILE_PX = 256
-TILES = 24
+TILE_PX = 128
+TILES = 64
 THUMBNAIL_PX = 1024
 
 
@@ -111,12 +111,11 @@ def named_basis(basis: str | ArrayLike, owner: str) -> NDArray[np.float64]:
     ConfigError
         Naming ``owner``: no such name, no (3, 3) of numbers, or singular.
     """
-    if isinstance(basis, str):
-        known: dict[str, ArrayLike] = {"hed": HED, "macenko": completed(MACENKO_HE)}
-        if basis not in known:
-            raise ConfigError(f'{owner}: no stain basis "{basis}"', remedy='pass "hed", "macenko", "slide" or a 3×3')
-        basis = known[basis]
-    return checked_basis(basis, owner)
+    if not isinstance(basis, str):
+        return checked_basis(basis, owner)
+    if basis not in ("hed", "macenko"):
+        raise ConfigError(f'{owner}: no stain basis "{basis}"', remedy='pass "hed", "macenko", "slide" or a 3×3')
+    return np.array(HED) if basis == "hed" else completed(MACENKO_HE)
 
 
 def checked_basis(basis: ArrayLike, owner: str) -> NDArray[np.float64]:
@@ -165,7 +164,13 @@ def jitter(
     >>> (matrix @ HED[0] / HED[0]).round(6).tolist(), offset.tolist()
     ([1.2, 1.2, 1.2], [0.0, 0.0, 0.0])
     """
-    stains = checked_basis(basis, owner)
+    return jitter_checked(checked_basis(basis, owner), alpha, beta, owner=owner)
+
+
+def jitter_checked(
+    stains: NDArray[np.float64], alpha: ArrayLike, beta: ArrayLike, *, owner: str = "StainJitter"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what ``jitter`` returns, of a basis that was checked before."""
     factors, shifts = np.asarray(alpha, np.float64), np.asarray(beta, np.float64)
     if factors.shape != (3,) or shifts.shape != (3,) or not np.isfinite([factors, shifts]).all():
         raise ConfigError(f"{owner}: alpha={alpha!r}, beta={beta!r}", remedy="pass three finite numbers each")
@@ -281,7 +286,7 @@ def slide_colour(
     *,
     owner: str = 'StainJitter(basis="slide")',
 ) -> SlideColour:
-    """Measure a slide's stains and Lab statistics in up to 24 tissue tiles of 256 px, sampled at level 0.
+    """Measure a slide's stains and Lab statistics in up to 64 tissue tiles of 128 px, sampled at level 0.
 
     At level 0, because a thumbnail mixes stains within its pixels: 4° to 6° off in our measurements.
 
@@ -303,7 +308,7 @@ def slide_colour(
     basis = estimate_basis(pixels, owner=owner, slide=slide.name)
     concentrations = _stained(pixels, owner, slide.name) @ np.linalg.inv(basis)
     strength = np.percentile(concentrations, STRENGTH_PERCENTILE, axis=0)
-    lab = _lab(pixels)
+    lab = _lab(pixels[::4])  # means need fewer pixels than percentiles
     return SlideColour(
         basis=as_matrix(basis),
         strength=(float(strength[0]), float(strength[1]), 1.0),  # the third is what is left, mostly noise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -54,9 +55,9 @@ class OurTransform:
     p: float
     always_apply: bool
 
+    @abstractmethod
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return what to do to an image of ``size``, with all randomness from ``rng``."""
-        raise NotImplementedError
 
     @property
     def needs_slide(self) -> bool:
@@ -93,22 +94,22 @@ class OurTransform:
 
     @classmethod
     def get_class_fullname(cls) -> str:
-        """Return the name in files, which does not depend on the module."""
-        return f"slideio_pipe.{cls.__name__}"
+        """Return the name in files; that of ours does not depend on the module."""
+        return f"{cls.__module__.split('.')[0] if _is_ours(cls) else cls.__module__}.{cls.__name__}"
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
         """Return the names of the constructor's own arguments, each an attribute of the same name."""
         return tuple(name for name in inspect.signature(type(self)).parameters if name not in ("always_apply", "p"))
 
 
-class ColourTransform(OurTransform, A.ImageOnlyTransform):  # type: ignore[misc]  # albumentationsxl has no types
+class ColourTransform(OurTransform, A.ImageOnlyTransform, ABC):  # type: ignore[misc]  # albumentationsxl has no types
     """Changes colours and leaves masks alone."""
 
     def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
         super().__init__(always_apply, _probability(type(self).__name__, p))
 
 
-class GeometricTransform(OurTransform, A.DualTransform):  # type: ignore[misc]  # albumentationsxl has no types
+class GeometricTransform(OurTransform, A.DualTransform, ABC):  # type: ignore[misc]  # albumentationsxl has no types
     """Moves pixels, those of a mask to the nearest; outside the image it is white, outside the mask 0."""
 
     def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
@@ -120,6 +121,10 @@ class GeometricTransform(OurTransform, A.DualTransform):  # type: ignore[misc]  
         steps = self._called(draw_seed, size)
         canvas = size if steps.canvas is None else steps.canvas
         return img if steps.affine is None else move_mask(img, steps.affine, canvas)
+
+
+def _is_ours(made: type) -> bool:
+    return made.__module__.startswith("slideio_pipe.")
 
 
 def move_mask(mask: Any, affine: Affine, canvas: Size) -> Any:
