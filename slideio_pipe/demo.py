@@ -102,7 +102,7 @@ def run_demo(
         )
         streamed = _stream(stored, target)
         say(
-            f"  streamed them to {target} as float16 batches, normalised for ImageNet encoders "
+            f"  streamed them to {target} as float16 batches with ImageNet normalisation "
             f"({streamed.per_second:,.0f} tiles/s, largest rounding error {streamed.largest_error:.1g})"
         )
         rate = round(streamed.per_second, 1)
