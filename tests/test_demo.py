@@ -14,7 +14,7 @@ from slideio_pipe import demo, open_bag, open_slide
 from slideio_pipe.cli import app
 from slideio_pipe.errors import ConfigError, OutputError
 
-SIZE = (2400, 1800)
+SIZE = (1600, 1200)
 
 
 def run(folder: Path) -> tuple[dict[str, object], list[str]]:
@@ -38,7 +38,7 @@ def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
     with Image.open(folder / "demo.png") as drawn:
         assert drawn.size[0] > 1500
     text = "\n".join(lines)
-    assert "made tumour.svs: 2,400 × 1,800 px at 0.25 µm, 3 lesions" in text
+    assert "made tumour.svs: 1,600 × 1,200 px at 0.25 µm, 3 lesions" in text
     assert text.count("streamed them to cpu as float16 batches") == 2
     assert text.count("tiles/s") == 4
 
