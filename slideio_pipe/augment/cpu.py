@@ -85,7 +85,7 @@ class ColourProgram:
         curve, rest = lead_curve(self.operations)
         self._table: Any = None  # uint8 to uint8, when there is nothing but tones
         if not rest:
-            self._table = np.floor(curve + 0.5).astype(np.uint8)
+            self._table = round_levels(curve)
             return
         lead, first = _LEADS.get(type(rest[0])) or (_as_is, _STEPS[type(rest[0])])
         self._lead = np.ascontiguousarray(lead(curve), np.float32)
@@ -113,11 +113,9 @@ class ColourProgram:
             Seeds the noise together with the operation, in place of the tile's bytes.
         """
         check_tiles(tiles)
-        return self._checked(tiles, _output(tiles, out), self._scratch(), place)
+        return self._checked(tiles, _output(tiles, out), None, place)
 
-    def _scratch(self) -> _Scratch | None:
-        if self._table is not None:
-            return None
+    def _scratch(self) -> _Scratch:
         scratch: _Scratch | None = getattr(self._own, "scratch", None)
         if scratch is None:
             scratch = self._own.scratch = _Scratch()
@@ -131,10 +129,10 @@ class ColourProgram:
             np.copyto(out, self._checked(tiles, np.empty(tiles.shape, np.uint8), scratch, place))
             return out
         for tile, result in zip(_flat(tiles), _flat(out), strict=True):
-            if scratch is None:
+            if self._table is not None:
                 cv2.LUT(tile, self._table, dst=result)
             else:
-                self._run(tile, result, scratch, place)
+                self._run(tile, result, scratch or self._scratch(), place)
         return out
 
     def _run(self, tile: Bytes, out: Bytes, scratch: _Scratch, place: int | None) -> None:
@@ -199,6 +197,11 @@ def lead_curve(operations: Operations) -> tuple[NDArray[np.float64], Operations]
             return curve, operations[count:]
         curve = operation.curve(curve)
     return curve, ()
+
+
+def round_levels(values: NDArray[np.float64]) -> Bytes:
+    """Round values from 0 to 255 half up; a millionth of a level covers what float arithmetic takes off a half."""
+    return np.floor(values + 0.5 + 1e-6).astype(np.uint8)
 
 
 def linear_light(values: NDArray[np.float64]) -> NDArray[np.float64]:

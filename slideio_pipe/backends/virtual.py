@@ -88,6 +88,8 @@ class VirtualTiff:
         ``(column, row) -> (tile.height, tile.width, 3) uint8``. Called from whichever thread fetches pixels, for one
         tile at a time. It should not refer to whoever keeps the ``VirtualTiff``: such a circle would hold libvips'
         decoded tiles until the garbage collector runs.
+    fail_on : str
+        ``"warning"`` makes the first fetch of a tile whose ``read_tile`` raised an error of libvips.
 
     Attributes
     ----------
@@ -96,14 +98,14 @@ class VirtualTiff:
         may not outlive the image it was made on.
     """
 
-    def __init__(self, size: Size, tile: Size, read_tile: ReadTile) -> None:
+    def __init__(self, size: Size, tile: Size, read_tile: ReadTile, *, fail_on: str = "none") -> None:
         # libvips refuses tiles much larger than the image; a single tile may be cut to it.
         self._tile = Size(min(tile.width, _multiple_of_16(size.width)), min(tile.height, _multiple_of_16(size.height)))
         self._feed = _Feed(_layout(size, self._tile), self._tile, read_tile)
         source = pyvips.SourceCustom()
         source.on_read(self._feed.read)
         source.on_seek(self._feed.seek)
-        self.image: Any = pyvips.Image.tiffload_source(source).copy(interpretation="srgb")
+        self.image: Any = pyvips.Image.tiffload_source(source, fail_on=fail_on).copy(interpretation="srgb")
         # libvips calls back through handles that the Python source owns. pyvips hands an image's references on to
         # every image made from it; without this one the process dies when the last Python source does.
         self.image._references.append(source)
