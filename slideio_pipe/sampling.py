@@ -117,6 +117,9 @@ class Sampler:
     def _fetch(self, level: int, rect: Rect) -> NDArray[np.uint8]:
         """Return level pixels, (h, w, 3) uint8, decoded in this thread."""
         slide = self.slide
+        stored = slide.stored_tile(level, rect)
+        if stored is not None:
+            return stored
         try:
             buffer = self._region(level).fetch(*rect)
         except pyvips.Error as error:

@@ -230,6 +230,10 @@ class Slide:
             raise ConfigError(f'no associated image "{name}"', slide=self.name, remedy=f"there are: {known}")
         return self._pixels(self._backend.associated_image(name))
 
+    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
+        """Return ``rect`` (level px) if it is one stored tile that is decoded sooner from its own bytes, else None."""
+        return self._backend.stored_tile(level, rect)
+
     def raise_failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> None:
         """Raise why ``pixels``, just fetched from ``rect`` (level px), are not the slide's; libvips does not always."""
         failure = self._backend.failure(level, rect, pixels)

@@ -88,6 +88,20 @@ def test_tiles_equal_tifffile(shared_data: Path, file: str, page: int, mpp: floa
         assert np.array_equal(tile[: inside.shape[0], : inside.shape[1]], inside)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 2)])
+def test_tiles_on_the_stored_grid_equal_a_crop(tmp_path: Path, subsampling: tuple[int, int], threads: int) -> None:
+    """They are decoded from their own bytes, past libvips; duplicates and edge tiles included, all pixels the same."""
+    path = write_pyramid(
+        tmp_path / "a.tif", coordinate_pixels(700, 500), (1,), tile=128, compression="jpeg", subsampling=subsampling
+    )
+    expected = np.pad(tifffile.imread(path), ((0, 12), (0, 68), (0, 0)), constant_values=255)
+    view = open_slide(path).view()
+    origins = np.concatenate([TileGrid(view, 128, edge="pad").origins] * 2)
+    for (x, y), tile in zip(origins.tolist(), TileReader(view, 128).read(origins, threads=threads), strict=True):
+        assert np.array_equal(tile, expected[y : y + 128, x : x + 128])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(-80, 320), st.integers(-80, 240)), max_size=25), st.integers(1, 4))
 def test_any_list_of_tiles_is_right(origins: list[tuple[int, int]], threads: int) -> None:

@@ -36,7 +36,7 @@ def naive_starts(length: int, tile: int, stride: int, edge: str) -> list[int]:
     return starts
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.integers(1, 300),
     st.integers(1, 300),

@@ -48,6 +48,11 @@ class NumpyBackend:
         """Raise KeyError: an array has no label, macro or thumbnail."""
         raise KeyError(name)
 
+    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
+        """Return None: there are no stored tiles."""
+        del level, rect
+        return None
+
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
         """Return None: libvips tells of every failure here, every time."""
         del level, rect, pixels
@@ -115,6 +120,11 @@ class ZarrBackend:
     def associated_image(self, name: str) -> Any:
         """Raise KeyError: an array has no label, macro or thumbnail."""
         raise KeyError(name)
+
+    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
+        """Return None: chunks pass through libvips' cache, which neighbours share."""
+        del level, rect
+        return None
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
         """Return why pixels of ``rect`` could not be decoded."""

@@ -48,6 +48,10 @@ class Backend(Protocol):
         """Return the lazy image of a label, macro or thumbnail page."""
         ...
 
+    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
+        """Return ``rect`` (level px) if it is one stored tile that is decoded sooner from its own bytes, else None."""
+        ...
+
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
         """Return why ``pixels``, just fetched from ``rect`` (level px), are not the slide's, or None when they are.
 

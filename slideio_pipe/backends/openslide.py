@@ -68,6 +68,11 @@ class OpenSlideBackend:
                 self._associated[name] = VirtualTiff(Size(width, height), tile, read)
             return self._associated[name].image
 
+    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
+        """Return None: OpenSlide gives no encoded bytes."""
+        del level, rect
+        return None
+
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
         """Return why pixels of ``rect`` could not be decoded."""
         del pixels

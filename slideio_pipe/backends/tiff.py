@@ -61,6 +61,7 @@ class TiffBackend:
                 raise UnsupportedSlideError(level.refusal, slide=path.name, remedy=_CONVERT)
         self._images: dict[TiffPage, Any] = {}
         self._virtual: dict[TiffPage, VirtualTiff] = {}
+        self._decoders: dict[TiffPage, TileDecoder] = {}
         self._black: set[tuple[int, int, int]] = set()  # (level, column, row) of tiles that are black in the file
         self._lock = threading.Lock()
         self.facts = facts_of(self._header, self.name)
@@ -75,6 +76,23 @@ class TiffBackend:
         if page.refusal:
             raise UnsupportedSlideError(f"{name}: {page.refusal}", slide=self._path.name, remedy=_CONVERT)
         return self._image(page)
+
+    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
+        """Return ``rect`` (level px) if it is one whole JPEG tile, else None.
+
+        Its own bytes are decoded in 0.39 ms where libvips, its cache and its copies take 0.55 (Aperio, 240 px;
+        ``tests/benchmarks/reading.py``). Nothing is cached: tiles on the grid are each read once.
+        """
+        page = self._header.levels[level]
+        (column, left), (row, top) = divmod(rect.x, page.tile.width), divmod(rect.y, page.tile.height)
+        whole = not (left or top) and (rect.width, rect.height) == page.tile
+        if not whole or page.compression != JPEG or not page.tiled or page.page.samplesperpixel != 3:
+            return None
+        decoder = self._decoders.get(page)
+        if decoder is None:
+            with self._lock:
+                decoder = self._decoders.setdefault(page, TileDecoder(self._path, page))
+        return decoder.read(column, row)
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
         """Return why ``pixels`` of ``rect`` are not the slide's, if they are not.
@@ -178,21 +196,24 @@ class TileDecoder:
         """
         tile = self._page.tile
         first = row * self._columns + column
-        out = np.full((tile.height, tile.width, 3), 255, np.uint8)
+        pixels = np.zeros((0, 0, 3), np.uint8)
         try:
             last = max(first + 1, len(self._page.page.dataoffsets))  # at least one, which may turn out to be missing
             planes = [self._decode(index) for index in range(first, last, self._plane)]
             stored = [plane for plane in planes if plane is not None]
             if len(stored) == len(planes):
                 pixels = to_rgb(np.concatenate(stored, axis=2) if len(stored) > 1 else stored[0])
-                height, width = min(tile.height, pixels.shape[0]), min(tile.width, pixels.shape[1])
-                out[:height, :width] = pixels[:height, :width]
         except Exception as error:  # codecs raise whatever the damage leads to
             raise CorruptSlideError(
                 f"tile ({column}, {row}) of directory {self._page.directory} cannot be decoded ({error})",
                 slide=self._slide,
                 remedy="copy the slide again, or leave this region out",
             ) from error
+        if pixels.shape == (tile.height, tile.width, 3):
+            return pixels
+        out = np.full((tile.height, tile.width, 3), 255, np.uint8)
+        height, width = min(tile.height, pixels.shape[0]), min(tile.width, pixels.shape[1])
+        out[:height, :width] = pixels[:height, :width]
         return out
 
     def _decode(self, index: int) -> NDArray[np.uint8] | None:

@@ -249,6 +249,8 @@ def _describe(page: Any, tif: tifffile.TiffFile) -> TiffPage:
     tagged_ycbcr = int(page.photometric) == _YCBCR
     size = Size(int(page.imagewidth), int(page.imagelength))
     tile = Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(size.width, _strip_height(page))
+    if min(tile) < 1:
+        raise ValueError("a stored tile has no pixels")
     return TiffPage(
         size=size,
         tile=tile,
