@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import rgb2lab, rgb_from_hed
 
@@ -139,6 +139,7 @@ def test_rows_of_any_length_are_stains() -> None:
 # -- maps ----------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.tuples(factors, factors, factors), st.tuples(*[st.floats(-0.5, 0.5)] * 3))
 def test_jitter_does_to_concentrations_what_it_says(alpha: tuple[float, ...], beta: tuple[float, ...]) -> None:
     """Concentrations c become alpha·c + beta: Tellez et al. 2018, solved stain by stain."""
