@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 from skimage import color
 
+from slideio_pipe.augment.cpu import apply_cpu
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.on_device import CHUNK_PX, DeviceProgram, warp
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
@@ -245,6 +246,28 @@ def test_noise_depends_on_its_seed_alone(device: str) -> None:
     assert torch.equal(mixed[1:], torch.floor(alone * 10 + 128 + 0.5).clamp(0, 255).to(torch.uint8))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_one_noise_operation_differs_between_tiles(device: str) -> None:
+    """One draw for a whole bag gives each tile its own noise, by its bytes or by its place, in any batch and layout."""
+    program = DeviceProgram(program_operations(3), normalize=Normalize.imagenet())
+    tiles = torch.full((3, 3, 64, 64), 128, dtype=torch.uint8, device=device)
+    tiles[1, 0, 5, 6] += 1
+    tiles[2, 0, 6, 5] += 1
+    by_bytes, by_place = program(tiles), program(tiles, places=[4, 2**33, 9])
+    for result in (by_bytes, by_place):
+        noise_of = result[:, 1].double().flatten(1)
+        assert torch.corrcoef(noise_of).fill_diagonal_(0).abs().max() < 0.1
+    assert torch.equal(program(tiles[[2]].contiguous(memory_format=torch.channels_last)), by_bytes[2:])
+    assert torch.equal(program(tiles.flip(0), places=[9, 2**33, 4]).flip(0)[::2], by_place[::2])
+    per_tile = DeviceProgram([(), program_operations(3), ()], normalize=Normalize.imagenet())
+    assert torch.equal(per_tile(tiles, places=[0, 2**33, 0])[1], by_place[1])
+
+
+def program_operations(seed: int) -> tuple[Operation, ...]:
+    """Return the operations of the test above."""
+    return (Tone(brightness=0.9), Noise(sigma=10, seed=seed))
+
+
 def test_opaque_operations_are_refused_by_name() -> None:
     """A transform that was not lowered is named, in whichever tile it is."""
     opaque = Opaque(name="CoarseDropout", transform={}, seed=0)
@@ -264,6 +287,8 @@ def test_bad_tiles_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=reason):
             program(tiles)
+    with pytest.raises(ConfigError, match="2 places for 1 tiles"):
+        program(colours(n=1), places=[1, 2])
     with pytest.raises(ConfigError, match="int8"):
         DeviceProgram((), normalize=None, dtype=torch.int8)
 
@@ -274,6 +299,16 @@ def test_empty_batches_pass() -> None:
     assert DeviceProgram([], normalize=Normalize.imagenet())(nothing).shape == (0, 3, 8, 8)
     assert DeviceProgram(CHAINS["light"], normalize=None)(nothing).shape == (0, 3, 8, 8)
     assert warp(nothing, np.empty((0, 6)), Size(5, 4)).shape == (0, 3, 4, 5)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_numpy_executor_agrees(name: str) -> None:
+    """The executor of decoded tiles on the CPU is within one level, for one draw and for one per tile."""
+    tiles = colours(n=2)
+    pixels = tiles.permute(0, 2, 3, 1).numpy()
+    for operations in (CHAINS[name], [CHAINS[name], CHAINS["light"]]):
+        ours = DeviceProgram(operations, normalize=None)(tiles)
+        assert np.abs(levels(ours) - apply_cpu(pixels, operations)).max() <= 1
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
@@ -296,16 +331,16 @@ class Case:
 
     name: str
     affine: Affine
-    size: Size = Size(90, 70)
+    size: Size
 
 
 ROTATION = Affine(a=0.9, b=-0.4, c=25.5, d=0.4, e=0.9, f=-8.25)
 CASES = [
     Case("identity", Affine(), Size(96, 64)),
-    Case("shift", Affine.translation(3.5, -2.25)),
-    Case("rotation", ROTATION),
+    Case("shift", Affine.translation(3.5, -2.25), Size(90, 70)),
+    Case("rotation", ROTATION, Size(90, 70)),
     Case("magnified", Affine.scaling(1.7, 2.3), Size(200, 180)),
-    Case("sheared", Affine(a=1, b=0.3, c=-5, d=0, e=1, f=2)),
+    Case("sheared", Affine(a=1, b=0.3, c=-5, d=0, e=1, f=2), Size(90, 70)),
 ]
 
 
