@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -13,8 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from slideio_pipe import picture
+from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.geometry import Mpp
+from slideio_pipe.geometry import Mpp, Size
 from slideio_pipe.reader import TileReader
 from slideio_pipe.tiling import TileGrid
 from slideio_pipe.view import SlideView
@@ -122,11 +125,16 @@ class TileBag(ArrayLikeBag):
         Made over the same view.
     label : int, float or str, optional
         The slide's label, carried along.
+    tile_transform : an albumentationsxl transform, optional
+        Drawn once per tile, on top of what the view drew for the whole slide. Its geometry samples the slide itself:
+        what turns into a corner is tissue, not black, and a tile shown smaller is read from a coarser level.
+    seed, epoch : int
+        What the tiles' draws depend on, beside the slide's name and the tile's number.
 
     Raises
     ------
     ConfigError
-        The grid belongs to another view.
+        The grid belongs to another view, or the transform draws tiles of different sizes.
 
     Examples
     --------
@@ -139,7 +147,16 @@ class TileBag(ArrayLikeBag):
     ((2, 100, 100, 3), 7)
     """
 
-    def __init__(self, view: SlideView, grid: TileGrid, *, label: Label = None) -> None:
+    def __init__(
+        self,
+        view: SlideView,
+        grid: TileGrid,
+        *,
+        label: Label = None,
+        tile_transform: Any = None,
+        seed: int = 0,
+        epoch: int = 0,
+    ) -> None:
         if grid.view != view:
             raise ConfigError(
                 f"the grid was made over {grid.view!r}, not {view!r}",
@@ -148,13 +165,32 @@ class TileBag(ArrayLikeBag):
             )
         self.view, self.grid, self.label = view, grid, label
         self.name, self.view_mpp = view.slide.name, view.mpp
-        self.shape = (len(grid), grid.tile_size, grid.tile_size, 3)
+        self.tile_transform, self.seed, self.epoch = tile_transform, seed, epoch
+        canvas = Size(grid.tile_size, grid.tile_size) if tile_transform is None else self.draw(0).canvas
+        self.shape = (len(grid), canvas.height, canvas.width, 3)
         self.coords, self.grid_index, self.tissue = grid.coords, grid.index, grid.tissue
 
     @classmethod
     def from_coords(cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, *, label: Label = None) -> TileBag:
         """Return the bag of tiles at given level-0 corners (N, 2), x first, in that order."""
         return cls(view, TileGrid.from_coords(view, coords, tile_size), label=label)
+
+    def draw(self, index: int) -> Draw:
+        """Return what the tile transform does to tile ``index``; the same whenever it is asked for."""
+        # albumentationsxl takes three seconds to import: whoever draws nothing does not wait for it.
+        from slideio_pipe.augment.drawing import draw, needs_slide
+
+        size = Size(self.grid.tile_size, self.grid.tile_size)
+        colour = self.view.slide.colour if needs_slide(self.tile_transform) else None
+        return draw(
+            self.tile_transform,
+            seed=self.seed,
+            epoch=self.epoch,
+            slide=self.name,
+            tile=index,
+            size=size,
+            colour=colour,
+        )
 
     @cached_property
     def _reader(self) -> TileReader:
@@ -168,7 +204,25 @@ class TileBag(ArrayLikeBag):
         CorruptSlideError
             A tile cannot be decoded.
         """
-        return self._reader.read(self.grid.origins[np.asarray(indices, np.int64)], out, threads=threads)
+        return self._read(indices, out, threads=threads, colours=True)
+
+    def operations(self, index: int) -> tuple[Operation, ...]:
+        """Return every colour operation of tile ``index``, the view's first: what ``read_uncoloured`` leaves out."""
+        view = () if self.view.draw is None else self.view.draw.operations
+        return view if self.tile_transform is None else view + self.draw(index).operations
+
+    def read_uncoloured(
+        self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
+    ) -> NDArray[np.uint8]:
+        """Return tiles as ``read`` does, moved but with the slide's own colours, for a device to colour."""
+        return self._read(indices, out, threads=threads, colours=False)
+
+    def _read(
+        self, indices: ArrayLike, out: NDArray[np.uint8] | None, *, threads: int, colours: bool
+    ) -> NDArray[np.uint8]:
+        wanted = np.asarray(indices, np.int64)
+        draws = None if self.tile_transform is None else [self.draw(int(k)) for k in wanted]
+        return self._reader.read(self.grid.origins[wanted], out, draws=draws, colours=colours, threads=threads)
 
     def provenance(self) -> dict[str, Any]:
         """Return everything needed to make this bag again, JSON-able; stores keep it."""
@@ -183,16 +237,25 @@ class TileBag(ArrayLikeBag):
                 "affine": list(self.view.affine.as_tuple()),
                 "level": self.view.level,
                 "shrink": list(self.view.choice.shrink),
-                "draw": None,
+                "draw": None if self.view.draw is None else self.view.draw.to_json(),
             },
             "grid": self.grid.provenance(),
             "tissue": None if self.grid.mask is None else self.grid.mask.provenance(),
+            "tile_draw": self._tile_provenance(),
             "label": self.label,
             "packages": package_versions(),
         }
 
+    def _tile_provenance(self) -> dict[str, Any] | None:
+        """Return the tile transform as albumentationsxl writes it, and what its draws depend on."""
+        if self.tile_transform is None:
+            return None
+        written = self.tile_transform.to_dict()["transform"]
+        return {"transform": json.loads(json.dumps(written)), "seed": self.seed, "epoch": self.epoch}
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(TileBag, label=self.label), (self.view, self.grid)
+        drawn = {"tile_transform": self.tile_transform, "seed": self.seed, "epoch": self.epoch}
+        return partial(TileBag, label=self.label, **drawn), (self.view, self.grid)
 
     def __repr__(self) -> str:
         n, h, w, _ = self.shape

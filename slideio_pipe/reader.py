@@ -4,21 +4,32 @@ A reader is given any list of tiles. It visits them in storage order, so that a 
 several tiles need it, and writes each into its slot of the caller's array. Threads share one image per level, and with
 it libvips' cache of decoded tiles; each has a region of its own.
 
-How a tile's pixels are computed is the sampler's business (``sampling``).
+The geometry of a tile, its own draw's and its view's, is one affine, sampled from the coarsest level that is fine
+enough (``sampling``); colours follow on the decoded pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+import pyvips
 from numpy.typing import ArrayLike, NDArray
 
+from slideio_pipe.augment.cpu import ColourProgram
+from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.lazy import apply_lazy
+from slideio_pipe.augment.operations import Opaque
 from slideio_pipe.backends.vips import check_process
-from slideio_pipe.errors import ConfigError
-from slideio_pipe.geometry import Rect
+from slideio_pipe.errors import ConfigError, CorruptSlideError
+from slideio_pipe.geometry import SAME_RESOLUTION, Affine, LevelChoice, Rect, Size
 from slideio_pipe.sampling import Sampler
 from slideio_pipe.view import SlideView
+
+ReadRun = Callable[[NDArray[np.int64]], None]
 
 # Tiles a thread takes at a time: long enough that taking is free, short enough that threads stay in one storage row.
 _RUN = 8
@@ -51,15 +62,27 @@ class TileReader:
         self.view, self.tile_size = view, tile_size
         self._sampler = Sampler(view.slide)
 
-    def read(self, origins: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
+    def read(
+        self,
+        origins: ArrayLike,
+        out: NDArray[np.uint8] | None = None,
+        *,
+        draws: Sequence[Draw] | None = None,
+        colours: bool = True,
+        threads: int = 1,
+    ) -> NDArray[np.uint8]:
         """Read tiles; ``out[k]`` is the tile at ``origins[k]``, whatever order they are visited in.
 
         Parameters
         ----------
         origins : (n, 2) int
-            Top-left corners (x, y), view px. What lies outside the view is white.
-        out : (n, tile_size, tile_size, 3) uint8, C-contiguous, optional
-            Where the pixels go; allocated when not given.
+            Top-left corners (x, y), view px. What lies outside the slide is white.
+        out : (n, H, W, 3) uint8, C-contiguous, optional
+            Where the pixels go; allocated when not given. H and W are ``tile_size``, or the canvas of the draws.
+        draws : sequence of Draw, optional
+            One per tile, all with the same canvas.
+        colours : bool
+            Whether colour operations are applied; False leaves them to the device.
         threads : int
             How many threads decode.
 
@@ -71,8 +94,15 @@ class TileReader:
             The process was forked after libvips had worked.
         """
         check_process()
+        if draws is not None and len({draw.canvas for draw in draws}) > 1:
+            raise ConfigError(
+                "the tile transform draws tiles of different sizes",
+                slide=self.view.slide.name,
+                remedy="end it with Resize(height, width) or RandomResizedCrop(size)",
+            )
         corners = np.asarray(origins, np.int64).reshape(-1, 2)
-        shape = (len(corners), self.tile_size, self.tile_size, 3)
+        canvas = draws[0].canvas if draws else Size(self.tile_size, self.tile_size)
+        shape = (len(corners), canvas.height, canvas.width, 3)
         target = np.empty(shape, np.uint8) if out is None else out
         flags = target.flags
         if target.shape != shape or target.dtype != np.uint8 or not (flags.c_contiguous and flags.writeable):
@@ -81,13 +111,30 @@ class TileReader:
                 slide=self.view.slide.name,
                 remedy=f"pass uint8 {shape}",
             )
-        order = self.storage_order(corners)
+
+        def read_run(positions: NDArray[np.int64]) -> None:
+            for k in positions:
+                x, y = (int(v) for v in corners[k])
+                self._read_tile(x, y, None if draws is None else draws[k], target[k], colours)
+
+        self._in_threads(read_run, self.storage_order(corners), threads)
+        return target
+
+    def storage_order(self, origins: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return positions sorted by row of stored tiles, then by x: every stored tile is then decoded once."""
+        view = self.view
+        plain = view.to_plain.apply(origins + 0.5 * self.tile_size) if view.draw else origins
+        stored = view.slide.tile_sizes[view.level].height / view.choice.shrink[1]
+        rows = np.floor_divide(plain[:, 1], max(1.0, stored))
+        return np.lexsort((plain[:, 1], plain[:, 0], rows)).astype(np.int64)
+
+    def _in_threads(self, read_run: ReadRun, order: NDArray[np.int64], threads: int) -> None:
         if threads <= 1 or len(order) <= _RUN:
-            self._read_run(order, corners, target)
-            return target
+            read_run(order)
+            return
         runs = [order[start : start + _RUN] for start in range(0, len(order), _RUN)]
         with ThreadPoolExecutor(min(threads, len(runs)), thread_name_prefix="slideio-read") as pool:
-            futures = [pool.submit(self._read_run, run, corners, target) for run in runs]
+            futures = [pool.submit(read_run, run) for run in runs]
             try:
                 for future in futures:
                     future.result()
@@ -95,16 +142,97 @@ class TileReader:
                 for future in futures:
                     future.cancel()
                 raise
-        return target
 
-    def storage_order(self, origins: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return positions sorted by row of stored tiles, then by x: every stored tile is then decoded once."""
-        stored = self.view.slide.tile_sizes[self.view.level].height / self.view.choice.shrink[1]
-        rows = np.floor_divide(origins[:, 1], max(1.0, stored))
-        return np.lexsort((origins[:, 1], origins[:, 0], rows)).astype(np.int64)
+    def _read_tile(self, x: int, y: int, draw: Draw | None, slot: NDArray[np.uint8], colours: bool) -> None:
+        if self._graph is not None:
+            self._read_lazily(x, y, draw, slot)
+        elif draw is None and not self.view.moves:
+            self._sampler.plain(self.view.choice, Rect(x, y, self.tile_size, self.tile_size), slot)
+        else:
+            self._read_drawn(x, y, draw, slot)
+        if colours:
+            self._colour(draw, slot)
 
-    def _read_run(self, positions: NDArray[np.int64], origins: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        side = self.tile_size
-        for k in positions:
-            x, y = (int(v) for v in origins[k])
-            self._sampler.plain(self.view.choice, Rect(x, y, side, side), out[k])
+    def _read_drawn(self, x: int, y: int, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
+        """Sample a tile through its own affine and the view's: one product, one interpolation."""
+        to_view = Affine.translation(x, y)
+        if draw is not None and draw.moves:
+            to_view = to_view @ Affine.from_tuple(draw.affine).inverse()
+        choice, to_choice = self._resolution(to_view)
+        affine = to_choice @ self.view.to_plain @ to_view
+        if _is_shift(affine):
+            rect = Rect(round(affine.c), round(affine.f), slot.shape[1], slot.shape[0])
+            self._sampler.plain(choice, rect, slot)
+        else:
+            self._sampler.drawn(choice, affine, slot)
+
+    def _resolution(self, to_view: Affine) -> tuple[LevelChoice, Affine]:
+        """Return the plain resolution a tile is sampled from, and the affine from plain px of the view to px there.
+
+        A tile that shows more of the view than it has pixels is sampled from a coarser one: a 1024-px tile shown in
+        224 px needs a sixteenth of the stored pixels.
+        """
+        view = self.view
+        shrink = np.linalg.svd(to_view.matrix()[:2, :2], compute_uv=False).min()
+        if shrink <= 1 + SAME_RESOLUTION:
+            return view.choice, Affine()
+        dx, dy = view.downsample
+        choice = view.slide.pyramid.choose((dx * shrink, dy * shrink))
+        cx, cy = view.slide.pyramid.downsample_at(choice)
+        return choice, Affine.scaling(dx / cx, dy / cy)
+
+    def _colour(self, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
+        if self._program is not None:
+            self._program.apply(slot, slot)
+        if draw is None or not draw.operations:
+            return
+        if draw.lowered:
+            ColourProgram(draw.operations).apply(slot, slot)
+        else:
+            image = pyvips.Image.new_from_array(slot).copy(interpretation="srgb")
+            still = draw.model_copy(update={"size": draw.canvas})
+            slot[:] = apply_lazy(image, still, operations_only=True).numpy()
+
+    @cached_property
+    def _program(self) -> ColourProgram | None:
+        """The colours of the view, compiled once; None where there are none, or the graph has done them."""
+        draw = self.view.draw
+        if draw is None or not draw.operations or not draw.lowered:
+            return None
+        return ColourProgram(draw.operations)
+
+    @cached_property
+    def _graph(self) -> Any:
+        """The view's libvips graph, when a transform of it runs in no other way; else None."""
+        draw = self.view.draw
+        return None if draw is None or draw.lowered else self.view.image
+
+    def _read_lazily(self, x: int, y: int, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
+        if draw is not None and draw.moves:
+            names = ", ".join(o.name for o in self.view.draw.operations if isinstance(o, Opaque))  # type: ignore[union-attr]
+            raise ConfigError(
+                f"{names} runs lazily only, and tiles of such a view cannot be moved",
+                slide=self.view.slide.name,
+                remedy="put the geometry into the slide's transform, or leave the other out",
+            )
+        inside = Rect(x, y, self.tile_size, self.tile_size).intersect(Rect(0, 0, *self.view.size))
+        slot[:] = 255
+        if inside.width and inside.height:
+            top, left = inside.y - y, inside.x - x
+            try:
+                pixels = self._graph.crop(*inside).numpy()
+            except pyvips.Error as error:
+                reason = " ".join(str(error).split())
+                raise CorruptSlideError(
+                    f"pixels near view px ({x}, {y}) cannot be decoded ({reason})",
+                    slide=self.view.slide.name,
+                    remedy="copy the slide again, or leave this region out",
+                ) from error
+            slot[top : top + inside.height, left : left + inside.width] = pixels
+
+
+def _is_shift(affine: Affine) -> bool:
+    """Return whether an affine moves by whole pixels and does nothing else."""
+    linear = (affine.a, affine.b, affine.d, affine.e)
+    near = all(abs(value - one) < 1e-9 for value, one in zip(linear, (1, 0, 0, 1), strict=True))
+    return near and all(abs(shift - round(shift)) < 1e-6 for shift in (affine.c, affine.f))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe import picture
+from slideio_pipe.augment.stains import SlideColour, slide_colour
 from slideio_pipe.backends import open_backend
 from slideio_pipe.backends.array import NumpyBackend
 from slideio_pipe.backends.base import MAX_PLAUSIBLE_MPP, Backend, Facts
@@ -196,15 +198,44 @@ class Slide:
             "mpp_source": self.mpp_source,
         }
 
-    def view(self, *, mpp: float | tuple[float, float] | None = None) -> SlideView:
+    def view(
+        self,
+        *,
+        mpp: float | tuple[float, float] | None = None,
+        transform: Any = None,
+        seed: int = 0,
+        epoch: int = 0,
+    ) -> SlideView:
         """Return the slide at ``mpp`` µm per pixel, lazily; None is level 0 as stored.
+
+        Parameters
+        ----------
+        mpp : float or (float, float), optional
+            µm per view pixel.
+        transform : an albumentationsxl transform, optional
+            Drawn once for the whole slide: every tile of the view shares its stain, its colours and its rotation.
+        seed, epoch : int
+            What the draw depends on, beside the slide's name.
 
         Examples
         --------
         >>> open_slide(np.zeros((600, 800, 3), np.uint8), slide_mpp=0.25).view(mpp=1.0).size
         Size(width=200, height=150)
         """
-        return SlideView.at(self, mpp)
+        view = SlideView.at(self, mpp)
+        if transform is None:
+            return view
+        # albumentationsxl takes three seconds to import: whoever draws nothing does not wait for it.
+        from slideio_pipe.augment.drawing import draw, needs_slide
+
+        colour = self.colour if needs_slide(transform) else None
+        drawn = draw(transform, seed=seed, epoch=epoch, slide=self.name, size=view.plain_size, colour=colour)
+        return replace(view, draw=drawn)
+
+    @cached_property
+    def colour(self) -> SlideColour:
+        """The slide's own stains and colour statistics, measured once in tissue tiles at full resolution."""
+        return slide_colour(self)
 
     def level_image(self, level: int) -> Any:
         """Return a stored level as a lazy 3-band uchar ``pyvips.Image``, shared by all callers."""

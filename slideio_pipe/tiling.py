@@ -94,7 +94,7 @@ class TileGrid:
         origins, index = np.stack([x, y], axis=1), np.stack([c, r], axis=1)
         fractions = np.full(len(origins), np.nan, np.float32)
         if tissue is not None:
-            fractions = tissue.fractions(_rects_level0(view, origins, self.tile_size))
+            fractions = _fractions(view, tissue, origins, self.tile_size)
             # A fraction is a ratio of areas in float32: half a pixel of a 4096-px tile is 3e-8 of it.
             kept = np.flatnonzero(fractions >= self.config.min_tissue - 1e-6)
             origins, index, fractions = origins[kept], index[kept], fractions[kept]
@@ -166,9 +166,11 @@ class TileGrid:
         for array in (self.origins, self.coords, self.index, self.tissue):
             array.flags.writeable = False
 
-    def rects_level0(self) -> NDArray[np.float64]:
-        """Return (N, 4) x, y, width, height of every tile in level-0 px, unrounded."""
-        return _rects_level0(self.view, self.origins, self.tile_size)
+    def corners_level0(self) -> NDArray[np.float64]:
+        """Return (N, 4, 2) corners of every tile in level-0 px, unrounded, clockwise in the view from its origin."""
+        side = self.tile_size
+        corners = np.array([(0, 0), (side, 0), (side, side), (0, side)])
+        return self.view.affine.apply(self.origins[:, None, :] + corners)
 
     def provenance(self) -> dict[str, Any]:
         """Return how the grid was made, JSON-able."""
@@ -182,11 +184,11 @@ class TileGrid:
 
     def plot(self, max_size: int = 1024) -> Image.Image:
         """Return the slide with the tissue outlined and every tile as a box."""
-        image = picture.fit(self.view.slide.thumbnail(max_size), max_size)
+        image = self.view.plot(max_size)
         if self.mask is not None:
-            image = picture.tint_mask(image, self.mask.mask)
-        scale = image.width / self.view.slide.pyramid.levels[0].width
-        return picture.draw_boxes(image, self.rects_level0() * scale)
+            image = picture.tint_mask(image, (self.mask.through(self.view) if self.view.moves else self.mask).mask)
+        side = np.full_like(self.origins, self.tile_size)
+        return picture.draw_boxes(image, np.hstack([self.origins, side]) * (image.width / self.view.size.width))
 
     def _repr_html_(self) -> str:
         facts = {"tiles": f"{len(self):,}", **{k: v for k, v in self.provenance().items() if v is not None}}
@@ -224,6 +226,13 @@ def _positions(length: int, config: GridConfig) -> NDArray[np.int64]:
     if config.edge == "shift" and starts[-1] + tile < length:
         starts = np.append(starts, length - tile)
     return starts
+
+
+def _fractions(view: SlideView, tissue: TissueMask, origins: NDArray[np.int64], tile_size: int) -> NDArray[np.float32]:
+    """Return the tissue fraction of every tile; a view that turns the slide turns the mask with it."""
+    if not view.moves:
+        return tissue.fractions(_rects_level0(view, origins, tile_size))
+    return tissue.through(view).fractions(np.hstack([origins, np.full_like(origins, tile_size)]))
 
 
 def _rects_level0(view: SlideView, origins: NDArray[np.int64], tile_size: int) -> NDArray[np.float64]:

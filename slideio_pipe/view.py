@@ -6,14 +6,22 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyvips
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
+from slideio_pipe import picture
+from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.lazy import apply_lazy
+from slideio_pipe.augment.stains import SlideColour
 from slideio_pipe.errors import ConfigError, UpsamplingWarning
 from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Pyramid, Rect, Size, round_half_up
+from slideio_pipe.progress import Report
+from slideio_pipe.pyramid_file import save_pyramid
 
 
 class PyramidSource(Protocol):
@@ -33,6 +41,8 @@ class PyramidSource(Protocol):
     def raise_failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> None: ...
     def provenance(self) -> dict[str, Any]: ...
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]: ...
+    @property
+    def colour(self) -> SlideColour: ...
 
 
 def _whole_shrinks(length: int, shrink: float) -> int:
@@ -59,6 +69,8 @@ class SlideView:
         The slide looked at.
     choice : LevelChoice
         The stored level it is read from and the factor it is shrunk by.
+    draw : Draw, optional
+        An augmentation drawn for this slide at this resolution; the same for every pixel of the view.
 
     Examples
     --------
@@ -72,6 +84,7 @@ class SlideView:
 
     slide: PyramidSource
     choice: LevelChoice
+    draw: Draw | None = None
 
     @classmethod
     def at(cls, slide: PyramidSource, mpp: float | tuple[float, float] | None) -> SlideView:
@@ -95,7 +108,10 @@ class SlideView:
         choice = slide.pyramid.choose((wanted.x / own.x, wanted.y / own.y))
         if min(choice.shrink) < 1:
             warnings.warn(
-                UpsamplingWarning(f"{slide.name}: {wanted.mean:g} µm wanted of a slide scanned at {own.mean:g} µm"),
+                UpsamplingWarning(
+                    f"{slide.name}: {wanted.mean:g} µm wanted of a slide scanned at {own.mean:g} µm; "
+                    "its pixels are interpolated"
+                ),
                 stacklevel=3,
             )
         return cls(slide, choice)
@@ -111,25 +127,99 @@ class SlideView:
         return self.slide.pyramid.levels[self.level]
 
     @property
-    def size(self) -> Size:
-        """Width and height in view pixels."""
+    def plain_size(self) -> Size:
+        """Width and height before the augmentation moved anything."""
         return self.slide.pyramid.size_at(self.choice)
 
     @property
+    def size(self) -> Size:
+        """Width and height in view pixels; of a rotated slide, the canvas it fits on."""
+        return self.plain_size if self.draw is None else self.draw.canvas
+
+    @property
     def downsample(self) -> tuple[float, float]:
-        """Level-0 pixels per view pixel, along x and y."""
+        """Level-0 pixels per plain pixel, along x and y: before any augmentation."""
         return self.slide.pyramid.downsample_at(self.choice)
+
+    @property
+    def moves(self) -> bool:
+        """Whether the augmentation moves pixels."""
+        return self.draw is not None and self.draw.moves
+
+    @property
+    def to_plain(self) -> Affine:
+        """From view pixels to plain pixels: undoes the augmentation's affine."""
+        return Affine() if self.draw is None else Affine.from_tuple(self.draw.affine).inverse()
 
     @property
     def mpp(self) -> Mpp | None:
         """The resolution the view really has, in µm per view pixel; None when the slide's is not known."""
-        own = self.slide.mpp
-        return None if own is None else Mpp(own.x * self.downsample[0], own.y * self.downsample[1])
+        own, affine = self.slide.mpp, self.affine
+        if own is None:
+            return None
+        return Mpp(math.hypot(affine.a * own.x, affine.d * own.y), math.hypot(affine.b * own.x, affine.e * own.y))
 
     @property
     def affine(self) -> Affine:
         """From view pixels to level-0 pixels."""
-        return Affine.scaling(*self.downsample)
+        scaled = Affine.scaling(*self.downsample)
+        return scaled @ self.to_plain if self.moves else scaled
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        quality: int = 90,
+        overwrite: bool = False,
+        progress: Report | bool | None = None,
+    ) -> Path:
+        """Write the whole view, augmentation included, as a tiled pyramid TIFF (JPEG), in bounded memory.
+
+        Raises
+        ------
+        OutputExistsError, OutputError
+            It cannot be written; nothing is left under ``path``.
+        CorruptSlideError
+            Pixels cannot be decoded.
+        """
+        target = Path(path)
+        save_pyramid(
+            self.image,
+            target,
+            mpp=self.mpp,
+            quality=quality,
+            overwrite=overwrite,
+            progress=progress,
+            name=self.slide.name,
+        )
+        return target
+
+    def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]:
+        """Return the whole view, its augmentation included, with its longer side at most ``max_size`` px."""
+        if self.draw is None:
+            return self.slide.thumbnail(max_size)
+        factor = max(1.0, max(self.size) / max_size)
+        small = self.slide.thumbnail(max(1, round(max(self.plain_size) / factor)))
+        height, width = small.shape[:2]
+        canvas = Size(*(max(1, round(side / factor)) for side in self.draw.canvas))
+        to_plain = Affine.scaling(self.plain_size.width / width, self.plain_size.height / height)
+        to_canvas = Affine.scaling(canvas.width / self.size.width, canvas.height / self.size.height)
+        affine = to_canvas @ Affine.from_tuple(self.draw.affine) @ to_plain
+        scaled = self.draw.model_copy(
+            update={"size": Size(width, height), "canvas": canvas, "affine": affine.as_tuple()}
+        )
+        return np.asarray(apply_lazy(pyvips.Image.new_from_array(small), scaled).numpy(), np.uint8)
+
+    def plot(self, max_size: int = 1024) -> Image.Image:
+        """Return a thumbnail of the view; shows itself in a notebook."""
+        return picture.fit(self.thumbnail(max_size), max_size)
+
+    def _repr_html_(self) -> str:
+        mpp = "unknown" if self.mpp is None else f"{self.mpp.mean:.4g} µm"
+        facts = {"size": f"{self.size.width:,} × {self.size.height:,} px", "mpp": mpp, "level": self.level}
+        if self.draw is not None:
+            facts["drawn"] = self.draw.summary()
+        return picture.card(f"View of {self.slide.name}", facts, [self.plot(420)])
 
     def memory_bytes(self) -> dict[str, int]:
         """Return the bytes the whole view would take if it were in memory, per dtype."""
@@ -146,7 +236,12 @@ class SlideView:
 
     @cached_property
     def image(self) -> Any:
-        """The whole view as a lazy 3-band uchar ``pyvips.Image``; go on with pyvips from here.
+        """The whole view as a lazy 3-band uchar ``pyvips.Image``; go on with pyvips from here."""
+        return self.plain_image if self.draw is None else apply_lazy(self.plain_image, self.draw)
+
+    @cached_property
+    def plain_image(self) -> Any:
+        """The view before the augmentation, lazily.
 
         Resampling is the antialiased triangle filter (``kernel="linear"``). Tiles are computed by the reader with
         Pillow's: they differ by at most 1 level in 99.9 % of the values, and by up to 10 in the last row and column,
@@ -155,7 +250,7 @@ class SlideView:
         image = self.slide.level_image(self.level)
         if not self.choice.resampled:
             return image
-        (sx, sy), (width, height) = self.choice.shrink, self.size
+        (sx, sy), (width, height) = self.choice.shrink, self.plain_size
         if sx < 1 or sy < 1:
             grow = Affine.scaling(1 / sx, 1 / sy)
             return image.affine(
@@ -172,7 +267,7 @@ class SlideView:
         return image.crop(0, 0, width, height)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"slide": self.slide, "choice": self.choice}
+        return {"slide": self.slide, "choice": self.choice, "draw": self.draw}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -180,6 +275,6 @@ class SlideView:
     def __repr__(self) -> str:
         at = "native resolution" if self.mpp is None else f"{self.mpp.mean:.4g} µm"
         shrink = f" shrunk {self.choice.shrink[0]:.4g}×" if self.choice.resampled else ""
-        return (
-            f"SlideView({self.slide.name}: {self.size.width}×{self.size.height} px at {at}, level {self.level}{shrink})"
-        )
+        drawn = "" if self.draw is None else f", {self.draw.summary()}"
+        size = f"{self.size.width}×{self.size.height} px"
+        return f"SlideView({self.slide.name}: {size} at {at}, level {self.level}{shrink}{drawn})"

@@ -27,9 +27,9 @@ Planes: TypeAlias = NDArray[np.float32]  # (k, n)
 Bytes: TypeAlias = NDArray[np.uint8]
 Operations: TypeAlias = tuple[Operation, ...]
 
-CHUNK = 16384  # pixels: half the memory of 32,768 at the same speed
+CHUNK = 32768  # pixels: with fewer, calls cost more than arithmetic; with more, memory leaves the cache
 # Channels that differ by far less than this are grey, so that rounding of earlier steps gives no hue.
-GREY_LEVELS = np.float32(0.01)
+GREY_LEVELS = 0.01
 # sRGB (IEC 61966-2-1) and CIE Lab for D65 and the 2° observer (CIE 15), in the digits of scikit-image.
 XYZ_OF_RGB = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 SIGN_BIT = np.uint32(2**31)
@@ -42,7 +42,8 @@ class _Scratch:
 
     def __init__(self) -> None:
         self.pixels = np.empty((2, CHUNK, 1, 3), np.float32)
-        self.planes = np.empty((9, CHUNK), np.float32)
+        self.planes = np.empty((7, CHUNK), np.float32)
+        self.bytes = np.empty((3, CHUNK), np.uint8)
         self.noise = np.random.Generator(np.random.SFC64(0))
 
 
@@ -96,6 +97,7 @@ class ColourProgram:
                 self._steps.append(partial(_clip, bias=_bias(before)))
             self._steps.append(_STEPS[type(operation)](operation))
         self._bias = _bias(rest[-1])
+        self._planar = isinstance(rest[0], Hsv)
         self._own = threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -143,7 +145,12 @@ class ColourProgram:
         for start in range(0, len(pixels), CHUNK):
             chunk = pixels[start : start + CHUNK]
             here, spare = scratch.pixels[:, : len(chunk)]
-            cv2.LUT(chunk, self._lead, dst=here)
+            if self._planar:
+                channels = scratch.bytes[:, : len(chunk)]
+                cv2.split(chunk, list(channels[..., None]))
+                cv2.LUT(channels, self._lead, dst=scratch.planes[:3, : len(chunk)])
+            else:
+                cv2.LUT(chunk, self._lead, dst=here)
             for step in self._steps:
                 if step(here, spare, scratch) is spare:
                     here, spare = spare, here
@@ -324,72 +331,72 @@ def _noise(noise: Noise) -> _Step:
     return step
 
 
-def _hsv(hsv: Hsv) -> _Step:
-    turn, more_saturation, more_value = (np.float32(v) for v in (6 * (hsv.turn % 1), hsv.saturation, 255 * hsv.value))
+def _hsv(hsv: Hsv, *, split: bool = True) -> _Step:
+    turn, more_saturation, more_value = (np.float32(v) for v in (hsv.turn % 1, hsv.saturation, 255 * hsv.value))
 
     def step(pixels: Pixels, spare: Pixels, scratch: _Scratch) -> Pixels:
         planes = scratch.planes[:, : len(pixels)]
-        rgb, (value, chroma, sixths, least, spare_plane, _) = planes[:3], planes[3:]
-        for channel, plane in enumerate(rgb):
+        rgb, (value, chroma, hue, other) = planes[:3], planes[3:]
+        for channel, plane in enumerate(rgb if split else ()):
             np.copyto(plane, pixels[:, 0, channel])
         _hexcone(planes)
-        _wrap(sixths, turn, spare_plane)
+        np.add(hue, turn, out=hue)
+        np.subtract(hue, np.floor(hue, out=other), out=hue)
         if more_saturation or more_value:
-            _shift(chroma, value, more_saturation, more_value, spare_plane)
-        # How far each channel lies below the largest: not at all over a third of the circle, wholly over another.
-        np.subtract(value, chroma, out=least)
-        for plane, (full_at, sign, start) in zip(rgb, BELOW, strict=True):
-            np.abs(np.subtract(sixths, full_at, out=plane), out=plane)
-            np.add(plane, start, out=plane)
-            np.multiply(plane, np.multiply(chroma, sign, out=spare_plane), out=plane)
-            np.subtract(value, plane, out=plane)
-            np.maximum(np.minimum(plane, value, out=plane), least, out=plane)
+            _shift(chroma, value, more_saturation, more_value, other)
+        _fill_rgb(planes)
         cv2.merge(list(rgb[..., None]), dst=spare)
         return spare
 
     return step
 
 
-# Red is farthest from its hue at 3 sixths of the circle; green is its own at 2, blue at 4. Centre, sign, start.
-BELOW = np.array([[3, -1, -2], [2, 1, -1], [4, 1, -1]], np.float32)
-
-
 def _hexcone(planes: Planes) -> None:
-    """From red, green and blue write value and chroma (0 to 255) and the hue in sixths of a circle, −3 to 3, red at 0.
+    """From red, green and blue write value and chroma (0 to 255) and the hue in turns, −½ to ½, red at 0.
 
     With the largest channel scaled to 1 and the least to 0, the distance of the hue from red is 1 + green + blue − red
-    everywhere on the hexagon; green minus blue says on which side. Greys are red.
+    sixths of a turn everywhere on the hexagon; green minus blue says on which side. Greys are red.
     """
-    red, green, blue, value, chroma, sixths, least, number, _ = planes
+    red, green, blue, value, chroma, hue, least = planes
     np.maximum(np.maximum(red, green, out=value), blue, out=value)
     np.minimum(np.minimum(red, green, out=least), blue, out=least)
     np.subtract(value, least, out=chroma)
-    np.subtract(chroma, least, out=number)
-    np.add(number, green, out=number)
-    np.add(number, blue, out=number)
-    np.subtract(number, red, out=number)
-    cv2.max(chroma, float(GREY_LEVELS), dst=least)
-    np.divide(number, least, out=number)
-    np.subtract(green, blue, out=sixths)
-    # copysign, at a third of its time: ``number`` is not negative.
-    side, distance = sixths.view(np.uint32), np.abs(number, out=number).view(np.uint32)
-    np.bitwise_or(np.bitwise_and(side, SIGN_BIT, out=side), distance, out=side)
+    np.subtract(chroma, least, out=hue)
+    np.add(hue, np.subtract(green, red, out=least), out=hue)
+    np.add(hue, blue, out=hue)
+    cv2.max(chroma, GREY_LEVELS, dst=least)
+    cv2.divide(hue, least, dst=hue, scale=1 / 6)
+    np.subtract(green, blue, out=least)
+    # copysign, at a third of its time: the hue is not negative yet.
+    side, distance = least.view(np.uint32), hue.view(np.uint32)
+    np.bitwise_or(distance, np.bitwise_and(side, SIGN_BIT, out=side), out=distance)
 
 
-def _wrap(sixths: Plane, turn: np.float32, spare: Plane) -> None:
-    """Turn a hue of −3 to 3 by 0 to 6 and bring it to 0 to 6."""
-    np.add(sixths, turn, out=sixths)
-    np.floor(np.multiply(sixths, np.float32(1 / 6), out=spare), out=spare)
-    np.subtract(sixths, np.multiply(spare, np.float32(6), out=spare), out=sixths)
-
-
-def _shift(chroma: Plane, value: Plane, more_saturation: np.float32, more_value: np.float32, spare: Plane) -> None:
+def _shift(chroma: Plane, value: Plane, more_saturation: np.float32, more_value: np.float32, other: Plane) -> None:
     """Replace chroma and value by those of the shifted, clipped saturation and value."""
-    cv2.max(value, 1e-30, dst=spare)
-    np.divide(chroma, spare, out=chroma)
+    np.divide(chroma, cv2.max(value, 1e-30, dst=other), out=chroma)
     np.clip(np.add(chroma, more_saturation, out=chroma), 0, 1, out=chroma)
     np.clip(np.add(value, more_value, out=value), 0, 255, out=value)
     np.multiply(chroma, value, out=chroma)
+
+
+def _fill_rgb(planes: Planes) -> None:
+    """From value, chroma and a hue of 0 to 1 write red, green and blue.
+
+    A channel is full up to a sixth of a turn from its own hue, empty from two sixths on, and linear between.
+    """
+    rgb, red, (value, chroma, hue, least) = planes[:3], planes[0], planes[3:]
+    np.subtract(value, chroma, out=least)
+    np.abs(np.subtract(hue, HUES, out=rgb), out=rgb)
+    np.subtract(np.float32(0.5), red, out=red)  # red's own hue is at both ends, 0 and 1
+    full = np.add(value, chroma, out=hue)
+    np.multiply(rgb, np.multiply(chroma, np.float32(6), out=chroma), out=rgb)
+    np.subtract(full, rgb, out=rgb)
+    np.maximum(np.minimum(rgb, value, out=rgb), least, out=rgb)
+
+
+# Green's own hue and blue's; for red the farthest from it.
+HUES = np.array([[3 / 6], [2 / 6], [4 / 6]], np.float32)
 
 
 def _lab_of_light(lab: Lab) -> _Step:
@@ -433,6 +440,7 @@ def _logs(curve: NDArray[np.float64]) -> NDArray[np.float64]:
 _LEADS: dict[type, tuple[Callable[[NDArray[np.float64]], NDArray[np.float64]], Callable[[Any], _Step]]] = {
     Stain: (_logs, partial(_stain_of_logs, scale=1)),
     Lab: (linear_light, _lab_of_light),
+    Hsv: (_as_is, partial(_hsv, split=False)),
 }
 # The step of each operation on levels from 0 to 255.
 _STEPS: dict[type, Callable[[Any], _Step]] = {

@@ -241,9 +241,9 @@ def _by_tiles(image: Any, operations: tuple[Operation, ...]) -> Any:
         width, height = min(TILE.width, size.width - x), min(TILE.height, size.height - y)
         # A region belongs to the thread it is made in, and libvips asks from any.
         pixels = np.frombuffer(pyvips.Region.new(image).fetch(x, y, width, height), np.uint8)
-        tile = np.zeros((TILE.height, TILE.width, 3), np.uint8)
-        tile[:height, :width] = pixels.reshape(height, width, 3)
-        return program.apply(tile, tile, place=row * columns + column)
+        tile = np.empty((TILE.height, TILE.width, 3), np.uint8)
+        program.apply(pixels.reshape(height, width, 3), tile[:height, :width], place=row * columns + column)
+        return tile
 
     return VirtualTiff(size, TILE, read_tile, fail_on="warning").image
 

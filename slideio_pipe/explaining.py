@@ -1,0 +1,153 @@
+"""Where each step of a transform runs, why, and what it costs: a table, in a terminal and in notebooks."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import albumentationsxl as A  # noqa: N812 - its own documentation's name
+from rich.console import Console
+from rich.table import Table
+
+from slideio_pipe.augment.adopt import verdict
+from slideio_pipe.augment.drawing import leaves
+from slideio_pipe.view import SlideView
+
+# Milliseconds per 256-px tile on one core, measured by tests/benchmarks/augment.py; an estimate for any other machine.
+_MS_PER_TILE = {
+    "geometry": 0.3,
+    "StainJitter": 0.6,
+    "StainNormalize": 0.6,
+    "RandStainNA": 1.5,
+    "ColorJitter": 1.2,
+    "GaussianNoise": 2.0,
+    "HEDShift": 0.6,
+    "HueSaturationValue": 1.0,
+    "RandomBrightnessContrast": 0.05,
+    "RandomGamma": 0.05,
+    "GaussNoise": 2.0,
+}
+_LAZY_MS = 8.0  # a transform that only runs as a libvips graph, median of those albumentationsxl has
+_TURNS = frozenset({"Affine", "Rotate", "RandomAffine"})
+_EXPENSIVE_MS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One transform of a composition."""
+
+    name: str
+    p: float
+    runs: str  # where
+    why: str
+    dtype: str
+    ms_per_tile: float | None  # of 256 px; None when it does not run
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The steps of a transform in order, and what to mend; prints itself, shows itself in notebooks."""
+
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...]
+    where: str  # the view it was asked for, or ""
+
+    @property
+    def ms_per_tile(self) -> float:
+        """Expected cost of a 256-px tile on one core, each step weighted by how often it is drawn."""
+        return sum(step.p * step.ms_per_tile for step in self.steps if step.ms_per_tile is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it, JSON-able."""
+        return {"steps": [asdict(step) for step in self.steps], "warnings": list(self.warnings), "view": self.where}
+
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        for step in self.steps:
+            cost = "–" if step.ms_per_tile is None else f"{step.ms_per_tile:.2g}"
+            yield step.name, f"{step.p:.3g}", step.runs, step.why, step.dtype, cost
+
+    def __str__(self) -> str:
+        console = Console(width=120, color_system=None)
+        table = Table(title=self.where or None, title_justify="left")
+        for heading in _HEADINGS:
+            table.add_column(heading)
+        for row in self._rows():
+            table.add_row(*row)
+        with console.capture() as captured:
+            console.print(table)
+            console.print(f"about {self.ms_per_tile:.2g} ms per 256-px tile and core")
+            for warning in self.warnings:
+                console.print(f"! {warning}", markup=False)
+        return captured.get()
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th style="text-align:left">{heading}</th>' for heading in _HEADINGS)
+        cell = '<td style="text-align:left">'
+        rows = "".join(
+            "<tr>" + "".join(f"{cell}{html.escape(value)}</td>" for value in row) + "</tr>" for row in self._rows()
+        )
+        notes = "".join(f"<li>{html.escape(warning)}</li>" for warning in self.warnings)
+        total = f"<p>about {self.ms_per_tile:.2g} ms per 256-px tile and core</p>"
+        return f"<b>{html.escape(self.where)}</b><table><tr>{head}</tr>{rows}</table>{total}<ul>{notes}</ul>"
+
+
+_HEADINGS = ("step", "p", "runs", "why", "dtype", "ms per tile")
+
+
+def explain(transform: Any, view: SlideView | None = None) -> Explanation:
+    """Say where each step of ``transform`` runs and why, without running it.
+
+    Parameters
+    ----------
+    transform : an albumentationsxl transform
+        Ours or albumentationsxl's, alone or composed.
+    view : SlideView, optional
+        Where it would be used; names the level that is read.
+
+    Examples
+    --------
+    >>> import albumentationsxl as A
+    >>> from slideio_pipe import StainJitter
+    >>> found = explain(A.Compose([StainJitter(), A.AdvancedBlur()]))
+    >>> [step.runs for step in found.steps]
+    ['pixels: decoded batch or lazy graph', 'refused']
+    >>> found.warnings[0].startswith("AdvancedBlur is refused")
+    True
+    """
+    found = tuple(leaves(transform))
+    steps = tuple(_step(leaf) for leaf in found)
+    where = "" if view is None else repr(view)
+    return Explanation(steps, tuple(_warnings(found, steps)), where)
+
+
+def _step(leaf: Any) -> Step:
+    name, judged = type(leaf).__name__, verdict(leaf)
+    p = 1.0 if leaf.always_apply else float(leaf.p)
+    if judged.kind == "refused":
+        return Step(name, p, "refused", f"{judged.why}; use {judged.instead}", "–", None)
+    if judged.kind == "opaque":
+        return Step(name, p, "lazy libvips graph only", judged.why, "uint8", _LAZY_MS)
+    if isinstance(leaf, A.DualTransform):
+        why = judged.why or "one affine with all other geometry: pixels are sampled once"
+        return Step(name, p, "pyramid: one affine", why, "uint8", _MS_PER_TILE["geometry"])
+    why = judged.why or "one record for every executor"
+    cost = _MS_PER_TILE.get(name, _LAZY_MS)
+    return Step(name, p, "pixels: decoded batch or lazy graph", why, "float32 inside, one rounding", cost)
+
+
+def _warnings(found: tuple[Any, ...], steps: tuple[Step, ...]) -> Iterator[str]:
+    for step in steps:
+        if step.runs == "refused":
+            yield f"{step.name} is refused: {step.why}"
+        elif step.ms_per_tile is not None and step.ms_per_tile >= _EXPENSIVE_MS:
+            yield f"{step.name} is expensive: about {step.ms_per_tile:.2g} ms per tile, and runs on the CPU only"
+    turns = [step.name for step in steps if step.name in _TURNS]
+    if len(turns) > 1:
+        yield f"{' and '.join(turns)} both turn: one of them is enough"
+    positions = [k for k, leaf in enumerate(found) if type(leaf).__name__ in ("Normalize", "ToDtype", "ToTensor")]
+    if positions and positions[0] < len(found) - 1:
+        yield "normalisation stands before the end: it belongs on the device, stream(..., normalize=Normalize(...))"
+    if any(step.runs.startswith("lazy") for step in steps):
+        yield "a step that is not lowered keeps the whole transform off the device"
