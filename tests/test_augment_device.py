@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import pyvips
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from skimage import color
 
 from slideio_pipe.augment.cpu import apply_cpu
 from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.on_device import CHUNK_PX, DeviceProgram, warp
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.device import IMAGENET_MEAN, IMAGENET_STD, Normalize
@@ -309,6 +311,25 @@ def test_numpy_executor_agrees(name: str) -> None:
     for operations in (CHAINS[name], [CHAINS[name], CHAINS["light"]]):
         ours = DeviceProgram(operations, normalize=None)(tiles)
         assert np.abs(levels(ours) - apply_cpu(pixels, operations)).max() <= 1
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_lazy_executor_agrees(name: str) -> None:
+    """The lazy executor is within one level."""
+    tiles = colours(n=1)
+    image = pyvips.Image.new_from_array(levels(tiles)[0].astype(np.uint8)).copy(interpretation="srgb")
+    size = Size(96, 64)
+    flat = apply_lazy(image, Draw(size=size, canvas=size, operations=CHAINS[name])).numpy()
+    assert np.abs(levels(DeviceProgram(CHAINS[name], normalize=None)(tiles))[0] - flat).max() <= 1
+
+
+def test_lazy_executor_turns_alike() -> None:
+    """A tile turned by the lazy executor is within one level, its borders included."""
+    tiles = colours(n=1)
+    image = pyvips.Image.new_from_array(levels(tiles)[0].astype(np.uint8)).copy(interpretation="srgb")
+    turned = Draw(size=Size(96, 64), canvas=Size(90, 70), affine=ROTATION.as_tuple())
+    ours = warp(tiles, [turned.affine], turned.canvas)
+    assert np.abs(levels(ours)[0] - apply_lazy(image, turned).numpy()).max() <= 1
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler

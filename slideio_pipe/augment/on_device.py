@@ -76,7 +76,8 @@ class DeviceProgram:
         Of normalised tiles: float16, bfloat16 or float32.
     compile : bool
         Let torch.compile fuse the expression: 3 to 30 s on a CPU, once per order of kinds in a process, and a C++
-        compiler is needed; then a chain of tone, hue and stain takes a third of the time, a stain alone the same.
+        compiler is needed; then a chain of tone, hue and stain takes a third of the time, a stain alone a
+        little less.
 
     Raises
     ------
