@@ -71,7 +71,8 @@ def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False) -> Any:
     -----
     Pixels are sampled once, bilinearly, with white around the image: within 1 level of float64 everywhere, the border
     included. Flips, quarter turns and shifts by whole pixels copy pixels. An error of libvips in a tile of the given
-    image is raised by the first fetch that needs it; libvips then keeps the tile as black.
+    image is raised by the first fetch that needs it; libvips then keeps the tile as black. A ``pyvips.Region`` may not
+    outlive the image it was made on, here as with ``VirtualTiff``.
 
     Examples
     --------
@@ -160,6 +161,7 @@ def _by_copies(image: Any, affine: Affine, canvas: Size) -> Any | None:
 
 
 # -- colour --------------------------------------------------------------------------------------------------------
+
 
 def _coloured(image: Any, operations: tuple[Operation, ...]) -> Any:
     tabular = all(isinstance(operation, Tone | Saturation | Stain) for operation in operations)

@@ -1,0 +1,275 @@
+"""Draws as lazy images: geometry, the parity of both executors, laziness, and what is refused."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import augment_reference as reference
+import cv2
+import numpy as np
+import pytest
+import pyvips
+import scipy.ndimage
+from augment_reference import COLOURS, random_chain
+
+from slideio_pipe.augment.cpu import apply_cpu
+from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.lazy import apply_lazy
+from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
+from slideio_pipe.backends.virtual import VirtualTiff
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Affine, Size
+
+STAIN = Stain(matrix=((1.1, 0.05, 0.0), (0.02, 0.9, 0.01), (0.0, 0.1, 1.05)), offset=(0.01, -0.02, 0.03))
+SINGULAR = Stain(matrix=((0.5, 0.5, 0.0), (0.5, 0.5, 0.0), (0.0, 0.0, 1.0)), offset=(0.05, -0.02, 0.0))
+CHAIN = (Tone(contrast=1.2), Hsv(turn=0.05), STAIN)
+
+
+def lazily(pixels: np.ndarray) -> pyvips.Image:
+    """(H, W, 3) uint8 as an image."""
+    return pyvips.Image.new_from_array(pixels).copy(interpretation="srgb")
+
+
+def drawn(
+    pixels: np.ndarray | Size, *operations: Operation, affine: Affine | None = None, canvas: Size | None = None
+) -> Draw:
+    """The draw of an affine and operations for an image."""
+    size = pixels if isinstance(pixels, Size) else Size(pixels.shape[1], pixels.shape[0])
+    return Draw(size=size, canvas=canvas or size, affine=(affine or Affine()).as_tuple(), operations=operations)
+
+
+def augmented(pixels: np.ndarray, *operations: Operation, **geometry: object) -> np.ndarray:
+    """The whole augmented image."""
+    return apply_lazy(lazily(pixels), drawn(pixels, *operations, **geometry)).numpy()  # type: ignore[arg-type]
+
+
+def smooth(width: int, height: int) -> np.ndarray:
+    """Blurred noise over the whole range."""
+    noise = cv2.GaussianBlur(np.random.default_rng(0).random((height, width, 3)), (0, 0), 2)
+    return (255 * (noise - noise.min()) / (noise.max() - noise.min())).astype(np.uint8)
+
+
+def rotation(degrees: float, scale: float, size: Size, canvas: Size) -> Affine:
+    """About the centre, onto the centre of the canvas."""
+    cos, sin = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
+    centre = Affine.translation(-size.width / 2, -size.height / 2)
+    return Affine.translation(canvas.width / 2 + 0.3, canvas.height / 2) @ Affine(cos, -sin, 0, sin, cos, 0) @ centre
+
+
+# -- geometry ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("degrees", "scale"), [(30, 1.0), (-12.3, 0.7), (171, 1.6), (0, 2.0)])
+def test_an_affine_is_scipys_border_included(degrees: float, scale: float) -> None:
+    """Bilinear sampling at pixel centres, white around: within a level of SciPy in float64."""
+    pixels, canvas = smooth(200, 150), Size(260, 240)
+    affine = rotation(degrees, scale, Size(200, 150), canvas)
+    back = affine.inverse()
+    # SciPy indexes (y, x) with centres on whole numbers.
+    matrix = [[back.e, back.d], [back.b, back.a]]
+    x, y = back.apply([0.5, 0.5])
+    padded = np.pad(pixels.astype(np.float64), ((8, 8), (8, 8), (0, 0)), constant_values=255)
+    expected = np.stack(
+        [
+            scipy.ndimage.affine_transform(
+                padded[..., band], matrix, (y - 0.5 + 8, x - 0.5 + 8), (240, 260), order=1, mode="constant", cval=255
+            )
+            for band in range(3)
+        ],
+        axis=-1,
+    )
+    assert np.abs(augmented(pixels, affine=affine, canvas=canvas) - expected).max() <= 1
+
+
+def test_an_affine_is_opencvs_inside() -> None:
+    """So it is within a level of ``cv2.remap`` on float pixels, away from the border."""
+    pixels, canvas = smooth(200, 150), Size(200, 150)
+    affine = rotation(25, 1.1, canvas, canvas)
+    x, y = np.moveaxis(affine.inverse().apply(np.stack(np.meshgrid(np.arange(200), np.arange(150)), -1) + 0.5), -1, 0)
+    maps = (x - 0.5).astype(np.float32), (y - 0.5).astype(np.float32)
+    expected = cv2.remap(pixels.astype(np.float32), *maps, cv2.INTER_LINEAR)
+    inside = (x > 1) & (x < 199) & (y > 1) & (y < 149)
+    difference = np.abs(augmented(pixels, affine=affine) - expected)[inside]
+    assert difference.max() <= 1.5  # OpenCV knows 32 places within a pixel
+    assert np.mean(difference <= 1) > 0.99
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("turns", range(4))
+def test_flips_and_quarter_turns_copy_pixels(turns: int, mirrored: bool) -> None:
+    """All eight ways to lay an image on the table are exact, and are what the affine says."""
+    pixels = smooth(30, 20)
+    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][turns]
+    affine = Affine(cos, -sin, 0, sin, cos, 0) @ (Affine(a=-1) if mirrored else Affine())
+    corners = affine.apply([[0, 0], [30, 20]])
+    affine = Affine.translation(*-corners.min(axis=0)) @ affine
+    width, height = (20, 30) if turns % 2 else (30, 20)
+    out = augmented(pixels, affine=affine, canvas=Size(width, height))
+    expected = np.empty_like(out)
+    for row, column in np.ndindex(20, 30):
+        x, y = np.floor(affine.apply([column + 0.5, row + 0.5])).astype(int)
+        expected[y, x] = pixels[row, column]
+    assert np.array_equal(out, expected)
+
+
+def test_a_shift_by_whole_pixels_copies_and_is_white_around() -> None:
+    """A canvas that reaches beyond the image, and one that cuts it."""
+    pixels = smooth(30, 20)
+    out = augmented(pixels, affine=Affine.translation(-4, 5), canvas=Size(40, 22))
+    assert np.array_equal(out[5:, :26], pixels[:17, 4:])
+    assert (out[:5] == 255).all()
+    assert (out[:, 26:] == 255).all()
+
+
+# -- colour --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", ["tsd", "tshld"])
+@pytest.mark.parametrize("seed", range(40))
+def test_random_chains_agree_with_the_definition_and_between_executors(seed: int, kinds: str) -> None:
+    """Lazily, on tiles and in float64: at most one level between any two, over the colour cube."""
+    chain = random_chain(seed, kinds)
+    image, tiles = augmented(COLOURS, *chain), apply_cpu(COLOURS, chain)
+    assert np.abs(image - reference.apply(COLOURS, chain)).max() <= 1, chain
+    assert np.abs(image.astype(int) - tiles).max() <= 1, chain
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_executors_agree_on_real_tissue(seed: int, shared_data: Path) -> None:
+    """So they do on the pixels of real slides."""
+    for name in ("ihc.png", "tcga-lung-rgb.png"):
+        tissue = pyvips.Image.new_from_file(str(shared_data / "images" / name))[:3].numpy()[:400, :300]
+        chain = random_chain(seed, "tsd" if seed % 2 else "tshld")
+        image, tiles = augmented(tissue, *chain), apply_cpu(tissue, chain)
+        assert np.abs(image.astype(int) - tiles).max() <= 1, chain
+        assert np.abs(image[:64, :64] - reference.apply(tissue[:64, :64], chain)).max() <= 1, chain
+
+
+@pytest.mark.parametrize("stain", [SINGULAR, Stain(offset=(0.1, 0.0, -0.1)), Stain(matrix=((0.0,) * 3,) * 3)])
+def test_stains_that_lose_colours(stain: Stain) -> None:
+    """A matrix without inverse, or offsets alone, are within a level of the definition."""
+    assert np.abs(augmented(COLOURS, stain) - reference.apply(COLOURS, (stain,))).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [(STAIN.model_copy(update={"offset": (0.0, 0.0, 0.0)}),), (Tone(contrast=1.3), Stain(), Saturation(factor=0.5))],
+)
+def test_glass_stays_white(chain: tuple[Operation, ...]) -> None:
+    """White is white under a stain without offset."""
+    assert (augmented(np.full((8, 8, 3), 255, np.uint8), *chain) == 255).all()
+
+
+@pytest.mark.parametrize("chain", [(), (Tone(), Hsv(turn=1.0), Stain(), Lab(), Noise(sigma=0, seed=1))])
+def test_an_identity_is_the_image_itself(chain: tuple[Operation, ...]) -> None:
+    """Nothing to do adds nothing to the graph."""
+    image = lazily(COLOURS)
+    assert apply_lazy(image, drawn(COLOURS, *chain)) is image
+
+
+def test_noise_has_its_deviation() -> None:
+    """Noise of σ levels has σ levels, in every channel, independent between channels and tiles."""
+    out = augmented(np.full((512, 512, 3), 120, np.uint8), Noise(sigma=4, seed=7)).astype(float)
+    assert out.std() == pytest.approx(np.hypot(4, 1 / np.sqrt(12)), rel=0.02)
+    assert np.abs(np.corrcoef(out.reshape(-1, 3).T) - np.eye(3)).max() < 0.02
+    assert abs(np.corrcoef(out[:256, :256].ravel(), out[256:, 256:].ravel())[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("chain", [(STAIN,), CHAIN, (Noise(sigma=4, seed=7),)])
+def test_regions_are_the_same_however_they_are_read(chain: tuple[Operation, ...]) -> None:
+    """Whole, twice, or in other tiles: the same pixels; of a turned image."""
+    pixels = smooth(900, 700)
+    affine = rotation(20, 1.0, Size(900, 700), Size(900, 700))
+    whole = augmented(pixels, *chain, affine=affine)
+    image = apply_lazy(lazily(pixels), drawn(pixels, *chain, affine=affine))
+    region = pyvips.Region.new(image)
+    for x, y, width, height in [(300, 200, 256, 256), (0, 0, 700, 90), (300, 200, 256, 256), (511, 255, 130, 300)]:
+        fetched = np.frombuffer(region.fetch(x, y, width, height), np.uint8).reshape(height, width, 3)
+        assert np.array_equal(fetched, whole[y : y + height, x : x + width])
+
+
+# -- laziness ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chain", [(STAIN,), CHAIN, (Noise(sigma=4, seed=7), Lab(gain=(1.1, 1.0, 1.0)))])
+def test_building_decodes_nothing_and_a_tile_only_its_surroundings(chain: tuple[Operation, ...]) -> None:
+    """A turned and coloured 100,000² image is built without reading a tile; then one fetch reads a few."""
+    read: list[tuple[int, int]] = []
+
+    def read_tile(column: int, row: int) -> np.ndarray:
+        read.append((column, row))
+        return np.full((512, 512, 3), 200, np.uint8)
+
+    size = Size(100_000, 100_000)
+    source = VirtualTiff(size, Size(512, 512), read_tile)
+    image = apply_lazy(source.image, drawn(size, *chain, affine=rotation(30, 1, size, size)))
+    assert (image.width, image.height, image.bands, image.format) == (100_000, 100_000, 3, "uchar")
+    assert read == []
+    pyvips.Region.new(image).fetch(51_200, 51_200, 256, 256)
+    assert 1 <= len(set(read)) <= 9
+
+
+def test_a_tile_that_cannot_be_read_is_an_error() -> None:
+    """What libvips raises in the given image comes out of the augmented one, computed in tiles or not."""
+    for chain in ((STAIN,), CHAIN):
+        source = VirtualTiff(Size(600, 600), Size(256, 256), lambda column, row: 1 / 0, fail_on="warning")  # type: ignore[arg-type]
+        image = apply_lazy(source.image, drawn(Size(600, 600), *chain))
+        with pytest.raises(pyvips.Error):
+            pyvips.Region.new(image).fetch(300, 300, 50, 50)
+
+
+# -- transforms that are not lowered -------------------------------------------------------------------------------
+
+
+def opaque(transform: object, seed: int = 5) -> Opaque:
+    """The record of an albumentationsxl transform."""
+    return Opaque(name=type(transform).__name__, transform=A.to_dict(transform), seed=seed)
+
+
+def test_an_opaque_transform_is_the_library_s_own() -> None:
+    """It equals albumentationsxl called under the same seed, and leaves Python's ``random`` as it was."""
+    pixels, transform = smooth(80, 60), A.Blur(blur_limit=(3, 9), p=1.0)
+    random.seed(11)
+    before = random.getstate()
+    out = augmented(pixels, opaque(transform), Tone(brightness=0.5))
+    assert random.getstate() == before
+    random.seed(5)
+    blurred = transform.apply(lazily(pixels), **transform.get_params()).numpy()
+    assert np.array_equal(out, apply_cpu(blurred, (Tone(brightness=0.5),)))
+    assert np.array_equal(out, augmented(pixels, opaque(transform), Tone(brightness=0.5)))
+
+
+def test_an_opaque_transform_that_changes_the_size_is_refused() -> None:
+    """Geometry cannot hide among colours."""
+    with pytest.raises(ConfigError, match="CenterCrop made 3 bands of uchar, 16×16 px"):
+        augmented(smooth(80, 60), opaque(A.CenterCrop(height=16, width=16, p=1.0)))
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "named"),
+    [
+        (pyvips.Image.black(4, 4), "grey, uchar"),
+        (pyvips.Image.black(4, 4, bands=4), "RGBA"),
+        (pyvips.Image.black(4, 4, bands=3).cast("ushort"), "ushort"),
+        (pyvips.Image.black(4, 4, bands=3).cast("float"), "float"),
+        (np.zeros((4, 4, 3), np.uint8), "ndarray"),
+    ],
+)
+def test_other_images_are_refused(image: object, named: str) -> None:
+    """What is no 8-bit RGB image is refused, and named."""
+    with pytest.raises(ConfigError, match=named):
+        apply_lazy(image, drawn(Size(4, 4), STAIN))
+
+
+def test_an_image_of_another_size_is_refused_unless_only_colours_are_wanted() -> None:
+    """A draw belongs to a size; its operations do not."""
+    pixels = smooth(30, 20)
+    draw = drawn(Size(60, 40), STAIN, affine=Affine.scaling(2, 2))
+    with pytest.raises(ConfigError, match="30×20 px, the draw was made for 60×40"):
+        apply_lazy(lazily(pixels), draw)
+    assert np.array_equal(apply_lazy(lazily(pixels), draw, operations_only=True).numpy(), augmented(pixels, STAIN))
