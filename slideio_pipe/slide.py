@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,20 +18,17 @@ from slideio_pipe import picture
 from slideio_pipe.augment.stains import SlideColour, slide_colour
 from slideio_pipe.backends import open_backend
 from slideio_pipe.backends.array import NumpyBackend
-from slideio_pipe.backends.base import MAX_PLAUSIBLE_MPP, Backend, Facts
+from slideio_pipe.backends.base import Backend, Facts
 from slideio_pipe.backends.vips import check_process
 from slideio_pipe.errors import (
     ConfigError,
     CorruptSlideError,
-    EstimatedResolutionWarning,
     MissingResolutionError,
 )
-from slideio_pipe.geometry import Affine, Mpp, Pyramid, Rect, Size, magnification_to_mpp
+from slideio_pipe.geometry import Affine, Mpp, Pyramid, Rect, Size
+from slideio_pipe.resolution import resolve_mpp
 from slideio_pipe.view import SlideView
 
-# 72 dots per inch, what image software writes when nobody said anything.
-_MPP_OF_72_DPI = 25_400 / 72
-_SLIDE_SIZED_PX = 2048
 _FINGERPRINT_BYTES = 65_536
 
 
@@ -114,7 +110,7 @@ class Slide:
         self.facts: Facts = opened.facts
         self._opened: Backend | None = opened
         self._reopen = (array if path is None else path, slide_mpp, backend)
-        self.mpp, self.mpp_source = _resolve_mpp(self.facts, slide_mpp, self.name)
+        self.mpp, self.mpp_source = resolve_mpp(self.facts, slide_mpp, self.name)
 
     @property
     def name(self) -> str:
@@ -400,32 +396,3 @@ def _reopen(path: Path | NDArray[np.uint8], slide_mpp: Mpp | None, backend: str)
 def _one_or_two(mpp: Mpp) -> str:
     x, y = f"{mpp.x:.4g}", f"{mpp.y:.4g}"
     return x if x == y else f"{x} × {y}"
-
-
-def _resolve_mpp(facts: Facts, given: Mpp | None, name: str) -> tuple[Mpp | None, str]:
-    """Return the resolution and where it came from: argument, metadata, objective power, nowhere."""
-    if given is not None:
-        return given, "slide_mpp argument"
-    if facts.mpp is not None and _plausible(facts.mpp, facts):
-        return facts.mpp, "file"
-    stated = "none stated" if facts.mpp is None else f"{facts.mpp.mean:.4g} µm stated, which no scanner has"
-    if facts.objective_power and 0 < facts.objective_power < math.inf:
-        mpp = magnification_to_mpp(facts.objective_power)
-        warnings.warn(
-            EstimatedResolutionWarning(
-                f"{name}: {stated}; using {mpp:g} µm, estimated from the {facts.objective_power:g}× objective"
-            ),
-            stacklevel=4,
-        )
-        return Mpp(mpp, mpp), "objective power (estimate)"
-    return None, stated
-
-
-def _plausible(mpp: Mpp, facts: Facts) -> bool:
-    if not all(math.isfinite(side) and side > 0 for side in mpp):
-        return False
-    if facts.vendor == "dicom":
-        return True
-    if any(abs(side - _MPP_OF_72_DPI) < 0.01 * _MPP_OF_72_DPI for side in mpp):
-        return False
-    return max(mpp) <= MAX_PLAUSIBLE_MPP or max(facts.pyramid.levels[0]) < _SLIDE_SIZED_PX
