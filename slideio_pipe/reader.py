@@ -10,6 +10,7 @@ enough (``sampling``); colours follow on the decoded pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -33,6 +34,9 @@ ReadRun = Callable[[NDArray[np.int64]], None]
 
 # Tiles a thread takes at a time: long enough that taking is free, short enough that threads stay in one storage row.
 _RUN = 8
+# A tile's own draw may be sampled from pixels up to a quarter coarser than its own, or finer without a filter: less
+# blur than the random zoom it belongs to, and a 4× level serves every zoom around 4 instead of half of them.
+FINE_ENOUGH = 1.25
 
 
 class TileReader:
@@ -173,13 +177,16 @@ class TileReader:
         224 px needs a sixteenth of the stored pixels.
         """
         view = self.view
-        shrink = np.linalg.svd(to_view.matrix()[:2, :2], compute_uv=False).min()
+        shrink = _least_stretch(to_view)
         if shrink <= 1 + SAME_RESOLUTION:
             return view.choice, Affine()
-        dx, dy = view.downsample
-        choice = view.slide.pyramid.choose((dx * shrink, dy * shrink))
+        dx, dy = (down * shrink for down in view.downsample)
+        level = view.slide.pyramid.choose((dx * FINE_ENOUGH, dy * FINE_ENOUGH)).level
+        lx, ly = view.slide.pyramid.downsamples[level]
+        left = (dx / lx, dy / ly)  # still to shrink; little enough is left to the affine
+        choice = LevelChoice(level, (1.0, 1.0) if max(left) <= FINE_ENOUGH else (max(1.0, left[0]), max(1.0, left[1])))
         cx, cy = view.slide.pyramid.downsample_at(choice)
-        return choice, Affine.scaling(dx / cx, dy / cy)
+        return choice, Affine.scaling(view.downsample[0] / cx, view.downsample[1] / cy)
 
     def _colour(self, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
         if self._program is not None:
@@ -229,6 +236,13 @@ class TileReader:
                     remedy="copy the slide again, or leave this region out",
                 ) from error
             slot[top : top + inside.height, left : left + inside.width] = pixels
+
+
+def _least_stretch(affine: Affine) -> float:
+    """Return the smaller singular value: how far apart pixels lie where they lie closest."""
+    a, b, _, d, e, _ = affine.as_tuple()
+    half, area = (a * a + b * b + d * d + e * e) / 2, a * e - b * d
+    return math.sqrt(max(0.0, half - math.sqrt(max(0.0, half * half - area * area))))
 
 
 def _is_shift(affine: Affine) -> bool:

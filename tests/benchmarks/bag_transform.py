@@ -1,0 +1,112 @@
+"""The classic MIL bag transform, from the slide file to float16, against OpenSlide + Pillow; one thread, interleaved.
+
+    python tests/benchmarks/bag_transform.py                  # makes a slide with levels 1, 4, 16 first
+    python tests/benchmarks/bag_transform.py --slide a.svs --tiles 40
+
+Each tile of 1024 px at level 0: rotation ±25°, random resized crop of area 0.5 to 1.5, resize to 224 px, flips, colour
+jitter, normalisation by 0.5. Pillow does the same steps in the order torchvision's Compose does them (torchvision
+itself runs on Pillow there); its crop cannot reach beyond the tile, so areas above 1 are the whole tile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import albumentationsxl as A  # noqa: N812
+import cv2
+import numpy as np
+import openslide
+import torch
+from PIL import Image, ImageEnhance
+
+import slideio_pipe as sp
+
+TILE, OUT = 1024, 224
+JITTER = (0.2, 0.2, 0.2, 0.05)
+
+
+def ours(slide: Path, count: int, epoch: int) -> np.ndarray:
+    """Return (n, 3, 224, 224) float16 through one affine per tile and the pyramid."""
+    transform = A.Compose(
+        [
+            sp.RandomAffine(rotate=25),
+            sp.RandomResizedCrop((OUT, OUT), scale=(0.5, 1.5)),
+            A.HorizontalFlip(p=0.5),
+            A.VerticalFlip(p=0.5),
+            sp.ColorJitter(*JITTER),
+        ]
+    )
+    with sp.open_slide(slide) as opened:
+        view = opened.view()
+        grid = sp.TileGrid(view, tile_size=TILE)
+        bag = sp.TileBag(view, grid, tile_transform=transform, seed=1, epoch=epoch)
+        tiles = torch.from_numpy(bag.read(_chosen(len(bag), count)))
+    normalize = sp.Normalize((0.5,) * 3, (0.5,) * 3)
+    return normalize(tiles.permute(0, 3, 1, 2)).numpy()
+
+
+def pillow(slide: Path, count: int, epoch: int) -> np.ndarray:
+    """Return the same by OpenSlide and Pillow, tile by tile."""
+    rng = np.random.default_rng(epoch)
+    opened = openslide.OpenSlide(str(slide))
+    columns, rows = (side // TILE for side in opened.dimensions)
+    done = []
+    for k in _chosen(columns * rows, count):
+        corner = (int(k % columns) * TILE, int(k // columns) * TILE)
+        image = opened.read_region(corner, 0, (TILE, TILE)).convert("RGB")
+        image = image.rotate(rng.uniform(-25, 25), Image.Resampling.BILINEAR)
+        side = TILE * min(1.0, float(np.sqrt(rng.uniform(0.5, 1.5))))
+        left, top = rng.uniform(0, TILE - side, 2)
+        image = image.resize((OUT, OUT), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+        for flip in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM):
+            image = image.transpose(flip) if rng.random() < 0.5 else image
+        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = enhance(image).enhance(rng.uniform(0.8, 1.2))
+        hue, saturation, value = image.convert("HSV").split()
+        shift = int(rng.uniform(-0.05, 0.05) * 255) % 256
+        hue = hue.point([(v + shift) % 256 for v in range(256)])
+        image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+        done.append(((pixels - 0.5) / 0.5).half())
+    return torch.stack(done).numpy()
+
+
+def _chosen(count: int, wanted: int) -> np.ndarray:
+    """Return neighbouring tiles from the middle of the slide, in raster order, as a bag has them."""
+    first = max(0, (count - wanted) // 2)
+    return np.arange(first, min(count, first + wanted))
+
+
+def main() -> None:
+    """Run both in turn and print medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slide", type=Path)
+    parser.add_argument("--tiles", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        slide = args.slide or sp.write_synthetic_slide(Path(folder) / "a.svs", size=(16_384, 12_288), seed=1).path
+        ways: dict[str, Callable[[Path, int, int], np.ndarray]] = {"slideio_pipe": ours, "OpenSlide + Pillow": pillow}
+        cost: dict[str, list[float]] = {name: [] for name in ways}
+        for name, way in ways.items():
+            way(slide, 4, 0)  # imports and caches
+        for epoch in range(args.rounds):
+            for name, way in ways.items():
+                cpu, wall = time.process_time(), time.perf_counter()
+                tiles = way(slide, args.tiles, epoch)
+                cost[name].append((time.process_time() - cpu) / len(tiles) * 1e3)
+                print(f"{name:20} {cost[name][-1]:7.2f} ms CPU, {(time.perf_counter() - wall) / len(tiles) * 1e3:7.2f} wall")
+        first, second = (statistics.median(values) for values in cost.values())
+        ratios = [b / a for a, b in zip(*cost.values(), strict=True)]
+        print(f"median ratio {second / first:.1f} ({min(ratios):.1f} to {max(ratios):.1f}) per CPU-second")
+
+
+if __name__ == "__main__":
+    main()
