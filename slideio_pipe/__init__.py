@@ -8,9 +8,38 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
+    from slideio_pipe.augment.colour_transforms import ColorJitter as ColorJitter
+    from slideio_pipe.augment.colour_transforms import GaussianNoise as GaussianNoise
+    from slideio_pipe.augment.colour_transforms import RandStainNA as RandStainNA
+    from slideio_pipe.augment.colour_transforms import StainJitter as StainJitter
+    from slideio_pipe.augment.colour_transforms import StainNormalize as StainNormalize
+    from slideio_pipe.augment.draw import Draw as Draw
+    from slideio_pipe.augment.drawing import draw as draw
+    from slideio_pipe.augment.drawing import load_transform as load_transform
+    from slideio_pipe.augment.geometric_transforms import Flip as Flip
+    from slideio_pipe.augment.geometric_transforms import RandomAffine as RandomAffine
+    from slideio_pipe.augment.geometric_transforms import RandomResizedCrop as RandomResizedCrop
+    from slideio_pipe.augment.geometric_transforms import Rotate90 as Rotate90
+    from slideio_pipe.bag import TileBag as TileBag
+    from slideio_pipe.device import Normalize as Normalize
+    from slideio_pipe.errors import SlideioPipeError as SlideioPipeError
+    from slideio_pipe.errors import SlideioPipeWarning as SlideioPipeWarning
+    from slideio_pipe.explaining import explain as explain
+    from slideio_pipe.reader import TileReader as TileReader
     from slideio_pipe.slide import Slide as Slide
     from slideio_pipe.slide import open_slide as open_slide
+    from slideio_pipe.store import StoredBag as StoredBag
+    from slideio_pipe.store import open_bag as open_bag
+    from slideio_pipe.store import save_bag as save_bag
+    from slideio_pipe.streaming import TileBatch as TileBatch
+    from slideio_pipe.streaming import stream as stream
+    from slideio_pipe.synthetic import SyntheticSlide as SyntheticSlide
+    from slideio_pipe.synthetic import write_synthetic_slide as write_synthetic_slide
+    from slideio_pipe.tiling import TileGrid as TileGrid
+    from slideio_pipe.tissue import TissueMask as TissueMask
+    from slideio_pipe.tissue import find_tissue as find_tissue
+    from slideio_pipe.view import SlideView as SlideView
 
 __version__ = "0.1.0"
 
