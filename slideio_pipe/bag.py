@@ -165,7 +165,7 @@ class TileBag(ArrayLikeBag):
             )
         self.view, self.grid, self.label = view, grid, label
         self.name, self.view_mpp = view.slide.name, view.mpp
-        self.tile_transform, self.seed, self.epoch = tile_transform, seed, epoch
+        self.tile_transform, self.seed, self.epoch = tile_transform, int(seed), int(epoch)
         canvas = Size(grid.tile_size, grid.tile_size) if tile_transform is None else self.draw(0).canvas
         self.shape = (len(grid), canvas.height, canvas.width, 3)
         self.coords, self.grid_index, self.tissue = grid.coords, grid.index, grid.tissue
@@ -220,8 +220,17 @@ class TileBag(ArrayLikeBag):
     def _read(
         self, indices: ArrayLike, out: NDArray[np.uint8] | None, *, threads: int, colours: bool
     ) -> NDArray[np.uint8]:
-        wanted = np.asarray(indices, np.int64)
+        wanted = np.arange(len(self))[np.asarray(indices, np.int64)]  # from the end, where negative
         draws = None if self.tile_transform is None else [self.draw(int(k)) for k in wanted]
+        height, width = self.shape[1:3]
+        if draws is not None and any(draw.canvas != (width, height) for draw in draws):
+            raise ConfigError(
+                "the tile transform draws tiles of different sizes",
+                slide=self.name,
+                remedy="end it with Resize(height, width) or RandomResizedCrop(size)",
+            )
+        if not wanted.size:
+            return np.empty((0, *self.shape[1:]), np.uint8) if out is None else out
         return self._reader.read(self.grid.origins[wanted], out, draws=draws, colours=colours, threads=threads)
 
     def provenance(self) -> dict[str, Any]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyvips
 
-from slideio_pipe.errors import CorruptSlideError, OutputError, OutputExistsError
+from slideio_pipe.errors import CorruptSlideError, OutputError, OutputExistsError, SlideioPipeError
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.progress import Report, reporting
 
 _TILE = 256
 # TIFF's classic offsets end at 4 GiB; JPEG of tissue is about a tenth of the raw bytes, noise is not.
 _BIGTIFF_FROM_PX = 1_000_000_000
+# What libvips 8.18 says when the output is at fault; whatever else it says is about the pixels.
+_OUTPUT_FAULTS = ("unable to open for write", "write error", "write failed", "TIFF write")
 
 
 def save_pyramid(
@@ -26,10 +30,13 @@ def save_pyramid(
     overwrite: bool,
     progress: Report | bool | None,
     name: str,
+    check: Callable[[], None],
 ) -> None:
     """Write ``image`` as JPEG tiles of 256 px with levels halved down to one tile.
 
     Written to a ``.partial`` sibling and renamed. Memory is libvips' strips of each level, whatever the image's height.
+    ``check`` is called before the renaming: it raises when some of the pixels could not be decoded, which libvips may
+    not know. ``progress`` is called from a thread of its own; what it raises ends the writing and is raised here.
 
     Raises
     ------
@@ -47,17 +54,54 @@ def save_pyramid(
     partial = path.with_name(path.name + ".partial")
     try:
         with reporting(progress, f"saving {path.name}") as report:
-            _write(_watched(image, report), partial, mpp, quality)
+            _write_or_stop(image, partial, mpp, quality, report)
+        check()
         os.replace(partial, path)
     except pyvips.Error as error:
-        reason = " ".join(str(error).split())
-        if "decompress" in reason or "read" in reason:
-            raise CorruptSlideError(f"pixels cannot be decoded ({reason})", slide=name) from error
-        raise OutputError(f"cannot be written ({reason})", slide=str(path), remedy="check space and mode") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = ", ".join(lines[1:3] or lines)  # the first names the operation, later ones are consequences
+        if any(fault in str(error) for fault in _OUTPUT_FAULTS):
+            raise OutputError(
+                f"cannot be written ({reason})", slide=str(path), remedy="check space and permissions"
+            ) from error
+        raise CorruptSlideError(
+            f"pixels cannot be decoded ({reason})", slide=name, remedy="copy the slide again"
+        ) from error
+    except SlideioPipeError:
+        raise
     except OSError as error:
         raise OutputError(f"cannot be written ({error.strerror})", slide=str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _write_or_stop(image: Any, partial: Path, mpp: Mpp | None, quality: int, report: Report) -> None:
+    """Write in a thread: libvips would not let go of this one for Ctrl-C, and hides what its callbacks raise."""
+    watched = image.copy()
+    raised: list[BaseException] = []
+
+    def tell(_: Any, progress: Any) -> None:
+        try:
+            if not raised:
+                report(int(progress.percent), 100)
+        except BaseException as error:  # cannot cross C
+            raised.append(error)
+            watched.set_kill(True)
+
+    watched.set_progress(True)
+    watched.signal_connect("eval", tell)
+    with ThreadPoolExecutor(1, thread_name_prefix="slideio-save") as pool:
+        writing = pool.submit(_write, watched, partial, mpp, quality)
+        try:
+            writing.result()
+        except pyvips.Error:
+            if not raised:
+                raise
+        except BaseException:
+            watched.set_kill(True)
+            raise
+    if raised:
+        raise raised[0]
 
 
 def _write(image: Any, partial: Path, mpp: Mpp | None, quality: int) -> None:
@@ -75,11 +119,3 @@ def _write(image: Any, partial: Path, mpp: Mpp | None, quality: int) -> None:
         keep="none",  # the scanner's description would state the scanner's resolution
         **resolution,
     )
-
-
-def _watched(image: Any, report: Report) -> Any:
-    """Return the image with ``report`` called as libvips gets through it."""
-    watched = image.copy()
-    watched.set_progress(True)
-    watched.signal_connect("eval", lambda _, progress: report(int(progress.percent), 100))
-    return watched

@@ -148,14 +148,15 @@ class TileReader:
                 raise
 
     def _read_tile(self, x: int, y: int, draw: Draw | None, slot: NDArray[np.uint8], colours: bool) -> None:
-        if self._graph is not None:
+        lazily = colours and self._graph is not None
+        if lazily:
             self._read_lazily(x, y, draw, slot)
         elif draw is None and not self.view.moves:
             self._sampler.plain(self.view.choice, Rect(x, y, self.tile_size, self.tile_size), slot)
         else:
             self._read_drawn(x, y, draw, slot)
         if colours:
-            self._colour(draw, slot)
+            self._colour(draw, slot, done=lazily)
 
     def _read_drawn(self, x: int, y: int, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
         """Sample a tile through its own affine and the view's: one product, one interpolation."""
@@ -188,17 +189,21 @@ class TileReader:
         cx, cy = view.slide.pyramid.downsample_at(choice)
         return choice, Affine.scaling(view.downsample[0] / cx, view.downsample[1] / cy)
 
-    def _colour(self, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
-        if self._program is not None:
-            self._program.apply(slot, slot)
-        if draw is None or not draw.operations:
+    def _colour(self, draw: Draw | None, slot: NDArray[np.uint8], *, done: bool) -> None:
+        """Apply the view's colours, unless they are done, and the tile's; one program, so one rounding."""
+        own = () if draw is None else draw.operations
+        if not own:
+            if not done and self._program is not None:
+                self._program.apply(slot, slot)
             return
-        if draw.lowered:
-            ColourProgram(draw.operations).apply(slot, slot)
+        shared = () if done or self._program is None else self._program.operations
+        if draw is not None and draw.lowered:
+            ColourProgram(shared + own).apply(slot, slot)
         else:
             image = pyvips.Image.new_from_array(slot).copy(interpretation="srgb")
-            still = draw.model_copy(update={"size": draw.canvas})
-            slot[:] = apply_lazy(image, still, operations_only=True).numpy()
+            size = Size(image.width, image.height)
+            both = Draw(size=size, canvas=size, operations=shared + own)
+            slot[:] = apply_lazy(image, both).numpy()
 
     @cached_property
     def _program(self) -> ColourProgram | None:
@@ -222,6 +227,8 @@ class TileReader:
                 slide=self.view.slide.name,
                 remedy="put the geometry into the slide's transform, or leave the other out",
             )
+        # The graph is told of pixels that cannot be decoded once, and has black afterwards; a plain read is always told.
+        self._read_drawn(x, y, None, slot)
         inside = Rect(x, y, self.tile_size, self.tile_size).intersect(Rect(0, 0, *self.view.size))
         slot[:] = 255
         if inside.width and inside.height:

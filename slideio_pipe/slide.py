@@ -326,12 +326,12 @@ class Slide:
             return np.asarray(image.numpy(), np.uint8)
         except pyvips.Error as error:
             reason = " ".join(str(error).split())
-            self._renew()
+            self.renew()
             raise CorruptSlideError(
                 f"pixels cannot be decoded ({reason})", slide=self.name, remedy="copy the slide again"
             ) from error
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
         """Open the file again: libvips reports a tile it cannot decode once, and gives it as black afterwards."""
         if self.path is not None:
             self._opened = open_backend(self.path, self.facts.backend)

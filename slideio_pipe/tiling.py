@@ -142,8 +142,9 @@ class TileGrid:
             )
         level0 = given.astype(np.int64) if given.dtype.kind in "iu" else round_half_up(given)
         origins = view.from_level0(level0)
-        far = level0 + grid.tile_size * np.array(view.downsample)
-        outside = ((far <= 0) | (level0 >= np.array(view.slide.pyramid.levels[0]))).any(axis=1)
+        reach = _footprint(view, grid.tile_size)
+        low, high = level0 + reach.min(axis=0), level0 + reach.max(axis=0)
+        outside = ((high <= 0) | (low >= np.array(view.slide.pyramid.levels[0]))).any(axis=1)
         if outside.any():
             first = int(np.flatnonzero(outside)[0])
             raise ConfigError(
@@ -168,9 +169,7 @@ class TileGrid:
 
     def corners_level0(self) -> NDArray[np.float64]:
         """Return (N, 4, 2) corners of every tile in level-0 px, unrounded, clockwise in the view from its origin."""
-        side = self.tile_size
-        corners = np.array([(0, 0), (side, 0), (side, side), (0, side)])
-        return self.view.affine.apply(self.origins[:, None, :] + corners)
+        return self.view.affine.apply(self.origins)[:, None, :] + _footprint(self.view, self.tile_size)
 
     def provenance(self) -> dict[str, Any]:
         """Return how the grid was made, JSON-able."""
@@ -203,6 +202,12 @@ class TileGrid:
         mpp = self.view.mpp
         at = "" if mpp is None else f" at {mpp.mean:.4g} µm"
         return f"TileGrid({self.view.slide.name}: {len(self):,} tiles{full}, {self.tile_size} px{at}{step})"
+
+
+def _footprint(view: SlideView, tile_size: int) -> NDArray[np.float64]:
+    """Return (4, 2): a tile's corners from its origin, level-0 px, clockwise in the view."""
+    corners = view.affine.apply([(0, 0), (tile_size, 0), (tile_size, tile_size), (0, tile_size)])
+    return np.asarray(corners - corners[0])
 
 
 def _check_fits(view: SlideView, config: GridConfig) -> None:

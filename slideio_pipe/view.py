@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from slideio_pipe import picture
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.stains import SlideColour
-from slideio_pipe.errors import ConfigError, UpsamplingWarning
+from slideio_pipe.errors import ConfigError, CorruptSlideError, UpsamplingWarning
 from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Pyramid, Rect, Size, round_half_up
 from slideio_pipe.progress import Report
 from slideio_pipe.pyramid_file import save_pyramid
@@ -41,6 +41,7 @@ class PyramidSource(Protocol):
     def raise_failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> None: ...
     def provenance(self) -> dict[str, Any]: ...
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]: ...
+    def renew(self) -> None: ...
     @property
     def colour(self) -> SlideColour: ...
 
@@ -84,7 +85,7 @@ class SlideView:
 
     slide: PyramidSource
     choice: LevelChoice
-    draw: Draw | None = None
+    draw: Draw | None = field(default=None, hash=False)  # it may hold a transform, which is a dict
 
     @classmethod
     def at(cls, slide: PyramidSource, mpp: float | tuple[float, float] | None) -> SlideView:
@@ -183,15 +184,28 @@ class SlideView:
             Pixels cannot be decoded.
         """
         target = Path(path)
-        save_pyramid(
-            self.image,
-            target,
-            mpp=self.mpp,
-            quality=quality,
-            overwrite=overwrite,
-            progress=progress,
-            name=self.slide.name,
-        )
+        whole = Rect(0, 0, *self.level_size)
+
+        def check() -> None:
+            # These are not the level's own pixels, so there is nothing to look for in them: any will do, but black.
+            self.slide.raise_failure(self.level, whole, np.broadcast_to(np.uint8(255), (whole.height, whole.width, 3)))
+
+        # A tile that libvips could not decode it would give as black, now and to whoever asks afterwards.
+        self.slide.renew()
+        try:
+            save_pyramid(
+                replace(self).image,
+                target,
+                mpp=self.mpp,
+                quality=quality,
+                overwrite=overwrite,
+                progress=progress,
+                name=self.slide.name,
+                check=check,
+            )
+        except CorruptSlideError:
+            self.slide.renew()
+            raise
         return target
 
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]:
@@ -199,7 +213,9 @@ class SlideView:
         if self.draw is None:
             return self.slide.thumbnail(max_size)
         factor = max(1.0, max(self.size) / max_size)
-        small = self.slide.thumbnail(max(1, round(max(self.plain_size) / factor)))
+        a, b, _, d, e, _ = self.draw.affine
+        zoom = math.sqrt(abs(a * e - b * d))  # no more is decoded than is shown
+        small = self.slide.thumbnail(max(1, round(max(self.plain_size) * zoom / factor)))
         height, width = small.shape[:2]
         canvas = Size(*(max(1, round(side / factor)) for side in self.draw.canvas))
         to_plain = Affine.scaling(self.plain_size.width / width, self.plain_size.height / height)
