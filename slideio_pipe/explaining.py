@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import albumentationsxl as A  # noqa: N812 - its own documentation's name
+from albumentationsxl.core.composition import BaseCompose
 from rich.console import Console
 from rich.table import Table
 
 from slideio_pipe.augment.adopt import verdict
-from slideio_pipe.augment.drawing import leaves
+from slideio_pipe.errors import ConfigError
 from slideio_pipe.view import SlideView
 
 # Milliseconds per 256-px tile on one core, measured by tests/benchmarks/augment.py; an estimate for any other machine.
@@ -39,7 +40,7 @@ class Step:
     """One transform of a composition."""
 
     name: str
-    p: float
+    p: float  # how often it is drawn, compositions included
     runs: str  # where
     why: str
     dtype: str
@@ -106,6 +107,11 @@ def explain(transform: Any, view: SlideView | None = None) -> Explanation:
     view : SlideView, optional
         Where it would be used; names the level that is read.
 
+    Raises
+    ------
+    ConfigError
+        It is no albumentationsxl transform.
+
     Examples
     --------
     >>> import albumentationsxl as A
@@ -116,15 +122,40 @@ def explain(transform: Any, view: SlideView | None = None) -> Explanation:
     >>> found.warnings[0].startswith("AdvancedBlur is refused")
     True
     """
-    found = tuple(leaves(transform))
-    steps = tuple(_step(leaf) for leaf in found)
+    if not isinstance(transform, A.BasicTransform | BaseCompose):
+        raise ConfigError(
+            f"{type(transform).__name__}: no albumentationsxl transform", remedy="pass A.Compose([...]) or a transform"
+        )
+    shared = tuple(_shares(transform, 1.0))
+    found = tuple(leaf for leaf, _ in shared)
+    steps = tuple(_step(leaf, p) for leaf, p in shared)
     where = "" if view is None else repr(view)
     return Explanation(steps, tuple(_warnings(found, steps)), where)
 
 
-def _step(leaf: Any) -> Step:
+def _shares(transform: Any, share: float, *, forced: bool = False) -> Iterator[tuple[Any, float]]:
+    """Yield every transform inside compositions, in order, with how often ``draw`` comes to it."""
+    if not isinstance(transform, BaseCompose):
+        yield transform, share * (1.0 if forced or transform.always_apply else float(transform.p))
+        return
+    parts = transform.transforms
+    if isinstance(transform, A.Sequential):  # always runs
+        weights = [1.0] * len(parts)
+    elif isinstance(transform, A.OneOrOther):
+        weights = [transform.p, *[0.0] * (len(parts) - 2), 1 - transform.p]
+    else:
+        share *= 1.0 if forced else float(transform.p)
+        weights = [1.0] * len(parts)
+        if isinstance(transform, A.OneOf | A.SomeOf):
+            count = 1 if isinstance(transform, A.OneOf) else transform.n
+            weights = [min(1.0, count * weight) for weight in transform.transforms_ps]
+    chosen = isinstance(transform, A.OneOf | A.SomeOf | A.OneOrOther)
+    for part, weight in zip(parts, weights, strict=True):
+        yield from _shares(part, share * float(weight), forced=chosen)
+
+
+def _step(leaf: Any, p: float) -> Step:
     name, judged = type(leaf).__name__, verdict(leaf)
-    p = 1.0 if leaf.always_apply else float(leaf.p)
     if judged.kind == "refused":
         return Step(name, p, "refused", f"{judged.why}; use {judged.instead}", "–", None)
     if judged.kind == "opaque":

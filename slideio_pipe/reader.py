@@ -227,7 +227,7 @@ class TileReader:
                 slide=self.view.slide.name,
                 remedy="put the geometry into the slide's transform, or leave the other out",
             )
-        # The graph is told of pixels that cannot be decoded once, and has black afterwards; a plain read is always told.
+        # The graph is told once of pixels that cannot be decoded, and has black afterwards; a plain read always is.
         self._read_drawn(x, y, None, slot)
         inside = Rect(x, y, self.tile_size, self.tile_size).intersect(Rect(0, 0, *self.view.size))
         slot[:] = 255
