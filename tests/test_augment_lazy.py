@@ -21,6 +21,8 @@ from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, 
 from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.slide import open_slide
+from slideio_pipe.synthetic import write_synthetic_slide
 
 STAIN = Stain(matrix=((1.1, 0.05, 0.0), (0.02, 0.9, 0.01), (0.0, 0.1, 1.05)), offset=(0.01, -0.02, 0.03))
 SINGULAR = Stain(matrix=((0.5, 0.5, 0.0), (0.5, 0.5, 0.0), (0.0, 0.0, 1.0)), offset=(0.05, -0.02, 0.0))
@@ -145,6 +147,20 @@ def test_executors_agree_on_real_tissue(seed: int, shared_data: Path) -> None:
         image, tiles = augmented(tissue, *chain), apply_cpu(tissue, chain)
         assert np.abs(image.astype(int) - tiles).max() <= 1, chain
         assert np.abs(image[:64, :64] - reference.apply(tissue[:64, :64], chain)).max() <= 1, chain
+
+
+def test_executors_agree_on_a_turned_generated_slide(tmp_path: Path) -> None:
+    """Turning and colouring a generated slide is turning it, then colouring its decoded pixels."""
+    path = tmp_path / "slide.svs"
+    write_synthetic_slide(path, size=(1600, 1200), seed=2, levels=(1,))
+    size = Size(1600, 1200)
+    image = open_slide(path).view().image
+    affine = rotation(20, 1.0, size, size)
+    turned = apply_lazy(image, drawn(size, affine=affine)).numpy()
+    for seed in range(6):
+        chain = random_chain(seed)
+        coloured = apply_lazy(image, drawn(size, *chain, affine=affine)).numpy()
+        assert np.abs(coloured.astype(int) - apply_cpu(turned, chain)).max() <= 1, chain
 
 
 @pytest.mark.parametrize("stain", [SINGULAR, Stain(offset=(0.1, 0.0, -0.1)), Stain(matrix=((0.0,) * 3,) * 3)])
