@@ -157,7 +157,7 @@ def _shares(transform: Any, share: float, *, forced: bool = False) -> Iterator[t
 def _step(leaf: Any, p: float) -> Step:
     name, judged = type(leaf).__name__, verdict(leaf)
     if judged.kind == "refused":
-        return Step(name, p, "refused", f"{judged.why}; use {judged.instead}", "–", None)
+        return Step(name, p, "refused", f"{judged.why}; instead: {judged.instead}", "–", None)
     if judged.kind == "opaque":
         return Step(name, p, "lazy libvips graph only", judged.why, "uint8", _LAZY_MS)
     if isinstance(leaf, A.DualTransform):

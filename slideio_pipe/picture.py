@@ -18,8 +18,8 @@ TISSUE = (0, 150, 110)  # green-blue: far from eosin, haematoxylin and DAB
 TILE = (20, 60, 200)
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _CAPTION_PX = 26
-# What stands for signs that Pillow's own font, the only one that is always there, has not: it has ASCII only.
-_GLYPHS = str.maketrans({"µ": "u", "μ": "u", "×": "x", "–": "-", "—": "-", "…": "..."})
+# What stands for signs that Pillow's own font, the only one that is always there, has not: beyond ASCII it has "°".
+_GLYPHS = str.maketrans({"µ": "u", "μ": "u", "×": "x", "–": "-", "—": "-", "−": "-", "…": "..."})
 # Lengths a scale bar may have, in µm.
 _BAR_LENGTHS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
@@ -85,7 +85,8 @@ def captioned(image: Image.Image, caption: str) -> Image.Image:
 def _drawable(text: str) -> str:
     """Return the text in letters the font has: without accents, and "?" for what is left."""
     plain = unicodedata.normalize("NFKD", text.translate(_GLYPHS))
-    return "".join(c for c in plain if not unicodedata.combining(c)).encode("ascii", "replace").decode()
+    letters = (c for c in plain if not unicodedata.combining(c))
+    return "".join(c if c.isascii() or c == "°" else "?" for c in letters)
 
 
 def scale_bar(image: Image.Image, um_per_px: float) -> Image.Image:

@@ -87,7 +87,7 @@ def test_a_montage_of_nothing_says_so() -> None:
     assert picture.montage(np.zeros((0, 8, 8, 3), np.uint8)).size[0] > 0
 
 
-@pytest.mark.parametrize("text", ["0.5 µm, 3×4", "Präparat Ä", "组织 切片", "a — b…", "Ω→²"])
+@pytest.mark.parametrize("text", ["0.5 µm, 3×4", "Präparat Ä", "组织 切片", "a — b…", "Ω→²", "turned 45°"])
 def test_captions_have_no_boxes_for_missing_letters(text: str) -> None:
     """Every letter that is drawn is one the font has."""
     font = ImageFont.load_default(15)
@@ -95,6 +95,11 @@ def test_captions_have_no_boxes_for_missing_letters(text: str) -> None:
     drawn = picture._drawable(text)
     assert drawn.strip()
     assert all(bytes(font.getmask(letter)) != missing for letter in drawn if letter != " ")
+
+
+def test_degrees_are_written() -> None:
+    """Captions of rotated views keep the sign."""
+    assert picture._drawable("turned −45°") == "turned -45°"
 
 
 def test_a_caption_stands_above() -> None:
