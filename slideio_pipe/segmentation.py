@@ -35,6 +35,12 @@ SATURATION_THRESHOLD = 8 / 255
 # Glass is bright, at most slightly tinted, and smooth.
 GLASS_MIN_VALUE, GLASS_MAX_CHROMA, GLASS_MAX_PINK, GLASS_MAX_STD = 180.0, 26.0, 9.0, 4.0
 DEFAULT_GLASS = 245.0  # where a slide shows no glass
+# White that is the same over 3x3 px was painted where nothing was scanned; after JPEG, a level may have 253 of it.
+PADDING_MIN_VALUE = 250
+# That many pixels from it, JPEG leaves ripples of nearly white.
+PADDING_RIPPLE_PX = 8
+# The part of an overview that other glass has to make up before even white is believed to be padding.
+MIN_GLASS_FRACTION = 0.002
 # Standard deviation of OD on glass that still counts as noise: 4.5 of 255 grey levels.
 MAX_NOISE = 0.008
 TEXTURE_CLIP = 0.05
@@ -85,7 +91,7 @@ def segment(
         mask: Mask = signal > limit
     else:
         glass = glass_colour(rgb)
-        excluded |= dark_padding(rgb, reach_px)
+        excluded |= dark_padding(rgb, reach_px) | white_padding(rgb, reach_px)
         if ignore_pen:
             excluded |= pen_marks(rgb, glass, reach_px)
         # Painted over, so that smoothing does not spread ink and black beyond what is excluded.
@@ -183,7 +189,11 @@ def glass_colour(rgb: Rgb) -> Plane:
     bright = (value > GLASS_MIN_VALUE) & (value < 254.5)  # 255 exactly is padding painted by the scanner
     pink = rgb[..., ::2].mean(axis=2, dtype=np.float32) - rgb[..., 1]  # lamps are yellowish or bluish, stain is pink
     glass = bright & (chroma < GLASS_MAX_CHROMA) & (pink < GLASS_MAX_PINK) & (spread < GLASS_MAX_STD)
-    if np.count_nonzero(glass) < max(8, 0.002 * value.size):
+    enough = max(8, MIN_GLASS_FRACTION * value.size)
+    scanned = glass & ~(dilated(_is_even_white(rgb), PADDING_RIPPLE_PX) & (rgb.min(axis=2) >= PADDING_MIN_VALUE))
+    # Glass that is even white itself, as of an overexposed or a drawn slide, is the reference where there is no other.
+    glass = scanned if np.count_nonzero(scanned) >= enough else glass
+    if np.count_nonzero(glass) < enough:
         return np.full(3, DEFAULT_GLASS, dtype=np.float32)
     # The commonest brightness among the brighter half: shadows and pale tissue lie below it.
     counts = np.bincount(np.round(value[glass]).astype(np.int64), minlength=256)
@@ -219,8 +229,23 @@ def _texture(rgb: Rgb, glass: Plane, sigma_px: float) -> Plane:
 
 def dark_padding(rgb: Rgb, radius_px: float) -> Mask:
     """Return black areas wider than 2 ``radius_px`` that touch the edge: where the scanner has not been."""
-    black = _opened(_is_black(rgb), radius_px)
-    count, labels = cv2.connectedComponents(black.astype(np.uint8), connectivity=8)
+    return _touching_the_edge(_opened(_is_black(rgb), radius_px))
+
+
+def white_padding(rgb: Rgb, radius_px: float) -> Mask:
+    """Return evenly white areas wider than 2 ``radius_px`` that touch the edge: outside the strips of a scan."""
+    return _touching_the_edge(_opened(_is_even_white(rgb), radius_px))
+
+
+def _is_even_white(rgb: Rgb) -> Mask:
+    """Return squares of 3x3 px of one and the same near-white, which noise leaves nowhere on scanned glass."""
+    kernel = np.ones((3, 3), dtype=np.uint8)
+    even = (cv2.dilate(rgb, kernel) == cv2.erode(rgb, kernel)).all(axis=2) & (rgb.min(axis=2) >= PADDING_MIN_VALUE)
+    return np.asarray(cv2.dilate(even.astype(np.uint8), kernel), dtype=bool)
+
+
+def _touching_the_edge(mask: Mask) -> Mask:
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     touching = np.zeros(count, dtype=bool)
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         touching[edge] = True

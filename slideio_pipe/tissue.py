@@ -317,7 +317,7 @@ def find_tissue(
     ignore_pen: bool = True,
     threshold: float | None = None,
 ) -> TissueMask:
-    """Return the tissue mask of a slide, found in an overview of it; glass, ink and the scanner's black are left out.
+    """Return the tissue mask of a slide, found in an overview of it, without glass, ink and the scanner's padding.
 
     Parameters
     ----------
@@ -375,9 +375,7 @@ def _to_the_edge(mask: NDArray[np.bool_], affine: Affine, size: Size) -> NDArray
     return np.pad(mask, [(0, missing[0]), (0, missing[1])], mode="edge")
 
 
-def _made(
-    mask: NDArray[np.bool_], affine: Affine, slide: Slide, method: str, settings: dict[str, Any]
-) -> TissueMask:
+def _made(mask: NDArray[np.bool_], affine: Affine, slide: Slide, method: str, settings: dict[str, Any]) -> TissueMask:
     """Return the mask with what is known of the slide; say so when it is empty."""
     if not mask.any():
         warnings.warn(f"{slide.name}: no tissue ({method})", EmptyTissueWarning, stacklevel=3)

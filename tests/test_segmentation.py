@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from slideio_pipe import segmentation as seg
+from slideio_pipe.slide import open_slide
+from slideio_pipe.tissue import find_tissue
 
 H_AND_E = (196, 120, 172)
 PALE = (233, 222, 230)
@@ -123,6 +125,53 @@ def test_black_padding_and_scanner_borders_are_left_out():
         assert iou(tissue(rgb, ignore_pen=ignore_pen), truth) > 0.9
 
 
+STAIRS = [(slice(0, 70), slice(0, 90)), (slice(0, 40), slice(90, 200)), (slice(0, 55), slice(280, 400))]
+STAIRS += [(slice(200, 300), slice(0, 60)), (slice(250, 300), slice(60, 130)), (slice(180, 300), slice(350, 400))]
+FRAME = (64, 64)
+
+
+def stitched(rgb: np.ndarray, white: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the picture in a frame of white with a staircase at its corners, through JPEG, and where the white is."""
+    outside = np.zeros(rgb.shape[:2], dtype=bool)
+    for stair in STAIRS:
+        outside[stair] = True
+    outside = np.pad(outside, FRAME, constant_values=True)
+    rgb = np.pad(rgb, (FRAME, FRAME, (0, 0)))
+    return jpeg(np.where(outside[..., None], np.uint8(white), rgb), 90), outside
+
+
+@pytest.mark.parametrize("white", [255, 253])
+@pytest.mark.parametrize("colour", [(235, 230, 233), GLASS], ids=["glass 233", "glass 242"])
+@pytest.mark.parametrize("noise", [1.0, 3.0])
+def test_white_padding_is_not_the_glass(white, colour, noise):
+    """Glass darker than the white around the strips of a scan is no tissue; tissue keeps its outline; white is out."""
+    inner, truth = with_tissue(glass(colour=colour, noise=noise), H_AND_E)
+    rgb, outside = stitched(inner, white)
+    truth = np.pad(truth, FRAME) & ~outside
+    mask = tissue(rgb)
+    assert np.abs(seg.glass_colour(rgb) - colour).max() <= 3
+    assert iou(mask, truth) > 0.9
+    assert not mask[outside].any()
+    near = cv2.dilate(truth.astype(np.uint8), np.ones((13, 13), np.uint8)) > 0
+    assert not mask[~near].any()
+
+
+def test_white_padding_around_glass_alone_is_empty():
+    """The border between painted white and scanned glass is no tissue."""
+    rgb, _ = stitched(glass(colour=(236, 231, 234)), 255)
+    assert not tissue(rgb).any()
+
+
+@pytest.mark.parametrize("white", [252, 253, 255])
+def test_even_white_is_the_glass_where_there_is_no_other(white):
+    """A picture drawn on white, without a trace of noise, has its pale tissue found too."""
+    rgb = np.full((300, 400, 3), white, dtype=np.uint8)
+    truth = np.zeros(rgb.shape[:2], dtype=np.uint8)
+    cv2.ellipse(truth, (200, 150), (110, 80), 20, 0, 360, 1, -1)
+    rgb[truth > 0] = PALE
+    assert iou(tissue(rgb), truth > 0) > 0.9
+
+
 @pytest.mark.parametrize("ink", INKS)
 def test_generated_ink_is_left_out(ink):
     """Nine tenths of a stroke on glass go, and tissue away from it stays."""
@@ -222,3 +271,19 @@ def test_a_pyramid_of_stitched_fields_is_found_without_its_seams(shared_data):
         rgb = np.asarray(slide.get_thumbnail((278, 223)).convert("RGB"))
     pink = cv2.GaussianBlur(np.ptp(rgb.astype(np.int16), axis=2).astype(np.float32), (0, 0), 1) > 20
     assert iou(tissue(rgb), pink) > 0.93
+
+
+@pytest.mark.parametrize("slide_mpp", [0.25, 0.5])
+def test_the_staircase_of_a_real_scan_is_no_tissue(shared_data, slide_mpp):
+    """Both levels of the overview, white of 255 and of 253, give the coloured part, and the glass under it is grey."""
+    slide = open_slide(shared_data / "slides" / "TCGA-CR-7395-01A-01-TS1.svs", slide_mpp=slide_mpp)
+    found = find_tissue(slide)
+    rgb, _ = slide.overview(8.0)
+    coloured = np.ptp(rgb.astype(np.int16), axis=2) > 25
+    mask = found.mask[: rgb.shape[0], : rgb.shape[1]]
+    assert seg.glass_colour(rgb).max() < 245
+    assert coloured.mean() < mask.mean() < coloured.mean() + 0.05
+    assert mask[coloured].mean() > 0.99
+    assert not mask[rgb.min(axis=2) >= 252].any()
+    # Glass beside a scan line, that only a little tissue reaches into.
+    assert found.fractions([[2561, 0, 512, 512]])[0] < 0.1
