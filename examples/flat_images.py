@@ -53,7 +53,7 @@ class FlatImages(Dataset[tuple[Tensor, int]]):
 
 def write_images(folder: Path, seed: int, tile: int = 128, most: int = 80) -> None:
     """Write tiles of a synthetic slide as JPEGs: those that are mostly lesion, and as many that have none."""
-    truth = sp.write_synthetic_slide(folder.parent / f"{folder.name}.svs", size=(6000, 5000), seed=seed, pieces=2)
+    truth = sp.write_synthetic_slide(folder.parent / f"{folder.name}.svs", size=(5000, 4000), seed=seed, pieces=2)
     with sp.open_slide(truth.path) as slide:
         view = slide.view(mpp=0.5)
         grid = sp.TileGrid(view, tile_size=tile, stride=tile // 2, tissue=sp.find_tissue(slide), min_tissue=0.7)

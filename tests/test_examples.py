@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 from PIL import Image
@@ -28,28 +33,35 @@ def test_notebooks_are_stored_clean(path: Path) -> None:
             assert cell.execution_count is None
 
 
+def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[nbformat.NotebookNode]]:
+    """Run a notebook in a fresh kernel, warnings of ours being errors, and return what each cell shows."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONWARNINGS", "error::slideio_pipe.errors.SlideioPipeWarning")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    notebook = nbformat.read(ROOT / "examples" / name, as_version=4)
+    client = NotebookClient(notebook, kernel_name="python3", timeout=300, resources={"metadata": {"path": folder}})
+    client.execute()
+    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    assert not [o for out in outputs.values() for o in out if o.get("name") == "stderr"]
+    return outputs
+
+
+def shown(output: nbformat.NotebookNode) -> Image.Image:
+    """Return the picture a cell ends with."""
+    return Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+
+
 # What the Jupyter client says of the event loop and its sockets is not about us.
 @pytest.mark.filterwarnings("default")
 def test_slide_to_batches_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell runs in a fresh kernel, without a warning, and slide, mask, grid, bag and tiles are shown."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("PYTHONWARNINGS", "error::slideio_pipe.errors.SlideioPipeWarning")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    notebook = nbformat.read(ROOT / "examples" / "01_slide_to_batches.ipynb", as_version=4)
-    client = NotebookClient(notebook, kernel_name="python3", timeout=300, resources={"metadata": {"path": tmp_path}})
-    client.execute()
-
-    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    outputs = run("01_slide_to_batches.ipynb", tmp_path, monkeypatch)
     printed = "".join(o.text for out in outputs.values() for o in out if o.output_type == "stream")
     assert "float16" in printed
-    assert not [o for out in outputs.values() for o in out if o.get("name") == "stderr"]
     for cell, parts in {"open": ["6,000 × 5,000 px", "0.25 µm"], "bag": ["256×256 px", "label"]}.items():
         html = outputs[cell][-1].data["text/html"]
         assert all(part in html for part in [*parts, "data:image/png;base64,"])
-    sizes = {
-        cell: Image.open(io.BytesIO(base64.b64decode(outputs[cell][-1].data["image/png"]))).size
-        for cell in ("tissue", "grid", "tile", "coords", "round")
-    }
+    sizes = {cell: shown(outputs[cell][-1]).size for cell in ("tissue", "grid", "tile", "coords", "round")}
     assert sizes == {
         "tissue": (700, 583),
         "grid": (700, 583),
@@ -57,3 +69,51 @@ def test_slide_to_batches_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "coords": (486, 486),
         "round": (784, 512),
     }
+
+
+@pytest.mark.filterwarnings("default")
+def test_augmentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell runs: eight draws, bags before and after, real tissue in the corners, the table, the refusal."""
+    outputs = run("02_augmentation.ipynb", tmp_path, monkeypatch)
+    for cell in ("eight", "bag", "rotated", "tiles", "batch"):
+        assert min(shown(outputs[cell][-1]).size) > 300
+    three_rows = np.asarray(shown(outputs["tiles"][-1]))
+    black = [(row == 0).all(axis=2).mean() for row in np.array_split(three_rows, 3)]
+    assert black[0] == black[2] == 0 < 0.05 < black[1]  # cut out, then turned
+    for cell, parts in {
+        "view": ["turned", "stain"],
+        "explain": ["AdvancedBlur", "refused"],
+        "save": ["0.5 µm"],
+    }.items():
+        assert all(part in outputs[cell][-1].data["text/html"] for part in parts)
+    assert "instead" in outputs["refused"][0].text
+    assert "'kind': 'stain'" in outputs["draw"][0].text
+    assert "torch.float16" in outputs["stream"][0].text
+
+
+def test_flat_images_learn(tmp_path: Path) -> None:
+    """Two classes are generated, the loss falls, and images of another slide are classified."""
+    said = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:slideio_pipe", ROOT / "examples" / "flat_images.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    losses = [float(loss) for loss in re.findall(r"loss (\d\.\d+)", said)]
+    assert losses[-1] < 0.9 * losses[0]
+    (right,) = re.findall(r"(\d+)% of the test images", said)
+    assert int(right) >= 75
+    assert not list(tmp_path.glob("slideio-pipe-*"))  # cleared away
+
+
+def test_flat_images_has_help() -> None:
+    """``--help`` shows how to call it."""
+    said = subprocess.run(
+        [sys.executable, ROOT / "examples" / "flat_images.py", "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "python examples/flat_images.py --folder" in said
