@@ -44,7 +44,13 @@ def write_mask(path: Path, mask: NDArray[np.bool_], *, overwrite: bool) -> None:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Return what is not 0 in any colour band, and not transparent."""
+    """Return what is neither 0 nor transparent, so that an image of labels, 0 for background, is a mask as well.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, or has colours: then it is a picture of a slide or of a mask, where nothing is 0.
+    """
     try:
         with Image.open(path) as picture:
             pixels = np.asarray(picture)
@@ -55,12 +61,16 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         raise ConfigError(
             f"the mask cannot be read ({error})", slide=str(path), remedy="pass a PNG, 0 where there is no tissue"
         ) from error
-    pixels = pixels.reshape(*pixels.shape[:2], -1) != 0
-    colours = [index for index, band in enumerate(bands) if band != "A"]
-    mask = pixels[..., colours].any(axis=2)
-    if "A" in bands:
-        mask &= pixels[..., bands.index("A")]
-    return np.asarray(mask, dtype=bool)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    colours = pixels[..., [index for index, band in enumerate(bands) if band != "A"]]
+    opaque = pixels[..., bands.index("A")] != 0 if "A" in bands else np.ones(pixels.shape[:2], dtype=bool)
+    if (colours != colours[..., :1])[opaque].any():
+        raise ConfigError(
+            "a colour picture, not a mask",
+            slide=str(path),
+            remedy="pass a black and white mask, such as slideio-pipe tissue SLIDE --out mask.png writes",
+        )
+    return np.asarray((colours[..., 0] != 0) & opaque, dtype=bool)
 
 
 def read_polygons(path: Path) -> list[Polygon]:

@@ -291,7 +291,7 @@ class TissueMask:
 
     @classmethod
     def from_png(cls, path: str | os.PathLike[str], slide: Slide) -> TissueMask:
-        """Return the mask in a picture of any size that spans the whole slide: whatever is not 0 is tissue."""
+        """Return the mask in a grey picture of any size that spans the slide: whatever is not 0 is tissue."""
         path = Path(path)
         mask = read_mask(path)
         (height, width), size = mask.shape, slide.dimensions

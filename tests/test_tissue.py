@@ -359,6 +359,31 @@ def test_pictures_of_every_mode_are_read(tmp_path, mode):
     assert TissueMask.from_png(tmp_path / "mask.png", blank()).fraction == pytest.approx(expected)
 
 
+def test_a_grey_picture_of_labels_is_a_mask(tmp_path):
+    """0 is background, every other number tissue."""
+    Image.fromarray(np.repeat(np.array([0, 1, 2, 200], np.uint8), 5)[None].repeat(10, axis=0)).save(tmp_path / "m.png")
+    assert TissueMask.from_png(tmp_path / "m.png", blank()).mask[0].tolist() == [False] * 5 + [True] * 15
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK"])
+def test_a_colour_picture_is_no_mask(tmp_path, mode):
+    """The drawing of a mask, on which nothing is black, is refused with what to pass instead."""
+    drawing = FakeSlide(two_pieces())
+    drawing.thumbnail = lambda max_size: drawing.rgb
+    picture = find_tissue(drawing).plot(drawing).convert(mode)
+    picture.save(tmp_path / "drawing.tif")
+    with pytest.raises(ConfigError, match=r"drawing\.tif: a colour picture, not a mask; .*--out mask\.png"):
+        TissueMask.from_png(tmp_path / "drawing.tif", drawing)
+
+
+def test_the_colour_of_what_is_transparent_does_not_matter(tmp_path):
+    """An editor may keep any colour under full transparency."""
+    pixels = np.full((10, 20, 4), (255, 0, 0, 0), np.uint8)
+    pixels[:, :5] = 255
+    Image.fromarray(pixels).save(tmp_path / "layer.png")
+    assert TissueMask.from_png(tmp_path / "layer.png", blank()).fraction == pytest.approx(0.25)
+
+
 def test_a_picture_of_another_shape_is_refused(tmp_path):
     """2 % of aspect ratio are forgiven, for rounding, and no more."""
     Image.new("L", (202, 100), 255).save(tmp_path / "near.png")
