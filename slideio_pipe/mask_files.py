@@ -6,9 +6,9 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,17 @@ from PIL import Image, UnidentifiedImageError
 from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError, SlideNotFoundError
 from slideio_pipe.outlines import Polygon
 
+# QuPath leaves classes that end in an asterisk out of most of what it does; this one is also written without it.
+IGNORED = "Ignore"
+UNCLASSIFIED = "unclassified"
 _GEOMETRIES = ("Polygon", "MultiPolygon", "Point", "MultiPoint", "LineString", "MultiLineString")
+
+
+class Annotation(NamedTuple):
+    """A polygon and the name of its QuPath class, such as "Tumor: Positive"; None when it has none."""
+
+    class_name: str | None
+    polygon: Polygon
 
 
 def write_polygons(path: Path, polygons: Iterable[Polygon], *, overwrite: bool) -> None:
@@ -73,10 +83,24 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     return np.asarray((colours[..., 0] != 0) & opaque, dtype=bool)
 
 
-def read_polygons(path: Path) -> list[Polygon]:
-    """Return the polygons in a GeoJSON file, in its own coordinates."""
+def read_polygons(path: Path, classes: Sequence[str] | None = None) -> list[Polygon]:
+    """Return the polygons in a GeoJSON file, in its own coordinates.
+
+    Parameters
+    ----------
+    path : Path
+    classes : sequence of str, optional
+        The names of the classes to take. All but those that QuPath ignores when omitted: "Ignore" and what ends in "*".
+
+    Raises
+    ------
+    ConfigError
+        The file is no GeoJSON of polygons, or every polygon of it is of another class.
+    """
+    if classes is not None and (isinstance(classes, str) or not classes):
+        raise ConfigError(f"classes is {classes!r}", slide=str(path), remedy='pass a list of names, such as ["Tissue"]')
     try:
-        return parse_geojson(json.loads(path.read_text(encoding="utf-8-sig")))
+        found = parse_geojson(json.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -84,9 +108,25 @@ def read_polygons(path: Path) -> list[Polygon]:
         raise ConfigError(
             f"not the GeoJSON of polygons ({reason})", slide=str(path), remedy="export from QuPath as GeoJSON"
         ) from error
+    polygons = [each.polygon for each in found if _is_wanted(each.class_name, classes)]
+    if found and not polygons:
+        asked = "every polygon is of an ignored class" if classes is None else f"no polygon of {', '.join(classes)}"
+        names = ", ".join(sorted({each.class_name or UNCLASSIFIED for each in found}))
+        raise ConfigError(
+            f"{asked}; classes found: {names}", slide=str(path), remedy="name one of these in classes=[…]"
+        )
+    return polygons
 
 
-def parse_geojson(document: Any) -> list[Polygon]:
+def _is_wanted(class_name: str | None, classes: Sequence[str] | None) -> bool:
+    """Return whether a class is asked for by name, or, where none is asked for, is not one that QuPath ignores."""
+    if classes is not None:
+        return (class_name or UNCLASSIFIED) in classes
+    # Of a derived class, such as "Tumor: Boundary*", the last part decides.
+    return class_name is None or not (class_name.endswith("*") or class_name.split(": ")[-1] == IGNORED)
+
+
+def parse_geojson(document: Any) -> list[Annotation]:
     """Return the polygons in a parsed GeoJSON document, or in a list of such documents, as QuPath exports them.
 
     Points and lines are passed over. A document that has geometries and none of them a polygon is refused, so that a
@@ -97,37 +137,48 @@ def parse_geojson(document: Any) -> list[Polygon]:
     ValueError
         With what is wrong with it.
     """
-    geometries = list(_geometries(document))
-    polygons: list[Polygon] = []
-    for geometry in geometries:
+    geometries = list(_geometries(document, None))
+    found: list[Annotation] = []
+    for class_name, geometry in geometries:
         kind = geometry["type"]
         if kind == "Polygon":
-            polygons.append(_polygon(geometry["coordinates"]))
+            found.append(Annotation(class_name, _polygon(geometry["coordinates"])))
         elif kind == "MultiPolygon":
-            polygons += [_polygon(rings) for rings in geometry["coordinates"]]
-    if geometries and not polygons:
+            found += [Annotation(class_name, _polygon(rings)) for rings in geometry["coordinates"]]
+    if geometries and not found:
         raise ValueError("points or lines, no polygon")
-    return [polygon for polygon in polygons if polygon]
+    return [each for each in found if each.polygon]
 
 
-def _geometries(node: Any) -> Iterator[dict[str, Any]]:
+def _geometries(node: Any, class_name: str | None) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """Yield every geometry below a node, with the class of the feature that it belongs to."""
     if isinstance(node, list):
         for each in node:
-            yield from _geometries(each)
+            yield from _geometries(each, class_name)
         return
     kind = node.get("type") if isinstance(node, dict) else None
     if kind == "FeatureCollection":
-        yield from _geometries(_member(node, "features"))
+        yield from _geometries(_member(node, "features"), class_name)
     elif kind == "GeometryCollection":
-        yield from _geometries(_member(node, "geometries"))
+        yield from _geometries(_member(node, "geometries"), class_name)
     elif kind == "Feature":
         if node.get("geometry") is not None:  # a feature may be unlocated
-            yield from _geometries(node["geometry"])
+            yield from _geometries(node["geometry"], _class_name(node))
     elif kind in _GEOMETRIES:
         _member(node, "coordinates")
-        yield node
+        yield class_name, node
     else:
         raise ValueError(f"unknown type {kind!r}" if kind else "no GeoJSON object")
+
+
+def _class_name(feature: dict[str, Any]) -> str | None:
+    """Return the class of a feature: one name, or since QuPath 0.4 a list of ``names`` for a derived class."""
+    properties = feature.get("properties")
+    found = properties.get("classification") if isinstance(properties, dict) else None
+    if isinstance(found, dict):
+        names = found.get("names")
+        found = ": ".join(map(str, names)) if isinstance(names, list) else found.get("name")
+    return found or None if isinstance(found, str) else None
 
 
 def _member(node: dict[str, Any], name: str) -> list[Any]:

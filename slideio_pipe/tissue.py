@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -111,9 +111,7 @@ class TissueMask:
             When the mask was made without a resolution.
         """
         if self.mpp is None:
-            raise ConfigError(
-                "an area needs mpp", slide=self.slide_name or None, remedy="pass mpp=Mpp(…) to TissueMask"
-            )
+            raise ConfigError("an area needs mpp", slide=self.slide_name or None, remedy="pass mpp=Mpp(…)")
         return float(np.count_nonzero(self.mask)) * self.mpp.x * self.mpp.y
 
     @cached_property
@@ -150,9 +148,7 @@ class TissueMask:
         """
         boxes = np.asarray(rects, dtype=np.float64).reshape(-1, 4)
         if not np.isfinite(boxes).all() or (boxes[:, 2:] <= 0).any():
-            raise ConfigError(
-                "a rectangle without area", slide=self.slide_name or None, remedy="pass x, y, width, height"
-            )
+            raise ConfigError("a rectangle without area", slide=self.slide_name or None, remedy="pass x, y, w, h")
         to_mask = self.affine.inverse()
         height, width = self.mask.shape
         # Cut at the slide, where the last mask pixel may overhang, and at the mask.
@@ -270,7 +266,9 @@ class TissueMask:
         write_mask(Path(path), self.mask, overwrite=overwrite)
 
     @classmethod
-    def from_geojson(cls, path: str | os.PathLike[str], slide: Slide, mpp: float = 8.0) -> TissueMask:
+    def from_geojson(
+        cls, path: str | os.PathLike[str], slide: Slide, mpp: float = 8.0, classes: Sequence[str] | None = None
+    ) -> TissueMask:
         """Return what the polygons of a QuPath export cover; points and lines are passed over.
 
         Parameters
@@ -281,13 +279,16 @@ class TissueMask:
             What it was drawn on.
         mpp : float
             The resolution of the mask, in µm per pixel.
+        classes : sequence of str, optional
+            The QuPath classes to take, "unclassified" for polygons without. By default all but "Ignore" and "…*".
         """
         path = Path(path)
         width, height, affine = _grid(slide, mpp)
         to_mask = affine.inverse()
-        polygons = [[to_mask.apply(ring) for ring in polygon] for polygon in read_polygons(path)]
+        polygons = [[to_mask.apply(ring) for ring in polygon] for polygon in read_polygons(path, classes)]
         mask = polygons_to_mask(polygons, width, height)
-        return _made(mask, affine, slide, "geojson", {"file": path.name})
+        settings = {"file": path.name} | ({} if classes is None else {"classes": list(classes)})
+        return _made(mask, affine, slide, "geojson", settings)
 
     @classmethod
     def from_png(cls, path: str | os.PathLike[str], slide: Slide) -> TissueMask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import warnings
 
 import cv2
@@ -272,6 +273,79 @@ def test_every_shape_of_geojson_is_read(tmp_path, document, fraction):
     path = tmp_path / "annotation.geojson"
     path.write_text(json.dumps(document), encoding="utf-8")
     assert TissueMask.from_geojson(path, blank(), mpp=2.0).fraction == pytest.approx(fraction)
+
+
+def square(left: int, classification, properties: bool = True) -> dict:
+    """Return a feature as QuPath exports it, of 40 px from ``left``."""
+    ring = [[left, 0], [left + 40, 0], [left + 40, 100], [left, 100], [left, 0]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    return feature | (
+        {"properties": {"objectType": "annotation", "classification": classification}} if properties else {}
+    )
+
+
+CLASSED = [
+    square(0, {"name": "Tissue", "color": [0, 160, 80]}),
+    square(40, {"name": "Ignore*", "color": [180, 180, 180]}),
+    square(80, {"names": ["Tumor", "Positive"], "color": [250, 62, 62]}),
+    square(120, None, properties=False),
+    square(160, {"names": ["Tumor", "Boundary*"]}),
+]
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (None, [0, 2, 3]),
+        (["Tissue"], [0]),
+        (("Tissue", "Tumor: Positive"), [0, 2]),
+        (["Ignore*"], [1]),
+        (["unclassified", "Absent"], [3]),
+        (["Tumor: Boundary*"], [4]),
+    ],
+)
+def test_classes_of_qupath_pick_the_polygons(tmp_path, classes, expected):
+    """Ignored classes are left out, whether one name or several parts, unless they are asked for by name."""
+    path = tmp_path / "classes.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": CLASSED}), encoding="utf-8")
+    tissue = TissueMask.from_geojson(path, blank(), mpp=2.0, classes=classes)
+    found = tissue.fractions([[left, 0, 40, 100] for left in range(0, 200, 40)])
+    assert found.tolist() == [float(index in expected) for index in range(5)]
+    assert tissue.settings.get("classes") == (None if classes is None else list(classes))
+
+
+@pytest.mark.parametrize("classification", ["Ignore", {"name": "Ignore"}, {"name": "Artefact*", "colorRGB": -1}])
+def test_a_file_of_ignored_classes_only_is_refused(tmp_path, classification):
+    """The error lists the classes that are there, so that one can be asked for."""
+    path = tmp_path / "ignored.geojson"
+    path.write_text(json.dumps([square(0, classification)]), encoding="utf-8")
+    name = classification if isinstance(classification, str) else classification["name"]
+    with pytest.raises(ConfigError, match=rf"ignored\.geojson: .*classes found: {re.escape(name)}; .*classes="):
+        TissueMask.from_geojson(path, blank())
+
+
+@pytest.mark.parametrize("odd", [3, "", {}, {"name": None}, {"name": 5}, {"names": None}, []])
+def test_a_class_that_is_no_name_is_no_class(tmp_path, odd):
+    """Its polygon counts as unclassified, and is taken."""
+    path = tmp_path / "odd.geojson"
+    path.write_text(json.dumps(square(0, odd)), encoding="utf-8")
+    assert TissueMask.from_geojson(path, blank(), mpp=2.0).fraction == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("classes", "reason"),
+    [
+        (["tissue", "Glass"], "no polygon of tissue, Glass; classes found: Ignore.*unclassified"),
+        ("Tissue", "classes is"),
+        ([], "classes is"),
+    ],
+)
+def test_classes_that_pick_nothing_are_refused(tmp_path, classes, reason):
+    """Absent names, a name in place of a list, and no name at all."""
+    path = tmp_path / "classes.geojson"
+    path.write_text(json.dumps(CLASSED), encoding="utf-8")
+    with pytest.raises(ConfigError, match=reason):
+        TissueMask.from_geojson(path, blank(), classes=classes)
 
 
 @pytest.mark.parametrize(
