@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from slideio_pipe.progress import Report, reporting
 _TILE = 256
 # TIFF's classic offsets end at 4 GiB; JPEG of tissue is about a tenth of the raw bytes, noise is not.
 _BIGTIFF_FROM_PX = 1_000_000_000
+# What image software writes when nobody said anything.
+_MPP_OF_72_DPI = 25_400 / 72
 # What libvips 8.18 says when the output is at fault; whatever else it says is about the pixels.
 _OUTPUT_FAULTS = ("unable to open for write", "write error", "write failed", "TIFF write")
 
@@ -93,6 +95,8 @@ def _write_or_stop(image: Any, partial: Path, mpp: Mpp | None, quality: int, rep
     with ThreadPoolExecutor(1, thread_name_prefix="slideio-save") as pool:
         writing = pool.submit(_write, watched, partial, mpp, quality)
         try:
+            while not writing.done():  # waiting without end hears Ctrl-C on some systems only
+                wait([writing], timeout=0.1)
             writing.result()
         except pyvips.Error:
             if not raised:
@@ -105,7 +109,8 @@ def _write_or_stop(image: Any, partial: Path, mpp: Mpp | None, quality: int, rep
 
 
 def _write(image: Any, partial: Path, mpp: Mpp | None, quality: int) -> None:
-    resolution = {} if mpp is None else {"xres": 1000 / mpp.x, "yres": 1000 / mpp.y}  # pixels per millimetre
+    # Left alone, libvips states 1000 µm, which somebody may believe; 72 dpi says that nobody knows.
+    stated = Mpp.of(_MPP_OF_72_DPI) if mpp is None else mpp
     image.tiffsave(
         str(partial),
         compression="jpeg",
@@ -117,5 +122,6 @@ def _write(image: Any, partial: Path, mpp: Mpp | None, quality: int) -> None:
         bigtiff=image.width * image.height > _BIGTIFF_FROM_PX,
         region_shrink="mean",
         keep="none",  # the scanner's description would state the scanner's resolution
-        **resolution,
+        xres=1000 / stated.x,  # pixels per millimetre
+        yres=1000 / stated.y,
     )
