@@ -73,7 +73,10 @@ class ArrayLikeBag(ABC):
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         first, *rest = key if isinstance(key, tuple) and key else (key,)
         if isinstance(first, (int, np.integer)) and not isinstance(first, bool):
-            tile: NDArray[np.uint8] = self.read([range(len(self))[int(first)]])[(0, *rest)]
+            k = int(first)
+            if not -len(self) <= k < len(self):
+                raise IndexError(f"tile {k} of a bag of {len(self)}")
+            tile: NDArray[np.uint8] = self.read([k % len(self)])[(0, *rest)]
             return tile
         positions = np.arange(len(self))
         needed, inside = positions, key  # the whole bag, indexed as numpy does, unless the first axis says less
@@ -157,6 +160,11 @@ class TileBag(ArrayLikeBag):
         seed: int = 0,
         epoch: int = 0,
     ) -> None:
+        if not isinstance(view, SlideView) or not isinstance(grid, TileGrid):
+            raise ConfigError(
+                f"a bag of {type(view).__name__} and {type(grid).__name__}",
+                remedy="pass slide.view(mpp=…) and a TileGrid over it",
+            )
         if grid.view != view:
             raise ConfigError(
                 f"the grid was made over {grid.view!r}, not {view!r}",
@@ -171,9 +179,9 @@ class TileBag(ArrayLikeBag):
         self.coords, self.grid_index, self.tissue = grid.coords, grid.index, grid.tissue
 
     @classmethod
-    def from_coords(cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, *, label: Label = None) -> TileBag:
-        """Return the bag of tiles at given level-0 corners (N, 2), x first, in that order."""
-        return cls(view, TileGrid.from_coords(view, coords, tile_size), label=label)
+    def from_coords(cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, **options: Any) -> TileBag:
+        """Return the bag of tiles at given level-0 corners (N, 2), x first, in that order; ``options`` as above."""
+        return cls(view, TileGrid.from_coords(view, coords, tile_size), **options)
 
     def draw(self, index: int) -> Draw:
         """Return what the tile transform does to tile ``index``; the same whenever it is asked for."""

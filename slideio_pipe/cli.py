@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +39,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without µ or × gets a question mark, not a traceback
-    app(prog_name="slideio-pipe")
+    try:
+        app(prog_name="slideio-pipe")
+    except KeyboardInterrupt:  # before a command began: while Python was still importing
+        raise SystemExit(130) from None
 
 
 def _version(wanted: bool) -> None:
@@ -229,6 +233,9 @@ def _print_export(done: Exported, picture: Path | None) -> None:
     at = "level 0" if bag.view_mpp is None else f"{bag.view_mpp.mean:.3g} µm per pixel"
     cost = f"{size_text(summary['bytes'])}, {done.seconds:.1f} s, {summary['tiles_per_second']:,.0f} tiles/s"
     say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[1]} px at {at} ({cost})")
+    if done.covered < 0.95:
+        left_out = f"{1 - done.covered:.0%} of the tissue lies in no tile"
+        say(f"{left_out}; --edge shift or pad, or a lower --min-tissue, keep more")
     say(f"bag: {bag.path}")
     if picture is not None:
         say(f"picture: {picture}")
@@ -253,10 +260,12 @@ def demo(
         return
     report = run_demo(folder, device=device, say=say)
     bag = folder / Path(report["slides"][1]["bag"]).name
+    # As it was called: an environment that is not activated has it on no PATH.
+    called = "slideio-pipe" if shutil.which("slideio-pipe") else sys.argv[0]
     say("next:", style="bold")
-    say(f"  slideio-pipe info {folder}/tumour.svs --mpp 0.5")
-    say("  slideio-pipe export YOUR_SLIDE.svs --out bags/")
-    say(f"  python -c \"import slideio_pipe as sp; print(sp.open_bag('{bag}'))\"")
+    say(f"  {called} info {folder}/tumour.svs --mpp 0.5")
+    say(f"  {called} export YOUR_SLIDE.svs --out bags/")
+    say(f'  in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag}")')
 
 
 @app.command()

@@ -93,7 +93,7 @@ def run_demo(
             stored = save_bag(
                 bag, bag_path(slide, folder), pixels=_CONFIG.store.pixels, overwrite=True, progress=progress
             )
-            exported = Exported(stored, time.perf_counter() - started)
+            exported = Exported(stored, time.perf_counter() - started, bag.grid.covered())
             panels.append(sheet(slide, bag))
         summary = exported.summary()
         say(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from PIL import Image
 
 from slideio_pipe import picture
 from slideio_pipe.bag import Label, TileBag
-from slideio_pipe.config import ExportConfig
+from slideio_pipe.config import ExportConfig, Pixels
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputError, OutputExistsError
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.progress import Report
@@ -23,6 +25,8 @@ from slideio_pipe.tiling import TileGrid
 from slideio_pipe.tissue import TissueMask, find_tissue
 
 SUFFIX = ".bag.zarr"
+# The least part of the raw bytes that a codec leaves: glass compresses well, tissue to about a half.
+_LEAST_SHARE: dict[Pixels, float] = {"none": 1.0, "zstd": 0.2}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 # What goes from a slide's name: an ending, but not a number as in an identifier of DICOM (1.2.840.113619).
 _ENDING = re.compile(r"(\.ome)?\.[a-z][a-z0-9]*$", re.IGNORECASE)
@@ -34,6 +38,7 @@ class Exported:
 
     bag: StoredBag
     seconds: float
+    covered: float  # part of the tissue that lies in some tile, 0 to 1
 
     def summary(self) -> dict[str, Any]:
         """Return the outcome, JSON-able."""
@@ -46,6 +51,7 @@ class Exported:
             "tile_size": self.bag.shape[1],
             "mpp": None if mpp is None else list(mpp),
             "bytes": stored,
+            "tissue_covered": round(self.covered, 4),
             "seconds": round(self.seconds, 3),
             "tiles_per_second": round(len(self.bag) / max(self.seconds, 1e-9), 1),
         }
@@ -116,13 +122,26 @@ def export_slide(
         bag = plan_bag(slide, config, label=label, tissue_file=tissue_file)
         if not len(bag) and not allow_empty:
             raise _nothing_to_export(bag)
+        _check_space(bag, target, config.store.pixels)
         stored = save_bag(
             bag, target, pixels=config.store.pixels, overwrite=overwrite, threads=threads, progress=progress
         )
         seconds = time.perf_counter() - started
         if drawing is not None:
             save_picture(sheet(slide, bag), drawing, overwrite=overwrite)
-    return Exported(stored, seconds)
+    return Exported(stored, seconds, bag.grid.covered())
+
+
+def _check_space(bag: TileBag, target: Path, pixels: Pixels) -> None:
+    """Refuse what cannot fit before hours are spent on it; what is close is left to the disk."""
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    needed, free = math.prod(bag.shape) * _LEAST_SHARE[pixels], shutil.disk_usage(folder).free
+    if needed > max(free, 1e9):
+        raise OutputError(
+            f"{len(bag):,} tiles need at least {needed / 1e9:,.0f} GB, {free / 1e9:,.1f} GB are free",
+            slide=str(target),
+            remedy="use a larger stride, a coarser mpp or another disk",
+        )
 
 
 def _nothing_to_export(bag: TileBag) -> NoTissueError:
@@ -190,6 +209,11 @@ def picture_path(file: str | Path, *, overwrite: bool) -> Path:
     path = Path(file).expanduser()
     if path.suffix.lower() not in PICTURES:
         raise ConfigError("no picture has this ending", slide=str(path), remedy=f"end it in {' or '.join(PICTURES)}")
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), path.parent)
+    if not folder.is_dir():
+        raise OutputError(
+            f"the folder cannot be made ({folder} is a file)", slide=str(path), remedy="pass another path"
+        )
     if path.exists() and not overwrite:
         raise OutputExistsError("already exists", slide=str(path), remedy="pass overwrite=True or another path")
     return path

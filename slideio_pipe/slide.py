@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe import picture
+from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.stains import SlideColour, slide_colour
 from slideio_pipe.backends import open_backend
 from slideio_pipe.backends.array import NumpyBackend
@@ -181,7 +182,7 @@ class Slide:
             raise MissingResolutionError(
                 f"no mpp ({self.vendor}; {self.mpp_source})",
                 slide=self.name,
-                remedy="pass slide_mpp=… (--slide-mpp on the command line)",
+                remedy="pass slide_mpp=… to open_slide (0.25 is usual for 40×, 0.5 for 20×)",
             )
         return self.mpp
 
@@ -201,6 +202,7 @@ class Slide:
         transform: Any = None,
         seed: int = 0,
         epoch: int = 0,
+        draw: Draw | None = None,
     ) -> SlideView:
         """Return the slide at ``mpp`` µm per pixel, lazily; None is level 0 as stored.
 
@@ -212,6 +214,8 @@ class Slide:
             Drawn once for the whole slide: every tile of the view shares its stain, its colours and its rotation.
         seed, epoch : int
             What the draw depends on, beside the slide's name.
+        draw : Draw, optional
+            A draw to replay, in place of ``transform``; it fits the resolution it was drawn for.
 
         Examples
         --------
@@ -219,13 +223,22 @@ class Slide:
         Size(width=200, height=150)
         """
         view = SlideView.at(self, mpp)
+        if draw is not None:
+            if transform is not None or draw.size != view.plain_size:
+                raise ConfigError(
+                    f"a draw for {draw.size.width}×{draw.size.height} px in a view of {view.plain_size.width}×"
+                    f"{view.plain_size.height} px" + (", and a transform" if transform is not None else ""),
+                    slide=self.name,
+                    remedy="pass the mpp it was drawn for, and no transform",
+                )
+            return replace(view, draw=draw)
         if transform is None:
             return view
         # albumentationsxl takes three seconds to import: whoever draws nothing does not wait for it.
-        from slideio_pipe.augment.drawing import draw, needs_slide
+        from slideio_pipe.augment import drawing
 
-        colour = self.colour if needs_slide(transform) else None
-        drawn = draw(transform, seed=seed, epoch=epoch, slide=self.name, size=view.plain_size, colour=colour)
+        colour = self.colour if drawing.needs_slide(transform) else None
+        drawn = drawing.draw(transform, seed=seed, epoch=epoch, slide=self.name, size=view.plain_size, colour=colour)
         return replace(view, draw=drawn)
 
     @cached_property

@@ -50,6 +50,10 @@ class TileBatch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __repr__(self) -> str:
+        kind = f"{tuple(self.tiles.shape)} {str(self.tiles.dtype).removeprefix('torch.')} on {self.tiles.device}"
+        return f"TileBatch({self.bag}: {kind}{', last' if self.last else ''})"
+
 
 @dataclass(frozen=True, slots=True)
 class _End:
@@ -176,6 +180,7 @@ class TileStream(Iterator[TileBatch]):
     ) -> None:
         self._bag, self._positions, self._batch_size = bag, positions, batch_size
         self._taken = 0
+        self._ended = False
         self._stage: Stage[Sent] | None = None
         self.ring_bytes = self.ahead_bytes = 0
         if not len(positions):
@@ -192,14 +197,21 @@ class TileStream(Iterator[TileBatch]):
     def __len__(self) -> int:
         return -(-len(self._positions) // self._batch_size)
 
+    def __iter__(self) -> Self:
+        if self._ended:
+            raise ConfigError("the stream has ended", slide=self._bag.name, remedy="make a new one for each epoch")
+        return self
+
     def __next__(self) -> TileBatch:
         if self._stage is None:
+            self._ended = True
             raise StopIteration
         try:
             tiles = self._stage.take().receive()
         except BaseException as end:
             # An interrupted wait may go on; everything else is the end.
             if not isinstance(end, KeyboardInterrupt):
+                self._ended = True
                 self.close()
             raise
         index = self._positions[self._taken : self._taken + self._batch_size]
@@ -296,6 +308,8 @@ def _send_batches(bag: Bag, positions: NDArray[np.int64], ring: Ring, batch_size
 
 
 def _tile_count(bag: Bag) -> int:
+    if not hasattr(bag, "shape") or not hasattr(bag, "read"):
+        raise ConfigError(f"a stream of a {type(bag).__name__}", remedy="pass one bag: TileBag(…) or open_bag(…)")
     if len(bag.shape) != 4 or bag.shape[3] != 3:
         raise ConfigError(f"a bag of the shape {tuple(bag.shape)}", slide=bag.name, remedy="pass (N, H, W, 3)")
     return bag.shape[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -75,7 +76,8 @@ class TileGrid:
         tissue: TissueMask | None = None,
         min_tissue: float = 0.5,
     ) -> None:
-        name = view.slide.name
+        name = _check_view(view).slide.name
+        _check_mask(tissue, view)
         self.config = checked(
             GridConfig,
             name,
@@ -126,7 +128,7 @@ class TileGrid:
         >>> TileGrid.from_coords(view, [[100, 50], [0, 0]], tile_size=32).origins.tolist()
         [[50, 25], [0, 0]]
         """
-        name = view.slide.name
+        name = _check_view(view).slide.name
         grid = cls.__new__(cls)
         grid.config = checked(GridConfig, name, tile_size=tile_size, edge="pad", min_tissue=0.0)
         grid.view, grid.tile_size, grid.mask = view, grid.config.tile_size, None
@@ -181,6 +183,18 @@ class TileGrid:
             "shape": list(self.shape) if self.shape.width else None,
         }
 
+    def covered(self) -> float:
+        """Return the part of the tissue that lies in some tile, 0 to 1; 1 where no mask was used."""
+        if self.mask is None or self.mask.is_empty:
+            return 1.0
+        mask = self.mask.through(self.view)
+        sx, sy = mask.affine.scale()
+        hit = np.zeros_like(mask.mask)
+        for x, y in self.origins:
+            rows = slice(max(0, int(y / sy)), math.ceil((y + self.tile_size) / sy))
+            hit[rows, max(0, int(x / sx)) : math.ceil((x + self.tile_size) / sx)] = True
+        return float((mask.mask & hit).sum() / max(1, mask.mask.sum()))
+
     def plot(self, max_size: int = 1024) -> Image.Image:
         """Return the slide with the tissue outlined and every tile as a box."""
         image = self.view.plot(max_size)
@@ -204,6 +218,30 @@ class TileGrid:
         return f"TileGrid({self.view.slide.name}: {len(self):,} tiles{full}, {self.tile_size} px{at}{step})"
 
 
+def _check_view(view: SlideView) -> SlideView:
+    if not isinstance(view, SlideView):
+        raise ConfigError(f"a grid over a {type(view).__name__}", remedy="pass slide.view(mpp=…)")
+    return view
+
+
+def _check_mask(tissue: TissueMask | None, view: SlideView) -> None:
+    """Refuse the mask of another slide: its tiles would be wrong ones, silently."""
+    if tissue is None:
+        return
+    if not isinstance(tissue, TissueMask):
+        raise ConfigError(
+            f"tissue is a {type(tissue).__name__}", slide=view.slide.name, remedy="pass find_tissue(slide)"
+        )
+    size, name = view.slide.pyramid.levels[0], view.slide.name
+    if tissue.slide_size != size or tissue.slide_name not in ("", name):
+        raise ConfigError(
+            f"the tissue mask is of {tissue.slide_name or 'another slide'}, {tissue.slide_size.width}×"
+            f"{tissue.slide_size.height} px",
+            slide=name,
+            remedy="find tissue in the slide that is tiled",
+        )
+
+
 def _footprint(view: SlideView, tile_size: int) -> NDArray[np.float64]:
     """Return (4, 2): a tile's corners from its origin, level-0 px, clockwise in the view."""
     corners = view.affine.apply([(0, 0), (tile_size, 0), (tile_size, tile_size), (0, tile_size)])
@@ -217,8 +255,13 @@ def _check_fits(view: SlideView, config: GridConfig) -> None:
     raise ConfigError(
         f"a tile of {config.tile_size} px is larger than the slide, {width}×{height} px at this resolution",
         slide=view.slide.name,
-        remedy='pass edge="pad", a smaller tile_size or a finer mpp',
+        remedy='pass edge="pad", a smaller tile_size or a finer mpp' + _meant_magnification(view),
     )
+
+
+def _meant_magnification(view: SlideView) -> str:
+    mpp = None if view.mpp is None else view.mpp.mean
+    return "" if mpp is None or mpp < 5 else f" (mpp={mpp:.3g} is µm per pixel; {mpp:.3g}× is mpp={10 / mpp:.3g})"
 
 
 def _positions(length: int, config: GridConfig) -> NDArray[np.int64]:

@@ -46,6 +46,10 @@ class PyramidSource(Protocol):
     def colour(self) -> SlideColour: ...
 
 
+# Finer than this, interpolated pixels are blur at many times its size on disk.
+MAX_UPSAMPLING = 4.0
+
+
 def _whole_shrinks(length: int, shrink: float) -> int:
     """Return the least length, ``length`` or a little more, that is a whole number of shrunk pixels.
 
@@ -107,6 +111,12 @@ class SlideView:
             raise ConfigError(f"mpp={mpp!r} is no resolution", slide=slide.name, remedy="pass µm per px, such as 0.5")
         own = slide.require_mpp()
         choice = slide.pyramid.choose((wanted.x / own.x, wanted.y / own.y))
+        if min(choice.shrink) < 1 / MAX_UPSAMPLING:
+            raise ConfigError(
+                f"mpp={wanted.mean:g} is {1 / min(choice.shrink):.0f} times finer than the slide, {own.mean:.4g} µm",
+                slide=slide.name,
+                remedy=f"pass mpp={own.mean:.3g} or more, or None for level 0 as stored",
+            )
         if min(choice.shrink) < 1:
             warnings.warn(
                 UpsamplingWarning(

@@ -211,8 +211,9 @@ def test_export_as_text(truth: SyntheticSlide, tmp_path: Path, monkeypatch: pyte
     lines = run("export", truth.path).stdout.splitlines()
     bag = tmp_path / "a.bag.zarr"
     assert re.match(r"a\.svs: \d+ tiles of 256 px at 0\.5 µm per pixel \([\d.]+ MB, ", lines[0])
-    assert lines[1] == f"bag: {bag}"
-    assert lines[2] == f'in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag}")'
+    assert re.match(r"\d+% of the tissue lies in no tile; --edge ", lines[1])
+    assert lines[2] == f"bag: {bag}"
+    assert lines[3] == f'in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag}")'
     assert len(sp.open_bag(bag)) > 5
 
 

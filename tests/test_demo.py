@@ -85,7 +85,7 @@ def test_the_command_prints_what_to_do_next(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(demo, "run_demo", lambda folder, **given: whole(folder, size=SIZE, **given))
     result = CliRunner().invoke(app, ["demo", "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    code = next(line for line in result.stdout.splitlines() if "python -c" in line).split('"')[1]
+    code = next(line for line in result.stdout.splitlines() if "in Python:" in line).split(": ", 1)[1]
     exec(code)
     result = CliRunner().invoke(app, ["demo", "--device", "cpu", "--json"])
     assert json.loads(result.stdout)["device"] == "cpu"

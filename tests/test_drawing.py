@@ -380,3 +380,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """Before anything is loaded."""
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
         load_transform(tmp_path / "none.yaml")
+
+
+def test_what_is_refused_is_refused_whatever_is_drawn() -> None:
+    """A refused transform of small probability stops the first draw, not one of thousands."""
+    rare = A.Compose([A.HorizontalFlip(), A.AdvancedBlur(p=0.001)])
+    for seed in range(20):
+        with pytest.raises(ConfigError, match="AdvancedBlur"):
+            draw(rare, seed=seed, size=(10, 10))
+
+
+def test_a_summary_turns_as_rotations_are_asked_for() -> None:
+    """30° counter-clockwise reads 30°, a pure resize reads as a scale, a flip as mirrored."""
+    assert draw(RandomAffine(rotate=(30, 30)), size=(100, 80)).summary() == "turned 30°"
+    assert draw(A.Resize(40, 50, p=1), tile=0, size=(100, 80)).summary() == "scaled 0.50×"
+    assert "mirrored" in draw(A.HorizontalFlip(p=1), size=(100, 80)).summary()

@@ -1,40 +1,162 @@
-"""The table of steps: how often each is drawn, in words and numbers that a user can check."""
+"""explain: what each step becomes, how often it is drawn, what it costs, and what to mend."""
 
 from __future__ import annotations
 
-import albumentationsxl as A  # noqa: N812
+import json
+
+import albumentationsxl as A  # noqa: N812 - its own documentation's name
 import numpy as np
 import pytest
 
-import slideio_pipe as sp
+from slideio_pipe import (
+    ColorJitter,
+    Flip,
+    GaussianNoise,
+    RandomAffine,
+    RandomResizedCrop,
+    RandStainNA,
+    StainJitter,
+    StainNormalize,
+    draw,
+    explain,
+    open_slide,
+)
+from slideio_pipe.augment.adopt import VERDICTS
+from slideio_pipe.errors import ConfigError
 
-CASES = {
-    "alone": (sp.StainJitter(p=0.3), [0.3]),
-    "composed": (A.Compose([sp.StainJitter(p=0.5), sp.GaussianNoise()], p=0.5), [0.25, 0.5]),
-    "one of": (A.OneOf([sp.StainJitter(p=1), sp.GaussianNoise(p=0.5)], p=0.6), [0.4, 0.2]),
-    "one or other": (A.OneOrOther(sp.StainJitter(p=0.1), sp.GaussianNoise(p=0.1), p=0.3), [0.3, 0.7]),
-    "some of": (
-        A.SomeOf([sp.StainJitter(), sp.GaussianNoise(), sp.RandStainNA(source="cohort")], n=2, replace=False),
-        [2 / 3] * 3,
-    ),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_a_step_says_how_often_it_is_drawn(case: str) -> None:
-    """The share of 2,000 draws that have the step's operation is the p of the table, within 4 standard errors."""
-    transform, expected = CASES[case]
-    steps = sp.explain(transform).steps
-    assert [step.p for step in steps] == pytest.approx(expected)
-    kinds = {"StainJitter": "stain", "GaussianNoise": "noise", "RandStainNA": "lab"}
-    draws = [sp.draw(transform, seed=seed, size=(9, 9)) for seed in range(2000)]
-    for step in steps:
-        found = np.mean([kinds[step.name] in {o.kind for o in drawn.operations} for drawn in draws])
-        assert abs(found - step.p) < 4 * np.sqrt(0.25 / len(draws))
+OURS = [StainJitter(), ColorJitter(0.1), GaussianNoise(3), RandomAffine(), Flip(), RandomResizedCrop(64)]
+DEFAULTS = {"CropOrPad": (8, 8), "Crop": (), "CenterCrop": (8, 8), "RandomCrop": (8, 8), "Resize": (8, 8)}
 
 
-def test_the_cost_counts_what_is_drawn() -> None:
-    """A choice between two steps costs their mean, not their sum."""
-    parts = [sp.StainJitter(), sp.ColorJitter()]
-    alone = [sp.explain(part).ms_per_tile for part in parts]
-    assert sp.explain(A.OneOf(parts, p=1)).ms_per_tile == pytest.approx(sum(alone) / 2)
+def runs(transform: object) -> list[str]:
+    return [step.runs.split(":")[0].split(" ")[0] for step in explain(transform).steps]
+
+
+def test_every_step_is_named_in_order_with_where_it_runs() -> None:
+    """Geometry in the pyramid, colours on pixels, the rest in a graph or nowhere."""
+    steps = A.Compose([RandomAffine(), StainJitter(), A.HorizontalFlip(), A.Blur(), A.AdvancedBlur()])
+    found = explain(steps)
+    assert [step.name for step in found.steps] == [type(leaf).__name__ for leaf in steps.transforms]
+    assert runs(steps) == ["pyramid", "pixels", "pyramid", "lazy", "refused"]
+    assert all(step.why and step.dtype for step in found.steps)
+
+
+@pytest.mark.parametrize("transform", OURS, ids=lambda leaf: type(leaf).__name__)
+def test_ours_are_never_refused_and_cost_something(transform: object) -> None:
+    """None of them is lazy only, none has a warning."""
+    found = explain(transform)
+    assert runs(transform)[0] in ("pyramid", "pixels")
+    assert found.warnings == ()
+    assert found.ms_per_tile > 0
+
+
+@pytest.mark.parametrize("name", sorted(set(VERDICTS) - {"Lambda", "Crop", "ToDtype", "ToTensor", "Normalize"}))
+def test_what_explain_refuses_draw_refuses(name: str) -> None:
+    """The same verdict, step by step, over everything albumentationsxl has that can be made without thinking."""
+    made = getattr(A, name)
+    arguments = DEFAULTS.get(name, ())
+    try:
+        transform = made(*arguments, p=1)
+    except TypeError:
+        transform = made(p=1)
+    refused = runs(transform) == ["refused"]
+    assert any(name in warning for warning in explain(transform).warnings) or not refused
+    if refused:
+        with pytest.raises(ConfigError, match=name):
+            draw(transform, size=(64, 48), tile=0)
+
+
+def test_how_often_steps_are_drawn_is_what_a_thousand_draws_count() -> None:
+    """Through Compose, OneOf with weights, SomeOf, OneOrOther and Sequential; within four standard deviations."""
+    transform = A.Compose(
+        [
+            A.OneOf([ColorJitter(brightness=(2, 2), p=1), GaussianNoise(sigma=5, p=3e-1), A.Blur(p=0.7)], p=0.6),
+            A.OneOrOther(StainJitter(), A.MedianBlur(), p=0.3),
+            A.Sequential([A.Sharpen(p=0.4)], p=0.1),
+        ],
+        p=0.8,
+    )
+    counts: dict[str, int] = {}
+    for seed in range(1000):
+        for operation in draw(transform, seed=seed, size=(64, 64)).operations:
+            kind = operation.name if operation.kind == "opaque" else operation.kind
+            counts[kind] = counts.get(kind, 0) + 1
+    names = {"tone": "ColorJitter", "noise": "GaussianNoise", "stain": "StainJitter"}
+    stated = {step.name: step.p for step in explain(transform).steps}
+    assert stated["ColorJitter"] == pytest.approx(0.8 * 0.6 * 0.5)
+    for kind, count in counts.items():
+        p = stated[names.get(kind, kind)]
+        assert abs(count / 1000 - p) < 4 * np.sqrt(p * (1 - p) / 1000)
+    assert len(counts) == len(stated) == 6
+
+
+def test_some_of_shares_its_number() -> None:
+    """Two of four, each half of the time, though each alone has a p of its own."""
+    steps = [A.Blur(p=0.5), GaussianNoise(3, p=0.5), StainJitter(p=0.5), ColorJitter(0.1, p=0.5)]
+    assert [step.p for step in explain(A.SomeOf(steps, n=2, p=1)).steps] == pytest.approx([0.5] * 4)
+
+
+def test_the_total_is_the_weighted_sum() -> None:
+    """What is refused costs nothing."""
+    found = explain(A.Compose([StainJitter(p=0.5), GaussianNoise(3), A.AdvancedBlur()]))
+    costs = [step.ms_per_tile for step in found.steps]
+    assert costs[2] is None
+    assert found.ms_per_tile == pytest.approx(0.5 * costs[0] + costs[1])
+
+
+@pytest.mark.parametrize(
+    ("transform", "warning"),
+    [
+        (A.Compose([A.Rotate(), A.Affine()]), "Rotate and Affine both turn: one of them is enough"),
+        (A.Compose([RandomAffine(), A.Rotate()]), "RandomAffine and Rotate both turn"),
+        (A.Compose([A.Normalize(0.5, 0.5), A.HorizontalFlip()]), "normalisation stands before the end"),
+        (A.Compose([A.MedianBlur()]), "MedianBlur is expensive"),
+        (A.Compose([StainJitter(), A.Blur()]), "keeps the whole transform off the device"),
+        (A.Compose([A.ElasticTransform()]), "ElasticTransform is refused: takes degrees for radians"),
+    ],
+)
+def test_what_to_mend_is_said(transform: object, warning: str) -> None:
+    """By name, with what to do."""
+    assert any(warning in found for found in explain(transform).warnings)
+
+
+def test_a_sound_transform_has_no_warnings() -> None:
+    """A warning that is always there is not read."""
+    steps = [RandomAffine(), A.HorizontalFlip(), StainJitter(), ColorJitter(0.1), GaussianNoise(2), RandStainNA()]
+    assert explain(A.Compose(steps)).warnings == ()
+
+
+def test_text_json_and_html_say_the_same() -> None:
+    """Every name in all three; HTML is escaped; JSON is JSON."""
+    view = open_slide(np.zeros((300, 400, 3), np.uint8), slide_mpp=0.25).view(mpp=0.5)
+    found = explain(A.Compose([StainJitter(), A.Blur(), A.AdvancedBlur()]), view)
+    written, page = json.dumps(found.to_json()), found._repr_html_()
+    for step in found.steps:
+        assert step.name in str(found)
+        assert step.name in written
+        assert f">{step.name}<" in page
+    assert "200×150 px at 0.5 µm" in str(found)
+    assert found.where == repr(view)
+    assert page.count("<tr>") == 4
+    assert page.count("<li>") == len(found.warnings) > 0
+
+
+def test_explaining_runs_nothing() -> None:
+    """Neither pixels nor random numbers: the transform draws the same before and after."""
+    transform = A.Compose([StainJitter(), RandomAffine()])
+    before = draw(transform, seed=1, size=(64, 64))
+    explain(transform)
+    assert draw(transform, seed=1, size=(64, 64)) == before
+
+
+@pytest.mark.parametrize("thing", [None, 3, "StainJitter", StainJitter, [StainJitter()]])
+def test_what_is_no_transform_is_an_error(thing: object) -> None:
+    """One of ours, saying what to pass."""
+    with pytest.raises(ConfigError, match=r"no albumentationsxl transform; pass A\.Compose"):
+        explain(thing)
+
+
+def test_stain_normalisation_is_on_pixels() -> None:
+    """And known by its own cost."""
+    step = explain(StainNormalize()).steps[0]
+    assert (step.runs, step.ms_per_tile) == ("pixels: decoded batch or lazy graph", 0.6)

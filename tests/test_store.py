@@ -464,7 +464,7 @@ def test_an_existing_bag_is_not_replaced_unasked(tmp_path: Path) -> None:
     """Without overwrite=True an existing bag stays as it is."""
     stored = save_bag(MemoryBag(), tmp_path / "a.bag.zarr")
     before = contents(stored.path)
-    with pytest.raises(OutputExistsError, match="already exists; pass overwrite=True"):
+    with pytest.raises(OutputExistsError, match="already exists; open it with open_bag, or pass overwrite=True"):
         save_bag(MemoryBag(label=2), stored.path)
     assert contents(stored.path) == before
 

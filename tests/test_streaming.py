@@ -451,3 +451,24 @@ def test_the_ring_is_page_locked() -> None:
     bag.read = spy  # type: ignore[method-assign]
     list(open_stream(bag, device="cuda", prefetch=3))
     assert len(addresses) == 3
+
+
+def test_a_second_epoch_needs_a_new_stream() -> None:
+    """A stream that has ended says so, instead of being silently empty."""
+    batches = open_stream(numbered_bag(5))
+    assert sum(len(batch) for batch in batches) == 5
+    with pytest.raises(ConfigError, match="make a new one for each epoch"):
+        iter(batches)
+
+
+def test_what_is_no_bag_is_refused() -> None:
+    """A list of bags is told what to pass."""
+    with pytest.raises(ConfigError, match="pass one bag"):
+        stream([numbered_bag(2)], device="cpu", normalize=None)  # type: ignore[arg-type]
+
+
+def test_a_batch_shows_itself_in_one_line() -> None:
+    """Printing a batch does not print its pixels."""
+    (batch,) = open_stream(numbered_bag(2))
+    assert repr(batch).startswith("TileBatch(")
+    assert "float16 on cpu, last" in repr(batch)

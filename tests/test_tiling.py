@@ -218,3 +218,28 @@ def test_a_grid_pickles_and_describes_itself() -> None:
     assert np.array_equal(pickle.loads(pickle.dumps(grid)).origins, grid.origins)
     assert json.loads(json.dumps(grid.provenance()))["stride"] == 32
     assert repr(grid) == "TileGrid(array: 88 tiles of 11×8, 64 px at 0.25 µm, stride 32)"
+
+
+def test_a_mask_of_another_slide_is_refused() -> None:
+    """Tiles chosen by another slide's tissue would be the wrong ones, silently."""
+    view = open_slide(np.zeros((300, 500, 3), np.uint8), slide_mpp=0.5).view()
+    other = TissueMask(np.ones((3, 5), bool), Affine.scaling(100, 100), Size(500, 301), "array")
+    with pytest.raises(ConfigError, match="is of array, 500×301 px"):
+        TileGrid(view, tile_size=100, tissue=other)
+    named = TissueMask(np.ones((3, 5), bool), Affine.scaling(100, 100), Size(500, 300), "b.svs")
+    with pytest.raises(ConfigError, match=r"is of b\.svs"):
+        TileGrid(view, tile_size=100, tissue=named)
+
+
+def test_how_much_tissue_is_covered() -> None:
+    """Half of the tissue lies in tiles when the grid drops the other half at the edge; all of it when it pads."""
+    view = open_slide(np.zeros((100, 150, 3), np.uint8), slide_mpp=0.5).view()
+    mask = TissueMask(np.ones((10, 15), bool), Affine.scaling(10, 10), Size(150, 100), "array")
+    assert TileGrid(view, tile_size=100, tissue=mask).covered() == pytest.approx(2 / 3, abs=0.01)
+    assert TileGrid(view, tile_size=100, tissue=mask, edge="pad", min_tissue=0.1).covered() == 1
+
+
+def test_a_slide_is_no_view() -> None:
+    """Whoever passes the slide itself is told to make a view."""
+    with pytest.raises(ConfigError, match=r"pass slide\.view"):
+        TileGrid(open_slide(np.zeros((300, 500, 3), np.uint8)))  # type: ignore[arg-type]

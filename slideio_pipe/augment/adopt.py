@@ -142,7 +142,7 @@ def adopted(transform: Any, rng: np.random.Generator, size: Size, context: Conte
     """
     name, judged = type(transform).__name__, verdict(transform)
     if judged.kind == "refused":
-        raise ConfigError(f"{name}: {judged.why}", remedy=f"use instead: {judged.instead}")
+        raise ConfigError(f"{name}: {judged.why}", remedy=f"instead: {judged.instead}")
     if judged.kind == "opaque":
         return Steps(operations=(_written_down(transform, rng),))
     return LOWERINGS[name](transform, rng, size, context)
@@ -247,8 +247,7 @@ def _scaled(size: Size, factor: float, owner: str) -> Steps:
 def _cropped(size: Size, x: float, y: float, canvas: Size, owner: str) -> Steps:
     if x < 0 or y < 0 or x + canvas.width > size.width or y + canvas.height > size.height or min(canvas) < 1:
         raise ConfigError(
-            f"{owner}: a crop of {canvas.width}x{canvas.height} px at ({x:g}, {y:g}) "
-            f"of {size.width}x{size.height} px",
+            f"{owner}: a crop of {canvas.width}x{canvas.height} px at ({x:g}, {y:g}) of {size.width}x{size.height} px",
             remedy="pass a crop inside the image, or use A.CropOrPad",
         )
     return Steps(Affine.translation(-x, -y), canvas)

@@ -64,10 +64,11 @@ class Draw(Record):
         words = []
         if self.moves:
             a, b, _, d, e, _ = self.affine
-            turn, area = math.degrees(math.atan2(d, a)), abs(a * e - b * d)
-            words.append(f"turned {turn:.0f}°" + ("" if abs(area - 1) < 1e-6 else f", scaled {math.sqrt(area):.2f}×"))
-            if a * e - b * d < 0:
-                words.append("mirrored")
+            turn, area = math.degrees(math.atan2(b, e)), a * e - b * d
+            words += [f"turned {turn:.0f}°"] if abs(turn) > 0.5 else []  # counter-clockwise, as rotations are asked for
+            words += [f"scaled {math.sqrt(abs(area)):.2f}×"] if abs(abs(area) - 1) > 1e-6 else []
+            words += ["mirrored"] if area < 0 else []
+            words += [] if words else ["moved"]
         return ", ".join([*words, *(operation.kind for operation in self.operations)]) or "identity"
 
     def to_json(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 # Imported for what importing does: it makes our transforms known to albumentationsxl by name.
 from slideio_pipe.augment import colour_transforms, geometric_transforms  # noqa: F401
-from slideio_pipe.augment.adopt import adopted
+from slideio_pipe.augment.adopt import adopted, verdict
 from slideio_pipe.augment.draw import AffineTuple, Draw, generator
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.augment.stains import SlideColour, as_matrix, checked_basis
@@ -75,6 +75,7 @@ def draw(
         raise ConfigError(
             f"{type(transform).__name__}: no albumentationsxl transform", remedy="pass A.Compose([...]) or a transform"
         )
+    check(transform)
     plain = _checked_size(size)
     context = Context(
         slide_wide=tile is None,
@@ -87,6 +88,20 @@ def draw(
         seed=int(seed), epoch=int(epoch), slide=slide, tile=_plain(tile),
         size=plain, canvas=path.canvas, affine=path.affine(), operations=tuple(path.operations),
     )  # fmt: skip
+
+
+def check(transform: Any) -> None:
+    """Raise ``ConfigError`` if any part is refused, drawn or not: training must not end at a rare draw.
+
+    Raises
+    ------
+    ConfigError
+        Naming the transform, the reason and what to use instead.
+    """
+    for leaf in leaves(transform):
+        judged = verdict(leaf)
+        if judged.kind == "refused":
+            raise ConfigError(f"{type(leaf).__name__}: {judged.why}", remedy=f"instead: {judged.instead}")
 
 
 def leaves(transform: Any) -> Iterator[Any]:

@@ -149,9 +149,7 @@ class Flip(GeometricTransform):
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one of up to four mirror images."""
         across, down = rng.random(2) < 0.5
-        return mirrored(
-            size, horizontal=bool(across) and self.horizontal, vertical=bool(down) and self.vertical
-        )
+        return mirrored(size, horizontal=bool(across) and self.horizontal, vertical=bool(down) and self.vertical)
 
 
 class RandomResizedCrop(GeometricTransform):

@@ -323,9 +323,7 @@ def _lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.asarray(rgb2lab(pixels), np.float64)
 
 
-def _tissue_tiles(
-    slide: SampledSlide, mask: SampledMask | None, seed: int, owner: str
-) -> Iterator[NDArray[np.uint8]]:
+def _tissue_tiles(slide: SampledSlide, mask: SampledMask | None, seed: int, owner: str) -> Iterator[NDArray[np.uint8]]:
     rng = np.random.Generator(np.random.Philox(seed))
     points, to_level0 = _tissue_points(slide, mask)
     if len(points) == 0:
@@ -355,4 +353,3 @@ def _tissue_points(slide: SampledSlide, mask: SampledMask | None) -> tuple[NDArr
     height, width = tissue.shape
     scale = Affine.scaling(slide.dimensions.width / width, slide.dimensions.height / height)
     return np.argwhere(tissue)[:, ::-1], scale
-

@@ -126,7 +126,8 @@ def read_header(path: Path) -> TiffHeader:
 def _header(tif: tifffile.TiffFile, path: Path) -> TiffHeader:
     pages = _whole_pages(tif.pages)
     if not pages:
-        raise CorruptSlideError("the TIFF holds no image (zero size)", slide=path.name, remedy="export the slide again")
+        reason = "the TIFF holds no whole image (truncated, or zero size)"
+        raise CorruptSlideError(reason, slide=path.name, remedy="copy or download the slide again")
     _check_chain(tif, pages[-1].offset, path)
     level_pages = _ome_levels(tif) if tif.is_ome else _chain_levels(pages)
     for page in level_pages:

@@ -30,7 +30,7 @@ def check_process() -> None:
     if os.getpid() != _LOADED_IN:
         raise ForkError(
             "libvips was loaded before this process was forked, and its threads did not survive",
-            remedy='start workers with multiprocessing.get_context("spawn") and reopen slides there by path',
+            remedy='start workers by spawn: DataLoader(…, multiprocessing_context="spawn"), get_context("spawn").Pool',
         )
 
 

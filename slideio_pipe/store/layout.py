@@ -178,6 +178,8 @@ def _metadata(path: Path, node: str) -> dict[str, Any]:
 
 
 def _attributes(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise BagFormatError("no bag store: no such folder", slide=str(path), remedy="check the path")
     if not (path / "zarr.json").exists():
         remedy = "pass the .bag.zarr folder that save_bag wrote"
         raise BagFormatError("no bag store: no zarr.json is there", slide=str(path), remedy=remedy)
