@@ -70,7 +70,7 @@ def test_how_often_steps_are_drawn_is_what_a_thousand_draws_count() -> None:
     """Through Compose, OneOf with weights, SomeOf, OneOrOther and Sequential; within four standard deviations."""
     transform = A.Compose(
         [
-            A.OneOf([ColorJitter(brightness=(2, 2), p=1), GaussianNoise(sigma=5, p=3e-1), A.Blur(p=0.7)], p=0.6),
+            A.OneOf([ColorJitter((2, 2), 0, 0, 0, p=1), GaussianNoise(5, p=0.3), A.Blur(p=0.7)], p=0.6),
             A.OneOrOther(StainJitter(), A.MedianBlur(), p=0.3),
             A.Sequential([A.Sharpen(p=0.4)], p=0.1),
         ],
