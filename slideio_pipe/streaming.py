@@ -204,14 +204,13 @@ class TileStream(Iterator[TileBatch]):
 
     def __next__(self) -> TileBatch:
         if self._stage is None:
-            self._ended = True
             raise StopIteration
         try:
             tiles = self._stage.take().receive()
         except BaseException as end:
             # An interrupted wait may go on; everything else is the end.
             if not isinstance(end, KeyboardInterrupt):
-                self._ended = True
+                self._ended = isinstance(end, StopIteration)
                 self.close()
             raise
         index = self._positions[self._taken : self._taken + self._batch_size]
