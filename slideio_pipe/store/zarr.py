@@ -42,7 +42,7 @@ def open_bag(path: str | Path) -> StoredBag:
     >>> open_bag("nowhere.bag.zarr")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    slideio_pipe.errors.BagFormatError: ...nowhere.bag.zarr: no bag store: no zarr.json is there; pass the ...
+    slideio_pipe.errors.BagFormatError: ...nowhere.bag.zarr: no bag store: no such folder; check the path
     """
     return StoredBag(path)
 
