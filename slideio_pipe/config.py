@@ -124,6 +124,23 @@ def _validated(record: type[R], where: str | None, values: Mapping[str, Any], re
         raise ConfigError(_in_words(error), slide=where, remedy=remedy) from None
 
 
+def read_yaml(path: str | Path, remedy: str) -> Any:
+    """Return what a YAML file holds.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, or is no YAML; ``remedy`` says where to look for an example.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", slide=str(path), remedy="check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"is no YAML ({reason})", slide=str(path), remedy=remedy) from error
+
+
 def load_config(path: str | Path) -> ExportConfig:
     """Read an export configuration from YAML; keys left out have their defaults.
 
@@ -132,14 +149,7 @@ def load_config(path: str | Path) -> ExportConfig:
     ConfigError
         The file is missing, is no YAML mapping, or has unknown keys or impossible values.
     """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", slide=str(path), remedy="check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"is no YAML ({reason})", slide=str(path), remedy="see configs/export.yaml") from error
+    values = read_yaml(path, "see configs/export.yaml")
     if not isinstance(values, Mapping | None):
         raise ConfigError("is no mapping", slide=str(path), remedy="see configs/export.yaml")
     named = {str(key): value for key, value in (values or {}).items()}

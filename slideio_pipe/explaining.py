@@ -16,21 +16,30 @@ from slideio_pipe.augment.adopt import verdict
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.view import SlideView
 
-# Milliseconds per 256-px tile on one core, measured by tests/benchmarks/augment.py; an estimate for any other machine.
+# CPU milliseconds per 256-px tile on one core, as tests/benchmarks/explain_costs.py prints them; other machines differ.
+# StainNormalize and HEDShift are the operation of StainJitter, RandStainNA that of Lab, RandomGamma a table.
 _MS_PER_TILE = {
-    "geometry": 0.3,
-    "StainJitter": 0.6,
-    "StainNormalize": 0.6,
-    "RandStainNA": 1.5,
-    "ColorJitter": 1.2,
-    "GaussianNoise": 2.0,
-    "HEDShift": 0.6,
-    "HueSaturationValue": 1.0,
-    "RandomBrightnessContrast": 0.05,
-    "RandomGamma": 0.05,
-    "GaussNoise": 2.0,
+    "geometry": 0.5,
+    "StainJitter": 0.4,
+    "StainNormalize": 0.4,
+    "HEDShift": 0.4,
+    "RandStainNA": 3.3,
+    "ColorJitter": 1.1,
+    "GaussianNoise": 3.1,
+    "GaussNoise": 3.1,
+    "HueSaturationValue": 0.8,
+    "RandomBrightnessContrast": 0.1,
+    "RandomGamma": 0.1,
+    # As libvips graphs:
+    "Blur": 2.0,
+    "MotionBlur": 2.8,
+    "MedianBlur": 22.0,
+    "GaussianBlur": 5.5,
+    "Sharpen": 8.4,
+    "CoarseDropout": 19.0,
+    "ChannelDropout": 2.6,
 }
-_LAZY_MS = 8.0  # a transform that only runs as a libvips graph, median of those albumentationsxl has
+_LAZY_MS = 5.5  # any other libvips graph: the median of those above
 _TURNS = frozenset({"Affine", "Rotate", "RandomAffine"})
 _EXPENSIVE_MS = 5.0
 
@@ -159,7 +168,7 @@ def _step(leaf: Any, p: float) -> Step:
     if judged.kind == "refused":
         return Step(name, p, "refused", f"{judged.why}; instead: {judged.instead}", "–", None)
     if judged.kind == "opaque":
-        return Step(name, p, "lazy libvips graph only", judged.why, "uint8", _LAZY_MS)
+        return Step(name, p, "lazy libvips graph only", judged.why, "uint8", _MS_PER_TILE.get(name, _LAZY_MS))
     if isinstance(leaf, A.DualTransform):
         why = judged.why or "one affine with all other geometry: pixels are sampled once"
         return Step(name, p, "pyramid: one affine", why, "uint8", _MS_PER_TILE["geometry"])

@@ -62,6 +62,11 @@ def _refused(why: str, instead: str) -> Verdict:
 
 _DEVICE = "leave it out: tiles are normalised on the device, with normalize=Normalize(...)"
 
+_RESIZED = (
+    "bilinear; of a tile, from the coarsest level that is fine enough; of a whole slide, from the view's own "
+    "resolution, where shrinking aliases: ask for a coarser mpp instead"
+)
+
 VERDICTS: Mapping[str, Verdict] = {
     "NoOp": _right("does nothing"),
     "HorizontalFlip": _right(),
@@ -71,10 +76,10 @@ VERDICTS: Mapping[str, Verdict] = {
     "CenterCrop": _right(),
     "RandomCrop": _right(),
     "CropOrPad": _right("white outside"),
-    "Resize": _right("bilinear, from the coarsest level that is fine enough"),
-    "RandomScale": _right("bilinear, from the coarsest level that is fine enough"),
-    "LongestMaxSize": _right("bilinear, from the coarsest level that is fine enough"),
-    "SmallestMaxSize": _right("bilinear, from the coarsest level that is fine enough"),
+    "Resize": _right(_RESIZED),
+    "RandomScale": _right(_RESIZED),
+    "LongestMaxSize": _right(_RESIZED),
+    "SmallestMaxSize": _right(_RESIZED),
     "RandomBrightnessContrast": _corrected(
         "brightness_by_max=True, as the image's mean would decode the whole slide; rounds, where it cut fractions off"
     ),

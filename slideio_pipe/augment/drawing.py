@@ -11,7 +11,6 @@ from typing import Any
 
 import albumentationsxl as A  # noqa: N812 - its own documentation's name
 import numpy as np
-import yaml
 from albumentationsxl.core.composition import BaseCompose
 from albumentationsxl.core.serialization import NON_SERIALIZABLE_REGISTRY, SERIALIZABLE_REGISTRY, shorten_class_name
 from numpy.typing import ArrayLike
@@ -24,6 +23,7 @@ from slideio_pipe.augment.draw import AffineTuple, Draw, generator
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.augment.stains import SlideColour, as_matrix, checked_basis
 from slideio_pipe.augment.transforms import Context, OurTransform, Steps
+from slideio_pipe.config import read_yaml
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 
@@ -249,14 +249,7 @@ def load_transform(path: str | Path) -> Any:
     ConfigError
         The file is missing or no mapping, or has a transform or an argument that does not exist.
     """
-    path = Path(path)
-    try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", slide=str(path), remedy="check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"is no YAML ({reason})", slide=str(path), remedy="see configs/stain-light.yaml") from error
+    written = read_yaml(path, "see configs/stain-light.yaml")
     if not isinstance(written, Mapping) or "transform" not in written:
         raise ConfigError('has no "transform"', slide=str(path), remedy="see configs/stain-light.yaml")
     unknown = set(written) - {"transform", "__version__"}
