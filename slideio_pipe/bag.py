@@ -15,7 +15,7 @@ from PIL import Image
 
 from slideio_pipe import picture
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.operations import Operation
+from slideio_pipe.augment.operations import Opaque, Operation
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp, Size
 from slideio_pipe.reader import TileReader
@@ -48,6 +48,18 @@ class Bag(Protocol):
         self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
     ) -> NDArray[np.uint8]: ...
     def provenance(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class UncolouredBag(Protocol):
+    """What a stream needs of a bag whose colours it leaves to the device; ``TileBag`` is one."""
+
+    @property
+    def host_only(self) -> tuple[str, ...]: ...
+    def operations(self, index: int) -> tuple[Operation, ...]: ...
+    def read_uncoloured(
+        self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
+    ) -> NDArray[np.uint8]: ...
 
 
 class ArrayLikeBag(ABC):
@@ -218,6 +230,18 @@ class TileBag(ArrayLikeBag):
         """Return every colour operation of tile ``index``, the view's first: what ``read_uncoloured`` leaves out."""
         view = () if self.view.draw is None else self.view.draw.operations
         return view if self.tile_transform is None else view + self.draw(index).operations
+
+    @property
+    def host_only(self) -> tuple[str, ...]:
+        """Names of the transforms, of the view or of the tiles, that run as libvips graphs and on no device."""
+        drawn = () if self.view.draw is None else self.view.draw.operations
+        names = [operation.name for operation in drawn if isinstance(operation, Opaque)]
+        if self.tile_transform is not None:
+            from slideio_pipe.augment.adopt import verdict  # imports albumentationsxl
+            from slideio_pipe.augment.drawing import leaves
+
+            names += [type(leaf).__name__ for leaf in leaves(self.tile_transform) if verdict(leaf).kind == "opaque"]
+        return tuple(dict.fromkeys(names))
 
     def read_uncoloured(
         self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1

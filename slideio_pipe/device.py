@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slideio_pipe.augment.on_device import DeviceProgram
+from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -305,6 +307,21 @@ class Sent:
         return self.tiles
 
 
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """What is done to the colours of a batch of tiles on the device, before they are normalised."""
+
+    operations: Sequence[tuple[Operation, ...]]  # one tuple per tile
+    places: Sequence[int]  # of the tiles in their bag: they seed the noise, together with the operations
+
+    def applied(self, tiles: Tensor, normalize: Normalize | None, dtype: torch.dtype) -> Tensor:
+        """Return (n, 3, H, W) uint8 tiles coloured and normalised in one expression with one rounding."""
+        first = self.operations[0]
+        shared = all(entry is first for entry in self.operations)  # of a view alone: its numbers are sent once
+        program = DeviceProgram(first if shared else self.operations, normalize=normalize, dtype=dtype)
+        return program(tiles, places=self.places)
+
+
 class Sender:
     """Brings uint8 tiles to one device and normalises them there; on CUDA on a stream of its own.
 
@@ -321,6 +338,7 @@ class Sender:
     def __init__(self, device: torch.device, normalize: Normalize | None, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = torch.uint8 if normalize is None else dtype  # of what arrives
+        self._float = dtype
         self._side = _side_stream(device) if device.type == "cuda" else None
         # A copy, so that moving it to the device does not move the caller's.
         self._normalize = None if normalize is None else deepcopy(normalize).to(device)
@@ -329,15 +347,15 @@ class Sender:
         """Return uninitialised uint8 host memory, page-locked where that lets a copy run beside the CPU."""
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self._side is not None)
 
-    def send(self, tiles: Tensor) -> Sent:
+    def send(self, tiles: Tensor, colours: Colours | None = None) -> Sent:
         """Start the way of (n, H, W, 3) uint8 host tiles; the result never shares their memory."""
         if self._side is None:
-            return Sent(self._finish(tiles, copy=True), None, None)
+            return Sent(self._finish(tiles, colours, copy=True), None, None)
         with torch.cuda.stream(self._side):
             raw = tiles.to(self.device, non_blocking=True)
             copied = _event(blocking=True)
             copied.record(self._side)
-            result = self._finish(raw, copy=False)
+            result = self._finish(raw, colours, copy=False)
             ready = _event()
             ready.record(self._side)
         return Sent(result, copied, ready)
@@ -347,9 +365,11 @@ class Sender:
         if self._side is not None:
             self._side.synchronize()
 
-    def _finish(self, tiles: Tensor, *, copy: bool) -> Tensor:
+    def _finish(self, tiles: Tensor, colours: Colours | None, *, copy: bool) -> Tensor:
         """Return NHWC memory as NCHW channels_last tiles, which is the same order of bytes."""
         planes = tiles.permute(0, 3, 1, 2)
+        if colours is not None and any(colours.operations):
+            return colours.applied(planes, self._normalize, self._float)
         if self._normalize is not None:
             return self._normalize.convert(planes, self.dtype)
         return planes.clone(memory_format=torch.preserve_format) if copy else planes

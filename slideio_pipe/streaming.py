@@ -2,8 +2,8 @@
 
 ::
 
-    bag.read ──▶ slot of the ring ──copy──▶ device uint8 ──normalise──▶ TileBatch ──▶ consumer
-    └──────────────── one thread, at most `prefetch` batches ahead ────────────────┘
+    bag.read ──▶ slot of the ring ──copy──▶ device uint8 ──(colours)──normalise──▶ TileBatch ──▶ consumer
+    └──────────────────── one thread, at most `prefetch` batches ahead ─────────────────────┘
 
 The thread decodes into a slot of a ring that is allocated once. On CUDA the slots are page-locked, copy and
 normalisation run on a stream of their own, a slot is written again only after the event behind its copy, and the
@@ -27,11 +27,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.bag import Bag
-from slideio_pipe.device import Normalize, Sender, Sent, check_device, check_dtype
+from slideio_pipe.bag import Bag, UncolouredBag
+from slideio_pipe.device import Colours, Normalize, Sender, Sent, check_device, check_dtype
 from slideio_pipe.errors import ConfigError
 
 T = TypeVar("T")
+
+COLOURS = ("host", "device")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,9 +144,9 @@ class Ring:
             copied.synchronize()
         return self._slots[self._next][:n]
 
-    def send(self, tiles: torch.Tensor) -> Sent:
+    def send(self, tiles: torch.Tensor, colours: Colours | None = None) -> Sent:
         """Send the claimed tiles and go on to the next slot."""
-        sent = self._sender.send(tiles)
+        sent = self._sender.send(tiles, colours)
         self._copied[self._next] = sent.copied
         self._next = (self._next + 1) % len(self._slots)
         return sent
@@ -177,6 +179,7 @@ class TileStream(Iterator[TileBatch]):
         batch_size: int,
         prefetch: int,
         threads: int,
+        colours: str = "host",
     ) -> None:
         self._bag, self._positions, self._batch_size = bag, positions, batch_size
         self._taken = 0
@@ -191,7 +194,7 @@ class TileStream(Iterator[TileBatch]):
         ring = Ring(sender, slots, (min(batch_size, len(positions)), *_tile_shape(bag)))
         self.ring_bytes = ring.nbytes
         self.ahead_bytes = prefetch * ring.nbytes // slots * sender.dtype.itemsize
-        self._stage = Stage(_send_batches(bag, positions, ring, batch_size, threads), prefetch)
+        self._stage = Stage(_send_batches(bag, positions, ring, batch_size, threads, colours), prefetch)
         weakref.finalize(self, self._stage.stop).atexit = False
 
     def __len__(self) -> int:
@@ -241,6 +244,7 @@ def stream(
     prefetch: int = 3,
     threads: int | None = None,
     indices: ArrayLike | None = None,
+    colours: str = "host",
 ) -> TileStream:
     """Return the tiles of a bag as batches on a device, decoded ahead of the consumer.
 
@@ -262,6 +266,11 @@ def stream(
         Threads that decode. By default one fewer than the cores, at least one: a core is left to launch kernels.
     indices : (n,) int or bool array, optional
         Positions in the bag, in the order to deliver. By default all, in the bag's order.
+    colours : {"host", "device"}
+        Where the drawn colours of the bag's view and tiles are computed. "host": by the threads that decode, rounded
+        to bytes before normalisation. "device": together with the normalisation, in one expression with one rounding
+        at its end; at most a level away, noise has other values of the same distribution. A bag from a store has its
+        colours in its tiles: nothing is left for the device to do.
 
     Returns
     -------
@@ -271,7 +280,8 @@ def stream(
     Raises
     ------
     ConfigError
-        If an argument makes no sense or the device is not there.
+        If an argument makes no sense or the device is not there, or the device is to do colours and a transform runs
+        as a libvips graph only.
 
     Notes
     -----
@@ -286,6 +296,7 @@ def stream(
         batch_size=_at_least_one("batch_size", batch_size),
         prefetch=_at_least_one("prefetch", prefetch),
         threads=default_threads() if threads is None else _at_least_one("threads", threads),
+        colours=_check_colours(colours, bag),
     )
 
 
@@ -297,13 +308,20 @@ def default_threads() -> int:
     return max(1, cores - 1)
 
 
-def _send_batches(bag: Bag, positions: NDArray[np.int64], ring: Ring, batch_size: int, threads: int) -> Generator[Sent]:
+def _send_batches(
+    bag: Bag, positions: NDArray[np.int64], ring: Ring, batch_size: int, threads: int, colours: str
+) -> Generator[Sent]:
     with closing(ring):
         for start in range(0, len(positions), batch_size):
             index = positions[start : start + batch_size]
             tiles = ring.claim(len(index))
-            bag.read(index, out=tiles.numpy(), threads=threads)
-            yield ring.send(tiles)
+            if colours == "device" and isinstance(bag, UncolouredBag):
+                bag.read_uncoloured(index, out=tiles.numpy(), threads=threads)
+                places = index.tolist()
+                yield ring.send(tiles, Colours([bag.operations(k) for k in places], places))
+            else:
+                bag.read(index, out=tiles.numpy(), threads=threads)
+                yield ring.send(tiles)
 
 
 def _tile_count(bag: Bag) -> int:
@@ -344,6 +362,18 @@ def _check_normalize(normalize: Normalize | None) -> Normalize | None:
             remedy="pass Normalize.imagenet(), Normalize.from_config(...) or None",
         )
     return normalize
+
+
+def _check_colours(colours: str, bag: Bag) -> str:
+    if colours not in COLOURS:
+        raise ConfigError(f"colours is {colours!r}", slide=bag.name, remedy='pass "host" or "device"')
+    if colours == "device" and isinstance(bag, UncolouredBag) and bag.host_only:
+        raise ConfigError(
+            f"{', '.join(bag.host_only)} cannot run on a device: libvips graphs run on the host",
+            slide=bag.name,
+            remedy='pass colours="host", or leave it out of the transform',
+        )
+    return colours
 
 
 def _at_least_one(name: str, value: int) -> int:
