@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 # Two resolutions within 2 % are the same: scanners write 0.2508 for 0.25, and resampling by 0.3 % only blurs.
 SAME_RESOLUTION = 0.02
+# What a JPEG decoder shrinks by on its own, beside 1: a resolution near one of these needs no other filter.
+WHOLE_SHRINKS = (1, 2, 4, 8)
 # 10 µm per pixel at 1×: the convention behind "40× is 0.25 µm".
 MPP_TIMES_MAGNIFICATION = 10.0
 
@@ -35,6 +37,16 @@ class Rect(NamedTuple):
     y: int
     width: int
     height: int
+
+    @property
+    def right(self) -> int:
+        """The first column that is not inside."""
+        return self.x + self.width
+
+    @property
+    def lower(self) -> int:
+        """The first row that is not inside."""
+        return self.y + self.height
 
     def intersect(self, other: Rect) -> Rect:
         """Return the overlap; its width or height is 0 when there is none.
@@ -175,6 +187,12 @@ class Affine:
         """Return the lengths that unit steps along x and y are mapped to."""
         return math.hypot(self.a, self.d), math.hypot(self.b, self.e)
 
+    def least_stretch(self) -> float:
+        """Return the smaller singular value: how far apart points lie where they lie closest."""
+        a, b, _, d, e, _ = self.as_tuple()
+        half, area = (a * a + b * b + d * d + e * e) / 2, a * e - b * d
+        return math.sqrt(max(0.0, half - math.sqrt(max(0.0, half * half - area * area))))
+
 
 @dataclass(frozen=True, slots=True)
 class LevelChoice:
@@ -220,13 +238,18 @@ class Pyramid:
         return dx * sx, dy * sy
 
     def choose(self, downsample: tuple[float, float]) -> LevelChoice:
-        """Return the coarsest level that is at least as fine as ``downsample`` (2 % counts as equal)."""
+        """Return the coarsest level that is at least as fine as ``downsample``, and the shrink that is left.
+
+        Within 2 % of the level, or of a half, a quarter or an eighth of it, is taken as that: those need no filter with
+        fractional steps.
+        """
         best = 0
         for index, (dx, dy) in enumerate(self.downsamples):
             if dx <= downsample[0] * (1 + SAME_RESOLUTION) and dy <= downsample[1] * (1 + SAME_RESOLUTION):
                 best = index
         dx, dy = self.downsamples[best]
         shrink = (downsample[0] / dx, downsample[1] / dy)
-        if all(abs(s - 1) <= SAME_RESOLUTION for s in shrink):
-            shrink = (1.0, 1.0)
+        for whole in WHOLE_SHRINKS:
+            if all(abs(s / whole - 1) <= SAME_RESOLUTION for s in shrink):
+                shrink = (float(whole), float(whole))
         return LevelChoice(best, shrink)

@@ -10,7 +10,6 @@ enough (``sampling``); colours follow on the decoded pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -26,17 +25,14 @@ from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.operations import Opaque
 from slideio_pipe.backends.vips import check_process
 from slideio_pipe.errors import ConfigError, CorruptSlideError
-from slideio_pipe.geometry import SAME_RESOLUTION, Affine, LevelChoice, Rect, Size
-from slideio_pipe.sampling import Sampler
+from slideio_pipe.geometry import SAME_RESOLUTION, WHOLE_SHRINKS, Affine, LevelChoice, Rect, Size
+from slideio_pipe.sampling import FINE_ENOUGH, Sampler
 from slideio_pipe.view import SlideView
 
 ReadRun = Callable[[NDArray[np.int64]], None]
 
 # Tiles a thread takes at a time: long enough that taking is free, short enough that threads stay in one storage row.
 _RUN = 8
-# A tile's own draw may be sampled from pixels up to a quarter coarser than its own, or finer without a filter: less
-# blur than the random zoom it belongs to, and a 4× level serves every zoom around 4 instead of half of them.
-FINE_ENOUGH = 1.25
 
 
 class TileReader:
@@ -178,15 +174,17 @@ class TileReader:
         224 px needs a sixteenth of the stored pixels.
         """
         view = self.view
-        shrink = _least_stretch(to_view)
+        shrink = (view.to_plain @ to_view).least_stretch()
         if shrink <= 1 + SAME_RESOLUTION:
             return view.choice, Affine()
+        pyramid = view.slide.pyramid
         dx, dy = (down * shrink for down in view.downsample)
-        level = view.slide.pyramid.choose((dx * FINE_ENOUGH, dy * FINE_ENOUGH)).level
-        lx, ly = view.slide.pyramid.downsamples[level]
-        left = (dx / lx, dy / ly)  # still to shrink; little enough is left to the affine
-        choice = LevelChoice(level, (1.0, 1.0) if max(left) <= FINE_ENOUGH else (max(1.0, left[0]), max(1.0, left[1])))
-        cx, cy = view.slide.pyramid.downsample_at(choice)
+        level = pyramid.choose((dx * FINE_ENOUGH, dy * FINE_ENOUGH)).level
+        lx, ly = pyramid.downsamples[level]
+        left = min(dx / lx, dy / ly) * FINE_ENOUGH  # still to shrink
+        whole = max((n for n in WHOLE_SHRINKS if n <= left), default=1)
+        choice = LevelChoice(level, (float(whole), float(whole)))
+        cx, cy = pyramid.downsample_at(choice)
         return choice, Affine.scaling(view.downsample[0] / cx, view.downsample[1] / cy)
 
     def _colour(self, draw: Draw | None, slot: NDArray[np.uint8], *, done: bool) -> None:
@@ -243,13 +241,6 @@ class TileReader:
                     remedy="copy the slide again, or leave this region out",
                 ) from error
             slot[top : top + inside.height, left : left + inside.width] = pixels
-
-
-def _least_stretch(affine: Affine) -> float:
-    """Return the smaller singular value: how far apart pixels lie where they lie closest."""
-    a, b, _, d, e, _ = affine.as_tuple()
-    half, area = (a * a + b * b + d * d + e * e) / 2, a * e - b * d
-    return math.sqrt(max(0.0, half - math.sqrt(max(0.0, half * half - area * area))))
 
 
 def _is_shift(affine: Affine) -> bool:

@@ -1,16 +1,19 @@
 """Pixels of a rectangle of a slide at any resolution, plain or through an affine; one sampler per thread's work.
 
-Two steps, each with one filter. *Plain*: level pixels, shrunk from the tile's exact fractional source box with an
-antialiased triangle (Pillow's BILINEAR, which is also torchvision's antialiased resize), so that neighbours fit
-seamlessly and equal a crop of the whole view. *Drawn*: an affine of plain pixels, bilinear, white outside.
+Two steps, each with one filter. *Plain*: level pixels, shrunk from the tile's exact fractional source box, so that
+neighbours fit seamlessly and equal a crop of the whole view. JPEG levels are decoded a half, a quarter or an eighth as
+large where the shrink allows; what is left is an antialiased triangle (Pillow's BILINEAR, which is also torchvision's
+antialiased resize). *Drawn*: an affine of plain pixels, bilinear, white outside.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -18,12 +21,27 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image
 
+from slideio_pipe.backends.base import OnStage, StoredTiles
+from slideio_pipe.decoded import SHARED
 from slideio_pipe.errors import CorruptSlideError
-from slideio_pipe.geometry import Affine, LevelChoice, Rect, Size
-from slideio_pipe.view import PyramidSource
+from slideio_pipe.geometry import WHOLE_SHRINKS, Affine, LevelChoice, Pyramid, Rect, Size
 
 # Level pixels fetched at once when shrinking: 48 MB, whatever the shrink factor.
 _MAX_FETCH_PX = 16_000_000
+# Sampling pixels up to a quarter finer than needed, without a filter, is less blur than the random zoom it belongs to.
+FINE_ENOUGH = 1.25
+
+
+class LevelSource(Protocol):
+    """What sampling needs of a slide; ``Slide`` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pyramid(self) -> Pyramid: ...
+    def level_image(self, level: int) -> Any: ...
+    def stored_tiles(self, level: int) -> StoredTiles | None: ...
+    def raise_failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> None: ...
 
 
 class Sampler:
@@ -31,11 +49,14 @@ class Sampler:
 
     Parameters
     ----------
-    slide : PyramidSource
+    slide : LevelSource
+    on_stage : callable, optional
+        Told ("read" | "decode" | "fallback" | "resample", start, end), ``time.perf_counter`` seconds, by whichever
+        thread did it.
     """
 
-    def __init__(self, slide: PyramidSource) -> None:
-        self.slide = slide
+    def __init__(self, slide: LevelSource, on_stage: OnStage | None = None) -> None:
+        self.slide, self.on_stage = slide, on_stage
         self._local = threading.local()
 
     def plain(self, choice: LevelChoice, rect: Rect, out: NDArray[np.uint8]) -> None:
@@ -65,10 +86,13 @@ class Sampler:
         if choice.resampled:
             self._shrink(choice, inside, target)
         else:
-            target[:] = self._fetch(choice.level, inside)
+            self._level(choice.level, 1, inside, target)
 
     def drawn(self, choice: LevelChoice, affine: Affine, out: NDArray[np.uint8]) -> None:
         """Write pixels into ``out`` through an affine from ``out`` px to px at ``choice``, bilinear, white outside.
+
+        Pixels that lie closer than ``FINE_ENOUGH`` are blurred first, with the Gaussian that scikit-image's
+        ``resize(anti_aliasing=True)`` takes: σ = (shrink − 1) / 2.
 
         Parameters
         ----------
@@ -79,47 +103,93 @@ class Sampler:
         out : (H, W, 3) uint8, C-contiguous
         """
         height, width = out.shape[:2]
-        rect = _reach(affine, Size(width, height))
+        shrink = affine.least_stretch()
+        blur = (shrink - 1) / 2 if shrink > FINE_ENOUGH else 0.0
+        rect = _reach(affine, Size(width, height), 1 + math.ceil(3 * blur))
         inside = rect.intersect(Rect(-1, -1, *(side + 2 for side in self.slide.pyramid.size_at(choice))))
         if not inside.width or not inside.height:
             out[:] = 255
             return
         pixels = np.empty((inside.height, inside.width, 3), np.uint8)
         self.plain(choice, inside, pixels)
+        start = time.perf_counter() if self.on_stage else 0.0
+        if blur:
+            pixels = cv2.GaussianBlur(pixels, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
         # OpenCV puts pixel centres on whole numbers; ours lie halfway.
         half = Affine.translation(0.5, 0.5)
         local = half.inverse() @ Affine.translation(-inside.x, -inside.y) @ affine @ half
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         cv2.warpAffine(pixels, local.matrix()[:2], (width, height), out, flags, cv2.BORDER_CONSTANT, (255, 255, 255))
+        if self.on_stage:
+            self.on_stage("resample", start, time.perf_counter())
 
     def _shrink(self, choice: LevelChoice, inside: Rect, target: NDArray[np.uint8]) -> None:
         """Shrink (or enlarge) the level pixels below ``inside`` (px at ``choice``) into ``target``."""
         sx, sy = choice.shrink
-        level = Rect(0, 0, *self.slide.pyramid.levels[choice.level])
+        reduce = self._decoder_shrink(choice, inside)
+        if choice.shrink == (reduce, reduce):
+            self._level(choice.level, reduce, inside, target)
+            return
+        sx, sy = sx / reduce, sy / reduce
+        width, height = self.slide.pyramid.levels[choice.level]
+        level = Rect(0, 0, width // reduce, height // reduce)
         for top, rows in _bands(inside, sx, sy):
             box = (inside.x * sx, top * sy, (inside.x + inside.width) * sx, (top + rows) * sy)
-            # The filter reaches one shrunk pixel beyond the box; at the slide's edge it is cut and renormalised.
-            left, upper = math.floor(box[0] - sx) - 1, math.floor(box[1] - sy) - 1
-            right, lower = math.ceil(box[2] + sx) + 1, math.ceil(box[3] + sy) + 1
-            source = Rect(left, upper, right - left, lower - upper).intersect(level)
-            pixels = self._fetch(choice.level, source)
-            width, height = float(source.width), float(source.height)
+            source = _filter_reach(box, sx, sy).intersect(level)
+            pixels = np.empty((source.height, source.width, 3), np.uint8)
+            self._level(choice.level, reduce, source, pixels)
+            begun = time.perf_counter() if self.on_stage else 0.0
             local = (
                 max(0.0, box[0] - source.x),
                 max(0.0, box[1] - source.y),
-                min(width, box[2] - source.x),
-                min(height, box[3] - source.y),
+                min(float(source.width), box[2] - source.x),
+                min(float(source.height), box[3] - source.y),
             )
             image = Image.fromarray(pixels).resize((inside.width, rows), Image.Resampling.BILINEAR, box=local)
-            start = top - inside.y
-            target[start : start + rows] = np.asarray(image)
+            first = top - inside.y
+            target[first : first + rows] = np.asarray(image)
+            if self.on_stage:
+                self.on_stage("resample", begun, time.perf_counter())
+
+    def _decoder_shrink(self, choice: LevelChoice, inside: Rect) -> int:
+        """Return by how much the decoder itself may shrink: 1, 2, 4 or 8."""
+        tiles = self.slide.stored_tiles(choice.level)
+        if tiles is None:
+            return 1
+        level = self.slide.pyramid.levels[choice.level]
+        sx, sy = choice.shrink
+        # A block of 8 px at the level's edge is partly padding, which would show: such tiles are decoded in full.
+        reach = _filter_reach((inside.x * sx, inside.y * sy, inside.right * sx, inside.lower * sy), sx, sy)
+        if reach.right > level.width // 8 * 8 or reach.lower > level.height // 8 * 8:
+            return 1
+        fits = [n for n in WHOLE_SHRINKS if min(sx, sy) >= n and not (tiles.tile.width % n or tiles.tile.height % n)]
+        return max(fits, default=1)
+
+    def _level(self, level: int, reduce: int, rect: Rect, target: NDArray[np.uint8]) -> None:
+        """Write level pixels, decoded ``reduce`` times smaller, into ``target``; ``rect`` is in such pixels."""
+        tiles = self.slide.stored_tiles(level)
+        if tiles is None:
+            target[:] = self._fetch(level, rect)
+            return
+        width, height = tiles.tile.width // reduce, tiles.tile.height // reduce
+        (column, left), (row, upper) = divmod(rect.x, width), divmod(rect.y, height)
+        if not (left or upper) and (rect.width, rect.height) == (width, height) and target.flags.c_contiguous:
+            # Nobody else will want it: tiles on the grid are each read once.
+            tiles.decode(column, row, target, reduce=reduce, on_stage=self.on_stage)
+            return
+        for r in range(row, (rect.y + rect.height - 1) // height + 1):
+            for c in range(column, (rect.x + rect.width - 1) // width + 1):
+                decode = partial(tiles.decode, c, r, reduce=reduce, on_stage=self.on_stage)
+                pixels = SHARED.get((tiles.serial, reduce, c, r), decode)
+                x, y = c * width - rect.x, r * height - rect.y  # of the stored tile in the target
+                left, upper = max(0, x), max(0, y)
+                right, lower = min(rect.width, x + width), min(rect.height, y + height)
+                target[upper:lower, left:right] = pixels[upper - y : lower - y, left - x : right - x]
 
     def _fetch(self, level: int, rect: Rect) -> NDArray[np.uint8]:
         """Return level pixels, (h, w, 3) uint8, decoded in this thread."""
         slide = self.slide
-        stored = slide.stored_tile(level, rect)
-        if stored is not None:
-            return stored
+        begun = time.perf_counter() if self.on_stage else 0.0
         try:
             buffer = self._region(level).fetch(*rect)
         except pyvips.Error as error:
@@ -133,6 +203,8 @@ class Sampler:
             ) from error
         pixels = np.frombuffer(buffer, np.uint8).reshape(rect.height, rect.width, 3)
         slide.raise_failure(level, rect, pixels)
+        if self.on_stage:
+            self.on_stage("decode", begun, time.perf_counter())
         return pixels
 
     def _region(self, level: int) -> Any:
@@ -146,11 +218,21 @@ class Sampler:
         return known[1]
 
 
-def _reach(affine: Affine, size: Size) -> Rect:
-    """Return the plain pixels that bilinear sampling of a ``size`` image through ``affine`` can touch."""
+def _reach(affine: Affine, size: Size, margin: int) -> Rect:
+    """Return the plain pixels that sampling a ``size`` image through ``affine`` can touch, ``margin`` px around."""
     corners = affine.apply([(0, 0), (size.width, 0), (0, size.height), (size.width, size.height)])
-    left, upper = (math.floor(v) - 1 for v in corners.min(axis=0))
-    right, lower = (math.ceil(v) + 1 for v in corners.max(axis=0))
+    left, upper = (math.floor(v) - margin for v in corners.min(axis=0))
+    right, lower = (math.ceil(v) + margin for v in corners.max(axis=0))
+    return Rect(left, upper, right - left, lower - upper)
+
+
+def _filter_reach(box: tuple[float, float, float, float], sx: float, sy: float) -> Rect:
+    """Return the pixels that shrinking ``box`` by (sx, sy) needs.
+
+    The filter reaches one shrunk pixel beyond the box; at the slide's edge it is cut and renormalised.
+    """
+    left, upper = math.floor(box[0] - sx) - 1, math.floor(box[1] - sy) - 1
+    right, lower = math.ceil(box[2] + sx) + 1, math.ceil(box[3] + sy) + 1
     return Rect(left, upper, right - left, lower - upper)
 
 

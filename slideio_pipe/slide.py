@@ -19,7 +19,7 @@ from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.stains import SlideColour, slide_colour
 from slideio_pipe.backends import open_backend
 from slideio_pipe.backends.array import NumpyBackend
-from slideio_pipe.backends.base import Backend, Facts
+from slideio_pipe.backends.base import Backend, Facts, StoredTiles
 from slideio_pipe.backends.vips import check_process
 from slideio_pipe.errors import (
     ConfigError,
@@ -28,6 +28,7 @@ from slideio_pipe.errors import (
 )
 from slideio_pipe.geometry import Affine, Mpp, Pyramid, Rect, Size
 from slideio_pipe.resolution import resolve_mpp
+from slideio_pipe.sampling import Sampler
 from slideio_pipe.view import SlideView
 
 _FINGERPRINT_BYTES = 65_536
@@ -270,9 +271,10 @@ class Slide:
             raise ConfigError(f'no associated image "{name}"', slide=self.name, remedy=f"there are: {known}")
         return self._pixels(self._backend.associated_image(name))
 
-    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """Return ``rect`` (level px) if it is one stored tile that is decoded sooner from its own bytes, else None."""
-        return self._backend.stored_tile(level, rect)
+    def stored_tiles(self, level: int) -> StoredTiles | None:
+        """Return a level's own JPEG tiles as they lie in the file, None when it has none."""
+        check_process()
+        return self._backend.stored_tiles(level)
 
     def raise_failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> None:
         """Raise why ``pixels``, just fetched from ``rect`` (level px), are not the slide's; libvips does not always."""
@@ -322,16 +324,16 @@ class Slide:
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]:
         """Return the whole slide with its longer side at most ``max_size`` px, (H, W, 3) uint8; needs no mpp."""
         factor = max(1.0, max(self.dimensions) / max_size)
-        return self._whole(SlideView(self, self.pyramid.choose((factor, factor))), max_size)
+        pixels = self._whole(SlideView(self, self.pyramid.choose((factor, factor))))
+        if max(pixels.shape) <= max_size:
+            return pixels
+        size = [max(1, round(side * max_size / max(pixels.shape))) for side in pixels.shape[1::-1]]
+        return np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BILINEAR))
 
-    def _whole(self, view: SlideView, max_size: int | None = None) -> NDArray[np.uint8]:
-        image = view.image
-        if max_size is not None and max(image.width, image.height) > max_size:
-            image = image.resize(max_size / max(image.width, image.height), kernel="linear")
-        pixels = self._pixels(image)
-        whole = Rect(0, 0, *view.level_size)
-        # These are not the level's own pixels, so there is nothing to look for in them: any will do, but black.
-        self.raise_failure(view.level, whole, np.broadcast_to(np.uint8(255), (whole.height, whole.width, 3)))
+    def _whole(self, view: SlideView) -> NDArray[np.uint8]:
+        width, height = view.plain_size
+        pixels = np.empty((height, width, 3), np.uint8)
+        Sampler(self).plain(view.choice, Rect(0, 0, width, height), pixels)
         return pixels
 
     def _pixels(self, image: Any) -> NDArray[np.uint8]:

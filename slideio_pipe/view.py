@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,27 +18,22 @@ from slideio_pipe import picture
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.stains import SlideColour
+from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import ConfigError, CorruptSlideError, UpsamplingWarning
-from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Pyramid, Rect, Size, round_half_up
+from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Rect, Size, round_half_up
 from slideio_pipe.progress import Report
 from slideio_pipe.pyramid_file import save_pyramid
+from slideio_pipe.sampling import LevelSource, Sampler
 
 
-class PyramidSource(Protocol):
+class PyramidSource(LevelSource, Protocol):
     """What a view needs of a slide; ``Slide`` is one."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def pyramid(self) -> Pyramid: ...
     @property
     def mpp(self) -> Mpp | None: ...
     @property
     def tile_sizes(self) -> tuple[Size, ...]: ...
     def require_mpp(self) -> Mpp: ...
-    def level_image(self, level: int) -> Any: ...
-    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None: ...
-    def raise_failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> None: ...
     def provenance(self) -> dict[str, Any]: ...
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]: ...
     def renew(self) -> None: ...
@@ -50,16 +45,8 @@ class PyramidSource(Protocol):
 MAX_UPSAMPLING = 4.0
 
 
-def _whole_shrinks(length: int, shrink: float) -> int:
-    """Return the least length, ``length`` or a little more, that is a whole number of shrunk pixels.
-
-    libvips centres what is left over, which would shift the image by up to half a level pixel. Within 500 pixels some
-    multiple of any factor lies within 0.002 px of a whole number, nearly always; the nearest is taken.
-    """
-    counts = np.arange(math.ceil(length / shrink), math.ceil(length / shrink) + 500)
-    misses = np.abs(counts * shrink - np.round(counts * shrink))
-    good = np.flatnonzero(misses <= max(0.002, misses.min()))
-    return int(np.round(counts[good[0]] * shrink))
+# Of the virtual TIFF that a resampled view is to libvips.
+_TILE = Size(256, 256)
 
 
 @dataclass(frozen=True)
@@ -194,24 +181,19 @@ class SlideView:
             Pixels cannot be decoded.
         """
         target = Path(path)
-        whole = Rect(0, 0, *self.level_size)
-
-        def check() -> None:
-            # These are not the level's own pixels, so there is nothing to look for in them: any will do, but black.
-            self.slide.raise_failure(self.level, whole, np.broadcast_to(np.uint8(255), (whole.height, whole.width, 3)))
-
         # A tile that libvips could not decode it would give as black, now and to whoever asks afterwards.
         self.slide.renew()
+        fresh = replace(self)
         try:
             save_pyramid(
-                replace(self).image,
+                fresh.image,
                 target,
                 mpp=self.mpp,
                 quality=quality,
                 overwrite=overwrite,
                 progress=progress,
                 name=self.slide.name,
-                check=check,
+                check=fresh._raise_failure,
             )
         except CorruptSlideError:
             self.slide.renew()
@@ -265,32 +247,27 @@ class SlideView:
         """The whole view as a lazy 3-band uchar ``pyvips.Image``; go on with pyvips from here."""
         return self.plain_image if self.draw is None else apply_lazy(self.plain_image, self.draw)
 
-    @cached_property
+    @property
     def plain_image(self) -> Any:
-        """The view before the augmentation, lazily.
+        """The view before the augmentation, lazily: the pixels that bags of it are read from, resampled alike."""
+        return self.slide.level_image(self.level) if self._resampled is None else self._resampled.image
 
-        Resampling is the antialiased triangle filter (``kernel="linear"``). Tiles are computed by the reader with
-        Pillow's: they differ by at most 1 level in 99.9 % of the values, and by up to 10 in the last row and column,
-        where libvips repeats the edge and Pillow renormalises (``tests/test_view.py``).
-        """
-        image = self.slide.level_image(self.level)
+    @cached_property
+    def _resampled(self) -> VirtualTiff | None:
         if not self.choice.resampled:
-            return image
-        (sx, sy), (width, height) = self.choice.shrink, self.plain_size
-        if sx < 1 or sy < 1:
-            grow = Affine.scaling(1 / sx, 1 / sy)
-            return image.affine(
-                [grow.a, 0, 0, grow.e],
-                interpolate=pyvips.Interpolate.new("bilinear"),
-                oarea=[0, 0, width, height],
-                # libvips puts pixel centres on whole numbers; ours lie halfway.
-                idx=0.5 - 0.5 * sx,
-                idy=0.5 - 0.5 * sy,
-                extend="copy",
-            )
-        padded = (_whole_shrinks(image.width, sx), _whole_shrinks(image.height, sy))
-        image = image.embed(0, 0, *padded, extend="copy").reduce(sx, sy, kernel="linear")
-        return image.crop(0, 0, width, height)
+            return None
+        read_tile = partial(_read_tile, Sampler(self.slide), self.choice)
+        return VirtualTiff(self.plain_size, _TILE, read_tile, fail_on="warning")
+
+    def _raise_failure(self) -> None:
+        """Raise what happened to any pixel of the view since it was made: libvips does not always tell."""
+        if self._resampled is not None:
+            failure = self._resampled.failure(Rect(0, 0, *self.plain_size))
+            if failure is not None:
+                raise failure.with_traceback(None)
+        # These are not the level's own pixels, so there is nothing to look for in them: any will do, but black.
+        whole = Rect(0, 0, *self.level_size)
+        self.slide.raise_failure(self.level, whole, np.broadcast_to(np.uint8(255), (whole.height, whole.width, 3)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"slide": self.slide, "choice": self.choice, "draw": self.draw}
@@ -304,3 +281,9 @@ class SlideView:
         drawn = "" if self.draw is None else f", {self.draw.summary()}"
         size = f"{self.size.width}×{self.size.height} px"
         return f"SlideView({self.slide.name}: {size} at {at}, level {self.level}{shrink}{drawn})"
+
+
+def _read_tile(sampler: Sampler, choice: LevelChoice, column: int, row: int) -> NDArray[np.uint8]:
+    pixels = np.empty((_TILE.height, _TILE.width, 3), np.uint8)
+    sampler.plain(choice, Rect(column * _TILE.width, row * _TILE.height, *_TILE), pixels)
+    return pixels

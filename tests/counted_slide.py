@@ -47,7 +47,7 @@ class CountedBackend:
     def associated_image(self, name: str) -> Any:
         raise KeyError(name)
 
-    def stored_tile(self, level: int, rect: Rect) -> None:
+    def stored_tiles(self, level: int) -> None:
         return None
 
     def failure(self, level: int, rect: Rect, pixels: np.ndarray) -> BaseException | None:

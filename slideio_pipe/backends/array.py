@@ -13,7 +13,7 @@ import pyvips
 import zarr
 from numpy.typing import NDArray
 
-from slideio_pipe.backends.base import Facts
+from slideio_pipe.backends.base import Facts, StoredTiles
 from slideio_pipe.backends.vips import as_rgb, to_rgb
 from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
@@ -48,9 +48,9 @@ class NumpyBackend:
         """Raise KeyError: an array has no label, macro or thumbnail."""
         raise KeyError(name)
 
-    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """Return None: there are no stored tiles."""
-        del level, rect
+    def stored_tiles(self, level: int) -> StoredTiles | None:
+        """Return None: there are none of JPEG."""
+        del level
         return None
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
@@ -121,9 +121,9 @@ class ZarrBackend:
         """Raise KeyError: an array has no label, macro or thumbnail."""
         raise KeyError(name)
 
-    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """Return None: chunks pass through libvips' cache, which neighbours share."""
-        del level, rect
+    def stored_tiles(self, level: int) -> StoredTiles | None:
+        """Return None: there are none of JPEG."""
+        del level
         return None
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:

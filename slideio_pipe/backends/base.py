@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +13,9 @@ from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
 
 # Above this a resolution is no microscope's: 352.78 µm is the 72 dpi that image software writes by default.
 MAX_PLAUSIBLE_MPP = 20.0
+
+# Told what was done, from when and until when, in seconds of time.perf_counter.
+OnStage = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,41 @@ class Facts:
     properties: Mapping[str, str] = field(default_factory=dict)  # vendor metadata, untouched
     associated: tuple[str, ...] = ()  # names of label, macro, thumbnail
     icc_profile: bytes | None = None
+
+
+class StoredTiles(Protocol):
+    """The JPEG tiles of one level as they lie in the file; threads may share them."""
+
+    @property
+    def tile(self) -> Size:
+        """Of a stored tile, level px."""
+        ...
+
+    @property
+    def grid(self) -> Size:
+        """Columns and rows of stored tiles."""
+        ...
+
+    @property
+    def serial(self) -> int:
+        """Nothing else in this process has it: what caches know the tiles by."""
+        ...
+
+    def stream(self, column: int, row: int) -> bytes | None:
+        """Return a complete JPEG that says its colour model, or None where nothing is stored: such a tile is white."""
+        ...
+
+    def decode(
+        self,
+        column: int,
+        row: int,
+        out: NDArray[np.uint8] | None = None,
+        *,
+        reduce: int = 1,
+        on_stage: OnStage | None = None,
+    ) -> NDArray[np.uint8]:
+        """Return (tile.height // reduce, tile.width // reduce, 3) uint8 RGB; ``reduce`` is 1, 2, 4 or 8."""
+        ...
 
 
 class Backend(Protocol):
@@ -48,8 +86,8 @@ class Backend(Protocol):
         """Return the lazy image of a label, macro or thumbnail page."""
         ...
 
-    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """Return ``rect`` (level px) if it is one stored tile that is decoded sooner from its own bytes, else None."""
+    def stored_tiles(self, level: int) -> StoredTiles | None:
+        """Return the level's own JPEG tiles, None when it has none; the same object every time."""
         ...
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 _SOI, _SOS, _APP0, _APP14 = 0xD8, 0xDA, 0xE0, 0xEE
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})
+# SOI, then APP14: length 14, "Adobe", version 100, no flags, transform.
+_ADOBE_RGB = b"\xff\xd8\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
+_ADOBE_YCBCR = _ADOBE_RGB[:-1] + b"\1"
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})
 
 
@@ -85,3 +88,22 @@ def holds_ycbcr(frame: JpegFrame, *, tagged_ycbcr: bool) -> bool:
     if len(set(frame.sampling)) > 1:
         return True
     return tagged_ycbcr
+
+
+def completed(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:
+    """Return the abbreviated stream of a TIFF tile as a complete one that says its colour model.
+
+    Parameters
+    ----------
+    data : bytes
+        The tile's bytes: a JPEG, without its tables where the file keeps them once.
+    tables : bytes
+        The file's ``JPEGTables``, a stream of tables only; empty when the tiles have their own.
+    ycbcr : bool
+        Whether its three components are YCbCr, not RGB. Said in Adobe's APP14, which decoders believe before anything
+        but JFIF's marker; that one is left out where it would say otherwise.
+    """
+    start = 2
+    if not ycbcr and data[2:4] == b"\xff\xe0":
+        start = 4 + int.from_bytes(data[4:6], "big")
+    return b"".join((_ADOBE_YCBCR if ycbcr else _ADOBE_RGB, tables[2:-2], data[start:]))

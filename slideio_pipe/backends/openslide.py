@@ -13,7 +13,7 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.backends.base import Facts
+from slideio_pipe.backends.base import Facts, StoredTiles
 from slideio_pipe.backends.vips import to_rgb
 from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
@@ -68,9 +68,9 @@ class OpenSlideBackend:
                 self._associated[name] = VirtualTiff(Size(width, height), tile, read)
             return self._associated[name].image
 
-    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
+    def stored_tiles(self, level: int) -> StoredTiles | None:
         """Return None: OpenSlide gives no encoded bytes."""
-        del level, rect
+        del level
         return None
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:

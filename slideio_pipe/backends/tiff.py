@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from slideio_pipe.backends.base import Facts
+from slideio_pipe.backends.base import Facts, StoredTiles
+from slideio_pipe.backends.jpeg_tiles import JpegTiles
 from slideio_pipe.backends.tiff_header import JPEG, TiffHeader, TiffPage, read_header
 from slideio_pipe.backends.vips import as_rgb, to_rgb
 from slideio_pipe.backends.virtual import VirtualTiff
-from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
+from slideio_pipe.errors import ConfigError, CorruptSlideError, UnsupportedSlideError
 from slideio_pipe.geometry import Pyramid, Rect
 
 _CONVERT = "convert it once, for example with QuPath or Bio-Formats, to a tiled JPEG-compressed RGB TIFF"
@@ -61,7 +63,7 @@ class TiffBackend:
                 raise UnsupportedSlideError(level.refusal, slide=path.name, remedy=_CONVERT)
         self._images: dict[TiffPage, Any] = {}
         self._virtual: dict[TiffPage, VirtualTiff] = {}
-        self._decoders: dict[TiffPage, TileDecoder] = {}
+        self._jpeg: dict[int, JpegTiles] = {}
         self._black: set[tuple[int, int, int]] = set()  # (level, column, row) of tiles that are black in the file
         self._lock = threading.Lock()
         self.facts = facts_of(self._header, self.name)
@@ -77,22 +79,17 @@ class TiffBackend:
             raise UnsupportedSlideError(f"{name}: {page.refusal}", slide=self._path.name, remedy=_CONVERT)
         return self._image(page)
 
-    def stored_tile(self, level: int, rect: Rect) -> NDArray[np.uint8] | None:
-        """Return ``rect`` (level px) if it is one whole JPEG tile, else None.
-
-        Its own bytes are decoded in 0.39 ms where libvips, its cache and its copies take 0.55 (Aperio, 240 px;
-        ``tests/benchmarks/reading.py``). Nothing is cached: tiles on the grid are each read once.
-        """
+    def stored_tiles(self, level: int) -> StoredTiles | None:
+        """Return the level's own JPEG tiles, None where it is coded otherwise, in strips, in planes or with alpha."""
         page = self._header.levels[level]
-        (column, left), (row, top) = divmod(rect.x, page.tile.width), divmod(rect.y, page.tile.height)
-        whole = not (left or top) and (rect.width, rect.height) == page.tile
-        if not whole or page.compression != JPEG or not page.tiled or page.page.samplesperpixel != 3:
+        if page.compression != JPEG or not page.tiled or page.page.samplesperpixel != 3 or page.in_planes:
             return None
-        decoder = self._decoders.get(page)
-        if decoder is None:
-            with self._lock:
-                decoder = self._decoders.setdefault(page, TileDecoder(self._path, page))
-        return decoder.read(column, row)
+        with self._lock:
+            if level not in self._jpeg:
+                # Weakly: a circle would hold the files open until the garbage collector runs.
+                general = partial(_general_path, weakref.ref(self), level)
+                self._jpeg[level] = JpegTiles(self._path, page, general)
+            return self._jpeg[level]
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
         """Return why ``pixels`` of ``rect`` are not the slide's, if they are not.
@@ -160,6 +157,21 @@ class TiffBackend:
         virtual = VirtualTiff(page.size, page.tile, TileDecoder(self._path, page).read)
         self._virtual[page] = virtual
         return virtual.image
+
+
+def _general_path(backend: weakref.ref[TiffBackend], level: int, rect: Rect) -> NDArray[np.uint8]:
+    """Return level pixels through the lazy image, for a tile that cannot be decoded from its own bytes."""
+    alive = backend()
+    if alive is None:
+        raise ConfigError("the slide is closed", remedy="open it again with open_slide")
+    try:
+        pixels = np.asarray(alive.level_image(level).crop(*rect).numpy(), np.uint8)
+    except pyvips.Error as error:
+        raise ValueError(_first_line(error)) from error
+    failure = alive.failure(level, rect, pixels)
+    if failure is not None:
+        raise failure
+    return pixels
 
 
 def _stored(start: int, length: int, tile: int) -> Iterator[tuple[int, int, int]]:

@@ -56,9 +56,13 @@ class TiffPage:
 
         Alpha goes another way where possible: a tile that libvips fails to decode is transparent there, so white.
         """
-        planes = self.tiled and int(self.page.planarconfig) != _CONTIGUOUS
         alpha = self.tiled and self.page.samplesperpixel == 4 and not self._premultiplied
-        return self.compression in LIBVIPS_COMPRESSIONS and not (self.lies or planes or alpha)
+        return self.compression in LIBVIPS_COMPRESSIONS and not (self.lies or self.in_planes or alpha)
+
+    @property
+    def in_planes(self) -> bool:
+        """Whether tiles hold one channel each."""
+        return self.tiled and int(self.page.planarconfig) != _CONTIGUOUS
 
     @property
     def refusal(self) -> str:

@@ -1,0 +1,175 @@
+"""The JPEG tiles of one TIFF level, each from its own bytes: no lazy graph, no cache, no lock.
+
+A stored tile is read with ``pread`` and decoded by libjpeg-turbo straight into the caller's array, without the GIL, at
+full size or at a half, a quarter or an eighth (its DCT gives those for less than the full decode, ITU-T T.81, A.3.3).
+Pixels at full size are those of libvips, bit for bit: same library, same settings.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from slideio_pipe.backends.base import OnStage
+from slideio_pipe.backends.jpeg import completed
+from slideio_pipe.backends.tiff_header import TiffPage
+from slideio_pipe.errors import CorruptSlideError
+from slideio_pipe.geometry import Rect, Size
+
+_REMEDY = "copy the slide again, or leave this region out"
+# What libjpeg-turbo says when bytes are missing or damaged; it would go on with grey. Anything else may only be more
+# than it can do (12 bits, lossless), and the general path is asked.
+_DAMAGE = ("remature end", "Corrupt JPEG")
+_serials = itertools.count()
+
+
+class JpegTiles:
+    """Stored tiles of one JPEG level as complete streams and as pixels; threads may share it.
+
+    Parameters
+    ----------
+    path : Path
+        The TIFF; open as long as this object lives, read with ``pread``.
+    page : TiffPage
+        A tiled page of three-channel JPEG.
+    general : callable
+        ``Rect -> (h, w, 3) uint8``: the level's pixels by the general path, for a tile that is more than this one can
+        do. Raises ``ValueError`` or ``CorruptSlideError``.
+
+    Attributes
+    ----------
+    tile : Size
+        Of a stored tile, level px.
+    grid : Size
+        Columns and rows.
+    serial : int
+        Nothing else in this process has it: what caches know the tiles by.
+    """
+
+    def __init__(self, path: Path, page: TiffPage, general: Callable[[Rect], NDArray[np.uint8]]) -> None:
+        self.tile, self.size, self.serial = page.tile, page.size, next(_serials)
+        self.grid = Size(*(-(-side // tile) for side, tile in zip(page.size, page.tile, strict=True)))
+        self._offsets, self._counts = page.page.dataoffsets, page.page.databytecounts
+        self._tables: bytes = page.page.jpegtables or b""
+        self._ycbcr = page.tagged_ycbcr != page.lies
+        self._general = general
+        self._slide, self._directory = path.name, page.directory
+        self._fd = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._fd)
+
+    def stream(self, column: int, row: int) -> bytes | None:
+        """Return a stored tile as a complete JPEG, or None where nothing is stored: such a tile is white.
+
+        The entropy-coded data is the file's. Tables stand before it, and an Adobe marker that says the colour model.
+
+        Raises
+        ------
+        CorruptSlideError
+            The file ends before the tile does.
+        """
+        index = row * self.grid.width + column
+        try:
+            offset, count = int(self._offsets[index]), int(self._counts[index])
+            if count == 0:
+                return None
+            data = os.pread(self._fd, count, offset)
+        except (IndexError, OSError, OverflowError, ValueError, MemoryError) as error:
+            raise self._corrupt(column, row, f"its bytes cannot be read: {error}") from error
+        if len(data) != count:
+            raise self._corrupt(column, row, f"{len(data)} of {count} bytes are there")
+        return completed(data, self._tables, ycbcr=self._ycbcr)
+
+    def decode(
+        self,
+        column: int,
+        row: int,
+        out: NDArray[np.uint8] | None = None,
+        *,
+        reduce: int = 1,
+        on_stage: OnStage | None = None,
+    ) -> NDArray[np.uint8]:
+        """Return a stored tile, (tile.height // reduce, tile.width // reduce, 3) uint8 RGB.
+
+        Parameters
+        ----------
+        column, row : int
+        out : C-contiguous uint8 array of that shape, optional
+            Where the pixels go.
+        reduce : 1, 2, 4 or 8
+            Decoded that many times smaller by the DCT: close to the mean of ``reduce`` × ``reduce`` pixels
+            (``tests/benchmarks/README.md`` says how close). Both sides of the tile are multiples of it.
+        on_stage : callable, optional
+            Told ("read" | "decode" | "fallback", start, end), ``time.perf_counter`` seconds.
+
+        Raises
+        ------
+        CorruptSlideError
+            With the tile's place, when its bytes do not decode.
+        """
+        start = time.perf_counter() if on_stage else 0.0
+        data = self.stream(column, row)
+        read = time.perf_counter() if on_stage else 0.0
+        shape = (self.tile.height // reduce, self.tile.width // reduce, 3)
+        pixels = np.empty(shape, np.uint8) if out is None else out
+        fast = True
+        if data is None:
+            pixels[:] = 255
+        else:
+            fast = self._decode(data, column, row, pixels, reduce)
+        if on_stage:
+            on_stage("read", start, read)
+            on_stage("decode" if fast else "fallback", read, time.perf_counter())
+        return pixels
+
+    def _decode(self, data: bytes, column: int, row: int, pixels: NDArray[np.uint8], reduce: int) -> bool:
+        """Decode into ``pixels``; return False when the general path had to do it."""
+        try:
+            # The decoder is told where to write and not how much: the size is looked at first.
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            if (width, height) == self.tile:
+                simplejpeg.decode_jpeg(
+                    data,
+                    colorspace="RGB",
+                    min_height=pixels.shape[0],
+                    min_width=pixels.shape[1],
+                    min_factor=1,
+                    buffer=pixels,
+                )
+                return True
+        except ValueError as error:
+            if any(damage in str(error) for damage in _DAMAGE):
+                raise self._corrupt(column, row, str(error)) from error
+        else:
+            if width > self.tile.width or height > self.tile.height:
+                raise self._corrupt(column, row, f"its JPEG is {width}×{height} px")
+        self._by_the_general_path(column, row, pixels, reduce)
+        return False
+
+    def _by_the_general_path(self, column: int, row: int, pixels: NDArray[np.uint8], reduce: int) -> None:
+        whole = Rect(column * self.tile.width, row * self.tile.height, *self.tile)
+        inside = whole.intersect(Rect(0, 0, *self.size))
+        full = np.full((self.tile.height, self.tile.width, 3), 255, np.uint8)
+        try:
+            full[: inside.height, : inside.width] = self._general(inside)
+        except ValueError as error:
+            raise self._corrupt(column, row, str(error)) from error
+        if reduce > 1:
+            full = cv2.resize(full, (pixels.shape[1], pixels.shape[0]), interpolation=cv2.INTER_AREA)
+        pixels[:] = full
+
+    def _corrupt(self, column: int, row: int, reason: str) -> CorruptSlideError:
+        x, y = column * self.tile.width, row * self.tile.height
+        return CorruptSlideError(
+            f"tile ({column}, {row}) of directory {self._directory}, its px ({x}, {y}), cannot be decoded ({reason})",
+            slide=self._slide,
+            remedy=_REMEDY,
+        )

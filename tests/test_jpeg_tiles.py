@@ -1,0 +1,228 @@
+"""JPEG tiles from their own bytes: the pixels of other decoders, and damage with its place."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import pyvips
+import tifffile
+from PIL import Image
+
+import slideio_pipe as sp
+from slideio_pipe.backends.jpeg_tiles import JpegTiles
+from slideio_pipe.decoded import DecodedTiles
+from slideio_pipe.errors import CorruptSlideError
+from slideio_pipe.geometry import LevelChoice, Rect
+from slideio_pipe.sampling import Sampler
+
+
+@pytest.fixture(scope="module")
+def svs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("jpeg") / "a.svs"
+    return sp.write_synthetic_slide(path, size=(1500, 1100), seed=3).path
+
+
+def tiles_of(path: Path, level: int = 0) -> JpegTiles:
+    tiles = sp.open_slide(path).stored_tiles(level)
+    assert isinstance(tiles, JpegTiles)
+    return tiles
+
+
+@pytest.fixture
+def real(shared_data: Path) -> Path:
+    return shared_data / "slides" / "CMU-1-Small-Region.svs"
+
+
+def test_stored_tiles_equal_libvips_bit_for_bit(svs: Path, real: Path) -> None:
+    """Same library, same settings: YCbCr of ours and the RGB-coded JPEG of a real Aperio slide."""
+    for path in (svs, real):
+        tiles, image = tiles_of(path), pyvips.Image.tiffload(str(path), page=0)
+        columns, rows = image.width // tiles.tile.width, image.height // tiles.tile.height
+        for column, row in [(0, 0), (columns - 1, 0), (1, rows - 1)]:
+            corner = Rect(column * tiles.tile.width, row * tiles.tile.height, *tiles.tile)
+            np.testing.assert_array_equal(tiles.decode(column, row), image.crop(*corner).numpy())
+
+
+def test_a_stream_is_a_complete_jpeg_for_any_reader(svs: Path, real: Path) -> None:
+    """Pillow, which knows nothing of the TIFF around it, sees the colours that tifffile sees."""
+    for path in (svs, real):
+        tiles = tiles_of(path)
+        stream = tiles.stream(1, 1)
+        assert stream is not None
+        with Image.open(io.BytesIO(stream)) as image:
+            seen = np.asarray(image.convert("RGB"), np.int16)
+        with tifffile.TiffFile(path) as tif:
+            page = tif.pages[0]
+            whole = page.asarray()
+        width, height = tiles.tile
+        expected = whole[height : 2 * height, width : 2 * width].astype(np.int16)
+        assert np.abs(seen - expected).max() <= 1
+
+
+def test_the_entropy_coded_bytes_are_the_files_own(real: Path) -> None:
+    """Nothing is encoded again: the scan of the stream ends as the stored tile does."""
+    tiles = tiles_of(real)
+    with tifffile.TiffFile(real) as tif:
+        page = tif.pages[0]
+        offset, count = page.dataoffsets[7], page.databytecounts[7]
+    stored = real.read_bytes()[offset : offset + count]
+    stream = tiles.stream(7, 0)
+    assert stream is not None
+    assert stream.endswith(stored[2:])
+
+
+@pytest.mark.parametrize("reduce", [2, 4, 8])
+def test_reduced_decoding_is_close_to_the_mean_of_the_full_pixels(svs: Path, real: Path, reduce: int) -> None:
+    """Against OpenCV's area filter over the fully decoded tile; the benchmarks' README states the same figures."""
+    for path in (svs, real):
+        tiles = tiles_of(path)
+        for column in range(3):
+            small = tiles.decode(column, 1, reduce=reduce)
+            full = tiles.decode(column, 1)
+            mean = cv2.resize(full, small.shape[1::-1], interpolation=cv2.INTER_AREA)
+            off = np.abs(small.astype(float) - mean)
+            assert small.shape == (tiles.tile.height // reduce, tiles.tile.width // reduce, 3)
+            assert off.mean() < 1.5
+            assert np.quantile(off, 0.99) < 12
+
+
+def jpeg_tiff(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    tifffile.imwrite(path, pixels, tile=(64, 64), compression="jpeg", photometric="rgb", **options)
+    return path
+
+
+def damage(path: Path, tile: int, change: object) -> None:
+    """Overwrite the bytes of a stored tile, as many as it has."""
+    with tifffile.TiffFile(path) as tif:
+        offset, count = tif.pages[0].dataoffsets[tile], tif.pages[0].databytecounts[tile]
+    data = bytearray(path.read_bytes())
+    changed = change(bytes(data[offset : offset + count]))  # type: ignore[operator]
+    data[offset : offset + count] = changed[:count].ljust(count, b"\0")
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    return jpeg_tiff(tmp_path / "noisy.tif", rng.integers(0, 255, (192, 256, 3), np.uint8))
+
+
+def test_damaged_data_is_an_error_with_its_place(noisy: Path) -> None:
+    """libjpeg-turbo would go on in grey; OpenSlide refuses such a tile as we do."""
+    damage(noisy, 5, lambda data: data[: len(data) // 2])
+    tiles = tiles_of(noisy)
+    with pytest.raises(CorruptSlideError, match=r"noisy.tif: tile \(1, 1\).*px \(64, 64\)"):
+        tiles.decode(1, 1)
+    tiles.decode(2, 1)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(noisy: Path) -> None:
+    """A frame header that declares 65,500² px, in a tile of 64."""
+
+    def bomb(data: bytes) -> bytes:
+        at = data.index(b"\xff\xc0") + 5
+        return data[:at] + b"\xff\xdc\xff\xdc" + data[at + 4 :]
+
+    damage(noisy, 0, bomb)
+    with pytest.raises(CorruptSlideError, match="its JPEG is 65500×65500 px"):
+        tiles_of(noisy).decode(0, 0)
+
+
+def test_a_file_that_shrinks_is_an_error(noisy: Path) -> None:
+    """The bytes of a tile are not all there any more."""
+    tiles = tiles_of(noisy)
+    os.truncate(noisy, 4000)
+    with pytest.raises(CorruptSlideError, match="bytes are there"):
+        tiles.decode(3, 2)
+
+
+def test_a_file_that_vanishes_is_still_read(noisy: Path) -> None:
+    """An open file stays readable after it was deleted."""
+    tiles = tiles_of(noisy)
+    expected = tiles.decode(0, 0)
+    noisy.unlink()
+    np.testing.assert_array_equal(tiles.decode(0, 0), expected)
+
+
+def test_progressive_tiles_are_read(tmp_path: Path) -> None:
+    """libjpeg-turbo decodes them as it does the others."""
+    rng = np.random.default_rng(1)
+    pixels = cv2.GaussianBlur(rng.integers(0, 255, (64, 64, 3), np.uint8), (0, 0), 3)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", progressive=True, quality=90)
+    path = tmp_path / "progressive.tif"
+    tifffile.imwrite(
+        path,
+        iter([buffer.getvalue()] * 4),
+        shape=(128, 128, 3),
+        dtype=np.uint8,
+        tile=(64, 64),
+        compression="jpeg",
+        photometric="ycbcr",
+        subsampling=(2, 2),
+    )
+    with Image.open(buffer) as image:
+        expected = np.asarray(image)
+    np.testing.assert_array_equal(tiles_of(path).decode(1, 1), expected)
+
+
+@pytest.mark.parametrize("rect", [Rect(0, 0, 256, 256), Rect(100, 37, 300, 280), Rect(-20, 1000, 200, 200)])
+@pytest.mark.parametrize("level", [0, 1])
+def test_any_rectangle_equals_libvips(svs: Path, rect: Rect, level: int) -> None:
+    """Stitched from stored tiles, with the slide's edge inside or not."""
+    slide = sp.open_slide(svs)
+    out = np.zeros((rect.height, rect.width, 3), np.uint8)
+    Sampler(slide).plain(LevelChoice(level, (1.0, 1.0)), rect, out)
+    image = slide.level_image(level)
+    padded = image.embed(400, 400, image.width + 1600, image.height + 1600, extend="white")
+    np.testing.assert_array_equal(out, padded.crop(rect.x + 400, rect.y + 400, rect.width, rect.height).numpy())
+
+
+@pytest.mark.parametrize("shrink", [2.0, 2.6, 3.0, 4.0, 7.0, 8.0, 11.5])
+def test_shrunk_tiles_are_close_to_the_full_path(svs: Path, shrink: float) -> None:
+    """DCT-scaled decoding, then the triangle filter, against the triangle filter over everything decoded."""
+    slide = sp.open_slide(svs)
+    choice = LevelChoice(0, (shrink, shrink))
+    out = np.zeros((60, 60, 3), np.uint8)
+    rect = Rect(10, 20, 60, 60)
+    Sampler(slide).plain(choice, rect, out)
+    full = Image.fromarray(slide.level_image(0).numpy())
+    box = tuple(value * shrink for value in (10, 20, 70, 80))
+    expected = np.asarray(full.resize((60, 60), Image.Resampling.BILINEAR, box=box), float)
+    off = np.abs(out - expected)
+    assert off.mean() < 3
+    assert np.quantile(off, 0.99) < 25
+
+
+def test_neighbouring_shrunk_tiles_fit(svs: Path) -> None:
+    """A large rectangle equals the small ones it is made of: away from the edge, all pixels come from one lattice."""
+    slide = sp.open_slide(svs)
+    for shrink in (2.0, 4.0, 2.5):
+        choice = LevelChoice(0, (shrink, shrink))
+        large = np.zeros((96, 128, 3), np.uint8)
+        Sampler(slide).plain(choice, Rect(5, 7, 128, 96), large)
+        for x, y in [(0, 0), (64, 48), (64, 0)]:
+            small = np.zeros((48, 64, 3), np.uint8)
+            Sampler(slide).plain(choice, Rect(5 + x, 7 + y, 64, 48), small)
+            off = np.abs(small.astype(int) - large[y : y + 48, x : x + 64])
+            assert off.max() <= 1
+
+
+def test_the_cache_keeps_what_fits_and_no_more() -> None:
+    """The least recently used go first."""
+    made: list[str] = []
+
+    def make(name: str) -> np.ndarray:
+        made.append(name)
+        return np.zeros(40, np.uint8)
+
+    cache = DecodedTiles(max_bytes=100)
+    for name in "abacaab":
+        cache.get(name, lambda name=name: make(name))
+    assert made == ["a", "b", "c", "b"]
+    assert cache.nbytes == 80
