@@ -24,6 +24,9 @@ from slideio_pipe.view import SlideView
 
 Label = int | float | str | None
 
+# Drawing takes 0.1 to 0.4 ms, and pixels, colours and labels of a tile each ask for its draw.
+_DRAWS_KEPT = 1024
+
 
 @runtime_checkable
 class Bag(Protocol):
@@ -186,6 +189,7 @@ class TileBag(ArrayLikeBag):
         self.view, self.grid, self.label = view, grid, label
         self.name, self.view_mpp = view.slide.name, view.mpp
         self.tile_transform, self.seed, self.epoch = tile_transform, int(seed), int(epoch)
+        self._drawn: dict[tuple[int, int, int], Draw] = {}
         canvas = Size(grid.tile_size, grid.tile_size) if tile_transform is None else self.draw(0).canvas
         self.shape = (len(grid), canvas.height, canvas.width, 3)
         self.coords, self.grid_index, self.tissue = grid.coords, grid.index, grid.tissue
@@ -197,6 +201,15 @@ class TileBag(ArrayLikeBag):
 
     def draw(self, index: int) -> Draw:
         """Return what the tile transform does to tile ``index``; the same whenever it is asked for."""
+        key = (int(index), self.seed, self.epoch)
+        found = self._drawn.get(key)
+        if found is None:
+            if len(self._drawn) >= _DRAWS_KEPT:
+                self._drawn.clear()
+            found = self._drawn[key] = self._draw(int(index))
+        return found
+
+    def _draw(self, index: int) -> Draw:
         # albumentationsxl takes three seconds to import: whoever draws nothing does not wait for it.
         from slideio_pipe.augment.drawing import draw, needs_slide
 

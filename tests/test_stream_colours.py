@@ -155,3 +155,16 @@ def test_colours_of_a_view_are_sent_as_one_row(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(DeviceProgram, "__init__", counted)
     delivered(bag_of(STRONG), colours="device", batch_size=16)
     assert {tuple(each) for each in counts} == {(1,)}
+
+
+@pytest.mark.parametrize("colours", ["host", "device"])
+def test_a_tile_is_drawn_once(colours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels and its colours share one draw; another epoch is drawn anew."""
+    bag, drawn = bag_of(None, STRONG), []
+    made = TileBag._draw
+    monkeypatch.setattr(TileBag, "_draw", lambda self, index: (drawn.append(index), made(self, index))[1])
+    delivered(bag, colours=colours)
+    assert sorted([*drawn, 0]) == list(range(len(bag)))  # the first was drawn for the bag's shape
+    before = bag.operations(0)
+    bag.epoch = 1
+    assert bag.operations(0) != before
