@@ -296,6 +296,35 @@ def doctor(as_json: options.Json = False) -> None:
         raise typer.Exit(2)
 
 
+@app.command()
+@reported
+def bench(
+    slide: options.BenchSlide = None,
+    cases: options.Cases = None,
+    peers: options.Peers = None,
+    rounds: options.Rounds = 5,
+    tiles: options.MostTiles = 600,
+    python: options.OtherPython = None,
+    as_json: options.Json = False,
+) -> None:
+    """Time reading against other readers: the same tiles, in turns, each reader in a process of its own.
+
+    Readers that are not installed are listed, with the command that installs them.
+
+    Example: [bold]slideio-pipe bench a.svs --case aligned --peer openslide[/]
+    """
+    from slideio_pipe.bench.run import compare_readers
+
+    chosen: dict[str, Any] = {"cases": cases or (), "peers": peers or (), "rounds": rounds, "tiles": tiles}
+    found = compare_readers(slide, **chosen, python=python, progress=False if as_json else None)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        from slideio_pipe.bench.tables import print_comparison
+
+        print_comparison(found, out)
+
+
 def _settings(slide: Path, file: Path | None, given: dict[str, dict[str, Any]]) -> ExportConfig:
     """Return the configuration of the file, or the default one, with the options that were given put over it."""
     from slideio_pipe.config import ExportConfig, checked, load_config

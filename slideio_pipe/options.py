@@ -121,3 +121,30 @@ DemoFolder = Annotated[
 Device = Annotated[
     str | None, _option("--device", unit="cpu|cuda", text=r"Where batches go. \[default: cuda if there is one]")
 ]
+
+BenchSlide = Annotated[
+    Path | None, typer.Argument(help="A slide that the others open, too: SVS, TIFF. One is generated when left out.")
+]
+Cases = Annotated[
+    list[str] | None,
+    _option(
+        "--case",
+        unit="CASE",
+        text=r"aligned, half, off-grid, sparse, threads, memory or slides; may be given again. \[default: all]",
+    ),
+]
+Peers = Annotated[
+    list[str] | None,
+    _option(
+        "--peer",
+        unit="READER",
+        text="simplejpeg, openslide, cucim, fastslide, tiffslide or pyvips; may be given again. "
+        r"\[default: all that are installed]",
+    ),
+]
+Rounds = Annotated[int, _option("--rounds", unit="n", min=1, text="How often each reader takes its turn.")]
+MostTiles = Annotated[int, _option("--tiles", unit="n", min=1, text="Most tiles per case.")]
+OtherPython = Annotated[
+    Path | None,
+    _option("--python", unit="PATH", text=r"The Python that has the other readers installed. \[default: this one]"),
+]

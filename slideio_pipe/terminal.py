@@ -35,6 +35,7 @@ _OPTIONS = {
     "overlap": "--overlap",
     "edge": "--edge",
     "backend": "--backend",
+    "python": "--python",
 }
 _NAMED = re.compile(rf"\b({'|'.join(_OPTIONS)})\b(?:=(?:\"([^\"]*)\"|([^\s,;()]+)))?")
 

@@ -25,7 +25,7 @@ from slideio_pipe.config import ExportConfig
 from slideio_pipe.synthetic import SyntheticSlide
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("info", "tissue", "export", "demo", "doctor")
+COMMANDS = ("info", "tissue", "export", "demo", "doctor", "bench")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,257 @@
+"""Rounds in which readers take turns, and what comes of them: medians, ratios with their range, pixels compared."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slideio_pipe.bench.cases import Case, Tiles
+from slideio_pipe.bench.peers import OURS, Worker
+
+# Decoders of one JPEG differ by single levels, filters by a few at edges; other tiles differ by tens.
+SAME_TILES = 3.0  # levels, on average
+
+LEAST_TILES = 100  # per job, the same ones again on a small slide: fewer are over before a clock can tell
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times one thing another is: the median over rounds, and its range."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, above: Sequence[float], below: Sequence[float]) -> Ratio:
+        """Return the ratio of two series, round by round."""
+        each = [a / b for a, b in zip(above, below, strict=True)]
+        return cls(statistics.median(each), min(each), max(each))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one reader did in one case."""
+
+    reader: str
+    version: str = ""
+    threads: int = 1
+    cpu_s: float | None = None  # median, all threads
+    wall_s: float | None = None  # median
+    tiles_per_cpu_s: float | None = None
+    tiles_per_s: float | None = None
+    ratio: Ratio | None = None  # its CPU-seconds over ours; for "threads", wall time of one thread over two
+    wanted: float | None = None  # the least that ratio should be
+    sha256: str = ""  # of its pixels, the first 16 digits
+    largest_difference: int | None = None  # levels, from the pixels of the first reader of the table
+    mean_difference: float | None = None
+    note: str = ""  # why there is no figure, or what is odd about it
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the ratio is what was wanted; None where nothing was."""
+        return None if self.wanted is None or self.ratio is None else self.ratio.median >= self.wanted
+
+
+@dataclass(frozen=True)
+class Table:
+    """One case: what was read, and a row for each reader."""
+
+    case: Case
+    facts: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the table, JSON-able."""
+        rows = [asdict(row) | {"reached": row.reached} for row in self.rows]
+        return {"case": self.case.name, "title": self.case.title} | self.facts | {"rows": rows}
+
+
+def race(
+    case: Case,
+    tiles: Tiles,
+    slide: Path,
+    workers: Mapping[str, Worker],
+    *,
+    rounds: int,
+    folder: Path,
+    step: Callable[[], object] = lambda: None,
+) -> Table:
+    """Let readers read the same tiles in turns; the first round warms up, and its pixels are compared.
+
+    Parameters
+    ----------
+    workers : mapping
+        By name; the pixels of the first one are what the others' are compared with.
+    folder : Path
+        Room for one array of pixels per reader, emptied on the way.
+    step : callable
+        Called after each job.
+    """
+    jobs = {name: job_of(tiles, slide, folder) for name in workers}
+    answers = take_turns(workers, jobs, rounds, folder, step)
+    differences = compare_pixels(folder, list(workers))
+    rows = [
+        row_of(name, worker.version, case, tiles, answers, differences.get(name)) for name, worker in workers.items()
+    ]
+    return Table(case, facts_of(tiles, rounds), rows)
+
+
+def race_threads(
+    case: Case,
+    tiles: Tiles,
+    slide: Path,
+    workers: Mapping[str, Worker],
+    *,
+    rounds: int,
+    folder: Path,
+    step: Callable[[], object] = lambda: None,
+) -> Table:
+    """Let each reader read with one thread and with two, in turns; the ratio is of wall time."""
+    both = {(name, threads): worker for name, worker in workers.items() for threads in (1, 2)}
+    jobs = {key: job_of(tiles, slide, folder) | {"threads": key[1]} for key in both}
+    answers = take_turns(both, jobs, rounds, folder, step, keep=False)
+    rows = []
+    for name, worker in workers.items():
+        one, two = answers[name, 1], answers[name, 2]
+        note = _note([*one, *two])
+        row = Row(name, worker.version, 2, note=note, wanted=case.wanted.get(name))
+        if not note:
+            ratio = Ratio.of([a["wall_s"] for a in one], [a["wall_s"] for a in two])
+            note = "" if one[0]["sha256"] == two[0]["sha256"] else "other pixels than with one thread"
+            row = Row(name, worker.version, 2, **_rates(two, tiles), ratio=ratio, wanted=row.wanted, note=note)
+        rows.append(row)
+    return Table(case, facts_of(tiles, rounds), rows)
+
+
+def job_of(tiles: Tiles, slide: Path, folder: Path) -> dict[str, Any]:
+    """Return a job for a worker; the coordinates lie in a file."""
+    origins = folder / "origins.npy"
+    np.save(origins, tiles.origins)
+    return {
+        "slide": str(slide.absolute()),
+        "origins": str(origins),
+        "tile": tiles.tile,
+        "shrink": tiles.shrink,
+        "threads": 1,
+        "repeats": -(-LEAST_TILES // len(tiles.origins)),
+    }
+
+
+def facts_of(tiles: Tiles, rounds: int) -> dict[str, Any]:
+    """Return what a table says of its tiles."""
+    return {"tiles": len(tiles.origins), "tile_px": tiles.tile, "shrink": tiles.shrink, "rounds": rounds}
+
+
+def take_turns(
+    workers: Mapping[Any, Worker],
+    jobs: Mapping[Any, dict[str, Any]],
+    rounds: int,
+    folder: Path,
+    step: Callable[[], object],
+    *,
+    keep: bool = True,
+) -> dict[Any, list[dict[str, Any]]]:
+    """Return the answers of all rounds by worker; who failed once is not asked again."""
+    answers: dict[Any, list[dict[str, Any]]] = {name: [] for name in workers}
+    for turn in range(rounds + 1):
+        for name, worker in workers.items():
+            if answers[name] and "cpu_s" not in answers[name][-1]:
+                step()
+                continue
+            pixels = {"pixels": str(folder / f"{name}.npy")} if keep and turn == 0 else {}
+            answer = worker.ask(jobs[name] | pixels)
+            # The warm-up fills the page cache and imports modules: only how it failed counts.
+            if turn or "cpu_s" not in answer:
+                answers[name].append(answer)
+            step()
+    return answers
+
+
+def row_of(
+    name: str,
+    version: str,
+    case: Case,
+    tiles: Tiles,
+    answers: Mapping[str, list[dict[str, Any]]],
+    difference: tuple[int, float] | None,
+) -> Row:
+    """Return the row of one reader."""
+    own, note, wanted = answers[name], _note(answers[name]), case.wanted.get(name)
+    if note:
+        return Row(name, version, note=note, wanted=wanted)
+    if len({answer["sha256"] for answer in own}) > 1:
+        note = "its pixels change from round to round"
+    elif difference is not None and difference[1] > SAME_TILES:
+        note = "reads something else: not comparable"
+    ours, ratio = answers.get(OURS), None
+    if name != OURS and ours is not None and not _note(ours) and not note:
+        ratio = Ratio.of([a["cpu_s"] for a in own], [a["cpu_s"] for a in ours])
+    largest, mean = difference if difference is not None else (None, None)
+    return Row(
+        name,
+        version,
+        **_rates(own, tiles),
+        ratio=ratio,
+        wanted=wanted,
+        sha256=own[0]["sha256"],
+        largest_difference=largest,
+        mean_difference=mean,
+        note=note,
+    )
+
+
+def _rates(answers: Sequence[dict[str, Any]], tiles: Tiles) -> dict[str, Any]:
+    cpu_s, wall_s = (statistics.median(answer[what] for answer in answers) for what in ("cpu_s", "wall_s"))
+    count = len(tiles.origins)
+    return {"cpu_s": cpu_s, "wall_s": wall_s, "tiles_per_cpu_s": count / cpu_s, "tiles_per_s": count / wall_s}
+
+
+def _note(answers: Sequence[dict[str, Any]]) -> str:
+    """Return why a reader has no figures."""
+    for answer in answers:
+        if "cannot" in answer:
+            return f"not for this: {answer['cannot']}"
+        if "cpu_s" not in answer:
+            return str(answer.get("error", answer))
+    return ""
+
+
+def compare_pixels(folder: Path, names: Sequence[str]) -> dict[str, tuple[int, float]]:
+    """Return (largest, mean) difference in levels from the first reader that has pixels; remove the pixels."""
+    files = {name: folder / f"{name}.npy" for name in names if (folder / f"{name}.npy").exists()}
+    found: dict[str, tuple[int, float]] = {}
+    reference: NDArray[np.uint8] | None = None
+    for name, file in files.items():
+        pixels = np.load(file, mmap_mode="r")
+        if reference is None:
+            reference = pixels
+        else:
+            found[name] = difference(reference, pixels)
+    del reference
+    for file in files.values():
+        with contextlib.suppress(OSError):  # the folder is temporary anyway
+            file.unlink()
+    return found
+
+
+def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> tuple[int, float]:
+    """Return the largest and the mean difference, in levels.
+
+    Examples
+    --------
+    >>> difference(np.zeros((2, 1, 1, 3), np.uint8), np.full((2, 1, 1, 3), 3, np.uint8))
+    (3, 3.0)
+    """
+    largest, total = 0, 0
+    for one, other in zip(a, b, strict=True):
+        apart = np.abs(one.astype(np.int16) - other)
+        largest, total = max(largest, int(apart.max())), total + int(apart.sum())
+    return largest, total / a.size

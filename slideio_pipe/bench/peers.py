@@ -1,0 +1,143 @@
+"""The readers that are compared, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from slideio_pipe.errors import ConfigError
+
+WORKER = Path(__file__).with_name("worker.py")
+OURS = "slideio_pipe"
+# Longer than any job of a benchmark, shorter than a night: a reader that hangs is stopped.
+JOB_LIMIT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A reader, and how to get it."""
+
+    name: str
+    what: str
+    pip: str
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer(OURS, "TileBag.read", "slideio-pipe"),
+        Peer("simplejpeg", "a bare loop: pread, simplejpeg", "simplejpeg tifffile opencv-python-headless"),
+        Peer("openslide", "openslide-python, Pillow", "openslide-python openslide-bin"),
+        Peer("cucim", "cuCIM on the CPU", "cucim-cu12 click lazy_loader opencv-python-headless"),
+        Peer("fastslide", "fastslide", "fastslide opencv-python-headless"),
+        Peer("tiffslide", "tiffslide", "tiffslide opencv-python-headless"),
+        Peer("pyvips", "pyvips Region.fetch", "pyvips pyvips-binary opencv-python-headless"),
+    )
+}
+
+
+class Worker:
+    """A reader in a process of its own, asked one job at a time; a context manager that ends the process.
+
+    A reader that is missing, dies or hangs is a finding, not an error: ``ask`` answers ``{"error": …}``.
+
+    Parameters
+    ----------
+    peer : Peer
+    python : path
+        The interpreter that has the peer; ours always runs in this one.
+    """
+
+    def __init__(self, peer: Peer, python: str | os.PathLike[str]) -> None:
+        self.peer = peer
+        # One thread means one: libvips would take as many as there are cores.
+        environment = os.environ | {"VIPS_CONCURRENCY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [os.fspath(python), str(WORKER), peer.name]
+        if peer.name == OURS:
+            command[0] = sys.executable
+            above = str(Path(__file__).parents[2])
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (above, environment.get("PYTHONPATH"))))
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process: why it died is its last line
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._noise,
+                env=environment,
+                text=True,
+                encoding="utf-8",
+            )
+        except OSError as error:
+            self._noise.close()
+            raise ConfigError(
+                f"cannot be run ({error.strerror})",
+                slide=os.fspath(python),
+                remedy="pass python=… the Python that has the readers installed",
+            ) from error
+        self.greeting = self._answer()
+
+    @property
+    def missing(self) -> str:
+        """Why the reader cannot be used, "" when it can."""
+        return str(self.greeting.get("missing") or self.greeting.get("error") or "")
+
+    @property
+    def version(self) -> str:
+        """Version of the reader, "" where unknown."""
+        return str(self.greeting.get("version", ""))
+
+    def ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Return the worker's answer to a job."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+        except OSError:  # it is gone; the answer says how
+            pass
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        watch = threading.Timer(JOB_LIMIT_S, self._process.kill)
+        watch.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            watch.cancel()
+        if not line:
+            return {"error": self._epitaph()}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _epitaph(self) -> str:
+        code = self._process.wait()
+        self._noise.seek(0)
+        lines = self._noise.read().decode("utf-8", "replace").strip().splitlines()
+        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"{how}: {lines[-1].strip()}" if lines else how
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # a job that it never read
+                    pipe.close()
+        self._noise.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

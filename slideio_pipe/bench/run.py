@@ -1,0 +1,200 @@
+"""The whole benchmark: which cases, which readers, and a table for each."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from slideio_pipe.bench.cases import CASES, READING, Case, tiles_of, tissue_of
+from slideio_pipe.bench.measure import Table, race, race_threads
+from slideio_pipe.bench.memory import SLIDES, in_own_process
+from slideio_pipe.bench.peers import OURS, PEERS, Peer, Worker
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.progress import Report as Progress
+from slideio_pipe.progress import reporting
+from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.synthetic import write_synthetic_slide
+from slideio_pipe.tissue import TissueMask
+
+T = TypeVar("T")
+THREADED = (OURS, "simplejpeg", "cucim")  # who is timed with two threads
+LEAST_OF_BAG = 2_000  # tiles of the huge bag that are read, unless more are asked for
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A reader that could not be used, and what to do about it."""
+
+    reader: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was measured."""
+
+    slide: str
+    dimensions: tuple[int, int]
+    machine: str
+    tables: tuple[Table, ...]
+    missing: tuple[Missing, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the comparison, JSON-able."""
+        head = {"slide": self.slide, "dimensions": list(self.dimensions), "machine": self.machine}
+        tables = [table.as_json() for table in self.tables]
+        return head | {"cases": tables, "missing": [asdict(one) for one in self.missing]}
+
+
+def compare_readers(
+    slide: str | os.PathLike[str] | None = None,
+    *,
+    cases: Sequence[str] = (),
+    peers: Sequence[str] = (),
+    rounds: int = 5,
+    tiles: int = 600,
+    python: str | os.PathLike[str] | None = None,
+    progress: Progress | bool | None = None,
+) -> Comparison:
+    """Time our reader against others: same tiles, same output array, in turns, each in a process of its own.
+
+    Parameters
+    ----------
+    slide : path, optional
+        A slide that the others open, too; by default an Aperio-style one is generated, 12,000 × 9,000 px.
+    cases, peers : sequence of str
+        Some of ``CASES`` and ``PEERS``; by default all. Ours always runs.
+    rounds : int
+        How often every reader reads every tile, after one round that is not counted.
+    tiles : int
+        Most tiles per case.
+    python : path, optional
+        The interpreter that has the other readers installed; by default this one.
+    progress : callable or bool, optional
+        See ``reporting``.
+
+    Raises
+    ------
+    ConfigError
+        An unknown case or reader, a number below 1, an interpreter that does not run, a slide too small.
+    """
+    chosen = _picked(CASES, cases, "case")
+    readers = _picked(PEERS, peers, "reader")
+    for name, value in (("rounds", rounds), ("tiles", tiles)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}", remedy=f"pass {name} >= 1")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        path = Path(slide) if slide is not None else _generated(folder)
+        opened = stack.enter_context(_opened(path))
+        readers = {OURS: PEERS[OURS]} | readers
+        workers, missing = _started(stack, readers, chosen, python or sys.executable)
+        total = sum(_steps(case, workers, rounds) for case in chosen.values())
+        step = _counter(stack.enter_context(reporting(progress, "bench")), total)
+        context = _Context(path, opened, workers, rounds, tiles, folder, step)
+        tables = tuple(context.table(case) for case in chosen.values())
+    return Comparison(
+        path.name, (opened.dimensions.width, opened.dimensions.height), _machine(), tables, tuple(missing)
+    )
+
+
+@dataclass
+class _Context:
+    """What the cases of one comparison share."""
+
+    path: Path
+    slide: Slide
+    workers: Mapping[str, Worker]
+    rounds: int
+    tiles: int
+    folder: Path
+    step: Callable[[], None]
+    tissue: TissueMask | None = None
+
+    def table(self, case: Case) -> Table:
+        """Measure one case."""
+        if case.name in ("memory", "slides"):
+            count = max(LEAST_OF_BAG, self.tiles) if case.name == "memory" else SLIDES
+            found = in_own_process(case.name, self.path, count)
+            self.step()
+            return Table(case, found)
+        if self.tissue is None:
+            self.tissue = tissue_of(self.slide)
+        where = tiles_of(case.name, self.slide, self.tissue, self.tiles)
+        run, workers = (race, self.workers) if case.name in READING else (race_threads, _threaded(self.workers))
+        return run(case, where, self.path, workers, rounds=self.rounds, folder=self.folder, step=self.step)
+
+
+def _picked(known: Mapping[str, T], wanted: Sequence[str], what: str) -> dict[str, T]:
+    """Return what was asked for, in our order; everything when nothing was."""
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ConfigError(f'no {what} "{unknown[0]}"', remedy=f"choose from {', '.join(known)}")
+    return {name: value for name, value in known.items() if not wanted or name in wanted}
+
+
+def _generated(folder: Path) -> Path:
+    return write_synthetic_slide(folder / "generated.svs", size=(12_000, 9_000), seed=1).path
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Slide]:
+    """Open a slide, at a usual resolution where it states none: here only the ratio to the stored one counts."""
+    slide = open_slide(path)
+    if slide.mpp is None:
+        slide.close()
+        slide = open_slide(path, slide_mpp=0.25)
+    with slide:
+        yield slide
+
+
+def _started(
+    stack: ExitStack, peers: Mapping[str, Peer], cases: Mapping[str, Case], python: str | os.PathLike[str]
+) -> tuple[dict[str, Worker], list[Missing]]:
+    """Start a process for each reader; those that are not installed are told, with how to install them."""
+    workers: dict[str, Worker] = {}
+    missing: list[Missing] = []
+    if not any(case in (*READING, "threads") for case in cases):
+        return workers, missing
+    for name, peer in peers.items():
+        worker = stack.enter_context(Worker(peer, python))
+        if worker.missing:
+            missing.append(Missing(name, worker.missing, f"{os.fspath(python)} -m pip install {peer.pip}"))
+        else:
+            workers[name] = worker
+    return workers, missing
+
+
+def _threaded(workers: Mapping[str, Worker]) -> dict[str, Worker]:
+    return {name: worker for name, worker in workers.items() if name in THREADED}
+
+
+def _steps(case: Case, workers: Mapping[str, Worker], rounds: int) -> int:
+    if case.name in READING:
+        return (rounds + 1) * len(workers)
+    return (rounds + 1) * 2 * len(_threaded(workers)) if case.name == "threads" else 1
+
+
+def _counter(report: Progress, total: int) -> Callable[[], None]:
+    """Return what counts a step and reports it."""
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        report(done, total)
+
+    report(0, total)
+    return step
+
+
+def _machine() -> str:
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
