@@ -179,6 +179,7 @@ def export(
     stride: options.Stride = None,
     overlap: options.Overlap = None,
     edge: options.Edge = None,
+    align: options.Align = False,
     tissue_method: options.TissueMethod = None,
     mask: options.Mask = None,
     min_tissue: options.MinTissue = None,
@@ -207,7 +208,7 @@ def export(
         "slide": {"slide_mpp": slide_mpp, "backend": backend},
         "view": {"mpp": mpp if mag is None else _mpp_of(mag, mpp)},
         "tissue": {"method": tissue_method},
-        "grid": grid,
+        "grid": grid | {"align": align or None},
         "store": {"pixels": pixels},
     }
     done = export_slide(
@@ -236,10 +237,17 @@ def _print_export(done: Exported, picture: Path | None) -> None:
     if done.covered < 0.95:
         left_out = f"{1 - done.covered:.0%} of the tissue lies in no tile"
         say(f"{left_out}; --edge shift or pad, or a lower --min-tissue, keep more")
+    if "psnr_db" in summary["pixels"]:
+        say(_loss(**summary["pixels"]))
     say(f"bag: {bag.path}")
     if picture is not None:
         say(f"picture: {picture}")
     say(f'in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag.path}")')
+
+
+def _loss(quality: int, chroma: str, psnr_db: float | None, psnr_tiles: int, **_: Any) -> str:
+    near = "no loss" if psnr_db is None else f"{psnr_db:.1f} dB PSNR"
+    return f"JPEG of quality {quality}, {chroma}: {near} against the tiles (over {psnr_tiles:,} of them)"
 
 
 @app.command()

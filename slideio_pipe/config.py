@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from slideio_pipe.errors import ConfigError
 
 Edge = Literal["drop", "shift", "pad"]
-Pixels = Literal["none", "zstd"]
 TissueMethod = Literal["otsu", "threshold", "none"]
 Resolution = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # µm per px
 Area = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # µm²
+
+
+def jpeg_quality(pixels: str) -> int | None:
+    """Return Q of "jpeg:Q", 1 to 100; None for anything else.
+
+    >>> jpeg_quality("jpeg:90"), jpeg_quality("jpeg:0"), jpeg_quality("zstd")
+    (90, None, None)
+    """
+    found = re.fullmatch(r"jpeg:([1-9][0-9]?|100)", pixels)
+    return int(found[1]) if found else None
+
+
+def _known_pixels(pixels: str) -> str:
+    if pixels not in ("source", "zstd", "none") and jpeg_quality(pixels) is None:
+        raise ValueError(f'{pixels!r} should be "source", "jpeg:Q" with Q from 1 to 100, "zstd" or "none"')
+    return pixels
+
+
+Pixels = Annotated[str, AfterValidator(_known_pixels)]
 
 
 class Record(BaseModel):
@@ -61,6 +80,7 @@ class GridConfig(Record):
     overlap: int | None = Field(default=None, ge=0)  # view px; tile_size - stride
     edge: Edge = "drop"
     min_tissue: float = Field(default=0.5, ge=0, le=1)  # fraction of a kept tile
+    align: bool = False  # on the stored tiles: sizes above are snapped to them
 
     @model_validator(mode="after")
     def _one_step(self) -> Self:
@@ -81,7 +101,7 @@ class GridConfig(Record):
 class StoreConfig(Record):
     """How a bag is written."""
 
-    pixels: Pixels = "zstd"
+    pixels: Pixels = "zstd"  # or "source", the slide's own JPEG bytes; "jpeg:Q"; "none"
 
 
 class ExportConfig(Record):

@@ -18,6 +18,7 @@
     SlideioPipeWarning (UserWarning)
     ├── EstimatedResolutionWarning   mpp derived from the objective power
     ├── EmptyTissueWarning           a tissue mask or a grid came out empty
+    ├── AlignedGridWarning           a grid laid on stored tiles is not the one asked for
     └── UpsamplingWarning            a view finer than the slide
 """
 
@@ -112,6 +113,10 @@ class EstimatedResolutionWarning(SlideioPipeWarning):
 
 class EmptyTissueWarning(SlideioPipeWarning):
     """A tissue mask or a grid came out empty."""
+
+
+class AlignedGridWarning(SlideioPipeWarning):
+    """A grid was snapped to the stored tiles: its tile size, stride or edge is not the one asked for."""
 
 
 class UpsamplingWarning(SlideioPipeWarning):

@@ -25,8 +25,9 @@ from slideio_pipe.tiling import TileGrid
 from slideio_pipe.tissue import TissueMask, find_tissue
 
 SUFFIX = ".bag.zarr"
-# The least part of the raw bytes that a codec leaves: glass compresses well, tissue to about a half.
-_LEAST_SHARE: dict[Pixels, float] = {"none": 1.0, "zstd": 0.2}
+# The least part of the raw bytes that a codec leaves: glass compresses well, tissue to about a half. JPEG: anything.
+_LEAST_SHARE = {"none": 1.0, "zstd": 0.2}
+_LEAST_JPEG = 0.01
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 # What goes from a slide's name: an ending, but not a number as in an identifier of DICOM (1.2.840.113619).
 _ENDING = re.compile(r"(\.ome)?\.[a-z][a-z0-9]*$", re.IGNORECASE)
@@ -51,6 +52,7 @@ class Exported:
             "tile_size": self.bag.shape[1],
             "mpp": None if mpp is None else list(mpp),
             "bytes": stored,
+            "pixels": self.bag.attributes["pixels"],
             "tissue_covered": round(self.covered, 4),
             "seconds": round(self.seconds, 3),
             "tiles_per_second": round(len(self.bag) / max(self.seconds, 1e-9), 1),
@@ -135,7 +137,7 @@ def export_slide(
 def _check_space(bag: TileBag, target: Path, pixels: Pixels) -> None:
     """Refuse what cannot fit before hours are spent on it; what is close is left to the disk."""
     folder = next(parent for parent in target.absolute().parents if parent.exists())
-    needed, free = math.prod(bag.shape) * _LEAST_SHARE[pixels], shutil.disk_usage(folder).free
+    needed, free = math.prod(bag.shape) * _LEAST_SHARE.get(pixels, _LEAST_JPEG), shutil.disk_usage(folder).free
     if needed > max(free, 1e9):
         raise OutputError(
             f"{len(bag):,} tiles need at least {needed / 1e9:,.0f} GB, {free / 1e9:,.1f} GB are free",

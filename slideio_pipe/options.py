@@ -89,6 +89,12 @@ Edge = Annotated[
         text=r"Tiles over the right and lower edge: left out, moved inside, or white there. \[default: drop]",
     ),
 ]
+Align = Annotated[
+    bool,
+    _option(
+        "--align", panel=TILES, text="Lay tiles on those stored in the file: soonest read, and --pixels source can be."
+    ),
+]
 TissueMethod = Annotated[
     str | None,
     _option(
@@ -108,7 +114,12 @@ AllowEmpty = Annotated[
 ]
 Pixels = Annotated[
     str | None,
-    _option("--pixels", unit="zstd|none", panel=OUTPUT, text=r"Lossless compression, or raw bytes. \[default: zstd]"),
+    _option(
+        "--pixels",
+        unit="zstd|source|jpeg:Q|none",
+        panel=OUTPUT,
+        text=r"Lossless; the slide's own JPEG bytes (see --align); JPEG of quality Q; raw. \[default: zstd]",
+    ),
 ]
 Label = Annotated[str | None, _option("--label", unit="L", panel=OUTPUT, text="Kept with the bag: 1, 0.5, tumour…")]
 Threads = Annotated[

@@ -34,6 +34,9 @@ _OPTIONS = {
     "stride": "--stride",
     "overlap": "--overlap",
     "edge": "--edge",
+    "align": "--align",
+    "pixels": "--pixels",
+    "mpp": "--mpp",
     "backend": "--backend",
     "python": "--python",
 }

@@ -12,7 +12,7 @@ from PIL import Image
 
 from slideio_pipe import picture
 from slideio_pipe.config import Edge, GridConfig, checked
-from slideio_pipe.errors import ConfigError, EmptyTissueWarning
+from slideio_pipe.errors import AlignedGridWarning, ConfigError, EmptyTissueWarning
 from slideio_pipe.geometry import Size, round_half_up
 from slideio_pipe.tissue import TissueMask
 from slideio_pipe.view import SlideView
@@ -38,6 +38,10 @@ class TileGrid:
         Keep only tiles with enough of it.
     min_tissue : float
         Least tissue fraction of a kept tile, 0 to 1.
+    align : bool
+        Lay the tiles on those stored in the file: ``tile_size`` becomes that of a stored tile, ``stride`` the nearest
+        multiple of it, and edge="shift" becomes "drop". Such tiles are read soonest, and ``save_bag(pixels="source")``
+        stores their own bytes. An ``AlignedGridWarning`` says what was changed.
 
     Attributes
     ----------
@@ -49,11 +53,14 @@ class TileGrid:
         Column and row in the full grid.
     tissue : (N,) float32
         Tissue fraction; NaN where no mask was given.
+    changes : dict
+        What ``align`` changed, as {"tile_size": (asked, laid)}; empty when nothing.
 
     Raises
     ------
     ConfigError
-        Sizes that make no sense, or a tile larger than the view with an edge other than "pad".
+        Sizes that make no sense, a tile larger than the view with an edge other than "pad", or ``align`` of a view
+        that is resampled or moved.
 
     Examples
     --------
@@ -75,6 +82,7 @@ class TileGrid:
         edge: Edge = "drop",
         tissue: TissueMask | None = None,
         min_tissue: float = 0.5,
+        align: bool = False,
     ) -> None:
         name = _check_view(view).slide.name
         _check_mask(tissue, view)
@@ -86,7 +94,14 @@ class TileGrid:
             overlap=overlap,
             edge=edge,
             min_tissue=min_tissue,
+            align=align,
         )
+        self.changes: dict[str, tuple[Any, Any]] = {}
+        if self.config.align:
+            self.config, self.changes = _aligned(view, self.config)
+        if self.changes:
+            changed = ", ".join(f"{what} {laid} in place of {asked}" for what, (asked, laid) in self.changes.items())
+            warnings.warn(AlignedGridWarning(f"{name}: laid on the stored tiles with {changed}"), stacklevel=2)
         self.view, self.tile_size, self.mask = view, self.config.tile_size, tissue
         _check_fits(view, self.config)
         columns, rows = (_positions(side, self.config) for side in view.size)
@@ -131,7 +146,7 @@ class TileGrid:
         name = _check_view(view).slide.name
         grid = cls.__new__(cls)
         grid.config = checked(GridConfig, name, tile_size=tile_size, edge="pad", min_tissue=0.0)
-        grid.view, grid.tile_size, grid.mask = view, grid.config.tile_size, None
+        grid.view, grid.tile_size, grid.mask, grid.changes = view, grid.config.tile_size, None, {}
         given = np.asarray(coords)
         if given.size == 0:
             given = np.zeros((0, 2), np.int64)
@@ -181,6 +196,8 @@ class TileGrid:
             "edge": self.config.edge,
             "min_tissue": self.config.min_tissue,
             "shape": list(self.shape) if self.shape.width else None,
+            "align": self.config.align,
+            "changes": {what: list(values) for what, values in self.changes.items()},
         }
 
     def covered(self) -> float:
@@ -204,7 +221,7 @@ class TileGrid:
         return picture.draw_boxes(image, np.hstack([self.origins, side]) * (image.width / self.view.size.width))
 
     def _repr_html_(self) -> str:
-        facts = {"tiles": f"{len(self):,}", **{k: v for k, v in self.provenance().items() if v is not None}}
+        facts = {"tiles": f"{len(self):,}", **{k: v for k, v in self.provenance().items() if v not in (None, {})}}
         return picture.card(f"Tile grid of {self.view.slide.name}", facts, [self.plot(420)])
 
     def __len__(self) -> int:
@@ -240,6 +257,39 @@ def _check_mask(tissue: TissueMask | None, view: SlideView) -> None:
             slide=name,
             remedy="find tissue in the slide that is tiled",
         )
+
+
+def _aligned(view: SlideView, config: GridConfig) -> tuple[GridConfig, dict[str, tuple[Any, Any]]]:
+    """Return the nearest grid on the stored tiles of the view's level, and what differs: {name: (asked, laid)}."""
+    if view.draw is not None and view.draw.moves:
+        reason = "the slide's transform moves pixels, so no tile of the view is a stored one"
+        raise ConfigError(reason, slide=view.slide.name, remedy="leave align out, or the geometry to a tile transform")
+    if view.choice.resampled:
+        raise ConfigError(
+            f"the view is resampled from level {view.level} ({view.choice.shrink[0]:.4g}×), so no tile of it is stored",
+            slide=view.slide.name,
+            remedy=f"pass {stored_resolutions(view)}, or leave align out",
+        )
+    side, height = view.slide.tile_sizes[view.level]
+    if side != height:
+        reason = f"level {view.level} is stored in tiles of {side}×{height} px, not square ones"
+        raise ConfigError(reason, slide=view.slide.name, remedy="leave align out")
+    stride = config.step if config.stride is not None or config.overlap is not None else None
+    laid: dict[str, Any] = {"tile_size": side}
+    laid["stride"] = None if stride is None else side * max(1, math.floor(stride / side + 0.5))
+    laid["edge"] = "drop" if config.edge == "shift" else config.edge
+    asked = {"tile_size": config.tile_size, "stride": stride, "edge": config.edge}
+    changes = {what: (asked[what], value) for what, value in laid.items() if value != asked[what]}
+    return checked(GridConfig, view.slide.name, **config.model_dump() | laid | {"overlap": None}), changes
+
+
+def stored_resolutions(view: SlideView) -> str:
+    """Return what ``mpp`` may be for a view whose pixels are stored ones, in words: "mpp=0.25, 1 or 4"."""
+    own, downsamples = view.slide.mpp, view.slide.pyramid.downsamples
+    if own is None:
+        return "mpp=None for level 0"
+    *first, last = [f"{own.mean * (dx + dy) / 2:.4g}" for dx, dy in downsamples]
+    return f"mpp={', '.join(first)} or {last}" if first else f"mpp={last}"
 
 
 def _footprint(view: SlideView, tile_size: int) -> NDArray[np.float64]:

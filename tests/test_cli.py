@@ -97,7 +97,7 @@ def test_the_help_of_export_names_the_defaults() -> None:
         r"--edge drop\|shift\|pad": config.grid.edge,
         r"--tissue otsu\|threshold\|none": config.tissue.method,
         "--min-tissue 0…1": config.grid.min_tissue,
-        r"--pixels zstd\|none": config.store.pixels,
+        r"--pixels zstd\|source\|jpeg:Q\|none": config.store.pixels,
         r"--backend auto\|tiff\|openslide\|array": config.slide.backend,
     }
     for option, default in shown.items():
@@ -242,7 +242,8 @@ def test_export_takes_every_setting(truth: SyntheticSlide, tmp_path: Path) -> No
     assert bag.path == tmp_path / "mine.zarr"
     assert attributes["view"]["mpp"] == [1.0, 1.0]
     assert attributes["grid"] == {
-        "tile_size": 100, "stride": 80, "edge": "shift", "min_tissue": 0.2, "shape": [19, 15]
+        "tile_size": 100, "stride": 80, "edge": "shift", "min_tissue": 0.2, "shape": [19, 15], "align": False,
+        "changes": {},
     }  # fmt: skip
     assert attributes["tissue"]["method"] == "threshold"
     assert attributes["slide"]["reader"] == "openslide"
@@ -250,6 +251,28 @@ def test_export_takes_every_setting(truth: SyntheticSlide, tmp_path: Path) -> No
     assert attributes["pixels"]["codec"] == "none"
     assert bag.label == "tumour"
     assert picture_size(tmp_path / "drawn" / "mine.png")[0] > 1000
+
+
+def test_export_of_source_bytes(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """The slide's own bytes are kept where the grid is laid on its tiles; what that changes is said."""
+    args = ("export", truth.path, "--out", tmp_path, "--mpp", "native", "--tile-size", 200, "--pixels", "source")
+    refused = run(*args, code=2).stderr
+    assert 'tiles are 200 px, stored ones 256 px; pass --align to the grid, or --pixels jpeg:90 or "zstd"' in refused
+    aligned = run(*args, "--align", "--json")
+    assert "laid on the stored tiles with tile_size 256 in place of 200" in aligned.stderr
+    summary = json.loads(aligned.stdout)
+    assert (summary["tile_size"], summary["pixels"]["codec"], summary["pixels"]["source"]) == (256, "jpeg", True)
+    resampled = run("export", truth.path, "--pixels", "source", "--align", code=2).stderr
+    assert re.search(r"resampled from level 0 \(2×\), .*; pass --mpp 0.25, 1 or 4\S*, or leave align out", resampled)
+
+
+def test_export_tells_what_jpeg_loses(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Size and PSNR stand in the output, for a person and for a program."""
+    said = run("export", truth.path, "--out", tmp_path, "--pixels", "jpeg:80").stdout
+    assert re.search(r"JPEG of quality 80, 4:4:4: \d\d\.\d dB PSNR against the tiles \(over \d+ of them\)", said)
+    again = run("export", truth.path, "--out", tmp_path, "--pixels", "jpeg:80", "--overwrite", "--json").stdout
+    pixels = json.loads(again)["pixels"]
+    assert f"{pixels['psnr_db']:.1f} dB" in said
 
 
 def test_magnification_is_turned_into_a_resolution_and_said(truth: SyntheticSlide, tmp_path: Path) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
+import albumentationsxl as A  # noqa: N812 - its own documentation's name
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slideio_pipe import TileGrid, TissueMask, open_slide
-from slideio_pipe.errors import ConfigError, EmptyTissueWarning
+from slideio_pipe.errors import AlignedGridWarning, ConfigError, EmptyTissueWarning
 from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.view import SlideView
 
@@ -243,3 +246,58 @@ def test_a_slide_is_no_view() -> None:
     """Whoever passes the slide itself is told to make a view."""
     with pytest.raises(ConfigError, match=r"pass slide\.view"):
         TileGrid(open_slide(np.zeros((300, 500, 3), np.uint8)))  # type: ignore[arg-type]
+
+
+# --- on the stored tiles
+
+
+def test_an_aligned_grid_lies_on_stored_tiles(coordinate_slide: Path) -> None:
+    """Tile size and stride become multiples of the stored tile, the edge one that stays on them; all of it is said."""
+    view = open_slide(coordinate_slide).view()
+    with pytest.warns(AlignedGridWarning, match="tile_size 256 in place of 200, stride 512 in place of 400, edge"):
+        grid = TileGrid(view, 200, stride=400, edge="shift", align=True)
+    assert (grid.tile_size, grid.config.step, grid.config.edge) == (256, 512, "drop")
+    assert grid.origins.tolist() == [[0, 0], [512, 0]]
+    assert grid.changes == {"tile_size": (200, 256), "stride": (400, 512), "edge": ("shift", "drop")}
+    described = json.loads(json.dumps(grid.provenance()))
+    assert described["align"] is True
+    assert described["changes"] == {"tile_size": [200, 256], "stride": [400, 512], "edge": ["shift", "drop"]}
+
+
+def test_a_grid_that_is_aligned_already_says_nothing(coordinate_slide: Path) -> None:
+    """Nothing is changed, and nobody is warned, where the stored tiles are the ones asked for."""
+    view = open_slide(coordinate_slide).view()
+    grid = TileGrid(view, 256, stride=512, align=True)
+    assert grid.changes == {}
+    np.testing.assert_array_equal(grid.origins, TileGrid(view, 256, stride=512).origins)
+
+
+@pytest.mark.parametrize(("asked", "laid"), [({"stride": 1}, 256), ({"stride": 383}, 256), ({"stride": 385}, 512)])
+def test_a_stride_goes_to_the_nearest_stored_tile(coordinate_slide: Path, asked: dict, laid: int) -> None:
+    """The nearest multiple of the stored tile, and never none."""
+    with pytest.warns(AlignedGridWarning):
+        assert TileGrid(open_slide(coordinate_slide).view(), 256, **asked, align=True).config.step == laid
+
+
+def test_an_overlap_is_given_up(coordinate_slide: Path) -> None:
+    """Stored tiles do not overlap."""
+    with pytest.warns(AlignedGridWarning, match="stride 256 in place of 192"):
+        assert TileGrid(open_slide(coordinate_slide).view(), 256, overlap=64, align=True).config.step == 256
+
+
+def test_views_that_are_not_stored_cannot_be_aligned(coordinate_slide: Path, tmp_path: Path) -> None:
+    """Resampled and moved views, and strips in place of tiles, are refused with what to do."""
+    slide = open_slide(coordinate_slide)
+    with pytest.raises(
+        ConfigError, match=r"resampled from level 0 \(2×\).*; pass mpp=0.25, 1 or 4\S*, or leave align out"
+    ):
+        TileGrid(slide.view(mpp=0.5), align=True)
+    turned = slide.view(transform=A.Compose([A.HorizontalFlip(p=1)]))
+    with pytest.raises(ConfigError, match=r"transform moves pixels.*; leave align out"):
+        TileGrid(turned, align=True)
+    strips = tmp_path / "strips.tif"
+    tifffile.imwrite(
+        strips, np.zeros((512, 640, 3), np.uint8), photometric="rgb", rowsperstrip=8, compression="deflate"
+    )
+    with pytest.raises(ConfigError, match="level 0 is stored in tiles of 640×8 px, not square ones; leave align out"):
+        TileGrid(open_slide(strips).view(), align=True)

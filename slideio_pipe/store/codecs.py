@@ -12,12 +12,22 @@ from typing import Any
 import imagecodecs
 import numcodecs.zstd  # type: ignore[import-untyped]
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
+from slideio_pipe import zarr_jpeg
+from slideio_pipe.config import jpeg_quality
 from slideio_pipe.errors import ConfigError
 
 # Level 3 compresses H&E tiles no smaller than level 1 (2.97 times both) at half the speed: tests/benchmarks/store.py.
 ZSTD_LEVEL = 1
+# Full chroma at every quality: of two JPEGs of one size it is 0.1 to 2 dB nearer to H&E tiles than 4:2:0 of a higher
+# quality, for up to a third more decoding time: tests/benchmarks/jpeg_quality.py.
+CHROMA, CHROMA_NAME = "444", "4:4:4"
+# What a writer of JPEG chunks is told, and a reader need not know.
+_FOR_WRITERS = frozenset({"level", "subsampling", "optimize", "smoothing"})
+
+zarr_jpeg.register()  # a checkout that is not installed has no entry points
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +36,10 @@ class TileCodec:
 
     name: str  # what save_bag(pixels=…) calls it
     encode: Callable[[NDArray[np.uint8]], bytes] | None  # (H, W, 3) to stored bytes; None: the bytes are the pixels
-    decode: Callable[[memoryview, NDArray[np.uint8]], int] | None  # stored bytes into a flat slot; how many it filled
+    decode: Callable[[memoryview, NDArray[np.uint8]], int] | None  # stored bytes into (H, W, 3); bytes it filled
     zarr: tuple[dict[str, Any], ...] = ()  # zarr v3 metadata of the codecs behind "bytes"
-    pixels: Mapping[str, Any] = field(default_factory=dict)  # what attributes["tile_bag"]["pixels"] says beside "codec"
+    serializer: dict[str, Any] | None = None  # zarr v3 metadata of the codec in place of "bytes"
+    pixels: Mapping[str, Any] = field(default_factory=dict)  # what attributes["tile_bag"]["pixels"] says
 
 
 def codec_for(pixels: str) -> TileCodec:
@@ -36,8 +47,8 @@ def codec_for(pixels: str) -> TileCodec:
 
     Parameters
     ----------
-    pixels : "none" or "zstd"
-        Raw bytes, or zstd, both lossless.
+    pixels : "none", "zstd", "jpeg:Q" or "source"
+        Raw bytes or zstd, both lossless; JPEG of quality Q, 1 to 100; or JPEG that is there already.
 
     Raises
     ------
@@ -47,8 +58,16 @@ def codec_for(pixels: str) -> TileCodec:
     if pixels == "none":
         return TileCodec("none", None, None, pixels={"lossless": True})
     if pixels == "zstd":
-        return TileCodec("zstd", _encode_zstd, _decode_zstd, (_zstd_metadata(),), _zstd_pixels())
-    raise ConfigError(f"pixels={pixels!r} is not a way to store tiles", remedy='pass pixels="none" or pixels="zstd"')
+        return TileCodec("zstd", _encode_zstd, _decode_zstd, (_zstd_metadata(),), pixels=_zstd_pixels())
+    if pixels == "source":
+        described = {"codec": "jpeg", "source": True, "lossless": True, "quality": None}
+        return TileCodec("source", None, _decode_jpeg, serializer={"name": zarr_jpeg.NAME}, pixels=described)
+    quality = jpeg_quality(pixels) if isinstance(pixels, str) else None
+    if quality is None:
+        remedy = 'pass pixels="source", "jpeg:90" or another quality, "zstd" or "none"'
+        raise ConfigError(f"pixels={pixels!r} is not a way to store tiles", remedy=remedy)
+    metadata = {"name": zarr_jpeg.NAME, "configuration": {"level": quality, "subsampling": CHROMA}}
+    return TileCodec(pixels, _jpeg_encoder(quality), _decode_jpeg, serializer=metadata, pixels=_jpeg_pixels(quality))
 
 
 def codec_from_zarr(codecs: list[Mapping[str, Any]]) -> TileCodec | None:
@@ -58,13 +77,28 @@ def codec_from_zarr(codecs: list[Mapping[str, Any]]) -> TileCodec | None:
     'none'
     >>> codec_from_zarr([{"name": "bytes"}, {"name": "zstd", "configuration": {"level": 9}}]).name
     'zstd'
+    >>> codec_from_zarr([{"name": "imagecodecs_jpeg"}]).name
+    'source'
     >>> codec_from_zarr([{"name": "bytes"}, {"name": "gzip"}]) is None
     True
     """
-    names = [codec.get("name") for codec in codecs]
+    names = tuple(str(codec.get("name")) for codec in codecs)
+    if names == (zarr_jpeg.NAME,):
+        configuration = codecs[0].get("configuration") or {}
+        if not configuration:
+            return codec_for("source")
+        level = configuration.get("level", zarr_jpeg.QUALITY)
+        readable = configuration.keys() <= _FOR_WRITERS and jpeg_quality(f"jpeg:{level}") is not None
+        return codec_for(f"jpeg:{level}") if readable else None
     known = {("bytes",): "none", ("bytes", "zstd"): "zstd"}
-    pixels = known.get(tuple(str(name) for name in names))
+    pixels = known.get(names)
     return None if pixels is None else codec_for(pixels)
+
+
+def white_jpeg(height: int, width: int) -> bytes:
+    """Return a JPEG that decodes to white, every value 255."""
+    encoded: bytes = _jpeg_encoder(90)(np.full((height, width, 3), 255, np.uint8))
+    return encoded
 
 
 def _zstd_metadata() -> dict[str, Any]:
@@ -85,6 +119,25 @@ def _encode_zstd(tile: NDArray[np.uint8]) -> bytes:
     return encoded
 
 
-def _decode_zstd(data: memoryview, slot: NDArray[np.uint8]) -> int:
+def _decode_zstd(data: memoryview, tile: NDArray[np.uint8]) -> int:
     # imagecodecs, not numcodecs, because it tells how much it filled: numcodecs leaves the rest of a slot stale.
-    return len(imagecodecs.zstd_decode(data, out=slot.data))  # type: ignore[arg-type]  # any buffer will do
+    return len(imagecodecs.zstd_decode(data, out=tile.reshape(-1).data))  # type: ignore[arg-type]  # any buffer will do
+
+
+def _jpeg_pixels(quality: int) -> dict[str, Any]:
+    library = f"simplejpeg {simplejpeg.__version__}"
+    described = {"codec": "jpeg", "source": False, "lossless": False, "quality": quality, "chroma": CHROMA_NAME}
+    return {**described, "library": library}
+
+
+def _jpeg_encoder(quality: int) -> Callable[[NDArray[np.uint8]], bytes]:
+    def encode(tile: NDArray[np.uint8]) -> bytes:
+        encoded: bytes = simplejpeg.encode_jpeg(tile, quality=quality, colorspace="RGB", colorsubsampling=CHROMA)
+        return encoded
+
+    return encode
+
+
+def _decode_jpeg(data: memoryview, tile: NDArray[np.uint8]) -> int:
+    zarr_jpeg.decode_into(data, tile)
+    return tile.nbytes

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec
 from zarr.storage import MemoryStore
 
+from slideio_pipe import zarr_jpeg
 from slideio_pipe.bag import Bag
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.store.codecs import TileCodec, codec_from_zarr
@@ -86,7 +87,7 @@ def skeleton(bag: Bag, codec: TileCodec) -> dict[str, bytes]:
         chunks=(1, *tile_shape),
         shards=(slots, *tile_shape),
         filters=None,
-        serializer=BytesCodec(endian=None),
+        serializer=BytesCodec(endian=None) if codec.serializer is None else zarr_jpeg.Jpeg.from_dict(codec.serializer),
         compressors=[dict(description) for description in codec.zarr] or None,
         fill_value=0,
         dimension_names=["tile", "y", "x", "channel"],

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from slideio_pipe.errors import OutputError, OutputExistsError
+from slideio_pipe.errors import OutputError, OutputExistsError, SlideioPipeError
 from slideio_pipe.store.layout import TOP_LEVEL, is_bag_store
 from slideio_pipe.store.shards import sync_folder
 
@@ -43,7 +43,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system refuses into an OutputError that names ``path``, the reason and the remedy."""
     try:
         yield
-    except (OutputError, OutputExistsError):
+    except SlideioPipeError:  # some are OSErrors: a tile of the slide that cannot be read is no fault of this disk
         raise
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, "see to the disk and run again: finished shards are kept")

@@ -8,6 +8,7 @@ one ``preadv`` into the caller's slot. Layout: https://zarr-specs.readthedocs.io
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 import weakref
@@ -187,8 +188,8 @@ class ShardReader:
         ----------
         numbers : (n,) int64
             Chunks, 0 to count - 1, in any order.
-        out : (n, chunk bytes) uint8, C-contiguous
-            The slots.
+        out : (n, height, width, 3) uint8, C-contiguous
+            The slots; of chunks that are no JPEG also (n, chunk bytes).
         threads : int
             How many threads share the work; pays from some megabytes on.
 
@@ -219,7 +220,7 @@ class ShardReader:
             self._read_encoded(numbers, out)
 
     def _read_raw(self, numbers: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        tile_bytes = out.shape[1]
+        tile_bytes = math.prod(out.shape[1:])
         for shard, slots, slot_out in self._runs(numbers, out):
             file, index = self._shard(shard)
             offsets = index[slots, 0]

@@ -99,7 +99,7 @@ class StoredBag(ArrayLikeBag):
             remedy = f"pass a writable C-contiguous uint8 array of shape {shape}"
             raise ConfigError(f"out is {found}, or not contiguous or not writable", slide=self.name, remedy=remedy)
         if len(numbers):
-            self._reader.read(numbers, out.reshape(len(numbers), -1), threads)
+            self._reader.read(numbers, out, threads)
         return out
 
     def close(self) -> None:

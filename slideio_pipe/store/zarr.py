@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,10 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store.codecs import TileCodec, codec_for
 from slideio_pipe.store.layout import skeleton, tiles_per_shard
+from slideio_pipe.store.loss import with_loss
 from slideio_pipe.store.partial import PartialStore, disk_errors
 from slideio_pipe.store.shards import ShardGrid, is_finished, write_shard
+from slideio_pipe.store.source import SourceTiles
 from slideio_pipe.store.stored_bag import StoredBag
 
 # More threads than this wait for the disk or for each other.
@@ -51,7 +52,7 @@ def save_bag(
     bag: Bag,
     path: str | Path,
     *,
-    pixels: Literal["none", "zstd"] = "zstd",
+    pixels: str = "zstd",
     overwrite: bool = False,
     threads: int | None = None,
     progress: Report | bool | None = None,
@@ -68,8 +69,10 @@ def save_bag(
         What to store.
     path : str or Path
         The folder to make, by custom ``<slide>.bag.zarr``. Its parents are made, too.
-    pixels : "none" or "zstd"
-        Raw bytes, or lossless zstd.
+    pixels : "zstd", "source", "jpeg:Q" or "none"
+        Lossless zstd; the JPEG bytes of the slide, unchanged, which needs tiles that are stored ones
+        (``TileGrid(align=True)``); JPEG of quality Q (1 to 100) with full chroma, for which
+        ``attributes["pixels"]["psnr_db"]`` of the opened bag says how near it is to the tiles; or raw bytes.
     overwrite : bool
         Whether to replace a bag store at ``path``; it stays until the new one is whole.
     threads : int, optional
@@ -89,7 +92,7 @@ def save_bag(
     OutputError
         When it cannot be written, or another process is writing it.
     ConfigError
-        When an argument makes no sense.
+        When an argument makes no sense, or ``pixels="source"`` is not possible; it says why, and what is.
     CorruptSlideError
         When a tile cannot be read; nothing is left under ``path``.
 
@@ -104,22 +107,61 @@ def save_bag(
     ...     print(stored, stored[3:5].shape)
     StoredBag(array: 15 tiles of 100×100 px at 0.5 µm, zstd, label 1) (2, 100, 100, 3)
     """
-    codec = codec_for(pixels)
+    codec = codec_for(pixels)  # refused before anything else is
     threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
     if threads < 1:
         raise ConfigError(f"threads is {threads}", slide=str(path), remedy="pass threads >= 1")
     target = Path(path).absolute()
     if target.is_symlink():
         target = target.resolve()  # replace what it points to, not the link
-    files = skeleton(bag, codec)
+    source = SourceTiles(bag) if pixels == "source" else None
     with PartialStore(target, overwrite=overwrite) as partial:
-        partial.begin(files)
+        codec = with_loss(codec, bag, threads) if source is None else source.codec()
+        partial.begin(skeleton(bag, codec))
         slots = tiles_per_shard(int(np.prod(bag.shape[1:])))
         grid = ShardGrid(partial.folder / "tiles", bag.shape[0], slots)
         with reporting(progress, f"saving {bag.name}") as report:
-            _ShardWriter(bag, grid, codec, threads).run(report)
+            todo = _Todo(grid, report)
+            if source is None:
+                _ShardWriter(bag, codec, threads).run(todo)
+            else:
+                _copy(source, todo)
         partial.publish()
     return open_bag(target)
+
+
+class _Todo:
+    """The shards that are not finished yet, counted in tiles."""
+
+    def __init__(self, grid: ShardGrid, progress: Report) -> None:
+        self.grid, self._progress = grid, progress
+        spans = {shard: grid.span(shard) for shard in range(grid.shards)}
+        self.spans = {
+            shard: (first, last)
+            for shard, (first, last) in spans.items()
+            if not is_finished(grid.path(shard), last - first, grid.slots)
+        }
+        self._done = grid.count - sum(last - first for first, last in self.spans.values())
+        progress(self._done, grid.count)
+
+    def write(self, shard: int, chunks: Iterator[bytes | memoryview]) -> None:
+        """Write the file of a shard; safe to call from another thread."""
+        path = self.grid.path(shard)
+        with disk_errors(path):
+            write_shard(path, chunks, self.grid.slots)
+
+    def finished(self, shard: int) -> None:
+        """Tell the progress."""
+        first, last = self.spans[shard]
+        self._done += last - first
+        self._progress(self._done, self.grid.count)
+
+
+def _copy(source: SourceTiles, todo: _Todo) -> None:
+    """Write the slide's own bytes: no thread has anything to compute."""
+    for shard, span in todo.spans.items():
+        todo.write(shard, source.streams(*span))
+        todo.finished(shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,45 +169,27 @@ class _ShardWriter:
     """Reads the tiles of one shard while those of the shard before are encoded and written."""
 
     bag: Bag
-    grid: ShardGrid
     codec: TileCodec
     threads: int
 
-    def run(self, progress: Report) -> None:
+    def run(self, todo: _Todo) -> None:
         """Write the shards that are not finished yet."""
-        spans = {shard: self.grid.span(shard) for shard in range(self.grid.shards)}
-        sizes = {shard: last - first for shard, (first, last) in spans.items()}
-        todo = [shard for shard, size in sizes.items() if not is_finished(self.grid.path(shard), size, self.grid.slots)]
-        done = self.grid.count - sum(sizes[shard] for shard in todo)
-        progress(done, self.grid.count)
-        buffers = [np.empty((max(sizes.values(), default=0), *self.bag.shape[1:]), np.uint8) for _ in todo[:2]]
+        largest = max((last - first for first, last in todo.spans.values()), default=0)
+        buffers = [np.empty((largest, *self.bag.shape[1:]), np.uint8) for _ in range(min(2, len(todo.spans)))]
         pending: deque[tuple[int, Future[None]]] = deque()
         with ThreadPoolExecutor(self.threads) as encoders, ThreadPoolExecutor(1) as writer:
-            for turn, shard in enumerate(todo):
+            for turn, (shard, (first, last)) in enumerate(todo.spans.items()):
                 if len(pending) == len(buffers):  # the buffer to be filled next is still being written
-                    done += self._finish(*pending.popleft(), sizes, progress, done)
-                tiles = buffers[turn % 2][: sizes[shard]]
-                self.bag.read(np.arange(*spans[shard]), tiles, threads=self.threads)
-                pending.append((shard, writer.submit(self._write, shard, tiles, encoders)))
+                    self._finish(*pending.popleft(), todo)
+                tiles = buffers[turn % 2][: last - first]
+                self.bag.read(np.arange(first, last), tiles, threads=self.threads)
+                pending.append((shard, writer.submit(todo.write, shard, self._encoded(tiles, encoders))))
             while pending:
-                done += self._finish(*pending.popleft(), sizes, progress, done)
+                self._finish(*pending.popleft(), todo)
 
-    def _finish(
-        self,
-        shard: int,
-        written: Future[None],
-        sizes: dict[int, int],
-        progress: Report,
-        done: int,
-    ) -> int:
+    def _finish(self, shard: int, written: Future[None], todo: _Todo) -> None:
         written.result()
-        progress(done + sizes[shard], self.grid.count)
-        return sizes[shard]
-
-    def _write(self, shard: int, tiles: NDArray[np.uint8], encoders: ThreadPoolExecutor) -> None:
-        path = self.grid.path(shard)
-        with disk_errors(path):
-            write_shard(path, self._encoded(tiles, encoders), self.grid.slots)
+        todo.finished(shard)
 
     def _encoded(self, tiles: NDArray[np.uint8], encoders: ThreadPoolExecutor) -> Iterator[bytes | memoryview]:
         """Yield the stored bytes of each tile in order, encoding at most two tiles per thread ahead."""

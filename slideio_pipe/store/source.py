@@ -1,0 +1,130 @@
+"""The tiles of a bag as the slide stores them: JPEG bytes that go into a store unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from slideio_pipe import zarr_jpeg
+from slideio_pipe.bag import Bag, TileBag
+from slideio_pipe.errors import ConfigError, CorruptSlideError
+from slideio_pipe.store.codecs import TileCodec, codec_for, white_jpeg
+from slideio_pipe.tiling import stored_resolutions
+
+_END = b"\xff\xd9"  # of a JPEG
+_OTHERWISE = 'pixels="jpeg:90" or "zstd"'
+
+
+class SourceTiles:
+    """The stored JPEG of every tile of a bag, in the bag's order.
+
+    Parameters
+    ----------
+    bag : TileBag
+        Its tiles lie on those the slide stores, at the resolution they are stored in, and nothing changes their pixels.
+
+    Raises
+    ------
+    ConfigError
+        They do not; the message says why, and what to do instead.
+    """
+
+    def __init__(self, bag: Bag) -> None:
+        if not isinstance(bag, TileBag):
+            reason = f'pixels="source" needs the tiles of a slide, not a {type(bag).__name__}'
+            raise ConfigError(reason, slide=bag.name, remedy='pass pixels="jpeg:90", "zstd" or "none"')
+        refused = _refusal(bag)
+        if refused is not None:
+            reason, remedy = refused
+            raise ConfigError(f'pixels="source" is not possible: {reason}', slide=bag.name, remedy=remedy)
+        self._slide, self._level, self._side = bag.name, bag.view.level, bag.grid.tile_size
+        self._tiles: Any = bag.view.slide.stored_tiles(bag.view.level)
+        self._places = bag.grid.origins // self._side
+
+    def codec(self) -> TileCodec:
+        """Return the codec that reads what ``streams`` gives.
+
+        Raises
+        ------
+        ConfigError
+            The slide's JPEG is none that readers of the store can make three channels of 8 bits of.
+        CorruptSlideError
+            The first tile is not there.
+        """
+        codec = codec_for("source")
+        first = next((s for column, row in self._places[:64] if (s := self._tiles.stream(int(column), int(row)))), None)
+        if first is None:
+            return replace(codec, pixels={**codec.pixels, "chroma": None})
+        try:
+            _, _, colours, chroma = simplejpeg.decode_jpeg_header(first)
+            if colours not in ("RGB", "YCbCr"):
+                raise ValueError(f"its colours are {colours}")
+            zarr_jpeg.decode_into(first, np.empty((self._side, self._side, 3), np.uint8))
+        except ValueError as error:
+            reason = f'pixels="source" is not possible: the slide\'s JPEG is none that every reader takes ({error})'
+            raise ConfigError(reason, slide=self._slide, remedy=f"pass {_OTHERWISE}") from error
+        return replace(codec, pixels={**codec.pixels, "chroma": ":".join(chroma)})
+
+    def streams(self, first: int, last: int) -> Iterator[bytes]:
+        """Yield complete JPEGs of tiles ``first`` to ``last - 1``; where the slide stores nothing, a white one of ours.
+
+        Raises
+        ------
+        CorruptSlideError
+            With the tile's place: its bytes are not there, or are no JPEG of that size.
+        """
+        for column, row in self._places[first:last].tolist():
+            stream = self._tiles.stream(column, row)
+            yield self._white if stream is None else self._checked(stream, column, row)
+
+    @cached_property
+    def _white(self) -> bytes:
+        return white_jpeg(self._side, self._side)
+
+    def _checked(self, stream: bytes, column: int, row: int) -> bytes:
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(stream)
+            if (height, width) != (self._side, self._side) or colours not in ("RGB", "YCbCr"):
+                raise ValueError(f"its JPEG is {width}×{height} px, {colours}")
+            if not stream.endswith(_END):  # cut short, or followed by filling: decoding tells
+                zarr_jpeg.decode_into(stream, np.empty((height, width, 3), np.uint8))
+        except ValueError as error:
+            place = f"({column}, {row}) of level {self._level}, at ({column * self._side}, {row * self._side}) px there"
+            raise CorruptSlideError(
+                f"the stored tile {place}, cannot be decoded ({error})",
+                slide=self._slide,
+                remedy="copy the slide again, or leave this region out",
+            ) from error
+        return stream
+
+
+def _refusal(bag: TileBag) -> tuple[str, str] | None:
+    """Return why the tiles are not the slide's own and what to do instead; None when they are."""
+    view, grid = bag.view, bag.grid
+    if bag.tile_transform is not None or view.draw is not None:
+        return "a transform changes the pixels", f"leave it out, or pass {_OTHERWISE}"
+    if view.choice.resampled:
+        shrink = f"resampled from level {view.level} ({view.choice.shrink[0]:.4g}×)"
+        return f"the view is {shrink}", f"pass {stored_resolutions(view)}, or {_OTHERWISE}"
+    stored = view.slide.stored_tiles(view.level)
+    if stored is None:
+        return f"level {view.level} holds no JPEG tiles", f"pass {_OTHERWISE}"
+    side, (width, height) = grid.tile_size, stored.tile
+    if width != height:
+        return f"stored tiles are {width}×{height} px, not square", f"pass {_OTHERWISE}"
+    if side != width:
+        return f"tiles are {side} px, stored ones {width} px", f"pass align=True to the grid, or {_OTHERWISE}"
+    beside = int((grid.origins % side).any(axis=1).sum())
+    if beside:
+        reason = f"{beside:,} of {len(grid):,} tiles do not lie on stored ones"
+        return reason, f"pass align=True to the grid, or {_OTHERWISE}"
+    outside = int(((grid.origins < 0) | (grid.origins + side > np.array(view.level_size))).any(axis=1).sum())
+    if outside:
+        reason = f"{outside:,} of {len(grid):,} tiles reach over the edge of the slide"
+        return reason, f'pass edge="drop" to the grid, or {_OTHERWISE}'
+    return None
