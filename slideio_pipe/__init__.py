@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
+    from slideio_pipe.annotations import Annotations as Annotations
     from slideio_pipe.augment.colour_transforms import ColorJitter as ColorJitter
     from slideio_pipe.augment.colour_transforms import GaussianNoise as GaussianNoise
     from slideio_pipe.augment.colour_transforms import RandStainNA as RandStainNA
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.errors import SlideioPipeError as SlideioPipeError
     from slideio_pipe.errors import SlideioPipeWarning as SlideioPipeWarning
     from slideio_pipe.explaining import explain as explain
+    from slideio_pipe.label_masks import LabelMask as LabelMask
     from slideio_pipe.reader import TileReader as TileReader
     from slideio_pipe.slide import Slide as Slide
     from slideio_pipe.slide import open_slide as open_slide
@@ -49,6 +51,8 @@ _PUBLIC = {
     "SlideView": "view",
     "find_tissue": "tissue",
     "TissueMask": "tissue",
+    "Annotations": "annotations",
+    "LabelMask": "label_masks",
     "TileGrid": "tiling",
     "TileReader": "reader",
     "TileBag": "bag",

@@ -17,7 +17,7 @@ from slideio_pipe import picture
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.operations import Opaque, Operation
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.geometry import Mpp, Size
+from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.reader import TileReader
 from slideio_pipe.tiling import TileGrid
 from slideio_pipe.view import SlideView
@@ -239,6 +239,11 @@ class TileBag(ArrayLikeBag):
         """
         return self._read(indices, out, threads=threads, colours=True)
 
+    def storage_order(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """Return ``indices`` in the order in which every stored tile of the slide is decoded once."""
+        wanted = np.arange(len(self), dtype=np.int64)[np.asarray(indices, np.int64)]
+        return wanted[self._reader.storage_order(self.grid.origins[wanted])]
+
     def operations(self, index: int) -> tuple[Operation, ...]:
         """Return every colour operation of tile ``index``, the view's first: what ``read_uncoloured`` leaves out."""
         view = () if self.view.draw is None else self.view.draw.operations
@@ -266,17 +271,34 @@ class TileBag(ArrayLikeBag):
         self, indices: ArrayLike, out: NDArray[np.uint8] | None, *, threads: int, colours: bool
     ) -> NDArray[np.uint8]:
         wanted = np.arange(len(self))[np.asarray(indices, np.int64)]  # from the end, where negative
-        draws = None if self.tile_transform is None else [self.draw(int(k)) for k in wanted]
+        draws = self._draws(wanted)
+        if not wanted.size:
+            return np.empty((0, *self.shape[1:]), np.uint8) if out is None else out
+        return self._reader.read(self.grid.origins[wanted], out, draws=draws, colours=colours, threads=threads)
+
+    def _draws(self, wanted: NDArray[np.int64]) -> list[Draw] | None:
+        if self.tile_transform is None:
+            return None
+        draws = [self.draw(int(k)) for k in wanted]
         height, width = self.shape[1:3]
-        if draws is not None and any(draw.canvas != (width, height) for draw in draws):
+        if any(draw.canvas != (width, height) for draw in draws):
             raise ConfigError(
                 "the tile transform draws tiles of different sizes",
                 slide=self.name,
                 remedy="end it with Resize(height, width) or RandomResizedCrop(size)",
             )
-        if not wanted.size:
-            return np.empty((0, *self.shape[1:]), np.uint8) if out is None else out
-        return self._reader.read(self.grid.origins[wanted], out, draws=draws, colours=colours, threads=threads)
+        return draws
+
+    def affines(self, indices: ArrayLike) -> list[Affine]:
+        """Return one affine for each of tiles ``indices`` (n,), from its px to level-0 px: where each pixel is from."""
+        wanted = np.arange(len(self))[np.asarray(indices, np.int64)]
+        draws = self._draws(wanted)
+        to_level0 = [self.view.affine @ Affine.translation(x, y) for x, y in self.grid.origins[wanted].tolist()]
+        if draws is None:
+            return to_level0
+        return [
+            affine @ Affine.from_tuple(draw.affine).inverse() for affine, draw in zip(to_level0, draws, strict=True)
+        ]
 
     def provenance(self) -> dict[str, Any]:
         """Return everything needed to make this bag again, JSON-able; stores keep it."""

@@ -1,4 +1,4 @@
-"""Tissue masks on disk: GeoJSON as QuPath writes and reads it, and pictures."""
+"""Masks and annotations on disk: GeoJSON as QuPath writes and reads it, and pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from slideio_pipe.outlines import Polygon
 # QuPath leaves classes that end in an asterisk out of most of what it does; this one is also written without it.
 IGNORED = "Ignore"
 UNCLASSIFIED = "unclassified"
+Colour = tuple[int, int, int]
+TISSUE: Colour = (0, 160, 80)
 _GEOMETRIES = ("Polygon", "MultiPolygon", "Point", "MultiPoint", "LineString", "MultiLineString")
 
 
@@ -32,24 +34,40 @@ class Annotation(NamedTuple):
 
 def write_polygons(path: Path, polygons: Iterable[Polygon], *, overwrite: bool) -> None:
     """Write polygons as annotations of class Tissue."""
-    features = [_feature(polygon) for polygon in polygons]
+    write_annotations(path, [Annotation("Tissue", each) for each in polygons], {"Tissue": TISSUE}, overwrite=overwrite)
+
+
+def write_annotations(
+    path: Path, annotations: Iterable[Annotation], colours: Mapping[str, Colour], *, overwrite: bool
+) -> None:
+    """Write polygons as QuPath reads them, each class in its colour."""
+    features = [_feature(annotation, colours) for annotation in annotations]
     text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
     write_file(path, text.encode(), overwrite=overwrite)
 
 
-def _feature(polygon: Polygon) -> dict[str, Any]:
-    rings = [np.round(ring, 3) for ring in polygon]
+def _feature(annotation: Annotation, colours: Mapping[str, Colour]) -> dict[str, Any]:
+    rings = [np.round(ring, 3) for ring in annotation.polygon]
+    properties: dict[str, Any] = {"objectType": "annotation"}
+    name = annotation.class_name
+    if name is not None:
+        properties["classification"] = {"name": name} | ({"color": list(colours[name])} if name in colours else {})
     return {
         "type": "Feature",
         "geometry": {"type": "Polygon", "coordinates": [[*r.tolist(), r[0].tolist()] for r in rings]},
-        "properties": {"objectType": "annotation", "classification": {"name": "Tissue", "color": [0, 160, 80]}},
+        "properties": properties,
     }
 
 
 def write_mask(path: Path, mask: NDArray[np.bool_], *, overwrite: bool) -> None:
     """Write an 8-bit grey PNG, 255 where the mask is set."""
+    write_label_picture(path, mask.astype(np.uint8) * np.uint8(255), overwrite=overwrite)
+
+
+def write_label_picture(path: Path, values: NDArray[np.uint8], *, overwrite: bool) -> None:
+    """Write values as an 8-bit grey PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
+    Image.fromarray(values).save(buffer, format="PNG")
     write_file(path, buffer.getvalue(), overwrite=overwrite)
 
 
@@ -61,6 +79,26 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     ConfigError
         It cannot be read, or has colours: then it is a picture of a slide or of a mask, where nothing is 0.
     """
+    pixels, bands = read_picture(path)
+    colours = pixels[..., [index for index, band in enumerate(bands) if band != "A"]]
+    opaque = pixels[..., bands.index("A")] != 0 if "A" in bands else np.ones(pixels.shape[:2], dtype=bool)
+    if (colours != colours[..., :1])[opaque].any():
+        raise ConfigError(
+            "a colour picture, not a mask",
+            slide=str(path),
+            remedy="pass a black and white mask, such as slideio-pipe tissue SLIDE --out mask.png writes",
+        )
+    return np.asarray((colours[..., 0] != 0) & opaque, dtype=bool)
+
+
+def read_picture(path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Return the pixels of a picture, (h, w, bands), and the names of its bands; a palette's indices stay indices.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read.
+    """
     try:
         with Image.open(path) as picture:
             pixels = np.asarray(picture)
@@ -71,16 +109,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         raise ConfigError(
             f"the mask cannot be read ({error})", slide=str(path), remedy="pass a PNG, 0 where there is no tissue"
         ) from error
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    colours = pixels[..., [index for index, band in enumerate(bands) if band != "A"]]
-    opaque = pixels[..., bands.index("A")] != 0 if "A" in bands else np.ones(pixels.shape[:2], dtype=bool)
-    if (colours != colours[..., :1])[opaque].any():
-        raise ConfigError(
-            "a colour picture, not a mask",
-            slide=str(path),
-            remedy="pass a black and white mask, such as slideio-pipe tissue SLIDE --out mask.png writes",
-        )
-    return np.asarray((colours[..., 0] != 0) & opaque, dtype=bool)
+    return pixels.reshape(*pixels.shape[:2], -1), bands
 
 
 def read_polygons(path: Path, classes: Sequence[str] | None = None) -> list[Polygon]:
@@ -97,6 +126,11 @@ def read_polygons(path: Path, classes: Sequence[str] | None = None) -> list[Poly
     ConfigError
         The file is no GeoJSON of polygons, or every polygon of it is of another class.
     """
+    return [each.polygon for each in read_annotations(path, classes)]
+
+
+def read_annotations(path: Path, classes: Sequence[str] | None = None) -> list[Annotation]:
+    """Return the polygons in a GeoJSON file with their classes; as ``read_polygons``."""
     if classes is not None and (isinstance(classes, str) or not classes):
         raise ConfigError(f"classes is {classes!r}", slide=str(path), remedy='pass a list of names, such as ["Tissue"]')
     try:
@@ -108,14 +142,14 @@ def read_polygons(path: Path, classes: Sequence[str] | None = None) -> list[Poly
         raise ConfigError(
             f"not the GeoJSON of polygons ({reason})", slide=str(path), remedy="export from QuPath as GeoJSON"
         ) from error
-    polygons = [each.polygon for each in found if _is_wanted(each.class_name, classes)]
-    if found and not polygons:
+    wanted = [each for each in found if _is_wanted(each.class_name, classes)]
+    if found and not wanted:
         asked = "every polygon is of an ignored class" if classes is None else f"no polygon of {', '.join(classes)}"
         names = ", ".join(sorted({each.class_name or UNCLASSIFIED for each in found}))
         raise ConfigError(
             f"{asked}; classes found: {names}", slide=str(path), remedy="name one of these in classes=[…]"
         )
-    return polygons
+    return wanted
 
 
 def _is_wanted(class_name: str | None, classes: Sequence[str] | None) -> bool:

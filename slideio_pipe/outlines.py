@@ -7,7 +7,6 @@ the outer one first, then its holes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import cv2
 import numpy as np
@@ -138,20 +137,16 @@ def polygons_to_mask(polygons: Iterable[Polygon], width: int, height: int) -> Ma
 
 def _fill(polygon: Polygon, width: int, height: int) -> Mask:
     """Return the pixels with an odd number of crossings to their left, counted along the row of their centres."""
-    crossings = np.zeros((height, width + 1), dtype=np.int32)
-    for ring in polygon:
-        for start, end in zip(ring, np.roll(ring, -1, axis=0), strict=True):
-            _add_crossings(crossings, start, end)
-    return np.asarray(np.cumsum(crossings[:, :width], axis=1) % 2 == 1, dtype=bool)
-
-
-def _add_crossings(crossings: NDArray[np.int32], start: NDArray[Any], end: NDArray[Any]) -> None:
-    (x0, y0), (x1, y1) = (start, end) if start[1] <= end[1] else (end, start)
+    start = np.concatenate(polygon)
+    end = np.concatenate([np.roll(ring, -1, axis=0) for ring in polygon])
+    downwards = (start[:, 1] <= end[:, 1])[:, None]
+    (x0, y0), (x1, y1) = np.where(downwards, start, end).T, np.where(downwards, end, start).T
     # Rows whose centre y + ½ lies in [y0, y1): half-open, so that a vertex on a centre line counts once.
-    first, last = int(max(0, np.ceil(y0 - 0.5))), int(min(len(crossings), np.ceil(y1 - 0.5)))
-    if last <= first:
-        return
-    rows = np.arange(first, last)
-    x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-    columns = np.clip(np.ceil(x - 0.5), 0, crossings.shape[1] - 1).astype(np.int64)
-    crossings[rows, columns] += 1  # an edge crosses each row once: no index twice
+    first, last = (np.clip(np.ceil(y - 0.5), 0, height).astype(np.int64) for y in (y0, y1))
+    count = last - first
+    edge = np.repeat(np.arange(len(count)), count)
+    rows = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+    x = x0[edge] + (rows + 0.5 - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge]
+    columns = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
+    crossings = np.bincount(rows * (width + 1) + columns, minlength=height * (width + 1)).reshape(height, width + 1)
+    return np.asarray(np.cumsum(crossings[:, :width], axis=1) % 2 == 1, dtype=bool)

@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 TISSUE = (0, 150, 110)  # green-blue: far from eosin, haematoxylin and DAB
 TILE = (20, 60, 200)
+# Classes of labels, in turn: the colours of P. Tol's "bright" scheme, told apart with any colour vision.
+CLASSES = ((238, 102, 119), (68, 119, 170), (34, 136, 51), (204, 187, 68), (102, 204, 238), (170, 51, 119))
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _CAPTION_PX = 26
 # What stands for signs that Pillow's own font, the only one that is always there, has not: beyond ASCII it has "°".
@@ -46,6 +48,19 @@ def tint_mask(image: Image.Image, mask: NDArray[np.bool_], colour: tuple[int, in
     width = max(1, round(max(image.size) / 500))
     cv2.drawContours(shown, outlines, -1, colour, width, lineType=cv2.LINE_AA)
     return Image.fromarray(shown)
+
+
+def label_colours() -> NDArray[np.uint8]:
+    """Return (256, 3) colours of label values: white for 0, then ``CLASSES`` over and over."""
+    classes = [CLASSES[k % len(CLASSES)] for k in range(255)]
+    return np.array([(255, 255, 255), *classes], dtype=np.uint8)
+
+
+def tint_labels(image: Image.Image, labels: NDArray[np.uint8]) -> Image.Image:
+    """Return the image, half of it coloured by labels of the same size; where they are 0 it stays."""
+    shown = np.asarray(image.convert("RGB"))
+    tinted = (shown.astype(np.uint16) + label_colours()[labels]) // 2
+    return Image.fromarray(np.where(labels[..., None] > 0, tinted, shown).astype(np.uint8))
 
 
 def draw_boxes(image: Image.Image, boxes: ArrayLike, colour: tuple[int, int, int] = TILE) -> Image.Image:

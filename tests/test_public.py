@@ -26,10 +26,12 @@ HEAVY = [
     "rich",
 ]
 PUBLIC = [
+    "Annotations",
     "ColorJitter",
     "Draw",
     "Flip",
     "GaussianNoise",
+    "LabelMask",
     "Normalize",
     "RandStainNA",
     "RandomAffine",

@@ -1,0 +1,271 @@
+"""A class for each pixel of a slide, from a picture or an array, asked for the classes of tiles."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from slideio_pipe import picture
+from slideio_pipe.bag import Bag, TileBag
+from slideio_pipe.errors import ConfigError, SlideNotFoundError
+from slideio_pipe.geometry import Affine, Size, round_half_up
+from slideio_pipe.mask_files import Annotation, read_picture, write_label_picture
+from slideio_pipe.outlines import mask_to_polygons
+from slideio_pipe.slide import Slide
+from slideio_pipe.view import SlideView
+
+Labels = NDArray[np.uint8]
+
+# Of a pixel: a centre that rounding puts just before a border lies on it.
+_ROUNDING_PX = 1e-6
+# Two aspect ratios within 2 % are of the same slide: a mask of 50 px rounds by as much.
+_MAX_ASPECT_ERROR = 0.02
+_TIFF_SUFFIXES = (".tif", ".tiff")
+# Beyond this a file of labels is not read into memory.
+_MAX_PX = 2**31
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LabelMask:
+    """The class of every pixel: 0 is background, 1 to 255 are classes.
+
+    Parameters
+    ----------
+    mask : (h, w) array of integers, 0 to 255
+        A memory map of uint8 is left on the disk.
+    affine : Affine
+        Mask px to level-0 px; may turn.
+    classes : mapping of str to int
+        Names of values, for whoever reads polygons of it or plots it.
+    slide_name : str
+
+    Examples
+    --------
+    >>> from slideio_pipe import TileBag, TileGrid, open_slide
+    >>> view = open_slide(np.zeros((200, 400, 3), np.uint8)).view()
+    >>> halves = LabelMask(np.array([[1, 2]]), Affine.scaling(200, 200), {"stroma": 1, "tumour": 2})
+    >>> bag = TileBag(view, TileGrid(view, tile_size=200))
+    >>> halves.labels(bag)[:, 0, 0].tolist()
+    [1, 2]
+    """
+
+    mask: NDArray[Any]
+    affine: Affine
+    classes: Mapping[str, int] = field(default_factory=dict)
+    slide_name: str = ""
+
+    __hash__ = None  # type: ignore[assignment]  # compared by its pixels
+
+    def __post_init__(self) -> None:
+        name = self.slide_name or None
+        if self.mask.ndim != 2 or not self.mask.size:
+            raise ConfigError(f"labels of the shape {self.mask.shape}", slide=name, remedy="pass an (h, w) array")
+        if self.mask.dtype == bool:
+            object.__setattr__(self, "mask", self.mask.astype(np.uint8))
+        if self.mask.dtype.kind not in "iu":
+            raise ConfigError(f"labels are {self.mask.dtype}", slide=name, remedy="pass integers, 0 for background")
+        if self.mask.dtype != np.uint8:
+            low, high = int(self.mask.min()), int(self.mask.max())
+            if low < 0 or high > 255:
+                raise ConfigError(f"labels reach from {low} to {high}", slide=name, remedy="number classes 1 to 255")
+            object.__setattr__(self, "mask", self.mask.astype(np.uint8))
+        if self.affine.a * self.affine.e == self.affine.b * self.affine.d:
+            raise ConfigError(f"the affine {self.affine.as_tuple()} of labels is singular", slide=name)
+        object.__setattr__(self, "classes", checked_classes(self.classes, name))
+
+    @classmethod
+    def from_file(
+        cls, path: str | os.PathLike[str], slide: Slide, classes: Mapping[str, int] | None = None
+    ) -> LabelMask:
+        """Return the labels in a picture of any size that spans the slide: a grey or palette PNG, or a TIFF.
+
+        Of colours, red is taken where the others are 0, as the masks of PANDA have it. Of a pyramid, the finest level.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be read, has colours, or another shape than the slide.
+        """
+        path = Path(path)
+        pixels = _grey(_tiff_pixels(path) if path.suffix.lower() in _TIFF_SUFFIXES else read_picture(path)[0], path)
+        (height, width), size = pixels.shape, slide.dimensions
+        affine = Affine.scaling(size.width / width, size.height / height)
+        # A side of n px may be off by half a pixel, however small the picture.
+        if abs(affine.a / affine.e - 1) > max(_MAX_ASPECT_ERROR, 0.5 / width, 0.5 / height):
+            raise ConfigError(
+                f"labels of {width}x{height} px do not have the shape of {slide.name}, {size.width}x{size.height} px",
+                slide=str(path),
+                remedy="pass labels of the whole slide, or LabelMask(array, affine)",
+            )
+        return cls(pixels, affine, {} if classes is None else classes, slide.name)
+
+    def through(self, view: SlideView) -> LabelMask:
+        """Return the labels as ``view`` shows them, turned and scaled with the slide; nearest pixel, 0 outside.
+
+        Its upright pixels are those of the view, or coarser ones, half the side of this mask's. Its affine still leads
+        to level-0 px, through the view's.
+        """
+        step = tuple(
+            max(1.0, own / down / 2) for own, down in zip(self.affine.scale(), view.affine.scale(), strict=True)
+        )
+        size = Size(*(max(1, math.ceil(side / s)) for side, s in zip(view.size, step, strict=True)))
+        affine = view.affine @ Affine.scaling(*step)
+        return LabelMask(self.raster(size, affine), affine, self.classes, self.slide_name)
+
+    def raster(self, size: Size | tuple[int, int], affine: Affine) -> Labels:
+        """Return the labels under the pixel centres of a grid, (height, width) uint8, 0 outside the mask.
+
+        Parameters
+        ----------
+        size : (width, height)
+        affine : Affine
+            Px of the grid to level-0 px.
+        """
+        width, height = size
+        x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
+        a, b, c, d, e, f = (self.affine.inverse() @ affine).as_tuple()
+        if not b and not d:
+            return _taken(self.mask, _whole(a * x + c), _whole(e * y + f))
+        return _taken(self.mask, _whole(a * x + b * y + c), _whole(d * x + e * y + f))
+
+    def labels(self, bag: Bag, indices: ArrayLike | None = None) -> Labels:
+        """Return the labels of tiles, (n, H, W) uint8: of the pixels of ``bag.read(indices)``, moved as they are.
+
+        Parameters
+        ----------
+        bag : Bag
+            Its view may be drawn and its tiles too. A stored bag does if its tiles were not.
+        indices : (n,) int array, optional
+            Positions in the bag; all when omitted.
+
+        Raises
+        ------
+        ConfigError
+            It is a stored bag of drawn tiles.
+        """
+        size = Size(bag.shape[2], bag.shape[1])
+        rasters = [self.raster(size, affine) for affine in tile_affines(bag, indices)]
+        return np.stack(rasters) if rasters else np.empty((0, size.height, size.width), np.uint8)
+
+    def regions(self) -> list[Annotation]:
+        """Return one polygon, in level-0 px, for each 4-connected region of each class, along pixel borders."""
+        names = {value: name for name, value in self.classes.items()}
+        found = []
+        for value in np.unique(self.mask).tolist():
+            if value:
+                polygons = mask_to_polygons(self.mask == value)
+                moved = [[self.affine.apply(ring) for ring in polygon] for polygon in polygons]
+                found += [Annotation(names.get(value, str(value)), polygon) for polygon in moved]
+        return found
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the values as an 8-bit grey PNG."""
+        write_label_picture(Path(path), np.asarray(self.mask), overwrite=overwrite)
+
+    def plot(self, max_size: int = 1024) -> Image.Image:
+        """Return the labels as a picture, a colour for each value, background white."""
+        height, width = self.mask.shape
+        step = max(1, math.ceil(max(height, width) / max_size))
+        return Image.fromarray(picture.label_colours()[np.asarray(self.mask[::step, ::step])])
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{value} {name}" for name, value in self.classes.items()) or "no names"
+        return f"LabelMask({self.slide_name or 'no slide'}: {self.mask.shape[1]}x{self.mask.shape[0]} px, {names})"
+
+
+def checked_classes(classes: Mapping[str, int], slide: str | None) -> Mapping[str, int]:
+    """Return names and the values of labels they stand for.
+
+    Raises
+    ------
+    ConfigError
+        A value is none of 1 to 255.
+    """
+    if not isinstance(classes, Mapping):
+        raise ConfigError(f"classes are a {type(classes).__name__}", slide=slide, remedy='pass {"Tumor": 1}')
+    for name, value in classes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 255:
+            raise ConfigError(f"class {name!r} has the value {value!r}", slide=slide, remedy="number classes 1 to 255")
+    return dict(classes)
+
+
+def tile_affines(bag: Bag, indices: ArrayLike | None) -> Iterator[Affine]:
+    """Yield the affine of each tile, from its px to level-0 px.
+
+    Raises
+    ------
+    ConfigError
+        Of a stored bag whose tiles were drawn: the store has the transform, not its affines.
+    """
+    wanted = np.arange(len(bag)) if indices is None else np.arange(len(bag))[np.asarray(indices, np.int64)]
+    if isinstance(bag, TileBag):
+        yield from bag.affines(wanted)
+        return
+    made = bag.provenance()
+    if "view" not in made:
+        raise ConfigError("the bag does not say what view it is of", slide=bag.name, remedy="pass a TileBag")
+    if made.get("tile_draw") is not None:
+        raise ConfigError(
+            "the tiles of this store were drawn one by one", slide=bag.name, remedy="pass the TileBag that was saved"
+        )
+    to_level0 = Affine.from_tuple(made["view"]["affine"])
+    # Tiles begin at whole px of the view; their level-0 corners are rounded.
+    for x, y in round_half_up(to_level0.inverse().apply(np.asarray(bag.coords)[wanted])).tolist():
+        yield to_level0 @ Affine.translation(x, y)
+
+
+def _whole(values: NDArray[Any]) -> NDArray[np.int64]:
+    return np.floor(values + _ROUNDING_PX).astype(np.int64)
+
+
+def _taken(mask: NDArray[Any], x: NDArray[np.int64], y: NDArray[np.int64]) -> Labels:
+    """Return mask[y, x], 0 outside; reads no more of the mask than the rectangle around."""
+    height, width = mask.shape
+    left, right = (int(np.clip(side, 0, width)) for side in (x.min(initial=0), x.max(initial=0) + 1))
+    top, bottom = (int(np.clip(side, 0, height)) for side in (y.min(initial=0), y.max(initial=0) + 1))
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    if right <= left or bottom <= top or not inside.any():
+        return np.zeros(inside.shape, np.uint8)
+    window = np.asarray(mask[top:bottom, left:right], dtype=np.uint8)
+    found = window[np.clip(y - top, 0, len(window) - 1), np.clip(x - left, 0, window.shape[1] - 1)]
+    return np.where(inside, found, np.uint8(0))
+
+
+def _tiff_pixels(path: Path) -> NDArray[Any]:
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            shape = page.shape
+            if math.prod(shape[:2]) <= _MAX_PX:
+                pixels: NDArray[Any] = page.asarray()
+                return pixels.reshape(*shape[:2], -1)
+    except FileNotFoundError:
+        raise SlideNotFoundError("no such file", slide=str(path), remedy="check the path") from None
+    except Exception as error:  # tifffile and the codecs raise what they like
+        raise ConfigError(
+            f"the labels cannot be read ({error})", slide=str(path), remedy="pass a grey TIFF or PNG"
+        ) from error
+    raise ConfigError(
+        f"labels of {shape[1]}x{shape[0]} px do not fit into memory",
+        slide=str(path),
+        remedy="pass LabelMask(array, affine) with a coarser level, or a memory map",
+    )
+
+
+def _grey(pixels: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Return one band of (h, w, bands) pixels: the only one, all of them if equal, or red where the rest is 0."""
+    colours = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1]
+    rest = colours[..., 1:]
+    if rest.any() and not all((rest[..., k] == colours[..., 0]).all() for k in range(rest.shape[2])):
+        raise ConfigError("a colour picture, not labels", slide=str(path), remedy="pass one value per pixel")
+    first: NDArray[Any] = np.ascontiguousarray(colours[..., 0])
+    return first
