@@ -17,7 +17,7 @@ import slideio_pipe as sp
 from slideio_pipe import cli
 from slideio_pipe.bench import measure, memory, peers
 from slideio_pipe.bench.cases import CASES, OFF_GRID, READING, Tiles, tiles_of, tissue_of
-from slideio_pipe.bench.measure import Ratio, Row, difference, job_of, race, row_of, take_turns
+from slideio_pipe.bench.measure import Ratio, Row, difference, job_of, race, race_threads, row_of, take_turns
 from slideio_pipe.bench.peers import OURS, PEERS, Worker
 from slideio_pipe.bench.run import THREADED, Comparison, compare_readers
 from slideio_pipe.bench.tables import in_words
@@ -144,9 +144,35 @@ def test_threads_are_compared_with_one_thread(compared: Comparison) -> None:
     assert [row.reader for row in table.rows] == [OURS, "simplejpeg"]
     for row in table.rows:
         assert row.threads == 2
-        assert row.note == ""
+        assert row.note == "" or "no second core" in row.note
         assert row.ratio is not None
     assert table.rows[0].wanted == 1.8
+
+
+def test_a_busy_machine_is_told_from_a_slow_reader(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Where the bare loop gains nothing from a second thread either, the row of ours says so."""
+
+    class Clock:
+        """A worker that answers with the seconds it was given."""
+
+        version = ""
+
+        def __init__(self, two: float) -> None:
+            self.two = two
+
+        def ask(self, job: dict[str, int]) -> dict[str, object]:
+            return {"cpu_s": 1.0, "wall_s": 1.0 if job["threads"] == 1 else self.two, "sha256": "a"}
+
+    def note(ours: float, bare: float) -> str:
+        workers = {OURS: Clock(ours), "simplejpeg": Clock(bare)}
+        tiles = Tiles(256, 1, np.zeros((4, 2), np.int64))
+        table = race_threads(CASES["threads"], tiles, truth.path, workers, rounds=2, folder=tmp_path)  # type: ignore[arg-type]
+        assert [row.note for row in table.rows[1:]] == [""]
+        return table.rows[0].note
+
+    assert note(0.9, 1.0) == "a bare loop gained 1.00×: the machine had no second core to give"
+    assert note(0.9, 0.5) == ""
+    assert note(0.5, 0.5) == ""
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import slideio_pipe as sp
+from slideio_pipe.decoded import DEFAULT_BYTES
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 
 STATUS = Path("/proc/self/status")  # Linux; ru_maxrss would inherit the parent's peak
@@ -41,8 +42,6 @@ def stream_bag(path: Path, count: int) -> dict[str, Any]:
 
     The bag covers the slide with a stride that makes so many; uint8 batches of 32 are dropped as they come.
     """
-    from slideio_pipe.decoded import DEFAULT_BYTES
-
     slide = sp.open_slide(path, slide_mpp=1.0)
     width, height = slide.dimensions
     tile = min(TILE, width // 2, height // 2)

@@ -17,7 +17,7 @@ from typing import Any, Self
 from slideio_pipe.errors import ConfigError
 
 WORKER = Path(__file__).with_name("worker.py")
-OURS = "slideio_pipe"
+OURS, BARE = "slideio_pipe", "simplejpeg"
 # Longer than any job of a benchmark, shorter than a night: a reader that hangs is stopped.
 JOB_LIMIT_S = 900.0
 
@@ -35,7 +35,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer(OURS, "TileBag.read", "slideio-pipe"),
-        Peer("simplejpeg", "a bare loop: pread, simplejpeg", "simplejpeg tifffile opencv-python-headless"),
+        Peer(BARE, "a bare loop: pread, simplejpeg", "simplejpeg tifffile opencv-python-headless"),
         Peer("openslide", "openslide-python, Pillow", "openslide-python openslide-bin"),
         Peer("cucim", "cuCIM on the CPU", "cucim-cu12 click lazy_loader opencv-python-headless"),
         Peer("fastslide", "fastslide", "fastslide opencv-python-headless"),

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from slideio_pipe.bench.cases import CASES, READING, Case, tiles_of, tissue_of
 from slideio_pipe.bench.measure import Table, race, race_threads
 from slideio_pipe.bench.memory import SLIDES, in_own_process
-from slideio_pipe.bench.peers import OURS, PEERS, Peer, Worker
+from slideio_pipe.bench.peers import BARE, OURS, PEERS, Peer, Worker
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.progress import Report as Progress
 from slideio_pipe.progress import reporting
@@ -24,7 +24,7 @@ from slideio_pipe.synthetic import write_synthetic_slide
 from slideio_pipe.tissue import TissueMask
 
 T = TypeVar("T")
-THREADED = (OURS, "simplejpeg", "cucim")  # who is timed with two threads
+THREADED = (OURS, BARE, "cucim")  # who is timed with two threads
 LEAST_OF_BAG = 2_000  # tiles of the huge bag that are read, unless more are asked for
 
 
