@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Real
 from typing import NamedTuple, cast
 
@@ -223,8 +224,7 @@ class Pyramid:
     @property
     def downsamples(self) -> tuple[tuple[float, float], ...]:
         """Level-0 px per level px, (x, y), per level; from the stored sizes, never ``2**level``."""
-        w, h = self.levels[0]
-        return tuple((w / size.width, h / size.height) for size in self.levels)
+        return _downsamples(self.levels)
 
     def size_at(self, choice: LevelChoice) -> Size:
         """Return the whole slide's size at ``choice``; a pixel that reaches over the slide's edge is left out."""
@@ -253,3 +253,9 @@ class Pyramid:
             if all(abs(s / whole - 1) <= SAME_RESOLUTION for s in shrink):
                 shrink = (float(whole), float(whole))
         return LevelChoice(best, shrink)
+
+
+@lru_cache
+def _downsamples(levels: tuple[Size, ...]) -> tuple[tuple[float, float], ...]:
+    w, h = levels[0]
+    return tuple((w / size.width, h / size.height) for size in levels)

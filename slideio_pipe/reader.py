@@ -10,6 +10,7 @@ enough (``sampling``); colours follow on the decoded pixels.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -19,7 +20,7 @@ import numpy as np
 import pyvips
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.augment.cpu import ColourProgram
+from slideio_pipe.augment.cpu import ColourProgram, Scratch
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.operations import Opaque
@@ -61,6 +62,7 @@ class TileReader:
     def __init__(self, view: SlideView, tile_size: int) -> None:
         self.view, self.tile_size = view, tile_size
         self._sampler = Sampler(view.slide)
+        self._idle: deque[Scratch] = deque()
 
     def read(
         self,
@@ -159,24 +161,24 @@ class TileReader:
         to_view = Affine.translation(x, y)
         if draw is not None and draw.moves:
             to_view = to_view @ Affine.from_tuple(draw.affine).inverse()
-        choice, to_choice = self._resolution(to_view)
+        choice, to_choice, shrink = self._resolution(to_view)
         affine = to_choice @ self.view.to_plain @ to_view
         if _is_shift(affine):
             rect = Rect(round(affine.c), round(affine.f), slot.shape[1], slot.shape[0])
             self._sampler.plain(choice, rect, slot)
         else:
-            self._sampler.drawn(choice, affine, slot)
+            self._sampler.drawn(choice, affine, slot, shrink=shrink)
 
-    def _resolution(self, to_view: Affine) -> tuple[LevelChoice, Affine]:
-        """Return the plain resolution a tile is sampled from, and the affine from plain px of the view to px there.
+    def _resolution(self, to_view: Affine) -> tuple[LevelChoice, Affine, float]:
+        """Return what a tile is sampled from, the affine from plain px of the view to px there, and the shrink left.
 
         A tile that shows more of the view than it has pixels is sampled from a coarser one: a 1024-px tile shown in
         224 px needs a sixteenth of the stored pixels.
         """
         view = self.view
-        shrink = (view.to_plain @ to_view).least_stretch()
+        shrink = to_view.least_stretch()
         if shrink <= 1 + SAME_RESOLUTION:
-            return view.choice, Affine()
+            return view.choice, Affine(), 1.0
         pyramid = view.slide.pyramid
         dx, dy = (down * shrink for down in view.downsample)
         level = pyramid.choose((dx * FINE_ENOUGH, dy * FINE_ENOUGH)).level
@@ -185,7 +187,7 @@ class TileReader:
         whole = max((n for n in WHOLE_SHRINKS if n <= left), default=1)
         choice = LevelChoice(level, (float(whole), float(whole)))
         cx, cy = pyramid.downsample_at(choice)
-        return choice, Affine.scaling(view.downsample[0] / cx, view.downsample[1] / cy)
+        return choice, Affine.scaling(view.downsample[0] / cx, view.downsample[1] / cy), min(dx / cx, dy / cy)
 
     def _colour(self, draw: Draw | None, slot: NDArray[np.uint8], *, done: bool) -> None:
         """Apply the view's colours, unless they are done, and the tile's; one program, so one rounding."""
@@ -196,7 +198,7 @@ class TileReader:
             return
         shared = () if done or self._program is None else self._program.operations
         if draw is not None and draw.lowered:
-            ColourProgram(shared + own).apply(slot, slot)
+            ColourProgram(shared + own, idle=self._idle).apply(slot, slot)
         else:
             image = pyvips.Image.new_from_array(slot).copy(interpretation="srgb")
             size = Size(image.width, image.height)

@@ -88,11 +88,9 @@ class Sampler:
         else:
             self._level(choice.level, 1, inside, target)
 
-    def drawn(self, choice: LevelChoice, affine: Affine, out: NDArray[np.uint8]) -> None:
+    def drawn(self, choice: LevelChoice, affine: Affine, out: NDArray[np.uint8], *, shrink: float = 1.0) -> None:
         """Write pixels into ``out`` through an affine from ``out`` px to px at ``choice``, bilinear, white outside.
 
-        Pixels that lie closer than ``FINE_ENOUGH`` are blurred first, with the Gaussian that scikit-image's
-        ``resize(anti_aliasing=True)`` takes: σ = (shrink − 1) / 2.
 
         Parameters
         ----------
@@ -101,9 +99,11 @@ class Sampler:
         affine : Affine
             From ``out`` px to plain px, corner-based.
         out : (H, W, 3) uint8, C-contiguous
+        shrink : float
+            By how much the affine makes things smaller. Above ``FINE_ENOUGH`` plain pixels are blurred first, with the
+            Gaussian that scikit-image's ``resize(anti_aliasing=True)`` takes: σ = (shrink − 1) / 2.
         """
         height, width = out.shape[:2]
-        shrink = affine.least_stretch()
         blur = (shrink - 1) / 2 if shrink > FINE_ENOUGH else 0.0
         rect = _reach(affine, Size(width, height), 1 + math.ceil(3 * blur))
         inside = rect.intersect(Rect(-1, -1, *(side + 2 for side in self.slide.pyramid.size_at(choice))))

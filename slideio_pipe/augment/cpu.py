@@ -34,7 +34,7 @@ WHITE = np.array([0.95047, 1.0, 1.08883])
 LAB_OF_ROOTS = np.array([[0.0, 116.0, 0.0], [500.0, -500.0, 0.0], [0.0, 200.0, -200.0]])
 
 
-class _Scratch:
+class Scratch:
     """Memory that one thread works in: fresh memory for every tile would cost as much as the arithmetic."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class _Scratch:
 
 
 # In: pixels, a spare array of the same shape, scratch memory. Out: whichever of the two holds the result.
-_Step: TypeAlias = Callable[[Pixels, Pixels, _Scratch], Pixels]
+_Step: TypeAlias = Callable[[Pixels, Pixels, Scratch], Pixels]
 
 
 class ColourProgram:
@@ -53,6 +53,8 @@ class ColourProgram:
     ----------
     operations : tuple of Operation
         In the order they are applied.
+    idle : deque of Scratch, optional
+        Where memory to work in is taken from and put back; programs that each run on one tile share one.
 
     Raises
     ------
@@ -71,7 +73,7 @@ class ColourProgram:
     [[[51, 51, 51]]]
     """
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, *, idle: deque[Scratch] | None = None) -> None:
         self.operations = tuple(operation for operation in operations if not operation.is_identity)
         for operation in self.operations:
             if isinstance(operation, Opaque):
@@ -79,7 +81,7 @@ class ColourProgram:
                     f"{operation.name} does not run on decoded tiles", remedy="use it in the slide's transform"
                 )
         # Not thread-local: to Python, a thread of libvips is a new one at each call.
-        self._idle: deque[_Scratch] = deque()
+        self._idle: deque[Scratch] = deque() if idle is None else idle
         curve, rest = lead_curve(self.operations)
         self._table: Any = None  # uint8 to uint8, when there is nothing but tones
         if not rest:
@@ -113,12 +115,12 @@ class ColourProgram:
         try:
             scratch = self._idle.pop()
         except IndexError:
-            scratch = _Scratch()
+            scratch = Scratch()
         done = self._checked(tiles, _output(tiles, out), scratch, place)
         self._idle.append(scratch)
         return done
 
-    def _checked(self, tiles: Bytes, out: Bytes, scratch: _Scratch, place: int | None = None) -> Bytes:
+    def _checked(self, tiles: Bytes, out: Bytes, scratch: Scratch, place: int | None = None) -> Bytes:
         if not self.operations or tiles.size == 0:
             np.copyto(out, tiles)
             return out
@@ -132,7 +134,7 @@ class ColourProgram:
                 self._run(tile, result, scratch, place)
         return out
 
-    def _run(self, tile: Bytes, out: Bytes, scratch: _Scratch, place: int | None) -> None:
+    def _run(self, tile: Bytes, out: Bytes, scratch: Scratch, place: int | None) -> None:
         if self._noise:
             salt = zlib.crc32(tile.tobytes()) if place is None else place
             scratch.noise = np.random.Generator(np.random.SFC64([salt, *(noise.seed for noise in self._noise)]))
@@ -169,7 +171,7 @@ def apply_cpu(tiles: Bytes, draws: Operations | Sequence[Operations], out: Bytes
     if tiles.ndim != 4 or len(draws) != len(tiles):
         raise ConfigError(f"{len(draws)} draws for tiles of shape {tiles.shape}", remedy="pass one draw per tile")
     out = _output(tiles, out)
-    scratch = _Scratch()
+    scratch = Scratch()
     for tile, operations, result in zip(tiles, draws, out, strict=True):
         ColourProgram(tuple(operations))._checked(tile, result, scratch)  # type: ignore[arg-type]
     return out
@@ -237,7 +239,7 @@ def _lookup(tile: Bytes, table: Bytes, out: Bytes) -> None:
         np.copyto(out, cv2.LUT(tile, table))
 
 
-def _clip(pixels: Pixels, spare: Pixels, scratch: _Scratch, *, bias: float) -> Pixels:
+def _clip(pixels: Pixels, spare: Pixels, scratch: Scratch, *, bias: float) -> Pixels:
     if bias:
         np.add(pixels, np.float32(bias), out=pixels)
     np.clip(pixels, 0, 255, out=pixels)
@@ -256,7 +258,7 @@ def _as_is(curve: NDArray[np.float64]) -> NDArray[np.float64]:
 def _tone(tone: Tone) -> _Step:
     factor, lift = np.float32(tone.brightness * tone.contrast), np.float32(255 * tone.pivot * (1 - tone.contrast))
 
-    def step(pixels: Pixels, spare: Pixels, scratch: _Scratch) -> Pixels:
+    def step(pixels: Pixels, spare: Pixels, scratch: Scratch) -> Pixels:
         np.multiply(pixels, factor, out=pixels)
         np.add(pixels, lift, out=pixels)
         if tone.gamma == 1:
@@ -278,7 +280,7 @@ def _mix(matrix: NDArray[np.float64]) -> _Step:
     """Return the step that is one (3, 3) or (3, 4) matrix."""
     numbers = np.ascontiguousarray(matrix, np.float32)
 
-    def step(pixels: Pixels, spare: Pixels, scratch: _Scratch) -> Pixels:
+    def step(pixels: Pixels, spare: Pixels, scratch: Scratch) -> Pixels:
         cv2.transform(pixels, numbers, dst=spare)
         return spare
 
@@ -291,7 +293,7 @@ def _stain_of_logs(stain: Stain, scale: float = 256) -> _Step:
     offset = logs[1] - np.array(stain.offset) - np.sum(stain.matrix, axis=1) * logs[0]
     mix = _mix(np.column_stack([stain.matrix, offset]))
 
-    def step(pixels: Pixels, spare: Pixels, scratch: _Scratch) -> Pixels:
+    def step(pixels: Pixels, spare: Pixels, scratch: Scratch) -> Pixels:
         mix(pixels, spare, scratch)
         cv2.exp(spare, dst=spare)
         return spare
@@ -302,7 +304,7 @@ def _stain_of_logs(stain: Stain, scale: float = 256) -> _Step:
 def _stain(stain: Stain) -> _Step:
     of_logs = _stain_of_logs(stain)
 
-    def step(pixels: Pixels, spare: Pixels, scratch: _Scratch) -> Pixels:
+    def step(pixels: Pixels, spare: Pixels, scratch: Scratch) -> Pixels:
         np.add(pixels, np.float32(1), out=pixels)
         cv2.log(pixels, dst=pixels)
         return of_logs(pixels, spare, scratch)
@@ -313,7 +315,7 @@ def _stain(stain: Stain) -> _Step:
 def _noise(noise: Noise) -> _Step:
     sigma = np.float32(noise.sigma)
 
-    def step(pixels: Pixels, spare: Pixels, scratch: _Scratch) -> Pixels:
+    def step(pixels: Pixels, spare: Pixels, scratch: Scratch) -> Pixels:
         scratch.noise.standard_normal(dtype=np.float32, out=spare)
         np.multiply(spare, sigma, out=spare)
         np.add(pixels, spare, out=pixels)
@@ -330,7 +332,7 @@ def _hsv(hsv: Hsv, *, exact: bool = False) -> _Step:
     shift = (360 * (hsv.turn % 1), hsv.saturation, 255 * hsv.value, 0.0)
     moves = bool(hsv.saturation or hsv.value)
 
-    def step(pixels: Pixels, spare: Pixels, scratch: _Scratch) -> Pixels:
+    def step(pixels: Pixels, spare: Pixels, scratch: Scratch) -> Pixels:
         cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, dst=spare)
         if hsv.saturation > 0 and not exact:
             spare[..., 0] *= spare[..., 1] * spare[..., 2] > GREY_LEVELS
@@ -349,7 +351,7 @@ def _lab_of_light(lab: Lab) -> _Step:
     to_rgb = np.linalg.inv(XYZ_OF_RGB / WHITE[:, None]).astype(np.float32)
     mix = np.ascontiguousarray(lab_mix(lab), np.float32)
 
-    def step(pixels: Pixels, spare: Pixels, scratch: _Scratch) -> Pixels:
+    def step(pixels: Pixels, spare: Pixels, scratch: Scratch) -> Pixels:
         cv2.transform(pixels, of_xyz, dst=spare)
         straight = spare * np.float32(7.787) + np.float32(16 / 116)
         roots = np.where(spare > 0.008856, cv2.pow(spare, 1 / 3), straight)
@@ -368,7 +370,7 @@ def _lab_of_light(lab: Lab) -> _Step:
 def _lab(lab: Lab) -> _Step:
     of_light = _lab_of_light(lab)
 
-    def step(pixels: Pixels, spare: Pixels, scratch: _Scratch) -> Pixels:
+    def step(pixels: Pixels, spare: Pixels, scratch: Scratch) -> Pixels:
         unit = pixels * np.float32(1 / 255)
         curved = cv2.pow((unit + np.float32(0.055)) * np.float32(1 / 1.055), 2.4)
         np.copyto(pixels, np.where(unit > 0.04045, curved, unit * np.float32(1 / 12.92)))

@@ -169,9 +169,9 @@ class _Path:
 def _bounds(affine: Affine, size: Size) -> tuple[float, float, float, float]:
     """Return the lowest x and y and the highest x and y of an image after an affine."""
     (width, height), (a, b, c, d, e, f) = size, affine.as_tuple()
-    across, down = (a * width, b * height), (d * width, e * height)
-    left, top = c + sum(min(0.0, side) for side in across), f + sum(min(0.0, side) for side in down)
-    return left, top, c + sum(max(0.0, side) for side in across), f + sum(max(0.0, side) for side in down)
+    ax, bx, ay, by = a * width, b * height, d * width, e * height
+    left, top = c + min(0.0, ax) + min(0.0, bx), f + min(0.0, ay) + min(0.0, by)
+    return left, top, c + max(0.0, ax) + max(0.0, bx), f + max(0.0, ay) + max(0.0, by)
 
 
 def _snapped(value: float) -> float:
