@@ -23,11 +23,16 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.augment.geometric_transforms import RandomResizedCrop as RandomResizedCrop
     from slideio_pipe.augment.geometric_transforms import Rotate90 as Rotate90
     from slideio_pipe.bag import TileBag as TileBag
+    from slideio_pipe.cohort import Cohort as Cohort
+    from slideio_pipe.config import LoaderConfig as LoaderConfig
+    from slideio_pipe.dataset import BagDataset as BagDataset
+    from slideio_pipe.dataset import WholeBag as WholeBag
     from slideio_pipe.device import Normalize as Normalize
     from slideio_pipe.errors import SlideioPipeError as SlideioPipeError
     from slideio_pipe.errors import SlideioPipeWarning as SlideioPipeWarning
     from slideio_pipe.explaining import explain as explain
     from slideio_pipe.label_masks import LabelMask as LabelMask
+    from slideio_pipe.loader import BagLoader as BagLoader
     from slideio_pipe.reader import TileReader as TileReader
     from slideio_pipe.slide import Slide as Slide
     from slideio_pipe.slide import open_slide as open_slide
@@ -58,6 +63,11 @@ _PUBLIC = {
     "TileBag": "bag",
     "stream": "streaming",
     "TileBatch": "streaming",
+    "Cohort": "cohort",
+    "LoaderConfig": "config",
+    "BagDataset": "dataset",
+    "BagLoader": "loader",
+    "WholeBag": "dataset",
     "Normalize": "device",
     "save_bag": "store",
     "open_bag": "store",

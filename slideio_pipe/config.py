@@ -114,6 +114,19 @@ class ExportConfig(Record):
     store: StoreConfig = StoreConfig()
 
 
+class LoaderConfig(Record):
+    """Slides to the bags that are trained on: what ``BagDataset`` does with each slide of a cohort."""
+
+    slide: SlideConfig = SlideConfig()
+    view: ViewConfig = ViewConfig()
+    tissue: TissueConfig = TissueConfig()
+    grid: GridConfig = GridConfig()
+    slide_transform: str | None = None  # a YAML file of a transform, drawn once per slide and epoch
+    tile_transform: str | None = None  # likewise, drawn once per tile and epoch
+    max_tiles: int | None = Field(default=None, ge=1)  # of a bag and epoch, drawn anew each time; null: all
+    seed: int = Field(default=0, ge=0)  # of every draw: transforms, tiles, order
+
+
 R = TypeVar("R", bound=Record)
 
 
@@ -169,11 +182,33 @@ def load_config(path: str | Path) -> ExportConfig:
     ConfigError
         The file is missing, is no YAML mapping, or has unknown keys or impossible values.
     """
-    values = read_yaml(path, "see configs/export.yaml")
+    return _loaded(ExportConfig, path, "see configs/export.yaml")
+
+
+def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderConfig:
+    """Return a loader's configuration from YAML or a dictionary; keys left out have their defaults.
+
+    Transforms are files beside the YAML file.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, is no YAML mapping, or has unknown keys or impossible values.
+    """
+    if source is None or isinstance(source, Mapping):
+        return checked(LoaderConfig, None, **dict(source or {}))
+    config = _loaded(LoaderConfig, source, "see configs/mil.yaml")
+    files = {"slide_transform": config.slide_transform, "tile_transform": config.tile_transform}
+    folder = Path(source).parent
+    return config.model_copy(update={key: str(folder / file) for key, file in files.items() if file is not None})
+
+
+def _loaded(record: type[R], path: str | Path, remedy: str) -> R:
+    values = read_yaml(path, remedy)
     if not isinstance(values, Mapping | None):
-        raise ConfigError("is no mapping", slide=str(path), remedy="see configs/export.yaml")
+        raise ConfigError("is no mapping", slide=str(path), remedy=remedy)
     named = {str(key): value for key, value in (values or {}).items()}
-    return _validated(ExportConfig, str(path), named, "see configs/export.yaml")
+    return _validated(record, str(path), named, remedy)
 
 
 # What pydantic's types of complaint mean to somebody who wrote a value.

@@ -13,19 +13,21 @@
     ├── OutputError            (OSError)            the output cannot be written: permission, disk full
     ├── BagFormatError         (ValueError)         not a bag store, or a damaged one
     ├── MissingExtraError      (ImportError)        an optional package is needed
-    └── ForkError              (RuntimeError)       used in a process forked after libvips had worked
+    ├── ForkError              (RuntimeError)       used in a process forked after libvips had worked
+    └── FailedSlidesError      (ExceptionGroup)     more slides failed than may; holds the error of each
 
     SlideioPipeWarning (UserWarning)
     ├── EstimatedResolutionWarning   mpp derived from the objective power
     ├── EmptyTissueWarning           a tissue mask or a grid came out empty
     ├── AlignedGridWarning           a grid laid on stored tiles is not the one asked for
+    ├── SkippedWarning               slides or tiles that could not be read were left out
     └── UpsamplingWarning            a view finer than the slide
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 
 class SlideioPipeError(Exception):
@@ -103,6 +105,44 @@ class ForkError(SlideioPipeError, RuntimeError):
     """A slide is used in a process that was forked after libvips had worked."""
 
 
+class FailedSlidesError(SlideioPipeError, ExceptionGroup):
+    """More slides failed than may; ``exceptions`` are their errors, each once.
+
+    Examples
+    --------
+    >>> errors = [CorruptSlideError("damaged", slide=name) for name in ("a.svs", "b.svs")]
+    >>> FailedSlidesError("2 of 9 slides failed", errors).exceptions[1].slide
+    'b.svs'
+    """
+
+    def __new__(
+        cls, reason: str, errors: Sequence[Exception] = (), *, slide: str | None = None, remedy: str | None = None
+    ) -> Self:
+        # A group of nothing is impossible: an error that is made without others holds itself in words.
+        return super().__new__(cls, reason, list(errors) or [SlideioPipeError(reason)])
+
+    def __init__(
+        self, reason: str, errors: Sequence[Exception] = (), *, slide: str | None = None, remedy: str | None = None
+    ) -> None:
+        super().__init__(reason, slide=slide, remedy=remedy)
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        head = SlideioPipeError(self.reason, slide=self.slide, remedy=self.remedy)
+        return "\n".join(map(str, (head, *self.errors)))
+
+    def derive(self, errors: Sequence[Exception]) -> FailedSlidesError:  # type: ignore[override]
+        """Return a group of some of the errors."""
+        return FailedSlidesError(self.reason, errors, slide=self.slide, remedy=self.remedy)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _regroup, (self.reason, self.errors, self.slide, self.remedy)
+
+
+def _regroup(reason: str, errors: Sequence[Exception], slide: str | None, remedy: str | None) -> FailedSlidesError:
+    return FailedSlidesError(reason, errors, slide=slide, remedy=remedy)
+
+
 class SlideioPipeWarning(UserWarning):
     """The root of every warning this package gives."""
 
@@ -117,6 +157,10 @@ class EmptyTissueWarning(SlideioPipeWarning):
 
 class AlignedGridWarning(SlideioPipeWarning):
     """A grid was snapped to the stored tiles: its tile size, stride or edge is not the one asked for."""
+
+
+class SkippedWarning(SlideioPipeWarning):
+    """Slides or tiles that could not be read were left out, or are white."""
 
 
 class UpsamplingWarning(SlideioPipeWarning):

@@ -12,33 +12,32 @@ consumer's stream waits for the event behind the normalisation. On the CPU the s
 
 from __future__ import annotations
 
-import atexit
 import os
-import threading
+import warnings
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
-from queue import SimpleQueue
-from typing import Generic, Self, TypeVar
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.bag import Bag, UncolouredBag
+from slideio_pipe.bag import Bag, Label, UncolouredBag
 from slideio_pipe.device import Colours, Normalize, Sender, Sent, check_device, check_dtype
-from slideio_pipe.errors import ConfigError
-
-T = TypeVar("T")
+from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError
+from slideio_pipe.staging import Ring, Stage
+from slideio_pipe.tolerance import Failure, Read, Tolerance, check_on_error
 
 COLOURS = ("host", "device")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileBatch:
-    """Consecutive tiles of one bag, on the device.
+    """Some tiles of one bag, on the device.
 
     Its memory is its own: it stays valid after the next batch and after the stream is closed.
     """
@@ -48,6 +47,8 @@ class TileBatch:
     index: NDArray[np.int64]  # (n,) position in the bag
     bag: str  # name of the bag
     last: bool  # whether the bag ends here
+    label: Label = None
+    error: SlideioPipeError | OSError | None = None  # why the bag ends here, incomplete; there are no tiles then
 
     def __len__(self) -> int:
         return len(self.index)
@@ -55,105 +56,6 @@ class TileBatch:
     def __repr__(self) -> str:
         kind = f"{tuple(self.tiles.shape)} {str(self.tiles.dtype).removeprefix('torch.')} on {self.tiles.device}"
         return f"TileBatch({self.bag}: {kind}{', last' if self.last else ''})"
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    reason: BaseException | None = None
-
-
-class Stage(Generic[T]):
-    """Makes what a generator yields on one thread, at most ``ahead`` items before they are taken.
-
-    The thread knows nothing of the stage's owner, so that an owner which is garbage collected can stop it. A finaliser
-    may run at any moment and on any thread, so only queues that are reentrant are used: ``SimpleQueue``.
-    """
-
-    def __init__(self, items: Generator[T], ahead: int) -> None:
-        self._items = items
-        self._made: SimpleQueue[T | _End] = SimpleQueue()
-        self._permits: SimpleQueue[bool] = SimpleQueue()
-        self._stopped = False
-        for _ in range(ahead):
-            self._permits.put(True)
-        # A daemon, because Python waits for other threads before it runs exit handlers, and this one may be waiting
-        # for a consumer that is gone. The exit handler ends it before the interpreter is taken down beneath it.
-        self._thread = threading.Thread(target=self._run, name="slideio_pipe.streaming", daemon=True)
-        atexit.register(self.close)
-        self._thread.start()
-
-    def take(self) -> T:
-        """Return the next item, or raise what the generator raised in its place; ``StopIteration`` at the end."""
-        item = self._made.get()
-        if not isinstance(item, _End):
-            self._permits.put(True)
-            return item
-        self._made.put(_End())  # for whoever asks again
-        try:
-            raise StopIteration if item.reason is None else item.reason
-        finally:
-            del item  # an exception must not refer to itself through this frame: it would keep the ring alive
-
-    def stop(self) -> None:
-        """Ask the thread to end after the item it is making; never blocks."""
-        self._stopped = True
-        self._permits.put(False)
-
-    def close(self) -> None:
-        """End the thread and drop what nobody took."""
-        self.stop()
-        self._thread.join()
-        while not self._made.empty():
-            self._made.get()
-        self._made.put(_End())
-
-    def _run(self) -> None:
-        end = _End()
-        try:
-            with closing(self._items):
-                while self._permits.get() and not self._stopped:
-                    self._made.put(next(self._items))
-        except StopIteration:
-            pass
-        except BaseException as reason:
-            end = _End(reason)
-        finally:
-            atexit.unregister(self.close)
-            self._made.put(end)
-            del end
-
-
-class Ring:
-    """Slots of host memory that are allocated once and filled in turn."""
-
-    def __init__(self, sender: Sender, slots: int, shape: tuple[int, int, int, int]) -> None:
-        self._slots = [sender.host_buffer(shape) for _ in range(slots)]
-        self._copied: list[torch.cuda.Event | None] = [None] * slots
-        self._sender = sender
-        self._next = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Host memory of all slots."""
-        return sum(slot.nbytes for slot in self._slots)
-
-    def claim(self, n: int) -> torch.Tensor:
-        """Return the first n tiles of the next slot, once its last copy has left it."""
-        copied = self._copied[self._next]
-        if copied is not None:
-            copied.synchronize()
-        return self._slots[self._next][:n]
-
-    def send(self, tiles: torch.Tensor, colours: Colours | None = None) -> Sent:
-        """Send the claimed tiles and go on to the next slot."""
-        sent = self._sender.send(tiles, colours)
-        self._copied[self._next] = sent.copied
-        self._next = (self._next + 1) % len(self._slots)
-        return sent
-
-    def close(self) -> None:
-        """Block until no copy reads the slots any more."""
-        self._sender.drain()
 
 
 class TileStream(Iterator[TileBatch]):
@@ -168,6 +70,8 @@ class TileStream(Iterator[TileBatch]):
         Host memory of the ring: slots × batch size × bytes of a tile. One slot on the CPU, ``prefetch`` on CUDA.
     ahead_bytes : int
         Device memory of the batches that may wait for the consumer: ``prefetch`` of them.
+    failures : list of Failure
+        Tiles that could not be decoded, where ``on_error`` bears with them.
     """
 
     def __init__(
@@ -180,11 +84,13 @@ class TileStream(Iterator[TileBatch]):
         prefetch: int,
         threads: int,
         colours: str = "host",
+        tolerance: Tolerance,
     ) -> None:
         self._bag, self._positions, self._batch_size = bag, positions, batch_size
         self._taken = 0
         self._ended = False
-        self._stage: Stage[Sent] | None = None
+        self.failures = tolerance.failures
+        self._stage: Stage[tuple[Sent, NDArray[np.int64]]] | None = None
         self.ring_bytes = self.ahead_bytes = 0
         if not len(positions):
             return
@@ -194,7 +100,7 @@ class TileStream(Iterator[TileBatch]):
         ring = Ring(sender, slots, (min(batch_size, len(positions)), *_tile_shape(bag)))
         self.ring_bytes = ring.nbytes
         self.ahead_bytes = prefetch * ring.nbytes // slots * sender.dtype.itemsize
-        self._stage = Stage(_send_batches(bag, positions, ring, batch_size, threads, colours), prefetch)
+        self._stage = Stage(_send_batches(bag, positions, ring, batch_size, threads, colours, tolerance), prefetch)
         weakref.finalize(self, self._stage.stop).atexit = False
 
     def __len__(self) -> int:
@@ -209,17 +115,19 @@ class TileStream(Iterator[TileBatch]):
         if self._stage is None:
             raise StopIteration
         try:
-            tiles = self._stage.take().receive()
+            sent, index = self._stage.take()
+            tiles = sent.receive()
         except BaseException as end:
             # An interrupted wait may go on; everything else is the end.
             if not isinstance(end, KeyboardInterrupt):
                 self._ended = isinstance(end, StopIteration)
                 self.close()
+                if self._ended and self.failures:
+                    warn_of(self.failures)
             raise
-        index = self._positions[self._taken : self._taken + self._batch_size]
-        self._taken += len(index)
+        self._taken += 1
         coords = np.asarray(self._bag.coords)[index]
-        return TileBatch(tiles, coords, index, self._bag.name, self._taken == len(self._positions))
+        return TileBatch(tiles, coords, index, self._bag.name, self._taken == len(self), self._bag.label)
 
     def close(self) -> None:
         """End the thread, drop batches that nobody took, and free the ring."""
@@ -245,6 +153,7 @@ def stream(
     threads: int | None = None,
     indices: ArrayLike | None = None,
     colours: str = "host",
+    on_error: str = "raise",
 ) -> TileStream:
     """Return the tiles of a bag as batches on a device, decoded ahead of the consumer.
 
@@ -269,8 +178,12 @@ def stream(
     colours : {"host", "device"}
         Where the drawn colours of the bag's view and tiles are computed. "host": by the threads that decode, rounded
         to bytes before normalisation. "device": together with the normalisation, in one expression with one rounding
-        at its end; at most a level away, noise has other values of the same distribution. A bag from a store has its
+        at its end; at most a level away, noise has other values of the same distribution. On the CPU that takes three
+        times as long (``tests/benchmarks/stream_colours.py``), so "host" is the default. A bag from a store has its
         colours in its tiles: nothing is left for the device to do.
+    on_error : {"raise", "white", "skip"}
+        What becomes of a tile that cannot be decoded: its error is raised, or it is white, or it is left out. The
+        latter two keep it in ``failures`` and warn at the end; of more than a tenth of the tiles they raise.
 
     Returns
     -------
@@ -288,15 +201,17 @@ def stream(
     What the bag's reader raises, such as ``CorruptSlideError``, is raised after the batches before it.
     On CUDA the tiles are safe on the stream that is current when the batch is taken.
     """
-    sender = Sender(check_device(device), _check_normalize(normalize), check_dtype(dtype))
+    sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))
+    positions = _positions(indices, _tile_count(bag), bag.name)
     return TileStream(
         bag,
-        _positions(indices, _tile_count(bag), bag.name),
+        positions,
         sender,
-        batch_size=_at_least_one("batch_size", batch_size),
-        prefetch=_at_least_one("prefetch", prefetch),
-        threads=default_threads() if threads is None else _at_least_one("threads", threads),
-        colours=_check_colours(colours, bag),
+        batch_size=at_least_one("batch_size", batch_size),
+        prefetch=at_least_one("prefetch", prefetch),
+        threads=default_threads() if threads is None else at_least_one("threads", threads),
+        colours=check_colours(colours, bag),
+        tolerance=Tolerance(bag.name, len(positions), check_on_error(on_error)),
     )
 
 
@@ -309,19 +224,48 @@ def default_threads() -> int:
 
 
 def _send_batches(
-    bag: Bag, positions: NDArray[np.int64], ring: Ring, batch_size: int, threads: int, colours: str
-) -> Generator[Sent]:
+    bag: Bag,
+    positions: NDArray[np.int64],
+    ring: Ring,
+    batch_size: int,
+    threads: int,
+    colours: str,
+    tolerance: Tolerance,
+) -> Generator[tuple[Sent, NDArray[np.int64]]]:
+    read = reader_of(bag, colours, threads)
     with closing(ring):
         for start in range(0, len(positions), batch_size):
             index = positions[start : start + batch_size]
-            tiles = ring.claim(len(index))
-            if colours == "device" and isinstance(bag, UncolouredBag):
-                bag.read_uncoloured(index, out=tiles.numpy(), threads=threads)
-                places = index.tolist()
-                yield ring.send(tiles, Colours([bag.operations(k) for k in places], places))
-            else:
-                bag.read(index, out=tiles.numpy(), threads=threads)
-                yield ring.send(tiles)
+            slot = ring.take()
+            tiles = slot.claim(len(index))
+            bad = tolerance.read(read, index, tiles.numpy())
+            if bad and tolerance.on_error == "skip":
+                good = np.delete(np.arange(len(index)), bad)
+                tiles, index = tiles[torch.from_numpy(good)], index[good]
+            yield ring.send(slot, tiles, colours_of(bag, index, colours)), index
+
+
+def reader_of(bag: Bag, colours: str, threads: int = 1) -> Read:
+    """Return what reads tiles of a bag: with their colours, or without those that the device will compute."""
+    if colours == "device" and isinstance(bag, UncolouredBag):
+        return partial(bag.read_uncoloured, threads=threads)
+    return partial(bag.read, threads=threads)
+
+
+def colours_of(bag: Bag, index: NDArray[np.int64], colours: str) -> Colours | None:
+    """Return what is left to the device to do to the colours of tiles."""
+    if colours != "device" or not isinstance(bag, UncolouredBag):
+        return None
+    places = index.tolist()
+    return Colours([bag.operations(k) for k in places], places)
+
+
+def warn_of(failures: Sequence[Failure]) -> None:
+    """Warn once of all that was left out."""
+    slides = sum(failure.tile is None for failure in failures)
+    counts = [(slides, "slide"), (len(failures) - slides, "tile")]
+    what = " and ".join(f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n)
+    warnings.warn(f"{what} could not be read, such as {failures[0]}", SkippedWarning, stacklevel=3)
 
 
 def _tile_count(bag: Bag) -> int:
@@ -355,7 +299,8 @@ def _positions(indices: ArrayLike | None, count: int, name: str) -> NDArray[np.i
     return wanted.astype(np.int64)
 
 
-def _check_normalize(normalize: Normalize | None) -> Normalize | None:
+def check_normalize(normalize: Normalize | None) -> Normalize | None:
+    """Return a normalisation, or None."""
     if normalize is not None and not isinstance(normalize, Normalize):
         raise ConfigError(
             f"normalize is {type(normalize).__name__}",
@@ -364,7 +309,8 @@ def _check_normalize(normalize: Normalize | None) -> Normalize | None:
     return normalize
 
 
-def _check_colours(colours: str, bag: Bag) -> str:
+def check_colours(colours: str, bag: Bag) -> str:
+    """Return a known way to colour that is possible with a bag."""
     if colours not in COLOURS:
         raise ConfigError(f"colours is {colours!r}", slide=bag.name, remedy='pass "host" or "device"')
     if colours == "device" and isinstance(bag, UncolouredBag) and bag.host_only:
@@ -376,7 +322,8 @@ def _check_colours(colours: str, bag: Bag) -> str:
     return colours
 
 
-def _at_least_one(name: str, value: int) -> int:
+def at_least_one(name: str, value: int) -> int:
+    """Return a whole number of at least one."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ConfigError(f"{name} is {value!r}", remedy="pass an integer >= 1")
     return int(value)

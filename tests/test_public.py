@@ -27,11 +27,15 @@ HEAVY = [
 ]
 PUBLIC = [
     "Annotations",
+    "BagDataset",
+    "BagLoader",
+    "Cohort",
     "ColorJitter",
     "Draw",
     "Flip",
     "GaussianNoise",
     "LabelMask",
+    "LoaderConfig",
     "Normalize",
     "RandStainNA",
     "RandomAffine",
@@ -50,6 +54,7 @@ PUBLIC = [
     "TileGrid",
     "TileReader",
     "TissueMask",
+    "WholeBag",
     "draw",
     "explain",
     "find_tissue",

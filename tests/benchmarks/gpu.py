@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.device import IMAGENET_MEAN, IMAGENET_STD, Normalize, Sender, check_device
-from slideio_pipe.streaming import Ring, default_threads, stream
+from slideio_pipe.staging import Ring
+from slideio_pipe.streaming import default_threads, stream
 
 Row = tuple[str, float, str]  # what, value, unit
 
@@ -123,7 +124,7 @@ class Bench:
         target = torch.empty_like(raw, device=self.device)
         pin = Tensor.pin_memory if self.cuda else Tensor.contiguous
         ways: dict[str, Callable[[], object]] = {
-            "copy + normalise, ring": lambda: ring.send(ring.claim(self.batch)),
+            "copy + normalise, ring": lambda: ring.send(slot := ring.take(), slot.claim(self.batch)),
             "  page-locking each batch": lambda: self.normalize(
                 pin(self.host).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             ),

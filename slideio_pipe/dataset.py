@@ -1,0 +1,301 @@
+"""A cohort as bags: each slide opened, its tissue found and its tiles laid when it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from slideio_pipe.bag import Bag, Label, TileBag
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.config import LoaderConfig, load_loader_config
+from slideio_pipe.errors import ConfigError, NoTissueError, SlideioPipeError
+from slideio_pipe.geometry import Size
+from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.store import StoredBag, open_bag
+from slideio_pipe.tiling import TileGrid
+from slideio_pipe.tissue import TissueMask, find_tissue
+
+# What the tissue masks of a cohort may take together, compressed: about 20 KB each, so 3,000 slides.
+_MASK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WholeBag:
+    """All tiles that were asked for of one slide, in one tensor."""
+
+    tiles: torch.Tensor  # (n, 3, H, W) channels_last
+    coords: NDArray[np.int64]  # (n, 2) level-0 px, x and y
+    index: NDArray[np.int64]  # (n,) position in the bag, ascending
+    bag: str  # name of the slide in the cohort
+    label: Label = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __repr__(self) -> str:
+        kind = f"{tuple(self.tiles.shape)} {str(self.tiles.dtype).removeprefix('torch.')} on {self.tiles.device}"
+        return f"WholeBag({self.bag}: {kind}{'' if self.label is None else f', label {self.label}'})"
+
+
+class BagDataset(torch.utils.data.Dataset[WholeBag]):
+    """The bags of a cohort, one per slide; nothing is opened until it is asked for, nothing stays open.
+
+    ``dataset[3]`` is the whole bag of one slide as uint8, for a plain ``torch.utils.data.DataLoader`` with
+    ``batch_size=None`` (and ``multiprocessing_context="spawn"`` when it has workers). ``BagLoader`` is the other way:
+    threads, chunks, bags larger than memory.
+
+    Parameters
+    ----------
+    cohort : path, list or Cohort
+        A CSV, or a list of slides, bag stores (``.bag.zarr``) or bags. See ``Cohort.of``.
+    config : LoaderConfig, path or dict, optional
+        Resolution, tissue, grid, augmentation, tiles per bag and seed, such as ``configs/mil.yaml``.
+    slide_transform, tile_transform : albumentationsxl transforms, optional
+        Drawn once per slide and once per tile, anew in every epoch; in place of those of ``config``.
+
+    Raises
+    ------
+    ConfigError
+        All that is wrong with the cohort, at once; or a configuration or transform that makes no sense.
+
+    Examples
+    --------
+    >>> slides = [open_slide(np.full((300, 500, 3), 90, np.uint8), slide_mpp=0.5)]
+    >>> bags = [TileBag(slide.view(), TileGrid(slide.view(), tile_size=100), label=1) for slide in slides]
+    >>> dataset = BagDataset(bags)
+    >>> len(dataset), dataset[0]
+    (1, WholeBag(array: (15, 3, 100, 100) uint8 on cpu, label 1))
+    """
+
+    def __init__(
+        self,
+        cohort: str | Path | Cohort | Iterable[str | Path | Bag],
+        config: LoaderConfig | str | Path | Mapping[str, Any] | None = None,
+        *,
+        slide_transform: Any = None,
+        tile_transform: Any = None,
+    ) -> None:
+        self.cohort = Cohort.of(cohort)
+        self.config = config if isinstance(config, LoaderConfig) else load_loader_config(config)
+        self.slide_transform = _transform(slide_transform, self.config.slide_transform)
+        self.tile_transform = _transform(tile_transform, self.config.tile_transform)
+        self.epoch = 0
+        self._masks = _Masks(_MASK_BYTES)
+        drawn = self.slide_transform is not None or self.tile_transform is not None
+        ready = [slide.name for slide in self.cohort if not _is_slide(slide)]
+        if drawn and ready:
+            raise ConfigError(
+                f"a transform, and {ready[0]} has its pixels already ({len(ready)} of {len(self.cohort)} have)",
+                remedy="pass slides, augment the bags themselves, or leave the transform out",
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose what ``dataset[k]`` draws: which tiles, and what the transforms do to them."""
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return len(self.cohort)
+
+    def __getitem__(self, number: int) -> WholeBag:
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"bag {number} of {len(self)}")
+        slide, bag = self.cohort[number], self.open(number)
+        try:
+            index = self.chosen(number, bag)
+            tiles = torch.from_numpy(bag.read(index)).permute(0, 3, 1, 2)
+            return WholeBag(tiles, np.asarray(bag.coords)[index], index, slide.name, self.label(number, bag))
+        finally:
+            self.close(number, bag)
+
+    def open(self, number: int, epoch: int | None = None) -> Bag:
+        """Return the bag of a slide: opened, tissue found, tiles laid, transforms drawn; no tile is decoded.
+
+        Raises
+        ------
+        NoTissueError
+            It has no tiles.
+        SlideioPipeError
+            What opening and tissue may raise.
+        """
+        slide = self.cohort[number]
+        bag = self._opened(slide, self.epoch if epoch is None else epoch)
+        if not len(bag):
+            raise NoTissueError(
+                "no tile has enough tissue", slide=slide.name, remedy="leave it out, or lower min_tissue"
+            )
+        return bag
+
+    def close(self, number: int, bag: Bag) -> None:
+        """Let go of the file behind a bag that ``open`` returned; bags the caller gave are left as they are."""
+        if bag is self.cohort[number].source:
+            return
+        if isinstance(bag, StoredBag):
+            bag.close()
+        elif isinstance(bag, TileBag) and isinstance(bag.view.slide, Slide) and _is_slide(self.cohort[number]):
+            bag.view.slide.close()
+
+    def chosen(self, number: int, bag: Bag, epoch: int | None = None) -> NDArray[np.int64]:
+        """Return the tiles of a bag that an epoch uses, ascending: all, or ``max_tiles`` of them, drawn anew."""
+        limit = self.config.max_tiles
+        if limit is None or len(bag) <= limit:
+            return np.arange(len(bag), dtype=np.int64)
+        rng = self.rng(self.epoch if epoch is None else epoch, "tiles", self.cohort[number].name)
+        return np.sort(rng.choice(len(bag), limit, replace=False)).astype(np.int64)
+
+    def label(self, number: int, bag: Bag) -> Label:
+        """Return the label of a slide: the cohort's, else the bag's own."""
+        label = self.cohort[number].label
+        return bag.label if label is None else label
+
+    def rng(self, epoch: int, *what: str) -> np.random.Generator:
+        """Return the generator that belongs to (seed, epoch, what) and to nothing else."""
+        key = json.dumps([self.config.seed, epoch, *what]).encode()
+        return np.random.Generator(
+            np.random.Philox(key=int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little"))
+        )
+
+    @cached_property
+    def tile_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every tile: of the configuration where there are slides, else of the bags.
+
+        Raises
+        ------
+        SlideioPipeError
+            No bag store can be opened: the failure of the first.
+        """
+        if any(_is_slide(slide) for slide in self.cohort):
+            side = self.config.grid.tile_size
+            size = Size(side, side)
+            if self.tile_transform is not None:
+                from slideio_pipe.augment.drawing import draw  # imports albumentationsxl
+
+                size = draw(self.tile_transform, tile=0, size=size, colour=None).canvas
+            return size.height, size.width, 3
+        failures: list[SlideioPipeError] = []
+        for slide in self.cohort:
+            try:
+                _, height, width, channels = self._opened(slide, 0).shape
+            except SlideioPipeError as error:
+                failures.append(error)
+            else:
+                return height, width, channels
+        raise failures[0]
+
+    def digest(self) -> str:
+        """Return sixteen hex digits of what the tiles depend on: the slides in their order and the configuration."""
+        transforms = [
+            None if t is None else t.to_dict()["transform"] for t in (self.slide_transform, self.tile_transform)
+        ]
+        slides = [[slide.name, slide.mpp, str(slide.mask)] for slide in self.cohort]
+        known = json.dumps([slides, self.config.model_dump(mode="json"), transforms], sort_keys=True, default=str)
+        return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+    def _opened(self, slide: CohortSlide, epoch: int) -> Bag:
+        source = slide.source
+        if not isinstance(source, Path):
+            return _at_epoch(source, epoch)
+        if not _is_slide(slide):
+            return open_bag(source)
+        config = self.config
+        given = config.slide.slide_mpp if slide.mpp is None else slide.mpp
+        opened = open_slide(source, slide_mpp=given, backend=config.slide.backend)
+        view = opened.view(mpp=config.view.mpp, transform=self.slide_transform, seed=config.seed, epoch=epoch)
+        grid = TileGrid(view, tissue=self._tissue(slide, opened), **config.grid.model_dump())
+        return TileBag(view, grid, label=slide.label, tile_transform=self.tile_transform, seed=config.seed, epoch=epoch)
+
+    def _tissue(self, slide: CohortSlide, opened: Slide) -> TissueMask | None:
+        """Return the tissue of a slide, found once: the epochs after the first do not decode its overview again."""
+        config = self.config.tissue
+        if slide.mask is None and config.method == "none":
+            return None
+        known = self._masks.get(slide.name)
+        if known is None:
+            if slide.mask is None:
+                known = find_tissue(opened, **config.model_dump())
+            elif slide.mask.suffix.lower() in (".geojson", ".json"):
+                known = TissueMask.from_geojson(slide.mask, opened, mpp=config.mpp)
+            else:
+                known = TissueMask.from_png(slide.mask, opened)
+            self._masks.keep(slide.name, known)
+        return known
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_masks": _Masks(_MASK_BYTES)}
+
+    def __repr__(self) -> str:
+        return f"BagDataset({len(self):,} slides)"
+
+
+class _Masks:
+    """Tissue masks, compressed, as many as there is room for; threads may share it."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Masks, (self._max_bytes,)
+
+    def get(self, name: str) -> TissueMask | None:
+        with self._lock:
+            packed = self._kept.get(name)
+        if packed is None:
+            return None
+        mask: TissueMask = pickle.loads(zlib.decompress(packed))
+        return mask
+
+    def keep(self, name: str, mask: TissueMask) -> None:
+        packed = zlib.compress(pickle.dumps(mask), 1)
+        with self._lock:
+            if name in self._kept:
+                return
+            self._kept[name] = packed
+            self._bytes += len(packed)
+            while self._bytes > self._max_bytes:
+                self._bytes -= len(self._kept.popitem(last=False)[1])
+
+
+def _transform(given: Any, file: str | None) -> Any:
+    if given is None and file is None:
+        return None
+    from slideio_pipe.augment.drawing import check, load_transform  # imports albumentationsxl
+
+    transform = load_transform(file) if given is None and file is not None else given
+    check(transform)
+    return transform
+
+
+def _is_slide(slide: CohortSlide) -> bool:
+    """Return whether tiles have still to be laid: it is a path, and no bag store."""
+    source = slide.source
+    if not isinstance(source, Path):
+        return False
+    if not source.is_dir():
+        return True
+    try:
+        described = json.loads((source / "zarr.json").read_text(encoding="utf-8"))
+        return "tile_bag" not in described.get("attributes", {})
+    except (OSError, ValueError, AttributeError):
+        return not source.name.endswith(".bag.zarr")
+
+
+def _at_epoch(bag: Bag, epoch: int) -> Bag:
+    """Return a bag with the tiles' draws of an epoch; its own epoch counts from 0."""
+    if not isinstance(bag, TileBag) or bag.tile_transform is None or not epoch:
+        return bag
+    drawn = {"tile_transform": bag.tile_transform, "seed": bag.seed, "epoch": bag.epoch + epoch}
+    return TileBag(bag.view, bag.grid, label=bag.label, **drawn)

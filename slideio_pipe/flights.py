@@ -1,0 +1,432 @@
+"""Several bags read at once: what is opened, what is decoded next and into which slot, what is delivered.
+
+::
+
+    openers ──▶ flight: one bag, laid out in blocks of chunks, in storage order
+                   │ a block needs a slot per chunk; its runs of tiles go to whichever reader is free
+                   ▼
+    readers ──▶ slots of the ring ──▶ complete chunks ──▶ sent to the device, one after the other
+
+One thread decides (`Flights.deliveries`, on a `Stage`); readers and openers only report to its queue. Which chunk holds
+which tiles depends on the seed, the epoch and the bag alone, never on threads or time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from slideio_pipe.bag import Bag, Label, TileBag
+from slideio_pipe.dataset import BagDataset
+from slideio_pipe.device import Sent
+from slideio_pipe.errors import ConfigError, SlideioPipeError
+from slideio_pipe.staging import Ring, Slot
+from slideio_pipe.streaming import check_colours, colours_of, reader_of
+from slideio_pipe.tolerance import Failure, OnError, Tolerance
+
+Indices = NDArray[np.int64]
+
+# Tiles a reader takes at a time: long enough that taking is free, short enough that all readers share one chunk.
+RUN = 8
+# What makes a slide fail; anything else is a fault of the program and ends the epoch.
+SLIDE_ERRORS = (SlideioPipeError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How bags are cut and read."""
+
+    chunk_size: int
+    threads: int
+    bags_in_flight: int  # open at a time
+    interleave: int  # of those, how many are delivered in turns
+    mix: int  # chunks over which the tiles of a bag are mixed; 0: not at all
+    ordered: bool
+    on_error: OnError
+    colours: str
+
+    @property
+    def slots(self) -> int:
+        """Slots that keep every reader busy while one chunk is sent and one block waits to be complete."""
+        busy = -(-self.threads * RUN // self.chunk_size)
+        block = max(1, self.mix)
+        return block + max(block, busy) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A chunk on its way to the consumer."""
+
+    flight: int  # place of its bag in the epoch's order
+    chunk: int  # number in its bag
+    sent: Sent
+    index: Indices
+    places: Indices  # of its tiles among those of the bag that the epoch uses
+    coords: NDArray[np.int64]
+    bag: str
+    label: Label
+    total: int  # tiles of the bag that the epoch uses
+    last: bool
+    failures: tuple[Failure, ...]  # tiles that could not be decoded since the last delivery of the bag
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A bag that failed."""
+
+    flight: int
+    failure: Failure
+    label: Label
+    began: bool  # whether chunks of it were delivered before
+
+
+@dataclass(slots=True, eq=False)
+class _Chunk:
+    flight: _Flight
+    number: int
+    index: Indices  # in the order of delivery
+    slot: Slot | None = None
+    tiles: NDArray[np.uint8] | None = None  # of the slot
+    waiting: int = 0  # tiles not decoded yet
+    bad: list[int] = field(default_factory=list)
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Chunks that are read together: in storage order, whatever the order of delivery."""
+
+    order: Indices  # tiles in storage order
+    target: Indices  # where each goes: its place in the chunks, one behind the other
+    first: int  # number of the first chunk
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """One bag, from opening to its last chunk."""
+
+    number: int
+    slide: int
+    name: str
+    done: Collection[int]  # chunks that were delivered before a resumption
+    opening: Future[None] | None = None
+    bag: Bag | None = None
+    label: Label = None
+    error: BaseException | None = None
+    chosen: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
+    blocks: Iterator[_Block] = field(default_factory=lambda: iter(()))
+    next_block: _Block | None = None
+    chunks_left: int = 0  # not delivered yet
+    delivered: bool = False  # any chunk, in this run or before
+    running: int = 0  # runs that write into its slots
+    over: bool = False
+    tolerance: Tolerance | None = None
+    told: int = 0  # failures of tiles that were delivered
+
+
+class Flights:
+    """The bags of an epoch.
+
+    Parameters
+    ----------
+    dataset : BagDataset
+    epoch : int
+    order : sequence of int
+        Numbers of slides, in the order of the epoch.
+    done : mapping
+        Place in ``order`` to the numbers of chunks that were delivered already; None where all were.
+    ring : Ring
+        At least ``pace.slots`` slots of the dataset's tile shape.
+    pace : Pace
+    """
+
+    def __init__(
+        self,
+        dataset: BagDataset,
+        epoch: int,
+        order: Sequence[int],
+        done: Mapping[int, Collection[int] | None],
+        ring: Ring,
+        pace: Pace,
+    ) -> None:
+        self._dataset, self._epoch, self._ring, self._pace = dataset, epoch, ring, pace
+        self._waiting = deque(
+            _Flight(number, slide, dataset.cohort[slide].name, done.get(number, ()) or ())
+            for number, slide in enumerate(order)
+            if done.get(number, ()) is not None
+        )
+        self._opening: list[_Flight] = []  # opened or being opened, not begun, in order
+        self._issuing: deque[_Flight] = deque()  # with blocks to hand out
+        self._active: list[_Flight] = []  # begun and not over
+        self._chunks: list[_Chunk] = []  # handed out and not delivered, in order
+        self._leaving = 0  # runs of flights that are over
+        self._events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+        self._stopping = threading.Event()
+        self._local = threading.local()
+
+    def deliveries(self) -> Generator[Delivery | Loss]:
+        """Yield the chunks of all bags, and the bags that failed."""
+        pace = self._pace
+        self._openers = ThreadPoolExecutor(pace.bags_in_flight, "slideio_pipe.open")
+        self._readers = ThreadPoolExecutor(pace.threads, "slideio_pipe.read")
+        try:
+            while True:
+                while not self._events.empty():
+                    self._note(self._events.get())
+                self._open()
+                self._issue()
+                item = self._deliverable()
+                if item is not None:
+                    self._issue()  # into the slot that is free now, while the consumer takes its time
+                    yield item
+                    item = None  # its memory is the consumer's
+                elif self._active or self._opening or self._waiting or self._leaving:
+                    self._note(self._events.get())
+                else:
+                    return
+        finally:
+            self._stopping.set()
+            self._openers.shutdown(cancel_futures=True)
+            self._readers.shutdown(cancel_futures=True)
+            self._ring.close()
+            for flight in (*self._opening, *self._active):
+                self._close(flight)
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        while self._waiting and len(self._opening) + len(self._active) < self._pace.bags_in_flight:
+            flight = self._waiting.popleft()
+            self._opening.append(flight)
+            flight.opening = self._openers.submit(self._lay, flight)
+            flight.opening.add_done_callback(lambda _: self._events.put(()))
+
+    def _lay(self, flight: _Flight) -> None:
+        """Open a bag and cut it; on a thread of its own."""
+        dataset, pace = self._dataset, self._pace
+        try:
+            flight.bag = bag = dataset.open(flight.slide, self._epoch)
+            if tuple(bag.shape[1:]) != tuple(dataset.tile_shape):
+                (h, w, _), (height, width, _) = bag.shape[1:], dataset.tile_shape
+                raise ConfigError(
+                    f"tiles of {w}×{h} px among those of {width}×{height} px",
+                    slide=flight.name,
+                    remedy="leave it out, or write all bags with one configuration",
+                )
+            check_colours(pace.colours, bag)
+            flight.label = dataset.label(flight.slide, bag)
+            flight.chosen = chosen = dataset.chosen(flight.slide, bag, self._epoch)
+            flight.tolerance = Tolerance(flight.name, len(chosen), pace.on_error)
+            flight.blocks = self._blocks(flight, _storage_order(bag, chosen))
+            flight.next_block = next(flight.blocks, None)
+            flight.chunks_left = -(-len(chosen) // pace.chunk_size) - len(flight.done)
+            flight.delivered = bool(flight.done)
+        except SLIDE_ERRORS as error:
+            flight.error = error
+
+    def _blocks(self, flight: _Flight, order: Indices) -> Iterator[_Block]:
+        pace = self._pace
+        size = pace.chunk_size * max(1, pace.mix)
+        rng = self._dataset.rng(self._epoch, "mix", flight.name)
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            target = rng.permutation(len(part)) if pace.mix else np.arange(len(part))
+            block = _Block(part, target.astype(np.int64), start // pace.chunk_size)
+            if any(number not in flight.done for number in _chunk_numbers(block, pace.chunk_size)):
+                yield block
+
+    # -- decoding ------------------------------------------------------------------------------------------------
+
+    def _issue(self) -> None:
+        """Hand out blocks while there are slots."""
+        while (flight := self._next_issuing()) is not None:
+            block = flight.next_block
+            assert block is not None
+            numbers = [n for n in _chunk_numbers(block, self._pace.chunk_size) if n not in flight.done]
+            if len(numbers) > self._ring.free:
+                return
+            self._hand_out(flight, block, numbers)
+            flight.next_block = next(flight.blocks, None)
+            self._issuing.rotate(-1)
+            if flight.next_block is None:
+                self._issuing.remove(flight)
+
+    def _next_issuing(self) -> _Flight | None:
+        """Return whose block is next: bags take turns; in order, one that is not open yet holds up the others."""
+        while len(self._issuing) < self._pace.interleave and self._opening:
+            ready = [flight for flight in self._opening if flight.opening is not None and flight.opening.done()]
+            if self._pace.ordered:
+                ready = [flight for flight in ready if flight is self._opening[0]]
+            if not ready:
+                if self._pace.ordered:
+                    return None
+                break
+            flight = ready[0]
+            assert flight.opening is not None
+            flight.opening.result()  # a fault of the program is raised
+            self._opening.remove(flight)
+            self._active.append(flight)
+            if flight.error is None:
+                self._issuing.append(flight)
+        return self._issuing[0] if self._issuing else None
+
+    def _hand_out(self, flight: _Flight, block: _Block, numbers: Sequence[int]) -> None:
+        size = self._pace.chunk_size
+        tiles_of = np.empty_like(block.order)
+        tiles_of[block.target] = block.order
+        chunks: dict[int, _Chunk] = {}
+        for number in numbers:
+            start = (number - block.first) * size
+            index = tiles_of[start : start + size]
+            chunks[number] = _Chunk(flight, number, index, self._ring.take(), waiting=len(index))
+        self._chunks.extend(chunks.values())
+        wanted = np.isin(block.first + block.target // size, list(chunks))
+        order, target = block.order[wanted], block.target[wanted]
+        for start in range(0, len(order), RUN):
+            places = target[start : start + RUN]
+            goals = [(chunks[block.first + int(p) // size], int(p) % size) for p in places]
+            flight.running += 1
+            future = self._readers.submit(self._read, flight, order[start : start + RUN], goals)
+            future.add_done_callback(partial(self._report, flight, goals))
+
+    def _report(self, flight: _Flight, goals: list[tuple[_Chunk, int]], run: Future[list[int]]) -> None:
+        self._events.put((flight, goals, run))
+
+    def _read(self, flight: _Flight, index: Indices, goals: list[tuple[_Chunk, int]]) -> list[int]:
+        """Decode a run into its slots; on a reader's thread. Return which of its tiles are bad."""
+        if self._stopping.is_set() or flight.over or any(chunk.error is not None for chunk, _ in goals):
+            return []
+        assert flight.bag is not None
+        assert flight.tolerance is not None
+        read = reader_of(flight.bag, self._pace.colours)
+        chunk, start = goals[0]
+        if not self._pace.mix:  # in place
+            return flight.tolerance.read(read, index, self._claim(chunk)[start : start + len(index)])
+        scratch = self._scratch(flight.bag)[: len(index)]
+        bad = flight.tolerance.read(read, index, scratch)
+        for tile, (chunk, place) in zip(scratch, goals, strict=True):
+            self._claim(chunk)[place] = tile
+        return bad
+
+    def _claim(self, chunk: _Chunk) -> NDArray[np.uint8]:
+        slot = chunk.slot
+        assert slot is not None
+        tiles: NDArray[np.uint8] = slot.claim(len(chunk.index)).numpy()
+        return tiles
+
+    def _scratch(self, bag: Bag) -> NDArray[np.uint8]:
+        """Return this thread's memory for one run of tiles that go to different chunks."""
+        if getattr(self._local, "tiles", None) is None:
+            self._local.tiles = np.empty((RUN, *bag.shape[1:]), np.uint8)
+        tiles: NDArray[np.uint8] = self._local.tiles
+        return tiles
+
+    def _note(self, event: tuple[Any, ...]) -> None:
+        """Take note of a run that ended; an opening only wakes this thread up."""
+        if not event:
+            return
+        flight, goals, future = event
+        flight.running -= 1
+        error = None if future.cancelled() else future.exception()
+        if error is not None and not isinstance(error, SLIDE_ERRORS):
+            raise error
+        bad = [] if error is not None or future.cancelled() else future.result()
+        for k, (chunk, place) in enumerate(goals):
+            chunk.waiting -= 1
+            chunk.error = chunk.error or error
+            if k in bad:
+                chunk.bad.append(place)
+            if not chunk.waiting and flight.over:
+                self._ring.give_back(chunk.slot)
+        if flight.over:
+            self._leaving -= 1
+            if not flight.running:
+                self._close(flight)
+
+    # -- delivering ----------------------------------------------------------------------------------------------
+
+    def _deliverable(self) -> Delivery | Loss | None:
+        """Return the next chunk or loss that may be delivered now."""
+        turn = self._active[: self._pace.interleave]
+        for flight in turn:
+            if flight.error is not None:
+                return self._lose(flight, flight.error)
+        for chunk in self._chunks:
+            if not chunk.waiting and chunk.flight in turn:
+                return self._deliver(chunk) if chunk.error is None else self._lose(chunk.flight, chunk.error)
+            if self._pace.ordered:
+                break
+        return None
+
+    def _deliver(self, chunk: _Chunk) -> Delivery:
+        flight, index = chunk.flight, chunk.index
+        assert flight.bag is not None
+        assert flight.tolerance is not None
+        assert chunk.slot is not None
+        self._chunks.remove(chunk)
+        tiles = chunk.slot.memory[: len(index)]
+        if chunk.bad and self._pace.on_error == "skip":
+            good = np.delete(np.arange(len(index)), chunk.bad)
+            tiles, index = tiles[torch.from_numpy(good)], index[good]
+        sent = self._ring.send(chunk.slot, tiles, colours_of(flight.bag, index, self._pace.colours))
+        flight.chunks_left -= 1
+        flight.delivered = True
+        failures = tuple(flight.tolerance.failures[flight.told :])
+        flight.told += len(failures)
+        delivery = Delivery(
+            flight.number,
+            chunk.number,
+            sent,
+            index,
+            np.searchsorted(flight.chosen, index),
+            np.asarray(flight.bag.coords)[index],
+            flight.name,
+            flight.label,
+            len(flight.chosen),
+            not flight.chunks_left,
+            failures,
+        )
+        if delivery.last:
+            flight.over = True
+            self._active.remove(flight)
+            self._close(flight)
+        return delivery
+
+    def _lose(self, flight: _Flight, error: BaseException) -> Loss:
+        assert isinstance(error, SLIDE_ERRORS)
+        flight.over = True
+        self._active.remove(flight)
+        if flight in self._issuing:
+            self._issuing.remove(flight)
+        for chunk in [chunk for chunk in self._chunks if chunk.flight is flight]:
+            self._chunks.remove(chunk)
+            if not chunk.waiting and chunk.slot is not None:
+                self._ring.give_back(chunk.slot)
+        self._leaving += flight.running
+        if not flight.running:
+            self._close(flight)
+        return Loss(flight.number, Failure(flight.name, error), flight.label, flight.delivered)
+
+    def _close(self, flight: _Flight) -> None:
+        bag, flight.bag = flight.bag, None
+        if bag is not None:
+            self._dataset.close(flight.slide, bag)
+
+
+def _chunk_numbers(block: _Block, chunk_size: int) -> range:
+    return range(block.first, block.first + -(-len(block.order) // chunk_size))
+
+
+def _storage_order(bag: Bag, chosen: Indices) -> Indices:
+    """Return tiles in the order in which each stored tile of the slide is decoded once."""
+    return bag.storage_order(chosen) if isinstance(bag, TileBag) else chosen

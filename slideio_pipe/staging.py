@@ -1,0 +1,132 @@
+"""Between the threads that decode and the consumer: a stage that works ahead, and a ring of slots it works in."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections import deque
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+import torch
+
+from slideio_pipe.device import Colours, Sender, Sent
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    reason: BaseException | None = None
+
+
+class Stage(Generic[T]):
+    """Makes what a generator yields on one thread, at most ``ahead`` items before they are taken.
+
+    The thread knows nothing of the stage's owner, so that an owner which is garbage collected can stop it. A finaliser
+    may run at any moment and on any thread, so only queues that are reentrant are used: ``SimpleQueue``.
+    """
+
+    def __init__(self, items: Generator[T], ahead: int) -> None:
+        self._items = items
+        self._made: SimpleQueue[T | _End] = SimpleQueue()
+        self._permits: SimpleQueue[bool] = SimpleQueue()
+        self._stopped = False
+        for _ in range(ahead):
+            self._permits.put(True)
+        # A daemon, because Python waits for other threads before it runs exit handlers, and this one may be waiting
+        # for a consumer that is gone. The exit handler ends it before the interpreter is taken down beneath it.
+        self._thread = threading.Thread(target=self._run, name="slideio_pipe.stage", daemon=True)
+        atexit.register(self.close)
+        self._thread.start()
+
+    def take(self) -> T:
+        """Return the next item, or raise what the generator raised in its place; ``StopIteration`` at the end."""
+        item = self._made.get()
+        if not isinstance(item, _End):
+            self._permits.put(True)
+            return item
+        self._made.put(_End())  # for whoever asks again
+        try:
+            raise StopIteration if item.reason is None else item.reason
+        finally:
+            del item  # an exception must not refer to itself through this frame: it would keep the ring alive
+
+    def stop(self) -> None:
+        """Ask the thread to end after the item it is making; never blocks."""
+        self._stopped = True
+        self._permits.put(False)
+
+    def close(self) -> None:
+        """End the thread and drop what nobody took."""
+        self.stop()
+        self._thread.join()
+        while not self._made.empty():
+            self._made.get()
+        self._made.put(_End())
+
+    def _run(self) -> None:
+        end = _End()
+        try:
+            with closing(self._items):
+                while self._permits.get() and not self._stopped:
+                    self._made.put(next(self._items))
+        except StopIteration:
+            pass
+        except BaseException as reason:
+            end = _End(reason)
+        finally:
+            atexit.unregister(self.close)
+            self._made.put(end)
+            del end
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """Host memory for one batch of tiles."""
+
+    memory: torch.Tensor  # (n, H, W, 3) uint8
+    copied: torch.cuda.Event | None = None  # behind the last copy out of it
+
+    def claim(self, n: int) -> torch.Tensor:
+        """Return the first n tiles to write to, once the last copy has left them."""
+        copied = self.copied  # several threads may write to one slot
+        if copied is not None:
+            copied.synchronize()
+        return self.memory[:n]
+
+
+class Ring:
+    """Slots of host memory, allocated once and taken in turn by one thread."""
+
+    def __init__(self, sender: Sender, slots: int, shape: tuple[int, int, int, int]) -> None:
+        self._free = deque(Slot(sender.host_buffer(shape)) for _ in range(slots))
+        self._sender = sender
+        self.nbytes = sum(slot.memory.nbytes for slot in self._free)
+
+    @property
+    def free(self) -> int:
+        """How many slots may be taken; the copy out of a free one may still be under way."""
+        return len(self._free)
+
+    def take(self) -> Slot:
+        """Return the slot that was given back first."""
+        return self._free.popleft()
+
+    def give_back(self, slot: Slot) -> None:
+        """Make a slot free again."""
+        self._free.append(slot)
+
+    def send(self, slot: Slot, tiles: torch.Tensor, colours: Colours | None = None) -> Sent:
+        """Send tiles that lie in a slot, and make the slot free."""
+        sent = self._sender.send(tiles, colours)
+        slot.copied = sent.copied
+        self._free.append(slot)
+        return sent
+
+    def close(self) -> None:
+        """Block until no copy reads the slots any more."""
+        self._sender.drain()

@@ -1,0 +1,130 @@
+"""A cohort is checked before anything starts, and everything that is wrong is said at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_streaming import numbered_bag
+
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.errors import ConfigError
+
+
+def manifest(folder: Path, text: str, *files: str) -> Path:
+    """Write a CSV and empty files beside it."""
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    path = folder / "cohort.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_manifest(tmp_path: Path) -> None:
+    """Paths are relative to the file; cells may be empty; other columns are left alone."""
+    text = "slide,label,mpp,mask,patient\nx/a.svs,1,0.25,a.png,p1\nb.svs,,,,p2\n"
+    cohort = Cohort.of(manifest(tmp_path, text, "x/a.svs", "b.svs", "a.png"))
+    first, second = cohort
+    assert (first.source, first.name, first.label, first.mpp) == (tmp_path / "x/a.svs", "a.svs", 1, 0.25)
+    assert first.mask == tmp_path / "a.png"
+    assert (second.label, second.mpp, second.mask) == (None, None, None)
+    assert len(cohort[1:]) == 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["0", "1", ""], [0, 1, None]),
+        (["0.5", "1", "2"], [0.5, 1.0, 2.0]),
+        (["tumour", "1", ""], ["tumour", "1", None]),
+    ],
+)
+def test_labels_have_one_type(tmp_path: Path, cells: list[str], labels: list[object]) -> None:
+    """A column of whole numbers is whole numbers; one word makes all of it text."""
+    rows = "".join(f"{name}.svs,{cell}\n" for name, cell in zip("abc", cells, strict=True))
+    cohort = Cohort.of(manifest(tmp_path, "slide,label\n" + rows, "a.svs", "b.svs", "c.svs"))
+    assert cohort.labels == labels
+    assert [type(label) for label in cohort.labels] == [type(label) for label in labels]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_spreadsheets(tmp_path: Path, delimiter: str) -> None:
+    """A byte order mark, semicolons, decimal commas and empty lines are what spreadsheets write."""
+    number = "0.25" if delimiter == "," else "0,25"
+    text = f"\ufeffslide;mpp\n a.svs ;{number}\n;\n".replace(";", delimiter)
+    (slide,) = Cohort.of(manifest(tmp_path, text, "a.svs"))
+    assert (slide.name, slide.mpp) == ("a.svs", 0.25)
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    """With their lines, in one error that names the file."""
+    text = "slide,lable,mpp,mask\na.svs,1,wide,\nmissing.svs,0,-1,no.png\nx/a.svs,1,,\n,1,,\n"
+    with pytest.raises(ConfigError) as caught:
+        Cohort.of(manifest(tmp_path, text, "a.svs", "x/a.svs"))
+    message = str(caught.value)
+    for part in (
+        "cohort.csv: 7 problems",
+        'column "lable" looks like "label"',
+        "line 2: mpp 'wide' is no resolution",
+        "line 3: mpp '-1' is no resolution",
+        "line 3: no such slide",
+        "line 3: no such mask",
+        "line 5: no slide",
+        "2 slides are called a.svs",
+    ):
+        assert part in message
+
+
+def test_names_tell_slides_apart(tmp_path: Path) -> None:
+    """Files of the same name in two folders are fine when they are given names."""
+    text = "slide,name\nx/1.svs,x1\ny/1.svs,y1\n"
+    assert [slide.name for slide in Cohort.of(manifest(tmp_path, text, "x/1.svs", "y/1.svs"))] == ["x1", "y1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        ("slide\n", "no slides"),
+        ("file,label\na.svs,1\n", 'no column "slide"'),
+        ("slide,slide\na.svs,a.svs\n", "is there twice"),
+    ],
+)
+def test_manifests_that_are_none(tmp_path: Path, text: str, words: str) -> None:
+    """Each says what is missing."""
+    with pytest.raises(ConfigError, match=words):
+        Cohort.of(manifest(tmp_path, text, "a.svs"))
+
+
+def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
+    """Not there, or not text."""
+    with pytest.raises(ConfigError, match="check the path"):
+        Cohort.of(tmp_path / "nowhere.csv")
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00slide")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        Cohort.of(tmp_path / "a.csv")
+
+
+def test_many_problems_are_counted_not_listed(tmp_path: Path) -> None:
+    """A manifest of the wrong folder does not fill the screen."""
+    with pytest.raises(ConfigError, match=r"100 problems.*and 80 more"):
+        Cohort.of(manifest(tmp_path, "slide\n" + "".join(f"{k}.svs\n" for k in range(100))))
+
+
+def test_a_list(tmp_path: Path) -> None:
+    """Paths and bags; a bag brings its own label; a cohort is itself."""
+    (tmp_path / "a.svs").touch()
+    bag = numbered_bag(3)
+    bag.label = 7  # type: ignore[assignment]
+    cohort = Cohort.of([tmp_path / "a.svs", bag])
+    assert [(slide.name, slide.label) for slide in cohort] == [("a.svs", None), ("array", 7)]
+    assert Cohort.of(cohort) is cohort
+    assert repr(cohort) == "Cohort(2 slides, labels 7)"
+
+
+@pytest.mark.parametrize("source", [7, [7], numbered_bag(1), []])
+def test_what_is_no_cohort(source: object) -> None:
+    """It says what to pass."""
+    with pytest.raises(ConfigError):
+        Cohort.of(source)  # type: ignore[arg-type]

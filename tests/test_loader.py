@@ -1,0 +1,584 @@
+"""Every tile of a cohort once, in memory that is stated; ranks, epochs, states and failures add up."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_streaming import ArrayBag, fail_from, formula, stream_threads, wait_until
+
+from slideio_pipe.dataset import BagDataset
+from slideio_pipe.device import Normalize
+from slideio_pipe.errors import ConfigError, CorruptSlideError, FailedSlidesError, SkippedWarning
+from slideio_pipe.loader import BagLoader
+from slideio_pipe.streaming import TileBatch
+
+Seen = list[tuple[str, int]]
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Any:
+    """Let no test leave a thread behind."""
+    yield
+    gc.collect()
+    wait_until(lambda: not stream_threads())
+
+
+def bag(name: str, count: int, seed: int = 0, size: tuple[int, int] = (4, 6)) -> ArrayBag:
+    """Return a bag of random tiles, with a label that belongs to its name."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    made = ArrayBag(rng.integers(0, 256, (count, *size, 3), dtype=np.uint8), name)
+    made.label = len(name)  # type: ignore[assignment]
+    return made
+
+
+def bags(*counts: int) -> list[ArrayBag]:
+    return [bag(f"bag{number}", count) for number, count in enumerate(counts)]
+
+
+def open_loader(cohort: Any, config: Any = None, **changes: Any) -> BagLoader:
+    usual = {"device": "cpu", "normalize": None, "chunk_size": 10, "threads": 3}
+    return BagLoader(BagDataset(cohort, config), **(usual | changes))
+
+
+def seen(chunks: Iterable[TileBatch]) -> Seen:
+    return [(chunk.bag, int(k)) for chunk in chunks for k in chunk.index]
+
+
+def everything(cohort: Iterable[ArrayBag]) -> Seen:
+    return [(b.name, k) for b in cohort for k in range(len(b))]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    counts=st.lists(st.integers(1, 70), min_size=1, max_size=6),
+    chunk_size=st.integers(1, 40),
+    threads=st.integers(1, 4),
+    mix=st.integers(0, 3),
+    interleave=st.integers(1, 3),
+    flags=st.tuples(st.booleans(), st.booleans()),
+    world_size=st.integers(1, 3),
+)
+def test_every_tile_comes_once(
+    counts: list[int],
+    chunk_size: int,
+    threads: int,
+    mix: int,
+    interleave: int,
+    flags: tuple[bool, bool],
+    world_size: int,
+) -> None:
+    """Whatever the settings, all ranks together deliver each tile once, with its own pixels, label and coordinates."""
+    cohort = bags(*counts)
+    by_name = {b.name: b for b in cohort}
+    found: Seen = []
+    for rank in range(world_size):
+        loader = open_loader(
+            cohort,
+            chunk_size=chunk_size,
+            threads=threads,
+            mix=mix,
+            interleave=interleave,
+            ordered=flags[0],
+            shuffle=flags[1],
+            rank=rank,
+            world_size=world_size,
+        )
+        ends: Counter[str] = Counter()
+        for chunk in loader:
+            source = by_name[chunk.bag]
+            assert not ends[chunk.bag]  # nothing comes after the end of a bag
+            ends[chunk.bag] += chunk.last
+            np.testing.assert_array_equal(chunk.tiles.permute(0, 2, 3, 1).numpy(), source.tiles[chunk.index])
+            np.testing.assert_array_equal(chunk.coords, source.coords[chunk.index])
+            assert chunk.label == source.label
+            assert len(chunk) <= chunk_size
+            found += [(chunk.bag, int(k)) for k in chunk.index]
+        assert len(ends) == len(range(rank, len(counts), world_size))
+        assert set(ends.values()) <= {1}
+    assert sorted(found) == sorted(everything(cohort))
+
+
+def test_chunks_of_a_bag_are_not_mixed_with_anothers() -> None:
+    """Unless asked for: a loop that gathers until ``last`` gathers one bag, ordered or not."""
+    for ordered in (False, True):
+        names = [chunk.bag for chunk in open_loader(bags(35, 5, 42, 18, 1), ordered=ordered, bags_in_flight=4)]
+        assert [name for k, name in enumerate(names) if names[k : k + 1] != names[k - 1 : k]] == sorted(set(names))
+
+
+def test_interleaved_bags_take_turns() -> None:
+    """With interleave, chunks of that many bags alternate, in a fixed order when ordered."""
+    loader = open_loader(bags(40, 40, 20), ordered=True, interleave=2)
+    assert [chunk.bag[-1] for chunk in loader] == list("0101010122")
+
+
+@pytest.mark.parametrize("mix", [0, 1, 3])
+def test_ordered_is_the_same_on_any_number_of_threads(mix: int) -> None:
+    """The order of delivery is reproducible, shuffled or not; another epoch has another one."""
+    cohort = bags(33, 57, 12, 90)
+
+    def run(threads: int, epoch: int) -> Seen:
+        loader = open_loader(cohort, {"seed": 5}, threads=threads, ordered=True, shuffle=True, mix=mix)
+        loader.set_epoch(epoch)
+        return seen(loader)
+
+    assert run(1, 0) == run(4, 0)
+    assert run(1, 1) == run(4, 1) != run(1, 0)
+
+
+def test_what_a_chunk_holds_depends_on_no_thread() -> None:
+    """Not ordered, the chunks are the same ones; only their sequence may differ."""
+    cohort = bags(64, 100)
+
+    def chunks(threads: int) -> list[Seen]:
+        return sorted(seen([chunk]) for chunk in open_loader(cohort, mix=2, threads=threads))
+
+    assert chunks(1) == chunks(4)
+
+
+def test_mixing_reads_in_storage_order() -> None:
+    """Tiles are delivered mixed over the chunks, and read one run of neighbours after the other."""
+    source, reads = bag("a", 80), []
+    source.before_read = lambda indices: reads.append(np.asarray(indices).tolist())
+    chunks = list(open_loader([source], mix=4, threads=1, ordered=True))
+    assert all(run == list(range(run[0], run[0] + len(run))) for run in reads)
+    assert [run[0] for run in reads] == sorted(run[0] for run in reads)
+    for block in (chunks[:4], chunks[4:]):  # mixed within the block, and only there
+        tiles = [k for _, k in seen(block)]
+        assert tiles != sorted(tiles)
+        assert max(tiles) - min(tiles) == 39
+    assert np.ptp(chunks[0].index) > 20
+
+
+def test_the_first_chunk_takes_one_chunks_work() -> None:
+    """A huge bag is not waited for: when its first chunk is delivered, no more was read than the ring holds."""
+    source, go_on = bag("huge", 5000), threading.Event()
+    read: list[int] = []
+
+    def before_read(indices: np.ndarray) -> None:
+        if indices[0] >= 10:
+            assert go_on.wait(20)
+        read.extend(np.asarray(indices).tolist())
+
+    source.before_read = before_read
+    with iter(open_loader([source], threads=2)) as chunks:
+        assert len(next(chunks)) == 10
+        assert sorted(read) == list(range(10))
+        go_on.set()
+
+
+def test_a_bag_that_opens_slowly_holds_up_nobody() -> None:
+    """What is ready goes first: the next bag's chunks come while the first is still being opened."""
+    cohort, opened = bags(20, 20), threading.Event()
+    loader = open_loader(cohort)
+    open_now = loader.dataset.open
+
+    def slowly(number: int, epoch: int | None = None) -> Any:
+        if number == 0:
+            assert opened.wait(20)
+        return open_now(number, epoch)
+
+    loader.dataset.open = slowly  # type: ignore[method-assign]
+    chunks = iter(loader)
+    assert [next(chunks).bag, next(chunks).bag] == ["bag1", "bag1"]
+    opened.set()
+    assert [chunk.bag for chunk in chunks] == ["bag0", "bag0"]
+
+
+def test_bags_open_at_a_time() -> None:
+    """Never more than asked for, though there are many; each is let go of at its end."""
+    cohort = bags(*[15] * 12)
+    loader, now, most = open_loader(cohort, bags_in_flight=3), 0, 0
+    opened, closed, lock = loader.dataset.open, loader.dataset.close, threading.Lock()
+
+    def counted(number: int, epoch: int | None = None) -> Any:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        return opened(number, epoch)
+
+    def counted_close(number: int, bag: Any) -> None:
+        nonlocal now
+        with lock:
+            now -= 1
+        closed(number, bag)
+
+    loader.dataset.open, loader.dataset.close = counted, counted_close  # type: ignore[method-assign]
+    assert len(seen(loader)) == 180
+    assert (now, most) == (0, 3)
+
+
+def test_normalised_float16() -> None:
+    """The pixels are what the formula says."""
+    source = bag("a", 23)
+    chunks = list(open_loader([source], normalize=Normalize.half(), ordered=True))
+    tiles = torch.cat([chunk.tiles for chunk in chunks])
+    assert torch.equal(tiles, formula(source.tiles))
+    assert tiles.is_contiguous(memory_format=torch.channels_last)
+
+
+# -- epochs, subsamples, ranks -----------------------------------------------------------------------------------
+
+
+def test_epochs_advance_by_themselves() -> None:
+    """Each run through the loader is an epoch with draws of its own; set_epoch goes back to one."""
+    loader = open_loader(bags(100, 100), {"max_tiles": 10}, ordered=True)
+    first, second = seen(loader), seen(loader)
+    assert (loader.epoch, len(first), len(second)) == (2, 20, 20)
+    assert first != second
+    loader.set_epoch(0)
+    assert seen(loader) == first
+
+
+def test_an_epoch_that_was_left_starts_again() -> None:
+    """Breaking out and iterating again begins the same epoch at its start; only a loaded state goes on."""
+    loader = open_loader(bags(30), ordered=True)
+    for _ in range(2):
+        for chunk in loader:
+            assert chunk.index[0] == 0
+            break
+    assert len(seen(loader)) == 30
+    assert loader.epoch == 1
+
+
+def test_subsamples_are_drawn_per_bag() -> None:
+    """max_tiles tiles of each bag, none twice, in storage order; small bags whole; another seed, other tiles."""
+    cohort = bags(500, 500, 7)
+    loader = open_loader(cohort, {"max_tiles": 50, "seed": 1}, ordered=True)
+    chosen = [k for name, k in seen(loader) if name == "bag0"]
+    others = [k for name, k in seen(open_loader(cohort, {"max_tiles": 50, "seed": 2})) if name == "bag0"]
+    assert len(set(chosen)) == 50
+    assert chosen == sorted(chosen)
+    assert set(chosen) != set(others)
+    assert [len(b) for b in loader.bags()] == [50, 50, 7]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_ranks_share_without_overlap(world_size: int) -> None:
+    """Each bag belongs to one rank, in shuffled epochs too; no rank has more than one bag over the others."""
+    cohort = bags(*[3] * 11)
+    loaders = [open_loader(cohort, shuffle=True, rank=r, world_size=world_size) for r in range(world_size)]
+    for epoch in range(2):
+        shares = [loader.order() for loader in loaders]
+        assert sorted(number for share in shares for number in share) == list(range(11))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert sorted(s for loader in loaders for s in seen(loader)) == sorted(everything(cohort)), epoch
+
+
+# -- state -------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    stop=st.integers(0, 30),
+    threads=st.integers(1, 4),
+    flags=st.tuples(st.booleans(), st.booleans()),
+    mix=st.integers(0, 2),
+    interleave=st.integers(1, 2),
+)
+def test_a_resumed_epoch_brings_the_rest(
+    stop: int, threads: int, flags: tuple[bool, bool], mix: int, interleave: int
+) -> None:
+    """After any chunk, in another process say, with other threads: what was delivered and the rest are everything."""
+    cohort = bags(33, 8, 61, 27)
+    options: dict[str, Any] = {
+        "ordered": flags[0], "shuffle": flags[1], "mix": mix, "interleave": interleave, "chunk_size": 7,
+    }  # fmt: skip
+    loader = open_loader(cohort, threads=threads, **options)
+    loader.set_epoch(3)
+    first: Seen = []
+    for count, chunk in enumerate(loader):
+        if count == stop:
+            break
+        first += seen([chunk])
+        state = loader.state_dict()
+    else:
+        return
+    state = json.loads(json.dumps(state if stop else open_state(loader)))
+    resumed = open_loader(cohort, threads=2, **options)
+    resumed.load_state_dict(state)
+    rest = list(resumed)
+    assert sorted(first + seen(rest)) == sorted(everything(cohort))
+    assert sum(chunk.last for chunk in rest) == 4 - len(state["finished"])
+    assert resumed.epoch == 4
+    if options["ordered"] and interleave == 1:
+        loader.set_epoch(3)
+        assert first + seen(rest) == seen(loader)
+
+
+def open_state(loader: BagLoader) -> dict[str, Any]:
+    loader.set_epoch(loader.epoch)
+    return loader.state_dict()
+
+
+def test_whole_bags_start_again() -> None:
+    """A state for training steps of one bag each drops the chunks of a bag that is not complete."""
+    loader = open_loader(bags(30, 30), ordered=True)
+    chunks = iter(loader)
+    for _ in range(4):
+        next(chunks)
+    state = loader.state_dict(whole_bags=True)
+    chunks.close()
+    loader.load_state_dict(state)
+    assert seen(loader) == [("bag1", k) for k in range(30)]
+
+
+def test_bags_resume_at_a_bag() -> None:
+    """Whole bags are delivered or not: the state between two of them brings the others."""
+    loader = open_loader(bags(30, 12, 25))
+    whole = loader.bags()
+    assert next(whole).bag == "bag0"
+    state = loader.state_dict()
+    whole.close()
+    loader.load_state_dict(state)
+    assert [b.bag for b in loader.bags()] == ["bag1", "bag2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"chunk_size": 11}, "chunk_size 10, here 11"),
+        ({"mix": 2}, "mix 0, here 2"),
+        ({"shuffle": True}, "shuffle False"),
+        ({"rank": 1, "world_size": 2}, "rank 0, here 1"),
+    ],
+)
+def test_a_state_of_another_loader_is_refused(change: dict[str, Any], words: str) -> None:
+    """It says what differs."""
+    state = open_loader(bags(5)).state_dict()
+    with pytest.raises(ConfigError, match=words):
+        open_loader(bags(5), **change).load_state_dict(state)
+    with pytest.raises(ConfigError, match="cohort"):
+        open_loader(bags(5, 6)).load_state_dict(state)
+    with pytest.raises(ConfigError, match="version"):
+        open_loader(bags(5)).load_state_dict({})
+
+
+# -- whole bags --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mix", [0, 2])
+def test_whole_bags(mix: int) -> None:
+    """Each bag in one tensor, its tiles in the bag's own order, with label and coordinates."""
+    cohort = bags(35, 4, 60)
+    loader = open_loader(cohort, normalize=Normalize.half(), mix=mix, interleave=2)
+    for source, whole in zip(cohort, loader.bags(), strict=True):
+        assert (whole.bag, whole.label, len(whole)) == (source.name, source.label, len(source))
+        assert torch.equal(whole.tiles, formula(source.tiles))
+        assert whole.tiles.is_contiguous(memory_format=torch.channels_last)
+        np.testing.assert_array_equal(whole.coords, source.coords)
+        np.testing.assert_array_equal(whole.index, np.arange(len(source)))
+    assert loader.epoch == 1
+
+
+# -- failures ----------------------------------------------------------------------------------------------------
+
+
+def broken(name: str, count: int, *tiles: int) -> ArrayBag:
+    """Return a bag of which some tiles cannot be decoded."""
+    made = bag(name, count)
+
+    def before_read(indices: np.ndarray) -> None:
+        for k in indices:
+            if k in tiles:
+                raise CorruptSlideError(f"tile {k} is damaged", slide=name)
+
+    made.before_read = before_read
+    return made
+
+
+def test_a_corrupt_tile_is_raised() -> None:
+    """By default the tile's own error ends the epoch, after the chunks before it."""
+    loader = open_loader([broken("a", 50, 25)], ordered=True)
+    chunks = iter(loader)
+    assert [next(chunks).index[0] for _ in range(2)] == [0, 10]
+    with pytest.raises(CorruptSlideError, match="a: tile 25 is damaged"):
+        next(chunks)
+    assert [failure.slide for failure in loader.failures] == ["a"]
+
+
+@pytest.mark.parametrize("mix", [0, 2])
+@pytest.mark.parametrize("whole", [False, True])
+def test_corrupt_tiles_can_be_white_or_left_out(mix: int, whole: bool) -> None:
+    """Only the bad tiles are concerned; they are listed with their place, and one warning comes at the end."""
+    source = broken("a", 50, 25, 26, 49)
+    for on_error in ("white", "skip"):
+        loader = open_loader([source], on_error=on_error, mix=mix, normalize=None)
+        with pytest.warns(SkippedWarning, match="3 tiles could not be read, such as tile"):
+            parts: list[Any] = list(loader.bags() if whole else loader)
+        tiles = np.concatenate([part.tiles.permute(0, 2, 3, 1).numpy() for part in parts])
+        index = np.concatenate([part.index for part in parts])
+        expected = source.tiles.copy()
+        expected[[25, 26, 49]] = 255
+        assert sorted(index) == [k for k in range(50) if on_error == "white" or k not in (25, 26, 49)]
+        np.testing.assert_array_equal(tiles, expected[index])
+        assert sorted(failure.tile for failure in loader.failures if failure.tile is not None) == [25, 26, 49]
+
+
+def test_a_slide_of_bad_tiles_fails() -> None:
+    """More than a tenth of a bag is no single tile's trouble."""
+    loader = open_loader([broken("a", 50, *range(20, 40)), bag("b", 12)], on_error="white", max_failures=1)
+    with pytest.warns(SkippedWarning, match="1 slide and"):
+        names = [chunk.bag for chunk in loader]
+    assert names[-1] == "b"
+    with pytest.raises(FailedSlidesError) as caught:
+        loader.raise_failures()
+    assert "6 of 50 tiles cannot be decoded" in str(caught.value.exceptions[0])
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_slides_that_fail_are_counted(ordered: bool) -> None:
+    """Up to max_failures the others arrive, and one warning and one group of errors tell of them."""
+    cohort = [bag("a", 30), broken("b", 30, 2), bag("c", 30), broken("d", 30, 29), bag("e", 30)]
+    loader = open_loader(cohort, ordered=ordered, max_failures=2)
+    with pytest.warns(SkippedWarning, match="2 slides could not be read, such as b: tile 2 is damaged"):
+        chunks = list(loader)
+    assert [c.bag for c in chunks if c.last and c.error is None] == ["a", "c", "e"]
+    with pytest.raises(FailedSlidesError) as caught:
+        loader.raise_failures()
+    assert [error.slide for error in caught.value.exceptions] == ["b", "d"]  # type: ignore[attr-defined]
+    assert loader.epoch == 1
+
+
+def test_more_failures_than_may_end_the_epoch() -> None:
+    """One group of all errors so far; the error of the only one where none may."""
+    cohort = [broken(name, 5, 0) for name in "abcd"]
+    with pytest.raises(FailedSlidesError, match="3 slides failed, 2 may") as caught:
+        list(open_loader(cohort, max_failures=2))
+    assert len(caught.value.exceptions) == 3
+    with pytest.raises(CorruptSlideError, match="tile 0 is damaged"):
+        list(open_loader(cohort))
+
+
+def test_a_bag_that_fails_midway_is_marked() -> None:
+    """Its end carries the error and no tiles, so that nobody gathers its chunks into the next bag."""
+    loader = open_loader([broken("a", 40, 35), bag("b", 10)], ordered=True, max_failures=1)
+    with pytest.warns(SkippedWarning):
+        chunks = list(loader)
+    ends = [(chunk.bag, len(chunk), chunk.error is not None) for chunk in chunks if chunk.last]
+    assert ends == [("a", 0, True), ("b", 10, False)]
+    assert chunks[3].tiles.shape == (0, 3, 4, 6)
+    assert chunks[3].label == 1
+    with pytest.warns(SkippedWarning):
+        assert [b.bag for b in loader.bags()] == ["b"]
+
+
+def test_a_fault_of_the_program_is_raised_as_it_is() -> None:
+    """Only slides may fail; a TypeError in a reader is nobody's broken slide."""
+    source = bag("a", 30)
+    source.before_read = fail_from(10, TypeError("fault"))
+    with pytest.raises(TypeError, match="fault"):
+        list(open_loader([source], max_failures=5))
+
+
+def test_a_state_remembers_failures() -> None:
+    """A slide that failed is not read again after a resumption, and still counts."""
+    cohort = [broken("a", 5, 0), bag("b", 20), broken("c", 5, 0)]
+    loader = open_loader(cohort, ordered=True, max_failures=1)
+    chunks = iter(loader)
+    assert next(chunks).bag == "b"
+    state = loader.state_dict()
+    chunks.close()
+    assert state["failed"] == [0]
+    loader.load_state_dict(state)
+    with pytest.raises(FailedSlidesError, match="2 slides failed, 1 may"):
+        list(loader)
+
+
+def test_bags_of_another_tile_size_fail() -> None:
+    """They do not fit into the ring: the slide is named."""
+    with pytest.raises(ConfigError, match="b: tiles of 5×4 px among those of 6×4 px"):
+        list(open_loader([bag("a", 3), bag("b", 3, size=(4, 5))]))
+
+
+# -- memory and shutdown -----------------------------------------------------------------------------------------
+
+
+def test_memory_is_stated_before_the_start() -> None:
+    """Ring, chunks ahead and cache; the ring that is made is as large as that, and nothing is decoded beyond it."""
+    source = bag("a", 3000)
+    loader = open_loader([source], threads=2, prefetch=3, normalize=Normalize.half())
+    slot = 10 * 4 * 6 * 3
+    assert loader.memory.ring_bytes == 4 * slot
+    assert loader.memory.ahead_bytes == 3 * slot * 2
+    assert loader.memory.total_bytes == 4 * slot + 3 * slot * 2 + loader.memory.cache_bytes
+    with iter(loader) as chunks:
+        wait_until(lambda: sum(source.read_sizes) >= 70)
+        time.sleep(0.05)
+        assert sum(source.read_sizes) == 70  # 3 chunks ahead, 4 slots
+        next(chunks)
+        wait_until(lambda: sum(source.read_sizes) == 80)
+
+
+def test_breaking_out_ends_the_threads() -> None:
+    """A loop that is left early leaves nothing behind, chunks or bags: the fixture looks for threads."""
+    for _ in open_loader(bags(100, 100)):
+        break
+    for _ in open_loader(bags(100, 100)).bags():
+        break
+
+
+def test_an_exception_in_the_training_step_ends_the_threads() -> None:
+    """It passes through, and the threads are gone."""
+
+    def train() -> None:
+        with open_loader(bags(100, 100)) as loader:
+            for chunk in loader:
+                raise ZeroDivisionError(chunk.bag)
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    assert not stream_threads()
+
+
+def test_a_second_iteration_closes_the_first() -> None:
+    """There is one ring: the old iteration says so instead of going on."""
+    loader = open_loader(bags(100))
+    first = iter(loader)
+    next(first)
+    second = iter(loader)
+    with pytest.raises(ConfigError, match="closed, by another one"):
+        next(first)
+    second.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chunk_size": 0},
+        {"threads": 0},
+        {"prefetch": 0},
+        {"bags_in_flight": 0},
+        {"interleave": 0},
+        {"mix": -1},
+        {"max_failures": -1},
+        {"on_error": "ignore"},
+        {"colours": "gpu"},
+        {"device": "nowhere"},
+        {"normalize": "imagenet"},
+        {"dtype": torch.uint8},
+        {"rank": 0},
+        {"rank": 2, "world_size": 2},
+    ],
+)
+def test_arguments_that_make_no_sense(change: dict[str, Any]) -> None:
+    """Each is refused at the call."""
+    with pytest.raises(ConfigError):
+        open_loader(bags(5), **change)
+
+
+def test_a_loader_needs_a_dataset() -> None:
+    """A list of slides is told what to pass."""
+    with pytest.raises(ConfigError, match=r"BagDataset\(cohort"):
+        BagLoader(["a.svs"], device="cpu", normalize=None)  # type: ignore[arg-type]
