@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 import slideio_pipe as sp
 from slideio_pipe import cli
-from slideio_pipe.bench import measure, memory, peers
+from slideio_pipe.bench import measure, memory, peers, run
 from slideio_pipe.bench.cases import CASES, OFF_GRID, READING, Tiles, tiles_of, tissue_of
 from slideio_pipe.bench.measure import Ratio, Row, difference, job_of, race, race_threads, row_of, take_turns
 from slideio_pipe.bench.peers import OURS, PEERS, Worker
@@ -237,7 +238,7 @@ def test_a_reader_that_dies_is_a_note(truth: SyntheticSlide, tmp_path: Path) -> 
         tiles = Tiles(256, 1, np.array([[0, 0]]))
         table = race(CASES["aligned"], tiles, truth.path, {OURS: ours, "cucim": dying}, rounds=2, folder=tmp_path)
         jobs = {"cucim": job_of(tiles, truth.path, tmp_path)}
-        again = take_turns({"cucim": dying}, jobs, 3, tmp_path, lambda: None)
+        again = take_turns({"cucim": dying}, jobs, 3, lambda: None)
     assert table.rows[0].tiles_per_cpu_s is not None
     assert "ended by SIGSEGV: double free" in table.rows[1].note
     assert table.rows[1].ratio is None
@@ -249,6 +250,39 @@ def test_a_reader_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(peers, "JOB_LIMIT_S", 0.2)
     with Worker(PEERS["cucim"], fake_python(tmp_path / "python", "exec sleep 600")) as worker:
         assert worker.missing == "ended by SIGKILL"
+
+
+def test_a_python_that_is_none(tmp_path: Path) -> None:
+    """A program that answers something else is not taken for a reader."""
+    with Worker(PEERS["cucim"], fake_python(tmp_path / "python", "echo hello")) as worker:
+        assert worker.missing == "answered 'hello'"
+
+
+def test_an_interruption_leaves_no_process(truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle ends every reader, and no pixels stay behind."""
+    workers: list[Worker] = []
+    folders: list[Path] = []
+
+    class Watched(Worker):
+        def __init__(self, *arguments: Any) -> None:
+            workers.append(self)
+            super().__init__(*arguments)
+
+        def ask(self, job: dict[str, Any]) -> dict[str, Any]:
+            folders.append(Path(job["origins"]).parent)
+            return super().ask(job)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "Worker", Watched)
+    with pytest.raises(KeyboardInterrupt):
+        compare_readers(truth.path, cases=["aligned"], peers=["openslide"], rounds=3, tiles=2, progress=interrupt)
+    assert len(workers) == 2
+    assert all(worker._process.poll() is not None for worker in workers)
+    assert len(folders) == 2
+    assert not folders[0].exists()
 
 
 def test_an_error_of_a_reader_is_a_note(tmp_path: Path) -> None:

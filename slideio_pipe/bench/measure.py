@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,16 +91,15 @@ def race(
     workers : mapping
         By name; the pixels of the first one are what the others' are compared with.
     folder : Path
-        Room for one array of pixels per reader, emptied on the way.
+        Room for the pixels of two readers, emptied on the way.
     step : callable
         Called after each job.
     """
     jobs = {name: job_of(tiles, slide, folder) for name in workers}
-    answers = take_turns(workers, jobs, rounds, folder, step)
-    differences = compare_pixels(folder, list(workers))
-    rows = [
-        row_of(name, worker.version, case, tiles, answers, differences.get(name)) for name, worker in workers.items()
-    ]
+    with Pixels(folder) as pixels:
+        answers = take_turns(workers, jobs, rounds, step, pixels)
+    apart = pixels.differences
+    rows = [row_of(name, worker.version, case, tiles, answers, apart.get(name)) for name, worker in workers.items()]
     return Table(case, facts_of(tiles, rounds), rows)
 
 
@@ -118,7 +116,7 @@ def race_threads(
     """Let each reader read with one thread and with two, in turns; the ratio is of wall time."""
     both = {(name, threads): worker for name, worker in workers.items() for threads in (1, 2)}
     jobs = {key: job_of(tiles, slide, folder) | {"threads": key[1]} for key in both}
-    answers = take_turns(both, jobs, rounds, folder, step, keep=False)
+    answers = take_turns(both, jobs, rounds, step)
     rows = []
     for name, worker in workers.items():
         one, two = answers[name, 1], answers[name, 2]
@@ -165,10 +163,8 @@ def take_turns(
     workers: Mapping[Any, Worker],
     jobs: Mapping[Any, dict[str, Any]],
     rounds: int,
-    folder: Path,
     step: Callable[[], object],
-    *,
-    keep: bool = True,
+    pixels: Pixels | None = None,
 ) -> dict[Any, list[dict[str, Any]]]:
     """Return the answers of all rounds by worker; who failed once is not asked again."""
     answers: dict[Any, list[dict[str, Any]]] = {name: [] for name in workers}
@@ -177,8 +173,11 @@ def take_turns(
             if answers[name] and "cpu_s" not in answers[name][-1]:
                 step()
                 continue
-            pixels = {"pixels": str(folder / f"{name}.npy")} if keep and turn == 0 else {}
-            answer = worker.ask(jobs[name] | pixels)
+            if turn == 0 and pixels is not None:
+                answer = worker.ask(jobs[name] | {"pixels": str(pixels.file(name))})
+                pixels.compare(name)
+            else:
+                answer = worker.ask(jobs[name])
             # The warm-up fills the page cache and imports modules: only how it failed counts.
             if turn or "cpu_s" not in answer:
                 answers[name].append(answer)
@@ -235,22 +234,41 @@ def _note(answers: Sequence[dict[str, Any]]) -> str:
     return ""
 
 
-def compare_pixels(folder: Path, names: Sequence[str]) -> dict[str, tuple[int, float]]:
-    """Return (largest, mean) difference in levels from the first reader that has pixels; remove the pixels."""
-    files = {name: folder / f"{name}.npy" for name in names if (folder / f"{name}.npy").exists()}
-    found: dict[str, tuple[int, float]] = {}
-    reference: NDArray[np.uint8] | None = None
-    for name, file in files.items():
-        pixels = np.load(file, mmap_mode="r")
-        if reference is None:
-            reference = pixels
-        else:
-            found[name] = difference(reference, pixels)
-    del reference
-    for file in files.values():
-        with contextlib.suppress(OSError):  # the folder is temporary anyway
-            file.unlink()
-    return found
+class Pixels:
+    """What readers delivered, as files that live as long as they are needed: the first reader's, and one more.
+
+    Attributes
+    ----------
+    differences : dict
+        By reader: largest and mean difference from the pixels of the first, in levels.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.differences: dict[str, tuple[int, float]] = {}
+        self._folder = folder
+        self._reference: Path | None = None
+
+    def file(self, name: str) -> Path:
+        """Return where a reader's pixels go."""
+        return self._folder / f"{name}.npy"
+
+    def compare(self, name: str) -> None:
+        """Compare the pixels of a reader, if it left any, with those of the first that did."""
+        file = self.file(name)
+        if not file.exists():
+            return
+        if self._reference is None:
+            self._reference = file
+            return
+        self.differences[name] = difference(np.load(self._reference, mmap_mode="r"), np.load(file, mmap_mode="r"))
+        file.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._reference is not None:
+            self._reference.unlink(missing_ok=True)
 
 
 def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> tuple[int, float]:

@@ -116,7 +116,10 @@ class Worker:
             watch.cancel()
         if not line:
             return {"error": self._epitaph()}
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:  # no Python that runs the worker
+            return {"error": f"answered {line.strip()[:80]!r}"}
         return answer
 
     def _epitaph(self) -> str:
