@@ -1,8 +1,7 @@
 """From coordinates to pixels: the only place that does it.
 
 A reader is given any list of tiles. It visits them in storage order, so that a stored tile is decoded once though
-several tiles need it, and writes each into its slot of the caller's array. Threads share one image per level, and with
-it libvips' cache of decoded tiles; each has a region of its own.
+several tiles need it, and writes each into its slot of the caller's array. Threads share what is decoded.
 
 The geometry of a tile, its own draw's and its view's, is one affine, sampled from the coarsest level that is fine
 enough (``sampling``); colours follow on the decoded pixels.
@@ -10,6 +9,7 @@ enough (``sampling``); colours follow on the decoded pixels.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +24,7 @@ from slideio_pipe.augment.cpu import ColourProgram, Scratch
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.operations import Opaque
+from slideio_pipe.backends.base import OnStage
 from slideio_pipe.backends.vips import check_process
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import SAME_RESOLUTION, WHOLE_SHRINKS, Affine, LevelChoice, Rect, Size
@@ -44,11 +45,15 @@ class TileReader:
     view : SlideView
     tile_size : int
         Side in view px.
+    on_stage : callable, optional
+        Told ("read" | "decode" | "fallback" | "resample" | "augment", start, end), ``time.perf_counter`` seconds, by
+        the thread that did it.
 
     Notes
     -----
-    Memory: libvips' decoded-tile cache of the level, 2·(1 + level width / stored tile width) stored tiles, shared by
-    all readers of the slide, plus at most 64 MB per thread while shrinking.
+    Memory: decoded stored tiles of all open slides together, 128 MB (``decoded``), and at most 64 MB per thread while
+    shrinking. Levels that are not JPEG go through libvips and its cache of the level: 2·(1 + level width / stored tile
+    width) stored tiles, shared by all readers of the slide.
 
     Examples
     --------
@@ -59,9 +64,9 @@ class TileReader:
     True
     """
 
-    def __init__(self, view: SlideView, tile_size: int) -> None:
-        self.view, self.tile_size = view, tile_size
-        self._sampler = Sampler(view.slide)
+    def __init__(self, view: SlideView, tile_size: int, *, on_stage: OnStage | None = None) -> None:
+        self.view, self.tile_size, self.on_stage = view, tile_size, on_stage
+        self._sampler = Sampler(view.slide, on_stage)
         self._idle: deque[Scratch] = deque()
 
     def read(
@@ -114,10 +119,20 @@ class TileReader:
                 remedy=f"pass uint8 {shape}",
             )
 
+        plain = draws is None and not self.view.moves and not (colours and self._graph is not None)
+        stored, places = self._sampler.whole_tiles(self.view.choice, corners, self.tile_size) if plain else (None, [])
+
         def read_run(positions: NDArray[np.int64]) -> None:
-            for k in positions:
-                x, y = (int(v) for v in corners[k])
-                self._read_tile(x, y, None if draws is None else draws[k], target[k], colours)
+            for k in positions.tolist():
+                place = places[k] if stored is not None else None
+                if place is None or stored is None:
+                    x, y = corners[k].tolist()
+                    self._read_tile(x, y, None if draws is None else draws[k], target[k], colours)
+                    continue
+                # A stored tile as it is: nothing may stand between its bytes and the slot but the decoder.
+                stored.decode(place[0], place[1], target[k], on_stage=self.on_stage)
+                if colours:
+                    self._colour(None, target[k], done=False)
 
         self._in_threads(read_run, self.storage_order(corners), threads)
         return target
@@ -154,29 +169,33 @@ class TileReader:
         else:
             self._read_drawn(x, y, draw, slot)
         if colours:
+            begun = time.perf_counter() if self.on_stage else 0.0
             self._colour(draw, slot, done=lazily)
+            if self.on_stage:
+                self.on_stage("augment", begun, time.perf_counter())
 
     def _read_drawn(self, x: int, y: int, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
         """Sample a tile through its own affine and the view's: one product, one interpolation."""
         to_view = Affine.translation(x, y)
         if draw is not None and draw.moves:
             to_view = to_view @ Affine.from_tuple(draw.affine).inverse()
-        choice, to_choice, shrink = self._resolution(to_view)
-        affine = to_choice @ self.view.to_plain @ to_view
+        to_plain = self.view.to_plain @ to_view
+        choice, to_choice, shrink = self._resolution(to_plain)
+        affine = to_choice @ to_plain
         if _is_shift(affine):
             rect = Rect(round(affine.c), round(affine.f), slot.shape[1], slot.shape[0])
             self._sampler.plain(choice, rect, slot)
         else:
             self._sampler.drawn(choice, affine, slot, shrink=shrink)
 
-    def _resolution(self, to_view: Affine) -> tuple[LevelChoice, Affine, float]:
+    def _resolution(self, to_plain: Affine) -> tuple[LevelChoice, Affine, float]:
         """Return what a tile is sampled from, the affine from plain px of the view to px there, and the shrink left.
 
-        A tile that shows more of the view than it has pixels is sampled from a coarser one: a 1024-px tile shown in
+        A tile that shows more plain pixels than it has, by its own draw or its view's, is sampled from a coarser one: a 1024-px tile shown in
         224 px needs a sixteenth of the stored pixels.
         """
         view = self.view
-        shrink = to_view.least_stretch()
+        shrink = to_plain.least_stretch()
         if shrink <= 1 + SAME_RESOLUTION:
             return view.choice, Affine(), 1.0
         pyramid = view.slide.pyramid

@@ -59,6 +59,24 @@ class Sampler:
         self.slide, self.on_stage = slide, on_stage
         self._local = threading.local()
 
+    def whole_tiles(
+        self, choice: LevelChoice, corners: NDArray[np.int64], tile_size: int
+    ) -> tuple[StoredTiles | None, list[tuple[int, int] | None]]:
+        """Return, per square tile at ``corners`` (n, 2), the column and row of the stored JPEG tile it is, or None.
+
+        Returns
+        -------
+        StoredTiles or None, list
+            None and no list where no tile is one, or the level has no JPEG tiles.
+        """
+        tiles = None if choice.resampled else self.slide.stored_tiles(choice.level)
+        if tiles is None or tiles.tile != (tile_size, tile_size):
+            return None, []
+        index, rest = np.divmod(corners, tile_size)
+        inside = corners + tile_size <= np.array(self.slide.pyramid.levels[choice.level])
+        whole = ((rest == 0) & (index >= 0) & inside).all(axis=1)
+        return tiles, [place if fits else None for place, fits in zip(map(tuple, index.tolist()), whole, strict=True)]
+
     def plain(self, choice: LevelChoice, rect: Rect, out: NDArray[np.uint8]) -> None:
         """Write ``rect`` of the slide at ``choice`` into ``out``; what lies outside the slide is white.
 
@@ -173,14 +191,12 @@ class Sampler:
             return
         width, height = tiles.tile.width // reduce, tiles.tile.height // reduce
         (column, left), (row, upper) = divmod(rect.x, width), divmod(rect.y, height)
-        if not (left or upper) and (rect.width, rect.height) == (width, height) and target.flags.c_contiguous:
-            # Nobody else will want it: tiles on the grid are each read once.
-            tiles.decode(column, row, target, reduce=reduce, on_stage=self.on_stage)
-            return
+        # Made of whole stored tiles: nobody else will want them.
+        alone = not (left or upper or rect.width % width or rect.height % height)
         for r in range(row, (rect.y + rect.height - 1) // height + 1):
             for c in range(column, (rect.x + rect.width - 1) // width + 1):
                 decode = partial(tiles.decode, c, r, reduce=reduce, on_stage=self.on_stage)
-                pixels = SHARED.get((tiles.serial, reduce, c, r), decode)
+                pixels = decode() if alone else SHARED.get((tiles.serial, reduce, c, r), decode)
                 x, y = c * width - rect.x, r * height - rect.y  # of the stored tile in the target
                 left, upper = max(0, x), max(0, y)
                 right, lower = min(rect.width, x + width), min(rect.height, y + height)
