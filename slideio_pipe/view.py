@@ -82,7 +82,8 @@ class SlideView:
     def at(cls, slide: PyramidSource, mpp: float | tuple[float, float] | None) -> SlideView:
         """Return the view of ``slide`` at ``mpp`` µm per pixel; None is level 0 as stored, for which no mpp is needed.
 
-        The coarsest level whose mpp is at most ``mpp`` is read; within 2 % it is not resampled.
+        The coarsest level whose mpp is at most ``mpp`` is read. Within 2 % of it, or of a half, a quarter or an eighth
+        of it, it is taken as that, and ``SlideView.mpp`` says what it is: 0.5 µm of a 0.2528-µm scan is 0.5056 µm.
 
         Raises
         ------

@@ -198,3 +198,11 @@ def test_one_axis_outside_two_percent_resamples_both() -> None:
     choice = Pyramid((Size(1000, 1000),)).choose((1.0, 2.0))
     assert choice == LevelChoice(0, (1.0, 2.0))
     assert choice.resampled
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shrink"), [(1.97, 2.0), (2.03, 2.0), (3.93, 4.0), (8.1, 8.0), (1.9, 1.9), (6.0, 6.0)]
+)
+def test_near_a_half_a_quarter_or_an_eighth_nothing_fractional_is_left(wanted: float, shrink: float) -> None:
+    """20× from a 40× scan is a half, whether the scanner says 0.25 or 0.2528 µm."""
+    assert Pyramid((Size(1000, 800),)).choose((wanted, wanted)).shrink == (shrink, shrink)
