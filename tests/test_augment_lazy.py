@@ -13,10 +13,12 @@ import pytest
 import pyvips
 import scipy.ndimage
 from augment_reference import COLOURS, random_chain
+from PIL import Image
 
+from slideio_pipe import reader
 from slideio_pipe.augment.cpu import apply_cpu
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.lazy import apply_lazy
+from slideio_pipe.augment.lazy import FINE_ENOUGH, apply_lazy
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import ConfigError
@@ -63,7 +65,7 @@ def rotation(degrees: float, scale: float, size: Size, canvas: Size) -> Affine:
 # -- geometry ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("degrees", "scale"), [(30, 1.0), (-12.3, 0.7), (171, 1.6), (0, 2.0)])
+@pytest.mark.parametrize(("degrees", "scale"), [(30, 1.0), (-12.3, 0.85), (171, 1.6), (0, 2.0)])
 def test_an_affine_is_scipys_border_included(degrees: float, scale: float) -> None:
     """Bilinear sampling at pixel centres, white around: within a level of SciPy in float64."""
     pixels, canvas = smooth(200, 150), Size(260, 240)
@@ -289,3 +291,64 @@ def test_an_image_of_another_size_is_refused_unless_only_colours_are_wanted() ->
     with pytest.raises(ConfigError, match="30×20 px, the draw was made for 60×40"):
         apply_lazy(lazily(pixels), draw)
     assert np.array_equal(apply_lazy(lazily(pixels), draw, operations_only=True).numpy(), augmented(pixels, STAIN))
+
+
+def shrinking(size: Size, canvas: Size, turn: float = 0.0) -> Draw:
+    """Return the draw that scales an image to a canvas and turns it about its middle."""
+    middle = Affine.translation(canvas.width / 2, canvas.height / 2)
+    c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+    turned = middle @ Affine(c, s, 0, -s, c, 0) @ middle.inverse()
+    scaled = Affine.scaling(canvas.width / size.width, canvas.height / size.height)
+    return Draw(size=size, canvas=canvas, affine=(turned @ scaled).as_tuple())
+
+
+@pytest.mark.parametrize("canvas", [Size(160, 120), Size(101, 77), Size(40, 30), Size(640, 60), Size(26, 480)])
+def test_shrinking_averages_instead_of_skipping(canvas: Size) -> None:
+    """Noise shrunk whole is Pillow's antialiased resize, at most a level apart away from the border, per axis."""
+    noise = np.random.default_rng(1).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    found = apply_lazy(lazily(noise), shrinking(Size(640, 480), canvas)).numpy().astype(int)
+    expected = np.asarray(Image.fromarray(noise).resize(canvas, Image.Resampling.BILINEAR)).astype(int)
+    inner = (slice(1, -1), slice(1, -1))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected)[inner].max() <= 1
+
+
+@pytest.mark.parametrize("turn", [20, -70, 135])
+def test_a_turned_image_is_antialiased_as_well(turn: float) -> None:
+    """Stripes of two pixels, a quarter of their size: grey, and not some pattern of their own."""
+    stripes = np.zeros((400, 400, 3), np.uint8)
+    stripes[:, ::2] = 255
+    found = apply_lazy(lazily(stripes), shrinking(Size(400, 400), Size(100, 100), turn)).numpy()
+    middle = found[30:70, 30:70].astype(int)
+    assert np.abs(middle - 127.5).max() <= 3
+
+
+def test_shrinking_does_not_shift() -> None:
+    """A ramp of coordinates keeps its places, turned and scaled by factors that leave a remainder."""
+    y, x = np.mgrid[:501, :701] + 0.5
+    ramp = np.stack([x / 701 * 250, y / 501 * 250, 250 - x / 701 * 250], axis=-1)
+    for turn in (0, 30, -100):
+        drawn = shrinking(Size(701, 501), Size(233, 178), turn)
+        found = apply_lazy(lazily((ramp + 0.5).astype(np.uint8)), drawn).numpy()
+        rows, columns = np.mgrid[:178, :233] + 0.5
+        place = Affine.from_tuple(drawn.affine).inverse().apply(np.stack([columns, rows], axis=-1))
+        inside = ((place > 12) & (place < (689, 489))).all(axis=-1)
+        right, down = np.moveaxis(place / (701, 501) * 250, -1, 0)
+        difference = (found - np.stack([right, down, 250 - right], axis=-1))[inside]
+        assert inside.mean() > 0.3
+        assert np.abs(difference).max() <= 1.25  # a rounding before and one after
+        bias = difference.mean(axis=0)
+        assert abs(bias[0] - bias[2]) / 2 < 0.02  # a shift by one pixel is 0.36
+
+
+@pytest.mark.parametrize("factor", [1.2, 1.02])
+def test_a_little_smaller_is_interpolated_alone(factor: float) -> None:
+    """Up to a quarter, as tiles are: nothing is blurred twice."""
+    noise = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    side = round(300 / factor)
+    found = apply_lazy(lazily(noise), shrinking(Size(300, 300), Size(side, side))).numpy().astype(int)
+    at = (np.arange(side) + 0.5) * 300 / side - 0.5
+    rows, columns = np.meshgrid(at, at, indexing="ij")
+    expected = scipy.ndimage.map_coordinates(noise[..., 0].astype(float), [rows, columns], order=1, mode="nearest")
+    assert np.abs(found[..., 0] - expected)[2:-2, 2:-2].max() <= 1
+    assert FINE_ENOUGH == reader.FINE_ENOUGH

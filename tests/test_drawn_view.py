@@ -48,7 +48,7 @@ MOVES = {
     "turned": RandomAffine(rotate=(33, 33), flip=False),
     "turned and mirrored": A.Compose([A.HorizontalFlip(p=1), RandomAffine(rotate=(-70, -70), flip=False)]),
     "enlarged": RandomAffine(rotate=(10, 10), scale=(1.4, 1.4), flip=False),
-    "made smaller": RandomAffine(rotate=(200, 200), scale=(0.7, 0.7), flip=False),
+    "made smaller": RandomAffine(rotate=(200, 200), scale=(0.985, 0.985), flip=False),
     "sheared": RandomAffine(rotate=(5, 5), shear=(20, 20), flip=False),
 }
 

@@ -63,8 +63,8 @@ def _refused(why: str, instead: str) -> Verdict:
 _DEVICE = "leave it out: tiles are normalised on the device, with normalize=Normalize(...)"
 
 _RESIZED = (
-    "bilinear; of a tile, from the coarsest level that is fine enough; of a whole slide, from the view's own "
-    "resolution, where shrinking aliases: ask for a coarser mpp instead"
+    "bilinear, antialiased where it shrinks; of a tile, from the coarsest level that is fine enough; of a whole slide, "
+    "from the view's own resolution: a coarser mpp reads less"
 )
 
 VERDICTS: Mapping[str, Verdict] = {

@@ -43,6 +43,8 @@ PER_LEVEL = 257  # codes per level
 CONDITION = 1e6
 # Two coordinates of a canvas are the same: a pyramid's rounding stays below a thousandth of a pixel.
 SAME_PX = 1e-6
+# An image shrunk by no more is sampled without a filter, as ``sampling`` does.
+FINE_ENOUGH = 1.25
 WHITE = [255, 255, 255]
 RUN = 3  # tiles asked for one after the other before more are computed ahead
 MOST_THREADS = 16
@@ -74,9 +76,10 @@ def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False) -> Any:
     Notes
     -----
     Pixels are sampled once, bilinearly, with white around the image: within 1 level of float64 everywhere, the border
-    included. Flips, quarter turns and shifts by whole pixels copy pixels. An error of libvips in a tile of the given
-    image is raised by the first fetch that needs it; libvips then keeps the tile as black. A ``pyvips.Region`` may not
-    outlive the image it was made on, here as with ``VirtualTiff``.
+    included. What a draw shrinks by more than 1.25 is antialiased first, at the cost of reading all of it: a coarser
+    ``mpp`` reads less. Flips, quarter turns and shifts by whole pixels copy pixels. An error of libvips in a tile of
+    the given image is raised by the first fetch that needs it; libvips then keeps the tile as black. A
+    ``pyvips.Region`` may not outlive the image it was made on, here as with ``VirtualTiff``.
 
     Examples
     --------
@@ -120,6 +123,11 @@ def _moved(image: Any, draw: Draw) -> Any:
     exact = _by_copies(image, affine, canvas)
     if exact is not None:
         return exact
+    shrunk, affine = _shrunk(image, affine)
+    if shrunk is not image:
+        image, exact = shrunk, _by_copies(shrunk, affine, canvas)
+        if exact is not None:
+            return exact
     return image.affine(
         [affine.a, affine.b, affine.d, affine.e],
         interpolate=pyvips.Interpolate.new("bilinear"),
@@ -132,6 +140,28 @@ def _moved(image: Any, draw: Draw) -> Any:
         extend="background",
         background=WHITE,
     )
+
+
+def _shrunk(image: Any, affine: Affine) -> tuple[Any, Affine]:
+    """Return the image, antialiased and made smaller where the affine shrinks it, and what is left of the affine.
+
+    Bilinear interpolation looks at four pixels: of an image shrunk beyond ``FINE_ENOUGH`` it would skip the others. The
+    filter is a triangle, as that of a plain view. Upright axes shrink each by their own factor, turned ones by the
+    smaller.
+    """
+    inverse = affine.inverse()
+    linear = np.array([[inverse.a, inverse.b], [inverse.d, inverse.e]])
+    upright = not affine.b and not affine.d
+    factors = np.abs(np.diagonal(linear)) if upright else np.repeat(np.linalg.norm(linear, -2), 2)
+    # A whole number of shrunk pixels: libvips centres what is left over, which would shift the image.
+    across, down = (
+        max(1, round(side / factor)) if factor > FINE_ENOUGH else side
+        for side, factor in zip((image.width, image.height), factors.tolist(), strict=True)
+    )
+    if (across, down) == (image.width, image.height):
+        return image, affine
+    factor_x, factor_y = image.width / across, image.height / down
+    return image.reduce(factor_x, factor_y, kernel="linear"), affine @ Affine.scaling(factor_x, factor_y)
 
 
 # Rows (a, b), (d, e) of an affine and what does the same without sampling.
