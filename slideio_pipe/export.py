@@ -43,7 +43,6 @@ class Exported:
 
     def summary(self) -> dict[str, Any]:
         """Return the outcome, JSON-able."""
-        stored = sum(file.stat().st_size for file in self.bag.path.rglob("*") if file.is_file())
         mpp = self.bag.view_mpp
         return {
             "bag": str(self.bag.path),
@@ -51,7 +50,7 @@ class Exported:
             "tiles": len(self.bag),
             "tile_size": self.bag.shape[1],
             "mpp": None if mpp is None else list(mpp),
-            "bytes": stored,
+            "bytes": self.bag.stored_bytes(),
             "pixels": self.bag.attributes["pixels"],
             "tissue_covered": round(self.covered, 4),
             "seconds": round(self.seconds, 3),

@@ -221,7 +221,10 @@ class TileGrid:
         return picture.draw_boxes(image, np.hstack([self.origins, side]) * (image.width / self.view.size.width))
 
     def _repr_html_(self) -> str:
-        facts = {"tiles": f"{len(self):,}", **{k: v for k, v in self.provenance().items() if v not in (None, {})}}
+        facts = {
+            "tiles": f"{len(self):,}",
+            **{k: v for k, v in self.provenance().items() if v not in (None, False, {})},
+        }
         return picture.card(f"Tile grid of {self.view.slide.name}", facts, [self.plot(420)])
 
     def __len__(self) -> int:

@@ -125,11 +125,12 @@ def test_source_bytes_of_real_slides(shared_data: Path, tmp_path: Path, name: st
     np.testing.assert_array_equal(stored[some], bag[some])
     array = zarr.open_group(stored.path, mode="r")["tiles"]
     np.testing.assert_array_equal([array[k] for k in some], bag[some])
-    shards = sum(file.stat().st_size for file in (stored.path / "tiles/c").rglob("0"))
+    shards = sum(file.stat().st_size for file in (stored.path / "tiles/c").rglob("*") if file.is_file())
     with tifffile.TiffFile(shared_data / "slides" / name) as tif:
         page = tif.pages[0]
         columns = -(-page.imagewidth // page.tilewidth)
         numbers = bag.grid.origins[:, 1] // page.tilelength * columns + bag.grid.origins[:, 0] // page.tilewidth
+        assert shards < stored.stored_bytes()
         assert shards < 1.1 * sum(page.databytecounts[k] for k in numbers)
 
 
@@ -198,6 +199,21 @@ def test_a_cut_tile_of_the_slide_is_named(slide: Path, tmp_path: Path) -> None:
     with pytest.raises(CorruptSlideError, match=r"tile \(1, 1\) of level 0, at \(256, 256\) px there.*[Pp]remature"):
         save_bag(bag_of(damaged), tmp_path / "a.bag.zarr", pixels="source")
     assert not (tmp_path / "a.bag.zarr").exists()
+
+
+def test_jpeg_that_no_reader_takes_is_refused(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams of one channel are refused before anything is written; one damaged tile among the first is not that."""
+    grey = simplejpeg.encode_jpeg(np.zeros((256, 256, 1), np.uint8), colorspace="GRAY", colorsubsampling="Gray")
+    bag = bag_of(slide)
+    tiles = bag.view.slide.stored_tiles(0)
+    own = tiles.stream
+    monkeypatch.setattr(tiles, "stream", lambda column, row: grey)
+    with pytest.raises(ConfigError, match=r"no reader takes the slide's JPEG as it is \(its colours are Gray\); pass"):
+        save_bag(bag, tmp_path / "a.bag.zarr", pixels="source")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(tiles, "stream", lambda x, y: own(x, y)[:-9] if x == y == 0 else own(x, y))
+    with pytest.raises(CorruptSlideError, match=r"the stored tile \(0, 0\) of level 0"):
+        save_bag(bag, tmp_path / "a.bag.zarr", pixels="source")
 
 
 @pytest.mark.parametrize("pixels", ["source", "jpeg:80"])

@@ -22,7 +22,7 @@ from slideio_pipe.errors import ConfigError
 # Level 3 compresses H&E tiles no smaller than level 1 (2.97 times both) at half the speed: tests/benchmarks/store.py.
 ZSTD_LEVEL = 1
 # Full chroma at every quality: of two JPEGs of one size it is 0.1 to 2 dB nearer to H&E tiles than 4:2:0 of a higher
-# quality, for up to a third more decoding time: tests/benchmarks/jpeg_quality.py.
+# quality, for up to a third more decoding time: tests/benchmarks/store_jpeg.py.
 CHROMA, CHROMA_NAME = "444", "4:4:4"
 # What a writer of JPEG chunks is told, and a reader need not know.
 _FOR_WRITERS = frozenset({"level", "subsampling", "optimize", "smoothing"})

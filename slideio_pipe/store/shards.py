@@ -240,13 +240,13 @@ class ShardReader:
         scratch = np.empty(0, np.uint8)  # the encoded bytes of one tile, reused for all tiles of this thread
         for shard, slots, slot_out in self._runs(numbers, out):
             file, index = self._shard(shard)
-            for slot, tile in zip(slots.tolist(), slot_out, strict=True):
-                offset, size = index[slot].tolist()
+            entries = index[slots]
+            if entries[:, 1].max() > len(scratch):
+                scratch = np.empty(entries[:, 1].max(), np.uint8)
+            for slot, (offset, size), tile in zip(slots.tolist(), entries.tolist(), slot_out, strict=True):
                 if file is None or size < 0:
                     self._fill(shard, slot, tile)
                     continue
-                if size > len(scratch):
-                    scratch = np.empty(size, np.uint8)
                 self._fetch(file, offset, scratch[:size], shard, slot)
                 try:
                     filled = decode(scratch[:size].data, tile)

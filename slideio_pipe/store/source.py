@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -17,6 +18,8 @@ from slideio_pipe.store.codecs import TileCodec, codec_for, white_jpeg
 from slideio_pipe.tiling import stored_resolutions
 
 _END = b"\xff\xd9"  # of a JPEG
+# Tiles that show what JPEG it is: more than one, because one may be damaged; among so many, because some are sparse.
+_LOOKED_AT, _LOOKED_FOR = 4, 64
 _OTHERWISE = 'pixels="jpeg:90" or "zstd"'
 
 
@@ -54,24 +57,30 @@ class SourceTiles:
         ConfigError
             The slide's JPEG is none that readers of the store can make three channels of 8 bits of.
         CorruptSlideError
-            The first tile is not there.
+            The bytes of the first tiles are not there.
         """
-        codec = codec_for("source")
-        first = next((s for column, row in self._places[:64] if (s := self._tiles.stream(int(column), int(row)))), None)
-        if first is None:
+        codec, problem = codec_for("source"), None
+        streams = (self._tiles.stream(int(column), int(row)) for column, row in self._places[:_LOOKED_FOR])
+        for stream in itertools.islice(filter(None, streams), _LOOKED_AT):
+            try:
+                _, _, colours, chroma = simplejpeg.decode_jpeg_header(stream)
+                if colours not in ("RGB", "YCbCr"):
+                    raise ValueError(f"its colours are {colours}")
+                zarr_jpeg.decode_into(stream, np.empty((self._side, self._side, 3), np.uint8))
+            except ValueError as error:
+                problem = error
+            else:
+                return replace(codec, pixels={**codec.pixels, "chroma": ":".join(chroma)})
+        if problem is None:
             return replace(codec, pixels={**codec.pixels, "chroma": None})
-        try:
-            _, _, colours, chroma = simplejpeg.decode_jpeg_header(first)
-            if colours not in ("RGB", "YCbCr"):
-                raise ValueError(f"its colours are {colours}")
-            zarr_jpeg.decode_into(first, np.empty((self._side, self._side, 3), np.uint8))
-        except ValueError as error:
-            reason = f'pixels="source" is not possible: the slide\'s JPEG is none that every reader takes ({error})'
-            raise ConfigError(reason, slide=self._slide, remedy=f"pass {_OTHERWISE}") from error
-        return replace(codec, pixels={**codec.pixels, "chroma": ":".join(chroma)})
+        reason = f'pixels="source" is not possible: no reader takes the slide\'s JPEG as it is ({problem})'
+        raise ConfigError(reason, slide=self._slide, remedy=f"pass {_OTHERWISE}") from problem
 
     def streams(self, first: int, last: int) -> Iterator[bytes]:
         """Yield complete JPEGs of tiles ``first`` to ``last - 1``; where the slide stores nothing, a white one of ours.
+
+        They are not decoded, which would cost what storing them saves: only tiles that are cut short, or not of the
+        size, are found here. Damage inside one comes to light when it is read, from the slide as from the store.
 
         Raises
         ------
@@ -94,9 +103,11 @@ class SourceTiles:
             if not stream.endswith(_END):  # cut short, or followed by filling: decoding tells
                 zarr_jpeg.decode_into(stream, np.empty((height, width, 3), np.uint8))
         except ValueError as error:
-            place = f"({column}, {row}) of level {self._level}, at ({column * self._side}, {row * self._side}) px there"
+            place = (
+                f"({column}, {row}) of level {self._level}, at ({column * self._side}, {row * self._side}) px there,"
+            )
             raise CorruptSlideError(
-                f"the stored tile {place}, cannot be decoded ({error})",
+                f"the stored tile {place} cannot be decoded ({error})",
                 slide=self._slide,
                 remedy="copy the slide again, or leave this region out",
             ) from error

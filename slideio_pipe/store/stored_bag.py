@@ -58,6 +58,10 @@ class StoredBag(ArrayLikeBag):
         """All that is stored about the bag: provenance, version of the store, how the pixels are stored."""
         return copy.deepcopy(self._attributes)
 
+    def stored_bytes(self) -> int:
+        """Return what the bag takes on disk."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
     def provenance(self) -> dict[str, Any]:
         """Return where the tiles come from, as the bag that was stored told it."""
         return {key: value for key, value in self.attributes.items() if key not in STORAGE_KEYS}

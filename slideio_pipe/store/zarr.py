@@ -71,7 +71,7 @@ def save_bag(
         The folder to make, by custom ``<slide>.bag.zarr``. Its parents are made, too.
     pixels : "zstd", "source", "jpeg:Q" or "none"
         Lossless zstd; the JPEG bytes of the slide, unchanged, which needs tiles that are stored ones
-        (``TileGrid(align=True)``); JPEG of quality Q (1 to 100) with full chroma, for which
+        (``TileGrid(align=True)``) and decodes nothing; JPEG of quality Q (1 to 100) with full chroma, for which
         ``attributes["pixels"]["psnr_db"]`` of the opened bag says how near it is to the tiles; or raw bytes.
     overwrite : bool
         Whether to replace a bag store at ``path``; it stays until the new one is whole.
