@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -226,3 +228,21 @@ def test_the_cache_keeps_what_fits_and_no_more() -> None:
         cache.get(name, lambda name=name: make(name))
     assert made == ["a", "b", "c", "b"]
     assert cache.nbytes == 80
+
+
+@pytest.mark.parametrize("photometric", ["ycbcr", "rgb"])
+def test_mutated_tiles_end_in_pixels_or_in_an_error(tmp_path: Path, photometric: str) -> None:
+    """In another process, because the alternative is a segmentation fault or a hang (``fuzz_tiles.py``)."""
+    rng = np.random.default_rng(0)
+    pixels = cv2.GaussianBlur(rng.integers(0, 255, (200, 300, 3), np.uint8), (0, 0), 2)
+    path = tmp_path / "whole.tif"
+    tifffile.imwrite(
+        path, pixels, tile=(64, 64), compression="jpeg", photometric=photometric, bigtiff=photometric == "rgb"
+    )
+    script = Path(__file__).with_name("fuzz_tiles.py")
+    command = [sys.executable, str(script), str(path), "--times", "200"]
+    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
+    assert "'refused later'" in done.stdout
+    assert "'read'" in done.stdout
