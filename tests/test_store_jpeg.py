@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,8 @@ import simplejpeg
 import tifffile
 import zarr
 import zarr.registry
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from memory_bag import MemoryBag, StoppingBag, contents, corrupt
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -34,6 +37,7 @@ from slideio_pipe.tiling import TileGrid
 
 ROOT = Path(__file__).resolve().parents[1]
 SOS = b"\xff\xda"
+MUTATED = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), quality=30)
 
 
 @pytest.fixture(scope="module")
@@ -397,3 +401,19 @@ def test_decoding_writes_nothing_but_the_slot() -> None:
         with pytest.raises(ValueError, match="not 32×32"):
             zarr_jpeg.decode_into(claimed, around[1])
     assert (around == 7).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_mutated_jpeg_never_leaves_its_slot(data: st.DataObject) -> None:
+    """Whatever the bytes of a chunk became, decoding gives pixels or a ValueError, and touches no other slot."""
+    jpeg = bytearray(MUTATED)
+    for _ in range(data.draw(st.integers(1, 6))):
+        # Headers are the first 600 bytes of about 3,000, and where damage can do most.
+        at = data.draw(st.one_of(st.integers(0, 600), st.integers(0, len(jpeg) - 1)))
+        jpeg[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.one_of(st.just(len(jpeg)), st.integers(0, len(jpeg))))
+    around = np.full((3, 64, 64, 3), 7, np.uint8)
+    with contextlib.suppress(ValueError):
+        zarr_jpeg.decode_into(bytes(jpeg[:cut]), around[1])
+    assert (around[[0, 2]] == 7).all()
