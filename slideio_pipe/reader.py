@@ -20,10 +20,11 @@ import numpy as np
 import pyvips
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.augment.cpu import ColourProgram, Scratch
+from slideio_pipe.augment.cpu import ColourProgram
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.operations import Opaque
+from slideio_pipe.augment.steps import Scratch
 from slideio_pipe.backends.base import OnStage
 from slideio_pipe.backends.vips import check_process
 from slideio_pipe.errors import ConfigError, CorruptSlideError
@@ -191,8 +192,8 @@ class TileReader:
     def _resolution(self, to_plain: Affine) -> tuple[LevelChoice, Affine, float]:
         """Return what a tile is sampled from, the affine from plain px of the view to px there, and the shrink left.
 
-        A tile that shows more plain pixels than it has, by its own draw or its view's, is sampled from a coarser one: a 1024-px tile shown in
-        224 px needs a sixteenth of the stored pixels.
+        A tile that shows more plain pixels than it has, by its own draw or its view's, is sampled from a coarser one:
+        a 1024-px tile shown in 224 px needs a sixteenth of the stored pixels.
         """
         view = self.view
         shrink = to_plain.least_stretch()

@@ -21,6 +21,15 @@ Matrix = tuple[Triple, Triple, Triple]
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 # ITU-R BT.601 luma, as torchvision and Pillow convert to grey.
 LUMA: Triple = (0.2989, 0.587, 0.114)
+# A colour whose channels differ by less is grey: it has no hue, and the rounding of earlier steps gives it none.
+GREY_LEVELS = 0.01
+# From linear sRGB (IEC 61966-2-1) to XYZ in units of white, for D65 and the 2° observer (CIE 15), in the digits of
+# scikit-image.
+_XYZ_OF_RGB = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+UNIT_OF_RGB = _XYZ_OF_RGB / np.array([0.95047, 1.0, 1.08883])[:, None]
+# L = 116·fy − 16, a = 500·(fx − fy), b = 200·(fy − fz), from the cube roots (fx, fy, fz).
+_LAB_OF_ROOTS = np.array([[0.0, 116.0, 0.0], [500.0, -500.0, 0.0], [0.0, 200.0, -200.0]])
+_LAB_SHIFT = np.array([-16.0, 0.0, 0.0])
 
 
 class Tone(Record):
@@ -104,6 +113,12 @@ class Lab(Record):
     def is_identity(self) -> bool:
         """Whether every value is left as it is."""
         return self.gain == (1.0, 1.0, 1.0) and self.bias == (0.0, 0.0, 0.0)
+
+    def mix(self) -> NDArray[np.float64]:
+        """Return the (3, 4) affine map of the cube roots (fx, fy, fz) that is linear per channel in Lab."""
+        back, gain = np.linalg.inv(_LAB_OF_ROOTS), np.array(self.gain)
+        moved = back @ (gain * _LAB_SHIFT + np.array(self.bias) - _LAB_SHIFT)
+        return np.column_stack([back @ np.diag(gain) @ _LAB_OF_ROOTS, moved])
 
 
 class Noise(Record):

@@ -15,23 +15,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slideio_pipe.augment.operations import LUMA, Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
+from slideio_pipe.augment.operations import (
+    GREY_LEVELS,
+    LUMA,
+    UNIT_OF_RGB,
+    Hsv,
+    Lab,
+    Noise,
+    Opaque,
+    Operation,
+    Saturation,
+    Stain,
+    Tone,
+)
 from slideio_pipe.errors import ConfigError
 
 Planes = tuple[Tensor, Tensor, Tensor]  # red, green, blue: (n, H, W) float32, 0 to 255
 Columns = Sequence[Tensor]  # the numbers of one operation: each (n, 1, 1), or (1, 1, 1) for all tiles
 Numbers = Sequence[float]
 
-# sRGB and CIE Lab for D65 and the 2° observer, with the digits scikit-image uses (IEC 61966-2-1; CIE 15).
-XYZ_OF_RGB = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
-WHITE_XYZ = np.array([0.95047, 1.0, 1.08883])
-UNIT_OF_RGB = XYZ_OF_RGB / WHITE_XYZ[:, None]  # to XYZ in units of white
 RGB_OF_UNIT = np.linalg.inv(UNIT_OF_RGB)
 
 LOG2_E = math.log2(math.e)
 TINY = 1e-30  # keeps 0 / 0 from happening
-# A colour whose channels differ by less is grey, so that rounding of earlier steps gives it no hue.
-GREY_LEVELS = 0.01
 
 
 def _tone_numbers(tone: Tone) -> Numbers:
@@ -102,13 +108,8 @@ def _stain(planes: Planes, columns: Columns) -> Planes:
 
 
 def _lab_numbers(lab: Lab) -> Numbers:
-    # L = 116·fy − 16, a = 500·(fx − fy), b = 200·(fy − fz): linear per channel there is affine in (fx, fy, fz).
-    to_lab = np.array([[0.0, 116, 0], [500, -500, 0], [0, 200, -200]])
-    bias = np.array([-16.0, 0, 0])
-    back = np.linalg.inv(to_lab)
-    matrix = back @ np.diag(lab.gain) @ to_lab
-    offset = back @ (np.array(lab.gain) * bias + np.array(lab.bias) - bias)
-    return *matrix.ravel(), *offset
+    mix = lab.mix()
+    return *mix[:, :3].ravel(), *mix[:, 3]
 
 
 def _lab(planes: Planes, columns: Columns) -> Planes:
