@@ -169,21 +169,25 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
 
     @cached_property
     def tile_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of every tile: of the configuration where there are slides, else of the bags.
+        """Height, width and channels of every tile: of the configuration if it says so, else of the first bag.
 
         Raises
         ------
         SlideioPipeError
-            No bag store can be opened: the failure of the first.
+            No bag can be opened: the failure of the first.
         """
-        if any(_is_slide(slide) for slide in self.cohort):
-            side = self.config.grid.tile_size
-            size = Size(side, side)
-            if self.tile_transform is not None:
-                from slideio_pipe.augment.drawing import draw  # imports albumentationsxl
+        side = self.config.grid.tile_size
+        if any(_is_slide(slide) for slide in self.cohort) and not self.config.grid.align:
+            if self.tile_transform is None:
+                return side, side, 3
+            from slideio_pipe.augment.drawing import draw, needs_slide  # imports albumentationsxl
 
-                size = draw(self.tile_transform, tile=0, size=size, colour=None).canvas
-            return size.height, size.width, 3
+            if not needs_slide(self.tile_transform):
+                size = draw(self.tile_transform, tile=0, size=Size(side, side)).canvas
+                return size.height, size.width, 3
+        return self._first_shape()
+
+    def _first_shape(self) -> tuple[int, int, int]:
         failures: list[SlideioPipeError] = []
         for slide in self.cohort:
             try:

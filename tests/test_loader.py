@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import albumentationsxl as A  # noqa: N812
 import numpy as np
 import pytest
+import tifffile
 import torch
+from conftest import coordinate_pixels, write_pyramid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_streaming import ArrayBag, fail_from, formula, stream_threads, wait_until
 
+import slideio_pipe as sp
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.device import Normalize
 from slideio_pipe.errors import ConfigError, CorruptSlideError, FailedSlidesError, SkippedWarning
@@ -336,7 +343,7 @@ def test_whole_bags_start_again() -> None:
 
 def test_bags_resume_at_a_bag() -> None:
     """Whole bags are delivered or not: the state between two of them brings the others."""
-    loader = open_loader(bags(30, 12, 25))
+    loader = open_loader(bags(30, 12, 25), ordered=True)
     whole = loader.bags()
     assert next(whole).bag == "bag0"
     state = loader.state_dict()
@@ -372,7 +379,7 @@ def test_a_state_of_another_loader_is_refused(change: dict[str, Any], words: str
 def test_whole_bags(mix: int) -> None:
     """Each bag in one tensor, its tiles in the bag's own order, with label and coordinates."""
     cohort = bags(35, 4, 60)
-    loader = open_loader(cohort, normalize=Normalize.half(), mix=mix, interleave=2)
+    loader = open_loader(cohort, normalize=Normalize.half(), mix=mix, interleave=2, ordered=True)
     for source, whole in zip(cohort, loader.bags(), strict=True):
         assert (whole.bag, whole.label, len(whole)) == (source.name, source.label, len(source))
         assert torch.equal(whole.tiles, formula(source.tiles))
@@ -428,7 +435,9 @@ def test_corrupt_tiles_can_be_white_or_left_out(mix: int, whole: bool) -> None:
 
 def test_a_slide_of_bad_tiles_fails() -> None:
     """More than a tenth of a bag is no single tile's trouble."""
-    loader = open_loader([broken("a", 50, *range(20, 40)), bag("b", 12)], on_error="white", max_failures=1)
+    loader = open_loader(
+        [broken("a", 50, *range(20, 40)), bag("b", 12)], on_error="white", max_failures=1, ordered=True
+    )
     with pytest.warns(SkippedWarning, match="1 slide and"):
         names = [chunk.bag for chunk in loader]
     assert names[-1] == "b"
@@ -551,6 +560,177 @@ def test_a_second_iteration_closes_the_first() -> None:
     with pytest.raises(ConfigError, match="closed, by another one"):
         next(first)
     second.close()
+
+
+SCRIPTS = {
+    "left open": ("next(chunks)", 0, ""),
+    "untouched": ("", 0, ""),
+    "consumer failed": ("next(chunks); raise SystemExit(3)", 3, ""),
+    "interrupted": ("signal.raise_signal(signal.SIGINT)", -2, "KeyboardInterrupt"),
+    "interrupted while waiting": (
+        "threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\nfor chunk in slow: pass",
+        -2,
+        "KeyboardInterrupt",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SCRIPTS)
+def test_the_interpreter_exits(case: str) -> None:
+    """A program that ends with a loader open in a global variable does not hang and does not crash."""
+    action, code, words = SCRIPTS[case]
+    program = f"""
+import os, signal, sys, threading, time
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
+from test_loader import bags, open_loader
+chunks, slowly = iter(open_loader(bags(200, 200))), bags(10)
+slowly[0].before_read = lambda indices: time.sleep(2)
+slow = open_loader(slowly, threads=1)
+{action}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Fatal" not in done.stderr
+
+
+def test_an_interrupted_wait_can_be_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KeyboardInterrupt while waiting loses no chunk."""
+    chunks = iter(open_loader(bags(30), ordered=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks._stage, "take", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            next(chunks)
+    assert [chunk.index[0] for chunk in chunks] == [0, 10, 20]
+
+
+def test_a_forgotten_iteration_is_collected() -> None:
+    """Nobody refers to it any more: its threads end, also as part of a reference cycle."""
+    chunks = iter(open_loader(bags(100)))
+    next(chunks)
+    cycle: list[Any] = [chunks]
+    cycle.append(cycle)
+    del chunks, cycle
+    gc.collect()
+    wait_until(lambda: not stream_threads())
+
+
+# -- slides ------------------------------------------------------------------------------------------------------
+
+
+def coordinate_slides(folder: Path, *names: str) -> list[Path]:
+    """Write slides of JPEG-free tiles whose pixels encode their coordinates."""
+    pixels = coordinate_pixels(900, 700)
+    return [write_pyramid(folder / name, pixels, (1,), mpp=0.5, tile=128) for name in names]
+
+
+PLAIN: dict[str, Any] = {"view": {"mpp": "native"}, "tissue": {"method": "none"}, "grid": {"tile_size": 90}}
+
+
+@pytest.mark.parametrize("mix", [0, 3])
+def test_slides_arrive(tmp_path: Path, mix: int) -> None:
+    """Tiles of files, off the stored grid, several bags open, threads: each holds its own coordinates."""
+    pixels = coordinate_pixels(900, 700)
+    paths = coordinate_slides(tmp_path, "a.tif", "b.tif", "c.tif")
+    loader = open_loader(paths, PLAIN, mix=mix, shuffle=True, threads=4)
+    found: Seen = []
+    for chunk in loader:
+        for tile, (x, y) in zip(chunk.tiles, chunk.coords, strict=True):
+            np.testing.assert_array_equal(tile.permute(1, 2, 0).numpy(), pixels[y : y + 90, x : x + 90])
+        found += seen([chunk])
+    assert sorted(found) == [(name, k) for name in ("a.tif", "b.tif", "c.tif") for k in range(70)]
+
+
+def test_augmented_slides_do_not_depend_on_threads(tmp_path: Path) -> None:
+    """Slide and tile draws belong to seed, epoch, slide and tile: the same pixels, resumed or not, in any thread."""
+    paths = coordinate_slides(tmp_path, "a.tif", "b.tif")
+    drawn = {"slide_transform": A.Compose([sp.ColorJitter(0.3)]), "tile_transform": A.Compose([sp.Rotate90(p=0.8)])}
+
+    def run(threads: int, mix: int) -> dict[str, torch.Tensor]:
+        dataset = BagDataset(paths, PLAIN | {"seed": 3, "max_tiles": 30}, **drawn)
+        loader = BagLoader(dataset, device="cpu", normalize=None, chunk_size=7, threads=threads, mix=mix)
+        return {whole.bag: whole.tiles for whole in loader.bags()}
+
+    one, other = run(1, 0), run(4, 2)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_colours_on_the_device_are_those_of_the_host(tmp_path: Path) -> None:
+    """At most a level apart, before normalisation."""
+    dataset = BagDataset(coordinate_slides(tmp_path, "a.tif"), PLAIN, tile_transform=sp.ColorJitter(0.3, 0.3))
+    both = []
+    for colours in ("host", "device"):
+        loader = BagLoader(dataset, device="cpu", normalize=None, colours=colours)
+        loader.set_epoch(0)
+        (whole,) = loader.bags()
+        both.append(whole.tiles.short())
+    assert int((both[0] - both[1]).abs().max()) <= 1
+
+
+def test_a_damaged_file_is_borne_with(tmp_path: Path) -> None:
+    """One stored tile of a file is destroyed: the tiles on it are white, all others are as before."""
+    pixels = coordinate_pixels(900, 700)
+    path = write_pyramid(tmp_path / "a.tif", pixels, (1,), mpp=0.5, tile=128, compression="jpeg")
+    config = PLAIN | {"grid": {"tile_size": 64}}
+    (before,) = open_loader([path], config).bags()
+    with tifffile.TiffFile(path) as tif:
+        offset, size = tif.pages[0].dataoffsets[9], tif.pages[0].databytecounts[9]  # column 1, row 1
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\0" * size)
+    loader = open_loader([path], config, on_error="white")
+    with pytest.warns(SkippedWarning, match="4 tiles could not be read, such as tile"):
+        (after,) = loader.bags()
+    bad = sorted(failure.tile for failure in loader.failures if failure.tile is not None)
+    assert before.coords[bad].tolist() == [[128, 128], [192, 128], [128, 192], [192, 192]]
+    assert bool((after.tiles[bad] == 255).all())
+    others = np.delete(np.arange(len(before)), bad)
+    assert torch.equal(before.tiles[others], after.tiles[others])
+
+
+def test_bad_slides_of_every_kind(tmp_path: Path, shared_data: Path) -> None:
+    """What cannot be opened, has no resolution or no pixels any more is left out; the good slide arrives."""
+    good, vanished = coordinate_slides(tmp_path, "good.tif", "vanished.tif")
+    truncated = tmp_path / "truncated.tif"
+    truncated.write_bytes(good.read_bytes()[:2000])
+    text = tmp_path / "text.svs"
+    text.write_text("no slide")
+    no_mpp = write_pyramid(tmp_path / "no_mpp.tif", coordinate_pixels(300, 300), (1,), mpp=None)
+    dataset = BagDataset([vanished, truncated, text, no_mpp, good], PLAIN | {"view": {"mpp": 0.5}})
+    vanished.unlink()
+    loader = BagLoader(dataset, device="cpu", normalize=None, max_failures=4)
+    with pytest.warns(SkippedWarning, match="4 slides"):
+        assert {chunk.bag for chunk in loader} == {"good.tif"}
+    with pytest.raises(FailedSlidesError) as caught:
+        loader.raise_failures()
+    for name in ("vanished.tif", "truncated.tif", "text.svs", "no_mpp.tif"):
+        assert name in str(caught.value)
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    """It fails as one slide; no hang, no crash, no wrong pixels."""
+    first, second = coordinate_slides(tmp_path, "a.tif", "b.tif")
+    loader = open_loader([first, second], PLAIN, chunk_size=2, ordered=True, on_error="skip", max_failures=1)
+    chunks = iter(loader)
+    next(chunks)
+    with first.open("r+b") as file:
+        file.truncate(3000)
+    with pytest.warns(SkippedWarning):
+        ends = [chunk.bag for chunk in chunks if chunk.last and chunk.error is None]
+    assert ends == ["b.tif"]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mix", [0, 3])
+def test_on_a_gpu(mix: int) -> None:
+    """The same tiles arrive through page-locked slots, kept and used after the ring went round many times."""
+    source = bag("a", 300, size=(32, 32))
+    chunks = list(open_loader([source], device="cuda", normalize=Normalize.half(), mix=mix))
+    for chunk in chunks:
+        assert torch.equal(chunk.tiles.cpu(), formula(source.tiles[chunk.index]))
+    (whole,) = open_loader([source], device="cuda", normalize=Normalize.half(), mix=mix).bags()
+    assert torch.equal(whole.tiles.cpu(), formula(source.tiles))
 
 
 @pytest.mark.parametrize(

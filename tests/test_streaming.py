@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from slideio_pipe.bag import Bag, TileBag
 from slideio_pipe.device import Normalize
-from slideio_pipe.errors import ConfigError, CorruptSlideError
+from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
 from slideio_pipe.slide import open_slide
 from slideio_pipe.streaming import TileBatch, TileStream, default_threads, stream
 from slideio_pipe.tiling import TileGrid
@@ -260,6 +260,41 @@ def test_what_the_reader_raises_is_raised_in_its_place(error: BaseException) -> 
     assert list(batches) == []
 
 
+def damaged(*tiles: int) -> Callable[[np.ndarray], None]:
+    def before_read(indices: np.ndarray) -> None:
+        for k in indices:
+            if k in tiles:
+                raise CorruptSlideError(f"tile {k} is damaged", slide="a.svs")
+
+    return before_read
+
+
+@pytest.mark.parametrize("on_error", ["white", "skip"])
+def test_corrupt_tiles_can_be_white_or_left_out(on_error: str) -> None:
+    """Their neighbours arrive as ever; the bad ones are listed with their place and told of once, at the end."""
+    bag = noise_bag(40)
+    bag.before_read = damaged(5, 6, 39)
+    batches = open_stream(bag, normalize=None, on_error=on_error)
+    with pytest.warns(SkippedWarning, match="3 tiles could not be read, such as tile 5: a.svs: tile 5 is damaged"):
+        got = list(batches)
+    index = np.concatenate([b.index for b in got])
+    assert index.tolist() == [k for k in range(40) if on_error == "white" or k not in (5, 6, 39)]
+    expected = bag.tiles.copy()
+    expected[[5, 6, 39]] = 255
+    tiles = torch.cat([b.tiles for b in got]).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(tiles, expected[index])
+    assert [failure.tile for failure in batches.failures] == [5, 6, 39]
+    assert [b.last for b in got] == [False] * 9 + [True]
+
+
+def test_a_bag_of_bad_tiles_is_broken() -> None:
+    """More than a tenth of its tiles is more than bad luck, whatever was asked for."""
+    bag = noise_bag(40)
+    bag.before_read = damaged(*range(20, 40))
+    with pytest.raises(CorruptSlideError, match="5 of 40 tiles cannot be decoded, the last one because: tile 24"):
+        list(open_stream(bag, on_error="white"))
+
+
 def test_the_readers_traceback_is_kept() -> None:
     """The traceback leads to the line in the reader."""
     bag = numbered_bag(4)
@@ -390,6 +425,7 @@ batches = open_stream(numbered_bag(200), batch_size=1)
         {"dtype": torch.uint8},
         {"device": "nowhere"},
         {"normalize": "imagenet"},
+        {"on_error": "ignore"},
         {"indices": [0, 10]},
         {"indices": [-1]},
         {"indices": [0.5]},

@@ -33,7 +33,7 @@ Row = tuple[str, float, str]  # what, value, unit
 class JpegBag:
     """A bag of JPEG tiles in memory, so that decoding is all its reader does; 64 different tiles, repeated."""
 
-    name = "jpeg"
+    name, label = "jpeg", None
 
     def __init__(self, count: int, size: int) -> None:
         coarse = np.random.default_rng(0).integers(90, 255, (64, size // 8, size // 8, 3), dtype=np.uint8)

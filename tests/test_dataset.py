@@ -1,0 +1,228 @@
+"""A cohort as bags: opened when asked for, tissue found once, drawn anew in every epoch, let go of afterwards."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import albumentationsxl as A  # noqa: N812
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import coordinate_pixels, write_pyramid
+from PIL import Image
+
+import slideio_pipe as sp
+from slideio_pipe import dataset as dataset_module
+from slideio_pipe.config import LoaderConfig, load_loader_config
+from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, SlideNotFoundError
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAIN = {"view": {"mpp": "native"}, "tissue": {"method": "none"}, "grid": {"tile_size": 100}}
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> list[Path]:
+    """Two slides whose pixels encode their coordinates."""
+    pixels = coordinate_pixels(640, 420)
+    return [write_pyramid(tmp_path / name, pixels, (1,), mpp=0.5) for name in ("a.tif", "b.tif")]
+
+
+def test_a_slide_becomes_a_bag(slides: list[Path]) -> None:
+    """All tiles as uint8, channels first in memory that is channels last, with coordinates."""
+    whole = sp.BagDataset(slides, PLAIN)[1]
+    assert (whole.bag, whole.tiles.shape, whole.tiles.dtype) == ("b.tif", (24, 3, 100, 100), torch.uint8)
+    assert whole.tiles.is_contiguous(memory_format=torch.channels_last)
+    pixels = coordinate_pixels(640, 420)
+    for tile, (x, y) in zip(whole.tiles, whole.coords, strict=True):
+        np.testing.assert_array_equal(tile.permute(1, 2, 0).numpy(), pixels[y : y + 100, x : x + 100])
+    assert repr(whole) == "WholeBag(b.tif: (24, 3, 100, 100) uint8 on cpu)"
+
+
+def test_a_manifest_says_mpp_label_and_mask(slides: list[Path], tmp_path: Path) -> None:
+    """A row's resolution is the slide's, its mask keeps the tiles, its label comes along."""
+    mask = np.zeros((42, 64), np.uint8)
+    mask[:20, :20] = 255
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    (tmp_path / "cohort.csv").write_text("slide,label,mpp,mask\na.tif,1,0.25,a.png\nb.tif,0,,\n")
+    config = {"view": {"mpp": 0.5}, "tissue": {"method": "none"}, "grid": {"tile_size": 50}}
+    dataset = sp.BagDataset(tmp_path / "cohort.csv", config)
+    first, second = dataset[0], dataset[1]
+    assert (first.label, second.label) == (1, 0)
+    assert first.coords.tolist() == [[0, 0], [100, 0], [0, 100], [100, 100]]  # 50 px at twice the slide's pixel
+    assert second.coords[1].tolist() == [50, 0]
+
+
+def test_bags_and_stores(slides: list[Path], tmp_path: Path) -> None:
+    """A store is opened, a bag is taken as it is, and its own label holds where the cohort has none."""
+    view = sp.open_slide(slides[0]).view()
+    bag = sp.TileBag(view, sp.TileGrid(view, tile_size=100), label=3)
+    sp.save_bag(bag, tmp_path / "stored.bag.zarr", progress=False)
+    dataset = sp.BagDataset([bag, tmp_path / "stored.bag.zarr"])
+    assert dataset.tile_shape == (100, 100, 3)
+    assert (dataset[0].label, dataset[1].label) == (3, 3)
+    assert torch.equal(dataset[0].tiles, dataset[1].tiles)
+    assert sp.open_slide(slides[0]).view() == bag.view
+    bag.read([0])  # still open
+
+
+def test_a_store_alone_gives_the_tile_shape(slides: list[Path], tmp_path: Path) -> None:
+    """Whatever the configuration says: the tiles are cut already."""
+    view = sp.open_slide(slides[0]).view()
+    sp.save_bag(sp.TileBag(view, sp.TileGrid(view, tile_size=60)), tmp_path / "s.zarr", progress=False)
+    assert sp.BagDataset([tmp_path / "s.zarr"]).tile_shape == (60, 60, 3)
+
+
+def test_tissue_is_found_once(slides: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second epoch does not decode the overview again, and keeps the same tiles."""
+    calls: list[str] = []
+    find = dataset_module.find_tissue
+
+    def counted(slide: Any, **options: Any) -> Any:
+        calls.append(slide.name)
+        return find(slide, **options)
+
+    monkeypatch.setattr(dataset_module, "find_tissue", counted)
+    dataset = sp.BagDataset(slides, {"view": {"mpp": "native"}, "grid": {"tile_size": 64, "min_tissue": 0.1}})
+    first = dataset[0].index
+    dataset.set_epoch(1)
+    np.testing.assert_array_equal(dataset[0].index, first)
+    dataset[1]
+    assert calls == ["a.tif", "b.tif"]
+
+
+def test_epochs_draw_anew(slides: list[Path]) -> None:
+    """Another epoch has other tiles and other transforms; the same epoch has the same, in another process too."""
+    config = PLAIN | {"max_tiles": 5, "seed": 4}
+    dataset = sp.BagDataset(slides, config, tile_transform=A.Compose([sp.ColorJitter(0.3, 0.3, 0.3, 0.1)]))
+    first = dataset[0]
+    assert len(first) == 5
+    again = pickle.loads(pickle.dumps(dataset))[0]
+    assert torch.equal(first.tiles, again.tiles)
+    np.testing.assert_array_equal(first.index, again.index)
+    dataset.set_epoch(1)
+    assert dataset[0].index.tolist() != first.index.tolist()
+    same = np.intersect1d(dataset[0].index, first.index)
+    for k in same:
+        a, b = (tiles.tiles[tiles.index.tolist().index(k)] for tiles in (first, dataset[0]))
+        assert not torch.equal(a, b)
+
+
+def test_a_slide_transform_is_drawn_per_epoch(slides: list[Path]) -> None:
+    """One draw for all tiles of a slide, replayed exactly."""
+    dataset = sp.BagDataset(slides, PLAIN, slide_transform=A.Compose([sp.Rotate90(p=1), sp.ColorJitter(0.4)]))
+    draws = [dataset.open(0, epoch).view.draw for epoch in (0, 0, 1, 2)]  # type: ignore[attr-defined]
+    assert draws[0] == draws[1]
+    assert len({draw.model_dump_json() for draw in draws}) == 3
+
+
+def test_the_canvas_of_a_tile_transform_is_the_tile_shape(slides: list[Path]) -> None:
+    """Known before any slide is opened."""
+    transform = A.Compose([sp.RandomResizedCrop((64, 48))])
+    dataset = sp.BagDataset(slides, PLAIN, tile_transform=transform)
+    assert dataset.tile_shape == dataset.open(0).shape[1:] == (48, 64, 3)
+
+
+def test_a_bags_own_tile_transform_advances(slides: list[Path]) -> None:
+    """A bag that draws its tiles draws them anew in every epoch."""
+    view = sp.open_slide(slides[0]).view()
+    bag = sp.TileBag(view, sp.TileGrid(view, tile_size=50), tile_transform=A.Compose([sp.ColorJitter(0.5)]))
+    dataset = sp.BagDataset([bag])
+    first = dataset[0].tiles
+    assert torch.equal(first, torch.from_numpy(bag[:]).permute(0, 3, 1, 2))
+    dataset.set_epoch(1)
+    assert not torch.equal(first, dataset[0].tiles)
+
+
+def test_transforms_of_ready_pixels_are_refused(slides: list[Path], tmp_path: Path) -> None:
+    """Silently not augmenting would be worse."""
+    view = sp.open_slide(slides[0]).view()
+    bag = sp.TileBag(view, sp.TileGrid(view, tile_size=100))
+    with pytest.raises(ConfigError, match="has its pixels already"):
+        sp.BagDataset([slides[1], bag], tile_transform=A.Compose([sp.Flip()]))
+
+
+def test_nothing_to_show(slides: list[Path], tmp_path: Path) -> None:
+    """A slide of glass has no tiles, which is an error; a file that is gone since is one, too."""
+    white = write_pyramid(tmp_path / "white.tif", np.full((300, 300, 3), 244, np.uint8), (1,), mpp=0.5)
+    dataset = sp.BagDataset([white, slides[0]], {"grid": {"tile_size": 100}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmptyTissueWarning)
+        with pytest.raises(NoTissueError, match=r"white\.tif"):
+            dataset[0]
+    slides[0].unlink()
+    with pytest.raises(SlideNotFoundError):
+        dataset[1]
+
+
+def test_numbers_beyond_the_cohort(slides: list[Path]) -> None:
+    """Like a list, so that plain iteration ends."""
+    dataset = sp.BagDataset(slides, PLAIN)
+    assert dataset[-1].bag == "b.tif"
+    assert [whole.bag for whole in dataset] == ["a.tif", "b.tif"]  # type: ignore[attr-defined]
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plain_data_loader(slides: list[Path], workers: int) -> None:
+    """torch's own loader takes it, in spawned workers too; errors keep their class."""
+    dataset = sp.BagDataset(slides, PLAIN | {"max_tiles": 6})
+    options: dict[str, Any] = {"multiprocessing_context": "spawn"} if workers else {}
+    loaded = list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, **options))
+    assert [whole.bag for whole in loaded] == ["a.tif", "b.tif"]
+    for number, whole in enumerate(loaded):
+        assert torch.equal(whole.tiles, dataset[number].tiles)
+        np.testing.assert_array_equal(whole.coords, dataset[number].coords)
+    slides[1].write_bytes(b"no slide")
+    with pytest.raises(sp.SlideioPipeError):
+        list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, **options))
+
+
+def test_the_configuration_in_configs() -> None:
+    """configs/mil.yaml shows every key with its default."""
+    file = ROOT / "configs" / "mil.yaml"
+    assert load_loader_config(file) == LoaderConfig()
+    assert set(yaml.safe_load(file.read_text(encoding="utf-8"))) == set(LoaderConfig.model_fields)
+
+
+def test_transforms_of_a_configuration_lie_beside_it(slides: list[Path], tmp_path: Path) -> None:
+    """Their paths are relative to the file, wherever one stands."""
+    (tmp_path / "light.yaml").write_text((ROOT / "configs" / "stain-light.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "my.yaml").write_text("slide_transform: light.yaml\ngrid: {tile_size: 50}\n")
+    dataset = sp.BagDataset(slides, tmp_path / "my.yaml")
+    assert isinstance(dataset.slide_transform, A.Compose)
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        sp.BagDataset(slides, {"slide_transform": "nowhere.yaml"})
+
+
+def test_the_tile_shape_may_depend_on_the_slide(slides: list[Path]) -> None:
+    """Where it lays tiles on the stored ones, or draws from the slide's own stains, the first slide is asked."""
+    write_pyramid(slides[0], coordinate_pixels(640, 420), (1,), mpp=0.5, tile=128, compression="jpeg")
+    aligned = PLAIN | {"grid": {"tile_size": 128, "align": True}}
+    assert sp.BagDataset(slides[:1], aligned).tile_shape == (128, 128, 3)
+    own = A.Compose([sp.StainJitter(basis="slide")])
+    assert sp.BagDataset(slides[1:], PLAIN, tile_transform=own).tile_shape == (100, 100, 3)
+
+
+@pytest.mark.parametrize("config", [{"seeds": 1}, {"max_tiles": 0}, {"grid": {"tile": 2}}, {"seed": -1}])
+def test_configurations_that_make_no_sense(slides: list[Path], config: dict[str, Any]) -> None:
+    """Unknown keys and impossible values are refused by name."""
+    with pytest.raises(ConfigError):
+        sp.BagDataset(slides, config)
+
+
+def test_the_digest_is_of_what_tiles_depend_on(slides: list[Path]) -> None:
+    """The same cohort and configuration, the same digest; anything else, another."""
+    digests = [
+        sp.BagDataset(slides, PLAIN).digest(),
+        sp.BagDataset(slides, PLAIN).digest(),
+        sp.BagDataset(slides[:1], PLAIN).digest(),
+        sp.BagDataset(slides, PLAIN | {"seed": 1}).digest(),
+        sp.BagDataset(slides, PLAIN, tile_transform=sp.Flip()).digest(),
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
