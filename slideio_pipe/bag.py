@@ -211,10 +211,10 @@ class TileBag(ArrayLikeBag):
 
     def _draw(self, index: int) -> Draw:
         # albumentationsxl takes three seconds to import: whoever draws nothing does not wait for it.
-        from slideio_pipe.augment.drawing import draw, needs_slide
+        from slideio_pipe.augment.drawing import draw, measured
 
         size = Size(self.grid.tile_size, self.grid.tile_size)
-        colour = self.view.slide.colour if needs_slide(self.tile_transform) else None
+        colour = measured(self.view.slide, self.tile_transform)
         return draw(
             self.tile_transform,
             seed=self.seed,

@@ -238,14 +238,14 @@ class Slide:
         # albumentationsxl takes three seconds to import: whoever draws nothing does not wait for it.
         from slideio_pipe.augment import drawing
 
-        colour = self.colour if drawing.needs_slide(transform) else None
+        colour = drawing.measured(self, transform)
         drawn = drawing.draw(transform, seed=seed, epoch=epoch, slide=self.name, size=view.plain_size, colour=colour)
         return replace(view, draw=drawn)
 
     @cached_property
     def colour(self) -> SlideColour:
         """The slide's own stains and colour statistics, measured once in tissue tiles at full resolution."""
-        return slide_colour(self)
+        return slide_colour(self, owner="the slide's own colours")
 
     def level_image(self, level: int) -> Any:
         """Return a stored level as a lazy 3-band uchar ``pyvips.Image``, shared by all callers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slideio_pipe.augment.colour_transforms import ColorJitter, GaussianNoise, RandStainNA, StainJitter
+from slideio_pipe.augment.colour_transforms import ColorJitter, GaussianNoise, RandStainNA, StainJitter, StainNormalize
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.drawing import draw, leaves, load_transform, needs_slide
+from slideio_pipe.augment.drawing import draw, leaves, load_transform, measured, needs_slide
 from slideio_pipe.augment.geometric_transforms import Flip, RandomAffine, RandomResizedCrop, Rotate90
 from slideio_pipe.augment.operations import Hsv, Stain, Tone
 from slideio_pipe.augment.stains import HED, SlideColour, as_matrix
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.bag import TileBag
+from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.slide import open_slide
+from slideio_pipe.tiling import TileGrid
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRESETS = sorted(path for kind in ("stain", "tellez", "randstainna") for path in CONFIGS.glob(f"{kind}-*.yaml"))
@@ -395,3 +399,30 @@ def test_a_summary_turns_as_rotations_are_asked_for() -> None:
     assert draw(RandomAffine(rotate=(30, 30)), size=(100, 80)).summary() == "turned 30°"
     assert draw(A.Resize(40, 50, p=1), tile=0, size=(100, 80)).summary() == "scaled 0.50×"
     assert "mirrored" in draw(A.HorizontalFlip(p=1), size=(100, 80)).summary()
+
+
+@pytest.mark.parametrize(
+    ("transform", "instead"),
+    [
+        (StainJitter(basis="slide"), 'StainJitter(basis="hed")'),
+        (StainNormalize(), 'StainNormalize(basis="hed")'),
+        (A.Compose([Flip(), A.OneOf([RandStainNA(), A.Blur()])]), 'RandStainNA(source="cohort")'),
+    ],
+)
+@pytest.mark.parametrize("level", [255, 244, 0])
+def test_a_slide_without_tissue_is_told_who_asked(transform: object, instead: str, level: int) -> None:
+    """Glass or black: the error names the transform and its argument, for a view and for tiles."""
+    slide = open_slide(np.full((400, 500, 3), level, np.uint8), slide_mpp=0.5)
+    message = re.escape(f"array: {instead.split('(')[0]}: the slide's own colours: glass only")
+    with pytest.raises(NoTissueError, match=message) as caught:
+        slide.view(transform=transform)
+    assert f"pass {instead}, or leave the slide out" in str(caught.value)
+    view = slide.view()
+    with pytest.raises(NoTissueError, match=message):
+        TileBag(view, TileGrid(view, 100), tile_transform=transform)
+
+
+def test_nobody_measures_a_slide_unasked() -> None:
+    """Glass is fine for whoever does not start from the slide's own colours."""
+    slide = open_slide(np.full((400, 500, 3), 244, np.uint8))
+    assert measured(slide, A.Compose([StainJitter(), RandStainNA(source="cohort")])) is None

@@ -49,6 +49,8 @@ class StainJitter(ColourTransform):
     (0.0, 0.0, 0.0)
     """
 
+    without_slide = 'basis="hed"'
+
     def __init__(
         self,
         basis: str | ArrayLike = "hed",
@@ -88,6 +90,8 @@ class StainNormalize(ColourTransform):
         99th percentile of each concentration to arrive at, natural optical density; by default Macenko's for target
         "macenko", else left as it is. Has an effect where the slide's own was measured, that is, for basis "slide".
     """
+
+    without_slide = 'basis="hed"'
 
     def __init__(
         self,
@@ -183,6 +187,8 @@ class RandStainNA(ColourTransform):
         The statistics the image has: measured, or taken to be the cohort's average, which needs no measurement and
         jitters without normalising.
     """
+
+    without_slide = 'source="cohort"'
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import albumentationsxl as A  # noqa: N812 - its own documentation's name
 import numpy as np
@@ -24,8 +24,17 @@ from slideio_pipe.augment.operations import Operation
 from slideio_pipe.augment.stains import SlideColour, as_matrix, checked_basis
 from slideio_pipe.augment.transforms import Context, OurTransform, Steps
 from slideio_pipe.config import read_yaml
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Affine, Size
+
+
+class MeasuredSlide(Protocol):
+    """What is asked of a slide whose own colours a transform starts from."""
+
+    @property
+    def colour(self) -> SlideColour:
+        """Stains and statistics."""
+
 
 # Products of rotations miss whole numbers by rounding: 1e-9 px over 100,000 px is far below what sampling resolves.
 _ROUNDING = 1e-9
@@ -115,7 +124,33 @@ def leaves(transform: Any) -> Iterator[Any]:
 
 def needs_slide(transform: Any) -> bool:
     """Return whether some part of it asks for the slide's own colours (``stains.slide_colour``)."""
-    return any(isinstance(leaf, OurTransform) and leaf.needs_slide for leaf in leaves(transform))
+    return bool(_askers(transform))
+
+
+def measured(slide: MeasuredSlide, transform: Any) -> SlideColour | None:
+    """Return the slide's own colours if some part of the transform asks for them, else None.
+
+    Raises
+    ------
+    NoTissueError, ConfigError
+        The slide is glass, or has one stain only; names who asked, and what to pass instead.
+    """
+    askers = _askers(transform)
+    if not askers:
+        return None
+    try:
+        return slide.colour
+    except (NoTissueError, ConfigError) as error:
+        names = ", ".join(askers)
+        instead = ", ".join(f"{name}({leaf.without_slide})" for name, leaf in askers.items())
+        remedy = f"pass {instead}, or leave the slide out"
+        raise type(error)(f"{names}: {error.reason}", slide=error.slide, remedy=remedy) from error
+
+
+def _askers(transform: Any) -> dict[str, OurTransform]:
+    """Return, by name, the transforms that ask for the slide's own colours."""
+    found = (leaf for leaf in leaves(transform) if isinstance(leaf, OurTransform) and leaf.needs_slide)
+    return {type(leaf).__name__: leaf for leaf in found}
 
 
 def _checked_size(size: Any) -> Size:

@@ -54,6 +54,7 @@ class OurTransform:
 
     p: float
     always_apply: bool
+    without_slide = ""  # the argument that makes it do without the slide's own colours
 
     @abstractmethod
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
