@@ -144,13 +144,13 @@ class Sampler:
     def _shrink(self, choice: LevelChoice, inside: Rect, target: NDArray[np.uint8]) -> None:
         """Shrink (or enlarge) the level pixels below ``inside`` (px at ``choice``) into ``target``."""
         sx, sy = choice.shrink
-        reduce = self._decoder_shrink(choice, inside)
+        reduce = self._decoder_shrink(choice)
         if choice.shrink == (reduce, reduce):
             self._level(choice.level, reduce, inside, target)
             return
         sx, sy = sx / reduce, sy / reduce
         width, height = self.slide.pyramid.levels[choice.level]
-        level = Rect(0, 0, width // reduce, height // reduce)
+        level = Rect(0, 0, -(-width // reduce), -(-height // reduce))
         for top, rows in _bands(inside, sx, sy):
             box = (inside.x * sx, top * sy, (inside.x + inside.width) * sx, (top + rows) * sy)
             source = _filter_reach(box, sx, sy).intersect(level)
@@ -169,17 +169,12 @@ class Sampler:
             if self.on_stage:
                 self.on_stage("resample", begun, time.perf_counter())
 
-    def _decoder_shrink(self, choice: LevelChoice, inside: Rect) -> int:
+    def _decoder_shrink(self, choice: LevelChoice) -> int:
         """Return by how much the decoder itself may shrink: 1, 2, 4 or 8."""
         tiles = self.slide.stored_tiles(choice.level)
         if tiles is None:
             return 1
-        level = self.slide.pyramid.levels[choice.level]
         sx, sy = choice.shrink
-        # A block of 8 px at the level's edge is partly padding, which would show: such tiles are decoded in full.
-        reach = _filter_reach((inside.x * sx, inside.y * sy, inside.right * sx, inside.lower * sy), sx, sy)
-        if reach.right > level.width // 8 * 8 or reach.lower > level.height // 8 * 8:
-            return 1
         fits = [n for n in WHOLE_SHRINKS if min(sx, sy) >= n and not (tiles.tile.width % n or tiles.tile.height % n)]
         return max(fits, default=1)
 
@@ -195,12 +190,24 @@ class Sampler:
         alone = not (left or upper or rect.width % width or rect.height % height)
         for r in range(row, (rect.y + rect.height - 1) // height + 1):
             for c in range(column, (rect.x + rect.width - 1) // width + 1):
-                decode = partial(tiles.decode, c, r, reduce=reduce, on_stage=self.on_stage)
+                decode = partial(self._decode, tiles, level, c, r, reduce)
                 pixels = decode() if alone else SHARED.get((tiles.serial, reduce, c, r), decode)
                 x, y = c * width - rect.x, r * height - rect.y  # of the stored tile in the target
                 left, upper = max(0, x), max(0, y)
                 right, lower = min(rect.width, x + width), min(rect.height, y + height)
                 target[upper:lower, left:right] = pixels[upper - y : lower - y, left - x : right - x]
+
+    def _decode(self, tiles: StoredTiles, level: int, column: int, row: int, reduce: int) -> NDArray[np.uint8]:
+        """Return a stored tile, decoded ``reduce`` times smaller, as if the level went on beyond its edge."""
+        size, (width, height) = self.slide.pyramid.levels[level], tiles.tile
+        right, lower = min(width, size.width - column * width), min(height, size.height - row * height)
+        if reduce == 1 or (right, lower) == (width, height):
+            return tiles.decode(column, row, reduce=reduce, on_stage=self.on_stage)
+        # The padding in the file, often black, is part of the blocks at the edge and would show.
+        full = tiles.decode(column, row, on_stage=self.on_stage)[:lower, :right]
+        full = cv2.copyMakeBorder(full, 0, height - lower, 0, width - right, cv2.BORDER_REPLICATE)
+        small = cv2.resize(full, (width // reduce, height // reduce), interpolation=cv2.INTER_AREA)
+        return np.asarray(small, np.uint8)
 
     def _fetch(self, level: int, rect: Rect) -> NDArray[np.uint8]:
         """Return level pixels, (h, w, 3) uint8, decoded in this thread."""

@@ -246,3 +246,20 @@ def test_mutated_tiles_end_in_pixels_or_in_an_error(tmp_path: Path, photometric:
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
     assert "'refused later'" in done.stdout
     assert "'read'" in done.stdout
+
+
+@pytest.mark.parametrize("shrink", [2.0, 3.0, 8.0])
+def test_padding_beyond_the_edge_does_not_show(tmp_path: Path, shrink: float) -> None:
+    """tifffile pads tiles at the edge in black; the last blocks of the JPEG mix it in, the last pixels must not."""
+    rng = np.random.default_rng(2)
+    pixels = cv2.GaussianBlur(rng.integers(150, 255, (203, 333, 3), np.uint8), (0, 0), 6)
+    slide = sp.open_slide(jpeg_tiff(tmp_path / "edge.tif", pixels))
+    size = slide.pyramid.size_at(LevelChoice(0, (shrink, shrink)))
+    out = np.zeros((size.height, size.width, 3), np.uint8)
+    Sampler(slide).plain(LevelChoice(0, (shrink, shrink)), Rect(0, 0, *size), out)
+    box = (0, 0, size.width * shrink, size.height * shrink)
+    expected = Image.fromarray(slide.level_image(0).numpy()).resize(size, Image.Resampling.BOX, box=box)
+    off = np.abs(out - np.asarray(expected, float))
+    assert off.max() < 12
+    assert off[:, -1].mean() < 3
+    assert off[-1].mean() < 3
