@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.explaining import explain as explain
     from slideio_pipe.label_masks import LabelMask as LabelMask
     from slideio_pipe.loader import BagLoader as BagLoader
+    from slideio_pipe.profiling import profile as profile
     from slideio_pipe.reader import TileReader as TileReader
     from slideio_pipe.slide import Slide as Slide
     from slideio_pipe.slide import open_slide as open_slide
@@ -68,6 +69,7 @@ _PUBLIC = {
     "BagDataset": "dataset",
     "BagLoader": "loader",
     "WholeBag": "dataset",
+    "profile": "profiling",
     "Normalize": "device",
     "save_bag": "store",
     "open_bag": "store",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -16,6 +17,7 @@ from PIL import Image
 from slideio_pipe import picture
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.operations import Opaque, Operation
+from slideio_pipe.backends.base import OnStage
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.reader import TileReader
@@ -189,6 +191,7 @@ class TileBag(ArrayLikeBag):
         self.view, self.grid, self.label = view, grid, label
         self.name, self.view_mpp = view.slide.name, view.mpp
         self.tile_transform, self.seed, self.epoch = tile_transform, int(seed), int(epoch)
+        self.on_stage: OnStage | None = None  # told what reading spends its time on; for before the first tile
         self._drawn: dict[tuple[int, int, int], Draw] = {}
         canvas = Size(grid.tile_size, grid.tile_size) if tile_transform is None else self.draw(0).canvas
         self.shape = (len(grid), canvas.height, canvas.width, 3)
@@ -227,7 +230,7 @@ class TileBag(ArrayLikeBag):
 
     @cached_property
     def _reader(self) -> TileReader:
-        return TileReader(self.view, self.grid.tile_size)
+        return TileReader(self.view, self.grid.tile_size, on_stage=self.on_stage)
 
     def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
         """Return tiles ``indices`` (n,), decoded in storage order into ``out`` (n, H, W, 3) uint8.
@@ -271,7 +274,10 @@ class TileBag(ArrayLikeBag):
         self, indices: ArrayLike, out: NDArray[np.uint8] | None, *, threads: int, colours: bool
     ) -> NDArray[np.uint8]:
         wanted = np.arange(len(self))[np.asarray(indices, np.int64)]  # from the end, where negative
+        begun = time.perf_counter() if self.on_stage else 0.0
         draws = self._draws(wanted)
+        if self.on_stage and draws:
+            self.on_stage("augment", begun, time.perf_counter())
         if not wanted.size:
             return np.empty((0, *self.shape[1:]), np.uint8) if out is None else out
         return self._reader.read(self.grid.origins[wanted], out, draws=draws, colours=colours, threads=threads)

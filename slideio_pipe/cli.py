@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slideio_pipe import __version__, options
+from slideio_pipe import __version__, options, timing_commands
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.terminal import err, escape, out, print_facts, print_json, reported, say, size_text
 
@@ -304,33 +304,8 @@ def doctor(as_json: options.Json = False) -> None:
         raise typer.Exit(2)
 
 
-@app.command()
-@reported
-def bench(
-    slide: options.BenchSlide = None,
-    cases: options.Cases = None,
-    peers: options.Peers = None,
-    rounds: options.Rounds = 5,
-    tiles: options.MostTiles = 600,
-    python: options.OtherPython = None,
-    as_json: options.Json = False,
-) -> None:
-    """Time reading against other readers: the same tiles, in turns, each reader in a process of its own.
-
-    Readers that are not installed are listed, with the command that installs them.
-
-    Example: [bold]slideio-pipe bench a.svs --case aligned --peer openslide[/]
-    """
-    from slideio_pipe.bench.run import compare_readers
-
-    chosen: dict[str, Any] = {"cases": cases or (), "peers": peers or (), "rounds": rounds, "tiles": tiles}
-    found = compare_readers(slide, **chosen, python=python, progress=False if as_json else None)
-    if as_json:
-        print_json(found.as_json())
-    else:
-        from slideio_pipe.bench.tables import print_comparison
-
-        print_comparison(found, out)
+app.command()(timing_commands.bench)
+app.command()(timing_commands.profile)
 
 
 def _settings(slide: Path, file: Path | None, given: dict[str, dict[str, Any]]) -> ExportConfig:

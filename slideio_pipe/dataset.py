@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import pickle
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from slideio_pipe.backends.base import OnStage
 from slideio_pipe.bag import Bag, Label, TileBag
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.config import LoaderConfig, load_loader_config
@@ -93,6 +96,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         self.slide_transform = _transform(slide_transform, self.config.slide_transform)
         self.tile_transform = _transform(tile_transform, self.config.tile_transform)
         self.epoch = 0
+        self.on_stage: OnStage | None = None  # told what opening and reading spend their time on
         self._masks = _Masks(_MASK_BYTES)
         drawn = self.slide_transform is not None or self.tile_transform is not None
         ready = [slide.name for slide in self.cohort if not _is_slide(slide)]
@@ -131,7 +135,13 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             What opening and tissue may raise.
         """
         slide = self.cohort[number]
+        begun = time.perf_counter() if self.on_stage else 0.0
         bag = self._opened(slide, self.epoch if epoch is None else epoch)
+        if self.on_stage:
+            self.on_stage("open", begun, time.perf_counter())
+            if isinstance(bag, TileBag | StoredBag):
+                bag = copy.copy(bag)  # the caller's own stays as it is
+                bag.on_stage = self.on_stage
         if not len(bag):
             raise NoTissueError(
                 "no tile has enough tissue", slide=slide.name, remedy="leave it out, or lower min_tissue"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from slideio_pipe.augment.on_device import DeviceProgram
 from slideio_pipe.augment.operations import Operation
+from slideio_pipe.backends.base import OnStage
 from slideio_pipe.errors import ConfigError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -339,6 +341,7 @@ class Sender:
         self.device = device
         self.dtype = torch.uint8 if normalize is None else dtype  # of what arrives
         self._float = dtype
+        self.on_stage: OnStage | None = None  # told ("copy" | "device", start, end); each is waited for then
         self._side = _side_stream(device) if device.type == "cuda" else None
         # A copy, so that moving it to the device does not move the caller's.
         self._normalize = None if normalize is None else deepcopy(normalize).to(device)
@@ -349,16 +352,30 @@ class Sender:
 
     def send(self, tiles: Tensor, colours: Colours | None = None) -> Sent:
         """Start the way of (n, H, W, 3) uint8 host tiles; the result never shares their memory."""
+        begun = time.perf_counter() if self.on_stage else 0.0
         if self._side is None:
-            return Sent(self._finish(tiles, colours, copy=True), None, None)
+            sent = Sent(self._finish(tiles, colours, copy=True), None, None)
+            self._tell("device", begun)
+            return sent
         with torch.cuda.stream(self._side):
             raw = tiles.to(self.device, non_blocking=True)
             copied = _event(blocking=True)
             copied.record(self._side)
+            begun = self._tell("copy", begun)
             result = self._finish(raw, colours, copy=False)
             ready = _event()
             ready.record(self._side)
+            self._tell("device", begun)
         return Sent(result, copied, ready)
+
+    def _tell(self, stage: str, begun: float) -> float:
+        """Tell whoever watches how long a step took, which has to be waited for then; return when it ended."""
+        if self.on_stage is None:
+            return 0.0
+        self.drain()
+        ended = time.perf_counter()
+        self.on_stage(stage, begun, ended)
+        return ended
 
     def drain(self) -> None:
         """Block until nothing sent is on its way any more."""

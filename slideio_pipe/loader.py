@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from slideio_pipe.backends.base import OnStage
 from slideio_pipe.dataset import BagDataset, WholeBag
 from slideio_pipe.decoded import SHARED
 from slideio_pipe.device import Normalize, Sender, check_device, check_dtype
@@ -118,6 +119,8 @@ class BagLoader:
         Slides and tiles that could not be read in the latest epoch.
     epoch : int
         The epoch that is running, or the next.
+    threads : int
+        How many decode.
 
     Raises
     ------
@@ -170,6 +173,7 @@ class BagLoader:
             colours=_check_colours(colours),
         )
         self._prefetch = at_least_one("prefetch", prefetch)
+        self.threads = self._pace.threads
         self.rank, self.world_size = _share(rank, world_size)
         self.max_failures = _at_least_zero("max_failures", max_failures)
         self._slot_shape = (chunk_size, *dataset.tile_shape)
@@ -231,6 +235,10 @@ class BagLoader:
         flights = Flights(self.dataset, self.epoch, self.order(), self._progress.done(), ring, pace)
         self._stage = Stage(flights.deliveries(), self._prefetch)
         return ChunkStream(self, self._stage)
+
+    def watch(self, on_stage: OnStage | None) -> None:
+        """Have every stage of the epochs to come told, or none any more; see ``profile``."""
+        self.dataset.on_stage = self._sender.on_stage = on_stage
 
     # -- state ---------------------------------------------------------------------------------------------------
 

@@ -159,3 +159,25 @@ OtherPython = Annotated[
     Path | None,
     _option("--python", unit="PATH", text=r"The Python that has the other readers installed. \[default: this one]"),
 ]
+
+ProfiledCohort = Annotated[
+    list[Path], typer.Argument(help="Slides or bags (.bag.zarr), or one CSV with a column slide.", metavar="SLIDE|CSV…")
+]
+LoaderFile = Annotated[
+    Path | None, _option("--config", unit="YAML", text="Settings, as in configs/mil.yaml; options win over them.")
+]
+LoaderThreads = Annotated[
+    int | None, _option("--threads", unit="n", min=1, text=r"How many decode. \[default: the cores less one]")
+]
+ChunkSize = Annotated[int, _option("--chunk-size", unit="n", min=1, text="Tiles per chunk.")]
+Mix = Annotated[int, _option("--mix", unit="n", min=0, text="Chunks over which tiles are shuffled; 0: not at all.")]
+ProfileDevice = Annotated[str, _option("--device", unit="cpu|cuda", text="Where tiles go.")]
+StepMs = Annotated[
+    float, _option("--step-ms", unit="ms", min=0, text="What a training step would take per chunk; the consumer waits.")
+]
+ProfiledTiles = Annotated[
+    int | None, _option("--tiles", unit="n", min=1, text=r"Stop after so many. \[default: the whole cohort]")
+]
+Trace = Annotated[
+    Path | None, _option("--trace", unit="JSON", panel=OUTPUT, text="Every span of every thread, for Perfetto.")
+]

@@ -61,6 +61,7 @@ PUBLIC = [
     "load_transform",
     "open_bag",
     "open_slide",
+    "profile",
     "save_bag",
     "stream",
     "write_synthetic_slide",

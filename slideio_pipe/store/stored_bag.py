@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from slideio_pipe.backends.base import OnStage
 from slideio_pipe.bag import ArrayLikeBag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
@@ -44,6 +46,7 @@ class StoredBag(ArrayLikeBag):
         self._attributes = layout.attributes
         self._codec = layout.codec.name
         self._reader = ShardReader(layout.grid, layout.codec)
+        self.on_stage: OnStage | None = None  # told what reading spends its time on
         self.shape = layout.shape
         self.name = layout.attributes["slide"]["name"]
         self.label = layout.attributes["label"]
@@ -103,7 +106,10 @@ class StoredBag(ArrayLikeBag):
             remedy = f"pass a writable C-contiguous uint8 array of shape {shape}"
             raise ConfigError(f"out is {found}, or not contiguous or not writable", slide=self.name, remedy=remedy)
         if len(numbers):
+            begun = time.perf_counter() if self.on_stage else 0.0
             self._reader.read(numbers, out, threads)
+            if self.on_stage:
+                self.on_stage("decode", begun, time.perf_counter())
         return out
 
     def close(self) -> None:

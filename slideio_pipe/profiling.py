@@ -1,0 +1,257 @@
+"""Where the time goes on the way from a slide to the device: what each stage took, what waits for what, what to change.
+
+Stages are told by those who do the work, with the thread they do it on; nothing is sampled or guessed. Watching costs
+under a microsecond per stage and tile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slideio_pipe.dataset import BagDataset
+from slideio_pipe.device import Normalize
+from slideio_pipe.errors import ConfigError, OutputError
+from slideio_pipe.loader import BagLoader
+from slideio_pipe.progress import Report, reporting
+
+# In the order of a tile's life. "wait" is the consumer's.
+STAGES = {
+    "open": "slide, tissue, grid",
+    "read": "bytes from the file",
+    "decode": "bytes to pixels",
+    "fallback": "unusual tiles, slowly",
+    "resample": "shrink, turn, crop",
+    "augment": "draws and colours",
+    "copy": "host to device",
+    "device": "normalise",
+}
+_ADVICE = {
+    "open": "export bags once, or give tissue masks (a column mask in the CSV): tissue is found anew in every run",
+    "read": "bring the slides to a local disk, or export bags once",
+    "decode": "{threads} of {cores} cores decode; more of them, a coarser mpp, or tiles laid on the stored ones "
+    "(align=True) decode sooner",
+    "fallback": "the slide's codec is slow or its tiles are unusual: export the bag once as jpeg:90 or zstd",
+    "resample": "choose an mpp that is stored, or its half, quarter or eighth: then nothing is left to filter",
+    "augment": 'drop costly steps (sp.explain lists them), or colours="device" with a GPU',
+    "copy": "larger chunks; a faster bus",
+    "device": "a faster device; on the CPU the model will take far longer than this anyway",
+}
+# The consumer is ahead of the loader when it waits longer than this part of the time.
+_WAITS = 0.05
+
+
+class Clock:
+    """Adds up what stages took, per thread, and keeps each one for a trace if asked; threads may share it.
+
+    Parameters
+    ----------
+    spans : bool
+        Whether to keep every single span: about 100 bytes each.
+
+    Examples
+    --------
+    >>> clock = Clock()
+    >>> clock("decode", 1.0, 1.5)
+    >>> clock("decode", 2.0, 2.25)
+    >>> clock.totals["decode"], clock.counts["decode"]
+    (0.75, 2)
+    """
+
+    def __init__(self, *, spans: bool = False) -> None:
+        self.totals: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+        self._spans: list[tuple[str, str, float, float]] | None = [] if spans else None
+        self._lock = threading.Lock()
+
+    def __call__(self, stage: str, start: float, end: float) -> None:
+        """Take note of a stage: ``time.perf_counter`` seconds."""
+        with self._lock:
+            self.totals[stage] += end - start
+            self.counts[stage] += 1
+            if self._spans is not None:
+                self._spans.append((stage, threading.current_thread().name, start, end))
+
+    def trace(self) -> dict[str, Any]:
+        """Return the spans as Chrome's trace events, which Perfetto and chrome://tracing show."""
+        spans = self._spans or []
+        first = min((start for _, _, start, _ in spans), default=0.0)
+        threads = {name: number for number, name in enumerate(dict.fromkeys(name for _, name, _, _ in spans), 1)}
+        names = [
+            {"name": "thread_name", "ph": "M", "pid": os.getpid(), "tid": number, "args": {"name": name}}
+            for name, number in threads.items()
+        ]
+        events = [
+            {
+                "name": stage,
+                "ph": "X",
+                "pid": os.getpid(),
+                "tid": threads[name],
+                "ts": round((start - first) * 1e6, 1),
+                "dur": round((end - start) * 1e6, 1),
+            }
+            for stage, name, start, end in spans
+        ]
+        return {"traceEvents": [*names, *events], "displayTimeUnit": "ms"}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a run through the loader took."""
+
+    seconds: float  # wall time
+    tiles: int
+    bags: int
+    threads: int
+    first_chunk_s: float  # from the start to the first chunk
+    wait_s: float  # how long the consumer waited for chunks, the first one included
+    consumer_s: float  # how long the consumer worked
+    stages: Mapping[str, float]  # thread-seconds per stage
+    memory: str
+
+    @property
+    def rate(self) -> float:
+        """Tiles per second of wall time."""
+        return self.tiles / self.seconds if self.seconds else 0.0
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that holds the others up: "consumer", or the one most work goes to."""
+        if self.wait_s <= _WAITS * self.seconds or not self.stages:
+            return "consumer"
+        return max(self.stages, key=lambda stage: self.stages[stage])
+
+    def verdict(self) -> str:
+        """Return the bottleneck in one sentence, and what to change."""
+        stage, waited = self.bottleneck, self.wait_s / self.seconds if self.seconds else 0.0
+        if stage == "consumer":
+            return f"The loader is ahead: the consumer waited {waited:.0%} of the time. Nothing to change here."
+        share = self.stages[stage] / sum(self.stages.values())
+        advice = _ADVICE[stage].format(threads=self.threads, cores=_cores())
+        return f"{stage} takes {share:.0%} of the work, and the consumer waited {waited:.0%} of the time: {advice}."
+
+    def rows(self) -> Iterator[tuple[str, float, float, float, float]]:
+        """Yield (stage, thread-seconds, share of the work, ms per tile, tiles per second and thread)."""
+        work = sum(self.stages.values())
+        for stage in STAGES:
+            spent = self.stages.get(stage, 0.0)
+            if spent:
+                yield stage, spent, spent / work, 1e3 * spent / max(1, self.tiles), self.tiles / spent
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, JSON-able."""
+        keys = ("thread_seconds", "share", "ms_per_tile", "tiles_per_second")
+        return {
+            "seconds": self.seconds,
+            "tiles": self.tiles,
+            "bags": self.bags,
+            "tiles_per_second": self.rate,
+            "threads": self.threads,
+            "first_chunk_seconds": self.first_chunk_s,
+            "wait_seconds": self.wait_s,
+            "consumer_seconds": self.consumer_s,
+            "stages": {stage: dict(zip(keys, figures, strict=True)) for stage, *figures in self.rows()},
+            "bottleneck": self.bottleneck,
+            "verdict": self.verdict(),
+            "memory": self.memory,
+        }
+
+
+def profile(
+    dataset: BagDataset,
+    *,
+    device: str = "cpu",
+    normalize: Normalize | None = None,
+    max_tiles: int | None = None,
+    step_ms: float = 0.0,
+    trace: str | Path | None = None,
+    progress: Report | bool | None = False,
+    **loader: Any,
+) -> Profile:
+    """Run tiles of a cohort through a ``BagLoader``, and return what every stage took.
+
+    Parameters
+    ----------
+    dataset : BagDataset
+    device : str
+    normalize : Normalize, optional
+        ImageNet's when left out.
+    max_tiles : int, optional
+        Stop after so many; by default at the end of the epoch.
+    step_ms : float
+        What a training step takes per chunk: the consumer sleeps that long, as it would wait for a model.
+    trace : path, optional
+        Where a file for Perfetto (ui.perfetto.dev) goes: every span of every thread.
+    progress : callable or bool, optional
+    **loader
+        Passed to ``BagLoader``: threads, chunk_size, mix, bags_in_flight, …
+
+    Raises
+    ------
+    ConfigError
+        A number that makes no sense.
+    OutputError
+        The trace cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from slideio_pipe import TileBag, TileGrid, open_slide
+    >>> view = open_slide(np.full((300, 500, 3), 90, np.uint8), slide_mpp=0.5).view()
+    >>> found = profile(BagDataset([TileBag(view, TileGrid(view, tile_size=100))]), threads=1)
+    >>> found.tiles, "decode" in found.stages
+    (15, True)
+    """
+    if step_ms < 0 or (max_tiles is not None and max_tiles < 1):
+        raise ConfigError(f"step_ms={step_ms:g}, max_tiles={max_tiles}", remedy="pass step_ms >= 0, max_tiles >= 1")
+    clock = Clock(spans=trace is not None)
+    watched = BagLoader(dataset, device=device, normalize=normalize or Normalize.imagenet(), **loader)
+    watched.watch(clock)
+    begun = time.perf_counter()
+    tiles = bags = 0
+    first = waited = worked = 0.0
+    with reporting(progress, "profiling") as report:
+        chunks = iter(watched)
+        while True:
+            asked = time.perf_counter()
+            chunk = next(chunks, None)
+            came = time.perf_counter()
+            waited += came - asked
+            if chunk is None:
+                break
+            first = first or came - begun
+            tiles, bags = tiles + len(chunk), bags + chunk.last
+            report(tiles, max_tiles or tiles)
+            if step_ms:
+                time.sleep(step_ms / 1e3)
+            done = time.perf_counter()
+            clock("consumer", came, done)
+            worked += done - came
+            if max_tiles is not None and tiles >= max_tiles:
+                break
+            del chunk
+        seconds = time.perf_counter() - begun
+        watched.close()
+        watched.watch(None)
+    if trace is not None:
+        _write_trace(Path(trace), clock)
+    stages = {stage: clock.totals[stage] for stage in STAGES if clock.totals.get(stage)}
+    return Profile(seconds, tiles, bags, watched.threads, first, waited, worked, stages, str(watched.memory))
+
+
+def _write_trace(path: Path, clock: Clock) -> None:
+    try:
+        path.write_text(json.dumps(clock.trace()), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"the trace cannot be written ({error.strerror})", slide=str(path)) from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

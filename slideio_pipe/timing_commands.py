@@ -1,0 +1,104 @@
+"""The commands that measure: ``bench`` against other readers, ``profile`` of one's own slides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from slideio_pipe import options
+from slideio_pipe.terminal import out, print_json, reported, say
+
+# Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
+if TYPE_CHECKING:
+    from slideio_pipe.profiling import Profile
+
+
+@reported
+def bench(
+    slide: options.BenchSlide = None,
+    cases: options.Cases = None,
+    peers: options.Peers = None,
+    rounds: options.Rounds = 5,
+    tiles: options.MostTiles = 600,
+    python: options.OtherPython = None,
+    as_json: options.Json = False,
+) -> None:
+    """Time reading against other readers: the same tiles, in turns, each reader in a process of its own.
+
+    Readers that are not installed are listed, with the command that installs them.
+
+    Example: [bold]slideio-pipe bench a.svs --case aligned --peer openslide[/]
+    """
+    from slideio_pipe.bench.run import compare_readers
+
+    chosen: dict[str, Any] = {"cases": cases or (), "peers": peers or (), "rounds": rounds, "tiles": tiles}
+    found = compare_readers(slide, **chosen, python=python, progress=False if as_json else None)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        from slideio_pipe.bench.tables import print_comparison
+
+        print_comparison(found, out)
+
+
+@reported
+def profile(
+    cohort: options.ProfiledCohort,
+    config: options.LoaderFile = None,
+    mpp: options.TileMpp = None,
+    tile_size: options.TileSize = None,
+    threads: options.LoaderThreads = None,
+    chunk_size: options.ChunkSize = 64,
+    mix: options.Mix = 0,
+    device: options.ProfileDevice = "cpu",
+    step_ms: options.StepMs = 0.0,
+    tiles: options.ProfiledTiles = None,
+    trace: options.Trace = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show where the time goes from slide to device: each stage's share and rate, the bottleneck, what to change.
+
+    Tiles go through the loader as in training. A model's step can be stood in for by --step-ms.
+
+    Example: [bold]slideio-pipe profile a.svs --tiles 2000 --step-ms 15 --trace trace.json[/]
+    """
+    from slideio_pipe.config import LoaderConfig, checked, load_loader_config
+    from slideio_pipe.dataset import BagDataset
+    from slideio_pipe.profiling import profile as measure
+
+    values = load_loader_config(config).model_dump()
+    values["view"] |= {} if mpp is None else {"mpp": mpp}
+    values["grid"] |= {} if tile_size is None else {"tile_size": tile_size}
+    sources: Any = cohort[0] if len(cohort) == 1 and cohort[0].suffix.lower() == ".csv" else cohort
+    dataset = BagDataset(sources, checked(LoaderConfig, None, **values))
+    loader: dict[str, Any] = {"threads": threads, "chunk_size": chunk_size, "mix": mix}
+    progress = False if as_json else None
+    found = measure(dataset, device=device, max_tiles=tiles, step_ms=step_ms, trace=trace, progress=progress, **loader)
+    if as_json:
+        print_json(found.to_json() | {"trace": None if trace is None else str(trace)})
+        return
+    _print_profile(found)
+    if trace is not None:
+        say(f"trace: {trace} (open it at https://ui.perfetto.dev)")
+
+
+def _print_profile(found: Profile) -> None:
+    from slideio_pipe.profiling import STAGES
+
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for heading in ("stage", "share", "", "ms per tile", "tiles/s"):
+        table.add_column(heading, justify="right" if heading in ("share", "ms per tile", "tiles/s") else "left")
+    table.add_column("what it is", style="dim", no_wrap=True, overflow="ellipsis")
+    for stage, _, share, ms, rate in found.rows():
+        table.add_row(
+            stage, f"{share:.1%}", f"[cyan]{'█' * round(16 * share):<16}[/]", f"{ms:.3f}", f"{rate:,.0f}", STAGES[stage]
+        )
+    out.print(table)
+    bags = f"{found.bags:,} whole bag{'' if found.bags == 1 else 's'}"
+    say(
+        f"{found.tiles:,} tiles, {bags}, in {found.seconds:.1f} s: {found.rate:,.0f} tiles/s on {found.threads} "
+        f"thread{'' if found.threads == 1 else 's'}; first chunk after {found.first_chunk_s:.2f} s"
+    )
+    say(f"the consumer worked {found.consumer_s:.1f} s and waited {found.wait_s:.1f} s; memory {found.memory}")
+    say(found.verdict(), style="bold")
