@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.cohort import Cohort as Cohort
     from slideio_pipe.config import LoaderConfig as LoaderConfig
     from slideio_pipe.dataset import BagDataset as BagDataset
-    from slideio_pipe.dataset import WholeBag as WholeBag
     from slideio_pipe.device import Normalize as Normalize
     from slideio_pipe.errors import SlideioPipeError as SlideioPipeError
     from slideio_pipe.errors import SlideioPipeWarning as SlideioPipeWarning
@@ -48,6 +47,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.tissue import TissueMask as TissueMask
     from slideio_pipe.tissue import find_tissue as find_tissue
     from slideio_pipe.view import SlideView as SlideView
+    from slideio_pipe.whole_bag import WholeBag as WholeBag
 
 __version__ = "0.1.0"
 
@@ -68,7 +68,7 @@ _PUBLIC = {
     "LoaderConfig": "config",
     "BagDataset": "dataset",
     "BagLoader": "loader",
-    "WholeBag": "dataset",
+    "WholeBag": "whole_bag",
     "profile": "profiling",
     "Normalize": "device",
     "save_bag": "store",

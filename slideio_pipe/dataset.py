@@ -11,7 +11,6 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,27 +29,10 @@ from slideio_pipe.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.tiling import TileGrid
 from slideio_pipe.tissue import TissueMask, find_tissue
+from slideio_pipe.whole_bag import WholeBag
 
 # What the tissue masks of a cohort may take together, compressed: about 20 KB each, so 3,000 slides.
 _MASK_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WholeBag:
-    """All tiles that were asked for of one slide, in one tensor."""
-
-    tiles: torch.Tensor  # (n, 3, H, W) channels_last
-    coords: NDArray[np.int64]  # (n, 2) level-0 px, x and y
-    index: NDArray[np.int64]  # (n,) position in the bag, ascending
-    bag: str  # name of the slide in the cohort
-    label: Label = None
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __repr__(self) -> str:
-        kind = f"{tuple(self.tiles.shape)} {str(self.tiles.dtype).removeprefix('torch.')} on {self.tiles.device}"
-        return f"WholeBag({self.bag}: {kind}{'' if self.label is None else f', label {self.label}'})"
 
 
 class BagDataset(torch.utils.data.Dataset[WholeBag]):

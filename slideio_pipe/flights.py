@@ -28,66 +28,14 @@ from numpy.typing import NDArray
 
 from slideio_pipe.bag import Bag, Label, TileBag
 from slideio_pipe.dataset import BagDataset
-from slideio_pipe.device import Sent
+from slideio_pipe.delivery import RUN, Block, Delivery, Indices, Loss, Pace, lay_blocks
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.staging import Ring, Slot
 from slideio_pipe.streaming import check_colours, colours_of, reader_of
-from slideio_pipe.tolerance import Failure, OnError, Tolerance
+from slideio_pipe.tolerance import Failure, Tolerance
 
-Indices = NDArray[np.int64]
-
-# Tiles a reader takes at a time: long enough that taking is free, short enough that all readers share one chunk.
-RUN = 8
 # What makes a slide fail; anything else is a fault of the program and ends the epoch.
 SLIDE_ERRORS = (SlideioPipeError, OSError)
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How bags are cut and read."""
-
-    chunk_size: int
-    threads: int
-    bags_in_flight: int  # open at a time
-    interleave: int  # of those, how many are delivered in turns
-    mix: int  # chunks over which the tiles of a bag are mixed; 0: not at all
-    ordered: bool
-    on_error: OnError
-    colours: str
-
-    @property
-    def slots(self) -> int:
-        """Slots that keep every reader busy while one chunk is sent and one block waits to be complete."""
-        busy = -(-self.threads * RUN // self.chunk_size)
-        block = max(1, self.mix)
-        return block + max(block, busy) + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A chunk on its way to the consumer."""
-
-    flight: int  # place of its bag in the epoch's order
-    chunk: int  # number in its bag
-    sent: Sent
-    index: Indices
-    places: Indices  # of its tiles among those of the bag that the epoch uses
-    coords: NDArray[np.int64]
-    bag: str
-    label: Label
-    total: int  # tiles of the bag that the epoch uses
-    last: bool
-    failures: tuple[Failure, ...]  # tiles that could not be decoded since the last delivery of the bag
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """A bag that failed."""
-
-    flight: int
-    failure: Failure
-    label: Label
-    began: bool  # whether chunks of it were delivered before
 
 
 @dataclass(slots=True, eq=False)
@@ -100,15 +48,6 @@ class _Chunk:
     waiting: int = 0  # tiles not decoded yet
     bad: list[int] = field(default_factory=list)
     error: BaseException | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Chunks that are read together: in storage order, whatever the order of delivery."""
-
-    order: Indices  # tiles in storage order
-    target: Indices  # where each goes: its place in the chunks, one behind the other
-    first: int  # number of the first chunk
 
 
 @dataclass(slots=True, eq=False)
@@ -124,8 +63,8 @@ class _Flight:
     label: Label = None
     error: BaseException | None = None
     chosen: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
-    blocks: Iterator[_Block] = field(default_factory=lambda: iter(()))
-    next_block: _Block | None = None
+    blocks: Iterator[Block] = field(default_factory=lambda: iter(()))
+    next_block: Block | None = None
     chunks_left: int = 0  # not delivered yet
     delivered: bool = False  # any chunk, in this run or before
     running: int = 0  # runs that write into its slots
@@ -227,23 +166,14 @@ class Flights:
             flight.label = dataset.label(flight.slide, bag)
             flight.chosen = chosen = dataset.chosen(flight.slide, bag, self._epoch)
             flight.tolerance = Tolerance(flight.name, len(chosen), pace.on_error)
-            flight.blocks = self._blocks(flight, _storage_order(bag, chosen))
+            flight.blocks = lay_blocks(
+                _storage_order(bag, chosen), pace, dataset.rng(self._epoch, "mix", flight.name), flight.done
+            )
             flight.next_block = next(flight.blocks, None)
             flight.chunks_left = -(-len(chosen) // pace.chunk_size) - len(flight.done)
             flight.delivered = bool(flight.done)
         except SLIDE_ERRORS as error:
             flight.error = error
-
-    def _blocks(self, flight: _Flight, order: Indices) -> Iterator[_Block]:
-        pace = self._pace
-        size = pace.chunk_size * max(1, pace.mix)
-        rng = self._dataset.rng(self._epoch, "mix", flight.name)
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            target = rng.permutation(len(part)) if pace.mix else np.arange(len(part))
-            block = _Block(part, target.astype(np.int64), start // pace.chunk_size)
-            if any(number not in flight.done for number in _chunk_numbers(block, pace.chunk_size)):
-                yield block
 
     # -- decoding ------------------------------------------------------------------------------------------------
 
@@ -252,7 +182,7 @@ class Flights:
         while (flight := self._next_issuing()) is not None:
             block = flight.next_block
             assert block is not None
-            numbers = [n for n in _chunk_numbers(block, self._pace.chunk_size) if n not in flight.done]
+            numbers = [number for number in block.chunks(self._pace.chunk_size) if number not in flight.done]
             if len(numbers) > self._ring.free:
                 return
             self._hand_out(flight, block, numbers)
@@ -280,7 +210,7 @@ class Flights:
                 self._issuing.append(flight)
         return self._issuing[0] if self._issuing else None
 
-    def _hand_out(self, flight: _Flight, block: _Block, numbers: Sequence[int]) -> None:
+    def _hand_out(self, flight: _Flight, block: Block, numbers: Sequence[int]) -> None:
         size = self._pace.chunk_size
         tiles_of = np.empty_like(block.order)
         tiles_of[block.target] = block.order
@@ -421,10 +351,6 @@ class Flights:
         bag, flight.bag = flight.bag, None
         if bag is not None:
             self._dataset.close(flight.slide, bag)
-
-
-def _chunk_numbers(block: _Block, chunk_size: int) -> range:
-    return range(block.first, block.first + -(-len(block.order) // chunk_size))
 
 
 def _storage_order(bag: Bag, chosen: Indices) -> Indices:

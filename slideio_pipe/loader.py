@@ -5,63 +5,25 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 import torch
 
 from slideio_pipe.backends.base import OnStage
-from slideio_pipe.dataset import BagDataset, WholeBag
+from slideio_pipe.dataset import BagDataset
 from slideio_pipe.decoded import SHARED
+from slideio_pipe.delivery import Delivery, LoaderMemory, Loss, Pace, Progress
 from slideio_pipe.device import Normalize, Sender, check_device, check_dtype
 from slideio_pipe.errors import ConfigError, FailedSlidesError
-from slideio_pipe.flights import Delivery, Flights, Loss, Pace
+from slideio_pipe.flights import Flights
 from slideio_pipe.staging import Ring, Stage
 from slideio_pipe.streaming import COLOURS, TileBatch, at_least_one, check_normalize, default_threads, warn_of
 from slideio_pipe.tolerance import Failure, check_on_error
+from slideio_pipe.whole_bag import Gathered, WholeBag
 
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class LoaderMemory:
-    """What a loader takes, however large its bags and however many: known before it starts."""
-
-    ring_bytes: int  # host memory that tiles are decoded into; page-locked on CUDA
-    ahead_bytes: int  # device memory of the chunks that may wait for the consumer
-    cache_bytes: int  # decoded stored tiles, shared by everything in the process
-
-    @property
-    def total_bytes(self) -> int:
-        """All of it."""
-        return self.ring_bytes + self.ahead_bytes + self.cache_bytes
-
-    def __str__(self) -> str:
-        parts = (("ring", self.ring_bytes), ("chunks ahead", self.ahead_bytes), ("decoded tiles", self.cache_bytes))
-        return f"{self.total_bytes / 1e6:,.0f} MB: " + ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in parts)
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What of an epoch has been handed to the consumer."""
-
-    begun: dict[int, set[int]] = field(default_factory=dict)  # place of a bag in the order: its chunks
-    finished: set[int] = field(default_factory=set)
-    failed: set[int] = field(default_factory=set)  # also finished
-
-    def note(self, item: Delivery | Loss) -> None:
-        if isinstance(item, Loss):
-            self.failed.add(item.flight)
-        else:
-            self.begun.setdefault(item.flight, set()).add(item.chunk)
-        if isinstance(item, Loss) or item.last:
-            self.finished.add(item.flight)
-            self.begun.pop(item.flight, None)
-
-    def done(self) -> dict[int, set[int] | None]:
-        """Return what need not be read again: chunks of a bag, or None for all of them."""
-        return {**self.begun, **dict.fromkeys(self.finished)}
 
 
 class BagLoader:
@@ -182,7 +144,7 @@ class BagLoader:
         self.memory = LoaderMemory(self._pace.slots * slot, ahead, SHARED.max_bytes)
         self.failures: list[Failure] = []
         self.epoch = 0
-        self._progress = _Progress()
+        self._progress = Progress()
         self._resuming = False
         self._stage: Stage[Delivery | Loss] | None = None  # of the iteration that runs
 
@@ -193,7 +155,7 @@ class BagLoader:
         """
         self.close()
         self.epoch = _at_least_zero("epoch", epoch)
-        self._progress, self._resuming = _Progress(), False
+        self._progress, self._resuming = Progress(), False
 
     def order(self) -> list[int]:
         """Return the numbers of the slides of this epoch and rank, in their order."""
@@ -218,7 +180,7 @@ class BagLoader:
                 if isinstance(item, Loss):
                     whole = None
                     continue
-                whole = whole or _Gathered(item, chunks.take_tiles(item))
+                whole = whole or Gathered(item, chunks.take_tiles(item))
                 whole.add(item, chunks.take_tiles(item))
                 if item.last:
                     bag, whole = whole.bag(item), None
@@ -228,7 +190,7 @@ class BagLoader:
     def _start(self, pace: Pace) -> ChunkStream:
         self.close()
         if not self._resuming:
-            self._progress = _Progress()
+            self._progress = Progress()
         self._resuming = False
         self.failures = []
         ring = Ring(self._sender, pace.slots, self._slot_shape)
@@ -277,7 +239,7 @@ class BagLoader:
                     remedy=f"make the loader with the {key} it had, or start the epoch anew",
                 )
         self.set_epoch(state["epoch"])
-        self._progress = _Progress(
+        self._progress = Progress(
             {int(place): set(chunks) for place, chunks in state["begun"].items()},
             set(state["finished"]),
             set(state["failed"]),
@@ -401,7 +363,7 @@ class ChunkStream(Iterator[TileBatch]):
         self._ended = True
         self.close()
         loader.epoch += 1
-        loader._progress = _Progress()
+        loader._progress = Progress()
         if loader.failures:
             warn_of(loader.failures)
 
@@ -415,29 +377,6 @@ class ChunkStream(Iterator[TileBatch]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Gathered:
-    """A whole bag while its chunks arrive."""
-
-    def __init__(self, first: Delivery, tiles: torch.Tensor) -> None:
-        _, channels, height, width = tiles.shape
-        self._tiles = torch.empty((first.total, height, width, channels), dtype=tiles.dtype, device=tiles.device)
-        self._coords = np.zeros((first.total, 2), np.int64)
-        self._index = np.full(first.total, -1, np.int64)
-
-    def add(self, item: Delivery, tiles: torch.Tensor) -> None:
-        """Put a chunk in its place."""
-        places = torch.from_numpy(item.places).to(tiles.device)
-        self._tiles.index_copy_(0, places, tiles.permute(0, 2, 3, 1))
-        self._coords[item.places], self._index[item.places] = item.coords, item.index
-
-    def bag(self, last: Delivery) -> WholeBag:
-        """Return the bag; tiles that were left out have no place in it."""
-        tiles, came = self._tiles, self._index >= 0
-        if not came.all():
-            tiles = tiles[torch.from_numpy(came).to(tiles.device)]
-        return WholeBag(tiles.permute(0, 3, 1, 2), self._coords[came], self._index[came], last.bag, last.label)
 
 
 def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:

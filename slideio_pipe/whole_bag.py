@@ -1,0 +1,53 @@
+"""All tiles of one slide in one tensor, at once or gathered from chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from slideio_pipe.bag import Label
+from slideio_pipe.delivery import Delivery
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WholeBag:
+    """All tiles that were asked for of one slide, in one tensor."""
+
+    tiles: torch.Tensor  # (n, 3, H, W) channels_last
+    coords: NDArray[np.int64]  # (n, 2) level-0 px, x and y
+    index: NDArray[np.int64]  # (n,) position in the bag, ascending
+    bag: str  # name of the slide in the cohort
+    label: Label = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __repr__(self) -> str:
+        kind = f"{tuple(self.tiles.shape)} {str(self.tiles.dtype).removeprefix('torch.')} on {self.tiles.device}"
+        return f"WholeBag({self.bag}: {kind}{'' if self.label is None else f', label {self.label}'})"
+
+
+class Gathered:
+    """A whole bag while its chunks arrive."""
+
+    def __init__(self, first: Delivery, tiles: torch.Tensor) -> None:
+        _, channels, height, width = tiles.shape
+        self._tiles = torch.empty((first.total, height, width, channels), dtype=tiles.dtype, device=tiles.device)
+        self._coords = np.zeros((first.total, 2), np.int64)
+        self._index = np.full(first.total, -1, np.int64)
+
+    def add(self, item: Delivery, tiles: torch.Tensor) -> None:
+        """Put a chunk in its place."""
+        places = torch.from_numpy(item.places).to(tiles.device)
+        self._tiles.index_copy_(0, places, tiles.permute(0, 2, 3, 1))
+        self._coords[item.places], self._index[item.places] = item.coords, item.index
+
+    def bag(self, last: Delivery) -> WholeBag:
+        """Return the bag; tiles that were left out have no place in it."""
+        tiles, came = self._tiles, self._index >= 0
+        if not came.all():
+            tiles = tiles[torch.from_numpy(came).to(tiles.device)]
+        return WholeBag(tiles.permute(0, 3, 1, 2), self._coords[came], self._index[came], last.bag, last.label)
