@@ -283,6 +283,14 @@ def test_ranks_share_without_overlap(world_size: int) -> None:
         assert sorted(s for loader in loaders for s in seen(loader)) == sorted(everything(cohort)), epoch
 
 
+def test_the_share_is_torch_distributeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process group is set up, nobody has to say which rank this is."""
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 3)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    loader = open_loader(bags(3, 3, 3, 3, 3))
+    assert (loader.rank, loader.world_size, loader.order()) == (1, 3, [1, 4])
+
+
 # -- state -------------------------------------------------------------------------------------------------------
 
 
