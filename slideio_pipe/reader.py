@@ -121,17 +121,16 @@ class TileReader:
             )
 
         plain = draws is None and not self.view.moves and not (colours and self._graph is not None)
-        stored, places = self._sampler.whole_tiles(self.view.choice, corners, self.tile_size) if plain else (None, [])
+        blocks = self._sampler.blocks(self.view.choice, corners, self.tile_size) if plain else None
 
         def read_run(positions: NDArray[np.int64]) -> None:
             for k in positions.tolist():
-                place = places[k] if stored is not None else None
-                if place is None or stored is None:
+                place = None if blocks is None else blocks.places[k]
+                if blocks is None or place is None:
                     x, y = corners[k].tolist()
                     self._read_tile(x, y, None if draws is None else draws[k], target[k], colours)
                     continue
-                # A stored tile as it is: nothing may stand between its bytes and the slot but the decoder.
-                stored.decode(place[0], place[1], target[k], on_stage=self.on_stage)
+                self._sampler.block(blocks, place, target[k])
                 if colours:
                     self._colour(None, target[k], done=False)
 

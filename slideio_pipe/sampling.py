@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -44,6 +44,15 @@ class LevelSource(Protocol):
     def raise_failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> None: ...
 
 
+class Blocks(NamedTuple):
+    """Tiles that are squares of whole stored tiles."""
+
+    tiles: StoredTiles
+    reduce: int  # by how much the decoder shrinks
+    side: int  # stored tiles per side of a tile
+    places: list[tuple[int, int] | None]  # column and row of the first, per tile; None for one that is no such square
+
+
 class Sampler:
     """Reads rectangles of one slide; threads may share it, each has regions of its own.
 
@@ -59,23 +68,39 @@ class Sampler:
         self.slide, self.on_stage = slide, on_stage
         self._local = threading.local()
 
-    def whole_tiles(
-        self, choice: LevelChoice, corners: NDArray[np.int64], tile_size: int
-    ) -> tuple[StoredTiles | None, list[tuple[int, int] | None]]:
-        """Return, per square tile at ``corners`` (n, 2), the column and row of the stored JPEG tile it is, or None.
+    def blocks(self, choice: LevelChoice, corners: NDArray[np.int64], tile_size: int) -> Blocks | None:
+        """Return which square tiles at ``corners`` (n, 2) are made of whole stored JPEG tiles, None where none can be.
 
-        Returns
-        -------
-        StoredTiles or None, list
-            None and no list where no tile is one, or the level has no JPEG tiles.
+        Such tiles need no cache and no filter: nothing stands between a stored tile's bytes and the slot but the
+        decoder.
         """
-        tiles = None if choice.resampled else self.slide.stored_tiles(choice.level)
-        if tiles is None or tiles.tile != (tile_size, tile_size):
-            return None, []
-        index, rest = np.divmod(corners, tile_size)
-        inside = corners + tile_size <= np.array(self.slide.pyramid.levels[choice.level])
-        whole = ((rest == 0) & (index >= 0) & inside).all(axis=1)
-        return tiles, [place if fits else None for place, fits in zip(map(tuple, index.tolist()), whole, strict=True)]
+        tiles, reduce = self.slide.stored_tiles(choice.level), self._decoder_shrink(choice)
+        if tiles is None or choice.shrink != (reduce, reduce):
+            return None
+        side, rest = divmod(tile_size * reduce, tiles.tile.width)
+        if rest or tiles.tile.width != tiles.tile.height:
+            return None
+        index, offsets = np.divmod(corners * reduce, tiles.tile.width)
+        inside = (corners + tile_size) * reduce <= np.array(self.slide.pyramid.levels[choice.level])
+        whole = ((offsets == 0) & (index >= 0) & inside).all(axis=1)
+        places = [(x, y) if fits else None for (x, y), fits in zip(index.tolist(), whole, strict=True)]
+        return Blocks(tiles, reduce, side, places)
+
+    def block(self, blocks: Blocks, place: tuple[int, int], out: NDArray[np.uint8]) -> None:
+        """Write a tile that is made of whole stored tiles into ``out``."""
+        column, row = place
+        tiles, reduce = blocks.tiles, blocks.reduce
+        if blocks.side == 1:
+            tiles.decode(column, row, out, reduce=reduce, on_stage=self.on_stage)
+            return
+        width = tiles.tile.width // reduce
+        scratch = getattr(self._local, "scratch", None)
+        if scratch is None or scratch.shape[0] != width:
+            scratch = self._local.scratch = np.empty((width, width, 3), np.uint8)
+        for y in range(blocks.side):
+            for x in range(blocks.side):
+                tiles.decode(column + x, row + y, scratch, reduce=reduce, on_stage=self.on_stage)
+                out[y * width : (y + 1) * width, x * width : (x + 1) * width] = scratch
 
     def plain(self, choice: LevelChoice, rect: Rect, out: NDArray[np.uint8]) -> None:
         """Write ``rect`` of the slide at ``choice`` into ``out``; what lies outside the slide is white.
@@ -185,13 +210,11 @@ class Sampler:
             target[:] = self._fetch(level, rect)
             return
         width, height = tiles.tile.width // reduce, tiles.tile.height // reduce
-        (column, left), (row, upper) = divmod(rect.x, width), divmod(rect.y, height)
-        # Made of whole stored tiles: nobody else will want them.
-        alone = not (left or upper or rect.width % width or rect.height % height)
+        column, row = rect.x // width, rect.y // height
         for r in range(row, (rect.y + rect.height - 1) // height + 1):
             for c in range(column, (rect.x + rect.width - 1) // width + 1):
                 decode = partial(self._decode, tiles, level, c, r, reduce)
-                pixels = decode() if alone else SHARED.get((tiles.serial, reduce, c, r), decode)
+                pixels = SHARED.get(tiles, (reduce, c, r), decode)
                 x, y = c * width - rect.x, r * height - rect.y  # of the stored tile in the target
                 left, upper = max(0, x), max(0, y)
                 right, lower = min(rect.width, x + width), min(rect.height, y + height)

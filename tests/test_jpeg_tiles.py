@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -215,6 +217,12 @@ def test_neighbouring_shrunk_tiles_fit(svs: Path) -> None:
             assert off.max() <= 1
 
 
+class Level:
+    """An owner of tiles that are none."""
+
+    serial = -1
+
+
 def test_the_cache_keeps_what_fits_and_no_more() -> None:
     """The least recently used go first."""
     made: list[str] = []
@@ -223,9 +231,9 @@ def test_the_cache_keeps_what_fits_and_no_more() -> None:
         made.append(name)
         return np.zeros(40, np.uint8)
 
-    cache = DecodedTiles(max_bytes=100)
+    cache, owner = DecodedTiles(max_bytes=100), Level()
     for name in "abacaab":
-        cache.get(name, lambda name=name: make(name))
+        cache.get(owner, name, lambda name=name: make(name))
     assert made == ["a", "b", "c", "b"]
     assert cache.nbytes == 80
 
@@ -263,3 +271,41 @@ def test_padding_beyond_the_edge_does_not_show(tmp_path: Path, shrink: float) ->
     assert off.max() < 12
     assert off[:, -1].mean() < 3
     assert off[-1].mean() < 3
+
+
+def test_the_cache_forgets_a_slide_that_is_closed(svs: Path) -> None:
+    """Its tiles are dropped when the next slide's tile is asked for, and its file is closed."""
+    cache = DecodedTiles()
+
+    def read(slide: sp.Slide) -> None:
+        tiles = slide.stored_tiles(0)
+        assert tiles is not None
+        for column in range(3):
+            cache.get(tiles, column, partial(tiles.decode, column, 0))
+
+    with sp.open_slide(svs) as slide:
+        read(slide)
+        assert cache.nbytes == 3 * 256 * 256 * 3
+    gc.collect()
+    cache.get(Level(), 0, lambda: np.zeros(10, np.uint8))
+    assert cache.nbytes == 10
+
+
+@pytest.mark.parametrize("shrink", [1.0, 2.0, 4.0])
+def test_tiles_made_of_whole_stored_ones_equal_any_other_way(svs: Path, shrink: float) -> None:
+    """Beside the edge they go another way than in the middle: neither is to be seen."""
+    slide = sp.open_slide(svs)
+    choice = LevelChoice(0, (shrink, shrink))
+    sampler = Sampler(slide)
+    corners = np.array([[0, 0], [256, 0], [0, 128], [5, 0]])
+    blocks = sampler.blocks(choice, corners, 256)
+    assert blocks is not None
+    assert blocks.side == shrink
+    assert blocks.places[0] == (0, 0)
+    assert blocks.places[3] is None
+    for corner, place in zip(corners.tolist(), blocks.places, strict=True):
+        if place is not None:
+            out, expected = np.zeros((2, 256, 256, 3), np.uint8)
+            sampler.block(blocks, place, out)
+            sampler.plain(choice, Rect(*corner, 256, 256), expected)
+            np.testing.assert_array_equal(out, expected)
