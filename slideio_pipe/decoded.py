@@ -54,8 +54,8 @@ class DecodedTiles:
         self._gone: deque[int] = deque()
         self._lock = threading.Lock()
 
-    def get(self, owner: Owner, tile: object, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """Return the owner's ``tile``, made if need be; nobody may write to it."""
+    def known(self, owner: Owner, tile: object) -> NDArray[np.uint8] | None:
+        """Return the owner's ``tile`` if it is kept; nobody may write to it."""
         key = (owner.serial, tile)
         with self._lock:
             if self._gone:
@@ -63,8 +63,14 @@ class DecodedTiles:
             known = self._kept.get(key)
             if known is not None:
                 self._kept.move_to_end(key)
-                return known
-        made = make()
+            return known
+
+    def get(self, owner: Owner, tile: object, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Return the owner's ``tile``, made if need be; nobody may write to it."""
+        known = self.known(owner, tile)
+        if known is not None:
+            return known
+        key, made = (owner.serial, tile), make()
         with self._lock:
             if owner.serial not in self._owners:
                 self._owners.add(owner.serial)

@@ -122,13 +122,14 @@ class TileReader:
 
         plain = draws is None and not self.view.moves and not (colours and self._graph is not None)
         blocks = self._sampler.blocks(self.view.choice, corners, self.tile_size) if plain else None
+        scattered = plain and self._sampler.scattered(self.view.choice, corners, self.tile_size)
 
         def read_run(positions: NDArray[np.int64]) -> None:
             for k in positions.tolist():
                 place = None if blocks is None else blocks.places[k]
                 if blocks is None or place is None:
                     x, y = corners[k].tolist()
-                    self._read_tile(x, y, None if draws is None else draws[k], target[k], colours)
+                    self._read_tile(x, y, None if draws is None else draws[k], target[k], colours, scattered)
                     continue
                 self._sampler.block(blocks, place, target[k])
                 if colours:
@@ -160,12 +161,15 @@ class TileReader:
                     future.cancel()
                 raise
 
-    def _read_tile(self, x: int, y: int, draw: Draw | None, slot: NDArray[np.uint8], colours: bool) -> None:
+    def _read_tile(
+        self, x: int, y: int, draw: Draw | None, slot: NDArray[np.uint8], colours: bool, scattered: bool
+    ) -> None:
         lazily = colours and self._graph is not None
         if lazily:
             self._read_lazily(x, y, draw, slot)
         elif draw is None and not self.view.moves:
-            self._sampler.plain(self.view.choice, Rect(x, y, self.tile_size, self.tile_size), slot)
+            rect = Rect(x, y, self.tile_size, self.tile_size)
+            self._sampler.plain(self.view.choice, rect, slot, scattered=scattered)
         else:
             self._read_drawn(x, y, draw, slot)
         if colours:

@@ -28,6 +28,12 @@ from slideio_pipe.geometry import WHOLE_SHRINKS, Affine, LevelChoice, Pyramid, R
 
 # Level pixels fetched at once when shrinking: 48 MB, whatever the shrink factor.
 _MAX_FETCH_PX = 16_000_000
+# Tiles are scattered when they need more than this part of the stored tiles they would need if they shared none.
+_ALONE = 0.75
+# Too few to say so: somebody reads tile after tile, and the next one may be the neighbour.
+_FEW = 4
+# A stored tile is decoded in part when less than this of its height is needed: the rest may be wanted later.
+_PARTLY = 0.8
 # Sampling pixels up to a quarter finer than needed, without a filter, is less blur than the random zoom it belongs to.
 FINE_ENOUGH = 1.25
 
@@ -86,6 +92,19 @@ class Sampler:
         places = [(x, y) if fits else None for (x, y), fits in zip(index.tolist(), whole, strict=True)]
         return Blocks(tiles, reduce, side, places)
 
+    def scattered(self, choice: LevelChoice, corners: NDArray[np.int64], tile_size: int) -> bool:
+        """Return whether tiles at ``corners`` (n, 2) hardly share stored tiles."""
+        tiles = self.slide.stored_tiles(choice.level)
+        if tiles is None or len(corners) < _FEW:
+            return False
+        first = np.floor_divide(corners * choice.shrink, tiles.tile).astype(np.int64)
+        last = np.floor_divide((corners + tile_size) * choice.shrink - 1, tiles.tile).astype(np.int64)
+        needed = int((last - first + 1).prod(axis=1).sum())
+        shared: set[tuple[int, int]] = set()
+        for (left, upper), (right, lower) in zip(first.tolist(), last.tolist(), strict=True):
+            shared.update((x, y) for y in range(upper, lower + 1) for x in range(left, right + 1))
+        return len(shared) > _ALONE * needed
+
     def block(self, blocks: Blocks, place: tuple[int, int], out: NDArray[np.uint8]) -> None:
         """Write a tile that is made of whole stored tiles into ``out``."""
         column, row = place
@@ -102,7 +121,7 @@ class Sampler:
                 tiles.decode(column + x, row + y, scratch, reduce=reduce, on_stage=self.on_stage)
                 out[y * width : (y + 1) * width, x * width : (x + 1) * width] = scratch
 
-    def plain(self, choice: LevelChoice, rect: Rect, out: NDArray[np.uint8]) -> None:
+    def plain(self, choice: LevelChoice, rect: Rect, out: NDArray[np.uint8], *, scattered: bool = False) -> None:
         """Write ``rect`` of the slide at ``choice`` into ``out``; what lies outside the slide is white.
 
         Parameters
@@ -113,6 +132,8 @@ class Sampler:
             In px at that resolution.
         out : (rect.height, rect.width, 3) uint8
             May be a strided view.
+        scattered : bool
+            Whether few other rectangles need the same stored tiles: of each, no more is decoded than this one needs.
 
         Raises
         ------
@@ -127,9 +148,9 @@ class Sampler:
         top, left = inside.y - rect.y, inside.x - rect.x
         target = out[top : top + inside.height, left : left + inside.width]
         if choice.resampled:
-            self._shrink(choice, inside, target)
+            self._shrink(choice, inside, target, scattered)
         else:
-            self._level(choice.level, 1, inside, target)
+            self._level(choice.level, 1, inside, target, scattered=scattered)
 
     def drawn(self, choice: LevelChoice, affine: Affine, out: NDArray[np.uint8], *, shrink: float = 1.0) -> None:
         """Write pixels into ``out`` through an affine from ``out`` px to px at ``choice``, bilinear, white outside.
@@ -166,12 +187,12 @@ class Sampler:
         if self.on_stage:
             self.on_stage("resample", start, time.perf_counter())
 
-    def _shrink(self, choice: LevelChoice, inside: Rect, target: NDArray[np.uint8]) -> None:
+    def _shrink(self, choice: LevelChoice, inside: Rect, target: NDArray[np.uint8], scattered: bool) -> None:
         """Shrink (or enlarge) the level pixels below ``inside`` (px at ``choice``) into ``target``."""
         sx, sy = choice.shrink
         reduce = self._decoder_shrink(choice)
         if choice.shrink == (reduce, reduce):
-            self._level(choice.level, reduce, inside, target)
+            self._level(choice.level, reduce, inside, target, scattered=scattered)
             return
         sx, sy = sx / reduce, sy / reduce
         width, height = self.slide.pyramid.levels[choice.level]
@@ -180,7 +201,7 @@ class Sampler:
             box = (inside.x * sx, top * sy, (inside.x + inside.width) * sx, (top + rows) * sy)
             source = _filter_reach(box, sx, sy).intersect(level)
             pixels = np.empty((source.height, source.width, 3), np.uint8)
-            self._level(choice.level, reduce, source, pixels)
+            self._level(choice.level, reduce, source, pixels, scattered=scattered)
             begun = time.perf_counter() if self.on_stage else 0.0
             local = (
                 max(0.0, box[0] - source.x),
@@ -203,7 +224,9 @@ class Sampler:
         fits = [n for n in WHOLE_SHRINKS if min(sx, sy) >= n and not (tiles.tile.width % n or tiles.tile.height % n)]
         return max(fits, default=1)
 
-    def _level(self, level: int, reduce: int, rect: Rect, target: NDArray[np.uint8]) -> None:
+    def _level(
+        self, level: int, reduce: int, rect: Rect, target: NDArray[np.uint8], *, scattered: bool = False
+    ) -> None:
         """Write level pixels, decoded ``reduce`` times smaller, into ``target``; ``rect`` is in such pixels."""
         tiles = self.slide.stored_tiles(level)
         if tiles is None:
@@ -213,12 +236,24 @@ class Sampler:
         column, row = rect.x // width, rect.y // height
         for r in range(row, (rect.y + rect.height - 1) // height + 1):
             for c in range(column, (rect.x + rect.width - 1) // width + 1):
-                decode = partial(self._decode, tiles, level, c, r, reduce)
-                pixels = SHARED.get(tiles, (reduce, c, r), decode)
                 x, y = c * width - rect.x, r * height - rect.y  # of the stored tile in the target
                 left, upper = max(0, x), max(0, y)
                 right, lower = min(rect.width, x + width), min(rect.height, y + height)
+                pixels = self._stored(tiles, level, c, r, reduce, lower - y if scattered else height)
                 target[upper:lower, left:right] = pixels[upper - y : lower - y, left - x : right - x]
+
+    def _stored(
+        self, tiles: StoredTiles, level: int, column: int, row: int, reduce: int, rows: int
+    ) -> NDArray[np.uint8]:
+        """Return a stored tile, or its first ``rows`` at least: those are not kept, as nobody else may want them."""
+        key, height = (reduce, column, row), tiles.tile.height
+        if rows * reduce < _PARTLY * height and (row + 1) * height <= self.slide.pyramid.levels[level].height:
+            known = SHARED.known(tiles, key)
+            if known is not None:
+                return known
+            if reduce == 1 or (column + 1) * tiles.tile.width <= self.slide.pyramid.levels[level].width:
+                return tiles.decode(column, row, reduce=reduce, rows=rows * reduce, on_stage=self.on_stage)
+        return SHARED.get(tiles, key, partial(self._decode, tiles, level, column, row, reduce))
 
     def _decode(self, tiles: StoredTiles, level: int, column: int, row: int, reduce: int) -> NDArray[np.uint8]:
         """Return a stored tile, decoded ``reduce`` times smaller, as if the level went on beyond its edge."""

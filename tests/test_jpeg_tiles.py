@@ -309,3 +309,63 @@ def test_tiles_made_of_whole_stored_ones_equal_any_other_way(svs: Path, shrink: 
             sampler.block(blocks, place, out)
             sampler.plain(choice, Rect(*corner, 256, 256), expected)
             np.testing.assert_array_equal(out, expected)
+
+
+@pytest.fixture(scope="module")
+def halved_chroma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4:2:0, whose chroma is interpolated over the rows of blocks."""
+    path = tmp_path_factory.mktemp("chroma") / "420.tif"
+    rng = np.random.default_rng(4)
+    pixels = cv2.GaussianBlur(rng.integers(0, 255, (1024, 1024, 3), np.uint8), (0, 0), 1)
+    tifffile.imwrite(path, pixels, tile=(256, 256), compression="jpeg", photometric="ycbcr", subsampling=(2, 2))
+    return path
+
+
+@pytest.mark.parametrize("reduce", [1, 2, 8])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 100, 224, 255, 256])
+def test_the_first_rows_of_a_tile_are_those_of_the_whole_tile(halved_chroma: Path, rows: int, reduce: int) -> None:
+    """Bit for bit, the last needed row included, whose chroma comes from the next one, too."""
+    tiles = tiles_of(halved_chroma)
+    needed = -(-rows // reduce)
+    part, whole = tiles.decode(1, 2, rows=rows, reduce=reduce), tiles.decode(1, 2, reduce=reduce)
+    assert len(part) >= needed
+    np.testing.assert_array_equal(part[:needed], whole[:needed])
+
+
+def test_less_of_a_tile_is_decoded_when_less_is_needed(halved_chroma: Path, real: Path) -> None:
+    """Whatever the tile's own chroma."""
+    assert len(tiles_of(halved_chroma).decode(0, 0, rows=20)) == 32
+    assert len(tiles_of(real).decode(3, 3, rows=20)) == 32
+
+
+def test_damage_before_the_last_needed_row_is_still_an_error(noisy: Path) -> None:
+    """The decoder complains of the rows left out, too, but of the first thing it meets."""
+    damage(noisy, 5, lambda data: data[: len(data) // 2])
+    tiles = tiles_of(noisy)
+    with pytest.raises(CorruptSlideError, match="remature end"):
+        tiles.decode(1, 1, rows=44)
+    assert len(tiles.decode(1, 1, rows=6)) == 16
+
+
+@pytest.mark.parametrize("shrink", [1.0, 2.0, 2.5])
+def test_scattered_tiles_are_the_pixels_of_dense_ones(halved_chroma: Path, shrink: float) -> None:
+    """Decoded in part or from the cache, at the edge and in the middle."""
+    slide = sp.open_slide(halved_chroma)
+    side = int(1024 / shrink)
+    rng = np.random.default_rng(5)
+    for x, y in [*rng.integers(-30, side - 100, (20, 2)).tolist(), (side - 128, side - 128)]:
+        part, whole = np.zeros((2, 128, 128, 3), np.uint8)
+        choice, rect = LevelChoice(0, (shrink, shrink)), Rect(x, y, 128, 128)
+        Sampler(sp.open_slide(halved_chroma)).plain(choice, rect, part, scattered=True)
+        Sampler(slide).plain(choice, rect, whole)
+        np.testing.assert_array_equal(part, whole)
+
+
+def test_tiles_that_share_nothing_are_told_from_neighbours(svs: Path) -> None:
+    """A raster off the grid shares all; a few far apart share nothing; two tiles say nothing."""
+    sampler, native = Sampler(sp.open_slide(svs)), LevelChoice(0, (1.0, 1.0))
+    raster = np.array([(x, y) for y in (10, 266, 522) for x in range(20, 1100, 256)])
+    apart = np.array([(20, 30), (700, 30), (20, 700), (700, 700)])
+    assert not sampler.scattered(native, raster, 256)
+    assert sampler.scattered(native, apart, 256)
+    assert not sampler.scattered(native, apart[:2], 256)

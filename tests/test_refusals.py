@@ -199,7 +199,7 @@ SETTINGS = {
     "overlap of the whole tile": (("--overlap", 256), ("overlap must be smaller than tile_size",)),
     "no such edge": (("--edge", "wrap"), ("grid.edge='wrap'", "'drop', 'shift' or 'pad'")),
     "no such method": (("--tissue", "magic"), ("tissue.method='magic'", "'otsu', 'threshold' or 'none'")),
-    "no such codec": (("--pixels", "gif"), ("store.pixels='gif'",)),
+    "no such codec": (("--pixels", "gif"), ("store.pixels: 'gif'", '"jpeg:Q"')),
     "no such reader": (("--backend", "magic"), ("slide.backend='magic'", "'openslide'")),
     "tissue of 150 %": (("--min-tissue", 1.5), ("grid.min_tissue=1.5", "at most 1")),
     "mpp 0": (("--mpp", 0), ("view.mpp='0'", "more than 0")),

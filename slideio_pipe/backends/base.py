@@ -62,9 +62,13 @@ class StoredTiles(Protocol):
         out: NDArray[np.uint8] | None = None,
         *,
         reduce: int = 1,
+        rows: int | None = None,
         on_stage: OnStage | None = None,
     ) -> NDArray[np.uint8]:
-        """Return (tile.height // reduce, tile.width // reduce, 3) uint8 RGB; ``reduce`` is 1, 2, 4 or 8."""
+        """Return (tile.height // reduce, tile.width // reduce, 3) uint8 RGB; ``reduce`` is 1, 2, 4 or 8.
+
+        With ``rows``, only so many of the first rows are needed, in level px: fewer may be returned, but not less.
+        """
         ...
 
 

@@ -14,6 +14,9 @@ _FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})
 # SOI, then APP14: length 14, "Adobe", version 100, no flags, transform.
 _ADOBE_RGB = b"\xff\xd8\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
 _ADOBE_YCBCR = _ADOBE_RGB[:-1] + b"\1"
+_SEQUENTIAL = frozenset({0xC0, 0xC1})
+# What libjpeg-turbo says of a stream that goes on after its last row.
+EXTRANEOUS = "extraneous bytes before marker 0xd9"
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})
 
 
@@ -31,6 +34,12 @@ class JpegFrame:
 
 def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield (marker, payload) up to the start of the entropy-coded data."""
+    for marker, at, length in _places(stream):
+        yield marker, stream[at + 4 : at + 2 + length]
+
+
+def _places(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield (marker, where it stands, length of what follows it) up to the start of the entropy-coded data."""
     at = 0
     while at + 4 <= len(stream):
         if stream[at] != 0xFF:
@@ -43,7 +52,7 @@ def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
             at += 2
             continue
         (length,) = struct.unpack_from(">H", stream, at + 2)
-        yield marker, stream[at + 4 : at + 2 + length]
+        yield marker, at, length
         if marker == _SOS:
             return
         at += 2 + length
@@ -107,3 +116,16 @@ def completed(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:
     if not ycbcr and data[2:4] == b"\xff\xe0":
         start = 4 + int.from_bytes(data[4:6], "big")
     return b"".join((_ADOBE_YCBCR if ycbcr else _ADOBE_RGB, tables[2:-2], data[start:]))
+
+
+def frame_place(stream: bytes) -> int | None:
+    """Return where the frame header of a sequential Huffman-coded JPEG stands; None for any other."""
+    return next((at for marker, at, _ in _places(stream) if marker in _SEQUENTIAL), None)
+
+
+def cut_to(stream: bytes, frame_at: int, rows: int) -> bytes:
+    """Return the stream with a frame header that declares ``rows`` rows: a decoder stops after them.
+
+    Whoever decodes it hears of extraneous bytes before the end (``EXTRANEOUS``), which are the rows left out.
+    """
+    return b"".join((stream[: frame_at + 5], rows.to_bytes(2, "big"), stream[frame_at + 7 :]))
