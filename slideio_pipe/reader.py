@@ -122,7 +122,8 @@ class TileReader:
 
         plain = draws is None and not self.view.moves and not (colours and self._graph is not None)
         blocks = self._sampler.blocks(self.view.choice, corners, self.tile_size) if plain else None
-        scattered = plain and self._sampler.scattered(self.view.choice, corners, self.tile_size)
+        off_grid = plain and (blocks is None or None in blocks.places)
+        scattered = off_grid and self._sampler.scattered(self.view.choice, corners, self.tile_size)
 
         def read_run(positions: NDArray[np.int64]) -> None:
             for k in positions.tolist():

@@ -115,12 +115,22 @@ def completed(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:
     start = 2
     if not ycbcr and data[2:4] == b"\xff\xe0":
         start = 4 + int.from_bytes(data[4:6], "big")
-    return b"".join((_ADOBE_YCBCR if ycbcr else _ADOBE_RGB, tables[2:-2], data[start:]))
+    return opening(tables, ycbcr=ycbcr) + data[start:]
+
+
+def opening(tables: bytes, *, ycbcr: bool) -> bytes:
+    """Return what ``completed`` puts before a tile's own segments."""
+    return (_ADOBE_YCBCR if ycbcr else _ADOBE_RGB) + tables[2:-2]
 
 
 def frame_place(stream: bytes) -> int | None:
-    """Return where the frame header of a sequential Huffman-coded JPEG stands; None for any other."""
-    return next((at for marker, at, _ in _places(stream) if marker in _SEQUENTIAL), None)
+    """Return where the frame header of a JPEG stands: marker, length, precision, height, width; None without one."""
+    return next((at for marker, at, _ in _places(stream) if marker in _FRAMES), None)
+
+
+def is_sequential(stream: bytes, frame_at: int) -> bool:
+    """Return whether rows come one after the other, Huffman-coded: whether ``cut_to`` may be used."""
+    return stream[frame_at + 1] in _SEQUENTIAL
 
 
 def cut_to(stream: bytes, frame_at: int, rows: int) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import struct
 import time
 import weakref
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from slideio_pipe.backends.base import OnStage
-from slideio_pipe.backends.jpeg import EXTRANEOUS, completed, cut_to, frame_place
+from slideio_pipe.backends.jpeg import EXTRANEOUS, completed, cut_to, frame_place, is_sequential, opening, read_frame
 from slideio_pipe.backends.tiff_header import TiffPage
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import Rect, Size
@@ -63,8 +64,9 @@ class JpegTiles:
         self._offsets, self._counts = page.page.dataoffsets, page.page.databytecounts
         self._tables: bytes = page.page.jpegtables or b""
         self._ycbcr = page.tagged_ycbcr != page.lies
+        self._opening = opening(self._tables, ycbcr=self._ycbcr)
         self._general = general
-        self._frame: tuple[int, bytes] | None = None  # where the last frame header stood, and its first nine bytes
+        self._last_frame = (0, b"none yet.")  # where a frame header of the tile's size stood, and its first nine bytes
         self._slide, self._directory = path.name, page.directory
         self._fd = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._fd)
@@ -89,7 +91,8 @@ class JpegTiles:
             raise self._corrupt(column, row, f"its bytes cannot be read: {error}") from error
         if len(data) != count:
             raise self._corrupt(column, row, f"{len(data)} of {count} bytes are there")
-        return completed(data, self._tables, ycbcr=self._ycbcr)
+        # What ``completed`` does, with its first part made once.
+        return self._opening + data[2:] if self._ycbcr else completed(data, self._tables, ycbcr=False)
 
     def decode(
         self,
@@ -125,63 +128,62 @@ class JpegTiles:
         start = time.perf_counter() if on_stage else 0.0
         data = self.stream(column, row)
         read = time.perf_counter() if on_stage else 0.0
-        height = self.tile.height
-        if rows is not None and data is not None:
-            height, data = self._cut(data, rows)
+        height, fast = self.tile.height, True
+        frame = None if data is None else self._frame(data)
+        if rows is not None and data is not None and frame is not None:
+            height, data = self._cut(data, frame, rows)
         pixels = np.empty((height // reduce, self.tile.width // reduce, 3), np.uint8) if out is None else out
-        fast = True
         if data is None:
             pixels[:] = 255
-        else:
-            fast = self._decode(data, column, row, pixels, reduce, height)
+        elif frame is None or not self._decode(data, column, row, pixels, partly=height < self.tile.height):
+            self._by_the_general_path(data, column, row, pixels, reduce)
+            fast = False
         if on_stage:
             on_stage("read", start, read)
             on_stage("decode" if fast else "fallback", read, time.perf_counter())
         return pixels
 
-    def _cut(self, data: bytes, rows: int) -> tuple[int, bytes]:
+    def _frame(self, data: bytes) -> int | None:
+        """Return where the frame header stands, None unless it declares the tile's own size.
+
+        The decoder is told where to write, and not how much: the size is looked at first.
+        """
+        place, header = self._last_frame
+        if data[place : place + 9] == header:
+            return place
+        found = frame_place(data)
+        if found is None or data[found + 5 : found + 9] != struct.pack(">HH", self.tile.height, self.tile.width):
+            return None
+        self._last_frame = (found, data[found : found + 9])
+        return found
+
+    def _cut(self, data: bytes, frame: int, rows: int) -> tuple[int, bytes]:
         """Return how many rows are left, ``rows`` and the few more that their chroma needs, and the stream of them."""
         needed = -(-(rows + _CHROMA_REACH) // _MCU) * _MCU
-        if needed >= self.tile.height:
+        if needed >= self.tile.height or not is_sequential(data, frame):
             return self.tile.height, data
-        if self._frame is None or data[self._frame[0] : self._frame[0] + 9] != self._frame[1]:
-            place = frame_place(data)
-            if place is None:
-                return self.tile.height, data
-            self._frame = (place, data[place : place + 9])  # marker, length, precision, height, width
-        place, header = self._frame
-        if int.from_bytes(header[5:7], "big") != self.tile.height:
-            return self.tile.height, data
-        return needed, cut_to(data, place, needed)
+        return needed, cut_to(data, frame, needed)
 
-    def _decode(self, data: bytes, column: int, row: int, pixels: NDArray[np.uint8], reduce: int, rows: int) -> bool:
-        """Decode into ``pixels``; return False when the general path had to do it."""
+    def _decode(self, data: bytes, column: int, row: int, pixels: NDArray[np.uint8], *, partly: bool) -> bool:
+        """Decode into ``pixels``; return False when it is more than this decoder can do."""
+        height, width, _ = pixels.shape
         try:
-            # The decoder is told where to write and not how much: the size is looked at first.
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            if (width, height) == (self.tile.width, rows):
-                simplejpeg.decode_jpeg(
-                    data,
-                    colorspace="RGB",
-                    min_height=pixels.shape[0],
-                    min_width=pixels.shape[1],
-                    min_factor=1,
-                    buffer=pixels,
-                )
-                return True
+            simplejpeg.decode_jpeg(
+                data, colorspace="RGB", min_height=height, min_width=width, min_factor=1, buffer=pixels
+            )
         except ValueError as error:
             # The first complaint is the one that is told: this one says that there was none before the last row.
-            if rows < self.tile.height and EXTRANEOUS in str(error):
+            if partly and EXTRANEOUS in str(error):
                 return True
             if any(damage in str(error) for damage in _DAMAGE):
                 raise self._corrupt(column, row, str(error)) from error
-        else:
-            if width > self.tile.width or height > self.tile.height:
-                raise self._corrupt(column, row, f"its JPEG is {width}×{height} px")
-        self._by_the_general_path(column, row, pixels, reduce)
-        return False
+            return False
+        return True
 
-    def _by_the_general_path(self, column: int, row: int, pixels: NDArray[np.uint8], reduce: int) -> None:
+    def _by_the_general_path(self, data: bytes, column: int, row: int, pixels: NDArray[np.uint8], reduce: int) -> None:
+        frame = read_frame(data)
+        if frame is not None and (frame.width > self.tile.width or frame.height > self.tile.height):
+            raise self._corrupt(column, row, f"its JPEG is {frame.width}×{frame.height} px")
         whole = Rect(column * self.tile.width, row * self.tile.height, *self.tile)
         inside = whole.intersect(Rect(0, 0, *self.size))
         full = np.full((self.tile.height, self.tile.width, 3), 255, np.uint8)
