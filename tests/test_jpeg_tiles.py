@@ -340,9 +340,7 @@ def test_less_of_a_tile_is_decoded_when_less_is_needed(halved_chroma: Path, real
 
 @pytest.mark.parametrize("rows", [6, 44])
 def test_damage_is_an_error_however_few_rows_are_needed(noisy: Path, rows: int) -> None:
-    """The decoder complains of the rows left out, too, but of the first thing it meets; and a tile without an end is cut
-    short, wherever.
-    """
+    """The decoder complains of the rows left out, too, but of the first thing it meets."""
     damage(noisy, 5, lambda data: data[: len(data) // 2])
     with pytest.raises(CorruptSlideError, match="remature end"):
         tiles_of(noisy).decode(1, 1, rows=rows)
