@@ -116,8 +116,7 @@ def round_half_up(values: ArrayLike) -> NDArray[np.int64]:
     return np.floor(np.asarray(values, dtype=np.float64) + 0.5).astype(np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class Affine:
+class Affine(NamedTuple):
     """x' = a·x + b·y + c and y' = d·x + e·y + f, on continuous coordinates.
 
     >>> to_level0 = Affine.scaling(4, 4)
@@ -125,7 +124,7 @@ class Affine:
     [[40.0, 80.0]]
     >>> to_level0.inverse().apply([[40, 80]]).tolist()
     [[10.0, 20.0]]
-    """
+    """  # a tuple, because every tile's draw makes a dozen: a frozen dataclass takes five times as long to make
 
     a: float = 1.0
     b: float = 0.0
@@ -156,7 +155,7 @@ class Affine:
     def __matmul__(self, first: Affine) -> Affine:
         """Return the affine that applies ``first`` and then this one."""
         # Written out: a product of numpy arrays takes ten times as long, and every tile's draw makes several.
-        a, b, c, d, e, f = first.as_tuple()
+        a, b, c, d, e, f = first
         return Affine(
             self.a * a + self.b * d,
             self.a * b + self.b * e,

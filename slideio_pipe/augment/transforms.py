@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import albumentationsxl as A  # noqa: N812 - its own documentation's name
 import numpy as np
@@ -39,8 +39,7 @@ class Context:
     colour: SlideColour | None = None  # all that was measured in the slide, where known
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
+class Steps(NamedTuple):
     """What one transform drew."""
 
     affine: Affine | None = None  # from the pixels before to the pixels after; None leaves every pixel where it is
