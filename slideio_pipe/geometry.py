@@ -187,6 +187,10 @@ class Affine(NamedTuple):
         """Return the lengths that unit steps along x and y are mapped to."""
         return math.hypot(self.a, self.d), math.hypot(self.b, self.e)
 
+    def mean_stretch(self) -> float:
+        """Return the geometric mean of the singular values: the square root of the area a unit square is mapped to."""
+        return math.sqrt(abs(self.a * self.e - self.b * self.d))
+
     def least_stretch(self) -> float:
         """Return the smaller singular value: how far apart points lie where they lie closest."""
         a, b, _, d, e, _ = self.as_tuple()

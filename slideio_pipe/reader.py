@@ -29,7 +29,7 @@ from slideio_pipe.backends.base import OnStage
 from slideio_pipe.backends.vips import check_process
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import SAME_RESOLUTION, WHOLE_SHRINKS, Affine, LevelChoice, Rect, Size
-from slideio_pipe.sampling import FINE_ENOUGH, Sampler
+from slideio_pipe.sampling import FINE_ENOUGH, NEARLY, Sampler
 from slideio_pipe.view import SlideView
 
 ReadRun = Callable[[NDArray[np.int64]], None]
@@ -197,10 +197,12 @@ class TileReader:
         """Return what a tile is sampled from, the affine from plain px of the view to px there, and the shrink left.
 
         A tile that shows more plain pixels than it has, by its own draw or its view's, is sampled from a coarser one:
-        a 1024-px tile shown in 224 px needs a sixteenth of the stored pixels.
+        a 1024-px tile shown in 224 px needs a sixteenth of the stored pixels. Where one axis is shrunk more than the
+        other it is their geometric mean that counts, and the finer axis as long as it is nearly fine enough: between
+        what keeps every detail of one axis and the level that graphics hardware takes, which is that of the other.
         """
         view = self.view
-        shrink = to_plain.least_stretch()
+        shrink = min(to_plain.mean_stretch(), to_plain.least_stretch() * NEARLY)
         if shrink <= 1 + SAME_RESOLUTION:
             return view.choice, Affine(), 1.0
         pyramid = view.slide.pyramid

@@ -36,6 +36,8 @@ _FEW = 4
 _PARTLY = 0.8
 # Sampling pixels up to a quarter finer than needed, without a filter, is less blur than the random zoom it belongs to.
 FINE_ENOUGH = 1.25
+# How much more than its mean the finer axis of an uneven shrink may be stretched: 4:3 into a square is 1.15.
+NEARLY = 1.2
 
 
 class LevelSource(Protocol):
