@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import io
 import os
+import struct
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -368,3 +370,61 @@ def test_tiles_that_share_nothing_are_told_from_neighbours(svs: Path) -> None:
     assert not sampler.scattered(native, raster, 256)
     assert sampler.scattered(native, apart, 256)
     assert not sampler.scattered(native, apart[:2], 256)
+
+
+def test_each_stored_tile_is_decoded_once_for_a_raster_off_the_grid(svs: Path) -> None:
+    """Though nearly every tile needs four of them, and tiles come in batches, as from a stream."""
+    told: Counter[str] = Counter()
+    slide = sp.open_slide(svs)
+    corners = [(x, y) for y in range(40, 700, 256) for x in range(30, 1100, 256)]
+    grid = sp.TileGrid.from_coords(slide.view(), corners, 256)
+    bag = sp.TileBag(slide.view(), grid)
+    bag.on_stage = lambda stage, start, end: told.update([stage])
+    for start in range(0, len(bag), 4):
+        bag.read(np.arange(start, min(len(bag), start + 4)))
+    needed = {((x + dx) // 256, (y + dy) // 256) for x, y in corners for dx in (0, 255) for dy in (0, 255)}
+    assert told["decode"] == len(needed)
+    assert told["fallback"] == 0
+
+
+def test_a_tile_that_the_file_leaves_out_is_white(tmp_path: Path) -> None:
+    """As slides of Philips leave out glass: no offset, no bytes."""
+    rng = np.random.default_rng(6)
+    path = jpeg_tiff(tmp_path / "sparse.tif", rng.integers(0, 200, (128, 192, 3), np.uint8))
+    with tifffile.TiffFile(path) as tif:
+        offsets, counts = (tif.pages[0].tags[name] for name in ("TileOffsets", "TileByteCounts"))
+        kinds = {3: "H", 4: "I", 16: "Q"}
+        places = [(tag.valueoffset, kinds[int(tag.dtype)]) for tag in (offsets, counts)]
+    data = bytearray(path.read_bytes())
+    for place, kind in places:
+        struct.pack_into("<" + kind, data, place + 4 * struct.calcsize(kind), 0)
+    path.write_bytes(data)
+    tiles = tiles_of(path)
+    assert tiles.stream(1, 1) is None
+    for options in ({}, {"reduce": 4}, {"rows": 10}):
+        assert (tiles.decode(1, 1, **options) == 255).all()
+    assert not (tiles.decode(0, 1) == 255).all()
+
+
+def test_a_tile_that_is_more_than_the_decoder_can_do_goes_the_general_way(tmp_path: Path) -> None:
+    """A JPEG smaller than the file's tiles, as some writers cut the last column; ``profile`` shows it."""
+    rng = np.random.default_rng(7)
+    pixels = cv2.GaussianBlur(rng.integers(0, 255, (64, 104, 3), np.uint8), (0, 0), 3)
+    streams = []
+    for part in (pixels[:, :64], pixels[:, 64:]):
+        buffer = io.BytesIO()
+        Image.fromarray(part).save(buffer, "JPEG", quality=95, subsampling=0)
+        streams.append(buffer.getvalue())
+    path = tmp_path / "cut.tif"
+    tifffile.imwrite(
+        path, iter(streams), shape=pixels.shape, dtype=np.uint8, tile=(64, 64), compression="jpeg", photometric="ycbcr",
+        subsampling=(1, 1),
+    )  # fmt: skip
+    told: list[str] = []
+    slide = sp.open_slide(path)  # alive, as the general path is its
+    tiles = slide.stored_tiles(0)
+    assert tiles is not None
+    tile = tiles.decode(1, 0, on_stage=lambda stage, start, end: told.append(stage))
+    assert told == ["read", "fallback"]
+    assert np.abs(tile[:, :40].astype(int) - pixels[:, 64:]).mean() < 3
+    assert np.abs(tiles.decode(0, 0).astype(int) - pixels[:, :64]).mean() < 3

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from slideio_pipe.backends.base import OnStage
 from slideio_pipe.backends.jpeg import EXTRANEOUS, completed, cut_to, frame_place, is_sequential, opening, read_frame
 from slideio_pipe.backends.tiff_header import TiffPage
-from slideio_pipe.errors import CorruptSlideError
+from slideio_pipe.errors import CorruptSlideError, SlideioPipeError
 from slideio_pipe.geometry import Rect, Size
 
 _REMEDY = "copy the slide again, or leave this region out"
@@ -189,6 +189,8 @@ class JpegTiles:
         full = np.full((self.tile.height, self.tile.width, 3), 255, np.uint8)
         try:
             full[: inside.height, : inside.width] = self._general(inside)
+        except SlideioPipeError:
+            raise
         except ValueError as error:
             raise self._corrupt(column, row, str(error)) from error
         if reduce > 1:
