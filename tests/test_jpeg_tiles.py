@@ -406,8 +406,8 @@ def test_a_tile_that_the_file_leaves_out_is_white(tmp_path: Path) -> None:
     assert not (tiles.decode(0, 1) == 255).all()
 
 
-def test_a_tile_that_is_more_than_the_decoder_can_do_goes_the_general_way(tmp_path: Path) -> None:
-    """A JPEG smaller than the file's tiles, as some writers cut the last column; ``profile`` shows it."""
+def test_a_jpeg_smaller_than_its_tile_is_cut_there(tmp_path: Path) -> None:
+    """As some writers cut the last column, where libvips takes its rows for those of a whole tile; profile shows it."""
     rng = np.random.default_rng(7)
     pixels = cv2.GaussianBlur(rng.integers(0, 255, (64, 104, 3), np.uint8), (0, 0), 3)
     streams = []
@@ -421,10 +421,25 @@ def test_a_tile_that_is_more_than_the_decoder_can_do_goes_the_general_way(tmp_pa
         subsampling=(1, 1),
     )  # fmt: skip
     told: list[str] = []
-    slide = sp.open_slide(path)  # alive, as the general path is its
-    tiles = slide.stored_tiles(0)
-    assert tiles is not None
+    tiles = tiles_of(path)
     tile = tiles.decode(1, 0, on_stage=lambda stage, start, end: told.append(stage))
     assert told == ["read", "fallback"]
     assert np.abs(tile[:, :40].astype(int) - pixels[:, 64:]).mean() < 3
     assert np.abs(tiles.decode(0, 0).astype(int) - pixels[:, :64]).mean() < 3
+
+
+def test_what_this_decoder_cannot_do_goes_the_general_way(noisy: Path) -> None:
+    """A stream it refuses for another reason than damage is asked of libvips, which says what it thinks of it."""
+
+    def without_a_scan(data: bytes) -> bytes:
+        return data.replace(b"\xff\xda", b"\xff\xd9", 1)
+
+    damage(noisy, 5, without_a_scan)
+    slide = sp.open_slide(noisy)
+    told: list[str] = []
+    tiles = slide.stored_tiles(0)
+    assert tiles is not None
+    with pytest.raises(CorruptSlideError, match=r"tile \(1, 1\)"):
+        tiles.decode(1, 1, on_stage=lambda stage, start, end: told.append(stage))
+    tiles.decode(2, 1, on_stage=lambda stage, start, end: told.append(stage))
+    assert told == ["read", "decode"]

@@ -136,7 +136,7 @@ class JpegTiles:
         if data is None:
             pixels[:] = 255
         elif frame is None or not self._decode(data, column, row, pixels, partly=height < self.tile.height):
-            self._by_the_general_path(data, column, row, pixels, reduce)
+            self._another_way(data, column, row, pixels, reduce)
             fast = False
         if on_stage:
             on_stage("read", start, read)
@@ -180,15 +180,21 @@ class JpegTiles:
             return False
         return True
 
-    def _by_the_general_path(self, data: bytes, column: int, row: int, pixels: NDArray[np.uint8], reduce: int) -> None:
-        frame = read_frame(data)
-        if frame is not None and (frame.width > self.tile.width or frame.height > self.tile.height):
-            raise self._corrupt(column, row, f"its JPEG is {frame.width}×{frame.height} px")
+    def _another_way(self, data: bytes, column: int, row: int, pixels: NDArray[np.uint8], reduce: int) -> None:
+        """Decode a tile whose JPEG is of another size than the file's tiles, or is more than this decoder can do."""
         whole = Rect(column * self.tile.width, row * self.tile.height, *self.tile)
         inside = whole.intersect(Rect(0, 0, *self.size))
         full = np.full((self.tile.height, self.tile.width, 3), 255, np.uint8)
+        frame = read_frame(data)
         try:
-            full[: inside.height, : inside.width] = self._general(inside)
+            if frame is None or (frame.width, frame.height) == self.tile:
+                full[: inside.height, : inside.width] = self._general(inside)
+            else:
+                # libvips would take its rows for those of a whole tile.
+                covers = inside.width <= frame.width <= self.tile.width
+                if not covers or not inside.height <= frame.height <= self.tile.height:
+                    raise self._corrupt(column, row, f"its JPEG is {frame.width}×{frame.height} px")
+                full[: frame.height, : frame.width] = simplejpeg.decode_jpeg(data, colorspace="RGB")
         except SlideioPipeError:
             raise
         except ValueError as error:
