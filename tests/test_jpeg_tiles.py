@@ -425,6 +425,9 @@ def test_a_jpeg_smaller_than_its_tile_is_cut_there(tmp_path: Path) -> None:
     tile = tiles.decode(1, 0, on_stage=lambda stage, start, end: told.append(stage))
     assert told == ["read", "fallback"]
     assert np.abs(tile[:, :40].astype(int) - pixels[:, 64:]).mean() < 3
+    slide = sp.open_slide(path)
+    for seen in (slide.view().image.numpy(), slide.read_region((0, 0), 0, (104, 64))):
+        assert np.abs(seen.astype(int) - pixels).mean() < 3
     assert np.abs(tiles.decode(0, 0).astype(int) - pixels[:, :64]).mean() < 3
 
 

@@ -48,6 +48,7 @@ class TiffPage:
     compression: int
     tagged_ycbcr: bool
     lies: bool  # the JPEG holds another colour model than the tag says
+    cut: bool  # the last tile's JPEG is smaller than a tile: libvips would take its rows for those of a whole one
     page: Any  # tifffile.TiffPage, closed file: tags, byte ranges and decoder remain usable
 
     @property
@@ -57,7 +58,7 @@ class TiffPage:
         Alpha goes another way where possible: a tile that libvips fails to decode is transparent there, so white.
         """
         alpha = self.tiled and self.page.samplesperpixel == 4 and not self._premultiplied
-        return self.compression in LIBVIPS_COMPRESSIONS and not (self.lies or self.in_planes or alpha)
+        return self.compression in LIBVIPS_COMPRESSIONS and not (self.lies or self.cut or self.in_planes or alpha)
 
     @property
     def in_planes(self) -> bool:
@@ -265,6 +266,7 @@ def _describe(page: Any, tif: tifffile.TiffFile) -> TiffPage:
         compression=int(page.compression),
         tagged_ycbcr=tagged_ycbcr,
         lies=_jpeg_is_ycbcr(page, tif, tagged_ycbcr) != tagged_ycbcr,
+        cut=_last_jpeg_is_cut(page, tif),
         page=page,
     )
 
@@ -292,6 +294,14 @@ def _jpeg_is_ycbcr(page: Any, tif: tifffile.TiffFile, tagged_ycbcr: bool) -> boo
             frame = read_frame(os.pread(tif.filehandle.fileno(), min(int(count), 4096), int(offset)))
             return tagged_ycbcr if frame is None else holds_ycbcr(frame, tagged_ycbcr=tagged_ycbcr)
     return tagged_ycbcr
+
+
+def _last_jpeg_is_cut(page: Any, tif: tifffile.TiffFile) -> bool:
+    if int(page.compression) != JPEG or not page.is_tiled or not page.databytecounts:
+        return False
+    count, offset = int(page.databytecounts[-1]), int(page.dataoffsets[-1])
+    frame = read_frame(os.pread(tif.filehandle.fileno(), min(count, 4096), offset)) if count else None
+    return frame is not None and (frame.width < page.tilewidth or frame.height < page.tilelength)
 
 
 def _associated(pages: list[Any], base: Any, tif: tifffile.TiffFile) -> dict[str, TiffPage]:
