@@ -236,7 +236,11 @@ def _print_export(done: Exported, picture: Path | None) -> None:
     say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[1]} px at {at} ({cost})")
     if done.covered < 0.95:
         left_out = f"{1 - done.covered:.0%} of the tissue lies in no tile"
-        say(f"{left_out}; --edge shift or pad, or a lower --min-tissue, keep more")
+        aligned = bag.attributes["grid"].get("align")
+        more = "a lower --min-tissue keeps" if aligned else "--edge shift or pad, or a lower --min-tissue, keep"
+        say(f"{left_out}; {more} more")
+    if summary["pixels"].get("source"):
+        say("pixels: the JPEG bytes of the slide, unchanged")
     if "psnr_db" in summary["pixels"]:
         say(_loss(**summary["pixels"]))
     say(f"bag: {bag.path}")

@@ -127,7 +127,7 @@ def explain(transform: Any, view: SlideView | None = None) -> Explanation:
     >>> from slideio_pipe import StainJitter
     >>> found = explain(A.Compose([StainJitter(), A.AdvancedBlur()]))
     >>> [step.runs for step in found.steps]
-    ['pixels: decoded batch or lazy graph', 'refused']
+    ['pixels: decoded tiles, device or lazy graph', 'refused']
     >>> found.warnings[0].startswith("AdvancedBlur is refused")
     True
     """
@@ -172,9 +172,9 @@ def _step(leaf: Any, p: float) -> Step:
     if isinstance(leaf, A.DualTransform):
         why = judged.why or "one affine with all other geometry: pixels are sampled once"
         return Step(name, p, "pyramid: one affine", why, "uint8", _MS_PER_TILE["geometry"])
-    why = judged.why or "one record for every executor"
+    why = judged.why or "one formula, the same colours wherever it runs"
     cost = _MS_PER_TILE.get(name, _LAZY_MS)
-    return Step(name, p, "pixels: decoded batch or lazy graph", why, "float32 inside, one rounding", cost)
+    return Step(name, p, "pixels: decoded tiles, device or lazy graph", why, "float32 inside, one rounding", cost)
 
 
 def _warnings(found: tuple[Any, ...], steps: tuple[Step, ...]) -> Iterator[str]:

@@ -25,6 +25,8 @@ from slideio_pipe.whole_bag import Gathered, WholeBag
 
 STATE_VERSION = 1
 
+_TO_BEAR = 'BagLoader(on_error="white" or "skip") bears with tiles that cannot be decoded, max_failures=5 with slides.'
+
 
 class BagLoader:
     """The tiles of a cohort on a device, epoch after epoch; ``for chunk in loader`` or ``for bag in loader.bags()``.
@@ -340,6 +342,7 @@ class ChunkStream(Iterator[TileBatch]):
             return
         self.close()
         if not loader.max_failures:
+            failure.error.add_note(_TO_BEAR)
             raise failure.error
         errors = [failure.error for failure in loader.failures if failure.tile is None]
         raise FailedSlidesError(

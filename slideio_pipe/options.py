@@ -161,7 +161,7 @@ OtherPython = Annotated[
 ]
 
 ProfiledCohort = Annotated[
-    list[Path], typer.Argument(help="Slides or bags (.bag.zarr), or one CSV with a column slide.", metavar="SLIDE|CSV…")
+    list[Path], typer.Argument(help="Slides or bags (.bag.zarr), or one CSV with a column slide.", metavar="SLIDE|CSV")
 ]
 LoaderFile = Annotated[
     Path | None, _option("--config", unit="YAML", text="Settings, as in configs/mil.yaml; options win over them.")
@@ -171,6 +171,7 @@ LoaderThreads = Annotated[
 ]
 ChunkSize = Annotated[int, _option("--chunk-size", unit="n", min=1, text="Tiles per chunk.")]
 Mix = Annotated[int, _option("--mix", unit="n", min=0, text="Chunks over which tiles are shuffled; 0: not at all.")]
+MaxFailures = Annotated[int, _option("--max-failures", unit="n", min=0, text="Slides that may fail; they are named.")]
 ProfileDevice = Annotated[str, _option("--device", unit="cpu|cuda", text="Where tiles go.")]
 StepMs = Annotated[
     float, _option("--step-ms", unit="ms", min=0, text="What a training step would take per chunk; the consumer waits.")

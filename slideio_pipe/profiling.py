@@ -36,14 +36,17 @@ STAGES = {
 _ADVICE = {
     "open": "export bags once, or give tissue masks (a column mask in the CSV): tissue is found anew in every run",
     "read": "bring the slides to a local disk, or export bags once",
-    "decode": "{threads} of {cores} cores decode; more of them, a coarser mpp, or tiles laid on the stored ones "
-    "(align=True) decode sooner",
+    "decode": "{threads} of {cores} cores decode{more}; a coarser mpp, or tiles laid on the stored ones (align=True), "
+    "decode sooner",
     "fallback": "the slide's codec is slow or its tiles are unusual: export the bag once as jpeg:90 or zstd",
     "resample": "choose an mpp that is stored, or its half, quarter or eighth: then nothing is left to filter",
     "augment": 'drop costly steps (sp.explain lists them), or colours="device" with a GPU',
     "copy": "larger chunks; a faster bus",
     "device": "a faster device; on the CPU the model will take far longer than this anyway",
 }
+# Of bags that are stored, where mpp and grid are settled.
+_DECODE_STORED = '{threads} of {cores} cores decode{more}; bags saved with pixels="none" have nothing to decode'
+_OF_SLIDES = {"read", "fallback", "resample", "augment"}
 # The consumer is ahead of the loader when it waits longer than this part of the time.
 _WAITS = 0.05
 
@@ -134,7 +137,9 @@ class Profile:
         if stage == "consumer":
             return f"The loader is ahead: the consumer waited {waited:.0%} of the time. Nothing to change here."
         share = self.stages[stage] / sum(self.stages.values())
-        advice = _ADVICE[stage].format(threads=self.threads, cores=_cores())
+        stored = stage == "decode" and not self.stages.keys() & _OF_SLIDES
+        more = ", and more threads would use the others" if self.threads < _cores() else ""
+        advice = (_DECODE_STORED if stored else _ADVICE[stage]).format(threads=self.threads, cores=_cores(), more=more)
         return f"{stage} takes {share:.0%} of the work, and the consumer waited {waited:.0%} of the time: {advice}."
 
     def rows(self) -> Iterator[tuple[str, float, float, float, float]]:

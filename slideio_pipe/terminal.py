@@ -39,8 +39,15 @@ _OPTIONS = {
     "mpp": "--mpp",
     "backend": "--backend",
     "python": "--python",
+    "retry": "--retry",
 }
 _NAMED = re.compile(rf"\b({'|'.join(_OPTIONS)})\b(?:=(?:\"([^\"]*)\"|([^\s,;()]+)))?")
+# In a reason only what is set there, pixels="source": the names alone are words.
+_SET = re.compile(r"\b(pixels)=(?:\"([^\"]*)\"|([^\s,;()]+))")
+
+
+# Commands that go on where they stopped.
+_RESUMED = ("export",)
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
@@ -55,7 +62,8 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             err.print(f"[bold red]error[/]: {escape(in_options(error))}", soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            err.print("interrupted; run the same command again to go on", soft_wrap=True)
+            what_now = "; run the same command again to go on" if command.__name__ in _RESUMED else ""
+            err.print(f"interrupted{what_now}", soft_wrap=True)
             raise typer.Exit(130) from None
 
     return run
@@ -74,9 +82,11 @@ def in_options(error: SlideioPipeError) -> str:
     if isinstance(error, MissingResolutionError):
         remedy = "pass --slide-mpp with the µm per pixel of level 0: 0.25 is usual for a 40× scan, 0.5 for 20×"
     remedy = re.sub(r"\bsee (Grid|Export)Config\b", "see slideio-pipe export --help", remedy)
+    remedy = re.sub(r"\bsee LoaderConfig\b", "see configs/mil.yaml", remedy)
     remedy = _NAMED.sub(_option, remedy)
     # Reasons are one line as well, whatever a library put into them.
-    return " ".join(str(SlideioPipeError(error.reason, slide=error.slide, remedy=remedy or None)).split())
+    reason = _SET.sub(_option, error.reason.replace("store.pixels: ", "--pixels: "))
+    return " ".join(str(SlideioPipeError(reason, slide=error.slide, remedy=remedy or None)).split())
 
 
 def _option(found: re.Match[str]) -> str:

@@ -266,17 +266,19 @@ def _aligned(view: SlideView, config: GridConfig) -> tuple[GridConfig, dict[str,
     """Return the nearest grid on the stored tiles of the view's level, and what differs: {name: (asked, laid)}."""
     if view.draw is not None and view.draw.moves:
         reason = "the slide's transform moves pixels, so no tile of the view is a stored one"
-        raise ConfigError(reason, slide=view.slide.name, remedy="leave align out, or the geometry to a tile transform")
+        raise ConfigError(
+            reason, slide=view.slide.name, remedy="leave out align=True, or leave the geometry to a tile transform"
+        )
     if view.choice.resampled:
         raise ConfigError(
             f"the view is resampled from level {view.level} ({view.choice.shrink[0]:.4g}×), so no tile of it is stored",
             slide=view.slide.name,
-            remedy=f"pass {stored_resolutions(view)}, or leave align out",
+            remedy=f"pass {stored_resolutions(view)}, or leave out align=True",
         )
     side, height = view.slide.tile_sizes[view.level]
     if side != height:
         reason = f"level {view.level} is stored in tiles of {side}×{height} px, not square ones"
-        raise ConfigError(reason, slide=view.slide.name, remedy="leave align out")
+        raise ConfigError(reason, slide=view.slide.name, remedy="leave out align=True")
     stride = config.step if config.stride is not None or config.overlap is not None else None
     laid: dict[str, Any] = {"tile_size": side}
     laid["stride"] = None if stride is None else side * max(1, math.floor(stride / side + 0.5))

@@ -48,11 +48,13 @@ def profile(
     config: options.LoaderFile = None,
     mpp: options.TileMpp = None,
     tile_size: options.TileSize = None,
+    slide_mpp: options.SlideMpp = None,
     threads: options.LoaderThreads = None,
     chunk_size: options.ChunkSize = 64,
     mix: options.Mix = 0,
     device: options.ProfileDevice = "cpu",
     step_ms: options.StepMs = 0.0,
+    max_failures: options.MaxFailures = 0,
     tiles: options.ProfiledTiles = None,
     trace: options.Trace = None,
     as_json: options.Json = False,
@@ -65,14 +67,19 @@ def profile(
     """
     from slideio_pipe.config import LoaderConfig, checked, load_loader_config
     from slideio_pipe.dataset import BagDataset
+    from slideio_pipe.errors import SlideNotFoundError
     from slideio_pipe.profiling import profile as measure
 
     values = load_loader_config(config).model_dump()
     values["view"] |= {} if mpp is None else {"mpp": mpp}
+    values["slide"] |= {} if slide_mpp is None else {"slide_mpp": slide_mpp}
     values["grid"] |= {} if tile_size is None else {"tile_size": tile_size}
+    missing = next((path for path in cohort if not path.exists()), None)
+    if missing is not None:
+        raise SlideNotFoundError("no such file", slide=str(missing), remedy="check the path")
     sources: Any = cohort[0] if len(cohort) == 1 and cohort[0].suffix.lower() == ".csv" else cohort
     dataset = BagDataset(sources, checked(LoaderConfig, None, **values))
-    loader: dict[str, Any] = {"threads": threads, "chunk_size": chunk_size, "mix": mix}
+    loader: dict[str, Any] = {"threads": threads, "chunk_size": chunk_size, "mix": mix, "max_failures": max_failures}
     progress = False if as_json else None
     found = measure(dataset, device=device, max_tiles=tiles, step_ms=step_ms, trace=trace, progress=progress, **loader)
     if as_json:
@@ -100,5 +107,5 @@ def _print_profile(found: Profile) -> None:
         f"{found.tiles:,} tiles, {bags}, in {found.seconds:.1f} s: {found.rate:,.0f} tiles/s on {found.threads} "
         f"thread{'' if found.threads == 1 else 's'}; first chunk after {found.first_chunk_s:.2f} s"
     )
-    say(f"the consumer worked {found.consumer_s:.1f} s and waited {found.wait_s:.1f} s; memory {found.memory}")
+    say(f"the consumer worked {found.consumer_s:.2f} s and waited {found.wait_s:.2f} s; memory {found.memory}")
     say(found.verdict(), style="bold")

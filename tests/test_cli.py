@@ -257,13 +257,19 @@ def test_export_of_source_bytes(truth: SyntheticSlide, tmp_path: Path) -> None:
     """The slide's own bytes are kept where the grid is laid on its tiles; what that changes is said."""
     args = ("export", truth.path, "--out", tmp_path, "--mpp", "native", "--tile-size", 200, "--pixels", "source")
     refused = run(*args, code=2).stderr
-    assert 'tiles are 200 px, stored ones 256 px; pass --align to the grid, or --pixels jpeg:90 or "zstd"' in refused
+    remedy = "lay the grid with --align, or pass --pixels jpeg:90 or --pixels zstd"
+    assert f"--pixels source is not possible: tiles are 200 px, stored ones 256 px; {remedy}" in refused
     aligned = run(*args, "--align", "--json")
     assert "laid on the stored tiles with tile_size 256 in place of 200" in aligned.stderr
     summary = json.loads(aligned.stdout)
     assert (summary["tile_size"], summary["pixels"]["codec"], summary["pixels"]["source"]) == (256, "jpeg", True)
     resampled = run("export", truth.path, "--pixels", "source", "--align", code=2).stderr
-    assert re.search(r"resampled from level 0 \(2×\), .*; pass --mpp 0.25, 1 or 4\S*, or leave align out", resampled)
+    assert re.search(r"resampled from level 0 \(2×\), .*; pass --mpp 0.25, 1 or 4\S*, or leave out --align", resampled)
+    plain = run(*args, "--align", "--overwrite").stdout
+    assert "pixels: the JPEG bytes of the slide, unchanged" in plain
+    assert "--edge" not in plain  # it would be dropped
+    unknown = run("export", truth.path, "--pixels", "png", code=2).stderr
+    assert "--pixels: 'png' should be \"source\"" in unknown
 
 
 def test_export_tells_what_jpeg_loses(truth: SyntheticSlide, tmp_path: Path) -> None:

@@ -159,4 +159,4 @@ def test_what_is_no_transform_is_an_error(thing: object) -> None:
 def test_stain_normalisation_is_on_pixels() -> None:
     """And known by its own cost."""
     step = explain(StainNormalize()).steps[0]
-    assert (step.runs, step.ms_per_tile) == ("pixels: decoded batch or lazy graph", 0.4)
+    assert (step.runs, step.ms_per_tile) == ("pixels: decoded tiles, device or lazy graph", 0.4)

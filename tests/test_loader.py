@@ -474,8 +474,9 @@ def test_more_failures_than_may_end_the_epoch() -> None:
     with pytest.raises(FailedSlidesError, match="3 slides failed, 2 may") as caught:
         list(open_loader(cohort, max_failures=2))
     assert len(caught.value.exceptions) == 3
-    with pytest.raises(CorruptSlideError, match="tile 0 is damaged"):
+    with pytest.raises(CorruptSlideError, match="tile 0 is damaged") as first:
         list(open_loader(cohort))
+    assert "max_failures=5 with slides" in first.value.__notes__[0]  # how to go on all the same
 
 
 def test_a_bag_that_fails_midway_is_marked() -> None:

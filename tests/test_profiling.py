@@ -9,6 +9,7 @@ from pathlib import Path
 import albumentationsxl as A  # noqa: N812
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import slideio_pipe as sp
@@ -144,3 +145,44 @@ def test_a_cohort_file_is_profiled(slide: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["profile", str(tmp_path / "missing.csv")])
     assert run.exit_code == 2
     assert "missing.csv" in run.output
+
+
+def test_stored_bags_get_advice_that_they_can_take() -> None:
+    """Their mpp and grid are settled: neither is proposed."""
+    verdict = figures(stages={"open": 1.0, "decode": 3.0}).verdict()
+    assert "mpp" not in verdict
+    assert "mpp" in figures(stages={"augment": 0.1, "decode": 3.0}).verdict()
+
+
+def test_slides_that_fail_are_borne_with_when_asked(slide: Path, tmp_path: Path) -> None:
+    """A broken slide ends the command with its name, or is named in a warning; one that is missing is told at once."""
+    (tmp_path / "broken.svs").write_bytes(b"II*\0")
+    slides = ["profile", str(slide), str(tmp_path / "broken.svs")]
+    run = CliRunner().invoke(app, slides)
+    assert run.exit_code == 2
+    assert "broken.svs" in run.output
+    run = CliRunner().invoke(app, [*slides, "--max-failures", "1"])
+    assert run.exit_code == 0, run.output
+    assert "1 slide could not be read, such as broken.svs" in run.output
+    run = CliRunner().invoke(app, ["profile", str(tmp_path / "missing.svs")])
+    assert f"{tmp_path / 'missing.svs'}: no such file; check the path" in run.output
+
+
+def test_the_resolution_of_slides_can_be_given(tmp_path: Path) -> None:
+    """With the option that the error names."""
+    Image.fromarray(np.full((300, 500, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    unknown = CliRunner().invoke(app, ["profile", str(tmp_path / "a.png")])
+    assert "pass --slide-mpp" in unknown.output
+    given = CliRunner().invoke(app, ["profile", str(tmp_path / "a.png"), "--slide-mpp", "0.5", "--tile-size", "100"])
+    assert given.exit_code == 0, given.output
+
+
+def test_an_interrupted_measurement_does_not_promise_to_go_on(monkeypatch: pytest.MonkeyPatch, slide: Path) -> None:
+    """It begins anew, unlike an export."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slideio_pipe.profiling.profile", interrupted)
+    run = CliRunner().invoke(app, ["profile", str(slide)])
+    assert (run.exit_code, run.stderr) == (130, "interrupted\n")

@@ -162,9 +162,12 @@ def test_a_bag_without_tiles_is_stored(slide: Path, tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "tile size": ({"tile_size": 128}, "tiles are 128 px, stored ones 256 px; pass align=True to the grid, or pixels="),
-    "stride": ({"stride": 100}, r"\d+ of \d+ tiles do not lie on stored ones; pass align=True to the grid, or"),
-    "edge": ({"edge": "pad"}, '8 of 20 tiles reach over the edge of the slide; pass edge="drop" to the grid, or'),
+    "tile size": (
+        {"tile_size": 128},
+        "tiles are 128 px, stored ones 256 px; lay the grid with align=True, or pass pixels=",
+    ),
+    "stride": ({"stride": 100}, r"\d+ of \d+ tiles do not lie on stored ones; lay the grid with align=True, or"),
+    "edge": ({"edge": "pad"}, '8 of 20 tiles reach over the edge of the slide; lay the grid with edge="drop", or'),
     "resampled": ({"mpp": 0.5}, r"resampled from level 0 \(2×\); pass mpp=0.25, 1 or 4.*, or pixels="),
     "slide transform": (
         {"transform": A.Compose([A.HorizontalFlip(p=1)])},
@@ -184,7 +187,7 @@ def test_what_is_not_stored_is_refused(slide: Path, tmp_path: Path, options: dic
 
 def test_tiles_that_are_no_jpeg_are_refused(coordinate_slide: Path, tmp_path: Path) -> None:
     """A slide of another compression, an opened bag and unknown ways to store are refused by name."""
-    with pytest.raises(ConfigError, match='level 0 holds no JPEG tiles; pass pixels="jpeg:90" or "zstd"'):
+    with pytest.raises(ConfigError, match='level 0 holds no JPEG tiles; pass pixels="jpeg:90" or pixels="zstd"'):
         save_bag(bag_of(coordinate_slide), tmp_path / "a.bag.zarr", pixels="source")
     with pytest.raises(ConfigError, match='needs the tiles of a slide, not a MemoryBag; pass pixels="jpeg:90"'):
         save_bag(MemoryBag(), tmp_path / "a.bag.zarr", pixels="source")

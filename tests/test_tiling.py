@@ -289,15 +289,17 @@ def test_views_that_are_not_stored_cannot_be_aligned(coordinate_slide: Path, tmp
     """Resampled and moved views, and strips in place of tiles, are refused with what to do."""
     slide = open_slide(coordinate_slide)
     with pytest.raises(
-        ConfigError, match=r"resampled from level 0 \(2×\).*; pass mpp=0.25, 1 or 4\S*, or leave align out"
+        ConfigError, match=r"resampled from level 0 \(2×\).*; pass mpp=0.25, 1 or 4\S*, or leave out align=True"
     ):
         TileGrid(slide.view(mpp=0.5), align=True)
     turned = slide.view(transform=A.Compose([A.HorizontalFlip(p=1)]))
-    with pytest.raises(ConfigError, match=r"transform moves pixels.*; leave align out"):
+    with pytest.raises(ConfigError, match=r"transform moves pixels.*; leave out align=True"):
         TileGrid(turned, align=True)
     strips = tmp_path / "strips.tif"
     tifffile.imwrite(
         strips, np.zeros((512, 640, 3), np.uint8), photometric="rgb", rowsperstrip=8, compression="deflate"
     )
-    with pytest.raises(ConfigError, match="level 0 is stored in tiles of 640×8 px, not square ones; leave align out"):
+    with pytest.raises(
+        ConfigError, match="level 0 is stored in tiles of 640×8 px, not square ones; leave out align=True"
+    ):
         TileGrid(open_slide(strips).view(), align=True)

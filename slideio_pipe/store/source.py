@@ -20,7 +20,7 @@ from slideio_pipe.tiling import stored_resolutions
 _END = b"\xff\xd9"  # of a JPEG
 # Tiles that show what JPEG it is: more than one, because one may be damaged; among so many, because some are sparse.
 _LOOKED_AT, _LOOKED_FOR = 4, 64
-_OTHERWISE = 'pixels="jpeg:90" or "zstd"'
+_OTHERWISE = 'pixels="jpeg:90" or pixels="zstd"'
 
 
 class SourceTiles:
@@ -129,13 +129,13 @@ def _refusal(bag: TileBag) -> tuple[str, str] | None:
     if width != height:
         return f"stored tiles are {width}×{height} px, not square", f"pass {_OTHERWISE}"
     if side != width:
-        return f"tiles are {side} px, stored ones {width} px", f"pass align=True to the grid, or {_OTHERWISE}"
+        return f"tiles are {side} px, stored ones {width} px", f"lay the grid with align=True, or pass {_OTHERWISE}"
     beside = int((grid.origins % side).any(axis=1).sum())
     if beside:
         reason = f"{beside:,} of {len(grid):,} tiles do not lie on stored ones"
-        return reason, f"pass align=True to the grid, or {_OTHERWISE}"
+        return reason, f"lay the grid with align=True, or pass {_OTHERWISE}"
     outside = int(((grid.origins < 0) | (grid.origins + side > np.array(view.level_size))).any(axis=1).sum())
     if outside:
         reason = f"{outside:,} of {len(grid):,} tiles reach over the edge of the slide"
-        return reason, f'pass edge="drop" to the grid, or {_OTHERWISE}'
+        return reason, f'lay the grid with edge="drop", or pass {_OTHERWISE}'
     return None
