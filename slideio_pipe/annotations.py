@@ -9,21 +9,20 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe import picture
-from slideio_pipe.bag import Bag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
-from slideio_pipe.label_masks import LabelMask, Labels, checked_classes, tile_affines
+from slideio_pipe.label_masks import LabelMask, Labels, TileLabels, checked_classes
 from slideio_pipe.mask_files import UNCLASSIFIED, Annotation, read_annotations, write_annotations
 from slideio_pipe.outlines import polygons_to_mask
 from slideio_pipe.view import SlideView
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Annotations:
+class Annotations(TileLabels):
     """Polygons with classes, in the px of a slide's level 0 or of one view.
 
     Parameters
@@ -157,25 +156,6 @@ class Annotations:
             if polygons:
                 labels[polygons_to_mask(polygons, width, height)] = value
         return labels
-
-    def labels(self, bag: Bag, indices: ArrayLike | None = None) -> Labels:
-        """Return the labels of tiles, (n, H, W) uint8: of the pixels of ``bag.read(indices)``, moved as they are.
-
-        Parameters
-        ----------
-        bag : Bag
-            Its view may be drawn and its tiles too. A stored bag does if its tiles were not.
-        indices : (n,) int array, optional
-            Positions in the bag; all when omitted.
-
-        Raises
-        ------
-        ConfigError
-            It is a stored bag of drawn tiles.
-        """
-        size = Size(bag.shape[2], bag.shape[1])
-        rasters = [self.raster(size, affine) for affine in tile_affines(bag, indices)]
-        return np.stack(rasters) if rasters else np.empty((0, size.height, size.width), np.uint8)
 
     def plot(self, view: SlideView, max_size: int = 1024) -> Image.Image:
         """Return a thumbnail of ``view`` with the annotations over it."""

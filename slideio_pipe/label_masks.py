@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +35,35 @@ _TIFF_SUFFIXES = (".tif", ".tiff")
 _MAX_PX = 2**31
 
 
+class TileLabels(ABC):
+    """Labels of the pixels of tiles, from whatever can be drawn into a raster."""
+
+    @abstractmethod
+    def raster(self, size: Size | tuple[int, int], affine: Affine) -> Labels:
+        """Return (height, width) uint8 labels of pixels whose affine, to the labels' own frame, is given."""
+
+    def labels(self, bag: Bag, indices: ArrayLike | None = None) -> Labels:
+        """Return the labels of tiles, (n, H, W) uint8: of the pixels of ``bag.read(indices)``, moved as they are.
+
+        Parameters
+        ----------
+        bag : Bag
+            Its view may be drawn and its tiles too. A stored bag does if its tiles were not.
+        indices : (n,) int array, optional
+            Positions in the bag; all when omitted.
+
+        Raises
+        ------
+        ConfigError
+            It is a stored bag of drawn tiles.
+        """
+        size = Size(bag.shape[2], bag.shape[1])
+        rasters = [self.raster(size, affine) for affine in tile_affines(bag, indices)]
+        return np.stack(rasters) if rasters else np.empty((0, size.height, size.width), np.uint8)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class LabelMask:
+class LabelMask(TileLabels):
     """The class of every pixel: 0 is background, 1 to 255 are classes.
 
     Parameters
@@ -136,25 +164,6 @@ class LabelMask:
         if not b and not d:
             return _taken(self.mask, _whole(a * x + c), _whole(e * y + f))
         return _taken(self.mask, _whole(a * x + b * y + c), _whole(d * x + e * y + f))
-
-    def labels(self, bag: Bag, indices: ArrayLike | None = None) -> Labels:
-        """Return the labels of tiles, (n, H, W) uint8: of the pixels of ``bag.read(indices)``, moved as they are.
-
-        Parameters
-        ----------
-        bag : Bag
-            Its view may be drawn and its tiles too. A stored bag does if its tiles were not.
-        indices : (n,) int array, optional
-            Positions in the bag; all when omitted.
-
-        Raises
-        ------
-        ConfigError
-            It is a stored bag of drawn tiles.
-        """
-        size = Size(bag.shape[2], bag.shape[1])
-        rasters = [self.raster(size, affine) for affine in tile_affines(bag, indices)]
-        return np.stack(rasters) if rasters else np.empty((0, size.height, size.width), np.uint8)
 
     def regions(self) -> list[Annotation]:
         """Return one polygon, in level-0 px, for each 4-connected region of each class, along pixel borders."""
