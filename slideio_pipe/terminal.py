@@ -29,6 +29,7 @@ _OPTIONS = {
     "allow_empty": "--allow-empty",
     "min_tissue": "--min-tissue",
     "tile_size": "--tile-size",
+    "tile_size_level0": "--tile-size-level0",
     "tissue_file": "--mask",
     "method": "--tissue",
     "stride": "--stride",

@@ -1,0 +1,69 @@
+"""Features of a bag's tiles, from an array, a file, or a folder of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.foreign.item import needed
+
+ENDINGS = (".npy", ".pt", ".h5")
+
+
+def read_features(source: Any, stem: str, count: int, *, many: bool = False) -> NDArray[Any]:
+    """Return (N, D) features of the bag ``stem``.
+
+    Parameters
+    ----------
+    source : array, str or Path
+        The features, a file of them, or the folder of ``<stem>.npy``, ``.pt`` or ``.h5``.
+    count : int
+        How many tiles the bag has.
+    many : bool
+        Whether there are other bags, so that only a folder will do.
+
+    Raises
+    ------
+    ConfigError
+        There are none, or not one row for each tile.
+
+    Examples
+    --------
+    >>> read_features(np.ones((3, 2)), "a", 3).shape
+    (3, 2)
+    """
+    values = source
+    if isinstance(source, (str, Path)):
+        path = Path(source).expanduser()
+        files = [file for ending in ENDINGS if (file := path / f"{stem}{ending}").is_file()]
+        if path.is_dir() and not files:
+            remedy = f"put {stem}.npy, .pt or .h5 there"
+            raise ConfigError(f"no features in {path}", slide=stem, remedy=remedy)
+        many, values = many and not files, _read(files[0] if files else path)
+    if many:
+        raise ConfigError("one set of features for several bags", remedy="pass the folder of <slide>.npy")
+    found = np.asarray(values)
+    if found.ndim != 2 or len(found) != count or found.dtype.kind not in "fiu":
+        reason = f"features are {found.shape} {found.dtype}, and the bag has {count:,} tiles"
+        raise ConfigError(reason, slide=stem, remedy="pass (N, D) numbers in the order of the bag")
+    return found
+
+
+def _read(file: Path) -> Any:
+    try:
+        if file.suffix == ".npy":
+            return np.load(file, mmap_mode="r", allow_pickle=False)
+        if file.suffix == ".pt":
+            import torch
+
+            return torch.load(file, map_location="cpu", weights_only=True).numpy()
+        if file.suffix in (".h5", ".hdf5"):
+            with needed("h5py", "hdf5").File(file, "r") as opened:
+                return np.asarray(opened["features" if "features" in opened else "feats"])
+    except (OSError, KeyError, ValueError, AttributeError, RuntimeError) as error:
+        raise ConfigError(f"no features can be read ({error})", slide=str(file), remedy="check the file") from error
+    raise ConfigError("features have another ending", slide=str(file), remedy=f"pass {', '.join(ENDINGS)}")

@@ -1,0 +1,69 @@
+"""Hugging Face datasets: ``data/<slide>.parquet`` with a row for each tile, and a card that says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slideio_pipe.foreign.item import Item, needed, replacing
+from slideio_pipe.foreign.pixels import png, told
+
+# What a slide is called must not make a split of it, as "test" in its name would.
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*.parquet
+---
+Tiles of whole slides. `x` and `y` are the top-left corner in level-0 pixels, `mpp` is µm per tile pixel.
+"""
+_KINDS = {"slide": "string", "index": "int64", "x": "int64", "y": "int64", "column": "int32", "row": "int32"}
+_KINDS |= {"tissue": "float32", "mpp": "float64"}
+
+
+class HuggingFace:
+    """``load_dataset(folder)`` gives rows with ``image``, ``label`` and where the tile is from; PNG inside."""
+
+    packages = ("pyarrow",)
+    leaves_out_empty = False
+
+    def outputs(self, item: Item, folder: Path) -> list[Path]:
+        """Return the file."""
+        return [folder / "data" / f"{item.stem}.parquet"]
+
+    def write(self, item: Item, folder: Path) -> None:
+        """Write one bag."""
+        needed("pyarrow", "hf")
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        (path,) = self.outputs(item, folder)
+        schema, label = _schema(pa, item), item.bag.label
+        label = str(label) if item.label_type == "string" and label is not None else label
+        with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as file:
+            for start, tiles in item.chunks():
+                rows = [
+                    {"image": {"bytes": png(tile), "path": None}, **told(item, start + k), "label": label}
+                    for k, tile in enumerate(tiles)
+                ]
+                file.write_table(pa.Table.from_pylist(rows, schema))
+
+    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+        """Write the card."""
+        del items
+        with replacing(folder / "README.md") as partial:
+            partial.write_text(CARD, encoding="utf-8")
+        return [folder / "README.md"]
+
+
+def _schema(pa: Any, item: Item) -> Any:
+    """Return the columns, and what they are to the datasets package."""
+    kinds = _KINDS | {"label": item.label_type}
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    features = {"image": {"_type": "Image"}} | {n: {"dtype": kind, "_type": "Value"} for n, kind in kinds.items()}
+    columns = [pa.field("image", image), *(pa.field(name, getattr(pa, kind)()) for name, kind in kinds.items())]
+    told_to = json.dumps({"info": {"features": features}})
+    return pa.schema(columns, metadata={"huggingface": told_to})

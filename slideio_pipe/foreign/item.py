@@ -1,0 +1,116 @@
+"""What a layout is given: one bag with its name and features; and what every layout does with it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slideio_pipe.bag import Bag
+from slideio_pipe.errors import MissingExtraError, OutputError, SlideioPipeError
+
+# Tiles decoded at once: what a conversion holds in memory.
+CHUNK = 64
+
+LabelType = Literal["string", "float64", "int64"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One bag on its way into a layout."""
+
+    bag: Bag
+    stem: str  # the slide's name without its ending
+    features: NDArray[Any] | None  # (N, D), a row for each tile
+    encoder: str  # whose features they are
+    label_type: LabelType  # of the labels of all bags that are converted together
+    threads: int = 1
+
+    def chunks(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield the first number and the pixels, (n, H, W, 3), of a few tiles at a time."""
+        for start in range(0, len(self.bag), CHUNK):
+            wanted = np.arange(start, min(start + CHUNK, len(self.bag)))
+            yield start, self.bag.read(wanted, threads=self.threads)
+
+
+class Layout(Protocol):
+    """How one tool keeps its bags."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What has to be installed to write it; also the name of the extra, when it is one."""
+        ...
+
+    @property
+    def leaves_out_empty(self) -> bool:
+        """Whether a bag without a tile has no file."""
+        ...
+
+    def outputs(self, item: Item, folder: Path) -> list[Path]:
+        """Return the files or folders that ``write`` makes of a bag."""
+        ...
+
+    def write(self, item: Item, folder: Path) -> None:
+        """Write one bag; each output appears under its name when it is whole."""
+        ...
+
+    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+        """Write what belongs to all bags together, and return it."""
+        ...
+
+
+def needed(package: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Raises
+    ------
+    MissingExtraError
+        It is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        remedy = f'pip install "slideio-pipe[{extra}]"'
+        raise MissingExtraError(f"{package} is needed for this layout", remedy=remedy) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield another name to write to, a file's or a folder's, which becomes ``path`` when all went well.
+
+    Raises
+    ------
+    OutputError
+        The disk refuses.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+        yield partial
+        if path.is_dir():
+            _remove(path)  # a folder cannot be renamed onto one
+        os.replace(partial, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            _remove(partial)
+        if isinstance(error, OSError) and not isinstance(error, SlideioPipeError):
+            remedy = "check folder, rights and space, and run it again"
+            raise OutputError(f"cannot be written ({error})", slide=str(path), remedy=remedy) from error
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,50 @@
+"""TensorDict: a folder ``<slide>`` for each bag that ``TensorDict.load_memmap`` maps into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from slideio_pipe.foreign.item import Item, needed, replacing
+
+
+class MemoryMapped:
+    """Pixels ``tiles`` (N, 3, H, W) uint8, ``coords``, ``grid_index``, ``tissue``, and the ``label``.
+
+    ``features`` are there when they are given.
+    """
+
+    packages = ("tensordict",)
+    leaves_out_empty = True  # no file of no bytes can be mapped
+
+    def outputs(self, item: Item, folder: Path) -> list[Path]:
+        """Return the folder."""
+        return [folder / item.stem]
+
+    def write(self, item: Item, folder: Path) -> None:
+        """Write one bag."""
+        import torch
+
+        tensordict = needed("tensordict", "memmap")
+        count, height, width, _ = item.bag.shape
+        small = {
+            name: torch.from_numpy(np.array(getattr(item.bag, name))) for name in ("coords", "grid_index", "tissue")
+        }
+        if item.features is not None:
+            small["features"] = torch.from_numpy(np.array(item.features))
+        (path,) = self.outputs(item, folder)
+        with replacing(path) as partial:
+            mapped = tensordict.TensorDict(small, batch_size=[count])
+            if item.bag.label is not None:
+                mapped.set_non_tensor("label", item.bag.label)
+            mapped = mapped.memmap(partial)
+            pixels = mapped.make_memmap("tiles", shape=(count, 3, height, width), dtype=torch.uint8)
+            for start, tiles in item.chunks():
+                pixels[start : start + len(tiles)] = torch.from_numpy(tiles).permute(0, 3, 1, 2)
+
+    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+        """Write nothing more."""
+        del items, folder
+        return []

@@ -1,0 +1,36 @@
+"""Single tiles as PNG files, and what is told of each beside its pixels."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from slideio_pipe.foreign.item import Item
+
+
+def png(tile: NDArray[np.uint8]) -> bytes:
+    """Return a tile without loss; tissue is hardly smaller at higher levels of compression."""
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def told(item: Item, index: int) -> dict[str, Any]:
+    """Return what is known of a tile: plain numbers and texts."""
+    bag = item.bag
+    (x, y), (column, row), tissue = bag.coords[index], bag.grid_index[index], float(bag.tissue[index])
+    return {
+        "slide": bag.name,
+        "index": index,
+        "x": int(x),  # level-0 px
+        "y": int(y),
+        "column": int(column),
+        "row": int(row),
+        "tissue": None if np.isnan(tissue) else tissue,
+        "mpp": None if bag.view_mpp is None else bag.view_mpp.mean,
+        "label": bag.label,
+    }

@@ -1,0 +1,71 @@
+"""Where the tiles of a bag lie in their slide, as layouts of coordinates tell it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slideio_pipe.bag import Bag
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Mpp, Size
+
+# Pixels as near to squares as this are: level sizes are whole numbers, so downsamples along x and y differ a little.
+_SQUARE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What the coordinates of a bag mean."""
+
+    tile_size: int  # px of the view
+    stride: int  # px of the view
+    level: int  # of the slide, from which tiles are read
+    resampled: bool  # whether tile pixels are not pixels of that level
+    downsample: tuple[float, float]  # level-0 px per tile px, along x and y
+    slide_size: Size  # level 0
+    slide_mpp: Mpp | None  # µm per level-0 px
+
+    @property
+    def tile_size_level0(self) -> int:
+        """The side of a tile in whole level-0 px."""
+        return round(self.tile_size * self.downsample[0])
+
+    @property
+    def overlap(self) -> int:
+        """Pixels of the view that neighbours share."""
+        return max(0, self.tile_size - self.stride)
+
+    @classmethod
+    def of(cls, bag: Bag) -> Places:
+        """Return where the tiles of ``bag`` lie.
+
+        Raises
+        ------
+        ConfigError
+            Its tiles are no upright squares of the slide, because they are augmented or its pixels are not square; or
+            it does not tell where they are from.
+        """
+        told = bag.provenance()
+        try:
+            slide, view, grid = told["slide"], told["view"], told["grid"]
+            sx, b, c, d, sy, f = view["affine"]
+            level, shrink, size = int(view["level"]), view["shrink"], Size(*slide["dimensions"])
+            mpp, side = slide["mpp"], int(grid["tile_size"])
+            stride = int(grid.get("stride") or side)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"the bag does not tell where in the slide its tiles are ({error!r})"
+            raise ConfigError(reason, slide=bag.name, remedy="convert a bag of this package") from error
+        if told.get("tile_draw") is not None or any((b, c, d, f)) or sx <= 0 or sy <= 0:
+            reason = "its tiles are augmented, and coordinates cannot tell how"
+            raise ConfigError(reason, slide=bag.name, remedy="convert the bag of the plain slide")
+        if abs(sx / sy - 1) > _SQUARE:
+            reason = f"its tiles are {side * sx:.0f} × {side * sy:.0f} px at level 0, and this layout has squares only"
+            raise ConfigError(reason, slide=bag.name, remedy="export at native resolution (mpp=None)")
+        return cls(
+            tile_size=side,
+            stride=stride,
+            level=level,
+            resampled=any(s != 1 for s in shrink),
+            downsample=(float(sx), float(sy)),
+            slide_size=size,
+            slide_mpp=None if mpp is None else Mpp.of(mpp),
+        )

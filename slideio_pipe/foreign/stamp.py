@@ -1,0 +1,64 @@
+"""STAMP: ``<extractor>/<slide>.h5`` with features and corners in µm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from slideio_pipe.bag import package_versions
+from slideio_pipe.errors import ConfigError, MissingResolutionError
+from slideio_pipe.foreign.hdf5 import write_hdf5
+from slideio_pipe.foreign.item import Item
+from slideio_pipe.foreign.places import Places
+
+# STAMP refuses files of a version newer than itself.
+STAMP_VERSION = "2.1.0"
+
+
+class Stamp:
+    """Features in float16, in the bag's order; STAMP keeps no tiles without them."""
+
+    packages = ("h5py",)
+    leaves_out_empty = False
+
+    def outputs(self, item: Item, folder: Path) -> list[Path]:
+        """Return the file of features."""
+        if item.features is None:
+            remedy = "pass features=… (on the command line --features FOLDER), or convert to another layout"
+            raise ConfigError("STAMP's layout holds features, and none are given", slide=item.bag.name, remedy=remedy)
+        if Places.of(item.bag).slide_mpp is None:
+            reason = "STAMP's coordinates are µm, and the slide's mpp is not known"
+            raise MissingResolutionError(reason, slide=item.bag.name, remedy="export it with slide_mpp=0.25")
+        if np.abs(item.features[np.isfinite(item.features)]).max(initial=0) > np.finfo(np.float16).max:
+            raise ConfigError(
+                "features are beyond float16, which STAMP keeps", slide=item.bag.name, remedy="scale them"
+            )
+        return [folder / item.encoder / f"{item.stem}.h5"]
+
+    def write(self, item: Item, folder: Path) -> None:
+        """Write one bag."""
+        (path,) = self.outputs(item, folder)
+        places = Places.of(item.bag)
+        assert places.slide_mpp is not None
+        assert item.features is not None
+        coords = (item.bag.coords * np.array(places.slide_mpp)).astype(np.float32)
+        write_hdf5(
+            path,
+            {"coords": (coords, {}), "feats": (item.features.astype(np.float16), {})},
+            {
+                "stamp_version": STAMP_VERSION,
+                "extractor": item.encoder,
+                "unit": "um",
+                "tile_size_um": places.tile_size * places.downsample[0] * places.slide_mpp.x,
+                "tile_size_px": places.tile_size,
+                "code_hash": f"slideio-pipe-{package_versions().get('slideio-pipe', '')}",
+                "feat_type": "tile",
+            },
+        )
+
+    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+        """Write nothing: STAMP's tables are the study's own."""
+        del items, folder
+        return []

@@ -1,0 +1,62 @@
+"""torchmil: ``features``, ``coords`` and ``labels``, in each one ``<slide>.npy`` for a bag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.foreign.item import Item, replacing
+
+
+class TorchMil:
+    """Pixels (N, 3, H, W) uint8, or features (N, D) float32 where they are given.
+
+    Coordinates are column and row times the tile size, not level-0 pixels: torchmil joins tiles that are near enough,
+    and 20× tiles of a 40× slide, or tiles with a stride, would have no neighbour. Pass ``dist_thr=1.5 * tile_size``.
+    """
+
+    packages = ()
+    leaves_out_empty = False
+
+    def outputs(self, item: Item, folder: Path) -> list[Path]:
+        """Return the three files, two where there is no label."""
+        label = item.bag.label
+        if isinstance(label, str):
+            reason = f"the label is the text {label!r}, and torchmil's labels are numbers"
+            raise ConfigError(reason, slide=item.bag.name, remedy="export the bag with a number for its label")
+        kinds = ["features", "coords", *([] if label is None else ["labels"])]
+        return [folder / kind / f"{item.stem}.npy" for kind in kinds]
+
+    def write(self, item: Item, folder: Path) -> None:
+        """Write one bag."""
+        features, coords, *labels = self.outputs(item, folder)
+        with replacing(features) as partial:
+            self._features(item, partial)
+        steps = item.bag.grid_index.astype(np.int64) * item.bag.shape[1]
+        for path, values in zip([coords, *labels], [steps, np.array([item.bag.label])], strict=False):
+            with replacing(path) as partial, partial.open("wb") as file:
+                np.save(file, values)
+
+    def _features(self, item: Item, path: Path) -> None:
+        if item.features is not None:
+            with path.open("wb") as file:
+                np.save(file, np.ascontiguousarray(item.features, np.float32))
+            return
+        count, height, width, _ = item.bag.shape
+        shape = (count, 3, height, width)
+        if not count:
+            with path.open("wb") as file:
+                np.save(file, np.empty(shape, np.uint8))
+            return
+        pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        for start, tiles in item.chunks():
+            pixels[start : start + len(tiles)] = tiles.transpose(0, 3, 1, 2)
+        pixels.flush()
+
+    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+        """Write nothing more."""
+        del items, folder
+        return []

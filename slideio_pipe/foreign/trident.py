@@ -1,0 +1,133 @@
+"""TRIDENT: ``<mag>x_<ps>px_<ov>px_overlap/patches/<slide>_patches.h5``, and features beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slideio_pipe.bag import Label, TileBag
+from slideio_pipe.errors import MissingResolutionError
+from slideio_pipe.foreign.hdf5 import number, read_coords, tiles_at, write_hdf5, x_major
+from slideio_pipe.foreign.item import Item
+from slideio_pipe.foreign.places import Places
+from slideio_pipe.foreign.tables import write_labels
+from slideio_pipe.geometry import MPP_TIMES_MAGNIFICATION
+from slideio_pipe.slide import Slide
+
+# What objectives there are: a slide's mpp is named by the nearest one, as 0.2528 µm is 40×.
+OBJECTIVES = (80, 60, 40, 20, 10, 5, 2.5, 1.25)
+# As near as this to a whole magnification is that: 20× of a scan whose level is 2.0005 times smaller.
+_SAME = 0.02
+
+
+class Trident:
+    """Coordinates x-major; a slide without tissue has a file of no rows.
+
+    TRIDENT reads ``patch_size`` × level-0 magnification / target magnification pixels of level 0 for a tile. So the
+    target is the slide's nominal magnification divided by what tiles are really smaller by: 20 for the exact half of a
+    40× scan, 18.2 for 0.5 µm of a scan of 0.228 µm.
+    """
+
+    packages = ("h5py",)
+    leaves_out_empty = False
+
+    def outputs(self, item: Item, folder: Path) -> list[Path]:
+        """Return the file of coordinates and, with features, that of features."""
+        _, target = magnifications(Places.of(item.bag), item.bag.name)
+        places = Places.of(item.bag)
+        job = folder / f"{target:.4g}x_{places.tile_size}px_{places.overlap}px_overlap"
+        features = [job / f"features_{item.encoder}" / f"{item.stem}.h5"]
+        return [job / "patches" / f"{item.stem}_patches.h5", *(features if item.features is not None else [])]
+
+    def write(self, item: Item, folder: Path) -> None:
+        """Write one bag."""
+        order = x_major(item)
+        path, *of_features = self.outputs(item, folder)
+        coords = np.ascontiguousarray(item.bag.coords[order], np.int64)
+        attributes = self._attributes(item, path.parent.parent)
+        if item.features is not None:
+            features = np.ascontiguousarray(item.features[order], np.float32)
+            told = {"name": item.stem, "savetodir": str(of_features[0].parent), "encoder": item.encoder}
+            write_hdf5(of_features[0], {"features": (features, told), "coords": (coords, attributes)})
+        write_hdf5(path, {"coords": (coords, attributes)})
+
+    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+        """Write the table of labels, which readers of TRIDENT's folders take beside them."""
+        return write_labels(folder / "labels.csv", [{"wsi": i.bag.name, "label": i.bag.label} for i in items])
+
+    def _attributes(self, item: Item, folder: Path) -> dict[str, Any]:
+        places = Places.of(item.bag)
+        own, target = magnifications(places, item.bag.name)
+        return {
+            "patch_size": places.tile_size,
+            "patch_size_level0": places.tile_size_level0,
+            "level0_magnification": own,
+            "target_magnification": target,
+            "overlap": places.overlap,
+            "name": item.stem,
+            "savetodir": str(folder),
+            "level0_width": places.slide_size.width,
+            "level0_height": places.slide_size.height,
+        }
+
+
+def magnifications(places: Places, name: str) -> tuple[float, float]:
+    """Return the magnification of level 0 and that of tiles, whole numbers where they are.
+
+    Raises
+    ------
+    MissingResolutionError
+        The slide's mpp is not known.
+    """
+    if places.slide_mpp is None:
+        reason = "TRIDENT's layout tells magnifications, and the slide's mpp is not known"
+        raise MissingResolutionError(reason, slide=name, remedy="export it with slide_mpp=0.25")
+    really = MPP_TIMES_MAGNIFICATION / places.slide_mpp.mean
+    own = min(OBJECTIVES, key=lambda power: abs(np.log(power / really)))
+    target = own / places.downsample[0]
+    near = min(OBJECTIVES, key=lambda power: abs(power - target))
+    return own, near if abs(target / near - 1) <= _SAME else target
+
+
+def from_trident(
+    coords_file: str | Path,
+    slide: Slide | str | Path,
+    *,
+    tile_size: int | None = None,
+    tile_size_level0: int | None = None,
+    label: Label = None,
+) -> TileBag:
+    """Return TRIDENT's coordinates as a bag of pixels, in the order of the file.
+
+    Parameters
+    ----------
+    coords_file : str or Path
+        ``patches/<slide>_patches.h5``, or a file of features with the same attributes.
+    slide : Slide, str or Path
+        The slide they were made of.
+    tile_size : int, optional
+        Side of a tile as it is read, px; by default ``patch_size``.
+    tile_size_level0 : int, optional
+        Side of a tile at level 0, px; by default as the file says.
+    label : int, float or str, optional
+        The slide's label.
+
+    Raises
+    ------
+    BagFormatError
+        It is no such file.
+    ConfigError
+        The file does not say how large tiles are, or it was made of another slide.
+    """
+    coords, attributes = read_coords(coords_file)
+    side = tile_size or number(attributes, "patch_size")
+    reach = tile_size_level0 or number(attributes, "patch_size_level0")
+    own, target = number(attributes, "level0_magnification"), number(attributes, "target_magnification")
+    down = None if side is None or reach is None else reach / side
+    if tile_size is None and tile_size_level0 is None and own and target and side:
+        exact = own / target  # patch_size_level0 is this, rounded
+        down = exact if reach is None or round(side * exact) == reach else down
+    return tiles_at(slide, coords, side, down, source=Path(coords_file), label=label)

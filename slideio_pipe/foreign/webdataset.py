@@ -1,0 +1,65 @@
+"""WebDataset: tar shards ``<slide>-000000.tar`` of ``<key>.png``, ``.json`` and, for class numbers, ``.cls``."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from slideio_pipe.foreign.item import CHUNK, Item, replacing
+from slideio_pipe.foreign.pixels import png, told
+
+# WebDataset's own writer begins another shard after 100,000 samples or 3 GB; a worker takes whole shards, so smaller
+# ones share the work of one slide.
+SHARD = 8 * CHUNK
+
+
+class WebDataset:
+    """512 tiles a shard, in the bag's order, the same bytes every time; a bag without a tile has no shard."""
+
+    packages = ()
+    leaves_out_empty = True
+
+    def outputs(self, item: Item, folder: Path) -> list[Path]:
+        """Return the shards."""
+        return [folder / f"{item.stem}-{shard:06d}.tar" for shard in range(-(-len(item.bag) // SHARD))]
+
+    def write(self, item: Item, folder: Path) -> None:
+        """Write one bag."""
+        shards = self.outputs(item, folder)
+        self._remove_others(item, folder, {path.name for path in shards})
+        for shard, path in enumerate(shards):
+            last = min((shard + 1) * SHARD, len(item.bag))
+            with replacing(path) as partial, tarfile.open(partial, "w") as tar:
+                for start in range(shard * SHARD, last, CHUNK):
+                    wanted = np.arange(start, min(start + CHUNK, last))
+                    for index, tile in zip(wanted, item.bag.read(wanted, threads=item.threads), strict=True):
+                        self._add(tar, item, int(index), png(tile))
+
+    def _remove_others(self, item: Item, folder: Path, names: set[str]) -> None:
+        """Remove the shards that a longer bag of this name left: its tiles would be mixed with those of this one."""
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in names and re.fullmatch(rf"{re.escape(item.stem)}-\d{{6}}\.tar", path.name):
+                path.unlink()
+
+    def _add(self, tar: tarfile.TarFile, item: Item, index: int, pixels: bytes) -> None:
+        # A sample's key ends at its first dot.
+        key = f"{item.stem.replace('.', '_')}_{index:06d}"
+        parts = {"png": pixels, "json": json.dumps(told(item, index), ensure_ascii=False).encode()}
+        label = item.bag.label
+        if isinstance(label, int) and label >= 0:
+            parts["cls"] = str(label).encode()
+        for ending, content in parts.items():
+            entry = tarfile.TarInfo(f"{key}.{ending}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+        """Write nothing more."""
+        del items, folder
+        return []

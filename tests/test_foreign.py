@@ -1,0 +1,596 @@
+"""Bags in the layouts of other tools, opened by those tools where they can be installed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from conftest import coordinate_pixels, write_pyramid
+from memory_bag import MemoryBag
+from typer.testing import CliRunner
+
+from slideio_pipe.augment.geometric_transforms import Flip
+from slideio_pipe.bag import TileBag
+from slideio_pipe.cli import app
+from slideio_pipe.errors import (
+    BagFormatError,
+    ConfigError,
+    MissingExtraError,
+    MissingResolutionError,
+    OutputError,
+    OutputExistsError,
+    SkippedWarning,
+)
+from slideio_pipe.foreign import LAYOUTS, convert, from_clam, from_trident
+from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.store import open_bag, save_bag
+from slideio_pipe.tiling import TileGrid
+
+TILE = 64
+# webdataset closes its shards when they are collected.
+LEAVES_FILES_OPEN = pytest.mark.filterwarnings(
+    "ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Iterator[Slide]:
+    """A 40× slide (0.25 µm) with levels 1, 4, 16: it has no 20× level."""
+    path = write_pyramid(tmp_path / "a.b.tif", coordinate_pixels(1000, 700), mpp=0.25, tile=128)
+    with open_slide(path) as opened:
+        yield opened
+
+
+def bag_of(slide: Slide, mpp: float | None, label: Any = 1, **grid: Any) -> TileBag:
+    view = slide.view(mpp=mpp)
+    return TileBag(view, TileGrid(view, **{"tile_size": TILE} | grid), label=label)
+
+
+def empty_bag(slide: Slide, label: Any = 0) -> TileBag:
+    return TileBag.from_coords(slide.view(mpp=0.5), np.empty((0, 2), int), TILE, label=label)
+
+
+def columns(bag: TileBag) -> np.ndarray:
+    """The order in which CLAM and TRIDENT have tiles, by sorting tuples."""
+    return np.array(sorted(range(len(bag)), key=lambda k: tuple(bag.coords[k])))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- what all layouts share
+
+
+@pytest.mark.parametrize("to", sorted(set(LAYOUTS) - {"stamp"}))
+def test_nothing_is_overwritten_unasked(slide: Slide, tmp_path: Path, to: str) -> None:
+    """A second conversion is refused, or replaces what it wrote, with the same bytes or pixels."""
+    bag = bag_of(slide, 0.5)
+    first = convert(bag, to, tmp_path / "out")
+    assert all(path.exists() for path in first.paths)
+    with pytest.raises(OutputExistsError, match="overwrite=True"):
+        convert(bag, to, tmp_path / "out")
+    assert convert(bag, to, tmp_path / "out", overwrite=True) == first
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_stored_bags_convert_like_the_bags_they_hold(slide: Slide, tmp_path: Path) -> None:
+    """A path of a bag store stands for the bag."""
+    bag = bag_of(slide, 0.5)
+    save_bag(bag, tmp_path / "a.bag.zarr", progress=False)
+    for name, source in (("stored", tmp_path / "a.bag.zarr"), ("planned", bag)):
+        convert(source, "torchmil", tmp_path / name)
+    for kind in ("features", "coords", "labels"):
+        files = [(tmp_path / name / kind / "a.b.npy").read_bytes() for name in ("stored", "planned")]
+        assert files[0] == files[1]
+
+
+def test_two_bags_of_one_name_are_refused(slide: Slide, tmp_path: Path) -> None:
+    """They would be one file."""
+    with pytest.raises(ConfigError, match=r"several bags are called a\.b"):
+        convert([bag_of(slide, 0.5), bag_of(slide, None)], "clam", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../a.svs", "..", "x/y", "..\\a.svs"])
+def test_names_cannot_lead_elsewhere(tmp_path: Path, name: str) -> None:
+    """A bag that calls itself by a path of another folder is refused."""
+    bag = MemoryBag()
+    bag.name = name
+    with pytest.raises(ConfigError, match="no file name"):
+        convert(bag, "webdataset", tmp_path / "out")
+
+
+def test_unknown_layouts_and_no_bag_are_refused(tmp_path: Path) -> None:
+    """With the layouts there are."""
+    with pytest.raises(ConfigError, match="clam, trident, stamp"):
+        convert(MemoryBag(), "slideflow", tmp_path)
+    with pytest.raises(ConfigError, match="no bag to convert"):
+        convert([], "clam", tmp_path)
+
+
+def test_a_missing_package_is_named_with_its_command(
+    slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence says what to install, before anything is written."""
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingExtraError, match=r'h5py is needed.*pip install "slideio-pipe\[hdf5\]"'):
+        convert(bag_of(slide, 0.5), "clam", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_way_is_an_output_error(slide: Slide, tmp_path: Path) -> None:
+    """The disk's refusals are ours, with the path."""
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        convert(bag_of(slide, 0.5), "torchmil", tmp_path / "out")
+
+
+def test_importing_loads_no_optional_package() -> None:
+    """Whoever converts to one layout does not wait for the others' packages."""
+    names = "{'h5py', 'tensordict', 'pyarrow', 'datasets', 'webdataset', 'torch'}"
+    code = f"import sys, slideio_pipe.foreign; print(sorted({names} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- CLAM
+
+
+def test_clam_has_its_names_types_and_attributes(slide: Slide, tmp_path: Path) -> None:
+    """20× tiles of a slide with 40× and 10× levels are squares of level 0, twice as large."""
+    h5py = pytest.importorskip("h5py")
+    bag = bag_of(slide, 0.5)
+    done = convert(bag, "clam", tmp_path / "out")
+    with h5py.File(tmp_path / "out" / "patches" / "a.b.h5") as file:
+        coords, found = file["coords"], dict(file["coords"].attrs)
+        assert coords.dtype == np.int64
+        np.testing.assert_array_equal(coords, bag.coords[columns(bag)])
+    assert (found["patch_size"], found["patch_level"], found["custom_downsample"]) == (2 * TILE, 0, 2)
+    assert found["level_dim"].tolist() == found["downsampled_level_dim"].tolist() == [1000, 700]
+    assert (found["downsample"].tolist(), found["name"]) == ([1, 1], "a.b")
+    assert found["save_path"] == str(tmp_path / "out" / "patches")
+    assert rows(done.paths[-1]) == [{"case_id": "a.b", "slide_id": "a.b", "label": "1"}]
+
+
+def test_clam_reads_the_same_pixels_through_openslide(slide: Slide, tmp_path: Path) -> None:
+    """What CLAM does with a file, reading ``patch_size`` px of ``patch_level``, gives the tiles of a stored level."""
+    h5py, openslide = pytest.importorskip("h5py"), pytest.importorskip("openslide")
+    bag = bag_of(slide, 1.0)
+    convert(bag, "clam", tmp_path / "out")
+    with h5py.File(tmp_path / "out" / "patches" / "a.b.h5") as file, openslide.OpenSlide(slide.path) as opened:
+        attributes, coords = dict(file["coords"].attrs), file["coords"][:]
+        assert tuple(attributes["level_dim"]) == opened.level_dimensions[attributes["patch_level"]]
+        assert "custom_downsample" not in attributes
+        size = (int(attributes["patch_size"]),) * 2
+        for (x, y), tile in zip(coords, bag[columns(bag)], strict=True):
+            region = opened.read_region((int(x), int(y)), int(attributes["patch_level"]), size)
+            np.testing.assert_array_equal(np.asarray(region)[..., :3], tile)
+
+
+def test_clam_has_no_file_for_an_empty_bag(slide: Slide, tmp_path: Path) -> None:
+    """Nor a row among the labels; a warning says so."""
+    pytest.importorskip("h5py")
+    with pytest.warns(SkippedWarning, match=r"without a tile.*a\.b\.tif"):
+        done = convert(empty_bag(slide), "clam", tmp_path / "out")
+    assert (done.paths, done.left_out, done.bags) == ((), ("a.b.tif",), 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_clam_features_stand_beside_coordinates(slide: Slide, tmp_path: Path) -> None:
+    """In the order of the coordinates, as HDF5 and as a tensor."""
+    h5py = pytest.importorskip("h5py")
+    bag = bag_of(slide, 0.5)
+    features = np.arange(len(bag) * 3, dtype=np.float64).reshape(-1, 3)
+    convert(bag, "clam", tmp_path / "out", features=features)
+    with h5py.File(tmp_path / "out" / "h5_files" / "a.b.h5") as file:
+        assert (file["features"].dtype, file["coords"].dtype) == (np.float32, np.int32)
+        np.testing.assert_array_equal(file["features"], features[columns(bag)])
+        np.testing.assert_array_equal(file["coords"], bag.coords[columns(bag)])
+    saved = torch.load(tmp_path / "out" / "pt_files" / "a.b.pt", weights_only=True)
+    np.testing.assert_array_equal(saved, features[columns(bag)].astype(np.float32))
+
+
+def test_labels_of_later_conversions_join_the_table(slide: Slide, tmp_path: Path) -> None:
+    """A folder that grows keeps the labels of the slides before; those converted again are replaced."""
+    pytest.importorskip("h5py")
+    other = write_pyramid(tmp_path / "c.tif", coordinate_pixels(300, 200))
+    convert(bag_of(slide, 0.5, label=0), "clam", tmp_path / "out")
+    with open_slide(other) as second:
+        convert(bag_of(second, 0.5, label=1), "clam", tmp_path / "out")
+    convert(bag_of(slide, 0.5, label=2), "clam", tmp_path / "out", overwrite=True)
+    assert {row["slide_id"]: row["label"] for row in rows(tmp_path / "out" / "labels.csv")} == {"c": "1", "a.b": "2"}
+
+
+@pytest.mark.parametrize("mpp", [None, 0.5, 1.0, 0.6, 2.0])
+@pytest.mark.parametrize("layout", ["clam", "trident"])
+def test_coordinates_come_back_as_the_same_pixels(slide: Slide, tmp_path: Path, mpp: float | None, layout: str) -> None:
+    """At stored levels and between them."""
+    pytest.importorskip("h5py")
+    bag = bag_of(slide, mpp, stride=TILE // 2)
+    done = convert(bag, layout, tmp_path / "out")
+    again = {"clam": from_clam, "trident": from_trident}[layout](done.paths[0], slide, label=7)
+    order = columns(bag)
+    np.testing.assert_array_equal(again.coords, bag.coords[order])
+    assert again.label == 7
+    assert again.view_mpp == pytest.approx(bag.view_mpp, rel=0.01)
+    np.testing.assert_array_equal(again[:], bag[order])
+
+
+def test_augmented_tiles_have_no_coordinates(slide: Slide, tmp_path: Path) -> None:
+    """A turned view is refused for layouts of coordinates, and not for those of pixels."""
+    import albumentationsxl as A  # noqa: N812
+
+    pytest.importorskip("h5py")
+    view = slide.view(mpp=0.5, transform=A.Compose([Flip(p=1.0)]), seed=3)
+    bag = TileBag(view, TileGrid(view, tile_size=TILE))
+    for layout in ("clam", "trident"):
+        with pytest.raises(ConfigError, match="augmented"):
+            convert(bag, layout, tmp_path / "out")
+    assert convert(bag, "torchmil", tmp_path / "out").tiles == len(bag)
+
+
+def test_published_coordinates_become_a_bag(shared_data: Path, tmp_path: Path) -> None:
+    """A published file of features without attributes: told how large tiles are, every row is a tile of the slide."""
+    h5py = pytest.importorskip("h5py")
+    path = shared_data / "bags" / "TCGA-AD-6964-01Z-00-DX1.features.h5"
+    with h5py.File(path) as file:
+        coords = file["coords"][:]
+    store = zarr.create_array(
+        tmp_path / "s.zarr", shape=(90_000, 90_000, 3), chunks=(512, 512, 3), dtype="uint8", fill_value=200
+    )
+    x, y = coords[5]
+    store[y : y + 512, x : x + 512] = 17
+    with open_slide(tmp_path / "s.zarr", slide_mpp=0.25) as big:
+        with pytest.raises(ConfigError, match=r"does not say how large tiles are; pass tile_size"):
+            from_clam(path, big)
+        bag = from_clam(path, big, tile_size=256, tile_size_level0=512)
+        np.testing.assert_array_equal(bag.coords, coords)
+        assert bag.shape == (777, 256, 256, 3)
+        assert np.unique(bag[5][1:-1, 1:-1]).tolist() == [17]
+        assert np.unique(bag[100]).tolist() == [200]
+
+
+def test_other_files_are_no_coordinates(slide: Slide, tmp_path: Path) -> None:
+    """No file, no HDF5, no corners, µm: each is refused with the reason."""
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "text.h5").write_text("nothing")
+    for name, values, unit in (("three.h5", np.zeros((4, 3)), ""), ("um.h5", np.zeros((4, 2)), "um")):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["coords"] = values
+            file.attrs["unit"] = unit
+    cases = {"no.h5": "no such file", "text.h5": "no HDF5", "three.h5": r"not \(N, 2\)", "um.h5": "µm"}
+    for name, message in cases.items():
+        with pytest.raises(BagFormatError, match=message):
+            from_trident(tmp_path / name, slide)
+
+
+def test_coordinates_of_a_level_that_is_not_there_are_refused(slide: Slide, tmp_path: Path) -> None:
+    """They are of another slide."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("coords", data=np.zeros((1, 2), int)).attrs.update({"patch_size": 64, "patch_level": 7})
+    with pytest.raises(ConfigError, match="of level 7, and the slide has 3"):
+        from_clam(tmp_path / "x.h5", slide)
+
+
+def test_pixels_that_are_no_squares_are_refused(tmp_path: Path) -> None:
+    """Squares of a slide scanned at 0.25 × 0.3 µm are none at level 0 once it is resampled."""
+    pytest.importorskip("h5py")
+    with open_slide(coordinate_pixels(1000, 700), slide_mpp=(0.25, 0.3)) as opened:
+        with pytest.raises(ConfigError, match="128 × 107 px at level 0"):
+            convert(bag_of(opened, 0.5), "clam", tmp_path)
+        assert convert(bag_of(opened, None), "clam", tmp_path).bags == 1
+
+
+# --- TRIDENT
+
+
+def test_trident_has_its_names_types_and_attributes(slide: Slide, tmp_path: Path) -> None:
+    """20× tiles of a 40× slide."""
+    h5py = pytest.importorskip("h5py")
+    bag = bag_of(slide, 0.5, stride=48)
+    convert(bag, "trident", tmp_path / "out")
+    job = tmp_path / "out" / "20x_64px_16px_overlap"
+    with h5py.File(job / "patches" / "a.b_patches.h5") as file:
+        assert file["coords"].dtype == np.int64
+        np.testing.assert_array_equal(file["coords"], bag.coords[columns(bag)])
+        assert dict(file["coords"].attrs) == {
+            "patch_size": 64,
+            "patch_size_level0": 128,
+            "level0_magnification": 40,
+            "target_magnification": 20,
+            "overlap": 16,
+            "name": "a.b",
+            "savetodir": str(job),
+            "level0_width": 1000,
+            "level0_height": 700,
+        }
+    assert rows(tmp_path / "out" / "labels.csv") == [{"wsi": "a.b.tif", "label": "1"}]
+
+
+@pytest.mark.parametrize(("slide_mpp", "mpp"), [(0.2528, 0.5), (0.228, 0.5), (0.5, 2.0), (0.25, 0.25), (0.11, 0.44)])
+def test_trident_reads_squares_of_the_right_size(tmp_path: Path, slide_mpp: float, mpp: float) -> None:
+    """TRIDENT takes tile size × level-0 magnification / target magnification px of level 0: our footprint."""
+    h5py = pytest.importorskip("h5py")
+    with open_slide(coordinate_pixels(1000, 700), slide_mpp=slide_mpp) as opened:
+        bag = bag_of(opened, mpp)
+        done = convert(bag, "trident", tmp_path)
+    with h5py.File(done.paths[0]) as file:
+        told = file["coords"].attrs
+        taken = round(told["patch_size"] * told["level0_magnification"] / told["target_magnification"])
+        assert taken == told["patch_size_level0"]
+        assert taken == pytest.approx(TILE * bag.view_mpp.mean / slide_mpp, abs=0.5)
+
+
+def test_trident_keeps_empty_bags(slide: Slide, tmp_path: Path) -> None:
+    """A slide without tissue has files of no rows, which come back as a bag of no tile."""
+    h5py = pytest.importorskip("h5py")
+    done = convert(empty_bag(slide), "trident", tmp_path, features=np.empty((0, 5)), encoder="uni_v1")
+    coords, features = done.paths[:2]
+    assert features == coords.parents[1] / "features_uni_v1" / "a.b.h5"
+    with h5py.File(features) as file:
+        assert (file["features"].shape, file["coords"].shape) == ((0, 5), (0, 2))
+        assert file["features"].attrs["encoder"] == "uni_v1"
+    assert len(from_trident(coords, slide)) == 0
+
+
+def test_trident_needs_a_resolution(tmp_path: Path) -> None:
+    """Magnifications of a slide without mpp would be guesses."""
+    pytest.importorskip("h5py")
+    with open_slide(coordinate_pixels(300, 200)) as opened, pytest.raises(MissingResolutionError, match="slide_mpp"):
+        convert(bag_of(opened, None), "trident", tmp_path)
+
+
+# --- STAMP
+
+
+def test_stamp_has_its_names_types_and_attributes(slide: Slide, tmp_path: Path) -> None:
+    """Corners in µm of a 40× slide at 20×, features in float16, in a folder of the extractor's name."""
+    h5py = pytest.importorskip("h5py")
+    bag = bag_of(slide, 0.5)
+    np.save(tmp_path / "a.b.npy", np.arange(len(bag) * 2).reshape(-1, 2) / 8)
+    convert(bag, "stamp", tmp_path / "out", features=tmp_path, encoder="uni")
+    with h5py.File(tmp_path / "out" / "uni" / "a.b.h5") as file:
+        assert (file["coords"].dtype, file["feats"].dtype) == (np.float32, np.float16)
+        np.testing.assert_allclose(file["coords"], bag.coords * 0.25, rtol=1e-6)
+        np.testing.assert_array_equal(file["feats"], np.arange(len(bag) * 2).reshape(-1, 2) / 8)
+        told = dict(file.attrs)
+    assert (told["stamp_version"], told["extractor"], told["unit"], told["feat_type"]) == ("2.1.0", "uni", "um", "tile")
+    assert (told["tile_size_px"], told["tile_size_um"]) == (TILE, pytest.approx(TILE * 0.5))
+    assert "code_hash" in told
+
+
+def test_stamp_keeps_empty_bags_and_needs_features(slide: Slide, tmp_path: Path) -> None:
+    """Features of no tile are features; none are not."""
+    h5py = pytest.importorskip("h5py")
+    done = convert(empty_bag(slide), "stamp", tmp_path, features=np.empty((0, 4), np.float32))
+    with h5py.File(done.paths[0]) as file:
+        assert file["feats"].shape == (0, 4)
+    with pytest.raises(ConfigError, match="holds features, and none are given"):
+        convert(bag_of(slide, 0.5), "stamp", tmp_path / "other")
+    bag = bag_of(slide, 0.5)
+    with pytest.raises(ConfigError, match="float16"):
+        convert(bag, "stamp", tmp_path / "o", features=np.full((len(bag), 1), 1e6))
+    with pytest.raises(ConfigError, match="does not tell where"):
+        convert(MemoryBag(), "stamp", tmp_path / "o", features=np.ones((5, 1)))
+
+
+@pytest.mark.parametrize("ending", [".npy", ".pt", ".h5"])
+def test_features_come_from_a_folder(slide: Slide, tmp_path: Path, ending: str) -> None:
+    """Whatever their format; a wrong number of rows is refused, and so is one file for two bags."""
+    h5py = pytest.importorskip("h5py")
+    bag, file = bag_of(slide, 0.5), tmp_path / f"a.b{ending}"
+    values = np.ones((len(bag), 2), np.float32)
+    if ending == ".npy":
+        np.save(file, values)
+    elif ending == ".pt":
+        torch.save(torch.from_numpy(values), file)
+    else:
+        with h5py.File(file, "w") as opened:
+            opened["feats"] = values
+    for name, source in (("folder", tmp_path), ("file", file)):
+        convert(bag, "torchmil", tmp_path / name, features=source)
+        found = np.load(tmp_path / name / "features" / "a.b.npy")
+        np.testing.assert_array_equal(found, values)
+    with pytest.raises(ConfigError, match=r"the bag has 5 tiles"):
+        convert(MemoryBag(), "torchmil", tmp_path / "x", features=file)
+    with pytest.raises(ConfigError, match="no features in"):
+        convert(MemoryBag(), "torchmil", tmp_path / "x", features=tmp_path)
+    with pytest.raises(ConfigError, match="one set of features for several bags"):
+        convert([bag, MemoryBag()], "torchmil", tmp_path / "x", features=file)
+
+
+# --- torchmil
+
+
+def torchmil_dataset(folder: Path, keys: list[str], **options: Any) -> Any:
+    module = pytest.importorskip("torchmil.datasets", reason="torchmil is not installed")
+    parts = {f"{kind}_path": str(folder / kind) for kind in ("features", "coords", "labels")}
+    return module.ProcessedMILDataset(**parts, bag_keys=keys, verbose=False, **options)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+def test_torchmil_reads_pixels_labels_and_a_graph(slide: Slide, tmp_path: Path) -> None:
+    """20× tiles of a 40× slide are joined with all eight neighbours, and with none else."""
+    bag = bag_of(slide, 0.5)
+    convert(bag, "torchmil", tmp_path)
+    dataset = torchmil_dataset(tmp_path, ["X", "Y", "adj", "coords"], dist_thr=1.5 * TILE, norm_adj=False)
+    found = dataset[0]
+    np.testing.assert_array_equal(found["X"].numpy().transpose(0, 2, 3, 1), bag[:])
+    assert found["Y"].tolist() == [1]
+    steps = np.abs(bag.grid_index[:, None] - bag.grid_index[None]).max(axis=-1)
+    np.testing.assert_array_equal(found["adj"].to_dense().numpy() > 0, steps == 1)
+
+
+def test_torchmil_reads_empty_bags_and_bags_without_a_label(slide: Slide, tmp_path: Path) -> None:
+    """No tile is an array of no rows; no label is no file."""
+    convert(empty_bag(slide), "torchmil", tmp_path / "empty")
+    found = torchmil_dataset(tmp_path / "empty", ["X", "Y"])[0]
+    assert (tuple(found["X"].shape), found["Y"].tolist()) == ((0, 3, TILE, TILE), [0])
+    convert(bag_of(slide, 0.5, label=None), "torchmil", tmp_path / "unknown")
+    assert not (tmp_path / "unknown" / "labels").exists()
+    with pytest.raises(ConfigError, match="labels are numbers"):
+        convert(bag_of(slide, 0.5, label="tumour"), "torchmil", tmp_path / "text")
+
+
+# --- WebDataset
+
+
+@LEAVES_FILES_OPEN
+def test_webdataset_reads_what_was_written(slide: Slide, tmp_path: Path) -> None:
+    """Every tile once, bit for bit, in order, with its place and label."""
+    webdataset = pytest.importorskip("webdataset")
+    bag = bag_of(slide, 0.5)
+    done = convert(bag, "webdataset", tmp_path)
+    stream = webdataset.WebDataset([str(path) for path in done.paths], shardshuffle=False)
+    samples = list(stream.decode("rgb8"))
+    assert len(samples) == len(bag)
+    for k, sample in enumerate(samples):
+        np.testing.assert_array_equal(sample["png"], bag[k])
+        told = sample["json"]
+        assert (told["x"], told["y"], told["index"], told["slide"]) == (*bag.coords[k].tolist(), k, "a.b.tif")
+        assert (sample["cls"], told["label"], told["mpp"], told["tissue"]) == (1, 1, 0.5, None)
+    assert len({sample["__key__"] for sample in samples}) == len(bag)
+
+
+@LEAVES_FILES_OPEN
+def test_webdataset_cuts_shards_and_removes_those_of_a_longer_bag(tmp_path: Path) -> None:
+    """512 tiles to a shard; a shorter bag that replaces a longer one leaves no tile of that."""
+    webdataset = pytest.importorskip("webdataset")
+    (tmp_path / "a-notes.tar").touch()
+    done = convert(MemoryBag(1030, label="tumour"), "webdataset", tmp_path)
+    assert [path.name for path in done.paths] == ["a-000000.tar", "a-000001.tar", "a-000002.tar"]
+    urls = [str(path) for path in done.paths]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert len(samples) == 1030
+    assert not any("cls" in sample for sample in samples)
+    convert(MemoryBag(5), "webdataset", tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-000000.tar", "a-notes.tar"]
+
+
+def test_webdataset_has_no_shard_for_an_empty_bag(tmp_path: Path) -> None:
+    """A warning says so."""
+    with pytest.warns(SkippedWarning, match="without a tile"):
+        assert convert([MemoryBag(0)], "webdataset", tmp_path).left_out == ("a.svs",)
+
+
+# --- TensorDict
+
+
+def test_tensordict_maps_what_was_written(slide: Slide, tmp_path: Path) -> None:
+    """Pixels, places, features and label, from the disk."""
+    tensordict = pytest.importorskip("tensordict")
+    bag = bag_of(slide, 0.5, label="tumour")
+    features = np.arange(len(bag) * 2, dtype=np.float32).reshape(-1, 2)
+    (path,) = convert(bag, "memmap", tmp_path, features=features).paths
+    found = tensordict.TensorDict.load_memmap(path)
+    assert found.batch_size == (len(bag),)
+    np.testing.assert_array_equal(found["tiles"].numpy().transpose(0, 2, 3, 1), bag[:])
+    np.testing.assert_array_equal(found["coords"], bag.coords)
+    np.testing.assert_array_equal(found["features"], features)
+    np.testing.assert_array_equal(found["tissue"], bag.tissue)
+    assert found[3]["label"] == "tumour"
+    assert tuple(found[2:5]["tiles"].shape) == (3, 3, TILE, TILE)
+
+
+def test_tensordict_has_no_folder_for_an_empty_bag(slide: Slide, tmp_path: Path) -> None:
+    """No bytes cannot be mapped."""
+    pytest.importorskip("tensordict")
+    with pytest.warns(SkippedWarning, match="without a tile"):
+        convert(empty_bag(slide), "memmap", tmp_path)
+
+
+# --- Hugging Face datasets
+
+
+def test_datasets_loads_the_folder(slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One split, whatever slides are called; images bit for bit; an empty bag and one without a label go along."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    bag = bag_of(slide, 0.5)
+    empty, unknown = MemoryBag(0), MemoryBag(5, label=None)
+    empty.name, unknown.name = "test-empty.svs", "validation.svs"
+    done = convert([bag, empty, unknown], "hf", tmp_path / "out")
+    assert (done.bags, done.left_out) == (3, ())
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert list(loaded) == ["train"]
+    rows = loaded["train"]
+    assert len(rows) == len(bag) + 5
+    for k in (0, 7, len(bag) - 1):
+        np.testing.assert_array_equal(np.asarray(rows[k]["image"]), bag[k])
+        assert (rows[k]["x"], rows[k]["y"], rows[k]["label"]) == (*bag.coords[k].tolist(), 1)
+    assert rows[len(bag)]["label"] is None
+    assert rows[len(bag)]["slide"] == "validation.svs"
+
+
+@pytest.mark.parametrize(("labels", "read"), [((1, 0.5), [1.0, 0.5]), ((1, "tumour"), ["1", "tumour"])])
+def test_labels_of_one_dataset_have_one_type(tmp_path: Path, labels: tuple[Any, Any], read: list[Any]) -> None:
+    """Numbers and texts together are texts, and whole numbers and fractions fractions."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    bags = [MemoryBag(1, label=label) for label in labels]
+    bags[0].name, bags[1].name = "a.svs", "b.svs"
+    done = convert(bags, "hf", tmp_path)
+    assert [parquet.read_table(path)["label"][0].as_py() for path in done.paths[:2]] == read
+
+
+def test_a_converted_store_can_be_opened_still(slide: Slide, tmp_path: Path) -> None:
+    """Existing coordinates become a bag of pixels that is stored like any other."""
+    pytest.importorskip("h5py")
+    done = convert(bag_of(slide, 0.5), "clam", tmp_path / "clam")
+    bag = from_clam(done.paths[0], slide)
+    save_bag(bag, tmp_path / "b.bag.zarr", progress=False)
+    np.testing.assert_array_equal(open_bag(tmp_path / "b.bag.zarr")[:], bag[:])
+
+
+# --- the command
+
+
+def run(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, ["convert", *map(str, arguments)], env={"COLUMNS": "120"})
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_the_command_converts_there_and_back(slide: Slide, tmp_path: Path) -> None:
+    """Bags to TRIDENT, its coordinates to bags: the same tiles, column by column."""
+    pytest.importorskip("h5py")
+    bag = bag_of(slide, 0.5)
+    save_bag(bag, tmp_path / "bags" / "a.b.bag.zarr", progress=False)
+    told = json.loads(run(tmp_path / "bags" / "a.b.bag.zarr", "--to", "trident", "-o", tmp_path, "--json").stdout)
+    assert (told["layout"], told["bags"], told["tiles"]) == ("trident", 1, len(bag))
+    (tmp_path / "slides").mkdir()
+    slide.path.rename(tmp_path / "slides" / "a.b.tif")
+    arguments = (told["paths"][0], "--from", "trident", "--slides", tmp_path / "slides", "-o", tmp_path / "again")
+    assert "a.b.tif: " in run(*arguments).stdout
+    with open_bag(tmp_path / "again" / "a.b.bag.zarr") as again:
+        np.testing.assert_array_equal(again[:], open_bag(tmp_path / "bags" / "a.b.bag.zarr")[:][columns(bag)])
+    assert "pass --overwrite" in run(*arguments, code=2).stderr
+
+
+def test_the_command_says_what_is_missing(slide: Slide, tmp_path: Path) -> None:
+    """In words of the command line."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.b.h5", "w") as file:
+        file["coords"] = np.zeros((1, 2), int)
+    coords, out = tmp_path / "a.b.h5", ("-o", tmp_path / "out")
+    assert "one of --to and --from" in run(coords, *out, code=2).stderr
+    assert "pass --slides" in run(coords, "--from", "clam", *out, code=2).stderr
+    assert "pass --from clam or" in run(coords, "--from", "stamp", "--slide", slide.path, *out, code=2).stderr
+    (tmp_path / "none").mkdir()
+    assert "no slide in" in run(coords, "--from", "clam", "--slides", tmp_path / "none", *out, code=2).stderr
+    error = run(coords, "--from", "clam", "--slide", slide.path, *out, code=2).stderr
+    assert "pass --tile-size and --tile-size-level0" in error
+    sizes = ("--tile-size", 64, "--tile-size-level0", 128)
+    run(coords, "--from", "clam", "--slide", slide.path, *out, *sizes)
+    assert open_bag(tmp_path / "out" / "a.b.bag.zarr").shape == (1, 64, 64, 3)
