@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.augment.geometric_transforms import Rotate90 as Rotate90
     from slideio_pipe.bag import TileBag as TileBag
     from slideio_pipe.cohort import Cohort as Cohort
+    from slideio_pipe.cohort_export import export_cohort as export_cohort
     from slideio_pipe.config import LoaderConfig as LoaderConfig
     from slideio_pipe.dataset import BagDataset as BagDataset
     from slideio_pipe.device import Normalize as Normalize
@@ -34,8 +35,12 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.loader import BagLoader as BagLoader
     from slideio_pipe.profiling import profile as profile
     from slideio_pipe.reader import TileReader as TileReader
+    from slideio_pipe.run import RunReport as RunReport
+    from slideio_pipe.run import run_cohort as run_cohort
     from slideio_pipe.slide import Slide as Slide
     from slideio_pipe.slide import open_slide as open_slide
+    from slideio_pipe.splits import fold_cohort as fold_cohort
+    from slideio_pipe.splits import split_cohort as split_cohort
     from slideio_pipe.store import StoredBag as StoredBag
     from slideio_pipe.store import open_bag as open_bag
     from slideio_pipe.store import save_bag as save_bag
@@ -65,6 +70,11 @@ _PUBLIC = {
     "stream": "streaming",
     "TileBatch": "streaming",
     "Cohort": "cohort",
+    "split_cohort": "splits",
+    "fold_cohort": "splits",
+    "run_cohort": "run",
+    "RunReport": "run",
+    "export_cohort": "cohort_export",
     "LoaderConfig": "config",
     "BagDataset": "dataset",
     "BagLoader": "loader",

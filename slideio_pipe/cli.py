@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slideio_pipe import __version__, foreign_commands, options, timing_commands
+from slideio_pipe import __version__, cohort_commands, options, timing_commands
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.terminal import err, escape, out, print_facts, print_json, reported, say, size_text
 
@@ -172,7 +172,7 @@ def tissue(
 @app.command()
 @reported
 def export(
-    slide: options.SlideFile,
+    slides: options.Exported,
     mpp: options.TileMpp = None,
     mag: options.Magnification = None,
     tile_size: options.TileSize = None,
@@ -192,14 +192,22 @@ def export(
     picture: options.Picture = None,
     config: options.Config = None,
     threads: options.Threads = None,
+    workers: options.Workers = None,
+    time_limit: options.TimeLimit = None,
+    memory_limit: options.MemoryLimit = None,
+    retry: options.Retry = False,
+    root: options.Root = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write the tissue tiles of a slide into a bag (zarr v3), with coordinates and where they come from.
+    """Write the tissue tiles of slides into bags (zarr v3), with coordinates and where they come from.
 
-    Interrupted, it goes on where it stopped when run again.
+    Interrupted, it goes on where it stopped when run again. Of a cohort, slides that fail are listed in failures.csv
+    beside the bags, the others are done, and the exit code is 1.
 
     Example: [bold]slideio-pipe export a.svs --out bags/ --mpp 0.5 --tile-size 256[/]
+
+    A cohort: [bold]slideio-pipe export cohort.csv --out bags/ --workers 4[/]
     """
     from slideio_pipe.export import export_slide
 
@@ -211,10 +219,28 @@ def export(
         "grid": grid | {"align": align or None},
         "store": {"pixels": pixels},
     }
+    settings = _settings(slides[0], config, given)
+    if workers is not None or cohort_commands.is_cohort(slides):
+        cohort_commands.export_many(
+            slides,
+            save,
+            settings,
+            one_slide={"--label": label, "--mask": mask, "--picture": picture},
+            root=root,
+            as_json=as_json,
+            workers=workers or 1,
+            threads=threads,
+            time_limit_s=time_limit,
+            memory_limit_gb=memory_limit,
+            overwrite=overwrite,
+            retry=retry,
+            allow_empty=allow_empty,
+        )
+        return
     done = export_slide(
-        slide,
+        slides[0],
         save,
-        _settings(slide, config, given),
+        settings,
         label=_number_or_text(label),
         tissue_file=mask,
         picture_file=picture,
@@ -308,7 +334,7 @@ def doctor(as_json: options.Json = False) -> None:
         raise typer.Exit(2)
 
 
-app.command()(foreign_commands.convert)
+app.command()(cohort_commands.split)
 app.command()(timing_commands.bench)
 app.command()(timing_commands.profile)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any, overload
 
 from slideio_pipe.bag import Bag, Label
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.manifest import TABLES, Table, read_table, slides_in, write_table
 
-COLUMNS = ("slide", "name", "label", "mpp", "mask")
+COLUMNS = ("slide", "name", "label", "mpp", "mask", "patient", "split", "fold")
 # What a column may be called by mistake: closer than this to one of ours that is not there.
 _ALIKE = 0.8
 # More problems than this in one message help nobody.
@@ -30,6 +30,10 @@ class CohortSlide:
     label: Label = None
     mpp: float | None = None  # µm per level-0 px, in place of what the file says
     mask: Path | None = None  # tissue: GeoJSON, or a picture that spans the slide
+    patient: str | None = None  # slides of one patient are never parted
+    split: str | None = None  # train, val, test, …
+    fold: int | None = None  # the fold in which it is tested, from 0
+    other: tuple[tuple[str, str], ...] = ()  # columns of the manifest that are none of ours, as they are
 
 
 class Cohort(Sequence[CohortSlide]):
@@ -61,14 +65,26 @@ class Cohort(Sequence[CohortSlide]):
         self._check(["row"] * len(self._slides), [])
 
     @classmethod
-    def of(cls, source: str | Path | Cohort | Iterable[str | Path | Bag | CohortSlide]) -> Cohort:
-        """Return a cohort from what a user has: a CSV, or a list of slides, of bag stores or of bags.
+    def unchecked(cls, slides: Iterable[CohortSlide]) -> Cohort:
+        """Return a cohort of slides that were checked before, or whose files are elsewhere."""
+        cohort = cls.__new__(cls)
+        cohort._slides = tuple(slides)
+        return cohort
+
+    @classmethod
+    def of(
+        cls, source: str | Path | Cohort | Iterable[str | Path | Bag | CohortSlide], *, root: str | Path | None = None
+    ) -> Cohort:
+        """Return a cohort from what a user has: a manifest, a folder, a pattern, or a list of slides or bags.
 
         Parameters
         ----------
         source : path, list or Cohort
-            A CSV has a column "slide", and maybe "name", "label", "mpp" (µm per level-0 px) and "mask"; paths in it
-            are relative to it. Other columns are left alone.
+            A CSV or Parquet file has a column "slide", and maybe "name", "label", "mpp" (µm per level-0 px), "mask",
+            "patient", "split" and "fold"; paths in it are relative to it. Other columns are kept as they are. A folder
+            is searched for slides, not the folders in it; ``raw/**/*.svs`` is a pattern.
+        root : path, optional
+            A folder that every slide and mask has to lie in, links followed.
 
         Raises
         ------
@@ -76,51 +92,66 @@ class Cohort(Sequence[CohortSlide]):
             All that is wrong, at once.
         """
         if isinstance(source, Cohort):
-            return source
-        if isinstance(source, str | Path):
-            return cls._of_csv(Path(source).expanduser())
-        if isinstance(source, Bag) or not isinstance(source, Iterable):
+            found = source
+        elif isinstance(source, str | Path):
+            return cls._of_path(Path(source).expanduser(), root)
+        elif isinstance(source, Bag) or not isinstance(source, Iterable):
             raise ConfigError(
                 f"a cohort is no {type(source).__name__}", remedy="pass a CSV or a list of slides or bags"
             )
-        return cls([_as_slide(item) for item in source])
+        else:
+            found = cls([_as_slide(item) for item in source])
+        if root is not None:
+            found._check(["row"] * len(found), [], root=root)
+        return found
 
     @classmethod
-    def _of_csv(cls, path: Path) -> Cohort:
-        header, rows = _read_rows(path)
-        problems = [*_header_problems(header)]
-        places = [f"line {line}" for line, _ in rows]
+    def _of_path(cls, path: Path, root: str | Path | None) -> Cohort:
+        slides = slides_in(path)
+        if slides is None:
+            return cls._of_table(path, read_table(path), root)
+        if not slides:
+            raise ConfigError("no slides are there", slide=str(path), remedy="check the path")
+        return cls.of(slides, root=root)
+
+    @classmethod
+    def _of_table(cls, path: Path, table: Table, root: str | Path | None) -> Cohort:
+        problems = [*_header_problems(table.header)]
+        other = [name for name in table.header if name not in COLUMNS]
         slides = []
-        for place, (_, row) in zip(places, rows, strict=True):
-            found = _mpp(row.get("mpp", ""))
-            if isinstance(found, str):
-                problems.append(f"{place}: {found}")
+        for place, row in zip(table.places, table.rows, strict=True):
+            mpp, fold = _mpp(row.get("mpp", "")), _fold(row.get("fold", ""))
+            problems += [f"{place}: {found}" for found in (mpp, fold) if isinstance(found, str)]
             source, mask = row.get("slide", ""), row.get("mask", "")
-            if not source and "slide" in header:
+            if not source and "slide" in table.header:
                 problems.append(f"{place}: no slide")
             slides.append(
                 CohortSlide(
                     source=path.parent / Path(source).expanduser(),
                     name=row.get("name") or Path(source).name,
-                    mpp=None if isinstance(found, str) else found,
+                    mpp=None if isinstance(mpp, str) else mpp,
                     mask=path.parent / Path(mask).expanduser() if mask else None,
+                    patient=row.get("patient") or None,
+                    split=row.get("split") or None,
+                    fold=None if isinstance(fold, str) else fold,
+                    other=tuple((name, row.get(name, "")) for name in other),
                 )
             )
-        labels = _typed([row.get("label", "") for _, row in rows])
-        cohort = cls.__new__(cls)
-        cohort._slides = tuple(replace(s, label=label) for s, label in zip(slides, labels, strict=True))
-        cohort._check(places, problems, str(path))
+        labels = _typed([row.get("label", "") for row in table.rows])
+        cohort = cls.unchecked(replace(s, label=label) for s, label in zip(slides, labels, strict=True))
+        cohort._check(table.places, problems, str(path), root)
         return cohort
 
-    def _check(self, places: Sequence[str], problems: list[str], where: str | None = None) -> None:
-        counts = Counter(slide.name for slide in self._slides)
+    def _check(
+        self, places: Sequence[str], problems: list[str], where: str | None = None, root: str | Path | None = None
+    ) -> None:
         for place, slide in zip(places, self._slides, strict=True):
-            if slide.name and isinstance(slide.source, Path) and not slide.source.exists():
-                problems.append(f"{place}: no such slide {slide.source}")
-            if slide.mask is not None and not slide.mask.exists():
-                problems.append(f"{place}: no such mask {slide.mask}")
+            problems += [f"{place}: {problem}" for problem in _slide_problems(slide, root)]
+        counts = Counter(slide.name for slide in self._slides)
         twice = [name for name, count in counts.items() if name and count > 1]
         problems += [f'{counts[name]} slides are called {name} (tell them apart by "name")' for name in twice]
+        problems += _label_problems(self._slides)
+        problems += _parted_patients(self._slides)
         if not self._slides and not problems:
             problems.append("no slides")
         if problems:
@@ -128,6 +159,43 @@ class Cohort(Sequence[CohortSlide]):
             more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             head = f"{len(problems)} problems: " if len(problems) > 1 else ""
             raise ConfigError(f"{head}{shown}{more}", slide=where, remedy="correct the cohort")
+
+    def where(self, *, split: str | None = None, fold: int | None = None) -> Cohort:
+        """Return the slides of a split, or of a fold, in their order.
+
+        Raises
+        ------
+        ConfigError
+            There are none.
+        """
+        chosen = [s for s in self._slides if split in (None, s.split) and fold in (None, s.fold)]
+        if not chosen:
+            named = {s.split for s in self._slides} if split is not None else {s.fold for s in self._slides}
+            there = ", ".join(sorted(str(name) for name in named if name is not None)) or "none"
+            wanted = f'split "{split}"' if split is not None else f"fold {fold}"
+            raise ConfigError(f"no slide is in {wanted} (there are: {there})", remedy="split the cohort first")
+        return Cohort.unchecked(chosen)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the cohort as a manifest, CSV or Parquet by its ending, in place of what was there.
+
+        Paths are written relative to it where they lie below it. ``Cohort.of`` reads the same cohort back.
+
+        Raises
+        ------
+        ConfigError
+            It holds bags that are no files, or the ending is no table's.
+        OutputError
+            The disk refuses.
+        """
+        target = Path(path).expanduser()
+        if target.suffix.lower() not in TABLES:
+            raise ConfigError("is no table", slide=str(target), remedy="end it in .csv or .parquet")
+        rows = [_row(slide, target.parent.absolute()) for slide in self._slides]
+        used = {name for row in rows for name, cell in row.items() if cell} | {"slide"}
+        extra = dict.fromkeys(name for slide in self._slides for name, _ in slide.other)
+        write_table(target, [*(name for name in COLUMNS if name in used), *extra], rows)
+        return target
 
     @property
     def labels(self) -> list[Label]:
@@ -164,28 +232,6 @@ def _as_slide(item: Any) -> CohortSlide:
     raise ConfigError(f"a {type(item).__name__} in a cohort", remedy="pass paths of slides or bag stores, or bags")
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Return the header of a CSV and its rows with their line numbers, all stripped; empty lines are passed over."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", slide=str(path), remedy="check the path") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("is no CSV in UTF-8", slide=str(path), remedy="save it as CSV, UTF-8") from error
-    if not lines or not lines[0].strip():
-        raise ConfigError("is empty", slide=str(path), remedy='write a column "slide"')
-    # A spreadsheet writes semicolons where the comma is for decimals.
-    delimiter = max(",;\t", key=lines[0].count)
-    reader = csv.reader(lines, delimiter=delimiter)
-    header = [name.strip() for name in next(reader)]
-    rows = [
-        (reader.line_num, dict(zip(header, (cell.strip() for cell in row), strict=False)))
-        for row in reader
-        if any(cell.strip() for cell in row)
-    ]
-    return header, rows
-
-
 def _header_problems(header: Sequence[str]) -> Iterator[str]:
     for name in {name for name in header if header.count(name) > 1 and name in COLUMNS}:
         yield f'column "{name}" is there twice'
@@ -196,6 +242,72 @@ def _header_problems(header: Sequence[str]) -> Iterator[str]:
             yield f'column "{alike[0]}" looks like "{name}"'
         elif name == "slide" and name not in header:
             yield f'no column "slide" (there are: {", ".join(header)})'
+
+
+def _slide_problems(slide: CohortSlide, root: str | Path | None) -> Iterator[str]:
+    files = {"slide": slide.source if slide.name else None, "mask": slide.mask}
+    for what, file in files.items():
+        if not isinstance(file, Path):
+            continue
+        # Asked before whether it is there: a hostile manifest learns nothing of other folders.
+        if root is not None and not file.resolve().is_relative_to(Path(root).expanduser().resolve()):
+            yield f"{what} {file} is outside of {root}"
+        elif not file.exists():
+            yield f"no such {what} {file}"
+
+
+def _label_problems(slides: Sequence[CohortSlide]) -> Iterator[str]:
+    spelt = defaultdict(set)
+    for slide in slides:
+        if isinstance(slide.label, str):
+            spelt["".join(slide.label.split()).casefold()].add(slide.label)
+    for ways in spelt.values():
+        if len(ways) > 1:
+            yield f"label {' and '.join(repr(way) for way in sorted(ways))} differ in capitals or spaces only"
+
+
+def _parted_patients(slides: Sequence[CohortSlide]) -> Iterator[str]:
+    splits: dict[str, set[str]] = defaultdict(set)
+    folds: dict[str, set[int]] = defaultdict(set)
+    for slide in slides:
+        if slide.patient is not None:
+            splits[slide.patient] |= set() if slide.split is None else {slide.split}
+            folds[slide.patient] |= set() if slide.fold is None else {slide.fold}
+    for patient, names in splits.items():
+        if len(names) > 1:
+            yield f"patient {patient} is in {' and '.join(sorted(names))}"
+    for patient, numbers in folds.items():
+        if len(numbers) > 1:
+            yield f"patient {patient} is in folds {' and '.join(map(str, sorted(numbers)))}"
+
+
+def _row(slide: CohortSlide, folder: Path) -> dict[str, str]:
+    if not isinstance(slide.source, Path):
+        raise ConfigError("an open bag is no file", slide=slide.name, remedy="save the bags and list their paths")
+    cells = {
+        name: value
+        for name in ("label", "mpp", "patient", "split", "fold")
+        if (value := getattr(slide, name)) is not None
+    }
+    row = {"slide": _relative(slide.source, folder), **{name: str(value) for name, value in cells.items()}}
+    if slide.name != slide.source.name:
+        row["name"] = slide.name
+    if slide.mask is not None:
+        row["mask"] = _relative(slide.mask, folder)
+    return row | dict(slide.other)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    absolute = path.absolute()  # not normalised: "../slides/a.svs" is written as it was read
+    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
+
+
+def _fold(text: str) -> int | str | None:
+    """Return the fold a cell holds, or what is wrong with it."""
+    if not text:
+        return None
+    number = text.removesuffix(".0")  # a column with gaps comes from Parquet as float
+    return int(number) if number.isascii() and number.isdigit() else f"fold {text!r} is no whole number"
 
 
 def _mpp(text: str) -> float | str | None:

@@ -14,6 +14,7 @@
     ├── BagFormatError         (ValueError)         not a bag store, or a damaged one
     ├── MissingExtraError      (ImportError)        an optional package is needed
     ├── ForkError              (RuntimeError)       used in a process forked after libvips had worked
+    ├── WorkerError            (RuntimeError)       a worker process died, hung or took too much memory over a slide
     └── FailedSlidesError      (ExceptionGroup)     more slides failed than may; holds the error of each
 
     SlideioPipeWarning (UserWarning)
@@ -103,6 +104,10 @@ class MissingExtraError(SlideioPipeError, ImportError):
 
 class ForkError(SlideioPipeError, RuntimeError):
     """A slide is used in a process that was forked after libvips had worked."""
+
+
+class WorkerError(SlideioPipeError, RuntimeError):
+    """A worker process died, hung or took too much memory over a slide; or none starts."""
 
 
 class FailedSlidesError(SlideioPipeError, ExceptionGroup):

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def export_slide(
     allow_empty: bool = False,
     threads: int | None = None,
     progress: Report | bool | None = None,
+    on_stage: Callable[[str], object] | None = None,
 ) -> Exported:
     """Write the tissue tiles of a slide into a bag store.
 
@@ -95,6 +97,8 @@ def export_slide(
         Threads that decode and encode; by default all cores.
     progress : callable, bool or None
         See ``progress.reporting``.
+    on_stage : callable, optional
+        Called with "open", "tissue" and "tiles" as each begins.
 
     Raises
     ------
@@ -114,16 +118,20 @@ def export_slide(
     """
     config = config or ExportConfig()
     started = time.perf_counter()
+    begin = on_stage or (lambda stage: None)
+    begin("open")
     with open_slide(path, slide_mpp=config.slide.slide_mpp, backend=config.slide.backend) as slide:
         target = bag_path(slide, out)
         drawing = None if picture_file is None else picture_path(picture_file, overwrite=overwrite)
         if target.exists() and not overwrite:  # saving asks again; here it spares the search for tissue
             remedy = "pass overwrite=True or another path"
             raise OutputExistsError("already exists", slide=str(target), remedy=remedy)
+        begin("tissue")
         bag = plan_bag(slide, config, label=label, tissue_file=tissue_file)
         if not len(bag) and not allow_empty:
             raise _nothing_to_export(bag)
         _check_space(bag, target, config.store.pixels)
+        begin("tiles")
         stored = save_bag(
             bag, target, pixels=config.store.pixels, overwrite=overwrite, threads=threads, progress=progress
         )
@@ -179,7 +187,16 @@ def bag_path(slide: Slide, out: str | Path | None) -> Path:
         return folder
     if folder.is_file():
         raise ConfigError("the output is a file", slide=str(folder), remedy=f"pass a folder or a name in {SUFFIX}")
-    return folder / f"{_ENDING.sub('', slide.name) or slide.name}{SUFFIX}"
+    return folder / bag_name(slide.name)
+
+
+def bag_name(slide_name: str) -> str:
+    """Return what the bag of a slide is called.
+
+    >>> bag_name("a.ome.tif"), bag_name("1.2.840.113619")
+    ('a.bag.zarr', '1.2.840.113619.bag.zarr')
+    """
+    return f"{_ENDING.sub('', slide_name) or slide_name}{SUFFIX}"
 
 
 def sheet(slide: Slide, bag: TileBag) -> Image.Image:

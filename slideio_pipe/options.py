@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 SLIDE, TILES, TISSUE, OUTPUT = "Slide", "Resolution and tiles", "Tissue", "Output"
+COHORT = "Cohorts"
 
 
 def _option(*names: str, unit: str | None = None, panel: str | None = None, text: str, **more: Any) -> Any:
@@ -16,6 +17,13 @@ def _option(*names: str, unit: str | None = None, panel: str | None = None, text
 
 
 SlideFile = Annotated[Path, typer.Argument(help="SVS, TIFF, NDPI, MRXS, SCN, DICOM, OME-Zarr, PNG…")]
+Exported = Annotated[
+    list[Path],
+    typer.Argument(
+        help="A slide; or a cohort: several slides, a folder, a pattern, or a CSV or Parquet file with a column slide.",
+        metavar="SLIDE|COHORT",
+    ),
+]
 SlideMpp = Annotated[
     float | None,
     _option(
@@ -163,6 +171,7 @@ OtherPython = Annotated[
 ProfiledCohort = Annotated[
     list[Path], typer.Argument(help="Slides or bags (.bag.zarr), or one CSV with a column slide.", metavar="SLIDE|CSV")
 ]
+MaxFailures = Annotated[int, _option("--max-failures", unit="n", min=0, text="Slides that may fail; they are named.")]
 LoaderFile = Annotated[
     Path | None, _option("--config", unit="YAML", text="Settings, as in configs/mil.yaml; options win over them.")
 ]
@@ -171,7 +180,6 @@ LoaderThreads = Annotated[
 ]
 ChunkSize = Annotated[int, _option("--chunk-size", unit="n", min=1, text="Tiles per chunk.")]
 Mix = Annotated[int, _option("--mix", unit="n", min=0, text="Chunks over which tiles are shuffled; 0: not at all.")]
-MaxFailures = Annotated[int, _option("--max-failures", unit="n", min=0, text="Slides that may fail; they are named.")]
 ProfileDevice = Annotated[str, _option("--device", unit="cpu|cuda", text="Where tiles go.")]
 StepMs = Annotated[
     float, _option("--step-ms", unit="ms", min=0, text="What a training step would take per chunk; the consumer waits.")
@@ -182,3 +190,33 @@ ProfiledTiles = Annotated[
 Trace = Annotated[
     Path | None, _option("--trace", unit="JSON", panel=OUTPUT, text="Every span of every thread, for Perfetto.")
 ]
+
+Workers = Annotated[
+    int | None, _option("--workers", unit="n", min=1, panel=COHORT, text=r"Processes, a slide each. \[default: 1]")
+]
+TimeLimit = Annotated[
+    float | None, _option("--time-limit", unit="s", panel=COHORT, text="After which a slide is given up.")
+]
+MemoryLimit = Annotated[
+    float | None,
+    _option("--memory-limit", unit="GB", panel=COHORT, text="Of a process, beyond which its slide is given up."),
+]
+Retry = Annotated[
+    bool, _option("--retry", panel=COHORT, text="Try slides again that crashed or ran into a limit, twice.")
+]
+Root = Annotated[Path | None, _option("--root", unit="FOLDER", panel=COHORT, text="Where all slides have to lie.")]
+
+Manifest = Annotated[
+    Path, typer.Argument(help="A CSV or Parquet file with a column slide; a folder; a pattern.", metavar="COHORT")
+]
+ManifestOut = Annotated[
+    Path | None,
+    _option("--out", "-o", unit="CSV", panel=OUTPUT, text=r"The manifest to write. \[default: the one given]"),
+]
+Parts = Annotated[
+    str | None,
+    _option("--parts", unit="NAME=0…1,…", text=r"Parts of the patients. \[default: train=0.7,val=0.15,test=0.15]"),
+]
+Folds = Annotated[int | None, _option("--folds", unit="k", min=2, text="Folds, in place of parts.")]
+Seed = Annotated[int, _option("--seed", unit="n", min=0, text="Who goes where.")]
+Plain = Annotated[bool, _option("--plain", text="Without regard to labels.")]

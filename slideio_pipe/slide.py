@@ -34,6 +34,17 @@ from slideio_pipe.view import SlideView
 _FINGERPRINT_BYTES = 65_536
 
 
+def file_fingerprint(path: Path) -> str:
+    """Return sixteen hex digits that tell a file from another: of its size, its first and its last 64 KiB."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_FINGERPRINT_BYTES))
+        file.seek(max(0, size - _FINGERPRINT_BYTES))
+        digest.update(file.read(_FINGERPRINT_BYTES))
+    return digest.hexdigest()[:16]
+
+
 def open_slide(
     path: str | Path | NDArray[np.uint8],
     *,
@@ -157,19 +168,12 @@ class Slide:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits of SHA-256 over the size, the first and the last 64 KiB: another file, another value."""
-        digest = hashlib.sha256()
         if self.path is None or self.path.is_dir():
-            digest.update(repr(self.pyramid).encode())
+            digest = hashlib.sha256(repr(self.pyramid).encode())
             overview = self.thumbnail(256)
             digest.update(overview.tobytes())
             return digest.hexdigest()[:16]
-        size = self.path.stat().st_size
-        digest.update(str(size).encode())
-        with self.path.open("rb") as file:
-            digest.update(file.read(_FINGERPRINT_BYTES))
-            file.seek(max(0, size - _FINGERPRINT_BYTES))
-            digest.update(file.read(_FINGERPRINT_BYTES))
-        return digest.hexdigest()[:16]
+        return file_fingerprint(self.path)
 
     def require_mpp(self) -> Mpp:
         """Return the resolution.

@@ -23,6 +23,7 @@ BUILTINS = {
     "BagFormatError": ValueError,
     "MissingExtraError": ImportError,
     "ForkError": RuntimeError,
+    "WorkerError": RuntimeError,
     "FailedSlidesError": ExceptionGroup,
 }
 

@@ -1,0 +1,138 @@
+"""The commands for many slides: ``export`` of a cohort, ``split``."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from slideio_pipe import options
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.terminal import escape, in_options, out, print_json, reported, say
+
+# Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
+if TYPE_CHECKING:
+    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.config import ExportConfig
+    from slideio_pipe.run import RunReport
+
+_MANIFESTS = (".csv", ".tsv", ".parquet")
+_SHOWN = 5
+
+
+def is_cohort(sources: Sequence[Path]) -> bool:
+    """Return whether what was given is more than one slide: several, a manifest, a pattern, a folder of slides."""
+    first = sources[0]
+    if len(sources) > 1 or first.suffix.lower() in _MANIFESTS:
+        return True
+    if first.is_dir():
+        from slideio_pipe.manifest import slides_in
+
+        return slides_in(first) is not None
+    return not first.exists() and glob.has_magic(str(first))
+
+
+def export_many(
+    sources: Sequence[Path],
+    save: Path | None,
+    config: ExportConfig,
+    *,
+    one_slide: Mapping[str, object],
+    root: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Export a cohort and print what came of it; exit code 1 when slides failed."""
+    from slideio_pipe.cohort_export import export_cohort
+
+    for option, value in one_slide.items():
+        if value is not None:
+            raise ConfigError(f"{option} is for one slide", remedy="put labels and masks into a CSV, one row per slide")
+    folder = Path.cwd() if save is None else save
+    if folder.suffix == ".zarr" or folder.is_file():
+        raise ConfigError("is no folder for the bags of a cohort", slide=str(folder), remedy="pass a folder to --out")
+    cohort = _cohort(sources, root)
+    report = export_cohort(cohort, folder, config, progress=False if as_json else None, **settings)
+    if as_json:
+        print_json(report.summary())
+    else:
+        _print_report(report)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def _cohort(sources: Sequence[Path], root: Path | None) -> Cohort:
+    from slideio_pipe.cohort import Cohort
+
+    if len(sources) == 1 and is_cohort(sources):
+        return Cohort.of(sources[0], root=root)
+    return Cohort.of(sources, root=root)
+
+
+def _print_report(report: RunReport) -> None:
+    parts = [f"{report.done:,} exported"]
+    parts += [f"{report.kept:,} there before"] if report.kept else []
+    parts += [f"{len(report.failed):,} failed"] if report.failed else []
+    rate = f", {3600 * report.done / report.seconds:,.0f} slides/h" if report.done else ""
+    say(f"{report.slides:,} slides: {', '.join(parts)} ({report.seconds:.1f} s{rate})")
+    for failure in report.failed[:_SHOWN]:
+        reason = in_options(failure.error).removeprefix(f"{failure.slide}: ")
+        out.print(f"[red]✗[/] {escape(failure.slide)}: {escape(reason)}", soft_wrap=True)
+    if report.failures is not None:
+        more = len(report.failed) - _SHOWN
+        say(f"{f'and {more:,} more; ' if more > 0 else ''}failures: {report.failures}")
+    say(f"bags: {report.folder}")
+
+
+@reported
+def split(
+    cohort: options.Manifest,
+    save: options.ManifestOut = None,
+    parts: options.Parts = None,
+    folds: options.Folds = None,
+    seed: options.Seed = 0,
+    plain: options.Plain = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Part a cohort into training, validation and test, or into folds, and write it as a manifest.
+
+    Slides of one patient (column patient) stay together; every label is parted alike.
+
+    Example: [bold]slideio-pipe split cohort.csv --folds 5 --out folds.csv[/]
+    """
+    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.splits import fold_cohort, split_cohort
+
+    if parts is not None and folds is not None:
+        raise ConfigError("--parts and --folds are both given", remedy="give one of them")
+    target = cohort if save is None else save
+    if target.exists() and not overwrite:
+        remedy = "pass --overwrite to write it back, or --out with another name"
+        raise ConfigError("is there already", slide=str(target), remedy=remedy)
+    found = Cohort.of(cohort)
+    if folds is not None:
+        done = fold_cohort(found, folds, seed=seed, stratify=not plain)
+    else:
+        done = split_cohort(found, None if parts is None else _fractions(parts), seed=seed, stratify=not plain)
+    done.write(target)
+    counts = Counter(str(slide.split if folds is None else slide.fold) for slide in done)
+    if as_json:
+        print_json({"manifest": str(target), "slides": dict(sorted(counts.items()))})
+        return
+    what = "fold " if folds is not None else ""
+    say(f"{len(done):,} slides: " + ", ".join(f"{what}{name} {count:,}" for name, count in sorted(counts.items())))
+    say(f"manifest: {target}")
+
+
+def _fractions(text: str) -> dict[str, float]:
+    """Return what "train=0.7,test=0.3" says."""
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise ConfigError(f"--parts {text} is no list of parts", remedy="pass --parts train=0.8,test=0.2") from None

@@ -1,0 +1,137 @@
+"""The slides of a cohort to bags on disk, in worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.config import ExportConfig
+from slideio_pipe.export import bag_name, export_slide
+from slideio_pipe.progress import Report
+from slideio_pipe.run import RunReport, run_cohort
+from slideio_pipe.workers import OnStage
+
+
+@dataclass(frozen=True)
+class ExportWork:
+    """A slide to its bag, as one of a cohort."""
+
+    folder: Path
+    config: ExportConfig
+    threads: int
+    allow_empty: bool = False
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """What the bags depend on."""
+        return self.config.model_dump(mode="json") | {"allow_empty": self.allow_empty}
+
+    def output(self, slide: CohortSlide) -> Path:
+        """Return the bag of a slide: called as the cohort calls the slide."""
+        return self.folder / bag_name(slide.name)
+
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
+        """Export it."""
+        assert isinstance(slide.source, Path)
+        own = {} if slide.mpp is None else {"slide_mpp": slide.mpp}
+        config = self.config.model_copy(update={"slide": self.config.slide.model_copy(update=own)})
+        done = export_slide(
+            slide.source,
+            self.output(slide),
+            config,
+            label=slide.label,
+            tissue_file=slide.mask,
+            overwrite=overwrite,
+            allow_empty=self.allow_empty,
+            threads=self.threads,
+            progress=False,
+            on_stage=on_stage,
+        )
+        done.bag.close()
+        return done.summary()
+
+
+def export_cohort(
+    cohort: Any,
+    out: str | Path,
+    config: ExportConfig | None = None,
+    *,
+    workers: int = 1,
+    threads: int | None = None,
+    time_limit_s: float | None = None,
+    memory_limit_gb: float | None = None,
+    overwrite: bool = False,
+    retry: bool = False,
+    allow_empty: bool = False,
+    progress: Report | bool | None = None,
+) -> RunReport:
+    """Write the tissue tiles of every slide of a cohort into a bag; run it again to go on where it stopped.
+
+    A slide that fails costs itself only: it is listed in ``out/failures.csv`` with the stage, the error and the remedy.
+
+    Parameters
+    ----------
+    cohort : path, list or Cohort
+        A manifest, a folder, a pattern or a list of slides; see ``Cohort.of``.
+    out : str or Path
+        The folder of the bags, ``<name>.bag.zarr``, of ``run.json`` and of ``failures.csv``.
+    config : ExportConfig, optional
+        Resolution, tissue, grid and codec; a slide's own mpp and mask come from the cohort.
+    workers : int
+        Processes. In a script, call it below ``if __name__ == "__main__":``.
+    threads : int, optional
+        Of each worker; by default the cores are shared out.
+    time_limit_s : float, optional
+        For each slide, after which it is given up.
+    memory_limit_gb : float, optional
+        For each worker, resident (Linux).
+    overwrite : bool
+        Replace bags of other settings; bags of these settings stay.
+    retry : bool
+        Try slides again that took two worker processes with them.
+    allow_empty : bool
+        Write bags of no tiles for slides without tissue, instead of listing them as failed.
+    progress : callable, bool or None
+        See ``progress.reporting``; counts slides.
+
+    Returns
+    -------
+    RunReport
+
+    Raises
+    ------
+    ConfigError
+        All that is wrong with the cohort, at once; or bags of other settings are there.
+    OutputError
+        Another run writes into this folder, or it cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from slideio_pipe.synthetic import write_synthetic_slide
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = write_synthetic_slide(folder / "a.svs", size=(2048, 1536), seed=3)
+    >>> report = export_cohort(folder, folder / "bags")
+    >>> report.done, report.failures, sorted(path.name for path in report.folder.glob("*.zarr"))
+    (1, None, ['a.bag.zarr'])
+    """
+    slides = Cohort.of(cohort)
+    folder = Path(out).expanduser().absolute()
+    if threads is None:
+        threads = max(1, min(8, (os.cpu_count() or 1) // max(1, workers)))
+    return run_cohort(
+        ExportWork(folder, config or ExportConfig(), threads, allow_empty),
+        slides,
+        folder,
+        workers=workers,
+        time_limit_s=time_limit_s,
+        memory_limit_bytes=None if memory_limit_gb is None else round(memory_limit_gb * 1e9),
+        overwrite=overwrite,
+        retry=retry,
+        progress=progress,
+    )

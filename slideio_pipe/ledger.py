@@ -1,0 +1,166 @@
+"""What a run over a cohort has done so far, kept in its output folder so that the next run goes on there.
+
+::
+
+    run.jsonl       one line per event, appended: settings, start, done, quarantined
+    run.json        versions, numbers and times of the last run
+    failures.csv    slide, stage, error, remedy; only if slides failed
+    run.lock        who runs; one run at a time
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from slideio_pipe.cohort import CohortSlide
+from slideio_pipe.errors import OutputError, SlideioPipeError
+from slideio_pipe.mask_files import write_file
+from slideio_pipe.slide import file_fingerprint
+from slideio_pipe.store.partial import WriterLock, disk_errors
+
+FAILURES = ("slide", "stage", "error", "remedy")
+# What a spreadsheet takes for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The last that is known of a slide."""
+
+    event: str  # start, done or quarantined
+    settings: str  # digest of the run's and the slide's own settings
+    fingerprint: str  # of the slide's file
+    replaces: bool = False  # its output was there before it began
+
+
+class Ledger:
+    """The events of a folder, as a context manager: while it is entered no other run may write there.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the outputs go; made when it is not there.
+
+    Raises
+    ------
+    OutputError
+        On entering: another run is at work, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.entries: dict[str, Entry] = {}
+        self.settings: dict[str, Any] | None = None  # of the last run
+        self._lock = WriterLock(folder / "run.lock")
+        self._events: io.FileIO | None = None
+
+    def __enter__(self) -> Ledger:
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            try:
+                self._read()
+                # Unbuffered: an event is one write, whole or, when the disk is full, an error.
+                self._events = io.FileIO(self.folder / "run.jsonl", "a")
+                if self._events.tell():
+                    self._events.write(b"\n")  # the last line may have been cut short by a kill
+            except BaseException:
+                self._lock.release()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._events is not None:
+            self._events.close()
+        self._lock.release()
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Note the settings of this run, and forget the failures of the one before."""
+        self.settings = dict(settings)
+        with disk_errors(self.folder):
+            (self.folder / "failures.csv").unlink(missing_ok=True)
+        self._append({"event": "settings", "settings": self.settings})
+
+    def note(self, name: str, entry: Entry, **more: Any) -> None:
+        """Note what became of a slide."""
+        self.entries[name] = entry
+        known = {"slide": name, "event": entry.event, "settings": entry.settings, "fingerprint": entry.fingerprint}
+        self._append(known | ({"replaces": True} if entry.replaces else {}) | more)
+
+    def fail(self, name: str, stage: str, error: SlideioPipeError) -> None:
+        """Add a line to ``failures.csv``."""
+        path = self.folder / "failures.csv"
+        row = [name, stage, error.reason, error.remedy or ""]
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        if not path.exists():
+            writer.writerow(FAILURES)
+        writer.writerow([_harmless(" ".join(cell.split())) for cell in row])
+        with disk_errors(path), path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text.getvalue())
+
+    def report(self, numbers: Mapping[str, Any]) -> None:
+        """Write ``run.json``, whole or not at all."""
+        write_file(self.folder / "run.json", json.dumps(numbers, indent=2).encode() + b"\n", overwrite=True)
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        assert self._events is not None
+        line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
+        with disk_errors(self.folder / "run.jsonl"):
+            if self._events.write(line) != len(line):
+                raise OutputError("cannot be written whole", slide=str(self.folder), remedy="free some space")
+
+    def _read(self) -> None:
+        path = self.folder / "run.jsonl"
+        if not path.exists():
+            return
+        with path.open("rb") as lines:
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                    if event["event"] == "settings":
+                        self.settings = dict(event["settings"])
+                    else:
+                        self.entries[str(event["slide"])] = Entry(
+                            event["event"], event["settings"], event["fingerprint"], bool(event.get("replaces"))
+                        )
+                except (ValueError, KeyError, TypeError):
+                    continue  # cut short by a kill: what it told of is done again
+
+
+def settings_digest(settings: Mapping[str, Any], slide: CohortSlide) -> str:
+    """Return sixteen hex digits of what a slide's output depends on, its file apart."""
+    own = [slide.label, slide.mpp, None if slide.mask is None else fingerprint(slide.mask)]
+    known = json.dumps([dict(settings), own], sort_keys=True, default=str)
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+
+def fingerprint(path: Path) -> str:
+    """Return sixteen hex digits that tell a slide from another; of a folder, its files' names and sizes.
+
+    Raises
+    ------
+    OutputError
+        It cannot be read.
+    """
+    if not path.is_dir():
+        return file_fingerprint(path)
+    with os.scandir(path) as found:
+        names = sorted((entry.name, entry.stat().st_size if entry.is_file() else -1) for entry in found)
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+
+
+def _harmless(cell: str) -> str:
+    """Return a cell that no spreadsheet computes."""
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell

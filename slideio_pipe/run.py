@@ -1,0 +1,313 @@
+"""One piece of work over many slides, in worker processes: what is done stays done, what fails is listed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from slideio_pipe.bag import package_versions
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.errors import (
+    ConfigError,
+    CorruptSlideError,
+    OutputError,
+    OutputExistsError,
+    SlideioPipeError,
+    WorkerError,
+)
+from slideio_pipe.ledger import Entry, Ledger, fingerprint, settings_digest
+from slideio_pipe.progress import Report, reporting
+from slideio_pipe.workers import OnStage, Outcome, WorkerPool
+
+# So many slides in a row that cannot be written: it is the disk, and the rest would fare no better.
+_UNWRITABLE = 3
+_SHOWN = 5
+
+
+class CohortWork(Protocol):
+    """What is done to each slide; pickles."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return what the outputs depend on, JSON-able."""
+        ...
+
+    def output(self, slide: CohortSlide) -> Path:
+        """Return where the output of a slide appears, when it is whole."""
+        ...
+
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
+        """Do it, in a worker, and return what to note of it, JSON-able."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A slide that failed, where and why."""
+
+    slide: str  # its name
+    stage: str
+    error: SlideioPipeError
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What a run did."""
+
+    folder: Path
+    slides: int
+    done: int = 0  # by this run
+    kept: int = 0  # done before
+    failed: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def failures(self) -> Path | None:
+        """The list of failures, if there are any."""
+        return self.folder / "failures.csv" if self.failed else None
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers, JSON-able."""
+        return {
+            "slides": self.slides,
+            "done": self.done,
+            "kept": self.kept,
+            "failed": len(self.failed),
+            "seconds": round(self.seconds, 3),
+            "slides_per_hour": round(3600 * self.done / max(self.seconds, 1e-9), 1),
+            "failures": None if self.failures is None else str(self.failures),
+        }
+
+
+def run_cohort(
+    work: CohortWork,
+    cohort: Cohort,
+    folder: str | Path,
+    *,
+    workers: int = 1,
+    time_limit_s: float | None = None,
+    memory_limit_bytes: int | None = None,
+    overwrite: bool = False,
+    retry: bool = False,
+    progress: Report | bool | None = None,
+) -> RunReport:
+    """Do a piece of work for every slide; call it again, after whatever ended it, to go on.
+
+    A slide that fails is listed in ``failures.csv`` and tried again by the next run. One that takes its worker process
+    with it (a crash, the time or memory limit) is tried once more in another, then left out of later runs, too.
+
+    Parameters
+    ----------
+    work : CohortWork
+        What to do; it pickles.
+    cohort : Cohort
+        Slides that are files.
+    folder : str or Path
+        Where the outputs and the ledger go; see ``ledger``.
+    workers : int
+        Processes.
+    time_limit_s : float, optional
+        For each slide.
+    memory_limit_bytes : int, optional
+        For each worker, resident (Linux).
+    overwrite : bool
+        Do again what was done with other settings or for another file; what is the same is kept all the same.
+    retry : bool
+        Try the slides again that took their worker with them.
+    progress : callable, bool or None
+        See ``progress.reporting``; counts slides.
+
+    Raises
+    ------
+    ConfigError
+        What is done already was done with other settings; or outputs of the cohort would have one name.
+    OutputError
+        Another run is at work in this folder, or it cannot be written.
+    WorkerError
+        Worker processes do not start.
+    """
+    target = Path(folder).expanduser()
+    _check_outputs(work, cohort, target)
+    pool = WorkerPool(_Task(work), max(1, workers), time_limit_s=time_limit_s, memory_limit_bytes=memory_limit_bytes)
+    with Ledger(target) as ledger:
+        run = _Run(work, cohort, ledger, RunReport(target, len(cohort)), overwrite, retry)
+        if not overwrite:
+            run.refuse_other_settings()
+        ledger.begin(work.settings)
+        with reporting(progress, f"{len(cohort):,} slides") as report:
+            run.go(pool, workers, report)
+    return run.report
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    slide: CohortSlide
+    entry: Entry
+    overwrite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """The work as the workers call it."""
+
+    work: CohortWork
+
+    def __call__(self, job: _Job, on_stage: OnStage) -> dict[str, Any]:
+        return self.work(job.slide, overwrite=job.overwrite, on_stage=on_stage)
+
+
+@dataclass(slots=True)
+class _Run:
+    work: CohortWork
+    cohort: Cohort
+    ledger: Ledger
+    report: RunReport
+    overwrite: bool
+    retry: bool
+    unwritable: int = 0  # in a row
+    ended: int = 0
+    tell: Callable[[], object] = lambda: None
+
+    def refuse_other_settings(self) -> None:
+        """Raise ConfigError when slides were done with settings that are not those of now."""
+        entries, settings = self.ledger.entries, self.work.settings
+        other = [
+            slide.name
+            for slide in self.cohort
+            if (entry := entries.get(slide.name)) is not None
+            and entry.event == "done"
+            and entry.settings != settings_digest(settings, slide)
+            and self.work.output(slide).exists()
+        ]
+        if other:
+            changed = _differences(self.ledger.settings or {}, settings) or ["labels, mpp or masks of the cohort"]
+            names = ", ".join(other[:_SHOWN]) + (", …" if len(other) > _SHOWN else "")
+            raise ConfigError(
+                f"{len(other):,} of {len(self.cohort):,} slides were done with other settings "
+                f"({'; '.join(changed)}): {names}",
+                slide=str(self.ledger.folder),
+                remedy="pass overwrite=True or another folder",
+            )
+
+    def go(self, pool: WorkerPool, workers: int, progress: Report) -> None:
+        """Do what is to be done, and write down what was, however it ends."""
+        begun, started = time.perf_counter(), datetime.now(UTC)
+        self.tell = lambda: progress(self.ended, len(self.cohort))
+        self.tell()
+        state = "interrupted"
+        outcomes = pool.outcomes(self._jobs())
+        try:
+            for outcome in outcomes:
+                self._take(outcome)
+            state = "finished"
+        finally:
+            outcomes.close()  # type: ignore[attr-defined]  # a generator: the workers end before the lock is let go
+            self.report.seconds = time.perf_counter() - begun
+            times = {"state": state, "started": started.isoformat(), "ended": datetime.now(UTC).isoformat()}
+            place = {"host": socket.gethostname(), "workers": workers, "cores": os.cpu_count()}
+            about = {"settings": dict(self.work.settings), "packages": package_versions()}
+            self.ledger.report(times | self.report.summary() | place | about)
+
+    def _jobs(self) -> Iterator[_Job]:
+        """Yield what is to be done, each when a worker is free for it."""
+        for slide in self.cohort:
+            job = self._job(slide)
+            if job is None:
+                self._count()
+                continue
+            self.ledger.note(slide.name, job.entry)
+            yield job
+
+    def _job(self, slide: CohortSlide) -> _Job | None:
+        """Return what is to be done for a slide; None when that is nothing, or impossible."""
+        assert isinstance(slide.source, Path)
+        known = self.ledger.entries.get(slide.name)
+        try:
+            now = Entry("start", settings_digest(self.work.settings, slide), fingerprint(slide.source))
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror})"
+            self._fail(slide, "open", CorruptSlideError(reason, slide=slide.name, remedy="check the file"))
+            return None
+        same = known is not None and (known.settings, known.fingerprint) == (now.settings, now.fingerprint)
+        there = self.work.output(slide).exists()
+        if known is None or not (same or there):
+            return _Job(slide, replace(now, replaces=there), self.overwrite)
+        if same and known.event == "quarantined" and not self.retry:
+            remedy = "look at the slide, then run again with retry=True"
+            self._fail(
+                slide, "open", WorkerError("took two worker processes with it before", slide=slide.name, remedy=remedy)
+            )
+            return None
+        if same and there and (known.event == "done" or (known.event == "start" and not known.replaces)):
+            if known.event == "start":  # killed between giving the output its name and noting it
+                self.ledger.note(slide.name, replace(now, event="done"))
+            self.report.kept += 1
+            return None
+        if known.event == "done" and not same and not self.overwrite:  # settings were looked at before: it is the file
+            reason = "is another file than the one its output was made of"
+            remedy = "pass overwrite=True or another folder"
+            self._fail(slide, "open", OutputExistsError(reason, slide=slide.name, remedy=remedy))
+            return None
+        return _Job(slide, replace(now, replaces=there), self.overwrite)
+
+    def _take(self, outcome: Outcome) -> None:
+        job: _Job = outcome.task
+        if outcome.error is None:
+            told = {"warnings": list(outcome.warnings)} if outcome.warnings else {}
+            noted = {"seconds": round(outcome.seconds, 3), "made": outcome.value} | told
+            self.ledger.note(job.slide.name, replace(job.entry, event="done"), **noted)
+            self.report.done += 1
+            self.unwritable = 0
+        else:
+            if outcome.quarantined:
+                self.ledger.note(job.slide.name, replace(job.entry, event="quarantined"))
+            self._fail(job.slide, outcome.stage, outcome.error)
+            self.unwritable = self.unwritable + 1 if isinstance(outcome.error, OutputError) else 0
+            if self.unwritable >= _UNWRITABLE:
+                raise outcome.error
+        self._count()
+
+    def _fail(self, slide: CohortSlide, stage: str, error: SlideioPipeError) -> None:
+        self.ledger.fail(slide.name, stage, error)
+        self.report.failed.append(Failure(slide.name, stage, error))
+
+    def _count(self) -> None:
+        self.ended += 1
+        self.tell()
+
+
+def _check_outputs(work: CohortWork, cohort: Cohort, folder: Path) -> None:
+    """Refuse a cohort whose outputs would lie elsewhere, or two of which would have one name."""
+    problems, by_output = [], dict[Path, str]()
+    inside = Path(os.path.normpath(folder.absolute()))
+    for slide in cohort:
+        if not isinstance(slide.source, Path):
+            problems.append(f"{slide.name} is an open bag, no file")
+            continue
+        output = Path(os.path.normpath(work.output(slide).absolute()))
+        if slide.name.startswith(".") or "\\" in slide.name or "\0" in slide.name or output.parent != inside:
+            problems.append(f"{slide.name!r} is no name for a file")
+        if output in by_output:
+            problems.append(f"{by_output[output]} and {slide.name} would both become {output.name}")
+        by_output.setdefault(output, slide.name)
+    if problems:
+        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise ConfigError(shown, remedy='name the slides in a column "name"')
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
+    """Return what differs between two settings, as "view.mpp was 0.5, is 1.0"."""
+    found: list[str] = []
+    for key in sorted({*before, *now}):
+        old, new, name = before.get(key), now.get(key), f"{place}{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{name}.")
+        elif old != new:
+            found.append(f"{name} was {old}, is {new}")
+    return found

@@ -1,0 +1,269 @@
+"""A run over many slides goes on after anything that ends it, and what fails is listed, not fatal."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.errors import ConfigError, CorruptSlideError, OutputError
+from slideio_pipe.run import RunReport, run_cohort
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Copying:
+    """Work that copies a file, or does what the file says."""
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=lambda: {"scale": 1})
+
+    def output(self, slide: CohortSlide) -> Path:
+        return self.folder / f"{slide.name}.out"
+
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: Any) -> dict[str, Any]:
+        on_stage("copying")
+        assert isinstance(slide.source, Path)
+        text = slide.source.read_text()
+        if text == "damaged":
+            raise CorruptSlideError("damaged", slide=slide.name, remedy="=copy it again")
+        if text == "fatal":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if text == "full":
+            raise OutputError("cannot be written (no space)", slide=slide.name, remedy="free some space")
+        if text.startswith("interrupt"):
+            os.kill(int(text.split()[1]), signal.SIGINT)
+            time.sleep(60)
+        target = self.output(slide)
+        if target.exists() and not overwrite:
+            raise OutputError("is there already", slide=slide.name)
+        target.write_text(text * self.settings["scale"])
+        return {"length": len(text)}
+
+
+def slides(folder: Path, **texts: str) -> Cohort:
+    """Return a cohort of files with these texts."""
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return Cohort.of([folder / name for name in texts])
+
+
+def run(cohort: Cohort, out: Path, scale: int = 1, **settings: Any) -> RunReport:
+    """Copy a cohort."""
+    return run_cohort(Copying(out, {"scale": scale}), cohort, out, progress=False, **settings)
+
+
+def failures(out: Path) -> list[dict[str, str]]:
+    """Return the rows of failures.csv."""
+    with (out / "failures.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def counts(report: RunReport) -> tuple[int, int, int]:
+    """Return how many were done, kept and failed."""
+    return report.done, report.kept, len(report.failed)
+
+
+def test_what_fails_is_listed_and_the_rest_is_done(tmp_path: Path) -> None:
+    """With its stage, error and remedy, in cells that no spreadsheet computes; the next run tries it again."""
+    cohort, out = slides(tmp_path, a="1", b="damaged", c="3"), tmp_path / "out"
+    assert counts(run(cohort, out)) == (2, 0, 1)
+    assert failures(out) == [{"slide": "b", "stage": "copying", "error": "damaged", "remedy": "'=copy it again"}]
+    (tmp_path / "b").write_text("2")
+    assert counts(run(cohort, out)) == (1, 2, 0)
+    assert not (out / "failures.csv").exists()
+    noted = json.loads((out / "run.json").read_text())
+    assert (noted["state"], noted["slides"], noted["done"], noted["kept"]) == ("finished", 3, 1, 2)
+    assert noted["packages"]
+    assert noted["settings"] == {"scale": 1}
+
+
+def test_a_slide_that_kills_its_worker_is_left_out_until_it_is_asked_for(tmp_path: Path) -> None:
+    """Two workers are enough; the others are done."""
+    cohort, out = slides(tmp_path, a="1", b="fatal", c="3"), tmp_path / "out"
+    assert counts(run(cohort, out, workers=2)) == (2, 0, 1)
+    assert "SIGSEGV" in failures(out)[0]["error"]
+    begun = run(cohort, out)
+    assert counts(begun) == (0, 2, 1)
+    assert "before" in failures(out)[0]["error"]
+    assert "SIGSEGV" in str(run(cohort, out, retry=True).failed[0].error)
+
+
+def test_other_settings_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    """It says which; overwrite does again what differs, and keeps what does not."""
+    cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
+    run(cohort, out)
+    with pytest.raises(ConfigError, match=r"2 of 2 slides.*scale was 1, is 2.*a, b"):
+        run(cohort, out, scale=2)
+    assert counts(run(cohort, out, scale=2, overwrite=True)) == (2, 0, 0)
+    assert (out / "a.out").read_text() == "11"
+    assert counts(run(cohort, out, scale=2, overwrite=True)) == (0, 2, 0)
+
+
+def test_another_label_is_another_setting(tmp_path: Path) -> None:
+    """Labels are kept in the outputs."""
+    (slide,), out = slides(tmp_path, a="1"), tmp_path / "out"
+    run(Cohort([slide]), out)
+    with pytest.raises(ConfigError, match="labels, mpp or masks"):
+        run(Cohort([CohortSlide(slide.source, slide.name, label=1)]), out)
+
+
+def test_another_file_under_the_same_name_is_noticed(tmp_path: Path) -> None:
+    """That slide fails, unless its output may be replaced."""
+    cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
+    run(cohort, out)
+    (tmp_path / "a").write_text("9")
+    assert counts(run(cohort, out)) == (0, 1, 1)
+    assert "another file" in failures(out)[0]["error"]
+    assert counts(run(cohort, out, overwrite=True)) == (1, 1, 0)
+    assert (out / "a.out").read_text() == "9"
+
+
+def test_an_output_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    """The ledger alone is no output."""
+    cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
+    run(cohort, out)
+    (out / "a.out").unlink()
+    assert counts(run(cohort, out)) == (1, 1, 0)
+
+
+def test_an_output_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+    """However often it is asked, and not taken for ours either."""
+    cohort, out = slides(tmp_path, a="1"), tmp_path / "out"
+    out.mkdir()
+    (out / "a.out").write_text("theirs")
+    for _ in range(2):
+        assert counts(run(cohort, out)) == (0, 0, 1)
+    assert (out / "a.out").read_text() == "theirs"
+
+
+def test_killed_between_the_output_and_its_note(tmp_path: Path) -> None:
+    """An output that had begun under the same settings, and was not there before, is this run's."""
+    cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
+    run(cohort, out)
+    lines = (out / "run.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "run.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:17])  # and the last line cut short
+    assert counts(run(cohort, out)) == (0, 2, 0)
+    assert counts(run(cohort, out)) == (0, 2, 0)
+
+
+def test_two_runs_in_one_folder(tmp_path: Path) -> None:
+    """The second is refused, told who is at work, and disturbs nothing."""
+    cohort, out = slides(tmp_path, a="1"), tmp_path / "out"
+    told: list[str] = []
+
+    def second(done: int, total: int) -> None:
+        if not done and not told:
+            with pytest.raises(OutputError, match=f"process {os.getpid()}") as refused:
+                run(cohort, out)
+            told.append(str(refused.value))
+
+    run_cohort(Copying(out), cohort, out, progress=second)
+    assert "run.lock" in told[0]
+    assert not (out / "run.lock").exists()
+
+
+def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
+    """Three slides that cannot be written are enough; the rest waits for the next run."""
+    cohort, out = slides(tmp_path, **{f"s{k}": "full" for k in range(9)}), tmp_path / "out"
+    with pytest.raises(OutputError, match="no space"):
+        run(cohort, out)
+    assert len(failures(out)) == 3
+    assert json.loads((out / "run.json").read_text())["state"] == "interrupted"
+
+
+def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path) -> None:
+    """Ctrl-C comes through at once, and nothing stays locked."""
+    cohort, out = slides(tmp_path, a="1", b=f"interrupt {os.getpid()}"), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(cohort, out)
+    assert json.loads((out / "run.json").read_text())["state"] == "interrupted"
+    (tmp_path / "b").write_text("2")
+    assert counts(run(cohort, out)) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["../a", "x/a", "..\\a", ".hidden", "/a"])
+def test_names_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
+    """A hostile manifest writes nowhere else."""
+    (tmp_path / "a").write_text("1")
+    with pytest.raises(ConfigError, match="no name for a file"):
+        run(Cohort([CohortSlide(tmp_path / "a", name)]), tmp_path / "out")
+
+
+def test_two_slides_of_one_output(tmp_path: Path) -> None:
+    """They are named."""
+    from slideio_pipe.cohort_export import export_cohort
+
+    cohort = slides(tmp_path, **{"a.svs": "1", "a.tif": "2"})
+    with pytest.raises(ConfigError, match=r"a\.svs and a\.tif would both become a\.bag\.zarr"):
+        export_cohort(cohort, tmp_path / "out")
+
+
+# --- bags, killed
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    """Return every file of the bags of a folder."""
+    return {str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*.bag.zarr/**/*") if f.is_file()}
+
+
+def exporting(cohort: Path, out: Path) -> list[str]:
+    """Return the command that exports a cohort of tiny tiles."""
+    options = ["--mpp", "native", "--tile-size", "64", "--tissue", "none", "--workers", "2"]
+    return [sys.executable, "-m", "slideio_pipe", "export", str(cohort), "--out", str(out), *options]
+
+
+@pytest.mark.parametrize("victim", ["run", "group", "worker"])
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path: Path, victim: str) -> None:
+    """Kill -9 of the run, of its whole group, or of a worker: resumed, the bags are those of an undisturbed run."""
+    from slideio_pipe.synthetic import write_synthetic_slide
+
+    (tmp_path / "slides").mkdir()
+    for k in range(3):
+        write_synthetic_slide(tmp_path / "slides" / f"s{k}.svs", size=(1536, 1024), seed=k)
+    subprocess.run(exporting(tmp_path / "slides", tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
+    expected, out, rng = tree(tmp_path / "whole"), tmp_path / "out", random.Random(victim)
+    for _ in range(4):
+        process = subprocess.Popen(
+            exporting(tmp_path / "slides", out),
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(rng.uniform(0.8, 3.0))
+        if victim == "worker":
+            for child in _children(process.pid)[-1:]:
+                os.kill(child, signal.SIGKILL)
+        elif process.poll() is None:
+            (os.killpg if victim == "group" else os.kill)(process.pid, signal.SIGKILL)
+        process.wait()
+        found = tree(out) if out.exists() else {}
+        assert found.items() <= expected.items()  # nothing half-written under a final name
+    for _ in range(20):  # an orphan may hold a lock for as long as it takes to notice
+        done = subprocess.run(exporting(tmp_path / "slides", out), cwd=ROOT, capture_output=True, text=True)
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tree(out) == expected
+    assert not list(out.glob("*.partial"))
+    assert not list(out.glob("*.lock"))
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []

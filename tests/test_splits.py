@@ -1,0 +1,94 @@
+"""Splits and folds keep patients whole, labels even, and are a matter of the seed alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.splits import fold_cohort, split_cohort
+
+
+def cohort_of(labels: list[int | float | str | None], per_patient: int = 1) -> Cohort:
+    """Return slides with these labels, so many to a patient."""
+    return Cohort.unchecked(
+        CohortSlide(Path(f"{k}.svs"), f"{k}.svs", label=label, patient=f"p{k // per_patient}")
+        for k, label in enumerate(labels)
+    )
+
+
+@given(
+    patients=st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["a", "b", "c"])), min_size=5, max_size=60),
+    parts=st.sampled_from([{"train": 0.7, "val": 0.15, "test": 0.15}, {"train": 0.5, "test": 0.5}]),
+    seed=st.integers(0, 2**63),
+)
+def test_patients_are_whole_and_labels_even(
+    patients: list[tuple[int, str]], parts: dict[str, float], seed: int
+) -> None:
+    """Of every label each split has its part to within one patient, of the whole to within one per split."""
+    slides = [
+        CohortSlide(Path(f"{p}-{k}"), f"{p}-{k}", label=label, patient=f"p{p}")
+        for p, (count, label) in enumerate(patients)
+        for k in range(count)
+    ]
+    done = split_cohort(Cohort.unchecked(slides), parts, seed=seed)
+    split_of = {(slide.patient, slide.split) for slide in done}
+    assert len(split_of) == len(patients)
+    where = dict(split_of)
+    for label in {"a", "b", "c"}:
+        of_label = [f"p{p}" for p, (_, found) in enumerate(patients) if found == label]
+        for name, part in parts.items():
+            count = sum(where[patient] == name for patient in of_label)
+            assert abs(count - part * len(of_label)) < 1 + 1e-6
+    for name, part in parts.items():
+        assert abs(sum(split == name for split in where.values()) - part * len(patients)) <= len(parts)
+
+
+def test_the_seed_decides_and_the_order_does_not() -> None:
+    """The same seed gives the same split, also of the slides in another order; another seed another."""
+    cohort = cohort_of(["a", "b"] * 30)
+    first = {slide.name: slide.split for slide in split_cohort(cohort, seed=1)}
+    turned = Cohort.unchecked(reversed(list(cohort)))
+    assert {slide.name: slide.split for slide in split_cohort(turned, seed=1)} == first
+    assert {slide.name: slide.split for slide in split_cohort(cohort, seed=2)} != first
+
+
+def test_folds_are_even() -> None:
+    """Each has a fifth of the patients and of every label."""
+    done = fold_cohort(cohort_of([0, 0, 0, 1, 1] * 10), 5, seed=3)
+    assert Counter(slide.fold for slide in done) == dict.fromkeys(range(5), 10)
+    assert all(Counter(done.where(fold=k).labels) == {0: 6, 1: 4} for k in range(5))
+
+
+def test_a_quantity_is_parted_by_its_quarters() -> None:
+    """Labels that are many numbers, as survival in months."""
+    done = split_cohort(cohort_of([k / 7 for k in range(80)]), {"train": 0.75, "test": 0.25})
+    tested = sorted(slide.label for slide in done.where(split="test"))  # type: ignore[type-var]
+    assert [sum(low <= 7 * value < low + 20 for value in tested) for low in (0, 20, 40, 60)] == [5, 5, 5, 5]  # type: ignore[operator]
+
+
+def test_slides_without_a_patient_stand_for_themselves() -> None:
+    """Also where a patient is called like a slide."""
+    slides = [CohortSlide(Path(name), name, patient=patient) for name, patient in (("a", None), ("b", "a"), ("c", "a"))]
+    done = fold_cohort(Cohort.unchecked(slides), 2)
+    assert done[1].fold == done[2].fold != done[0].fold
+
+
+@pytest.mark.parametrize("parts", [{"train": 0.5}, {"train": 1.5, "test": -0.5}, {"train": float("nan")}, {}])
+def test_parts_that_are_none(parts: dict[str, float]) -> None:
+    """They have to be positive and add up to 1."""
+    with pytest.raises(ConfigError, match="add up to 1"):
+        split_cohort(cohort_of([0] * 9), parts)
+
+
+def test_more_folds_than_patients() -> None:
+    """Is refused, as are fewer than two."""
+    with pytest.raises(ConfigError, match="2 patients for 5 parts"):
+        fold_cohort(cohort_of([0] * 8, per_patient=4))
+    with pytest.raises(ConfigError, match="pass 2 or more"):
+        fold_cohort(cohort_of([0] * 8), 1)

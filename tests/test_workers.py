@@ -1,0 +1,160 @@
+"""A worker that dies, hangs or swells costs its task; the rest is done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideioPipeError, WorkerError
+from slideio_pipe.workers import Outcome, WorkerPool
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def work(task: Any, on_stage: Any) -> Any:
+    """Do as the task says."""
+    on_stage("begin")
+    kind, *more = task
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif kind == "die once":
+        mark = Path(more[0])
+        if not mark.exists():
+            mark.touch()
+            os._exit(3)
+    elif kind == "hang":
+        time.sleep(600)
+    elif kind == "swell":
+        hoard = bytearray(1_000_000_000)
+        hoard[::4096] = b"x" * len(hoard[::4096])
+        time.sleep(600)
+    elif kind == "ours":
+        raise CorruptSlideError("damaged", slide="a.svs", remedy="copy it again")
+    elif kind == "theirs":
+        raise KeyError("odd")
+    elif kind == "warn":
+        warnings.warn("beware", UserWarning, stacklevel=1)
+    return os.getpid()
+
+
+def unimportable(task: Any, on_stage: Any) -> None:
+    """Be replaced by something that no worker finds."""
+
+
+def done(tasks: list[tuple[Any, ...]], workers: int = 1, **limits: Any) -> dict[str, Outcome]:
+    """Return what became of the tasks, by their kind."""
+    return {outcome.task[0]: outcome for outcome in WorkerPool(work, workers, **limits).outcomes(tasks)}
+
+
+def test_whatever_happens_to_a_task_the_others_are_done(tmp_path: Path) -> None:
+    """Errors of ours come home whole, others as words; a death is tried again, in another process, once."""
+    tasks = [("die",), ("die once", str(tmp_path / "mark")), ("ours",), ("theirs",), ("warn",), ("fine",)]
+    found = done(tasks, workers=2)
+    assert set(found) == {task[0] for task in tasks}
+    assert found["fine"].error is None
+    assert found["die once"].error is None
+    died = found["die"]
+    assert isinstance(died.error, WorkerError)
+    assert died.quarantined
+    assert "SIGSEGV" in died.error.reason
+    assert died.stage == "begin"
+    assert type(found["ours"].error) is CorruptSlideError
+    assert found["ours"].error.remedy == "copy it again"
+    assert type(found["theirs"].error) is SlideioPipeError
+    assert found["theirs"].error.reason == "KeyError: 'odd'"
+    assert not any(found[name].quarantined for name in ("ours", "theirs", "die once"))
+    assert found["warn"].warnings == ("beware",)
+
+
+def test_a_task_that_hangs_is_given_up() -> None:
+    """After the time limit, twice."""
+    found = done([("hang",), ("fine",)], time_limit_s=0.3)
+    assert found["fine"].error is None
+    assert found["hang"].quarantined
+    assert "longer than 0.3 s" in str(found["hang"].error)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is watched on Linux")
+def test_a_task_that_swells_is_given_up() -> None:
+    """Beyond the memory limit."""
+    found = done([("swell",), ("fine",)], memory_limit_bytes=700_000_000)
+    assert found["fine"].error is None
+    assert "more than 0.7 GB" in str(found["swell"].error)
+
+
+def test_tasks_are_asked_for_when_a_worker_is_free() -> None:
+    """However many there are, only those at work have been taken."""
+    taken = 0
+
+    def tasks() -> Any:
+        nonlocal taken
+        for _ in range(100):
+            taken += 1
+            yield ("fine",)
+
+    outcomes = WorkerPool(work, 2).outcomes(tasks())
+    next(outcomes)
+    assert taken <= 4
+    outcomes.close()  # type: ignore[attr-defined]
+
+
+def test_a_worker_does_many_tasks() -> None:
+    """A process costs seconds to start."""
+    outcomes = WorkerPool(work, 1).outcomes([("fine",)] * 20)
+    assert len({outcome.value for outcome in outcomes}) == 1
+
+
+def test_workers_that_cannot_start(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A function that is in no module is no work for another process; it is said instead of tried for ever."""
+    monkeypatch.setattr(unimportable, "__qualname__", "unimportable_there")
+    monkeypatch.setattr(unimportable, "__name__", "unimportable_there")
+    monkeypatch.setattr(sys.modules[__name__], "unimportable_there", unimportable, raising=False)
+    with pytest.raises(WorkerError, match="do not start"):
+        list(WorkerPool(unimportable, 1).outcomes([1, 2, 3]))
+    capfd.readouterr()
+
+
+def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
+    """Kill -9 of the run leaves no process behind that goes on writing."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from test_workers import work\n"
+        "from slideio_pipe.workers import WorkerPool\n"
+        "if __name__ == '__main__':\n"
+        "    outcomes = WorkerPool(work, 1).outcomes([('fine',), ('hang',)])\n"
+        "    print(next(outcomes).value, flush=True)\n"
+        "    next(outcomes)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    run = subprocess.Popen(
+        [sys.executable, str(script)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+    assert run.stdout is not None
+    pid = int(run.stdout.readline())
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    for _ in range(200):
+        try:
+            if "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                return
+        except FileNotFoundError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker lives on")
+
+
+@pytest.mark.parametrize("limits", [{"workers": 0}, {"workers": 1, "time_limit_s": 0.0}])
+def test_numbers_that_make_no_sense(limits: Any) -> None:
+    """They are refused at once."""
+    with pytest.raises(ConfigError):
+        WorkerPool(work, **limits)
