@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slideio_pipe import __version__, cohort_commands, options, timing_commands
+from slideio_pipe import __version__, cohort_commands, foreign_commands, options, timing_commands
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.terminal import err, escape, out, print_facts, print_json, reported, say, size_text
 
@@ -335,6 +335,7 @@ def doctor(as_json: options.Json = False) -> None:
 
 
 app.command()(cohort_commands.split)
+app.command()(foreign_commands.convert)
 app.command()(timing_commands.bench)
 app.command()(timing_commands.profile)
 
