@@ -18,6 +18,7 @@ from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.label_masks import LabelMask, Labels, TileLabels, checked_classes
 from slideio_pipe.mask_files import UNCLASSIFIED, Annotation, read_annotations, write_annotations
 from slideio_pipe.outlines import polygons_to_mask
+from slideio_pipe.slide import Slide
 from slideio_pipe.view import SlideView
 
 
@@ -157,8 +158,9 @@ class Annotations(TileLabels):
                 labels[polygons_to_mask(polygons, width, height)] = value
         return labels
 
-    def plot(self, view: SlideView, max_size: int = 1024) -> Image.Image:
-        """Return a thumbnail of ``view`` with the annotations over it."""
+    def plot(self, over: Slide | SlideView, max_size: int = 1024) -> Image.Image:
+        """Return a thumbnail of a slide, or of a view of it, with the annotations over it."""
+        view = over.view() if isinstance(over, Slide) else over
         image = view.plot(max_size)
         scale = Affine.scaling(view.size.width / image.width, view.size.height / image.height)
         return picture.tint_labels(image, self.raster(Size(*image.size), view.affine @ scale))

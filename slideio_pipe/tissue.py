@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from slideio_pipe import picture, segmentation
-from slideio_pipe.errors import ConfigError, EmptyTissueWarning
+from slideio_pipe.errors import ConfigError, CorruptSlideError, EmptyTissueWarning
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.mask_files import read_mask, read_polygons, write_mask, write_polygons
 from slideio_pipe.outlines import mask_to_polygons, polygons_to_mask
@@ -361,12 +361,24 @@ def find_tissue(
         "asked_threshold": threshold,
     }
     level0 = slide.require_mpp()
-    rgb, affine = slide.overview(mpp)
+    rgb, affine = _overview(slide, mpp)
     scale = affine.scale()
     um_per_px = Mpp(scale[0] * level0.x, scale[1] * level0.y).mean
     found = segmentation.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
     mask = segmentation.tidied(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
     return _made(_to_the_edge(mask, affine, slide.dimensions), affine, slide, method, settings | found.details)
+
+
+def _overview(slide: Slide, mpp: float) -> tuple[NDArray[np.uint8], Affine]:
+    """Return the slide as tissue is sought in it; where it is damaged, say what goes without."""
+    try:
+        return slide.overview(mpp)
+    except CorruptSlideError as error:
+        raise CorruptSlideError(
+            f"tissue cannot be found, because {error.reason}",
+            slide=slide.name,
+            remedy='copy the slide again; a mask of your own (tissue_file=…) and method="none" do without',
+        ) from error
 
 
 def _to_the_edge(mask: NDArray[np.bool_], affine: Affine, size: Size) -> NDArray[np.bool_]:

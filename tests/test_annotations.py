@@ -256,6 +256,7 @@ def test_they_show_themselves() -> None:
     labels = DRAWN.raster((450, 350), Affine.scaling(2, 2))
     assert shown.shape == plain.shape
     assert np.array_equal((shown != plain).any(axis=-1), labels > 0)
+    assert np.array_equal(np.asarray(DRAWN.plot(view.slide, 450)), shown)  # as TissueMask.plot takes a slide
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from slideio_pipe.errors import ConfigError, EmptyTissueWarning, MissingResolutionError
+from slideio_pipe.errors import ConfigError, CorruptSlideError, EmptyTissueWarning, MissingResolutionError
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.slide import open_slide
 from slideio_pipe.synthetic import write_synthetic_slide
@@ -254,3 +255,17 @@ def test_slides_of_16_px(shared_data, name, mpp):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptyTissueWarning)
         assert 0 <= find_tissue(open_slide(shared_data / "slides" / name), mpp=mpp).fraction <= 1
+
+
+def test_a_damaged_overview_says_what_does_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A slide of one level is sought through down to its last tile: with one of them broken, a mask still serves."""
+    write_synthetic_slide(tmp_path / "a.svs", size=(1024, 768))
+    slide = open_slide(tmp_path / "a.svs")
+
+    def damaged(_: float) -> None:
+        raise CorruptSlideError("tile (6, 6) cannot be decoded", slide=slide.name, remedy="copy the slide again")
+
+    monkeypatch.setattr(slide, "overview", damaged)
+    with pytest.raises(CorruptSlideError, match=r"because tile \(6, 6\) cannot .* a mask of your own .* do without"):
+        find_tissue(slide)
+    assert find_tissue(slide, method="none").fraction == 1
