@@ -62,7 +62,7 @@ class Cohort(Sequence[CohortSlide]):
 
     def __init__(self, slides: Iterable[CohortSlide]) -> None:
         self._slides = tuple(slides)
-        self._check(["row"] * len(self._slides), [])
+        self._check(_numbered(self._slides), [])
 
     @classmethod
     def unchecked(cls, slides: Iterable[CohortSlide]) -> Cohort:
@@ -102,7 +102,7 @@ class Cohort(Sequence[CohortSlide]):
         else:
             found = cls([_as_slide(item) for item in source])
         if root is not None:
-            found._check(["row"] * len(found), [], root=root)
+            found._check(_numbered(found), [], root=root)
         return found
 
     @classmethod
@@ -279,6 +279,11 @@ def _parted_patients(slides: Sequence[CohortSlide]) -> Iterator[str]:
     for patient, numbers in folds.items():
         if len(numbers) > 1:
             yield f"patient {patient} is in folds {' and '.join(map(str, sorted(numbers)))}"
+
+
+def _numbered(slides: Iterable[CohortSlide]) -> list[str]:
+    """Return what slides that no manifest lists are called in messages."""
+    return [f"slide {number}" for number, _ in enumerate(slides, 1)]
 
 
 def _row(slide: CohortSlide, folder: Path) -> dict[str, str]:

@@ -232,7 +232,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         return self.__dict__ | {"_masks": _Masks(_MASK_BYTES)}
 
     def __repr__(self) -> str:
-        return f"BagDataset({len(self):,} slides)"
+        return f"BagDataset({len(self):,} slide{'' if len(self) == 1 else 's'})"
 
 
 class _Masks:

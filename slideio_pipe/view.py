@@ -176,12 +176,17 @@ class SlideView:
 
         Raises
         ------
+        ConfigError
+            ``path`` has the ending of something else than a TIFF.
         OutputExistsError, OutputError
             It cannot be written; nothing is left under ``path``.
         CorruptSlideError
             Pixels cannot be decoded.
         """
         target = Path(path)
+        if target.suffix.lower() not in (".tif", ".tiff"):
+            remedy = "end it in .tif, or save a picture of it: view.plot(1024).save(...)"
+            raise ConfigError("what is written is a TIFF", slide=str(target), remedy=remedy)
         # A tile that libvips could not decode it would give as black, now and to whoever asks afterwards.
         self.slide.renew()
         fresh = replace(self)

@@ -128,3 +128,10 @@ def test_what_is_no_cohort(source: object) -> None:
     """It says what to pass."""
     with pytest.raises(ConfigError):
         Cohort.of(source)  # type: ignore[arg-type]
+
+
+def test_slides_of_a_list_are_told_by_their_number(tmp_path: Path) -> None:
+    """No manifest lists them, so no line of it can be named."""
+    (tmp_path / "a.svs").touch()
+    with pytest.raises(ConfigError, match=r"^slide 2: no such slide .*b\.svs"):
+        Cohort.of([tmp_path / "a.svs", tmp_path / "b.svs"])

@@ -15,7 +15,7 @@ from conftest import write_pyramid
 from counted_slide import counted_slide
 
 from slideio_pipe import ColorJitter, RandomAffine, SlideView, StainJitter, open_slide
-from slideio_pipe.errors import CorruptSlideError, OutputError, OutputExistsError
+from slideio_pipe.errors import ConfigError, CorruptSlideError, OutputError, OutputExistsError
 
 y, x = np.mgrid[:900, :1300]
 SMOOTH = np.stack([127 + 100 * np.sin(x / 40), 127 + 100 * np.cos(y / 30), (x + y) / 9], axis=-1).astype(np.uint8)
@@ -102,6 +102,13 @@ def test_a_missing_folder_and_a_folder_as_target(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         smooth_view().save(tmp_path / "folder.tif", overwrite=True)
     assert [found.name for found in tmp_path.iterdir()] == ["folder.tif"]
+
+
+def test_the_ending_is_that_of_a_tiff(tmp_path: Path) -> None:
+    """A TIFF called .jpg is refused, with the way to a picture; nothing is written."""
+    with pytest.raises(ConfigError, match=r"a\.jpg: what is written is a TIFF; end it in \.tif, or .*view\.plot"):
+        smooth_view().save(tmp_path / "a.jpg")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
