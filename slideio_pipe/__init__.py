@@ -31,6 +31,9 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.errors import SlideioPipeError as SlideioPipeError
     from slideio_pipe.errors import SlideioPipeWarning as SlideioPipeWarning
     from slideio_pipe.explaining import explain as explain
+    from slideio_pipe.foreign import convert as convert
+    from slideio_pipe.foreign import from_clam as from_clam
+    from slideio_pipe.foreign import from_trident as from_trident
     from slideio_pipe.label_masks import LabelMask as LabelMask
     from slideio_pipe.loader import BagLoader as BagLoader
     from slideio_pipe.profiling import profile as profile
@@ -99,6 +102,9 @@ _PUBLIC = {
     "draw": "augment.drawing",
     "load_transform": "augment.drawing",
     "explain": "explaining",
+    "convert": "foreign",
+    "from_clam": "foreign",
+    "from_trident": "foreign",
     "SlideioPipeError": "errors",
     "SlideioPipeWarning": "errors",
 }

@@ -126,7 +126,7 @@ def _import(
 
 def _slide_of(file: Path, slides: Path) -> Path:
     """Return the slide that a file of coordinates is named after."""
-    from slideio_pipe.foreign.convert import stem_of
+    from slideio_pipe.foreign.converting import stem_of
 
     if not slides.is_dir() or slides.suffix == ".zarr":
         return slides

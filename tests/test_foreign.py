@@ -345,6 +345,30 @@ def test_trident_keeps_empty_bags(slide: Slide, tmp_path: Path) -> None:
     assert len(from_trident(coords, slide)) == 0
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+def test_torchmil_reads_the_folder_as_it_reads_tridents(slide: Slide, tmp_path: Path) -> None:
+    """Features, labels and the graph of a job of TRIDENT: 20× tiles of a 40× slide have their eight neighbours."""
+    module = pytest.importorskip("torchmil.datasets", reason="torchmil is not installed")
+    bag = bag_of(slide, 0.5)
+    features = np.arange(len(bag) * 2, dtype=np.float32).reshape(-1, 2)
+    done = convert(bag, "trident", tmp_path, features=features, encoder="uni_v1")
+    names = {"wsi_name_col": "wsi", "wsi_label_col": "label"}
+    (found,) = module.TridentWSIDataset(
+        f"{done.paths[0].parents[1]}/",
+        str(tmp_path / "labels.csv"),
+        "uni_v1",
+        bag_keys=["X", "Y", "adj", "coords"],
+        patch_size=2 * TILE,
+        norm_adj=False,
+        **names,
+    )
+    np.testing.assert_array_equal(found["X"], features[columns(bag)])
+    assert found["Y"].tolist() == [1]
+    places = bag.grid_index[columns(bag)]
+    steps = np.abs(places[:, None] - places[None]).max(axis=-1)
+    np.testing.assert_array_equal(found["adj"].to_dense().numpy() > 0, steps == 1)
+
+
 def test_trident_needs_a_resolution(tmp_path: Path) -> None:
     """Magnifications of a slide without mpp would be guesses."""
     pytest.importorskip("h5py")
