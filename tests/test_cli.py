@@ -25,7 +25,7 @@ from slideio_pipe.config import ExportConfig
 from slideio_pipe.synthetic import SyntheticSlide
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("info", "tissue", "export", "demo", "doctor", "bench", "convert")
+COMMANDS = ("info", "tissue", "export", "split", "demo", "doctor", "bench", "convert")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,84 @@
+"""Cohorts on the command line: what is taken for one, what is said, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_cli import run
+
+import slideio_pipe as sp
+from slideio_pipe.cohort_commands import is_cohort
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two slides, a broken one, and a manifest of all."""
+    folder = tmp_path_factory.mktemp("study")
+    for k in range(2):
+        sp.write_synthetic_slide(folder / f"s{k}.svs", size=(2048, 1536), seed=k)
+    (folder / "broken.svs").write_bytes(b"II*\0no slide")
+    (folder / "cohort.csv").write_text("slide,label,patient\ns0.svs,0,p0\nbroken.svs,1,p1\ns1.svs,1,p2\n")
+    return folder
+
+
+def test_export_of_a_manifest(study: Path, tmp_path: Path) -> None:
+    """Bags with their labels; what failed is said, listed, and the exit code; run again, it goes on."""
+    text = run("export", study / "cohort.csv", "--out", tmp_path, "--workers", 2, code=1).stdout
+    assert "3 slides: 2 exported, 1 failed" in text
+    assert "broken.svs: " in text
+    assert f"failures: {tmp_path / 'failures.csv'}" in text
+    assert [sp.open_bag(tmp_path / f"s{k}.bag.zarr").label for k in range(2)] == [0, 1]
+    again = json.loads(run("export", study / "cohort.csv", "--out", tmp_path, "--json", code=1).stdout)
+    assert (again["done"], again["kept"], again["failed"]) == (0, 2, 1)
+    assert again["failures"] == str(tmp_path / "failures.csv")
+
+
+def test_other_settings_are_refused_in_options(study: Path, tmp_path: Path) -> None:
+    """The remedy is an option of the command."""
+    run("export", study / "s0.svs", study / "s1.svs", "--out", tmp_path)
+    refused = run("export", study / "s0.svs", study / "s1.svs", "--out", tmp_path, "--mpp", 1, code=2).stderr
+    assert "view.mpp was 0.5, is 1.0" in refused
+    assert "--overwrite" in refused
+
+
+def test_what_is_a_cohort(study: Path, tmp_path: Path) -> None:
+    """Several slides, a manifest, a folder of slides, a pattern; not a slide, nor a folder that is one."""
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / "1.dcm").touch()
+    cohorts = [[study], [study / "cohort.csv"], [study / "*.svs"], [study / "s0.svs", study / "s1.svs"]]
+    assert all(is_cohort(sources) for sources in cohorts)
+    slides = [study / "s0.svs", study / "nowhere.svs", tmp_path / "a.zarr", tmp_path / "dicom"]
+    assert not any(is_cohort([source]) for source in slides)
+
+
+@pytest.mark.parametrize("option", ["--label", "--mask", "--picture"])
+def test_what_is_of_one_slide(study: Path, tmp_path: Path, option: str) -> None:
+    """Is refused for a cohort."""
+    assert f"{option} is for one slide" in run("export", study, "--out", tmp_path, option, "x.png", code=2).stderr
+
+
+def test_a_name_of_a_bag_is_no_folder_for_a_cohort(study: Path, tmp_path: Path) -> None:
+    """Nor is a file."""
+    assert "no folder for the bags" in run("export", study, "--out", tmp_path / "a.bag.zarr", code=2).stderr
+
+
+def test_a_root_is_not_left(study: Path, tmp_path: Path) -> None:
+    """Nothing starts."""
+    refused = run("export", study / "cohort.csv", "--out", tmp_path / "out", "--root", tmp_path, code=2).stderr
+    assert refused.count("is outside of") == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_split(study: Path, tmp_path: Path) -> None:
+    """Into folds and parts, written as a manifest that the export takes; nothing is replaced unasked."""
+    text = run("split", study / "cohort.csv", "--folds", 3, "--out", tmp_path / "folds.csv").stdout
+    assert "fold 0 1, fold 1 1, fold 2 1" in text
+    assert {slide.fold for slide in sp.Cohort.of(tmp_path / "folds.csv")} == {0, 1, 2}
+    assert "is there already" in run("split", tmp_path / "folds.csv", code=2).stderr
+    parts = ("--parts", "train=0.67,test=0.33", "--overwrite", "--json")
+    assert json.loads(run("split", tmp_path / "folds.csv", *parts).stdout)["slides"] == {"test": 1, "train": 2}
+    assert {slide.split for slide in sp.Cohort.of(tmp_path / "folds.csv")} == {"train", "test"}
+    assert "--parts" in run("split", tmp_path / "folds.csv", "--parts", "half", "--overwrite", code=2).stderr
