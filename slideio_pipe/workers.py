@@ -186,7 +186,12 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # libvips does not survive a fork
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        self.process.start()
+        # A Ctrl-C while it imports would end it with a traceback: what is blocked here is blocked there, for good.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()  # so that its death ends the pipe
         self.job: _Job | None = None
         self.is_ready, self.stage, self.began = False, "", time.monotonic()
@@ -230,7 +235,6 @@ class _Worker:
 
 def _serve(connection: Connection, work: Work) -> None:
     """Do tasks until the pipe ends: the whole life of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who started the run decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     connection.send(("ready",))
     while True:
