@@ -12,7 +12,7 @@ from typing import Any, overload
 
 from slideio_pipe.bag import Bag, Label
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.manifest import TABLES, Table, read_table, slides_in, write_table
+from slideio_pipe.manifest import SLIDES, TABLES, Table, read_table, slides_in, write_table
 
 COLUMNS = ("slide", "name", "label", "mpp", "mask", "patient", "split", "fold")
 # What a column may be called by mistake: closer than this to one of ours that is not there.
@@ -75,7 +75,7 @@ class Cohort(Sequence[CohortSlide]):
     def of(
         cls, source: str | Path | Cohort | Iterable[str | Path | Bag | CohortSlide], *, root: str | Path | None = None
     ) -> Cohort:
-        """Return a cohort from what a user has: a manifest, a folder, a pattern, or a list of slides or bags.
+        """Return a cohort from what a user has: a manifest, a folder, a pattern, a slide, or a list of slides or bags.
 
         Parameters
         ----------
@@ -108,6 +108,8 @@ class Cohort(Sequence[CohortSlide]):
     @classmethod
     def _of_path(cls, path: Path, root: str | Path | None) -> Cohort:
         slides = slides_in(path)
+        if slides is None and path.suffix.lower() in (*SLIDES, ".zarr"):
+            slides = [path]
         if slides is None:
             return cls._of_table(path, read_table(path), root)
         if not slides:

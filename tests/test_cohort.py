@@ -135,3 +135,11 @@ def test_slides_of_a_list_are_told_by_their_number(tmp_path: Path) -> None:
     (tmp_path / "a.svs").touch()
     with pytest.raises(ConfigError, match=r"^slide 2: no such slide .*b\.svs"):
         Cohort.of([tmp_path / "a.svs", tmp_path / "b.svs"])
+
+
+def test_a_slide_is_a_cohort_of_one(tmp_path: Path) -> None:
+    """It need not be put into a list, and one that is missing is not taken for a manifest."""
+    (tmp_path / "a.svs").touch()
+    assert [slide.name for slide in Cohort.of(tmp_path / "a.svs")] == ["a.svs"]
+    with pytest.raises(ConfigError, match=r"no such slide .*b\.svs"):
+        Cohort.of(str(tmp_path / "b.svs"))
