@@ -141,7 +141,11 @@ class Ledger:
 
 def settings_digest(settings: Mapping[str, Any], slide: CohortSlide) -> str:
     """Return sixteen hex digits of what a slide's output depends on, its file apart."""
-    own = [slide.label, slide.mpp, None if slide.mask is None else fingerprint(slide.mask)]
+    try:
+        mask = None if slide.mask is None else fingerprint(slide.mask)
+    except OSError as error:  # the work will say it better, of this slide alone
+        mask = f"cannot be read ({error.strerror})"
+    own = [slide.label, slide.mpp, mask]
     known = json.dumps([dict(settings), own], sort_keys=True, default=str)
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
@@ -151,7 +155,7 @@ def fingerprint(path: Path) -> str:
 
     Raises
     ------
-    OutputError
+    OSError
         It cannot be read.
     """
     if not path.is_dir():

@@ -120,6 +120,18 @@ def test_another_label_is_another_setting(tmp_path: Path) -> None:
         run(Cohort([CohortSlide(slide.source, slide.name, label=1)]), out)
 
 
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """Costs itself only, as does a mask that is gone since the cohort was checked."""
+    cohort, out = slides(tmp_path, a="1", b="2", c="3"), tmp_path / "out"
+    (tmp_path / "mask.png").touch()
+    masked = CohortSlide(tmp_path / "c", "c", mask=tmp_path / "mask.png")
+    cohort = Cohort([*cohort[:2], masked])
+    (tmp_path / "a").unlink()
+    (tmp_path / "mask.png").unlink()
+    assert counts(run(cohort, out)) == (2, 0, 1)
+    assert "No such file" in failures(out)[0]["error"]
+
+
 def test_another_file_under_the_same_name_is_noticed(tmp_path: Path) -> None:
     """That slide fails, unless its output may be replaced."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
