@@ -74,6 +74,11 @@ def convert(
     if (to is None) == (source is None):
         raise ConfigError("one of --to and --from is needed", remedy="pass --to clam, or --from clam with --slides")
     progress = False if as_json else None
+    sizes = {"--tile-size": tile_size, "--tile-size-level0": tile_size_level0}
+    only = {"--slides": slides, **sizes, "--slide-mpp": slide_mpp, "--pixels": pixels}
+    unused = [name for name, value in only.items() if value is not None]
+    if to is not None and unused:
+        raise ConfigError(f"{' and '.join(unused)} with --to", remedy="leave it out: it is for --from")
     if to is not None:
         from slideio_pipe.foreign import convert as write
 

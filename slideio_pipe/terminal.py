@@ -30,6 +30,7 @@ _OPTIONS = {
     "min_tissue": "--min-tissue",
     "tile_size": "--tile-size",
     "tile_size_level0": "--tile-size-level0",
+    "features": "--features",
     "tissue_file": "--mask",
     "method": "--tissue",
     "stride": "--stride",

@@ -604,11 +604,14 @@ def test_the_command_converts_there_and_back(slide: Slide, tmp_path: Path) -> No
 
 def test_the_command_says_what_is_missing(slide: Slide, tmp_path: Path) -> None:
     """In words of the command line."""
+    save_bag(bag_of(slide, 0.5), tmp_path / "s.bag.zarr", progress=False)
+    assert "pass --features, or" in run(tmp_path / "s.bag.zarr", "--to", "stamp", "-o", tmp_path, code=2).stderr
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "a.b.h5", "w") as file:
         file["coords"] = np.zeros((1, 2), int)
     coords, out = tmp_path / "a.b.h5", ("-o", tmp_path / "out")
     assert "one of --to and --from" in run(coords, *out, code=2).stderr
+    assert "--tile-size with --to" in run(coords, "--to", "clam", "--tile-size", 64, *out, code=2).stderr
     assert "pass --slides" in run(coords, "--from", "clam", *out, code=2).stderr
     assert "pass --from clam or" in run(coords, "--from", "stamp", "--slide", slide.path, *out, code=2).stderr
     (tmp_path / "none").mkdir()

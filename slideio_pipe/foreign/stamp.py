@@ -26,7 +26,7 @@ class Stamp:
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of features."""
         if item.features is None:
-            remedy = "pass features=… (on the command line --features FOLDER), or convert to another layout"
+            remedy = "pass features=…, or convert to another layout"
             raise ConfigError("STAMP's layout holds features, and none are given", slide=item.bag.name, remedy=remedy)
         if Places.of(item.bag).slide_mpp is None:
             reason = "STAMP's coordinates are µm, and the slide's mpp is not known"
