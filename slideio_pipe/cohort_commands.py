@@ -78,7 +78,8 @@ def _print_report(report: RunReport) -> None:
     parts += [f"{report.kept:,} there before"] if report.kept else []
     parts += [f"{len(report.failed):,} failed"] if report.failed else []
     rate = f", {3600 * report.done / report.seconds:,.0f} slides/h" if report.done else ""
-    say(f"{report.slides:,} slides: {', '.join(parts)} ({report.seconds:.1f} s{rate})")
+    count = f"{report.slides:,} slide{'' if report.slides == 1 else 's'}"
+    say(f"{count}: {', '.join(parts)} ({report.seconds:.1f} s{rate})")
     for failure in report.failed[:_SHOWN]:
         reason = in_options(failure.error).removeprefix(f"{failure.slide}: ")
         out.print(f"[red]✗[/] {escape(failure.slide)}: {escape(reason)}", soft_wrap=True)

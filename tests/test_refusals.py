@@ -67,6 +67,11 @@ def _directory(folder: Path, svs: Path) -> Path:
     return folder / "a folder"
 
 
+def _empty_directory(folder: Path, svs: Path) -> Path:
+    (folder / "an empty folder").mkdir()
+    return folder / "an empty folder"
+
+
 def _text(folder: Path, svs: Path) -> Path:
     (folder / "text.svs").write_text("Dear reviewer, the slide is attached.\n" * 100)
     return folder / "text.svs"
@@ -143,9 +148,11 @@ SLIDES = {
     "no tissue": Bad(_glass, "glass.tif", ("no tissue was found", "--tissue none", "--allow-empty"), opens=True),
 }
 CLOSED = {name: bad for name, bad in SLIDES.items() if not bad.opens}
+# To export, a folder is a cohort.
+EXPORTED = SLIDES | {"directory": Bad(_empty_directory, "an empty folder", ("no slides are there", "check the path"))}
 
 
-@pytest.mark.parametrize("bad", SLIDES.values(), ids=SLIDES)
+@pytest.mark.parametrize("bad", EXPORTED.values(), ids=EXPORTED)
 def test_a_slide_that_cannot_be_exported(bad: Bad, svs: Path, tmp_path: Path, out: Path) -> None:
     """Slide, reason and remedy in one line, and no bag."""
     error = refused("export", bad.make(tmp_path, svs), "--out", out)
@@ -199,7 +206,7 @@ SETTINGS = {
     "overlap of the whole tile": (("--overlap", 256), ("overlap must be smaller than tile_size",)),
     "no such edge": (("--edge", "wrap"), ("grid.edge='wrap'", "'drop', 'shift' or 'pad'")),
     "no such method": (("--tissue", "magic"), ("tissue.method='magic'", "'otsu', 'threshold' or 'none'")),
-    "no such codec": (("--pixels", "gif"), ("store.pixels: 'gif'", '"jpeg:Q"')),
+    "no such codec": (("--pixels", "gif"), ("--pixels: 'gif'", '"jpeg:Q"')),
     "no such reader": (("--backend", "magic"), ("slide.backend='magic'", "'openslide'")),
     "tissue of 150 %": (("--min-tissue", 1.5), ("grid.min_tissue=1.5", "at most 1")),
     "mpp 0": (("--mpp", 0), ("view.mpp='0'", "more than 0")),
