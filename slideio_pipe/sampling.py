@@ -34,7 +34,8 @@ _ALONE = 0.75
 _FEW = 4
 # A stored tile is decoded in part when less than this of its height is needed: the rest may be wanted later.
 _PARTLY = 0.8
-# Sampling pixels up to a quarter finer than needed, without a filter, is less blur than the random zoom it belongs to.
+# Pixels may be up to a quarter coarser or finer than needed and are sampled without a filter: less than the random
+# zoom it belongs to does.
 FINE_ENOUGH = 1.25
 # How much more than its mean the finer axis of an uneven shrink may be stretched: 4:3 into a square is 1.15.
 NEARLY = 1.2

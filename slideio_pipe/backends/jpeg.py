@@ -115,12 +115,7 @@ def completed(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:
     start = 2
     if not ycbcr and data[2:4] == b"\xff\xe0":
         start = 4 + int.from_bytes(data[4:6], "big")
-    return opening(tables, ycbcr=ycbcr) + data[start:]
-
-
-def opening(tables: bytes, *, ycbcr: bool) -> bytes:
-    """Return what ``completed`` puts before a tile's own segments."""
-    return (_ADOBE_YCBCR if ycbcr else _ADOBE_RGB) + tables[2:-2]
+    return b"".join((_ADOBE_YCBCR if ycbcr else _ADOBE_RGB, tables[2:-2], data[start:]))
 
 
 def frame_place(stream: bytes) -> int | None:

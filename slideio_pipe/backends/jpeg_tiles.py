@@ -21,7 +21,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from slideio_pipe.backends.base import OnStage
-from slideio_pipe.backends.jpeg import EXTRANEOUS, completed, cut_to, frame_place, is_sequential, opening, read_frame
+from slideio_pipe.backends.jpeg import EXTRANEOUS, completed, cut_to, frame_place, is_sequential, read_frame
 from slideio_pipe.backends.tiff_header import TiffPage
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError
 from slideio_pipe.geometry import Rect, Size
@@ -64,7 +64,6 @@ class JpegTiles:
         self._offsets, self._counts = page.page.dataoffsets, page.page.databytecounts
         self._tables: bytes = page.page.jpegtables or b""
         self._ycbcr = page.tagged_ycbcr != page.lies
-        self._opening = opening(self._tables, ycbcr=self._ycbcr)
         self._general = general
         self._last_frame = (0, b"none yet.")  # where a frame header of the tile's size stood, and its first nine bytes
         self._slide, self._directory = path.name, page.directory
@@ -91,8 +90,7 @@ class JpegTiles:
             raise self._corrupt(column, row, f"its bytes cannot be read: {error}") from error
         if len(data) != count:
             raise self._corrupt(column, row, f"{len(data)} of {count} bytes are there")
-        # What ``completed`` does, with its first part made once.
-        return self._opening + data[2:] if self._ycbcr else completed(data, self._tables, ycbcr=False)
+        return completed(data, self._tables, ycbcr=self._ycbcr)
 
     def decode(
         self,
