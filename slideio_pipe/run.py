@@ -23,7 +23,7 @@ from slideio_pipe.errors import (
 )
 from slideio_pipe.ledger import Entry, Ledger, fingerprint, settings_digest
 from slideio_pipe.progress import Report, reporting
-from slideio_pipe.workers import OnStage, Outcome, WorkerPool
+from slideio_pipe.workers import OnStage, Outcome, Pool, WorkerPool
 
 # So many slides in a row that cannot be written: it is the disk, and the rest would fare no better.
 _UNWRITABLE = 3
@@ -95,6 +95,7 @@ def run_cohort(
     memory_limit_bytes: int | None = None,
     overwrite: bool = False,
     retry: bool = False,
+    pool: Pool | None = None,
     progress: Report | bool | None = None,
 ) -> RunReport:
     """Do a piece of work for every slide; call it again, after whatever ended it, to go on.
@@ -120,6 +121,8 @@ def run_cohort(
         Do again what was done with other settings or for another file; what is the same is kept all the same.
     retry : bool
         Try the slides again that took their worker with them.
+    pool : Pool, optional
+        Who does it, of ``Job``s, in place of ``workers`` processes with these limits.
     progress : callable, bool or None
         See ``progress.reporting``; counts slides.
 
@@ -134,7 +137,10 @@ def run_cohort(
     """
     target = Path(folder).expanduser()
     _check_outputs(work, cohort, target)
-    pool = WorkerPool(_Task(work), max(1, workers), time_limit_s=time_limit_s, memory_limit_bytes=memory_limit_bytes)
+    if pool is None:
+        pool = WorkerPool(
+            _Task(work), max(1, workers), time_limit_s=time_limit_s, memory_limit_bytes=memory_limit_bytes
+        )
     with Ledger(target) as ledger:
         run = _Run(work, cohort, ledger, RunReport(target, len(cohort)), overwrite, retry)
         if not overwrite:
@@ -146,7 +152,9 @@ def run_cohort(
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
+    """A slide that is to be done: the task of a pool."""
+
     slide: CohortSlide
     entry: Entry
     overwrite: bool
@@ -158,7 +166,7 @@ class _Task:
 
     work: CohortWork
 
-    def __call__(self, job: _Job, on_stage: OnStage) -> dict[str, Any]:
+    def __call__(self, job: Job, on_stage: OnStage) -> dict[str, Any]:
         return self.work(job.slide, overwrite=job.overwrite, on_stage=on_stage)
 
 
@@ -195,7 +203,7 @@ class _Run:
                 remedy="pass overwrite=True or another folder",
             )
 
-    def go(self, pool: WorkerPool, workers: int, progress: Report) -> None:
+    def go(self, pool: Pool, workers: int, progress: Report) -> None:
         """Do what is to be done, and write down what was, however it ends."""
         begun, started = time.perf_counter(), datetime.now(UTC)
         self.tell = lambda: progress(self.ended, len(self.cohort))
@@ -207,14 +215,14 @@ class _Run:
                 self._take(outcome)
             state = "finished"
         finally:
-            outcomes.close()  # type: ignore[attr-defined]  # a generator: the workers end before the lock is let go
+            outcomes.close()  # the workers end before the lock is let go
             self.report.seconds = time.perf_counter() - begun
             times = {"state": state, "started": started.isoformat(), "ended": datetime.now(UTC).isoformat()}
             place = {"host": socket.gethostname(), "workers": workers, "cores": os.cpu_count()}
             about = {"settings": dict(self.work.settings), "packages": package_versions()}
             self.ledger.report(times | self.report.summary() | place | about)
 
-    def _jobs(self) -> Iterator[_Job]:
+    def _jobs(self) -> Iterator[Job]:
         """Yield what is to be done, each when a worker is free for it."""
         for slide in self.cohort:
             job = self._job(slide)
@@ -224,7 +232,7 @@ class _Run:
             self.ledger.note(slide.name, job.entry)
             yield job
 
-    def _job(self, slide: CohortSlide) -> _Job | None:
+    def _job(self, slide: CohortSlide) -> Job | None:
         """Return what is to be done for a slide; None when that is nothing, or impossible."""
         assert isinstance(slide.source, Path)
         known = self.ledger.entries.get(slide.name)
@@ -237,7 +245,7 @@ class _Run:
         same = known is not None and (known.settings, known.fingerprint) == (now.settings, now.fingerprint)
         there = self.work.output(slide).exists()
         if known is None or not (same or there):
-            return _Job(slide, replace(now, replaces=there), self.overwrite)
+            return Job(slide, replace(now, replaces=there), self.overwrite)
         if same and known.event == "quarantined" and not self.retry:
             remedy = "look at the slide, then run again with retry=True"
             self._fail(
@@ -254,10 +262,10 @@ class _Run:
             remedy = "pass overwrite=True or another folder"
             self._fail(slide, "open", OutputExistsError(reason, slide=slide.name, remedy=remedy))
             return None
-        return _Job(slide, replace(now, replaces=there), self.overwrite)
+        return Job(slide, replace(now, replaces=there), self.overwrite)
 
     def _take(self, outcome: Outcome) -> None:
-        job: _Job = outcome.task
+        job: Job = outcome.task
         if outcome.error is None:
             told = {"warnings": list(outcome.warnings)} if outcome.warnings else {}
             noted = {"seconds": round(outcome.seconds, 3), "made": outcome.value} | told

@@ -10,12 +10,12 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Protocol
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError, WorkerError
 
@@ -42,6 +42,14 @@ class Outcome:
     seconds: float  # of the last attempt
     warnings: tuple[str, ...] = ()
     quarantined: bool = False  # it took two workers with it
+
+
+class Pool(Protocol):
+    """Whoever does tasks."""
+
+    def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
+        """Yield what became of each task, as they end; tasks are asked for when there is room for another."""
+        ...
 
 
 class WorkerPool:
@@ -76,7 +84,7 @@ class WorkerPool:
         self._again: deque[_Job] = deque()
         self._failed_starts = 0
 
-    def outcomes(self, tasks: Iterable[Any]) -> Iterator[Outcome]:
+    def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
         """Yield what became of each task, as they end; tasks are asked for when a worker is free.
 
         Leaving the loop early ends the workers.
