@@ -1,0 +1,171 @@
+"""The page of a cohort shows every slide, says what is wrong, and is safe to open."""
+
+from __future__ import annotations
+
+import json
+import re
+import tracemalloc
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from PIL import Image
+from test_cohort_records import done, failed, start
+
+from slideio_pipe.cohort_page import page, picture_file, write_page
+from slideio_pipe.cohort_records import Records
+from slideio_pipe.errors import OutputError
+
+NUMBERS = {
+    "state": "finished",
+    "done": 2,
+    "kept": 1,
+    "seconds": 7300.0,
+    "slides_per_hour": 1234.5,
+    "ended": "2026-01-02T03:04:05+00:00",
+    "settings": {"view": {"mpp": 0.5}, "allow_empty": False},
+    "packages": {"slideio-pipe": "1.2.3"},
+    "host": "node7",
+}
+
+
+class Page(HTMLParser):
+    """A page as a browser takes it apart: elements, and the text of every row."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.rows:
+            self.rows[-1] += f"{data} "
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Return the attributes of all elements of a kind."""
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def written(folder: Path, *events: dict[str, Any], **more: Any) -> str:
+    """Return the page of some events."""
+    (folder / "run.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return "".join(page("bags", Records(folder), NUMBERS, lambda name: picture_file(folder, name), **more))
+
+
+def draw(folder: Path, name: str) -> None:
+    """Put a picture of a slide where the page looks for it."""
+    picture_file(folder, name).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (30, 10)).save(picture_file(folder, name))
+
+
+def test_what_a_row_says(tmp_path: Path) -> None:
+    """Name, error with stage and remedy, warnings, and the numbers under their heads."""
+    event = done("a.svs", 1234, seconds=2.25, warnings=["mpp estimated"])
+    event["made"] |= {"mpp": [0.5, 0.5], "mpp_source": "file", "tissue": 0.25, "bytes": 5_500_000, "n_things": 7}
+    found = Page(written(tmp_path, start("a.svs", label=1), event, start("b.svs"), failed("b.svs")))
+    heads = found.rows[0].split("  ")[0].split()
+    assert heads[:4] == ["slide", "label", "tiles", "tissue"]
+    assert "n things" in found.rows[0]
+    bad, good = found.rows[1:]
+    assert all(part in bad for part in ("b.svs", "failed", "tiles: damaged", "copy it again"))
+    assert all(part in good for part in ("a.svs", "1 warning", "mpp estimated", "1,234", "25.0", "0.5", "5.5", "2.2"))
+    assert not found.all("img")
+
+
+def test_totals_are_on_top(tmp_path: Path) -> None:
+    """Done, kept, failed, throughput, settings, versions, host."""
+    text = written(tmp_path, start("a"), done("a", 5), failed("b"))
+    top = text[: text.index("<table")]
+    words = re.sub(r"<[^>]+>", " ", top[top.index("<body>") :])
+    for part in ("2 slides: 1 done, 1 failed", "finished 2026-01-02 03:04 UTC", "1,234", "2.0 h", "view.mpp", "node7"):
+        assert part in words
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a\"b'&amp;.svs", "50%25 #?.svs", "µ × 日本.svs"])
+def test_names_and_errors_are_text(tmp_path: Path, name: str) -> None:
+    """Whatever a slide, its label, its error or its numbers say, the page has the same elements; its picture is found."""
+    draw(tmp_path, name.replace("/", "_"))
+    evil = "<img src=x onerror=alert(1)>"
+    event = done(name, 3, warnings=[evil])
+    event["made"]["note"] = evil
+
+    def elements(slide: str, text: str) -> list[str]:
+        told = {**event, "slide": slide, "made": {**event["made"], "note": text}, "warnings": [text]}
+        events = [start(slide, label=text, split=text), told, failed(f"{slide}2", text)]
+        return [tag for tag, _ in Page(written(tmp_path, *events)).tags]
+
+    assert elements(name, evil).count("script") == 1
+    assert [tag for tag in elements(name, evil) if tag not in ("img", "a")] == [
+        tag for tag in elements("plain", "plain") if tag not in ("img", "a")
+    ]
+    text = written(tmp_path, start(name), event)
+    assert name in Page(text).rows[1]
+    if "/" not in name:
+        (image,) = Page(text).all("img")
+        assert (tmp_path / unquote(str(image["src"]))).exists()
+        assert name in str(image["alt"])
+        assert (image["loading"], image["width"], image["height"]) == ("lazy", "30", "10")
+
+
+def test_a_picture_that_is_none(tmp_path: Path) -> None:
+    """Half a file is left out."""
+    draw(tmp_path, "a")
+    picture_file(tmp_path, "a").write_bytes(b"\xff\xd8")
+    assert not Page(written(tmp_path, start("a"), done("a", 1))).all("img")
+
+
+def test_many_slides(tmp_path: Path) -> None:
+    """The worst have pictures, the others a line each; it says so, and memory is that of a page of few slides."""
+    draw(tmp_path, "s3")
+    events = [event for k in range(20) for event in (start(f"s{k}"), done(f"s{k}", 100 + k, seconds=1))]
+    found = Page(text := written(tmp_path, *events, pictured=5))
+    assert "The worst 5 of 20 slides" in text
+    assert "The other 15 slides, without pictures" in text
+    assert [row.split()[0] for row in found.rows if row.split()[0] != "slide"] == [f"s{k}" for k in range(20)]
+    assert len(found.all("img")) == 1
+
+
+def test_memory_of_many_slides(tmp_path: Path) -> None:
+    """20,000 slides take less than 1 kB each while the page is written: the page itself is never held."""
+    slides = 20_000
+    with (tmp_path / "run.jsonl").open("w") as file:
+        for k in range(slides):
+            made = {"tiles": k, "note": "x" * 500}
+            file.write(json.dumps(start(f"s{k}")) + "\n" + json.dumps({**done(f"s{k}", k), "made": made}) + "\n")
+    tracemalloc.start()
+    path, _ = write_page(tmp_path, None, NUMBERS)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1000 * slides
+    assert path.read_text().count("<tr>") == slides + 2
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Where it cannot be put nothing is left, and the page before stays."""
+    (tmp_path / "run.jsonl").write_text(json.dumps(done("a", 1)) + "\n")
+    write_page(tmp_path, None, NUMBERS)
+    before = (tmp_path / "report.html").read_text()
+    (tmp_path / "report.html.partial").mkdir()
+    with pytest.raises(OutputError, match=r"report\.html"):
+        write_page(tmp_path, None, NUMBERS)
+    assert (tmp_path / "report.html").read_text() == before
+
+
+def test_it_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    """No address of another host, no file but the pictures; a language, a title, a label for the filter."""
+    draw(tmp_path, "a")
+    text = written(tmp_path, start("a"), done("a", 1))
+    found = Page(text)
+    assert "http" not in text
+    assert not found.all("link")
+    assert found.all("html")[0]["lang"] == "en"
+    assert found.all("label")[0]["for"] == found.all("input")[0]["id"]
+    assert all(head.get("scope") == "col" for head in found.all("th"))

@@ -1,0 +1,108 @@
+"""What is known of every slide is read from the events of all runs, and the worst comes first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort_records import Record, Records
+
+
+def start(slide: str, **more: Any) -> dict[str, Any]:
+    """Return the event of a slide that began."""
+    return {"slide": slide, "event": "start", "settings": "s", "fingerprint": "f", **more}
+
+
+def done(slide: str, tiles: int | None = None, **more: Any) -> dict[str, Any]:
+    """Return the event of a slide that is done; without tiles, one that was kept."""
+    made = {} if tiles is None else {"made": {"tiles": tiles, "tissue_covered": more.pop("covered", 0.9)}}
+    return {"slide": slide, "event": "done", "settings": "s", "fingerprint": "f", **made, **more}
+
+
+def failed(slide: str, error: str = "damaged", **more: Any) -> dict[str, Any]:
+    """Return the event of a slide that failed."""
+    return {"slide": slide, "event": "failed", "stage": "tiles", "error": error, "remedy": "copy it again", **more}
+
+
+def records(folder: Path, *events: dict[str, Any], cohort: Cohort | None = None) -> list[Record]:
+    """Write the events and read them."""
+    (folder / "run.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return list(Records(folder, cohort))
+
+
+def test_the_worst_comes_first(tmp_path: Path) -> None:
+    """Failed, quarantined, with warnings, few tiles or low coverage, the rest from few tiles to many, not done."""
+    good = [event for k in range(5) for event in (start(f"good{k}"), done(f"good{k}", 100 + k))]
+    found = records(
+        tmp_path,
+        *reversed(good),
+        *(start("low"), done("low", 90, covered=0.2)),
+        *(start("few"), done("few", 3)),
+        *(start("warned"), done("warned", 500, warnings=["odd"])),
+        *(start("killer"), {**start("killer"), "event": "quarantined"}, failed("killer", "was killed", attempts=2)),
+        *(start("bad"), failed("bad")),
+        start("unfinished"),
+    )
+    names = [record.slide for record in found]
+    assert names == ["bad", "killer", "warned", "few", "low", *(f"good{k}" for k in range(5)), "unfinished"]
+    assert [record.status for record in found[:3]] == ["failed", "quarantined", "done"]
+    assert [record.notable for record in found[3:6]] == [("few tiles",), ("low coverage",), ()]
+    assert (found[0].stage, found[0].error, found[0].remedy) == ("tiles", "damaged", "copy it again")
+    assert found[1].attempts == 2
+    assert found[-1].status == "not done yet"
+
+
+def test_what_a_later_run_says_counts(tmp_path: Path) -> None:
+    """Failed then done is done, in two attempts; what was told when it was done stays told when it is kept."""
+    (found,) = records(
+        tmp_path, start("a"), failed("a"), start("a"), done("a", 7, seconds=2.5), failed("a", "another file"), done("a")
+    )
+    assert (found.status, found.made["tiles"], found.seconds, found.attempts) == ("done", 7, 2.5, 2)
+    assert found.error == ""
+
+
+def test_a_quarantined_slide_keeps_what_it_died_of(tmp_path: Path) -> None:
+    """Later runs leave it out, which says less."""
+    (found,) = records(
+        tmp_path, start("a"), {**start("a"), "event": "quarantined"}, failed("a", "SIGSEGV"), failed("a", "before")
+    )
+    assert (found.status, found.error) == ("quarantined", "SIGSEGV")
+
+
+def test_slides_of_the_cohort_and_of_other_runs(tmp_path: Path) -> None:
+    """Those not begun are there; labels and splits come from the cohort, or were noted when it was another one."""
+    cohort = Cohort.unchecked(
+        [CohortSlide(tmp_path / "a", "a", label=1), CohortSlide(tmp_path / "b", "b", split="val")]
+    )
+    found = {r.slide: r for r in records(tmp_path, start("z", label=0, patient="p"), done("z", 1), cohort=cohort)}
+    assert {name: dict(record.about) for name, record in found.items()} == {
+        "a": {"label": 1},
+        "b": {"split": "val"},
+        "z": {"label": 0, "patient": "p"},
+    }
+    assert found["a"].status == "not done yet"
+
+
+def test_nothing_was_done_yet(tmp_path: Path) -> None:
+    """A folder without events has the slides of the cohort."""
+    cohort = Cohort.unchecked([CohortSlide(tmp_path / "a", "a")])
+    assert [record.status for record in Records(tmp_path, cohort)] == ["not done yet"]
+
+
+def test_lines_cut_short_by_a_kill(tmp_path: Path) -> None:
+    """Are passed over."""
+    (tmp_path / "run.jsonl").write_text(json.dumps(done("a", 5))[:40] + "\n\n" + json.dumps(done("b", 6)) + "\n[1]\n{")
+    assert [(record.slide, record.made["tiles"]) for record in Records(tmp_path)] == [("b", 6)]
+
+
+def test_totals(tmp_path: Path) -> None:
+    """Tiles and bytes of what is done, columns as they come up, without what no table holds."""
+    made = {"tiles": 3, "bytes": 10, "dim": 768, "pixels": {"codec": "zstd"}}
+    events = [{**done(name), "made": made} for name in "ab"] + [failed("c")]
+    (tmp_path / "run.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    found = Records(tmp_path)
+    assert (len(found), found.tiles, found.bytes) == (3, 6, 20)
+    assert found.columns == ["tiles", "bytes", "dim"]
+    assert found.counts == {"failed": 1, "quarantined": 0, "done": 2, "not done yet": 0, "warned": 0}
