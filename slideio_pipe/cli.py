@@ -6,7 +6,6 @@ import io
 import logging
 import math
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,7 @@ import typer
 
 from slideio_pipe import __version__, cohort_commands, foreign_commands, options, timing_commands
 from slideio_pipe.errors import ConfigError, NoTissueError
-from slideio_pipe.terminal import err, escape, out, print_facts, print_json, reported, say, size_text
+from slideio_pipe.terminal import called_as, err, escape, out, print_facts, print_json, reported, say, size_text
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
@@ -193,6 +192,7 @@ def export(
     config: options.Config = None,
     threads: options.Threads = None,
     workers: options.Workers = None,
+    cluster: options.Cluster = None,
     time_limit: options.TimeLimit = None,
     memory_limit: options.MemoryLimit = None,
     retry: options.Retry = False,
@@ -220,7 +220,7 @@ def export(
         "store": {"pixels": pixels},
     }
     settings = _settings(slides[0], config, given)
-    if workers is not None or cohort_commands.is_cohort(slides):
+    if workers is not None or cluster is not None or cohort_commands.is_cohort(slides):
         cohort_commands.export_many(
             slides,
             save,
@@ -228,7 +228,7 @@ def export(
             one_slide={"--label": label, "--mask": mask, "--picture": picture},
             root=root,
             as_json=as_json,
-            workers=workers or 1,
+            **cohort_commands.who_works(workers, cluster),
             threads=threads,
             time_limit_s=time_limit,
             memory_limit_gb=memory_limit,
@@ -284,22 +284,32 @@ def _loss(quality: int, chroma: str, psnr_db: float | None, psnr_tiles: int, **_
 @reported
 def demo(
     folder: options.DemoFolder = Path("slideio-pipe-demo"),
+    cohort: options.DemoCohort = False,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
     """Try it, in about a minute: make two slides, export their bags, stream them to a device, draw a picture.
 
+    With --cohort: make 24 small slides, three of them broken, export them with two workers, convert the bags, and
+    show it all in a report. That three slides fail is meant, and the exit code 0.
+
     Example: [bold]slideio-pipe demo[/]
+
+    A cohort: [bold]slideio-pipe demo --cohort[/]
     """
     from slideio_pipe.demo import run_demo
 
+    if cohort:
+        if device is not None:
+            raise ConfigError("--device with --cohort", remedy="leave it out: nothing is streamed")
+        cohort_commands.demo_cohort(folder, as_json=as_json)
+        return
     if as_json:
         print_json(run_demo(folder, device=device, say=lambda line: None, progress=False))
         return
     report = run_demo(folder, device=device, say=say)
     bag = folder / Path(report["slides"][1]["bag"]).name
-    # As it was called: an environment that is not activated has it on no PATH.
-    called = "slideio-pipe" if shutil.which("slideio-pipe") else sys.argv[0]
+    called = called_as()
     say("next:", style="bold")
     say(f"  {called} info {folder}/tumour.svs --mpp 0.5")
     say(f"  {called} export YOUR_SLIDE.svs --out bags/")

@@ -12,7 +12,7 @@ import typer
 
 from slideio_pipe import options
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.terminal import escape, in_options, out, print_json, reported, say
+from slideio_pipe.terminal import called_as, escape, in_options, out, print_json, reported, say
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
@@ -34,6 +34,14 @@ def is_cohort(sources: Sequence[Path]) -> bool:
 
         return slides_in(first) is not None
     return not first.exists() and glob.has_magic(str(first))
+
+
+def who_works(workers: int | None, cluster: str | None) -> dict[str, Any]:
+    """Return --workers and --cluster as a run takes them."""
+    if workers is not None and cluster is not None:
+        remedy = "leave out --workers: a cluster does as many slides at a time as its workers have threads"
+        raise ConfigError("--workers and --cluster are both given", remedy=remedy)
+    return {"workers": workers or 1, "cluster": cluster}
 
 
 def export_many(
@@ -87,6 +95,24 @@ def _print_report(report: RunReport) -> None:
         more = len(report.failed) - _SHOWN
         say(f"{f'and {more:,} more; ' if more > 0 else ''}failures: {report.failures}")
     say(f"bags: {report.folder}")
+    if report.page is not None:
+        warned = f"{report.warned:,} slide{'' if report.warned == 1 else 's'} with warnings"
+        say(f"{warned if report.warned else 'report'}: {report.page}")
+
+
+def demo_cohort(folder: Path, *, as_json: bool) -> None:
+    """Run the demo of a cohort and say what to look at."""
+    from slideio_pipe.demo_cohort import run_cohort_demo
+
+    if as_json:
+        print_json(run_cohort_demo(folder, say=lambda line: None, progress=False))
+        return
+    done = run_cohort_demo(folder, say=say)
+    called = called_as()
+    say("next:", style="bold")
+    say(f"  open {done['report']} in a browser")
+    say(f"  {called} split {folder}/cohort.csv --folds 3 --out {folder}/folds.csv")
+    say(f"  {called} export YOUR_COHORT.csv --out bags/ --workers 4")
 
 
 @reported

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from slideio_pipe.bag import TileBag
 from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort_page import picture_file
 from slideio_pipe.config import ExportConfig
-from slideio_pipe.export import bag_name, export_slide
+from slideio_pipe.errors import SlideioPipeWarning
+from slideio_pipe.export import Exported, bag_name, export_slide, make_folder, overview
+from slideio_pipe.mask_files import write_file
 from slideio_pipe.progress import Report
 from slideio_pipe.run import RunReport, run_cohort
+from slideio_pipe.slide import Slide
+from slideio_pipe.store import open_bag
 from slideio_pipe.workers import OnStage
+
+# What a bag does not say of its making.
+_UNKNOWN = ("seconds", "tiles_per_second", "tissue_covered")
 
 
 @dataclass(frozen=True)
@@ -51,9 +63,29 @@ class ExportWork:
             threads=self.threads,
             progress=False,
             on_stage=on_stage,
+            on_plan=partial(self._draw, slide.name),
         )
         done.bag.close()
-        return done.summary()
+        return done.summary() | ({} if slide.mpp is None else {"mpp_source": "the cohort"})
+
+    def recall(self, slide: CohortSlide) -> dict[str, Any]:
+        """Return what is known of a bag that was written before a kill."""
+        with open_bag(self.output(slide)) as bag:
+            known = Exported(bag, math.nan, math.nan).summary()
+        known |= {} if slide.mpp is None else {"mpp_source": "the cohort"}
+        return {key: value for key, value in known.items() if key not in _UNKNOWN}
+
+    def _draw(self, name: str, slide: Slide, bag: TileBag) -> None:
+        """Draw the slide for the report, before its bag is there: one that is, after a kill, has its picture."""
+        try:
+            drawn = io.BytesIO()
+            overview(slide, bag).save(drawn, "JPEG", quality=82)
+            file = picture_file(self.folder, name)
+            make_folder(file.parent)
+            write_file(file, drawn.getvalue(), overwrite=True)
+        except Exception as error:  # whatever it is, the tiles may be all right
+            warnings.warn(SlideioPipeWarning(f"no picture for the report ({error})"), stacklevel=2)
+            slide.renew()  # a tile that libvips could not decode it would give as black afterwards
 
 
 def export_cohort(
@@ -68,24 +100,26 @@ def export_cohort(
     overwrite: bool = False,
     retry: bool = False,
     allow_empty: bool = False,
+    cluster: str | Path | None = None,
     progress: Report | bool | None = None,
 ) -> RunReport:
     """Write the tissue tiles of every slide of a cohort into a bag; run it again to go on where it stopped.
 
     A slide that fails costs itself only: it is listed in ``out/failures.csv`` with the stage, the error and the remedy.
+    ``out/report.html`` shows every slide with its tissue, its tiles and its numbers, worst first.
 
     Parameters
     ----------
     cohort : path, list or Cohort
         A manifest, a folder, a pattern or a list of slides; see ``Cohort.of``.
     out : str or Path
-        The folder of the bags, ``<name>.bag.zarr``, of ``run.json`` and of ``failures.csv``.
+        The folder of the bags, ``<name>.bag.zarr``, and of ``report.html``, ``run.json`` and ``failures.csv``.
     config : ExportConfig, optional
         Resolution, tissue, grid and codec; a slide's own mpp and mask come from the cohort.
     workers : int
         Processes. In a script, call it below ``if __name__ == "__main__":``.
     threads : int, optional
-        Of each worker; by default the cores are shared out.
+        Of each worker; by default the cores are shared out, and it is one on a cluster, where slides are as many.
     time_limit_s : float, optional
         For each slide, after which it is given up.
     memory_limit_gb : float, optional
@@ -96,6 +130,9 @@ def export_cohort(
         Try slides again that took two worker processes with them.
     allow_empty : bool
         Write bags of no tiles for slides without tissue, instead of listing them as failed.
+    cluster : str or Path, optional
+        A Dask scheduler, ``tcp://host:8786``, or a YAML file like ``configs/slurm.yaml``, in place of ``workers``
+        processes of this machine. Slides and ``out`` have to be on a disk that all see under the same path.
     progress : callable, bool or None
         See ``progress.reporting``; counts slides.
 
@@ -123,7 +160,7 @@ def export_cohort(
     slides = Cohort.of(cohort)
     folder = Path(out).expanduser().absolute()
     if threads is None:
-        threads = max(1, min(8, (os.cpu_count() or 1) // max(1, workers)))
+        threads = 1 if cluster is not None else max(1, min(8, (os.cpu_count() or 1) // max(1, workers)))
     return run_cohort(
         ExportWork(folder, config or ExportConfig(), threads, allow_empty),
         slides,
@@ -133,5 +170,6 @@ def export_cohort(
         memory_limit_bytes=None if memory_limit_gb is None else round(memory_limit_gb * 1e9),
         overwrite=overwrite,
         retry=retry,
+        cluster=cluster,
         progress=progress,
     )

@@ -127,6 +127,29 @@ class LoaderConfig(Record):
     seed: int = Field(default=0, ge=0)  # of every draw: transforms, tiles, order
 
 
+class ClusterConfig(Record):
+    """What is asked of SLURM: jobs, each a Dask worker that does as many slides at a time as it has cores.
+
+    The names are those of ``dask_jobqueue.SLURMCluster``, but for ``jobs``, ``wait_s`` and ``options``.
+    """
+
+    jobs: int = Field(ge=1)
+    cores: int = Field(ge=1)  # of a job, and slides at a time; each is decoded by one thread
+    memory: str  # of a job, "16GB"
+    walltime: str | None = None  # of a job, "12:00:00"; jobs that are over are submitted again
+    queue: str | None = None  # partition
+    account: str | None = None
+    job_name: str | None = None
+    job_extra_directives: tuple[str, ...] = ()  # "--constraint=ssd", without #SBATCH
+    job_script_prologue: tuple[str, ...] = ()  # lines before the worker: module load …
+    log_directory: str | None = None  # of what the jobs print
+    local_directory: str | None = None  # where workers put their own files
+    interface: str | None = None  # network: ib0
+    python: str | None = None  # of the jobs; null: this one
+    wait_s: float | None = Field(default=None, gt=0)  # give up after so long without a job running; null: never
+    options: dict[str, Any] = {}  # whatever else SLURMCluster takes, as it is
+
+
 R = TypeVar("R", bound=Record)
 
 
@@ -185,6 +208,17 @@ def load_config(path: str | Path) -> ExportConfig:
     return _loaded(ExportConfig, path, "see configs/export.yaml")
 
 
+def load_cluster_config(path: str | Path) -> ClusterConfig:
+    """Read from YAML what is asked of SLURM; unknown keys are refused, those of ``options`` passed on.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, is no YAML mapping, or has unknown keys or impossible values.
+    """
+    return _loaded(ClusterConfig, path, "see configs/slurm.yaml")
+
+
 def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderConfig:
     """Return a loader's configuration from YAML or a dictionary; keys left out have their defaults.
 
@@ -237,6 +271,8 @@ def _in_words(error: ValidationError) -> str:
             parts.append(f'unknown key "{place}"')
         elif kind == "value_error":
             parts.append(f"{place}: {details['error']}" if place else str(details["error"]))
+        elif kind == "missing":
+            parts.append(f'"{place}" is missing')
         elif kind in _COMPLAINTS:
             parts.append(f"{place}={problem['input']!r}: {_COMPLAINTS[kind].format(**details)}")
         else:  # sections that are no mappings, and what a later pydantic may come up with

@@ -22,11 +22,15 @@
     ├── EmptyTissueWarning           a tissue mask or a grid came out empty
     ├── AlignedGridWarning           a grid laid on stored tiles is not the one asked for
     ├── SkippedWarning               slides or tiles that could not be read were left out
+    ├── ClusterWarning               workers of a cluster that cannot be used
+    ├── AlikeLabelsWarning           labels of a cohort of which one looks like the other misspelt
     └── UpsamplingWarning            a view finer than the slide
 """
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -168,5 +172,21 @@ class SkippedWarning(SlideioPipeWarning):
     """Slides or tiles that could not be read were left out, or are white."""
 
 
+class ClusterWarning(SlideioPipeWarning):
+    """A worker of a cluster is not used: it has another version, or does not see the output folder."""
+
+
+class AlikeLabelsWarning(SlideioPipeWarning):
+    """Two labels of a cohort differ so little, and one is so rare, that it may be the other misspelt."""
+
+
 class UpsamplingWarning(SlideioPipeWarning):
     """The view asked for is finer than the slide: its pixels are interpolated."""
+
+
+def warn_caller(warning: SlideioPipeWarning) -> None:
+    """Give a warning that points at the first line outside of this package, however deep inside it arises."""
+    level, frame = 1, sys._getframe()  # warnings.warn can pass over files by itself from Python 3.12 on
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "slideio_pipe":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(warning, stacklevel=level)

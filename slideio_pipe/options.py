@@ -137,6 +137,7 @@ Threads = Annotated[
 DemoFolder = Annotated[
     Path, _option("--out", "-o", unit="FOLDER", panel=OUTPUT, text="Where slides, bags and picture go.")
 ]
+DemoCohort = Annotated[bool, typer.Option("--cohort", help="Many small slides, from a manifest to a report.")]
 Device = Annotated[
     str | None, _option("--device", unit="cpu|cuda", text=r"Where batches go. \[default: cuda if there is one]")
 ]
@@ -193,6 +194,15 @@ Trace = Annotated[
 
 Workers = Annotated[
     int | None, _option("--workers", unit="n", min=1, panel=COHORT, text=r"Processes, a slide each. \[default: 1]")
+]
+Cluster = Annotated[
+    str | None,
+    _option(
+        "--cluster",
+        unit="tcp://…|YAML",
+        panel=COHORT,
+        text="A Dask scheduler, or what to ask SLURM for (configs/slurm.yaml), in place of --workers.",
+    ),
 ]
 TimeLimit = Annotated[
     float | None, _option("--time-limit", unit="s", panel=COHORT, text="After which a slide is given up.")

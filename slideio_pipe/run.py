@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,18 +13,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slideio_pipe.bag import package_versions
+from slideio_pipe.cluster import pool_for
 from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort_page import write_page
+from slideio_pipe.cohort_records import about_slide
 from slideio_pipe.errors import (
     ConfigError,
     CorruptSlideError,
     OutputError,
     OutputExistsError,
     SlideioPipeError,
+    SlideioPipeWarning,
+    SlideNotFoundError,
     WorkerError,
 )
 from slideio_pipe.ledger import Entry, Ledger, fingerprint, settings_digest
 from slideio_pipe.progress import Report, reporting
-from slideio_pipe.workers import OnStage, Outcome, Pool, WorkerPool
+from slideio_pipe.store.partial import within_run
+from slideio_pipe.workers import OnStage, Outcome, Pool
 
 # So many slides in a row that cannot be written: it is the disk, and the rest would fare no better.
 _UNWRITABLE = 3
@@ -31,7 +38,11 @@ _SHOWN = 5
 
 
 class CohortWork(Protocol):
-    """What is done to each slide; pickles."""
+    """What is done to each slide; pickles.
+
+    It may draw a picture of a slide into ``report/<name>.jpg`` of the folder (``cohort_page.picture_file``), and have
+    a method ``recall(slide)`` that says of an output that is there what ``__call__`` would have said.
+    """
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -65,7 +76,9 @@ class RunReport:
     done: int = 0  # by this run
     kept: int = 0  # done before
     failed: list[Failure] = field(default_factory=list)
+    warned: int = 0  # slides of the folder that came with warnings
     seconds: float = 0.0
+    page: Path | None = None  # report.html, once it is written
 
     @property
     def failures(self) -> Path | None:
@@ -82,6 +95,8 @@ class RunReport:
             "seconds": round(self.seconds, 3),
             "slides_per_hour": round(3600 * self.done / max(self.seconds, 1e-9), 1),
             "failures": None if self.failures is None else str(self.failures),
+            "warned": self.warned,
+            "report": None if self.page is None else str(self.page),
         }
 
 
@@ -95,6 +110,7 @@ def run_cohort(
     memory_limit_bytes: int | None = None,
     overwrite: bool = False,
     retry: bool = False,
+    cluster: str | Path | None = None,
     pool: Pool | None = None,
     progress: Report | bool | None = None,
 ) -> RunReport:
@@ -102,6 +118,7 @@ def run_cohort(
 
     A slide that fails is listed in ``failures.csv`` and tried again by the next run. One that takes its worker process
     with it (a crash, the time or memory limit) is tried once more in another, then left out of later runs, too.
+    However it ends, ``report.html`` then shows every slide of the folder.
 
     Parameters
     ----------
@@ -121,8 +138,11 @@ def run_cohort(
         Do again what was done with other settings or for another file; what is the same is kept all the same.
     retry : bool
         Try the slides again that took their worker with them.
+    cluster : str or Path, optional
+        Who does it in place of ``workers`` processes of this machine, under the same limits: a Dask scheduler,
+        ``tcp://host:8786``, or a YAML file that says what to ask SLURM for, as ``configs/slurm.yaml``. See ``cluster``.
     pool : Pool, optional
-        Who does it, of ``Job``s, in place of ``workers`` processes with these limits.
+        Who does it, of ``Job``s, in place of both.
     progress : callable, bool or None
         See ``progress.reporting``; counts slides.
 
@@ -133,13 +153,22 @@ def run_cohort(
     OutputError
         Another run is at work in this folder, or it cannot be written.
     WorkerError
-        Worker processes do not start.
+        Worker processes do not start, or the cluster is lost.
+    MissingExtraError
+        A cluster is given, and Dask is not installed.
     """
-    target = Path(folder).expanduser()
+    target = Path(folder).expanduser().absolute()
     _check_outputs(work, cohort, target)
+    if cluster is not None:  # its workers run in other folders
+        cohort = Cohort.unchecked(_located(slide) for slide in cohort)
     if pool is None:
-        pool = WorkerPool(
-            _Task(work), max(1, workers), time_limit_s=time_limit_s, memory_limit_bytes=memory_limit_bytes
+        pool = pool_for(
+            cluster,
+            Task(work),
+            max(1, workers),
+            folder=target,
+            time_limit_s=time_limit_s,
+            memory_limit_bytes=memory_limit_bytes,
         )
     with Ledger(target) as ledger:
         run = _Run(work, cohort, ledger, RunReport(target, len(cohort)), overwrite, retry)
@@ -147,7 +176,7 @@ def run_cohort(
             run.refuse_other_settings()
         ledger.begin(work.settings)
         with reporting(progress, f"{len(cohort):,} slides") as report:
-            run.go(pool, workers, report)
+            run.go(pool, {"workers": workers} if cluster is None else {"cluster": str(cluster)}, report)
     return run.report
 
 
@@ -161,13 +190,23 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
-    """The work as the workers call it."""
+class Task:
+    """The work as the workers of a pool call it."""
 
     work: CohortWork
 
     def __call__(self, job: Job, on_stage: OnStage) -> dict[str, Any]:
-        return self.work(job.slide, overwrite=job.overwrite, on_stage=on_stage)
+        """Do a job."""
+        on_stage("open")
+        try:
+            os.stat(str(job.slide.source))
+        except FileNotFoundError:  # it was there where the run began
+            remedy = "put the slides on a disk that every worker sees under the same path"
+            raise SlideNotFoundError(
+                f"{job.slide.source} is not there on {socket.gethostname()}", slide=job.slide.name, remedy=remedy
+            ) from None
+        with within_run():
+            return self.work(job.slide, overwrite=job.overwrite, on_stage=on_stage)
 
 
 @dataclass(slots=True)
@@ -203,7 +242,7 @@ class _Run:
                 remedy="pass overwrite=True or another folder",
             )
 
-    def go(self, pool: Pool, workers: int, progress: Report) -> None:
+    def go(self, pool: Pool, who: Mapping[str, Any], progress: Report) -> None:
         """Do what is to be done, and write down what was, however it ends."""
         begun, started = time.perf_counter(), datetime.now(UTC)
         self.tell = lambda: progress(self.ended, len(self.cohort))
@@ -218,9 +257,26 @@ class _Run:
             outcomes.close()  # the workers end before the lock is let go
             self.report.seconds = time.perf_counter() - begun
             times = {"state": state, "started": started.isoformat(), "ended": datetime.now(UTC).isoformat()}
-            place = {"host": socket.gethostname(), "workers": workers, "cores": os.cpu_count()}
+            place = {"host": socket.gethostname(), "cores": os.cpu_count(), **who}
             about = {"settings": dict(self.work.settings), "packages": package_versions()}
+            self._write_page(times | self.report.summary() | place | about)
             self.ledger.report(times | self.report.summary() | place | about)
+
+    def _write_page(self, numbers: Mapping[str, Any]) -> None:
+        """Write report.html; that it cannot be is no reason to lose a run, or to hide why it ended."""
+        try:
+            self.report.page, self.report.warned = write_page(self.ledger.folder, self.cohort, numbers)
+        except Exception as error:
+            if numbers["state"] == "finished":
+                warnings.warn(SlideioPipeWarning(f"report.html was not written ({error})"), stacklevel=2)
+
+    def _recalled(self, slide: CohortSlide) -> dict[str, Any]:
+        """Return what the work says of an output that it made before a kill."""
+        recall = getattr(self.work, "recall", None)
+        try:
+            return {} if recall is None else {"made": recall(slide)}
+        except (SlideioPipeError, OSError):  # it says so itself to whoever opens it
+            return {}
 
     def _jobs(self) -> Iterator[Job]:
         """Yield what is to be done, each when a worker is free for it."""
@@ -229,7 +285,7 @@ class _Run:
             if job is None:
                 self._count()
                 continue
-            self.ledger.note(slide.name, job.entry)
+            self.ledger.note(slide.name, job.entry, **about_slide(slide))
             yield job
 
     def _job(self, slide: CohortSlide) -> Job | None:
@@ -254,7 +310,9 @@ class _Run:
             return None
         if same and there and (known.event == "done" or (known.event == "start" and not known.replaces)):
             if known.event == "start":  # killed between giving the output its name and noting it
-                self.ledger.note(slide.name, replace(now, event="done"))
+                self.ledger.note(slide.name, replace(now, event="done"), **self._recalled(slide))
+            elif slide.name in self.ledger.failed:  # its file was another one for a while
+                self.ledger.note(slide.name, known)
             self.report.kept += 1
             return None
         if known.event == "done" and not same and not self.overwrite:  # settings were looked at before: it is the file
@@ -266,28 +324,42 @@ class _Run:
 
     def _take(self, outcome: Outcome) -> None:
         job: Job = outcome.task
-        if outcome.error is None:
-            told = {"warnings": list(outcome.warnings)} if outcome.warnings else {}
-            noted = {"seconds": round(outcome.seconds, 3), "made": outcome.value} | told
-            self.ledger.note(job.slide.name, replace(job.entry, event="done"), **noted)
+        cost: dict[str, Any] = {"seconds": round(outcome.seconds, 3)}
+        cost |= {"warnings": list(outcome.warnings)} if outcome.warnings else {}
+        cost |= {"attempts": outcome.attempts} if outcome.attempts > 1 else {}
+        if outcome.error is None or self._is_there_after_all(outcome):
+            made = {"made": outcome.value} if outcome.error is None else self._recalled(job.slide)
+            self.ledger.note(job.slide.name, replace(job.entry, event="done"), **cost, **made)
             self.report.done += 1
             self.unwritable = 0
         else:
             if outcome.quarantined:
                 self.ledger.note(job.slide.name, replace(job.entry, event="quarantined"))
-            self._fail(job.slide, outcome.stage, outcome.error)
+            self._fail(job.slide, outcome.stage, outcome.error, **cost)
             self.unwritable = self.unwritable + 1 if isinstance(outcome.error, OutputError) else 0
             if self.unwritable >= _UNWRITABLE:
                 raise outcome.error
         self._count()
 
-    def _fail(self, slide: CohortSlide, stage: str, error: SlideioPipeError) -> None:
-        self.ledger.fail(slide.name, stage, error)
+    def _is_there_after_all(self, outcome: Outcome) -> bool:
+        """Return whether a worker made the output and died before it could say so: the next one found it there."""
+        job: Job = outcome.task
+        found = outcome.attempts > 1 and isinstance(outcome.error, OutputExistsError)
+        return found and not job.entry.replaces and self.work.output(job.slide).exists()
+
+    def _fail(self, slide: CohortSlide, stage: str, error: SlideioPipeError, **cost: Any) -> None:
+        self.ledger.fail(slide.name, stage, error, **cost)
         self.report.failed.append(Failure(slide.name, stage, error))
 
     def _count(self) -> None:
         self.ended += 1
         self.tell()
+
+
+def _located(slide: CohortSlide) -> CohortSlide:
+    """Return a slide whose paths mean the same in every folder."""
+    mask = None if slide.mask is None else slide.mask.absolute()
+    return replace(slide, source=slide.source.absolute() if isinstance(slide.source, Path) else slide.source, mask=mask)
 
 
 def _check_outputs(work: CohortWork, cohort: Cohort, folder: Path) -> None:
@@ -299,10 +371,13 @@ def _check_outputs(work: CohortWork, cohort: Cohort, folder: Path) -> None:
             problems.append(f"{slide.name} is an open bag, no file")
             continue
         output = Path(os.path.normpath(work.output(slide).absolute()))
-        if slide.name.startswith(".") or "\\" in slide.name or "\0" in slide.name or output.parent != inside:
+        own = Path(os.path.normpath(slide.source.absolute()))  # a bag may have its features in itself
+        elsewhere = output == inside or not (output.is_relative_to(inside) or output.is_relative_to(own))
+        if slide.name.startswith(".") or any(mark in slide.name for mark in "/\\\0") or elsewhere:
             problems.append(f"{slide.name!r} is no name for a file")
         if output in by_output:
-            problems.append(f"{by_output[output]} and {slide.name} would both become {output.name}")
+            called = output.relative_to(inside).parts[0] if output.is_relative_to(inside) else output.name
+            problems.append(f"{by_output[output]} and {slide.name} would both become {called}")
         by_output.setdefault(output, slide.name)
     if problems:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,7 @@ _OPTIONS = {
     "backend": "--backend",
     "python": "--python",
     "retry": "--retry",
+    "cluster": "--cluster",
 }
 _NAMED = re.compile(rf"\b({'|'.join(_OPTIONS)})\b(?:=(?:\"([^\"]*)\"|([^\s,;()]+)))?")
 # In a reason only what is set there, pixels="source": the names alone are words.
@@ -130,6 +132,11 @@ def warn(text: str) -> None:
 def say(text: str, *, style: str | None = None) -> None:
     """Print a line of text as it is, never broken, so that it can be copied."""
     out.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def called_as() -> str:
+    """Return how the command line was called: an environment that is not activated has it on no PATH."""
+    return "slideio-pipe" if shutil.which("slideio-pipe") else sys.argv[0]
 
 
 def print_json(value: Any) -> None:

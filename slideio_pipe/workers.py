@@ -1,34 +1,24 @@
-"""Worker processes, each doing one task at a time: one that dies, hangs or swells costs its task, not the run."""
+"""A pool of worker processes, each doing one task at a time: one that dies, hangs or swells costs its task only."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import pickle
-import signal
-import threading
-import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from functools import partial
+from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError, WorkerError
+from slideio_pipe.processes import Ended, Limits, LostError, OnStage, Work, Worker, spawned
 
-OnStage = Callable[[str], object]
-Work = Callable[[Any, OnStage], Any]  # (task, on_stage) to what is reported of it; both pickle
+__all__ = ["ATTEMPTS", "Attempt", "OnStage", "Outcome", "Pool", "Work", "WorkerPool"]
 
 # A task that took a worker with it is tried once more, in a process of its own.
-_ATTEMPTS = 2
+ATTEMPTS = 2
 # Workers that end before they begin, one after the other, mean that none ever will.
-_FAILED_STARTS = 3
-# How often the memory of workers is looked at.
-_WATCH_S = 0.2
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+FAILED_STARTS = 3
+NO_START = 'in a script, call it below `if __name__ == "__main__":`; define functions in a module'
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +32,7 @@ class Outcome:
     seconds: float  # of the last attempt
     warnings: tuple[str, ...] = ()
     quarantined: bool = False  # it took two workers with it
+    attempts: int = 1  # that it took
 
 
 class Pool(Protocol):
@@ -50,6 +41,30 @@ class Pool(Protocol):
     def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
         """Yield what became of each task, as they end; tasks are asked for when there is room for another."""
         ...
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A task and the workers it took with it."""
+
+    task: Any
+    deaths: int = 0
+
+    def ended(self, ended: Ended) -> Outcome:
+        """Return what became of it, from what its worker says."""
+        attempts = self.deaths + 1
+        return Outcome(
+            self.task, ended.value, ended.error, ended.stage, ended.seconds, ended.warnings, attempts=attempts
+        )
+
+    def lost(self, reason: str, stage: str, seconds: float) -> Outcome | None:
+        """Count a death; return what became of the task if it was one too many."""
+        self.deaths += 1
+        if self.deaths < ATTEMPTS:
+            return None
+        remedy = "look at the slide, then run again with retry=True"
+        error = WorkerError(f"its worker process {reason}, twice", remedy=remedy)
+        return Outcome(self.task, None, error, stage, seconds, quarantined=True, attempts=self.deaths)
 
 
 class WorkerPool:
@@ -75,13 +90,13 @@ class WorkerPool:
     def __init__(
         self, work: Work, workers: int, *, time_limit_s: float | None = None, memory_limit_bytes: int | None = None
     ) -> None:
-        for name, value in (("workers", workers), ("time_limit_s", time_limit_s), ("memory limit", memory_limit_bytes)):
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}", remedy="pass more than 0")
+        if workers < 1:
+            raise ConfigError(f"workers is {workers}", remedy="pass more than 0")
         self._work, self._count = work, workers
-        self._time_limit_s, self._memory_limit_bytes = time_limit_s, memory_limit_bytes
-        self._workers: list[_Worker] = []
-        self._again: deque[_Job] = deque()
+        self._limits = Limits(time_limit_s, memory_limit_bytes)
+        self._busy: dict[Worker, Attempt] = {}
+        self._free: deque[Worker] = deque()
+        self._again: deque[Attempt] = deque()
         self._failed_starts = 0
 
     def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
@@ -98,177 +113,64 @@ class WorkerPool:
         try:
             while True:
                 self._hand_out(waiting)
-                busy = [worker for worker in self._workers if worker.job is not None]
-                if not busy:
+                if not self._busy:
                     break
-                ready = wait([worker.connection for worker in busy], self._patience(busy))
-                for worker in busy:
-                    found = self._heard(worker) if worker.connection in ready else self._overdue(worker)
+                waits = [worker.patience(self._limits) for worker in self._busy]
+                ready = wait([w.connection for w in self._busy], min((s for s in waits if s is not None), default=None))
+                for worker in list(self._busy):
+                    found = self._look_at(worker, worker.connection in ready)
                     if found is not None:
                         yield found
-            for worker in self._workers:
+            for worker in self._free:
                 worker.dismiss()
         finally:
-            for worker in self._workers:
+            for worker in (*self._busy, *self._free):
                 worker.kill()
-            self._workers.clear()
+            self._busy.clear()
+            self._free.clear()
 
     def _hand_out(self, waiting: Iterator[Any]) -> None:
         """Give every free worker a task, starting as many workers as are allowed and needed."""
-        free = deque(worker for worker in self._workers if worker.job is None)
-        while free or len(self._workers) < self._count:
+        while self._free or len(self._busy) < self._count:
             if self._again:
-                job = self._again.popleft()
+                attempt = self._again.popleft()
             else:
                 try:
-                    job = _Job(next(waiting))
+                    attempt = Attempt(next(waiting))
                 except StopIteration:
                     return
-            if not free:
-                self._workers.append(_Worker(self._work))
-                free.append(self._workers[-1])
-            free.popleft().begin(job)
+            worker = self._free.popleft() if self._free else Worker(partial(spawned, self._work))
+            self._busy[worker] = attempt
+            worker.begin(attempt.task)
 
-    def _patience(self, busy: list[_Worker]) -> float | None:
-        """Return how long may be waited for messages until something has to be looked after."""
-        waits = [] if self._memory_limit_bytes is None else [_WATCH_S]
-        if self._time_limit_s is not None:
-            now = time.monotonic()
-            waits += [max(0.0, w.began + self._time_limit_s - now) for w in busy if w.is_ready]
-        return min(waits, default=None)
-
-    def _heard(self, worker: _Worker) -> Outcome | None:
-        """Take one message of a worker; the end of its pipe is its death."""
+    def _look_at(self, worker: Worker, has_told: bool) -> Outcome | None:
+        """Take a message of a worker, or see that it keeps to the limits."""
         try:
-            kind, *content = worker.connection.recv()
-        except (EOFError, OSError, pickle.UnpicklingError):
-            return self._lost(worker, worker.cause_of_death())
-        if kind == "ready":
-            worker.is_ready, worker.began, self._failed_starts = True, time.monotonic(), 0
-        elif kind == "stage":
-            worker.stage = content[0]
-        else:
-            job, seconds = worker.end()
-            value, error, told = content
-            return Outcome(job.task, value, error, worker.stage, seconds, told)
-        return None
+            if not has_told:
+                worker.check(self._limits)
+                return None
+            ended = worker.hear()
+        except LostError as lost:
+            return self._lost(worker, str(lost))
+        if worker.is_ready:
+            self._failed_starts = 0
+        if ended is None:
+            return None
+        attempt = self._busy.pop(worker)
+        self._free.append(worker)
+        return attempt.ended(ended)
 
-    def _overdue(self, worker: _Worker) -> Outcome | None:
-        if self._time_limit_s is not None and worker.is_ready and worker.seconds() > self._time_limit_s:
-            return self._lost(worker, f"took longer than {self._time_limit_s:g} s")
-        if self._memory_limit_bytes is not None and worker.memory_bytes() > self._memory_limit_bytes:
-            return self._lost(worker, f"took more than {self._memory_limit_bytes / 1e9:.3g} GB of memory")
-        return None
-
-    def _lost(self, worker: _Worker, reason: str) -> Outcome | None:
-        """Replace a worker, and have its task tried again or given up."""
+    def _lost(self, worker: Worker, reason: str) -> Outcome | None:
+        """Have the task of a worker tried again by another, or given up."""
         worker.kill()
-        self._workers.remove(worker)
-        job, seconds = worker.end()
-        if not worker.is_ready:
+        attempt = self._busy.pop(worker)
+        found = None
+        if worker.is_ready:
+            found = attempt.lost(reason, worker.stage, worker.seconds())
+        else:
             self._failed_starts += 1
-            if self._failed_starts >= _FAILED_STARTS:
-                remedy = 'in a script, call it below `if __name__ == "__main__":`; define functions in a module'
-                raise WorkerError(f"worker processes do not start ({reason})", remedy=remedy)
-            self._again.append(job)
-            return None
-        job.attempts += 1
-        if job.attempts < _ATTEMPTS:
-            self._again.append(job)
-            return None
-        remedy = "look at the slide, then run again with retry=True"
-        error = WorkerError(f"its worker process {reason}, twice", remedy=remedy)
-        return Outcome(job.task, None, error, worker.stage, seconds, quarantined=True)
-
-
-@dataclass(slots=True)
-class _Job:
-    task: Any
-    attempts: int = 0
-
-
-class _Worker:
-    """A process and this end of the pipe to it."""
-
-    def __init__(self, work: Work) -> None:
-        context = multiprocessing.get_context("spawn")  # libvips does not survive a fork
-        self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        # A Ctrl-C while it imports would end it with a traceback: what is blocked here is blocked there, for good.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()  # so that its death ends the pipe
-        self.job: _Job | None = None
-        self.is_ready, self.stage, self.began = False, "", time.monotonic()
-
-    def begin(self, job: _Job) -> None:
-        self.job, self.stage, self.began = job, "", time.monotonic()
-        with suppress(BrokenPipeError, ConnectionResetError):  # it died idle: heard of as the end of its pipe
-            self.connection.send(job.task)
-
-    def end(self) -> tuple[_Job, float]:
-        job, self.job = self.job, None
-        assert job is not None
-        return job, self.seconds()
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
-
-    def memory_bytes(self) -> int:
-        try:
-            with open(f"/proc/{self.process.pid}/statm", encoding="ascii") as file:
-                return int(file.read().split()[1]) * _PAGE_BYTES
-        except (OSError, IndexError):
-            return 0
-
-    def cause_of_death(self) -> str:
-        self.process.join(5)
-        code = self.process.exitcode
-        if code is None:
-            return "stopped answering"
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-    def dismiss(self) -> None:
-        self.connection.close()
-        self.process.join(5)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-
-
-def _serve(connection: Connection, work: Work) -> None:
-    """Do tasks until the pipe ends: the whole life of a worker."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    connection.send(("ready",))
-    while True:
-        try:
-            task = connection.recv()
-        except (EOFError, OSError):
-            return
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                value, error = work(task, lambda stage: connection.send(("stage", stage))), None
-            except Exception as raised:  # whatever a library raises over a damaged slide costs that slide only
-                value, error = None, _portable(raised)
-        connection.send(("done", value, error, tuple(dict.fromkeys(str(warning.message) for warning in caught))))
-
-
-def _die_with_parent() -> None:
-    """A worker whose run was killed must not go on writing: the next run would find its bags locked."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _portable(error: Exception) -> SlideioPipeError:
-    """Return an error of ours that pickles."""
-    if isinstance(error, SlideioPipeError):
-        return error
-    return SlideioPipeError(f"{type(error).__name__}: {error}")
+            if self._failed_starts >= FAILED_STARTS:
+                raise WorkerError(f"worker processes do not start ({reason})", remedy=NO_START)
+        if found is None:
+            self._again.append(attempt)
+        return found

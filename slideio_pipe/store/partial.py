@@ -4,19 +4,24 @@ Beside the output ``a.bag.zarr`` may lie, while it is written or after a kill:
 
 - ``a.bag.zarr.partial``   the unfinished store; the next run goes on with it when it is the same work
 - ``a.bag.zarr.lock``      who writes: pid and host
-- ``a.bag.zarr.replaced``  the former store, for the moment between two renames
+- ``a.bag.zarr.replaced``  the former store, for the moment between two renames; with a number behind it when what NFS
+  keeps of a removed folder (``.nfs…``, as long as somebody has the file open) still has that name
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
+import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 
@@ -36,6 +41,23 @@ REMEDIES = {
 }
 # flock is missing on some network file systems (Lustre mounted without it); then the pid alone has to tell.
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+# How long a run waits for a lock of a run: workers of a killed one end when they hear of it, not at once.
+_ORPHANS_S = 10.0
+_IN_RUN: ContextVar[bool] = ContextVar("in_run", default=False)
+
+
+@contextmanager
+def within_run() -> Iterator[None]:
+    """Mark the locks that are taken here as a run's, and take over those that lost workers of runs left.
+
+    For workers of whoever holds the lock of the whole folder: no other run can be at work there, so a bag's lock is
+    that of a worker which was given up, on whatever host. Outside of this a lock of another host is respected.
+    """
+    token = _IN_RUN.set(True)
+    try:
+        yield
+    finally:
+        _IN_RUN.reset(token)
 
 
 @contextmanager
@@ -71,7 +93,6 @@ class PartialStore:
     def __init__(self, target: Path, *, overwrite: bool) -> None:
         self.target, self._overwrite = target, overwrite
         self.folder = target.with_name(target.name + ".partial")
-        self._replaced = target.with_name(target.name + ".replaced")
         self._lock = WriterLock(target.with_name(target.name + ".lock"))
 
     def __enter__(self) -> PartialStore:
@@ -107,23 +128,34 @@ class PartialStore:
                     out.flush()
                     os.fsync(out.fileno())
 
+    def tell(self, files: Mapping[str, bytes]) -> None:
+        """Replace the metadata of the group by that of ``files``, whatever the partial store was begun with."""
+        file = self.folder / "zarr.json"
+        beside = self.folder / "tiles" / "zarr.json.partial"  # removed with them, should it be left behind
+        with disk_errors(file):
+            with beside.open("wb") as out:
+                out.write(files["zarr.json"])
+                out.flush()
+                os.fsync(out.fileno())
+            beside.replace(file)
+
     def publish(self) -> None:
         """Give the partial store its final name; the one it replaces stays until then and is removed afterwards."""
         with disk_errors(self.target):
             for folder, _, _ in os.walk(self.folder, topdown=False):
                 sync_folder(Path(folder))
-            replaces = self.target.exists()
-            if replaces:
-                self.target.rename(self._replaced)
+            replaced = self._free_name() if self.target.exists() else None
+            if replaced is not None:
+                _rename(self.target, replaced)
             try:
-                self.folder.rename(self.target)
+                _rename(self.folder, self.target)
             except OSError:
-                if replaces:
-                    self._replaced.rename(self.target)
+                if replaced is not None:
+                    _rename(replaced, self.target)
                 raise
             sync_folder(self.target.parent)
-            if replaces:
-                shutil.rmtree(self._replaced)
+            if replaced is not None:
+                _remove(replaced)
 
     def _refuse_existing(self) -> None:
         if not os.path.lexists(self.target):
@@ -137,18 +169,58 @@ class PartialStore:
 
     def _finish_interrupted_swap(self) -> None:
         """Undo or complete a swap that was killed between its renames."""
-        if not is_bag_store(self._replaced):
-            return
-        if os.path.lexists(self.target):
-            shutil.rmtree(self._replaced)
-        else:
-            self._replaced.rename(self.target)
+        for replaced in self._replaced():
+            if os.path.lexists(self.target):
+                if _is_of_store(replaced):
+                    _remove(replaced)
+            elif is_bag_store(replaced):
+                _rename(replaced, self.target)
+
+    def _replaced(self) -> list[Path]:
+        """Return what former stores were renamed to and is still there."""
+        name = re.compile(rf"{re.escape(self.target.name)}\.replaced\d*")
+        return sorted(path for path in self.target.parent.iterdir() if name.fullmatch(path.name))
+
+    def _free_name(self) -> Path:
+        """Return what the former store is called while it is replaced."""
+        taken = {path.name for path in self._replaced()}
+        name = f"{self.target.name}.replaced"
+        names = itertools.chain([name], (f"{name}{number}" for number in itertools.count(1)))
+        return self.target.with_name(next(name for name in names if name not in taken))
 
     def _clear(self) -> None:
-        if not self.folder.is_dir() or not {entry.name for entry in self.folder.iterdir()} <= TOP_LEVEL:
+        if not _is_of_store(self.folder):
             reason = "exists and is no unfinished bag store, so it is not removed"
             raise OutputExistsError(reason, slide=str(self.folder), remedy="remove it or pass another path")
         shutil.rmtree(self.folder)
+
+
+def _is_of_store(folder: Path) -> bool:
+    """Return whether nothing is there but parts of a store, and what NFS keeps of removed files."""
+    if not folder.is_dir():
+        return False
+    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".nfs")} <= TOP_LEVEL
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename; a failure of what was done all the same is none.
+
+    An NFS server whose answer is lost is asked again, and finds that there is nothing left to rename.
+    """
+    moved = source.stat()
+    try:
+        source.rename(target)
+    except OSError:
+        if os.path.lexists(source) or not (target.exists() and os.path.samestat(moved, target.stat())):
+            raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove a former store as far as it can be: what NFS keeps for readers goes when they close it."""
+    with suppress(OSError):
+        # Its metadata first: half of it must never be taken for a store.
+        (folder / "zarr.json").unlink(missing_ok=True)
+        shutil.rmtree(folder)
 
 
 def _holds(file: Path, data: bytes) -> bool:
@@ -162,52 +234,63 @@ class WriterLock:
     """A file with the pid and host of the one writer, under an ``flock`` that ends with the process.
 
     On this host the ``flock`` decides, so a lock left by a killed process is taken over. A lock of another host is
-    respected, because not every network file system carries an ``flock`` over.
+    respected, because not every network file system carries an ``flock`` over; but see ``within_run``. No clock is
+    compared: those of two hosts differ.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
+        self._mine: dict[str, object] = {}
 
     def acquire(self) -> None:
         """Take the lock, or raise OutputError naming who has it."""
+        in_run, begun = _IN_RUN.get(), time.monotonic()
         while self._fd is None:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                self._claim(fd)
-                if not self._is_current(fd):
-                    os.close(fd)  # its owner finished and removed it in between: look again
-                    continue
-                os.truncate(fd, 0)
-                os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-            except BaseException:
-                os.close(fd)
-                raise
-            self._fd = fd
+                owner = _owner(fd)
+                of_run = in_run and bool(owner.get("run"))
+                busy = self._is_busy(fd, owner, respected=not of_run)
+                if busy and (not of_run or time.monotonic() > begun + _ORPHANS_S):
+                    raise self._refusal(owner)
+                if not busy and self._is_current(fd):  # else its owner finished and removed it in between: look again
+                    self._mine = {"pid": os.getpid(), "host": socket.gethostname()} | ({"run": True} if in_run else {})
+                    os.truncate(fd, 0)
+                    os.pwrite(fd, json.dumps(self._mine).encode(), 0)
+                    self._fd = fd
+            finally:
+                if self._fd is None:
+                    os.close(fd)
+            if busy:
+                time.sleep(0.1)
 
     def release(self) -> None:
         """Remove the file, then let go."""
         if self._fd is not None:
-            self._path.unlink(missing_ok=True)
+            if _owner(self._fd) == self._mine:  # else this process was given up, and its lock is another's
+                self._path.unlink(missing_ok=True)
             os.close(self._fd)
             self._fd = None
 
-    def _claim(self, fd: int) -> None:
-        owner = _owner(fd)
-        elsewhere = bool(owner) and owner.get("host") != socket.gethostname()
+    def _is_busy(self, fd: int, owner: Mapping[str, object], *, respected: bool) -> bool:
+        """Return whether somebody has it; else it is locked by this process, as far as the file system knows locks."""
+        elsewhere = respected and bool(owner) and owner.get("host") != socket.gethostname()
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            busy = elsewhere
         except BlockingIOError:
-            busy = True
+            return True
         except OSError as error:
             if error.errno not in NO_FLOCK:
                 raise
-            busy = elsewhere or _is_alive(owner.get("pid"))
-        if busy:
-            who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
-            remedy = f"wait for it; if it no longer runs, remove {self._path}"
-            raise OutputError(f"is being written by {who}", slide=str(self._path.with_suffix("")), remedy=remedy)
+            here = owner.get("host") == socket.gethostname()
+            return elsewhere or (here and _is_alive(owner.get("pid")))
+        return elsewhere
+
+    def _refusal(self, owner: Mapping[str, object]) -> OutputError:
+        who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+        remedy = f"wait for it; if it no longer runs, remove {self._path}"
+        return OutputError(f"is being written by {who}", slide=str(self._path.with_suffix("")), remedy=remedy)
 
     def _is_current(self, fd: int) -> bool:
         try:
