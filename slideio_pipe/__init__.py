@@ -25,12 +25,18 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.bag import TileBag as TileBag
     from slideio_pipe.cohort import Cohort as Cohort
     from slideio_pipe.cohort_export import export_cohort as export_cohort
+    from slideio_pipe.cohort_features import encode_cohort as encode_cohort
     from slideio_pipe.config import LoaderConfig as LoaderConfig
     from slideio_pipe.dataset import BagDataset as BagDataset
     from slideio_pipe.device import Normalize as Normalize
+    from slideio_pipe.encoders import Encoder as Encoder
+    from slideio_pipe.encoders import load_encoder as load_encoder
+    from slideio_pipe.encoding import encode_bag as encode_bag
     from slideio_pipe.errors import SlideioPipeError as SlideioPipeError
     from slideio_pipe.errors import SlideioPipeWarning as SlideioPipeWarning
     from slideio_pipe.explaining import explain as explain
+    from slideio_pipe.features import FeatureBag as FeatureBag
+    from slideio_pipe.features import open_features as open_features
     from slideio_pipe.foreign import convert as convert
     from slideio_pipe.foreign import from_clam as from_clam
     from slideio_pipe.foreign import from_trident as from_trident
@@ -78,6 +84,12 @@ _PUBLIC = {
     "run_cohort": "run",
     "RunReport": "run",
     "export_cohort": "cohort_export",
+    "Encoder": "encoders",
+    "load_encoder": "encoders",
+    "encode_bag": "encoding",
+    "encode_cohort": "cohort_features",
+    "open_features": "features",
+    "FeatureBag": "features",
     "LoaderConfig": "config",
     "BagDataset": "dataset",
     "BagLoader": "loader",

@@ -2,9 +2,10 @@
 
 ::
 
-    run.jsonl       one line per event, appended: settings, start, done, quarantined
+    run.jsonl       one line per event, appended: settings, start, done, failed, quarantined
     run.json        versions, numbers and times of the last run
     failures.csv    slide, stage, error, remedy; only if slides failed
+    report.html     every slide of the folder, worst first; its pictures are in report/
     run.lock        who runs; one run at a time
 """
 
@@ -25,6 +26,7 @@ from slideio_pipe.cohort import CohortSlide
 from slideio_pipe.errors import OutputError, SlideioPipeError
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.slide import file_fingerprint
+from slideio_pipe.store.features import FOLDER as FEATURES
 from slideio_pipe.store.partial import WriterLock, disk_errors
 
 FAILURES = ("slide", "stage", "error", "remedy")
@@ -59,6 +61,7 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.entries: dict[str, Entry] = {}
+        self.failed: set[str] = set()  # whose last event is a failure
         self.settings: dict[str, Any] | None = None  # of the last run
         self._lock = WriterLock(folder / "run.lock")
         self._events: io.FileIO | None = None
@@ -95,11 +98,16 @@ class Ledger:
     def note(self, name: str, entry: Entry, **more: Any) -> None:
         """Note what became of a slide."""
         self.entries[name] = entry
+        if entry.event == "done":
+            self.failed.discard(name)
         known = {"slide": name, "event": entry.event, "settings": entry.settings, "fingerprint": entry.fingerprint}
         self._append(known | ({"replaces": True} if entry.replaces else {}) | more)
 
-    def fail(self, name: str, stage: str, error: SlideioPipeError) -> None:
-        """Add a line to ``failures.csv``."""
+    def fail(self, name: str, stage: str, error: SlideioPipeError, **more: Any) -> None:
+        """Note a failure, and add it to ``failures.csv``."""
+        self.failed.add(name)
+        told = {"stage": stage, "error": error.reason, "remedy": error.remedy}
+        self._append({"slide": name, "event": "failed"} | told | more)
         path = self.folder / "failures.csv"
         row = [name, stage, error.reason, error.remedy or ""]
         text = io.StringIO(newline="")
@@ -131,7 +139,11 @@ class Ledger:
                     event = json.loads(line)
                     if event["event"] == "settings":
                         self.settings = dict(event["settings"])
+                    elif event["event"] == "failed":
+                        self.failed.add(str(event["slide"]))
                     else:
+                        if event["event"] == "done":
+                            self.failed.discard(str(event["slide"]))
                         self.entries[str(event["slide"])] = Entry(
                             event["event"], event["settings"], event["fingerprint"], bool(event.get("replaces"))
                         )
@@ -161,7 +173,11 @@ def fingerprint(path: Path) -> str:
     if not path.is_dir():
         return file_fingerprint(path)
     with os.scandir(path) as found:
-        names = sorted((entry.name, entry.stat().st_size if entry.is_file() else -1) for entry in found)
+        names = sorted(
+            (entry.name, entry.stat().st_size if entry.is_file() else -1)
+            for entry in found
+            if entry.name != FEATURES  # what is added beside the tiles of a bag makes no other bag of it
+        )
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 
 

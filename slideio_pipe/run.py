@@ -233,7 +233,7 @@ class _Run:
             and self.work.output(slide).exists()
         ]
         if other:
-            changed = _differences(self.ledger.settings or {}, settings) or ["labels, mpp or masks of the cohort"]
+            changed = differences(self.ledger.settings or {}, settings) or ["labels, mpp or masks of the cohort"]
             names = ", ".join(other[:_SHOWN]) + (", …" if len(other) > _SHOWN else "")
             raise ConfigError(
                 f"{len(other):,} of {len(self.cohort):,} slides were done with other settings "
@@ -384,13 +384,13 @@ def _check_outputs(work: CohortWork, cohort: Cohort, folder: Path) -> None:
         raise ConfigError(shown, remedy='name the slides in a column "name"')
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
     """Return what differs between two settings, as "view.mpp was 0.5, is 1.0"."""
     found: list[str] = []
     for key in sorted({*before, *now}):
         old, new, name = before.get(key), now.get(key), f"{place}{key}"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{name}.")
+            found += differences(old, new, f"{name}.")
         elif old != new:
             found.append(f"{name} was {old}, is {new}")
     return found

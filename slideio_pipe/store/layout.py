@@ -3,6 +3,7 @@
 ::
 
     zarr.json            group; attributes["tile_bag"] = provenance of the bag + {"version": 1, "pixels": {…}}
+                         + {"failures": [{"tile": 5, "error": "…"}, …]} where tiles could not be read and are white
     tiles/               (N, H, W, 3) uint8, one chunk per tile, sharded
     coords/              (N, 2) int64, level-0 x, y
     grid_index/          (N, 2) int32, column, row
@@ -12,9 +13,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import zarr
@@ -42,6 +44,20 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...], list[str]]] = {
 TOP_LEVEL = frozenset({"zarr.json", "tiles", *COLUMNS})
 
 
+class Columns(Protocol):
+    """What the small arrays of a store are of: a bag, or what is known of one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def coords(self) -> NDArray[np.int64]: ...
+    @property
+    def grid_index(self) -> NDArray[np.int32]: ...
+    @property
+    def tissue(self) -> NDArray[np.float32]: ...
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """A bag store, checked, nothing of its tiles read."""
@@ -62,7 +78,7 @@ def tiles_per_shard(tile_bytes: int) -> int:
     return max(1, min(MAX_SHARD_TILES, MAX_SHARD_BYTES // tile_bytes))
 
 
-def skeleton(bag: Bag, codec: TileCodec) -> dict[str, bytes]:
+def skeleton(bag: Bag, codec: TileCodec, failures: Sequence[Mapping[str, Any]] = ()) -> dict[str, bytes]:
     """Return every file of the store but the shards, by its path inside.
 
     It is a function of the bag and the codec alone, so comparing these bytes with those of an unfinished store tells
@@ -73,11 +89,14 @@ def skeleton(bag: Bag, codec: TileCodec) -> dict[str, bytes]:
     ConfigError
         When the bag's arrays do not fit each other, or its provenance is no JSON.
     """
-    tiles, *tile_shape = bag.shape
+    _, *tile_shape = bag.shape
     if len(tile_shape) != 3 or tile_shape[2] != 3 or min(tile_shape) < 1:
         raise ConfigError(f"tiles of shape {tuple(tile_shape)} are not (height, width, 3)", slide=bag.name)
     store: dict[str, Any] = {}
-    attributes = {KEY: {**_json(bag), "version": VERSION, "pixels": _pixels(codec)}}
+    told = _json(bag)
+    if failures:  # those of a bag that was stored before are told by the bag
+        told["failures"] = sorted([*told.get("failures", []), *failures], key=lambda failure: failure["tile"])
+    attributes = {KEY: {**told, "version": VERSION, "pixels": _pixels(codec)}}
     group = zarr.create_group(MemoryStore(store), zarr_format=3, attributes=attributes)
     slots = tiles_per_shard(int(np.prod(tile_shape)))
     group.create_array(
@@ -92,6 +111,19 @@ def skeleton(bag: Bag, codec: TileCodec) -> dict[str, bytes]:
         fill_value=0,
         dimension_names=["tile", "y", "x", "channel"],
     )
+    files = add_columns(group, bag)
+    return {key: value.to_bytes() for key, value in store.items()} | files
+
+
+def add_columns(group: zarr.Group, bag: Columns) -> dict[str, bytes]:
+    """Describe the small arrays of a bag in a group, and return the files of their values.
+
+    Raises
+    ------
+    ConfigError
+        They have not one row per tile.
+    """
+    tiles = len(bag)
     files: dict[str, bytes] = {}
     for name, (dtype, tail, dimensions) in COLUMNS.items():
         values = np.ascontiguousarray(getattr(bag, name), dtype=dtype)
@@ -111,7 +143,7 @@ def skeleton(bag: Bag, codec: TileCodec) -> dict[str, bytes]:
         )
         if tiles:
             files["/".join([name, "c", *"0" * values.ndim])] = values.tobytes()
-    return {key: value.to_bytes() for key, value in store.items()} | files
+    return files
 
 
 def _pixels(codec: TileCodec) -> dict[str, Any]:
@@ -148,17 +180,29 @@ def read_layout(path: Path) -> Layout:
     """
     attributes = _attributes(path)
     shape, slots, fill_value, codec = _tiles(path)
-    columns = {}
     complete = bool(attributes["pixels"].get("complete"))
+    columns = read_columns(path, shape[0], complete)
+    grid = ShardGrid(path / "tiles", shape[0], slots, fill_value, complete)
+    return Layout(attributes, shape, grid, codec, columns)
+
+
+def read_columns(path: Path, tiles: int, complete: bool = True) -> dict[str, NDArray[Any]]:
+    """Return the small arrays of the store at ``path``, each with a row per tile.
+
+    Raises
+    ------
+    BagFormatError
+        They cannot be read, or have other shapes.
+    """
+    columns = {}
     for name, (dtype, tail, _) in COLUMNS.items():
         values = _column(path / name, complete)
-        if values.shape != (shape[0], *tail):
-            raise _damaged(path, f"{name} has the shape {values.shape}, not {(shape[0], *tail)}")
+        if values.shape != (tiles, *tail):
+            raise _damaged(path, f"{name} has the shape {values.shape}, not {(tiles, *tail)}")
         if values.dtype != np.dtype(dtype):
             raise _damaged(path, f"{name} is {values.dtype}, not {np.dtype(dtype)}")
         columns[name] = values
-    grid = ShardGrid(path / "tiles", shape[0], slots, fill_value, complete)
-    return Layout(attributes, shape, grid, codec, columns)
+    return columns
 
 
 def _damaged(path: Path, reason: str) -> BagFormatError:

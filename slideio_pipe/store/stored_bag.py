@@ -16,6 +16,7 @@ from slideio_pipe.backends.base import OnStage
 from slideio_pipe.bag import ArrayLikeBag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
+from slideio_pipe.store.features import encoder_names, stored_features
 from slideio_pipe.store.layout import read_layout
 from slideio_pipe.store.shards import ShardReader
 
@@ -60,6 +61,21 @@ class StoredBag(ArrayLikeBag):
     def attributes(self) -> dict[str, Any]:
         """All that is stored about the bag: provenance, version of the store, how the pixels are stored."""
         return copy.deepcopy(self._attributes)
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the encoders whose features are stored beside the tiles."""
+        return encoder_names(self.path)
+
+    def features(self, encoder: str) -> NDArray[Any]:
+        """Return the (N, D) features that an encoder made of the tiles, in their order, mapped into memory.
+
+        Raises
+        ------
+        BagFormatError
+            There are none, or they are damaged.
+        """
+        return stored_features(self.path, encoder, len(self))[0]
 
     def stored_bytes(self) -> int:
         """Return what the bag takes on disk."""

@@ -1,0 +1,186 @@
+"""Encoder: a network and what it wants its tiles to be like; and the same on a device, from bytes to features."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from slideio_pipe.bag import package_versions
+from slideio_pipe.device import TILE_DTYPES, Normalize
+from slideio_pipe.errors import ConfigError
+
+Interpolation = Literal["bilinear", "bicubic"]
+Pooling = Literal["none", "class", "mean"]
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoder:
+    """A network with what it wants its tiles to be like; ``load_encoder`` makes one.
+
+    Its module is in evaluation mode, and moves to the device that it encodes on.
+    """
+
+    name: str  # what its features are called
+    module: nn.Module
+    normalize: Normalize
+    input_size: int  # side of the squares it takes, px
+    dim: int  # numbers per tile
+    mpp: float | None = None  # µm per px it was made for, where that is known
+    interpolation: Interpolation = "bicubic"  # how tiles of another size become input_size; antialiased
+    pooling: Pooling = "none"  # of (n, tokens, D) outputs: the first token, or their mean
+    source: str = ""  # what it was loaded from
+    weights: str = ""  # digest of its weights
+    batch: int | None = None  # of an exported program that takes so many tiles and no others
+    dtype: torch.dtype | None = None  # of the tiles it takes; None: that of its parameters
+    autocast: bool = True  # whether it may compute in float16 on CUDA
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits of what its features depend on."""
+        known = {key: value for key, value in self.describe().items() if key not in ("name", "source", "packages")}
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what features keep of their encoder, JSON-able."""
+        normalize = self.normalize
+        return {
+            "name": self.name,
+            "source": self.source,
+            "weights": self.weights,
+            "normalize": {"mean": list(normalize.mean), "std": list(normalize.std), "rescale": normalize.rescale},
+            "input_size": self.input_size,
+            "interpolation": self.interpolation,
+            "pooling": self.pooling,
+            "mpp": self.mpp,
+            "dim": self.dim,
+            "packages": {**package_versions(), "torch": torch.__version__},
+        }
+
+    def __repr__(self) -> str:
+        at = "" if self.mpp is None else f" at {self.mpp:g} µm"
+        return f"Encoder({self.name}: {self.input_size}×{self.input_size} px{at} to {self.dim:,} features)"
+
+
+class EncoderOnDevice:
+    """An encoder on a device: uint8 tiles to features; the only place that knows how.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Its module is moved to the device.
+    device : torch.device
+        As ``check_device`` returns it.
+    dtype : torch.dtype
+        Of the features. float16 also lets CUDA compute in it (autocast); the CPU computes as the module is.
+    """
+
+    def __init__(self, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> None:
+        self.encoder, self.device, self.dtype = encoder, device, dtype
+        self._module = encoder.module.to(device)
+        self._normalize = deepcopy(encoder.normalize).to(device)
+        self._half = encoder.autocast and device.type == "cuda" and dtype == torch.float16
+        self._takes = encoder.dtype or parameter_dtype(encoder.module)
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Return (n, D) features of (n, 3, H, W) uint8 tiles, on the device.
+
+        Raises
+        ------
+        ConfigError
+            The network does not take them, makes something else of them, or has no memory for so many.
+        """
+        autocast = torch.autocast("cuda", torch.float16) if self._half else contextlib.nullcontext()
+        with torch.inference_mode(), autocast:
+            size = self.encoder.batch or len(tiles)
+            found = [self._encoded(tiles[start : start + size]) for start in range(0, len(tiles), size)]
+            return (found[0] if len(found) == 1 else torch.cat(found)).to(self.dtype)
+
+    def _encoded(self, tiles: Tensor) -> Tensor:
+        pixels, count = self._pixels(tiles), len(tiles)
+        if self.encoder.batch is not None and count < self.encoder.batch:  # rows that nobody asked for
+            pixels = torch.cat([pixels, pixels[:1].expand(self.encoder.batch - count, -1, -1, -1)])
+        return pooled(self.encoder.name, self._run(pixels), len(pixels), self.encoder.pooling)[:count]
+
+    def _pixels(self, tiles: Tensor) -> Tensor:
+        """Return tiles of the encoder's size, normalised, in the memory order that every network takes."""
+        sized = resized(tiles, self.encoder.input_size, self.encoder.interpolation)
+        kind = self._takes if self._takes in TILE_DTYPES else torch.float32
+        return self._normalize.convert(sized, kind).to(self._takes).contiguous()
+
+    def _run(self, pixels: Tensor) -> Any:
+        name, (n, _, height, width) = self.encoder.name, pixels.shape
+        try:
+            return self._module(pixels)
+        except torch.OutOfMemoryError as error:
+            reason = f"{name} has no memory for batches of {n:,} tiles"
+            raise ConfigError(reason, remedy=f"pass batch_size={max(1, n // 2)}") from error
+        except Exception as error:  # whatever a network raises over tiles it does not take
+            said = next(iter(str(error).strip().splitlines()), "")
+            reason = f"{name} does not take {n} tiles of {width}×{height} px ({type(error).__name__}: {said})"
+            raise ConfigError(
+                reason, remedy="check input_size, or wrap it in a module that takes (n, 3, H, W)"
+            ) from error
+
+
+def resized(tiles: Tensor, side: int, interpolation: Interpolation) -> Tensor:
+    """Return (n, 3, H, W) uint8 tiles as (n, 3, side, side), antialiased and rounded to bytes; as they are if equal.
+
+    In float32 with one rounding, so that every device says the same to a level.
+
+    Raises
+    ------
+    ConfigError
+        Tiles are not square.
+    """
+    _, _, height, width = tiles.shape
+    if height != width:
+        raise ConfigError(f"tiles of {width}×{height} px, and encoders take squares", remedy="lay square tiles")
+    if width == side:
+        return tiles
+    pixels = tiles.to(torch.float32, memory_format=torch.contiguous_format)
+    found = nn.functional.interpolate(pixels, size=(side, side), mode=interpolation, antialias=True)
+    return found.round_().clamp_(0, 255).to(torch.uint8, memory_format=torch.channels_last)
+
+
+def pooled(name: str, output: Any, count: int, pooling: Pooling) -> Tensor:
+    """Return what a network made of ``count`` tiles as (count, D).
+
+    Raises
+    ------
+    ConfigError
+        It is no tensor of one row per tile, or of tokens of which nobody said which to take.
+    """
+    if not isinstance(output, Tensor):
+        remedy = "wrap it in a module that returns one tensor, (n, D)"
+        raise ConfigError(f"{name} returns a {type(output).__name__}", remedy=remedy)
+    shape = tuple(output.shape)
+    if not output.is_floating_point() or output.ndim not in (2, 3, 4) or shape[0] != count or 0 in shape[1:]:
+        what = f"{shape} {str(output.dtype).removeprefix('torch.')}"
+        raise ConfigError(f"{name} returns {what} for {count} tiles", remedy="wrap it in a module that returns (n, D)")
+    if output.ndim == 4:
+        return output.mean((2, 3))
+    if output.ndim == 2:
+        return output
+    if pooling == "none":
+        remedy = 'pass pooling="class" for the first token, or pooling="mean"'
+        raise ConfigError(f"{name} returns {shape[1]} tokens per tile, {shape}", remedy=remedy)
+    return output[:, 0] if pooling == "class" else output.mean(1)
+
+
+def parameter_dtype(module: nn.Module) -> torch.dtype:
+    """Return the kind of number that a network takes: that of its parameters, float32 without any."""
+    kinds = (value.dtype for value in (*module.parameters(), *module.buffers()) if value.is_floating_point())
+    return next(kinds, torch.float32)
+
+
+def module_device(module: nn.Module) -> torch.device:
+    """Return where a network is; the CPU without any parameter."""
+    return next((value.device for value in (*module.parameters(), *module.buffers())), torch.device("cpu"))

@@ -1,0 +1,147 @@
+"""Networks from files: TorchScript and exported programs, which are code that runs; and weights, which are not."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
+
+from slideio_pipe.config import read_yaml
+from slideio_pipe.encoders.facts import Facts
+from slideio_pipe.errors import ConfigError, MissingExtraError
+
+SIDECARS = (".json", ".yaml", ".yml")
+_NOT_OPENED = (
+    "export it (torch.export.save), or build the network in Python and pass it to load_encoder; "
+    "pickled networks are not opened: they run whatever is in them"
+)
+
+
+class Program(nn.Module):
+    """An exported program as a module that moves between devices, constants in its graph and all."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        super().__init__()
+        self._program, self._run = program, program.module()
+
+    def forward(self, tiles: Tensor) -> Any:
+        """Return what the program returns."""
+        return self._run(tiles)
+
+    def to(self, device: Any) -> Self:  # type: ignore[override]  # devices only: its dtypes are in its graph
+        """Return it on a device."""
+        return type(self)(move_to_device_pass(self._program, torch.device(device)))
+
+    def train(self, mode: bool = True) -> Self:
+        """Leave it as it was exported: it knows no other mode."""
+        del mode
+        return self
+
+
+def from_file(path: Path) -> Facts:
+    """Return the network in a file, with what a sidecar beside it says of its tiles.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, or is neither TorchScript nor an exported program.
+    """
+    if not path.is_file():
+        raise ConfigError("no encoder is there", slide=str(path), remedy="check the path, or pass timm:NAME or hf:NAME")
+    with _reading(path):
+        names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    if any(name.endswith("archive_format") for name in names):
+        return _program(path)
+    if any(name.endswith("constants.pkl") for name in names):
+        return _torchscript(path)
+    raise ConfigError("neither TorchScript nor an exported program", slide=str(path), remedy=_NOT_OPENED)
+
+
+def _torchscript(path: Path) -> Facts:
+    with _reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as such: files of it are there
+        module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    return Facts(module, path.stem, str(path), file_digest(path), _sidecar(path))
+
+
+def _program(path: Path) -> Facts:
+    with _reading(path):
+        program = torch.export.load(path)
+    inputs = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    wanted = [inputs[name].meta["val"] for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    if len(wanted) != 1 or not isinstance(wanted[0], Tensor) or wanted[0].ndim != 4:
+        raise ConfigError("the program takes something else than tiles", slide=str(path), remedy="export (n, 3, H, W)")
+    count, _, height, width = (side if isinstance(side, int) else None for side in wanted[0].shape)
+    config = dict(_sidecar(path))
+    if height is not None and height == width:
+        config.setdefault("input_size", height)
+    more = {"batch": count, "dtype": wanted[0].dtype, "autocast": False}
+    return Facts(Program(program), path.stem, str(path), file_digest(path), config, **more)  # type: ignore[arg-type]
+
+
+def _sidecar(path: Path) -> Mapping[str, Any]:
+    """Return what ``a.pt.json``, ``a.json`` or the same in YAML says of ``a.pt``; nothing if there is none."""
+    places = [path.with_name(path.name + end) for end in SIDECARS] + [path.with_suffix(end) for end in SIDECARS]
+    for place in places:
+        if place.is_file():
+            found = read_yaml(place, "it should have mean, std and input_size")
+            if not isinstance(found, Mapping):
+                raise ConfigError("is no mapping", slide=str(place), remedy="give it mean, std and input_size")
+            return found
+    return {}
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """Return a state dict from safetensors or, nothing but tensors being unpickled, from a PyTorch file.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, or holds more than weights.
+    """
+    with _reading(path):
+        if path.suffix == ".safetensors":
+            try:
+                from safetensors.torch import load_file
+            except ImportError as error:
+                remedy = 'pip install "slideio-pipe[timm]"'
+                raise MissingExtraError("safetensors is needed for these weights", remedy=remedy) from error
+            return dict(load_file(path))
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        found = found.get(key, found) if isinstance(found, dict) else found
+    if not isinstance(found, dict):
+        raise ConfigError("holds no state dict", slide=str(path), remedy="save model.state_dict()")
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """Return sixteen hex digits of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+class _reading:  # noqa: N801  # a context manager, used like a function
+    """Turn whatever torch raises over a file into one of our errors, and keep its log of it to ourselves."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._log = path, logging.getLogger("torch.export")
+
+    def __enter__(self) -> None:
+        self._level = self._log.level
+        self._log.setLevel(logging.CRITICAL)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._log.setLevel(self._level)
+        if isinstance(error, Exception) and not isinstance(error, (ConfigError, MissingExtraError)):
+            said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ConfigError(f"cannot be read ({said})", slide=str(self._path), remedy=_NOT_OPENED) from error

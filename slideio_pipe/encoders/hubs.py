@@ -1,0 +1,118 @@
+"""Networks by name: timm's and those of Hugging Face, from their caches or from local weights."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from slideio_pipe.encoders.facts import Facts, weights_digest
+from slideio_pipe.encoders.files import read_weights
+from slideio_pipe.errors import ConfigError, MissingExtraError
+
+PREPROCESSOR = "preprocessor_config.json"
+# What networks with a class token call it.
+_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+
+
+class Tokens(nn.Module):
+    """A model of transformers: its hidden states where it has a class token, in front, else its pooled output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        names = (name.rsplit(".", 1)[-1] for name, _ in model.named_parameters())
+        self.has_class_token = any(name in _CLASS_TOKENS for name in names)
+
+    def forward(self, tiles: Tensor) -> Any:
+        """Return (n, tokens, D), (n, D) or (n, D, h, w)."""
+        found = self.model(pixel_values=tiles)
+        hidden, summary = getattr(found, "last_hidden_state", None), getattr(found, "pooler_output", None)
+        if summary is None or self.has_class_token:
+            return found if hidden is None else hidden
+        return summary.flatten(1)
+
+
+def from_timm(name: str) -> Facts:
+    """Return ``NAME`` of timm with the weights of its hub, or ``NAME@weights.safetensors`` with one's own.
+
+    Raises
+    ------
+    MissingExtraError
+        timm cannot be imported.
+    ConfigError
+        It has no such network, or the weights are not its.
+    """
+    timm = _needed("timm", "timm")
+    called, _, file = name.partition("@")
+    own = read_weights(Path(file).expanduser()) if file else None
+    overlay = {} if own is None else {"pretrained_cfg_overlay": {"state_dict": own}}
+    try:
+        module = timm.create_model(called, pretrained=True, num_classes=0, **overlay)
+    except Exception as error:  # timm, its hub and torch raise a dozen classes over a name or weights
+        raise _unavailable(f"timm:{name}", error) from error
+    return Facts(module, _last(called), f"timm:{name}", weights_digest(module), dict(module.pretrained_cfg))
+
+
+def from_hugging_face(name: str) -> Facts:
+    """Return the model of a folder that ``save_pretrained`` wrote, or of a name on the hub.
+
+    Raises
+    ------
+    MissingExtraError
+        transformers is not installed.
+    ConfigError
+        There is no such model, or it cannot be read.
+    """
+    transformers = _needed("transformers", "transformers")
+    folder = Path(name).expanduser()
+    place = str(folder) if folder.is_dir() else name
+    try:
+        model = transformers.AutoModel.from_pretrained(place)
+    except Exception as error:  # as timm's
+        raise _unavailable(f"hf:{name}", error) from error
+    module = Tokens(model)
+    pooling = "class" if module.has_class_token else "none"
+    return Facts(module, _last(place), f"hf:{name}", weights_digest(model), _preprocessor(place), pooling)
+
+
+def _preprocessor(place: str) -> Mapping[str, Any]:
+    """Return the configuration of a model's image processor; nothing if there is none."""
+    file = Path(place) / PREPROCESSOR
+    if not Path(place).is_dir():
+        hub = importlib.import_module("huggingface_hub")
+        try:
+            file = Path(hub.hf_hub_download(place, PREPROCESSOR))
+        except Exception:  # a model without one: what is lacking is asked for by name
+            return {}
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read ({error})", slide=str(file), remedy="copy the model again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _needed(package: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is not this torch's
+        remedy = f'pip install "slideio-pipe[{extra}]"'
+        raise MissingExtraError(f"{package} is needed for this encoder ({error})", remedy=remedy) from error
+
+
+def _unavailable(source: str, error: Exception) -> ConfigError:
+    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    remedy = (
+        "check the name, download it on a machine with a network, or pass local weights (timm:NAME@FILE, hf:FOLDER)"
+    )
+    return ConfigError(f"no such encoder ({said})", slide=source, remedy=remedy)
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]

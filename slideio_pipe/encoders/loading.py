@@ -1,0 +1,230 @@
+"""``load_encoder``: any network with what it wants its tiles to be like, tried on one tile."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from slideio_pipe.device import Normalize
+from slideio_pipe.encoders.encoder import Encoder, EncoderOnDevice, Interpolation, Pooling, module_device
+from slideio_pipe.encoders.facts import Facts, weights_digest
+from slideio_pipe.encoders.files import from_file
+from slideio_pipe.encoders.hubs import from_hugging_face, from_timm
+from slideio_pipe.errors import ConfigError
+
+NORMALIZATIONS = {"imagenet": Normalize.imagenet, "half": Normalize.half, "identity": Normalize.identity}
+# "uni=timm:…" gives a name; a path has a slash before its first "=", or is there.
+_NAMED = re.compile(r"([\w+-][\w.+-]*)=(.+)")
+_NAME = re.compile(r"[\w+-][\w.+-]*")
+# Pillow's numbers, which Hugging Face writes.
+_PILLOW = {2: "bilinear", 3: "bicubic"}
+
+Source = str | Path | nn.Module | Encoder
+
+
+def load_encoder(
+    source: Source,
+    *,
+    name: str | None = None,
+    normalize: Normalize | str | None = None,
+    input_size: int | None = None,
+    mpp: float | None = None,
+    interpolation: str | None = None,
+    pooling: str | None = None,
+) -> Encoder:
+    """Return an encoder from a network, a file or a name, tried on one white tile.
+
+    Parameters
+    ----------
+    source : nn.Module, str or Path
+        A network, which is put into evaluation mode; a file of TorchScript or of an exported program (``.pt2``); or
+        ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``hf:NAME`` or ``hf:FOLDER``. ``uni=timm:NAME`` gives a name.
+        TorchScript and exported programs are code: load those that you trust. Pickled networks are never loaded.
+    name : str, optional
+        What its features are called; by default the file's name, or the model's.
+    normalize : Normalize, "imagenet", "half" or "identity", optional
+        By default as its configuration says: timm's ``pretrained_cfg``, Hugging Face's ``preprocessor_config.json``,
+        ``mean`` and ``std`` in ``<file>.json`` or ``<file>.yaml``.
+    input_size : int, optional
+        Side of the squares it takes, px; by default as its configuration says. Tiles of another size are resized
+        whole, never cropped.
+    mpp : float, optional
+        µm per px it was made for.
+    interpolation : "bilinear" or "bicubic", optional
+        How tiles are resized, antialiased; by default as its configuration says, else bicubic.
+    pooling : "class" or "mean", optional
+        What becomes of (n, tokens, D) outputs: the first token or the mean. By default the class token for models of
+        transformers that have one (others give their pooled output). (n, D, h, w) outputs are averaged.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be loaded, nothing says how it wants its tiles, or it does not make one row of numbers per tile.
+    MissingExtraError
+        timm or transformers is not installed.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 7, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> load_encoder(network, name="tiny", normalize="imagenet", input_size=64)
+    Encoder(tiny: 64×64 px to 8 features)
+    """
+    given = {"normalize": normalize, "input_size": input_size, "mpp": mpp}
+    return _loaded(source, {**given, "interpolation": interpolation, "pooling": pooling, "name": name}, {})
+
+
+def load_encoders(sources: Source | Iterable[Source], otherwise: Mapping[str, Any] | None = None) -> list[Encoder]:
+    """Return encoders of different names; ``otherwise`` holds where a configuration says nothing.
+
+    Raises
+    ------
+    ConfigError
+        Two have one name, or see ``load_encoder``.
+    """
+    several = [sources] if isinstance(sources, Source) else list(sources)
+    if not several:
+        raise ConfigError("no encoder", remedy='pass encoders, such as "timm:NAME"')
+    encoders = [_loaded(source, {}, otherwise or {}) for source in several]
+    names = [encoder.name for encoder in encoders]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        remedy = "name them: first=timm:NAME, second=…"
+        raise ConfigError(f"two encoders are called {' and '.join(twice)}", remedy=remedy)
+    return encoders
+
+
+def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Encoder:
+    if isinstance(source, Encoder):
+        return source
+    called, facts = _facts(source)
+    config = facts.config.get("pretrained_cfg", facts.config)
+    wanted = {key: value for key, value in given.items() if value is not None}
+
+    def choose(key: str, found: Any) -> Any:
+        return wanted.get(key, otherwise.get(key) if found is None else found)
+
+    name = wanted.get("name") or called or config.get("name") or re.sub(r"[^\w.+-]+", "-", facts.name)
+    normalize = choose("normalize", _normalize(config))
+    size = choose("input_size", _size(config))
+    _refuse_unknown(facts, normalize, size)
+    encoder = Encoder(
+        name=_check_name(str(name)),
+        module=facts.module.eval(),
+        normalize=_named_normalize(normalize),
+        input_size=_check_size(size, facts.source),
+        dim=0,
+        mpp=_check_mpp(choose("mpp", config.get("mpp")), facts.source),
+        interpolation=_check(
+            "interpolation", choose("interpolation", _interpolation(config)) or "bicubic", Interpolation
+        ),
+        pooling=_check("pooling", choose("pooling", config.get("pooling")) or facts.pooling, Pooling),
+        source=facts.source,
+        weights=facts.weights,
+        batch=facts.batch,
+        dtype=facts.dtype,
+        autocast=facts.autocast,
+    )
+    return replace(encoder, dim=_tried(encoder))
+
+
+def _facts(source: str | Path | nn.Module) -> tuple[str | None, Facts]:
+    """Return the name that stands in front of a source, and the network."""
+    if isinstance(source, nn.Module):
+        config = getattr(source, "pretrained_cfg", None)  # of timm
+        kind = type(source).__name__
+        config = config if isinstance(config, Mapping) else {}
+        return None, Facts(source, kind, f"{type(source).__module__}.{kind}", weights_digest(source), config)
+    text, named = str(source), _NAMED.fullmatch(str(source))
+    if named and not Path(text).expanduser().exists():
+        return named[1], _facts(named[2])[1]
+    for prefix, load in (("timm:", from_timm), ("hf:", from_hugging_face)):
+        if text.startswith(prefix):
+            return None, load(text.removeprefix(prefix))
+    return None, from_file(Path(text).expanduser())
+
+
+def _tried(encoder: Encoder) -> int:
+    """Return how many numbers it makes of a tile, by making them of a white one."""
+    white = torch.full((1, 3, encoder.input_size, encoder.input_size), 255, dtype=torch.uint8)
+    device = module_device(encoder.module)
+    found = EncoderOnDevice(encoder, device, torch.float32)(white.to(device, memory_format=torch.channels_last))
+    return int(found.shape[1])
+
+
+def _normalize(config: Mapping[str, Any]) -> Normalize | None:
+    if not any(key in config for key in ("mean", "std", "image_mean", "image_std", "do_normalize")):
+        return None
+    return Normalize.from_config({key: value for key, value in config.items() if key != "input_size"})
+
+
+def _named_normalize(value: Any) -> Normalize:
+    if isinstance(value, Normalize):
+        return value
+    if value not in NORMALIZATIONS:
+        remedy = f"pass {', '.join(NORMALIZATIONS)}, or a Normalize"
+        raise ConfigError(f"no normalisation is called {value!r}", remedy=remedy)
+    return NORMALIZATIONS[value]()
+
+
+def _size(config: Mapping[str, Any]) -> Any:
+    """Return the side of the squares that a configuration asks for: what is left after its crop."""
+    if config.get("input_size") is not None:
+        return config["input_size"]
+    found = config.get("crop_size") if config.get("do_center_crop") and config.get("crop_size") else config.get("size")
+    if isinstance(found, Mapping):
+        sides = [found[key] for key in ("height", "width", "shortest_edge") if key in found]
+        return sides or None
+    return found
+
+
+def _interpolation(config: Mapping[str, Any]) -> Any:
+    told = config.get("interpolation")
+    return _PILLOW.get(config["resample"], config["resample"]) if told is None and "resample" in config else told
+
+
+def _refuse_unknown(facts: Facts, normalize: Any, size: Any) -> None:
+    """Never guess: an encoder whose tiles are normalised otherwise gives other features, and no error."""
+    lacking = [f"normalize={'imagenet'!r}".replace("'", '"')] if normalize is None else []
+    lacking += ["input_size=224"] if size is None else []
+    if lacking:
+        what = " and ".join({"n": "how tiles are normalised", "i": "how large tiles are"}[part[0]] for part in lacking)
+        remedy = f"pass {' and '.join(lacking)}"
+        if not facts.source.startswith(("timm:", "hf:")) and Path(facts.source).is_file():
+            remedy += f", or write mean, std and input_size into {facts.source}.json"
+        raise ConfigError(f"nothing says {what}", slide=facts.source, remedy=remedy)
+
+
+def _check_size(value: Any, source: str) -> int:
+    sides = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    sides = sides[-2:]  # timm: channels, height, width
+    if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides) or len(set(sides)) != 1:
+        raise ConfigError(f"input_size is {value!r}, no side of a square", slide=source, remedy="pass input_size=224")
+    return int(sides[0])
+
+
+def _check_mpp(value: Any, source: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"mpp is {value!r}", slide=source, remedy="pass µm per px, such as mpp=0.5")
+    return float(value)
+
+
+def _check(what: str, value: Any, kinds: Any) -> Any:
+    if value not in get_args(kinds):
+        names = ", ".join(get_args(kinds))
+        raise ConfigError(f"{what} is {value!r}", remedy=f"pass {what}= one of {names}")
+    return value
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name) or name == "zarr.json":
+        raise ConfigError(f"the encoder {name!r} cannot name a folder", remedy="pass letters, digits, - and _")
+    return name

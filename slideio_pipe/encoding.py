@@ -1,0 +1,254 @@
+"""From uint8 tiles on a device to features: batches that cross the borders of bags, rows that go back to their bag.
+
+::
+
+    chunks of bag a, b, … ──▶ Batches of encoder 1 ──full batches──▶ network ──float16──▶ host ──▶ rows of a, b, …
+                         └──▶ Batches of encoder 2 ──▶ …
+
+Every batch but the very last is full. On CUDA a batch is on its way back while the next one is computed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slideio_pipe.bag import Bag
+from slideio_pipe.device import check_device
+from slideio_pipe.encoders import Encoder, EncoderOnDevice, load_encoders
+from slideio_pipe.encoders.encoder import DTYPES
+from slideio_pipe.encoders.loading import Source
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.progress import Report, reporting
+from slideio_pipe.streaming import at_least_one, stream
+
+BATCH_SIZE = 64
+# Batches on their way from a device while the next one is computed.
+_ON_THEIR_WAY = 1
+
+
+@dataclass(slots=True, eq=False)
+class Rows:
+    """The features of one bag, filled as batches come back."""
+
+    name: str
+    features: dict[str, NDArray[Any]]  # encoder: (N, D)
+    coords: NDArray[np.int64]
+    left: int  # rows that are still to come, of all encoders
+    error: ConfigError | None = None  # the first thing that is wrong with them
+
+    def take(self, encoder: str, index: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Put rows at their places."""
+        self.features[encoder][index] = values
+        self.left -= len(index)
+        good = np.isfinite(values).all(axis=1)
+        if self.error is None and not good.all():
+            first = int(np.flatnonzero(~good)[0])
+            self.error = _not_finite(self, encoder, int(index[first]), values[first])
+
+
+@dataclass(slots=True, eq=False)
+class _Sent:
+    """A batch of features on its way to the host."""
+
+    values: Tensor
+    there: torch.cuda.Event | None
+    parts: list[tuple[Rows, NDArray[np.int64]]]
+
+
+@dataclass(slots=True, eq=False)
+class Batches:
+    """Chunks of any bags through one encoder, in batches of one size."""
+
+    encoder: EncoderOnDevice
+    size: int
+    count: int = 0  # batches that were computed
+    _waiting: deque[tuple[Tensor, Rows, NDArray[np.int64]]] = field(default_factory=deque)
+    _waiting_tiles: int = 0
+    _sent: deque[_Sent] = field(default_factory=deque)
+
+    def add(self, tiles: Tensor, rows: Rows, index: NDArray[np.int64]) -> None:
+        """Take (n, 3, H, W) uint8 tiles on the device, those ``index`` of their bag."""
+        if not len(index):
+            return
+        self._waiting.append((tiles, rows, index))
+        self._waiting_tiles += len(index)
+        while self._waiting_tiles >= self.size:
+            self._compute(self.size)
+
+    def flush(self) -> None:
+        """Compute what is left, and wait for all rows."""
+        if self._waiting_tiles:
+            self._compute(self._waiting_tiles)
+        while self._sent:
+            self._receive()
+
+    def _compute(self, count: int) -> None:
+        chosen, parts = [], []
+        missing = count
+        while missing:
+            tiles, rows, index = self._waiting.popleft()
+            if len(index) > missing:
+                self._waiting.appendleft((tiles[missing:], rows, index[missing:]))
+                tiles, index = tiles[:missing], index[:missing]
+            chosen.append(tiles)
+            parts.append((rows, index))
+            missing -= len(index)
+        self._waiting_tiles -= count
+        self._sent.append(self._send(chosen, parts))
+        self.count += 1
+        while len(self._sent) > (_ON_THEIR_WAY if self.encoder.device.type == "cuda" else 0):
+            self._receive()
+
+    def _send(self, chosen: list[Tensor], parts: list[tuple[Rows, NDArray[np.int64]]]) -> _Sent:
+        found = self.encoder(chosen[0] if len(chosen) == 1 else torch.cat(chosen))
+        if found.device.type != "cuda":
+            return _Sent(found, None, parts)
+        values = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        values.copy_(found, non_blocking=True)
+        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record()
+        return _Sent(values, there, parts)
+
+    def _receive(self) -> None:
+        sent = self._sent.popleft()
+        if sent.there is not None:
+            sent.there.synchronize()
+        values, start = sent.values.numpy(), 0
+        for rows, index in sent.parts:
+            rows.take(self.encoder.encoder.name, index, values[start : start + len(index)])
+            start += len(index)
+
+
+class Encoding:
+    """Several encoders over the same tiles, each with batches of its own.
+
+    Parameters
+    ----------
+    encoders : iterable of Encoder
+    device : str or torch.device
+    batch_size : int
+        Tiles per batch.
+    dtype : "float16" or "float32"
+        Of the features; float16 also lets CUDA compute in it.
+    """
+
+    def __init__(self, encoders: Iterable[Encoder], *, device: str | torch.device, batch_size: int, dtype: str) -> None:
+        place, kind, size = check_device(device), check_feature_dtype(dtype), at_least_one("batch_size", batch_size)
+        self.device, self.dtype = place, np.dtype(dtype)
+        self.batches = {encoder.name: Batches(EncoderOnDevice(encoder, place, kind), size) for encoder in encoders}
+
+    def rows(self, name: str, coords: NDArray[np.int64], encoders: Collection[str]) -> Rows:
+        """Return room for the features of a bag."""
+        count = len(coords)
+        features = {
+            encoder: np.empty((count, self.batches[encoder].encoder.encoder.dim), self.dtype) for encoder in encoders
+        }
+        return Rows(name, features, coords, count * len(features))
+
+    def add(self, tiles: Tensor, rows: Rows, index: NDArray[np.int64]) -> None:
+        """Take uint8 tiles of a bag on the device."""
+        for name in rows.features:
+            self.batches[name].add(tiles, rows, index)
+
+    def flush(self) -> None:
+        """Compute what is left: the only batches that are not full."""
+        for batches in self.batches.values():
+            batches.flush()
+
+
+def encode_bag(
+    bag: Bag,
+    encoders: Source | Iterable[Source],
+    *,
+    device: str | torch.device,
+    batch_size: int = BATCH_SIZE,
+    dtype: str = "float16",
+    threads: int | None = None,
+    progress: Report | bool | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Return the features of a bag's tiles, a row for each in the bag's order; tiles are decoded once for all encoders.
+
+    Parameters
+    ----------
+    bag : Bag
+        Of a slide, augmented or not, from a store, or any other.
+    encoders : Encoder, or what ``load_encoder`` takes, or several
+    device : str or torch.device
+        "cpu", "cuda" or "cuda:1".
+    batch_size : int
+        Tiles per batch.
+    dtype : "float16" or "float32"
+        Of the features. With float16 CUDA computes in it, too (autocast); the CPU computes as the network is.
+    threads : int, optional
+        Threads that decode.
+    progress : callable, bool or None
+        See ``progress.reporting``; counts tiles.
+
+    Returns
+    -------
+    dict of str to (N, D) array
+        By the names of the encoders.
+
+    Raises
+    ------
+    ConfigError
+        An encoder does not take the tiles, or makes something of one that is no finite number.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from slideio_pipe import TileBag, TileGrid, load_encoder, open_slide
+    >>> view = open_slide(np.full((300, 500, 3), 7, np.uint8), slide_mpp=0.5).view()
+    >>> bag = TileBag(view, TileGrid(view, tile_size=100))
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 7, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> tiny = load_encoder(network, name="tiny", normalize="imagenet", input_size=64)
+    >>> encode_bag(bag, tiny, device="cpu")["tiny"].shape
+    (15, 8)
+    """
+    encoding = Encoding(load_encoders(encoders), device=device, batch_size=batch_size, dtype=dtype)
+    rows = encoding.rows(bag.name, np.asarray(bag.coords), list(encoding.batches))
+    chunks = stream(bag, device=encoding.device, normalize=None, batch_size=batch_size, threads=threads)
+    done = 0
+    with chunks, reporting(progress, f"encoding {bag.name}") as report:
+        report(0, len(bag))
+        for chunk in chunks:
+            encoding.add(chunk.tiles, rows, chunk.index)
+            if rows.error is not None:
+                raise rows.error
+            done += len(chunk)
+            report(done, len(bag))
+    encoding.flush()
+    if rows.error is not None:
+        raise rows.error
+    return rows.features
+
+
+def check_feature_dtype(dtype: str) -> torch.dtype:
+    """Return the kind of number that features are.
+
+    Raises
+    ------
+    ConfigError
+        They cannot be that.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"features cannot be {dtype!r}", remedy=f"pass dtype={' or '.join(map(repr, DTYPES))}")
+    return DTYPES[dtype]
+
+
+def _not_finite(rows: Rows, encoder: str, tile: int, values: NDArray[Any]) -> ConfigError:
+    x, y = rows.coords[tile].tolist()
+    bad = values[~np.isfinite(values)]
+    beyond = values.dtype == np.float16 and bool(np.isinf(bad).all())
+    what = "beyond float16" if beyond else "no numbers (NaN or infinite)"
+    reason = f"{len(bad):,} of {len(values):,} features of {encoder} are {what} at tile {tile} (x {x:,}, y {y:,})"
+    remedy = 'pass dtype="float32"' if values.dtype == np.float16 else "look at the tile and at the encoder"
+    return ConfigError(reason, slide=rows.name, remedy=remedy)

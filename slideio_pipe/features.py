@@ -1,0 +1,213 @@
+"""Features of a slide's tiles, from whatever store or file holds them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slideio_pipe.bag import Label
+from slideio_pipe.errors import BagFormatError, ConfigError
+from slideio_pipe.foreign.hdf5 import EXTRA, number
+from slideio_pipe.foreign.item import needed
+from slideio_pipe.geometry import Mpp
+from slideio_pipe.store import open_bag
+from slideio_pipe.store.features import encoder_names, is_feature_store, open_feature_store, stored_features
+from slideio_pipe.store.layout import is_bag_store
+
+HDF5 = (".h5", ".hdf5")
+# What an array of features is called: CLAM and TRIDENT, STAMP.
+_ARRAYS = ("features", "feats")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureBag:
+    """What an encoder made of the tiles of one slide, a row for each; ``open_features`` opens one."""
+
+    name: str  # the slide's, as far as the file says
+    features: NDArray[Any]  # (N, D), from a store mapped into memory: read when looked at
+    coords: NDArray[np.int64] | None  # (N, 2) top-left corners (x, y), level-0 px; None where nothing says
+    tile_size_level0: float | None  # side of a tile, level-0 px
+    label: Label
+    encoder: str | None  # whose features they are, where that is known
+    view_mpp: Mpp | None  # µm per px of the tiles
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # where the tiles come from
+    encoder_facts: Mapping[str, Any] = field(default_factory=dict)  # digest, normalisation, input size, versions
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __repr__(self) -> str:
+        of = "" if self.encoder is None else f" of {self.encoder}"
+        label = "" if self.label is None else f", label {self.label}"
+        return f"FeatureBag({self.name}: {self.features.shape} {self.features.dtype}{of}{label})"
+
+
+def open_features(path: str | Path, encoder: str | None = None, *, slide_mpp: float | None = None) -> FeatureBag:
+    """Return the features of a slide.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.bag.zarr`` with features beside its tiles, a ``.features.zarr``; an HDF5 file of TRIDENT, CLAM or STAMP;
+        a ``.pt`` file of CLAM, whose coordinates come from ``h5_files`` beside its folder where that is there.
+    encoder : str, optional
+        Whose features, where there are several.
+    slide_mpp : float, optional
+        µm per level-0 px. STAMP keeps coordinates in µm: without this, its bags have none.
+
+    Raises
+    ------
+    BagFormatError
+        There are none, or they are damaged.
+    ConfigError
+        There are several, and ``encoder`` does not say which.
+
+    Examples
+    --------
+    >>> open_features("nowhere.features.zarr")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    slideio_pipe.errors.BagFormatError: nowhere.features.zarr: no features: nothing is there; check the path
+    """
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise BagFormatError("no features: nothing is there", slide=str(file), remedy="check the path")
+    if file.is_dir():
+        return _from_store(file, encoder)
+    if file.suffix.lower() in HDF5:
+        return _from_hdf5(file, encoder, slide_mpp)
+    if file.suffix.lower() == ".pt":
+        return _from_tensor(file, encoder)
+    remedy = "pass a .bag.zarr, a .features.zarr, an .h5 or a .pt"
+    raise BagFormatError("no features can be read from this", slide=str(file), remedy=remedy)
+
+
+def _from_store(path: Path, encoder: str | None) -> FeatureBag:
+    if is_feature_store(path):
+        store = open_feature_store(path)
+        told, count, coords = store.attributes, store.tiles, store.columns["coords"]
+    elif is_bag_store(path):
+        with open_bag(path) as bag:
+            told, count, coords = bag.provenance(), len(bag), bag.coords
+    else:
+        raise BagFormatError("no store of features", slide=str(path), remedy="pass a .bag.zarr or a .features.zarr")
+    name = _chosen(path, encoder)
+    values, facts = stored_features(path, name, count)
+    return FeatureBag(
+        name=str(told["slide"]["name"]),
+        features=values,
+        coords=coords,
+        tile_size_level0=_side_level0(told),
+        label=told.get("label"),
+        encoder=name,
+        view_mpp=_view_mpp(told),
+        provenance=told,
+        encoder_facts=facts,
+    )
+
+
+def _chosen(path: Path, encoder: str | None) -> str:
+    """Return whose features are meant."""
+    if encoder is not None:
+        return encoder
+    there = encoder_names(path)
+    if not there:
+        raise BagFormatError("no features are stored here", slide=str(path), remedy="run slideio-pipe features")
+    if len(there) > 1:
+        remedy = f'pass encoder="{there[0]}"'
+        raise ConfigError(f"features of several encoders: {', '.join(there)}", slide=str(path), remedy=remedy)
+    return there[0]
+
+
+def _side_level0(told: Mapping[str, Any]) -> float | None:
+    """Return the side of a tile at level 0, of a turned one as well: areas do not turn."""
+    try:
+        sx, b, _, d, sy, _ = (float(value) for value in told["view"]["affine"])
+        return float(told["grid"]["tile_size"]) * math.sqrt(abs(sx * sy - b * d))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _view_mpp(told: Mapping[str, Any]) -> Mpp | None:
+    mpp = (told.get("view") or {}).get("mpp")
+    return None if mpp is None else Mpp.of(mpp)
+
+
+def _from_hdf5(file: Path, encoder: str | None, slide_mpp: float | None) -> FeatureBag:
+    h5py = needed("h5py", EXTRA)
+    try:
+        with h5py.File(file, "r") as opened:
+            array = next((name for name in _ARRAYS if name in opened), None)
+            if array is None:
+                raise KeyError(f"no {' or '.join(_ARRAYS)}")
+            values = np.asarray(opened[array])
+            own = {**opened.attrs, **opened[array].attrs}
+            places = np.asarray(opened["coords"]) if "coords" in opened else None
+            beside = {} if places is None else dict(opened["coords"].attrs)
+    except (OSError, KeyError) as error:
+        raise BagFormatError(f"no features ({error})", slide=str(file), remedy="pass a file of features") from error
+    attributes = {key: _plain(value) for key, value in (own | beside).items() if key not in ("savetodir", "save_path")}
+    values = _rows(file, values)
+    in_um = attributes.get("unit") == "um"
+    side = number(attributes, "patch_size_level0")
+    mpp = None
+    if in_um:  # STAMP
+        side_um, side_px = number(attributes, "tile_size_um"), number(attributes, "tile_size_px")
+        mpp = None if side_um is None or side_px is None else Mpp.of(side_um / side_px)
+        side = None if side_um is None or slide_mpp is None else side_um / slide_mpp
+        places = None if places is None or slide_mpp is None else places / slide_mpp
+    told = attributes.get("extractor") if in_um else attributes.get("encoder")
+    known = encoder if told is None else str(told)
+    if encoder is not None and known != encoder:
+        raise BagFormatError(f"features of {known}, not of {encoder}", slide=str(file), remedy="pass another file")
+    return FeatureBag(file.stem, values, _corners(file, places, values), side, None, known, mpp, attributes)
+
+
+def _from_tensor(file: Path, encoder: str | None) -> FeatureBag:
+    import torch
+
+    try:
+        values = torch.load(file, map_location="cpu", weights_only=True)
+        values = _rows(file, values.numpy())
+    except BagFormatError:
+        raise
+    except Exception as error:  # pickles of anything else than tensors raise whatever they do
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BagFormatError(f"no tensor of features ({said})", slide=str(file), remedy="save a tensor") from error
+    beside = file.parent.parent / "h5_files" / f"{file.stem}.h5"
+    places, side = None, None
+    if beside.is_file():
+        told = _from_hdf5(beside, None, None)
+        places, side = (told.coords, told.tile_size_level0) if len(told) == len(values) else (None, None)
+    return FeatureBag(file.stem, values, places, side, None, encoder, None)
+
+
+def _rows(file: Path, values: NDArray[Any]) -> NDArray[Any]:
+    if values.ndim == 3 and values.shape[0] == 1:  # some tools keep a batch of one bag
+        values = values[0]
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise BagFormatError(
+            f"features are {values.shape} {values.dtype}", slide=str(file), remedy="they should be (N, D) floats"
+        )
+    return values
+
+
+def _corners(file: Path, places: Any, values: NDArray[Any]) -> NDArray[np.int64] | None:
+    if places is None:
+        return None
+    found = np.asarray(places).round().astype(np.int64).reshape(-1, 2)
+    if len(found) != len(values):
+        reason = f"{len(values):,} features and {len(found):,} coordinates"
+        raise BagFormatError(reason, slide=str(file), remedy="compute them again")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return an attribute of HDF5 as Python has it."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value

@@ -1,0 +1,277 @@
+"""Features in stores: ``features/<encoder>``, (N, D), beside the tiles of a bag, or in a store without tiles.
+
+::
+
+    a.bag.zarr/features/uni       (N, D) float16, one raw chunk; attributes["encoder"] says whose it is
+    a.features.zarr               coords, grid_index, tissue, and features/ as above; attributes["feature_bag"]
+
+Each appears under its name when it is whole; until then it is ``<store>.<encoder>.partial``, or
+``a.features.zarr.partial``, beside the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec
+from zarr.storage import MemoryStore
+
+from slideio_pipe.errors import BagFormatError, OutputExistsError
+from slideio_pipe.store.layout import Columns, add_columns, read_columns
+from slideio_pipe.store.partial import WriterLock, disk_errors
+from slideio_pipe.store.shards import sync_folder
+
+VERSION = 1
+KEY = "feature_bag"
+SUFFIX = ".features.zarr"
+FOLDER = "features"
+ENCODER = "encoder"  # the attribute of an array that says whose it is
+
+Attributes = Mapping[str, Any]
+Named = Mapping[str, tuple[NDArray[Any], Attributes]]  # encoder: (N, D) features and what is kept of it
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureStore:
+    """A store of features, nothing of them read."""
+
+    path: Path
+    attributes: dict[str, Any]  # the bag's provenance
+    tiles: int
+    columns: dict[str, NDArray[Any]]  # coords, grid_index, tissue
+
+
+def encoder_names(store: Path) -> tuple[str, ...]:
+    """Return whose features a store holds, by name."""
+    try:
+        found = sorted(path.name for path in (store / FOLDER).iterdir())
+    except OSError:
+        return ()
+    return tuple(name for name in found if encoder_attributes(store, name) is not None)
+
+
+def encoder_attributes(store: Path, name: str) -> dict[str, Any] | None:
+    """Return what features keep of their encoder; None if there are none of that name."""
+    found = _array(store / FOLDER / name)
+    return None if found is None else dict(found.get("attributes", {}).get(ENCODER, {}))
+
+
+def stored_features(store: Path, name: str, tiles: int) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Return the (N, D) features of an encoder, mapped into memory for this reader alone, and what is kept of it.
+
+    Raises
+    ------
+    BagFormatError
+        There are none, or not one row for each of ``tiles``, or they are damaged.
+    """
+    array = store / FOLDER / name
+    described = _array(array)
+    if described is None:
+        there = ", ".join(encoder_names(store)) or "none"
+        raise BagFormatError(f"no features of {name} (there are: {there})", slide=str(store), remedy="encode it first")
+    rows, dim = described["shape"]
+    kind = np.dtype(described["data_type"]).newbyteorder("<")
+    if rows != tiles:
+        reason = f"features of {name} have {rows:,} rows, and there are {tiles:,} tiles"
+        raise BagFormatError(reason, slide=str(store), remedy="encode it again")
+    facts = dict(described.get("attributes", {}).get(ENCODER, {}))
+    if not rows:
+        return np.zeros((0, dim), kind), facts
+    try:
+        return np.memmap(array / "c" / "0" / "0", kind, "c", shape=(rows, dim)), facts
+    except (OSError, ValueError) as error:
+        reason = f"features of {name} are damaged ({error})"
+        raise BagFormatError(reason, slide=str(store), remedy="encode it again") from error
+
+
+def add_features(store: Path, name: str, values: NDArray[Any], encoder: Attributes, *, overwrite: bool = False) -> None:
+    """Write (N, D) features into a store, whole or not at all.
+
+    Raises
+    ------
+    OutputExistsError
+        There are features of that name, and they may not be replaced.
+    OutputError
+        The disk refuses, or another process writes them.
+    """
+    with _writing(store, f"{store.name}.{name}") as partial:
+        target = store / FOLDER / name
+        if target.exists() and not overwrite:
+            remedy = "pass overwrite=True, or give the encoder another name"
+            raise OutputExistsError(f"features of {name} are there", slide=str(store), remedy=remedy)
+        _write_array(partial, values, encoder)
+        _make_group(store / FOLDER)
+        _publish(partial, target)
+
+
+def create_feature_store(
+    path: Path, bag: Columns, provenance: Attributes, features: Named, *, overwrite: bool = False
+) -> None:
+    """Write a store of features without tiles, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        By custom ``<slide>.features.zarr``.
+    bag : Columns
+        What is known of each tile.
+    provenance : mapping
+        Of the bag, JSON-able; ``label`` in it is the slide's.
+    features : mapping
+        Encoder to features and what is kept of it.
+    overwrite : bool
+        Whether to replace a store of features; anything else there is refused.
+
+    Raises
+    ------
+    OutputExistsError
+        Something is there that may not be replaced.
+    OutputError
+        The disk refuses, or another process writes it.
+    """
+    with _writing(path, path.name) as partial:
+        if os.path.lexists(path) and not (overwrite and is_feature_store(path)):
+            remedy = "pass overwrite=True or another folder" if is_feature_store(path) else "remove it or pass another"
+            raise OutputExistsError("already exists", slide=str(path), remedy=remedy)
+        store: dict[str, Any] = {}
+        told = {KEY: {**provenance, "version": VERSION, "tiles": len(bag)}}
+        group = zarr.create_group(MemoryStore(store), zarr_format=3, attributes=told)
+        values = add_columns(group, bag)
+        _write({key: value.to_bytes() for key, value in store.items()} | values, partial)
+        _make_group(partial / FOLDER)
+        for name, (array, encoder) in features.items():
+            _write_array(partial / FOLDER / name, array, encoder)
+        _publish(partial, path)
+
+
+def is_feature_store(path: Path) -> bool:
+    """Whether there is a store of features without tiles at ``path``."""
+    return KEY in _group(path)
+
+
+def open_feature_store(path: Path) -> FeatureStore:
+    """Return a store of features, checked.
+
+    Raises
+    ------
+    BagFormatError
+        It is none, a newer one, or a damaged one.
+    """
+    found = _group(path).get(KEY)
+    if not isinstance(found, dict):
+        reason = "no store of features" if path.exists() else "no store of features: no such folder"
+        raise BagFormatError(reason, slide=str(path), remedy="pass a .features.zarr, or a .bag.zarr with features")
+    version, tiles = found.get("version"), found.get("tiles")
+    if not isinstance(version, int) or version > VERSION or not isinstance(tiles, int):
+        reason = f"a store of features of version {version!r}; this package reads version {VERSION}"
+        raise BagFormatError(reason, slide=str(path), remedy="upgrade slideio-pipe")
+    told = {key: value for key, value in found.items() if key not in ("version", "tiles")}
+    return FeatureStore(path, told, tiles, read_columns(path, tiles))
+
+
+def _group(path: Path) -> dict[str, Any]:
+    """Return the attributes of a zarr v3 group; none if it is none."""
+    try:
+        found = json.loads((path / "zarr.json").read_bytes())
+        attributes = found["attributes"] if found["node_type"] == "group" else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return attributes if isinstance(attributes, dict) else {}
+
+
+def _array(path: Path) -> dict[str, Any] | None:
+    """Return the description of an array of features; None if there is none that is whole and ours."""
+    try:
+        found = json.loads((path / "zarr.json").read_bytes())
+        ours = (
+            found["node_type"] == "array"
+            and [codec["name"] for codec in found["codecs"]] == ["bytes"]
+            and found["chunk_grid"]["configuration"]["chunk_shape"] == [max(1, side) for side in found["shape"]]
+            and len(found["shape"]) == 2
+            and found["data_type"] in ("float16", "float32")
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if ours else None
+
+
+def _write_array(folder: Path, values: NDArray[Any], encoder: Attributes) -> None:
+    """Write an array of one raw chunk, which can be mapped into memory: floats hardly compress."""
+    store: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(store),
+        shape=values.shape,
+        dtype=values.dtype.name,
+        chunks=tuple(max(1, side) for side in values.shape),
+        filters=None,
+        serializer=BytesCodec(endian="little"),
+        compressors=None,
+        fill_value=0,
+        attributes={ENCODER: dict(encoder)},
+        dimension_names=["tile", "feature"],
+        zarr_format=3,
+    )
+    files: dict[str, Any] = {key: value.to_bytes() for key, value in store.items()}
+    if len(values):
+        files["c/0/0"] = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data
+    _write(files, folder)
+
+
+def _make_group(folder: Path) -> None:
+    """Make a folder a zarr group, if it is none yet; the same bytes whoever does it."""
+    if (folder / "zarr.json").exists():
+        return
+    store: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(store), zarr_format=3)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"zarr.json.{os.getpid()}"
+    partial.write_bytes(store["zarr.json"].to_bytes())
+    partial.rename(folder / "zarr.json")
+
+
+def _write(files: Mapping[str, Any], folder: Path) -> None:
+    for name, data in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+
+
+@contextmanager
+def _writing(store: Path, name: str) -> Iterator[Path]:
+    """Yield an empty place beside a store to write to, which nobody else has; what is left there is removed."""
+    partial, lock = store.with_name(f"{name}.partial"), WriterLock(store.with_name(f"{name}.lock"))
+    with disk_errors(store):
+        store.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(partial.with_suffix(".replaced"), ignore_errors=True)
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.release()
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Give what is whole its name, in place of what has it."""
+    for folder, _, _ in os.walk(partial, topdown=False):
+        sync_folder(Path(folder))
+    replaced = partial.with_suffix(".replaced")
+    if target.exists():
+        target.rename(replaced)
+    partial.rename(target)
+    sync_folder(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
