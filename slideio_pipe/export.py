@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from slideio_pipe import picture
@@ -44,15 +45,17 @@ class Exported:
 
     def summary(self) -> dict[str, Any]:
         """Return the outcome, JSON-able."""
-        mpp = self.bag.view_mpp
+        mpp, known = self.bag.view_mpp, self.bag.attributes
         return {
             "bag": str(self.bag.path),
             "slide": self.bag.name,
             "tiles": len(self.bag),
             "tile_size": self.bag.shape[1],
             "mpp": None if mpp is None else list(mpp),
+            "mpp_source": known["slide"]["mpp_source"],
             "bytes": self.bag.stored_bytes(),
-            "pixels": self.bag.attributes["pixels"],
+            "pixels": known["pixels"],
+            "tissue": None if known["tissue"] is None else round(known["tissue"]["fraction"], 4),
             "tissue_covered": round(self.covered, 4),
             "seconds": round(self.seconds, 3),
             "tiles_per_second": round(len(self.bag) / max(self.seconds, 1e-9), 1),
@@ -72,6 +75,7 @@ def export_slide(
     threads: int | None = None,
     progress: Report | bool | None = None,
     on_stage: Callable[[str], object] | None = None,
+    on_plan: Callable[[Slide, TileBag], object] | None = None,
 ) -> Exported:
     """Write the tissue tiles of a slide into a bag store.
 
@@ -99,6 +103,8 @@ def export_slide(
         See ``progress.reporting``.
     on_stage : callable, optional
         Called with "open", "tissue" and "tiles" as each begins.
+    on_plan : callable, optional
+        Called with the slide and its planned bag, before a tile is read and even if there is none.
 
     Raises
     ------
@@ -128,6 +134,8 @@ def export_slide(
             raise OutputExistsError("already exists", slide=str(target), remedy=remedy)
         begin("tissue")
         bag = plan_bag(slide, config, label=label, tissue_file=tissue_file)
+        if on_plan is not None:
+            on_plan(slide, bag)
         if not len(bag) and not allow_empty:
             raise _nothing_to_export(bag)
         _check_space(bag, target, config.store.pixels)
@@ -212,6 +220,19 @@ def sheet(slide: Slide, bag: TileBag) -> Image.Image:
             picture.captioned(bag.plot(20, 118), f"tiles of the bag{at}"),
         ]
     )
+
+
+def overview(slide: Slide, bag: TileBag, side_px: int = 320) -> Image.Image:
+    """Return the slide, its tissue and its tiles side by side, each at most ``side_px`` wide and high."""
+    grid = bag.grid
+    plain = picture.fit(slide.thumbnail(side_px), side_px)
+    tissue = plain if grid.mask is None else picture.tint_mask(plain, grid.mask.mask)
+    corners = grid.corners_level0() * (plain.width / slide.dimensions.width)
+    least = corners.min(axis=1)
+    tiles = picture.draw_boxes(tissue, np.hstack([least, corners.max(axis=1) - least]))
+    width = slide.dimensions.width / plain.width
+    shown = plain if slide.mpp is None else picture.scale_bar(plain, slide.mpp.x * width)
+    return picture.beside([shown, tissue, tiles], gap=6)
 
 
 def picture_path(file: str | Path, *, overwrite: bool) -> Path:
