@@ -297,13 +297,13 @@ def demo(
 
     A cohort: [bold]slideio-pipe demo --cohort[/]
     """
-    from slideio_pipe.demo import run_demo
-
     if cohort:
         if device is not None:
             raise ConfigError("--device with --cohort", remedy="leave it out: nothing is streamed")
         cohort_commands.demo_cohort(folder, as_json=as_json)
         return
+    from slideio_pipe.demo import run_demo
+
     if as_json:
         print_json(run_demo(folder, device=device, say=lambda line: None, progress=False))
         return

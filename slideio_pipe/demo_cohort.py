@@ -27,6 +27,7 @@ MANIFEST = "cohort.csv"
 LAYOUTS = ("clam", "torchmil", "webdataset")
 _CONFIG = ExportConfig(view=ViewConfig(mpp=0.5), grid=GridConfig(tile_size=256, min_tissue=0.3))
 _MPP = 0.25
+_SMALLEST = (2048, 1536)
 # Of these one each: cut short by a bad copy, another file under a slide's name, glass without tissue.
 _TRUNCATED, _NO_SLIDE, _GLASS = "truncated", "no-slide", "glass"
 
@@ -42,7 +43,13 @@ class _Plan:
     says_magnification: bool = True
 
 
-def make_cohort(folder: str | Path, slides: int = 24, *, progress: Callable[[int, int], object] | None = None) -> Path:
+def make_cohort(
+    folder: str | Path,
+    slides: int = 24,
+    *,
+    size: tuple[int, int] = _SMALLEST,
+    progress: Callable[[int, int], object] | None = None,
+) -> Path:
     """Make small slides of different sizes, stains and lesions, three of them broken, and return their manifest.
 
     Two slides each are of one patient. Some do not say their mpp: the manifest does, or, for one, the magnification is
@@ -54,6 +61,8 @@ def make_cohort(folder: str | Path, slides: int = 24, *, progress: Callable[[int
         For ``cohort.csv`` and ``slides/``.
     slides : int
         How many, at least 8.
+    size : (int, int)
+        Width and height of the smallest, px at 0.25 µm; the largest has 1.75 and 1.5 times that.
     progress : callable, optional
         Called with (slides done, slides in all).
 
@@ -76,7 +85,7 @@ def make_cohort(folder: str | Path, slides: int = 24, *, progress: Callable[[int
     make_folder(place)
     plans = list(_plans(slides))
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
-        for done, _ in enumerate(threads.map(lambda plan: _make_slide(plan, place), plans), 1):
+        for done, _ in enumerate(threads.map(lambda plan: _make_slide(plan, place, size), plans), 1):
             report(done, slides)
     rows = [
         CohortSlide(
@@ -104,7 +113,7 @@ def _lesions(plan: _Plan) -> int:
     return 0 if plan.broken == _GLASS or plan.number // 2 % 2 else 1 + plan.number % 3
 
 
-def _make_slide(plan: _Plan, folder: Path) -> None:
+def _make_slide(plan: _Plan, folder: Path, smallest: tuple[int, int]) -> None:
     path = folder / plan.name
     if path.exists():
         return
@@ -113,7 +122,7 @@ def _make_slide(plan: _Plan, folder: Path) -> None:
         return
     k = plan.number
     pieces = 0 if plan.broken == _GLASS else 1 + k % 3
-    size = (2048 + 512 * (k % 4), 1536 + 384 * (k // 2 % 3))
+    size = (smallest[0] * (4 + k % 4) // 4, smallest[1] * (4 + k // 2 % 3) // 4)
     # Under another name until it is what it is meant to be.
     whole = path.with_name(f".{plan.name}")
     write_synthetic_slide(whole, size=size, mpp=_MPP, seed=k, lesions=_lesions(plan), pieces=pieces, overwrite=True)
@@ -129,7 +138,13 @@ def _make_slide(plan: _Plan, folder: Path) -> None:
 
 
 def run_cohort_demo(
-    folder: Path, *, slides: int = 24, workers: int = 2, say: Say, progress: bool | None = None
+    folder: Path,
+    *,
+    slides: int = 24,
+    size: tuple[int, int] = _SMALLEST,
+    workers: int = 2,
+    say: Say,
+    progress: bool | None = None,
 ) -> dict[str, Any]:
     """Make a cohort in ``folder``, export it, convert its bags, and report.
 
@@ -141,6 +156,8 @@ def run_cohort_demo(
         Made if missing.
     slides : int
         How many, at least 8.
+    size : (int, int)
+        Of the smallest.
     workers : int
         Processes that export.
     say : callable
@@ -160,7 +177,7 @@ def run_cohort_demo(
     """
     started = time.perf_counter()
     with reporting(progress, f"making {slides} slides") as report:
-        manifest = make_cohort(folder, slides, progress=report)
+        manifest = make_cohort(folder, slides, size=size, progress=report)
     say(f"made {slides} small slides, 3 of them broken on purpose: {manifest} ({time.perf_counter() - started:.1f} s)")
     done = export_cohort(manifest, folder / "bags", _CONFIG, workers=workers, progress=progress)
     say(

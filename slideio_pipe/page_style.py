@@ -57,8 +57,8 @@ tbody tr:hover { background: var(--panel); }
   background: var(--warn-soft); }
 .say { margin: 5px 0 2px; padding: 4px 9px; border-left: 3px solid var(--warn); background: var(--warn-soft); }
 .say.bad { border-color: var(--bad); background: var(--bad-soft); }
-.strip { display: block; width: fit-content; margin: 6px 0 2px; border-radius: 6px; overflow: hidden; border: 1px solid var(--line);
-  background: #fff; line-height: 0; }
+.strip { display: block; width: fit-content; margin: 6px 0 2px; border-radius: 6px; overflow: hidden;
+  border: 1px solid var(--line); background: #fff; }
 .strip img { display: block; width: auto; height: auto; max-width: 100%; max-height: 150px; }
 .small td, .small th { padding: 3px 8px; }
 footer { margin-top: 30px; color: var(--soft); font-size: 12px; }
