@@ -136,9 +136,7 @@ def test_the_demo_says_what_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyP
     from slideio_pipe import demo_cohort
 
     smaller = functools.partial(run_cohort_demo, slides=8, size=SIZE)
-    monkeypatch.setattr(
-        demo_cohort, "run_cohort_demo", lambda folder, **given: small(folder, slides=8, size=SIZE, **given)
-    )
+    monkeypatch.setattr(demo_cohort, "run_cohort_demo", smaller)
     result = CliRunner().invoke(app, ["demo", "--cohort", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert result.stdout.count("as it should") == 3
