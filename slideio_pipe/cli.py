@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slideio_pipe import __version__, cohort_commands, foreign_commands, options, timing_commands
+from slideio_pipe import __version__, cohort_commands, feature_commands, foreign_commands, options, timing_commands
 from slideio_pipe.errors import ConfigError, NoTissueError
+from slideio_pipe.settings import mpp_of, settings_of
 from slideio_pipe.terminal import called_as, err, escape, out, print_facts, print_json, reported, say, size_text
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
@@ -142,7 +143,7 @@ def tissue(
     from slideio_pipe.tissue import find_tissue
 
     given = {"slide": {"slide_mpp": slide_mpp, "backend": backend}, "tissue": {"method": method, "mpp": mpp}}
-    settings = _settings(slide, config, given)
+    settings = settings_of(slide, config, given)
     if save is not None and save.suffix.lower() not in (".png", ".geojson", ".json"):
         raise ConfigError("no mask has this ending", slide=str(save), remedy="end it in .geojson or .png")
     if picture is not None:
@@ -183,6 +184,7 @@ def export(
     mask: options.Mask = None,
     min_tissue: options.MinTissue = None,
     allow_empty: options.AllowEmpty = False,
+    on_error: options.OnError = None,
     slide_mpp: options.SlideMpp = None,
     backend: options.Backend = None,
     save: options.BagFolder = None,
@@ -214,12 +216,12 @@ def export(
     grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
     given: dict[str, dict[str, Any]] = {
         "slide": {"slide_mpp": slide_mpp, "backend": backend},
-        "view": {"mpp": mpp if mag is None else _mpp_of(mag, mpp)},
+        "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp)},
         "tissue": {"method": tissue_method},
         "grid": grid | {"align": align or None},
         "store": {"pixels": pixels},
     }
-    settings = _settings(slides[0], config, given)
+    settings = settings_of(slides[0], config, given)
     if workers is not None or cluster is not None or cohort_commands.is_cohort(slides):
         cohort_commands.export_many(
             slides,
@@ -235,6 +237,7 @@ def export(
             overwrite=overwrite,
             retry=retry,
             allow_empty=allow_empty,
+            on_error=on_error or "raise",
         )
         return
     done = export_slide(
@@ -246,6 +249,7 @@ def export(
         picture_file=picture,
         overwrite=overwrite,
         allow_empty=allow_empty,
+        on_error=on_error or "raise",
         threads=threads,
         progress=False if as_json else None,
     )
@@ -345,35 +349,10 @@ def doctor(as_json: options.Json = False) -> None:
 
 
 app.command()(cohort_commands.split)
+app.command()(feature_commands.features)
 app.command()(foreign_commands.convert)
 app.command()(timing_commands.bench)
 app.command()(timing_commands.profile)
-
-
-def _settings(slide: Path, file: Path | None, given: dict[str, dict[str, Any]]) -> ExportConfig:
-    """Return the configuration of the file, or the default one, with the options that were given put over it."""
-    from slideio_pipe.config import ExportConfig, checked, load_config
-
-    values = (load_config(file) if file else ExportConfig()).model_dump()
-    for stage, wanted in given.items():
-        chosen = {name: value for name, value in wanted.items() if value is not None}
-        if "stride" in chosen or "overlap" in chosen:  # one replaces the other
-            values[stage] |= {"stride": None, "overlap": None}
-        values[stage] |= chosen
-    return checked(ExportConfig, slide.name, **values)
-
-
-def _mpp_of(magnification: float, mpp: str | None) -> float:
-    """Return what a magnification means, and say so."""
-    from slideio_pipe.geometry import magnification_to_mpp
-
-    if mpp is not None:
-        raise ConfigError("--mag and --mpp are both given", remedy="give one of them")
-    if not (math.isfinite(magnification) and magnification > 0):
-        raise ConfigError(f"--mag {magnification:g} is no magnification", remedy="pass 20, 40, …")
-    found = magnification_to_mpp(magnification)
-    err.print(f"--mag {magnification:g} means {found:g} µm per pixel", soft_wrap=True)
-    return found
 
 
 def _number_or_text(label: str | None) -> int | float | str | None:

@@ -23,6 +23,7 @@ from slideio_pipe.progress import Report
 from slideio_pipe.run import RunReport, run_cohort
 from slideio_pipe.slide import Slide
 from slideio_pipe.store import open_bag
+from slideio_pipe.store.unread import check_bearing
 from slideio_pipe.workers import OnStage
 
 # What a bag does not say of its making.
@@ -37,6 +38,7 @@ class ExportWork:
     config: ExportConfig
     threads: int
     allow_empty: bool = False
+    on_error: str = "raise"  # none of the settings: a bag without a damaged tile is the same with either
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -60,6 +62,7 @@ class ExportWork:
             tissue_file=slide.mask,
             overwrite=overwrite,
             allow_empty=self.allow_empty,
+            on_error=self.on_error,
             threads=self.threads,
             progress=False,
             on_stage=on_stage,
@@ -100,6 +103,7 @@ def export_cohort(
     overwrite: bool = False,
     retry: bool = False,
     allow_empty: bool = False,
+    on_error: str = "raise",
     cluster: str | Path | None = None,
     progress: Report | bool | None = None,
 ) -> RunReport:
@@ -130,6 +134,8 @@ def export_cohort(
         Try slides again that took two worker processes with them.
     allow_empty : bool
         Write bags of no tiles for slides without tissue, instead of listing them as failed.
+    on_error : {"raise", "white"}
+        What becomes of damaged slides; see ``export_slide``.
     cluster : str or Path, optional
         A Dask scheduler, ``tcp://host:8786``, or a YAML file like ``configs/slurm.yaml``, in place of ``workers``
         processes of this machine. Slides and ``out`` have to be on a disk that all see under the same path.
@@ -157,12 +163,13 @@ def export_cohort(
     >>> report.done, report.failures, sorted(path.name for path in report.folder.glob("*.zarr"))
     (1, None, ['a.bag.zarr'])
     """
+    check_bearing(on_error)
     slides = Cohort.of(cohort)
     folder = Path(out).expanduser().absolute()
     if threads is None:
         threads = 1 if cluster is not None else max(1, min(8, (os.cpu_count() or 1) // max(1, workers)))
     return run_cohort(
-        ExportWork(folder, config or ExportConfig(), threads, allow_empty),
+        ExportWork(folder, config or ExportConfig(), threads, allow_empty, on_error),
         slides,
         folder,
         workers=workers,

@@ -23,6 +23,7 @@ from slideio_pipe.mask_files import write_file
 from slideio_pipe.progress import Report
 from slideio_pipe.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, save_bag
+from slideio_pipe.store.unread import check_bearing
 from slideio_pipe.tiling import TileGrid
 from slideio_pipe.tissue import TissueMask, find_tissue
 
@@ -54,6 +55,7 @@ class Exported:
             "mpp": None if mpp is None else list(mpp),
             "mpp_source": known["slide"]["mpp_source"],
             "bytes": self.bag.stored_bytes(),
+            "failed_tiles": len(self.bag.attributes.get("failures", ())),
             "pixels": known["pixels"],
             "tissue": None if known["tissue"] is None else round(known["tissue"]["fraction"], 4),
             "tissue_covered": round(self.covered, 4),
@@ -72,6 +74,7 @@ def export_slide(
     picture_file: str | Path | None = None,
     overwrite: bool = False,
     allow_empty: bool = False,
+    on_error: str = "raise",
     threads: int | None = None,
     progress: Report | bool | None = None,
     on_stage: Callable[[str], object] | None = None,
@@ -97,6 +100,9 @@ def export_slide(
         Replace an existing bag.
     allow_empty : bool
         Write a bag of no tiles when there is no tissue, instead of failing.
+    on_error : {"raise", "white"}
+        What becomes of a damaged slide. "white" takes what cannot be decoded for glass where tissue is sought, and for
+        white tiles in the bag, which lists them in ``attributes["failures"]``; a tenth of the tiles may be such.
     threads : int, optional
         Threads that decode and encode; by default all cores.
     progress : callable, bool or None
@@ -123,6 +129,7 @@ def export_slide(
     'a.bag.zarr'
     """
     config = config or ExportConfig()
+    check_bearing(on_error)  # before the search for tissue
     started = time.perf_counter()
     begin = on_stage or (lambda stage: None)
     begin("open")
@@ -133,7 +140,7 @@ def export_slide(
             remedy = "pass overwrite=True or another path"
             raise OutputExistsError("already exists", slide=str(target), remedy=remedy)
         begin("tissue")
-        bag = plan_bag(slide, config, label=label, tissue_file=tissue_file)
+        bag = plan_bag(slide, config, label=label, tissue_file=tissue_file, on_error=on_error)
         if on_plan is not None:
             on_plan(slide, bag)
         if not len(bag) and not allow_empty:
@@ -141,7 +148,13 @@ def export_slide(
         _check_space(bag, target, config.store.pixels)
         begin("tiles")
         stored = save_bag(
-            bag, target, pixels=config.store.pixels, overwrite=overwrite, threads=threads, progress=progress
+            bag,
+            target,
+            pixels=config.store.pixels,
+            overwrite=overwrite,
+            on_error=on_error,
+            threads=threads,
+            progress=progress,
         )
         seconds = time.perf_counter() - started
         if drawing is not None:
@@ -174,11 +187,16 @@ def _nothing_to_export(bag: TileBag) -> NoTissueError:
 
 
 def plan_bag(
-    slide: Slide, config: ExportConfig, *, label: Label = None, tissue_file: str | Path | None = None
+    slide: Slide,
+    config: ExportConfig,
+    *,
+    label: Label = None,
+    tissue_file: str | Path | None = None,
+    on_error: str = "raise",
 ) -> TileBag:
     """Return the bag an export would write: tissue found and grid laid, no tile decoded yet."""
     view = slide.view(mpp=config.view.mpp)
-    tissue = _tissue(slide, config, tissue_file)
+    tissue = _tissue(slide, config, tissue_file, on_error)
     return TileBag(view, TileGrid(view, tissue=tissue, **config.grid.model_dump()), label=label)
 
 
@@ -289,7 +307,7 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def _tissue(slide: Slide, config: ExportConfig, tissue_file: str | Path | None) -> TissueMask | None:
+def _tissue(slide: Slide, config: ExportConfig, tissue_file: str | Path | None, on_error: str) -> TissueMask | None:
     if tissue_file is not None:
         file = Path(tissue_file)
         if file.suffix.lower() in (".geojson", ".json"):
@@ -297,4 +315,4 @@ def _tissue(slide: Slide, config: ExportConfig, tissue_file: str | Path | None) 
         return TissueMask.from_png(file, slide)
     if config.tissue.method == "none":
         return None
-    return find_tissue(slide, **config.tissue.model_dump())
+    return find_tissue(slide, **config.tissue.model_dump(), on_error=on_error)

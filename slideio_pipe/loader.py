@@ -19,8 +19,8 @@ from slideio_pipe.device import Normalize, Sender, check_device, check_dtype
 from slideio_pipe.errors import ConfigError, FailedSlidesError
 from slideio_pipe.flights import Flights
 from slideio_pipe.staging import Ring, Stage
-from slideio_pipe.streaming import COLOURS, TileBatch, at_least_one, check_normalize, default_threads, warn_of
-from slideio_pipe.tolerance import Failure, check_on_error
+from slideio_pipe.streaming import COLOURS, TileBatch, at_least_one, check_normalize, default_threads
+from slideio_pipe.tolerance import Failure, check_on_error, warn_of
 from slideio_pipe.whole_bag import Gathered, WholeBag
 
 STATE_VERSION = 1

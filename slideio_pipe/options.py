@@ -9,6 +9,7 @@ import typer
 
 SLIDE, TILES, TISSUE, OUTPUT = "Slide", "Resolution and tiles", "Tissue", "Output"
 COHORT = "Cohorts"
+ENCODING = "Encoding"
 
 
 def _option(*names: str, unit: str | None = None, panel: str | None = None, text: str, **more: Any) -> Any:
@@ -120,6 +121,15 @@ MinTissue = Annotated[
 AllowEmpty = Annotated[
     bool, _option("--allow-empty", panel=TISSUE, text="Write a bag of no tiles if there is no tissue.")
 ]
+OnError = Annotated[
+    str | None,
+    _option(
+        "--on-error",
+        unit="raise|white",
+        panel=SLIDE,
+        text=r"Damaged slides fail, or what cannot be decoded is glass and white, and listed. \[default: raise]",
+    ),
+]
 Pixels = Annotated[
     str | None,
     _option(
@@ -215,6 +225,80 @@ Retry = Annotated[
     bool, _option("--retry", panel=COHORT, text="Try slides again that crashed or ran into a limit, twice.")
 ]
 Root = Annotated[Path | None, _option("--root", unit="FOLDER", panel=COHORT, text="Where all slides have to lie.")]
+
+Encoded = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Bags (.bag.zarr) or slides, a folder or pattern of them, or a CSV or Parquet file with a column slide.",
+        metavar="COHORT",
+    ),
+]
+Encoders = Annotated[
+    list[str],
+    _option(
+        "--encoder",
+        unit="ENCODER",
+        panel=ENCODING,
+        text="timm:NAME, timm:NAME@weights.safetensors, hf:NAME, hf:FOLDER; or a file of TorchScript or of an exported "
+        "program (.pt2), which are code: those that you trust. uni=timm:NAME gives a name. May be given again.",
+    ),
+]
+Normalization = Annotated[
+    str | None,
+    _option(
+        "--normalize",
+        unit="imagenet|half|identity",
+        panel=ENCODING,
+        text="Of encoders whose configuration, or FILE.json beside them, does not say it.",
+    ),
+]
+InputSize = Annotated[
+    int | None,
+    _option("--input-size", unit="px", min=1, panel=ENCODING, text="Likewise: side of the squares that they take."),
+]
+TokenPooling = Annotated[
+    str | None,
+    _option("--pooling", unit="class|mean", panel=ENCODING, text="Likewise: what becomes of a tile's tokens."),
+]
+FeatureDtype = Annotated[
+    str,
+    _option("--dtype", unit="float16|float32", panel=ENCODING, text="Of the features; also what a GPU computes in."),
+]
+BatchSize = Annotated[int, _option("--batch-size", unit="n", min=1, panel=ENCODING, text="Tiles per batch.")]
+EncoderDevice = Annotated[
+    str | None,
+    _option("--device", unit="cpu|cuda|cuda:1", panel=ENCODING, text=r"\[default: cuda if there is one]"),
+]
+EncoderTileSize = Annotated[
+    int | None,
+    _option(
+        "--tile-size",
+        "--patch-size",
+        unit="px",
+        panel=TILES,
+        text=r"Side of a tile of slides; encoders get it resized. \[default: what the (largest) encoder takes]",
+    ),
+]
+EncoderMpp = Annotated[
+    str | None,
+    _option(
+        "--mpp", unit="µm|native", panel=TILES, text=r"µm per tile pixel. \[default: the encoder's, if known, else 0.5]"
+    ),
+]
+FeatureFolder = Annotated[
+    Path | None,
+    _option(
+        "--out",
+        "-o",
+        unit="FOLDER",
+        panel=OUTPUT,
+        text=r"Where <slide>.features.zarr goes. \[default: into the bags, beside their pixels]",
+    ),
+]
+Shard = Annotated[
+    str | None,
+    _option("--shard", unit="k/n", panel=COHORT, text="The k-th of n parts, from 0/n: a process for each GPU."),
+]
 
 Manifest = Annotated[
     Path, typer.Argument(help="A CSV or Parquet file with a column slide; a folder; a pattern.", metavar="COHORT")

@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +22,7 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.backends.base import OnStage, StoredTiles
+from slideio_pipe.backends.base import OnStage, StaleLevelError, StoredTiles
 from slideio_pipe.decoded import SHARED
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import WHOLE_SHRINKS, Affine, LevelChoice, Pyramid, Rect, Size
@@ -277,7 +278,8 @@ class Sampler:
         try:
             buffer = self._region(level).fetch(*rect)
         except pyvips.Error as error:
-            slide.raise_failure(level, rect, np.zeros((rect.height, rect.width, 3), np.uint8))
+            with suppress(StaleLevelError):  # what was lost beside it is no reason
+                slide.raise_failure(level, rect, np.zeros((rect.height, rect.width, 3), np.uint8))
             dx, dy = slide.pyramid.downsamples[level]
             place = f"level {level} near level-0 px ({round(rect.x * dx)}, {round(rect.y * dy)})"
             raise CorruptSlideError(
@@ -286,7 +288,10 @@ class Sampler:
                 remedy="copy the slide again, or leave this region out",
             ) from error
         pixels = np.frombuffer(buffer, np.uint8).reshape(rect.height, rect.width, 3)
-        slide.raise_failure(level, rect, pixels)
+        try:
+            slide.raise_failure(level, rect, pixels)
+        except StaleLevelError:  # another thread met a damaged tile in the meantime
+            return self._fetch(level, rect)
         if self.on_stage:
             self.on_stage("decode", begun, time.perf_counter())
         return pixels

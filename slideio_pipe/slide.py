@@ -32,6 +32,8 @@ from slideio_pipe.sampling import Sampler
 from slideio_pipe.view import SlideView
 
 _FINGERPRINT_BYTES = 65_536
+# Of an overview, this part may be unreadable: one stored tile is often a tenth of it, and all of the smallest.
+_MAX_UNREAD = 0.25
 
 
 def file_fingerprint(path: Path) -> str:
@@ -325,6 +327,41 @@ class Slide:
         view = self.view(mpp=(max(mpp, own.x), max(mpp, own.y)))
         return self._whole(view), view.affine
 
+    def overview_around(self, mpp: float) -> tuple[NDArray[np.uint8], Affine, list[CorruptSlideError]]:
+        """Return the overview, white where pixels cannot be decoded, its affine, and what kept each such place.
+
+        Raises
+        ------
+        CorruptSlideError
+            More than a quarter of it cannot be decoded.
+        """
+        own = self.require_mpp()
+        view = self.view(mpp=(max(mpp, own.x), max(mpp, own.y)))
+        width, height = view.plain_size
+        pixels = np.empty((height, width, 3), np.uint8)
+        stored = zip(self.tile_sizes[view.level], view.choice.shrink, strict=True)
+        least = Size(*(max(1, round(side / shrink / 8)) for side, shrink in stored))
+        sampler, white_px = Sampler(self), 0
+        errors: dict[str, CorruptSlideError] = {}  # by what they say, which names the stored tile
+        # Halved until it is an eighth of a stored tile: one by one the stored tiles of a slide whose only level is
+        # level 0 were too many, and the filter of a whole one reaches into all its neighbours.
+        left = [Rect(0, 0, width, height)]
+        while left:
+            rect = left.pop()
+            part = pixels[rect.y : rect.y + rect.height, rect.x : rect.x + rect.width]
+            try:
+                sampler.plain(view.choice, rect, part)
+            except CorruptSlideError as error:
+                halves = _halves(rect, least)
+                left += halves
+                if not halves:
+                    part[:] = 255
+                    errors.setdefault(error.reason, error.with_traceback(None))
+                    white_px += rect.width * rect.height
+                    if white_px > _MAX_UNREAD * width * height:
+                        raise
+        return pixels, view.affine, list(errors.values())
+
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]:
         """Return the whole slide with its longer side at most ``max_size`` px, (H, W, 3) uint8; needs no mpp."""
         factor = max(1.0, max(self.dimensions) / max_size)
@@ -406,6 +443,18 @@ class Slide:
         at = "no mpp" if self.mpp is None else f"{self.mpp.mean:.4g} µm"
         levels = f"{self.level_count} level{'s' if self.level_count > 1 else ''}"
         return f"Slide({self.name}: {width}×{height} px, {at}, {levels}, {self.vendor} by {self.facts.backend})"
+
+
+def _halves(rect: Rect, tile: Size) -> list[Rect]:
+    """Return a rectangle in two, cut between tiles along the side that has more of them; [] if it has one."""
+    columns, rows = -(-rect.width // tile.width), -(-rect.height // tile.height)
+    if max(columns, rows) <= 1:
+        return []
+    if columns >= rows:
+        cut = columns // 2 * tile.width
+        return [rect._replace(width=cut), rect._replace(x=rect.x + cut, width=rect.width - cut)]
+    cut = rows // 2 * tile.height
+    return [rect._replace(height=cut), rect._replace(y=rect.y + cut, height=rect.height - cut)]
 
 
 def _reopen(path: Path | NDArray[np.uint8], slide_mpp: Mpp | None, backend: str) -> Slide:

@@ -13,9 +13,8 @@ consumer's stream waits for the event behind the normalisation. On the CPU the s
 from __future__ import annotations
 
 import os
-import warnings
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -28,9 +27,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.bag import Bag, Label, UncolouredBag
 from slideio_pipe.device import Colours, Normalize, Sender, Sent, check_device, check_dtype
-from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError
+from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.staging import Ring, Stage
-from slideio_pipe.tolerance import Failure, Read, Tolerance, check_on_error
+from slideio_pipe.tolerance import Read, Tolerance, check_on_error, warn_of
 
 COLOURS = ("host", "device")
 
@@ -258,14 +257,6 @@ def colours_of(bag: Bag, index: NDArray[np.int64], colours: str) -> Colours | No
         return None
     places = index.tolist()
     return Colours([bag.operations(k) for k in places], places)
-
-
-def warn_of(failures: Sequence[Failure]) -> None:
-    """Warn once of all that was left out."""
-    slides = sum(failure.tile is None for failure in failures)
-    counts = [(slides, "slide"), (len(failures) - slides, "tile")]
-    what = " and ".join(f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n)
-    warnings.warn(f"{what} could not be read, such as {failures[0]}", SkippedWarning, stacklevel=3)
 
 
 def _tile_count(bag: Bag) -> int:

@@ -43,6 +43,15 @@ _OPTIONS = {
     "backend": "--backend",
     "python": "--python",
     "retry": "--retry",
+    "on_error": "--on-error",
+    "out": "--out",
+    "normalize": "--normalize",
+    "input_size": "--input-size",
+    "pooling": "--pooling",
+    "dtype": "--dtype",
+    "device": "--device",
+    "batch_size": "--batch-size",
+    "encoder": "--encoder",
     "cluster": "--cluster",
 }
 _NAMED = re.compile(rf"\b({'|'.join(_OPTIONS)})\b(?:=(?:\"([^\"]*)\"|([^\s,;()]+)))?")
@@ -51,7 +60,7 @@ _SET = re.compile(r"\b(pixels)=(?:\"([^\"]*)\"|([^\s,;()]+))")
 
 
 # Commands that go on where they stopped.
-_RESUMED = ("export",)
+_RESUMED = ("export", "features")
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:

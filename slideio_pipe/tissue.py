@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from slideio_pipe import picture, segmentation
-from slideio_pipe.errors import ConfigError, CorruptSlideError, EmptyTissueWarning
+from slideio_pipe.errors import ConfigError, CorruptSlideError, EmptyTissueWarning, SkippedWarning, warn_caller
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.mask_files import read_mask, read_polygons, write_mask, write_polygons
 from slideio_pipe.outlines import mask_to_polygons, polygons_to_mask
@@ -317,6 +317,7 @@ def find_tissue(
     max_hole_um2: float = TILE_AREA_UM2,
     ignore_pen: bool = True,
     threshold: float | None = None,
+    on_error: str = "raise",
 ) -> TissueMask:
     """Return the tissue mask of a slide, found in an overview of it, without glass, ink and the scanner's padding.
 
@@ -338,14 +339,20 @@ def find_tissue(
     threshold : float, optional
         In place of the method's own: optical density for "otsu", saturation from 0 to 1 for "threshold", grey levels
         above the background for fluorescence.
+    on_error : {"raise", "white"}
+        "white" takes places that cannot be decoded, up to a quarter of the slide, for glass.
 
     Warns
     -----
     EmptyTissueWarning
         When nothing was found.
+    SkippedWarning
+        When there are such places.
     """
     if method not in METHODS:
         raise ConfigError(f"method {method!r}", slide=slide.name, remedy=f"pass one of {', '.join(METHODS)}")
+    if on_error not in ("raise", "white"):
+        raise ConfigError(f"on_error is {on_error!r}", slide=slide.name, remedy='pass "raise" or "white"')
     for name, value in (("min_area_um2", min_area_um2), ("max_hole_um2", max_hole_um2)):
         if not value >= 0:
             raise ConfigError(f"{name} is {value}", slide=slide.name, remedy="pass 0 or more")
@@ -361,24 +368,32 @@ def find_tissue(
         "asked_threshold": threshold,
     }
     level0 = slide.require_mpp()
-    rgb, affine = _overview(slide, mpp)
+    rgb, affine, unread = _overview(slide, mpp, on_error)
     scale = affine.scale()
     um_per_px = Mpp(scale[0] * level0.x, scale[1] * level0.y).mean
     found = segmentation.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
     mask = segmentation.tidied(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
-    return _made(_to_the_edge(mask, affine, slide.dimensions), affine, slide, method, settings | found.details)
+    return _made(_to_the_edge(mask, affine, slide.dimensions), affine, slide, method, settings | found.details | unread)
 
 
-def _overview(slide: Slide, mpp: float) -> tuple[NDArray[np.uint8], Affine]:
-    """Return the slide as tissue is sought in it; where it is damaged, say what goes without."""
+def _overview(slide: Slide, mpp: float, on_error: str) -> tuple[NDArray[np.uint8], Affine, dict[str, int]]:
+    """Return the slide as tissue is sought in it, and what is white there; say what does without a damaged one."""
     try:
-        return slide.overview(mpp)
+        if on_error == "raise":
+            return *slide.overview(mpp), {}
+        rgb, affine, errors = slide.overview_around(mpp)
     except CorruptSlideError as error:
         raise CorruptSlideError(
             f"tissue cannot be found, because {error.reason}",
             slide=slide.name,
-            remedy='copy the slide again; a mask of your own (tissue_file=…) and method="none" do without',
+            remedy='copy the slide again, or pass on_error="white"; '
+            'a mask of your own (tissue_file=…) and method="none" do without',
         ) from error
+    if errors:
+        places = "1 place is" if len(errors) == 1 else f"{len(errors)} places are"
+        reason = f"{slide.name}: {places} taken for glass in search of tissue, because {errors[0].reason}"
+        warn_caller(SkippedWarning(reason))
+    return rgb, affine, {"unread_places": len(errors)} if errors else {}
 
 
 def _to_the_edge(mask: NDArray[np.bool_], affine: Affine, size: Size) -> NDArray[np.bool_]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, SlideioPipeError
+from slideio_pipe.errors import (
+    BagFormatError,
+    ConfigError,
+    CorruptSlideError,
+    SkippedWarning,
+    SlideioPipeError,
+    warn_caller,
+)
 
 OnError = Literal["raise", "white", "skip"]
 TILE_ERRORS = (CorruptSlideError, BagFormatError)
@@ -79,10 +86,19 @@ class Tolerance:
             except TILE_ERRORS as error:
                 out[k] = 255
                 bad.append(k)
-                self._count(int(index[k]), error)
+                self.bear(int(index[k]), error)
         return bad
 
-    def _count(self, tile: int, error: SlideioPipeError) -> None:
+    def bear(self, tile: int, error: SlideioPipeError) -> None:
+        """Count a tile that cannot be decoded.
+
+        Raises
+        ------
+        CorruptSlideError, BagFormatError
+            ``error``, when ``on_error`` is "raise"; or there are too many.
+        """
+        if self.on_error == "raise":
+            raise error
         with self._lock:
             self.failures.append(Failure(self.bag, error.with_traceback(None), tile))
             count = len(self.failures)
@@ -92,3 +108,11 @@ class Tolerance:
                 slide=self.bag,
                 remedy="copy the slide again, or leave it out",
             ) from error
+
+
+def warn_of(failures: Sequence[Failure]) -> None:
+    """Warn once of all that was left out."""
+    slides = sum(failure.tile is None for failure in failures)
+    counts = [(slides, "slide"), (len(failures) - slides, "tile")]
+    what = " and ".join(f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n)
+    warn_caller(SkippedWarning(f"{what} could not be read, such as {failures[0]}"))

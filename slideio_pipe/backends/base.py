@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
 
 # Above this a resolution is no microscope's: 352.78 µm is the 72 dpi that image software writes by default.
@@ -16,6 +17,10 @@ MAX_PLAUSIBLE_MPP = 20.0
 
 # Told what was done, from when and until when, in seconds of time.perf_counter.
 OnStage = Callable[[str, float, float], None]
+
+
+class StaleLevelError(CorruptSlideError):
+    """Pixels that are not the slide's, because others near them could not be decoded: fetched again, they are."""
 
 
 @dataclass(frozen=True)

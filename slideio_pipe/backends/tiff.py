@@ -15,7 +15,7 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from slideio_pipe.backends.base import Facts, StoredTiles
+from slideio_pipe.backends.base import Facts, StaleLevelError, StoredTiles
 from slideio_pipe.backends.jpeg_tiles import JpegTiles
 from slideio_pipe.backends.tiff_header import JPEG, TiffHeader, TiffPage, read_header
 from slideio_pipe.backends.vips import as_rgb, to_rgb
@@ -94,28 +94,43 @@ class TiffBackend:
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
         """Return why ``pixels`` of ``rect`` are not the slide's, if they are not.
 
-        A stored tile that libvips could not decode is black in its cache, so one pixel of every stored tile is looked
-        at, and a tile that seems black is decoded once more.
+        A stored tile that libvips could not decode is black in its cache, and so is any that it was to fetch together
+        with such a one. So one pixel of every stored tile is looked at, a tile that seems black is decoded once more,
+        and a cache that is found to be wrong is given up.
         """
         page = self._header.levels[level]
         virtual = self._virtual.get(page)
         if virtual is not None:
             return virtual.failure(rect)
+        stale = None
         for column, left, right in _stored(rect.x, rect.width, page.tile.width):
             for row, top, bottom in _stored(rect.y, rect.height, page.tile.height):
-                if not pixels[(top + bottom) // 2, (left + right) // 2].any():
-                    error = self._decode_again(level, column, row)
-                    if error is not None:
+                middle = (left + right) // 2, (top + bottom) // 2
+                if not pixels[middle[1], middle[0]].any():
+                    error = self._decode_again(level, column, row, (rect.x + middle[0], rect.y + middle[1]))
+                    if error is not None and not isinstance(error, StaleLevelError):
+                        self._give_up(page)
                         return error
-        return None
+                    stale = error or stale
+        if stale is not None:
+            self._give_up(page)
+        return stale
 
-    def _decode_again(self, level: int, column: int, row: int) -> CorruptSlideError | None:
+    def _give_up(self, page: TiffPage) -> None:
+        with self._lock:
+            self._images.pop(page, None)
+
+    def _decode_again(self, level: int, column: int, row: int, place: tuple[int, int]) -> CorruptSlideError | None:
+        """Return why a tile cannot be decoded, or that it can, and is not black at ``place``, level px."""
         page = self._header.levels[level]
         if (level, column, row) in self._black:
             return None
         corner = Rect(column * page.tile.width, row * page.tile.height, *page.tile)
         try:
-            self._through_libvips(page).crop(*corner.intersect(Rect(0, 0, *page.size))).numpy()
+            pixels = self._through_libvips(page).crop(*corner.intersect(Rect(0, 0, *page.size))).numpy()
+            if pixels[place[1] - corner.y, place[0] - corner.x].any():
+                reason = f"tile ({column}, {row}) of level {level} was lost beside one that cannot be decoded"
+                return StaleLevelError(reason, slide=self._path.name, remedy="read it again")
         except pyvips.Error as error:
             return CorruptSlideError(
                 f"tile ({column}, {row}) of level {level} cannot be decoded ({_first_line(error)})",

@@ -156,7 +156,13 @@ def create_feature_store(
 
 def is_feature_store(path: Path) -> bool:
     """Whether there is a store of features without tiles at ``path``."""
-    return KEY in _group(path)
+    return feature_store_attributes(path) is not None
+
+
+def feature_store_attributes(path: Path) -> dict[str, Any] | None:
+    """Return what a store of features says of itself; None if there is none."""
+    found = _group(path).get(KEY)
+    return found if isinstance(found, dict) else None
 
 
 def open_feature_store(path: Path) -> FeatureStore:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from slideio_pipe.bag import Bag
 from slideio_pipe.store.codecs import TileCodec
+from slideio_pipe.tolerance import OnError, Tolerance
 
 # 128 tiles of 256², 8 of 1024²: what is read twice takes a second at most, and H&E tiles of a bag differ in their
 # squared error by about their mean, so the figure is good to some tenths of a decibel.
@@ -21,7 +23,7 @@ MIN_SAMPLE = 8
 _AT_ONCE = 8  # tiles
 
 
-def with_loss(codec: TileCodec, bag: Bag, threads: int) -> TileCodec:
+def with_loss(codec: TileCodec, bag: Bag, threads: int, on_error: OnError = "raise") -> TileCodec:
     """Return ``codec``, if it loses anything, with the PSNR of its pixels against the bag's among what it says of them.
 
     PSNR is 10·log10(255² / mean squared error over all values of the tiles looked at), in decibel: ``psnr_db``, None
@@ -30,7 +32,7 @@ def with_loss(codec: TileCodec, bag: Bag, threads: int) -> TileCodec:
     Raises
     ------
     CorruptSlideError
-        When one of them cannot be read.
+        When one of them cannot be read and ``on_error`` is "raise".
     """
     count, height, width, _ = bag.shape
     encode, decode = codec.encode, codec.decode
@@ -39,8 +41,12 @@ def with_loss(codec: TileCodec, bag: Bag, threads: int) -> TileCodec:
     looked_at = min(count, max(MIN_SAMPLE, SAMPLE_PX // (height * width)))
     chosen = np.unique(np.linspace(0, count - 1, looked_at).round().astype(np.int64))
     total, stored = 0, np.empty((height, width, 3), np.uint8)
+    tolerance, read = Tolerance(bag.name, count, on_error), partial(bag.read, threads=threads)
     for first in range(0, len(chosen), _AT_ONCE):
-        for tile in bag.read(chosen[first : first + _AT_ONCE], threads=threads):
+        wanted = chosen[first : first + _AT_ONCE]
+        tiles = np.empty((len(wanted), height, width, 3), np.uint8)
+        tolerance.read(read, wanted, tiles)
+        for tile in tiles:
             decode(memoryview(encode(tile)), stored)
             total += int(np.square(tile.astype(np.int32) - stored, dtype=np.int64).sum())
     mean = total / (len(chosen) * stored.size)

@@ -16,6 +16,7 @@ from slideio_pipe.bag import Bag, TileBag
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.store.codecs import TileCodec, codec_for, white_jpeg
 from slideio_pipe.tiling import stored_resolutions
+from slideio_pipe.tolerance import Tolerance
 
 _END = b"\xff\xd9"  # of a JPEG
 # Tiles that show what JPEG it is: more than one, because one may be damaged; among so many, because some are sparse.
@@ -49,7 +50,7 @@ class SourceTiles:
         self._tiles: Any = bag.view.slide.stored_tiles(bag.view.level)
         self._places = bag.grid.origins // self._side
 
-    def codec(self) -> TileCodec:
+    def codec(self, tolerance: Tolerance) -> TileCodec:
         """Return the codec that reads what ``streams`` gives.
 
         Raises
@@ -57,11 +58,10 @@ class SourceTiles:
         ConfigError
             The slide's JPEG is none that readers of the store can make three channels of 8 bits of.
         CorruptSlideError
-            The bytes of the first tiles are not there.
+            The bytes of the first tiles are not there, and ``tolerance`` bears with none.
         """
         codec, problem = codec_for("source"), None
-        streams = (self._tiles.stream(int(column), int(row)) for column, row in self._places[:_LOOKED_FOR])
-        for stream in itertools.islice(filter(None, streams), _LOOKED_AT):
+        for stream in itertools.islice(filter(None, self._first(tolerance)), _LOOKED_AT):
             try:
                 _, _, colours, chroma = simplejpeg.decode_jpeg_header(stream)
                 if colours not in ("RGB", "YCbCr"):
@@ -76,7 +76,15 @@ class SourceTiles:
         reason = f'pixels="source" is not possible: no reader takes the slide\'s JPEG as it is ({problem})'
         raise ConfigError(reason, slide=self._slide, remedy=f"pass {_OTHERWISE}") from problem
 
-    def streams(self, first: int, last: int) -> Iterator[bytes]:
+    def _first(self, tolerance: Tolerance) -> Iterator[bytes | None]:
+        for column, row in self._places[:_LOOKED_FOR].tolist():
+            try:
+                yield self._tiles.stream(column, row)
+            except CorruptSlideError:  # those that are borne with are counted when they are stored
+                if tolerance.on_error == "raise":
+                    raise
+
+    def streams(self, first: int, last: int, tolerance: Tolerance) -> Iterator[bytes]:
         """Yield complete JPEGs of tiles ``first`` to ``last - 1``; where the slide stores nothing, a white one of ours.
 
         They are not decoded, which would cost what storing them saves: only tiles that are cut short, or not of the
@@ -85,11 +93,17 @@ class SourceTiles:
         Raises
         ------
         CorruptSlideError
-            With the tile's place: its bytes are not there, or are no JPEG of that size.
+            With the tile's place: its bytes are not there, or are no JPEG of that size, and ``tolerance`` does not
+            bear with it.
         """
-        for column, row in self._places[first:last].tolist():
-            stream = self._tiles.stream(column, row)
-            yield self._white if stream is None else self._checked(stream, column, row)
+        for number, (column, row) in enumerate(self._places[first:last].tolist(), first):
+            try:
+                stream = self._tiles.stream(column, row)
+                encoded = self._white if stream is None else self._checked(stream, column, row)
+            except CorruptSlideError as error:
+                tolerance.bear(number, error)
+                encoded = self._white
+            yield encoded
 
     @cached_property
     def _white(self) -> bytes:

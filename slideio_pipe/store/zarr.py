@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from slideio_pipe.store.partial import PartialStore, disk_errors
 from slideio_pipe.store.shards import ShardGrid, is_finished, write_shard
 from slideio_pipe.store.source import SourceTiles
 from slideio_pipe.store.stored_bag import StoredBag
+from slideio_pipe.store.unread import Unread, check_bearing
+from slideio_pipe.tolerance import Tolerance
 
 # More threads than this wait for the disk or for each other.
 MAX_THREADS = 8
@@ -54,6 +57,7 @@ def save_bag(
     *,
     pixels: str = "zstd",
     overwrite: bool = False,
+    on_error: str = "raise",
     threads: int | None = None,
     progress: Report | bool | None = None,
 ) -> StoredBag:
@@ -75,6 +79,9 @@ def save_bag(
         ``attributes["pixels"]["psnr_db"]`` of the opened bag says how near it is to the tiles; or raw bytes.
     overwrite : bool
         Whether to replace a bag store at ``path``; it stays until the new one is whole.
+    on_error : {"raise", "white"}
+        What becomes of a tile that cannot be decoded. "white" keeps it as a white one, with a ``SkippedWarning``, and
+        lists it in ``attributes["failures"]``; more than a tenth of the bag's tiles (one is always borne) end it.
     threads : int, optional
         For reading the bag and for encoding, each. By default one per core, 8 at most.
     progress : callable, bool or None
@@ -94,7 +101,7 @@ def save_bag(
     ConfigError
         When an argument makes no sense, or ``pixels="source"`` is not possible; it says why, and what is.
     CorruptSlideError
-        When a tile cannot be read; nothing is left under ``path``.
+        When a tile cannot be read and ``on_error`` is "raise", or too many cannot; nothing is left under ``path``.
 
     Examples
     --------
@@ -107,7 +114,7 @@ def save_bag(
     ...     print(stored, stored[3:5].shape)
     StoredBag(array: 15 tiles of 100×100 px at 0.5 µm, zstd, label 1) (2, 100, 100, 3)
     """
-    codec = codec_for(pixels)  # refused before anything else is
+    codec, bearing = codec_for(pixels), check_bearing(on_error)  # refused before anything else is
     threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
     if threads < 1:
         raise ConfigError(f"threads is {threads}", slide=str(path), remedy="pass threads >= 1")
@@ -115,32 +122,40 @@ def save_bag(
     if target.is_symlink():
         target = target.resolve()  # replace what it points to, not the link
     source = SourceTiles(bag) if pixels == "source" else None
-    with PartialStore(target, overwrite=overwrite) as partial:
-        codec = with_loss(codec, bag, threads) if source is None else source.codec()
-        partial.begin(skeleton(bag, codec))
+    with PartialStore(target, overwrite=overwrite) as unfinished:
+        tolerance = Tolerance(bag.name, bag.shape[0], bearing)
+        codec = with_loss(codec, bag, threads, bearing) if source is None else source.codec(tolerance)
+        unfinished.begin(skeleton(bag, codec))
         slots = tiles_per_shard(int(np.prod(bag.shape[1:])))
-        grid = ShardGrid(partial.folder / "tiles", bag.shape[0], slots)
+        grid = ShardGrid(unfinished.folder / "tiles", bag.shape[0], slots)
         with reporting(progress, f"saving {bag.name}") as report:
-            todo = _Todo(grid, report)
+            unread = Unread(grid, tolerance)
+            todo = _Todo(grid, unread, report)
             if source is None:
-                _ShardWriter(bag, codec, threads).run(todo)
+                _ShardWriter(bag, codec, threads, tolerance).run(todo)
             else:
-                _copy(source, todo)
-        partial.publish()
+                _copy(source, todo, tolerance)
+        if failures := unread.told():
+            unfinished.tell(skeleton(bag, codec, failures))
+            unread.forget()
+        unfinished.publish()
+    unread.warn()
     return open_bag(target)
 
 
 class _Todo:
     """The shards that are not finished yet, counted in tiles."""
 
-    def __init__(self, grid: ShardGrid, progress: Report) -> None:
-        self.grid, self._progress = grid, progress
+    def __init__(self, grid: ShardGrid, unread: Unread, progress: Report) -> None:
+        self.grid, self._unread, self._progress = grid, unread, progress
         spans = {shard: grid.span(shard) for shard in range(grid.shards)}
         self.spans = {
             shard: (first, last)
             for shard, (first, last) in spans.items()
             if not is_finished(grid.path(shard), last - first, grid.slots)
         }
+        for shard in sorted(spans.keys() - self.spans.keys()):
+            unread.recall(shard)
         self._done = grid.count - sum(last - first for first, last in self.spans.values())
         progress(self._done, grid.count)
 
@@ -148,7 +163,7 @@ class _Todo:
         """Write the file of a shard; safe to call from another thread."""
         path = self.grid.path(shard)
         with disk_errors(path):
-            write_shard(path, chunks, self.grid.slots)
+            write_shard(path, self._unread.noting(shard, chunks), self.grid.slots)
 
     def finished(self, shard: int) -> None:
         """Tell the progress."""
@@ -157,10 +172,10 @@ class _Todo:
         self._progress(self._done, self.grid.count)
 
 
-def _copy(source: SourceTiles, todo: _Todo) -> None:
+def _copy(source: SourceTiles, todo: _Todo, tolerance: Tolerance) -> None:
     """Write the slide's own bytes: no thread has anything to compute."""
     for shard, span in todo.spans.items():
-        todo.write(shard, source.streams(*span))
+        todo.write(shard, source.streams(*span, tolerance))
         todo.finished(shard)
 
 
@@ -171,6 +186,7 @@ class _ShardWriter:
     bag: Bag
     codec: TileCodec
     threads: int
+    tolerance: Tolerance
 
     def run(self, todo: _Todo) -> None:
         """Write the shards that are not finished yet."""
@@ -182,7 +198,7 @@ class _ShardWriter:
                 if len(pending) == len(buffers):  # the buffer to be filled next is still being written
                     self._finish(*pending.popleft(), todo)
                 tiles = buffers[turn % 2][: last - first]
-                self.bag.read(np.arange(first, last), tiles, threads=self.threads)
+                self.tolerance.read(partial(self.bag.read, threads=self.threads), np.arange(first, last), tiles)
                 pending.append((shard, writer.submit(todo.write, shard, self._encoded(tiles, encoders))))
             while pending:
                 self._finish(*pending.popleft(), todo)
