@@ -1,0 +1,1 @@
+"""Multiple-instance learning: one label per slide, thousands of tiles."""

@@ -1,0 +1,175 @@
+"""The state of a training on disk: the last, to go on from; the best, to predict with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from slideio_pipe.bag import package_versions
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.run import differences
+from slideio_pipe.store.partial import disk_errors
+
+VERSION = 1
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a training is."""
+
+    epoch: int = 0
+    step: int = 0  # of all epochs
+    position: int = 0  # bags of this epoch that were taken, in each process
+    loss: float = 0.0  # sum over the bags of this epoch
+    bags: int = 0  # of which so many could be read
+    stale: int = 0  # epochs without a better validation
+    best: list[float] = field(default_factory=list)  # what the best epoch had: the larger, the better
+    best_epoch: int = -1
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Resumable(Protocol):
+    """What of a training a checkpoint keeps."""
+
+    fabric: Any
+    model: nn.Module
+    encoder: nn.Module | None
+    optimizer: Any
+    scheduler: Any
+    progress: Progress
+
+    def where(self) -> list[dict[str, Any]]:
+        """Return where in its epoch the source of each process is."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """``last.ckpt`` and ``best.ckpt`` of a folder.
+
+    Parameters
+    ----------
+    folder : Path
+    about : mapping
+        What a checkpoint has to be of to be gone on from, and what predicting needs to know: task, model, settings,
+        cohort. JSON-able.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.ckpt"
+
+    def resume(self, training: Resumable) -> dict[str, Any] | None:
+        """Put a training where its last checkpoint is; return where the epoch was, None at its beginning.
+
+        Raises
+        ------
+        ConfigError
+            It is of other settings, or no checkpoint.
+        """
+        if not self.last.exists():
+            return None
+        state = self._modules(training) | {"optimizer": training.optimizer}
+        known = read_checkpoint(self.last)
+        self._refuse_other(known)
+        training.fabric.load(self.last, state, strict=False)
+        training.scheduler.load_state_dict(known["scheduler"])
+        for name, value in known["progress"].items():
+            setattr(training.progress, name, value)
+        sources = known["sources"]
+        return None if sources is None else dict(sources[training.fabric.global_rank])
+
+    def load_best(self, training: Resumable) -> None:
+        """Give a training the weights of its best epoch."""
+        training.fabric.load(self.best, self._modules(training), strict=False)
+
+    def is_same(self) -> bool:
+        """Return whether the last checkpoint is of this training."""
+        return not self._others(read_checkpoint(self.last))
+
+    def save_last(self, training: Resumable) -> None:
+        """Write where the training is, in one piece."""
+        now = training.progress
+        state = self._modules(training) | {
+            "optimizer": training.optimizer,
+            "scheduler": training.scheduler.state_dict(),
+            "progress": asdict(now),
+            "sources": training.where() if now.position else None,
+        }
+        self._save(training, self.last, state)
+
+    def save_best(self, training: Resumable) -> None:
+        """Write the weights."""
+        self._save(training, self.best, self._modules(training) | {"progress": asdict(training.progress)})
+
+    def _save(self, training: Resumable, path: Path, state: dict[str, Any]) -> None:
+        partial = path.with_name(path.name + ".partial")
+        with disk_errors(path):
+            training.fabric.save(partial, state | {"about": dict(self.about), "version": VERSION})
+            training.fabric.barrier()
+            if training.fabric.is_global_zero:
+                os.replace(partial, path)
+            training.fabric.barrier()
+
+    def _modules(self, training: Resumable) -> dict[str, Any]:
+        found = {"model": training.model, "encoder": training.encoder}
+        return {name: module for name, module in found.items() if module is not None}
+
+    def _refuse_other(self, known: Mapping[str, Any]) -> None:
+        other = self._others(known)
+        if other:
+            raise ConfigError(
+                f"the checkpoint is of another training: {'; '.join(other)}",
+                slide=str(self.last),
+                remedy="pass overwrite=True or another folder",
+            )
+
+    def _others(self, known: Mapping[str, Any]) -> list[str]:
+        """Return what differs between a checkpoint and this training."""
+        before, now = (
+            {name: value for name, value in about.items() if name != "packages"}
+            for about in (known["about"], self.about)
+        )
+        return differences(before, now)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, on the CPU; no code in it is run.
+
+    Raises
+    ------
+    ConfigError
+        It is no checkpoint of ours.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if found["version"] > VERSION:
+            raise ConfigError(f"is of version {found['version']}", slide=str(path), remedy="update slideio_pipe")
+        return dict(found)
+    except FileNotFoundError as error:
+        raise ConfigError("no such checkpoint", slide=str(path), remedy="check the path") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # torch has no error of its own for what is no checkpoint
+        raise ConfigError(
+            f"is no checkpoint of a training ({error})", slide=str(path), remedy="pass best.ckpt"
+        ) from None
+
+
+def about(**known: Any) -> dict[str, Any]:
+    """Return what a checkpoint says of itself."""
+    return known | {"packages": package_versions()}

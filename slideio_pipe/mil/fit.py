@@ -1,0 +1,375 @@
+"""A cohort to trained models, their predictions and how good these are: what ``slideio-pipe train`` does."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.device import Normalize
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.mask_files import write_file
+from slideio_pipe.mil.checkpoint import Checkpoints, about
+from slideio_pipe.mil.divisions import Division, divide
+from slideio_pipe.mil.extras import needed
+from slideio_pipe.mil.metrics import Metric, measure
+from slideio_pipe.mil.model import build_model
+from slideio_pipe.mil.settings import TrainConfig, dump, load_train_config
+from slideio_pipe.mil.sources import FeatureSource, PixelSource, Source
+from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
+from slideio_pipe.mil.tile_encoder import TileEncoder, tile_encoder
+from slideio_pipe.mil.training import Training
+from slideio_pipe.progress import Report, reporting
+from slideio_pipe.store.partial import WriterLock, disk_errors
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a training left in its folder."""
+
+    folder: Path
+    checkpoints: tuple[Path, ...]  # the best of each division
+    metrics: Mapping[str, Mapping[str, Metric]]  # of "val" and "test": by name
+    history: tuple[list[dict[str, Any]], ...]  # of each division, a row for each epoch
+
+    @property
+    def predictions(self) -> Path:
+        """What was predicted for the slides that validated and tested."""
+        return self.folder / "predictions.csv"
+
+    def summary(self) -> dict[str, Any]:
+        """Return the outcome, JSON-able; numbers that are not defined are None."""
+        return {
+            "folder": str(self.folder),
+            "checkpoints": [str(path) for path in self.checkpoints],
+            "epochs": [len(rows) for rows in self.history],
+            "metrics": {
+                part: {name: {k: _finite(v) for k, v in asdict(m).items()} for name, m in found.items()}
+                for part, found in self.metrics.items()
+            },
+        }
+
+
+def fit(
+    cohort: Any,
+    config: TrainConfig | str | Path | Mapping[str, Any] | None = None,
+    out: str | Path = "run",
+    *,
+    encoder: nn.Module | None = None,
+    normalize: Normalize | None = None,
+    overwrite: bool = False,
+    progress: Report | bool | None = None,
+) -> Fitted:
+    """Train on a cohort; call it again, after whatever ended it, to go on where the last checkpoint is.
+
+    Writes into ``out``: ``best.ckpt`` and ``last.ckpt``, ``history.csv``, TensorBoard's events (with folds, all of
+    these in ``fold-0``, …), ``predictions.csv`` and ``metrics.json`` of the slides that validate and test, and
+    ``config.yaml``.
+
+    Parameters
+    ----------
+    cohort : path, list or Cohort
+        With labels. Its slides are files of features, or, when an encoder is trained, slides or bag stores.
+    config : TrainConfig, path or dict, optional
+        Such as ``configs/mil.yaml``.
+    out : str or Path
+        The folder of the run.
+    encoder : nn.Module, optional
+        Tiles (n, 3, H, W), normalised, to features (n, D), in place of ``config.encoder.source``.
+    normalize : Normalize, optional
+        What ``encoder`` wants; by default ImageNet's statistics.
+    overwrite : bool
+        Start anew when the folder holds another training.
+    progress : callable, bool or None
+        See ``progress.reporting``; counts epochs.
+
+    Raises
+    ------
+    ConfigError
+        What is wrong with cohort, features or settings, before the first epoch; or the folder holds a training of
+        other settings.
+    OutputError
+        Another training writes there, or it cannot be written.
+    MissingExtraError
+        ``pip install "slideio-pipe[train]"``.
+    """
+    settings, folder = load_train_config(config), Path(out).expanduser().absolute()
+    given = settings.cohort if cohort is None else cohort
+    if given is None:
+        raise ConfigError("no cohort", remedy="pass one, or name it in the configuration")
+    slides = Cohort.of(given)
+    divisions = list(divide(slides, settings.fit, settings.seed))
+    tasks = [task_for(division.train, settings) for division in divisions]
+    for division, task in zip(divisions, tasks, strict=True):
+        _check_validation(division, task, settings)
+    fabric = needed("lightning_fabric").Fabric(
+        accelerator=settings.fit.accelerator, devices=settings.fit.devices, precision=settings.fit.precision
+    )
+    fabric.launch()
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = WriterLock(folder / "train.lock")
+    if fabric.is_global_zero:
+        lock.acquire()
+    try:
+        with torch.random.fork_rng():
+            run = _Run(fabric, settings, folder, encoder, normalize, overwrite)
+            runs = [run.division(d, t, progress) for d, t in zip(divisions, tasks, strict=True)]
+        return run.finish(runs)
+    finally:
+        if fabric.is_global_zero:
+            lock.release()
+
+
+def task_for(train: Cohort, config: TrainConfig) -> Task:
+    """Return the task that training slides pose.
+
+    Raises
+    ------
+    ConfigError
+        Their labels do not do.
+    """
+    asked = config.task
+    if asked.kind == "regression":
+        return Regression.of(list(train), column=asked.label)
+    if asked.kind == "survival":
+        return Survival.of(list(train), time=asked.time, event=asked.event)
+    return Classification.of(list(train), column=asked.label, classes=asked.classes, balanced=asked.balanced)
+
+
+def _check_validation(division: Division, task: Task, config: TrainConfig) -> None:
+    """Refuse labels that cannot be compared with, before hours are spent."""
+    for part, cohort in (("val", division.validation), ("test", division.test)):
+        if cohort is None:
+            continue
+        targets = task.targets(list(cohort))
+        unknown = targets.isnan().reshape(len(cohort), -1).any(1).tolist()
+        names = [slide.name for slide, missing in zip(cohort, unknown, strict=True) if missing]
+        if names and part == "val":
+            raise ConfigError(
+                f"{len(names)} slides that validate have no label that is trained: {', '.join(names[:5])}",
+                remedy="fill it in, or leave these slides out",
+            )
+        ranks = part == "val" and isinstance(task, Classification) and config.fit.monitor == "metric"
+        if ranks and len(torch.unique(targets)) < 2:
+            raise ConfigError(
+                f"all {len(cohort)} slides that validate{_in(division)} have one label: there is no AUROC of them",
+                remedy="set fit.monitor to loss, or fit.validation higher",
+            )
+
+
+def _in(division: Division) -> str:
+    return f" in {division.name}" if division.name else ""
+
+
+@dataclass(slots=True)
+class _Predicted:
+    """The predictions of a division."""
+
+    division: Division
+    task: Task
+    checkpoint: Path
+    history: list[dict[str, Any]]
+    parts: dict[str, tuple[Cohort, Tensor, Tensor]]  # "val" and "test": slides, logits, targets
+
+
+@dataclass(slots=True)
+class _Run:
+    fabric: Any
+    config: TrainConfig
+    folder: Path
+    encoder: nn.Module | None
+    normalize: Normalize | None
+    overwrite: bool
+
+    def division(self, division: Division, task: Task, progress: Report | bool | None) -> _Predicted:
+        """Train on one division, and predict with the best of its models."""
+        folder = self.folder / division.name
+        tiles = self._tile_encoder()
+        train = self._source(division.train, tiles, augment=True)
+        others = {"val": division.validation, "test": division.test}
+        sources = {name: self._source(c, tiles, augment=False) for name, c in others.items() if c is not None}
+        width, features = self._width(train, tiles, sources)
+        torch.manual_seed(self.config.seed)
+        model = build_model(self.config.model.name, width, task.outputs, **self.config.model.arguments())
+        known = about(
+            task=task.settings(),
+            width=width,
+            features=features,
+            encoder=None if tiles is None else tiles.about(),
+            config=json.loads(self.config.model_dump_json(exclude={"cohort"})),
+            slides=_digest(division),
+            processes=int(self.fabric.world_size),
+        )
+        checkpoints = self._checkpoints(folder, known)
+        module = None if tiles is None else tiles.module
+        training = Training(
+            self.fabric, model, module, task, train, sources.get("val"), self.config, checkpoints,
+            on_epoch=_Log(folder),
+        )  # fmt: skip
+        with reporting(progress if self.fabric.is_global_zero else False, division.name or "epochs") as report:
+            ended = training.run(report)
+        checkpoints.load_best(training)
+        parts = {name: self._predict(training, source) for name, source in sources.items()}
+        for source in (train, *sources.values()):
+            source.close()
+        if self.fabric.is_global_zero:
+            _write_history(folder, ended.history)
+        return _Predicted(division, task, checkpoints.best, ended.history, parts)
+
+    def finish(self, runs: Sequence[_Predicted]) -> Fitted:
+        """Measure what all divisions predicted, and write it down."""
+        metrics = {}
+        for part in ("val", "test"):
+            known = [(run.task, run.parts[part]) for run in runs if part in run.parts]
+            if known:
+                metrics[part] = _measured(known, self.config)
+        fitted = Fitted(self.folder, tuple(run.checkpoint for run in runs), metrics, tuple(run.history for run in runs))
+        if self.fabric.is_global_zero:
+            write_file(self.folder / "config.yaml", dump(self.config).encode(), overwrite=True)
+            write_file(fitted.predictions, _predictions(runs).encode(), overwrite=True)
+            text = json.dumps(fitted.summary(), indent=2)
+            write_file(self.folder / "metrics.json", f"{text}\n".encode(), overwrite=True)
+        self.fabric.barrier()
+        return fitted
+
+    def _tile_encoder(self) -> TileEncoder | None:
+        if self.encoder is None and self.config.encoder.source is None:
+            return None
+        torch.manual_seed(self.config.seed)
+        return tile_encoder(self.encoder, self.config.encoder.source, self.normalize)
+
+    def _source(self, cohort: Cohort, tiles: TileEncoder | None, *, augment: bool) -> Source:
+        share = {"rank": int(self.fabric.global_rank), "world_size": int(self.fabric.world_size)}
+        device = self.fabric.device
+        if tiles is not None:
+            return PixelSource(cohort, device, self.config, tiles.prepare, augment=augment, **share)
+        return FeatureSource(
+            cohort,
+            device,
+            encoder=self.config.encoder.features,
+            max_tiles=self.config.max_tiles,
+            seed=self.config.seed,
+            **share,
+        )
+
+    def _width(self, train: Source, tiles: TileEncoder | None, sources: Mapping[str, Source]) -> tuple[int, str | None]:
+        """Return how many features a tile has, and whose they are; all parts of a cohort have to agree."""
+        if tiles is not None:
+            side = self.config.grid.tile_size
+            return tiles.width(side, self.fabric.device), None
+        assert isinstance(train, FeatureSource)
+        for name, source in sources.items():
+            assert isinstance(source, FeatureSource)
+            if (source.width, source.encoder) != (train.width, train.encoder):
+                raise ConfigError(
+                    f"slides of {name} have {source.width} features of {source.encoder}, "
+                    f"those of training {train.width} of {train.encoder}",
+                    remedy="compute all features with one encoder",
+                )
+        return train.width, train.encoder
+
+    def _checkpoints(self, folder: Path, known: dict[str, Any]) -> Checkpoints:
+        checkpoints = Checkpoints(folder, known)
+        if self.fabric.is_global_zero:
+            if self.overwrite and checkpoints.last.exists() and not checkpoints.is_same():
+                for old in (checkpoints.last, checkpoints.best, folder / "history.csv"):
+                    old.unlink(missing_ok=True)
+                shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        self.fabric.barrier()
+        return checkpoints
+
+    def _predict(self, training: Training, source: Source) -> tuple[Cohort, Tensor, Tensor]:
+        logits, targets, order = training.predict(source)
+        return Cohort.unchecked(source.cohort[k] for k in order), logits, targets
+
+
+class _Log:
+    """TensorBoard's events, a point for each epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self._logger: Any = None
+        self._folder = folder
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        if self._logger is None:
+            needed("tensorboard")
+            loggers = needed("lightning_fabric.loggers")
+            self._logger = loggers.TensorBoardLogger(
+                self._folder, name="tensorboard", version="", purge_step=row["epoch"]
+            )
+        values = {name: value for name, value in row.items() if name != "epoch" and math.isfinite(value)}
+        self._logger.log_metrics(values, step=row["epoch"])
+        self._logger.save()
+
+
+def _measured(known: Sequence[tuple[Task, tuple[Cohort, Tensor, Tensor]]], config: TrainConfig) -> dict[str, Metric]:
+    """Return the metrics over all folds together: every slide is predicted by the model that did not see it."""
+    task = known[0][0]
+    slides = [slide for _, (cohort, _, _) in known for slide in cohort]
+    logits = torch.cat([part[1] for _, part in known])
+    targets = torch.cat([part[2] for _, part in known])
+    labelled = ~targets.isnan().reshape(len(targets), -1).any(1)
+    if not bool(labelled.any()):
+        return {}
+    groups = [slide.patient or slide.name for slide in slides]
+    kept = [group for group, is_known in zip(groups, labelled.tolist(), strict=True) if is_known]
+    return measure(
+        task, logits[labelled], targets[labelled], groups=kept, bootstrap=config.fit.bootstrap, seed=config.seed
+    )
+
+
+def _predictions(runs: Sequence[_Predicted]) -> str:
+    rows = []
+    for run in runs:
+        for part, (cohort, logits, _) in run.parts.items():
+            for slide, logit in zip(cohort, logits, strict=True):
+                known = {"slide": slide.name, "patient": slide.patient or "", "division": run.division.name}
+                rows.append(known | {"split": part, "label": _label(slide, run.task)} | run.task.predict(logit))
+    text = io.StringIO(newline="")
+    if rows:
+        writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def _label(slide: Any, task: Task) -> Any:
+    if isinstance(task, Survival):
+        time, event = task.targets([slide])[0].tolist()
+        return f"{time:g}{'' if event else '+'}"
+    value = float(task.targets([slide])[0])
+    if math.isnan(value):
+        return ""
+    return task.classes[int(value)] if isinstance(task, Classification) else value
+
+
+def _write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_file(folder / "history.csv", text.getvalue().encode(), overwrite=True)
+
+
+def _digest(division: Division) -> list[list[Any]]:
+    return [
+        [] if part is None else [[slide.name, str(slide.label)] for slide in part]
+        for part in (division.train, division.validation, division.test)
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

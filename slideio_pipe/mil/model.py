@@ -1,0 +1,121 @@
+"""From the features of a bag to what is predicted for it: embedding, pooling, head; or a model of torchmil."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.mil.pooling import POOLINGS, pooling
+
+TORCHMIL = "torchmil:"
+
+
+class MilOutput(NamedTuple):
+    """What a model says of a bag."""
+
+    logits: Tensor  # (outputs,)
+    attention: Tensor  # (N,), adds up to 1: the share of each tile
+    instances: Tensor | None = None  # (N, outputs): logits that each tile would have as a bag of its own
+    auxiliary: Tensor | None = None  # (): what the model adds to the loss, where it does
+
+
+class MilModel(nn.Module):
+    """One bag of features to the logits of its slide.
+
+    Parameters
+    ----------
+    in_features : int
+        D of the features.
+    outputs : int
+        Logits: 1 for two classes, a number or a risk; else one per class.
+    pool : {"gated", "attention", "mean", "max"}
+        How tiles become a bag; see ``pooling``.
+    embed : sequence of int
+        Widths of layers, each with ReLU and dropout, that every tile's features go through first.
+    attention : int
+        Width of the attention.
+    dropout : float
+        After each embedding layer.
+
+    Raises
+    ------
+    ConfigError
+        A number or a name makes no sense.
+
+    Examples
+    --------
+    >>> import torch
+    >>> out = MilModel(16, 1, pool="attention", embed=(8,)).eval()(torch.rand(5, 16))
+    >>> tuple(out.logits.shape), tuple(out.attention.shape), tuple(out.instances.shape)
+    ((1,), (5,), (5, 1))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        outputs: int = 1,
+        *,
+        pool: str = "gated",
+        embed: Sequence[int] = (256,),
+        attention: int = 128,
+        dropout: float = 0.25,
+    ) -> None:
+        super().__init__()
+        if pool not in POOLINGS:
+            raise ConfigError(f"no pooling {pool!r}", remedy=f"pass {', '.join(POOLINGS)} or torchmil:NAME")
+        for name, value in (("in_features", in_features), ("outputs", outputs), ("attention", attention)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}", remedy="pass at least 1")
+        self.in_features, self.outputs = in_features, outputs
+        layers: list[nn.Module] = []
+        width = in_features
+        for wider in embed:
+            layers += [nn.Linear(width, wider), nn.ReLU(), nn.Dropout(dropout)]
+            width = wider
+        self.embed = nn.Sequential(*layers)
+        self.pool = pooling(pool, width, attention)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, features: Tensor, coords: ArrayLike | None = None, target: Tensor | None = None) -> MilOutput:
+        """Return what the model says of a bag of (N, D) features; neither places nor target matter to it."""
+        del coords, target
+        check_features(features, self.in_features)
+        embedded = self.embed(features)
+        pooled = self.pool(embedded)
+        instances = None if self.training else self.head(embedded)
+        return MilOutput(self.head(pooled.vector), pooled.attention, instances)
+
+
+def build_model(name: str, in_features: int, outputs: int, **settings: Any) -> nn.Module:
+    """Return a model by name: a pooling of ours, or ``torchmil:TransMIL``.
+
+    Raises
+    ------
+    ConfigError
+        There is no such model, or it does not take these settings or outputs.
+    MissingExtraError
+        torchmil is not installed.
+    """
+    if name.startswith(TORCHMIL):
+        from slideio_pipe.mil.torchmil_model import TorchMilModel  # an extra
+
+        return TorchMilModel(name.removeprefix(TORCHMIL), in_features, outputs, **settings)
+    try:
+        return MilModel(in_features, outputs, pool=name, **settings)
+    except TypeError as error:
+        raise ConfigError(f"{name} has other settings ({error})", remedy="pass embed, attention, dropout") from error
+
+
+def check_features(features: Tensor, width: int) -> None:
+    """Raise ConfigError when features are not (N, width) with N of at least 1."""
+    if features.ndim != 2 or features.shape[1] != width:
+        raise ConfigError(
+            f"features of the shape {tuple(features.shape)}, the model takes (N, {width})",
+            remedy="give it features of the encoder that it was made for",
+        )
+    if not len(features):
+        raise ConfigError("a bag without a tile", remedy="leave it out")

@@ -1,0 +1,84 @@
+"""From the features of a bag's tiles to one vector for the bag, with what each tile had to do with it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Pooled(NamedTuple):
+    """A bag in one vector."""
+
+    vector: Tensor  # (D,)
+    attention: Tensor  # (N,), adds up to 1: the share of each tile in it
+
+
+class MeanPool(nn.Module):
+    """The mean of all tiles."""
+
+    def forward(self, features: Tensor) -> Pooled:
+        """Pool (N, D) features."""
+        count = len(features)
+        return Pooled(features.mean(0), features.new_full((count,), 1 / count))
+
+
+class MaxPool(nn.Module):
+    """The largest value of every feature; a tile's share is the part of the features that are its own."""
+
+    def forward(self, features: Tensor) -> Pooled:
+        """Pool (N, D) features."""
+        largest = features.max(0)
+        share = torch.bincount(largest.indices, minlength=len(features)) / features.shape[1]
+        return Pooled(largest.values, share.to(features.dtype))
+
+
+class AttentionPool(nn.Module):
+    """The mean of all tiles, weighted by an attention that is learnt.
+
+    Attention of tile k is softmaxₖ wᵀ tanh(V hₖ); gated: softmaxₖ wᵀ (tanh(V hₖ) ⊙ sigm(U hₖ)). From Ilse, Tomczak and
+    Welling, Attention-based deep multiple instance learning, ICML 2018, equations 8 and 9.
+
+    Parameters
+    ----------
+    in_features : int
+        D.
+    hidden : int
+        Rows of V and U.
+    gated : bool
+
+    Examples
+    --------
+    >>> pooled = AttentionPool(8, 4)(torch.rand(5, 8))
+    >>> tuple(pooled.vector.shape), round(float(pooled.attention.sum()), 4)
+    ((8,), 1.0)
+    """
+
+    def __init__(self, in_features: int, hidden: int, *, gated: bool = False) -> None:
+        super().__init__()
+        self.value = nn.Linear(in_features, hidden)
+        self.gate = nn.Linear(in_features, hidden) if gated else None
+        self.score = nn.Linear(hidden, 1, bias=False)  # a bias would leave in the softmax what it is
+
+    def forward(self, features: Tensor) -> Pooled:
+        """Pool (N, D) features."""
+        hidden = torch.tanh(self.value(features))
+        if self.gate is not None:
+            hidden = hidden * torch.sigmoid(self.gate(features))
+        # In single precision at least: over 50,000 tiles, shares are below what half precision tells from 0.
+        scores = self.score(hidden).squeeze(1)
+        attention = torch.softmax(scores, 0, dtype=torch.promote_types(scores.dtype, torch.float32))
+        return Pooled(attention.to(features.dtype) @ features, attention)
+
+
+POOLINGS = ("attention", "gated", "mean", "max")
+
+
+def pooling(name: str, in_features: int, hidden: int) -> nn.Module:
+    """Return a pooling by its name, one of ``POOLINGS``."""
+    if name == "mean":
+        return MeanPool()
+    if name == "max":
+        return MaxPool()
+    return AttentionPool(in_features, hidden, gated=name == "gated")

@@ -1,0 +1,132 @@
+"""What a training is told: one YAML file, of which the part about slides is the loader's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from slideio_pipe.config import LoaderConfig, Record, checked, read_yaml
+from slideio_pipe.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+# The sections that a loader passes over.
+SECTIONS = ("cohort", "task", "model", "encoder", "fit")
+_REMEDY = "see configs/mil.yaml"
+
+
+class TaskConfig(Record):
+    """What is predicted, and where the cohort says it."""
+
+    kind: Literal["classification", "regression", "survival"] = "classification"
+    label: str = "label"  # column of the classes or numbers
+    classes: tuple[str, ...] | None = None  # their order; None: those of the training slides, sorted
+    balanced: bool = True  # slides of rare classes weigh more
+    time: str = "time"  # survival: column of the time to the event, or to the last that is known
+    event: str = "event"  # survival: column that is 1 where the event happened, else 0
+
+
+class ModelConfig(Record):
+    """From features to the prediction."""
+
+    name: str = "gated"  # gated, attention, mean, max, or torchmil:NAME
+    embed: tuple[Annotated[int, Field(ge=1)], ...] = (256,)
+    attention: int = Field(default=128, ge=1)
+    dropout: Share = 0.25
+    settings: dict[str, Any] = Field(default_factory=dict)  # of a model of torchmil
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what ``build_model`` takes besides the name and the sizes."""
+        if self.name.startswith("torchmil:"):
+            return dict(self.settings)
+        return {"embed": self.embed, "attention": self.attention, "dropout": self.dropout}
+
+
+class EncoderConfig(Record):
+    """From tiles to features, or which features."""
+
+    source: str | None = None  # "small", timm:NAME, hf:NAME or a path: trained end to end. None: features are read
+    features: str | None = None  # whose features are read, where a store has those of several encoders
+    trainable: bool = True
+    lr: Rate | None = None  # None: that of ``fit``
+    chunk_size: int = Field(default=64, ge=1)  # tiles that are encoded at a time
+    keep_gb: float | None = Field(default=None, ge=0)  # tiles kept for the second pass; None: what is there for it
+
+
+class FitConfig(Record):
+    """How a model is trained."""
+
+    epochs: int = Field(default=50, ge=1)
+    lr: Rate = 1e-4
+    weight_decay: float = Field(default=1e-2, ge=0)
+    warmup: Share = 0.05  # part of all steps in which the learning rate rises
+    schedule: Literal["cosine", "constant"] = "cosine"  # afterwards
+    bags_per_step: int = Field(default=1, ge=1)
+    clip: Rate | None = 1.0  # norm of the gradient
+    patience: int | None = Field(default=10, ge=1)  # epochs without a better validation; None: all epochs
+    monitor: Literal["loss", "metric"] = "metric"  # metric: AUROC, or R², or the C-index
+    validation: Share = 0.2  # part of the training slides, where the cohort has no split "val"
+    folds: int | None = Field(default=None, ge=2)  # cross-validation; None: by the column "split"
+    precision: str = "32-true"  # see Lightning Fabric
+    devices: int = Field(default=1, ge=1)
+    accelerator: str = "auto"
+    save_every: int | None = Field(default=None, ge=1)  # steps between checkpoints within an epoch
+    max_failures: int = Field(default=0, ge=0)  # slides of an epoch that may fail to be read
+    bootstrap: int = Field(default=1000, ge=0)  # resamplings of a confidence interval
+
+
+class TrainConfig(LoaderConfig):
+    """A cohort to a trained model: what ``slideio-pipe train`` and ``fit`` do."""
+
+    cohort: str | None = None  # beside the YAML file; where none is given otherwise
+    task: TaskConfig = TaskConfig()
+    model: ModelConfig = ModelConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    fit: FitConfig = FitConfig()
+
+    @model_validator(mode="after")
+    def _survival_steps(self) -> Self:
+        if self.task.kind == "survival" and self.fit.bags_per_step < 2:
+            raise ValueError("survival compares slides: fit.bags_per_step should be at least 2")
+        return self
+
+    @property
+    def loader(self) -> LoaderConfig:
+        """What it says of slides."""
+        return LoaderConfig(**{name: getattr(self, name) for name in LoaderConfig.model_fields})
+
+
+def load_train_config(source: TrainConfig | str | Path | Mapping[str, Any] | None) -> TrainConfig:
+    """Return the settings of a training from YAML or a dictionary; keys left out have their defaults.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, is no YAML mapping, or has unknown keys or impossible values.
+
+    Examples
+    --------
+    >>> load_train_config({"model": {"name": "attention"}}).model.embed
+    (256,)
+    """
+    if isinstance(source, TrainConfig):
+        return source
+    if source is None or isinstance(source, Mapping):
+        return checked(TrainConfig, None, **dict(source or {}))
+    values = read_yaml(source, _REMEDY)
+    if not isinstance(values, Mapping):
+        raise ConfigError("is no mapping", slide=str(source), remedy=_REMEDY)
+    config = checked(TrainConfig, str(source), **{str(key): value for key, value in values.items()})
+    folder = Path(source).parent
+    files = {name: getattr(config, name) for name in ("slide_transform", "tile_transform", "cohort")}
+    return config.model_copy(update={name: str(folder / file) for name, file in files.items() if file is not None})
+
+
+def dump(config: TrainConfig) -> str:
+    """Return settings as YAML that ``load_train_config`` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,222 @@
+"""The bags of a cohort as training takes them: features that were computed before, or tiles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.dataset import BagDataset
+from slideio_pipe.errors import ConfigError, SlideioPipeError
+from slideio_pipe.features import open_features
+from slideio_pipe.loader import BagLoader
+from slideio_pipe.mil.pixels import PixelBag, room_for_tiles
+from slideio_pipe.mil.settings import TrainConfig
+
+# Features of a cohort are kept in memory up to this, then read anew for each epoch.
+_KEPT_BYTES = 4 * 2**30
+_SHOWN = 20
+
+
+@dataclass(slots=True)
+class Example:
+    """A bag of the cohort: features, or tiles to compute them from."""
+
+    number: int  # of its slide in the cohort
+    features: Tensor | None  # (N, D), on the device
+    pixels: PixelBag | None
+    places: NDArray[np.int64] | None = None  # level-0 px of features, (N, 2)
+
+    @property
+    def coords(self) -> NDArray[np.int64] | None:
+        """Level-0 px of the tiles, (N, 2); of pixels, once they were encoded."""
+        return self.places if self.pixels is None else self.pixels.coords
+
+
+class Source(Protocol):
+    """Where bags come from."""
+
+    cohort: Cohort
+
+    def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
+        """Yield the bags of an epoch that are this process's, or what a state says is still to come."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return where the epoch is, between two bags; JSON-able."""
+        ...
+
+    def close(self) -> None:
+        """End what runs."""
+        ...
+
+
+class FeatureSource:
+    """Features from stores, or from files of TRIDENT, CLAM or STAMP.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Its column "slide" holds whatever ``open_features`` opens.
+    encoder : str, optional
+        Whose features, where a file has several.
+    max_tiles : int, optional
+        Of a bag and epoch, drawn anew each time.
+
+    Raises
+    ------
+    ConfigError
+        All that is wrong, at once: files without features, of several widths or encoders, with NaN, without a tile.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        device: torch.device,
+        *,
+        encoder: str | None = None,
+        max_tiles: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.cohort, self._device = cohort, device
+        self._encoder, self._max_tiles, self._seed = encoder, max_tiles, seed
+        self._rank, self._world_size = rank, world_size
+        self._kept: dict[int, tuple[Tensor, NDArray[np.int64] | None]] = {}
+        self._position = 0
+        self.width, self.encoder = self._check()
+
+    def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
+        order = np.arange(len(self.cohort))
+        if shuffle:
+            order = self._rng(epoch, "order").permutation(len(self.cohort))
+        self._position = 0 if state is None else int(state["position"])
+        for number in order[self._rank :: self._world_size][self._position :].tolist():
+            features, coords = self._kept[number] if number in self._kept else self._read(number)[1:]
+            if shuffle and self._max_tiles is not None and len(features) > self._max_tiles:
+                rng = self._rng(epoch, self.cohort[number].name)
+                chosen = np.sort(rng.choice(len(features), self._max_tiles, replace=False))
+                features, coords = features[torch.from_numpy(chosen)], None if coords is None else coords[chosen]
+            self._position += 1
+            yield Example(number, features.to(self._device), None, coords)
+
+    def state(self) -> dict[str, Any]:
+        return {"position": self._position}
+
+    def close(self) -> None:
+        self._kept.clear()
+
+    def _check(self) -> tuple[int, str | None]:
+        """Read all features once, keep what there is room for, and return their width and encoder."""
+        problems, widths, encoders, room = [], dict[int, str](), dict[str | None, str](), _KEPT_BYTES
+        for number, slide in enumerate(self.cohort):
+            try:
+                encoder, features, places = self._read(number)
+            except SlideioPipeError as error:
+                problems.append(f"{slide.name}: {error.reason}")
+                continue
+            if not len(features):
+                problems.append(f"{slide.name}: has no tile")
+                continue
+            if not bool(torch.isfinite(features).all()):
+                rows = int((~torch.isfinite(features)).any(1).sum())
+                problems.append(f"{slide.name}: {rows} of {len(features)} tiles have features that are no numbers")
+            widths.setdefault(features.shape[1], slide.name)
+            encoders.setdefault(encoder, slide.name)
+            room -= features.numel() * features.itemsize
+            if room >= 0:
+                self._kept[number] = features, places
+        if len(widths) > 1:
+            problems.append("features of several widths: " + _each(widths))
+        if len(encoders) > 1:
+            problems.append("features of several encoders: " + _each(encoders))
+        if problems:
+            shown = "; ".join(problems[:_SHOWN])
+            more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+            raise ConfigError(f"{shown}{more}", remedy="leave these slides out, or compute their features again")
+        return next(iter(widths)), next(iter(encoders))
+
+    def _read(self, number: int) -> tuple[str | None, Tensor, NDArray[np.int64] | None]:
+        source = self.cohort[number].source
+        if not isinstance(source, Path):
+            raise ConfigError("is an open bag, no file of features", remedy="save it and compute its features")
+        opened = open_features(source, self._encoder)
+        places = None if opened.coords is None else np.asarray(opened.coords)
+        return opened.encoder, torch.from_numpy(np.array(opened.features)), places
+
+    def _rng(self, epoch: int, what: str) -> np.random.Generator:
+        digest = hashlib.blake2b(json.dumps([self._seed, epoch, what]).encode(), digest_size=16).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+class PixelSource:
+    """Tiles of slides or bags, through a ``BagLoader``."""
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        device: torch.device,
+        config: TrainConfig,
+        prepare: Callable[[Tensor], Tensor],
+        *,
+        augment: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        plain = {} if augment else {"slide_transform": None, "tile_transform": None, "max_tiles": None}
+        self.cohort = cohort
+        self._dataset = BagDataset(cohort, config.loader.model_copy(update=plain))
+        self._prepare = prepare
+        self._keep_bytes = room_for_tiles(device, config.encoder.keep_gb) if augment else 0
+        self._numbers = {slide.name: number for number, slide in enumerate(cohort)}
+        self._loaders = {
+            shuffle: BagLoader(
+                self._dataset,
+                device=device,
+                normalize=None,
+                chunk_size=config.encoder.chunk_size,
+                ordered=True,
+                shuffle=shuffle,
+                max_failures=config.fit.max_failures,
+                rank=rank,
+                world_size=world_size,
+            )
+            for shuffle in (True, False)
+        }
+        self._running = self._loaders[True]
+
+    def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
+        loader = self._running = self._loaders[shuffle]
+        loader.set_epoch(epoch)
+        if state is not None:
+            loader.load_state_dict(state)
+        with closing(iter(loader)) as chunks:
+            for first in chunks:
+                if first.error is not None:
+                    continue
+                number = self._numbers[first.bag]
+                bag = PixelBag(first, chunks, self._dataset, number, epoch, self._prepare, self._keep_bytes)
+                yield Example(number, None, bag)
+                bag.drain()
+
+    def state(self) -> dict[str, Any]:
+        return self._running.state_dict(whole_bags=True)
+
+    def close(self) -> None:
+        for loader in self._loaders.values():
+            loader.close()
+
+
+def _each(found: Mapping[Any, str]) -> str:
+    return ", ".join(f"{what} ({name})" for what, name in found.items())

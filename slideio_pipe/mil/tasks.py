@@ -1,0 +1,309 @@
+"""What is predicted for a slide: its class, a number, or how long until an event."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.errors import ConfigError
+
+TASKS = ("classification", "regression", "survival")
+_SHOWN = 5
+
+
+class Task(Protocol):
+    """What a model learns; made from the slides it learns from, kept in its checkpoint."""
+
+    @property
+    def outputs(self) -> int:
+        """Logits of the model."""
+        ...
+
+    @property
+    def separable(self) -> bool:
+        """Whether the loss of several slides is the mean of theirs."""
+        ...
+
+    def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
+        """Return what is known of slides, (n, …) float64, NaN where nothing is."""
+        ...
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss, a scalar, of (n, outputs) logits."""
+        ...
+
+    def predict(self, logits: Tensor) -> dict[str, Any]:
+        """Return what the logits of one slide say, by the columns of ``predictions.csv``."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return what ``task_of`` makes the task of, JSON-able."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """One of several classes; with two, one logit: that of the second.
+
+    The loss is cross-entropy, each slide weighted by its class; weights have mean 1 over the training slides.
+    """
+
+    classes: tuple[str, ...]
+    weights: tuple[float, ...]  # one per class
+    column: str = "label"
+
+    @classmethod
+    def of(
+        cls,
+        slides: Sequence[CohortSlide],
+        *,
+        column: str = "label",
+        classes: Sequence[str] | None = None,
+        balanced: bool = True,
+    ) -> Classification:
+        """Return the task that the labels of training slides pose.
+
+        Raises
+        ------
+        ConfigError
+            Labels are missing or unknown, or there are fewer than two classes.
+        """
+        values = [_text(value) for value in _column(slides, column)]
+        _refuse_missing(slides, [value is None for value in values], column)
+        counts = Counter(str(value) for value in values)
+        names = tuple(str(name) for name in classes) if classes else tuple(sorted(counts, key=_in_order))
+        unknown = sorted(set(counts) - set(names))
+        if unknown:
+            raise ConfigError(
+                f"labels {', '.join(unknown)} are none of the classes {', '.join(names)}", remedy="add them to classes"
+            )
+        absent = [name for name in names if not counts[name]]
+        if len(names) < 2 or absent:
+            only = f"no training slide is {absent[0]!r}" if absent and len(names) > 1 else f"all are {names[0]!r}"
+            raise ConfigError(f"classification needs two classes at least: {only}", remedy="look at labels and splits")
+        total = len(values)
+        weights = tuple(total / (len(names) * counts[name]) if balanced else 1.0 for name in names)
+        return cls(names, weights, column)
+
+    @property
+    def outputs(self) -> int:
+        return 1 if len(self.classes) == 2 else len(self.classes)
+
+    @property
+    def separable(self) -> bool:
+        return True
+
+    def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
+        """Return the number of each slide's class, (n,)."""
+        number = {name: float(k) for k, name in enumerate(self.classes)}
+        return _tensor(number.get(_text(value) or "", math.nan) for value in _column(slides, self.column))
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        wanted = targets.long()
+        weights = torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)[wanted]
+        if self.outputs == 1:
+            each = functional.binary_cross_entropy_with_logits(logits[:, 0], targets.to(logits.dtype), reduction="none")
+        else:
+            each = functional.cross_entropy(logits, wanted, reduction="none")
+        return (each * weights).mean()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return (n, classes) of (n, outputs) logits, in double precision."""
+        logits = logits.double()
+        if self.outputs == 1:
+            return torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], 1)
+        return torch.softmax(logits, 1)
+
+    def predict(self, logits: Tensor) -> dict[str, Any]:
+        chances = self.probabilities(logits.reshape(1, -1))[0].tolist()
+        best = max(range(len(chances)), key=chances.__getitem__)
+        return {"predicted": self.classes[best]} | {
+            f"probability_{name}": chance for name, chance in zip(self.classes, chances, strict=True)
+        }
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "task": "classification",
+            "classes": list(self.classes),
+            "weights": list(self.weights),
+            "column": self.column,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """A number; the loss is the squared error in units of the training slides' standard deviation."""
+
+    mean: float
+    std: float
+    column: str = "label"
+
+    @classmethod
+    def of(cls, slides: Sequence[CohortSlide], *, column: str = "label") -> Regression:
+        """Return the task that the numbers of training slides pose.
+
+        Raises
+        ------
+        ConfigError
+            Numbers are missing, or all the same.
+        """
+        values = _tensor(_number(value) for value in _column(slides, column))
+        _refuse_missing(slides, values.isnan().tolist(), column)
+        spread = float(values.std()) if len(values) > 1 else 0.0
+        if not spread > 0:
+            raise ConfigError(f"every {column} of the training slides is {values[0]:g}", remedy="look at the labels")
+        return cls(float(values.mean()), spread, column)
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    @property
+    def separable(self) -> bool:
+        return True
+
+    def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
+        """Return the number of each slide, (n,)."""
+        return _tensor(_number(value) for value in _column(slides, self.column))
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return functional.mse_loss(logits[:, 0], ((targets - self.mean) / self.std).to(logits.dtype))
+
+    def predict(self, logits: Tensor) -> dict[str, Any]:
+        return {"predicted": float(logits.double().reshape(-1)[0]) * self.std + self.mean}
+
+    def settings(self) -> dict[str, Any]:
+        return {"task": "regression", "mean": self.mean, "std": self.std, "column": self.column}
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """The logarithm of a hazard: the larger, the sooner the event.
+
+    The loss is the negative partial likelihood of Cox (1972) over the slides of a step, ties as Breslow (1974) has
+    them, divided by the number of events.
+    """
+
+    time: str = "time"
+    event: str = "event"
+
+    @classmethod
+    def of(cls, slides: Sequence[CohortSlide], *, time: str = "time", event: str = "event") -> Survival:
+        """Return the task that times and events of training slides pose.
+
+        Raises
+        ------
+        ConfigError
+            Times or events are missing or impossible, or no event happened.
+        """
+        task = cls(time, event)
+        known = task.targets(slides)
+        _refuse_missing(slides, known.isnan().any(1).tolist(), f"{time} and {event}")
+        if bool((known[:, 0] < 0).any()) or bool(((known[:, 1] != 0) & (known[:, 1] != 1)).any()):
+            raise ConfigError(f"{time} is negative or {event} is neither 0 nor 1", remedy="correct the cohort")
+        if not bool((known[:, 1] == 1).any()):
+            raise ConfigError(f"no training slide has an {event}", remedy="look at the cohort and its splits")
+        return task
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    @property
+    def separable(self) -> bool:
+        return False
+
+    def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
+        """Return time and event, (n, 2)."""
+        pairs = zip(_column(slides, self.time), _column(slides, self.event), strict=True)
+        return torch.tensor([[_number(t), _number(e)] for t, e in pairs], dtype=torch.float64).reshape(-1, 2)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        risk, time, event = logits[:, 0], targets[:, 0], targets[:, 1].to(logits.dtype)
+        later = time[None, :] >= time[:, None]  # row: who is still at risk at the time of this slide
+        at_risk = torch.logsumexp(risk[None, :].masked_fill(~later, -math.inf), 1)
+        return -((risk - at_risk) * event).sum() / event.sum().clamp(min=1)
+
+    def predict(self, logits: Tensor) -> dict[str, Any]:
+        return {"risk": float(logits.double().reshape(-1)[0])}
+
+    def settings(self) -> dict[str, Any]:
+        return {"task": "survival", "time": self.time, "event": self.event}
+
+
+def task_of(settings: Mapping[str, Any]) -> Task:
+    """Return the task of a checkpoint.
+
+    >>> task_of(Survival("months", "dead").settings())
+    Survival(time='months', event='dead')
+    """
+    known = dict(settings)
+    kind = known.pop("task")
+    if kind == "classification":
+        return Classification(tuple(known["classes"]), tuple(known["weights"]), known["column"])
+    return Regression(**known) if kind == "regression" else Survival(**known)
+
+
+def _column(slides: Sequence[CohortSlide] | Cohort, name: str) -> list[Any]:
+    """Return a column of a cohort, its labels or any other.
+
+    Raises
+    ------
+    ConfigError
+        The cohort has no such column.
+    """
+    if name == "label":
+        return [slide.label for slide in slides]
+    cells = [dict(slide.other) for slide in slides]
+    if cells and not any(name in row for row in cells):
+        there = ", ".join(["label", *sorted(set().union(*cells))])
+        raise ConfigError(f'the cohort has no column "{name}"', remedy=f"there are: {there}")
+    return [row.get(name, "") for row in cells]
+
+
+def _refuse_missing(slides: Sequence[CohortSlide], missing: Sequence[bool], column: str) -> None:
+    names = [slide.name for slide, is_missing in zip(slides, missing, strict=True) if is_missing]
+    if names:
+        shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+        raise ConfigError(
+            f"{len(names)} of {len(slides)} training slides have no {column}: {shown}",
+            remedy="fill it in, or leave these slides out",
+        )
+
+
+def _text(value: Any) -> str | None:
+    """Return a label as a class is called: 1 and 1.0 are one class."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def _in_order(name: str) -> tuple[float, str]:
+    """Sort numbers as numbers, before words."""
+    number = _number(name)
+    return (math.inf, name) if math.isnan(number) else (number, name)
+
+
+def _tensor(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64)
+
+
+Kind = Literal["classification", "regression", "survival"]

@@ -1,0 +1,116 @@
+"""An encoder that may be trained: what becomes of bytes before it, and of its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slideio_pipe.device import Normalize
+from slideio_pipe.encoders import Encoder, load_encoder
+from slideio_pipe.encoders.encoder import Interpolation, Pooling, parameter_dtype, pooled, resized
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.mil.small_encoder import SmallEncoder
+
+SMALL = "small"
+
+
+class Rows(nn.Module):
+    """A network whose output is made one row per tile: tokens pooled, maps averaged.
+
+    Parameters
+    ----------
+    network : nn.Module
+    name : str
+        For messages.
+    pooling : {"none", "class", "mean"}
+        Of tokens.
+    """
+
+    def __init__(self, network: nn.Module, name: str, pooling: Pooling = "none") -> None:
+        super().__init__()
+        self.network = network
+        self._name, self._pooling = name, pooling
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Return (n, D) features of normalised tiles."""
+        return pooled(self._name, self.network(tiles), len(tiles), self._pooling)
+
+
+@dataclass(frozen=True, slots=True)
+class TileEncoder:
+    """A network with what it wants its tiles to be like, for training: ``prepare``, then ``module``."""
+
+    module: Rows
+    normalize: Normalize
+    name: str
+    input_size: int | None = None  # side of the squares it takes; None: any
+    interpolation: Interpolation = "bicubic"
+    source: str | None = None  # None: the caller's own network
+
+    def prepare(self, tiles: Tensor) -> Tensor:
+        """Return (n, 3, H, W) uint8 tiles of the size it takes, normalised."""
+        sized = tiles if self.input_size is None else resized(tiles, self.input_size, self.interpolation)
+        return self.normalize.to(tiles.device).convert(sized, parameter_dtype(self.module))
+
+    def width(self, side: int, device: torch.device) -> int:
+        """Return how many features a tile has, by trying on a white one.
+
+        Raises
+        ------
+        ConfigError
+            The network does not take such tiles.
+        """
+        white = torch.full((2, 3, side, side), 255, dtype=torch.uint8, device=device)
+        module = self.module.to(device)
+        was_training = module.training
+        try:
+            with torch.no_grad():
+                found = module.eval()(self.prepare(white.contiguous(memory_format=torch.channels_last)))
+        except RuntimeError as error:
+            reason = f"{self.name} does not take tiles of {side}×{side} px ({error})"
+            raise ConfigError(reason, remedy="set grid.tile_size to what it takes") from error
+        finally:
+            module.train(was_training)
+        return int(found.shape[1])
+
+    def about(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, JSON-able."""
+        normalize = self.normalize
+        return {
+            "name": self.name,
+            "source": self.source,
+            "input_size": self.input_size,
+            "interpolation": self.interpolation,
+            "normalize": {"mean": list(normalize.mean), "std": list(normalize.std), "rescale": normalize.rescale},
+        }
+
+
+def tile_encoder(network: nn.Module | None, source: str | None, normalize: Normalize | None) -> TileEncoder:
+    """Return the encoder of a training: the caller's network, the small one, or whatever ``load_encoder`` loads.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be loaded.
+    """
+    if network is not None:
+        name = type(network).__name__
+        return TileEncoder(Rows(network, name), normalize or Normalize.imagenet(), name)
+    assert source is not None
+    if source == SMALL:
+        return TileEncoder(Rows(SmallEncoder(), SMALL), normalize or Normalize.imagenet(), SMALL, source=SMALL)
+    loaded: Encoder = load_encoder(source, normalize=normalize)
+    if loaded.batch is not None:
+        reason = f"{loaded.name} takes batches of {loaded.batch} tiles and no others"
+        raise ConfigError(reason, remedy="export it with a dynamic batch size")
+    return TileEncoder(
+        Rows(loaded.module, loaded.name, loaded.pooling),
+        loaded.normalize,
+        loaded.name,
+        loaded.input_size,
+        loaded.interpolation,
+        source,
+    )

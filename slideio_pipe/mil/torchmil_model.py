@@ -1,0 +1,132 @@
+"""The models of torchmil, as one of ours: one bag, its logit, what each tile had to do with it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.mil.extras import needed
+from slideio_pipe.mil.model import MilOutput, check_features
+
+# What a model calls the loss that the task has itself.
+_CRITERION = "BCEWithLogitsLoss"
+# Neighbours on the grid of tiles, the diagonal ones, too; squares of 1.5 tiles.
+_NEIGHBOURS = 1.5
+
+
+class TorchMilModel(nn.Module):
+    """A model of torchmil by name, such as "TransMIL" or "CLAM_SB".
+
+    They have one logit: two classes, a number or a risk. What one adds to the loss of two classes (instance losses)
+    is ``auxiliary``. Those that need a graph get the eight neighbours of every tile, from the coordinates.
+
+    Parameters
+    ----------
+    name : str
+        Of ``torchmil.models``.
+    in_features : int
+        D of the features.
+    outputs : int
+        1.
+    settings
+        Of the model.
+
+    Raises
+    ------
+    ConfigError
+        There is no such model, or it takes something else.
+    MissingExtraError
+        torchmil is not installed.
+    """
+
+    def __init__(self, name: str, in_features: int, outputs: int = 1, **settings: Any) -> None:
+        super().__init__()
+        models = needed("torchmil.models")
+        kinds = _kinds(models)
+        if name not in kinds:
+            raise ConfigError(f"torchmil has no model {name!r}", remedy=f"pass one of {', '.join(kinds)}")
+        kind = kinds[name]
+        if outputs != 1:
+            raise ConfigError(f"{name} has one logit, {outputs} are needed", remedy='pass model="gated"')
+        try:
+            self.model = kind(in_shape=(in_features,), **settings)
+        except TypeError as error:
+            raise ConfigError(f"{name} takes other settings ({error})", remedy="see torchmil.models") from error
+        self.in_features, self.outputs = in_features, outputs
+        self._takes = set(inspect.signature(kind.forward).parameters)
+        self._predict_takes = set(inspect.signature(kind.predict).parameters)
+
+    def forward(self, features: Tensor, coords: ArrayLike | None = None, target: Tensor | None = None) -> MilOutput:
+        """Return what the model says of a bag of (N, D) features at (N, 2) coordinates."""
+        check_features(features, self.in_features)
+        inputs = self._inputs(features, coords)
+        if self.training:
+            return self._training(features, inputs, target)
+        inputs = {key: value for key, value in inputs.items() if key in self._predict_takes}
+        logit, scores = self.model.predict(**inputs, return_inst_pred=True)[:2]
+        scores = scores.reshape(len(features), -1)[:, 0]
+        return MilOutput(logit.reshape(1), torch.softmax(scores.float(), 0), scores[:, None])
+
+    def _training(self, features: Tensor, inputs: dict[str, Any], target: Tensor | None) -> MilOutput:
+        """Without attention, which costs some models a second pass; with the losses that are the model's own."""
+        uniform = features.new_full((len(features),), 1 / len(features))
+        known = torch.zeros(1, device=features.device) if target is None else target.reshape(1).float()
+        logit, losses = self.model.compute_loss(known, **inputs)
+        own = [loss for name, loss in losses.items() if name != _CRITERION]
+        auxiliary = torch.stack([loss.reshape(()) for loss in own]).sum() if own and target is not None else None
+        return MilOutput(logit.reshape(1), uniform, None, auxiliary)
+
+    def _inputs(self, features: Tensor, coords: ArrayLike | None) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"X": features[None]}
+        if "mask" in self._takes:
+            inputs["mask"] = features.new_ones((1, len(features)))
+        if not self._takes & {"adj", "coords"}:
+            return inputs
+        if coords is None:
+            name = type(self.model).__name__
+            raise ConfigError(f"{name} needs to know where tiles lie", remedy="give it the bag's coordinates")
+        grid = grid_of(np.asarray(coords))
+        if "adj" in self._takes:
+            inputs["adj"] = _neighbours(grid, features)
+        if "coords" in self._takes:
+            inputs["coords"] = torch.from_numpy(grid)[None].to(features.device)
+        return inputs
+
+
+def grid_of(coords: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return columns and rows of tiles, (N, 2) int64 from 0, from their coordinates in px.
+
+    >>> grid_of(np.array([[512, 0], [1024, 0], [1536, 512]])).tolist()
+    [[0, 0], [1, 0], [2, 1]]
+    """
+    origin = coords.min(0)
+    steps = [np.diff(np.unique(axis)) for axis in coords.T]
+    step = min((s.min() for s in steps if len(s)), default=1)
+    grid: np.ndarray[Any, np.dtype[np.int64]] = np.rint((coords - origin) / step).astype(np.int64)
+    return grid
+
+
+def _neighbours(grid: np.ndarray[Any, Any], features: Tensor) -> Tensor:
+    """Return the normalised adjacency of a grid, (1, N, N) sparse, as torchmil's own data sets do."""
+    graphs = needed("torchmil.utils")
+    count = len(grid)
+    edges, weights = graphs.build_adj(grid, None, dist_thr=_NEIGHBOURS)
+    weights = graphs.normalize_adj(edges, weights, n_nodes=count)
+    if not edges.shape[1] or count == 1:
+        edges, weights = graphs.add_self_loops(edges, weights, count)
+    values = torch.as_tensor(np.asarray(weights), dtype=features.dtype)
+    matrix = torch.sparse_coo_tensor(torch.as_tensor(np.asarray(edges)), values, (count, count), check_invariants=False)
+    return torch.stack([matrix]).coalesce().to(features.device)
+
+
+def _kinds(models: Any) -> dict[str, Any]:
+    """Return the models that there are, by name."""
+    found = {name: getattr(models, name) for name in sorted(dir(models))}
+    base = ("MILModel", "MILModelWrapper")
+    return {name: kind for name, kind in found.items() if hasattr(kind, "compute_loss") and name not in base}

@@ -1,0 +1,308 @@
+"""The exact gradient of a bag larger than memory: features without a graph, their gradient, then chunk by chunk.
+
+The loss of a bag depends on its tiles through their features alone. So with features h, loss L and the encoder's
+parameters w, dL/dw is the sum over tiles of (dh/dw)ᵀ dL/dh, whichever tiles are computed together:
+
+::
+
+    pass 1   chunk ──encoder, no graph──▶ features (N, D) ──model──▶ loss ──backward──▶ dL/dh (N, D)
+    pass 2   chunk ──encoder, graph──▶ h, then h.backward(its rows of dL/dh): weights gather their gradient
+
+Nothing is approximated; what grows with the bag is features and their gradient only. The last chunk keeps its graph
+from the first pass, so that a bag of one chunk is plain back-propagation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slideio_pipe.errors import ConfigError, SlideioPipeError
+from slideio_pipe.mil.chunk_size import chunk_that_fits
+
+BatchNorm = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+# What features of one tile may differ by between the passes, of the largest: kernels that sum in another order.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+class TwoPass:
+    """Encodes bags in chunks, and gives the encoder the exact gradient of whatever is computed from their features.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        Tiles (n, 3, H, W) to features (n, D), each tile on its own. Also wrapped in DistributedDataParallel. Dropout
+        draws the same in both passes. Batch norm uses its running statistics and leaves them as they are: statistics
+        of a chunk would make the result depend on the chunk size.
+    backward : callable, optional
+        Called as ``backward(features, gradient)`` in place of ``torch.autograd.backward``.
+    no_sync : callable, optional
+        Returns the context in which processes do not average gradients; by default the encoder's own ``no_sync``.
+
+    Raises
+    ------
+    ConfigError
+        A layer normalises over the tiles that are computed together and has no running statistics.
+
+    Examples
+    --------
+    >>> encoder, model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), nn.Linear(4, 1)
+    >>> chunks = [torch.rand(5, 3, 2, 2), torch.rand(2, 3, 2, 2)]
+    >>> bag = TwoPass(encoder).encode(chunks)
+    >>> loss = model(bag.features).mean()
+    >>> loss.backward()
+    >>> bag.backward()
+    >>> tuple(bag.features.shape), tuple(encoder[1].weight.grad.shape)
+    ((7, 4), (4, 12))
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        backward: Callable[[Tensor, Tensor], object] = torch.autograd.backward,
+        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self._backward = backward
+        self._no_sync = getattr(encoder, "no_sync", None) if no_sync is None else no_sync
+        for name, layer in encoder.named_modules():
+            if isinstance(layer, BatchNorm[0]) and not layer.track_running_stats:
+                raise ConfigError(
+                    f"{name} normalises over whatever tiles are computed together: no gradient of chunks is exact",
+                    remedy="use track_running_stats=True, group norm or layer norm",
+                )
+
+    def encode(self, chunks: Iterable[Tensor], *, sync: bool = True, keep_graph: bool = True) -> EncodedBag:
+        """Return the features of a bag, first pass; compute a loss from them, go backward, then ``bag.backward()``.
+
+        Parameters
+        ----------
+        chunks : iterable of (n, 3, H, W) tensors
+            Iterated twice, and then the same: a list, or an object whose ``__iter__`` starts anew.
+        sync : bool
+            Whether DistributedDataParallel averages gradients over processes after this bag; False while
+            gradients are gathered over several.
+        keep_graph : bool
+            Whether the last chunk keeps its graph until ``backward``; False when many bags are encoded before it.
+
+        Raises
+        ------
+        ConfigError
+            The bag is empty, the encoder returns something else than (n, D), changes in being used, or has not
+            enough memory for a chunk; the latter says which chunk size has.
+        """
+        features, states = [], []
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
+        autocast = _ambient_autocast()
+        buffers = _buffers(self.encoder) if trains else {}
+        graph: Tensor | None = None
+        with frozen_batch_norm(self.encoder):
+            for number, (chunk, last) in enumerate(_marked(chunks)):
+                states.append(_random_state(chunk.device))
+                keeps = trains and last and keep_graph
+                syncs = sync and keeps and number == 0
+                with torch.set_grad_enabled(keeps), autocast(cache=keeps), self.synchronised(syncs):
+                    found = self.forward(chunk)
+                features.append(found.detach())
+                graph = found if keeps else None
+        if not features:
+            raise ConfigError("a bag without a tile has no features", remedy="leave it out")
+        _check_buffers(self.encoder, buffers)
+        leaf = torch.cat(features).requires_grad_(trains)
+        sizes = [len(part) for part in features]
+        return EncodedBag(leaf, self, chunks, sizes, states, graph, autocast, sync, pending=trains)
+
+    def forward(self, chunk: Tensor) -> Tensor:
+        """Return the features of a chunk, (n, D)."""
+        try:
+            found = self.encoder(chunk)
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(chunk) from error
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(chunk):
+            kind = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ConfigError(f"the encoder made {kind} of {len(chunk)} tiles", remedy="return (n, D) features")
+        return found
+
+    def backward(self, features: Tensor, gradient: Tensor, chunk: Tensor | None = None) -> None:
+        """Bring a gradient through the graph of a chunk."""
+        try:
+            self._backward(features, gradient)
+        except torch.OutOfMemoryError as error:
+            if chunk is None:
+                raise
+            raise self._too_large(chunk) from error
+
+    def synchronised(self, wanted: bool) -> AbstractContextManager[Any]:
+        """Keep processes from averaging gradients unless it is wanted; the forward pass has to run inside."""
+        return nullcontext() if wanted or self._no_sync is None else self._no_sync()
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether there may be something to synchronise."""
+        return self._no_sync is not None
+
+    def _too_large(self, chunk: Tensor) -> SlideioPipeError:
+        fits = chunk_that_fits(self.encoder, chunk)
+        remedy = f"pass chunk_size={fits}" if fits else "use a smaller encoder or smaller tiles: not even one tile fits"
+        return ConfigError(f"a chunk of {len(chunk)} tiles does not fit into memory", remedy=remedy)
+
+
+@dataclass(slots=True)
+class EncodedBag:
+    """The features of a bag, and what is needed to bring their gradient to the encoder; made by ``TwoPass.encode``."""
+
+    features: Tensor  # (N, D), a leaf: its gradient is what the second pass starts from
+    _passes: TwoPass
+    _chunks: Iterable[Tensor]
+    _sizes: list[int]
+    _states: list[Any]
+    _graph: Tensor | None  # of the last chunk
+    _autocast: Any
+    _sync: bool
+    pending: bool  # whether the second pass is still to come
+
+    def backward(self) -> None:
+        """Add the gradient of the loss to the encoder's parameters: the second pass, once, after ``loss.backward()``.
+
+        Chunks to whose features the loss is indifferent (most of them under max pooling) are not computed again.
+
+        Raises
+        ------
+        ConfigError
+            The loss does not depend on the features, or the chunks are not those of the first pass.
+        """
+        if not self.pending:
+            return
+        gradient, graph = self.features.grad, self._graph
+        if gradient is None:
+            raise ConfigError("the features have no gradient", remedy="call loss.backward() before bag.backward()")
+        self.pending, self._graph = False, None
+        parts = torch.split(gradient, self._sizes)
+        wanted = [k for k, matters in enumerate(_matter(parts)) if matters]
+        if graph is not None:
+            self._passes.backward(graph, parts[-1])
+            wanted = [k for k in wanted if k < len(parts) - 1]
+            if len(parts) == 1:
+                return
+        if wanted or (self._sync and self._passes.is_distributed):
+            # All processes have to meet, also when no other chunk of this bag matters: any will do for that.
+            self._second_pass(parts, wanted or [0])
+
+    def _second_pass(self, parts: Sequence[Tensor], wanted: Sequence[int]) -> None:
+        passes, found = self._passes, 0
+        with frozen_batch_norm(passes.encoder), _restored_random_state(self.features.device):
+            for k, (chunk, _) in enumerate(_marked(self._chunks)):
+                found += len(chunk)
+                if k not in wanted:
+                    continue
+                _set_random_state(self._states[k], chunk.device)
+                with passes.synchronised(self._sync and k == wanted[-1]):
+                    with self._autocast(cache=True):
+                        again = passes.forward(chunk)
+                    self._check_same(k, again)
+                    passes.backward(again, parts[k], chunk)
+                if k == wanted[-1]:
+                    return
+        raise ConfigError(f"the second pass gave {found} tiles, the first {sum(self._sizes)}", remedy=_AGAIN)
+
+    def _check_same(self, number: int, again: Tensor) -> None:
+        """Raise when a chunk is not what it was: a wrong gradient would show in nothing but poor results."""
+        start = sum(self._sizes[:number])
+        before = self.features.detach()[start : start + self._sizes[number]]
+        if again.shape != before.shape:
+            reason = f"chunk {number} has {len(again)} tiles in the second pass, {len(before)} in the first"
+            raise ConfigError(reason, remedy=_AGAIN)
+        most = _TOLERANCE.get(again.dtype, 1e-3) * before.abs().max().clamp(min=1e-6)
+        same = (again.detach() - before).abs().max() <= most
+        if not bool(same | ~before.isfinite().all()):  # a loss of NaN is the caller's to notice
+            raise ConfigError(f"chunk {number} has other features in the second pass", remedy=_AGAIN)
+
+
+_AGAIN = "give the same chunks each time they are iterated, and draw in the encoder with torch's generators only"
+
+
+@contextmanager
+def frozen_batch_norm(encoder: nn.Module) -> Iterator[None]:
+    """Have batch norm use its running statistics, and not change them, for a while."""
+    layers = [layer for layer in encoder.modules() if isinstance(layer, BatchNorm) and layer.training]
+    layers = [layer for layer in layers if layer.track_running_stats]
+    try:
+        for layer in layers:
+            layer.eval()
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
+
+
+def _marked(chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """Yield each chunk that has tiles, and whether it is the last."""
+    before: Tensor | None = None
+    for chunk in chunks:
+        if not len(chunk):
+            continue
+        if before is not None:
+            yield before, False
+        before = chunk
+    if before is not None:
+        yield before, True
+
+
+def _matter(parts: Sequence[Tensor]) -> list[bool]:
+    """Return which chunks have a gradient other than 0, asking the device once."""
+    return [bool(flag) for flag in torch.stack([(part != 0).any() for part in parts]).tolist()]
+
+
+def _ambient_autocast() -> Any:
+    """Return what enters the autocast of the caller, now and for the second pass.
+
+    Without its cache where there is no graph: weights cast there would have no gradient where there is one.
+    """
+    kinds = [
+        (kind, torch.get_autocast_dtype(kind)) for kind in ("cuda", "cpu", "xpu") if torch.is_autocast_enabled(kind)
+    ]
+
+    @contextmanager
+    def enter(*, cache: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            for kind, dtype in kinds:
+                stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=cache))
+            yield
+
+    return enter
+
+
+def _buffers(encoder: nn.Module) -> dict[str, tuple[int, Tensor]]:
+    """Return each buffer with how often it was written to."""
+    return {name: (buffer._version, buffer.detach().clone()) for name, buffer in encoder.named_buffers()}
+
+
+def _check_buffers(encoder: nn.Module, before: dict[str, tuple[int, Tensor]]) -> None:
+    """Raise when using the encoder changed it; DistributedDataParallel writes buffers, but what they held."""
+    now = dict(encoder.named_buffers())
+    for name, (version, value) in before.items():
+        if now[name]._version != version and not torch.equal(now[name], value):
+            raise ConfigError(
+                f"the encoder changes {name} in being used, so that two passes differ",
+                remedy="put that layer into eval()",
+            )
+
+
+def _random_state(device: torch.device) -> Any:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_state(state: Any, device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def _restored_random_state(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])

@@ -1,0 +1,310 @@
+"""The gradient of a bag that is encoded in chunks is the gradient of the bag."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.mil.model import MilModel
+from slideio_pipe.mil.two_pass import TwoPass
+
+ROOT = Path(__file__).resolve().parents[1]
+TILES = 65
+
+
+def encoder(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """Return a small network with the layers that make chunks difficult."""
+    torch.manual_seed(3)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(dropout),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 16),
+    )  # fmt: skip
+    network[1].running_mean.normal_()
+    network[1].running_var.uniform_(0.5, 2)
+    return network.to(dtype)
+
+
+def model(pool: str = "gated", dtype: torch.dtype = torch.float64) -> MilModel:
+    """Return an aggregator."""
+    torch.manual_seed(4)
+    return MilModel(16, 1, pool=pool, embed=(12,), attention=8, dropout=0.0).to(dtype)
+
+
+def tiles(count: int = TILES, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return a bag of noise."""
+    return torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
+
+
+def gradients(*modules: nn.Module) -> Tensor:
+    """Return all gradients in one vector."""
+    return torch.cat(
+        [p.grad.flatten().double() for module in modules for p in module.parameters() if p.grad is not None]
+    )
+
+
+def full(network: nn.Module, head: nn.Module, bag: Tensor) -> Tensor:
+    """Return the gradients of plain back-propagation, with batch norm as it is in use."""
+    network, head = copy.deepcopy(network), copy.deepcopy(head)
+    network[1].eval()
+    (head(network(bag)).logits ** 2).sum().backward()
+    return gradients(network, head)
+
+
+def chunked(network: nn.Module, head: nn.Module, bag: Tensor, size: int, *, keep_graph: bool = True) -> Tensor:
+    """Return the gradients of two passes."""
+    network, head = copy.deepcopy(network), copy.deepcopy(head)
+    encoded = TwoPass(network).encode(bag.split(size), keep_graph=keep_graph)
+    (head(encoded.features).logits ** 2).sum().backward()
+    encoded.backward()
+    return gradients(network, head)
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Return how far a gradient is from another, of its length."""
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("keep_graph", [True, False])
+@pytest.mark.parametrize("pool", ["gated", "attention", "mean", "max"])
+@pytest.mark.parametrize("size", [1, 7, 64, TILES])
+def test_chunks_have_the_gradient_of_the_whole_bag(size: int, pool: str, keep_graph: bool) -> None:
+    """In double precision to 1e-9, whatever the chunk size and pooling."""
+    network, head = encoder(), model(pool)
+    assert relative(chunked(network, head, tiles(), size, keep_graph=keep_graph), full(network, head, tiles())) < 1e-9
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, TILES])
+def test_single_precision(size: int) -> None:
+    """To 1e-5."""
+    network, head = encoder(dtype=torch.float32), model(dtype=torch.float32)
+    bag = tiles(dtype=torch.float32)
+    assert relative(chunked(network, head, bag, size), full(network, head, bag)) < 1e-5
+
+
+def test_dropout_draws_the_same_in_both_passes() -> None:
+    """The gradient is that of the chunks kept with their graphs, drawn from the same state; and the state goes on."""
+    network, head, bag = encoder(dropout=0.5), model(), tiles()
+    plain, plain_head = copy.deepcopy(network), copy.deepcopy(head)
+    plain[1].eval()
+    torch.manual_seed(9)
+    (plain_head(torch.cat([plain(part) for part in bag.split(7)])).logits ** 2).sum().backward()
+    after = torch.rand(1)
+    torch.manual_seed(9)
+    found = chunked(network, head, bag, 7)
+    assert relative(found, gradients(plain, plain_head)) < 1e-9
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_batch_norm_keeps_its_statistics() -> None:
+    """They are used, not changed, and the layer is left in training."""
+    network = encoder()
+    before = network[1].running_mean.clone()
+    chunked(network, model(), tiles(), 7)
+    TwoPass(network).encode(tiles().split(7))
+    assert torch.equal(network[1].running_mean, before)
+    assert network[1].training
+
+
+def test_batch_norm_without_statistics_is_refused() -> None:
+    """Its output depends on which tiles are computed together."""
+    with pytest.raises(ConfigError, match="0 normalises over whatever tiles"):
+        TwoPass(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)))
+
+
+class Counting(nn.Module):
+    """A network that remembers how often it was used, and makes that part of its output."""
+
+    def __init__(self, *, in_buffer: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.register_buffer("calls", torch.zeros(()))
+        self.count, self.in_buffer = 0, in_buffer
+
+    def forward(self, bag: Tensor) -> Tensor:
+        self.count += 1
+        if self.in_buffer:
+            self.calls += 1
+        return bag.mean((1, 2, 3))[:, None] * self.weight * self.count
+
+
+def test_an_encoder_that_changes_in_use_is_refused() -> None:
+    """Its second pass would be another network's."""
+    with pytest.raises(ConfigError, match="the encoder changes calls in being used"):
+        TwoPass(Counting(in_buffer=True)).encode(tiles().split(30))
+
+
+def test_other_features_in_the_second_pass_are_refused() -> None:
+    """A wrong gradient would show in nothing but poor results."""
+    bag = TwoPass(Counting(in_buffer=False)).encode(tiles().split(30))
+    bag.features.sum().backward()
+    with pytest.raises(ConfigError, match="chunk 0 has other features in the second pass"):
+        bag.backward()
+
+
+def test_chunks_that_end_early_are_refused() -> None:
+    """A generator that is used up has no second pass."""
+
+    def once() -> Iterator[Tensor]:
+        yield from tiles().split(30)
+
+    bag = TwoPass(encoder()).encode(once())
+    bag.features.sum().backward()
+    with pytest.raises(ConfigError, match="the second pass gave 0 tiles, the first 65"):
+        bag.backward()
+
+
+def test_without_a_gradient_there_is_no_second_pass() -> None:
+    """Whoever forgets loss.backward() is told."""
+    with pytest.raises(ConfigError, match="the features have no gradient"):
+        TwoPass(encoder()).encode([tiles()]).backward()
+
+
+def test_an_empty_bag_is_refused() -> None:
+    """There is nothing to learn from; empty chunks are passed over."""
+    with pytest.raises(ConfigError, match="a bag without a tile"):
+        TwoPass(encoder()).encode([tiles(0)])
+    assert len(TwoPass(encoder()).encode([tiles(0), tiles(2), tiles(0)]).features) == 2
+
+
+def test_other_shapes_are_refused() -> None:
+    """An encoder makes one row of numbers per tile."""
+    with pytest.raises(ConfigError, match=r"the encoder made \(65, 8, 10, 10\) of 65 tiles"):
+        TwoPass(encoder()[:1]).encode([tiles()])
+
+
+class Counted(nn.Module):
+    """A network that counts the tiles it computes."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside, self.tiles = inside, 0
+
+    def forward(self, bag: Tensor) -> Tensor:
+        self.tiles += len(bag)
+        return self.inside(bag)
+
+
+def test_a_bag_of_one_chunk_is_computed_once() -> None:
+    """It keeps its graph: plain back-propagation."""
+    counted = Counted(encoder())
+    chunked_once = TwoPass(counted).encode([tiles()])
+    chunked_once.features.sum().backward()
+    chunked_once.backward()
+    assert counted.tiles == TILES
+
+
+def test_chunks_without_a_gradient_are_not_computed_again() -> None:
+    """Under a maximum, only those that hold one."""
+    counted = Counted(encoder())
+    bag = TwoPass(counted).encode(tiles().split(5))
+    bag.features[12].sum().backward()
+    bag.backward()
+    assert counted.tiles == TILES + 5
+
+
+def test_a_frozen_encoder_has_one_pass() -> None:
+    """No graph is kept for it, and none built."""
+    counted = Counted(encoder()).requires_grad_(False)
+    bag = TwoPass(counted).encode(tiles().split(5))
+    assert not bag.features.requires_grad
+    bag.backward()
+    assert counted.tiles == TILES
+
+
+def test_autocast() -> None:
+    """Both passes compute as the caller does; weights that were cast without a graph are cast anew with one."""
+    network, head, bag = encoder(dtype=torch.float32), model(dtype=torch.float32), tiles(dtype=torch.float32)
+    plain, plain_head = copy.deepcopy(network), copy.deepcopy(head)
+    plain[1].eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = (plain_head(plain(bag)).logits ** 2).sum()
+    loss.backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encoded = TwoPass(network).encode(bag.split(7))
+        loss = (head(encoded.features).logits ** 2).sum()
+    loss.backward()
+    encoded.backward()
+    assert encoded.features.dtype == torch.bfloat16
+    assert relative(gradients(network, head), gradients(plain, plain_head)) < 0.02
+
+
+class Greedy(nn.Module):
+    """A network that has memory for so many tiles."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.inside, self.room = encoder(), room
+
+    def forward(self, bag: Tensor) -> Tensor:
+        if len(bag) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.inside(bag)
+
+
+def test_out_of_memory_says_which_chunk_size_fits() -> None:
+    """Found by trying halves."""
+    with pytest.raises(ConfigError, match="a chunk of 64 tiles does not fit into memory; pass chunk_size=16"):
+        TwoPass(Greedy(20)).encode(tiles().split(64))
+    with pytest.raises(ConfigError, match="not even one tile fits"):
+        TwoPass(Greedy(0)).encode(tiles().split(64))
+
+
+_TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, {root!r})
+from torch.nn.parallel import DistributedDataParallel
+from tests.test_two_pass import encoder, gradients, model, tiles
+from slideio_pipe.mil.two_pass import TwoPass
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+network = DistributedDataParallel(encoder())
+head = DistributedDataParallel(model({pool!r}))
+passes = TwoPass(network)
+bags = [tiles(65)[:40], tiles(65)[40:], tiles(65)[5:30], tiles(65)[30:33]]
+for k in range(2):
+    with torch.enable_grad():
+        encoded = passes.encode(bags[2 * k + rank].split(7), sync=k == 1)
+        if k == 1:
+            loss = (head(encoded.features).logits ** 2).sum() / 2
+            loss.backward()
+        else:
+            with head.no_sync():
+                loss = (head(encoded.features).logits ** 2).sum() / 2
+                loss.backward()
+        encoded.backward()
+if rank == 0:
+    torch.save(gradients(network, head), sys.argv[1])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("pool", ["gated", "max"])
+def test_two_processes_have_the_gradient_of_one(pool: str, tmp_path: Path) -> None:
+    """Two bags each, of unequal sizes, averaged by DistributedDataParallel over gloo."""
+    script = tmp_path / "two.py"
+    script.write_text(_TWO_PROCESSES.format(root=str(ROOT), pool=pool))
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    port = str(20_000 + os.getpid() % 20_000)
+    done = subprocess.run(
+        [*command, port, str(script), str(tmp_path / "g.pt")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    network, head = encoder(), model(pool)
+    network[1].eval()
+    bags = [tiles(65)[:40], tiles(65)[40:], tiles(65)[5:30], tiles(65)[30:33]]
+    (sum((head(network(bag)).logits ** 2).sum() for bag in bags) / 4).backward()
+    assert relative(torch.load(tmp_path / "g.pt"), gradients(network, head)) < 1e-9
