@@ -91,6 +91,22 @@ def test_augmentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "torch.float16" in outputs["stream"][0].text
 
 
+@pytest.mark.filterwarnings("default")
+def test_cohort_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell runs: all problems at once, three failures, one put right, nine kept, bags, layouts, the report."""
+    outputs = run("03_cohort.ipynb", tmp_path, monkeypatch)
+    said = {cell: "".join(o.text for o in out if o.output_type == "stream") for cell, out in outputs.items()}
+    assert "3 problems" in said["check"]
+    assert "patients in both: set()" in said["split"]
+    assert said["export"].startswith("9 done, 3 failed")
+    assert said["failures"].count("->") == 3
+    assert said["resume"] == "1 done now, 9 kept, 0 failed\n"
+    assert said["convert"].count(" of 10 bags") == 2
+    assert said["report"] == "report.html: 12 slides, 2 with a warning\n"
+    assert min(shown(outputs["bags"][-1]).size) > 300
+    assert shown(outputs["report"][-1]).size[0] > 900
+
+
 def test_flat_images_learn(tmp_path: Path) -> None:
     """Two classes are generated, the loss falls, and images of another slide are classified."""
     said = subprocess.run(
