@@ -15,11 +15,10 @@ import typer
 from slideio_pipe import __version__, cohort_commands, feature_commands, foreign_commands, options, timing_commands
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.settings import mpp_of, settings_of
-from slideio_pipe.terminal import called_as, err, escape, out, print_facts, print_json, reported, say, size_text
+from slideio_pipe.terminal import called_as, escape, out, print_facts, print_json, reported, say, size_text
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
-    from slideio_pipe.config import ExportConfig
     from slideio_pipe.export import Exported
     from slideio_pipe.slide import Slide
     from slideio_pipe.view import SlideView

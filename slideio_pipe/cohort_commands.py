@@ -63,7 +63,7 @@ def export_many(
     folder = Path.cwd() if save is None else save
     if folder.suffix == ".zarr" or folder.is_file():
         raise ConfigError("is no folder for the bags of a cohort", slide=str(folder), remedy="pass a folder to --out")
-    cohort = _cohort(sources, root)
+    cohort = cohort_of(sources, root)
     report = export_cohort(cohort, folder, config, progress=False if as_json else None, **settings)
     if as_json:
         print_json(report.summary())
@@ -73,7 +73,8 @@ def export_many(
         raise typer.Exit(1)
 
 
-def _cohort(sources: Sequence[Path], root: Path | None) -> Cohort:
+def cohort_of(sources: Sequence[Path], root: Path | None) -> Cohort:
+    """Return the cohort that a command was given: one manifest, folder or pattern, or several slides."""
     from slideio_pipe.cohort import Cohort
 
     if len(sources) == 1 and is_cohort(sources):
@@ -82,22 +83,27 @@ def _cohort(sources: Sequence[Path], root: Path | None) -> Cohort:
 
 
 def _print_report(report: RunReport) -> None:
-    parts = [f"{report.done:,} exported"]
+    rate = f", {3600 * report.done / report.seconds:,.0f} slides/h" if report.done else ""
+    print_counts(report, "exported", f"{report.seconds:.1f} s{rate}")
+    say(f"bags: {report.folder}")
+    if report.page is not None:
+        warned = f"{report.warned:,} slide{'' if report.warned == 1 else 's'} with warnings"
+        say(f"{warned if report.warned else 'report'}: {report.page}")
+
+
+def print_counts(report: RunReport, what: str, cost: str) -> None:
+    """Print how many slides were done, were there and failed, and why the first of those did."""
+    parts = [f"{report.done:,} {what}"]
     parts += [f"{report.kept:,} there before"] if report.kept else []
     parts += [f"{len(report.failed):,} failed"] if report.failed else []
-    rate = f", {3600 * report.done / report.seconds:,.0f} slides/h" if report.done else ""
     count = f"{report.slides:,} slide{'' if report.slides == 1 else 's'}"
-    say(f"{count}: {', '.join(parts)} ({report.seconds:.1f} s{rate})")
+    say(f"{count}: {', '.join(parts)} ({cost})")
     for failure in report.failed[:_SHOWN]:
         reason = in_options(failure.error).removeprefix(f"{failure.slide}: ")
         out.print(f"[red]✗[/] {escape(failure.slide)}: {escape(reason)}", soft_wrap=True)
     if report.failures is not None:
         more = len(report.failed) - _SHOWN
         say(f"{f'and {more:,} more; ' if more > 0 else ''}failures: {report.failures}")
-    say(f"bags: {report.folder}")
-    if report.page is not None:
-        warned = f"{report.warned:,} slide{'' if report.warned == 1 else 's'} with warnings"
-        say(f"{warned if report.warned else 'report'}: {report.page}")
 
 
 def demo_cohort(folder: Path, *, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,11 +20,12 @@ from slideio_pipe.device import check_device
 from slideio_pipe.encoders import Encoder, load_encoders
 from slideio_pipe.encoders.loading import Source
 from slideio_pipe.encoding import BATCH_SIZE, Encoding, check_feature_dtype
-from slideio_pipe.errors import BagFormatError, ConfigError, OutputExistsError
+from slideio_pipe.errors import ConfigError, OutputExistsError
 from slideio_pipe.export import SUFFIX as BAG_SUFFIX
 from slideio_pipe.export import bag_name
 from slideio_pipe.feature_pool import FeaturePool, Laid
-from slideio_pipe.progress import Report
+from slideio_pipe.ledger import settings_digest
+from slideio_pipe.progress import Report, rated
 from slideio_pipe.run import Job, RunReport, run_cohort
 from slideio_pipe.store.features import (
     FOLDER,
@@ -31,10 +33,11 @@ from slideio_pipe.store.features import (
     add_features,
     create_feature_store,
     encoder_attributes,
-    is_feature_store,
+    feature_store_attributes,
     open_feature_store,
 )
 from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.store.partial import within_run
 from slideio_pipe.streaming import at_least_one, default_threads
 from slideio_pipe.workers import OnStage
 
@@ -49,12 +52,12 @@ class FeatureReport(RunReport):
 
     tiles: int = 0  # encoded by this run
     encoders: dict[str, int] = field(default_factory=dict)  # name to numbers per tile
-    config: LoaderConfig = field(default_factory=LoaderConfig)  # how slides became tiles
+    device: str = "cpu"
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers, JSON-able."""
         rate = round(self.tiles / max(self.seconds, 1e-9), 1)
-        told = {"folder": str(self.folder), "tiles": self.tiles, "tiles_per_second": rate, "encoders": self.encoders}
+        told = {"tiles": self.tiles, "tiles_per_second": rate, "encoders": self.encoders, "device": self.device}
         return {**RunReport.summary(self), **told}
 
 
@@ -67,13 +70,12 @@ class FeatureWork:
     config: LoaderConfig | None  # None: bags only, whose tiles are laid
     transform: Any  # its description
     dtype: str
-    allow_empty: bool = False
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         """What tiles depend on; encoders may be added later."""
         config = {} if self.config is None else self.config.model_dump(mode="json")
-        return config | {"slide_transform": self.transform, "allow_empty": self.allow_empty}
+        return config | {"slide_transform": self.transform}
 
     @cached_property
     def facts(self) -> dict[str, dict[str, Any]]:
@@ -104,7 +106,7 @@ class FeatureWork:
         return found is not None and all(found.get(key) == self.facts[name][key] for key in ("digest", "dtype"))
 
     def refuse_others(self, cohort: Cohort) -> None:
-        """Raise ConfigError when slides have features of these names that other encoders made."""
+        """Raise ConfigError when slides have features that other encoders made, or of other tiles."""
         other: dict[str, list[str]] = {}
         for slide in cohort:
             store = self.store(slide)
@@ -112,11 +114,17 @@ class FeatureWork:
                 found = encoder_attributes(store, name)
                 if found is not None and not self.is_there(store, name):
                     other.setdefault(f"{name} ({_difference(found, self.facts[name])})", []).append(slide.name)
+            stored = {} if self.folder is None else feature_store_attributes(store) or {}
+            made = stored.get("made")
+            # A run in this folder that did these itself says more: which settings.
+            changed = made is not None and made["settings"] != settings_digest(self.settings, slide)
+            if changed and not self.output(slide).exists():
+                other.setdefault(f"{_tiles_of(stored)} of other settings", []).append(slide.name)
         if other:
             shown = "; ".join(
                 f"{what}: {len(names):,} slides, such as {', '.join(names[:_SHOWN])}" for what, names in other.items()
             )
-            remedy = "pass overwrite=True, or name the encoder: other=timm:NAME"
+            remedy = "pass overwrite=True or another folder, or give the encoder a name of its own: mine=timm:NAME"
             raise ConfigError(f"features of other encoders or settings are there: {shown}", remedy=remedy)
 
     def missing(self, job: Job) -> list[str]:
@@ -132,6 +140,12 @@ class FeatureWork:
 
     def keep(self, job: Job, bag: Laid, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Write the features of a slide."""
+        if self.folder is None:  # bags may be of several folders, each with runs of its own
+            return self._keep(job, bag, features)
+        with within_run():
+            return self._keep(job, bag, features)
+
+    def _keep(self, job: Job, bag: Laid, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         store = self.store(job.slide)
         named = {name: (values, self.facts[name]) for name, values in features.items()}
         if self.folder is not None and not (store.exists() and self._is_of(job, store)):
@@ -155,12 +169,8 @@ class FeatureWork:
 
     def _is_of(self, job: Job, store: Path) -> bool:
         """Return whether a store of features is of the same tiles, as far as settings tell."""
-        if not is_feature_store(store):
-            return False
-        try:
-            return open_feature_store(store).attributes.get("made") == _made(job)
-        except BagFormatError:
-            return False
+        found = feature_store_attributes(store)
+        return found is not None and found.get("made") == _made(job)
 
     def _summary(self, store: Path, bag: Laid, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         return {
@@ -184,8 +194,8 @@ def encode_cohort(
     slide_transform: Any = None,
     allow_empty: bool = False,
     overwrite: bool = False,
+    shard: str | None = None,
     progress: Report | bool | None = None,
-    on_tiles: Any = None,
 ) -> FeatureReport:
     """Compute the features of every slide of a cohort; run it again to go on where it stopped.
 
@@ -219,10 +229,10 @@ def encode_cohort(
         Write no rows for slides without tissue, instead of listing them as failed. Empty bags have none anyway.
     overwrite : bool
         Replace features of other settings or other encoders of the same name; what is the same stays.
+    shard : str, optional
+        "0/4" is the first of four parts of the cohort: for a process on each of several GPUs.
     progress : callable, bool or None
         See ``progress.reporting``; counts slides.
-    on_tiles : callable, optional
-        Told how many tiles were encoded since it was last told.
 
     Raises
     ------
@@ -245,30 +255,31 @@ def encode_cohort(
     >>> report.done, open_features(folder / "features" / "a.features.zarr").features.shape[1]
     (1, 8)
     """
-    slides, chosen = Cohort.of(cohort), tuple(load_encoders(encoders))
+    slides, part = _part(Cohort.of(cohort), shard)
     check_feature_dtype(dtype)
     place = check_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     folder = None if out is None else Path(out).expanduser().absolute()
+    bags_only = check_places(slides, folder)
+    chosen = tuple(load_encoders(encoders))
     settings = tile_config(config, chosen)
-    bags_only = _check_sources(slides, folder)
     described = None if slide_transform is None else slide_transform.to_dict()["transform"]
-    laid = None if bags_only else settings
-    work = FeatureWork(chosen, folder, laid, described, dtype, allow_empty)
+    work = FeatureWork(chosen, folder, None if bags_only else settings, described, dtype)
     if not overwrite:
         work.refuse_others(slides)
-    pool = FeaturePool(
-        Encoding(chosen, device=place, batch_size=batch_size, dtype=dtype),
-        work,
-        settings,
-        slide_transform=slide_transform,
-        threads=default_threads() if threads is None else at_least_one("threads", threads),
-        allow_empty=allow_empty,
-        on_tiles=on_tiles,
-    )
-    notes = folder or _bags_folder(slides) / RUNS
-    done = run_cohort(work, slides, notes, pool=pool, overwrite=overwrite, progress=progress)
+    notes = _notes(slides, folder, part)
+    with rated(progress, f"{len(slides):,} slides", "tiles") as (report, count):
+        pool = FeaturePool(
+            Encoding(chosen, device=place, batch_size=batch_size, dtype=dtype),
+            work,
+            settings,
+            slide_transform=slide_transform,
+            threads=default_threads() if threads is None else at_least_one("threads", threads),
+            allow_empty=allow_empty,
+            on_tiles=count,
+        )
+        done = run_cohort(work, slides, folder or notes, pool=pool, notes=notes, overwrite=overwrite, progress=report)
     known = {name: getattr(done, name) for name in RunReport.__dataclass_fields__}
-    return FeatureReport(**known, tiles=pool.tiles, encoders={e.name: e.dim for e in chosen}, config=settings)
+    return FeatureReport(**known, tiles=pool.tiles, encoders={e.name: e.dim for e in chosen}, device=str(place))
 
 
 def tile_config(config: Any, encoders: Iterable[Encoder]) -> LoaderConfig:
@@ -297,8 +308,14 @@ def tile_config(config: Any, encoders: Iterable[Encoder]) -> LoaderConfig:
     return found
 
 
-def _check_sources(slides: Cohort, folder: Path | None) -> bool:
-    """Return whether all sources are bags; beside the pixels is no place where there are none."""
+def check_places(slides: Cohort, folder: Path | None) -> bool:
+    """Return whether all sources are bags.
+
+    Raises
+    ------
+    ConfigError
+        Features are to go beside pixels, and a source has none on disk but its own.
+    """
     slide = next((slide for slide in slides if not _is_bag(slide)), None)
     if slide is not None and folder is None:
         reason = "is no bag, so features have no place beside its pixels"
@@ -310,15 +327,35 @@ def _is_bag(slide: CohortSlide) -> bool:
     return isinstance(slide.source, Path) and slide.source.is_dir() and is_bag_store(slide.source)
 
 
-def _bags_folder(slides: Cohort) -> Path:
-    return Path(
-        os.path.commonpath([slide.source.absolute().parent for slide in slides if isinstance(slide.source, Path)])
-    )
+def _part(slides: Cohort, shard: str | None) -> tuple[Cohort, str | None]:
+    """Return the slides of a shard, and what its notes are called."""
+    if shard is None:
+        return slides, None
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not number < count:
+        raise ConfigError(f"shard is {shard!r}", remedy='pass "0/4" for the first of four')
+    part = slides[number::count]
+    return part, f"shard-{number}-of-{count}"
+
+
+def _notes(slides: Cohort, folder: Path | None, part: str | None) -> Path:
+    """Return where a run is written down: with its outputs, or beside the bags that hold them."""
+    if folder is not None:
+        return folder if part is None else folder / RUNS / part
+    bags = [slide.source.absolute().parent for slide in slides if isinstance(slide.source, Path)]
+    return Path(os.path.commonpath(bags)) / RUNS / (part or "")
 
 
 def _made(job: Job) -> dict[str, str]:
     """Return what the tiles of a slide were made with and of."""
     return {"settings": job.entry.settings, "fingerprint": job.entry.fingerprint}
+
+
+def _tiles_of(told: Mapping[str, Any]) -> str:
+    """Return what tiles a store is of, in short."""
+    side, mpp = (told.get("grid") or {}).get("tile_size"), (told.get("view") or {}).get("mpp")
+    return f"tiles of {side} px" + ("" if mpp is None else f" at {mpp[0]:.3g} µm")
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

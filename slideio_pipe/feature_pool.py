@@ -167,7 +167,7 @@ class FeaturePool:
 
                 def write(item: _Pending) -> None:
                     assert item.rows is not None
-                    laid = dataset.laid[item.job.slide.name]
+                    laid = dataset.laid.pop(item.job.slide.name)
                     writing[writer.submit(self._keeper.keep, item.job, laid, item.rows.features)] = item
                     item.rows = None
 
@@ -206,6 +206,7 @@ class FeaturePool:
             if not item.given_up:
                 item.given_up = True
                 yield self._failed(item, error, "tiles" if delivered.began else "open")
+            dataset.laid.pop(name, None)
             return
         if item.rows is None and not item.given_up:
             item.rows = self._encoding.rows(name, dataset.laid[name].coords, item.wanted)

@@ -34,7 +34,12 @@ Features = Annotated[
     Path | None,
     typer.Option("--features", metavar="FOLDER", help="<slide>.npy, .pt or .h5 with a row for each tile of the bag."),
 ]
-Encoder = Annotated[str, typer.Option("--encoder", metavar="NAME", help="Whose features they are.")]
+Encoder = Annotated[
+    str,
+    typer.Option(
+        "--encoder", metavar="NAME", help="Whose features they are; without --features, those beside the pixels."
+    ),
+]
 Slides = Annotated[
     Path | None,
     typer.Option("--slides", "--slide", metavar="PATH", help="With --from: the slide, or the folder of slides."),

@@ -112,6 +112,7 @@ def run_cohort(
     retry: bool = False,
     cluster: str | Path | None = None,
     pool: Pool | None = None,
+    notes: str | Path | None = None,
     progress: Report | bool | None = None,
 ) -> RunReport:
     """Do a piece of work for every slide; call it again, after whatever ended it, to go on.
@@ -143,6 +144,8 @@ def run_cohort(
         ``tcp://host:8786``, or a YAML file that says what to ask SLURM for, as ``configs/slurm.yaml``. See ``cluster``.
     pool : Pool, optional
         Who does it, of ``Job``s, in place of both.
+    notes : str or Path, optional
+        Where the ledger goes, for runs side by side over parts of a cohort; by default into ``folder``.
     progress : callable, bool or None
         See ``progress.reporting``; counts slides.
 
@@ -170,8 +173,9 @@ def run_cohort(
             time_limit_s=time_limit_s,
             memory_limit_bytes=memory_limit_bytes,
         )
-    with Ledger(target) as ledger:
-        run = _Run(work, cohort, ledger, RunReport(target, len(cohort)), overwrite, retry)
+    noted = target if notes is None else Path(notes).expanduser().absolute()
+    with Ledger(noted) as ledger:
+        run = _Run(work, cohort, ledger, RunReport(noted, len(cohort)), overwrite, retry)
         if not overwrite:
             run.refuse_other_settings()
         ledger.begin(work.settings)

@@ -71,10 +71,16 @@ def from_hugging_face(name: str) -> Facts:
     transformers = _needed("transformers", "transformers")
     folder = Path(name).expanduser()
     place = str(folder) if folder.is_dir() else name
+    log = transformers.utils.logging
+    shown = log.is_progress_bar_enabled()
+    log.disable_progress_bar()  # of weights that are here already
     try:
         model = transformers.AutoModel.from_pretrained(place)
     except Exception as error:  # as timm's
         raise _unavailable(f"hf:{name}", error) from error
+    finally:
+        if shown:
+            log.enable_progress_bar()
     module = Tokens(model)
     pooling = "class" if module.has_class_token else "none"
     return Facts(module, _last(place), f"hf:{name}", weights_digest(model), _preprocessor(place), pooling)

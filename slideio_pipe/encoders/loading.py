@@ -197,7 +197,7 @@ def _refuse_unknown(facts: Facts, normalize: Any, size: Any) -> None:
         what = " and ".join({"n": "how tiles are normalised", "i": "how large tiles are"}[part[0]] for part in lacking)
         remedy = f"pass {' and '.join(lacking)}"
         if not facts.source.startswith(("timm:", "hf:")) and Path(facts.source).is_file():
-            remedy += f", or write mean, std and input_size into {facts.source}.json"
+            remedy += f", or put it into {facts.source}.json"
         raise ConfigError(f"nothing says {what}", slide=facts.source, remedy=remedy)
 
 

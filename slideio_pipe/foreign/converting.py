@@ -24,7 +24,7 @@ from slideio_pipe.foreign.torchmil import TorchMil
 from slideio_pipe.foreign.trident import Trident
 from slideio_pipe.foreign.webdataset import WebDataset
 from slideio_pipe.progress import Report, reporting
-from slideio_pipe.store import open_bag
+from slideio_pipe.store import StoredBag, open_bag
 
 LAYOUTS: dict[str, Layout] = {
     "clam": Clam(),
@@ -35,6 +35,8 @@ LAYOUTS: dict[str, Layout] = {
     "memmap": MemoryMapped(),
     "hf": HuggingFace(),
 }
+# What features are called of which nobody says whose they are.
+UNNAMED = "features"
 # A slide's ending, as a bag's name leaves it out; "TCGA.0a1b" has none.
 _ENDING = re.compile(r"(\.ome)?\.[a-z][a-z0-9]*$", re.IGNORECASE)
 # More threads than this wait for the disk or for each other.
@@ -60,7 +62,7 @@ def convert(
     out: str | Path,
     *,
     features: Any = None,
-    encoder: str = "features",
+    encoder: str = UNNAMED,
     overwrite: bool = False,
     threads: int | None = None,
     progress: Report | bool | None = None,
@@ -80,7 +82,8 @@ def convert(
         (N, D) in the order of the bag: an array or a file (.npy, .pt, .h5) for one bag, or the folder of
         ``<slide>.npy``, ``.pt`` or ``.h5``.
     encoder : str
-        Whose features they are; names their folder.
+        Whose features they are; names their folder. Without ``features``, those that lie beside the pixels of each
+        bag under this name.
     overwrite : bool
         Whether to replace files that are there.
     threads : int, optional
@@ -148,7 +151,7 @@ def _items(bags: Sources, features: Any, encoder: str, threads: int) -> list[Ite
         raise ConfigError(reason, remedy="convert them into folders of their own")
     kind, many = _label_type(opened), len(opened) > 1
     return [
-        Item(bag, stem, _features(features, stem, bag, many=many), encoder, kind, threads)
+        Item(bag, stem, _features(features, stem, bag, encoder, many=many), encoder, kind, threads)
         for bag, stem in zip(opened, stems, strict=True)
     ]
 
@@ -159,8 +162,17 @@ def _label_type(bags: list[Bag]) -> LabelType:
     return "string" if str in types else "float64" if float in types else "int64"
 
 
-def _features(source: Any, stem: str, bag: Bag, *, many: bool) -> NDArray[Any] | None:
-    return None if source is None else read_features(source, stem, len(bag), many=many)
+def _features(source: Any, stem: str, bag: Bag, encoder: str, *, many: bool) -> NDArray[Any] | None:
+    """Return the features that were given, else those that the encoder left beside the pixels."""
+    if source is not None:
+        return read_features(source, stem, len(bag), many=many)
+    there = bag.encoders if isinstance(bag, StoredBag) else ()
+    if isinstance(bag, StoredBag) and encoder in there:
+        return bag.features(encoder)
+    if encoder != UNNAMED:
+        reason = f"no features of {encoder} beside the pixels (there are: {', '.join(there) or 'none'})"
+        raise ConfigError(reason, slide=bag.name, remedy="pass features=…, or encode the bag first")
+    return None
 
 
 def stem_of(name: str) -> str:

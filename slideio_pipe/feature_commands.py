@@ -1,0 +1,136 @@
+"""The command ``features``: a cohort through encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from slideio_pipe import cohort_commands, options
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.settings import mpp_of, settings_of
+from slideio_pipe.terminal import print_json, reported, say
+
+# Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.cohort_features import FeatureReport
+    from slideio_pipe.encoders import Encoder
+
+
+@reported
+def features(
+    cohort: options.Encoded,
+    encoder: options.Encoders,
+    save: options.FeatureFolder = None,
+    normalize: options.Normalization = None,
+    input_size: options.InputSize = None,
+    pooling: options.TokenPooling = None,
+    batch_size: options.BatchSize = 64,
+    device: options.EncoderDevice = None,
+    dtype: options.FeatureDtype = "float16",
+    mpp: options.EncoderMpp = None,
+    mag: options.Magnification = None,
+    tile_size: options.EncoderTileSize = None,
+    stride: options.Stride = None,
+    overlap: options.Overlap = None,
+    edge: options.Edge = None,
+    align: options.Align = False,
+    tissue_method: options.TissueMethod = None,
+    min_tissue: options.MinTissue = None,
+    allow_empty: options.AllowEmpty = False,
+    slide_mpp: options.SlideMpp = None,
+    backend: options.Backend = None,
+    config: options.Config = None,
+    threads: options.LoaderThreads = None,
+    shard: options.Shard = None,
+    root: options.Root = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compute features of tiles with one encoder or several: into bags, or straight from slides.
+
+    Tiles are decoded once for all encoders. Interrupted, it goes on where it stopped when run again; encoders may be
+    added later. Slides that fail are listed in failures.csv, the others are done, and the exit code is 1. A slide that
+    crashes its reader ends the run: slides that bad are better exported first.
+
+    Example: [bold]slideio-pipe features bags/ --encoder timm:hf-hub:MahmoodLab/UNI[/]
+
+    Without pixels on disk: [bold]slideio-pipe features slides/ --encoder uni.pt2 --encoder hf:owkin/phikon --out f/[/]
+    """
+    from slideio_pipe.cohort_features import check_places, encode_cohort
+    from slideio_pipe.encoders import load_encoders
+
+    if save is not None and (save.suffix == ".zarr" or save.is_file()):
+        raise ConfigError("is no folder for features", slide=str(save), remedy="pass a folder to --out")
+    slides = cohort_commands.cohort_of(cohort, root)
+    grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
+    given: dict[str, dict[str, Any]] = {
+        "slide": {"slide_mpp": slide_mpp, "backend": backend},
+        "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp)},
+        "tissue": {"method": tissue_method},
+        "grid": grid | {"align": align or None},
+    }
+    _refuse_unused(slides, given, config)
+    check_places(slides, save)  # before networks are loaded
+    encoders = load_encoders(encoder, {"normalize": normalize, "input_size": input_size, "pooling": pooling})
+    if config is None:
+        given = _by_default(given, encoders)
+    done = encode_cohort(
+        slides,
+        encoders,
+        save,
+        settings_of(cohort[0], config, given),
+        device=device,
+        batch_size=batch_size,
+        dtype=dtype,
+        threads=threads,
+        allow_empty=allow_empty,
+        overwrite=overwrite,
+        shard=shard,
+        progress=False if as_json else None,
+    )
+    if as_json:
+        print_json(done.summary())
+    else:
+        _print_report(done, save)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+def _by_default(given: dict[str, dict[str, Any]], encoders: Iterable[Encoder]) -> dict[str, dict[str, Any]]:
+    """Return options with what encoders want where nothing was asked for."""
+    from slideio_pipe.cohort_features import tile_config
+
+    wanted = tile_config(None, encoders)
+    view, grid = dict(given["view"]), dict(given["grid"])
+    if view["mpp"] is None:
+        view["mpp"] = wanted.view.mpp
+    if grid["tile_size"] is None:
+        grid["tile_size"] = wanted.grid.tile_size
+    return given | {"view": view, "grid": grid}
+
+
+def _refuse_unused(slides: Cohort, given: Mapping[str, Mapping[str, Any]], config: Path | None) -> None:
+    """Bags have their tiles: what is said of tiles would be for nothing."""
+    from slideio_pipe.store.layout import is_bag_store
+
+    if not all(isinstance(slide.source, Path) and is_bag_store(slide.source) for slide in slides):
+        return
+    used = [name for options_of in given.values() for name, value in options_of.items() if value is not None]
+    used += [] if config is None else ["config"]
+    if used:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in used)
+        raise ConfigError(f"{names} with bags, which have their tiles", remedy="leave it out, or pass the slides")
+
+
+def _print_report(report: FeatureReport, folder: Path | None) -> None:
+    made = ", ".join(f"{name} ({dim:,})" for name, dim in report.encoders.items())
+    rate = f", {report.tiles / report.seconds:,.0f} tiles/s" if report.tiles else ""
+    cohort_commands.print_counts(report, "encoded", f"{report.tiles:,} tiles, {report.seconds:.1f} s{rate}")
+    say(f"features: {made} in {folder or 'the bags'}, on {report.device}")
+    where = "a.bag.zarr" if folder is None else f"{folder}/….features.zarr"
+    say(f'in Python: import slideio_pipe as sp; bag = sp.open_features("{where}")')
