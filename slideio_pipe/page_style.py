@@ -61,6 +61,7 @@ tbody tr:hover { background: var(--panel); }
   border: 1px solid var(--line); background: #fff; }
 .strip img { display: block; width: auto; height: auto; max-width: 100%; max-height: 150px; }
 .small td, .small th { padding: 3px 8px; }
+.later { content-visibility: auto; }
 footer { margin-top: 30px; color: var(--soft); font-size: 12px; }
 @media print { :root { --ink: #000; --soft: #444; --paper: #fff; --panel: #f2f2f2; --line: #bbb; --bad: #8c1d18;
   --bad-soft: #fff; --warn: #6b4600; --warn-soft: #fff; --good: #1b7f4d; --wait: #777; }

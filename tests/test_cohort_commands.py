@@ -29,10 +29,19 @@ def test_export_of_a_manifest(study: Path, tmp_path: Path) -> None:
     assert "3 slides: 2 exported, 1 failed" in text
     assert "broken.svs: " in text
     assert f"failures: {tmp_path / 'failures.csv'}" in text
+    assert f"report: {tmp_path / 'report.html'}" in text
     assert [sp.open_bag(tmp_path / f"s{k}.bag.zarr").label for k in range(2)] == [0, 1]
     again = json.loads(run("export", study / "cohort.csv", "--out", tmp_path, "--json", code=1).stdout)
     assert (again["done"], again["kept"], again["failed"]) == (0, 2, 1)
+    assert (again["warned"], again["report"]) == (0, str(tmp_path / "report.html"))
     assert again["failures"] == str(tmp_path / "failures.csv")
+
+
+def test_warnings_of_workers_are_told(study: Path, tmp_path: Path) -> None:
+    """In one line that says where they are."""
+    (tmp_path / "mag.svs").write_bytes((study / "s0.svs").read_bytes().replace(b"|MPP = ", b"|Xpp = "))
+    text = run("export", tmp_path / "mag.svs", "--out", tmp_path / "bags", "--workers", 1).stdout
+    assert f"1 slide with warnings: {tmp_path / 'bags' / 'report.html'}" in text
 
 
 def test_other_settings_are_refused_in_options(study: Path, tmp_path: Path) -> None:

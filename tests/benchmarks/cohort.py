@@ -2,14 +2,17 @@
 
 python tests/benchmarks/cohort.py schedule --slides 50000
 python tests/benchmarks/cohort.py export --slides 64
+python tests/benchmarks/cohort.py page --slides 50000
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 import slideio_pipe as sp
 from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort_page import write_page
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,34 @@ def export(slides: int, folder: Path) -> None:
     print(f"{slides} slides: {seconds}; one worker / two: {[round(ratio, 2) for ratio in ratios]}")
 
 
+def page(slides: int, folder: Path) -> None:
+    """Time the report of a folder in which everything is done; the memory it adds, and how large it is."""
+    known = {"settings": "s" * 16, "fingerprint": "f" * 16}
+    made = {
+        "tiles": 1000,
+        "tissue": 0.5,
+        "tissue_covered": 0.9,
+        "mpp": [0.5, 0.5],
+        "mpp_source": "file",
+        "bytes": 10**8,
+    }
+    with (folder / "run.jsonl").open("w", encoding="utf-8") as file:
+        for k in range(slides):
+            slide = {"slide": f"slide-{k:06}.svs", **known}
+            done = slide | {"event": "done", "seconds": 12.5, "made": made | {"tiles": 1000 + k % 5000}}
+            file.write(f"{json.dumps(slide | {'event': 'start', 'label': k % 2})}\n{json.dumps(done)}\n")
+    before, begun = peak_mb(), time.perf_counter()
+    path, _ = write_page(folder, None, {"state": "finished", "done": slides})
+    seconds = time.perf_counter() - begun
+    size = path.stat().st_size / 1e6
+    print(f"{slides:,} slides: {seconds:.1f} s, {peak_mb() - before:.0f} MB more memory, a page of {size:.1f} MB")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["schedule", "export"])
+    parser.add_argument("what", choices=["schedule", "export", "page"])
     parser.add_argument("--slides", type=int, default=64)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "slides").mkdir()
-        {"schedule": schedule, "export": export}[given.what](given.slides, Path(scratch))
+        {"schedule": schedule, "export": export, "page": page}[given.what](given.slides, Path(scratch))
