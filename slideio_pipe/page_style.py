@@ -48,7 +48,7 @@ thead th button:hover { color: var(--ink); text-decoration: underline; }
 th[aria-sort="ascending"] button::after { content: " ▲"; } th[aria-sort="descending"] button::after { content: " ▼"; }
 :focus-visible, thead th button:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 th:first-child, td:first-child, .t { text-align: left; }
-td:first-child { min-width: min(34vw, 470px); max-width: 560px; overflow-wrap: anywhere; }
+td:first-child { min-width: clamp(240px, 34vw, 470px); max-width: 560px; overflow-wrap: anywhere; }
 tbody tr:hover { background: var(--panel); }
 .name { font-weight: 600; margin-right: 6px; }
 .tag { display: inline-block; font-size: 11px; font-weight: 600; border-radius: 9px; padding: 0 8px; margin-right: 4px;
@@ -63,10 +63,12 @@ tbody tr:hover { background: var(--panel); }
 .small td, .small th { padding: 3px 8px; }
 .later { content-visibility: auto; }
 footer { margin-top: 30px; color: var(--soft); font-size: 12px; }
+@page { size: landscape; margin: 12mm; }
 @media print { :root { --ink: #000; --soft: #444; --paper: #fff; --panel: #f2f2f2; --line: #bbb; --bad: #8c1d18;
   --bad-soft: #fff; --warn: #6b4600; --warn-soft: #fff; --good: #1b7f4d; --wait: #777; }
   body { padding: 0; font-size: 10px; max-width: none; } .find { display: none; } thead th { position: static; }
-  tr, .facts div { break-inside: avoid; } .strip img { height: 80px; } td:first-child { min-width: 0; }
+  tr, .facts div { break-inside: avoid; } .strip img { max-height: 80px; } td:first-child { min-width: 88mm; }
+  th, td { padding: 4px; } thead th, .tag { font-size: 8px; } h2 { break-after: avoid; }
   .bar, .bar i, .key i { print-color-adjust: exact; -webkit-print-color-adjust: exact; } a { color: inherit; } }
 """
 
