@@ -49,13 +49,32 @@ def from_timm(name: str) -> Facts:
     """
     timm = _needed("timm", "timm")
     called, _, file = name.partition("@")
-    own = read_weights(Path(file).expanduser()) if file else None
-    overlay = {} if own is None else {"pretrained_cfg_overlay": {"state_dict": own}}
     try:
-        module = timm.create_model(called, pretrained=True, num_classes=0, **overlay)
+        module = timm.create_model(called, pretrained=not file, num_classes=0)
     except Exception as error:  # timm, its hub and torch raise a dozen classes over a name or weights
         raise _unavailable(f"timm:{name}", error) from error
-    return Facts(module, _last(called), f"timm:{name}", weights_digest(module), dict(module.pretrained_cfg))
+    config = dict(module.pretrained_cfg)
+    if file:
+        _load_weights(module, Path(file).expanduser(), str(config.get("classifier") or "head"))
+    return Facts(module, _last(called), f"timm:{name}", weights_digest(module), config)
+
+
+def _load_weights(module: nn.Module, file: Path, head: str) -> None:
+    """Give a network its weights: all of them, and none that it has no use for but those of a classifier.
+
+    timm itself would leave at random what a file lacks, once the classifier is left out.
+    """
+    state = read_weights(file)
+    try:
+        found = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # of other shapes
+        raise ConfigError(f"weights of another network ({error})", slide=str(file), remedy="check the name") from error
+    unused = [key for key in found.unexpected_keys if not key.startswith((f"{head}.", "head.", "fc."))]
+    for what, keys in (("lack", found.missing_keys), ("have, for nothing,", unused)):
+        if keys:
+            reason = f"the weights {what} {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if keys[3:] else "")
+            remedy = "check the name; or make the network with timm.create_model and pass it to load_encoder"
+            raise ConfigError(reason, slide=str(file), remedy=remedy)
 
 
 def from_hugging_face(name: str) -> Facts:

@@ -1,0 +1,333 @@
+"""A cohort through encoders goes on after anything that ends it, and what fails costs itself only."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_pyramid
+from tiny_encoders import DIM, Reciprocal, Watched, network, reference, write_torchscript
+from torch import nn
+from typer.testing import CliRunner
+
+from slideio_pipe import dataset, encode_bag, encode_cohort, export_cohort, load_encoder, open_bag, open_features
+from slideio_pipe.cli import app
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.config import ExportConfig
+from slideio_pipe.device import IMAGENET_MEAN, IMAGENET_STD
+from slideio_pipe.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAIN = {"view": {"mpp": None}, "tissue": {"method": "none"}}
+SIDES = (3, 5, 1, 4, 2, 6)  # tiles along each side of a slide
+TILES = sum(side * side for side in SIDES)
+
+
+def write_slide(path: Path, side: int, fill: int | None = None) -> Path:
+    """Write a slide of side × side tiles of 32 px, of noise or of one colour."""
+    noise = np.random.default_rng(side).integers(0, 256, (32 * side, 32 * side, 3), dtype=np.uint8)
+    return write_pyramid(path, noise if fill is None else np.full_like(noise, fill), (1,), mpp=0.5, tile=32)
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    """A folder of small slides."""
+    (tmp_path / "slides").mkdir()
+    for k, side in enumerate(SIDES):
+        write_slide(tmp_path / "slides" / f"s{k}.tif", side)
+    return tmp_path / "slides"
+
+
+def tiny(name: str = "tiny", model: nn.Module | None = None, **settings: Any) -> Any:
+    """Return an encoder of tiles of 32 px."""
+    return load_encoder(model or network(), name=name, **{"normalize": "imagenet", "input_size": 32, **settings})
+
+
+def encode(cohort: Any, encoders: Any, out: Path | None, **settings: Any) -> Any:
+    """Encode on the CPU, all tiles as stored."""
+    settings = {"config": PLAIN | {"grid": {"tile_size": 32}}, "device": "cpu", "progress": False} | settings
+    return encode_cohort(cohort, encoders, out, **settings)
+
+
+def counts(report: Any) -> tuple[int, int, int, int]:
+    """Return how many slides were done, kept and failed, and how many tiles were encoded."""
+    return report.done, report.kept, len(report.failed), report.tiles
+
+
+def failures(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of failures.csv."""
+    with (folder / "failures.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check(path: Path, side: int) -> None:
+    """Compare the features of a slide with a plain loop over its pixels."""
+    noise = np.random.default_rng(side).integers(0, 256, (32 * side, 32 * side, 3), dtype=np.uint8)
+    found, model = open_features(path, "tiny"), network()
+    assert found.coords is not None
+    assert len(found) == side * side
+    for (x, y), row in zip(found.coords.tolist(), found.features, strict=True):
+        tile = noise[y : y + 32, x : x + 32]
+        assert np.abs(row - reference(tile, model, IMAGENET_MEAN, IMAGENET_STD)).max() < 1e-3
+
+
+def test_straight_from_slides(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every slide is opened once, every batch but the last is full, and features are those of its tiles."""
+    opened: list[Path] = []
+    plain = dataset.open_slide
+    monkeypatch.setattr(dataset, "open_slide", lambda path, **more: (opened.append(path), plain(path, **more))[1])
+    watched = Watched(network())
+    encoder = tiny(model=watched)
+    watched.batches.clear()
+    report = encode(slides, encoder, tmp_path / "out", batch_size=16)
+    assert counts(report) == (len(SIDES), 0, 0, TILES)
+    assert sorted(path.name for path in opened) == [f"s{k}.tif" for k in range(len(SIDES))]
+    assert watched.batches == [16] * (TILES // 16) + [TILES % 16]
+    for k, side in enumerate(SIDES):
+        check(tmp_path / "out" / f"s{k}.features.zarr", side)
+    assert not list((tmp_path / "out").glob("*.partial"))
+    assert not list((tmp_path / "out").glob("*.lock"))
+    assert counts(encode(slides, tiny(model=watched), tmp_path / "out")) == (0, len(SIDES), 0, 0)
+
+
+def test_beside_the_pixels_of_bags(slides: Path, tmp_path: Path) -> None:
+    """Each bag gets its own; the export that made the bags sees none of it; a bag that is made anew has none."""
+    config = ExportConfig.model_validate(PLAIN | {"grid": {"tile_size": 32}})
+    bags = tmp_path / "bags"
+    export_cohort(slides, bags, config, progress=False)
+    assert counts(encode(bags, tiny(), None)) == (len(SIDES), 0, 0, TILES)
+    for k, side in enumerate(SIDES):
+        check(bags / f"s{k}.bag.zarr", side)
+    with open_bag(bags / "s1.bag.zarr") as bag:
+        alone = encode_bag(bag, tiny(), device="cpu")["tiny"]
+        assert np.allclose(bag.features("tiny"), alone, atol=1e-3)
+    assert counts(encode(bags, tiny(), None)) == (0, len(SIDES), 0, 0)
+    assert export_cohort(slides, bags, config, progress=False).kept == len(SIDES)
+    shutil.rmtree(bags / "s1.bag.zarr")
+    export_cohort(slides, bags, config, progress=False)
+    assert counts(encode(bags, tiny(), None)) == (1, len(SIDES) - 1, 0, 25)
+
+
+def test_an_encoder_that_is_added_is_all_that_is_computed(slides: Path, tmp_path: Path) -> None:
+    """The first is not computed again, and either may be asked for alone afterwards."""
+    out = tmp_path / "out"
+    watched = Watched(network())
+    first, second = tiny(model=watched), tiny("small", input_size=16)
+    encode(slides, first, out)
+    watched.batches.clear()
+    assert counts(encode(slides, [first, second], out)) == (len(SIDES), 0, 0, TILES)
+    assert watched.batches == []
+    assert counts(encode(slides, first, out)) == (0, len(SIDES), 0, 0)
+    assert counts(encode(slides, second, out)) == (0, len(SIDES), 0, 0)
+    assert open_features(out / "s1.features.zarr", "small").features.shape == (25, DIM)
+    assert open_features(out / "s1.features.zarr", "small").encoder_facts["input_size"] == 16
+
+
+def test_other_settings_are_refused_until_they_may_replace(slides: Path, tmp_path: Path) -> None:
+    """Another network under the same name, and other tiles: it says which."""
+    out = tmp_path / "out"
+    encode(slides, tiny(), out)
+    with pytest.raises(ConfigError, match=r"tiny \(weights was .*6 slides, such as s0\.tif"):
+        encode(slides, tiny(model=network(seed=1)), out)
+    assert counts(encode(slides, tiny(model=network(seed=1)), out, overwrite=True)) == (len(SIDES), 0, 0, TILES)
+    assert counts(encode(slides, tiny(model=network(seed=1)), out, overwrite=True)) == (0, len(SIDES), 0, 0)
+    other = PLAIN | {"grid": {"tile_size": 16}}
+    with pytest.raises(ConfigError, match=r"grid\.tile_size was 32, is 16"):
+        encode(slides, tiny(model=network(seed=1)), out, config=other)
+    with pytest.raises(ConfigError, match=r"tiles of 32 px at 0\.5 µm of other settings"):
+        encode(slides, tiny("new"), out, config=other)
+    assert counts(encode(slides, tiny("new"), out, config=other, overwrite=True))[:3] == (len(SIDES), 0, 0)
+    assert open_features(out / "s1.features.zarr").features.shape == (100, DIM)  # those of other tiles are gone
+
+
+def test_what_fails_costs_itself_only(slides: Path, tmp_path: Path) -> None:
+    """A file that is none, one that is damaged, and one that the encoder makes no numbers of; then it is put right."""
+    (slides / "bad.tif").write_bytes(b"nothing")
+    write_slide(slides / "black.tif", 3, fill=0)
+    damaged = write_slide(slides / "damaged.tif", 6)
+    bytes_ = damaged.read_bytes()
+    damaged.write_bytes(bytes_[:5000] + bytes(20_000) + bytes_[25_000:])
+    encoder = tiny("odd", Reciprocal(), normalize="identity")
+    report = encode(slides, encoder, tmp_path / "out", batch_size=16)
+    assert counts(report)[:3] == (len(SIDES), 0, 3)
+    told = {row["slide"]: (row["stage"], row["error"]) for row in failures(tmp_path / "out")}
+    assert told["bad.tif"][0] == "open"
+    assert told["damaged.tif"][0] in ("tiles", "open")
+    assert told["black.tif"][0] == "encode"
+    assert "of odd are no numbers" in told["black.tif"][1]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.zarr")) == [
+        f"s{k}.features.zarr" for k in range(len(SIDES))
+    ]
+    (slides / "bad.tif").unlink()
+    (slides / "damaged.tif").unlink()
+    assert counts(encode(slides, encoder, tmp_path / "out", overwrite=True, dtype="float32"))[2] == 1
+    write_slide(slides / "black.tif", 3)
+    assert counts(encode(slides, encoder, tmp_path / "out", dtype="float32")) == (1, len(SIDES), 0, 9)
+
+
+@pytest.mark.filterwarnings("ignore::slideio_pipe.SlideioPipeWarning")
+def test_slides_without_tissue(slides: Path, tmp_path: Path) -> None:
+    """They fail, unless features of no rows are wanted; bags of no tiles have them anyway."""
+    write_slide(slides / "glass.tif", 4, fill=245)
+    config = {"view": {"mpp": None}, "grid": {"tile_size": 32, "min_tissue": 0.1}, "tissue": {"min_area_um2": 1}}
+    glass = slides / "glass.tif"
+    report = encode(glass, tiny(), tmp_path / "out", config=config)
+    assert "enough tissue" in failures(tmp_path / "out")[0]["error"]
+    assert counts(report) == (0, 0, 1, 0)
+    assert counts(encode(glass, tiny(), tmp_path / "out", config=config, allow_empty=True)) == (1, 0, 0, 0)
+    assert open_features(tmp_path / "out" / "glass.features.zarr").features.shape == (0, DIM)
+    export_cohort(glass, tmp_path / "bags", ExportConfig.model_validate(config), allow_empty=True, progress=False)
+    assert counts(encode(tmp_path / "bags", tiny(), None)) == (1, 0, 0, 0)
+    assert open_features(tmp_path / "bags" / "glass.bag.zarr").features.shape == (0, DIM)
+
+
+def test_tiles_are_as_the_encoders_want_them(slides: Path, tmp_path: Path) -> None:
+    """Of their size and mpp, unless something else is asked for; labels of the cohort are kept."""
+    cohort = Cohort([CohortSlide(slides / "s5.tif", "s5.tif", label="tumour")])
+    encode_cohort(cohort, tiny(mpp=1.0), tmp_path / "a", device="cpu", config=None, progress=False)
+    found = open_features(tmp_path / "a" / "s5.features.zarr")
+    assert (found.label, found.tile_size_level0, found.provenance["grid"]["tile_size"]) == ("tumour", 64, 32)
+    assert found.view_mpp is not None
+    assert found.view_mpp.x == pytest.approx(1.0)
+
+
+def test_shards_are_the_whole(slides: Path, tmp_path: Path) -> None:
+    """A process each; afterwards a run over everything finds all of it done."""
+    out = tmp_path / "out"
+    done = [encode(slides, tiny(), out, shard=f"{k}/2") for k in range(2)]
+    assert [report.done for report in done] == [3, 3]
+    assert {report.folder.name for report in done} == {"shard-0-of-2", "shard-1-of-2"}
+    assert counts(encode(slides, tiny(), out))[2:] == (0, 0)
+    with pytest.raises(ConfigError, match="shard"):
+        encode(slides, tiny(), out, shard="2/2")
+
+
+def test_what_makes_no_sense(slides: Path, tmp_path: Path) -> None:
+    """Slides have no place beside their pixels; features are of all tiles; there are encoders."""
+    with pytest.raises(ConfigError, match="no place beside its pixels; pass out="):
+        encode(slides, tiny(), None)
+    with pytest.raises(ConfigError, match="max_tiles is 5"):
+        encode(slides, tiny(), tmp_path / "out", config={"max_tiles": 5})
+    with pytest.raises(ConfigError, match="no encoder"):
+        encode(slides, [], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stain_for_the_whole_run(slides: Path, tmp_path: Path) -> None:
+    """A transform of slides is applied, and told of by the settings."""
+    import albumentationsxl as A  # noqa: N812
+
+    from slideio_pipe import ColorJitter, RandomAffine
+
+    turned = A.Compose([RandomAffine(rotate=0, scale=(1, 1), flip=True), ColorJitter(0.2, 0, 0, 0)])
+    report = encode(slides / "s1.tif", tiny(), tmp_path / "out", slide_transform=turned)
+    assert counts(report) == (1, 0, 0, 25)
+    assert open_features(tmp_path / "out" / "s1.features.zarr").provenance["view"]["draw"] is not None
+    with pytest.raises(ConfigError, match="slide_transform was"):
+        encode(slides / "s1.tif", tiny(), tmp_path / "out")
+
+
+# --- the command
+
+
+class Slow(nn.Module):
+    """A network that takes its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 64, 5), nn.Conv2d(64, DIM, 9)
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(tiles).relu()).mean((2, 3))
+
+
+def command(cohort: Path, encoder: Path, out: Path) -> list[str]:
+    """Return the command that encodes a cohort as it is."""
+    options = ["--mpp", "native", "--tissue", "none", "--batch-size", "16", "--threads", "1", "--device", "cpu"]
+    return ["features", str(cohort), "--encoder", str(encoder), "--out", str(out), *options]
+
+
+@pytest.fixture
+def encoder_file(tmp_path: Path) -> Path:
+    """A slow network as TorchScript, with what it wants of tiles beside it."""
+    file = write_torchscript(tmp_path / "slow.pt", 32, Slow().eval())
+    file.with_name("slow.pt.json").write_text('{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "input_size": 32}')
+    return file
+
+
+def test_killed_it_goes_on(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
+    """Kill -9 at random moments: nothing half-written has a name, what is done stays done, the rest is the same."""
+    for k in range(10):
+        write_slide(slides / f"t{k}.tif", 8)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert CliRunner().invoke(app, command(slides, encoder_file, whole)).exit_code == 0
+    process_of = [sys.executable, "-m", "slideio_pipe", *command(slides, encoder_file, out)]
+    rng, seen = random.Random(0), 0
+    for _ in range(2):
+        process = subprocess.Popen(process_of, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = seen
+        for _ in range(600):  # until it has done something more
+            seen = len(list(out.glob("*.features.zarr")))
+            if seen > before or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for path in out.glob("*.features.zarr"):
+            assert open_features(path).features.shape[1] == DIM
+    done = subprocess.run([*process_of, "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert told["kept"] >= seen > 0
+    assert told["done"] + told["kept"] == len(SIDES) + 10
+    assert not list(out.glob("*.partial"))
+    assert not list(out.glob("*.lock"))
+    for path in whole.glob("*.features.zarr"):
+        expected, found = open_features(path), open_features(out / path.name)
+        assert np.array_equal(found.coords, expected.coords)  # type: ignore[arg-type]
+        assert np.allclose(found.features, expected.features, atol=2e-3)
+
+
+def test_the_command_says_what_came_of_it(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
+    """In words or as JSON; slides that failed make exit code 1."""
+    (slides / "bad.tif").write_bytes(b"nothing")
+    result = CliRunner().invoke(app, command(slides, encoder_file, tmp_path / "out"))
+    assert result.exit_code == 1
+    assert "7 slides: 6 encoded, 1 failed" in result.output
+    assert f"slow ({DIM})" in result.output
+    result = CliRunner().invoke(app, [*command(slides, encoder_file, tmp_path / "out"), "--json"])
+    assert json.loads(result.stdout)["kept"] == 6
+
+
+def test_refusals_are_in_options(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
+    """What the Python API calls by its names, the command line does by its own."""
+
+    def refused(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["features", *arguments])
+        assert result.exit_code == 2
+        return " ".join(result.output.split())
+
+    assert "pass --out with a folder" in refused(str(slides), "--encoder", str(encoder_file))
+    encoder_file.with_name("slow.pt.json").unlink()
+    told = refused(str(slides), "--encoder", str(encoder_file), "--out", str(tmp_path / "out"))
+    assert "pass --normalize imagenet and --input-size 224" in told
+    bags = tmp_path / "bags"
+    export_cohort(
+        slides / "s0.tif", bags, ExportConfig.model_validate(PLAIN | {"grid": {"tile_size": 32}}), progress=False
+    )
+    told = refused(str(bags), "--encoder", str(encoder_file), "--tile-size", "64")
+    assert "--tile-size with bags" in told
+    assert os.listdir(bags / "s0.bag.zarr").count("features") == 0

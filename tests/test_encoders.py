@@ -1,0 +1,304 @@
+"""Encoders from networks, files and names, with what each of them says of its tiles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_encoders import DIM, network, write_program, write_torchscript
+from torch import nn
+
+from slideio_pipe import Normalize, load_encoder
+from slideio_pipe.encoders import EncoderOnDevice, load_encoders
+from slideio_pipe.encoders.encoder import resized
+from slideio_pipe.errors import ConfigError, MissingExtraError
+
+CPU = torch.device("cpu")
+SAID = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "input_size": 32}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of networks as files."""
+    folder = tmp_path_factory.mktemp("encoders")
+    write_torchscript(folder / "script.pt")
+    write_program(folder / "program.pt2")
+    write_program(folder / "pairs.pt2", fixed=True)
+    torch.save(network().state_dict(), folder / "weights.pt")
+    torch.save(network(), folder / "pickled.pt")
+    return folder
+
+
+def encode(encoder: Any, tiles: torch.Tensor) -> np.ndarray:
+    """Return float32 features on the CPU."""
+    return EncoderOnDevice(encoder, CPU, torch.float32)(tiles).numpy()
+
+
+def some_tiles(count: int = 5, side: int = 32) -> torch.Tensor:
+    """Return (n, 3, H, W) uint8 noise."""
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, side, side), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("file", ["script.pt", "program.pt2", "pairs.pt2"])
+def test_a_file_computes_what_its_network_does(files: Path, file: str) -> None:
+    """Whether it takes any number of tiles or two at a time."""
+    encoder = load_encoder(files / file, normalize="imagenet", input_size=32)
+    tiles = some_tiles()
+    expected = network()(Normalize.imagenet(dtype=torch.float32)(tiles)).detach().numpy()
+    assert np.allclose(encode(encoder, tiles), expected, atol=1e-6)
+    assert encoder.dim == DIM
+    assert encoder.name == Path(file).stem
+
+
+@pytest.mark.parametrize(("beside", "text"), [("script.pt.json", json.dumps(SAID)), ("script.yaml", str(SAID))])
+def test_a_file_beside_it_says_how(files: Path, tmp_path: Path, beside: str, text: str) -> None:
+    """Mean, deviation, size, mpp and name, as JSON or YAML; what is passed wins."""
+    file = tmp_path / "script.pt"
+    file.write_bytes((files / "script.pt").read_bytes())
+    (tmp_path / beside).write_text(text.replace("}", ', "mpp": 0.5, "name": "mine"}').replace("'", '"'))
+    encoder = load_encoder(file)
+    assert (encoder.name, encoder.input_size, encoder.mpp, encoder.normalize.std) == ("mine", 32, 0.5, (0.2,) * 3)
+    assert load_encoder(file, normalize="half", name="other").name == "other"
+    assert load_encoder(file, normalize="half").normalize.std == (0.5,) * 3
+
+
+def test_nothing_is_guessed(files: Path) -> None:
+    """A network of which nobody says how it wants its tiles is refused, with every way to say it."""
+    with pytest.raises(ConfigError, match=r"how tiles are normalised and how large.*normalize=.*script\.pt\.json"):
+        load_encoder(files / "script.pt")
+    with pytest.raises(ConfigError, match="how tiles are normalised"):
+        load_encoder(files / "program.pt2")  # its size is in it
+    with pytest.raises(ConfigError, match="how large tiles are"):
+        load_encoder(network(), normalize="imagenet")
+
+
+@pytest.mark.parametrize("file", ["weights.pt", "pickled.pt"])
+def test_pickles_are_not_opened(files: Path, file: str) -> None:
+    """They run whatever is in them."""
+    with pytest.raises(ConfigError, match=r"neither TorchScript nor an exported program.*pickled networks are not"):
+        load_encoder(files / file, normalize="imagenet", input_size=32)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    """Missing ones and damaged ones are told apart."""
+    with pytest.raises(ConfigError, match="no encoder is there"):
+        load_encoder(tmp_path / "a.pt")
+    (tmp_path / "a.pt").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="neither TorchScript"):
+        load_encoder(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda x: (x.mean((2, 3)), x), "returns a tuple"),
+        (lambda x: {"features": x}, "returns a dict"),
+        (lambda x: x.mean(), r"returns \(\) float32 for 1 tiles"),
+        (lambda x: x.flatten(2), r"returns 3 tokens per tile.*pooling="),
+        (lambda x: x.mean((2, 3)).long(), "int64"),
+        (lambda x: x @ torch.zeros(5, 5), "does not take 1 tiles of 32×32 px"),
+    ],
+)
+def test_networks_that_make_something_else(forward: Any, message: str) -> None:
+    """They are refused before a slide is opened, with what to do."""
+
+    class Odd(nn.Module):
+        def forward(self, tiles: torch.Tensor) -> Any:
+            return forward(tiles)
+
+    with pytest.raises(ConfigError, match=message):
+        load_encoder(Odd(), normalize="imagenet", input_size=32)
+
+
+@pytest.mark.parametrize(("pooling", "expected"), [("class", 0.0), ("mean", 1.5)])
+def test_tokens_are_pooled_as_asked(pooling: str, expected: float) -> None:
+    """The first one, or their mean."""
+
+    class Tokens(nn.Module):
+        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+            return torch.arange(4.0)[None, :, None].expand(len(tiles), 4, 6)
+
+    encoder = load_encoder(Tokens(), normalize="identity", input_size=32, pooling=pooling)
+    assert (encode(encoder, some_tiles(2)) == expected).all()
+
+
+def test_maps_are_averaged() -> None:
+    """(n, D, h, w) becomes (n, D)."""
+    encoder = load_encoder(nn.Conv2d(3, 4, 3), normalize="identity", input_size=32)
+    assert encoder.dim == 4
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("side", [24, 48])
+def test_tiles_of_another_size_are_resized_as_pillow_does(interpolation: str, side: int) -> None:
+    """Antialiased, within the one level that Pillow loses between its passes."""
+    y, x = np.mgrid[:36, :36]
+    tile = np.stack([x * 5 + y, 255 - y * 6, 90 + 60 * np.sin(x / 3)], -1).clip(0, 255).astype(np.uint8)
+    found = resized(torch.from_numpy(tile).permute(2, 0, 1)[None], side, interpolation)  # type: ignore[arg-type]
+    how = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
+    expected = np.asarray(Image.fromarray(tile).resize((side, side), how)).astype(int)
+    assert np.abs(found[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+
+
+def test_tiles_of_its_size_are_left_alone() -> None:
+    """Not even copied."""
+    tiles = some_tiles()
+    assert resized(tiles, 32, "bicubic") is tiles
+
+
+def test_tiles_that_are_not_square() -> None:
+    """Encoders take squares."""
+    with pytest.raises(ConfigError, match="take squares"):
+        resized(torch.zeros(1, 3, 4, 5, dtype=torch.uint8), 4, "bicubic")
+
+
+def test_the_digest_tells_encoders_apart() -> None:
+    """By weights and by what tiles are like, not by name."""
+    base = load_encoder(network(), normalize="imagenet", input_size=32)
+    same = load_encoder(network(), normalize="imagenet", input_size=32, name="other")
+    others = [
+        load_encoder(network(seed=1), normalize="imagenet", input_size=32),
+        load_encoder(network(), normalize="half", input_size=32),
+        load_encoder(network(), normalize="imagenet", input_size=48),
+        load_encoder(network(), normalize="imagenet", input_size=32, interpolation="bilinear"),
+    ]
+    assert base.digest == same.digest
+    assert len({base.digest, *(encoder.digest for encoder in others)}) == 5
+
+
+def test_names(files: Path) -> None:
+    """A name in front of a source; two of one name are refused; a name is a folder's."""
+    otherwise = {"normalize": "imagenet", "input_size": 32}
+    (encoder,) = load_encoders(f"uni={files / 'script.pt'}", otherwise)
+    assert encoder.name == "uni"
+    with pytest.raises(ConfigError, match="two encoders are called script"):
+        load_encoders([files / "script.pt"] * 2, otherwise)
+    with pytest.raises(ConfigError, match="cannot name a folder"):
+        load_encoder(network(), name="../a", **otherwise)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"input_size": 0}, {"input_size": (3, 32, 48)}, {"mpp": -1}, {"normalize": "imagenette"}, {"pooling": "max"}],
+)
+def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
+    """Each is named."""
+    with pytest.raises(ConfigError, match=r"input_size|mpp|imagenette|pooling"):
+        load_encoder(network(), **{"normalize": "imagenet", "input_size": 32, **wrong})
+
+
+# --- names of hubs
+
+
+PROCESSOR = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 2,
+    "size": {"height": 32, "width": 32},
+}
+
+
+def saved(transformers: Any, folder: Path, kind: str) -> Any:
+    """Save a tiny model of transformers with its processor, and return it."""
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    if kind == "vit":
+        model = transformers.ViTModel(transformers.ViTConfig(intermediate_size=32, **small))
+    elif kind == "dinov2":
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**small))
+    else:  # no class token
+        shape = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+        model = transformers.SwinModel(transformers.SwinConfig(image_size=32, patch_size=4, **shape))
+    model.eval().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "swin"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_models_of_transformers(tmp_path: Path, kind: str) -> None:
+    """Normalised and sized as their processor says; the class token, or where there is none what the model pools."""
+    transformers = pytest.importorskip("transformers")
+    model = saved(transformers, tmp_path / kind, kind)
+    encoder = load_encoder(f"hf:{tmp_path / kind}")
+    assert (encoder.name, encoder.input_size, encoder.interpolation) == (kind, 32, "bilinear")
+    assert encoder.normalize.mean == (0.5,) * 3
+    tiles = some_tiles()
+    with torch.no_grad():
+        output = model(pixel_values=tiles.float() / 127.5 - 1)
+    expected = output.pooler_output if kind == "swin" else output.last_hidden_state[:, 0]
+    assert np.allclose(encode(encoder, tiles), expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_crop_of_a_processor_is_the_size_that_its_model_takes(tmp_path: Path) -> None:
+    """Tiles are not cropped: resized to 256 and cropped to 224 means 224."""
+    transformers = pytest.importorskip("transformers")
+    saved(transformers, tmp_path, "vit")
+    cropped = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 40}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | cropped))
+    assert load_encoder(f"hf:{tmp_path}").input_size == 32
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_model_without_a_processor(tmp_path: Path) -> None:
+    """Nothing says how its tiles are normalised."""
+    transformers = pytest.importorskip("transformers")
+    saved(transformers, tmp_path, "vit")
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(ConfigError, match="nothing says how tiles are normalised and how large"):
+        load_encoder(f"hf:{tmp_path}")
+
+
+def has_timm() -> bool:
+    """Return whether timm can be imported: without the torchvision of this torch it cannot."""
+    try:
+        import timm  # noqa: F401
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_timm(), reason="timm needs a torchvision that belongs to this torch")
+def test_networks_of_timm(tmp_path: Path) -> None:
+    """With weights of one's own, normalised and sized as timm's configuration says."""
+    import timm
+
+    model = timm.create_model("test_vit", pretrained=False).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    encoder = load_encoder(f"timm:test_vit@{tmp_path / 'w.pth'}")
+    assert (encoder.name, encoder.input_size) == ("test_vit", model.pretrained_cfg["input_size"][-1])
+    tiles = some_tiles(2, encoder.input_size)
+    pixels = encoder.normalize.convert(tiles, torch.float32)
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features(pixels), pre_logits=True)
+    assert np.allclose(encode(encoder, tiles), expected.numpy(), atol=1e-5)
+    with pytest.raises(ConfigError, match="the weights lack"):  # and not a network left at random
+        load_encoder(f"timm:test_resnet@{tmp_path / 'w.pth'}")
+
+
+@pytest.mark.skipif(has_timm(), reason="timm is there")
+def test_timm_that_cannot_be_imported() -> None:
+    """Says what to install."""
+    with pytest.raises(MissingExtraError, match=r"slideio-pipe\[timm\]"):
+        load_encoder("timm:resnet18")
+
+
+@pytest.mark.cuda
+def test_cuda_computes_in_half_precision() -> None:
+    """Within what float16 keeps of it."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    encoder = load_encoder(network(), normalize="imagenet", input_size=32)
+    expected = encode(encoder, some_tiles())
+    device = torch.device("cuda", 0)
+    found = EncoderOnDevice(encoder, device, torch.float16)(some_tiles().to(device))
+    assert np.allclose(found.float().cpu().numpy(), expected, atol=5e-3)

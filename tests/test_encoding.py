@@ -1,0 +1,153 @@
+"""Features equal a plain loop over tiles, whatever batches they came in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import torch
+from memory_bag import MemoryBag
+from tiny_encoders import DIM, Reciprocal, Watched, network, reference
+from torch import nn
+
+from slideio_pipe import TileBag, TileGrid, encode_bag, load_encoder, open_slide, write_synthetic_slide
+from slideio_pipe.device import IMAGENET_MEAN, IMAGENET_STD
+from slideio_pipe.encoding import Encoding
+from slideio_pipe.errors import ConfigError
+
+# Half the distance of two float16 numbers below 1, and what float32 loses in between.
+TOLERANCE = 6e-4
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small slide with tissue."""
+    path = tmp_path_factory.mktemp("slides") / "a.svs"
+    write_synthetic_slide(path, size=(1536, 1024), seed=3)
+    return path
+
+
+def bag_of(path: Path, **view: object) -> TileBag:
+    """Return all tiles of 64 px of a slide."""
+    seen = open_slide(path).view(**view)  # type: ignore[arg-type]
+    return TileBag(seen, TileGrid(seen, tile_size=64))
+
+
+def tiny(size: int = 64, name: str = "tiny", **settings: object) -> object:
+    """Return an encoder of 8 features."""
+    return load_encoder(network(), name=name, **{"normalize": "imagenet", "input_size": size, **settings})  # type: ignore[arg-type]
+
+
+def test_features_are_those_of_openslides_pixels(slide: Path) -> None:
+    """Tile by tile, in float64, normalised by hand: in the bag's order, to the precision of float16."""
+    bag = bag_of(slide)
+    found = encode_bag(bag, tiny(), device="cpu", batch_size=50)["tiny"]
+    assert (found.shape, found.dtype) == ((len(bag), DIM), np.float16)
+    model, told = network(), openslide.OpenSlide(slide)
+    for k in range(0, len(bag), 37):
+        x, y = (int(value) for value in bag.coords[k])
+        tile = np.asarray(told.read_region((x, y), 0, (64, 64)).convert("RGB"))
+        assert np.abs(found[k] - reference(tile, model, IMAGENET_MEAN, IMAGENET_STD)).max() < TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore::slideio_pipe.SlideioPipeWarning")
+def test_an_augmented_view(slide: Path) -> None:
+    """Turned and stained tiles are encoded as they look."""
+    import albumentationsxl as A  # noqa: N812
+
+    from slideio_pipe import RandomAffine, StainJitter
+
+    drawn = A.Compose([StainJitter(alpha=0.2), RandomAffine(rotate=90)])
+    bag = bag_of(slide, transform=drawn, seed=3)
+    found = encode_bag(bag, tiny(), device="cpu")["tiny"]
+    model = network()
+    for k in (0, len(bag) // 2, len(bag) - 1):
+        assert np.abs(found[k] - reference(bag[k], model, IMAGENET_MEAN, IMAGENET_STD)).max() < TOLERANCE
+
+
+def test_two_encoders_of_different_sizes_in_one_pass() -> None:
+    """Each has its own pixels, and the tiles are read once."""
+    bag = MemoryBag(20, 40, 40)
+    reads: list[int] = []
+    read = bag.read
+    bag.read = lambda indices, out=None, **more: (reads.extend(indices), read(indices, out, **more))[1]  # type: ignore[method-assign]
+    both = encode_bag(bag, [tiny(40, "same"), tiny(24, "small", normalize="half")], device="cpu", batch_size=6)
+    assert sorted(reads) == list(range(20))
+    assert {name: values.shape for name, values in both.items()} == {"same": (20, DIM), "small": (20, DIM)}
+    for name, encoder in {"same": tiny(40, "same"), "small": tiny(24, "small", normalize="half")}.items():
+        assert np.array_equal(encode_bag(bag, encoder, device="cpu", batch_size=6)[name], both[name])
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_tile_and_one(count: int) -> None:
+    """An empty bag has features of no rows."""
+    found = encode_bag(MemoryBag(count, 40, 40), tiny(40), device="cpu")
+    assert found["tiny"].shape == (count, DIM)
+
+
+def test_batches_cross_the_borders_of_bags() -> None:
+    """All of them are full but the last, however small the bags; rows find their bag."""
+    watched = Watched(network())
+    encoder = load_encoder(watched, name="tiny", normalize="imagenet", input_size=40)
+    watched.batches.clear()
+    encoding = Encoding([encoder], device="cpu", batch_size=32, dtype="float32")
+    bags = [MemoryBag(count, 40, 40) for count in (3, 50, 1, 1, 70, 20, 5)]
+    rows = [encoding.rows(bag.name, bag.coords, ["tiny"]) for bag in bags]
+    for bag, own in zip(bags, rows, strict=True):
+        for start in range(0, len(bag), 16):
+            index = np.arange(start, min(start + 16, len(bag)))
+            encoding.add(torch.from_numpy(bag.read(index)).permute(0, 3, 1, 2), own, index)
+    encoding.flush()
+    assert watched.batches == [32] * 4 + [22]
+    assert [own.left for own in rows] == [0] * 7
+    for bag, own in zip(bags, rows, strict=True):
+        alone = encode_bag(bag, encoder, device="cpu", dtype="float32")["tiny"]
+        assert np.allclose(own.features["tiny"], alone, atol=1e-6)
+
+
+def test_no_numbers_are_named() -> None:
+    """With slide, tile, place and remedy."""
+    bag = MemoryBag(9, 40, 40)
+    bag.tiles[5] = 0
+    encoder = load_encoder(Reciprocal(), name="odd", normalize="identity", input_size=40)
+    with pytest.raises(ConfigError, match=r"a\.svs: 3 of 3 features of odd are no numbers.*at tile 5 \(x .*float32"):
+        encode_bag(bag, encoder, device="cpu", batch_size=4)
+    with pytest.raises(ConfigError, match="look at the tile"):
+        encode_bag(bag, encoder, device="cpu", dtype="float32")
+
+
+def test_numbers_beyond_float16() -> None:
+    """They are refused, and float32 holds them."""
+
+    class Large(nn.Module):
+        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+            return tiles.mean((2, 3)) * 1e9
+
+    encoder = load_encoder(Large(), normalize="identity", input_size=40)
+    with pytest.raises(ConfigError, match=r'beyond float16 at tile 0.*dtype="float32"'):
+        encode_bag(MemoryBag(2, 40, 40), encoder, device="cpu")
+    found = encode_bag(MemoryBag(2, 40, 40), encoder, device="cpu", dtype="float32")["Large"]
+    assert found.dtype == np.float32
+
+
+def test_an_encoder_without_room() -> None:
+    """Says what to make smaller."""
+
+    class Greedy(nn.Module):
+        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+            if len(tiles) > 1:
+                raise torch.OutOfMemoryError("of memory")
+            return tiles.mean((2, 3))
+
+    encoder = load_encoder(Greedy(), normalize="identity", input_size=40)
+    with pytest.raises(ConfigError, match="no memory for batches of 8 tiles; pass batch_size=4"):
+        encode_bag(MemoryBag(9, 40, 40), encoder, device="cpu", batch_size=8)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"dtype": "float64"}, {"device": "tpu"}])
+def test_arguments_that_make_no_sense(wrong: dict[str, object]) -> None:
+    """Each is refused."""
+    with pytest.raises(ConfigError):
+        encode_bag(MemoryBag(2, 40, 40), tiny(40), **{"device": "cpu", **wrong})  # type: ignore[arg-type]

@@ -1,0 +1,207 @@
+"""Features from stores and from the files of other tools, opened alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from memory_bag import MemoryBag, contents
+
+from slideio_pipe import FeatureBag, TileBag, TileGrid, convert, open_bag, open_features, open_slide, save_bag
+from slideio_pipe.errors import BagFormatError, ConfigError, OutputExistsError
+from slideio_pipe.ledger import fingerprint
+from slideio_pipe.store.features import add_features, create_feature_store
+
+FACTS = {"name": "uni", "digest": "0c1e", "input_size": 224}
+
+
+def rows(count: int, dim: int = 3, kind: Any = np.float16) -> np.ndarray:
+    """Return (N, D) numbers that all differ."""
+    return (np.arange(count * dim).reshape(count, dim) / 8).astype(kind)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A bag store of 5 tiles with features of one encoder."""
+    save_bag(MemoryBag(), tmp_path / "a.bag.zarr", progress=False).close()
+    add_features(tmp_path / "a.bag.zarr", "uni", rows(5), FACTS)
+    return tmp_path / "a.bag.zarr"
+
+
+def test_beside_the_pixels(stored: Path) -> None:
+    """They come with all that the bag knows; the bag is the same bag as before."""
+    bag = open_features(stored)
+    assert isinstance(bag, FeatureBag)
+    assert np.array_equal(bag.features, rows(5))
+    assert bag.features.dtype == np.float16
+    assert np.array_equal(bag.coords, MemoryBag().coords)
+    assert (bag.name, bag.label, bag.encoder, len(bag)) == ("a.svs", 1, "uni", 5)
+    assert bag.view_mpp is not None
+    assert bag.view_mpp.x == 0.5
+    assert bag.encoder_facts == FACTS
+    with open_bag(stored) as opened:
+        assert opened.encoders == ("uni",)
+        assert np.array_equal(opened.features("uni"), rows(5))
+        assert np.array_equal(opened[:], MemoryBag().tiles)
+
+
+def test_features_make_no_other_bag(tmp_path: Path) -> None:
+    """Of the same fingerprint: a run over bags does not take them for others, nor does a byte of theirs change."""
+    path = tmp_path / "a.bag.zarr"
+    save_bag(MemoryBag(), path, progress=False).close()
+    before, files = fingerprint(path), contents(path)
+    add_features(path, "uni", rows(5), FACTS)
+    assert fingerprint(path) == before
+    assert files.items() <= contents(path).items()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.bag.zarr"]
+
+
+def test_any_zarr_reader_opens_them(stored: Path) -> None:
+    """zarr-python finds the array in the group, with its attributes."""
+    group = zarr.open_group(stored, mode="r")
+    assert sorted(name for name, _ in group.members()) == ["coords", "features", "grid_index", "tiles", "tissue"]
+    array = group["features/uni"]
+    assert np.array_equal(array[:], rows(5))
+    assert array.attrs["encoder"]["digest"] == "0c1e"
+
+
+def test_without_pixels(tmp_path: Path) -> None:
+    """A store of coordinates, tissue and features is as good; encoders may be added."""
+    bag, path = MemoryBag(), tmp_path / "a.features.zarr"
+    create_feature_store(path, bag, bag.provenance(), {"uni": (rows(5), FACTS)})
+    add_features(path, "conch", rows(5, 2, np.float32), {"name": "conch"})
+    with pytest.raises(ConfigError, match=r'conch, uni.*encoder="conch"'):
+        open_features(path)
+    assert np.array_equal(open_features(path, "uni").features, rows(5))
+    assert open_features(path, "conch").features.dtype == np.float32
+    assert np.array_equal(open_features(path, "uni").coords, bag.coords)
+    assert np.array_equal(zarr.open_group(path, mode="r")["tissue"][:], bag.tissue, equal_nan=True)
+    with pytest.raises(BagFormatError, match=r"no bag store|tile_bag"):
+        open_bag(path)
+
+
+def test_no_tile(tmp_path: Path) -> None:
+    """An empty bag has features of no rows, for us and for zarr."""
+    bag, path = MemoryBag(0), tmp_path / "a.features.zarr"
+    create_feature_store(path, bag, bag.provenance(), {"uni": (rows(0), FACTS)})
+    assert open_features(path).features.shape == (0, 3)
+    assert zarr.open_group(path, mode="r")["features/uni"].shape == (0, 3)
+
+
+def test_features_of_another_bag(stored: Path) -> None:
+    """Rows that are not one per tile are refused when they are opened."""
+    add_features(stored, "other", rows(4), FACTS)
+    with pytest.raises(BagFormatError, match="4 rows, and there are 5 tiles"):
+        open_features(stored, "other")
+
+
+def test_replacing(stored: Path) -> None:
+    """Only when it is asked for."""
+    with pytest.raises(OutputExistsError, match="features of uni are there"):
+        add_features(stored, "uni", rows(5) + 1, FACTS)
+    add_features(stored, "uni", rows(5) + 1, FACTS, overwrite=True)
+    assert np.array_equal(open_features(stored).features, rows(5) + 1)
+    with pytest.raises(OutputExistsError, match="already exists"):
+        create_feature_store(stored, MemoryBag(), {}, {}, overwrite=True)  # a bag is no store of features
+
+
+def test_what_a_kill_left_is_cleared(stored: Path) -> None:
+    """Neither an unfinished array nor a lock is in the way, and neither was visible."""
+    left = stored.with_name("a.bag.zarr.conch.partial")
+    (left / "c").mkdir(parents=True)
+    stored.with_name("a.bag.zarr.conch.lock").write_text('{"pid": 1, "host": "')
+    assert open_features(stored).encoder == "uni"
+    add_features(stored, "conch", rows(5), FACTS)
+    assert sorted(file.name for file in stored.parent.iterdir()) == ["a.bag.zarr"]
+    with open_bag(stored) as bag:
+        assert bag.encoders == ("conch", "uni")
+
+
+def test_what_is_no_features(tmp_path: Path, stored: Path) -> None:
+    """Each is told what it is."""
+    save_bag(MemoryBag(), tmp_path / "b.bag.zarr", progress=False).close()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "a.h5").write_bytes(b"nothing")
+    (tmp_path / "a.pt").write_bytes(b"nothing")
+    cases = {
+        tmp_path / "none.features.zarr": "nothing is there",
+        tmp_path / "b.bag.zarr": "no features are stored here",
+        tmp_path / "empty": "no store of features",
+        tmp_path / "a.txt": "no features can be read",
+        tmp_path / "a.h5": "no features",
+        tmp_path / "a.pt": "no tensor of features",
+    }
+    for path, message in cases.items():
+        with pytest.raises(BagFormatError, match=message):
+            open_features(path)
+    with pytest.raises(BagFormatError, match=r"no features of conch \(there are: uni\)"):
+        open_features(stored, "conch")
+    (stored / "features" / "uni" / "c" / "0" / "0").write_bytes(b"short")
+    with pytest.raises(BagFormatError, match="damaged"):
+        open_features(stored)
+
+
+# --- of other tools
+
+
+@pytest.fixture
+def bag(tmp_path: Path) -> Any:
+    """A bag store of a slide at half its resolution, with features."""
+    view = open_slide(np.full((600, 1000, 3), 90, np.uint8), slide_mpp=0.25).view(mpp=0.5)
+    path = tmp_path / "array.bag.zarr"
+    save_bag(TileBag(view, TileGrid(view, tile_size=50), label=1), path, progress=False).close()
+    with open_bag(path) as stored:
+        add_features(path, "uni", rows(len(stored)), FACTS)
+        yield stored
+
+
+@pytest.mark.parametrize(
+    ("layout", "pattern"),
+    [("trident", "*/features_uni/*.h5"), ("clam", "h5_files/*.h5"), ("clam", "pt_files/*.pt"), ("stamp", "uni/*.h5")],
+)
+def test_files_of_other_tools(bag: Any, tmp_path: Path, layout: str, pattern: str) -> None:
+    """TRIDENT, CLAM and STAMP get what lies beside the pixels, and their files open as features with coordinates."""
+    pytest.importorskip("h5py")
+    convert(bag, layout, tmp_path / layout, encoder="uni", progress=False)
+    (file,) = (tmp_path / layout).glob(pattern)
+    found = open_features(file, slide_mpp=0.25 if layout == "stamp" else None)
+    order = np.lexsort((bag.coords[:, 1], bag.coords[:, 0])) if layout != "stamp" else np.arange(len(bag))
+    assert np.array_equal(found.features, rows(len(bag))[order])
+    assert found.coords is not None
+    assert np.array_equal(found.coords, bag.coords[order])
+    assert found.encoder == {"trident": "uni", "stamp": "uni"}.get(layout)
+    assert found.tile_size_level0 == (None if layout == "clam" else 100)
+    assert open_features(bag.path).tile_size_level0 == 100
+
+
+def test_stamp_without_the_slides_mpp(bag: Any, tmp_path: Path) -> None:
+    """Its coordinates are µm: level-0 pixels need the resolution."""
+    pytest.importorskip("h5py")
+    convert(bag, "stamp", tmp_path, encoder="uni", progress=False)
+    found = open_features(tmp_path / "uni" / "array.h5")
+    assert found.coords is None
+    assert found.view_mpp is not None
+    assert found.view_mpp.x == 0.5
+    with pytest.raises(BagFormatError, match="of uni, not of conch"):
+        open_features(tmp_path / "uni" / "array.h5", "conch")
+
+
+def test_an_encoder_without_features(bag: Any, tmp_path: Path) -> None:
+    """A conversion does not write coordinates alone where features were asked for."""
+    with pytest.raises(ConfigError, match=r"no features of conch beside the pixels \(there are: uni\)"):
+        convert(bag, "trident", tmp_path, encoder="conch", progress=False)
+
+
+def test_a_tensor_alone(tmp_path: Path) -> None:
+    """Has no coordinates; a batch of one bag is that bag; what is no tensor of rows is refused."""
+    torch.save(torch.ones(1, 4, 3), tmp_path / "a.pt")
+    assert open_features(tmp_path / "a.pt").features.shape == (4, 3)
+    assert open_features(tmp_path / "a.pt").coords is None
+    torch.save(torch.ones(4), tmp_path / "a.pt")
+    with pytest.raises(BagFormatError, match="should be"):
+        open_features(tmp_path / "a.pt")
