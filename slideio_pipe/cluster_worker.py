@@ -72,8 +72,10 @@ class _Crew:
     def dismiss(self) -> None:
         """End all, whatever they do."""
         with self._lock:
-            for worker in list(self._all):
+            for worker in self._all:
                 worker.process.kill()  # its thread hears of it
+            for worker in self._all:
+                worker.process.join(5)  # so that its locks are free when the run has ended
             for worker, _ in self._free:
                 self._drop(worker)
             self._free.clear()

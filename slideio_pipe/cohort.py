@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any, overload
 
 from slideio_pipe.bag import Bag, Label
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.errors import AlikeLabelsWarning, ConfigError
 from slideio_pipe.manifest import SLIDES, TABLES, Table, read_table, slides_in, write_table
 
 COLUMNS = ("slide", "name", "label", "mpp", "mask", "patient", "split", "fold")
 # What a column may be called by mistake: closer than this to one of ours that is not there.
 _ALIKE = 0.8
+# A label that is so many times rarer than one that looks like it may be a slip; shorter words are never slips.
+_OFTEN = 5
+_SHORT = 5
 # More problems than this in one message help nobody.
 _SHOWN = 20
 
@@ -47,6 +51,14 @@ class Cohort(Sequence[CohortSlide]):
     ------
     ConfigError
         All that is wrong, at once: files that are not there, names given twice, no slide at all.
+
+    Warns
+    -----
+    AlikeLabelsWarning
+        A label that few slides have is one letter away from one that many have: "tumuor" once and "tumour" 40 times.
+        It is no error, because classes may be alike by right. Labels that differ in a digit ("grade 1", "grade 2"), in
+        a word ("HER2+", "HER2-" as well), in a short one ("MSI", "MSS") or that are about as frequent are not taken
+        for misspelt.
 
     Examples
     --------
@@ -111,13 +123,14 @@ class Cohort(Sequence[CohortSlide]):
         if slides is None and path.suffix.lower() in (*SLIDES, ".zarr"):
             slides = [path]
         if slides is None:
-            return cls._of_table(path, read_table(path), root)
+            return cls.of_table(path, read_table(path), root)
         if not slides:
             raise ConfigError("no slides are there", slide=str(path), remedy="check the path")
         return cls.of(slides, root=root)
 
     @classmethod
-    def _of_table(cls, path: Path, table: Table, root: str | Path | None) -> Cohort:
+    def of_table(cls, path: Path, table: Table, root: str | Path | None = None) -> Cohort:
+        """Return the cohort that a table lists, which was read from ``path`` or made of what was."""
         problems = [*_header_problems(table.header)]
         other = [name for name in table.header if name not in COLUMNS]
         slides = []
@@ -153,6 +166,7 @@ class Cohort(Sequence[CohortSlide]):
         twice = [name for name, count in counts.items() if name and count > 1]
         problems += [f'{counts[name]} slides are called {name} (tell them apart by "name")' for name in twice]
         problems += _label_problems(self._slides)
+        _warn_of_alike(self._slides)
         problems += _parted_patients(self._slides)
         if not self._slides and not problems:
             problems.append("no slides")
@@ -251,11 +265,14 @@ def _slide_problems(slide: CohortSlide, root: str | Path | None) -> Iterator[str
     for what, file in files.items():
         if not isinstance(file, Path):
             continue
-        # Asked before whether it is there: a hostile manifest learns nothing of other folders.
-        if root is not None and not file.resolve().is_relative_to(Path(root).expanduser().resolve()):
-            yield f"{what} {file} is outside of {root}"
-        elif not file.exists():
-            yield f"no such {what} {file}"
+        try:
+            # Asked before whether it is there: a hostile manifest learns nothing of other folders.
+            if root is not None and not file.resolve().is_relative_to(Path(root).expanduser().resolve()):
+                yield f"{what} {file} is outside of {root}"
+            elif not file.exists():
+                yield f"no such {what} {file}"
+        except (OSError, ValueError) as error:  # too long, a zero byte, a folder that may not be entered
+            yield f"{what} {str(file)!r} cannot be looked for ({getattr(error, 'strerror', None) or error})"
 
 
 def _label_problems(slides: Sequence[CohortSlide]) -> Iterator[str]:
@@ -266,6 +283,48 @@ def _label_problems(slides: Sequence[CohortSlide]) -> Iterator[str]:
     for ways in spelt.values():
         if len(ways) > 1:
             yield f"label {' and '.join(repr(way) for way in sorted(ways))} differ in capitals or spaces only"
+
+
+def _warn_of_alike(slides: Sequence[CohortSlide]) -> None:
+    """Warn of labels that look like another one misspelt."""
+    counts = Counter(slide.label for slide in slides if isinstance(slide.label, str))
+    for rare, few in counts.items():
+        alike = [often for often, many in counts.items() if many >= _OFTEN * few and is_misspelt(str(rare), str(often))]
+        for often in alike[:1]:
+            told = f"label {rare!r} ({few}×) may be {often!r} ({counts[often]}×) misspelt"
+            warnings.warn(AlikeLabelsWarning(told), stacklevel=4)
+
+
+def is_misspelt(word: str, other: str) -> bool:
+    """Return whether a letter is wrong, missing, too many, or changed places with its neighbour.
+
+    Only letters are slips: a digit or a sign tells classes apart, and so does a letter that is a word of its own, or
+    one of a word so short that every letter of it counts.
+
+    >>> is_misspelt("tumuor", "tumour"), is_misspelt("grade 1", "grade 2"), is_misspelt("type A", "type B")
+    (True, False, False)
+    """
+    first, second = (text.casefold().split() for text in (word, other))
+    if len(first) != len(second):
+        return False
+    differ = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
+    if len(differ) != 1:
+        return False
+    a, b = differ[0]
+    if min(len(a), len(b)) < _SHORT:
+        return False
+    start = _same(a, b)
+    end = _same(a[start:][::-1], b[start:][::-1])
+    wrong, right = a[start : len(a) - end], b[start : len(b) - end]
+    swapped = len(wrong) == 2 and wrong == right[::-1]
+    # A prefix (atypical, typical) is a word, not a slip.
+    is_prefix = start == 0 and len(a) != len(b)
+    return (swapped or max(len(wrong), len(right)) == 1) and (wrong + right).isalpha() and not is_prefix
+
+
+def _same(a: str, b: str) -> int:
+    """Return how many letters at the beginning are the same."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _parted_patients(slides: Sequence[CohortSlide]) -> Iterator[str]:

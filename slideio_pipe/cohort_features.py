@@ -142,7 +142,7 @@ class FeatureWork:
         """Write the features of a slide."""
         if self.folder is None:  # bags may be of several folders, each with runs of its own
             return self._keep(job, bag, features)
-        with within_run():
+        with within_run(self.folder):
             return self._keep(job, bag, features)
 
     def _keep(self, job: Job, bag: Laid, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:

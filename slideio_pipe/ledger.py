@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -171,6 +172,8 @@ def fingerprint(path: Path) -> str:
         It cannot be read.
     """
     if not path.is_dir():
+        if not path.is_file() and path.exists():  # a pipe would be waited for until somebody writes into it
+            raise OSError(errno.EINVAL, "it is no file")
         return file_fingerprint(path)
     with os.scandir(path) as found:
         names = sorted(

@@ -238,6 +238,19 @@ def _missing(path: Path) -> SlideNotFoundError:
     return SlideNotFoundError("no such file", slide=str(path), remedy="check the path")
 
 
+def rename(source: Path, target: Path) -> None:
+    """Rename, in place of a file that is there; a failure of what was done all the same is none.
+
+    An NFS server whose answer is lost is asked again, and finds that there is nothing left to rename.
+    """
+    moved = source.stat()
+    try:
+        source.replace(target)
+    except OSError:
+        if os.path.lexists(source) or not (target.exists() and os.path.samestat(moved, target.stat())):
+            raise
+
+
 def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
     """Write a file under another name and rename it, so that no half-written mask is ever found."""
     if path.exists() and not overwrite:
@@ -245,7 +258,7 @@ def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(content)
-        os.replace(partial, path)
+        rename(partial, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()

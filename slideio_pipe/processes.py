@@ -122,6 +122,8 @@ class Worker:
         if kind == "done":
             value, error, told = content
             return Ended(value, error, self.stage, self.seconds(), told)
+        if kind == "unable":
+            raise LostError(f"cannot begin ({content[0]})")
         if kind == "ready":
             self.is_ready, self.began = True, time.monotonic()
         else:
@@ -241,7 +243,12 @@ class _Program:
 def serve_program(connection: Connection, lifeline: Connection) -> None:
     """Be a worker that ``program`` started."""
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
-    _serve(connection, pickle.loads(connection.recv_bytes()), IDLE_S)
+    try:
+        work = pickle.loads(connection.recv_bytes())
+    except Exception as error:  # a module of the work that is not there
+        connection.send(("unable", f"{type(error).__name__}: {error}"))
+        return
+    _serve(connection, work, IDLE_S)
 
 
 def _serve_with_parent(connection: Connection, work: Work) -> None:

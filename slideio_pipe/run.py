@@ -35,6 +35,8 @@ from slideio_pipe.workers import OnStage, Outcome, Pool
 # So many slides in a row that cannot be written: it is the disk, and the rest would fare no better.
 _UNWRITABLE = 3
 _SHOWN = 5
+# Bytes of a file's name, on most disks 255, less what is put behind it while it is written.
+_LONGEST = 240
 
 
 class CohortWork(Protocol):
@@ -161,19 +163,19 @@ def run_cohort(
         A cluster is given, and Dask is not installed.
     """
     target = Path(folder).expanduser().absolute()
+    noted = target if notes is None else Path(notes).expanduser().absolute()
     _check_outputs(work, cohort, target)
     if cluster is not None:  # its workers run in other folders
         cohort = Cohort.unchecked(_located(slide) for slide in cohort)
     if pool is None:
         pool = pool_for(
             cluster,
-            Task(work),
+            Task(work, noted),
             max(1, workers),
-            folder=target,
+            folder=noted,
             time_limit_s=time_limit_s,
             memory_limit_bytes=memory_limit_bytes,
         )
-    noted = target if notes is None else Path(notes).expanduser().absolute()
     with Ledger(noted) as ledger:
         run = _Run(work, cohort, ledger, RunReport(noted, len(cohort)), overwrite, retry)
         if not overwrite:
@@ -198,6 +200,7 @@ class Task:
     """The work as the workers of a pool call it."""
 
     work: CohortWork
+    folder: Path  # of the run
 
     def __call__(self, job: Job, on_stage: OnStage) -> dict[str, Any]:
         """Do a job."""
@@ -209,7 +212,7 @@ class Task:
             raise SlideNotFoundError(
                 f"{job.slide.source} is not there on {socket.gethostname()}", slide=job.slide.name, remedy=remedy
             ) from None
-        with within_run():
+        with within_run(self.folder):
             return self.work(job.slide, overwrite=job.overwrite, on_stage=on_stage)
 
 
@@ -377,7 +380,8 @@ def _check_outputs(work: CohortWork, cohort: Cohort, folder: Path) -> None:
         output = Path(os.path.normpath(work.output(slide).absolute()))
         own = Path(os.path.normpath(slide.source.absolute()))  # a bag may have its features in itself
         elsewhere = output == inside or not (output.is_relative_to(inside) or output.is_relative_to(own))
-        if slide.name.startswith(".") or any(mark in slide.name for mark in "/\\\0") or elsewhere:
+        strange = slide.name.startswith(".") or any(mark in slide.name for mark in "/\\\0")
+        if strange or elsewhere or len(os.fsencode(output.name)) > _LONGEST:
             problems.append(f"{slide.name!r} is no name for a file")
         if output in by_output:
             called = output.relative_to(inside).parts[0] if output.is_relative_to(inside) else output.name

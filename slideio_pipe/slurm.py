@@ -10,6 +10,7 @@ from typing import Any
 
 from dask_jobqueue.slurm import SLURMCluster, SLURMJob
 from distributed import Client
+from distributed.deploy.spec import ProcessInterface
 
 from slideio_pipe.config import ClusterConfig
 from slideio_pipe.errors import ConfigError, WorkerError
@@ -101,7 +102,7 @@ def _job_class(refused: list[str]) -> type[SLURMJob]:
             except Exception as error:
                 said = str(error).split("stderr:")[-1]  # dask-jobqueue quotes the whole script before it
                 refused.append(" ".join(said.split())[:300])
-                raise
+                await ProcessInterface.start(self)  # else the cluster could not be closed in order
 
     return Job
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from test_streaming import numbered_bag
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.errors import AlikeLabelsWarning, ConfigError
 
 
 def manifest(folder: Path, text: str, *files: str) -> Path:
@@ -143,3 +143,38 @@ def test_a_slide_is_a_cohort_of_one(tmp_path: Path) -> None:
     assert [slide.name for slide in Cohort.of(tmp_path / "a.svs")] == ["a.svs"]
     with pytest.raises(ConfigError, match=r"no such slide .*b\.svs"):
         Cohort.of(str(tmp_path / "b.svs"))
+
+
+def labelled(folder: Path, **counts: int) -> Cohort:
+    """Return a cohort in which so many slides have these labels."""
+    labels = [label.replace("_", " ") for label, count in counts.items() for _ in range(count)]
+    (folder / "a.svs").touch()
+    return Cohort(CohortSlide(folder / "a.svs", str(number), label) for number, label in enumerate(labels))
+
+
+@pytest.mark.parametrize("slip", ["tumuor", "tumor", "tumoru", "tumoor", "tunour", "tumourr"])
+def test_a_label_that_looks_misspelt(tmp_path: Path, slip: str) -> None:
+    """Is told, and no error: classes may be alike by right."""
+    with pytest.warns(AlikeLabelsWarning, match=rf"label '{slip}' \(1×\) may be 'tumour' \(40×\) misspelt"):
+        labelled(tmp_path, tumour=40, normal=30, **{slip: 1})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("grade_1", "grade_2"),
+        ("type_A", "type_B"),
+        ("MSI", "MSS"),
+        ("HER2+", "HER2-"),
+        ("typical", "atypical"),
+        ("normal", "tumour"),
+        ("stage_II", "stage_III"),
+        ("pT1a", "pT1b"),
+        ("lobular", "tubular"),
+    ],
+)
+def test_labels_that_are_alike_by_right(tmp_path: Path, one: str, other: str) -> None:
+    """Are left alone, however rare one of them is; and any that are about as frequent (warnings are errors here)."""
+    labelled(tmp_path, **{one: 40, other: 1})
+    labelled(tmp_path, **{one: 1, other: 40})
+    labelled(tmp_path, tumour=4, tumuor=1)

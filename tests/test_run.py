@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from slideio_pipe.cohort import Cohort, CohortSlide
-from slideio_pipe.errors import ConfigError, CorruptSlideError, OutputError
+from slideio_pipe.errors import ConfigError, CorruptSlideError, OutputError, OutputExistsError
 from slideio_pipe.run import RunReport, run_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,8 +48,10 @@ class Copying:
             time.sleep(60)
         target = self.output(slide)
         if target.exists() and not overwrite:
-            raise OutputError("is there already", slide=slide.name)
+            raise OutputExistsError("is there already", slide=slide.name)
         target.write_text(text * self.settings["scale"])
+        if text == "last words":
+            os.kill(os.getpid(), signal.SIGKILL)
         return {"length": len(text)}
 
 

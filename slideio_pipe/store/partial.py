@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 
 from slideio_pipe.errors import OutputError, OutputExistsError, SlideioPipeError
+from slideio_pipe.mask_files import rename
 from slideio_pipe.store.layout import TOP_LEVEL, is_bag_store
 from slideio_pipe.store.shards import sync_folder
 
@@ -43,21 +44,21 @@ REMEDIES = {
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 # How long a run waits for a lock of a run: workers of a killed one end when they hear of it, not at once.
 _ORPHANS_S = 10.0
-_IN_RUN: ContextVar[bool] = ContextVar("in_run", default=False)
+_RUN: ContextVar[str | None] = ContextVar("run", default=None)
 
 
 @contextmanager
-def within_run() -> Iterator[None]:
-    """Mark the locks that are taken here as a run's, and take over those that lost workers of runs left.
+def within_run(folder: Path) -> Iterator[None]:
+    """Mark the locks that are taken here as those of a folder's runs, and take over what lost workers of them left.
 
-    For workers of whoever holds the lock of the whole folder: no other run can be at work there, so a bag's lock is
+    For workers of whoever holds the ``run.lock`` of the folder: no other run of it can be at work, so such a lock is
     that of a worker which was given up, on whatever host. Outside of this a lock of another host is respected.
     """
-    token = _IN_RUN.set(True)
+    token = _RUN.set(str(folder))
     try:
         yield
     finally:
-        _IN_RUN.reset(token)
+        _RUN.reset(token)
 
 
 @contextmanager
@@ -146,12 +147,12 @@ class PartialStore:
                 sync_folder(Path(folder))
             replaced = self._free_name() if self.target.exists() else None
             if replaced is not None:
-                _rename(self.target, replaced)
+                rename(self.target, replaced)
             try:
-                _rename(self.folder, self.target)
+                rename(self.folder, self.target)
             except OSError:
                 if replaced is not None:
-                    _rename(replaced, self.target)
+                    rename(replaced, self.target)
                 raise
             sync_folder(self.target.parent)
             if replaced is not None:
@@ -174,7 +175,7 @@ class PartialStore:
                 if _is_of_store(replaced):
                     _remove(replaced)
             elif is_bag_store(replaced):
-                _rename(replaced, self.target)
+                rename(replaced, self.target)
 
     def _replaced(self) -> list[Path]:
         """Return what former stores were renamed to and is still there."""
@@ -200,19 +201,6 @@ def _is_of_store(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".nfs")} <= TOP_LEVEL
-
-
-def _rename(source: Path, target: Path) -> None:
-    """Rename; a failure of what was done all the same is none.
-
-    An NFS server whose answer is lost is asked again, and finds that there is nothing left to rename.
-    """
-    moved = source.stat()
-    try:
-        source.rename(target)
-    except OSError:
-        if os.path.lexists(source) or not (target.exists() and os.path.samestat(moved, target.stat())):
-            raise
 
 
 def _remove(folder: Path) -> None:
@@ -245,17 +233,17 @@ class WriterLock:
 
     def acquire(self) -> None:
         """Take the lock, or raise OutputError naming who has it."""
-        in_run, begun = _IN_RUN.get(), time.monotonic()
+        run, begun = _RUN.get(), time.monotonic()
         while self._fd is None:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 owner = _owner(fd)
-                of_run = in_run and bool(owner.get("run"))
+                of_run = run is not None and owner.get("run") == run
                 busy = self._is_busy(fd, owner, respected=not of_run)
                 if busy and (not of_run or time.monotonic() > begun + _ORPHANS_S):
                     raise self._refusal(owner)
                 if not busy and self._is_current(fd):  # else its owner finished and removed it in between: look again
-                    self._mine = {"pid": os.getpid(), "host": socket.gethostname()} | ({"run": True} if in_run else {})
+                    self._mine = {"pid": os.getpid(), "host": socket.gethostname(), "run": run}
                     os.truncate(fd, 0)
                     os.pwrite(fd, json.dumps(self._mine).encode(), 0)
                     self._fd = fd

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import BagFormatError
+from slideio_pipe.mask_files import rename
 from slideio_pipe.store.codecs import TileCodec
 
 MISSING = 2**64 - 1
@@ -64,7 +66,7 @@ def write_shard(path: Path, chunks: Iterable[bytes | memoryview], slots: int) ->
             file.write(_sealed(index))
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        rename(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -207,6 +209,31 @@ class ShardReader:
             spans = [slice(a, b) for a, b in itertools.pairwise(bounds.tolist())]
             for _ in pool.map(lambda span: self._read_part(numbers[span], out[span]), spans):
                 pass
+
+    def encoded(self, number: int, jpeg: tuple[int, int] | None = None) -> bytes:
+        """Return the stored bytes of chunk ``number``, by their header a JPEG of this height and width if one is given.
+
+        Raises
+        ------
+        BagFormatError
+            When the shard is damaged, lost, or was replaced since this reader was made.
+        """
+        shard, slot = divmod(number, self._grid.slots)
+        file, index = self._shard(shard)
+        offset, size = index[slot].tolist()
+        if file is None or size < 0:
+            raise self._damaged(shard, slot, "is not there")
+        data = np.empty(size, np.uint8)
+        self._fetch(file, offset, data, shard, slot)
+        found = data.tobytes()
+        if jpeg is not None:
+            try:
+                height, width, _, _ = simplejpeg.decode_jpeg_header(found)
+            except ValueError as error:
+                raise self._damaged(shard, slot, f"is no JPEG ({error})") from error
+            if (height, width) != jpeg:
+                raise self._damaged(shard, slot, f"is a JPEG of {width}×{height} px")
+        return found
 
     def close(self) -> None:
         """Let go of all descriptors; a later read opens them again."""

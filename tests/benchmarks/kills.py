@@ -1,0 +1,159 @@
+"""Kill -9 of an export at random moments, again and again: nothing half-written is ever seen, nothing is lost.
+
+python tests/benchmarks/kills.py --times 100
+python tests/benchmarks/kills.py --times 20 --cluster     # a Dask scheduler and two workers; they are killed, too
+
+Each time an export of the same slides is started and, after a random while, either the run, one of its workers or the
+whole process group is killed. Then every bag that has its final name is compared with that of an undisturbed export,
+byte by byte. The next export goes on in the same folder; when one comes to its end, all bags are compared, and the
+next begins with an empty folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import slideio_pipe as sp
+
+VICTIMS = ("run", "worker", "group")
+Bags = dict[str, dict[str, bytes]]
+
+
+def bags_in(folder: Path) -> Bags:
+    """Return the files of every bag with a final name."""
+    return {
+        bag.name: {str(file.relative_to(bag)): file.read_bytes() for file in bag.rglob("*") if file.is_file()}
+        for bag in folder.glob("*.bag.zarr")
+    }
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process started."""
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def exporting(slides: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start an export of many small tiles, in a process group of its own."""
+    options = ["--mpp", "native", "--tile-size", "64", "--tissue", "none", "--threads", "1", *more]
+    command = [sys.executable, "-m", "slideio_pipe", "export", str(slides), "--out", str(out), *options]
+    return subprocess.Popen(
+        command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+class Cluster:
+    """A Dask scheduler and two workers on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        file = str(folder / "scheduler.json")
+        self._start("scheduler", "--port", "0", "--dashboard-address", ":0", "--scheduler-file", file)
+        place = ("--scheduler-file", file, "--local-directory", str(folder))
+        self.nannies = [self._start("worker", "--nthreads", "1", *place) for _ in range(2)]
+        while not Path(file).exists():
+            time.sleep(0.1)
+        from distributed import Client
+
+        self._client = Client(scheduler_file=file)
+        self.address = self._client.scheduler.address
+        self._client.wait_for_workers(2)
+
+    def _start(self, *arguments: str) -> int:
+        module = f"distributed.cli.dask_{arguments[0]}"
+        return subprocess.Popen([sys.executable, "-m", module, *arguments[1:]], stderr=subprocess.DEVNULL).pid
+
+    def workers(self) -> list[int]:
+        """Return Dask's workers: the nannies start them again."""
+        return [child for nanny in self.nannies for child in children(nanny)[-1:]]
+
+    def close(self) -> None:
+        """End it."""
+        self._client.shutdown()
+
+
+def kill(victim: str, run: subprocess.Popen[bytes], cluster: Cluster | None, rng: random.Random) -> bool:
+    """Kill the victim; return whether there still was one."""
+    if run.poll() is not None:
+        return False
+    if victim == "worker":
+        workers = children(run.pid)[1:] if cluster is None else cluster.workers()  # the first is a resource tracker
+        if not workers:
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(rng.choice(workers), signal.SIGKILL)
+        return True
+    (os.killpg if victim == "group" else os.kill)(run.pid, signal.SIGKILL)
+    return True
+
+
+def main(times: int, slides: int, seed: int, on_cluster: bool, scratch: Path) -> int:
+    """Kill so many times, and print what was found."""
+    rng, counts, problems = random.Random(seed), Counter[str](), list[str]()
+    (scratch / "slides").mkdir()
+    for k in range(slides):
+        sp.write_synthetic_slide(scratch / "slides" / f"s{k}.svs", size=(3072, 2304), seed=k)
+    cluster = Cluster(scratch) if on_cluster else None
+    who = ["--workers", "2"] if cluster is None else ["--cluster", cluster.address]
+    begun = time.monotonic()
+    assert exporting(scratch / "slides", scratch / "whole", *who).wait() == 0
+    longest, whole, out = time.monotonic() - begun, bags_in(scratch / "whole"), scratch / "out"
+
+    def compare(when: str, complete: bool) -> None:
+        found = bags_in(out)
+        wrong = [name for name, bag in found.items() if bag != whole[name]]
+        left = [path.name for path in out.glob("*.bag.zarr.*")] if complete else []
+        if wrong or left or (complete and found.keys() != whole.keys()):
+            problems.append(f"{when}: {wrong} differ, {sorted(whole.keys() - found.keys())} missing, {left} left")
+        counts["bags compared"] += len(found)
+
+    while sum(counts[victim] for victim in VICTIMS) < times:
+        run, victim = exporting(scratch / "slides", out, *who), rng.choice(VICTIMS)
+        time.sleep(rng.uniform(0.5, longest))
+        was_killed = kill(victim, run, cluster, rng)
+        if was_killed:
+            counts[victim] += 1
+        if victim == "worker" or not was_killed:
+            code = run.wait()
+            compare(f"the end of a run, exit code {code}", complete=True)
+            counts["runs that ended by themselves"] += 1
+            counts["of them with failures"] += code != 0
+            shutil.rmtree(out)
+        else:
+            run.wait()
+            counts["bags half done"] += len(list(out.glob("*.partial")))
+            compare(f"after a kill of the {victim}", complete=False)
+    code = exporting(scratch / "slides", out, *who).wait()
+    if code != 0:
+        problems.append(f"the last run ended with exit code {code}")
+    compare("the last run", complete=True)
+    if cluster is not None:
+        cluster.close()
+    kills = ", ".join(f"{counts[victim]} of the {victim}" for victim in VICTIMS)
+    print(f"{times} kills ({kills}) of an export of {slides} slides that takes {longest:.1f} s undisturbed")
+    for name in ("bags half done", "runs that ended by themselves", "of them with failures", "bags compared"):
+        print(f"{name}: {counts[name]:,}")
+    print(f"problems: {len(problems)}", *problems, sep="\n  ")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--slides", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cluster", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(main(given.times, given.slides, given.seed, given.cluster, Path(folder)))

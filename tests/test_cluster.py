@@ -1,0 +1,372 @@
+"""A run on Dask keeps the promises of a local one: real schedulers and workers, that are really killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("distributed", reason="the extra [cluster] is not installed")
+
+from cluster_tasks import pool, work
+from test_cli import run as command
+from test_run import tree
+
+import slideio_pipe as sp
+from slideio_pipe.cluster import pool_for
+from slideio_pipe.config import load_cluster_config
+from slideio_pipe.errors import ClusterWarning, ConfigError, CorruptSlideError, MissingExtraError, WorkerError
+from slideio_pipe.workers import Outcome, WorkerPool
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+}
+
+
+class Dask:
+    """A scheduler and its workers, as programs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._programs: list[subprocess.Popen[bytes]] = []
+        # An address would have to be guessed; the file says it.
+        self.scheduler = self.start("scheduler", "--port", "0", "--dashboard-address", ":0")
+        facts = folder / "scheduler.json"
+        until(facts.exists)
+        self.address = str(json.loads(facts.read_text())["address"])
+
+    def start(self, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        """Start a program of Dask's."""
+        place = ("--scheduler-file", str(self.folder / "scheduler.json"))
+        program = subprocess.Popen(
+            [*before, sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:], *place],
+            cwd=self.folder,
+            env=ENVIRONMENT,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._programs.append(program)
+        return program
+
+    def worker(self, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        """Start a worker."""
+        place = ("--local-directory", str(self.folder), "--no-dashboard")
+        return self.start("worker", *place, *arguments, before=before)
+
+    def close(self) -> None:
+        """End everything."""
+        for program in self._programs:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+            program.wait()
+
+
+def until(holds: Any, seconds: float = 30.0) -> None:
+    """Wait for something that other processes do."""
+    for _ in range(round(seconds / 0.05)):
+        if holds():
+            return
+        time.sleep(0.05)
+    pytest.fail("waited in vain")
+
+
+def is_gone(pid: int) -> bool:
+    """Return whether a process has ended."""
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
+    """A scheduler with two workers, one of two threads."""
+    started = Dask(tmp_path_factory.mktemp("dask"))
+    started.worker("--nthreads", "1")
+    started.worker("--nthreads", "2")
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three small slides."""
+    folder = tmp_path_factory.mktemp("slides")
+    for k in range(3):
+        sp.write_synthetic_slide(folder / f"s{k}.svs", size=(1024, 768), seed=k)
+    return folder
+
+
+def by_kind(outcomes: Iterator[Outcome]) -> dict[str, Outcome]:
+    """Return what became of the tasks, by their kind."""
+    return {outcome.task[0]: outcome for outcome in outcomes}
+
+
+def test_whatever_happens_to_a_task_the_others_are_done(dask: Dask, tmp_path: Path) -> None:
+    """Errors come home whole, a crash and the limits cost the process of the task, not Dask's worker."""
+    tasks = [("die",), ("ours",), ("hang", str(tmp_path / "pid")), ("swell",), ("fine",)]
+    found = by_kind(pool(dask.address, tmp_path / "out", time_s=3.0, memory_bytes=300_000_000).outcomes(tasks))
+    assert set(found) == {task[0] for task in tasks}
+    assert found["fine"].error is None
+    assert found["fine"].stage == "begin"
+    assert type(found["ours"].error) is CorruptSlideError
+    assert not found["ours"].quarantined
+    for kind, why in (("die", "SIGSEGV"), ("hang", "longer than 3 s"), ("swell", "more than 0.3 GB")):
+        assert found[kind].quarantined
+        assert why in str(found[kind].error)
+        assert found[kind].stage == "begin"
+
+
+def test_a_task_that_kills_workers_of_dask(dask: Dask, tmp_path: Path) -> None:
+    """Once: it is done elsewhere. Always: after two it is given up, and the rest is done."""
+    once = ("kill its worker once", str(tmp_path / "mark"))
+    tasks = [once, ("kill its worker",), *[("fine", str(number)) for number in range(20)]]
+    found = list(pool(dask.address, tmp_path / "out").outcomes(tasks))
+    assert len(found) == 22
+    first = next(outcome for outcome in found if outcome.task[0] == "kill its worker once")
+    assert (first.error, first.attempts) == (None, 2)
+    fatal = next(outcome for outcome in found if outcome.task[0] == "kill its worker")
+    assert fatal.quarantined
+    assert "was lost, twice" in str(fatal.error)
+    assert all(outcome.error is None for outcome in found if outcome is not fatal)
+
+
+def test_few_tasks_are_taken_at_a_time(dask: Dask, tmp_path: Path) -> None:
+    """No more than there are threads, however many there are to come; Ctrl-C ends what is at work at once."""
+    taken = 0
+
+    def tasks() -> Iterator[tuple[str, ...]]:
+        nonlocal taken
+        for number in range(1000):
+            taken += 1
+            yield ("hang", str(tmp_path / f"pid{number}"))
+
+    def interrupt() -> None:
+        until(lambda: len(pids()) == 3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def pids() -> list[int]:
+        return [int(text) for path in tmp_path.glob("pid*") if (text := path.read_text())]
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(pool(dask.address, tmp_path / "out").outcomes(tasks()))
+    assert taken == 3
+    assert all(is_gone(pid) for pid in pids())
+    thread.join()
+
+
+def test_a_run_that_is_killed_leaves_no_task_at_work(dask: Dask, tmp_path: Path) -> None:
+    """Dask releases its tasks, and what does them is killed: it would hold the lock of its bag against the next run."""
+    code = (
+        "from pathlib import Path\n"
+        "from cluster_tasks import pool\n"
+        f"tasks = [('hang', {str(tmp_path / 'pid')!r})]\n"
+        f"list(pool({dask.address!r}, Path({str(tmp_path / 'out')!r})).outcomes(tasks))\n"
+    )
+    client = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, start_new_session=True)
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    pid = int((tmp_path / "pid").read_text())
+    os.killpg(client.pid, signal.SIGKILL)
+    client.wait()
+    until(lambda: is_gone(pid), 10)
+
+
+def test_bags_are_those_of_a_local_run(dask: Dask, slides: Path, tmp_path: Path) -> None:
+    """Byte by byte; run again, they are kept; what fails is listed with its stage."""
+    shutil.copytree(slides, tmp_path / "slides")
+    (tmp_path / "slides" / "broken.svs").write_bytes(b"II*\0no slide")
+    here = sp.export_cohort(tmp_path / "slides", tmp_path / "here", progress=False)
+    there = sp.export_cohort(tmp_path / "slides", tmp_path / "there", cluster=dask.address, progress=False)
+    assert (here.done, len(here.failed)) == (there.done, len(there.failed)) == (3, 1)
+    assert tree(tmp_path / "here") == tree(tmp_path / "there") != {}
+    assert [str(failure) for failure in here.failed] == [str(failure) for failure in there.failed]
+    again = sp.export_cohort(tmp_path / "slides", tmp_path / "there", cluster=dask.address, progress=False)
+    assert (again.done, again.kept, len(again.failed)) == (0, 3, 1)
+    noted = json.loads((tmp_path / "there" / "run.json").read_text())
+    assert noted["cluster"] == dask.address
+
+
+def test_the_scheduler_dies(slides: Path, tmp_path: Path) -> None:
+    """The run ends with one sentence; what works on goes on elsewhere."""
+    lost = Dask(tmp_path)
+    try:
+        worker = lost.worker("--nthreads", "1", "--no-nanny")
+        outcomes = pool(lost.address, tmp_path / "out").outcomes([("fine",), ("hang", str(tmp_path / "pid"))])
+        next(outcomes)
+        os.killpg(lost.scheduler.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="the Dask scheduler was lost") as refused:
+            next(outcomes)
+        assert "run again" in str(refused.value)
+        if (tmp_path / "pid").exists():
+            until(lambda: is_gone(int((tmp_path / "pid").read_text())))
+        del worker
+    finally:
+        lost.close()
+
+
+def test_workers_that_cannot_be_used(tmp_path: Path) -> None:
+    """None at all, one of another version, one that sees another disk: said in one sentence each."""
+    other = Dask(tmp_path)
+    try:
+        empty = pool(other.address, tmp_path / "out")
+        empty._cluster.wait_s = 0.5
+        with pytest.raises(WorkerError, match=r"no workers for 0.5 s; start workers"):
+            list(empty.outcomes([("fine",)]))
+        (tmp_path / "older.py").write_text("import slideio_pipe\nslideio_pipe.__version__ = '0.0.1'\n")
+        other.worker("--nthreads", "1", "--no-nanny", "--preload", str(tmp_path / "older.py"))
+        with pytest.raises(WorkerError, match=r"slideio_pipe 0\.0\.1 instead of"):
+            list(pool(other.address, tmp_path / "out").outcomes([("fine",)]))
+        other.worker("--nthreads", "1", "--no-nanny")
+        until(lambda: _workers(other.address) == 2)
+        with pytest.warns(ClusterWarning, match=r"is not used: it has slideio_pipe 0\.0\.1"):
+            assert by_kind(pool(other.address, tmp_path / "out").outcomes([("fine",)]))["fine"].error is None
+    finally:
+        other.close()
+
+
+def _workers(address: str) -> int:
+    from distributed import Client
+
+    with Client(address, set_as_default=False) as client:
+        return len(client.nthreads())
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.getuid() != 0, reason="only root may mount")
+def test_a_worker_that_sees_another_disk(tmp_path: Path) -> None:
+    """Is not used: its outputs would be lost."""
+    other, out = Dask(tmp_path), tmp_path / "out"
+    try:
+        out.mkdir()
+        hidden = f'mount -t tmpfs none {out} && exec "$@"'
+        other.worker("--nthreads", "1", "--no-nanny", before=("unshare", "-m", "sh", "-c", hidden, "sh"))
+        with pytest.raises(WorkerError, match=r"out cannot be seen on .*; see that all workers"):
+            list(pool(other.address, out).outcomes([("fine",)]))
+    finally:
+        other.close()
+
+
+def test_no_scheduler(slides: Path, tmp_path: Path) -> None:
+    """One sentence on the command line, too."""
+    told = command("export", slides, "--out", tmp_path / "out", "--cluster", "tcp://127.0.0.1:9", code=2).stderr
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9; check the address" in " ".join(told.split())
+    assert not (tmp_path / "out" / "run.lock").exists()
+
+
+def test_what_is_no_cluster(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before anything starts; without Dask the sentence says what to install."""
+    with pytest.raises(ConfigError, match=r"slurm is no cluster; pass cluster="):
+        pool_for("slurm", work, folder=tmp_path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        pool_for("nowhere.yaml", work, folder=tmp_path)
+    assert isinstance(pool_for(None, work, folder=tmp_path), WorkerPool)
+    refused = command("export", slides, "--out", tmp_path, "--cluster", "tcp://a:1", "--workers", 2, code=2).stderr
+    assert "--workers and --cluster" in refused
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"slideio-pipe\[cluster\]"):
+        pool_for("tcp://127.0.0.1:9", work, folder=tmp_path)
+
+
+# --- SLURM
+
+# They do what SLURM does, on this machine: run the script, end it.
+SBATCH = """#!/bin/sh
+grep -q refused "$1" && { echo "sbatch: error: Batch job submission failed: Invalid account" >&2; exit 1; }
+cp "$1" "$JOBS/script.$$"
+setsid sh "$1" > "$JOBS/$$.log" 2>&1 &
+echo $! >> "$JOBS/submitted"
+echo "Submitted batch job $!"
+"""
+SCANCEL = """#!/bin/sh
+for job in "$@"; do kill -KILL -- "-$job"; echo "$job" >> "$JOBS/cancelled"; done
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that says what was submitted and cancelled by programs that pose as SLURM's."""
+    pytest.importorskip("dask_jobqueue", reason="the extra [cluster] is not installed")
+    programs, jobs = tmp_path / "bin", tmp_path / "jobs"
+    programs.mkdir()
+    jobs.mkdir()
+    for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("JOBS", str(jobs))
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    yield jobs
+    for line in (jobs / "submitted").read_text().split() if (jobs / "submitted").exists() else []:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(line), signal.SIGKILL)
+
+
+def asked(tmp_path: Path, **more: Any) -> Path:
+    """Write what is asked of SLURM."""
+    config = {"jobs": 2, "cores": 1, "memory": "2GB", "interface": "lo", "local_directory": str(tmp_path), **more}
+    path = tmp_path / "slurm.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def test_the_example_for_slurm() -> None:
+    """It loads, and the job that is submitted has what it says."""
+    config = load_cluster_config(ROOT / "configs" / "slurm.yaml")
+    assert (config.jobs, config.cores, config.memory) == (8, 8, "32GB")
+
+
+def test_the_job_has_what_the_file_says(slurm: Path, tmp_path: Path) -> None:
+    """Directives, limits, lines before the worker, and one Dask worker with a thread for every core."""
+    from slideio_pipe.slurm import SlurmJobs
+
+    more = {"queue": "cpu", "account": "lab", "walltime": "02:00:00", "cores": 4, "memory": "8GB"}
+    lines = {"job_extra_directives": ["--constraint=ssd"], "job_script_prologue": ["module load python"]}
+    config = load_cluster_config(asked(tmp_path, **more, **lines, options={"worker_extra_args": ["--lifetime", "1h"]}))
+    script = SlurmJobs(config, "slurm.yaml").job_script()
+    for line in ("-p cpu", "-A lab", "-t 02:00:00", "--cpus-per-task=4", "--mem=8G", "--constraint=ssd"):
+        assert f"#SBATCH {line}\n" in script
+    assert "module load python\n" in script
+    assert "--nthreads 4 " in script
+    assert "--lifetime 1h" in script
+    assert not list(slurm.iterdir())
+
+
+def test_an_export_on_slurm(slurm: Path, slides: Path, tmp_path: Path) -> None:
+    """Jobs are submitted, do the slides, and are cancelled at the end."""
+    report = sp.export_cohort(slides, tmp_path / "out", cluster=asked(tmp_path), progress=False)
+    assert (report.done, len(report.failed)) == (3, 0)
+    sp.export_cohort(slides, tmp_path / "here", progress=False)
+    assert tree(tmp_path / "here") == tree(tmp_path / "out")
+    submitted = (slurm / "submitted").read_text().split()
+    assert len(submitted) == 2
+    assert sorted((slurm / "cancelled").read_text().split()) == sorted(submitted)
+
+
+# dask-jobqueue leaves a cluster behind, never started, when it is given what it does not know.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_slurm_refuses(slurm: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What sbatch says is what the user reads; without sbatch, that there is none; unknown keys are named."""
+    with pytest.raises(WorkerError, match=r"SLURM refuses the jobs \(.*Invalid account"):
+        sp.export_cohort(slides, tmp_path / "out", cluster=asked(tmp_path, account="refused"), progress=False)
+    with pytest.raises(ConfigError, match='unknown key "nodes"'):
+        sp.export_cohort(slides, tmp_path / "out", cluster=asked(tmp_path, nodes=3), progress=False)
+    with pytest.raises(ConfigError, match="wall_time"):
+        sp.export_cohort(slides, tmp_path / "out", cluster=asked(tmp_path, options={"wall_time": 1}), progress=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(WorkerError, match="there is no sbatch here"):
+        sp.export_cohort(slides, tmp_path / "out", cluster=asked(tmp_path), progress=False)
