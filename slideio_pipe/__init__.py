@@ -24,8 +24,10 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.augment.geometric_transforms import Rotate90 as Rotate90
     from slideio_pipe.bag import TileBag as TileBag
     from slideio_pipe.cohort import Cohort as Cohort
+    from slideio_pipe.cohort_convert import convert as convert
     from slideio_pipe.cohort_export import export_cohort as export_cohort
     from slideio_pipe.cohort_features import encode_cohort as encode_cohort
+    from slideio_pipe.cohort_tissue import tissue_cohort as tissue_cohort
     from slideio_pipe.config import LoaderConfig as LoaderConfig
     from slideio_pipe.dataset import BagDataset as BagDataset
     from slideio_pipe.device import Normalize as Normalize
@@ -37,7 +39,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.explaining import explain as explain
     from slideio_pipe.features import FeatureBag as FeatureBag
     from slideio_pipe.features import open_features as open_features
-    from slideio_pipe.foreign import convert as convert
     from slideio_pipe.foreign import from_clam as from_clam
     from slideio_pipe.foreign import from_trident as from_trident
     from slideio_pipe.label_masks import LabelMask as LabelMask
@@ -84,6 +85,7 @@ _PUBLIC = {
     "run_cohort": "run",
     "RunReport": "run",
     "export_cohort": "cohort_export",
+    "tissue_cohort": "cohort_tissue",
     "Encoder": "encoders",
     "load_encoder": "encoders",
     "encode_bag": "encoding",
@@ -114,7 +116,7 @@ _PUBLIC = {
     "draw": "augment.drawing",
     "load_transform": "augment.drawing",
     "explain": "explaining",
-    "convert": "foreign",
+    "convert": "cohort_convert",
     "from_clam": "foreign",
     "from_trident": "foreign",
     "SlideioPipeError": "errors",

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slideio_pipe import __version__, cohort_commands, feature_commands, foreign_commands, options, timing_commands
-from slideio_pipe.errors import ConfigError, NoTissueError
+from slideio_pipe import (
+    __version__,
+    cohort_commands,
+    feature_commands,
+    foreign_commands,
+    options,
+    timing_commands,
+    train_commands,
+    tissue_commands,
+)
+from slideio_pipe.errors import ConfigError
 from slideio_pipe.settings import mpp_of, settings_of
 from slideio_pipe.terminal import called_as, escape, out, print_facts, print_json, reported, say, size_text
 
@@ -119,53 +128,7 @@ def _described(slide: Slide, view: SlideView) -> dict[str, Any]:
     }
 
 
-@app.command()
-@reported
-def tissue(
-    slide: options.SlideFile,
-    method: options.Method = None,
-    mpp: options.MaskMpp = None,
-    save: options.MaskFile = None,
-    picture: options.Picture = None,
-    config: options.Config = None,
-    slide_mpp: options.SlideMpp = None,
-    backend: options.Backend = None,
-    overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
-    """Find tissue, and write it for QuPath, as a mask, or as a picture.
-
-    Example: [bold]slideio-pipe tissue a.svs --out a.geojson --picture a.png[/]
-    """
-    from slideio_pipe.export import make_folder, picture_path, save_picture
-    from slideio_pipe.slide import open_slide
-    from slideio_pipe.tissue import find_tissue
-
-    given = {"slide": {"slide_mpp": slide_mpp, "backend": backend}, "tissue": {"method": method, "mpp": mpp}}
-    settings = settings_of(slide, config, given)
-    if save is not None and save.suffix.lower() not in (".png", ".geojson", ".json"):
-        raise ConfigError("no mask has this ending", slide=str(save), remedy="end it in .geojson or .png")
-    if picture is not None:
-        picture_path(picture, overwrite=overwrite)
-    with open_slide(slide, **settings.slide.model_dump()) as opened:
-        mask = find_tissue(opened, **settings.tissue.model_dump())
-        if mask.is_empty:
-            remedy = "try --method threshold, another --mpp, or a threshold in the tissue section of a --config"
-            raise NoTissueError("no tissue found", slide=opened.name, remedy=remedy)
-        if save is not None:
-            make_folder(save.parent)
-            (mask.to_png if save.suffix.lower() == ".png" else mask.to_geojson)(save, overwrite=overwrite)
-        if picture is not None:
-            save_picture(mask.plot(opened), picture, overwrite=overwrite)
-    written = {what: str(file) for what, file in (("mask", save), ("picture", picture)) if file is not None}
-    if as_json:
-        fraction, area = round(mask.fraction, 4), round(mask.area_um2 / 1e6, 3)
-        facts = {"slide": mask.slide_name, "fraction": fraction, "area_mm2": area, "method": mask.method}
-        print_json(facts | {"mask": None, "picture": None} | written)
-        return
-    say(f"{mask.slide_name}: {mask.fraction:.1%} of the slide is tissue, {mask.area_um2 / 1e6:.2f} mm² ({mask.method})")
-    for what, file in written.items():
-        say(f"{what}: {file}")
+app.command()(tissue_commands.tissue)
 
 
 @app.command()
@@ -349,6 +312,7 @@ def doctor(as_json: options.Json = False) -> None:
 
 app.command()(cohort_commands.split)
 app.command()(feature_commands.features)
+app.command()(train_commands.train)
 app.command()(foreign_commands.convert)
 app.command()(timing_commands.bench)
 app.command()(timing_commands.profile)

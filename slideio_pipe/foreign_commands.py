@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slideio_pipe import options
-from slideio_pipe.errors import ConfigError
-from slideio_pipe.terminal import print_json, reported, say
+from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError
+from slideio_pipe.terminal import escape, in_options, out, print_json, reported, say
 
 # Each command imports what it needs: --help should not wait for it.
 if TYPE_CHECKING:
+    from slideio_pipe.cohort_import import ImportWork
     from slideio_pipe.foreign import Converted
-    from slideio_pipe.store import StoredBag
+
+_SHOWN = 5
+_HDF5 = (".h5", ".hdf5")
 
 Sources = Annotated[
-    list[Path], typer.Argument(help="Bags (.bag.zarr); with --from, files of coordinates (.h5).", metavar="BAG|H5…")
+    list[Path],
+    typer.Argument(
+        help="Bags (.bag.zarr), a folder or pattern of them, or a CSV or Parquet file with bags in the column slide; "
+        "with --from, files of coordinates or pixels (.h5).",
+        metavar="BAG|STUDY|H5",
+    ),
 ]
 To = Annotated[
     str | None,
-    typer.Option("--to", metavar="LAYOUT", help="clam, trident, stamp, torchmil, webdataset, memmap or hf."),
+    typer.Option("--to", metavar="LAYOUT", help="clam, clam-pixels, trident, stamp, torchmil, webdataset, memmap, hf."),
 ]
 From = Annotated[
     str | None,
-    typer.Option("--from", metavar="clam|trident", help="Make bags of pixels from the coordinates of these tools."),
+    typer.Option("--from", metavar="clam|trident", help="Make bags from coordinates of these tools, or CLAM's pixels."),
 ]
 Folder = Annotated[
     Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where it goes.", rich_help_panel=options.OUTPUT)
@@ -33,6 +42,10 @@ Folder = Annotated[
 Features = Annotated[
     Path | None,
     typer.Option("--features", metavar="FOLDER", help="<slide>.npy, .pt or .h5 with a row for each tile of the bag."),
+]
+InstanceLabels = Annotated[
+    Path | None,
+    typer.Option("--instance-labels", metavar="FOLDER", help="For torchmil: <slide>.npy with a number for each tile."),
 ]
 Encoder = Annotated[
     str,
@@ -60,6 +73,7 @@ def convert(
     source: From = None,
     folder: Folder = Path(),
     features: Features = None,
+    instance_labels: InstanceLabels = None,
     encoder: Encoder = "features",
     slides: Slides = None,
     tile_size: Size = None,
@@ -67,12 +81,16 @@ def convert(
     slide_mpp: options.SlideMpp = None,
     pixels: options.Pixels = None,
     threads: options.Threads = None,
+    workers: options.Workers = None,
+    root: options.Root = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Write bags in the layout of another MIL tool, or make bags from coordinates of CLAM or TRIDENT.
 
-    Example: [bold]slideio-pipe convert bags/*.bag.zarr --to trident --out job/[/]
+    Several bags go on where they stopped when it is run again; those that fail are listed, and the exit code is 1.
+
+    Example: [bold]slideio-pipe convert bags/ --to trident --out job/[/]
 
     Example: [bold]slideio-pipe convert patches/*.h5 --from clam --slides slides/ --out bags/[/]
     """
@@ -80,69 +98,82 @@ def convert(
         raise ConfigError("one of --to and --from is needed", remedy="pass --to clam, or --from clam with --slides")
     progress = False if as_json else None
     sizes = {"--tile-size": tile_size, "--tile-size-level0": tile_size_level0}
+    if source is not None and (features or instance_labels):
+        raise ConfigError("--features or --instance-labels with --from", remedy="leave them out: they are for --to")
     only = {"--slides": slides, **sizes, "--slide-mpp": slide_mpp, "--pixels": pixels}
     unused = [name for name, value in only.items() if value is not None]
     if to is not None and unused:
         raise ConfigError(f"{' and '.join(unused)} with --to", remedy="leave it out: it is for --from")
     if to is not None:
-        from slideio_pipe.foreign import convert as write
+        from slideio_pipe.cohort_convert import convert as write
 
-        more: dict[str, Any] = {"overwrite": overwrite, "threads": threads, "progress": progress}
-        done = write(sources, to, folder, features=features, encoder=encoder, **more)
+        more: dict[str, Any] = {"overwrite": overwrite, "workers": workers, "threads": threads, "progress": progress}
+        more |= {"instance_labels": instance_labels, "root": root}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SkippedWarning)  # what was left out is printed below
+            done = write(sources, to, folder, features=features, encoder=encoder, **more)
         _print_converted(done, as_json)
+        if done.failed:
+            raise typer.Exit(1)
         return
     assert source is not None
-    how: dict[str, Any] = {"tile_size": tile_size, "tile_size_level0": tile_size_level0, "slide_mpp": slide_mpp}
-    store = {"pixels": pixels or "zstd", "overwrite": overwrite, "threads": threads, "progress": progress}
-    bags = [_import(file, source, slides, folder, how, store) for file in sources]
-    if as_json:
-        print_json([{"slide": bag.name, "bag": str(bag.path), "tiles": len(bag)} for bag in bags])
+    from slideio_pipe.cohort_import import ImportWork
+
+    sizes_of = {"tile_size": tile_size, "tile_size_level0": tile_size_level0}
+    work = ImportWork(folder.absolute(), source, slides, sizes_of, slide_mpp, pixels or "zstd", threads)
+    if len(sources) == 1 and sources[0].is_file() and sources[0].suffix in _HDF5 and workers is None:
+        with work.make(sources[0], folder, overwrite=overwrite, progress=progress) as bag:
+            found = [{"slide": bag.name, "bag": str(bag.path), "tiles": len(bag)}]
+            text = f"{bag.name}: {len(bag):,} tiles of {bag.shape[1]} px; bag: {bag.path}"
+        if as_json:
+            print_json(found)
+        else:
+            say(text)
         return
-    for bag in bags:
-        say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[1]} px; bag: {bag.path}")
+    _import_many(work, sources, root, as_json, workers=workers or 1, overwrite=overwrite, progress=progress)
+
+
+def _import_many(work: ImportWork, sources: list[Path], root: Path | None, as_json: bool, **settings: Any) -> None:
+    """Make a bag of each file of coordinates, and print what came of it; exit code 1 when files failed."""
+    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.cohort_commands import print_counts
+    from slideio_pipe.cohort_import import import_cohort
+
+    found = sorted(sources[0].glob("*.h5")) if len(sources) == 1 and sources[0].is_dir() else sources
+    if not found:
+        raise ConfigError("no files of coordinates (.h5) are there", slide=str(sources[0]), remedy="check the path")
+    one_table = len(found) == 1 and found[0].suffix not in _HDF5
+    cohort = Cohort.of(found[0] if one_table else found, root=root)
+    report = import_cohort(work, cohort, **settings)
+    if as_json:
+        print_json(report.summary())
+    else:
+        print_counts(report, "made", f"{report.seconds:.1f} s")
+        say(f"bags: {report.folder}")
+    if report.failed:
+        raise typer.Exit(1)
 
 
 def _print_converted(done: Converted, as_json: bool) -> None:
     if as_json:
-        facts = {"layout": done.layout, "bags": done.bags, "tiles": done.tiles, "left_out": list(done.left_out)}
+        facts = {"layout": done.layout, "bags": done.bags, "kept": done.kept, "tiles": done.tiles}
+        failed = {each.slide: str(each.error) for each in done.failed}
+        facts |= {"left_out": list(done.left_out), "failed": failed}
         print_json(facts | {"paths": [str(path) for path in done.paths]})
         return
-    say(f"{done.layout}: {done.tiles:,} tiles of {done.bags:,} bag{'' if done.bags == 1 else 's'}")
-    for path in done.paths[:5]:
+    before = f" ({done.kept:,} there before)" if done.kept else ""
+    say(f"{done.layout}: {done.tiles:,} tiles of {done.bags:,} bag{'' if done.bags == 1 else 's'}{before}")
+    for path in done.paths[:_SHOWN]:
         say(f"  {path}")
-    if len(done.paths) > 5:
-        say(f"  and {len(done.paths) - 5:,} more")
-
-
-def _import(
-    file: Path, source: str, slides: Path | None, folder: Path, how: dict[str, Any], store: dict[str, Any]
-) -> StoredBag:
-    """Make the bag of one file of coordinates."""
-    from slideio_pipe.export import bag_path
-    from slideio_pipe.foreign import from_clam, from_trident
-    from slideio_pipe.slide import open_slide
-    from slideio_pipe.store import save_bag
-
-    readers = {"clam": from_clam, "trident": from_trident}
-    if source not in readers:
-        raise ConfigError(f"no coordinates of {source!r}", remedy="pass --from clam or --from trident")
-    if slides is None:
-        raise ConfigError("coordinates have no pixels", slide=str(file), remedy="pass --slides")
-    sizes = {name: value for name, value in how.items() if name != "slide_mpp"}
-    with open_slide(_slide_of(file, slides), slide_mpp=how["slide_mpp"]) as slide:
-        bag = readers[source](file, slide, **sizes)
-        return save_bag(bag, bag_path(slide, folder), **store)
-
-
-def _slide_of(file: Path, slides: Path) -> Path:
-    """Return the slide that a file of coordinates is named after."""
-    from slideio_pipe.foreign.converting import stem_of
-
-    if not slides.is_dir() or slides.suffix == ".zarr":
-        return slides
-    stem = file.stem.removesuffix("_patches")
-    found = sorted(path for path in slides.iterdir() if stem in (path.name, stem_of(path.name)))
-    if len(found) != 1:
-        what = "no slide" if not found else f"{len(found)} slides"
-        raise ConfigError(f"{what} in {slides} called {stem}", slide=str(file), remedy="pass --slide with its path")
-    return found[0]
+    if len(done.paths) > _SHOWN:
+        say(f"  and {len(done.paths) - _SHOWN:,} more")
+    if done.left_out:
+        say(f"no file, as {done.layout} has none for bags without a tile: {', '.join(done.left_out)}")
+    for failure in done.failed[:_SHOWN]:
+        reason = in_options(failure.error) if isinstance(failure.error, SlideioPipeError) else str(failure.error)
+        out.print(
+            f"[red]✗[/] {escape(failure.slide)}: {escape(reason.removeprefix(f'{failure.slide}: '))}", soft_wrap=True
+        )
+    if done.failures is not None:
+        more = len(done.failed) - _SHOWN
+        say(f"{f'and {more:,} more; ' if more > 0 else ''}failures: {done.failures}")

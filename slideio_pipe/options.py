@@ -53,7 +53,21 @@ MemoryMpp = Annotated[
 
 MaskFile = Annotated[
     Path | None,
-    _option("--out", "-o", unit="GEOJSON|PNG", panel=OUTPUT, text="Write the mask, for QuPath or as 0 and 255."),
+    _option(
+        "--out",
+        "-o",
+        unit="GEOJSON|PNG|FOLDER",
+        panel=OUTPUT,
+        text="Write the mask, for QuPath or as 0 and 255; of a cohort, the folder of the masks.",
+    ),
+]
+MaskForm = Annotated[
+    str | None,
+    _option("--format", unit="geojson|png", panel=COHORT, text=r"What masks of a cohort are. \[default: geojson]"),
+]
+MaskManifest = Annotated[
+    Path | None,
+    _option("--manifest", unit="CSV", panel=COHORT, text="Write the cohort with its masks, for export to use."),
 ]
 Method = Annotated[
     str | None, _option("--method", unit="otsu|threshold|none", text=r"How tissue is found. \[default: otsu]")

@@ -44,6 +44,7 @@ _OPTIONS = {
     "python": "--python",
     "retry": "--retry",
     "on_error": "--on-error",
+    "instance_labels": "--instance-labels",
     "out": "--out",
     "normalize": "--normalize",
     "input_size": "--input-size",
@@ -60,7 +61,7 @@ _SET = re.compile(r"\b(pixels)=(?:\"([^\"]*)\"|([^\s,;()]+))")
 
 
 # Commands that go on where they stopped.
-_RESUMED = ("export", "features")
+_RESUMED = ("convert", "export", "features", "train")
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:

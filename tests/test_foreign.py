@@ -33,6 +33,7 @@ from slideio_pipe.errors import (
 from slideio_pipe.foreign import LAYOUTS, convert, from_clam, from_trident
 from slideio_pipe.slide import Slide, open_slide
 from slideio_pipe.store import open_bag, save_bag
+from slideio_pipe.synthetic import write_synthetic_slide
 from slideio_pipe.tiling import TileGrid
 
 TILE = 64
@@ -113,7 +114,7 @@ def test_names_cannot_lead_elsewhere(tmp_path: Path, name: str) -> None:
 
 def test_unknown_layouts_and_no_bag_are_refused(tmp_path: Path) -> None:
     """With the layouts there are."""
-    with pytest.raises(ConfigError, match="clam, trident, stamp"):
+    with pytest.raises(ConfigError, match="clam, clam-pixels, trident, stamp"):
         convert(MemoryBag(), "slideflow", tmp_path)
     with pytest.raises(ConfigError, match="no bag to convert"):
         convert([], "clam", tmp_path)
@@ -468,6 +469,22 @@ def test_torchmil_reads_empty_bags_and_bags_without_a_label(slide: Slide, tmp_pa
         convert(bag_of(slide, 0.5, label="tumour"), "torchmil", tmp_path / "text")
 
 
+def test_torchmil_reads_labels_of_tiles(slide: Slide, tmp_path: Path) -> None:
+    """One whole number for each tile, in the bag's order; wrong ones are refused."""
+    torchmil = pytest.importorskip("torchmil.datasets")
+    bag = bag_of(slide, 0.5)
+    labels = np.arange(len(bag)) % 2
+    convert(bag, "torchmil", tmp_path, instance_labels=labels)
+    folders = {f"{kind}_path": str(tmp_path / kind) for kind in ("features", "labels", "inst_labels", "coords")}
+    dataset = torchmil.ProcessedMILDataset(**folders, bag_keys=["X", "Y", "y_inst"])
+    np.testing.assert_array_equal(dataset[0]["y_inst"], labels)
+    for wrong in (labels[1:], labels / 2):
+        with pytest.raises(ConfigError, match="labels of tiles are"):
+            convert(bag, "torchmil", tmp_path / "no", instance_labels=wrong)
+    with pytest.raises(ConfigError, match="clam has no place for instance_labels"):
+        convert(bag, "clam", tmp_path / "no", instance_labels=labels)
+
+
 # --- WebDataset
 
 
@@ -507,6 +524,67 @@ def test_webdataset_has_no_shard_for_an_empty_bag(tmp_path: Path) -> None:
     """A warning says so."""
     with pytest.warns(SkippedWarning, match="without a tile"):
         assert convert([MemoryBag(0)], "webdataset", tmp_path).left_out == ("a.svs",)
+
+
+# --- JPEG as it is stored
+
+
+@LEAVES_FILES_OPEN
+@pytest.mark.parametrize("pixels", ["jpeg:80", "source"])
+def test_jpeg_goes_into_tiles_unchanged(tmp_path: Path, pixels: str) -> None:
+    """Byte for byte what the store holds, and readers of WebDataset and datasets see its pixels."""
+    webdataset, datasets = pytest.importorskip("webdataset"), pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    write_synthetic_slide(tmp_path / "a.svs", size=(1024, 768), seed=1)
+    with open_slide(tmp_path / "a.svs") as opened:
+        view = opened.view()
+        bag = save_bag(TileBag(view, TileGrid(view, align=True)), tmp_path / "a.bag.zarr", pixels=pixels)
+    done = convert(bag, "webdataset", tmp_path / "tar")
+    samples = list(webdataset.WebDataset([str(path) for path in done.paths], shardshuffle=False))
+    assert [sample["jpg"] for sample in samples] == list(bag.encoded(range(len(bag))))
+    assert all(sample["jpg"].startswith(b"\xff\xd8") and "png" not in sample for sample in samples)
+    convert(bag, "hf", tmp_path / "hf")
+    rows = datasets.load_dataset(str(tmp_path / "hf"), cache_dir=str(tmp_path / "cache"))["train"]
+    for k in (0, len(bag) - 1):
+        seen = np.asarray(rows[k]["image"]).astype(int)
+        assert np.abs(seen - bag[k]).max() <= 2  # another decoder
+    raw = rows.cast_column("image", datasets.Image(decode=False))
+    assert raw[1]["image"]["bytes"] == next(bag.encoded([1]))
+
+
+# --- CLAM's pixels
+
+
+def test_pixels_for_clam_come_back(slide: Slide, tmp_path: Path) -> None:
+    """Names, types and attributes as CLAM's older versions had them; without the slide they are a bag again."""
+    h5py = pytest.importorskip("h5py")
+    bag = bag_of(slide, 1.0)
+    done = convert(bag, "clam-pixels", tmp_path / "out")
+    assert [path.name for path in done.paths] == ["a.b.h5", "labels.csv"]
+    with h5py.File(done.paths[0]) as file:
+        assert (file["imgs"].dtype, file["coords"].dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(file["imgs"], bag[:])
+        np.testing.assert_array_equal(file["coords"], bag.coords)
+        found = dict(file["imgs"].attrs)
+    assert (found["patch_level"], found["wsi_name"], found["downsample"].tolist()) == (1, "a.b", [4, 4])
+    assert found["level_dim"].tolist() == found["downsampled_level_dim"].tolist() == [250, 175]
+    again = from_clam(done.paths[0], label=1)
+    np.testing.assert_array_equal(again[:], bag[:])
+    np.testing.assert_array_equal(again.grid_index, bag.grid_index)
+    stored = save_bag(again, tmp_path / "a.bag.zarr", pixels="none")
+    np.testing.assert_array_equal(stored.coords, bag.coords)
+    twice = convert(stored, "clam-pixels", tmp_path / "twice")
+    with h5py.File(twice.paths[0]) as file:
+        np.testing.assert_array_equal(file["imgs"], bag[:])
+        assert dict(file["imgs"].attrs)["downsample"].tolist() == [4, 4]
+
+
+def test_coordinates_without_pixels_need_a_slide(slide: Slide, tmp_path: Path) -> None:
+    """A file of coordinates alone is told from one of pixels."""
+    pytest.importorskip("h5py")
+    done = convert(bag_of(slide, 1.0), "clam", tmp_path / "out")
+    with pytest.raises(BagFormatError, match=r"not \(N, H, W, 3\) uint8"):
+        from_clam(done.paths[0])
 
 
 # --- TensorDict

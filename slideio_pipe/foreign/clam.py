@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.foreign.clam_pixels import PixelFile
 from slideio_pipe.foreign.hdf5 import number, read_coords, tiles_at, write_hdf5, x_major
-from slideio_pipe.foreign.item import Item, replacing
+from slideio_pipe.foreign.item import Item, Told, replacing
 from slideio_pipe.foreign.places import Places
 from slideio_pipe.foreign.tables import write_labels
 from slideio_pipe.slide import Slide, open_slide
@@ -28,6 +29,7 @@ class Clam:
 
     packages = ("h5py",)
     leaves_out_empty = True
+    joins_labels = False
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of coordinates and, with features, those of features."""
@@ -50,9 +52,9 @@ class Clam:
                 partial.write_bytes(saved.getvalue())
         write_hdf5(path, {"coords": (coords, self._attributes(item, path.parent))})
 
-    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
         """Write the table of labels."""
-        rows = [{"case_id": item.stem, "slide_id": item.stem, "label": item.bag.label} for item in items]
+        rows = [{"case_id": bag.stem, "slide_id": bag.stem, "label": bag.label} for bag in bags]
         return write_labels(folder / "labels.csv", rows)
 
     def _attributes(self, item: Item, folder: Path) -> dict[str, Any]:
@@ -76,6 +78,7 @@ class Clam:
         return attributes
 
 
+@overload
 def from_clam(
     coords_file: str | Path,
     slide: Slide | str | Path,
@@ -83,15 +86,26 @@ def from_clam(
     tile_size: int | None = None,
     tile_size_level0: int | None = None,
     label: Label = None,
-) -> TileBag:
+) -> TileBag: ...
+@overload
+def from_clam(coords_file: str | Path, slide: None = None, *, label: Label = None) -> PixelFile: ...
+def from_clam(
+    coords_file: str | Path,
+    slide: Slide | str | Path | None = None,
+    *,
+    tile_size: int | None = None,
+    tile_size_level0: int | None = None,
+    label: Label = None,
+) -> TileBag | PixelFile:
     """Return CLAM's coordinates as a bag of pixels, in the order of the file.
 
     Parameters
     ----------
     coords_file : str or Path
         ``patches/<slide>.h5``, or any HDF5 file with level-0 corners (x, y) in ``coords``.
-    slide : Slide, str or Path
-        The slide they were made of.
+    slide : Slide, str or Path, optional
+        The slide they were made of. Without one the file has to hold the pixels (``imgs``), as older versions of CLAM
+        wrote them.
     tile_size : int, optional
         Side of a tile as it is read, px; by default ``patch_size``, or less by ``custom_downsample``.
     tile_size_level0 : int, optional
@@ -118,6 +132,8 @@ def from_clam(
     >>> from_clam(done.paths[0], slide)
     TileBag(array: 15 tiles of 100×100 px at 0.5 µm from level 0)
     """
+    if slide is None:
+        return PixelFile(Path(coords_file).expanduser(), label)
     coords, attributes = read_coords(coords_file)
     opened = slide if isinstance(slide, Slide) else open_slide(slide)
     patch, level = number(attributes, "patch_size"), int(np.ravel(attributes.get("patch_level", 0))[0])

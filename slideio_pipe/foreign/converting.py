@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Bag
-from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning
+from slideio_pipe.bag import Bag, Label
+from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, warn_caller
 from slideio_pipe.foreign.clam import Clam
-from slideio_pipe.foreign.features import read_features
+from slideio_pipe.foreign.clam_pixels import ClamPixels
+from slideio_pipe.foreign.features import read_features, read_instance_labels
 from slideio_pipe.foreign.hf import HuggingFace
 from slideio_pipe.foreign.item import Item, LabelType, Layout, needed
 from slideio_pipe.foreign.memmap import MemoryMapped
@@ -25,9 +26,11 @@ from slideio_pipe.foreign.trident import Trident
 from slideio_pipe.foreign.webdataset import WebDataset
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store import StoredBag, open_bag
+from slideio_pipe.tolerance import Failure
 
 LAYOUTS: dict[str, Layout] = {
     "clam": Clam(),
+    "clam-pixels": ClamPixels(),
     "trident": Trident(),
     "stamp": Stamp(),
     "torchmil": TorchMil(),
@@ -40,7 +43,7 @@ UNNAMED = "features"
 # A slide's ending, as a bag's name leaves it out; "TCGA.0a1b" has none.
 _ENDING = re.compile(r"(\.ome)?\.[a-z][a-z0-9]*$", re.IGNORECASE)
 # More threads than this wait for the disk or for each other.
-_MAX_THREADS = 8
+MAX_THREADS = 8
 
 Sources = Bag | str | Path | Iterable[Bag | str | Path]
 
@@ -54,6 +57,9 @@ class Converted:
     bags: int
     tiles: int
     left_out: tuple[str, ...]  # bags without a tile, where the layout has no file for them
+    kept: int = 0  # bags that a run before had converted
+    failed: tuple[Failure, ...] = ()  # of several bags
+    failures: Path | None = None  # the list of them
 
 
 def convert(
@@ -63,19 +69,20 @@ def convert(
     *,
     features: Any = None,
     encoder: str = UNNAMED,
+    instance_labels: Any = None,
     overwrite: bool = False,
     threads: int | None = None,
     progress: Report | bool | None = None,
 ) -> Converted:
-    """Write bags in the layout of another tool.
+    """Write bags in the layout of another tool, all or none of them; ``slideio_pipe.convert`` does more.
 
     Parameters
     ----------
     bags : bag, path, or several of them
         ``TileBag``, ``StoredBag`` or the ``.bag.zarr`` of one.
-    to : "clam", "trident", "stamp", "torchmil", "webdataset", "memmap" or "hf"
+    to : "clam", "clam-pixels", "trident", "stamp", "torchmil", "webdataset", "memmap" or "hf"
         Coordinates for CLAM and TRIDENT; features for STAMP; pixels, or features where they are given, for torchmil;
-        pixels for WebDataset, TensorDict and Hugging Face datasets.
+        pixels for CLAM's older bags, WebDataset, TensorDict and Hugging Face datasets.
     out : str or Path
         The folder that the tool is given.
     features : array, str or Path, optional
@@ -84,6 +91,8 @@ def convert(
     encoder : str
         Whose features they are; names their folder. Without ``features``, those that lie beside the pixels of each
         bag under this name.
+    instance_labels : array, str or Path, optional
+        For torchmil: (N,) whole numbers, from an array or a file (.npy) for one bag, or the folder of ``<slide>.npy``.
     overwrite : bool
         Whether to replace files that are there.
     threads : int, optional
@@ -111,20 +120,16 @@ def convert(
     >>> [f"{path.parent.name}/{path.name}" for path in done.paths]
     ['features/array.npy', 'coords/array.npy', 'labels/array.npy']
     """
-    if to not in LAYOUTS:
-        raise ConfigError(f"no layout {to!r}", remedy=f"pass {', '.join(LAYOUTS)}")
-    layout, folder = LAYOUTS[to], Path(out).expanduser()
-    for package in layout.packages:
-        needed(package, "hdf5" if package == "h5py" else to)
-    threads = min(_MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
-    items = _items(bags, features, encoder, threads)
+    layout, folder = layout_of(to), Path(out).expanduser()
+    extras = Extras(to, features, encoder, instance_labels)
+    threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
+    items = _items(bags, extras, threads)
     left_out = [item for item in items if layout.leaves_out_empty and not len(item.bag)]
     written = [item for item in items if item not in left_out]
     planned = [layout.outputs(item, folder) for item in written]  # refuses what the layout cannot hold
-    _check_free([path for paths in planned for path in paths], overwrite)
+    check_free([path for paths in planned for path in paths], overwrite)
     if left_out:
-        names = ", ".join(item.bag.name for item in left_out)
-        warnings.warn(SkippedWarning(f"no file for bags without a tile, as {to} has it: {names}"), stacklevel=2)
+        warn_of_empty(to, [item.bag.name for item in left_out])
     total, done = sum(len(item.bag) for item in written), 0
     with reporting(progress, f"converting to {to}") as report:
         report(0, total)
@@ -132,47 +137,107 @@ def convert(
             layout.write(item, folder)
             done += len(item.bag)
             report(done, total)
-    shared = layout.finish(written, folder) if written else []
+    shared = layout.finish([item.told for item in written], folder) if written else []
     paths = [path for paths in planned for path in paths] + shared
     return Converted(to, tuple(paths), len(written), total, tuple(item.bag.name for item in left_out))
 
 
-def _items(bags: Sources, features: Any, encoder: str, threads: int) -> list[Item]:
+def layout_of(to: str) -> Layout:
+    """Return a layout that can be written here.
+
+    Raises
+    ------
+    ConfigError
+        There is none of that name.
+    MissingExtraError
+        A package that it needs is not installed.
+    """
+    if to not in LAYOUTS:
+        raise ConfigError(f"no layout {to!r}", remedy=f"pass {', '.join(LAYOUTS)}")
+    for package in LAYOUTS[to].packages:
+        needed(package, "hdf5" if package == "h5py" else to)
+    return LAYOUTS[to]
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What goes with bags into a layout."""
+
+    to: str
+    features: Any = None
+    encoder: str = UNNAMED
+    instance_labels: Any = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.+-]+", self.encoder):
+            reason = f"the encoder {self.encoder!r} cannot name a folder"
+            raise ConfigError(reason, remedy="pass letters, digits, - and _")
+        if self.instance_labels is not None and self.to != "torchmil":
+            raise ConfigError(f"{self.to} has no place for instance_labels", remedy="convert to torchmil")
+
+    def item(self, bag: Bag, stem: str, label: Label, kind: LabelType, threads: int, *, many: bool) -> Item:
+        """Return a bag with what goes with it.
+
+        Raises
+        ------
+        ConfigError
+            Something is missing, or not one row for each tile.
+        """
+        labels = self.instance_labels
+        return Item(
+            bag,
+            stem,
+            self._features(bag, stem, many=many),
+            self.encoder,
+            label,
+            kind,
+            threads,
+            None if labels is None else read_instance_labels(labels, stem, len(bag), many=many),
+        )
+
+    def _features(self, bag: Bag, stem: str, *, many: bool) -> NDArray[Any] | None:
+        """Return the features that were given, else those that the encoder left beside the pixels."""
+        if self.features is not None:
+            return read_features(self.features, stem, len(bag), many=many)
+        there = bag.encoders if isinstance(bag, StoredBag) else ()
+        if isinstance(bag, StoredBag) and self.encoder in there:
+            return bag.features(self.encoder)
+        if self.encoder != UNNAMED:
+            reason = f"no features of {self.encoder} beside the pixels (there are: {', '.join(there) or 'none'})"
+            raise ConfigError(reason, slide=bag.name, remedy="pass features=…, or encode the bag first")
+        return None
+
+
+def warn_of_empty(to: str, names: list[str]) -> None:
+    """Say which bags have no file."""
+    warn_caller(SkippedWarning(f"no file for bags without a tile, as {to} has it: {', '.join(names)}"))
+
+
+def _items(bags: Sources, extras: Extras, threads: int) -> list[Item]:
     given = [bags] if isinstance(bags, (str, Path, Bag)) else list(bags)
     opened = [open_bag(bag) if isinstance(bag, (str, Path)) else bag for bag in given]
     if not opened:
         raise ConfigError("no bag to convert", remedy="pass bags, or paths of .bag.zarr folders")
-    if not re.fullmatch(r"[\w.+-]+", encoder):
-        raise ConfigError(f"the encoder {encoder!r} cannot name a folder", remedy="pass letters, digits, - and _")
     stems = [stem_of(bag.name) for bag in opened]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twice:
-        reason = f"several bags are called {', '.join(twice)}, and would be one file"
-        raise ConfigError(reason, remedy="convert them into folders of their own")
-    kind, many = _label_type(opened), len(opened) > 1
+    check_stems(stems)
+    kind, many = label_type(bag.label for bag in opened), len(opened) > 1
     return [
-        Item(bag, stem, _features(features, stem, bag, encoder, many=many), encoder, kind, threads)
-        for bag, stem in zip(opened, stems, strict=True)
+        extras.item(bag, stem, bag.label, kind, threads, many=many) for bag, stem in zip(opened, stems, strict=True)
     ]
 
 
-def _label_type(bags: list[Bag]) -> LabelType:
+def check_stems(stems: Sequence[str]) -> None:
+    """Refuse bags that would be one file."""
+    twice = sorted(stem for stem, count in Counter(stems).items() if count > 1)
+    if twice:
+        reason = f"several bags are called {', '.join(twice)}, and would be one file"
+        raise ConfigError(reason, remedy="convert them into folders of their own")
+
+
+def label_type(labels: Iterable[Label]) -> LabelType:
     """Return the one type that the labels of all bags have in a column."""
-    types = {type(bag.label) for bag in bags}
+    types = {type(label) for label in labels}
     return "string" if str in types else "float64" if float in types else "int64"
-
-
-def _features(source: Any, stem: str, bag: Bag, encoder: str, *, many: bool) -> NDArray[Any] | None:
-    """Return the features that were given, else those that the encoder left beside the pixels."""
-    if source is not None:
-        return read_features(source, stem, len(bag), many=many)
-    there = bag.encoders if isinstance(bag, StoredBag) else ()
-    if isinstance(bag, StoredBag) and encoder in there:
-        return bag.features(encoder)
-    if encoder != UNNAMED:
-        reason = f"no features of {encoder} beside the pixels (there are: {', '.join(there) or 'none'})"
-        raise ConfigError(reason, slide=bag.name, remedy="pass features=…, or encode the bag first")
-    return None
 
 
 def stem_of(name: str) -> str:
@@ -194,7 +259,8 @@ def stem_of(name: str) -> str:
     return stem
 
 
-def _check_free(paths: list[Path], overwrite: bool) -> None:
+def check_free(paths: list[Path], overwrite: bool) -> None:
+    """Refuse to write over what is there, unless it is asked for."""
     there = [path for path in paths if os.path.lexists(path)]
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""

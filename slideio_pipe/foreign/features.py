@@ -53,6 +53,30 @@ def read_features(source: Any, stem: str, count: int, *, many: bool = False) -> 
     return found
 
 
+def read_instance_labels(source: Any, stem: str, count: int, *, many: bool = False) -> NDArray[np.int64]:
+    """Return (N,) labels of the tiles of the bag ``stem``, from what ``read_features`` takes.
+
+    Raises
+    ------
+    ConfigError
+        There are none, or not one whole number for each tile.
+    """
+    values = source
+    if isinstance(source, (str, Path)):
+        path = Path(source).expanduser()
+        file = path / f"{stem}.npy" if path.is_dir() else path
+        if not file.is_file():
+            raise ConfigError(f"no labels of tiles in {path}", slide=stem, remedy=f"put {stem}.npy there")
+        many, values = many and not path.is_dir(), _read(file)
+    if many:
+        raise ConfigError("one set of labels of tiles for several bags", remedy="pass the folder of <slide>.npy")
+    found = np.asarray(values)
+    if found.shape != (count,) or found.dtype.kind not in "iub":
+        reason = f"labels of tiles are {found.shape} {found.dtype}, and the bag has {count:,} tiles"
+        raise ConfigError(reason, slide=stem, remedy="pass (N,) whole numbers in the order of the bag")
+    return found.astype(np.int64)
+
+
 def _read(file: Path) -> Any:
     try:
         if file.suffix == ".npy":

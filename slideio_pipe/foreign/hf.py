@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.foreign.item import Item, needed, replacing
-from slideio_pipe.foreign.pixels import png, told
+from slideio_pipe.foreign.item import CHUNK, Item, Told, needed, replacing
+from slideio_pipe.foreign.pixels import pictures, told
 
 # What a slide is called must not make a split of it, as "test" in its name would.
 CARD = """---
@@ -25,10 +25,11 @@ _KINDS |= {"tissue": "float32", "mpp": "float64"}
 
 
 class HuggingFace:
-    """``load_dataset(folder)`` gives rows with ``image``, ``label`` and where the tile is from; PNG inside."""
+    """``load_dataset(folder)`` gives rows with ``image``, ``label`` and the tile's place; PNG or a bag's JPEG."""
 
     packages = ("pyarrow",)
     leaves_out_empty = False
+    joins_labels = True
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file."""
@@ -41,19 +42,19 @@ class HuggingFace:
         import pyarrow.parquet as pq
 
         (path,) = self.outputs(item, folder)
-        schema, label = _schema(pa, item), item.bag.label
+        schema, label = _schema(pa, item), item.label
         label = str(label) if item.label_type == "string" and label is not None else label
         with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as file:
-            for start, tiles in item.chunks():
+            for start in range(0, len(item.bag), CHUNK):
                 rows = [
-                    {"image": {"bytes": png(tile), "path": None}, **told(item, start + k), "label": label}
-                    for k, tile in enumerate(tiles)
+                    {"image": {"bytes": picture, "path": None}, **told(item, index), "label": label}
+                    for index, picture in pictures(item, start, min(start + CHUNK, len(item.bag)))
                 ]
                 file.write_table(pa.Table.from_pylist(rows, schema))
 
-    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
         """Write the card."""
-        del items
+        del bags
         with replacing(folder / "README.md") as partial:
             partial.write_text(CARD, encoding="utf-8")
         return [folder / "README.md"]

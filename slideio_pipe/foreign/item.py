@@ -10,18 +10,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Bag
+from slideio_pipe.bag import Bag, Label
 from slideio_pipe.errors import MissingExtraError, OutputError, SlideioPipeError
+from slideio_pipe.store import StoredBag
 
 # Tiles decoded at once: what a conversion holds in memory.
 CHUNK = 64
 
 LabelType = Literal["string", "float64", "int64"]
+
+
+class Told(NamedTuple):
+    """What tables of a whole study say of a bag."""
+
+    stem: str
+    name: str  # of the slide
+    label: Label
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +41,20 @@ class Item:
     stem: str  # the slide's name without its ending
     features: NDArray[Any] | None  # (N, D), a row for each tile
     encoder: str  # whose features they are
+    label: Label
     label_type: LabelType  # of the labels of all bags that are converted together
     threads: int = 1
+    instance_labels: NDArray[Any] | None = None  # (N,) whole numbers
+
+    @property
+    def told(self) -> Told:
+        """What tables say of it."""
+        return Told(self.stem, self.bag.name, self.label)
+
+    @property
+    def jpegs(self) -> StoredBag | None:
+        """The bag, if it holds its tiles as JPEG."""
+        return self.bag if isinstance(self.bag, StoredBag) and self.bag.holds_jpeg else None
 
     def chunks(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield the first number and the pixels, (n, H, W, 3), of a few tiles at a time."""
@@ -55,6 +76,11 @@ class Layout(Protocol):
         """Whether a bag without a tile has no file."""
         ...
 
+    @property
+    def joins_labels(self) -> bool:
+        """Whether a bag's file depends on the type that the labels of all bags have together."""
+        ...
+
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the files or folders that ``write`` makes of a bag."""
         ...
@@ -63,7 +89,7 @@ class Layout(Protocol):
         """Write one bag; each output appears under its name when it is whole."""
         ...
 
-    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
         """Write what belongs to all bags together, and return it."""
         ...
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slideio_pipe.foreign.item import Item, needed, replacing
+from slideio_pipe.foreign.item import Item, Told, needed, replacing
 
 
 class MemoryMapped:
@@ -18,6 +18,7 @@ class MemoryMapped:
 
     packages = ("tensordict",)
     leaves_out_empty = True  # no file of no bytes can be mapped
+    joins_labels = False
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the folder."""
@@ -37,14 +38,14 @@ class MemoryMapped:
         (path,) = self.outputs(item, folder)
         with replacing(path) as partial:
             mapped = tensordict.TensorDict(small, batch_size=[count])
-            if item.bag.label is not None:
-                mapped.set_non_tensor("label", item.bag.label)
+            if item.label is not None:
+                mapped.set_non_tensor("label", item.label)
             mapped = mapped.memmap(partial)
             pixels = mapped.make_memmap("tiles", shape=(count, 3, height, width), dtype=torch.uint8)
             for start, tiles in item.chunks():
                 pixels[start : start + len(tiles)] = torch.from_numpy(tiles).permute(0, 3, 1, 2)
 
-    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
         """Write nothing more."""
-        del items, folder
+        del bags, folder
         return []

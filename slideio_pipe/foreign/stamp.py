@@ -10,7 +10,7 @@ import numpy as np
 from slideio_pipe.bag import package_versions
 from slideio_pipe.errors import ConfigError, MissingResolutionError
 from slideio_pipe.foreign.hdf5 import write_hdf5
-from slideio_pipe.foreign.item import Item
+from slideio_pipe.foreign.item import Item, Told
 from slideio_pipe.foreign.places import Places
 
 # STAMP refuses files of a version newer than itself.
@@ -22,6 +22,7 @@ class Stamp:
 
     packages = ("h5py",)
     leaves_out_empty = False
+    joins_labels = False
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of features."""
@@ -58,7 +59,7 @@ class Stamp:
             },
         )
 
-    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
         """Write nothing: STAMP's tables are the study's own."""
-        del items, folder
+        del bags, folder
         return []

@@ -1,4 +1,4 @@
-"""torchmil: ``features``, ``coords`` and ``labels``, in each one ``<slide>.npy`` for a bag."""
+"""torchmil: ``features``, ``coords``, ``labels`` and ``inst_labels``, in each one ``<slide>.npy`` for a bag."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.foreign.item import Item, replacing
+from slideio_pipe.foreign.item import Item, Told, replacing
 
 
 class TorchMil:
@@ -20,23 +20,27 @@ class TorchMil:
 
     packages = ()
     leaves_out_empty = False
+    joins_labels = False
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
-        """Return the three files, two where there is no label."""
-        label = item.bag.label
+        """Return the files: features and places, and labels of the bag and its tiles where they are known."""
+        label = item.label
         if isinstance(label, str):
             reason = f"the label is the text {label!r}, and torchmil's labels are numbers"
             raise ConfigError(reason, slide=item.bag.name, remedy="export the bag with a number for its label")
         kinds = ["features", "coords", *([] if label is None else ["labels"])]
+        kinds += [] if item.instance_labels is None else ["inst_labels"]
         return [folder / kind / f"{item.stem}.npy" for kind in kinds]
 
     def write(self, item: Item, folder: Path) -> None:
         """Write one bag."""
-        features, coords, *labels = self.outputs(item, folder)
+        features, coords, *known = self.outputs(item, folder)
         with replacing(features) as partial:
             self._features(item, partial)
         steps = item.bag.grid_index.astype(np.int64) * item.bag.shape[1]
-        for path, values in zip([coords, *labels], [steps, np.array([item.bag.label])], strict=False):
+        values_of = {"labels": np.array([item.label]), "inst_labels": item.instance_labels, "coords": steps}
+        for path in (coords, *known):
+            values = np.asarray(values_of[path.parent.name])
             with replacing(path) as partial, partial.open("wb") as file:
                 np.save(file, values)
 
@@ -56,7 +60,7 @@ class TorchMil:
             pixels[start : start + len(tiles)] = tiles.transpose(0, 3, 1, 2)
         pixels.flush()
 
-    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
         """Write nothing more."""
-        del items, folder
+        del bags, folder
         return []

@@ -11,7 +11,7 @@ import numpy as np
 from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.errors import MissingResolutionError
 from slideio_pipe.foreign.hdf5 import number, read_coords, tiles_at, write_hdf5, x_major
-from slideio_pipe.foreign.item import Item
+from slideio_pipe.foreign.item import Item, Told
 from slideio_pipe.foreign.places import Places
 from slideio_pipe.foreign.tables import write_labels
 from slideio_pipe.geometry import MPP_TIMES_MAGNIFICATION
@@ -33,6 +33,7 @@ class Trident:
 
     packages = ("h5py",)
     leaves_out_empty = False
+    joins_labels = False
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of coordinates and, with features, that of features."""
@@ -54,9 +55,9 @@ class Trident:
             write_hdf5(of_features[0], {"features": (features, told), "coords": (coords, attributes)})
         write_hdf5(path, {"coords": (coords, attributes)})
 
-    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
         """Write the table of labels, which readers of TRIDENT's folders take beside them."""
-        return write_labels(folder / "labels.csv", [{"wsi": i.bag.name, "label": i.bag.label} for i in items])
+        return write_labels(folder / "labels.csv", [{"wsi": bag.name, "label": bag.label} for bag in bags])
 
     def _attributes(self, item: Item, folder: Path) -> dict[str, Any]:
         places = Places.of(item.bag)
@@ -100,27 +101,14 @@ def from_trident(
     tile_size_level0: int | None = None,
     label: Label = None,
 ) -> TileBag:
-    """Return TRIDENT's coordinates as a bag of pixels, in the order of the file.
+    """Return TRIDENT's coordinates as a bag of pixels, in the order of the file; all else is as for ``from_clam``.
 
     Parameters
     ----------
     coords_file : str or Path
         ``patches/<slide>_patches.h5``, or a file of features with the same attributes.
-    slide : Slide, str or Path
-        The slide they were made of.
-    tile_size : int, optional
-        Side of a tile as it is read, px; by default ``patch_size``.
-    tile_size_level0 : int, optional
-        Side of a tile at level 0, px; by default as the file says.
-    label : int, float or str, optional
-        The slide's label.
-
-    Raises
-    ------
-    BagFormatError
-        It is no such file.
-    ConfigError
-        The file does not say how large tiles are, or it was made of another slide.
+    slide, tile_size, tile_size_level0, label
+        As for ``from_clam``; here a slide is needed.
     """
     coords, attributes = read_coords(coords_file)
     side = tile_size or number(attributes, "patch_size")

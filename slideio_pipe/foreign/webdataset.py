@@ -1,4 +1,7 @@
-"""WebDataset: tar shards ``<slide>-000000.tar`` of ``<key>.png``, ``.json`` and, for class numbers, ``.cls``."""
+"""WebDataset: tar shards ``<slide>-000000.tar`` of ``<key>.png``, ``.json`` and, for class numbers, ``.cls``.
+
+A bag that holds JPEG gives its own bytes, ``<key>.jpg``.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,8 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from slideio_pipe.foreign.item import CHUNK, Item, replacing
-from slideio_pipe.foreign.pixels import png, told
+from slideio_pipe.foreign.item import CHUNK, Item, Told, replacing
+from slideio_pipe.foreign.pixels import ending, pictures, told
 
 # WebDataset's own writer begins another shard after 100,000 samples or 3 GB; a worker takes whole shards, so smaller
 # ones share the work of one slide.
@@ -24,6 +25,7 @@ class WebDataset:
 
     packages = ()
     leaves_out_empty = True
+    joins_labels = False
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the shards."""
@@ -36,10 +38,8 @@ class WebDataset:
         for shard, path in enumerate(shards):
             last = min((shard + 1) * SHARD, len(item.bag))
             with replacing(path) as partial, tarfile.open(partial, "w") as tar:
-                for start in range(shard * SHARD, last, CHUNK):
-                    wanted = np.arange(start, min(start + CHUNK, last))
-                    for index, tile in zip(wanted, item.bag.read(wanted, threads=item.threads), strict=True):
-                        self._add(tar, item, int(index), png(tile))
+                for index, picture in pictures(item, shard * SHARD, last):
+                    self._add(tar, item, index, picture)
 
     def _remove_others(self, item: Item, folder: Path, names: set[str]) -> None:
         """Remove the shards that a longer bag of this name left: its tiles would be mixed with those of this one."""
@@ -50,16 +50,16 @@ class WebDataset:
     def _add(self, tar: tarfile.TarFile, item: Item, index: int, pixels: bytes) -> None:
         # A sample's key ends at its first dot.
         key = f"{item.stem.replace('.', '_')}_{index:06d}"
-        parts = {"png": pixels, "json": json.dumps(told(item, index), ensure_ascii=False).encode()}
-        label = item.bag.label
+        parts = {ending(item): pixels, "json": json.dumps(told(item, index), ensure_ascii=False).encode()}
+        label = item.label
         if isinstance(label, int) and label >= 0:
             parts["cls"] = str(label).encode()
-        for ending, content in parts.items():
-            entry = tarfile.TarInfo(f"{key}.{ending}")
+        for name, content in parts.items():
+            entry = tarfile.TarInfo(f"{key}.{name}")
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
 
-    def finish(self, items: Sequence[Item], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
         """Write nothing more."""
-        del items, folder
+        del bags, folder
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -127,6 +127,22 @@ class StoredBag(ArrayLikeBag):
             if self.on_stage:
                 self.on_stage("decode", begun, time.perf_counter())
         return out
+
+    @property
+    def holds_jpeg(self) -> bool:
+        """Whether each tile is stored as a whole JPEG file."""
+        return bool(self._attributes["pixels"].get("codec") == "jpeg")
+
+    def encoded(self, indices: ArrayLike) -> Iterator[bytes]:
+        """Yield the stored bytes of tiles, one after the other; not decoded, so what is damaged inside is not noticed.
+
+        Raises
+        ------
+        BagFormatError
+            When the store is damaged, or bytes that should be JPEG are none of the size of a tile.
+        """
+        for number in np.asarray(indices, dtype=np.int64).tolist():
+            yield self._reader.encoded(number, self.shape[1:3] if self.holds_jpeg else None)
 
     def close(self) -> None:
         """Let go of the file descriptors; a later read takes new ones."""

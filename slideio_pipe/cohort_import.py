@@ -1,0 +1,120 @@
+"""Coordinates and pixels of other tools to bags, one file or the files of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slideio_pipe.bag import Label
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.errors import BagFormatError, ConfigError
+from slideio_pipe.export import SUFFIX, bag_path
+from slideio_pipe.foreign import from_clam, from_trident
+from slideio_pipe.foreign.clam_pixels import PixelFile
+from slideio_pipe.foreign.converting import stem_of
+from slideio_pipe.progress import Report
+from slideio_pipe.run import RunReport, run_cohort
+from slideio_pipe.slide import open_slide
+from slideio_pipe.store import StoredBag, save_bag
+from slideio_pipe.workers import OnStage
+
+
+@dataclass(frozen=True)
+class ImportWork:
+    """A file of another tool's coordinates, or of pixels, to a bag, as one of a study."""
+
+    folder: Path
+    source: str  # clam or trident
+    slides: Path | None  # the slide, or the folder of slides; None for files that hold pixels
+    sizes: Mapping[str, int | None] = field(default_factory=dict)  # tile_size and tile_size_level0
+    slide_mpp: float | None = None
+    pixels: str = "zstd"
+    threads: int | None = None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the bags depend on."""
+        return {
+            "source": self.source,
+            "slides": None if self.slides is None else str(self.slides.absolute()),
+            "sizes": dict(self.sizes),
+            "slide_mpp": self.slide_mpp,
+            "pixels": self.pixels,
+        }
+
+    def output(self, slide: CohortSlide) -> Path:
+        """Return the bag of a file: called as the file."""
+        return self.folder / f"{_stem(Path(slide.name))}{SUFFIX}"
+
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
+        """Make the bag."""
+        assert isinstance(slide.source, Path)
+        on_stage("tiles")
+        with self.make(slide.source, self.output(slide), slide.label, overwrite=overwrite, progress=False) as bag:
+            return {"bag": str(bag.path), "tiles": len(bag)}
+
+    def make(
+        self,
+        file: Path,
+        out: Path,
+        label: Label = None,
+        *,
+        overwrite: bool = False,
+        progress: Report | bool | None = None,
+    ) -> StoredBag:
+        """Make the bag of one file, called as the slide where ``out`` is a folder.
+
+        Raises
+        ------
+        ConfigError
+            No such tool, no slide, or none that is called as the file.
+        """
+        readers: dict[str, Any] = {"clam": from_clam, "trident": from_trident}
+        if self.source not in readers:
+            raise ConfigError(f"no coordinates of {self.source!r}", remedy="pass --from clam or --from trident")
+        how: dict[str, Any] = {"pixels": self.pixels, "overwrite": overwrite, "threads": self.threads}
+        if self.slides is None:
+            found = self._pixels(file, label)
+            target = out if out.suffix == ".zarr" else out / f"{_stem(file)}{SUFFIX}"
+            return save_bag(found, target, progress=progress, **how)
+        with open_slide(slide_of(file, self.slides), slide_mpp=self.slide_mpp) as slide:
+            bag = readers[self.source](file, slide, **self.sizes, label=label)
+            return save_bag(bag, bag_path(slide, out), progress=progress, **how)
+
+    def _pixels(self, file: Path, label: Label) -> PixelFile:
+        none = ConfigError("coordinates have no pixels", slide=str(file), remedy="pass --slides")
+        if self.source != "clam":
+            raise none
+        try:
+            return PixelFile(file, label, self.slide_mpp)
+        except BagFormatError as error:
+            raise none from error
+
+
+def import_cohort(work: ImportWork, cohort: Cohort, **settings: Any) -> RunReport:
+    """Make a bag of each file of a study; see ``run_cohort``."""
+    return run_cohort(work, cohort, work.folder, **settings)
+
+
+def slide_of(file: Path, slides: Path) -> Path:
+    """Return the slide that a file of coordinates is named after.
+
+    Raises
+    ------
+    ConfigError
+        There is none, or more than one.
+    """
+    if not slides.is_dir() or slides.suffix == ".zarr":
+        return slides
+    stem = _stem(file)
+    found = sorted(path for path in slides.iterdir() if stem in (path.name, stem_of(path.name)))
+    if len(found) != 1:
+        what = "no slide" if not found else f"{len(found)} slides"
+        raise ConfigError(f"{what} in {slides} called {stem}", slide=str(file), remedy="pass --slide with its path")
+    return found[0]
+
+
+def _stem(file: Path) -> str:
+    return file.name.removesuffix(".h5").removesuffix(".hdf5").removesuffix("_patches")

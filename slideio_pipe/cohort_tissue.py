@@ -1,0 +1,173 @@
+"""The tissue of every slide of a cohort as files that can be corrected by hand, and a manifest that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.config import ExportConfig
+from slideio_pipe.errors import ConfigError, NoTissueError, OutputExistsError, SlideioPipeError
+from slideio_pipe.export import SUFFIX, bag_name
+from slideio_pipe.manifest import TABLES
+from slideio_pipe.progress import Report
+from slideio_pipe.run import RunReport, run_cohort
+from slideio_pipe.slide import open_slide
+from slideio_pipe.tissue import find_tissue
+from slideio_pipe.workers import OnStage
+
+FORMATS = ("geojson", "png")
+
+
+@dataclass(frozen=True)
+class TissueWork:
+    """A slide to its tissue mask, as one of a cohort."""
+
+    folder: Path
+    config: ExportConfig
+    form: str = "geojson"
+    on_error: str = "raise"  # none of the settings: a mask of an undamaged slide is the same with either
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """What the masks depend on."""
+        known = self.config.model_dump(mode="json")
+        return {"slide": known["slide"], "tissue": known["tissue"], "format": self.form}
+
+    def output(self, slide: CohortSlide) -> Path:
+        """Return the mask of a slide: called as the cohort calls the slide, without its ending."""
+        return self.folder / f"{bag_name(slide.name).removesuffix(SUFFIX)}.{self.form}"
+
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
+        """Find the tissue and write it."""
+        assert isinstance(slide.source, Path)
+        own = {} if slide.mpp is None else {"slide_mpp": slide.mpp}
+        on_stage("open")
+        with open_slide(slide.source, **(self.config.slide.model_dump() | own)) as opened:
+            on_stage("tissue")
+            mask = find_tissue(opened, **self.config.tissue.model_dump(), on_error=self.on_error)
+        if mask.is_empty:
+            remedy = "look at the slide; try another method of finding tissue, or draw a mask"
+            raise NoTissueError("no tissue found", slide=slide.name, remedy=remedy)
+        on_stage("write")
+        target = self.output(slide)
+        (mask.to_png if self.form == "png" else mask.to_geojson)(target, overwrite=overwrite)
+        return {"mask": str(target), "tissue": round(mask.fraction, 4), "method": mask.method}
+
+
+def tissue_cohort(
+    cohort: Any,
+    out: str | Path,
+    config: ExportConfig | None = None,
+    *,
+    form: str = "geojson",
+    manifest: str | Path | None = None,
+    workers: int = 1,
+    time_limit_s: float | None = None,
+    memory_limit_gb: float | None = None,
+    overwrite: bool = False,
+    retry: bool = False,
+    on_error: str = "raise",
+    cluster: str | Path | None = None,
+    progress: Report | bool | None = None,
+) -> RunReport:
+    """Write the tissue mask of every slide of a cohort; run it again to go on where it stopped.
+
+    Correct the masks (GeoJSON opens in QuPath) and export with ``manifest``: the export then uses them. A mask that is
+    there is not found again, so that corrections stay. Slides that have a mask in the cohort already keep that one.
+
+    Parameters
+    ----------
+    cohort : path, list or Cohort
+        A manifest, a folder, a pattern or a list of slides; see ``Cohort.of``.
+    out : str or Path
+        The folder of the masks, ``<name>.geojson``, of ``run.json`` and of ``failures.csv``.
+    config : ExportConfig, optional
+        Its sections slide and tissue; a slide's own mpp comes from the cohort.
+    form : "geojson" or "png"
+        Outlines, or a grey picture of the whole slide.
+    manifest : str or Path, optional
+        A CSV or Parquet file to write: the cohort with its masks in the column "mask", empty where there is none.
+    workers, time_limit_s, memory_limit_gb, retry, cluster, progress
+        As for ``export_cohort``.
+    overwrite : bool
+        Replace masks of other settings, corrected or not, and another manifest.
+    on_error : {"raise", "white"}
+        "white" takes places that cannot be decoded for glass.
+
+    Returns
+    -------
+    RunReport
+
+    Raises
+    ------
+    ConfigError
+        All that is wrong with the cohort, at once; or masks of other settings are there.
+    OutputExistsError
+        ``manifest`` is there, and is the cohort itself or one of other slides.
+    OutputError
+        Another run writes into this folder, or it cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from slideio_pipe.synthetic import write_synthetic_slide
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = write_synthetic_slide(folder / "a.svs", size=(2048, 1536), seed=3)
+    >>> report = tissue_cohort(folder, folder / "masks", manifest=folder / "corrected.csv")
+    >>> report.done, Cohort.of(folder / "corrected.csv")[0].mask.name
+    (1, 'a.geojson')
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"no mask is called {form!r}", remedy=f"pass {' or '.join(FORMATS)}")
+    slides, folder = Cohort.of(cohort), Path(out).expanduser().absolute()
+    target = None if manifest is None else Path(manifest).expanduser()
+    if target is not None:
+        _check_manifest(target, cohort, slides, overwrite)
+    work = TissueWork(folder, config or ExportConfig(), form, on_error)
+    report = run_cohort(
+        work,
+        Cohort.unchecked(slide for slide in slides if slide.mask is None),
+        folder,
+        workers=workers,
+        time_limit_s=time_limit_s,
+        memory_limit_bytes=None if memory_limit_gb is None else round(memory_limit_gb * 1e9),
+        overwrite=overwrite,
+        retry=retry,
+        cluster=cluster,
+        progress=progress,
+    )
+    if target is not None:
+        failed = {failure.slide for failure in report.failed}
+        with_masks(slides, work, failed).write(target)
+    return report
+
+
+def with_masks(slides: Cohort, work: TissueWork, failed: set[str]) -> Cohort:
+    """Return the cohort with the masks that a run made, or had made before."""
+    return Cohort.unchecked(
+        replace(slide, mask=work.output(slide))
+        if slide.mask is None and slide.name not in failed and work.output(slide).exists()
+        else slide
+        for slide in slides
+    )
+
+
+def _check_manifest(target: Path, cohort: Any, slides: Cohort, overwrite: bool) -> None:
+    """Refuse to write over the cohort itself, or over anything but a manifest of these slides."""
+    if target.suffix.lower() not in TABLES:
+        raise ConfigError("is no table", slide=str(target), remedy="end the manifest in .csv or .parquet")
+    if overwrite or not target.exists():
+        return
+    remedy = "pass overwrite=True or another name for the manifest"
+    if isinstance(cohort, str | Path) and Path(cohort).expanduser().exists() and target.samefile(Path(cohort)):
+        raise OutputExistsError("is the cohort itself", slide=str(target), remedy=remedy)
+    try:
+        same = [slide.name for slide in Cohort.of(target)] == [slide.name for slide in slides]
+    except SlideioPipeError:
+        same = False
+    if not same:
+        raise OutputExistsError("is there already, and lists other slides", slide=str(target), remedy=remedy)

@@ -1,0 +1,160 @@
+"""CLAM's bags of pixels, as its older versions wrote them: ``patches/<slide>.h5`` with ``imgs`` and ``coords``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from slideio_pipe.bag import ArrayLikeBag, Label, package_versions
+from slideio_pipe.errors import BagFormatError, ConfigError
+from slideio_pipe.foreign.hdf5 import EXTRA, read_coords
+from slideio_pipe.foreign.item import Item, Told, needed, replacing
+from slideio_pipe.foreign.places import Places
+from slideio_pipe.foreign.tables import write_labels
+from slideio_pipe.geometry import Mpp, Size
+from slideio_pipe.slide import file_fingerprint
+
+
+class ClamPixels:
+    """``imgs`` (N, H, W, 3) uint8 and ``coords`` (N, 2) int32, in the bag's order; an empty bag has no file.
+
+    The attributes stand on ``imgs``. CLAM knows levels only: ``downsample`` is that of the tiles, also where no level
+    of the slide has it.
+    """
+
+    packages = ("h5py",)
+    leaves_out_empty = True
+    joins_labels = False
+
+    def outputs(self, item: Item, folder: Path) -> list[Path]:
+        """Return the file."""
+        Places.of(item.bag)  # refuses bags whose coordinates say nothing
+        if len(item.bag) and np.abs(item.bag.coords).max() > np.iinfo(np.int32).max:
+            raise ConfigError("coordinates are beyond int32, which this layout keeps", slide=item.bag.name)
+        return [folder / "patches" / f"{item.stem}.h5"]
+
+    def write(self, item: Item, folder: Path) -> None:
+        """Write one bag, a few tiles at a time."""
+        h5py = needed("h5py", EXTRA)
+        (path,) = self.outputs(item, folder)
+        shape = item.bag.shape
+        with replacing(path) as partial, h5py.File(partial, "w") as file:
+            pixels = file.create_dataset(
+                "imgs", shape, np.uint8, maxshape=(None, *shape[1:]), chunks=(1, *shape[1:]), fillvalue=None
+            )
+            for start, tiles in item.chunks():
+                pixels[start : start + len(tiles)] = tiles
+            pixels.attrs.update(self._attributes(item))
+            coords = item.bag.coords.astype(np.int32)
+            file.create_dataset("coords", data=coords, maxshape=(None, 2), chunks=(min(1024, len(coords)), 2))
+
+    def _attributes(self, item: Item) -> dict[str, Any]:
+        places = Places.of(item.bag)
+        size = [round(side / down) for side, down in zip(places.slide_size, places.downsample, strict=True)]
+        return {
+            "patch_level": places.level,
+            "wsi_name": item.stem,
+            "downsample": np.array(places.downsample, np.float64),
+            "level_dim": np.array(size, np.int64),
+            "downsampled_level_dim": np.array(size, np.int64),
+        }
+
+    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
+        """Write the table of labels, as for coordinates."""
+        rows = [{"case_id": bag.stem, "slide_id": bag.stem, "label": bag.label} for bag in bags]
+        return write_labels(folder / "labels.csv", rows)
+
+
+class PixelFile(ArrayLikeBag):
+    """The tiles of an HDF5 file of pixels as a bag, read when they are asked for; pickles by path.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    label : int, float or str, optional
+        The slide's label.
+    slide_mpp : float, optional
+        µm per level-0 px of the slide; the file does not say.
+
+    Raises
+    ------
+    BagFormatError
+        It holds no such pixels.
+    """
+
+    def __init__(self, path: Path, label: Label = None, slide_mpp: float | None = None) -> None:
+        self.path, self.label, self._slide_mpp = path, label, slide_mpp
+        self.coords, attributes = read_coords(path)
+        with needed("h5py", EXTRA).File(path, "r") as file:
+            pixels = file.get("imgs")
+            shape: tuple[int, ...] = () if pixels is None else pixels.shape
+            dtype = None if pixels is None else pixels.dtype
+            attributes |= {} if pixels is None else dict(pixels.attrs)
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or len(self.coords) != shape[0]:
+            reason = f"imgs is {shape} {dtype} for {len(self.coords):,} coordinates, not (N, H, W, 3) uint8"
+            raise BagFormatError(reason, slide=str(path), remedy="pass a bag of pixels that CLAM wrote")
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]), 3)
+        self.name = _text(attributes.get("wsi_name")) or path.stem
+        down = np.ravel(attributes.get("downsample", 1.0)).astype(float)
+        self._downsample = float(down[0]), float(down[-1])
+        size = np.ravel(attributes.get("level_dim", (0, 0))).astype(float)
+        self._size = Size(*(round(side * d) for side, d in zip(size.tolist(), self._downsample, strict=False)))
+        self._level = int(np.ravel(attributes.get("patch_level", 0))[0])
+        self.view_mpp = None if slide_mpp is None else Mpp(*(slide_mpp * d for d in self._downsample))
+        self.grid_index = self._columns_and_rows()
+        self.tissue = np.full(self.shape[0], np.nan, np.float32)
+
+    def _columns_and_rows(self) -> NDArray[np.int32]:
+        """Return the place of each tile in the grid that its coordinates lie on, to the nearest."""
+        if not len(self.coords):
+            return np.empty((0, 2), np.int32)
+        step = np.array([self.shape[2] * self._downsample[0], self.shape[1] * self._downsample[1]])
+        found: NDArray[np.int32] = np.round((self.coords - self.coords.min(axis=0)) / step).astype(np.int32)
+        return found
+
+    def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
+        """Return tiles ``indices``, (n, H, W, 3) uint8, into ``out`` when given; HDF5 reads in one thread."""
+        del threads
+        wanted = np.arange(len(self))[np.asarray(indices, np.int64)]
+        target = np.empty((len(wanted), *self.shape[1:]), np.uint8) if out is None else out
+        try:
+            with needed("h5py", EXTRA).File(self.path, "r") as file:
+                for slot, number in zip(target, wanted.tolist(), strict=True):
+                    file["imgs"].read_direct(slot, np.s_[number])
+        except (OSError, KeyError) as error:
+            raise BagFormatError(f"tiles cannot be read ({error})", slide=str(self.path), remedy="check it") from error
+        return target
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what the file says of where its tiles are from, as bags of slides tell it."""
+        sx, sy = self._downsample
+        known = {"name": self.name, "dimensions": list(self._size), "fingerprint": file_fingerprint(self.path)}
+        mpp = None if self._slide_mpp is None else [self._slide_mpp, self._slide_mpp]
+        affine = [sx, 0.0, 0.0, 0.0, sy, 0.0]
+        view = {"affine": affine, "level": self._level, "shrink": [1.0, 1.0], "draw": None}
+        return {
+            "slide": known | {"mpp": mpp},
+            "view": view | {"mpp": None if self.view_mpp is None else list(self.view_mpp)},
+            "grid": {"tile_size": self.shape[1], "stride": None},
+            "tissue": None,
+            "tile_draw": None,
+            "label": self.label,
+            "source": {"format": "clam-pixels", "file": self.path.name},
+            "packages": package_versions(),
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PixelFile, (self.path, self.label, self._slide_mpp)
+
+    def __repr__(self) -> str:
+        count, height, width, _ = self.shape
+        return f"PixelFile({self.name}: {count:,} tiles of {width}×{height} px)"
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")

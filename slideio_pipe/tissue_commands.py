@@ -1,0 +1,131 @@
+"""The command ``tissue``: of one slide, or of a cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from slideio_pipe import cohort_commands, options
+from slideio_pipe.errors import ConfigError, NoTissueError
+from slideio_pipe.settings import settings_of
+from slideio_pipe.terminal import print_json, reported, say
+
+# Imported where it is needed: --help should not wait for it.
+if TYPE_CHECKING:
+    from slideio_pipe.config import ExportConfig
+
+
+@reported
+def tissue(
+    slides: options.Exported,
+    method: options.Method = None,
+    mpp: options.MaskMpp = None,
+    save: options.MaskFile = None,
+    form: options.MaskForm = None,
+    manifest: options.MaskManifest = None,
+    picture: options.Picture = None,
+    config: options.Config = None,
+    slide_mpp: options.SlideMpp = None,
+    backend: options.Backend = None,
+    on_error: options.OnError = None,
+    workers: options.Workers = None,
+    cluster: options.Cluster = None,
+    time_limit: options.TimeLimit = None,
+    memory_limit: options.MemoryLimit = None,
+    retry: options.Retry = False,
+    root: options.Root = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Find tissue, and write it for QuPath, as a mask, or as a picture.
+
+    Of a cohort, every slide gets a file that can be corrected; --manifest lists them for export. Interrupted, it goes
+    on where it stopped when run again.
+
+    Example: [bold]slideio-pipe tissue a.svs --out a.geojson --picture a.png[/]
+
+    A cohort: [bold]slideio-pipe tissue cohort.csv --out masks/ --manifest corrected.csv --workers 4[/]
+    """
+    from slideio_pipe.export import make_folder, picture_path, save_picture
+    from slideio_pipe.slide import open_slide
+    from slideio_pipe.tissue import find_tissue
+
+    given = {"slide": {"slide_mpp": slide_mpp, "backend": backend}, "tissue": {"method": method, "mpp": mpp}}
+    settings = settings_of(slides[0], config, given)
+    if workers is not None or cluster is not None or cohort_commands.is_cohort(slides):
+        _find_many(
+            slides,
+            save,
+            settings,
+            picture,
+            root,
+            as_json,
+            form=form or "geojson",
+            manifest=manifest,
+            workers=workers or 1,
+            cluster=cluster,
+            time_limit_s=time_limit,
+            memory_limit_gb=memory_limit,
+            overwrite=overwrite,
+            retry=retry,
+            on_error=on_error or "raise",
+        )
+        return
+    if form is not None or manifest is not None:
+        raise ConfigError("--format and --manifest are for a cohort", remedy="pass --out a.geojson, or a.png")
+    if save is not None and save.suffix.lower() not in (".png", ".geojson", ".json"):
+        raise ConfigError("no mask has this ending", slide=str(save), remedy="end it in .geojson or .png")
+    if picture is not None:
+        picture_path(picture, overwrite=overwrite)
+    with open_slide(slides[0], **settings.slide.model_dump()) as opened:
+        mask = find_tissue(opened, **settings.tissue.model_dump(), on_error=on_error or "raise")
+        if mask.is_empty:
+            remedy = "try --method threshold, another --mpp, or a threshold in the tissue section of a --config"
+            raise NoTissueError("no tissue found", slide=opened.name, remedy=remedy)
+        if save is not None:
+            make_folder(save.parent)
+            (mask.to_png if save.suffix.lower() == ".png" else mask.to_geojson)(save, overwrite=overwrite)
+        if picture is not None:
+            save_picture(mask.plot(opened), picture, overwrite=overwrite)
+    written = {what: str(file) for what, file in (("mask", save), ("picture", picture)) if file is not None}
+    if as_json:
+        fraction, area = round(mask.fraction, 4), round(mask.area_um2 / 1e6, 3)
+        facts = {"slide": mask.slide_name, "fraction": fraction, "area_mm2": area, "method": mask.method}
+        print_json(facts | {"mask": None, "picture": None} | written)
+        return
+    say(f"{mask.slide_name}: {mask.fraction:.1%} of the slide is tissue, {mask.area_um2 / 1e6:.2f} mm² ({mask.method})")
+    for what, file in written.items():
+        say(f"{what}: {file}")
+
+
+def _find_many(
+    sources: Sequence[Path],
+    save: Path | None,
+    config: ExportConfig,
+    picture: Path | None,
+    root: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Find the tissue of a cohort and print what came of it; exit code 1 when slides failed."""
+    from slideio_pipe.cohort_tissue import tissue_cohort
+
+    if picture is not None:
+        raise ConfigError("--picture is for one slide", remedy="leave it out")
+    if save is None or save.suffix.lower() in (".png", ".geojson", ".json") or save.is_file():
+        raise ConfigError("--out is no folder for the masks of a cohort", remedy="pass --out masks/")
+    given = sources[0] if len(sources) == 1 and root is None else cohort_commands.cohort_of(sources, root)
+    report = tissue_cohort(given, save, config, progress=False if as_json else None, **settings)
+    if as_json:
+        manifest = None if settings["manifest"] is None else str(settings["manifest"])
+        print_json(report.summary() | {"manifest": manifest})
+    else:
+        cohort_commands.print_counts(report, "found", f"{report.seconds:.1f} s")
+        say(f"masks: {report.folder}")
+        if settings["manifest"] is not None:
+            say(f"manifest: {settings['manifest']}")
+    if report.failed:
+        raise typer.Exit(1)
