@@ -234,7 +234,7 @@ class Cohort(Sequence[CohortSlide]):
     def __repr__(self) -> str:
         known = sorted({str(label) for label in self.labels if label is not None})
         labels = f", labels {' and '.join(known)}" if 0 < len(known) <= 5 else f", {len(known)} labels" if known else ""
-        return f"Cohort({len(self):,} slides{labels})"
+        return f"Cohort({len(self):,} slide{'' if len(self) == 1 else 's'}{labels})"
 
 
 def _as_slide(item: Any) -> CohortSlide:

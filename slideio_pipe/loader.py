@@ -33,7 +33,8 @@ class BagLoader:
 
     Several bags are open at a time, threads decode tiles into a ring that is allocated once, and chunks are delivered
     as they are ready: the first one after one chunk's work, however large the bag. The chunks of a bag are not mixed
-    with another's unless ``interleave`` says so; ``chunk.last`` marks its end.
+    with another's unless ``interleave`` says so; ``chunk.last`` marks its end. A loader has no ``len``: how many chunks
+    there are shows when the bags are opened. ``len(loader.dataset)`` is the number of slides.
 
     Parameters
     ----------
@@ -281,7 +282,8 @@ class BagLoader:
 
     def __repr__(self) -> str:
         share = "" if self.world_size == 1 else f", rank {self.rank} of {self.world_size}"
-        return f"BagLoader({len(self.dataset):,} slides to {self._sender.device}{share}; {self.memory})"
+        slides = f"{len(self.dataset):,} slide{'' if len(self.dataset) == 1 else 's'}"
+        return f"BagLoader({slides} to {self._sender.device}{share}; {self.memory})"
 
 
 class ChunkStream(Iterator[TileBatch]):

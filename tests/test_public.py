@@ -78,6 +78,7 @@ PUBLIC = [
     "save_bag",
     "split_cohort",
     "stream",
+    "tissue_cohort",
     "write_synthetic_slide",
 ]
 
