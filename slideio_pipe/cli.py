@@ -19,8 +19,8 @@ from slideio_pipe import (
     foreign_commands,
     options,
     timing_commands,
-    train_commands,
     tissue_commands,
+    train_commands,
 )
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.settings import mpp_of, settings_of

@@ -22,6 +22,7 @@ from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.divisions import Division, divide
 from slideio_pipe.mil.extras import needed
+from slideio_pipe.mil.feature_files import feature_cohort
 from slideio_pipe.mil.metrics import Metric, measure
 from slideio_pipe.mil.model import build_model
 from slideio_pipe.mil.settings import TrainConfig, dump, load_train_config
@@ -31,6 +32,10 @@ from slideio_pipe.mil.tile_encoder import TileEncoder, tile_encoder
 from slideio_pipe.mil.training import Training
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store.partial import WriterLock, disk_errors
+
+
+# What of the settings may change between a training and its continuation.
+_ELSEWHERE: Any = {"cohort": True, "encoder": {"folder"}, "fit": {"save_every"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,8 @@ def fit(
     given = settings.cohort if cohort is None else cohort
     if given is None:
         raise ConfigError("no cohort", remedy="pass one, or name it in the configuration")
-    slides = Cohort.of(given)
+    where = settings.encoder.folder
+    slides = Cohort.of(given) if where is None else feature_cohort(given, where)
     divisions = list(divide(slides, settings.fit, settings.seed))
     tasks = [task_for(division.train, settings) for division in divisions]
     for division, task in zip(divisions, tasks, strict=True):
@@ -207,7 +213,9 @@ class _Run:
             width=width,
             features=features,
             encoder=None if tiles is None else tiles.about(),
-            config=json.loads(self.config.model_dump_json(exclude={"cohort"})),
+            config=json.loads(
+                self.config.model_dump_json(exclude={"cohort": True, "encoder": {"folder"}, "fit": {"save_every"}})
+            ),
             slides=_digest(division),
             processes=int(self.fabric.world_size),
         )

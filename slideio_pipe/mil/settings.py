@@ -51,6 +51,7 @@ class EncoderConfig(Record):
     """From tiles to features, or which features."""
 
     source: str | None = None  # "small", timm:NAME, hf:NAME or a path: trained end to end. None: features are read
+    folder: str | None = None  # where the features are, beside the YAML file; None: the cohort lists their files
     features: str | None = None  # whose features are read, where a store has those of several encoders
     trainable: bool = True
     lr: Rate | None = None  # None: that of ``fit``
@@ -122,9 +123,16 @@ def load_train_config(source: TrainConfig | str | Path | Mapping[str, Any] | Non
     if not isinstance(values, Mapping):
         raise ConfigError("is no mapping", slide=str(source), remedy=_REMEDY)
     config = checked(TrainConfig, str(source), **{str(key): value for key, value in values.items()})
-    folder = Path(source).parent
+    return _beside(config, Path(source).parent)
+
+
+def _beside(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Return settings whose paths are relative to the YAML file that they stand in."""
     files = {name: getattr(config, name) for name in ("slide_transform", "tile_transform", "cohort")}
-    return config.model_copy(update={name: str(folder / file) for name, file in files.items() if file is not None})
+    update: dict[str, Any] = {name: str(folder / file) for name, file in files.items() if file is not None}
+    if config.encoder.folder is not None:
+        update["encoder"] = config.encoder.model_copy(update={"folder": str(folder / config.encoder.folder)})
+    return config.model_copy(update=update)
 
 
 def dump(config: TrainConfig) -> str:

@@ -127,6 +127,10 @@ class Training:
         losses = self._apart(bags, size) if self.task.separable else self._together(bags, size)
         if not losses:
             return
+        loss = float(torch.stack(losses).sum())
+        if not math.isfinite(loss):
+            where = f"in step {self.progress.step} of epoch {self.progress.epoch}"
+            raise ConfigError(f"the loss is {loss} {where}", remedy="lower fit.lr, or look at the labels")
         if self.config.fit.clip is not None:  # one norm over all that the optimizer trains, encoder and model
             self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.config.fit.clip, error_if_nonfinite=False
@@ -134,11 +138,6 @@ class Training:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
-        loss = float(torch.stack(losses).sum())
-        if not math.isfinite(loss):
-            raise ConfigError(
-                f"the loss is {loss} in step {self.progress.step}", remedy="lower fit.lr, or look at the labels"
-            )
         self.progress.loss += loss
         self.progress.bags += len(losses)
 

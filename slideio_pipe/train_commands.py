@@ -1,0 +1,124 @@
+"""The command ``train``: a cohort to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from slideio_pipe import options
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.terminal import out, print_json, reported, say
+
+# Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
+if TYPE_CHECKING:
+    from slideio_pipe.mil.fit import Fitted
+    from slideio_pipe.mil.settings import TrainConfig
+
+Settings = Annotated[Path, typer.Argument(help="YAML, such as configs/mil.yaml.", metavar="CONFIG")]
+CohortFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--cohort", metavar="PATH", help="CSV or Parquet with slides and labels; otherwise the one CONFIG names."
+    ),
+]
+Features = Annotated[
+    Path | None,
+    typer.Option("--features", metavar="FOLDER", help="<slide>.features.zarr, .bag.zarr, .h5 or .pt of each slide."),
+]
+Folder = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Of the run.", rich_help_panel=options.OUTPUT)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="In place of what CONFIG says, as fit.epochs=20; more than once."),
+]
+Anew = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Start anew where FOLDER holds another training.", rich_help_panel=options.OUTPUT),
+]
+
+
+@reported
+def train(
+    config: Settings,
+    cohort: CohortFile = None,
+    features: Features = None,
+    save: Folder = Path("run"),
+    changes: Set = None,
+    overwrite: Anew = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train a multiple-instance model: on features, or end to end from slides with the exact gradient.
+
+    Interrupted, it goes on at its last checkpoint when run again. FOLDER gets best.ckpt, predictions.csv,
+    metrics.json, history.csv and TensorBoard's events.
+
+    Example: [bold]slideio-pipe train configs/mil.yaml --cohort cohort.csv --features features/ --out run/[/]
+
+    Five folds: [bold]slideio-pipe train configs/mil.yaml --cohort cohort.csv --set fit.folds=5 --out run/[/]
+    """
+    from slideio_pipe.mil.fit import fit
+    from slideio_pipe.mil.settings import load_train_config
+
+    settings = changed(load_train_config(config), changes or ())
+    if features is not None:
+        encoder = settings.encoder.model_copy(update={"folder": str(features)})
+        settings = settings.model_copy(update={"encoder": encoder})
+    fitted = fit(cohort, settings, save, overwrite=overwrite, progress=False if as_json else None)
+    if as_json:
+        print_json(fitted.summary())
+    else:
+        _print(fitted)
+
+
+def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
+    """Return settings with some replaced, each "section.key=value" with a value as in YAML.
+
+    Raises
+    ------
+    ConfigError
+        There is no such setting, or it cannot have this value.
+    """
+    from slideio_pipe.config import checked
+    from slideio_pipe.mil.settings import TrainConfig
+
+    values: dict[str, Any] = config.model_dump()
+    for change in changes:
+        place, equals, text = change.partition("=")
+        *sections, key = place.strip().split(".")
+        inside: Any = values
+        for section in sections:
+            inside = inside.get(section) if isinstance(inside, dict) else None
+        if not equals or not isinstance(inside, dict) or (key not in inside and sections != ["model", "settings"]):
+            raise ConfigError(f"--set {change} names no setting", remedy="pass one such as fit.epochs=20")
+        try:
+            inside[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {change} is no YAML", remedy="pass one such as fit.epochs=20") from error
+    return checked(TrainConfig, "--set", **values)
+
+
+def _print(fitted: Fitted) -> None:
+    from rich.table import Table
+
+    for part, metrics in fitted.metrics.items():
+        if not metrics:
+            continue
+        table = Table(
+            "metric", "value", "95 % interval", title={"val": "validation"}.get(part, part), title_justify="left"
+        )
+        for name, metric in metrics.items():
+            table.add_row(name.replace("_", " "), f"{metric.value:.3f}", _interval(metric))
+        out.print(table)
+    epochs = ", ".join(str(len(rows)) for rows in fitted.history)
+    say(f"epochs: {epochs}")
+    say(f"model: {', '.join(str(path) for path in fitted.checkpoints)}")
+    say(f"predictions: {fitted.predictions}")
+
+
+def _interval(metric: Any) -> str:
+    return "" if metric.low != metric.low else f"{metric.low:.3f} to {metric.high:.3f}"

@@ -1,0 +1,255 @@
+"""A cohort becomes a trained model, whatever ends the training in between; bad input is told of before it begins."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.mil.checkpoint import read_checkpoint
+from slideio_pipe.mil.fit import Fitted, fit
+
+pytest.importorskip("lightning_fabric")
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH = 16
+
+
+def cohort(folder: Path, count: int = 24, *, columns: Sequence[str] = ("label",), width: int = WIDTH) -> Path:
+    """Write a cohort of features: every second slide has three tiles that stand out."""
+    generator = torch.Generator().manual_seed(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for k in range(count):
+        tiles = torch.randn(5 + k % 7, width, generator=generator)
+        if k % 2:
+            tiles[:3, :4] += 3
+        torch.save(tiles, folder / f"s{k}.pt")
+        known = {"label": k % 2, "grade": ("low", "mid", "high")[k % 2 + (k % 4 == 3)], "size": 10.0 * (k % 2) + k / 10}
+        known |= {"time": 30 - 20 * (k % 2) + k / 5, "event": int(k % 5 > 0), "patient": f"p{k}"}
+        rows.append([f"s{k}.pt", *(known[name] for name in columns)])
+    with (folder / "cohort.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["slide", *columns], *rows])
+    return folder / "cohort.csv"
+
+
+def settings(**fitting: Any) -> dict[str, Any]:
+    """Return settings of a training of a second."""
+    fast = {"epochs": 6, "lr": 5e-3, "bootstrap": 50, "patience": None, "accelerator": "cpu"}
+    return {"model": {"embed": [8], "attention": 4}, "fit": fast | fitting}
+
+
+def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
+    """Return the weights of the last epoch."""
+    found: dict[str, torch.Tensor] = read_checkpoint(fitted.folder / "last.ckpt")["model"]
+    return found
+
+
+def test_a_training_learns_and_writes_down_what_it_did(tmp_path: Path) -> None:
+    """Folds by patient: every slide is tested once, by a model that did not see it."""
+    fitted = fit(cohort(tmp_path), settings(folds=3, epochs=12), tmp_path / "run", progress=False)
+    auroc = fitted.metrics["test"]["auroc"]
+    assert auroc.value > 0.9
+    assert auroc.low <= auroc.value <= auroc.high
+    with fitted.predictions.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    assert sorted(row["slide"] for row in rows) == sorted(f"s{k}.pt" for k in range(24))
+    assert all(abs(float(row["probability_0"]) + float(row["probability_1"]) - 1) < 1e-9 for row in rows)
+    assert [path.parent.name for path in fitted.checkpoints] == ["fold-0", "fold-1", "fold-2"]
+    assert (
+        json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]["test"]["auroc"]["value"] == auroc.value
+    )
+    for fold in range(3):
+        folder = tmp_path / "run" / f"fold-{fold}"
+        assert len((folder / "history.csv").read_text().splitlines()) == 13
+        assert list((folder / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("task", "leading", "least"),
+    [
+        ({"kind": "classification", "label": "grade", "classes": ["low", "mid", "high"]}, "auroc", 0.6),
+        ({"kind": "regression", "label": "size"}, "r2", 0.3),
+        ({"kind": "survival"}, "c_index", 0.6),
+    ],
+)
+def test_tasks(task: dict[str, Any], leading: str, least: float, tmp_path: Path) -> None:
+    """Several classes, a number, a time to an event: each with the loss and metrics that are its own."""
+    path = cohort(tmp_path, 32, columns=("grade", "size", "time", "event"))
+    config = settings(epochs=25, bags_per_step=8, monitor="loss", validation=0.3) | {"task": task}
+    fitted = fit(path, config, tmp_path / "run", progress=False)
+    metrics = fitted.metrics["val"]
+    assert next(iter(metrics)) == leading
+    assert metrics[leading].value > least
+
+
+def test_running_again_changes_nothing(tmp_path: Path) -> None:
+    """A training that is finished is not trained further."""
+    path = cohort(tmp_path)
+    first = fit(path, settings(), tmp_path / "run", progress=False)
+    before = weights(first)
+    again = fit(path, settings(), tmp_path / "run", progress=False)
+    assert all(torch.equal(before[name], value) for name, value in weights(again).items())
+    assert again.history == first.history
+
+
+def test_other_settings_are_refused_and_overwrite_starts_anew(tmp_path: Path) -> None:
+    """A checkpoint is of one cohort and one configuration."""
+    path = cohort(tmp_path)
+    fit(path, settings(), tmp_path / "run", progress=False)
+    with pytest.raises(ConfigError, match=r"another training: config.fit.lr was 0.005, is 0.01.*overwrite=True"):
+        fit(path, settings(lr=0.01), tmp_path / "run", progress=False)
+    assert len(fit(path, settings(lr=0.01), tmp_path / "run", overwrite=True, progress=False).history[0]) == 6
+
+
+_TRAIN = """
+import sys, time
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+from slideio_pipe.mil import checkpoint
+from slideio_pipe.mil.fit import fit
+from tests.test_fit import settings
+if {slow}:
+    step = torch.optim.AdamW.step
+    torch.optim.AdamW.step = lambda self, *a, **k: (time.sleep(0.05), step(self, *a, **k))[1]
+config = settings(save_every=2)
+config["model"]["dropout"] = 0.5
+fit({cohort!r}, config, {out!r}, progress=False)
+"""
+
+
+def run(path: Path, out: Path, *, slow: bool = False) -> subprocess.Popen[bytes]:
+    """Start a training with dropout, in a process of its own."""
+    code = _TRAIN.format(root=str(ROOT), cohort=str(path), out=str(out), slow=slow)
+    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], start_new_session=True)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    """Bit for bit, killed in the middle of epochs; no half-written checkpoint is taken for one."""
+    path = cohort(tmp_path)
+    assert run(path, tmp_path / "whole").wait() == 0
+    out = tmp_path / "killed"
+    for steps in (7, 61):
+        process = run(path, out, slow=True)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if (out / "last.ckpt").exists() and read_checkpoint(out / "last.ckpt")["progress"]["step"] >= steps:
+                break
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        state = read_checkpoint(out / "last.ckpt")
+        assert not state["progress"]["finished"]
+    assert run(path, out).wait() == 0
+    whole, killed = read_checkpoint(tmp_path / "whole" / "last.ckpt"), read_checkpoint(out / "last.ckpt")
+    assert all(torch.equal(whole["model"][name], value) for name, value in killed["model"].items())
+    timeless = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in s["progress"]["history"]] for s in (whole, killed)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def replaced(folder: Path, number: int, tiles: torch.Tensor) -> None:
+    torch.save(tiles, folder / f"s{number}.pt")
+
+
+def test_bad_features_are_listed_at_once(tmp_path: Path) -> None:
+    """NaN, no tile, another width: all of them before the first epoch."""
+    path = cohort(tmp_path)
+    replaced(tmp_path, 3, torch.full((4, WIDTH), torch.nan))
+    replaced(tmp_path, 4, torch.zeros(0, WIDTH))
+    replaced(tmp_path, 5, torch.zeros(4, WIDTH + 1))
+    with pytest.raises(ConfigError) as caught:
+        fit(path, settings(validation=0), tmp_path / "run", progress=False)
+    assert "s3.pt: 4 of 4 tiles have features that are no numbers" in str(caught.value)
+    assert "s4.pt: has no tile" in str(caught.value)
+    assert "features of several widths: 16 (s0.pt), 17 (s5.pt)" in str(caught.value)
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_one_tile_is_a_bag(tmp_path: Path) -> None:
+    """Its attention is 1."""
+    path = cohort(tmp_path)
+    replaced(tmp_path, 3, torch.ones(1, WIDTH))
+    assert fit(path, settings(epochs=1), tmp_path / "run", progress=False).history[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "fitting", "message"),
+    [
+        ("s3.pt,", {}, "1 of 24 training slides have no label: s3.pt"),
+        ("one class", {}, "classification needs two classes at least: all are '0'"),
+        ("splits", {}, "all 4 slides that validate have one label"),
+        ("", {"folds": 30}, "24 patients for 30 parts"),
+    ],
+)
+def test_bad_cohorts(change: str, fitting: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Missing labels, one class, too few patients: said before anything is computed."""
+    path = cohort(tmp_path)
+    lines = path.read_text().splitlines()
+    if change == "one class":
+        lines = [lines[0], *(line.replace(",1", ",0") for line in lines[1:])]
+    elif change == "splits":
+        validate = {f"s{k}.pt" for k in (0, 2, 4, 6)}
+        lines = [f"{lines[0]},split", *(f"{x},{'val' if x.split(',')[0] in validate else 'train'}" for x in lines[1:])]
+    else:
+        lines = [change if change and line.startswith(change) else line for line in lines]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ConfigError, match=message):
+        fit(
+            path,
+            settings(validation=0, **fitting) if not fitting else settings(**fitting),
+            tmp_path / "run",
+            progress=False,
+        )
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
+    """With what to do about it, instead of hours of nothing."""
+    path = cohort(tmp_path)
+    with pytest.raises(ConfigError, match=r"the loss is (nan|inf) in step [0-9]+ of epoch 0; lower fit.lr"):
+        fit(path, settings(lr=1e30, clip=None), tmp_path / "run", progress=False)
+
+
+def test_features_are_found_by_the_names_of_slides(tmp_path: Path) -> None:
+    """A table of slides that are elsewhere, as CLAM has it, and a folder of features."""
+    cohort(tmp_path / "features")
+    table = tmp_path / "clam.csv"
+    rows = "".join(f"p{k},s{k},{k % 2}\n" for k in range(24))
+    table.write_text(f"case_id,slide_id,label\n{rows}")
+    config = settings(epochs=1) | {"encoder": {"folder": str(tmp_path / "features")}}
+    fitted = fit(table, config, tmp_path / "run", progress=False)
+    with fitted.predictions.open(newline="") as file:
+        assert {row["patient"][0] for row in csv.DictReader(file)} == {"p"}
+    (tmp_path / "features" / "s7.pt").unlink()
+    with pytest.raises(ConfigError, match="1 slides have no features there: s7"):
+        fit(table, config, tmp_path / "other", progress=False)
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    """The second is refused while the first runs."""
+    path = cohort(tmp_path)
+    process = run(path, tmp_path / "run", slow=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    from slideio_pipe.errors import OutputError
+
+    with pytest.raises(OutputError):
+        fit(path, settings(), tmp_path / "run", progress=False)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
