@@ -29,9 +29,9 @@ class MaxPool(nn.Module):
 
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, D) features."""
-        largest = features.max(0)
-        share = torch.bincount(largest.indices, minlength=len(features)) / features.shape[1]
-        return Pooled(largest.values, share.to(features.dtype))
+        largest = features.amax(0)
+        own = (features.detach() == largest.detach()).to(features.dtype)  # tiles with the same value share it
+        return Pooled(largest, (own / own.sum(0)).mean(1))
 
 
 class AttentionPool(nn.Module):

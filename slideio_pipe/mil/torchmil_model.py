@@ -69,7 +69,8 @@ class TorchMilModel(nn.Module):
         if self.training:
             return self._training(features, inputs, target)
         inputs = {key: value for key, value in inputs.items() if key in self._predict_takes}
-        logit, scores = self.model.predict(**inputs, return_inst_pred=True)[:2]
+        with torch.enable_grad():  # GTP explains itself by gradients
+            logit, scores = (found.detach() for found in self.model.predict(**inputs, return_inst_pred=True)[:2])
         scores = scores.reshape(len(features), -1)[:, 0]
         return MilOutput(logit.reshape(1), torch.softmax(scores.float(), 0), scores[:, None])
 

@@ -1,0 +1,139 @@
+"""Poolings do what their paper says; models of torchmil are used as models of ours."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.mil.model import MilModel, build_model
+from slideio_pipe.mil.pooling import AttentionPool, MaxPool, MeanPool
+from slideio_pipe.mil.small_encoder import SmallEncoder
+from slideio_pipe.mil.torchmil_model import grid_of
+
+COORDS = np.stack(np.meshgrid(np.arange(6), np.arange(5)), -1).reshape(-1, 2) * 512
+NAMES = (
+    "ABMIL CAMIL CLAM_SB DSMIL DTFDMIL DeepGraphSurv GTP IIBMIL PatchGCN ProbSmoothABMIL SETMIL SmABMIL "
+    "SmTransformerABMIL SmoothABMIL TransMIL TransformerABMIL TransformerProbSmoothABMIL"
+).split()
+
+
+def features(count: int = 30, width: int = 32) -> Tensor:
+    return torch.rand(count, width, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_attention_is_that_of_the_paper(gated: bool) -> None:
+    """Ilse et al. 2018, equations 8 and 9, written out in numpy in double precision."""
+    pool = AttentionPool(8, 4, gated=gated).double()
+    bag = features(7, 8).double()
+    h = bag.numpy()
+    value, w = pool.value, pool.score.weight.detach().numpy()[0]
+    hidden = np.tanh(h @ value.weight.detach().numpy().T + value.bias.detach().numpy())
+    if gated:
+        gate = pool.gate
+        assert gate is not None
+        hidden = hidden / (1 + np.exp(-(h @ gate.weight.detach().numpy().T + gate.bias.detach().numpy())))
+    weights = [math.exp(score) for score in hidden @ w]
+    attention = np.array(weights) / sum(weights)
+    found = pool(bag)
+    np.testing.assert_allclose(found.attention.detach().numpy(), attention, rtol=1e-12)
+    np.testing.assert_allclose(found.vector.detach().numpy(), attention @ h, rtol=1e-12)
+
+
+def test_mean_and_max() -> None:
+    """Their vectors, and shares that add up to one."""
+    bag = torch.tensor([[1.0, 5.0], [3.0, 4.0], [2.0, 0.0]])
+    mean, largest = MeanPool()(bag), MaxPool()(bag)
+    assert mean.vector.tolist() == [2, 3]
+    assert largest.vector.tolist() == [3, 5]
+    assert largest.attention.tolist() == [0.5, 0.5, 0]
+    assert float(mean.attention.sum()) == pytest.approx(1)
+
+
+def test_attention_in_half_precision_tells_tiles_apart() -> None:
+    """Of 50,000 tiles each has less than half precision's smallest step; they still add up to one."""
+    pool = AttentionPool(4, 2).to(torch.bfloat16)
+    attention = pool(torch.zeros(50_000, 4, dtype=torch.bfloat16)).attention.detach()
+    assert float(attention.sum()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("pool", ["gated", "attention", "mean", "max"])
+def test_the_order_of_tiles_does_not_matter(pool: str) -> None:
+    """A bag is a set."""
+    model = MilModel(32, 3, pool=pool).double().eval()
+    bag, order = features().double(), torch.randperm(30)
+    one, other = model(bag), model(bag[order])
+    torch.testing.assert_close(one.logits, other.logits)
+    torch.testing.assert_close(one.attention[order], other.attention)
+
+
+def test_a_tile_alone_is_a_bag() -> None:
+    """Its logits are those that it has as an instance."""
+    model = MilModel(32, 2).eval()
+    bag = features()
+    instances = model(bag).instances
+    assert instances is not None
+    torch.testing.assert_close(model(bag[3:4]).logits, instances[3])
+
+
+@pytest.mark.parametrize("count", [30, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_models_of_torchmil(name: str, count: int) -> None:
+    """Each trains on one bag at a time, and says of each tile how much it mattered."""
+    pytest.importorskip("torchmil")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchmil's own
+        model = build_model(f"torchmil:{name}", 32, 1, **({"n_landmarks": 8} if name == "CAMIL" else {}))
+        bag = features(count).requires_grad_()
+        out = model.train()(bag, COORDS[:count], torch.tensor(1.0))
+        (out.logits.sum() + (0 if out.auxiliary is None else out.auxiliary)).backward()
+        assert bag.grad is not None
+        assert float(bag.grad.abs().sum()) > 0
+        with torch.no_grad():
+            seen = model.eval()(features(count), COORDS[:count])
+    assert seen.logits.shape == (1,)
+    assert seen.attention.shape == (count,)
+    assert float(seen.attention.sum()) == pytest.approx(1, abs=1e-4)
+
+
+def test_models_of_torchmil_that_cannot_be_had() -> None:
+    """An unknown name lists those there are; several classes need another model; a graph needs coordinates."""
+    pytest.importorskip("torchmil")
+    with pytest.raises(ConfigError, match="torchmil has no model 'Nothing'; pass one of ABMIL, "):
+        build_model("torchmil:Nothing", 32, 1)
+    with pytest.raises(ConfigError, match="TransMIL has one logit, 3 are needed"):
+        build_model("torchmil:TransMIL", 32, 3)
+    with pytest.raises(ConfigError, match="ABMIL takes other settings"):
+        build_model("torchmil:ABMIL", 32, 1, nothing=3)
+    with pytest.raises(ConfigError, match="PatchGCN needs to know where tiles lie"):
+        build_model("torchmil:PatchGCN", 32, 1)(features())
+
+
+def test_wrong_features_are_refused() -> None:
+    """Of another encoder, or none."""
+    with pytest.raises(ConfigError, match=r"features of the shape \(5, 16\), the model takes \(N, 32\)"):
+        MilModel(32)(torch.zeros(5, 16))
+    with pytest.raises(ConfigError, match="a bag without a tile"):
+        MilModel(32)(torch.zeros(0, 32))
+    with pytest.raises(ConfigError, match="no pooling 'median'"):
+        build_model("median", 32, 1)
+
+
+def test_the_grid_of_coordinates() -> None:
+    """Columns and rows, whatever the stride at level 0."""
+    assert grid_of(COORDS + 1000).tolist() == (COORDS // 512).tolist()
+    assert grid_of(np.array([[7, 9]])).tolist() == [[0, 0]]
+
+
+def test_the_small_encoder_takes_tiles_of_any_size() -> None:
+    """And each tile by itself, so that training in chunks is exact."""
+    encoder = SmallEncoder(32)
+    bag = torch.rand(3, 3, 50, 70)
+    torch.testing.assert_close(encoder(bag)[1:2], encoder(bag[1:2]))
+    assert encoder(torch.rand(2, 3, 224, 224)).shape == (2, 32)
