@@ -15,7 +15,7 @@ from torch import nn
 
 from slideio_pipe import Normalize, load_encoder
 from slideio_pipe.encoders import EncoderOnDevice, load_encoders
-from slideio_pipe.encoders.encoder import resized
+from slideio_pipe.encoders.encoder import resized, resized_in_float
 from slideio_pipe.errors import ConfigError, MissingExtraError
 
 CPU = torch.device("cpu")
@@ -135,11 +135,12 @@ def test_maps_are_averaged() -> None:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("side", [24, 48])
-def test_tiles_of_another_size_are_resized_as_pillow_does(interpolation: str, side: int) -> None:
-    """Antialiased, within the one level that Pillow loses between its passes."""
+@pytest.mark.parametrize("resize", [resized, resized_in_float])
+def test_tiles_of_another_size_are_resized_as_pillow_does(resize: Any, interpolation: str, side: int) -> None:
+    """Antialiased, on the CPU and as CUDA does it, within the one level that rounding between two passes costs."""
     y, x = np.mgrid[:36, :36]
     tile = np.stack([x * 5 + y, 255 - y * 6, 90 + 60 * np.sin(x / 3)], -1).clip(0, 255).astype(np.uint8)
-    found = resized(torch.from_numpy(tile).permute(2, 0, 1)[None], side, interpolation)  # type: ignore[arg-type]
+    found = resize(torch.from_numpy(tile).permute(2, 0, 1)[None], side, interpolation)
     how = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
     expected = np.asarray(Image.fromarray(tile).resize((side, side), how)).astype(int)
     assert np.abs(found[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1

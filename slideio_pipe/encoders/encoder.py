@@ -131,9 +131,9 @@ class EncoderOnDevice:
 
 
 def resized(tiles: Tensor, side: int, interpolation: Interpolation) -> Tensor:
-    """Return (n, 3, H, W) uint8 tiles as (n, 3, side, side), antialiased and rounded to bytes; as they are if equal.
+    """Return (n, 3, H, W) uint8 tiles as (n, 3, side, side), antialiased; as they are if they have that size.
 
-    In float32 with one rounding, so that every device says the same to a level.
+    The CPU does it in bytes, as Pillow does: 0.26 ms for a 256-px tile to 224, in float32 3.7 ms.
 
     Raises
     ------
@@ -145,6 +145,17 @@ def resized(tiles: Tensor, side: int, interpolation: Interpolation) -> Tensor:
         raise ConfigError(f"tiles of {width}×{height} px, and encoders take squares", remedy="lay square tiles")
     if width == side:
         return tiles
+    if tiles.device.type == "cpu":
+        bytes_ = tiles.contiguous(memory_format=torch.channels_last)
+        return nn.functional.interpolate(bytes_, size=(side, side), mode=interpolation, antialias=True)
+    return resized_in_float(tiles, side, interpolation)
+
+
+def resized_in_float(tiles: Tensor, side: int, interpolation: Interpolation) -> Tensor:
+    """Return the same, computed in float32 and rounded once: torch has no other way on CUDA.
+
+    Bicubic values beyond white or black are cut at the end, in bytes also after the first direction.
+    """
     pixels = tiles.to(torch.float32, memory_format=torch.contiguous_format)
     found = nn.functional.interpolate(pixels, size=(side, side), mode=interpolation, antialias=True)
     return found.round_().clamp_(0, 255).to(torch.uint8, memory_format=torch.channels_last)
