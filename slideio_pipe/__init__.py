@@ -43,6 +43,11 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.foreign import from_trident as from_trident
     from slideio_pipe.label_masks import LabelMask as LabelMask
     from slideio_pipe.loader import BagLoader as BagLoader
+    from slideio_pipe.mil.fit import Fitted as Fitted
+    from slideio_pipe.mil.fit import fit as fit
+    from slideio_pipe.mil.model import MilModel as MilModel
+    from slideio_pipe.mil.settings import TrainConfig as TrainConfig
+    from slideio_pipe.mil.two_pass import TwoPass as TwoPass
     from slideio_pipe.profiling import profile as profile
     from slideio_pipe.reader import TileReader as TileReader
     from slideio_pipe.run import RunReport as RunReport
@@ -97,6 +102,11 @@ _PUBLIC = {
     "BagLoader": "loader",
     "WholeBag": "whole_bag",
     "profile": "profiling",
+    "fit": "mil.fit",
+    "Fitted": "mil.fit",
+    "TrainConfig": "mil.settings",
+    "MilModel": "mil.model",
+    "TwoPass": "mil.two_pass",
     "Normalize": "device",
     "save_bag": "store",
     "open_bag": "store",

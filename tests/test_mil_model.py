@@ -17,10 +17,25 @@ from slideio_pipe.mil.small_encoder import SmallEncoder
 from slideio_pipe.mil.torchmil_model import grid_of
 
 COORDS = np.stack(np.meshgrid(np.arange(6), np.arange(5)), -1).reshape(-1, 2) * 512
-NAMES = (
-    "ABMIL CAMIL CLAM_SB DSMIL DTFDMIL DeepGraphSurv GTP IIBMIL PatchGCN ProbSmoothABMIL SETMIL SmABMIL "
-    "SmTransformerABMIL SmoothABMIL TransMIL TransformerABMIL TransformerProbSmoothABMIL"
-).split()
+NAMES = [
+    "ABMIL",
+    "CAMIL",
+    "CLAM_SB",
+    "DSMIL",
+    "DTFDMIL",
+    "DeepGraphSurv",
+    "GTP",
+    "IIBMIL",
+    "PatchGCN",
+    "ProbSmoothABMIL",
+    "SETMIL",
+    "SmABMIL",
+    "SmTransformerABMIL",
+    "SmoothABMIL",
+    "TransMIL",
+    "TransformerABMIL",
+    "TransformerProbSmoothABMIL",
+]
 
 
 def features(count: int = 30, width: int = 32) -> Tensor:

@@ -1,0 +1,178 @@
+"""What a model says of one slide, and of each of its tiles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slideio_pipe.bag import Label
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Affine, Mpp
+from slideio_pipe.mil.tasks import Classification, Task
+from slideio_pipe.tissue import TissueMask
+
+Scores = Literal["attention", "instance"]
+SCORES: tuple[Scores, ...] = ("attention", "instance")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What a model says of a slide, and where on the slide it has that from; ``Predictor.predict`` makes one.
+
+    Tile k is the square of ``tile_size`` px of the view at ``coords[k]``; the affine brings it to level 0.
+    """
+
+    slide: str  # its name
+    said: dict[str, Any]  # by the columns of predictions.csv: class and probabilities, number, or risk
+    logits: NDArray[np.float64]  # (outputs,)
+    attention: NDArray[np.float64]  # (N,), adds up to 1: the share of each tile
+    instances: NDArray[np.float64] | None  # (N, columns): what the model would say of each tile alone
+    instance_names: tuple[str, ...]  # of these columns: "probability_1", "predicted" or "risk"
+    coords: NDArray[np.int64] | None  # (N, 2) top-left corners (x, y), level-0 px; None where nothing says
+    tile_size: float | None  # view px
+    affine: Affine  # view px to level-0 px
+    view_mpp: Mpp | None  # µm per view px
+    task: Task = field(repr=False)
+    label: Label = None
+    patient: str | None = None
+    tissue: TissueMask | None = field(default=None, repr=False)  # where it was found for this prediction
+
+    def __len__(self) -> int:
+        return len(self.attention)
+
+    @property
+    def default_scores(self) -> Scores:
+        """Attention, but where it is the same for every tile (mean pooling): there the tiles' own predictions."""
+        flat = float(self.attention.max()) - float(self.attention.min()) <= 1e-6 * float(self.attention.max())
+        return "instance" if flat and self.instances is not None else "attention"
+
+    @property
+    def instance_column(self) -> int:
+        """Which column of ``instances`` is the instance score: the second of two classes, else the predicted one."""
+        if not isinstance(self.task, Classification) or len(self.task.classes) == 2:
+            return len(self.instance_names) - 1
+        return self.task.classes.index(self.said["predicted"])
+
+    def scores(self, kind: Scores | None = None) -> NDArray[np.float64]:
+        """Return one score per tile, (N,).
+
+        Parameters
+        ----------
+        kind : {"attention", "instance"}, optional
+            The attention, adding up to 1; or what the model would say of the tile as a bag of its own: the probability
+            of the second class of two or of the predicted one of several, the number, the risk. By default
+            ``default_scores``.
+
+        Raises
+        ------
+        ConfigError
+            The model has no such scores.
+        """
+        wanted = checked_scores(kind) or self.default_scores
+        if wanted == "attention":
+            return self.attention
+        if self.instances is None:
+            remedy = 'pass scores="attention"'
+            raise ConfigError("the model does not score tiles on their own", slide=self.slide, remedy=remedy)
+        return self.instances[:, self.instance_column]
+
+    def percentiles(self) -> NDArray[np.float64]:
+        """Return which part of the slide's tiles have no more attention than each, (N,), 0 to 1; equals share theirs.
+
+        Examples
+        --------
+        >>> percentiles(np.array([0.1, 0.5, 0.1, 0.3])).tolist()
+        [0.5, 1.0, 0.5, 0.75]
+        """
+        return percentiles(self.attention)
+
+    def top(self, count: int, kind: Scores | None = None) -> NDArray[np.int64]:
+        """Return the tiles of the highest scores, the highest first."""
+        return np.argsort(-self.scores(kind), kind="stable")[:count]
+
+    def corners_level0(self) -> NDArray[np.float64]:
+        """Return the (N, 4, 2) corners of the tiles in level-0 px, in turn from the one at ``coords``.
+
+        Raises
+        ------
+        ConfigError
+            Nothing says where the tiles lie.
+        """
+        coords, side = self.places()
+        corners = self.affine.apply([(0, 0), (side, 0), (side, side), (0, side)])
+        return np.asarray(coords[:, None, :] + (corners - corners[0]))
+
+    def places(self) -> tuple[NDArray[np.int64], float]:
+        """Return where the tiles lie, and their side in view px.
+
+        Raises
+        ------
+        ConfigError
+            Nothing says it.
+        """
+        if self.coords is None or self.tile_size is None:
+            reason = f"nothing says where its tiles lie{'' if self.coords is None else ' or how large they are'}"
+            raise ConfigError(reason, slide=self.slide, remedy="predict from the slide, its bag or features with places")
+        return self.coords, self.tile_size
+
+    def sentence(self) -> str:
+        """Return what is said of the slide in a line, for people.
+
+        Examples
+        --------
+        >>> from slideio_pipe.mil.tasks import Survival
+        >>> sentence({"risk": 0.25}, Survival())
+        'risk 0.25'
+        """
+        return sentence(self.said, self.task)
+
+    def row(self) -> dict[str, Any]:
+        """Return its line of ``predictions.csv``."""
+        known = {"slide": self.slide, "patient": self.patient or "", "label": "" if self.label is None else self.label}
+        return known | self.said | {"tiles": len(self)}
+
+    def summary(self) -> dict[str, Any]:
+        """Return it JSON-able, without the tiles."""
+        return self.row() | {"label": self.label, "patient": self.patient, "logits": self.logits.tolist()}
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.slide}: {self.sentence()}, {len(self):,} tiles)"
+
+
+def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return which part of the values is no larger than each, (N,)."""
+    return np.searchsorted(np.sort(values), values, side="right") / max(1, len(values))
+
+
+def sentence(said: dict[str, Any], task: Task) -> str:
+    """Return what a task says in a line."""
+    if isinstance(task, Classification):
+        name = str(said["predicted"])
+        chance = float(said[f"probability_{name}"])
+        # Never "100 %": no model is that sure.
+        shown = "> 99.9 %" if chance > 0.9995 else f"{chance:.1%}".replace("%", " %")
+        return f"{name} ({shown})"
+    return ", ".join(f"{name} {value:.4g}" for name, value in said.items())
+
+
+def checked_scores(kind: Any) -> Scores | None:
+    """Return a kind of scores as it is.
+
+    Raises
+    ------
+    ConfigError
+        There is no such kind.
+    """
+    if kind is not None and kind not in SCORES:
+        raise ConfigError(f"no scores {kind!r}", remedy='pass scores="attention" or "instance"')
+    wanted: Scores | None = kind
+    return wanted
+
+
+def finite(value: float) -> float | None:
+    """Return a number that JSON has."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,333 @@
+"""A trained model made again from its checkpoint, and what it says of slides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from slideio_pipe.bag import Bag, Label, TileBag
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.config import checked
+from slideio_pipe.dataset import BagDataset
+from slideio_pipe.device import Normalize, check_device
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.features import FeatureBag, open_features
+from slideio_pipe.geometry import Affine
+from slideio_pipe.mil.checkpoint import read_checkpoint
+from slideio_pipe.mil.model import MilOutput, build_model
+from slideio_pipe.mil.prediction import Prediction
+from slideio_pipe.mil.settings import TrainConfig
+from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
+from slideio_pipe.mil.tile_encoder import TileEncoder, tile_encoder
+from slideio_pipe.mil.two_pass import TwoPass
+from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.streaming import stream
+
+# What features are called on disk, beside bag stores that have them.
+_FEATURE_FILES = (".h5", ".hdf5", ".pt")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictor:
+    """A trained model with all it needs; ``load_predictor`` makes one."""
+
+    checkpoint: Path
+    task: Task
+    model: nn.Module
+    encoder: TileEncoder | None  # None: it takes features
+    features: str | None  # whose features it was trained on, where these were named
+    width: int  # numbers per tile that the model takes
+    config: TrainConfig
+    device: torch.device
+
+    def predict(
+        self, source: str | Path | Bag | FeatureBag | CohortSlide, label: Label = None, *, slide_mpp: float | None = None
+    ) -> Prediction:
+        """Return what the model says of one slide.
+
+        Tiles are read, encoded and forgotten ``config.encoder.chunk_size`` at a time; what grows with the bag is its
+        features. Nothing is augmented and no tile is left out.
+
+        Parameters
+        ----------
+        source : path, bag, FeatureBag or CohortSlide
+            With an encoder: a slide, a ``.bag.zarr``, or an open bag. Without: what ``open_features`` opens.
+        label : int, float or str, optional
+            What is known of the slide; by default the label of the bag.
+        slide_mpp : float, optional
+            µm per level-0 px of a slide whose file does not say, or of STAMP's features, which have no places without.
+
+        Raises
+        ------
+        NoTissueError
+            The slide has no tile.
+        ConfigError
+            Features of another width or encoder, not finite, or none; tiles that the encoder does not take.
+        SlideioPipeError
+            Whatever opening and reading may raise.
+        """
+        if isinstance(source, FeatureBag):
+            return self._of_features(source, None, label)
+        slide = _one(source, label, slide_mpp)
+        if self.encoder is not None:
+            return self._of_pixels(slide)
+        if not isinstance(slide.source, Path):
+            raise self._no_encoder(slide.name)
+        if not _holds_features(slide.source):
+            raise self._no_encoder(str(slide.source))
+        opened = open_features(slide.source, self.config.encoder.features or self.features, slide_mpp=slide.mpp)
+        return self._of_features(opened, slide, slide.label)
+
+    def _of_pixels(self, slide: CohortSlide) -> Prediction:
+        assert self.encoder is not None
+        plain = {"slide_transform": None, "tile_transform": None, "max_tiles": None}
+        dataset = BagDataset(Cohort.unchecked([slide]), self.config.loader.model_copy(update=plain))
+        bag = dataset.open(0)
+        try:
+            _, height, width, _ = bag.shape
+            side = self.config.grid.tile_size
+            if (height, width) != (side, side) and not self.config.grid.align:
+                reason = f"its tiles have {width}×{height} px, the model was trained on {side}×{side}"
+                raise ConfigError(reason, slide=slide.name, remedy="predict from the slide itself")
+            out = self._out(TwoPass(self.encoder.module).encode(self._chunks(bag)).features, np.asarray(bag.coords))
+            tissue = bag.grid.mask if isinstance(bag, TileBag) else None
+            view = bag.provenance().get("view") or {}
+            label = dataset.label(0, bag)
+            return self._prediction(
+                out,
+                slide=slide.name,
+                patient=slide.patient,
+                label=label,
+                coords=np.asarray(bag.coords),
+                tile_size=float(width),
+                affine=_affine(view),
+                view_mpp=bag.view_mpp,
+                tissue=tissue,
+            )
+        finally:
+            dataset.close(0, bag)
+
+    def _chunks(self, bag: Bag) -> Iterator[Tensor]:
+        """Yield the tiles as the encoder takes them; made once, for there is no second pass."""
+        assert self.encoder is not None
+        size = self.config.encoder.chunk_size
+        with stream(bag, device=self.device, normalize=None, batch_size=size) as batches:
+            for batch in batches:
+                yield self.encoder.prepare(batch.tiles)
+
+    def _of_features(self, bag: FeatureBag, slide: CohortSlide | None, label: Label) -> Prediction:
+        name = bag.name if slide is None else slide.name
+        if self.encoder is not None:
+            reason = f"the model has an encoder of its own, {self.encoder.name}: it takes slides, not features"
+            raise ConfigError(reason, slide=name, remedy="predict from the slide or its bag")
+        self._check_features(bag, name)
+        values = torch.from_numpy(np.array(bag.features)).to(self.device)
+        # Places of turned tiles are known where their view is; else tiles are squares of level 0.
+        view = bag.provenance.get("view") or {}
+        known = "affine" in view and "grid" in bag.provenance
+        side = float(bag.provenance["grid"]["tile_size"]) if known else bag.tile_size_level0
+        return self._prediction(
+            self._out(values, bag.coords),
+            slide=name,
+            patient=None if slide is None else slide.patient,
+            label=bag.label if label is None else label,
+            coords=bag.coords,
+            tile_size=side,
+            affine=_affine(view) if known else Affine(),
+            view_mpp=bag.view_mpp,
+        )
+
+    def _check_features(self, bag: FeatureBag, name: str) -> None:
+        remedy = "compute its features with the encoder of the training"
+        if bag.features.ndim != 2 or bag.features.shape[1] != self.width:
+            reason = f"features of the shape {bag.features.shape}, the model takes (N, {self.width})"
+            raise ConfigError(reason, slide=name, remedy=remedy)
+        if bag.encoder is not None and self.features is not None and bag.encoder != self.features:
+            reason = f"features of {bag.encoder}, the model was trained on those of {self.features}"
+            raise ConfigError(reason, slide=name, remedy=remedy)
+        if not len(bag):
+            raise ConfigError("has no tile", slide=name, remedy="leave it out")
+        wrong = int((~np.isfinite(bag.features)).any(1).sum())
+        if wrong:
+            reason = f"{wrong:,} of {len(bag):,} tiles have features that are no numbers"
+            raise ConfigError(reason, slide=name, remedy="compute its features again")
+
+    @torch.no_grad()
+    def _out(self, features: Tensor, coords: NDArray[np.int64] | None) -> MilOutput:
+        dtype = next(self.model.parameters()).dtype
+        found: MilOutput = self.model(features.to(dtype), coords)
+        return found
+
+    def _prediction(self, out: MilOutput, **known: Any) -> Prediction:
+        instances = None if out.instances is None else out.instances.double().cpu()
+        names, values = self._instances(instances)
+        return Prediction(
+            said=self.task.predict(out.logits.cpu()),
+            logits=out.logits.double().cpu().numpy(),
+            attention=out.attention.double().cpu().numpy(),
+            instances=values,
+            instance_names=names,
+            task=self.task,
+            **known,
+        )
+
+    def _instances(self, logits: Tensor | None) -> tuple[tuple[str, ...], NDArray[np.float64] | None]:
+        """Return the logits of tiles as the task reads those of slides."""
+        task = self.task
+        if logits is None:
+            return (), None
+        if isinstance(task, Classification):
+            return tuple(f"probability_{name}" for name in task.classes), task.probabilities(logits).numpy()
+        if isinstance(task, Regression):
+            return ("predicted",), (logits * task.std + task.mean).numpy()
+        return ("risk",), logits.numpy()
+
+    def _no_encoder(self, name: str) -> ConfigError:
+        whose = "" if self.features is None else f" of {self.features}"
+        return ConfigError(
+            f"the model takes features{whose}, {self.width:,} per tile, and this has none",
+            slide=name,
+            remedy="run slideio-pipe features first, or pass its encoder to load_predictor",
+        )
+
+    def __repr__(self) -> str:
+        kind = self.task.settings()["task"]
+        takes = f"{self.width:,} features of {self.features or 'any encoder'}" if self.encoder is None else "slides"
+        return f"Predictor({kind}, {self.config.model.name}, takes {takes}, on {self.device})"
+
+
+def load_predictor(
+    checkpoint: str | Path,
+    *,
+    encoder: nn.Module | str | Path | None = None,
+    normalize: Normalize | None = None,
+    device: str | torch.device = "cpu",
+) -> Predictor:
+    """Return the model of a training, ready to predict, from its ``best.ckpt`` alone.
+
+    Parameters
+    ----------
+    checkpoint : path
+        What ``fit`` wrote, or the folder it is in. No code in it is run.
+    encoder : nn.Module, str or path, optional
+        The network that ``fit`` was given, where it was: its weights come from the checkpoint, its architecture cannot.
+        Of a model that takes features: the encoder that made them (see ``load_encoder``); slides are then tiled as
+        the training's configuration says.
+    normalize : Normalize, optional
+        Of an encoder for a model that takes features, where its own configuration does not say it.
+    device : str or torch.device
+
+    Raises
+    ------
+    ConfigError
+        It is no checkpoint of a training, the encoder is missing or another one, or there is no such device.
+    MissingExtraError
+        The model or the encoder needs a package that is not installed.
+
+    Examples
+    --------
+    >>> load_predictor("nowhere/best.ckpt")
+    Traceback (most recent call last):
+    ...
+    slideio_pipe.errors.ConfigError: nowhere/best.ckpt: no such checkpoint; check the path
+    """
+    path = Path(checkpoint).expanduser()
+    path = path / "best.ckpt" if path.is_dir() else path
+    known = read_checkpoint(path)
+    told = known.get("about")
+    if not isinstance(told, Mapping) or not {"task", "width", "config"} <= set(told) or "model" not in known:
+        raise ConfigError("is a checkpoint of something else", slide=str(path), remedy="pass best.ckpt of a training")
+    target = check_device(device)
+    task, config = task_of(told["task"]), checked(TrainConfig, str(path), **told["config"])
+    model = build_model(config.model.name, told["width"], task.outputs, **config.model.arguments())
+    _fill(model, known["model"], path, "the model")
+    tiles = _encoder(path, told, known, encoder, normalize)
+    if tiles is not None:
+        tiles.module.to(target).eval()
+        if "encoder" not in known:
+            _check_maker(path, tiles, told, config, target)
+    return Predictor(
+        path, task, model.to(target).eval(), tiles, told.get("features"), int(told["width"]), config, target
+    )
+
+
+def _encoder(
+    path: Path,
+    told: Mapping[str, Any],
+    known: Mapping[str, Any],
+    given: nn.Module | str | Path | None,
+    normalize: Normalize | None,
+) -> TileEncoder | None:
+    """Return the encoder, with the weights that it was trained to."""
+    network = given if isinstance(given, nn.Module) else None
+    source = None if given is None or network is not None else str(given)
+    about = told.get("encoder")
+    if about is None:
+        return None if given is None else tile_encoder(network, source, normalize)
+    if given is None and about["source"] is None:
+        reason = f"the training was given a network of its own, {about['name']}, which no checkpoint can make"
+        raise ConfigError(reason, slide=str(path), remedy="pass that network as encoder=…")
+    facts = about["normalize"]
+    stated = Normalize(facts["mean"], facts["std"], rescale=facts["rescale"])
+    found = tile_encoder(network, source or about["source"], stated)
+    _fill(found.module, known["encoder"], path, f"encoder {about['name']}")
+    return TileEncoder(
+        found.module, stated, about["name"], about["input_size"], about["interpolation"], about["source"]
+    )
+
+
+def _check_maker(
+    path: Path, tiles: TileEncoder, told: Mapping[str, Any], config: TrainConfig, device: torch.device
+) -> None:
+    """Refuse an encoder that did not make the features of the training, as far as that shows."""
+    width = tiles.width(tiles.input_size or config.grid.tile_size, device)
+    if width != told["width"]:
+        reason = f"{tiles.name} makes {width:,} features per tile, the model takes {told['width']:,}"
+        raise ConfigError(reason, slide=str(path), remedy="pass the encoder of the training")
+
+
+def _fill(module: nn.Module, weights: Mapping[str, Any], path: Path, what: str) -> None:
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:300]
+        reason = f"its weights are not those of {what} ({said})"
+        raise ConfigError(reason, slide=str(path), remedy="pass the checkpoint, and the encoder, of one training") from None
+
+
+def _one(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide:
+    """Return one slide of what was given, its label and mpp replaced where others are given."""
+    if isinstance(source, CohortSlide):
+        found = source
+    elif isinstance(source, str | Path):
+        path = Path(source).expanduser()
+        found = Cohort([CohortSlide(path, path.name)])[0]
+    else:
+        found = Cohort.of([source])[0]
+    return CohortSlide(
+        found.source,
+        found.name,
+        found.label if label is None else label,
+        found.mpp if slide_mpp is None else slide_mpp,
+        found.mask,
+        found.patient,
+        other=found.other,
+    )
+
+
+def _holds_features(path: Path) -> bool:
+    """Return whether it is something that features are kept in, by its name or what it holds."""
+    if path.is_dir():
+        return path.name.endswith(".features.zarr") or is_bag_store(path)
+    return path.suffix.lower() in _FEATURE_FILES
+
+
+def _affine(view: Mapping[str, Any]) -> Affine:
+    return Affine.from_tuple(view["affine"]) if view.get("affine") else Affine()

@@ -1,0 +1,191 @@
+"""End to end from slides: two passes see the same tiles, on one process or two, kept in memory or read again."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import slideio_pipe as sp
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.mil.checkpoint import read_checkpoint
+from slideio_pipe.mil.fit import fit
+from slideio_pipe.mil.model import MilModel
+from slideio_pipe.mil.settings import load_train_config
+from slideio_pipe.mil.small_encoder import SmallEncoder
+from slideio_pipe.mil.sources import PixelSource
+from slideio_pipe.mil.tile_encoder import tile_encoder
+from slideio_pipe.mil.two_pass import TwoPass
+
+pytest.importorskip("lightning_fabric")
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the manifest of six small slides, half with a lesion."""
+    folder = tmp_path_factory.mktemp("slides")
+    with (folder / "cohort.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["slide", "label"])
+        for k in range(6):
+            sp.write_synthetic_slide(folder / f"s{k}.svs", size=(1536, 1024), seed=k, lesions=k % 2)
+            rows.writerow([f"s{k}.svs", k % 2])
+    (folder / "stain.yaml").write_text((ROOT / "configs" / "stain-light.yaml").read_text())
+    return folder / "cohort.csv"
+
+
+def settings(slides: Path, *, augment: bool = False, **fitting: Any) -> dict[str, Any]:
+    """Return settings of a training of seconds."""
+    drawn = {"slide_transform": str(slides.parent / "stain.yaml")} if augment else {}
+    return drawn | {
+        "view": {"mpp": 1.0},
+        "grid": {"tile_size": 32, "min_tissue": 0.3},
+        "model": {"embed": [], "attention": 8, "dropout": 0.0},
+        "encoder": {"source": "small", "chunk_size": 16},
+        "fit": {"epochs": 2, "bootstrap": 0, "validation": 0, "accelerator": "cpu", "monitor": "loss"} | fitting,
+    }
+
+
+def source(slides: Path, keep_gb: float, *, augment: bool) -> PixelSource:
+    """Return the slides as training takes them."""
+    values = settings(slides, augment=augment)
+    values["encoder"]["keep_gb"] = keep_gb
+    encoder = tile_encoder(None, "small", None)
+    return PixelSource(Cohort.of(slides), CPU, load_train_config(values), encoder.prepare, augment=True)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("keep_gb", [0.0, 0.0001, 1.0])
+def test_the_second_pass_sees_the_tiles_of_the_first(slides: Path, keep_gb: float, augment: bool) -> None:
+    """Read again, kept in part, or kept: byte for byte, drawn stains and all, and another draw in the next epoch."""
+    found = source(slides, keep_gb, augment=augment)
+    seen = []
+    for example in found.epoch(3, shuffle=True):
+        bag = example.pixels
+        assert bag is not None
+        first, second = torch.cat(list(bag)), torch.cat(list(bag))
+        assert torch.equal(first, second)
+        assert len(bag.coords) == len(first)
+        seen.append((example.number, first))
+    other = {e.number: torch.cat(list(e.pixels)) for e in found.epoch(4, shuffle=True) if e.pixels is not None}
+    found.close()
+    assert sorted(number for number, _ in seen) == list(range(6))
+    assert all(torch.equal(tiles, other[number]) is not augment for number, tiles in seen)
+
+
+def test_the_gradient_from_slides_is_that_of_whole_bags(slides: Path) -> None:
+    """With stains drawn, in double precision, of tiles that are read twice."""
+    torch.manual_seed(0)
+    encoder, model = SmallEncoder(16).double(), MilModel(16, 1, embed=(), dropout=0.0).double()
+    passes, parameters = TwoPass(encoder), [*encoder.parameters(), *model.parameters()]
+    found = source(slides, 0.0, augment=True)
+    wanted: list[Tensor] = []
+    for example in found.epoch(0, shuffle=True):
+        bag = example.pixels
+        assert bag is not None
+        bag.prepare = lambda tiles: tiles.double() / 255
+        encoded = passes.encode(bag)
+        model(encoded.features).logits.sum().backward()
+        encoded.backward()
+        wanted.append(torch.cat(list(bag)))
+    got = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    for parameter in parameters:
+        parameter.grad = None
+    torch.stack([model(encoder(tiles)).logits.sum() for tiles in wanted]).sum().backward()
+    full = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    found.close()
+    assert float((got - full).norm() / full.norm()) < 1e-9
+
+
+def test_training_end_to_end(slides: Path, tmp_path: Path) -> None:
+    """The encoder changes, and with ``trainable: false`` it does not."""
+    changed = fit(slides, settings(slides, augment=True), tmp_path / "a", progress=False)
+    frozen = settings(slides)
+    frozen["encoder"]["trainable"] = False
+    kept = fit(slides, frozen, tmp_path / "b", progress=False)
+    torch.manual_seed(0)
+    start = tile_encoder(None, "small", None).module.state_dict()
+    for fitted, same in ((changed, False), (kept, True)):
+        weights = read_checkpoint(fitted.checkpoints[0])["encoder"]
+        assert all(torch.equal(weights[name], value) for name, value in start.items()) is same
+
+
+_TWO = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.test_mil_pixels import settings
+from slideio_pipe.mil.fit import fit
+slides = Path({slides!r})
+fit(slides, settings(slides, {more}), {out!r}, progress=False)
+"""
+
+
+def train(slides: Path, out: Path, more: str) -> dict[str, Tensor]:
+    """Train in processes of its own, and return the weights."""
+    code = _TWO.format(root=str(ROOT), slides=str(slides), out=str(out), more=more)
+    script = out.with_suffix(".py")
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = read_checkpoint(out / "last.ckpt")
+    return state["encoder"] | state["model"]
+
+
+def test_two_processes_train_as_one(slides: Path, tmp_path: Path) -> None:
+    """A bag each, averaged, is a step of two bags of one process: weights agree to single precision."""
+    two = train(slides, tmp_path / "two", "devices=2, bags_per_step=1, warmup=0.0, clip=None")
+    one = train(slides, tmp_path / "one", "devices=1, bags_per_step=2, warmup=0.0, clip=None")
+    assert two.keys() == one.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_bad_input_is_told_of_before_the_first_epoch(slides: Path, tmp_path: Path) -> None:
+    """Tiles that the network does not take; a network that makes no features."""
+    small = settings(slides) | {"grid": {"tile_size": 2, "min_tissue": 0.3}}
+    with pytest.raises(ConfigError, match=r"Sequential does not take tiles of 2×2 px .*set grid.tile_size"):
+        fit(slides, small, tmp_path / "a", encoder=torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5)), progress=False)
+    with pytest.raises(ConfigError, match=r"returns \(2, 7\) int64 for 2 tiles|returns a tuple"):
+        fit(slides, settings(slides), tmp_path / "b", encoder=Pair(), progress=False)
+    assert not (tmp_path / "b" / "last.ckpt").exists()
+
+
+class Pair(torch.nn.Module):
+    """A network that returns two things."""
+
+    def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        return tiles, tiles
+
+
+def test_a_chunk_that_does_not_fit_names_one_that_does(slides: Path, tmp_path: Path) -> None:
+    """In the words of the configuration."""
+
+    class Greedy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = SmallEncoder(16)
+
+        def forward(self, tiles: Tensor) -> Tensor:
+            if len(tiles) > 5:
+                raise torch.OutOfMemoryError("out of memory")
+            out: Tensor = self.inside(tiles)
+            return out
+
+    with pytest.raises(ConfigError, match="a chunk of 16 tiles does not fit into memory; pass chunk_size=4"):
+        fit(slides, settings(slides), tmp_path / "a", encoder=Greedy(), progress=False)
