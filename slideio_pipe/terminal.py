@@ -61,7 +61,7 @@ _SET = re.compile(r"\b(pixels)=(?:\"([^\"]*)\"|([^\s,;()]+))")
 
 
 # Commands that go on where they stopped.
-_RESUMED = ("convert", "export", "features", "train")
+_RESUMED = ("convert", "export", "features", "train", "tissue")
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:

@@ -113,11 +113,13 @@ def _find_many(
     """Find the tissue of a cohort and print what came of it; exit code 1 when slides failed."""
     from slideio_pipe.cohort_tissue import tissue_cohort
 
+    cohort = cohort_commands.cohort_of(sources, root)
     if picture is not None:
         raise ConfigError("--picture is for one slide", remedy="leave it out")
     if save is None or save.suffix.lower() in (".png", ".geojson", ".json") or save.is_file():
         raise ConfigError("--out is no folder for the masks of a cohort", remedy="pass --out masks/")
-    given = sources[0] if len(sources) == 1 and root is None else cohort_commands.cohort_of(sources, root)
+    # By its path, where it has one: a manifest is not to be written over the cohort unasked.
+    given = sources[0] if len(sources) == 1 else cohort
     report = tissue_cohort(given, save, config, progress=False if as_json else None, **settings)
     if as_json:
         manifest = None if settings["manifest"] is None else str(settings["manifest"])

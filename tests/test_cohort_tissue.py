@@ -94,3 +94,5 @@ def test_the_command(study: Path, tmp_path: Path) -> None:
     assert "pass --out masks/" in run("tissue", study / "cohort.csv", "--out", "a.png", code=2).stderr
     one = run("tissue", study / "s0.svs", "--manifest", manifest, code=2).stderr
     assert "--format and --manifest are for a cohort" in one
+    inside = ("--root", study, "--manifest", study / "cohort.csv")
+    assert "is the cohort itself" in run(*command[:4], *inside, code=2).stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from memory_bag import MemoryBag, contents
+from test_cli import run
 
 from slideio_pipe.bag import TileBag
 from slideio_pipe.config import ExportConfig, GridConfig, StoreConfig, TissueConfig, ViewConfig
@@ -209,3 +211,21 @@ def test_tiles_beside_a_damaged_one_are_theirs(tmp_path: Path) -> None:
         touches = x < 512 and x + 200 > 256 and y < 512 and y + 200 > 256
         assert (k in bad) == touches
         np.testing.assert_array_equal(tile, 255 if touches else pixels[y : y + 200, x : x + 200])
+
+
+def test_the_command_bears_with_a_damaged_slide(tmp_path: Path) -> None:
+    """Alone or in a cohort; the option is named where it helps, and unknown values are refused before anything."""
+    (tmp_path / "slides").mkdir()
+    path = write_synthetic_slide(tmp_path / "slides" / "a.svs", size=(4096, 3072), seed=3).path
+    damage(path, 0, 5)
+    options = ("--mpp", "native", "--tissue", "none", "--out", tmp_path / "bags")
+    assert "could not be read and is white" in run("export", path, *options, "--on-error", "white").stderr
+    told = json.loads(
+        run("export", tmp_path / "slides", *options[:4], "--out", tmp_path / "b", "--json", code=1).stdout
+    )
+    assert (told["done"], told["failed"]) == (0, 1)
+    again = ("export", tmp_path / "slides", *options[:4], "--out", tmp_path / "b", "--json", "--on-error", "white")
+    told = json.loads(run(*again).stdout)
+    assert (told["done"], told["failed"]) == (1, 0)
+    assert contents(tmp_path / "b" / "a.bag.zarr") == contents(tmp_path / "bags" / "a.bag.zarr")
+    assert "on_error is 'skp'" in run("export", path, *options, "--on-error", "skp", code=2).stderr
