@@ -117,7 +117,10 @@ def _find_many(
     if picture is not None:
         raise ConfigError("--picture is for one slide", remedy="leave it out")
     if save is None or save.suffix.lower() in (".png", ".geojson", ".json") or save.is_file():
-        raise ConfigError("--out is no folder for the masks of a cohort", remedy="pass --out masks/")
+        reason = (
+            "--out is no folder for the masks of a cohort" if save else "a cohort, and there is no --out for its masks"
+        )
+        raise ConfigError(reason, slide=str(sources[0]), remedy="pass --out masks/, or one slide file")
     # By its path, where it has one: a manifest is not to be written over the cohort unasked.
     given = sources[0] if len(sources) == 1 else cohort
     report = tissue_cohort(given, save, config, progress=False if as_json else None, **settings)

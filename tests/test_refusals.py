@@ -161,10 +161,19 @@ def test_a_slide_that_cannot_be_exported(bad: Bad, svs: Path, tmp_path: Path, ou
     assert not list(tmp_path.rglob("*.bag.zarr"))
 
 
-@pytest.mark.parametrize("bad", CLOSED.values(), ids=CLOSED)
-@pytest.mark.parametrize("command", ["info", "tissue"])
-def test_a_slide_that_does_not_open(bad: Bad, command: str, svs: Path, tmp_path: Path) -> None:
+def test_a_folder_of_slides_has_tissue_masks_in_a_folder(svs: Path, tmp_path: Path) -> None:
+    """A folder is a cohort to this command, which says where masks go."""
+    error = refused("tissue", _directory(tmp_path, svs))
+    assert "a folder: a cohort, and there is no --out for its masks; pass --out masks/, or one slide file" in error
+
+
+FOUND = [("info", name) for name in CLOSED] + [("tissue", name) for name in CLOSED if name != "directory"]
+
+
+@pytest.mark.parametrize(("command", "name"), FOUND)
+def test_a_slide_that_does_not_open(command: str, name: str, svs: Path, tmp_path: Path) -> None:
     """The other commands say the same."""
+    bad = CLOSED[name]
     error = refused(command, bad.make(tmp_path, svs))
     assert bad.name in error
     assert not [word for word in bad.words if word not in error], error
