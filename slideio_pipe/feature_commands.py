@@ -132,5 +132,5 @@ def _print_report(report: FeatureReport, folder: Path | None) -> None:
     rate = f", {report.tiles / report.seconds:,.0f} tiles/s" if report.tiles else ""
     cohort_commands.print_counts(report, "encoded", f"{report.tiles:,} tiles, {report.seconds:.1f} s{rate}")
     say(f"features: {made} in {folder or 'the bags'}, on {report.device}")
-    where = "a.bag.zarr" if folder is None else f"{folder}/….features.zarr"
+    where = "<slide>.bag.zarr" if folder is None else f"{folder}/<slide>.features.zarr"
     say(f'in Python: import slideio_pipe as sp; bag = sp.open_features("{where}")')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slideio_pipe.progress import reporting
+from slideio_pipe.progress import rated, reporting
 
 
 def counted(progress: object) -> None:
@@ -52,3 +52,20 @@ def test_the_bar_ends_when_the_work_fails() -> None:
     with pytest.raises(ValueError, match="broken"), reporting(True, "first"):
         raise ValueError("broken")
     counted(True)
+
+
+def test_a_rate_is_shown_behind_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of what is counted beside what the bar counts; a function of one's own hears of it as before."""
+    monkeypatch.setenv("COLUMNS", "120")
+    with rated(True, "4 slides", "tiles") as (report, count):
+        for done in range(3):
+            count(100)
+            report(done + 1, 4)
+    told = capsys.readouterr().err
+    assert "4 slides" in told
+    assert "tiles/s" in told
+    calls: list[tuple[int, int]] = []
+    with rated(lambda done, total: calls.append((done, total)), "slides", "tiles") as (report, count):
+        count(100)
+        report(1, 4)
+    assert calls == [(1, 4)]
