@@ -152,3 +152,11 @@ def test_the_small_encoder_takes_tiles_of_any_size() -> None:
     bag = torch.rand(3, 3, 50, 70)
     torch.testing.assert_close(encoder(bag)[1:2], encoder(bag[1:2]))
     assert encoder(torch.rand(2, 3, 224, 224)).shape == (2, 32)
+
+
+def test_features_are_brought_to_one_scale() -> None:
+    """Mean 0 and deviation 1 over the tiles of all bags; a feature that does not vary stays finite."""
+    model = MilModel(3)
+    bag = torch.tensor([[1.0, 100.0, 7.0], [3.0, 300.0, 7.0]])
+    model.standardize(bag.mean(0), bag.std(0, correction=0))
+    assert model.prepared(bag).tolist() == [[-1, -1, 0], [1, 1, 0]]

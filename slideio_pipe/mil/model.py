@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -23,7 +24,49 @@ class MilOutput(NamedTuple):
     auxiliary: Tensor | None = None  # (): what the model adds to the loss, where it does
 
 
-class MilModel(nn.Module):
+class BagModel(nn.Module):
+    """What models have in common: how many features they take, and to what scale these are brought.
+
+    Parameters
+    ----------
+    in_features, outputs : int
+        D, and how many logits.
+    """
+
+    shift: Tensor  # (D,)
+    scale: Tensor  # (D,)
+
+    def __init__(self, in_features: int, outputs: int) -> None:
+        super().__init__()
+        self.in_features, self.outputs = in_features, outputs
+        self.register_buffer("shift", torch.zeros(in_features))
+        self.register_buffer("scale", torch.ones(in_features))
+
+    def standardize(self, mean: Tensor, std: Tensor) -> None:
+        """Have features brought to mean 0 and deviation 1; those that hardly vary are only shifted."""
+        varies = std > 1e-6 * std.max().clamp(min=1e-12)
+        self.shift.copy_(mean)
+        self.scale.copy_(torch.where(varies, 1 / std.clamp(min=1e-30), torch.ones_like(std)))
+
+    def prepared(self, features: Tensor) -> Tensor:
+        """Return (N, D) features to the scale of the training's.
+
+        Raises
+        ------
+        ConfigError
+            They are not (N, D), or N is 0.
+        """
+        if features.ndim != 2 or features.shape[1] != self.in_features:
+            raise ConfigError(
+                f"features of the shape {tuple(features.shape)}, the model takes (N, {self.in_features})",
+                remedy="give it features of the encoder that it was made for",
+            )
+        if not len(features):
+            raise ConfigError("a bag without a tile", remedy="leave it out")
+        return (features - self.shift) * self.scale
+
+
+class MilModel(BagModel):
     """One bag of features to the logits of its slide.
 
     Parameters
@@ -64,13 +107,12 @@ class MilModel(nn.Module):
         attention: int = 128,
         dropout: float = 0.25,
     ) -> None:
-        super().__init__()
         if pool not in POOLINGS:
             raise ConfigError(f"no pooling {pool!r}", remedy=f"pass {', '.join(POOLINGS)} or torchmil:NAME")
         for name, value in (("in_features", in_features), ("outputs", outputs), ("attention", attention)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}", remedy="pass at least 1")
-        self.in_features, self.outputs = in_features, outputs
+        super().__init__(in_features, outputs)
         layers: list[nn.Module] = []
         width = in_features
         for wider in embed:
@@ -83,14 +125,13 @@ class MilModel(nn.Module):
     def forward(self, features: Tensor, coords: ArrayLike | None = None, target: Tensor | None = None) -> MilOutput:
         """Return what the model says of a bag of (N, D) features; neither places nor target matter to it."""
         del coords, target
-        check_features(features, self.in_features)
-        embedded = self.embed(features)
+        embedded = self.embed(self.prepared(features))
         pooled = self.pool(embedded)
         instances = None if self.training else self.head(embedded)
         return MilOutput(self.head(pooled.vector), pooled.attention, instances)
 
 
-def build_model(name: str, in_features: int, outputs: int, **settings: Any) -> nn.Module:
+def build_model(name: str, in_features: int, outputs: int, **settings: Any) -> BagModel:
     """Return a model by name: a pooling of ours, or ``torchmil:TransMIL``.
 
     Raises
@@ -108,14 +149,3 @@ def build_model(name: str, in_features: int, outputs: int, **settings: Any) -> n
         return MilModel(in_features, outputs, pool=name, **settings)
     except TypeError as error:
         raise ConfigError(f"{name} has other settings ({error})", remedy="pass embed, attention, dropout") from error
-
-
-def check_features(features: Tensor, width: int) -> None:
-    """Raise ConfigError when features are not (N, width) with N of at least 1."""
-    if features.ndim != 2 or features.shape[1] != width:
-        raise ConfigError(
-            f"features of the shape {tuple(features.shape)}, the model takes (N, {width})",
-            remedy="give it features of the encoder that it was made for",
-        )
-    if not len(features):
-        raise ConfigError("a bag without a tile", remedy="leave it out")

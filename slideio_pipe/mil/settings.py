@@ -15,8 +15,6 @@ from slideio_pipe.errors import ConfigError
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 
-# The sections that a loader passes over.
-SECTIONS = ("cohort", "task", "model", "encoder", "fit")
 _REMEDY = "see configs/mil.yaml"
 
 
@@ -38,6 +36,7 @@ class ModelConfig(Record):
     embed: tuple[Annotated[int, Field(ge=1)], ...] = (256,)
     attention: int = Field(default=128, ge=1)
     dropout: Share = 0.25
+    standardize: bool = True  # features to mean 0, deviation 1 over the training tiles; not those trained along
     settings: dict[str, Any] = Field(default_factory=dict)  # of a model of torchmil
 
     def arguments(self) -> dict[str, Any]:

@@ -95,7 +95,15 @@ class FeatureSource:
         self._rank, self._world_size = rank, world_size
         self._kept: dict[int, tuple[Tensor, NDArray[np.int64] | None]] = {}
         self._position = 0
+        self._moments: list[tuple[int, Tensor, Tensor]] = []
         self.width, self.encoder = self._check()
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of every feature over all tiles, (D,) each, in double precision."""
+        count = sum(n for n, _, _ in self._moments)
+        mean = torch.stack([mean * n for n, mean, _ in self._moments]).sum(0) / count
+        spread = torch.stack([(square + (m - mean) ** 2) * n for n, m, square in self._moments]).sum(0) / count
+        return mean, spread.sqrt()
 
     def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
         order = np.arange(len(self.cohort))
@@ -120,6 +128,7 @@ class FeatureSource:
     def _check(self) -> tuple[int, str | None]:
         """Read all features once, keep what there is room for, and return their width and encoder."""
         problems, widths, encoders, room = [], dict[int, str](), dict[str | None, str](), _KEPT_BYTES
+        self._moments.clear()
         for number, slide in enumerate(self.cohort):
             try:
                 encoder, features, places = self._read(number)
@@ -134,6 +143,7 @@ class FeatureSource:
                 problems.append(f"{slide.name}: {rows} of {len(features)} tiles have features that are no numbers")
             widths.setdefault(features.shape[1], slide.name)
             encoders.setdefault(encoder, slide.name)
+            self._moments.append(_moments(features))
             room -= features.numel() * features.itemsize
             if room >= 0:
                 self._kept[number] = features, places
@@ -216,6 +226,12 @@ class PixelSource:
     def close(self) -> None:
         for loader in self._loaders.values():
             loader.close()
+
+
+def _moments(features: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Return how many tiles a bag has, and mean and variance of their features."""
+    values = features.double()
+    return len(values), values.mean(0), values.var(0, correction=0)
 
 
 def _each(found: Mapping[Any, str]) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.extras import needed
-from slideio_pipe.mil.model import MilOutput, check_features
+from slideio_pipe.mil.model import BagModel, MilOutput
 
 # What a model calls the loss that the task has itself.
 _CRITERION = "BCEWithLogitsLoss"
@@ -20,7 +20,7 @@ _CRITERION = "BCEWithLogitsLoss"
 _NEIGHBOURS = 1.5
 
 
-class TorchMilModel(nn.Module):
+class TorchMilModel(BagModel):
     """A model of torchmil by name, such as "TransMIL" or "CLAM_SB".
 
     They have one logit: two classes, a number or a risk. What one adds to the loss of two classes (instance losses)
@@ -46,7 +46,7 @@ class TorchMilModel(nn.Module):
     """
 
     def __init__(self, name: str, in_features: int, outputs: int = 1, **settings: Any) -> None:
-        super().__init__()
+        super().__init__(in_features, outputs)
         models = needed("torchmil.models")
         kinds = _kinds(models)
         if name not in kinds:
@@ -58,13 +58,12 @@ class TorchMilModel(nn.Module):
             self.model = kind(in_shape=(in_features,), **settings)
         except TypeError as error:
             raise ConfigError(f"{name} takes other settings ({error})", remedy="see torchmil.models") from error
-        self.in_features, self.outputs = in_features, outputs
         self._takes = set(inspect.signature(kind.forward).parameters)
         self._predict_takes = set(inspect.signature(kind.predict).parameters)
 
     def forward(self, features: Tensor, coords: ArrayLike | None = None, target: Tensor | None = None) -> MilOutput:
         """Return what the model says of a bag of (N, D) features at (N, 2) coordinates."""
-        check_features(features, self.in_features)
+        features = self.prepared(features)
         inputs = self._inputs(features, coords)
         if self.training:
             return self._training(features, inputs, target)
