@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from pathlib import Path
 
 from distributed import get_worker
 
-from slideio_pipe import __version__
 from slideio_pipe.processes import IDLE_S, Ended, Limits, LostError, Worker, program
 
 # How often it is asked whether the task is still wanted.
@@ -117,7 +117,8 @@ def check_place(folder: str, mark: bytes) -> str:
 
 def versions() -> dict[str, str]:
     """Return what has to be the same on both sides."""
-    return {"slideio_pipe": __version__, "Python": ".".join(platform.python_version_tuple()[:2])}
+    ours = sys.modules[__name__.partition(".")[0]].__version__
+    return {"slideio_pipe": ours, "Python": ".".join(platform.python_version_tuple()[:2])}
 
 
 def run_task(run: str, work: bytes, task: bytes, limits: Limits, key: str) -> Ran:

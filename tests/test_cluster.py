@@ -288,7 +288,7 @@ def test_what_is_no_cluster(slides: Path, tmp_path: Path, monkeypatch: pytest.Mo
 SBATCH = """#!/bin/sh
 grep -q refused "$1" && { echo "sbatch: error: Batch job submission failed: Invalid account" >&2; exit 1; }
 cp "$1" "$JOBS/script.$$"
-setsid sh "$1" > "$JOBS/$$.log" 2>&1 &
+setsid sh "$JOBS/script.$$" > "$JOBS/$$.log" 2>&1 &
 echo $! >> "$JOBS/submitted"
 echo "Submitted batch job $!"
 """
@@ -318,7 +318,15 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def asked(tmp_path: Path, **more: Any) -> Path:
     """Write what is asked of SLURM."""
-    config = {"jobs": 2, "cores": 1, "memory": "2GB", "interface": "lo", "local_directory": str(tmp_path), **more}
+    config = {
+        "jobs": 2,
+        "cores": 1,
+        "memory": "2GB",
+        "interface": "lo",
+        "local_directory": str(tmp_path),
+        "wait_s": 60,
+        **more,
+    }
     path = tmp_path / "slurm.yaml"
     path.write_text(json.dumps(config))
     return path

@@ -141,7 +141,7 @@ def test_files_that_may_not_be_that_large(study: Path, tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    options = ["--pixels", "none"]
+    options = ["--pixels", "none", "--workers", "1"]
     command, out = exporting(study / "slides", tmp_path / "out"), tmp_path / "out"
     done = subprocess.run([*command, *options], cwd=ROOT, preexec_fn=limit, capture_output=True, text=True)
     assert done.returncode in (1, 2)
@@ -169,7 +169,11 @@ def test_nothing_but_the_output_can_be_written(study: Path, tmp_path: Path) -> N
     if probe.returncode == 0:
         pytest.skip("permissions do not bind here")
     done = subprocess.run(
-        [*command, "--pixels", "none"], cwd=ROOT, env={**os.environ, **places}, capture_output=True, text=True
+        [*command, "--pixels", "none", "--workers", "1"],
+        cwd=ROOT,
+        env={**os.environ, **places},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert is_whole(study, tmp_path / "out")
@@ -184,7 +188,7 @@ def test_clocks_of_hosts_differ(study: Path, tmp_path: Path) -> None:
     """Nobody asks how old a lock, a ledger or an unfinished bag is: killed on one host, gone on with on another."""
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [*exporting(study / "slides", out), "--pixels", "none"],
+        [*exporting(study / "slides", out), "--pixels", "none", "--workers", "1"],
         cwd=ROOT,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
@@ -264,7 +268,7 @@ def nfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def overwriting(out: Path, nfs: Path, study: Path, *more: str, **how: str) -> subprocess.CompletedProcess[str]:
     """Replace every bag there, on such a file system."""
-    command = [*exporting(study / "slides", out), "--overwrite", *more]
+    command = [*exporting(study / "slides", out), "--workers", "1", "--overwrite", *more]
     environment = {**os.environ, "LD_PRELOAD": str(nfs), **how}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
