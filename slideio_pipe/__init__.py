@@ -46,6 +46,9 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.mil.fit import Fitted as Fitted
     from slideio_pipe.mil.fit import fit as fit
     from slideio_pipe.mil.model import MilModel as MilModel
+    from slideio_pipe.mil.prediction import Prediction as Prediction
+    from slideio_pipe.mil.predictor import Predictor as Predictor
+    from slideio_pipe.mil.predictor import load_predictor as load_predictor
     from slideio_pipe.mil.settings import TrainConfig as TrainConfig
     from slideio_pipe.mil.two_pass import TwoPass as TwoPass
     from slideio_pipe.profiling import profile as profile
@@ -107,6 +110,9 @@ _PUBLIC = {
     "TrainConfig": "mil.settings",
     "MilModel": "mil.model",
     "TwoPass": "mil.two_pass",
+    "load_predictor": "mil.predictor",
+    "Predictor": "mil.predictor",
+    "Prediction": "mil.prediction",
     "Normalize": "device",
     "save_bag": "store",
     "open_bag": "store",

@@ -18,6 +18,7 @@ from slideio_pipe import (
     feature_commands,
     foreign_commands,
     options,
+    predict_commands,
     timing_commands,
     tissue_commands,
     train_commands,
@@ -313,6 +314,7 @@ def doctor(as_json: options.Json = False) -> None:
 app.command()(cohort_commands.split)
 app.command()(feature_commands.features)
 app.command()(train_commands.train)
+app.command()(predict_commands.predict)
 app.command()(foreign_commands.convert)
 app.command()(timing_commands.bench)
 app.command()(timing_commands.profile)

@@ -92,12 +92,12 @@ def montage(tiles: NDArray[np.uint8], *, columns: int | None = None, tile_px: in
 def captioned(image: Image.Image, caption: str) -> Image.Image:
     """Return the image with a line of text above it."""
     sheet = Image.new("RGB", (image.width, image.height + _CAPTION_PX), _PAPER)
-    ImageDraw.Draw(sheet).text((2, 4), _drawable(caption), _INK, ImageFont.load_default(15))
+    ImageDraw.Draw(sheet).text((2, 4), drawable(caption), _INK, ImageFont.load_default(15))
     sheet.paste(image, (0, _CAPTION_PX))
     return sheet
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """Return the text in letters the font has: without accents, and "?" for what is left."""
     plain = unicodedata.normalize("NFKD", text.translate(_GLYPHS))
     letters = (c for c in plain if not unicodedata.combining(c))
@@ -142,6 +142,13 @@ def above(images: Sequence[Image.Image], gap: int = 16) -> Image.Image:
     for image in images:
         sheet.paste(image, (0, top))
         top += image.height + gap
+    return sheet
+
+
+def bordered(image: Image.Image, margin: int) -> Image.Image:
+    """Return the image with an empty margin around it."""
+    sheet = Image.new("RGB", (image.width + 2 * margin, image.height + 2 * margin), _PAPER)
+    sheet.paste(image, (margin, margin))
     return sheet
 
 

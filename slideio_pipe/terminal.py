@@ -54,6 +54,8 @@ _OPTIONS = {
     "batch_size": "--batch-size",
     "encoder": "--encoder",
     "cluster": "--cluster",
+    "scores": "--scores",
+    "slides": "--slides",
 }
 _NAMED = re.compile(rf"\b({'|'.join(_OPTIONS)})\b(?:=(?:\"([^\"]*)\"|([^\s,;()]+)))?")
 # In a reason only what is set there, pixels="source": the names alone are words.

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import math
+import csv
+import io
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from slideio_pipe.bag import Label
+from slideio_pipe.bag import Bag, Label
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Mpp
-from slideio_pipe.mil.tasks import Classification, Task
+from slideio_pipe.mask_files import write_file
+from slideio_pipe.mil.colour_scale import ColourScale
+from slideio_pipe.mil.heatmap import draw_heatmap, save_heatmap_pyramid
+from slideio_pipe.mil.score_map import TileScores
+from slideio_pipe.mil.score_regions import MOST_TILES, write_regions
+from slideio_pipe.mil.tasks import Classification, Regression, Task
+from slideio_pipe.mil.top_tiles import draw_top_tiles
+from slideio_pipe.progress import Report
+from slideio_pipe.slide import Slide
 from slideio_pipe.tissue import TissueMask
 
 Scores = Literal["attention", "instance"]
@@ -81,30 +92,12 @@ class Prediction:
         return self.instances[:, self.instance_column]
 
     def percentiles(self) -> NDArray[np.float64]:
-        """Return which part of the slide's tiles have no more attention than each, (N,), 0 to 1; equals share theirs.
-
-        Examples
-        --------
-        >>> percentiles(np.array([0.1, 0.5, 0.1, 0.3])).tolist()
-        [0.5, 1.0, 0.5, 0.75]
-        """
+        """Return which part of the slide's tiles have no more attention than each, (N,), 0 to 1."""
         return percentiles(self.attention)
 
     def top(self, count: int, kind: Scores | None = None) -> NDArray[np.int64]:
         """Return the tiles of the highest scores, the highest first."""
         return np.argsort(-self.scores(kind), kind="stable")[:count]
-
-    def corners_level0(self) -> NDArray[np.float64]:
-        """Return the (N, 4, 2) corners of the tiles in level-0 px, in turn from the one at ``coords``.
-
-        Raises
-        ------
-        ConfigError
-            Nothing says where the tiles lie.
-        """
-        coords, side = self.places()
-        corners = self.affine.apply([(0, 0), (side, 0), (side, side), (0, side)])
-        return np.asarray(coords[:, None, :] + (corners - corners[0]))
 
     def places(self) -> tuple[NDArray[np.int64], float]:
         """Return where the tiles lie, and their side in view px.
@@ -116,18 +109,99 @@ class Prediction:
         """
         if self.coords is None or self.tile_size is None:
             reason = f"nothing says where its tiles lie{'' if self.coords is None else ' or how large they are'}"
-            raise ConfigError(reason, slide=self.slide, remedy="predict from the slide, its bag or features with places")
+            raise ConfigError(
+                reason, slide=self.slide, remedy="predict from the slide, its bag or features with places"
+            )
         return self.coords, self.tile_size
 
-    def sentence(self) -> str:
-        """Return what is said of the slide in a line, for people.
+    def tile_scores(self, kind: Scores | None = None) -> TileScores:
+        """Return scores with their places and colours; attention as multiples of its mean over the slide.
 
-        Examples
-        --------
-        >>> from slideio_pipe.mil.tasks import Survival
-        >>> sentence({"risk": 0.25}, Survival())
-        'risk 0.25'
+        Raises
+        ------
+        ConfigError
+            Nothing says where the tiles lie, or the model has no such scores.
         """
+        wanted = checked_scores(kind) or self.default_scores
+        values, (coords, side) = self.scores(wanted), self.places()
+        if wanted == "attention":
+            values = values * len(values)
+            scale = ColourScale.of_attention(values)
+        elif isinstance(self.task, Classification):
+            scale = ColourScale.of_probability(f"probability {self.task.classes[self.instance_column]}")
+        else:
+            scale = ColourScale.of_numbers(self.instance_names[-1], values)
+        return TileScores(self.slide, values, scale, coords, side, self.affine, self._title(), self.tissue)
+
+    def _title(self) -> str:
+        said = f"predicted {self.sentence()}" if "predicted" in self.said else self.sentence()
+        if not isinstance(self.task, Classification | Regression) or self.label is None:
+            return said
+        return f"{said}, label {self.label}"
+
+    # -- what it leaves ------------------------------------------------------------------------------------------
+
+    def plot(self, slide: Slide | None = None, *, scores: Scores | None = None, max_size: int = 640) -> Image.Image:
+        """Return the slide and the scores of its tiles over it, with a colour bar; without the slide, on white."""
+        return draw_heatmap(self.tile_scores(scores), slide, max_size)
+
+    def plot_tiles(self, pixels: Slide | Bag, count: int = 16, *, scores: Scores | None = None) -> Image.Image:
+        """Return the tiles of the highest scores, read from the slide or from the bag that was predicted."""
+        return draw_top_tiles(self.tile_scores(scores), pixels, count)
+
+    def save_pyramid(
+        self,
+        slide: Slide,
+        path: str | Path,
+        *,
+        scores: Scores | None = None,
+        mpp: float | str | None = None,
+        blend: bool = True,
+        overwrite: bool = False,
+        progress: Report | bool | None = None,
+    ) -> Path:
+        """Write the slide with the scores over it as a pyramid TIFF; see ``save_heatmap_pyramid``."""
+        drawn = self.tile_scores(scores)
+        return save_heatmap_pyramid(
+            drawn, slide, Path(path), mpp=mpp, blend=blend, overwrite=overwrite, progress=progress
+        )
+
+    def to_geojson(
+        self,
+        path: str | Path,
+        *,
+        scores: Scores | None = None,
+        most_tiles: int = MOST_TILES,
+        overwrite: bool = False,
+    ) -> None:
+        """Write the tiles as QuPath reads them, in level-0 px, with all their scores; many as merged regions."""
+        measured = {"attention percentile": self.percentiles(), "attention": self.attention * len(self)}
+        for number, name in enumerate(self.instance_names):
+            if self.instances is not None:
+                measured[name.replace("_", " ")] = self.instances[:, number]
+        write_regions(
+            self.tile_scores(scores), Path(path), measurements=measured, most_tiles=most_tiles, overwrite=overwrite
+        )
+
+    def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a line for each tile: its place (level-0 px), attention, its percentile, and its own prediction."""
+        columns: dict[str, NDArray[Any]] = {"tile": np.arange(len(self))}
+        if self.coords is not None:
+            columns |= {"x": self.coords[:, 0], "y": self.coords[:, 1]}
+        columns |= {"attention": self.attention, "attention_percentile": self.percentiles()}
+        for number, name in enumerate(self.instance_names):
+            if self.instances is not None:
+                columns[name] = self.instances[:, number]
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        write_file(Path(path), text.getvalue().encode(), overwrite=overwrite)
+
+    # -- in words ------------------------------------------------------------------------------------------------
+
+    def sentence(self) -> str:
+        """Return what is said of the slide in a line, for people."""
         return sentence(self.said, self.task)
 
     def row(self) -> dict[str, Any]:
@@ -144,19 +218,30 @@ class Prediction:
 
 
 def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return which part of the values is no larger than each, (N,)."""
+    """Return which part of the values is no larger than each, (N,).
+
+    >>> percentiles(np.array([0.1, 0.5, 0.1, 0.3])).tolist()
+    [0.5, 1.0, 0.5, 0.75]
+    """
     return np.searchsorted(np.sort(values), values, side="right") / max(1, len(values))
 
 
 def sentence(said: dict[str, Any], task: Task) -> str:
-    """Return what a task says in a line."""
+    """Return what a task says in a line.
+
+    >>> from slideio_pipe.mil.tasks import Survival
+    >>> sentence({"risk": 0.25}, Survival())
+    'risk 0.25'
+    """
     if isinstance(task, Classification):
         name = str(said["predicted"])
         chance = float(said[f"probability_{name}"])
         # Never "100 %": no model is that sure.
         shown = "> 99.9 %" if chance > 0.9995 else f"{chance:.1%}".replace("%", " %")
         return f"{name} ({shown})"
-    return ", ".join(f"{name} {value:.4g}" for name, value in said.items())
+    if isinstance(task, Regression):
+        return f"{said['predicted']:.4g}"
+    return f"risk {said['risk']:.4g}"
 
 
 def checked_scores(kind: Any) -> Scores | None:
@@ -171,8 +256,3 @@ def checked_scores(kind: Any) -> Scores | None:
         raise ConfigError(f"no scores {kind!r}", remedy='pass scores="attention" or "instance"')
     wanted: Scores | None = kind
     return wanted
-
-
-def finite(value: float) -> float | None:
-    """Return a number that JSON has."""
-    return value if math.isfinite(value) else None

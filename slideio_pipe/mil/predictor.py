@@ -48,7 +48,11 @@ class Predictor:
     device: torch.device
 
     def predict(
-        self, source: str | Path | Bag | FeatureBag | CohortSlide, label: Label = None, *, slide_mpp: float | None = None
+        self,
+        source: str | Path | Bag | FeatureBag | CohortSlide,
+        label: Label = None,
+        *,
+        slide_mpp: float | None = None,
     ) -> Prediction:
         """Return what the model says of one slide.
 
@@ -299,7 +303,9 @@ def _fill(module: nn.Module, weights: Mapping[str, Any], path: Path, what: str) 
     except RuntimeError as error:
         said = " ".join(str(error).split())[:300]
         reason = f"its weights are not those of {what} ({said})"
-        raise ConfigError(reason, slide=str(path), remedy="pass the checkpoint, and the encoder, of one training") from None
+        raise ConfigError(
+            reason, slide=str(path), remedy="pass the checkpoint, and the encoder, of one training"
+        ) from None
 
 
 def _one(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide:

@@ -1,0 +1,245 @@
+"""A model over many slides: predictions.csv, and for each slide a folder that shows what the model looked at."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.errors import ConfigError, OutputExistsError, SlideioPipeError
+from slideio_pipe.export import make_folder, save_picture
+from slideio_pipe.foreign.converting import stem_of
+from slideio_pipe.manifest import slides_in
+from slideio_pipe.mask_files import write_file
+from slideio_pipe.mil.feature_files import ENDINGS
+from slideio_pipe.mil.prediction import Prediction, Scores, checked_scores
+from slideio_pipe.mil.predictor import Predictor
+from slideio_pipe.progress import Report, reporting
+from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.store import open_bag
+from slideio_pipe.store.layout import is_bag_store
+
+TABLE = "predictions.csv"
+# What a slide's folder may hold.
+FILES = ("heatmap.png", "heatmap.geojson", "tiles.png", "tiles.csv", "heatmap.tif")
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedSlide:
+    """What came of one slide."""
+
+    name: str
+    prediction: Prediction | None
+    folder: Path | None = None  # of its files
+    files: tuple[str, ...] = ()
+    error: SlideioPipeError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedCohort:
+    """What ``predict_cohort`` made."""
+
+    slides: tuple[PredictedSlide, ...]
+    table: Path | None  # predictions.csv
+
+    @property
+    def failed(self) -> tuple[PredictedSlide, ...]:
+        """The slides that have no prediction, or not all of their files."""
+        return tuple(slide for slide in self.slides if slide.error is not None)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the outcome, JSON-able."""
+        done = [s for s in self.slides if s.prediction is not None]
+        return {
+            "predictions": [
+                s.prediction.summary() | {"folder": None if s.folder is None else str(s.folder), "files": list(s.files)}
+                for s in done
+                if s.prediction is not None
+            ],
+            "failed": [{"slide": s.name, "error": str(s.error)} for s in self.failed],
+            "table": None if self.table is None else str(self.table),
+        }
+
+
+def predict_cohort(
+    predictor: Predictor,
+    cohort: Any,
+    out: str | Path | None = None,
+    *,
+    scores: Scores | None = None,
+    slides: str | Path | None = None,
+    pyramid: bool = False,
+    count: int = 16,
+    overwrite: bool = False,
+    progress: Report | bool | None = None,
+) -> PredictedCohort:
+    """Predict slides, one after the other; one that fails does not end the others.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    cohort : path, list or Cohort
+        Slides; bags or features where the predictor takes those.
+    out : path, optional
+        Gets ``predictions.csv`` and, for each slide, ``<slide>/heatmap.png``, ``heatmap.geojson``, ``tiles.png``,
+        ``tiles.csv`` and, with ``pyramid``, ``heatmap.tif``. None writes nothing.
+    scores : {"attention", "instance"}, optional
+        See ``Prediction.scores``.
+    slides : path, optional
+        The folder of the slides of bags and features: heat maps and tiles need their pixels.
+    pyramid : bool
+    count : int
+        Tiles in ``tiles.png``.
+    overwrite : bool
+        Replace files that are there.
+    progress : callable, bool or None
+        See ``progress.reporting``; counts slides.
+
+    Raises
+    ------
+    ConfigError
+        What is wrong with the cohort; two slides whose folders would be one.
+    OutputExistsError
+        ``predictions.csv`` is there.
+    OutputError
+        It cannot be written.
+    """
+    checked_scores(scores)
+    found = cohort if isinstance(cohort, Cohort) else Cohort.of(cohort)
+    place = None if out is None else Path(out).expanduser()
+    folders = _folders(found, place)
+    if place is not None and not overwrite and (place / TABLE).exists():
+        raise OutputExistsError("is there already", slide=str(place / TABLE), remedy="pass overwrite=True")
+    pictures = _Pictures(scores, _slides_of(slides), pyramid, count, overwrite)
+    done = []
+    with reporting(progress, "predicting") as report:
+        report(0, len(found))
+        for slide, folder in zip(found, folders, strict=True):
+            done.append(_one(predictor, slide, folder, pictures))
+            report(len(done), len(found))
+    table = None
+    if place is not None:
+        make_folder(place)
+        table = place / TABLE
+        write_file(table, _table(done).encode(), overwrite=overwrite)
+    return PredictedCohort(tuple(done), table)
+
+
+def _one(predictor: Predictor, slide: CohortSlide, folder: Path | None, pictures: _Pictures) -> PredictedSlide:
+    try:
+        prediction = predictor.predict(slide)
+    except SlideioPipeError as error:
+        return PredictedSlide(slide.name, None, error=error)
+    if folder is None:
+        return PredictedSlide(slide.name, prediction)
+    try:
+        files = pictures.write(prediction, slide, folder)
+    except SlideioPipeError as error:
+        return PredictedSlide(slide.name, prediction, error=error)
+    return PredictedSlide(slide.name, prediction, folder, tuple(files))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    """Writes what a slide's folder holds."""
+
+    scores: Scores | None
+    slides: dict[str, Path] = field(default_factory=dict)  # by stem: where the pixels of bags and features are
+    pyramid: bool = False
+    count: int = 16
+    overwrite: bool = False
+
+    def write(self, prediction: Prediction, slide: CohortSlide, folder: Path) -> list[str]:
+        there = [name for name in FILES if (folder / name).exists()]
+        if there and not self.overwrite:
+            raise OutputExistsError("is there already", slide=str(folder / there[0]), remedy="pass overwrite=True")
+        make_folder(folder)
+        prediction.to_csv(folder / "tiles.csv", overwrite=True)
+        files = ["tiles.csv"]
+        if prediction.coords is None or prediction.tile_size is None:
+            return files
+        prediction.to_geojson(folder / "heatmap.geojson", scores=self.scores, overwrite=True)
+        path = self._slide(slide)
+        with open_slide(path, slide_mpp=slide.mpp) if path is not None else nullcontext() as opened:
+            drawn = prediction.plot(opened, scores=self.scores)
+            save_picture(drawn, folder / "heatmap.png", overwrite=True)
+            files += ["heatmap.geojson", "heatmap.png"]
+            if self._write_tiles(prediction, slide, opened, folder):
+                files.append("tiles.png")
+            if self.pyramid:
+                if opened is None:
+                    reason = "a pyramid needs the slide, and nothing says where it is"
+                    raise ConfigError(reason, slide=slide.name, remedy="pass slides=… with the folder of the slides")
+                target = folder / "heatmap.tif"
+                prediction.save_pyramid(opened, target, scores=self.scores, overwrite=True, progress=False)
+                files.append("heatmap.tif")
+        return files
+
+    def _write_tiles(self, prediction: Prediction, slide: CohortSlide, opened: Slide | None, folder: Path) -> bool:
+        if opened is not None:
+            drawn = prediction.plot_tiles(opened, self.count, scores=self.scores)
+        elif isinstance(slide.source, Path) and not is_bag_store(slide.source):
+            return False
+        elif isinstance(slide.source, Path):
+            with open_bag(slide.source) as bag:
+                drawn = prediction.plot_tiles(bag, self.count, scores=self.scores)
+        else:
+            drawn = prediction.plot_tiles(slide.source, self.count, scores=self.scores)
+        save_picture(drawn, folder / "tiles.png", overwrite=True)
+        return True
+
+    def _slide(self, slide: CohortSlide) -> Path | None:
+        """Return the file of a slide's pixels, where that is known."""
+        source = slide.source
+        if isinstance(source, Path) and not is_bag_store(source) and not source.name.endswith(ENDINGS):
+            return source
+        names = (slide.name, _stem(slide.name), *(() if not isinstance(source, Path) else (_stem(source.name),)))
+        return next((self.slides[name] for name in names if name in self.slides), None)
+
+
+def _slides_of(folder: str | Path | None) -> dict[str, Path]:
+    if folder is None:
+        return {}
+    found = slides_in(Path(folder).expanduser())
+    if not found:
+        raise ConfigError("no slides are there", slide=str(folder), remedy="check the path")
+    return {name: path for path in found for name in (path.name, stem_of(path.name))}
+
+
+def _stem(name: str) -> str:
+    for ending in ENDINGS:
+        name = name.removesuffix(ending)
+    return stem_of(name)
+
+
+def _folders(cohort: Cohort, place: Path | None) -> list[Path | None]:
+    """Return the folder of each slide.
+
+    Raises
+    ------
+    ConfigError
+        Two would be one: a.svs and a.tif.
+    """
+    if place is None:
+        return [None] * len(cohort)
+    names = [_stem(slide.name).replace("/", "_") for slide in cohort]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        remedy = 'tell them apart by the column "name"'
+        raise ConfigError(f"several slides would be written to {place / twice[0]}", remedy=remedy)
+    return [place / name for name in names]
+
+
+def _table(done: Sequence[PredictedSlide]) -> str:
+    rows = [slide.prediction.row() for slide in done if slide.prediction is not None]
+    text = io.StringIO(newline="")
+    header = list(dict.fromkeys(name for row in rows for name in row)) or ["slide"]
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

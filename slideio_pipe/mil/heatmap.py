@@ -1,0 +1,148 @@
+"""A heat map of a slide: as a picture beside the slide, and as a pyramid TIFF that lies exactly over it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from slideio_pipe import picture
+from slideio_pipe.backends.virtual import VirtualTiff
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Rect, Size
+from slideio_pipe.mil.score_map import ScoreMap, TileScores
+from slideio_pipe.progress import Report
+from slideio_pipe.pyramid_file import save_pyramid
+from slideio_pipe.sampling import Sampler
+from slideio_pipe.slide import Slide
+
+_TILE = Size(256, 256)
+_QUALITY = 90
+_GAP_PX = 16
+
+
+def draw_heatmap(scores: TileScores, slide: Slide | None, max_size: int = 640) -> Image.Image:
+    """Return the slide, its scores over it, and what their colours mean.
+
+    Parameters
+    ----------
+    scores : TileScores
+    slide : Slide or None
+        None draws the scores on white, as far as the tiles go.
+    max_size : int
+        Longer side of each of the two, px.
+    """
+    heading = scores.title or scores.scale.name
+    if slide is None:
+        corners = scores.corners_level0().reshape(-1, 2)
+        low, high = corners.min(0), corners.max(0)
+        width, height = (high - low).tolist()
+        factor = max(width, height) / max_size
+        blank = np.full((max(1, round(height / factor)), max(1, round(width / factor)), 3), 255, np.uint8)
+        to_level0 = Affine.translation(*low.tolist()) @ Affine.scaling(factor, factor)
+        panels = [Image.fromarray(scores.map.paint(blank, to_level0, blend=False))]
+    else:
+        _check_within(scores, slide)
+        pixels = slide.thumbnail(max_size)
+        high_px, wide_px = pixels.shape[:2]
+        to_level0 = Affine.scaling(slide.dimensions.width / wide_px, slide.dimensions.height / high_px)
+        plain = Image.fromarray(pixels)
+        if slide.mpp is not None:
+            plain = picture.scale_bar(plain, slide.mpp.x * to_level0.a)
+        panels = [plain, Image.fromarray(scores.map.paint(pixels, to_level0))]
+    captions = [f"{scores.slide}: {heading}"] if slide is None else [scores.slide, heading]
+    shown = [picture.captioned(panel, caption) for panel, caption in zip(panels, captions, strict=True)]
+    bar = scores.scale.bar(min(shown[-1].height, 320))
+    return picture.bordered(picture.beside([*shown, bar], _GAP_PX), _GAP_PX)
+
+
+def save_heatmap_pyramid(
+    scores: TileScores,
+    slide: Slide,
+    path: Path,
+    *,
+    mpp: float | str | None = None,
+    blend: bool = True,
+    overwrite: bool = False,
+    progress: Report | bool | None = None,
+) -> Path:
+    """Write the slide with its scores over it as a tiled pyramid TIFF, in bounded memory.
+
+    It covers the whole slide from its upper left corner, so that its px times its downsample are level-0 px.
+
+    Parameters
+    ----------
+    mpp : float, "native" or None
+        µm per px of its finest level; by default a tile is 64 px there, which shows its tissue at a sixteenth of the
+        file of 256. "native" is that of the slide.
+    blend : bool
+        Whether the tissue shines through; else colours on white.
+
+    Raises
+    ------
+    ConfigError
+        The scores are of another slide, or ``path`` does not end in .tif.
+    OutputExistsError, OutputError, CorruptSlideError
+        See ``SlideView.save``.
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise ConfigError("what is written is a TIFF", slide=str(path), remedy="end it in .tif")
+    _check_within(scores, slide)
+    view = slide.view(mpp=_finest(scores, slide, mpp))
+    colours = _Painter(scores.map, slide, view.choice, Affine.scaling(*view.downsample), blend)
+    image = VirtualTiff(view.size, _TILE, colours, fail_on="warning")
+    whole = Rect(0, 0, *view.size)
+    save_pyramid(
+        image.image,
+        path,
+        mpp=view.mpp,
+        quality=_QUALITY,
+        overwrite=overwrite,
+        progress=progress,
+        name=slide.name,
+        check=partial(_raise_failure, image, whole),
+    )
+    return path
+
+
+class _Painter:
+    """Makes the tiles of the pyramid's finest level when they are asked for."""
+
+    def __init__(self, scores: ScoreMap, slide: Slide, choice: LevelChoice, to_level0: Affine, blend: bool) -> None:
+        self._map, self._choice, self._to_level0, self._blend = scores, choice, to_level0, blend
+        self._sampler = Sampler(slide)
+
+    def __call__(self, column: int, row: int) -> NDArray[np.uint8]:
+        x, y = column * _TILE.width, row * _TILE.height
+        pixels = np.full((_TILE.height, _TILE.width, 3), 255, np.uint8)
+        if self._blend:
+            self._sampler.plain(self._choice, Rect(x, y, *_TILE), pixels)
+        return self._map.paint(pixels, self._to_level0 @ Affine.translation(x, y), blend=self._blend)
+
+
+def _raise_failure(image: VirtualTiff, whole: Rect) -> None:
+    failure = image.failure(whole)
+    if failure is not None:
+        raise failure.with_traceback(None)
+
+
+def _finest(scores: TileScores, slide: Slide, mpp: float | str | None) -> Mpp | None:
+    if mpp == "native" or slide.mpp is None:
+        return None
+    if mpp is not None:
+        return Mpp.of(float(mpp))
+    factor = max(1.0, scores.side_level0 / 64)
+    return Mpp(slide.mpp.x * factor, slide.mpp.y * factor)
+
+
+def _check_within(scores: TileScores, slide: Slide) -> None:
+    """Refuse scores of another slide, as far as that shows: they would lie in the wrong places."""
+    if not len(scores):
+        return
+    corners = scores.corners_level0()
+    if (corners.max(1) <= 0).any() or (corners.min(1) >= np.array(slide.dimensions)).any():
+        reason = f"tiles of {scores.slide} lie outside of it ({slide.dimensions.width}×{slide.dimensions.height} px)"
+        raise ConfigError(reason, slide=slide.name, remedy="pass the slide that was predicted")

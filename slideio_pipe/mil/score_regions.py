@@ -1,0 +1,93 @@
+"""Scores of tiles as GeoJSON for QuPath."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slideio_pipe.mask_files import write_file
+from slideio_pipe.mil.score_map import TileScores
+from slideio_pipe.outlines import mask_to_polygons
+
+# More objects than this make QuPath slow.
+MOST_TILES = 20_000
+
+
+def write_regions(
+    scores: TileScores,
+    path: Path,
+    *,
+    measurements: Mapping[str, NDArray[np.float64]] | None = None,
+    most_tiles: int = MOST_TILES,
+    overwrite: bool = False,
+) -> None:
+    """Write a detection per tile, its class the range its score is in; level-0 px.
+
+    Parameters
+    ----------
+    scores : TileScores
+    path : Path
+    measurements : mapping of str to (N,) array, optional
+        What QuPath shows of each tile, besides its score.
+    most_tiles : int
+        Beyond which tiles of one range that touch become one annotation, with its mean score and number of tiles.
+    overwrite : bool
+
+    Raises
+    ------
+    OutputExistsError, OutputError
+        It is there, or cannot be written.
+    """
+    if len(scores) <= most_tiles:
+        features = _tiles(scores, measurements or {})
+    else:
+        features = _merged(scores)
+    text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
+    write_file(path, text.encode(), overwrite=overwrite)
+
+
+def _tiles(scores: TileScores, measurements: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
+    bins = scores.scale.bin_of(scores.values).tolist()
+    columns = {scores.scale.name: scores.values} | dict(measurements)
+    rows = np.stack([np.asarray(column, np.float64) for column in columns.values()], 1).tolist()
+    outlines = np.round(scores.corners_level0(), 3).tolist()
+    return [
+        _feature(scores, "detection", number, [[*ring, ring[0]]], dict(zip(columns, row, strict=True)))
+        for number, ring, row in zip(bins, outlines, rows, strict=True)
+    ]
+
+
+def _merged(scores: TileScores) -> list[dict[str, Any]]:
+    """Return regions of touching cells of one range; where tiles overlap, a cell has their mean."""
+    found, values = [], scores.map.values
+    covered = ~np.isnan(values)
+    bins = np.where(covered, scores.scale.bin_of(np.nan_to_num(values, nan=scores.scale.low)), -1)
+    for number in range(len(scores.scale.bins())):
+        here = bins == number
+        if not here.any():
+            continue
+        facts = {f"mean {scores.scale.name}": float(values[here].mean())}
+        for polygon in mask_to_polygons(here):
+            rings = [np.round(scores.map.affine.apply(ring), 3).tolist() for ring in polygon]
+            found.append(_feature(scores, "annotation", number, [[*ring, ring[0]] for ring in rings], facts))
+    return found
+
+
+def _feature(
+    scores: TileScores, kind: str, number: int, rings: list[list[Any]], measurements: Mapping[str, float]
+) -> dict[str, Any]:
+    name = scores.scale.bins()[number][0]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": rings},
+        "properties": {
+            "objectType": kind,
+            "classification": {"name": name, "color": list(scores.scale.bin_colour(number))},
+            "measurements": dict(measurements),
+        },
+    }

@@ -1,0 +1,162 @@
+"""The command ``predict``: slides to predictions, and to pictures of what a model looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slideio_pipe import cohort_commands, options
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.terminal import escape, in_options, out, print_json, reported, say
+
+# Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
+if TYPE_CHECKING:
+    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.mil.cohort_predict import PredictedCohort
+
+_SHOWN = 40
+
+Checkpoint = Annotated[Path, typer.Argument(help="best.ckpt of a training, or its folder.", metavar="CHECKPOINT")]
+Slides = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Slides, or a folder, a pattern, a CSV or a Parquet file of them; features (.features.zarr, .bag.zarr, "
+        ".h5, .pt) for a model of features.",
+        metavar="SLIDE|COHORT",
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FOLDER",
+        help="Gets predictions.csv and a folder of pictures for each slide.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+ScoresShown = Annotated[
+    str | None,
+    typer.Option(
+        "--scores",
+        metavar="attention|instance",
+        help="What is drawn: attention, or what the model says of each tile alone. "
+        r"\[default: attention, unless all tiles have the same]",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+Pyramid = Annotated[
+    bool,
+    typer.Option("--pyramid", help="Also heatmap.tif, to zoom into.", rich_help_panel=options.OUTPUT),
+]
+SlideFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--slides", metavar="FOLDER", help="Where the slides of bags or features lie, for pictures of their tissue."
+    ),
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        metavar="ENCODER",
+        help="Of a model that was trained with a network of your own, that network as a file; of a model of features, "
+        "what made them, to predict from slides: timm:NAME, hf:NAME, a.pt2.",
+    ),
+]
+Device = Annotated[str | None, typer.Option("--device", metavar="cpu|cuda", help=r"\[default: cuda if there is one]")]
+
+
+@reported
+def predict(
+    checkpoint: Checkpoint,
+    slides: Slides,
+    save: Folder = None,
+    scores: ScoresShown = None,
+    pyramid: Pyramid = False,
+    slide_folder: SlideFolder = None,
+    encoder: Encoder = None,
+    device: Device = None,
+    root: options.Root = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Predict slides with a trained model, and show what it looked at.
+
+    With --out, each slide gets heatmap.png, heatmap.geojson (for QuPath), tiles.png (the highest scores) and tiles.csv
+    (all of them). Slides that fail are listed, the others are done, and the exit code is 1.
+
+    Example: [bold]slideio-pipe predict run/best.ckpt a.svs b.svs --out predicted/[/]
+
+    A cohort, with pyramids: [bold]slideio-pipe predict run/ cohort.csv --out predicted/ --pyramid[/]
+    """
+    import torch
+
+    from slideio_pipe.mil.cohort_predict import predict_cohort
+    from slideio_pipe.mil.prediction import checked_scores
+    from slideio_pipe.mil.predictor import load_predictor
+
+    if save is None and pyramid:
+        raise ConfigError("--pyramid without --out", remedy="say where it goes: --out FOLDER")
+    wanted = checked_scores(scores)
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = load_predictor(checkpoint, encoder=encoder, device=target)
+    found = predict_cohort(
+        predictor,
+        _cohort(slides, root),
+        save,
+        scores=wanted,
+        slides=slide_folder,
+        pyramid=pyramid,
+        overwrite=overwrite,
+        progress=False if as_json else None,
+    )
+    if as_json:
+        print_json(found.summary())
+    else:
+        _print(found, save)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def _cohort(sources: list[Path], root: Path | None) -> Cohort:
+    """Return the slides; files of features are listed by name, as folders and patterns are searched for slides."""
+    from slideio_pipe.cohort import Cohort
+
+    if len(sources) == 1 and not cohort_commands.is_cohort(sources):
+        return Cohort.of([sources[0]], root=root)
+    return cohort_commands.cohort_of(sources, root)
+
+
+def _print(found: PredictedCohort, save: Path | None) -> None:
+    from rich.table import Table
+
+    rows = [slide.prediction.row() for slide in found.slides if slide.prediction is not None]
+    if rows:
+        columns = [name for name in rows[0] if any(row[name] != "" for row in rows)]
+        table = Table(*(name.replace("_", " ") for name in columns))
+        for row in rows[:_SHOWN]:
+            table.add_row(*(_cell(name, row[name]) for name in columns))
+        out.print(table)
+    if len(rows) > _SHOWN:
+        say(f"and {len(rows) - _SHOWN:,} more")
+    for slide in found.failed:
+        assert slide.error is not None
+        reason = in_options(slide.error).removeprefix(f"{slide.name}: ")
+        out.print(f"[red]✗[/] {escape(slide.name)}: {escape(reason)}", soft_wrap=True)
+    if found.table is not None:
+        say(f"predictions: {found.table}")
+        first = next((slide for slide in found.slides if slide.folder is not None), None)
+        if first is not None:
+            more = " (a folder for each slide)" if len(rows) > 1 else ""
+            say(f"pictures: {first.folder}: {', '.join(first.files)}{more}")
+    elif save is None and rows:
+        say("for heat maps and the most attended tiles, pass --out FOLDER")
+
+
+def _cell(name: str, value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}" if name.startswith("probability") else f"{value:.4g}"
+    return f"{value:,}" if name == "tiles" and isinstance(value, int) else escape(str(value))
