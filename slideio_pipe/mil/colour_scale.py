@@ -149,7 +149,8 @@ def _table(stops: Sequence[str]) -> NDArray[np.uint8]:
     known = np.array([[int(stop[k : k + 2], 16) for k in (0, 2, 4)] for stop in stops], np.float64)
     at = np.rint(np.linspace(0, 255, len(known)))
     wanted = np.linspace(_FIRST, 255, 256)
-    return np.rint(np.stack([np.interp(wanted, at, band) for band in known.T], 1)).astype(np.uint8)
+    found: NDArray[np.uint8] = np.rint(np.stack([np.interp(wanted, at, band) for band in known.T], 1)).astype(np.uint8)
+    return found
 
 
 _MAP = _table("".join(_INFERNO).split())

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from slideio_pipe.cohort import Cohort
 from slideio_pipe.device import Normalize
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.errors import ConfigError, MissingExtraError, SkippedWarning
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.divisions import Division, divide
@@ -25,6 +26,7 @@ from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.feature_files import feature_cohort
 from slideio_pipe.mil.metrics import Metric, measure
 from slideio_pipe.mil.model import build_model
+from slideio_pipe.mil.plots import write_plots
 from slideio_pipe.mil.settings import TrainConfig, dump, load_train_config
 from slideio_pipe.mil.sources import FeatureSource, PixelSource, Source
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
@@ -32,7 +34,6 @@ from slideio_pipe.mil.tile_encoder import TileEncoder, tile_encoder
 from slideio_pipe.mil.training import Training
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store.partial import WriterLock, disk_errors
-
 
 # What of the settings may change between a training and its continuation.
 _ELSEWHERE: Any = {"cohort": True, "encoder": {"folder"}, "fit": {"save_every"}}
@@ -78,8 +79,8 @@ def fit(
     """Train on a cohort; call it again, after whatever ended it, to go on where the last checkpoint is.
 
     Writes into ``out``: ``best.ckpt`` and ``last.ckpt``, ``history.csv``, TensorBoard's events (with folds, all of
-    these in ``fold-0``, …), ``predictions.csv`` and ``metrics.json`` of the slides that validate and test, and
-    ``config.yaml``.
+    these in ``fold-0``, …), ``predictions.csv``, ``metrics.json`` and ``plots/`` of the slides that validate and test,
+    and ``config.yaml``.
 
     Parameters
     ----------
@@ -208,6 +209,8 @@ class _Run:
         width, features = self._width(train, tiles, sources)
         torch.manual_seed(self.config.seed)
         model = build_model(self.config.model.name, width, task.outputs, **self.config.model.arguments())
+        if isinstance(train, FeatureSource) and self.config.model.standardize:
+            model.standardize(*train.statistics())
         known = about(
             task=task.settings(),
             width=width,
@@ -248,6 +251,7 @@ class _Run:
             write_file(fitted.predictions, _predictions(runs).encode(), overwrite=True)
             text = json.dumps(fitted.summary(), indent=2)
             write_file(self.folder / "metrics.json", f"{text}\n".encode(), overwrite=True)
+            _draw(self.folder / "plots", runs, metrics)
         self.fabric.barrier()
         return fitted
 
@@ -337,6 +341,21 @@ def _measured(known: Sequence[tuple[Task, tuple[Cohort, Tensor, Tensor]]], confi
     return measure(
         task, logits[labelled], targets[labelled], groups=kept, bootstrap=config.fit.bootstrap, seed=config.seed
     )
+
+
+def _draw(folder: Path, runs: Sequence[_Predicted], metrics: Mapping[str, Mapping[str, Metric]]) -> None:
+    """Draw the predictions of the slides that tested, or else validated, and the course of the training."""
+    part = next((name for name in ("test", "val") if metrics.get(name)), "val")
+    known = [run.parts[part] for run in runs if part in run.parts]
+    task = runs[0].task
+    logits = torch.cat([torch.empty(0, task.outputs), *(logits for _, logits, _ in known)])
+    targets = torch.cat([found for _, _, found in known] or [task.targets([])])
+    labelled = ~targets.isnan().reshape(len(targets), -1).any(1)
+    histories = {run.division.name: run.history for run in runs}
+    try:
+        write_plots(folder, task, part, logits[labelled], targets[labelled], metrics.get(part, {}), histories)
+    except MissingExtraError as error:  # of matplotlib alone: what was trained is there
+        warnings.warn(f"no plots: {error}", SkippedWarning, stacklevel=2)
 
 
 def _predictions(runs: Sequence[_Predicted]) -> str:

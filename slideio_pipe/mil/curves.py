@@ -1,0 +1,92 @@
+"""The numbers behind plots of predictions: curves of classification, calibration, survival; all in numpy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def roc_curve(truth: NDArray[np.bool_], chance: Array) -> tuple[Array, Array]:
+    """Return false and true positive rates, from (0, 0) to (1, 1), a step for each different chance.
+
+    >>> [a.tolist() for a in roc_curve(np.array([True, False]), np.array([0.8, 0.3]))]
+    [[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
+    """
+    hits, misses = _counted(truth, chance)
+    return np.concatenate([[0.0], misses / misses[-1]]), np.concatenate([[0.0], hits / hits[-1]])
+
+
+def precision_recall_curve(truth: NDArray[np.bool_], chance: Array) -> tuple[Array, Array]:
+    """Return recall and precision, from recall 0 (precision 1) upwards, a step for each different chance."""
+    hits, misses = _counted(truth, chance)
+    return np.concatenate([[0.0], hits / hits[-1]]), np.concatenate([[1.0], hits / (hits + misses)])
+
+
+def _counted(truth: NDArray[np.bool_], chance: Array) -> tuple[Array, Array]:
+    """Return how many are found, rightly and wrongly, at each chance from the highest to the lowest."""
+    order = np.argsort(-chance, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(chance[order]) != 0, True))
+    hits = np.cumsum(truth[order])[last].astype(np.float64)
+    return hits, (last + 1) - hits
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Predicted against observed, in ranges of the predicted."""
+
+    predicted: Array  # mean of each range
+    observed: Array  # part of it that is
+    low: Array  # of Wilson's interval of 95 %
+    high: Array
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, truth: NDArray[np.bool_], chance: Array, bins: int = 10) -> Calibration:
+        """Return the ranges of equal width that have slides in them."""
+        number = np.minimum((chance * bins).astype(np.int64), bins - 1)
+        there = np.unique(number)
+        counts = np.array([int((number == k).sum()) for k in there])
+        observed = np.array([float(truth[number == k].mean()) for k in there])
+        # Wilson (1927): that of a handful of slides does not leave 0 to 1.
+        z = 1.959964
+        middle = (observed + z**2 / (2 * counts)) / (1 + z**2 / counts)
+        reach = z / (1 + z**2 / counts) * np.sqrt(observed * (1 - observed) / counts + z**2 / (4 * counts**2))
+        predicted = np.array([float(chance[number == k].mean()) for k in there])
+        return cls(predicted, observed, middle - reach, middle + reach, counts)
+
+    @property
+    def error(self) -> float:
+        """Return the expected calibration error: mean distance, weighted by slides."""
+        return float((np.abs(self.predicted - self.observed) * self.counts).sum() / self.counts.sum())
+
+
+def kaplan_meier(time: Array, event: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Return times, from 0, and the part that survives beyond each (Kaplan and Meier 1958).
+
+    >>> [a.tolist() for a in kaplan_meier(np.array([1.0, 2.0]), np.array([True, False]))]
+    [[0.0, 1.0], [1.0, 0.5]]
+    """
+    times = np.unique(time[event])
+    at_risk = np.array([(time >= t).sum() for t in times], np.float64)
+    died = np.array([((time == t) & event).sum() for t in times], np.float64)
+    return np.concatenate([[0.0], times]), np.concatenate([[1.0], np.cumprod(1 - died / at_risk)])
+
+
+def log_rank(time: Array, event: NDArray[np.bool_], group: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the statistic of the log-rank test of two groups (Mantel 1966), and its p; NaN where it has none."""
+    excess, variance = 0.0, 0.0
+    for t in np.unique(time[event]):
+        here, dies = time >= t, (time == t) & event
+        n, n1, d, d1 = (float(x.sum()) for x in (here, here & group, dies, dies & group))
+        excess += d1 - d * n1 / n
+        if n > 1:
+            variance += d * (n1 / n) * (1 - n1 / n) * (n - d) / (n - 1)
+    if not variance > 0:
+        return math.nan, math.nan
+    statistic = excess**2 / variance
+    return statistic, math.erfc(math.sqrt(statistic / 2))  # of chi² with one degree of freedom

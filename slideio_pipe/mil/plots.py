@@ -1,0 +1,277 @@
+"""Plots of a training: how good its predictions are, and how it came to them."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from slideio_pipe.export import make_folder
+from slideio_pipe.mask_files import write_file
+from slideio_pipe.mil.curves import Calibration, kaplan_meier, log_rank, precision_recall_curve, roc_curve
+from slideio_pipe.mil.extras import needed
+from slideio_pipe.mil.metrics import Metric
+from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
+
+# Colours of P. Tol's "bright" scheme, told apart with any colour vision.
+_COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
+_INK, _QUIET, _GRID = "#282828", "#8a8a8a", "#e4e4e4"
+_WIDE_IN, _HIGH_IN, _DPI = 5.6, 4.8, 160
+_PARTS = {"val": "validation", "test": "test"}
+
+
+def write_plots(
+    folder: Path,
+    task: Task,
+    part: str,
+    logits: Tensor,
+    targets: Tensor,
+    metrics: Mapping[str, Metric],
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[Path]:
+    """Write the plots of a training into a folder, in place of those that are there; return their files.
+
+    Classification: ``roc.png``, ``precision_recall.png``, ``calibration.png``. Regression: ``regression.png``.
+    Survival: ``survival.png``. And ``history.png``.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if missing.
+    task : Task
+    part : str
+        Whose predictions they are, "val" or "test".
+    logits, targets : tensors
+        (n, outputs) and (n, …), of the slides with a known label.
+    metrics : mapping
+        As ``measure`` returns them for these.
+    histories : mapping
+        The lines of ``history.csv`` of each division.
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    OutputError
+        The folder cannot be written.
+    """
+    figures: dict[str, Any] = {}
+    if len(logits):
+        slides = f"{_PARTS.get(part, part)}, {len(logits):,} slide{'' if len(logits) == 1 else 's'}"
+        figures = _of_task(task, logits.detach().double().cpu(), targets.cpu(), metrics, slides)
+    if any(len(rows) for rows in histories.values()):
+        figures["history"] = _history(histories)
+    make_folder(folder)
+    files = []
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=_DPI)
+        files.append(folder / f"{name}.png")
+        write_file(files[-1], buffer.getvalue(), overwrite=True)
+    return files
+
+
+def _of_task(task: Task, logits: Tensor, targets: Tensor, metrics: Mapping[str, Metric], slides: str) -> dict[str, Any]:
+    if isinstance(task, Classification):
+        chances, wanted = task.probabilities(logits).numpy(), targets.numpy().astype(np.int64)
+        classes = [len(task.classes) - 1] if len(task.classes) == 2 else range(len(task.classes))
+        # A class that no slide has, or every slide, has no curve.
+        curves = [(k, wanted == k, chances[:, k]) for k in classes if 0 < (wanted == k).sum() < len(wanted)]
+        found = {"roc": _roc, "precision_recall": _precision_recall} if curves else {}
+        drawn = {name: draw(task, curves, metrics, slides) for name, draw in found.items()}
+        return drawn | {"calibration": _calibration(task, chances, wanted, slides)}
+    if isinstance(task, Regression):
+        return {"regression": _regression(task, logits[:, 0].numpy(), targets.numpy(), metrics, slides)}
+    if isinstance(task, Survival):
+        return {"survival": _survival(logits[:, 0].numpy(), targets.numpy(), metrics, slides)}
+    return {}
+
+
+def _figure(title: str, across: str, up: str, *, high: float = _HIGH_IN) -> tuple[Any, Any]:
+    """Return a figure with one plot: no state of pyplot, no settings of the caller changed."""
+    figure = needed("matplotlib.figure").Figure(figsize=(_WIDE_IN, high), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    _plain(axes)
+    axes.set_title(title, loc="left", fontsize=12, color=_INK)
+    axes.set_xlabel(across, fontsize=12, color=_INK)
+    axes.set_ylabel(up, fontsize=12, color=_INK)
+    return figure, axes
+
+
+def _plain(axes: Any) -> None:
+    axes.set_facecolor("white")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_QUIET)
+    axes.tick_params(colors=_INK, labelsize=11)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _legend(axes: Any, place: str) -> None:
+    axes.legend(loc=place, fontsize=11, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=_INK)
+
+
+def _name(task: Classification, number: int) -> str:
+    return f"{task.column} {task.classes[number]}"
+
+
+def _roc(task: Classification, curves: Any, metrics: Mapping[str, Metric], slides: str) -> Any:
+    figure, axes = _figure(f"ROC ({slides})", "false positive rate", "true positive rate")
+    axes.plot([0, 1], [0, 1], color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    for n, (k, truth, chance) in enumerate(curves):
+        false, true = roc_curve(truth, chance)
+        area = float(np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2))
+        label = f"AUROC {_stated(metrics.get('auroc'))}" if len(task.classes) == 2 else f"{_name(task, k)}: {area:.3f}"
+        axes.plot(false, true, color=_COLOURS[n % len(_COLOURS)], linewidth=2.2, label=label, clip_on=False)
+    _square(axes)
+    if len(task.classes) > 2:
+        axes.plot([], [], " ", label=f"mean AUROC {_stated(metrics.get('auroc'))}")
+    _legend(axes, "lower right")
+    return figure
+
+
+def _precision_recall(task: Classification, curves: Any, metrics: Mapping[str, Metric], slides: str) -> Any:
+    figure, axes = _figure(f"precision and recall ({slides})", "recall", "precision")
+    for n, (k, truth, chance) in enumerate(curves):
+        recall, precision = precision_recall_curve(truth, chance)
+        colour = _COLOURS[n % len(_COLOURS)]
+        mean = float(np.sum(np.diff(recall) * precision[1:]))
+        label = f"AUPRC {_stated(metrics.get('auprc'))}" if len(task.classes) == 2 else f"{_name(task, k)}: {mean:.3f}"
+        # Average precision is the area below these steps.
+        axes.step(recall, precision, where="pre", color=colour, linewidth=2.2, label=label, clip_on=False)
+        axes.axhline(truth.mean(), color=colour if len(curves) > 1 else _QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    _square(axes)
+    if len(task.classes) > 2:
+        axes.plot([], [], " ", label=f"mean AUPRC {_stated(metrics.get('auprc'))}")
+    _legend(axes, "lower left")
+    return figure
+
+
+def _calibration(task: Classification, chances: Any, wanted: Any, slides: str) -> Any:
+    """Draw how often what is predicted is so: of two classes the second, of several the predicted one."""
+    if len(task.classes) == 2:
+        truth, chance = wanted == 1, chances[:, 1]
+        across, up = f"predicted probability of {_name(task, 1)}", "observed part"
+    else:
+        truth, chance = chances.argmax(1) == wanted, chances.max(1)
+        across, up = "probability of the predicted class", "part that is right"
+    found = Calibration.of(truth, chance)
+    figure, axes = _figure(f"calibration ({slides})", across, up)
+    axes.plot([0, 1], [0, 1], color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    reach = np.clip([found.observed - found.low, found.high - found.observed], 0, 1)
+    label = f"calibration error {found.error:.3f}"
+    axes.errorbar(
+        found.predicted, found.observed, reach, color=_COLOURS[0], fmt="o-", markersize=6, linewidth=1.8,
+        elinewidth=1.2, capsize=3, label=label, clip_on=False,
+    )  # fmt: skip
+    for x, y, count in zip(found.predicted, found.high, found.counts, strict=True):
+        below = y > 0.93
+        at = found.low[np.flatnonzero(found.predicted == x)[0]] if below else y
+        axes.annotate(
+            f"{count:,}", (x, at), (0, -13 if below else 4), textcoords="offset points", ha="center", fontsize=10,
+            color=_QUIET,
+        )  # fmt: skip
+    _square(axes)
+    _legend(axes, "lower right")
+    return figure
+
+
+def _regression(task: Regression, logits: Any, targets: Any, metrics: Mapping[str, Metric], slides: str) -> Any:
+    predicted = logits * task.std + task.mean
+    figure, axes = _figure(f"{task.column} ({slides})", f"true {task.column}", f"predicted {task.column}")
+    ends = np.array([min(predicted.min(), targets.min()), max(predicted.max(), targets.max())])
+    ends += np.array([-0.05, 0.05]) * max(float(np.ptp(ends)), 1e-9)
+    axes.plot(ends, ends, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    size = 34 if len(targets) <= 300 else 12
+    axes.scatter(targets, predicted, s=size, color=_COLOURS[0], alpha=0.75, linewidths=0)
+    axes.set_xlim(*ends)
+    axes.set_ylim(*ends)
+    axes.set_aspect("equal")
+    words = [f"R² {_stated(metrics.get('r2'))}", f"MAE {_stated(metrics.get('mae'))}"]
+    axes.plot([], [], " ", label="\n".join(words))
+    axes.legend(loc="upper left", fontsize=11, frameon=False, handlelength=0, labelcolor=_INK)
+    return figure
+
+
+def _survival(risk: Any, targets: Any, metrics: Mapping[str, Metric], slides: str) -> Any:
+    time, event = targets[:, 0], targets[:, 1] == 1
+    high = risk > np.median(risk)
+    _, p = log_rank(time, event, high)
+    figure, axes = _figure(f"survival by predicted risk ({slides})", "time", "part that survives")
+    for group, name, colour in ((~high, "lower", _COLOURS[0]), (high, "higher", _COLOURS[1])):
+        if not group.any():
+            continue
+        times, survive = kaplan_meier(time[group], event[group])
+        last = float(time[group].max())
+        label = f"{name} half of risks: {int(group.sum()):,} slides, {int(event[group].sum()):,} events"
+        x, y = np.append(times, max(last, times[-1])), np.append(survive, survive[-1])
+        axes.step(x, y, where="post", color=colour, linewidth=2.2, label=label)
+        seen = time[group][~event[group]]  # known until then only
+        at = survive[np.searchsorted(times, seen, side="right") - 1]
+        axes.plot(seen, at, "|", color=colour, markersize=8, markeredgewidth=1.2)
+    words = f"C-index {_stated(metrics.get('c_index'))}"
+    axes.plot([], [], " ", label=words if math.isnan(p) else f"{words}; log-rank {_p(p)}")
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 1.02)
+    figure.legend(loc="outside lower left", fontsize=11, frameon=False, labelcolor=_INK)
+    return figure
+
+
+def _history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+    """Draw loss and leading metric of each epoch; of several folds, each thin."""
+    first = next(rows for rows in histories.values() if len(rows))
+    leading = next((name for name in first[0] if name.startswith("val_") and name != "val_loss"), None)
+    figure = needed("matplotlib.figure").Figure(
+        figsize=(_WIDE_IN, _HIGH_IN if leading else 3.2), layout="constrained", facecolor="white"
+    )
+    panels = figure.subplots(2 if leading else 1, 1, sharex=True, squeeze=False)[:, 0]
+    for axes in panels:
+        _plain(axes)
+    several = len(histories) > 1
+    for rows in histories.values():
+        epochs = [row["epoch"] + 1 for row in rows]
+        thin = {"linewidth": 1.1 if several else 2.0, "alpha": 0.7 if several else 1.0}
+        lines = [(panels[0], "loss", "training", _COLOURS[0]), (panels[0], "val_loss", "validation", _COLOURS[1])]
+        lines += [(panels[1], leading, "validation", _COLOURS[1])] if leading else []
+        for axes, key, name, colour in lines:
+            if key in rows[0]:
+                label = name if rows is first and axes is panels[0] else None
+                marker = "o" if len(rows) == 1 else None
+                axes.plot(epochs, [row[key] for row in rows], color=colour, label=label, marker=marker, **thin)
+    panels[0].set_ylabel("loss", fontsize=12, color=_INK)
+    panels[0].set_title(f"training{f', {len(histories)} folds' if several else ''}", loc="left", fontsize=12)
+    if leading:
+        panels[1].set_ylabel(_metric_name(leading.removeprefix("val_")), fontsize=12, color=_INK)
+    panels[-1].set_xlabel("epoch", fontsize=12, color=_INK)
+    panels[-1].xaxis.set_major_locator(needed("matplotlib.ticker").MaxNLocator(integer=True))
+    _legend(panels[0], "best")
+    return figure
+
+
+def _metric_name(name: str) -> str:
+    known = {"auroc": "AUROC", "auprc": "AUPRC", "r2": "R²", "c_index": "C-index", "mae": "MAE"}
+    return known.get(name, name.replace("_", " "))
+
+
+def _square(axes: Any) -> None:
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_aspect("equal")
+
+
+def _stated(metric: Metric | None) -> str:
+    if metric is None or math.isnan(metric.value):
+        return "unknown"
+    interval = "" if math.isnan(metric.low) else f" ({metric.low:.2f} to {metric.high:.2f})"
+    return f"{metric.value:.3f}{interval}"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
