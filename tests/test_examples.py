@@ -107,6 +107,21 @@ def test_cohort_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(outputs["report"][-1]).size[0] > 900
 
 
+@pytest.mark.filterwarnings("default")
+def test_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell runs: features, folds that beat chance by far, and attention that lies on the lesions."""
+    outputs = run("04_train_mil.ipynb", tmp_path, monkeypatch)
+    said = {cell: "".join(o.text for o in out if o.output_type == "stream") for cell, out in outputs.items()}
+    assert re.match(r"[0-9,]+ tiles of 20 slides", said["features"])
+    assert float(re.findall(r"auroc +([0-9.]+)", said["fit"])[0]) > 0.8
+    assert said["predictions"].count("->") == 6
+    share = re.match(r"([0-9]+)% of the attention is on the", said["truth"])
+    assert share is not None
+    assert int(share[1]) > 40
+    for cell in ("see", "top"):
+        assert min(shown(outputs[cell][-1]).size) > 200
+
+
 def test_flat_images_learn(tmp_path: Path) -> None:
     """Two classes are generated, the loss falls, and images of another slide are classified."""
     said = subprocess.run(

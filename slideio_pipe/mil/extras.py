@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 from slideio_pipe.errors import MissingExtraError
@@ -17,7 +18,9 @@ def needed(module: str) -> Any:
         It is not installed.
     """
     try:
-        return importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what packages of packages say of notebooks without widgets
+            return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
         remedy = 'pip install "slideio-pipe[train]"'
