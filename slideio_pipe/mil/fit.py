@@ -350,7 +350,8 @@ def _draw(folder: Path, runs: Sequence[_Predicted], metrics: Mapping[str, Mappin
     task = runs[0].task
     logits = torch.cat([torch.empty(0, task.outputs), *(logits for _, logits, _ in known)])
     targets = torch.cat([found for _, _, found in known] or [task.targets([])])
-    labelled = ~targets.isnan().reshape(len(targets), -1).any(1)
+    unknown = targets.isnan()  # (n,), or (n, 2); n may be 0
+    labelled = ~(unknown.any(1) if unknown.ndim > 1 else unknown)
     histories = {run.division.name: run.history for run in runs}
     try:
         write_plots(folder, task, part, logits[labelled], targets[labelled], metrics.get(part, {}), histories)
