@@ -21,9 +21,10 @@ from slideio_pipe.mil.top_tiles import draw_top_tiles
 from tests.conftest import coordinate_pixels
 
 PROBABILITY = ColourScale.of_probability("probability 1")
+UPRIGHT = Affine.scaling(2, 2)
 
 
-def scored(tile: int = 64, stride: int = 64, *, affine: Affine = Affine.scaling(2, 2), side: int = 320) -> TileScores:
+def scored(tile: int = 64, stride: int = 64, *, affine: Affine = UPRIGHT, side: int = 320) -> TileScores:
     """Return random scores of a grid over a square view, some of its tiles missing."""
     rng = np.random.default_rng(3)
     starts = np.arange(0, side - tile + 1, stride)
@@ -182,7 +183,7 @@ def test_scores_of_another_slide_are_refused(coordinate_slide: Path, tmp_path: P
     with open_slide(coordinate_slide) as slide:
         with pytest.raises(ConfigError, match="lie outside"):
             draw_heatmap(far, slide)
-        with pytest.raises(ConfigError, match="end it in .tif"):
+        with pytest.raises(ConfigError, match=r"end it in \.tif"):
             save_heatmap_pyramid(scored(), slide, tmp_path / "a.jpg")
 
 

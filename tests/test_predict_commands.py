@@ -1,0 +1,90 @@
+"""``slideio-pipe predict``: a table, files that other tools open, and one bad slide that ends nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import slideio_pipe as sp
+from slideio_pipe.cli import app
+from tests.tiny_training import features, slides, train_features, train_pixels
+
+pytest.importorskip("lightning_fabric")
+FILES = ["heatmap.geojson", "heatmap.png", "tiles.csv", "tiles.png"]
+
+
+class Trained(NamedTuple):
+    """What the tests share."""
+
+    folder: Path
+    pixels: Path
+    features: Path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Slides, features, and a training on each."""
+    folder = tmp_path_factory.mktemp("predict")
+    checkpoint = train_pixels(slides(folder, 2), folder / "run")
+    return Trained(folder, checkpoint, train_features(features(folder / "f"), folder / "feature-run"))
+
+
+def run(*arguments: object) -> Result:
+    """Run the command."""
+    return CliRunner().invoke(app, ["predict", *map(str, arguments)])
+
+
+def test_slides_get_a_table_and_a_folder_each(trained: Trained, tmp_path: Path) -> None:
+    """The files open in what they are for; nothing is replaced without being asked for."""
+    out = tmp_path / "out"
+    done = run(trained.pixels, trained.folder / "cohort.csv", "--out", out, "--pyramid", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert "s0.svs" in done.stdout
+    with (out / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["slide"], row["label"]) for row in rows] == [("s0.svs", "0"), ("s1.svs", "1")]
+    for name in ("s0", "s1"):
+        folder = out / name
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "heatmap.tif"])
+        with Image.open(folder / "heatmap.png") as picture:
+            assert picture.width > 1200
+        assert sp.Annotations.from_geojson(folder / "heatmap.geojson").regions
+        with sp.open_slide(folder / "heatmap.tif") as pyramid:
+            assert pyramid.mpp is not None
+    again = run(trained.pixels, trained.folder / "cohort.csv", "--out", out, "--device", "cpu")
+    assert again.exit_code == 2
+    assert "pass --overwrite" in again.stderr
+
+
+def test_one_bad_slide_ends_nothing(trained: Trained, tmp_path: Path) -> None:
+    """It is listed, the others are done, and the exit code is 1."""
+    bad = tmp_path / "bad.svs"
+    bad.write_bytes(b"no slide")
+    done = run(trained.pixels, bad, trained.folder / "s1.svs", "--json", "--device", "cpu")
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert [row["slide"] for row in told["predictions"]] == ["s1.svs"]
+    assert [row["slide"] for row in told["failed"]] == ["bad.svs"]
+    assert "✗ bad.svs" in run(trained.pixels, bad, "--device", "cpu").stdout
+
+
+def test_features_have_tables_and_no_pictures_without_places(trained: Trained, tmp_path: Path) -> None:
+    """What cannot be drawn is left out, and said by the list of files."""
+    path = trained.folder / "f" / "f1.pt"
+    done = run(trained.features, path, "--out", tmp_path / "out", "--device", "cpu", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["predictions"][0]["files"] == ["tiles.csv"]
+
+
+def test_what_makes_no_sense_is_told(trained: Trained) -> None:
+    """Before anything is read."""
+    slide = trained.folder / "s0.svs"
+    assert "--out FOLDER" in run(trained.pixels, slide, "--pyramid").stderr
+    assert "no scores" in run(trained.pixels, slide, "--scores", "heat").stderr
+    assert "no such checkpoint" in run("nothing.ckpt", slide).stderr
