@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -127,6 +127,10 @@ class LoaderConfig(Record):
     seed: int = Field(default=0, ge=0)  # of every draw: transforms, tiles, order
 
 
+# What else a training's file holds, for mil.settings: a loader takes the same file and passes over it.
+TRAINING_SECTIONS = ("cohort", "task", "model", "encoder", "fit")
+
+
 class ClusterConfig(Record):
     """What is asked of SLURM: jobs, each a Dask worker that does as many slides at a time as it has cores.
 
@@ -222,7 +226,7 @@ def load_cluster_config(path: str | Path) -> ClusterConfig:
 def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderConfig:
     """Return a loader's configuration from YAML or a dictionary; keys left out have their defaults.
 
-    Transforms are files beside the YAML file.
+    Transforms are files beside the YAML file. What the file says of training is passed over.
 
     Raises
     ------
@@ -231,17 +235,17 @@ def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderC
     """
     if source is None or isinstance(source, Mapping):
         return checked(LoaderConfig, None, **dict(source or {}))
-    config = _loaded(LoaderConfig, source, "see configs/mil.yaml")
+    config = _loaded(LoaderConfig, source, "see configs/mil.yaml", TRAINING_SECTIONS)
     files = {"slide_transform": config.slide_transform, "tile_transform": config.tile_transform}
     folder = Path(source).parent
     return config.model_copy(update={key: str(folder / file) for key, file in files.items() if file is not None})
 
 
-def _loaded(record: type[R], path: str | Path, remedy: str) -> R:
+def _loaded(record: type[R], path: str | Path, remedy: str, others: Sequence[str] = ()) -> R:
     values = read_yaml(path, remedy)
     if not isinstance(values, Mapping | None):
         raise ConfigError("is no mapping", slide=str(path), remedy=remedy)
-    named = {str(key): value for key, value in (values or {}).items()}
+    named = {str(key): value for key, value in (values or {}).items() if key not in others}
     return _validated(record, str(path), named, remedy)
 
 

@@ -157,7 +157,7 @@ class Normalize(nn.Module):
         table = torch.empty((256, 3, 1, 1), dtype=out.dtype)
         self._compute(torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1).expand(256, 3, 1, 1), table)
         # OpenCV knows no half precision: 16-bit values travel as the integers of the same bits.
-        bits = torch.int16 if out.itemsize == 2 else torch.float32
+        bits = torch.int16 if out.itemsize == 2 else out.dtype
         n, _, height, width = tiles.shape
         rows = tiles.permute(0, 2, 3, 1).numpy().reshape(n * height, width, 3)
         target = out.permute(0, 2, 3, 1).view(bits).numpy().reshape(n * height, width, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -37,6 +37,26 @@ _COARSE_UM = 4.0  # fields are evaluated this often and interpolated
 _MARGIN_UM = 14.0  # fields reach this far beyond a block: so do nuclei whose centre lies outside
 _GLAND_CELL_UM = 165.0
 _TABLE = 256
+
+
+class Stain(NamedTuple):
+    """How a laboratory stains, and how a scanner sees it; the defaults are those of every slide without one."""
+
+    haematoxylin: float = 1.0  # times as strong
+    eosin: float = 1.0
+    hue: float = 0.0  # rad, by which optical densities turn about grey: > 0 makes pink redder, < 0 more violet
+
+    def densities(self) -> list[tuple[float, float]]:
+        """Return the optical density of a unit of haematoxylin and of eosin, for red, green and blue."""
+        c, s = math.cos(self.hue), math.sin(self.hue)
+        even, turn = (1 - c) / 3, s / math.sqrt(3)
+        stains = HAEMATOXYLIN, tuple(e + RESIDUAL_OF_EOSIN * r for e, r in zip(EOSIN, RESIDUAL, strict=True))
+        # Rodrigues about (1, 1, 1): a channel gets c of itself, and of its neighbours by the sense of the turn.
+        h, e = ([c * v[i] + even * sum(v) + turn * (v[i - 1] - v[i - 2]) for i in range(3)] for v in stains)
+        return [(max(0.0, self.haematoxylin * x), max(0.0, self.eosin * y)) for x, y in zip(h, e, strict=True)]
+
+
+_USUAL = Stain()
 
 
 @dataclass(frozen=True)
@@ -165,10 +185,12 @@ class Histology:
         The slide's seed.
     glass_period : int
         The noise of empty glass repeats after so many pixels, so that every tile of glass is the same tile.
+    stain : Stain
+        In place of the usual one; nothing but colours depends on it.
     """
 
-    def __init__(self, anatomy: Anatomy, *, mpp: float, seed: int, glass_period: int) -> None:
-        self.anatomy, self.mpp = anatomy, mpp
+    def __init__(self, anatomy: Anatomy, *, mpp: float, seed: int, glass_period: int, stain: Stain = _USUAL) -> None:
+        self.anatomy, self.mpp, self._densities = anatomy, mpp, stain.densities()
         self.cells = CellLibrary(mpp, seed)
         rng = generator(seed, 20)
         self._fibres = fibre_texture(rng)
@@ -366,8 +388,8 @@ class Histology:
         eosin = eosin * (1 - np.float32(0.2) * np.minimum(nuclear, 1))
         haematoxylin = np.maximum(haematoxylin, cv2.addWeighted(nuclear, 1, haematoxylin, 0.4, 0))
         noise, channels = _window(self._glass, block), []
-        for h, e, r in zip(HAEMATOXYLIN, EOSIN, RESIDUAL, strict=True):
-            weights = -h * self._strength[0], -(e + RESIDUAL_OF_EOSIN * r) * self._strength[1]
+        for h, e in self._densities:
+            weights = -h * self._strength[0], -e * self._strength[1]
             light = cv2.exp(cv2.addWeighted(haematoxylin, weights[0], eosin, weights[1], 0))
             channels.append(cv2.addWeighted(light, GLASS, noise, 1, 0, dtype=cv2.CV_8U))
         rgb: NDArray[np.uint8] = cv2.merge(channels)

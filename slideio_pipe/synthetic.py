@@ -18,7 +18,7 @@ from slideio_pipe.anatomy import Anatomy, mask_positions
 from slideio_pipe.aperio import SlidePlan, write_aperio
 from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError
 from slideio_pipe.geometry import Rect, Size
-from slideio_pipe.histology import Histology
+from slideio_pipe.histology import Histology, Stain
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def write_synthetic_slide(
     tile_size: int = 256,
     quality: int = 80,
     pieces: int = 3,
+    stain: tuple[float, float, float] = (1.0, 1.0, 0.0),
     overwrite: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> SyntheticSlide:
@@ -105,6 +106,9 @@ def write_synthetic_slide(
         JPEG quality, 1-100; colour is stored at half the resolution (4:2:0) as scanners do.
     pieces : int
         Tissue pieces. 0 gives an empty slide.
+    stain : (float, float, float)
+        How another laboratory stains the same tissue: haematoxylin and eosin so many times as strong, and all optical
+        densities turned about grey by so many radians. Beyond (0.5 to 2, 0.5 to 2, -0.3 to 0.3) no laboratory goes.
     overwrite : bool
         Replace an existing file.
     progress : callable, optional
@@ -128,13 +132,15 @@ def write_synthetic_slide(
     """
     path = Path(path)
     plan = _check(size, mpp, seed, levels, tile_size, quality)
+    if not (min(stain[:2]) > 0 and all(math.isfinite(value) for value in stain)):
+        raise ConfigError(f"stain {stain}", remedy="pass two strengths > 0 and an angle")
     if lesions < 0 or pieces < 0 or (lesions and not pieces):
         raise ConfigError(f"{lesions} lesions in {pieces} tissue pieces", remedy="lesions lie in tissue: pieces >= 1")
     if path.exists() and not overwrite:
         raise OutputExistsError("already there", slide=str(path), remedy="pass overwrite=True or another path")
     extent_um = (plan.size.width * plan.mpp, plan.size.height * plan.mpp)
     anatomy = Anatomy(extent_um, seed=plan.seed, pieces=pieces, lesions=lesions)
-    histology = Histology(anatomy, mpp=plan.mpp, seed=plan.seed, glass_period=plan.tile_size)
+    histology = Histology(anatomy, mpp=plan.mpp, seed=plan.seed, glass_period=plan.tile_size, stain=Stain(*stain))
     partial_path = path.with_name(path.name + ".partial")
     try:
         write_aperio(partial_path, plan, histology, progress or (lambda done, total: None))

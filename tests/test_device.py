@@ -280,3 +280,12 @@ def test_unknown_dtypes(dtype: Any) -> None:
     """Only float16, bfloat16 and float32 are delivered."""
     with pytest.raises(ConfigError, match=r"torch\.float16"):
         check_dtype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_encoders_of_any_precision_get_theirs(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """``convert`` gives what an encoder computes in, double precision as well."""
+    found = Normalize.imagenet().convert(every_byte(layout=layout), dtype)
+    assert found.dtype == dtype
+    assert np.abs(by_byte(found) - reference(IMAGENET_MEAN, IMAGENET_STD)).max() < 1e-5

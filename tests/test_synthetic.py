@@ -271,3 +271,25 @@ def test_masks_need_a_positive_downsample(slide: SyntheticSlide, downsample: flo
     """A mask at a downsample that is no positive number is a ConfigError."""
     with pytest.raises(ConfigError):
         slide.tissue_mask(downsample)
+
+
+def test_a_stain_changes_the_colours_and_no_more(tmp_path: Path) -> None:
+    """The usual one is none at all; more haematoxylin darkens red, a turn of the hue leaves glass alone."""
+    size, made = (512, 384), {}
+    for name, stain in {"usual": (1, 1, 0), "blue": (1.5, 1, 0), "turned": (1, 1, 0.2)}.items():
+        slide = write_synthetic_slide(tmp_path / f"{name}.svs", size=size, seed=2, stain=stain)
+        made[name] = tifffile.imread(slide.path, level=0)
+    plain = write_synthetic_slide(tmp_path / "plain.svs", size=size, seed=2)
+    assert plain.path.read_bytes() == (tmp_path / "usual.svs").read_bytes()
+    tissue = plain.tissue_mask(1)
+    assert made["blue"][tissue][:, 0].mean() < made["usual"][tissue][:, 0].mean() - 3
+    glass = made["usual"].min(axis=2) > 240
+    assert abs(made["turned"][glass].astype(int) - made["usual"][glass]).mean() < 1
+    assert abs(made["turned"][tissue].astype(int) - made["usual"][tissue]).mean() > 3
+
+
+@pytest.mark.parametrize("stain", [(0, 1, 0), (1, -1, 0), (1, 1, float("nan"))])
+def test_impossible_stains(stain: tuple[float, float, float], tmp_path: Path) -> None:
+    """No stain at all, less than none, an angle that is no number."""
+    with pytest.raises(ConfigError, match="stain"):
+        write_synthetic_slide(tmp_path / "a.svs", size=(64, 64), levels=(1,), stain=stain)

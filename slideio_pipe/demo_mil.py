@@ -1,0 +1,161 @@
+"""A study to train on: slides of which half hold a small lesion, with all that a table may say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from slideio_pipe.anatomy import Anatomy, mask_positions
+from slideio_pipe.annotations import Annotations
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.export import make_folder
+from slideio_pipe.geometry import Size
+from slideio_pipe.mask_files import Annotation
+from slideio_pipe.splits import split_cohort
+from slideio_pipe.synthetic import write_synthetic_slide
+
+MANIFEST = "cohort.csv"
+LESION = "Lesion"
+GRADES = ("none", "one", "two")  # lesions of a slide
+# Another laboratory: haematoxylin faded, eosin heavy and more violet. Measured in tests/benchmarks/mil.py stain.
+SHIFTED = (0.55, 1.4, -0.15)
+_USUAL = (1.0, 1.0, 0.0)
+_MPP = 0.25
+_PIECES = 3
+_PARTS = {"train": 0.5, "val": 0.1, "test": 0.4}
+_PARTS_OF_FEW = {"train": 0.5, "val": 0.2, "test": 0.3}  # below 40 slides: a tenth would not hold both labels
+_PAIRS_FROM = 24  # slides; in a smaller cohort, patients with two slides would leave nobody to validate
+# Per month, without a lesion; each lesion multiplies it. Whoever has had no event by the end of the study is censored.
+_HAZARD, _HAZARD_RATIO = 0.015, 4.0
+_STUDY_MONTHS = (24.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A slide to make."""
+
+    name: str
+    lesions: int
+    patient: str
+    split: str
+    seed: int
+
+
+def write_mil_cohort(
+    folder: str | Path,
+    slides: int = 40,
+    *,
+    size: tuple[int, int] = (6144, 4608),
+    seed: int = 1,
+    shifted: bool = False,
+    split: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Path:
+    """Make slides of which every second holds one or two lesions, and return their manifest.
+
+    A lesion covers about 2 % of the tissue of a slide of the default size. ``cohort.csv`` says of each slide its label
+    (a lesion or none), patient and split (train, val, test: by patient, evenly over the labels), and for other tasks:
+    ``grade`` (none, one, two lesions), ``lesion_fraction`` (of the tissue), ``time`` (months) and ``event`` (drawn with
+    a hazard that every lesion multiplies by 4). ``lesions/<slide>.geojson`` outlines them. Slides that are there
+    already are kept.
+
+    Parameters
+    ----------
+    folder : str or Path
+        For the manifest, ``slides/`` and ``lesions/``.
+    slides : int
+        How many, at least 8. From 24 on, two slides each are of one patient.
+    size : (int, int)
+        Width and height, px at 0.25 µm.
+    seed : int
+        Which cohort.
+    shifted : bool
+        The same tissue as another laboratory stains it.
+    split : {"train", "val", "test"}, optional
+        Make only these slides of the cohort.
+    progress : callable, optional
+        Called with (slides done, slides in all).
+
+    Raises
+    ------
+    ConfigError
+        Too few slides.
+    OutputError
+        The folder cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> Cohort.of(write_mil_cohort(tempfile.mkdtemp(), 8, size=(512, 384)))
+    Cohort(8 slides, labels 0 and 1)
+    """
+    if slides < 8:
+        raise ConfigError(f"a cohort of {slides} slides", remedy="pass slides=8 or more")
+    place = Path(folder).expanduser()
+    for name in ("slides", "lesions"):
+        make_folder(place / name)
+    plans = _plans(slides, seed)
+    if split is not None:
+        plans = [plan for plan in plans if plan.split == split]
+        if not plans:
+            raise ConfigError(f'no slide is in split "{split}"', remedy=f"pass {', '.join(_PARTS)}")
+    rows = []
+    for done, plan in enumerate(plans, 1):
+        rows.append(_make(plan, place, size, SHIFTED if shifted else _USUAL))
+        if progress is not None:
+            progress(done, len(plans))
+    return Cohort(rows).write(place / MANIFEST)
+
+
+def _plans(slides: int, seed: int) -> list[_Plan]:
+    """Return what every slide is to be; parted evenly over the grades, so that there is each to train on."""
+    # Every third slide with a lesion has a second one.
+    lesions = [0 if k % 2 == 0 else 2 if k % 6 == 5 else 1 for k in range(slides)]
+    paired = slides >= _PAIRS_FROM
+    patients = [f"P{(k // 4 * 2 + k % 2 if paired else k) + 1:02}" for k in range(slides)]
+    named = [
+        CohortSlide(Path(f"s{k:02}.svs"), f"s{k:02}.svs", label=GRADES[lesions[k]], patient=patients[k])
+        for k in range(slides)
+    ]
+    parted = split_cohort(Cohort.unchecked(named), _PARTS if slides >= 40 else _PARTS_OF_FEW, seed=seed)
+    return [
+        _Plan(slide.name, lesions[k], patients[k], str(slide.split), seed * 1000 + k) for k, slide in enumerate(parted)
+    ]
+
+
+def _make(plan: _Plan, folder: Path, size: tuple[int, int], stain: tuple[float, float, float]) -> CohortSlide:
+    path = folder / "slides" / plan.name
+    if not path.exists():
+        write_synthetic_slide(
+            path, size=size, mpp=_MPP, seed=plan.seed, lesions=plan.lesions, pieces=_PIECES, stain=stain
+        )
+    extent_um = (size[0] * _MPP, size[1] * _MPP)
+    anatomy = Anatomy(extent_um, seed=plan.seed, pieces=_PIECES, lesions=plan.lesions)
+    outlines = [lesion.outline() / _MPP for lesion in anatomy.lesions]
+    if outlines:
+        drawn = Annotations([Annotation(LESION, [outline]) for outline in outlines], {LESION: 1})
+        drawn.to_geojson(folder / "lesions" / f"{path.stem}.geojson", overwrite=True)
+    x, y = mask_positions(Size(*size), _MPP, 16)
+    tissue = anatomy.tissue_depth(x, y) > 0
+    fraction = (anatomy.lesion_depth(x, y) > 0)[tissue].mean()
+    months, event = _outcome(plan)
+    known = {
+        "grade": GRADES[plan.lesions],
+        "lesion_fraction": f"{fraction:.5f}",
+        "time": f"{months:.1f}",
+        "event": str(event),
+    }
+    label = int(plan.lesions > 0)
+    return CohortSlide(path, plan.name, label=label, patient=plan.patient, split=plan.split, other=tuple(known.items()))
+
+
+def _outcome(plan: _Plan) -> tuple[float, int]:
+    """Return the months to the event, or to the end of the study, and whether it happened."""
+    rng = np.random.default_rng([plan.seed, 77])
+    months = rng.exponential(1 / (_HAZARD * _HAZARD_RATIO**plan.lesions))
+    end = rng.uniform(*_STUDY_MONTHS)
+    return min(float(months), float(end)), int(months <= end)

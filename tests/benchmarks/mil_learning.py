@@ -1,0 +1,109 @@
+"""The demo cohort end to end: whether it learns, where it looks, and whether another laboratory's stain confuses it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional.classification import binary_auroc
+
+import slideio_pipe as sp
+from slideio_pipe.demo_mil import LESION, write_mil_cohort
+from slideio_pipe.mil.fit import Fitted, fit
+from slideio_pipe.mil.prediction import Prediction
+from slideio_pipe.mil.predictor import load_predictor
+from slideio_pipe.mil.settings import TrainConfig, load_train_config
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mil-end-to-end.yaml"
+
+
+def settings(*, augmented: bool) -> TrainConfig:
+    """Return the configuration of ``configs``, with or without its transforms."""
+    config = load_train_config(CONFIG)
+    fit_config = config.fit.model_copy(update={"accelerator": "cpu", "save_every": 10})
+    update: dict[str, object] = {"fit": fit_config}
+    if not augmented:
+        update |= {"slide_transform": None, "tile_transform": None}
+    return config.model_copy(update=update)
+
+
+def trained(folder: Path, *, augmented: bool) -> Fitted:
+    """Return the training on the cohort, made now or before; how long it took is in its history."""
+    cohort = write_mil_cohort(folder / "cohort")
+    return fit(cohort, settings(augmented=augmented), folder / ("augmented" if augmented else "plain"))
+
+
+def predicted(fitted: Fitted, cohort: Path) -> list[tuple[Prediction, NDArray[np.bool_]]]:
+    """Return what the model says of each slide that tests, and which of its tiles are lesion: more than half."""
+    predictor = load_predictor(fitted.checkpoints[0])
+    found = []
+    for slide in sp.Cohort.of(cohort).where(split="test"):
+        prediction = predictor.predict(slide)
+        outlines = cohort.parent / "lesions" / f"{Path(slide.name).stem}.geojson"
+        found.append((prediction, lesion_tiles(prediction, outlines)))
+    return found
+
+
+def lesion_tiles(prediction: Prediction, outlines: Path) -> NDArray[np.bool_]:
+    """Return which tiles are more than half lesion, (N,), counted at 8 level-0 px."""
+    coords, step = prediction.coords, 8
+    assert coords is not None
+    if not outlines.exists():
+        return np.zeros(len(coords), bool)
+    side = round(prediction.tile_scores().side_level0)
+    width, height = (coords.max(0) + side) // step + 1
+    mask = np.zeros((height, width), np.uint8)
+    for region in sp.Annotations.from_geojson(outlines, [LESION]).regions:
+        cv2.fillPoly(mask, [np.rint(region.polygon[0] / step).astype(np.int32)], 1)
+    n = side // step
+    return np.array([mask[y : y + n, x : x + n].mean() > 0.5 for x, y in coords // step])
+
+
+def figures(found: list[tuple[Prediction, NDArray[np.bool_]]]) -> dict[str, float]:
+    """Return AUROC and balanced accuracy over slides, and how well attention ranks the tiles of those with a lesion."""
+    labels = np.array([lesion.any() for _, lesion in found])
+    chances = np.array([float(prediction.said["probability_1"]) for prediction, _ in found])
+    right = (chances > 0.5) == labels
+    tiles = [auroc(p.attention, lesion) for p, lesion in found if lesion.any()]
+    return {
+        "auroc": auroc(chances, labels),
+        "balanced_accuracy": float((right[labels].mean() + right[~labels].mean()) / 2),
+        "attention": float(np.mean(tiles)),
+        "attention_least": float(np.min(tiles)),
+    }
+
+
+def auroc(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+    """Return the area under the ROC curve."""
+    return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(truth.astype(np.int64))))
+
+
+def end_to_end(folder: Path, *, augmented: bool = True) -> None:
+    """Print what is reached on slides that were held out, and in which time."""
+    before = time.process_time()
+    fitted = trained(folder, augmented=augmented)
+    cpu, wall = time.process_time() - before, sum(row["seconds"] for row in fitted.history[0])
+    found = figures(predicted(fitted, folder / "cohort" / "cohort.csv"))
+    config = load_train_config(fitted.folder / "config.yaml")
+    how = "with augmentation" if augmented else "without augmentation"
+    print(f"end to end, {how}, {config.fit.epochs} epochs: {wall:.0f} s ({cpu:.0f} CPU-seconds now)")
+    print(f"  held-out slides: AUROC {found['auroc']:.3f}, balanced accuracy {found['balanced_accuracy']:.2f}")
+    least = found["attention_least"]
+    print(f"  attention of lesion tiles against the rest: AUROC {found['attention']:.3f}, least of a slide {least:.3f}")
+
+
+def stain(folder: Path) -> None:
+    """Print both trainings on the slides that test, and on the same tissue in another laboratory's stain."""
+    shifted = write_mil_cohort(folder / "shifted", shifted=True, split="test")
+    print("| training | stain | AUROC | balanced accuracy | AUROC of attention over tiles |\n|---|---|---|---|---|")
+    for augmented in (False, True):
+        fitted = trained(folder, augmented=augmented)
+        for name, cohort in (("the same", folder / "cohort" / "cohort.csv"), ("shifted", shifted)):
+            found = figures(predicted(fitted, cohort))
+            how = "with augmentation" if augmented else "without"
+            cells = f"{found['auroc']:.3f} | {found['balanced_accuracy']:.2f} | {found['attention']:.3f}"
+            print(f"| {how} | {name} | {cells} |", flush=True)

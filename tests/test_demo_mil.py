@@ -1,0 +1,106 @@
+"""The cohort to train on: what its table says of the slides is true of them, and another stain changes nothing else."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import slideio_pipe as sp
+from slideio_pipe.demo_mil import LESION, _outcome, _plans, write_mil_cohort
+from slideio_pipe.errors import ConfigError
+
+SIZE = (1024, 768)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the manifest of eight small slides."""
+    return write_mil_cohort(tmp_path_factory.mktemp("cohort"), 8, size=SIZE)
+
+
+def table(manifest: Path) -> list[dict[str, str]]:
+    with manifest.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_is_true_of_the_slides(cohort: Path) -> None:
+    """Label, grade and outlines agree; so does the lesion's share of the tissue, counted in the pixels of the slide.
+
+    Lesions are the outlines filled by OpenCV, tissue what is not as pale as glass once gaps between fibres are closed.
+    """
+    for row in table(cohort):
+        lesions = ("none", "one", "two").index(row["grade"])
+        assert row["label"] == str(int(lesions > 0))
+        outlines = cohort.parent / "lesions" / f"{Path(row['slide']).stem}.geojson"
+        assert outlines.exists() is bool(lesions)
+        if not lesions:
+            assert float(row["lesion_fraction"]) == 0
+            continue
+        regions = sp.Annotations.from_geojson(outlines).regions
+        assert [region.class_name for region in regions] == [LESION] * lesions
+        drawn = np.zeros(SIZE[::-1], np.uint8)
+        for region in regions:
+            cv2.fillPoly(drawn, [np.rint(region.polygon[0]).astype(np.int32)], 1)
+        with sp.open_slide(cohort.parent / row["slide"]) as slide:
+            pixels = np.asarray(slide.thumbnail(SIZE[0]))
+        tissue = cv2.morphologyEx((pixels.min(axis=2) < 225).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((25, 25)))
+        assert float(row["lesion_fraction"]) == pytest.approx(drawn.sum() / tissue.sum(), rel=0.35)
+
+
+@pytest.mark.parametrize("slides", [8, 12, 24, 40])
+def test_each_part_has_both_labels(slides: int) -> None:
+    """Whatever the size of the cohort, and no patient is in two; from twelve on, each grade is trained on."""
+    plans = _plans(slides, 1)
+    for part in ("train", "val", "test"):
+        assert {plan.lesions > 0 for plan in plans if plan.split == part} == {False, True}
+    assert {plan.lesions for plan in plans if plan.split == "train"} >= ({0, 1, 2} if slides > 8 else {0, 1})
+    splits: dict[str, set[str]] = {}
+    for plan in plans:
+        splits.setdefault(plan.patient, set()).add(plan.split)
+    assert all(len(names) == 1 for names in splits.values())
+    assert (len(splits) < slides) is (slides >= 24)
+
+
+def test_lesions_bring_events_forward() -> None:
+    """The rate of events per month, maximum likelihood of an exponential, is 0.015, times 4 for each lesion."""
+    outcomes: dict[int, list[tuple[float, int]]] = {}
+    for plan in _plans(3000, 1):
+        outcomes.setdefault(plan.lesions, []).append(_outcome(plan))
+    for lesions, found in outcomes.items():
+        months, events = np.array(found).T
+        assert events.sum() / months.sum() == pytest.approx(0.015 * 4**lesions, rel=0.15)
+
+
+def test_another_stain_is_the_same_tissue(cohort: Path, tmp_path: Path) -> None:
+    """Glass is equal, tissue has other colours, and the tables say the same."""
+    shifted = write_mil_cohort(tmp_path, 8, size=SIZE, shifted=True, split="test")
+    rows = {row["slide"]: row for row in table(cohort) if row["split"] == "test"}
+    assert {row["slide"]: row for row in table(shifted)} == rows
+    name = next(iter(rows))
+    with sp.open_slide(cohort.parent / name) as one, sp.open_slide(tmp_path / name) as other:
+        a, b = (np.asarray(slide.thumbnail(SIZE[0])).astype(int) for slide in (one, other))
+    glass = a.min(axis=2) > 235
+    assert np.abs(a - b)[glass].mean() < 0.5  # what JPEG brings over from the edge of the tissue
+    stroma = a.min(axis=2) < 200
+    assert np.abs(a - b)[stroma].mean() > 15
+
+
+def test_slides_that_are_there_are_kept(cohort: Path) -> None:
+    """Called again, it makes the table and no slide."""
+    before = {path: path.stat().st_mtime_ns for path in (cohort.parent / "slides").iterdir()}
+    content = cohort.read_bytes()
+    write_mil_cohort(cohort.parent, 8, size=SIZE)
+    assert {path: path.stat().st_mtime_ns for path in (cohort.parent / "slides").iterdir()} == before
+    assert cohort.read_bytes() == content
+
+
+def test_impossible_cohorts(tmp_path: Path) -> None:
+    """Too few slides, an unknown part."""
+    with pytest.raises(ConfigError, match="a cohort of 7 slides"):
+        write_mil_cohort(tmp_path, 7)
+    with pytest.raises(ConfigError, match='no slide is in split "dev"; pass train, val, test'):
+        write_mil_cohort(tmp_path, 8, split="dev")

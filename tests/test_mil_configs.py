@@ -1,0 +1,75 @@
+"""The trainings of ``configs``: each loads, says what it is for, and runs on the demo cohort."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import slideio_pipe as sp
+from slideio_pipe.config import load_loader_config
+from slideio_pipe.demo_mil import write_mil_cohort
+from slideio_pipe.mil.fit import Fitted, fit
+from slideio_pipe.mil.settings import TrainConfig, load_train_config
+from slideio_pipe.mil.small_encoder import SmallEncoder
+
+pytest.importorskip("lightning_fabric")
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+LEADING = {
+    "mil.yaml": "auroc",
+    "mil-multiclass.yaml": "auroc",
+    "mil-regression.yaml": "r2",
+    "mil-survival.yaml": "c_index",
+    "mil-end-to-end.yaml": "auroc",
+}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the manifest of twelve small slides, their features in a folder beside it."""
+    manifest = write_mil_cohort(tmp_path_factory.mktemp("cohort"), 12, size=(1024, 768))
+    torch.manual_seed(0)
+    tiles = {"view": {"mpp": 1.0}, "grid": {"tile_size": 64, "min_tissue": 0.3}}
+    encoder = sp.load_encoder(SmallEncoder(16), normalize="imagenet", input_size=64)
+    sp.encode_cohort(manifest, encoder, manifest.parent / "features", tiles, device="cpu", progress=False)
+    return manifest
+
+
+def run(name: str, cohort: Path, out: Path) -> Fitted:
+    """Train for two epochs as a file of ``configs`` says."""
+    config = load_train_config(CONFIGS / name)
+    update = {"fit": config.fit.model_copy(update={"epochs": 2, "bootstrap": 0, "accelerator": "cpu"})}
+    if config.encoder.source is None:
+        update["encoder"] = config.encoder.model_copy(update={"folder": str(cohort.parent / "features")})
+    return fit(cohort, config.model_copy(update=update), out, progress=False)
+
+
+def test_mil_yaml_shows_every_key_with_its_default() -> None:
+    """Whoever looks for a setting finds it there."""
+    shown = yaml.safe_load((CONFIGS / "mil.yaml").read_text(encoding="utf-8"))
+    assert shown == TrainConfig().model_dump(mode="json")
+    assert load_train_config(CONFIGS / "mil.yaml") == TrainConfig()
+
+
+@pytest.mark.parametrize("name", LEADING)
+def test_each_configuration_trains(name: str, cohort: Path, tmp_path: Path) -> None:
+    """On the demo cohort, as it is, but for the number of epochs; its leading metric is that of its task."""
+    fitted = run(name, cohort, tmp_path / "run")
+    assert [len(rows) for rows in fitted.history] == [2]
+    assert next(iter(fitted.metrics["test"])) == LEADING[name]
+    assert fitted.predictions.stat().st_size > 0
+
+
+def test_all_of_them_are_tested() -> None:
+    """A training that is added is run here."""
+    trainings = {p.name for p in CONFIGS.glob("mil*.yaml") if "transform" not in yaml.safe_load(p.read_text())}
+    assert trainings == set(LEADING)
+
+
+@pytest.mark.parametrize("name", LEADING)
+def test_a_loader_takes_the_same_file(name: str) -> None:
+    """It passes over what concerns training alone."""
+    config = load_train_config(CONFIGS / name)
+    assert load_loader_config(CONFIGS / name) == config.loader
