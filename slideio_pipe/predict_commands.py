@@ -85,7 +85,7 @@ def predict(
 ) -> None:
     """Predict slides with a trained model, and show what it looked at.
 
-    With --out, each slide gets heatmap.png, heatmap.geojson (for QuPath), tiles.png (the highest scores) and tiles.csv
+    With --out, each slide gets heatmap.png, heatmap.geojson (for QuPath), tiles.png (the highest) and tiles.csv
     (all of them). Slides that fail are listed, the others are done, and the exit code is 1.
 
     Example: [bold]slideio-pipe predict run/best.ckpt a.svs b.svs --out predicted/[/]

@@ -92,14 +92,14 @@ def test_captions_have_no_boxes_for_missing_letters(text: str) -> None:
     """Every letter that is drawn is one the font has."""
     font = ImageFont.load_default(15)
     missing = bytes(font.getmask("\uffff"))
-    drawn = picture._drawable(text)
+    drawn = picture.drawable(text)
     assert drawn.strip()
     assert all(bytes(font.getmask(letter)) != missing for letter in drawn if letter != " ")
 
 
 def test_degrees_are_written() -> None:
     """Captions of rotated views keep the sign."""
-    assert picture._drawable("turned −45°") == "turned -45°"
+    assert picture.drawable("turned −45°") == "turned -45°"
 
 
 def test_a_caption_stands_above() -> None:
