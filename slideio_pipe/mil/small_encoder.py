@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 from slideio_pipe.errors import ConfigError
@@ -35,6 +36,7 @@ class SmallEncoder(nn.Sequential):
         for before, after in pairwise(widths):
             convolution = nn.Conv2d(before, after, 3, stride=2, padding=1)
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            convolution.bias = nn.Parameter(torch.zeros(after))  # the usual random ones drown pale stains
             layers += [convolution, nn.ReLU(inplace=True)]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.features = features
