@@ -43,9 +43,9 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.foreign import from_trident as from_trident
     from slideio_pipe.label_masks import LabelMask as LabelMask
     from slideio_pipe.loader import BagLoader as BagLoader
-    from slideio_pipe.mil.fit import Fitted as Fitted
     from slideio_pipe.mil.fit import fit as fit
     from slideio_pipe.mil.model import MilModel as MilModel
+    from slideio_pipe.mil.outcome import Fitted as Fitted
     from slideio_pipe.mil.prediction import Prediction as Prediction
     from slideio_pipe.mil.predictor import Predictor as Predictor
     from slideio_pipe.mil.predictor import load_predictor as load_predictor
@@ -106,7 +106,7 @@ _PUBLIC = {
     "WholeBag": "whole_bag",
     "profile": "profiling",
     "fit": "mil.fit",
-    "Fitted": "mil.fit",
+    "Fitted": "mil.outcome",
     "TrainConfig": "mil.settings",
     "MilModel": "mil.model",
     "TwoPass": "mil.two_pass",

@@ -15,7 +15,7 @@ from slideio_pipe.terminal import out, print_json, reported, say
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
-    from slideio_pipe.mil.fit import Fitted
+    from slideio_pipe.mil.outcome import Fitted
     from slideio_pipe.mil.settings import TrainConfig
 
 Settings = Annotated[Path, typer.Argument(help="YAML, such as configs/mil.yaml.", metavar="CONFIG")]

@@ -18,7 +18,8 @@ import torch
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.checkpoint import read_checkpoint
-from slideio_pipe.mil.fit import Fitted, fit
+from slideio_pipe.mil.fit import fit
+from slideio_pipe.mil.outcome import Fitted
 
 pytest.importorskip("lightning_fabric")
 ROOT = Path(__file__).resolve().parents[1]
@@ -253,3 +254,16 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
         fit(path, settings(), tmp_path / "run", progress=False)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def test_folds_of_numbers_are_measured_together(tmp_path: Path) -> None:
+    """Each fold learns in units of its own slides; predictions and metrics are in those of the cohort."""
+    path = cohort(tmp_path, 24, columns=("size",))
+    config = settings(folds=3, epochs=30, bags_per_step=4, monitor="loss") | {
+        "task": {"kind": "regression", "label": "size"}
+    }
+    fitted = fit(path, config, tmp_path / "run", progress=False)
+    with fitted.predictions.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    errors = [abs(float(row["predicted"]) - float(row["label"])) for row in rows]
+    assert fitted.metrics["test"]["mae"].value == pytest.approx(sum(errors) / len(errors), rel=1e-4)

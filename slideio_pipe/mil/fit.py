@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +14,14 @@ from torch import Tensor, nn
 
 from slideio_pipe.cohort import Cohort
 from slideio_pipe.device import Normalize
-from slideio_pipe.errors import ConfigError, MissingExtraError, SkippedWarning
-from slideio_pipe.mask_files import write_file
+from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.divisions import Division, divide
 from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.feature_files import feature_cohort
-from slideio_pipe.mil.metrics import Metric, measure
 from slideio_pipe.mil.model import build_model
-from slideio_pipe.mil.plots import write_plots
-from slideio_pipe.mil.settings import TrainConfig, dump, load_train_config
+from slideio_pipe.mil.outcome import Fitted, Predicted, fitted_of, write_history, write_outcome
+from slideio_pipe.mil.settings import TrainConfig, load_train_config
 from slideio_pipe.mil.sources import FeatureSource, PixelSource, Source
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 from slideio_pipe.mil.tile_encoder import TileEncoder, tile_encoder
@@ -37,33 +31,6 @@ from slideio_pipe.store.partial import WriterLock, disk_errors
 
 # What of the settings may change between a training and its continuation.
 _ELSEWHERE: Any = {"cohort": True, "encoder": {"folder"}, "fit": {"save_every"}}
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """What a training left in its folder."""
-
-    folder: Path
-    checkpoints: tuple[Path, ...]  # the best of each division
-    metrics: Mapping[str, Mapping[str, Metric]]  # of "val" and "test": by name
-    history: tuple[list[dict[str, Any]], ...]  # of each division, a row for each epoch
-
-    @property
-    def predictions(self) -> Path:
-        """What was predicted for the slides that validated and tested."""
-        return self.folder / "predictions.csv"
-
-    def summary(self) -> dict[str, Any]:
-        """Return the outcome, JSON-able; numbers that are not defined are None."""
-        return {
-            "folder": str(self.folder),
-            "checkpoints": [str(path) for path in self.checkpoints],
-            "epochs": [len(rows) for rows in self.history],
-            "metrics": {
-                part: {name: {k: _finite(v) for k, v in asdict(m).items()} for name, m in found.items()}
-                for part, found in self.metrics.items()
-            },
-        }
 
 
 def fit(
@@ -180,17 +147,6 @@ def _in(division: Division) -> str:
 
 
 @dataclass(slots=True)
-class _Predicted:
-    """The predictions of a division."""
-
-    division: Division
-    task: Task
-    checkpoint: Path
-    history: list[dict[str, Any]]
-    parts: dict[str, tuple[Cohort, Tensor, Tensor]]  # "val" and "test": slides, logits, targets
-
-
-@dataclass(slots=True)
 class _Run:
     fabric: Any
     config: TrainConfig
@@ -199,7 +155,7 @@ class _Run:
     normalize: Normalize | None
     overwrite: bool
 
-    def division(self, division: Division, task: Task, progress: Report | bool | None) -> _Predicted:
+    def division(self, division: Division, task: Task, progress: Report | bool | None) -> Predicted:
         """Train on one division, and predict with the best of its models."""
         folder = self.folder / division.name
         tiles = self._tile_encoder()
@@ -216,9 +172,7 @@ class _Run:
             width=width,
             features=features,
             encoder=None if tiles is None else tiles.about(),
-            config=json.loads(
-                self.config.model_dump_json(exclude={"cohort": True, "encoder": {"folder"}, "fit": {"save_every"}})
-            ),
+            config=self.config.model_dump(mode="json", exclude=_ELSEWHERE),
             slides=_digest(division),
             processes=int(self.fabric.world_size),
         )
@@ -235,23 +189,14 @@ class _Run:
         for source in (train, *sources.values()):
             source.close()
         if self.fabric.is_global_zero:
-            _write_history(folder, ended.history)
-        return _Predicted(division, task, checkpoints.best, ended.history, parts)
+            write_history(folder, ended.history)
+        return Predicted(division, task, checkpoints.best, ended.history, parts)
 
-    def finish(self, runs: Sequence[_Predicted]) -> Fitted:
+    def finish(self, runs: Sequence[Predicted]) -> Fitted:
         """Measure what all divisions predicted, and write it down."""
-        metrics = {}
-        for part in ("val", "test"):
-            known = [(run.task, run.parts[part]) for run in runs if part in run.parts]
-            if known:
-                metrics[part] = _measured(known, self.config)
-        fitted = Fitted(self.folder, tuple(run.checkpoint for run in runs), metrics, tuple(run.history for run in runs))
+        fitted = fitted_of(self.folder, runs, self.config)
         if self.fabric.is_global_zero:
-            write_file(self.folder / "config.yaml", dump(self.config).encode(), overwrite=True)
-            write_file(fitted.predictions, _predictions(runs).encode(), overwrite=True)
-            text = json.dumps(fitted.summary(), indent=2)
-            write_file(self.folder / "metrics.json", f"{text}\n".encode(), overwrite=True)
-            _draw(self.folder / "plots", runs, metrics)
+            write_outcome(fitted, runs, self.config)
         self.fabric.barrier()
         return fitted
 
@@ -327,77 +272,8 @@ class _Log:
         self._logger.save()
 
 
-def _measured(known: Sequence[tuple[Task, tuple[Cohort, Tensor, Tensor]]], config: TrainConfig) -> dict[str, Metric]:
-    """Return the metrics over all folds together: every slide is predicted by the model that did not see it."""
-    task = known[0][0]
-    slides = [slide for _, (cohort, _, _) in known for slide in cohort]
-    logits = torch.cat([part[1] for _, part in known])
-    targets = torch.cat([part[2] for _, part in known])
-    labelled = ~targets.isnan().reshape(len(targets), -1).any(1)
-    if not bool(labelled.any()):
-        return {}
-    groups = [slide.patient or slide.name for slide in slides]
-    kept = [group for group, is_known in zip(groups, labelled.tolist(), strict=True) if is_known]
-    return measure(
-        task, logits[labelled], targets[labelled], groups=kept, bootstrap=config.fit.bootstrap, seed=config.seed
-    )
-
-
-def _draw(folder: Path, runs: Sequence[_Predicted], metrics: Mapping[str, Mapping[str, Metric]]) -> None:
-    """Draw the predictions of the slides that tested, or else validated, and the course of the training."""
-    part = next((name for name in ("test", "val") if metrics.get(name)), "val")
-    known = [run.parts[part] for run in runs if part in run.parts]
-    task = runs[0].task
-    logits = torch.cat([torch.empty(0, task.outputs), *(logits for _, logits, _ in known)])
-    targets = torch.cat([found for _, _, found in known] or [task.targets([])])
-    unknown = targets.isnan()  # (n,), or (n, 2); n may be 0
-    labelled = ~(unknown.any(1) if unknown.ndim > 1 else unknown)
-    histories = {run.division.name: run.history for run in runs}
-    try:
-        write_plots(folder, task, part, logits[labelled], targets[labelled], metrics.get(part, {}), histories)
-    except MissingExtraError as error:  # of matplotlib alone: what was trained is there
-        warnings.warn(f"no plots: {error}", SkippedWarning, stacklevel=2)
-
-
-def _predictions(runs: Sequence[_Predicted]) -> str:
-    rows = []
-    for run in runs:
-        for part, (cohort, logits, _) in run.parts.items():
-            for slide, logit in zip(cohort, logits, strict=True):
-                known = {"slide": slide.name, "patient": slide.patient or "", "division": run.division.name}
-                rows.append(known | {"split": part, "label": _label(slide, run.task)} | run.task.predict(logit))
-    text = io.StringIO(newline="")
-    if rows:
-        writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()
-
-
-def _label(slide: Any, task: Task) -> Any:
-    if isinstance(task, Survival):
-        time, event = task.targets([slide])[0].tolist()
-        return f"{time:g}{'' if event else '+'}"
-    value = float(task.targets([slide])[0])
-    if math.isnan(value):
-        return ""
-    return task.classes[int(value)] if isinstance(task, Classification) else value
-
-
-def _write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_file(folder / "history.csv", text.getvalue().encode(), overwrite=True)
-
-
 def _digest(division: Division) -> list[list[Any]]:
     return [
         [] if part is None else [[slide.name, str(slide.label)] for slide in part]
         for part in (division.train, division.validation, division.test)
     ]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -1,0 +1,158 @@
+"""What a training leaves: metrics, predictions, history and plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.errors import MissingExtraError, SkippedWarning
+from slideio_pipe.mask_files import write_file
+from slideio_pipe.mil.divisions import Division
+from slideio_pipe.mil.metrics import Metric, measure
+from slideio_pipe.mil.plots import write_plots
+from slideio_pipe.mil.settings import TrainConfig, dump
+from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
+
+PARTS = ("val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a training left in its folder."""
+
+    folder: Path
+    checkpoints: tuple[Path, ...]  # the best of each division
+    metrics: Mapping[str, Mapping[str, Metric]]  # of "val" and "test": by name
+    history: tuple[list[dict[str, Any]], ...]  # of each division, a row for each epoch
+
+    @property
+    def predictions(self) -> Path:
+        """What was predicted for the slides that validated and tested."""
+        return self.folder / "predictions.csv"
+
+    def summary(self) -> dict[str, Any]:
+        """Return the outcome, JSON-able; numbers that are not defined are None."""
+        return {
+            "folder": str(self.folder),
+            "checkpoints": [str(path) for path in self.checkpoints],
+            "epochs": [len(rows) for rows in self.history],
+            "metrics": {
+                part: {name: {k: _finite(v) for k, v in asdict(m).items()} for name, m in found.items()}
+                for part, found in self.metrics.items()
+            },
+        }
+
+
+@dataclass(slots=True)
+class Predicted:
+    """The predictions of a division."""
+
+    division: Division
+    task: Task
+    checkpoint: Path
+    history: list[dict[str, Any]]
+    parts: dict[str, tuple[Cohort, Tensor, Tensor]]  # "val" and "test": slides, logits, targets
+
+
+def fitted_of(folder: Path, runs: Sequence[Predicted], config: TrainConfig) -> Fitted:
+    """Return what a training left, with the metrics over all folds together."""
+    metrics = {part: _measured(runs, part, config) for part in PARTS if any(part in run.parts for run in runs)}
+    return Fitted(folder, tuple(run.checkpoint for run in runs), metrics, tuple(run.history for run in runs))
+
+
+def write_outcome(fitted: Fitted, runs: Sequence[Predicted], config: TrainConfig) -> None:
+    """Write ``config.yaml``, ``predictions.csv``, ``metrics.json`` and the plots."""
+    write_file(fitted.folder / "config.yaml", dump(config).encode(), overwrite=True)
+    write_file(fitted.predictions, _predictions(runs).encode(), overwrite=True)
+    text = json.dumps(fitted.summary(), indent=2)
+    write_file(fitted.folder / "metrics.json", f"{text}\n".encode(), overwrite=True)
+    _draw(fitted, runs)
+
+
+def _pooled(runs: Sequence[Predicted], part: str) -> tuple[list[CohortSlide], Tensor, Tensor]:
+    """Return the labelled slides of all folds, their logits and targets: each by a model that did not see it."""
+    known = [(run.task, *run.parts[part]) for run in runs if part in run.parts]
+    slides = [slide for _, cohort, _, _ in known for slide in cohort]
+    logits = [_in_units_of(runs[0].task, task, found) for task, _, found, _ in known]
+    targets = torch.cat([found for *_, found in known] or [runs[0].task.targets([])])
+    unknown = targets.isnan()  # (n,), or (n, 2); n may be 0
+    labelled = ~(unknown.any(1) if unknown.ndim > 1 else unknown)
+    kept = [slide for slide, is_known in zip(slides, labelled.tolist(), strict=True) if is_known]
+    return kept, torch.cat([torch.empty(0, runs[0].task.outputs), *logits])[labelled], targets[labelled]
+
+
+def _in_units_of(first: Task, task: Task, logits: Tensor) -> Tensor:
+    """Return logits of a fold as the first fold would say them: numbers are in units of each fold's own slides."""
+    if isinstance(first, Regression) and isinstance(task, Regression):
+        return (logits * task.std + task.mean - first.mean) / first.std
+    return logits
+
+
+def _measured(runs: Sequence[Predicted], part: str, config: TrainConfig) -> dict[str, Metric]:
+    slides, logits, targets = _pooled(runs, part)
+    if not slides:
+        return {}
+    groups = [slide.patient or slide.name for slide in slides]
+    return measure(runs[0].task, logits, targets, groups=groups, bootstrap=config.fit.bootstrap, seed=config.seed)
+
+
+def _draw(fitted: Fitted, runs: Sequence[Predicted]) -> None:
+    """Draw the predictions of the slides that tested, or else validated, and the course of the training."""
+    part = next((name for name in ("test", "val") if fitted.metrics.get(name)), "val")
+    _, logits, targets = _pooled(runs, part)
+    histories = {run.division.name: run.history for run in runs}
+    try:
+        write_plots(
+            fitted.folder / "plots", runs[0].task, part, logits, targets, fitted.metrics.get(part, {}), histories
+        )
+    except MissingExtraError as error:  # of matplotlib alone: what was trained is there
+        warnings.warn(f"no plots: {error}", SkippedWarning, stacklevel=2)
+
+
+def _predictions(runs: Sequence[Predicted]) -> str:
+    rows = []
+    for run in runs:
+        for part, (cohort, logits, _) in run.parts.items():
+            for slide, logit in zip(cohort, logits, strict=True):
+                known = {"slide": slide.name, "patient": slide.patient or "", "division": run.division.name}
+                rows.append(known | {"split": part, "label": _label(slide, run.task)} | run.task.predict(logit))
+    text = io.StringIO(newline="")
+    if rows:
+        writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def _label(slide: Any, task: Task) -> Any:
+    if isinstance(task, Survival):
+        time, event = task.targets([slide])[0].tolist()
+        return f"{time:g}{'' if event else '+'}"
+    value = float(task.targets([slide])[0])
+    if math.isnan(value):
+        return ""
+    return task.classes[int(value)] if isinstance(task, Classification) else value
+
+
+def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``history.csv``, a row for each epoch."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_file(folder / "history.csv", text.getvalue().encode(), overwrite=True)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
