@@ -122,6 +122,7 @@ def main(times: int, slides: int, seed: int, on_cluster: bool, scratch: Path) ->
         run, victim = exporting(scratch / "slides", out, *who), rng.choice(VICTIMS)
         time.sleep(rng.uniform(0.5, longest))
         was_killed = kill(victim, run, cluster, rng)
+        print(f"{sum(counts[each] for each in VICTIMS) + was_killed} of {times}", end="\r", file=sys.stderr, flush=True)
         if was_killed:
             counts[victim] += 1
         if victim == "worker" or not was_killed:
