@@ -47,6 +47,11 @@ def features(
     config: options.Config = None,
     threads: options.LoaderThreads = None,
     shard: options.Shard = None,
+    workers: options.FeatureWorkers = None,
+    cluster: options.Cluster = None,
+    time_limit: options.TimeLimit = None,
+    memory_limit: options.MemoryLimit = None,
+    retry: options.Retry = False,
     root: options.Root = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -55,7 +60,7 @@ def features(
 
     Tiles are decoded once for all encoders. Interrupted, it goes on where it stopped when run again; encoders may be
     added later. Slides that fail are listed in failures.csv, the others are done, and the exit code is 1. A slide that
-    crashes its reader ends the run: slides that bad are better exported first.
+    crashes its reader ends the run, unless --workers or --cluster encode each slide in a process of its own.
 
     Example: [bold]slideio-pipe features bags/ --encoder timm:hf-hub:MahmoodLab/UNI[/]
 
@@ -91,6 +96,11 @@ def features(
         allow_empty=allow_empty,
         overwrite=overwrite,
         shard=shard,
+        workers=workers,
+        cluster=cluster,
+        time_limit_s=time_limit,
+        memory_limit_gb=memory_limit,
+        retry=retry,
         progress=False if as_json else None,
     )
     if as_json:

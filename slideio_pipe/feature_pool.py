@@ -1,7 +1,7 @@
 """A pool for ``run_cohort`` that encodes: slides are opened ahead, and batches cross their borders.
 
 It works in this process, where the device is; threads open, decode and write. A slide that crashes its reader ends the
-run, and the next one goes on behind it: where slides are that bad, export them first, in processes of their own.
+run, and the next one goes on behind it: where slides are that bad, ``encode_cohort(workers=…)`` encodes each by itself.
 """
 
 from __future__ import annotations

@@ -219,6 +219,16 @@ Trace = Annotated[
 Workers = Annotated[
     int | None, _option("--workers", unit="n", min=1, panel=COHORT, text=r"Processes, a slide each. \[default: 1]")
 ]
+FeatureWorkers = Annotated[
+    int | None,
+    _option(
+        "--workers",
+        unit="n",
+        min=1,
+        panel=COHORT,
+        text="Encode in processes, each slide by itself: for CPUs, and slides that crash their reader.",
+    ),
+]
 Cluster = Annotated[
     str | None,
     _option(

@@ -78,6 +78,7 @@ class RunReport:
     done: int = 0  # by this run
     kept: int = 0  # done before
     failed: list[Failure] = field(default_factory=list)
+    tiles: int = 0  # of the slides that this run did, where the work tells
     warned: int = 0  # slides of the folder that came with warnings
     seconds: float = 0.0
     page: Path | None = None  # report.html, once it is written
@@ -338,6 +339,7 @@ class _Run:
             made = {"made": outcome.value} if outcome.error is None else self._recalled(job.slide)
             self.ledger.note(job.slide.name, replace(job.entry, event="done"), **cost, **made)
             self.report.done += 1
+            self.report.tiles += int((made.get("made") or {}).get("tiles") or 0)
             self.unwritable = 0
         else:
             if outcome.quarantined:

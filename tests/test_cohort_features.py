@@ -331,3 +331,47 @@ def test_refusals_are_in_options(tmp_path: Path, slides: Path, encoder_file: Pat
     told = refused(str(bags), "--encoder", str(encoder_file), "--tile-size", "64")
     assert "--tile-size with bags" in told
     assert os.listdir(bags / "s0.bag.zarr").count("features") == 0
+
+
+# -- in processes of their own -----------------------------------------------------------------------------------------
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    """Return the arrays of all stores of features in a folder."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and ".features.zarr" in str(file) and file.name != "zarr.json"
+    }
+
+
+def test_worker_processes_make_the_same_features(slides: Path, tmp_path: Path) -> None:
+    """Two workers, a file that each loads for itself, one slide that is damaged: the rest is what one process makes."""
+    (slides / "broken.tif").write_bytes(b"no slide")
+    encoder = load_encoder(write_torchscript(tmp_path / "tiny.pt"), normalize="imagenet", input_size=32)
+    alone = encode(slides, encoder, tmp_path / "one", batch_size=8)
+    several = encode(slides, encoder, tmp_path / "two", batch_size=8, workers=2)
+    assert (several.done, len(several.failed), several.tiles) == (len(SIDES), 1, TILES)
+    assert [failure.slide for failure in several.failed] == ["broken.tif"]
+    one, two = stored(tmp_path / "one"), stored(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for side, k in zip(SIDES, range(len(SIDES)), strict=True):
+        first = open_features(tmp_path / "one" / f"s{k}.features.zarr").features
+        second = open_features(tmp_path / "two" / f"s{k}.features.zarr").features
+        assert first.shape == (side * side, DIM)
+        np.testing.assert_allclose(first.astype(np.float32), second.astype(np.float32), atol=2e-3)
+    again = encode(slides, encoder, tmp_path / "two", batch_size=8, workers=2)
+    assert (again.done, again.kept, alone.tiles) == (0, len(SIDES), TILES)
+
+
+def test_a_network_that_cannot_travel_is_refused(slides: Path, tmp_path: Path) -> None:
+    """Before a process is started, with what to pass instead."""
+
+    class Local(nn.Module):
+        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+            return tiles.mean((2, 3))
+
+    with pytest.raises(ConfigError, match="a network cannot be sent to worker processes"):
+        encode(slides, tiny(model=Local()), tmp_path / "out", workers=2)
+    with pytest.raises(ConfigError, match="limits are for worker processes"):
+        encode(slides, tiny(), tmp_path / "out", time_limit_s=3)

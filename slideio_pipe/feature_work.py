@@ -1,0 +1,262 @@
+"""Where the features of each slide of a cohort go, which are there, and how one slide is encoded by itself."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.config import LoaderConfig
+from slideio_pipe.device import check_device
+from slideio_pipe.encoders import Encoder, load_encoder
+from slideio_pipe.encoding import Encoding
+from slideio_pipe.errors import ConfigError, OutputExistsError
+from slideio_pipe.export import SUFFIX as BAG_SUFFIX
+from slideio_pipe.export import bag_name
+from slideio_pipe.feature_pool import FeaturePool, Laid
+from slideio_pipe.ledger import Entry, fingerprint, settings_digest
+from slideio_pipe.run import Job
+from slideio_pipe.store.features import (
+    FOLDER,
+    SUFFIX,
+    add_features,
+    create_feature_store,
+    encoder_attributes,
+    feature_store_attributes,
+    open_feature_store,
+)
+from slideio_pipe.store.partial import within_run
+from slideio_pipe.workers import OnStage
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """How a process encodes one slide after the other, each by itself; pickles."""
+
+    device: str
+    batch_size: int
+    dtype: str
+    tiles: LoaderConfig  # how slides become tiles
+    slide_transform: Any
+    threads: int
+    allow_empty: bool
+
+    def pool(self, keeper: FeatureWork) -> FeaturePool:
+        """Return what encodes; batches end with the slide."""
+        return FeaturePool(
+            Encoding(keeper.encoders, device=check_device(self.device), batch_size=self.batch_size, dtype=self.dtype),
+            keeper,
+            self.tiles,
+            slide_transform=self.slide_transform,
+            threads=self.threads,
+            allow_empty=self.allow_empty,
+        )
+
+
+@dataclass(frozen=True)
+class FeatureWork:
+    """Where the features of each slide go, and which of them are there."""
+
+    encoders: tuple[Encoder, ...]
+    folder: Path | None  # of .features.zarr; None: beside the pixels
+    config: LoaderConfig | None  # None: bags only, whose tiles are laid
+    transform: Any  # its description
+    dtype: str
+    alone: Alone | None = None  # how a worker process encodes slides, one at a time; None: a FeaturePool does
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """What tiles depend on; encoders may be added later."""
+        config = {} if self.config is None else self.config.model_dump(mode="json")
+        return config | {"slide_transform": self.transform}
+
+    @cached_property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What is kept beside the features of each encoder."""
+        return {
+            encoder.name: {**encoder.describe(), "dtype": self.dtype, "digest": encoder.digest}
+            for encoder in self.encoders
+        }
+
+    def store(self, slide: CohortSlide) -> Path:
+        """Return the store that a slide's features go to."""
+        assert isinstance(slide.source, Path)
+        if self.folder is None:
+            return slide.source
+        return self.folder / f"{bag_name(slide.name).removesuffix(BAG_SUFFIX)}{SUFFIX}"
+
+    def output(self, slide: CohortSlide) -> Path:
+        """Return the features of the last encoder if all are there, else a name that nothing has."""
+        store = self.store(slide)
+        for encoder in self.encoders:
+            if not self.is_there(store, encoder.name):
+                return store / FOLDER / f"{encoder.name}.{self.facts[encoder.name]['digest']}"
+        return store / FOLDER / self.encoders[-1].name
+
+    def is_there(self, store: Path, name: str) -> bool:
+        """Return whether a store has the features that this run would make."""
+        found = encoder_attributes(store, name)
+        return found is not None and all(found.get(key) == self.facts[name][key] for key in ("digest", "dtype"))
+
+    def refuse_others(self, cohort: Cohort) -> None:
+        """Raise ConfigError when slides have features that other encoders made, or of other tiles."""
+        other: dict[str, list[str]] = {}
+        for slide in cohort:
+            store = self.store(slide)
+            for name in self.facts:
+                found = encoder_attributes(store, name)
+                if found is not None and not self.is_there(store, name):
+                    other.setdefault(f"{name} ({_difference(found, self.facts[name])})", []).append(slide.name)
+            stored = {} if self.folder is None else feature_store_attributes(store) or {}
+            made = stored.get("made")
+            # A run in this folder that did these itself says more: which settings.
+            changed = made is not None and made["settings"] != settings_digest(self.settings, slide)
+            if changed and not self.output(slide).exists():
+                other.setdefault(f"{_tiles_of(stored)} of other settings", []).append(slide.name)
+        if other:
+            shown = "; ".join(
+                f"{what}: {len(names):,} slides, such as {', '.join(names[:_SHOWN])}" for what, names in other.items()
+            )
+            remedy = "pass overwrite=True or another folder, or give the encoder a name of its own: mine=timm:NAME"
+            raise ConfigError(f"features of other encoders or settings are there: {shown}", remedy=remedy)
+
+    def missing(self, job: Job) -> list[str]:
+        """Return whose features of a slide are still to be computed."""
+        store = self.store(job.slide)
+        if self.folder is not None and store.exists() and not self._is_of(job, store):
+            if not job.overwrite:
+                raise OutputExistsError(
+                    "features of other tiles are there", slide=str(store), remedy="pass overwrite=True"
+                )
+            return list(self.facts)
+        return [name for name in self.facts if not self.is_there(store, name)]
+
+    def keep(self, job: Job, bag: Laid, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Write the features of a slide."""
+        if self.folder is None:  # bags may be of several folders, each with runs of its own
+            return self._keep(job, bag, features)
+        with within_run(self.folder):
+            return self._keep(job, bag, features)
+
+    def _keep(self, job: Job, bag: Laid, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        store = self.store(job.slide)
+        named = {name: (values, self.facts[name]) for name, values in features.items()}
+        if self.folder is not None and not (store.exists() and self._is_of(job, store)):
+            told = {**bag.provenance, "made": _made(job)}
+            create_feature_store(store, bag, told, named, overwrite=job.overwrite)
+        else:
+            if self.folder is not None and not np.array_equal(open_feature_store(store).columns["coords"], bag.coords):
+                reason = "the tiles are not those whose features are there"
+                raise ConfigError(reason, slide=str(store), remedy="pass overwrite=True, or another folder")
+            for name, (values, facts) in named.items():
+                add_features(store, name, values, facts, overwrite=job.overwrite)
+        return self._summary(store, bag, features)
+
+    def recall(self, slide: CohortSlide) -> dict[str, Any]:
+        """Return what is known of features that were written before a kill."""
+        return {"features": str(self.store(slide)), "encoders": ", ".join(self.facts)}
+
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
+        """Encode one slide by itself, in a worker process."""
+        if self.alone is None:
+            raise ConfigError("features are encoded by a FeaturePool", slide=slide.name, remedy="call encode_cohort")
+        assert isinstance(slide.source, Path)
+        on_stage("encode")
+        job = Job(slide, Entry("start", settings_digest(self.settings, slide), fingerprint(slide.source)), overwrite)
+        (outcome,) = self.alone.pool(self).outcomes([job])
+        if outcome.error is not None:
+            raise outcome.error
+        return dict(outcome.value or self.recall(slide))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
+            "encoders": tuple(_sent(encoder) for encoder in self.encoders)
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "encoders", tuple(_received(encoder) for encoder in state["encoders"]))
+
+    def _is_of(self, job: Job, store: Path) -> bool:
+        """Return whether a store of features is of the same tiles, as far as settings tell."""
+        found = feature_store_attributes(store)
+        return found is not None and found.get("made") == _made(job)
+
+    def _summary(self, store: Path, bag: Laid, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        return {
+            "features": str(store),
+            "tiles": len(bag),
+            "encoders": ", ".join(features),
+            "bytes": sum(values.nbytes for values in features.values()),
+        }
+
+
+def check_portable(work: FeatureWork) -> None:
+    """Raise ConfigError when a network cannot be sent to other processes."""
+    try:
+        pickle.dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"a network cannot be sent to worker processes ({error})",
+            remedy="pass a file or a name (a.pt2, timm:NAME, hf:NAME), or define its class in a module",
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """An encoder that is loaded again where it is needed: code of others does not pickle, and is large."""
+
+    source: str
+    digest: str
+    given: Mapping[str, Any]
+
+
+def _sent(encoder: Encoder) -> Encoder | _Named:
+    file = Path(encoder.source)
+    if not encoder.source.startswith(("timm:", "hf:")) and not file.is_file():
+        return encoder
+    source = str(file.absolute()) if file.is_file() else encoder.source
+    given = {name: getattr(encoder, name) for name in ("name", "normalize", "input_size", "mpp", "interpolation")} | {
+        "pooling": None if encoder.pooling == "none" else encoder.pooling
+    }
+    return _Named(source, encoder.digest, given)
+
+
+def _received(encoder: Encoder | _Named) -> Encoder:
+    if isinstance(encoder, Encoder):
+        return encoder
+    loaded = load_encoder(encoder.source, **encoder.given)
+    if loaded.digest != encoder.digest:
+        raise ConfigError("is another network here", slide=encoder.source, remedy="use the same file everywhere")
+    return loaded
+
+
+def _made(job: Job) -> dict[str, str]:
+    """Return what the tiles of a slide were made with and of."""
+    return {"settings": job.entry.settings, "fingerprint": job.entry.fingerprint}
+
+
+def _tiles_of(told: Mapping[str, Any]) -> str:
+    """Return what tiles a store is of, in short."""
+    side, mpp = (told.get("grid") or {}).get("tile_size"), (told.get("view") or {}).get("mpp")
+    return f"tiles of {side} px" + ("" if mpp is None else f" at {mpp[0]:.3g} µm")
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return in what two encoders of one name differ."""
+    told = [
+        f"{key} was {before.get(key)}, is {now.get(key)}"
+        for key in ("weights", "input_size", "interpolation", "pooling", "mpp", "normalize", "dtype")
+        if before.get(key) != now.get(key)
+    ]
+    return "; ".join(told) or "of another digest"
