@@ -122,6 +122,38 @@ def test_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert min(shown(outputs[cell][-1]).size) > 200
 
 
+@pytest.mark.filterwarnings("default")
+def test_end_to_end_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell runs: the gradient is exact, the network learns, and looks at the lesions."""
+    outputs = run("05_end_to_end.ipynb", tmp_path, monkeypatch)
+    said = {cell: "".join(o.text for o in out if o.output_type == "stream") for cell, out in outputs.items()}
+    assert said["stream"].count("last") == 1
+    differences = [float(number) for number in re.findall(r"difference (\S+)", said["gradient"])]
+    assert len(differences) == 4
+    assert max(differences) < 1e-9
+    assert float(re.findall(r"that test ([0-9.]+)", said["fit"])[0]) > 0.7
+    assert said["predict"].count("->") == 4
+    shares = [int(share) for share in re.findall(r"([0-9]+)%", said["truth"])]
+    assert shares[0] > 3 * shares[1]
+    for cell in ("augment", "see", "top"):
+        assert min(shown(outputs[cell][-1]).size) > 200
+
+
+def test_lightning_module_learns(tmp_path: Path) -> None:
+    """Slides are generated, a Trainer trains on the loader, and most of those that test are right."""
+    pytest.importorskip("pytorch_lightning")
+    said = subprocess.run(
+        [sys.executable, ROOT / "examples" / "lightning_module.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (right,) = re.findall(r"(\d+)% of 4 test slides", said)
+    assert int(right) >= 75
+    assert not list(tmp_path.glob("slideio-pipe-*"))  # cleared away
+
+
 def test_flat_images_learn(tmp_path: Path) -> None:
     """Two classes are generated, the loss falls, and images of another slide are classified."""
     said = subprocess.run(

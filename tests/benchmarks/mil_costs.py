@@ -107,12 +107,12 @@ def step(count: int, keep: str) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_gb = None if keep == "default" else float(keep)
     config = load_train_config({"encoder": {"source": "small", "chunk_size": _CHUNK, "keep_gb": keep_gb}})
-    normalize = tile_encoder(None, "small", None).normalize
+    prepare = tile_encoder(None, "small", None).prepare
     # As cheap as an encoder can be: what is measured is the tiles.
     encoder = nn.Sequential(nn.Conv2d(3, 16, 16, 16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device)
     model = MilModel(16, 1, embed=(16,), attention=8).to(device)
     in_two_passes(encoder, model, [torch.rand(_CHUNK, 3, _SIDE, _SIDE, device=device)])
-    source = PixelSource(sp.Cohort.of([Drawn(count)]), device, config, normalize.to(device).convert, augment=True)
+    source = PixelSource(sp.Cohort.of([Drawn(count)]), device, config, prepare, augment=True)
     before = peak(device)
     for example in source.epoch(0, shuffle=True):
         assert example.pixels is not None
