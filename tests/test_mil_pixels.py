@@ -156,6 +156,13 @@ def test_two_processes_train_as_one(slides: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions(precision: str, slides: Path, tmp_path: Path) -> None:
+    """Lightning Fabric's, both passes alike."""
+    fitted = fit(slides, settings(slides, precision=precision, epochs=1), tmp_path / "run", progress=False)
+    assert 0.3 < fitted.history[0][0]["loss"] < 1.5
+
+
 def test_bad_input_is_told_of_before_the_first_epoch(slides: Path, tmp_path: Path) -> None:
     """Tiles that the network does not take; a network that makes no features."""
     small = settings(slides) | {"grid": {"tile_size": 2, "min_tissue": 0.3}}

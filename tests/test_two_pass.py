@@ -237,6 +237,22 @@ def test_autocast() -> None:
     assert relative(gradients(network, head), gradients(plain, plain_head)) < 0.02
 
 
+@pytest.mark.parametrize("through_scaler", [False, True])
+def test_a_scaled_loss(through_scaler: bool) -> None:
+    """As half precision wants it: the features' gradient has the scale already, however it is brought on."""
+    network, head = encoder(), model()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def backward(features: Tensor, gradient: Tensor) -> None:
+        scaler.scale(features).backward(gradient / scaler.get_scale())
+
+    passes = TwoPass(network, backward=backward) if through_scaler else TwoPass(network)
+    bag = passes.encode(tiles().split(7))
+    scaler.scale((head(bag.features).logits ** 2).sum()).backward()
+    bag.backward()
+    assert relative(gradients(network, head) / 1024, full(encoder(), model(), tiles())) < 1e-9
+
+
 class Greedy(nn.Module):
     """A network that has memory for so many tiles."""
 
