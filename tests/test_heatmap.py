@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from conftest import coordinate_pixels
 
 from slideio_pipe import Annotations, TileBag, TileGrid, open_slide
 from slideio_pipe.augment.draw import Draw
@@ -18,7 +19,6 @@ from slideio_pipe.mil.heatmap import draw_heatmap, save_heatmap_pyramid
 from slideio_pipe.mil.score_map import TileScores
 from slideio_pipe.mil.score_regions import write_regions
 from slideio_pipe.mil.top_tiles import draw_top_tiles
-from tests.conftest import coordinate_pixels
 
 PROBABILITY = ColourScale.of_probability("probability 1")
 UPRIGHT = Affine.scaling(2, 2)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import pytest
 from PIL import Image
+from tiny_training import features, slides, train_features, train_pixels
 from typer.testing import CliRunner, Result
 
 import slideio_pipe as sp
 from slideio_pipe.cli import app
-from tests.tiny_training import features, slides, train_features, train_pixels
 
 pytest.importorskip("lightning_fabric")
 FILES = ["heatmap.geojson", "heatmap.png", "tiles.csv", "tiles.png"]
