@@ -1,6 +1,14 @@
 """Multiple-instance learning: what its training promises, printed.
 
-python tests/benchmarks/mil.py musk --data ../shared/data      # accuracy beside Ilse et al. 2018, 25 CPU-minutes
+    python tests/benchmarks/mil.py musk --data ../shared/data  # accuracy beside Ilse et al. 2018; 20 CPU-minutes
+    python tests/benchmarks/mil.py gradient                    # of two passes against plain back-propagation
+    python tests/benchmarks/mil.py memory                      # of 100 to 10,000 tiles
+    python tests/benchmarks/mil.py time                        # over plain back-propagation
+    python tests/benchmarks/mil.py end-to-end --out work/      # the demo cohort from pixels; 3 CPU-minutes
+    python tests/benchmarks/mil.py stain --out work/           # and in another laboratory's stain
+    python tests/benchmarks/mil.py resume                      # killed in mid-epoch, features and pixels
+
+`end-to-end` and `stain` keep slides and trainings in --out, and go on from there.
 """
 
 from __future__ import annotations
@@ -9,13 +17,36 @@ import argparse
 from pathlib import Path
 
 import torch
+from mil_costs import memory, times
+from mil_learning import end_to_end, stain
 from mil_musk import PUBLISHED, musk
+from mil_passes import gradient
+from mil_resume import resume
+
+CASES = ("musk", "gradient", "memory", "time", "end-to-end", "stain", "resume")
+
+
+def main() -> None:
+    """Run a case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with bags/musk1.csv")
+    parser.add_argument("--pool", choices=list(PUBLISHED), nargs="*", default=list(PUBLISHED))
+    parser.add_argument("--out", type=Path, default=Path("mil-benchmark"))
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    calls = {
+        "musk": lambda: musk(given.data / "bags" / "musk1.csv", pools=given.pool),
+        "gradient": gradient,
+        "memory": memory,
+        "time": times,
+        "end-to-end": lambda: end_to_end(given.out),
+        "stain": lambda: stain(given.out),
+        "resume": resume,
+    }
+    calls[given.case]()
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=["musk"])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--pool", choices=list(PUBLISHED), nargs="*", default=list(PUBLISHED))
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    musk(given.data / "bags" / "musk1.csv", pools=given.pool)
+    main()

@@ -83,7 +83,7 @@ def auroc(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
     return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(truth.astype(np.int64))))
 
 
-def end_to_end(folder: Path, *, augmented: bool = True) -> None:
+def end_to_end(folder: Path, *, augmented: bool = False) -> None:
     """Print what is reached on slides that were held out, and in which time."""
     before = time.process_time()
     fitted = trained(folder, augmented=augmented)
