@@ -13,7 +13,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 import numpy as np
 import torch
 from PIL import Image

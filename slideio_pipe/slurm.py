@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from dask_jobqueue.slurm import SLURMCluster, SLURMJob
 from distributed import Client
 from distributed.deploy.spec import ProcessInterface
 
 from slideio_pipe.config import ClusterConfig
 from slideio_pipe.errors import ConfigError, WorkerError
+
+# dask-jobqueue takes Ctrl-C for itself when it is imported: it would end the process without the run's last words.
+_interrupt = signal.getsignal(signal.SIGINT)
+from dask_jobqueue.slurm import SLURMCluster, SLURMJob  # noqa: E402
+
+signal.signal(signal.SIGINT, _interrupt)
 
 # How often jobs that ended (their walltime was over, their node was wanted) are asked for anew.
 _RENEW_S = 30.0

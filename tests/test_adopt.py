@@ -6,7 +6,7 @@ import colorsys
 import inspect
 import math
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 import numpy as np
 import pytest
 import pyvips

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 import augment_reference as reference
 import cv2
 import numpy as np

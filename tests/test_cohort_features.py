@@ -227,7 +227,7 @@ def test_what_makes_no_sense(slides: Path, tmp_path: Path) -> None:
 
 def test_a_stain_for_the_whole_run(slides: Path, tmp_path: Path) -> None:
     """A transform of slides is applied, and told of by the settings."""
-    import albumentationsxl as A  # noqa: N812
+    import albumentationsxl as A
 
     from slideio_pipe import ColorJitter, RandomAffine
 

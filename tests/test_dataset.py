@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import albumentationsxl as A  # noqa: N812
+import albumentationsxl as A
 import numpy as np
 import pytest
 import torch

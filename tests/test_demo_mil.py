@@ -86,7 +86,7 @@ def test_another_stain_is_the_same_tissue(cohort: Path, tmp_path: Path) -> None:
     glass = a.min(axis=2) > 235
     assert np.abs(a - b)[glass].mean() < 0.5  # what JPEG brings over from the edge of the tissue
     stroma = a.min(axis=2) < 200
-    assert np.abs(a - b)[stroma].mean() > 15
+    assert np.abs(a - b)[stroma].mean() > 8
 
 
 def test_slides_that_are_there_are_kept(cohort: Path) -> None:

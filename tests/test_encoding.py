@@ -55,7 +55,7 @@ def test_features_are_those_of_openslides_pixels(slide: Path) -> None:
 @pytest.mark.filterwarnings("ignore::slideio_pipe.SlideioPipeWarning")
 def test_an_augmented_view(slide: Path) -> None:
     """Turned and stained tiles are encoded as they look."""
-    import albumentationsxl as A  # noqa: N812
+    import albumentationsxl as A
 
     from slideio_pipe import RandomAffine, StainJitter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 import numpy as np
 import pytest
 

@@ -230,7 +230,7 @@ def test_coordinates_come_back_as_the_same_pixels(slide: Slide, tmp_path: Path, 
 
 def test_augmented_tiles_have_no_coordinates(slide: Slide, tmp_path: Path) -> None:
     """A turned view is refused for layouts of coordinates, and not for those of pixels."""
-    import albumentationsxl as A  # noqa: N812
+    import albumentationsxl as A
 
     pytest.importorskip("h5py")
     view = slide.view(mpp=0.5, transform=A.Compose([Flip(p=1.0)]), seed=3)

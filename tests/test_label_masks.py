@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 import numpy as np
 import pytest
 import tifffile

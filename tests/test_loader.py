@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import albumentationsxl as A  # noqa: N812
+import albumentationsxl as A
 import numpy as np
 import pytest
 import tifffile

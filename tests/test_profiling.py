@@ -6,7 +6,7 @@ import json
 import threading
 from pathlib import Path
 
-import albumentationsxl as A  # noqa: N812
+import albumentationsxl as A
 import numpy as np
 import pytest
 from PIL import Image

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 import cv2
 import numpy as np
 import pytest

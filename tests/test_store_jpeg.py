@@ -13,7 +13,7 @@ import types
 import warnings
 from pathlib import Path
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 import imagecodecs
 import numpy as np
 import pytest

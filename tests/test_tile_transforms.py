@@ -7,7 +7,7 @@ import math
 import pickle
 from pathlib import Path
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 import numpy as np
 import pytest
 import scipy.ndimage

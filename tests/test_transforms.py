@@ -8,7 +8,7 @@ import pickle
 import random
 from pathlib import Path
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 import numpy as np
 import pytest
 import pyvips

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 import numpy as np
 from albumentationsxl.core.composition import BaseCompose
 from albumentationsxl.core.serialization import NON_SERIALIZABLE_REGISTRY, SERIALIZABLE_REGISTRY, shorten_class_name

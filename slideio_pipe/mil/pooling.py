@@ -51,7 +51,7 @@ class AttentionPool(nn.Module):
     Examples
     --------
     >>> pooled = AttentionPool(8, 4)(torch.rand(5, 8))
-    >>> tuple(pooled.vector.shape), round(float(pooled.attention.sum()), 4)
+    >>> tuple(pooled.vector.shape), round(pooled.attention.sum().item(), 4)
     ((8,), 1.0)
     """
 

@@ -69,7 +69,7 @@ class FitConfig(Record):
     bags_per_step: int = Field(default=1, ge=1)
     clip: Rate | None = 1.0  # norm of the gradient
     patience: int | None = Field(default=10, ge=1)  # epochs without a better validation; None: all epochs
-    monitor: Literal["loss", "metric"] = "metric"  # metric: AUROC, or R², or the C-index
+    monitor: Literal["loss", "metric", "none"] = "metric"  # metric: AUROC, R² or C-index; none: the last epoch is kept
     validation: Share = 0.2  # part of the training slides, where the cohort has no split "val"
     folds: int | None = Field(default=None, ge=2)  # cross-validation; None: by the column "split"
     precision: str = "32-true"  # see Lightning Fabric

@@ -227,7 +227,7 @@ class Training:
     def _is_better(self, row: dict[str, Any]) -> bool:
         """Compare this epoch with the best so far; of two with one metric, that of the lower loss is better."""
         now = self.progress
-        if self.validation is None:
+        if self.validation is None or self.config.fit.monitor == "none":
             return True
         metric = row[next(name for name in row if name.startswith("val_") and name != "val_loss")]
         by_loss = self.config.fit.monitor == "loss" or math.isnan(metric)

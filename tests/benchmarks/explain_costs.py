@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import albumentationsxl as A  # noqa: N812
+import albumentationsxl as A
 import cv2
 import numpy as np
 import pyvips

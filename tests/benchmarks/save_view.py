@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 
 import slideio_pipe as sp
 

@@ -14,7 +14,7 @@ import argparse
 import time
 from typing import Any
 
-import albumentationsxl as A  # noqa: N812 - its own documentation's name
+import albumentationsxl as A
 import numpy as np
 
 import slideio_pipe as sp
