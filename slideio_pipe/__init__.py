@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.cohort_tissue import tissue_cohort as tissue_cohort
     from slideio_pipe.config import LoaderConfig as LoaderConfig
     from slideio_pipe.dataset import BagDataset as BagDataset
-    from slideio_pipe.device import Normalize as Normalize
     from slideio_pipe.encoders import Encoder as Encoder
     from slideio_pipe.encoders import load_encoder as load_encoder
     from slideio_pipe.encoding import encode_bag as encode_bag
@@ -51,6 +50,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.mil.predictor import load_predictor as load_predictor
     from slideio_pipe.mil.settings import TrainConfig as TrainConfig
     from slideio_pipe.mil.two_pass import TwoPass as TwoPass
+    from slideio_pipe.normalize import Normalize as Normalize
     from slideio_pipe.profiling import profile as profile
     from slideio_pipe.reader import TileReader as TileReader
     from slideio_pipe.run import RunReport as RunReport

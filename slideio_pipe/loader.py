@@ -15,9 +15,10 @@ from slideio_pipe.backends.base import OnStage
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.decoded import SHARED
 from slideio_pipe.delivery import Delivery, LoaderMemory, Loss, Pace, Progress
-from slideio_pipe.device import Normalize, Sender, check_device, check_dtype
+from slideio_pipe.device import Sender, check_device
 from slideio_pipe.errors import ConfigError, FailedSlidesError
 from slideio_pipe.flights import Flights
+from slideio_pipe.normalize import Normalize, check_dtype
 from slideio_pipe.staging import Ring, Stage
 from slideio_pipe.streaming import COLOURS, TileBatch, at_least_one, check_normalize, default_threads
 from slideio_pipe.tolerance import Failure, check_on_error, warn_of

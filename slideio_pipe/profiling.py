@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from slideio_pipe.dataset import BagDataset
-from slideio_pipe.device import Normalize
 from slideio_pipe.errors import ConfigError, OutputError
 from slideio_pipe.loader import BagLoader
+from slideio_pipe.normalize import Normalize
 from slideio_pipe.progress import Report, reporting
 
 # In the order of a tile's life. "wait" is the consumer's.

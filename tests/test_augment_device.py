@@ -23,9 +23,9 @@ from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.on_device import CHUNK_PX, DeviceProgram, warp
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
-from slideio_pipe.device import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 MIXED = ((1.08, -0.03, 0.02), (0.04, 0.9, -0.02), (0.01, 0.05, 1.1))

@@ -26,8 +26,8 @@ from slideio_pipe import dataset, encode_bag, encode_cohort, export_cohort, load
 from slideio_pipe.cli import app
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.config import ExportConfig
-from slideio_pipe.device import IMAGENET_MEAN, IMAGENET_STD
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = {"view": {"mpp": None}, "tissue": {"method": "none"}}

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from slideio_pipe.device import IMAGENET_MEAN, IMAGENET_STD, Normalize, Sender, check_device, check_dtype
+from slideio_pipe.device import Sender, check_device
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_dtype
 
 HALF = (0.5, 0.5, 0.5)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]

@@ -25,9 +25,9 @@ from test_streaming import ArrayBag, fail_from, formula, stream_threads, wait_un
 
 import slideio_pipe as sp
 from slideio_pipe.dataset import BagDataset
-from slideio_pipe.device import Normalize
 from slideio_pipe.errors import ConfigError, CorruptSlideError, FailedSlidesError, SkippedWarning
 from slideio_pipe.loader import BagLoader
+from slideio_pipe.normalize import Normalize
 from slideio_pipe.streaming import TileBatch
 
 Seen = list[tuple[str, int]]

@@ -98,6 +98,7 @@ def test_features_are_predicted_as_the_training_predicted(trained: Trained, tmp_
         np.testing.assert_allclose(found.logits, predictor.model(values).logits.numpy(), atol=1e-6)
     again = predictor.predict(sp.open_features(trained.folder / "f" / "f3.pt"))
     assert (again.logits == found.logits).all()
+    assert again.slide == found.slide == "f3"
     with pytest.raises(ConfigError, match="nothing says where its tiles lie"):
         found.plot()
     found.to_csv(tmp_path / "tiles.csv")

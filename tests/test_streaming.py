@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slideio_pipe.bag import Bag, TileBag
-from slideio_pipe.device import Normalize
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
+from slideio_pipe.normalize import Normalize
 from slideio_pipe.slide import open_slide
 from slideio_pipe.streaming import TileBatch, TileStream, default_threads, stream
 from slideio_pipe.tiling import TileGrid

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.bag import package_versions
-from slideio_pipe.device import TILE_DTYPES, Normalize
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.normalize import TILE_DTYPES, Normalize
 
 Interpolation = Literal["bilinear", "bicubic"]
 Pooling = Literal["none", "class", "mean"]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.cohort import Cohort
-from slideio_pipe.device import Normalize
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.divisions import Division, divide
@@ -26,6 +25,7 @@ from slideio_pipe.mil.sources import FeatureSource, PixelSource, Source
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 from slideio_pipe.mil.tile_encoder import TileEncoder, tile_encoder
 from slideio_pipe.mil.training import Training
+from slideio_pipe.normalize import Normalize
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store.partial import WriterLock, disk_errors
 

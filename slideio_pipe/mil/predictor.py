@@ -16,7 +16,7 @@ from slideio_pipe.bag import Bag, Label, TileBag
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.config import checked
 from slideio_pipe.dataset import BagDataset
-from slideio_pipe.device import Normalize, check_device
+from slideio_pipe.device import check_device
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features import FeatureBag, open_features
 from slideio_pipe.geometry import Affine
@@ -27,6 +27,7 @@ from slideio_pipe.mil.settings import TrainConfig
 from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
 from slideio_pipe.mil.tile_encoder import TileEncoder, tile_encoder
 from slideio_pipe.mil.two_pass import TwoPass
+from slideio_pipe.normalize import Normalize
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.streaming import stream
 
@@ -87,7 +88,7 @@ class Predictor:
         if not _holds_features(slide.source):
             raise self._no_encoder(str(slide.source))
         opened = open_features(slide.source, self.config.encoder.features or self.features, slide_mpp=slide.mpp)
-        return self._of_features(opened, slide, slide.label)
+        return self._of_features(opened, source if isinstance(source, CohortSlide) else None, slide.label)
 
     def _of_pixels(self, slide: CohortSlide) -> Prediction:
         assert self.encoder is not None

@@ -24,8 +24,9 @@ from skimage import color
 
 from slideio_pipe.augment.on_device import DeviceProgram, warp
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Operation, Stain, Tone
-from slideio_pipe.device import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_device
+from slideio_pipe.device import check_device
 from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
 Run = Callable[[], Any]
 CHAINS = ("stain", "tone+hsv+stain", "lab", "noise")

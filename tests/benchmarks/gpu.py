@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slideio_pipe.device import IMAGENET_MEAN, IMAGENET_STD, Normalize, Sender, check_device
+from slideio_pipe.device import Sender, check_device
+from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from slideio_pipe.staging import Ring
 from slideio_pipe.streaming import default_threads, stream
 
