@@ -113,7 +113,7 @@ _PUBLIC = {
     "load_predictor": "mil.predictor",
     "Predictor": "mil.predictor",
     "Prediction": "mil.prediction",
-    "Normalize": "device",
+    "Normalize": "normalize",
     "save_bag": "store",
     "open_bag": "store",
     "StoredBag": "store",
