@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from slideio_pipe.augment.stains import SlideColour
 from slideio_pipe.backends.base import OnStage
 from slideio_pipe.bag import Bag, Label, TileBag
 from slideio_pipe.cohort import Cohort, CohortSlide
@@ -80,6 +81,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         self.epoch = 0
         self.on_stage: OnStage | None = None  # told what opening and reading spend their time on
         self._masks = _Masks(_MASK_BYTES)
+        self._colours: dict[str, SlideColour] = {}  # a second's work each, where a transform asked for it
         drawn = self.slide_transform is not None or self.tile_transform is not None
         ready = [slide.name for slide in self.cohort if not _is_slide(slide)]
         if drawn and ready:
@@ -137,6 +139,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         if isinstance(bag, StoredBag):
             bag.close()
         elif isinstance(bag, TileBag) and isinstance(bag.view.slide, Slide) and _is_slide(self.cohort[number]):
+            if "colour" in vars(bag.view.slide):  # measured: the epochs to come need not
+                self._colours[self.cohort[number].name] = bag.view.slide.colour
             bag.view.slide.close()
 
     def chosen(self, number: int, bag: Bag, epoch: int | None = None) -> NDArray[np.int64]:
@@ -208,6 +212,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         config = self.config
         given = config.slide.slide_mpp if slide.mpp is None else slide.mpp
         opened = open_slide(source, slide_mpp=given, backend=config.slide.backend)
+        if slide.name in self._colours:
+            opened.colour = self._colours[slide.name]
         view = opened.view(mpp=config.view.mpp, transform=self.slide_transform, seed=config.seed, epoch=epoch)
         grid = TileGrid(view, tissue=self._tissue(slide, opened), **config.grid.model_dump())
         return TileBag(view, grid, label=slide.label, tile_transform=self.tile_transform, seed=config.seed, epoch=epoch)

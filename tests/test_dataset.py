@@ -17,6 +17,7 @@ from PIL import Image
 
 import slideio_pipe as sp
 from slideio_pipe import dataset as dataset_module
+from slideio_pipe import slide as slide_module
 from slideio_pipe.config import TRAINING_SECTIONS, LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, SlideNotFoundError
 
@@ -92,6 +93,29 @@ def test_tissue_is_found_once(slides: list[Path], monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(dataset[0].index, first)
     dataset[1]
     assert calls == ["a.tif", "b.tif"]
+
+
+@pytest.mark.parametrize("part", ["slide_transform", "tile_transform"])
+def test_stains_are_measured_once(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second epoch jitters a slide's own stains without looking for them again, to the same pixels."""
+    calls: list[str] = []
+    measure = slide_module.slide_colour
+
+    def counted(slide: Any, **options: Any) -> Any:
+        calls.append(slide.name)
+        return measure(slide, **options)
+
+    path = tmp_path / "a.svs"
+    sp.write_synthetic_slide(path, size=(1024, 768), seed=3, pieces=1)
+    alone, epochs = (sp.BagDataset([path], PLAIN, **{part: sp.StainJitter(basis="slide")}) for _ in range(2))
+    alone.set_epoch(1)
+    expected = alone[0].tiles
+    monkeypatch.setattr(slide_module, "slide_colour", counted)
+    for epoch in (0, 1):
+        epochs.set_epoch(epoch)
+        found = epochs[0].tiles
+    assert calls == ["a.svs"]
+    assert torch.equal(found, expected)
 
 
 def test_epochs_draw_anew(slides: list[Path]) -> None:
