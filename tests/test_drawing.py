@@ -343,7 +343,7 @@ def test_presets_load_and_draw(path: Path) -> None:
 
 def test_presets_are_all_found() -> None:
     """A glob that matches nothing tests nothing."""
-    assert len(PRESETS) == 6
+    assert len(PRESETS) == 5
 
 
 def test_a_saved_transform_is_loaded(tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mil-end-to-end.yaml"
 
 
 def settings(*, augmented: bool) -> TrainConfig:
-    """Return the configuration of ``configs``, with or without its transforms."""
+    """Return the configuration of ``configs``, with its transform of slides, or with its turns and no other stain."""
     config = load_train_config(CONFIG)
     fit_config = config.fit.model_copy(update={"accelerator": "cpu", "save_every": 10})
     update: dict[str, object] = {"fit": fit_config}
     if not augmented:
-        update |= {"slide_transform": None, "tile_transform": None}
+        update["slide_transform"] = str(CONFIG.with_name("mil-turns.yaml"))
     return config.model_copy(update=update)
 
 
@@ -83,14 +83,14 @@ def auroc(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
     return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(truth.astype(np.int64))))
 
 
-def end_to_end(folder: Path, *, augmented: bool = False) -> None:
+def end_to_end(folder: Path, *, augmented: bool = True) -> None:
     """Print what is reached on slides that were held out, and in which time."""
     before = time.process_time()
     fitted = trained(folder, augmented=augmented)
     cpu, wall = time.process_time() - before, sum(row["seconds"] for row in fitted.history[0])
     found = figures(predicted(fitted, folder / "cohort" / "cohort.csv"))
     config = load_train_config(fitted.folder / "config.yaml")
-    how = "with augmentation" if augmented else "without augmentation"
+    how = "stains drawn" if augmented else "stains as they are"
     print(f"end to end, {how}, {config.fit.epochs} epochs: {wall:.0f} s ({cpu:.0f} CPU-seconds now)")
     print(f"  held-out slides: AUROC {found['auroc']:.3f}, balanced accuracy {found['balanced_accuracy']:.2f}")
     least = found["attention_least"]
@@ -105,6 +105,6 @@ def stain(folder: Path) -> None:
         fitted = trained(folder, augmented=augmented)
         for name, cohort in (("the same", folder / "cohort" / "cohort.csv"), ("shifted", shifted)):
             found = figures(predicted(fitted, cohort))
-            how = "with augmentation" if augmented else "without"
+            how = "stains drawn" if augmented else "stains as they are"
             cells = f"{found['auroc']:.3f} | {found['balanced_accuracy']:.2f} | {found['attention']:.3f}"
             print(f"| {how} | {name} | {cells} |", flush=True)

@@ -79,8 +79,8 @@ def augmented(dtype: torch.dtype, size: int | None) -> Iterator[Iterable[Tensor]
             {
                 "view": {"mpp": 1.0},
                 "grid": {"tile_size": 32, "min_tissue": 0.3},
-                "slide_transform": str(ROOT / "configs" / "stain-laboratories.yaml"),
-                "tile_transform": str(ROOT / "configs" / "mil-tiles.yaml"),
+                "slide_transform": str(ROOT / "configs" / "mil-slides.yaml"),
+                "tile_transform": str(ROOT / "configs" / "mil-turns.yaml"),
                 "encoder": {"source": "small", "chunk_size": size or 10_000, "keep_gb": 0.0},
             }
         )

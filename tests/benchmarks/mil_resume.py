@@ -30,7 +30,7 @@ def settings(kind: str, folder: Path) -> dict[str, object]:
     model = {"embed": [16], "attention": 8, "dropout": 0.25}
     if kind == "features":
         return {"fit": fitting, "model": model, "encoder": {"folder": str(folder / "features")}}
-    transforms = {"slide_transform": CONFIGS / "stain-laboratories.yaml", "tile_transform": CONFIGS / "mil-tiles.yaml"}
+    transforms = {"slide_transform": CONFIGS / "mil-slides.yaml", "tile_transform": CONFIGS / "mil-turns.yaml"}
     drawn = {name: str(path) for name, path in transforms.items()}
     encoder = {"source": "small", "chunk_size": 16, "keep_gb": 0.0}
     return {"fit": fitting, "model": model, "encoder": encoder} | drawn | _TILES
