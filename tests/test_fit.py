@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +75,22 @@ def test_a_training_learns_and_writes_down_what_it_did(tmp_path: Path) -> None:
         folder = tmp_path / "run" / f"fold-{fold}"
         assert len((folder / "history.csv").read_text().splitlines()) == 13
         assert list((folder / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("monitor", ["metric", "loss", "none"])
+def test_which_epoch_is_kept(monitor: str, tmp_path: Path) -> None:
+    """The best by the metric and then the loss, the best by the loss, or the last."""
+    config = settings(epochs=8, lr=0.1, monitor=monitor, validation=0.3)
+    fitted = fit(cohort(tmp_path), config, tmp_path / "run", progress=False)
+    losses = [row["val_loss"] for row in fitted.history[0]]
+    metrics = [row["val_auroc"] for row in fitted.history[0]]
+    best = {
+        "metric": max(range(8), key=lambda epoch: (metrics[epoch], -losses[epoch])),
+        "loss": int(np.argmin(losses)),
+        "none": 7,
+    }
+    assert best["loss"] < 7  # or it would not show
+    assert read_checkpoint(fitted.checkpoints[0])["progress"]["best_epoch"] == best[monitor]
 
 
 @pytest.mark.parametrize(

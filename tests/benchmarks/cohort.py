@@ -1,7 +1,7 @@
 """What a run costs beside the work: scheduling empty work over many slides, and two workers against one.
 
 python tests/benchmarks/cohort.py schedule --slides 50000
-python tests/benchmarks/cohort.py export --slides 64 --size 16384 12288
+python tests/benchmarks/cohort.py export --slides 64 --size 8192 6144
 python tests/benchmarks/cohort.py page --slides 50000
 """
 

@@ -22,20 +22,21 @@ from slideio_pipe.mil.settings import TrainConfig, load_train_config
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mil-end-to-end.yaml"
 
 
-def settings(*, augmented: bool) -> TrainConfig:
+def settings(*, augmented: bool, seed: int = 0) -> TrainConfig:
     """Return the configuration of ``configs``, with its transform of slides, or with its turns and no other stain."""
     config = load_train_config(CONFIG)
     fit_config = config.fit.model_copy(update={"accelerator": "cpu", "save_every": 10})
-    update: dict[str, object] = {"fit": fit_config}
+    update: dict[str, object] = {"fit": fit_config, "seed": seed}
     if not augmented:
         update["slide_transform"] = str(CONFIG.with_name("mil-turns.yaml"))
     return config.model_copy(update=update)
 
 
-def trained(folder: Path, *, augmented: bool) -> Fitted:
+def trained(folder: Path, *, augmented: bool, seed: int = 0) -> Fitted:
     """Return the training on the cohort, made now or before; how long it took is in its history."""
     cohort = write_mil_cohort(folder / "cohort")
-    return fit(cohort, settings(augmented=augmented), folder / ("augmented" if augmented else "plain"))
+    name = f"{'augmented' if augmented else 'plain'}-{seed}"
+    return fit(cohort, settings(augmented=augmented, seed=seed), folder / name)
 
 
 def predicted(fitted: Fitted, cohort: Path) -> list[tuple[Prediction, NDArray[np.bool_]]]:
@@ -83,10 +84,10 @@ def auroc(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
     return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(truth.astype(np.int64))))
 
 
-def end_to_end(folder: Path, *, augmented: bool = True) -> None:
+def end_to_end(folder: Path, seed: int = 0, *, augmented: bool = True) -> None:
     """Print what is reached on slides that were held out, and in which time."""
     before = time.process_time()
-    fitted = trained(folder, augmented=augmented)
+    fitted = trained(folder, augmented=augmented, seed=seed)
     cpu, wall = time.process_time() - before, sum(row["seconds"] for row in fitted.history[0])
     found = figures(predicted(fitted, folder / "cohort" / "cohort.csv"))
     config = load_train_config(fitted.folder / "config.yaml")
@@ -97,12 +98,12 @@ def end_to_end(folder: Path, *, augmented: bool = True) -> None:
     print(f"  attention of lesion tiles against the rest: AUROC {found['attention']:.3f}, least of a slide {least:.3f}")
 
 
-def stain(folder: Path) -> None:
+def stain(folder: Path, seed: int = 0) -> None:
     """Print both trainings on the slides that test, and on the same tissue in another laboratory's stain."""
     shifted = write_mil_cohort(folder / "shifted", shifted=True, split="test")
     print("| training | stain | AUROC | balanced accuracy | AUROC of attention over tiles |\n|---|---|---|---|---|")
     for augmented in (False, True):
-        fitted = trained(folder, augmented=augmented)
+        fitted = trained(folder, augmented=augmented, seed=seed)
         for name, cohort in (("the same", folder / "cohort" / "cohort.csv"), ("shifted", shifted)):
             found = figures(predicted(fitted, cohort))
             how = "stains drawn" if augmented else "stains as they are"
