@@ -29,7 +29,7 @@ from slideio_pipe.errors import (
 )
 from slideio_pipe.ledger import Entry, Ledger, fingerprint, settings_digest
 from slideio_pipe.progress import Report, reporting
-from slideio_pipe.store.partial import within_run
+from slideio_pipe.store.partial import remove_left_lock, within_run
 from slideio_pipe.workers import OnStage, Outcome, Pool
 
 # So many slides in a row that cannot be written: it is the disk, and the rest would fare no better.
@@ -279,7 +279,9 @@ class _Run:
                 warnings.warn(SlideioPipeWarning(f"report.html was not written ({error})"), stacklevel=2)
 
     def _recalled(self, slide: CohortSlide) -> dict[str, Any]:
-        """Return what the work says of an output that it made before a kill."""
+        """Return what the work says of an output that it made before a kill, of which nothing else is to be left."""
+        with within_run(self.ledger.folder):
+            remove_left_lock(self.work.output(slide))
         recall = getattr(self.work, "recall", None)
         try:
             return {} if recall is None else {"made": recall(slide)}

@@ -220,6 +220,18 @@ def test_a_lock_of_a_lost_worker(study: Path, tmp_path: Path) -> None:
     assert is_whole(study, tmp_path / "out")
 
 
+def test_killed_between_the_name_and_the_lock(study: Path, tmp_path: Path) -> None:
+    """Bags have their names, their locks are there still, and nobody has noted them: done, and the locks go."""
+    out = tmp_path / "out"
+    export(study, out)
+    events = (out / "run.jsonl").read_text().splitlines(keepends=True)
+    (out / "run.jsonl").write_text("".join(line for line in events if '"done"' not in line))
+    for number, left in (("0", ""), ("1", json.dumps({"pid": 4711, "host": "another-host", "run": str(out)}))):
+        (out / f"s{number}.bag.zarr.lock").write_text(left)
+    assert counts(export(study, out)) == (0, 3, 0)
+    assert is_whole(study, out)
+
+
 def test_a_lock_of_somebody_else(study: Path, tmp_path: Path) -> None:
     """Which no run has taken, it is respected, and said how to get rid of it; also by those that are in no run."""
     lock = locked_elsewhere(tmp_path / "out")

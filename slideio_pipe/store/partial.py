@@ -61,6 +61,16 @@ def within_run(folder: Path) -> Iterator[None]:
         _RUN.reset(token)
 
 
+def remove_left_lock(target: Path) -> None:
+    """Remove the lock of a process that was killed when ``target`` had its name already; another's is left to him."""
+    lock = target.with_name(target.name + ".lock")
+    if lock.exists():
+        with suppress(SlideioPipeError, OSError):
+            left = WriterLock(lock)
+            left.acquire()
+            left.release()
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system refuses into an OutputError that names ``path``, the reason and the remedy."""
