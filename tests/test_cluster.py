@@ -368,6 +368,30 @@ def test_an_export_on_slurm(slurm: Path, slides: Path, tmp_path: Path) -> None:
     assert sorted((slurm / "cancelled").read_text().split()) == sorted(submitted)
 
 
+def slurm_answers() -> bool:
+    """Return whether there is a SLURM, and it is up."""
+    return shutil.which("sinfo") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not slurm_answers(), reason="no SLURM answers here")
+def test_an_export_on_a_real_slurm(slides: Path, tmp_path: Path) -> None:
+    """One with a node here, as Debian's slurmctld, slurmd and munge make it; a job is cancelled under way."""
+
+    def cancel() -> None:
+        until(lambda: subprocess.check_output(["squeue", "-h", "-t", "R", "-o", "%i"]).split())
+        job = subprocess.check_output(["squeue", "-h", "-t", "R", "-o", "%i"], text=True).split()[0]
+        subprocess.check_call(["scancel", job])
+
+    config = asked(tmp_path, log_directory=str(tmp_path / "logs"))
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    report = sp.export_cohort(slides, tmp_path / "out", cluster=config, progress=False)
+    canceller.join()
+    assert (report.done, len(report.failed)) == (3, 0)
+    sp.export_cohort(slides, tmp_path / "here", progress=False)
+    assert tree(tmp_path / "here") == tree(tmp_path / "out")
+
+
 # dask-jobqueue leaves a cluster behind, never started, when it is given what it does not know.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_slurm_refuses(slurm: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
