@@ -121,6 +121,26 @@ def demo_cohort(folder: Path, *, as_json: bool) -> None:
     say(f"  {called} export YOUR_COHORT.csv --out bags/ --workers 4")
 
 
+def demo_mil(folder: Path, *, as_json: bool) -> None:
+    """Make the study to train on and say what can be done with it."""
+    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.demo_mil import write_mil_cohort
+    from slideio_pipe.progress import reporting
+
+    with reporting(False if as_json else None, "slides") as report:
+        manifest = write_mil_cohort(folder, progress=report)
+    slides = Cohort.of(manifest)
+    if as_json:
+        print_json({"cohort": str(manifest), "slides": len(slides), "lesions": str(folder / "lesions")})
+        return
+    called = called_as()
+    say(f"{len(slides)} slides: {manifest}")
+    say(f"lesions, to compare with: {folder}/lesions/*.geojson")
+    say("next:", style="bold")
+    say(f"  {called} train configs/mil-end-to-end.yaml --cohort {manifest} --out run/   # six minutes on two cores")
+    say(f"  {called} predict run/ {folder}/slides/s13.svs --out seen/")
+
+
 @reported
 def split(
     cohort: options.Manifest,

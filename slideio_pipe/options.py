@@ -162,6 +162,7 @@ DemoFolder = Annotated[
     Path, _option("--out", "-o", unit="FOLDER", panel=OUTPUT, text="Where slides, bags and picture go.")
 ]
 DemoCohort = Annotated[bool, typer.Option("--cohort", help="Many small slides, from a manifest to a report.")]
+DemoMil = Annotated[bool, typer.Option("--mil", help="A study to train on: 40 slides, half of them with a lesion.")]
 Device = Annotated[
     str | None, _option("--device", unit="cpu|cuda", text=r"Where batches go. \[default: cuda if there is one]")
 ]

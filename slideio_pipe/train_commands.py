@@ -108,11 +108,13 @@ def _print(fitted: Fitted) -> None:
     for part, metrics in fitted.metrics.items():
         if not metrics:
             continue
-        table = Table(
-            "metric", "value", "95 % interval", title={"val": "validation"}.get(part, part), title_justify="left"
-        )
+        count = fitted.slides[part]
+        name = {"val": "validation"}.get(part, part)
+        title = f"{name}, {count:,} slide{'' if count == 1 else 's'}"
+        table = Table("metric", "value", "95 % interval", title=title, title_justify="left")
         for name, metric in metrics.items():
-            table.add_row(name.replace("_", " "), f"{metric.value:.3f}", _interval(metric))
+            value = f"{metric.value:.3f}" if metric.value == metric.value else "not defined"
+            table.add_row(name.replace("_", " "), value, _interval(metric))
         out.print(table)
     epochs = ", ".join(str(len(rows)) for rows in fitted.history)
     say(f"epochs: {epochs}")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import slideio_pipe as sp
+from slideio_pipe import demo_mil
+from slideio_pipe.cli import app
 from slideio_pipe.demo_mil import LESION, _outcome, _plans, write_mil_cohort
 from slideio_pipe.errors import ConfigError
 
@@ -96,6 +101,20 @@ def test_slides_that_are_there_are_kept(cohort: Path) -> None:
     write_mil_cohort(cohort.parent, 8, size=SIZE)
     assert {path: path.stat().st_mtime_ns for path in (cohort.parent / "slides").iterdir()} == before
     assert cohort.read_bytes() == content
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``demo --mil`` makes the study and says what next; smaller here."""
+    monkeypatch.setattr(demo_mil, "write_mil_cohort", partial(write_mil_cohort, slides=8, size=(512, 384)))
+    said = CliRunner().invoke(app, ["demo", "--mil", "--out", str(tmp_path)])
+    assert said.exit_code == 0
+    assert f"train configs/mil-end-to-end.yaml --cohort {tmp_path / 'cohort.csv'}" in " ".join(said.stdout.split())
+    found = json.loads(CliRunner().invoke(app, ["demo", "--mil", "--out", str(tmp_path), "--json"]).stdout)
+    assert found == {"cohort": str(tmp_path / "cohort.csv"), "slides": 8, "lesions": str(tmp_path / "lesions")}
+    for more, told in ((["--cohort"], "give one of them"), (["--device", "cpu"], "nothing is streamed")):
+        refused = CliRunner().invoke(app, ["demo", "--mil", *more])
+        assert refused.exit_code == 2
+        assert told in refused.stderr
 
 
 def test_impossible_cohorts(tmp_path: Path) -> None:

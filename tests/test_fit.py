@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.errors import ConfigError, SkippedWarning
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.outcome import Fitted
@@ -75,6 +76,38 @@ def test_a_training_learns_and_writes_down_what_it_did(tmp_path: Path) -> None:
         folder = tmp_path / "run" / f"fold-{fold}"
         assert len((folder / "history.csv").read_text().splitlines()) == 13
         assert list((folder / "tensorboard").glob("events*"))
+
+
+def test_its_settings_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config.yaml names cohort and features so that they are found from anywhere: the same weights."""
+    table = cohort(tmp_path / "features").rename(tmp_path / "cohort.csv")
+    monkeypatch.chdir(tmp_path)
+    config = settings(epochs=2) | {"encoder": {"folder": "features"}}
+    first = fit(table.name, config, "run", progress=False)
+    monkeypatch.chdir(tmp_path.parent)
+    again = fit(None, tmp_path / "run" / "config.yaml", tmp_path / "again", progress=False)
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(first).items())
+    table.write_text(table.read_text().replace("s3.pt,1", "s3.pt,0").replace("s4.pt,0", "s4.pt,1"))
+    with pytest.raises(ConfigError, match=r"another training: 2 slides are others.*: s3.pt, s4.pt; pass overwrite"):
+        fit(table, config | {"encoder": {"folder": str(tmp_path / "features")}}, tmp_path / "run", progress=False)
+
+
+def test_slides_that_test_without_a_label(tmp_path: Path) -> None:
+    """They are predicted and not measured, which a warning says; of one class there is accuracy alone."""
+    table = cohort(tmp_path)
+    lines = table.read_text().splitlines()
+    known = [line.split(",") for line in lines[1:]]
+    split = ["test" if row[0] in ("s0.pt", "s2.pt", "s4.pt") else "train" for row in known]
+    labels = ["" if row[0] == "s2.pt" else row[1] for row in known]
+    rows = [f"{row[0]},{label},{part}" for row, label, part in zip(known, labels, split, strict=True)]
+    table.write_text("\n".join(["slide,label,split", *rows]))
+    with pytest.warns(SkippedWarning, match="1 slides that test have no label .* not measured: s2.pt"):
+        fitted = fit(table, settings(epochs=1), tmp_path / "run", progress=False)
+    assert fitted.slides["test"] == 2
+    found = fitted.metrics["test"]
+    assert math.isnan(found["auroc"].value)
+    assert 0 <= found["accuracy"].value <= 1
+    assert sum(",test," in line for line in fitted.predictions.read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("monitor", ["metric", "loss", "none"])

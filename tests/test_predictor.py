@@ -109,6 +109,25 @@ def test_features_are_predicted_as_the_training_predicted(trained: Trained, tmp_
     assert all(float(row["probability_0"]) + float(row["probability_1"]) == pytest.approx(1) for row in rows)
 
 
+def test_slides_for_a_model_of_features(tmp_path: Path) -> None:
+    """With what made its features, it takes slides, tiled as those of the training were, and features as well."""
+    cohort = slides(tmp_path)
+    torch.manual_seed(0)
+    encoder = sp.load_encoder(SmallEncoder(8), name="own", normalize="imagenet", input_size=32)
+    tiles = {"view": {"mpp": 1.0}, "tissue": {"mpp": 4.0}, "grid": {"tile_size": 32, "min_tissue": 0.2, "stride": 48}}
+    sp.encode_cohort(cohort, encoder, tmp_path / "features", tiles, device="cpu", progress=False)
+    config = {"encoder": {"folder": str(tmp_path / "features")}, "model": {"embed": [4]}, "fit": PIXELS["fit"]}
+    fitted = sp.fit(cohort, config, tmp_path / "run", progress=False)
+    predictor = sp.load_predictor(fitted.checkpoints[0], encoder=encoder)
+    of_slide = predictor.predict(tmp_path / "s1.svs")
+    for given in (predictor, sp.load_predictor(fitted.checkpoints[0])):
+        of_features = given.predict(tmp_path / "features" / "s1.features.zarr")
+        np.testing.assert_array_equal(of_slide.coords, of_features.coords)
+        np.testing.assert_allclose(of_slide.logits, of_features.logits, atol=5e-3)  # features are float16
+    with pytest.raises(ConfigError, match="features first, or say what made those of the training: encoder="):
+        sp.load_predictor(fitted.checkpoints[0]).predict(tmp_path / "s1.svs")
+
+
 def test_what_does_not_fit_is_refused(trained: Trained, tmp_path: Path) -> None:
     """Features of another width, no numbers, slides without an encoder, features for an encoder, other files."""
     takes_features, takes_slides = sp.load_predictor(trained.features), sp.load_predictor(trained.pixels)

@@ -17,6 +17,7 @@ from slideio_pipe.run import differences
 from slideio_pipe.store.partial import disk_errors
 
 VERSION = 1
+_SHOWN = 5  # slides, in messages
 
 
 @dataclass(slots=True)
@@ -141,10 +142,20 @@ class Checkpoints:
     def _others(self, known: Mapping[str, Any]) -> list[str]:
         """Return what differs between a checkpoint and this training."""
         before, now = (
-            {name: value for name, value in about.items() if name != "packages"}
+            {name: value for name, value in about.items() if name not in ("packages", "slides")}
             for about in (known["about"], self.about)
         )
-        return differences(before, now)
+        return differences(before, now) + _other_slides(known["about"].get("slides"), self.about.get("slides"))
+
+
+def _other_slides(before: Any, now: Any) -> list[str]:
+    """Return what differs between the slides of two trainings, each a list of [name, label] for each part."""
+    was, is_now = ({(k, *slide) for k, part in enumerate(parts or ()) for slide in part} for parts in (before, now))
+    names = sorted({str(name) for _, name, *_ in was ^ is_now})
+    if not names:
+        return []
+    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    return [f"{len(names)} slides are others, in another part or of another label: {shown}"]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

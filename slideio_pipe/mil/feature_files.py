@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,27 @@ def feature_cohort(cohort: Any, folder: str | Path) -> Cohort:
     found = [None if not isinstance(s.source, Path) else _file(place, s.source.name) for s in slides]
     _refuse_missing(place, [s.name for s, file in zip(slides, found, strict=True) if file is None])
     return Cohort(_with_features(s, file) for s, file in zip(slides, found, strict=True) if file is not None)
+
+
+def tiling_of(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """Return the sections ``view``, ``grid`` and ``tissue`` that lay tiles as those of features lie.
+
+    None where it is not told, by files of others, or cannot be said in settings: tissue that was outlined by hand.
+    """
+    try:
+        view, grid, tissue = (provenance[name] for name in ("view", "grid", "tissue"))
+        told = {} if tissue is None else tissue["settings"]
+        if tissue is not None and "min_area_um2" not in told:
+            return None
+        found: dict[str, Any] = {"method": "none"} if tissue is None else {"method": tissue["method"]}
+        found |= {name: told[name] for name in ("mpp", "min_area_um2", "max_hole_um2", "ignore_pen") if name in told}
+        return {
+            "view": {"mpp": sum(view["mpp"]) / 2},
+            "grid": {name: grid[name] for name in ("tile_size", "stride", "edge", "min_tissue", "align")},
+            "tissue": found | {"threshold": told.get("asked_threshold")},
+        }
+    except (KeyError, TypeError):
+        return None
 
 
 def _with_features(slide: CohortSlide, file: Path) -> CohortSlide:

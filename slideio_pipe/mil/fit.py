@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.cohort import Cohort
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.errors import ConfigError, SkippedWarning
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.divisions import Division, divide
 from slideio_pipe.mil.extras import needed
@@ -80,6 +81,7 @@ def fit(
     given = settings.cohort if cohort is None else cohort
     if given is None:
         raise ConfigError("no cohort", remedy="pass one, or name it in the configuration")
+    settings = _found_again(settings, given)
     where = settings.encoder.folder
     slides = Cohort.of(given) if where is None else feature_cohort(given, where)
     divisions = list(divide(slides, settings.fit, settings.seed))
@@ -103,6 +105,18 @@ def fit(
     finally:
         if fabric.is_global_zero:
             lock.release()
+
+
+def _found_again(config: TrainConfig, cohort: Any) -> TrainConfig:
+    """Return settings that mean the same from wherever they are read again."""
+    folder = config.encoder.folder
+    encoder = config.encoder if folder is None else config.encoder.model_copy(update={"folder": _absolute(folder)})
+    named = _absolute(cohort) if isinstance(cohort, str | Path) else None
+    return config.model_copy(update={"encoder": encoder, "cohort": named})
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def task_for(train: Cohort, config: TrainConfig) -> Task:
@@ -134,6 +148,9 @@ def _check_validation(division: Division, task: Task, config: TrainConfig) -> No
                 f"{len(names)} slides that validate have no label that is trained: {', '.join(names[:5])}",
                 remedy="fill it in, or leave these slides out",
             )
+        if names:
+            reason = f"{len(names)} slides that test have no label that is trained, so they are predicted, not measured"
+            warnings.warn(f"{reason}: {', '.join(names[:5])}", SkippedWarning, stacklevel=3)
         ranks = part == "val" and isinstance(task, Classification) and config.fit.monitor == "metric"
         if ranks and len(torch.unique(targets)) < 2:
             raise ConfigError(
@@ -171,6 +188,7 @@ class _Run:
             task=task.settings(),
             width=width,
             features=features,
+            tiling=train.tiling if isinstance(train, FeatureSource) else None,
             encoder=None if tiles is None else tiles.about(),
             config=self.config.model_dump(mode="json", exclude=_ELSEWHERE),
             slides=_digest(division),

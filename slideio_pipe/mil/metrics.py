@@ -107,7 +107,7 @@ def _scores(task: Task) -> dict[str, Score]:
 def _multiclass(metric: Callable[..., Tensor], chances: Tensor, targets: Tensor, settings: dict[str, object]) -> float:
     """Return a metric over the classes; that of two classes is the second's."""
     wanted = targets.long()
-    if len(torch.unique(wanted)) < 2:
+    if len(torch.unique(wanted)) < 2 and settings.get("average") != "micro":
         return math.nan
     if chances.shape[1] == 2 and "average" not in settings:
         return float(metric(chances, wanted, **settings, average=None)[1])

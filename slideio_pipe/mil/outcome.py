@@ -35,6 +35,7 @@ class Fitted:
     checkpoints: tuple[Path, ...]  # the best of each division
     metrics: Mapping[str, Mapping[str, Metric]]  # of "val" and "test": by name
     history: tuple[list[dict[str, Any]], ...]  # of each division, a row for each epoch
+    slides: Mapping[str, int]  # with a label, that "val" and "test" were measured on
 
     @property
     def predictions(self) -> Path:
@@ -47,6 +48,7 @@ class Fitted:
             "folder": str(self.folder),
             "checkpoints": [str(path) for path in self.checkpoints],
             "epochs": [len(rows) for rows in self.history],
+            "slides": dict(self.slides),
             "metrics": {
                 part: {name: {k: _finite(v) for k, v in asdict(m).items()} for name, m in found.items()}
                 for part, found in self.metrics.items()
@@ -67,8 +69,10 @@ class Predicted:
 
 def fitted_of(folder: Path, runs: Sequence[Predicted], config: TrainConfig) -> Fitted:
     """Return what a training left, with the metrics over all folds together."""
-    metrics = {part: _measured(runs, part, config) for part in PARTS if any(part in run.parts for run in runs)}
-    return Fitted(folder, tuple(run.checkpoint for run in runs), metrics, tuple(run.history for run in runs))
+    parts = [part for part in PARTS if any(part in run.parts for run in runs)]
+    metrics = {part: _measured(runs, part, config) for part in parts}
+    counts = {part: len(_pooled(runs, part)[0]) for part in parts}
+    return Fitted(folder, tuple(run.checkpoint for run in runs), metrics, tuple(run.history for run in runs), counts)
 
 
 def write_outcome(fitted: Fitted, runs: Sequence[Predicted], config: TrainConfig) -> None:

@@ -17,6 +17,7 @@ from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.config import checked
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.device import check_device
+from slideio_pipe.encoders import Encoder
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features import FeatureBag, open_features
 from slideio_pipe.geometry import Affine
@@ -25,9 +26,10 @@ from slideio_pipe.mil.model import MilOutput, build_model
 from slideio_pipe.mil.prediction import Prediction
 from slideio_pipe.mil.settings import TrainConfig
 from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
-from slideio_pipe.mil.tile_encoder import TileEncoder, tile_encoder
+from slideio_pipe.mil.tile_encoder import TileEncoder, from_encoder, tile_encoder
 from slideio_pipe.mil.two_pass import TwoPass
 from slideio_pipe.normalize import Normalize
+from slideio_pipe.store.features import encoder_names
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.streaming import stream
 
@@ -42,7 +44,8 @@ class Predictor:
     checkpoint: Path
     task: Task
     model: nn.Module
-    encoder: TileEncoder | None  # None: it takes features
+    encoder: TileEncoder | None  # None: it takes features alone
+    takes_features: bool  # it was trained on some; else on slides
     features: str | None  # whose features it was trained on, where these were named
     width: int  # numbers per tile that the model takes
     config: TrainConfig
@@ -81,11 +84,12 @@ class Predictor:
         if isinstance(source, FeatureBag):
             return self._of_features(source, None, label)
         slide = _one(source, label, slide_mpp)
-        if self.encoder is not None:
+        holds = isinstance(slide.source, Path) and _holds_features(slide.source, pixels=self.encoder is not None)
+        if self.encoder is not None and not (holds and (self.takes_features or not _is_bag(slide.source))):
             return self._of_pixels(slide)
         if not isinstance(slide.source, Path):
             raise self._no_encoder(slide.name)
-        if not _holds_features(slide.source):
+        if not holds:
             raise self._no_encoder(str(slide.source))
         opened = open_features(slide.source, self.config.encoder.features or self.features, slide_mpp=slide.mpp)
         return self._of_features(opened, source if isinstance(source, CohortSlide) else None, slide.label)
@@ -129,7 +133,7 @@ class Predictor:
 
     def _of_features(self, bag: FeatureBag, slide: CohortSlide | None, label: Label) -> Prediction:
         name = bag.name if slide is None else slide.name
-        if self.encoder is not None:
+        if self.encoder is not None and not self.takes_features:
             reason = f"the model has an encoder of its own, {self.encoder.name}: it takes slides, not features"
             raise ConfigError(reason, slide=name, remedy="predict from the slide or its bag")
         self._check_features(bag, name)
@@ -199,7 +203,7 @@ class Predictor:
         return ConfigError(
             f"the model takes features{whose}, {self.width:,} per tile, and this has none",
             slide=name,
-            remedy="run slideio-pipe features first, or pass its encoder to load_predictor",
+            remedy="run slideio-pipe features first, or say what made those of the training: encoder=…",
         )
 
     def __repr__(self) -> str:
@@ -211,7 +215,7 @@ class Predictor:
 def load_predictor(
     checkpoint: str | Path,
     *,
-    encoder: nn.Module | str | Path | None = None,
+    encoder: nn.Module | Encoder | str | Path | None = None,
     normalize: Normalize | None = None,
     device: str | torch.device = "cpu",
 ) -> Predictor:
@@ -223,8 +227,8 @@ def load_predictor(
         What ``fit`` wrote, or the folder it is in. No code in it is run.
     encoder : nn.Module, str or path, optional
         The network that ``fit`` was given, where it was: its weights come from the checkpoint, its architecture cannot.
-        Of a model that takes features: the encoder that made them (see ``load_encoder``); slides are then tiled as
-        the training's configuration says.
+        Of a model that takes features: the encoder that made them, or what ``load_encoder`` takes; slides are then
+        tiled as those of the training were, and as its configuration says where its features did not tell.
     normalize : Normalize, optional
         Of an encoder for a model that takes features, where its own configuration does not say it.
     device : str or torch.device
@@ -257,20 +261,31 @@ def load_predictor(
     if tiles is not None:
         tiles.module.to(target).eval()
         if "encoder" not in known:
+            if told.get("tiling") is not None:
+                config = config.model_copy(update=_sections(config, told["tiling"]))
             _check_maker(path, tiles, told, config, target)
+    of_features, width = told.get("encoder") is None, int(told["width"])
     return Predictor(
-        path, task, model.to(target).eval(), tiles, told.get("features"), int(told["width"]), config, target
+        path, task, model.to(target).eval(), tiles, of_features, told.get("features"), width, config, target
     )
+
+
+def _sections(config: TrainConfig, tiling: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: type(getattr(config, name)).model_validate(values) for name, values in tiling.items()}
 
 
 def _encoder(
     path: Path,
     told: Mapping[str, Any],
     known: Mapping[str, Any],
-    given: nn.Module | str | Path | None,
+    given: nn.Module | Encoder | str | Path | None,
     normalize: Normalize | None,
 ) -> TileEncoder | None:
     """Return the encoder, with the weights that it was trained to."""
+    if isinstance(given, Encoder):
+        if told.get("encoder") is None:
+            return from_encoder(given)
+        given = given.module
     network = given if isinstance(given, nn.Module) else None
     source = None if given is None or network is not None else str(given)
     about = told.get("encoder")
@@ -329,10 +344,18 @@ def _one(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide:
     )
 
 
-def _holds_features(path: Path) -> bool:
-    """Return whether it is something that features are kept in, by its name or what it holds."""
+def _is_bag(source: Any) -> bool:
+    return isinstance(source, Path) and source.is_dir() and is_bag_store(source)
+
+
+def _holds_features(path: Path, *, pixels: bool) -> bool:
+    """Return whether it is something that features are kept in, by its name or what it holds.
+
+    A bag store has pixels as well: where these do, features have to be there.
+    """
     if path.is_dir():
-        return path.name.endswith(".features.zarr") or is_bag_store(path)
+        of_bag = is_bag_store(path) and (not pixels or bool(encoder_names(path)))
+        return path.name.endswith(".features.zarr") or of_bag
     return path.suffix.lower() in _FEATURE_FILES
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from slideio_pipe.cohort import Cohort
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.errors import ConfigError, SlideioPipeError
-from slideio_pipe.features import open_features
+from slideio_pipe.features import FeatureBag, open_features
 from slideio_pipe.loader import BagLoader
+from slideio_pipe.mil.feature_files import tiling_of
 from slideio_pipe.mil.pixels import PixelBag, room_for_tiles
 from slideio_pipe.mil.settings import TrainConfig
 
@@ -97,6 +98,7 @@ class FeatureSource:
         self._position = 0
         self._moments: list[tuple[int, Tensor, Tensor]] = []
         self.width, self.encoder = self._check()
+        self.tiling = tiling_of(self._open(0).provenance)  # of the first slide
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of every feature over all tiles, (D,) each, in double precision."""
@@ -158,12 +160,15 @@ class FeatureSource:
         return next(iter(widths)), next(iter(encoders))
 
     def _read(self, number: int) -> tuple[str | None, Tensor, NDArray[np.int64] | None]:
+        opened = self._open(number)
+        places = None if opened.coords is None else np.asarray(opened.coords)
+        return opened.encoder, torch.from_numpy(np.array(opened.features)), places
+
+    def _open(self, number: int) -> FeatureBag:
         source = self.cohort[number].source
         if not isinstance(source, Path):
             raise ConfigError("is an open bag, no file of features", remedy="save it and compute its features")
-        opened = open_features(source, self._encoder)
-        places = None if opened.coords is None else np.asarray(opened.coords)
-        return opened.encoder, torch.from_numpy(np.array(opened.features)), places
+        return open_features(source, self._encoder)
 
     def _rng(self, epoch: int, what: str) -> np.random.Generator:
         digest = hashlib.blake2b(json.dumps([self._seed, epoch, what]).encode(), digest_size=16).digest()

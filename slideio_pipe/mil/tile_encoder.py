@@ -102,7 +102,17 @@ def tile_encoder(network: nn.Module | None, source: str | None, normalize: Norma
     assert source is not None
     if source == SMALL:
         return TileEncoder(Rows(SmallEncoder(), SMALL), normalize or Normalize.imagenet(), SMALL, source=SMALL)
-    loaded: Encoder = load_encoder(source, normalize=normalize)
+    return from_encoder(load_encoder(source, normalize=normalize), source)
+
+
+def from_encoder(loaded: Encoder, source: str | None = None) -> TileEncoder:
+    """Return what ``load_encoder`` loaded as something that training and predicting can use.
+
+    Raises
+    ------
+    ConfigError
+        It takes batches of one size and no others.
+    """
     if loaded.batch is not None:
         reason = f"{loaded.name} takes batches of {loaded.batch} tiles and no others"
         raise ConfigError(reason, remedy="export it with a dynamic batch size")
