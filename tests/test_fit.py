@@ -92,6 +92,16 @@ def test_its_settings_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         fit(table, config | {"encoder": {"folder": str(tmp_path / "features")}}, tmp_path / "run", progress=False)
 
 
+def test_slides_where_features_are_wanted(tmp_path: Path) -> None:
+    """Said once, with what to do, and nothing is made."""
+    for k in range(4):
+        (tmp_path / f"s{k}.svs").write_bytes(b"a slide")
+    (tmp_path / "cohort.csv").write_text("slide,label\n" + "".join(f"s{k}.svs,{k % 2}\n" for k in range(4)))
+    with pytest.raises(ConfigError, match="lists slides, and nothing says where their features are"):
+        fit(tmp_path / "cohort.csv", settings(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_slides_that_test_without_a_label(tmp_path: Path) -> None:
     """They are predicted and not measured, which a warning says; of one class there is accuracy alone."""
     table = cohort(tmp_path)

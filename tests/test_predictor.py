@@ -122,6 +122,7 @@ def test_slides_for_a_model_of_features(tmp_path: Path) -> None:
     of_slide = predictor.predict(tmp_path / "s1.svs")
     for given in (predictor, sp.load_predictor(fitted.checkpoints[0])):
         of_features = given.predict(tmp_path / "features" / "s1.features.zarr")
+        assert of_slide.slide == of_features.slide == "s1.svs"
         np.testing.assert_array_equal(of_slide.coords, of_features.coords)
         np.testing.assert_allclose(of_slide.logits, of_features.logits, atol=5e-3)  # features are float16
     with pytest.raises(ConfigError, match="features first, or say what made those of the training: encoder="):

@@ -11,12 +11,26 @@ from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.foreign.converting import stem_of
 from slideio_pipe.manifest import TABLES, Table, read_table
+from slideio_pipe.store.features import encoder_names
+from slideio_pipe.store.layout import is_bag_store
 
 # What a slide's features may be called, after its stem: our stores, TRIDENT's, STAMP's and CLAM's files.
 ENDINGS = (".features.zarr", ".bag.zarr", ".h5", ".pt")
 # What CLAM and others call the columns of their tables.
 _ALSO = {"slide_id": "slide", "case_id": "patient"}
+_FILES = (".h5", ".hdf5", ".pt")
 _SHOWN = 10
+
+
+def holds_features(path: Path, *, pixels: bool = False) -> bool:
+    """Return whether it is something that features are kept in, by its name or what it holds.
+
+    A bag store has pixels as well: where these do (``pixels``), features have to be there.
+    """
+    if path.is_dir():
+        of_bag = is_bag_store(path) and (not pixels or bool(encoder_names(path)))
+        return path.name.endswith(".features.zarr") or of_bag
+    return path.suffix.lower() in _FILES
 
 
 def feature_cohort(cohort: Any, folder: str | Path) -> Cohort:

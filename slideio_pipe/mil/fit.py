@@ -18,7 +18,7 @@ from slideio_pipe.errors import ConfigError, SkippedWarning
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.divisions import Division, divide
 from slideio_pipe.mil.extras import needed
-from slideio_pipe.mil.feature_files import feature_cohort
+from slideio_pipe.mil.feature_files import feature_cohort, holds_features
 from slideio_pipe.mil.model import build_model
 from slideio_pipe.mil.outcome import Fitted, Predicted, fitted_of, write_history, write_outcome
 from slideio_pipe.mil.settings import TrainConfig, load_train_config
@@ -84,6 +84,8 @@ def fit(
     settings = _found_again(settings, given)
     where = settings.encoder.folder
     slides = Cohort.of(given) if where is None else feature_cohort(given, where)
+    if encoder is None and settings.encoder.source is None:
+        _refuse_slides(slides)
     divisions = list(divide(slides, settings.fit, settings.seed))
     tasks = [task_for(division.train, settings) for division in divisions]
     for division, task in zip(divisions, tasks, strict=True):
@@ -117,6 +119,16 @@ def _found_again(config: TrainConfig, cohort: Any) -> TrainConfig:
 
 def _absolute(path: str | Path) -> str:
     return str(Path(path).expanduser().absolute())
+
+
+def _refuse_slides(cohort: Cohort) -> None:
+    """Refuse slides where features are trained on, before each is tried as a file of them."""
+    if not any(isinstance(slide.source, Path) and holds_features(slide.source) for slide in cohort):
+        remedy = (
+            "pass features=… with the folder that slideio-pipe features wrote (encoder.folder), or train from pixels: "
+            "encoder.source"
+        )
+        raise ConfigError("the cohort lists slides, and nothing says where their features are", remedy=remedy)
 
 
 def task_for(train: Cohort, config: TrainConfig) -> Task:

@@ -22,6 +22,7 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.features import FeatureBag, open_features
 from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.checkpoint import read_checkpoint
+from slideio_pipe.mil.feature_files import holds_features
 from slideio_pipe.mil.model import MilOutput, build_model
 from slideio_pipe.mil.prediction import Prediction
 from slideio_pipe.mil.settings import TrainConfig
@@ -29,12 +30,8 @@ from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
 from slideio_pipe.mil.tile_encoder import TileEncoder, from_encoder, tile_encoder
 from slideio_pipe.mil.two_pass import TwoPass
 from slideio_pipe.normalize import Normalize
-from slideio_pipe.store.features import encoder_names
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.streaming import stream
-
-# What features are called on disk, beside bag stores that have them.
-_FEATURE_FILES = (".h5", ".hdf5", ".pt")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +81,7 @@ class Predictor:
         if isinstance(source, FeatureBag):
             return self._of_features(source, None, label)
         slide = _one(source, label, slide_mpp)
-        holds = isinstance(slide.source, Path) and _holds_features(slide.source, pixels=self.encoder is not None)
+        holds = isinstance(slide.source, Path) and holds_features(slide.source, pixels=self.encoder is not None)
         if self.encoder is not None and not (holds and (self.takes_features or not _is_bag(slide.source))):
             return self._of_pixels(slide)
         if not isinstance(slide.source, Path):
@@ -132,7 +129,7 @@ class Predictor:
                 yield self.encoder.prepare(batch.tiles)
 
     def _of_features(self, bag: FeatureBag, slide: CohortSlide | None, label: Label) -> Prediction:
-        name = bag.name if slide is None else slide.name
+        name = bag.name if slide is None or _is_unnamed(slide, bag) else slide.name
         if self.encoder is not None and not self.takes_features:
             reason = f"the model has an encoder of its own, {self.encoder.name}: it takes slides, not features"
             raise ConfigError(reason, slide=name, remedy="predict from the slide or its bag")
@@ -344,19 +341,13 @@ def _one(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide:
     )
 
 
+def _is_unnamed(slide: CohortSlide, bag: FeatureBag) -> bool:
+    """Return whether a slide is called as the store of its features is, and that knows better."""
+    return "slide" in bag.provenance and isinstance(slide.source, Path) and slide.name == slide.source.name
+
+
 def _is_bag(source: Any) -> bool:
     return isinstance(source, Path) and source.is_dir() and is_bag_store(source)
-
-
-def _holds_features(path: Path, *, pixels: bool) -> bool:
-    """Return whether it is something that features are kept in, by its name or what it holds.
-
-    A bag store has pixels as well: where these do, features have to be there.
-    """
-    if path.is_dir():
-        of_bag = is_bag_store(path) and (not pixels or bool(encoder_names(path)))
-        return path.name.endswith(".features.zarr") or of_bag
-    return path.suffix.lower() in _FEATURE_FILES
 
 
 def _affine(view: Mapping[str, Any]) -> Affine:
