@@ -86,7 +86,8 @@ def predict(
     """Predict slides with a trained model, and show what it looked at.
 
     With --out, each slide gets heatmap.png, heatmap.geojson (for QuPath), tiles.png (the highest) and tiles.csv
-    (all of them). Slides that fail are listed, the others are done, and the exit code is 1.
+    (all of them). Slides that fail are listed, the others are done, and the exit code is 1; paths that do not exist are
+    refused before anything is done.
 
     Example: [bold]slideio-pipe predict run/best.ckpt a.svs b.svs --out predicted/[/]
 

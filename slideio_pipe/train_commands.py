@@ -117,7 +117,7 @@ def _print(fitted: Fitted) -> None:
             table.add_row(name.replace("_", " "), value, _interval(metric))
         out.print(table)
     epochs = ", ".join(str(len(rows)) for rows in fitted.history)
-    say(f"epochs: {epochs}")
+    say(f"epochs: {epochs}; kept, from 0: {', '.join(str(epoch) for epoch in fitted.kept)}")
     say(f"model: {', '.join(str(path) for path in fitted.checkpoints)}")
     say(f"predictions: {fitted.predictions}")
 

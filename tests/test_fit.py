@@ -133,7 +133,7 @@ def test_which_epoch_is_kept(monitor: str, tmp_path: Path) -> None:
         "none": 7,
     }
     assert best["loss"] < 7  # or it would not show
-    assert read_checkpoint(fitted.checkpoints[0])["progress"]["best_epoch"] == best[monitor]
+    assert fitted.kept == (best[monitor],)
 
 
 @pytest.mark.parametrize(

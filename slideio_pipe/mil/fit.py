@@ -220,7 +220,7 @@ class _Run:
             source.close()
         if self.fabric.is_global_zero:
             write_history(folder, ended.history)
-        return Predicted(division, task, checkpoints.best, ended.history, parts)
+        return Predicted(division, task, checkpoints.best, ended.best_epoch, ended.history, parts)
 
     def finish(self, runs: Sequence[Predicted]) -> Fitted:
         """Measure what all divisions predicted, and write it down."""

@@ -36,6 +36,7 @@ class Fitted:
     metrics: Mapping[str, Mapping[str, Metric]]  # of "val" and "test": by name
     history: tuple[list[dict[str, Any]], ...]  # of each division, a row for each epoch
     slides: Mapping[str, int]  # with a label, that "val" and "test" were measured on
+    kept: tuple[int, ...]  # the epoch each checkpoint is of, from 0
 
     @property
     def predictions(self) -> Path:
@@ -48,6 +49,7 @@ class Fitted:
             "folder": str(self.folder),
             "checkpoints": [str(path) for path in self.checkpoints],
             "epochs": [len(rows) for rows in self.history],
+            "kept_epochs": list(self.kept),
             "slides": dict(self.slides),
             "metrics": {
                 part: {name: {k: _finite(v) for k, v in asdict(m).items()} for name, m in found.items()}
@@ -63,6 +65,7 @@ class Predicted:
     division: Division
     task: Task
     checkpoint: Path
+    kept: int  # the epoch it is of
     history: list[dict[str, Any]]
     parts: dict[str, tuple[Cohort, Tensor, Tensor]]  # "val" and "test": slides, logits, targets
 
@@ -72,7 +75,8 @@ def fitted_of(folder: Path, runs: Sequence[Predicted], config: TrainConfig) -> F
     parts = [part for part in PARTS if any(part in run.parts for run in runs)]
     metrics = {part: _measured(runs, part, config) for part in parts}
     counts = {part: len(_pooled(runs, part)[0]) for part in parts}
-    return Fitted(folder, tuple(run.checkpoint for run in runs), metrics, tuple(run.history for run in runs), counts)
+    checkpoints, histories, kept = zip(*((run.checkpoint, run.history, run.kept) for run in runs), strict=True)
+    return Fitted(folder, checkpoints, metrics, histories, counts, kept)
 
 
 def write_outcome(fitted: Fitted, runs: Sequence[Predicted], config: TrainConfig) -> None:

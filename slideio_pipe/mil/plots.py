@@ -236,7 +236,7 @@ def _history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         _plain(axes)
     several = len(histories) > 1
     for rows in histories.values():
-        epochs = [row["epoch"] + 1 for row in rows]
+        epochs = [row["epoch"] for row in rows]
         thin = {"linewidth": 1.1 if several else 2.0, "alpha": 0.7 if several else 1.0}
         lines = [(panels[0], "loss", "training", _COLOURS[0]), (panels[0], "val_loss", "validation", _COLOURS[1])]
         lines += [(panels[1], leading, "validation", _COLOURS[1])] if leading else []
@@ -249,7 +249,7 @@ def _history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     panels[0].set_title(f"training{f', {len(histories)} folds' if several else ''}", loc="left", fontsize=12)
     if leading:
         panels[1].set_ylabel(_metric_name(leading.removeprefix("val_")), fontsize=12, color=_INK)
-    panels[-1].set_xlabel("epoch", fontsize=12, color=_INK)
+    panels[-1].set_xlabel("epoch, from 0", fontsize=12, color=_INK)
     panels[-1].xaxis.set_major_locator(needed("matplotlib.ticker").MaxNLocator(integer=True))
     _legend(panels[0], "best")
     return figure
