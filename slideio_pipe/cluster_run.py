@@ -2,7 +2,8 @@
 
 Tasks are pinned to a worker, one per thread, and there are no more of them at a time: so it is known whose task it was
 when a worker dies, and which worker has to be avoided the second time; Dask itself would try it on four workers, and
-count the deaths of whatever waited there as well.
+count the deaths of whatever waited there as well. Whatever was at a worker that died is tried once more with a worker
+for itself: so a second death is its own.
 """
 
 from __future__ import annotations
@@ -56,6 +57,16 @@ class _Flight:
     began: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """A task that is to be tried once more."""
+
+    attempt: Attempt
+    avoided: str  # the worker where it failed
+    alone: bool  # whether the worker itself died: the other tasks there may have been innocent
+    since: float = field(default_factory=time.monotonic)
+
+
 @dataclass(slots=True)
 class ClusterRun:
     """The tasks of a run, at the workers that can be used.
@@ -87,7 +98,10 @@ class ClusterRun:
     refused: dict[str, str] = field(default_factory=dict)  # why
     flights: dict[str, _Flight] = field(default_factory=dict)  # by key
     loads: Counter[str] = field(default_factory=Counter)  # tasks at each worker
-    again: deque[tuple[Attempt, str]] = field(default_factory=deque)  # and the worker that is to be avoided
+    again: deque[_Again] = field(default_factory=deque)
+    taken: set[str] = field(default_factory=set)  # workers that one task has for itself
+    emptied: str | None = None  # the worker that gets no new task, so that one may have it for itself
+    welcomed: dict[str, float] = field(default_factory=dict)  # when a worker was asked that answered
     ended: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     failed_starts: int = 0
     looked: float = -_LOOK_S
@@ -107,6 +121,7 @@ class ClusterRun:
                 yield from self._look()
             while self.again and self._hand_out_again():
                 pass
+            self.emptied = self.emptied if self.again else None
             more = more and self._hand_out(tasks)
             if not more and not self.again and not any(flight.attempt for flight in self.flights.values()):
                 return
@@ -178,18 +193,36 @@ class ClusterRun:
 
     def _hand_out_again(self) -> bool:
         """Give a task that took a worker with it to another, if there is another; return whether it was given."""
-        attempt, avoided = self.again[0]
-        others = self.usable - {avoided}
-        address = self._room(others or self.usable)
+        task = self.again[0]
+        others = self.usable - {task.avoided} or self.usable
+        address = self._empty(others, task.since) if task.alone else self._room(others)
         if address is None:
             return False
         self.again.popleft()
-        self._begin(attempt, address)
+        if task.alone:
+            self.taken.add(address)
+        self._begin(task.attempt, address)
         return True
+
+    def _empty(self, among: set[str], since: float) -> str | None:
+        """Return a worker without a task that has answered since a time; None while that has to be waited for.
+
+        Several may have died at once, and those that nobody has missed yet would cost the task its last attempt.
+        """
+        best = self.emptied = min(among - self.taken, key=lambda each: self.loads[each], default=None)
+        if best is None or self.loads[best]:
+            return None
+        if self.welcomed.get(best, since) <= since:
+            if not any(flight.attempt is None and flight.address == best for flight in self.flights.values()):
+                self._ask(best)
+            return None
+        self.emptied = None
+        return best
 
     def _room(self, among: Iterable[str] | None = None) -> str | None:
         """Return the worker with the most idle threads."""
-        idle = {each: self.threads[each] - self.loads[each] for each in (self.usable if among is None else among)}
+        open_to_all = set(self.usable if among is None else among) - self.taken - {self.emptied}
+        idle = {each: self.threads[each] - self.loads[each] for each in open_to_all}
         best = max(idle, key=lambda each: idle[each], default=None)
         return best if best is not None and idle[best] > 0 else None
 
@@ -247,6 +280,7 @@ class ClusterRun:
         from slideio_pipe.cluster_worker import versions
 
         self._landed(key)
+        self.welcomed[flight.address] = flight.began
         theirs, problem = told
         here = versions()
         differ = [f"{name} {theirs[name]} instead of {here[name]}" for name in here if theirs[name] != here[name]]
@@ -269,9 +303,12 @@ class ClusterRun:
             self.failed_starts += 1
             if self.failed_starts >= FAILED_STARTS:
                 raise WorkerError(f"worker processes do not start at {flight.address} ({ran.lost})", remedy=_RESUME)
-            self.again.append((attempt, flight.address))
+            self.again.append(_Again(attempt, flight.address, alone=False))
             return None
-        return self._counted(attempt, flight.address, ran.lost, ran.stage, ran.seconds)
+        found = attempt.lost(ran.lost, ran.stage, ran.seconds)
+        if found is None:
+            self._once_more(attempt, flight.address, alone=False)
+        return found
 
     def _lost(self, key: str, reason: str) -> Outcome | None:
         """Deal with the death of the Dask worker itself."""
@@ -281,14 +318,14 @@ class ClusterRun:
         self.usable.discard(flight.address)
         if flight.attempt is None:
             return None
-        return self._counted(flight.attempt, flight.address, reason, "worker", time.monotonic() - flight.began)
-
-    def _counted(self, attempt: Attempt, address: str, reason: str, stage: str, seconds: float) -> Outcome | None:
-        found = attempt.lost(reason, stage, seconds)
+        found = flight.attempt.lost(reason, "worker", time.monotonic() - flight.began)
         if found is None:
-            assert attempt.deaths < ATTEMPTS
-            self.again.append((attempt, address))
+            self._once_more(flight.attempt, flight.address, alone=True)
         return found
+
+    def _once_more(self, attempt: Attempt, avoided: str, *, alone: bool) -> None:
+        assert attempt.deaths < ATTEMPTS
+        self.again.append(_Again(attempt, avoided, alone))
 
     def _landed(self, key: str) -> _Flight:
         flight = self.flights.pop(key)
@@ -296,6 +333,7 @@ class ClusterRun:
             self.loads[flight.address] -= 1
             if not self.loads[flight.address]:
                 del self.loads[flight.address]
+                self.taken.discard(flight.address)
         return flight
 
     def _asked(self, question: Callable[[], Any]) -> Any:

@@ -20,7 +20,9 @@ def work(task: Any, on_stage: Any) -> Any:
     mark = Path(more[0]) if more else None
     if kind == "die":
         os.kill(os.getpid(), signal.SIGSEGV)
-    elif kind == "kill its worker":
+    elif kind == "kill its worker" and mark is not None:
+        while not mark.exists():
+            time.sleep(0.01)
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
     elif kind == "kill its worker once" and mark is not None and not mark.exists():

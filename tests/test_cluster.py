@@ -134,8 +134,8 @@ def test_whatever_happens_to_a_task_the_others_are_done(dask: Dask, tmp_path: Pa
 
 def test_a_task_that_kills_workers_of_dask(dask: Dask, tmp_path: Path) -> None:
     """Once: it is done elsewhere. Always: after two it is given up, and the rest is done."""
-    once = ("kill its worker once", str(tmp_path / "mark"))
-    tasks = [once, ("kill its worker",), *[("fine", str(number)) for number in range(20)]]
+    mark = str(tmp_path / "mark")  # the second waits for the first, which would else lose an attempt to it
+    tasks = [("kill its worker once", mark), ("kill its worker", mark), *[("fine", str(n)) for n in range(20)]]
     found = list(pool(dask.address, tmp_path / "out").outcomes(tasks))
     assert len(found) == 22
     first = next(outcome for outcome in found if outcome.task[0] == "kill its worker once")
