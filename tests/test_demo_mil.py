@@ -91,7 +91,7 @@ def test_another_stain_is_the_same_tissue(cohort: Path, tmp_path: Path) -> None:
         a, b = (np.asarray(slide.thumbnail(SIZE[0])).astype(int) for slide in (one, other))
     glass = a.min(axis=2) > 235
     assert np.abs(a - b)[glass].mean() < 0.5  # what JPEG brings over from the edge of the tissue
-    # Beer and Lambert: how much of each stain the tissue holds follows from one slide, and with it what the other shows.
+    # Beer and Lambert: what the tissue holds of each stain follows from one slide, and from that what the other shows.
     tissue = (a.min(axis=2) < 200) & (a.min(axis=2) > 20)
     density, other = (-np.log(np.clip(each[tissue], 1, 243) / 243) for each in (a, b))
     units, shifted_units = (np.array(stain.densities()) for stain in (Stain(), Stain(*demo_mil.SHIFTED)))
