@@ -39,11 +39,12 @@ def trained(folder: Path, *, augmented: bool, seed: int = 0) -> Fitted:
     return fit(cohort, settings(augmented=augmented, seed=seed), folder / name)
 
 
-def predicted(fitted: Fitted, cohort: Path) -> list[tuple[Prediction, NDArray[np.bool_]]]:
-    """Return what the model says of each slide that tests, and which of its tiles are lesion: more than half."""
+def predicted(fitted: Fitted, cohort: Path, *, every: bool = False) -> list[tuple[Prediction, NDArray[np.bool_]]]:
+    """Return what the model says of slides that test, or of every one, and which of their tiles are lesion by half."""
     predictor = load_predictor(fitted.checkpoints[0])
     found = []
-    for slide in sp.Cohort.of(cohort).where(split="test"):
+    slides = sp.Cohort.of(cohort)
+    for slide in slides if every else slides.where(split="test"):
         prediction = predictor.predict(slide)
         outlines = cohort.parent / "lesions" / f"{Path(slide.name).stem}.geojson"
         found.append((prediction, lesion_tiles(prediction, outlines)))
@@ -101,11 +102,22 @@ def end_to_end(folder: Path, seed: int = 0, *, augmented: bool = True) -> None:
 def stain(folder: Path, seed: int = 0) -> None:
     """Print both trainings on the slides that test, and on the same tissue in another laboratory's stain."""
     shifted = write_mil_cohort(folder / "shifted", shifted=True, split="test")
+    _print_both(folder, seed, {"the same": folder / "cohort" / "cohort.csv", "shifted": shifted}, every=False)
+
+
+def fresh(folder: Path, seed: int = 0) -> None:
+    """Print both on 40 slides that had no part in training, nor, as those of `stain` had, in choosing the settings."""
+    same = write_mil_cohort(folder / "fresh", seed=2)
+    shifted = write_mil_cohort(folder / "fresh-shifted", seed=2, shifted=True)
+    _print_both(folder, seed, {"the same": same, "shifted": shifted}, every=True)
+
+
+def _print_both(folder: Path, seed: int, cohorts: dict[str, Path], *, every: bool) -> None:
     print("| training | stain | AUROC | balanced accuracy | AUROC of attention over tiles |\n|---|---|---|---|---|")
     for augmented in (False, True):
         fitted = trained(folder, augmented=augmented, seed=seed)
-        for name, cohort in (("the same", folder / "cohort" / "cohort.csv"), ("shifted", shifted)):
-            found = figures(predicted(fitted, cohort))
+        for name, cohort in cohorts.items():
+            found = figures(predicted(fitted, cohort, every=every))
             how = "stains drawn" if augmented else "stains as they are"
             cells = f"{found['auroc']:.3f} | {found['balanced_accuracy']:.2f} | {found['attention']:.3f}"
             print(f"| {how} | {name} | {cells} |", flush=True)
