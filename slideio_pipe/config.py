@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -181,7 +182,7 @@ def _validated(record: type[R], where: str | None, values: Mapping[str, Any], re
     try:
         return record.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_in_words(error), slide=where, remedy=remedy) from None
+        raise ConfigError(_in_words(error, record), slide=where, remedy=remedy) from None
 
 
 def read_yaml(path: str | Path, remedy: str) -> Any:
@@ -209,7 +210,7 @@ def load_config(path: str | Path) -> ExportConfig:
     ConfigError
         The file is missing, is no YAML mapping, or has unknown keys or impossible values.
     """
-    return _loaded(ExportConfig, path, "see configs/export.yaml")
+    return load_record(ExportConfig, path, "see configs/export.yaml")
 
 
 def load_cluster_config(path: str | Path) -> ClusterConfig:
@@ -220,7 +221,7 @@ def load_cluster_config(path: str | Path) -> ClusterConfig:
     ConfigError
         The file is missing, is no YAML mapping, or has unknown keys or impossible values.
     """
-    return _loaded(ClusterConfig, path, "see configs/slurm.yaml")
+    return load_record(ClusterConfig, path, "see configs/slurm.yaml")
 
 
 def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderConfig:
@@ -235,13 +236,20 @@ def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderC
     """
     if source is None or isinstance(source, Mapping):
         return checked(LoaderConfig, None, **dict(source or {}))
-    config = _loaded(LoaderConfig, source, "see configs/mil.yaml", TRAINING_SECTIONS)
+    config = load_record(LoaderConfig, source, "see configs/mil.yaml", TRAINING_SECTIONS)
     files = {"slide_transform": config.slide_transform, "tile_transform": config.tile_transform}
     folder = Path(source).parent
     return config.model_copy(update={key: str(folder / file) for key, file in files.items() if file is not None})
 
 
-def _loaded(record: type[R], path: str | Path, remedy: str, others: Sequence[str] = ()) -> R:
+def load_record(record: type[R], path: str | Path, remedy: str, others: Sequence[str] = ()) -> R:
+    """Return a validated record from YAML; ``others`` are keys to pass over, ``remedy`` where to look for an example.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, is no YAML mapping, or has unknown keys or impossible values.
+    """
     values = read_yaml(path, remedy)
     if not isinstance(values, Mapping | None):
         raise ConfigError("is no mapping", slide=str(path), remedy=remedy)
@@ -263,16 +271,17 @@ _COMPLAINTS = {
     "int_from_float": "should be a whole number",
     "bool_parsing": "should be true or false",
     "bool_type": "should be true or false",
+    "model_type": "should be a section with keys of its own",
 }
 
 
-def _in_words(error: ValidationError) -> str:
+def _in_words(error: ValidationError, record: type[Record]) -> str:
     parts = []
     for problem in error.errors(include_url=False):
         place = ".".join(str(step) for step in problem["loc"])
         kind, details = problem["type"], problem.get("ctx", {})
         if kind == "extra_forbidden":
-            parts.append(f'unknown key "{place}"')
+            parts.append(f'unknown key "{place}"{_meant(record, problem["loc"])}')
         elif kind == "value_error":
             parts.append(f"{place}: {details['error']}" if place else str(details["error"]))
         elif kind == "missing":
@@ -282,3 +291,25 @@ def _in_words(error: ValidationError) -> str:
         else:  # sections that are no mappings, and what a later pydantic may come up with
             parts.append(f"{place}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
     return "; ".join(parts)
+
+
+def _meant(record: type[Record], place: tuple[int | str, ...]) -> str:
+    """Return which key an unknown one may have been meant to be: a like one of its section, or its name elsewhere."""
+    *path, name = map(str, place)
+    section: type[Record] | None = record
+    for step in path:
+        section = None if section is None else _sections(section).get(step)
+    near = [] if section is None else difflib.get_close_matches(name, list(section.model_fields), 1, 0.7)
+    elsewhere = [f"{at}.{name}" for at, other in _sections(record).items() if name in other.model_fields]
+    meant = [".".join([*path, *near]) if near else "", *elsewhere]
+    return next((f', did you mean "{key}"?' for key in meant if key), "")
+
+
+def _sections(record: type[Record]) -> dict[str, type[Record]]:
+    """Return the fields of a record that are records themselves."""
+    found = {}
+    for name, field in record.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Record):
+                found[name] = kind
+    return found

@@ -14,6 +14,7 @@ from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.export import make_folder
 from slideio_pipe.geometry import Size
+from slideio_pipe.histology import Stain
 from slideio_pipe.mask_files import Annotation
 from slideio_pipe.splits import split_cohort
 from slideio_pipe.synthetic import write_synthetic_slide
@@ -21,9 +22,14 @@ from slideio_pipe.synthetic import write_synthetic_slide
 MANIFEST = "cohort.csv"
 LESION = "Lesion"
 GRADES = ("none", "one", "two")  # lesions of a slide
-# Another laboratory: haematoxylin faded, eosin heavy and more violet. Measured in tests/benchmarks/mil.py stain.
-SHIFTED = (0.55, 1.4, -0.15)
-_USUAL = (1.0, 1.0, 0.0)
+# The same tissue elsewhere; `tests/benchmarks/mil.py stain` measures what becomes of a model there.
+LABORATORIES = {
+    "usual": Stain(),
+    "faded": Stain(haematoxylin=0.6),  # slides that stood in the light, or too shortly in haematoxylin
+    "thick": Stain(haematoxylin=1.4, eosin=1.4),  # sections of 5 µm instead of 3.5
+    "violet": Stain(hue=-0.15),  # another eosin, or another scanner
+    "far": Stain(haematoxylin=0.55, eosin=1.4, hue=-0.15),  # all of it at once
+}
 _MPP = 0.25
 _PIECES = 3
 _PARTS = {"train": 0.5, "val": 0.1, "test": 0.4}
@@ -51,7 +57,7 @@ def write_mil_cohort(
     *,
     size: tuple[int, int] = (6144, 4608),
     seed: int = 1,
-    shifted: bool = False,
+    laboratory: str = "usual",
     split: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Path:
@@ -73,8 +79,8 @@ def write_mil_cohort(
         Width and height, px at 0.25 µm.
     seed : int
         Which cohort.
-    shifted : bool
-        The same tissue as another laboratory stains it.
+    laboratory : str
+        Who stains the tissue, which is the same whoever does: "usual", "faded", "thick", "violet" or "far".
     split : {"train", "val", "test"}, optional
         Make only these slides of the cohort.
     progress : callable, optional
@@ -83,7 +89,7 @@ def write_mil_cohort(
     Raises
     ------
     ConfigError
-        Too few slides.
+        Too few slides, or there is no such laboratory or split.
     OutputError
         The folder cannot be written.
 
@@ -95,6 +101,8 @@ def write_mil_cohort(
     """
     if slides < 8:
         raise ConfigError(f"a cohort of {slides} slides", remedy="pass slides=8 or more")
+    if laboratory not in LABORATORIES:
+        raise ConfigError(f'no laboratory "{laboratory}"', remedy=f"pass {', '.join(LABORATORIES)}")
     place = Path(folder).expanduser()
     for name in ("slides", "lesions"):
         make_folder(place / name)
@@ -105,7 +113,7 @@ def write_mil_cohort(
             raise ConfigError(f'no slide is in split "{split}"', remedy=f"pass {', '.join(_PARTS)}")
     rows = []
     for done, plan in enumerate(plans, 1):
-        rows.append(_make(plan, place, size, SHIFTED if shifted else _USUAL))
+        rows.append(_make(plan, place, size, LABORATORIES[laboratory]))
         if progress is not None:
             progress(done, len(plans))
     return Cohort(rows).write(place / MANIFEST)
@@ -127,7 +135,7 @@ def _plans(slides: int, seed: int) -> list[_Plan]:
     ]
 
 
-def _make(plan: _Plan, folder: Path, size: tuple[int, int], stain: tuple[float, float, float]) -> CohortSlide:
+def _make(plan: _Plan, folder: Path, size: tuple[int, int], stain: Stain) -> CohortSlide:
     path = folder / "slides" / plan.name
     if not path.exists():
         write_synthetic_slide(

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import slideio_pipe as sp
 from slideio_pipe import demo_mil
 from slideio_pipe.cli import app
-from slideio_pipe.demo_mil import LESION, _outcome, _plans, write_mil_cohort
+from slideio_pipe.demo_mil import LABORATORIES, LESION, _outcome, _plans, write_mil_cohort
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.histology import Stain
 
@@ -81,9 +81,10 @@ def test_lesions_bring_events_forward() -> None:
         assert events.sum() / months.sum() == pytest.approx(0.015 * 4**lesions, rel=0.15)
 
 
-def test_another_stain_is_the_same_tissue(cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("laboratory", ["faded", "thick", "violet", "far"])
+def test_another_laboratory_has_the_same_tissue(cohort: Path, tmp_path: Path, laboratory: str) -> None:
     """Glass is equal, tissue has other colours, and the tables say the same."""
-    shifted = write_mil_cohort(tmp_path, 8, size=SIZE, shifted=True, split="test")
+    shifted = write_mil_cohort(tmp_path, 8, size=SIZE, laboratory=laboratory, split="test")
     rows = {row["slide"]: row for row in table(cohort) if row["split"] == "test"}
     assert {row["slide"]: row for row in table(shifted)} == rows
     name = next(iter(rows))
@@ -94,12 +95,12 @@ def test_another_stain_is_the_same_tissue(cohort: Path, tmp_path: Path) -> None:
     # Beer and Lambert: what the tissue holds of each stain follows from one slide, and from that what the other shows.
     tissue = (a.min(axis=2) < 200) & (a.min(axis=2) > 20)
     density, other = (-np.log(np.clip(each[tissue], 1, 243) / 243) for each in (a, b))
-    units, shifted_units = (np.array(stain.densities()) for stain in (Stain(), Stain(*demo_mil.SHIFTED)))
+    units, shifted_units = (np.array(stain.densities()) for stain in (Stain(), LABORATORIES[laboratory]))
     held = np.linalg.lstsq(units, density.T, rcond=None)[0]
     expected = (shifted_units @ held).T
     np.testing.assert_allclose(np.median(other / expected, axis=0), 1, atol=0.03)
-    assert np.abs(other - expected).mean() < 0.02
-    assert np.abs(other - density).mean() > 0.06  # which is how far the two are apart
+    off, apart = np.abs(other - expected).mean(), np.abs(other - density).mean()
+    assert off < min(0.02, apart / 2)
 
 
 def test_slides_that_are_there_are_kept(cohort: Path) -> None:
@@ -126,8 +127,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_impossible_cohorts(tmp_path: Path) -> None:
-    """Too few slides, an unknown part."""
+    """Too few slides, an unknown part, an unknown laboratory."""
     with pytest.raises(ConfigError, match="a cohort of 7 slides"):
         write_mil_cohort(tmp_path, 7)
     with pytest.raises(ConfigError, match='no slide is in split "dev"; pass train, val, test'):
         write_mil_cohort(tmp_path, 8, split="dev")
+    with pytest.raises(ConfigError, match='no laboratory "blue"; pass usual, faded'):
+        write_mil_cohort(tmp_path, 8, laboratory="blue")

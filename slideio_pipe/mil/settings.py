@@ -9,13 +9,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from slideio_pipe.config import LoaderConfig, Record, checked, read_yaml
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.config import LoaderConfig, Record, checked, load_record
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
-
-_REMEDY = "see configs/mil.yaml"
 
 
 class TaskConfig(Record):
@@ -118,11 +115,7 @@ def load_train_config(source: TrainConfig | str | Path | Mapping[str, Any] | Non
         return source
     if source is None or isinstance(source, Mapping):
         return checked(TrainConfig, None, **dict(source or {}))
-    values = read_yaml(source, _REMEDY)
-    if not isinstance(values, Mapping):
-        raise ConfigError("is no mapping", slide=str(source), remedy=_REMEDY)
-    config = checked(TrainConfig, str(source), **{str(key): value for key, value in values.items()})
-    return _beside(config, Path(source).parent)
+    return _beside(load_record(TrainConfig, source, "see configs/mil.yaml"), Path(source).parent)
 
 
 def _beside(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -5,11 +5,10 @@
     python tests/benchmarks/mil.py memory                      # of 100 to 10,000 tiles
     python tests/benchmarks/mil.py time                        # over plain back-propagation
     python tests/benchmarks/mil.py end-to-end --out work/      # the demo cohort from pixels; 10 CPU-minutes
-    python tests/benchmarks/mil.py stain --out work/           # and in another laboratory's stain; 20
-    python tests/benchmarks/mil.py fresh --out work/           # both on slides that no setting was chosen by
+    python tests/benchmarks/mil.py stain --out work/ --seeds 0 1 2  # with and without drawn stains, by laboratory; 90
     python tests/benchmarks/mil.py resume                      # killed in mid-epoch, features and pixels
 
-`end-to-end`, `stain` and `fresh` keep slides and trainings in --out, and go on from there.
+`end-to-end` and `stain` keep slides and trainings in --out, and go on from there.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from pathlib import Path
 
 import torch
 from mil_costs import memory, times
-from mil_learning import end_to_end, fresh, stain
+from mil_learning import end_to_end
 from mil_musk import PUBLISHED, musk
 from mil_passes import gradient
 from mil_resume import resume
+from mil_stain import stain
 
-CASES = ("musk", "gradient", "memory", "time", "end-to-end", "stain", "fresh", "resume")
+CASES = ("musk", "gradient", "memory", "time", "end-to-end", "stain", "resume")
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--pool", choices=list(PUBLISHED), nargs="*", default=list(PUBLISHED))
     parser.add_argument("--out", type=Path, default=Path("mil-benchmark"))
     parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--seed", type=int, default=0, help="of the trainings of end-to-end, stain and fresh")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings of end-to-end and stain")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     calls = {
@@ -43,9 +43,8 @@ def main() -> None:
         "gradient": gradient,
         "memory": memory,
         "time": times,
-        "end-to-end": lambda: end_to_end(given.out, given.seed),
-        "stain": lambda: stain(given.out, given.seed),
-        "fresh": lambda: fresh(given.out, given.seed),
+        "end-to-end": lambda: [end_to_end(given.out, seed) for seed in given.seeds],
+        "stain": lambda: stain(given.out, given.seeds),
         "resume": resume,
     }
     calls[given.case]()
