@@ -3,8 +3,8 @@
     python examples/heatmap.py run/best.ckpt a.svs --out heatmap.jpg
 
 ``examples/heatmap.jpg`` is of a generated slide with one lesion of 2 % of its tissue, which no training saw, and of a
-model trained end to end on 20 others, each with nothing but a label: ``tests/benchmarks/mil.py end-to-end`` trains it,
-from ``configs/mil-end-to-end.yaml``, and s13.svs is among the slides that test.
+model trained end to end on 20 others, each with nothing but a label: ``tests/benchmarks/mil.py stain`` trains it, from
+``configs/mil-end-to-end.yaml``, and makes the slide, ``fresh-usual/slides/s01.svs``.
 """
 
 from __future__ import annotations
