@@ -14,7 +14,7 @@ from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.export import make_folder
 from slideio_pipe.geometry import Size
-from slideio_pipe.histology import Stain
+from slideio_pipe.laboratory import LABORATORIES, Stain
 from slideio_pipe.mask_files import Annotation
 from slideio_pipe.splits import split_cohort
 from slideio_pipe.synthetic import write_synthetic_slide
@@ -22,14 +22,6 @@ from slideio_pipe.synthetic import write_synthetic_slide
 MANIFEST = "cohort.csv"
 LESION = "Lesion"
 GRADES = ("none", "one", "two")  # lesions of a slide
-# The same tissue elsewhere; `tests/benchmarks/mil.py stain` measures what becomes of a model there.
-LABORATORIES = {
-    "usual": Stain(),
-    "faded": Stain(haematoxylin=0.6),  # slides that stood in the light, or too shortly in haematoxylin
-    "thick": Stain(haematoxylin=1.4, eosin=1.4),  # sections of 5 µm instead of 3.5
-    "violet": Stain(hue=-0.15),  # another eosin, or another scanner
-    "far": Stain(haematoxylin=0.55, eosin=1.4, hue=-0.15),  # all of it at once
-}
 _MPP = 0.25
 _PIECES = 3
 _PARTS = {"train": 0.5, "val": 0.1, "test": 0.4}

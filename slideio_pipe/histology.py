@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.anatomy import Anatomy, Floats, Noise, generator
+from slideio_pipe.blocks import Block, window
 from slideio_pipe.cells import NUCLEAR_RANGE, STAMPS_PER_KIND, CellLibrary, Gland, NucleusStamps, overlap, stamp
+from slideio_pipe.laboratory import Stain
 from slideio_pipe.textures import (
     FAT_PERIOD_UM,
     FAT_SIDE,
@@ -24,12 +26,6 @@ from slideio_pipe.textures import (
     smoothstep,
 )
 
-# Ruifrok & Johnston, Anal. Quant. Cytol. Histol. 23 (2001): optical densities of red, green, blue per unit of stain.
-HAEMATOXYLIN = (0.65, 0.70, 0.29)
-EOSIN = (0.07, 0.99, 0.11)
-# Eosin on a scanner is salmon, not magenta: part of its absorbance lies along the third, brown vector of theirs.
-RESIDUAL = (0.27, 0.57, 0.78)
-RESIDUAL_OF_EOSIN = 0.36
 GLASS = 243.0
 
 _DIRECTIONS = (0.15, 1.2, 2.25)  # rad, of the fibre bundles that the stroma is blended from
@@ -37,78 +33,7 @@ _COARSE_UM = 4.0  # fields are evaluated this often and interpolated
 _MARGIN_UM = 14.0  # fields reach this far beyond a block: so do nuclei whose centre lies outside
 _GLAND_CELL_UM = 165.0
 _TABLE = 256
-
-
-class Stain(NamedTuple):
-    """How a laboratory stains, and how a scanner sees it; the defaults are those of every slide without one."""
-
-    haematoxylin: float = 1.0  # times as strong
-    eosin: float = 1.0
-    hue: float = 0.0  # rad, by which optical densities turn about grey: > 0 makes pink redder, < 0 more violet
-
-    def densities(self) -> list[tuple[float, float]]:
-        """Return the optical density of a unit of haematoxylin and of eosin, for red, green and blue."""
-        c, s = math.cos(self.hue), math.sin(self.hue)
-        even, turn = (1 - c) / 3, s / math.sqrt(3)
-        stains = HAEMATOXYLIN, tuple(e + RESIDUAL_OF_EOSIN * r for e, r in zip(EOSIN, RESIDUAL, strict=True))
-        # Rodrigues about (1, 1, 1): a channel gets c of itself, and of its neighbours by the sense of the turn.
-        h, e = ([c * v[i] + even * sum(v) + turn * (v[i - 1] - v[i - 2]) for i in range(3)] for v in stains)
-        return [(max(0.0, self.haematoxylin * x), max(0.0, self.eosin * y)) for x, y in zip(h, e, strict=True)]
-
-
 _USUAL = Stain()
-
-
-@dataclass(frozen=True)
-class _Block:
-    """A rectangle of the slide in px, and the coarse samples that its fields are interpolated from."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-    step: int  # px between coarse samples; divides all of the above
-    margin: int  # coarse samples beyond each edge
-    mpp: float
-
-    def axes(self) -> tuple[Floats, Floats]:
-        """Return the coarse positions in µm, from absolute indices: neighbours see the same numbers."""
-        columns = np.arange(self.x // self.step - self.margin, (self.x + self.width) // self.step + self.margin)
-        rows = np.arange(self.y // self.step - self.margin, (self.y + self.height) // self.step + self.margin)
-        x: Floats = (columns + np.float64(0.5)) * (self.step * self.mpp)
-        y: Floats = (rows + np.float64(0.5)) * (self.step * self.mpp)
-        return x[None, :], y[:, None]
-
-    def coarser(self, factor: int) -> _Block:
-        """Return the block at a lower resolution, one coarse sample larger on each side, over the same samples."""
-        step, around = self.step // factor, 2 * (self.step // factor)
-        return _Block(
-            x=self.x // factor - step,
-            y=self.y // factor - step,
-            width=self.width // factor + around,
-            height=self.height // factor + around,
-            step=step,
-            margin=self.margin - 1,
-            mpp=self.mpp * factor,
-        )
-
-    def expand(self, coarse: Plane) -> Plane:
-        """Interpolate a coarse field to the pixels of the block."""
-        if self.step == 1:
-            return np.ascontiguousarray(coarse[self.margin : -self.margin, self.margin : -self.margin])
-        around = self.margin - 1  # one sample is kept on each side
-        inner = coarse[around : coarse.shape[0] - around, around : coarse.shape[1] - around]
-        size = (self.width + 2 * self.step, self.height + 2 * self.step)
-        full: Plane = cv2.resize(inner, size, interpolation=cv2.INTER_LINEAR)
-        return full[self.step : -self.step, self.step : -self.step]
-
-    def lookup(self, coarse: Plane, x_um: Floats, y_um: Floats) -> Plane:
-        """Return a coarse field at positions in µm, nearest sample."""
-        unit = self.step * self.mpp
-        columns = (x_um // unit).astype(np.intp) - (self.x // self.step - self.margin)
-        rows = (y_um // unit).astype(np.intp) - (self.y // self.step - self.margin)
-        values: Plane = coarse[rows.clip(0, coarse.shape[0] - 1), columns.clip(0, coarse.shape[1] - 1)]
-        return values
 
 
 @dataclass(frozen=True)
@@ -214,7 +139,7 @@ class Histology:
         All four numbers are level-0 px and multiples of 16.
         """
         margin = max(1, math.ceil(_MARGIN_UM / (self._step * self.mpp)))
-        block = _Block(x, y, width, height, self._step, margin, self.mpp)
+        block = Block(x, y, width, height, self._step, margin, self.mpp)
         xs, ys = block.axes()
         depth = self.anatomy.tissue_depth(xs, ys)
         if depth.max() < -24:
@@ -250,7 +175,7 @@ class Histology:
             turn=1.1 * noise["turn"] + 0.8 * noise["stain"],
         )
 
-    def _sample(self, block: _Block, texture: NDArray[Any], u: Plane, v: Plane) -> Plane:
+    def _sample(self, block: Block, texture: NDArray[Any], u: Plane, v: Plane) -> Plane:
         """Return a periodic texture at coarse positions in texture px, interpolated to the block."""
         side = texture.shape[0] // 2
         # Whole periods are taken off before float32, whose steps would show 100,000 px from the origin.
@@ -262,7 +187,7 @@ class Histology:
         sampled: Plane = cv2.remap(texture, *maps, cv2.INTER_LINEAR, borderMode=border)
         return sampled
 
-    def _stroma_fibres(self, block: _Block, fields: _Fields) -> tuple[Plane, Plane]:
+    def _stroma_fibres(self, block: Block, fields: _Fields) -> tuple[Plane, Plane]:
         """Return fine fibres and bundles, both 0 … 1, blended from three directions."""
         weights = [np.exp(6 * np.cos(2 * (fields.turn - angle))) for angle in _DIRECTIONS]
         total = np.sum(weights, axis=0)
@@ -280,7 +205,7 @@ class Histology:
             bundles += coarse * full
         return fibres, bundles
 
-    def _ground(self, block: _Block, fields: _Fields) -> tuple[Plane, Plane]:
+    def _ground(self, block: Block, fields: _Fields) -> tuple[Plane, Plane]:
         """Return eosin and haematoxylin without nuclei and glands."""
         if self._detail == 1:
             return self._ground_at(block, fields)
@@ -290,9 +215,9 @@ class Histology:
         eosin, haematoxylin = (cv2.resize(p, size, interpolation=cv2.INTER_LINEAR)[inner, inner] for p in planes)
         return eosin, haematoxylin
 
-    def _ground_at(self, block: _Block, fields: _Fields) -> tuple[Plane, Plane]:
+    def _ground_at(self, block: Block, fields: _Fields) -> tuple[Plane, Plane]:
         fibres, bundles = self._stroma_fibres(block, fields)
-        grain = _window(self._grain, block)
+        grain = window(self._grain, block)
         loose = block.expand(fields.loose)
         solid = smoothstep(0.0, 0.2, 0.62 * bundles + 0.38 * fibres - 0.05 - 0.22 * loose)
         eosin = solid * (0.25 + 0.33 * fibres + 0.06 * grain - 0.10 * loose) * block.expand(fields.stain) + 0.025
@@ -309,13 +234,13 @@ class Histology:
         present = smoothstep(-2.5, 2.5, block.expand(fields.depth) + 16 * (0.7 * bundles + 0.3 * fibres) - 8)
         return eosin * present, haematoxylin * present
 
-    def _vacuoles(self, block: _Block, fields: _Fields) -> Plane:
+    def _vacuoles(self, block: Block, fields: _Fields) -> Plane:
         """Return where fat has been dissolved, 0 … 1; towards the stroma vacuoles get smaller, then none."""
         scale = FAT_SIDE / FAT_PERIOD_UM
         wall_um = self._sample(block, self.cells.fat, fields.x * scale, fields.y * scale)
         return smoothstep(0.0, 1.5, wall_um - block.expand(_wall_um(fields.fat)))
 
-    def _lattice(self, kind: str, block: _Block, cell_um: float, reach_um: float) -> tuple[Floats, Floats, Plane]:
+    def _lattice(self, kind: str, block: Block, cell_um: float, reach_um: float) -> tuple[Floats, Floats, Plane]:
         """Return one jittered point per cell in and around a block, x and y in µm, with three more draws (n, 3)."""
         first = [math.floor((start * self.mpp - reach_um) / cell_um) for start in (block.x, block.y)]
         ends = (block.x + block.width, block.y + block.height)
@@ -326,7 +251,7 @@ class Histology:
         y = (rows[:, None] + 0.5 + np.zeros((1, len(columns)))).ravel() + 0.9 * (draws[:, 1] - 0.5)
         return x * cell_um, y * cell_um, draws[:, 2:]
 
-    def _glands(self, block: _Block) -> list[_PlacedGland]:
+    def _glands(self, block: Block) -> list[_PlacedGland]:
         """Return the glands that reach into a block; whether one exists is decided at its centre alone."""
         x, y, draws = self._lattice("gland", block, _GLAND_CELL_UM, 125.0)
         keep = self.anatomy.noise["gland"](x, y) + 0.5 * draws[:, 0] > 0.55
@@ -341,7 +266,7 @@ class Histology:
                 placed.append(_PlacedGland(gland, left, top, int(draw[2] * 8)))
         return placed
 
-    def _scatter(self, block: _Block, fields: _Fields, glands: list[_PlacedGland], nuclei: NDArray[np.uint8]) -> None:
+    def _scatter(self, block: Block, fields: _Fields, glands: list[_PlacedGland], nuclei: NDArray[np.uint8]) -> None:
         """Stamp single nuclei: spindles along the fibres, lymphocytes, tumour nuclei; none in glands or vacuoles."""
         calm = 1 - fields.lesion
         if fields.fat.max() > 0.01:
@@ -359,7 +284,7 @@ class Histology:
     def _stamp_kind(
         self,
         kind: str,
-        block: _Block,
+        block: Block,
         fields: _Fields,
         glands: list[_PlacedGland],
         nuclei: NDArray[np.uint8],
@@ -382,12 +307,12 @@ class Histology:
         for k in np.flatnonzero(free):
             stamp(nuclei, stamps.images[number[k]], int(column[k]) - half, int(row[k]) - half)
 
-    def _paint(self, block: _Block, eosin: Plane, haematoxylin: Plane, nuclei: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _paint(self, block: Block, eosin: Plane, haematoxylin: Plane, nuclei: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the colours of stain densities: light falls off exponentially (Beer-Lambert)."""
         nuclear = nuclei.astype(np.float32) * np.float32(NUCLEAR_RANGE / 255)
         eosin = eosin * (1 - np.float32(0.2) * np.minimum(nuclear, 1))
         haematoxylin = np.maximum(haematoxylin, cv2.addWeighted(nuclear, 1, haematoxylin, 0.4, 0))
-        noise, channels = _window(self._glass, block), []
+        noise, channels = window(self._glass, block), []
         for h, e in self._densities:
             weights = -h * self._strength[0], -e * self._strength[1]
             light = cv2.exp(cv2.addWeighted(haematoxylin, weights[0], eosin, weights[1], 0))
@@ -399,11 +324,3 @@ class Histology:
 def _wall_um(fat: Plane) -> Plane:
     """Return half the thickness of the walls between vacuoles; above about 30 µm there are none left."""
     return np.float32(1.1) + 40 * (1 - fat)
-
-
-def _window(texture: Plane, block: _Block) -> Plane:
-    """Return what a periodic texture in level-0 px shows in a block."""
-    side = texture.shape[0]
-    x, y = block.x % side, block.y % side
-    copies = math.ceil((y + block.height) / side), math.ceil((x + block.width) / side)
-    return np.tile(texture, copies)[y : y + block.height, x : x + block.width]

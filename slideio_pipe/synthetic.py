@@ -18,7 +18,8 @@ from slideio_pipe.anatomy import Anatomy, mask_positions
 from slideio_pipe.aperio import SlidePlan, write_aperio
 from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError
 from slideio_pipe.geometry import Rect, Size
-from slideio_pipe.histology import Histology, Stain
+from slideio_pipe.histology import Histology
+from slideio_pipe.laboratory import Stain
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 import slideio_pipe as sp
 from slideio_pipe import demo_mil
 from slideio_pipe.cli import app
-from slideio_pipe.demo_mil import LABORATORIES, LESION, _outcome, _plans, write_mil_cohort
+from slideio_pipe.demo_mil import LESION, _outcome, _plans, write_mil_cohort
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.histology import Stain
+from slideio_pipe.laboratory import LABORATORIES, Stain
 
 SIZE = (1024, 768)
 

@@ -12,7 +12,7 @@ import pyvips
 import skimage.color
 import tifffile
 
-from slideio_pipe import aperio, histology
+from slideio_pipe import aperio, laboratory
 from slideio_pipe.anatomy import Anatomy
 from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError
 from slideio_pipe.histology import Histology
@@ -159,7 +159,7 @@ def test_stain_deconvolution_finds_haematoxylin_in_lesions(slide: SyntheticSlide
 
 def test_stain_vectors_are_the_published_ones() -> None:
     """The colours are mixed from the matrix that scikit-image publishes."""
-    vectors = (histology.HAEMATOXYLIN, histology.EOSIN, histology.RESIDUAL)
+    vectors = (laboratory.HAEMATOXYLIN, laboratory.EOSIN, laboratory.RESIDUAL)
     np.testing.assert_allclose(vectors, skimage.color.rgb_from_hed, atol=1e-9)
 
 

@@ -14,7 +14,8 @@ from mil_learning import figures, predicted, trained
 from numpy.typing import NDArray
 
 import slideio_pipe as sp
-from slideio_pipe.demo_mil import LABORATORIES, LESION, write_mil_cohort
+from slideio_pipe.demo_mil import LESION, write_mil_cohort
+from slideio_pipe.laboratory import LABORATORIES
 
 FRESH = 4  # the cohort; the settings were chosen by looking at 1 to 3
 TRAININGS = {"plain": "stains as they are", "drawn": "stains drawn"}
