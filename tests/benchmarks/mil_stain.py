@@ -60,7 +60,7 @@ def _line(row: Row) -> str:
 
 def draw(rows: list[Row], cohorts: dict[str, Path], path: Path) -> None:
     """Draw the same tissue as every laboratory stains it, and under it what both trainings reach there."""
-    figure, axes = plt.subplots(2, len(cohorts), figsize=(2.1 * len(cohorts), 4.3), height_ratios=(2, 1.5))
+    figure, axes = plt.subplots(2, len(cohorts), figsize=(2.1 * len(cohorts), 4.6), height_ratios=(2, 1.5))
     for (laboratory, cohort), above, below in zip(cohorts.items(), axes[0], axes[1], strict=True):
         above.imshow(_crop(cohort))
         above.set_title(laboratory, fontsize=11)
@@ -68,8 +68,8 @@ def draw(rows: list[Row], cohorts: dict[str, Path], path: Path) -> None:
         _points(below, [row for row in rows if row["laboratory"] == laboratory])
         below.tick_params(labelleft=below is axes[1][0])
     axes[1][0].set_ylabel("40 fresh slides", fontsize=9)
-    axes[1][0].legend(loc="lower left", fontsize=7.5, frameon=False, handletextpad=0.1, borderaxespad=0.1)
-    figure.tight_layout()
+    figure.legend(*axes[1][0].get_legend_handles_labels(), loc="lower center", ncols=2, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
