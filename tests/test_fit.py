@@ -22,6 +22,7 @@ from slideio_pipe.errors import ConfigError, SkippedWarning
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.outcome import Fitted
+from slideio_pipe.mil.settings import load_train_config
 
 pytest.importorskip("lightning_fabric")
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,30 @@ def test_a_training_learns_and_writes_down_what_it_did(tmp_path: Path) -> None:
         folder = tmp_path / "run" / f"fold-{fold}"
         assert len((folder / "history.csv").read_text().splitlines()) == 13
         assert list((folder / "tensorboard").glob("events*"))
+
+
+def test_what_is_there_before_the_end(tmp_path: Path) -> None:
+    """Stopped after two epochs, a run has their history and its settings; it goes on to that of the undisturbed one."""
+    table, config = cohort(tmp_path / "features"), settings(epochs=4)
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(table, config, tmp_path / "run", progress=stop)
+    known = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert len(known) == 3
+    assert load_train_config(tmp_path / "run" / "config.yaml").fit.epochs == 4
+    whole = fit(table, config, tmp_path / "whole", progress=False)
+    fit(table, config, tmp_path / "run", progress=False)
+
+    def losses(folder: Path) -> list[str]:
+        with (folder / "history.csv").open(newline="") as file:
+            return [row["loss"] for row in csv.DictReader(file)]
+
+    assert losses(tmp_path / "run") == losses(whole.folder)
+    assert (tmp_path / "run" / "history.csv").read_text().splitlines()[:3] == known
 
 
 def test_its_settings_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from slideio_pipe.mil.divisions import Division, divide
 from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.feature_files import feature_cohort, holds_features
 from slideio_pipe.mil.model import build_model
-from slideio_pipe.mil.outcome import Fitted, Predicted, fitted_of, write_history, write_outcome
+from slideio_pipe.mil.outcome import Fitted, Predicted, fitted_of, write_config, write_history, write_outcome
 from slideio_pipe.mil.settings import TrainConfig, load_train_config
 from slideio_pipe.mil.sources import FeatureSource, PixelSource, Source
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
@@ -210,7 +210,7 @@ class _Run:
         module = None if tiles is None else tiles.module
         training = Training(
             self.fabric, model, module, task, train, sources.get("val"), self.config, checkpoints,
-            on_epoch=_Log(folder),
+            on_epoch=self._log(folder),
         )  # fmt: skip
         with reporting(progress if self.fabric.is_global_zero else False, division.name or "epochs") as report:
             ended = training.run(report)
@@ -219,7 +219,7 @@ class _Run:
         for source in (train, *sources.values()):
             source.close()
         if self.fabric.is_global_zero:
-            write_history(folder, ended.history)
+            write_history(folder, ended.history)  # a kill may have come between the last checkpoint and its line
         return Predicted(division, task, checkpoints.best, ended.best_epoch, ended.history, parts)
 
     def finish(self, runs: Sequence[Predicted]) -> Fitted:
@@ -278,19 +278,30 @@ class _Run:
         self.fabric.barrier()
         return checkpoints
 
+    def _log(self, folder: Path) -> Callable[[list[dict[str, Any]]], None]:
+        """Return what writes down how far a training has come, so that there is something to look at before its end."""
+        events = _Events(folder)
+
+        def log(history: list[dict[str, Any]]) -> None:
+            events.add(history[-1])
+            write_history(folder, history)
+            write_config(self.folder, self.config)
+
+        return log
+
     def _predict(self, training: Training, source: Source) -> tuple[Cohort, Tensor, Tensor]:
         logits, targets, order = training.predict(source)
         return Cohort.unchecked(source.cohort[k] for k in order), logits, targets
 
 
-class _Log:
+class _Events:
     """TensorBoard's events, a point for each epoch."""
 
     def __init__(self, folder: Path) -> None:
         self._logger: Any = None
         self._folder = folder
 
-    def __call__(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any]) -> None:
         if self._logger is None:
             needed("tensorboard")
             loggers = needed("lightning_fabric.loggers")

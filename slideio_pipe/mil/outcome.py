@@ -81,7 +81,7 @@ def fitted_of(folder: Path, runs: Sequence[Predicted], config: TrainConfig) -> F
 
 def write_outcome(fitted: Fitted, runs: Sequence[Predicted], config: TrainConfig) -> None:
     """Write ``config.yaml``, ``predictions.csv``, ``metrics.json`` and the plots."""
-    write_file(fitted.folder / "config.yaml", dump(config).encode(), overwrite=True)
+    write_config(fitted.folder, config)
     write_file(fitted.predictions, _predictions(runs).encode(), overwrite=True)
     text = json.dumps(fitted.summary(), indent=2)
     write_file(fitted.folder / "metrics.json", f"{text}\n".encode(), overwrite=True)
@@ -151,6 +151,11 @@ def _label(slide: Any, task: Task) -> Any:
     if math.isnan(value):
         return ""
     return task.classes[int(value)] if isinstance(task, Classification) else value
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Write ``config.yaml``, with which the same can be trained again."""
+    write_file(folder / "config.yaml", dump(config).encode(), overwrite=True)
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:

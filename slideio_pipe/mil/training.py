@@ -48,7 +48,7 @@ class Training:
     checkpoints : Checkpoints
         Where the state is kept.
     on_epoch : callable, optional
-        Called with each line of the history.
+        Called after each epoch with the history so far, a line per epoch.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class Training:
         config: TrainConfig,
         checkpoints: Checkpoints,
         *,
-        on_epoch: Callable[[dict[str, Any]], object] | None = None,
+        on_epoch: Callable[[list[dict[str, Any]]], object] | None = None,
     ) -> None:
         self.fabric, self.task, self.config = fabric, task, config
         self.train, self.validation, self.checkpoints = train, validation, checkpoints
         self.progress = Progress()
-        self._on_epoch = on_epoch or (lambda row: None)
+        self._on_epoch = on_epoch or (lambda history: None)
         self._targets = task.targets(list(train.cohort)).to(fabric.device)
         fit = config.fit
         groups = [{"params": list(model.parameters()), "lr": fit.lr}]
@@ -222,7 +222,7 @@ class Training:
             self.checkpoints.save_best(self)
         self.checkpoints.save_last(self)
         if self.fabric.is_global_zero:
-            self._on_epoch(row)
+            self._on_epoch(now.history)
 
     def _is_better(self, row: dict[str, Any]) -> bool:
         """Compare this epoch with the best so far; of two with one metric, that of the lower loss is better."""
