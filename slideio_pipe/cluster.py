@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from slideio_pipe.errors import ConfigError, MissingExtraError, WorkerError
 from slideio_pipe.processes import Limits, Work
 from slideio_pipe.workers import Outcome, Pool, WorkerPool
 
+_SLURM = "slideio_pipe.slurm"
 _WAIT_S = 60.0  # for how long a scheduler may have no workers
 
 
@@ -72,7 +75,7 @@ def access(cluster: str | Path) -> Access:
     Raises
     ------
     ConfigError
-        It is neither an address nor a YAML file, or the file makes no sense.
+        It is neither an address nor a YAML file, or the file makes no sense; SLURM is asked for from a thread.
     """
     if "://" in str(cluster):
         return _Scheduler(str(cluster))
@@ -81,6 +84,9 @@ def access(cluster: str | Path) -> Access:
         remedy = 'pass cluster="tcp://host:8786" or a YAML file like configs/slurm.yaml'
         raise ConfigError(f"{cluster} is no cluster", remedy=remedy)
     config = load_cluster_config(path)
+    if _SLURM not in sys.modules and threading.current_thread() is not threading.main_thread():
+        reason = "SLURM is asked from another thread than the main one, where dask-jobqueue cannot be imported"
+        raise ConfigError(reason, remedy=f"import {_SLURM} in the main thread, at the top of the program")
     from slideio_pipe.slurm import SlurmJobs  # imports Dask
 
     return SlurmJobs(config, str(path))

@@ -405,3 +405,21 @@ def test_slurm_refuses(slurm: Path, slides: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(WorkerError, match="there is no sbatch here"):
         sp.export_cohort(slides, tmp_path / "out", cluster=asked(tmp_path), progress=False)
+
+
+def test_slurm_from_a_thread(tmp_path: Path) -> None:
+    """dask-jobqueue sets a handler of signals when it is imported; once it is there, any thread may use it."""
+    program = f"""
+import importlib, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from slideio_pipe.cluster import access
+from slideio_pipe.errors import ConfigError
+with ThreadPoolExecutor(1) as threads:
+    print(threads.submit(access, {str(ROOT / "configs" / "slurm.yaml")!r}).exception())
+    importlib.import_module("slideio_pipe.slurm")
+    print(type(threads.submit(access, {str(ROOT / "configs" / "slurm.yaml")!r}).result()).__name__)
+"""
+    said = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    first, second = said.stdout.splitlines()
+    assert "cannot be imported; import slideio_pipe.slurm in the main thread" in first
+    assert second == "SlurmJobs"
