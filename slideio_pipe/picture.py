@@ -120,6 +120,10 @@ def scale_bar(image: Image.Image, um_per_px: float) -> Image.Image:
     draw.rectangle((left - 5, bottom - 26, right + 5, bottom + 5), (255, 255, 255))
     draw.rectangle((left, bottom - 3, left + pixels, bottom), _INK)
     draw.text((left, bottom - 24), label, _INK, font)
+    if "u" in label:  # the font has no µ: the u gets its stem
+        stem = left + round(draw.textlength(label[:-2], font)) + 1
+        line = round(draw.textbbox((left, bottom - 24), "u", font)[3])
+        draw.line((stem, line - 2, stem, line + 3), _INK)
     return shown
 
 

@@ -114,14 +114,17 @@ def test_a_caption_stands_above() -> None:
     ("um_per_px", "label", "length"), [(1.0, "100 um", 100), (9.0, "1 mm", 111), (0.03, "2 um", 67)]
 )
 def test_a_scale_bar_has_the_length_it_says(um_per_px: float, label: str, length: int) -> None:
-    """Its dark line is as many pixels long as its round number of µm, to one pixel."""
+    """Its dark line is as many pixels long as its round number of µm, to one pixel; of a µ, the u is the font's."""
     drawn = pixels(picture.scale_bar(Image.new("RGB", (600, 300), (200, 100, 150)), um_per_px))
     line = np.flatnonzero((drawn[289] == 40).all(axis=1))
     assert line[0] == 10
     assert len(line) == pytest.approx(length, abs=1)
     text = Image.new("RGB", (200, 26), WHITE)
-    ImageDraw.Draw(text).text((5, 2), label, (40, 40, 40), ImageFont.load_default(14))
-    assert np.abs(pixels(text)[:20, 5:40] - drawn[264:284, 10:45]).mean() < 1
+    font = ImageFont.load_default(14)
+    ImageDraw.Draw(text).text((5, 2), label, (40, 40, 40), font)
+    assert np.abs(pixels(text)[:14, 5:40] - drawn[264:278, 10:45]).mean() < 1
+    below = (drawn[266:286, 10:60] == 40).all(axis=2)[round(font.getbbox("u")[3]) + 1]
+    assert below.sum() == (1 if "u" in label else 0)
 
 
 def test_no_scale_bar_where_there_is_no_room() -> None:
