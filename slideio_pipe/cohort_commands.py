@@ -137,7 +137,7 @@ def demo_mil(folder: Path, *, as_json: bool) -> None:
     say(f"{len(slides)} slides: {manifest}")
     say(f"lesions, to compare with: {folder}/lesions/*.geojson")
     say("next:", style="bold")
-    say(f"  {called} train configs/mil-end-to-end.yaml --cohort {manifest} --out run/   # six minutes on two cores")
+    say(f"  {called} train configs/mil-end-to-end.yaml --cohort {manifest} --out run/   # seven minutes on two cores")
     say(f"  {called} predict run/ {folder}/slides/s13.svs --out seen/")
 
 
