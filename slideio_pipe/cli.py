@@ -253,6 +253,7 @@ def demo(
     folder: options.DemoFolder = Path("slideio-pipe-demo"),
     cohort: options.DemoCohort = False,
     mil: options.DemoMil = False,
+    laboratory: options.DemoLaboratory = "usual",
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
@@ -262,7 +263,8 @@ def demo(
     show it all in a report. That three slides fail is meant, and the exit code 0.
 
     With --mil: make 40 slides, half of them with a lesion of 2 % of the tissue, and a table with what a model can be
-    trained for; it takes two minutes. The trainings of configs/ run on them.
+    trained for; it takes two minutes. The trainings of configs/ run on them. With --laboratory, those of
+    them that test, as another laboratory would have stained them.
 
     Example: [bold]slideio-pipe demo[/]
 
@@ -270,11 +272,13 @@ def demo(
     """
     if cohort and mil:
         raise ConfigError("--cohort and --mil are both given", remedy="give one of them")
+    if laboratory != "usual" and not mil:
+        raise ConfigError("--laboratory without --mil", remedy="add --mil: the other demos are of one laboratory")
     if (cohort or mil) and device is not None:
         remedy = "leave it out: nothing is streamed"
         raise ConfigError(f"--device with {'--cohort' if cohort else '--mil'}", remedy=remedy)
     if mil:
-        cohort_commands.demo_mil(folder, as_json=as_json)
+        cohort_commands.demo_mil(folder, laboratory, as_json=as_json)
         return
     if cohort:
         cohort_commands.demo_cohort(folder, as_json=as_json)

@@ -121,14 +121,16 @@ def demo_cohort(folder: Path, *, as_json: bool) -> None:
     say(f"  {called} export YOUR_COHORT.csv --out bags/ --workers 4")
 
 
-def demo_mil(folder: Path, *, as_json: bool) -> None:
+def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
     """Make the study to train on and say what can be done with it."""
     from slideio_pipe.cohort import Cohort
     from slideio_pipe.demo_mil import write_mil_cohort
     from slideio_pipe.progress import reporting
 
     with reporting(False if as_json else None, "slides") as report:
-        manifest = write_mil_cohort(folder, progress=report)
+        # Others' slides are to test on: tissue that a training saw, in whatever stain, would flatter it.
+        split = None if laboratory == "usual" else "test"
+        manifest = write_mil_cohort(folder, laboratory=laboratory, split=split, progress=report)
     slides = Cohort.of(manifest)
     if as_json:
         print_json({"cohort": str(manifest), "slides": len(slides), "lesions": str(folder / "lesions")})
@@ -137,8 +139,12 @@ def demo_mil(folder: Path, *, as_json: bool) -> None:
     say(f"{len(slides)} slides: {manifest}")
     say(f"lesions, to compare with: {folder}/lesions/*.geojson")
     say("next:", style="bold")
+    if split is not None:
+        say(f"  {called} predict run/ {manifest} --out seen-{laboratory}/   # run/: trained on the usual ones")
+        return
     say(f"  {called} train configs/mil-end-to-end.yaml --cohort {manifest} --out run/   # seven minutes on two cores")
     say(f"  {called} predict run/ {folder}/slides/s13.svs --out seen/")
+    say(f"  {called} demo --mil --laboratory faded --out {folder}-faded/   # those that test, in another stain")
 
 
 @reported

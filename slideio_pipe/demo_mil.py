@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.export import make_folder
 from slideio_pipe.geometry import Size
 from slideio_pipe.laboratory import LABORATORIES, Stain
-from slideio_pipe.mask_files import Annotation
+from slideio_pipe.mask_files import Annotation, write_file
 from slideio_pipe.splits import split_cohort
 from slideio_pipe.synthetic import write_synthetic_slide
 
 MANIFEST = "cohort.csv"
+KIND = "demo.json"  # beside it: which cohort this is
 LESION = "Lesion"
 GRADES = ("none", "one", "two")  # lesions of a slide
 _MPP = 0.25
@@ -59,7 +61,7 @@ def write_mil_cohort(
     (a lesion or none), patient and split (train, val, test: by patient, evenly over the labels), and for other tasks:
     ``grade`` (none, one, two lesions), ``lesion_fraction`` (of the tissue), ``time`` (months) and ``event`` (drawn with
     a hazard that every lesion multiplies by 4). ``lesions/<slide>.geojson`` outlines them. Slides that are there
-    already are kept.
+    already are kept, if they are of the same cohort.
 
     Parameters
     ----------
@@ -81,7 +83,7 @@ def write_mil_cohort(
     Raises
     ------
     ConfigError
-        Too few slides, or there is no such laboratory or split.
+        Too few slides, there is no such laboratory or split, or the folder holds another cohort.
     OutputError
         The folder cannot be written.
 
@@ -98,6 +100,7 @@ def write_mil_cohort(
     place = Path(folder).expanduser()
     for name in ("slides", "lesions"):
         make_folder(place / name)
+    _check_same(place, {"seed": seed, "size": [int(side) for side in size], "laboratory": laboratory})
     plans = _plans(slides, seed)
     if split is not None:
         plans = [plan for plan in plans if plan.split == split]
@@ -109,6 +112,18 @@ def write_mil_cohort(
         if progress is not None:
             progress(done, len(plans))
     return Cohort(rows).write(place / MANIFEST)
+
+
+def _check_same(folder: Path, what: dict[str, object]) -> None:
+    """Write down what the slides of a folder are, or refuse to call those that are there something else."""
+    known = folder / KIND
+    if not known.exists():
+        write_file(known, f"{json.dumps(what)}\n".encode(), overwrite=False)
+        return
+    found = json.loads(known.read_bytes())
+    if found != what:
+        other = ", ".join(f"{key} {found.get(key)}" for key, value in what.items() if found.get(key) != value)
+        raise ConfigError(f"{folder} holds the slides of another cohort ({other})", remedy="choose another folder")
 
 
 def _plans(slides: int, seed: int) -> list[_Plan]:

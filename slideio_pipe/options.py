@@ -163,6 +163,10 @@ DemoFolder = Annotated[
 ]
 DemoCohort = Annotated[bool, typer.Option("--cohort", help="Many small slides, from a manifest to a report.")]
 DemoMil = Annotated[bool, typer.Option("--mil", help="A study to train on: 40 slides, half of them with a lesion.")]
+DemoLaboratory = Annotated[
+    str,
+    _option("--laboratory", unit="NAME", text="Who stained the slides of --mil: usual; faded, thick, violet, far."),
+]
 Device = Annotated[
     str | None, _option("--device", unit="cpu|cuda", text=r"Where batches go. \[default: cuda if there is one]")
 ]

@@ -112,6 +112,17 @@ def test_slides_that_are_there_are_kept(cohort: Path) -> None:
     assert cohort.read_bytes() == content
 
 
+def test_a_folder_is_of_one_cohort(cohort: Path) -> None:
+    """Asked for another laboratory, seed or size, it is refused: its slides would be called what they are not."""
+    for other, said in (
+        ({"laboratory": "faded"}, "laboratory usual"),
+        ({"seed": 2}, "seed 1"),
+        ({"size": (512, 384)}, r"size \[1024, 768\]"),
+    ):
+        with pytest.raises(ConfigError, match=rf"another cohort \({said}\); choose another folder"):
+            write_mil_cohort(cohort.parent, 8, **({"size": SIZE} | other))
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``demo --mil`` makes the study and says what next; smaller here."""
     monkeypatch.setattr(demo_mil, "write_mil_cohort", partial(write_mil_cohort, slides=8, size=(512, 384)))
@@ -120,6 +131,16 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"train configs/mil-end-to-end.yaml --cohort {tmp_path / 'cohort.csv'}" in " ".join(said.stdout.split())
     found = json.loads(CliRunner().invoke(app, ["demo", "--mil", "--out", str(tmp_path), "--json"]).stdout)
     assert found == {"cohort": str(tmp_path / "cohort.csv"), "slides": 8, "lesions": str(tmp_path / "lesions")}
+    faded = tmp_path / "faded"
+    said = CliRunner().invoke(app, ["demo", "--mil", "--laboratory", "faded", "--out", str(faded)])
+    assert said.exit_code == 0
+    assert f"predict run/ {faded}/cohort.csv" in " ".join(said.stdout.split())
+    assert {row["split"] for row in table(faded / "cohort.csv")} == {"test"}
+    assert "train configs" not in said.stdout  # they are to test what was trained on the usual ones
+    assert json.loads((faded / "demo.json").read_text())["laboratory"] == "faded"
+    only = CliRunner().invoke(app, ["demo", "--laboratory", "faded", "--out", str(tmp_path)])
+    assert only.exit_code == 2
+    assert "--laboratory without --mil" in only.stderr
     for more, told in ((["--cohort"], "give one of them"), (["--device", "cpu"], "nothing is streamed")):
         refused = CliRunner().invoke(app, ["demo", "--mil", *more])
         assert refused.exit_code == 2
