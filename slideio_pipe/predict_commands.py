@@ -9,7 +9,7 @@ import typer
 
 from slideio_pipe import cohort_commands, options
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.terminal import escape, in_options, out, print_json, reported, say
+from slideio_pipe.terminal import escape, in_options, out, print_json, print_metrics, reported, say
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
@@ -86,8 +86,9 @@ def predict(
     """Predict slides with a trained model, and show what it looked at.
 
     With --out, each slide gets heatmap.png, heatmap.geojson (for QuPath), tiles.png (the highest) and tiles.csv
-    (all of them). Slides that fail are listed, the others are done, and the exit code is 1; paths that do not exist are
-    refused before anything is done.
+    (all of them). Where a cohort says the truth, predictions are measured: AUROC and others, with intervals. Slides
+    that fail are listed, the others are done, and the exit code is 1; paths that do not exist are refused before
+    anything is done.
 
     Example: [bold]slideio-pipe predict run/best.ckpt a.svs b.svs --out predicted/[/]
 
@@ -143,6 +144,8 @@ def _print(found: PredictedCohort, save: Path | None) -> None:
         out.print(table)
     if len(rows) > _SHOWN:
         say(f"and {len(rows) - _SHOWN:,} more")
+    if found.metrics:
+        print_metrics(f"{found.measured:,} slide{'' if found.measured == 1 else 's'} with a known truth", found.metrics)
     for slide in found.failed:
         assert slide.error is not None
         reason = in_options(slide.error).removeprefix(f"{slide.name}: ")

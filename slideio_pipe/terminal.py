@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import shutil
 import sys
@@ -161,6 +162,16 @@ def print_facts(title: str, facts: Mapping[str, str]) -> None:
     table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(f"[dim]{name}[/]", escape(value))
+    out.print(table)
+
+
+def print_metrics(title: str, metrics: Mapping[str, Any]) -> None:
+    """Print numbers with their intervals; of each, ``value``, ``low`` and ``high`` are asked, NaN where not defined."""
+    table = Table("metric", "value", "95 % interval", title=title, title_justify="left")
+    for name, metric in metrics.items():
+        value = "not defined" if math.isnan(metric.value) else f"{metric.value:.3f}"
+        interval = "" if math.isnan(metric.low) else f"{metric.low:.3f} to {metric.high:.3f}"
+        table.add_row(name.replace("_", " "), value, interval)
     out.print(table)
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from slideio_pipe import options
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.terminal import out, print_json, reported, say
+from slideio_pipe.terminal import print_json, print_metrics, reported, say
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
@@ -103,24 +103,12 @@ def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
 
 
 def _print(fitted: Fitted) -> None:
-    from rich.table import Table
-
     for part, metrics in fitted.metrics.items():
-        if not metrics:
-            continue
-        count = fitted.slides[part]
-        name = {"val": "validation"}.get(part, part)
-        title = f"{name}, {count:,} slide{'' if count == 1 else 's'}"
-        table = Table("metric", "value", "95 % interval", title=title, title_justify="left")
-        for name, metric in metrics.items():
-            value = f"{metric.value:.3f}" if metric.value == metric.value else "not defined"
-            table.add_row(name.replace("_", " "), value, _interval(metric))
-        out.print(table)
+        if metrics:
+            count = fitted.slides[part]
+            name = {"val": "validation"}.get(part, part)
+            print_metrics(f"{name}, {count:,} slide{'' if count == 1 else 's'}", metrics)
     epochs = ", ".join(str(len(rows)) for rows in fitted.history)
     say(f"epochs: {epochs}; kept, from 0: {', '.join(str(epoch) for epoch in fitted.kept)}")
     say(f"model: {', '.join(str(path) for path in fitted.checkpoints)}")
     say(f"predictions: {fitted.predictions}")
-
-
-def _interval(metric: Any) -> str:
-    return "" if metric.low != metric.low else f"{metric.low:.3f} to {metric.high:.3f}"

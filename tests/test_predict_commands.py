@@ -88,3 +88,25 @@ def test_what_makes_no_sense_is_told(trained: Trained) -> None:
     assert "--out FOLDER" in run(trained.pixels, slide, "--pyramid").stderr
     assert "no scores" in run(trained.pixels, slide, "--scores", "heat").stderr
     assert "no such checkpoint" in run("nothing.ckpt", slide).stderr
+
+
+def test_predictions_are_measured_where_the_truth_is_known(trained: Trained, tmp_path: Path) -> None:
+    """AUROC is the share of pairs in the right order, counted here; a slide without a label is left out of it."""
+    table = trained.folder / "f" / "cohort.csv"
+    lines = table.read_text().splitlines()
+    header = lines[0].split(",")
+    row = lines[1].split(",")
+    row[header.index("label")] = ""
+    some = table.with_name("some.csv")
+    some.write_text("\n".join([lines[0], ",".join(row), *lines[2:]]) + "\n")
+    told = json.loads(run(trained.features, some, "--json", "--device", "cpu").stdout)
+    known = told["predictions"][1:]
+    chances = {label: [r["probability_1"] for r in known if str(r["label"]) == label] for label in "01"}
+    pairs = [(one > other) + 0.5 * (one == other) for one in chances["1"] for other in chances["0"]]
+    assert told["measured"] == len(lines) - 2 == len(known)
+    assert told["metrics"]["auroc"]["value"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
+    said = " ".join(run(trained.features, some, "--device", "cpu").stdout.split())
+    assert f"{len(known)} slides with a known truth" in said
+    assert "balanced accuracy" in said
+    alone = json.loads(run(trained.features, trained.folder / "f" / "f1.pt", "--json", "--device", "cpu").stdout)
+    assert (alone["measured"], alone["metrics"]) == (0, {})

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from slideio_pipe.cohort import Cohort, CohortSlide
-from slideio_pipe.errors import ConfigError, OutputExistsError, SlideioPipeError
+from slideio_pipe.errors import ConfigError, MissingExtraError, OutputExistsError, SlideioPipeError
 from slideio_pipe.export import make_folder, save_picture
 from slideio_pipe.foreign.converting import stem_of
 from slideio_pipe.manifest import slides_in
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.feature_files import ENDINGS
+from slideio_pipe.mil.metrics import Metric, known_rows, measure
 from slideio_pipe.mil.prediction import Prediction, Scores, checked_scores
 from slideio_pipe.mil.predictor import Predictor
 from slideio_pipe.progress import Report, reporting
@@ -46,6 +50,8 @@ class PredictedCohort:
 
     slides: tuple[PredictedSlide, ...]
     table: Path | None  # predictions.csv
+    metrics: Mapping[str, Metric] = field(default_factory=dict)  # of the slides of which the cohort says the truth
+    measured: int = 0  # how many these are
 
     @property
     def failed(self) -> tuple[PredictedSlide, ...]:
@@ -62,6 +68,8 @@ class PredictedCohort:
                 if s.prediction is not None
             ],
             "failed": [{"slide": s.name, "error": str(s.error)} for s in self.failed],
+            "measured": self.measured,
+            "metrics": {name: metric.summary() for name, metric in self.metrics.items()},
             "table": None if self.table is None else str(self.table),
         }
 
@@ -79,6 +87,9 @@ def predict_cohort(
     progress: Report | bool | None = None,
 ) -> PredictedCohort:
     """Predict slides, one after the other; one that fails does not end the others.
+
+    Where the cohort has what the model predicts (its labels, or the columns of the training), the predictions are also
+    measured, as a training measures its own.
 
     Parameters
     ----------
@@ -127,7 +138,24 @@ def predict_cohort(
         make_folder(place)
         table = place / TABLE
         write_file(table, _table(done).encode(), overwrite=overwrite)
-    return PredictedCohort(tuple(done), table)
+    return PredictedCohort(tuple(done), table, *_measured(predictor, found, done))
+
+
+def _measured(predictor: Predictor, cohort: Cohort, done: Sequence[PredictedSlide]) -> tuple[dict[str, Metric], int]:
+    """Return how good the predictions are of those slides whose truth is known, and how many these are."""
+    pairs = [(slide, one.prediction) for slide, one in zip(cohort, done, strict=True) if one.prediction is not None]
+    slides = [slide for slide, _ in pairs]
+    try:
+        targets = predictor.task.targets(slides)
+        known = known_rows(targets).nonzero().flatten().tolist()
+        if not known:
+            return {}, 0
+        logits = torch.from_numpy(np.stack([pairs[k][1].logits for k in known]))
+        patients = [slides[k].patient or slides[k].name for k in known]
+        times = predictor.config.fit.bootstrap
+        return measure(predictor.task, logits, targets[known], groups=patients, bootstrap=times), len(known)
+    except (ConfigError, MissingExtraError):  # there is no such column; what measures is an extra, and predicts without
+        return {}, 0
 
 
 def _one(predictor: Predictor, slide: CohortSlide, folder: Path | None, pictures: _Pictures) -> PredictedSlide:

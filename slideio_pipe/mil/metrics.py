@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ class Metric:
     def __str__(self) -> str:
         interval = "" if math.isnan(self.low) else f" ({self.low:.3f} to {self.high:.3f})"
         return f"{self.value:.3f}{interval}"
+
+    def summary(self) -> dict[str, float | None]:
+        """Return it JSON-able; None where it is not defined."""
+        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
 def measure(
@@ -77,6 +81,12 @@ def measure(
         for name, score in scores.items():
             drawn[name].append(_value(score, logits[rows], targets[rows]))
     return {name: Metric(value, *_interval(drawn[name])) for name, value in found.items()}
+
+
+def known_rows(targets: Tensor) -> Tensor:
+    """Return which rows of targets, (n,) or (n, 2), are known, (n,) bool; n may be 0."""
+    unknown = targets.isnan()
+    return ~(unknown.any(1) if unknown.ndim > 1 else unknown)
 
 
 def _scores(task: Task) -> dict[str, Score]:

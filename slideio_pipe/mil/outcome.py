@@ -8,7 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import MissingExtraError, SkippedWarning
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.divisions import Division
-from slideio_pipe.mil.metrics import Metric, measure
+from slideio_pipe.mil.metrics import Metric, known_rows, measure
 from slideio_pipe.mil.plots import write_plots
 from slideio_pipe.mil.settings import TrainConfig, dump
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
@@ -52,8 +52,7 @@ class Fitted:
             "kept_epochs": list(self.kept),
             "slides": dict(self.slides),
             "metrics": {
-                part: {name: {k: _finite(v) for k, v in asdict(m).items()} for name, m in found.items()}
-                for part, found in self.metrics.items()
+                part: {name: metric.summary() for name, metric in found.items()} for part, found in self.metrics.items()
             },
         }
 
@@ -94,8 +93,7 @@ def _pooled(runs: Sequence[Predicted], part: str) -> tuple[list[CohortSlide], Te
     slides = [slide for _, cohort, _, _ in known for slide in cohort]
     logits = [_in_units_of(runs[0].task, task, found) for task, _, found, _ in known]
     targets = torch.cat([found for *_, found in known] or [runs[0].task.targets([])])
-    unknown = targets.isnan()  # (n,), or (n, 2); n may be 0
-    labelled = ~(unknown.any(1) if unknown.ndim > 1 else unknown)
+    labelled = known_rows(targets)
     kept = [slide for slide, is_known in zip(slides, labelled.tolist(), strict=True) if is_known]
     return kept, torch.cat([torch.empty(0, runs[0].task.outputs), *logits])[labelled], targets[labelled]
 
@@ -165,7 +163,3 @@ def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(history)
     write_file(folder / "history.csv", text.getvalue().encode(), overwrite=True)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
