@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,3 +111,16 @@ def test_predictions_are_measured_where_the_truth_is_known(trained: Trained, tmp
     assert "balanced accuracy" in said
     alone = json.loads(run(trained.features, trained.folder / "f" / "f1.pt", "--json", "--device", "cpu").stdout)
     assert (alone["measured"], alone["metrics"]) == (0, {})
+
+
+def test_predictions_are_made_without_what_measures_them(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchmetrics is an extra; who has none is told, where there is a truth to compare with."""
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional", None)
+    done = run(trained.features, trained.folder / "f" / "cohort.csv", "--json", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (len(told["predictions"]), told["metrics"]) == (4, {})
+    assert "predictions are not measured" in done.stderr
+    alone = run(trained.features, trained.folder / "f" / "f1.pt", "--json", "--device", "cpu")
+    assert "not measured" not in alone.stderr

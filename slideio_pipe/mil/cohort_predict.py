@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from slideio_pipe.cohort import Cohort, CohortSlide
-from slideio_pipe.errors import ConfigError, MissingExtraError, OutputExistsError, SlideioPipeError
+from slideio_pipe.errors import ConfigError, MissingExtraError, OutputExistsError, SlideioPipeError, SlideioPipeWarning
 from slideio_pipe.export import make_folder, save_picture
 from slideio_pipe.foreign.converting import stem_of
 from slideio_pipe.manifest import slides_in
@@ -147,14 +148,18 @@ def _measured(predictor: Predictor, cohort: Cohort, done: Sequence[PredictedSlid
     slides = [slide for slide, _ in pairs]
     try:
         targets = predictor.task.targets(slides)
-        known = known_rows(targets).nonzero().flatten().tolist()
-        if not known:
-            return {}, 0
-        logits = torch.from_numpy(np.stack([pairs[k][1].logits for k in known]))
-        patients = [slides[k].patient or slides[k].name for k in known]
-        times = predictor.config.fit.bootstrap
+    except ConfigError:  # the cohort has no such column
+        return {}, 0
+    known = known_rows(targets).nonzero().flatten().tolist()
+    if not known:
+        return {}, 0
+    logits = torch.from_numpy(np.stack([pairs[k][1].logits for k in known]))
+    patients = [slides[k].patient or slides[k].name for k in known]
+    times = predictor.config.fit.bootstrap
+    try:
         return measure(predictor.task, logits, targets[known], groups=patients, bootstrap=times), len(known)
-    except (ConfigError, MissingExtraError):  # there is no such column; what measures is an extra, and predicts without
+    except MissingExtraError as error:  # it predicts without
+        warnings.warn(f"predictions are not measured: {error}", SlideioPipeWarning, stacklevel=3)
         return {}, 0
 
 
