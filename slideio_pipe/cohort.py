@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import math
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 from slideio_pipe.bag import Bag, Label
-from slideio_pipe.errors import AlikeLabelsWarning, ConfigError
-from slideio_pipe.manifest import SLIDES, TABLES, Table, read_table, slides_in, write_table
+from slideio_pipe.errors import AlikeLabelsWarning, ConfigError, MissingCellsWarning, warn_caller
+from slideio_pipe.manifest import (
+    SLIDES,
+    TABLES,
+    Table,
+    file_name,
+    is_windows_path,
+    read_table,
+    slides_in,
+    write_table,
+)
+from slideio_pipe.manifest_cells import fold_of, infinite_labels, labels_of, missing_words, mpp_of, value_of
 
 COLUMNS = ("slide", "name", "label", "mpp", "mask", "patient", "split", "fold")
 # What a column may be called by mistake: closer than this to one of ours that is not there.
@@ -93,8 +102,10 @@ class Cohort(Sequence[CohortSlide]):
         ----------
         source : path, list or Cohort
             A CSV or Parquet file has a column "slide", and maybe "name", "label", "mpp" (µm per level-0 px), "mask",
-            "patient", "split" and "fold"; paths in it are relative to it. Other columns are kept as they are. A folder
-            is searched for slides, not the folders in it; ``raw/**/*.svs`` is a pattern.
+            "patient", "split" and "fold"; paths in it are relative to it. Other columns are kept as they are. CLAM's
+            ``slide_id`` and ``case_id`` are the slide and the patient. "NA", "nan", "None" and what else pandas takes
+            for an empty cell is one. A folder is searched for slides, not the folders in it; ``raw/**/*.svs`` is a
+            pattern.
         root : path, optional
             A folder that every slide and mask has to lie in, links followed.
 
@@ -107,10 +118,11 @@ class Cohort(Sequence[CohortSlide]):
             found = source
         elif isinstance(source, str | Path):
             return cls._of_path(Path(source).expanduser(), root)
-        elif isinstance(source, Bag) or not isinstance(source, Iterable):
-            raise ConfigError(
-                f"a cohort is no {type(source).__name__}", remedy="pass a CSV or a list of slides or bags"
-            )
+        elif isinstance(source, Bag | Mapping) or hasattr(source, "columns") or not isinstance(source, Iterable):
+            remedy = "pass a CSV or a list of slides or bags"
+            if hasattr(source, "columns"):  # pandas, polars
+                remedy = 'write it as CSV with a column "slide", and pass its path'
+            raise ConfigError(f"a cohort is no {type(source).__name__}", remedy=remedy)
         else:
             found = cls([_as_slide(item) for item in source])
         if root is not None:
@@ -134,8 +146,9 @@ class Cohort(Sequence[CohortSlide]):
         problems = [*_header_problems(table.header)]
         other = [name for name in table.header if name not in COLUMNS]
         slides = []
-        for place, row in zip(table.places, table.rows, strict=True):
-            mpp, fold = _mpp(row.get("mpp", "")), _fold(row.get("fold", ""))
+        for place, cells in zip(table.places, table.rows, strict=True):
+            row = {name: value_of(cell) for name, cell in cells.items() if name in COLUMNS}
+            mpp, fold = mpp_of(row.get("mpp", "")), fold_of(row.get("fold", ""))
             problems += [f"{place}: {found}" for found in (mpp, fold) if isinstance(found, str)]
             source, mask = row.get("slide", ""), row.get("mask", "")
             if not source and "slide" in table.header:
@@ -143,16 +156,18 @@ class Cohort(Sequence[CohortSlide]):
             slides.append(
                 CohortSlide(
                     source=path.parent / Path(source).expanduser(),
-                    name=row.get("name") or Path(source).name,
+                    name=row.get("name") or file_name(source),
                     mpp=None if isinstance(mpp, str) else mpp,
                     mask=path.parent / Path(mask).expanduser() if mask else None,
                     patient=row.get("patient") or None,
                     split=row.get("split") or None,
                     fold=None if isinstance(fold, str) else fold,
-                    other=tuple((name, row.get(name, "")) for name in other),
+                    other=tuple((name, cells.get(name, "")) for name in other),
                 )
             )
-        labels = _typed([row.get("label", "") for row in table.rows])
+        labels = labels_of([row.get("label", "") for row in table.rows])
+        problems += [f"label {cell!r} is no finite number" for cell in infinite_labels(_column(table, "label"))]
+        _warn_of_missing(table)
         cohort = cls.unchecked(replace(s, label=label) for s, label in zip(slides, labels, strict=True))
         cohort._check(table.places, problems, str(path), root)
         return cohort
@@ -237,6 +252,20 @@ class Cohort(Sequence[CohortSlide]):
         return f"Cohort({len(self):,} slide{'' if len(self) == 1 else 's'}{labels})"
 
 
+def _column(table: Table, name: str) -> list[str]:
+    return [row.get(name, "") for row in table.rows]
+
+
+def _warn_of_missing(table: Table) -> None:
+    """Warn of words that count as no label or no patient and could be the name of one."""
+    for name in ("label", "patient"):
+        for word, count in missing_words(_column(table, name)).items():
+            reason = (
+                f'{count} cells of the column "{name}" are {word!r}, which counts as no {name}; if it is one, rename it'
+            )
+            warn_caller(MissingCellsWarning(reason))
+
+
 def _as_slide(item: Any) -> CohortSlide:
     if isinstance(item, CohortSlide):
         return item
@@ -251,11 +280,11 @@ def _as_slide(item: Any) -> CohortSlide:
 def _header_problems(header: Sequence[str]) -> Iterator[str]:
     for name in {name for name in header if header.count(name) > 1 and name in COLUMNS}:
         yield f'column "{name}" is there twice'
-    unknown = [name for name in header if name not in COLUMNS]
+    unknown = {name.lower(): name for name in header if name not in COLUMNS}
     for name in COLUMNS:
-        alike = [] if name in header else difflib.get_close_matches(name, [u.lower() for u in unknown], 1, _ALIKE)
+        alike = [] if name in header else difflib.get_close_matches(name, unknown, 1, _ALIKE)
         if alike:
-            yield f'column "{alike[0]}" looks like "{name}"'
+            yield f'column "{unknown[alike[0]]}" looks like "{name}"; call it "{name}"'
         elif name == "slide" and name not in header:
             yield f'no column "slide" (there are: {", ".join(header)})'
 
@@ -270,7 +299,8 @@ def _slide_problems(slide: CohortSlide, root: str | Path | None) -> Iterator[str
             if root is not None and not file.resolve().is_relative_to(Path(root).expanduser().resolve()):
                 yield f"{what} {file} is outside of {root}"
             elif not file.exists():
-                yield f"no such {what} {file}"
+                hint = " (write its path with / instead of \\)" if is_windows_path(file.name) else ""
+                yield f"no such {what} {file}{hint}"
         except (OSError, ValueError) as error:  # too long, a zero byte, a folder that may not be entered
             yield f"{what} {str(file)!r} cannot be looked for ({getattr(error, 'strerror', None) or error})"
 
@@ -366,32 +396,3 @@ def _row(slide: CohortSlide, folder: Path) -> dict[str, str]:
 def _relative(path: Path, folder: Path) -> str:
     absolute = path.absolute()  # not normalised: "../slides/a.svs" is written as it was read
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
-
-
-def _fold(text: str) -> int | str | None:
-    """Return the fold a cell holds, or what is wrong with it."""
-    if not text:
-        return None
-    number = text.removesuffix(".0")  # a column with gaps comes from Parquet as float
-    return int(number) if number.isascii() and number.isdigit() else f"fold {text!r} is no whole number"
-
-
-def _mpp(text: str) -> float | str | None:
-    """Return the resolution a cell holds, or what is wrong with it."""
-    if not text:
-        return None
-    try:
-        value = float(text.replace(",", "."))
-    except ValueError:
-        value = math.nan
-    return value if math.isfinite(value) and value > 0 else f"mpp {text!r} is no resolution in µm per px"
-
-
-def _typed(cells: Sequence[str]) -> list[Label]:
-    """Return a column of labels as whole numbers if all of them are, else as numbers, else as text; "" is none."""
-    for kind in (int, float):
-        try:
-            return [kind(cell) if cell else None for cell in cells]
-        except ValueError:
-            continue
-    return [cell or None for cell in cells]

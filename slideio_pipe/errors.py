@@ -180,6 +180,10 @@ class AlikeLabelsWarning(SlideioPipeWarning):
     """Two labels of a cohort differ so little, and one is so rare, that it may be the other misspelt."""
 
 
+class MissingCellsWarning(SlideioPipeWarning):
+    """Words of a cohort's table count as no value and could be meant as one: a class called "None"."""
+
+
 class UpsamplingWarning(SlideioPipeWarning):
     """The view asked for is finer than the slide: its pixels are interpolated."""
 

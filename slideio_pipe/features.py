@@ -173,8 +173,8 @@ def _from_tensor(file: Path, encoder: str | None) -> FeatureBag:
     import torch
 
     try:
-        values = torch.load(file, map_location="cpu", weights_only=True)
-        values = _rows(file, values.numpy())
+        tensor = torch.load(file, map_location="cpu", weights_only=True).detach()
+        values = _rows(file, (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
     except BagFormatError:
         raise
     except Exception as error:  # pickles of anything else than tensors raise whatever they do
@@ -201,11 +201,18 @@ def _rows(file: Path, values: NDArray[Any]) -> NDArray[Any]:
 def _corners(file: Path, places: Any, values: NDArray[Any]) -> NDArray[np.int64] | None:
     if places is None:
         return None
-    found = np.asarray(places).round().astype(np.int64).reshape(-1, 2)
+    found = np.asarray(places)
+    if found.ndim == 3 and found.shape[0] == 1:  # some tools keep a batch of one bag
+        found = found[0]
+    if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iuf":
+        reason = f"coordinates are {found.shape} {found.dtype}"
+        raise BagFormatError(reason, slide=str(file), remedy="they should be (N, 2) numbers: x, y")
     if len(found) != len(values):
         reason = f"{len(values):,} features and {len(found):,} coordinates"
         raise BagFormatError(reason, slide=str(file), remedy="compute them again")
-    return found
+    if not np.isfinite(found).all():
+        raise BagFormatError("coordinates are not finite", slide=str(file), remedy="compute them again")
+    return found.round().astype(np.int64)
 
 
 def _plain(value: Any) -> Any:

@@ -8,17 +8,20 @@ import importlib
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from slideio_pipe.errors import ConfigError, MissingExtraError
 from slideio_pipe.mask_files import write_file
 
 TABLES = (".csv", ".tsv", ".txt", ".parquet")
+# What CLAM and others call the columns of their tables.
+ALIASES = {"slide_id": "slide", "case_id": "patient"}
 # What a folder is searched for. Pictures are left out: masks and thumbnails lie beside slides.
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
 _FOLDER_SLIDES = (".zarr",)
+_SHOWN = 10  # problems in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +36,17 @@ class Table:
 def read_table(path: Path) -> Table:
     """Return the rows of a CSV (or of a Parquet file, by its ending); empty lines are passed over.
 
+    A column that CLAM calls ``slide_id`` or ``case_id`` is there a second time, as "slide" or "patient", unless the
+    table has a column of that name.
+
     Raises
     ------
     ConfigError
-        It cannot be read, or is empty.
+        It cannot be read, is empty, or has rows of more cells than the header.
     MissingExtraError
         It is Parquet and pyarrow is not installed.
     """
-    return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    return _with_our_names(_read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path))
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
@@ -54,6 +60,20 @@ def write_table(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, s
         It is to be Parquet and pyarrow is not installed.
     """
     write_file(path, _encoded(path, header, rows), overwrite=True)
+
+
+def file_name(cell: str) -> str:
+    """Return the name of the file that a cell holds the path of, a Windows path as well.
+
+    >>> file_name("x/a.svs"), file_name(r"C:\\data\\a.svs")
+    ('a.svs', 'a.svs')
+    """
+    return PureWindowsPath(cell).name if is_windows_path(cell) else Path(cell).name
+
+
+def is_windows_path(cell: str) -> bool:
+    """Return whether a path separates its folders by backslashes."""
+    return "\\" in cell and "/" not in cell
 
 
 def slides_in(source: Path) -> list[Path] | None:
@@ -83,26 +103,60 @@ def _is_folder_slide(folder: Path) -> bool:
     return any(p.name in ("zarr.json", ".zgroup", ".zarray") or p.suffix.lower() == ".dcm" for p in folder.iterdir())
 
 
+def _with_our_names(table: Table) -> Table:
+    aliases = {theirs: ours for theirs, ours in ALIASES.items() if theirs in table.header and ours not in table.header}
+    if not aliases:
+        return table
+    header = (*table.header, *aliases.values())
+    rows = [row | {ours: row.get(theirs, "") for theirs, ours in aliases.items()} for row in table.rows]
+    return replace(table, header=header, rows=tuple(rows))
+
+
 def _read_csv(path: Path) -> Table:
+    text = _text_of(path)
+    first = text.partition("\n")[0]
+    if not first.strip():
+        raise ConfigError("is empty", slide=str(path), remedy='write a column "slide"')
+    # A spreadsheet writes semicolons where the comma is for decimals.
+    delimiter = max(",;\t", key=first.count)
+    # Strict: a quote that is never closed would otherwise take all lines behind it for one cell.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines: list[tuple[int, list[str]]] = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines += [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        place = f"line {reader.line_num}: no CSV ({error})"
+        raise ConfigError(place, slide=str(path), remedy="look at its quotes, and save it as CSV again") from error
+    header = tuple(lines[0][1])
+    filled = [(number, cells) for number, cells in lines[1:] if any(cells)]
+    _refuse_longer(path, header, filled)
+    rows = tuple(dict(zip(header, cells, strict=False)) for _, cells in filled)
+    return Table(header, rows, tuple(f"line {number}" for number, _ in filled))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", slide=str(path), remedy="check the path") from error
     except UnicodeDecodeError as error:
         raise ConfigError("is no CSV in UTF-8", slide=str(path), remedy="save it as CSV, UTF-8") from error
-    if not lines or not lines[0].strip():
-        raise ConfigError("is empty", slide=str(path), remedy='write a column "slide"')
-    # A spreadsheet writes semicolons where the comma is for decimals.
-    delimiter = max(",;\t", key=lines[0].count)
-    reader = csv.reader(lines, delimiter=delimiter)
-    header = tuple(name.strip() for name in next(reader))
-    rows, places = [], []
-    for row in reader:
-        cells = [cell.strip() for cell in row]
-        if any(cells):
-            rows.append(dict(zip(header, cells, strict=False)))
-            places.append(f"line {reader.line_num}")
-    return Table(header, tuple(rows), tuple(places))
+
+
+def _refuse_longer(path: Path, header: Sequence[str], lines: Sequence[tuple[int, list[str]]]) -> None:
+    """Refuse rows of more cells than the header: which cell belongs to which column is unknown then."""
+    longer = [(number, len(cells)) for number, cells in lines if any(cells[len(header) :])]
+    if not longer:
+        return
+    if len(longer) == len(lines) and {count for _, count in longer} == {len(header) + 1}:
+        reason = "every row has one cell more than the header, as where R writes row names"
+        remedy = "write it with write.csv(…, row.names = FALSE)"
+        raise ConfigError(reason, slide=str(path), remedy=remedy)
+    shown = "; ".join(
+        f"line {number}: {count} cells, the header has {len(header)}" for number, count in longer[:_SHOWN]
+    )
+    more = f"; and {len(longer) - _SHOWN} more" if len(longer) > _SHOWN else ""
+    raise ConfigError(shown + more, slide=str(path), remedy="put cells that hold the delimiter in quotes")
 
 
 def _read_parquet(path: Path) -> Table:

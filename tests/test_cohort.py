@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
+import pandas
 import pytest
 from test_streaming import numbered_bag
 
 from slideio_pipe.cohort import Cohort, CohortSlide
-from slideio_pipe.errors import AlikeLabelsWarning, ConfigError
+from slideio_pipe.errors import AlikeLabelsWarning, ConfigError, MissingCellsWarning
+from slideio_pipe.manifest_cells import MISSING
+from slideio_pipe.splits import fold_cohort
 
 
 def manifest(folder: Path, text: str, *files: str) -> Path:
@@ -38,6 +42,13 @@ def test_a_manifest(tmp_path: Path) -> None:
         (["0", "1", ""], [0, 1, None]),
         (["0.5", "1", "2"], [0.5, 1.0, 2.0]),
         (["tumour", "1", ""], ["tumour", "1", None]),
+        (["0", "1", "nan"], [0, 1, None]),
+        (["0.0", "1.0", "NaN"], [0.0, 1.0, None]),
+        (["0", "1", "NA"], [0, 1, None]),
+        (["low", "high", "nan"], ["low", "high", None]),
+        (["3_4", "4_3", ""], ["3_4", "4_3", None]),
+        (["01", "02", "10"], ["01", "02", "10"]),
+        (["1e1", ".5", "-2."], [10.0, 0.5, -2.0]),
     ],
 )
 def test_labels_have_one_type(tmp_path: Path, cells: list[str], labels: list[object]) -> None:
@@ -178,3 +189,117 @@ def test_labels_that_are_alike_by_right(tmp_path: Path, one: str, other: str) ->
     labelled(tmp_path, **{one: 40, other: 1})
     labelled(tmp_path, **{one: 1, other: 40})
     labelled(tmp_path, tumour=4, tumuor=1)
+
+
+def test_cells_without_a_value_are_those_of_pandas() -> None:
+    """Every word that pandas reads as missing is missing here."""
+    parsers = pytest.importorskip("pandas._libs.parsers")
+    assert parsers.STR_NA_VALUES - {""} <= MISSING
+
+
+def test_cells_without_a_value(tmp_path: Path) -> None:
+    """In every column of ours, what R and pandas write for a missing value is one; other columns stay as they are."""
+    text = "slide,label,mpp,mask,patient,split,fold,site\na.svs,1,NA,nan,NA,nan,NaN,NA\nb.svs,0,0.5,,7,val,1,x\n"
+    first, second = Cohort.of(manifest(tmp_path, text, "a.svs", "b.svs"))
+    assert (first.mpp, first.mask, first.patient, first.split, first.fold) == (None,) * 5
+    assert (second.mpp, second.patient, second.split, second.fold) == (0.5, "7", "val", 1)
+    assert dict(first.other) == {"site": "NA"}
+
+
+@pytest.mark.parametrize("column", ["label", "patient"])
+@pytest.mark.parametrize("word", ["NA", "None", "null"])
+def test_words_that_could_be_a_class(tmp_path: Path, word: str, column: str) -> None:
+    """Beside words, a missing value may be a class: the reader is warned, with the number of cells."""
+    text = f"slide,{column}\na.svs,low\nb.svs,{word}\nc.svs,{word}\n"
+    path = manifest(tmp_path, text, "a.svs", "b.svs", "c.svs")
+    with pytest.warns(MissingCellsWarning, match=f"2 cells .*{column}.*{word}"):
+        cohort = Cohort.of(path)
+    assert [getattr(slide, column) for slide in cohort] == ["low", None, None]
+
+
+@pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e999"])
+def test_labels_that_are_infinite(tmp_path: Path, cell: str) -> None:
+    """Among numbers they are no class of their own."""
+    with pytest.raises(ConfigError, match="no finite number"):
+        Cohort.of(manifest(tmp_path, f"slide,label\na.svs,0\nb.svs,{cell}\n", "a.svs", "b.svs"))
+
+
+@pytest.mark.parametrize("cells", [["3_4", "4_3"], ["01", "02"], ["1", "2"], ["a", "b"]])
+def test_labels_are_written_as_they_were(tmp_path: Path, cells: list[str]) -> None:
+    """A table that is written again has the same labels, leading zeros and all."""
+    text = "slide,label\n" + "".join(f"{n}.svs,{cell}\n" for n, cell in zip("ab", cells, strict=True))
+    written = Cohort.of(manifest(tmp_path, text, "a.svs", "b.svs")).write(tmp_path / "again.csv")
+    assert written.read_text() == text
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_rows_longer_than_the_header(tmp_path: Path, delimiter: str) -> None:
+    """An unquoted delimiter in a cell would shift the cells behind it: pandas refuses such a line, too."""
+    text = "slide,label,patient\na.svs,normal,p0\nb.svs,tumour, grade 2,p1\n".replace(",", delimiter)
+    path = manifest(tmp_path, text, "a.svs", "b.svs")
+    with pytest.raises(pandas.errors.ParserError, match="Expected 3 fields in line 3, saw 4"):
+        pandas.read_csv(path, sep=delimiter)
+    with pytest.raises(ConfigError, match="line 3: 4 cells, the header has 3"):
+        Cohort.of(path)
+    quoted = text.replace(f"tumour{delimiter} grade 2", f'"tumour{delimiter} grade 2"')
+    assert [s.patient for s in Cohort.of(manifest(tmp_path, quoted))] == ["p0", "p1"]
+    empty = text.replace(f"tumour{delimiter} grade 2", "tumour").replace("p1", f"p1{delimiter}{delimiter}")
+    assert [s.patient for s in Cohort.of(manifest(tmp_path, empty))] == ["p0", "p1"]
+
+
+def test_row_names_of_r(tmp_path: Path) -> None:
+    """R's write.table gives them no header: every row is longer by one."""
+    with pytest.raises(ConfigError, match="row names"):
+        Cohort.of(manifest(tmp_path, "slide,label\n1,a.svs,0\n2,b.svs,1\n", "a.svs", "b.svs"))
+
+
+@pytest.mark.parametrize("text", ['slide,label\n"a.svs,0\nb.svs,1\n', 'slide,label\na.svs,"0\nb.svs,1\n'])
+def test_a_quote_that_is_not_closed(tmp_path: Path, text: str) -> None:
+    """It would make one cell of all lines behind it: their slides would be missing without a message."""
+    with pytest.raises(ConfigError, match="no CSV"):
+        Cohort.of(manifest(tmp_path, text, "a.svs", "b.svs"))
+
+
+def test_lines_end_at_line_ends_alone(tmp_path: Path) -> None:
+    """A form feed or a Unicode line separator is part of its cell; quoted cells may hold line ends."""
+    text = 'slide,label\na.svs,one\x0btwo\nb.svs,"x\ny"\nc.svs,u\u2028v\n'
+    assert Cohort.of(manifest(tmp_path, text, "a.svs", "b.svs", "c.svs")).labels == ["one\x0btwo", "x\ny", "u\u2028v"]
+
+
+def test_columns_as_clam_calls_them(tmp_path: Path) -> None:
+    """``case_id`` is the patient wherever a table is read; the column stays in what is written."""
+    rows = "".join(f"c{k // 4},s{k}.svs,{k % 2}\n" for k in range(20))
+    path = manifest(tmp_path, f"case_id,slide_id,label\n{rows}", *(f"s{k}.svs" for k in range(20)))
+    cohort = Cohort.of(path)
+    assert [slide.patient for slide in cohort] == [f"c{k // 4}" for k in range(20)]
+    folds: dict[str, set[str]] = {}
+    with fold_cohort(cohort, 5).write(tmp_path / "folds.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            folds.setdefault(row["case_id"], set()).add(row["fold"])
+    assert [len(found) for found in folds.values()] == [1] * 5
+    assert list(Cohort.of(tmp_path / "folds.csv")) == list(fold_cohort(cohort, 5))
+
+
+def test_a_table_with_a_patient_of_its_own(tmp_path: Path) -> None:
+    """Beside "patient", ``case_id`` is a column like any other."""
+    (slide,) = Cohort.of(manifest(tmp_path, "slide,case_id,patient\na.svs,c,p\n", "a.svs"))
+    assert (slide.patient, dict(slide.other)) == ("p", {"case_id": "c"})
+
+
+def test_headers_in_capitals(tmp_path: Path) -> None:
+    """The message names the column as it is written in the table."""
+    with pytest.raises(ConfigError, match='column "Slide" looks like "slide"'):
+        Cohort.of(manifest(tmp_path, "Slide,Label\na.svs,1\n", "a.svs"))
+
+
+def test_paths_of_windows(tmp_path: Path) -> None:
+    """A path with backslashes is no path here: the message says how to write it."""
+    with pytest.raises(ConfigError, match="with / instead of"):
+        Cohort.of(manifest(tmp_path, "slide,label\nx\\a.svs,1\n", "x/a.svs"))
+
+
+@pytest.mark.parametrize("source", [pandas.DataFrame({"slide": ["a.svs"]}), {"slide": ["a.svs"]}])
+def test_tables_in_memory(source: object) -> None:
+    """Each is refused as what it is, not as a list of slides called like its columns."""
+    with pytest.raises(ConfigError, match=f"a cohort is no {type(source).__name__}"):
+        Cohort.of(source)  # type: ignore[arg-type]

@@ -11,7 +11,17 @@ import torch
 import zarr
 from memory_bag import MemoryBag, contents
 
-from slideio_pipe import FeatureBag, TileBag, TileGrid, convert, open_bag, open_features, open_slide, save_bag
+from slideio_pipe import (
+    FeatureBag,
+    TileBag,
+    TileGrid,
+    convert,
+    from_clam,
+    open_bag,
+    open_features,
+    open_slide,
+    save_bag,
+)
 from slideio_pipe.errors import BagFormatError, ConfigError, OutputExistsError
 from slideio_pipe.ledger import fingerprint
 from slideio_pipe.store.features import add_features, create_feature_store
@@ -189,6 +199,50 @@ def test_stamp_without_the_slides_mpp(bag: Any, tmp_path: Path) -> None:
     assert found.view_mpp.x == 0.5
     with pytest.raises(BagFormatError, match="of uni, not of conch"):
         open_features(tmp_path / "uni" / "array.h5", "conch")
+
+
+@pytest.mark.parametrize(
+    ("coords", "message"),
+    [
+        (np.arange(12).reshape(2, 6), r"coordinates are \(2, 6\)"),
+        (np.arange(12), r"coordinates are \(12,\)"),
+        (np.arange(12).reshape(6, 2, 1), r"coordinates are \(6, 2, 1\)"),
+        (np.arange(18).reshape(6, 3), r"coordinates are \(6, 3\)"),
+        (np.where(np.arange(12).reshape(6, 2) == 5, np.nan, 1.0), "coordinates are not finite"),
+        (np.full((6, 2), np.inf), "coordinates are not finite"),
+        (np.full((6, 2), True), "coordinates are .* bool"),
+        (np.zeros((5, 2)), "6 features and 5 coordinates"),
+    ],
+)
+def test_coordinates_that_are_none(coords: np.ndarray, message: str, tmp_path: Path) -> None:
+    """Transposed or damaged ones are refused, by all that read them, not put in pairs."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"], file["coords"] = rows(6), coords
+    with pytest.raises(BagFormatError, match=message):
+        open_features(tmp_path / "a.h5")
+    if "6 features" not in message:
+        slide = open_slide(np.full((600, 1000, 3), 90, np.uint8), slide_mpp=0.25)
+        with pytest.raises(BagFormatError, match=message.replace("coordinates are", "coords (is|are)")):
+            from_clam(tmp_path / "a.h5", slide, tile_size=64)
+
+
+def test_coordinates_of_a_batch_of_one(tmp_path: Path) -> None:
+    """Some tools keep a leading axis of one bag, for features and places alike."""
+    h5py = pytest.importorskip("h5py")
+    places = np.arange(12).reshape(6, 2) * 256
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"], file["coords"] = rows(6)[None], places[None]
+    assert np.array_equal(open_features(tmp_path / "a.h5").coords, places)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "gradient", "half"])
+def test_tensors_as_models_write_them(kind: str, tmp_path: Path) -> None:
+    """In half precision or with a gradient, they are the same features."""
+    values = torch.arange(18.0).reshape(6, 3) / 8
+    made = {"bfloat16": values.bfloat16(), "gradient": values.clone().requires_grad_(), "half": values.half()}[kind]
+    torch.save(made, tmp_path / "a.pt")
+    assert np.array_equal(open_features(tmp_path / "a.pt").features, values.numpy())
 
 
 def test_an_encoder_without_features(bag: Any, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 
 from slideio_pipe.errors import ConfigError, SkippedWarning
 from slideio_pipe.mil.checkpoint import read_checkpoint
+from slideio_pipe.mil.feature_files import feature_cohort
 from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.outcome import Fitted
 from slideio_pipe.mil.settings import load_train_config
@@ -324,6 +325,35 @@ def test_features_are_found_by_the_names_of_slides(tmp_path: Path) -> None:
     (tmp_path / "features" / "s7.pt").unlink()
     with pytest.raises(ConfigError, match="1 slides have no features there: s7"):
         fit(table, config, tmp_path / "other", progress=False)
+
+
+def test_paths_of_windows_have_features(tmp_path: Path) -> None:
+    """A table that was written on Windows names the same slides."""
+    cohort(tmp_path / "features", 4)
+    rows = "".join(f"C:\\data\\s{k}.svs,{k % 2}\n" for k in range(4))
+    (tmp_path / "study.csv").write_text(f"slide,label\n{rows}")
+    found = feature_cohort(tmp_path / "study.csv", tmp_path / "features")
+    assert [(slide.name, slide.source) for slide in found] == [
+        (f"s{k}.svs", tmp_path / "features" / f"s{k}.pt") for k in range(4)
+    ]
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_two_slides_of_one_feature_file(as_list: bool, tmp_path: Path) -> None:
+    """A rescan would be tested on the features of the slide that trained: both are named."""
+    cohort(tmp_path / "features", 4)
+    slides = ["s0.svs", "s1.svs", "s0.ndpi"]
+    for name in slides:
+        (tmp_path / name).touch()
+    (tmp_path / "study.csv").write_text("slide,label\n" + "".join(f"{name},0\n" for name in slides))
+    source = [tmp_path / name for name in slides] if as_list else tmp_path / "study.csv"
+    with pytest.raises(ConfigError, match=r"one file of features: s0\.svs and s0\.ndpi \(s0\.pt\)"):
+        feature_cohort(source, tmp_path / "features")
+    for name in ("s0.svs", "s0.ndpi"):
+        (tmp_path / "features" / f"{name}.pt").write_bytes((tmp_path / "features" / "s0.pt").read_bytes())
+    assert [slide.source.name for slide in feature_cohort(source, tmp_path / "features")] == [
+        "s0.svs.pt", "s1.pt", "s0.ndpi.pt",
+    ]  # fmt: skip
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:

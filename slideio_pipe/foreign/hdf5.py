@@ -59,6 +59,8 @@ def read_coords(path: str | Path) -> tuple[NDArray[np.int64], dict[str, Any]]:
     if coords.ndim != 2 or coords.shape[1] != 2 or coords.dtype.kind not in "iuf":
         reason = f"coords is {coords.shape} {coords.dtype}, not (N, 2) numbers"
         raise BagFormatError(reason, slide=str(file), remedy="these are no level-0 corners (x, y)")
+    if not np.isfinite(coords).all():
+        raise BagFormatError("coords are not finite", slide=str(file), remedy="compute them again")
     if attributes.get("unit") == "um":
         raise BagFormatError("coords are in µm", slide=str(file), remedy="divide them by the slide's mpp")
     return coords.round().astype(np.int64), attributes

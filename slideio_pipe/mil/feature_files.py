@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,12 @@ from typing import Any
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.foreign.converting import stem_of
-from slideio_pipe.manifest import TABLES, Table, read_table
+from slideio_pipe.manifest import TABLES, file_name, read_table
 from slideio_pipe.store.features import encoder_names
 from slideio_pipe.store.layout import is_bag_store
 
 # What a slide's features may be called, after its stem: our stores, TRIDENT's, STAMP's and CLAM's files.
 ENDINGS = (".features.zarr", ".bag.zarr", ".h5", ".pt")
-# What CLAM and others call the columns of their tables.
-_ALSO = {"slide_id": "slide", "case_id": "patient"}
 _FILES = (".h5", ".hdf5", ".pt")
 _SHOWN = 10
 
@@ -46,7 +45,7 @@ def feature_cohort(cohort: Any, folder: str | Path) -> Cohort:
     Raises
     ------
     ConfigError
-        Slides without features, all at once.
+        Slides without features, all at once; or slides that would have one file.
     """
     place = Path(folder).expanduser().absolute()
     if not place.is_dir():
@@ -56,7 +55,9 @@ def feature_cohort(cohort: Any, folder: str | Path) -> Cohort:
     slides = list(Cohort.of(cohort))
     found = [None if not isinstance(s.source, Path) else _file(place, s.source.name) for s in slides]
     _refuse_missing(place, [s.name for s, file in zip(slides, found, strict=True) if file is None])
-    return Cohort(_with_features(s, file) for s, file in zip(slides, found, strict=True) if file is not None)
+    found_all = Cohort(_with_features(s, file) for s, file in zip(slides, found, strict=True) if file is not None)
+    _refuse_shared(found_all)
+    return found_all
 
 
 def tiling_of(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
@@ -86,26 +87,37 @@ def _with_features(slide: CohortSlide, file: Path) -> CohortSlide:
 
 def _of_table(path: Path, folder: Path) -> Cohort:
     table = read_table(path)
-    names = {old: new for old, new in _ALSO.items() if old in table.header and new not in table.header}
-    header = [names.get(name, name) for name in table.header]
     rows, missing = [], []
-    for row in table.rows:
-        cells = {names.get(name, name): value for name, value in row.items()}
-        slide = cells.get("slide", "")
-        file = _file(folder, Path(slide).name) if slide else None
+    for cells in table.rows:
+        slide = file_name(cells.get("slide", ""))
+        file = _file(folder, slide) if slide else None
         if file is None and slide:
-            missing.append(Path(slide).name)
-        name = cells.get("name") or Path(slide).name
-        rows.append({**cells, "slide": str(file or ""), "name": name, "mask": ""})
+            missing.append(slide)
+        rows.append({**cells, "slide": str(file or ""), "name": cells.get("name") or slide, "mask": ""})
     _refuse_missing(folder, missing)
-    header = header if "name" in header else [*header, "name"]
-    return Cohort.of_table(path, Table(tuple(header), tuple(rows), table.places))
+    header = table.header if "name" in table.header else (*table.header, "name")
+    cohort = Cohort.of_table(path, replace(table, header=header, rows=tuple(rows)))
+    _refuse_shared(cohort)
+    return cohort
 
 
 def _file(folder: Path, name: str) -> Path | None:
     """Return the features of a slide: called as it is, or as it is without its ending."""
     candidates = [folder / f"{stem}{ending}" for stem in dict.fromkeys((name, stem_of(name))) for ending in ENDINGS]
     return next((file for file in candidates if file.exists()), None)
+
+
+def _refuse_shared(cohort: Cohort) -> None:
+    """Refuse slides that are given one file: a.svs and a.ndpi where there is an a.h5 alone."""
+    names = defaultdict(list)
+    for slide in cohort:
+        names[slide.source].append(slide.name)
+    shared = [f"{' and '.join(slides)} ({Path(str(file)).name})" for file, slides in names.items() if len(slides) > 1]
+    if shared:
+        raise ConfigError(
+            f"slides have one file of features: {'; '.join(shared[:_SHOWN])}",
+            remedy="call each file as its slide with its ending (a.svs.h5), or leave slides out",
+        )
 
 
 def _refuse_missing(folder: Path, names: list[str]) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.manifest_cells import is_decimal, labels_of
 
 TASKS = ("classification", "regression", "survival")
 _SHOWN = 5
@@ -266,7 +267,7 @@ def _column(slides: Sequence[CohortSlide] | Cohort, name: str) -> list[Any]:
     if cells and not any(name in row for row in cells):
         there = ", ".join(["label", *sorted(set().union(*cells))])
         raise ConfigError(f'the cohort has no column "{name}"', remedy=f"there are: {there}")
-    return [row.get(name, "") for row in cells]
+    return labels_of([row.get(name, "") for row in cells])
 
 
 def _refuse_missing(slides: Sequence[CohortSlide], missing: Sequence[bool], column: str) -> None:
@@ -289,6 +290,8 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float:
+    if isinstance(value, str) and not is_decimal(value):  # float() takes "3_4" for 34
+        return math.nan
     try:
         number = float(value)
     except (TypeError, ValueError):
