@@ -22,6 +22,8 @@
     ├── EmptyTissueWarning           a tissue mask or a grid came out empty
     ├── AlignedGridWarning           a grid laid on stored tiles is not the one asked for
     ├── SkippedWarning               slides or tiles that could not be read were left out
+    ├── LeftOutLevelsWarning         levels of a slide that are not used: where they lie is unknown
+    ├── PartsWarning                 several files were found to be one slide
     ├── ClusterWarning               workers of a cluster that cannot be used
     ├── AlikeLabelsWarning           labels of a cohort of which one looks like the other misspelt
     └── UpsamplingWarning            a view finer than the slide
@@ -170,6 +172,14 @@ class AlignedGridWarning(SlideioPipeWarning):
 
 class SkippedWarning(SlideioPipeWarning):
     """Slides or tiles that could not be read were left out, or are white."""
+
+
+class LeftOutLevelsWarning(SlideioPipeWarning):
+    """Levels of a slide are not used, because where their pixels lie is not known; finer ones are read instead."""
+
+
+class PartsWarning(SlideioPipeWarning):
+    """Several files that were given or found are parts of one slide, or folders were searched for slides."""
 
 
 class ClusterWarning(SlideioPipeWarning):

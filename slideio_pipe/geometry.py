@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Real
 from typing import NamedTuple, cast
@@ -223,11 +223,13 @@ class Pyramid:
     """
 
     levels: tuple[Size, ...]
+    # (x, y) per level, where the file states them; not in the repr, of which fingerprints are made.
+    stated: tuple[tuple[float, float], ...] | None = field(default=None, repr=False)
 
     @property
     def downsamples(self) -> tuple[tuple[float, float], ...]:
-        """Level-0 px per level px, (x, y), per level; from the stored sizes, never ``2**level``."""
-        return _downsamples(self.levels)
+        """Level-0 px per level px, (x, y), per level: as stated, else from the stored sizes, never ``2**level``."""
+        return self.stated or _downsamples(self.levels)
 
     def size_at(self, choice: LevelChoice) -> Size:
         """Return the whole slide's size at ``choice``; a pixel that reaches over the slide's edge is left out."""

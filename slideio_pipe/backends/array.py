@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,15 @@ import pyvips
 import zarr
 from numpy.typing import NDArray
 
+from slideio_pipe.backends import ngff
 from slideio_pipe.backends.base import Facts, StoredTiles
+from slideio_pipe.backends.levels import place_levels
 from slideio_pipe.backends.vips import as_rgb, to_rgb
 from slideio_pipe.backends.virtual import VirtualTiff
-from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
-from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
+from slideio_pipe.errors import CorruptSlideError, SlideioPipeError, UnsupportedSlideError
+from slideio_pipe.geometry import Pyramid, Rect, Size
 
 _TILE = Size(512, 512)
-# NGFF 0.4 and 0.5 write unit names in full: https://ngff.openmicroscopy.org
-_UNITS_UM = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "meter": 1e6}
 
 
 class NumpyBackend:
@@ -86,27 +87,36 @@ class ZarrBackend:
     def __init__(self, path: Path) -> None:
         self._slide = path.name
         try:
-            node = zarr.open(str(path), mode="r")
+            node: Any = zarr.open(str(path), mode="r")
         except Exception as error:  # zarr raises a different class for every way a store can be damaged
             raise UnsupportedSlideError(
                 f"a directory that is no zarr array or group ({type(error).__name__})",
                 slide=path.name,
                 remedy="pass a slide file, or the .zarr directory itself",
             ) from error
-        self._arrays, axes, self._mpp = _multiscales(node, path.name)
-        self._axes = axes
-        self._levels: dict[int, VirtualTiff] = {}
-        self._lock = threading.Lock()
-        sizes = tuple(Size(a.shape[axes.index("x")], a.shape[axes.index("y")]) for a in self._arrays)
-        for array, (width, height) in zip(self._arrays, sizes, strict=True):
+        series = ngff.find_series(node, path) if isinstance(node, zarr.Group) else None
+        self._associated: dict[str, ZarrBackend] = {}
+        if series is not None:
+            self._associated = dict(_readable(path, series.associated))
+            node = node[series.slide]
+        image = ngff.read_multiscale(node, path.name) if isinstance(node, zarr.Group) else _plain(node, path.name)
+        self._axes = axes = image.axes
+        sizes = [Size(a.shape[axes.index("x")], a.shape[axes.index("y")]) for a in image.arrays]
+        for array, (width, height) in zip(image.arrays, sizes, strict=True):
             channels = array.shape[axes.index("c")] if "c" in axes else 1
             _check_pixels((height, width, channels), array.dtype, path.name)
+        stored = [Size(*(int(a.chunks[axes.index(axis)]) for axis in "xy")) for a in image.arrays]
+        placed = place_levels(sizes, image.downsamples, stored, path.name)
+        self._arrays = [image.arrays[index] for index in placed.kept]
+        self._levels: dict[int, VirtualTiff] = {}
+        self._lock = threading.Lock()
         self.facts = Facts(
             backend=self.name,
             vendor="ome-zarr" if isinstance(node, zarr.Group) else "zarr",
-            pyramid=Pyramid(sizes),
-            tile_sizes=tuple(self._tile_size(array) for array in self._arrays),
-            mpp=self._mpp,
+            pyramid=placed.pyramid,
+            tile_sizes=tuple(_tile_size(stored[index]) for index in placed.kept),
+            mpp=image.mpp,
+            associated=tuple(self._associated),
         )
 
     def level_image(self, level: int) -> Any:
@@ -118,8 +128,8 @@ class ZarrBackend:
             return self._levels[level].image
 
     def associated_image(self, name: str) -> Any:
-        """Raise KeyError: an array has no label, macro or thumbnail."""
-        raise KeyError(name)
+        """Return the lazy image of a label or macro of what bioformats2raw wrote; KeyError where there is none."""
+        return self._associated[name].level_image(0)
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
         """Return None: there are none of JPEG."""
@@ -131,13 +141,6 @@ class ZarrBackend:
         del pixels
         virtual = self._levels.get(level)
         return None if virtual is None else virtual.failure(rect)
-
-    def _tile_size(self, array: Any) -> Size:
-        sides = []
-        for axis in "xy":
-            chunk = int(array.chunks[self._axes.index(axis)])
-            sides.append(chunk if chunk % 16 == 0 and 128 <= chunk <= 2048 else _TILE.width)
-        return Size(*sides)
 
     def _read_tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
         tile = self.facts.tile_sizes[level]
@@ -167,48 +170,23 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
-def _multiscales(node: Any, slide: str) -> tuple[list[Any], str, Mpp | None]:
-    """Return the level arrays, their axes as a string such as "cyx", and the resolution of level 0."""
-    if isinstance(node, zarr.Array):
-        if node.ndim not in (2, 3):
-            raise UnsupportedSlideError(
-                f"a zarr array of shape {node.shape}", slide=slide, remedy="pass an array of shape (H, W, 3)"
-            )
-        return [node], "yxc"[: node.ndim], None
-    attributes: Mapping[str, Any] = dict(node.attrs)
-    scales = attributes.get("ome", attributes).get("multiscales")
-    if not scales:
+def _plain(array: Any, slide: str) -> ngff.Multiscale:
+    if array.ndim not in (2, 3):
         raise UnsupportedSlideError(
-            "a zarr group without OME-Zarr multiscales",
-            slide=slide,
-            remedy="pass the array inside it, or a bag store to open_bag",
+            f"a zarr array of shape {array.shape}", slide=slide, remedy="pass an array of shape (H, W, 3)"
         )
-    axes = "".join(axis["name"] if isinstance(axis, dict) else axis for axis in scales[0].get("axes", "tczyx"))
-    datasets = scales[0]["datasets"]
-    arrays = [node[dataset["path"]] for dataset in datasets]
-    extra = [a for a, n in zip(axes, arrays[0].shape, strict=True) if a not in "yxc" and n > 1]
-    if extra:
-        raise UnsupportedSlideError(
-            f"the OME-Zarr has several planes along {', '.join(extra)}",
-            slide=slide,
-            remedy="write one plane to its own store first",
-        )
-    return arrays, axes, _ngff_mpp(scales[0], axes)
+    return ngff.Multiscale((array,), "yxc"[: array.ndim], None, (None,))
 
 
-def _ngff_mpp(scales: Mapping[str, Any], axes: str) -> Mpp | None:
-    transforms = scales["datasets"][0].get("coordinateTransformations", [])
-    scale = next((t["scale"] for t in transforms if t.get("type") == "scale"), None)
-    if scale is None:
-        return None
-    sides = []
-    for axis in "xy":
-        described = scales["axes"][axes.index(axis)]
-        unit = _UNITS_UM.get(described.get("unit", "") if isinstance(described, dict) else "")
-        if unit is None:
-            return None
-        sides.append(float(scale[axes.index(axis)]) * unit)
-    return Mpp(*sides)
+def _readable(store: Path, associated: Mapping[str, str]) -> Iterator[tuple[str, ZarrBackend]]:
+    for name, place in associated.items():
+        with contextlib.suppress(SlideioPipeError):  # a macro of 16 bits keeps nobody from the slide
+            yield name, ZarrBackend(store / place)
+
+
+def _tile_size(chunk: Size) -> Size:
+    width, height = (side if side % 16 == 0 and 128 <= side <= 2048 else _TILE.width for side in chunk)
+    return Size(width, height)
 
 
 def _check_pixels(shape: tuple[int, ...], dtype: Any, slide: str) -> None:
