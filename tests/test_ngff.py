@@ -10,8 +10,8 @@ import pytest
 import zarr
 from conftest import coordinate_pixels
 
-from slideio_pipe.backends.units import um_per
-from slideio_pipe.errors import CorruptSlideError, LeftOutLevelsWarning, UnsupportedSlideError
+from slideio_pipe import errors
+from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
 from slideio_pipe.slide import open_slide
 
 PIXELS = coordinate_pixels(701, 500)
@@ -97,6 +97,8 @@ def test_units(tmp_path: Path, unit: str | None, value: float, mpp: float | None
 )
 def test_rarer_units(unit: str, metres: float) -> None:
     """International yard and pound agreement; SI."""
+    from slideio_pipe.backends.units import um_per
+
     assert um_per(unit) == pytest.approx(metres * 1e6)
 
 
@@ -137,7 +139,7 @@ def test_padded_levels(tmp_path: Path) -> None:
 def test_padded_levels_of_which_nothing_is_said(tmp_path: Path) -> None:
     """A level whose downsample is unknown is not used, with a warning: pixels come from level 0."""
     store = write(tmp_path / "a.zarr", "0.5", [[], []], sizes=[(768, 512), (512, 256)])
-    with pytest.warns(LeftOutLevelsWarning, match="512 × 256 px are not used"):
+    with pytest.warns(errors.LeftOutLevelsWarning, match="512 × 256 px are not used"):
         slide = open_slide(store)
     assert slide.level_dimensions == ((768, 512),)
 
@@ -148,7 +150,7 @@ def test_a_level_that_starts_elsewhere(tmp_path: Path) -> None:
     slide = open_slide(write(tmp_path / "a.zarr", "0.4", [[scale(0.5)], near]))
     assert slide.level_count == 2
     far = [scale(1.0), {"type": "translation", "translation": [0.0, 10.0, 0.0]}]
-    with pytest.warns(LeftOutLevelsWarning, match="levels 1 are not used"):
+    with pytest.warns(errors.LeftOutLevelsWarning, match="levels 1 are not used"):
         slide = open_slide(write(tmp_path / "b.zarr", "0.4", [[scale(0.5)], far]))
     assert slide.level_count == 1
 
