@@ -108,6 +108,8 @@ def _print(fitted: Fitted) -> None:
             count = fitted.slides[part]
             name = {"val": "validation"}.get(part, part)
             print_metrics(f"{name}, {count:,} slide{'' if count == 1 else 's'}", metrics)
+            if part in fitted.notes:
+                say(fitted.notes[part])
     epochs = ", ".join(str(len(rows)) for rows in fitted.history)
     say(f"epochs: {epochs}; kept, from 0: {', '.join(str(epoch) for epoch in fitted.kept)}")
     say(f"model: {', '.join(str(path) for path in fitted.checkpoints)}")

@@ -12,7 +12,7 @@ import torch
 
 from slideio_pipe.cohort import CohortSlide
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.mil.metrics import concordance, measure
+from slideio_pipe.mil.metrics import concordance, interval_note, measure
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, task_of
 
 
@@ -136,6 +136,100 @@ def test_classification_metrics_are_those_of_scikit_learn(classes: int) -> None:
     best = chances.argmax(1)
     assert found["balanced_accuracy"].value == pytest.approx(oracle.balanced_accuracy_score(labels, best), abs=1e-6)
     assert found["accuracy"].value == pytest.approx(oracle.accuracy_score(labels, best), abs=1e-6)
+
+
+THREE = Classification(("a", "b", "c"), (1.0, 1.0, 1.0))
+
+
+def sure_of(numbers: list[int]) -> torch.Tensor:
+    """Return logits of three classes that leave no doubt."""
+    logits = torch.full((len(numbers), 3), -9.0, dtype=torch.float64)
+    logits[range(len(numbers)), numbers] = 9.0
+    return logits
+
+
+@pytest.mark.parametrize("absent", [0, 1, 2])
+def test_a_class_without_a_slide_counts_in_no_mean(absent: int) -> None:
+    """AUROC and balanced accuracy are means over the classes that slides have, as scikit-learn's are."""
+    oracle = pytest.importorskip("sklearn.metrics")
+    there = [k for k in range(3) if k != absent]
+    labels = there * 9
+    rng = np.random.default_rng(absent)
+    perfect = measure(THREE, sure_of(labels), torch.tensor(labels).double(), bootstrap=200)
+    assert all((m.value, m.low, m.high) == pytest.approx((1, 1, 1)) for m in perfect.values())
+    logits = torch.from_numpy(rng.normal(size=(18, 3)) + 0.7 * np.eye(3)[labels])
+    logits[0] = sure_of([absent])[0]  # a slide that is taken for one of the absent class
+    chances = torch.softmax(logits, 1).numpy()
+    found = measure(THREE, logits, torch.tensor(labels).double(), bootstrap=0)
+    each = [oracle.roc_auc_score(np.array(labels) == k, chances[:, k]) for k in there]
+    precision = [oracle.average_precision_score(np.array(labels) == k, chances[:, k]) for k in there]
+    assert found["auroc"].value == pytest.approx(np.mean(each), abs=1e-6)
+    assert found["auprc"].value == pytest.approx(np.mean(precision), abs=1e-6)
+    recall = oracle.recall_score(labels, chances.argmax(1), labels=there, average="macro")
+    assert found["balanced_accuracy"].value == pytest.approx(recall, abs=1e-6)
+
+
+def test_resamplings_without_a_rare_class_are_left_out() -> None:
+    """Of a model that knows every slide, one of them of a class of its own, all intervals are 1 to 1."""
+    labels = [0] * 10 + [1] * 10 + [2]
+    for metric in measure(THREE, sure_of(labels), torch.tensor(labels).double(), bootstrap=300).values():
+        assert (metric.value, metric.low, metric.high) == pytest.approx((1, 1, 1))
+
+
+def test_a_rare_class_that_is_missed_is_missed_in_every_resampling() -> None:
+    """The interval is of the mean over three classes, never of the two that are easy: its end is no 1."""
+    labels = [0] * 10 + [1] * 10 + [2] * 2
+    logits = sure_of(labels)
+    logits[-2:, 2] = -30.0  # the rare class gets the lowest probability where it is
+    found = measure(THREE, logits, torch.tensor(labels).double(), bootstrap=300)["auroc"]
+    assert found.value == pytest.approx(2 / 3, abs=0.05)
+    assert found.high < 0.8
+
+
+@pytest.mark.parametrize(("patients", "has"), [(2, False), (9, False), (10, True)])
+def test_few_patients_have_no_interval(patients: int, has: bool) -> None:
+    """However many slides they have; a note says so."""
+    rows = np.repeat(range(patients), 4)
+    targets = torch.from_numpy(rows % 2).double()
+    logits = torch.from_numpy(np.random.default_rng(2).normal(size=(len(rows), 1)))
+    task = Classification(("0", "1"), (1.0, 1.0))
+    for metric in measure(task, logits, targets, groups=rows, bootstrap=100).values():
+        assert math.isnan(metric.low) is not has
+    note = interval_note(task, targets, rows.tolist())
+    assert note == (None if has else f"no intervals: {patients} patients, fewer than 10")
+
+
+def test_a_note_on_intervals_of_few_patients_with_an_outcome() -> None:
+    """The scarcest class, or the events, are what an interval rests on."""
+    one = torch.tensor([0.0] * 20 + [1.0] * 3)
+    said = "intervals rest on 3 patients with label 1: too few to trust them"
+    assert interval_note(Classification(("0", "1"), (1.0, 1.0)), one, range(23)) == said
+    events = torch.stack([torch.arange(23).double(), one], 1)
+    assert "3 patients with event 1" in str(interval_note(Survival(), events, range(23)))
+
+
+def test_risks_of_several_models_are_not_compared() -> None:
+    """A constant added to the risks of one Cox model is the same model: the C-index is counted within models."""
+    rng = np.random.default_rng(3)
+    targets = np.stack([rng.integers(1, 40, 60), rng.integers(0, 2, 60)], 1).astype(float)
+    risk, models = rng.normal(size=(60, 1)) - targets[:, :1] / 20, np.repeat([0, 1, 2], 20)
+    right = pairs = 0.0
+    for a, b in itertools.permutations(range(60), 2):
+        (time, event), (other, happened) = targets[a], targets[b]
+        if models[a] == models[b] and event and (time < other or (time == other and not happened)):
+            pairs += 1
+            right += 1.0 if risk[a] > risk[b] else 0.5 if risk[a] == risk[b] else 0.0
+    known = torch.from_numpy(targets)
+    for shift in (0.0, 2.0):
+        shifted = torch.from_numpy(risk + shift * (models == 1)[:, None])
+        found = measure(Survival(), shifted, known, strata=models.tolist(), bootstrap=0)["c_index"]
+        assert found.value == pytest.approx(right / pairs)
+
+
+def test_nothing_to_measure_is_refused() -> None:
+    """With what to look at."""
+    with pytest.raises(ConfigError, match="no prediction to measure; look at the splits of the cohort"):
+        measure(Survival(), torch.empty(0, 1), torch.empty(0, 2))
 
 
 def test_intervals_resample_patients() -> None:

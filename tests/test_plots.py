@@ -94,6 +94,33 @@ def test_log_rank_of_one_group_has_no_number() -> None:
     assert np.isnan(log_rank(np.array([1.0, 2.0]), np.array([True, True]), np.array([True, True]))[1])
 
 
+def test_stratified_log_rank_sums_over_strata() -> None:
+    """Of the trial twice, the second time far later: as twice the trial, which the plain test is not."""
+    time = np.array(TREATED + TREATED_CENSORED + PLACEBO, np.float64)
+    event = np.array([True] * len(TREATED) + [False] * len(TREATED_CENSORED) + [True] * len(PLACEBO))
+    group = np.arange(len(time)) >= len(TREATED) + len(TREATED_CENSORED)
+    both, strata = np.concatenate([time, time + 100]), np.repeat([0, 1], len(time))
+    statistic, _ = log_rank(both, np.tile(event, 2), np.tile(group, 2), strata)
+    assert statistic / 2 == pytest.approx(16.79, abs=0.005)
+    plain, _ = log_rank(both, np.tile(event, 2), np.tile(group, 2))
+    assert plain != pytest.approx(statistic, rel=0.01)
+
+
+def test_risks_are_halved_within_each_fold(tmp_path: Path) -> None:
+    """A constant added to the risks of one fold changes no pixel of the plot of survival."""
+    generator = torch.Generator().manual_seed(5)
+    risk = torch.randn(30, 1, generator=generator)
+    targets = torch.stack([1 + torch.rand(30, generator=generator), torch.arange(30) % 2], 1).double()
+    folds = [k % 3 for k in range(30)]
+    pictures = []
+    for shift in (0.0, 5.0):
+        moved = risk + shift * (torch.tensor(folds) == 1)[:, None]
+        files = write_plots(tmp_path, Survival(), "test", moved, targets, {}, {"": HISTORY[:0]}, strata=folds)
+        with Image.open(files[0]) as image:
+            pictures.append(np.asarray(image))
+    np.testing.assert_array_equal(*pictures)
+
+
 CASES: list[tuple[Task, set[str]]] = [
     (Classification(("0", "1"), (1.0, 1.0)), {"roc", "precision_recall", "calibration", "history"}),
     (Classification(("a", "b", "c"), (1.0, 1.0, 1.0)), {"roc", "precision_recall", "calibration", "history"}),

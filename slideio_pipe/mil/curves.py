@@ -77,8 +77,39 @@ def kaplan_meier(time: Array, event: NDArray[np.bool_]) -> tuple[Array, Array]:
     return np.concatenate([[0.0], times]), np.concatenate([[1.0], np.cumprod(1 - died / at_risk)])
 
 
-def log_rank(time: Array, event: NDArray[np.bool_], group: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the statistic of the log-rank test of two groups (Mantel 1966), and its p; NaN where it has none."""
+def upper_half(values: Array, strata: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which values are above the median of their stratum.
+
+    >>> upper_half(np.array([1.0, 2.0, 11.0, 12.0]), np.array([0, 0, 1, 1])).tolist()
+    [False, True, False, True]
+    """
+    found = np.zeros(len(values), np.bool_)
+    for stratum in np.unique(strata):
+        rows = strata == stratum
+        found[rows] = values[rows] > np.median(values[rows])
+    return found
+
+
+def log_rank(
+    time: Array, event: NDArray[np.bool_], group: NDArray[np.bool_], strata: NDArray[np.int64] | None = None
+) -> tuple[float, float]:
+    """Return the statistic of the log-rank test of two groups (Mantel 1966), and its p; NaN where it has none.
+
+    With ``strata``, (n,), slides are compared within each (the stratified test).
+    """
+    excess, variance = 0.0, 0.0
+    for stratum in [None] if strata is None else np.unique(strata):
+        rows = slice(None) if stratum is None else strata == stratum
+        more, spread = _log_rank_terms(time[rows], event[rows], group[rows])
+        excess, variance = excess + more, variance + spread
+    if not variance > 0:
+        return math.nan, math.nan
+    statistic = excess**2 / variance
+    return statistic, math.erfc(math.sqrt(statistic / 2))  # of chi² with one degree of freedom
+
+
+def _log_rank_terms(time: Array, event: NDArray[np.bool_], group: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return events of the group beyond those expected, and the variance of that number."""
     excess, variance = 0.0, 0.0
     for t in np.unique(time[event]):
         here, dies = time >= t, (time == t) & event
@@ -86,7 +117,4 @@ def log_rank(time: Array, event: NDArray[np.bool_], group: NDArray[np.bool_]) ->
         excess += d1 - d * n1 / n
         if n > 1:
             variance += d * (n1 / n) * (1 - n1 / n) * (n - d) / (n - 1)
-    if not variance > 0:
-        return math.nan, math.nan
-    statistic = excess**2 / variance
-    return statistic, math.erfc(math.sqrt(statistic / 2))  # of chi² with one degree of freedom
+    return excess, variance

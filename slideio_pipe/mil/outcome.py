@@ -8,7 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import MissingExtraError, SkippedWarning
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.divisions import Division
-from slideio_pipe.mil.metrics import Metric, known_rows, measure
+from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure
 from slideio_pipe.mil.plots import write_plots
 from slideio_pipe.mil.settings import TrainConfig, dump
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
@@ -37,6 +37,7 @@ class Fitted:
     history: tuple[list[dict[str, Any]], ...]  # of each division, a row for each epoch
     slides: Mapping[str, int]  # with a label, that "val" and "test" were measured on
     kept: tuple[int, ...]  # the epoch each checkpoint is of, from 0
+    notes: Mapping[str, str] = field(default_factory=dict)  # on the intervals of "val" and "test", where one is due
 
     @property
     def predictions(self) -> Path:
@@ -54,6 +55,7 @@ class Fitted:
             "metrics": {
                 part: {name: metric.summary() for name, metric in found.items()} for part, found in self.metrics.items()
             },
+            "notes": dict(self.notes),
         }
 
 
@@ -73,9 +75,10 @@ def fitted_of(folder: Path, runs: Sequence[Predicted], config: TrainConfig) -> F
     """Return what a training left, with the metrics over all folds together."""
     parts = [part for part in PARTS if any(part in run.parts for run in runs)]
     metrics = {part: _measured(runs, part, config) for part in parts}
-    counts = {part: len(_pooled(runs, part)[0]) for part in parts}
+    counts = {part: len(_pooled(runs, part).slides) for part in parts}
+    notes = {part: note for part in parts if config.fit.bootstrap and (note := _note(runs, part)) is not None}
     checkpoints, histories, kept = zip(*((run.checkpoint, run.history, run.kept) for run in runs), strict=True)
-    return Fitted(folder, checkpoints, metrics, histories, counts, kept)
+    return Fitted(folder, checkpoints, metrics, histories, counts, kept, notes)
 
 
 def write_outcome(fitted: Fitted, runs: Sequence[Predicted], config: TrainConfig) -> None:
@@ -87,15 +90,29 @@ def write_outcome(fitted: Fitted, runs: Sequence[Predicted], config: TrainConfig
     _draw(fitted, runs)
 
 
-def _pooled(runs: Sequence[Predicted], part: str) -> tuple[list[CohortSlide], Tensor, Tensor]:
-    """Return the labelled slides of all folds, their logits and targets: each by a model that did not see it."""
-    known = [(run.task, *run.parts[part]) for run in runs if part in run.parts]
-    slides = [slide for _, cohort, _, _ in known for slide in cohort]
-    logits = [_in_units_of(runs[0].task, task, found) for task, _, found, _ in known]
+@dataclass(frozen=True, slots=True)
+class _Pooled:
+    """The labelled slides of all folds, each predicted by a model that did not train on it."""
+
+    slides: list[CohortSlide]
+    logits: Tensor  # (n, outputs)
+    targets: Tensor  # (n, …)
+    folds: list[int]  # whose model each prediction is of
+
+    @property
+    def patients(self) -> list[str]:
+        return [slide.patient or slide.name for slide in self.slides]
+
+
+def _pooled(runs: Sequence[Predicted], part: str) -> _Pooled:
+    known = [(k, run.task, *run.parts[part]) for k, run in enumerate(runs) if part in run.parts]
+    rows = [(slide, k) for k, _, cohort, _, _ in known for slide in cohort]
+    logits = [_in_units_of(runs[0].task, task, found) for _, task, _, found, _ in known]
     targets = torch.cat([found for *_, found in known] or [runs[0].task.targets([])])
     labelled = known_rows(targets)
-    kept = [slide for slide, is_known in zip(slides, labelled.tolist(), strict=True) if is_known]
-    return kept, torch.cat([torch.empty(0, runs[0].task.outputs), *logits])[labelled], targets[labelled]
+    kept = [row for row, is_known in zip(rows, labelled.tolist(), strict=True) if is_known]
+    every = torch.cat([torch.empty(0, runs[0].task.outputs), *logits])
+    return _Pooled([slide for slide, _ in kept], every[labelled], targets[labelled], [k for _, k in kept])
 
 
 def _in_units_of(first: Task, task: Task, logits: Tensor) -> Tensor:
@@ -106,22 +123,34 @@ def _in_units_of(first: Task, task: Task, logits: Tensor) -> Tensor:
 
 
 def _measured(runs: Sequence[Predicted], part: str, config: TrainConfig) -> dict[str, Metric]:
-    slides, logits, targets = _pooled(runs, part)
-    if not slides:
+    found = _pooled(runs, part)
+    if not found.slides:
         return {}
-    groups = [slide.patient or slide.name for slide in slides]
-    return measure(runs[0].task, logits, targets, groups=groups, bootstrap=config.fit.bootstrap, seed=config.seed)
+    return measure(
+        runs[0].task,
+        found.logits,
+        found.targets,
+        groups=found.patients,
+        strata=found.folds,
+        bootstrap=config.fit.bootstrap,
+        seed=config.seed,
+    )
+
+
+def _note(runs: Sequence[Predicted], part: str) -> str | None:
+    found = _pooled(runs, part)
+    return interval_note(runs[0].task, found.targets, found.patients) if found.slides else None
 
 
 def _draw(fitted: Fitted, runs: Sequence[Predicted]) -> None:
     """Draw the predictions of the slides that tested, or else validated, and the course of the training."""
     part = next((name for name in ("test", "val") if fitted.metrics.get(name)), "val")
-    _, logits, targets = _pooled(runs, part)
+    found = _pooled(runs, part)
     histories = {run.division.name: run.history for run in runs}
+    metrics = fitted.metrics.get(part, {})
+    place = fitted.folder / "plots"
     try:
-        write_plots(
-            fitted.folder / "plots", runs[0].task, part, logits, targets, fitted.metrics.get(part, {}), histories
-        )
+        write_plots(place, runs[0].task, part, found.logits, found.targets, metrics, histories, strata=found.folds)
     except MissingExtraError as error:  # of matplotlib alone: what was trained is there
         warnings.warn(f"no plots: {error}", SkippedWarning, stacklevel=2)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from slideio_pipe.export import make_folder
 from slideio_pipe.mask_files import write_file
-from slideio_pipe.mil.curves import Calibration, kaplan_meier, log_rank, precision_recall_curve, roc_curve
+from slideio_pipe.mil.curves import Calibration, kaplan_meier, log_rank, precision_recall_curve, roc_curve, upper_half
 from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.metrics import Metric
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
@@ -22,6 +23,7 @@ from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 _COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
 _INK, _QUIET, _GRID = "#282828", "#8a8a8a", "#e4e4e4"
 _WIDE_IN, _HIGH_IN, _DPI = 5.6, 4.8, 160
+Models = NDArray[np.int64]  # which model each prediction is of
 _PARTS = {"val": "validation", "test": "test"}
 
 
@@ -33,6 +35,8 @@ def write_plots(
     targets: Tensor,
     metrics: Mapping[str, Metric],
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    strata: Sequence[int] | None = None,
 ) -> list[Path]:
     """Write the plots of a training into a folder, in place of those that are there; return their files.
 
@@ -52,6 +56,8 @@ def write_plots(
         As ``measure`` returns them for these.
     histories : mapping
         The lines of ``history.csv`` of each division.
+    strata : sequence of int, optional
+        The model that each prediction is of: risks are compared within each.
 
     Raises
     ------
@@ -63,7 +69,8 @@ def write_plots(
     figures: dict[str, Any] = {}
     if len(logits):
         slides = f"{_PARTS.get(part, part)}, {len(logits):,} slide{'' if len(logits) == 1 else 's'}"
-        figures = _of_task(task, logits.detach().double().cpu(), targets.cpu(), metrics, slides)
+        models = np.zeros(len(logits), np.int64) if strata is None else np.asarray(strata, np.int64)
+        figures = _of_task(task, logits.detach().double().cpu(), targets.cpu(), models, metrics, slides)
     if any(len(rows) for rows in histories.values()):
         figures["history"] = _history(histories)
     make_folder(folder)
@@ -76,7 +83,9 @@ def write_plots(
     return files
 
 
-def _of_task(task: Task, logits: Tensor, targets: Tensor, metrics: Mapping[str, Metric], slides: str) -> dict[str, Any]:
+def _of_task(
+    task: Task, logits: Tensor, targets: Tensor, models: Models, metrics: Mapping[str, Metric], slides: str
+) -> dict[str, Any]:
     if isinstance(task, Classification):
         chances, wanted = task.probabilities(logits).numpy(), targets.numpy().astype(np.int64)
         classes = [len(task.classes) - 1] if len(task.classes) == 2 else range(len(task.classes))
@@ -88,7 +97,7 @@ def _of_task(task: Task, logits: Tensor, targets: Tensor, metrics: Mapping[str, 
     if isinstance(task, Regression):
         return {"regression": _regression(task, logits[:, 0].numpy(), targets.numpy(), metrics, slides)}
     if isinstance(task, Survival):
-        return {"survival": _survival(logits[:, 0].numpy(), targets.numpy(), metrics, slides)}
+        return {"survival": _survival(logits[:, 0].numpy(), targets.numpy(), models, metrics, slides)}
     return {}
 
 
@@ -200,10 +209,10 @@ def _regression(task: Regression, logits: Any, targets: Any, metrics: Mapping[st
     return figure
 
 
-def _survival(risk: Any, targets: Any, metrics: Mapping[str, Metric], slides: str) -> Any:
+def _survival(risk: Any, targets: Any, models: Models, metrics: Mapping[str, Metric], slides: str) -> Any:
     time, event = targets[:, 0], targets[:, 1] == 1
-    high = risk > np.median(risk)
-    _, p = log_rank(time, event, high)
+    high = upper_half(risk, models)
+    _, p = log_rank(time, event, high, models)
     figure, axes = _figure(f"survival by predicted risk ({slides})", "time", "part that survives")
     for group, name, colour in ((~high, "lower", _COLOURS[0]), (high, "higher", _COLOURS[1])):
         if not group.any():
