@@ -7,6 +7,7 @@ from pathlib import Path
 
 from slideio_pipe.backends.array import FlatBackend, ZarrBackend, is_zarr
 from slideio_pipe.backends.base import Backend
+from slideio_pipe.backends.dicom_header import is_dicom
 from slideio_pipe.backends.openslide import OpenSlideBackend, detect
 from slideio_pipe.backends.tiff import TiffBackend
 from slideio_pipe.backends.tiff_header import APERIO_JPEG2000_YCBCR, is_tiff, read_header
@@ -82,6 +83,12 @@ def _open_directory(path: Path, backend: str) -> Backend:
 
 def _choose(path: Path) -> Backend:
     vendor = detect(path)
+    if vendor is None and is_dicom(path):
+        raise UnsupportedSlideError(
+            "DICOM, but no whole-slide image",
+            slide=path.name,
+            remedy="pass a file of a slide (VL Whole Slide Microscopy); is it a radiological image?",
+        )
     if not is_tiff(path):
         return FlatBackend(path) if vendor is None else OpenSlideBackend(path)
     if vendor not in _PLAIN_TIFFS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,15 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe.backends.base import Facts, StoredTiles
+from slideio_pipe.backends.dicom_header import Instance, is_dicom, read_series, why_not
+from slideio_pipe.backends.levels import place_levels
 from slideio_pipe.backends.vips import to_rgb
 from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
-from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
+from slideio_pipe.geometry import Mpp, Rect, Size
 
 # Stored tiles outside this range (NDPI's 8-row strips, single-tile levels) make bad units of work; 512 px reads
 # are 4 % slower per pixel than 1024 px ones and need a quarter of the memory.
 _TILE_RANGE = (128, 1024)
 _DEFAULT_TILE = 512
+_CONVERT_DICOM = "convert it once, for example with wsidicomizer, to one 8-bit RGB image in JPEG or JPEG 2000"
+_UNKNOWN_TILE = Size(2**31, 2**31)  # of which no level is a multiple
 
 
 def detect(path: Path) -> str | None:
@@ -42,7 +46,9 @@ class OpenSlideBackend:
         self._associated: dict[str, VirtualTiff] = {}
         self._lock = threading.Lock()
         try:
-            self.facts = _read_facts(self._handle.slide)
+            self.facts, self._stored = _read_facts(self._handle.slide, path)
+        except UnsupportedSlideError:
+            raise
         except Exception as error:  # whatever the damage leads to
             raise CorruptSlideError(
                 f"its properties cannot be read ({' '.join(str(error).split())})",
@@ -55,7 +61,8 @@ class OpenSlideBackend:
         with self._lock:
             if level not in self._levels:
                 size, tile = self.facts.pyramid.levels[level], self.facts.tile_sizes[level]
-                self._levels[level] = VirtualTiff(size, tile, partial(_read_tile, self._handle, level, size, tile))
+                stored = self._stored[level]
+                self._levels[level] = VirtualTiff(size, tile, partial(_read_tile, self._handle, stored, size, tile))
             return self._levels[level].image
 
     def associated_image(self, name: str) -> Any:
@@ -116,6 +123,8 @@ class _Handle:
                 remedy="slideio-pipe doctor lists what opens",
             ) from error
         except openslide.OpenSlideError as error:
+            if is_dicom(self.path):
+                _check_series(self.path, read_series(self.path))
             raise CorruptSlideError(
                 f"OpenSlide cannot open it ({error})",
                 slide=self.path.name,
@@ -146,29 +155,62 @@ def _read_associated(handle: _Handle, name: str, column: int, row: int) -> NDArr
     return np.pad(pixels, ((0, -height % 16), (0, -width % 16), (0, 0)), constant_values=255)
 
 
-def _read_facts(slide: openslide.OpenSlide) -> Facts:
+def _read_facts(slide: openslide.OpenSlide, path: Path) -> tuple[Facts, tuple[int, ...]]:
+    """Return what the header says, and which of OpenSlide's levels ours are."""
     properties = dict(slide.properties)
-    levels = tuple(Size(*size) for size in slide.level_dimensions)
-    return Facts(
+    sizes = [Size(*size) for size in slide.level_dimensions]
+    vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+    series = read_series(path) if vendor == "dicom" else []
+    if series:
+        _check_series(path, series)
+    stated = _dicom_downsamples(series, sizes) if vendor == "dicom" else [None] * len(sizes)
+    tiles = [_stored_tile(properties, level) for level in range(len(sizes))]
+    placed = place_levels(sizes, stated, [tile or _UNKNOWN_TILE for tile in tiles], path.name)
+    facts = Facts(
         backend=OpenSlideBackend.name,
-        vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
-        pyramid=Pyramid(levels),
-        tile_sizes=tuple(_tile_size(properties, level) for level in range(len(levels))),
+        vendor=vendor,
+        pyramid=placed.pyramid,
+        tile_sizes=tuple(_tile_size(tiles[level]) for level in placed.kept),
         mpp=_mpp(properties),
         objective_power=_float(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
         properties=properties,
         associated=tuple(slide.associated_images),
         icc_profile=_icc(slide),
     )
+    return facts, placed.kept
 
 
-def _tile_size(properties: dict[str, str], level: int) -> Size:
-    sides = []
-    for side in ("width", "height"):
-        value = int(properties.get(f"openslide.level[{level}].tile-{side}", 0))
-        usable = value % 16 == 0 and _TILE_RANGE[0] <= value <= _TILE_RANGE[1]
-        sides.append(value if usable else _DEFAULT_TILE)
-    return Size(*sides)
+def _check_series(path: Path, series: Sequence[Instance]) -> None:
+    """Raise why a DICOM series cannot be read as it is meant, which OpenSlide takes for damage or does not notice."""
+    reason = why_not(series)
+    if reason:
+        raise UnsupportedSlideError(reason, slide=path.name, remedy=_CONVERT_DICOM)
+    if series and not any(instance.is_level for instance in series):
+        kinds = ", ".join(sorted({"\\".join(instance.image_type) or "no type" for instance in series}))
+        raise CorruptSlideError(
+            f"no file of the slide's levels (VOLUME) is beside it, only {kinds}",
+            slide=path.name,
+            remedy="copy all files of the series into one folder",
+        )
+
+
+def _dicom_downsamples(series: Sequence[Instance], sizes: Sequence[Size]) -> list[tuple[float, float] | None]:
+    """Return what the pixel spacing of each level's file says, which OpenSlide does not read."""
+    spacing = {one.size: one.spacing for one in series if one.is_level and one.spacing is not None}
+    base = spacing.get(sizes[0])
+    found = [spacing.get(size) for size in sizes]
+    return [None if at is None or base is None else (at[0] / base[0], at[1] / base[1]) for at in found]
+
+
+def _stored_tile(properties: dict[str, str], level: int) -> Size | None:
+    sides = [int(properties.get(f"openslide.level[{level}].tile-{side}", 0)) for side in ("width", "height")]
+    return Size(*sides) if min(sides) > 0 else None
+
+
+def _tile_size(stored: Size | None) -> Size:
+    least, most = _TILE_RANGE
+    width, height = (side if side % 16 == 0 and least <= side <= most else _DEFAULT_TILE for side in stored or (0, 0))
+    return Size(width, height)
 
 
 def _mpp(properties: dict[str, str]) -> Mpp | None:
