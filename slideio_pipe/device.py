@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -49,19 +51,63 @@ def check_device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which a CUDA device is the current one of this thread; nothing changes for the CPU.
+
+    Every thread starts with device 0. What is then called without a device makes a context there, which takes some
+    hundred MB for each process, and events and custom kernels go to a stream of the wrong device.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMark:
+    """A point in the work that was queued on a stream of a CUDA device; threads may wait for it."""
+
+    event: torch.cuda.Event
+    device: torch.device
+
+    @classmethod
+    def here(cls, device: torch.device, *, blocking: bool = False) -> StreamMark:
+        """Mark the end of what this thread has queued on its current stream of a device.
+
+        ``blocking`` makes a thread that waits sleep instead of spin on a core.
+        """
+        event = torch.cuda.Event(blocking=blocking)  # type: ignore[no-untyped-call]
+        # An event without a stream would be recorded on the current device, which may be another one.
+        event.record(torch.cuda.current_stream(device))
+        return cls(event, device)
+
+    def wait(self) -> None:
+        """Block this thread until the device has done everything before the mark."""
+        with on_device(self.device):
+            self.event.synchronize()
+
+
+def release_activations(error: BaseException) -> None:
+    """Free what a failed computation holds through its error: the variables of the functions that were left.
+
+    Otherwise the memory that was too little stays in use as long as anything refers to the error.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        traceback.clear_frames(found.__traceback__)
+        found = found.__cause__ or found.__context__
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Tiles on their way to a device, and on CUDA the events that tell how far they are."""
+    """Tiles on their way to a device, and on CUDA marks that say how far they are."""
 
     tiles: Tensor  # (n, 3, H, W) channels_last, on the device
-    copied: torch.cuda.Event | None  # the host memory may be overwritten
-    ready: torch.cuda.Event | None  # the tiles may be read
+    copied: StreamMark | None  # the host memory may be overwritten
+    ready: StreamMark | None  # the tiles may be read
 
     def receive(self) -> Tensor:
         """Return the tiles, safe to use on the caller's current stream."""
         if self.ready is not None:
             current = torch.cuda.current_stream(self.tiles.device)
-            current.wait_event(self.ready)
+            current.wait_event(self.ready.event)
             # Allocated on the copy stream: without this the allocator would hand the memory on while `current` reads.
             self.tiles.record_stream(current)
         return self.tiles
@@ -106,7 +152,8 @@ class Sender:
 
     def host_buffer(self, shape: tuple[int, ...]) -> Tensor:
         """Return uninitialised uint8 host memory, page-locked where that lets a copy run beside the CPU."""
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._side is not None)
+        with on_device(self.device):
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=self._side is not None)
 
     def send(self, tiles: Tensor, colours: Colours | None = None) -> Sent:
         """Start the way of (n, H, W, 3) uint8 host tiles; the result never shares their memory."""
@@ -115,14 +162,13 @@ class Sender:
             sent = Sent(self._finish(tiles, colours, copy=True), None, None)
             self._tell("device", begun)
             return sent
-        with torch.cuda.stream(self._side):
+        # The device first: a stream's context alone ends by setting the thread's device back to 0, which occupies it.
+        with on_device(self.device), torch.cuda.stream(self._side):
             raw = tiles.to(self.device, non_blocking=True)
-            copied = _event(blocking=True)
-            copied.record(self._side)
+            copied = StreamMark.here(self.device, blocking=True)
             begun = self._tell("copy", begun)
             result = self._finish(raw, colours, copy=False)
-            ready = _event()
-            ready.record(self._side)
+            ready = StreamMark.here(self.device)
             self._tell("device", begun)
         return Sent(result, copied, ready)
 
@@ -152,8 +198,3 @@ class Sender:
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-def _event(*, blocking: bool = False) -> torch.cuda.Event:
-    """Return an event; ``blocking`` makes a thread that waits for it sleep instead of spin on a core."""
-    return torch.cuda.Event(blocking=blocking)  # type: ignore[no-untyped-call]

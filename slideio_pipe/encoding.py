@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slideio_pipe.bag import Bag
-from slideio_pipe.device import check_device
+from slideio_pipe.device import StreamMark, check_device, on_device
 from slideio_pipe.encoders import Encoder, EncoderOnDevice, load_encoders
 from slideio_pipe.encoders.encoder import DTYPES
 from slideio_pipe.encoders.loading import Source
@@ -59,7 +59,7 @@ class _Sent:
     """A batch of features on its way to the host."""
 
     values: Tensor
-    there: torch.cuda.Event | None
+    there: StreamMark | None
     parts: list[tuple[Rows, NDArray[np.int64]]]
 
 
@@ -111,16 +111,15 @@ class Batches:
         found = self.encoder(chosen[0] if len(chosen) == 1 else torch.cat(chosen))
         if found.device.type != "cuda":
             return _Sent(found, None, parts)
-        values = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-        values.copy_(found, non_blocking=True)
-        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        there.record()
-        return _Sent(values, there, parts)
+        with on_device(found.device):
+            values = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+            values.copy_(found, non_blocking=True)
+            return _Sent(values, StreamMark.here(found.device), parts)
 
     def _receive(self) -> None:
         sent = self._sent.popleft()
         if sent.there is not None:
-            sent.there.synchronize()
+            sent.there.wait()
         values, start = sent.values.numpy(), 0
         for rows, index in sent.parts:
             rows.take(self.encoder.encoder.name, index, values[start : start + len(index)])

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from slideio_pipe.device import Colours, Sender, Sent
+from slideio_pipe.device import Colours, Sender, Sent, StreamMark
 
 T = TypeVar("T")
 
@@ -89,13 +89,13 @@ class Slot:
     """Host memory for one batch of tiles."""
 
     memory: torch.Tensor  # (n, H, W, 3) uint8
-    copied: torch.cuda.Event | None = None  # behind the last copy out of it
+    copied: StreamMark | None = None  # behind the last copy out of it
 
     def claim(self, n: int) -> torch.Tensor:
         """Return the first n tiles to write to, once the last copy has left them."""
         copied = self.copied  # several threads may write to one slot
         if copied is not None:
-            copied.synchronize()
+            copied.wait()
         return self.memory[:n]
 
 

@@ -6,14 +6,17 @@ import copy
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.mil.chunk_size import chunk_that_fits
 from slideio_pipe.mil.model import MilModel
 from slideio_pipe.mil.two_pass import TwoPass
 
@@ -272,6 +275,85 @@ def test_out_of_memory_says_which_chunk_size_fits() -> None:
         TwoPass(Greedy(20)).encode(tiles().split(64))
     with pytest.raises(ConfigError, match="not even one tile fits"):
         TwoPass(Greedy(0)).encode(tiles().split(64))
+
+
+class Memory:
+    """Room for so many activations; what holds some gives them back when it is freed."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.used = room, 0
+
+    def take(self, count: int) -> object:
+        """Return what holds memory for so many tiles."""
+        if self.used + count > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.used += count
+        held = _Held()
+        weakref.finalize(held, self._free, count)
+        return held
+
+    def _free(self, count: int) -> None:
+        self.used -= count
+
+
+class _Held:
+    pass
+
+
+class _Step(torch.autograd.Function):
+    """The identity; its graph holds memory for every tile, and going back takes as much again."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, memory: Memory) -> Tensor:
+        ctx.memory, ctx.count, ctx.held = memory, len(values), memory.take(len(values))
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        for_a_while = ctx.memory.take(ctx.count)
+        del for_a_while
+        return gradient, None
+
+
+class Costly(nn.Module):
+    """An encoder that takes memory for every tile in each of its steps, until what was computed is freed."""
+
+    def __init__(self, room: int, steps: int) -> None:
+        super().__init__()
+        self.inside, self.memory, self.steps = encoder(), Memory(room), steps
+
+    def forward(self, bag: Tensor) -> Tensor:
+        activations = [self.memory.take(len(bag)) for _ in range(self.steps - 1)]
+        found = _Step.apply(self.inside(bag), self.memory)
+        del activations
+        return found
+
+
+def test_a_chunk_size_is_measured_when_the_failed_attempt_is_freed() -> None:
+    """Of 100, an attempt with 64 tiles holds 64 when it fails; 32 tiles take 64 once those are free, 16 before."""
+    network = Costly(room=100, steps=2)
+    with pytest.raises(ConfigError, match="pass chunk_size=32"), torch.no_grad():
+        TwoPass(network).encode(tiles(64).split(64))
+    assert not network.memory.used
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_chunk_too_large_for_going_back(chunks: int) -> None:
+    """The graph, kept from the first pass or computed again, is freed before smaller chunks are tried."""
+    network = Costly(room=100, steps=1)
+    sizes = [64] if chunks == 1 else [64, 1]
+    bag = TwoPass(network).encode(tiles(sum(sizes)).split(sizes))
+    bag.features.sum().backward()
+    with pytest.raises(ConfigError, match="a chunk of 64 tiles does not fit into memory; pass chunk_size=32"):
+        bag.backward()
+    assert not network.memory.used
+
+
+def test_each_attempt_is_freed_before_the_next() -> None:
+    """Of 40, 32 tiles fail while going back and hold 32; 16 take 32 once those are free."""
+    network = Costly(room=40, steps=1)
+    assert chunk_that_fits(network, tiles(64)) == 16
+    assert not network.memory.used
 
 
 _TWO_PROCESSES = """

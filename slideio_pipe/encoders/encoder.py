@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.bag import package_versions
+from slideio_pipe.device import on_device, release_activations
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.normalize import TILE_DTYPES, Normalize
 
@@ -98,7 +99,7 @@ class EncoderOnDevice:
             The network does not take them, makes something else of them, or has no memory for so many.
         """
         autocast = torch.autocast("cuda", torch.float16) if self._half else contextlib.nullcontext()
-        with torch.inference_mode(), autocast:
+        with on_device(self.device), torch.inference_mode(), autocast:
             size = self.encoder.batch or len(tiles)
             found = [self._encoded(tiles[start : start + size]) for start in range(0, len(tiles), size)]
             return (found[0] if len(found) == 1 else torch.cat(found)).to(self.dtype)
@@ -120,6 +121,7 @@ class EncoderOnDevice:
         try:
             return self._module(pixels)
         except torch.OutOfMemoryError as error:
+            release_activations(error)
             reason = f"{name} has no memory for batches of {n:,} tiles"
             raise ConfigError(reason, remedy=f"pass batch_size={max(1, n // 2)}") from error
         except Exception as error:  # whatever a network raises over tiles it does not take

@@ -7,6 +7,8 @@ import gc
 import torch
 from torch import Tensor, nn
 
+from slideio_pipe.device import on_device
+
 
 def chunk_that_fits(encoder: nn.Module, tiles: Tensor) -> int:
     """Return the largest half, quarter, … of some tiles that the encoder takes with its graph; 0 when not even one.
@@ -22,14 +24,20 @@ def chunk_that_fits(encoder: nn.Module, tiles: Tensor) -> int:
         gc.collect()  # what the failed attempt still holds in cycles
         if tiles.device.type == "cuda":
             torch.cuda.empty_cache()
-        try:
-            parameters = [p for p in encoder.parameters() if p.requires_grad]
-            with torch.enable_grad():
-                out = encoder(tiles[:count]).sum()
+        if _fits(encoder, tiles[:count]):
+            return count
+        count //= 2
+    return 0
+
+
+def _fits(encoder: nn.Module, tiles: Tensor) -> bool:
+    """Return whether the encoder takes tiles with their graph; what was computed is freed, whether it does or not."""
+    parameters = [p for p in encoder.parameters() if p.requires_grad]
+    try:
+        with on_device(tiles.device), torch.enable_grad():
+            out = encoder(tiles).sum()
             if parameters:
                 torch.autograd.grad(out, parameters, allow_unused=True)
-        except torch.OutOfMemoryError:
-            count //= 2
-        else:
-            return count
-    return 0
+    except torch.OutOfMemoryError:
+        return False
+    return True

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slideio_pipe.device import on_device, release_activations
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.mil.chunk_size import chunk_that_fits
 
@@ -121,22 +122,28 @@ class TwoPass:
     def forward(self, chunk: Tensor) -> Tensor:
         """Return the features of a chunk, (n, D)."""
         try:
-            found = self.encoder(chunk)
+            with on_device(chunk.device):
+                found = self.encoder(chunk)
         except torch.OutOfMemoryError as error:
-            raise self._too_large(chunk) from error
+            release_activations(error)
+            raise self.too_large(chunk) from error
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(chunk):
             kind = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ConfigError(f"the encoder made {kind} of {len(chunk)} tiles", remedy="return (n, D) features")
         return found
 
-    def backward(self, features: Tensor, gradient: Tensor, chunk: Tensor | None = None) -> None:
-        """Bring a gradient through the graph of a chunk."""
+    def backward(self, features: Tensor, gradient: Tensor) -> torch.OutOfMemoryError | None:
+        """Bring a gradient through the graph of a chunk; return the error where there is too little memory for it.
+
+        It is not raised here: which chunk size fits is measured when the caller has dropped the graph.
+        """
         try:
             self._backward(features, gradient)
         except torch.OutOfMemoryError as error:
-            if chunk is None:
-                raise
-            raise self._too_large(chunk) from error
+            release_activations(error)
+            del features  # the error refers to this frame, too
+            return error
+        return None
 
     def synchronised(self, wanted: bool) -> AbstractContextManager[Any]:
         """Keep processes from averaging gradients unless it is wanted; the forward pass has to run inside."""
@@ -147,7 +154,8 @@ class TwoPass:
         """Whether there may be something to synchronise."""
         return self._no_sync is not None
 
-    def _too_large(self, chunk: Tensor) -> SlideioPipeError:
+    def too_large(self, chunk: Tensor) -> SlideioPipeError:
+        """Return the error of a chunk that does not fit, with the size that does; its own attempt has to be freed."""
         fits = chunk_that_fits(self.encoder, chunk)
         remedy = f"pass chunk_size={fits}" if fits else "use a smaller encoder or smaller tiles: not even one tile fits"
         return ConfigError(f"a chunk of {len(chunk)} tiles does not fit into memory", remedy=remedy)
@@ -186,7 +194,10 @@ class EncodedBag:
         parts = torch.split(gradient, self._sizes)
         wanted = [k for k, matters in enumerate(_matter(parts)) if matters]
         if graph is not None:
-            self._passes.backward(graph, parts[-1])
+            error = self._passes.backward(graph, parts[-1])
+            del graph
+            if error is not None:
+                raise self._passes.too_large(self._last_chunk()) from error
             wanted = [k for k in wanted if k < len(parts) - 1]
             if len(parts) == 1:
                 return
@@ -206,10 +217,19 @@ class EncodedBag:
                     with self._autocast(cache=True):
                         again = passes.forward(chunk)
                     self._check_same(k, again)
-                    passes.backward(again, parts[k], chunk)
+                    error = passes.backward(again, parts[k])
+                    if error is not None:
+                        del again
+                        raise passes.too_large(chunk) from error
                 if k == wanted[-1]:
                     return
         raise ConfigError(f"the second pass gave {found} tiles, the first {sum(self._sizes)}", remedy=_AGAIN)
+
+    def _last_chunk(self) -> Tensor:
+        for chunk, last in _marked(self._chunks):
+            if last:
+                return chunk
+        raise ConfigError("the second pass gave no tile", remedy=_AGAIN)
 
     def _check_same(self, number: int, again: Tensor) -> None:
         """Raise when a chunk is not what it was: a wrong gradient would show in nothing but poor results."""

@@ -81,7 +81,8 @@ def trained(bags: list[Bag], folds: list[list[int]], pool: str, epochs: int, see
             for tensor, value in zip(kept, before, strict=True):
                 tensor.copy_(value)
     for k, model in enumerate(models):
-        model.load_state_dict({name: weight[k].detach() for name, weight in weights.items()})
+        # Buffers are not trained: each model keeps its own, which are those of all.
+        model.load_state_dict(model.state_dict() | {name: weight[k].detach() for name, weight in weights.items()})
         model.eval()
     return models
 
