@@ -102,7 +102,7 @@ def info(
 
 def _levels(slide: Slide) -> list[str]:
     lines = []
-    for number, (size, (down, _)) in enumerate(zip(slide.level_dimensions, slide.level_downsamples, strict=True)):
+    for number, (size, (down, _)) in enumerate(zip(slide.level_dimensions, slide.pyramid.downsamples, strict=True)):
         mpp = "" if slide.mpp is None else f" at {slide.mpp.x * down:.3g} µm"
         lines.append(f"{number}: {size.width:,} × {size.height:,} px{mpp}")
     return lines
@@ -110,7 +110,7 @@ def _levels(slide: Slide) -> list[str]:
 
 def _described(slide: Slide, view: SlideView) -> dict[str, Any]:
     facts = slide.facts
-    levels = zip(slide.level_dimensions, slide.level_downsamples, slide.tile_sizes, strict=True)
+    levels = zip(slide.level_dimensions, slide.pyramid.downsamples, slide.tile_sizes, strict=True)
     return {
         "name": slide.name,
         "dimensions": list(slide.dimensions),

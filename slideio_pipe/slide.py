@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe import picture
+from slideio_pipe.arguments import pair, place, whole_number
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.stains import SlideColour, slide_colour
 from slideio_pipe.backends import open_backend
 from slideio_pipe.backends.array import NumpyBackend
 from slideio_pipe.backends.base import Backend, Facts, StoredTiles
+from slideio_pipe.backends.properties import downsample_of, with_openslide_names
 from slideio_pipe.backends.vips import check_process
 from slideio_pipe.errors import (
     ConfigError,
@@ -122,7 +125,7 @@ class Slide:
         array: NDArray[np.uint8] | None = None,
     ) -> None:
         self.path = path
-        self.facts: Facts = opened.facts
+        self.facts: Facts = with_openslide_names(opened.facts, path)
         self._opened: Backend | None = opened
         self._reopen = (array if path is None else path, slide_mpp, backend)
         self.mpp, self.mpp_source = resolve_mpp(self.facts, slide_mpp, self.name)
@@ -153,9 +156,33 @@ class Slide:
         return self.pyramid.levels
 
     @property
-    def level_downsamples(self) -> tuple[tuple[float, float], ...]:
-        """Level-0 pixels per level pixel, (x, y), of every level."""
-        return self.pyramid.downsamples
+    def level_downsamples(self) -> tuple[float, ...]:
+        """Level-0 pixels per level pixel of every level, as OpenSlide has them: the mean of both axes.
+
+        ``slide.pyramid.downsamples`` has each axis, (x, y).
+        """
+        return tuple(downsample_of(pair) for pair in self.pyramid.downsamples)
+
+    def get_best_level_for_downsample(self, downsample: float) -> int:
+        """Return the coarsest level that is no coarser than ``downsample``, level 0 if none is, as OpenSlide does.
+
+        Examples
+        --------
+        >>> open_slide(np.zeros((600, 800, 3), np.uint8)).get_best_level_for_downsample(4)
+        0
+        """
+        fine = [level for level, own in enumerate(self.level_downsamples) if own <= downsample]
+        return fine[-1] if fine else 0
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """What the file says, by OpenSlide's names (``openslide.mpp-x``, ``aperio.AppMag``), whoever reads it."""
+        return self.facts.properties
+
+    @property
+    def associated_images(self) -> Mapping[str, NDArray[np.uint8]]:
+        """Label, macro and thumbnail by name, (H, W, 3) uint8 RGB each; decoded when one is asked for."""
+        return AssociatedImages(self)
 
     @property
     def tile_sizes(self) -> tuple[Size, ...]:
@@ -256,7 +283,13 @@ class Slide:
     def level_image(self, level: int) -> Any:
         """Return a stored level as a lazy 3-band uchar ``pyvips.Image``, shared by all callers."""
         check_process()
-        return self._backend.level_image(level)
+        return self._backend.level_image(self._level(level))
+
+    def _level(self, level: int) -> int:
+        number = level if type(level) is int else whole_number(level, "a level", slide=self.name)
+        if not 0 <= number < self.level_count:
+            raise ConfigError(f"no level {number}", slide=self.name, remedy=f"pass 0 to {self.level_count - 1}")
+        return number
 
     @property
     def _backend(self) -> Backend:
@@ -280,7 +313,7 @@ class Slide:
     def stored_tiles(self, level: int) -> StoredTiles | None:
         """Return a level's own JPEG tiles as they lie in the file, None when it has none."""
         check_process()
-        return self._backend.stored_tiles(level)
+        return self._backend.stored_tiles(self._level(level))
 
     def raise_failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> None:
         """Raise why ``pixels``, just fetched from ``rect`` (level px), are not the slide's; libvips does not always."""
@@ -288,24 +321,26 @@ class Slide:
         if failure is not None:
             raise failure.with_traceback(None)  # kept and raised again: without this its traceback grows every time
 
-    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def read_region(self, location: tuple[float, float], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """Return a rectangle of a level, (H, W, 3) uint8 RGB, white outside the slide.
 
         Parameters
         ----------
-        location : (int, int)
+        location : (float, float)
             Top-left corner (x, y) in **level-0** pixels, as in OpenSlide.
         level : int
         size : (int, int)
             Width and height in pixels of that level.
         """
-        if not 0 <= level < self.level_count:
-            raise ConfigError(f"no level {level}", slide=self.name, remedy=f"pass 0 to {self.level_count - 1}")
+        level, location = self._level(level), place(location, slide=self.name)
+        width, height = (
+            whole_number(side, "a side", slide=self.name) for side in pair(size, "a size", slide=self.name)
+        )
         dx, dy = self.pyramid.downsamples[level]
         x, y = math.floor(location[0] / dx + 0.5), math.floor(location[1] / dy + 0.5)
-        if min(size) < 0:
-            raise ConfigError(f"a region of {size[0]}×{size[1]} px", slide=self.name, remedy="pass sizes >= 0")
-        rect = Rect(x, y, *size)
+        if min(width, height) < 0:
+            raise ConfigError(f"a region of {width}×{height} px", slide=self.name, remedy="pass sizes >= 0")
+        rect = Rect(x, y, width, height)
         out = np.full((rect.height, rect.width, 3), 255, np.uint8)
         inside = rect.intersect(Rect(0, 0, *self.pyramid.levels[level]))
         if inside.width and inside.height:
@@ -364,6 +399,7 @@ class Slide:
 
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]:
         """Return the whole slide with its longer side at most ``max_size`` px, (H, W, 3) uint8; needs no mpp."""
+        max_size = whole_number(max_size, "a longer side", slide=self.name, least=1)
         factor = max(1.0, max(self.dimensions) / max_size)
         pixels = self._whole(SlideView(self, self.pyramid.choose((factor, factor))))
         if max(pixels.shape) <= max_size:
@@ -443,6 +479,27 @@ class Slide:
         at = "no mpp" if self.mpp is None else f"{self.mpp.mean:.4g} µm"
         levels = f"{self.level_count} level{'s' if self.level_count > 1 else ''}"
         return f"Slide({self.name}: {width}×{height} px, {at}, {levels}, {self.vendor} by {self.facts.backend})"
+
+
+class AssociatedImages(Mapping[str, NDArray[np.uint8]]):
+    """A slide's label, macro and thumbnail by name; each is decoded whenever it is asked for."""
+
+    def __init__(self, slide: Slide) -> None:
+        self._slide = slide
+
+    def __getitem__(self, name: str) -> NDArray[np.uint8]:
+        if name not in self._slide.facts.associated:
+            raise KeyError(name)
+        return self._slide.associated_image(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slide.facts.associated)
+
+    def __len__(self) -> int:
+        return len(self._slide.facts.associated)
+
+    def __repr__(self) -> str:
+        return f"AssociatedImages({', '.join(self) or 'none'})"
 
 
 def _halves(rect: Rect, tile: Size) -> list[Rect]:

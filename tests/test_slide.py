@@ -150,7 +150,7 @@ def test_lower_levels_equal_the_stored_level(shared_data: Path, file: str) -> No
         for level, size in enumerate(slide.level_dimensions):
             expected = stored[tuple(size)].asarray()
             assert np.array_equal(slide.read_region((0, 0), level, size), expected)
-            dx, dy = slide.level_downsamples[level]
+            dx, dy = slide.pyramid.downsamples[level]
             x, y = size.width // 2, size.height // 3
             part = slide.read_region((round(x * dx), round(y * dy)), level, (12, 10))
             assert np.array_equal(part, expected[y : y + 10, x : x + 12])

@@ -33,7 +33,9 @@ class Facts:
     tile_sizes: tuple[Size, ...]  # stored tile per level; what storage order is sorted by
     mpp: Mpp | None = None  # as the header states it; plausibility is judged in slide.py
     objective_power: float | None = None  # 20.0 for a 20× objective
-    properties: Mapping[str, str] = field(default_factory=dict)  # vendor metadata, untouched
+    properties: Mapping[str, str] = field(
+        default_factory=dict
+    )  # vendor metadata, untouched; an open slide has OpenSlide's names, too
     associated: tuple[str, ...] = ()  # names of label, macro, thumbnail
     icc_profile: bytes | None = None
 

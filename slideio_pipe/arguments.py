@@ -1,0 +1,66 @@
+"""Numbers as callers give them: Python's, NumPy's, or whole floats, all to one kind."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from slideio_pipe.errors import ConfigError
+
+
+def whole_number(value: Any, what: str, *, slide: str | None = None, least: int | None = None) -> int:
+    """Return a size, level or count as an ``int``, whatever kind of number holds it.
+
+    Small integers of NumPy overflow where Python's do not: 255 + 1 is 0 as ``uint8``.
+
+    Raises
+    ------
+    ConfigError
+        It is no whole number, or smaller than ``least``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> whole_number(np.uint8(200), "a side") + 100, whole_number(2.0, "a level")
+    (300, 2)
+    """
+    number = _whole(value)
+    if number is None:
+        raise ConfigError(f"{what} of {value!r}", slide=slide, remedy="pass a whole number")
+    if least is not None and number < least:
+        raise ConfigError(f"{what} of {number}", slide=slide, remedy=f"pass {least} or more")
+    return number
+
+
+def pair(value: Any, what: str, *, slide: str | None = None) -> tuple[Any, Any]:
+    """Return the two parts of a place or a size; ConfigError where there are not two."""
+    try:
+        x, y = value
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{what} of {value!r}", slide=slide, remedy="pass two numbers, (x, y)") from error
+    return x, y
+
+
+def place(value: Any, *, slide: str | None = None) -> tuple[float, float]:
+    """Return a place as two floats; ConfigError where it is none."""
+    x, y = pair(value, "a location", slide=slide)
+    try:
+        found = (float(x), float(y))
+    except (TypeError, ValueError):
+        found = (math.nan, math.nan)
+    if isinstance(x, str) or not all(math.isfinite(side) for side in found):
+        raise ConfigError(f"a location of {value!r}", slide=slide, remedy="pass two numbers, (x, y), level-0 px")
+    return found
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return operator.index(value)
+    except TypeError:
+        pass
+    try:
+        number = None if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number is not None and math.isfinite(number) and number.is_integer() else None

@@ -1,0 +1,141 @@
+"""A slide's properties under OpenSlide's names, whichever reader opened it.
+
+Where OpenSlide knows the file, its own are taken, when they are first asked for: opening a slide does not wait for
+them. Levels are always those that are read, which may be fewer than OpenSlide's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import openslide
+import tifffile
+
+from slideio_pipe.backends.base import Facts
+from slideio_pipe.backends.tiff_header import is_tiff
+from slideio_pipe.geometry import Pyramid, Size
+
+# The tags that OpenSlide hands on, for a TIFF that it does not open.
+_TEXTS = ("ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "HostComputer", "Copyright")
+_RATIOS = ("XResolution", "YResolution", "XPosition", "YPosition")
+_UNITS = {1: "none", 2: "inch", 3: "centimeter"}
+
+
+def with_openslide_names(facts: Facts, path: Path | None) -> Facts:
+    """Return the facts with properties that have OpenSlide's names beside the reader's own."""
+    return replace(facts, properties=SlideProperties(facts, path))
+
+
+class SlideProperties(Mapping[str, str]):
+    """What a slide's file says, by name; read when it is first asked for."""
+
+    def __init__(self, facts: Facts, path: Path | None) -> None:
+        self._facts, self._path = facts, path
+
+    def __getitem__(self, name: str) -> str:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __repr__(self) -> str:
+        return repr(self._all)
+
+    @cached_property
+    def _all(self) -> dict[str, str]:
+        facts, own = self._facts, dict(self._facts.properties)
+        found = own if facts.backend == "openslide" else {**_of_file(self._path), **own}
+        for name, value in _stated(facts).items():
+            found.setdefault(name, value)
+        if not _has_levels(found, facts.pyramid):
+            found = {name: value for name, value in found.items() if not name.startswith("openslide.level[")}
+            found |= _tiles(facts.tile_sizes)
+        found |= _levels(facts.pyramid)
+        return dict(sorted(found.items()))
+
+
+def downsample_of(pair: tuple[float, float]) -> float:
+    """Return the one number that OpenSlide has for a level: the mean of both axes."""
+    return (pair[0] + pair[1]) / 2
+
+
+def _of_file(path: Path | None) -> dict[str, str]:
+    """Return what OpenSlide says of a file, or what its TIFF tags do."""
+    if path is None or not path.is_file():
+        return {}
+    try:
+        with openslide.OpenSlide(str(path)) as slide:
+            return dict(slide.properties)
+    except openslide.OpenSlideError:
+        return _tags(path) if is_tiff(path) else {}
+
+
+def _tags(path: Path) -> dict[str, str]:
+    try:
+        with tifffile.TiffFile(path) as tif:
+            tags = tif.pages.first.tags
+            texts = {name: tags.valueof(name) for name in _TEXTS}
+            ratios = {name: tags.valueof(name) for name in _RATIOS}
+            unit = int(tags.valueof("ResolutionUnit", default=2))
+    except Exception:  # the slide is open: its levels are right, whatever is wrong with a tag
+        return {}
+    found = {f"tiff.{name}": str(text) for name, text in texts.items() if text}
+    for name, value in ratios.items():
+        if isinstance(value, tuple) and len(value) == 2 and value[1]:
+            found[f"tiff.{name}"] = _text(value[0] / value[1])
+    found["tiff.ResolutionUnit"] = _UNITS.get(unit, "unknown")
+    if texts["ImageDescription"]:
+        found["openslide.comment"] = str(texts["ImageDescription"])
+    return found
+
+
+def _stated(facts: Facts) -> dict[str, str]:
+    found: dict[str, Any] = {openslide.PROPERTY_NAME_VENDOR: facts.vendor}
+    if facts.mpp is not None:
+        found |= {openslide.PROPERTY_NAME_MPP_X: facts.mpp.x, openslide.PROPERTY_NAME_MPP_Y: facts.mpp.y}
+    if facts.objective_power is not None:
+        found[openslide.PROPERTY_NAME_OBJECTIVE_POWER] = facts.objective_power
+    return {name: value if isinstance(value, str) else _text(value) for name, value in found.items()}
+
+
+def _has_levels(properties: Mapping[str, str], pyramid: Pyramid) -> bool:
+    """Return whether properties are of the levels of a pyramid, so that what they say of tiles is, too."""
+    if properties.get("openslide.level-count") != str(len(pyramid.levels)):
+        return False
+    return all(properties.get(name) == value for name, value in _sizes(pyramid).items())
+
+
+def _sizes(pyramid: Pyramid) -> dict[str, str]:
+    return {
+        f"openslide.level[{index}].{side}": str(getattr(size, side))
+        for index, size in enumerate(pyramid.levels)
+        for side in ("width", "height")
+    }
+
+
+def _levels(pyramid: Pyramid) -> dict[str, str]:
+    downs = {
+        f"openslide.level[{index}].downsample": _text(downsample_of(down))
+        for index, down in enumerate(pyramid.downsamples)
+    }
+    return {"openslide.level-count": str(len(pyramid.levels)), **_sizes(pyramid), **downs}
+
+
+def _tiles(sizes: tuple[Size, ...]) -> dict[str, str]:
+    return {
+        f"openslide.level[{index}].tile-{side}": str(getattr(size, side))
+        for index, size in enumerate(sizes)
+        for side in ("width", "height")
+    }
+
+
+def _text(number: float) -> str:
+    """Return a number as OpenSlide writes it."""
+    return f"{number:.17g}"
