@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import pyvips
 import scipy.ndimage
+import torch
 from augment_reference import COLOURS, random_chain
 from PIL import Image
 
@@ -257,6 +258,52 @@ def test_an_opaque_transform_is_the_library_s_own() -> None:
     blurred = transform.apply(lazily(pixels), **transform.get_params()).numpy()
     assert np.array_equal(out, apply_cpu(blurred, (Tone(brightness=0.5),)))
     assert np.array_equal(out, augmented(pixels, opaque(transform), Tone(brightness=0.5)))
+
+
+class Brightened(A.ImageOnlyTransform):
+    """A user's own transform, which draws from the generator it is made with, before its pixels or with them."""
+
+    def __init__(self, source: str = "random", late: bool = False, always_apply: bool = False, p: float = 1.0) -> None:
+        super().__init__(always_apply, p)
+        self.source, self.late = source, late
+
+    def drawn(self) -> float:
+        sources = {
+            "random": random.random,
+            "numpy": np.random.rand,  # what users write
+            "torch": lambda: float(torch.rand(())),
+            "own": np.random.default_rng().random,
+        }
+        return float(sources[self.source]())
+
+    def get_params(self) -> dict[str, float]:
+        return {"up": self.drawn()}
+
+    def apply(self, img: pyvips.Image, up: float = 0.0, **params: object) -> pyvips.Image:
+        return (img + 100 * (self.drawn() if self.late else up)).cast("uchar")
+
+    def get_transform_init_args_names(self) -> tuple[str, ...]:
+        return ("source", "late")
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("source", ["random", "numpy", "torch"])
+def test_a_users_transform_replays_whatever_it_draws_from(source: str, late: bool) -> None:
+    """The same record gives the same pixels, another seed gives others, and no generator of the process is moved."""
+    pixels, transform = smooth(40, 30) // 2, Brightened(source, late)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    one, again, other = (augmented(pixels, opaque(transform, seed)) for seed in (5, 5, 6))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one, pixels)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    assert after == states
+
+
+def test_a_transform_with_a_generator_of_its_own_is_refused() -> None:
+    """Its draws could not be replayed."""
+    with pytest.raises(ConfigError, match="Brightened: two draws under one seed differ"):
+        augmented(smooth(40, 30), opaque(Brightened("own")))
 
 
 def test_an_opaque_transform_that_changes_the_size_is_refused() -> None:

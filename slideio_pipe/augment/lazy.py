@@ -13,8 +13,6 @@ Three ways to colour, each with one rounding at its end:
 from __future__ import annotations
 
 import os
-import random
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 
 from slideio_pipe.augment.cpu import ColourProgram, round_levels
 from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.opaque import run_opaque
 from slideio_pipe.augment.operations import Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import ConfigError
@@ -48,8 +47,6 @@ FINE_ENOUGH = 1.25
 WHITE = [255, 255, 255]
 RUN = 3  # tiles asked for one after the other before more are computed ahead
 MOST_THREADS = 16
-
-_random_state = threading.Lock()  # of Python's ``random``, which albumentationsxl draws from
 
 
 def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False) -> Any:
@@ -322,28 +319,5 @@ class _Ahead:
 def _by_graphs(image: Any, operations: tuple[Operation, ...]) -> Any:
     for operation in operations:
         if isinstance(operation, Opaque):
-            image = _opaque(image, operation)
+            image = run_opaque(image, operation)
     return image
-
-
-def _opaque(image: Any, operation: Opaque) -> Any:
-    import albumentationsxl  # takes 3 s: only those who use its transforms pay
-
-    transform = albumentationsxl.from_dict(operation.transform)
-    with _random_state:
-        state = random.getstate()
-        try:
-            random.seed(operation.seed)
-            params = transform.get_params()
-            if transform.targets_as_params:
-                params |= transform.get_params_dependent_on_targets({"image": image})
-            result = transform.apply(image, **transform.update_params(params, image=image))
-        finally:
-            random.setstate(state)
-    if (result.width, result.height, result.bands, result.format) != (image.width, image.height, 3, "uchar"):
-        raise ConfigError(
-            f"{operation.name} made {result.bands} bands of {result.format}, {result.width}×{result.height} px, of an "
-            f"8-bit RGB image of {image.width}×{image.height} px",
-            remedy="use transforms that keep size and format",
-        )
-    return result.copy(interpretation="srgb")
