@@ -148,7 +148,8 @@ def export(
     min_tissue: options.MinTissue = None,
     allow_empty: options.AllowEmpty = False,
     on_error: options.OnError = None,
-    slide_mpp: options.SlideMpp = None,
+    slide_mpp: options.CohortMpp = None,
+    slide_mpp_override: options.CohortMppOverride = False,
     backend: options.Backend = None,
     save: options.BagFolder = None,
     pixels: options.Pixels = None,
@@ -178,7 +179,11 @@ def export(
 
     grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
     given: dict[str, dict[str, Any]] = {
-        "slide": {"slide_mpp": slide_mpp, "backend": backend},
+        "slide": {
+            "slide_mpp": slide_mpp,
+            "slide_mpp_override": slide_mpp_override or None,
+            "backend": backend,
+        },
         "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp)},
         "tissue": {"method": tissue_method},
         "grid": grid | {"align": align or None},

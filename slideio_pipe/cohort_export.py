@@ -52,13 +52,15 @@ class ExportWork:
     def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
         """Export it."""
         assert isinstance(slide.source, Path)
-        own = {} if slide.mpp is None else {"slide_mpp": slide.mpp}
-        config = self.config.model_copy(update={"slide": self.config.slide.model_copy(update=own)})
+        mpps = self.config.slide.in_cohort(slide.mpp)
+        own = self.config.slide.model_copy(update={"slide_mpp": mpps["slide_mpp"]})
+        config = self.config.model_copy(update={"slide": own})
         done = export_slide(
             slide.source,
             self.output(slide),
             config,
             label=slide.label,
+            default_mpp=mpps["default_mpp"],
             tissue_file=slide.mask,
             overwrite=overwrite,
             allow_empty=self.allow_empty,

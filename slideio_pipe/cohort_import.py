@@ -9,6 +9,7 @@ from typing import Any
 
 from slideio_pipe.bag import Label
 from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.config import SlideConfig
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.export import SUFFIX, bag_path
 from slideio_pipe.foreign import from_clam, from_trident
@@ -29,7 +30,8 @@ class ImportWork:
     source: str  # clam or trident
     slides: Path | None  # the slide, or the folder of slides; None for files that hold pixels
     sizes: Mapping[str, int | None] = field(default_factory=dict)  # tile_size and tile_size_level0
-    slide_mpp: float | None = None
+    slide_mpp: float | None = None  # of one file, whatever its slide states; of several, for slides that state none
+    slide_mpp_override: bool = False  # of several files as well
     pixels: str = "zstd"
     threads: int | None = None
 
@@ -41,6 +43,7 @@ class ImportWork:
             "slides": None if self.slides is None else str(self.slides.absolute()),
             "sizes": dict(self.sizes),
             "slide_mpp": self.slide_mpp,
+            **({"slide_mpp_override": self.slide_mpp_override} if self.slide_mpp is not None else {}),
             "pixels": self.pixels,
         }
 
@@ -52,7 +55,9 @@ class ImportWork:
         """Make the bag."""
         assert isinstance(slide.source, Path)
         on_stage("tiles")
-        with self.make(slide.source, self.output(slide), slide.label, overwrite=overwrite, progress=False) as bag:
+        mpps = SlideConfig(slide_mpp=self.slide_mpp, slide_mpp_override=self.slide_mpp_override).in_cohort(slide.mpp)
+        how: dict[str, Any] = {"overwrite": overwrite, "progress": False, "mpps": mpps}
+        with self.make(slide.source, self.output(slide), slide.label, **how) as bag:
             return {"bag": str(bag.path), "tiles": len(bag)}
 
     def make(
@@ -61,10 +66,13 @@ class ImportWork:
         out: Path,
         label: Label = None,
         *,
+        mpps: Mapping[str, float | None] | None = None,
         overwrite: bool = False,
         progress: Report | bool | None = None,
     ) -> StoredBag:
         """Make the bag of one file, called as the slide where ``out`` is a folder.
+
+        ``mpps`` are ``slide_mpp`` and ``default_mpp`` of ``open_slide``; by default ``slide_mpp`` of this work.
 
         Raises
         ------
@@ -79,7 +87,8 @@ class ImportWork:
             found = self._pixels(file, label)
             target = out if out.suffix == ".zarr" else out / f"{_stem(file)}{SUFFIX}"
             return save_bag(found, target, progress=progress, **how)
-        with open_slide(slide_of(file, self.slides), slide_mpp=self.slide_mpp) as slide:
+        how_opened: dict[str, Any] = {"slide_mpp": self.slide_mpp} if mpps is None else dict(mpps)
+        with open_slide(slide_of(file, self.slides), **how_opened) as slide:
             bag = readers[self.source](file, slide, **self.sizes, label=label)
             return save_bag(bag, bag_path(slide, out), progress=progress, **how)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort_records import Records
 from slideio_pipe.config import ExportConfig
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputExistsError, SlideioPipeError
 from slideio_pipe.export import SUFFIX, bag_name
@@ -20,6 +21,10 @@ from slideio_pipe.tissue import find_tissue
 from slideio_pipe.workers import OnStage
 
 FORMATS = ("geojson", "png")
+
+
+# What the notes of a slide call an mpp that its file does not state: whoever uses its mask needs it.
+_MPP = "slide_mpp"
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,10 @@ class TissueWork:
     def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
         """Find the tissue and write it."""
         assert isinstance(slide.source, Path)
-        own = {} if slide.mpp is None else {"slide_mpp": slide.mpp}
         on_stage("open")
-        with open_slide(slide.source, **(self.config.slide.model_dump() | own)) as opened:
+        how = self.config.slide
+        with open_slide(slide.source, **how.in_cohort(slide.mpp), backend=how.backend) as opened:
+            from_settings = slide.mpp is None and opened.mpp_source.endswith("argument")
             on_stage("tissue")
             mask = find_tissue(opened, **self.config.tissue.model_dump(), on_error=self.on_error)
         if mask.is_empty:
@@ -55,7 +61,8 @@ class TissueWork:
         on_stage("write")
         target = self.output(slide)
         (mask.to_png if self.form == "png" else mask.to_geojson)(target, overwrite=overwrite)
-        return {"mask": str(target), "tissue": round(mask.fraction, 4), "method": mask.method}
+        made = {"mask": str(target), "tissue": round(mask.fraction, 4), "method": mask.method}
+        return made | ({_MPP: how.slide_mpp} if from_settings else {})
 
 
 def tissue_cohort(
@@ -147,9 +154,10 @@ def tissue_cohort(
 
 
 def with_masks(slides: Cohort, work: TissueWork, failed: set[str]) -> Cohort:
-    """Return the cohort with the masks that a run made, or had made before."""
+    """Return the cohort with the masks that a run made, or had made before, and the mpp that it took from settings."""
+    mpps = {record.slide: record.made[_MPP] for record in Records(work.folder) if _MPP in record.made}
     return Cohort.unchecked(
-        replace(slide, mask=work.output(slide))
+        replace(slide, mask=work.output(slide), mpp=mpps.get(slide.name, slide.mpp))
         if slide.mask is None and slide.name not in failed and work.output(slide).exists()
         else slide
         for slide in slides

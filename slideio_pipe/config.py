@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from slideio_pipe.errors import ConfigError
 
@@ -47,8 +57,30 @@ class Record(BaseModel):
 class SlideConfig(Record):
     """How slides are opened."""
 
-    slide_mpp: Resolution | None = None  # µm per level-0 px, when the file does not say or lies
+    # µm per level-0 px: of one slide, in place of what its file states; of a cohort, for slides that state none.
+    slide_mpp: Resolution | None = None
+    slide_mpp_override: bool = False  # of a cohort, slide_mpp replaces what files state as well
     backend: Literal["auto", "tiff", "openslide", "array"] = "auto"
+
+    def in_cohort(self, own: float | None) -> dict[str, float | None]:
+        """Return ``slide_mpp`` and ``default_mpp`` of ``open_slide`` for a slide of a cohort, which states ``own``.
+
+        >>> SlideConfig(slide_mpp=0.5).in_cohort(None), SlideConfig(slide_mpp=0.5).in_cohort(0.25)
+        ({'slide_mpp': None, 'default_mpp': 0.5}, {'slide_mpp': 0.25, 'default_mpp': None})
+        """
+        if own is not None:
+            return {"slide_mpp": own, "default_mpp": None}
+        if self.slide_mpp_override:
+            return {"slide_mpp": self.slide_mpp, "default_mpp": None}
+        return {"slide_mpp": None, "default_mpp": self.slide_mpp}
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_of_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the override where there is nothing to override: older runs have the same settings then."""
+        values: dict[str, Any] = dump(self)
+        if self.slide_mpp is None and not self.slide_mpp_override:
+            del values["slide_mpp_override"]
+        return values
 
 
 class ViewConfig(Record):

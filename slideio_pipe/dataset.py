@@ -210,8 +210,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         if not _is_slide(slide):
             return open_bag(source)
         config = self.config
-        given = config.slide.slide_mpp if slide.mpp is None else slide.mpp
-        opened = open_slide(source, slide_mpp=given, backend=config.slide.backend)
+        opened = open_slide(source, **config.slide.in_cohort(slide.mpp), backend=config.slide.backend)
         if slide.name in self._colours:
             opened.colour = self._colours[slide.name]
         view = opened.view(mpp=config.view.mpp, transform=self.slide_transform, seed=config.seed, epoch=epoch)

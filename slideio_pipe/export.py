@@ -70,6 +70,7 @@ def export_slide(
     config: ExportConfig | None = None,
     *,
     label: Label = None,
+    default_mpp: float | None = None,
     tissue_file: str | Path | None = None,
     picture_file: str | Path | None = None,
     overwrite: bool = False,
@@ -92,6 +93,8 @@ def export_slide(
         Resolution, tissue, grid and codec.
     label : int, float or str, optional
         Stored with the bag.
+    default_mpp : float, optional
+        µm per level-0 pixel of a slide that states none; ``config.slide.slide_mpp`` replaces what it states.
     tissue_file : str or Path, optional
         A GeoJSON (QuPath) or PNG tissue mask to use instead of finding tissue.
     picture_file : str or Path, optional
@@ -133,7 +136,8 @@ def export_slide(
     started = time.perf_counter()
     begin = on_stage or (lambda stage: None)
     begin("open")
-    with open_slide(path, slide_mpp=config.slide.slide_mpp, backend=config.slide.backend) as slide:
+    how = {"slide_mpp": config.slide.slide_mpp, "default_mpp": default_mpp}
+    with open_slide(path, **how, backend=config.slide.backend) as slide:
         target = bag_path(slide, out)
         drawing = None if picture_file is None else picture_path(picture_file, overwrite=overwrite)
         if target.exists() and not overwrite:  # saving asks again; here it spares the search for tissue

@@ -42,7 +42,8 @@ def features(
     tissue_method: options.TissueMethod = None,
     min_tissue: options.MinTissue = None,
     allow_empty: options.AllowEmpty = False,
-    slide_mpp: options.SlideMpp = None,
+    slide_mpp: options.CohortMpp = None,
+    slide_mpp_override: options.CohortMppOverride = False,
     backend: options.Backend = None,
     config: options.Config = None,
     threads: options.LoaderThreads = None,
@@ -74,7 +75,11 @@ def features(
     slides = cohort_commands.cohort_of(cohort, root)
     grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
     given: dict[str, dict[str, Any]] = {
-        "slide": {"slide_mpp": slide_mpp, "backend": backend},
+        "slide": {
+            "slide_mpp": slide_mpp,
+            "slide_mpp_override": slide_mpp_override or None,
+            "backend": backend,
+        },
         "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp)},
         "tissue": {"method": tissue_method},
         "grid": grid | {"align": align or None},

@@ -78,7 +78,8 @@ def convert(
     slides: Slides = None,
     tile_size: Size = None,
     tile_size_level0: Level0Size = None,
-    slide_mpp: options.SlideMpp = None,
+    slide_mpp: options.CohortMpp = None,
+    slide_mpp_override: options.CohortMppOverride = False,
     pixels: options.Pixels = None,
     threads: options.Threads = None,
     workers: options.Workers = None,
@@ -101,6 +102,7 @@ def convert(
     if source is not None and (features or instance_labels):
         raise ConfigError("--features or --instance-labels with --from", remedy="leave them out: they are for --to")
     only = {"--slides": slides, **sizes, "--slide-mpp": slide_mpp, "--pixels": pixels}
+    only |= {"--slide-mpp-override": slide_mpp_override or None}
     unused = [name for name, value in only.items() if value is not None]
     if to is not None and unused:
         raise ConfigError(f"{' and '.join(unused)} with --to", remedy="leave it out: it is for --from")
@@ -120,7 +122,8 @@ def convert(
     from slideio_pipe.cohort_import import ImportWork
 
     sizes_of = {"tile_size": tile_size, "tile_size_level0": tile_size_level0}
-    work = ImportWork(folder.absolute(), source, slides, sizes_of, slide_mpp, pixels or "zstd", threads)
+    mpps = (slide_mpp, slide_mpp_override)
+    work = ImportWork(folder.absolute(), source, slides, sizes_of, *mpps, pixels or "zstd", threads)
     if len(sources) == 1 and sources[0].is_file() and sources[0].suffix in _HDF5 and workers is None:
         with work.make(sources[0], folder, overwrite=overwrite, progress=progress) as bag:
             found = [{"slide": bag.name, "bag": str(bag.path), "tiles": len(bag)}]

@@ -34,6 +34,24 @@ SlideMpp = Annotated[
         text="µm per pixel of the slide itself (level 0), if the file does not say or is wrong.",
     ),
 ]
+CohortMpp = Annotated[
+    float | None,
+    _option(
+        "--slide-mpp",
+        unit="µm",
+        panel=SLIDE,
+        text="µm per pixel of the slide itself (level 0): of one slide, whatever its file states; of a cohort, for "
+        "slides that state none.",
+    ),
+]
+CohortMppOverride = Annotated[
+    bool,
+    _option(
+        "--slide-mpp-override",
+        panel=SLIDE,
+        text="Of a cohort: --slide-mpp replaces what files state, too. The column mpp of the cohort stays.",
+    ),
+]
 Backend = Annotated[
     str | None,
     _option("--backend", unit="auto|tiff|openslide|array", panel=SLIDE, text=r"Who reads the slide. \[default: auto]"),

@@ -14,12 +14,14 @@ _MPP_OF_72_DPI = 25_400 / 72
 _SLIDE_SIZED_PX = 2048
 
 
-def resolve_mpp(facts: Facts, given: Mpp | None, name: str) -> tuple[Mpp | None, str]:
-    """Return the resolution and where it came from: argument, metadata, objective power, nowhere."""
+def resolve_mpp(facts: Facts, given: Mpp | None, name: str, default: Mpp | None = None) -> tuple[Mpp | None, str]:
+    """Return the resolution and where it came from: argument, metadata, default, objective power, nowhere."""
     if given is not None:
         return given, "slide_mpp argument"
     if facts.mpp is not None and _plausible(facts.mpp, facts):
         return facts.mpp, "file"
+    if default is not None:
+        return default, "default_mpp argument"
     stated = "none stated" if facts.mpp is None else f"{facts.mpp.mean:.4g} µm stated, which no scanner has"
     if facts.objective_power and 0 < facts.objective_power < math.inf:
         mpp = magnification_to_mpp(facts.objective_power)

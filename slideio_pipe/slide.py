@@ -54,6 +54,7 @@ def open_slide(
     path: str | Path | NDArray[np.uint8],
     *,
     slide_mpp: float | tuple[float, float] | None = None,
+    default_mpp: float | tuple[float, float] | None = None,
     backend: str = "auto",
 ) -> Slide:
     """Open a whole-slide image, or an array or flat image as one; no pixel is decoded.
@@ -64,6 +65,8 @@ def open_slide(
         SVS, generic or OME-TIFF, NDPI, MIRAX, SCN, BIF, DICOM, OME-Zarr, zarr, PNG, JPEG, or pixels in memory.
     slide_mpp : float or (float, float), optional
         µm per level-0 pixel, overriding what the file says or does not say.
+    default_mpp : float or (float, float), optional
+        µm per level-0 pixel of a slide whose file states none that is possible.
     backend : {"auto", "tiff", "openslide", "array"}
         Who reads it.
 
@@ -72,7 +75,7 @@ def open_slide(
     SlideNotFoundError, UnsupportedSlideError, CorruptSlideError
         Not there, not a slide, damaged.
     ConfigError
-        ``slide_mpp`` is no resolution, or there is no such backend.
+        ``slide_mpp`` or ``default_mpp`` is no resolution, or there is no such backend.
 
     Examples
     --------
@@ -80,23 +83,24 @@ def open_slide(
     >>> slide.dimensions, slide.mpp, slide.mpp_source
     (Size(width=800, height=600), Mpp(x=0.25, y=0.25), 'slide_mpp argument')
     """
-    given = None if slide_mpp is None else _checked_mpp(slide_mpp)
+    given = None if slide_mpp is None else _checked_mpp("slide_mpp", slide_mpp)
+    default = None if default_mpp is None else _checked_mpp("default_mpp", default_mpp)
     if isinstance(path, np.ndarray):
-        return Slide(None, NumpyBackend(path), given, array=path)
+        return Slide(None, NumpyBackend(path), given, default_mpp=default, array=path)
     resolved = Path(path).expanduser().absolute()  # a worker that reopens it may stand in another folder
     check_process()
     try:
-        return Slide(resolved, open_backend(resolved, backend), given, backend=backend)
+        return Slide(resolved, open_backend(resolved, backend), given, default_mpp=default, backend=backend)
     except pyvips.Error as error:
         raise CorruptSlideError(
             f"libvips cannot open it ({error})", slide=resolved.name, remedy="copy the slide again"
         ) from error
 
 
-def _checked_mpp(value: float | tuple[float, float]) -> Mpp:
+def _checked_mpp(name: str, value: float | tuple[float, float]) -> Mpp:
     mpp = Mpp.asked(value)
     if mpp is None:
-        raise ConfigError(f"slide_mpp={value!r} is no resolution", remedy="pass µm per level-0 pixel, such as 0.25")
+        raise ConfigError(f"{name}={value!r} is no resolution", remedy="pass µm per level-0 pixel, such as 0.25")
     return mpp
 
 
@@ -121,14 +125,15 @@ class Slide:
         opened: Backend,
         slide_mpp: Mpp | None,
         *,
+        default_mpp: Mpp | None = None,
         backend: str = "auto",
         array: NDArray[np.uint8] | None = None,
     ) -> None:
         self.path = path
         self.facts: Facts = with_openslide_names(opened.facts, path)
         self._opened: Backend | None = opened
-        self._reopen = (array if path is None else path, slide_mpp, backend)
-        self.mpp, self.mpp_source = resolve_mpp(self.facts, slide_mpp, self.name)
+        self._reopen = (array if path is None else path, slide_mpp, backend, default_mpp)
+        self.mpp, self.mpp_source = resolve_mpp(self.facts, slide_mpp, self.name, default_mpp)
 
     @property
     def name(self) -> str:
@@ -471,7 +476,7 @@ class Slide:
         return hash(self._identity())
 
     def _identity(self) -> tuple[Any, ...]:
-        source, _, _ = self._reopen
+        source = self._reopen[0]
         return (id(source) if self.path is None else self.path, self.mpp, self.facts.backend)
 
     def __repr__(self) -> str:
@@ -514,8 +519,8 @@ def _halves(rect: Rect, tile: Size) -> list[Rect]:
     return [rect._replace(height=cut), rect._replace(y=rect.y + cut, height=rect.height - cut)]
 
 
-def _reopen(path: Path | NDArray[np.uint8], slide_mpp: Mpp | None, backend: str) -> Slide:
-    return open_slide(path, slide_mpp=slide_mpp, backend=backend)
+def _reopen(path: Path | NDArray[np.uint8], slide_mpp: Mpp | None, backend: str, default_mpp: Mpp | None) -> Slide:
+    return open_slide(path, slide_mpp=slide_mpp, default_mpp=default_mpp, backend=backend)
 
 
 def _one_or_two(mpp: Mpp) -> str:

@@ -28,7 +28,8 @@ def tissue(
     manifest: options.MaskManifest = None,
     picture: options.Picture = None,
     config: options.Config = None,
-    slide_mpp: options.SlideMpp = None,
+    slide_mpp: options.CohortMpp = None,
+    slide_mpp_override: options.CohortMppOverride = False,
     backend: options.Backend = None,
     on_error: options.OnError = None,
     workers: options.Workers = None,
@@ -53,7 +54,8 @@ def tissue(
     from slideio_pipe.slide import open_slide
     from slideio_pipe.tissue import find_tissue
 
-    given = {"slide": {"slide_mpp": slide_mpp, "backend": backend}, "tissue": {"method": method, "mpp": mpp}}
+    opening = {"slide_mpp": slide_mpp, "slide_mpp_override": slide_mpp_override or None, "backend": backend}
+    given = {"slide": opening, "tissue": {"method": method, "mpp": mpp}}
     settings = settings_of(slides[0], config, given)
     if workers is not None or cluster is not None or cohort_commands.is_cohort(slides):
         _find_many(
@@ -80,7 +82,7 @@ def tissue(
         raise ConfigError("no mask has this ending", slide=str(save), remedy="end it in .geojson or .png")
     if picture is not None:
         picture_path(picture, overwrite=overwrite)
-    with open_slide(slides[0], **settings.slide.model_dump()) as opened:
+    with open_slide(slides[0], slide_mpp=settings.slide.slide_mpp, backend=settings.slide.backend) as opened:
         mask = find_tissue(opened, **settings.tissue.model_dump(), on_error=on_error or "raise")
         if mask.is_empty:
             remedy = "try --method threshold, another --mpp, or a threshold in the tissue section of a --config"

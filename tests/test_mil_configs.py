@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from pydantic import BaseModel
 
 import slideio_pipe as sp
 from slideio_pipe.config import load_loader_config
@@ -47,10 +50,15 @@ def run(name: str, cohort: Path, out: Path) -> Fitted:
     return fit(cohort, config.model_copy(update=update), out, progress=False)
 
 
+def every_key(record: BaseModel) -> dict[str, Any]:
+    """Return the fields of a record and of those in it, also such as a dump leaves out."""
+    return {name: every_key(value) if isinstance(value, BaseModel) else value for name, value in record}
+
+
 def test_mil_yaml_shows_every_key_with_its_default() -> None:
     """Whoever looks for a setting finds it there."""
     shown = yaml.safe_load((CONFIGS / "mil.yaml").read_text(encoding="utf-8"))
-    assert shown == TrainConfig().model_dump(mode="json")
+    assert shown == json.loads(json.dumps(every_key(TrainConfig()), default=str))
     assert load_train_config(CONFIGS / "mil.yaml") == TrainConfig()
 
 

@@ -1,0 +1,136 @@
+"""The resolution of a slide in a cohort: its own column first, then its file, then the settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from conftest import write_pyramid
+from test_cli import run
+
+import slideio_pipe as sp
+from slideio_pipe.config import ExportConfig, LoaderConfig
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import Mpp
+from slideio_pipe.slide import open_slide
+
+# A slide that states 0.5 µm, one that states none, one that states 0.5 and has 0.3 in the cohort.
+NAMES = ("stated", "silent", "column")
+FILLED = {"stated": 0.5, "silent": 0.25, "column": 0.3}
+REPLACED = {"stated": 0.25, "silent": 0.25, "column": 0.3}
+CASES = pytest.mark.parametrize(("override", "expected"), [(False, FILLED), (True, REPLACED)])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort of three slides, each a purple disc on glass."""
+    folder = tmp_path_factory.mktemp("mpps")
+    y, x = np.mgrid[:600, :800]
+    pixels = np.full((600, 800, 3), 240, np.uint8)
+    pixels[(x - 400) ** 2 + (y - 300) ** 2 < 200**2] = (130, 60, 140)
+    for name in NAMES:
+        write_pyramid(folder / f"{name}.tif", pixels, (1,), mpp=None if name == "silent" else 0.5)
+    (folder / "cohort.csv").write_text("slide,mpp\nstated.tif,\nsilent.tif,\ncolumn.tif,0.3\n")
+    return folder
+
+
+def sections(override: bool) -> dict[str, Any]:
+    """Return settings that read level 0 everywhere."""
+    return {
+        "slide": {"slide_mpp": 0.25, "slide_mpp_override": override},
+        "view": {"mpp": None},
+        "grid": {"tile_size": 128, "min_tissue": 0.0},
+        "tissue": {"method": "none"},
+    }
+
+
+def mpps(bags: Path) -> dict[str, float]:
+    """Return the mpp of the slide of each bag in a folder."""
+    found = {}
+    for path in bags.glob("*.bag.zarr"):
+        with sp.open_bag(path) as bag:
+            found[path.name.removesuffix(".bag.zarr")] = bag.provenance()["slide"]["mpp"][0]
+    return found
+
+
+@CASES
+def test_exports(study: Path, tmp_path: Path, override: bool, expected: dict[str, float]) -> None:
+    """A number of the settings fills gaps, and replaces what files state where that is asked for."""
+    report = sp.export_cohort(study / "cohort.csv", tmp_path, ExportConfig(**sections(override)), progress=False)
+    assert report.done == 3
+    assert mpps(tmp_path) == pytest.approx(expected)
+
+
+@CASES
+def test_the_command(study: Path, tmp_path: Path, override: bool, expected: dict[str, float]) -> None:
+    """The options say the same."""
+    how = ["--slide-mpp", 0.25, "--mpp", "native", "--tissue", "none", "--tile-size", 128, "--min-tissue", 0]
+    run("export", study / "cohort.csv", "--out", tmp_path, *how, *(["--slide-mpp-override"] if override else []))
+    assert mpps(tmp_path) == pytest.approx(expected)
+
+
+@CASES
+def test_data_sets(study: Path, override: bool, expected: dict[str, float]) -> None:
+    """Training reads slides as an export does."""
+    dataset = sp.BagDataset(study / "cohort.csv", LoaderConfig(**sections(override)))
+    opened = [dataset.open(number) for number in range(len(dataset))]
+    found = {Path(bag.name).stem: bag.provenance()["slide"]["mpp"][0] for bag in opened}
+    assert found == pytest.approx(expected)
+
+
+@CASES
+def test_masks_and_their_manifest(study: Path, tmp_path: Path, override: bool, expected: dict[str, float]) -> None:
+    """The manifest keeps the mpp that a mask was found with, so that the export does not need it again."""
+    settings = {name: value for name, value in sections(override).items() if name == "slide"}
+    for _ in range(2):  # the second run finds nothing anew
+        sp.tissue_cohort(
+            study / "cohort.csv", tmp_path / "masks", ExportConfig(**settings),
+            manifest=tmp_path / "corrected.csv", progress=False,
+        )  # fmt: skip
+        known = {Path(slide.name).stem: slide.mpp for slide in sp.Cohort.of(tmp_path / "corrected.csv")}
+        unstated = None if not override else 0.25
+        assert known == {"stated": unstated, "silent": 0.25, "column": 0.3}
+    plain = ExportConfig(view={"mpp": None}, grid={"tile_size": 128})
+    sp.export_cohort(tmp_path / "corrected.csv", tmp_path / "bags", plain, progress=False)
+    assert mpps(tmp_path / "bags") == pytest.approx(expected)
+
+
+@CASES
+def test_coordinates_of_other_tools(study: Path, tmp_path: Path, override: bool, expected: dict[str, float]) -> None:
+    """Bags made of several files of coordinates."""
+    (tmp_path / "h5").mkdir()
+    for name in NAMES[:2]:
+        with h5py.File(tmp_path / "h5" / f"{name}.h5", "w") as file:
+            file["coords"] = np.array([[300, 200], [428, 200]])
+    how = ["--from", "clam", "--slides", study, "--tile-size", 128, "--tile-size-level0", 128, "--slide-mpp", 0.25]
+    run("convert", tmp_path / "h5", *how, "--out", tmp_path / "bags", *(["--slide-mpp-override"] if override else []))
+    assert mpps(tmp_path / "bags") == pytest.approx({name: expected[name] for name in NAMES[:2]})
+
+
+def test_one_slide(study: Path, tmp_path: Path) -> None:
+    """For one slide, the option is meant for it, whatever its file states."""
+    facts = json.loads(run("info", study / "stated.tif", "--slide-mpp", 0.25, "--json").stdout)
+    assert facts["mpp"] == [0.25, 0.25]
+    run("export", study / "stated.tif", "--slide-mpp", 0.25, "--mpp", "native", "--out", tmp_path / "a.bag.zarr")
+    with sp.open_bag(tmp_path / "a.bag.zarr") as bag:
+        assert bag.provenance()["slide"]["mpp"] == [0.25, 0.25]
+
+
+def test_a_default_of_one_slide(study: Path) -> None:
+    """``default_mpp`` is taken where the file states none."""
+    with open_slide(study / "stated.tif", default_mpp=0.25) as slide:
+        assert (slide.mpp, slide.mpp_source) == (Mpp(0.5, 0.5), "file")
+    with open_slide(study / "silent.tif", default_mpp=0.25) as slide:
+        assert (slide.mpp, slide.mpp_source) == (Mpp(0.25, 0.25), "default_mpp argument")
+    with pytest.raises(ConfigError, match="default_mpp=-1 is no resolution"):
+        open_slide(study / "silent.tif", default_mpp=-1)
+
+
+def test_settings_of_earlier_runs_are_the_same_settings() -> None:
+    """The new key stands in what is compared only where there is a number that it is about."""
+    assert "slide_mpp_override" not in ExportConfig().model_dump(mode="json")["slide"]
+    assert ExportConfig(**sections(True)).model_dump(mode="json")["slide"]["slide_mpp_override"] is True
