@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_training import features, slides, train_features, train_pixels
 from typer.testing import CliRunner, Result
@@ -76,11 +78,36 @@ def test_one_bad_slide_ends_nothing(trained: Trained, tmp_path: Path) -> None:
 
 
 def test_features_have_tables_and_no_pictures_without_places(trained: Trained, tmp_path: Path) -> None:
-    """What cannot be drawn is left out, and said by the list of files."""
+    """What cannot be drawn is left out, with the reason; asked for by name, it is an error."""
     path = trained.folder / "f" / "f1.pt"
     done = run(trained.features, path, "--out", tmp_path / "out", "--device", "cpu", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["predictions"][0]["files"] == ["tiles.csv"]
+    assert "no heat map: f1.pt: nothing says where its tiles lie" in " ".join(done.stderr.split())
+    asked = run(trained.features, path, "--out", tmp_path / "asked", "--pyramid", "--device", "cpu", "--json")
+    assert asked.exit_code == 1
+    assert "nothing says where its tiles lie" in json.loads(asked.stdout)["failed"][0]["error"]
+
+
+def test_places_in_um_are_drawn_with_the_mpp_of_the_slide(trained: Trained, tmp_path: Path) -> None:
+    """STAMP keeps places in µm: the slide that --slides finds says how many these are to a pixel."""
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "slides").mkdir()
+    sp.write_synthetic_slide(tmp_path / "slides" / "f1.svs", size=(2048, 1536), mpp=0.5, seed=0)
+    values = torch.load(trained.folder / "f" / "f1.pt", weights_only=True).numpy()
+    places = np.array([[k % 4, k // 4] for k in range(len(values))]) * 256  # level-0 px
+    with h5py.File(tmp_path / "f1.h5", "w") as file:
+        file["feats"], file["coords"] = values, (places * 0.5).astype(np.float32)
+        file.attrs.update({"unit": "um", "tile_size_um": 128.0, "tile_size_px": 256, "extractor": "x"})
+    done = run(
+        trained.features, tmp_path / "f1.h5", "--slides", tmp_path / "slides", "--pyramid",
+        "--out", tmp_path / "out", "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert {"heatmap.png", "heatmap.geojson", "heatmap.tif"} <= set(json.loads(done.stdout)["predictions"][0]["files"])
+    with (tmp_path / "out" / "f1" / "tiles.csv").open(newline="") as table:
+        found = [(int(float(row["x"])), int(float(row["y"]))) for row in csv.DictReader(table)]
+    assert sorted(found) == sorted(map(tuple, places.tolist()))
 
 
 def test_what_makes_no_sense_is_told(trained: Trained) -> None:

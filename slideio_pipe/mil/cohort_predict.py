@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ import numpy as np
 import torch
 
 from slideio_pipe.cohort import Cohort, CohortSlide
-from slideio_pipe.errors import ConfigError, MissingExtraError, OutputExistsError, SlideioPipeError, SlideioPipeWarning
+from slideio_pipe.errors import (
+    ConfigError,
+    MissingExtraError,
+    OutputExistsError,
+    SkippedWarning,
+    SlideioPipeError,
+    SlideioPipeWarning,
+)
 from slideio_pipe.export import make_folder, save_picture
 from slideio_pipe.foreign.converting import stem_of
 from slideio_pipe.manifest import slides_in
@@ -164,6 +171,7 @@ def _measured(predictor: Predictor, cohort: Cohort, done: Sequence[PredictedSlid
 
 
 def _one(predictor: Predictor, slide: CohortSlide, folder: Path | None, pictures: _Pictures) -> PredictedSlide:
+    slide = pictures.with_mpp(slide)
     try:
         prediction = predictor.predict(slide)
     except SlideioPipeError as error:
@@ -194,7 +202,12 @@ class _Pictures:
         make_folder(folder)
         prediction.to_csv(folder / "tiles.csv", overwrite=True)
         files = ["tiles.csv"]
-        if prediction.coords is None or prediction.tile_size is None:
+        try:
+            prediction.places()
+        except ConfigError as error:
+            if self.pyramid:
+                raise
+            warnings.warn(SkippedWarning(f"no heat map: {error}"), stacklevel=4)
             return files
         prediction.to_geojson(folder / "heatmap.geojson", scores=self.scores, overwrite=True)
         path = self._slide(slide)
@@ -225,6 +238,17 @@ class _Pictures:
             drawn = prediction.plot_tiles(slide.source, self.count, scores=self.scores)
         save_picture(drawn, folder / "tiles.png", overwrite=True)
         return True
+
+    def with_mpp(self, slide: CohortSlide) -> CohortSlide:
+        """Return it with the resolution that the file of its pixels states: features in µm have no other."""
+        path = self._slide(slide)
+        if slide.mpp is not None or path is None or path == slide.source:
+            return slide
+        try:
+            with open_slide(path) as opened:
+                return slide if opened.mpp is None else replace(slide, mpp=opened.mpp.mean)
+        except SlideioPipeError:  # features are predicted without their slide; its picture says what is wrong with it
+            return slide
 
     def _slide(self, slide: CohortSlide) -> Path | None:
         """Return the file of a slide's pixels, where that is known."""

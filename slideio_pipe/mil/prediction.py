@@ -109,9 +109,10 @@ class Prediction:
         """
         if self.coords is None or self.tile_size is None:
             reason = f"nothing says where its tiles lie{'' if self.coords is None else ' or how large they are'}"
-            raise ConfigError(
-                reason, slide=self.slide, remedy="predict from the slide, its bag or features with places"
+            remedy = (
+                "predict from the slide, its bag or features with places; for places in µm, pass slides=… or its mpp"
             )
+            raise ConfigError(reason, slide=self.slide, remedy=remedy)
         return self.coords, self.tile_size
 
     def tile_scores(self, kind: Scores | None = None) -> TileScores:
