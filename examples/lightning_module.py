@@ -25,7 +25,10 @@ from slideio_pipe.mil.two_pass import EncodedBag
 
 
 class Bags:
-    """The slides of each epoch, whole and as bytes: an iterable is all that a Trainer wants."""
+    """The slides of each epoch, whole and as bytes: an iterable with a length is all that a Trainer wants.
+
+    The Trainer takes as many bags as that, and its next iteration is the next epoch, in another order with other draws.
+    """
 
     def __init__(self, cohort: sp.Cohort, config: sp.LoaderConfig, device: str, *, shuffle: bool) -> None:
         dataset = sp.BagDataset(cohort, config)
@@ -35,7 +38,7 @@ class Bags:
         return self.loader.bags()
 
     def __len__(self) -> int:
-        return len(self.loader.order())
+        return len(self.loader.bags())
 
 
 class Chunks:

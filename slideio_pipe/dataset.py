@@ -24,8 +24,9 @@ from slideio_pipe.backends.base import OnStage
 from slideio_pipe.bag import Bag, Label, TileBag
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.config import LoaderConfig, load_loader_config
-from slideio_pipe.errors import ConfigError, NoTissueError, SlideioPipeError
+from slideio_pipe.errors import ConfigError, NoTissueError, RepeatedDrawsWarning, SlideioPipeError, warn_caller
 from slideio_pipe.geometry import Size
+from slideio_pipe.shared_epoch import SharedEpoch, is_read_by_data_loader
 from slideio_pipe.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.tiling import TileGrid
@@ -40,8 +41,10 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
     """The bags of a cohort, one per slide; nothing is opened until it is asked for, nothing stays open.
 
     ``dataset[3]`` is the whole bag of one slide as uint8, for a plain ``torch.utils.data.DataLoader`` with
-    ``batch_size=None`` (and ``multiprocessing_context="spawn"`` when it has workers). ``BagLoader`` is the other way:
-    threads, chunks, bags larger than memory.
+    ``batch_size=None`` (and ``multiprocessing_context="spawn"`` when it has workers). Such a loop calls
+    ``dataset.set_epoch(epoch)`` before each epoch, beside the ``set_epoch`` of a DistributedSampler: without it every
+    epoch has the draws of the first, and a ``RepeatedDrawsWarning`` is given. ``BagLoader`` is the other way: threads,
+    chunks, bags larger than memory, epochs that advance by themselves.
 
     Parameters
     ----------
@@ -50,7 +53,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
     config : LoaderConfig, path or dict, optional
         Resolution, tissue, grid, augmentation, tiles per bag and seed, such as ``configs/mil.yaml``.
     slide_transform, tile_transform : albumentationsxl transforms, optional
-        Drawn once per slide and once per tile, anew in every epoch; in place of those of ``config``.
+        Drawn once per slide and once per tile, anew for every epoch (``set_epoch``); in place of those of ``config``.
 
     Raises
     ------
@@ -78,9 +81,10 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         self.config = config if isinstance(config, LoaderConfig) else load_loader_config(config)
         self.slide_transform = _transform(slide_transform, self.config.slide_transform)
         self.tile_transform = _transform(tile_transform, self.config.tile_transform)
-        self.epoch = 0
+        self._shared = SharedEpoch(len(self.cohort))
         self.on_stage: OnStage | None = None  # told what opening and reading spend their time on
         self._masks = _Masks(_MASK_BYTES)
+        self._counts: dict[int, int | None] = {}
         self._colours: dict[str, SlideColour] = {}  # a second's work each, where a transform asked for it
         drawn = self.slide_transform is not None or self.tile_transform is not None
         ready = [slide.name for slide in self.cohort if not _is_slide(slide)]
@@ -90,9 +94,22 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
                 remedy="pass slides, augment the bags themselves, or leave the transform out",
             )
 
+    @property
+    def epoch(self) -> int:
+        """What ``dataset[k]`` draws by; see ``set_epoch``."""
+        return self._shared.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._shared.epoch = int(epoch)
+
     def set_epoch(self, epoch: int) -> None:
-        """Choose what ``dataset[k]`` draws: which tiles, and what the transforms do to them."""
-        self.epoch = int(epoch)
+        """Choose what ``dataset[k]`` draws: which tiles, and what the transforms do to them.
+
+        Workers of a DataLoader that live on (``persistent_workers=True``) draw by it, too. Call it before an epoch
+        begins: what a DataLoader has prefetched is drawn already.
+        """
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.cohort)
@@ -100,13 +117,27 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
     def __getitem__(self, number: int) -> WholeBag:
         if not -len(self) <= number < len(self):
             raise IndexError(f"bag {number} of {len(self)}")
-        slide, bag = self.cohort[number], self.open(number)
+        number %= len(self)
+        epoch = self.epoch  # once: another process may set it meanwhile
+        slide, bag = self.cohort[number], self.open(number, epoch)
         try:
-            index = self.chosen(number, bag)
+            index = self.chosen(number, bag, epoch)
+            self._warn_of_repeats(number, epoch, bag, drawn=len(index) < len(bag))
             tiles = torch.from_numpy(bag.read(index)).permute(0, 3, 1, 2)
             return WholeBag(tiles, np.asarray(bag.coords)[index], index, slide.name, self.label(number, bag))
         finally:
             self.close(number, bag)
+
+    def _warn_of_repeats(self, number: int, epoch: int, bag: Bag, *, drawn: bool) -> None:
+        """Warn once when a DataLoader reads a bag again in one epoch: whatever is drawn is as it was."""
+        drawn = drawn or self.slide_transform is not None or getattr(bag, "tile_transform", None) is not None
+        if drawn and is_read_by_data_loader() and self._shared.is_first_repeat(number, epoch):
+            warn_caller(
+                RepeatedDrawsWarning(
+                    f"{self.cohort[number].name} is read again in epoch {epoch}, with the tiles and transforms that "
+                    "were drawn before; call dataset.set_epoch(epoch) before each epoch"
+                )
+            )
 
     def open(self, number: int, epoch: int | None = None) -> Bag:
         """Return the bag of a slide: opened, tissue found, tiles laid, transforms drawn; no tile is decoded.
@@ -150,6 +181,17 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             return np.arange(len(bag), dtype=np.int64)
         rng = self.rng(self.epoch if epoch is None else epoch, "tiles", self.cohort[number].name)
         return np.sort(rng.choice(len(bag), limit, replace=False)).astype(np.int64)
+
+    def count_tiles(self, number: int) -> int | None:
+        """Return how many tiles of a bag an epoch uses; None where that is not known before its slide is opened."""
+        slide = self.cohort[number]
+        if number not in self._counts:
+            try:
+                self._counts[number] = _count(slide)
+            except SlideioPipeError:  # the epoch says it better
+                return None
+        count, limit = self._counts[number], self.config.max_tiles
+        return count if count is None or limit is None else min(count, limit)
 
     def label(self, number: int, bag: Bag) -> Label:
         """Return the label of a slide: the cohort's, else the bag's own."""
@@ -292,6 +334,19 @@ def _is_slide(slide: CohortSlide) -> bool:
         return "tile_bag" not in described.get("attributes", {})
     except (OSError, ValueError, AttributeError):
         return not source.name.endswith(".bag.zarr")
+
+
+def _count(slide: CohortSlide) -> int | None:
+    """Return how many tiles a bag has; None for a slide."""
+    if not isinstance(slide.source, Path):
+        return len(slide.source)
+    if _is_slide(slide):
+        return None
+    bag = open_bag(slide.source)
+    try:
+        return len(bag)
+    finally:
+        bag.close()
 
 
 def _at_epoch(bag: Bag, epoch: int) -> Bag:

@@ -122,8 +122,12 @@ class Progress:
     begun: dict[int, set[int]] = field(default_factory=dict)  # place of a bag in the order: its chunks
     finished: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)  # also finished
+    extra: list[int] = field(default_factory=list)  # slides read in place of failed ones, behind the order's
+    marked: int = 0  # failed bags whose end was handed over, so that they count as a bag
+    any: bool = False  # whether something came since the epoch began or was resumed
 
     def note(self, item: Delivery | Loss) -> None:
+        self.any = True
         if isinstance(item, Loss):
             self.failed.add(item.flight)
         else:
@@ -135,3 +139,8 @@ class Progress:
     def done(self) -> dict[int, set[int] | None]:
         """Return what need not be read again: chunks of a bag, or None for all of them."""
         return {**self.begun, **dict.fromkeys(self.finished)}
+
+    @property
+    def missing(self) -> int:
+        """Return how many bags fewer than planned will have come, as it stands."""
+        return len(self.failed) - self.marked - len(self.extra)

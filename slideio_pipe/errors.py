@@ -26,6 +26,7 @@
     ├── PartsWarning                 several files were found to be one slide
     ├── ClusterWarning               workers of a cluster that cannot be used
     ├── AlikeLabelsWarning           labels of a cohort of which one looks like the other misspelt
+    ├── RepeatedDrawsWarning         a DataLoader reads a bag again with what was drawn for it before
     └── UpsamplingWarning            a view finer than the slide
 """
 
@@ -192,6 +193,10 @@ class AlikeLabelsWarning(SlideioPipeWarning):
 
 class MissingCellsWarning(SlideioPipeWarning):
     """Words of a cohort's table count as no value and could be meant as one: a class called "None"."""
+
+
+class RepeatedDrawsWarning(SlideioPipeWarning):
+    """A DataLoader reads a bag a second time in one epoch: its tiles and transforms are those of the first time."""
 
 
 class UpsamplingWarning(SlideioPipeWarning):

@@ -192,13 +192,17 @@ class Flights:
                 self._issuing.remove(flight)
 
     def _next_issuing(self) -> _Flight | None:
-        """Return whose block is next: bags take turns; in order, one that is not open yet holds up the others."""
-        while len(self._issuing) < self._pace.interleave and self._opening:
+        """Return whose block is next: bags take turns; in order, one that is not open yet holds up the others.
+
+        Also one that may be opened only when another has been delivered: else time would decide when its turns begin.
+        """
+        ordered = self._pace.ordered
+        while len(self._issuing) < self._pace.interleave and (self._opening or (ordered and self._waiting)):
             ready = [flight for flight in self._opening if flight.opening is not None and flight.opening.done()]
-            if self._pace.ordered:
+            if ordered:
                 ready = [flight for flight in ready if flight is self._opening[0]]
             if not ready:
-                if self._pace.ordered:
+                if ordered:
                     return None
                 break
             flight = ready[0]

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 import torch
 
 from slideio_pipe.backends.base import OnStage
+from slideio_pipe.chunk_stream import BagStream, ChunkStream
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.decoded import SHARED
-from slideio_pipe.delivery import Delivery, LoaderMemory, Loss, Pace, Progress
+from slideio_pipe.delivery import LoaderMemory, Pace, Progress
 from slideio_pipe.device import Sender, check_device
+from slideio_pipe.epochs import Epochs
 from slideio_pipe.errors import ConfigError, FailedSlidesError
-from slideio_pipe.flights import Flights
 from slideio_pipe.normalize import Normalize, check_dtype
-from slideio_pipe.staging import Ring, Stage
-from slideio_pipe.streaming import COLOURS, TileBatch, at_least_one, check_normalize, default_threads
-from slideio_pipe.tolerance import Failure, check_on_error, warn_of
-from slideio_pipe.whole_bag import Gathered, WholeBag
+from slideio_pipe.shares import share_of
+from slideio_pipe.streaming import COLOURS, at_least_one, check_normalize, default_threads
+from slideio_pipe.tolerance import Failure, check_on_error
 
 STATE_VERSION = 1
-
-_TO_BEAR = 'BagLoader(on_error="white" or "skip") bears with tiles that cannot be decoded, max_failures=5 with slides.'
 
 
 class BagLoader:
@@ -34,8 +30,19 @@ class BagLoader:
 
     Several bags are open at a time, threads decode tiles into a ring that is allocated once, and chunks are delivered
     as they are ready: the first one after one chunk's work, however large the bag. The chunks of a bag are not mixed
-    with another's unless ``interleave`` says so; ``chunk.last`` marks its end. A loader has no ``len``: how many chunks
-    there are shows when the bags are opened. ``len(loader.dataset)`` is the number of slides.
+    with another's unless ``interleave`` says so; ``chunk.last`` marks its end. ``len(loader.bags())`` is the number of
+    bags of an epoch; ``len(loader)``, of chunks, is a TypeError where slides have to be opened to know it.
+
+    An epoch is over when its last chunk or bag has been handed out, whether the loop asks for another one or counts, as
+    a Lightning Trainer, ``islice`` and ``zip`` do. Every new iteration is the next epoch, with other draws, also when
+    the one before was left early (``break``, ``limit_train_batches``); an iterator that handed nothing out does not
+    count. ``load_state_dict`` goes on within an epoch, ``set_epoch(n)`` begins any epoch again. Of several iterators
+    only the one that was made last runs.
+
+    In several processes each reads its share of the bags, and as many as the others, because gradients are averaged
+    step by step: see ``even``. That holds for bags, not for chunks, of which a large bag has more: make one step per
+    bag, accumulating over its chunks (``no_sync()`` of DistributedDataParallel until ``chunk.last``), or take
+    ``loader.bags()``.
 
     Parameters
     ----------
@@ -65,8 +72,14 @@ class BagLoader:
     threads : int, optional
         Threads that decode; by default one fewer than the cores.
     rank, world_size : int, optional
-        Which share of the bags this process gets, of how many; by default torch.distributed's, else all. Shares do not
-        overlap and together are everything; when the bags cannot be divided evenly, some ranks have one more.
+        Which share of the bags this process gets, of how many; by default torch.distributed's at the time when an
+        epoch starts, else all.
+    even : {"drop", "pad", "none"}
+        What is done with bags that cannot be divided evenly among the processes. "drop": up to ``world_size - 1`` are
+        left out, others in every shuffled epoch. "pad": as many come twice, each time to another process. "none": each
+        comes once, some processes have one more. With "drop" and "pad" every process has the same number of bags, also
+        when slides fail (``max_failures``): another bag of the process then comes a second time in its place. In
+        chunks, a bag that fails after its first chunk counts as one; it ends with an empty chunk that has an ``error``.
     colours : {"host", "device"}
         Where drawn colours are computed; see ``stream``.
     on_error : {"raise", "white", "skip"}
@@ -84,7 +97,7 @@ class BagLoader:
     failures : list of Failure
         Slides and tiles that could not be read in the latest epoch.
     epoch : int
-        The epoch that is running, or the next.
+        The epoch that is running, or the next: an epoch is over as soon as its last chunk has been handed out.
     threads : int
         How many decode.
 
@@ -120,6 +133,7 @@ class BagLoader:
         threads: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        even: str = "drop",
         colours: str = "host",
         on_error: str = "raise",
         max_failures: int = 0,
@@ -128,7 +142,7 @@ class BagLoader:
             raise ConfigError(f"a loader of a {type(dataset).__name__}", remedy="pass BagDataset(cohort, config)")
         self.dataset, self.shuffle = dataset, shuffle
         self._sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))
-        self._pace = Pace(
+        self._pace = pace = Pace(
             chunk_size=at_least_one("chunk_size", chunk_size),
             threads=default_threads() if threads is None else at_least_one("threads", threads),
             bags_in_flight=max(at_least_one("bags_in_flight", bags_in_flight), interleave),
@@ -138,69 +152,84 @@ class BagLoader:
             on_error=check_on_error(on_error),
             colours=_check_colours(colours),
         )
-        self._prefetch = at_least_one("prefetch", prefetch)
-        self.threads = self._pace.threads
-        self.rank, self.world_size = _share(rank, world_size)
+        prefetch = at_least_one("prefetch", prefetch)
+        self.threads = pace.threads
         self.max_failures = _at_least_zero("max_failures", max_failures)
-        self._slot_shape = (chunk_size, *dataset.tile_shape)
-        slot = int(np.prod(self._slot_shape))
-        ahead = self._prefetch * slot * self._sender.dtype.itemsize
-        self.memory = LoaderMemory(self._pace.slots * slot, ahead, SHARED.max_bytes)
-        self.failures: list[Failure] = []
-        self.epoch = 0
-        self._progress = Progress()
-        self._resuming = False
-        self._stage: Stage[Delivery | Loss] | None = None  # of the iteration that runs
+        self._share = share_of(rank, world_size, even)
+        slot = int(np.prod((pace.chunk_size, *dataset.tile_shape)))
+        ahead = prefetch * slot * self._sender.dtype.itemsize
+        self.memory = LoaderMemory(pace.slots * slot, ahead, SHARED.max_bytes)
+        self._epochs = Epochs(
+            dataset,
+            self._sender,
+            pace,
+            self._share,
+            prefetch=prefetch,
+            shuffle=shuffle,
+            max_failures=self.max_failures,
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is running, or the next."""
+        return self._epochs.epoch
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Slides and tiles that could not be read in the latest epoch."""
+        return self._epochs.failures
+
+    @property
+    def rank(self) -> int:
+        """The number of this process; torch.distributed's where it was not given."""
+        return self._share.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes share the bags; torch.distributed's where it was not given."""
+        return self._share.world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch: it decides the order of bags, which tiles, and every draw.
 
-        Epochs advance by themselves; this is for those who start somewhere else.
+        Epochs advance by themselves; this is for those who start somewhere else, or want one again.
         """
-        self.close()
-        self.epoch = _at_least_zero("epoch", epoch)
-        self._progress, self._resuming = Progress(), False
+        self._epochs.go_to(_at_least_zero("epoch", epoch))
 
     def order(self) -> list[int]:
         """Return the numbers of the slides of this epoch and rank, in their order."""
-        numbers = np.arange(len(self.dataset))
-        if self.shuffle:
-            numbers = self.dataset.rng(self.epoch, "order").permutation(len(self.dataset))
-        return [int(number) for number in numbers[self.rank :: self.world_size]]
+        return self._epochs.order()
 
     def __iter__(self) -> ChunkStream:
-        """Return the chunks of this epoch: all, or what is still to come when a state was loaded just before."""
-        return self._start(self._pace)
+        """Return the chunks of an epoch: of the next, or what is still to come when a state was loaded just before."""
+        return ChunkStream(self._epochs)
 
-    def bags(self) -> Iterator[WholeBag]:
-        """Yield whole bags, each in one tensor on the device, tiles in the bag's order; bags that fail are left out.
+    def __len__(self) -> int:
+        """Return the number of chunks of an epoch, where it is known: bags and stores; slides are not opened for it.
 
-        Memory: two bags beside ``memory``, the one the consumer has and the one that is filled.
+        Raises
+        ------
+        TypeError
+            It is not known: of slides the tissue has to be found first.
         """
-        self._progress.begun.clear()  # of bags that were begun, chunk by chunk, none of the chunks is here
-        with closing(self._start(replace(self._pace, interleave=1))) as chunks:
-            whole = None
-            while (item := chunks.take()) is not None:
-                if isinstance(item, Loss):
-                    whole = None
-                    continue
-                whole = whole or Gathered(item, chunks.take_tiles(item))
-                whole.add(item, chunks.take_tiles(item))
-                if item.last:
-                    bag, whole = whole.bag(item), None
-                    yield bag
-                    del bag
+        count = self._epochs.count_chunks()
+        if count is None:
+            raise TypeError(
+                "the number of chunks is not known before the slides are opened; loader.bags() has a length"
+            )
+        return count
 
-    def _start(self, pace: Pace) -> ChunkStream:
-        self.close()
-        if not self._resuming:
-            self._progress = Progress()
-        self._resuming = False
-        self.failures = []
-        ring = Ring(self._sender, pace.slots, self._slot_shape)
-        flights = Flights(self.dataset, self.epoch, self.order(), self._progress.done(), ring, pace)
-        self._stage = Stage(flights.deliveries(), self._prefetch)
-        return ChunkStream(self, self._stage)
+    def __bool__(self) -> bool:
+        """Return True, whether the length is known or not."""
+        return True
+
+    def bags(self) -> BagStream:
+        """Return the whole bags of an epoch, each in one tensor on the device, tiles in the bag's order.
+
+        Bags that fail are left out. ``len(loader.bags())`` is their number. Memory: two bags beside ``memory``, the one
+        the consumer has and the one that is filled.
+        """
+        return BagStream(self._epochs)
 
     def watch(self, on_stage: OnStage | None) -> None:
         """Have every stage of the epochs to come told, or none any more; see ``profile``."""
@@ -216,12 +245,15 @@ class BagLoader:
         whole_bags : bool
             Bags that are not complete start again: for training steps of one bag each.
         """
-        begun = {} if whole_bags else self._progress.begun
+        progress = self._epochs.progress
+        begun = {} if whole_bags else progress.begun
         return {
             "version": STATE_VERSION,
             "epoch": self.epoch,
-            "finished": sorted(self._progress.finished),
-            "failed": sorted(self._progress.failed),
+            "finished": sorted(progress.finished),
+            "failed": sorted(progress.failed),
+            "extra": list(progress.extra),
+            "marked": progress.marked,
             "begun": {str(place): sorted(chunks) for place, chunks in sorted(begun.items())},
             **self._identity(),
         }
@@ -237,18 +269,19 @@ class BagLoader:
         if state.get("version") != STATE_VERSION:
             raise ConfigError(f"a state of version {state.get('version')!r}", remedy="pass what state_dict returned")
         for key, mine in self._identity().items():
-            if state.get(key) != mine:
+            if state.get(key, "none" if key == "even" else None) != mine:
                 raise ConfigError(
                     f"the state is of another loader: {key} {state.get(key)!r}, here {mine!r}",
                     remedy=f"make the loader with the {key} it had, or start the epoch anew",
                 )
-        self.set_epoch(state["epoch"])
-        self._progress = Progress(
+        progress = Progress(
             {int(place): set(chunks) for place, chunks in state["begun"].items()},
             set(state["finished"]),
             set(state["failed"]),
+            list(state.get("extra", [])),
+            state.get("marked", 0),
         )
-        self._resuming = True
+        self._epochs.go_to(state["epoch"], progress)
 
     def _identity(self) -> dict[str, Any]:
         """Return what decides which tiles are in which chunk."""
@@ -259,6 +292,7 @@ class BagLoader:
             "shuffle": self.shuffle,
             "chunk_size": self._pace.chunk_size,
             "mix": self._pace.mix,
+            **({"even": self._share.even} if self.world_size > 1 else {}),
         }
 
     # -- failures and the end ------------------------------------------------------------------------------------
@@ -267,13 +301,11 @@ class BagLoader:
         """Raise one ``FailedSlidesError`` of all slides that failed in the latest epoch, if any did."""
         errors = [failure.error for failure in self.failures if failure.tile is None]
         if errors:
-            raise FailedSlidesError(f"{len(errors)} of {len(self.order())} slides failed", errors)
+            raise FailedSlidesError(f"{len(errors)} of {self._epochs.count} slides failed", errors)
 
     def close(self) -> None:
         """End what runs: its threads, its files, its ring."""
-        stage, self._stage = self._stage, None
-        if stage is not None:
-            stage.close()
+        self._epochs.close()
 
     def __enter__(self) -> Self:
         return self
@@ -287,119 +319,6 @@ class BagLoader:
         return f"BagLoader({slides} to {self._sender.device}{share}; {self.memory})"
 
 
-class ChunkStream(Iterator[TileBatch]):
-    """The chunks of one epoch; made by ``iter(loader)``.
-
-    Leaving the loop early, an exception, ``close``, a ``with`` block and garbage collection all end its threads.
-    """
-
-    def __init__(self, loader: BagLoader, stage: Stage[Delivery | Loss]) -> None:
-        self._loader, self._stage, self._progress = loader, stage, loader._progress
-        self._ended = False
-        weakref.finalize(self, stage.stop).atexit = False
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> TileBatch:
-        while (item := self.take()) is not None:
-            if isinstance(item, Delivery):
-                tiles = self.take_tiles(item)
-                return TileBatch(tiles, item.coords, item.index, item.bag, item.last, item.label)
-            if item.began:
-                return self._end_mark(item)
-        raise StopIteration
-
-    def take(self) -> Delivery | Loss | None:
-        """Return what is delivered next, or None at the end of the epoch."""
-        if self._ended:
-            return None
-        if self._loader._stage is not self._stage:
-            raise ConfigError("the iteration was closed, by another one maybe", remedy="iterate the loader again")
-        try:
-            item = self._stage.take()
-        except StopIteration:
-            self._end()
-            return None
-        except KeyboardInterrupt:  # an interrupted wait may go on
-            raise
-        except BaseException:
-            self.close()
-            raise
-        self._progress.note(item)
-        loader = self._loader
-        if isinstance(item, Delivery):
-            loader.failures.extend(item.failures)
-        else:
-            loader.failures.append(item.failure)
-            self._check_failures(item.failure)
-        return item
-
-    def take_tiles(self, item: Delivery) -> torch.Tensor:
-        """Return the tiles of a delivery, safe on the current stream of the device."""
-        return item.sent.receive()
-
-    def _check_failures(self, failure: Failure) -> None:
-        loader = self._loader
-        if len(self._progress.failed) <= loader.max_failures:
-            return
-        self.close()
-        if not loader.max_failures:
-            failure.error.add_note(_TO_BEAR)
-            raise failure.error
-        errors = [failure.error for failure in loader.failures if failure.tile is None]
-        raise FailedSlidesError(
-            f"{len(self._progress.failed)} slides failed, {loader.max_failures} may",
-            errors,
-            remedy="leave them out of the cohort, or raise max_failures",
-        )
-
-    def _end_mark(self, loss: Loss) -> TileBatch:
-        """Return the end of a bag of which some chunks were delivered and the others will not be."""
-        sender = self._loader._sender
-        memory = torch.empty((0, *self._loader.dataset.tile_shape), dtype=sender.dtype, device=sender.device)
-        nothing = np.zeros((0, 2), np.int64)
-        failure = loss.failure
-        return TileBatch(
-            memory.permute(0, 3, 1, 2), nothing, nothing[:, 0], failure.slide, True, loss.label, failure.error
-        )
-
-    def _end(self) -> None:
-        loader = self._loader
-        self._ended = True
-        self.close()
-        loader.epoch += 1
-        loader._progress = Progress()
-        if loader.failures:
-            warn_of(loader.failures)
-
-    def close(self) -> None:
-        """End the threads, drop chunks that nobody took, and free the ring."""
-        if self._loader._stage is self._stage:
-            self._loader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return rank and number of ranks: as given, of torch.distributed, or alone."""
-    if (rank is None) != (world_size is None):
-        raise ConfigError("rank without world_size, or the other way round", remedy="pass both")
-    if rank is None or world_size is None:
-        distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return 0, 1
-        return distributed.get_rank(), distributed.get_world_size()
-    size = at_least_one("world_size", world_size)
-    if not 0 <= rank < size:
-        raise ConfigError(f"rank is {rank} of {size}", remedy=f"pass 0 to {size - 1}")
-    return int(rank), size
-
-
 def _check_colours(colours: str) -> str:
     if colours not in COLOURS:
         raise ConfigError(f"colours is {colours!r}", remedy='pass "host" or "device"')
@@ -407,6 +326,6 @@ def _check_colours(colours: str) -> str:
 
 
 def _at_least_zero(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise ConfigError(f"{name} is {value!r}", remedy="pass an integer >= 0")
-    return value
+    return int(value)

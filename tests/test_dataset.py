@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import slideio_pipe as sp
 from slideio_pipe import dataset as dataset_module
 from slideio_pipe import slide as slide_module
 from slideio_pipe.config import TRAINING_SECTIONS, LoaderConfig, load_loader_config
-from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, SlideNotFoundError
+from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, RepeatedDrawsWarning, SlideNotFoundError
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = {"view": {"mpp": "native"}, "tissue": {"method": "none"}, "grid": {"tile_size": 100}}
@@ -202,8 +204,78 @@ def test_a_plain_data_loader(slides: list[Path], workers: int) -> None:
         assert torch.equal(whole.tiles, dataset[number].tiles)
         np.testing.assert_array_equal(whole.coords, dataset[number].coords)
     slides[1].write_bytes(b"no slide")
+    dataset.set_epoch(1)
     with pytest.raises(sp.SlideioPipeError):
         list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, **options))
+
+
+def drawing(slides: list[Path]) -> sp.BagDataset:
+    """Return a dataset that draws tiles and their colours."""
+    return sp.BagDataset(slides, PLAIN | {"max_tiles": 6}, tile_transform=A.Compose([sp.ColorJitter(0.4)]))
+
+
+def tiles_of(items: Iterable[sp.WholeBag]) -> dict[str, torch.Tensor]:
+    return {whole.bag: whole.tiles for whole in items}
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
+def test_a_data_loader_draws_by_the_epoch(slides: list[Path], options: dict[str, Any]) -> None:
+    """set_epoch reaches workers that live on: each epoch is what the dataset itself gives in that epoch."""
+    dataset, plain = drawing(slides), drawing(slides)
+    spawn: dict[str, Any] = {"multiprocessing_context": "spawn"} if options else {}
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, **options, **spawn)
+    for epoch in (0, 1, 7):
+        dataset.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        expected = tiles_of(plain[k] for k in range(2))
+        assert {name: torch.equal(t, expected[name]) for name, t in tiles_of(loader).items()} == dict.fromkeys(
+            ("a.tif", "b.tif"), True
+        )
+    dataset.set_epoch(7)
+    assert torch.equal(tiles_of(loader)["a.tif"], expected["a.tif"])  # asked for: no warning
+
+
+def test_a_loop_without_set_epoch_is_warned_once(slides: list[Path]) -> None:
+    """Nothing else advances the epoch, a DistributedSampler's set_epoch neither; dataset[k] by hand may be repeated."""
+    dataset = drawing(slides)
+    sampler = torch.utils.data.distributed.DistributedSampler(dataset, 1, 0)
+    loader = torch.utils.data.DataLoader(torch.utils.data.Subset(dataset, [0, 1]), batch_size=None, sampler=sampler)
+    first = tiles_of(loader)
+    sampler.set_epoch(1)
+    with pytest.warns(RepeatedDrawsWarning, match=r"read again in epoch 0.*dataset\.set_epoch") as caught:
+        assert torch.equal(tiles_of(loader)["a.tif"], first["a.tif"])
+    assert len(caught) == 1
+    list(loader)  # once is enough
+    assert torch.equal(drawing(slides)[0].tiles, first["a.tif"])
+    by_hand = drawing(slides)
+    assert torch.equal(by_hand[0].tiles, by_hand[0].tiles)
+    plain = torch.utils.data.DataLoader(sp.BagDataset(slides, PLAIN), batch_size=None)
+    assert len(list(plain)) == len(list(plain)) == 2  # nothing is drawn: nothing is repeated
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_warn_of_repeats(slides: list[Path], persistent: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also workers that are new in each epoch know what the ones before have read; one of them says it."""
+    loader = torch.utils.data.DataLoader(
+        drawing(slides), batch_size=None, num_workers=2, persistent_workers=persistent, multiprocessing_context="spawn"
+    )
+    list(loader)
+    assert "RepeatedDrawsWarning" not in capfd.readouterr().err
+    list(loader)
+    del loader
+    assert capfd.readouterr().err.count("RepeatedDrawsWarning") == 1
+
+
+def test_copies_of_a_dataset_have_an_epoch_of_their_own(slides: list[Path]) -> None:
+    """What is pickled for another machine, or copied deeply, does not share memory with this one."""
+    dataset = drawing(slides)
+    dataset.set_epoch(3)
+    copies = [pickle.loads(pickle.dumps(dataset)), copy.deepcopy(dataset)]
+    dataset.epoch = 5
+    assert [other.epoch for other in (*copies, dataset)] == [3, 3, 5]
+    for other in copies:
+        other.set_epoch(4)
+    assert dataset.epoch == 5
 
 
 def test_the_configuration_in_configs() -> None:

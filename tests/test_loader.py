@@ -100,6 +100,7 @@ def test_every_tile_comes_once(
             shuffle=flags[1],
             rank=rank,
             world_size=world_size,
+            even="none",
         )
         ends: Counter[str] = Counter()
         for chunk in loader:
@@ -248,15 +249,21 @@ def test_epochs_advance_by_themselves() -> None:
     assert seen(loader) == first
 
 
-def test_an_epoch_that_was_left_starts_again() -> None:
-    """Breaking out and iterating again begins the same epoch at its start; only a loaded state goes on."""
-    loader = open_loader(bags(30), ordered=True)
-    for _ in range(2):
+def test_an_epoch_that_was_left_is_over() -> None:
+    """Breaking out and iterating again begins the next epoch; set_epoch begins the same one, a loaded state goes on."""
+    loader = open_loader(bags(30), {"max_tiles": 10}, ordered=True, chunk_size=5)
+    plain = open_loader(bags(30), {"max_tiles": 10}, ordered=True, chunk_size=5)
+    epochs = [seen(plain) for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    for epoch in range(2):
         for chunk in loader:
-            assert chunk.index[0] == 0
+            assert seen([chunk]) == epochs[epoch][:5]
             break
-    assert len(seen(loader)) == 30
-    assert loader.epoch == 1
+    assert seen(loader) == epochs[2]
+    assert loader.epoch == 3
+    next(iter(loader))
+    loader.set_epoch(2)
+    assert seen(loader) == epochs[2]
 
 
 def test_subsamples_are_drawn_per_bag() -> None:
@@ -273,9 +280,9 @@ def test_subsamples_are_drawn_per_bag() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_ranks_share_without_overlap(world_size: int) -> None:
-    """Each bag belongs to one rank, in shuffled epochs too; no rank has more than one bag over the others."""
+    """With ``even="none"`` each bag belongs to one rank, in shuffled epochs too, and none has two more than another."""
     cohort = bags(*[3] * 11)
-    loaders = [open_loader(cohort, shuffle=True, rank=r, world_size=world_size) for r in range(world_size)]
+    loaders = [open_loader(cohort, shuffle=True, rank=r, world_size=world_size, even="none") for r in range(world_size)]
     for epoch in range(2):
         shares = [loader.order() for loader in loaders]
         assert sorted(number for share in shares for number in share) == list(range(11))
@@ -287,7 +294,7 @@ def test_the_share_is_torch_distributeds(monkeypatch: pytest.MonkeyPatch) -> Non
     """Where a process group is set up, nobody has to say which rank this is."""
     for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 3)):
         monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
-    loader = open_loader(bags(3, 3, 3, 3, 3))
+    loader = open_loader(bags(3, 3, 3, 3, 3, 3))
     assert (loader.rank, loader.world_size, loader.order()) == (1, 3, [1, 4])
 
 

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slideio_pipe.chunk_stream import ChunkStream
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.errors import SlideioPipeError
-from slideio_pipe.loader import ChunkStream
 from slideio_pipe.streaming import TileBatch, stream
 
 # Kept without being asked for: this much on the CPU, this part of what is free on CUDA.

@@ -206,6 +206,7 @@ class PixelSource:
                 max_failures=config.fit.max_failures,
                 rank=rank,
                 world_size=world_size,
+                even="none",  # the training makes as many steps everywhere, and validation measures every slide
             )
             for shuffle in (True, False)
         }
@@ -216,6 +217,8 @@ class PixelSource:
         loader.set_epoch(epoch)
         if state is not None:
             loader.load_state_dict(state)
+            if loader.epoch > epoch:  # it was taken behind the last bag
+                return
         with closing(iter(loader)) as chunks:
             for first in chunks:
                 if first.error is not None:

@@ -1,0 +1,212 @@
+"""Where a loader is: which epoch, what of it has been handed out, what runs for it, what failed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from slideio_pipe.dataset import BagDataset
+from slideio_pipe.delivery import Delivery, Loss, Pace, Progress
+from slideio_pipe.device import Sender
+from slideio_pipe.errors import FailedSlidesError, SkippedWarning, warn_caller
+from slideio_pipe.flights import Flights
+from slideio_pipe.shares import Share
+from slideio_pipe.staging import Ring, Stage
+from slideio_pipe.tolerance import Failure, warn_of
+
+Items = Stage[Delivery | Loss]
+
+_TO_BEAR = 'BagLoader(on_error="white" or "skip") bears with tiles that cannot be decoded, max_failures=5 with slides.'
+
+
+class Epochs:
+    """The epochs of a loader, one at a time.
+
+    An epoch is over when its last item has been handed out, or when another iteration begins after anything of it was.
+
+    Parameters
+    ----------
+    dataset : BagDataset
+    sender : Sender
+    pace : Pace
+    share : Share
+        Which bags belong to this process.
+    prefetch : int
+        Chunks that may be ready before they are asked for.
+    shuffle : bool
+        Whether the bags come in another order in every epoch.
+    max_failures : int
+        Slides that may fail in an epoch.
+    """
+
+    def __init__(
+        self,
+        dataset: BagDataset,
+        sender: Sender,
+        pace: Pace,
+        share: Share,
+        *,
+        prefetch: int,
+        shuffle: bool,
+        max_failures: int,
+    ) -> None:
+        self.dataset, self.sender, self.pace, self.share = dataset, sender, pace, share
+        self.shuffle, self.max_failures = shuffle, max_failures
+        self.epoch = 0
+        self.progress = Progress()
+        self.failures: list[Failure] = []
+        self.count = 0  # bags of the epoch that ran last
+        self._order: tuple[tuple[int, int, int], list[int]] | None = None
+        self._prefetch = prefetch
+        self._items: Items | None = None  # of the iteration that runs
+        self._told_of_dropped = False
+
+    def go_to(self, epoch: int, progress: Progress | None = None) -> None:
+        """Go to the start of an epoch, or to where it was left."""
+        self.close()
+        self.epoch, self.progress = epoch, progress or Progress()
+        if progress is not None and progress.finished and self.is_complete():
+            self.epoch, self.progress = epoch + 1, Progress()
+
+    def order(self) -> list[int]:
+        """Return the numbers of the slides of this epoch and process, in their order."""
+        known = self.epoch, self.share.rank, self.share.world_size
+        if self._order is None or self._order[0] != known:
+            numbers = np.arange(len(self.dataset))
+            if self.shuffle:
+                numbers = self.dataset.rng(self.epoch, "order").permutation(len(self.dataset))
+            self._order = known, self.share.of(numbers.tolist())
+        return list(self._order[1])
+
+    def count_bags(self) -> int:
+        """Return how many bags this epoch has for this process."""
+        return len(self.order())
+
+    def count_chunks(self) -> int | None:
+        """Return how many chunks this epoch has for this process; None where a slide has to be opened to know."""
+        counts = [self.dataset.count_tiles(number) for number in self.order()]
+        known = [count for count in counts if count is not None]
+        return None if len(known) < len(counts) else sum(-(-count // self.pace.chunk_size) for count in known)
+
+    def start(self, *, whole: bool) -> Items:
+        """Start an iteration: of this epoch, or of the next if anything of this one was handed out.
+
+        Parameters
+        ----------
+        whole : bool
+            Bags are gathered: of those that were begun in chunks none is here.
+        """
+        self.close()
+        if self.progress.any:
+            self.epoch, self.progress = self.epoch + 1, Progress()
+        if whole:
+            self.progress.begun.clear()
+        self.failures = []
+        self.count = self.count_bags()
+        self._tell_of_dropped()
+        return self._read(whole=whole)
+
+    def go_on(self, *, whole: bool) -> Items | None:
+        """Start reading other bags in place of those that failed, where other processes rely on their number.
+
+        Bags of this process that were read come once more, in their order, then those of the other processes. Without
+        them one process would make fewer steps, and the others would wait for it for ever.
+        """
+        if not self.share.is_even or self.progress.missing <= 0:
+            return None
+        order, failed = self.order(), self.progress.failed
+        bad = {(order + self.progress.extra)[place] for place in failed}
+        mine = [number for number in order if number not in bad]
+        others = [number for number in range(len(self.dataset)) if number not in bad and number not in mine]
+        spare = mine + others
+        if not spare:
+            errors = [failure.error for failure in self.failures if failure.tile is None]
+            raise FailedSlidesError("no slide can be read", errors, remedy="check the disk they are on")
+        begun = len(self.progress.extra)
+        self.progress.extra += [spare[(begun + k) % len(spare)] for k in range(self.progress.missing)]
+        self.close()
+        return self._read(whole=whole)
+
+    def note(self, item: Delivery | Loss, *, whole: bool) -> None:
+        """Note what is handed out.
+
+        Raises
+        ------
+        SlideioPipeError, OSError
+            A slide failed, and none may.
+        FailedSlidesError
+            More slides failed than may.
+        """
+        self.progress.note(item)
+        if isinstance(item, Delivery):
+            self.failures.extend(item.failures)
+            return
+        self.failures.append(item.failure)
+        self.progress.marked += item.began and not whole
+        self._check_failures(item.failure)
+
+    def is_complete(self) -> bool:
+        """Return whether nothing of the epoch is still to come."""
+        planned = self.count_bags() + len(self.progress.extra)
+        return len(self.progress.finished) >= planned and not (self.share.is_even and self.progress.missing > 0)
+
+    def end(self) -> None:
+        """End the epoch that runs, and warn once of what could not be read."""
+        self.close()
+        self.epoch, self.progress = self.epoch + 1, Progress()
+        if self.failures:
+            warn_of(self.failures)
+
+    def is_running(self, items: Items) -> bool:
+        """Return whether nothing else was started, and nothing closed, since."""
+        return self._items is items
+
+    def close(self) -> None:
+        """End what runs: its threads, its files, its ring."""
+        items, self._items = self._items, None
+        if items is not None:
+            items.close()
+
+    def no_tiles(self) -> torch.Tensor:
+        """Return a tensor of no tiles: where a bag ends that failed midway."""
+        shape = (0, *self.dataset.tile_shape)
+        return torch.empty(shape, dtype=self.sender.dtype, device=self.sender.device).permute(0, 3, 1, 2)
+
+    def _read(self, *, whole: bool) -> Items:
+        pace = replace(self.pace, interleave=1) if whole else self.pace
+        ring = Ring(self.sender, pace.slots, (pace.chunk_size, *self.dataset.tile_shape))
+        order = self.order() + self.progress.extra
+        flights = Flights(self.dataset, self.epoch, order, self.progress.done(), ring, pace)
+        self._items = Stage(flights.deliveries(), self._prefetch)
+        return self._items
+
+    def _check_failures(self, failure: Failure) -> None:
+        failed = len(self.progress.failed)
+        if failed <= self.max_failures:
+            return
+        self.close()
+        if not self.max_failures:
+            failure.error.add_note(_TO_BEAR)
+            raise failure.error
+        errors = [failure.error for failure in self.failures if failure.tile is None]
+        raise FailedSlidesError(
+            f"{failed} slides failed, {self.max_failures} may",
+            errors,
+            remedy="leave them out of the cohort, or raise max_failures",
+        )
+
+    def _tell_of_dropped(self) -> None:
+        """Warn once of slides that no epoch has: without another order they are always the same."""
+        dropped = self.share.dropped(len(self.dataset))
+        if not dropped or self.shuffle or self._told_of_dropped or self.share.rank:
+            return
+        self._told_of_dropped = True
+        names = ", ".join(slide.name for slide in list(self.dataset.cohort)[-dropped:])
+        warn_caller(
+            SkippedWarning(
+                f"{dropped} of {len(self.dataset)} slides are in no epoch, so that {self.share.world_size} processes "
+                f'read equally many: {names}; pass shuffle=True, or even="pad" or "none"'
+            )
+        )
