@@ -7,6 +7,7 @@ from pathlib import Path
 
 from slideio_pipe.backends.array import FlatBackend, ZarrBackend, is_zarr
 from slideio_pipe.backends.base import Backend
+from slideio_pipe.backends.companions import check_companions, check_ome, check_picture
 from slideio_pipe.backends.dicom_header import is_dicom
 from slideio_pipe.backends.openslide import OpenSlideBackend, detect
 from slideio_pipe.backends.tiff import TiffBackend
@@ -35,6 +36,7 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
         _check_readable(path)
         if path.is_dir():
             return _open_directory(path, backend)
+        check_companions(path)
         if backend == "auto":
             return _choose(path)
         if backend == "tiff":
@@ -43,7 +45,7 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
             return OpenSlideBackend(path)
         if is_tiff(path):
             raise UnsupportedSlideError("a TIFF, not an array or a flat image", slide=path.name, remedy=_AUTO)
-        return FlatBackend(path)
+        return _flat(path)
     except PermissionError as error:
         raise CorruptSlideError("no permission to read it", slide=str(path), remedy="check its mode") from error
 
@@ -90,9 +92,18 @@ def _choose(path: Path) -> Backend:
             remedy="pass a file of a slide (VL Whole Slide Microscopy); is it a radiological image?",
         )
     if not is_tiff(path):
-        return FlatBackend(path) if vendor is None else OpenSlideBackend(path)
+        return _flat(path) if vendor is None else OpenSlideBackend(path)
     if vendor not in _PLAIN_TIFFS:
         return OpenSlideBackend(path)
+    check_picture(path, "TIFF")
     header = read_header(path)
+    if header.vendor == "ome":
+        check_ome(path)
     only_openslide = any(level.compression == APERIO_JPEG2000_YCBCR for level in header.levels)
     return OpenSlideBackend(path) if vendor is not None and only_openslide else TiffBackend(path, header)
+
+
+def _flat(path: Path) -> Backend:
+    opened = FlatBackend(path)
+    check_picture(path, opened.facts.vendor.upper())
+    return opened

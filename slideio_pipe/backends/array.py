@@ -98,21 +98,22 @@ class ZarrBackend:
         self._associated: dict[str, ZarrBackend] = {}
         if series is not None:
             self._associated = dict(_readable(path, series.associated))
-            node = node[series.slide]
-        image = ngff.read_multiscale(node, path.name) if isinstance(node, zarr.Group) else _plain(node, path.name)
+            node, path = node[series.slide], path / series.slide
+        is_group = isinstance(node, zarr.Group)
+        image = ngff.read_multiscale(node, path, self._slide) if is_group else _plain(node, self._slide)
         self._axes = axes = image.axes
         sizes = [Size(a.shape[axes.index("x")], a.shape[axes.index("y")]) for a in image.arrays]
         for array, (width, height) in zip(image.arrays, sizes, strict=True):
             channels = array.shape[axes.index("c")] if "c" in axes else 1
-            _check_pixels((height, width, channels), array.dtype, path.name)
+            _check_pixels((height, width, channels), array.dtype, self._slide)
         stored = [Size(*(int(a.chunks[axes.index(axis)]) for axis in "xy")) for a in image.arrays]
-        placed = place_levels(sizes, image.downsamples, stored, path.name)
+        placed = place_levels(sizes, image.downsamples, stored, self._slide)
         self._arrays = [image.arrays[index] for index in placed.kept]
         self._levels: dict[int, VirtualTiff] = {}
         self._lock = threading.Lock()
         self.facts = Facts(
             backend=self.name,
-            vendor="ome-zarr" if isinstance(node, zarr.Group) else "zarr",
+            vendor="ome-zarr" if is_group else "zarr",
             pyramid=placed.pyramid,
             tile_sizes=tuple(_tile_size(stored[index]) for index in placed.kept),
             mpp=image.mpp,

@@ -23,6 +23,7 @@ from slideio_pipe.geometry import Mpp
 _RENDER = "render it to one 8-bit RGB plane first"
 # What the images of a converted slide are called beside the scan itself.
 _ASSOCIATED = ("label", "macro", "thumbnail", "overview")
+_METADATA = (".zarray", ".zattrs", ".zmetadata", "zarr.json")
 # Colours of the channels of an RGB image, as OMERO and bioformats2raw write them.
 _RGB = ["ff0000", "00ff00", "0000ff"]
 
@@ -88,15 +89,15 @@ def find_series(group: zarr.Group, path: Path) -> Series | None:
     return Series(scans[0], associated)
 
 
-def read_multiscale(group: zarr.Group, slide: str) -> Multiscale:
-    """Return the first image of a group.
+def read_multiscale(group: zarr.Group, folder: Path, slide: str) -> Multiscale:
+    """Return the first image of a group, which is in ``folder``.
 
     Raises
     ------
     UnsupportedSlideError
         None is there, or it is no RGB or grey plane: several planes, channels of fluorescence, labels.
     CorruptSlideError
-        A level is missing.
+        A level is missing, or has no chunk at all.
     """
     attributes = attributes_of(group)
     scales = attributes.get("multiscales")
@@ -108,6 +109,10 @@ def read_multiscale(group: zarr.Group, slide: str) -> Multiscale:
     axes = _axes(image, slide)
     datasets = list(image["datasets"])
     arrays = [_array(group, dataset["path"], slide) for dataset in datasets]
+    empty = [dataset["path"] for dataset in datasets if not _has_chunks(folder / dataset["path"])]
+    if empty:
+        reason = f"no chunk of level {' and '.join(empty)} is there, only metadata"
+        raise CorruptSlideError(reason, slide=slide, remedy="copy the whole store again")
     _check_planes(arrays[0], axes, attributes, slide)
     # Largest first is what the specification asks for, not what everybody writes.
     order = sorted(range(len(arrays)), key=lambda index: -arrays[index].shape[axes.index("x")])
@@ -180,6 +185,11 @@ def _array(group: zarr.Group, path: str, slide: str) -> Any:
     if not isinstance(found, zarr.Array):
         raise CorruptSlideError(f"level {path} is no array", slide=slide, remedy="copy the whole store again")
     return found
+
+
+def _has_chunks(folder: Path) -> bool:
+    """Return whether anything but metadata is in the folder of an array: chunks that are missing read as black."""
+    return any(entry.name not in _METADATA for entry in folder.iterdir())
 
 
 def _check_planes(array: Any, axes: str, attributes: Mapping[str, Any], slide: str) -> None:
