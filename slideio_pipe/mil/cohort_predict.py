@@ -38,7 +38,7 @@ from slideio_pipe.store.layout import is_bag_store
 
 TABLE = "predictions.csv"
 # What a slide's folder may hold.
-FILES = ("heatmap.png", "heatmap.geojson", "tiles.png", "tiles.csv", "heatmap.tif")
+FILES = ("heatmap.png", "heatmap.geojson", "tiles.png", "tiles.csv", "heatmap.ome.tif")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def predict_cohort(
         Slides; bags or features where the predictor takes those.
     out : path, optional
         Gets ``predictions.csv`` and, for each slide, ``<slide>/heatmap.png``, ``heatmap.geojson``, ``tiles.png``,
-        ``tiles.csv`` and, with ``pyramid``, ``heatmap.tif``. None writes nothing.
+        ``tiles.csv`` and, with ``pyramid``, ``heatmap.ome.tif``. None writes nothing.
     scores : {"attention", "instance"}, optional
         See ``Prediction.scores``.
     slides : path, optional
@@ -161,7 +161,7 @@ def _measured(predictor: Predictor, cohort: Cohort, done: Sequence[PredictedSlid
     if not known:
         return {}, 0
     logits = torch.from_numpy(np.stack([pairs[k][1].logits for k in known]))
-    patients = [slides[k].patient or slides[k].name for k in known]
+    patients = [pairs[k][1].patient or slides[k].name for k in known]
     times = predictor.config.fit.bootstrap
     try:
         return measure(predictor.task, logits, targets[known], groups=patients, bootstrap=times), len(known)
@@ -221,9 +221,9 @@ class _Pictures:
                 if opened is None:
                     reason = "a pyramid needs the slide, and nothing says where it is"
                     raise ConfigError(reason, slide=slide.name, remedy="pass slides=… with the folder of the slides")
-                target = folder / "heatmap.tif"
+                target = folder / "heatmap.ome.tif"
                 prediction.save_pyramid(opened, target, scores=self.scores, overwrite=True, progress=False)
-                files.append("heatmap.tif")
+                files.append("heatmap.ome.tif")
         return files
 
     def _write_tiles(self, prediction: Prediction, slide: CohortSlide, opened: Slide | None, folder: Path) -> bool:
