@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
-from slideio_pipe.bag import Bag, Label
+from slideio_pipe.bag import Bag, Label, patient_of
 from slideio_pipe.errors import AlikeLabelsWarning, ConfigError, MissingCellsWarning, warn_caller
 from slideio_pipe.manifest import (
     SLIDES,
@@ -273,7 +273,7 @@ def _as_slide(item: Any) -> CohortSlide:
         path = Path(item).expanduser().absolute()
         return CohortSlide(path, path.name)
     if isinstance(item, Bag):
-        return CohortSlide(item, item.name, item.label)
+        return CohortSlide(item, item.name, item.label, patient=patient_of(item))
     raise ConfigError(f"a {type(item).__name__} in a cohort", remedy="pass paths of slides or bag stores, or bags")
 
 

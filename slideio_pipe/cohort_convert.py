@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from slideio_pipe.bag import Bag
+from slideio_pipe.bag import Bag, patient_of
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import (
     ConfigError,
@@ -224,7 +224,7 @@ class _Work:
         on_stage("convert")
         told = job.bag.told
         with _opened(job.bag.source) as bag:
-            item = self.extras.item(bag, told.stem, told.label, job.kind, self.threads, many=True)
+            item = self.extras.item(bag, told, job.kind, self.threads, many=True)
             layout_of(self.extras.to).write(item, self.folder)
 
 
@@ -256,21 +256,25 @@ class _Conversion:
         with _opened(slide.source) as bag:
             own = isinstance(slide.source, Path) and slide.name != slide.source.name
             name = slide.name if own else bag.name
-            told = Told(stem_of(name), name, bag.label if slide.label is None else slide.label)
+            label = bag.label if slide.label is None else slide.label
+            told = Told(stem_of(name), name, label, slide.patient or patient_of(bag))
             given = None if self.extras.features is None else _NOTHING
             beside = bag.features(self.extras.encoder) if given is None and _has(bag, self.extras.encoder) else None
             labels = None if self.extras.instance_labels is None else _NOTHING
             shown = given if beside is None else _NOTHING
-            item = Item(bag, told.stem, shown, self.extras.encoder, told.label, "int64", 1, labels)
+            encoder = self.extras.encoder
+            item = Item(bag, told.stem, shown, encoder, told.label, "int64", 1, labels, told.patient)
             if given is None and beside is None:
-                self.extras.item(bag, told.stem, told.label, "int64", 1, many=True)  # refuses an encoder without any
+                self.extras.item(bag, told, "int64", 1, many=True)  # refuses an encoder without any
             paths = tuple(self.layout.outputs(item, self.folder))
             return _Known(slide.source, told, len(bag), self._digest(bag, told, beside), paths)
 
     def _digest(self, bag: Bag, told: Told, beside: Any) -> str:
         pixels = bag.attributes["pixels"] if isinstance(bag, StoredBag) else None
         extras = [_fingerprint(given, told.stem) for given in (self.extras.features, self.extras.instance_labels)]
-        known = [bag.provenance(), list(bag.shape), pixels, list(told), extras]
+        # What was converted before the patient was known of any bag is the same, where it is still not known.
+        said = list(told) if told.patient else list(told)[:-1]
+        known = [bag.provenance(), list(bag.shape), pixels, said, extras]
         digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
         for values in (bag.coords, bag.grid_index, bag.tissue):
             digest.update(np.ascontiguousarray(values).tobytes())
@@ -281,7 +285,8 @@ class _Conversion:
     @property
     def settings(self) -> dict[str, Any]:
         """What all bags are converted with."""
-        joined = {"label_type": self.kind} if self.layout.joins_labels else {}
+        joined: dict[str, Any] = {"label_type": self.kind} if self.layout.joins_labels else {}
+        joined |= {"version": self.layout.version} if self.layout.version > 1 else {}
         return {"layout": self.extras.to, "encoder": self.extras.encoder} | joined
 
     def go(self, ledger: Ledger, workers: int | None, progress: Report) -> None:
