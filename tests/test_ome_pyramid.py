@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def test_every_level_is_there(tmp_path: Path, transform: Any, ending: str) -> No
     assert [level.shape[:2] for level in levels] == [(height >> k, width >> k) for k in range(len(levels))]
     assert max(levels[-1].shape) <= 256 < max(levels[-2].shape)
     assert np.abs(levels[0].astype(int) - view.image.numpy()).mean() < 2
-    for above, level in zip(levels, levels[1:], strict=False):
+    for above, level in itertools.pairwise(levels):
         h, w = level.shape[:2]
         mean = above[: 2 * h, : 2 * w].reshape(h, 2, w, 2, 3).mean(axis=(1, 3))
         assert np.abs(level - mean).mean() < 2
