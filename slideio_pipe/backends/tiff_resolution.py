@@ -10,12 +10,12 @@ from typing import Any
 import tifffile
 
 from slideio_pipe.backends.tiff_tags import number, ratio, whole
+from slideio_pipe.backends.units import um_per
 from slideio_pipe.geometry import Mpp
 
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _INCH, _CENTIMETRE = 2, 3
-_UNITS_UM = {"µm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_MICRO = str.maketrans({"μ": "µ", "Â": None})  # the Greek letter; UTF-8 that was taken for Latin-1 and written again
+_TWICE_ENCODED = "Â"  # before µ, where UTF-8 was taken for Latin-1 and encoded again
 
 
 def properties(page: Any, vendor: str) -> dict[str, str]:
@@ -55,7 +55,7 @@ def _ome_mpp(tif: tifffile.TiffFile, base: Any) -> Mpp | None:
     sides = []
     for axis in "XY":
         value = number(pixels.get(f"PhysicalSize{axis}"))
-        unit = _UNITS_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm").translate(_MICRO).strip())
+        unit = um_per(pixels.get(f"PhysicalSize{axis}Unit", "µm").replace(_TWICE_ENCODED, ""))
         sides.append(None if value is None or unit is None else value * unit)
     return tag_mpp(base) if sides[0] is None or sides[1] is None else Mpp(sides[0], sides[1])
 
