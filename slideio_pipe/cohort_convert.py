@@ -44,9 +44,10 @@ from slideio_pipe.foreign.converting import convert as convert_alone
 from slideio_pipe.foreign.features import ENDINGS
 from slideio_pipe.foreign.item import Item, LabelType, Layout, Told
 from slideio_pipe.ledger import Entry, Ledger
-from slideio_pipe.manifest import TABLES, slides_in
+from slideio_pipe.manifest import TABLES
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slide import file_fingerprint
+from slideio_pipe.slide_files import is_collection
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.tolerance import Failure
@@ -169,7 +170,7 @@ def _study(bags: Any, root: str | Path | None) -> list[CohortSlide] | Bag | str 
         return bags
     if isinstance(bags, str | Path):
         path = Path(bags).expanduser()
-        is_one = is_bag_store(path) or (slides_in(path) is None and path.suffix.lower() not in TABLES)
+        is_one = is_bag_store(path) or (not is_collection(path) and path.suffix.lower() not in TABLES)
         return bags if is_one and root is None else list(Cohort.of(path, root=root))
     if isinstance(bags, Cohort):
         return list(Cohort.of(bags, root=root))

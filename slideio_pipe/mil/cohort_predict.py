@@ -25,7 +25,6 @@ from slideio_pipe.errors import (
 )
 from slideio_pipe.export import make_folder, save_picture
 from slideio_pipe.foreign.converting import stem_of
-from slideio_pipe.manifest import slides_in
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.feature_files import ENDINGS
 from slideio_pipe.mil.metrics import Metric, known_rows, measure
@@ -33,6 +32,7 @@ from slideio_pipe.mil.prediction import Prediction, Scores, checked_scores
 from slideio_pipe.mil.predictor import Predictor
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.slide_files import files_in
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.layout import is_bag_store
 
@@ -262,7 +262,7 @@ class _Pictures:
 def _slides_of(folder: str | Path | None) -> dict[str, Path]:
     if folder is None:
         return {}
-    found = slides_in(Path(folder).expanduser())
+    found = files_in(Path(folder).expanduser())
     if not found:
         raise ConfigError("no slides are there", slide=str(folder), remedy="check the path")
     return {name: path for path in found for name in (path.name, stem_of(path.name))}
