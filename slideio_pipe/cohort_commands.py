@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,9 +29,11 @@ def is_cohort(sources: Sequence[Path]) -> bool:
     first = sources[0]
     if len(sources) > 1 or first.suffix.lower() in _MANIFESTS:
         return True
-    from slideio_pipe.slide_files import is_collection
+    if first.is_dir():
+        from slideio_pipe.manifest import slides_in
 
-    return is_collection(first)
+        return slides_in(first) is not None
+    return not first.exists() and glob.has_magic(str(first))
 
 
 def who_works(workers: int | None, cluster: str | None) -> dict[str, Any]:
