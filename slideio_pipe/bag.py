@@ -78,6 +78,7 @@ class ArrayLikeBag(ABC):
     grid_index: NDArray[np.int32]  # (N, 2) column and row
     tissue: NDArray[np.float32]  # (N,) tissue fraction, NaN where no mask was used
     label: Label
+    patient: str | None = None  # whose slide it is, where that is known
     view_mpp: Mpp | None  # µm per tile pixel
 
     @abstractmethod
@@ -145,6 +146,8 @@ class TileBag(ArrayLikeBag):
         Made over the same view.
     label : int, float or str, optional
         The slide's label, carried along.
+    patient : str, optional
+        Whose slide it is, carried along: slides of one patient must not be split between training and test.
     tile_transform : an albumentationsxl transform, optional
         Drawn once per tile, on top of what the view drew for the whole slide. Its geometry samples the slide itself:
         what turns into a corner is tissue, not black, and a tile shown smaller is read from a coarser level.
@@ -173,6 +176,7 @@ class TileBag(ArrayLikeBag):
         grid: TileGrid,
         *,
         label: Label = None,
+        patient: str | None = None,
         tile_transform: Any = None,
         seed: int = 0,
         epoch: int = 0,
@@ -188,7 +192,7 @@ class TileBag(ArrayLikeBag):
                 slide=view.slide.name,
                 remedy="make the grid over the view of the bag",
             )
-        self.view, self.grid, self.label = view, grid, label
+        self.view, self.grid, self.label, self.patient = view, grid, label, patient
         self.name, self.view_mpp = view.slide.name, view.mpp
         self.tile_transform, self.seed, self.epoch = tile_transform, int(seed), int(epoch)
         self.on_stage: OnStage | None = None  # told what reading spends its time on; for before the first tile
@@ -325,6 +329,7 @@ class TileBag(ArrayLikeBag):
             "tissue": None if self.grid.mask is None else self.grid.mask.provenance(),
             "tile_draw": self._tile_provenance(),
             "label": self.label,
+            "patient": self.patient,
             "packages": package_versions(),
         }
 
@@ -337,13 +342,19 @@ class TileBag(ArrayLikeBag):
 
     def __reduce__(self) -> tuple[Any, ...]:
         drawn = {"tile_transform": self.tile_transform, "seed": self.seed, "epoch": self.epoch}
-        return partial(TileBag, label=self.label, **drawn), (self.view, self.grid)
+        return partial(TileBag, label=self.label, patient=self.patient, **drawn), (self.view, self.grid)
 
     def __repr__(self) -> str:
         n, h, w, _ = self.shape
         at = "" if self.view_mpp is None else f" at {self.view_mpp.mean:.4g} µm"
         label = "" if self.label is None else f", label {self.label}"
         return f"TileBag({self.name}: {n:,} tiles of {w}×{h} px{at} from level {self.view.level}{label})"
+
+
+def patient_of(bag: Bag) -> str | None:
+    """Return whose slide a bag is of; None where it does not say, as bags of other packages do not."""
+    patient = getattr(bag, "patient", None)
+    return None if patient is None else str(patient)
 
 
 def package_versions() -> dict[str, str]:

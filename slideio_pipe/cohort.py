@@ -10,19 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
-from slideio_pipe.bag import Bag, Label
+from slideio_pipe.bag import Bag, Label, patient_of
 from slideio_pipe.errors import AlikeLabelsWarning, ConfigError, MissingCellsWarning, warn_caller
 from slideio_pipe.manifest import (
-    SLIDES,
     TABLES,
     Table,
     file_name,
     is_windows_path,
     read_table,
-    slides_in,
     write_table,
 )
 from slideio_pipe.manifest_cells import fold_of, infinite_labels, labels_of, missing_words, mpp_of, value_of
+from slideio_pipe.slide_files import SLIDES, dicom_series, is_named_dicom, slides_in, slides_of
 
 COLUMNS = ("slide", "name", "label", "mpp", "mask", "patient", "split", "fold")
 # What a column may be called by mistake: closer than this to one of ours that is not there.
@@ -104,8 +103,8 @@ class Cohort(Sequence[CohortSlide]):
             A CSV or Parquet file has a column "slide", and maybe "name", "label", "mpp" (µm per level-0 px), "mask",
             "patient", "split" and "fold"; paths in it are relative to it. Other columns are kept as they are. CLAM's
             ``slide_id`` and ``case_id`` are the slide and the patient. "NA", "nan", "None" and what else pandas takes
-            for an empty cell is one. A folder is searched for slides, not the folders in it; ``raw/**/*.svs`` is a
-            pattern.
+            for an empty cell is one. A folder is searched for slides, the folders below it only where it has none
+            itself; ``raw/**/*.svs`` is a pattern. Files of one DICOM series are one slide, named by its largest.
         root : path, optional
             A folder that every slide and mask has to lie in, links followed.
 
@@ -113,6 +112,11 @@ class Cohort(Sequence[CohortSlide]):
         ------
         ConfigError
             All that is wrong, at once.
+
+        Warns
+        -----
+        PartsWarning
+            Several files are one slide, or folders below the one that was given were searched.
         """
         if isinstance(source, Cohort):
             found = source
@@ -124,7 +128,7 @@ class Cohort(Sequence[CohortSlide]):
                 remedy = 'write it as CSV with a column "slide", and pass its path'
             raise ConfigError(f"a cohort is no {type(source).__name__}", remedy=remedy)
         else:
-            found = cls([_as_slide(item) for item in source])
+            found = cls([_as_slide(item) for item in _whole_slides(source)])
         if root is not None:
             found._check(_numbered(found), [], root=root)
         return found
@@ -180,6 +184,7 @@ class Cohort(Sequence[CohortSlide]):
         counts = Counter(slide.name for slide in self._slides)
         twice = [name for name, count in counts.items() if name and count > 1]
         problems += [f'{counts[name]} slides are called {name} (tell them apart by "name")' for name in twice]
+        problems += _series_problems(places, self._slides, root)
         problems += _label_problems(self._slides)
         _warn_of_alike(self._slides)
         problems += _parted_patients(self._slides)
@@ -273,8 +278,27 @@ def _as_slide(item: Any) -> CohortSlide:
         path = Path(item).expanduser().absolute()
         return CohortSlide(path, path.name)
     if isinstance(item, Bag):
-        return CohortSlide(item, item.name, item.label)
+        return CohortSlide(item, item.name, item.label, patient=patient_of(item))
     raise ConfigError(f"a {type(item).__name__} in a cohort", remedy="pass paths of slides or bag stores, or bags")
+
+
+def _whole_slides(items: Iterable[Any]) -> Iterator[Any]:
+    """Return what was given, of files that are one slide only its largest."""
+    given = [Path(i).expanduser().absolute() if isinstance(i, str | Path) else i for i in items]
+    paths = [item for item in given if isinstance(item, Path)]
+    whole = set(slides_of(paths))
+    return (item for item in given if not isinstance(item, Path) or item in whole)
+
+
+def _series_problems(places: Sequence[str], slides: Sequence[CohortSlide], root: str | Path | None) -> Iterator[str]:
+    """Say which rows are files of one DICOM slide; of files outside of ``root`` nothing is read."""
+    known = {}
+    for place, slide in zip(places, slides, strict=True):
+        path = slide.source
+        if isinstance(path, Path) and is_named_dicom(path) and not any(_slide_problems(slide, root)):
+            known[path] = place
+    for files in dicom_series(known):
+        yield f"{' and '.join(sorted(known[path] for path in files))} are files of one DICOM slide"
 
 
 def _header_problems(header: Sequence[str]) -> Iterator[str]:

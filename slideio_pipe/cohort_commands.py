@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,11 +28,9 @@ def is_cohort(sources: Sequence[Path]) -> bool:
     first = sources[0]
     if len(sources) > 1 or first.suffix.lower() in _MANIFESTS:
         return True
-    if first.is_dir():
-        from slideio_pipe.manifest import slides_in
+    from slideio_pipe.slide_files import is_collection
 
-        return slides_in(first) is not None
-    return not first.exists() and glob.has_magic(str(first))
+    return is_collection(first)
 
 
 def who_works(workers: int | None, cluster: str | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from slideio_pipe.bag import Bag
+from slideio_pipe.bag import Bag, patient_of
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import (
     ConfigError,
@@ -44,9 +44,10 @@ from slideio_pipe.foreign.converting import convert as convert_alone
 from slideio_pipe.foreign.features import ENDINGS
 from slideio_pipe.foreign.item import Item, LabelType, Layout, Told
 from slideio_pipe.ledger import Entry, Ledger
-from slideio_pipe.manifest import TABLES, slides_in
+from slideio_pipe.manifest import TABLES
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slide import file_fingerprint
+from slideio_pipe.slide_files import is_collection
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.tolerance import Failure
@@ -169,7 +170,7 @@ def _study(bags: Any, root: str | Path | None) -> list[CohortSlide] | Bag | str 
         return bags
     if isinstance(bags, str | Path):
         path = Path(bags).expanduser()
-        is_one = is_bag_store(path) or (slides_in(path) is None and path.suffix.lower() not in TABLES)
+        is_one = is_bag_store(path) or (not is_collection(path) and path.suffix.lower() not in TABLES)
         return bags if is_one and root is None else list(Cohort.of(path, root=root))
     if isinstance(bags, Cohort):
         return list(Cohort.of(bags, root=root))
@@ -224,7 +225,7 @@ class _Work:
         on_stage("convert")
         told = job.bag.told
         with _opened(job.bag.source) as bag:
-            item = self.extras.item(bag, told.stem, told.label, job.kind, self.threads, many=True)
+            item = self.extras.item(bag, told, job.kind, self.threads, many=True)
             layout_of(self.extras.to).write(item, self.folder)
 
 
@@ -256,21 +257,25 @@ class _Conversion:
         with _opened(slide.source) as bag:
             own = isinstance(slide.source, Path) and slide.name != slide.source.name
             name = slide.name if own else bag.name
-            told = Told(stem_of(name), name, bag.label if slide.label is None else slide.label)
+            label = bag.label if slide.label is None else slide.label
+            told = Told(stem_of(name), name, label, slide.patient or patient_of(bag))
             given = None if self.extras.features is None else _NOTHING
             beside = bag.features(self.extras.encoder) if given is None and _has(bag, self.extras.encoder) else None
             labels = None if self.extras.instance_labels is None else _NOTHING
             shown = given if beside is None else _NOTHING
-            item = Item(bag, told.stem, shown, self.extras.encoder, told.label, "int64", 1, labels)
+            encoder = self.extras.encoder
+            item = Item(bag, told.stem, shown, encoder, told.label, "int64", 1, labels, told.patient)
             if given is None and beside is None:
-                self.extras.item(bag, told.stem, told.label, "int64", 1, many=True)  # refuses an encoder without any
+                self.extras.item(bag, told, "int64", 1, many=True)  # refuses an encoder without any
             paths = tuple(self.layout.outputs(item, self.folder))
             return _Known(slide.source, told, len(bag), self._digest(bag, told, beside), paths)
 
     def _digest(self, bag: Bag, told: Told, beside: Any) -> str:
         pixels = bag.attributes["pixels"] if isinstance(bag, StoredBag) else None
         extras = [_fingerprint(given, told.stem) for given in (self.extras.features, self.extras.instance_labels)]
-        known = [bag.provenance(), list(bag.shape), pixels, list(told), extras]
+        # What was converted before the patient was known of any bag is the same, where it is still not known.
+        said = list(told) if told.patient else list(told)[:-1]
+        known = [bag.provenance(), list(bag.shape), pixels, said, extras]
         digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
         for values in (bag.coords, bag.grid_index, bag.tissue):
             digest.update(np.ascontiguousarray(values).tobytes())
@@ -281,7 +286,8 @@ class _Conversion:
     @property
     def settings(self) -> dict[str, Any]:
         """What all bags are converted with."""
-        joined = {"label_type": self.kind} if self.layout.joins_labels else {}
+        joined: dict[str, Any] = {"label_type": self.kind} if self.layout.joins_labels else {}
+        joined |= {"version": self.layout.version} if self.layout.version > 1 else {}
         return {"layout": self.extras.to, "encoder": self.extras.encoder} | joined
 
     def go(self, ledger: Ledger, workers: int | None, progress: Report) -> None:

@@ -61,6 +61,7 @@ class ExportWork:
             config,
             label=slide.label,
             default_mpp=mpps["default_mpp"],
+            patient=slide.patient,
             tissue_file=slide.mask,
             overwrite=overwrite,
             allow_empty=self.allow_empty,

@@ -56,7 +56,7 @@ class ImportWork:
         assert isinstance(slide.source, Path)
         on_stage("tiles")
         mpps = SlideConfig(slide_mpp=self.slide_mpp, slide_mpp_override=self.slide_mpp_override).in_cohort(slide.mpp)
-        how: dict[str, Any] = {"overwrite": overwrite, "progress": False, "mpps": mpps}
+        how: dict[str, Any] = {"patient": slide.patient, "overwrite": overwrite, "progress": False, "mpps": mpps}
         with self.make(slide.source, self.output(slide), slide.label, **how) as bag:
             return {"bag": str(bag.path), "tiles": len(bag)}
 
@@ -67,6 +67,7 @@ class ImportWork:
         label: Label = None,
         *,
         mpps: Mapping[str, float | None] | None = None,
+        patient: str | None = None,
         overwrite: bool = False,
         progress: Report | bool | None = None,
     ) -> StoredBag:
@@ -84,20 +85,21 @@ class ImportWork:
             raise ConfigError(f"no coordinates of {self.source!r}", remedy="pass --from clam or --from trident")
         how: dict[str, Any] = {"pixels": self.pixels, "overwrite": overwrite, "threads": self.threads}
         if self.slides is None:
-            found = self._pixels(file, label)
+            found = self._pixels(file, label, patient)
             target = out if out.suffix == ".zarr" else out / f"{_stem(file)}{SUFFIX}"
             return save_bag(found, target, progress=progress, **how)
         how_opened: dict[str, Any] = {"slide_mpp": self.slide_mpp} if mpps is None else dict(mpps)
         with open_slide(slide_of(file, self.slides), **how_opened) as slide:
             bag = readers[self.source](file, slide, **self.sizes, label=label)
+            bag.patient = patient
             return save_bag(bag, bag_path(slide, out), progress=progress, **how)
 
-    def _pixels(self, file: Path, label: Label) -> PixelFile:
+    def _pixels(self, file: Path, label: Label, patient: str | None) -> PixelFile:
         none = ConfigError("coordinates have no pixels", slide=str(file), remedy="pass --slides")
         if self.source != "clam":
             raise none
         try:
-            return PixelFile(file, label, self.slide_mpp)
+            return PixelFile(file, label, self.slide_mpp, patient)
         except BagFormatError as error:
             raise none from error
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from slideio_pipe.augment.stains import SlideColour
 from slideio_pipe.backends.base import OnStage
-from slideio_pipe.bag import Bag, Label, TileBag
+from slideio_pipe.bag import Bag, Label, TileBag, patient_of
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.config import LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError, NoTissueError, RepeatedDrawsWarning, SlideioPipeError, warn_caller
@@ -124,7 +124,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             index = self.chosen(number, bag, epoch)
             self._warn_of_repeats(number, epoch, bag, drawn=len(index) < len(bag))
             tiles = torch.from_numpy(bag.read(index)).permute(0, 3, 1, 2)
-            return WholeBag(tiles, np.asarray(bag.coords)[index], index, slide.name, self.label(number, bag))
+            known = self.label(number, bag), self.patient(number, bag)
+            return WholeBag(tiles, np.asarray(bag.coords)[index], index, slide.name, *known)
         finally:
             self.close(number, bag)
 
@@ -198,6 +199,10 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         label = self.cohort[number].label
         return bag.label if label is None else label
 
+    def patient(self, number: int, bag: Bag) -> str | None:
+        """Return whose slide it is: as the cohort says, else as the bag does."""
+        return self.cohort[number].patient or patient_of(bag)
+
     def rng(self, epoch: int, *what: str) -> np.random.Generator:
         """Return the generator that belongs to (seed, epoch, what) and to nothing else."""
         key = json.dumps([self.config.seed, epoch, *what]).encode()
@@ -257,7 +262,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             opened.colour = self._colours[slide.name]
         view = opened.view(mpp=config.view.mpp, transform=self.slide_transform, seed=config.seed, epoch=epoch)
         grid = TileGrid(view, tissue=self._tissue(slide, opened), **config.grid.model_dump())
-        return TileBag(view, grid, label=slide.label, tile_transform=self.tile_transform, seed=config.seed, epoch=epoch)
+        drawn = {"tile_transform": self.tile_transform, "seed": config.seed, "epoch": epoch}
+        return TileBag(view, grid, label=slide.label, patient=slide.patient, **drawn)
 
     def _tissue(self, slide: CohortSlide, opened: Slide) -> TissueMask | None:
         """Return the tissue of a slide, found once: the epochs after the first do not decode its overview again."""
@@ -354,4 +360,4 @@ def _at_epoch(bag: Bag, epoch: int) -> Bag:
     if not isinstance(bag, TileBag) or bag.tile_transform is None or not epoch:
         return bag
     drawn = {"tile_transform": bag.tile_transform, "seed": bag.seed, "epoch": bag.epoch + epoch}
-    return TileBag(bag.view, bag.grid, label=bag.label, **drawn)
+    return TileBag(bag.view, bag.grid, label=bag.label, patient=bag.patient, **drawn)

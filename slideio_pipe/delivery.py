@@ -85,6 +85,7 @@ class Delivery:
     total: int  # tiles of the bag that the epoch uses
     last: bool
     failures: tuple[Failure, ...]  # tiles that could not be decoded since the last delivery of the bag
+    patient: str | None = None  # whose slide it is, where that is known
 
 
 @dataclass(frozen=True, slots=True)

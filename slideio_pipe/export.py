@@ -71,6 +71,7 @@ def export_slide(
     *,
     label: Label = None,
     default_mpp: float | None = None,
+    patient: str | None = None,
     tissue_file: str | Path | None = None,
     picture_file: str | Path | None = None,
     overwrite: bool = False,
@@ -95,6 +96,8 @@ def export_slide(
         Stored with the bag.
     default_mpp : float, optional
         µm per level-0 pixel of a slide that states none; ``config.slide.slide_mpp`` replaces what it states.
+    patient : str, optional
+        Whose slide it is, stored with the bag.
     tissue_file : str or Path, optional
         A GeoJSON (QuPath) or PNG tissue mask to use instead of finding tissue.
     picture_file : str or Path, optional
@@ -144,7 +147,7 @@ def export_slide(
             remedy = "pass overwrite=True or another path"
             raise OutputExistsError("already exists", slide=str(target), remedy=remedy)
         begin("tissue")
-        bag = plan_bag(slide, config, label=label, tissue_file=tissue_file, on_error=on_error)
+        bag = plan_bag(slide, config, label=label, patient=patient, tissue_file=tissue_file, on_error=on_error)
         if on_plan is not None:
             on_plan(slide, bag)
         if not len(bag) and not allow_empty:
@@ -195,13 +198,15 @@ def plan_bag(
     config: ExportConfig,
     *,
     label: Label = None,
+    patient: str | None = None,
     tissue_file: str | Path | None = None,
     on_error: str = "raise",
 ) -> TileBag:
     """Return the bag an export would write: tissue found and grid laid, no tile decoded yet."""
     view = slide.view(mpp=config.view.mpp)
     tissue = _tissue(slide, config, tissue_file, on_error)
-    return TileBag(view, TileGrid(view, tissue=tissue, **config.grid.model_dump()), label=label)
+    grid = TileGrid(view, tissue=tissue, **config.grid.model_dump())
+    return TileBag(view, grid, label=label, patient=patient)
 
 
 def bag_path(slide: Slide, out: str | Path | None) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Bag, Label
+from slideio_pipe.bag import Bag, Label, patient_of
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.config import LoaderConfig
 from slideio_pipe.dataset import BagDataset
@@ -51,10 +51,10 @@ class Laid:
     stored: bool  # whether it came from a bag store
 
     @classmethod
-    def of(cls, bag: Bag, label: Label) -> Laid:
+    def of(cls, bag: Bag, label: Label, patient: str | None) -> Laid:
         """Return what is to be kept of a bag."""
         columns = (np.asarray(bag.coords), np.asarray(bag.grid_index), np.asarray(bag.tissue))
-        told = bag.provenance() | {"label": label}
+        told = bag.provenance() | {"label": label, "patient": patient}
         return cls(bag.name, *columns, label, told, isinstance(bag, StoredBag))
 
     def __len__(self) -> int:
@@ -267,7 +267,7 @@ class _Slides(BagDataset):
             try:
                 bag = super()._opened(slide, epoch)
                 label = bag.label if slide.label is None else slide.label
-                self.laid[slide.name] = Laid.of(bag, label)
+                self.laid[slide.name] = Laid.of(bag, label, slide.patient or patient_of(bag))
             except (SlideioPipeError, OSError):
                 raise
             except Exception as error:  # whatever a library raises over a damaged slide costs that slide only

@@ -38,6 +38,7 @@ class FeatureBag:
     view_mpp: Mpp | None  # µm per px of the tiles
     provenance: Mapping[str, Any] = field(default_factory=dict)  # where the tiles come from
     encoder_facts: Mapping[str, Any] = field(default_factory=dict)  # digest, normalisation, input size, versions
+    patient: str | None = None  # whose slide it is, where that is known
 
     def __len__(self) -> int:
         return len(self.features)
@@ -109,6 +110,7 @@ def _from_store(path: Path, encoder: str | None) -> FeatureBag:
         view_mpp=_view_mpp(told),
         provenance=told,
         encoder_facts=facts,
+        patient=told.get("patient"),
     )
 
 
@@ -166,7 +168,8 @@ def _from_hdf5(file: Path, encoder: str | None, slide_mpp: float | None) -> Feat
     known = encoder if told is None else str(told)
     if encoder is not None and known != encoder:
         raise BagFormatError(f"features of {known}, not of {encoder}", slide=str(file), remedy="pass another file")
-    return FeatureBag(file.stem, values, _corners(file, places, values), side, None, known, mpp, attributes)
+    corners, patient = _corners(file, places, values), attributes.get("patient")
+    return FeatureBag(file.stem, values, corners, side, None, known, mpp, attributes, {}, patient)
 
 
 def _from_tensor(file: Path, encoder: str | None) -> FeatureBag:

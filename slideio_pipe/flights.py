@@ -61,6 +61,7 @@ class _Flight:
     opening: Future[None] | None = None
     bag: Bag | None = None
     label: Label = None
+    patient: str | None = None
     error: BaseException | None = None
     chosen: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
     blocks: Iterator[Block] = field(default_factory=lambda: iter(()))
@@ -164,6 +165,7 @@ class Flights:
                 )
             check_colours(pace.colours, bag)
             flight.label = dataset.label(flight.slide, bag)
+            flight.patient = dataset.patient(flight.slide, bag)
             flight.chosen = chosen = dataset.chosen(flight.slide, bag, self._epoch)
             flight.tolerance = Tolerance(flight.name, len(chosen), pace.on_error)
             flight.blocks = lay_blocks(
@@ -329,6 +331,7 @@ class Flights:
             len(flight.chosen),
             not flight.chunks_left,
             failures,
+            flight.patient,
         )
         if delivery.last:
             flight.over = True

@@ -1,9 +1,8 @@
-"""Tables of slides on disk: rows of a CSV or Parquet file as text, slides of a folder or pattern, and tables back."""
+"""Tables of slides on disk: rows of a CSV or Parquet file as text, and tables back."""
 
 from __future__ import annotations
 
 import csv
-import glob
 import importlib
 import io
 import math
@@ -18,9 +17,6 @@ from slideio_pipe.mask_files import write_file
 TABLES = (".csv", ".tsv", ".txt", ".parquet")
 # What CLAM and others call the columns of their tables.
 ALIASES = {"slide_id": "slide", "case_id": "patient"}
-# What a folder is searched for. Pictures are left out: masks and thumbnails lie beside slides.
-SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
-_FOLDER_SLIDES = (".zarr",)
 _SHOWN = 10  # problems in one message
 
 
@@ -74,33 +70,6 @@ def file_name(cell: str) -> str:
 def is_windows_path(cell: str) -> bool:
     """Return whether a path separates its folders by backslashes."""
     return "\\" in cell and "/" not in cell
-
-
-def slides_in(source: Path) -> list[Path] | None:
-    """Return the slides of a folder or of a pattern such as ``raw/*.svs``, in order; None for anything else.
-
-    A folder that is a slide itself, DICOM or OME-Zarr, is anything else.
-    """
-    if source.is_dir():
-        if _is_folder_slide(source):
-            return None
-        return sorted(path.absolute() for path in source.iterdir() if _looks_like_slide(path))
-    if not source.exists() and glob.has_magic(str(source)):
-        return sorted(Path(path).absolute() for path in glob.glob(str(source), recursive=True))
-    return None
-
-
-def _looks_like_slide(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    endings = _FOLDER_SLIDES if path.is_dir() else SLIDES
-    return path.suffix.lower() in endings
-
-
-def _is_folder_slide(folder: Path) -> bool:
-    if folder.suffix.lower() in _FOLDER_SLIDES:
-        return True
-    return any(p.name in ("zarr.json", ".zgroup", ".zarray") or p.suffix.lower() == ".dcm" for p in folder.iterdir())
 
 
 def _with_our_names(table: Table) -> Table:

@@ -172,6 +172,9 @@ Pixels = Annotated[
     ),
 ]
 Label = Annotated[str | None, _option("--label", unit="L", panel=OUTPUT, text="Kept with the bag: 1, 0.5, tumour…")]
+Patient = Annotated[
+    str | None, _option("--patient", unit="ID", panel=OUTPUT, text="Whose slide it is, kept with the bag.")
+]
 Threads = Annotated[
     int | None, _option("--threads", unit="n", min=1, text=r"How many decode. \[default: one per core, at most 8]")
 ]

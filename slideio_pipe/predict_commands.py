@@ -49,7 +49,7 @@ ScoresShown = Annotated[
 ]
 Pyramid = Annotated[
     bool,
-    typer.Option("--pyramid", help="Also heatmap.tif, to zoom into.", rich_help_panel=options.OUTPUT),
+    typer.Option("--pyramid", help="Also heatmap.ome.tif, to zoom into.", rich_help_panel=options.OUTPUT),
 ]
 SlideFolder = Annotated[
     Path | None,

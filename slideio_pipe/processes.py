@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -179,7 +180,9 @@ def spawned(work: Work) -> tuple[Connection, Process]:
     context = multiprocessing.get_context("spawn")  # libvips does not survive a fork
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve_with_parent, args=(theirs, work), daemon=True)
-    # A Ctrl-C while it imports would end it with a traceback: what is blocked here is blocked there, for good.
+    # A Ctrl-C while it imports would end it with a traceback: what is blocked here is blocked there, for good. The
+    # first start of a process also starts multiprocessing's resource tracker, which unblocks the signal: start it now.
+    resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
@@ -242,6 +245,7 @@ class _Program:
 
 def serve_program(connection: Connection, lifeline: Connection) -> None:
     """Be a worker that ``program`` started."""
+    _ignore_interrupts()
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     try:
         work = pickle.loads(connection.recv_bytes())
@@ -252,10 +256,16 @@ def serve_program(connection: Connection, lifeline: Connection) -> None:
 
 
 def _serve_with_parent(connection: Connection, work: Work) -> None:
+    _ignore_interrupts()
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     _serve(connection, work)
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent, which ends its workers: a terminal sends it to them as well."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _end_with(parent: Connection | int) -> None:

@@ -1,7 +1,8 @@
-"""A lazy image as a tiled pyramid TIFF on disk, in bounded memory, whole or not at all."""
+"""A lazy image as a tiled pyramid TIFF or OME-TIFF on disk, in bounded memory, whole or not at all."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -10,8 +11,9 @@ from typing import Any
 
 import pyvips
 
+from slideio_pipe import ome_xml
 from slideio_pipe.errors import CorruptSlideError, OutputError, OutputExistsError, SlideioPipeError
-from slideio_pipe.geometry import Mpp
+from slideio_pipe.geometry import Mpp, Size
 from slideio_pipe.progress import Report, reporting
 
 _TILE = 256
@@ -36,6 +38,9 @@ def save_pyramid(
 ) -> None:
     """Write ``image`` as JPEG tiles of 256 px with levels halved down to one tile.
 
+    Called ``.ome.tif``, it is an OME-TIFF, whose levels are SubIFDs of the first page, as Bio-Formats and QuPath read
+    them; else each level is a page, as OpenSlide and libvips read them.
+
     Written to a ``.partial`` sibling and renamed. Memory is libvips' strips of each level, whatever the image's height.
     ``check`` is called before the renaming: it raises when some of the pixels could not be decoded, which libvips may
     not know. ``progress`` is called from a thread of its own; what it raises ends the writing and is raised here.
@@ -56,7 +61,8 @@ def save_pyramid(
     partial = path.with_name(path.name + ".partial")
     try:
         with reporting(progress, f"saving {path.name}") as report:
-            _write_or_stop(image, partial, mpp, quality, report)
+            description = _description(image, mpp, name) if is_ome(path) else None
+            _write_or_stop(image, partial, mpp, quality, description, report)
         check()
         os.replace(partial, path)
     except pyvips.Error as error:
@@ -77,7 +83,23 @@ def save_pyramid(
         partial.unlink(missing_ok=True)
 
 
-def _write_or_stop(image: Any, partial: Path, mpp: Mpp | None, quality: int, report: Report) -> None:
+def is_ome(path: Path) -> bool:
+    """Return whether a file is called as an OME-TIFF is."""
+    return path.name.lower().endswith(ome_xml.SUFFIXES)
+
+
+def _description(image: Any, mpp: Mpp | None, name: str) -> str:
+    try:
+        version = importlib.metadata.version("slideio-pipe")
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        version = "?"
+    size = Size(image.width, image.height)
+    return ome_xml.rgb_image(size, mpp, name=name, creator=f"slideio-pipe {version}")
+
+
+def _write_or_stop(
+    image: Any, partial: Path, mpp: Mpp | None, quality: int, description: str | None, report: Report
+) -> None:
     """Write in a thread: libvips would not let go of this one for Ctrl-C, and hides what its callbacks raise."""
     watched = image.copy()
     raised: list[BaseException] = []
@@ -93,7 +115,7 @@ def _write_or_stop(image: Any, partial: Path, mpp: Mpp | None, quality: int, rep
     watched.set_progress(True)
     watched.signal_connect("eval", tell)
     with ThreadPoolExecutor(1, thread_name_prefix="slideio-save") as pool:
-        writing = pool.submit(_write, watched, partial, mpp, quality)
+        writing = pool.submit(_write, watched, partial, mpp, quality, description)
         try:
             while not writing.done():  # waiting without end hears Ctrl-C on some systems only
                 wait([writing], timeout=0.1)
@@ -108,9 +130,15 @@ def _write_or_stop(image: Any, partial: Path, mpp: Mpp | None, quality: int, rep
         raise raised[0]
 
 
-def _write(image: Any, partial: Path, mpp: Mpp | None, quality: int) -> None:
+def _write(image: Any, partial: Path, mpp: Mpp | None, quality: int, description: str | None) -> None:
     # Left alone, libvips states 1000 µm, which somebody may believe; 72 dpi says that nobody knows.
     stated = Mpp.of(_MPP_OF_72_DPI) if mpp is None else mpp
+    keep: dict[str, Any] = {"keep": "none"}  # the scanner's description would state the scanner's resolution
+    if description is not None:
+        for field in image.get_fields():
+            image.remove(field)  # not width and the like, which cannot be
+        image.set_type(pyvips.GValue.gstr_type, "image-description", description)
+        keep = {"keep": "other", "subifd": True}
     image.tiffsave(
         str(partial),
         compression="jpeg",
@@ -121,7 +149,7 @@ def _write(image: Any, partial: Path, mpp: Mpp | None, quality: int) -> None:
         pyramid=True,
         bigtiff=image.width * image.height > _BIGTIFF_FROM_PX,
         region_shrink="mean",
-        keep="none",  # the scanner's description would state the scanner's resolution
         xres=1000 / stated.x,  # pixels per millimetre
         yres=1000 / stated.y,
+        **keep,
     )

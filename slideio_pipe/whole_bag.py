@@ -21,6 +21,7 @@ class WholeBag:
     index: NDArray[np.int64]  # (n,) position in the bag, ascending
     bag: str  # name of the slide in the cohort
     label: Label = None
+    patient: str | None = None  # whose slide it is, where that is known
 
     def __len__(self) -> int:
         return len(self.index)
@@ -50,4 +51,6 @@ class Gathered:
         tiles, came = self._tiles, self._index >= 0
         if not came.all():
             tiles = tiles[torch.from_numpy(came).to(tiles.device)]
-        return WholeBag(tiles.permute(0, 3, 1, 2), self._coords[came], self._index[came], last.bag, last.label)
+        return WholeBag(
+            tiles.permute(0, 3, 1, 2), self._coords[came], self._index[came], last.bag, last.label, last.patient
+        )

@@ -53,13 +53,19 @@ def test_other_settings_are_refused_in_options(study: Path, tmp_path: Path) -> N
 
 
 def test_what_is_a_cohort(study: Path, tmp_path: Path) -> None:
-    """Several slides, a manifest, a folder of slides, a pattern; not a slide, nor a folder that is one."""
+    """Several slides, a manifest, a folder of slides, DICOM as well, a pattern; not a slide, nor a zarr."""
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "dicom").mkdir()
     (tmp_path / "dicom" / "1.dcm").touch()
-    cohorts = [[study], [study / "cohort.csv"], [study / "*.svs"], [study / "s0.svs", study / "s1.svs"]]
+    cohorts = [
+        [study],
+        [tmp_path / "dicom"],
+        [study / "cohort.csv"],
+        [study / "*.svs"],
+        [study / "s0.svs", study / "s1.svs"],
+    ]
     assert all(is_cohort(sources) for sources in cohorts)
-    slides = [study / "s0.svs", study / "nowhere.svs", tmp_path / "a.zarr", tmp_path / "dicom"]
+    slides = [study / "s0.svs", study / "nowhere.svs", tmp_path / "a.zarr"]
     assert not any(is_cohort([source]) for source in slides)
 
 

@@ -61,7 +61,7 @@ def test_a_study_is_a_folder_a_pattern_a_manifest_or_a_list(tmp_path: Path) -> N
     (tmp_path / "other.csv").write_text("slide,name,label\nbags/a.bag.zarr,first,7\nbags/b.bag.zarr,,\n")
     sp.convert(tmp_path / "other.csv", "torchmil", tmp_path / "other")
     assert {path.name for path in (tmp_path / "other" / "labels").iterdir()} == {"first.npy", "b.npy"}
-    assert np.load(tmp_path / "other" / "labels" / "first.npy").tolist() == [7]
+    assert np.load(tmp_path / "other" / "labels" / "first.npy").tolist() == 7
 
 
 def test_run_again_it_writes_what_is_missing(tmp_path: Path) -> None:

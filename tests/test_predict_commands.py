@@ -54,11 +54,11 @@ def test_slides_get_a_table_and_a_folder_each(trained: Trained, tmp_path: Path) 
     assert [(row["slide"], row["label"]) for row in rows] == [("s0.svs", "0"), ("s1.svs", "1")]
     for name in ("s0", "s1"):
         folder = out / name
-        assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "heatmap.tif"])
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "heatmap.ome.tif"])
         with Image.open(folder / "heatmap.png") as picture:
             assert picture.width > 1200
         assert sp.Annotations.from_geojson(folder / "heatmap.geojson").regions
-        with sp.open_slide(folder / "heatmap.tif") as pyramid:
+        with sp.open_slide(folder / "heatmap.ome.tif") as pyramid:
             assert pyramid.mpp is not None
     again = run(trained.pixels, trained.folder / "cohort.csv", "--out", out, "--device", "cpu")
     assert again.exit_code == 2

@@ -92,6 +92,19 @@ def test_what_fails_is_listed_and_the_rest_is_done(tmp_path: Path) -> None:
     assert noted["settings"] == {"scale": 1}
 
 
+def test_the_list_of_failures_is_of_the_last_run(tmp_path: Path) -> None:
+    """What failed before and is done now is not in it, whether others fail or none."""
+    cohort, out = slides(tmp_path, a="damaged", b="2", c="damaged"), tmp_path / "out"
+    run(cohort, out)
+    assert [row["slide"] for row in failures(out)] == ["a", "c"]
+    (tmp_path / "a").write_text("1")
+    run(cohort, out)
+    assert [row["slide"] for row in failures(out)] == ["c"]
+    (tmp_path / "c").write_text("3")
+    run(cohort, out)
+    assert not (out / "failures.csv").exists()
+
+
 def test_a_slide_that_kills_its_worker_is_left_out_until_it_is_asked_for(tmp_path: Path) -> None:
     """Two workers are enough; the others are done."""
     cohort, out = slides(tmp_path, a="1", b="fatal", c="3"), tmp_path / "out"

@@ -36,6 +36,12 @@ def work(task: Any, on_stage: Any) -> Any:
         hoard = bytearray(1_000_000_000)
         hoard[::4096] = b"x" * len(hoard[::4096])
         time.sleep(600)
+    elif kind == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)  # a handler in Python runs now
+    elif kind == "say and hang":
+        print("begun", flush=True)
+        time.sleep(600)
     elif kind == "ours":
         raise CorruptSlideError("damaged", slide="a.svs", remedy="copy it again")
     elif kind == "theirs":
@@ -151,6 +157,51 @@ def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     pytest.fail("the worker lives on")
+
+
+def script(folder: Path, body: str) -> subprocess.Popen[str]:
+    """Start a program in a session of its own, so that its workers are the first processes it starts."""
+    file = folder / "script.py"
+    head = "import sys; sys.path.insert(0, 'tests')\nfrom test_workers import *\nif __name__ == '__main__':\n"
+    file.write_text(head + "".join(f"    {line}\n" for line in body.splitlines()))
+    return subprocess.Popen(
+        [sys.executable, str(file)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("start", ["spawned", "program"])
+def test_workers_ignore_ctrl_c(start: str, tmp_path: Path) -> None:
+    """However they are started, and the first one of a program, too: it is the parent who ends them."""
+    body = (
+        "import pickle\n"
+        "from slideio_pipe.processes import Worker, program, spawned\n"
+        f"worker = Worker(lambda: spawned(work) if {start!r} == 'spawned' else program(pickle.dumps(work)))\n"
+        "worker.begin(('interrupt',))\n"
+        "while (ended := worker.hear()) is None: pass\n"
+        "print(ended.value == worker.process.pid)\n"
+        "worker.dismiss()"
+    )
+    if start == "program":  # it does not import the script
+        body = "import test_workers; work = test_workers.work\n" + body
+    said, err = script(tmp_path, body).communicate(timeout=120)
+    assert (said, err) == ("True\n", "")
+
+
+def test_ctrl_c_ends_workers_at_work_without_a_word(tmp_path: Path) -> None:
+    """A terminal sends it to the whole group: what the program prints itself is all that is seen."""
+    body = (
+        "try:\n"
+        "    next(WorkerPool(work, 2).outcomes([('say and hang',)] * 2))\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')"
+    )
+    running = script(tmp_path, body)
+    assert running.stdout is not None
+    assert [running.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.communicate(timeout=60) == ("interrupted\n", "")
+    assert running.returncode == 0
 
 
 @pytest.mark.parametrize("limits", [{"workers": 0}, {"workers": 1, "time_limit_s": 0.0}])

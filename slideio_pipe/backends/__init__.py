@@ -8,7 +8,7 @@ from pathlib import Path
 from slideio_pipe.backends.array import FlatBackend, ZarrBackend, is_zarr
 from slideio_pipe.backends.base import Backend
 from slideio_pipe.backends.companions import check_companions, check_ome, check_picture
-from slideio_pipe.backends.dicom_header import is_dicom
+from slideio_pipe.backends.dicom_header import base_first, is_dicom, read_instance
 from slideio_pipe.backends.openslide import OpenSlideBackend, detect
 from slideio_pipe.backends.tiff import TiffBackend
 from slideio_pipe.backends.tiff_header import APERIO_JPEG2000_YCBCR, is_tiff, read_header
@@ -73,14 +73,23 @@ def _check_readable(path: Path) -> None:
 
 def _open_directory(path: Path, backend: str) -> Backend:
     if not is_zarr(path):
-        raise SlideNotFoundError(
-            "a directory, not a slide",
-            slide=str(path),
-            remedy="pass one slide file in it (for DICOM and MIRAX any .dcm, or the .mrxs beside the folder)",
-        )
+        raise SlideNotFoundError("a directory, not a slide", slide=str(path), remedy=_files_in(path))
     if backend not in ("auto", "array"):
         raise ConfigError(f'backend "{backend}" reads no zarr', slide=path.name, remedy='pass backend="array"')
     return ZarrBackend(path)
+
+
+def _files_in(folder: Path) -> str:
+    """Return what to pass in place of a folder."""
+    files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    dicom = [found for path in files if (found := read_instance(path)) is not None]
+    series = {found.series: found for found in sorted(dicom, key=base_first, reverse=True)}
+    if len(series) == 1:
+        return f"pass {next(iter(series.values())).path}; its other files are found beside it"
+    mirax = folder.with_name(f"{folder.name}.mrxs")
+    if mirax.is_file():
+        return f"pass {mirax}"
+    return "pass one slide file in it; the folder is a cohort, as export and Cohort.of take it"
 
 
 def _choose(path: Path) -> Backend:

@@ -24,6 +24,7 @@ _NO_TIFFS = tuple(ending for ending in _NO_PICTURES if ending not in (".svs", ".
 # Indexes of slides, each of which is a file of its own.
 _INDEXES = {".ndpis": (".ndpi", "channel"), ".afi": (".svs", "channel")}
 _NAMED_IN_VMS = re.compile(r"^\s*((?:ImageFile|MapFile)[^=]*)=\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
+_ANY_IN_VMS = re.compile(r"^\s*([^=\[]*(?:File|Image)[^=]*)=\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 _SHOWN = 3
 
 
@@ -78,13 +79,13 @@ def check_ome(path: Path) -> None:
         )
 
 
-def named_in_index(path: Path) -> Iterator[str]:
-    """Return the files with pixels that a Hamamatsu VMS or VMU lists."""
+def named_in_index(path: Path, *, pixels_only: bool = True) -> Iterator[str]:
+    """Return the files that a Hamamatsu VMS or VMU lists: those without which there is no slide, or all."""
     try:
         text = path.read_text("latin-1")
     except OSError:
         return
-    for _, name in _NAMED_IN_VMS.findall(text):
+    for _, name in (_NAMED_IN_VMS if pixels_only else _ANY_IN_VMS).findall(text):
         yield name.replace("\\", "/").rsplit("/", 1)[-1]
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import os
-import re
 import struct
-import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +14,9 @@ import numpy as np
 import tifffile
 
 from slideio_pipe.backends.jpeg import holds_ycbcr, read_frame
-from slideio_pipe.backends.tiff_samples import BLACK_IS_ZERO, PALETTE, RGB, WHITE_IS_ZERO, YCBCR, Samples, samples_of
+from slideio_pipe.backends.tiff_levels import chain_levels, same_aspect, whole_pages
+from slideio_pipe.backends.tiff_resolution import objective_power, properties, stated_mpp
+from slideio_pipe.backends.tiff_tags import page_name, raw, text
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
 from slideio_pipe.geometry import Mpp, Size
 
@@ -28,14 +25,10 @@ JPEG = 7
 LIBVIPS_COMPRESSIONS = frozenset({1, 5, JPEG, 8, 32946, 32773, 50001})
 # Aperio's YCbCr flavour of JPEG 2000 needs a colour conversion that only OpenSlide is known to do right.
 APERIO_JPEG2000_YCBCR = 33003
-OLD_JPEG = 6
-_PHOTOMETRICS = frozenset({WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR})
-_CONTIGUOUS = 1
-# A strip is decoded as a whole: 1.5 GB. Larger ones are left to libvips, where it can.
-_MAX_STRIP_PX = 500_000_000
-_MACRO_BIT = 8
-_UNITS_UM = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_INCH, _CENTIMETRE = 2, 3
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+_PHOTOMETRICS = frozenset({_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR})
+_CONTIGUOUS, _ASSOCIATED_ALPHA = 1, 1
+_ICC_PROFILE = 34675
 # What tifffile has to say of a damaged header reaches the user as one of our errors, not also on the terminal.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
@@ -53,58 +46,38 @@ class TiffPage:
     tagged_ycbcr: bool
     lies: bool  # the JPEG holds another colour model than the tag says
     cut: bool  # the last tile's JPEG is smaller than a tile: libvips would take its rows for those of a whole one
-    samples: Samples  # how what is stored becomes RGB
     page: Any  # tifffile.TiffPage, closed file: tags, byte ranges and decoder remain usable
 
-    @cached_property
+    @property
     def libvips_reads_it(self) -> bool:
         """Whether libvips decodes the page, rightly, and says so when it cannot.
 
-        What we can decode ourselves goes that way where libvips
-
-        - refuses the page: tiles that are left out or much larger than the page, strips after a warning on the header;
-        - is silently wrong: YCbCr that is not JPEG, a fourth sample that is no alpha, a JPEG of another size or model;
-        - gives white where it fails: alpha, because what is not decoded is transparent.
+        Alpha goes another way where possible: a tile that libvips fails to decode is transparent there, so white.
         """
-        if self.compression not in LIBVIPS_COMPRESSIONS or self.lies or self.cut or self.in_planes:
-            return False
-        codes = self.tagged_ycbcr and self.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS
-        four = int(self.page.samplesperpixel) == 4
-        if self._undecodable:
-            return not (codes or (four and not self.samples.alpha) or self.leaves_out_tiles)
-        large = max(self.tile) > max(self.size)
-        return self.tiled and not (large or codes or four or self.leaves_out_tiles)
+        alpha = self.tiled and self.page.samplesperpixel == 4 and not self._premultiplied
+        return self.compression in LIBVIPS_COMPRESSIONS and not (self.lies or self.cut or self.in_planes or alpha)
 
     @property
     def in_planes(self) -> bool:
         """Whether tiles hold one channel each."""
-        return int(self.page.planarconfig) != _CONTIGUOUS and int(self.page.samplesperpixel) > 1
-
-    @property
-    def leaves_out_tiles(self) -> bool:
-        """Whether nothing is stored of some tiles."""
-        return 0 in self.page.databytecounts or 0 in self.page.dataoffsets
+        return self.tiled and int(self.page.planarconfig) != _CONTIGUOUS
 
     @property
     def refusal(self) -> str:
         """Why neither libvips nor imagecodecs decodes the page; empty when one does."""
-        return "" if self.libvips_reads_it else self._undecodable
-
-    @cached_property
-    def _undecodable(self) -> str:
-        """Why we cannot decode the page tile by tile; empty when we can."""
-        if self.compression == OLD_JPEG:
-            return "old-style JPEG (TIFF compression 6, which JPEG in TIFF replaced in 1995) is not supported"
+        if self.libvips_reads_it:
+            return ""
         if self.compression not in tifffile.TIFF.DECOMPRESSORS or self.compression == APERIO_JPEG2000_YCBCR:
             return f"TIFF compression {self.compression} is not supported"
-        if int(self.page.photometric) not in _PHOTOMETRICS:
+        if not self.tiled:
+            return f"TIFF compression {self.compression} is not supported in strips, only in tiles"
+        if int(self.page.photometric) not in (_BLACK_IS_ZERO, _RGB, _YCBCR) or self._premultiplied:
             return f"{_name(self.page.photometric)} pixels in TIFF compression {self.compression} are not supported"
-        if not self.tiled and self.tile.width * self.tile.height > _MAX_STRIP_PX:
-            strip = f"strips of {self.tile.width}×{self.tile.height} px"
-            return f"{strip} in TIFF compression {self.compression} are too large"
-        if self.page.dtype != np.uint8 or self.page.bitspersample != 8:
-            return f"pixels are {_bits(self.page)}"
-        return self.samples.refusal
+        return ""
+
+    @property
+    def _premultiplied(self) -> bool:
+        return _ASSOCIATED_ALPHA in (int(extra) for extra in self.page.extrasamples)
 
 
 @dataclass(frozen=True)
@@ -153,66 +126,46 @@ def read_header(path: Path) -> TiffHeader:
 
 
 def _header(tif: tifffile.TiffFile, path: Path) -> TiffHeader:
-    pages = _whole_pages(tif.pages)
+    tif.pages.cache = True  # else tifffile parses all pages before the one asked for, every time
+    pages = whole_pages(_tidied(tif.pages))
     if not pages:
         reason = "the TIFF holds no whole image (truncated, or zero size)"
         raise CorruptSlideError(reason, slide=path.name, remedy="copy or download the slide again")
     _check_chain(tif, pages[-1].offset, path)
-    level_pages = _ome_levels(tif) if tif.is_ome else _chain_levels(pages)
+    level_pages = _ome_levels(tif) if tif.is_ome else chain_levels(pages, tif.filehandle.fileno())
     for page in level_pages:
         _check_pixels(page, path.name)
     used = {page.offset for page in level_pages}
     others = [page for page in pages if page.offset not in used]
+    size = path.stat().st_size
     for page in [*level_pages, *others]:
-        _check_complete(page, path)
-    base = level_pages[0]
-    vendor = "ome" if tif.is_ome else "aperio" if tif.is_svs else "generic-tiff"
-    properties = _properties(base, vendor)
-    levels = tuple(_describe(page, tif) for page in level_pages)
+        _check_complete(page, size, path.name)
+    base, places = level_pages[0], _places(tif.pages)
+    vendor = "ome" if tif.is_ome else "aperio" if base.description.startswith("Aperio ") else "generic-tiff"
+    stated = properties(base, vendor)
     return TiffHeader(
         vendor=vendor,
-        levels=levels,
-        associated=_associated(others, base, tif),
-        mpp=_ome_mpp(tif) if vendor == "ome" else _aperio_mpp(properties) if vendor == "aperio" else _tag_mpp(base),
-        objective_power=_objective(tif, vendor, properties),
-        properties=properties,
-        icc_profile=bytes(base.iccprofile) if base.iccprofile else None,
+        levels=tuple(_describe(page, tif, places) for page in level_pages),
+        associated=_associated(others, base, tif, places),
+        mpp=stated_mpp(tif, base, vendor, stated),
+        objective_power=objective_power(tif, vendor, stated),
+        properties=stated,
+        icc_profile=raw(base, _ICC_PROFILE) or None,
     )
 
 
-def _whole_pages(pages: Iterable[Any]) -> list[Any]:
-    """Return the pages that hold an image, with all their tags."""
-    whole: dict[int, Any] = {}
-    for page in pages:
-        if page.offset in whole:  # tifffile would follow the circle for ever
-            raise ValueError("a directory links back to an earlier one")
-        whole[page.offset] = page.aspage() if isinstance(page, tifffile.TiffFrame) else page
-    return [page for page in whole.values() if page.imagewidth > 0 and page.imagelength > 0]
+def _tidied(pages: Iterable[Any]) -> Iterator[Any]:
+    """Yield the pages, with what tifffile gives as found made what the tag means, whatever its type and encoding.
 
-
-def _chain_levels(pages: list[Any]) -> list[Any]:
-    """Return the pages and SubIFDs that show the largest page at lower resolution, wherever they stand.
-
-    A level is tiled when the largest page is, has its aspect within a pixel or 2 %, the same samples, is smaller than
-    the level before, and is not marked as a macro.
+    Texts that it cannot decode stay bytes, so that it sees no vendor; an ICC profile may be of any type.
     """
-    tiled = [page for page in pages if page.is_tiled]
-    candidates = [page for page in tiled or pages if not int(page.subfiletype or 0) & _MACRO_BIT] or list(pages)
-    base = max(candidates, key=lambda page: page.imagewidth * page.imagelength)
-    candidates += [page for page in _whole_pages(base.pages or ()) if page.is_tiled == base.is_tiled]  # SubIFDs
-    levels = [base]
-    for page in sorted(candidates, key=lambda page: -page.imagewidth):
-        smaller = page.imagewidth < levels[-1].imagewidth and page.imagelength <= levels[-1].imagelength
-        alike = page.samplesperpixel == base.samplesperpixel and page.dtype == base.dtype
-        if smaller and alike and _same_aspect(base, page):
-            levels.append(page)
-    return levels
-
-
-def _same_aspect(base: Any, page: Any) -> bool:
-    scale = page.imagewidth / base.imagewidth
-    expected = base.imagelength * scale
-    return bool(abs(page.imagelength - expected) <= max(1.0, 0.02 * expected))
+    for page in pages:
+        page.description = text(page)
+        for attribute in ("photometric", "planarconfig", "tilewidth", "tilelength", "imagelength"):
+            value = getattr(page, attribute)
+            if isinstance(value, bytes):  # of type BYTE, as libtiff allows
+                setattr(page, attribute, value[0])
+        yield page
 
 
 def _ome_levels(tif: tifffile.TiffFile) -> list[Any]:
@@ -229,27 +182,18 @@ def _ome_levels(tif: tifffile.TiffFile) -> list[Any]:
 
 
 def _check_pixels(page: Any, name: str) -> None:
-    if page.dtype != np.uint8 or page.bitspersample != 8:
+    if page.dtype != np.uint8 or int(page.bitspersample) != 8:
         raise UnsupportedSlideError(
-            f"pixels are {_bits(page)}, not 8-bit",
+            f"pixels are {page.dtype}, not 8-bit",
             slide=name,
             remedy="export the channels you need as an 8-bit RGB image first",
         )
-    channels = (1, 3) if int(page.photometric) in (WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE) else (1, 3, 4)
-    if page.samplesperpixel not in channels or int(page.photometric) not in _PHOTOMETRICS:
+    if page.samplesperpixel not in (1, 3, 4) or int(page.photometric) not in _PHOTOMETRICS:
         raise UnsupportedSlideError(
             f"pixels have {page.samplesperpixel} channels ({_name(page.photometric)}), not RGB",
             slide=name,
             remedy="multi-channel images (fluorescence, CMYK) must be rendered to RGB first",
         )
-
-
-def _bits(page: Any) -> str:
-    """Return what kind of number a sample is: "uint16", "4-bit"."""
-    bits = page.bitspersample
-    if isinstance(bits, tuple):
-        return "-".join(map(str, bits)) + "-bit"
-    return f"{bits}-bit" if page.dtype is None or page.dtype.itemsize == 1 else str(page.dtype)
 
 
 def _name(photometric: Any) -> str:
@@ -271,21 +215,20 @@ def _check_chain(tif: tifffile.TiffFile, last: int, path: Path) -> None:
         )
 
 
-def _check_complete(page: Any, path: Path) -> None:
+def _check_complete(page: Any, size: int, name: str) -> None:
     offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
     end = int((offsets + counts).max(initial=0))
-    size = path.stat().st_size
     if end > size:
         raise CorruptSlideError(
             f"the file is truncated: its tiles reach byte {end:,}, it has {size:,}",
-            slide=path.name,
+            slide=name,
             remedy="copy or download the slide again",
         )
 
 
-def _describe(page: Any, tif: tifffile.TiffFile) -> TiffPage:
-    directory, subifd = _place(page, tif)
-    tagged_ycbcr = int(page.photometric) == YCBCR
+def _describe(page: Any, tif: tifffile.TiffFile, places: Mapping[int, tuple[int, int]]) -> TiffPage:
+    directory, subifd = places[page.offset]
+    tagged_ycbcr = int(page.photometric) == _YCBCR
     size = Size(int(page.imagewidth), int(page.imagelength))
     tile = Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(size.width, _strip_height(page))
     if min(tile) < 1:
@@ -300,19 +243,17 @@ def _describe(page: Any, tif: tifffile.TiffFile) -> TiffPage:
         tagged_ycbcr=tagged_ycbcr,
         lies=_jpeg_is_ycbcr(page, tif, tagged_ycbcr) != tagged_ycbcr,
         cut=_last_jpeg_is_cut(page, tif),
-        samples=samples_of(page),
         page=page,
     )
 
 
-def _place(page: Any, tif: tifffile.TiffFile) -> tuple[int, int]:
-    """Return (directory, SubIFD or -1), found by byte offset: in a series tifffile counts SubIFDs from 1."""
-    for directory, chained in enumerate(tif.pages):
-        if chained.offset == page.offset:
-            return directory, -1
-        if page.offset in (chained.subifds or ()):
-            return directory, chained.subifds.index(page.offset)
-    raise ValueError(f"directory at byte {page.offset} is linked from nowhere")
+def _places(pages: Sequence[Any]) -> dict[int, tuple[int, int]]:
+    """Return (directory, SubIFD or -1) by byte offset: in a series tifffile counts SubIFDs from 1."""
+    places = {page.offset: (directory, -1) for directory, page in enumerate(pages)}
+    for directory, page in enumerate(pages):
+        for index, offset in enumerate(page.subifds or ()):
+            places.setdefault(offset, (directory, index))
+    return places
 
 
 def _strip_height(page: Any) -> int:
@@ -338,73 +279,15 @@ def _last_jpeg_is_cut(page: Any, tif: tifffile.TiffFile) -> bool:
     return frame is not None and (frame.width < page.tilewidth or frame.height < page.tilelength)
 
 
-def _associated(pages: list[Any], base: Any, tif: tifffile.TiffFile) -> dict[str, TiffPage]:
+def _associated(
+    pages: list[Any], base: Any, tif: tifffile.TiffFile, places: Mapping[int, tuple[int, int]]
+) -> dict[str, TiffPage]:
     """Name the pages that are no levels: label, macro, thumbnail, else by their place in the file."""
     named: dict[str, TiffPage] = {}
     for page in pages:
-        lines = str(page.description or "").splitlines()
-        words = [line.split()[0].lower() for line in lines[1:2] if line.split()]
-        name = words[0] if words and words[0] in ("label", "macro") else ""
-        if not name:
-            name = "thumbnail" if _same_aspect(base, page) else f"page-{page.index}"
-        named.setdefault(name if name not in named else f"page-{page.index}", _describe(page, tif))
+        name = page_name(page)
+        if not name:  # a tiled page of a tiled slide's shape was looked at: it shows something else
+            thumbnail = same_aspect(base, page) and page.is_tiled != base.is_tiled
+            name = "thumbnail" if thumbnail else f"page-{page.index}"
+        named.setdefault(name if name not in named else f"page-{page.index}", _describe(page, tif, places))
     return named
-
-
-def _properties(page: Any, vendor: str) -> dict[str, str]:
-    if vendor != "aperio":
-        return {"description": str(page.description)[:2000]} if page.description else {}
-    pairs = (part.partition("=") for part in str(page.description).split("|")[1:])
-    return {f"aperio.{key.strip()}": value.strip() for key, _, value in pairs}
-
-
-def _number(text: str | None) -> float | None:
-    with contextlib.suppress(TypeError, ValueError):
-        return float(str(text).replace(",", "."))
-    return None
-
-
-def _aperio_mpp(properties: dict[str, str]) -> Mpp | None:
-    value = _number(properties.get("aperio.MPP"))
-    return None if value is None else Mpp(value, value)
-
-
-def _tag_mpp(page: Any) -> Mpp | None:
-    unit = page.tags.valueof("ResolutionUnit", default=_INCH)
-    um_per_unit = {_INCH: 25_400.0, _CENTIMETRE: 10_000.0}.get(int(unit))
-    ratios = [page.tags.valueof(tag) for tag in ("XResolution", "YResolution")]
-    if um_per_unit is None or any(not ratio or not ratio[0] or not ratio[1] for ratio in ratios):
-        return None
-    x, y = (um_per_unit * ratio[1] / ratio[0] for ratio in ratios)
-    return Mpp(x, y) if math.isfinite(x) and math.isfinite(y) else None
-
-
-def _ome_element(tif: tifffile.TiffFile, tag: str) -> dict[str, str]:
-    try:
-        root = ET.fromstring(re.sub(r"^<\?xml[^>]*\?>", "", tif.ome_metadata or "<OME/>"))
-    except ET.ParseError:
-        return {}
-    largest = max(
-        (e for e in root.iter() if e.tag.rpartition("}")[2] == tag),
-        key=lambda e: int(e.get("SizeX", 0)) * int(e.get("SizeY", 0)),
-        default=None,
-    )
-    return {} if largest is None else dict(largest.attrib)
-
-
-def _ome_mpp(tif: tifffile.TiffFile) -> Mpp | None:
-    pixels = _ome_element(tif, "Pixels")
-    sides = []
-    for axis in "XY":
-        value = _number(pixels.get(f"PhysicalSize{axis}"))
-        unit = _UNITS_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm").replace("μ", "µ"))
-        sides.append(None if value is None or unit is None else value * unit)
-    if sides[0] is None or sides[1] is None:
-        return _tag_mpp(tif.pages[0])
-    return Mpp(sides[0], sides[1])
-
-
-def _objective(tif: tifffile.TiffFile, vendor: str, properties: dict[str, str]) -> float | None:
-    if vendor == "ome":
-        return _number(_ome_element(tif, "Objective").get("NominalMagnification"))
-    return _number(properties.get("aperio.AppMag"))

@@ -1,4 +1,8 @@
-"""CLAM: ``patches/<slide>.h5`` with coordinates, ``h5_files`` and ``pt_files`` with features, ``labels.csv``."""
+"""CLAM: ``patches/<slide>.h5`` with coordinates, ``h5_files`` and ``pt_files`` with features, and tables.
+
+``labels.csv`` has the patient as ``case_id``, by which CLAM splits; ``process_list_autogen.csv`` is what its
+``extract_features_fp.py`` takes as ``--csv_path``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from slideio_pipe.foreign.clam_pixels import PixelFile
 from slideio_pipe.foreign.hdf5 import number, read_coords, tiles_at, write_hdf5, x_major
 from slideio_pipe.foreign.item import Item, Told, replacing
 from slideio_pipe.foreign.places import Places
-from slideio_pipe.foreign.tables import write_labels
+from slideio_pipe.foreign.tables import write_labels, write_rows
 from slideio_pipe.slide import Slide, open_slide
 
 
@@ -30,6 +34,7 @@ class Clam:
     packages = ("h5py",)
     leaves_out_empty = True
     joins_labels = False
+    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of coordinates and, with features, those of features."""
@@ -53,9 +58,16 @@ class Clam:
         write_hdf5(path, {"coords": (coords, self._attributes(item, path.parent))})
 
     def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
-        """Write the table of labels."""
-        rows = [{"case_id": bag.stem, "slide_id": bag.stem, "label": bag.label} for bag in bags]
-        return write_labels(folder / "labels.csv", rows)
+        """Write the table of labels, and that of slides which CLAM's extraction of features goes through.
+
+        CLAM fills in the columns that the latter has not: how it would have found tissue.
+        """
+        rows = [{"case_id": bag.case, "slide_id": bag.stem, "label": bag.label} for bag in bags]
+        slides = [{"slide_id": bag.name, "process": 0, "status": "processed"} for bag in bags]
+        return [
+            *write_rows(folder / "process_list_autogen.csv", slides, "slide_id"),
+            *write_labels(folder / "labels.csv", rows),
+        ]
 
     def _attributes(self, item: Item, folder: Path) -> dict[str, Any]:
         places = Places.of(item.bag)
@@ -71,7 +83,7 @@ class Clam:
             "level_dim": size,
             "name": item.stem,
             "save_path": str(folder),
-        }
+        } | item.whose
         if places.resampled:
             ratio = places.downsample[0]
             attributes["custom_downsample"] = int(ratio) if ratio.is_integer() else ratio

@@ -29,6 +29,7 @@ class ClamPixels:
     packages = ("h5py",)
     leaves_out_empty = True
     joins_labels = False
+    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file."""
@@ -61,11 +62,11 @@ class ClamPixels:
             "downsample": np.array(places.downsample, np.float64),
             "level_dim": np.array(size, np.int64),
             "downsampled_level_dim": np.array(size, np.int64),
-        }
+        } | item.whose
 
     def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
         """Write the table of labels, as for coordinates."""
-        rows = [{"case_id": bag.stem, "slide_id": bag.stem, "label": bag.label} for bag in bags]
+        rows = [{"case_id": bag.case, "slide_id": bag.stem, "label": bag.label} for bag in bags]
         return write_labels(folder / "labels.csv", rows)
 
 
@@ -80,6 +81,8 @@ class PixelFile(ArrayLikeBag):
         The slide's label.
     slide_mpp : float, optional
         µm per level-0 px of the slide; the file does not say.
+    patient : str, optional
+        Whose slide it is; the file does not say.
 
     Raises
     ------
@@ -87,8 +90,10 @@ class PixelFile(ArrayLikeBag):
         It holds no such pixels.
     """
 
-    def __init__(self, path: Path, label: Label = None, slide_mpp: float | None = None) -> None:
-        self.path, self.label, self._slide_mpp = path, label, slide_mpp
+    def __init__(
+        self, path: Path, label: Label = None, slide_mpp: float | None = None, patient: str | None = None
+    ) -> None:
+        self.path, self.label, self._slide_mpp, self.patient = path, label, slide_mpp, patient
         self.coords, attributes = read_coords(path)
         with needed("h5py", EXTRA).File(path, "r") as file:
             pixels = file.get("imgs")
@@ -144,12 +149,13 @@ class PixelFile(ArrayLikeBag):
             "tissue": None,
             "tile_draw": None,
             "label": self.label,
+            "patient": self.patient,
             "source": {"format": "clam-pixels", "file": self.path.name},
             "packages": package_versions(),
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PixelFile, (self.path, self.label, self._slide_mpp)
+        return PixelFile, (self.path, self.label, self._slide_mpp, self.patient)
 
     def __repr__(self) -> str:
         count, height, width, _ = self.shape

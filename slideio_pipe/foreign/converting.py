@@ -12,13 +12,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Bag, Label
+from slideio_pipe.bag import Bag, Label, patient_of
 from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, warn_caller
 from slideio_pipe.foreign.clam import Clam
 from slideio_pipe.foreign.clam_pixels import ClamPixels
 from slideio_pipe.foreign.features import read_features, read_instance_labels
 from slideio_pipe.foreign.hf import HuggingFace
-from slideio_pipe.foreign.item import Item, LabelType, Layout, needed
+from slideio_pipe.foreign.item import Item, LabelType, Layout, Told, needed
 from slideio_pipe.foreign.memmap import MemoryMapped
 from slideio_pipe.foreign.stamp import Stamp
 from slideio_pipe.foreign.torchmil import TorchMil
@@ -175,7 +175,7 @@ class Extras:
         if self.instance_labels is not None and self.to != "torchmil":
             raise ConfigError(f"{self.to} has no place for instance_labels", remedy="convert to torchmil")
 
-    def item(self, bag: Bag, stem: str, label: Label, kind: LabelType, threads: int, *, many: bool) -> Item:
+    def item(self, bag: Bag, told: Told, kind: LabelType, threads: int, *, many: bool) -> Item:
         """Return a bag with what goes with it.
 
         Raises
@@ -183,16 +183,17 @@ class Extras:
         ConfigError
             Something is missing, or not one row for each tile.
         """
-        labels = self.instance_labels
+        labels, stem = self.instance_labels, told.stem
         return Item(
             bag,
             stem,
             self._features(bag, stem, many=many),
             self.encoder,
-            label,
+            told.label,
             kind,
             threads,
             None if labels is None else read_instance_labels(labels, stem, len(bag), many=many),
+            told.patient,
         )
 
     def _features(self, bag: Bag, stem: str, *, many: bool) -> NDArray[Any] | None:
@@ -222,7 +223,8 @@ def _items(bags: Sources, extras: Extras, threads: int) -> list[Item]:
     check_stems(stems)
     kind, many = label_type(bag.label for bag in opened), len(opened) > 1
     return [
-        extras.item(bag, stem, bag.label, kind, threads, many=many) for bag, stem in zip(opened, stems, strict=True)
+        extras.item(bag, Told(stem, bag.name, bag.label, patient_of(bag)), kind, threads, many=many)
+        for bag, stem in zip(opened, stems, strict=True)
     ]
 
 

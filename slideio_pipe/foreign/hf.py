@@ -21,7 +21,7 @@ configs:
 Tiles of whole slides. `x` and `y` are the top-left corner in level-0 pixels, `mpp` is µm per tile pixel.
 """
 _KINDS = {"slide": "string", "index": "int64", "x": "int64", "y": "int64", "column": "int32", "row": "int32"}
-_KINDS |= {"tissue": "float32", "mpp": "float64"}
+_KINDS |= {"tissue": "float32", "mpp": "float64", "patient": "string"}
 
 
 class HuggingFace:
@@ -30,6 +30,7 @@ class HuggingFace:
     packages = ("pyarrow",)
     leaves_out_empty = False
     joins_labels = True
+    version = 2  # 1: had no patient
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file."""

@@ -31,6 +31,12 @@ class Told(NamedTuple):
     stem: str
     name: str  # of the slide
     label: Label
+    patient: str | None = None  # whose slide it is, where that is known
+
+    @property
+    def case(self) -> str:
+        """What a table of patients lists it under: the patient, or the slide where nobody says."""
+        return self.patient or self.stem
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +51,17 @@ class Item:
     label_type: LabelType  # of the labels of all bags that are converted together
     threads: int = 1
     instance_labels: NDArray[Any] | None = None  # (N,) whole numbers
+    patient: str | None = None  # whose slide it is, where that is known
 
     @property
     def told(self) -> Told:
         """What tables say of it."""
-        return Told(self.stem, self.bag.name, self.label)
+        return Told(self.stem, self.bag.name, self.label, self.patient)
+
+    @property
+    def whose(self) -> dict[str, str]:
+        """The patient as an attribute beside coordinates, where that is known."""
+        return {} if self.patient is None else {"patient": self.patient}
 
     @property
     def jpegs(self) -> StoredBag | None:
@@ -79,6 +91,11 @@ class Layout(Protocol):
     @property
     def joins_labels(self) -> bool:
         """Whether a bag's file depends on the type that the labels of all bags have together."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Raised when the files of a bag change, so that one folder never holds both kinds."""
         ...
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from slideio_pipe.foreign.item import Item, Told, needed, replacing
 
 
 class MemoryMapped:
-    """Pixels ``tiles`` (N, 3, H, W) uint8, ``coords``, ``grid_index``, ``tissue``, and the ``label``.
+    """Pixels ``tiles`` (N, 3, H, W) uint8, ``coords``, ``grid_index``, ``tissue``, the ``label`` and the ``patient``.
 
     ``features`` are there when they are given.
     """
@@ -19,6 +19,7 @@ class MemoryMapped:
     packages = ("tensordict",)
     leaves_out_empty = True  # no file of no bytes can be mapped
     joins_labels = False
+    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the folder."""
@@ -40,6 +41,8 @@ class MemoryMapped:
             mapped = tensordict.TensorDict(small, batch_size=[count])
             if item.label is not None:
                 mapped.set_non_tensor("label", item.label)
+            if item.patient is not None:
+                mapped.set_non_tensor("patient", item.patient)
             mapped = mapped.memmap(partial)
             pixels = mapped.make_memmap("tiles", shape=(count, 3, height, width), dtype=torch.uint8)
             for start, tiles in item.chunks():

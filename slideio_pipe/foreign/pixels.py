@@ -51,4 +51,5 @@ def told(item: Item, index: int) -> dict[str, Any]:
         "tissue": None if np.isnan(tissue) else tissue,
         "mpp": None if bag.view_mpp is None else bag.view_mpp.mean,
         "label": item.label,
+        "patient": item.patient,
     }

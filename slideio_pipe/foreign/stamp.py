@@ -1,17 +1,19 @@
-"""STAMP: ``<extractor>/<slide>.h5`` with features and corners in µm."""
+"""STAMP: ``<extractor>/<slide>.h5`` with features and corners in µm; ``slide.csv`` and ``clini.csv``."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from slideio_pipe.bag import package_versions
-from slideio_pipe.errors import ConfigError, MissingResolutionError
+from slideio_pipe.bag import Label, package_versions
+from slideio_pipe.errors import ConfigError, MissingResolutionError, SkippedWarning, warn_caller
 from slideio_pipe.foreign.hdf5 import write_hdf5
 from slideio_pipe.foreign.item import Item, Told
 from slideio_pipe.foreign.places import Places
+from slideio_pipe.foreign.tables import write_labels, write_rows
 
 # STAMP refuses files of a version newer than itself.
 STAMP_VERSION = "2.1.0"
@@ -23,6 +25,7 @@ class Stamp:
     packages = ("h5py",)
     leaves_out_empty = False
     joins_labels = False
+    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of features."""
@@ -56,10 +59,24 @@ class Stamp:
                 "tile_size_px": places.tile_size,
                 "code_hash": f"slideio-pipe-{package_versions().get('slideio-pipe', '')}",
                 "feat_type": "tile",
-            },
+            }
+            | item.whose,
         )
 
     def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
-        """Write nothing: STAMP's tables are the study's own."""
-        del bags, folder
-        return []
+        """Write the tables that STAMP asks for: whose files are whose, and patients' labels.
+
+        A patient is the slide where nobody says. One whose slides have different labels is left out of the latter.
+        """
+        slides = [{"PATIENT": bag.case, "FILENAME": f"{bag.stem}.h5"} for bag in bags]
+        labels: dict[str, set[Label]] = defaultdict(set)
+        for bag in bags:
+            labels[bag.case] |= set() if bag.label is None else {bag.label}
+        unclear = sorted(case for case, found in labels.items() if len(found) > 1)
+        if unclear:
+            what = f"{len(unclear)} patients are left out of {folder / 'clini.csv'}: their slides have different labels"
+            warn_caller(SkippedWarning(f"{what} ({', '.join(unclear[:5])})"))
+        rows = [
+            {"PATIENT": case, "label": next(iter(found)) if len(found) == 1 else None} for case, found in labels.items()
+        ]
+        return [*write_rows(folder / "slide.csv", slides, "FILENAME"), *write_labels(folder / "clini.csv", rows)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.foreign.item import Item, Told, replacing
+from slideio_pipe.foreign.tables import write_rows
 
 
 class TorchMil:
@@ -21,6 +22,7 @@ class TorchMil:
     packages = ()
     leaves_out_empty = False
     joins_labels = False
+    version = 2  # 1: labels had the shape (1,), which torchmil's trainer refuses
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the files: features and places, and labels of the bag and its tiles where they are known."""
@@ -38,7 +40,8 @@ class TorchMil:
         with replacing(features) as partial:
             self._features(item, partial)
         steps = item.bag.grid_index.astype(np.int64) * item.bag.shape[1]
-        values_of = {"labels": np.array([item.label]), "inst_labels": item.instance_labels, "coords": steps}
+        # A label is a number, not a row of one: batches of (B,) labels are what torchmil's losses and metrics take.
+        values_of = {"labels": np.array(item.label), "inst_labels": item.instance_labels, "coords": steps}
         for path in (coords, *known):
             values = np.asarray(values_of[path.parent.name])
             with replacing(path) as partial, partial.open("wb") as file:
@@ -61,6 +64,10 @@ class TorchMil:
         pixels.flush()
 
     def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
-        """Write nothing more."""
-        del bags, folder
-        return []
+        """Write ``bags.csv``, whose bags are whose, where that is known: torchmil's data sets take lists of names."""
+        if not any(bag.patient for bag in bags):
+            return []
+        rows = [
+            {"bag_name": bag.stem, "patient": bag.case, "label": "" if bag.label is None else bag.label} for bag in bags
+        ]
+        return write_rows(folder / "bags.csv", rows, "bag_name")

@@ -21,6 +21,8 @@ from slideio_pipe.slide import Slide
 OBJECTIVES = (80, 60, 40, 20, 10, 5, 2.5, 1.25)
 # As near as this to a whole magnification is that: 20× of a scan whose level is 2.0005 times smaller.
 _SAME = 0.02
+# And as near as this is called that: 0.5 µm and 0.46 µm are 20×.
+_NAMED = 0.1
 
 
 class Trident:
@@ -28,18 +30,19 @@ class Trident:
 
     TRIDENT reads ``patch_size`` × level-0 magnification / target magnification pixels of level 0 for a tile. So the
     target is the slide's nominal magnification divided by what tiles are really smaller by: 20 for the exact half of a
-    40× scan, 18.2 for 0.5 µm of a scan of 0.228 µm.
+    40× scan, 18.2 for 0.5 µm of a scan of 0.228 µm. The folder is named by the resolution that tiles have, as TRIDENT
+    names that of a run: 20 for both, so that a cohort of several scanners has one folder.
     """
 
     packages = ("h5py",)
     leaves_out_empty = False
     joins_labels = False
+    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of coordinates and, with features, that of features."""
-        _, target = magnifications(Places.of(item.bag), item.bag.name)
         places = Places.of(item.bag)
-        job = folder / f"{target:.4g}x_{places.tile_size}px_{places.overlap}px_overlap"
+        job = folder / f"{_named(places, item.bag.name):g}x_{places.tile_size}px_{places.overlap}px_overlap"
         features = [job / f"features_{item.encoder}" / f"{item.stem}.h5"]
         return [job / "patches" / f"{item.stem}_patches.h5", *(features if item.features is not None else [])]
 
@@ -57,7 +60,10 @@ class Trident:
 
     def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
         """Write the table of labels, which readers of TRIDENT's folders take beside them."""
-        return write_labels(folder / "labels.csv", [{"wsi": bag.name, "label": bag.label} for bag in bags])
+        rows: list[dict[str, Any]] = [{"wsi": bag.name, "label": bag.label} for bag in bags]
+        if any(bag.patient for bag in bags):
+            rows = [row | {"patient": bag.case} for row, bag in zip(rows, bags, strict=True)]
+        return write_labels(folder / "labels.csv", rows)
 
     def _attributes(self, item: Item, folder: Path) -> dict[str, Any]:
         places = Places.of(item.bag)
@@ -72,7 +78,7 @@ class Trident:
             "savetodir": str(folder),
             "level0_width": places.slide_size.width,
             "level0_height": places.slide_size.height,
-        }
+        } | item.whose
 
 
 def magnifications(places: Places, name: str) -> tuple[float, float]:
@@ -91,6 +97,21 @@ def magnifications(places: Places, name: str) -> tuple[float, float]:
     target = own / places.downsample[0]
     near = min(OBJECTIVES, key=lambda power: abs(power - target))
     return own, near if abs(target / near - 1) <= _SAME else target
+
+
+def _named(places: Places, name: str) -> float:
+    """Return the magnification that a folder is named by: that of the µm per px of tiles, roughly.
+
+    Tiles of one resolution may differ by 2 % of it between scans.
+    """
+    _, target = magnifications(places, name)
+    assert places.slide_mpp is not None
+    really = MPP_TIMES_MAGNIFICATION / (places.slide_mpp.mean * places.downsample[0])
+    near = min(OBJECTIVES, key=lambda power: abs(np.log(power / really)))
+    if abs(target / near - 1) <= _SAME or abs(really / near - 1) <= _NAMED:
+        return near
+    five = 5 * round(really / 5)
+    return five if five and abs(really / five - 1) <= _SAME * 1.05 else round(really) or really
 
 
 def from_trident(

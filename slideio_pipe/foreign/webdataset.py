@@ -26,6 +26,7 @@ class WebDataset:
     packages = ()
     leaves_out_empty = True
     joins_labels = False
+    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the shards."""

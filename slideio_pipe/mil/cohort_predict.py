@@ -25,7 +25,6 @@ from slideio_pipe.errors import (
 )
 from slideio_pipe.export import make_folder, save_picture
 from slideio_pipe.foreign.converting import stem_of
-from slideio_pipe.manifest import slides_in
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.feature_files import ENDINGS
 from slideio_pipe.mil.metrics import Metric, known_rows, measure
@@ -33,12 +32,13 @@ from slideio_pipe.mil.prediction import Prediction, Scores, checked_scores
 from slideio_pipe.mil.predictor import Predictor
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.slide_files import files_in
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.layout import is_bag_store
 
 TABLE = "predictions.csv"
 # What a slide's folder may hold.
-FILES = ("heatmap.png", "heatmap.geojson", "tiles.png", "tiles.csv", "heatmap.tif")
+FILES = ("heatmap.png", "heatmap.geojson", "tiles.png", "tiles.csv", "heatmap.ome.tif")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def predict_cohort(
         Slides; bags or features where the predictor takes those.
     out : path, optional
         Gets ``predictions.csv`` and, for each slide, ``<slide>/heatmap.png``, ``heatmap.geojson``, ``tiles.png``,
-        ``tiles.csv`` and, with ``pyramid``, ``heatmap.tif``. None writes nothing.
+        ``tiles.csv`` and, with ``pyramid``, ``heatmap.ome.tif``. None writes nothing.
     scores : {"attention", "instance"}, optional
         See ``Prediction.scores``.
     slides : path, optional
@@ -161,7 +161,7 @@ def _measured(predictor: Predictor, cohort: Cohort, done: Sequence[PredictedSlid
     if not known:
         return {}, 0
     logits = torch.from_numpy(np.stack([pairs[k][1].logits for k in known]))
-    patients = [slides[k].patient or slides[k].name for k in known]
+    patients = [pairs[k][1].patient or slides[k].name for k in known]
     times = predictor.config.fit.bootstrap
     try:
         return measure(predictor.task, logits, targets[known], groups=patients, bootstrap=times), len(known)
@@ -221,9 +221,9 @@ class _Pictures:
                 if opened is None:
                     reason = "a pyramid needs the slide, and nothing says where it is"
                     raise ConfigError(reason, slide=slide.name, remedy="pass slides=… with the folder of the slides")
-                target = folder / "heatmap.tif"
+                target = folder / "heatmap.ome.tif"
                 prediction.save_pyramid(opened, target, scores=self.scores, overwrite=True, progress=False)
-                files.append("heatmap.tif")
+                files.append("heatmap.ome.tif")
         return files
 
     def _write_tiles(self, prediction: Prediction, slide: CohortSlide, opened: Slide | None, folder: Path) -> bool:
@@ -262,7 +262,7 @@ class _Pictures:
 def _slides_of(folder: str | Path | None) -> dict[str, Path]:
     if folder is None:
         return {}
-    found = slides_in(Path(folder).expanduser())
+    found = files_in(Path(folder).expanduser())
     if not found:
         raise ConfigError("no slides are there", slide=str(folder), remedy="check the path")
     return {name: path for path in found for name in (path.name, stem_of(path.name))}

@@ -109,7 +109,7 @@ class Predictor:
             return self._prediction(
                 out,
                 slide=slide.name,
-                patient=slide.patient,
+                patient=dataset.patient(0, bag),
                 label=label,
                 coords=np.asarray(bag.coords),
                 tile_size=float(width),
@@ -142,7 +142,7 @@ class Predictor:
         return self._prediction(
             self._out(values, bag.coords),
             slide=name,
-            patient=None if slide is None else slide.patient,
+            patient=bag.patient if slide is None else slide.patient or bag.patient,
             label=bag.label if label is None else label,
             coords=bag.coords,
             tile_size=side,

@@ -27,6 +27,7 @@ from zarr.codecs import BytesCodec
 from zarr.storage import MemoryStore
 
 from slideio_pipe.errors import BagFormatError, OutputExistsError
+from slideio_pipe.mask_files import rename
 from slideio_pipe.store.layout import Columns, add_columns, read_columns
 from slideio_pipe.store.partial import WriterLock, disk_errors
 from slideio_pipe.store.shards import sync_folder
@@ -240,9 +241,11 @@ def _make_group(folder: Path) -> None:
     store: dict[str, Any] = {}
     zarr.create_group(MemoryStore(store), zarr_format=3)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"zarr.json.{os.getpid()}"
-    partial.write_bytes(store["zarr.json"].to_bytes())
-    partial.rename(folder / "zarr.json")
+    name = f"zarr.json.{os.getpid()}"
+    _write({name: store["zarr.json"].to_bytes()}, folder)
+    rename(folder / name, folder / "zarr.json")
+    for place in (folder, folder.parent):
+        sync_folder(place)
 
 
 def _write(files: Mapping[str, Any], folder: Path) -> None:
@@ -275,9 +278,15 @@ def _publish(partial: Path, target: Path) -> None:
     """Give what is whole its name, in place of what has it."""
     for folder, _, _ in os.walk(partial, topdown=False):
         sync_folder(Path(folder))
-    replaced = partial.with_suffix(".replaced")
-    if target.exists():
-        target.rename(replaced)
-    partial.rename(target)
+    replaced = partial.with_suffix(".replaced") if target.exists() else None
+    if replaced is not None:
+        rename(target, replaced)
+    try:
+        rename(partial, target)
+    except OSError:
+        if replaced is not None:
+            rename(replaced, target)
+        raise
     sync_folder(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)

@@ -51,6 +51,7 @@ class StoredBag(ArrayLikeBag):
         self.shape = layout.shape
         self.name = layout.attributes["slide"]["name"]
         self.label = layout.attributes["label"]
+        self.patient = layout.attributes.get("patient")  # stores of earlier versions do not say
         mpp = (layout.attributes.get("view") or {}).get("mpp")
         self.view_mpp = None if mpp is None else Mpp.of(mpp)
         self.coords = layout.columns["coords"]

@@ -1,0 +1,118 @@
+"""What a TIFF's tags say, whatever type and encoding they were written in: texts, numbers, ratios, names of pages."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+from typing import Any
+
+_DESCRIPTION, _PAGE_NAME = 270, 285
+_RATIONAL_TYPES = frozenset({5, 10})  # TIFF 6.0: RATIONAL and SRATIONAL, a numerator and a denominator
+_BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_MARKS_AS_TEXT = ("\ufeff", "ÿþ", "þÿ", "ï»¿")  # what a byte order mark becomes when it is taken for text
+_XML_ENCODING = re.compile(rb"<\?xml[^>]*encoding=[\"']([\w.-]+)[\"']")
+_ASSOCIATED_NAMES = frozenset({"label", "macro", "thumbnail"})
+# Aperio's second line: "46000x32914 -> 1024x768 - |…" is the thumbnail, "… -> 11500x8228 JPEG/RGB Q=65" a level.
+_APERIO_THUMBNAIL = re.compile(r"^\d+x\d+ -> \d+x\d+ -")
+_APERIO_LEVEL = re.compile(r"^(\d+)x(\d+) .*-> ?(\d+)x(\d+)\b(?! -)")
+
+
+def text(page: Any, code: int = _DESCRIPTION) -> str:
+    """Return a text tag, decoded; empty where there is none.
+
+    tifffile leaves bytes that are neither UTF-8 nor cp1252 as they are, takes UTF-16 for one of these, and ends a text
+    at its first zero.
+    """
+    tag = page.tags.get(code)
+    value = None if tag is None else tag.value
+    if value is None:
+        return ""
+    right = isinstance(value, str) and "\0" not in value and not value.startswith(_MARKS_AS_TEXT)
+    if right and len(value) >= tag.count - 1:
+        return str(value)
+    if not isinstance(value, bytes | str) and not _is_bytes(value):
+        return ""
+    return decoded(raw(page, code))
+
+
+def raw(page: Any, code: int) -> bytes:
+    """Return a tag's bytes as they stand in the file, none where there is no such tag."""
+    tag = page.tags.get(code)
+    if tag is None:
+        return b""
+    return os.pread(page.parent.filehandle.fileno(), tag.valuebytecount, tag.valueoffset)
+
+
+def _is_bytes(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, int) and 0 <= item < 256 for item in value)
+
+
+def decoded(data: bytes) -> str:
+    """Return the text that bytes hold: by their byte order mark, their XML declaration, as UTF-8, cp1252, Latin-1.
+
+    >>> decoded(b"MPP = 0.25 \\xb5m"), decoded("MPP = 0.25".encode("utf-16")), decoded(b"\\x81|MPP = 0.25")
+    ('MPP = 0.25 µm', 'MPP = 0.25', '\\x81|MPP = 0.25')
+    """
+    encodings = [encoding for mark, encoding in _BYTE_ORDER_MARKS if data.startswith(mark)]
+    head = data[:64]
+    if not encodings and head.count(0) > len(head) // 4:  # ASCII in two bytes each
+        encodings.append("utf-16-le" if head[1:2] == b"\0" else "utf-16-be")
+    declared = _XML_ENCODING.search(data[:200])
+    encodings += [declared[1].decode("ascii")] if declared else []
+    for encoding in (*encodings, "utf-8", "cp1252"):
+        with contextlib.suppress(UnicodeDecodeError, LookupError):
+            wide = encoding.lower().startswith("utf-16")
+            return data[: len(data) // 2 * 2 if wide else None].decode(encoding).strip("\0 \r\n\t\ufeff")
+    return data.decode("latin-1").strip("\0 \r\n\t")
+
+
+def number(value: object) -> float | None:
+    """Return the number that a text holds, with a decimal point or comma; None when it holds none.
+
+    >>> number("0,25"), number("unknown"), number(None)
+    (0.25, None, None)
+    """
+    with contextlib.suppress(TypeError, ValueError):
+        return float(str(value).replace(",", "."))
+    return None
+
+
+def ratio(page: Any, code: int) -> float | None:
+    """Return the positive number of a tag stored as RATIONAL or, against the standard, as any other number or text."""
+    tag = page.tags.get(code)
+    value = None if tag is None else tag.value
+    if value is None:
+        return None
+    if isinstance(value, bytes | str):  # one byte is a number, more are its digits
+        result = float(value[0]) if isinstance(value, bytes) and len(value) == 1 else number(text(page, code))
+    else:
+        parts = [float(part) for part in (value if isinstance(value, tuple | list) else (value,))]
+        if int(tag.dtype) in _RATIONAL_TYPES:
+            parts = [parts[0] / parts[1]] if len(parts) > 1 and parts[1] else []
+        result = parts[0] if parts else None
+    return result if result is not None and math.isfinite(result) and result > 0 else None
+
+
+def whole(page: Any, code: int, default: int) -> int:
+    """Return a tag that holds a whole number, of whatever type; the default where it holds none."""
+    value = ratio(page, code)
+    return default if value is None else round(value)
+
+
+def page_name(page: Any) -> str:
+    """Return "label", "macro" or "thumbnail" for a page that calls itself so, else an empty string."""
+    lines = str(page.description or "").splitlines()
+    if lines[1:] and _APERIO_THUMBNAIL.match(lines[1]):
+        return "thumbnail"
+    calls = [line.split()[0] for line in lines[1:2] if line.split()] + [line.strip() for line in lines[:1]]
+    return next((call.lower() for call in (*calls, text(page, _PAGE_NAME)) if call.lower() in _ASSOCIATED_NAMES), "")
+
+
+def is_aperio_level(page: Any, base: Any) -> bool:
+    """Whether Aperio's description says that the page is the base at a lower resolution, with both their sizes."""
+    lines = str(page.description or "").splitlines()
+    said = _APERIO_LEVEL.match(lines[1]) if lines[1:] and lines[0].startswith("Aperio") else None
+    sizes = (base.imagewidth, base.imagelength, page.imagewidth, page.imagelength)
+    return said is not None and tuple(map(int, said.groups())) == sizes

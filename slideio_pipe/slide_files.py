@@ -1,0 +1,172 @@
+"""Which files of a folder, a pattern or a list are slides: one path for each slide, however many files it has."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from slideio_pipe.backends.companions import named_in_index
+from slideio_pipe.backends.dicom_header import Instance, base_first, read_instance
+from slideio_pipe.errors import PartsWarning, warn_caller
+
+# What a folder is searched for. Pictures are left out: masks and thumbnails lie beside slides.
+SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
+_FOLDER_SLIDES = (".zarr",)
+_ZARR = ("zarr.json", ".zgroup", ".zarray")
+# What we write: bags and features are no slides of the folders below one that is searched.
+_WRITTEN = (".bag.zarr", ".features.zarr")
+
+
+def is_collection(source: Path) -> bool:
+    """Return whether a path is a folder of slides, or a pattern such as ``raw/*.svs``; a zarr is neither."""
+    if source.is_dir():
+        return not _is_zarr(source)
+    return not source.exists() and glob.has_magic(str(source))
+
+
+def slides_in(source: Path) -> list[Path] | None:
+    """Return the slides of a folder or of a pattern, in order, each once; None for anything else.
+
+    A folder in which there is no slide is searched with all folders below it.
+
+    Warns
+    -----
+    PartsWarning
+        Folders below were searched, or hold slides that are left out; several files are one slide.
+    """
+    found = files_in(source)
+    return None if found is None else slides_of(found)
+
+
+def files_in(source: Path) -> list[Path] | None:
+    """Return the files of slides, as ``slides_in`` does: all of a slide that is several."""
+    if not is_collection(source):
+        return None
+    if not source.is_dir():
+        return sorted(Path(path).absolute() for path in glob.glob(str(source), recursive=True))
+    folder = source.absolute()
+    found = sorted(path for path in folder.iterdir() if _looks_like_slide(path))
+    if found:
+        _warn_of_folders(folder)
+        return found
+    found = sorted(_below(folder))
+    if found:
+        where = {path.parent for path in found}
+        folders = f"{len(where)} folder{'' if len(where) == 1 else 's'}"
+        taken = f"{_count(len(found), 'file')} of slides {_are(found)} taken from {folders} below it"
+        warn_caller(PartsWarning(f"{folder}: no slides in it; {taken}"))
+    return found
+
+
+def slides_of(paths: Sequence[Path]) -> list[Path]:
+    """Return one path for each slide: the largest of a DICOM series, and nothing that belongs to another one.
+
+    Warns
+    -----
+    PartsWarning
+        Several of the paths are one slide.
+    """
+    whole = [path for path in paths if path not in set(_companions(paths))]
+    series = dicom_series(whole)
+    dropped = {path for files in series for path in files[1:]}
+    kept = [path for path in whole if path not in dropped]
+    if len(kept) < len(paths):
+        many = f"{len(paths) - len(kept)} of {len(paths)} paths are parts of other slides"
+        for_each = f", such as {series[0][1].name} of {series[0][0].name}" if series else ""
+        warn_caller(PartsWarning(f"{many}{for_each}: each slide is taken once ({_count(len(kept), 'slide')})"))
+    return kept
+
+
+def dicom_series(paths: Iterable[Path]) -> list[list[Path]]:
+    """Return the files that are one DICOM slide, for each of which there are several: the largest level first."""
+    series: dict[tuple[Path, str], list[Instance]] = defaultdict(list)
+    for path in dict.fromkeys(paths):
+        found = read_instance(path) if is_named_dicom(path) and path.is_file() else None
+        if found is not None and found.series:
+            series[path.parent, found.series].append(found)
+    several = [sorted(files, key=base_first) for files in series.values() if len(files) > 1]
+    return [[instance.path for instance in files] for files in several]
+
+
+def is_named_dicom(path: Path) -> bool:
+    """Return whether a file is called DICOM; a header is read of no other."""
+    return path.suffix.lower() in (".dcm", ".dicom")
+
+
+def _companions(paths: Sequence[Path]) -> Iterator[Path]:
+    """Return the paths that are inside, or parts of, another one: of a zarr, of MIRAX, of VSI, of Hamamatsu's VMS."""
+    folders: set[Path] = set()
+    zarrs: set[Path] = set()
+    named: set[Path] = set()
+    for path in paths:
+        ending = path.suffix.lower()
+        if ending == ".mrxs":
+            folders.add(path.with_suffix(""))
+        elif ending == ".vsi":
+            folders.add(path.parent / f"_{path.stem}_")
+        elif ending in (".vms", ".vmu"):
+            named.update(path.parent / name for name in named_in_index(path, pixels_only=False))
+        elif ending in _FOLDER_SLIDES and path.is_dir():
+            zarrs.add(path)
+    for path in paths:
+        if path in named or path in folders or any(up in folders or up in zarrs for up in path.parents):
+            yield path
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Return the slides of all folders below one; zarrs and the folders of MIRAX are not gone into."""
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        names = set(files)
+        yield from (here / name for name in files if not name.startswith(".") and _has_ending(name, SLIDES))
+        zarrs = [name for name in folders if _has_ending(name, _FOLDER_SLIDES)]
+        yield from (here / name for name in zarrs if not name.endswith(_WRITTEN) and not name.startswith("."))
+        companions = {name for name in folders if f"{name}.mrxs" in names}
+        folders[:] = sorted(
+            name for name in folders if name not in zarrs and name not in companions and not name.startswith(".")
+        )
+
+
+def _warn_of_folders(folder: Path) -> None:
+    """Warn of slides in the folders of a folder that has slides itself: those are left out."""
+    count = 0
+    for inner in folder.iterdir():
+        if inner.is_dir() and not inner.name.startswith(".") and not _has_ending(inner.name, _FOLDER_SLIDES):
+            is_companion = inner.with_name(f"{inner.name}.mrxs").exists()
+            names = [] if is_companion else _names(inner)
+            count += sum(not name.startswith(".") and _has_ending(name, SLIDES) for name in names)
+    if count:
+        more = f"{_count(count, 'file')} of slides in folders below it {'is' if count == 1 else 'are'} left out"
+        warn_caller(PartsWarning(f"{folder}: {more}; '{folder}/**/*.svs' is a pattern for all"))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _looks_like_slide(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    return _has_ending(path.name, _FOLDER_SLIDES if path.is_dir() else SLIDES)
+
+
+def _has_ending(name: str, endings: tuple[str, ...]) -> bool:
+    return name.lower().endswith(endings)
+
+
+def _is_zarr(folder: Path) -> bool:
+    return folder.suffix.lower() in _FOLDER_SLIDES or any((folder / name).exists() for name in _ZARR)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _are(found: Sequence[Path]) -> str:
+    return "is" if len(found) == 1 else "are"

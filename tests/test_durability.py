@@ -1,0 +1,225 @@
+"""What has its name survives a power cut: files, then renames, then folders reach the disk in that order.
+
+The real calls are made and recorded; ``Disk`` keeps what a disk would have after a power cut at any moment: the bytes a
+file had when it was last synchronised, and the names a folder had.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from memory_bag import MemoryBag, contents
+
+from slideio_pipe.errors import CorruptSlideError, OutputError, SkippedWarning
+from slideio_pipe.ledger import fingerprint
+from slideio_pipe.store import open_bag, save_bag
+from slideio_pipe.store.features import add_features, create_feature_store, stored_features
+from slideio_pipe.store.partial import WriterLock
+from slideio_pipe.store.shards import write_shard
+
+
+class Disk:
+    """What was synchronised, by inode: bytes of files, names in folders."""
+
+    def __init__(self) -> None:
+        self.files: dict[int, bytes] = {}
+        self.names: dict[int, set[str]] = {}
+        self.renamed: list[Path] = []
+
+    def sync(self, fd: int) -> None:
+        found = os.fstat(fd)
+        if stat.S_ISDIR(found.st_mode):
+            self.names[found.st_ino] = set(os.listdir(fd))
+        else:
+            self.files[found.st_ino] = Path(f"/proc/self/fd/{fd}").read_bytes()
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Check that what gets its name is on the disk already."""
+        if not target.name.endswith(".replaced"):
+            self.check(source)
+            self.renamed.append(target)
+
+    def check(self, path: Path) -> None:
+        """Check that a file, or all of a folder, is on the disk as it is now."""
+        inode = path.stat().st_ino
+        if not path.is_dir():
+            assert self.files.get(inode) == path.read_bytes(), f"{path} was not synchronised"
+            return
+        assert self.names.get(inode, set()) >= set(os.listdir(path)), f"names in {path} were not synchronised"
+        for child in path.iterdir():
+            self.check(child)
+
+    def check_name(self, path: Path) -> None:
+        """Check that a name is on the disk."""
+        assert path.name in self.names.get(path.parent.stat().st_ino, set()), f"the name {path} was not synchronised"
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    """Record the real calls."""
+    made, fsync = Disk(), os.fsync
+
+    def watched_fsync(fd: int) -> None:
+        fsync(fd)
+        made.sync(fd)
+
+    def watched(call: Callable[..., None]) -> Callable[..., None]:
+        def rename(source: Any, target: Any, **options: Any) -> None:
+            made.rename(Path(source), Path(target))
+            call(source, target, **options)
+
+        return rename
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    yield made
+    monkeypatch.undo()
+
+
+class Damaged(MemoryBag):
+    """A bag of which one tile cannot be decoded."""
+
+    def read(self, indices: Any, out: Any = None, *, threads: int = 1) -> Any:
+        if 3 in indices:
+            raise CorruptSlideError("is damaged", slide=self.name)
+        return super().read(indices, out, threads=threads)
+
+
+def test_a_shard_is_on_the_disk_when_it_is_written(disk: Disk, tmp_path: Path) -> None:
+    """Its bytes before it has its name, its name before the call returns: a run goes on behind it after a power cut."""
+    shard = tmp_path / "c" / "0"
+    write_shard(shard, [b"one", b"two"], 4)
+    assert disk.renamed == [shard]
+    disk.check(shard)
+    disk.check_name(shard)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("bag", [MemoryBag(1300), Damaged(1300)], ids=["whole", "with a white tile"])
+def test_a_bag_is_on_the_disk_when_it_has_its_name(bag: MemoryBag, overwrite: bool, disk: Disk, tmp_path: Path) -> None:
+    """Every file and every folder in it, then its own name; metadata that change at the end, too."""
+    target = tmp_path / "a.bag.zarr"
+    if overwrite:
+        save_bag(MemoryBag(7), target)
+    if isinstance(bag, Damaged):
+        with pytest.warns(SkippedWarning):
+            save_bag(bag, target, on_error="white", overwrite=overwrite)
+    else:
+        save_bag(bag, target, overwrite=overwrite)
+    assert target in disk.renamed
+    assert sum("c" in path.parts for path in disk.renamed) >= 3  # shards
+    disk.check(target)
+    disk.check_name(target)
+    with open_bag(target) as stored:
+        assert len(stored) == 1300
+
+
+def test_features_are_on_the_disk_when_they_have_their_name(disk: Disk, tmp_path: Path) -> None:
+    """Beside the tiles of a bag, and in a store of their own."""
+    bag, values = MemoryBag(7), np.ones((7, 3), np.float32)
+    save_bag(bag, tmp_path / "a")
+    add_features(tmp_path / "a", "uni", values, {})
+    create_feature_store(tmp_path / "b", bag, bag.provenance(), {"uni": (values, {})})
+    for path in (tmp_path / "a" / "features" / "uni", tmp_path / "a" / "features", tmp_path / "b"):
+        disk.check(path)
+        disk.check_name(path)
+    assert {tmp_path / "a" / "features" / "uni", tmp_path / "b"} <= set(disk.renamed)
+
+
+@contextmanager
+def failing_on(source: Path) -> Iterator[None]:
+    """Let the system refuse to rename one thing."""
+
+    def refusing(call: Callable[..., None]) -> Callable[..., None]:
+        def rename(this: Any, target: Any, **options: Any) -> None:
+            if Path(this) == source:
+                raise OSError(errno.EIO, "Input/output error")
+            call(this, target, **options)
+
+        return rename
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("rename", "replace"):
+            patch.setattr(os, name, refusing(getattr(os, name)))
+        yield
+
+
+def test_a_bag_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
+    """The second of two renames fails: the former bag has its name again, and the next run goes on."""
+    target = tmp_path / "a.bag.zarr"
+    save_bag(MemoryBag(7), target)
+    before = contents(target)
+    failing = failing_on(tmp_path / "a.bag.zarr.partial")
+    with failing, pytest.raises(OutputError, match="Input/output error"):
+        save_bag(MemoryBag(9), target, overwrite=True)
+    assert contents(target) == before
+    assert not list(tmp_path.glob("*.replaced*"))
+    save_bag(MemoryBag(9), target, overwrite=True)
+    assert contents(target) != before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bag.zarr"]
+
+
+def test_features_that_cannot_be_replaced_stay(tmp_path: Path) -> None:
+    """As bags do: the features before are not lost to a rename that fails."""
+    save_bag(MemoryBag(7), tmp_path / "a")
+    old, new = np.ones((7, 3), np.float32), np.zeros((7, 3), np.float32)
+    add_features(tmp_path / "a", "uni", old, {})
+    with failing_on(tmp_path / "a.uni.partial"), pytest.raises(OutputError, match="Input/output error"):
+        add_features(tmp_path / "a", "uni", new, {}, overwrite=True)
+    np.testing.assert_array_equal(stored_features(tmp_path / "a", "uni", 7)[0], old)
+    add_features(tmp_path / "a", "uni", new, {}, overwrite=True)
+    np.testing.assert_array_equal(stored_features(tmp_path / "a", "uni", 7)[0], new)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_lock_that_is_taken_over_says_who_has_it(tmp_path: Path) -> None:
+    """Nothing is left of a longer entry of a process that was killed, and the file goes with the lock."""
+    path = tmp_path / "a.lock"
+    path.write_text(json.dumps({"pid": 2**30, "host": socket.gethostname(), "run": "r" * 500}))
+    lock = WriterLock(path)
+    lock.acquire()
+    assert json.loads(path.read_text()) == {"pid": os.getpid(), "host": socket.gethostname(), "run": None}
+    lock.release()
+    assert not path.exists()
+
+
+def test_the_fingerprint_of_a_folder_has_no_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems list names in any order; names and sizes are what counts, features beside the tiles are not."""
+    for number in range(20):
+        (tmp_path / f"{number}.dcm").write_bytes(b"x" * number)
+    (tmp_path / "deeper").mkdir()
+    usual, scandir = fingerprint(tmp_path), os.scandir
+
+    class Reversed:
+        def __init__(self, path: Any) -> None:
+            with scandir(path) as found:
+                self.entries = sorted(found, key=lambda entry: entry.name, reverse=self.backwards)
+
+        backwards = False
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            return iter(self.entries)
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(os, "scandir", Reversed)
+    found = [fingerprint(tmp_path)]
+    monkeypatch.setattr(Reversed, "backwards", True)
+    found.append(fingerprint(tmp_path))
+    assert found == [usual, usual]
+    monkeypatch.undo()
+    (tmp_path / "features").mkdir()
+    assert fingerprint(tmp_path) == usual
+    (tmp_path / "1.dcm").write_bytes(b"xy")
+    assert fingerprint(tmp_path) != usual
