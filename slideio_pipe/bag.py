@@ -203,8 +203,19 @@ class TileBag(ArrayLikeBag):
 
     @classmethod
     def from_coords(cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, **options: Any) -> TileBag:
-        """Return the bag of tiles at given level-0 corners (N, 2), x first, in that order; ``options`` as above."""
-        return cls(view, TileGrid.from_coords(view, coords, tile_size), **options)
+        """Return the bag of tiles at given level-0 corners (N, 2), x first, in that order.
+
+        Pixels are those at the corners, also where these lie between pixels of the view; see ``TileGrid.from_coords``.
+
+        Parameters
+        ----------
+        view, coords, tile_size
+            As for ``TileGrid.from_coords``.
+        **options
+            ``nearest``, as for ``TileGrid.from_coords``; the others as above.
+        """
+        nearest = bool(options.pop("nearest", False))
+        return cls(view, TileGrid.from_coords(view, coords, tile_size, nearest=nearest), **options)
 
     def draw(self, index: int) -> Draw:
         """Return what the tile transform does to tile ``index``; the same whenever it is asked for."""
@@ -324,6 +335,7 @@ class TileBag(ArrayLikeBag):
                 "level": self.view.level,
                 "shrink": list(self.view.choice.shrink),
                 "draw": None if self.view.draw is None else self.view.draw.to_json(),
+                "outside": self.view.outside,
             },
             "grid": self.grid.provenance(),
             "tissue": None if self.grid.mask is None else self.grid.mask.provenance(),

@@ -34,6 +34,7 @@ class ImportWork:
     slide_mpp_override: bool = False  # of several files as well
     pixels: str = "zstd"
     threads: int | None = None
+    outside: str = "white"  # what tiles see beyond the slide's edge
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -45,6 +46,7 @@ class ImportWork:
             "slide_mpp": self.slide_mpp,
             **({"slide_mpp_override": self.slide_mpp_override} if self.slide_mpp is not None else {}),
             "pixels": self.pixels,
+            **({} if self.outside == "white" else {"outside": self.outside}),
         }
 
     def output(self, slide: CohortSlide) -> Path:
@@ -90,7 +92,7 @@ class ImportWork:
             return save_bag(found, target, progress=progress, **how)
         how_opened: dict[str, Any] = {"slide_mpp": self.slide_mpp} if mpps is None else dict(mpps)
         with open_slide(slide_of(file, self.slides), **how_opened) as slide:
-            bag = readers[self.source](file, slide, **self.sizes, label=label)
+            bag = readers[self.source](file, slide, **self.sizes, label=label, outside=self.outside)
             bag.patient = patient
             return save_bag(bag, bag_path(slide, out), progress=progress, **how)
 

@@ -15,6 +15,7 @@ from slideio_pipe.bag import Label
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.foreign.hdf5 import EXTRA, number
 from slideio_pipe.foreign.item import needed
+from slideio_pipe.foreign.trident import level0_side
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.features import encoder_names, is_feature_store, open_feature_store, stored_features
@@ -157,7 +158,7 @@ def _from_hdf5(file: Path, encoder: str | None, slide_mpp: float | None) -> Feat
     attributes = {key: _plain(value) for key, value in (own | beside).items() if key not in ("savetodir", "save_path")}
     values = _rows(file, values)
     in_um = attributes.get("unit") == "um"
-    side = number(attributes, "patch_size_level0")
+    side = level0_side(attributes)
     mpp = None
     if in_um:  # STAMP
         side_um, side_px = number(attributes, "tile_size_um"), number(attributes, "tile_size_px")

@@ -64,6 +64,14 @@ Level0Size = Annotated[
 Size = Annotated[
     int | None, typer.Option("--tile-size", metavar="px", help="With --from: side of a tile, if not the file's.")
 ]
+Outside = Annotated[
+    str | None,
+    typer.Option(
+        "--outside",
+        metavar="white|black",
+        help="With --from: what tiles see beyond the slide's edge; CLAM's and TRIDENT's own are black there.",
+    ),
+]
 
 
 @reported
@@ -78,6 +86,7 @@ def convert(
     slides: Slides = None,
     tile_size: Size = None,
     tile_size_level0: Level0Size = None,
+    outside: Outside = None,
     slide_mpp: options.CohortMpp = None,
     slide_mpp_override: options.CohortMppOverride = False,
     pixels: options.Pixels = None,
@@ -101,7 +110,7 @@ def convert(
     sizes = {"--tile-size": tile_size, "--tile-size-level0": tile_size_level0}
     if source is not None and (features or instance_labels):
         raise ConfigError("--features or --instance-labels with --from", remedy="leave them out: they are for --to")
-    only = {"--slides": slides, **sizes, "--slide-mpp": slide_mpp, "--pixels": pixels}
+    only = {"--slides": slides, **sizes, "--outside": outside, "--slide-mpp": slide_mpp, "--pixels": pixels}
     only |= {"--slide-mpp-override": slide_mpp_override or None}
     unused = [name for name, value in only.items() if value is not None]
     if to is not None and unused:
@@ -123,7 +132,8 @@ def convert(
 
     sizes_of = {"tile_size": tile_size, "tile_size_level0": tile_size_level0}
     mpps = (slide_mpp, slide_mpp_override)
-    work = ImportWork(folder.absolute(), source, slides, sizes_of, *mpps, pixels or "zstd", threads)
+    seen = outside or "white"
+    work = ImportWork(folder.absolute(), source, slides, sizes_of, *mpps, pixels or "zstd", threads, seen)
     if len(sources) == 1 and sources[0].is_file() and sources[0].suffix in _HDF5 and workers is None:
         with work.make(sources[0], folder, overwrite=overwrite, progress=progress) as bag:
             found = [{"slide": bag.name, "bag": str(bag.path), "tiles": len(bag)}]

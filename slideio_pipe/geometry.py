@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Real
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 SAME_RESOLUTION = 0.02
 # What a JPEG decoder shrinks by on its own, beside 1: a resolution near one of these needs no other filter.
 WHOLE_SHRINKS = (1, 2, 4, 8)
+# A place as near as this to a whole pixel is that pixel: read as such it differs by a quarter of a grey level at most.
+WHOLE_PX = 1e-3
 # 10 µm per pixel at 1×: the convention behind "40× is 0.25 µm".
 MPP_TIMES_MAGNIFICATION = 10.0
 
@@ -59,6 +61,15 @@ class Rect(NamedTuple):
         right = min(self.x + self.width, other.x + other.width)
         bottom = min(self.y + self.height, other.y + other.height)
         return Rect(x, y, max(0, right - x), max(0, bottom - y))
+
+    def around(self, other: Rect) -> Rect:
+        """Return the smallest rectangle that has both.
+
+        >>> Rect(0, 0, 10, 10).around(Rect(8, -5, 10, 10))
+        Rect(x=0, y=-5, width=18, height=15)
+        """
+        x, y = min(self.x, other.x), min(self.y, other.y)
+        return Rect(x, y, max(self.right, other.right) - x, max(self.lower, other.lower) - y)
 
 
 class Mpp(NamedTuple):
@@ -114,6 +125,31 @@ def round_half_up(values: ArrayLike) -> NDArray[np.int64]:
     [1, 2, 0, 2]
     """
     return np.floor(np.asarray(values, dtype=np.float64) + 0.5).astype(np.int64)
+
+
+def parted(value: float) -> tuple[int, float]:
+    """Return a place as a whole pixel and the part of a pixel beyond it, 0 where it is next to nothing.
+
+    >>> parted(2.25), parted(2.9999), parted(-0.5)
+    ((2, 0.25), (3, 0.0), (-1, 0.5))
+    """
+    nearest = math.floor(value + 0.5)
+    if abs(value - nearest) < WHOLE_PX:
+        return nearest, 0.0
+    return math.floor(value), value - math.floor(value)
+
+
+def whole_where_nearly(corners: NDArray[Any]) -> NDArray[Any]:
+    """Return (n, 2) corners, px: int64 where all are whole, else float64 in which the nearly whole ones are whole.
+
+    >>> whole_where_nearly(np.array([[2.0000001, 3]])).tolist(), whole_where_nearly(np.array([[2.5, 3]])).tolist()
+    ([[2, 3]], [[2.5, 3.0]])
+    """
+    if corners.dtype.kind != "f":
+        return corners.astype(np.int64)
+    nearest = np.floor(corners + 0.5)
+    near = np.abs(corners - nearest) < WHOLE_PX
+    return nearest.astype(np.int64) if near.all() else np.where(near, nearest, corners).astype(np.float64)
 
 
 class Affine(NamedTuple):
@@ -242,20 +278,20 @@ class Pyramid:
         (dx, dy), (sx, sy) = self.downsamples[choice.level], choice.shrink
         return dx * sx, dy * sy
 
-    def choose(self, downsample: tuple[float, float]) -> LevelChoice:
+    def choose(self, downsample: tuple[float, float], *, same: float = SAME_RESOLUTION) -> LevelChoice:
         """Return the coarsest level that is at least as fine as ``downsample``, and the shrink that is left.
 
-        Within 2 % of the level, or of a half, a quarter or an eighth of it, is taken as that: those need no filter with
-        fractional steps.
+        Within 2 % (``same``) of the level, or of a half, a quarter or an eighth of it, is taken as that: those need no
+        filter with fractional steps.
         """
         best = 0
         for index, (dx, dy) in enumerate(self.downsamples):
-            if dx <= downsample[0] * (1 + SAME_RESOLUTION) and dy <= downsample[1] * (1 + SAME_RESOLUTION):
+            if dx <= downsample[0] * (1 + same) and dy <= downsample[1] * (1 + same):
                 best = index
         dx, dy = self.downsamples[best]
         shrink = (downsample[0] / dx, downsample[1] / dy)
         for whole in WHOLE_SHRINKS:
-            if all(abs(s / whole - 1) <= SAME_RESOLUTION for s in shrink):
+            if all(abs(s / whole - 1) <= same for s in shrink):
                 shrink = (float(whole), float(whole))
         return LevelChoice(best, shrink)
 

@@ -227,8 +227,10 @@ def tile_affines(bag: Bag, indices: ArrayLike | None) -> Iterator[Affine]:
             "the tiles of this store were drawn one by one", slide=bag.name, remedy="pass the TileBag that was saved"
         )
     to_level0 = Affine.from_tuple(made["view"]["affine"])
-    # Tiles begin at whole px of the view; their level-0 corners are rounded.
-    for x, y in round_half_up(to_level0.inverse().apply(np.asarray(bag.coords)[wanted])).tolist():
+    places = to_level0.inverse().apply(np.asarray(bag.coords)[wanted])
+    # Tiles of a grid begin at whole px of the view, and their level-0 corners are rounded; given corners are exact.
+    between = bool(made.get("grid", {}).get("between_px", False))
+    for x, y in (places if between else round_half_up(places)).tolist():
         yield to_level0 @ Affine.translation(x, y)
 
 

@@ -9,6 +9,7 @@ enough (``sampling``); colours follow on the decoded pixels.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyvips
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from slideio_pipe.augment.cpu import ColourProgram
 from slideio_pipe.augment.draw import Draw
@@ -28,8 +30,17 @@ from slideio_pipe.augment.steps import Scratch
 from slideio_pipe.backends.base import OnStage
 from slideio_pipe.backends.vips import check_process
 from slideio_pipe.errors import ConfigError, CorruptSlideError
-from slideio_pipe.geometry import SAME_RESOLUTION, WHOLE_SHRINKS, Affine, LevelChoice, Rect, Size
-from slideio_pipe.sampling import FINE_ENOUGH, NEARLY, Sampler
+from slideio_pipe.geometry import (
+    SAME_RESOLUTION,
+    WHOLE_SHRINKS,
+    Affine,
+    LevelChoice,
+    Rect,
+    Size,
+    parted,
+    whole_where_nearly,
+)
+from slideio_pipe.sampling import FINE_ENOUGH, NEARLY, ON_GRID, Sampler
 from slideio_pipe.view import SlideView
 
 ReadRun = Callable[[NDArray[np.int64]], None]
@@ -67,7 +78,7 @@ class TileReader:
 
     def __init__(self, view: SlideView, tile_size: int, *, on_stage: OnStage | None = None) -> None:
         self.view, self.tile_size, self.on_stage = view, tile_size, on_stage
-        self._sampler = Sampler(view.slide, on_stage)
+        self._sampler = Sampler(view.slide, on_stage, outside=view.outside_level)
         self._idle: deque[Scratch] = deque()
 
     def read(
@@ -83,8 +94,9 @@ class TileReader:
 
         Parameters
         ----------
-        origins : (n, 2) int
-            Top-left corners (x, y), view px. What lies outside the slide is white.
+        origins : (n, 2) int or float
+            Top-left corners (x, y), view px; between pixels, the place itself is sampled. What lies outside the slide
+            is white, or black if the view says so.
         out : (n, H, W, 3) uint8, C-contiguous, optional
             Where the pixels go; allocated when not given. H and W are ``tile_size``, or the canvas of the draws.
         draws : sequence of Draw, optional
@@ -108,7 +120,7 @@ class TileReader:
                 slide=self.view.slide.name,
                 remedy="end it with Resize(height, width) or RandomResizedCrop(size)",
             )
-        corners = np.asarray(origins, np.int64).reshape(-1, 2)
+        corners = whole_where_nearly(np.asarray(origins).reshape(-1, 2))
         canvas = draws[0].canvas if draws else Size(self.tile_size, self.tile_size)
         shape = (len(corners), canvas.height, canvas.width, 3)
         target = np.empty(shape, np.uint8) if out is None else out
@@ -139,7 +151,7 @@ class TileReader:
         self._in_threads(read_run, self.storage_order(corners), threads)
         return target
 
-    def storage_order(self, origins: NDArray[np.int64]) -> NDArray[np.int64]:
+    def storage_order(self, origins: NDArray[Any]) -> NDArray[np.int64]:
         """Return positions sorted by row of stored tiles, then by x: every stored tile is then decoded once."""
         view = self.view
         plain = view.to_plain.apply(origins + 0.5 * self.tile_size) if view.draw else origins
@@ -163,14 +175,15 @@ class TileReader:
                 raise
 
     def _read_tile(
-        self, x: int, y: int, draw: Draw | None, slot: NDArray[np.uint8], colours: bool, scattered: bool
+        self, x: float, y: float, draw: Draw | None, slot: NDArray[np.uint8], colours: bool, scattered: bool
     ) -> None:
         lazily = colours and self._graph is not None
         if lazily:
             self._read_lazily(x, y, draw, slot)
-        elif draw is None and not self.view.moves:
-            rect = Rect(x, y, self.tile_size, self.tile_size)
-            self._sampler.plain(self.view.choice, rect, slot, scattered=scattered)
+        elif not self.view.moves and (draw is None or not draw.moves):
+            left, top = math.floor(x), math.floor(y)
+            rect = Rect(left, top, self.tile_size, self.tile_size)
+            self._sampler.plain(self.view.choice, rect, slot, scattered=scattered, offset=(x - left, y - top))
         else:
             self._read_drawn(x, y, draw, slot)
         if colours:
@@ -179,7 +192,7 @@ class TileReader:
             if self.on_stage:
                 self.on_stage("augment", begun, time.perf_counter())
 
-    def _read_drawn(self, x: int, y: int, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
+    def _read_drawn(self, x: float, y: float, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
         """Sample a tile through its own affine and the view's: one product, one interpolation."""
         to_view = Affine.translation(x, y)
         if draw is not None and draw.moves:
@@ -187,11 +200,17 @@ class TileReader:
         to_plain = self.view.to_plain @ to_view
         choice, to_choice, shrink = self._resolution(to_plain)
         affine = to_choice @ to_plain
-        if _is_shift(affine):
-            rect = Rect(round(affine.c), round(affine.f), slot.shape[1], slot.shape[0])
-            self._sampler.plain(choice, rect, slot)
+        # The pixels that are sampled begin where the tile does, so that a flip of it is one.
+        offset = ON_GRID
+        if not self.view.moves and (x, y) != (math.floor(x), math.floor(y)):
+            corner = to_choice.apply((x, y))
+            offset = (parted(corner[0])[1], parted(corner[1])[1])
+        shift = Affine.translation(-offset[0], -offset[1]) @ affine
+        if _is_shift(shift):
+            rect = Rect(round(shift.c), round(shift.f), slot.shape[1], slot.shape[0])
+            self._sampler.plain(choice, rect, slot, offset=offset)
         else:
-            self._sampler.drawn(choice, affine, slot, shrink=shrink)
+            self._sampler.drawn(choice, affine, slot, shrink=shrink, offset=offset)
 
     def _resolution(self, to_plain: Affine) -> tuple[LevelChoice, Affine, float]:
         """Return what a tile is sampled from, the affine from plain px of the view to px there, and the shrink left.
@@ -245,7 +264,7 @@ class TileReader:
         draw = self.view.draw
         return None if draw is None or draw.lowered else self.view.image
 
-    def _read_lazily(self, x: int, y: int, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
+    def _read_lazily(self, x: float, y: float, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
         if draw is not None and draw.moves:
             names = ", ".join(o.name for o in self.view.draw.operations if isinstance(o, Opaque))  # type: ignore[union-attr]
             raise ConfigError(
@@ -255,8 +274,21 @@ class TileReader:
             )
         # The graph is told once of pixels that cannot be decoded, and has black afterwards; a plain read always is.
         self._read_drawn(x, y, None, slot)
-        inside = Rect(x, y, self.tile_size, self.tile_size).intersect(Rect(0, 0, *self.view.size))
-        slot[:] = 255
+        left, upper = math.floor(x), math.floor(y)
+        if (x, y) == (left, upper):
+            self._crop(left, upper, slot)
+            return
+        side = self.tile_size
+        around = np.empty((side + 1, side + 1, 3), np.uint8)
+        self._crop(left, upper, around)
+        box = (x - left, y - upper, x - left + side, y - upper + side)
+        slot[:] = np.asarray(Image.fromarray(around).resize((side, side), Image.Resampling.BILINEAR, box=box))
+
+    def _crop(self, x: int, y: int, slot: NDArray[np.uint8]) -> None:
+        """Write whole pixels of the graph into ``slot``."""
+        height, width = slot.shape[:2]
+        inside = Rect(x, y, width, height).intersect(Rect(0, 0, *self.view.size))
+        slot[:] = self.view.outside_level
         if inside.width and inside.height:
             top, left = inside.y - y, inside.x - x
             try:

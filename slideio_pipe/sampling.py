@@ -3,7 +3,9 @@
 Two steps, each with one filter. *Plain*: level pixels, shrunk from the tile's exact fractional source box, so that
 neighbours fit seamlessly and equal a crop of the whole view. JPEG levels are decoded a half, a quarter or an eighth as
 large where the shrink allows; what is left is an antialiased triangle (Pillow's BILINEAR, which is also torchvision's
-antialiased resize). *Drawn*: an affine of plain pixels, bilinear, white outside.
+antialiased resize). A rectangle may begin between pixels: level pixels are then interpolated (bilinear, as OpenSlide
+does), and where the decoder shrinks, its mean is taken from where the rectangle begins. *Drawn*: an affine of plain
+pixels, bilinear, white (or black) outside.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from PIL import Image
 from slideio_pipe.backends.base import OnStage, StaleLevelError, StoredTiles
 from slideio_pipe.decoded import SHARED
 from slideio_pipe.errors import CorruptSlideError
-from slideio_pipe.geometry import WHOLE_SHRINKS, Affine, LevelChoice, Pyramid, Rect, Size
+from slideio_pipe.geometry import WHOLE_PX, WHOLE_SHRINKS, Affine, LevelChoice, Pyramid, Rect, Size, parted
 
 # Level pixels fetched at once when shrinking: 48 MB, whatever the shrink factor.
 _MAX_FETCH_PX = 16_000_000
@@ -40,6 +42,10 @@ _PARTLY = 0.8
 FINE_ENOUGH = 1.25
 # How much more than its mean the finer axis of an uneven shrink may be stretched: 4:3 into a square is 1.15.
 NEARLY = 1.2
+
+
+Offset = tuple[float, float]
+ON_GRID: Offset = (0.0, 0.0)
 
 
 class LevelSource(Protocol):
@@ -72,13 +78,15 @@ class Sampler:
     on_stage : callable, optional
         Told ("read" | "decode" | "fallback" | "resample", start, end), ``time.perf_counter`` seconds, by whichever
         thread did it.
+    outside : int
+        The grey level of what lies outside the slide: 255 is white.
     """
 
-    def __init__(self, slide: LevelSource, on_stage: OnStage | None = None) -> None:
-        self.slide, self.on_stage = slide, on_stage
+    def __init__(self, slide: LevelSource, on_stage: OnStage | None = None, *, outside: int = 255) -> None:
+        self.slide, self.on_stage, self.outside = slide, on_stage, outside
         self._local = threading.local()
 
-    def blocks(self, choice: LevelChoice, corners: NDArray[np.int64], tile_size: int) -> Blocks | None:
+    def blocks(self, choice: LevelChoice, corners: NDArray[Any], tile_size: int) -> Blocks | None:
         """Return which square tiles at ``corners`` (n, 2) are made of whole stored JPEG tiles, None where none can be.
 
         Such tiles need no cache and no filter: nothing stands between a stored tile's bytes and the slot but the
@@ -93,10 +101,11 @@ class Sampler:
         index, offsets = np.divmod(corners * reduce, tiles.tile.width)
         inside = (corners + tile_size) * reduce <= np.array(self.slide.pyramid.levels[choice.level])
         whole = ((offsets == 0) & (index >= 0) & inside).all(axis=1)
-        places = [(x, y) if fits else None for (x, y), fits in zip(index.tolist(), whole, strict=True)]
+        numbers = index.astype(np.int64).tolist()
+        places = [(x, y) if fits else None for (x, y), fits in zip(numbers, whole, strict=True)]
         return Blocks(tiles, reduce, side, places)
 
-    def scattered(self, choice: LevelChoice, corners: NDArray[np.int64], tile_size: int) -> bool:
+    def scattered(self, choice: LevelChoice, corners: NDArray[Any], tile_size: int) -> bool:
         """Return whether tiles at ``corners`` (n, 2) hardly share stored tiles."""
         tiles = self.slide.stored_tiles(choice.level)
         if tiles is None or len(corners) < _FEW:
@@ -125,7 +134,15 @@ class Sampler:
                 tiles.decode(column + x, row + y, scratch, reduce=reduce, on_stage=self.on_stage)
                 out[y * width : (y + 1) * width, x * width : (x + 1) * width] = scratch
 
-    def plain(self, choice: LevelChoice, rect: Rect, out: NDArray[np.uint8], *, scattered: bool = False) -> None:
+    def plain(
+        self,
+        choice: LevelChoice,
+        rect: Rect,
+        out: NDArray[np.uint8],
+        *,
+        scattered: bool = False,
+        offset: Offset = ON_GRID,
+    ) -> None:
         """Write ``rect`` of the slide at ``choice`` into ``out``; what lies outside the slide is white.
 
         Parameters
@@ -138,27 +155,38 @@ class Sampler:
             May be a strided view.
         scattered : bool
             Whether few other rectangles need the same stored tiles: of each, no more is decoded than this one needs.
+        offset : (float, float)
+            How far to the right of ``rect`` and below it the pixels begin, 0 to 1. Pixels of which at least half lies
+            inside the slide are the slide's.
 
         Raises
         ------
         CorruptSlideError
             Pixels cannot be decoded; names the place.
         """
-        inside = rect.intersect(Rect(0, 0, *self.slide.pyramid.size_at(choice)))
+        size = self.slide.pyramid.size_at(choice)
+        inside = rect.intersect(Rect(0, 0, *size)) if offset == ON_GRID else _centred_inside(rect, offset, size)
         if inside != rect:
-            out[:] = 255
+            out[:] = self.outside
         if not inside.width or not inside.height:
             return
         top, left = inside.y - rect.y, inside.x - rect.x
         target = out[top : top + inside.height, left : left + inside.width]
-        if choice.resampled:
-            self._shrink(choice, inside, target, scattered)
+        if choice.resampled or offset != ON_GRID:
+            self._shrink(choice, inside, target, scattered, offset)
         else:
             self._level(choice.level, 1, inside, target, scattered=scattered)
 
-    def drawn(self, choice: LevelChoice, affine: Affine, out: NDArray[np.uint8], *, shrink: float = 1.0) -> None:
+    def drawn(
+        self,
+        choice: LevelChoice,
+        affine: Affine,
+        out: NDArray[np.uint8],
+        *,
+        shrink: float = 1.0,
+        offset: Offset = ON_GRID,
+    ) -> None:
         """Write pixels into ``out`` through an affine from ``out`` px to px at ``choice``, bilinear, white outside.
-
 
         Parameters
         ----------
@@ -170,16 +198,21 @@ class Sampler:
         shrink : float
             By how much the affine makes things smaller. Above ``FINE_ENOUGH`` plain pixels are blurred first, with the
             Gaussian that scikit-image's ``resize(anti_aliasing=True)`` takes: σ = (shrink − 1) / 2.
+        offset : (float, float)
+            Where in the plain pixels the sampled ones begin, 0 to 1: a tile from between pixels is flipped and turned
+            as the pixels it has, not interpolated twice.
         """
+        if offset != ON_GRID:
+            affine = Affine.translation(-offset[0], -offset[1]) @ affine
         height, width = out.shape[:2]
         blur = (shrink - 1) / 2 if shrink > FINE_ENOUGH else 0.0
         rect = _reach(affine, Size(width, height), 1 + math.ceil(3 * blur))
         inside = rect.intersect(Rect(-1, -1, *(side + 2 for side in self.slide.pyramid.size_at(choice))))
         if not inside.width or not inside.height:
-            out[:] = 255
+            out[:] = self.outside
             return
         pixels = np.empty((inside.height, inside.width, 3), np.uint8)
-        self.plain(choice, inside, pixels)
+        self.plain(choice, inside, pixels, offset=offset)
         start = time.perf_counter() if self.on_stage else 0.0
         if blur:
             pixels = cv2.GaussianBlur(pixels, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
@@ -187,25 +220,29 @@ class Sampler:
         half = Affine.translation(0.5, 0.5)
         local = half.inverse() @ Affine.translation(-inside.x, -inside.y) @ affine @ half
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        cv2.warpAffine(pixels, local.matrix()[:2], (width, height), out, flags, cv2.BORDER_CONSTANT, (255, 255, 255))
+        border = (self.outside,) * 3
+        cv2.warpAffine(pixels, local.matrix()[:2], (width, height), out, flags, cv2.BORDER_CONSTANT, border)
         if self.on_stage:
             self.on_stage("resample", start, time.perf_counter())
 
-    def _shrink(self, choice: LevelChoice, inside: Rect, target: NDArray[np.uint8], scattered: bool) -> None:
-        """Shrink (or enlarge) the level pixels below ``inside`` (px at ``choice``) into ``target``."""
-        sx, sy = choice.shrink
+    def _shrink(
+        self, choice: LevelChoice, inside: Rect, target: NDArray[np.uint8], scattered: bool, offset: Offset = ON_GRID
+    ) -> None:
+        """Resample the level pixels below ``inside`` (px at ``choice``, from ``offset`` on) into ``target``."""
         reduce = self._decoder_shrink(choice)
         if choice.shrink == (reduce, reduce):
-            self._level(choice.level, reduce, inside, target, scattered=scattered)
-            return
-        sx, sy = sx / reduce, sy / reduce
-        width, height = self.slide.pyramid.levels[choice.level]
-        level = Rect(0, 0, -(-width // reduce), -(-height // reduce))
-        for top, rows in _bands(inside, sx, sy):
-            box = (inside.x * sx, top * sy, (inside.x + inside.width) * sx, (top + rows) * sy)
-            source = _filter_reach(box, sx, sy).intersect(level)
-            pixels = np.empty((source.height, source.width, 3), np.uint8)
-            self._level(choice.level, reduce, source, pixels, scattered=scattered)
+            if offset == ON_GRID:
+                self._level(choice.level, reduce, inside, target, scattered=scattered)
+                return
+            if reduce > 1:
+                self._means(choice.level, reduce, inside, target, scattered, offset)
+                return
+        sx, sy = (side / reduce for side in choice.shrink)
+        x = inside.x + offset[0]
+        for first, rows in _bands(inside, sx, sy):
+            y = inside.y + first + offset[1]
+            box = (x * sx, y * sy, (x + inside.width) * sx, (y + rows) * sy)
+            pixels, source = self._beneath(choice.level, reduce, box, (sx, sy), scattered, offset)
             begun = time.perf_counter() if self.on_stage else 0.0
             local = (
                 max(0.0, box[0] - source.x),
@@ -214,10 +251,69 @@ class Sampler:
                 min(float(source.height), box[3] - source.y),
             )
             image = Image.fromarray(pixels).resize((inside.width, rows), Image.Resampling.BILINEAR, box=local)
-            first = top - inside.y
             target[first : first + rows] = np.asarray(image)
             if self.on_stage:
                 self.on_stage("resample", begun, time.perf_counter())
+
+    def _beneath(
+        self,
+        level: int,
+        reduce: int,
+        box: tuple[float, float, float, float],
+        shrink: tuple[float, float],
+        scattered: bool,
+        offset: Offset,
+    ) -> tuple[NDArray[np.uint8], Rect]:
+        """Return the pixels that resampling ``box`` needs, and where they are; all in px decoded ``reduce`` smaller."""
+        whole = self._reduced(level, reduce)
+        if offset == ON_GRID:
+            source = _filter_reach(box, *shrink).intersect(whole)
+        else:
+            wanted = _covering(box) if shrink == (1.0, 1.0) else _filter_reach(box, *shrink)
+            # Half a pixel of the rectangle may lie outside the slide.
+            source = wanted.intersect(whole.around(_covering(box)))
+        return self._extended(level, reduce, source, scattered), source
+
+    def _means(
+        self, level: int, shrink: int, inside: Rect, target: NDArray[np.uint8], scattered: bool, offset: Offset
+    ) -> None:
+        """Write means of ``shrink`` × ``shrink`` level pixels: what the decoder does on its own grid, between it.
+
+        Its own smaller pixels are taken where the rectangle begins with one: fewer are decoded.
+        """
+        starts = [(corner + part) * shrink for corner, part in zip(inside[:2], offset, strict=True)]
+        fits = [n for n in WHOLE_SHRINKS if n < shrink and all(parted(start / n)[1] == 0 for start in starts)]
+        reduce = max(fits, default=1)
+        per = shrink // reduce
+        x, across = parted(starts[0] / reduce)
+        y, down = parted(starts[1] / reduce)
+        for first, rows in _bands(inside, per, per):
+            width, height = inside.width * per, rows * per
+            source = Rect(x, y + first * per, width + (across > 0), height + (down > 0))
+            image = Image.fromarray(self._extended(level, reduce, source, scattered))
+            begun = time.perf_counter() if self.on_stage else 0.0
+            if across or down:
+                box = (across, down, across + width, down + height)
+                image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+            target[first : first + rows] = np.asarray(image.reduce(per))
+            if self.on_stage:
+                self.on_stage("resample", begun, time.perf_counter())
+
+    def _extended(self, level: int, reduce: int, source: Rect, scattered: bool) -> NDArray[np.uint8]:
+        """Return level pixels, decoded ``reduce`` times smaller; beyond the edge of the level its last ones again."""
+        inside = source.intersect(self._reduced(level, reduce))
+        pixels = np.empty((inside.height, inside.width, 3), np.uint8)
+        self._level(level, reduce, inside, pixels, scattered=scattered)
+        if inside == source:
+            return pixels
+        left, top = inside.x - source.x, inside.y - source.y
+        right, lower = source.right - inside.right, source.lower - inside.lower
+        return np.asarray(cv2.copyMakeBorder(pixels, top, lower, left, right, cv2.BORDER_REPLICATE), np.uint8)
+
+    def _reduced(self, level: int, reduce: int) -> Rect:
+        """Return the whole level in px decoded ``reduce`` times smaller."""
+        width, height = self.slide.pyramid.levels[level]
+        return Rect(0, 0, -(-width // reduce), -(-height // reduce))
 
     def _decoder_shrink(self, choice: LevelChoice) -> int:
         """Return by how much the decoder itself may shrink: 1, 2, 4 or 8."""
@@ -325,9 +421,23 @@ def _filter_reach(box: tuple[float, float, float, float], sx: float, sy: float) 
     return Rect(left, upper, right - left, lower - upper)
 
 
+def _centred_inside(rect: Rect, offset: Offset, size: Size) -> Rect:
+    """Return the pixels of ``rect``, moved by ``offset``, whose centres lie inside an image."""
+    first = [max(corner, math.ceil(-0.5 - part)) for corner, part in zip(rect[:2], offset, strict=True)]
+    ends = zip((rect.right, rect.lower), size, offset, strict=True)
+    last = [min(end, math.floor(side + 0.5 - part)) for end, side, part in ends]
+    return Rect(first[0], first[1], max(0, last[0] - first[0]), max(0, last[1] - first[1]))
+
+
+def _covering(box: tuple[float, float, float, float]) -> Rect:
+    """Return the whole pixels that ``box`` touches."""
+    left, upper = math.floor(box[0] + WHOLE_PX), math.floor(box[1] + WHOLE_PX)
+    return Rect(left, upper, math.ceil(box[2] - WHOLE_PX) - left, math.ceil(box[3] - WHOLE_PX) - upper)
+
+
 def _bands(inside: Rect, sx: float, sy: float) -> Iterator[tuple[int, int]]:
-    """Yield (top, rows), so that no band needs more than ``_MAX_FETCH_PX`` level pixels."""
+    """Yield (first, rows), counted from the top, so that no band needs more than ``_MAX_FETCH_PX`` level pixels."""
     per_row = max(1.0, inside.width * sx * sy)
     rows = max(1, min(inside.height, int(_MAX_FETCH_PX / per_row)))
-    for top in range(inside.y, inside.y + inside.height, rows):
-        yield top, min(rows, inside.y + inside.height - top)
+    for first in range(0, inside.height, rows):
+        yield first, min(rows, inside.height - first)

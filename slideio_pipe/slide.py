@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -29,10 +28,10 @@ from slideio_pipe.errors import (
     CorruptSlideError,
     MissingResolutionError,
 )
-from slideio_pipe.geometry import Affine, Mpp, Pyramid, Rect, Size
+from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Pyramid, Rect, Size, parted
 from slideio_pipe.resolution import resolve_mpp
 from slideio_pipe.sampling import Sampler
-from slideio_pipe.view import SlideView
+from slideio_pipe.view import OUTSIDE, SlideView
 
 _FINGERPRINT_BYTES = 65_536
 # Of an overview, this part may be unreadable: one stored tile is often a tenth of it, and all of the smallest.
@@ -242,6 +241,7 @@ class Slide:
         seed: int = 0,
         epoch: int = 0,
         draw: Draw | None = None,
+        outside: str = "white",
     ) -> SlideView:
         """Return the slide at ``mpp`` µm per pixel, lazily; None is level 0 as stored.
 
@@ -255,13 +255,16 @@ class Slide:
             What the draw depends on, beside the slide's name.
         draw : Draw, optional
             A draw to replay, in place of ``transform``; it fits the resolution it was drawn for.
+        outside : {"white", "black"}
+            What tiles see beyond the slide's edge. White is glass; tools that read with OpenSlide, as CLAM and TRIDENT,
+            see black.
 
         Examples
         --------
         >>> open_slide(np.zeros((600, 800, 3), np.uint8), slide_mpp=0.25).view(mpp=1.0).size
         Size(width=200, height=150)
         """
-        view = SlideView.at(self, mpp)
+        view = replace(SlideView.at(self, mpp), outside=outside)
         if draw is not None:
             if transform is not None or draw.size != view.plain_size:
                 raise ConfigError(
@@ -326,27 +329,39 @@ class Slide:
         if failure is not None:
             raise failure.with_traceback(None)  # kept and raised again: without this its traceback grows every time
 
-    def read_region(self, location: tuple[float, float], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return a rectangle of a level, (H, W, 3) uint8 RGB, white outside the slide.
+    def read_region(
+        self, location: tuple[float, float], level: int, size: tuple[int, int], *, outside: str = "white"
+    ) -> NDArray[np.uint8]:
+        """Return a rectangle of a level, (H, W, 3) uint8 RGB.
 
         Parameters
         ----------
         location : (float, float)
-            Top-left corner (x, y) in **level-0** pixels, as in OpenSlide.
+            Top-left corner (x, y) in **level-0** pixels, as in OpenSlide. Between pixels of the level, pixels are
+            interpolated (bilinear), as OpenSlide does.
         level : int
         size : (int, int)
             Width and height in pixels of that level.
+        outside : {"white", "black"}
+            What is outside the slide; OpenSlide's ``read_region(…).convert("RGB")`` is black there.
         """
         level, location = self._level(level), place(location, slide=self.name)
         width, height = (
             whole_number(side, "a side", slide=self.name) for side in pair(size, "a size", slide=self.name)
         )
-        dx, dy = self.pyramid.downsamples[level]
-        x, y = math.floor(location[0] / dx + 0.5), math.floor(location[1] / dy + 0.5)
         if min(width, height) < 0:
             raise ConfigError(f"a region of {width}×{height} px", slide=self.name, remedy="pass sizes >= 0")
+        fill = OUTSIDE.get(outside)
+        if fill is None:
+            raise ConfigError(f"outside is {outside!r}", slide=self.name, remedy='pass "white" or "black"')
+        dx, dy = self.pyramid.downsamples[level]
+        (x, across), (y, down) = parted(location[0] / dx), parted(location[1] / dy)
         rect = Rect(x, y, width, height)
-        out = np.full((rect.height, rect.width, 3), 255, np.uint8)
+        out = np.full((rect.height, rect.width, 3), fill, np.uint8)
+        if across or down:
+            sampler = Sampler(self, outside=fill)
+            sampler.plain(LevelChoice(level, (1.0, 1.0)), rect, out, offset=(across, down))
+            return out
         inside = rect.intersect(Rect(0, 0, *self.pyramid.levels[level]))
         if inside.width and inside.height:
             pixels = self._pixels(self.level_image(level).crop(*inside))

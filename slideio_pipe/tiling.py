@@ -13,7 +13,7 @@ from PIL import Image
 from slideio_pipe import picture
 from slideio_pipe.config import Edge, GridConfig, checked
 from slideio_pipe.errors import AlignedGridWarning, ConfigError, EmptyTissueWarning
-from slideio_pipe.geometry import Size, round_half_up
+from slideio_pipe.geometry import Size, round_half_up, whole_where_nearly
 from slideio_pipe.tissue import TissueMask
 from slideio_pipe.view import SlideView
 
@@ -45,8 +45,8 @@ class TileGrid:
 
     Attributes
     ----------
-    origins : (N, 2) int64
-        Top-left corners (x, y), view px.
+    origins : (N, 2) int64 or float64
+        Top-left corners (x, y), view px: whole ones, but for given coordinates that lie between view px.
     coords : (N, 2) int64
         The same corners in level-0 px.
     index : (N, 2) int32
@@ -122,14 +122,22 @@ class TileGrid:
         self._set(origins, view.to_level0(origins), index, fractions)
 
     @classmethod
-    def from_coords(cls, view: SlideView, coords: ArrayLike, tile_size: int = 256) -> TileGrid:
+    def from_coords(
+        cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, *, nearest: bool = False
+    ) -> TileGrid:
         """Return tiles at given level-0 corners, in the given order.
+
+        Their pixels are those at the corners, wherever the corners lie. Between the pixels of a level they are
+        interpolated, as OpenSlide interpolates them; tiles on whole view px are read as those of a grid.
 
         Parameters
         ----------
-        coords : (N, 2) int
-            Top-left corners (x, y), level-0 px; each is read at the nearest whole view pixel. Parts outside the slide
-            are white.
+        coords : (N, 2) int or float
+            Top-left corners (x, y), level-0 px. ``coords`` of the grid are these, rounded. Parts outside the slide are
+            white, or black if the view says so.
+        nearest : bool
+            Read each tile at the nearest whole view px. For ``coords`` of a grid over this very view: where a view px
+            is no whole number of level-0 px, these are rounded, and this is the grid again.
 
         Raises
         ------
@@ -142,6 +150,8 @@ class TileGrid:
         >>> view = open_slide(np.zeros((300, 500, 3), np.uint8), slide_mpp=0.25).view(mpp=0.5)
         >>> TileGrid.from_coords(view, [[100, 50], [0, 0]], tile_size=32).origins.tolist()
         [[50, 25], [0, 0]]
+        >>> TileGrid.from_coords(view, [[101, 50]], tile_size=32).origins.tolist()
+        [[50.5, 25.0]]
         """
         name = _check_view(view).slide.name
         grid = cls.__new__(cls)
@@ -158,7 +168,7 @@ class TileGrid:
                 remedy="pass (N, 2) finite level-0 pixels, x first",
             )
         level0 = given.astype(np.int64) if given.dtype.kind in "iu" else round_half_up(given)
-        origins = view.from_level0(level0)
+        origins = view.from_level0(given) if nearest else whole_where_nearly(view.places(given))
         reach = _footprint(view, grid.tile_size)
         low, high = level0 + reach.min(axis=0), level0 + reach.max(axis=0)
         outside = ((high <= 0) | (low >= np.array(view.slide.pyramid.levels[0]))).any(axis=1)
@@ -177,7 +187,7 @@ class TileGrid:
     def _set(
         self, origins: NDArray[Any], coords: NDArray[np.int64], index: NDArray[Any], tissue: NDArray[np.float32]
     ) -> None:
-        self.origins = origins.astype(np.int64)
+        self.origins = origins
         self.coords = coords
         self.index = index.astype(np.int32)
         self.tissue = tissue
@@ -198,6 +208,7 @@ class TileGrid:
             "shape": list(self.shape) if self.shape.width else None,
             "align": self.config.align,
             "changes": {what: list(values) for what, values in self.changes.items()},
+            "between_px": self.origins.dtype.kind == "f",
         }
 
     def covered(self) -> float:

@@ -45,6 +45,10 @@ class PyramidSource(LevelSource, Protocol):
 MAX_UPSAMPLING = 4.0
 
 
+# What lies outside the slide, and its grey level. Tools that read with OpenSlide, and drop its transparency, see black.
+OUTSIDE = {"white": 255, "black": 0}
+
+
 # Of the virtual TIFF that a resampled view is to libvips.
 _TILE = Size(256, 256)
 
@@ -63,6 +67,8 @@ class SlideView:
         The stored level it is read from and the factor it is shrunk by.
     draw : Draw, optional
         An augmentation drawn for this slide at this resolution; the same for every pixel of the view.
+    outside : {"white", "black"}
+        What is seen beyond the slide's edge: by tiles that reach over it, and in the corners of a turned slide.
 
     Examples
     --------
@@ -77,6 +83,12 @@ class SlideView:
     slide: PyramidSource
     choice: LevelChoice
     draw: Draw | None = field(default=None, hash=False)  # it may hold a transform, which is a dict
+    outside: str = "white"
+
+    def __post_init__(self) -> None:
+        if self.outside not in OUTSIDE:
+            remedy = 'pass "white" or "black"'
+            raise ConfigError(f"outside is {self.outside!r}", slide=self.slide.name, remedy=remedy)
 
     @classmethod
     def at(cls, slide: PyramidSource, mpp: float | tuple[float, float] | None) -> SlideView:
@@ -119,6 +131,11 @@ class SlideView:
     def level(self) -> int:
         """The stored level that pixels come from."""
         return self.choice.level
+
+    @property
+    def outside_level(self) -> int:
+        """The grey level of what lies outside the slide."""
+        return OUTSIDE[self.outside]
 
     @property
     def level_size(self) -> Size:
@@ -222,7 +239,8 @@ class SlideView:
         scaled = self.draw.model_copy(
             update={"size": Size(width, height), "canvas": canvas, "affine": affine.as_tuple()}
         )
-        return np.asarray(apply_lazy(pyvips.Image.new_from_array(small), scaled).numpy(), np.uint8)
+        image = pyvips.Image.new_from_array(small)
+        return np.asarray(apply_lazy(image, scaled, outside=self.outside_level).numpy(), np.uint8)
 
     def plot(self, max_size: int = 1024) -> Image.Image:
         """Return a thumbnail of the view; shows itself in a notebook."""
@@ -245,13 +263,19 @@ class SlideView:
         return round_half_up(self.affine.apply(points))
 
     def from_level0(self, points: ArrayLike) -> NDArray[np.int64]:
-        """Map (..., 2) level-0 px (x, y) to the nearest whole view px, int64."""
-        return round_half_up(self.affine.inverse().apply(points))
+        """Map (..., 2) level-0 px (x, y) to the nearest whole view px, int64; ``places`` are the exact ones."""
+        return round_half_up(self.places(points))
+
+    def places(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map (..., 2) level-0 px (x, y) to view px, float64: where they really lie."""
+        return self.affine.inverse().apply(points)
 
     @cached_property
     def image(self) -> Any:
         """The whole view as a lazy 3-band uchar ``pyvips.Image``; go on with pyvips from here."""
-        return self.plain_image if self.draw is None else apply_lazy(self.plain_image, self.draw)
+        if self.draw is None:
+            return self.plain_image
+        return apply_lazy(self.plain_image, self.draw, outside=self.outside_level)
 
     @property
     def plain_image(self) -> Any:
@@ -276,7 +300,7 @@ class SlideView:
         self.slide.raise_failure(self.level, whole, np.broadcast_to(np.uint8(255), (whole.height, whole.width, 3)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"slide": self.slide, "choice": self.choice, "draw": self.draw}
+        return {"slide": self.slide, "choice": self.choice, "draw": self.draw, "outside": self.outside}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -150,11 +150,16 @@ def test_no_tile_with_enough_tissue_is_a_warning() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-20, 399), st.integers(-20, 299)), max_size=20))
 def test_given_coordinates_are_kept_in_order(coords: list[tuple[int, int]]) -> None:
-    """Level-0 corners come back unchanged, duplicates and all; each is read at the nearest view pixel."""
+    """Level-0 corners come back unchanged, duplicates and all; tiles begin at them, between view pixels or not."""
     view = view_of(400, 300, mpp=0.5)
     grid = TileGrid.from_coords(view, coords, tile_size=32)
     assert grid.coords.tolist() == [list(corner) for corner in coords]
-    assert grid.origins.tolist() == [[(x + 1) // 2, (y + 1) // 2] for x, y in coords]
+    assert grid.origins.tolist() == [[x / 2, y / 2] for x, y in coords]
+    between = any(x % 2 or y % 2 for x, y in coords)
+    assert grid.origins.dtype == (np.float64 if between else np.int64)
+    nearest = TileGrid.from_coords(view, coords, tile_size=32, nearest=True)
+    assert nearest.origins.tolist() == [[(x + 1) // 2, (y + 1) // 2] for x, y in coords]
+    assert nearest.coords.tolist() == grid.coords.tolist()
 
 
 @pytest.mark.parametrize(
@@ -181,9 +186,21 @@ def test_coordinates_that_cannot_be_are_refused(coords: Any) -> None:
     assert raised.value.remedy
 
 
-def test_float_coordinates_are_rounded_not_cut() -> None:
-    """10.7 is nearer to 11."""
-    assert TileGrid.from_coords(view_of(100, 100), [[10.7, 3.2]], 32).coords.tolist() == [[11, 3]]
+def test_float_coordinates_are_read_where_they_are() -> None:
+    """And listed rounded, not cut: 10.7 is nearer to 11."""
+    grid = TileGrid.from_coords(view_of(100, 100), [[10.7, 3.2]], 32)
+    assert grid.coords.tolist() == [[11, 3]]
+    assert grid.origins.tolist() == [[10.7, 3.2]]
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5, 0.61, 1.3])
+def test_coordinates_of_a_grid_make_the_grid_again(mpp: float) -> None:
+    """With ``nearest``, at any resolution: they are the view's pixels, rounded to level-0 px."""
+    view = view_of(900, 700, mpp=mpp)
+    grid = TileGrid(view, 40, stride=33)
+    again = TileGrid.from_coords(view, grid.coords, 40, nearest=True)
+    assert np.array_equal(again.origins, grid.origins)
+    assert again.origins.dtype == np.int64
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ RUN = 3  # tiles asked for one after the other before more are computed ahead
 MOST_THREADS = 16
 
 
-def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False) -> Any:
+def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False, outside: int = 255) -> Any:
     """Return the augmented image as a lazy one; nothing is decoded until pixels are asked for.
 
     Parameters
@@ -59,6 +59,8 @@ def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False) -> Any:
     draw : Draw
     operations_only : bool
         Leave geometry out.
+    outside : int
+        The grey level around the image: white.
 
     Returns
     -------
@@ -94,7 +96,7 @@ def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False) -> Any:
                 f"{draw.size.height}",
                 remedy="draw for this image",
             )
-        image = _moved(image, draw)
+        image = _moved(image, draw, [outside] * 3)
     for opaque, group in groupby(draw.operations, key=lambda operation: isinstance(operation, Opaque)):
         image = (_by_graphs if opaque else _coloured)(image, tuple(group))
     return image
@@ -113,16 +115,16 @@ def check_image(image: Any) -> None:
 # -- geometry ------------------------------------------------------------------------------------------------------
 
 
-def _moved(image: Any, draw: Draw) -> Any:
+def _moved(image: Any, draw: Draw, outside: list[int]) -> Any:
     if not draw.moves:
         return image
     affine, canvas = Affine.from_tuple(draw.affine), draw.canvas
-    exact = _by_copies(image, affine, canvas)
+    exact = _by_copies(image, affine, canvas, outside)
     if exact is not None:
         return exact
     shrunk, affine = _shrunk(image, affine)
     if shrunk is not image:
-        image, exact = shrunk, _by_copies(shrunk, affine, canvas)
+        image, exact = shrunk, _by_copies(shrunk, affine, canvas, outside)
         if exact is not None:
             return exact
     return image.affine(
@@ -135,7 +137,7 @@ def _moved(image: Any, draw: Draw) -> Any:
         odx=affine.c - 0.5,
         ody=affine.f - 0.5,
         extend="background",
-        background=WHITE,
+        background=outside,
     )
 
 
@@ -174,7 +176,7 @@ _COPIES: dict[tuple[int, int, int, int], Callable[[Any], Any]] = {
 }
 
 
-def _by_copies(image: Any, affine: Affine, canvas: Size) -> Any | None:
+def _by_copies(image: Any, affine: Affine, canvas: Size, outside: list[int]) -> Any | None:
     """Return the image moved pixel for pixel, or None where pixels must be interpolated."""
     linear = np.array([affine.a, affine.b, affine.d, affine.e])
     far = max(image.width, image.height, *canvas)
@@ -188,7 +190,7 @@ def _by_copies(image: Any, affine: Affine, canvas: Size) -> Any | None:
     turned, (x, y) = turn(image), np.round(offset).astype(int).tolist()
     if (x, y, turned.width, turned.height) == (0, 0, *canvas):
         return turned
-    return turned.embed(x, y, *canvas, extend="background", background=WHITE)
+    return turned.embed(x, y, *canvas, extend="background", background=outside)
 
 
 # -- colour --------------------------------------------------------------------------------------------------------

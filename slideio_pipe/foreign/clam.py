@@ -16,7 +16,15 @@ import numpy as np
 from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.foreign.clam_pixels import PixelFile
-from slideio_pipe.foreign.hdf5 import number, read_coords, tiles_at, write_hdf5, x_major
+from slideio_pipe.foreign.hdf5 import (
+    grid_downsample,
+    number,
+    read_coords,
+    rounded_corners,
+    tiles_at,
+    write_hdf5,
+    x_major,
+)
 from slideio_pipe.foreign.item import Item, Told, replacing
 from slideio_pipe.foreign.places import Places
 from slideio_pipe.foreign.tables import write_labels, write_rows
@@ -87,7 +95,7 @@ class Clam:
         if places.resampled:
             ratio = places.downsample[0]
             attributes["custom_downsample"] = int(ratio) if ratio.is_integer() else ratio
-        return attributes
+        return attributes | rounded_corners(places)
 
 
 @overload
@@ -98,6 +106,7 @@ def from_clam(
     tile_size: int | None = None,
     tile_size_level0: int | None = None,
     label: Label = None,
+    outside: str = "white",
 ) -> TileBag: ...
 @overload
 def from_clam(coords_file: str | Path, slide: None = None, *, label: Label = None) -> PixelFile: ...
@@ -108,6 +117,7 @@ def from_clam(
     tile_size: int | None = None,
     tile_size_level0: int | None = None,
     label: Label = None,
+    outside: str = "white",
 ) -> TileBag | PixelFile:
     """Return CLAM's coordinates as a bag of pixels, in the order of the file.
 
@@ -124,6 +134,10 @@ def from_clam(
         Side of a tile at level 0, px; by default as the file says.
     label : int, float or str, optional
         The slide's label.
+    outside : {"white", "black"}
+        What tiles see beyond the slide's edge; CLAM's own are black there.
+
+    Pixels are those at the corners, also where these lie between pixels of the resolution that is read.
 
     Raises
     ------
@@ -160,4 +174,6 @@ def from_clam(
         down = None
     else:  # patch_size is the tile's side times the ratio, rounded
         down = across * (ratio if round(side * ratio) == round(patch) else patch / side)
-    return tiles_at(opened, coords, side, down, source=Path(coords_file), label=label)
+    given = tile_size is not None or tile_size_level0 is not None
+    grid = None if given else grid_downsample(attributes)
+    return tiles_at(opened, coords, side, down, source=Path(coords_file), label=label, grid=grid, outside=outside)

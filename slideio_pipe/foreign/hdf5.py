@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.foreign.item import Item, needed, replacing
+from slideio_pipe.foreign.places import Places
+from slideio_pipe.geometry import whole_where_nearly
 from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.view import MAX_UPSAMPLING, SlideView
 
 EXTRA = "hdf5"
+GRID = "grid_downsample"  # of corners that are rounded: level-0 px per px of the view, x and y
+_SAME_END_PX = 0.25
 Arrays = Mapping[str, tuple[NDArray[Any], Mapping[str, Any]]]  # name: (values, attributes)
 
 
@@ -37,8 +42,8 @@ def x_major(item: Item) -> NDArray[np.int64]:
     return np.lexsort((coords[:, 1], coords[:, 0])).astype(np.int64)
 
 
-def read_coords(path: str | Path) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    """Return level-0 corners (N, 2) and the attributes that stand beside them.
+def read_coords(path: str | Path) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Return level-0 corners (N, 2), int64, or float64 where they are no whole px, and the attributes beside them.
 
     Raises
     ------
@@ -63,7 +68,27 @@ def read_coords(path: str | Path) -> tuple[NDArray[np.int64], dict[str, Any]]:
         raise BagFormatError("coords are not finite", slide=str(file), remedy="compute them again")
     if attributes.get("unit") == "um":
         raise BagFormatError("coords are in µm", slide=str(file), remedy="divide them by the slide's mpp")
-    return coords.round().astype(np.int64), attributes
+    if coords.dtype.kind == "f" and np.isfinite(coords).all():
+        return whole_where_nearly(coords.astype(np.float64)), attributes
+    return coords if coords.dtype.kind == "f" else coords.astype(np.int64), attributes
+
+
+def grid_downsample(attributes: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return what ``rounded_corners`` wrote, None where the file has none: then its corners are exact."""
+    try:
+        x, y = (float(side) for side in np.asarray(attributes[GRID]).ravel())
+    except (KeyError, ValueError, TypeError):
+        return None
+    return (x, y) if min(x, y) > 0 else None
+
+
+def rounded_corners(places: Places) -> dict[str, Any]:
+    """Return the attribute of corners that are whole px of a view, rounded to level-0 px; none where they are exact.
+
+    Other tools pass it over; with it, the tiles come back pixel for pixel.
+    """
+    whole = all(float(side).is_integer() for side in places.downsample)
+    return {} if whole or places.between_px else {GRID: np.array(places.downsample, np.float64)}
 
 
 def number(attributes: Mapping[str, Any], name: str) -> float | None:
@@ -77,14 +102,18 @@ def number(attributes: Mapping[str, Any], name: str) -> float | None:
 
 def tiles_at(
     slide: Slide | str | Path,
-    coords: NDArray[np.int64],
+    coords: NDArray[Any],
     tile_size: float | None,
     downsample: float | None,
     *,
     source: Path,
     label: Label,
+    grid: tuple[float, float] | None = None,
+    outside: str = "white",
 ) -> TileBag:
     """Return the bag of pixels at given corners, ``downsample`` level-0 px per tile px.
+
+    With ``grid`` the corners are whole px of the view of these downsamples, rounded.
 
     Raises
     ------
@@ -97,9 +126,18 @@ def tiles_at(
             f"the file does not say {unknown}", slide=str(source), remedy="pass tile_size=… and tile_size_level0=…"
         )
     opened = slide if isinstance(slide, Slide) else open_slide(slide)
-    if abs(downsample - 1) < 1e-6:
-        view = opened.view()
-    else:
-        own = opened.require_mpp()
-        view = opened.view(mpp=(own.x * downsample, own.y * downsample))
-    return TileBag.from_coords(view, coords, round(tile_size), label=label)
+    view = _view_at(opened, grid or (downsample, downsample), round(tile_size), outside)
+    return TileBag.from_coords(view, coords, round(tile_size), label=label, nearest=grid is not None)
+
+
+def _view_at(slide: Slide, downsample: tuple[float, float], tile_size: int, outside: str) -> SlideView:
+    """Return the view of so many level-0 px per px, whatever the slide's mpp.
+
+    A resolution near to a stored one is taken as that only where tiles end within a quarter of a pixel of where they
+    should: of coordinates it is known how many pixels of level 0 a tile is.
+    """
+    choice = slide.pyramid.choose(downsample, same=_SAME_END_PX / max(1, tile_size))
+    if min(choice.shrink) < 1 / MAX_UPSAMPLING:
+        reason = f"a tile of {tile_size} px would be of {tile_size * min(downsample):.3g} px at level 0"
+        raise ConfigError(reason, slide=slide.name, remedy="pass tile_size=… and tile_size_level0=…")
+    return SlideView(slide, choice, outside=outside)

@@ -23,6 +23,7 @@ class Places:
     downsample: tuple[float, float]  # level-0 px per tile px, along x and y
     slide_size: Size  # level 0
     slide_mpp: Mpp | None  # µm per level-0 px
+    between_px: bool = False  # whether tiles begin where their coordinates say, also between px of the view
 
     @property
     def tile_size_level0(self) -> int:
@@ -68,4 +69,5 @@ class Places:
             downsample=(float(sx), float(sy)),
             slide_size=size,
             slide_mpp=None if mpp is None else Mpp.of(mpp),
+            between_px=bool(grid.get("between_px", False)),
         )

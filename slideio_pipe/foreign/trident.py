@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,15 @@ import numpy as np
 
 from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.errors import MissingResolutionError
-from slideio_pipe.foreign.hdf5 import number, read_coords, tiles_at, write_hdf5, x_major
+from slideio_pipe.foreign.hdf5 import (
+    grid_downsample,
+    number,
+    read_coords,
+    rounded_corners,
+    tiles_at,
+    write_hdf5,
+    x_major,
+)
 from slideio_pipe.foreign.item import Item, Told
 from slideio_pipe.foreign.places import Places
 from slideio_pipe.foreign.tables import write_labels
@@ -78,6 +86,7 @@ class Trident:
             "savetodir": str(folder),
             "level0_width": places.slide_size.width,
             "level0_height": places.slide_size.height,
+            **rounded_corners(places),
         } | item.whose
 
 
@@ -121,22 +130,38 @@ def from_trident(
     tile_size: int | None = None,
     tile_size_level0: int | None = None,
     label: Label = None,
+    outside: str = "white",
 ) -> TileBag:
     """Return TRIDENT's coordinates as a bag of pixels, in the order of the file; all else is as for ``from_clam``.
+
+    Tiles are as TRIDENT reads them: squares of ``patch_size`` × level-0 magnification / target magnification px of
+    level 0, rounded. (``patch_size_level0`` in its files is the same, cut to a whole number.)
 
     Parameters
     ----------
     coords_file : str or Path
         ``patches/<slide>_patches.h5``, or a file of features with the same attributes.
-    slide, tile_size, tile_size_level0, label
+    slide, tile_size, tile_size_level0, label, outside
         As for ``from_clam``; here a slide is needed.
     """
     coords, attributes = read_coords(coords_file)
+    grid = grid_downsample(attributes) if tile_size is None and tile_size_level0 is None else None
     side = tile_size or number(attributes, "patch_size")
-    reach = tile_size_level0 or number(attributes, "patch_size_level0")
-    own, target = number(attributes, "level0_magnification"), number(attributes, "target_magnification")
+    reach = tile_size_level0 or level0_side(attributes)
     down = None if side is None or reach is None else reach / side
-    if tile_size is None and tile_size_level0 is None and own and target and side:
-        exact = own / target  # patch_size_level0 is this, rounded
-        down = exact if reach is None or round(side * exact) == reach else down
-    return tiles_at(slide, coords, side, down, source=Path(coords_file), label=label)
+    return tiles_at(slide, coords, side, down, source=Path(coords_file), label=label, grid=grid, outside=outside)
+
+
+def level0_side(attributes: Mapping[str, Any]) -> float | None:
+    """Return the side of a tile in level-0 px, as TRIDENT reads it; None where the attributes do not say.
+
+    >>> level0_side({"patch_size": 256, "level0_magnification": 20, "target_magnification": 13})
+    394.0
+    """
+    side, reach = number(attributes, "patch_size"), number(attributes, "patch_size_level0")
+    own, target = number(attributes, "level0_magnification"), number(attributes, "target_magnification")
+    if side is None or own is None or target is None:
+        return reach
+    read = float(round(side * own / target))
+    # Another number than it rounded or cut was not made of these magnifications.
+    return read if reach is None or abs(reach - read) <= 1 else reach
