@@ -18,6 +18,7 @@ from slideio_pipe.foreign.converting import stem_of
 from slideio_pipe.progress import Report
 from slideio_pipe.run import RunReport, run_cohort
 from slideio_pipe.slide import open_slide
+from slideio_pipe.slide_files import files_in, without_companions
 from slideio_pipe.store import StoredBag, save_bag
 from slideio_pipe.workers import OnStage
 
@@ -122,7 +123,9 @@ def slide_of(file: Path, slides: Path) -> Path:
     if not slides.is_dir() or slides.suffix == ".zarr":
         return slides
     stem = _stem(file)
-    found = sorted(path for path in slides.iterdir() if stem in (path.name, stem_of(path.name)))
+    found = [path for path in without_companions(sorted(slides.iterdir())) if stem in (path.name, stem_of(path.name))]
+    if not found:
+        found = [path for path in files_in(slides) or () if stem in (path.name, stem_of(path.name))]
     if len(found) != 1:
         what = "no slide" if not found else f"{len(found)} slides"
         raise ConfigError(f"{what} in {slides} called {stem}", slide=str(file), remedy="pass --slide with its path")

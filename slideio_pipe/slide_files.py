@@ -69,7 +69,7 @@ def slides_of(paths: Sequence[Path]) -> list[Path]:
     PartsWarning
         Several of the paths are one slide.
     """
-    whole = [path for path in paths if path not in set(_companions(paths))]
+    whole = without_companions(paths)
     series = dicom_series(whole)
     dropped = {path for files in series for path in files[1:]}
     kept = [path for path in whole if path not in dropped]
@@ -78,6 +78,12 @@ def slides_of(paths: Sequence[Path]) -> list[Path]:
         for_each = f", such as {series[0][1].name} of {series[0][0].name}" if series else ""
         warn_caller(PartsWarning(f"{many}{for_each}: each slide is taken once ({_count(len(kept), 'slide')})"))
     return kept
+
+
+def without_companions(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths that are not inside, or parts of, another one: a zarr, MIRAX, VSI, Hamamatsu's VMS."""
+    companions = set(_companions(paths))
+    return [path for path in paths if path not in companions]
 
 
 def dicom_series(paths: Iterable[Path]) -> list[list[Path]]:
@@ -97,7 +103,6 @@ def is_named_dicom(path: Path) -> bool:
 
 
 def _companions(paths: Sequence[Path]) -> Iterator[Path]:
-    """Return the paths that are inside, or parts of, another one: of a zarr, of MIRAX, of VSI, of Hamamatsu's VMS."""
     folders: set[Path] = set()
     zarrs: set[Path] = set()
     named: set[Path] = set()

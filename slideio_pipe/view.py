@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from slideio_pipe import picture
+from slideio_pipe.arguments import whole_number
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.stains import SlideColour
@@ -227,6 +228,7 @@ class SlideView:
         """Return the whole view, its augmentation included, with its longer side at most ``max_size`` px."""
         if self.draw is None:
             return self.slide.thumbnail(max_size)
+        max_size = whole_number(max_size, "a longer side", slide=self.slide.name, least=1)
         factor = max(1.0, max(self.size) / max_size)
         a, b, _, d, e, _ = self.draw.affine
         zoom = math.sqrt(abs(a * e - b * d))  # no more is decoded than is shown

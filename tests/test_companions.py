@@ -153,3 +153,23 @@ def test_an_ome_zarr_without_chunks(tmp_path: Path, version: int, level: int) ->
     group.attrs["multiscales"] = [{"axes": axes, "datasets": [{"path": "0"}, {"path": "1"}]}]
     with pytest.raises(CorruptSlideError, match=f"no chunk of level {level} is there"):
         open_slide(store)
+
+
+def test_the_largest_image_of_an_ome_series_in_another_file(tmp_path: Path) -> None:
+    """Each file is its own image, whether the others are there or not; it is no damage."""
+    channel = '<Channel ID="Channel:0:0" SamplesPerPixel="3"/>'
+    image = (
+        '<Image ID="Image:{0}"><Pixels ID="Pixels:{0}" DimensionOrder="XYCZT" Type="uint8" SizeX="{1}" SizeY="{2}" '
+        'SizeC="3" SizeZ="1" SizeT="1">' + channel + '<TiffData IFD="0" PlaneCount="1">'
+        '<UUID FileName="{3}.ome.tif">urn:uuid:0000000{0}-0000-0000-0000-000000000000</UUID>'
+        "</TiffData></Pixels></Image>"
+    )
+    images = image.format(0, 150, 100, "small") + image.format(1, 300, 200, "large")
+    for number, (name, pixels) in enumerate((("small", PIXELS[:100, :150]), ("large", PIXELS))):
+        xml = f'<OME {OME} UUID="urn:uuid:0000000{number}-0000-0000-0000-000000000000">{images}</OME>'
+        path = tmp_path / f"{name}.ome.tif"
+        tifffile.imwrite(path, pixels, photometric="rgb", tile=(128, 128), description=xml, metadata=None)
+    for name, size in (("small", (150, 100)), ("large", (300, 200))):
+        slide = open_slide(tmp_path / f"{name}.ome.tif")
+        assert slide.dimensions == size
+        assert np.array_equal(slide.read_region((0, 0), 0, size), PIXELS[: size[1], : size[0]])

@@ -206,6 +206,17 @@ def test_several_scans_of_bioformats2raw(tmp_path: Path, metadata: bool) -> None
     assert open_slide(store / "0").dimensions == (701, 500)
 
 
+def test_a_root_of_bioformats2raw_without_metadata(tmp_path: Path) -> None:
+    """The image that is to be read is named, not an array."""
+    root = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    root.attrs["bioformats2raw.layout"] = 3
+    with pytest.raises(CorruptSlideError, match=r"without images \(0, 1, …\)"):
+        open_slide(tmp_path / "a.zarr")
+    root.create_group("0")
+    with pytest.raises(CorruptSlideError, match="image 0 of the bioformats2raw store has no multiscales"):
+        open_slide(tmp_path / "a.zarr")
+
+
 def test_a_group_of_images(tmp_path: Path) -> None:
     """Of which nothing says that it is one: the images in it are named."""
     zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)

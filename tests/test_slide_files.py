@@ -147,3 +147,16 @@ def test_slides_of_one_name_in_two_folders(tmp_path: Path) -> None:
         pytest.raises(ConfigError, match=r"2 slides are called a\.svs"),
     ):
         Cohort.of(tmp_path)
+
+
+def test_the_slide_that_coordinates_are_of(tmp_path: Path) -> None:
+    """Is the .mrxs, not its folder as well, and is found in folders below."""
+    from slideio_pipe.cohort_import import slide_of
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a.mrxs").touch()
+    assert slide_of(tmp_path / "a_patches.h5", tmp_path) == tmp_path / "a.mrxs"
+    (tmp_path / "nested" / "p1").mkdir(parents=True)
+    (tmp_path / "nested" / "p1" / "b.svs").touch()
+    with pytest.warns(errors.PartsWarning, match="taken from 1 folder below it"):
+        assert slide_of(tmp_path / "b.h5", tmp_path / "nested") == tmp_path / "nested" / "p1" / "b.svs"

@@ -14,6 +14,7 @@ from slideio_pipe.geometry import Pyramid, Size
 
 Downsample = tuple[float, float]
 
+UNKNOWN_TILE = Size(2**31, 2**31)  # of which no level is a multiple
 # A stated ratio this near to a whole number is that number: files state resolutions with few digits.
 _NEARLY_WHOLE = 0.005
 # A level's size may differ by so much from what is stated, in px or as a part, when the statement has few digits.

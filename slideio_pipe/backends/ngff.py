@@ -86,6 +86,13 @@ def find_series(group: zarr.Group, path: Path) -> Series | None:
             slide=path.name,
             remedy=f"each is a slide of its own: pass {' or '.join(f'{path.name}/{scan}' for scan in scans[:5])}",
         )
+    scan = group[scans[0]]
+    if not isinstance(scan, zarr.Group) or "multiscales" not in attributes_of(scan):
+        raise CorruptSlideError(
+            f"image {scans[0]} of the bioformats2raw store has no multiscales metadata",
+            slide=path.name,
+            remedy="copy the whole store again",
+        )
     return Series(scans[0], associated)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from slideio_pipe.backends.base import Facts, StoredTiles
 from slideio_pipe.backends.dicom_header import Instance, is_dicom, read_series, why_not
-from slideio_pipe.backends.levels import place_levels
+from slideio_pipe.backends.levels import UNKNOWN_TILE, place_levels
 from slideio_pipe.backends.vips import to_rgb
 from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
@@ -26,7 +26,6 @@ from slideio_pipe.geometry import Mpp, Rect, Size
 _TILE_RANGE = (128, 1024)
 _DEFAULT_TILE = 512
 _CONVERT_DICOM = "convert it once, for example with wsidicomizer, to one 8-bit RGB image in JPEG or JPEG 2000"
-_UNKNOWN_TILE = Size(2**31, 2**31)  # of which no level is a multiple
 
 
 def detect(path: Path) -> str | None:
@@ -165,7 +164,7 @@ def _read_facts(slide: openslide.OpenSlide, path: Path) -> tuple[Facts, tuple[in
         _check_series(path, series)
     stated = _dicom_downsamples(series, sizes) if vendor == "dicom" else [None] * len(sizes)
     tiles = [_stored_tile(properties, level) for level in range(len(sizes))]
-    placed = place_levels(sizes, stated, [tile or _UNKNOWN_TILE for tile in tiles], path.name)
+    placed = place_levels(sizes, stated, [tile or UNKNOWN_TILE for tile in tiles], path.name)
     facts = Facts(
         backend=OpenSlideBackend.name,
         vendor=vendor,

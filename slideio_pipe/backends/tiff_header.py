@@ -14,6 +14,7 @@ import numpy as np
 import tifffile
 
 from slideio_pipe.backends.jpeg import holds_ycbcr, read_frame
+from slideio_pipe.backends.levels import UNKNOWN_TILE, place_levels
 from slideio_pipe.backends.tiff_levels import chain_levels, same_aspect, whole_pages
 from slideio_pipe.backends.tiff_resolution import objective_power, properties, stated_mpp
 from slideio_pipe.backends.tiff_tags import page_name, raw, text
@@ -135,6 +136,7 @@ def _header(tif: tifffile.TiffFile, path: Path) -> TiffHeader:
     level_pages = _ome_levels(tif) if tif.is_ome else chain_levels(pages, tif.filehandle.fileno())
     for page in level_pages:
         _check_pixels(page, path.name)
+    level_pages = _placed(level_pages, path.name)
     used = {page.offset for page in level_pages}
     others = [page for page in pages if page.offset not in used]
     size = path.stat().st_size
@@ -169,8 +171,9 @@ def _tidied(pages: Iterable[Any]) -> Iterator[Any]:
 
 
 def _ome_levels(tif: tifffile.TiffFile) -> list[Any]:
-    """Return the pages of the largest OME series, its SubIFD or page levels included."""
-    series = max(tif.series, key=lambda s: s.shape[s.axes.index("Y")] * s.shape[s.axes.index("X")])
+    """Return the pages of the largest OME series in this file, its SubIFD or page levels included."""
+    own = [one for one in tif.series if one.keyframe.parent.filehandle.path == tif.filehandle.path]
+    series = max(own or tif.series, key=lambda s: s.shape[s.axes.index("Y")] * s.shape[s.axes.index("X")])
     extra = [f"{axis}={n}" for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YXS" and n > 1]
     if extra:
         raise UnsupportedSlideError(
@@ -179,6 +182,13 @@ def _ome_levels(tif: tifffile.TiffFile) -> list[Any]:
             remedy="channels, z-stacks and time series must be rendered to one RGB plane first",
         )
     return [level.keyframe for level in series.levels]
+
+
+def _placed(pages: list[Any], name: str) -> list[Any]:
+    """Return the levels without those that seem padded to whole tiles: a TIFF does not say where their pixels lie."""
+    sizes = [Size(int(page.imagewidth), int(page.imagelength)) for page in pages]
+    tiles = [Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else UNKNOWN_TILE for page in pages]
+    return [pages[index] for index in place_levels(sizes, [None] * len(pages), tiles, name).kept]
 
 
 def _check_pixels(page: Any, name: str) -> None:

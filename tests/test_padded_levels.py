@@ -1,0 +1,71 @@
+"""Levels padded to whole tiles: their downsamples from what files state, and none where none is stated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import coordinate_pixels
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slideio_pipe import errors
+from slideio_pipe.geometry import Size
+from slideio_pipe.slide import open_slide
+
+
+def up(side: int, tile: int) -> int:
+    return -(-side // tile) * tile
+
+
+@given(
+    st.tuples(st.integers(300, 90_000), st.integers(300, 90_000)),
+    st.tuples(st.sampled_from([16, 240, 256, 512]), st.sampled_from([16, 240, 256, 512])),
+    st.sampled_from([(2, 4, 8), (4, 16), (3, 9), (2, 6)]),
+    st.booleans(),
+)
+def test_stated_downsamples_are_found(
+    true: tuple[int, int], tile: tuple[int, int], steps: tuple[int, ...], base_is_padded: bool
+) -> None:
+    """Levels of any slide, each of whole tiles: what was stated, to a part in a thousand, is what is true."""
+    from slideio_pipe.backends.levels import place_levels
+
+    base = Size(*(up(side, t) if base_is_padded else side for side, t in zip(true, tile, strict=True)))
+    sizes = [base, *(Size(*(up(-(-s // n), t) for s, t in zip(true, tile, strict=True))) for n in steps)]
+    if len({size.width for size in sizes}) < len(sizes):
+        return  # a level that is no smaller: nobody writes one
+    stated = [(1.0, 1.0), *((n * 1.0004, n * 0.9996) for n in steps)]
+    placed = place_levels(sizes, stated, [Size(*tile)] * len(sizes), "a")
+    assert placed.kept == tuple(range(len(sizes)))
+    assert placed.pyramid.downsamples == ((1.0, 1.0), *((float(n), float(n)) for n in steps))
+    for size, n in zip(placed.pyramid.levels, (1, *steps), strict=True):
+        assert all(0 <= side * n <= whole + n for side, whole in zip(size, base, strict=True))
+
+
+@given(st.integers(300, 90_000), st.integers(300, 90_000), st.sampled_from([(2, 4, 8), (4, 16), (4, 8, 32)]))
+def test_levels_that_are_not_padded_are_all_kept(width: int, height: int, steps: tuple[int, ...]) -> None:
+    """However their sizes were rounded, with nothing stated: the ratio of sizes, as OpenSlide has it."""
+    from slideio_pipe.backends.levels import place_levels
+
+    for rounded in (lambda side, n: side // n, lambda side, n: -(-side // n)):
+        sizes = [Size(width, height), *(Size(rounded(width, n), rounded(height, n)) for n in steps)]
+        placed = place_levels(sizes, [None] * len(sizes), [Size(256, 256)] * len(sizes), "a")
+        assert placed.pyramid.levels == tuple(sizes)
+        assert placed.pyramid.downsamples == tuple((width / w, height / h) for w, h in sizes)
+
+
+def test_padded_levels_of_a_tiff(tmp_path: Path) -> None:
+    """A TIFF states no downsample: such a level is not used, whatever marks it as one, and level 0 is read instead."""
+    pixels = coordinate_pixels(700, 500)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        for step in (1, 2):
+            level = pixels[::step, ::step]
+            height, width = level.shape[:2]
+            level = np.pad(level, ((0, -height % 240), (0, -width % 240), (0, 0)), constant_values=255)
+            options = {"tile": (240, 240), "photometric": "rgb", "metadata": None, "subfiletype": step - 1}
+            tif.write(level, compression="deflate", **options)
+    with pytest.warns(errors.LeftOutLevelsWarning, match="480 × 480 px are not used"):
+        slide = open_slide(tmp_path / "a.tif", slide_mpp=0.5)
+    assert slide.level_dimensions == ((720, 720),)
