@@ -22,10 +22,20 @@ from pydantic import (
 )
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.geometry import too_fine
 
 Edge = Literal["drop", "shift", "pad"]
 TissueMethod = Literal["otsu", "threshold", "none"]
 Resolution = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # µm per px
+
+
+def _possible(mpp: float) -> float:
+    if too_fine(mpp):
+        raise ValueError(f"{mpp:g} is {too_fine(mpp)}")
+    return mpp
+
+
+SlideResolution = Annotated[Resolution, AfterValidator(_possible)]  # µm per level-0 px
 Area = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # µm²
 
 
@@ -58,7 +68,7 @@ class SlideConfig(Record):
     """How slides are opened."""
 
     # µm per level-0 px: of one slide, in place of what its file states; of a cohort, for slides that state none.
-    slide_mpp: Resolution | None = None
+    slide_mpp: SlideResolution | None = None
     slide_mpp_override: bool = False  # of a cohort, slide_mpp replaces what files state as well
     backend: Literal["auto", "tiff", "openslide", "array"] = "auto"
 

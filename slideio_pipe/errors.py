@@ -19,6 +19,7 @@
 
     SlideioPipeWarning (UserWarning)
     ├── EstimatedResolutionWarning   mpp derived from the objective power
+    ├── ImplausibleResolutionWarning the mpp given makes the slide larger than a usual glass
     ├── EmptyTissueWarning           a tissue mask or a grid came out empty
     ├── AlignedGridWarning           a grid laid on stored tiles is not the one asked for
     ├── SkippedWarning               slides or tiles that could not be read were left out
@@ -161,6 +162,10 @@ class SlideioPipeWarning(UserWarning):
 
 class EstimatedResolutionWarning(SlideioPipeWarning):
     """The resolution is an estimate from the objective power."""
+
+
+class ImplausibleResolutionWarning(SlideioPipeWarning):
+    """A resolution was given that makes the slide larger than a usual glass."""
 
 
 class EmptyTissueWarning(SlideioPipeWarning):

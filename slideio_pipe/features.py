@@ -17,6 +17,7 @@ from slideio_pipe.foreign.hdf5 import EXTRA, number
 from slideio_pipe.foreign.item import needed
 from slideio_pipe.foreign.trident import level0_side
 from slideio_pipe.geometry import Mpp
+from slideio_pipe.resolution import checked_mpp
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.features import encoder_names, is_feature_store, open_feature_store, stored_features
 from slideio_pipe.store.layout import is_bag_store
@@ -68,7 +69,7 @@ def open_features(path: str | Path, encoder: str | None = None, *, slide_mpp: fl
     BagFormatError
         There are none, or they are damaged.
     ConfigError
-        There are several, and ``encoder`` does not say which.
+        There are several, and ``encoder`` does not say which; or ``slide_mpp`` is none that a slide can have.
 
     Examples
     --------
@@ -77,6 +78,8 @@ def open_features(path: str | Path, encoder: str | None = None, *, slide_mpp: fl
     ...
     slideio_pipe.errors.BagFormatError: nowhere.features.zarr: no features: nothing is there; check the path
     """
+    if slide_mpp is not None:
+        checked_mpp("slide_mpp", slide_mpp)
     file = Path(path).expanduser()
     if not file.exists():
         raise BagFormatError("no features: nothing is there", slide=str(file), remedy="check the path")

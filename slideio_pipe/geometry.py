@@ -22,6 +22,8 @@ SAME_RESOLUTION = 0.02
 WHOLE_SHRINKS = (1, 2, 4, 8)
 # A place as near as this to a whole pixel is that pixel: read as such it differs by a quarter of a grey level at most.
 WHOLE_PX = 1e-3
+# Micrometres per pixel: light resolves about 0.2 µm, and the finest scanners (100×, oil) have pixels of 0.055 to 0.07.
+FINEST_MPP = 0.05
 # 10 µm per pixel at 1×: the convention behind "40× is 0.25 µm".
 MPP_TIMES_MAGNIFICATION = 10.0
 
@@ -107,6 +109,17 @@ class Mpp(NamedTuple):
     def mean(self) -> float:
         """The geometric mean of both axes: the side of a square pixel of the same area, in µm."""
         return math.sqrt(self.x * self.y)
+
+
+def too_fine(mpp: float) -> str:
+    """Return why a scan cannot be as fine as ``mpp``; empty where it can.
+
+    >>> too_fine(0.25), too_fine(0.025), too_fine(0.00025)
+    ('', "finer than any microscope's 0.05 µm", "finer than any microscope's 0.05 µm, as if in mm")
+    """
+    if mpp >= FINEST_MPP:
+        return ""
+    return f"finer than any microscope's {FINEST_MPP:g} µm" + (", as if in mm" if mpp < FINEST_MPP / 25 else "")
 
 
 def magnification_to_mpp(magnification: float) -> float:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from slideio_pipe.bag import Label
+from slideio_pipe.geometry import too_fine
 
 # What programs write where there is no value, besides an empty cell: the defaults of pandas.read_csv(na_values=…),
 # which hold what R's write.csv ("NA"), pandas' astype(str) ("nan", "None", "<NA>"), SQL and Excel write.
@@ -123,4 +124,6 @@ def mpp_of(cell: str) -> float | str | None:
         return None
     number = text.replace(",", ".")
     value = float(number) if is_decimal(number) else math.nan
-    return value if math.isfinite(value) and value > 0 else f"mpp {text!r} is no resolution in µm per px"
+    if not (math.isfinite(value) and value > 0):
+        return f"mpp {text!r} is no resolution in µm per px"
+    return f"mpp {text!r} is {too_fine(value)}" if too_fine(value) else value

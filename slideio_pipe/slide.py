@@ -29,7 +29,7 @@ from slideio_pipe.errors import (
     MissingResolutionError,
 )
 from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Pyramid, Rect, Size, parted
-from slideio_pipe.resolution import resolve_mpp
+from slideio_pipe.resolution import checked_mpp, resolve_mpp
 from slideio_pipe.sampling import Sampler
 from slideio_pipe.view import OUTSIDE, SlideView
 
@@ -74,7 +74,14 @@ def open_slide(
     SlideNotFoundError, UnsupportedSlideError, CorruptSlideError
         Not there, not a slide, damaged.
     ConfigError
-        ``slide_mpp`` or ``default_mpp`` is no resolution, or there is no such backend.
+        ``slide_mpp`` or ``default_mpp`` is no resolution that a slide can have, or there is no such backend.
+
+    Warns
+    -----
+    EstimatedResolutionWarning
+        The file states no possible resolution, and that of its objective is used.
+    ImplausibleResolutionWarning
+        The resolution given makes the slide larger than a usual glass.
 
     Examples
     --------
@@ -82,8 +89,8 @@ def open_slide(
     >>> slide.dimensions, slide.mpp, slide.mpp_source
     (Size(width=800, height=600), Mpp(x=0.25, y=0.25), 'slide_mpp argument')
     """
-    given = None if slide_mpp is None else _checked_mpp("slide_mpp", slide_mpp)
-    default = None if default_mpp is None else _checked_mpp("default_mpp", default_mpp)
+    given = None if slide_mpp is None else checked_mpp("slide_mpp", slide_mpp)
+    default = None if default_mpp is None else checked_mpp("default_mpp", default_mpp)
     if isinstance(path, np.ndarray):
         return Slide(None, NumpyBackend(path), given, default_mpp=default, array=path)
     resolved = Path(path).expanduser().absolute()  # a worker that reopens it may stand in another folder
@@ -94,13 +101,6 @@ def open_slide(
         raise CorruptSlideError(
             f"libvips cannot open it ({error})", slide=resolved.name, remedy="copy the slide again"
         ) from error
-
-
-def _checked_mpp(name: str, value: float | tuple[float, float]) -> Mpp:
-    mpp = Mpp.asked(value)
-    if mpp is None:
-        raise ConfigError(f"{name}={value!r} is no resolution", remedy="pass µm per level-0 pixel, such as 0.25")
-    return mpp
 
 
 class Slide:

@@ -16,6 +16,7 @@ from slideio_pipe.config import ExportConfig, GridConfig, Record, checked, load_
 from slideio_pipe.errors import ConfigError
 
 POSITIVE = st.floats(1e-3, 1e3)
+MICROSCOPIC = st.floats(0.05, 100)  # no microscope is finer
 GRIDS = st.one_of(
     st.fixed_dictionaries(
         {"tile_size": st.integers(1, 4096)},
@@ -32,7 +33,7 @@ GRIDS = st.one_of(
 EXPORTS = st.fixed_dictionaries(
     {},
     optional={
-        "slide": st.fixed_dictionaries({}, optional={"slide_mpp": st.none() | POSITIVE}),
+        "slide": st.fixed_dictionaries({}, optional={"slide_mpp": st.none() | MICROSCOPIC}),
         "view": st.fixed_dictionaries({}, optional={"mpp": st.none() | POSITIVE}),
         "tissue": st.fixed_dictionaries({}, optional={"mpp": POSITIVE}),
         "grid": GRIDS,
@@ -92,6 +93,7 @@ IMPOSSIBLE = [
     ("view", "mpp", float("nan")),
     ("view", "mpp", "20x"),
     ("slide", "slide_mpp", 0),
+    ("slide", "slide_mpp", 0.00025),
     ("slide", "backend", "bioformats"),
     ("tissue", "method", "magic"),
     ("tissue", "mpp", 0),

@@ -17,13 +17,18 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
+import zarr
 from conftest import coordinate_pixels, write_pyramid
+from typer.testing import CliRunner
 
-from slideio_pipe import Slide, open_slide
+from slideio_pipe import Cohort, Slide, open_features, open_slide
 from slideio_pipe.backends.virtual import VirtualTiff
+from slideio_pipe.cli import app
+from slideio_pipe.config import load_config
 from slideio_pipe.errors import (
     ConfigError,
     EstimatedResolutionWarning,
+    ImplausibleResolutionWarning,
     MissingResolutionError,
 )
 from slideio_pipe.geometry import Size
@@ -180,18 +185,35 @@ def test_impossible_regions_are_refused(coordinate_slide: Path, level: int, size
         (19.9, 3000, 19.9, "file"),
         (20.5, 3000, None, "20.5 µm stated, which no scanner has"),
         (20.5, 1000, 20.5, "file"),  # a thumbnail may be coarse
-        (25400 / 72, 3000, None, "352.8 µm stated, which no scanner has"),
-        (25400 / 72, 100, None, "352.8 µm stated, which no scanner has"),
+        (25400 / 72, 3000, None, "352.8 µm stated, the 72 dots per inch of image software"),
+        (25400 / 72, 100, None, "352.8 µm stated, the 72 dots per inch of image software"),
+        (25400 / 96, 64, None, "264.6 µm stated, the 96 dots per inch of image software"),
+        (25400 / 300, 768, None, "84.67 µm stated, the 300 dots per inch of image software"),
+        (25400 / 600, 1024, None, "42.33 µm stated, the 600 dots per inch of image software"),
+        (1000, 64, None, "1000 µm stated, one pixel per unit, as image software writes"),  # libvips' default
+        (1e4, 64, None, "1e+04 µm stated, one pixel per unit, as image software writes"),  # OpenSlide issue 328
+        (90, 1024, None, "90 µm stated, which makes it 92.16 mm long, glass has 76"),
+        (70, 1024, 70, "file"),
+        (10, 9000, None, "10 µm stated, which makes it 90 mm long, glass has 76"),
+        (0.055, 3000, 0.055, "file"),  # 100×, oil
+        (0.025, 3000, None, "0.025 µm stated, finer than any microscope's 0.05 µm"),
+        (0.025, 64, None, "0.025 µm stated, finer than any microscope's 0.05 µm"),
+        (0.00025, 3000, None, "0.00025 µm stated, finer than any microscope's 0.05 µm, as if in mm"),
+        ((0.25, 0.3), 3000, (0.25, 0.3), "file"),
+        ((0.25, 2.5), 3000, None, "0.25 × 2.5 µm stated, which no scanner has: its pixels are nearly square"),
+        ((0.25, 0.025), 3000, None, "0.25 × 0.025 µm stated, finer than any microscope's 0.05 µm"),
         (None, 3000, None, "none stated"),
     ],
 )
-def test_absurd_resolutions_count_as_missing(
-    tmp_path: Path, stated: float | None, side: int, mpp: float | None, source: str
-) -> None:
-    """Above 20 µm on a slide-sized TIFF, and 72 dpi on any."""
-    path = write_pyramid(tmp_path / "a.tif", np.zeros((64, side, 3), np.uint8), (1,), mpp=stated, tile=64)
+def test_absurd_resolutions_count_as_missing(tmp_path: Path, stated: Any, side: int, mpp: Any, source: str) -> None:
+    """Finer than light, coarser or longer than a glass of 76 × 26 mm, and the defaults of image software."""
+    tags: dict[str, Any] = {}
+    if stated is not None:
+        tags = {"resolution": tuple(1e4 / each for each in np.broadcast_to(stated, 2).tolist()), "resolutionunit": 3}
+    path = tmp_path / "a.tif"
+    write_pyramid(path, np.zeros((64, side, 3), np.uint8), (1,), mpp=None, tile=64, **tags)
     slide = open_slide(path)
-    assert (None if slide.mpp is None else slide.mpp.x) == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
+    assert slide.mpp == (None if mpp is None else pytest.approx(np.broadcast_to(mpp, 2), rel=1e-3))
     assert slide.mpp_source == source
     if mpp is None:
         with pytest.raises(MissingResolutionError, match="pass slide_mpp="):
@@ -232,6 +254,84 @@ def test_the_objective_power_is_an_estimate_with_a_warning(tmp_path: Path) -> No
 def test_an_absurd_objective_power_is_none(tmp_path: Path, power: str) -> None:
     """No estimate from nonsense."""
     assert open_slide(aperio(tmp_path / "a.svs", AppMag=power)).mpp is None
+
+
+@pytest.mark.parametrize(("text", "reason"), [("0.00025", "as if in mm"), ("0.025", "finer than any")])
+def test_an_impossible_mpp_gives_way_to_the_objective(tmp_path: Path, text: str, reason: str) -> None:
+    """10 µm over 40 is an estimate; a default of the caller comes before it."""
+    path = aperio(tmp_path / "a.svs", MPP=text, AppMag="40")
+    with pytest.warns(EstimatedResolutionWarning, match=f"{text} µm stated, .*{reason}.*; using 0\\.25 µm"):
+        assert open_slide(path).mpp == (0.25, 0.25)
+    assert open_slide(path, default_mpp=0.3).mpp == (0.3, 0.3)
+
+
+@pytest.mark.parametrize("power", ["2000", "0.01"])
+def test_an_estimate_is_possible_too(tmp_path: Path, power: str) -> None:
+    """10 µm over a power of 2,000 or of a hundredth is no resolution of a slide of 512 px."""
+    assert open_slide(aperio(tmp_path / "a.svs", AppMag=power)).mpp is None
+
+
+def ome(path: Path, mpp: float) -> None:
+    """Write an OME-TIFF of one level."""
+    size = {f"PhysicalSize{axis}": mpp for axis in "XY"}
+    tifffile.imwrite(path, coordinate_pixels(600, 400), photometric="rgb", metadata={"axes": "YXS", **size})
+
+
+def zarr_of(path: Path, mpp: float) -> None:
+    """Write an OME-Zarr of one level."""
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    group["0"] = coordinate_pixels(600, 400)
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"] + [{"name": "c", "type": "channel"}]
+    scale = [{"type": "scale", "scale": [mpp, mpp, 1]}]
+    datasets = [{"path": "0", "coordinateTransformations": scale}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.025, 0.00025, 160, 25400 / 300])
+@pytest.mark.parametrize("source", ["ome", "ome-zarr", "openslide", "aperio"])
+def test_every_reader_judges_what_is_stated(tmp_path: Path, source: str, mpp: float) -> None:
+    """OME-XML, OME-Zarr, OpenSlide's properties and Aperio's description as resolution tags."""
+    path = tmp_path / {"ome": "a.ome.tif", "ome-zarr": "a.zarr"}.get(source, "a.svs")
+    if source in ("ome", "ome-zarr"):
+        {"ome": ome, "ome-zarr": zarr_of}[source](path, mpp)
+    else:
+        aperio(path, MPP=mpp)
+    slide = open_slide(path, backend="openslide" if source == "openslide" else "auto")
+    assert slide.facts.mpp == pytest.approx((mpp, mpp), rel=1e-3)
+    assert slide.mpp == (pytest.approx((0.25, 0.25)) if mpp == 0.25 else None)
+
+
+@pytest.mark.parametrize("given", [0.025, 0.00025, (0.25, 0.01)])
+@pytest.mark.parametrize("argument", ["slide_mpp", "default_mpp"])
+def test_a_given_resolution_finer_than_light_is_refused(coordinate_slide: Path, argument: str, given: Any) -> None:
+    """Whoever gives it: an argument, settings, a manifest, features, a command."""
+    with pytest.raises(ConfigError, match=f"{argument}=.* is finer than any microscope's 0.05 µm"):
+        open_slide(coordinate_slide, **{argument: given})
+
+
+def test_finer_than_light_is_refused_everywhere(coordinate_slide: Path, tmp_path: Path) -> None:
+    """In settings, in manifests, for coordinates in µm, and on the command line."""
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("slide: {slide_mpp: 0.00025}\n")
+    with pytest.raises(ConfigError, match="finer than any microscope"):
+        load_config(settings)
+    manifest = tmp_path / "cohort.csv"
+    manifest.write_text(f"slide,mpp\n{coordinate_slide},0.00025\n")
+    with pytest.raises(ConfigError, match=r"mpp '0\.00025' is finer than any microscope's 0\.05 µm, as if in mm"):
+        Cohort.of(manifest)
+    with pytest.raises(ConfigError, match="finer than any microscope"):
+        open_features(tmp_path / "a.h5", slide_mpp=0.00025)
+    result = CliRunner().invoke(app, ["info", str(coordinate_slide), "--slide-mpp", "0.00025"])
+    assert result.exit_code == 2
+    assert "finer than any microscope" in result.output
+
+
+def test_a_given_resolution_longer_than_glass(coordinate_slide: Path) -> None:
+    """A whole mount of 1,000 px at 100 µm is 100 mm: possible, with a warning. 300 mm are no slide."""
+    with pytest.warns(ImplausibleResolutionWarning, match="makes the slide 100 mm long, glass has 76"):
+        assert open_slide(coordinate_slide, slide_mpp=100).mpp == (100, 100)
+    with pytest.raises(ConfigError, match="makes the slide 300 mm long"):
+        open_slide(coordinate_slide, slide_mpp=300)
 
 
 @pytest.mark.parametrize("given", [0.5, np.float32(0.5), (0.5, 0.5), np.array([0.5, 0.5])])

@@ -16,6 +16,7 @@ from slideio_pipe.foreign.item import Item, Told, needed, replacing
 from slideio_pipe.foreign.places import Places
 from slideio_pipe.foreign.tables import write_labels
 from slideio_pipe.geometry import Mpp, Size
+from slideio_pipe.resolution import checked_mpp
 from slideio_pipe.slide import file_fingerprint
 
 
@@ -93,6 +94,8 @@ class PixelFile(ArrayLikeBag):
     def __init__(
         self, path: Path, label: Label = None, slide_mpp: float | None = None, patient: str | None = None
     ) -> None:
+        if slide_mpp is not None:
+            checked_mpp("slide_mpp", slide_mpp)
         self.path, self.label, self._slide_mpp, self.patient = path, label, slide_mpp, patient
         self.coords, attributes = read_coords(path)
         with needed("h5py", EXTRA).File(path, "r") as file:
