@@ -59,7 +59,10 @@ class StoredTiles(Protocol):
         ...
 
     def stream(self, column: int, row: int) -> bytes | None:
-        """Return a complete JPEG that says its colour model, or None where nothing is stored: such a tile is white."""
+        """Return a complete JPEG that says its colour model, or None where nothing is stored.
+
+        ``decode`` draws such a tile from the finer level, or white where that has nothing, either.
+        """
         ...
 
     def decode(

@@ -17,6 +17,9 @@ _ADOBE_YCBCR = _ADOBE_RGB[:-1] + b"\1"
 _SEQUENTIAL = frozenset({0xC0, 0xC1})
 # What libjpeg-turbo says of a stream that goes on after its last row.
 EXTRANEOUS = "extraneous bytes before marker 0xd9"
+# What libjpeg-turbo says when bytes are missing or damaged; it would go on with grey. Anything else may only be more
+# than it can do (12 bits, lossless), and another decoder is asked.
+DAMAGE = ("remature end", "Corrupt JPEG")
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})
 
 

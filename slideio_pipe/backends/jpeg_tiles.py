@@ -21,15 +21,13 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from slideio_pipe.backends.base import OnStage
-from slideio_pipe.backends.jpeg import EXTRANEOUS, completed, cut_to, frame_place, is_sequential, read_frame
+from slideio_pipe.backends.jpeg import DAMAGE, EXTRANEOUS, completed, cut_to, frame_place, is_sequential, read_frame
 from slideio_pipe.backends.tiff_header import TiffPage
+from slideio_pipe.backends.tile_decoder import TileDecoder
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError
 from slideio_pipe.geometry import Rect, Size
 
 _REMEDY = "copy the slide again, or leave this region out"
-# What libjpeg-turbo says when bytes are missing or damaged; it would go on with grey. Anything else may only be more
-# than it can do (12 bits, lossless), and the general path is asked.
-_DAMAGE = ("remature end", "Corrupt JPEG")
 # A row of blocks is 8 px high, 16 with chroma of half the height, which also looks at the next row of chroma.
 _MCU, _CHROMA_REACH = 16, 2
 _serials = itertools.count()
@@ -47,6 +45,8 @@ class JpegTiles:
     general : callable
         ``Rect -> (h, w, 3) uint8``: the level's pixels by the general path, for a tile that is more than this one can
         do. Raises ``ValueError`` or ``CorruptSlideError``.
+    missing : TileDecoder
+        Draws the tiles that the file leaves out.
 
     Attributes
     ----------
@@ -58,20 +58,22 @@ class JpegTiles:
         Nothing else in this process has it: what caches know the tiles by.
     """
 
-    def __init__(self, path: Path, page: TiffPage, general: Callable[[Rect], NDArray[np.uint8]]) -> None:
+    def __init__(
+        self, path: Path, page: TiffPage, general: Callable[[Rect], NDArray[np.uint8]], missing: TileDecoder
+    ) -> None:
         self.tile, self.size, self.serial = page.tile, page.size, next(_serials)
         self.grid = Size(*(-(-side // tile) for side, tile in zip(page.size, page.tile, strict=True)))
         self._offsets, self._counts = page.page.dataoffsets, page.page.databytecounts
         self._tables: bytes = page.page.jpegtables or b""
         self._ycbcr = page.tagged_ycbcr != page.lies
-        self._general = general
+        self._general, self._missing = general, missing
         self._last_frame = (0, b"none yet.")  # where a frame header of the tile's size stood, and its first nine bytes
         self._slide, self._directory = path.name, page.directory
         self._fd = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._fd)
 
     def stream(self, column: int, row: int) -> bytes | None:
-        """Return a stored tile as a complete JPEG, or None where nothing is stored: such a tile is white.
+        """Return a stored tile as a complete JPEG, or None where nothing is stored.
 
         The entropy-coded data is the file's. Tables stand before it, and an Adobe marker that says the colour model.
 
@@ -83,7 +85,7 @@ class JpegTiles:
         index = row * self.grid.width + column
         try:
             offset, count = int(self._offsets[index]), int(self._counts[index])
-            if count == 0:
+            if not (count and offset):
                 return None
             data = os.pread(self._fd, count, offset)
         except (IndexError, OSError, OverflowError, ValueError, MemoryError) as error:
@@ -132,7 +134,7 @@ class JpegTiles:
             height, data = self._cut(data, frame, rows)
         pixels = np.empty((height // reduce, self.tile.width // reduce, 3), np.uint8) if out is None else out
         if data is None:
-            pixels[:] = 255
+            pixels[:] = _reduced(self._missing.drawn(column, row), reduce)
         elif frame is None or not self._decode(data, column, row, pixels, partly=height < self.tile.height):
             self._another_way(data, column, row, pixels, reduce)
             fast = False
@@ -173,7 +175,7 @@ class JpegTiles:
             # The first complaint is the one that is told: this one says that there was none before the last row.
             if partly and EXTRANEOUS in str(error):
                 return True
-            if any(damage in str(error) for damage in _DAMAGE):
+            if any(damage in str(error) for damage in DAMAGE):
                 raise self._corrupt(column, row, str(error)) from error
             return False
         return True
@@ -197,10 +199,7 @@ class JpegTiles:
             raise
         except ValueError as error:
             raise self._corrupt(column, row, str(error)) from error
-        if reduce > 1:
-            size = (self.tile.width // reduce, self.tile.height // reduce)
-            full = np.asarray(cv2.resize(full, size, interpolation=cv2.INTER_AREA), np.uint8)
-        pixels[:] = full[: len(pixels)]
+        pixels[:] = _reduced(full, reduce)[: len(pixels)]
 
     def _corrupt(self, column: int, row: int, reason: str) -> CorruptSlideError:
         x, y = column * self.tile.width, row * self.tile.height
@@ -209,3 +208,11 @@ class JpegTiles:
             slide=self._slide,
             remedy=_REMEDY,
         )
+
+
+def _reduced(pixels: NDArray[np.uint8], reduce: int) -> NDArray[np.uint8]:
+    """Return the means of ``reduce`` × ``reduce`` pixels."""
+    if reduce == 1:
+        return pixels
+    size = (pixels.shape[1] // reduce, pixels.shape[0] // reduce)
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import pyvips
 from numpy.typing import NDArray
@@ -18,9 +16,10 @@ from numpy.typing import NDArray
 from slideio_pipe.backends.base import Facts, StaleLevelError, StoredTiles
 from slideio_pipe.backends.jpeg_tiles import JpegTiles
 from slideio_pipe.backends.tiff_header import JPEG, TiffHeader, TiffPage, read_header
-from slideio_pipe.backends.vips import as_rgb, to_rgb
+from slideio_pipe.backends.tile_decoder import CutStrips, TileDecoder
+from slideio_pipe.backends.vips import as_rgb
 from slideio_pipe.backends.virtual import VirtualTiff
-from slideio_pipe.errors import ConfigError, CorruptSlideError, UnsupportedSlideError
+from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning, UnsupportedSlideError, warn_caller
 from slideio_pipe.geometry import Pyramid, Rect
 
 _CONVERT = "convert it once, for example with QuPath or Bio-Formats, to a tiled JPEG-compressed RGB TIFF"
@@ -64,9 +63,20 @@ class TiffBackend:
         self._images: dict[TiffPage, Any] = {}
         self._virtual: dict[TiffPage, VirtualTiff] = {}
         self._jpeg: dict[int, JpegTiles] = {}
+        self._decoders: dict[TiffPage, TileDecoder] = {}
         self._black: set[tuple[int, int, int]] = set()  # (level, column, row) of tiles that are black in the file
         self._lock = threading.Lock()
         self.facts = facts_of(self._header, self.name)
+        self._warn_of_holes()
+
+    def _warn_of_holes(self) -> None:
+        """Warn of tiles that Aperio's encoder lost at level 0, where no finer level shows them; others mean white."""
+        base = self._header.levels[0]
+        if self._header.vendor == "aperio" and base.leaves_out_tiles:
+            counts = base.page.databytecounts
+            lost = sum(not (count and offset) for count, offset in zip(counts, base.page.dataoffsets, strict=False))
+            reason = f"{lost:,} of {len(counts):,} stored tiles of level 0 are empty in the file: they are white"
+            warn_caller(SkippedWarning(f"{self._path.name}: {reason}"))
 
     def level_image(self, level: int) -> Any:
         """Return the lazy image of a level."""
@@ -88,7 +98,7 @@ class TiffBackend:
             if level not in self._jpeg:
                 # Weakly: a circle would hold the files open until the garbage collector runs.
                 general = partial(_general_path, weakref.ref(self), level)
-                self._jpeg[level] = JpegTiles(self._path, page, general)
+                self._jpeg[level] = JpegTiles(self._path, page, general, self._decoder(page))
             return self._jpeg[level]
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
@@ -169,9 +179,18 @@ class TiffBackend:
         return as_rgb(image, slide=self._path.name)
 
     def _through_imagecodecs(self, page: TiffPage) -> Any:
-        virtual = VirtualTiff(page.size, page.tile, TileDecoder(self._path, page).read)
-        self._virtual[page] = virtual
+        decoder = self._decoder(page)
+        source = decoder if page.tiled else CutStrips(decoder)
+        virtual = self._virtual[page] = VirtualTiff(page.size, source.tile, source.read)
         return virtual.image
+
+    def _decoder(self, page: TiffPage) -> TileDecoder:
+        """Return the decoder of a page; one of a level that leaves out tiles draws them from the finer level."""
+        if page not in self._decoders:
+            level = self._header.levels.index(page) if page in self._header.levels else 0
+            finer = self._decoder(self._header.levels[level - 1]) if level and page.leaves_out_tiles else None
+            self._decoders[page] = TileDecoder(self._path, page, finer)
+        return self._decoders[page]
 
 
 def _general_path(backend: weakref.ref[TiffBackend], level: int, rect: Rect) -> NDArray[np.uint8]:
@@ -193,74 +212,6 @@ def _stored(start: int, length: int, tile: int) -> Iterator[tuple[int, int, int]
     """Yield (index, from, to) of the stored tiles that a span touches; from and to count from its start."""
     for index in range(start // tile, (start + length - 1) // tile + 1):
         yield index, max(0, index * tile - start), min(length, (index + 1) * tile - start)
-
-
-class TileDecoder:
-    """Stored tiles of one TIFF page as RGB arrays, each from its own bytes.
-
-    Parameters
-    ----------
-    path : Path
-        The TIFF; open as long as the decoder lives, read with ``pread``, so that threads may share it.
-    page : TiffPage
-        A tiled page.
-    """
-
-    def __init__(self, path: Path, page: TiffPage) -> None:
-        self._page, self._slide = page, path.name
-        self._columns, rows = (-(-side // tile) for side, tile in zip(page.size, page.tile, strict=True))
-        self._plane = self._columns * rows  # tiles of one plane, where red, green and blue are stored apart
-        self._fd = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._fd)
-
-    def read(self, column: int, row: int) -> NDArray[np.uint8]:
-        """Return a stored tile, (tile height, tile width, 3) uint8; a sparse tile (no bytes) is white.
-
-        Raises
-        ------
-        CorruptSlideError
-            With the tile's place, when its bytes do not decode.
-        """
-        tile = self._page.tile
-        first = row * self._columns + column
-        pixels = np.zeros((0, 0, 3), np.uint8)
-        try:
-            last = max(first + 1, len(self._page.page.dataoffsets))  # at least one, which may turn out to be missing
-            planes = [self._decode(index) for index in range(first, last, self._plane)]
-            stored = [plane for plane in planes if plane is not None]
-            if len(stored) == len(planes):
-                pixels = to_rgb(np.concatenate(stored, axis=2) if len(stored) > 1 else stored[0])
-        except Exception as error:  # codecs raise whatever the damage leads to
-            raise CorruptSlideError(
-                f"tile ({column}, {row}) of directory {self._page.directory} cannot be decoded ({error})",
-                slide=self._slide,
-                remedy="copy the slide again, or leave this region out",
-            ) from error
-        if pixels.shape == (tile.height, tile.width, 3):
-            return pixels
-        out = np.full((tile.height, tile.width, 3), 255, np.uint8)
-        height, width = min(tile.height, pixels.shape[0]), min(tile.width, pixels.shape[1])
-        out[:height, :width] = pixels[:height, :width]
-        return out
-
-    def _decode(self, index: int) -> NDArray[np.uint8] | None:
-        """Return one stored tile, (h, w, channels) uint8, or None where nothing is stored."""
-        page = self._page.page
-        count = int(page.databytecounts[index])
-        if count == 0:
-            return None
-        data = os.pread(self._fd, count, int(page.dataoffsets[index]))
-        if self._page.compression == JPEG and page.samplesperpixel == 3:
-            ycbcr = self._page.tagged_ycbcr != self._page.lies
-            decoded = imagecodecs.jpeg8_decode(
-                data, tables=page.jpegtables, colorspace="YCBCR" if ycbcr else "RGB", outcolorspace="RGB"
-            )
-        else:
-            decoded = page.decode(data, index, jpegtables=page.jpegtables)[0]
-        pixels = np.asarray(decoded)
-        if pixels.dtype != np.uint8:
-            raise ValueError(f"decoded to {pixels.dtype}")
-        return pixels.reshape(pixels.shape[-3:]) if pixels.ndim > 2 else pixels[..., None]
 
 
 def _first_line(error: Exception) -> str:

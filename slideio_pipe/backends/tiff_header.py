@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from slideio_pipe.backends.jpeg import holds_ycbcr, read_frame
 from slideio_pipe.backends.levels import UNKNOWN_TILE, place_levels
 from slideio_pipe.backends.tiff_levels import chain_levels, same_aspect, whole_pages
 from slideio_pipe.backends.tiff_resolution import objective_power, properties, stated_mpp
+from slideio_pipe.backends.tiff_samples import BLACK_IS_ZERO, PALETTE, RGB, WHITE_IS_ZERO, YCBCR, Samples, samples_of
 from slideio_pipe.backends.tiff_tags import page_name, raw, text
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
 from slideio_pipe.geometry import Mpp, Size
@@ -26,9 +28,11 @@ JPEG = 7
 LIBVIPS_COMPRESSIONS = frozenset({1, 5, JPEG, 8, 32946, 32773, 50001})
 # Aperio's YCbCr flavour of JPEG 2000 needs a colour conversion that only OpenSlide is known to do right.
 APERIO_JPEG2000_YCBCR = 33003
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
-_PHOTOMETRICS = frozenset({_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR})
-_CONTIGUOUS, _ASSOCIATED_ALPHA = 1, 1
+OLD_JPEG = 6
+_PHOTOMETRICS = frozenset({WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR})
+_CONTIGUOUS = 1
+# A strip is decoded as a whole: 1.5 GB. Larger ones are left to libvips, where it can.
+_MAX_STRIP_PX = 500_000_000
 _ICC_PROFILE = 34675
 # What tifffile has to say of a damaged header reaches the user as one of our errors, not also on the terminal.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -47,38 +51,58 @@ class TiffPage:
     tagged_ycbcr: bool
     lies: bool  # the JPEG holds another colour model than the tag says
     cut: bool  # the last tile's JPEG is smaller than a tile: libvips would take its rows for those of a whole one
+    samples: Samples  # how what is stored becomes RGB
     page: Any  # tifffile.TiffPage, closed file: tags, byte ranges and decoder remain usable
 
-    @property
+    @cached_property
     def libvips_reads_it(self) -> bool:
         """Whether libvips decodes the page, rightly, and says so when it cannot.
 
-        Alpha goes another way where possible: a tile that libvips fails to decode is transparent there, so white.
+        What we can decode ourselves goes that way where libvips
+
+        - refuses the page: tiles that are left out or much larger than the page, strips after a warning on the header;
+        - is silently wrong: YCbCr that is not JPEG, a fourth sample that is no alpha, a JPEG of another size or model;
+        - gives white where it fails: alpha, because what is not decoded is transparent.
         """
-        alpha = self.tiled and self.page.samplesperpixel == 4 and not self._premultiplied
-        return self.compression in LIBVIPS_COMPRESSIONS and not (self.lies or self.cut or self.in_planes or alpha)
+        if self.compression not in LIBVIPS_COMPRESSIONS or self.lies or self.cut or self.in_planes:
+            return False
+        codes = self.tagged_ycbcr and self.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS
+        four = int(self.page.samplesperpixel) == 4
+        if self._undecodable:
+            return not (codes or (four and not self.samples.alpha) or self.leaves_out_tiles)
+        large = max(self.tile) > max(self.size)
+        return self.tiled and not (large or codes or four or self.leaves_out_tiles)
 
     @property
     def in_planes(self) -> bool:
         """Whether tiles hold one channel each."""
-        return self.tiled and int(self.page.planarconfig) != _CONTIGUOUS
+        return int(self.page.planarconfig) != _CONTIGUOUS and int(self.page.samplesperpixel) > 1
+
+    @property
+    def leaves_out_tiles(self) -> bool:
+        """Whether nothing is stored of some tiles."""
+        return 0 in self.page.databytecounts or 0 in self.page.dataoffsets
 
     @property
     def refusal(self) -> str:
         """Why neither libvips nor imagecodecs decodes the page; empty when one does."""
-        if self.libvips_reads_it:
-            return ""
+        return "" if self.libvips_reads_it else self._undecodable
+
+    @cached_property
+    def _undecodable(self) -> str:
+        """Why we cannot decode the page tile by tile; empty when we can."""
+        if self.compression == OLD_JPEG:
+            return "old-style JPEG (TIFF compression 6, which JPEG in TIFF replaced in 1995) is not supported"
         if self.compression not in tifffile.TIFF.DECOMPRESSORS or self.compression == APERIO_JPEG2000_YCBCR:
             return f"TIFF compression {self.compression} is not supported"
-        if not self.tiled:
-            return f"TIFF compression {self.compression} is not supported in strips, only in tiles"
-        if int(self.page.photometric) not in (_BLACK_IS_ZERO, _RGB, _YCBCR) or self._premultiplied:
+        if int(self.page.photometric) not in _PHOTOMETRICS:
             return f"{_name(self.page.photometric)} pixels in TIFF compression {self.compression} are not supported"
-        return ""
-
-    @property
-    def _premultiplied(self) -> bool:
-        return _ASSOCIATED_ALPHA in (int(extra) for extra in self.page.extrasamples)
+        if not self.tiled and self.tile.width * self.tile.height > _MAX_STRIP_PX:
+            strip = f"strips of {self.tile.width}×{self.tile.height} px"
+            return f"{strip} in TIFF compression {self.compression} are too large"
+        if self.page.dtype != np.uint8 or self.page.bitspersample != 8:
+            return f"pixels are {_bits(self.page)}"
+        return self.samples.refusal
 
 
 @dataclass(frozen=True)
@@ -192,18 +216,27 @@ def _placed(pages: list[Any], name: str) -> list[Any]:
 
 
 def _check_pixels(page: Any, name: str) -> None:
-    if page.dtype != np.uint8 or int(page.bitspersample) != 8:
+    if page.dtype != np.uint8 or page.bitspersample != 8:
         raise UnsupportedSlideError(
-            f"pixels are {page.dtype}, not 8-bit",
+            f"pixels are {_bits(page)}, not 8-bit",
             slide=name,
             remedy="export the channels you need as an 8-bit RGB image first",
         )
-    if page.samplesperpixel not in (1, 3, 4) or int(page.photometric) not in _PHOTOMETRICS:
+    channels = (1, 3) if int(page.photometric) in (WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE) else (1, 3, 4)
+    if page.samplesperpixel not in channels or int(page.photometric) not in _PHOTOMETRICS:
         raise UnsupportedSlideError(
             f"pixels have {page.samplesperpixel} channels ({_name(page.photometric)}), not RGB",
             slide=name,
             remedy="multi-channel images (fluorescence, CMYK) must be rendered to RGB first",
         )
+
+
+def _bits(page: Any) -> str:
+    """Return what kind of number a sample is: "uint16", "4-bit"."""
+    bits = page.bitspersample
+    if isinstance(bits, tuple):
+        return "-".join(map(str, bits)) + "-bit"
+    return f"{bits}-bit" if page.dtype is None or page.dtype.itemsize == 1 else str(page.dtype)
 
 
 def _name(photometric: Any) -> str:
@@ -238,7 +271,7 @@ def _check_complete(page: Any, size: int, name: str) -> None:
 
 def _describe(page: Any, tif: tifffile.TiffFile, places: Mapping[int, tuple[int, int]]) -> TiffPage:
     directory, subifd = places[page.offset]
-    tagged_ycbcr = int(page.photometric) == _YCBCR
+    tagged_ycbcr = int(page.photometric) == YCBCR
     size = Size(int(page.imagewidth), int(page.imagelength))
     tile = Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(size.width, _strip_height(page))
     if min(tile) < 1:
@@ -253,6 +286,7 @@ def _describe(page: Any, tif: tifffile.TiffFile, places: Mapping[int, tuple[int,
         tagged_ycbcr=tagged_ycbcr,
         lies=_jpeg_is_ycbcr(page, tif, tagged_ycbcr) != tagged_ycbcr,
         cut=_last_jpeg_is_cut(page, tif),
+        samples=samples_of(page),
         page=page,
     )
 

@@ -101,6 +101,12 @@ def white_jpeg(height: int, width: int) -> bytes:
     return encoded
 
 
+def finest_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """Return pixels, (H, W, 3) uint8, as a JPEG of quality 100: on average within a level."""
+    encoded: bytes = _jpeg_encoder(100)(pixels)
+    return encoded
+
+
 def _zstd_metadata() -> dict[str, Any]:
     # The frame checksum (4 bytes a tile) turns a flipped bit into an error instead of a wrong pixel.
     return {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}

@@ -14,7 +14,7 @@ import simplejpeg
 from slideio_pipe import zarr_jpeg
 from slideio_pipe.bag import Bag, TileBag
 from slideio_pipe.errors import ConfigError, CorruptSlideError
-from slideio_pipe.store.codecs import TileCodec, codec_for, white_jpeg
+from slideio_pipe.store.codecs import TileCodec, codec_for, finest_jpeg, white_jpeg
 from slideio_pipe.tiling import stored_resolutions
 from slideio_pipe.tolerance import Tolerance
 
@@ -85,8 +85,9 @@ class SourceTiles:
                     raise
 
     def streams(self, first: int, last: int, tolerance: Tolerance) -> Iterator[bytes]:
-        """Yield complete JPEGs of tiles ``first`` to ``last - 1``; where the slide stores nothing, a white one of ours.
+        """Yield complete JPEGs of tiles ``first`` to ``last - 1``; where the slide stores nothing, one of ours.
 
+        That one is white, or what the reader draws from the finer level, at the highest quality.
         They are not decoded, which would cost what storing them saves: only tiles that are cut short, or not of the
         size, are found here. Damage inside one comes to light when it is read, from the slide as from the store.
 
@@ -99,11 +100,15 @@ class SourceTiles:
         for number, (column, row) in enumerate(self._places[first:last].tolist(), first):
             try:
                 stream = self._tiles.stream(column, row)
-                encoded = self._white if stream is None else self._checked(stream, column, row)
+                encoded = self._unstored(column, row) if stream is None else self._checked(stream, column, row)
             except CorruptSlideError as error:
                 tolerance.bear(number, error)
                 encoded = self._white
             yield encoded
+
+    def _unstored(self, column: int, row: int) -> bytes:
+        pixels = self._tiles.decode(column, row)
+        return self._white if (pixels == 255).all() else finest_jpeg(pixels)
 
     @cached_property
     def _white(self) -> bytes:
