@@ -24,10 +24,12 @@
     ├── AlignedGridWarning           a grid laid on stored tiles is not the one asked for
     ├── SkippedWarning               slides or tiles that could not be read were left out
     ├── LeftOutLevelsWarning         levels of a slide that are not used: where they lie is unknown
+    ├── IncompleteSlideWarning       files of a slide seem to be missing
     ├── PartsWarning                 several files were found to be one slide
     ├── ClusterWarning               workers of a cluster that cannot be used
     ├── AlikeLabelsWarning           labels of a cohort of which one looks like the other misspelt
     ├── RepeatedDrawsWarning         a DataLoader reads a bag again with what was drawn for it before
+    ├── MissingCellsWarning          cells of a manifest that say nothing, such as NA
     └── UpsamplingWarning            a view finer than the slide
 """
 
@@ -182,6 +184,10 @@ class SkippedWarning(SlideioPipeWarning):
 
 class LeftOutLevelsWarning(SlideioPipeWarning):
     """Levels of a slide are not used, because where their pixels lie is not known; finer ones are read instead."""
+
+
+class IncompleteSlideWarning(SlideioPipeWarning):
+    """Files of a slide seem to be missing; what is there is read."""
 
 
 class PartsWarning(SlideioPipeWarning):

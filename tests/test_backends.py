@@ -25,6 +25,9 @@ from slideio_pipe.backends.tiff_header import read_header
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
 from slideio_pipe.geometry import Rect, Size
 
+# The DICOM slide of others is a level of which the full resolution was left out.
+pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
+
 WIDTH, HEIGHT = 700, 500
 PIXELS = coordinate_pixels(WIDTH, HEIGHT)
 RANDOM = np.random.default_rng(1)

@@ -28,6 +28,9 @@ from slideio_pipe.errors import (
     UnsupportedSlideError,
 )
 
+# The DICOM slide of others is a level of which the full resolution was left out.
+pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
+
 ROOT = Path(__file__).resolve().parents[1]
 PIXELS = coordinate_pixels(300, 200)
 Maker = Callable[[Path], Path]

@@ -121,6 +121,16 @@ def test_a_label_alone_is_no_slide(tmp_path: Path) -> None:
         open_slide(path)
 
 
+def test_the_full_resolution_is_missing(tmp_path: Path) -> None:
+    """Only resampled levels were copied: they are read, at their own resolution, and it is said."""
+    paths = write_series(tmp_path, PIXELS, (1, 2, 4))
+    paths[0].unlink()
+    with pytest.warns(errors.IncompleteSlideWarning, match=r"l1\.dcm \(350 × 250 px\), is itself resampled"):
+        slide = open_slide(paths[2])
+    assert slide.mpp == pytest.approx((1.0, 1.0))
+    assert slide.dimensions == (350, 250)
+
+
 def test_a_radiological_image(tmp_path: Path) -> None:
     """Is DICOM, but no slide."""
     path = write_dicom(tmp_path / "a.dcm", PIXELS, sop_class="1.2.840.10008.5.1.4.1.1.2")

@@ -24,6 +24,9 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import LevelChoice, Pyramid
 from slideio_pipe.view import SlideView
 
+# The DICOM slide of others is a level of which the full resolution was left out.
+pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
+
 RANDOM = np.random.default_rng(0)
 ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "raster": lambda origins: origins,

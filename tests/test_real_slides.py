@@ -21,6 +21,9 @@ from typer.testing import CliRunner
 from slideio_pipe.cli import app
 from slideio_pipe.store import StoredBag, open_bag
 
+# The DICOM slide of others is a level of which the full resolution was left out.
+pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
+
 Level = NDArray[np.uint8]
 
 

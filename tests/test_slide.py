@@ -33,6 +33,9 @@ from slideio_pipe.errors import (
 )
 from slideio_pipe.geometry import Size
 
+# The DICOM slide of others is a level of which the full resolution was left out.
+pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -21,6 +21,9 @@ from slideio_pipe.slide import open_slide
 from slideio_pipe.synthetic import write_synthetic_slide
 from slideio_pipe.tissue import TissueMask, find_tissue
 
+# The DICOM slide of others is a level of which the full resolution was left out.
+pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
+
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9))
 
 

@@ -18,7 +18,7 @@ from slideio_pipe.backends.dicom_header import Instance, is_dicom, read_series, 
 from slideio_pipe.backends.levels import UNKNOWN_TILE, place_levels
 from slideio_pipe.backends.vips import to_rgb
 from slideio_pipe.backends.virtual import VirtualTiff
-from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
+from slideio_pipe.errors import CorruptSlideError, IncompleteSlideWarning, UnsupportedSlideError, warn_caller
 from slideio_pipe.geometry import Mpp, Rect, Size
 
 # Stored tiles outside this range (NDPI's 8-row strips, single-tile levels) make bad units of work; 512 px reads
@@ -190,6 +190,20 @@ def _check_series(path: Path, series: Sequence[Instance]) -> None:
             f"no file of the slide's levels (VOLUME) is beside it, only {kinds}",
             slide=path.name,
             remedy="copy all files of the series into one folder",
+        )
+    _warn_of_missing_base(path, series)
+
+
+def _warn_of_missing_base(path: Path, series: Sequence[Instance]) -> None:
+    """Warn where every level was made of a finer one, which is not there: only the coarse ones were copied."""
+    levels = [instance for instance in series if instance.is_level]
+    if levels and all("RESAMPLED" in instance.image_type[3:4] for instance in levels):
+        size = levels[0].size
+        warn_caller(
+            IncompleteSlideWarning(
+                f"{path.name}: the largest of its files, {levels[0].path.name} ({size.width} × {size.height} px), is "
+                "itself resampled (DICOM ImageType): the file of the full resolution seems to be missing"
+            )
         )
 
 
