@@ -169,8 +169,8 @@ def export(
 ) -> None:
     """Write the tissue tiles of slides into bags (zarr v3), with coordinates and where they come from.
 
-    Interrupted, it goes on where it stopped when run again. Of a cohort, slides that fail are listed in failures.csv
-    beside the bags, the others are done, and the exit code is 1.
+    Interrupted, it goes on where it stopped when run again; what is done is kept. Of a cohort, slides that fail are
+    listed in failures.csv beside the bags, the others are done, and the exit code is 1.
 
     Example: [bold]slideio-pipe export a.svs --out bags/ --mpp 0.5 --tile-size 256[/]
 
@@ -218,6 +218,7 @@ def export(
         tissue_file=mask,
         picture_file=picture,
         overwrite=overwrite,
+        keep=True,
         allow_empty=allow_empty,
         on_error=on_error or "raise",
         threads=threads,
@@ -233,7 +234,7 @@ def _print_export(done: Exported, picture: Path | None) -> None:
     bag, summary = done.bag, done.summary()
     at = "level 0" if bag.view_mpp is None else f"{bag.view_mpp.mean:.3g} µm per pixel"
     cost = f"{size_text(summary['bytes'])}, {done.seconds:.1f} s, {summary['tiles_per_second']:,.0f} tiles/s"
-    say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[1]} px at {at} ({cost})")
+    say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[1]} px at {at} ({'there already, kept' if done.kept else cost})")
     if done.covered < 0.95:
         left_out = f"{1 - done.covered:.0%} of the tissue lies in no tile"
         aligned = bag.attributes["grid"].get("align")

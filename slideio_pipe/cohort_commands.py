@@ -41,6 +41,16 @@ def who_works(workers: int | None, cluster: str | None) -> dict[str, Any]:
     return {"workers": workers or 1, "cluster": cluster}
 
 
+# What a cohort has in place of the options of one slide.
+_COLUMN = 'a cohort has it in a CSV, one row per slide, in a column "{}"'.format
+_OF_MANY = {
+    "--label": _COLUMN("label"),
+    "--patient": _COLUMN("patient"),
+    "--mask": _COLUMN("mask"),
+    "--picture": "leave it out: report.html in the folder of the bags has a picture of every slide",
+}
+
+
 def export_many(
     sources: Sequence[Path],
     save: Path | None,
@@ -56,7 +66,7 @@ def export_many(
 
     for option, value in one_slide.items():
         if value is not None:
-            raise ConfigError(f"{option} is for one slide", remedy="put labels and masks into a CSV, one row per slide")
+            raise ConfigError(f"{option} is for one slide", remedy=_OF_MANY[option])
     folder = Path.cwd() if save is None else save
     if folder.suffix == ".zarr" or folder.is_file():
         raise ConfigError("is no folder for the bags of a cohort", slide=str(folder), remedy="pass a folder to --out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 import shutil
@@ -18,11 +19,12 @@ from PIL import Image
 from slideio_pipe import picture
 from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.config import ExportConfig, Pixels
-from slideio_pipe.errors import ConfigError, NoTissueError, OutputError, OutputExistsError
+from slideio_pipe.errors import ConfigError, NoTissueError, OutputError, OutputExistsError, SlideioPipeError
 from slideio_pipe.mask_files import write_file
-from slideio_pipe.progress import Report
+from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slide import Slide, open_slide
-from slideio_pipe.store import StoredBag, save_bag
+from slideio_pipe.store import StoredBag, open_bag, save_bag
+from slideio_pipe.store.codecs import codec_for
 from slideio_pipe.store.unread import check_bearing
 from slideio_pipe.tiling import TileGrid
 from slideio_pipe.tissue import TissueMask, find_tissue
@@ -43,10 +45,13 @@ class Exported:
     bag: StoredBag
     seconds: float
     covered: float  # part of the tissue that lies in some tile, 0 to 1
+    written: int | None = None  # tiles of this run: fewer where it went on with a bag, all by default
+    kept: bool = False  # the same bag was there already
 
     def summary(self) -> dict[str, Any]:
         """Return the outcome, JSON-able."""
         mpp, known = self.bag.view_mpp, self.bag.attributes
+        written = len(self.bag) if self.written is None else self.written
         return {
             "bag": str(self.bag.path),
             "slide": self.bag.name,
@@ -60,7 +65,8 @@ class Exported:
             "tissue": None if known["tissue"] is None else round(known["tissue"]["fraction"], 4),
             "tissue_covered": round(self.covered, 4),
             "seconds": round(self.seconds, 3),
-            "tiles_per_second": round(len(self.bag) / max(self.seconds, 1e-9), 1),
+            "tiles_per_second": round(written / max(self.seconds, 1e-9), 1),
+            **({"kept": True} if self.kept else {}),
         }
 
 
@@ -75,6 +81,7 @@ def export_slide(
     tissue_file: str | Path | None = None,
     picture_file: str | Path | None = None,
     overwrite: bool = False,
+    keep: bool = False,
     allow_empty: bool = False,
     on_error: str = "raise",
     threads: int | None = None,
@@ -104,6 +111,8 @@ def export_slide(
         Where to draw the slide with its tissue and tiles, and a montage of the bag.
     overwrite : bool
         Replace an existing bag.
+    keep : bool
+        Return a bag that is there and would be written again as it is, instead of failing.
     allow_empty : bool
         Write a bag of no tiles when there is no tissue, instead of failing.
     on_error : {"raise", "white"}
@@ -142,31 +151,82 @@ def export_slide(
     how = {"slide_mpp": config.slide.slide_mpp, "default_mpp": default_mpp}
     with open_slide(path, **how, backend=config.slide.backend) as slide:
         target = bag_path(slide, out)
-        drawing = None if picture_file is None else picture_path(picture_file, overwrite=overwrite)
-        if target.exists() and not overwrite:  # saving asks again; here it spares the search for tissue
-            remedy = "pass overwrite=True or another path"
-            raise OutputExistsError("already exists", slide=str(target), remedy=remedy)
+        there = target.exists() and not overwrite
+        drawing = None if picture_file is None else picture_path(picture_file, overwrite=overwrite or (keep and there))
+        if there and not keep:  # saving asks again; here it spares the search for tissue
+            raise _exists(target)
         begin("tissue")
         bag = plan_bag(slide, config, label=label, patient=patient, tissue_file=tissue_file, on_error=on_error)
         if on_plan is not None:
             on_plan(slide, bag)
         if not len(bag) and not allow_empty:
             raise _nothing_to_export(bag)
+        if there:
+            kept = _same(target, bag, config.store.pixels)
+            if drawing is not None and not drawing.exists():
+                save_picture(sheet(slide, bag), drawing, overwrite=False)
+            return Exported(kept, time.perf_counter() - started, bag.grid.covered(), written=0, kept=True)
         _check_space(bag, target, config.store.pixels)
         begin("tiles")
-        stored = save_bag(
-            bag,
-            target,
-            pixels=config.store.pixels,
-            overwrite=overwrite,
-            on_error=on_error,
-            threads=threads,
-            progress=progress,
-        )
+        with reporting(progress, f"saving {bag.name}") as report:
+            counted = _Written(report)
+            stored = save_bag(
+                bag,
+                target,
+                pixels=config.store.pixels,
+                overwrite=overwrite,
+                on_error=on_error,
+                threads=threads,
+                progress=counted,
+            )
         seconds = time.perf_counter() - started
         if drawing is not None:
             save_picture(sheet(slide, bag), drawing, overwrite=overwrite)
-    return Exported(stored, seconds, bag.grid.covered())
+    return Exported(stored, seconds, bag.grid.covered(), len(bag) - counted.before)
+
+
+class _Written:
+    """Passes progress on, and keeps how much was there before."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.before = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.before < 0:
+            self.before = done
+        self._report(done, total)
+
+
+def _exists(target: Path) -> OutputExistsError:
+    return OutputExistsError("already exists", slide=str(target), remedy="pass overwrite=True or another path")
+
+
+def _same(target: Path, bag: TileBag, pixels: Pixels) -> StoredBag:
+    """Return the bag that is there, if it would be written again as it is.
+
+    Raises
+    ------
+    OutputExistsError
+        It is of another slide or of other settings, or no bag.
+    """
+    codec = codec_for(pixels)
+    about = {"codec": codec.name, **codec.pixels}
+    planned = json.loads(json.dumps(bag.provenance()))
+    try:
+        stored = open_bag(target)
+    except (SlideioPipeError, OSError) as error:
+        raise _exists(target) from error
+    known, settings = stored.attributes["pixels"], stored.provenance()
+    same = (
+        all(settings.get(key) == value for key, value in planned.items() if key != "packages")
+        and all(known.get(key) == about.get(key) for key in ("codec", "quality", "source", "lossless"))
+        and np.array_equal(stored.coords, bag.coords)
+    )
+    if not same:
+        stored.close()
+        raise _exists(target)
+    return stored
 
 
 def _check_space(bag: TileBag, target: Path, pixels: Pixels) -> None:

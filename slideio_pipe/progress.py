@@ -2,13 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Report = Callable[[int, int], object]  # (done, total)
+_LONGEST = 30  # letters of a name beside a bar
+
+
+class Bar:
+    """A task of a bar: called with (done, total)."""
+
+    def __init__(self, progress: Progress, what: str) -> None:
+        self._progress, self._what = progress, what
+        self._task = progress.add_task(what, total=None, rate="")
+        self._begun = False
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how much is done; what is when it begins was done before, and counts for no rate."""
+        if self._begun:
+            self._progress.update(self._task, completed=done, total=total)
+        else:
+            self.start_at(done, total)
+
+    def start_at(self, done: int, total: int) -> None:
+        """Show how much was done before: the time that remains follows from what comes behind it."""
+        self._begun = True
+        self._progress.update(self._task, total=total)
+        task = self._progress.tasks[0]
+        task.completed = done  # past ``update``, which takes it for the work of this moment
+
+    def name(self, names: Sequence[str]) -> None:
+        """Show what is being worked at: the first of it, and how many more."""
+        first = names[0] if names else ""
+        first = first if len(first) <= _LONGEST else first[: _LONGEST - 1] + "…"
+        more = f" +{len(names) - 1}" if len(names) > 1 else ""
+        self._progress.update(self._task, description=f"{self._what} · {first}{more}" if names else self._what)
+
+    def rate(self, text: str) -> None:
+        """Show a rate behind the bar."""
+        self._progress.update(self._task, rate=text)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Return for how long it has been shown."""
+        return self._progress.tasks[0].elapsed or 0.0
+
+
+def name_work(report: Report, names: Sequence[str]) -> None:
+    """Show what is being worked at, where a bar is shown."""
+    if isinstance(report, Bar):
+        report.name(names)
+
+
+def note_kept(report: Report, done: int, total: int) -> None:
+    """Report what was done before, so that no rate counts it."""
+    if isinstance(report, Bar):
+        report.start_at(done, total)
+    else:
+        report(done, total)
 
 
 @contextmanager
@@ -44,7 +99,11 @@ def rated(progress: Report | bool | None, what: str, noun: str) -> Iterator[tupl
         yield progress, _uncounted
         return
     console = Console(stderr=True)
-    watched = console.is_terminal or console.is_jupyter
+    if console.is_jupyter and importlib.util.find_spec("ipywidgets") is None:
+        console = Console(stderr=True, force_jupyter=False)  # which shows one line at the end: rich's bar is a widget
+        watched = False
+    else:
+        watched = console.is_terminal or console.is_jupyter
     if progress is False or (progress is None and not watched):
         yield _silent, _uncounted
         return
@@ -58,17 +117,16 @@ def rated(progress: Report | bool | None, what: str, noun: str) -> Iterator[tupl
     )
     counted = 0
     # A terminal is cleared of the finished bar; a log that asked for one keeps its last line.
-    with Progress(*columns, console=console, transient=watched) as bar:
-        task = bar.add_task(what, total=None, rate="")
+    with Progress(*columns, console=console, transient=watched) as shown:
+        bar = Bar(shown, what)
 
         def count(more: int) -> None:
             nonlocal counted
             counted += more
-            elapsed = bar.tasks[0].elapsed
-            if elapsed:
-                bar.update(task, rate=f"{counted / elapsed:,.0f} {noun}/s")
+            if bar.elapsed_s:
+                bar.rate(f"{counted / bar.elapsed_s:,.0f} {noun}/s")
 
-        yield (lambda done, total: bar.update(task, completed=done, total=total)), count
+        yield bar, count
 
 
 def _silent(done: int, total: int) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from slideio_pipe.errors import (
     WorkerError,
 )
 from slideio_pipe.ledger import Entry, Ledger, fingerprint, settings_digest
-from slideio_pipe.progress import Report, reporting
+from slideio_pipe.progress import Report, name_work, note_kept, reporting
 from slideio_pipe.store.partial import remove_left_lock, within_run
 from slideio_pipe.workers import OnStage, Outcome, Pool
 
@@ -227,7 +227,8 @@ class _Run:
     retry: bool
     unwritable: int = 0  # in a row
     ended: int = 0
-    tell: Callable[[], object] = lambda: None
+    at_work: list[str] = field(default_factory=list)  # names of the slides that workers have
+    progress: Report = lambda done, total: None
 
     def refuse_other_settings(self) -> None:
         """Raise ConfigError when slides were done with settings that are not those of now."""
@@ -253,8 +254,8 @@ class _Run:
     def go(self, pool: Pool, who: Mapping[str, Any], progress: Report) -> None:
         """Do what is to be done, and write down what was, however it ends."""
         begun, started = time.perf_counter(), datetime.now(UTC)
-        self.tell = lambda: progress(self.ended, len(self.cohort))
-        self.tell()
+        self.progress = progress
+        note_kept(progress, 0, len(self.cohort))
         state = "interrupted"
         outcomes = pool.outcomes(self._jobs())
         try:
@@ -293,9 +294,12 @@ class _Run:
         for slide in self.cohort:
             job = self._job(slide)
             if job is None:
-                self._count()
+                self.ended += 1
+                note_kept(self.progress, self.ended, len(self.cohort))
                 continue
             self.ledger.note(slide.name, job.entry, **about_slide(slide))
+            self.at_work.append(slide.name)
+            name_work(self.progress, self.at_work)
             yield job
 
     def _job(self, slide: CohortSlide) -> Job | None:
@@ -350,7 +354,10 @@ class _Run:
             self.unwritable = self.unwritable + 1 if isinstance(outcome.error, OutputError) else 0
             if self.unwritable >= _UNWRITABLE:
                 raise outcome.error
-        self._count()
+        self.ended += 1
+        self.progress(self.ended, len(self.cohort))
+        self.at_work.remove(job.slide.name)
+        name_work(self.progress, self.at_work)
 
     def _is_there_after_all(self, outcome: Outcome) -> bool:
         """Return whether a worker made the output and died before it could say so: the next one found it there."""
@@ -361,10 +368,6 @@ class _Run:
     def _fail(self, slide: CohortSlide, stage: str, error: SlideioPipeError, **cost: Any) -> None:
         self.ledger.fail(slide.name, stage, error, **cost)
         self.report.failed.append(Failure(slide.name, stage, error))
-
-    def _count(self) -> None:
-        self.ended += 1
-        self.tell()
 
 
 def _located(slide: CohortSlide) -> CohortSlide:

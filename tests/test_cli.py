@@ -351,6 +351,27 @@ def test_labels_are_numbers_where_they_are_written_as_such(given: str, label: ob
     assert type(found) is type(label)
 
 
+def test_an_export_that_is_done_is_kept(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """As a cohort that is done: exit code 0, not a byte changed; a picture that is missing is drawn."""
+    command = ("export", truth.path, "--out", tmp_path, "--label", 1, "--mpp", 1.0, "--tile-size", 128)
+    _, bag = exported(*command[1:])
+    before = contents(bag.path)
+    assert "(there already, kept)" in run(*command).stdout
+    for _ in range(2):
+        run(*command, "--picture", tmp_path / "a.png")
+        assert (tmp_path / "a.png").exists()
+    told = json.loads(run(*command, "--json").stdout)
+    assert (told["kept"], told["tiles"], told["tiles_per_second"]) == (True, len(bag), 0.0)
+    assert contents(bag.path) == before
+    for option, value in (("--mpp", 2.0), ("--tile-size", 64), ("--pixels", "none"), ("--patient", "p")):
+        assert "already exists" in run(*command, option, value, code=2).stderr
+    (tmp_path / "other").mkdir()
+    other = sp.write_synthetic_slide(tmp_path / "other" / truth.path.name, size=(2048, 1536), seed=99)
+    assert "already exists" in run("export", other.path, *command[2:], code=2).stderr
+    (bag.path / "zarr.json").unlink()
+    assert "already exists" in run(*command, code=2).stderr
+
+
 def test_an_existing_bag_stays_unless_told(truth: SyntheticSlide, tmp_path: Path) -> None:
     """Exit code 2 and not a byte changed; --overwrite replaces it."""
     _, bag = exported(truth.path, "--out", tmp_path, "--label", 1)

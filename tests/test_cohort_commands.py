@@ -69,10 +69,12 @@ def test_what_is_a_cohort(study: Path, tmp_path: Path) -> None:
     assert not any(is_cohort([source]) for source in slides)
 
 
-@pytest.mark.parametrize("option", ["--label", "--mask", "--picture"])
+@pytest.mark.parametrize("option", ["--label", "--patient", "--mask", "--picture"])
 def test_what_is_of_one_slide(study: Path, tmp_path: Path, option: str) -> None:
-    """Is refused for a cohort."""
-    assert f"{option} is for one slide" in run("export", study, "--out", tmp_path, option, "x.png", code=2).stderr
+    """Is refused for a cohort, which has it elsewhere: the remedy says where."""
+    told = run("export", study, "--out", tmp_path, option, "x.png", code=2).stderr
+    assert f"{option} is for one slide" in told
+    assert ("report.html" if option == "--picture" else f'a column "{option[2:]}"') in told
 
 
 def test_a_name_of_a_bag_is_no_folder_for_a_cohort(study: Path, tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import importlib.util
+import sys
 
-from slideio_pipe.progress import rated, reporting
+import pytest
+from rich.progress import Progress
+
+from slideio_pipe.progress import Bar, name_work, note_kept, rated, reporting
 
 
 def counted(progress: object) -> None:
@@ -69,3 +73,58 @@ def test_a_rate_is_shown_behind_the_bar(monkeypatch: pytest.MonkeyPatch, capsys:
         count(100)
         report(1, 4)
     assert calls == [(1, 4)]
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make rich believe that it is in a notebook, and find no ipywidgets."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ipywidgets" else found(name))
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+
+
+@pytest.mark.usefixtures("notebook")
+def test_a_notebook_without_widgets(capsys: pytest.CaptureFixture[str]) -> None:
+    """rich warns that it lacks ipywidgets; nothing is said unless a bar is asked for, then one line."""
+    counted(None)
+    assert capsys.readouterr() == ("", "")
+    counted(True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "3/3" in err
+    assert "ipywidgets" not in err
+
+
+def test_what_was_done_before_counts_for_no_rate() -> None:
+    """rich's own estimate is of what comes behind it: 10 of 1,000 in a second, though 900 were there."""
+    now = 0.0
+    shown = Progress(get_time=lambda: now, disable=True)
+    bar = Bar(shown, "saving")
+    bar(900, 1000)
+    for done in (910, 920, 930):
+        now += 1.0
+        bar(done, 1000)
+    (task,) = shown.tasks
+    assert task.completed == 930
+    assert task.speed == pytest.approx(10)
+    note_kept(bar, 960, 1000)
+    now += 1.0
+    bar(970, 1000)
+    assert task.completed == 970
+
+
+def test_what_is_at_work_is_named() -> None:
+    """The first slide and how many more; long names are cut, and none is the bar's own text."""
+    shown = Progress(disable=True)
+    bar = Bar(shown, "3 slides")
+    (task,) = shown.tasks
+    for names, text in (
+        (["a.svs"], "3 slides · a.svs"),
+        (["a.svs", "b.svs", "c.svs"], "3 slides · a.svs +2"),
+        (["x" * 40], "3 slides · " + "x" * 29 + "…"),
+        ([], "3 slides"),
+    ):
+        name_work(bar, names)
+        assert task.description == text
+    name_work(lambda done, total: None, ["a.svs"])  # a function of one's own hears of numbers only

@@ -10,14 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.progress import Progress
 
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import ConfigError, CorruptSlideError, OutputError, OutputExistsError
+from slideio_pipe.progress import Bar
 from slideio_pipe.run import RunReport, run_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +67,7 @@ def slides(folder: Path, **texts: str) -> Cohort:
 
 def run(cohort: Cohort, out: Path, scale: int = 1, **settings: Any) -> RunReport:
     """Copy a cohort."""
-    return run_cohort(Copying(out, {"scale": scale}), cohort, out, progress=False, **settings)
+    return run_cohort(Copying(out, {"scale": scale}), cohort, out, **({"progress": False} | settings))
 
 
 def failures(out: Path) -> list[dict[str, str]]:
@@ -90,6 +93,32 @@ def test_what_fails_is_listed_and_the_rest_is_done(tmp_path: Path) -> None:
     assert (noted["state"], noted["slides"], noted["done"], noted["kept"]) == ("finished", 3, 1, 2)
     assert noted["packages"]
     assert noted["settings"] == {"scale": 1}
+
+
+class Watched(Bar):
+    """A bar that keeps what it was asked to name."""
+
+    def __init__(self) -> None:
+        super().__init__(Progress(disable=True), "slides")
+        self.shown: list[list[str]] = []
+
+    def name(self, names: Sequence[str]) -> None:
+        self.shown.append(list(names))
+        super().name(names)
+
+
+def test_a_run_names_the_slide_at_work(tmp_path: Path) -> None:
+    """The bar says which slides the workers have, and of those that were done before none."""
+    bar = Watched()
+    shown = bar.shown
+    cohort, out = slides(tmp_path, a="1", b="2", c="damaged"), tmp_path / "out"
+    run(cohort, out, progress=bar)
+    assert shown[0] == ["a"]
+    assert {name for names in shown for name in names} == {"a", "b", "c"}
+    assert shown[-1] == []
+    shown.clear()
+    run(cohort, out, progress=bar)
+    assert {name for names in shown for name in names} == {"c"}
 
 
 def test_the_list_of_failures_is_of_the_last_run(tmp_path: Path) -> None:
