@@ -159,9 +159,10 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
                 bag = copy.copy(bag)  # the caller's own stays as it is
                 bag.on_stage = self.on_stage
         if not len(bag):
-            raise NoTissueError(
-                "no tile has enough tissue", slide=slide.name, remedy="leave it out, or lower min_tissue"
-            )
+            remedy = "leave it out, or lower min_tissue"
+            if slide.mask is not None:
+                remedy += f"; check that {slide.mask} is of this slide"
+            raise NoTissueError("no tile has enough tissue", slide=slide.name, remedy=remedy)
         return bag
 
     def close(self, number: int, bag: Bag) -> None:

@@ -112,6 +112,39 @@ class MissingExtraError(SlideioPipeError, ImportError):
     """An optional package is needed and not installed."""
 
 
+def not_importable(package: str, purpose: str, extra: str, error: Exception) -> MissingExtraError:
+    """Return the error over a package that cannot be imported: not installed, or installed and broken.
+
+    Examples
+    --------
+    >>> try:
+    ...     import nothing_of_that_name
+    ... except ImportError as error:
+    ...     print(not_importable("nothing_of_that_name", "for this", "more", error))
+    nothing_of_that_name is needed for this; pip install "slideio-pipe[more]"
+    """
+    missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else None
+    if missing is not None and missing.partition(".")[0] == package.partition(".")[0]:
+        return MissingExtraError(f"{package} is needed {purpose}", remedy=f'pip install "slideio-pipe[{extra}]"')
+    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = f"{package} is needed {purpose}, and is installed, but cannot be imported ({type(error).__name__}: {said})"
+    return MissingExtraError(reason, remedy=import_remedy(package, error))
+
+
+def import_remedy(package: str, error: BaseException) -> str:
+    """Return what to do about a package that is installed and cannot be imported."""
+    seen: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(seen) < 10:
+        seen.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    if any("torchvision" in text for text in seen):
+        return "install the torchvision that belongs to this torch, or remove it (pip uninstall torchvision)"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"pip install {error.name.partition('.')[0]}"
+    return f"install it again: pip install --force-reinstall {package.partition('.')[0]}"
+
+
 class ForkError(SlideioPipeError, RuntimeError):
     """A slide is used in a process that was forked after libvips had worked."""
 

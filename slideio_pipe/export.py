@@ -160,7 +160,7 @@ def export_slide(
         if on_plan is not None:
             on_plan(slide, bag)
         if not len(bag) and not allow_empty:
-            raise _nothing_to_export(bag)
+            raise _nothing_to_export(bag, tissue_file)
         if there:
             kept = _same(target, bag, config.store.pixels)
             if drawing is not None and not drawing.exists():
@@ -241,15 +241,23 @@ def _check_space(bag: TileBag, target: Path, pixels: Pixels) -> None:
         )
 
 
-def _nothing_to_export(bag: TileBag) -> NoTissueError:
+def _nothing_to_export(bag: TileBag, tissue_file: str | Path | None) -> NoTissueError:
     grid = bag.grid
+    if tissue_file is not None and (grid.mask is None or grid.mask.is_empty):
+        width, height = bag.view.slide.pyramid.levels[0]
+        return NoTissueError(
+            f"nothing that {tissue_file} marks lies on the slide, {width}×{height} px at level 0",
+            slide=bag.name,
+            remedy="pass a mask of this slide: polygons in its level-0 pixels, or a picture of all of it",
+        )
     empty = grid.mask is None or grid.mask.is_empty
     found = "no tissue" if grid.mask is None or empty else f"{grid.mask.fraction:.2%} tissue"
     first = "try another method of finding tissue" if empty else "lower min_tissue"
+    other = "" if tissue_file is not None else "pass tissue_file=…, "
     return NoTissueError(
         f"no tile of {grid.tile_size} px has {grid.config.min_tissue:.0%} tissue ({found} was found)",
         slide=bag.name,
-        remedy=f'{first}, pass tissue_file=…, keep every tile with method="none", or pass allow_empty=True',
+        remedy=f'{first}, {other}keep every tile with method="none", or pass allow_empty=True',
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from slideio_pipe.errors import ConfigError, MissingExtraError
+from slideio_pipe.errors import ConfigError, MissingExtraError, not_importable
 from slideio_pipe.mask_files import write_file
 
 TABLES = (".csv", ".tsv", ".txt", ".parquet")
@@ -163,5 +163,6 @@ def _pyarrow(module: str, path: Path) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        remedy = 'pip install "slideio-pipe[parquet]", or save it as CSV'
-        raise MissingExtraError("Parquet needs pyarrow", slide=str(path), remedy=remedy) from error
+        found = not_importable("pyarrow", "for Parquet", "parquet", error)
+        remedy = f"{found.remedy}, or save it as CSV"
+        raise MissingExtraError(found.reason, slide=str(path), remedy=remedy) from error

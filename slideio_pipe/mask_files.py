@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,16 +102,30 @@ def read_picture(path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
         It cannot be read.
     """
     try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture)
-            bands = picture.getbands()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is said to be a mask
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture)
+                bands = picture.getbands()
     except FileNotFoundError:
         raise _missing(path) from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise _too_large(path, error) from error
+    except (UnidentifiedImageError, OSError) as error:
         raise ConfigError(
             f"the mask cannot be read ({error})", slide=str(path), remedy="pass a PNG, 0 where there is no tissue"
         ) from error
     return pixels.reshape(*pixels.shape[:2], -1), bands
+
+
+def _too_large(path: Path, error: Exception) -> ConfigError:
+    found = re.search(r"\((\d+) pixels\)", str(error))
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6  # Pillow's limit
+    reason = "the mask does not fit in memory"
+    if found:
+        reason = f"the mask has {int(found[1]) / 1e6:,.2f} megapixels, and at most {most:,.2f} are read"
+    remedy = "pass a smaller picture of the whole slide, such as one px for 8 µm, or polygons (GeoJSON)"
+    return ConfigError(reason, slide=str(path), remedy=remedy)
 
 
 def read_polygons(path: Path, classes: Sequence[str] | None = None) -> list[Polygon]:

@@ -49,6 +49,29 @@ ReadRun = Callable[[NDArray[np.int64]], None]
 _RUN = 8
 
 
+def empty_tiles(shape: tuple[int, ...], slide: str) -> NDArray[np.uint8]:
+    """Return memory for (n, H, W, 3) uint8 tiles of a slide.
+
+    Raises
+    ------
+    ConfigError
+        There is not so much.
+    """
+    try:
+        return np.empty(shape, np.uint8)
+    except MemoryError as error:
+        raise no_memory(shape, slide) from error
+
+
+def no_memory(shape: tuple[int, ...], slide: str) -> ConfigError:
+    """Return the error over (n, H, W, 3) tiles that do not fit in memory."""
+    count, height, width = shape[:3]
+    each = 3e-9 * height * width
+    size = f"{each:,.{0 if each >= 10 else 2}f} GB"
+    reason = f"a tile of {width:,}×{height:,} px takes {size}, and there is no memory for {count:,} at once"
+    return ConfigError(reason, slide=slide, remedy="pass a smaller tile_size, a coarser mpp or fewer threads")
+
+
 class TileReader:
     """Reads square tiles of one view.
 
@@ -123,7 +146,7 @@ class TileReader:
         corners = whole_where_nearly(np.asarray(origins).reshape(-1, 2))
         canvas = draws[0].canvas if draws else Size(self.tile_size, self.tile_size)
         shape = (len(corners), canvas.height, canvas.width, 3)
-        target = np.empty(shape, np.uint8) if out is None else out
+        target = empty_tiles(shape, self.view.slide.name) if out is None else out
         flags = target.flags
         if target.shape != shape or target.dtype != np.uint8 or not (flags.c_contiguous and flags.writeable):
             raise ConfigError(

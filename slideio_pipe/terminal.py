@@ -58,6 +58,8 @@ _OPTIONS = {
     "scores": "--scores",
     "slides": "--slides",
 }
+# What Python calls None: level 0 as stored.
+_NATIVE = "native"
 _NAMED = re.compile(rf"\b({'|'.join(_OPTIONS)})\b(?:=(?:\"([^\"]*)\"|([^\s,;()]+)))?")
 # In a reason only what is set there, pixels="source": the names alone are words.
 _SET = re.compile(r"\b(pixels)=(?:\"([^\"]*)\"|([^\s,;()]+))")
@@ -108,6 +110,7 @@ def in_options(error: SlideioPipeError) -> str:
 
 def _option(found: re.Match[str]) -> str:
     value, option = found[2] or found[3], _OPTIONS[found[1]]
+    value = _NATIVE if (option, value) == ("--mpp", "None") else value
     if value is None and "_" not in found[1]:
         return found[0]  # "edge" may be a word
     return option if value in (None, "True", "…") else f"{option} {value}"

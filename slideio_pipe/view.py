@@ -116,7 +116,7 @@ class SlideView:
             raise ConfigError(
                 f"mpp={wanted.mean:g} is {1 / min(choice.shrink):.0f} times finer than the slide, {own.mean:.4g} µm",
                 slide=slide.name,
-                remedy=f"pass mpp={own.mean:.3g} or more, or None for level 0 as stored",
+                remedy=f"pass mpp={own.mean:.3g} or more, or mpp=None for level 0 as stored",
             )
         if min(choice.shrink) < 1:
             warnings.warn(

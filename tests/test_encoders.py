@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +130,43 @@ def test_tokens_are_pooled_as_asked(pooling: str, expected: float) -> None:
     assert (encode(encoder, some_tiles(2)) == expected).all()
 
 
-def test_maps_are_averaged() -> None:
-    """(n, D, h, w) becomes (n, D)."""
-    encoder = load_encoder(nn.Conv2d(3, 4, 3), normalize="identity", input_size=32)
-    assert encoder.dim == 4
+class Maps(nn.Module):
+    """Makes maps of which each px is the mean of its part of the tile, each channel times another number."""
+
+    def __init__(self, dim: int, stride: int, *, channels_last: bool = False) -> None:
+        super().__init__()
+        self.dim, self.stride, self.channels_last = dim, stride, channels_last
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        grey = nn.functional.avg_pool2d(tiles.mean(1, keepdim=True), self.stride)
+        maps = grey * torch.arange(1, self.dim + 1)[None, :, None, None]
+        return maps.permute(0, 2, 3, 1) if self.channels_last else maps
+
+
+def expected_of_maps(dim: int, tiles: torch.Tensor) -> np.ndarray:
+    """Return the means of these maps, in float64."""
+    means = tiles.numpy().astype(np.float64).mean(axis=(1, 2, 3)) / 255
+    return means[:, None] * np.arange(1, dim + 1)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("dim", "stride"), [(4, 8), (1, 16), (40, 32), (3, 32)])
+def test_maps_are_averaged(dim: int, stride: int, channels_last: bool) -> None:
+    """(n, D, h, w), or (n, h, w, D), becomes (n, D)."""
+    encoder = load_encoder(Maps(dim, stride, channels_last=channels_last), normalize="identity", input_size=64)
+    assert encoder.dim == dim
+    np.testing.assert_allclose(encode(encoder, some_tiles(2, 64)), expected_of_maps(dim, some_tiles(2, 64)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_pictures_of_a_tile_are_no_features(stride: int, channels_last: bool) -> None:
+    """A network that segments three classes is not one of three features, unless their means are asked for."""
+    network = Maps(3, stride, channels_last=channels_last)
+    with pytest.raises(ConfigError, match=r'returns maps of .* for a tile of 64 px, not features; pass pooling="mean"'):
+        load_encoder(network, normalize="identity", input_size=64)
+    encoder = load_encoder(network, normalize="identity", input_size=64, pooling="mean")
+    np.testing.assert_allclose(encode(encoder, some_tiles(2, 64)), expected_of_maps(3, some_tiles(2, 64)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -284,6 +320,47 @@ def test_networks_of_timm(tmp_path: Path) -> None:
     assert np.allclose(encode(encoder, tiles), expected.numpy(), atol=1e-5)
     with pytest.raises(ConfigError, match="the weights lack"):  # and not a network left at random
         load_encoder(f"timm:test_resnet@{tmp_path / 'w.pth'}")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (
+            {
+                "timm": "import torchvision",
+                "torchvision": "raise RuntimeError('operator torchvision::nms does not exist')",
+            },
+            "timm is needed for this encoder, and is installed, but cannot be imported (RuntimeError: operator "
+            "torchvision::nms does not exist); install the torchvision that belongs to this torch, or remove it",
+        ),
+        ({"timm": "import of_another_package"}, "pip install of_another_package"),
+        ({"timm": "raise ImportError('cannot import name x')"}, "install it again: pip install --force-reinstall timm"),
+        (
+            {
+                "timm": "def create_model(*a, **k):\n    import torchvision\n",
+                "torchvision": "raise RuntimeError('torchvision')",
+            },
+            "timm:resnet18: cannot be loaded (torchvision); install the torchvision that belongs to this torch",
+        ),
+    ],
+    ids=["torchvision", "something else", "itself", "later"],
+)
+def test_a_broken_package_is_not_called_missing(tmp_path: Path, broken: dict[str, str], message: str) -> None:
+    """What is installed and cannot be imported is mended, not installed."""
+    for name, code in broken.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(code)
+    code = "import slideio_pipe as sp; sp.load_encoder('timm:resnet18')"
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+        timeout=300,
+    )
+    assert message in done.stderr
+    assert "[timm]" not in done.stderr
 
 
 @pytest.mark.skipif(has_timm(), reason="timm is there")

@@ -1,4 +1,4 @@
-"""Folders for torchmil are trained on by its own trainer; those for TRIDENT are one for a cohort of several scanners."""
+"""Folders for torchmil are trained on by its own trainer; for TRIDENT there is one for a cohort of several scanners."""
 
 from __future__ import annotations
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.model import MilModel, build_model
 from slideio_pipe.mil.pooling import AttentionPool, MaxPool, MeanPool
 from slideio_pipe.mil.small_encoder import SmallEncoder
@@ -160,3 +163,85 @@ def test_features_are_brought_to_one_scale() -> None:
     bag = torch.tensor([[1.0, 100.0, 7.0], [3.0, 300.0, 7.0]])
     model.standardize(bag.mean(0), bag.std(0, correction=0))
     assert model.prepared(bag).tolist() == [[-1, -1, 0], [1, 1, 0]]
+
+
+class Exported(nn.Module):
+    """A model with the two outputs that are exported."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.model(features)
+        return out.logits, out.attention
+
+
+@pytest.mark.parametrize("pool", ["gated", "attention", "mean", "max"])
+@pytest.mark.filterwarnings("ignore")  # of torch's exporters
+def test_exported_models_take_any_number_of_tiles(tmp_path: Path, pool: str) -> None:
+    """As a program of torch, and as ONNX where that is installed: the example's number is no constant."""
+    torch.manual_seed(0)
+    model = Exported(MilModel(16, 3, pool=pool, embed=(8,), attention=4)).eval()
+    shapes = {"features": {0: torch.export.Dim("tiles", min=2, max=99_999)}}
+    program = torch.export.export(model, (torch.randn(7, 16),), dynamic_shapes=shapes).module()
+    bags = [torch.randn(count, 16) for count in (7, 2, 50, 3000)]
+    for bag in bags:
+        for found, expected in zip(program(bag), model(bag), strict=True):
+            torch.testing.assert_close(found, expected)
+    if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
+        return
+    runtime = importlib.import_module("onnxruntime")
+    path = str(tmp_path / "m.onnx")
+    torch.onnx.export(model, (torch.randn(7, 16),), path, dynamic_shapes=shapes, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(path)
+    for bag in bags:
+        found = session.run(None, {session.get_inputs()[0].name: bag.numpy()})
+        for one, expected in zip(found, model(bag), strict=True):
+            np.testing.assert_allclose(one, expected.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # torchmil's own
+@pytest.mark.parametrize("name", ["DSMIL", "DTFDMIL", "CLAM_SB"])
+def test_losses_of_two_classes_are_not_added_to_those_of_numbers(tmp_path: Path, name: str) -> None:
+    """A squared error is never negative: ages are no targets of a cross-entropy, which has no bound with them."""
+    pytest.importorskip("torchmil")
+    generator = torch.Generator().manual_seed(1)
+    lines = ["slide,label"]
+    for k in range(8):
+        torch.save(torch.randn(6, 16, generator=generator) + k / 4, tmp_path / f"f{k}.pt")
+        lines.append(f"f{k}.pt,{60.0 + k}")
+    (tmp_path / "cohort.csv").write_text("\n".join(lines) + "\n")
+    config = {
+        "task": {"kind": "regression"},
+        "model": {"name": f"torchmil:{name}"},
+        "fit": {"epochs": 4, "patience": None, "bootstrap": 0, "validation": 0.0, "accelerator": "cpu", "lr": 1e-2},
+    }
+    fitted = fit(tmp_path / "cohort.csv", config, tmp_path / "run", progress=False)
+    assert all(row["loss"] >= 0 for row in fitted.history[0])
+    model = build_model(f"torchmil:{name}", 16, 1)
+    with pytest.raises(ConfigError, match="the target 61 is no class"):
+        model.train()(torch.randn(5, 16), None, torch.tensor(61.0))
+
+
+@pytest.mark.filterwarnings("ignore")  # torchmil's own
+@pytest.mark.parametrize("name", ["DTFDMIL", "CLAM_SB", "ABMIL"])
+def test_the_loss_of_two_classes_is_torchmils_own(name: str) -> None:
+    """The cross-entropy of the bag, once, and what the model adds: the sum that its own trainer goes down."""
+    pytest.importorskip("torchmil")
+    torch.manual_seed(0)
+    model = build_model(f"torchmil:{name}", 16, 1).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    bag, target = torch.randn(12, 16), torch.tensor(1.0)
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002 - DTFDMIL draws its groups from it
+    out = model(bag, None, target)
+    ours = nn.functional.binary_cross_entropy_with_logits(out.logits[0], target)
+    ours = ours if out.auxiliary is None else ours + out.auxiliary
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002 - DTFDMIL draws its groups from it
+    takes_mask = {"mask": torch.ones(1, 12)} if name == "DTFDMIL" else {}
+    _, losses = model.model.compute_loss(target[None], X=bag[None], **takes_mask)
+    torch.testing.assert_close(ours, torch.stack([loss.reshape(()) for loss in losses.values()]).sum())

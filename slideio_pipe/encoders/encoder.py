@@ -19,6 +19,8 @@ from slideio_pipe.normalize import TILE_DTYPES, Normalize
 
 Interpolation = Literal["bilinear", "bicubic"]
 Pooling = Literal["none", "class", "mean"]
+# Px of a tile per px of the maps that are taken for features: those of backbones are 16 or 32.
+_LEAST_STRIDE = 8
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -108,7 +110,8 @@ class EncoderOnDevice:
         pixels, count = self._pixels(tiles), len(tiles)
         if self.encoder.batch is not None and count < self.encoder.batch:  # rows that nobody asked for
             pixels = torch.cat([pixels, pixels[:1].expand(self.encoder.batch - count, -1, -1, -1)])
-        return pooled(self.encoder.name, self._run(pixels), len(pixels), self.encoder.pooling)[:count]
+        found = self._run(pixels)
+        return pooled(self.encoder.name, found, len(pixels), self.encoder.pooling, pixels.shape[-1])[:count]
 
     def _pixels(self, tiles: Tensor) -> Tensor:
         """Return tiles of the encoder's size, normalised, in the memory order that every network takes."""
@@ -163,13 +166,13 @@ def resized_in_float(tiles: Tensor, side: int, interpolation: Interpolation) -> 
     return found.round_().clamp_(0, 255).to(torch.uint8, memory_format=torch.channels_last)
 
 
-def pooled(name: str, output: Any, count: int, pooling: Pooling) -> Tensor:
-    """Return what a network made of ``count`` tiles as (count, D).
+def pooled(name: str, output: Any, count: int, pooling: Pooling, side: int) -> Tensor:
+    """Return what a network made of ``count`` tiles of ``side`` px as (count, D).
 
     Raises
     ------
     ConfigError
-        It is no tensor of one row per tile, or of tokens of which nobody said which to take.
+        It is no tensor of one row per tile, or of tokens or fine maps of which nobody said which to take.
     """
     if not isinstance(output, Tensor):
         remedy = "wrap it in a module that returns one tensor, (n, D)"
@@ -179,13 +182,31 @@ def pooled(name: str, output: Any, count: int, pooling: Pooling) -> Tensor:
         what = f"{shape} {str(output.dtype).removeprefix('torch.')}"
         raise ConfigError(f"{name} returns {what} for {count} tiles", remedy="wrap it in a module that returns (n, D)")
     if output.ndim == 4:
-        return output.mean((2, 3))
+        return _of_maps(name, output, pooling, side)
     if output.ndim == 2:
         return output
     if pooling == "none":
         remedy = 'pass pooling="class" for the first token, or pooling="mean"'
         raise ConfigError(f"{name} returns {shape[1]} tokens per tile, {shape}", remedy=remedy)
     return output[:, 0] if pooling == "class" else output.mean(1)
+
+
+def _of_maps(name: str, output: Tensor, pooling: Pooling, side: int) -> Tensor:
+    """Return the means of (n, D, h, w) maps, or of (n, h, w, D) where the shape says so.
+
+    Backbones shrink tiles by 8 to 32. What is finer is a picture of each tile, as a segmentation has it: its mean is a
+    feature for who asks for it.
+    """
+    _, first, second, third = output.shape
+    channels_last = first == second != third
+    shape = (first, third) if channels_last else (second, first)
+    if pooling != "mean" and (
+        shape[0] * _LEAST_STRIDE > side + _LEAST_STRIDE or (second != third and not channels_last)
+    ):
+        reason = f"{name} returns maps of {tuple(output.shape[1:])} for a tile of {side} px, not features"
+        remedy = 'pass pooling="mean" for the mean of each map, or wrap it in a module that returns (n, D)'
+        raise ConfigError(reason, remedy=remedy)
+    return output.mean((1, 2)) if channels_last else output.mean((2, 3))
 
 
 def parameter_dtype(module: nn.Module) -> torch.dtype:

@@ -17,7 +17,7 @@ from torch.export.passes import move_to_device_pass
 
 from slideio_pipe.config import read_yaml
 from slideio_pipe.encoders.facts import Facts
-from slideio_pipe.errors import ConfigError, MissingExtraError
+from slideio_pipe.errors import ConfigError, MissingExtraError, not_importable
 
 SIDECARS = (".json", ".yaml", ".yml")
 _NOT_OPENED = (
@@ -113,8 +113,7 @@ def read_weights(path: Path) -> dict[str, Any]:
             try:
                 from safetensors.torch import load_file
             except ImportError as error:
-                remedy = 'pip install "slideio-pipe[timm]"'
-                raise MissingExtraError("safetensors is needed for these weights", remedy=remedy) from error
+                raise not_importable("safetensors", "for these weights", "timm", error) from error
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from slideio_pipe.encoders.facts import Facts, weights_digest
 from slideio_pipe.encoders.files import read_weights
-from slideio_pipe.errors import ConfigError, MissingExtraError
+from slideio_pipe.errors import ConfigError, import_remedy, not_importable
 
 PREPROCESSOR = "preprocessor_config.json"
 # What networks with a class token call it.
@@ -127,8 +127,7 @@ def _needed(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is not this torch's
-        remedy = f'pip install "slideio-pipe[{extra}]"'
-        raise MissingExtraError(f"{package} is needed for this encoder ({error})", remedy=remedy) from error
+        raise not_importable(package, "for this encoder", extra, error) from error
 
 
 def _unavailable(source: str, error: Exception) -> ConfigError:
@@ -136,6 +135,8 @@ def _unavailable(source: str, error: Exception) -> ConfigError:
     remedy = (
         "check the name, download it on a machine with a network, or pass local weights (timm:NAME@FILE, hf:FOLDER)"
     )
+    if "torchvision" in said:
+        return ConfigError(f"cannot be loaded ({said})", slide=source, remedy=import_remedy("torchvision", error))
     return ConfigError(f"no such encoder ({said})", slide=source, remedy=remedy)
 
 

@@ -61,7 +61,8 @@ def load_encoder(
         How tiles are resized, antialiased; by default as its configuration says, else bicubic.
     pooling : "class" or "mean", optional
         What becomes of (n, tokens, D) outputs: the first token or the mean. By default the class token for models of
-        transformers that have one (others give their pooled output). (n, D, h, w) outputs are averaged.
+        transformers that have one (others give their pooled output). (n, D, h, w) outputs
+        are averaged; maps finer than 8 px of the tile, as segmentations are, only where "mean" asks for it.
 
     Raises
     ------

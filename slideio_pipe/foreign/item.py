@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.bag import Bag, Label
-from slideio_pipe.errors import MissingExtraError, OutputError, SlideioPipeError
+from slideio_pipe.errors import OutputError, SlideioPipeError, not_importable
 from slideio_pipe.store import StoredBag
 
 # Tiles decoded at once: what a conversion holds in memory.
@@ -121,9 +121,8 @@ def needed(package: str, extra: str) -> Any:
     """
     try:
         return importlib.import_module(package)
-    except ImportError as error:
-        remedy = f'pip install "slideio-pipe[{extra}]"'
-        raise MissingExtraError(f"{package} is needed for this layout", remedy=remedy) from error
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is not this torch's
+        raise not_importable(package, "for this layout", extra, error) from error
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import importlib
 import warnings
 from typing import Any
 
-from slideio_pipe.errors import MissingExtraError
+from slideio_pipe.errors import not_importable
 
 
 def needed(module: str) -> Any:
@@ -21,7 +21,5 @@ def needed(module: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what packages of packages say of notebooks without widgets
             return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        remedy = 'pip install "slideio-pipe[train]"'
-        raise MissingExtraError(f"{package} is needed for training", remedy=remedy) from error
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is not this torch's
+        raise not_importable(module.partition(".")[0], "for training", "train", error) from error

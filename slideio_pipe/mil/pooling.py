@@ -20,7 +20,7 @@ class MeanPool(nn.Module):
 
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, D) features."""
-        count = len(features)
+        count = features.shape[0]  # len() would be a constant of an exported model
         return Pooled(features.mean(0), features.new_full((count,), 1 / count))
 
 

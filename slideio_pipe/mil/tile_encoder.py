@@ -36,7 +36,7 @@ class Rows(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Return (n, D) features of normalised tiles."""
-        return pooled(self._name, self.network(tiles), len(tiles), self._pooling)
+        return pooled(self._name, self.network(tiles), len(tiles), self._pooling, tiles.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)

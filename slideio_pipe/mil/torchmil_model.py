@@ -15,7 +15,7 @@ from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.model import BagModel, MilOutput
 
 # What a model calls the loss that the task has itself.
-_CRITERION = "BCEWithLogitsLoss"
+_CRITERION = ("BCEWithLogitsLoss", "BCEWithLogitsLoss_t1")
 # Neighbours on the grid of tiles, the diagonal ones, too; squares of 1.5 tiles.
 _NEIGHBOURS = 1.5
 
@@ -24,7 +24,8 @@ class TorchMilModel(BagModel):
     """A model of torchmil by name, such as "TransMIL" or "CLAM_SB".
 
     They have one logit: two classes, a number or a risk. What one adds to the loss of two classes (instance losses)
-    is ``auxiliary``. Those that need a graph get the eight neighbours of every tile, from the coordinates.
+    is ``auxiliary``, for which ``forward`` needs the class; of a number or a risk there is none. Those that need a
+    graph get the eight neighbours of every tile, from the coordinates.
 
     Parameters
     ----------
@@ -76,9 +77,14 @@ class TorchMilModel(BagModel):
     def _training(self, features: Tensor, inputs: dict[str, Any], target: Tensor | None) -> MilOutput:
         """Without attention, which costs some models a second pass; with the losses that are the model's own."""
         uniform = features.new_full((len(features),), 1 / len(features))
+        if target is not None and float(target) not in (0.0, 1.0):
+            reason = (
+                f"the target {float(target):g} is no class, and {type(self.model).__name__} adds losses of two classes"
+            )
+            raise ConfigError(reason, remedy="pass no target")
         known = torch.zeros(1, device=features.device) if target is None else target.reshape(1).float()
         logit, losses = self.model.compute_loss(known, **inputs)
-        own = [loss for name, loss in losses.items() if name != _CRITERION]
+        own = [loss for name, loss in losses.items() if name not in _CRITERION]
         auxiliary = torch.stack([loss.reshape(()) for loss in own]).sum() if own and target is not None else None
         return MilOutput(logit.reshape(1), uniform, None, auxiliary)
 

@@ -26,7 +26,7 @@ from slideio_pipe.mil.model import MilOutput
 from slideio_pipe.mil.pixels import LostBagError
 from slideio_pipe.mil.settings import TrainConfig
 from slideio_pipe.mil.sources import Example, Source
-from slideio_pipe.mil.tasks import Task
+from slideio_pipe.mil.tasks import Classification, Task
 from slideio_pipe.mil.two_pass import EncodedBag, TwoPass
 
 
@@ -152,7 +152,8 @@ class Training:
                     continue
                 features, encoded = found
                 target = self._targets[example.number]
-                out = self.model(features, example.coords, target)
+                # What a model adds to the loss is a cross-entropy of two classes: of ages it falls without end.
+                out = self.model(features, example.coords, target if isinstance(self.task, Classification) else None)
                 loss = self.task.loss(out.logits[None].float(), target[None])
                 if out.auxiliary is not None:
                     loss = loss + out.auxiliary

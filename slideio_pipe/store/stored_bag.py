@@ -16,6 +16,7 @@ from slideio_pipe.backends.base import OnStage
 from slideio_pipe.bag import ArrayLikeBag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
+from slideio_pipe.reader import empty_tiles
 from slideio_pipe.store.features import encoder_names, stored_features
 from slideio_pipe.store.layout import read_layout
 from slideio_pipe.store.shards import ShardReader
@@ -117,7 +118,7 @@ class StoredBag(ArrayLikeBag):
             raise ConfigError(f"threads is {threads}", slide=self.name, remedy="pass threads >= 1")
         shape = (len(numbers), *self.shape[1:])
         if out is None:
-            out = np.empty(shape, np.uint8)
+            out = empty_tiles(shape, self.name)
         elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
             found = f"{out.shape} {out.dtype}"
             remedy = f"pass a writable C-contiguous uint8 array of shape {shape}"

@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from slideio_pipe.bag import Bag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.progress import Report, reporting
+from slideio_pipe.reader import empty_tiles, no_memory
 from slideio_pipe.store.codecs import TileCodec, codec_for
 from slideio_pipe.store.layout import skeleton, tiles_per_shard
 from slideio_pipe.store.loss import with_loss
@@ -122,7 +124,7 @@ def save_bag(
     if target.is_symlink():
         target = target.resolve()  # replace what it points to, not the link
     source = SourceTiles(bag) if pixels == "source" else None
-    with PartialStore(target, overwrite=overwrite) as unfinished:
+    with _within_memory(bag), PartialStore(target, overwrite=overwrite) as unfinished:
         tolerance = Tolerance(bag.name, bag.shape[0], bearing)
         codec = with_loss(codec, bag, threads, bearing) if source is None else source.codec(tolerance)
         unfinished.begin(skeleton(bag, codec))
@@ -141,6 +143,15 @@ def save_bag(
         unfinished.publish()
     unread.warn()
     return open_bag(target)
+
+
+@contextmanager
+def _within_memory(bag: Bag) -> Iterator[None]:
+    """Say what does not fit where a tile has not even room to be decoded and encoded."""
+    try:
+        yield
+    except MemoryError as error:
+        raise no_memory((min(2, len(bag)), *bag.shape[1:]), bag.name) from error
 
 
 class _Todo:
@@ -191,7 +202,7 @@ class _ShardWriter:
     def run(self, todo: _Todo) -> None:
         """Write the shards that are not finished yet."""
         largest = max((last - first for first, last in todo.spans.values()), default=0)
-        buffers = [np.empty((largest, *self.bag.shape[1:]), np.uint8) for _ in range(min(2, len(todo.spans)))]
+        buffers = [empty_tiles((largest, *self.bag.shape[1:]), self.bag.name) for _ in range(min(2, len(todo.spans)))]
         pending: deque[tuple[int, Future[None]]] = deque()
         with ThreadPoolExecutor(self.threads) as encoders, ThreadPoolExecutor(1) as writer:
             for turn, (shard, (first, last)) in enumerate(todo.spans.items()):

@@ -1,0 +1,175 @@
+"""What a message says to do can be done: options that it names are there, and what it advises is taken."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import typer
+from conftest import coordinate_pixels, write_pyramid
+from PIL import Image
+from test_cli import run
+from typer.testing import CliRunner
+
+import slideio_pipe as sp
+from slideio_pipe import cli
+from slideio_pipe.config import ExportConfig
+from slideio_pipe.errors import ConfigError, NoTissueError, SlideioPipeError
+from slideio_pipe.export import export_slide
+from slideio_pipe.reader import empty_tiles
+from slideio_pipe.terminal import in_options
+
+SOURCES = sorted((Path(sp.__file__).parent).rglob("*.py"))
+
+
+def commands(found: click.Command) -> Iterator[click.Command]:
+    """Yield a command and those below it."""
+    yield found
+    for below in getattr(found, "commands", {}).values():
+        yield from commands(below)
+
+
+ALL = list(commands(typer.main.get_command(cli.app)))
+OPTIONS: dict[str, list[click.Parameter]] = {}
+for command in ALL:
+    for parameter in command.params:
+        for name in (*parameter.opts, *parameter.secondary_opts):
+            OPTIONS.setdefault(name, []).append(parameter)
+
+
+def texts(node: ast.expr) -> Iterator[str]:
+    """Yield what an expression of text may be; what is filled in is "X"."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.JoinedStr):
+        yield "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+    elif isinstance(node, ast.IfExp):
+        yield from texts(node.body)
+        yield from texts(node.orelse)
+    elif isinstance(node, ast.BinOp):
+        yield from texts(node.left)
+        yield from texts(node.right)
+
+
+def remedies() -> list[tuple[str, str]]:
+    """Return every remedy in the package's own words, and where it stands."""
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            values: list[ast.expr] = []
+            if isinstance(node, ast.keyword) and node.arg == "remedy":
+                values = [node.value]
+            elif isinstance(node, ast.Assign | ast.AugAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if any(isinstance(target, ast.Name) and "remedy" in target.id for target in targets):
+                    values = [node.value]
+            found += [(f"{path.name}:{value.lineno}", text) for value in values for text in texts(value)]
+    return found
+
+
+def test_there_are_remedies_to_check() -> None:
+    """The search below finds them."""
+    assert len(remedies()) > 300
+    assert {"--mpp", "--overwrite", "--mask"} <= OPTIONS.keys()
+
+
+@pytest.mark.parametrize(("place", "text"), remedies())
+def test_options_that_a_remedy_names_are_there(place: str, text: str) -> None:
+    """Spelt as on the command line, with no word of Python for a value."""
+    shown = in_options(SlideioPipeError("reason", remedy=text))
+    ours = re.sub(r"\b(pip|conda|python|git)\b[^;]*", "", shown)
+    for option, value in re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*)(?: (None|True|False)\b)?", ours):
+        assert option in OPTIONS, f"{place}: {shown}"
+        assert not value, f"{place}: {shown}"
+
+
+def test_native_is_how_none_is_written(tmp_path: Path) -> None:
+    """An mpp far finer than the slide: what is advised instead is taken."""
+    slide = write_pyramid(tmp_path / "a.tif", coordinate_pixels(600, 500), (1,), mpp=0.5)
+    given = ["export", str(slide), "--out", str(tmp_path / "out"), "--tissue", "none", "--mpp"]
+    done = CliRunner().invoke(cli.app, [*given, "0.01"])
+    assert done.exit_code == 2
+    advised = re.findall(r"--mpp (\S+)", done.output)
+    assert "native" in advised
+    for value in advised:
+        run(*given, value, "--overwrite")
+
+
+def test_squares_are_had_by_the_way_advised(tmp_path: Path) -> None:
+    """Tiles that are no squares of the slide, exported again as a layout of coordinates needs them."""
+    pytest.importorskip("h5py")
+    with sp.open_slide(coordinate_pixels(600, 500), slide_mpp=(0.25, 0.5)) as slide:
+        view = slide.view(mpp=(0.5, 0.5))
+        bag = sp.TileBag(view, sp.TileGrid(view, tile_size=64))
+        with pytest.raises(ConfigError, match="squares only") as caught:
+            sp.convert(bag, "clam", tmp_path / "out")
+        assert "--mpp native" in in_options(caught.value)
+        native = sp.TileBag(slide.view(mpp=None), sp.TileGrid(slide.view(mpp=None), tile_size=64))
+        assert sp.convert(native, "clam", tmp_path / "out").bags == 1
+
+
+def test_a_mask_that_is_too_large_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its size and that of pictures that are read; a large one below the limit is read without a word."""
+    pixels = np.zeros((300, 400), np.uint8)
+    pixels[100:200, 100:300] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    slide = write_pyramid(tmp_path / "a.tif", coordinate_pixels(800, 600), (1,), mpp=0.5)
+    with sp.open_slide(slide) as opened:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70_000)  # Pillow warns of more, and refuses twice as much
+        mask = sp.TissueMask.from_png(tmp_path / "mask.png", opened)
+        assert mask.fraction == pytest.approx(100 * 200 / (300 * 400), abs=0.01)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+        with pytest.raises(
+            ConfigError, match=r"has 0\.12 megapixels, and at most 0\.10 are .*smaller picture"
+        ) as caught:
+            sp.TissueMask.from_png(tmp_path / "mask.png", opened)
+    assert "PNG" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::slideio_pipe.errors.EmptyTissueWarning")
+@pytest.mark.parametrize("kind", ["geojson", "png"])
+def test_a_mask_of_another_slide_is_not_answered_with_a_mask(tmp_path: Path, kind: str) -> None:
+    """Who passed one is not advised to, but told what it should be."""
+    slide = write_pyramid(tmp_path / "a.tif", coordinate_pixels(800, 600), (1,), mpp=0.5)
+    mask = tmp_path / f"mask.{kind}"
+    if kind == "png":
+        Image.fromarray(np.zeros((30, 40), np.uint8)).save(mask)
+    else:
+        ring = "[[9000,9000],[9900,9000],[9900,9900],[9000,9000]]"
+        mask.write_text('{"type":"Polygon","coordinates":[' + ring + "]}")
+    config = ExportConfig.model_validate({"view": {"mpp": None}, "grid": {"tile_size": 64}})
+    with pytest.raises(NoTissueError, match=r"nothing that .*mask.* marks lies on the slide, 800×600 px") as caught:
+        export_slide(slide, tmp_path / "out", config, tissue_file=mask)
+    assert "--mask" not in in_options(caught.value)
+    (tmp_path / "cohort.csv").write_text(f"slide,mask\na.tif,{mask.name}\n")
+    dataset = sp.BagDataset(tmp_path / "cohort.csv", {"view": {"mpp": None}, "grid": {"tile_size": 64}})
+    with pytest.raises(NoTissueError, match=r"check that .*mask.* is of this slide"):
+        dataset.open(0)
+
+
+class Huge(sp.TileBag):
+    """A bag whose tiles are said to be larger than any memory."""
+
+    def __init__(self, bag: sp.TileBag, side: int) -> None:
+        self.__dict__.update(vars(bag))
+        self.shape = (len(bag), side, side, 3)
+
+
+@pytest.mark.parametrize("pixels", ["zstd", "jpeg:90", "none"])
+def test_tiles_beyond_memory_are_an_error_with_numbers(tmp_path: Path, pixels: str) -> None:
+    """No traceback of numpy; nothing is left in the folder."""
+    with sp.open_slide(coordinate_pixels(600, 500), slide_mpp=0.5) as slide:
+        bag: Any = Huge(sp.TileBag(slide.view(), sp.TileGrid(slide.view(), tile_size=64)), 8_000_000)
+        with pytest.raises(
+            ConfigError, match=r"a tile of 8,000,000×8,000,000 px takes .* GB.*pass a smaller tile_size"
+        ):
+            sp.save_bag(bag, tmp_path / "a.bag.zarr", pixels=pixels, progress=False)
+    assert not [path for path in tmp_path.iterdir() if path.name == "a.bag.zarr"]
+    with pytest.raises(ConfigError, match="takes 192,000 GB"):
+        empty_tiles((3, 8_000_000, 8_000_000, 3), "a.svs")
