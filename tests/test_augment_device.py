@@ -210,7 +210,16 @@ def test_noise_is_normal() -> None:
         assert abs(sample.mean()) < 5 / np.sqrt(sample.size)
         assert abs(sample.std() - 1) < 5 / np.sqrt(2 * sample.size)
         assert stats.kstest(sample, "norm").pvalue > 1e-4
-        assert (np.abs(sample) > 3).mean() == pytest.approx(0.0027, rel=0.15)
+
+
+def test_the_tails_of_noise_are_those_of_a_normal_distribution() -> None:
+    """As many values beyond one to four deviations, above and below, as there should be of three millions."""
+    values = noise(16, [7 * k + 3 for k in range(16)]).double().numpy().ravel()
+    for limit in (1, 2, 3, 3.5, 4):
+        expected = stats.norm.sf(limit)
+        bound = 5 * np.sqrt(expected / values.size)
+        assert abs((values > limit).mean() - expected) < bound
+        assert abs((values < -limit).mean() - expected) < bound
 
 
 def test_noise_is_independent() -> None:

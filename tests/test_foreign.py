@@ -334,6 +334,19 @@ def test_trident_reads_squares_of_the_right_size(tmp_path: Path, slide_mpp: floa
         assert taken == pytest.approx(TILE * bag.view_mpp.mean / slide_mpp, abs=0.5)
 
 
+@pytest.mark.parametrize("layout", ["trident", "clam"])
+def test_features_keep_single_precision(slide: Slide, tmp_path: Path, layout: str) -> None:
+    """TRIDENT and CLAM have float32: what half precision rounds, or takes for infinite, stays as it is."""
+    h5py = pytest.importorskip("h5py")
+    bag = bag_of(slide, 0.5)
+    features = (np.arange(len(bag) * 3).reshape(-1, 3) + 1 / 3).astype(np.float32)
+    features[:, 2] = 1e6
+    done = convert(bag, layout, tmp_path / "out", features=features, encoder="uni")
+    with h5py.File(next(path for path in done.paths if path.suffix == ".h5" and "patches" not in path.parts)) as file:
+        assert file["features"].dtype == np.float32
+        np.testing.assert_array_equal(file["features"], features[columns(bag)])
+
+
 def test_trident_keeps_empty_bags(slide: Slide, tmp_path: Path) -> None:
     """A slide without tissue has files of no rows, which come back as a bag of no tile."""
     h5py = pytest.importorskip("h5py")

@@ -239,6 +239,48 @@ def test_slide_basis_comes_from_tissue_tiles(masked: bool) -> None:
     assert np.array_equal(basis, slide_basis(tissue_slide(), mask, seed=3))
 
 
+class Block:
+    """A mask of one block of a slide, at an eighth of its resolution."""
+
+    affine = Affine.scaling(8, 8)
+
+    def __init__(self, slide: FlatSlide, left: int, top: int, side: int) -> None:
+        height, width = slide.pixels.shape[:2]
+        self.mask = np.zeros((height // 8, width // 8), bool)
+        self.mask[top // 8 : (top + side) // 8, left // 8 : (left + side) // 8] = True
+
+
+@pytest.mark.parametrize(("left", "top"), [(800, 160), (160, 480), (640, 480)])
+def test_stains_are_measured_on_the_tissue_and_not_beside_it(left: int, top: int) -> None:
+    """Of a slide with other stains all around the tissue, and wider than high, those of the tissue are found."""
+    others = np.array([[0.20, 0.40, 0.89], [0.85, 0.45, 0.25]])
+    pixels = mixture(1200 * 800, 1, others).reshape(800, 1200, 3)
+    pixels[top : top + 256, left : left + 256] = mixture(256 * 256, 2).reshape(256, 256, 3)
+    slide = FlatSlide(pixels)
+    inner = Block(slide, left + 64, top + 64, 128)  # tiles of 128 px around any of its points are in the tissue
+    basis = slide_basis(slide, inner)
+    assert max(angle(basis[i], TRUE_HE[i]) for i in (0, 1)) < 3
+
+
+def test_tiles_are_as_large_as_the_slide_lets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """128 px, but less along an axis that has less; each within the slide and around its point of the tissue."""
+    slide = FlatSlide(mixture(400 * 90).reshape(90, 400, 3))
+    asked: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    read = FlatSlide.read_region
+
+    def noted(self: FlatSlide, location: tuple[int, int], level: int, size: tuple[int, int]) -> np.ndarray:
+        asked.append((location, size))
+        return read(self, location, level, size)
+
+    monkeypatch.setattr(FlatSlide, "read_region", noted)
+    slide_basis(slide, Block(slide, 240, 16, 48))
+    assert asked
+    for (x, y), size in asked:
+        assert size == (128, 90)
+        assert y == 0
+        assert 240 - 8 <= x + 64 < 288 + 8
+
+
 def test_slide_colour_measures_strength_and_lab() -> None:
     """The 99th percentile of concentrations, and Lab as scikit-image has it."""
     slide = FlatSlide(mixture(300 * 280).reshape(300, 280, 3))

@@ -223,6 +223,25 @@ def test_a_frozen_encoder_has_one_pass() -> None:
     assert counted.tiles == TILES
 
 
+@pytest.mark.parametrize("frozen", [(0, 1), (6,), (0, 6), (1, 6)], ids=str)
+@pytest.mark.parametrize("size", [7, TILES])
+def test_a_partly_frozen_encoder_trains_the_rest(frozen: tuple[int, ...], size: int) -> None:
+    """The layers that are not frozen have the gradient of the whole bag, the others none; whichever these are."""
+    network, head = encoder(), model()
+    for number in frozen:
+        network[number].requires_grad_(False)
+    found, wanted = chunked(network, head, tiles(), size), full(network, head, tiles())
+    assert relative(found, wanted) < 1e-9
+    trained = copy.deepcopy(network)
+    encoded = TwoPass(trained).encode(tiles().split(size))
+    assert encoded.features.requires_grad
+    (head(encoded.features).logits ** 2).sum().backward()
+    encoded.backward()
+    for number, layer in enumerate(trained):
+        for parameter in layer.parameters():
+            assert (parameter.grad is None) == (number in frozen)
+
+
 def test_autocast() -> None:
     """Both passes compute as the caller does; weights that were cast without a graph are cast anew with one."""
     network, head, bag = encoder(dtype=torch.float32), model(dtype=torch.float32), tiles(dtype=torch.float32)
