@@ -262,6 +262,18 @@ def test_stains_are_measured_on_the_tissue_and_not_beside_it(left: int, top: int
     assert max(angle(basis[i], TRUE_HE[i]) for i in (0, 1)) < 3
 
 
+@pytest.mark.parametrize(("right", "bottom"), [(False, False), (True, False), (False, True), (True, True)])
+def test_tissue_in_a_corner_is_measured_there(right: bool, bottom: bool) -> None:
+    """Tiles around its outermost pixels are moved onto the slide, and not further."""
+    others = np.array([[0.20, 0.40, 0.89], [0.85, 0.45, 0.25]])
+    pixels = mixture(1200 * 800, 1, others).reshape(800, 1200, 3)
+    left, top = (1200 - 136) * right, (800 - 136) * bottom
+    pixels[top : top + 136, left : left + 136] = mixture(136 * 136, 2).reshape(136, 136, 3)
+    slide = FlatSlide(pixels)
+    basis = slide_basis(slide, Block(slide, left + 88 * right, top + 88 * bottom, 48))
+    assert max(angle(basis[i], TRUE_HE[i]) for i in (0, 1)) < 3
+
+
 def test_tiles_are_as_large_as_the_slide_lets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """128 px, but less along an axis that has less; each within the slide and around its point of the tissue."""
     slide = FlatSlide(mixture(400 * 90).reshape(90, 400, 3))
