@@ -34,6 +34,12 @@ DUST_COLOUR, DUST_DARKNESS = 0.02, 0.1
 SATURATION_THRESHOLD = 8 / 255
 # Glass is bright, at most slightly tinted, and smooth.
 GLASS_MIN_VALUE, GLASS_MAX_CHROMA, GLASS_MAX_PINK, GLASS_MAX_STD = 180.0, 26.0, 9.0, 4.0
+# Evenly tinted glass, as under yellowed mounting medium, where there is none of the above: this much of the overview
+# and of its border, and hardly anything but padding is brighter.
+TINTED_MAX_CHROMA, TINTED_MAX_PINK = 70.0, 25.0
+TINTED_MIN_AREA, TINTED_MIN_BORDER, TINTED_MAX_BRIGHTER = 0.1, 0.25, 0.02
+# Grey levels around the commonest colour that are noise.
+TINTED_NOISE = 12.0
 DEFAULT_GLASS = 245.0  # where a slide shows no glass
 # White that is the same over 3x3 px was painted where nothing was scanned; after JPEG, a level may have 253 of it.
 PADDING_MIN_VALUE = 250
@@ -193,13 +199,40 @@ def glass_colour(rgb: Rgb) -> Plane:
     scanned = glass & ~(dilated(_is_even_white(rgb), PADDING_RIPPLE_PX) & (rgb.min(axis=2) >= PADDING_MIN_VALUE))
     # Glass that is even white itself, as of an overexposed or a drawn slide, is the reference where there is no other.
     glass = scanned if np.count_nonzero(scanned) >= enough else glass
+    if glass.mean() >= TINTED_MIN_AREA / 2:
+        return _commonest(rgb, value, glass)
+    # A few neutral pixels may also be those between a tint and its complement, in tissue or in painted padding.
+    pale = bright & (chroma < TINTED_MAX_CHROMA) & (pink < TINTED_MAX_PINK) & (spread < GLASS_MAX_STD)
+    tinted = _tinted_glass(rgb, value, pale) if np.count_nonzero(pale) >= enough else None
+    if tinted is not None:
+        return tinted
     if np.count_nonzero(glass) < enough:
         return np.full(3, DEFAULT_GLASS, dtype=np.float32)
-    # The commonest brightness among the brighter half: shadows and pale tissue lie below it.
-    counts = np.bincount(np.round(value[glass]).astype(np.int64), minlength=256)
+    return _commonest(rgb, value, glass)
+
+
+def _commonest(rgb: Rgb, value: Plane, among: Mask) -> Plane:
+    """Return the (3,) colour of the commonest brightness among some pixels."""
+    # Shadows and pale tissue are darker than glass, and less common.
+    counts = np.bincount(np.round(value[among]).astype(np.int64), minlength=256)
     mode = int(np.argmax(gaussian(counts[None, :], 1.5)[0]))
-    near = glass & (np.abs(value - mode) <= 3)
+    near = among & (np.abs(value - mode) <= 3)
     return np.asarray(np.median(rgb[near], axis=0), dtype=np.float32)
+
+
+def _tinted_glass(rgb: Rgb, value: Plane, pale: Mask) -> Plane | None:
+    """Return the commonest colour of pale smooth pixels if it is that of glass, which surrounds tissue and is brighter.
+
+    Light and shadow change how bright it is, not its hue, so pixels are compared as parts of their own brightness.
+    """
+    colour = _commonest(rgb, value, pale)
+    expected = value[..., None] * (colour / colour.mean())
+    alike = pale & (np.abs(rgb - expected).max(axis=2) < TINTED_NOISE) & (value > 0.75 * colour.mean())
+    border = np.concatenate([alike[0], alike[-1], alike[:, 0], alike[:, -1]])
+    padding = dilated(_is_even_white(rgb), PADDING_RIPPLE_PX)
+    brighter = (value > colour.mean() + TINTED_NOISE / 2) & ~alike & ~padding
+    surrounds = alike.mean() >= TINTED_MIN_AREA and border.mean() >= TINTED_MIN_BORDER
+    return colour if surrounds and brighter.mean() <= TINTED_MAX_BRIGHTER else None
 
 
 def optical_density(rgb: NDArray[Any], glass: Plane) -> Plane:

@@ -76,6 +76,41 @@ def test_tinted_and_dim_glass_is_empty(colour):
     assert not tissue(glass(colour=colour)).any()
 
 
+# Yellowed mounting medium, weakly and strongly; pinkish, twice; greenish; bluish; a dim brownish lamp.
+TINTS = [
+    (235, 228, 205), (238, 222, 180), (230, 219, 232), (236, 226, 236), (222, 232, 200), (205, 222, 240),
+    (212, 200, 176),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tint", TINTS, ids=str)
+@pytest.mark.parametrize(("noise", "vignetting"), [(0, 0), (3, 0), (2, 0.1)])
+@pytest.mark.parametrize("colour", [H_AND_E, DAB], ids=["h&e", "dab"])
+def test_tissue_on_evenly_tinted_glass(tint, noise, vignetting, colour):
+    """The tint is that of the glass, which surrounds the tissue; stain multiplies what the glass lets through."""
+    rgb = glass(colour=tint, noise=noise, vignetting=vignetting)
+    stained, truth = with_tissue(rgb, np.array(colour) * np.array(tint) / np.array(GLASS))
+    assert iou(tissue(stained), truth) > 0.9
+    assert not tissue(rgb).any()
+
+
+@pytest.mark.parametrize("tint", TINTS, ids=str)
+def test_tinted_glass_beside_padding_and_ink(tint):
+    """White and black that the scanner paints, and a stroke of a pen, are no glass of another colour."""
+    rgb, truth = with_tissue(glass(colour=tint, noise=2), np.array(H_AND_E) * np.array(tint) / np.array(GLASS))
+    rgb = rgb.copy()
+    rgb[:, :60], rgb[:, -20:] = 255, 0
+    rgb[10:25, 100:300] = INKS["green"]
+    assert iou(tissue(jpeg(rgb, 95)), truth) > 0.88
+
+
+def test_find_tissue_on_tinted_glass():
+    """As a user calls it."""
+    rgb, truth = with_tissue(glass(colour=TINTS[0], noise=2), H_AND_E)
+    found = find_tissue(open_slide(rgb, slide_mpp=8.0), min_area_um2=0)
+    assert found.fraction == pytest.approx(truth.mean(), abs=0.02)
+
+
 @pytest.mark.parametrize("value", [0, 230, 255])
 def test_a_picture_of_one_value_is_empty(value):
     """Padding, black or white, is never tissue."""
