@@ -53,12 +53,14 @@ def leave_out(path: Path, tiles: list[int], page: int = 0, *, offsets: bool = Tr
             tif.pages[page].tags[name].overwrite(values)
 
 
-def write_aperio(path: Path, codec: str, factors: tuple[int, ...] = (1, 2), pixels: np.ndarray = SMOOTH) -> Path:
+def write_aperio(
+    path: Path, codec: str, factors: tuple[int, ...] = (1, 2), pixels: np.ndarray = SMOOTH, *, marked: bool = True
+) -> Path:
     """Write an SVS whose levels are the rounded means of level 0."""
     with tifffile.TiffWriter(path) as tif:
         for index, factor in enumerate(factors):
             level = np.rint(means(pixels, factor)).astype(np.uint8)
-            more: dict[str, Any] = {"subfiletype": int(index > 0), "photometric": "rgb", "metadata": None}
+            more: dict[str, Any] = {"subfiletype": int(marked and index > 0), "photometric": "rgb", "metadata": None}
             tif.write(level, tile=(TILE, TILE), description=APERIO, software=False, **more, **CODECS[codec])
     return path
 
@@ -99,6 +101,19 @@ def test_a_hole_is_drawn_from_the_finer_level(tmp_path: Path, codec: str, offset
         assert off[256:, 384:].max() <= 1, way
         assert off.mean() < 1.5, way
     assert np.abs(slide.thumbnail(512) - expected).mean() < 1.5
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "deflate", "jpeg 2000"])
+def test_a_level_with_holes_is_still_a_level(tmp_path: Path, codec: str) -> None:
+    """Where nothing but its pixels says that it is one, as OpenSlide has it."""
+    path = write_aperio(tmp_path / "a.svs", codec, marked=False)
+    leave_out(path, [0, 5, 6, 11], page=1)
+    slide = sp.open_slide(path)
+    assert slide.level_dimensions == (Size(WIDTH, HEIGHT), Size(WIDTH // 2, HEIGHT // 2))
+    off = slide.read_region((0, 0), 1, slide.level_dimensions[1]) - means(
+        slide.read_region((0, 0), 0, (WIDTH, HEIGHT)), 2
+    )
+    assert np.abs(off).mean() < 1.5
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "deflate"])

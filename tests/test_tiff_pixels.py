@@ -453,6 +453,21 @@ def rename_tag(path: Path, tag: int, to: int) -> None:
     path.write_bytes(data)
 
 
+def test_openslide_is_not_asked_for_an_unspecified_sample(tmp_path: Path) -> None:
+    """It would give white, or worse; with alpha it is asked."""
+    for meaning, refused in (("unspecified", True), ("unassalpha", False)):
+        path = tmp_path / f"{meaning}.tif"
+        pixels = np.concatenate([PIXELS, FOURTH], axis=2)
+        tifffile.imwrite(
+            path, pixels, photometric="rgb", metadata=None, compression="zlib", tile=(64, 64), extrasamples=[meaning]
+        )
+        if refused:
+            with pytest.raises(UnsupportedSlideError, match=r'fourth sample.*pass backend="tiff"'):
+                sp.open_slide(path, backend="openslide")
+        else:
+            assert sp.open_slide(path, backend="openslide").dimensions == (WIDTH, HEIGHT)
+
+
 @pytest.mark.parametrize("codec", ["none", "zlib", "zstd"])
 def test_four_channels_of_grey_are_no_colours(tmp_path: Path, codec: str) -> None:
     """Fluorescence with its channels side by side: refused, not composed."""

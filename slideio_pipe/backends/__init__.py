@@ -42,6 +42,7 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
         if backend == "tiff":
             return TiffBackend(path)
         if backend == "openslide":
+            _check_fourth_sample(path)
             return OpenSlideBackend(path)
         if is_tiff(path):
             raise UnsupportedSlideError("a TIFF, not an array or a flat image", slide=path.name, remedy=_AUTO)
@@ -69,6 +70,19 @@ def _check_readable(path: Path) -> None:
         raise UnsupportedSlideError("not a regular file", slide=str(path), remedy="pass a file on disk")
     if path.stat().st_size == 0:
         raise CorruptSlideError("the file is empty", slide=path.name, remedy="copy or download the slide again")
+
+
+def _check_fourth_sample(path: Path) -> None:
+    """Raise UnsupportedSlideError for a plain TIFF whose fourth sample is no alpha: OpenSlide takes it for one."""
+    if not is_tiff(path) or detect(path) not in _PLAIN_TIFFS:
+        return
+    try:
+        page = read_header(path).levels[0]
+    except (CorruptSlideError, UnsupportedSlideError):  # OpenSlide may know better
+        return
+    if int(page.page.samplesperpixel) == 4 and not page.samples.alpha:
+        reason = "its fourth sample is unspecified, so no alpha, and OpenSlide takes it for one"
+        raise UnsupportedSlideError(reason, slide=path.name, remedy='pass backend="tiff"')
 
 
 def _open_directory(path: Path, backend: str) -> Backend:

@@ -179,15 +179,16 @@ class _Looks:
 
     def _decode(self, page: Any, index: int, shape: tuple[int, int]) -> Grey:
         out = np.full(shape, 255, np.float32)
-        count = int(page.databytecounts[index])
-        if count:
-            data = os.pread(self._file, count, int(page.dataoffsets[index]))
-            pixels = np.asarray(page.decode(data, index, jpegtables=page.jpegtables)[0])
-            bands = np.moveaxis(pixels.reshape(pixels.shape[-3:]), 2, 0)
-            grey = np.zeros(bands.shape[1:], np.float32)
-            for band in bands:  # the mean along the last axis takes ten times as long
-                grey += band / np.float32(len(bands))
-            out[: grey.shape[0], : grey.shape[1]] = grey[: shape[0], : shape[1]]
+        offset, count = int(page.dataoffsets[index]), int(page.databytecounts[index])
+        if not (offset and count):  # a hole in one level says nothing about the other
+            raise ValueError("nothing is stored there")
+        data = os.pread(self._file, count, offset)
+        pixels = np.asarray(page.decode(data, index, jpegtables=page.jpegtables)[0])
+        bands = np.moveaxis(pixels.reshape(pixels.shape[-3:]), 2, 0)
+        grey = np.zeros(bands.shape[1:], np.float32)
+        for band in bands:  # the mean along the last axis takes ten times as long
+            grey += band / np.float32(len(bands))
+        out[: grey.shape[0], : grey.shape[1]] = grey[: shape[0], : shape[1]]
         return out
 
 
