@@ -48,9 +48,11 @@ def files_in(source: Path) -> list[Path] | None:
     if not source.is_dir():
         return sorted(Path(path).absolute() for path in glob.glob(str(source), recursive=True))
     folder = source.absolute()
-    found = sorted(path for path in folder.iterdir() if _looks_like_slide(path))
+    with os.scandir(folder) as entries:
+        files, inner = _parted(entries)
+    found = sorted(folder / name for name in files)
     if found:
-        _warn_of_folders(folder)
+        _warn_of_folders(folder, inner)
         return found
     found = sorted(_below(folder))
     if found:
@@ -116,6 +118,8 @@ def _companions(paths: Sequence[Path]) -> Iterator[Path]:
             named.update(path.parent / name for name in named_in_index(path, pixels_only=False))
         elif ending in _FOLDER_SLIDES and path.is_dir():
             zarrs.add(path)
+    if not (folders or zarrs or named):  # most cohorts: 50,000 paths need not be hashed, nor their parents
+        return
     for path in paths:
         if path in named or path in folders or any(up in folders or up in zarrs for up in path.parents):
             yield path
@@ -135,14 +139,26 @@ def _below(folder: Path) -> Iterator[Path]:
         )
 
 
-def _warn_of_folders(folder: Path) -> None:
+def _parted(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], list[str]]:
+    """Return the names of slides, and those of folders that are none; hidden ones are neither."""
+    slides, folders = [], []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        is_folder = entry.is_dir()
+        if _has_ending(entry.name, _FOLDER_SLIDES if is_folder else SLIDES):
+            slides.append(entry.name)
+        elif is_folder:
+            folders.append(entry.name)
+    return slides, folders
+
+
+def _warn_of_folders(folder: Path, inner: Sequence[str]) -> None:
     """Warn of slides in the folders of a folder that has slides itself: those are left out."""
     count = 0
-    for inner in folder.iterdir():
-        if inner.is_dir() and not inner.name.startswith(".") and not _has_ending(inner.name, _FOLDER_SLIDES):
-            is_companion = inner.with_name(f"{inner.name}.mrxs").exists()
-            names = [] if is_companion else _names(inner)
-            count += sum(not name.startswith(".") and _has_ending(name, SLIDES) for name in names)
+    for name in inner:
+        if not (folder / f"{name}.mrxs").exists():
+            count += sum(not n.startswith(".") and _has_ending(n, SLIDES) for n in _names(folder / name))
     if count:
         more = f"{_count(count, 'file')} of slides in folders below it {'is' if count == 1 else 'are'} left out"
         warn_caller(PartsWarning(f"{folder}: {more}; '{folder}/**/*.svs' is a pattern for all"))
@@ -153,12 +169,6 @@ def _names(folder: Path) -> list[str]:
         return os.listdir(folder)
     except OSError:
         return []
-
-
-def _looks_like_slide(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    return _has_ending(path.name, _FOLDER_SLIDES if path.is_dir() else SLIDES)
 
 
 def _has_ending(name: str, endings: tuple[str, ...]) -> bool:
