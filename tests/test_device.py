@@ -290,3 +290,22 @@ def test_encoders_of_any_precision_get_theirs(dtype: torch.dtype, layout: torch.
     found = Normalize.imagenet().convert(every_byte(layout=layout), dtype)
     assert found.dtype == dtype
     assert np.abs(by_byte(found) - reference(IMAGENET_MEAN, IMAGENET_STD)).max() < 1e-5
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.25, 0.75, 1.0])
+@pytest.mark.parametrize("side", ["finite", "beyond"])
+def test_statistics_that_leave_float16_are_refused(mean: float, side: str) -> None:
+    """The farther of black and white decides, by one part in a hundred; numpy's float16 says which is infinite."""
+    farthest = max(mean, 1 - mean)
+    std = farthest / 65504 * (1.01 if side == "finite" else 0.99)
+    with np.errstate(over="ignore"):
+        ends = np.array([(0 - mean) / std, (1 - mean) / std]).astype(np.float16)
+    if side == "finite":
+        assert np.isfinite(ends).all()
+        tiles = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
+        values = Normalize((mean,) * 3, (std,) * 3)(tiles).numpy()[:, 0, 0, 0]
+        assert np.isfinite(values).all()
+        assert values == pytest.approx(ends.astype(float), rel=2e-3, abs=1)
+    else:
+        with pytest.raises(ConfigError, match="beyond float16"):
+            Normalize((mean,) * 3, (std,) * 3)

@@ -207,3 +207,12 @@ def test_one_axis_outside_two_percent_resamples_both() -> None:
 def test_near_a_half_a_quarter_or_an_eighth_nothing_fractional_is_left(wanted: float, shrink: float) -> None:
     """20× from a 40× scan is a half, whether the scanner says 0.25 or 0.2528 µm."""
     assert Pyramid((Size(1000, 800),)).choose((wanted, wanted)).shrink == (shrink, shrink)
+
+
+@pytest.mark.parametrize("affine", [Affine(a=0), Affine(e=0), Affine(2, 4, 1, 1, 2, 5), Affine.scaling(0, 0)])
+def test_an_affine_that_loses_an_axis_has_no_inverse(affine: Affine) -> None:
+    """numpy refuses the same matrix."""
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.inv(affine.matrix())
+    with pytest.raises(np.linalg.LinAlgError, match="singular"):
+        affine.inverse()

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import morphology
 
 from slideio_pipe import segmentation as seg
 from slideio_pipe.slide import open_slide
@@ -322,3 +323,22 @@ def test_the_staircase_of_a_real_scan_is_no_tissue(shared_data, slide_mpp):
     assert not mask[rgb.min(axis=2) >= 252].any()
     # Glass beside a scan line, that only a little tissue reaches into.
     assert found.fractions([[2561, 0, 512, 512]])[0] < 0.1
+
+
+@pytest.mark.parametrize("radius", range(1, 12))
+def test_the_disk_is_round(radius):
+    """As scikit-image draws it; between two whole numbers, as the circle's inequality says."""
+    assert np.array_equal(seg.disk(radius), morphology.disk(radius))
+    between = radius + 0.41
+    y, x = np.indices((2 * radius + 1, 2 * radius + 1)) - radius
+    assert np.array_equal(seg.disk(between), np.hypot(x, y) <= between)
+
+
+@pytest.mark.parametrize("radius", [2, 5])
+def test_growing_and_closing_reach_as_far_in_every_direction(radius):
+    """scikit-image's own, with its own disk, on a picture that is no square."""
+    mask = np.random.default_rng(radius).random((90, 130)) < 0.02
+    assert np.array_equal(seg.dilated(mask, radius), morphology.dilation(mask, morphology.disk(radius)))
+    inner = slice(2 * radius, -2 * radius)
+    expected = morphology.closing(mask, morphology.disk(radius))
+    assert np.array_equal(seg.closed(mask, radius)[inner, inner], expected[inner, inner])

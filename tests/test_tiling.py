@@ -320,3 +320,18 @@ def test_views_that_are_not_stored_cannot_be_aligned(coordinate_slide: Path, tmp
         ConfigError, match="level 0 is stored in tiles of 640×8 px, not square ones; leave out align=True"
     ):
         TileGrid(open_slide(strips).view(), align=True)
+
+
+@pytest.mark.parametrize(("tile", "stride"), [(100, 150), (50, 200), (150, 100), (300, 300)])
+def test_covered_tissue_is_counted_pixel_by_pixel(tile: int, stride: int) -> None:
+    """Mask pixels of 10 by 25 on a slide that is no square: the part of the tissue's level-0 px that lies in a tile."""
+    mask = np.random.default_rng(5).random((16, 70)) < 0.3
+    tissue = TissueMask(mask, Affine.scaling(10, 25), Size(700, 400), "array")
+    view = open_slide(np.zeros((400, 700, 3), np.uint8), slide_mpp=0.25).view()
+    grid = TileGrid(view, tile, stride=stride, edge="shift", tissue=tissue, min_tissue=0.1)
+    pixels = np.kron(mask, np.ones((25, 10), bool))
+    inside = np.zeros_like(pixels)
+    for x, y in grid.coords:
+        inside[y : y + tile, x : x + tile] = True
+    assert len(grid) > 0
+    assert grid.covered() == pytest.approx((pixels & inside).sum() / pixels.sum())
