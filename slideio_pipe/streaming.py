@@ -107,7 +107,7 @@ class TileStream(Iterator[TileBatch]):
         return -(-len(self._positions) // self._batch_size)
 
     def __iter__(self) -> Self:
-        if self._ended:
+        if self._ended or 0 < self._taken == len(self):  # a consumer that counts asks for no more than there are
             raise ConfigError("the stream has ended", slide=self._bag.name, remedy="make a new one for each epoch")
         return self
 

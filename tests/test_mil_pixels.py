@@ -83,6 +83,22 @@ def test_the_second_pass_sees_the_tiles_of_the_first(slides: Path, keep_gb: floa
     assert all(torch.equal(tiles, other[number]) is not augment for number, tiles in seen)
 
 
+def test_an_epoch_goes_on_behind_any_slide(slides: Path) -> None:
+    """Behind the last one, too: then nothing of that epoch is left, and no other epoch takes its place."""
+    found = source(slides, 0.0, augment=True)
+    order, states = [], []
+    for example in found.epoch(3, shuffle=True):
+        order.append(example.number)
+        assert example.pixels is not None
+        assert len(list(example.pixels))
+        example.pixels.drain()
+        states.append(found.state())
+    for done, state in enumerate(states, 1):
+        assert [example.number for example in found.epoch(3, shuffle=True, state=state)] == order[done:]
+    found.close()
+    assert len(order) == 6
+
+
 def test_the_gradient_from_slides_is_that_of_whole_bags(slides: Path) -> None:
     """With stains drawn, in double precision, of tiles that are read twice."""
     torch.manual_seed(0)

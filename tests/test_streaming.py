@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import subprocess
@@ -495,6 +496,10 @@ def test_a_second_epoch_needs_a_new_stream() -> None:
     assert sum(len(batch) for batch in batches) == 5
     with pytest.raises(ConfigError, match="make a new one for each epoch"):
         iter(batches)
+    counted = open_stream(numbered_bag(5))  # as a Trainer does, which knows the length
+    assert sum(len(batch) for batch in itertools.islice(counted, len(counted))) == 5
+    with pytest.raises(ConfigError, match="make a new one for each epoch"):
+        iter(counted)
 
 
 def test_what_is_no_bag_is_refused() -> None:
