@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -215,20 +217,24 @@ def test_tiles_say_whose_they_are(study: Path, bags: Path) -> None:
         assert tensordict.TensorDict.load_memmap(study / "memmap" / name).get_non_tensor("patient") == patient
 
 
-def test_a_folder_that_an_earlier_version_wrote_is_not_mixed_with(study: Path, bags: Path) -> None:
-    """Rows with and without the patient are no one data set: the bag is not taken for converted."""
+@pytest.mark.parametrize(("layout", "joined"), [("hf", {"label_type": "int64"}), ("torchmil", {})])
+def test_a_folder_that_an_earlier_version_wrote_is_not_mixed_with(
+    bags: Path, tmp_path: Path, layout: str, joined: dict[str, str]
+) -> None:
+    """Rows with and without the patient, or labels of two shapes, are no one data set: such a bag is not kept."""
     pytest.importorskip("pyarrow")
-    sp.convert(bags, "hf", study / "out")
-    ledger = study / "out" / ".convert-hf" / "run.jsonl"
-    entries = [json.loads(line) for line in ledger.read_text().splitlines()]
-    assert entries
-    text = ledger.read_text()
-    for settings in {str(entry["settings"]) for entry in entries if isinstance(entry.get("settings"), str)}:
-        text = text.replace(settings, "0" * len(settings))
-    ledger.write_text(text)
+    out = tmp_path / "out"
+    done = sp.convert(bags, layout, out)
+    assert sp.convert(bags, layout, out).kept == done.bags == 4
+    ledger = out / f".convert-{layout}" / "run.jsonl"
+    earlier = json.dumps({"layout": layout, "encoder": "features"} | joined, sort_keys=True).encode()
+    digest = hashlib.sha256(earlier).hexdigest()[:16]
+    now = set(re.findall(r'"settings": ?"([0-9a-f]{16})"', ledger.read_text()))
+    assert len(now) == 1
+    ledger.write_text(ledger.read_text().replace(now.pop(), digest))
     with pytest.warns(SkippedWarning, match="could not be converted"):
-        done = sp.convert(bags, "hf", study / "out")
-    assert (done.kept, len(done.failed)) == (0, 4)
+        again = sp.convert(bags, layout, out)
+    assert (again.kept, len(again.failed)) == (0, 4)
 
 
 def test_the_command_takes_a_patient(study: Path) -> None:
