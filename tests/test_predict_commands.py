@@ -104,7 +104,8 @@ def test_places_in_um_are_drawn_with_the_mpp_of_the_slide(trained: Trained, tmp_
         "--out", tmp_path / "out", "--device", "cpu", "--json",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert {"heatmap.png", "heatmap.geojson", "heatmap.ome.tif"} <= set(json.loads(done.stdout)["predictions"][0]["files"])
+    files = json.loads(done.stdout)["predictions"][0]["files"]
+    assert {"heatmap.png", "heatmap.geojson", "heatmap.ome.tif"} <= set(files)
     with (tmp_path / "out" / "f1" / "tiles.csv").open(newline="") as table:
         found = [(int(float(row["x"])), int(float(row["y"]))) for row in csv.DictReader(table)]
     assert sorted(found) == sorted(map(tuple, places.tolist()))
