@@ -22,6 +22,7 @@ from slideio_pipe.manifest import (
 )
 from slideio_pipe.manifest_cells import fold_of, infinite_labels, labels_of, missing_words, mpp_of, value_of
 from slideio_pipe.slide_files import SLIDES, dicom_series, is_named_dicom, slides_in, slides_of
+from slideio_pipe.split_names import split_of
 
 COLUMNS = ("slide", "name", "label", "mpp", "mask", "patient", "split", "fold")
 # What a column may be called by mistake: closer than this to one of ours that is not there.
@@ -197,14 +198,15 @@ class Cohort(Sequence[CohortSlide]):
             raise ConfigError(f"{head}{shown}{more}", slide=where, remedy="correct the cohort")
 
     def where(self, *, split: str | None = None, fold: int | None = None) -> Cohort:
-        """Return the slides of a split, or of a fold, in their order.
+        """Return the slides of a split, or of a fold, in their order; "valid" and "Validation" are "val".
 
         Raises
         ------
         ConfigError
             There are none.
         """
-        chosen = [s for s in self._slides if split in (None, s.split) and fold in (None, s.fold)]
+        named_split = split_of(split)
+        chosen = [s for s in self._slides if named_split in (None, split_of(s.split)) and fold in (None, s.fold)]
         if not chosen:
             named = {s.split for s in self._slides} if split is not None else {s.fold for s in self._slides}
             there = ", ".join(sorted(str(name) for name in named if name is not None)) or "none"
@@ -237,6 +239,22 @@ class Cohort(Sequence[CohortSlide]):
     def labels(self) -> list[Label]:
         """The label of every slide."""
         return [slide.label for slide in self._slides]
+
+    def column(self, name: str) -> list[Label]:
+        """Return the labels, or another column of the manifest typed as labels are: None where a cell is empty.
+
+        Raises
+        ------
+        ConfigError
+            The cohort has no such column.
+        """
+        if name == "label":
+            return self.labels
+        cells = [dict(slide.other) for slide in self._slides]
+        if cells and not any(name in row for row in cells):
+            there = ", ".join(["label", *sorted(set().union(*cells))])
+            raise ConfigError(f'the cohort has no column "{name}"', remedy=f"there are: {there}")
+        return labels_of([row.get(name, "") for row in cells])
 
     @overload
     def __getitem__(self, key: int) -> CohortSlide: ...
@@ -386,7 +404,7 @@ def _parted_patients(slides: Sequence[CohortSlide]) -> Iterator[str]:
     folds: dict[str, set[int]] = defaultdict(set)
     for slide in slides:
         if slide.patient is not None:
-            splits[slide.patient] |= set() if slide.split is None else {slide.split}
+            splits[slide.patient] |= set() if slide.split is None else {str(split_of(slide.split))}
             folds[slide.patient] |= set() if slide.fold is None else {slide.fold}
     for patient, names in splits.items():
         if len(names) > 1:

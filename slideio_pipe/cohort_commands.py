@@ -162,12 +162,14 @@ def split(
     folds: options.Folds = None,
     seed: options.Seed = 0,
     plain: options.Plain = False,
+    by: options.SplitBy = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Part a cohort into training, validation and test, or into folds, and write it as a manifest.
 
-    Slides of one patient (column patient) stay together; every label is parted alike.
+    Slides of one patient (column patient) stay together; every label is parted alike,
+    or with --by every value of another column: the classes or the events that will be predicted.
 
     Example: [bold]slideio-pipe split cohort.csv --folds 5 --out folds.csv[/]
     """
@@ -176,15 +178,18 @@ def split(
 
     if parts is not None and folds is not None:
         raise ConfigError("--parts and --folds are both given", remedy="give one of them")
+    if plain and by is not None:
+        raise ConfigError("--plain and --by are both given", remedy="give one of them")
+    stratify = not plain if by is None else by
     target = cohort if save is None else save
     if target.exists() and not overwrite:
         remedy = "pass --overwrite to write it back, or --out with another name"
         raise ConfigError("is there already", slide=str(target), remedy=remedy)
     found = Cohort.of(cohort)
     if folds is not None:
-        done = fold_cohort(found, folds, seed=seed, stratify=not plain)
+        done = fold_cohort(found, folds, seed=seed, stratify=stratify)
     else:
-        done = split_cohort(found, None if parts is None else _fractions(parts), seed=seed, stratify=not plain)
+        done = split_cohort(found, None if parts is None else _fractions(parts), seed=seed, stratify=stratify)
     done.write(target)
     counts = Counter(str(slide.split if folds is None else slide.fold) for slide in done)
     if as_json:

@@ -364,3 +364,7 @@ Parts = Annotated[
 Folds = Annotated[int | None, _option("--folds", unit="k", min=2, text="Folds, in place of parts.")]
 Seed = Annotated[int, _option("--seed", unit="n", min=0, text="Who goes where.")]
 Plain = Annotated[bool, _option("--plain", text="Without regard to labels.")]
+SplitBy = Annotated[
+    str | None,
+    _option("--by", unit="column", text=r"Evenly over this column, such as grade or event. \[default: label]"),
+]

@@ -21,7 +21,7 @@ _CLASSES = 10
 
 
 def split_cohort(
-    cohort: Cohort, fractions: Mapping[str, float] | None = None, *, seed: int = 0, stratify: bool = True
+    cohort: Cohort, fractions: Mapping[str, float] | None = None, *, seed: int = 0, stratify: bool | str = True
 ) -> Cohort:
     """Return the cohort with every slide in a split; slides of one patient are in the same.
 
@@ -35,13 +35,14 @@ def split_cohort(
         The part of the patients in each split; by default train 0.7, val 0.15, test 0.15.
     seed : int
         Who goes where.
-    stratify : bool
-        Whether to part each label by itself.
+    stratify : bool or str
+        Whether to part each label by itself; the name of another column to part by.
 
     Raises
     ------
     ConfigError
-        The fractions are not positive or do not add up to 1; or there are fewer patients than splits.
+        The fractions are not positive or do not add up to 1; there are fewer patients than splits; or there is no
+        such column.
 
     Examples
     --------
@@ -60,7 +61,7 @@ def split_cohort(
     return Cohort.unchecked(replace(slide, split=names[part_of[_patient(slide)]]) for slide in cohort)
 
 
-def fold_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0, stratify: bool = True) -> Cohort:
+def fold_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0, stratify: bool | str = True) -> Cohort:
     """Return the cohort with every slide in a fold, 0 to ``folds - 1``; slides of one patient are in the same.
 
     A slide's fold is the one in which it is tested. Parted as by ``split_cohort``.
@@ -68,7 +69,7 @@ def fold_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0, stratify: bool
     Raises
     ------
     ConfigError
-        Fewer than two folds, or fewer patients than folds.
+        Fewer than two folds, fewer patients than folds, or there is no such column.
     """
     if folds < 2:
         raise ConfigError(f"folds is {folds}", remedy="pass 2 or more")
@@ -81,11 +82,11 @@ def _patient(slide: CohortSlide) -> tuple[str, str]:
     return ("slide", slide.name) if slide.patient is None else ("patient", slide.patient)
 
 
-def _dealt(cohort: Cohort, fractions: Sequence[float], seed: int, stratify: bool) -> dict[tuple[str, str], int]:
+def _dealt(cohort: Cohort, fractions: Sequence[float], seed: int, stratify: bool | str) -> dict[tuple[str, str], int]:
     """Return the part of every patient."""
     labels: dict[tuple[str, str], list[Label]] = defaultdict(list)
-    for slide, label in zip(cohort, _classes(cohort), strict=True):
-        labels[_patient(slide)].append(label if stratify else None)
+    for slide, label in zip(cohort, _classes(cohort, stratify), strict=True):
+        labels[_patient(slide)].append(label)
     if len(labels) < len(fractions):
         raise ConfigError(f"{len(labels)} patients for {len(fractions)} parts", remedy="ask for fewer parts")
     strata: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -116,10 +117,13 @@ def _lot(seed: int, patient: tuple[str, str]) -> bytes:
     return hashlib.blake2b(json.dumps([seed, *patient]).encode(), digest_size=16).digest()
 
 
-def _classes(cohort: Cohort) -> list[Label]:
-    """Return the labels, or the quarter each lies in if they are a quantity."""
-    known = [label for label in cohort.labels if label is not None]
+def _classes(cohort: Cohort, stratify: bool | str) -> list[Label]:
+    """Return the labels, or the quarter of each if they are a quantity; all alike where there is nothing to part by."""
+    if stratify is False:
+        return [None] * len(cohort)
+    labels = cohort.column("label" if stratify is True else stratify)
+    known = [label for label in labels if label is not None]
     if len(set(known)) <= _CLASSES or not all(isinstance(label, int | float) for label in known):
-        return cohort.labels
+        return labels
     bounds = np.quantile(np.asarray(known, np.float64), [0.25, 0.5, 0.75])
-    return [None if label is None else int(np.searchsorted(bounds, float(label))) for label in cohort.labels]
+    return [None if label is None else int(np.searchsorted(bounds, float(label))) for label in labels]

@@ -69,6 +69,8 @@ def train(
         encoder = settings.encoder.model_copy(update={"folder": str(features)})
         settings = settings.model_copy(update={"encoder": encoder})
     fitted = fit(cohort, settings, save, overwrite=overwrite, progress=False if as_json else None)
+    if not _is_first():  # each process of a training runs this command
+        return
     if as_json:
         print_json(fitted.summary())
     else:
@@ -100,6 +102,13 @@ def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {change} is no YAML", remedy="pass one such as fit.epochs=20") from error
     return checked(TrainConfig, "--set", **values)
+
+
+def _is_first() -> bool:
+    """Return whether this process is the one of a training that prints."""
+    from torch import distributed
+
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 def _print(fitted: Fitted) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,17 @@ def test_split(study: Path, tmp_path: Path) -> None:
     assert json.loads(run("split", tmp_path / "folds.csv", *parts).stdout)["slides"] == {"test": 1, "train": 2}
     assert {slide.split for slide in sp.Cohort.of(tmp_path / "folds.csv")} == {"train", "test"}
     assert "--parts" in run("split", tmp_path / "folds.csv", "--parts", "half", "--overwrite", code=2).stderr
+
+
+def test_split_by_another_column(study: Path, tmp_path: Path) -> None:
+    """Every second of 20 slides has the event: two in each fold, by the manifest that is written."""
+    slide = sp.Cohort.of(study / "cohort.csv")[0].source
+    rows = [f"{slide},s{k},{int(k % 2 == 0)}" for k in range(20)]
+    (tmp_path / "events.csv").write_text("\n".join(["slide,name,event", *rows]) + "\n")
+    asked = ("--folds", 5, "--by", "event", "--out", tmp_path / "folds.csv")
+    run("split", tmp_path / "events.csv", *asked)
+    with (tmp_path / "folds.csv").open(newline="") as file:
+        counts = Counter((row["fold"], row["event"]) for row in csv.DictReader(file))
+    assert counts == {(str(fold), event): 2 for fold in range(5) for event in "01"}
+    refused = run("split", tmp_path / "events.csv", "--by", "event", "--plain", "--out", tmp_path / "x.csv", code=2)
+    assert "--plain and --by are both given" in refused.stderr

@@ -60,16 +60,52 @@ def test_a_class_is_a_class_whatever_its_type() -> None:
         (lambda: Classification.of(slides(["a", "a"]), classes=["a", "c"]), "no training slide is 'c'"),
         (lambda: Classification.of(slides(["a", "b"]), column="grade"), 'the cohort has no column "grade"'),
         (lambda: Regression.of(slides([1, 1])), "every label of the training slides is 1"),
-        (lambda: Regression.of(slides([1, "tall"])), "1 of 2 training slides have no label: 1.svs"),
+        (lambda: Regression.of(slides([1, "tall"])), r"label of 1 slide is not a number: 1.svs \(tall\); correct"),
+        (lambda: Regression.of(slides(["0,5", "1,5"])), r"0.svs \(0,5\), 1.svs \(1,5\); write it with a decimal point"),
+        (lambda: Regression.of(slides([1, None])), "1 of 2 training slides have no label: 1.svs"),
         (lambda: Survival.of(slides([0, 0], time=[3, ""], event=[1, 1])), "have no time and event: 1.svs"),
         (lambda: Survival.of(slides([0, 0], time=[3, 4], event=[0, 0])), "no training slide has an event"),
-        (lambda: Survival.of(slides([0, 0], time=[3, 4], event=[1, 2])), "event is neither 0 nor 1"),
+        (
+            lambda: Survival.of(slides([0, 0], time=[3, 4], event=[1, 2])),
+            r"event of 1 slide is not 1 or 0: 1.svs \(2\); write 1 .*in R's coding 2 is the event",
+        ),
+        (
+            lambda: Survival.of(slides([0, 0], time=[-3, 4], event=[1, 0])),
+            r"time .* not a time from 0 on: 0.svs \(-3\)",
+        ),
+        (lambda: Survival.of(slides([0, 0], time=["12,5", 4], event=[1, 0])), r"0.svs \(12,5\); .* decimal point"),
+        (lambda: Survival.of(slides([0, 0], time=["inf", 4], event=[1, 0])), r"0.svs \(inf\)"),
+        (lambda: Survival.of(slides([0, 0], time=[3, 4], event=["dead", 0])), r"event .* 0.svs \(dead\); correct"),
     ],
 )
 def test_labels_that_do_not_do(make: Any, message: str) -> None:
     """Said with the slide and the column."""
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "events", [["True", "False", ""], ["TRUE", "FALSE", ""], ["1:DECEASED", "0:LIVING", "NA"], ["1.0", "0", "nan"]]
+)
+def test_events_as_other_programs_write_them(events: list[str]) -> None:
+    """pandas, R, cBioPortal: 1, 0, and nothing known."""
+    found = Survival().targets(slides([0, 0, 0], time=["5", "2.5", "1"], event=events))
+    assert found[:2].tolist() == [[5, 1], [2.5, 0]]
+    assert math.isnan(found[2, 1])
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "message"),
+    [
+        (Survival(), {"time": [-3, 4], "event": [1, 1]}, "0.svs"),
+        (Survival(), {"time": [3, 4], "event": [1, 2]}, "1.svs"),
+        (Regression(0.0, 1.0, "age"), {"age": ["61", "old"]}, "1.svs"),
+    ],
+)
+def test_impossible_values_are_refused_in_every_part(task: Any, columns: dict[str, list[Any]], message: str) -> None:
+    """Of slides that validate, test or are predicted as of those that train: a task is asked for targets of all."""
+    with pytest.raises(ConfigError, match=message):
+        task.targets(slides([None, None], **columns))
 
 
 def test_numbers_are_learnt_in_units_of_their_spread() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.split_names import split_of
 from slideio_pipe.splits import fold_cohort, split_cohort
 
 
@@ -70,6 +71,33 @@ def test_a_quantity_is_parted_by_its_quarters() -> None:
     done = split_cohort(cohort_of([k / 7 for k in range(80)]), {"train": 0.75, "test": 0.25})
     tested = sorted(slide.label for slide in done.where(split="test"))  # type: ignore[type-var]
     assert [sum(low <= 7 * value < low + 20 for value in tested) for low in (0, 20, 40, 60)] == [5, 5, 5, 5]  # type: ignore[operator]
+
+
+def test_another_column_is_parted_evenly() -> None:
+    """Ten rare of forty: two in every fold, an eighth of them in every eighth; the column label plays no part."""
+    slides = [
+        CohortSlide(Path(f"{k}"), f"{k}", label=k % 7, other=(("grade", "rare" if k % 4 == 0 else "common"),))
+        for k in range(40)
+    ]
+    for seed in range(5):
+        done = fold_cohort(Cohort.unchecked(slides), 5, seed=seed, stratify="grade")
+        assert [Counter(done.where(fold=k).column("grade"))["rare"] for k in range(5)] == [2] * 5
+        halves = split_cohort(Cohort.unchecked(slides), {"train": 0.5, "test": 0.5}, seed=seed, stratify="grade")
+        assert Counter(halves.where(split="test").column("grade")) == {"rare": 5, "common": 15}
+    with pytest.raises(ConfigError, match='the cohort has no column "stage"; there are: label, grade'):
+        fold_cohort(Cohort.unchecked(slides), 5, stratify="stage")
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("Val", "val"), ("valid", "val"), ("VALIDATION", "val"), ("Training", "train"), (" testing ", "test"), ("a", "a")],
+)
+def test_splits_by_their_usual_names(name: str, known: str) -> None:
+    """A cohort finds them by either name; names of its own are as they are."""
+    cohort = Cohort.unchecked([CohortSlide(Path("a"), "a", split=name), CohortSlide(Path("b"), "b", split="other")])
+    assert split_of(name) == known
+    assert [slide.name for slide in cohort.where(split=known)] == ["a"]
+    assert [slide.name for slide in cohort.where(split=name)] == ["a"]
 
 
 def test_slides_without_a_patient_stand_for_themselves() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,3 +55,27 @@ def train_features(cohort: Path, out: Path) -> Path:
     """Return the checkpoint of a training on features."""
     config = {"model": {"embed": [4], "attention": 4}, "fit": PIXELS["fit"]}
     return fit(cohort, config, out, progress=False).checkpoints[0]
+
+
+def study(folder: Path, columns: Mapping[str, Sequence[object]], *, width: int = WIDTH) -> Path:
+    """Write features of as many slides as the columns have cells, s0.pt and so on, and their manifest."""
+    generator = torch.Generator().manual_seed(3)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = len(next(iter(columns.values())))
+    for k in range(count):
+        torch.save(torch.randn(4 + k % 3, width, generator=generator) + k % 2, folder / f"s{k}.pt")
+    return table(folder, columns)
+
+
+def table(folder: Path, columns: Mapping[str, Sequence[object]]) -> Path:
+    """Write the manifest of a study again, with other columns."""
+    rows = [["slide", *columns], *([f"s{k}.pt", *cells] for k, cells in enumerate(zip(*columns.values(), strict=True)))]
+    with (folder / "cohort.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "cohort.csv"
+
+
+def quick(task: Mapping[str, Any] | None = None, **fitting: Any) -> dict[str, Any]:
+    """Return settings of a training on features that takes a second."""
+    fast = {"epochs": 2, "lr": 5e-3, "bootstrap": 0, "patience": None, "accelerator": "cpu"}
+    return {"task": dict(task or {}), "model": {"embed": [4], "attention": 4}, "fit": fast | fitting}

@@ -13,11 +13,11 @@ from torch import nn
 
 from slideio_pipe.bag import package_versions
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.mil.identity import other_slides
 from slideio_pipe.run import differences
 from slideio_pipe.store.partial import disk_errors
 
 VERSION = 1
-_SHOWN = 5  # slides, in messages
 
 
 @dataclass(slots=True)
@@ -83,10 +83,12 @@ class Checkpoints:
             It is of other settings, or no checkpoint.
         """
         if not self.last.exists():
+            if self.best.exists():  # it would be replaced
+                self._refuse_other(read_checkpoint(self.best), self.best)
             return None
         state = self._modules(training) | {"optimizer": training.optimizer}
         known = read_checkpoint(self.last)
-        self._refuse_other(known)
+        self._refuse_other(known, self.last)
         training.fabric.load(self.last, state, strict=False)
         training.scheduler.load_state_dict(known["scheduler"])
         for name, value in known["progress"].items():
@@ -99,8 +101,9 @@ class Checkpoints:
         training.fabric.load(self.best, self._modules(training), strict=False)
 
     def is_same(self) -> bool:
-        """Return whether the last checkpoint is of this training."""
-        return not self._others(read_checkpoint(self.last))
+        """Return whether the checkpoints that are there are of this training."""
+        there = [path for path in (self.last, self.best) if path.exists()]
+        return not any(self._others(read_checkpoint(path)) for path in there[:1])
 
     def save_last(self, training: Resumable) -> None:
         """Write where the training is, in one piece."""
@@ -130,32 +133,21 @@ class Checkpoints:
         found = {"model": training.model, "encoder": training.encoder}
         return {name: module for name, module in found.items() if module is not None}
 
-    def _refuse_other(self, known: Mapping[str, Any]) -> None:
+    def _refuse_other(self, known: Mapping[str, Any], path: Path) -> None:
         other = self._others(known)
         if other:
             raise ConfigError(
                 f"the checkpoint is of another training: {'; '.join(other)}",
-                slide=str(self.last),
+                slide=str(path),
                 remedy="pass overwrite=True or another folder",
             )
 
     def _others(self, known: Mapping[str, Any]) -> list[str]:
         """Return what differs between a checkpoint and this training."""
-        before, now = (
-            {name: value for name, value in about.items() if name not in ("packages", "slides")}
-            for about in (known["about"], self.about)
-        )
-        return differences(before, now) + _other_slides(known["about"].get("slides"), self.about.get("slides"))
-
-
-def _other_slides(before: Any, now: Any) -> list[str]:
-    """Return what differs between the slides of two trainings, each a list of [name, label] for each part."""
-    was, is_now = ({(k, *slide) for k, part in enumerate(parts or ()) for slide in part} for parts in (before, now))
-    names = sorted({str(name) for _, name, *_ in was ^ is_now})
-    if not names:
-        return []
-    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-    return [f"{len(names)} slides are others, in another part or of another label: {shown}"]
+        about = known["about"]
+        compared = set(about) - {"packages", "slides"}  # an earlier version kept less
+        before, now = ({name: each.get(name) for name in compared} for each in (about, self.about))
+        return differences(before, now) + other_slides(about.get("slides"), self.about.get("slides"))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from slideio_pipe.cohort import Cohort, CohortSlide
-from slideio_pipe.errors import ConfigError
-from slideio_pipe.mil.settings import FitConfig
+from slideio_pipe.cohort import Cohort, CohortSlide, is_misspelt
+from slideio_pipe.errors import ConfigError, SkippedWarning, warn_caller
+from slideio_pipe.mil.settings import FitConfig, TaskConfig
+from slideio_pipe.split_names import NAMES, split_of
 from slideio_pipe.splits import fold_cohort, split_cohort
+
+PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +25,30 @@ class Division:
     test: Cohort | None
 
 
-def divide(cohort: Cohort, fit: FitConfig, seed: int) -> Iterator[Division]:
+def divide(cohort: Cohort, fit: FitConfig, seed: int, task: TaskConfig | None = None) -> Iterator[Division]:
     """Yield the divisions of a cohort: one, or one for each fold.
 
     With folds, each in turn is tested: the cohort's own, or as many as ``fit.folds`` says. Otherwise its splits
-    "train", "val" and "test" are what they say; slides of other splits are left out. Where nothing says who validates,
-    ``fit.validation`` of the training patients do.
+    "train", "val" and "test" are what they say, by any name of ``split_names.NAMES``. Where nothing says who
+    validates, ``fit.validation`` of the training patients do. What is drawn is even over what ``task`` predicts:
+    classes, quarters of numbers, or events.
 
     Raises
     ------
     ConfigError
-        No slide is left to train on; or the cohort's folds are not as many as wanted.
+        No slide is left to train on; the cohort's folds are not as many as wanted; a split looks misspelt.
+
+    Warns
+    -----
+    SkippedWarning
+        Slides are in splits that are none of these, and are left out.
     """
+    column = _stratified_by(task or TaskConfig())
     if fit.folds is None:
-        yield _by_split(cohort, fit, seed)
+        yield _by_split(cohort, fit, seed, column)
         return
     if all(slide.fold is None for slide in cohort):
-        cohort = fold_cohort(cohort, fit.folds, seed=seed)
+        cohort = fold_cohort(cohort, fit.folds, seed=seed, stratify=column)
     folds = sorted({slide.fold for slide in cohort if slide.fold is not None})
     if len(folds) != fit.folds or any(slide.fold is None for slide in cohort):
         raise ConfigError(
@@ -47,29 +58,60 @@ def divide(cohort: Cohort, fit: FitConfig, seed: int) -> Iterator[Division]:
         )
     for fold in folds:
         rest = [slide for slide in cohort if slide.fold != fold]
-        train, validation = _validation(rest, fit, seed)
+        train, validation = _validation(rest, fit, seed, column)
         yield Division(f"fold-{fold}", train, validation, cohort.where(fold=fold))
 
 
-def _by_split(cohort: Cohort, fit: FitConfig, seed: int) -> Division:
-    splits = {slide.split for slide in cohort}
-    test = cohort.where(split="test") if "test" in splits else None
+def _stratified_by(task: TaskConfig) -> str:
+    """Return the column that splits are even over."""
+    return task.event if task.kind == "survival" else task.label
+
+
+def _by_split(cohort: Cohort, fit: FitConfig, seed: int, column: str) -> Division:
+    splits = {split_of(slide.split) for slide in cohort}
     known = {"train", "val"} & splits
-    learning = [s for s in cohort if s.split == "train" or (not known and s.split is None)]
+    trained_on = "train" if known else None  # a cohort that says nothing is trained on as a whole
+    learning = [slide for slide in cohort if split_of(slide.split) in ("train", trained_on)]
+    _refuse_misspelt(cohort)
     if not learning:
         there = ", ".join(sorted(str(name) for name in splits if name is not None)) or "none"
         raise ConfigError(f"no slide to train on (splits: {there})", remedy='fill the column "split" with train')
+    _warn_of_unused(cohort, used=("train", "val", "test", trained_on))
+    test = cohort.where(split="test") if "test" in splits else None
     if "val" in splits:
         return Division("", Cohort.unchecked(learning), cohort.where(split="val"), test)
-    train, validation = _validation(learning, fit, seed)
+    train, validation = _validation(learning, fit, seed, column)
     return Division("", train, validation, test)
 
 
-def _validation(slides: list[CohortSlide], fit: FitConfig, seed: int) -> tuple[Cohort, Cohort | None]:
+def _refuse_misspelt(cohort: Cohort) -> None:
+    counts = Counter(slide.split for slide in cohort if slide.split is not None and split_of(slide.split) not in PARTS)
+    for name, count in counts.items():
+        meant = next((known for known in NAMES if is_misspelt(name, known)), None)
+        if meant is not None:
+            raise ConfigError(
+                f"split {name!r} ({_slides(count)}) looks like {meant!r}", remedy='correct the column "split"'
+            )
+
+
+def _warn_of_unused(cohort: Cohort, *, used: Sequence[str | None]) -> None:
+    counts = Counter(slide.split or "none" for slide in cohort if split_of(slide.split) not in used)
+    if counts:
+        each = ", ".join(f"{name} ({_slides(count)})" for name, count in counts.items())
+        reason = f"slides of these splits are left out, they are none of {', '.join(PARTS)}: {each}"
+        warn_caller(SkippedWarning(reason))
+
+
+def _slides(count: int) -> str:
+    return f"{count:,} slide{'' if count == 1 else 's'}"
+
+
+def _validation(slides: list[CohortSlide], fit: FitConfig, seed: int, column: str) -> tuple[Cohort, Cohort | None]:
     everyone = Cohort.unchecked(slides)
     if not fit.validation:
         return everyone, None
-    parted = split_cohort(everyone, {"train": 1 - fit.validation, "val": fit.validation}, seed=seed)
+    parts = {"train": 1 - fit.validation, "val": fit.validation}
+    parted = split_cohort(everyone, parts, seed=seed, stratify=column)
     if not all(any(slide.split == name for slide in parted) for name in ("train", "val")):
         raise ConfigError(
             f"{len(slides)} slides are too few to validate with {fit.validation:.0%} of them",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.cohort import Cohort
-from slideio_pipe.errors import ConfigError, SkippedWarning
+from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.checkpoint import Checkpoints, about
+from slideio_pipe.mil.checks import check_divisions, made_fabric, try_model
 from slideio_pipe.mil.divisions import Division, divide
 from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.feature_files import feature_cohort, holds_features
+from slideio_pipe.mil.identity import contents, slide_entries
 from slideio_pipe.mil.model import build_model
 from slideio_pipe.mil.outcome import Fitted, Predicted, fitted_of, write_config, write_history, write_outcome
+from slideio_pipe.mil.run_folder import refuse_other_divisions, remove_other_divisions, remove_training
 from slideio_pipe.mil.settings import TrainConfig, load_train_config
 from slideio_pipe.mil.sources import FeatureSource, PixelSource, Source
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
@@ -86,13 +87,12 @@ def fit(
     slides = Cohort.of(given) if where is None else feature_cohort(given, where)
     if encoder is None and settings.encoder.source is None:
         _refuse_slides(slides)
-    divisions = list(divide(slides, settings.fit, settings.seed))
+    divisions = list(divide(slides, settings.fit, settings.seed, settings.task))
     tasks = [task_for(division.train, settings) for division in divisions]
-    for division, task in zip(divisions, tasks, strict=True):
-        _check_validation(division, task, settings)
-    fabric = needed("lightning_fabric").Fabric(
-        accelerator=settings.fit.accelerator, devices=settings.fit.devices, precision=settings.fit.precision
-    )
+    check_divisions(divisions, tasks, settings)
+    fabric = made_fabric(settings.fit)
+    if encoder is None and settings.encoder.source is None:
+        try_model(divisions[0].train, tasks[0].outputs, settings)
     fabric.launch()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +102,7 @@ def fit(
     try:
         with torch.random.fork_rng():
             run = _Run(fabric, settings, folder, encoder, normalize, overwrite)
+            run.prepare([division.name for division in divisions])
             runs = [run.division(d, t, progress) for d, t in zip(divisions, tasks, strict=True)]
         return run.finish(runs)
     finally:
@@ -147,34 +148,6 @@ def task_for(train: Cohort, config: TrainConfig) -> Task:
     return Classification.of(list(train), column=asked.label, classes=asked.classes, balanced=asked.balanced)
 
 
-def _check_validation(division: Division, task: Task, config: TrainConfig) -> None:
-    """Refuse labels that cannot be compared with, before hours are spent."""
-    for part, cohort in (("val", division.validation), ("test", division.test)):
-        if cohort is None:
-            continue
-        targets = task.targets(list(cohort))
-        unknown = targets.isnan().reshape(len(cohort), -1).any(1).tolist()
-        names = [slide.name for slide, missing in zip(cohort, unknown, strict=True) if missing]
-        if names and part == "val":
-            raise ConfigError(
-                f"{len(names)} slides that validate have no label that is trained: {', '.join(names[:5])}",
-                remedy="fill it in, or leave these slides out",
-            )
-        if names:
-            reason = f"{len(names)} slides that test have no label that is trained, so they are predicted, not measured"
-            warnings.warn(f"{reason}: {', '.join(names[:5])}", SkippedWarning, stacklevel=3)
-        ranks = part == "val" and isinstance(task, Classification) and config.fit.monitor == "metric"
-        if ranks and len(torch.unique(targets)) < 2:
-            raise ConfigError(
-                f"all {len(cohort)} slides that validate{_in(division)} have one label: there is no AUROC of them",
-                remedy="set fit.monitor to loss, or fit.validation higher",
-            )
-
-
-def _in(division: Division) -> str:
-    return f" in {division.name}" if division.name else ""
-
-
 @dataclass(slots=True)
 class _Run:
     fabric: Any
@@ -184,6 +157,14 @@ class _Run:
     normalize: Normalize | None
     overwrite: bool
 
+    def prepare(self, names: Sequence[str]) -> None:
+        """Refuse a folder that holds a training of other divisions, or clear it."""
+        if not self.overwrite:
+            refuse_other_divisions(self.folder, names)
+        elif self.fabric.is_global_zero:
+            remove_other_divisions(self.folder, names)
+        self.fabric.barrier()
+
     def division(self, division: Division, task: Task, progress: Report | bool | None) -> Predicted:
         """Train on one division, and predict with the best of its models."""
         folder = self.folder / division.name
@@ -191,6 +172,7 @@ class _Run:
         train = self._source(division.train, tiles, augment=True)
         others = {"val": division.validation, "test": division.test}
         sources = {name: self._source(c, tiles, augment=False) for name, c in others.items() if c is not None}
+        sources_of = {"train": train, **sources}
         width, features = self._width(train, tiles, sources)
         torch.manual_seed(self.config.seed)
         model = build_model(self.config.model.name, width, task.outputs, **self.config.model.arguments())
@@ -203,7 +185,11 @@ class _Run:
             tiling=train.tiling if isinstance(train, FeatureSource) else None,
             encoder=None if tiles is None else tiles.about(),
             config=self.config.model_dump(mode="json", exclude=_ELSEWHERE),
-            slides=_digest(division),
+            slides=[
+                slide_entries(cohort, task, sources_of[name].contents() if name in sources_of else ())
+                for name, cohort in {"train": division.train, **others}.items()
+            ],
+            contents={} if tiles is None else contents(self.config),
             processes=int(self.fabric.world_size),
         )
         checkpoints = self._checkpoints(folder, known)
@@ -269,10 +255,8 @@ class _Run:
     def _checkpoints(self, folder: Path, known: dict[str, Any]) -> Checkpoints:
         checkpoints = Checkpoints(folder, known)
         if self.fabric.is_global_zero:
-            if self.overwrite and checkpoints.last.exists() and not checkpoints.is_same():
-                for old in (checkpoints.last, checkpoints.best, folder / "history.csv"):
-                    old.unlink(missing_ok=True)
-                shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+            if self.overwrite and not checkpoints.is_same():
+                remove_training(self.folder, folder.name if folder != self.folder else "")
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         self.fabric.barrier()
@@ -311,10 +295,3 @@ class _Events:
         values = {name: value for name, value in row.items() if name != "epoch" and math.isfinite(value)}
         self._logger.log_metrics(values, step=row["epoch"])
         self._logger.save()
-
-
-def _digest(division: Division) -> list[list[Any]]:
-    return [
-        [] if part is None else [[slide.name, str(slide.label)] for slide in part]
-        for part in (division.train, division.validation, division.test)
-    ]

@@ -21,6 +21,7 @@ from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.features import FeatureBag, open_features
 from slideio_pipe.loader import BagLoader
 from slideio_pipe.mil.feature_files import tiling_of
+from slideio_pipe.mil.identity import features_fingerprint, file_of
 from slideio_pipe.mil.pixels import PixelBag, room_for_tiles
 from slideio_pipe.mil.settings import TrainConfig
 
@@ -48,6 +49,10 @@ class Source(Protocol):
     """Where bags come from."""
 
     cohort: Cohort
+
+    def contents(self) -> list[str | None]:
+        """Return what tells the content of each slide from others."""
+        ...
 
     def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
         """Yield the bags of an epoch that are this process's, or what a state says is still to come."""
@@ -97,6 +102,7 @@ class FeatureSource:
         self._kept: dict[int, tuple[Tensor, NDArray[np.int64] | None]] = {}
         self._position = 0
         self._moments: list[tuple[int, Tensor, Tensor]] = []
+        self._contents: list[str | None] = []
         self.width, self.encoder = self._check()
         self.tiling = tiling_of(self._open(0).provenance)  # of the first slide
 
@@ -106,6 +112,9 @@ class FeatureSource:
         mean = torch.stack([mean * n for n, mean, _ in self._moments]).sum(0) / count
         spread = torch.stack([(square + (m - mean) ** 2) * n for n, m, square in self._moments]).sum(0) / count
         return mean, spread.sqrt()
+
+    def contents(self) -> list[str | None]:
+        return self._contents
 
     def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
         order = np.arange(len(self.cohort))
@@ -131,6 +140,7 @@ class FeatureSource:
         """Read all features once, keep what there is room for, and return their width and encoder."""
         problems, widths, encoders, room = [], dict[int, str](), dict[str | None, str](), _KEPT_BYTES
         self._moments.clear()
+        self._contents = [None] * len(self.cohort)
         for number, slide in enumerate(self.cohort):
             try:
                 encoder, features, places = self._read(number)
@@ -146,6 +156,7 @@ class FeatureSource:
             widths.setdefault(features.shape[1], slide.name)
             encoders.setdefault(encoder, slide.name)
             self._moments.append(_moments(features))
+            self._contents[number] = features_fingerprint(features.numpy())
             room -= features.numel() * features.itemsize
             if room >= 0:
                 self._kept[number] = features, places
@@ -211,6 +222,9 @@ class PixelSource:
             for shuffle in (True, False)
         }
         self._running = self._loaders[True]
+
+    def contents(self) -> list[str | None]:
+        return [file_of(slide) for slide in self.cohort]
 
     def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
         loader = self._running = self._loaders[shuffle]

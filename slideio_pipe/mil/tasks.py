@@ -14,10 +14,9 @@ from torch.nn import functional
 
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.manifest_cells import is_decimal, labels_of
+from slideio_pipe.mil.columns import class_of, event_of, number_of, read_column, refuse_missing
 
 TASKS = ("classification", "regression", "survival")
-_SHOWN = 5
 
 
 class Task(Protocol):
@@ -77,8 +76,8 @@ class Classification:
         ConfigError
             Labels are missing or unknown, or there are fewer than two classes.
         """
-        values = [_text(value) for value in _column(slides, column)]
-        _refuse_missing(slides, [value is None for value in values], column)
+        values = [class_of(value) for value in _column(slides, column)]
+        refuse_missing(slides, [value is None for value in values], column)
         counts = Counter(str(value) for value in values)
         names = tuple(str(name) for name in classes) if classes else tuple(sorted(counts, key=_in_order))
         unknown = sorted(set(counts) - set(names))
@@ -105,7 +104,7 @@ class Classification:
     def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
         """Return the number of each slide's class, (n,)."""
         number = {name: float(k) for k, name in enumerate(self.classes)}
-        return _tensor(number.get(_text(value) or "", math.nan) for value in _column(slides, self.column))
+        return _tensor(number.get(class_of(value) or "", math.nan) for value in _column(slides, self.column))
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         wanted = targets.long()
@@ -156,8 +155,8 @@ class Regression:
         ConfigError
             Numbers are missing, or all the same.
         """
-        values = _tensor(_number(value) for value in _column(slides, column))
-        _refuse_missing(slides, values.isnan().tolist(), column)
+        values = cls(0.0, 1.0, column).targets(slides)
+        refuse_missing(slides, values.isnan().tolist(), column)
         spread = float(values.std()) if len(values) > 1 else 0.0
         if not spread > 0:
             raise ConfigError(f"every {column} of the training slides is {values[0]:g}", remedy="look at the labels")
@@ -172,8 +171,14 @@ class Regression:
         return True
 
     def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
-        """Return the number of each slide, (n,)."""
-        return _tensor(_number(value) for value in _column(slides, self.column))
+        """Return the number of each slide, (n,).
+
+        Raises
+        ------
+        ConfigError
+            Labels that are no numbers.
+        """
+        return _tensor(read_column(slides, _column(slides, self.column), self.column, number_of))
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return functional.mse_loss(logits[:, 0], ((targets - self.mean) / self.std).to(logits.dtype))
@@ -207,9 +212,7 @@ class Survival:
         """
         task = cls(time, event)
         known = task.targets(slides)
-        _refuse_missing(slides, known.isnan().any(1).tolist(), f"{time} and {event}")
-        if bool((known[:, 0] < 0).any()) or bool(((known[:, 1] != 0) & (known[:, 1] != 1)).any()):
-            raise ConfigError(f"{time} is negative or {event} is neither 0 nor 1", remedy="correct the cohort")
+        refuse_missing(slides, known.isnan().any(1).tolist(), f"{time} and {event}")
         if not bool((known[:, 1] == 1).any()):
             raise ConfigError(f"no training slide has an {event}", remedy="look at the cohort and its splits")
         return task
@@ -223,9 +226,22 @@ class Survival:
         return False
 
     def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
-        """Return time and event, (n, 2)."""
-        pairs = zip(_column(slides, self.time), _column(slides, self.event), strict=True)
-        return torch.tensor([[_number(t), _number(e)] for t, e in pairs], dtype=torch.float64).reshape(-1, 2)
+        """Return time and event, (n, 2).
+
+        Raises
+        ------
+        ConfigError
+            Times that are negative or no number, events that are neither 0 nor 1.
+        """
+        times = read_column(
+            slides, _column(slides, self.time), self.time, number_of,
+            wrong=lambda time: not time >= 0, wanted="a time from 0 on",
+        )  # fmt: skip
+        events = read_column(
+            slides, _column(slides, self.event), self.event, event_of,
+            wrong=lambda event: event not in (0, 1), wanted="1 or 0",
+        )  # fmt: skip
+        return torch.stack([_tensor(times), _tensor(events)], 1)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         risk, time, event = logits[:, 0], targets[:, 0], targets[:, 1].to(logits.dtype)
@@ -253,55 +269,13 @@ def task_of(settings: Mapping[str, Any]) -> Task:
     return Regression(**known) if kind == "regression" else Survival(**known)
 
 
-def _column(slides: Sequence[CohortSlide] | Cohort, name: str) -> list[Any]:
-    """Return a column of a cohort, its labels or any other.
-
-    Raises
-    ------
-    ConfigError
-        The cohort has no such column.
-    """
-    if name == "label":
-        return [slide.label for slide in slides]
-    cells = [dict(slide.other) for slide in slides]
-    if cells and not any(name in row for row in cells):
-        there = ", ".join(["label", *sorted(set().union(*cells))])
-        raise ConfigError(f'the cohort has no column "{name}"', remedy=f"there are: {there}")
-    return labels_of([row.get(name, "") for row in cells])
-
-
-def _refuse_missing(slides: Sequence[CohortSlide], missing: Sequence[bool], column: str) -> None:
-    names = [slide.name for slide, is_missing in zip(slides, missing, strict=True) if is_missing]
-    if names:
-        shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-        raise ConfigError(
-            f"{len(names)} of {len(slides)} training slides have no {column}: {shown}",
-            remedy="fill it in, or leave these slides out",
-        )
-
-
-def _text(value: Any) -> str | None:
-    """Return a label as a class is called: 1 and 1.0 are one class."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, str) and not is_decimal(value):  # float() takes "3_4" for 34
-        return math.nan
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return math.nan
-    return number if math.isfinite(number) else math.nan
+def _column(slides: Sequence[CohortSlide], name: str) -> list[Any]:
+    return Cohort.unchecked(slides).column(name)
 
 
 def _in_order(name: str) -> tuple[float, str]:
     """Sort numbers as numbers, before words."""
-    number = _number(name)
+    number = number_of(name)
     return (math.inf, name) if math.isnan(number) else (number, name)
 
 

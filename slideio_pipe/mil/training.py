@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError, SkippedWarning
 from slideio_pipe.mil.checkpoint import Checkpoints, Progress
+from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.metrics import measure
 from slideio_pipe.mil.model import MilOutput
 from slideio_pipe.mil.pixels import LostBagError
@@ -183,13 +184,16 @@ class Training:
                 encoded.backward()
         return [loss.detach()] * len(logits)
 
-    def _features(self, example: Example, *, sync: bool, keep_graph: bool) -> tuple[Tensor, EncodedBag | None] | None:
+    def _features(
+        self, example: Example, *, sync: bool, keep_graph: bool, passes: TwoPass | None = None
+    ) -> tuple[Tensor, EncodedBag | None] | None:
         """Return the features of a bag, and what brings their gradient to the encoder; None if it cannot be read."""
-        if self._passes is None or example.pixels is None:
+        passes = passes or self._passes
+        if passes is None or example.pixels is None:
             assert example.features is not None
             return example.features.to(self._dtype), None
         try:
-            encoded = self._passes.encode(example.pixels, sync=sync, keep_graph=keep_graph)
+            encoded = passes.encode(example.pixels, sync=sync, keep_graph=keep_graph)
         except LostBagError as lost:
             if self.fabric.world_size > 1:  # the others wait for this one's gradient
                 raise lost.error from lost
@@ -259,9 +263,23 @@ class Training:
             module.eval()
         with torch.no_grad(), closing(source.epoch(0, shuffle=False)) as bags:
             for example in bags:
-                found = self._features(example, sync=False, keep_graph=False)
-                if found is not None:
-                    yield example.number, self.model(found[0], example.coords)
+                out = self._evaluated(example)
+                if out is not None:
+                    yield example.number, out
+
+    def _evaluated(self, example: Example) -> MilOutput | None:
+        """Return what the model itself says of a bag, None if it cannot be read.
+
+        Not through DistributedDataParallel: its forward exchanges buffers, and waits for ever for a process that has
+        no slide left.
+        """
+        passes = self._passes and TwoPass(_bare(self.encoder))
+        with self.fabric.autocast():
+            found = self._features(example, sync=False, keep_graph=False, passes=passes)
+            if found is None:
+                return None
+            out: MilOutput = _bare(self.model)(found[0], example.coords)
+            return out
 
     # -- processes, precision, rates -----------------------------------------------------------------------------
 
@@ -328,3 +346,8 @@ class Training:
         every: list[Any] = [None] * self.fabric.world_size
         torch.distributed.all_gather_object(every, mine)
         return every
+
+
+def _bare(module: Any) -> Any:
+    """Return a module without what Fabric wraps around it."""
+    return module.module if isinstance(module, needed("lightning_fabric.wrappers")._FabricModule) else module

@@ -1,0 +1,163 @@
+"""What is refused before the first epoch, because it would show only after the last, or never."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError
+from slideio_pipe.features import open_features
+from slideio_pipe.mil.columns import class_of
+from slideio_pipe.mil.divisions import Division
+from slideio_pipe.mil.extras import needed
+from slideio_pipe.mil.metrics import comparable
+from slideio_pipe.mil.model import build_model
+from slideio_pipe.mil.settings import FitConfig, TrainConfig
+from slideio_pipe.mil.tasks import Classification, Survival, Task
+
+_SHOWN = 5
+_TRIED_TILES = 4096  # of the bag that a model is tried on
+
+
+def check_divisions(divisions: Sequence[Division], tasks: Sequence[Task], config: TrainConfig) -> None:
+    """Refuse divisions that cannot be trained on, validated with or measured.
+
+    Raises
+    ------
+    ConfigError
+        A fold trains on slides without a class that others have; labels that validate cannot be compared; there are
+        fewer training slides than processes.
+
+    Warns
+    -----
+    SkippedWarning
+        Slides that test have no label that is trained.
+    """
+    for division, task in zip(divisions, tasks, strict=True):
+        _check_classes(divisions, division, task)
+        _check_share(division, config.fit)
+        _check_validation(division, task, config)
+
+
+def _check_classes(divisions: Sequence[Division], division: Division, task: Task) -> None:
+    """Refuse folds that know different classes: their predictions could not be put together."""
+    if not isinstance(task, Classification) or len(divisions) == 1:
+        return
+    slides = [slide for part in (division.train, division.validation, division.test) for slide in part or ()]
+    names = [class_of(label) for label in Cohort.unchecked(slides).column(task.column)]
+    for name in sorted({name for name in names if name is not None} - set(task.classes)):
+        of_class = [slide for slide, its in zip(slides, names, strict=True) if its == name]
+        patients = sorted({slide.patient or slide.name for slide in of_class})
+        who = f"patient {patients[0]}" if len(patients) == 1 else f"{len(patients)} patients"
+        shown = ", ".join(slide.name for slide in of_class[:_SHOWN]) + (", …" if len(of_class) > _SHOWN else "")
+        raise ConfigError(
+            f"no training slide{_in(division)} is of class {name!r}, which {who} of the cohort has: {shown}",
+            remedy="leave these slides out, join the class with another, or split so that every fold trains on it",
+        )
+
+
+def _check_share(division: Division, fit: FitConfig) -> None:
+    count = len(division.train)
+    if count < fit.devices:
+        raise ConfigError(
+            f"{count} training slide{'' if count == 1 else 's'}{_in(division)} for {fit.devices} devices: "
+            "each process needs one at least",
+            remedy=f"set fit.devices to {count} or lower",
+        )
+
+
+def _check_validation(division: Division, task: Task, config: TrainConfig) -> None:
+    """Refuse labels that cannot be compared with, before hours are spent."""
+    for part, cohort in (("val", division.validation), ("test", division.test)):
+        if cohort is None:
+            continue
+        targets = task.targets(list(cohort))
+        unknown = targets.isnan().reshape(len(cohort), -1).any(1).tolist()
+        names = [slide.name for slide, missing in zip(cohort, unknown, strict=True) if missing]
+        if names and part == "val":
+            raise ConfigError(
+                f"{len(names)} slides that validate have no label that is trained: {', '.join(names[:_SHOWN])}",
+                remedy="fill it in, or leave these slides out",
+            )
+        if names:
+            reason = f"{len(names)} slides that test have no label that is trained, so they are predicted, not measured"
+            warnings.warn(f"{reason}: {', '.join(names[:_SHOWN])}", SkippedWarning, stacklevel=4)
+        if part == "val" and config.fit.monitor != "none":
+            _check_monitor(division, task, targets, config.fit.monitor)
+
+
+def _check_monitor(division: Division, task: Task, targets: torch.Tensor, monitor: str) -> None:
+    """Refuse to choose an epoch by a number that is the same, or none, in every epoch."""
+    count, where = len(targets), _in(division)
+    if isinstance(task, Classification) and monitor == "metric" and len(torch.unique(targets)) < 2:
+        raise ConfigError(
+            f"all {count} slides that validate{where} have one label: there is no AUROC of them",
+            remedy="set fit.monitor to loss, or fit.validation higher",
+        )
+    if isinstance(task, Survival) and not comparable(targets.numpy()).any():
+        events = int(targets[:, 1].sum())
+        raise ConfigError(
+            f"no two of the {count} slides that validate{where} can be compared ({events} with {task.event} 1): "
+            f"there is no {'C-index' if monitor == 'metric' else 'loss'} of them",
+            remedy="set fit.validation higher, let slides with an event validate, or set fit.monitor to none",
+        )
+
+
+def _in(division: Division) -> str:
+    return f" in {division.name}" if division.name else ""
+
+
+def try_model(cohort: Cohort, outputs: int, config: TrainConfig) -> None:
+    """Refuse a model that does not work, on the first bag of features: before the others are read.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be made, or does not take the bag.
+    """
+    source = cohort[0].source
+    try:
+        opened = open_features(source, config.encoder.features) if isinstance(source, Path) else None
+    except SlideioPipeError:  # said of all slides at once, when they are read
+        return
+    if opened is None or opened.features.ndim != 2 or not len(opened.features):
+        return
+    features = torch.from_numpy(np.array(opened.features[:_TRIED_TILES])).float()
+    places = None if opened.coords is None else np.asarray(opened.coords)[:_TRIED_TILES]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model = build_model(config.model.name, features.shape[1], outputs, **config.model.arguments())
+            model.train()(features, places, torch.zeros(()))
+        except SlideioPipeError:
+            raise
+        except Exception as error:  # whatever a model of others raises
+            reason = f"model {config.model.name} does not work ({type(error).__name__}: {error})"
+            raise ConfigError(reason, remedy="set model.settings as it needs them, or choose another") from error
+
+
+def made_fabric(fit: FitConfig) -> Any:
+    """Return Lightning's Fabric for these settings, not launched.
+
+    Raises
+    ------
+    ConfigError
+        There is no such precision, accelerator, or number of devices.
+    MissingExtraError
+        Something of the extra is not installed: all of it is imported here, before hours are spent.
+    """
+    for module in ("torchmetrics.functional", "tensorboard", "lightning_fabric.loggers"):
+        needed(module)
+    fabric = needed("lightning_fabric")
+    kind = needed("lightning_fabric.utilities.exceptions").MisconfigurationException
+    try:
+        return fabric.Fabric(accelerator=fit.accelerator, devices=fit.devices, precision=fit.precision)
+    except (ValueError, TypeError, RuntimeError, kind) as error:
+        reason = " ".join(str(error).split())
+        asked = f"fit.precision {fit.precision}, fit.accelerator {fit.accelerator}, fit.devices {fit.devices}"
+        raise ConfigError(f"cannot train with {asked} ({reason})", remedy="see configs/mil.yaml") from error

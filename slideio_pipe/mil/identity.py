@@ -1,0 +1,137 @@
+"""What a training was of: its slides, with all that they were trained with, and the files that its settings name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.foreign.converting import stem_of
+from slideio_pipe.ledger import fingerprint
+from slideio_pipe.mil.feature_files import ENDINGS
+from slideio_pipe.mil.settings import TrainConfig
+from slideio_pipe.mil.tasks import Task
+
+PARTS = ("train", "val", "test")
+_FEATURES, _FILE, _FOLDER = "features ", "file ", "folder "  # kinds of content
+_SHOWN = 5  # slides, in messages
+# What an entry of a slide holds, after its name.
+_FACTS = ("label", "resolution", "content", "mask")
+
+
+def features_fingerprint(features: NDArray[Any]) -> str:
+    """Return what tells features from others: of their shape, type and every number."""
+    values = np.ascontiguousarray(features)
+    digest = hashlib.blake2b(f"{values.dtype}{values.shape}".encode(), digest_size=8)
+    digest.update(values.view(np.uint8).reshape(-1).data)
+    return _FEATURES + digest.hexdigest()
+
+
+def file_of(slide: CohortSlide) -> str | None:
+    """Return what tells the file of a slide from others, None where that cannot be said."""
+    return _fingerprint(slide.source) if isinstance(slide.source, Path) else None
+
+
+def _fingerprint(path: Path | None) -> str | None:
+    try:
+        return None if path is None else (_FOLDER if path.is_dir() else _FILE) + fingerprint(path)
+    except OSError:  # opening it will say more
+        return None
+
+
+def slide_entries(cohort: Cohort | None, task: Task, contents: Sequence[str | None]) -> list[list[Any]]:
+    """Return [name, target, mpp, content, mask] of every slide, JSON-able: what a checkpoint keeps of it."""
+    if cohort is None:
+        return []
+    targets = task.targets(list(cohort)).reshape(len(cohort), -1).tolist()
+    return [
+        [slide.name, " ".join(f"{value:.12g}" for value in target), slide.mpp, content, _fingerprint(slide.mask)]
+        for slide, target, content in zip(cohort, targets, contents, strict=True)
+    ]
+
+
+def contents(config: TrainConfig) -> dict[str, str]:
+    """Return what tells the files that settings name from others: transforms, and a network to train along."""
+    files = {name: getattr(config, name) for name in ("slide_transform", "tile_transform")}
+    found = {name: _settings_fingerprint(Path(file)) for name, file in files.items() if file is not None}
+    source = config.encoder.source
+    if source is not None and Path(source).expanduser().is_file():
+        found["encoder"] = _fingerprint(Path(source).expanduser()) or ""
+    return found
+
+
+def _settings_fingerprint(path: Path) -> str:
+    """Return what tells settings in YAML from others; a comment makes no others of them."""
+    try:
+        said = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True, default=str)
+    except (OSError, ValueError, yaml.YAMLError):  # whoever reads it will say more
+        return ""
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def other_slides(before: Any, now: Any) -> list[str]:
+    """Return what differs between the slides of two trainings, each a list of entries for each part."""
+    was, is_now = (
+        {str(entry[0]): (k, *entry[1:]) for k, part in enumerate(parts or ()) for entry in part}
+        for parts in (before, now)
+    )
+    others: dict[str, str] = {}
+    for name in sorted({*was, *is_now}):
+        old, new = was.get(name), is_now.get(name)
+        if old is None or new is None or old[0] != new[0]:
+            others[name] = "in another part"
+        elif len(old) == 2:  # of an earlier version, which kept the label alone
+            continue
+        elif old != new:
+            changed = [fact for fact, a, b in zip(_FACTS, old[1:], new[1:], strict=False) if a != b]
+            others[name] = f"of another {changed[0] if changed else 'kind'}"
+    if not others:
+        return []
+    shown = ", ".join(list(others)[:_SHOWN]) + (", …" if len(others) > _SHOWN else "")
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in Counter(others.values()).items())
+    return [f"{len(others)} slides are others, {reasons}: {shown}"]
+
+
+class KnownSlides:
+    """The slides that a model was trained, validated and tested on, by name and content."""
+
+    def __init__(self, parts: Sequence[Sequence[Sequence[Any]]]) -> None:
+        self._by_name: dict[str, tuple[str, str | None]] = {}
+        self._by_content: dict[str, str] = {}
+        for part, entries in zip(PARTS, parts, strict=False):
+            for name, *facts in entries:
+                content = facts[2] if len(facts) > 2 else None  # of a checkpoint of an earlier version: not kept
+                self._by_name.setdefault(stem(str(name)), (part, content))
+                if content is not None:
+                    self._by_content.setdefault(content, part)
+
+    def part(self, name: str, content: str | None) -> str | None:
+        """Return "train", "val" or "test", or None for a slide that the training did not know.
+
+        A file is known by what it holds, whatever it is called. By its name alone it is known where contents cannot be
+        compared: features may be computed again, and a bag be made of a slide.
+        """
+        if content in self._by_content:
+            return self._by_content[str(content)]
+        part, known = self._by_name.get(stem(name), (None, None))
+        both_files = all(kind is not None and kind.startswith(_FILE) for kind in (known, content))
+        return None if both_files else part
+
+
+def stem(name: str) -> str:
+    """Return the name of a slide without what stands behind it in the names of its file, bag and features.
+
+    >>> stem("a.svs"), stem("a.features.zarr"), stem("a.h5")
+    ('a', 'a', 'a')
+    """
+    for ending in ENDINGS:
+        name = name.removesuffix(ending)
+    return stem_of(name)

@@ -1,0 +1,57 @@
+"""What the folder of a training holds: of one, or of folds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from slideio_pipe.errors import ConfigError
+
+_CHECKPOINTS = ("last.ckpt", "best.ckpt")
+_OUTCOME = ("metrics.json", "predictions.csv", "config.yaml")
+
+
+def refuse_other_divisions(folder: Path, names: Sequence[str]) -> None:
+    """Refuse to write metrics of these divisions beside the checkpoints of others: predicting would mix them up.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds a training without folds and folds are wanted, or the other way round, or other folds.
+    """
+    others = sorted(_trained(folder) - set(names))
+    if others:
+        there = "a training without folds" if others == [""] else f"other folds ({', '.join(filter(None, others))})"
+        wanted = "one without folds" if list(names) == [""] else f"one of {len(names)} folds"
+        raise ConfigError(
+            f"holds {there}, and {wanted} is to be trained",
+            slide=str(folder),
+            remedy="pass overwrite=True or another folder",
+        )
+
+
+def remove_other_divisions(folder: Path, names: Sequence[str]) -> None:
+    """Remove what trainings of other divisions left."""
+    for name in _trained(folder) - set(names):
+        remove_training(folder, name)
+
+
+def remove_training(folder: Path, name: str) -> None:
+    """Remove what the training of a division left, and the outcome of the run that it belonged to."""
+    place = folder / name
+    for file in (*_CHECKPOINTS, "history.csv"):
+        (place / file).unlink(missing_ok=True)
+    shutil.rmtree(place / "tensorboard", ignore_errors=True)
+    if name and not any(place.iterdir()):
+        place.rmdir()
+    for file in _OUTCOME:
+        (folder / file).unlink(missing_ok=True)
+    for plot in (folder / "plots").glob("*.png"):
+        plot.unlink()
+
+
+def _trained(folder: Path) -> set[str]:
+    """Return the divisions of which checkpoints are there; "" is a training without folds."""
+    places = {"": folder} | {path.name: path for path in folder.glob("fold-*") if path.is_dir()}
+    return {name for name, place in places.items() if any((place / file).exists() for file in _CHECKPOINTS)}
