@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from slideio_pipe.mil.cohort_predict import PredictedCohort
 
 _SHOWN = 40
+# How the part of a training that slides are of is said.
+_PARTS = {
+    "train": ", which trained the model",
+    "val": ", which chose its epoch",
+    "test": ", which tested it",
+    "new": ", new to the model",
+}
 
 Checkpoint = Annotated[Path, typer.Argument(help="best.ckpt of a training, or its folder.", metavar="CHECKPOINT")]
 Slides = Annotated[
@@ -66,6 +73,14 @@ Encoder = Annotated[
         "what made them, to predict from slides: timm:NAME, hf:NAME, a.pt2.",
     ),
 ]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        metavar="FOLDER",
+        help="Where the features of the slides are, as for train: <slide>.features.zarr, .bag.zarr, .h5 or .pt.",
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", metavar="cpu|cuda", help=r"\[default: cuda if there is one]")]
 
 
@@ -77,8 +92,10 @@ def predict(
     scores: ScoresShown = None,
     pyramid: Pyramid = False,
     slide_folder: SlideFolder = None,
+    features: Features = None,
     encoder: Encoder = None,
     device: Device = None,
+    slide_mpp: options.CohortMpp = None,
     root: options.Root = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -86,9 +103,9 @@ def predict(
     """Predict slides with a trained model, and show what it looked at.
 
     With --out, each slide gets heatmap.png, heatmap.geojson (for QuPath), tiles.png (the highest) and tiles.csv
-    (all of them). Where a cohort says the truth, predictions are measured: AUROC and others, with intervals. Slides
-    that fail are listed, the others are done, and the exit code is 1; paths that do not exist are refused before
-    anything is done.
+    (all of them). Where a cohort says the truth, predictions are measured: AUROC and others, with intervals; slides
+    that the model was trained on apart from those that are new to it (column part of predictions.csv). Slides that fail
+    are listed, the others are done, and the exit code is 1; paths that do not exist are refused first.
 
     Example: [bold]slideio-pipe predict run/best.ckpt a.svs b.svs --out predicted/[/]
 
@@ -107,10 +124,11 @@ def predict(
     predictor = load_predictor(checkpoint, encoder=encoder, device=target)
     found = predict_cohort(
         predictor,
-        _cohort(slides, root),
+        _cohort(slides, root, features, takes_features=predictor.encoder is None),
         save,
         scores=wanted,
         slides=slide_folder,
+        slide_mpp=slide_mpp,
         pyramid=pyramid,
         overwrite=overwrite,
         progress=False if as_json else None,
@@ -123,10 +141,16 @@ def predict(
         raise typer.Exit(1)
 
 
-def _cohort(sources: list[Path], root: Path | None) -> Cohort:
-    """Return the slides; files of features are listed by name, as folders and patterns are searched for slides."""
+def _cohort(sources: list[Path], root: Path | None, features: Path | None, *, takes_features: bool) -> Cohort:
+    """Return the slides, or the features in their place, where the model takes those."""
     from slideio_pipe.cohort import Cohort
+    from slideio_pipe.mil.feature_files import feature_cohort, features_in
 
+    if features is not None:
+        return feature_cohort(sources[0] if len(sources) == 1 else cohort_commands.cohort_of(sources, root), features)
+    listed = features_in(sources[0]) if takes_features and len(sources) == 1 else []
+    if listed:
+        return Cohort.of(listed, root=root)
     if len(sources) == 1 and not cohort_commands.is_cohort(sources):
         return Cohort.of([sources[0]], root=root)
     return cohort_commands.cohort_of(sources, root)
@@ -135,7 +159,7 @@ def _cohort(sources: list[Path], root: Path | None) -> Cohort:
 def _print(found: PredictedCohort, save: Path | None) -> None:
     from rich.table import Table
 
-    rows = [slide.prediction.row() for slide in found.slides if slide.prediction is not None]
+    rows = [slide.row() for slide in found.slides if slide.prediction is not None]
     if rows:
         columns = [name for name in rows[0] if any(row[name] != "" for row in rows)]
         table = Table(*(name.replace("_", " ") for name in columns))
@@ -144,8 +168,11 @@ def _print(found: PredictedCohort, save: Path | None) -> None:
         out.print(table)
     if len(rows) > _SHOWN:
         say(f"and {len(rows) - _SHOWN:,} more")
-    if found.metrics:
-        print_metrics(f"{found.measured:,} slide{'' if found.measured == 1 else 's'} with a known truth", found.metrics)
+    for part, measured in found.parts.items():
+        count = f"{measured.slides:,} slide{'' if measured.slides == 1 else 's'} with a known truth"
+        print_metrics(f"{count}{_PARTS[part]}", measured.metrics)
+        if measured.note is not None:
+            say(measured.note)
     for slide in found.failed:
         assert slide.error is not None
         reason = in_options(slide.error).removeprefix(f"{slide.name}: ")

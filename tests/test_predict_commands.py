@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_training import features, slides, train_features, train_pixels
+from tiny_training import features, quick, slides, study, table, train_features, train_pixels
 from typer.testing import CliRunner, Result
 
 import slideio_pipe as sp
 from slideio_pipe.cli import app
+from slideio_pipe.mil.fit import fit
 
 pytest.importorskip("lightning_fabric")
 FILES = ["heatmap.geojson", "heatmap.png", "tiles.csv", "tiles.png"]
@@ -152,3 +154,100 @@ def test_predictions_are_made_without_what_measures_them(trained: Trained, monke
     assert "predictions are not measured" in done.stderr
     alone = run(trained.features, trained.folder / "f" / "f1.pt", "--json", "--device", "cpu")
     assert "not measured" not in alone.stderr
+
+
+# -- slides of the training --------------------------------------------------------------------------------------------
+
+
+def truth(folder: Path, names: list[str]) -> Path:
+    """Write a manifest of features in a folder, every second slide of label 1."""
+    rows = [f"{name},{k % 2}" for k, name in enumerate(names)]
+    (folder / "truth.csv").write_text("\n".join(["slide,label", *rows]) + "\n")
+    return folder / "truth.csv"
+
+
+def test_slides_of_the_training_are_told_apart(trained: Trained, tmp_path: Path) -> None:
+    """By their contents, whatever they are called, and by their names; metrics of each part are its own.
+
+    AUROC is the share of pairs in the right order, counted here.
+    """
+    for k in range(3):
+        shutil.copy(trained.folder / "f" / f"f{k}.pt", tmp_path / f"copy{k}.pt")  # of the training, called otherwise
+    torch.save(torch.load(trained.folder / "f" / "f3.pt") + 0.1, tmp_path / "f3.pt")  # of one of its slides, made again
+    generator = torch.Generator().manual_seed(7)
+    for k in range(4):
+        torch.save(torch.randn(6, 6, generator=generator), tmp_path / f"n{k}.pt")
+    names = ["copy0.pt", "copy1.pt", "copy2.pt", "f3.pt", "n0.pt", "n1.pt", "n2.pt", "n3.pt"]
+    cohort, out = truth(tmp_path, names), tmp_path / "out"
+    done = run(trained.features, cohort, "--out", out, "--json", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert [row["part"] for row in told["predictions"]] == ["train"] * 4 + ["new"] * 4
+    with (out / "predictions.csv").open(newline="") as file:
+        assert [row["part"] for row in csv.DictReader(file)] == ["train"] * 4 + ["new"] * 4
+    assert list(told["parts"]) == ["train", "new"]
+    for part, rows in (("train", told["predictions"][:4]), ("new", told["predictions"][4:])):
+        chances = {label: [r["probability_1"] for r in rows if str(r["label"]) == label] for label in "01"}
+        pairs = [(one > other) + 0.5 * (one == other) for one in chances["1"] for other in chances["0"]]
+        found = told["parts"][part]
+        assert found["measured"] == 4
+        assert found["metrics"]["auroc"]["value"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
+    assert told["measured"] == 8
+    assert "of 8 slides with a known truth 4 trained the model: metrics of these say nothing of others" in done.stderr
+    said = " ".join(run(trained.features, cohort, "--device", "cpu").stdout.split())
+    assert "4 slides with a known truth, which trained the model" in said
+    assert "4 slides with a known truth, new to the model" in said
+
+
+def test_slides_that_validated_and_tested_are_told_apart(tmp_path: Path) -> None:
+    """Each split of the training is a part of its own; slides that are new alone need no warning."""
+    split = ["train"] * 6 + ["val"] * 4 + ["test"] * 4
+    cohort = study(tmp_path / "f", {"label": [k % 2 for k in range(14)], "split": split})
+    fit(cohort, quick(monitor="loss"), tmp_path / "run", progress=False)
+    told = json.loads(run(tmp_path / "run", cohort, "--json", "--device", "cpu").stdout)
+    assert [row["part"] for row in told["predictions"]] == split
+    assert {part: found["measured"] for part, found in told["parts"].items()} == {"train": 6, "val": 4, "test": 4}
+    for k in range(4):
+        torch.save(torch.randn(5, 6, generator=torch.Generator().manual_seed(k)), tmp_path / f"n{k}.pt")
+    new = run(tmp_path / "run", truth(tmp_path, [f"n{k}.pt" for k in range(4)]), "--json", "--device", "cpu")
+    assert list(json.loads(new.stdout)["parts"]) == ["new"]
+    assert "warning" not in new.stderr
+
+
+def test_another_slide_of_the_same_name_is_new(trained: Trained, tmp_path: Path) -> None:
+    """Files of pixels are told apart by what they hold: two hospitals may both have an s0.svs."""
+    sp.write_synthetic_slide(tmp_path / "s0.svs", size=(512, 512), seed=99)
+    shutil.copy(trained.folder / "s1.svs", tmp_path / "other.svs")
+    found = run(trained.pixels, tmp_path / "s0.svs", tmp_path / "other.svs", "--json", "--device", "cpu")
+    assert [row["part"] for row in json.loads(found.stdout)["predictions"]] == ["new", "train"]
+
+
+def test_impossible_truth_is_said(tmp_path: Path) -> None:
+    """Predictions are made, and why they are not measured is told."""
+    columns = {"time": list(range(1, 13)), "event": [k % 2 for k in range(12)]}
+    cohort = study(tmp_path / "f", columns)
+    config = quick({"kind": "survival"}, validation=0, monitor="none", bags_per_step=4)
+    fit(cohort, config, tmp_path / "run", progress=False)
+    table(tmp_path / "f", columns | {"time": [-1, *range(2, 13)]})
+    done = run(tmp_path / "run", cohort, "--json", "--device", "cpu")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["parts"] == {}
+    assert "predictions are not measured: time of 1 slide is not a time from 0 on: s0.pt (-1)" in done.stderr
+
+
+@pytest.mark.parametrize("given", ["folder", "pattern", "--features"])
+def test_features_as_train_takes_them(given: str, trained: Trained, tmp_path: Path) -> None:
+    """A folder of their files, a pattern, or the slides' table and the folder."""
+    for k in range(2):
+        shutil.copy(trained.folder / "f" / f"f{k}.pt", tmp_path / f"a{k}.pt")
+    (tmp_path / "report.html").write_text("of the run that made them")
+    (tmp_path / "slides.csv").write_text("slide,label\n/elsewhere/a0.svs,0\n/elsewhere/a1.svs,1\n")
+    sources = {
+        "folder": [tmp_path],
+        "pattern": [tmp_path / "*.pt"],
+        "--features": [tmp_path / "slides.csv", "--features", tmp_path],
+    }
+    done = run(trained.features, *sources[given], "--json", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    ending = ".svs" if given == "--features" else ".pt"
+    assert [row["slide"] for row in json.loads(done.stdout)["predictions"]] == [f"a0{ending}", f"a1{ending}"]

@@ -11,25 +11,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.config import SlideConfig
 from slideio_pipe.errors import (
     ConfigError,
-    MissingExtraError,
     OutputExistsError,
     SkippedWarning,
     SlideioPipeError,
-    SlideioPipeWarning,
 )
 from slideio_pipe.export import make_folder, save_picture
 from slideio_pipe.foreign.converting import stem_of
 from slideio_pipe.mask_files import write_file
-from slideio_pipe.mil.feature_files import ENDINGS
-from slideio_pipe.mil.metrics import Metric, known_rows, measure
+from slideio_pipe.mil.feature_files import ENDINGS, holds_features
+from slideio_pipe.mil.identity import stem
+from slideio_pipe.mil.metrics import Metric
 from slideio_pipe.mil.prediction import Prediction, Scores, checked_scores
 from slideio_pipe.mil.predictor import Predictor
+from slideio_pipe.mil.truth import NEW, Measured, Predicted, measure_predictions
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slide import Slide, open_slide
 from slideio_pipe.slide_files import files_in
@@ -50,6 +48,11 @@ class PredictedSlide:
     folder: Path | None = None  # of its files
     files: tuple[str, ...] = ()
     error: SlideioPipeError | None = None
+    part: str = NEW  # of the training of the model: train, val or test; new: none that it knows
+
+    def row(self) -> dict[str, Any]:
+        """Return its line of ``predictions.csv``."""
+        return {} if self.prediction is None else self.prediction.row() | {"part": self.part}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class PredictedCohort:
     table: Path | None  # predictions.csv
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # of the slides of which the cohort says the truth
     measured: int = 0  # how many these are
+    parts: Mapping[str, Measured] = field(default_factory=dict)  # of these, by the part of the training they are of
 
     @property
     def failed(self) -> tuple[PredictedSlide, ...]:
@@ -71,13 +75,15 @@ class PredictedCohort:
         done = [s for s in self.slides if s.prediction is not None]
         return {
             "predictions": [
-                s.prediction.summary() | {"folder": None if s.folder is None else str(s.folder), "files": list(s.files)}
+                s.prediction.summary()
+                | {"part": s.part, "folder": None if s.folder is None else str(s.folder), "files": list(s.files)}
                 for s in done
                 if s.prediction is not None
             ],
             "failed": [{"slide": s.name, "error": str(s.error)} for s in self.failed],
             "measured": self.measured,
             "metrics": {name: metric.summary() for name, metric in self.metrics.items()},
+            "parts": {part: found.summary() for part, found in self.parts.items()},
             "table": None if self.table is None else str(self.table),
         }
 
@@ -89,6 +95,7 @@ def predict_cohort(
     *,
     scores: Scores | None = None,
     slides: str | Path | None = None,
+    slide_mpp: float | None = None,
     pyramid: bool = False,
     count: int = 16,
     overwrite: bool = False,
@@ -97,7 +104,8 @@ def predict_cohort(
     """Predict slides, one after the other; one that fails does not end the others.
 
     Where the cohort has what the model predicts (its labels, or the columns of the training), the predictions are also
-    measured, as a training measures its own.
+    measured, as a training measures its own: all together, and by the part of the training that slides are of, if the
+    checkpoint knows them.
 
     Parameters
     ----------
@@ -111,6 +119,8 @@ def predict_cohort(
         See ``Prediction.scores``.
     slides : path, optional
         The folder of the slides of bags and features: heat maps and tiles need their pixels.
+    slide_mpp : float, optional
+        µm per level-0 px of slides whose files do not say, in place of the training's own.
     pyramid : bool
     count : int
         Tiles in ``tiles.png``.
@@ -134,7 +144,10 @@ def predict_cohort(
     folders = _folders(found, place)
     if place is not None and not overwrite and (place / TABLE).exists():
         raise OutputExistsError("is there already", slide=str(place / TABLE), remedy="pass overwrite=True")
-    pictures = _Pictures(scores, _slides_of(slides), pyramid, count, overwrite)
+    if slide_mpp is not None:
+        how = predictor.config.slide.model_copy(update={"slide_mpp": slide_mpp})
+        predictor = replace(predictor, config=predictor.config.model_copy(update={"slide": how}))
+    pictures = _Pictures(scores, _slides_of(slides), pyramid, count, overwrite, predictor.config.slide)
     done = []
     with reporting(progress, "predicting") as report:
         report(0, len(found))
@@ -146,28 +159,16 @@ def predict_cohort(
         make_folder(place)
         table = place / TABLE
         write_file(table, _table(done).encode(), overwrite=overwrite)
-    return PredictedCohort(tuple(done), table, *_measured(predictor, found, done))
+    every, parts = _measured(predictor, found, done)
+    return PredictedCohort(tuple(done), table, every.metrics, every.slides, parts)
 
 
-def _measured(predictor: Predictor, cohort: Cohort, done: Sequence[PredictedSlide]) -> tuple[dict[str, Metric], int]:
-    """Return how good the predictions are of those slides whose truth is known, and how many these are."""
-    pairs = [(slide, one.prediction) for slide, one in zip(cohort, done, strict=True) if one.prediction is not None]
-    slides = [slide for slide, _ in pairs]
-    try:
-        targets = predictor.task.targets(slides)
-    except ConfigError:  # the cohort has no such column
-        return {}, 0
-    known = known_rows(targets).nonzero().flatten().tolist()
-    if not known:
-        return {}, 0
-    logits = torch.from_numpy(np.stack([pairs[k][1].logits for k in known]))
-    patients = [pairs[k][1].patient or slides[k].name for k in known]
-    times = predictor.config.fit.bootstrap
-    try:
-        return measure(predictor.task, logits, targets[known], groups=patients, bootstrap=times), len(known)
-    except MissingExtraError as error:  # it predicts without
-        warnings.warn(f"predictions are not measured: {error}", SlideioPipeWarning, stacklevel=3)
-        return {}, 0
+def _measured(
+    predictor: Predictor, cohort: Cohort, done: Sequence[PredictedSlide]
+) -> tuple[Measured, dict[str, Measured]]:
+    pairs = zip(cohort, done, strict=True)
+    known = [Predicted(slide, one.prediction, one.part) for slide, one in pairs if one.prediction is not None]
+    return measure_predictions(predictor.task, known, predictor.config.fit.bootstrap)
 
 
 def _one(predictor: Predictor, slide: CohortSlide, folder: Path | None, pictures: _Pictures) -> PredictedSlide:
@@ -176,13 +177,14 @@ def _one(predictor: Predictor, slide: CohortSlide, folder: Path | None, pictures
         prediction = predictor.predict(slide)
     except SlideioPipeError as error:
         return PredictedSlide(slide.name, None, error=error)
+    part = predictor.known.part(prediction.slide, prediction.content) or NEW
     if folder is None:
-        return PredictedSlide(slide.name, prediction)
+        return PredictedSlide(slide.name, prediction, part=part)
     try:
         files = pictures.write(prediction, slide, folder)
     except SlideioPipeError as error:
-        return PredictedSlide(slide.name, prediction, error=error)
-    return PredictedSlide(slide.name, prediction, folder, tuple(files))
+        return PredictedSlide(slide.name, prediction, folder, error=error, part=part)
+    return PredictedSlide(slide.name, prediction, folder, tuple(files), part=part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +196,7 @@ class _Pictures:
     pyramid: bool = False
     count: int = 16
     overwrite: bool = False
+    how: SlideConfig = field(default_factory=SlideConfig)  # slides are opened: with which mpp, where files state none
 
     def write(self, prediction: Prediction, slide: CohortSlide, folder: Path) -> list[str]:
         there = [name for name in FILES if (folder / name).exists()]
@@ -211,7 +214,11 @@ class _Pictures:
             return files
         prediction.to_geojson(folder / "heatmap.geojson", scores=self.scores, overwrite=True)
         path = self._slide(slide)
-        with open_slide(path, slide_mpp=slide.mpp) if path is not None else nullcontext() as opened:
+        with (
+            open_slide(path, **self.how.in_cohort(slide.mpp), backend=self.how.backend)
+            if path is not None
+            else nullcontext() as opened
+        ):
             drawn = prediction.plot(opened, scores=self.scores)
             save_picture(drawn, folder / "heatmap.png", overwrite=True)
             files += ["heatmap.geojson", "heatmap.png"]
@@ -242,10 +249,12 @@ class _Pictures:
     def with_mpp(self, slide: CohortSlide) -> CohortSlide:
         """Return it with the resolution that the file of its pixels states: features in µm have no other."""
         path = self._slide(slide)
-        if slide.mpp is not None or path is None or path == slide.source:
+        if slide.mpp is not None or path == slide.source:
             return slide
+        if path is None:
+            return replace(slide, mpp=self.how.slide_mpp) if _is_of_features(slide) else slide
         try:
-            with open_slide(path) as opened:
+            with open_slide(path, **self.how.in_cohort(None), backend=self.how.backend) as opened:
                 return slide if opened.mpp is None else replace(slide, mpp=opened.mpp.mean)
         except SlideioPipeError:  # features are predicted without their slide; its picture says what is wrong with it
             return slide
@@ -255,8 +264,12 @@ class _Pictures:
         source = slide.source
         if isinstance(source, Path) and not is_bag_store(source) and not source.name.endswith(ENDINGS):
             return source
-        names = (slide.name, _stem(slide.name), *(() if not isinstance(source, Path) else (_stem(source.name),)))
+        names = (slide.name, stem(slide.name), *(() if not isinstance(source, Path) else (stem(source.name),)))
         return next((self.slides[name] for name in names if name in self.slides), None)
+
+
+def _is_of_features(slide: CohortSlide) -> bool:
+    return isinstance(slide.source, Path) and holds_features(slide.source)
 
 
 def _slides_of(folder: str | Path | None) -> dict[str, Path]:
@@ -266,12 +279,6 @@ def _slides_of(folder: str | Path | None) -> dict[str, Path]:
     if not found:
         raise ConfigError("no slides are there", slide=str(folder), remedy="check the path")
     return {name: path for path in found for name in (path.name, stem_of(path.name))}
-
-
-def _stem(name: str) -> str:
-    for ending in ENDINGS:
-        name = name.removesuffix(ending)
-    return stem_of(name)
 
 
 def _folders(cohort: Cohort, place: Path | None) -> list[Path | None]:
@@ -284,7 +291,7 @@ def _folders(cohort: Cohort, place: Path | None) -> list[Path | None]:
     """
     if place is None:
         return [None] * len(cohort)
-    names = [_stem(slide.name).replace("/", "_") for slide in cohort]
+    names = [stem(slide.name).replace("/", "_") for slide in cohort]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         remedy = 'tell them apart by the column "name"'
@@ -293,7 +300,7 @@ def _folders(cohort: Cohort, place: Path | None) -> list[Path | None]:
 
 
 def _table(done: Sequence[PredictedSlide]) -> str:
-    rows = [slide.prediction.row() for slide in done if slide.prediction is not None]
+    rows = [slide.row() for slide in done if slide.prediction is not None]
     text = io.StringIO(newline="")
     header = list(dict.fromkeys(name for row in rows for name in row)) or ["slide"]
     writer = csv.DictWriter(text, header, lineterminator="\n")

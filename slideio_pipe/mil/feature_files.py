@@ -32,6 +32,18 @@ def holds_features(path: Path, *, pixels: bool = False) -> bool:
     return path.suffix.lower() in _FILES
 
 
+def features_in(source: Path) -> list[Path]:
+    """Return the files and stores of features in a folder, or those that a pattern finds, in order."""
+    place = source.expanduser()
+    if place.is_dir() and not place.name.endswith(ENDINGS):
+        found = list(place.iterdir())
+    elif place.name.endswith(ENDINGS) and set(place.name) & set("*?["):
+        found = list(place.parent.glob(place.name))
+    else:
+        return []
+    return sorted(path for path in found if path.name.endswith(ENDINGS))
+
+
 def feature_cohort(cohort: Any, folder: str | Path) -> Cohort:
     """Return the cohort with the files of its slides' features in place of the slides, found by name.
 

@@ -103,7 +103,7 @@ def other_slides(before: Any, now: Any) -> list[str]:
 class KnownSlides:
     """The slides that a model was trained, validated and tested on, by name and content."""
 
-    def __init__(self, parts: Sequence[Sequence[Sequence[Any]]]) -> None:
+    def __init__(self, parts: Sequence[Sequence[Sequence[Any]]] = ()) -> None:
         self._by_name: dict[str, tuple[str, str | None]] = {}
         self._by_content: dict[str, str] = {}
         for part, entries in zip(PARTS, parts, strict=False):

@@ -51,6 +51,7 @@ class Prediction:
     label: Label = None
     patient: str | None = None
     tissue: TissueMask | None = field(default=None, repr=False)  # where it was found for this prediction
+    content: str | None = field(default=None, repr=False)  # what tells its file or features from others
 
     def __len__(self) -> int:
         return len(self.attention)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from slideio_pipe.features import FeatureBag, open_features
 from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.feature_files import holds_features
+from slideio_pipe.mil.identity import KnownSlides, features_fingerprint, file_of
 from slideio_pipe.mil.model import MilOutput, build_model
 from slideio_pipe.mil.prediction import Prediction
 from slideio_pipe.mil.settings import TrainConfig
@@ -47,6 +48,7 @@ class Predictor:
     width: int  # numbers per tile that the model takes
     config: TrainConfig
     device: torch.device
+    known: KnownSlides = field(default_factory=KnownSlides)  # the slides of its training
 
     def predict(
         self,
@@ -116,6 +118,7 @@ class Predictor:
                 affine=_affine(view),
                 view_mpp=bag.view_mpp,
                 tissue=tissue,
+                content=file_of(slide),
             )
         finally:
             dataset.close(0, bag)
@@ -134,7 +137,8 @@ class Predictor:
             reason = f"the model has an encoder of its own, {self.encoder.name}: it takes slides, not features"
             raise ConfigError(reason, slide=name, remedy="predict from the slide or its bag")
         self._check_features(bag, name)
-        values = torch.from_numpy(np.array(bag.features)).to(self.device)
+        features = np.array(bag.features)
+        values = torch.from_numpy(features).to(self.device)
         # Places of turned tiles are known where their view is; else tiles are squares of level 0.
         view = bag.provenance.get("view") or {}
         known = "affine" in view and "grid" in bag.provenance
@@ -148,6 +152,7 @@ class Predictor:
             tile_size=side,
             affine=_affine(view) if known else Affine(),
             view_mpp=bag.view_mpp,
+            content=features_fingerprint(features),
         )
 
     def _check_features(self, bag: FeatureBag, name: str) -> None:
@@ -262,8 +267,18 @@ def load_predictor(
                 config = config.model_copy(update=_sections(config, told["tiling"]))
             _check_maker(path, tiles, told, config, target)
     of_features, width = told.get("encoder") is None, int(told["width"])
+    known_slides = KnownSlides(told.get("slides") or ())
     return Predictor(
-        path, task, model.to(target).eval(), tiles, of_features, told.get("features"), width, config, target
+        path,
+        task,
+        model.to(target).eval(),
+        tiles,
+        of_features,
+        told.get("features"),
+        width,
+        config,
+        target,
+        known_slides,
     )
 
 

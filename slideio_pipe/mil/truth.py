@@ -1,0 +1,96 @@
+"""How good predictions are where the truth is known: of slides that the training had apart from those it had not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from slideio_pipe.cohort import CohortSlide
+from slideio_pipe.errors import ConfigError, MissingExtraError, SlideioPipeWarning, warn_caller
+from slideio_pipe.mil.identity import PARTS
+from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure
+from slideio_pipe.mil.prediction import Prediction
+from slideio_pipe.mil.tasks import Survival, Task
+
+NEW = "new"  # the part of a slide that the training did not have
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Metrics of slides."""
+
+    slides: int = 0  # of which the cohort says the truth
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    note: str | None = None  # on their intervals, where one is due
+
+    def summary(self) -> dict[str, Any]:
+        """Return it JSON-able."""
+        metrics = {name: metric.summary() for name, metric in self.metrics.items()}
+        return {"measured": self.slides, "metrics": metrics, "note": self.note}
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """A prediction beside what is known of its slide."""
+
+    slide: CohortSlide
+    prediction: Prediction
+    part: str  # of the training: train, val, test, or new
+
+
+def measure_predictions(task: Task, found: Sequence[Predicted], bootstrap: int) -> tuple[Measured, dict[str, Measured]]:
+    """Return metrics of all slides whose truth is known, and of each part of the training that these are of.
+
+    Warns
+    -----
+    SlideioPipeWarning
+        Slides that are measured trained the model, or chose its epoch; or nothing can be measured, and why.
+    """
+    nothing = Measured(), dict[str, Measured]()
+    if not _is_told(task, [one.slide for one in found]):
+        return nothing
+    try:
+        targets = task.targets([one.slide for one in found])
+        rows = known_rows(targets).nonzero().flatten().tolist()
+        if not rows:
+            return nothing
+        known = [found[row] for row in rows]
+        parts = {}
+        for part in (*PARTS, NEW):
+            of_part = [k for k, one in enumerate(known) if one.part == part]
+            if of_part:
+                chosen = targets[[rows[k] for k in of_part]]
+                parts[part] = _measured(task, [known[k] for k in of_part], chosen, bootstrap)
+        every = next(iter(parts.values())) if len(parts) == 1 else _measured(task, known, targets[rows], bootstrap)
+    except (ConfigError, MissingExtraError) as error:  # it predicts without
+        warnings.warn(f"predictions are not measured: {error}", SlideioPipeWarning, stacklevel=4)
+        return nothing
+    _warn_of_trained(parts, len(known))
+    return every, parts
+
+
+def _measured(task: Task, found: Sequence[Predicted], targets: torch.Tensor, bootstrap: int) -> Measured:
+    logits = torch.from_numpy(np.stack([one.prediction.logits for one in found]))
+    patients = [one.prediction.patient or one.slide.name for one in found]
+    metrics = measure(task, logits, targets, groups=patients, bootstrap=bootstrap)
+    return Measured(len(found), metrics, interval_note(task, targets, patients) if bootstrap else None)
+
+
+def _is_told(task: Task, slides: Sequence[CohortSlide]) -> bool:
+    """Return whether the cohort has the columns of the task."""
+    wanted = {task.time, task.event} if isinstance(task, Survival) else {str(task.settings()["column"])}
+    return all(name == "label" or any(name in dict(slide.other) for slide in slides) for name in wanted)
+
+
+def _warn_of_trained(parts: Mapping[str, Measured], count: int) -> None:
+    """Say that numbers of slides that a model was made with are not those of others."""
+    told = {"train": "trained the model", "val": "chose its epoch"}
+    found = [f"{parts[part].slides:,} {what}" for part, what in told.items() if part in parts]
+    if found:
+        reason = f"of {count:,} slides with a known truth {' and '.join(found)}: metrics of these say nothing of others"
+        warn_caller(SlideioPipeWarning(reason))
