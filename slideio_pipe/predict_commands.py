@@ -175,7 +175,7 @@ def _print(found: PredictedCohort, save: Path | None) -> None:
             say(measured.note)
     for slide in found.failed:
         assert slide.error is not None
-        reason = in_options(slide.error).removeprefix(f"{slide.name}: ")
+        reason = in_options(slide.error, predict).removeprefix(f"{slide.name}: ")
         out.print(f"[red]✗[/] {escape(slide.name)}: {escape(reason)}", soft_wrap=True)
     if found.table is not None:
         say(f"predictions: {found.table}")

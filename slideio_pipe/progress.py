@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 Report = Callable[[int, int], object]  # (done, total)
 _LONGEST = 30  # letters of a name beside a bar
@@ -127,6 +129,63 @@ def rated(progress: Report | bool | None, what: str, noun: str) -> Iterator[tupl
                 bar.rate(f"{counted / bar.elapsed_s:,.0f} {noun}/s")
 
         yield bar, count
+
+
+class Note(Protocol):
+    """Says how far something has come, in words."""
+
+    def __call__(self, text: str, *, lasting: bool = False) -> object:
+        """Show a text beside the bar; where there is none, print it as a line of its own if it is ``lasting``."""
+        ...
+
+
+@contextmanager
+def narrated(progress: Report | bool | None, what: str) -> Iterator[tuple[Report, Note]]:
+    """Yield what ``reporting`` does, and a function to call with words on how it goes.
+
+    At a terminal or in a notebook the words stand beside the bar; elsewhere True prints the lasting ones as lines on
+    standard error, for a log, and draws no bar.
+
+    Parameters
+    ----------
+    progress : callable, bool or None
+        See ``reporting``; a function of its own hears no words.
+    what : str
+        Said in front of the bar, and of lines.
+    """
+    console = Console(stderr=True)
+    watched = console.is_terminal or console.is_jupyter
+    if callable(progress):
+        yield progress, _wordless
+    elif progress is False or (progress is None and not watched):
+        yield _silent, _wordless
+    elif not watched:
+        yield _silent, _Lines(console, what)
+    else:
+        words = TextColumn("{task.fields[words]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+        columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), words)
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(what, total=None, words="")
+
+            def note(text: str, *, lasting: bool = False) -> None:
+                bar.update(task, words=text, refresh=lasting)
+
+            yield (lambda done, total: bar.update(task, completed=done, total=total)), note
+
+
+class _Lines:
+    """Prints words as lines."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        self._console, self._what = console, what
+
+    def __call__(self, text: str, *, lasting: bool = False) -> None:
+        if lasting:
+            self._console.print(f"{self._what}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _wordless(text: str, *, lasting: bool = False) -> None:
+    del text, lasting
 
 
 def _silent(done: int, total: int) -> None:

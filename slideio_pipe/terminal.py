@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
@@ -60,6 +60,22 @@ _OPTIONS = {
 }
 # What Python calls None: level 0 as stored.
 _NATIVE = "native"
+# Where a command without that option has it: in the settings of a training, or of the loader.
+_SETTINGS = {
+    "slide_mpp": "slide.slide_mpp",
+    "backend": "slide.backend",
+    "mpp": "view.mpp",
+    "method": "tissue.method",
+    "min_tissue": "grid.min_tissue",
+    "tile_size": "grid.tile_size",
+    "stride": "grid.stride",
+    "overlap": "grid.overlap",
+    "edge": "grid.edge",
+    "align": "grid.align",
+    "encoder": "encoder.source",
+    "features": "encoder.folder",
+    "batch_size": "encoder.chunk_size",
+}
 _NAMED = re.compile(rf"\b({'|'.join(_OPTIONS)})\b(?:=(?:\"([^\"]*)\"|([^\s,;()]+)))?")
 # In a reason only what is set there, pixels="source": the names alone are words.
 _SET = re.compile(r"\b(pixels)=(?:\"([^\"]*)\"|([^\s,;()]+))")
@@ -78,7 +94,7 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             with _plain_warnings():
                 return command(*args, **kwargs)
         except SlideioPipeError as error:
-            err.print(f"[bold red]error[/]: {escape(in_options(error))}", soft_wrap=True)
+            err.print(f"[bold red]error[/]: {escape(in_options(error, command))}", soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             what_now = "; run the same command again to go on" if command.__name__ in _RESUMED else ""
@@ -88,8 +104,10 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def in_options(error: SlideioPipeError) -> str:
+def in_options(error: SlideioPipeError, command: Callable[..., Any] | None = None) -> str:
     """Return the message of an error, its remedy in words of the command line.
+
+    Where the command lacks an option, the remedy names the key of the settings that says it.
 
     Examples
     --------
@@ -98,22 +116,39 @@ def in_options(error: SlideioPipeError) -> str:
     'a: already exists; pass --overwrite or another path'
     """
     remedy = error.remedy or ""
-    if isinstance(error, MissingResolutionError):
-        remedy = "pass --slide-mpp with the µm per pixel of level 0: 0.25 is usual for a 40× scan, 0.5 for 20×"
     remedy = re.sub(r"\bsee (Grid|Export)Config\b", "see slideio-pipe export --help", remedy)
     remedy = re.sub(r"\bsee LoaderConfig\b", "see configs/mil.yaml", remedy)
-    remedy = _NAMED.sub(_option, remedy)
+    remedy = _NAMED.sub(lambda found: _option(found, command), remedy)
+    if isinstance(error, MissingResolutionError):
+        option = _named("slide_mpp", command)
+        how = f"pass {option}" if option.startswith("--") else f"fill in the column mpp of the cohort, or set {option},"
+        remedy = f"{how} with the µm per pixel of level 0: 0.25 is usual for a 40× scan, 0.5 for 20×"
     # Reasons are one line as well, whatever a library put into them.
-    reason = _SET.sub(_option, error.reason.replace("store.pixels: ", "--pixels: "))
+    reason = _SET.sub(lambda found: _option(found, command), error.reason.replace("store.pixels: ", "--pixels: "))
     return " ".join(str(SlideioPipeError(reason, slide=error.slide, remedy=remedy or None)).split())
 
 
-def _option(found: re.Match[str]) -> str:
-    value, option = found[2] or found[3], _OPTIONS[found[1]]
-    value = _NATIVE if (option, value) == ("--mpp", "None") else value
+def _option(found: re.Match[str], command: Callable[..., Any] | None) -> str:
+    value = found[2] or found[3]
+    value = _NATIVE if (found[1], value) == ("mpp", "None") else value
     if value is None and "_" not in found[1]:
         return found[0]  # "edge" may be a word
-    return option if value in (None, "True", "…") else f"{option} {value}"
+    named = _named(found[1], command)
+    if value in (None, "True", "…"):
+        return named
+    return f"{named} {value}" if named.startswith("--") else f"{named}={value}"
+
+
+def _named(name: str, command: Callable[..., Any] | None) -> str:
+    """Return what is called so in Python as a command has it: an option, or a key of its settings."""
+    option = _OPTIONS[name]
+    if command is None or name not in _SETTINGS:
+        return option
+    hints = get_type_hints(command, include_extras=True).values()
+    infos = [info for hint in hints for info in getattr(hint, "__metadata__", ())]
+    # typer.Option("--out", "-o") holds the first name as its default until the command is made.
+    has = any(option in (info.default, *(info.param_decls or ())) for info in infos)
+    return option if has else _SETTINGS[name]
 
 
 @contextmanager

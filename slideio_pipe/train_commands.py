@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +12,7 @@ import typer
 import yaml
 
 from slideio_pipe import options
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.errors import ConfigError, SlideioPipeWarning
 from slideio_pipe.terminal import print_json, print_metrics, reported, say
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
@@ -64,11 +66,13 @@ def train(
     from slideio_pipe.mil.fit import fit
     from slideio_pipe.mil.settings import load_train_config
 
+    if int(os.environ.get("LOCAL_RANK", "0")):  # another process of this training: the first one says it
+        warnings.simplefilter("ignore", SlideioPipeWarning)
     settings = changed(load_train_config(config), changes or ())
     if features is not None:
         encoder = settings.encoder.model_copy(update={"folder": str(features)})
         settings = settings.model_copy(update={"encoder": encoder})
-    fitted = fit(cohort, settings, save, overwrite=overwrite, progress=False if as_json else None)
+    fitted = fit(cohort, settings, save, overwrite=overwrite, progress=not as_json)
     if not _is_first():  # each process of a training runs this command
         return
     if as_json:

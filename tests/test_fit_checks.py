@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_training import quick, study
+from typer.testing import CliRunner
 
+from slideio_pipe.cli import app
 from slideio_pipe.cohort import Cohort
 from slideio_pipe.errors import ConfigError, MissingExtraError, SkippedWarning
 from slideio_pipe.mil.checkpoint import read_checkpoint
@@ -192,3 +196,39 @@ def test_a_c_index_of_folds_is_counted_within_them(tmp_path: Path) -> None:
                 ahead = float(one["risk"]) - float(other["risk"])
                 right += 1.0 if ahead > 0 else 0.5 if ahead == 0 else 0.0
     assert fitted.metrics["test"]["c_index"].value == pytest.approx(right / pairs)
+
+
+# -- what is said while it runs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folds", [None, 2])
+def test_each_epoch_is_a_line_in_a_log(folds: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loss and metric of validation as history.csv has them, and which epoch is kept so far."""
+    fitted = fit(study(tmp_path, {"label": LABELS}), quick(folds=folds), tmp_path / "run", progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    names = ["training"] if folds is None else ["fold-0", "fold-1"]
+    wanted = [
+        f"{name}: epoch {row['epoch']}: loss {row['loss']:.3f}, validation loss {row['val_loss']:.3f}, "
+        f"auroc {row['val_auroc']:.3f}; best so far: "
+        for name, rows in zip(names, fitted.history, strict=True)
+        for row in rows
+    ]
+    lines = [line for line in err.splitlines() if ": epoch " in line]
+    assert [line.rstrip("0123456789") for line in lines] == wanted
+    assert [int(line.rpartition(" ")[2]) for line in lines[1::2]] == list(fitted.kept)
+
+
+def test_the_command_says_how_it_goes_and_json_stays_json(tmp_path: Path) -> None:
+    """Lines on standard error; with --json none, and standard output is one document."""
+    cohort = study(tmp_path, {"label": LABELS})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(quick(bootstrap=20)))
+    asked = ["train", str(tmp_path / "config.yaml"), "--cohort", str(cohort), "--out"]
+    done = CliRunner().invoke(app, [*asked, str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert "training: epoch 1: loss" in done.stderr
+    assert "training: epoch" not in done.stdout
+    assert "no intervals: 5 patients, fewer than 10" in done.stdout
+    quiet = CliRunner().invoke(app, [*asked, str(tmp_path / "other"), "--json"])
+    assert "training: epoch" not in quiet.stderr
+    assert json.loads(quiet.stdout)["notes"] == {"val": "no intervals: 5 patients, fewer than 10"}

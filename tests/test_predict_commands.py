@@ -12,13 +12,18 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny_training import features, quick, slides, study, table, train_features, train_pixels
 from typer.testing import CliRunner, Result
 
 import slideio_pipe as sp
-from slideio_pipe.cli import app
+from slideio_pipe.cli import app, export
+from slideio_pipe.errors import ConfigError, MissingResolutionError, NoTissueError
 from slideio_pipe.mil.fit import fit
+from slideio_pipe.predict_commands import predict
+from slideio_pipe.terminal import in_options
+from slideio_pipe.train_commands import train
 
 pytest.importorskip("lightning_fabric")
 FILES = ["heatmap.geojson", "heatmap.png", "tiles.csv", "tiles.png"]
@@ -251,3 +256,33 @@ def test_features_as_train_takes_them(given: str, trained: Trained, tmp_path: Pa
     assert done.exit_code == 0, done.output
     ending = ".svs" if given == "--features" else ".pt"
     assert [row["slide"] for row in json.loads(done.stdout)["predictions"]] == [f"a0{ending}", f"a1{ending}"]
+
+
+def test_remedies_name_what_the_command_has() -> None:
+    """An option that a command lacks is a key of the settings: predict and train have no --min-tissue."""
+    tissue = NoTissueError("no tile has enough tissue", slide="a.svs", remedy="leave it out, or lower min_tissue")
+    for command in (train, predict):
+        assert in_options(tissue, command).endswith("leave it out, or lower grid.min_tissue")
+    assert in_options(tissue, export).endswith("leave it out, or lower --min-tissue")
+    mpp = MissingResolutionError("no mpp", slide="a.svs", remedy="pass slide_mpp=0.25")
+    assert "pass --slide-mpp with the µm" in in_options(mpp, predict)
+    assert "fill in the column mpp of the cohort, or set slide.slide_mpp, with the µm" in in_options(mpp, train)
+    encoder = ConfigError("no features", remedy="say what made those of the training: encoder=…")
+    assert "--encoder" in in_options(encoder, predict)
+
+
+def test_a_training_names_its_setting_where_a_slide_has_no_tissue(tmp_path: Path) -> None:
+    """On the command line, from a blank slide, to the end."""
+    for k in range(4):
+        Image.new("RGB", (256, 256), "white").save(tmp_path / f"s{k}.png")
+    rows = "".join(f"s{k}.png,{k % 2},0.5\n" for k in range(4))
+    (tmp_path / "cohort.csv").write_text(f"slide,label,mpp\n{rows}")
+    config = quick(validation=0, monitor="none", epochs=1) | {
+        "encoder": {"source": "small"}, "view": {"mpp": 0.5}, "grid": {"tile_size": 32},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    asked = ["train", tmp_path / "config.yaml", "--cohort", tmp_path / "cohort.csv", "--out", tmp_path / "run"]
+    done = CliRunner().invoke(app, [str(word) for word in asked])
+    assert done.exit_code == 2
+    assert "lower grid.min_tissue" in " ".join(done.stderr.split())
+    assert "--min-tissue" not in done.stderr

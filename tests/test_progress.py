@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 
 import pytest
 from rich.progress import Progress
 
-from slideio_pipe.progress import Bar, name_work, note_kept, rated, reporting
+from slideio_pipe.progress import Bar, name_work, narrated, note_kept, rated, reporting
 
 
 def counted(progress: object) -> None:
@@ -128,3 +129,39 @@ def test_what_is_at_work_is_named() -> None:
         name_work(bar, names)
         assert task.description == text
     name_work(lambda done, total: None, ["a.svs"])  # a function of one's own hears of numbers only
+
+
+def told(progress: object) -> None:
+    with narrated(progress, "training") as (report, note):  # type: ignore[arg-type]
+        for done in range(3):
+            note(f"step {done} [0.5]")
+            report(done + 1, 3)
+            note(f"epoch {done}: loss [0.5]", lasting=True)
+
+
+def test_words_are_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the lasting ones, as they are, on standard error; no bar and no codes of a terminal."""
+    told(True)
+    assert capsys.readouterr() == ("", "".join(f"training: epoch {k}: loss [0.5]\n" for k in range(3)))
+    told(None)
+    told(False)
+    told(lambda done, total: None)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_words_stand_beside_the_bar_of_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one row, however narrow the terminal is: the row is drawn anew, and cleared at the end."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    for width in ("110", "60"):
+        monkeypatch.setenv("COLUMNS", width)
+        told(True)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "training" in err
+        assert "\n\n" not in err
+        rows = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", row) for row in re.split(r"[\r\n]", err)]
+        assert max(len(row) for row in rows) <= int(width)
+        assert any("epoch" in row for row in rows) or width == "60"

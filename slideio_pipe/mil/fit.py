@@ -28,7 +28,7 @@ from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 from slideio_pipe.mil.tile_encoder import TileEncoder, tile_encoder
 from slideio_pipe.mil.training import Training
 from slideio_pipe.normalize import Normalize
-from slideio_pipe.progress import Report, reporting
+from slideio_pipe.progress import Report, narrated
 from slideio_pipe.store.partial import WriterLock, disk_errors
 
 # What of the settings may change between a training and its continuation.
@@ -66,7 +66,7 @@ def fit(
     overwrite : bool
         Start anew when the folder holds another training.
     progress : callable, bool or None
-        See ``progress.reporting``; counts epochs.
+        See ``progress.narrated``; counts epochs. True says loss and metric of each epoch, in a log as well.
 
     Raises
     ------
@@ -194,11 +194,12 @@ class _Run:
         )
         checkpoints = self._checkpoints(folder, known)
         module = None if tiles is None else tiles.module
-        training = Training(
-            self.fabric, model, module, task, train, sources.get("val"), self.config, checkpoints,
-            on_epoch=self._log(folder),
-        )  # fmt: skip
-        with reporting(progress if self.fabric.is_global_zero else False, division.name or "epochs") as report:
+        shown = progress if self.fabric.is_global_zero else False
+        with narrated(shown, division.name or "training") as (report, note):
+            training = Training(
+                self.fabric, model, module, task, train, sources.get("val"), self.config, checkpoints,
+                on_epoch=self._log(folder), note=note,
+            )  # fmt: skip
             ended = training.run(report)
         checkpoints.load_best(training)
         parts = {name: self._predict(training, source) for name, source in sources.items()}

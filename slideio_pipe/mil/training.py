@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError, SkippedWarning
 from slideio_pipe.mil.checkpoint import Checkpoints, Progress
+from slideio_pipe.mil.epoch_words import epoch_words, step_words
 from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.metrics import measure
 from slideio_pipe.mil.model import MilOutput
@@ -29,6 +30,7 @@ from slideio_pipe.mil.settings import TrainConfig
 from slideio_pipe.mil.sources import Example, Source
 from slideio_pipe.mil.tasks import Classification, Task
 from slideio_pipe.mil.two_pass import EncodedBag, TwoPass
+from slideio_pipe.progress import Note
 
 
 class Training:
@@ -50,6 +52,8 @@ class Training:
         Where the state is kept.
     on_epoch : callable, optional
         Called after each epoch with the history so far, a line per epoch.
+    note : callable, optional
+        Called with words on how it goes, see ``progress.narrated``.
     """
 
     def __init__(
@@ -64,11 +68,13 @@ class Training:
         checkpoints: Checkpoints,
         *,
         on_epoch: Callable[[list[dict[str, Any]]], object] | None = None,
+        note: Note | None = None,
     ) -> None:
         self.fabric, self.task, self.config = fabric, task, config
         self.train, self.validation, self.checkpoints = train, validation, checkpoints
         self.progress = Progress()
         self._on_epoch = on_epoch or (lambda history: None)
+        self._note = note
         self._targets = task.targets(list(train.cohort)).to(fabric.device)
         fit = config.fit
         groups = [{"params": list(model.parameters()), "lr": fit.lr}]
@@ -116,6 +122,8 @@ class Training:
                 self._step(itertools.islice(bags, size), size)
                 now.step += 1
                 now.position += size
+                if self._note is not None:
+                    self._note(step_words(now.position, self._bags_per_epoch, now.loss / max(now.bags, 1)))
                 if fit.save_every and now.step % fit.save_every == 0 and now.position < self._bags_per_epoch:
                     self.checkpoints.save_last(self)
 
@@ -228,6 +236,8 @@ class Training:
         self.checkpoints.save_last(self)
         if self.fabric.is_global_zero:
             self._on_epoch(now.history)
+        if self._note is not None:
+            self._note(epoch_words(now), lasting=True)
 
     def _is_better(self, row: dict[str, Any]) -> bool:
         """Compare this epoch with the best so far; of two with one metric, that of the lower loss is better."""

@@ -1,0 +1,41 @@
+"""How a training goes, in a few words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from slideio_pipe.mil.checkpoint import Progress
+
+
+def step_words(slides: int, of: int, loss: float) -> str:
+    """Return how far an epoch has come.
+
+    >>> step_words(120, 800, 0.5)
+    '120/800 slides, loss 0.500'
+    """
+    return f"{slides:,}/{of:,} slides, loss {loss:.3f}"
+
+
+def epoch_words(now: Progress) -> str:
+    """Return what came of the latest epoch; epochs are numbered from 0, as in history.csv.
+
+    >>> row = {"epoch": 4, "lr": 1e-4, "loss": 0.51, "val_loss": 0.6, "val_auroc": 0.875, "val_auprc": 0.8}
+    >>> epoch_words(Progress(best_epoch=3, history=[row]))
+    'epoch 4: loss 0.510, validation loss 0.600, auroc 0.875; best so far: 3'
+    """
+    row = now.history[-1]
+    parts = [f"loss {row['loss']:.3f}", *_validation(row)]
+    best = f"; best so far: {now.best_epoch}" if "val_loss" in row and now.best_epoch >= 0 else ""
+    return f"epoch {row['epoch']}: {', '.join(parts)}{best}"
+
+
+def _validation(row: Mapping[str, Any]) -> list[str]:
+    if "val_loss" not in row:
+        return []
+    found = [f"validation loss {row['val_loss']:.3f}"]
+    name = next((name for name in row if name.startswith("val_") and name != "val_loss"), None)
+    if name is not None and math.isfinite(row[name]):
+        found.append(f"{name.removeprefix('val_').replace('_', ' ')} {row[name]:.3f}")
+    return found
