@@ -36,7 +36,8 @@ def table(manifest: Path) -> list[dict[str, str]]:
 def test_the_table_is_true_of_the_slides(cohort: Path) -> None:
     """Label, grade and outlines agree; so does the lesion's share of the tissue, counted in the pixels of the slide.
 
-    Lesions are the outlines filled by OpenCV, tissue what is not as pale as glass once gaps between fibres are closed.
+    Lesions are the outlines filled by OpenCV. Tissue is what is nearer to stained (160) than to glass (243) once gaps
+    between fibres are closed; its edges are antialiased, so that a paler limit would count a rim of glass as well.
     """
     for row in table(cohort):
         lesions = ("none", "one", "two").index(row["grade"])
@@ -53,8 +54,8 @@ def test_the_table_is_true_of_the_slides(cohort: Path) -> None:
             cv2.fillPoly(drawn, [np.rint(region.polygon[0]).astype(np.int32)], 1)
         with sp.open_slide(cohort.parent / row["slide"]) as slide:
             pixels = np.asarray(slide.thumbnail(SIZE[0]))
-        tissue = cv2.morphologyEx((pixels.min(axis=2) < 225).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((25, 25)))
-        assert float(row["lesion_fraction"]) == pytest.approx(drawn.sum() / tissue.sum(), rel=0.35)
+        tissue = cv2.morphologyEx((pixels.min(axis=2) < 200).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 9)))
+        assert float(row["lesion_fraction"]) == pytest.approx(drawn.sum() / tissue.sum(), rel=0.07)
 
 
 @pytest.mark.parametrize("slides", [8, 12, 24, 40])
