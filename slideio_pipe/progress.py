@@ -45,7 +45,7 @@ class Bar:
         self._progress.update(self._task, description=f"{self._what} · {first}{more}" if names else self._what)
 
     def rate(self, text: str) -> None:
-        """Show a rate behind the bar."""
+        """Show a rate, or other words, behind the bar."""
         self._progress.update(self._task, rate=text)
 
     @property
@@ -100,12 +100,7 @@ def rated(progress: Report | bool | None, what: str, noun: str) -> Iterator[tupl
     if callable(progress):
         yield progress, _uncounted
         return
-    console = Console(stderr=True)
-    if console.is_jupyter and importlib.util.find_spec("ipywidgets") is None:
-        console = Console(stderr=True, force_jupyter=False)  # which shows one line at the end: rich's bar is a widget
-        watched = False
-    else:
-        watched = console.is_terminal or console.is_jupyter
+    console, watched = _console()
     if progress is False or (progress is None and not watched):
         yield _silent, _uncounted
         return
@@ -153,8 +148,7 @@ def narrated(progress: Report | bool | None, what: str) -> Iterator[tuple[Report
     what : str
         Said in front of the bar, and of lines.
     """
-    console = Console(stderr=True)
-    watched = console.is_terminal or console.is_jupyter
+    console, watched = _console()
     if callable(progress):
         yield progress, _wordless
     elif progress is False or (progress is None and not watched):
@@ -162,15 +156,25 @@ def narrated(progress: Report | bool | None, what: str) -> Iterator[tuple[Report
     elif not watched:
         yield _silent, _Lines(console, what)
     else:
-        words = TextColumn("{task.fields[words]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+        words = TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
         columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), words)
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(what, total=None, words="")
+        with Progress(*columns, console=console, transient=True) as shown:
+            bar = Bar(shown, what)
 
             def note(text: str, *, lasting: bool = False) -> None:
-                bar.update(task, words=text, refresh=lasting)
+                del lasting
+                bar.rate(text)
 
-            yield (lambda done, total: bar.update(task, completed=done, total=total)), note
+            yield bar, note
+
+
+def _console() -> tuple[Console, bool]:
+    """Return where bars are shown, and whether a person watches them there."""
+    console = Console(stderr=True)
+    if console.is_jupyter and importlib.util.find_spec("ipywidgets") is None:
+        # One line at the end: rich's bar is a widget there.
+        return Console(stderr=True, force_jupyter=False), False
+    return console, console.is_terminal or console.is_jupyter
 
 
 class _Lines:
