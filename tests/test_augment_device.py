@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import pyvips
 import torch
+from cuda_device import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -27,7 +28,6 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 MIXED = ((1.08, -0.03, 0.02), (0.04, 0.9, -0.02), (0.01, 0.05, 1.1))
 
 OPERATIONS: dict[str, Operation] = {

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cuda_device import CUDA, DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -21,7 +22,6 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_dtype
 
 HALF = (0.5, 0.5, 0.5)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
 HUGGING_FACE = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
 
@@ -250,7 +250,7 @@ def test_sent_tiles_do_not_share_host_memory(device: str, normalize: Normalize |
 def test_sending_leaves_the_module_where_it_is() -> None:
     """A stream works with a copy of the module, so two devices can share one."""
     normalize = Normalize.imagenet()
-    Sender(check_device("cuda"), normalize, torch.float16)
+    Sender(check_device(CUDA), normalize, torch.float16)
     assert normalize.scale.device.type == "cpu"
 
 

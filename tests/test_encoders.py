@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cuda_device import CUDA
 from PIL import Image
 from tiny_encoders import DIM, network, write_program, write_torchscript
 from torch import nn
 
 from slideio_pipe import Normalize, load_encoder
+from slideio_pipe.device import check_device
 from slideio_pipe.encoders import EncoderOnDevice, load_encoders
 from slideio_pipe.encoders.encoder import resized, resized_in_float
 from slideio_pipe.errors import ConfigError, MissingExtraError
@@ -377,6 +379,6 @@ def test_cuda_computes_in_half_precision() -> None:
         pytest.skip("no CUDA device")
     encoder = load_encoder(network(), normalize="imagenet", input_size=32)
     expected = encode(encoder, some_tiles())
-    device = torch.device("cuda", 0)
+    device = check_device(CUDA)
     found = EncoderOnDevice(encoder, device, torch.float16)(some_tiles().to(device))
     assert np.allclose(found.float().cpu().numpy(), expected, atol=5e-3)

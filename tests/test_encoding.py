@@ -8,17 +8,25 @@ import numpy as np
 import openslide
 import pytest
 import torch
+from cuda_device import CUDA, DEVICES
 from memory_bag import MemoryBag
 from tiny_encoders import DIM, Reciprocal, Watched, network, reference
 from torch import nn
 
 from slideio_pipe import TileBag, TileGrid, encode_bag, load_encoder, open_slide, write_synthetic_slide
+from slideio_pipe.device import check_device
 from slideio_pipe.encoding import Encoding
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 # Half the distance of two float16 numbers below 1, and what float32 loses in between.
 TOLERANCE = 6e-4
+
+
+@pytest.fixture(autouse=True)
+def _skip_without_cuda(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +86,52 @@ def test_two_encoders_of_different_sizes_in_one_pass() -> None:
     assert {name: values.shape for name, values in both.items()} == {"same": (20, DIM), "small": (20, DIM)}
     for name, encoder in {"same": tiny(40, "same"), "small": tiny(24, "small", normalize="half")}.items():
         assert np.array_equal(encode_bag(bag, encoder, device="cpu", batch_size=6)[name], both[name])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_row_is_its_tiles_on_any_device(device: str) -> None:
+    """With several batches on their way and two encoders; against float64, to the precision of a GPU's products."""
+    bag = levelled_bag(61)
+    encoders = [tiny(40, "one"), tiny(40, "other", normalize="half")]
+    found = encode_bag(bag, encoders, device=device, batch_size=6, dtype="float32")
+    model = network()
+    for k, tile in enumerate(bag.tiles):
+        one = reference(tile, model, IMAGENET_MEAN, IMAGENET_STD)
+        other = reference(tile, model, (0.5,) * 3, (0.5,) * 3)
+        assert np.abs(found["one"][k] - one).max() < 5e-3
+        assert np.abs(found["other"][k] - other).max() < 5e-3
+
+
+def levelled_bag(count: int) -> MemoryBag:
+    """Return a bag whose tiles have a brightness of their own, far from that of their neighbours."""
+    bag = MemoryBag(count, 40, 40)
+    bag.tiles[:] = (np.arange(count) * 37 % 256)[:, None, None, None]
+    return bag
+
+
+class Careless(nn.Module):
+    """A network that uses the current device instead of that of its tiles, as custom kernels do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3), requires_grad=False)
+        self.devices: list[int] = []
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        if tiles.device.type == "cuda":
+            self.devices.append(torch.cuda.current_device())
+        return tiles.mean((2, 3)) * self.scale
+
+
+@pytest.mark.cuda
+def test_networks_run_with_their_device_current() -> None:
+    """Kernels that are launched without a device are launched on that of the tiles; the caller's stays as it was."""
+    network, before = Careless(), torch.cuda.current_device()
+    encoder = load_encoder(network, normalize="identity", input_size=40)
+    network.devices.clear()
+    encode_bag(levelled_bag(9), encoder, device=CUDA, batch_size=4, dtype="float32")
+    assert set(network.devices) == {check_device(CUDA).index}
+    assert torch.cuda.current_device() == before
 
 
 @pytest.mark.parametrize("count", [0, 1])

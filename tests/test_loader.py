@@ -19,6 +19,7 @@ import pytest
 import tifffile
 import torch
 from conftest import coordinate_pixels, write_pyramid
+from cuda_device import CUDA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_streaming import ArrayBag, fail_from, formula, stream_threads, wait_until
@@ -742,11 +743,26 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
 def test_on_a_gpu(mix: int) -> None:
     """The same tiles arrive through page-locked slots, kept and used after the ring went round many times."""
     source = bag("a", 300, size=(32, 32))
-    chunks = list(open_loader([source], device="cuda", normalize=Normalize.half(), mix=mix))
+    chunks = list(open_loader([source], device=CUDA, normalize=Normalize.half(), mix=mix))
     for chunk in chunks:
         assert torch.equal(chunk.tiles.cpu(), formula(source.tiles[chunk.index]))
-    (whole,) = open_loader([source], device="cuda", normalize=Normalize.half(), mix=mix).bags()
+    (whole,) = open_loader([source], device=CUDA, normalize=Normalize.half(), mix=mix).bags()
     assert torch.equal(whole.tiles.cpu(), formula(source.tiles))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("interleave", [1, 3])
+def test_many_bags_on_a_gpu(interleave: int) -> None:
+    """Chunks and whole bags that are looked at after the epoch hold what was read, each in memory of its own."""
+    sources = {name: bag(name, 20 + 7 * k, size=(16, 24)) for k, name in enumerate("abcdef")}
+    loader = open_loader(list(sources.values()), device=CUDA, normalize=Normalize.half(), interleave=interleave)
+    for chunk in list(loader):
+        assert torch.equal(chunk.tiles.cpu(), formula(sources[chunk.bag].tiles[chunk.index]))
+    whole = list(loader.bags())
+    assert sorted(each.bag for each in whole) == sorted(sources)
+    for each in whole:
+        assert torch.equal(each.tiles.cpu(), formula(sources[each.bag].tiles))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from augment_reference import COLOURS as EVERY_COLOUR
+from cuda_device import DEVICES
 from test_streaming import numbered_bag, stream_threads
 
 from slideio_pipe import (
@@ -29,7 +30,6 @@ from slideio_pipe import (
 from slideio_pipe.augment.on_device import DeviceProgram
 from slideio_pipe.errors import ConfigError
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 LEVELS = Normalize(0.0, 1.0, rescale=1.0)  # what is normalised like this is levels, not rounded to bytes
 PIXELS = np.tile(EVERY_COLOUR, (5, 7, 1))
 STRONG = A.Compose([StainJitter(alpha=0.3, beta=0.1), ColorJitter(0.3, 0.3, 0.3, 0.1)])

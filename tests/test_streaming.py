@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cuda_device import CUDA, DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slideio_pipe.bag import Bag, TileBag
+from slideio_pipe.device import check_device
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
 from slideio_pipe.normalize import Normalize
 from slideio_pipe.slide import open_slide
 from slideio_pipe.streaming import TileBatch, TileStream, default_threads, stream
 from slideio_pipe.tiling import TileGrid
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 class ArrayBag:
@@ -126,7 +126,7 @@ def test_a_batch_is_what_it_says(device: str, dtype: torch.dtype) -> None:
     batch = next(open_stream(numbered_bag(5), device=device, dtype=dtype))
     assert batch.tiles.shape == (4, 3, 4, 6)
     assert batch.tiles.dtype == dtype
-    assert batch.tiles.device.type == device
+    assert batch.tiles.device.type == torch.device(device).type
     assert batch.tiles.is_contiguous(memory_format=torch.channels_last)
     assert (batch.index.dtype, batch.coords.dtype, batch.coords.shape) == (np.int64, np.int64, (4, 2))
     assert batch.bag == "array"
@@ -198,7 +198,7 @@ def test_the_reader_runs_at_most_prefetch_batches_ahead() -> None:
         wait_until(lambda: len(bag.read_sizes) == 4)
 
 
-@pytest.mark.parametrize(("device", "slots"), [("cpu", 1), pytest.param("cuda", 3, marks=pytest.mark.cuda)])
+@pytest.mark.parametrize(("device", "slots"), [("cpu", 1), pytest.param(CUDA, 3, marks=pytest.mark.cuda, id="cuda-3")])
 def test_memory_is_stated(device: str, slots: int) -> None:
     """The ring and the batches ahead are as large as documented, and not larger than the bag needs."""
     tile_bytes = 4 * 6 * 3
@@ -462,9 +462,9 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
 def test_a_slow_consumer_stream_sees_its_own_tiles() -> None:
     """Work queued on the consumer's stream reads the right tiles, although batches are dropped at once."""
     bag = noise_bag(400)
-    side, sums = torch.cuda.Stream(), []
-    with torch.cuda.stream(side):
-        for batch in open_stream(bag, device="cuda", batch_size=8):
+    device, sums = check_device(CUDA), []
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        for batch in open_stream(bag, device=device, batch_size=8):
             torch.cuda._sleep(2_000_000)  # the copy of later batches overtakes this one's use
             sums.append(batch.tiles.double().sum())
             del batch
@@ -486,7 +486,7 @@ def test_the_ring_is_page_locked() -> None:
         return read(indices, out, threads=threads)
 
     bag.read = spy  # type: ignore[method-assign]
-    list(open_stream(bag, device="cuda", prefetch=3))
+    list(open_stream(bag, device=CUDA, prefetch=3))
     assert len(addresses) == 3
 
 

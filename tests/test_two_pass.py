@@ -11,14 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from cuda_device import CUDA
+from memory_bag import MemoryBag
 from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.chunk_size import chunk_that_fits
 from slideio_pipe.mil.model import MilModel
 from slideio_pipe.mil.two_pass import TwoPass
+from slideio_pipe.normalize import Normalize
+from slideio_pipe.streaming import stream
 
 ROOT = Path(__file__).resolve().parents[1]
 TILES = 65
@@ -375,9 +380,23 @@ def test_each_attempt_is_freed_before_the_next() -> None:
     assert not network.memory.used
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_chunks_from_a_stream_on_a_gpu() -> None:
+    """The first pass takes each chunk when it is there; features are those of the CPU."""
+    bag, network = MemoryBag(50, 12, 12), encoder(dtype=torch.float32).eval()
+    bag.tiles[:] = (np.arange(50) * 37 % 251)[:, None, None, None]
+    plain = network(torch.from_numpy(bag.tiles).permute(0, 3, 1, 2) / 255).detach()
+    network.to(CUDA)
+    options = {"normalize": Normalize(0.0, 1.0), "batch_size": 4, "dtype": torch.float32}
+    with torch.no_grad():
+        found = TwoPass(network).encode(batch.tiles for batch in stream(bag, device=CUDA, **options)).features
+    torch.testing.assert_close(found.cpu(), plain, rtol=5e-3, atol=5e-3)
+
+
 _TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
-sys.path.insert(0, {root!r})
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from torch.nn.parallel import DistributedDataParallel
 from tests.test_two_pass import encoder, gradients, model, tiles
 from slideio_pipe.mil.two_pass import TwoPass

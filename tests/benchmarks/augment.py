@@ -9,7 +9,6 @@ seconds, which other programs on the machine disturb less. The sink writes the w
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyvips
+from benchmark import parsed, parser_of, require
 
 from slideio_pipe.augment.cpu import ColourProgram
 from slideio_pipe.augment.draw import Draw
@@ -143,6 +143,10 @@ def on_tiles(pixels: np.ndarray) -> None:
     tile = np.ascontiguousarray(pixels[:TILE, :TILE])
     out = np.empty_like(tile)
     print("\ndecoded 256-px tile, one thread")
+    image = pyvips.Image.new_from_array(tile).copy(interpretation="srgb")
+    lazily = apply_lazy(image, Draw(size=Size(TILE, TILE), canvas=Size(TILE, TILE), operations=CHAIN)).numpy()
+    apart = np.abs(lazily.astype(int) - ColourProgram(CHAIN).apply(tile)).max()
+    require(apart <= 1, f"the graph and the decoded tile are {apart} levels apart")
     for name, operations in {"tone": (TONE,), "stain": (STAIN,), "hue": (HSV,), "tone + hue + stain": CHAIN}.items():
         program = ColourProgram(operations)
         program.apply(tile, out)
@@ -164,16 +168,17 @@ def building() -> None:
     source = VirtualTiff(size, Size(512, 512), read_tile)
     draw = Draw(size=size, canvas=size, affine=(0.8, -0.6, 1e4, 0.6, 0.8, 2e3), operations=CHAIN)
     costs = [timed(lambda: apply_lazy(source.image, draw)) for _ in range(20)]
+    require(not read, f"building a graph decoded {len(read)} tiles")
     print(f"\ngraph over 100,000 × 100,000 px: {1e3 * median(w for _, w in costs):.1f} ms, {len(read)} tiles decoded")
 
 
 def main() -> None:
     """Run all of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--image", type=Path, help="a picture to repeat; a generated slide without one")
     parser.add_argument("--side", type=int, default=3072, help="side of the image, px")
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+    given = parsed(parser, side=512, rounds=1)
     warnings.simplefilter("ignore")
     pixels = picture(given.image, given.side)
     building()

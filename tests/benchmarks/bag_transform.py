@@ -10,7 +10,6 @@ itself runs on Pillow there); its crop cannot reach beyond the tile, so areas ab
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import tempfile
@@ -23,6 +22,7 @@ import cv2
 import numpy as np
 import openslide
 import torch
+from benchmark import parsed, parser_of, require
 from PIL import Image, ImageEnhance
 
 import slideio_pipe as sp
@@ -50,7 +50,10 @@ def ours(slide: Path, count: int, epoch: int) -> int:
         normalize = sp.Normalize((0.5,) * 3, (0.5,) * 3)
         chosen = _chosen(columns, rows, count)
         batches = sp.stream(bag, device="cpu", normalize=normalize, batch_size=16, threads=1, indices=chosen)
-        return sum(len(batch.tiles) for batch in batches)
+        made = torch.cat([batch.tiles for batch in batches])
+        usual = made.shape[1:] == (3, OUT, OUT) and made.dtype == torch.float16 and bool((made.abs() <= 1).all())
+        require(usual, f"tiles are {tuple(made.shape)} {made.dtype}, or beyond -1 to 1")
+        return len(made)
 
 
 def pillow(slide: Path, count: int, epoch: int) -> int:
@@ -90,15 +93,19 @@ def _chosen(columns: int, rows: int, wanted: int) -> np.ndarray:
 
 def main() -> None:
     """Run both in turn and print medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--slide", type=Path)
     parser.add_argument("--tiles", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    parser.add_argument("--side", type=int, default=16_384, help="of the slide that is made, px")
+    args = parsed(parser, tiles=4, rounds=1, side=3072)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
-        slide = args.slide or sp.write_synthetic_slide(Path(folder) / "a.svs", size=(16_384, 12_288), seed=1).path
+        slide = (
+            args.slide
+            or sp.write_synthetic_slide(Path(folder) / "a.svs", size=(args.side, args.side * 3 // 4), seed=1).path
+        )
         ways: dict[str, Callable[[Path, int, int], int]] = {"slideio_pipe": ours, "OpenSlide + Pillow": pillow}
         cost: dict[str, list[float]] = {name: [] for name in ways}
         for way in ways.values():
@@ -107,6 +114,7 @@ def main() -> None:
             for name, way in ways.items():
                 cpu, wall = time.process_time(), time.perf_counter()
                 tiles = way(slide, args.tiles, epoch)
+                require(tiles == args.tiles, f"{name} made {tiles} of {args.tiles} tiles")
                 cost[name].append((time.process_time() - cpu) / tiles * 1e3)
                 waited = (time.perf_counter() - wall) / tiles * 1e3
                 print(f"{name:20} {cost[name][-1]:7.2f} ms CPU, {waited:7.2f} wall")

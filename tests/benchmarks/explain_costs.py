@@ -15,6 +15,7 @@ import albumentationsxl as A
 import cv2
 import numpy as np
 import pyvips
+from benchmark import parsed, parser_of, require
 
 import slideio_pipe as sp
 from slideio_pipe.augment.cpu import ColourProgram
@@ -40,20 +41,26 @@ LAZY = [
 ]
 
 
-def milliseconds(way: Callable[[], object], calls: int) -> float:
+def milliseconds(way: Callable[[], object], calls: int, rounds: int) -> float:
     """Return the median CPU time of a call."""
-    way()
-    rounds = []
-    for _ in range(5):
+    found = np.asarray(way())
+    require(found.shape == (*SIDE, 3) and found.dtype == np.uint8, f"a step made {found.shape} {found.dtype}")
+    costs = []
+    for _ in range(rounds):
         started = time.process_time()
         for _ in range(calls):
             way()
-        rounds.append((time.process_time() - started) / calls * 1e3)
-    return statistics.median(rounds)
+        costs.append((time.process_time() - started) / calls * 1e3)
+    return statistics.median(costs)
 
 
 def main() -> None:
     """Measure on a tissue tile and print a line per step."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=15)
+    given = parsed(parser, rounds=1, calls=1)
+    calls, rounds = given.calls, given.rounds
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         made = sp.write_synthetic_slide(Path(folder) / "a.svs", size=(2048, 2048), seed=2)
@@ -61,13 +68,13 @@ def main() -> None:
     programs = {type(t).__name__: ColourProgram(sp.draw(t, seed=3, size=SIDE).operations) for t in LOWERED}
     programs["Lab"] = ColourProgram((Lab(gain=(1.1, 1.0, 1.0)),))
     for name, program in programs.items():
-        print(f"{name:26} {milliseconds(lambda p=program: p.apply(tile), 15):6.2f}")  # type: ignore[misc]
+        print(f"{name:26} {milliseconds(lambda p=program: p.apply(tile), calls, rounds):6.2f}")  # type: ignore[misc]
     turn = np.array([[0.9, -0.3, 30], [0.3, 0.9, -10]])
-    print(f"{'geometry':26} {milliseconds(lambda: cv2.warpAffine(tile, turn, SIDE), 15):6.2f}")
+    print(f"{'geometry':26} {milliseconds(lambda: cv2.warpAffine(tile, turn, SIDE), calls, rounds):6.2f}")
     image = pyvips.Image.new_from_array(tile).copy(interpretation="srgb")
     for transform in LAZY:
         drawn = sp.draw(transform, tile=0, seed=3, size=SIDE)
-        cost = milliseconds(lambda d=drawn: apply_lazy(image, d).numpy(), 5)  # type: ignore[misc]
+        cost = milliseconds(lambda d=drawn: apply_lazy(image, d).numpy(), -(-calls // 3), rounds)  # type: ignore[misc]
         print(f"{type(transform).__name__:26} {cost:6.2f}  (libvips graph)")
 
 

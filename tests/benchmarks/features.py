@@ -11,7 +11,6 @@ share is the time between its first batch and the end of its last one in which i
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ import numpy as np
 import openslide
 import psutil
 import torch
+from benchmark import parsed, parser_of, require
 from PIL import Image
 from torch import nn
 
@@ -113,7 +113,7 @@ def compare(slides: list[Path], rounds: int, tile_ms: float | None, scratch: Pat
             continue
         figures["ours"].append((count / seconds, count / cpu, idle))
         same, seconds, cpu = timed(lambda: plain_loop(slides, places, device))
-        assert same == count
+        require(same == count == sum(map(len, places.values())), f"{count} and {same} tiles were encoded")
         figures["plain"].append((count / seconds, count / cpu, device.idle()))
     what = "a small CNN on the CPU" if tile_ms is None else f"a device of {tile_ms:g} ms per tile"
     print(f"{what}: {len(slides)} slides, {count:,} tiles, {rounds} rounds")
@@ -126,11 +126,11 @@ def compare(slides: list[Path], rounds: int, tile_ms: float | None, scratch: Pat
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--slides", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tile-ms", type=float, default=10.0)
-    given = parser.parse_args()
+    given = parsed(parser, slides=2, rounds=1, tile_ms=1.0)
     with tempfile.TemporaryDirectory() as folder:
         made = [Path(folder) / f"s{k}.svs" for k in range(given.slides)]
         for k, path in enumerate(made):

@@ -4,13 +4,15 @@
 
     python tests/benchmarks/gpu.py --json gpu.json            # a CUDA machine, about a minute
     python tests/benchmarks/gpu.py --device cpu --quick       # the same code on a CPU, in seconds
+
+Without a CUDA device it ends with exit code 3.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +23,15 @@ import cv2
 import imagecodecs
 import numpy as np
 import torch
+from benchmark import parsed, parser_of, require
 from torch import Tensor, nn
 
-from slideio_pipe.device import Sender, check_device
+from slideio_pipe.device import Sender, check_device, on_device
 from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from slideio_pipe.staging import Ring
 from slideio_pipe.streaming import default_threads, stream
 
+NO_DEVICE = 3  # exit code
 Row = tuple[str, float, str]  # what, value, unit
 
 
@@ -97,6 +101,15 @@ class Bench:
         if self.cuda:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+    def check(self) -> None:
+        """Compare the stream with the formula, in float64, on the bytes that the decoder gives."""
+        index = np.arange(min(8, len(self.bag)))
+        pixels = self.bag.read(index, np.empty((len(index), self.size, self.size, 3), np.uint8), threads=1)
+        exact = ((pixels / 255 - IMAGENET_MEAN) / IMAGENET_STD).transpose(0, 3, 1, 2)
+        found = next(iter(self.open())).tiles[: len(index)].double().cpu().numpy()
+        apart = float(np.abs(found - exact[: len(found)]).max())
+        require(apart <= 2e-3, f"streamed tiles are {apart:.4f} from the formula")
 
     def normalisation(self) -> list[Row]:
         """Bandwidth of the kernel, 1 byte read and 2 written per value, beside that of a device copy."""
@@ -169,25 +182,27 @@ class Bench:
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parsed(parser)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit("no CUDA device here; --device cpu --quick runs the same code on the CPU")
+        print("no CUDA device here; --device cpu --quick runs the same code on the CPU", file=sys.stderr)
+        raise SystemExit(NO_DEVICE)
     device = check_device(options.device)
     size, batch, batches = (256, 256, 40) if device.type == "cuda" else (256, 64, 2)
     if options.quick:
         size, batch, batches = 64, 4, 4
     bench = Bench(device, size, batch, batches, options.threads)
-    rows = bench.normalisation() + bench.copies() + bench.streaming()
+    with on_device(device):
+        bench.check()
+        rows = bench.normalisation() + bench.copies() + bench.streaming()
     machine = torch.cuda.get_device_name(device) if bench.cuda else platform.machine()
     print(f"{machine}, torch {torch.__version__}, {batch} tiles of {size} px per batch, {options.threads} threads")
     for what, value, unit in rows:

@@ -11,7 +11,6 @@ next begins with an empty folder.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -23,6 +22,8 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+
+from benchmark import parsed, parser_of
 
 import slideio_pipe as sp
 
@@ -98,12 +99,12 @@ def kill(victim: str, run: subprocess.Popen[bytes], cluster: Cluster | None, rng
     return True
 
 
-def main(times: int, slides: int, seed: int, on_cluster: bool, scratch: Path) -> int:
+def main(times: int, slides: int, side: int, seed: int, on_cluster: bool, scratch: Path) -> int:
     """Kill so many times, and print what was found."""
     rng, counts, problems = random.Random(seed), Counter[str](), list[str]()
     (scratch / "slides").mkdir()
     for k in range(slides):
-        sp.write_synthetic_slide(scratch / "slides" / f"s{k}.svs", size=(3072, 2304), seed=k)
+        sp.write_synthetic_slide(scratch / "slides" / f"s{k}.svs", size=(side, side * 3 // 4), seed=k)
     cluster = Cluster(scratch) if on_cluster else None
     who = ["--workers", "2"] if cluster is None else ["--cluster", cluster.address]
     begun = time.monotonic()
@@ -150,11 +151,12 @@ def main(times: int, slides: int, seed: int, on_cluster: bool, scratch: Path) ->
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--slides", type=int, default=4)
+    parser.add_argument("--side", type=int, default=3072, help="of a slide, px")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cluster", action="store_true")
-    given = parser.parse_args()
+    given = parsed(parser, times=1, slides=2, side=768)
     with tempfile.TemporaryDirectory() as folder:
-        sys.exit(main(given.times, given.slides, given.seed, given.cluster, Path(folder)))
+        sys.exit(main(given.times, given.slides, given.side, given.seed, given.cluster, Path(folder)))

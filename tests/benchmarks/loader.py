@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from benchmark import parsed, parser_of, require
 
 import slideio_pipe as sp
 from slideio_pipe.cohort import CohortSlide
@@ -74,6 +75,14 @@ def plain_loader(slide: Path, tiles: int, workers: int) -> int:
     )
     normalize = sp.Normalize.imagenet()
     return sum(len(normalize(whole.tiles)) for whole in loader)
+
+
+def check(slide: Path) -> None:
+    """Compare chunks with the bag that they are of."""
+    bag = sp.BagDataset([slide], CONFIG).open(0)
+    for chunk in make_loader([slide], 32, 2, normalize=None, mix=2, chunk_size=8):
+        same = np.array_equal(chunk.tiles.permute(0, 2, 3, 1).numpy(), bag.read(chunk.index))
+        require(same, "the loader delivers other tiles than the bag has")
 
 
 def rates(slide: Path, tiles: int, rounds: int) -> list[dict[str, Any]]:
@@ -150,6 +159,7 @@ def memory(slide: Path, slides: int, tiles: int) -> dict[str, Any]:
     copies = [CohortSlide(slide, f"slide {k}") for k in range(slides)]
     loader = make_loader(copies, 64, 2)  # type: ignore[arg-type]
     grown = [process.memory_info().rss for chunk in loader if chunk.last]
+    require(len(grown) == slides, f"{len(grown)} of {slides} slides were delivered")
     half = len(grown) // 2
     growth = statistics.median(grown[-20:]) - statistics.median(grown[half : half + 20])
     return {
@@ -161,21 +171,23 @@ def memory(slide: Path, slides: int, tiles: int) -> dict[str, Any]:
 
 def main() -> None:
     """Print the table; memory in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--slide", type=Path)
     parser.add_argument("--tiles", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slides", type=int, default=200, help="opened and closed for the growth of memory")
     parser.add_argument("--large", type=int, default=640, help="tiles of 1024 px read for the resident memory")
+    parser.add_argument("--side", type=int, default=20_000, help="of the slide that is made, px")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parsed(parser, tiles=16, rounds=1, slides=4, large=4, side=2304)
     if args.memory_only:
         print(json.dumps(memory(args.slide, args.slides, args.large)))
         return
     with tempfile.TemporaryDirectory() as folder:
         slide = args.slide or Path(folder) / "big.svs"
         if args.slide is None:
-            sp.write_synthetic_slide(slide, size=(20_000, 20_000), seed=1)
+            sp.write_synthetic_slide(slide, size=(args.side, args.side), seed=1)
+        check(slide)
         for row in rates(slide, args.tiles, args.rounds):
             wall, cpu = ("{:.2f} ({:.2f}–{:.2f})".format(*row[key]) for key in ("ratio", "cpu_ratio"))
             print(

@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmark import parsed, parser_of, require
+
 MB = 1e6
 
 
@@ -56,12 +58,13 @@ STEPS = {"export": export, "stream": stream_slide}
 
 def main() -> None:
     """Run both steps, each in a fresh interpreter, and print their peaks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--slide", type=Path)
+    parser.add_argument("--side", type=int, default=40_000, help="of the slide that is made, px")
     parser.add_argument("--mpp", type=float, default=0.25)
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parsed(parser, side=2048)
     if args.step:
         result = STEPS[args.step](args.slide, args.mpp, args.out)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -72,12 +75,14 @@ def main() -> None:
         if args.slide is None:
             from slideio_pipe.synthetic import write_synthetic_slide
 
-            write_synthetic_slide(slide, size=(40_000, 40_000), seed=1)
+            write_synthetic_slide(slide, size=(args.side, args.side), seed=1)
         for step in STEPS:
             out = Path(folder) / "a.bag.zarr"
             command = [sys.executable, __file__, "--slide", slide, "--mpp", str(args.mpp), "--step", step, "--out", out]
             done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
             r = json.loads(done.stdout)
+            require(r["tiles"] > 0, f"{step} found no tile")
+            require(r.get("largest_error", 0) <= 1e-3, f"a value is {r.get('largest_error')} from float64")
             error = f", largest error {r['largest_error']:.6f}" if "largest_error" in r else ""
             print(
                 f"{step:7} {r['tiles']:7,} tiles in {r['seconds']:6.1f} s, {r['tiles'] / r['seconds']:6.0f} tiles/s, "

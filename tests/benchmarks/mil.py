@@ -13,10 +13,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
+from benchmark import parsed, parser_of
 from mil_costs import memory, times
 from mil_learning import end_to_end
 from mil_musk import PUBLISHED, musk
@@ -29,23 +29,23 @@ CASES = ("musk", "gradient", "memory", "time", "end-to-end", "stain", "resume")
 
 def main() -> None:
     """Run a case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with bags/musk1.csv")
     parser.add_argument("--pool", choices=list(PUBLISHED), nargs="*", default=list(PUBLISHED))
     parser.add_argument("--out", type=Path, default=Path("mil-benchmark"))
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings of end-to-end and stain")
-    given = parser.parse_args()
+    given = parsed(parser)
     torch.set_num_threads(given.threads)
     calls = {
-        "musk": lambda: musk(given.data / "bags" / "musk1.csv", pools=given.pool),
-        "gradient": gradient,
-        "memory": memory,
-        "time": times,
-        "end-to-end": lambda: [end_to_end(given.out, seed) for seed in given.seeds],
-        "stain": lambda: stain(given.out, given.seeds),
-        "resume": resume,
+        "musk": lambda: musk(given.data / "bags" / "musk1.csv", pools=given.pool, quick=given.quick),
+        "gradient": lambda: gradient(quick=given.quick),
+        "memory": lambda: memory(quick=given.quick),
+        "time": lambda: times(quick=given.quick),
+        "end-to-end": lambda: [end_to_end(given.out, seed, quick=given.quick) for seed in given.seeds],
+        "stain": lambda: stain(given.out, given.seeds, quick=given.quick),
+        "resume": lambda: resume(quick=given.quick),
     }
     calls[given.case]()
 

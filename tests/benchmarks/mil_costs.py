@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmark import require
 from mil_passes import in_two_passes, plain
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -85,12 +86,12 @@ class Drawn:
         return {"slide": {"name": self.name}, "view": {"mpp": [0.5, 0.5]}, "grid": {"tile_size": _SIDE}}
 
 
-def memory() -> None:
+def memory(*, quick: bool = False) -> None:
     """Print the peak memory of a step, each in a process of its own."""
     kind = "max_memory_allocated" if torch.cuda.is_available() else "peak resident"
     print(f"| tiles of {_SIDE} px | keep_gb | {kind}, MB | more than before the step, MB |\n|---|---|---|---|")
-    for keep in ("0", "default"):
-        for count in _COUNTS:
+    for keep in ("0",) if quick else ("0", "default"):
+        for count in (100,) if quick else _COUNTS:
             done = subprocess.run(
                 [sys.executable, "-W", "ignore", __file__, str(count), keep],
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -99,6 +100,9 @@ def memory() -> None:
                 check=True,
             )
             peak, before = json.loads(done.stdout)
+            floats = count * _SIDE * _SIDE * 3 * 4 / 1e6  # MB of all tiles as the encoder takes them
+            require(count < 1000 or peak - before < floats, f"{peak - before:.0f} MB for {count} tiles")
+            require(peak >= before > 0, f"a peak of {peak} MB after {before} MB")
             print(f"| {count:,} | {keep} | {peak:,.0f} | {peak - before:,.0f} |", flush=True)
 
 
@@ -131,13 +135,15 @@ def peak(device: torch.device) -> float:
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
-def times(rounds: int = 5) -> None:
+def times(rounds: int = 5, *, quick: bool = False) -> None:
     """Print CPU time of two passes over that of plain back-propagation, taking turns."""
     print("| encoder | bag | two passes / plain: CPU time, median (least to most) | wall time |\n|---|---|---|---|")
     cases: list[tuple[str, nn.Module, int, int, int]] = [
         ("small", SmallEncoder(64), 64, 512, 64),
         ("like ResNet-18", resnet(), 512, 192, 64),
     ]
+    if quick:
+        rounds, cases = 1, [("small", SmallEncoder(64), 64, 130, 32)]
     for name, encoder, width, count, side in cases:
         encoder.eval()
         model, tiles = MilModel(width, 1, dropout=0.0), torch.rand(count, 3, side, side)
@@ -146,6 +152,8 @@ def times(rounds: int = 5) -> None:
                   lambda e=encoder, m=model, t=tiles: plain(e, m, t))
             for _ in range(rounds + 1)
         ][1:]  # fmt: skip
+        cpu = statistics.median(each[0] for each in ratios)
+        require(0.2 < cpu < 5, f"two passes take {cpu:.1f} times the CPU time of one")
         cells = [
             f"{statistics.median(column):.2f} ({min(column):.2f} to {max(column):.2f})"
             for column in zip(*ratios, strict=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from benchmark import require
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc
 
@@ -19,24 +20,27 @@ from slideio_pipe.mil.prediction import Prediction
 from slideio_pipe.mil.predictor import load_predictor
 from slideio_pipe.mil.settings import TrainConfig, load_train_config
 
+QUICK = {"slides": 12, "size": (1024, 768)}
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mil-end-to-end.yaml"
 
 
-def settings(*, augmented: bool, seed: int = 0) -> TrainConfig:
+def settings(*, augmented: bool, seed: int = 0, quick: bool = False) -> TrainConfig:
     """Return the configuration of ``configs``, with its transform of slides, or with its turns and no other stain."""
     config = load_train_config(CONFIG)
     fit_config = config.fit.model_copy(update={"accelerator": "cpu", "save_every": 10})
+    if quick:
+        fit_config = fit_config.model_copy(update={"epochs": 1, "bootstrap": 0})
     update: dict[str, object] = {"fit": fit_config, "seed": seed}
     if not augmented:
         update["slide_transform"] = str(CONFIG.with_name("mil-turns.yaml"))
     return config.model_copy(update=update)
 
 
-def trained(folder: Path, *, augmented: bool, seed: int = 0) -> Fitted:
+def trained(folder: Path, *, augmented: bool, seed: int = 0, quick: bool = False) -> Fitted:
     """Return the training on the cohort, made now or before; how long it took is in its history."""
-    cohort = write_mil_cohort(folder / "cohort")
+    cohort = write_mil_cohort(folder / "cohort", **(QUICK if quick else {}))
     name = f"{'drawn' if augmented else 'plain'}-{seed}"
-    return fit(cohort, settings(augmented=augmented, seed=seed), folder / name)
+    return fit(cohort, settings(augmented=augmented, seed=seed, quick=quick), folder / name)
 
 
 def predicted(fitted: Fitted, cohort: Path, *, every: bool = False) -> list[tuple[Prediction, NDArray[np.bool_]]]:
@@ -85,10 +89,10 @@ def auroc(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
     return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(truth.astype(np.int64))))
 
 
-def end_to_end(folder: Path, seed: int = 0) -> None:
+def end_to_end(folder: Path, seed: int = 0, *, quick: bool = False) -> None:
     """Print what is reached on slides that were held out, and in which time."""
     before = time.process_time()
-    fitted = trained(folder, augmented=True, seed=seed)
+    fitted = trained(folder, augmented=True, seed=seed, quick=quick)
     cpu, wall = time.process_time() - before, sum(row["seconds"] for row in fitted.history[0])
     found = figures(predicted(fitted, folder / "cohort" / "cohort.csv"))
     config = load_train_config(fitted.folder / "config.yaml")
@@ -96,4 +100,6 @@ def end_to_end(folder: Path, seed: int = 0) -> None:
     parted = f"sensitivity {found['sensitivity']:.2f}, specificity {found['specificity']:.2f}"
     print(f"  held-out slides: AUROC {found['auroc']:.3f}, {parted}")
     least = found["attention_least"]
+    require(all(0 <= value <= 1 for value in found.values()), f"figures beyond 0 and 1: {found}")
+    require(quick or found["auroc"] >= 0.9, f"an AUROC of {found['auroc']:.3f}: it did not learn")
     print(f"  attention of lesion tiles against the rest: AUROC {found['attention']:.3f}, least of a slide {least:.3f}")

@@ -8,7 +8,6 @@ drawn. Our writer makes every shard durable (fsync); the others do not. Files ar
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from benchmark import parsed, parser_of, require
 
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.store import open_bag, save_bag
@@ -154,13 +154,13 @@ def compare(title: str, tiles: int, candidates: dict[str, Callable[[], None]], r
 
 def main() -> None:
     """Measure writing, reading in sequence, and reading single tiles, for each way to store pixels."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--tiles", type=int, default=1024)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
-    options = parser.parse_args()
+    options = parsed(parser, tiles=32, size=64, rounds=1, batch=16)
     tiles = cut_tiles(options.tiles, options.size)
     print(f"{len(tiles)} tiles of {options.size}², {os.cpu_count()} cores, Python {sys.version.split()[0]}")
     numbers = np.arange(len(tiles))
@@ -170,6 +170,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as name:
             folder = Path(name)
             bag = save_bag(MemoryBag(tiles), folder / "bag", pixels=pixels)
+            require(np.array_equal(open_bag(bag.path)[:], tiles), f"{pixels}: the bag has other tiles than were saved")
+            theirs = zarr.open_array(bag.path / "tiles", mode="r")[:]
+            require(np.array_equal(theirs, tiles), f"{pixels}: zarr-python reads other tiles than were saved")
             size = sum(file.stat().st_size for file in bag.path.rglob("*") if file.is_file())
             raw = tiles.nbytes / size
             title = f"write, {pixels} ({raw:.2f} times smaller than raw)"

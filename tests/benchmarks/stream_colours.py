@@ -10,12 +10,13 @@ The slide is an array, so that next to nothing is decoded. Both sides run in tur
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
 import albumentationsxl as A
 import numpy as np
+import torch
+from benchmark import parsed, parser_of, require
 
 import slideio_pipe as sp
 
@@ -35,11 +36,11 @@ def measured(bag: sp.TileBag, device: str, colours: str) -> tuple[float, float]:
 
 def main() -> None:
     """Print one line for each chain, drawn once for the slide and once per tile."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", type=int, default=4096, help="of the slide, px")
-    args = parser.parse_args()
+    args = parsed(parser, side=512, rounds=1)
     blocks = np.random.default_rng(0).integers(60, 256, (args.side // 8, args.side // 8, 3), dtype=np.uint8)
     slide = sp.open_slide(blocks.repeat(8, axis=0).repeat(8, axis=1), slide_mpp=0.5)
     for name, transform in CHAINS.items():
@@ -47,6 +48,11 @@ def main() -> None:
             view = slide.view(transform=transform if drawn == "slide" else None, seed=1)
             grid = sp.TileGrid(view, tile_size=256)
             bag = sp.TileBag(view, grid, tile_transform=transform if drawn == "tile" else None, seed=1)
+            levels = sp.Normalize(0.0, 1.0, rescale=1.0)
+            options = {"device": args.device, "normalize": levels, "batch_size": 4, "dtype": torch.float32}
+            host, device = (next(sp.stream(bag, colours=c, **options)).tiles for c in ("host", "device"))
+            apart = float((host - device).abs().max())
+            require(apart <= 1.01, f"{name}: host and device are {apart:.2f} levels apart")
             rounds = [{c: measured(bag, args.device, c) for c in ("host", "device")} for _ in range(args.rounds + 1)]
             cells = []
             for colours in ("host", "device"):

@@ -1,0 +1,85 @@
+"""Every benchmark runs with `--quick`, and fails where its result is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent / "benchmarks"
+PARTS = {"benchmark", "mil_costs", "mil_learning", "mil_musk", "mil_passes", "mil_resume", "mil_stain"}
+RUNS = [
+    "augment",
+    "augment_device",
+    "bag_transform",
+    "cohort schedule",
+    "cohort export",
+    "cohort page",
+    "explain_costs",
+    "features",
+    "gpu --device cpu",
+    "kills",
+    "loader",
+    "memory",
+    "mil musk",
+    "mil gradient",
+    "mil memory",
+    "mil time",
+    "mil end-to-end",
+    "mil stain",
+    "mil resume",
+    "peers",
+    "save_view",
+    "store",
+    "store_jpeg",
+    "stream_colours",
+]
+
+
+def start(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark quickly, in an empty folder."""
+    script, *arguments = command.split()
+    paths = os.pathsep.join([str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, str(FOLDER / f"{script}.py"), *arguments, "--quick"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_it_runs_and_its_result_is_right(command: str, tmp_path: Path) -> None:
+    """In seconds; it checks pixels, counts and bounds itself."""
+    done = start(command, tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert done.stdout.strip()
+
+
+def test_none_is_left_out() -> None:
+    """Each script is run, or is a part of one that is."""
+    scripts = {path.stem for path in FOLDER.glob("*.py")}
+    assert scripts == {command.split()[0] for command in RUNS} | PARTS
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
+def test_a_gpu_is_asked_for_where_there_is_none(tmp_path: Path) -> None:
+    """It says so, with an exit code of its own."""
+    done = start("gpu", tmp_path)
+    assert done.returncode == 3
+    assert "no CUDA device" in done.stderr
+
+
+def test_a_wrong_result_ends_with_an_error(tmp_path: Path) -> None:
+    """The check that all of them use: exit code 1 and what is wrong."""
+    code = "from benchmark import require; require(True, 'a'); require(False, 'other pixels')"
+    path = os.environ | {"PYTHONPATH": str(FOLDER)}
+    done = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (1, "WRONG RESULT: other pixels")

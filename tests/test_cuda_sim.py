@@ -1,0 +1,56 @@
+"""Tests marked ``cuda`` on a simulated, asynchronous CUDA: see tests/cuda_sim/README.md."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_sim.install import build, reason_not_to
+
+TESTS = Path(__file__).parent
+FILES = ("streaming", "device", "loader", "stream_colours", "encoding", "two_pass")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is compiled, once."""
+    reason = reason_not_to()
+    if reason is not None:
+        pytest.skip(reason)
+    made = tmp_path_factory.mktemp("cuda_sim")
+    build(made)
+    return made
+
+
+def run(folder: Path, device: str, *files: str) -> str:
+    """Run tests in a process of its own, and return what pytest printed."""
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    known = {"PYTHONPATH": paths, "CUDA_SIM_BUILD": str(folder), "TEST_CUDA_DEVICE": device}
+    options = ["-p", "cuda_sim.plugin", "-p", "no:cacheprovider", "-m", "cuda"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *files],
+        cwd=TESTS.parent,
+        env=os.environ | known,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+def test_everything_waits_for_what_it_uses(folder: Path, device: str) -> None:
+    """As late as possible and in two random orders; on the second device from threads whose device is the first."""
+    said = run(folder, device, *(f"tests/test_{name}.py" for name in FILES))
+    assert " passed" in said
+    assert "skipped" not in said
+
+
+def test_missing_waits_are_noticed(folder: Path) -> None:
+    """Each safeguard, removed, makes something wrong."""
+    assert "12 passed" in run(folder, "cuda:1", "tests/cuda_sim/test_safeguards.py")
