@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +29,13 @@ Label = int | float | str | None
 
 # Drawing takes 0.1 to 0.4 ms, and pixels, colours and labels of a tile each ask for its draw.
 _DRAWS_KEPT = 1024
+
+
+def check_bag(bag: object) -> None:
+    """Raise ConfigError for what is no bag, such as the path of one."""
+    if not (hasattr(bag, "name") and hasattr(bag, "coords")):
+        remedy = "pass open_bag(path)" if isinstance(bag, str | Path) else "pass a TileBag, or open_bag(path)"
+        raise ConfigError(f"a {type(bag).__name__} is no bag of tiles", remedy=remedy)
 
 
 @runtime_checkable

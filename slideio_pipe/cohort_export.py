@@ -15,7 +15,7 @@ from typing import Any
 from slideio_pipe.bag import TileBag
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.cohort_page import picture_file
-from slideio_pipe.config import ExportConfig
+from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import SlideioPipeWarning
 from slideio_pipe.export import Exported, bag_name, export_slide, make_folder, overview
 from slideio_pipe.mask_files import write_file
@@ -97,7 +97,7 @@ class ExportWork:
 def export_cohort(
     cohort: Any,
     out: str | Path,
-    config: ExportConfig | None = None,
+    config: ExportConfig | str | Path | Mapping[str, Any] | None = None,
     *,
     workers: int = 1,
     threads: int | None = None,
@@ -121,7 +121,7 @@ def export_cohort(
         A manifest, a folder, a pattern or a list of slides; see ``Cohort.of``.
     out : str or Path
         The folder of the bags, ``<name>.bag.zarr``, and of ``report.html``, ``run.json`` and ``failures.csv``.
-    config : ExportConfig, optional
+    config : ExportConfig, path of a YAML file or dict, optional
         Resolution, tissue, grid and codec; a slide's own mpp and mask come from the cohort.
     workers : int
         Processes. In a script, call it below ``if __name__ == "__main__":``.
@@ -172,7 +172,7 @@ def export_cohort(
     if threads is None:
         threads = 1 if cluster is not None else max(1, min(8, (os.cpu_count() or 1) // max(1, workers)))
     return run_cohort(
-        ExportWork(folder, config or ExportConfig(), threads, allow_empty, on_error),
+        ExportWork(folder, export_config(config), threads, allow_empty, on_error),
         slides,
         folder,
         workers=workers,

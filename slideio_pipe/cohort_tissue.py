@@ -10,7 +10,7 @@ from typing import Any
 
 from slideio_pipe.cohort import Cohort, CohortSlide
 from slideio_pipe.cohort_records import Records
-from slideio_pipe.config import ExportConfig
+from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputExistsError, SlideioPipeError
 from slideio_pipe.export import SUFFIX, bag_name
 from slideio_pipe.manifest import TABLES
@@ -68,7 +68,7 @@ class TissueWork:
 def tissue_cohort(
     cohort: Any,
     out: str | Path,
-    config: ExportConfig | None = None,
+    config: ExportConfig | str | Path | Mapping[str, Any] | None = None,
     *,
     form: str = "geojson",
     manifest: str | Path | None = None,
@@ -92,7 +92,7 @@ def tissue_cohort(
         A manifest, a folder, a pattern or a list of slides; see ``Cohort.of``.
     out : str or Path
         The folder of the masks, ``<name>.geojson``, of ``run.json`` and of ``failures.csv``.
-    config : ExportConfig, optional
+    config : ExportConfig, path of a YAML file or dict, optional
         Its sections slide and tissue; a slide's own mpp comes from the cohort.
     form : "geojson" or "png"
         Outlines, or a grey picture of the whole slide.
@@ -134,7 +134,7 @@ def tissue_cohort(
     target = None if manifest is None else Path(manifest).expanduser()
     if target is not None:
         _check_manifest(target, cohort, slides, overwrite)
-    work = TissueWork(folder, config or ExportConfig(), form, on_error)
+    work = TissueWork(folder, export_config(config), form, on_error)
     report = run_cohort(
         work,
         Cohort.unchecked(slide for slide in slides if slide.mask is None),

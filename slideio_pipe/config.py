@@ -255,6 +255,24 @@ def load_config(path: str | Path) -> ExportConfig:
     return load_record(ExportConfig, path, "see configs/export.yaml")
 
 
+def export_config(source: ExportConfig | str | Path | Mapping[str, Any] | None) -> ExportConfig:
+    """Return an export configuration as it is given: a record, a YAML file, a dictionary, or None for the defaults.
+
+    Raises
+    ------
+    ConfigError
+        It is none of these, the file is missing or no YAML mapping, or keys are unknown or values impossible.
+    """
+    if isinstance(source, ExportConfig):
+        return source
+    if source is None or isinstance(source, Mapping):
+        return _validated(ExportConfig, None, dict(source or {}), "see configs/export.yaml")
+    if isinstance(source, str | Path):
+        return load_config(source)
+    remedy = "pass an ExportConfig, the path of a YAML file, or a dictionary"
+    raise ConfigError(f"a configuration is no {type(source).__name__}", remedy=remedy)
+
+
 def load_cluster_config(path: str | Path) -> ClusterConfig:
     """Read from YAML what is asked of SLURM; unknown keys are refused, those of ``options`` passed on.
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideio_pipe.bag import Bag
+from slideio_pipe.bag import Bag, check_bag
 from slideio_pipe.device import StreamMark, check_device, on_device
 from slideio_pipe.encoders import Encoder, EncoderOnDevice, load_encoders
 from slideio_pipe.encoders.encoder import DTYPES
@@ -212,6 +212,7 @@ def encode_bag(
     >>> encode_bag(bag, tiny, device="cpu")["tiny"].shape
     (15, 8)
     """
+    check_bag(bag)
     encoding = Encoding(load_encoders(encoders), device=device, batch_size=batch_size, dtype=dtype)
     rows = encoding.rows(bag.name, np.asarray(bag.coords), list(encoding.batches))
     chunks = stream(bag, device=encoding.device, normalize=None, batch_size=batch_size, threads=threads)

@@ -93,6 +93,9 @@ def open_slide(
     default = None if default_mpp is None else checked_mpp("default_mpp", default_mpp)
     if isinstance(path, np.ndarray):
         return Slide(None, NumpyBackend(path), given, default_mpp=default, array=path)
+    if not isinstance(path, str | Path):
+        remedy = "pass the path of a slide, or pixels (height, width, 3) uint8"
+        raise ConfigError(f"a {type(path).__name__} is no slide", remedy=remedy)
     resolved = Path(path).expanduser().absolute()  # a worker that reopens it may stand in another folder
     check_process()
     try:

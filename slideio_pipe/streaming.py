@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.bag import Bag, Label, UncolouredBag
+from slideio_pipe.bag import Bag, Label, UncolouredBag, check_bag
 from slideio_pipe.device import Colours, Sender, Sent, check_device
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.normalize import Normalize, check_dtype
@@ -201,6 +201,7 @@ def stream(
     What the bag's reader raises, such as ``CorruptSlideError``, is raised after the batches before it.
     On CUDA the tiles are safe on the stream that is current when the batch is taken.
     """
+    check_bag(bag)
     sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))
     positions = _positions(indices, _tile_count(bag), bag.name)
     return TileStream(

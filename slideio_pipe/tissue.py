@@ -282,6 +282,7 @@ class TissueMask:
         classes : sequence of str, optional
             The QuPath classes to take, "unclassified" for polygons without. By default all but "Ignore" and "…*".
         """
+        _check_slide(slide)
         path = Path(path)
         width, height, affine = _grid(slide, mpp)
         to_mask = affine.inverse()
@@ -293,6 +294,7 @@ class TissueMask:
     @classmethod
     def from_png(cls, path: str | os.PathLike[str], slide: Slide) -> TissueMask:
         """Return the mask in a grey picture of any size that spans the slide: whatever is not 0 is tissue."""
+        _check_slide(slide)
         path = Path(path)
         mask = read_mask(path)
         (height, width), size = mask.shape, slide.dimensions
@@ -349,6 +351,7 @@ def find_tissue(
     SkippedWarning
         When there are such places.
     """
+    _check_slide(slide)
     if method not in METHODS:
         raise ConfigError(f"method {method!r}", slide=slide.name, remedy=f"pass one of {', '.join(METHODS)}")
     if on_error not in ("raise", "white"):
@@ -410,6 +413,12 @@ def _made(mask: NDArray[np.bool_], affine: Affine, slide: Slide, method: str, se
     scale, level0 = affine.scale(), slide.mpp
     mpp = None if level0 is None else Mpp(level0.x * scale[0], level0.y * scale[1])
     return TissueMask(mask, affine, slide.dimensions, slide.name, method, mpp, settings)
+
+
+def _check_slide(slide: object) -> None:
+    if not hasattr(slide, "dimensions"):
+        how = f"open_slide({str(slide)!r})" if isinstance(slide, str | Path) else "open_slide(path)"
+        raise ConfigError(f"a {type(slide).__name__} is no slide", remedy=f"pass {how}")
 
 
 def _check_mpp(slide: Slide, mpp: float) -> None:

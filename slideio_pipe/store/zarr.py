@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Bag
+from slideio_pipe.bag import Bag, check_bag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.reader import empty_tiles, no_memory
@@ -116,6 +116,7 @@ def save_bag(
     ...     print(stored, stored[3:5].shape)
     StoredBag(array: 15 tiles of 100×100 px at 0.5 µm, zstd, label 1) (2, 100, 100, 3)
     """
+    check_bag(bag)
     codec, bearing = codec_for(pixels), check_bearing(on_error)  # refused before anything else is
     threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
     if threads < 1:
