@@ -199,8 +199,8 @@ class TileGrid:
         return self.view.affine.apply(self.origins)[:, None, :] + _footprint(self.view, self.tile_size)
 
     def provenance(self) -> dict[str, Any]:
-        """Return how the grid was made, JSON-able."""
-        return {
+        """Return how the grid was made, JSON-able; ``between_px`` where tiles begin between pixels of the view."""
+        known: dict[str, Any] = {
             "tile_size": self.tile_size,
             "stride": self.config.step,
             "edge": self.config.edge,
@@ -208,8 +208,9 @@ class TileGrid:
             "shape": list(self.shape) if self.shape.width else None,
             "align": self.config.align,
             "changes": {what: list(values) for what, values in self.changes.items()},
-            "between_px": self.origins.dtype.kind == "f",
         }
+        # Left out elsewhere: a bag of whole pixels says the same as one that an earlier version wrote.
+        return known | ({"between_px": True} if self.origins.dtype.kind == "f" else {})
 
     def covered(self) -> float:
         """Return the part of the tissue that lies in some tile, 0 to 1; 1 where no mask was used."""
