@@ -9,13 +9,15 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from slideio_pipe import picture
+from slideio_pipe.bag import Bag
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.geometry import Affine, Size
-from slideio_pipe.label_masks import LabelMask, Labels, TileLabels, checked_classes
+from slideio_pipe.frames import Frame, frame_corner
+from slideio_pipe.geometry import Affine, Rect, Size
+from slideio_pipe.label_masks import LabelMask, Labels, TileLabels, bag_bounds, checked_classes
 from slideio_pipe.mask_files import UNCLASSIFIED, Annotation, read_annotations, write_annotations
 from slideio_pipe.outlines import polygons_to_mask
 from slideio_pipe.slide import Slide
@@ -34,6 +36,11 @@ class Annotations(TileLabels):
         The label of each class, 1 to 255. Where polygons overlap, the class that is named last lies on top.
     affine : Affine
         From the polygons' px to level-0 px.
+    bounds : Rect, optional
+        What of level 0 was scanned, where the file says so: where QuPath's coordinates begin.
+    frame : {"level0", "qupath"}
+        "qupath" says that polygons were read from QuPath without their slide: where its coordinates begin is asked of
+        the slide that they are used on.
 
     Examples
     --------
@@ -48,6 +55,8 @@ class Annotations(TileLabels):
     regions: Sequence[Annotation]
     classes: Mapping[str, int]
     affine: Affine = field(default_factory=Affine)
+    bounds: Rect | None = None
+    frame: Frame = "level0"
 
     __hash__ = None  # type: ignore[assignment]  # it holds arrays
 
@@ -63,9 +72,18 @@ class Annotations(TileLabels):
 
     @classmethod
     def from_geojson(
-        cls, path: str | os.PathLike[str], classes: Sequence[str] | Mapping[str, int] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        classes: Sequence[str] | Mapping[str, int] | None = None,
+        *,
+        slide: Slide | None = None,
+        frame: Frame = "qupath",
     ) -> Annotations:
         """Return the polygons of a QuPath export, in level-0 px; points and lines are passed over.
+
+        Of a slide that states the bounds of what was scanned (MIRAX, Leica SCN, Ventana BIF) QuPath's coordinates begin
+        at these. Pass the slide; without it the polygons stay in QuPath's frame until they meet a slide, in
+        ``through``, ``labels``, ``plot`` or ``on``.
 
         Parameters
         ----------
@@ -75,6 +93,11 @@ class Annotations(TileLabels):
             The QuPath classes to take and their labels, 1, 2, … in the order of a sequence; "unclassified" stands for
             polygons without. By default all in alphabetical order, but "Ignore" and "…*"; then labels depend on what
             the file has, so name them where several slides belong together.
+        slide : Slide, optional
+            What they were drawn on.
+        frame : {"qupath", "level0"}
+            Where (0, 0) is in the file: the corner of the slide's bounds, as in QuPath, or that of level 0, as for
+            OpenSlide.
 
         Raises
         ------
@@ -90,7 +113,9 @@ class Annotations(TileLabels):
         if classes is None:
             classes = sorted({region.class_name or UNCLASSIFIED for region in regions})
         labels = classes if isinstance(classes, Mapping) else {name: k for k, name in enumerate(classes, 1)}
-        return cls(regions, labels)
+        frame_corner(frame, None)
+        read = cls(regions, labels, frame=frame)
+        return read if slide is None else read.on(slide)
 
     @classmethod
     def from_labels(cls, labels: LabelMask) -> Annotations:
@@ -98,13 +123,23 @@ class Annotations(TileLabels):
         regions = labels.regions()
         found = {region.class_name for region in regions}
         values = {str(value): value for value in range(1, 256) if str(value) in found} | dict(labels.classes)
-        return cls(regions, values)
+        return cls(regions, values, bounds=labels.bounds)
 
     # -- frames -------------------------------------------------------------------------------------------------
 
+    def on(self, slide: Slide) -> Annotations:
+        """Return the annotations of a slide: polygons that were read without it come into its level-0 px."""
+        return self._within(slide.bounds)
+
+    def _within(self, bounds: Rect | None) -> Annotations:
+        corner = frame_corner(self.frame, bounds)
+        placed = self if corner == Affine() else self._moved(self.affine.inverse() @ corner @ self.affine)
+        return replace(placed, bounds=bounds, frame="level0")
+
     def through(self, view: SlideView) -> Annotations:
         """Return the annotations in the px of ``view``, turned and scaled with the slide."""
-        return replace(self._moved(view.affine.inverse() @ self.affine), affine=view.affine)
+        known = self._within(view.slide.bounds)
+        return replace(known._moved(view.affine.inverse() @ known.affine), affine=view.affine)
 
     def to_level0(self) -> Annotations:
         """Return the annotations in level-0 px: undoes ``through``."""
@@ -114,12 +149,48 @@ class Annotations(TileLabels):
         regions = [Annotation(name, [affine.apply(ring) for ring in polygon]) for name, polygon in self.regions]
         return replace(self, regions=regions)
 
-    def to_geojson(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the polygons as QuPath reads them, in level-0 px, each class in a colour of its own."""
+    def to_geojson(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        slide: Slide | None = None,
+        frame: Frame = "qupath",
+    ) -> None:
+        """Write the polygons as QuPath reads them, each class in a colour of its own.
+
+        Parameters
+        ----------
+        path : path
+        overwrite : bool
+        slide : Slide, optional
+            What they are of, if it is not known yet: annotations that were made by hand know none.
+        frame : {"qupath", "level0"}
+            Where (0, 0) is: the corner of the slide's bounds, as in QuPath, or that of level 0, as for OpenSlide.
+
+        Raises
+        ------
+        ConfigError
+            They were read from QuPath without their slide, and should be written from the corner of level 0.
+        """
+        known = self if slide is None else self.on(slide)
         colours = {name: picture.CLASSES[(value - 1) % len(picture.CLASSES)] for name, value in self.classes.items()}
-        write_annotations(Path(path), self.to_level0().regions, colours, overwrite=overwrite)
+        corner = frame_corner(frame, known.bounds)
+        if known.frame == "qupath":  # read without a slide: they are where QuPath has them
+            if frame != "qupath":
+                reason = "where QuPath's coordinates begin on level 0 is not known"
+                raise ConfigError(reason, remedy="pass slide=… with what they were drawn on")
+            corner = Affine()
+        moved = known.to_level0()._moved(corner.inverse())
+        write_annotations(Path(path), moved.regions, colours, overwrite=overwrite)
 
     # -- pixels -------------------------------------------------------------------------------------------------
+
+    def labels(self, bag: Bag, indices: ArrayLike | None = None) -> Labels:
+        """Return the labels of tiles, (n, H, W) uint8; as ``TileLabels.labels``."""
+        if self.frame == "qupath":
+            return self._within(bag_bounds(bag)).labels(bag, indices)
+        return super().labels(bag, indices)
 
     @cached_property
     def _boxes(self) -> NDArray[np.float64]:
@@ -163,7 +234,9 @@ class Annotations(TileLabels):
         view = over.view() if isinstance(over, Slide) else over
         image = view.plot(max_size)
         scale = Affine.scaling(view.size.width / image.width, view.size.height / image.height)
-        return picture.tint_labels(image, self.raster(Size(*image.size), view.affine @ scale))
+        return picture.tint_labels(
+            image, self._within(view.slide.bounds).raster(Size(*image.size), view.affine @ scale)
+        )
 
     def __len__(self) -> int:
         return len(self.regions)

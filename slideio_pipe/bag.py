@@ -335,6 +335,7 @@ class TileBag(ArrayLikeBag):
         own, view_mpp = slide.mpp, self.view.mpp
         described: dict[str, Any] = {"name": slide.name, "dimensions": list(slide.pyramid.levels[0])}
         described |= {"mpp": None if own is None else list(own), **slide.provenance()}
+        described |= {} if slide.bounds is None else {"bounds": list(slide.bounds)}
         return {
             "slide": described,
             "view": {

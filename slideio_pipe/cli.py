@@ -147,6 +147,7 @@ def export(
     mask: options.Mask = None,
     min_tissue: options.MinTissue = None,
     allow_empty: options.AllowEmpty = False,
+    mask_frame: options.MaskFrame = None,
     on_error: options.OnError = None,
     slide_mpp: options.CohortMpp = None,
     slide_mpp_override: options.CohortMppOverride = False,
@@ -177,6 +178,7 @@ def export(
     A cohort: [bold]slideio-pipe export cohort.csv --out bags/ --workers 4[/]
     """
     from slideio_pipe.export import export_slide
+    from slideio_pipe.frames import checked_frame
 
     grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
     given: dict[str, dict[str, Any]] = {
@@ -207,6 +209,7 @@ def export(
             retry=retry,
             allow_empty=allow_empty,
             on_error=on_error or "raise",
+            mask_frame=None if mask_frame is None else checked_frame(mask_frame),
         )
         return
     done = export_slide(
@@ -216,6 +219,7 @@ def export(
         label=_number_or_text(label),
         patient=patient,
         tissue_file=mask,
+        mask_frame=None if mask_frame is None else checked_frame(mask_frame),
         picture_file=picture,
         overwrite=overwrite,
         keep=True,

@@ -18,6 +18,7 @@ from slideio_pipe.cohort_page import picture_file
 from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import SlideioPipeWarning
 from slideio_pipe.export import Exported, bag_name, export_slide, make_folder, overview
+from slideio_pipe.frames import Frame, frame_corner
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.progress import Report
 from slideio_pipe.run import RunReport, run_cohort
@@ -39,11 +40,13 @@ class ExportWork:
     threads: int
     allow_empty: bool = False
     on_error: str = "raise"  # none of the settings: a bag without a damaged tile is the same with either
+    mask_frame: Frame | None = None  # of the masks in the cohort
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         """What the bags depend on."""
-        return self.config.model_dump(mode="json") | {"allow_empty": self.allow_empty}
+        frame = {} if self.mask_frame is None else {"mask_frame": self.mask_frame}
+        return self.config.model_dump(mode="json") | {"allow_empty": self.allow_empty} | frame
 
     def output(self, slide: CohortSlide) -> Path:
         """Return the bag of a slide: called as the cohort calls the slide."""
@@ -63,6 +66,7 @@ class ExportWork:
             default_mpp=mpps["default_mpp"],
             patient=slide.patient,
             tissue_file=slide.mask,
+            mask_frame=self.mask_frame,
             overwrite=overwrite,
             allow_empty=self.allow_empty,
             on_error=self.on_error,
@@ -107,6 +111,7 @@ def export_cohort(
     retry: bool = False,
     allow_empty: bool = False,
     on_error: str = "raise",
+    mask_frame: Frame | None = None,
     cluster: str | Path | None = None,
     progress: Report | bool | None = None,
 ) -> RunReport:
@@ -139,6 +144,8 @@ def export_cohort(
         Write bags of no tiles for slides without tissue, instead of listing them as failed.
     on_error : {"raise", "white"}
         What becomes of damaged slides; see ``export_slide``.
+    mask_frame : {"qupath", "level0"}, optional
+        Where (0, 0) of the cohort's masks is; see ``export_slide``.
     cluster : str or Path, optional
         A Dask scheduler, ``tcp://host:8786``, or a YAML file like ``configs/slurm.yaml``, in place of ``workers``
         processes of this machine. Slides and ``out`` have to be on a disk that all see under the same path.
@@ -167,12 +174,13 @@ def export_cohort(
     (1, None, ['a.bag.zarr'])
     """
     check_bearing(on_error)
+    frame_corner(mask_frame or "qupath", None)
     slides = Cohort.of(cohort)
     folder = Path(out).expanduser().absolute()
     if threads is None:
         threads = 1 if cluster is not None else max(1, min(8, (os.cpu_count() or 1) // max(1, workers)))
     return run_cohort(
-        ExportWork(folder, export_config(config), threads, allow_empty, on_error),
+        ExportWork(folder, export_config(config), threads, allow_empty, on_error, mask_frame),
         slides,
         folder,
         workers=workers,

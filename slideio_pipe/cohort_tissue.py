@@ -13,6 +13,7 @@ from slideio_pipe.cohort_records import Records
 from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputExistsError, SlideioPipeError
 from slideio_pipe.export import SUFFIX, bag_name
+from slideio_pipe.frames import Frame, frame_corner
 from slideio_pipe.manifest import TABLES
 from slideio_pipe.progress import Report
 from slideio_pipe.run import RunReport, run_cohort
@@ -35,12 +36,14 @@ class TissueWork:
     config: ExportConfig
     form: str = "geojson"
     on_error: str = "raise"  # none of the settings: a mask of an undamaged slide is the same with either
+    frame: Frame = "qupath"  # of GeoJSON
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         """What the masks depend on."""
         known = self.config.model_dump(mode="json")
-        return {"slide": known["slide"], "tissue": known["tissue"], "format": self.form}
+        frame = {} if self.frame == "qupath" else {"frame": self.frame}
+        return {"slide": known["slide"], "tissue": known["tissue"], "format": self.form} | frame
 
     def output(self, slide: CohortSlide) -> Path:
         """Return the mask of a slide: called as the cohort calls the slide, without its ending."""
@@ -60,7 +63,10 @@ class TissueWork:
             raise NoTissueError("no tissue found", slide=slide.name, remedy=remedy)
         on_stage("write")
         target = self.output(slide)
-        (mask.to_png if self.form == "png" else mask.to_geojson)(target, overwrite=overwrite)
+        if self.form == "png":
+            mask.to_png(target, overwrite=overwrite)
+        else:
+            mask.to_geojson(target, overwrite=overwrite, frame=self.frame)
         made = {"mask": str(target), "tissue": round(mask.fraction, 4), "method": mask.method}
         return made | ({_MPP: how.slide_mpp} if from_settings else {})
 
@@ -78,6 +84,7 @@ def tissue_cohort(
     overwrite: bool = False,
     retry: bool = False,
     on_error: str = "raise",
+    frame: Frame = "qupath",
     cluster: str | Path | None = None,
     progress: Report | bool | None = None,
 ) -> RunReport:
@@ -104,6 +111,8 @@ def tissue_cohort(
         Replace masks of other settings, corrected or not, and another manifest.
     on_error : {"raise", "white"}
         "white" takes places that cannot be decoded for glass.
+    frame : {"qupath", "level0"}
+        Where coordinates of GeoJSON begin; see ``TissueMask.to_geojson``.
 
     Returns
     -------
@@ -134,7 +143,8 @@ def tissue_cohort(
     target = None if manifest is None else Path(manifest).expanduser()
     if target is not None:
         _check_manifest(target, cohort, slides, overwrite)
-    work = TissueWork(folder, export_config(config), form, on_error)
+    frame_corner(frame, None)
+    work = TissueWork(folder, export_config(config), form, on_error, frame)
     report = run_cohort(
         work,
         Cohort.unchecked(slide for slide in slides if slide.mask is None),

@@ -20,6 +20,7 @@ from slideio_pipe import picture
 from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.config import ExportConfig, Pixels
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputError, OutputExistsError, SlideioPipeError
+from slideio_pipe.frames import Frame
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slide import Slide, open_slide
@@ -79,6 +80,7 @@ def export_slide(
     default_mpp: float | None = None,
     patient: str | None = None,
     tissue_file: str | Path | None = None,
+    mask_frame: Frame | None = None,
     picture_file: str | Path | None = None,
     overwrite: bool = False,
     keep: bool = False,
@@ -107,6 +109,9 @@ def export_slide(
         Whose slide it is, stored with the bag.
     tissue_file : str or Path, optional
         A GeoJSON (QuPath) or PNG tissue mask to use instead of finding tissue.
+    mask_frame : {"qupath", "level0"}, optional
+        Where (0, 0) of that mask is, on slides that state the bounds of what was scanned; by default in QuPath's frame,
+        or for pictures what their shape says.
     picture_file : str or Path, optional
         Where to draw the slide with its tissue and tiles, and a montage of the bag.
     overwrite : bool
@@ -156,7 +161,15 @@ def export_slide(
         if there and not keep:  # saving asks again; here it spares the search for tissue
             raise _exists(target)
         begin("tissue")
-        bag = plan_bag(slide, config, label=label, patient=patient, tissue_file=tissue_file, on_error=on_error)
+        bag = plan_bag(
+            slide,
+            config,
+            label=label,
+            patient=patient,
+            tissue_file=tissue_file,
+            mask_frame=mask_frame,
+            on_error=on_error,
+        )
         if on_plan is not None:
             on_plan(slide, bag)
         if not len(bag) and not allow_empty:
@@ -269,10 +282,11 @@ def plan_bag(
     patient: str | None = None,
     tissue_file: str | Path | None = None,
     on_error: str = "raise",
+    mask_frame: Frame | None = None,
 ) -> TileBag:
     """Return the bag an export would write: tissue found and grid laid, no tile decoded yet."""
     view = slide.view(mpp=config.view.mpp)
-    tissue = _tissue(slide, config, tissue_file, on_error)
+    tissue = _tissue(slide, config, tissue_file, on_error, mask_frame)
     grid = TileGrid(view, tissue=tissue, **config.grid.model_dump())
     return TileBag(view, grid, label=label, patient=patient)
 
@@ -384,12 +398,14 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def _tissue(slide: Slide, config: ExportConfig, tissue_file: str | Path | None, on_error: str) -> TissueMask | None:
+def _tissue(
+    slide: Slide, config: ExportConfig, tissue_file: str | Path | None, on_error: str, frame: Frame | None
+) -> TissueMask | None:
     if tissue_file is not None:
         file = Path(tissue_file)
         if file.suffix.lower() in (".geojson", ".json"):
-            return TissueMask.from_geojson(file, slide, mpp=config.tissue.mpp)
-        return TissueMask.from_png(file, slide)
+            return TissueMask.from_geojson(file, slide, mpp=config.tissue.mpp, frame=frame or "qupath")
+        return TissueMask.from_png(file, slide, frame=frame)
     if config.tissue.method == "none":
         return None
     return find_tissue(slide, **config.tissue.model_dump(), on_error=on_error)

@@ -18,7 +18,8 @@ from PIL import Image
 from slideio_pipe import picture
 from slideio_pipe.bag import Bag, TileBag
 from slideio_pipe.errors import ConfigError, SlideNotFoundError
-from slideio_pipe.geometry import Affine, Size, round_half_up
+from slideio_pipe.frames import Frame, picture_affine, recorded_bounds
+from slideio_pipe.geometry import Affine, Rect, Size, round_half_up
 from slideio_pipe.mask_files import Annotation, read_picture, write_label_picture
 from slideio_pipe.outlines import mask_to_polygons
 from slideio_pipe.slide import Slide
@@ -28,8 +29,6 @@ Labels = NDArray[np.uint8]
 
 # Of a pixel: a centre that rounding puts just before a border lies on it.
 _ROUNDING_PX = 1e-6
-# Two aspect ratios within 2 % are of the same slide: a mask of 50 px rounds by as much.
-_MAX_ASPECT_ERROR = 0.02
 _TIFF_SUFFIXES = (".tif", ".tiff")
 # Beyond this a file of labels is not read into memory.
 _MAX_PX = 2**31
@@ -75,6 +74,8 @@ class LabelMask(TileLabels):
     classes : mapping of str to int
         Names of values, for whoever reads polygons of it or plots it.
     slide_name : str
+    bounds : Rect, optional
+        What of level 0 was scanned, where the file says so: where QuPath's coordinates begin.
 
     Examples
     --------
@@ -90,6 +91,7 @@ class LabelMask(TileLabels):
     affine: Affine
     classes: Mapping[str, int] = field(default_factory=dict)
     slide_name: str = ""
+    bounds: Rect | None = None
 
     __hash__ = None  # type: ignore[assignment]  # compared by its pixels
 
@@ -112,11 +114,25 @@ class LabelMask(TileLabels):
 
     @classmethod
     def from_file(
-        cls, path: str | os.PathLike[str], slide: Slide, classes: Mapping[str, int] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        slide: Slide,
+        classes: Mapping[str, int] | None = None,
+        *,
+        frame: Frame | None = None,
     ) -> LabelMask:
-        """Return the labels in a picture of any size that spans the slide: a grey or palette PNG, or a TIFF.
+        """Return the labels in a picture of any size: a grey or palette PNG, or a TIFF.
 
         Of colours, red is taken where the others are 0, as the masks of PANDA have it. Of a pyramid, the finest level.
+
+        Parameters
+        ----------
+        path : path
+        slide : Slide
+        classes : mapping of str to int, optional
+        frame : {"level0", "qupath"}, optional
+            Whether it spans the whole slide, or its bounds as what QuPath exports does. By default its shape says: the
+            whole slide if it has that shape, else the bounds.
 
         Raises
         ------
@@ -125,16 +141,8 @@ class LabelMask(TileLabels):
         """
         path = Path(path)
         pixels = _grey(_tiff_pixels(path) if path.suffix.lower() in _TIFF_SUFFIXES else read_picture(path)[0], path)
-        (height, width), size = pixels.shape, slide.dimensions
-        affine = Affine.scaling(size.width / width, size.height / height)
-        # A side of n px may be off by half a pixel, however small the picture.
-        if abs(affine.a / affine.e - 1) > max(_MAX_ASPECT_ERROR, 0.5 / width, 0.5 / height):
-            raise ConfigError(
-                f"labels of {width}x{height} px do not have the shape of {slide.name}, {size.width}x{size.height} px",
-                slide=str(path),
-                remedy="pass labels of the whole slide, or LabelMask(array, affine)",
-            )
-        return cls(pixels, affine, {} if classes is None else classes, slide.name)
+        affine = picture_affine(pixels.shape[::-1], slide, frame, what="labels", path=str(path))
+        return cls(pixels, affine, {} if classes is None else classes, slide.name, slide.bounds)
 
     def through(self, view: SlideView) -> LabelMask:
         """Return the labels as ``view`` shows them, turned and scaled with the slide; nearest pixel, 0 outside.
@@ -147,7 +155,7 @@ class LabelMask(TileLabels):
         )
         size = Size(*(max(1, math.ceil(side / s)) for side, s in zip(view.size, step, strict=True)))
         affine = view.affine @ Affine.scaling(*step)
-        return LabelMask(self.raster(size, affine), affine, self.classes, self.slide_name)
+        return LabelMask(self.raster(size, affine), affine, self.classes, self.slide_name, self.bounds)
 
     def raster(self, size: Size | tuple[int, int], affine: Affine) -> Labels:
         """Return the labels under the pixel centres of a grid, (height, width) uint8, 0 outside the mask.
@@ -232,6 +240,13 @@ def tile_affines(bag: Bag, indices: ArrayLike | None) -> Iterator[Affine]:
     between = bool(made.get("grid", {}).get("between_px", False))
     for x, y in (places if between else round_half_up(places)).tolist():
         yield to_level0 @ Affine.translation(x, y)
+
+
+def bag_bounds(bag: Bag) -> Rect | None:
+    """Return what of the bag's slide was scanned, where the slide says so."""
+    if isinstance(bag, TileBag):
+        return bag.view.slide.bounds
+    return recorded_bounds(bag.provenance())
 
 
 def _whole(values: NDArray[Any]) -> NDArray[np.int64]:

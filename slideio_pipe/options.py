@@ -146,6 +146,26 @@ TissueMethod = Annotated[
     ),
 ]
 Mask = Annotated[Path | None, _option("--mask", unit="GEOJSON|PNG", panel=TISSUE, text="Tissue mask to use instead.")]
+MaskFrame = Annotated[
+    str | None,
+    _option(
+        "--mask-frame",
+        unit="qupath|level0",
+        panel=TISSUE,
+        text="Where (0, 0) of masks is: where QuPath has it, the corner of what was scanned, or the corner of level 0. "
+        r"\[default: qupath; of pictures, what their shape says]",
+    ),
+]
+OutputFrame = Annotated[
+    str | None,
+    _option(
+        "--frame",
+        unit="qupath|level0",
+        panel=OUTPUT,
+        text="Where (0, 0) of GeoJSON is: where QuPath has it, the corner of what was scanned, or the corner of level "
+        r"0, for tools that read with OpenSlide. \[default: qupath]",
+    ),
+]
 MinTissue = Annotated[
     float | None,
     _option("--min-tissue", unit="0…1", panel=TISSUE, text=r"Least part of a tile that is tissue. \[default: 0.5]"),

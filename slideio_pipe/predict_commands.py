@@ -91,6 +91,7 @@ def predict(
     save: Folder = None,
     scores: ScoresShown = None,
     pyramid: Pyramid = False,
+    frame: options.OutputFrame = None,
     slide_folder: SlideFolder = None,
     features: Features = None,
     encoder: Encoder = None,
@@ -113,6 +114,7 @@ def predict(
     """
     import torch
 
+    from slideio_pipe.frames import checked_frame
     from slideio_pipe.mil.cohort_predict import predict_cohort
     from slideio_pipe.mil.prediction import checked_scores
     from slideio_pipe.mil.predictor import load_predictor
@@ -130,6 +132,7 @@ def predict(
         slides=slide_folder,
         slide_mpp=slide_mpp,
         pyramid=pyramid,
+        frame=checked_frame(frame or "qupath"),
         overwrite=overwrite,
         progress=False if as_json else None,
     )

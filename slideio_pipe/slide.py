@@ -28,6 +28,7 @@ from slideio_pipe.errors import (
     CorruptSlideError,
     MissingResolutionError,
 )
+from slideio_pipe.frames import stated_bounds
 from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Pyramid, Rect, Size, parted
 from slideio_pipe.resolution import checked_mpp, resolve_mpp
 from slideio_pipe.sampling import Sampler
@@ -151,6 +152,11 @@ class Slide:
     def pyramid(self) -> Pyramid:
         """Sizes and downsamples of all levels."""
         return self.facts.pyramid
+
+    @property
+    def bounds(self) -> Rect | None:
+        """What of level 0 was scanned, where the file says so and it is not all: where QuPath's coordinates begin."""
+        return stated_bounds(self.facts.properties, self.dimensions)
 
     @property
     def level_count(self) -> int:

@@ -18,7 +18,8 @@ from PIL import Image
 
 from slideio_pipe import picture, segmentation
 from slideio_pipe.errors import ConfigError, CorruptSlideError, EmptyTissueWarning, SkippedWarning, warn_caller
-from slideio_pipe.geometry import Affine, Mpp, Size
+from slideio_pipe.frames import Frame, frame_corner, picture_affine
+from slideio_pipe.geometry import Affine, Mpp, Rect, Size
 from slideio_pipe.mask_files import read_mask, read_polygons, write_mask, write_polygons
 from slideio_pipe.outlines import mask_to_polygons, polygons_to_mask
 from slideio_pipe.slide import Slide
@@ -27,8 +28,6 @@ from slideio_pipe.view import SlideView
 METHODS = ("otsu", "threshold", "none")
 # One tile of 256 px at 0.5 µm: a smaller speck fills no tile, and a larger hole is a tile of glass.
 TILE_AREA_UM2 = 128.0**2
-# Two aspect ratios within 2 % are of the same slide: a mask of 50 px rounds by as much.
-MAX_ASPECT_ERROR = 0.02
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,6 +48,8 @@ class TissueMask:
         The resolution of the mask; areas need it.
     settings : mapping
         What else is needed to make it again, JSON-able.
+    bounds : Rect, optional
+        What of level 0 was scanned, where the file says so: where QuPath's coordinates begin.
 
     Examples
     --------
@@ -69,6 +70,7 @@ class TissueMask:
     method: str = "given"
     mpp: Mpp | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    bounds: Rect | None = None
 
     __hash__ = None  # type: ignore[assignment]  # compared by its pixels
 
@@ -213,7 +215,8 @@ class TissueMask:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         # Through the constructor, so that the pixels are read-only again and the integral image is left behind.
         return TissueMask, (
-            self.mask, self.affine, self.slide_size, self.slide_name, self.method, self.mpp, dict(self.settings)
+            self.mask, self.affine, self.slide_size, self.slide_name, self.method, self.mpp, dict(self.settings),
+            self.bounds,
         )  # fmt: skip
 
     # -- combined ------------------------------------------------------------------------------------------------
@@ -252,61 +255,75 @@ class TissueMask:
 
     def _combined(self, method: str, mask: NDArray[np.bool_], *others: TissueMask) -> TissueMask:
         settings = {"of": [each.provenance() for each in (self, *others)]}
-        return TissueMask(mask, self.affine, self.slide_size, self.slide_name, method, self.mpp, settings)
+        return TissueMask(mask, self.affine, self.slide_size, self.slide_name, method, self.mpp, settings, self.bounds)
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def to_geojson(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the outlines as QuPath reads them: polygons with holes in level-0 px, one annotation per region."""
-        polygons = ([self.affine.apply(ring) for ring in polygon] for polygon in mask_to_polygons(self.mask))
+    def to_geojson(self, path: str | os.PathLike[str], *, overwrite: bool = False, frame: Frame = "qupath") -> None:
+        """Write the outlines as QuPath reads them: polygons with holes, one annotation per region.
+
+        Coordinates are level-0 px from where QuPath begins, the slide's ``bounds``; ``frame="level0"`` writes them from
+        the corner of level 0, for tools that read with OpenSlide. Without bounds both are the same.
+        """
+        affine = frame_corner(frame, self.bounds).inverse() @ self.affine
+        polygons = ([affine.apply(ring) for ring in polygon] for polygon in mask_to_polygons(self.mask))
         write_polygons(Path(path), polygons, overwrite=overwrite)
 
     def to_png(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write an 8-bit grey picture: 255 on tissue, 0 elsewhere."""
+        """Write an 8-bit grey picture of the whole slide: 255 on tissue, 0 elsewhere."""
         write_mask(Path(path), self.mask, overwrite=overwrite)
 
     @classmethod
     def from_geojson(
-        cls, path: str | os.PathLike[str], slide: Slide, mpp: float = 8.0, classes: Sequence[str] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        slide: Slide,
+        mpp: float = 8.0,
+        classes: Sequence[str] | None = None,
+        *,
+        frame: Frame = "qupath",
     ) -> TissueMask:
         """Return what the polygons of a QuPath export cover; points and lines are passed over.
 
         Parameters
         ----------
         path : path
-            A FeatureCollection, Feature, GeometryCollection, geometry, or a list of these, in level-0 px.
+            A FeatureCollection, Feature, GeometryCollection, geometry, or a list of these.
         slide : Slide
             What it was drawn on.
         mpp : float
             The resolution of the mask, in µm per pixel.
         classes : sequence of str, optional
             The QuPath classes to take, "unclassified" for polygons without. By default all but "Ignore" and "…*".
+        frame : {"qupath", "level0"}
+            Where (0, 0) is: the corner of the slide's bounds, as in QuPath, or that of level 0, as for OpenSlide.
         """
         _check_slide(slide)
         path = Path(path)
         width, height, affine = _grid(slide, mpp)
-        to_mask = affine.inverse()
+        to_mask = affine.inverse() @ frame_corner(frame, slide.bounds)
         polygons = [[to_mask.apply(ring) for ring in polygon] for polygon in read_polygons(path, classes)]
         mask = polygons_to_mask(polygons, width, height)
         settings = {"file": path.name} | ({} if classes is None else {"classes": list(classes)})
         return _made(mask, affine, slide, "geojson", settings)
 
     @classmethod
-    def from_png(cls, path: str | os.PathLike[str], slide: Slide) -> TissueMask:
-        """Return the mask in a grey picture of any size that spans the slide: whatever is not 0 is tissue."""
+    def from_png(cls, path: str | os.PathLike[str], slide: Slide, *, frame: Frame | None = None) -> TissueMask:
+        """Return the mask in a grey picture of any size: whatever is not 0 is tissue.
+
+        Parameters
+        ----------
+        path : path
+        slide : Slide
+            What it is of.
+        frame : {"level0", "qupath"}, optional
+            Whether it spans the whole slide, or its bounds as what QuPath exports does. By default its shape says: the
+            whole slide if it has that shape, else the bounds.
+        """
         _check_slide(slide)
         path = Path(path)
         mask = read_mask(path)
-        (height, width), size = mask.shape, slide.dimensions
-        affine = Affine.scaling(size.width / width, size.height / height)
-        # A side of n px may be off by half a pixel, however small the picture.
-        slack = max(MAX_ASPECT_ERROR, 0.5 / width, 0.5 / height)
-        if abs(affine.a / affine.e - 1) > slack:
-            raise ConfigError(
-                f"a mask of {width}x{height} px does not have the shape of {slide.name}, {size.width}x{size.height} px",
-                slide=str(path),
-                remedy="pass a mask of the whole slide",
-            )
+        affine = picture_affine(mask.shape[::-1], slide, frame, what="a mask", path=str(path))
         return _made(mask, affine, slide, "png", {"file": path.name})
 
 
@@ -412,7 +429,7 @@ def _made(mask: NDArray[np.bool_], affine: Affine, slide: Slide, method: str, se
         warnings.warn(f"{slide.name}: no tissue ({method})", EmptyTissueWarning, stacklevel=3)
     scale, level0 = affine.scale(), slide.mpp
     mpp = None if level0 is None else Mpp(level0.x * scale[0], level0.y * scale[1])
-    return TissueMask(mask, affine, slide.dimensions, slide.name, method, mpp, settings)
+    return TissueMask(mask, affine, slide.dimensions, slide.name, method, mpp, settings, slide.bounds)
 
 
 def _check_slide(slide: object) -> None:

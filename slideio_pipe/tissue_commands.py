@@ -26,6 +26,7 @@ def tissue(
     save: options.MaskFile = None,
     form: options.MaskForm = None,
     manifest: options.MaskManifest = None,
+    frame: options.OutputFrame = None,
     picture: options.Picture = None,
     config: options.Config = None,
     slide_mpp: options.CohortMpp = None,
@@ -51,6 +52,7 @@ def tissue(
     A cohort: [bold]slideio-pipe tissue cohort.csv --out masks/ --manifest corrected.csv --workers 4[/]
     """
     from slideio_pipe.export import make_folder, picture_path, save_picture
+    from slideio_pipe.frames import checked_frame
     from slideio_pipe.slide import open_slide
     from slideio_pipe.tissue import find_tissue
 
@@ -74,12 +76,14 @@ def tissue(
             overwrite=overwrite,
             retry=retry,
             on_error=on_error or "raise",
+            frame=frame or "qupath",
         )
         return
     if form is not None or manifest is not None:
         raise ConfigError("--format and --manifest are for a cohort", remedy="pass --out a.geojson, or a.png")
     if save is not None and save.suffix.lower() not in (".png", ".geojson", ".json"):
         raise ConfigError("no mask has this ending", slide=str(save), remedy="end it in .geojson or .png")
+    checked_frame(frame or "qupath")
     if picture is not None:
         picture_path(picture, overwrite=overwrite)
     with open_slide(slides[0], slide_mpp=settings.slide.slide_mpp, backend=settings.slide.backend) as opened:
@@ -89,7 +93,10 @@ def tissue(
             raise NoTissueError("no tissue found", slide=opened.name, remedy=remedy)
         if save is not None:
             make_folder(save.parent)
-            (mask.to_png if save.suffix.lower() == ".png" else mask.to_geojson)(save, overwrite=overwrite)
+            if save.suffix.lower() == ".png":
+                mask.to_png(save, overwrite=overwrite)
+            else:
+                mask.to_geojson(save, overwrite=overwrite, frame=checked_frame(frame or "qupath"))
         if picture is not None:
             save_picture(mask.plot(opened), picture, overwrite=overwrite)
     written = {what: str(file) for what, file in (("mask", save), ("picture", picture)) if file is not None}

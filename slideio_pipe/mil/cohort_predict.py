@@ -21,6 +21,7 @@ from slideio_pipe.errors import (
 )
 from slideio_pipe.export import make_folder, save_picture
 from slideio_pipe.foreign.converting import stem_of
+from slideio_pipe.frames import Frame, frame_corner
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.feature_files import ENDINGS, holds_features
 from slideio_pipe.mil.identity import stem
@@ -99,6 +100,7 @@ def predict_cohort(
     pyramid: bool = False,
     count: int = 16,
     overwrite: bool = False,
+    frame: Frame = "qupath",
     progress: Report | bool | None = None,
 ) -> PredictedCohort:
     """Predict slides, one after the other; one that fails does not end the others.
@@ -126,6 +128,8 @@ def predict_cohort(
         Tiles in ``tiles.png``.
     overwrite : bool
         Replace files that are there.
+    frame : {"qupath", "level0"}
+        Where coordinates of ``heatmap.geojson`` begin; see ``Prediction.to_geojson``.
     progress : callable, bool or None
         See ``progress.reporting``; counts slides.
 
@@ -139,6 +143,7 @@ def predict_cohort(
         It cannot be written.
     """
     checked_scores(scores)
+    frame_corner(frame, None)
     found = cohort if isinstance(cohort, Cohort) else Cohort.of(cohort)
     place = None if out is None else Path(out).expanduser()
     folders = _folders(found, place)
@@ -147,7 +152,7 @@ def predict_cohort(
     if slide_mpp is not None:
         how = predictor.config.slide.model_copy(update={"slide_mpp": slide_mpp})
         predictor = replace(predictor, config=predictor.config.model_copy(update={"slide": how}))
-    pictures = _Pictures(scores, _slides_of(slides), pyramid, count, overwrite, predictor.config.slide)
+    pictures = _Pictures(scores, _slides_of(slides), pyramid, count, overwrite, predictor.config.slide, frame)
     done = []
     with reporting(progress, "predicting") as report:
         report(0, len(found))
@@ -197,6 +202,7 @@ class _Pictures:
     count: int = 16
     overwrite: bool = False
     how: SlideConfig = field(default_factory=SlideConfig)  # slides are opened: with which mpp, where files state none
+    frame: Frame = "qupath"
 
     def write(self, prediction: Prediction, slide: CohortSlide, folder: Path) -> list[str]:
         there = [name for name in FILES if (folder / name).exists()]
@@ -212,13 +218,14 @@ class _Pictures:
                 raise
             warnings.warn(SkippedWarning(f"no heat map: {error}"), stacklevel=4)
             return files
-        prediction.to_geojson(folder / "heatmap.geojson", scores=self.scores, overwrite=True)
         path = self._slide(slide)
         with (
             open_slide(path, **self.how.in_cohort(slide.mpp), backend=self.how.backend)
             if path is not None
             else nullcontext() as opened
         ):
+            geojson = folder / "heatmap.geojson"
+            prediction.to_geojson(geojson, scores=self.scores, overwrite=True, slide=opened, frame=self.frame)
             drawn = prediction.plot(opened, scores=self.scores)
             save_picture(drawn, folder / "heatmap.png", overwrite=True)
             files += ["heatmap.geojson", "heatmap.png"]

@@ -14,7 +14,8 @@ from PIL import Image
 
 from slideio_pipe.bag import Bag, Label
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.geometry import Affine, Mpp
+from slideio_pipe.frames import Frame, frame_corner
+from slideio_pipe.geometry import Affine, Mpp, Rect
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.colour_scale import ColourScale
 from slideio_pipe.mil.heatmap import draw_heatmap, save_heatmap_pyramid
@@ -52,6 +53,7 @@ class Prediction:
     patient: str | None = None
     tissue: TissueMask | None = field(default=None, repr=False)  # where it was found for this prediction
     content: str | None = field(default=None, repr=False)  # what tells its file or features from others
+    bounds: Rect | None = None  # what of level 0 was scanned, where the slide says so: where QuPath begins
 
     def __len__(self) -> int:
         return len(self.attention)
@@ -175,14 +177,23 @@ class Prediction:
         scores: Scores | None = None,
         most_tiles: int = MOST_TILES,
         overwrite: bool = False,
+        slide: Slide | None = None,
+        frame: Frame = "qupath",
     ) -> None:
-        """Write the tiles as QuPath reads them, in level-0 px, with all their scores; many as merged regions."""
+        """Write the tiles as QuPath reads them, with all their scores; many as merged regions.
+
+        Coordinates are level-0 px from the corner of the slide's bounds, as in QuPath, or with ``frame="level0"`` from
+        that of level 0, as for OpenSlide. Pass the slide where features of other tools were predicted: they do not know
+        its bounds.
+        """
+        corner = frame_corner(frame, self.bounds if slide is None else slide.bounds)
         measured = {"attention percentile": self.percentiles(), "attention": self.attention * len(self)}
         for number, name in enumerate(self.instance_names):
             if self.instances is not None:
                 measured[name.replace("_", " ")] = self.instances[:, number]
+        drawn = self.tile_scores(scores)
         write_regions(
-            self.tile_scores(scores), Path(path), measurements=measured, most_tiles=most_tiles, overwrite=overwrite
+            drawn, Path(path), measurements=measured, most_tiles=most_tiles, overwrite=overwrite, corner=corner
         )
 
     def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:

@@ -20,6 +20,7 @@ from slideio_pipe.device import check_device
 from slideio_pipe.encoders import Encoder
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features import FeatureBag, open_features
+from slideio_pipe.frames import recorded_bounds
 from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.feature_files import holds_features
@@ -119,6 +120,7 @@ class Predictor:
                 view_mpp=bag.view_mpp,
                 tissue=tissue,
                 content=file_of(slide),
+                bounds=recorded_bounds(bag.provenance()),
             )
         finally:
             dataset.close(0, bag)
@@ -153,6 +155,7 @@ class Predictor:
             affine=_affine(view) if known else Affine(),
             view_mpp=bag.view_mpp,
             content=features_fingerprint(features),
+            bounds=recorded_bounds(bag.provenance),
         )
 
     def _check_features(self, bag: FeatureBag, name: str) -> None:

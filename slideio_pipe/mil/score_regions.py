@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slideio_pipe.geometry import Affine
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.score_map import TileScores
 from slideio_pipe.outlines import mask_to_polygons
 
 # More objects than this make QuPath slow.
 MOST_TILES = 20_000
+_LEVEL0 = Affine()
 
 
 def write_regions(
@@ -25,8 +27,9 @@ def write_regions(
     measurements: Mapping[str, NDArray[np.float64]] | None = None,
     most_tiles: int = MOST_TILES,
     overwrite: bool = False,
+    corner: Affine = _LEVEL0,
 ) -> None:
-    """Write a detection per tile, its class the range its score is in; level-0 px.
+    """Write a detection per tile, its class the range its score is in.
 
     Parameters
     ----------
@@ -37,6 +40,8 @@ def write_regions(
     most_tiles : int
         Beyond which tiles of one range that touch become one annotation, with its mean score and number of tiles.
     overwrite : bool
+    corner : Affine
+        From px of the file to level-0 px: a shift to where QuPath begins.
 
     Raises
     ------
@@ -44,25 +49,27 @@ def write_regions(
         It is there, or cannot be written.
     """
     if len(scores) <= most_tiles:
-        features = _tiles(scores, measurements or {})
+        features = _tiles(scores, measurements or {}, corner.inverse())
     else:
-        features = _merged(scores)
+        features = _merged(scores, corner.inverse())
     text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
     write_file(path, text.encode(), overwrite=overwrite)
 
 
-def _tiles(scores: TileScores, measurements: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
+def _tiles(
+    scores: TileScores, measurements: Mapping[str, NDArray[np.float64]], to_file: Affine
+) -> list[dict[str, Any]]:
     bins = scores.scale.bin_of(scores.values).tolist()
     columns = {scores.scale.name: scores.values} | dict(measurements)
     rows = np.stack([np.asarray(column, np.float64) for column in columns.values()], 1).tolist()
-    outlines = np.round(scores.corners_level0(), 3).tolist()
+    outlines = np.round(to_file.apply(scores.corners_level0()), 3).tolist()
     return [
         _feature(scores, "detection", number, [[*ring, ring[0]]], dict(zip(columns, row, strict=True)))
         for number, ring, row in zip(bins, outlines, rows, strict=True)
     ]
 
 
-def _merged(scores: TileScores) -> list[dict[str, Any]]:
+def _merged(scores: TileScores, to_file: Affine) -> list[dict[str, Any]]:
     """Return regions of touching cells of one range; where tiles overlap, a cell has their mean."""
     found, values = [], scores.map.values
     covered = ~np.isnan(values)
@@ -73,7 +80,7 @@ def _merged(scores: TileScores) -> list[dict[str, Any]]:
             continue
         facts = {f"mean {scores.scale.name}": float(values[here].mean())}
         for polygon in mask_to_polygons(here):
-            rings = [np.round(scores.map.affine.apply(ring), 3).tolist() for ring in polygon]
+            rings = [np.round((to_file @ scores.map.affine).apply(ring), 3).tolist() for ring in polygon]
             found.append(_feature(scores, "annotation", number, [[*ring, ring[0]] for ring in rings], facts))
     return found
 
