@@ -21,7 +21,7 @@ from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.stains import SlideColour
 from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import ConfigError, CorruptSlideError, UpsamplingWarning
-from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Rect, Size, round_half_up
+from slideio_pipe.geometry import SAME_RESOLUTION, Affine, LevelChoice, Mpp, Rect, Size, round_half_up
 from slideio_pipe.progress import Report
 from slideio_pipe.pyramid_file import save_pyramid
 from slideio_pipe.sampling import LevelSource, Sampler
@@ -120,7 +120,7 @@ class SlideView:
                 slide=slide.name,
                 remedy=f"pass mpp={own.mean:.3g} or more, or mpp=None for level 0 as stored",
             )
-        if min(choice.shrink) < 1:
+        if min(choice.shrink) * (1 + SAME_RESOLUTION) < 1:
             warnings.warn(
                 UpsamplingWarning(
                     f"{slide.name}: {wanted.mean:g} µm wanted of a slide scanned at {own.mean:g} µm; "

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from unequal_slide import unequal as unequal  # a fixture
 
 # Tests press Ctrl-C; what a shell starts in its background would ignore it, and so would whatever that starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

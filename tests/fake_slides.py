@@ -18,6 +18,7 @@ class FakeSlide:
     def __init__(self, rgb: np.ndarray, *, mpp: Mpp | None = EIGHT_UM, size: Size | None = None) -> None:
         self.rgb, self.mpp, self.name = rgb, mpp, "fake.svs"
         self.dimensions = size or Size(rgb.shape[1], rgb.shape[0])
+        self.bounds = None
 
     def require_mpp(self) -> Mpp:
         if self.mpp is None:

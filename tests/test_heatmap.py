@@ -76,6 +76,30 @@ def test_painted_pixels_are_the_mean_of_the_tiles_over_them(tile: int, stride: i
     assert compared > 1000
 
 
+@pytest.mark.parametrize(("tile", "stride"), [(63, 50), (64, 37), (45, 64), (63, 1)])
+def test_cells_of_tiles_that_share_no_divisor_with_their_steps(tile: int, stride: int) -> None:
+    """Sixteen cells to a tile: right wherever no border of a tile is within a cell."""
+    scores = scored(tile, stride)
+    scale = scores.affine.scale()
+    cell = tuple(tile / 16 * side for side in scale)
+    assert scores.map.affine.scale() == pytest.approx(cell)
+    side = [tile * one for one in scale]
+    low = np.asarray(scores.coords, float)
+    compared = 0
+    for x, y in np.random.default_rng(0).uniform(low.min(axis=0), low.max(axis=0) + side, (4000, 2)):
+        beside = np.abs(np.stack([low, low + side]) - (x, y))
+        if (beside < np.array(cell)).any():
+            continue
+        over = ((low < (x, y)) & ((x, y) < low + side)).all(axis=1)
+        painted = scores.map.paint(
+            np.full((1, 1, 3), 255, np.uint8), Affine.translation(x - 0.5, y - 0.5), blend=False
+        )[0, 0]
+        wanted = PROBABILITY.colours(scores.values[over].mean()).tolist() if over.any() else (255, 255, 255)
+        assert np.abs(painted - np.array(wanted)).max() <= 1
+        compared += 1
+    assert compared > 200 or stride == 1
+
+
 def test_tissue_shines_through() -> None:
     """The darker the tissue, the darker its colour; what has no tile stays as it is."""
     scores = scored()
