@@ -34,7 +34,11 @@ _DRAWS_KEPT = 1024
 def check_bag(bag: object) -> None:
     """Raise ConfigError for what is no bag, such as the path of one."""
     if not (hasattr(bag, "name") and hasattr(bag, "coords")):
-        remedy = "pass open_bag(path)" if isinstance(bag, str | Path) else "pass a TileBag, or open_bag(path)"
+        remedy = (
+            "pass one bag, such as open_bag(path)"
+            if isinstance(bag, str | Path)
+            else "pass one bag: a TileBag, or open_bag(path)"
+        )
         raise ConfigError(f"a {type(bag).__name__} is no bag of tiles", remedy=remedy)
 
 
