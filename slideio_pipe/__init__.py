@@ -68,7 +68,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.synthetic import write_synthetic_slide as write_synthetic_slide
     from slideio_pipe.tiling import TileGrid as TileGrid
     from slideio_pipe.tissue import TissueMask as TissueMask
-    from slideio_pipe.tissue import find_tissue as find_tissue
+    from slideio_pipe.tissue_finding import find_tissue as find_tissue
     from slideio_pipe.view import SlideView as SlideView
     from slideio_pipe.whole_bag import WholeBag as WholeBag
 
@@ -78,7 +78,7 @@ _PUBLIC = {
     "open_slide": "slide",
     "Slide": "slide",
     "SlideView": "view",
-    "find_tissue": "tissue",
+    "find_tissue": "tissue_finding",
     "TissueMask": "tissue",
     "Annotations": "annotations",
     "LabelMask": "label_masks",

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from slideio_pipe.bag import Bag, patient_of
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import (
     ConfigError,
     OutputError,

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from slideio_pipe.bag import TileBag
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_page import picture_file
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import SlideioPipeWarning
 from slideio_pipe.export import Exported, bag_name, export_slide, make_folder, overview

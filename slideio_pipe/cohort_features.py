@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import ExportConfig, LoaderConfig, checked, load_loader_config
 from slideio_pipe.device import check_device
 from slideio_pipe.encoders import Encoder, load_encoders

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from slideio_pipe.bag import Label
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import SlideConfig
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.export import SUFFIX, bag_path

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_records import Records
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputExistsError, SlideioPipeError
 from slideio_pipe.export import SUFFIX, bag_name
@@ -18,13 +19,13 @@ from slideio_pipe.manifest import TABLES
 from slideio_pipe.progress import Report
 from slideio_pipe.run import RunReport, run_cohort
 from slideio_pipe.slide import open_slide
-from slideio_pipe.tissue import find_tissue
+from slideio_pipe.tissue_finding import find_tissue
 from slideio_pipe.workers import OnStage
 
 FORMATS = ("geojson", "png")
 
 
-# What the notes of a slide call an mpp that its file does not state: whoever uses its mask needs it.
+# What the notes of a slide call an mpp that its file does not state: its mask is of use with that mpp only.
 _MPP = "slide_mpp"
 
 

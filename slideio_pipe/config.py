@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.frames import Frame
 from slideio_pipe.geometry import too_fine
 
 Edge = Literal["drop", "shift", "pad"]
@@ -164,10 +165,20 @@ class LoaderConfig(Record):
     view: ViewConfig = ViewConfig()
     tissue: TissueConfig = TissueConfig()
     grid: GridConfig = GridConfig()
+    # Where (0, 0) of the cohort's masks is; null: where QuPath has it, or for pictures what their shape says.
+    mask_frame: Frame | None = None
     slide_transform: str | None = None  # a YAML file of a transform, drawn once per slide and epoch
     tile_transform: str | None = None  # likewise, drawn once per tile and epoch
     max_tiles: int | None = Field(default=None, ge=1)  # of a bag and epoch, drawn anew each time; null: all
     seed: int = Field(default=0, ge=0)  # of every draw: transforms, tiles, order
+
+    @model_serializer(mode="wrap")
+    def _without_default_of_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the frame of masks where none is given: older runs have the same settings then."""
+        values: dict[str, Any] = dump(self)
+        if self.mask_frame is None:
+            values.pop("mask_frame", None)
+        return values
 
 
 # What else a training's file holds, for mil.settings: a loader takes the same file and passes over it.

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from slideio_pipe.augment.stains import SlideColour
 from slideio_pipe.backends.base import OnStage
 from slideio_pipe.bag import Bag, Label, TileBag, patient_of
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError, NoTissueError, RepeatedDrawsWarning, SlideioPipeError, warn_caller
 from slideio_pipe.geometry import Size
@@ -30,7 +31,8 @@ from slideio_pipe.shared_epoch import SharedEpoch, is_read_by_data_loader
 from slideio_pipe.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.tiling import TileGrid
-from slideio_pipe.tissue import TissueMask, find_tissue
+from slideio_pipe.tissue import TissueMask
+from slideio_pipe.tissue_finding import tissue_of
 from slideio_pipe.whole_bag import WholeBag
 
 # What the tissue masks of a cohort may take together, compressed: about 20 KB each, so 3,000 slides.
@@ -82,7 +84,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         self.slide_transform = _transform(slide_transform, self.config.slide_transform)
         self.tile_transform = _transform(tile_transform, self.config.tile_transform)
         self._shared = SharedEpoch(len(self.cohort))
-        self.on_stage: OnStage | None = None  # told what opening and reading spend their time on
+        self.on_stage: OnStage | None = None  # called with the stages of opening and reading, and their times
         self._masks = _Masks(_MASK_BYTES)
         self._counts: dict[int, int | None] = {}
         self._colours: dict[str, SlideColour] = {}  # a second's work each, where a transform asked for it
@@ -273,13 +275,9 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             return None
         known = self._masks.get(slide.name)
         if known is None:
-            if slide.mask is None:
-                known = find_tissue(opened, **config.model_dump())
-            elif slide.mask.suffix.lower() in (".geojson", ".json"):
-                known = TissueMask.from_geojson(slide.mask, opened, mpp=config.mpp)
-            else:
-                known = TissueMask.from_png(slide.mask, opened)
-            self._masks.keep(slide.name, known)
+            known = tissue_of(opened, config, slide.mask, frame=self.config.mask_frame)
+            if known is not None:
+                self._masks.keep(slide.name, known)
         return known
 
     def __getstate__(self) -> dict[str, Any]:

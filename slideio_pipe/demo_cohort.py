@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_export import export_cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import ExportConfig, GridConfig, ViewConfig
 from slideio_pipe.errors import ConfigError, MissingExtraError
 from slideio_pipe.export import make_folder

@@ -11,7 +11,8 @@ import numpy as np
 
 from slideio_pipe.anatomy import Anatomy, mask_positions
 from slideio_pipe.annotations import Annotations
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.export import make_folder
 from slideio_pipe.geometry import Size

@@ -18,7 +18,9 @@ from slideio_pipe.tolerance import Failure, warn_of
 
 Items = Stage[Delivery | Loss]
 
-_TO_BEAR = 'BagLoader(on_error="white" or "skip") bears with tiles that cannot be decoded, max_failures=5 with slides.'
+_GO_ON_REMEDY = (
+    'BagLoader(on_error="white" or "skip") goes on after tiles that cannot be decoded, max_failures=5 after slides.'
+)
 
 
 class Epochs:
@@ -188,7 +190,7 @@ class Epochs:
             return
         self.close()
         if not self.max_failures:
-            failure.error.add_note(_TO_BEAR)
+            failure.error.add_note(_GO_ON_REMEDY)
             raise failure.error
         errors = [failure.error for failure in self.failures if failure.tile is None]
         raise FailedSlidesError(

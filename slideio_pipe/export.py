@@ -28,7 +28,7 @@ from slideio_pipe.store import StoredBag, open_bag, save_bag
 from slideio_pipe.store.codecs import codec_for
 from slideio_pipe.store.unread import check_bearing
 from slideio_pipe.tiling import TileGrid
-from slideio_pipe.tissue import TissueMask, find_tissue
+from slideio_pipe.tissue_finding import tissue_of
 
 SUFFIX = ".bag.zarr"
 # The least part of the raw bytes that a codec leaves: glass compresses well, tissue to about a half. JPEG: anything.
@@ -286,7 +286,7 @@ def plan_bag(
 ) -> TileBag:
     """Return the bag an export would write: tissue found and grid laid, no tile decoded yet."""
     view = slide.view(mpp=config.view.mpp)
-    tissue = _tissue(slide, config, tissue_file, on_error, mask_frame)
+    tissue = tissue_of(slide, config.tissue, tissue_file, frame=mask_frame, on_error=on_error)
     grid = TileGrid(view, tissue=tissue, **config.grid.model_dump())
     return TileBag(view, grid, label=label, patient=patient)
 
@@ -396,16 +396,3 @@ def make_folder(folder: Path) -> None:
         raise OutputError(
             f"the folder cannot be made ({error.strerror})", slide=str(folder), remedy="choose another one"
         ) from error
-
-
-def _tissue(
-    slide: Slide, config: ExportConfig, tissue_file: str | Path | None, on_error: str, frame: Frame | None
-) -> TissueMask | None:
-    if tissue_file is not None:
-        file = Path(tissue_file)
-        if file.suffix.lower() in (".geojson", ".json"):
-            return TissueMask.from_geojson(file, slide, mpp=config.tissue.mpp, frame=frame or "qupath")
-        return TissueMask.from_png(file, slide, frame=frame)
-    if config.tissue.method == "none":
-        return None
-    return find_tissue(slide, **config.tissue.model_dump(), on_error=on_error)

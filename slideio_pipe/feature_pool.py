@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.bag import Bag, Label, patient_of
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import LoaderConfig
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.delivery import Delivery, Loss, Pace
@@ -54,8 +55,8 @@ class Laid:
     def of(cls, bag: Bag, label: Label, patient: str | None) -> Laid:
         """Return what is to be kept of a bag."""
         columns = (np.asarray(bag.coords), np.asarray(bag.grid_index), np.asarray(bag.tissue))
-        told = bag.provenance() | {"label": label, "patient": patient}
-        return cls(bag.name, *columns, label, told, isinstance(bag, StoredBag))
+        facts = bag.provenance() | {"label": label, "patient": patient}
+        return cls(bag.name, *columns, label, facts, isinstance(bag, StoredBag))
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -102,7 +103,7 @@ class FeaturePool:
     allow_empty : bool
         Write no rows for slides without tissue, instead of failing.
     on_tiles : callable, optional
-        Told how many tiles were encoded since it was last told.
+        Called with how many tiles were encoded since the call before.
     """
 
     def __init__(

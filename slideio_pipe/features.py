@@ -96,25 +96,25 @@ def open_features(path: str | Path, encoder: str | None = None, *, slide_mpp: fl
 def _from_store(path: Path, encoder: str | None) -> FeatureBag:
     if is_feature_store(path):
         store = open_feature_store(path)
-        told, count, coords = store.attributes, store.tiles, store.columns["coords"]
+        described, count, coords = store.attributes, store.tiles, store.columns["coords"]
     elif is_bag_store(path):
         with open_bag(path) as bag:
-            told, count, coords = bag.provenance(), len(bag), bag.coords
+            described, count, coords = bag.provenance(), len(bag), bag.coords
     else:
         raise BagFormatError("no store of features", slide=str(path), remedy="pass a .bag.zarr or a .features.zarr")
     name = _chosen(path, encoder)
     values, facts = stored_features(path, name, count)
     return FeatureBag(
-        name=str(told["slide"]["name"]),
+        name=str(described["slide"]["name"]),
         features=values,
         coords=coords,
-        tile_size_level0=_side_level0(told),
-        label=told.get("label"),
+        tile_size_level0=_side_level0(described),
+        label=described.get("label"),
         encoder=name,
-        view_mpp=_view_mpp(told),
-        provenance=told,
+        view_mpp=_view_mpp(described),
+        provenance=described,
         encoder_facts=facts,
-        patient=told.get("patient"),
+        patient=described.get("patient"),
     )
 
 
@@ -131,17 +131,17 @@ def _chosen(path: Path, encoder: str | None) -> str:
     return there[0]
 
 
-def _side_level0(told: Mapping[str, Any]) -> float | None:
+def _side_level0(described: Mapping[str, Any]) -> float | None:
     """Return the side of a tile at level 0, of a turned one as well: areas do not turn."""
     try:
-        sx, b, _, d, sy, _ = (float(value) for value in told["view"]["affine"])
-        return float(told["grid"]["tile_size"]) * math.sqrt(abs(sx * sy - b * d))
+        sx, b, _, d, sy, _ = (float(value) for value in described["view"]["affine"])
+        return float(described["grid"]["tile_size"]) * math.sqrt(abs(sx * sy - b * d))
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _view_mpp(told: Mapping[str, Any]) -> Mpp | None:
-    mpp = (told.get("view") or {}).get("mpp")
+def _view_mpp(described: Mapping[str, Any]) -> Mpp | None:
+    mpp = (described.get("view") or {}).get("mpp")
     return None if mpp is None else Mpp.of(mpp)
 
 
@@ -168,8 +168,8 @@ def _from_hdf5(file: Path, encoder: str | None, slide_mpp: float | None) -> Feat
         mpp = None if side_um is None or side_px is None else Mpp.of(side_um / side_px)
         side = None if side_um is None or slide_mpp is None else side_um / slide_mpp
         places = None if places is None or slide_mpp is None else places / slide_mpp
-    told = attributes.get("extractor") if in_um else attributes.get("encoder")
-    known = encoder if told is None else str(told)
+    described = attributes.get("extractor") if in_um else attributes.get("encoder")
+    known = encoder if described is None else str(described)
     if encoder is not None and known != encoder:
         raise BagFormatError(f"features of {known}, not of {encoder}", slide=str(file), remedy="pass another file")
     corners, patient = _corners(file, places, values), attributes.get("patient")
@@ -190,8 +190,8 @@ def _from_tensor(file: Path, encoder: str | None) -> FeatureBag:
     beside = file.parent.parent / "h5_files" / f"{file.stem}.h5"
     places, side = None, None
     if beside.is_file():
-        told = _from_hdf5(beside, None, None)
-        places, side = (told.coords, told.tile_size_level0) if len(told) == len(values) else (None, None)
+        described = _from_hdf5(beside, None, None)
+        places, side = (described.coords, described.tile_size_level0) if len(described) == len(values) else (None, None)
     return FeatureBag(file.stem, values, places, side, None, encoder, None)
 
 

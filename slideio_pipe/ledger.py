@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from slideio_pipe.cohort import CohortSlide
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import OutputError, SlideioPipeError
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.slide import file_fingerprint

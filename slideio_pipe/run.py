@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from slideio_pipe.bag import package_versions
 from slideio_pipe.cluster import pool_for
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_page import write_page
 from slideio_pipe.cohort_records import about_slide
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import (
     ConfigError,
     CorruptSlideError,

@@ -33,7 +33,7 @@ from slideio_pipe.geometry import WHOLE_PX, WHOLE_SHRINKS, Affine, LevelChoice, 
 _MAX_FETCH_PX = 16_000_000
 # Tiles are scattered when they need more than this part of the stored tiles they would need if they shared none.
 _ALONE = 0.75
-# Too few to say so: somebody reads tile after tile, and the next one may be the neighbour.
+# Too few to say so: where tile after tile is read, the next one may be the neighbour.
 _FEW = 4
 # A stored tile is decoded in part when less than this of its height is needed: the rest may be wanted later.
 _PARTLY = 0.8
@@ -76,8 +76,8 @@ class Sampler:
     ----------
     slide : LevelSource
     on_stage : callable, optional
-        Told ("read" | "decode" | "fallback" | "resample", start, end), ``time.perf_counter`` seconds, by whichever
-        thread did it.
+        Called with ("read" | "decode" | "fallback" | "resample", start, end), ``time.perf_counter`` seconds, in the
+        thread that did it.
     outside : int
         The grey level of what lies outside the slide: 255 is white.
     """
@@ -345,7 +345,7 @@ class Sampler:
     def _stored(
         self, tiles: StoredTiles, level: int, column: int, row: int, reduce: int, rows: int
     ) -> NDArray[np.uint8]:
-        """Return a stored tile, or its first ``rows`` at least: those are not kept, as nobody else may want them."""
+        """Return a stored tile, or its first ``rows`` at least: those are not kept, as no other tile may need them."""
         key, height = (reduce, column, row), tiles.tile.height
         if rows * reduce < _PARTLY * height and (row + 1) * height <= self.slide.pyramid.levels[level].height:
             known = SHARED.known(tiles, key)

@@ -189,7 +189,7 @@ class Slide:
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """What the file says, by OpenSlide's names (``openslide.mpp-x``, ``aperio.AppMag``), whoever reads it."""
+        """What the file says, by OpenSlide's names (``openslide.mpp-x``, ``aperio.AppMag``), with every reader."""
         return self.facts.properties
 
     @property
@@ -285,7 +285,7 @@ class Slide:
             return replace(view, draw=draw)
         if transform is None:
             return view
-        # albumentationsxl takes three seconds to import: whoever draws nothing does not wait for it.
+        # albumentationsxl takes three seconds to import, and views without a transform do not need it.
         from slideio_pipe.augment import drawing
 
         colour = drawing.measured(self, transform)

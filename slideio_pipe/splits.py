@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from slideio_pipe.bag import Label
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
 
 DEFAULT = {"train": 0.7, "val": 0.15, "test": 0.15}

@@ -1,4 +1,4 @@
-"""The tissue mask of a slide: found in an overview, read from QuPath or a picture, asked for the tissue under tiles."""
+"""The tissue mask of a slide: read from QuPath or a picture, written for them, asked for the tissue under tiles."""
 
 from __future__ import annotations
 
@@ -16,18 +16,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from slideio_pipe import picture, segmentation
-from slideio_pipe.errors import ConfigError, CorruptSlideError, EmptyTissueWarning, SkippedWarning, warn_caller
+from slideio_pipe import picture
+from slideio_pipe.errors import ConfigError, EmptyTissueWarning
 from slideio_pipe.frames import Frame, frame_corner, picture_affine
 from slideio_pipe.geometry import Affine, Mpp, Rect, Size
 from slideio_pipe.mask_files import read_mask, read_polygons, write_mask, write_polygons
 from slideio_pipe.outlines import mask_to_polygons, polygons_to_mask
 from slideio_pipe.slide import Slide
 from slideio_pipe.view import SlideView
-
-METHODS = ("otsu", "threshold", "none")
-# One tile of 256 px at 0.5 µm: a smaller speck fills no tile, and a larger hole is a tile of glass.
-TILE_AREA_UM2 = 128.0**2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -298,14 +294,14 @@ class TissueMask:
         frame : {"qupath", "level0"}
             Where (0, 0) is: the corner of the slide's bounds, as in QuPath, or that of level 0, as for OpenSlide.
         """
-        _check_slide(slide)
+        check_slide(slide)
         path = Path(path)
-        width, height, affine = _grid(slide, mpp)
+        width, height, affine = mask_grid(slide, mpp)
         to_mask = affine.inverse() @ frame_corner(frame, slide.bounds)
         polygons = [[to_mask.apply(ring) for ring in polygon] for polygon in read_polygons(path, classes)]
         mask = polygons_to_mask(polygons, width, height)
         settings = {"file": path.name} | ({} if classes is None else {"classes": list(classes)})
-        return _made(mask, affine, slide, "geojson", settings)
+        return mask_of(mask, affine, slide, "geojson", settings)
 
     @classmethod
     def from_png(cls, path: str | os.PathLike[str], slide: Slide, *, frame: Frame | None = None) -> TissueMask:
@@ -320,110 +316,14 @@ class TissueMask:
             Whether it spans the whole slide, or its bounds as what QuPath exports does. By default its shape says: the
             whole slide if it has that shape, else the bounds.
         """
-        _check_slide(slide)
+        check_slide(slide)
         path = Path(path)
         mask = read_mask(path)
         affine = picture_affine(mask.shape[::-1], slide, frame, what="a mask", path=str(path))
-        return _made(mask, affine, slide, "png", {"file": path.name})
+        return mask_of(mask, affine, slide, "png", {"file": path.name})
 
 
-def find_tissue(
-    slide: Slide,
-    *,
-    method: str = "otsu",
-    mpp: float = 8.0,
-    min_area_um2: float = TILE_AREA_UM2,
-    max_hole_um2: float = TILE_AREA_UM2,
-    ignore_pen: bool = True,
-    threshold: float | None = None,
-    on_error: str = "raise",
-) -> TissueMask:
-    """Return the tissue mask of a slide, found in an overview of it, without glass, ink and the scanner's padding.
-
-    Parameters
-    ----------
-    slide : Slide
-    method : {"otsu", "threshold", "none"}
-        "otsu": optical density and texture against Otsu's threshold, bounded on both sides so that pure glass is empty
-        and pure tissue is full. "threshold": a fixed saturation, for comparison with other tools; misses grey tissue.
-        "none": the whole slide is tissue; nothing is decoded. Fluorescence (bright on black) is recognised, and its
-        brightest channel is compared with a bounded Otsu threshold.
-    mpp : float
-        The resolution of the mask, in µm per pixel.
-    min_area_um2, max_hole_um2 : float
-        Smaller regions are dropped (never one of more than a twentieth of the slide), enclosed holes up to this are
-        filled. Both default to one tile of 256 px at 0.5 µm.
-    ignore_pen : bool
-        Leave out red, green, blue and black ink. Pass False for stains of such colours (trichrome, Alcian blue).
-    threshold : float, optional
-        In place of the method's own: optical density for "otsu", saturation from 0 to 1 for "threshold", grey levels
-        above the background for fluorescence.
-    on_error : {"raise", "white"}
-        "white" takes places that cannot be decoded, up to a quarter of the slide, for glass.
-
-    Warns
-    -----
-    EmptyTissueWarning
-        When nothing was found.
-    SkippedWarning
-        When there are such places.
-    """
-    _check_slide(slide)
-    if method not in METHODS:
-        raise ConfigError(f"method {method!r}", slide=slide.name, remedy=f"pass one of {', '.join(METHODS)}")
-    if on_error not in ("raise", "white"):
-        raise ConfigError(f"on_error is {on_error!r}", slide=slide.name, remedy='pass "raise" or "white"')
-    for name, value in (("min_area_um2", min_area_um2), ("max_hole_um2", max_hole_um2)):
-        if not value >= 0:
-            raise ConfigError(f"{name} is {value}", slide=slide.name, remedy="pass 0 or more")
-    settings: dict[str, Any] = {"mpp": float(mpp)}
-    if method == "none":
-        width, height, affine = _grid(slide, mpp)
-        return _made(np.ones((height, width), dtype=bool), affine, slide, method, settings)
-    _check_mpp(slide, mpp)
-    settings |= {
-        "min_area_um2": float(min_area_um2),
-        "max_hole_um2": float(max_hole_um2),
-        "ignore_pen": ignore_pen,
-        "asked_threshold": threshold,
-    }
-    level0 = slide.require_mpp()
-    rgb, affine, unread = _overview(slide, mpp, on_error)
-    scale = affine.scale()
-    um_per_px = Mpp(scale[0] * level0.x, scale[1] * level0.y).mean
-    found = segmentation.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
-    mask = segmentation.tidied(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
-    return _made(_to_the_edge(mask, affine, slide.dimensions), affine, slide, method, settings | found.details | unread)
-
-
-def _overview(slide: Slide, mpp: float, on_error: str) -> tuple[NDArray[np.uint8], Affine, dict[str, int]]:
-    """Return the slide as tissue is sought in it, and what is white there; say what does without a damaged one."""
-    try:
-        if on_error == "raise":
-            return *slide.overview(mpp), {}
-        rgb, affine, errors = slide.overview_around(mpp)
-    except CorruptSlideError as error:
-        raise CorruptSlideError(
-            f"tissue cannot be found, because {error.reason}",
-            slide=slide.name,
-            remedy='copy the slide again, or pass on_error="white"; '
-            'a mask of your own (tissue_file=…) and method="none" do without',
-        ) from error
-    if errors:
-        places = "1 place is" if len(errors) == 1 else f"{len(errors)} places are"
-        reason = f"{slide.name}: {places} taken for glass in search of tissue, because {errors[0].reason}"
-        warn_caller(SkippedWarning(reason))
-    return rgb, affine, {"unread_places": len(errors)} if errors else {}
-
-
-def _to_the_edge(mask: NDArray[np.bool_], affine: Affine, size: Size) -> NDArray[np.bool_]:
-    """Return the mask with its last row and column repeated where an overview left out a part of a pixel."""
-    width, height = affine.inverse().apply(size).tolist()
-    missing = np.clip(np.ceil([height - mask.shape[0] - 1e-6, width - mask.shape[1] - 1e-6]), 0, 1).astype(int)
-    return np.pad(mask, [(0, missing[0]), (0, missing[1])], mode="edge")
-
-
-def _made(mask: NDArray[np.bool_], affine: Affine, slide: Slide, method: str, settings: dict[str, Any]) -> TissueMask:
+def mask_of(mask: NDArray[np.bool_], affine: Affine, slide: Slide, method: str, settings: dict[str, Any]) -> TissueMask:
     """Return the mask with what is known of the slide; say so when it is empty."""
     if not mask.any():
         warnings.warn(f"{slide.name}: no tissue ({method})", EmptyTissueWarning, stacklevel=3)
@@ -432,20 +332,20 @@ def _made(mask: NDArray[np.bool_], affine: Affine, slide: Slide, method: str, se
     return TissueMask(mask, affine, slide.dimensions, slide.name, method, mpp, settings, slide.bounds)
 
 
-def _check_slide(slide: object) -> None:
+def check_slide(slide: object) -> None:
     if not hasattr(slide, "dimensions"):
         how = f"open_slide({str(slide)!r})" if isinstance(slide, str | Path) else "open_slide(path)"
         raise ConfigError(f"a {type(slide).__name__} is no slide", remedy=f"pass {how}")
 
 
-def _check_mpp(slide: Slide, mpp: float) -> None:
+def check_mpp(slide: Slide, mpp: float) -> None:
     if not 0 < mpp < float("inf"):
         raise ConfigError(f"mpp is {mpp}", slide=slide.name, remedy="pass mpp=8")
 
 
-def _grid(slide: Slide, mpp: float) -> tuple[int, int, Affine]:
+def mask_grid(slide: Slide, mpp: float) -> tuple[int, int, Affine]:
     """Return width, height and affine of a mask at about ``mpp``, not finer than level 0."""
-    _check_mpp(slide, mpp)
+    check_mpp(slide, mpp)
     level0, size = slide.require_mpp(), slide.dimensions
     width = max(1, round(size.width / max(1.0, mpp / level0.x)))
     height = max(1, round(size.height / max(1.0, mpp / level0.y)))

@@ -9,7 +9,8 @@ import pandas
 import pytest
 from test_streaming import numbered_bag
 
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import AlikeLabelsWarning, ConfigError, MissingCellsWarning
 from slideio_pipe.manifest_cells import MISSING
 from slideio_pipe.splits import fold_cohort

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_records import Record, Records
+from slideio_pipe.cohort_slide import CohortSlide
 
 
 def start(slide: str, **more: Any) -> dict[str, Any]:

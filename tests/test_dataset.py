@@ -18,8 +18,8 @@ from conftest import coordinate_pixels, write_pyramid
 from PIL import Image
 
 import slideio_pipe as sp
-from slideio_pipe import dataset as dataset_module
 from slideio_pipe import slide as slide_module
+from slideio_pipe import tissue_finding
 from slideio_pipe.config import TRAINING_SECTIONS, LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, RepeatedDrawsWarning, SlideNotFoundError
 
@@ -82,13 +82,13 @@ def test_a_store_alone_gives_the_tile_shape(slides: list[Path], tmp_path: Path) 
 def test_tissue_is_found_once(slides: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The second epoch does not decode the overview again, and keeps the same tiles."""
     calls: list[str] = []
-    find = dataset_module.find_tissue
+    find = tissue_finding.find_tissue
 
     def counted(slide: Any, **options: Any) -> Any:
         calls.append(slide.name)
         return find(slide, **options)
 
-    monkeypatch.setattr(dataset_module, "find_tissue", counted)
+    monkeypatch.setattr(tissue_finding, "find_tissue", counted)
     dataset = sp.BagDataset(slides, {"view": {"mpp": "native"}, "grid": {"tile_size": 64, "min_tissue": 0.1}})
     first = dataset[0].index
     dataset.set_epoch(1)

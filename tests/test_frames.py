@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from slideio_pipe import (
     Annotations,
+    BagDataset,
     LabelMask,
     TileBag,
     TileGrid,
@@ -30,10 +31,10 @@ from slideio_pipe import (
     tissue_cohort,
 )
 from slideio_pipe.cli import app
-from slideio_pipe.config import ExportConfig
+from slideio_pipe.config import ExportConfig, LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.export import export_slide
-from slideio_pipe.frames import stated_bounds
+from slideio_pipe.frames import Frame, stated_bounds
 from slideio_pipe.geometry import Affine, Rect, Size
 from slideio_pipe.mask_files import Annotation
 from slideio_pipe.mil.colour_scale import ColourScale
@@ -264,6 +265,45 @@ def test_files_of_corners_are_of_level_0(path: Path, tmp_path: Path) -> None:
     with openslide.OpenSlide(str(path)) as peer:
         theirs = np.asarray(peer.read_region((X + 60, Y + 120), 0, (64, 64)).convert("RGB"))
     assert np.array_equal(tile, theirs)
+
+
+@pytest.mark.parametrize("frame", [None, "qupath", "level0"])
+@pytest.mark.parametrize("ending", ["geojson", "png"])
+def test_training_reads_masks_in_the_frame_that_export_reads_them_in(
+    path: Path, tmp_path: Path, frame: Frame | None, ending: str
+) -> None:
+    """The same cohort with the same frame has the same tiles, and these are on the box that was painted."""
+    mask = tmp_path / f"a.{ending}"
+    left, top, right, lower = box_at(*((X, Y) if frame == "level0" else (0, 0)))
+    if ending == "geojson":
+        ring = [[left, top], [right, top], [right, lower], [left, lower], [left, top]]
+        mask.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    else:
+        width, height = SLIDE if frame == "level0" else (WIDTH, HEIGHT)
+        painted = np.zeros((height, width), np.uint8)
+        painted[top:lower, left:right] = 255
+        Image.fromarray(painted).save(mask)
+    table = tmp_path / "cohort.csv"
+    table.write_text(f"slide,mask\n{path},{mask}\n")
+    tiles: dict[str, Any] = {"view": {"mpp": None}, "tissue": {"mpp": 2.0}, "grid": {"tile_size": 64}}
+    export_cohort(table, tmp_path / "bags", ExportConfig(**tiles), mask_frame=frame)
+    dataset = BagDataset(table, tiles | {"mask_frame": frame})
+    trained = dataset.open(0)
+    with open_bag(tmp_path / "bags" / "a.bag.zarr") as bag:
+        assert np.array_equal(trained.coords, bag.coords)
+    dataset.close(0, trained)
+    inside = box_at(X, Y)
+    middles = np.asarray(trained.coords) + 32
+    assert len(middles) >= 20
+    assert ((middles >= inside[:2]) & (middles <= inside[2:])).all()
+
+
+def test_settings_without_a_frame_are_those_of_earlier_versions() -> None:
+    """A frame that is not given changes no digest: runs and checkpoints go on."""
+    assert "mask_frame" not in LoaderConfig().model_dump()
+    assert LoaderConfig(mask_frame="level0").model_dump()["mask_frame"] == "level0"
+    with pytest.raises(ConfigError, match="mask_frame"):
+        load_loader_config({"mask_frame": "level 0"})
 
 
 def run(*arguments: object, code: int = 0) -> Any:

@@ -13,7 +13,7 @@ from skimage import morphology
 
 from slideio_pipe import segmentation as seg
 from slideio_pipe.slide import open_slide
-from slideio_pipe.tissue import find_tissue
+from slideio_pipe.tissue_finding import find_tissue
 
 H_AND_E = (196, 120, 172)
 PALE = (233, 222, 230)

@@ -14,7 +14,8 @@ from conftest import coordinate_pixels, write_pyramid
 from dicom_files import write_dicom, write_series
 
 from slideio_pipe import errors
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError, SlideNotFoundError
 from slideio_pipe.slide import open_slide
 

@@ -19,7 +19,8 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError, EmptyTissueWarni
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.slide import open_slide
 from slideio_pipe.synthetic import write_synthetic_slide
-from slideio_pipe.tissue import TissueMask, find_tissue
+from slideio_pipe.tissue import TissueMask
+from slideio_pipe.tissue_finding import find_tissue
 
 # The DICOM slide of others is a level of which the full resolution was left out.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")

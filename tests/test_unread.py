@@ -20,7 +20,7 @@ from slideio_pipe.slide import open_slide
 from slideio_pipe.store import layout, open_bag, save_bag
 from slideio_pipe.synthetic import write_synthetic_slide
 from slideio_pipe.tiling import TileGrid
-from slideio_pipe.tissue import find_tissue
+from slideio_pipe.tissue_finding import find_tissue
 
 SHARD = 4
 

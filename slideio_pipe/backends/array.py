@@ -181,7 +181,7 @@ def _plain(array: Any, slide: str) -> ngff.Multiscale:
 
 def _readable(store: Path, associated: Mapping[str, str]) -> Iterator[tuple[str, ZarrBackend]]:
     for name, place in associated.items():
-        with contextlib.suppress(SlideioPipeError):  # a macro of 16 bits keeps nobody from the slide
+        with contextlib.suppress(SlideioPipeError):  # a macro of 16 bits is left out; the slide is read
             yield name, ZarrBackend(store / place)
 
 

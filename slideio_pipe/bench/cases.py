@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning
 from slideio_pipe.slide import Slide
-from slideio_pipe.tissue import TissueMask, find_tissue
+from slideio_pipe.tissue import TissueMask
+from slideio_pipe.tissue_finding import find_tissue
 
 TILE = 256  # px
 OFF_GRID = (100, 60)  # px from the stored grid, x and y: every tile lies on four stored ones

@@ -172,7 +172,7 @@ def pooled(name: str, output: Any, count: int, pooling: Pooling, side: int) -> T
     Raises
     ------
     ConfigError
-        It is no tensor of one row per tile, or of tokens or fine maps of which nobody said which to take.
+        It is no tensor of one row per tile, or of tokens or fine maps without a choice of which to take.
     """
     if not isinstance(output, Tensor):
         remedy = "wrap it in a module that returns one tensor, (n, D)"

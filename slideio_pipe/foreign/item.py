@@ -35,7 +35,7 @@ class Told(NamedTuple):
 
     @property
     def case(self) -> str:
-        """What a table of patients lists it under: the patient, or the slide where nobody says."""
+        """What a table of patients lists it under: the patient, or the slide where none is given."""
         return self.patient or self.stem
 
 

@@ -66,7 +66,7 @@ class Stamp:
     def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
         """Write the tables that STAMP asks for: whose files are whose, and patients' labels.
 
-        A patient is the slide where nobody says. One whose slides have different labels is left out of the latter.
+        A patient is the slide where none is given. One whose slides have different labels is left out of the latter.
         """
         slides = [{"PATIENT": bag.case, "FILENAME": f"{bag.stem}.h5"} for bag in bags]
         labels: dict[str, set[Label]] = defaultdict(set)

@@ -38,7 +38,7 @@ def write_rows(
     Raises
     ------
     OutputExistsError
-        A table without the column is there: somebody else's.
+        A table without the column is there, which was not written here.
     OutputError
         The disk refuses.
     """

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from slideio_pipe.cohort import CohortSlide
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.manifest_cells import has_decimal_comma, is_decimal
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.foreign.converting import stem_of
 from slideio_pipe.manifest import TABLES, file_name, read_table

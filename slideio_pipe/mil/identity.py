@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.foreign.converting import stem_of
 from slideio_pipe.ledger import fingerprint
 from slideio_pipe.mil.feature_files import ENDINGS
@@ -28,7 +29,7 @@ _FACTS = ("label", "resolution", "content", "mask")
 
 
 def features_fingerprint(features: NDArray[Any]) -> str:
-    """Return what tells features from others: of their shape, type and every number."""
+    """Return a fingerprint of features: of their shape, type and every number."""
     values = np.ascontiguousarray(features)
     digest = hashlib.blake2b(f"{values.dtype}{values.shape}".encode(), digest_size=8)
     digest.update(values.view(np.uint8).reshape(-1).data)
@@ -36,14 +37,14 @@ def features_fingerprint(features: NDArray[Any]) -> str:
 
 
 def file_of(slide: CohortSlide) -> str | None:
-    """Return what tells the file of a slide from others, None where that cannot be said."""
+    """Return a fingerprint of the file of a slide, None where no file can be read."""
     return _fingerprint(slide.source) if isinstance(slide.source, Path) else None
 
 
 def _fingerprint(path: Path | None) -> str | None:
     try:
         return None if path is None else (_FOLDER if path.is_dir() else _FILE) + fingerprint(path)
-    except OSError:  # opening it will say more
+    except OSError:  # opening it raises an error with the reason
         return None
 
 
@@ -59,7 +60,7 @@ def slide_entries(cohort: Cohort | None, task: Task, contents: Sequence[str | No
 
 
 def contents(config: TrainConfig) -> dict[str, str]:
-    """Return what tells the files that settings name from others: transforms, and a network to train along."""
+    """Return fingerprints of the files that settings name: transforms, and a network to train along."""
     files = {name: getattr(config, name) for name in ("slide_transform", "tile_transform")}
     found = {name: _settings_fingerprint(Path(file)) for name, file in files.items() if file is not None}
     source = config.encoder.source
@@ -69,10 +70,10 @@ def contents(config: TrainConfig) -> dict[str, str]:
 
 
 def _settings_fingerprint(path: Path) -> str:
-    """Return what tells settings in YAML from others; a comment makes no others of them."""
+    """Return a fingerprint of settings in YAML; comments do not count."""
     try:
         said = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True, default=str)
-    except (OSError, ValueError, yaml.YAMLError):  # whoever reads it will say more
+    except (OSError, ValueError, yaml.YAMLError):  # reading it raises an error with the reason
         return ""
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 

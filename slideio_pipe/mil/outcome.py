@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import MissingExtraError, SkippedWarning
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.divisions import Division

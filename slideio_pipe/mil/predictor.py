@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slideio_pipe.bag import Bag, Label, TileBag
-from slideio_pipe.cohort import Cohort, CohortSlide
+from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import checked
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.device import check_device
@@ -255,29 +256,29 @@ def load_predictor(
     path = Path(checkpoint).expanduser()
     path = path / "best.ckpt" if path.is_dir() else path
     known = read_checkpoint(path)
-    told = known.get("about")
-    if not isinstance(told, Mapping) or not {"task", "width", "config"} <= set(told) or "model" not in known:
+    recorded = known.get("about")
+    if not isinstance(recorded, Mapping) or not {"task", "width", "config"} <= set(recorded) or "model" not in known:
         raise ConfigError("is a checkpoint of something else", slide=str(path), remedy="pass best.ckpt of a training")
     target = check_device(device)
-    task, config = task_of(told["task"]), checked(TrainConfig, str(path), **told["config"])
-    model = build_model(config.model.name, told["width"], task.outputs, **config.model.arguments())
+    task, config = task_of(recorded["task"]), checked(TrainConfig, str(path), **recorded["config"])
+    model = build_model(config.model.name, recorded["width"], task.outputs, **config.model.arguments())
     _fill(model, known["model"], path, "the model")
-    tiles = _encoder(path, told, known, encoder, normalize)
+    tiles = _encoder(path, recorded, known, encoder, normalize)
     if tiles is not None:
         tiles.module.to(target).eval()
         if "encoder" not in known:
-            if told.get("tiling") is not None:
-                config = config.model_copy(update=_sections(config, told["tiling"]))
-            _check_maker(path, tiles, told, config, target)
-    of_features, width = told.get("encoder") is None, int(told["width"])
-    known_slides = KnownSlides(told.get("slides") or ())
+            if recorded.get("tiling") is not None:
+                config = config.model_copy(update=_sections(config, recorded["tiling"]))
+            _check_maker(path, tiles, recorded, config, target)
+    of_features, width = recorded.get("encoder") is None, int(recorded["width"])
+    known_slides = KnownSlides(recorded.get("slides") or ())
     return Predictor(
         path,
         task,
         model.to(target).eval(),
         tiles,
         of_features,
-        told.get("features"),
+        recorded.get("features"),
         width,
         config,
         target,
@@ -291,19 +292,19 @@ def _sections(config: TrainConfig, tiling: Mapping[str, Any]) -> dict[str, Any]:
 
 def _encoder(
     path: Path,
-    told: Mapping[str, Any],
+    recorded: Mapping[str, Any],
     known: Mapping[str, Any],
     given: nn.Module | Encoder | str | Path | None,
     normalize: Normalize | None,
 ) -> TileEncoder | None:
     """Return the encoder, with the weights that it was trained to."""
     if isinstance(given, Encoder):
-        if told.get("encoder") is None:
+        if recorded.get("encoder") is None:
             return from_encoder(given)
         given = given.module
     network = given if isinstance(given, nn.Module) else None
     source = None if given is None or network is not None else str(given)
-    about = told.get("encoder")
+    about = recorded.get("encoder")
     if about is None:
         return None if given is None else tile_encoder(network, source, normalize)
     if given is None and about["source"] is None:
@@ -319,12 +320,12 @@ def _encoder(
 
 
 def _check_maker(
-    path: Path, tiles: TileEncoder, told: Mapping[str, Any], config: TrainConfig, device: torch.device
+    path: Path, tiles: TileEncoder, recorded: Mapping[str, Any], config: TrainConfig, device: torch.device
 ) -> None:
     """Refuse an encoder that did not make the features of the training, as far as that shows."""
     width = tiles.width(tiles.input_size or config.grid.tile_size, device)
-    if width != told["width"]:
-        reason = f"{tiles.name} makes {width:,} features per tile, the model takes {told['width']:,}"
+    if width != recorded["width"]:
+        reason = f"{tiles.name} makes {width:,} features per tile, the model takes {recorded['width']:,}"
         raise ConfigError(reason, slide=str(path), remedy="pass the encoder of the training")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slideio_pipe.cohort import CohortSlide
+from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError, MissingExtraError, SlideioPipeWarning, warn_caller
 from slideio_pipe.mil.identity import PARTS
 from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure
@@ -52,7 +52,7 @@ def measure_predictions(task: Task, found: Sequence[Predicted], bootstrap: int) 
         Slides that are measured trained the model, or chose its epoch; or nothing can be measured, and why.
     """
     nothing = Measured(), dict[str, Measured]()
-    if not _is_told(task, [one.slide for one in found]):
+    if not _has_columns(task, [one.slide for one in found]):
         return nothing
     try:
         targets = task.targets([one.slide for one in found])
@@ -81,7 +81,7 @@ def _measured(task: Task, found: Sequence[Predicted], targets: torch.Tensor, boo
     return Measured(len(found), metrics, interval_note(task, targets, patients) if bootstrap else None)
 
 
-def _is_told(task: Task, slides: Sequence[CohortSlide]) -> bool:
+def _has_columns(task: Task, slides: Sequence[CohortSlide]) -> bool:
     """Return whether the cohort has the columns of the task."""
     wanted = {task.time, task.event} if isinstance(task, Survival) else {str(task.settings()["column"])}
     return all(name == "label" or any(name in dict(slide.other) for slide in slides) for name in wanted)
@@ -89,8 +89,8 @@ def _is_told(task: Task, slides: Sequence[CohortSlide]) -> bool:
 
 def _warn_of_trained(parts: Mapping[str, Measured], count: int) -> None:
     """Say that numbers of slides that a model was made with are not those of others."""
-    told = {"train": "trained the model", "val": "chose its epoch"}
-    found = [f"{parts[part].slides:,} {what}" for part, what in told.items() if part in parts]
+    roles = {"train": "trained the model", "val": "chose its epoch"}
+    found = [f"{parts[part].slides:,} {what}" for part, what in roles.items() if part in parts]
     if found:
         reason = f"of {count:,} slides with a known truth {' and '.join(found)}: metrics of these say nothing of others"
         warn_caller(SlideioPipeWarning(reason))

@@ -1,0 +1,127 @@
+"""What is wrong with a cohort: each function returns the problems of one kind, in words."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from slideio_pipe.cohort_slide import COLUMNS, CohortSlide
+from slideio_pipe.errors import AlikeLabelsWarning
+from slideio_pipe.manifest import is_windows_path
+from slideio_pipe.slide_files import dicom_series, is_named_dicom
+from slideio_pipe.split_names import split_of
+
+# What a column may be called by mistake: closer than this to one of ours that is not there.
+_ALIKE = 0.8
+# A label that is so many times rarer than one that looks like it may be a slip; shorter words are never slips.
+_OFTEN = 5
+_SHORT = 5
+
+
+def series_problems(places: Sequence[str], slides: Sequence[CohortSlide], root: str | Path | None) -> Iterator[str]:
+    """Say which rows are files of one DICOM slide; of files outside of ``root`` nothing is read."""
+    known = {}
+    for place, slide in zip(places, slides, strict=True):
+        path = slide.source
+        if isinstance(path, Path) and is_named_dicom(path) and not any(slide_problems(slide, root)):
+            known[path] = place
+    for files in dicom_series(known):
+        yield f"{' and '.join(sorted(known[path] for path in files))} are files of one DICOM slide"
+
+
+def header_problems(header: Sequence[str]) -> Iterator[str]:
+    for name in {name for name in header if header.count(name) > 1 and name in COLUMNS}:
+        yield f'column "{name}" is there twice'
+    unknown = {name.lower(): name for name in header if name not in COLUMNS}
+    for name in COLUMNS:
+        alike = [] if name in header else difflib.get_close_matches(name, unknown, 1, _ALIKE)
+        if alike:
+            yield f'column "{unknown[alike[0]]}" looks like "{name}"; call it "{name}"'
+        elif name == "slide" and name not in header:
+            yield f'no column "slide" (there are: {", ".join(header)})'
+
+
+def slide_problems(slide: CohortSlide, root: str | Path | None) -> Iterator[str]:
+    files = {"slide": slide.source if slide.name else None, "mask": slide.mask}
+    for what, file in files.items():
+        if not isinstance(file, Path):
+            continue
+        try:
+            # Asked before whether it is there: a hostile manifest learns nothing of other folders.
+            if root is not None and not file.resolve().is_relative_to(Path(root).expanduser().resolve()):
+                yield f"{what} {file} is outside of {root}"
+            elif not file.exists():
+                hint = " (write its path with / instead of \\)" if is_windows_path(file.name) else ""
+                yield f"no such {what} {file}{hint}"
+        except (OSError, ValueError) as error:  # too long, a zero byte, a folder that may not be entered
+            yield f"{what} {str(file)!r} cannot be looked for ({getattr(error, 'strerror', None) or error})"
+
+
+def label_problems(slides: Sequence[CohortSlide]) -> Iterator[str]:
+    spelt = defaultdict(set)
+    for slide in slides:
+        if isinstance(slide.label, str):
+            spelt["".join(slide.label.split()).casefold()].add(slide.label)
+    for ways in spelt.values():
+        if len(ways) > 1:
+            yield f"label {' and '.join(repr(way) for way in sorted(ways))} differ in capitals or spaces only"
+
+
+def warn_of_alike(slides: Sequence[CohortSlide]) -> None:
+    """Warn of labels that look like another one misspelt."""
+    counts = Counter(slide.label for slide in slides if isinstance(slide.label, str))
+    for rare, few in counts.items():
+        alike = [often for often, many in counts.items() if many >= _OFTEN * few and is_misspelt(str(rare), str(often))]
+        for often in alike[:1]:
+            reason = f"label {rare!r} ({few}×) may be {often!r} ({counts[often]}×) misspelt"
+            warnings.warn(AlikeLabelsWarning(reason), stacklevel=4)
+
+
+def is_misspelt(word: str, other: str) -> bool:
+    """Return whether a letter is wrong, missing, too many, or changed places with its neighbour.
+
+    Only letters are slips: a digit or a sign tells classes apart, and so does a letter that is a word of its own, or
+    one of a word so short that every letter of it counts.
+
+    >>> is_misspelt("tumuor", "tumour"), is_misspelt("grade 1", "grade 2"), is_misspelt("type A", "type B")
+    (True, False, False)
+    """
+    first, second = (text.casefold().split() for text in (word, other))
+    if len(first) != len(second):
+        return False
+    differ = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
+    if len(differ) != 1:
+        return False
+    a, b = differ[0]
+    if min(len(a), len(b)) < _SHORT:
+        return False
+    start = _same(a, b)
+    end = _same(a[start:][::-1], b[start:][::-1])
+    wrong, right = a[start : len(a) - end], b[start : len(b) - end]
+    swapped = len(wrong) == 2 and wrong == right[::-1]
+    # A prefix (atypical, typical) is a word, not a slip.
+    is_prefix = start == 0 and len(a) != len(b)
+    return (swapped or max(len(wrong), len(right)) == 1) and (wrong + right).isalpha() and not is_prefix
+
+
+def _same(a: str, b: str) -> int:
+    """Return how many letters at the beginning are the same."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def patient_problems(slides: Sequence[CohortSlide]) -> Iterator[str]:
+    splits: dict[str, set[str]] = defaultdict(set)
+    folds: dict[str, set[int]] = defaultdict(set)
+    for slide in slides:
+        if slide.patient is not None:
+            splits[slide.patient] |= set() if slide.split is None else {str(split_of(slide.split))}
+            folds[slide.patient] |= set() if slide.fold is None else {slide.fold}
+    for patient, names in splits.items():
+        if len(names) > 1:
+            yield f"patient {patient} is in {' and '.join(sorted(names))}"
+    for patient, numbers in folds.items():
+        if len(numbers) > 1:
+            yield f"patient {patient} is in folds {' and '.join(map(str, sorted(numbers)))}"

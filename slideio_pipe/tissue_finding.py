@@ -1,0 +1,149 @@
+"""The tissue of a slide: found in an overview of it, or read from the mask that a user has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slideio_pipe import segmentation
+from slideio_pipe.config import TissueConfig
+from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning, warn_caller
+from slideio_pipe.frames import Frame
+from slideio_pipe.geometry import Affine, Mpp, Size
+from slideio_pipe.slide import Slide
+from slideio_pipe.tissue import TissueMask, check_mpp, check_slide, mask_grid, mask_of
+
+METHODS = ("otsu", "threshold", "none")
+# One tile of 256 px at 0.5 µm: a smaller speck fills no tile, and a larger hole is a tile of glass.
+TILE_AREA_UM2 = 128.0**2
+
+
+def find_tissue(
+    slide: Slide,
+    *,
+    method: str = "otsu",
+    mpp: float = 8.0,
+    min_area_um2: float = TILE_AREA_UM2,
+    max_hole_um2: float = TILE_AREA_UM2,
+    ignore_pen: bool = True,
+    threshold: float | None = None,
+    on_error: str = "raise",
+) -> TissueMask:
+    """Return the tissue mask of a slide, found in an overview of it, without glass, ink and the scanner's padding.
+
+    Parameters
+    ----------
+    slide : Slide
+    method : {"otsu", "threshold", "none"}
+        "otsu": optical density and texture against Otsu's threshold, bounded on both sides so that pure glass is empty
+        and pure tissue is full. "threshold": a fixed saturation, for comparison with other tools; misses grey tissue.
+        "none": the whole slide is tissue; nothing is decoded. Fluorescence (bright on black) is recognised, and its
+        brightest channel is compared with a bounded Otsu threshold.
+    mpp : float
+        The resolution of the mask, in µm per pixel.
+    min_area_um2, max_hole_um2 : float
+        Smaller regions are dropped (never one of more than a twentieth of the slide), enclosed holes up to this are
+        filled. Both default to one tile of 256 px at 0.5 µm.
+    ignore_pen : bool
+        Leave out red, green, blue and black ink. Pass False for stains of such colours (trichrome, Alcian blue).
+    threshold : float, optional
+        In place of the method's own: optical density for "otsu", saturation from 0 to 1 for "threshold", grey levels
+        above the background for fluorescence.
+    on_error : {"raise", "white"}
+        "white" takes places that cannot be decoded, up to a quarter of the slide, for glass.
+
+    Warns
+    -----
+    EmptyTissueWarning
+        When nothing was found.
+    SkippedWarning
+        When there are such places.
+    """
+    check_slide(slide)
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}", slide=slide.name, remedy=f"pass one of {', '.join(METHODS)}")
+    if on_error not in ("raise", "white"):
+        raise ConfigError(f"on_error is {on_error!r}", slide=slide.name, remedy='pass "raise" or "white"')
+    for name, value in (("min_area_um2", min_area_um2), ("max_hole_um2", max_hole_um2)):
+        if not value >= 0:
+            raise ConfigError(f"{name} is {value}", slide=slide.name, remedy="pass 0 or more")
+    settings: dict[str, Any] = {"mpp": float(mpp)}
+    if method == "none":
+        width, height, affine = mask_grid(slide, mpp)
+        return mask_of(np.ones((height, width), dtype=bool), affine, slide, method, settings)
+    check_mpp(slide, mpp)
+    settings |= {
+        "min_area_um2": float(min_area_um2),
+        "max_hole_um2": float(max_hole_um2),
+        "ignore_pen": ignore_pen,
+        "asked_threshold": threshold,
+    }
+    level0 = slide.require_mpp()
+    rgb, affine, unread = _overview(slide, mpp, on_error)
+    scale = affine.scale()
+    um_per_px = Mpp(scale[0] * level0.x, scale[1] * level0.y).mean
+    found = segmentation.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
+    mask = segmentation.tidied(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
+    whole = _to_the_edge(mask, affine, slide.dimensions)
+    return mask_of(whole, affine, slide, method, settings | found.details | unread)
+
+
+def tissue_of(
+    slide: Slide,
+    config: TissueConfig,
+    mask_file: str | Path | None = None,
+    *,
+    frame: Frame | None = None,
+    on_error: str = "raise",
+) -> TissueMask | None:
+    """Return the tissue of a slide as settings say, None where every tile is kept.
+
+    Parameters
+    ----------
+    slide : Slide
+    config : TissueConfig
+    mask_file : path, optional
+        A GeoJSON or PNG mask to read instead of finding tissue.
+    frame : {"qupath", "level0"}, optional
+        Where (0, 0) of that mask is; by default in QuPath's frame, or for pictures what their shape says.
+    on_error : {"raise", "white"}
+        As for ``find_tissue``.
+    """
+    if mask_file is not None:
+        file = Path(mask_file)
+        if file.suffix.lower() in (".geojson", ".json"):
+            return TissueMask.from_geojson(file, slide, mpp=config.mpp, frame=frame or "qupath")
+        return TissueMask.from_png(file, slide, frame=frame)
+    if config.method == "none":
+        return None
+    return find_tissue(slide, **config.model_dump(), on_error=on_error)
+
+
+def _overview(slide: Slide, mpp: float, on_error: str) -> tuple[NDArray[np.uint8], Affine, dict[str, int]]:
+    """Return the slide as tissue is sought in it, and what is white there; say what does without a damaged one."""
+    try:
+        if on_error == "raise":
+            return *slide.overview(mpp), {}
+        rgb, affine, errors = slide.overview_around(mpp)
+    except CorruptSlideError as error:
+        raise CorruptSlideError(
+            f"tissue cannot be found, because {error.reason}",
+            slide=slide.name,
+            remedy='copy the slide again, or pass on_error="white"; '
+            'a mask of your own (tissue_file=…) and method="none" do without',
+        ) from error
+    if errors:
+        places = "1 place is" if len(errors) == 1 else f"{len(errors)} places are"
+        reason = f"{slide.name}: {places} taken for glass in search of tissue, because {errors[0].reason}"
+        warn_caller(SkippedWarning(reason))
+    return rgb, affine, {"unread_places": len(errors)} if errors else {}
+
+
+def _to_the_edge(mask: NDArray[np.bool_], affine: Affine, size: Size) -> NDArray[np.bool_]:
+    """Return the mask with its last row and column repeated where an overview left out a part of a pixel."""
+    width, height = affine.inverse().apply(size).tolist()
+    missing = np.clip(np.ceil([height - mask.shape[0] - 1e-6, width - mask.shape[1] - 1e-6]), 0, 1).astype(int)
+    return np.pad(mask, [(0, missing[0]), (0, missing[1])], mode="edge")
