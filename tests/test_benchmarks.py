@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,13 @@ import torch
 
 FOLDER = Path(__file__).parent / "benchmarks"
 PARTS = {"benchmark", "mil_costs", "mil_learning", "mil_musk", "mil_passes", "mil_resume", "mil_stain"}
-NOT_IN_THE_SUITE = {"intervals", "kills", "peers"}  # they take a minute and more
+NOT_IN_THE_SUITE = {
+    "mil end-to-end": "25 CPU-seconds: it trains until it looks at the lesions",
+    "mil resume": "45 CPU-seconds: four trainings; tests/test_fit.py kills one",
+    "mil stain": "100 CPU-seconds: two trainings, three cohorts",
+    "mil time": "its result is a time, which other processes change",
+    "peers": "17 CPU-seconds; tests/test_bench.py compares readers",
+}
 RUNS = [
     "augment",
     "augment_device",
@@ -23,9 +30,13 @@ RUNS = [
     "explain_costs",
     "features",
     "gpu --device cpu",
+    "intervals",
+    "kills",
     "loader",
     "memory",
     "mil gradient",
+    "mil memory",
+    "mil musk",
     "save_view",
     "store",
     "store_jpeg",
@@ -57,9 +68,13 @@ def test_it_runs_and_its_result_is_right(command: str, tmp_path: Path) -> None:
 
 
 def test_none_is_left_out() -> None:
-    """Each script is run, is a part of one, or is named as too long."""
+    """Each script and each case of `mil.py` is run, is a part of one, or is named as too long."""
+    named = [command.split() for command in [*RUNS, *NOT_IN_THE_SUITE]]
     scripts = {path.stem for path in FOLDER.glob("*.py")}
-    assert scripts == {command.split()[0] for command in RUNS} | PARTS | NOT_IN_THE_SUITE
+    assert scripts == {script for script, *_ in named} | PARTS
+    cases = re.search(r"^CASES = \((.*)\)$", (FOLDER / "mil.py").read_text(), re.MULTILINE)
+    assert cases is not None
+    assert set(re.findall(r'"(.*?)"', cases[1])) == {case[0] for script, *case in named if script == "mil"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")

@@ -9,13 +9,15 @@ Scores of two classes are normal with means one deviation apart: the true AUROC 
 
 from __future__ import annotations
 
-import argparse
 import math
 
 import numpy as np
+from benchmark import parsed, parser_of, require
 
 TRUE = 0.5 * (1 + math.erf(0.5))
-CASES = ((2, 2), (3, 3), (5, 5), (10, 10), (20, 20), (1, 50), (2, 50), (5, 50))
+# Patients with and without the label, and the part of 1,500 samples whose interval held the true value.
+HELD = {(2, 2): 0.51, (3, 3): 0.72, (5, 5): 0.87, (10, 10): 0.93, (20, 20): 0.93}
+HELD |= {(1, 50): 0.28, (2, 50): 0.65, (5, 50): 0.86}
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
@@ -36,17 +38,17 @@ def covers(rng: np.random.Generator, with_it: int, without: int, times: int) -> 
 
 def main() -> None:
     """Print a line for each number of patients."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    given = parser.parse_args()
-    samples, times = (60, 60) if given.quick else (1500, 300)
+    parser = parser_of(__doc__)
+    parser.add_argument("--samples", type=int, default=1500, help="of each number of patients")
+    parser.add_argument("--times", type=int, default=300, help="that each is resampled")
+    given = parsed(parser, samples=400, times=100)
     rng = np.random.default_rng(0)
-    part = {}
-    for with_it, without in CASES:
-        part[with_it, without] = sum(covers(rng, with_it, without, times) for _ in range(samples)) / samples
-        print(f"{with_it:3} patients with, {without:3} without: holds it in {part[with_it, without]:.0%} of samples")
-    if not part[2, 2] < part[5, 5] <= part[20, 20] + 0.1 or part[20, 20] < 0.8:
-        raise SystemExit("intervals of more patients should hold the true value more often")
+    for (with_it, without), known in HELD.items():
+        part = sum(covers(rng, with_it, without, given.times) for _ in range(given.samples)) / given.samples
+        print(f"{with_it:3} patients with, {without:3} without: holds it in {part:.0%} of samples")
+        # Four standard errors, and what few resamplings make of the percentiles.
+        most = 4 * math.sqrt(known * (1 - known) / given.samples) + 0.02
+        require(abs(part - known) <= most, f"{part:.0%} of samples, not {known:.0%}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ python tests/benchmarks/kills.py --times 20 --cluster     # a Dask scheduler and
 Each time an export of the same slides is started and, after a random while, either the run, one of its workers or the
 whole process group is killed. Then every bag that has its final name is compared with that of an undisturbed export,
 byte by byte. The next export goes on in the same folder; when one comes to its end, all bags are compared, and the
-next begins with an empty folder.
+next begins with an empty folder. With --quick the whole process group is killed once, while a bag is half written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from benchmark import parsed, parser_of
+from benchmark import parsed, parser_of, require
 
 import slideio_pipe as sp
 
@@ -99,8 +99,13 @@ def kill(victim: str, run: subprocess.Popen[bytes], cluster: Cluster | None, rng
     return True
 
 
-def main(times: int, slides: int, side: int, seed: int, on_cluster: bool, scratch: Path) -> int:
-    """Kill so many times, and print what was found."""
+def half_written(out: Path) -> list[Path]:
+    """Return bags without a final name."""
+    return list(out.glob("*.partial"))
+
+
+def main(times: int, slides: int, side: int, seed: int, on_cluster: bool, scratch: Path, mid_write: bool) -> None:
+    """Kill so many times, at random or in the middle of a bag, and print what was found."""
     rng, counts, problems = random.Random(seed), Counter[str](), list[str]()
     (scratch / "slides").mkdir()
     for k in range(slides):
@@ -119,9 +124,13 @@ def main(times: int, slides: int, side: int, seed: int, on_cluster: bool, scratc
             problems.append(f"{when}: {wrong} differ, {sorted(whole.keys() - found.keys())} missing, {left} left")
         counts["bags compared"] += len(found)
 
-    while sum(counts[victim] for victim in VICTIMS) < times:
-        run, victim = exporting(scratch / "slides", out, *who), rng.choice(VICTIMS)
-        time.sleep(rng.uniform(0.5, longest))
+    while sum(counts[victim] for victim in VICTIMS) < times or (mid_write and not counts["bags half done"]):
+        run, victim = exporting(scratch / "slides", out, *who), "group" if mid_write else rng.choice(VICTIMS)
+        if mid_write:
+            while run.poll() is None and not half_written(out):
+                time.sleep(0.001)
+        else:
+            time.sleep(rng.uniform(0.5, longest))
         was_killed = kill(victim, run, cluster, rng)
         print(f"{sum(counts[each] for each in VICTIMS) + was_killed} of {times}", end="\r", file=sys.stderr, flush=True)
         if was_killed:
@@ -134,7 +143,7 @@ def main(times: int, slides: int, side: int, seed: int, on_cluster: bool, scratc
             shutil.rmtree(out)
         else:
             run.wait()
-            counts["bags half done"] += len(list(out.glob("*.partial")))
+            counts["bags half done"] += len(half_written(out))
             compare(f"after a kill of the {victim}", complete=False)
     code = exporting(scratch / "slides", out, *who).wait()
     if code != 0:
@@ -142,12 +151,14 @@ def main(times: int, slides: int, side: int, seed: int, on_cluster: bool, scratc
     compare("the last run", complete=True)
     if cluster is not None:
         cluster.close()
+    times = sum(counts[victim] for victim in VICTIMS)
     kills = ", ".join(f"{counts[victim]} of the {victim}" for victim in VICTIMS)
     print(f"{times} kills ({kills}) of an export of {slides} slides that takes {longest:.1f} s undisturbed")
     for name in ("bags half done", "runs that ended by themselves", "of them with failures", "bags compared"):
         print(f"{name}: {counts[name]:,}")
     print(f"problems: {len(problems)}", *problems, sep="\n  ")
-    return 1 if problems else 0
+    require(not problems, f"{len(problems)} problems")
+    require(counts["bags compared"] >= slides, "no bag was compared")
 
 
 if __name__ == "__main__":
@@ -159,4 +170,4 @@ if __name__ == "__main__":
     parser.add_argument("--cluster", action="store_true")
     given = parsed(parser, times=1, slides=2, side=768)
     with tempfile.TemporaryDirectory() as folder:
-        sys.exit(main(given.times, given.slides, given.side, given.seed, given.cluster, Path(folder)))
+        main(given.times, given.slides, given.side, given.seed, given.cluster, Path(folder), given.quick)

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("mil-benchmark"))
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings of end-to-end and stain")
-    given = parsed(parser)
+    given = parsed(parser, out=Path("mil-benchmark-quick"))
     torch.set_num_threads(given.threads)
     calls = {
         "musk": lambda: musk(given.data / "bags" / "musk1.csv", pools=given.pool, quick=given.quick),

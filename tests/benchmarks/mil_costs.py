@@ -91,7 +91,7 @@ def memory(*, quick: bool = False) -> None:
     kind = "max_memory_allocated" if torch.cuda.is_available() else "peak resident"
     print(f"| tiles of {_SIDE} px | keep_gb | {kind}, MB | more than before the step, MB |\n|---|---|---|---|")
     for keep in ("0",) if quick else ("0", "default"):
-        for count in (100,) if quick else _COUNTS:
+        for count in (1000,) if quick else _COUNTS:
             done = subprocess.run(
                 [sys.executable, "-W", "ignore", __file__, str(count), keep],
                 env={**os.environ, "PYTHONPATH": str(ROOT)},

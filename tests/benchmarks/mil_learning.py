@@ -20,7 +20,7 @@ from slideio_pipe.mil.prediction import Prediction
 from slideio_pipe.mil.predictor import load_predictor
 from slideio_pipe.mil.settings import TrainConfig, load_train_config
 
-QUICK = {"slides": 12, "size": (1024, 768)}
+QUICK = {"slides": 12, "size": (2048, 1536)}  # smaller ones have lesions smaller than tiles
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mil-end-to-end.yaml"
 
 
@@ -28,9 +28,10 @@ def settings(*, augmented: bool, seed: int = 0, quick: bool = False) -> TrainCon
     """Return the configuration of ``configs``, with its transform of slides, or with its turns and no other stain."""
     config = load_train_config(CONFIG)
     fit_config = config.fit.model_copy(update={"accelerator": "cpu", "save_every": 10})
-    if quick:
-        fit_config = fit_config.model_copy(update={"epochs": 1, "bootstrap": 0})
     update: dict[str, object] = {"fit": fit_config, "seed": seed}
+    if quick:  # six slides train, with lesions of about 200 px at level 0
+        update["fit"] = fit_config.model_copy(update={"epochs": 40, "bootstrap": 0, "bags_per_step": 2})
+        update["grid"] = config.grid.model_copy(update={"tile_size": 32})
     if not augmented:
         update["slide_transform"] = str(CONFIG.with_name("mil-turns.yaml"))
     return config.model_copy(update=update)
@@ -90,16 +91,20 @@ def auroc(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
 
 
 def end_to_end(folder: Path, seed: int = 0, *, quick: bool = False) -> None:
-    """Print what is reached on slides that were held out, and in which time."""
+    """Print what is reached on slides that were held out, and in which time.
+
+    Quickly: on all of few slides, with stains as they are; too few epochs for drawn ones to lead anywhere for certain.
+    """
     before = time.process_time()
-    fitted = trained(folder, augmented=True, seed=seed, quick=quick)
+    fitted = trained(folder, augmented=not quick, seed=seed, quick=quick)
     cpu, wall = time.process_time() - before, sum(row["seconds"] for row in fitted.history[0])
-    found = figures(predicted(fitted, folder / "cohort" / "cohort.csv"))
+    found = figures(predicted(fitted, folder / "cohort" / "cohort.csv", every=quick))
     config = load_train_config(fitted.folder / "config.yaml")
     print(f"end to end, seed {seed}, {config.fit.epochs} epochs: {wall:.0f} s ({cpu:.0f} CPU-seconds now)")
     parted = f"sensitivity {found['sensitivity']:.2f}, specificity {found['specificity']:.2f}"
-    print(f"  held-out slides: AUROC {found['auroc']:.3f}, {parted}")
+    print(f"  {'all' if quick else 'held-out'} slides: AUROC {found['auroc']:.3f}, {parted}")
     least = found["attention_least"]
-    require(all(0 <= value <= 1 for value in found.values()), f"figures beyond 0 and 1: {found}")
-    require(quick or found["auroc"] >= 0.9, f"an AUROC of {found['auroc']:.3f}: it did not learn")
     print(f"  attention of lesion tiles against the rest: AUROC {found['attention']:.3f}, least of a slide {least:.3f}")
+    require(all(0 <= value <= 1 for value in found.values()), f"figures beyond 0 and 1: {found}")
+    require(found["auroc"] >= 0.9, f"an AUROC of {found['auroc']:.3f}: it did not learn")
+    require(found["attention"] >= 0.9, f"an attention of {found['attention']:.3f}: it looks elsewhere")

@@ -122,8 +122,10 @@ def musk(
     """Print accuracies beside the published ones; quickly: of bags that are easy to tell apart."""
     bags = easy_bags() if quick else read_bags(path)
     if quick:
+        # After 10 epochs of 20 bags one of the folds still calls all bags the same; after 15 both are right.
         runs, folds, epochs, pools = 1, 2, 25, pools[:1]
-    print(f"MUSK1: {len(bags)} bags, {sum(len(b.features) for b in bags)} instances; {runs} × {folds} folds")
+    known = "Easy" if quick else "MUSK1"
+    print(f"{known}: {len(bags)} bags, {sum(len(b.features) for b in bags)} instances; {runs} × {folds} folds")
     print("| pooling | ours, mean | s.e. over folds and runs | deviation of run means | published | CPU s |")
     print("|---|---|---|---|---|---|")
     for pool in pools:
@@ -136,11 +138,12 @@ def musk(
             print(f"{pool}, run {run + 1}: {accuracies[run].mean():.3f}", file=sys.stderr, flush=True)
         spread = accuracies.std(ddof=1) / np.sqrt(accuracies.size) if accuracies.size > 1 else 0.0
         between = accuracies.mean(1).std(ddof=1) if runs > 1 else 0.0
-        inside = "inside" if abs(accuracies.mean() - mean) <= error else "OUTSIDE"
+        inside = abs(accuracies.mean() - mean) <= error
+        beside = "(other bags)" if quick else f"{mean:.3f} ± {error:.3f}: {'inside' if inside else 'OUTSIDE'}"
         print(
-            f"| {pool} | {accuracies.mean():.3f} | {spread:.3f} | {between:.3f} | {mean:.3f} ± {error:.3f}: {inside} "
+            f"| {pool} | {accuracies.mean():.3f} | {spread:.3f} | {between:.3f} | {beside} "
             f"| {time.process_time() - began:.0f} |",
             flush=True,
         )
-        good = accuracies.mean() >= 0.8 if quick else inside == "inside"
+        good = accuracies.mean() >= 0.95 if quick else inside
         require(bool(good), f"an accuracy of {accuracies.mean():.3f} for {pool}")
