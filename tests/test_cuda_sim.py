@@ -11,7 +11,9 @@ import pytest
 from cuda_sim.install import build, reason_not_to
 
 TESTS = Path(__file__).parent
-FILES = ("streaming", "device", "loader", "stream_colours", "encoding", "two_pass")
+FILES = ("streaming", "device", "loader", "stream_colours", "encoding", "encoders", "two_pass")
+# Minutes of arithmetic on one stream, where nothing has to wait; "stream_colours" runs the same between streams.
+ALSO_KNOWING_A_DEVICE = {"augment_device"}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,17 @@ def test_everything_waits_for_what_it_uses(folder: Path, device: str) -> None:
     said = run(folder, device, *(f"tests/test_{name}.py" for name in FILES))
     assert " passed" in said
     assert "skipped" not in said
+
+
+def test_none_is_left_out() -> None:
+    """Each file with tests that know a CUDA device is run."""
+    found = {path.stem for path in TESTS.glob("test_*.py") if "\nfrom cuda_device import" in path.read_text()}
+    assert found == {f"test_{name}" for name in (*FILES, *ALSO_KNOWING_A_DEVICE)}
+
+
+def test_this_run_is_without_it() -> None:
+    """Looking for doctests in every module would import the plugin, which puts the devices into the whole run."""
+    assert "cuda_sim.plugin" not in sys.modules
 
 
 def test_missing_waits_are_noticed(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -24,9 +25,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("simulated_cuda", ORDERS, ids=names, indirect=True)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker of tests that choose their order themselves."""
-    config.addinivalue_line("markers", "one_order: chooses the order of the simulated devices itself")
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of later collections of garbage, which tests ask for after each of them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
