@@ -13,6 +13,8 @@ from unequal_slide import unequal as unequal  # a fixture
 # Tests press Ctrl-C; what a shell starts in its background would ignore it, and so would whatever that starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+collect_ignore_glob = ["mut*.py"]  # mutants.py needs cosmic-ray, in an environment of its own
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

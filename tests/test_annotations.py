@@ -129,6 +129,12 @@ def test_a_raster_of_the_slide_is_pillows() -> None:
     assert (found == blocks[:, 0, :, 0])[pure].mean() > 0.9995
 
 
+def test_a_drawing_equals_itself_only() -> None:
+    """Polygons are arrays, of which Python could not say whether they are equal."""
+    assert DRAWN == DRAWN
+    assert Annotations(REGIONS, {"Stroma": 1, "Tumor": 2}) != DRAWN
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_there_and_back(view: str) -> None:
     """Vertices lie where the view shows them, and come back to a millionth of a pixel; labels stay the same."""

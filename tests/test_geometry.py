@@ -60,6 +60,14 @@ def test_an_affine_is_plain_numbers(affine: Affine) -> None:
     assert Affine.from_tuple(affine.as_tuple()) == affine
 
 
+@given(affines(), affines(), COORDINATES, COORDINATES)
+def test_the_matrix_is_that_of_homogeneous_coordinates(one: Affine, other: Affine, x: float, y: float) -> None:
+    """numpy's products and inverses of matrices are ours: the last row is (0, 0, 1)."""
+    assert np.allclose(one.matrix() @ [x, y, 1], [*one.apply([x, y]), 1], rtol=1e-9, atol=1e-3)
+    assert np.allclose(one.matrix() @ other.matrix(), (one @ other).matrix(), rtol=1e-9, atol=1e-3)
+    assert np.allclose(np.linalg.svd(one.matrix()[:2, :2])[1].prod(), one.mean_stretch() ** 2)
+
+
 def test_an_affine_maps_any_stack_of_points() -> None:
     """(..., 2) in, (..., 2) out, each point on its own."""
     affine = Affine(1, 2, 3, 4, 5, 6)

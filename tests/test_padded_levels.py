@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slideio_pipe import errors
+from slideio_pipe.backends import tiff_levels
 from slideio_pipe.geometry import Size
 from slideio_pipe.slide import open_slide
 
@@ -69,3 +70,15 @@ def test_padded_levels_of_a_tiff(tmp_path: Path) -> None:
     with pytest.warns(errors.LeftOutLevelsWarning, match="480 × 480 px are not used"):
         slide = open_slide(tmp_path / "a.tif", slide_mpp=0.5)
     assert slide.level_dimensions == ((720, 720),)
+
+
+@pytest.mark.parametrize("at", [(40, 400), (300, 40), (280, 400)], ids=str)
+def test_the_fullest_tiles_are_where_there_is_most_to_see(tmp_path: Path, at: tuple[int, int]) -> None:
+    """A level is looked at in its stored tile of noise, also in the last, narrow column and row."""
+    pixels = np.full((350, 450, 3), 240, np.uint8)
+    noise = np.random.default_rng(4).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    pixels[at[0] : at[0] + 30, at[1] : at[1] + 30] = noise
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(128, 128), photometric="rgb", compression="deflate")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        y, x = tiff_levels._fullest(tif.pages[0])[0]
+    assert (int(y * 350) // 128, int(x * 450) // 128) == (at[0] // 128, at[1] // 128)

@@ -163,6 +163,16 @@ def test_a_lost_chunk_of_a_complete_array_is_an_error(three: Path) -> None:
         reader.read(np.array([4]), np.zeros((1, 12), np.uint8))
 
 
+def test_a_shard_that_cannot_be_opened_is_named(three: Path) -> None:
+    """What the disk said is in the error: here a link that leads to itself."""
+    path = three / "c/0/0/0/0"
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(BagFormatError, match=r"shard 0 cannot be opened \(Too many levels of symb") as error:
+        raw_reader(three, 3, 4, complete=True).read(np.array([0]), np.zeros((1, 12), np.uint8))
+    assert error.value.slide == str(path)
+
+
 def test_a_zstd_frame_of_another_size_is_refused(tmp_path: Path) -> None:
     """A frame that decodes to fewer or more bytes than a tile never leaves a half-filled slot."""
     codec = codec_for("zstd")

@@ -122,7 +122,11 @@ def test_singular_basis_is_refused_with_its_condition_number(basis: list[list[fl
         jitter(basis, (1.1, 1, 1))
 
 
-@pytest.mark.parametrize("basis", [np.eye(2), [[1, 2, 3]], "four", None, np.full((3, 3), np.nan)], ids=str)
+@pytest.mark.parametrize(
+    "basis",
+    [np.eye(2), [[1, 2, 3]], "four", None, np.full((3, 3), np.nan), [["blue", "red", "none"]] * 3, [[1, 2], [3]]],
+    ids=str,
+)
 def test_what_is_no_basis_is_refused(basis: object) -> None:
     """Names, shapes and numbers that make no basis name the transform."""
     with pytest.raises(ConfigError, match="StainJitter"):

@@ -629,6 +629,42 @@ def test_a_damaged_store_is_refused(tmp_path: Path, damage: str) -> None:
     assert error.value.remedy
 
 
+OTHER_LAYOUTS = {
+    "rows of chunks": ("chunk_grid", lambda data: data["chunk_grid"].update(name="rectangular")),
+    "part of a tile": ("chunk_grid", lambda data: data["chunk_grid"]["configuration"]["chunk_shape"].__setitem__(1, 1)),
+    "over a tile": ("chunk_grid", lambda data: data["chunk_grid"]["configuration"]["chunk_shape"].__setitem__(2, 99)),
+    "no slots": ("chunk_grid", lambda data: data["chunk_grid"]["configuration"]["chunk_shape"].__setitem__(0, 0)),
+    "four channels": ("shape", lambda data: data["shape"].__setitem__(3, 4)),
+    "a negative count": ("shape", lambda data: data["shape"].__setitem__(0, -1)),
+    "other names": ("chunk_key_encoding", lambda data: data["chunk_key_encoding"].update(name="v2")),
+    "names with dots": (
+        "chunk_key_encoding",
+        lambda data: data["chunk_key_encoding"].update(configuration={"separator": "."}),
+    ),
+    "no shards": ("sharding", lambda data: data["codecs"][0].update(name="zstd")),
+    "chunks of two tiles": (
+        "sharding",
+        lambda data: data["codecs"][0]["configuration"]["chunk_shape"].__setitem__(0, 2),
+    ),
+    "index first": ("sharding", lambda data: data["codecs"][0]["configuration"].update(index_location="start")),
+    "no checksum": ("index_codecs", lambda data: data["codecs"][0]["configuration"]["index_codecs"].pop()),
+    "big endian": (
+        "index_codecs",
+        lambda data: data["codecs"][0]["configuration"]["index_codecs"][0].update(configuration={"endian": "big"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_another_layout_of_tiles_is_refused(tmp_path: Path, layout: str) -> None:
+    """zarr allows more arrays than this reader can find tiles in: each other choice is refused by its name in zarr."""
+    path = save_bag(MemoryBag(), tmp_path / "a.bag.zarr").path
+    field, change = OTHER_LAYOUTS[layout]
+    edit_json(path / "tiles/zarr.json", change)
+    with pytest.raises(BagFormatError, match=f"not laid out as a bag's: .*{field}"):
+        open_bag(path)
+
+
 def test_a_file_is_no_bag(tmp_path: Path) -> None:
     """A slide given for a bag is refused with what to pass instead."""
     (tmp_path / "a.svs").write_bytes(b"II*\0")

@@ -6,6 +6,7 @@ import json
 import pickle
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -273,3 +274,14 @@ def test_a_damaged_overview_says_what_does_without(monkeypatch: pytest.MonkeyPat
     with pytest.raises(CorruptSlideError, match=r"because tile \(6, 6\) cannot .* a mask of your own .* do without"):
         find_tissue(slide)
     assert find_tissue(slide, method="none").fraction == 1
+
+
+def test_a_mask_through_a_part_of_a_slide_is_that_part_twice_as_fine() -> None:
+    """As large as the view and no larger, each pixel four of the mask's, with pixels that are not square."""
+    pixels = np.random.default_rng(2).random((7, 6)) < 0.5
+    tissue = TissueMask(pixels, Affine.scaling(8, 12), Size(48, 84))
+    part = SimpleNamespace(affine=Affine.translation(8, 12) @ Affine.scaling(2, 2), size=Size(19, 29))
+    through = tissue.through(part)
+    np.testing.assert_array_equal(through.mask, np.kron(pixels[1:6, 1:6], np.ones((2, 2), bool)))
+    assert through.affine == Affine.scaling(2, 3)
+    assert through.slide_size == part.size
