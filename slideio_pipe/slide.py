@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,27 +16,25 @@ from PIL import Image
 
 from slideio_pipe import picture
 from slideio_pipe.arguments import pair, place, whole_number
+from slideio_pipe.associated_images import AssociatedImages
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.stains import SlideColour, slide_colour
 from slideio_pipe.backends import open_backend
 from slideio_pipe.backends.array import NumpyBackend
 from slideio_pipe.backends.base import Backend, Facts, StoredTiles
-from slideio_pipe.backends.properties import downsample_of, with_openslide_names
+from slideio_pipe.backends.properties import with_openslide_names
 from slideio_pipe.backends.vips import check_process
 from slideio_pipe.errors import (
     ConfigError,
     CorruptSlideError,
-    MissingResolutionError,
 )
-from slideio_pipe.frames import stated_bounds
-from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Pyramid, Rect, Size, parted
+from slideio_pipe.geometry import Affine, Mpp, Rect, Size
+from slideio_pipe.regions import read_region, readable_view, thumbnail_of, whole_view
 from slideio_pipe.resolution import checked_mpp, resolve_mpp
-from slideio_pipe.sampling import Sampler
-from slideio_pipe.view import OUTSIDE, SlideView
+from slideio_pipe.slide_header import SlideHeader
+from slideio_pipe.view import SlideView
 
 _FINGERPRINT_BYTES = 65_536
-# Of an overview, this part may be unreadable: one stored tile is often a tenth of it, and all of the smallest.
-_MAX_UNREAD = 0.25
 
 
 def file_fingerprint(path: Path) -> str:
@@ -107,7 +105,7 @@ def open_slide(
         ) from error
 
 
-class Slide:
+class Slide(SlideHeader):
     """An open slide. Made by ``open_slide``; pickles by path; a context manager.
 
     Attributes
@@ -139,73 +137,9 @@ class Slide:
         self.mpp, self.mpp_source = resolve_mpp(self.facts, slide_mpp, self.name, default_mpp)
 
     @property
-    def name(self) -> str:
-        """The file name, "array" for an array."""
-        return "array" if self.path is None else self.path.name
-
-    @property
-    def dimensions(self) -> Size:
-        """Width and height at level 0."""
-        return self.pyramid.levels[0]
-
-    @property
-    def pyramid(self) -> Pyramid:
-        """Sizes and downsamples of all levels."""
-        return self.facts.pyramid
-
-    @property
-    def bounds(self) -> Rect | None:
-        """What of level 0 was scanned, where the file says so and it is not all: where QuPath's coordinates begin."""
-        return stated_bounds(self.facts.properties, self.dimensions)
-
-    @property
-    def level_count(self) -> int:
-        """How many levels are stored."""
-        return len(self.pyramid.levels)
-
-    @property
-    def level_dimensions(self) -> tuple[Size, ...]:
-        """Width and height of every level."""
-        return self.pyramid.levels
-
-    @property
-    def level_downsamples(self) -> tuple[float, ...]:
-        """Level-0 pixels per level pixel of every level, as OpenSlide has them: the mean of both axes.
-
-        ``slide.pyramid.downsamples`` has each axis, (x, y).
-        """
-        return tuple(downsample_of(pair) for pair in self.pyramid.downsamples)
-
-    def get_best_level_for_downsample(self, downsample: float) -> int:
-        """Return the coarsest level that is no coarser than ``downsample``, level 0 if none is, as OpenSlide does.
-
-        Examples
-        --------
-        >>> open_slide(np.zeros((600, 800, 3), np.uint8)).get_best_level_for_downsample(4)
-        0
-        """
-        fine = [level for level, own in enumerate(self.level_downsamples) if own <= downsample]
-        return fine[-1] if fine else 0
-
-    @property
-    def properties(self) -> Mapping[str, str]:
-        """What the file says, by OpenSlide's names (``openslide.mpp-x``, ``aperio.AppMag``), with every reader."""
-        return self.facts.properties
-
-    @property
     def associated_images(self) -> Mapping[str, NDArray[np.uint8]]:
         """Label, macro and thumbnail by name, (H, W, 3) uint8 RGB each; decoded when one is asked for."""
         return AssociatedImages(self)
-
-    @property
-    def tile_sizes(self) -> tuple[Size, ...]:
-        """The stored tile of every level."""
-        return self.facts.tile_sizes
-
-    @property
-    def vendor(self) -> str:
-        """Who wrote the file."""
-        return self.facts.vendor
 
     @cached_property
     def fingerprint(self) -> str:
@@ -216,22 +150,6 @@ class Slide:
             digest.update(overview.tobytes())
             return digest.hexdigest()[:16]
         return file_fingerprint(self.path)
-
-    def require_mpp(self) -> Mpp:
-        """Return the resolution.
-
-        Raises
-        ------
-        MissingResolutionError
-            The file states none that makes sense and none was given.
-        """
-        if self.mpp is None:
-            raise MissingResolutionError(
-                f"no mpp ({self.vendor}; {self.mpp_source})",
-                slide=self.name,
-                remedy="pass slide_mpp=… to open_slide (0.25 is usual for 40×, 0.5 for 20×)",
-            )
-        return self.mpp
 
     def provenance(self) -> dict[str, Any]:
         """Return what identifies the slide and how it was read, JSON-able."""
@@ -338,6 +256,12 @@ class Slide:
         if failure is not None:
             raise failure.with_traceback(None)  # kept and raised again: without this its traceback grows every time
 
+    def level_pixels(self, level: int, rect: Rect) -> NDArray[np.uint8]:
+        """Return whole pixels of a level from inside of it, (rect.height, rect.width, 3) uint8 RGB."""
+        pixels = self._pixels(self.level_image(level).crop(*rect))
+        self.raise_failure(level, rect, pixels)
+        return pixels
+
     def read_region(
         self, location: tuple[float, float], level: int, size: tuple[int, int], *, outside: str = "white"
     ) -> NDArray[np.uint8]:
@@ -358,26 +282,7 @@ class Slide:
         width, height = (
             whole_number(side, "a side", slide=self.name) for side in pair(size, "a size", slide=self.name)
         )
-        if min(width, height) < 0:
-            raise ConfigError(f"a region of {width}×{height} px", slide=self.name, remedy="pass sizes >= 0")
-        fill = OUTSIDE.get(outside)
-        if fill is None:
-            raise ConfigError(f"outside is {outside!r}", slide=self.name, remedy='pass "white" or "black"')
-        dx, dy = self.pyramid.downsamples[level]
-        (x, across), (y, down) = parted(location[0] / dx), parted(location[1] / dy)
-        rect = Rect(x, y, width, height)
-        out = np.full((rect.height, rect.width, 3), fill, np.uint8)
-        if across or down:
-            sampler = Sampler(self, outside=fill)
-            sampler.plain(LevelChoice(level, (1.0, 1.0)), rect, out, offset=(across, down))
-            return out
-        inside = rect.intersect(Rect(0, 0, *self.pyramid.levels[level]))
-        if inside.width and inside.height:
-            pixels = self._pixels(self.level_image(level).crop(*inside))
-            self.raise_failure(level, inside, pixels)
-            top, left = inside.y - y, inside.x - x
-            out[top : top + inside.height, left : left + inside.width] = pixels
-        return out
+        return read_region(self, location, level, Size(width, height), outside)
 
     def overview(self, mpp: float) -> tuple[NDArray[np.uint8], Affine]:
         """Return the whole slide at ``mpp`` µm per pixel, or at level 0 if that is coarser, and its affine.
@@ -387,9 +292,8 @@ class Slide:
         (H, W, 3) uint8 RGB, Affine
             The affine maps overview px to level-0 px.
         """
-        own = self.require_mpp()
-        view = self.view(mpp=(max(mpp, own.x), max(mpp, own.y)))
-        return self._whole(view), view.affine
+        view = self._overview_view(mpp)
+        return whole_view(view), view.affine
 
     def overview_around(self, mpp: float) -> tuple[NDArray[np.uint8], Affine, list[CorruptSlideError]]:
         """Return the overview, white where pixels cannot be decoded, its affine, and what kept each such place.
@@ -399,48 +303,17 @@ class Slide:
         CorruptSlideError
             More than a quarter of it cannot be decoded.
         """
+        view = self._overview_view(mpp)
+        pixels, errors = readable_view(view, self.tile_sizes[view.level])
+        return pixels, view.affine, errors
+
+    def _overview_view(self, mpp: float) -> SlideView:
         own = self.require_mpp()
-        view = self.view(mpp=(max(mpp, own.x), max(mpp, own.y)))
-        width, height = view.plain_size
-        pixels = np.empty((height, width, 3), np.uint8)
-        stored = zip(self.tile_sizes[view.level], view.choice.shrink, strict=True)
-        least = Size(*(max(1, round(side / shrink / 8)) for side, shrink in stored))
-        sampler, white_px = Sampler(self), 0
-        errors: dict[str, CorruptSlideError] = {}  # by what they say, which names the stored tile
-        # Halved until it is an eighth of a stored tile: one by one the stored tiles of a slide whose only level is
-        # level 0 were too many, and the filter of a whole one reaches into all its neighbours.
-        left = [Rect(0, 0, width, height)]
-        while left:
-            rect = left.pop()
-            part = pixels[rect.y : rect.y + rect.height, rect.x : rect.x + rect.width]
-            try:
-                sampler.plain(view.choice, rect, part)
-            except CorruptSlideError as error:
-                halves = _halves(rect, least)
-                left += halves
-                if not halves:
-                    part[:] = 255
-                    errors.setdefault(error.reason, error.with_traceback(None))
-                    white_px += rect.width * rect.height
-                    if white_px > _MAX_UNREAD * width * height:
-                        raise
-        return pixels, view.affine, list(errors.values())
+        return self.view(mpp=(max(mpp, own.x), max(mpp, own.y)))
 
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]:
         """Return the whole slide with its longer side at most ``max_size`` px, (H, W, 3) uint8; needs no mpp."""
-        max_size = whole_number(max_size, "a longer side", slide=self.name, least=1)
-        factor = max(1.0, max(self.dimensions) / max_size)
-        pixels = self._whole(SlideView(self, self.pyramid.choose((factor, factor))))
-        if max(pixels.shape) <= max_size:
-            return pixels
-        size = [max(1, round(side * max_size / max(pixels.shape))) for side in pixels.shape[1::-1]]
-        return np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BILINEAR))
-
-    def _whole(self, view: SlideView) -> NDArray[np.uint8]:
-        width, height = view.plain_size
-        pixels = np.empty((height, width, 3), np.uint8)
-        Sampler(self).plain(view.choice, Rect(0, 0, width, height), pixels)
-        return pixels
+        return thumbnail_of(self, whole_number(max_size, "a longer side", slide=self.name, least=1))
 
     def _pixels(self, image: Any) -> NDArray[np.uint8]:
         try:
@@ -461,20 +334,6 @@ class Slide:
         """Return a thumbnail with a scale bar; shows itself in a notebook, ``.save("a.png")`` elsewhere."""
         image = picture.fit(self.thumbnail(max_size), max_size)
         return image if self.mpp is None else picture.scale_bar(image, self.mpp.x * self.dimensions.width / image.width)
-
-    def describe(self) -> dict[str, str]:
-        """Return what a person wants to know of the slide, as text."""
-        sizes = [f"{w:,} × {h:,}" for w, h in self.level_dimensions]
-        power = self.facts.objective_power
-        return {
-            "size": f"{sizes[0]} px",
-            "mpp": "unknown" if self.mpp is None else f"{_one_or_two(self.mpp)} µm ({self.mpp_source})",
-            "objective": "unknown" if power is None else f"{power:g}×",
-            "levels": "; ".join(sizes),
-            "vendor": self.vendor,
-            "read by": self.facts.backend,
-            "associated": ", ".join(self.facts.associated) or "none",
-        }
 
     def _repr_html_(self) -> str:
         return picture.card(self.name, self.describe(), [self.plot(420)])
@@ -510,43 +369,5 @@ class Slide:
         return f"Slide({self.name}: {width}×{height} px, {at}, {levels}, {self.vendor} by {self.facts.backend})"
 
 
-class AssociatedImages(Mapping[str, NDArray[np.uint8]]):
-    """A slide's label, macro and thumbnail by name; each is decoded whenever it is asked for."""
-
-    def __init__(self, slide: Slide) -> None:
-        self._slide = slide
-
-    def __getitem__(self, name: str) -> NDArray[np.uint8]:
-        if name not in self._slide.facts.associated:
-            raise KeyError(name)
-        return self._slide.associated_image(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._slide.facts.associated)
-
-    def __len__(self) -> int:
-        return len(self._slide.facts.associated)
-
-    def __repr__(self) -> str:
-        return f"AssociatedImages({', '.join(self) or 'none'})"
-
-
-def _halves(rect: Rect, tile: Size) -> list[Rect]:
-    """Return a rectangle in two, cut between tiles along the side that has more of them; [] if it has one."""
-    columns, rows = -(-rect.width // tile.width), -(-rect.height // tile.height)
-    if max(columns, rows) <= 1:
-        return []
-    if columns >= rows:
-        cut = columns // 2 * tile.width
-        return [rect._replace(width=cut), rect._replace(x=rect.x + cut, width=rect.width - cut)]
-    cut = rows // 2 * tile.height
-    return [rect._replace(height=cut), rect._replace(y=rect.y + cut, height=rect.height - cut)]
-
-
 def _reopen(path: Path | NDArray[np.uint8], slide_mpp: Mpp | None, backend: str, default_mpp: Mpp | None) -> Slide:
     return open_slide(path, slide_mpp=slide_mpp, default_mpp=default_mpp, backend=backend)
-
-
-def _one_or_two(mpp: Mpp) -> str:
-    x, y = f"{mpp.x:.4g}", f"{mpp.y:.4g}"
-    return x if x == y else f"{x} × {y}"

@@ -1,0 +1,122 @@
+"""What the header of a slide says: levels, resolution, properties; no pixel is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from slideio_pipe.backends.base import Facts
+from slideio_pipe.backends.properties import downsample_of
+from slideio_pipe.errors import MissingResolutionError
+from slideio_pipe.frames import stated_bounds
+from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
+
+
+class SlideHeader:
+    """Levels, resolution and properties of a slide; ``Slide`` adds the pixels."""
+
+    path: Path | None
+    facts: Facts
+    mpp: Mpp | None
+    mpp_source: str
+
+    @property
+    def name(self) -> str:
+        """The file name, "array" for an array."""
+        return "array" if self.path is None else self.path.name
+
+    @property
+    def dimensions(self) -> Size:
+        """Width and height at level 0."""
+        return self.pyramid.levels[0]
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """Sizes and downsamples of all levels."""
+        return self.facts.pyramid
+
+    @property
+    def bounds(self) -> Rect | None:
+        """What of level 0 was scanned, where the file says so and it is not all: where QuPath's coordinates begin."""
+        return stated_bounds(self.facts.properties, self.dimensions)
+
+    @property
+    def level_count(self) -> int:
+        """How many levels are stored."""
+        return len(self.pyramid.levels)
+
+    @property
+    def level_dimensions(self) -> tuple[Size, ...]:
+        """Width and height of every level."""
+        return self.pyramid.levels
+
+    @property
+    def level_downsamples(self) -> tuple[float, ...]:
+        """Level-0 pixels per level pixel of every level, as OpenSlide has them: the mean of both axes.
+
+        ``slide.pyramid.downsamples`` has each axis, (x, y).
+        """
+        return tuple(downsample_of(pair) for pair in self.pyramid.downsamples)
+
+    def get_best_level_for_downsample(self, downsample: float) -> int:
+        """Return the coarsest level that is no coarser than ``downsample``, level 0 if none is, as OpenSlide does.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from slideio_pipe import open_slide
+        >>> open_slide(np.zeros((600, 800, 3), np.uint8)).get_best_level_for_downsample(4)
+        0
+        """
+        fine = [level for level, own in enumerate(self.level_downsamples) if own <= downsample]
+        return fine[-1] if fine else 0
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """What the file says, by OpenSlide's names (``openslide.mpp-x``, ``aperio.AppMag``), with every reader."""
+        return self.facts.properties
+
+    @property
+    def tile_sizes(self) -> tuple[Size, ...]:
+        """The stored tile of every level."""
+        return self.facts.tile_sizes
+
+    @property
+    def vendor(self) -> str:
+        """Who wrote the file."""
+        return self.facts.vendor
+
+    def require_mpp(self) -> Mpp:
+        """Return the resolution.
+
+        Raises
+        ------
+        MissingResolutionError
+            The file states none that makes sense and none was given.
+        """
+        if self.mpp is None:
+            raise MissingResolutionError(
+                f"no mpp ({self.vendor}; {self.mpp_source})",
+                slide=self.name,
+                remedy="pass slide_mpp=… to open_slide (0.25 is usual for 40×, 0.5 for 20×)",
+            )
+        return self.mpp
+
+    def describe(self) -> dict[str, str]:
+        """Return what a person wants to know of the slide, as text."""
+        sizes = [f"{w:,} × {h:,}" for w, h in self.level_dimensions]
+        power = self.facts.objective_power
+        return {
+            "size": f"{sizes[0]} px",
+            "mpp": "unknown" if self.mpp is None else f"{_one_or_two(self.mpp)} µm ({self.mpp_source})",
+            "objective": "unknown" if power is None else f"{power:g}×",
+            "levels": "; ".join(sizes),
+            "vendor": self.vendor,
+            "read by": self.facts.backend,
+            "associated": ", ".join(self.facts.associated) or "none",
+        }
+
+
+def _one_or_two(mpp: Mpp) -> str:
+    x, y = f"{mpp.x:.4g}", f"{mpp.y:.4g}"
+    return x if x == y else f"{x} × {y}"
