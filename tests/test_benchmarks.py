@@ -16,7 +16,7 @@ PARTS = {"benchmark", "mil_costs", "mil_learning", "mil_musk", "mil_passes", "mi
 NOT_IN_THE_SUITE = {
     "mil end-to-end": "25 CPU-seconds: it trains until it looks at the lesions",
     "mil resume": "45 CPU-seconds: four trainings; tests/test_fit.py kills one",
-    "mil stain": "100 CPU-seconds: two trainings, three cohorts",
+    "mil stain": "60 CPU-seconds: two trainings, three cohorts",
     "mil time": "its result is a time, which other processes change",
     "peers": "17 CPU-seconds; tests/test_bench.py compares readers",
 }
