@@ -334,6 +334,27 @@ def test_trident_reads_squares_of_the_right_size(tmp_path: Path, slide_mpp: floa
         assert taken == pytest.approx(TILE * bag.view_mpp.mean / slide_mpp, abs=0.5)
 
 
+@pytest.mark.parametrize(
+    ("mpp", "named"),
+    [
+        (0.5, "20x"),
+        (0.46, "20x"),
+        (0.4, "25x"),
+        (0.667, "15x"),
+        (0.68, "15x"),
+        (0.34, "30x"),
+        (0.29, "35x"),
+        (0.77, "13x"),
+    ],
+)
+def test_trident_folders_have_the_magnification_of_their_tiles(tmp_path: Path, mpp: float, named: str) -> None:
+    """10 µm over the µm per px: the objective within a tenth of it, else the five within 2 %, else the whole number."""
+    pytest.importorskip("h5py")
+    with open_slide(coordinate_pixels(1000, 700), slide_mpp=0.25) as opened:
+        done = convert(bag_of(opened, mpp), "trident", tmp_path)
+    assert done.paths[0].parts[-3].split("_")[0] == named
+
+
 @pytest.mark.parametrize("layout", ["trident", "clam"])
 def test_features_keep_single_precision(slide: Slide, tmp_path: Path, layout: str) -> None:
     """TRIDENT and CLAM have float32: what half precision rounds, or takes for infinite, stays as it is."""

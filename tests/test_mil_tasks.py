@@ -128,6 +128,23 @@ def test_cox_is_the_partial_likelihood() -> None:
     assert float(found) == pytest.approx(-math.log(likelihood) / event.sum())
 
 
+@pytest.mark.parametrize(
+    ("task", "targets"),
+    [
+        (Classification(("a", "b"), (0.5, 1.5), "label"), torch.tensor([1.0, 0, 1, 1])),
+        (Regression(2.0, 3.0), torch.tensor([1.0, 5, 2, 4])),
+        (Survival(), torch.tensor([[4.0, 1], [3, 0], [2, 1], [1, 1]])),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_loss_that_is_a_mean_over_slides_is_separable(task: Any, targets: torch.Tensor) -> None:
+    """So that each slide can be trained on by itself; the loss of a survival needs the slides of a step together."""
+    logits = torch.tensor([[0.3], [-0.4], [1.2], [0.1]])
+    alone = [float(task.loss(logits[k : k + 1], targets[k : k + 1])) for k in range(len(logits))]
+    together = float(task.loss(logits, targets))
+    assert task.separable == (together == pytest.approx(sum(alone) / len(alone)))
+
+
 def test_a_step_without_an_event_teaches_nothing() -> None:
     """Its loss is 0, and has a gradient: 0."""
     logits = torch.zeros(3, 1, requires_grad=True)

@@ -161,6 +161,9 @@ def test_a_lost_chunk_of_a_complete_array_is_an_error(three: Path) -> None:
         reader.read(np.array([3]), np.zeros((1, 12), np.uint8))
     with pytest.raises(BagFormatError, match="shard 1 of 2 is not there"):
         reader.read(np.array([4]), np.zeros((1, 12), np.uint8))
+    assert reader.encoded(1) == b"\x02" * 12
+    with pytest.raises(BagFormatError, match="tile 3 is not there"):
+        reader.encoded(3)
 
 
 def test_a_shard_that_cannot_be_opened_is_named(three: Path) -> None:

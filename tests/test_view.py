@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slideio_pipe import SlideView, TileReader, open_slide
-from slideio_pipe.errors import ConfigError, MissingResolutionError, UpsamplingWarning
+from slideio_pipe.errors import ConfigError, ImplausibleResolutionWarning, MissingResolutionError, UpsamplingWarning
 
 SMOOTH = np.stack(
     [
@@ -180,3 +180,13 @@ def test_the_image_is_lazy_and_can_be_built_upon(coordinate_slide: Path) -> None
     image = open_slide(coordinate_slide).view().image.rot90().crop(10, 20, 100, 100)
     expected = np.rot90(coordinate_pixels(1000, 700), -1)[20:120, 10:110]
     assert np.array_equal(image.numpy(), expected)
+
+
+@pytest.mark.parametrize("shape", [(4500, 100, 3), (100, 4500, 3)], ids=["tall", "wide"])
+def test_a_slide_longer_than_glass_is_warned_of_on_either_side(shape: tuple[int, int, int]) -> None:
+    """4,500 px of 20 µm are 90 mm, along whichever axis; of unequal pixels each axis has its own."""
+    with pytest.warns(ImplausibleResolutionWarning, match="90 mm long, glass has 76"):
+        open_slide(np.zeros(shape, np.uint8), slide_mpp=20)
+    along_x = shape[1] > shape[0]
+    with pytest.warns(ImplausibleResolutionWarning, match="90 mm long"):
+        open_slide(np.zeros(shape, np.uint8), slide_mpp=(20, 1) if along_x else (1, 20))
