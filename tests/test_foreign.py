@@ -31,6 +31,7 @@ from slideio_pipe.errors import (
     SkippedWarning,
 )
 from slideio_pipe.foreign import LAYOUTS, convert, from_clam, from_trident
+from slideio_pipe.foreign.hdf5 import read_coords
 from slideio_pipe.slide import Slide, open_slide
 from slideio_pipe.store import open_bag, save_bag
 from slideio_pipe.synthetic import write_synthetic_slide
@@ -332,6 +333,29 @@ def test_trident_reads_squares_of_the_right_size(tmp_path: Path, slide_mpp: floa
         taken = round(told["patch_size"] * told["level0_magnification"] / told["target_magnification"])
         assert taken == told["patch_size_level0"]
         assert taken == pytest.approx(TILE * bag.view_mpp.mean / slide_mpp, abs=0.5)
+
+
+def test_corners_that_are_nearly_whole_are_whole(tmp_path: Path) -> None:
+    """As pandas writes them, in float64, and a ten-millionth beside: the same pixels as integers."""
+    h5py = pytest.importorskip("h5py")
+    for name, corners in {"beside": [[2.0000001, 3], [10, 20]], "between": [[2.5, 3], [10, 20]]}.items():
+        with h5py.File(tmp_path / name, "w") as file:
+            file["coords"] = np.array(corners)
+    beside, between = (read_coords(tmp_path / name)[0] for name in ("beside", "between"))
+    assert (beside.dtype, beside.tolist()) == (np.int64, [[2, 3], [10, 20]])
+    assert (between.dtype, between.tolist()) == (np.float64, [[2.5, 3], [10, 20]])
+
+
+def test_a_tile_size_alone_does_not_say_a_resolution(tmp_path: Path) -> None:
+    """Coordinates without patch_size may be of any level: refused, with what to pass."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["coords"] = np.array([[64, 0], [0, 128]])
+    with (
+        open_slide(coordinate_pixels(400, 300), slide_mpp=0.25) as opened,
+        pytest.raises(ConfigError, match=r"what resolution tiles have; pass tile_size=… and tile_size_level0=…"),
+    ):
+        from_clam(tmp_path / "a.h5", opened, tile_size=64)
 
 
 @pytest.mark.parametrize(
