@@ -308,3 +308,21 @@ def test_tasks_come_back_from_their_settings() -> None:
     """As a checkpoint keeps them."""
     for task in (Classification(("a", "b"), (1.0, 2.0), "x"), Regression(1.0, 2.0), Survival("t", "e")):
         assert task_of(task.settings()) == task
+
+
+def test_a_class_is_the_same_in_any_part_of_a_cohort() -> None:
+    """Whether a column is numbers or text depends on all its cells; a class does not."""
+    cells = ["1", "2", "1.0", "x", "01", "2.50"]
+    slides = [CohortSlide(f"{k}.svs", f"{k}.svs", other=(("grade", cell),)) for k, cell in enumerate(cells)]
+    task = Classification.of(slides, column="grade")
+    assert set(task.classes) == {"1", "2", "2.5", "x", "01"}
+    together = task.targets(slides).tolist()
+    assert [task.targets([slide]).item() for slide in slides] == together
+    assert together[0] == together[2]
+
+
+def test_classes_may_be_given_as_they_are_written() -> None:
+    """Numbers or text, with leading zeros and decimals."""
+    slides = [CohortSlide(f"{k}.svs", f"{k}.svs", label=label) for k, label in enumerate([1.0, 2.0, 1.0])]
+    for classes in (["1.0", "2.0"], [1, 2], ["1", "2"]):
+        assert Classification.of(slides, classes=classes).classes == ("1", "2")

@@ -9,7 +9,7 @@ from typing import Any
 
 from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.manifest_cells import has_decimal_comma, is_decimal
+from slideio_pipe.manifest_cells import has_decimal_comma, is_decimal, labels_of
 
 _SHOWN = 5
 # cBioPortal's overall survival status: "1:DECEASED", "0:LIVING".
@@ -18,12 +18,14 @@ _TRUTH = {"true": 1.0, "false": 0.0}
 
 
 def class_of(value: Any) -> str | None:
-    """Return a label as a class is called: 1 and 1.0 are one class; None where there is none.
+    """Return a label as a class is called: 1, 1.0 and "1.0" are one class; None where there is none.
 
-    >>> class_of(1.0), class_of("low"), class_of("")
-    ('1', 'low', None)
+    >>> class_of(1.0), class_of("1.0"), class_of("01"), class_of("low"), class_of("")
+    ('1', '1', '01', 'low', None)
     """
-    if value is None or value == "":
+    if isinstance(value, str):  # of its own: a column is numbers or text as a whole, which differs between cohorts
+        value = labels_of([value])[0]
+    if value is None:
         return None
     if isinstance(value, float) and value.is_integer():
         return str(int(value))

@@ -80,7 +80,9 @@ class Classification:
         values = [class_of(value) for value in _column(slides, column)]
         refuse_missing(slides, [value is None for value in values], column)
         counts = Counter(str(value) for value in values)
-        names = tuple(str(name) for name in classes) if classes else tuple(sorted(counts, key=_in_order))
+        names = (
+            tuple(class_of(name) or str(name) for name in classes) if classes else tuple(sorted(counts, key=_in_order))
+        )
         unknown = sorted(set(counts) - set(names))
         if unknown:
             raise ConfigError(
