@@ -154,20 +154,8 @@ class TiffBackend:
         with self._lock:
             if page not in self._images:
                 through = self._through_libvips if page.libvips_reads_it else self._through_imagecodecs
-                faster = self._faster_through_libvips(page)
-                self._images[page] = through(page) if faster is None else faster
+                self._images[page] = through(page)
             return self._images[page]
-
-    def _faster_through_libvips(self, page: TiffPage) -> Any | None:
-        """Return the image where libvips is the faster decoder and reads the first pixel without a warning."""
-        if not page.libvips_is_faster:
-            return None
-        try:
-            image = self._through_libvips(page)
-            image.crop(0, 0, 1, 1).numpy()
-        except (pyvips.Error, CorruptSlideError):  # ours decodes it, or says what is wrong with it
-            return None
-        return image
 
     def _through_libvips(self, page: TiffPage) -> Any:
         # fail_on: below "warning", libvips makes zeros of deflate, LZW and PackBits data that it cannot decode.

@@ -30,7 +30,6 @@ LIBVIPS_COMPRESSIONS = frozenset({1, 5, JPEG, 8, 32946, 32773, 50001})
 APERIO_JPEG2000_YCBCR = 33003
 OLD_JPEG = 6
 _PHOTOMETRICS = frozenset({WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR})
-_LZW = 5
 _CONTIGUOUS = 1
 # A strip is decoded as a whole: 1.5 GB. Larger ones are left to libvips, where it can.
 _MAX_STRIP_PX = 500_000_000
@@ -73,15 +72,6 @@ class TiffPage:
             return not (codes or (four and not self.samples.alpha) or self.leaves_out_tiles)
         large = max(self.tile) > max(self.size)
         return self.tiled and not (large or codes or four or self.leaves_out_tiles)
-
-    @property
-    def libvips_is_faster(self) -> bool:
-        """Whether libvips decodes the page rightly and in less time than we do, unless its header makes libtiff warn.
-
-        So it is with strips of LZW: ours take 1.4 to 2.2 times as long (imagecodecs' decoder).
-        """
-        plain = not (self.lies or self.in_planes or self.tagged_ycbcr or self.leaves_out_tiles)
-        return plain and not self.tiled and self.compression == _LZW and int(self.page.samplesperpixel) == 3
 
     @property
     def in_planes(self) -> bool:
