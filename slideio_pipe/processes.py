@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -183,13 +183,32 @@ def spawned(work: Work) -> tuple[Connection, Process]:
     # A Ctrl-C while it imports would end it with a traceback: what is blocked here is blocked there, for good. The
     # first start of a process also starts multiprocessing's resource tracker, which unblocks the signal: start it now.
     resource_tracker.ensure_running()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with _interrupts_later():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()  # so that its death ends the pipe
     return ours, process
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Block Ctrl-C here and in processes that are started, and take it afterwards.
+
+    Blocked in this thread, the signal may still reach another one, and Python raises in the main thread all the same:
+    a process whose start is cut short there ends with a traceback. So the handler waits as well.
+    """
+    held: list[int] = []
+    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    if handler is not None:  # None as well: a handler that Python cannot put back
+        signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 # Its last argument is a pipe whose other end nobody but the parent has: the end of the one is the end of the other.
