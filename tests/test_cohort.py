@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pandas
@@ -169,6 +170,20 @@ def test_a_label_that_looks_misspelt(tmp_path: Path, slip: str) -> None:
     """Is told, and no error: classes may be alike by right."""
     with pytest.warns(AlikeLabelsWarning, match=rf"label '{slip}' \(1×\) may be 'tumour' \(40×\) misspelt"):
         labelled(tmp_path, tumour=40, normal=30, **{slip: 1})
+
+
+def test_one_warning_for_a_label_that_looks_like_two(tmp_path: Path) -> None:
+    """The more alike one, or the first, is named."""
+    with pytest.warns(AlikeLabelsWarning) as warned:
+        labelled(tmp_path, tumour=40, tumours=40, tumourz=1)
+    assert [str(warning.message).count("may be") for warning in warned] == [1]
+
+
+def test_a_slide_of_a_cohort_does_not_change(tmp_path: Path) -> None:
+    """It is shared by runs, splits and workers."""
+    slide = CohortSlide(tmp_path / "a.svs", "a")
+    with pytest.raises(FrozenInstanceError):
+        slide.label = "tumour"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

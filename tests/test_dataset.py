@@ -171,6 +171,14 @@ def test_transforms_of_ready_pixels_are_refused(slides: list[Path], tmp_path: Pa
         sp.BagDataset([slides[1], bag], tile_transform=A.Compose([sp.Flip()]))
 
 
+@pytest.mark.parametrize("part", ["slide_transform", "tile_transform"])
+def test_a_refused_transform_is_refused_before_a_slide_is_opened(tmp_path: Path, part: str) -> None:
+    """Not at the first item of a night's training."""
+    (tmp_path / "a.svs").touch()
+    with pytest.raises(ConfigError, match="instead: "):
+        sp.BagDataset([tmp_path / "a.svs"], **{part: A.Compose([A.AdvancedBlur(p=0.01)])})
+
+
 def test_nothing_to_show(slides: list[Path], tmp_path: Path) -> None:
     """A slide of glass has no tiles, which is an error; a file that is gone since is one, too."""
     white = write_pyramid(tmp_path / "white.tif", np.full((300, 300, 3), 244, np.uint8), (1,), mpp=0.5)

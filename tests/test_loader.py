@@ -782,6 +782,9 @@ def test_many_bags_on_a_gpu(interleave: int) -> None:
         {"dtype": torch.uint8},
         {"rank": 0},
         {"rank": 2, "world_size": 2},
+        {"rank": True, "world_size": 2},
+        {"rank": 0, "world_size": 0},
+        {"even": "fair"},
     ],
 )
 def test_arguments_that_make_no_sense(change: dict[str, Any]) -> None:

@@ -233,6 +233,30 @@ def test_a_level_that_is_missing(tmp_path: Path) -> None:
         open_slide(store)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("planes", [1, 2])
+def test_further_axes(tmp_path: Path, version: str, planes: int) -> None:
+    """As OMERO and QuPath write them: t and z of one plane belong to a slide; more planes are refused by their axes."""
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2 if version == "0.4" else 3)
+    pixels = np.broadcast_to(PIXELS.transpose(2, 0, 1)[None, :, None], (1, 3, planes, *PIXELS.shape[:2]))
+    group.create_array("0", data=np.array(pixels), chunks=(1, 1, 1, 128, 128))
+    kinds = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
+    scales = [{"type": "scale", "scale": [1.0, 1.0, 1.0, 0.5, 0.5]}]
+    described = {
+        "axes": [{"name": name, "type": kind} for name, kind in kinds.items()],
+        "datasets": [{"path": "0", "coordinateTransformations": scales}],
+    }
+    group.attrs["ome" if version == "0.5" else "multiscales"] = (
+        {"version": "0.5", "multiscales": [described]} if version == "0.5" else [{"version": "0.4", **described}]
+    )
+    if planes == 1:
+        slide = open_slide(tmp_path / "a.zarr", slide_mpp=0.5)
+        assert np.array_equal(slide.read_region((0, 0), 0, (701, 500)), PIXELS)
+    else:
+        with pytest.raises(UnsupportedSlideError, match="several planes along z"):
+            open_slide(tmp_path / "a.zarr")
+
+
 def test_labels_are_no_slide(tmp_path: Path) -> None:
     """Nor is a plate of a screen."""
     store = write(tmp_path / "a.zarr", "0.4", [[scale(0.5)]], pixels=PIXELS[..., :1], **{"image-label": {}})

@@ -253,7 +253,7 @@ def test_the_objective_power_is_an_estimate_with_a_warning(tmp_path: Path) -> No
     assert open_slide(path, slide_mpp=0.3).mpp == (0.3, 0.3)
 
 
-@pytest.mark.parametrize("power", ["0", "-40", "nan", "inf", "x"])
+@pytest.mark.parametrize("power", ["0", "-0.5", "-40", "nan", "inf", "x"])
 def test_an_absurd_objective_power_is_none(tmp_path: Path, power: str) -> None:
     """No estimate from nonsense."""
     assert open_slide(aperio(tmp_path / "a.svs", AppMag=power)).mpp is None
@@ -514,6 +514,32 @@ def test_opening_leaves_no_open_files(shared_data: Path) -> None:
             assert len(os.listdir("/proc/self/fd")) <= before
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("dpi", [72, 75, 96, 100, 120, 144, 150, 180, 200, 240, 250, 300, 350, 360, 400, 600])
+def test_dots_per_inch_of_image_software_are_no_resolution(tmp_path: Path, dpi: int) -> None:
+    """Defaults of monitors, printers and scanners of paper; a number beside them is what the file says."""
+    for stated, believed in ((dpi, False), (dpi * 1.01, True)):
+        path = tmp_path / f"{stated}.tif"
+        tifffile.imwrite(path, coordinate_pixels(64, 64), tile=(64, 64), resolution=(stated, stated), resolutionunit=2)
+        slide = open_slide(path)
+        assert (slide.mpp is not None) == believed
+        assert believed or f"the {dpi} dots per inch" in slide.mpp_source
+
+
+def test_files_of_stored_tiles_are_closed_with_them(tmp_path: Path) -> None:
+    """A cohort of thousands of slides must not run out of descriptors."""
+    path = write_pyramid(tmp_path / "a.tif", coordinate_pixels(512, 512), levels=(1,), mpp=0.5, compression="jpeg")
+    slide = open_slide(path)
+    tiles = slide.stored_tiles(0)
+    assert tiles is not None
+    tiles.decode(0, 0)
+    assert [fd for fd in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{fd}") == str(path)]
+    del tiles
+    slide.close()
+    del slide
+    gc.collect()
+    assert not [fd for fd in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{fd}") == str(path)]
 
 
 def test_the_repr_says_what_matters(coordinate_slide: Path) -> None:

@@ -186,6 +186,19 @@ def test_coordinates_that_cannot_be_are_refused(coords: Any) -> None:
     assert raised.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("corner", "inside"),
+    [((-31, 0), True), ((-32, 0), False), ((0, -32), False), ((399, 299), True), ((400, 0), False), ((0, 300), False)],
+)
+def test_a_tile_shares_a_pixel_with_the_slide(corner: tuple[int, int], inside: bool) -> None:
+    """A tile of 32 px whose last pixel is the first of the slide is one of it; a tile that only touches it is not."""
+    if inside:
+        assert TileGrid.from_coords(view_of(400, 300), [corner], tile_size=32).coords.tolist() == [list(corner)]
+    else:
+        with pytest.raises(ConfigError, match="outside the slide"):
+            TileGrid.from_coords(view_of(400, 300), [corner], tile_size=32)
+
+
 def test_float_coordinates_are_read_where_they_are() -> None:
     """And listed rounded, not cut: 10.7 is nearer to 11."""
     grid = TileGrid.from_coords(view_of(100, 100), [[10.7, 3.2]], 32)

@@ -155,22 +155,24 @@ def test_provenance_is_json():
 
 
 def test_find_tissue_drops_specks_by_area_in_um():
-    """80 µm squares fall below a tile of area, and stay when asked for."""
+    """Squares of 80 µm (6,400 µm²) fall below a tile of area, and stay when asked for."""
     slide = FakeSlide(two_pieces())
     tissue = find_tissue(slide)
     assert tissue.mask[20:70, 20:90].all()
     outside = tissue.mask.copy()
     outside[18:72, 18:92] = False  # the outline of dense tissue lies up to two pixels, 16 µm, in the glass
     assert not outside.any()
-    assert find_tissue(slide, min_area_um2=1000).mask[82:88, 122:128].all()
+    for kept in (1000, 4000):
+        assert find_tissue(slide, min_area_um2=kept).mask[82:88, 122:128].all()
 
 
 def test_find_tissue_fills_holes_by_area_in_um():
-    """A hole of 240 µm stays unless larger holes are filled."""
+    """A hole of 240 µm (57,600 µm²) stays unless larger holes are filled."""
     rgb = two_pieces()
     rgb[30:60, 30:60] = 244
     slide = FakeSlide(rgb)
     assert not find_tissue(slide).mask[35:55, 35:55].any()
+    assert not find_tissue(slide, max_hole_um2=40_000).mask[35:55, 35:55].any()
     assert find_tissue(slide, max_hole_um2=100_000).mask[20:70, 20:90].mean() > 0.94
 
 

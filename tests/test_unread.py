@@ -142,13 +142,14 @@ def test_tissue_is_found_around_what_cannot_be_decoded(tmp_path: Path, compressi
     resolution = {"resolution": (1e4 / 2.0, 1e4 / 2.0), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression=compression, **resolution)
     with open_slide(path) as slide:
-        whole = find_tissue(slide)
+        whole = find_tissue(slide, on_error="white")  # nothing to warn of
     damage(path, 0, 8 * 3 + 3, 8 * 0 + 0)  # inside of the tissue, and on glass
     with open_slide(path) as slide, pytest.raises(CorruptSlideError, match='pass on_error="white"'):
         find_tissue(slide)
     with open_slide(path) as slide, pytest.warns(SkippedWarning, match="2 places are taken for glass"):
         tissue = find_tissue(slide, on_error="white")
     assert tissue.settings["unread_places"] == 2
+    assert "unread_places" not in whole.settings
     lost = whole.mask & ~tissue.mask
     row, column = (slice(192, 256),) * 2  # px of 8 µm
     assert lost[row, column].mean() > 0.9
