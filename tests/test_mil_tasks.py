@@ -112,6 +112,9 @@ def test_numbers_are_learnt_in_units_of_their_spread() -> None:
     """And predicted in their own."""
     task = Regression.of(slides([10.0, 20.0, 30.0]))
     assert float(task.loss(torch.tensor([[0.5]]), torch.tensor([20.0]))) == pytest.approx(0.25)
+    own = np.array([3.0, 17.5, 41.0])
+    wanted = np.mean((np.array([0.5, -1.0, 2.0]) - (own - task.mean) / task.std) ** 2)
+    assert float(task.loss(torch.tensor([[0.5], [-1.0], [2.0]]), torch.tensor(own))) == pytest.approx(wanted)
     assert task.predict(torch.tensor([0.5]))["predicted"] == pytest.approx(25)
 
 

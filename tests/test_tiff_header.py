@@ -15,6 +15,7 @@ from skimage.filters import gaussian
 
 from slideio_pipe import open_slide
 from slideio_pipe.backends.tiff_header import read_header
+from slideio_pipe.errors import UnsupportedSlideError
 
 Pixels = np.ndarray
 PLAIN: dict[str, Any] = {"photometric": "rgb", "metadata": None}
@@ -118,6 +119,23 @@ def test_pyramids_without_a_mark_stay_pyramids(
     pages = [pixels, *(shrunk(pixels, factor, way) for factor in factors)]
     path = write(tmp_path / "a.tif", [Page(each) for each in pages], **codec)
     assert sizes(path) == [each.shape[1::-1] for each in pages]
+
+
+def test_a_grey_page_is_no_level_of_a_coloured_slide(tmp_path: Path) -> None:
+    """Though marked as reduced: a mask, or another program's preview."""
+    path = write(tmp_path / "a.tif", [Page(BIG), Page(HALF[..., 0], 1, options=(("photometric", "minisblack"),))])
+    assert sizes(path) == [(640, 480)]
+
+
+@pytest.mark.parametrize("axes", ["ZYXS", "TYXS", "CYX"])
+def test_planes_of_ome_are_refused(tmp_path: Path, axes: str) -> None:
+    """Of which none is the slide."""
+    planes = np.stack([BIG, OTHER.repeat(2, 0).repeat(2, 1)])
+    planes = planes if axes.endswith("S") else planes.transpose(0, 3, 1, 2).reshape(6, 480, 640)
+    options = {} if axes.endswith("S") else {"photometric": "minisblack"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", planes, ome=True, metadata={"axes": axes}, tile=(64, 64), **options)
+    with pytest.raises(UnsupportedSlideError, match=rf"several planes \({axes[0]}={len(planes)}\)"):
+        open_slide(tmp_path / "a.ome.tif")
 
 
 def test_a_serial_section_is_no_level(tmp_path: Path) -> None:

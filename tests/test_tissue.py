@@ -198,6 +198,7 @@ def test_the_part_of_a_pixel_an_overview_leaves_out_is_covered():
     slide.overview = lambda mpp: (rgb, Affine.scaling(16, 16))
     tissue = find_tissue(slide)
     assert tissue.fraction == 1
+    assert tissue.mask.shape == (10, 11)
     assert tissue.fractions([[151, 0, 16, 16]]) == 1
 
 
