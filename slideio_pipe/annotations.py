@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from slideio_pipe import picture
 from slideio_pipe.bag import Bag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.frames import Frame, frame_corner
 from slideio_pipe.geometry import Affine, Rect, Size
+from slideio_pipe.images import picture
 from slideio_pipe.label_masks import LabelMask, Labels, TileLabels, bag_bounds, checked_classes
 from slideio_pipe.mask_files import UNCLASSIFIED, Annotation, read_annotations, write_annotations
 from slideio_pipe.outlines import polygons_to_mask

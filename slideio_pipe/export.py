@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from slideio_pipe import picture
 from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.config import ExportConfig, Pixels
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputError, OutputExistsError, SlideioPipeError
 from slideio_pipe.frames import Frame
+from slideio_pipe.images import picture
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slide import Slide, open_slide

@@ -28,7 +28,6 @@ from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.operations import Opaque
 from slideio_pipe.augment.steps import Scratch
 from slideio_pipe.backends.base import OnStage
-from slideio_pipe.backends.vips import check_process
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import (
     SAME_RESOLUTION,
@@ -40,6 +39,7 @@ from slideio_pipe.geometry import (
     parted,
     whole_where_nearly,
 )
+from slideio_pipe.images.vips import check_process
 from slideio_pipe.sampling import FINE_ENOUGH, NEARLY, ON_GRID, Sampler
 from slideio_pipe.view import SlideView
 

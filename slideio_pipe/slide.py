@@ -14,7 +14,6 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe import picture
 from slideio_pipe.arguments import pair, place, whole_number
 from slideio_pipe.associated_images import AssociatedImages
 from slideio_pipe.augment.draw import Draw
@@ -23,12 +22,13 @@ from slideio_pipe.backends import open_backend
 from slideio_pipe.backends.array import NumpyBackend
 from slideio_pipe.backends.base import Backend, Facts, StoredTiles
 from slideio_pipe.backends.properties import with_openslide_names
-from slideio_pipe.backends.vips import check_process
 from slideio_pipe.errors import (
     ConfigError,
     CorruptSlideError,
 )
 from slideio_pipe.geometry import Affine, Mpp, Rect, Size
+from slideio_pipe.images import picture
+from slideio_pipe.images.vips import check_process
 from slideio_pipe.regions import read_region, readable_view, thumbnail_of, whole_view
 from slideio_pipe.resolution import checked_mpp, resolve_mpp
 from slideio_pipe.slide_header import SlideHeader

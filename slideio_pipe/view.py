@@ -14,16 +14,16 @@ import pyvips
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from slideio_pipe import picture
 from slideio_pipe.arguments import whole_number
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.stains import SlideColour
-from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import ConfigError, CorruptSlideError, UpsamplingWarning
 from slideio_pipe.geometry import SAME_RESOLUTION, Affine, LevelChoice, Mpp, Rect, Size, round_half_up
+from slideio_pipe.images import picture
+from slideio_pipe.images.pyramid_tiff import save_pyramid
+from slideio_pipe.images.virtual_tiff import VirtualTiff
 from slideio_pipe.progress import Report
-from slideio_pipe.pyramid_file import save_pyramid
 from slideio_pipe.sampling import LevelSource, Sampler
 
 

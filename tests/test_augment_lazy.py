@@ -21,9 +21,9 @@ from slideio_pipe.augment.cpu import apply_cpu
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.lazy import FINE_ENOUGH, apply_lazy
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
-from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.images.virtual_tiff import VirtualTiff
 from slideio_pipe.slide import open_slide
 from slideio_pipe.synthetic import write_synthetic_slide
 

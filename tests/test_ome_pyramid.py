@@ -13,8 +13,9 @@ import pytest
 import tifffile
 from conftest import write_pyramid
 
-from slideio_pipe import RandomAffine, StainJitter, open_slide, pyramid_file
+from slideio_pipe import RandomAffine, StainJitter, open_slide
 from slideio_pipe.geometry import Affine, Mpp
+from slideio_pipe.images import pyramid_tiff as pyramid_file
 from slideio_pipe.mil.colour_scale import ColourScale
 from slideio_pipe.mil.heatmap import save_heatmap_pyramid
 from slideio_pipe.mil.score_map import TileScores

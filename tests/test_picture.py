@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from slideio_pipe import picture
+from slideio_pipe.images import picture
 
 WHITE, GREY = (255, 255, 255), np.full((60, 100, 3), 120, np.uint8)
 

@@ -22,7 +22,6 @@ from conftest import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
 
 from slideio_pipe import Cohort, Slide, open_features, open_slide
-from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.cli import app
 from slideio_pipe.config import load_config
 from slideio_pipe.errors import (
@@ -32,6 +31,7 @@ from slideio_pipe.errors import (
     MissingResolutionError,
 )
 from slideio_pipe.geometry import Size
+from slideio_pipe.images.virtual_tiff import VirtualTiff
 
 # The DICOM slide of others is a level of which the full resolution was left out.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")

@@ -17,8 +17,8 @@ from conftest import coordinate_pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.geometry import Rect, Size
+from slideio_pipe.images.virtual_tiff import VirtualTiff
 
 ROOT = Path(__file__).resolve().parents[1]
 TILE = Size(128, 64)

@@ -27,9 +27,9 @@ from slideio_pipe.augment.cpu import ColourProgram, round_levels
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.opaque import run_opaque
 from slideio_pipe.augment.operations import Opaque, Operation, Saturation, Stain, Tone
-from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.images.virtual_tiff import VirtualTiff
 
 Values = NDArray[np.float64]
 

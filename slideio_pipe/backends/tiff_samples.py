@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from slideio_pipe.backends.vips import to_rgb
+from slideio_pipe.images.vips import to_rgb
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 _UNSPECIFIED, _PREMULTIPLIED = 0, 1

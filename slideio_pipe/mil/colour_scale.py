@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from slideio_pipe import picture
+from slideio_pipe.images import picture
 
 # "inferno" of S. van der Walt and N. Smith (CC0, https://bids.github.io/colormap): 33 of its 256 colours, evenly
 # spaced; straight lines between them are off by 1.6 of 255 at most.

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe import picture
-from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Rect, Size
+from slideio_pipe.images import picture
+from slideio_pipe.images.pyramid_tiff import save_pyramid
+from slideio_pipe.images.virtual_tiff import VirtualTiff
 from slideio_pipe.mil.score_map import ScoreMap, TileScores
 from slideio_pipe.progress import Report
-from slideio_pipe.pyramid_file import save_pyramid
 from slideio_pipe.sampling import Sampler
 from slideio_pipe.slide import Slide
 

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from slideio_pipe import picture
 from slideio_pipe.bag import Bag, TileBag
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.images import picture
 from slideio_pipe.mil.score_map import TileScores
 from slideio_pipe.slide import Slide
 

@@ -25,8 +25,8 @@ from slideio_pipe.augment.cpu import ColourProgram
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.lazy import apply_lazy
 from slideio_pipe.augment.operations import Hsv, Stain, Tone
-from slideio_pipe.backends.virtual import VirtualTiff
 from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.images.virtual_tiff import VirtualTiff
 
 TILE = 256
 STAIN = Stain(matrix=((1.1, 0.05, 0.0), (0.02, 0.9, 0.01), (0.0, 0.1, 1.05)), offset=(0.01, -0.02, 0.03))

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyvips
 
-from slideio_pipe import ome_xml
 from slideio_pipe.errors import CorruptSlideError, OutputError, OutputExistsError, SlideioPipeError
 from slideio_pipe.geometry import Mpp, Size
+from slideio_pipe.images import ome_xml
 from slideio_pipe.progress import Report, reporting
 
 _TILE = 256
