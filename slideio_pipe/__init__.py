@@ -64,8 +64,8 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.store import save_bag as save_bag
     from slideio_pipe.streaming import TileBatch as TileBatch
     from slideio_pipe.streaming import stream as stream
-    from slideio_pipe.synthetic import SyntheticSlide as SyntheticSlide
-    from slideio_pipe.synthetic import write_synthetic_slide as write_synthetic_slide
+    from slideio_pipe.synthetic.slide import SyntheticSlide as SyntheticSlide
+    from slideio_pipe.synthetic.slide import write_synthetic_slide as write_synthetic_slide
     from slideio_pipe.tiling import TileGrid as TileGrid
     from slideio_pipe.tissue import TissueMask as TissueMask
     from slideio_pipe.tissue_finding import find_tissue as find_tissue
@@ -117,8 +117,8 @@ _PUBLIC = {
     "save_bag": "store",
     "open_bag": "store",
     "StoredBag": "store",
-    "write_synthetic_slide": "synthetic",
-    "SyntheticSlide": "synthetic",
+    "write_synthetic_slide": "synthetic.slide",
+    "SyntheticSlide": "synthetic.slide",
     "StainJitter": "augment.colour_transforms",
     "StainNormalize": "augment.colour_transforms",
     "RandStainNA": "augment.colour_transforms",

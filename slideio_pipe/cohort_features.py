@@ -123,7 +123,7 @@ def encode_cohort(
     >>> import tempfile
     >>> from torch import nn
     >>> from slideio_pipe import load_encoder, open_features
-    >>> from slideio_pipe.synthetic import write_synthetic_slide
+    >>> from slideio_pipe.synthetic.slide import write_synthetic_slide
     >>> folder = Path(tempfile.mkdtemp())
     >>> _ = write_synthetic_slide(folder / "a.svs", size=(2048, 1536), seed=3)
     >>> network = nn.Sequential(nn.Conv2d(3, 8, 7, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -131,7 +131,7 @@ def tissue_cohort(
     Examples
     --------
     >>> import tempfile
-    >>> from slideio_pipe.synthetic import write_synthetic_slide
+    >>> from slideio_pipe.synthetic.slide import write_synthetic_slide
     >>> folder = Path(tempfile.mkdtemp())
     >>> _ = write_synthetic_slide(folder / "a.svs", size=(2048, 1536), seed=3)
     >>> report = tissue_cohort(folder, folder / "masks", manifest=folder / "corrected.csv")

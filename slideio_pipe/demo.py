@@ -20,7 +20,7 @@ from slideio_pipe.progress import reporting
 from slideio_pipe.slide import open_slide
 from slideio_pipe.store import StoredBag, save_bag
 from slideio_pipe.streaming import TileBatch, stream
-from slideio_pipe.synthetic import write_synthetic_slide
+from slideio_pipe.synthetic.slide import write_synthetic_slide
 
 Say = Callable[[str], object]
 

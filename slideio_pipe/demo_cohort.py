@@ -20,7 +20,7 @@ from slideio_pipe.foreign import convert
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.progress import reporting
 from slideio_pipe.run import RunReport
-from slideio_pipe.synthetic import write_synthetic_slide
+from slideio_pipe.synthetic.slide import write_synthetic_slide
 
 Say = Callable[[str], object]
 

@@ -142,7 +142,7 @@ def export_slide(
     Examples
     --------
     >>> import tempfile
-    >>> from slideio_pipe.synthetic import write_synthetic_slide
+    >>> from slideio_pipe.synthetic.slide import write_synthetic_slide
     >>> folder = Path(tempfile.mkdtemp())
     >>> _ = write_synthetic_slide(folder / "a.svs", size=(2048, 1536), seed=3)
     >>> export_slide(folder / "a.svs", folder, label=1).bag.path.name

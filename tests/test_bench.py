@@ -24,7 +24,7 @@ from slideio_pipe.bench.run import THREADED, Comparison, compare_readers
 from slideio_pipe.bench.tables import in_words
 from slideio_pipe.bench.worker import READERS
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.synthetic import SyntheticSlide
+from slideio_pipe.synthetic.slide import SyntheticSlide
 
 HERE = ("simplejpeg", "openslide", "pyvips")  # dependencies of ours: always installed
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import slideio_pipe as sp
 from slideio_pipe import cli
 from slideio_pipe.config import ExportConfig
-from slideio_pipe.synthetic import SyntheticSlide
+from slideio_pipe.synthetic.slide import SyntheticSlide
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("info", "tissue", "export", "split", "demo", "doctor", "bench", "convert")

@@ -17,7 +17,7 @@ from slideio_pipe import demo_mil
 from slideio_pipe.cli import app
 from slideio_pipe.demo_mil import LESION, _outcome, _plans, write_mil_cohort
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.laboratory import LABORATORIES, Stain
+from slideio_pipe.synthetic.stain import LABORATORIES, Stain
 
 SIZE = (1024, 768)
 

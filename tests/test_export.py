@@ -17,7 +17,7 @@ from slideio_pipe.config import ExportConfig, GridConfig, TissueConfig, ViewConf
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, OutputExistsError
 from slideio_pipe.export import bag_path, export_slide, plan_bag, save_picture
 from slideio_pipe.slide import Slide
-from slideio_pipe.synthetic import write_synthetic_slide
+from slideio_pipe.synthetic.slide import write_synthetic_slide
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if f"--config configs/{path.name}" in path.read_text("utf-8"))

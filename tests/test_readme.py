@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from slideio_pipe.cli import app
-from slideio_pipe.synthetic import write_synthetic_slide
+from slideio_pipe.synthetic.slide import write_synthetic_slide
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -302,7 +302,7 @@ def exporting(cohort: Path, out: Path) -> list[str]:
 @pytest.mark.parametrize("victim", ["run", "group", "worker"])
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path: Path, victim: str) -> None:
     """Kill -9 of the run, of its whole group, or of a worker: resumed, the bags are those of an undisturbed run."""
-    from slideio_pipe.synthetic import write_synthetic_slide
+    from slideio_pipe.synthetic.slide import write_synthetic_slide
 
     (tmp_path / "slides").mkdir()
     for k in range(3):

@@ -32,7 +32,7 @@ from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, 
 from slideio_pipe.slide import open_slide
 from slideio_pipe.store import layout, open_bag, save_bag
 from slideio_pipe.store.shards import write_shard
-from slideio_pipe.synthetic import write_synthetic_slide
+from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiling import TileGrid
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,11 +12,11 @@ import pyvips
 import skimage.color
 import tifffile
 
-from slideio_pipe import aperio, laboratory
-from slideio_pipe.anatomy import Anatomy
 from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError
-from slideio_pipe.histology import Histology
-from slideio_pipe.synthetic import SyntheticSlide, write_synthetic_slide
+from slideio_pipe.synthetic.anatomy import Anatomy
+from slideio_pipe.synthetic.histology import Histology
+from slideio_pipe.synthetic.slide import SyntheticSlide, aperio, write_synthetic_slide
+from slideio_pipe.synthetic.slide import stain as laboratory
 
 SIZE = (2211, 1499)  # neither whole tiles nor whole pixels of the lower levels
 

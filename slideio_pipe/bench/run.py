@@ -20,7 +20,7 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.progress import Report as Progress
 from slideio_pipe.progress import reporting
 from slideio_pipe.slide import Slide, open_slide
-from slideio_pipe.synthetic import write_synthetic_slide
+from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tissue import TissueMask
 
 T = TypeVar("T")

@@ -66,7 +66,7 @@ def picture(path: Path | None, side: int) -> np.ndarray:
         import tempfile
 
         from slideio_pipe import open_slide
-        from slideio_pipe.synthetic import write_synthetic_slide
+        from slideio_pipe.synthetic.slide import write_synthetic_slide
 
         with tempfile.TemporaryDirectory() as folder:
             slide = Path(folder) / "slide.svs"

@@ -73,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         slide = args.slide or Path(folder) / "big.svs"
         if args.slide is None:
-            from slideio_pipe.synthetic import write_synthetic_slide
+            from slideio_pipe.synthetic.slide import write_synthetic_slide
 
             write_synthetic_slide(slide, size=(args.side, args.side), seed=1)
         for step in STEPS:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import slideio_pipe as sp
 from slideio_pipe.demo_mil import LESION, write_mil_cohort
-from slideio_pipe.laboratory import LABORATORIES
+from slideio_pipe.synthetic.stain import LABORATORIES
 
 FRESH = 4  # the cohort; the settings were chosen by looking at 1 to 3
 TRAININGS = {"plain": "stains as they are", "drawn": "stains drawn"}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from slideio_pipe.anatomy import Floats
-from slideio_pipe.textures import Plane
+from slideio_pipe.synthetic.anatomy import Floats
+from slideio_pipe.synthetic.textures import Plane
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.anatomy import Anatomy, mask_positions
-from slideio_pipe.aperio import SlidePlan, write_aperio
 from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError
 from slideio_pipe.geometry import Rect, Size
-from slideio_pipe.histology import Histology
-from slideio_pipe.laboratory import Stain
+from slideio_pipe.synthetic.anatomy import Anatomy, mask_positions
+from slideio_pipe.synthetic.aperio import SlidePlan, write_aperio
+from slideio_pipe.synthetic.histology import Histology
+from slideio_pipe.synthetic.stain import Stain
 
 
 @dataclass(frozen=True)

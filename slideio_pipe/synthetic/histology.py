@@ -10,11 +10,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.anatomy import Anatomy, Floats, Noise, generator
-from slideio_pipe.blocks import Block, window
-from slideio_pipe.cells import NUCLEAR_RANGE, STAMPS_PER_KIND, CellLibrary, Gland, NucleusStamps, overlap, stamp
-from slideio_pipe.laboratory import Stain
-from slideio_pipe.textures import (
+from slideio_pipe.synthetic.anatomy import Anatomy, Floats, Noise, generator
+from slideio_pipe.synthetic.blocks import Block, window
+from slideio_pipe.synthetic.cells import (
+    NUCLEAR_RANGE,
+    STAMPS_PER_KIND,
+    CellLibrary,
+    Gland,
+    NucleusStamps,
+    overlap,
+    stamp,
+)
+from slideio_pipe.synthetic.stain import Stain
+from slideio_pipe.synthetic.textures import (
     FAT_PERIOD_UM,
     FAT_SIDE,
     FIBRE_PERIOD_UM,

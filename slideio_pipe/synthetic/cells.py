@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from slideio_pipe.anatomy import generator
-from slideio_pipe.textures import Plane, fat_texture, smoothstep
+from slideio_pipe.synthetic.anatomy import generator
+from slideio_pipe.synthetic.textures import Plane, fat_texture, smoothstep
 
 Bytes = NDArray[np.uint8]
 
