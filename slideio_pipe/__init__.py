@@ -15,9 +15,10 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.augment.colour_transforms import RandStainNA as RandStainNA
     from slideio_pipe.augment.colour_transforms import StainJitter as StainJitter
     from slideio_pipe.augment.colour_transforms import StainNormalize as StainNormalize
+    from slideio_pipe.augment.compose import draw as draw
+    from slideio_pipe.augment.compose import load_transform as load_transform
     from slideio_pipe.augment.draw import Draw as Draw
-    from slideio_pipe.augment.drawing import draw as draw
-    from slideio_pipe.augment.drawing import load_transform as load_transform
+    from slideio_pipe.augment.explain import explain as explain
     from slideio_pipe.augment.geometric_transforms import Flip as Flip
     from slideio_pipe.augment.geometric_transforms import RandomAffine as RandomAffine
     from slideio_pipe.augment.geometric_transforms import RandomResizedCrop as RandomResizedCrop
@@ -35,7 +36,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.encoding import encode_bag as encode_bag
     from slideio_pipe.errors import SlideioPipeError as SlideioPipeError
     from slideio_pipe.errors import SlideioPipeWarning as SlideioPipeWarning
-    from slideio_pipe.explaining import explain as explain
     from slideio_pipe.features import FeatureBag as FeatureBag
     from slideio_pipe.features import open_features as open_features
     from slideio_pipe.foreign import from_clam as from_clam
@@ -129,9 +129,9 @@ _PUBLIC = {
     "Flip": "augment.geometric_transforms",
     "RandomResizedCrop": "augment.geometric_transforms",
     "Draw": "augment.draw",
-    "draw": "augment.drawing",
-    "load_transform": "augment.drawing",
-    "explain": "explaining",
+    "draw": "augment.compose",
+    "load_transform": "augment.compose",
+    "explain": "augment.explain",
     "convert": "cohort_convert",
     "from_clam": "foreign",
     "from_trident": "foreign",

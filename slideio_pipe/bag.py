@@ -241,7 +241,7 @@ class TileBag(ArrayLikeBag):
 
     def _draw(self, index: int) -> Draw:
         # albumentationsxl takes three seconds to import: whoever draws nothing does not wait for it.
-        from slideio_pipe.augment.drawing import draw, measured
+        from slideio_pipe.augment.compose import draw, measured
 
         size = Size(self.grid.tile_size, self.grid.tile_size)
         colour = measured(self.view.slide, self.tile_transform)
@@ -285,8 +285,8 @@ class TileBag(ArrayLikeBag):
         drawn = () if self.view.draw is None else self.view.draw.operations
         names = [operation.name for operation in drawn if isinstance(operation, Opaque)]
         if self.tile_transform is not None:
-            from slideio_pipe.augment.adopt import verdict  # imports albumentationsxl
-            from slideio_pipe.augment.drawing import leaves
+            from slideio_pipe.augment.albumentations import verdict  # imports albumentationsxl
+            from slideio_pipe.augment.compose import leaves
 
             names += [type(leaf).__name__ for leaf in leaves(self.tile_transform) if verdict(leaf).kind == "opaque"]
         return tuple(dict.fromkeys(names))

@@ -226,7 +226,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         if any(_is_slide(slide) for slide in self.cohort) and not self.config.grid.align:
             if self.tile_transform is None:
                 return side, side, 3
-            from slideio_pipe.augment.drawing import draw, needs_slide  # imports albumentationsxl
+            from slideio_pipe.augment.compose import draw, needs_slide  # imports albumentationsxl
 
             if not needs_slide(self.tile_transform):
                 size = draw(self.tile_transform, tile=0, size=Size(side, side)).canvas
@@ -320,7 +320,7 @@ class _Masks:
 def _transform(given: Any, file: str | None) -> Any:
     if given is None and file is None:
         return None
-    from slideio_pipe.augment.drawing import check, load_transform  # imports albumentationsxl
+    from slideio_pipe.augment.compose import check, load_transform  # imports albumentationsxl
 
     transform = load_transform(file) if given is None and file is not None else given
     check(transform)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slideio_pipe.augment.on_device import DeviceProgram
+from slideio_pipe.augment.executors.device import DeviceProgram
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.backends.base import OnStage
 from slideio_pipe.errors import ConfigError

@@ -22,11 +22,11 @@ import pyvips
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from slideio_pipe.augment.cpu import ColourProgram
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.lazy import apply_lazy
+from slideio_pipe.augment.executors.cpu import ColourProgram
+from slideio_pipe.augment.executors.cpu_steps import Scratch
+from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Opaque
-from slideio_pipe.augment.steps import Scratch
 from slideio_pipe.backends.base import OnStage
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import (

@@ -204,7 +204,7 @@ class Slide(SlideHeader):
         if transform is None:
             return view
         # albumentationsxl takes three seconds to import, and views without a transform do not need it.
-        from slideio_pipe.augment import drawing
+        from slideio_pipe.augment import compose as drawing
 
         colour = drawing.measured(self, transform)
         drawn = drawing.draw(transform, seed=seed, epoch=epoch, slide=self.name, size=view.plain_size, colour=colour)

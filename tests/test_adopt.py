@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import pyvips
 
-from slideio_pipe.augment import adopt
-from slideio_pipe.augment.adopt import LOWERINGS, VERDICTS, verdict
+from slideio_pipe.augment import albumentations as adopt
+from slideio_pipe.augment.albumentations import LOWERINGS, VERDICTS, verdict
+from slideio_pipe.augment.compose import draw
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.drawing import draw
 from slideio_pipe.augment.operations import Hsv, Noise, Opaque, Stain, Tone
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size

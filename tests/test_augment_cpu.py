@@ -14,7 +14,7 @@ import pytest
 from augment_reference import COLOURS, random_chain
 from skimage import color
 
-from slideio_pipe.augment.cpu import ColourProgram, apply_cpu
+from slideio_pipe.augment.executors.cpu import ColourProgram, apply_cpu
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Saturation, Stain, Tone
 from slideio_pipe.errors import ConfigError
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 from skimage import color
 
-from slideio_pipe.augment.cpu import apply_cpu
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.lazy import apply_lazy
-from slideio_pipe.augment.on_device import CHUNK_PX, DeviceProgram, warp
+from slideio_pipe.augment.executors.cpu import apply_cpu
+from slideio_pipe.augment.executors.device import CHUNK_PX, DeviceProgram, warp
+from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size

@@ -17,9 +17,9 @@ from augment_reference import COLOURS, random_chain
 from PIL import Image
 
 from slideio_pipe import reader
-from slideio_pipe.augment.cpu import apply_cpu
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.lazy import FINE_ENOUGH, apply_lazy
+from slideio_pipe.augment.executors.cpu import apply_cpu
+from slideio_pipe.augment.executors.lazy import FINE_ENOUGH, apply_lazy
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size

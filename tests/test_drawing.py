@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slideio_pipe.augment.colour_transforms import ColorJitter, GaussianNoise, RandStainNA, StainJitter, StainNormalize
+from slideio_pipe.augment.compose import draw, leaves, load_transform, measured, needs_slide
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.drawing import draw, leaves, load_transform, measured, needs_slide
 from slideio_pipe.augment.geometric_transforms import Flip, RandomAffine, RandomResizedCrop, Rotate90
 from slideio_pipe.augment.operations import Hsv, Stain, Tone
 from slideio_pipe.augment.stains import HED, SlideColour, as_matrix
@@ -74,7 +74,7 @@ def test_four_threads_draw_what_one_draws() -> None:
 def test_another_process_draws_the_same() -> None:
     """Also with another hash seed; the record is the same JSON."""
     code = (
-        "from tests.test_drawing import rich, SIZE; from slideio_pipe.augment.drawing import draw; import json;"
+        "from tests.test_drawing import rich, SIZE; from slideio_pipe.augment.compose import draw; import json;"
         "print(json.dumps(draw(rich(), seed=9, slide='é.svs', tile=5, size=SIZE).to_json()))"
     )
     root = Path(__file__).resolve().parents[1]

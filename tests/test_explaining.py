@@ -21,7 +21,7 @@ from slideio_pipe import (
     explain,
     open_slide,
 )
-from slideio_pipe.augment.adopt import VERDICTS
+from slideio_pipe.augment.albumentations import VERDICTS
 from slideio_pipe.errors import ConfigError
 
 OURS = [StainJitter(), ColorJitter(0.1), GaussianNoise(3), RandomAffine(), Flip(), RandomResizedCrop(64)]

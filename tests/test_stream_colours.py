@@ -27,7 +27,7 @@ from slideio_pipe import (
     save_bag,
     stream,
 )
-from slideio_pipe.augment.on_device import DeviceProgram
+from slideio_pipe.augment.executors.device import DeviceProgram
 from slideio_pipe.errors import ConfigError
 
 LEVELS = Normalize(0.0, 1.0, rescale=1.0)  # what is normalised like this is levels, not rounded to bytes

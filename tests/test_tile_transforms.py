@@ -31,7 +31,7 @@ from slideio_pipe import (
     save_bag,
     stream,
 )
-from slideio_pipe.augment.cpu import ColourProgram
+from slideio_pipe.augment.executors.cpu import ColourProgram
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Size
 

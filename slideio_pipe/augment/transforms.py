@@ -78,7 +78,7 @@ class OurTransform:
 
     def apply(self, img: Any, draw_seed: int = 0, **params: Any) -> Any:
         """Return the augmented image, lazily."""
-        from slideio_pipe.augment.lazy import apply_lazy  # an executor: only calls need one
+        from slideio_pipe.augment.executors.lazy import apply_lazy  # an executor: only calls need one
 
         size = Size(img.width, img.height)
         steps = self._called(draw_seed, size)

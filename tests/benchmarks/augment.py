@@ -21,9 +21,9 @@ import numpy as np
 import pyvips
 from benchmark import parsed, parser_of, require
 
-from slideio_pipe.augment.cpu import ColourProgram
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.lazy import apply_lazy
+from slideio_pipe.augment.executors.cpu import ColourProgram
+from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Hsv, Stain, Tone
 from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.images.virtual_tiff import VirtualTiff

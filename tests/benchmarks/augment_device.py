@@ -23,7 +23,7 @@ from benchmark import parsed, parser_of, require
 from numpy.typing import NDArray
 from skimage import color
 
-from slideio_pipe.augment.on_device import DeviceProgram, warp
+from slideio_pipe.augment.executors.device import DeviceProgram, warp
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Operation, Stain, Tone
 from slideio_pipe.device import check_device
 from slideio_pipe.geometry import Affine, Size

@@ -18,8 +18,8 @@ import pyvips
 from benchmark import parsed, parser_of, require
 
 import slideio_pipe as sp
-from slideio_pipe.augment.cpu import ColourProgram
-from slideio_pipe.augment.lazy import apply_lazy
+from slideio_pipe.augment.executors.cpu import ColourProgram
+from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Lab
 
 SIDE = (256, 256)

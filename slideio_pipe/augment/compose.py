@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 # Imported for what importing does: it makes our transforms known to albumentationsxl by name.
 from slideio_pipe.augment import colour_transforms, geometric_transforms  # noqa: F401
-from slideio_pipe.augment.adopt import adopted, verdict
+from slideio_pipe.augment.albumentations import adopted, verdict
 from slideio_pipe.augment.draw import AffineTuple, Draw, generator
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.augment.stains import SlideColour, as_matrix, checked_basis

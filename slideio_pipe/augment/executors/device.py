@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from slideio_pipe.augment.executors.device_steps import STEPS, augmented, hashed, kind_of
 from slideio_pipe.augment.operations import Operation
-from slideio_pipe.augment.planes import STEPS, augmented, hashed, kind_of
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Size
 

@@ -23,8 +23,8 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from slideio_pipe.augment.cpu import ColourProgram, round_levels
 from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.executors.cpu import ColourProgram, round_levels
 from slideio_pipe.augment.opaque import run_opaque
 from slideio_pipe.augment.operations import Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.errors import ConfigError

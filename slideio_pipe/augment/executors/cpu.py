@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from slideio_pipe.augment.executors.cpu_steps import CHUNK, LEADS, STEPS, Scratch, Step, as_is, bias_of, clip
 from slideio_pipe.augment.operations import Hsv, Noise, Opaque, Operation, Tone
-from slideio_pipe.augment.steps import CHUNK, LEADS, STEPS, Scratch, Step, as_is, bias_of, clip
 from slideio_pipe.errors import ConfigError
 
 Bytes: TypeAlias = NDArray[np.uint8]

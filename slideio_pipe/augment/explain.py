@@ -12,7 +12,7 @@ from albumentationsxl.core.composition import BaseCompose
 from rich.console import Console
 from rich.table import Table
 
-from slideio_pipe.augment.adopt import verdict
+from slideio_pipe.augment.albumentations import verdict
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.view import SlideView
 
