@@ -55,8 +55,9 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.reader import TileReader as TileReader
     from slideio_pipe.run import RunReport as RunReport
     from slideio_pipe.run import run_cohort as run_cohort
-    from slideio_pipe.slide import Slide as Slide
-    from slideio_pipe.slide import open_slide as open_slide
+    from slideio_pipe.slides.slide import Slide as Slide
+    from slideio_pipe.slides.slide import open_slide as open_slide
+    from slideio_pipe.slides.view import SlideView as SlideView
     from slideio_pipe.splits import fold_cohort as fold_cohort
     from slideio_pipe.splits import split_cohort as split_cohort
     from slideio_pipe.store import StoredBag as StoredBag
@@ -69,15 +70,14 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.tiling import TileGrid as TileGrid
     from slideio_pipe.tissue import TissueMask as TissueMask
     from slideio_pipe.tissue_finding import find_tissue as find_tissue
-    from slideio_pipe.view import SlideView as SlideView
     from slideio_pipe.whole_bag import WholeBag as WholeBag
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "open_slide": "slide",
-    "Slide": "slide",
-    "SlideView": "view",
+    "open_slide": "slides.slide",
+    "Slide": "slides.slide",
+    "SlideView": "slides.view",
     "find_tissue": "tissue_finding",
     "TissueMask": "tissue",
     "Annotations": "annotations",

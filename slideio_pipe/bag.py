@@ -17,13 +17,13 @@ from PIL import Image
 
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.operations import Opaque, Operation
-from slideio_pipe.backends.base import OnStage
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.images import picture
 from slideio_pipe.reader import TileReader
+from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiling import TileGrid
-from slideio_pipe.view import SlideView
 
 Label = int | float | str | None
 

@@ -30,8 +30,8 @@ from slideio_pipe.terminal import called_as, escape, out, print_facts, print_jso
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
     from slideio_pipe.export import Exported
-    from slideio_pipe.slide import Slide
-    from slideio_pipe.view import SlideView
+    from slideio_pipe.slides.slide import Slide
+    from slideio_pipe.slides.view import SlideView
 
 app = typer.Typer(
     name="slideio-pipe",
@@ -86,7 +86,7 @@ def info(
 
     Example: [bold]slideio-pipe info a.svs --mpp 0.5[/]
     """
-    from slideio_pipe.slide import open_slide
+    from slideio_pipe.slides.slide import open_slide
 
     with open_slide(slide, slide_mpp=slide_mpp, backend=backend or "auto") as opened:
         view = opened.view(mpp=mpp)
@@ -178,7 +178,7 @@ def export(
     A cohort: [bold]slideio-pipe export cohort.csv --out bags/ --workers 4[/]
     """
     from slideio_pipe.export import export_slide
-    from slideio_pipe.frames import checked_frame
+    from slideio_pipe.slides.frames import checked_frame
 
     grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
     given: dict[str, dict[str, Any]] = {

@@ -47,8 +47,8 @@ from slideio_pipe.foreign.item import Item, LabelType, Layout, Told
 from slideio_pipe.ledger import Entry, Ledger
 from slideio_pipe.manifest import TABLES
 from slideio_pipe.progress import Report, reporting
-from slideio_pipe.slide import file_fingerprint
 from slideio_pipe.slide_files import is_collection
+from slideio_pipe.slides.slide import file_fingerprint
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.tolerance import Failure

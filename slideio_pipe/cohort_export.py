@@ -19,11 +19,11 @@ from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import SlideioPipeWarning
 from slideio_pipe.export import Exported, bag_name, export_slide, make_folder, overview
-from slideio_pipe.frames import Frame, frame_corner
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.progress import Report
 from slideio_pipe.run import RunReport, run_cohort
-from slideio_pipe.slide import Slide
+from slideio_pipe.slides.frames import Frame, frame_corner
+from slideio_pipe.slides.slide import Slide
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.unread import check_bearing
 from slideio_pipe.workers import OnStage

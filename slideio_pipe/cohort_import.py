@@ -18,8 +18,8 @@ from slideio_pipe.foreign.clam_pixels import PixelFile
 from slideio_pipe.foreign.converting import stem_of
 from slideio_pipe.progress import Report
 from slideio_pipe.run import RunReport, run_cohort
-from slideio_pipe.slide import open_slide
 from slideio_pipe.slide_files import files_in, without_companions
+from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import StoredBag, save_bag
 from slideio_pipe.workers import OnStage
 

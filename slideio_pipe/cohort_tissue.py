@@ -14,11 +14,11 @@ from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputExistsError, SlideioPipeError
 from slideio_pipe.export import SUFFIX, bag_name
-from slideio_pipe.frames import Frame, frame_corner
 from slideio_pipe.manifest import TABLES
 from slideio_pipe.progress import Report
 from slideio_pipe.run import RunReport, run_cohort
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.frames import Frame, frame_corner
+from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.tissue_finding import find_tissue
 from slideio_pipe.workers import OnStage
 

@@ -22,8 +22,8 @@ from pydantic import (
 )
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.frames import Frame
 from slideio_pipe.geometry import too_fine
+from slideio_pipe.slides.frames import Frame
 
 Edge = Literal["drop", "shift", "pad"]
 TissueMethod = Literal["otsu", "threshold", "none"]

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.augment.stains import SlideColour
-from slideio_pipe.backends.base import OnStage
 from slideio_pipe.bag import Bag, Label, TileBag, patient_of
 from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_slide import CohortSlide
@@ -28,7 +27,8 @@ from slideio_pipe.config import LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError, NoTissueError, RepeatedDrawsWarning, SlideioPipeError, warn_caller
 from slideio_pipe.geometry import Size
 from slideio_pipe.shared_epoch import SharedEpoch, is_read_by_data_loader
-from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.tiling import TileGrid
 from slideio_pipe.tissue import TissueMask

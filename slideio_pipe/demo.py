@@ -17,7 +17,7 @@ from slideio_pipe.export import Exported, bag_path, make_folder, plan_bag, save_
 from slideio_pipe.images import picture
 from slideio_pipe.normalize import Normalize
 from slideio_pipe.progress import reporting
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import StoredBag, save_bag
 from slideio_pipe.streaming import TileBatch, stream
 from slideio_pipe.synthetic.slide import write_synthetic_slide

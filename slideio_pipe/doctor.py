@@ -101,7 +101,7 @@ def _check_reads(path: Path, backend: str = "auto") -> str:
     import numpy as np
 
     from slideio_pipe.reader import TileReader
-    from slideio_pipe.slide import open_slide
+    from slideio_pipe.slides.slide import open_slide
 
     with open_slide(path, backend=backend) as slide:
         tile = TileReader(slide.view(), 64).read([[200, 220]])[0]

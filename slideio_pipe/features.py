@@ -17,7 +17,7 @@ from slideio_pipe.foreign.hdf5 import EXTRA, number
 from slideio_pipe.foreign.item import needed
 from slideio_pipe.foreign.trident import level0_side
 from slideio_pipe.geometry import Mpp
-from slideio_pipe.resolution import checked_mpp
+from slideio_pipe.slides.resolution import checked_mpp
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.features import encoder_names, is_feature_store, open_feature_store, stored_features
 from slideio_pipe.store.layout import is_bag_store

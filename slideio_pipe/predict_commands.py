@@ -114,10 +114,10 @@ def predict(
     """
     import torch
 
-    from slideio_pipe.frames import checked_frame
     from slideio_pipe.mil.cohort_predict import predict_cohort
     from slideio_pipe.mil.prediction import checked_scores
     from slideio_pipe.mil.predictor import load_predictor
+    from slideio_pipe.slides.frames import checked_frame
 
     if save is None and pyramid:
         raise ConfigError("--pyramid without --out", remedy="say where it goes: --out FOLDER")

@@ -27,7 +27,6 @@ from slideio_pipe.augment.executors.cpu import ColourProgram
 from slideio_pipe.augment.executors.cpu_steps import Scratch
 from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Opaque
-from slideio_pipe.backends.base import OnStage
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import (
     SAME_RESOLUTION,
@@ -40,8 +39,9 @@ from slideio_pipe.geometry import (
     whole_where_nearly,
 )
 from slideio_pipe.images.vips import check_process
-from slideio_pipe.sampling import FINE_ENOUGH, NEARLY, ON_GRID, Sampler
-from slideio_pipe.view import SlideView
+from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.slides.sampling import FINE_ENOUGH, NEARLY, ON_GRID, Sampler
+from slideio_pipe.slides.view import SlideView
 
 ReadRun = Callable[[NDArray[np.int64]], None]
 

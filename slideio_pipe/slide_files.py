@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from slideio_pipe.backends.companions import named_in_index
-from slideio_pipe.backends.dicom_header import Instance, base_first, read_instance
 from slideio_pipe.errors import PartsWarning, warn_caller
+from slideio_pipe.slides.backends.companions import named_in_index
+from slideio_pipe.slides.backends.dicom_header import Instance, base_first, read_instance
 
 # What a folder is searched for. Pictures are left out: masks and thumbnails lie beside slides.
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")

@@ -14,8 +14,8 @@ from slideio_pipe.config import Edge, GridConfig, checked
 from slideio_pipe.errors import AlignedGridWarning, ConfigError, EmptyTissueWarning
 from slideio_pipe.geometry import Size, round_half_up, whole_where_nearly
 from slideio_pipe.images import picture
+from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tissue import TissueMask
-from slideio_pipe.view import SlideView
 
 
 class TileGrid:

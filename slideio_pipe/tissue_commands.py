@@ -52,8 +52,8 @@ def tissue(
     A cohort: [bold]slideio-pipe tissue cohort.csv --out masks/ --manifest corrected.csv --workers 4[/]
     """
     from slideio_pipe.export import make_folder, picture_path, save_picture
-    from slideio_pipe.frames import checked_frame
-    from slideio_pipe.slide import open_slide
+    from slideio_pipe.slides.frames import checked_frame
+    from slideio_pipe.slides.slide import open_slide
     from slideio_pipe.tissue_finding import find_tissue
 
     opening = {"slide_mpp": slide_mpp, "slide_mpp_override": slide_mpp_override or None, "backend": backend}

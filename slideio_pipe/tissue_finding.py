@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from slideio_pipe import segmentation
 from slideio_pipe.config import TissueConfig
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning, warn_caller
-from slideio_pipe.frames import Frame
 from slideio_pipe.geometry import Affine, Mpp, Size
-from slideio_pipe.slide import Slide
+from slideio_pipe.slides.frames import Frame
+from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tissue import TissueMask, check_mpp, check_slide, mask_grid, mask_of
 
 METHODS = ("otsu", "threshold", "none")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from slideio_pipe import Slide
-from slideio_pipe.backends.base import Facts
 from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
 from slideio_pipe.images.virtual_tiff import VirtualTiff
+from slideio_pipe.slides.backends.base import Facts
 
 TILE = Size(256, 256)
 Shade = Callable[[np.ndarray, np.ndarray], np.ndarray]  # level-0 x and y of pixel centres -> (h, w, 3)

@@ -24,7 +24,7 @@ import tifffile
 import slideio_pipe as sp
 from slideio_pipe.errors import SlideioPipeError
 from slideio_pipe.geometry import LevelChoice, Rect
-from slideio_pipe.sampling import Sampler
+from slideio_pipe.slides.sampling import Sampler
 
 
 class Victim:

@@ -24,7 +24,7 @@ from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.images.virtual_tiff import VirtualTiff
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 
 STAIN = Stain(matrix=((1.1, 0.05, 0.0), (0.02, 0.9, 0.01), (0.0, 0.1, 1.05)), offset=(0.01, -0.02, 0.03))

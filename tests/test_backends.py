@@ -18,12 +18,12 @@ import zarr
 from conftest import coordinate_pixels, write_pyramid
 from PIL import Image
 
-from slideio_pipe.backends import open_backend
-from slideio_pipe.backends.array import NumpyBackend
-from slideio_pipe.backends.base import Backend
-from slideio_pipe.backends.tiff_header import read_header
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
 from slideio_pipe.geometry import Rect, Size
+from slideio_pipe.slides.backends import open_backend
+from slideio_pipe.slides.backends.array import NumpyBackend
+from slideio_pipe.slides.backends.base import Backend
+from slideio_pipe.slides.backends.tiff_header import read_header
 
 # The DICOM slide of others is a level of which the full resolution was left out.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")

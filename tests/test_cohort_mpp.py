@@ -16,7 +16,7 @@ import slideio_pipe as sp
 from slideio_pipe.config import ExportConfig, LoaderConfig
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 
 # A slide that states 0.5 µm, one that states none, one that states 0.5 and has 0.3 in the cohort.
 NAMES = ("stated", "silent", "column")

@@ -13,7 +13,7 @@ from conftest import coordinate_pixels, write_pyramid
 from PIL import Image
 
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError, UnsupportedSlideError
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 
 PIXELS = coordinate_pixels(300, 200)
 OME = 'xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"'

@@ -15,7 +15,7 @@ from dicom_files import element, write_dicom, write_series
 
 from slideio_pipe import errors
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 
 # 700 / 4 is 175, padded to 256: OpenSlide's downsample of that level is 3, which it never was.
 PIXELS = coordinate_pixels(700, 500)
@@ -154,7 +154,7 @@ def _undefined(data: bytes) -> bytes:
 @pytest.mark.parametrize("damage", [_undefined, lambda data: data[:300], lambda data: data[:-2], lambda data: b""])
 def test_headers_of_any_kind(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     """Are read to their end or as far as they go; nothing but an error of ours comes of it."""
-    from slideio_pipe.backends.dicom_header import read_instance
+    from slideio_pipe.slides.backends.dicom_header import read_instance
 
     path = write_dicom(tmp_path / "a.dcm", PIXELS)
     data = path.read_bytes()

@@ -26,7 +26,7 @@ from slideio_pipe.augment.stains import HED, SlideColour, as_matrix
 from slideio_pipe.bag import TileBag
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Affine, Size
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.tiling import TileGrid
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -32,7 +32,7 @@ from slideio_pipe import (
 )
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import LevelChoice, Rect, Size
-from slideio_pipe.sampling import Sampler
+from slideio_pipe.slides.sampling import Sampler
 
 STORED, WIDTH, HEIGHT = 64, 500, 330
 y, x = np.mgrid[:HEIGHT, :WIDTH]

@@ -32,7 +32,7 @@ from slideio_pipe.errors import (
 )
 from slideio_pipe.foreign import LAYOUTS, convert, from_clam, from_trident
 from slideio_pipe.foreign.hdf5 import read_coords
-from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import open_bag, save_bag
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiling import TileGrid

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from slideio_pipe.backends.jpeg import JpegFrame, holds_ycbcr, read_frame
+from slideio_pipe.slides.backends.jpeg_header import JpegFrame, holds_ycbcr, read_frame
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 

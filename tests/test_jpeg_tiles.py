@@ -20,11 +20,11 @@ import tifffile
 from PIL import Image
 
 import slideio_pipe as sp
-from slideio_pipe.backends.jpeg_tiles import JpegTiles
-from slideio_pipe.decoded import DecodedTiles
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import LevelChoice, Rect
-from slideio_pipe.sampling import Sampler
+from slideio_pipe.slides.backends.jpeg_tiles import JpegTiles
+from slideio_pipe.slides.sampling import Sampler
+from slideio_pipe.slides.tile_cache import DecodedTiles
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 import slideio_pipe as sp
 from slideio_pipe.errors import CorruptSlideError, SkippedWarning
 from slideio_pipe.geometry import LevelChoice, Rect, Size
-from slideio_pipe.sampling import Sampler
+from slideio_pipe.slides.sampling import Sampler
 
 RANDOM = np.random.default_rng(5)
 WIDTH, HEIGHT, TILE = 1024, 768, 128
@@ -295,7 +295,7 @@ def test_sparse_levels_of_a_sparse_pyramid_stay_white_without_a_decode(
     tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the finer level has nothing, either, there is nothing to draw."""
-    from slideio_pipe.backends.tile_decoder import TileDecoder
+    from slideio_pipe.slides.backends.tile_decoder import TileDecoder
 
     path = write_pyramid(tmp_path / "a.tif", SMOOTH, (1, 2), tile=TILE, **CODECS[codec])
     leave_out(path, [0, 1, 8, 9])

@@ -12,7 +12,7 @@ from conftest import coordinate_pixels
 
 from slideio_pipe import errors
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 
 PIXELS = coordinate_pixels(701, 500)
 VERSIONS = ("0.4", "0.5")
@@ -97,7 +97,7 @@ def test_units(tmp_path: Path, unit: str | None, value: float, mpp: float | None
 )
 def test_rarer_units(unit: str, metres: float) -> None:
     """International yard and pound agreement; SI."""
-    from slideio_pipe.backends.units import um_per
+    from slideio_pipe.slides.backends.units import um_per
 
     assert um_per(unit) == pytest.approx(metres * 1e6)
 

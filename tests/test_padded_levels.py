@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slideio_pipe import errors
-from slideio_pipe.backends import tiff_levels
 from slideio_pipe.geometry import Size
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.backends import tiff_levels
+from slideio_pipe.slides.slide import open_slide
 
 
 def up(side: int, tile: int) -> int:
@@ -31,7 +31,7 @@ def test_stated_downsamples_are_found(
     true: tuple[int, int], tile: tuple[int, int], steps: tuple[int, ...], base_is_padded: bool
 ) -> None:
     """Levels of any slide, each of whole tiles: what was stated, to a part in a thousand, is what is true."""
-    from slideio_pipe.backends.levels import place_levels
+    from slideio_pipe.slides.backends.levels import place_levels
 
     base = Size(*(up(side, t) if base_is_padded else side for side, t in zip(true, tile, strict=True)))
     sizes = [base, *(Size(*(up(-(-s // n), t) for s, t in zip(true, tile, strict=True))) for n in steps)]
@@ -48,7 +48,7 @@ def test_stated_downsamples_are_found(
 @given(st.integers(300, 90_000), st.integers(300, 90_000), st.sampled_from([(2, 4, 8), (4, 16), (4, 8, 32)]))
 def test_levels_that_are_not_padded_are_all_kept(width: int, height: int, steps: tuple[int, ...]) -> None:
     """However their sizes were rounded, with nothing stated: the ratio of sizes, as OpenSlide has it."""
-    from slideio_pipe.backends.levels import place_levels
+    from slideio_pipe.slides.backends.levels import place_levels
 
     for rounded in (lambda side, n: side // n, lambda side, n: -(-side // n)):
         sizes = [Size(width, height), *(Size(rounded(width, n), rounded(height, n)) for n in steps)]

@@ -15,7 +15,7 @@ from conftest import coordinate_pixels, write_pyramid
 from dicom_files import write_series
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.slides.slide import Slide, open_slide
 
 PIXELS = coordinate_pixels(700, 500)
 APERIO = "Aperio Image Library v12\r\n700x500 (256x256) JPEG/RGB|AppMag = 20|MPP = 0.4990|Filename = a|Date = 1/2/2020"

@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from slideio_pipe import TileGrid, TileReader, open_slide, sampling
+from slideio_pipe import TileGrid, TileReader, open_slide
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import LevelChoice, Pyramid
-from slideio_pipe.view import SlideView
+from slideio_pipe.slides import sampling
+from slideio_pipe.slides.view import SlideView
 
 # The DICOM slide of others is a level of which the full resolution was left out.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
@@ -171,7 +172,7 @@ def test_storage_order_visits_each_stored_row_once(origins: list[tuple[int, int]
 def test_every_stored_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Off-grid tiles given in random order still cost one decode per stored tile."""
     path = write_pyramid(tmp_path / "a.tif", coordinate_pixels(2000, 1000), (1,), tile=128, compression="zstd")
-    from slideio_pipe.backends.tiff import TileDecoder
+    from slideio_pipe.slides.backends.tiff import TileDecoder
 
     calls: list[tuple[int, int]] = []
     original = TileDecoder.read

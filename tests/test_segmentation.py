@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import morphology
 
 from slideio_pipe import segmentation as seg
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.tissue_finding import find_tissue
 
 H_AND_E = (196, 120, 172)

@@ -17,7 +17,7 @@ from slideio_pipe import errors
 from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError, SlideNotFoundError
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 
 PIXELS = coordinate_pixels(300, 200)
 

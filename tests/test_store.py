@@ -26,7 +26,7 @@ from memory_bag import MemoryBag, StoppingBag, contents, corrupt
 from slideio_pipe.bag import Bag, TileBag
 from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, OutputError, OutputExistsError
 from slideio_pipe.geometry import Mpp
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import StoredBag, open_bag, save_bag
 from slideio_pipe.store.layout import tiles_per_shard
 from slideio_pipe.tiling import TileGrid

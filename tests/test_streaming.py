@@ -26,7 +26,7 @@ from slideio_pipe.bag import Bag, TileBag
 from slideio_pipe.device import check_device
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
 from slideio_pipe.normalize import Normalize
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.streaming import TileBatch, TileStream, default_threads, stream
 from slideio_pipe.tiling import TileGrid
 

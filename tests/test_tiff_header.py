@@ -14,8 +14,8 @@ from PIL import Image
 from skimage.filters import gaussian
 
 from slideio_pipe import open_slide
-from slideio_pipe.backends.tiff_header import read_header
 from slideio_pipe.errors import UnsupportedSlideError
+from slideio_pipe.slides.backends.tiff_header import read_header
 
 Pixels = np.ndarray
 PLAIN: dict[str, Any] = {"photometric": "rgb", "metadata": None}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from slideio_pipe import TileGrid, TissueMask, open_slide
 from slideio_pipe.errors import AlignedGridWarning, ConfigError, EmptyTissueWarning
 from slideio_pipe.geometry import Affine, Size
-from slideio_pipe.view import SlideView
+from slideio_pipe.slides.view import SlideView
 
 
 def view_of(width: int, height: int, *, mpp: float | None = None, slide_mpp: Any = 0.25) -> SlideView:

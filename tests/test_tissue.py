@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError, EmptyTissueWarning, MissingResolutionError
 from slideio_pipe.geometry import Affine, Mpp, Size
-from slideio_pipe.slide import open_slide
+from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tissue import TissueMask
 from slideio_pipe.tissue_finding import find_tissue

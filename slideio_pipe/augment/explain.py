@@ -14,7 +14,7 @@ from rich.table import Table
 
 from slideio_pipe.augment.albumentations import verdict
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.view import SlideView
+from slideio_pipe.slides.view import SlideView
 
 # CPU milliseconds per 256-px tile on one core, as tests/benchmarks/explain_costs.py prints them; other machines differ.
 # StainNormalize and HEDShift are the operation of StainJitter, RandStainNA that of Lab, RandomGamma a table.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning
-from slideio_pipe.slide import Slide
+from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tissue import TissueMask
 from slideio_pipe.tissue_finding import find_tissue
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import slideio_pipe as sp
-from slideio_pipe.decoded import DEFAULT_BYTES
 from slideio_pipe.errors import ConfigError, SlideioPipeError
+from slideio_pipe.slides.tile_cache import DEFAULT_BYTES
 
 STATUS = Path("/proc/self/status")  # Linux; ru_maxrss would inherit the parent's peak
 TILE, BAG, BATCH = 1024, 20_000, 32  # px, tiles, tiles

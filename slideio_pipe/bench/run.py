@@ -19,7 +19,7 @@ from slideio_pipe.bench.peers import BARE, OURS, PEERS, Peer, Worker
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.progress import Report as Progress
 from slideio_pipe.progress import reporting
-from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tissue import TissueMask
 

@@ -28,7 +28,7 @@ from slideio_pipe.foreign.hdf5 import (
 from slideio_pipe.foreign.item import Item, Told, replacing
 from slideio_pipe.foreign.places import Places
 from slideio_pipe.foreign.tables import write_labels, write_rows
-from slideio_pipe.slide import Slide, open_slide
+from slideio_pipe.slides.slide import Slide, open_slide
 
 
 class Clam:

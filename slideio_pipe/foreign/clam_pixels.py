@@ -16,8 +16,8 @@ from slideio_pipe.foreign.item import Item, Told, needed, replacing
 from slideio_pipe.foreign.places import Places
 from slideio_pipe.foreign.tables import write_labels
 from slideio_pipe.geometry import Mpp, Size
-from slideio_pipe.resolution import checked_mpp
-from slideio_pipe.slide import file_fingerprint
+from slideio_pipe.slides.resolution import checked_mpp
+from slideio_pipe.slides.slide import file_fingerprint
 
 
 class ClamPixels:

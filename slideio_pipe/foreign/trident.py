@@ -23,7 +23,7 @@ from slideio_pipe.foreign.item import Item, Told
 from slideio_pipe.foreign.places import Places
 from slideio_pipe.foreign.tables import write_labels
 from slideio_pipe.geometry import MPP_TIMES_MAGNIFICATION
-from slideio_pipe.slide import Slide
+from slideio_pipe.slides.slide import Slide
 
 # What objectives there are: a slide's mpp is named by the nearest one, as 0.2528 µm is 40×.
 OBJECTIVES = (80, 60, 40, 20, 10, 5, 2.5, 1.25)

@@ -22,7 +22,6 @@ from slideio_pipe.errors import (
 )
 from slideio_pipe.export import make_folder, save_picture
 from slideio_pipe.foreign.converting import stem_of
-from slideio_pipe.frames import Frame, frame_corner
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.feature_files import ENDINGS, holds_features
 from slideio_pipe.mil.identity import stem
@@ -31,8 +30,9 @@ from slideio_pipe.mil.prediction import Prediction, Scores, checked_scores
 from slideio_pipe.mil.predictor import Predictor
 from slideio_pipe.mil.truth import NEW, Measured, Predicted, measure_predictions
 from slideio_pipe.progress import Report, reporting
-from slideio_pipe.slide import Slide, open_slide
 from slideio_pipe.slide_files import files_in
+from slideio_pipe.slides.frames import Frame, frame_corner
+from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.layout import is_bag_store
 

@@ -16,8 +16,8 @@ from slideio_pipe.images.pyramid_tiff import save_pyramid
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 from slideio_pipe.mil.score_map import ScoreMap, TileScores
 from slideio_pipe.progress import Report
-from slideio_pipe.sampling import Sampler
-from slideio_pipe.slide import Slide
+from slideio_pipe.slides.sampling import Sampler
+from slideio_pipe.slides.slide import Slide
 
 _TILE = Size(256, 256)
 _QUALITY = 90

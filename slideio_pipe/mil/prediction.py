@@ -14,7 +14,6 @@ from PIL import Image
 
 from slideio_pipe.bag import Bag, Label
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.frames import Frame, frame_corner
 from slideio_pipe.geometry import Affine, Mpp, Rect
 from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.colour_scale import ColourScale
@@ -24,7 +23,8 @@ from slideio_pipe.mil.score_regions import MOST_TILES, write_regions
 from slideio_pipe.mil.tasks import Classification, Regression, Task
 from slideio_pipe.mil.top_tiles import draw_top_tiles
 from slideio_pipe.progress import Report
-from slideio_pipe.slide import Slide
+from slideio_pipe.slides.frames import Frame, frame_corner
+from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tissue import TissueMask
 
 Scores = Literal["attention", "instance"]

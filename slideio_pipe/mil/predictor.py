@@ -21,7 +21,6 @@ from slideio_pipe.device import check_device
 from slideio_pipe.encoders import Encoder
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features import FeatureBag, open_features
-from slideio_pipe.frames import recorded_bounds
 from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.feature_files import holds_features
@@ -33,6 +32,7 @@ from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
 from slideio_pipe.mil.tile_encoder import TileEncoder, from_encoder, tile_encoder
 from slideio_pipe.mil.two_pass import TwoPass
 from slideio_pipe.normalize import Normalize
+from slideio_pipe.slides.frames import recorded_bounds
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.streaming import stream
 

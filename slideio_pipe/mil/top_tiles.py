@@ -10,7 +10,7 @@ from slideio_pipe.bag import Bag, TileBag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.images import picture
 from slideio_pipe.mil.score_map import TileScores
-from slideio_pipe.slide import Slide
+from slideio_pipe.slides.slide import Slide
 
 _INK, _QUIET, _PAPER = (40, 40, 40), (120, 120, 120), (255, 255, 255)
 _GAP_PX, _FRAME_PX, _TEXT_PX = 10, 3, 38

@@ -15,13 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe.arguments import pair, place, whole_number
-from slideio_pipe.associated_images import AssociatedImages
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.stains import SlideColour, slide_colour
-from slideio_pipe.backends import open_backend
-from slideio_pipe.backends.array import NumpyBackend
-from slideio_pipe.backends.base import Backend, Facts, StoredTiles
-from slideio_pipe.backends.properties import with_openslide_names
 from slideio_pipe.errors import (
     ConfigError,
     CorruptSlideError,
@@ -29,10 +24,15 @@ from slideio_pipe.errors import (
 from slideio_pipe.geometry import Affine, Mpp, Rect, Size
 from slideio_pipe.images import picture
 from slideio_pipe.images.vips import check_process
-from slideio_pipe.regions import read_region, readable_view, thumbnail_of, whole_view
-from slideio_pipe.resolution import checked_mpp, resolve_mpp
-from slideio_pipe.slide_header import SlideHeader
-from slideio_pipe.view import SlideView
+from slideio_pipe.slides.associated_images import AssociatedImages
+from slideio_pipe.slides.backends import open_backend
+from slideio_pipe.slides.backends.array import NumpyBackend
+from slideio_pipe.slides.backends.base import Backend, Facts, StoredTiles
+from slideio_pipe.slides.backends.properties import with_openslide_names
+from slideio_pipe.slides.header import SlideHeader
+from slideio_pipe.slides.regions import read_region, readable_view, thumbnail_of, whole_view
+from slideio_pipe.slides.resolution import checked_mpp, resolve_mpp
+from slideio_pipe.slides.view import SlideView
 
 _FINGERPRINT_BYTES = 65_536
 

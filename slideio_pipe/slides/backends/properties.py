@@ -15,9 +15,9 @@ from typing import Any
 import openslide
 import tifffile
 
-from slideio_pipe.backends.base import Facts
-from slideio_pipe.backends.tiff_header import is_tiff
 from slideio_pipe.geometry import Pyramid, Size
+from slideio_pipe.slides.backends.base import Facts
+from slideio_pipe.slides.backends.tiff_header import is_tiff
 
 # The tags that OpenSlide hands on, for a TIFF that it does not open.
 _TEXTS = ("ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "HostComputer", "Copyright")

@@ -24,7 +24,7 @@ from slideio_pipe.images import picture
 from slideio_pipe.images.pyramid_tiff import save_pyramid
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 from slideio_pipe.progress import Report
-from slideio_pipe.sampling import LevelSource, Sampler
+from slideio_pipe.slides.sampling import LevelSource, Sampler
 
 
 class PyramidSource(LevelSource, Protocol):

@@ -9,9 +9,9 @@ from typing import Any
 
 import tifffile
 
-from slideio_pipe.backends.tiff_tags import number, ratio, whole
-from slideio_pipe.backends.units import um_per
 from slideio_pipe.geometry import Mpp
+from slideio_pipe.slides.backends.tiff_tags import number, ratio, whole
+from slideio_pipe.slides.backends.units import um_per
 
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _INCH, _CENTIMETRE = 2, 3

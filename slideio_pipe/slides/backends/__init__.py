@@ -5,14 +5,14 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from slideio_pipe.backends.array import FlatBackend, ZarrBackend, is_zarr
-from slideio_pipe.backends.base import Backend
-from slideio_pipe.backends.companions import check_companions, check_ome, check_picture
-from slideio_pipe.backends.dicom_header import base_first, is_dicom, read_instance
-from slideio_pipe.backends.openslide import OpenSlideBackend, detect
-from slideio_pipe.backends.tiff import TiffBackend
-from slideio_pipe.backends.tiff_header import APERIO_JPEG2000_YCBCR, is_tiff, read_header
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideNotFoundError, UnsupportedSlideError
+from slideio_pipe.slides.backends.array import FlatBackend, ZarrBackend, is_zarr
+from slideio_pipe.slides.backends.base import Backend
+from slideio_pipe.slides.backends.companions import check_companions, check_ome, check_picture
+from slideio_pipe.slides.backends.dicom_header import base_first, is_dicom, read_instance
+from slideio_pipe.slides.backends.openslide import OpenSlideBackend, detect
+from slideio_pipe.slides.backends.tiff import TiffBackend
+from slideio_pipe.slides.backends.tiff_header import APERIO_JPEG2000_YCBCR, is_tiff, read_header
 
 BACKENDS = ("auto", "tiff", "openslide", "array")
 # TIFFs whose meaning lies outside the TIFF standard: left to OpenSlide. The others it names are plain pyramids.

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.backends.base import Facts
+from slideio_pipe.slides.backends.base import Facts
 
 
 class Pictured(Protocol):

@@ -16,9 +16,9 @@ from typing import Any
 
 import zarr
 
-from slideio_pipe.backends.units import um_per
 from slideio_pipe.errors import CorruptSlideError, LeftOutLevelsWarning, UnsupportedSlideError, warn_caller
 from slideio_pipe.geometry import Mpp
+from slideio_pipe.slides.backends.units import um_per
 
 _RENDER = "render it to one 8-bit RGB plane first"
 # What the images of a converted slide are called beside the scan itself.

@@ -20,12 +20,20 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from slideio_pipe.backends.base import OnStage
-from slideio_pipe.backends.jpeg import DAMAGE, EXTRANEOUS, completed, cut_to, frame_place, is_sequential, read_frame
-from slideio_pipe.backends.tiff_header import TiffPage
-from slideio_pipe.backends.tile_decoder import TileDecoder
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError
 from slideio_pipe.geometry import Rect, Size
+from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.slides.backends.jpeg_header import (
+    DAMAGE,
+    EXTRANEOUS,
+    completed,
+    cut_to,
+    frame_place,
+    is_sequential,
+    read_frame,
+)
+from slideio_pipe.slides.backends.tiff_header import TiffPage
+from slideio_pipe.slides.backends.tile_decoder import TileDecoder
 
 _REMEDY = "copy the slide again, or leave this region out"
 # A row of blocks is 8 px high, 16 with chroma of half the height, which also looks at the next row of chroma.

@@ -16,10 +16,10 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.backends.jpeg import DAMAGE, completed, read_frame
-from slideio_pipe.backends.tiff_header import JPEG, TiffPage
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import Rect, Size
+from slideio_pipe.slides.backends.jpeg_header import DAMAGE, completed, read_frame
+from slideio_pipe.slides.backends.tiff_header import JPEG, TiffPage
 
 # Of the finer level, what is held while a missing tile is drawn: 48 MB.
 _MAX_FINER_PX = 16_000_000

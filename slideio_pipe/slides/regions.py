@@ -10,8 +10,8 @@ from PIL import Image
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import LevelChoice, Rect, Size, parted
-from slideio_pipe.sampling import Sampler
-from slideio_pipe.view import OUTSIDE, PyramidSource, SlideView
+from slideio_pipe.slides.sampling import Sampler
+from slideio_pipe.slides.view import OUTSIDE, PyramidSource, SlideView
 
 # Of an overview, this part may be unreadable: one stored tile is often a tenth of it, and all of the smallest.
 _MAX_UNREAD = 0.25

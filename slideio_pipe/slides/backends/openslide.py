@@ -13,13 +13,13 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.backends.base import Facts, StoredTiles
-from slideio_pipe.backends.dicom_header import Instance, is_dicom, read_series, why_not
-from slideio_pipe.backends.levels import UNKNOWN_TILE, place_levels
 from slideio_pipe.errors import CorruptSlideError, IncompleteSlideWarning, UnsupportedSlideError, warn_caller
 from slideio_pipe.geometry import Mpp, Rect, Size
 from slideio_pipe.images.vips import to_rgb
 from slideio_pipe.images.virtual_tiff import VirtualTiff
+from slideio_pipe.slides.backends.base import Facts, StoredTiles
+from slideio_pipe.slides.backends.dicom_header import Instance, is_dicom, read_series, why_not
+from slideio_pipe.slides.backends.levels import UNKNOWN_TILE, place_levels
 
 # Stored tiles outside this range (NDPI's 8-row strips, single-tile levels) make bad units of work; 512 px reads
 # are 4 % slower per pixel than 1024 px ones and need a quarter of the memory.

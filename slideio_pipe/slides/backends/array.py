@@ -14,13 +14,13 @@ import pyvips
 import zarr
 from numpy.typing import NDArray
 
-from slideio_pipe.backends import ngff
-from slideio_pipe.backends.base import Facts, StoredTiles
-from slideio_pipe.backends.levels import place_levels
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError, UnsupportedSlideError
 from slideio_pipe.geometry import Pyramid, Rect, Size
 from slideio_pipe.images.vips import as_rgb, to_rgb
 from slideio_pipe.images.virtual_tiff import VirtualTiff
+from slideio_pipe.slides.backends import ngff
+from slideio_pipe.slides.backends.base import Facts, StoredTiles
+from slideio_pipe.slides.backends.levels import place_levels
 
 _TILE = Size(512, 512)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 
-from slideio_pipe.backends.base import MAX_PLAUSIBLE_MPP, Facts
 from slideio_pipe.errors import ConfigError, EstimatedResolutionWarning, ImplausibleResolutionWarning, warn_caller
 from slideio_pipe.geometry import Mpp, Size, magnification_to_mpp, too_fine
+from slideio_pipe.slides.backends.base import MAX_PLAUSIBLE_MPP, Facts
 
 # What image software writes where nothing is known, in dots per inch; and 1 px per mm, per cm and per inch.
 _DEFAULT_DPI = (72, 75, 96, 100, 120, 144, 150, 180, 200, 240, 250, 300, 350, 360, 400, 600)

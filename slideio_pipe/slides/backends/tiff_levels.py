@@ -15,7 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.backends.tiff_tags import is_aperio_level, page_name
+from slideio_pipe.slides.backends.tiff_tags import is_aperio_level, page_name
 
 _REDUCED_BIT, _MASK_BIT, _MACRO_BIT = 1, 4, 8
 # The pixels that one file's looks may decode: 256 tiles of 256 px, about 0.2 s of JPEG.

@@ -14,14 +14,22 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from slideio_pipe.backends.jpeg import holds_ycbcr, read_frame
-from slideio_pipe.backends.levels import UNKNOWN_TILE, place_levels
-from slideio_pipe.backends.tiff_levels import chain_levels, same_aspect, whole_pages
-from slideio_pipe.backends.tiff_resolution import objective_power, properties, stated_mpp
-from slideio_pipe.backends.tiff_samples import BLACK_IS_ZERO, PALETTE, RGB, WHITE_IS_ZERO, YCBCR, Samples, samples_of
-from slideio_pipe.backends.tiff_tags import page_name, raw, text
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
 from slideio_pipe.geometry import Mpp, Size
+from slideio_pipe.slides.backends.jpeg_header import holds_ycbcr, read_frame
+from slideio_pipe.slides.backends.levels import UNKNOWN_TILE, place_levels
+from slideio_pipe.slides.backends.tiff_levels import chain_levels, same_aspect, whole_pages
+from slideio_pipe.slides.backends.tiff_resolution import objective_power, properties, stated_mpp
+from slideio_pipe.slides.backends.tiff_samples import (
+    BLACK_IS_ZERO,
+    PALETTE,
+    RGB,
+    WHITE_IS_ZERO,
+    YCBCR,
+    Samples,
+    samples_of,
+)
+from slideio_pipe.slides.backends.tiff_tags import page_name, raw, text
 
 JPEG = 7
 # What the libvips of pyvips-binary decodes; anything else it reads as noise without an error (measured for zstd).

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from slideio_pipe.backends.base import Facts
-from slideio_pipe.backends.properties import downsample_of
 from slideio_pipe.errors import MissingResolutionError
-from slideio_pipe.frames import stated_bounds
 from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
+from slideio_pipe.slides.backends.base import Facts
+from slideio_pipe.slides.backends.properties import downsample_of
+from slideio_pipe.slides.frames import stated_bounds
 
 
 class SlideHeader:

@@ -24,10 +24,10 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.backends.base import OnStage, StaleLevelError, StoredTiles
-from slideio_pipe.decoded import SHARED
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import WHOLE_PX, WHOLE_SHRINKS, Affine, LevelChoice, Pyramid, Rect, Size, parted
+from slideio_pipe.slides.backends.base import OnStage, StaleLevelError, StoredTiles
+from slideio_pipe.slides.tile_cache import SHARED
 
 # Level pixels fetched at once when shrinking: 48 MB, whatever the shrink factor.
 _MAX_FETCH_PX = 16_000_000
