@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
-    from slideio_pipe.annotations import Annotations as Annotations
     from slideio_pipe.augment.colour_transforms import ColorJitter as ColorJitter
     from slideio_pipe.augment.colour_transforms import GaussianNoise as GaussianNoise
     from slideio_pipe.augment.colour_transforms import RandStainNA as RandStainNA
@@ -23,7 +22,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.augment.geometric_transforms import RandomAffine as RandomAffine
     from slideio_pipe.augment.geometric_transforms import RandomResizedCrop as RandomResizedCrop
     from slideio_pipe.augment.geometric_transforms import Rotate90 as Rotate90
-    from slideio_pipe.bag import TileBag as TileBag
     from slideio_pipe.cohort import Cohort as Cohort
     from slideio_pipe.cohort_convert import convert as convert
     from slideio_pipe.cohort_export import export_cohort as export_cohort
@@ -40,7 +38,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.features import open_features as open_features
     from slideio_pipe.foreign import from_clam as from_clam
     from slideio_pipe.foreign import from_trident as from_trident
-    from slideio_pipe.label_masks import LabelMask as LabelMask
     from slideio_pipe.loader import BagLoader as BagLoader
     from slideio_pipe.mil.fit import fit as fit
     from slideio_pipe.mil.model import MilModel as MilModel
@@ -52,7 +49,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.mil.two_pass import TwoPass as TwoPass
     from slideio_pipe.normalize import Normalize as Normalize
     from slideio_pipe.profiling import profile as profile
-    from slideio_pipe.reader import TileReader as TileReader
     from slideio_pipe.run import RunReport as RunReport
     from slideio_pipe.run import run_cohort as run_cohort
     from slideio_pipe.slides.slide import Slide as Slide
@@ -67,9 +63,13 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.streaming import stream as stream
     from slideio_pipe.synthetic.slide import SyntheticSlide as SyntheticSlide
     from slideio_pipe.synthetic.slide import write_synthetic_slide as write_synthetic_slide
-    from slideio_pipe.tiling import TileGrid as TileGrid
-    from slideio_pipe.tissue import TissueMask as TissueMask
-    from slideio_pipe.tissue_finding import find_tissue as find_tissue
+    from slideio_pipe.tiles.annotations import Annotations as Annotations
+    from slideio_pipe.tiles.find_tissue import find_tissue as find_tissue
+    from slideio_pipe.tiles.grid import TileGrid as TileGrid
+    from slideio_pipe.tiles.label_mask import LabelMask as LabelMask
+    from slideio_pipe.tiles.reader import TileReader as TileReader
+    from slideio_pipe.tiles.tile_bag import TileBag as TileBag
+    from slideio_pipe.tiles.tissue import TissueMask as TissueMask
     from slideio_pipe.whole_bag import WholeBag as WholeBag
 
 __version__ = "0.1.0"
@@ -78,13 +78,13 @@ _PUBLIC = {
     "open_slide": "slides.slide",
     "Slide": "slides.slide",
     "SlideView": "slides.view",
-    "find_tissue": "tissue_finding",
-    "TissueMask": "tissue",
-    "Annotations": "annotations",
-    "LabelMask": "label_masks",
-    "TileGrid": "tiling",
-    "TileReader": "reader",
-    "TileBag": "bag",
+    "find_tissue": "tiles.find_tissue",
+    "TissueMask": "tiles.tissue",
+    "Annotations": "tiles.annotations",
+    "LabelMask": "tiles.label_mask",
+    "TileGrid": "tiles.grid",
+    "TileReader": "tiles.reader",
+    "TileBag": "tiles.tile_bag",
     "stream": "streaming",
     "TileBatch": "streaming",
     "Cohort": "cohort",

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
-from slideio_pipe.bag import Bag, Label, patient_of
 from slideio_pipe.cohort_checks import (
     header_problems,
     label_problems,
@@ -29,6 +28,7 @@ from slideio_pipe.manifest import (
 from slideio_pipe.manifest_cells import fold_of, infinite_labels, labels_of, missing_words, mpp_of, value_of
 from slideio_pipe.slide_files import SLIDES, slides_in, slides_of
 from slideio_pipe.split_names import split_of
+from slideio_pipe.tiles.tile_bag import Bag, Label, patient_of
 
 # More problems than this in one message help nobody.
 _SHOWN = 20

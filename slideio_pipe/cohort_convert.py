@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from slideio_pipe.bag import Bag, patient_of
 from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import (
@@ -51,7 +50,8 @@ from slideio_pipe.slide_files import is_collection
 from slideio_pipe.slides.slide import file_fingerprint
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.store.layout import is_bag_store
-from slideio_pipe.tolerance import Failure
+from slideio_pipe.tiles.failures import Failure
+from slideio_pipe.tiles.tile_bag import Bag, patient_of
 from slideio_pipe.workers import OnStage, Outcome, WorkerPool
 
 # So many bags in a row that cannot be written: it is the disk.

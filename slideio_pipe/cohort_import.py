@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.bag import Label
 from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import SlideConfig
@@ -21,6 +20,7 @@ from slideio_pipe.run import RunReport, run_cohort
 from slideio_pipe.slide_files import files_in, without_companions
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import StoredBag, save_bag
+from slideio_pipe.tiles.tile_bag import Label
 from slideio_pipe.workers import OnStage
 
 

@@ -19,7 +19,7 @@ from slideio_pipe.progress import Report
 from slideio_pipe.run import RunReport, run_cohort
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import open_slide
-from slideio_pipe.tissue_finding import find_tissue
+from slideio_pipe.tiles.find_tissue import find_tissue
 from slideio_pipe.workers import OnStage
 
 FORMATS = ("geojson", "png")

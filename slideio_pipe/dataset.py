@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.augment.stains import SlideColour
-from slideio_pipe.bag import Bag, Label, TileBag, patient_of
 from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import LoaderConfig, load_loader_config
@@ -30,9 +29,10 @@ from slideio_pipe.shared_epoch import SharedEpoch, is_read_by_data_loader
 from slideio_pipe.slides.backends.base import OnStage
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag
-from slideio_pipe.tiling import TileGrid
-from slideio_pipe.tissue import TissueMask
-from slideio_pipe.tissue_finding import tissue_of
+from slideio_pipe.tiles.find_tissue import tissue_of
+from slideio_pipe.tiles.grid import TileGrid
+from slideio_pipe.tiles.tile_bag import Bag, Label, TileBag, patient_of
+from slideio_pipe.tiles.tissue import TissueMask
 from slideio_pipe.whole_bag import WholeBag
 
 # What the tissue masks of a cohort may take together, compressed: about 20 KB each, so 3,000 slides.

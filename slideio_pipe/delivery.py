@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Label
 from slideio_pipe.device import Sent
-from slideio_pipe.tolerance import Failure, OnError
+from slideio_pipe.tiles.failures import Failure, OnError
+from slideio_pipe.tiles.tile_bag import Label
 
 Indices = NDArray[np.int64]
 

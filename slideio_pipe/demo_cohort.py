@@ -17,10 +17,10 @@ from slideio_pipe.config import ExportConfig, GridConfig, ViewConfig
 from slideio_pipe.errors import ConfigError, MissingExtraError
 from slideio_pipe.export import make_folder
 from slideio_pipe.foreign import convert
-from slideio_pipe.mask_files import write_file
 from slideio_pipe.progress import reporting
 from slideio_pipe.run import RunReport
 from slideio_pipe.synthetic.slide import write_synthetic_slide
+from slideio_pipe.tiles.mask_files import write_file
 
 Say = Callable[[str], object]
 

@@ -100,8 +100,8 @@ def _check_reads(path: Path, backend: str = "auto") -> str:
     """Open ``path``, read a tile across stored tiles, compare with the gradient that was written."""
     import numpy as np
 
-    from slideio_pipe.reader import TileReader
     from slideio_pipe.slides.slide import open_slide
+    from slideio_pipe.tiles.reader import TileReader
 
     with open_slide(path, backend=backend) as slide:
         tile = TileReader(slide.view(), 64).read([[200, 220]])[0]

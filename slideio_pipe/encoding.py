@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideio_pipe.bag import Bag, check_bag
 from slideio_pipe.device import StreamMark, check_device, on_device
 from slideio_pipe.encoders import Encoder, EncoderOnDevice, load_encoders
 from slideio_pipe.encoders.encoder import DTYPES
@@ -28,6 +27,7 @@ from slideio_pipe.encoders.loading import Source
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.streaming import at_least_one, stream
+from slideio_pipe.tiles.tile_bag import Bag, check_bag
 
 BATCH_SIZE = 64
 # Batches on their way from a device while the next one is computed.

@@ -14,7 +14,7 @@ from slideio_pipe.errors import FailedSlidesError, SkippedWarning, warn_caller
 from slideio_pipe.flights import Flights
 from slideio_pipe.shares import Share
 from slideio_pipe.staging import Ring, Stage
-from slideio_pipe.tolerance import Failure, warn_of
+from slideio_pipe.tiles.failures import Failure, warn_of
 
 Items = Stage[Delivery | Loss]
 

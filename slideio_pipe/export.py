@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.config import ExportConfig, Pixels
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputError, OutputExistsError, SlideioPipeError
 from slideio_pipe.images import picture
-from slideio_pipe.mask_files import write_file
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slides.frames import Frame
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag, save_bag
 from slideio_pipe.store.codecs import codec_for
 from slideio_pipe.store.unread import check_bearing
-from slideio_pipe.tiling import TileGrid
-from slideio_pipe.tissue_finding import tissue_of
+from slideio_pipe.tiles.find_tissue import tissue_of
+from slideio_pipe.tiles.grid import TileGrid
+from slideio_pipe.tiles.mask_files import write_file
+from slideio_pipe.tiles.tile_bag import Label, TileBag
 
 SUFFIX = ".bag.zarr"
 # The least part of the raw bytes that a codec leaves: glass compresses well, tissue to about a half. JPEG: anything.

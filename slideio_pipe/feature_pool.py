@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Bag, Label, patient_of
 from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import LoaderConfig
@@ -29,6 +28,7 @@ from slideio_pipe.flights import Flights
 from slideio_pipe.run import Job
 from slideio_pipe.staging import Ring, Stage
 from slideio_pipe.store import StoredBag
+from slideio_pipe.tiles.tile_bag import Bag, Label, patient_of
 from slideio_pipe.workers import Outcome
 
 # Tiles per chunk, at most: what is decoded together. Batches are made of as many chunks as they take.

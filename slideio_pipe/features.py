@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Label
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.foreign.hdf5 import EXTRA, number
 from slideio_pipe.foreign.item import needed
@@ -21,6 +20,7 @@ from slideio_pipe.slides.resolution import checked_mpp
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.features import encoder_names, is_feature_store, open_feature_store, stored_features
 from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.tiles.tile_bag import Label
 
 HDF5 = (".h5", ".hdf5")
 # What an array of features is called: CLAM and TRIDENT, STAMP.

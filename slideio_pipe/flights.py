@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Bag, Label, TileBag
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.delivery import RUN, Block, Delivery, Indices, Loss, Pace, lay_blocks
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.staging import Ring, Slot
 from slideio_pipe.streaming import check_colours, colours_of, reader_of
-from slideio_pipe.tolerance import Failure, Tolerance
+from slideio_pipe.tiles.failures import Failure, Tolerance
+from slideio_pipe.tiles.tile_bag import Bag, Label, TileBag
 
 # What makes a slide fail; anything else is a fault of the program and ends the epoch.
 SLIDE_ERRORS = (SlideioPipeError, OSError)

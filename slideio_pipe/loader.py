@@ -20,7 +20,7 @@ from slideio_pipe.shares import share_of
 from slideio_pipe.slides.backends.base import OnStage
 from slideio_pipe.slides.tile_cache import SHARED
 from slideio_pipe.streaming import COLOURS, at_least_one, check_normalize, default_threads
-from slideio_pipe.tolerance import Failure, check_on_error
+from slideio_pipe.tiles.failures import Failure, check_on_error
 
 STATE_VERSION = 1
 

@@ -54,7 +54,7 @@ def tissue(
     from slideio_pipe.export import make_folder, picture_path, save_picture
     from slideio_pipe.slides.frames import checked_frame
     from slideio_pipe.slides.slide import open_slide
-    from slideio_pipe.tissue_finding import find_tissue
+    from slideio_pipe.tiles.find_tissue import find_tissue
 
     opening = {"slide_mpp": slide_mpp, "slide_mpp_override": slide_mpp_override or None, "backend": backend}
     given = {"slide": opening, "tissue": {"method": method, "mpp": mpp}}

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Label
 from slideio_pipe.delivery import Delivery
+from slideio_pipe.tiles.tile_bag import Label
 
 
 @dataclass(frozen=True, slots=True, eq=False)

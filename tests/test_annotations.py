@@ -27,8 +27,8 @@ from slideio_pipe import (
 )
 from slideio_pipe.errors import ConfigError, OutputExistsError, SlideNotFoundError
 from slideio_pipe.geometry import Affine, Mpp, Size
-from slideio_pipe.mask_files import Annotation
 from slideio_pipe.slides.view import SlideView
+from slideio_pipe.tiles.mask_files import Annotation
 
 WIDTH, HEIGHT = 900, 700
 MOVES = A.Compose([RandomAffine(rotate=180, shear=10, scale=(0.8, 1.3)), Flip(p=1)])

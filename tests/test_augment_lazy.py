@@ -16,7 +16,6 @@ import torch
 from augment_reference import COLOURS, random_chain
 from PIL import Image
 
-from slideio_pipe import reader
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.cpu import apply_cpu
 from slideio_pipe.augment.executors.lazy import FINE_ENOUGH, apply_lazy
@@ -26,6 +25,7 @@ from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.synthetic.slide import write_synthetic_slide
+from slideio_pipe.tiles import reader
 
 STAIN = Stain(matrix=((1.1, 0.05, 0.0), (0.02, 0.9, 0.01), (0.0, 0.1, 1.05)), offset=(0.01, -0.02, 0.03))
 SINGULAR = Stain(matrix=((0.5, 0.5, 0.0), (0.5, 0.5, 0.0), (0.0, 0.0, 1.0)), offset=(0.05, -0.02, 0.0))

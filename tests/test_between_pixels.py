@@ -30,8 +30,8 @@ from slideio_pipe import (
 )
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine
-from slideio_pipe.mask_files import Annotation
 from slideio_pipe.slides.view import SlideView
+from slideio_pipe.tiles.mask_files import Annotation
 
 WIDTH, HEIGHT, TILE = 1003, 707, 48
 RANDOM = np.random.default_rng(5)

@@ -23,11 +23,11 @@ from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.geometric_transforms import Flip, RandomAffine, RandomResizedCrop, Rotate90
 from slideio_pipe.augment.operations import Hsv, Stain, Tone
 from slideio_pipe.augment.stains import HED, SlideColour, as_matrix
-from slideio_pipe.bag import TileBag
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.slides.slide import open_slide
-from slideio_pipe.tiling import TileGrid
+from slideio_pipe.tiles.grid import TileGrid
+from slideio_pipe.tiles.tile_bag import TileBag
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRESETS = sorted(path for kind in ("stain", "tellez", "randstainna") for path in CONFIGS.glob(f"{kind}-*.yaml"))

@@ -19,7 +19,6 @@ from memory_bag import MemoryBag
 from typer.testing import CliRunner
 
 from slideio_pipe.augment.geometric_transforms import Flip
-from slideio_pipe.bag import TileBag
 from slideio_pipe.cli import app
 from slideio_pipe.errors import (
     BagFormatError,
@@ -35,7 +34,8 @@ from slideio_pipe.foreign.hdf5 import read_coords
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import open_bag, save_bag
 from slideio_pipe.synthetic.slide import write_synthetic_slide
-from slideio_pipe.tiling import TileGrid
+from slideio_pipe.tiles.grid import TileGrid
+from slideio_pipe.tiles.tile_bag import TileBag
 
 TILE = 64
 # webdataset closes its shards when they are collected.

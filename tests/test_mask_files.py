@@ -11,8 +11,8 @@ from fake_slides import FakeSlide, blank, blobs, mask_of, two_pieces
 from PIL import Image
 
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning, OutputError, OutputExistsError, SlideNotFoundError
-from slideio_pipe.tissue import TissueMask
-from slideio_pipe.tissue_finding import find_tissue
+from slideio_pipe.tiles.find_tissue import find_tissue
+from slideio_pipe.tiles.tissue import TissueMask
 
 
 def test_geojson_round_trip_at_another_resolution(tmp_path):

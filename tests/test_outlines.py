@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 from skimage.measure import points_in_poly
 
-from slideio_pipe.outlines import mask_to_polygons, polygons_to_mask, signed_area
+from slideio_pipe.tiles.outlines import mask_to_polygons, polygons_to_mask, signed_area
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9))
 

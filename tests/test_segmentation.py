@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from skimage import morphology
 
-from slideio_pipe import segmentation as seg
 from slideio_pipe.slides.slide import open_slide
-from slideio_pipe.tissue_finding import find_tissue
+from slideio_pipe.tiles import segmentation as seg
+from slideio_pipe.tiles.find_tissue import find_tissue
 
 H_AND_E = (196, 120, 172)
 PALE = (233, 222, 230)

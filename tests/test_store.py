@@ -23,13 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_bag import MemoryBag, StoppingBag, contents, corrupt
 
-from slideio_pipe.bag import Bag, TileBag
 from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, OutputError, OutputExistsError
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import StoredBag, open_bag, save_bag
 from slideio_pipe.store.layout import tiles_per_shard
-from slideio_pipe.tiling import TileGrid
+from slideio_pipe.tiles.grid import TileGrid
+from slideio_pipe.tiles.tile_bag import Bag, TileBag
 
 SLOTS = 512  # of small tiles
 

@@ -25,11 +25,11 @@ from slideio_pipe import (
     save_bag,
 )
 from slideio_pipe.geometry import Affine, Size
-from slideio_pipe.mask_files import Annotation
 from slideio_pipe.mil.colour_scale import ColourScale
 from slideio_pipe.mil.heatmap import save_heatmap_pyramid
 from slideio_pipe.mil.score_map import TileScores
 from slideio_pipe.mil.score_regions import write_regions
+from slideio_pipe.tiles.mask_files import Annotation
 
 SIDE = 48
 LEFT, TOP, WIDTH, HEIGHT = TISSUE

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning
 from slideio_pipe.slides.slide import Slide
-from slideio_pipe.tissue import TissueMask
-from slideio_pipe.tissue_finding import find_tissue
+from slideio_pipe.tiles.find_tissue import find_tissue
+from slideio_pipe.tiles.tissue import TissueMask
 
 TILE = 256  # px
 OFF_GRID = (100, 60)  # px from the stored grid, x and y: every tile lies on four stored ones

@@ -21,7 +21,7 @@ from slideio_pipe.progress import Report as Progress
 from slideio_pipe.progress import reporting
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.synthetic.slide import write_synthetic_slide
-from slideio_pipe.tissue import TissueMask
+from slideio_pipe.tiles.tissue import TissueMask
 
 T = TypeVar("T")
 THREADED = (OURS, BARE, "cucim")  # who is timed with two threads

@@ -13,7 +13,6 @@ from typing import Any, overload
 
 import numpy as np
 
-from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.foreign.clam_pixels import PixelFile
 from slideio_pipe.foreign.hdf5 import (
@@ -29,6 +28,7 @@ from slideio_pipe.foreign.item import Item, Told, replacing
 from slideio_pipe.foreign.places import Places
 from slideio_pipe.foreign.tables import write_labels, write_rows
 from slideio_pipe.slides.slide import Slide, open_slide
+from slideio_pipe.tiles.tile_bag import Label, TileBag
 
 
 class Clam:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.bag import ArrayLikeBag, Label, package_versions
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.foreign.hdf5 import EXTRA, read_coords
 from slideio_pipe.foreign.item import Item, Told, needed, replacing
@@ -18,6 +17,7 @@ from slideio_pipe.foreign.tables import write_labels
 from slideio_pipe.geometry import Mpp, Size
 from slideio_pipe.slides.resolution import checked_mpp
 from slideio_pipe.slides.slide import file_fingerprint
+from slideio_pipe.tiles.tile_bag import ArrayLikeBag, Label, package_versions
 
 
 class ClamPixels:

@@ -12,7 +12,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Bag, Label, patient_of
 from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, warn_caller
 from slideio_pipe.foreign.clam import Clam
 from slideio_pipe.foreign.clam_pixels import ClamPixels
@@ -26,7 +25,8 @@ from slideio_pipe.foreign.trident import Trident
 from slideio_pipe.foreign.webdataset import WebDataset
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store import StoredBag, open_bag
-from slideio_pipe.tolerance import Failure
+from slideio_pipe.tiles.failures import Failure
+from slideio_pipe.tiles.tile_bag import Bag, Label, patient_of
 
 LAYOUTS: dict[str, Layout] = {
     "clam": Clam(),

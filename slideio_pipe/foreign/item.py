@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Bag, Label
 from slideio_pipe.errors import OutputError, SlideioPipeError, not_importable
 from slideio_pipe.store import StoredBag
+from slideio_pipe.tiles.tile_bag import Bag, Label
 
 # Tiles decoded at once: what a conversion holds in memory.
 CHUNK = 64

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from slideio_pipe.bag import Label, TileBag
 from slideio_pipe.errors import MissingResolutionError
 from slideio_pipe.foreign.hdf5 import (
     grid_downsample,
@@ -24,6 +23,7 @@ from slideio_pipe.foreign.places import Places
 from slideio_pipe.foreign.tables import write_labels
 from slideio_pipe.geometry import MPP_TIMES_MAGNIFICATION
 from slideio_pipe.slides.slide import Slide
+from slideio_pipe.tiles.tile_bag import Label, TileBag
 
 # What objectives there are: a slide's mpp is named by the nearest one, as 0.2528 µm is 40×.
 OBJECTIVES = (80, 60, 40, 20, 10, 5, 2.5, 1.25)

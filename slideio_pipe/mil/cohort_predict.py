@@ -22,7 +22,6 @@ from slideio_pipe.errors import (
 )
 from slideio_pipe.export import make_folder, save_picture
 from slideio_pipe.foreign.converting import stem_of
-from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.feature_files import ENDINGS, holds_features
 from slideio_pipe.mil.identity import stem
 from slideio_pipe.mil.metrics import Metric
@@ -35,6 +34,7 @@ from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.tiles.mask_files import write_file
 
 TABLE = "predictions.csv"
 # What a slide's folder may hold.

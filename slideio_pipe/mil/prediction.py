@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.bag import Bag, Label
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Mpp, Rect
-from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.colour_scale import ColourScale
 from slideio_pipe.mil.heatmap import draw_heatmap, save_heatmap_pyramid
 from slideio_pipe.mil.score_map import TileScores
@@ -25,7 +23,9 @@ from slideio_pipe.mil.top_tiles import draw_top_tiles
 from slideio_pipe.progress import Report
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide
-from slideio_pipe.tissue import TissueMask
+from slideio_pipe.tiles.mask_files import write_file
+from slideio_pipe.tiles.tile_bag import Bag, Label
+from slideio_pipe.tiles.tissue import TissueMask
 
 Scores = Literal["attention", "instance"]
 SCORES: tuple[Scores, ...] = ("attention", "instance")

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slideio_pipe.bag import Bag, Label, TileBag
 from slideio_pipe.cohort import Cohort
 from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.config import checked
@@ -35,6 +34,7 @@ from slideio_pipe.normalize import Normalize
 from slideio_pipe.slides.frames import recorded_bounds
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.streaming import stream
+from slideio_pipe.tiles.tile_bag import Bag, Label, TileBag
 
 
 @dataclass(frozen=True, slots=True, eq=False)

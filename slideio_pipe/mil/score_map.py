@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.colour_scale import ColourScale
-from slideio_pipe.tissue import TissueMask
+from slideio_pipe.tiles.tissue import TissueMask
 
 # Part of the colour in what is painted, of the lowest and of the highest score: tissue has to be seen through it.
 _OPACITY = (0.5, 0.8)

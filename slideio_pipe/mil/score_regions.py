@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.geometry import Affine
-from slideio_pipe.mask_files import write_file
 from slideio_pipe.mil.score_map import TileScores
-from slideio_pipe.outlines import mask_to_polygons
+from slideio_pipe.tiles.mask_files import write_file
+from slideio_pipe.tiles.outlines import mask_to_polygons
 
 # More objects than this make QuPath slow.
 MOST_TILES = 20_000

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from slideio_pipe.bag import Bag, TileBag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.images import picture
 from slideio_pipe.mil.score_map import TileScores
 from slideio_pipe.slides.slide import Slide
+from slideio_pipe.tiles.tile_bag import Bag, TileBag
 
 _INK, _QUIET, _PAPER = (40, 40, 40), (120, 120, 120), (255, 255, 255)
 _GAP_PX, _FRAME_PX, _TEXT_PX = 10, 3, 38

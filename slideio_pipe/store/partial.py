@@ -26,9 +26,9 @@ from pathlib import Path
 from types import TracebackType
 
 from slideio_pipe.errors import OutputError, OutputExistsError, SlideioPipeError
-from slideio_pipe.mask_files import rename
 from slideio_pipe.store.layout import TOP_LEVEL, is_bag_store
 from slideio_pipe.store.shards import sync_folder
+from slideio_pipe.tiles.mask_files import rename
 
 REMEDIES = {
     errno.ENOSPC: "free some space and run again: finished shards are kept",

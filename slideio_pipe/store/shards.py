@@ -24,8 +24,8 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import BagFormatError
-from slideio_pipe.mask_files import rename
 from slideio_pipe.store.codecs import TileCodec
+from slideio_pipe.tiles.mask_files import rename
 
 MISSING = 2**64 - 1
 ENTRY_BYTES = 16  # two uint64

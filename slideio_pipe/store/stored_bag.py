@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.bag import ArrayLikeBag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
-from slideio_pipe.reader import empty_tiles
 from slideio_pipe.slides.backends.base import OnStage
 from slideio_pipe.store.features import encoder_names, stored_features
 from slideio_pipe.store.layout import read_layout
 from slideio_pipe.store.shards import ShardReader
+from slideio_pipe.tiles.reader import empty_tiles
+from slideio_pipe.tiles.tile_bag import ArrayLikeBag
 
 # What of the attributes is about the file and not about the bag.
 STORAGE_KEYS = ("version", "pixels")

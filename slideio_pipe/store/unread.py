@@ -14,7 +14,7 @@ from typing import Any
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning, warn_caller
 from slideio_pipe.store.shards import ShardGrid
-from slideio_pipe.tolerance import Failure, OnError, Tolerance, check_on_error
+from slideio_pipe.tiles.failures import Failure, OnError, Tolerance, check_on_error
 
 _KEPT = "failures.json"
 

@@ -17,10 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.bag import Bag, check_bag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.progress import Report, reporting
-from slideio_pipe.reader import empty_tiles, no_memory
 from slideio_pipe.store.codecs import TileCodec, codec_for
 from slideio_pipe.store.layout import skeleton, tiles_per_shard
 from slideio_pipe.store.loss import with_loss
@@ -29,7 +27,9 @@ from slideio_pipe.store.shards import ShardGrid, is_finished, write_shard
 from slideio_pipe.store.source import SourceTiles
 from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.store.unread import Unread, check_bearing
-from slideio_pipe.tolerance import Tolerance
+from slideio_pipe.tiles.failures import Tolerance
+from slideio_pipe.tiles.reader import empty_tiles, no_memory
+from slideio_pipe.tiles.tile_bag import Bag, check_bag
 
 # More threads than this wait for the disk or for each other.
 MAX_THREADS = 8

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe import segmentation
 from slideio_pipe.config import TissueConfig
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning, warn_caller
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.slides.frames import Frame
 from slideio_pipe.slides.slide import Slide
-from slideio_pipe.tissue import TissueMask, check_mpp, check_slide, mask_grid, mask_of
+from slideio_pipe.tiles import segmentation
+from slideio_pipe.tiles.tissue import TissueMask, check_mpp, check_slide, mask_grid, mask_of
 
 METHODS = ("otsu", "threshold", "none")
 # One tile of 256 px at 0.5 µm: a smaller speck fills no tile, and a larger hole is a tile of glass.

@@ -20,10 +20,10 @@ from slideio_pipe.augment.operations import Opaque, Operation
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.images import picture
-from slideio_pipe.reader import TileReader
 from slideio_pipe.slides.backends.base import OnStage
 from slideio_pipe.slides.view import SlideView
-from slideio_pipe.tiling import TileGrid
+from slideio_pipe.tiles.grid import TileGrid
+from slideio_pipe.tiles.reader import TileReader
 
 Label = int | float | str | None
 

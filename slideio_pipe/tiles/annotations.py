@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from slideio_pipe.bag import Bag
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Rect, Size
 from slideio_pipe.images import picture
-from slideio_pipe.label_masks import LabelMask, Labels, TileLabels, bag_bounds, checked_classes
-from slideio_pipe.mask_files import UNCLASSIFIED, Annotation, read_annotations, write_annotations
-from slideio_pipe.outlines import polygons_to_mask
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.slides.view import SlideView
+from slideio_pipe.tiles.label_mask import LabelMask, Labels, TileLabels, bag_bounds, checked_classes
+from slideio_pipe.tiles.mask_files import UNCLASSIFIED, Annotation, read_annotations, write_annotations
+from slideio_pipe.tiles.outlines import polygons_to_mask
+from slideio_pipe.tiles.tile_bag import Bag
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -19,11 +19,11 @@ from PIL import Image
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning
 from slideio_pipe.geometry import Affine, Mpp, Rect, Size
 from slideio_pipe.images import picture
-from slideio_pipe.mask_files import read_mask, read_polygons, write_mask, write_polygons
-from slideio_pipe.outlines import mask_to_polygons, polygons_to_mask
 from slideio_pipe.slides.frames import Frame, frame_corner, picture_affine
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.slides.view import SlideView
+from slideio_pipe.tiles.mask_files import read_mask, read_polygons, write_mask, write_polygons
+from slideio_pipe.tiles.outlines import mask_to_polygons, polygons_to_mask
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError, SlideNotFoundError
-from slideio_pipe.outlines import Polygon
+from slideio_pipe.tiles.outlines import Polygon
 
 # QuPath leaves classes that end in an asterisk out of most of what it does; this one is also written without it.
 IGNORED = "Ignore"
