@@ -23,7 +23,7 @@ from slideio_pipe.run import RunReport, run_cohort
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.store import open_bag
-from slideio_pipe.store.unread import check_bearing
+from slideio_pipe.store.failed_tiles import check_bearing
 from slideio_pipe.tiles.mask_files import write_file
 from slideio_pipe.tiles.tile_bag import TileBag
 from slideio_pipe.workers import OnStage

@@ -24,7 +24,7 @@ from slideio_pipe.slides.frames import Frame
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag, save_bag
 from slideio_pipe.store.codecs import codec_for
-from slideio_pipe.store.unread import check_bearing
+from slideio_pipe.store.failed_tiles import check_bearing
 from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.mask_files import write_file

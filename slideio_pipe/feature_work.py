@@ -24,7 +24,7 @@ from slideio_pipe.export import bag_name
 from slideio_pipe.feature_pool import FeaturePool, Laid
 from slideio_pipe.ledger import Entry, fingerprint, settings_digest
 from slideio_pipe.run import Job
-from slideio_pipe.store.features import (
+from slideio_pipe.store.feature_arrays import (
     FOLDER,
     SUFFIX,
     add_features,

@@ -26,7 +26,7 @@ from typing import Any
 from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import OutputError, SlideioPipeError
 from slideio_pipe.slides.slide import file_fingerprint
-from slideio_pipe.store.features import FOLDER as FEATURES
+from slideio_pipe.store.feature_arrays import FOLDER as FEATURES
 from slideio_pipe.store.partial import WriterLock, disk_errors
 from slideio_pipe.tiles.mask_files import write_file
 

@@ -24,7 +24,7 @@ from slideio_pipe import (
 )
 from slideio_pipe.errors import BagFormatError, ConfigError, OutputExistsError
 from slideio_pipe.ledger import fingerprint
-from slideio_pipe.store.features import add_features, create_feature_store
+from slideio_pipe.store.feature_arrays import add_features, create_feature_store
 
 FACTS = {"name": "uni", "digest": "0c1e", "input_size": 224}
 

@@ -102,7 +102,7 @@ def test_data_sets_and_loaders_say_whose_bags_are(study: Path, bags: Path) -> No
 
 def test_features_say_whose_they_are(study: Path, bags: Path) -> None:
     """In a store of features, beside the pixels, and in HDF5 of other tools."""
-    from slideio_pipe.store.features import add_features, create_feature_store
+    from slideio_pipe.store.feature_arrays import add_features, create_feature_store
 
     with sp.open_bag(bags / "s2.bag.zarr") as bag:
         values = np.ones((len(bag), 3), np.float16)

@@ -26,10 +26,9 @@ from hypothesis import strategies as st
 from memory_bag import MemoryBag, StoppingBag, contents, corrupt
 from skimage.metrics import peak_signal_noise_ratio
 
-from slideio_pipe import zarr_jpeg
 from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, SkippedWarning
 from slideio_pipe.slides.slide import open_slide
-from slideio_pipe.store import layout, open_bag, save_bag
+from slideio_pipe.store import layout, open_bag, save_bag, zarr_jpeg
 from slideio_pipe.store.shards import write_shard
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiles.grid import TileGrid

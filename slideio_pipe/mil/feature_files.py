@@ -13,7 +13,7 @@ from slideio_pipe.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.foreign.converting import stem_of
 from slideio_pipe.manifest import TABLES, file_name, read_table
-from slideio_pipe.store.features import encoder_names
+from slideio_pipe.store.feature_arrays import encoder_names
 from slideio_pipe.store.layout import is_bag_store
 
 # What a slide's features may be called, after its stem: our stores, TRIDENT's, STAMP's and CLAM's files.

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec
 from zarr.storage import MemoryStore
 
-from slideio_pipe import zarr_jpeg
 from slideio_pipe.errors import BagFormatError, ConfigError
+from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_from_zarr
 from slideio_pipe.store.shards import ShardGrid
 from slideio_pipe.tiles.tile_bag import Bag

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.slides.backends.base import OnStage
-from slideio_pipe.store.features import encoder_names, stored_features
+from slideio_pipe.store.feature_arrays import encoder_names, stored_features
 from slideio_pipe.store.layout import read_layout
 from slideio_pipe.store.shards import ShardReader
 from slideio_pipe.tiles.reader import empty_tiles

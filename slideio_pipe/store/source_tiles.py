@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from slideio_pipe import zarr_jpeg
 from slideio_pipe.errors import ConfigError, CorruptSlideError
+from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_for, finest_jpeg, white_jpeg
 from slideio_pipe.tiles.failures import Tolerance
 from slideio_pipe.tiles.grid import stored_resolutions
