@@ -22,7 +22,11 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.augment.geometric_transforms import RandomAffine as RandomAffine
     from slideio_pipe.augment.geometric_transforms import RandomResizedCrop as RandomResizedCrop
     from slideio_pipe.augment.geometric_transforms import Rotate90 as Rotate90
-    from slideio_pipe.cohort import Cohort as Cohort
+    from slideio_pipe.cohort.cohort import Cohort as Cohort
+    from slideio_pipe.cohort.run import RunReport as RunReport
+    from slideio_pipe.cohort.run import run_cohort as run_cohort
+    from slideio_pipe.cohort.splits import fold_cohort as fold_cohort
+    from slideio_pipe.cohort.splits import split_cohort as split_cohort
     from slideio_pipe.cohort_convert import convert as convert
     from slideio_pipe.cohort_export import export_cohort as export_cohort
     from slideio_pipe.cohort_features import encode_cohort as encode_cohort
@@ -49,13 +53,9 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.mil.two_pass import TwoPass as TwoPass
     from slideio_pipe.normalize import Normalize as Normalize
     from slideio_pipe.profiling import profile as profile
-    from slideio_pipe.run import RunReport as RunReport
-    from slideio_pipe.run import run_cohort as run_cohort
     from slideio_pipe.slides.slide import Slide as Slide
     from slideio_pipe.slides.slide import open_slide as open_slide
     from slideio_pipe.slides.view import SlideView as SlideView
-    from slideio_pipe.splits import fold_cohort as fold_cohort
-    from slideio_pipe.splits import split_cohort as split_cohort
     from slideio_pipe.store import StoredBag as StoredBag
     from slideio_pipe.store import open_bag as open_bag
     from slideio_pipe.store import save_bag as save_bag
@@ -87,11 +87,11 @@ _PUBLIC = {
     "TileBag": "tiles.tile_bag",
     "stream": "streaming",
     "TileBatch": "streaming",
-    "Cohort": "cohort",
-    "split_cohort": "splits",
-    "fold_cohort": "splits",
-    "run_cohort": "run",
-    "RunReport": "run",
+    "Cohort": "cohort.cohort",
+    "split_cohort": "cohort.splits",
+    "fold_cohort": "cohort.splits",
+    "run_cohort": "cohort.run",
+    "RunReport": "cohort.run",
     "export_cohort": "cohort_export",
     "tissue_cohort": "cohort_tissue",
     "Encoder": "encoders",

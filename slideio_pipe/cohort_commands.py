@@ -15,9 +15,9 @@ from slideio_pipe.terminal import called_as, escape, in_options, out, print_json
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
-    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.cohort.cohort import Cohort
+    from slideio_pipe.cohort.run import RunReport
     from slideio_pipe.config import ExportConfig
-    from slideio_pipe.run import RunReport
 
 _MANIFESTS = (".csv", ".tsv", ".parquet")
 _SHOWN = 5
@@ -28,7 +28,7 @@ def is_cohort(sources: Sequence[Path]) -> bool:
     first = sources[0]
     if len(sources) > 1 or first.suffix.lower() in _MANIFESTS:
         return True
-    from slideio_pipe.slide_files import is_collection
+    from slideio_pipe.cohort.slide_files import is_collection
 
     return is_collection(first)
 
@@ -82,7 +82,7 @@ def export_many(
 
 def cohort_of(sources: Sequence[Path], root: Path | None) -> Cohort:
     """Return the cohort that a command was given: one manifest, folder or pattern, or several slides."""
-    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.cohort.cohort import Cohort
 
     if len(sources) == 1 and is_cohort(sources):
         return Cohort.of(sources[0], root=root)
@@ -130,7 +130,7 @@ def demo_cohort(folder: Path, *, as_json: bool) -> None:
 
 def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
     """Make the study to train on and say what can be done with it."""
-    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.demo_mil import write_mil_cohort
     from slideio_pipe.progress import reporting
 
@@ -173,8 +173,8 @@ def split(
 
     Example: [bold]slideio-pipe split cohort.csv --folds 5 --out folds.csv[/]
     """
-    from slideio_pipe.cohort import Cohort
-    from slideio_pipe.splits import fold_cohort, split_cohort
+    from slideio_pipe.cohort.cohort import Cohort
+    from slideio_pipe.cohort.splits import fold_cohort, split_cohort
 
     if parts is not None and folds is not None:
         raise ConfigError("--parts and --folds are both given", remedy="give one of them")

@@ -17,8 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.ledger import Entry, Ledger
+from slideio_pipe.cohort.slide_files import is_collection
+from slideio_pipe.cohort.table import TABLES
+from slideio_pipe.cohort.workers.pool import OnStage, Outcome, WorkerPool
 from slideio_pipe.errors import (
     ConfigError,
     OutputError,
@@ -43,16 +47,12 @@ from slideio_pipe.foreign.converting import (
 from slideio_pipe.foreign.converting import convert as convert_alone
 from slideio_pipe.foreign.features import ENDINGS
 from slideio_pipe.foreign.item import Item, LabelType, Layout, Told
-from slideio_pipe.ledger import Entry, Ledger
-from slideio_pipe.manifest import TABLES
 from slideio_pipe.progress import Report, reporting
-from slideio_pipe.slide_files import is_collection
 from slideio_pipe.slides.slide import file_fingerprint
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.tiles.failures import Failure
 from slideio_pipe.tiles.tile_bag import Bag, patient_of
-from slideio_pipe.workers import OnStage, Outcome, WorkerPool
 
 # So many bags in a row that cannot be written: it is the disk.
 _UNWRITABLE = 3

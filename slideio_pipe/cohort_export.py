@@ -12,21 +12,21 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_page import picture_file
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.report_page import picture_file
+from slideio_pipe.cohort.run import RunReport, run_cohort
+from slideio_pipe.cohort.workers.pool import OnStage
 from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import SlideioPipeWarning
 from slideio_pipe.export import Exported, bag_name, export_slide, make_folder, overview
 from slideio_pipe.progress import Report
-from slideio_pipe.run import RunReport, run_cohort
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.failed_tiles import check_bearing
 from slideio_pipe.tiles.mask_files import write_file
 from slideio_pipe.tiles.tile_bag import TileBag
-from slideio_pipe.workers import OnStage
 
 # What a bag does not say of its making.
 _UNKNOWN = ("seconds", "tiles_per_second", "tissue_covered")

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.config import ExportConfig, LoaderConfig, checked, load_loader_config
 from slideio_pipe.device import check_device
 from slideio_pipe.encoders import Encoder, load_encoders
@@ -22,7 +23,6 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.feature_pool import FeaturePool
 from slideio_pipe.feature_work import Alone, FeatureWork, check_portable
 from slideio_pipe.progress import Report, rated
-from slideio_pipe.run import RunReport, run_cohort
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.streaming import at_least_one, default_threads
 

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.augment.stains import SlideColour
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.config import LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError, NoTissueError, RepeatedDrawsWarning, SlideioPipeError, warn_caller
 from slideio_pipe.geometry import Size

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.splits import split_cohort
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.export import make_folder
 from slideio_pipe.geometry import Size
-from slideio_pipe.splits import split_cohort
 from slideio_pipe.synthetic.anatomy import Anatomy, mask_positions
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.synthetic.stain import LABORATORIES, Stain

@@ -16,7 +16,7 @@ from slideio_pipe.terminal import print_json, reported, say
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.cohort_features import FeatureReport
     from slideio_pipe.encoders import Encoder
 

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.run import Job
+from slideio_pipe.cohort.workers.pool import Outcome
 from slideio_pipe.config import LoaderConfig
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.delivery import Delivery, Loss, Pace
@@ -25,11 +27,9 @@ from slideio_pipe.device import Sender
 from slideio_pipe.encoding import Encoding, Rows
 from slideio_pipe.errors import NoTissueError, SlideioPipeError
 from slideio_pipe.flights import Flights
-from slideio_pipe.run import Job
 from slideio_pipe.staging import Ring, Stage
 from slideio_pipe.store import StoredBag
 from slideio_pipe.tiles.tile_bag import Bag, Label, patient_of
-from slideio_pipe.workers import Outcome
 
 # Tiles per chunk, at most: what is decoded together. Batches are made of as many chunks as they take.
 _CHUNK_SIZE = 64

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.ledger import Entry, fingerprint, settings_digest
+from slideio_pipe.cohort.run import Job
+from slideio_pipe.cohort.workers.pool import OnStage
 from slideio_pipe.config import LoaderConfig
 from slideio_pipe.device import check_device
 from slideio_pipe.encoders import Encoder, load_encoder
@@ -22,8 +25,6 @@ from slideio_pipe.errors import ConfigError, OutputExistsError
 from slideio_pipe.export import SUFFIX as BAG_SUFFIX
 from slideio_pipe.export import bag_name
 from slideio_pipe.feature_pool import FeaturePool, Laid
-from slideio_pipe.ledger import Entry, fingerprint, settings_digest
-from slideio_pipe.run import Job
 from slideio_pipe.store.feature_arrays import (
     FOLDER,
     SUFFIX,
@@ -34,7 +35,6 @@ from slideio_pipe.store.feature_arrays import (
     open_feature_store,
 )
 from slideio_pipe.store.partial import within_run
-from slideio_pipe.workers import OnStage
 
 _SHOWN = 5
 

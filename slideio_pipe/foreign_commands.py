@@ -148,7 +148,7 @@ def convert(
 
 def _import_many(work: ImportWork, sources: list[Path], root: Path | None, as_json: bool, **settings: Any) -> None:
     """Make a bag of each file of coordinates, and print what came of it; exit code 1 when files failed."""
-    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.cohort_commands import print_counts
     from slideio_pipe.cohort_import import import_cohort
 

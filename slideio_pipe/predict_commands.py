@@ -13,7 +13,7 @@ from slideio_pipe.terminal import escape, in_options, out, print_json, print_met
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
-    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.mil.cohort_predict import PredictedCohort
 
 _SHOWN = 40
@@ -146,7 +146,7 @@ def predict(
 
 def _cohort(sources: list[Path], root: Path | None, features: Path | None, *, takes_features: bool) -> Cohort:
     """Return the slides, or the features in their place, where the model takes those."""
-    from slideio_pipe.cohort import Cohort
+    from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.mil.feature_files import feature_cohort, features_in
 
     if features is not None:

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.cluster import DaskPool, access
+from slideio_pipe.cohort.workers.dask_pool import DaskPool, access
+from slideio_pipe.cohort.workers.process import Limits
 from slideio_pipe.errors import CorruptSlideError
-from slideio_pipe.processes import Limits
 
 
 def work(task: Any, on_stage: Any) -> Any:

@@ -25,10 +25,10 @@ from test_cli import run as command
 from test_run import tree
 
 import slideio_pipe as sp
-from slideio_pipe.cluster import pool_for
+from slideio_pipe.cohort.workers.dask_pool import pool_for
+from slideio_pipe.cohort.workers.pool import Outcome, WorkerPool
 from slideio_pipe.config import load_cluster_config
 from slideio_pipe.errors import ClusterWarning, ConfigError, CorruptSlideError, MissingExtraError, WorkerError
-from slideio_pipe.workers import Outcome, WorkerPool
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
@@ -342,7 +342,7 @@ def test_the_example_for_slurm() -> None:
 
 def test_the_job_has_what_the_file_says(slurm: Path, tmp_path: Path) -> None:
     """Directives, limits, lines before the worker, and one Dask worker with a thread for every core."""
-    from slideio_pipe.slurm import SlurmJobs
+    from slideio_pipe.cohort.workers.slurm import SlurmJobs
 
     more = {"queue": "cpu", "account": "lab", "walltime": "02:00:00", "cores": 4, "memory": "8GB"}
     lines = {"job_extra_directives": ["--constraint=ssd"], "job_script_prologue": ["module load python"]}
@@ -412,14 +412,14 @@ def test_slurm_from_a_thread(tmp_path: Path) -> None:
     program = f"""
 import importlib, sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from slideio_pipe.cluster import access
+from slideio_pipe.cohort.workers.dask_pool import access
 from slideio_pipe.errors import ConfigError
 with ThreadPoolExecutor(1) as threads:
     print(threads.submit(access, {str(ROOT / "configs" / "slurm.yaml")!r}).exception())
-    importlib.import_module("slideio_pipe.slurm")
+    importlib.import_module("slideio_pipe.cohort.workers.slurm")
     print(type(threads.submit(access, {str(ROOT / "configs" / "slurm.yaml")!r}).result()).__name__)
 """
     said = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     first, second = said.stdout.splitlines()
-    assert "cannot be imported; import slideio_pipe.slurm in the main thread" in first
+    assert "cannot be imported; import slideio_pipe.cohort.workers.slurm in the main thread" in first
     assert second == "SlurmJobs"

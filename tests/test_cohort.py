@@ -10,11 +10,11 @@ import pandas
 import pytest
 from test_streaming import numbered_bag
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cells import MISSING
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.splits import fold_cohort
 from slideio_pipe.errors import AlikeLabelsWarning, ConfigError, MissingCellsWarning
-from slideio_pipe.manifest_cells import MISSING
-from slideio_pipe.splits import fold_cohort
 
 
 def manifest(folder: Path, text: str, *files: str) -> Path:

@@ -12,9 +12,9 @@ from test_cohort_page import Page
 from test_run import Copying, run, slides
 
 import slideio_pipe as sp
-from slideio_pipe.cohort_page import picture_file
+from slideio_pipe.cohort.report_page import picture_file
+from slideio_pipe.cohort.run import run_cohort
 from slideio_pipe.errors import OutputError, SlideioPipeWarning
-from slideio_pipe.run import run_cohort
 
 
 @pytest.fixture(scope="module")

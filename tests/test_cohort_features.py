@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 from slideio_pipe import dataset, encode_bag, encode_cohort, export_cohort, load_encoder, open_bag, open_features
 from slideio_pipe.cli import app
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.config import ExportConfig
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from test_cohort_records import done, failed, start
 
-from slideio_pipe.cohort_page import page, picture_file, write_page
-from slideio_pipe.cohort_records import Records
+from slideio_pipe.cohort.records import Records
+from slideio_pipe.cohort.report_page import page, picture_file, write_page
 from slideio_pipe.errors import OutputError
 
 NUMBERS = {

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_records import Record, Records
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.records import Record, Records
 
 
 def start(slide: str, **more: Any) -> dict[str, Any]:

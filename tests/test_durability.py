@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from memory_bag import MemoryBag, contents
 
+from slideio_pipe.cohort.ledger import fingerprint
 from slideio_pipe.errors import CorruptSlideError, OutputError, SkippedWarning
-from slideio_pipe.ledger import fingerprint
 from slideio_pipe.store import open_bag, save_bag
 from slideio_pipe.store.feature_arrays import add_features, create_feature_store, stored_features
 from slideio_pipe.store.partial import WriterLock

@@ -22,8 +22,8 @@ from slideio_pipe import (
     open_slide,
     save_bag,
 )
+from slideio_pipe.cohort.ledger import fingerprint
 from slideio_pipe.errors import BagFormatError, ConfigError, OutputExistsError
-from slideio_pipe.ledger import fingerprint
 from slideio_pipe.store.feature_arrays import add_features, create_feature_store
 
 FACTS = {"name": "uni", "digest": "0c1e", "input_size": 224}

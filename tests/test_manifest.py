@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from test_cohort import manifest
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError, MissingExtraError, PartsWarning
 
 TEXT = "slide,name,label,mpp,mask,patient,split,fold,site\na.svs,,1,0.25,m.png,p1,train,0,Leiden\nx/b.svs,b,0,,,,,,\n"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import slideio_pipe as sp
-from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.fit import fit

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.metrics import concordance, interval_note, measure
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, task_of

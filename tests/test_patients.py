@@ -18,7 +18,7 @@ from memory_bag import MemoryBag
 from test_cli import run
 
 import slideio_pipe as sp
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.config import ExportConfig
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.errors import OutputExistsError, SkippedWarning

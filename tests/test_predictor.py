@@ -12,8 +12,8 @@ import torch
 from tiny_training import PIXELS, WIDTH, features, slides, train_features, train_pixels
 
 import slideio_pipe as sp
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.mil.small_encoder import SmallEncoder

@@ -23,11 +23,11 @@ import pytest
 from test_run import ROOT, counts, exporting, failures, run, slides, tree
 
 import slideio_pipe as sp
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.run import run_cohort
 from slideio_pipe.config import ExportConfig, GridConfig, StoreConfig, TissueConfig, ViewConfig
 from slideio_pipe.errors import ConfigError, OutputError
-from slideio_pipe.run import run_cohort
 from slideio_pipe.store.partial import WriterLock, within_run
 
 RAW = ExportConfig(

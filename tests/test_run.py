@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from rich.progress import Progress
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.errors import ConfigError, CorruptSlideError, OutputError, OutputExistsError
 from slideio_pipe.progress import Bar
-from slideio_pipe.run import RunReport, run_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,8 +14,8 @@ from conftest import coordinate_pixels, write_pyramid
 from dicom_files import write_dicom, write_series
 
 from slideio_pipe import errors
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError, SlideNotFoundError
 from slideio_pipe.slides.slide import open_slide
 

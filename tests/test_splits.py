@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.split_names import split_of
+from slideio_pipe.cohort.splits import fold_cohort, split_cohort
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.split_names import split_of
-from slideio_pipe.splits import fold_cohort, split_cohort
 
 
 def cohort_of(labels: list[int | float | str | None], per_patient: int = 1) -> Cohort:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from slideio_pipe.cohort.workers.pool import Outcome, WorkerPool
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideioPipeError, WorkerError
-from slideio_pipe.workers import Outcome, WorkerPool
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,7 +133,7 @@ def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "from test_workers import work\n"
-        "from slideio_pipe.workers import WorkerPool\n"
+        "from slideio_pipe.cohort.workers.pool import WorkerPool\n"
         "if __name__ == '__main__':\n"
         "    outcomes = WorkerPool(work, 1).outcomes([('fine',), ('hang',)])\n"
         "    print(next(outcomes).value, flush=True)\n"
@@ -175,7 +175,7 @@ def test_workers_ignore_ctrl_c(start: str, tmp_path: Path) -> None:
     """However they are started, and the first one of a program, too: it is the parent who ends them."""
     body = (
         "import pickle\n"
-        "from slideio_pipe.processes import Worker, program, spawned\n"
+        "from slideio_pipe.cohort.workers.process import Worker, program, spawned\n"
         f"worker = Worker(lambda: spawned(work) if {start!r} == 'spawned' else program(pickle.dumps(work)))\n"
         "worker.begin(('interrupt',))\n"
         "while (ended := worker.hear()) is None: pass\n"

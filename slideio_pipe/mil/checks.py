@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError
 from slideio_pipe.features import open_features
 from slideio_pipe.mil.columns import class_of

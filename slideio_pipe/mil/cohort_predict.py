@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.slide_files import files_in
 from slideio_pipe.config import SlideConfig
 from slideio_pipe.errors import (
     ConfigError,
@@ -29,7 +30,6 @@ from slideio_pipe.mil.prediction import Prediction, Scores, checked_scores
 from slideio_pipe.mil.predictor import Predictor
 from slideio_pipe.mil.truth import NEW, Measured, Predicted, measure_predictions
 from slideio_pipe.progress import Report, reporting
-from slideio_pipe.slide_files import files_in
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import open_bag

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cells import has_decimal_comma, is_decimal, labels_of
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.manifest_cells import has_decimal_comma, is_decimal, labels_of
 
 _SHOWN = 5
 # cBioPortal's overall survival status: "1:DECEASED", "0:LIVING".

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_checks import is_misspelt
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.checks import is_misspelt
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.split_names import NAMES, split_of
+from slideio_pipe.cohort.splits import fold_cohort, split_cohort
 from slideio_pipe.errors import ConfigError, SkippedWarning, warn_caller
 from slideio_pipe.mil.settings import FitConfig, TaskConfig
-from slideio_pipe.split_names import NAMES, split_of
-from slideio_pipe.splits import fold_cohort, split_cohort
 
 PARTS = ("train", "val", "test")
 

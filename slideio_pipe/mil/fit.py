@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.checks import check_divisions, made_fabric, try_model

@@ -13,10 +13,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.ledger import fingerprint
 from slideio_pipe.foreign.converting import stem_of
-from slideio_pipe.ledger import fingerprint
 from slideio_pipe.mil.feature_files import ENDINGS
 from slideio_pipe.mil.settings import TrainConfig
 from slideio_pipe.mil.tasks import Task

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import MissingExtraError, SkippedWarning
 from slideio_pipe.mil.divisions import Division
 from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideio_pipe.cohort import Cohort
+from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.dataset import BagDataset
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.features import FeatureBag, open_features

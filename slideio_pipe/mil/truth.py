@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError, MissingExtraError, SlideioPipeWarning, warn_caller
 from slideio_pipe.mil.identity import PARTS
 from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure

@@ -20,9 +20,9 @@ from typing import Any
 from benchmark import parsed, parser_of, require
 
 import slideio_pipe as sp
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_page import write_page
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.report_page import write_page
 
 _DIFFERENT = 8  # slides that are drawn for `export`; the others are these again
 

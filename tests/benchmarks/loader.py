@@ -26,7 +26,7 @@ import torch
 from benchmark import parsed, parser_of, require
 
 import slideio_pipe as sp
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 
 CONFIG = {"view": {"mpp": "native"}, "tissue": {"method": "none"}, "grid": {"tile_size": 256}}
 MB = 1e6

@@ -12,11 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from slideio_pipe.cluster import pool_for
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_page import write_page
-from slideio_pipe.cohort_records import about_slide
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.ledger import Entry, Ledger, fingerprint, settings_digest
+from slideio_pipe.cohort.records import about_slide
+from slideio_pipe.cohort.report_page import write_page
+from slideio_pipe.cohort.workers.dask_pool import pool_for
+from slideio_pipe.cohort.workers.pool import OnStage, Outcome, Pool
 from slideio_pipe.errors import (
     ConfigError,
     CorruptSlideError,
@@ -27,11 +29,9 @@ from slideio_pipe.errors import (
     SlideNotFoundError,
     WorkerError,
 )
-from slideio_pipe.ledger import Entry, Ledger, fingerprint, settings_digest
 from slideio_pipe.progress import Report, name_work, note_kept, reporting
 from slideio_pipe.store.partial import remove_left_lock, within_run
 from slideio_pipe.tiles.tile_bag import package_versions
-from slideio_pipe.workers import OnStage, Outcome, Pool
 
 # So many slides in a row that cannot be written: it is the disk, and the rest would fare no better.
 _UNWRITABLE = 3

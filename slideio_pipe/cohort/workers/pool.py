@@ -9,8 +9,8 @@ from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, Protocol
 
+from slideio_pipe.cohort.workers.process import Ended, Limits, LostError, OnStage, Work, Worker, spawned
 from slideio_pipe.errors import ConfigError, SlideioPipeError, WorkerError
-from slideio_pipe.processes import Ended, Limits, LostError, OnStage, Work, Worker, spawned
 
 __all__ = ["ATTEMPTS", "Attempt", "OnStage", "Outcome", "Pool", "Work", "WorkerPool"]
 

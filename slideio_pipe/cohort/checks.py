@@ -8,11 +8,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from slideio_pipe.cohort_slide import COLUMNS, CohortSlide
+from slideio_pipe.cohort.cohort_slide import COLUMNS, CohortSlide
+from slideio_pipe.cohort.slide_files import dicom_series, is_named_dicom
+from slideio_pipe.cohort.split_names import split_of
+from slideio_pipe.cohort.table import is_windows_path
 from slideio_pipe.errors import AlikeLabelsWarning
-from slideio_pipe.manifest import is_windows_path
-from slideio_pipe.slide_files import dicom_series, is_named_dicom
-from slideio_pipe.split_names import split_of
 
 # What a column may be called by mistake: closer than this to one of ours that is not there.
 _ALIKE = 0.8

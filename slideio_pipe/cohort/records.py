@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 
 FAILED, QUARANTINED, DONE, WAITING = "failed", "quarantined", "done", "not done yet"
 ABOUT = ("label", "patient", "split", "fold")

@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.cluster_run import ANSWER_S, Access, ClusterRun
+from slideio_pipe.cohort.workers.dask_run import ANSWER_S, Access, ClusterRun
+from slideio_pipe.cohort.workers.pool import Outcome, Pool, WorkerPool
+from slideio_pipe.cohort.workers.process import Limits, Work
 from slideio_pipe.config import load_cluster_config
 from slideio_pipe.errors import ConfigError, MissingExtraError, WorkerError
-from slideio_pipe.processes import Limits, Work
-from slideio_pipe.workers import Outcome, Pool, WorkerPool
 
-_SLURM = "slideio_pipe.slurm"
+_SLURM = "slideio_pipe.cohort.workers.slurm"
 _WAIT_S = 60.0  # for how long a scheduler may have no workers
 
 
@@ -87,7 +87,7 @@ def access(cluster: str | Path) -> Access:
     if _SLURM not in sys.modules and threading.current_thread() is not threading.main_thread():
         reason = "SLURM is asked from another thread than the main one, where dask-jobqueue cannot be imported"
         raise ConfigError(reason, remedy=f"import {_SLURM} in the main thread, at the top of the program")
-    from slideio_pipe.slurm import SlurmJobs  # imports Dask
+    from slideio_pipe.cohort.workers.slurm import SlurmJobs  # imports Dask
 
     return SlurmJobs(config, str(path))
 

@@ -217,7 +217,7 @@ import sys, threading
 from multiprocessing.connection import Connection
 connection, lifeline = (Connection(int(fd)) for fd in sys.argv[1:])
 sys.path[:] = connection.recv()
-from slideio_pipe.processes import serve_program
+from slideio_pipe.cohort.workers.process import serve_program
 serve_program(connection, lifeline)
 """
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import OutputError, SlideioPipeError
 from slideio_pipe.slides.slide import file_fingerprint
 from slideio_pipe.store.feature_arrays import FOLDER as FEATURES

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.tiles.tile_bag import Label
 

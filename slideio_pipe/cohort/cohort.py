@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
-from slideio_pipe.cohort_checks import (
+from slideio_pipe.cohort.cells import fold_of, infinite_labels, labels_of, missing_words, mpp_of, value_of
+from slideio_pipe.cohort.checks import (
     header_problems,
     label_problems,
     patient_problems,
@@ -16,18 +17,17 @@ from slideio_pipe.cohort_checks import (
     slide_problems,
     warn_of_alike,
 )
-from slideio_pipe.cohort_slide import COLUMNS, CohortSlide
-from slideio_pipe.errors import ConfigError, MissingCellsWarning, warn_caller
-from slideio_pipe.manifest import (
+from slideio_pipe.cohort.cohort_slide import COLUMNS, CohortSlide
+from slideio_pipe.cohort.slide_files import SLIDES, slides_in, slides_of
+from slideio_pipe.cohort.split_names import split_of
+from slideio_pipe.cohort.table import (
     TABLES,
     Table,
     file_name,
     read_table,
     write_table,
 )
-from slideio_pipe.manifest_cells import fold_of, infinite_labels, labels_of, missing_words, mpp_of, value_of
-from slideio_pipe.slide_files import SLIDES, slides_in, slides_of
-from slideio_pipe.split_names import split_of
+from slideio_pipe.errors import ConfigError, MissingCellsWarning, warn_caller
 from slideio_pipe.tiles.tile_bag import Bag, Label, patient_of
 
 # More problems than this in one message help nobody.

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from slideio_pipe.cohort.workers.pool import ATTEMPTS, FAILED_STARTS, Attempt, Outcome
+from slideio_pipe.cohort.workers.process import Limits
 from slideio_pipe.errors import ClusterWarning, SlideioPipeError, WorkerError
-from slideio_pipe.processes import Limits
-from slideio_pipe.workers import ATTEMPTS, FAILED_STARTS, Attempt, Outcome
 
 # How often it is looked which workers there are.
 _LOOK_S = 1.0
@@ -137,7 +137,7 @@ class ClusterRun:
             with _ignored():
                 self.client.cancel(futures)
             with _ignored():
-                from slideio_pipe.cluster_worker import dismiss
+                from slideio_pipe.cohort.workers.dask_worker import dismiss
 
                 self.client.run(dismiss, self.name, workers=list(self.usable), on_error="ignore")
 
@@ -277,7 +277,7 @@ class ClusterRun:
 
     def _welcome(self, key: str, flight: _Flight, told: tuple[dict[str, str], str]) -> None:
         """Use a worker, or say why it is not used."""
-        from slideio_pipe.cluster_worker import versions
+        from slideio_pipe.cohort.workers.dask_worker import versions
 
         self._landed(key)
         self.welcomed[flight.address] = flight.began
@@ -354,13 +354,13 @@ class ClusterRun:
 
 def _introduce(folder: str, mark: bytes) -> tuple[dict[str, str], str]:
     """Say, on a worker, what it is, and what keeps it from working here."""
-    from slideio_pipe.cluster_worker import check_place, versions
+    from slideio_pipe.cohort.workers.dask_worker import check_place, versions
 
     return versions(), check_place(folder, mark)
 
 
 def _run_task(*args: Any) -> Any:
-    from slideio_pipe.cluster_worker import run_task
+    from slideio_pipe.cohort.workers.dask_worker import run_task
 
     return run_task(*args)
 

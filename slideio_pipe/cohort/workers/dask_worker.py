@@ -19,7 +19,7 @@ from pathlib import Path
 
 from distributed import get_worker
 
-from slideio_pipe.processes import IDLE_S, Ended, Limits, LostError, Worker, program
+from slideio_pipe.cohort.workers.process import IDLE_S, Ended, Limits, LostError, Worker, program
 
 # How often it is asked whether the task is still wanted.
 _ASK_S = 0.5

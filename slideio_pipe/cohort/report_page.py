@@ -18,10 +18,10 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from slideio_pipe.cohort import Cohort
-from slideio_pipe.cohort_records import ABOUT, DONE, FAILED, QUARANTINED, WAITING, Record, Records
+from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.records import ABOUT, DONE, FAILED, QUARANTINED, WAITING, Record, Records
+from slideio_pipe.cohort.report_style import SCRIPT, STYLE
 from slideio_pipe.errors import OutputError
-from slideio_pipe.page_style import SCRIPT, STYLE
 
 PAGE, PICTURES = "report.html", "report"
 # So many slides, the worst, are shown with pictures and every word; a browser takes 50,000 rows of text.
