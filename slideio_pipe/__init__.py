@@ -27,10 +27,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.cohort.run import run_cohort as run_cohort
     from slideio_pipe.cohort.splits import fold_cohort as fold_cohort
     from slideio_pipe.cohort.splits import split_cohort as split_cohort
-    from slideio_pipe.cohort_convert import convert as convert
-    from slideio_pipe.cohort_export import export_cohort as export_cohort
     from slideio_pipe.cohort_features import encode_cohort as encode_cohort
-    from slideio_pipe.cohort_tissue import tissue_cohort as tissue_cohort
     from slideio_pipe.config import LoaderConfig as LoaderConfig
     from slideio_pipe.dataset import BagDataset as BagDataset
     from slideio_pipe.encoders import Encoder as Encoder
@@ -38,10 +35,13 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.encoding import encode_bag as encode_bag
     from slideio_pipe.errors import SlideioPipeError as SlideioPipeError
     from slideio_pipe.errors import SlideioPipeWarning as SlideioPipeWarning
+    from slideio_pipe.export.cohort import export_cohort as export_cohort
+    from slideio_pipe.export.convert import convert as convert
+    from slideio_pipe.export.layouts import from_clam as from_clam
+    from slideio_pipe.export.layouts import from_trident as from_trident
+    from slideio_pipe.export.tissue import tissue_cohort as tissue_cohort
     from slideio_pipe.features import FeatureBag as FeatureBag
     from slideio_pipe.features import open_features as open_features
-    from slideio_pipe.foreign import from_clam as from_clam
-    from slideio_pipe.foreign import from_trident as from_trident
     from slideio_pipe.loader import BagLoader as BagLoader
     from slideio_pipe.mil.fit import fit as fit
     from slideio_pipe.mil.model import MilModel as MilModel
@@ -92,8 +92,8 @@ _PUBLIC = {
     "fold_cohort": "cohort.splits",
     "run_cohort": "cohort.run",
     "RunReport": "cohort.run",
-    "export_cohort": "cohort_export",
-    "tissue_cohort": "cohort_tissue",
+    "export_cohort": "export.cohort",
+    "tissue_cohort": "export.tissue",
     "Encoder": "encoders",
     "load_encoder": "encoders",
     "encode_bag": "encoding",
@@ -132,9 +132,9 @@ _PUBLIC = {
     "draw": "augment.compose",
     "load_transform": "augment.compose",
     "explain": "augment.explain",
-    "convert": "cohort_convert",
-    "from_clam": "foreign",
-    "from_trident": "foreign",
+    "convert": "export.convert",
+    "from_clam": "export.layouts",
+    "from_trident": "export.layouts",
     "SlideioPipeError": "errors",
     "SlideioPipeWarning": "errors",
 }

@@ -29,7 +29,7 @@ from slideio_pipe.terminal import called_as, escape, out, print_facts, print_jso
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
-    from slideio_pipe.export import Exported
+    from slideio_pipe.export.slide import Exported
     from slideio_pipe.slides.slide import Slide
     from slideio_pipe.slides.view import SlideView
 
@@ -177,7 +177,7 @@ def export(
 
     A cohort: [bold]slideio-pipe export cohort.csv --out bags/ --workers 4[/]
     """
-    from slideio_pipe.export import export_slide
+    from slideio_pipe.export.slide import export_slide
     from slideio_pipe.slides.frames import checked_frame
 
     grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}

@@ -62,7 +62,7 @@ def export_many(
     **settings: Any,
 ) -> None:
     """Export a cohort and print what came of it; exit code 1 when slides failed."""
-    from slideio_pipe.cohort_export import export_cohort
+    from slideio_pipe.export.cohort import export_cohort
 
     for option, value in one_slide.items():
         if value is not None:

@@ -13,7 +13,7 @@ import torch
 
 from slideio_pipe.config import ExportConfig, GridConfig, StoreConfig, ViewConfig
 from slideio_pipe.device import check_device
-from slideio_pipe.export import Exported, bag_path, make_folder, plan_bag, save_picture, sheet
+from slideio_pipe.export.slide import Exported, bag_path, make_folder, plan_bag, save_picture, sheet
 from slideio_pipe.images import picture
 from slideio_pipe.normalize import Normalize
 from slideio_pipe.progress import reporting

@@ -13,11 +13,11 @@ from typing import Any
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.run import RunReport
-from slideio_pipe.cohort_export import export_cohort
 from slideio_pipe.config import ExportConfig, GridConfig, ViewConfig
 from slideio_pipe.errors import ConfigError, MissingExtraError
-from slideio_pipe.export import make_folder
-from slideio_pipe.foreign import convert
+from slideio_pipe.export.cohort import export_cohort
+from slideio_pipe.export.layouts import convert
+from slideio_pipe.export.slide import make_folder
 from slideio_pipe.progress import reporting
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiles.mask_files import write_file

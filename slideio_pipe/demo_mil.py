@@ -13,7 +13,7 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.splits import split_cohort
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.export import make_folder
+from slideio_pipe.export.slide import make_folder
 from slideio_pipe.geometry import Size
 from slideio_pipe.synthetic.anatomy import Anatomy, mask_positions
 from slideio_pipe.synthetic.slide import write_synthetic_slide

@@ -22,8 +22,8 @@ from slideio_pipe.device import check_device
 from slideio_pipe.encoders import Encoder, load_encoder
 from slideio_pipe.encoding import Encoding
 from slideio_pipe.errors import ConfigError, OutputExistsError
-from slideio_pipe.export import SUFFIX as BAG_SUFFIX
-from slideio_pipe.export import bag_name
+from slideio_pipe.export.slide import SUFFIX as BAG_SUFFIX
+from slideio_pipe.export.slide import bag_name
 from slideio_pipe.feature_pool import FeaturePool, Laid
 from slideio_pipe.store.feature_arrays import (
     FOLDER,

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import BagFormatError, ConfigError
-from slideio_pipe.foreign.hdf5 import EXTRA, number
-from slideio_pipe.foreign.item import needed
-from slideio_pipe.foreign.trident import level0_side
+from slideio_pipe.export.layouts.hdf5 import EXTRA, number
+from slideio_pipe.export.layouts.item import needed
+from slideio_pipe.export.layouts.trident import level0_side
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.slides.resolution import checked_mpp
 from slideio_pipe.store import open_bag

@@ -14,8 +14,8 @@ from slideio_pipe.terminal import escape, in_options, out, print_json, reported,
 
 # Each command imports what it needs: --help should not wait for it.
 if TYPE_CHECKING:
-    from slideio_pipe.cohort_import import ImportWork
-    from slideio_pipe.foreign import Converted
+    from slideio_pipe.export.import_bags import ImportWork
+    from slideio_pipe.export.layouts import Converted
 
 _SHOWN = 5
 _HDF5 = (".h5", ".hdf5")
@@ -116,7 +116,7 @@ def convert(
     if to is not None and unused:
         raise ConfigError(f"{' and '.join(unused)} with --to", remedy="leave it out: it is for --from")
     if to is not None:
-        from slideio_pipe.cohort_convert import convert as write
+        from slideio_pipe.export.convert import convert as write
 
         more: dict[str, Any] = {"overwrite": overwrite, "workers": workers, "threads": threads, "progress": progress}
         more |= {"instance_labels": instance_labels, "root": root}
@@ -128,7 +128,7 @@ def convert(
             raise typer.Exit(1)
         return
     assert source is not None
-    from slideio_pipe.cohort_import import ImportWork
+    from slideio_pipe.export.import_bags import ImportWork
 
     sizes_of = {"tile_size": tile_size, "tile_size_level0": tile_size_level0}
     mpps = (slide_mpp, slide_mpp_override)
@@ -150,7 +150,7 @@ def _import_many(work: ImportWork, sources: list[Path], root: Path | None, as_js
     """Make a bag of each file of coordinates, and print what came of it; exit code 1 when files failed."""
     from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.cohort_commands import print_counts
-    from slideio_pipe.cohort_import import import_cohort
+    from slideio_pipe.export.import_bags import import_cohort
 
     found = sorted(sources[0].glob("*.h5")) if len(sources) == 1 and sources[0].is_dir() else sources
     if not found:

@@ -51,7 +51,7 @@ def tissue(
 
     A cohort: [bold]slideio-pipe tissue cohort.csv --out masks/ --manifest corrected.csv --workers 4[/]
     """
-    from slideio_pipe.export import make_folder, picture_path, save_picture
+    from slideio_pipe.export.slide import make_folder, picture_path, save_picture
     from slideio_pipe.slides.frames import checked_frame
     from slideio_pipe.slides.slide import open_slide
     from slideio_pipe.tiles.find_tissue import find_tissue
@@ -120,7 +120,7 @@ def _find_many(
     **settings: Any,
 ) -> None:
     """Find the tissue of a cohort and print what came of it; exit code 1 when slides failed."""
-    from slideio_pipe.cohort_tissue import tissue_cohort
+    from slideio_pipe.export.tissue import tissue_cohort
 
     cohort = cohort_commands.cohort_of(sources, root)
     if picture is not None:

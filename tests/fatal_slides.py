@@ -13,7 +13,7 @@ import zarr
 from zarr.abc.codec import BytesBytesCodec
 from zarr.registry import register_codec
 
-from slideio_pipe.cohort_export import ExportWork
+from slideio_pipe.export.cohort import ExportWork
 
 
 @dataclass(frozen=True)

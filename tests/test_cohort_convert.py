@@ -20,7 +20,7 @@ from test_cli import run
 
 import slideio_pipe as sp
 from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning
-from slideio_pipe.foreign import Converted
+from slideio_pipe.export.layouts import Converted
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -29,8 +29,8 @@ from slideio_pipe.errors import (
     OutputExistsError,
     SkippedWarning,
 )
-from slideio_pipe.foreign import LAYOUTS, convert, from_clam, from_trident
-from slideio_pipe.foreign.hdf5 import read_coords
+from slideio_pipe.export.layouts import LAYOUTS, convert, from_clam, from_trident
+from slideio_pipe.export.layouts.hdf5 import read_coords
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import open_bag, save_bag
 from slideio_pipe.synthetic.slide import write_synthetic_slide
@@ -141,7 +141,7 @@ def test_a_file_in_the_way_is_an_output_error(slide: Slide, tmp_path: Path) -> N
 def test_importing_loads_no_optional_package() -> None:
     """Whoever converts to one layout does not wait for the others' packages."""
     names = "{'h5py', 'tensordict', 'pyarrow', 'datasets', 'webdataset', 'torch'}"
-    code = f"import sys, slideio_pipe.foreign; print(sorted({names} & set(sys.modules)))"
+    code = f"import sys, slideio_pipe.export.layouts; print(sorted({names} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
 

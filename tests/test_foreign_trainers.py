@@ -12,7 +12,7 @@ import torch
 from conftest import coordinate_pixels, write_pyramid
 
 from slideio_pipe import TileBag, TileGrid, open_slide
-from slideio_pipe.foreign import convert
+from slideio_pipe.export.layouts import convert
 
 TILE = 32
 

@@ -33,7 +33,7 @@ from slideio_pipe import (
 from slideio_pipe.cli import app
 from slideio_pipe.config import ExportConfig, LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.export import export_slide
+from slideio_pipe.export.slide import export_slide
 from slideio_pipe.geometry import Affine, Rect, Size
 from slideio_pipe.mil.colour_scale import ColourScale
 from slideio_pipe.mil.prediction import Prediction

@@ -21,7 +21,7 @@ import slideio_pipe as sp
 from slideio_pipe import cli
 from slideio_pipe.config import ExportConfig
 from slideio_pipe.errors import ConfigError, NoTissueError, SlideioPipeError
-from slideio_pipe.export import export_slide
+from slideio_pipe.export.slide import export_slide
 from slideio_pipe.terminal import in_options
 from slideio_pipe.tiles.reader import empty_tiles
 

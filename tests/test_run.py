@@ -278,7 +278,7 @@ def test_names_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
 
 def test_two_slides_of_one_output(tmp_path: Path) -> None:
     """They are named."""
-    from slideio_pipe.cohort_export import export_cohort
+    from slideio_pipe.export.cohort import export_cohort
 
     cohort = slides(tmp_path, **{"a.svs": "1", "a.tif": "2"})
     with pytest.raises(ConfigError, match=r"a\.svs and a\.tif would both become a\.bag\.zarr"):

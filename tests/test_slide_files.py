@@ -152,7 +152,7 @@ def test_slides_of_one_name_in_two_folders(tmp_path: Path) -> None:
 
 def test_the_slide_that_coordinates_are_of(tmp_path: Path) -> None:
     """Is the .mrxs, not its folder as well, and is found in folders below."""
-    from slideio_pipe.cohort_import import slide_of
+    from slideio_pipe.export.import_bags import slide_of
 
     (tmp_path / "a").mkdir()
     (tmp_path / "a.mrxs").touch()

@@ -14,7 +14,7 @@ from test_cli import run
 
 from slideio_pipe.config import ExportConfig, GridConfig, StoreConfig, TissueConfig, ViewConfig
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
-from slideio_pipe.export import export_slide
+from slideio_pipe.export.slide import export_slide
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import layout, open_bag, save_bag
 from slideio_pipe.synthetic.slide import write_synthetic_slide

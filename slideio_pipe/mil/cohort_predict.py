@@ -21,8 +21,8 @@ from slideio_pipe.errors import (
     SkippedWarning,
     SlideioPipeError,
 )
-from slideio_pipe.export import make_folder, save_picture
-from slideio_pipe.foreign.converting import stem_of
+from slideio_pipe.export.layouts.registry import stem_of
+from slideio_pipe.export.slide import make_folder, save_picture
 from slideio_pipe.mil.feature_files import ENDINGS, holds_features
 from slideio_pipe.mil.identity import stem
 from slideio_pipe.mil.metrics import Metric

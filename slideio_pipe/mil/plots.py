@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideio_pipe.export import make_folder
+from slideio_pipe.export.slide import make_folder
 from slideio_pipe.mil.curves import Calibration, kaplan_meier, log_rank, precision_recall_curve, roc_curve, upper_half
 from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.metrics import Metric

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import BagFormatError, ConfigError
-from slideio_pipe.foreign.item import Item, needed, replacing
-from slideio_pipe.foreign.places import Places
+from slideio_pipe.export.layouts.item import Item, needed, replacing
+from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.geometry import whole_where_nearly
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.slides.view import MAX_UPSAMPLING, SlideView

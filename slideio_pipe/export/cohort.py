@@ -19,7 +19,7 @@ from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.cohort.workers.pool import OnStage
 from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import SlideioPipeWarning
-from slideio_pipe.export import Exported, bag_name, export_slide, make_folder, overview
+from slideio_pipe.export.slide import Exported, bag_name, export_slide, make_folder, overview
 from slideio_pipe.progress import Report
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide

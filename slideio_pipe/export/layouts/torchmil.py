@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.foreign.item import Item, Told, replacing
-from slideio_pipe.foreign.tables import write_rows
+from slideio_pipe.export.layouts.item import Item, Told, replacing
+from slideio_pipe.export.layouts.label_table import write_rows
 
 
 class TorchMil:

@@ -31,7 +31,9 @@ from slideio_pipe.errors import (
     SlideioPipeError,
     warn_caller,
 )
-from slideio_pipe.foreign.converting import (
+from slideio_pipe.export.layouts.feature_input import ENDINGS
+from slideio_pipe.export.layouts.item import Item, LabelType, Layout, Told
+from slideio_pipe.export.layouts.registry import (
     MAX_THREADS,
     UNNAMED,
     Converted,
@@ -44,9 +46,7 @@ from slideio_pipe.foreign.converting import (
     stem_of,
     warn_of_empty,
 )
-from slideio_pipe.foreign.converting import convert as convert_alone
-from slideio_pipe.foreign.features import ENDINGS
-from slideio_pipe.foreign.item import Item, LabelType, Layout, Told
+from slideio_pipe.export.layouts.registry import convert as convert_alone
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slides.slide import file_fingerprint
 from slideio_pipe.store import StoredBag, open_bag

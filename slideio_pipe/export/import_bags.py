@@ -14,10 +14,10 @@ from slideio_pipe.cohort.slide_files import files_in, without_companions
 from slideio_pipe.cohort.workers.pool import OnStage
 from slideio_pipe.config import SlideConfig
 from slideio_pipe.errors import BagFormatError, ConfigError
-from slideio_pipe.export import SUFFIX, bag_path
-from slideio_pipe.foreign import from_clam, from_trident
-from slideio_pipe.foreign.clam_pixels import PixelFile
-from slideio_pipe.foreign.converting import stem_of
+from slideio_pipe.export.layouts import from_clam, from_trident
+from slideio_pipe.export.layouts.clam_pixels import PixelFile
+from slideio_pipe.export.layouts.registry import stem_of
+from slideio_pipe.export.slide import SUFFIX, bag_path
 from slideio_pipe.progress import Report
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import StoredBag, save_bag

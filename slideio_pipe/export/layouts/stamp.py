@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from slideio_pipe.errors import ConfigError, MissingResolutionError, SkippedWarning, warn_caller
-from slideio_pipe.foreign.hdf5 import write_hdf5
-from slideio_pipe.foreign.item import Item, Told
-from slideio_pipe.foreign.places import Places
-from slideio_pipe.foreign.tables import write_labels, write_rows
+from slideio_pipe.export.layouts.hdf5 import write_hdf5
+from slideio_pipe.export.layouts.item import Item, Told
+from slideio_pipe.export.layouts.label_table import write_labels, write_rows
+from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.tiles.tile_bag import Label, package_versions
 
 # STAMP refuses files of a version newer than itself.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.foreign.item import needed
+from slideio_pipe.export.layouts.item import needed
 
 ENDINGS = (".npy", ".pt", ".h5")
 

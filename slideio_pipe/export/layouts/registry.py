@@ -13,16 +13,16 @@ from typing import Any
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, warn_caller
-from slideio_pipe.foreign.clam import Clam
-from slideio_pipe.foreign.clam_pixels import ClamPixels
-from slideio_pipe.foreign.features import read_features, read_instance_labels
-from slideio_pipe.foreign.hf import HuggingFace
-from slideio_pipe.foreign.item import Item, LabelType, Layout, Told, needed
-from slideio_pipe.foreign.memmap import MemoryMapped
-from slideio_pipe.foreign.stamp import Stamp
-from slideio_pipe.foreign.torchmil import TorchMil
-from slideio_pipe.foreign.trident import Trident
-from slideio_pipe.foreign.webdataset import WebDataset
+from slideio_pipe.export.layouts.clam import Clam
+from slideio_pipe.export.layouts.clam_pixels import ClamPixels
+from slideio_pipe.export.layouts.feature_input import read_features, read_instance_labels
+from slideio_pipe.export.layouts.huggingface import HuggingFace
+from slideio_pipe.export.layouts.item import Item, LabelType, Layout, Told, needed
+from slideio_pipe.export.layouts.memmap import MemoryMapped
+from slideio_pipe.export.layouts.stamp import Stamp
+from slideio_pipe.export.layouts.torchmil import TorchMil
+from slideio_pipe.export.layouts.trident import Trident
+from slideio_pipe.export.layouts.webdataset import WebDataset
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.tiles.failures import Failure

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slideio_pipe.foreign.item import Item, Told, needed, replacing
+from slideio_pipe.export.layouts.item import Item, Told, needed, replacing
 
 
 class MemoryMapped:

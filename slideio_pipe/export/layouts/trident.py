@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from slideio_pipe.errors import MissingResolutionError
-from slideio_pipe.foreign.hdf5 import (
+from slideio_pipe.export.layouts.hdf5 import (
     grid_downsample,
     number,
     read_coords,
@@ -18,9 +18,9 @@ from slideio_pipe.foreign.hdf5 import (
     write_hdf5,
     x_major,
 )
-from slideio_pipe.foreign.item import Item, Told
-from slideio_pipe.foreign.places import Places
-from slideio_pipe.foreign.tables import write_labels
+from slideio_pipe.export.layouts.item import Item, Told
+from slideio_pipe.export.layouts.label_table import write_labels
+from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.geometry import MPP_TIMES_MAGNIFICATION
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.tile_bag import Label, TileBag

@@ -14,8 +14,8 @@ from typing import Any, overload
 import numpy as np
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.foreign.clam_pixels import PixelFile
-from slideio_pipe.foreign.hdf5 import (
+from slideio_pipe.export.layouts.clam_pixels import PixelFile
+from slideio_pipe.export.layouts.hdf5 import (
     grid_downsample,
     number,
     read_coords,
@@ -24,9 +24,9 @@ from slideio_pipe.foreign.hdf5 import (
     write_hdf5,
     x_major,
 )
-from slideio_pipe.foreign.item import Item, Told, replacing
-from slideio_pipe.foreign.places import Places
-from slideio_pipe.foreign.tables import write_labels, write_rows
+from slideio_pipe.export.layouts.item import Item, Told, replacing
+from slideio_pipe.export.layouts.label_table import write_labels, write_rows
+from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.tiles.tile_bag import Label, TileBag
 
@@ -150,7 +150,7 @@ def from_clam(
     --------
     >>> import tempfile
     >>> from slideio_pipe import TileGrid, open_slide
-    >>> from slideio_pipe.foreign import convert
+    >>> from slideio_pipe.export.layouts import convert
     >>> slide = open_slide(np.zeros((300, 500, 3), np.uint8), slide_mpp=0.5)
     >>> bag = TileBag(slide.view(), TileGrid(slide.view(), tile_size=100))
     >>> folder = tempfile.mkdtemp()

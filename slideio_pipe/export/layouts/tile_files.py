@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.foreign.item import CHUNK, Item
+from slideio_pipe.export.layouts.item import CHUNK, Item
 
 
 def ending(item: Item) -> str:
