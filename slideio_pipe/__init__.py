@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.cohort.splits import split_cohort as split_cohort
     from slideio_pipe.cohort_features import encode_cohort as encode_cohort
     from slideio_pipe.config import LoaderConfig as LoaderConfig
-    from slideio_pipe.dataset import BagDataset as BagDataset
     from slideio_pipe.encoders import Encoder as Encoder
     from slideio_pipe.encoders import load_encoder as load_encoder
     from slideio_pipe.encoding import encode_bag as encode_bag
@@ -42,7 +41,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.export.tissue import tissue_cohort as tissue_cohort
     from slideio_pipe.features import FeatureBag as FeatureBag
     from slideio_pipe.features import open_features as open_features
-    from slideio_pipe.loader import BagLoader as BagLoader
     from slideio_pipe.mil.fit import fit as fit
     from slideio_pipe.mil.model import MilModel as MilModel
     from slideio_pipe.mil.outcome import Fitted as Fitted
@@ -51,16 +49,19 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.mil.predictor import load_predictor as load_predictor
     from slideio_pipe.mil.settings import TrainConfig as TrainConfig
     from slideio_pipe.mil.two_pass import TwoPass as TwoPass
-    from slideio_pipe.normalize import Normalize as Normalize
-    from slideio_pipe.profiling import profile as profile
     from slideio_pipe.slides.slide import Slide as Slide
     from slideio_pipe.slides.slide import open_slide as open_slide
     from slideio_pipe.slides.view import SlideView as SlideView
     from slideio_pipe.store import StoredBag as StoredBag
     from slideio_pipe.store import open_bag as open_bag
     from slideio_pipe.store import save_bag as save_bag
-    from slideio_pipe.streaming import TileBatch as TileBatch
-    from slideio_pipe.streaming import stream as stream
+    from slideio_pipe.streaming.dataset import BagDataset as BagDataset
+    from slideio_pipe.streaming.loader import BagLoader as BagLoader
+    from slideio_pipe.streaming.normalize import Normalize as Normalize
+    from slideio_pipe.streaming.profile import profile as profile
+    from slideio_pipe.streaming.stream import TileBatch as TileBatch
+    from slideio_pipe.streaming.stream import stream as stream
+    from slideio_pipe.streaming.whole_bag import WholeBag as WholeBag
     from slideio_pipe.synthetic.slide import SyntheticSlide as SyntheticSlide
     from slideio_pipe.synthetic.slide import write_synthetic_slide as write_synthetic_slide
     from slideio_pipe.tiles.annotations import Annotations as Annotations
@@ -70,7 +71,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.tiles.reader import TileReader as TileReader
     from slideio_pipe.tiles.tile_bag import TileBag as TileBag
     from slideio_pipe.tiles.tissue import TissueMask as TissueMask
-    from slideio_pipe.whole_bag import WholeBag as WholeBag
 
 __version__ = "0.1.0"
 
@@ -85,8 +85,8 @@ _PUBLIC = {
     "TileGrid": "tiles.grid",
     "TileReader": "tiles.reader",
     "TileBag": "tiles.tile_bag",
-    "stream": "streaming",
-    "TileBatch": "streaming",
+    "stream": "streaming.stream",
+    "TileBatch": "streaming.stream",
     "Cohort": "cohort.cohort",
     "split_cohort": "cohort.splits",
     "fold_cohort": "cohort.splits",
@@ -101,10 +101,10 @@ _PUBLIC = {
     "open_features": "features",
     "FeatureBag": "features",
     "LoaderConfig": "config",
-    "BagDataset": "dataset",
-    "BagLoader": "loader",
-    "WholeBag": "whole_bag",
-    "profile": "profiling",
+    "BagDataset": "streaming.dataset",
+    "BagLoader": "streaming.loader",
+    "WholeBag": "streaming.whole_bag",
+    "profile": "streaming.profile",
     "fit": "mil.fit",
     "Fitted": "mil.outcome",
     "TrainConfig": "mil.settings",
@@ -113,7 +113,7 @@ _PUBLIC = {
     "load_predictor": "mil.predictor",
     "Predictor": "mil.predictor",
     "Prediction": "mil.prediction",
-    "Normalize": "normalize",
+    "Normalize": "streaming.normalize",
     "save_bag": "store",
     "open_bag": "store",
     "StoredBag": "store",

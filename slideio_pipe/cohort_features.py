@@ -15,7 +15,6 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.config import ExportConfig, LoaderConfig, checked, load_loader_config
-from slideio_pipe.device import check_device
 from slideio_pipe.encoders import Encoder, load_encoders
 from slideio_pipe.encoders.loading import Source
 from slideio_pipe.encoding import BATCH_SIZE, Encoding, check_feature_dtype
@@ -24,7 +23,8 @@ from slideio_pipe.feature_pool import FeaturePool
 from slideio_pipe.feature_work import Alone, FeatureWork, check_portable
 from slideio_pipe.progress import Report, rated
 from slideio_pipe.store.layout import is_bag_store
-from slideio_pipe.streaming import at_least_one, default_threads
+from slideio_pipe.streaming.device import check_device
+from slideio_pipe.streaming.stream import at_least_one, default_threads
 
 # Where the runs over bags that get their features themselves are written down, below the bags' folder.
 RUNS = Path("runs") / "features"

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from slideio_pipe.config import ExportConfig, GridConfig, StoreConfig, ViewConfig
-from slideio_pipe.device import check_device
 from slideio_pipe.export.slide import Exported, bag_path, make_folder, plan_bag, save_picture, sheet
 from slideio_pipe.images import picture
-from slideio_pipe.normalize import Normalize
 from slideio_pipe.progress import reporting
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import StoredBag, save_bag
-from slideio_pipe.streaming import TileBatch, stream
+from slideio_pipe.streaming.device import check_device
+from slideio_pipe.streaming.normalize import Normalize
+from slideio_pipe.streaming.stream import TileBatch, stream
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 
 Say = Callable[[str], object]

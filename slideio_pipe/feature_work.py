@@ -18,7 +18,6 @@ from slideio_pipe.cohort.ledger import Entry, fingerprint, settings_digest
 from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import OnStage
 from slideio_pipe.config import LoaderConfig
-from slideio_pipe.device import check_device
 from slideio_pipe.encoders import Encoder, load_encoder
 from slideio_pipe.encoding import Encoding
 from slideio_pipe.errors import ConfigError, OutputExistsError
@@ -35,6 +34,7 @@ from slideio_pipe.store.feature_arrays import (
     open_feature_store,
 )
 from slideio_pipe.store.partial import within_run
+from slideio_pipe.streaming.device import check_device
 
 _SHOWN = 5
 

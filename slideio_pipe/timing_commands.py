@@ -11,7 +11,7 @@ from slideio_pipe.terminal import out, print_json, reported, say
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
-    from slideio_pipe.profiling import Profile
+    from slideio_pipe.streaming.profile import Profile
 
 
 @reported
@@ -66,9 +66,9 @@ def profile(
     Example: [bold]slideio-pipe profile a.svs --tiles 2000 --step-ms 15 --trace trace.json[/]
     """
     from slideio_pipe.config import LoaderConfig, checked, load_loader_config
-    from slideio_pipe.dataset import BagDataset
     from slideio_pipe.errors import SlideNotFoundError
-    from slideio_pipe.profiling import profile as measure
+    from slideio_pipe.streaming.dataset import BagDataset
+    from slideio_pipe.streaming.profile import profile as measure
 
     values = load_loader_config(config).model_dump()
     values["view"] |= {} if mpp is None else {"mpp": mpp}
@@ -91,7 +91,7 @@ def profile(
 
 
 def _print_profile(found: Profile) -> None:
-    from slideio_pipe.profiling import STAGES
+    from slideio_pipe.streaming.profile import STAGES
 
     table = Table(box=None, header_style="dim", pad_edge=False)
     for heading in ("stage", "share", "", "ms per tile", "tiles/s"):

@@ -26,7 +26,7 @@ from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
-from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
 MIXED = ((1.08, -0.03, 0.02), (0.04, 0.9, -0.02), (0.01, 0.05, 1.1))
 

@@ -22,13 +22,14 @@ from tiny_encoders import DIM, Reciprocal, Watched, network, reference, write_to
 from torch import nn
 from typer.testing import CliRunner
 
-from slideio_pipe import dataset, encode_bag, encode_cohort, export_cohort, load_encoder, open_bag, open_features
+from slideio_pipe import encode_bag, encode_cohort, export_cohort, load_encoder, open_bag, open_features
 from slideio_pipe.cli import app
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.config import ExportConfig
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD
+from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD
+from slideio_pipe.streaming.stream import dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = {"view": {"mpp": None}, "tissue": {"method": "none"}}

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from slideio_pipe.device import Sender, check_device
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_dtype
+from slideio_pipe.streaming.device import Sender, check_device
+from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_dtype
 
 HALF = (0.5, 0.5, 0.5)
 LAYOUTS = [torch.channels_last, torch.contiguous_format]

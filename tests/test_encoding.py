@@ -14,10 +14,10 @@ from tiny_encoders import DIM, Reciprocal, Watched, network, reference
 from torch import nn
 
 from slideio_pipe import TileBag, TileGrid, encode_bag, load_encoder, open_slide, write_synthetic_slide
-from slideio_pipe.device import check_device
 from slideio_pipe.encoding import Encoding
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD
+from slideio_pipe.streaming.device import check_device
+from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 # Half the distance of two float16 numbers below 1, and what float32 loses in between.
 TOLERANCE = 6e-4

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from test_streaming import ArrayBag, fail_from, formula, stream_threads, wait_until
 
 import slideio_pipe as sp
-from slideio_pipe.dataset import BagDataset
 from slideio_pipe.errors import ConfigError, CorruptSlideError, FailedSlidesError, SkippedWarning
-from slideio_pipe.loader import BagLoader
-from slideio_pipe.normalize import Normalize
-from slideio_pipe.streaming import TileBatch
+from slideio_pipe.streaming.dataset import BagDataset
+from slideio_pipe.streaming.loader import BagLoader
+from slideio_pipe.streaming.normalize import Normalize
+from slideio_pipe.streaming.stream import TileBatch
 
 Seen = list[tuple[str, int]]
 

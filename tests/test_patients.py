@@ -20,8 +20,8 @@ from test_cli import run
 import slideio_pipe as sp
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.config import ExportConfig
-from slideio_pipe.dataset import BagDataset
 from slideio_pipe.errors import OutputExistsError, SkippedWarning
+from slideio_pipe.streaming.dataset import BagDataset
 
 CONFIG = {"view": {"mpp": None}, "grid": {"tile_size": 64}, "tissue": {"method": "none"}}
 PATIENTS = {"s0": "p0", "s1": "p0", "s2": "p1", "s3": "p1"}

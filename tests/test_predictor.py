@@ -14,9 +14,9 @@ from tiny_training import PIXELS, WIDTH, features, slides, train_features, train
 import slideio_pipe as sp
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
-from slideio_pipe.dataset import BagDataset
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.mil.small_encoder import SmallEncoder
+from slideio_pipe.streaming.dataset import BagDataset
 
 pytest.importorskip("lightning_fabric")
 

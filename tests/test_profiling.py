@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import slideio_pipe as sp
 from slideio_pipe.cli import app
 from slideio_pipe.errors import ConfigError, OutputError
-from slideio_pipe.profiling import Clock, Profile, profile
+from slideio_pipe.streaming.profile import Clock, Profile, profile
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +183,6 @@ def test_an_interrupted_measurement_does_not_promise_to_go_on(monkeypatch: pytes
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slideio_pipe.profiling.profile", interrupted)
+    monkeypatch.setattr("slideio_pipe.streaming.profile.profile", interrupted)
     run = CliRunner().invoke(app, ["profile", str(slide)])
     assert (run.exit_code, run.stderr) == (130, "interrupted\n")

@@ -22,11 +22,11 @@ from cuda_device import CUDA, DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slideio_pipe.device import check_device
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
-from slideio_pipe.normalize import Normalize
 from slideio_pipe.slides.slide import open_slide
-from slideio_pipe.streaming import TileBatch, TileStream, default_threads, stream
+from slideio_pipe.streaming.device import check_device
+from slideio_pipe.streaming.normalize import Normalize
+from slideio_pipe.streaming.stream import TileBatch, TileStream, default_threads, stream
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import Bag, TileBag
 

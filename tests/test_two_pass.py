@@ -22,8 +22,8 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.chunk_size import chunk_that_fits
 from slideio_pipe.mil.model import MilModel
 from slideio_pipe.mil.two_pass import TwoPass
-from slideio_pipe.normalize import Normalize
-from slideio_pipe.streaming import stream
+from slideio_pipe.streaming.normalize import Normalize
+from slideio_pipe.streaming.stream import stream
 
 ROOT = Path(__file__).resolve().parents[1]
 TILES = 65

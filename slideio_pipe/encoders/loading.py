@@ -17,7 +17,7 @@ from slideio_pipe.encoders.facts import Facts, weights_digest
 from slideio_pipe.encoders.files import from_file
 from slideio_pipe.encoders.hubs import from_hugging_face, from_timm
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.normalize import Normalize
+from slideio_pipe.streaming.normalize import Normalize
 
 NORMALIZATIONS = {"imagenet": Normalize.imagenet, "half": Normalize.half, "identity": Normalize.identity}
 # "uni=timm:…" gives a name; a path has a slash before its first "=", or is there.

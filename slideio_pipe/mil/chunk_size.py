@@ -7,7 +7,7 @@ import gc
 import torch
 from torch import Tensor, nn
 
-from slideio_pipe.device import on_device
+from slideio_pipe.streaming.device import on_device
 
 
 def chunk_that_fits(encoder: nn.Module, tiles: Tensor) -> int:

@@ -27,9 +27,9 @@ from slideio_pipe.mil.sources import FeatureSource, PixelSource, Source
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 from slideio_pipe.mil.tile_encoder import TileEncoder, tile_encoder
 from slideio_pipe.mil.training import Training
-from slideio_pipe.normalize import Normalize
 from slideio_pipe.progress import Report, narrated
 from slideio_pipe.store.partial import WriterLock, disk_errors
+from slideio_pipe.streaming.normalize import Normalize
 
 # What of the settings may change between a training and its continuation.
 _ELSEWHERE: Any = {"cohort": True, "encoder": {"folder"}, "fit": {"save_every"}}

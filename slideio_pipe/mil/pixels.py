@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideio_pipe.chunk_stream import ChunkStream
-from slideio_pipe.dataset import BagDataset
 from slideio_pipe.errors import SlideioPipeError
-from slideio_pipe.streaming import TileBatch, stream
+from slideio_pipe.streaming.chunk_stream import ChunkStream
+from slideio_pipe.streaming.dataset import BagDataset
+from slideio_pipe.streaming.stream import TileBatch, stream
 
 # Kept without being asked for: this much on the CPU, this part of what is free on CUDA.
 _KEPT_BYTES = 512 * 2**20

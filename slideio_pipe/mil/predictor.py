@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.config import checked
-from slideio_pipe.dataset import BagDataset
-from slideio_pipe.device import check_device
 from slideio_pipe.encoders import Encoder
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features import FeatureBag, open_features
@@ -30,10 +28,12 @@ from slideio_pipe.mil.settings import TrainConfig
 from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
 from slideio_pipe.mil.tile_encoder import TileEncoder, from_encoder, tile_encoder
 from slideio_pipe.mil.two_pass import TwoPass
-from slideio_pipe.normalize import Normalize
 from slideio_pipe.slides.frames import recorded_bounds
 from slideio_pipe.store.layout import is_bag_store
-from slideio_pipe.streaming import stream
+from slideio_pipe.streaming.dataset import BagDataset
+from slideio_pipe.streaming.device import check_device
+from slideio_pipe.streaming.normalize import Normalize
+from slideio_pipe.streaming.stream import stream
 from slideio_pipe.tiles.tile_bag import Bag, Label, TileBag
 
 

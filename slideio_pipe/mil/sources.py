@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slideio_pipe.cohort.cohort import Cohort
-from slideio_pipe.dataset import BagDataset
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.features import FeatureBag, open_features
-from slideio_pipe.loader import BagLoader
 from slideio_pipe.mil.feature_files import tiling_of
 from slideio_pipe.mil.identity import features_fingerprint, file_of
 from slideio_pipe.mil.pixels import PixelBag, room_for_tiles
 from slideio_pipe.mil.settings import TrainConfig
+from slideio_pipe.streaming.dataset import BagDataset
+from slideio_pipe.streaming.loader import BagLoader
 
 # Features of a cohort are kept in memory up to this, then read anew for each epoch.
 _KEPT_BYTES = 4 * 2**30

@@ -12,7 +12,7 @@ from slideio_pipe.encoders import Encoder, load_encoder
 from slideio_pipe.encoders.encoder import Interpolation, Pooling, parameter_dtype, pooled, resized
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.small_encoder import SmallEncoder
-from slideio_pipe.normalize import Normalize
+from slideio_pipe.streaming.normalize import Normalize
 
 SMALL = "small"
 

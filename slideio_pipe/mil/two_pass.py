@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slideio_pipe.device import on_device, release_activations
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.mil.chunk_size import chunk_that_fits
+from slideio_pipe.streaming.device import on_device, release_activations
 
 BatchNorm = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 # What features of one tile may differ by between the passes, of the largest: kernels that sum in another order.

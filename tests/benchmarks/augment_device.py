@@ -25,9 +25,9 @@ from skimage import color
 
 from slideio_pipe.augment.executors.device import DeviceProgram, warp
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Operation, Stain, Tone
-from slideio_pipe.device import check_device
 from slideio_pipe.geometry import Affine, Size
-from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from slideio_pipe.streaming.device import check_device
+from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
 Run = Callable[[], Any]
 CHAINS = ("stain", "tone+hsv+stain", "lab", "noise")

@@ -26,10 +26,10 @@ import torch
 from benchmark import parsed, parser_of, require
 from torch import Tensor, nn
 
-from slideio_pipe.device import Sender, check_device, on_device
-from slideio_pipe.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
-from slideio_pipe.staging import Ring
-from slideio_pipe.streaming import default_threads, stream
+from slideio_pipe.streaming.device import Sender, check_device, on_device
+from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from slideio_pipe.streaming.ring import Ring
+from slideio_pipe.streaming.stream import default_threads, stream
 
 NO_DEVICE = 3  # exit code
 Row = tuple[str, float, str]  # what, value, unit

@@ -15,9 +15,9 @@ from memory_bag import MemoryBag
 from torch import nn
 
 import slideio_pipe as sp
-from slideio_pipe.device import Sender, Sent, StreamMark
 from slideio_pipe.encoding import Batches
-from slideio_pipe.staging import Slot
+from slideio_pipe.streaming.device import Sender, Sent, StreamMark
+from slideio_pipe.streaming.ring import Slot
 
 pytestmark = [pytest.mark.cuda, pytest.mark.one_order]
 

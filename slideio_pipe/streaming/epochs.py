@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from slideio_pipe.dataset import BagDataset
-from slideio_pipe.delivery import Delivery, Loss, Pace, Progress
-from slideio_pipe.device import Sender
 from slideio_pipe.errors import FailedSlidesError, SkippedWarning, warn_caller
-from slideio_pipe.flights import Flights
-from slideio_pipe.shares import Share
-from slideio_pipe.staging import Ring, Stage
+from slideio_pipe.streaming.chunks import Delivery, Loss, Pace, Progress
+from slideio_pipe.streaming.dataset import BagDataset
+from slideio_pipe.streaming.device import Sender
+from slideio_pipe.streaming.ring import Ring, Stage
+from slideio_pipe.streaming.schedule import Flights
+from slideio_pipe.streaming.shares import Share
 from slideio_pipe.tiles.failures import Failure, warn_of
 
 Items = Stage[Delivery | Loss]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slideio_pipe.delivery import Delivery
+from slideio_pipe.streaming.chunks import Delivery
 from slideio_pipe.tiles.tile_bag import Label
 
 

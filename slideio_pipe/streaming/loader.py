@@ -9,17 +9,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from slideio_pipe.chunk_stream import BagStream, ChunkStream
-from slideio_pipe.dataset import BagDataset
-from slideio_pipe.delivery import LoaderMemory, Pace, Progress
-from slideio_pipe.device import Sender, check_device
-from slideio_pipe.epochs import Epochs
 from slideio_pipe.errors import ConfigError, FailedSlidesError
-from slideio_pipe.normalize import Normalize, check_dtype
-from slideio_pipe.shares import share_of
 from slideio_pipe.slides.backends.base import OnStage
 from slideio_pipe.slides.tile_cache import SHARED
-from slideio_pipe.streaming import COLOURS, at_least_one, check_normalize, default_threads
+from slideio_pipe.streaming.chunk_stream import BagStream, ChunkStream
+from slideio_pipe.streaming.chunks import LoaderMemory, Pace, Progress
+from slideio_pipe.streaming.dataset import BagDataset
+from slideio_pipe.streaming.device import Sender, check_device
+from slideio_pipe.streaming.epochs import Epochs
+from slideio_pipe.streaming.normalize import Normalize, check_dtype
+from slideio_pipe.streaming.shares import share_of
+from slideio_pipe.streaming.stream import COLOURS, at_least_one, check_normalize, default_threads
 from slideio_pipe.tiles.failures import Failure, check_on_error
 
 STATE_VERSION = 1

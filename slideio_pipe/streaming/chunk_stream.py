@@ -9,11 +9,11 @@ from typing import Self
 import numpy as np
 import torch
 
-from slideio_pipe.delivery import Delivery, Loss
-from slideio_pipe.epochs import Epochs, Items
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.streaming import TileBatch
-from slideio_pipe.whole_bag import Gathered, WholeBag
+from slideio_pipe.streaming.chunks import Delivery, Loss
+from slideio_pipe.streaming.epochs import Epochs, Items
+from slideio_pipe.streaming.stream import TileBatch
+from slideio_pipe.streaming.whole_bag import Gathered, WholeBag
 
 
 class ChunkStream(Iterator[TileBatch]):

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.dataset import BagDataset
 from slideio_pipe.errors import ConfigError, OutputError
-from slideio_pipe.loader import BagLoader
-from slideio_pipe.normalize import Normalize
 from slideio_pipe.progress import Report, reporting
+from slideio_pipe.streaming.dataset import BagDataset
+from slideio_pipe.streaming.loader import BagLoader
+from slideio_pipe.streaming.normalize import Normalize
 
 # In the order of a tile's life. "wait" is the consumer's.
 STAGES = {

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from slideio_pipe.device import Colours, Sender, Sent, StreamMark
+from slideio_pipe.streaming.device import Colours, Sender, Sent, StreamMark
 
 T = TypeVar("T")
 

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slideio_pipe.dataset import BagDataset
-from slideio_pipe.delivery import RUN, Block, Delivery, Indices, Loss, Pace, lay_blocks
 from slideio_pipe.errors import ConfigError, SlideioPipeError
-from slideio_pipe.staging import Ring, Slot
-from slideio_pipe.streaming import check_colours, colours_of, reader_of
+from slideio_pipe.streaming.chunks import RUN, Block, Delivery, Indices, Loss, Pace, lay_blocks
+from slideio_pipe.streaming.dataset import BagDataset
+from slideio_pipe.streaming.ring import Ring, Slot
+from slideio_pipe.streaming.stream import check_colours, colours_of, reader_of
 from slideio_pipe.tiles.failures import Failure, Tolerance
 from slideio_pipe.tiles.tile_bag import Bag, Label, TileBag
 

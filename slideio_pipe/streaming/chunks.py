@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.device import Sent
+from slideio_pipe.streaming.device import Sent
 from slideio_pipe.tiles.failures import Failure, OnError
 from slideio_pipe.tiles.tile_bag import Label
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from slideio_pipe.augment.executors.device import DeviceProgram
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.normalize import Normalize
 from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.streaming.normalize import Normalize
 
 
 def check_device(device: str | torch.device) -> torch.device:
