@@ -27,11 +27,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.cohort.run import run_cohort as run_cohort
     from slideio_pipe.cohort.splits import fold_cohort as fold_cohort
     from slideio_pipe.cohort.splits import split_cohort as split_cohort
-    from slideio_pipe.cohort_features import encode_cohort as encode_cohort
     from slideio_pipe.config import LoaderConfig as LoaderConfig
-    from slideio_pipe.encoders import Encoder as Encoder
-    from slideio_pipe.encoders import load_encoder as load_encoder
-    from slideio_pipe.encoding import encode_bag as encode_bag
     from slideio_pipe.errors import SlideioPipeError as SlideioPipeError
     from slideio_pipe.errors import SlideioPipeWarning as SlideioPipeWarning
     from slideio_pipe.export.cohort import export_cohort as export_cohort
@@ -39,8 +35,12 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.export.layouts import from_clam as from_clam
     from slideio_pipe.export.layouts import from_trident as from_trident
     from slideio_pipe.export.tissue import tissue_cohort as tissue_cohort
-    from slideio_pipe.features import FeatureBag as FeatureBag
-    from slideio_pipe.features import open_features as open_features
+    from slideio_pipe.features.encode_bag import encode_bag as encode_bag
+    from slideio_pipe.features.encode_cohort import encode_cohort as encode_cohort
+    from slideio_pipe.features.encoders import Encoder as Encoder
+    from slideio_pipe.features.encoders import load_encoder as load_encoder
+    from slideio_pipe.features.feature_bag import FeatureBag as FeatureBag
+    from slideio_pipe.features.feature_bag import open_features as open_features
     from slideio_pipe.mil.fit import fit as fit
     from slideio_pipe.mil.model import MilModel as MilModel
     from slideio_pipe.mil.outcome import Fitted as Fitted
@@ -94,12 +94,12 @@ _PUBLIC = {
     "RunReport": "cohort.run",
     "export_cohort": "export.cohort",
     "tissue_cohort": "export.tissue",
-    "Encoder": "encoders",
-    "load_encoder": "encoders",
-    "encode_bag": "encoding",
-    "encode_cohort": "cohort_features",
-    "open_features": "features",
-    "FeatureBag": "features",
+    "Encoder": "features.encoders",
+    "load_encoder": "features.encoders",
+    "encode_bag": "features.encode_bag",
+    "encode_cohort": "features.encode_cohort",
+    "open_features": "features.feature_bag",
+    "FeatureBag": "features.feature_bag",
     "LoaderConfig": "config",
     "BagDataset": "streaming.dataset",
     "BagLoader": "streaming.loader",

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from slideio_pipe.cohort.cohort import Cohort
-    from slideio_pipe.cohort_features import FeatureReport
-    from slideio_pipe.encoders import Encoder
+    from slideio_pipe.features.encode_cohort import FeatureReport
+    from slideio_pipe.features.encoders import Encoder
 
 
 @reported
@@ -67,8 +67,8 @@ def features(
 
     Without pixels on disk: [bold]slideio-pipe features slides/ --encoder uni.pt2 --encoder hf:owkin/phikon --out f/[/]
     """
-    from slideio_pipe.cohort_features import check_places, encode_cohort
-    from slideio_pipe.encoders import load_encoders
+    from slideio_pipe.features.encode_cohort import check_places, encode_cohort
+    from slideio_pipe.features.encoders import load_encoders
 
     if save is not None and (save.suffix == ".zarr" or save.is_file()):
         raise ConfigError("is no folder for features", slide=str(save), remedy="pass a folder to --out")
@@ -118,7 +118,7 @@ def features(
 
 def _by_default(given: dict[str, dict[str, Any]], encoders: Iterable[Encoder]) -> dict[str, dict[str, Any]]:
     """Return options with what encoders want where nothing was asked for."""
-    from slideio_pipe.cohort_features import tile_config
+    from slideio_pipe.features.encode_cohort import tile_config
 
     wanted = tile_config(None, encoders)
     view, grid = dict(given["view"]), dict(given["grid"])

@@ -18,9 +18,9 @@ from tiny_encoders import DIM, network, write_program, write_torchscript
 from torch import nn
 
 from slideio_pipe import Normalize, load_encoder
-from slideio_pipe.encoders import EncoderOnDevice, load_encoders
-from slideio_pipe.encoders.encoder import resized, resized_in_float
 from slideio_pipe.errors import ConfigError, MissingExtraError
+from slideio_pipe.features.encoders import EncoderOnDevice, load_encoders
+from slideio_pipe.features.encoders.encoder import resized, resized_in_float
 from slideio_pipe.streaming.device import check_device
 
 CPU = torch.device("cpu")

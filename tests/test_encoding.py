@@ -14,8 +14,8 @@ from tiny_encoders import DIM, Reciprocal, Watched, network, reference
 from torch import nn
 
 from slideio_pipe import TileBag, TileGrid, encode_bag, load_encoder, open_slide, write_synthetic_slide
-from slideio_pipe.encoding import Encoding
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.features.encode_bag import Encoding
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD
 

@@ -12,7 +12,7 @@ import torch
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError
-from slideio_pipe.features import open_features
+from slideio_pipe.features.feature_bag import open_features
 from slideio_pipe.mil.columns import class_of
 from slideio_pipe.mil.divisions import Division
 from slideio_pipe.mil.extras import needed

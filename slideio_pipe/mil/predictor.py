@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.config import checked
-from slideio_pipe.encoders import Encoder
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.features import FeatureBag, open_features
+from slideio_pipe.features.encoders import Encoder
+from slideio_pipe.features.feature_bag import FeatureBag, open_features
 from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.feature_files import holds_features

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError, SlideioPipeError
-from slideio_pipe.features import FeatureBag, open_features
+from slideio_pipe.features.feature_bag import FeatureBag, open_features
 from slideio_pipe.mil.feature_files import tiling_of
 from slideio_pipe.mil.identity import features_fingerprint, file_of
 from slideio_pipe.mil.pixels import PixelBag, room_for_tiles

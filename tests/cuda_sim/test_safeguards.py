@@ -15,7 +15,7 @@ from memory_bag import MemoryBag
 from torch import nn
 
 import slideio_pipe as sp
-from slideio_pipe.encoding import Batches
+from slideio_pipe.features.encode_bag import Batches
 from slideio_pipe.streaming.device import Sender, Sent, StreamMark
 from slideio_pipe.streaming.ring import Slot
 

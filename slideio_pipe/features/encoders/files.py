@@ -16,8 +16,8 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from slideio_pipe.config import read_yaml
-from slideio_pipe.encoders.facts import Facts
 from slideio_pipe.errors import ConfigError, MissingExtraError, not_importable
+from slideio_pipe.features.encoders.facts import Facts
 
 SIDECARS = (".json", ".yaml", ".yml")
 _NOT_OPENED = (

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from slideio_pipe.encoders.facts import Facts, weights_digest
-from slideio_pipe.encoders.files import read_weights
 from slideio_pipe.errors import ConfigError, import_remedy, not_importable
+from slideio_pipe.features.encoders.facts import Facts, weights_digest
+from slideio_pipe.features.encoders.files import read_weights
 
 PREPROCESSOR = "preprocessor_config.json"
 # What networks with a class token call it.

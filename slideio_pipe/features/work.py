@@ -18,12 +18,12 @@ from slideio_pipe.cohort.ledger import Entry, fingerprint, settings_digest
 from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import OnStage
 from slideio_pipe.config import LoaderConfig
-from slideio_pipe.encoders import Encoder, load_encoder
-from slideio_pipe.encoding import Encoding
 from slideio_pipe.errors import ConfigError, OutputExistsError
 from slideio_pipe.export.slide import SUFFIX as BAG_SUFFIX
 from slideio_pipe.export.slide import bag_name
-from slideio_pipe.feature_pool import FeaturePool, Laid
+from slideio_pipe.features.encode_bag import Encoding
+from slideio_pipe.features.encoders import Encoder, load_encoder
+from slideio_pipe.features.pool import FeaturePool, Laid
 from slideio_pipe.store.feature_arrays import (
     FOLDER,
     SUFFIX,

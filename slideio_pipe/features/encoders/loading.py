@@ -12,11 +12,11 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from slideio_pipe.encoders.encoder import Encoder, EncoderOnDevice, Interpolation, Pooling, module_device
-from slideio_pipe.encoders.facts import Facts, weights_digest
-from slideio_pipe.encoders.files import from_file
-from slideio_pipe.encoders.hubs import from_hugging_face, from_timm
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.features.encoders.encoder import Encoder, EncoderOnDevice, Interpolation, Pooling, module_device
+from slideio_pipe.features.encoders.facts import Facts, weights_digest
+from slideio_pipe.features.encoders.files import from_file
+from slideio_pipe.features.encoders.hubs import from_hugging_face, from_timm
 from slideio_pipe.streaming.normalize import Normalize
 
 NORMALIZATIONS = {"imagenet": Normalize.imagenet, "half": Normalize.half, "identity": Normalize.identity}

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideio_pipe.encoders import Encoder, EncoderOnDevice, load_encoders
-from slideio_pipe.encoders.encoder import DTYPES
-from slideio_pipe.encoders.loading import Source
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.features.encoders import Encoder, EncoderOnDevice, load_encoders
+from slideio_pipe.features.encoders.encoder import DTYPES
+from slideio_pipe.features.encoders.loading import Source
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.streaming.device import StreamMark, check_device, on_device
 from slideio_pipe.streaming.stream import at_least_one, stream

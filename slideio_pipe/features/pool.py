@@ -21,8 +21,8 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import Outcome
 from slideio_pipe.config import LoaderConfig
-from slideio_pipe.encoding import Encoding, Rows
 from slideio_pipe.errors import NoTissueError, SlideioPipeError
+from slideio_pipe.features.encode_bag import Encoding, Rows
 from slideio_pipe.store import StoredBag
 from slideio_pipe.streaming.chunks import Delivery, Loss, Pace
 from slideio_pipe.streaming.dataset import BagDataset
@@ -164,7 +164,7 @@ class FeaturePool:
         whole: list[_Pending] = []
         writing: dict[Future[dict[str, Any]], _Pending] = {}
         try:
-            with ThreadPoolExecutor(1, "slideio_pipe.features") as writer:
+            with ThreadPoolExecutor(1, "slideio_pipe.features.feature_bag") as writer:
 
                 def write(item: _Pending) -> None:
                     assert item.rows is not None
