@@ -21,7 +21,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
 import slideio_pipe as sp
-from slideio_pipe.mil.two_pass import EncodedBag
+from slideio_pipe.mil.models.two_pass import EncodedBag
 
 
 class Bags:

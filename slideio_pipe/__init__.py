@@ -42,13 +42,13 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.features.feature_bag import FeatureBag as FeatureBag
     from slideio_pipe.features.feature_bag import open_features as open_features
     from slideio_pipe.mil.fit import fit as fit
-    from slideio_pipe.mil.model import MilModel as MilModel
+    from slideio_pipe.mil.models.model import MilModel as MilModel
+    from slideio_pipe.mil.models.two_pass import TwoPass as TwoPass
     from slideio_pipe.mil.outcome import Fitted as Fitted
-    from slideio_pipe.mil.prediction import Prediction as Prediction
-    from slideio_pipe.mil.predictor import Predictor as Predictor
-    from slideio_pipe.mil.predictor import load_predictor as load_predictor
+    from slideio_pipe.mil.prediction.prediction import Prediction as Prediction
+    from slideio_pipe.mil.prediction.predictor import Predictor as Predictor
+    from slideio_pipe.mil.prediction.predictor import load_predictor as load_predictor
     from slideio_pipe.mil.settings import TrainConfig as TrainConfig
-    from slideio_pipe.mil.two_pass import TwoPass as TwoPass
     from slideio_pipe.slides.slide import Slide as Slide
     from slideio_pipe.slides.slide import open_slide as open_slide
     from slideio_pipe.slides.view import SlideView as SlideView
@@ -108,11 +108,11 @@ _PUBLIC = {
     "fit": "mil.fit",
     "Fitted": "mil.outcome",
     "TrainConfig": "mil.settings",
-    "MilModel": "mil.model",
-    "TwoPass": "mil.two_pass",
-    "load_predictor": "mil.predictor",
-    "Predictor": "mil.predictor",
-    "Prediction": "mil.prediction",
+    "MilModel": "mil.models.model",
+    "TwoPass": "mil.models.two_pass",
+    "load_predictor": "mil.prediction.predictor",
+    "Predictor": "mil.prediction.predictor",
+    "Prediction": "mil.prediction.prediction",
     "Normalize": "streaming.normalize",
     "save_bag": "store",
     "open_bag": "store",

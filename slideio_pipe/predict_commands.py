@@ -14,7 +14,7 @@ from slideio_pipe.terminal import escape, in_options, out, print_json, print_met
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
     from slideio_pipe.cohort.cohort import Cohort
-    from slideio_pipe.mil.cohort_predict import PredictedCohort
+    from slideio_pipe.mil.prediction.predict_cohort import PredictedCohort
 
 _SHOWN = 40
 # How the part of a training that slides are of is said.
@@ -114,9 +114,9 @@ def predict(
     """
     import torch
 
-    from slideio_pipe.mil.cohort_predict import predict_cohort
-    from slideio_pipe.mil.prediction import checked_scores
-    from slideio_pipe.mil.predictor import load_predictor
+    from slideio_pipe.mil.prediction.predict_cohort import predict_cohort
+    from slideio_pipe.mil.prediction.prediction import checked_scores
+    from slideio_pipe.mil.prediction.predictor import load_predictor
     from slideio_pipe.slides.frames import checked_frame
 
     if save is None and pyramid:

@@ -16,7 +16,7 @@ from slideio_pipe import write_synthetic_slide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.fit import fit
-from slideio_pipe.mil.predictor import load_predictor
+from slideio_pipe.mil.prediction.predictor import load_predictor
 
 pytest.importorskip("lightning_fabric")
 COUNT = 12

@@ -35,10 +35,10 @@ from slideio_pipe.config import ExportConfig, LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.export.slide import export_slide
 from slideio_pipe.geometry import Affine, Rect, Size
-from slideio_pipe.mil.colour_scale import ColourScale
-from slideio_pipe.mil.prediction import Prediction
-from slideio_pipe.mil.score_map import TileScores
-from slideio_pipe.mil.score_regions import write_regions
+from slideio_pipe.mil.prediction.colour_scale import ColourScale
+from slideio_pipe.mil.prediction.prediction import Prediction
+from slideio_pipe.mil.prediction.score_map import TileScores
+from slideio_pipe.mil.prediction.score_regions import write_regions
 from slideio_pipe.mil.tasks import Classification
 from slideio_pipe.slides.frames import Frame, stated_bounds
 from slideio_pipe.tiles.mask_files import Annotation

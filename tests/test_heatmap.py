@@ -14,11 +14,11 @@ from slideio_pipe import Annotations, TileBag, TileGrid, open_slide
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.errors import ConfigError, OutputExistsError
 from slideio_pipe.geometry import Affine, Size
-from slideio_pipe.mil.colour_scale import ColourScale
-from slideio_pipe.mil.heatmap import draw_heatmap, save_heatmap_pyramid
-from slideio_pipe.mil.score_map import TileScores
-from slideio_pipe.mil.score_regions import write_regions
-from slideio_pipe.mil.top_tiles import draw_top_tiles
+from slideio_pipe.mil.prediction.colour_scale import ColourScale
+from slideio_pipe.mil.prediction.heatmap import draw_heatmap, save_heatmap_pyramid
+from slideio_pipe.mil.prediction.score_map import TileScores
+from slideio_pipe.mil.prediction.score_regions import write_regions
+from slideio_pipe.mil.prediction.top_tiles import draw_top_tiles
 
 PROBABILITY = ColourScale.of_probability("probability 1")
 UPRIGHT = Affine.scaling(2, 2)

@@ -15,9 +15,9 @@ import slideio_pipe as sp
 from slideio_pipe.config import load_loader_config
 from slideio_pipe.demo_mil import write_mil_cohort
 from slideio_pipe.mil.fit import fit
+from slideio_pipe.mil.models.small_encoder import SmallEncoder
 from slideio_pipe.mil.outcome import Fitted
 from slideio_pipe.mil.settings import TrainConfig, load_train_config
-from slideio_pipe.mil.small_encoder import SmallEncoder
 
 pytest.importorskip("lightning_fabric")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.fit import fit
-from slideio_pipe.mil.model import MilModel, build_model
-from slideio_pipe.mil.pooling import AttentionPool, MaxPool, MeanPool
-from slideio_pipe.mil.small_encoder import SmallEncoder
-from slideio_pipe.mil.torchmil_model import grid_of
+from slideio_pipe.mil.models.model import MilModel, build_model
+from slideio_pipe.mil.models.pooling import AttentionPool, MaxPool, MeanPool
+from slideio_pipe.mil.models.small_encoder import SmallEncoder
+from slideio_pipe.mil.models.torchmil_model import grid_of
 
 COORDS = np.stack(np.meshgrid(np.arange(6), np.arange(5)), -1).reshape(-1, 2) * 512
 NAMES = [

@@ -16,9 +16,9 @@ from conftest import write_pyramid
 from slideio_pipe import RandomAffine, StainJitter, open_slide
 from slideio_pipe.geometry import Affine, Mpp
 from slideio_pipe.images import pyramid_tiff as pyramid_file
-from slideio_pipe.mil.colour_scale import ColourScale
-from slideio_pipe.mil.heatmap import save_heatmap_pyramid
-from slideio_pipe.mil.score_map import TileScores
+from slideio_pipe.mil.prediction.colour_scale import ColourScale
+from slideio_pipe.mil.prediction.heatmap import save_heatmap_pyramid
+from slideio_pipe.mil.prediction.score_map import TileScores
 
 y, x = np.mgrid[:900, :1300]
 SMOOTH = np.stack([127 + 100 * np.sin(x / 40), 127 + 100 * np.cos(y / 30), (x + y) / 9], axis=-1).astype(np.uint8)

@@ -15,7 +15,7 @@ import slideio_pipe as sp
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError, NoTissueError
-from slideio_pipe.mil.small_encoder import SmallEncoder
+from slideio_pipe.mil.models.small_encoder import SmallEncoder
 from slideio_pipe.streaming.dataset import BagDataset
 
 pytest.importorskip("lightning_fabric")

@@ -19,9 +19,9 @@ from memory_bag import MemoryBag
 from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.mil.chunk_size import chunk_that_fits
-from slideio_pipe.mil.model import MilModel
-from slideio_pipe.mil.two_pass import TwoPass
+from slideio_pipe.mil.models.chunk_size import chunk_that_fits
+from slideio_pipe.mil.models.model import MilModel
+from slideio_pipe.mil.models.two_pass import TwoPass
 from slideio_pipe.streaming.normalize import Normalize
 from slideio_pipe.streaming.stream import stream
 
@@ -399,7 +399,7 @@ import sys, torch, torch.distributed as dist
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from torch.nn.parallel import DistributedDataParallel
 from tests.test_two_pass import encoder, gradients, model, tiles
-from slideio_pipe.mil.two_pass import TwoPass
+from slideio_pipe.mil.models.two_pass import TwoPass
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 network = DistributedDataParallel(encoder())

@@ -25,10 +25,10 @@ from slideio_pipe import (
     save_bag,
 )
 from slideio_pipe.geometry import Affine, Size
-from slideio_pipe.mil.colour_scale import ColourScale
-from slideio_pipe.mil.heatmap import save_heatmap_pyramid
-from slideio_pipe.mil.score_map import TileScores
-from slideio_pipe.mil.score_regions import write_regions
+from slideio_pipe.mil.prediction.colour_scale import ColourScale
+from slideio_pipe.mil.prediction.heatmap import save_heatmap_pyramid
+from slideio_pipe.mil.prediction.score_map import TileScores
+from slideio_pipe.mil.prediction.score_regions import write_regions
 from slideio_pipe.tiles.mask_files import Annotation
 
 SIDE = 48

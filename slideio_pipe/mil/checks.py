@@ -17,7 +17,7 @@ from slideio_pipe.mil.columns import class_of
 from slideio_pipe.mil.divisions import Division
 from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.metrics import comparable
-from slideio_pipe.mil.model import build_model
+from slideio_pipe.mil.models.model import build_model
 from slideio_pipe.mil.settings import FitConfig, TrainConfig
 from slideio_pipe.mil.tasks import Classification, Survival, Task
 

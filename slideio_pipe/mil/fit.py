@@ -19,13 +19,13 @@ from slideio_pipe.mil.divisions import Division, divide
 from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.feature_files import feature_cohort, holds_features
 from slideio_pipe.mil.identity import contents, slide_entries
-from slideio_pipe.mil.model import build_model
+from slideio_pipe.mil.models.model import build_model
+from slideio_pipe.mil.models.tile_encoder import TileEncoder, tile_encoder
 from slideio_pipe.mil.outcome import Fitted, Predicted, fitted_of, write_config, write_history, write_outcome
 from slideio_pipe.mil.run_folder import refuse_other_divisions, remove_other_divisions, remove_training
 from slideio_pipe.mil.settings import TrainConfig, load_train_config
 from slideio_pipe.mil.sources import FeatureSource, PixelSource, Source
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
-from slideio_pipe.mil.tile_encoder import TileEncoder, tile_encoder
 from slideio_pipe.mil.training import Training
 from slideio_pipe.progress import Report, narrated
 from slideio_pipe.store.partial import WriterLock, disk_errors

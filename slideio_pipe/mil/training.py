@@ -24,12 +24,12 @@ from slideio_pipe.mil.checkpoint import Checkpoints, Progress
 from slideio_pipe.mil.epoch_words import epoch_words, step_words
 from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.metrics import measure
-from slideio_pipe.mil.model import MilOutput
+from slideio_pipe.mil.models.model import MilOutput
+from slideio_pipe.mil.models.two_pass import EncodedBag, TwoPass
 from slideio_pipe.mil.pixels import LostBagError
 from slideio_pipe.mil.settings import TrainConfig
 from slideio_pipe.mil.sources import Example, Source
 from slideio_pipe.mil.tasks import Classification, Task
-from slideio_pipe.mil.two_pass import EncodedBag, TwoPass
 from slideio_pipe.progress import Note
 
 

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 import slideio_pipe as sp
 from slideio_pipe.geometry import Mpp
-from slideio_pipe.mil.model import MilModel
+from slideio_pipe.mil.models.model import MilModel
+from slideio_pipe.mil.models.small_encoder import SmallEncoder
+from slideio_pipe.mil.models.tile_encoder import tile_encoder
 from slideio_pipe.mil.settings import load_train_config
-from slideio_pipe.mil.small_encoder import SmallEncoder
 from slideio_pipe.mil.sources import PixelSource
-from slideio_pipe.mil.tile_encoder import tile_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 _SIDE, _CHUNK = 224, 64

@@ -16,8 +16,8 @@ import slideio_pipe as sp
 from slideio_pipe.demo_mil import LESION, write_mil_cohort
 from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.outcome import Fitted
-from slideio_pipe.mil.prediction import Prediction
-from slideio_pipe.mil.predictor import load_predictor
+from slideio_pipe.mil.prediction.prediction import Prediction
+from slideio_pipe.mil.prediction.predictor import load_predictor
 from slideio_pipe.mil.settings import TrainConfig, load_train_config
 
 QUICK = {"slides": 12, "size": (2048, 1536)}  # smaller ones have lesions smaller than tiles

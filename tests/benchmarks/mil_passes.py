@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import slideio_pipe as sp
-from slideio_pipe.mil.model import MilModel
+from slideio_pipe.mil.models.model import MilModel
+from slideio_pipe.mil.models.small_encoder import SmallEncoder
+from slideio_pipe.mil.models.tile_encoder import tile_encoder
+from slideio_pipe.mil.models.two_pass import TwoPass
 from slideio_pipe.mil.settings import load_train_config
-from slideio_pipe.mil.small_encoder import SmallEncoder
 from slideio_pipe.mil.sources import PixelSource
-from slideio_pipe.mil.tile_encoder import tile_encoder
-from slideio_pipe.mil.two_pass import TwoPass
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNKS = (1, 7, 64, None)  # None: the bag

@@ -17,7 +17,7 @@ import slideio_pipe as sp
 from slideio_pipe.demo_mil import write_mil_cohort
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.fit import fit
-from slideio_pipe.mil.small_encoder import SmallEncoder
+from slideio_pipe.mil.models.small_encoder import SmallEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"

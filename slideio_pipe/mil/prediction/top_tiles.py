@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.images import picture
-from slideio_pipe.mil.score_map import TileScores
+from slideio_pipe.mil.prediction.score_map import TileScores
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.tile_bag import Bag, TileBag
 

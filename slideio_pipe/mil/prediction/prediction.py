@@ -14,12 +14,12 @@ from PIL import Image
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Mpp, Rect
-from slideio_pipe.mil.colour_scale import ColourScale
-from slideio_pipe.mil.heatmap import draw_heatmap, save_heatmap_pyramid
-from slideio_pipe.mil.score_map import TileScores
-from slideio_pipe.mil.score_regions import MOST_TILES, write_regions
+from slideio_pipe.mil.prediction.colour_scale import ColourScale
+from slideio_pipe.mil.prediction.heatmap import draw_heatmap, save_heatmap_pyramid
+from slideio_pipe.mil.prediction.score_map import TileScores
+from slideio_pipe.mil.prediction.score_regions import MOST_TILES, write_regions
+from slideio_pipe.mil.prediction.top_tiles import draw_top_tiles
 from slideio_pipe.mil.tasks import Classification, Regression, Task
-from slideio_pipe.mil.top_tiles import draw_top_tiles
 from slideio_pipe.progress import Report
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide

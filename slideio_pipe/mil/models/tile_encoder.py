@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features.encoders import Encoder, load_encoder
 from slideio_pipe.features.encoders.encoder import Interpolation, Pooling, parameter_dtype, pooled, resized
-from slideio_pipe.mil.small_encoder import SmallEncoder
+from slideio_pipe.mil.models.small_encoder import SmallEncoder
 from slideio_pipe.streaming.normalize import Normalize
 
 SMALL = "small"

@@ -14,7 +14,7 @@ from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Rect, Size
 from slideio_pipe.images import picture
 from slideio_pipe.images.pyramid_tiff import save_pyramid
 from slideio_pipe.images.virtual_tiff import VirtualTiff
-from slideio_pipe.mil.score_map import ScoreMap, TileScores
+from slideio_pipe.mil.prediction.score_map import ScoreMap, TileScores
 from slideio_pipe.progress import Report
 from slideio_pipe.slides.sampling import Sampler
 from slideio_pipe.slides.slide import Slide

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.geometry import Affine
-from slideio_pipe.mil.colour_scale import ColourScale
+from slideio_pipe.mil.prediction.colour_scale import ColourScale
 from slideio_pipe.tiles.tissue import TissueMask
 
 # Part of the colour in what is painted, of the lowest and of the highest score: tissue has to be seen through it.

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
-from slideio_pipe.mil.chunk_size import chunk_that_fits
+from slideio_pipe.mil.models.chunk_size import chunk_that_fits
 from slideio_pipe.streaming.device import on_device, release_activations
 
 BatchNorm = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

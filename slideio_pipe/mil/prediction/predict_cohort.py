@@ -26,9 +26,9 @@ from slideio_pipe.export.slide import make_folder, save_picture
 from slideio_pipe.mil.feature_files import ENDINGS, holds_features
 from slideio_pipe.mil.identity import stem
 from slideio_pipe.mil.metrics import Metric
-from slideio_pipe.mil.prediction import Prediction, Scores, checked_scores
-from slideio_pipe.mil.predictor import Predictor
-from slideio_pipe.mil.truth import NEW, Measured, Predicted, measure_predictions
+from slideio_pipe.mil.prediction.prediction import Prediction, Scores, checked_scores
+from slideio_pipe.mil.prediction.predictor import Predictor
+from slideio_pipe.mil.prediction.truth import NEW, Measured, Predicted, measure_predictions
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide, open_slide

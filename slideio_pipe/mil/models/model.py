@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.mil.pooling import POOLINGS, pooling
+from slideio_pipe.mil.models.pooling import POOLINGS, pooling
 
 TORCHMIL = "torchmil:"
 
@@ -142,7 +142,7 @@ def build_model(name: str, in_features: int, outputs: int, **settings: Any) -> B
         torchmil is not installed.
     """
     if name.startswith(TORCHMIL):
-        from slideio_pipe.mil.torchmil_model import TorchMilModel  # an extra
+        from slideio_pipe.mil.models.torchmil_model import TorchMilModel  # an extra
 
         return TorchMilModel(name.removeprefix(TORCHMIL), in_features, outputs, **settings)
     try:

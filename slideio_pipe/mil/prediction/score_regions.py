@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.geometry import Affine
-from slideio_pipe.mil.score_map import TileScores
+from slideio_pipe.mil.prediction.score_map import TileScores
 from slideio_pipe.tiles.mask_files import write_file
 from slideio_pipe.tiles.outlines import mask_to_polygons
 
