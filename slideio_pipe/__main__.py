@@ -1,6 +1,6 @@
 """``python -m slideio_pipe`` is ``slideio-pipe``."""
 
-from slideio_pipe.cli import main
+from slideio_pipe.commands.app import main
 
 if __name__ == "__main__":
     main()

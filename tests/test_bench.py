@@ -15,14 +15,14 @@ from conftest import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
 
 import slideio_pipe as sp
-from slideio_pipe import cli
-from slideio_pipe.bench import measure, memory, peers, run
-from slideio_pipe.bench.cases import CASES, OFF_GRID, READING, Tiles, tiles_of, tissue_of
-from slideio_pipe.bench.measure import Ratio, Row, difference, job_of, race, race_threads, row_of, take_turns
-from slideio_pipe.bench.peers import OURS, PEERS, Worker
-from slideio_pipe.bench.run import THREADED, Comparison, compare_readers
-from slideio_pipe.bench.tables import in_words
-from slideio_pipe.bench.worker import READERS
+from slideio_pipe.commands import app as cli
+from slideio_pipe.commands.bench import measure, memory, peers, run
+from slideio_pipe.commands.bench.cases import CASES, OFF_GRID, READING, Tiles, tiles_of, tissue_of
+from slideio_pipe.commands.bench.measure import Ratio, Row, difference, job_of, race, race_threads, row_of, take_turns
+from slideio_pipe.commands.bench.peers import OURS, PEERS, Worker
+from slideio_pipe.commands.bench.run import THREADED, Comparison, compare_readers
+from slideio_pipe.commands.bench.tables import in_words
+from slideio_pipe.commands.bench.worker import READERS
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.synthetic.slide import SyntheticSlide
 
@@ -222,7 +222,7 @@ def test_a_missing_reader_is_listed(truth: SyntheticSlide, tmp_path: Path) -> No
 
 def test_a_reader_that_is_really_missing(tmp_path: Path) -> None:
     """An import that fails in the worker is its greeting, not a traceback."""
-    from slideio_pipe.bench import worker
+    from slideio_pipe.commands.bench import worker
 
     hidden = {"none": (READERS["openslide"][0], "none", ("no_such_module",))}
     with pytest.MonkeyPatch.context() as patch:
@@ -377,7 +377,7 @@ def test_the_command_says_errors_in_its_own_words(truth: SyntheticSlide) -> None
 
 def test_memory_cases_are_one_line() -> None:
     """Figures, what is allowed, and whether it was kept; or why there are none."""
-    from slideio_pipe.bench.measure import Table
+    from slideio_pipe.commands.bench.measure import Table
 
     facts = {"slides": 200, "growth_mb": 0.5, "allowed_mb": 20.0, "warm_mb": 300.0, "open_files_grown": 0}
     assert "+0.5 MB and +0 open files" in str(in_words(Table(CASES["slides"], facts | {"reached": True})))

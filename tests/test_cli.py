@@ -20,7 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import slideio_pipe as sp
-from slideio_pipe import cli
+from slideio_pipe.commands import app as cli
 from slideio_pipe.config import ExportConfig
 from slideio_pipe.synthetic.slide import SyntheticSlide
 
@@ -65,7 +65,7 @@ def contents(bag: Path) -> dict[str, bytes]:
 def test_the_installed_program_answers_without_loading_heavy_packages() -> None:
     """--help, --version and the help of every command come without torch, libvips, zarr or scikit-image."""
     code = (
-        "import sys; from slideio_pipe.cli import app\n"
+        "import sys; from slideio_pipe.commands.app import app\n"
         "from typer.testing import CliRunner\n"
         f"for arguments in (['--help'], ['--version'], *([name, '--help'] for name in {COMMANDS!r})):\n"
         "    assert CliRunner().invoke(app, arguments).exit_code == 0\n"
@@ -416,7 +416,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(folder: Path) -> str:
         raise OSError("libvips is [not] there")
 
-    monkeypatch.setattr("slideio_pipe.doctor._prove_tiff", broken)
+    monkeypatch.setattr("slideio_pipe.commands.doctor._prove_tiff", broken)
     result = run("doctor", code=2)
     assert re.search(r"✗ Aperio SVS.*libvips fails: libvips is \[not\] there", result.stdout)
     assert json.loads(run("doctor", "--json", code=2).stdout)["healthy"] is False

@@ -11,7 +11,7 @@ import pytest
 from test_cli import run
 
 import slideio_pipe as sp
-from slideio_pipe.cohort_commands import is_cohort
+from slideio_pipe.commands.cohort import is_cohort
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from slideio_pipe import demo, open_bag, open_slide
-from slideio_pipe.cli import app
+from slideio_pipe import open_bag, open_slide
+from slideio_pipe.commands.app import app
+from slideio_pipe.commands.demos import slides as demo
 from slideio_pipe.errors import ConfigError, OutputError
 
 SIZE = (1600, 1200)

@@ -21,8 +21,8 @@ from test_run import tree
 from typer.testing import CliRunner
 
 import slideio_pipe as sp
-from slideio_pipe.cli import app
-from slideio_pipe.demo_cohort import make_cohort, run_cohort_demo
+from slideio_pipe.commands.app import app
+from slideio_pipe.commands.demos.cohort import make_cohort, run_cohort_demo
 from slideio_pipe.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,7 +133,7 @@ def test_too_few_slides(tmp_path: Path) -> None:
 
 def test_the_demo_says_what_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three failures and exit code 0; run again, it goes on; with --json nothing but the numbers."""
-    from slideio_pipe import demo_cohort
+    from slideio_pipe.commands.demos import cohort as demo_cohort
 
     smaller = functools.partial(run_cohort_demo, slides=8, size=SIZE)
     monkeypatch.setattr(demo_cohort, "run_cohort_demo", smaller)

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import slideio_pipe as sp
-from slideio_pipe import demo_mil
-from slideio_pipe.cli import app
-from slideio_pipe.demo_mil import LESION, _outcome, _plans, write_mil_cohort
+from slideio_pipe.commands.app import app
+from slideio_pipe.commands.demos import study as demo_mil
+from slideio_pipe.commands.demos.study import LESION, _outcome, _plans, write_mil_cohort
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.synthetic.stain import LABORATORIES, Stain
 

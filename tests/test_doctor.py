@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slideio_pipe import doctor
+from slideio_pipe.commands import doctor
 
 
 def test_a_healthy_installation() -> None:

@@ -14,8 +14,8 @@ import yaml
 from tiny_training import quick, study
 from typer.testing import CliRunner
 
-from slideio_pipe.cli import app
 from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.commands.app import app
 from slideio_pipe.errors import ConfigError, MissingExtraError, SkippedWarning
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.divisions import divide

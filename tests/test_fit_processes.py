@@ -25,7 +25,7 @@ def train(cohort: Path, config: dict[str, Any], out: Path, *options: str) -> tup
     settings = cohort.with_name("config.yaml")
     settings.write_text(yaml.safe_dump(config))
     script = cohort.with_name("command.py")  # the second process runs it anew
-    script.write_text("from slideio_pipe.cli import app\n\napp()\n")
+    script.write_text("from slideio_pipe.commands.app import app\n\napp()\n")
     called = [sys.executable, str(script), "train", str(settings), "--cohort", str(cohort), "--out", str(out), *options]
     known = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

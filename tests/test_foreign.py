@@ -19,7 +19,7 @@ from memory_bag import MemoryBag
 from typer.testing import CliRunner
 
 from slideio_pipe.augment.geometric_transforms import Flip
-from slideio_pipe.cli import app
+from slideio_pipe.commands.app import app
 from slideio_pipe.errors import (
     BagFormatError,
     ConfigError,

@@ -30,7 +30,7 @@ from slideio_pipe import (
     save_bag,
     tissue_cohort,
 )
-from slideio_pipe.cli import app
+from slideio_pipe.commands.app import app
 from slideio_pipe.config import ExportConfig, LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.export.slide import export_slide

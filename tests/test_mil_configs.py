@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel
 
 import slideio_pipe as sp
+from slideio_pipe.commands.demos.study import write_mil_cohort
 from slideio_pipe.config import load_loader_config
-from slideio_pipe.demo_mil import write_mil_cohort
 from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.models.small_encoder import SmallEncoder
 from slideio_pipe.mil.outcome import Fitted

@@ -18,12 +18,12 @@ from tiny_training import features, quick, slides, study, table, train_features,
 from typer.testing import CliRunner, Result
 
 import slideio_pipe as sp
-from slideio_pipe.cli import app, export
+from slideio_pipe.commands.app import app, export
+from slideio_pipe.commands.predict import predict
+from slideio_pipe.commands.terminal import in_options
+from slideio_pipe.commands.train import train
 from slideio_pipe.errors import ConfigError, MissingResolutionError, NoTissueError
 from slideio_pipe.mil.fit import fit
-from slideio_pipe.predict_commands import predict
-from slideio_pipe.terminal import in_options
-from slideio_pipe.train_commands import train
 
 pytest.importorskip("lightning_fabric")
 FILES = ["heatmap.geojson", "heatmap.png", "tiles.csv", "tiles.png"]

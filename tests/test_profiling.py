@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import slideio_pipe as sp
-from slideio_pipe.cli import app
+from slideio_pipe.commands.app import app
 from slideio_pipe.errors import ConfigError, OutputError
 from slideio_pipe.streaming.profile import Clock, Profile, profile
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from slideio_pipe.cli import app
+from slideio_pipe.commands.app import app
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 
 ROOT = Path(__file__).resolve().parents[1]

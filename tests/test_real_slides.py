@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from slideio_pipe.cli import app
+from slideio_pipe.commands.app import app
 from slideio_pipe.store import StoredBag, open_bag
 
 # The DICOM slide of others is a level of which the full resolution was left out.

@@ -18,7 +18,7 @@ from conftest import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
 
 import slideio_pipe as sp
-from slideio_pipe.cli import app
+from slideio_pipe.commands.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 

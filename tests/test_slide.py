@@ -22,7 +22,7 @@ from conftest import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
 
 from slideio_pipe import Cohort, Slide, open_features, open_slide
-from slideio_pipe.cli import app
+from slideio_pipe.commands.app import app
 from slideio_pipe.config import load_config
 from slideio_pipe.errors import (
     ConfigError,

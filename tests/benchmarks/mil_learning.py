@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc
 
 import slideio_pipe as sp
-from slideio_pipe.demo_mil import LESION, write_mil_cohort
+from slideio_pipe.commands.demos.study import LESION, write_mil_cohort
 from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.outcome import Fitted
 from slideio_pipe.mil.prediction.prediction import Prediction

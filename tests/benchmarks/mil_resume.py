@@ -14,7 +14,7 @@ import torch
 from benchmark import require
 
 import slideio_pipe as sp
-from slideio_pipe.demo_mil import write_mil_cohort
+from slideio_pipe.commands.demos.study import write_mil_cohort
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.models.small_encoder import SmallEncoder

@@ -15,7 +15,7 @@ from mil_learning import QUICK, figures, predicted, trained
 from numpy.typing import NDArray
 
 import slideio_pipe as sp
-from slideio_pipe.demo_mil import LESION, write_mil_cohort
+from slideio_pipe.commands.demos.study import LESION, write_mil_cohort
 from slideio_pipe.synthetic.stain import LABORATORIES
 
 FRESH = 4  # the cohort; the settings were chosen by looking at 1 to 3

@@ -20,10 +20,10 @@ from benchmark import parsed, parser_of, require
 from rich.console import Console
 
 import slideio_pipe as sp
-from slideio_pipe.bench.cases import CASES, READING
-from slideio_pipe.bench.peers import OURS
-from slideio_pipe.bench.run import compare_readers
-from slideio_pipe.bench.tables import print_comparison
+from slideio_pipe.commands.bench.cases import CASES, READING
+from slideio_pipe.commands.bench.peers import OURS
+from slideio_pipe.commands.bench.run import compare_readers
+from slideio_pipe.commands.bench.tables import print_comparison
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data/slides/CMU-1-Small-Region.svs"
 

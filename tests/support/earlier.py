@@ -181,7 +181,7 @@ def loader_state(slides: Path) -> dict[str, Any]:
 
 def surface() -> dict[str, Any]:
     """Return the public names, and the options of every command."""
-    from slideio_pipe.cli import app
+    from slideio_pipe.commands.app import app
 
     return {"names": sorted(sp.__all__), "commands": options(get_command(app), typer.Context(get_command(app)))}
 

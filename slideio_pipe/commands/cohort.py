@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from slideio_pipe import options
+from slideio_pipe.commands import options
+from slideio_pipe.commands.terminal import called_as, escape, in_options, out, print_json, reported, say
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.terminal import called_as, escape, in_options, out, print_json, reported, say
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def print_counts(report: RunReport, what: str, cost: str) -> None:
 
 def demo_cohort(folder: Path, *, as_json: bool) -> None:
     """Run the demo of a cohort and say what to look at."""
-    from slideio_pipe.demo_cohort import run_cohort_demo
+    from slideio_pipe.commands.demos.cohort import run_cohort_demo
 
     if as_json:
         print_json(run_cohort_demo(folder, say=lambda line: None, progress=False))
@@ -131,7 +131,7 @@ def demo_cohort(folder: Path, *, as_json: bool) -> None:
 def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
     """Make the study to train on and say what can be done with it."""
     from slideio_pipe.cohort.cohort import Cohort
-    from slideio_pipe.demo_mil import write_mil_cohort
+    from slideio_pipe.commands.demos.study import write_mil_cohort
     from slideio_pipe.progress import reporting
 
     with reporting(False if as_json else None, "slides") as report:

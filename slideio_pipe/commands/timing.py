@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from slideio_pipe import options
-from slideio_pipe.terminal import out, print_json, reported, say
+from slideio_pipe.commands import options
+from slideio_pipe.commands.terminal import out, print_json, reported, say
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ def bench(
 
     Example: [bold]slideio-pipe bench a.svs --case aligned --peer openslide[/]
     """
-    from slideio_pipe.bench.run import compare_readers
+    from slideio_pipe.commands.bench.run import compare_readers
 
     chosen: dict[str, Any] = {"cases": cases or (), "peers": peers or (), "rounds": rounds, "tiles": tiles}
     found = compare_readers(slide, **chosen, python=python, progress=False if as_json else None)
     if as_json:
         print_json(found.as_json())
     else:
-        from slideio_pipe.bench.tables import print_comparison
+        from slideio_pipe.commands.bench.tables import print_comparison
 
         print_comparison(found, out)
 

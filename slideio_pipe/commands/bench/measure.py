@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.bench.cases import Case, Tiles
-from slideio_pipe.bench.peers import BARE, OURS, Worker
+from slideio_pipe.commands.bench.cases import Case, Tiles
+from slideio_pipe.commands.bench.peers import BARE, OURS, Worker
 
 # Decoders of one JPEG differ by single levels, filters by a few at edges; other tiles differ by tens.
 SAME_TILES = 3.0  # levels, on average

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from slideio_pipe import options
+from slideio_pipe.commands import options
+from slideio_pipe.commands.terminal import print_json, print_metrics, reported, say
 from slideio_pipe.errors import ConfigError, SlideioPipeWarning
-from slideio_pipe.terminal import print_json, print_metrics, reported, say
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:

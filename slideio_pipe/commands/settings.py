@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slideio_pipe.commands.terminal import err
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.terminal import err
 
 # Imported where it is needed: --help should not wait for it.
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slideio_pipe import options
+from slideio_pipe.commands import options
+from slideio_pipe.commands.terminal import escape, in_options, out, print_json, reported, say
 from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError
-from slideio_pipe.terminal import escape, in_options, out, print_json, reported, say
 
 # Each command imports what it needs: --help should not wait for it.
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def convert(
 def _import_many(work: ImportWork, sources: list[Path], root: Path | None, as_json: bool, **settings: Any) -> None:
     """Make a bag of each file of coordinates, and print what came of it; exit code 1 when files failed."""
     from slideio_pipe.cohort.cohort import Cohort
-    from slideio_pipe.cohort_commands import print_counts
+    from slideio_pipe.commands.cohort import print_counts
     from slideio_pipe.export.import_bags import import_cohort
 
     found = sorted(sources[0].glob("*.h5")) if len(sources) == 1 and sources[0].is_dir() else sources

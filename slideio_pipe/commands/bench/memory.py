@@ -28,7 +28,7 @@ def in_own_process(what: str, slide: Path, count: int) -> dict[str, Any]:
     """Run ``stream_bag`` or ``open_slides`` in a fresh interpreter and return what it found."""
     above = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH"))))}
-    command = [sys.executable, "-m", "slideio_pipe.bench.memory", what, str(slide), str(count)]
+    command = [sys.executable, "-m", "slideio_pipe.commands.bench.memory", what, str(slide), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

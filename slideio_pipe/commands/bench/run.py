@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from slideio_pipe.bench.cases import CASES, READING, Case, tiles_of, tissue_of
-from slideio_pipe.bench.measure import Table, race, race_threads
-from slideio_pipe.bench.memory import SLIDES, in_own_process
-from slideio_pipe.bench.peers import BARE, OURS, PEERS, Peer, Worker
+from slideio_pipe.commands.bench.cases import CASES, READING, Case, tiles_of, tissue_of
+from slideio_pipe.commands.bench.measure import Table, race, race_threads
+from slideio_pipe.commands.bench.memory import SLIDES, in_own_process
+from slideio_pipe.commands.bench.peers import BARE, OURS, PEERS, Peer, Worker
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.progress import Report as Progress
 from slideio_pipe.progress import reporting

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from slideio_pipe.bench.measure import Ratio, Row, Table
-from slideio_pipe.bench.peers import OURS
-from slideio_pipe.bench.run import Comparison
+from slideio_pipe.commands.bench.measure import Ratio, Row, Table
+from slideio_pipe.commands.bench.peers import OURS
+from slideio_pipe.commands.bench.run import Comparison
 
 LEGEND = (
     "tiles/CPU-s counts all threads of the reader's process; tiles/s is by the clock, and suffers from whatever else "

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slideio_pipe import cohort_commands, options
+from slideio_pipe.commands import cohort as cohort_commands
+from slideio_pipe.commands import options
+from slideio_pipe.commands.terminal import escape, in_options, out, print_json, print_metrics, reported, say
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.terminal import escape, in_options, out, print_json, print_metrics, reported, say
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:

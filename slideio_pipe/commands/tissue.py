@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from slideio_pipe import cohort_commands, options
+from slideio_pipe.commands import cohort as cohort_commands
+from slideio_pipe.commands import options
+from slideio_pipe.commands.settings import settings_of
+from slideio_pipe.commands.terminal import print_json, reported, say
 from slideio_pipe.errors import ConfigError, NoTissueError
-from slideio_pipe.settings import settings_of
-from slideio_pipe.terminal import print_json, reported, say
 
 # Imported where it is needed: --help should not wait for it.
 if TYPE_CHECKING:

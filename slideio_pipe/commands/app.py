@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slideio_pipe import (
-    __version__,
-    cohort_commands,
-    feature_commands,
-    foreign_commands,
-    options,
-    predict_commands,
-    timing_commands,
-    tissue_commands,
-    train_commands,
-)
+from slideio_pipe import __version__
+from slideio_pipe.commands import cohort as cohort_commands
+from slideio_pipe.commands import convert as foreign_commands
+from slideio_pipe.commands import features as feature_commands
+from slideio_pipe.commands import options
+from slideio_pipe.commands import predict as predict_commands
+from slideio_pipe.commands import timing as timing_commands
+from slideio_pipe.commands import tissue as tissue_commands
+from slideio_pipe.commands import train as train_commands
+from slideio_pipe.commands.settings import mpp_of, settings_of
+from slideio_pipe.commands.terminal import called_as, escape, out, print_facts, print_json, reported, say, size_text
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.settings import mpp_of, settings_of
-from slideio_pipe.terminal import called_as, escape, out, print_facts, print_json, reported, say, size_text
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
 if TYPE_CHECKING:
@@ -295,7 +293,7 @@ def demo(
     if cohort:
         cohort_commands.demo_cohort(folder, as_json=as_json)
         return
-    from slideio_pipe.demo import run_demo
+    from slideio_pipe.commands.demos.slides import run_demo
 
     if as_json:
         print_json(run_demo(folder, device=device, say=lambda line: None, progress=False))
@@ -316,8 +314,8 @@ def doctor(as_json: options.Json = False) -> None:
 
     Example: [bold]slideio-pipe doctor[/]
     """
-    from slideio_pipe.doctor import as_json as report_of
-    from slideio_pipe.doctor import examine
+    from slideio_pipe.commands.doctor import as_json as report_of
+    from slideio_pipe.commands.doctor import examine
 
     findings = examine()
     if as_json:
