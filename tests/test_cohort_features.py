@@ -28,8 +28,8 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.commands.app import app
 from slideio_pipe.config import ExportConfig
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.streaming import dataset
 from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD
-from slideio_pipe.streaming.stream import dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = {"view": {"mpp": None}, "tissue": {"method": "none"}}

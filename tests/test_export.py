@@ -15,8 +15,8 @@ from PIL import Image
 from slideio_pipe import find_tissue, open_bag, open_slide
 from slideio_pipe.config import ExportConfig, GridConfig, TissueConfig, ViewConfig, load_config
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, OutputExistsError
+from slideio_pipe.export import slide as export
 from slideio_pipe.export.slide import bag_path, export_slide, plan_bag, save_picture
-from slideio_pipe.export.slide import slide as export
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 

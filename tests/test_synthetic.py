@@ -13,10 +13,11 @@ import skimage.color
 import tifffile
 
 from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError
+from slideio_pipe.synthetic import aperio
+from slideio_pipe.synthetic import stain as laboratory
 from slideio_pipe.synthetic.anatomy import Anatomy
 from slideio_pipe.synthetic.histology import Histology
-from slideio_pipe.synthetic.slide import SyntheticSlide, aperio, write_synthetic_slide
-from slideio_pipe.synthetic.slide import stain as laboratory
+from slideio_pipe.synthetic.slide import SyntheticSlide, write_synthetic_slide
 
 SIZE = (2211, 1499)  # neither whole tiles nor whole pixels of the lower levels
 

@@ -164,7 +164,7 @@ class FeaturePool:
         whole: list[_Pending] = []
         writing: dict[Future[dict[str, Any]], _Pending] = {}
         try:
-            with ThreadPoolExecutor(1, "slideio_pipe.features.feature_bag") as writer:
+            with ThreadPoolExecutor(1, "slideio_pipe.features") as writer:
 
                 def write(item: _Pending) -> None:
                     assert item.rows is not None
