@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.cohort.run import run_cohort as run_cohort
     from slideio_pipe.cohort.splits import fold_cohort as fold_cohort
     from slideio_pipe.cohort.splits import split_cohort as split_cohort
-    from slideio_pipe.config import LoaderConfig as LoaderConfig
     from slideio_pipe.errors import SlideioPipeError as SlideioPipeError
     from slideio_pipe.errors import SlideioPipeWarning as SlideioPipeWarning
     from slideio_pipe.export.cohort import export_cohort as export_cohort
@@ -55,6 +54,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.store import StoredBag as StoredBag
     from slideio_pipe.store import open_bag as open_bag
     from slideio_pipe.store import save_bag as save_bag
+    from slideio_pipe.streaming.config import LoaderConfig as LoaderConfig
     from slideio_pipe.streaming.dataset import BagDataset as BagDataset
     from slideio_pipe.streaming.loader import BagLoader as BagLoader
     from slideio_pipe.streaming.normalize import Normalize as Normalize
@@ -100,7 +100,7 @@ _PUBLIC = {
     "encode_cohort": "features.encode_cohort",
     "open_features": "features.feature_bag",
     "FeatureBag": "features.feature_bag",
-    "LoaderConfig": "config",
+    "LoaderConfig": "streaming.config",
     "BagDataset": "streaming.dataset",
     "BagLoader": "streaming.loader",
     "WholeBag": "streaming.whole_bag",

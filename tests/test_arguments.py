@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import slideio_pipe as sp
-from slideio_pipe.config import ExportConfig
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.export.config import ExportConfig
 
 CALLS: dict[str, Callable[[Any, Path], Any]] = {
     "find_tissue": lambda wrong, folder: sp.find_tissue(wrong),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from slideio_pipe import TileBag, TileGrid, open_slide
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.tiles.tile_bag import Bag
+from slideio_pipe.tiles.bag import Bag
 
 N, SIZE = 12, 16
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)

@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 
 import slideio_pipe as sp
 from slideio_pipe.commands import app as cli
-from slideio_pipe.config import ExportConfig
+from slideio_pipe.commands import export
+from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.synthetic.slide import SyntheticSlide
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -346,7 +347,7 @@ def test_a_given_mask_is_used(truth: SyntheticSlide, tmp_path: Path, ending: str
 )  # fmt: skip
 def test_labels_are_numbers_where_they_are_written_as_such(given: str, label: object) -> None:
     """Whole numbers, decimal numbers, and texts for everything else."""
-    found = cli._number_or_text(given)
+    found = export._number_or_text(given)
     assert found == label
     assert type(found) is type(label)
 

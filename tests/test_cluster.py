@@ -25,9 +25,9 @@ from test_cli import run as command
 from test_run import tree
 
 import slideio_pipe as sp
+from slideio_pipe.cohort.workers.config import load_cluster_config
 from slideio_pipe.cohort.workers.dask_pool import pool_for
 from slideio_pipe.cohort.workers.pool import Outcome, WorkerPool
-from slideio_pipe.config import load_cluster_config
 from slideio_pipe.errors import ClusterWarning, ConfigError, CorruptSlideError, MissingExtraError, WorkerError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,8 +26,8 @@ from slideio_pipe import encode_bag, encode_cohort, export_cohort, load_encoder,
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.commands.app import app
-from slideio_pipe.config import ExportConfig
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.streaming import dataset
 from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD
 

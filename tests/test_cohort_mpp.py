@@ -13,10 +13,11 @@ from conftest import write_pyramid
 from test_cli import run
 
 import slideio_pipe as sp
-from slideio_pipe.config import ExportConfig, LoaderConfig
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.slides.slide import open_slide
+from slideio_pipe.streaming.config import LoaderConfig
 
 # A slide that states 0.5 µm, one that states none, one that states 0.5 and has 0.3 in the cohort.
 NAMES = ("stated", "silent", "column")

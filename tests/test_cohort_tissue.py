@@ -9,8 +9,9 @@ import pytest
 from test_cli import run
 
 import slideio_pipe as sp
-from slideio_pipe.config import ExportConfig, TissueConfig
 from slideio_pipe.errors import ConfigError, OutputExistsError
+from slideio_pipe.export.config import ExportConfig
+from slideio_pipe.tiles.config import TissueConfig
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from slideio_pipe.config import ExportConfig, GridConfig, Record, checked, load_config
+from slideio_pipe.config import Record, checked
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.export.config import ExportConfig, load_config
+from slideio_pipe.tiles.config import GridConfig
 
 POSITIVE = st.floats(1e-3, 1e3)
 MICROSCOPIC = st.floats(0.05, 100)  # no microscope is finer

@@ -18,9 +18,9 @@ from conftest import coordinate_pixels, write_pyramid
 from PIL import Image
 
 import slideio_pipe as sp
-from slideio_pipe.config import TRAINING_SECTIONS, LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, RepeatedDrawsWarning, SlideNotFoundError
 from slideio_pipe.slides import slide as slide_module
+from slideio_pipe.streaming.config import TRAINING_SECTIONS, LoaderConfig, load_loader_config
 from slideio_pipe.tiles import find_tissue as tissue_finding
 
 ROOT = Path(__file__).resolve().parents[1]

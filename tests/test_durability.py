@@ -22,9 +22,9 @@ from memory_bag import MemoryBag, contents
 
 from slideio_pipe.cohort.ledger import fingerprint
 from slideio_pipe.errors import CorruptSlideError, OutputError, SkippedWarning
+from slideio_pipe.locks import WriterLock
 from slideio_pipe.store import open_bag, save_bag
 from slideio_pipe.store.feature_arrays import add_features, create_feature_store, stored_features
-from slideio_pipe.store.partial import WriterLock
 from slideio_pipe.store.shards import write_shard
 
 

@@ -13,12 +13,15 @@ from conftest import coordinate_pixels, write_pyramid
 from PIL import Image
 
 from slideio_pipe import find_tissue, open_bag, open_slide
-from slideio_pipe.config import ExportConfig, GridConfig, TissueConfig, ViewConfig, load_config
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, OutputExistsError
 from slideio_pipe.export import slide as export
-from slideio_pipe.export.slide import bag_path, export_slide, plan_bag, save_picture
+from slideio_pipe.export.config import ExportConfig, load_config
+from slideio_pipe.export.slide import bag_path, export_slide, plan_bag
+from slideio_pipe.images.picture import save_picture
+from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.synthetic.slide import write_synthetic_slide
+from slideio_pipe.tiles.config import GridConfig, TissueConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if f"--config configs/{path.name}" in path.read_text("utf-8"))

@@ -31,8 +31,8 @@ from slideio_pipe import (
     tissue_cohort,
 )
 from slideio_pipe.commands.app import app
-from slideio_pipe.config import ExportConfig, LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.export.slide import export_slide
 from slideio_pipe.geometry import Affine, Rect, Size
 from slideio_pipe.mil.prediction.colour_scale import ColourScale
@@ -41,6 +41,7 @@ from slideio_pipe.mil.prediction.score_map import TileScores
 from slideio_pipe.mil.prediction.score_regions import write_regions
 from slideio_pipe.mil.tasks import Classification
 from slideio_pipe.slides.frames import Frame, stated_bounds
+from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.tiles.mask_files import Annotation
 
 SLIDE = (1704, 1304)

@@ -19,8 +19,8 @@ from test_cli import run
 
 import slideio_pipe as sp
 from slideio_pipe.cohort.cohort_slide import CohortSlide
-from slideio_pipe.config import ExportConfig
 from slideio_pipe.errors import OutputExistsError, SkippedWarning
+from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.streaming.dataset import BagDataset
 
 CONFIG = {"view": {"mpp": None}, "grid": {"tile_size": 64}, "tissue": {"method": "none"}}

@@ -18,7 +18,8 @@ from tiny_training import features, quick, slides, study, table, train_features,
 from typer.testing import CliRunner, Result
 
 import slideio_pipe as sp
-from slideio_pipe.commands.app import app, export
+from slideio_pipe.commands.app import app
+from slideio_pipe.commands.export import export
 from slideio_pipe.commands.predict import predict
 from slideio_pipe.commands.terminal import in_options
 from slideio_pipe.commands.train import train

@@ -26,9 +26,12 @@ import slideio_pipe as sp
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.run import run_cohort
-from slideio_pipe.config import ExportConfig, GridConfig, StoreConfig, TissueConfig, ViewConfig
 from slideio_pipe.errors import ConfigError, OutputError
-from slideio_pipe.store.partial import WriterLock, within_run
+from slideio_pipe.export.config import ExportConfig
+from slideio_pipe.locks import WriterLock, within_run
+from slideio_pipe.slides.config import ViewConfig
+from slideio_pipe.store.config import StoreConfig
+from slideio_pipe.tiles.config import GridConfig, TissueConfig
 
 RAW = ExportConfig(
     view=ViewConfig(mpp=None),

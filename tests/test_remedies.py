@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 import slideio_pipe as sp
 from slideio_pipe.commands import app as cli
 from slideio_pipe.commands.terminal import in_options
-from slideio_pipe.config import ExportConfig
 from slideio_pipe.errors import ConfigError, NoTissueError, SlideioPipeError
+from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.export.slide import export_slide
 from slideio_pipe.tiles.reader import empty_tiles
 

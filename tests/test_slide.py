@@ -23,13 +23,13 @@ from typer.testing import CliRunner
 
 from slideio_pipe import Cohort, Slide, open_features, open_slide
 from slideio_pipe.commands.app import app
-from slideio_pipe.config import load_config
 from slideio_pipe.errors import (
     ConfigError,
     EstimatedResolutionWarning,
     ImplausibleResolutionWarning,
     MissingResolutionError,
 )
+from slideio_pipe.export.config import load_config
 from slideio_pipe.geometry import Size
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 

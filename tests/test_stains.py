@@ -11,19 +11,17 @@ from hypothesis import strategies as st
 from skimage.color import rgb2lab, rgb_from_hed
 
 from slideio_pipe.augment.operations import IDENTITY
+from slideio_pipe.augment.slide_colour import estimate_basis, slide_basis, slide_colour
 from slideio_pipe.augment.stains import (
     HED,
     MACENKO_HE,
     as_matrix,
     as_stain,
     checked_basis,
-    estimate_basis,
     exchange,
     jitter,
     named_basis,
     optical_density,
-    slide_basis,
-    slide_colour,
 )
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Affine, Size

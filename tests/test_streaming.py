@@ -27,8 +27,9 @@ from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import Normalize
 from slideio_pipe.streaming.stream import TileBatch, TileStream, default_threads, stream
+from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.grid import TileGrid
-from slideio_pipe.tiles.tile_bag import Bag, TileBag
+from slideio_pipe.tiles.tile_bag import TileBag
 
 
 class ArrayBag:

@@ -32,7 +32,8 @@ from slideio_pipe.augment.geometric_transforms import (
     rotation,
 )
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Saturation, Stain, Tone
-from slideio_pipe.augment.stains import HED, MACENKO_STRENGTH, SlideColour, as_matrix, named_basis, optical_density
+from slideio_pipe.augment.slide_colour import SlideColour
+from slideio_pipe.augment.stains import HED, MACENKO_STRENGTH, as_matrix, named_basis, optical_density
 from slideio_pipe.augment.transforms import Context, Steps, move_mask, span
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size

@@ -19,9 +19,8 @@ from memory_bag import MemoryBag
 from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.mil.models.chunk_size import chunk_that_fits
 from slideio_pipe.mil.models.model import MilModel
-from slideio_pipe.mil.models.two_pass import TwoPass
+from slideio_pipe.mil.models.two_pass import TwoPass, chunk_that_fits
 from slideio_pipe.streaming.normalize import Normalize
 from slideio_pipe.streaming.stream import stream
 

@@ -12,12 +12,15 @@ import tifffile
 from memory_bag import MemoryBag, contents
 from test_cli import run
 
-from slideio_pipe.config import ExportConfig, GridConfig, StoreConfig, TissueConfig, ViewConfig
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
+from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.export.slide import export_slide
+from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import layout, open_bag, save_bag
+from slideio_pipe.store.config import StoreConfig
 from slideio_pipe.synthetic.slide import write_synthetic_slide
+from slideio_pipe.tiles.config import GridConfig, TissueConfig
 from slideio_pipe.tiles.find_tissue import find_tissue
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag

@@ -21,7 +21,8 @@ from slideio_pipe.augment import colour_transforms, geometric_transforms  # noqa
 from slideio_pipe.augment.albumentations import adopted, verdict
 from slideio_pipe.augment.draw import AffineTuple, Draw, generator
 from slideio_pipe.augment.operations import Operation
-from slideio_pipe.augment.stains import SlideColour, as_matrix, checked_basis
+from slideio_pipe.augment.slide_colour import SlideColour
+from slideio_pipe.augment.stains import as_matrix, checked_basis
 from slideio_pipe.augment.transforms import Context, OurTransform, Steps
 from slideio_pipe.config import read_yaml
 from slideio_pipe.errors import ConfigError, NoTissueError

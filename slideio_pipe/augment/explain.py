@@ -14,7 +14,6 @@ from rich.table import Table
 
 from slideio_pipe.augment.albumentations import verdict
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.slides.view import SlideView
 
 # CPU milliseconds per 256-px tile on one core, as tests/benchmarks/explain_costs.py prints them; other machines differ.
 # StainNormalize and HEDShift are the operation of StainJitter, RandStainNA that of Lab, RandomGamma a table.
@@ -106,7 +105,7 @@ class Explanation:
 _HEADINGS = ("step", "p", "runs", "why", "dtype", "ms per tile")
 
 
-def explain(transform: Any, view: SlideView | None = None) -> Explanation:
+def explain(transform: Any, view: object | None = None) -> Explanation:
     """Say where each step of ``transform`` runs and why, without running it.
 
     Parameters

@@ -7,16 +7,11 @@ without offset leaves it white.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.operations import Matrix, Stain, Triple
-from slideio_pipe.config import Record
-from slideio_pipe.errors import ConfigError, NoTissueError
-from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.errors import ConfigError
 
 # Ruifrok and Johnston 2001, rounded as scikit-image publishes them (skimage.color.rgb_from_hed): haematoxylin, eosin,
 # diaminobenzidine.
@@ -26,65 +21,8 @@ MACENKO_HE: tuple[Triple, Triple] = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 
 # Their 99th percentiles of concentration, for light of 240 levels.
 MACENKO_STRENGTH: Triple = (1.9705, 1.0308, 1.0)
 
-# Macenko et al. 2009: pixels below 0.15 in a channel are glass; the stains lie at the 1st and 99th percentile of angle.
-MIN_OPTICAL_DENSITY = 0.15
-ANGLE_PERCENTILES = (1.0, 99.0)
-STRENGTH_PERCENTILE = 99.0
-# A channel below this has lost its density to the sensor: ink, folds, black padding.
-MIN_LEVEL = 5
-# Fewer pixels say more about noise than about stains.
-MIN_PIXELS = 500
 # Above this a basis amplifies noise a hundredfold: two of its stains are one, or all lie in a plane.
 MAX_CONDITION = 100.0
-# Two stains are told apart from this angle on; haematoxylin and eosin are 20° to 40° apart.
-MIN_ANGLE_DEGREES = 5.0
-
-TILE_PX = 128
-TILES = 64
-THUMBNAIL_PX = 1024
-
-
-class SlideColour(Record):
-    """What a slide's own tissue looks like, measured once: for transforms that start from the slide's own colours."""
-
-    basis: Matrix  # haematoxylin, eosin, what is left; unit vectors
-    strength: Triple = (1.0, 1.0, 1.0)  # 99th percentile of each concentration
-    lab_mean: Triple | None = None  # of CIE Lab in tissue tiles
-    lab_std: Triple | None = None
-
-
-class SampledSlide(Protocol):
-    """What is asked of a slide to measure its colours."""
-
-    @property
-    def name(self) -> str:
-        """The slide's name."""
-        ...
-
-    @property
-    def dimensions(self) -> Size:
-        """The size of level 0."""
-        ...
-
-    def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]: ...
-
-    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return a rectangle of a level, its corner in level-0 px."""
-        ...
-
-
-class SampledMask(Protocol):
-    """What is asked of a tissue mask."""
-
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """(h, w), True on tissue."""
-        ...
-
-    @property
-    def affine(self) -> Affine:
-        """From mask px to level-0 px."""
-        ...
 
 
 def optical_density(rgb: ArrayLike) -> NDArray[np.float64]:
@@ -209,147 +147,3 @@ def as_matrix(values: ArrayLike) -> Matrix:
 
 
 # -- what a slide looks like ---------------------------------------------------------------------------------------
-
-
-def estimate_basis(
-    pixels: ArrayLike, *, owner: str = 'StainJitter(basis="slide")', slide: str | None = None
-) -> NDArray[np.float64]:
-    """Return haematoxylin, eosin and what is left, estimated from tissue pixels; the same pixels, the same basis.
-
-    Macenko et al. 2009, "A method for normalizing histology slides for quantitative analysis": the plane of the two
-    largest eigenvectors of the covariance of optical density, and the extreme directions in it.
-
-    Parameters
-    ----------
-    pixels : (n, 3) uint8 RGB
-        Glass, and black where the sensor saw nothing, are left out here.
-    owner, slide : str
-        Named in errors.
-
-    Returns
-    -------
-    (3, 3) float64
-        Unit vectors, one stain per row; haematoxylin, the one that takes more red, is first.
-
-    Raises
-    ------
-    NoTissueError
-        Fewer than 500 stained pixels.
-    ConfigError
-        Only one stain, or pixels that are not (n, 3).
-    """
-    density = _stained(pixels, owner, slide)
-    # Largest last; of the covariance, as in the paper.
-    plane = np.linalg.eigh(np.cov(density, rowvar=False))[1][:, [2, 1]]
-    plane *= np.where(plane.sum(axis=0) < 0, -1.0, 1.0)
-    # Angles are measured from the mean direction, so that no stain lies on either side of ±180°.
-    x, y = (density @ plane).T
-    middle = np.arctan2(y.mean(), x.mean())
-    angles = (np.arctan2(y, x) - middle + np.pi) % (2 * np.pi) - np.pi
-    low, high = np.percentile(angles, ANGLE_PERCENTILES) + middle
-    if np.degrees(high - low) < MIN_ANGLE_DEGREES:
-        raise ConfigError(
-            f"{owner}: only one stain ({np.degrees(high - low):.1f}° between the extremes)",
-            slide=slide,
-            remedy='pass basis="hed"',
-        )
-    stains = [plane @ (np.cos(angle), np.sin(angle)) for angle in (low, high)]
-    stains = [stain * np.sign(stain.sum()) for stain in stains]
-    return completed(sorted(stains, key=lambda stain: -float(stain[0])))
-
-
-def _stained(pixels: ArrayLike, owner: str, slide: str | None) -> NDArray[np.float64]:
-    """Return the optical density of pixels that are neither glass nor black."""
-    rgb = np.asarray(pixels)
-    if rgb.ndim != 2 or rgb.shape[1] != 3:
-        raise ConfigError(f"{owner}: pixels of shape {rgb.shape}", slide=slide, remedy="pass (n, 3) uint8 RGB")
-    density = optical_density(rgb)
-    density = density[(density >= MIN_OPTICAL_DENSITY).all(axis=1) & (rgb >= MIN_LEVEL).all(axis=1)]
-    if len(density) < MIN_PIXELS:
-        raise NoTissueError(
-            f"{owner}: {len(density)} stained pixels, and {MIN_PIXELS} are needed to estimate stains",
-            slide=slide,
-            remedy='pass basis="hed", or leave the slide out',
-        )
-    return density
-
-
-def slide_basis(slide: SampledSlide, mask: SampledMask | None = None, seed: int = 0) -> NDArray[np.float64]:
-    """Return the (3, 3) basis of a slide, from tissue tiles at full resolution; see ``slide_colour``."""
-    return np.asarray(slide_colour(slide, mask, seed).basis)
-
-
-def slide_colour(
-    slide: SampledSlide,
-    mask: SampledMask | None = None,
-    seed: int = 0,
-    *,
-    owner: str = 'StainJitter(basis="slide")',
-) -> SlideColour:
-    """Measure a slide's stains and Lab statistics in up to 64 tissue tiles of 128 px, sampled at level 0.
-
-    At level 0, because a thumbnail mixes stains within its pixels: 4° to 6° off in our measurements.
-
-    Parameters
-    ----------
-    slide : Slide
-    mask : TissueMask, optional
-        Where to look; without one, what is coloured in the thumbnail.
-    seed : int
-        Of the sampling; the same seed gives the same numbers.
-
-    Raises
-    ------
-    NoTissueError
-        Glass only.
-    """
-    tiles = list(_tissue_tiles(slide, mask, seed, owner))
-    pixels = np.concatenate([tile[::2, ::2].reshape(-1, 3) for tile in tiles])
-    basis = estimate_basis(pixels, owner=owner, slide=slide.name)
-    concentrations = _stained(pixels, owner, slide.name) @ np.linalg.inv(basis)
-    strength = np.percentile(concentrations, STRENGTH_PERCENTILE, axis=0)
-    lab = _lab(pixels[::4])  # means need fewer pixels than percentiles
-    return SlideColour(
-        basis=as_matrix(basis),
-        strength=(float(strength[0]), float(strength[1]), 1.0),  # the third is what is left, mostly noise
-        lab_mean=as_triple(lab.mean(axis=0)),
-        lab_std=as_triple(lab.std(axis=0)),
-    )
-
-
-def _lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    from skimage.color import rgb2lab  # loads scipy: only where a slide is measured
-
-    return np.asarray(rgb2lab(pixels), np.float64)
-
-
-def _tissue_tiles(slide: SampledSlide, mask: SampledMask | None, seed: int, owner: str) -> Iterator[NDArray[np.uint8]]:
-    rng = np.random.Generator(np.random.Philox(seed))
-    points, to_level0 = _tissue_points(slide, mask)
-    if len(points) == 0:
-        raise NoTissueError(
-            f"{owner}: glass only, no tissue to estimate stains from", slide=slide.name, remedy='pass basis="hed"'
-        )
-    chosen = points[np.sort(rng.choice(len(points), min(TILES, len(points)), replace=False))]
-    for x, y in to_level0.apply(chosen + rng.random(chosen.shape)):
-        corner = (_inside(x, slide.dimensions.width), _inside(y, slide.dimensions.height))
-        size = (min(TILE_PX, slide.dimensions.width), min(TILE_PX, slide.dimensions.height))
-        yield slide.read_region(corner, 0, size)
-
-
-def _inside(centre: float, length: int) -> int:
-    """Return where a tile around ``centre`` begins, moved onto the slide."""
-    return int(min(max(centre - TILE_PX / 2, 0), max(length - TILE_PX, 0)))
-
-
-def _tissue_points(slide: SampledSlide, mask: SampledMask | None) -> tuple[NDArray[np.int64], Affine]:
-    """Return (n, 2) pixels (x, y) on tissue, and the affine from them to level-0 px."""
-    if mask is not None:
-        return np.argwhere(mask.mask)[:, ::-1], mask.affine
-    thumbnail = slide.thumbnail(THUMBNAIL_PX)
-    density = optical_density(thumbnail)
-    # Darker than glass and coloured: neither shadow nor ink. Half of Macenko's limit, as a thumbnail mixes in glass.
-    tissue = (density.mean(axis=2) > MIN_OPTICAL_DENSITY / 2) & (np.ptp(density, axis=2) > MIN_OPTICAL_DENSITY / 3)
-    height, width = tissue.shape
-    scale = Affine.scaling(slide.dimensions.width / width, slide.dimensions.height / height)
-    return np.argwhere(tissue)[:, ::-1], scale

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.operations import Matrix, Operation
-from slideio_pipe.augment.stains import SlideColour
+from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from slideio_pipe.geometry import too_fine
-from slideio_pipe.tiles.tile_bag import Label
+from slideio_pipe.tiles.bag import Label
 
 # What programs write where there is no value, besides an empty cell: the defaults of pandas.read_csv(na_values=…),
 # which hold what R's write.csv ("NA"), pandas' astype(str) ("nan", "None", "<NA>"), SQL and Excel write.

@@ -28,7 +28,7 @@ from slideio_pipe.cohort.table import (
     write_table,
 )
 from slideio_pipe.errors import ConfigError, MissingCellsWarning, warn_caller
-from slideio_pipe.tiles.tile_bag import Bag, Label, patient_of
+from slideio_pipe.tiles.bag import Bag, Label, patient_of
 
 # More problems than this in one message help nobody.
 _SHOWN = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from slideio_pipe.tiles.tile_bag import Bag, Label
+from slideio_pipe.tiles.bag import Bag, Label
 
 COLUMNS = ("slide", "name", "label", "mpp", "mask", "patient", "split", "fold")
 

@@ -25,10 +25,9 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import OutputError, SlideioPipeError
-from slideio_pipe.slides.slide import file_fingerprint
+from slideio_pipe.files import disk_errors, file_fingerprint, write_file
+from slideio_pipe.locks import WriterLock
 from slideio_pipe.store.feature_arrays import FOLDER as FEATURES
-from slideio_pipe.store.partial import WriterLock, disk_errors
-from slideio_pipe.tiles.mask_files import write_file
 
 FAILURES = ("slide", "stage", "error", "remedy")
 # What a spreadsheet takes for a formula.

@@ -29,9 +29,9 @@ from slideio_pipe.errors import (
     SlideNotFoundError,
     WorkerError,
 )
+from slideio_pipe.files import package_versions
+from slideio_pipe.locks import remove_left_lock, within_run
 from slideio_pipe.progress import Report, name_work, note_kept, reporting
-from slideio_pipe.store.partial import remove_left_lock, within_run
-from slideio_pipe.tiles.tile_bag import package_versions
 
 # So many slides in a row that cannot be written: it is the disk, and the rest would fare no better.
 _UNWRITABLE = 3

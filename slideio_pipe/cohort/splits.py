@@ -14,7 +14,7 @@ import numpy as np
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.tiles.tile_bag import Label
+from slideio_pipe.tiles.bag import Label
 
 DEFAULT = {"train": 0.7, "val": 0.15, "test": 0.15}
 # Labels that are numbers, more of them than this: a quantity, stratified by its quarters.

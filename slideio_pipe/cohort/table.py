@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from slideio_pipe.errors import ConfigError, MissingExtraError, not_importable
-from slideio_pipe.tiles.mask_files import write_file
+from slideio_pipe.files import write_file
 
 TABLES = (".csv", ".tsv", ".txt", ".parquet")
 # What CLAM and others call the columns of their tables.

@@ -11,6 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import typer
+
+from slideio_pipe.commands import options
+from slideio_pipe.commands.terminal import escape, out, print_json, reported
+
 Status = Literal["ok", "optional", "problem"]
 
 PACKAGES = (
@@ -44,7 +49,7 @@ def examine() -> list[Finding]:
     return [*_machine(), *_packages(), *_formats(), *_gpu()]
 
 
-def as_json(findings: list[Finding]) -> dict[str, Any]:
+def report_of(findings: list[Finding]) -> dict[str, Any]:
     """Return the report, JSON-able."""
     return {
         "healthy": all(finding.status != "problem" for finding in findings),
@@ -164,3 +169,27 @@ def _gpu() -> list[Finding]:
         Finding("GPU", f"cuda:{i}", f"{p.name}, {p.total_memory / gib:.0f} GiB")
         for i, p in ((i, torch.cuda.get_device_properties(i)) for i in range(torch.cuda.device_count()))
     ]
+
+
+@reported
+def doctor(as_json: options.Json = False) -> None:
+    """Check the installation: packages, formats (each really read), GPU. Exit code 2 if the main job cannot run.
+
+    Example: [bold]slideio-pipe doctor[/]
+    """
+    findings = examine()
+    if as_json:
+        print_json(report_of(findings))
+    else:
+        marks = {"ok": "[green]✓[/]", "optional": "[yellow]–[/]", "problem": "[red]✗[/]"}
+        group = ""
+        for finding in findings:
+            if finding.group != group:
+                group = finding.group
+                out.print(f"[bold]{group}[/]")
+            line = f"{marks[finding.status]} {escape(finding.what):<40}{escape(finding.found)}"
+            out.print(line, soft_wrap=True)
+            if finding.remedy:
+                out.print(f"  [dim]{escape(finding.remedy)}[/]", soft_wrap=True)
+    if any(finding.status == "problem" for finding in findings):
+        raise typer.Exit(2)

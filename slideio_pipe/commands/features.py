@@ -9,7 +9,7 @@ import typer
 
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
-from slideio_pipe.commands.settings import mpp_of, settings_of
+from slideio_pipe.commands.options import mpp_of, settings_of
 from slideio_pipe.commands.terminal import print_json, reported, say
 from slideio_pipe.errors import ConfigError
 

@@ -65,8 +65,9 @@ def profile(
 
     Example: [bold]slideio-pipe profile a.svs --tiles 2000 --step-ms 15 --trace trace.json[/]
     """
-    from slideio_pipe.config import LoaderConfig, checked, load_loader_config
+    from slideio_pipe.config import checked
     from slideio_pipe.errors import SlideNotFoundError
+    from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
     from slideio_pipe.streaming.dataset import BagDataset
     from slideio_pipe.streaming.profile import profile as measure
 

@@ -10,13 +10,13 @@ import typer
 
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
-from slideio_pipe.commands.settings import settings_of
+from slideio_pipe.commands.options import settings_of
 from slideio_pipe.commands.terminal import print_json, reported, say
 from slideio_pipe.errors import ConfigError, NoTissueError
 
 # Imported where it is needed: --help should not wait for it.
 if TYPE_CHECKING:
-    from slideio_pipe.config import ExportConfig
+    from slideio_pipe.export.config import ExportConfig
 
 
 @reported
@@ -52,7 +52,8 @@ def tissue(
 
     A cohort: [bold]slideio-pipe tissue cohort.csv --out masks/ --manifest corrected.csv --workers 4[/]
     """
-    from slideio_pipe.export.slide import make_folder, picture_path, save_picture
+    from slideio_pipe.files import make_folder
+    from slideio_pipe.images.picture import picture_path, save_picture
     from slideio_pipe.slides.frames import checked_frame
     from slideio_pipe.slides.slide import open_slide
     from slideio_pipe.tiles.find_tissue import find_tissue

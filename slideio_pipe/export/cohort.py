@@ -14,18 +14,20 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.names import bag_name
 from slideio_pipe.cohort.report_page import picture_file
 from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.cohort.workers.pool import OnStage
-from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import SlideioPipeWarning
-from slideio_pipe.export.slide import Exported, bag_name, export_slide, make_folder, overview
+from slideio_pipe.export.config import ExportConfig, export_config
+from slideio_pipe.export.preview import overview
+from slideio_pipe.export.slide import Exported, export_slide
+from slideio_pipe.files import make_folder, write_file
 from slideio_pipe.progress import Report
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.failed_tiles import check_bearing
-from slideio_pipe.tiles.mask_files import write_file
 from slideio_pipe.tiles.tile_bag import TileBag
 
 # What a bag does not say of its making.

@@ -20,6 +20,7 @@ import numpy as np
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.ledger import Entry, Ledger
+from slideio_pipe.cohort.names import stem_of
 from slideio_pipe.cohort.slide_files import is_collection
 from slideio_pipe.cohort.table import TABLES
 from slideio_pipe.cohort.workers.pool import OnStage, Outcome, WorkerPool
@@ -43,16 +44,15 @@ from slideio_pipe.export.layouts.registry import (
     check_stems,
     label_type,
     layout_of,
-    stem_of,
     warn_of_empty,
 )
 from slideio_pipe.export.layouts.registry import convert as convert_alone
+from slideio_pipe.files import file_fingerprint
 from slideio_pipe.progress import Report, reporting
-from slideio_pipe.slides.slide import file_fingerprint
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.tiles.bag import Bag, patient_of
 from slideio_pipe.tiles.failures import Failure
-from slideio_pipe.tiles.tile_bag import Bag, patient_of
 
 # So many bags in a row that cannot be written: it is the disk.
 _UNWRITABLE = 3

@@ -9,19 +9,19 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.names import SUFFIX, stem_of
 from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.cohort.slide_files import files_in, without_companions
 from slideio_pipe.cohort.workers.pool import OnStage
-from slideio_pipe.config import SlideConfig
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.export.layouts import from_clam, from_trident
 from slideio_pipe.export.layouts.clam_pixels import PixelFile
-from slideio_pipe.export.layouts.registry import stem_of
-from slideio_pipe.export.slide import SUFFIX, bag_path
+from slideio_pipe.export.slide import bag_path
 from slideio_pipe.progress import Report
+from slideio_pipe.slides.config import SlideConfig
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import StoredBag, save_bag
-from slideio_pipe.tiles.tile_bag import Label
+from slideio_pipe.tiles.bag import Label
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -14,29 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from slideio_pipe.config import ExportConfig, Pixels
+from slideio_pipe.cohort.names import SUFFIX, bag_name
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputError, OutputExistsError, SlideioPipeError
-from slideio_pipe.images import picture
+from slideio_pipe.export.config import ExportConfig
+from slideio_pipe.export.preview import sheet
+from slideio_pipe.images.picture import picture_path, save_picture
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slides.frames import Frame
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag, save_bag
 from slideio_pipe.store.codecs import codec_for
+from slideio_pipe.store.config import Pixels
 from slideio_pipe.store.failed_tiles import check_bearing
+from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.grid import TileGrid
-from slideio_pipe.tiles.mask_files import write_file
-from slideio_pipe.tiles.tile_bag import Label, TileBag
+from slideio_pipe.tiles.tile_bag import TileBag
 
-SUFFIX = ".bag.zarr"
 # The least part of the raw bytes that a codec leaves: glass compresses well, tissue to about a half. JPEG: anything.
 _LEAST_SHARE = {"none": 1.0, "zstd": 0.2}
 _LEAST_JPEG = 0.01
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-# What goes from a slide's name: an ending, but not a number as in an identifier of DICOM (1.2.840.113619).
-_ENDING = re.compile(r"(\.ome)?\.[a-z][a-z0-9]*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -305,94 +301,3 @@ def bag_path(slide: Slide, out: str | Path | None) -> Path:
     if folder.is_file():
         raise ConfigError("the output is a file", slide=str(folder), remedy=f"pass a folder or a name in {SUFFIX}")
     return folder / bag_name(slide.name)
-
-
-def bag_name(slide_name: str) -> str:
-    """Return what the bag of a slide is called.
-
-    >>> bag_name("a.ome.tif"), bag_name("1.2.840.113619")
-    ('a.bag.zarr', '1.2.840.113619.bag.zarr')
-    """
-    return f"{_ENDING.sub('', slide_name) or slide_name}{SUFFIX}"
-
-
-def sheet(slide: Slide, bag: TileBag) -> Image.Image:
-    """Return what an export did as a picture: the slide, its tissue and tiles, a montage of the bag."""
-    mask, mpp = bag.grid.mask, bag.view_mpp
-    tissue = "" if mask is None else f", {mask.fraction:.0%} of the slide is tissue"
-    label = "" if bag.label is None else f", label {bag.label}"
-    at = "" if mpp is None else f", {mpp.mean:.3g} µm per pixel"
-    return picture.beside(
-        [
-            picture.captioned(slide.plot(640), f"{bag.name}{label}"),
-            picture.captioned(bag.grid.plot(640), f"{len(bag):,} tiles{tissue}"),
-            picture.captioned(bag.plot(20, 118), f"tiles of the bag{at}"),
-        ]
-    )
-
-
-def overview(slide: Slide, bag: TileBag, side_px: int = 320) -> Image.Image:
-    """Return the slide, its tissue and its tiles side by side, each at most ``side_px`` wide and high."""
-    grid = bag.grid
-    plain = picture.fit(slide.thumbnail(side_px), side_px)
-    tissue = plain if grid.mask is None else picture.tint_mask(plain, grid.mask.mask)
-    corners = grid.corners_level0() * (plain.width / slide.dimensions.width)
-    least = corners.min(axis=1)
-    tiles = picture.draw_boxes(tissue, np.hstack([least, corners.max(axis=1) - least]))
-    width = slide.dimensions.width / plain.width
-    shown = plain if slide.mpp is None else picture.scale_bar(plain, slide.mpp.x * width)
-    return picture.beside([shown, tissue, tiles], gap=6)
-
-
-def picture_path(file: str | Path, *, overwrite: bool) -> Path:
-    """Return where a picture may be written.
-
-    Raises
-    ------
-    ConfigError
-        Its ending is no picture's.
-    OutputExistsError
-        It is there and may not be replaced.
-    """
-    path = Path(file).expanduser()
-    if path.suffix.lower() not in PICTURES:
-        raise ConfigError("no picture has this ending", slide=str(path), remedy=f"end it in {' or '.join(PICTURES)}")
-    folder = next((parent for parent in path.absolute().parents if parent.exists()), path.parent)
-    if not folder.is_dir():
-        raise OutputError(
-            f"the folder cannot be made ({folder} is a file)", slide=str(path), remedy="pass another path"
-        )
-    if path.exists() and not overwrite:
-        raise OutputExistsError("already exists", slide=str(path), remedy="pass overwrite=True or another path")
-    return path
-
-
-def save_picture(image: Image.Image, file: Path, *, overwrite: bool) -> None:
-    """Write a picture, whole or not at all; folders are made.
-
-    Raises
-    ------
-    ConfigError, OutputExistsError, OutputError
-        See ``picture_path``; or the disk refuses.
-    """
-    path = picture_path(file, overwrite=overwrite)
-    buffer = io.BytesIO()
-    image.save(buffer, Image.registered_extensions()[path.suffix.lower()])
-    make_folder(path.parent)
-    write_file(path, buffer.getvalue(), overwrite=overwrite)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder for outputs, and those above it.
-
-    Raises
-    ------
-    OutputError
-        It cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder cannot be made ({error.strerror})", slide=str(folder), remedy="choose another one"
-        ) from error

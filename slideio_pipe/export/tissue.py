@@ -10,13 +10,13 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.names import SUFFIX, bag_name
 from slideio_pipe.cohort.records import Records
 from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.cohort.table import TABLES
 from slideio_pipe.cohort.workers.pool import OnStage
-from slideio_pipe.config import ExportConfig, export_config
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputExistsError, SlideioPipeError
-from slideio_pipe.export.slide import SUFFIX, bag_name
+from slideio_pipe.export.config import ExportConfig, export_config
 from slideio_pipe.progress import Report
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import open_slide

@@ -27,7 +27,7 @@ from slideio_pipe.features.encoders.loading import Source
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.streaming.device import StreamMark, check_device, on_device
 from slideio_pipe.streaming.stream import at_least_one, stream
-from slideio_pipe.tiles.tile_bag import Bag, check_bag
+from slideio_pipe.tiles.bag import Bag, check_bag
 
 BATCH_SIZE = 64
 # Batches on their way from a device while the next one is computed.

@@ -20,16 +20,16 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import Outcome
-from slideio_pipe.config import LoaderConfig
 from slideio_pipe.errors import NoTissueError, SlideioPipeError
 from slideio_pipe.features.encode_bag import Encoding, Rows
 from slideio_pipe.store import StoredBag
 from slideio_pipe.streaming.chunks import Delivery, Loss, Pace
+from slideio_pipe.streaming.config import LoaderConfig
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import Sender
 from slideio_pipe.streaming.ring import Ring, Stage
 from slideio_pipe.streaming.schedule import Flights
-from slideio_pipe.tiles.tile_bag import Bag, Label, patient_of
+from slideio_pipe.tiles.bag import Bag, Label, patient_of
 
 # Tiles per chunk, at most: what is decoded together. Batches are made of as many chunks as they take.
 _CHUNK_SIZE = 64

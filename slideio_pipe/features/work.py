@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.ledger import Entry, fingerprint, settings_digest
+from slideio_pipe.cohort.names import SUFFIX as BAG_SUFFIX
+from slideio_pipe.cohort.names import bag_name
 from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import OnStage
-from slideio_pipe.config import LoaderConfig
 from slideio_pipe.errors import ConfigError, OutputExistsError
-from slideio_pipe.export.slide import SUFFIX as BAG_SUFFIX
-from slideio_pipe.export.slide import bag_name
 from slideio_pipe.features.encode_bag import Encoding
 from slideio_pipe.features.encoders import Encoder, load_encoder
 from slideio_pipe.features.pool import FeaturePool, Laid
+from slideio_pipe.locks import within_run
 from slideio_pipe.store.feature_arrays import (
     FOLDER,
     SUFFIX,
@@ -33,7 +33,7 @@ from slideio_pipe.store.feature_arrays import (
     feature_store_attributes,
     open_feature_store,
 )
-from slideio_pipe.store.partial import within_run
+from slideio_pipe.streaming.config import LoaderConfig
 from slideio_pipe.streaming.device import check_device
 
 _SHOWN = 5

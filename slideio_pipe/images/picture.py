@@ -8,11 +8,15 @@ import io
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError
+from slideio_pipe.files import make_folder, write_file
 
 TISSUE = (0, 150, 110)  # green-blue: far from eosin, haematoxylin and DAB
 TILE = (20, 60, 200)
@@ -175,3 +179,44 @@ def _data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def picture_path(file: str | Path, *, overwrite: bool) -> Path:
+    """Return where a picture may be written.
+
+    Raises
+    ------
+    ConfigError
+        Its ending is no picture's.
+    OutputExistsError
+        It is there and may not be replaced.
+    """
+    path = Path(file).expanduser()
+    if path.suffix.lower() not in PICTURES:
+        raise ConfigError("no picture has this ending", slide=str(path), remedy=f"end it in {' or '.join(PICTURES)}")
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), path.parent)
+    if not folder.is_dir():
+        raise OutputError(
+            f"the folder cannot be made ({folder} is a file)", slide=str(path), remedy="pass another path"
+        )
+    if path.exists() and not overwrite:
+        raise OutputExistsError("already exists", slide=str(path), remedy="pass overwrite=True or another path")
+    return path
+
+
+def save_picture(image: Image.Image, file: Path, *, overwrite: bool) -> None:
+    """Write a picture, whole or not at all; folders are made.
+
+    Raises
+    ------
+    ConfigError, OutputExistsError, OutputError
+        See ``picture_path``; or the disk refuses.
+    """
+    path = picture_path(file, overwrite=overwrite)
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[path.suffix.lower()])
+    make_folder(path.parent)
+    write_file(path, buffer.getvalue(), overwrite=overwrite)

@@ -13,9 +13,8 @@ from torch import nn
 
 from slideio_pipe.cohort.run import differences
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.files import disk_errors, package_versions
 from slideio_pipe.mil.identity import other_slides
-from slideio_pipe.store.partial import disk_errors
-from slideio_pipe.tiles.tile_bag import package_versions
 
 VERSION = 1
 

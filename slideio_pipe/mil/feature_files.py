@@ -10,9 +10,9 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.names import stem_of
 from slideio_pipe.cohort.table import TABLES, file_name, read_table
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.export.layouts.registry import stem_of
 from slideio_pipe.store.feature_arrays import encoder_names
 from slideio_pipe.store.layout import is_bag_store
 

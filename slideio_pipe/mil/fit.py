@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.files import disk_errors
+from slideio_pipe.locks import WriterLock
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.checks import check_divisions, made_fabric, try_model
 from slideio_pipe.mil.divisions import Division, divide
@@ -28,7 +30,6 @@ from slideio_pipe.mil.sources import FeatureSource, PixelSource, Source
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 from slideio_pipe.mil.training import Training
 from slideio_pipe.progress import Report, narrated
-from slideio_pipe.store.partial import WriterLock, disk_errors
 from slideio_pipe.streaming.normalize import Normalize
 
 # What of the settings may change between a training and its continuation.

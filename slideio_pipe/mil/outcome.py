@@ -18,12 +18,12 @@ from torch import Tensor
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import MissingExtraError, SkippedWarning
+from slideio_pipe.files import write_file
 from slideio_pipe.mil.divisions import Division
 from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure
 from slideio_pipe.mil.plots import write_plots
 from slideio_pipe.mil.settings import TrainConfig, dump
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
-from slideio_pipe.tiles.mask_files import write_file
 
 PARTS = ("val", "test")
 

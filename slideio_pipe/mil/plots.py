@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideio_pipe.export.slide import make_folder
+from slideio_pipe.files import make_folder, write_file
 from slideio_pipe.mil.curves import Calibration, kaplan_meier, log_rank, precision_recall_curve, roc_curve, upper_half
 from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.metrics import Metric
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
-from slideio_pipe.tiles.mask_files import write_file
 
 # Colours of P. Tol's "bright" scheme, told apart with any colour vision.
 _COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")

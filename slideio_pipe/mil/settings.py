@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from slideio_pipe.config import LoaderConfig, Record, checked, load_record
+from slideio_pipe.config import Record, checked, load_record
+from slideio_pipe.streaming.config import LoaderConfig
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]

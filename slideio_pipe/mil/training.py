@@ -24,7 +24,7 @@ from slideio_pipe.mil.checkpoint import Checkpoints, Progress
 from slideio_pipe.mil.epoch_words import epoch_words, step_words
 from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.metrics import measure
-from slideio_pipe.mil.models.model import MilOutput
+from slideio_pipe.mil.models.bag_model import MilOutput
 from slideio_pipe.mil.models.two_pass import EncodedBag, TwoPass
 from slideio_pipe.mil.pixels import LostBagError
 from slideio_pipe.mil.settings import TrainConfig

@@ -16,11 +16,12 @@ from PIL import Image
 
 from slideio_pipe.arguments import pair, place, whole_number
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.stains import SlideColour, slide_colour
+from slideio_pipe.augment.slide_colour import SlideColour, slide_colour
 from slideio_pipe.errors import (
     ConfigError,
     CorruptSlideError,
 )
+from slideio_pipe.files import file_fingerprint
 from slideio_pipe.geometry import Affine, Mpp, Rect, Size
 from slideio_pipe.images import picture
 from slideio_pipe.images.vips import check_process
@@ -33,19 +34,6 @@ from slideio_pipe.slides.header import SlideHeader
 from slideio_pipe.slides.regions import read_region, readable_view, thumbnail_of, whole_view
 from slideio_pipe.slides.resolution import checked_mpp, resolve_mpp
 from slideio_pipe.slides.view import SlideView
-
-_FINGERPRINT_BYTES = 65_536
-
-
-def file_fingerprint(path: Path) -> str:
-    """Return sixteen hex digits that tell a file from another: of its size, its first and its last 64 KiB."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_FINGERPRINT_BYTES))
-        file.seek(max(0, size - _FINGERPRINT_BYTES))
-        digest.update(file.read(_FINGERPRINT_BYTES))
-    return digest.hexdigest()[:16]
 
 
 def open_slide(

@@ -17,7 +17,7 @@ from PIL import Image
 from slideio_pipe.arguments import whole_number
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.lazy import apply_lazy
-from slideio_pipe.augment.stains import SlideColour
+from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.errors import ConfigError, CorruptSlideError, UpsamplingWarning
 from slideio_pipe.geometry import SAME_RESOLUTION, Affine, LevelChoice, Mpp, Rect, Size, round_half_up
 from slideio_pipe.images import picture

@@ -15,9 +15,9 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from slideio_pipe.config import jpeg_quality
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.store import zarr_jpeg
+from slideio_pipe.store.config import jpeg_quality
 
 # Level 3 compresses H&E tiles no smaller than level 1 (2.97 times both) at half the speed: tests/benchmarks/store.py.
 ZSTD_LEVEL = 1

@@ -27,10 +27,9 @@ from zarr.codecs import BytesCodec
 from zarr.storage import MemoryStore
 
 from slideio_pipe.errors import BagFormatError, OutputExistsError
+from slideio_pipe.files import disk_errors, rename, sync_folder
+from slideio_pipe.locks import WriterLock
 from slideio_pipe.store.layout import Columns, add_columns, read_columns
-from slideio_pipe.store.partial import WriterLock, disk_errors
-from slideio_pipe.store.shards import sync_folder
-from slideio_pipe.tiles.mask_files import rename
 
 VERSION = 1
 KEY = "feature_bag"

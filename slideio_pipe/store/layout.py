@@ -28,7 +28,7 @@ from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_from_zarr
 from slideio_pipe.store.shards import ShardGrid
-from slideio_pipe.tiles.tile_bag import Bag
+from slideio_pipe.tiles.bag import Bag
 
 VERSION = 1
 KEY = "tile_bag"

@@ -13,8 +13,8 @@ from functools import partial
 import numpy as np
 
 from slideio_pipe.store.codecs import TileCodec
+from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.failures import OnError, Tolerance
-from slideio_pipe.tiles.tile_bag import Bag
 
 # 128 tiles of 256², 8 of 1024²: what is read twice takes a second at most, and H&E tiles of a bag differ in their
 # squared error by about their mean, so the figure is good to some tenths of a decibel.

@@ -18,18 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.files import disk_errors
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store.codecs import TileCodec, codec_for
 from slideio_pipe.store.failed_tiles import Unread, check_bearing
 from slideio_pipe.store.layout import skeleton, tiles_per_shard
-from slideio_pipe.store.partial import PartialStore, disk_errors
+from slideio_pipe.store.partial import PartialStore
 from slideio_pipe.store.psnr import with_loss
 from slideio_pipe.store.shards import ShardGrid, is_finished, write_shard
 from slideio_pipe.store.source_tiles import SourceTiles
 from slideio_pipe.store.stored_bag import StoredBag
+from slideio_pipe.tiles.bag import Bag, check_bag
 from slideio_pipe.tiles.failures import Tolerance
 from slideio_pipe.tiles.reader import empty_tiles, no_memory
-from slideio_pipe.tiles.tile_bag import Bag, check_bag
 
 # More threads than this wait for the disk or for each other.
 MAX_THREADS = 8

@@ -24,8 +24,8 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import BagFormatError
+from slideio_pipe.files import rename, sync_folder
 from slideio_pipe.store.codecs import TileCodec
-from slideio_pipe.tiles.mask_files import rename
 
 MISSING = 2**64 - 1
 ENTRY_BYTES = 16  # two uint64
@@ -77,15 +77,6 @@ def _sealed(index: NDArray[np.uint64]) -> bytes:
     data: bytes = index.tobytes()
     crc: int = google_crc32c.value(data)
     return data + crc.to_bytes(CRC_BYTES, "little")
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read_index(path: Path, slots: int, fd: int) -> NDArray[np.int64]:

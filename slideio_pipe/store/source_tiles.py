@@ -14,9 +14,10 @@ import simplejpeg
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_for, finest_jpeg, white_jpeg
+from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.failures import Tolerance
 from slideio_pipe.tiles.grid import stored_resolutions
-from slideio_pipe.tiles.tile_bag import Bag, TileBag
+from slideio_pipe.tiles.tile_bag import TileBag
 
 _END = b"\xff\xd9"  # of a JPEG
 # Tiles that show what JPEG it is: more than one, because one may be damaged; among so many, because some are sparse.

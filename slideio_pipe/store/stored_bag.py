@@ -18,8 +18,8 @@ from slideio_pipe.slides.backends.base import OnStage
 from slideio_pipe.store.feature_arrays import encoder_names, stored_features
 from slideio_pipe.store.layout import read_layout
 from slideio_pipe.store.shards import ShardReader
+from slideio_pipe.tiles.bag import ArrayLikeBag
 from slideio_pipe.tiles.reader import empty_tiles
-from slideio_pipe.tiles.tile_bag import ArrayLikeBag
 
 # What of the attributes is about the file and not about the bag.
 STORAGE_KEYS = ("version", "pixels")

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.streaming.device import Sent
+from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.failures import Failure, OnError
-from slideio_pipe.tiles.tile_bag import Label
 
 Indices = NDArray[np.int64]
 

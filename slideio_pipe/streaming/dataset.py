@@ -19,20 +19,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slideio_pipe.augment.stains import SlideColour
+from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
-from slideio_pipe.config import LoaderConfig, load_loader_config
 from slideio_pipe.errors import ConfigError, NoTissueError, RepeatedDrawsWarning, SlideioPipeError, warn_caller
 from slideio_pipe.geometry import Size
 from slideio_pipe.slides.backends.base import OnStage
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag
+from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.streaming.shared_epoch import SharedEpoch, is_read_by_data_loader
 from slideio_pipe.streaming.whole_bag import WholeBag
+from slideio_pipe.tiles.bag import Bag, Label, patient_of
 from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.grid import TileGrid
-from slideio_pipe.tiles.tile_bag import Bag, Label, TileBag, patient_of
+from slideio_pipe.tiles.tile_bag import TileBag
 from slideio_pipe.tiles.tissue import TissueMask
 
 # What the tissue masks of a cohort may take together, compressed: about 20 KB each, so 3,000 slides.

@@ -31,8 +31,9 @@ from slideio_pipe.streaming.chunks import RUN, Block, Delivery, Indices, Loss, P
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.ring import Ring, Slot
 from slideio_pipe.streaming.stream import check_colours, colours_of, reader_of
+from slideio_pipe.tiles.bag import Bag, Label
 from slideio_pipe.tiles.failures import Failure, Tolerance
-from slideio_pipe.tiles.tile_bag import Bag, Label, TileBag
+from slideio_pipe.tiles.tile_bag import TileBag
 
 # What makes a slide fail; anything else is a fault of the program and ends the epoch.
 SLIDE_ERRORS = (SlideioPipeError, OSError)

@@ -29,8 +29,8 @@ from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.streaming.device import Colours, Sender, Sent, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.ring import Ring, Stage
+from slideio_pipe.tiles.bag import Bag, Label, UncolouredBag, check_bag
 from slideio_pipe.tiles.failures import Read, Tolerance, check_on_error, warn_of
-from slideio_pipe.tiles.tile_bag import Bag, Label, UncolouredBag, check_bag
 
 COLOURS = ("host", "device")
 

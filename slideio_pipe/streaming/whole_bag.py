@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.streaming.chunks import Delivery
-from slideio_pipe.tiles.tile_bag import Label
+from slideio_pipe.tiles.bag import Label
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,10 +18,10 @@ from slideio_pipe.images import picture
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.slides.view import SlideView
+from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.label_mask import LabelMask, Labels, TileLabels, bag_bounds, checked_classes
 from slideio_pipe.tiles.mask_files import UNCLASSIFIED, Annotation, read_annotations, write_annotations
 from slideio_pipe.tiles.outlines import polygons_to_mask
-from slideio_pipe.tiles.tile_bag import Bag
 
 
 @dataclass(frozen=True, eq=False, repr=False)

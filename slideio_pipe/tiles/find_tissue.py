@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.config import TissueConfig
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning, warn_caller
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.slides.frames import Frame
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles import segmentation
+from slideio_pipe.tiles.config import TissueConfig
 from slideio_pipe.tiles.tissue import TissueMask, check_mpp, check_slide, mask_grid, mask_of
 
 METHODS = ("otsu", "threshold", "none")

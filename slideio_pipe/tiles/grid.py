@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from slideio_pipe.config import Edge, GridConfig, checked
+from slideio_pipe.config import checked
 from slideio_pipe.errors import AlignedGridWarning, ConfigError, EmptyTissueWarning
 from slideio_pipe.geometry import Size, round_half_up, whole_where_nearly
 from slideio_pipe.images import picture
 from slideio_pipe.slides.view import SlideView
+from slideio_pipe.tiles.config import Edge, GridConfig
 from slideio_pipe.tiles.tissue import TissueMask
 
 

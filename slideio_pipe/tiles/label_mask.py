@@ -21,9 +21,10 @@ from slideio_pipe.images import picture
 from slideio_pipe.slides.frames import Frame, picture_affine, recorded_bounds
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.slides.view import SlideView
+from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.mask_files import Annotation, read_picture, write_label_picture
 from slideio_pipe.tiles.outlines import mask_to_polygons
-from slideio_pipe.tiles.tile_bag import Bag, TileBag
+from slideio_pipe.tiles.tile_bag import TileBag
 
 Labels = NDArray[np.uint8]
 

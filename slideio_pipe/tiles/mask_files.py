@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError, SlideNotFoundError
+from slideio_pipe.errors import ConfigError, SlideNotFoundError
+from slideio_pipe.files import write_file
 from slideio_pipe.tiles.outlines import Polygon
 
 # QuPath leaves classes that end in an asterisk out of most of what it does; this one is also written without it.
@@ -252,32 +251,3 @@ def _polygon(rings: Any) -> Polygon:
 
 def _missing(path: Path) -> SlideNotFoundError:
     return SlideNotFoundError("no such file", slide=str(path), remedy="check the path")
-
-
-def rename(source: Path, target: Path) -> None:
-    """Rename, in place of a file that is there; a failure of what was done all the same is none.
-
-    An NFS server whose answer is lost is asked again, and finds that there is nothing left to rename.
-    """
-    moved = source.stat()
-    try:
-        source.replace(target)
-    except OSError:
-        if os.path.lexists(source) or not (target.exists() and os.path.samestat(moved, target.stat())):
-            raise
-
-
-def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
-    """Write a file under another name and rename it, so that no half-written mask is ever found."""
-    if path.exists() and not overwrite:
-        raise OutputExistsError("already there", slide=str(path), remedy="pass overwrite=True or another path")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        rename(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(
-            f"cannot be written ({error})", slide=str(path), remedy="check folder, rights and space"
-        ) from error

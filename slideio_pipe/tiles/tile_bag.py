@@ -2,150 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.operations import Opaque, Operation
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.geometry import Affine, Mpp, Size
-from slideio_pipe.images import picture
+from slideio_pipe.files import package_versions
+from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.slides.backends.base import OnStage
 from slideio_pipe.slides.view import SlideView
+from slideio_pipe.tiles.bag import ArrayLikeBag, Label
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.reader import TileReader
 
-Label = int | float | str | None
-
 # Drawing takes 0.1 to 0.4 ms, and pixels, colours and labels of a tile each ask for its draw.
 _DRAWS_KEPT = 1024
-
-
-def check_bag(bag: object) -> None:
-    """Raise ConfigError for what is no bag, such as the path of one."""
-    if not (hasattr(bag, "name") and hasattr(bag, "coords")):
-        remedy = (
-            "pass one bag, such as open_bag(path)"
-            if isinstance(bag, str | Path)
-            else "pass one bag: a TileBag, or open_bag(path)"
-        )
-        raise ConfigError(f"a {type(bag).__name__} is no bag of tiles", remedy=remedy)
-
-
-@runtime_checkable
-class Bag(Protocol):
-    """What streams and stores need of a bag; ``TileBag`` and ``StoredBag`` are bags."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, int, int, int]: ...
-    @property
-    def coords(self) -> NDArray[np.int64]: ...
-    @property
-    def grid_index(self) -> NDArray[np.int32]: ...
-    @property
-    def tissue(self) -> NDArray[np.float32]: ...
-    @property
-    def label(self) -> Label: ...
-    @property
-    def view_mpp(self) -> Mpp | None: ...
-    def __len__(self) -> int: ...
-    def read(
-        self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
-    ) -> NDArray[np.uint8]: ...
-    def provenance(self) -> dict[str, Any]: ...
-
-
-@runtime_checkable
-class UncolouredBag(Protocol):
-    """What a stream needs of a bag whose colours it leaves to the device; ``TileBag`` is one."""
-
-    @property
-    def host_only(self) -> tuple[str, ...]: ...
-    def operations(self, index: int) -> tuple[Operation, ...]: ...
-    def read_uncoloured(
-        self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
-    ) -> NDArray[np.uint8]: ...
-
-
-class ArrayLikeBag(ABC):
-    """Numpy-style reading on top of ``read``: ``bag[3]``, ``bag[10:20]``, ``bag[[5, 1]]``, ``bag[mask]``, iteration."""
-
-    dtype = np.dtype(np.uint8)
-    ndim = 4
-    name: str  # the slide's
-    shape: tuple[int, int, int, int]  # (N, H, W, 3)
-    coords: NDArray[np.int64]  # (N, 2) top-left corners (x, y), level-0 px
-    grid_index: NDArray[np.int32]  # (N, 2) column and row
-    tissue: NDArray[np.float32]  # (N,) tissue fraction, NaN where no mask was used
-    label: Label
-    patient: str | None = None  # whose slide it is, where that is known
-    view_mpp: Mpp | None  # µm per tile pixel
-
-    @abstractmethod
-    def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
-        """Return tiles ``indices``, (n, H, W, 3) uint8, into ``out`` when given."""
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
-        first, *rest = key if isinstance(key, tuple) and key else (key,)
-        if isinstance(first, (int, np.integer)) and not isinstance(first, bool):
-            k = int(first)
-            if not -len(self) <= k < len(self):
-                raise IndexError(f"tile {k} of a bag of {len(self)}")
-            tile: NDArray[np.uint8] = self.read([k % len(self)])[(0, *rest)]
-            return tile
-        positions = np.arange(len(self))
-        needed, inside = positions, key  # the whole bag, indexed as numpy does, unless the first axis says less
-        if isinstance(first, slice):
-            needed, inside = positions[first], (slice(None), *rest)
-        elif isinstance(first, (list, np.ndarray)):
-            picked = positions[first]
-            if picked.ndim == 1 and not rest:
-                return self.read(picked)
-            needed, inverse = np.unique(picked, return_inverse=True)  # each is decoded once
-            inside = (inverse.reshape(picked.shape), *rest)
-        tiles: NDArray[np.uint8] = self.read(needed)[inside]
-        return tiles
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, len(self), 64):
-            yield from self[start : start + 64]
-
-    def plot(self, count: int = 25, tile_px: int = 128) -> Image.Image:
-        """Return a montage of at most ``count`` tiles, evenly spaced over the bag."""
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
-        return picture.montage(self.read(chosen), tile_px=tile_px)
-
-    def _repr_html_(self) -> str:
-        coords, mpp = self.coords, self.view_mpp
-        facts = {
-            "tiles": f"{len(self):,} of {self.shape[2]}×{self.shape[1]} px",
-            "mpp": "unknown" if mpp is None else f"{mpp.mean:.4g} µm",
-            "label": "none" if self.label is None else self.label,
-            "level-0 x": f"{coords[:, 0].min():,} to {coords[:, 0].max():,}" if len(self) else "none",
-            "level-0 y": f"{coords[:, 1].min():,} to {coords[:, 1].max():,}" if len(self) else "none",
-        }
-        return picture.card(f"Bag of {self.name}", facts, [self.plot(25, 80)])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("a bag's tiles are decoded on demand; an array of them is always a copy")
-        pixels = self[:]
-        return np.asarray(pixels, dtype=dtype)
 
 
 class TileBag(ArrayLikeBag):
@@ -374,21 +251,3 @@ class TileBag(ArrayLikeBag):
         at = "" if self.view_mpp is None else f" at {self.view_mpp.mean:.4g} µm"
         label = "" if self.label is None else f", label {self.label}"
         return f"TileBag({self.name}: {n:,} tiles of {w}×{h} px{at} from level {self.view.level}{label})"
-
-
-def patient_of(bag: Bag) -> str | None:
-    """Return whose slide a bag is of; None where it does not say, as bags of other packages do not."""
-    patient = getattr(bag, "patient", None)
-    return None if patient is None else str(patient)
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions that pixels depend on."""
-    names = ("slideio-pipe", "pyvips-binary", "openslide-bin", "imagecodecs", "pillow")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # conda calls some of them otherwise
-            continue
-    return found

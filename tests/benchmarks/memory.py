@@ -24,8 +24,9 @@ MB = 1e6
 
 def export(slide: Path, mpp: float, out: Path) -> dict[str, float]:
     """Export the tissue tiles of ``slide``; return count and time."""
-    from slideio_pipe.config import ExportConfig, ViewConfig
+    from slideio_pipe.export.config import ExportConfig
     from slideio_pipe.export.slide import export_slide
+    from slideio_pipe.slides.config import ViewConfig
 
     done = export_slide(slide, out, ExportConfig(view=ViewConfig(mpp=mpp)), overwrite=True, progress=False)
     return {"tiles": len(done.bag), "seconds": done.seconds}

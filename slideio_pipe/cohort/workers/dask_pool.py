@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from slideio_pipe.cohort.workers.config import load_cluster_config
 from slideio_pipe.cohort.workers.dask_run import ANSWER_S, Access, ClusterRun
 from slideio_pipe.cohort.workers.pool import Outcome, Pool, WorkerPool
 from slideio_pipe.cohort.workers.process import Limits, Work
-from slideio_pipe.config import load_cluster_config
 from slideio_pipe.errors import ConfigError, MissingExtraError, WorkerError
 
 _SLURM = "slideio_pipe.cohort.workers.slurm"

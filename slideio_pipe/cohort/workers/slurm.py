@@ -12,7 +12,7 @@ from typing import Any
 from distributed import Client
 from distributed.deploy.spec import ProcessInterface
 
-from slideio_pipe.config import ClusterConfig
+from slideio_pipe.cohort.workers.config import ClusterConfig
 from slideio_pipe.errors import ConfigError, WorkerError
 
 # dask-jobqueue takes Ctrl-C for itself when it is imported: it would end the process without the run's last words.

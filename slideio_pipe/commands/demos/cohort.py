@@ -13,14 +13,15 @@ from typing import Any
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.run import RunReport
-from slideio_pipe.config import ExportConfig, GridConfig, ViewConfig
 from slideio_pipe.errors import ConfigError, MissingExtraError
 from slideio_pipe.export.cohort import export_cohort
+from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.export.layouts import convert
-from slideio_pipe.export.slide import make_folder
+from slideio_pipe.files import make_folder, write_file
 from slideio_pipe.progress import reporting
+from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.synthetic.slide import write_synthetic_slide
-from slideio_pipe.tiles.mask_files import write_file
+from slideio_pipe.tiles.config import GridConfig
 
 Say = Callable[[str], object]
 

@@ -11,16 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from slideio_pipe.config import ExportConfig, GridConfig, StoreConfig, ViewConfig
-from slideio_pipe.export.slide import Exported, bag_path, make_folder, plan_bag, save_picture, sheet
+from slideio_pipe.export.config import ExportConfig
+from slideio_pipe.export.preview import sheet
+from slideio_pipe.export.slide import Exported, bag_path, plan_bag
+from slideio_pipe.files import make_folder
 from slideio_pipe.images import picture
+from slideio_pipe.images.picture import save_picture
 from slideio_pipe.progress import reporting
+from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import StoredBag, save_bag
+from slideio_pipe.store.config import StoreConfig
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import Normalize
 from slideio_pipe.streaming.stream import TileBatch, stream
 from slideio_pipe.synthetic.slide import write_synthetic_slide
+from slideio_pipe.tiles.config import GridConfig
 
 Say = Callable[[str], object]
 

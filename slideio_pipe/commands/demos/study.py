@@ -13,13 +13,13 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.splits import split_cohort
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.export.slide import make_folder
+from slideio_pipe.files import make_folder, write_file
 from slideio_pipe.geometry import Size
 from slideio_pipe.synthetic.anatomy import Anatomy, mask_positions
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.synthetic.stain import LABORATORIES, Stain
 from slideio_pipe.tiles.annotations import Annotations
-from slideio_pipe.tiles.mask_files import Annotation, write_file
+from slideio_pipe.tiles.mask_files import Annotation
 
 MANIFEST = "cohort.csv"
 KIND = "demo.json"  # beside it: which cohort this is

@@ -24,11 +24,13 @@ from slideio_pipe.export.layouts.hdf5 import (
     write_hdf5,
     x_major,
 )
-from slideio_pipe.export.layouts.item import Item, Told, replacing
+from slideio_pipe.export.layouts.item import Item, Told
 from slideio_pipe.export.layouts.label_table import write_labels, write_rows
 from slideio_pipe.export.layouts.places import Places
+from slideio_pipe.files import replacing
 from slideio_pipe.slides.slide import Slide, open_slide
-from slideio_pipe.tiles.tile_bag import Label, TileBag
+from slideio_pipe.tiles.bag import Label
+from slideio_pipe.tiles.tile_bag import TileBag
 
 
 class Clam:

@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.export.layouts.hdf5 import EXTRA, read_coords
-from slideio_pipe.export.layouts.item import Item, Told, needed, replacing
+from slideio_pipe.export.layouts.item import Item, Told, needed
 from slideio_pipe.export.layouts.label_table import write_labels
 from slideio_pipe.export.layouts.places import Places
+from slideio_pipe.files import file_fingerprint, package_versions, replacing
 from slideio_pipe.geometry import Mpp, Size
 from slideio_pipe.slides.resolution import checked_mpp
-from slideio_pipe.slides.slide import file_fingerprint
-from slideio_pipe.tiles.tile_bag import ArrayLikeBag, Label, package_versions
+from slideio_pipe.tiles.bag import ArrayLikeBag, Label
 
 
 class ClamPixels:

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import BagFormatError, ConfigError
-from slideio_pipe.export.layouts.item import Item, needed, replacing
+from slideio_pipe.export.layouts.item import Item, needed
 from slideio_pipe.export.layouts.places import Places
+from slideio_pipe.files import replacing
 from slideio_pipe.geometry import whole_where_nearly
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.slides.view import MAX_UPSAMPLING, SlideView
-from slideio_pipe.tiles.tile_bag import Label, TileBag
+from slideio_pipe.tiles.bag import Label
+from slideio_pipe.tiles.tile_bag import TileBag
 
 EXTRA = "hdf5"
 GRID = "grid_downsample"  # of corners that are rounded: level-0 px per px of the view, x and y

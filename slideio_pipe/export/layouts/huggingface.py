@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.export.layouts.item import CHUNK, Item, Told, needed, replacing
+from slideio_pipe.export.layouts.item import CHUNK, Item, Told, needed
 from slideio_pipe.export.layouts.tile_files import pictures, told
+from slideio_pipe.files import replacing
 
 # What a slide is called must not make a split of it, as "test" in its name would.
 CARD = """---

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -15,9 +11,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.errors import OutputError, SlideioPipeError, not_importable
+from slideio_pipe.errors import not_importable
 from slideio_pipe.store import StoredBag
-from slideio_pipe.tiles.tile_bag import Bag, Label
+from slideio_pipe.tiles.bag import Bag, Label
 
 # Tiles decoded at once: what a conversion holds in memory.
 CHUNK = 64
@@ -123,36 +119,3 @@ def needed(package: str, extra: str) -> Any:
         return importlib.import_module(package)
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is not this torch's
         raise not_importable(package, "for this layout", extra, error) from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield another name to write to, a file's or a folder's, which becomes ``path`` when all went well.
-
-    Raises
-    ------
-    OutputError
-        The disk refuses.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        yield partial
-        if path.is_dir():
-            _remove(path)  # a folder cannot be renamed onto one
-        os.replace(partial, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            _remove(partial)
-        if isinstance(error, OSError) and not isinstance(error, SlideioPipeError):
-            remedy = "check folder, rights and space, and run it again"
-            raise OutputError(f"cannot be written ({error})", slide=str(path), remedy=remedy) from error
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

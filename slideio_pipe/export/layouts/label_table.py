@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slideio_pipe.errors import OutputExistsError
-from slideio_pipe.export.layouts.item import replacing
+from slideio_pipe.files import replacing
 
 
 def write_labels(path: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from slideio_pipe.export.layouts.item import Item, Told, needed, replacing
+from slideio_pipe.export.layouts.item import Item, Told, needed
+from slideio_pipe.files import replacing
 
 
 class MemoryMapped:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp, Size
-from slideio_pipe.tiles.tile_bag import Bag
+from slideio_pipe.tiles.bag import Bag
 
 # Pixels as near to squares as this are: level sizes are whole numbers, so downsamples along x and y differ a little.
 _SQUARE = 0.01

@@ -12,6 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from slideio_pipe.cohort.names import stem_of
 from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, warn_caller
 from slideio_pipe.export.layouts.clam import Clam
 from slideio_pipe.export.layouts.clam_pixels import ClamPixels
@@ -25,8 +26,8 @@ from slideio_pipe.export.layouts.trident import Trident
 from slideio_pipe.export.layouts.webdataset import WebDataset
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store import StoredBag, open_bag
+from slideio_pipe.tiles.bag import Bag, Label, patient_of
 from slideio_pipe.tiles.failures import Failure
-from slideio_pipe.tiles.tile_bag import Bag, Label, patient_of
 
 LAYOUTS: dict[str, Layout] = {
     "clam": Clam(),
@@ -40,8 +41,6 @@ LAYOUTS: dict[str, Layout] = {
 }
 # What features are called of which nobody says whose they are.
 UNNAMED = "features"
-# A slide's ending, as a bag's name leaves it out; "TCGA.0a1b" has none.
-_ENDING = re.compile(r"(\.ome)?\.[a-z][a-z0-9]*$", re.IGNORECASE)
 # More threads than this wait for the disk or for each other.
 MAX_THREADS = 8
 
@@ -240,25 +239,6 @@ def label_type(labels: Iterable[Label]) -> LabelType:
     """Return the one type that the labels of all bags have in a column."""
     types = {type(label) for label in labels}
     return "string" if str in types else "float64" if float in types else "int64"
-
-
-def stem_of(name: str) -> str:
-    """Return what files of a slide are called.
-
-    Raises
-    ------
-    ConfigError
-        The name would be a file in another folder.
-
-    Examples
-    --------
-    >>> stem_of("a.ome.tif"), stem_of("TCGA-CR-7395.0a1b.svs"), stem_of("b")
-    ('a', 'TCGA-CR-7395.0a1b', 'b')
-    """
-    stem = _ENDING.sub("", name) or name
-    if stem in ("", ".", "..") or "/" in stem or "\\" in stem or "\0" in stem:
-        raise ConfigError("the slide's name is no file name", slide=name, remedy="give the slide another name")
-    return stem
 
 
 def check_free(paths: list[Path], overwrite: bool) -> None:

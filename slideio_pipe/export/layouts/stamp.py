@@ -13,7 +13,8 @@ from slideio_pipe.export.layouts.hdf5 import write_hdf5
 from slideio_pipe.export.layouts.item import Item, Told
 from slideio_pipe.export.layouts.label_table import write_labels, write_rows
 from slideio_pipe.export.layouts.places import Places
-from slideio_pipe.tiles.tile_bag import Label, package_versions
+from slideio_pipe.files import package_versions
+from slideio_pipe.tiles.bag import Label
 
 # STAMP refuses files of a version newer than itself.
 STAMP_VERSION = "2.1.0"

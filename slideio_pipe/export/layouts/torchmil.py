@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.export.layouts.item import Item, Told, replacing
+from slideio_pipe.export.layouts.item import Item, Told
 from slideio_pipe.export.layouts.label_table import write_rows
+from slideio_pipe.files import replacing
 
 
 class TorchMil:

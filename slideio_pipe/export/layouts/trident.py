@@ -23,7 +23,8 @@ from slideio_pipe.export.layouts.label_table import write_labels
 from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.geometry import MPP_TIMES_MAGNIFICATION
 from slideio_pipe.slides.slide import Slide
-from slideio_pipe.tiles.tile_bag import Label, TileBag
+from slideio_pipe.tiles.bag import Label
+from slideio_pipe.tiles.tile_bag import TileBag
 
 # What objectives there are: a slide's mpp is named by the nearest one, as 0.2528 µm is 40×.
 OBJECTIVES = (80, 60, 40, 20, 10, 5, 2.5, 1.25)

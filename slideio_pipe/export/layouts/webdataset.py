@@ -12,8 +12,9 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from slideio_pipe.export.layouts.item import CHUNK, Item, Told, replacing
+from slideio_pipe.export.layouts.item import CHUNK, Item, Told
 from slideio_pipe.export.layouts.tile_files import ending, pictures, told
+from slideio_pipe.files import replacing
 
 # WebDataset's own writer begins another shard after 100,000 samples or 3 GB; a worker takes whole shards, so smaller
 # ones share the work of one slide.

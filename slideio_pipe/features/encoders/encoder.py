@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.files import package_versions
 from slideio_pipe.streaming.device import on_device, release_activations
 from slideio_pipe.streaming.normalize import TILE_DTYPES, Normalize
-from slideio_pipe.tiles.tile_bag import package_versions
 
 Interpolation = Literal["bilinear", "bicubic"]
 Pooling = Literal["none", "class", "mean"]

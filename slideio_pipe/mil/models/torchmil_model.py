@@ -12,7 +12,7 @@ from torch import Tensor
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.extras import needed
-from slideio_pipe.mil.models.model import BagModel, MilOutput
+from slideio_pipe.mil.models.bag_model import BagModel, MilOutput
 
 # What a model calls the loss that the task has itself.
 _CRITERION = ("BCEWithLogitsLoss", "BCEWithLogitsLoss_t1")

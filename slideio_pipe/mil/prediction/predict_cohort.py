@@ -13,16 +13,16 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.names import stem_of
 from slideio_pipe.cohort.slide_files import files_in
-from slideio_pipe.config import SlideConfig
 from slideio_pipe.errors import (
     ConfigError,
     OutputExistsError,
     SkippedWarning,
     SlideioPipeError,
 )
-from slideio_pipe.export.layouts.registry import stem_of
-from slideio_pipe.export.slide import make_folder, save_picture
+from slideio_pipe.files import make_folder, write_file
+from slideio_pipe.images.picture import save_picture
 from slideio_pipe.mil.feature_files import ENDINGS, holds_features
 from slideio_pipe.mil.identity import stem
 from slideio_pipe.mil.metrics import Metric
@@ -30,11 +30,11 @@ from slideio_pipe.mil.prediction.prediction import Prediction, Scores, checked_s
 from slideio_pipe.mil.prediction.predictor import Predictor
 from slideio_pipe.mil.prediction.truth import NEW, Measured, Predicted, measure_predictions
 from slideio_pipe.progress import Report, reporting
+from slideio_pipe.slides.config import SlideConfig
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.layout import is_bag_store
-from slideio_pipe.tiles.mask_files import write_file
 
 TABLE = "predictions.csv"
 # What a slide's folder may hold.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.files import write_file
 from slideio_pipe.geometry import Affine, Mpp, Rect
 from slideio_pipe.mil.prediction.colour_scale import ColourScale
 from slideio_pipe.mil.prediction.heatmap import draw_heatmap, save_heatmap_pyramid
@@ -23,8 +24,7 @@ from slideio_pipe.mil.tasks import Classification, Regression, Task
 from slideio_pipe.progress import Report
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide
-from slideio_pipe.tiles.mask_files import write_file
-from slideio_pipe.tiles.tile_bag import Bag, Label
+from slideio_pipe.tiles.bag import Bag, Label
 from slideio_pipe.tiles.tissue import TissueMask
 
 Scores = Literal["attention", "instance"]

@@ -22,7 +22,8 @@ from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.feature_files import holds_features
 from slideio_pipe.mil.identity import KnownSlides, features_fingerprint, file_of
-from slideio_pipe.mil.models.model import MilOutput, build_model
+from slideio_pipe.mil.models.bag_model import MilOutput
+from slideio_pipe.mil.models.model import build_model
 from slideio_pipe.mil.models.tile_encoder import TileEncoder, from_encoder, tile_encoder
 from slideio_pipe.mil.models.two_pass import TwoPass
 from slideio_pipe.mil.prediction.prediction import Prediction
@@ -34,7 +35,8 @@ from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import Normalize
 from slideio_pipe.streaming.stream import stream
-from slideio_pipe.tiles.tile_bag import Bag, Label, TileBag
+from slideio_pipe.tiles.bag import Bag, Label
+from slideio_pipe.tiles.tile_bag import TileBag
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slideio_pipe.files import write_file
 from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.prediction.score_map import TileScores
-from slideio_pipe.tiles.mask_files import write_file
 from slideio_pipe.tiles.outlines import mask_to_polygons
 
 # More objects than this make QuPath slow.

@@ -10,7 +10,8 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.images import picture
 from slideio_pipe.mil.prediction.score_map import TileScores
 from slideio_pipe.slides.slide import Slide
-from slideio_pipe.tiles.tile_bag import Bag, TileBag
+from slideio_pipe.tiles.bag import Bag
+from slideio_pipe.tiles.tile_bag import TileBag
 
 _INK, _QUIET, _PAPER = (40, 40, 40), (120, 120, 120), (255, 255, 255)
 _GAP_PX, _FRAME_PX, _TEXT_PX = 10, 3, 38

@@ -1,0 +1,99 @@
+"""``slideio-pipe demo``: two slides, a cohort, or a study to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slideio_pipe.commands import options
+from slideio_pipe.commands.terminal import called_as, print_json, reported, say
+from slideio_pipe.errors import ConfigError
+
+
+@reported
+def demo(
+    folder: options.DemoFolder = Path("slideio-pipe-demo"),
+    cohort: options.DemoCohort = False,
+    mil: options.DemoMil = False,
+    laboratory: options.DemoLaboratory = "usual",
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """Try it, in about a minute: make two slides, export their bags, stream them to a device, draw a picture.
+
+    With --cohort: make 24 small slides, three of them broken, export them with two workers, convert the bags, and
+    show it all in a report. That three slides fail is meant, and the exit code 0.
+
+    With --mil: make 40 slides, half of them with a lesion of 2 % of the tissue, and a table with what a model can be
+    trained for; it takes two minutes. The trainings of configs/ run on them. With --laboratory, those of
+    them that test, as another laboratory would have stained them.
+
+    Example: [bold]slideio-pipe demo[/]
+
+    A cohort: [bold]slideio-pipe demo --cohort[/]
+    """
+    if cohort and mil:
+        raise ConfigError("--cohort and --mil are both given", remedy="give one of them")
+    if laboratory != "usual" and not mil:
+        raise ConfigError("--laboratory without --mil", remedy="add --mil: the other demos are of one laboratory")
+    if (cohort or mil) and device is not None:
+        remedy = "leave it out: nothing is streamed"
+        raise ConfigError(f"--device with {'--cohort' if cohort else '--mil'}", remedy=remedy)
+    if mil:
+        demo_mil(folder, laboratory, as_json=as_json)
+        return
+    if cohort:
+        demo_cohort(folder, as_json=as_json)
+        return
+    from slideio_pipe.commands.demos.slides import run_demo
+
+    if as_json:
+        print_json(run_demo(folder, device=device, say=lambda line: None, progress=False))
+        return
+    report = run_demo(folder, device=device, say=say)
+    bag = folder / Path(report["slides"][1]["bag"]).name
+    called = called_as()
+    say("next:", style="bold")
+    say(f"  {called} info {folder}/tumour.svs --mpp 0.5")
+    say(f"  {called} export YOUR_SLIDE.svs --out bags/")
+    say(f'  in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag}")')
+
+
+def demo_cohort(folder: Path, *, as_json: bool) -> None:
+    """Run the demo of a cohort and say what to look at."""
+    from slideio_pipe.commands.demos.cohort import run_cohort_demo
+
+    if as_json:
+        print_json(run_cohort_demo(folder, say=lambda line: None, progress=False))
+        return
+    done = run_cohort_demo(folder, say=say)
+    called = called_as()
+    say("next:", style="bold")
+    say(f"  open {done['report']} in a browser")
+    say(f"  {called} split {folder}/cohort.csv --folds 3 --out {folder}/folds.csv")
+    say(f"  {called} export YOUR_COHORT.csv --out bags/ --workers 4")
+
+
+def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
+    """Make the study to train on and say what can be done with it."""
+    from slideio_pipe.cohort.cohort import Cohort
+    from slideio_pipe.commands.demos.study import write_mil_cohort
+    from slideio_pipe.progress import reporting
+
+    with reporting(False if as_json else None, "slides") as report:
+        # Others' slides are to test on: tissue that a training saw, in whatever stain, would flatter it.
+        split = None if laboratory == "usual" else "test"
+        manifest = write_mil_cohort(folder, laboratory=laboratory, split=split, progress=report)
+    slides = Cohort.of(manifest)
+    if as_json:
+        print_json({"cohort": str(manifest), "slides": len(slides), "lesions": str(folder / "lesions")})
+        return
+    called = called_as()
+    say(f"{len(slides)} slides: {manifest}")
+    say(f"lesions, to compare with: {folder}/lesions/*.geojson")
+    say("next:", style="bold")
+    if split is not None:
+        say(f"  {called} predict run/ {manifest} --out seen-{laboratory}/   # run/: trained on the usual ones")
+        return
+    say(f"  {called} train configs/mil-end-to-end.yaml --cohort {manifest} --out run/   # seven minutes on two cores")
+    say(f"  {called} predict run/ {folder}/slides/s13.svs --out seen/")
+    say(f"  {called} demo --mil --laboratory faded --out {folder}-faded/   # those that test, in another stain")

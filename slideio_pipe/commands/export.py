@@ -1,0 +1,153 @@
+"""``slideio-pipe export``: one slide to a bag; many go to ``commands/cohort``."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slideio_pipe.commands import cohort as cohort_commands
+from slideio_pipe.commands import options
+from slideio_pipe.commands.options import mpp_of, settings_of
+from slideio_pipe.commands.terminal import print_json, reported, say, size_text
+
+if TYPE_CHECKING:
+    from slideio_pipe.export.slide import Exported
+
+
+@reported
+def export(
+    slides: options.Exported,
+    mpp: options.TileMpp = None,
+    mag: options.Magnification = None,
+    tile_size: options.TileSize = None,
+    stride: options.Stride = None,
+    overlap: options.Overlap = None,
+    edge: options.Edge = None,
+    align: options.Align = False,
+    tissue_method: options.TissueMethod = None,
+    mask: options.Mask = None,
+    min_tissue: options.MinTissue = None,
+    allow_empty: options.AllowEmpty = False,
+    mask_frame: options.MaskFrame = None,
+    on_error: options.OnError = None,
+    slide_mpp: options.CohortMpp = None,
+    slide_mpp_override: options.CohortMppOverride = False,
+    backend: options.Backend = None,
+    save: options.BagFolder = None,
+    pixels: options.Pixels = None,
+    label: options.Label = None,
+    patient: options.Patient = None,
+    picture: options.Picture = None,
+    config: options.Config = None,
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    cluster: options.Cluster = None,
+    time_limit: options.TimeLimit = None,
+    memory_limit: options.MemoryLimit = None,
+    retry: options.Retry = False,
+    root: options.Root = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write the tissue tiles of slides into bags (zarr v3), with coordinates and where they come from.
+
+    Interrupted, it goes on where it stopped when run again; what is done is kept. Of a cohort, slides that fail are
+    listed in failures.csv beside the bags, the others are done, and the exit code is 1.
+
+    Example: [bold]slideio-pipe export a.svs --out bags/ --mpp 0.5 --tile-size 256[/]
+
+    A cohort: [bold]slideio-pipe export cohort.csv --out bags/ --workers 4[/]
+    """
+    from slideio_pipe.export.slide import export_slide
+    from slideio_pipe.slides.frames import checked_frame
+
+    grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
+    given: dict[str, dict[str, Any]] = {
+        "slide": {
+            "slide_mpp": slide_mpp,
+            "slide_mpp_override": slide_mpp_override or None,
+            "backend": backend,
+        },
+        "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp)},
+        "tissue": {"method": tissue_method},
+        "grid": grid | {"align": align or None},
+        "store": {"pixels": pixels},
+    }
+    settings = settings_of(slides[0], config, given)
+    if workers is not None or cluster is not None or cohort_commands.is_cohort(slides):
+        cohort_commands.export_many(
+            slides,
+            save,
+            settings,
+            one_slide={"--label": label, "--patient": patient, "--mask": mask, "--picture": picture},
+            root=root,
+            as_json=as_json,
+            **cohort_commands.who_works(workers, cluster),
+            threads=threads,
+            time_limit_s=time_limit,
+            memory_limit_gb=memory_limit,
+            overwrite=overwrite,
+            retry=retry,
+            allow_empty=allow_empty,
+            on_error=on_error or "raise",
+            mask_frame=None if mask_frame is None else checked_frame(mask_frame),
+        )
+        return
+    done = export_slide(
+        slides[0],
+        save,
+        settings,
+        label=_number_or_text(label),
+        patient=patient,
+        tissue_file=mask,
+        mask_frame=None if mask_frame is None else checked_frame(mask_frame),
+        picture_file=picture,
+        overwrite=overwrite,
+        keep=True,
+        allow_empty=allow_empty,
+        on_error=on_error or "raise",
+        threads=threads,
+        progress=False if as_json else None,
+    )
+    if as_json:
+        print_json(done.summary())
+    else:
+        _print_export(done, picture)
+
+
+def _print_export(done: Exported, picture: Path | None) -> None:
+    bag, summary = done.bag, done.summary()
+    at = "level 0" if bag.view_mpp is None else f"{bag.view_mpp.mean:.3g} µm per pixel"
+    cost = f"{size_text(summary['bytes'])}, {done.seconds:.1f} s, {summary['tiles_per_second']:,.0f} tiles/s"
+    say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[1]} px at {at} ({'there already, kept' if done.kept else cost})")
+    if done.covered < 0.95:
+        left_out = f"{1 - done.covered:.0%} of the tissue lies in no tile"
+        aligned = bag.attributes["grid"].get("align")
+        more = "a lower --min-tissue keeps" if aligned else "--edge shift or pad, or a lower --min-tissue, keep"
+        say(f"{left_out}; {more} more")
+    if summary["pixels"].get("source"):
+        say("pixels: the JPEG bytes of the slide, unchanged")
+    if "psnr_db" in summary["pixels"]:
+        say(_loss(**summary["pixels"]))
+    say(f"bag: {bag.path}")
+    if picture is not None:
+        say(f"picture: {picture}")
+    say(f'in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag.path}")')
+
+
+def _loss(quality: int, chroma: str, psnr_db: float | None, psnr_tiles: int, **_: Any) -> str:
+    near = "no loss" if psnr_db is None else f"{psnr_db:.1f} dB PSNR"
+    return f"JPEG of quality {quality}, {chroma}: {near} against the tiles (over {psnr_tiles:,} of them)"
+
+
+def _number_or_text(label: str | None) -> int | float | str | None:
+    """Return a label as the number it is written as; "007" and "nan" are texts."""
+    if label is None:
+        return None
+    if re.fullmatch(r"[+-]?(0|[1-9][0-9]*)", label):
+        return int(label)
+    if re.fullmatch(r"[+-]?(0|[1-9][0-9]*)\.[0-9]+([eE][+-]?[0-9]+)?", label) and math.isfinite(float(label)):
+        return float(label)
+    return label

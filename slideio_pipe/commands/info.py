@@ -1,0 +1,67 @@
+"""``slideio-pipe info``: what a slide says of itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slideio_pipe.commands import options
+from slideio_pipe.commands.terminal import print_facts, print_json, reported, size_text
+
+if TYPE_CHECKING:
+    from slideio_pipe.slides.slide import Slide
+    from slideio_pipe.slides.view import SlideView
+
+
+@reported
+def info(
+    slide: options.SlideFile,
+    mpp: options.MemoryMpp = None,
+    slide_mpp: options.SlideMpp = None,
+    backend: options.Backend = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show levels, resolution, vendor, and the memory the whole slide would take.
+
+    Example: [bold]slideio-pipe info a.svs --mpp 0.5[/]
+    """
+    from slideio_pipe.slides.slide import open_slide
+
+    with open_slide(slide, slide_mpp=slide_mpp, backend=backend or "auto") as opened:
+        view = opened.view(mpp=mpp)
+        if as_json:
+            print_json(_described(opened, view))
+            return
+        facts = opened.describe() | {"levels": "\n".join(_levels(opened))}
+        at = "level 0" if view.mpp is None or mpp is None else f"{view.mpp.mean:.3g} µm"
+        memory = ", ".join(f"{size_text(count)} in {dtype}" for dtype, count in view.memory_bytes().items())
+        facts[f"memory at {at}"] = f"{view.size.width:,} × {view.size.height:,} px: {memory}"
+        print_facts(opened.name, facts)
+
+
+def _levels(slide: Slide) -> list[str]:
+    lines = []
+    for number, (size, (down, _)) in enumerate(zip(slide.level_dimensions, slide.pyramid.downsamples, strict=True)):
+        mpp = "" if slide.mpp is None else f" at {slide.mpp.x * down:.3g} µm"
+        lines.append(f"{number}: {size.width:,} × {size.height:,} px{mpp}")
+    return lines
+
+
+def _described(slide: Slide, view: SlideView) -> dict[str, Any]:
+    facts = slide.facts
+    levels = zip(slide.level_dimensions, slide.pyramid.downsamples, slide.tile_sizes, strict=True)
+    return {
+        "name": slide.name,
+        "dimensions": list(slide.dimensions),
+        "mpp": None if slide.mpp is None else list(slide.mpp),
+        "mpp_source": slide.mpp_source,
+        "objective_power": facts.objective_power,
+        "vendor": slide.vendor,
+        "backend": facts.backend,
+        "fingerprint": slide.fingerprint,
+        "levels": [{"size": list(s), "downsample": list(d), "tile": list(t)} for s, d, t in levels],
+        "associated": list(facts.associated),
+        "icc_profile_bytes": 0 if facts.icc_profile is None else len(facts.icc_profile),
+        "view": {"size": list(view.size), "mpp": None if view.mpp is None else list(view.mpp)},
+        "memory_bytes": view.memory_bytes(),
+        "properties": dict(facts.properties),
+    }

@@ -1,0 +1,52 @@
+"""Settings of an export: slide, view, tissue, grid and store in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slideio_pipe.config import Record, load_record, validated
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.slides.config import SlideConfig, ViewConfig
+from slideio_pipe.store.config import StoreConfig
+from slideio_pipe.tiles.config import GridConfig, TissueConfig
+
+
+class ExportConfig(Record):
+    """A slide to a bag on disk: what ``slideio-pipe export`` does."""
+
+    slide: SlideConfig = SlideConfig()
+    view: ViewConfig = ViewConfig()
+    tissue: TissueConfig = TissueConfig()
+    grid: GridConfig = GridConfig()
+    store: StoreConfig = StoreConfig()
+
+
+def load_config(path: str | Path) -> ExportConfig:
+    """Read an export configuration from YAML; keys left out have their defaults.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, is no YAML mapping, or has unknown keys or impossible values.
+    """
+    return load_record(ExportConfig, path, "see configs/export.yaml")
+
+
+def export_config(source: ExportConfig | str | Path | Mapping[str, Any] | None) -> ExportConfig:
+    """Return an export configuration as it is given: a record, a YAML file, a dictionary, or None for the defaults.
+
+    Raises
+    ------
+    ConfigError
+        It is none of these, the file is missing or no YAML mapping, or keys are unknown or values impossible.
+    """
+    if isinstance(source, ExportConfig):
+        return source
+    if source is None or isinstance(source, Mapping):
+        return validated(ExportConfig, None, dict(source or {}), "see configs/export.yaml")
+    if isinstance(source, str | Path):
+        return load_config(source)
+    remedy = "pass an ExportConfig, the path of a YAML file, or a dictionary"
+    raise ConfigError(f"a configuration is no {type(source).__name__}", remedy=remedy)

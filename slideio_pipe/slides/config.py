@@ -1,0 +1,61 @@
+"""Settings of slides and views: resolution and reader."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+
+from slideio_pipe.config import Record
+from slideio_pipe.geometry import too_fine
+
+Resolution = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # µm per px
+
+
+def _possible(mpp: float) -> float:
+    if too_fine(mpp):
+        raise ValueError(f"{mpp:g} is {too_fine(mpp)}")
+    return mpp
+
+
+SlideResolution = Annotated[Resolution, AfterValidator(_possible)]  # µm per level-0 px
+
+
+class SlideConfig(Record):
+    """How slides are opened."""
+
+    # µm per level-0 px: of one slide, in place of what its file states; of a cohort, for slides that state none.
+    slide_mpp: SlideResolution | None = None
+    slide_mpp_override: bool = False  # of a cohort, slide_mpp replaces what files state as well
+    backend: Literal["auto", "tiff", "openslide", "array"] = "auto"
+
+    def in_cohort(self, own: float | None) -> dict[str, float | None]:
+        """Return ``slide_mpp`` and ``default_mpp`` of ``open_slide`` for a slide of a cohort, which states ``own``.
+
+        >>> SlideConfig(slide_mpp=0.5).in_cohort(None), SlideConfig(slide_mpp=0.5).in_cohort(0.25)
+        ({'slide_mpp': None, 'default_mpp': 0.5}, {'slide_mpp': 0.25, 'default_mpp': None})
+        """
+        if own is not None:
+            return {"slide_mpp": own, "default_mpp": None}
+        if self.slide_mpp_override:
+            return {"slide_mpp": self.slide_mpp, "default_mpp": None}
+        return {"slide_mpp": None, "default_mpp": self.slide_mpp}
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_of_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the override where there is nothing to override: older runs have the same settings then."""
+        values: dict[str, Any] = dump(self)
+        if self.slide_mpp is None and not self.slide_mpp_override:
+            del values["slide_mpp_override"]
+        return values
+
+
+class ViewConfig(Record):
+    """How a slide is looked at."""
+
+    mpp: Resolution | None = 0.5  # µm per view px, "20×"; None, in YAML also "native", is level 0 as stored
+
+    @field_validator("mpp", mode="before")
+    @classmethod
+    def _native(cls, value: object) -> object:
+        return None if value == "native" else value
