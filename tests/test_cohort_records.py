@@ -8,7 +8,7 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
-from slideio_pipe.cohort.records import Record, Records
+from slideio_pipe.cohort.records import Records, SlideRecord
 
 
 def start(slide: str, **more: Any) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def failed(slide: str, error: str = "damaged", **more: Any) -> dict[str, Any]:
     return {"slide": slide, "event": "failed", "stage": "tiles", "error": error, "remedy": "copy it again", **more}
 
 
-def records(folder: Path, *events: dict[str, Any], cohort: Cohort | None = None) -> list[Record]:
+def records(folder: Path, *events: dict[str, Any], cohort: Cohort | None = None) -> list[SlideRecord]:
     """Write the events and read them."""
     (folder / "run.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return list(Records(folder, cohort))

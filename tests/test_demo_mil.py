@@ -17,7 +17,7 @@ from slideio_pipe.commands.app import app
 from slideio_pipe.commands.demos import study as demo_mil
 from slideio_pipe.commands.demos.study import LESION, _outcome, _plans, write_mil_cohort
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.synthetic.stain import LABORATORIES, Stain
+from slideio_pipe.synthetic.stain import LABORATORIES, Staining
 
 SIZE = (1024, 768)
 
@@ -96,7 +96,7 @@ def test_another_laboratory_has_the_same_tissue(cohort: Path, tmp_path: Path, la
     # Beer and Lambert: what the tissue holds of each stain follows from one slide, and from that what the other shows.
     tissue = (a.min(axis=2) < 200) & (a.min(axis=2) > 20)
     density, other = (-np.log(np.clip(each[tissue], 1, 243) / 243) for each in (a, b))
-    units, shifted_units = (np.array(stain.densities()) for stain in (Stain(), LABORATORIES[laboratory]))
+    units, shifted_units = (np.array(stain.densities()) for stain in (Staining(), LABORATORIES[laboratory]))
     held = np.linalg.lstsq(units, density.T, rcond=None)[0]
     expected = (shifted_units @ held).T
     np.testing.assert_allclose(np.median(other / expected, axis=0), 1, atol=0.03)

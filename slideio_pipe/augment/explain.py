@@ -44,7 +44,7 @@ _EXPENSIVE_MS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ExplainedStep:
     """One transform of a composition."""
 
     name: str
@@ -59,7 +59,7 @@ class Step:
 class Explanation:
     """The steps of a transform in order, and what to mend; prints itself, shows itself in notebooks."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[ExplainedStep, ...]
     warnings: tuple[str, ...]
     where: str  # the view it was asked for, or ""
 
@@ -162,21 +162,23 @@ def _shares(transform: Any, share: float, *, forced: bool = False) -> Iterator[t
         yield from _shares(part, share * float(weight), forced=chosen)
 
 
-def _step(leaf: Any, p: float) -> Step:
+def _step(leaf: Any, p: float) -> ExplainedStep:
     name, judged = type(leaf).__name__, verdict(leaf)
     if judged.kind == "refused":
-        return Step(name, p, "refused", f"{judged.why}; instead: {judged.instead}", "–", None)
+        return ExplainedStep(name, p, "refused", f"{judged.why}; instead: {judged.instead}", "–", None)
     if judged.kind == "opaque":
-        return Step(name, p, "lazy libvips graph only", judged.why, "uint8", _MS_PER_TILE.get(name, _LAZY_MS))
+        return ExplainedStep(name, p, "lazy libvips graph only", judged.why, "uint8", _MS_PER_TILE.get(name, _LAZY_MS))
     if isinstance(leaf, A.DualTransform):
         why = judged.why or "one affine with all other geometry: pixels are sampled once"
-        return Step(name, p, "pyramid: one affine", why, "uint8", _MS_PER_TILE["geometry"])
+        return ExplainedStep(name, p, "pyramid: one affine", why, "uint8", _MS_PER_TILE["geometry"])
     why = judged.why or "one formula, the same colours wherever it runs"
     cost = _MS_PER_TILE.get(name, _LAZY_MS)
-    return Step(name, p, "pixels: decoded tiles, device or lazy graph", why, "float32 inside, one rounding", cost)
+    return ExplainedStep(
+        name, p, "pixels: decoded tiles, device or lazy graph", why, "float32 inside, one rounding", cost
+    )
 
 
-def _warnings(found: tuple[Any, ...], steps: tuple[Step, ...]) -> Iterator[str]:
+def _warnings(found: tuple[Any, ...], steps: tuple[ExplainedStep, ...]) -> Iterator[str]:
     for step in steps:
         if step.runs == "refused":
             yield f"{step.name} is refused: {step.why}"

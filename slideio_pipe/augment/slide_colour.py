@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.operations import Matrix, Triple
-from slideio_pipe.augment.stains import as_matrix, as_triple, completed, optical_density
+from slideio_pipe.augment.stains import as_matrix, as_triple, complete_basis, optical_density
 from slideio_pipe.config import Record
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Affine, Size
@@ -132,7 +132,7 @@ def estimate_basis(
         )
     stains = [plane @ (np.cos(angle), np.sin(angle)) for angle in (low, high)]
     stains = [stain * np.sign(stain.sum()) for stain in stains]
-    return completed(sorted(stains, key=lambda stain: -float(stain[0])))
+    return complete_basis(sorted(stains, key=lambda stain: -float(stain[0])))
 
 
 def _stained(pixels: ArrayLike, owner: str, slide: str | None) -> NDArray[np.float64]:

@@ -34,7 +34,7 @@ def optical_density(rgb: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(-np.log((np.asarray(rgb, np.float64) + 1) / 256))
 
 
-def completed(stains: ArrayLike) -> NDArray[np.float64]:
+def complete_basis(stains: ArrayLike) -> NDArray[np.float64]:
     """Return two stains as unit vectors and, as third, the direction neither of them has."""
     first, second = (row / np.linalg.norm(row) for row in np.asarray(stains, np.float64)[:2])
     third = np.cross(first, second)
@@ -53,7 +53,7 @@ def named_basis(basis: str | ArrayLike, owner: str) -> NDArray[np.float64]:
         return checked_basis(basis, owner)
     if basis not in ("hed", "macenko"):
         raise ConfigError(f'{owner}: no stain basis "{basis}"', remedy='pass "hed", "macenko", "slide" or a 3×3')
-    return np.array(HED) if basis == "hed" else completed(MACENKO_HE)
+    return np.array(HED) if basis == "hed" else complete_basis(MACENKO_HE)
 
 
 def checked_basis(basis: ArrayLike, owner: str) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ _GROUPS = (FAILED, QUARANTINED, "warnings", "few", "good", WAITING)
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class SlideRecord:
     """A slide and what became of it."""
 
     slide: str
@@ -43,7 +43,7 @@ class Record:
 
 
 @dataclass(slots=True)
-class _Trace:
+class _EventIndex:
     """Where the events of a slide are in the file, and what decides its place on the page."""
 
     status: str = WAITING
@@ -58,7 +58,7 @@ class _Trace:
     bytes: float = 0.0
 
     @property
-    def told_at(self) -> int:
+    def summary_offset(self) -> int:
         """Where the event is that says most."""
         return self.made_at if self.status == DONE else self.failed_at
 
@@ -84,13 +84,13 @@ class Records:
     cohort: Cohort | None = None
     tiles: int = 0  # of all slides that are done
     bytes: int = 0
-    columns: list[str] = field(default_factory=list)  # of ``Record.made``, as they come up
+    columns: list[str] = field(default_factory=list)  # of ``SlideRecord.made``, as they come up
     about: set[str] = field(default_factory=set)  # which of ABOUT are known
-    _traces: dict[str, _Trace] = field(default_factory=dict)
+    _traces: dict[str, _EventIndex] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for slide in self.cohort or ():
-            self._traces[slide.name] = _Trace()
+            self._traces[slide.name] = _EventIndex()
             self.about |= about_slide(slide).keys()
         path = self.folder / "run.jsonl"
         if path.exists():
@@ -107,10 +107,10 @@ class Records:
         self._few = FEW_TILES * statistics.median(tiles) if tiles else 0.0
 
     def _follow(self, name: str, event: Mapping[str, Any], place: int) -> None:
-        trace = self._traces.setdefault(name, _Trace())
+        trace = self._traces.setdefault(name, _EventIndex())
         kind = event.get("event")
         if kind == "start":
-            self._traces[name] = _Trace(started_at=place, attempts=trace.attempts + 1)
+            self._traces[name] = _EventIndex(started_at=place, attempts=trace.attempts + 1)
             self.about |= {key for key in ABOUT if key in event}
             return
         if kind == "quarantined":
@@ -129,7 +129,7 @@ class Records:
                 trace.made_at, trace.made_warned = place, warned
                 self._count(trace, event.get("made") or {})
 
-    def _count(self, trace: _Trace, made: Mapping[str, Any]) -> None:
+    def _count(self, trace: _EventIndex, made: Mapping[str, Any]) -> None:
         trace.tiles, trace.covered = _number(made.get("tiles")), _number(made.get("tissue_covered"))
         trace.bytes = _number(made.get("bytes"), 0.0)
         known = set(self.columns)
@@ -148,12 +148,12 @@ class Records:
     def __len__(self) -> int:
         return len(self._traces)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[SlideRecord]:
         slides = {slide.name: slide for slide in self.cohort or ()}
         names = sorted(self._traces, key=self._rank)
         path = self.folder / "run.jsonl"
         if not path.exists():
-            yield from (Record(name, WAITING, about_slide(slides[name]), {}) for name in names)
+            yield from (SlideRecord(name, WAITING, about_slide(slides[name]), {}) for name in names)
             return
         with path.open("rb") as lines:
 
@@ -165,12 +165,12 @@ class Records:
 
             for name in names:
                 trace = self._traces[name]
-                start, told = event_at(trace.started_at), event_at(trace.told_at)
+                start, told = event_at(trace.started_at), event_at(trace.summary_offset)
                 about = {key: start[key] for key in ABOUT if key in start}
                 yield self._record(name, trace, about_slide(slides[name]) if name in slides else about, told)
 
-    def _record(self, name: str, trace: _Trace, about: Mapping[str, Any], told: Mapping[str, Any]) -> Record:
-        return Record(
+    def _record(self, name: str, trace: _EventIndex, about: Mapping[str, Any], told: Mapping[str, Any]) -> SlideRecord:
+        return SlideRecord(
             slide=name,
             status=trace.status,
             about=about,
@@ -184,7 +184,7 @@ class Records:
             notable=self._notable(trace),
         )
 
-    def _notable(self, trace: _Trace) -> tuple[str, ...]:
+    def _notable(self, trace: _EventIndex) -> tuple[str, ...]:
         few = trace.status == DONE and (trace.tiles < self._few or trace.tiles == 0)
         low = trace.status == DONE and trace.covered < LOW_COVERAGE
         return (("few tiles",) if few else ()) + (("low coverage",) if low else ())

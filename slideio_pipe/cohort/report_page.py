@@ -19,7 +19,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from slideio_pipe.cohort.cohort import Cohort
-from slideio_pipe.cohort.records import ABOUT, DONE, FAILED, QUARANTINED, WAITING, Record, Records
+from slideio_pipe.cohort.records import ABOUT, DONE, FAILED, QUARANTINED, WAITING, Records, SlideRecord
 from slideio_pipe.cohort.report_style import SCRIPT, STYLE
 from slideio_pipe.errors import OutputError
 
@@ -36,7 +36,7 @@ class Column:
     """A column of the table."""
 
     title: str
-    cell: Callable[[Record], str]  # text, not yet escaped
+    cell: Callable[[SlideRecord], str]  # text, not yet escaped
     is_text: bool = False
 
 
@@ -206,14 +206,14 @@ def _columns(records: Records) -> list[Column]:
     return columns
 
 
-def _about(key: str) -> Callable[[Record], str]:
+def _about(key: str) -> Callable[[SlideRecord], str]:
     return lambda record: str(record.about.get(key, ""))
 
 
 def _column(key: str) -> Column:
     """Return the column of something that is not known here."""
 
-    def cell(record: Record) -> str:
+    def cell(record: SlideRecord) -> str:
         value = record.made.get(key)
         if value is None or isinstance(value, (list, dict)):
             return ""
@@ -224,17 +224,17 @@ def _column(key: str) -> Column:
     return Column(key.replace("_", " "), cell)
 
 
-def _figure(key: str, digits: int = 0, scale: float = 1.0) -> Callable[[Record], str]:
+def _figure(key: str, digits: int = 0, scale: float = 1.0) -> Callable[[SlideRecord], str]:
     """Return a cell of a number; what is none is left out."""
 
-    def cell(record: Record) -> str:
+    def cell(record: SlideRecord) -> str:
         value = record.made.get(key)
         return f"{value * scale:,.{digits}f}" if isinstance(value, (int, float)) else ""
 
     return cell
 
 
-def _mpp(record: Record) -> str:
+def _mpp(record: SlideRecord) -> str:
     mpp = record.made.get("mpp")
     sides = mpp if isinstance(mpp, (list, tuple)) else [mpp]
     return " × ".join(f"{side:.4g}" for side in dict.fromkeys(sides) if isinstance(side, (int, float)))
@@ -259,11 +259,11 @@ def _table(kind: str, columns: list[Column], rows: Iterable[str]) -> Iterator[st
     yield "</tbody></table>"
 
 
-def _cells(record: Record, columns: list[Column]) -> str:
+def _cells(record: SlideRecord, columns: list[Column]) -> str:
     return "".join(f"<td{' class=t' if c.is_text else ''}>{_text(c.cell(record))}" for c in columns)
 
 
-def _full_row(record: Record, columns: list[Column], picture: Callable[[str], Path] | None) -> str:
+def _full_row(record: SlideRecord, columns: list[Column], picture: Callable[[str], Path] | None) -> str:
     name, parts = _text(record.slide), []
     if record.error:
         remedy = f" <b>{_text(record.remedy)}</b>" if record.remedy else ""
@@ -275,7 +275,7 @@ def _full_row(record: Record, columns: list[Column], picture: Callable[[str], Pa
     return f'<tr><td data-key="{name}">{head}{"".join(parts)}{_cells(record, columns)}\n'
 
 
-def _strip(record: Record, file: Path) -> str:
+def _strip(record: SlideRecord, file: Path) -> str:
     """Return the picture of a slide; nothing where there is none."""
     try:
         with Image.open(file) as found:
@@ -287,13 +287,13 @@ def _strip(record: Record, file: Path) -> str:
     return f'<a class="strip" href="{source}"><img loading="lazy" {shown}></a>'
 
 
-def _short_row(record: Record, columns: list[Column]) -> str:
+def _short_row(record: SlideRecord, columns: list[Column]) -> str:
     why = "; ".join(text for text in (record.error, record.remedy, *record.warnings) if text)
     first = f"{_text(record.slide)} {_tags(record)}" + (f" {_text(why)}" if why else "")
     return f"<tr><td>{first}{_cells(record, columns)}\n"
 
 
-def _tags(record: Record) -> str:
+def _tags(record: SlideRecord) -> str:
     """Return in words what makes a slide worth a look; one that is simply done needs none."""
     kind = {FAILED: " bad", QUARANTINED: " bad", WAITING: ""}
     tags = [] if record.status == DONE else [f'<span class="tag{kind[record.status]}">{record.status}</span>']
@@ -302,7 +302,7 @@ def _tags(record: Record) -> str:
     return "".join(tags + [f'<span class="tag warn">{_text(what)}</span>' for what in record.notable])
 
 
-def _in_words(record: Record) -> str:
+def _in_words(record: SlideRecord) -> str:
     """Return what the picture of a slide shows."""
     numbers = {"tiles": _figure("tiles")(record), "% tissue": _figure("tissue", 0, 100)(record)}
     known = ", ".join(f"{value} {what}" for what, value in numbers.items() if value)

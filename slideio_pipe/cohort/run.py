@@ -18,7 +18,7 @@ from slideio_pipe.cohort.ledger import Entry, Ledger, fingerprint, settings_dige
 from slideio_pipe.cohort.records import about_slide
 from slideio_pipe.cohort.report_page import write_page
 from slideio_pipe.cohort.workers.dask_pool import pool_for
-from slideio_pipe.cohort.workers.pool import OnStage, Outcome, Pool
+from slideio_pipe.cohort.workers.pool import OnProgress, Outcome, Pool
 from slideio_pipe.errors import (
     ConfigError,
     CorruptSlideError,
@@ -56,13 +56,13 @@ class CohortWork(Protocol):
         """Return where the output of a slide appears, when it is whole."""
         ...
 
-    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
         """Do it, in a worker, and return what to note of it, JSON-able."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class SlideFailure:
     """A slide that failed, where and why."""
 
     slide: str  # its name
@@ -78,7 +78,7 @@ class RunReport:
     slides: int
     done: int = 0  # by this run
     kept: int = 0  # done before
-    failed: list[Failure] = field(default_factory=list)
+    failed: list[SlideFailure] = field(default_factory=list)
     tiles: int = 0  # of the slides that this run did, where the work tells
     warned: int = 0  # slides of the folder that came with warnings
     seconds: float = 0.0
@@ -204,7 +204,7 @@ class Task:
     work: CohortWork
     folder: Path  # of the run
 
-    def __call__(self, job: Job, on_stage: OnStage) -> dict[str, Any]:
+    def __call__(self, job: Job, on_stage: OnProgress) -> dict[str, Any]:
         """Do a job."""
         on_stage("open")
         try:
@@ -368,7 +368,7 @@ class _Run:
 
     def _fail(self, slide: CohortSlide, stage: str, error: SlideioPipeError, **cost: Any) -> None:
         self.ledger.fail(slide.name, stage, error, **cost)
-        self.report.failed.append(Failure(slide.name, stage, error))
+        self.report.failed.append(SlideFailure(slide.name, stage, error))
 
 
 def _located(slide: CohortSlide) -> CohortSlide:

@@ -31,7 +31,7 @@ def is_cohort(sources: Sequence[Path]) -> bool:
     return is_collection(first)
 
 
-def who_works(workers: int | None, cluster: str | None) -> dict[str, Any]:
+def worker_options(workers: int | None, cluster: str | None) -> dict[str, Any]:
     """Return --workers and --cluster as a run takes them."""
     if workers is not None and cluster is not None:
         remedy = "leave out --workers: a cluster does as many slides at a time as its workers have threads"

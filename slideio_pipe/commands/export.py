@@ -84,7 +84,7 @@ def export(
             one_slide={"--label": label, "--patient": patient, "--mask": mask, "--picture": picture},
             root=root,
             as_json=as_json,
-            **cohort_commands.who_works(workers, cluster),
+            **cohort_commands.worker_options(workers, cluster),
             threads=threads,
             time_limit_s=time_limit,
             memory_limit_gb=memory_limit,

@@ -17,7 +17,7 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.names import bag_name
 from slideio_pipe.cohort.report_page import picture_file
 from slideio_pipe.cohort.run import RunReport, run_cohort
-from slideio_pipe.cohort.workers.pool import OnStage
+from slideio_pipe.cohort.workers.pool import OnProgress
 from slideio_pipe.errors import SlideioPipeWarning
 from slideio_pipe.export.config import ExportConfig, export_config
 from slideio_pipe.export.preview import overview
@@ -55,7 +55,7 @@ class ExportWork:
         """Return the bag of a slide: called as the cohort calls the slide."""
         return self.folder / bag_name(slide.name)
 
-    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
         """Export it."""
         assert isinstance(slide.source, Path)
         mpps = self.config.slide.in_cohort(slide.mpp)

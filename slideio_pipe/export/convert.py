@@ -23,7 +23,7 @@ from slideio_pipe.cohort.ledger import Entry, Ledger
 from slideio_pipe.cohort.names import stem_of
 from slideio_pipe.cohort.slide_files import is_collection
 from slideio_pipe.cohort.table import TABLES
-from slideio_pipe.cohort.workers.pool import OnStage, Outcome, WorkerPool
+from slideio_pipe.cohort.workers.pool import OnProgress, Outcome, WorkerPool
 from slideio_pipe.errors import (
     ConfigError,
     OutputError,
@@ -33,7 +33,7 @@ from slideio_pipe.errors import (
     warn_caller,
 )
 from slideio_pipe.export.layouts.feature_input import ENDINGS
-from slideio_pipe.export.layouts.item import Item, LabelType, Layout, Told
+from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout
 from slideio_pipe.export.layouts.registry import (
     MAX_THREADS,
     UNNAMED,
@@ -52,7 +52,7 @@ from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.tiles.bag import Bag, patient_of
-from slideio_pipe.tiles.failures import Failure
+from slideio_pipe.tiles.failures import TileFailure
 
 # So many bags in a row that cannot be written: it is the disk.
 _UNWRITABLE = 3
@@ -141,12 +141,12 @@ def convert(
         threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // (workers or 1)))
     conversion = _Conversion(layout, folder, extras, threads, overwrite)
     conversion.look_at(study)
-    left_out = [each.told.name for each in conversion.bags if layout.leaves_out_empty and not each.tiles]
+    left_out = [each.row.name for each in conversion.bags if layout.leaves_out_empty and not each.tiles]
     conversion.bags = [each for each in conversion.bags if each.tiles or not layout.leaves_out_empty]
     with Ledger(folder / f".convert-{to}") as ledger:
         with reporting(progress, f"converting to {to}") as report:
             conversion.go(ledger, workers, report)
-        shared = layout.finish([each.told for each in conversion.done], folder) if conversion.done else []
+        shared = layout.finish([each.row for each in conversion.done], folder) if conversion.done else []
     if left_out:
         warn_of_empty(to, left_out)
     if conversion.failed:
@@ -199,7 +199,7 @@ class _Known:
     """A bag that was looked at."""
 
     source: Path | Bag
-    told: Told
+    row: BagRow
     tiles: int
     digest: str  # of the bag and of what goes with it
     paths: tuple[Path, ...]  # its outputs
@@ -222,11 +222,11 @@ class _Work:
     extras: Extras
     threads: int
 
-    def __call__(self, job: _Job, on_stage: OnStage) -> None:
+    def __call__(self, job: _Job, on_stage: OnProgress) -> None:
         on_stage("convert")
-        told = job.bag.told
+        row = job.bag.row
         with _opened(job.bag.source) as bag:
-            item = self.extras.item(bag, told, job.kind, self.threads, many=True)
+            item = self.extras.item(bag, row, job.kind, self.threads, many=True)
             layout_of(self.extras.to).write(item, self.folder)
 
 
@@ -240,7 +240,7 @@ class _Conversion:
     bags: list[_Known] = field(default_factory=list)
     done: list[_Known] = field(default_factory=list)  # by this run or one before, in the order of the study
     kept: int = 0
-    failed: list[Failure] = field(default_factory=list)
+    failed: list[TileFailure] = field(default_factory=list)
     kind: LabelType = "int64"
     _early: list[tuple[str, SlideioPipeError]] = field(default_factory=list)
 
@@ -251,31 +251,31 @@ class _Conversion:
                 self.bags.append(self._known(slide))
             except SlideioPipeError as error:
                 self._early.append((slide.name, error))
-        check_stems([each.told.stem for each in self.bags])
-        self.kind = label_type(each.told.label for each in self.bags)
+        check_stems([each.row.stem for each in self.bags])
+        self.kind = label_type(each.row.label for each in self.bags)
 
     def _known(self, slide: CohortSlide) -> _Known:
         with _opened(slide.source) as bag:
             own = isinstance(slide.source, Path) and slide.name != slide.source.name
             name = slide.name if own else bag.name
             label = bag.label if slide.label is None else slide.label
-            told = Told(stem_of(name), name, label, slide.patient or patient_of(bag))
+            row = BagRow(stem_of(name), name, label, slide.patient or patient_of(bag))
             given = None if self.extras.features is None else _NOTHING
             beside = bag.features(self.extras.encoder) if given is None and _has(bag, self.extras.encoder) else None
             labels = None if self.extras.instance_labels is None else _NOTHING
             shown = given if beside is None else _NOTHING
             encoder = self.extras.encoder
-            item = Item(bag, told.stem, shown, encoder, told.label, "int64", 1, labels, told.patient)
+            item = Item(bag, row.stem, shown, encoder, row.label, "int64", 1, labels, row.patient)
             if given is None and beside is None:
-                self.extras.item(bag, told, "int64", 1, many=True)  # refuses an encoder without any
+                self.extras.item(bag, row, "int64", 1, many=True)  # refuses an encoder without any
             paths = tuple(self.layout.outputs(item, self.folder))
-            return _Known(slide.source, told, len(bag), self._digest(bag, told, beside), paths)
+            return _Known(slide.source, row, len(bag), self._digest(bag, row, beside), paths)
 
-    def _digest(self, bag: Bag, told: Told, beside: Any) -> str:
+    def _digest(self, bag: Bag, row: BagRow, beside: Any) -> str:
         pixels = bag.attributes["pixels"] if isinstance(bag, StoredBag) else None
-        extras = [_fingerprint(given, told.stem) for given in (self.extras.features, self.extras.instance_labels)]
+        extras = [_fingerprint(given, row.stem) for given in (self.extras.features, self.extras.instance_labels)]
         # What was converted before the patient was known of any bag is the same, where it is still not known.
-        said = list(told) if told.patient else list(told)[:-1]
+        said = list(row) if row.patient else list(row)[:-1]
         known = [bag.provenance(), list(bag.shape), pixels, said, extras]
         digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
         for values in (bag.coords, bag.grid_index, bag.tissue):
@@ -304,34 +304,34 @@ class _Conversion:
             jobs += [] if job is None else [job]
             if job is None:
                 ended += bag.tiles
-        done |= {each.told.stem for each in self.done}
+        done |= {each.row.stem for each in self.done}
         progress(ended, total)
         work = _Work(self.folder, self.extras, self.threads)
         with closing(_here(work, self._begun(ledger, jobs), workers)) as outcomes:
             for outcome in outcomes:
                 job = outcome.task
                 if outcome.error is None:
-                    ledger.note(job.bag.told.stem, replace(job.entry, event="done"))
-                    done.add(job.bag.told.stem)
+                    ledger.note(job.bag.row.stem, replace(job.entry, event="done"))
+                    done.add(job.bag.row.stem)
                     unwritable = 0
                 else:
-                    self._fail(ledger, job.bag.told.stem, outcome.stage, outcome.error)
+                    self._fail(ledger, job.bag.row.stem, outcome.stage, outcome.error)
                     unwritable = unwritable + 1 if isinstance(outcome.error, OutputError) else 0
                     if unwritable >= _UNWRITABLE:
                         raise outcome.error
                 ended += job.bag.tiles
                 progress(ended, total)
-        self.done = [each for each in self.bags if each.told.stem in done]
+        self.done = [each for each in self.bags if each.row.stem in done]
 
     def _begun(self, ledger: Ledger, jobs: Iterable[_Job]) -> Iterator[_Job]:
         for job in jobs:
-            ledger.note(job.bag.told.stem, job.entry)
+            ledger.note(job.bag.row.stem, job.entry)
             yield job
 
     def _job(self, ledger: Ledger, bag: _Known) -> _Job | None:
         """Return what is to be done for a bag; None when that is nothing, or may not be."""
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
-        now, known = Entry("start", digest, bag.digest), ledger.entries.get(bag.told.stem)
+        now, known = Entry("start", digest, bag.digest), ledger.entries.get(bag.row.stem)
         there = [path for path in bag.paths if os.path.lexists(path)]
         same = known is not None and (known.settings, known.fingerprint) == (now.settings, now.fingerprint)
         if known is not None and same and known.event == "done" and len(there) == len(bag.paths):
@@ -346,14 +346,14 @@ class _Conversion:
                 other = "is of another bag, or was made with other settings"
                 reason = error.reason if known is None or known.event == "start" else other
                 self._fail(
-                    ledger, bag.told.stem, "open", OutputExistsError(reason, slide=error.slide, remedy=error.remedy)
+                    ledger, bag.row.stem, "open", OutputExistsError(reason, slide=error.slide, remedy=error.remedy)
                 )
             return None
         return _Job(bag, replace(now, replaces=bool(there) and not ours), self.kind)
 
     def _fail(self, ledger: Ledger, name: str, stage: str, error: SlideioPipeError) -> None:
         ledger.fail(name, stage, error)
-        self.failed.append(Failure(name, error))
+        self.failed.append(TileFailure(name, error))
 
 
 def _here(work: _Work, jobs: Iterator[_Job], workers: int | None) -> Generator[Outcome]:

@@ -12,7 +12,7 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.names import SUFFIX, stem_of
 from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.cohort.slide_files import files_in, without_companions
-from slideio_pipe.cohort.workers.pool import OnStage
+from slideio_pipe.cohort.workers.pool import OnProgress
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.export.layouts import from_clam, from_trident
 from slideio_pipe.export.layouts.clam_pixels import PixelFile
@@ -55,7 +55,7 @@ class ImportWork:
         """Return the bag of a file: called as the file."""
         return self.folder / f"{_stem(Path(slide.name))}{SUFFIX}"
 
-    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
         """Make the bag."""
         assert isinstance(slide.source, Path)
         on_stage("tiles")

@@ -14,7 +14,7 @@ from slideio_pipe.cohort.names import SUFFIX, bag_name
 from slideio_pipe.cohort.records import Records
 from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.cohort.table import TABLES
-from slideio_pipe.cohort.workers.pool import OnStage
+from slideio_pipe.cohort.workers.pool import OnProgress
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputExistsError, SlideioPipeError
 from slideio_pipe.export.config import ExportConfig, export_config
 from slideio_pipe.progress import Report
@@ -50,7 +50,7 @@ class TissueWork:
         """Return the mask of a slide: called as the cohort calls the slide, without its ending."""
         return self.folder / f"{bag_name(slide.name).removesuffix(SUFFIX)}.{self.form}"
 
-    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
         """Find the tissue and write it."""
         assert isinstance(slide.source, Path)
         on_stage("open")

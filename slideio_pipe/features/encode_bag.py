@@ -35,7 +35,7 @@ _ON_THEIR_WAY = 1
 
 
 @dataclass(slots=True, eq=False)
-class Rows:
+class BagFeatures:
     """The features of one bag, filled as batches come back."""
 
     name: str
@@ -60,7 +60,7 @@ class _Sent:
 
     values: Tensor
     there: StreamMark | None
-    parts: list[tuple[Rows, NDArray[np.int64]]]
+    parts: list[tuple[BagFeatures, NDArray[np.int64]]]
 
 
 @dataclass(slots=True, eq=False)
@@ -70,11 +70,11 @@ class Batches:
     encoder: EncoderOnDevice
     size: int
     count: int = 0  # batches that were computed
-    _waiting: deque[tuple[Tensor, Rows, NDArray[np.int64]]] = field(default_factory=deque)
+    _waiting: deque[tuple[Tensor, BagFeatures, NDArray[np.int64]]] = field(default_factory=deque)
     _waiting_tiles: int = 0
     _sent: deque[_Sent] = field(default_factory=deque)
 
-    def add(self, tiles: Tensor, rows: Rows, index: NDArray[np.int64]) -> None:
+    def add(self, tiles: Tensor, rows: BagFeatures, index: NDArray[np.int64]) -> None:
         """Take (n, 3, H, W) uint8 tiles on the device, those ``index`` of their bag."""
         if not len(index):
             return
@@ -107,7 +107,7 @@ class Batches:
         while len(self._sent) > (_ON_THEIR_WAY if self.encoder.device.type == "cuda" else 0):
             self._receive()
 
-    def _send(self, chosen: list[Tensor], parts: list[tuple[Rows, NDArray[np.int64]]]) -> _Sent:
+    def _send(self, chosen: list[Tensor], parts: list[tuple[BagFeatures, NDArray[np.int64]]]) -> _Sent:
         found = self.encoder(chosen[0] if len(chosen) == 1 else torch.cat(chosen))
         if found.device.type != "cuda":
             return _Sent(found, None, parts)
@@ -144,15 +144,15 @@ class Encoding:
         self.device, self.dtype = place, np.dtype(dtype)
         self.batches = {encoder.name: Batches(EncoderOnDevice(encoder, place, kind), size) for encoder in encoders}
 
-    def rows(self, name: str, coords: NDArray[np.int64], encoders: Collection[str]) -> Rows:
+    def rows(self, name: str, coords: NDArray[np.int64], encoders: Collection[str]) -> BagFeatures:
         """Return room for the features of a bag."""
         count = len(coords)
         features = {
             encoder: np.empty((count, self.batches[encoder].encoder.encoder.dim), self.dtype) for encoder in encoders
         }
-        return Rows(name, features, coords, count * len(features))
+        return BagFeatures(name, features, coords, count * len(features))
 
-    def add(self, tiles: Tensor, rows: Rows, index: NDArray[np.int64]) -> None:
+    def add(self, tiles: Tensor, rows: BagFeatures, index: NDArray[np.int64]) -> None:
         """Take uint8 tiles of a bag on the device."""
         for name in rows.features:
             self.batches[name].add(tiles, rows, index)
@@ -244,7 +244,7 @@ def check_feature_dtype(dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _not_finite(rows: Rows, encoder: str, tile: int, values: NDArray[Any]) -> ConfigError:
+def _not_finite(rows: BagFeatures, encoder: str, tile: int, values: NDArray[Any]) -> ConfigError:
     x, y = rows.coords[tile].tolist()
     bad = values[~np.isfinite(values)]
     beyond = values.dtype == np.float16 and bool(np.isinf(bad).all())

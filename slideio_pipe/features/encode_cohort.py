@@ -21,7 +21,7 @@ from slideio_pipe.features.encode_bag import BATCH_SIZE, Encoding, check_feature
 from slideio_pipe.features.encoders import Encoder, load_encoders
 from slideio_pipe.features.encoders.loading import Source
 from slideio_pipe.features.pool import FeaturePool
-from slideio_pipe.features.work import Alone, FeatureWork, check_portable
+from slideio_pipe.features.work import EncodeSettings, FeatureWork, check_portable
 from slideio_pipe.progress import Report, rated
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
@@ -145,7 +145,7 @@ def encode_cohort(
     threads = default_threads() if threads is None else at_least_one("threads", threads)
     alone = None
     if workers is not None or cluster is not None:
-        alone = Alone(str(place), batch_size, dtype, settings, slide_transform, threads, allow_empty)
+        alone = EncodeSettings(str(place), batch_size, dtype, settings, slide_transform, threads, allow_empty)
     elif time_limit_s is not None or memory_limit_gb is not None:
         raise ConfigError("limits are for worker processes", remedy="pass workers=1 or more")
     work = FeatureWork(chosen, folder, None if bags_only else settings, described, dtype, alone)

@@ -21,14 +21,14 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import Outcome
 from slideio_pipe.errors import NoTissueError, SlideioPipeError
-from slideio_pipe.features.encode_bag import Encoding, Rows
+from slideio_pipe.features.encode_bag import BagFeatures, Encoding
 from slideio_pipe.store import StoredBag
-from slideio_pipe.streaming.chunks import Delivery, Loss, Pace
+from slideio_pipe.streaming.chunks import Chunk, FailedBag, LoaderSettings
 from slideio_pipe.streaming.config import LoaderConfig
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import Sender
-from slideio_pipe.streaming.ring import Ring, Stage
-from slideio_pipe.streaming.schedule import Flights
+from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
+from slideio_pipe.streaming.schedule import EpochSchedule
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
 
 # Tiles per chunk, at most: what is decoded together. Batches are made of as many chunks as they take.
@@ -40,7 +40,7 @@ _WRITING = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Laid:
+class BagMetadata:
     """What is kept of a bag whose pixels are gone: all but those."""
 
     name: str
@@ -52,7 +52,7 @@ class Laid:
     stored: bool  # whether it came from a bag store
 
     @classmethod
-    def of(cls, bag: Bag, label: Label, patient: str | None) -> Laid:
+    def of(cls, bag: Bag, label: Label, patient: str | None) -> BagMetadata:
         """Return what is to be kept of a bag."""
         columns = (np.asarray(bag.coords), np.asarray(bag.grid_index), np.asarray(bag.tissue))
         facts = bag.provenance() | {"label": label, "patient": patient}
@@ -62,14 +62,14 @@ class Laid:
         return len(self.coords)
 
 
-class Keeper(Protocol):
+class FeatureWriter(Protocol):
     """Where features go."""
 
     def missing(self, job: Job) -> list[str]:
         """Return whose features of a slide are still to be computed; raises what makes the slide fail."""
         ...
 
-    def keep(self, job: Job, bag: Laid, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    def keep(self, job: Job, bag: BagMetadata, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Write the features of a slide, and return what to note of it; called on a thread."""
         ...
 
@@ -81,7 +81,7 @@ class _Pending:
     job: Job
     wanted: list[str]  # encoders
     began: float = 0.0
-    rows: Rows | None = None
+    rows: BagFeatures | None = None
     given_up: bool = False
 
 
@@ -91,7 +91,7 @@ class FeaturePool:
     Parameters
     ----------
     encoding : Encoding
-    keeper : Keeper
+    keeper : FeatureWriter
     config : LoaderConfig
         How slides become tiles.
     slide_transform : albumentationsxl transform, optional
@@ -109,7 +109,7 @@ class FeaturePool:
     def __init__(
         self,
         encoding: Encoding,
-        keeper: Keeper,
+        keeper: FeatureWriter,
         config: LoaderConfig,
         *,
         slide_transform: Any = None,
@@ -121,7 +121,7 @@ class FeaturePool:
         self._encoding, self._keeper, self._config = encoding, keeper, config
         self._transform, self._allow_empty = slide_transform, allow_empty
         self._on_tiles = on_tiles or (lambda count: None)
-        self._pace = Pace(
+        self._pace = LoaderSettings(
             chunk_size=min(_CHUNK_SIZE, min(batches.size for batches in encoding.batches.values())),
             threads=threads,
             bags_in_flight=bags_in_flight,
@@ -158,9 +158,9 @@ class FeaturePool:
 
     def _encoded(self, pending: list[_Pending], dataset: _Slides) -> Iterator[Outcome]:
         sender = Sender(self._encoding.device, None, torch.float16)
-        ring = Ring(sender, self._pace.slots, (self._pace.chunk_size, *dataset.tile_shape))
-        flights = Flights(dataset, 0, range(len(pending)), {}, ring, self._pace)
-        stage = Stage(flights.deliveries(), _PREFETCH)
+        ring = BufferPool(sender, self._pace.slots, (self._pace.chunk_size, *dataset.tile_shape))
+        flights = EpochSchedule(dataset, 0, range(len(pending)), {}, ring, self._pace)
+        stage = BackgroundIterator(flights.deliveries(), _PREFETCH)
         whole: list[_Pending] = []
         writing: dict[Future[dict[str, Any]], _Pending] = {}
         try:
@@ -191,12 +191,12 @@ class FeaturePool:
             dataset.let_go()
 
     def _take(
-        self, item: _Pending, delivered: Delivery | Loss, dataset: _Slides, whole: list[_Pending]
+        self, item: _Pending, delivered: Chunk | FailedBag, dataset: _Slides, whole: list[_Pending]
     ) -> Iterator[Outcome]:
         """Take a chunk of a slide, or hear that it failed."""
         name = item.job.slide.name
         item.began = item.began or time.perf_counter()
-        if isinstance(delivered, Loss):
+        if isinstance(delivered, FailedBag):
             laid, error = dataset.laid.get(name), delivered.failure.error
             empty = isinstance(error, NoTissueError) and laid is not None and not len(laid)
             if empty and laid is not None and (self._allow_empty or laid.stored):
@@ -251,7 +251,7 @@ class _Slides(BagDataset):
 
     def __init__(self, slides: Sequence[CohortSlide], config: LoaderConfig, slide_transform: Any) -> None:
         super().__init__(Cohort.unchecked(slides), config, slide_transform=slide_transform)
-        self.laid: dict[str, Laid] = {}
+        self.laid: dict[str, BagMetadata] = {}
         self.failures: list[SlideioPipeError] = []  # of each slide, when none can be opened
         self._kept: dict[str, Bag] = {}  # opened for its tile shape
 
@@ -268,7 +268,7 @@ class _Slides(BagDataset):
             try:
                 bag = super()._opened(slide, epoch)
                 label = bag.label if slide.label is None else slide.label
-                self.laid[slide.name] = Laid.of(bag, label, slide.patient or patient_of(bag))
+                self.laid[slide.name] = BagMetadata.of(bag, label, slide.patient or patient_of(bag))
             except (SlideioPipeError, OSError):
                 raise
             except Exception as error:  # whatever a library raises over a damaged slide costs that slide only

@@ -18,11 +18,11 @@ from slideio_pipe.cohort.ledger import Entry, fingerprint, settings_digest
 from slideio_pipe.cohort.names import SUFFIX as BAG_SUFFIX
 from slideio_pipe.cohort.names import bag_name
 from slideio_pipe.cohort.run import Job
-from slideio_pipe.cohort.workers.pool import OnStage
+from slideio_pipe.cohort.workers.pool import OnProgress
 from slideio_pipe.errors import ConfigError, OutputExistsError
 from slideio_pipe.features.encode_bag import Encoding
 from slideio_pipe.features.encoders import Encoder, load_encoder
-from slideio_pipe.features.pool import FeaturePool, Laid
+from slideio_pipe.features.pool import BagMetadata, FeaturePool
 from slideio_pipe.locks import within_run
 from slideio_pipe.store.feature_arrays import (
     FOLDER,
@@ -40,7 +40,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
+class EncodeSettings:
     """How a process encodes one slide after the other, each by itself; pickles."""
 
     device: str
@@ -72,7 +72,7 @@ class FeatureWork:
     config: LoaderConfig | None  # None: bags only, whose tiles are laid
     transform: Any  # its description
     dtype: str
-    alone: Alone | None = None  # how a worker process encodes slides, one at a time; None: a FeaturePool does
+    alone: EncodeSettings | None = None  # how a worker process encodes slides, one at a time; None: a FeaturePool does
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -141,14 +141,14 @@ class FeatureWork:
             return list(self.facts)
         return [name for name in self.facts if not self.is_there(store, name)]
 
-    def keep(self, job: Job, bag: Laid, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    def keep(self, job: Job, bag: BagMetadata, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Write the features of a slide."""
         if self.folder is None:  # bags may be of several folders, each with runs of its own
             return self._keep(job, bag, features)
         with within_run(self.folder):
             return self._keep(job, bag, features)
 
-    def _keep(self, job: Job, bag: Laid, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    def _keep(self, job: Job, bag: BagMetadata, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         store = self.store(job.slide)
         named = {name: (values, self.facts[name]) for name, values in features.items()}
         if self.folder is not None and not (store.exists() and self._is_of(job, store)):
@@ -166,7 +166,7 @@ class FeatureWork:
         """Return what is known of features that were written before a kill."""
         return {"features": str(self.store(slide)), "encoders": ", ".join(self.facts)}
 
-    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnStage) -> dict[str, Any]:
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
         """Encode one slide by itself, in a worker process."""
         if self.alone is None:
             raise ConfigError("features are encoded by a FeaturePool", slide=slide.name, remedy="call encode_cohort")
@@ -193,7 +193,7 @@ class FeatureWork:
         found = feature_store_attributes(store)
         return found is not None and found.get("made") == _made(job)
 
-    def _summary(self, store: Path, bag: Laid, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    def _summary(self, store: Path, bag: BagMetadata, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         return {
             "features": str(store),
             "tiles": len(bag),

@@ -27,7 +27,7 @@ _SHORT, _LONG, _LONG8 = 3, 4, 16
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _TiffLayout:
     """Where everything lies in the virtual file."""
 
     header: bytes
@@ -40,7 +40,7 @@ class _Layout:
         return len(self.header) + self.tiles * self.tile_bytes
 
 
-def _layout(size: Size, tile: Size) -> _Layout:
+def _layout(size: Size, tile: Size) -> _TiffLayout:
     columns, rows = -(-size.width // tile.width), -(-size.height // tile.height)
     tiles, tile_bytes = columns * rows, tile.width * tile.height * 3
     entries = [
@@ -68,7 +68,7 @@ def _layout(size: Size, tile: Size) -> _Layout:
     parts.append(struct.pack("<Q", 0))
     if tiles > 1:
         parts += [offsets.tobytes(), counts.tobytes()]
-    return _Layout(b"".join(parts), tile_bytes, columns, tiles)
+    return _TiffLayout(b"".join(parts), tile_bytes, columns, tiles)
 
 
 def _multiple_of_16(pixels: int) -> int:
@@ -133,7 +133,7 @@ class _Feed:
     libvips reads a source under a lock, one call after the other, so position and current tile need none.
     """
 
-    def __init__(self, layout: _Layout, tile: Size, read_tile: ReadTile) -> None:
+    def __init__(self, layout: _TiffLayout, tile: Size, read_tile: ReadTile) -> None:
         self._layout, self._tile, self._read_tile = layout, tile, read_tile
         self._position = 0
         self._tile_index, self._tile_data = -1, b""

@@ -83,7 +83,7 @@ def fit(
     given = settings.cohort if cohort is None else cohort
     if given is None:
         raise ConfigError("no cohort", remedy="pass one, or name it in the configuration")
-    settings = _found_again(settings, given)
+    settings = _with_absolute_paths(settings, given)
     where = settings.encoder.folder
     slides = Cohort.of(given) if where is None else feature_cohort(given, where)
     if encoder is None and settings.encoder.source is None:
@@ -111,7 +111,7 @@ def fit(
             lock.release()
 
 
-def _found_again(config: TrainConfig, cohort: Any) -> TrainConfig:
+def _with_absolute_paths(config: TrainConfig, cohort: Any) -> TrainConfig:
     """Return settings that mean the same from wherever they are read again."""
     folder = config.encoder.folder
     encoder = config.encoder if folder is None else config.encoder.model_copy(update={"folder": _absolute(folder)})

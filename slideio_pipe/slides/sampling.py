@@ -26,7 +26,7 @@ from PIL import Image
 
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import WHOLE_PX, WHOLE_SHRINKS, Affine, LevelChoice, Pyramid, Rect, Size, parted
-from slideio_pipe.slides.backends.base import OnStage, StaleLevelError, StoredTiles
+from slideio_pipe.slides.backends.base import OnTiming, StaleLevelError, StoredTiles
 from slideio_pipe.slides.tile_cache import SHARED
 
 # Level pixels fetched at once when shrinking: 48 MB, whatever the shrink factor.
@@ -82,7 +82,7 @@ class Sampler:
         The grey level of what lies outside the slide: 255 is white.
     """
 
-    def __init__(self, slide: LevelSource, on_stage: OnStage | None = None, *, outside: int = 255) -> None:
+    def __init__(self, slide: LevelSource, on_stage: OnTiming | None = None, *, outside: int = 255) -> None:
         self.slide, self.on_stage, self.outside = slide, on_stage, outside
         self._local = threading.local()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning, warn_caller
 from slideio_pipe.store.shards import ShardGrid
-from slideio_pipe.tiles.failures import Failure, OnError, Tolerance, check_on_error
+from slideio_pipe.tiles.failures import OnError, TileErrors, TileFailure, check_on_error
 
 _KEPT = "failures.json"
 
@@ -34,21 +34,21 @@ def check_bearing(on_error: str) -> OnError:
     return known
 
 
-class Unread:
+class FailedTiles:
     """Which tiles could not be read, by this run or by the ones before it.
 
     Parameters
     ----------
     grid : ShardGrid
         Of the store that is written.
-    tolerance : Tolerance
+    tolerance : TileErrors
         Counts them, over all runs.
     """
 
-    def __init__(self, grid: ShardGrid, tolerance: Tolerance) -> None:
+    def __init__(self, grid: ShardGrid, tolerance: TileErrors) -> None:
         self._grid, self._tolerance = grid, tolerance
 
-    def recall(self, shard: int) -> None:
+    def load(self, shard: int) -> None:
         """Take over what failed in a shard that is finished."""
         try:
             noted = json.loads(self._file(shard).read_text(encoding="utf-8"))
@@ -56,13 +56,13 @@ class Unread:
             return
         for each in noted:
             error = CorruptSlideError(each["error"], slide=self._tolerance.bag)
-            self._tolerance.failures.append(Failure(self._tolerance.bag, error, int(each["tile"])))
+            self._tolerance.failures.append(TileFailure(self._tolerance.bag, error, int(each["tile"])))
 
-    def noting(self, shard: int, chunks: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    def save_with(self, shard: int, chunks: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
         """Yield the chunks of a shard; behind the last one, and before the shard has its name, note what failed."""
         yield from chunks
         first, last = self._grid.span(shard)
-        noted = [each for each in self.told() if first <= each["tile"] < last]
+        noted = [each for each in self.as_json() if first <= each["tile"] < last]
         file = self._file(shard)
         if not noted:
             file.unlink(missing_ok=True)
@@ -73,7 +73,7 @@ class Unread:
             out.flush()
             os.fsync(out.fileno())
 
-    def told(self) -> list[dict[str, Any]]:
+    def as_json(self) -> list[dict[str, Any]]:
         """Return every tile that failed, in order, with the reason, JSON-able."""
         failures = [failure for failure in list(self._tolerance.failures) if failure.tile is not None]
         reasons = {failure.tile or 0: getattr(failure.error, "reason", str(failure.error)) for failure in failures}
@@ -81,17 +81,16 @@ class Unread:
 
     def forget(self) -> None:
         """Remove the notes: the attributes of the store have them."""
-        for shard in {each["tile"] // self._grid.slots for each in self.told()}:
+        for shard in {each["tile"] // self._grid.slots for each in self.as_json()}:
             self._file(shard).unlink(missing_ok=True)
 
     def warn(self) -> None:
         """Say what became of the tiles, if there are such."""
-        told = self.told()
-        if told:
-            what = (
-                f"{len(told):,} of {self._grid.count:,} tiles could not be read and {'is' if len(told) == 1 else 'are'}"
-            )
-            first = f"tile {told[0]['tile']}: {told[0]['error']}"
+        failed = self.as_json()
+        if failed:
+            verb = "is" if len(failed) == 1 else "are"
+            what = f"{len(failed):,} of {self._grid.count:,} tiles could not be read and {verb}"
+            first = f"tile {failed[0]['tile']}: {failed[0]['error']}"
             warn_caller(SkippedWarning(f"{self._tolerance.bag}: {what} white, such as {first}"))
 
     def _file(self, shard: int) -> Path:

@@ -59,7 +59,7 @@ class Columns(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class StoreMetadata:
     """A bag store, checked, nothing of its tiles read."""
 
     attributes: dict[str, Any]  # attributes["tile_bag"]
@@ -170,7 +170,7 @@ def is_bag_store(path: Path) -> bool:
         return False
 
 
-def read_layout(path: Path) -> Layout:
+def read_layout(path: Path) -> StoreMetadata:
     """Read and check everything but the tiles of the bag store at ``path``.
 
     Raises
@@ -183,7 +183,7 @@ def read_layout(path: Path) -> Layout:
     complete = bool(attributes["pixels"].get("complete"))
     columns = read_columns(path, shape[0], complete)
     grid = ShardGrid(path / "tiles", shape[0], slots, fill_value, complete)
-    return Layout(attributes, shape, grid, codec, columns)
+    return StoreMetadata(attributes, shape, grid, codec, columns)
 
 
 def read_columns(path: Path, tiles: int, complete: bool = True) -> dict[str, NDArray[Any]]:

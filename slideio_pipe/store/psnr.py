@@ -14,7 +14,7 @@ import numpy as np
 
 from slideio_pipe.store.codecs import TileCodec
 from slideio_pipe.tiles.bag import Bag
-from slideio_pipe.tiles.failures import OnError, Tolerance
+from slideio_pipe.tiles.failures import OnError, TileErrors
 
 # 128 tiles of 256², 8 of 1024²: what is read twice takes a second at most, and H&E tiles of a bag differ in their
 # squared error by about their mean, so the figure is good to some tenths of a decibel.
@@ -41,7 +41,7 @@ def with_loss(codec: TileCodec, bag: Bag, threads: int, on_error: OnError = "rai
     looked_at = min(count, max(MIN_SAMPLE, SAMPLE_PX // (height * width)))
     chosen = np.unique(np.linspace(0, count - 1, looked_at).round().astype(np.int64))
     total, stored = 0, np.empty((height, width, 3), np.uint8)
-    tolerance, read = Tolerance(bag.name, count, on_error), partial(bag.read, threads=threads)
+    tolerance, read = TileErrors(bag.name, count, on_error), partial(bag.read, threads=threads)
     for first in range(0, len(chosen), _AT_ONCE):
         wanted = chosen[first : first + _AT_ONCE]
         tiles = np.empty((len(wanted), height, width, 3), np.uint8)

@@ -21,7 +21,7 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import disk_errors
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store.codecs import TileCodec, codec_for
-from slideio_pipe.store.failed_tiles import Unread, check_bearing
+from slideio_pipe.store.failed_tiles import FailedTiles, check_bearing
 from slideio_pipe.store.layout import skeleton, tiles_per_shard
 from slideio_pipe.store.partial import PartialStore
 from slideio_pipe.store.psnr import with_loss
@@ -29,7 +29,7 @@ from slideio_pipe.store.shards import ShardGrid, is_finished, write_shard
 from slideio_pipe.store.source_tiles import SourceTiles
 from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.tiles.bag import Bag, check_bag
-from slideio_pipe.tiles.failures import Tolerance
+from slideio_pipe.tiles.failures import TileErrors
 from slideio_pipe.tiles.reader import empty_tiles, no_memory
 
 # More threads than this wait for the disk or for each other.
@@ -127,19 +127,19 @@ def save_bag(
         target = target.resolve()  # replace what it points to, not the link
     source = SourceTiles(bag) if pixels == "source" else None
     with _within_memory(bag), PartialStore(target, overwrite=overwrite) as unfinished:
-        tolerance = Tolerance(bag.name, bag.shape[0], bearing)
+        tolerance = TileErrors(bag.name, bag.shape[0], bearing)
         codec = with_loss(codec, bag, threads, bearing) if source is None else source.codec(tolerance)
         unfinished.begin(skeleton(bag, codec))
         slots = tiles_per_shard(int(np.prod(bag.shape[1:])))
         grid = ShardGrid(unfinished.folder / "tiles", bag.shape[0], slots)
         with reporting(progress, f"saving {bag.name}") as report:
-            unread = Unread(grid, tolerance)
+            unread = FailedTiles(grid, tolerance)
             todo = _Todo(grid, unread, report)
             if source is None:
                 _ShardWriter(bag, codec, threads, tolerance).run(todo)
             else:
                 _copy(source, todo, tolerance)
-        if failures := unread.told():
+        if failures := unread.as_json():
             unfinished.tell(skeleton(bag, codec, failures))
             unread.forget()
         unfinished.publish()
@@ -159,7 +159,7 @@ def _within_memory(bag: Bag) -> Iterator[None]:
 class _Todo:
     """The shards that are not finished yet, counted in tiles."""
 
-    def __init__(self, grid: ShardGrid, unread: Unread, progress: Report) -> None:
+    def __init__(self, grid: ShardGrid, unread: FailedTiles, progress: Report) -> None:
         self.grid, self._unread, self._progress = grid, unread, progress
         spans = {shard: grid.span(shard) for shard in range(grid.shards)}
         self.spans = {
@@ -168,7 +168,7 @@ class _Todo:
             if not is_finished(grid.path(shard), last - first, grid.slots)
         }
         for shard in sorted(spans.keys() - self.spans.keys()):
-            unread.recall(shard)
+            unread.load(shard)
         self._done = grid.count - sum(last - first for first, last in self.spans.values())
         progress(self._done, grid.count)
 
@@ -176,7 +176,7 @@ class _Todo:
         """Write the file of a shard; safe to call from another thread."""
         path = self.grid.path(shard)
         with disk_errors(path):
-            write_shard(path, self._unread.noting(shard, chunks), self.grid.slots)
+            write_shard(path, self._unread.save_with(shard, chunks), self.grid.slots)
 
     def finished(self, shard: int) -> None:
         """Tell the progress."""
@@ -185,7 +185,7 @@ class _Todo:
         self._progress(self._done, self.grid.count)
 
 
-def _copy(source: SourceTiles, todo: _Todo, tolerance: Tolerance) -> None:
+def _copy(source: SourceTiles, todo: _Todo, tolerance: TileErrors) -> None:
     """Write the slide's own bytes: no thread has anything to compute."""
     for shard, span in todo.spans.items():
         todo.write(shard, source.streams(*span, tolerance))
@@ -199,7 +199,7 @@ class _ShardWriter:
     bag: Bag
     codec: TileCodec
     threads: int
-    tolerance: Tolerance
+    tolerance: TileErrors
 
     def run(self, todo: _Todo) -> None:
         """Write the shards that are not finished yet."""

@@ -15,7 +15,7 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_for, finest_jpeg, white_jpeg
 from slideio_pipe.tiles.bag import Bag
-from slideio_pipe.tiles.failures import Tolerance
+from slideio_pipe.tiles.failures import TileErrors
 from slideio_pipe.tiles.grid import stored_resolutions
 from slideio_pipe.tiles.tile_bag import TileBag
 
@@ -51,7 +51,7 @@ class SourceTiles:
         self._tiles: Any = bag.view.slide.stored_tiles(bag.view.level)
         self._places = bag.grid.origins // self._side
 
-    def codec(self, tolerance: Tolerance) -> TileCodec:
+    def codec(self, tolerance: TileErrors) -> TileCodec:
         """Return the codec that reads what ``streams`` gives.
 
         Raises
@@ -77,7 +77,7 @@ class SourceTiles:
         reason = f'pixels="source" is not possible: no reader takes the slide\'s JPEG as it is ({problem})'
         raise ConfigError(reason, slide=self._slide, remedy=f"pass {_OTHERWISE}") from problem
 
-    def _first(self, tolerance: Tolerance) -> Iterator[bytes | None]:
+    def _first(self, tolerance: TileErrors) -> Iterator[bytes | None]:
         for column, row in self._places[:_LOOKED_FOR].tolist():
             try:
                 yield self._tiles.stream(column, row)
@@ -85,7 +85,7 @@ class SourceTiles:
                 if tolerance.on_error == "raise":
                     raise
 
-    def streams(self, first: int, last: int, tolerance: Tolerance) -> Iterator[bytes]:
+    def streams(self, first: int, last: int, tolerance: TileErrors) -> Iterator[bytes]:
         """Yield complete JPEGs of tiles ``first`` to ``last - 1``; where the slide stores nothing, one of ours.
 
         That one is white, or what the reader draws from the finer level, at the highest quality.
@@ -103,7 +103,7 @@ class SourceTiles:
                 stream = self._tiles.stream(column, row)
                 encoded = self._unstored(column, row) if stream is None else self._checked(stream, column, row)
             except CorruptSlideError as error:
-                tolerance.bear(number, error)
+                tolerance.record(number, error)
                 encoded = self._white
             yield encoded
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
-from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.store.feature_arrays import encoder_names, stored_features
 from slideio_pipe.store.layout import read_layout
 from slideio_pipe.store.shards import ShardReader
@@ -48,7 +48,7 @@ class StoredBag(ArrayLikeBag):
         self._attributes = layout.attributes
         self._codec = layout.codec.name
         self._reader = ShardReader(layout.grid, layout.codec)
-        self.on_stage: OnStage | None = None  # told what reading spends its time on
+        self.on_stage: OnTiming | None = None  # told what reading spends its time on
         self.shape = layout.shape
         self.name = layout.attributes["slide"]["name"]
         self.label = layout.attributes["label"]

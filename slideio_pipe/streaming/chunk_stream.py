@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.streaming.chunks import Delivery, Loss
+from slideio_pipe.streaming.chunks import Chunk, FailedBag
 from slideio_pipe.streaming.epochs import Epochs, Items
 from slideio_pipe.streaming.stream import TileBatch
-from slideio_pipe.streaming.whole_bag import Gathered, WholeBag
+from slideio_pipe.streaming.whole_bag import BagAssembler, WholeBag
 
 
 class ChunkStream(Iterator[TileBatch]):
@@ -33,14 +33,14 @@ class ChunkStream(Iterator[TileBatch]):
 
     def __next__(self) -> TileBatch:
         while (item := self.take()) is not None:
-            if isinstance(item, Delivery):
+            if isinstance(item, Chunk):
                 tiles = self.take_tiles(item)
                 return TileBatch(tiles, item.coords, item.index, item.bag, item.last, item.label)
             if item.began:
                 return self._end_mark(item)
         raise StopIteration
 
-    def take(self) -> Delivery | Loss | None:
+    def take(self) -> Chunk | FailedBag | None:
         """Return what is delivered next, or None at the end of the epoch."""
         while not self._ended:
             if not self._epochs.is_running(self._stage):
@@ -65,7 +65,7 @@ class ChunkStream(Iterator[TileBatch]):
             return item
         return None
 
-    def take_tiles(self, item: Delivery) -> torch.Tensor:
+    def take_tiles(self, item: Chunk) -> torch.Tensor:
         """Return the tiles of a delivery, safe on the current stream of the device."""
         return item.sent.receive()
 
@@ -73,7 +73,7 @@ class ChunkStream(Iterator[TileBatch]):
         self._stage = items
         weakref.finalize(self, items.stop).atexit = False
 
-    def _end_mark(self, loss: Loss) -> TileBatch:
+    def _end_mark(self, loss: FailedBag) -> TileBatch:
         """Return the end of a bag of which some chunks were delivered and the others will not be."""
         nothing = np.zeros((0, 2), np.int64)
         failure = loss.failure
@@ -128,11 +128,11 @@ class BagStream(Iterator[WholeBag]):
     def _gather(self, chunks: ChunkStream) -> WholeBag:
         whole = None
         while (item := chunks.take()) is not None:
-            if isinstance(item, Loss):
+            if isinstance(item, FailedBag):
                 whole = None
                 continue
             tiles = chunks.take_tiles(item)
-            whole = whole or Gathered(item, tiles)
+            whole = whole or BagAssembler(item, tiles)
             whole.add(item, tiles)
             if item.last:
                 return whole.bag(item)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from slideio_pipe.streaming.device import Sent
 from slideio_pipe.tiles.bag import Label
-from slideio_pipe.tiles.failures import Failure, OnError
+from slideio_pipe.tiles.failures import OnError, TileFailure
 
 Indices = NDArray[np.int64]
 
@@ -19,7 +19,7 @@ RUN = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class LoaderSettings:
     """How bags are cut and read."""
 
     chunk_size: int
@@ -52,7 +52,9 @@ class Block:
         return range(self.first, self.first + -(-len(self.order) // chunk_size))
 
 
-def lay_blocks(order: Indices, pace: Pace, rng: np.random.Generator, done: Collection[int]) -> Iterator[Block]:
+def lay_blocks(
+    order: Indices, pace: LoaderSettings, rng: np.random.Generator, done: Collection[int]
+) -> Iterator[Block]:
     """Yield the blocks of a bag, without those whose chunks are all done; drawn alike whether they are or not.
 
     Examples
@@ -71,7 +73,7 @@ def lay_blocks(order: Indices, pace: Pace, rng: np.random.Generator, done: Colle
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class Chunk:
     """A chunk on its way to the consumer."""
 
     flight: int  # place of its bag in the epoch's order
@@ -84,16 +86,16 @@ class Delivery:
     label: Label
     total: int  # tiles of the bag that the epoch uses
     last: bool
-    failures: tuple[Failure, ...]  # tiles that could not be decoded since the last delivery of the bag
+    failures: tuple[TileFailure, ...]  # tiles that could not be decoded since the last delivery of the bag
     patient: str | None = None  # whose slide it is, where that is known
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class FailedBag:
     """A bag that failed."""
 
     flight: int
-    failure: Failure
+    failure: TileFailure
     label: Label
     began: bool  # whether chunks of it were delivered before
 
@@ -127,13 +129,13 @@ class Progress:
     marked: int = 0  # failed bags whose end was handed over, so that they count as a bag
     any: bool = False  # whether something came since the epoch began or was resumed
 
-    def note(self, item: Delivery | Loss) -> None:
+    def note(self, item: Chunk | FailedBag) -> None:
         self.any = True
-        if isinstance(item, Loss):
+        if isinstance(item, FailedBag):
             self.failed.add(item.flight)
         else:
             self.begun.setdefault(item.flight, set()).add(item.chunk)
-        if isinstance(item, Loss) or item.last:
+        if isinstance(item, FailedBag) or item.last:
             self.finished.add(item.flight)
             self.begun.pop(item.flight, None)
 

@@ -24,7 +24,7 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError, NoTissueError, RepeatedDrawsWarning, SlideioPipeError, warn_caller
 from slideio_pipe.geometry import Size
-from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
@@ -85,7 +85,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         self.slide_transform = _transform(slide_transform, self.config.slide_transform)
         self.tile_transform = _transform(tile_transform, self.config.tile_transform)
         self._shared = SharedEpoch(len(self.cohort))
-        self.on_stage: OnStage | None = None  # called with the stages of opening and reading, and their times
+        self.on_stage: OnTiming | None = None  # called with the stages of opening and reading, and their times
         self._masks = _Masks(_MASK_BYTES)
         self._counts: dict[int, int | None] = {}
         self._colours: dict[str, SlideColour] = {}  # a second's work each, where a transform asked for it

@@ -15,7 +15,7 @@ from torch import Tensor
 from slideio_pipe.augment.executors.device import DeviceProgram
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.streaming.normalize import Normalize
 
 
@@ -145,7 +145,7 @@ class Sender:
         self.device = device
         self.dtype = torch.uint8 if normalize is None else dtype  # of what arrives
         self._float = dtype
-        self.on_stage: OnStage | None = None  # told ("copy" | "device", start, end); each is waited for then
+        self.on_stage: OnTiming | None = None  # told ("copy" | "device", start, end); each is waited for then
         self._side = _side_stream(device) if device.type == "cuda" else None
         # A copy, so that moving it to the device does not move the caller's.
         self._normalize = None if normalize is None else deepcopy(normalize).to(device)

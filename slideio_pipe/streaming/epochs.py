@@ -8,15 +8,15 @@ import numpy as np
 import torch
 
 from slideio_pipe.errors import FailedSlidesError, SkippedWarning, warn_caller
-from slideio_pipe.streaming.chunks import Delivery, Loss, Pace, Progress
+from slideio_pipe.streaming.chunks import Chunk, FailedBag, LoaderSettings, Progress
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import Sender
-from slideio_pipe.streaming.ring import Ring, Stage
-from slideio_pipe.streaming.schedule import Flights
+from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
+from slideio_pipe.streaming.schedule import EpochSchedule
 from slideio_pipe.streaming.shares import Share
-from slideio_pipe.tiles.failures import Failure, warn_of
+from slideio_pipe.tiles.failures import TileFailure, warn_of
 
-Items = Stage[Delivery | Loss]
+Items = BackgroundIterator[Chunk | FailedBag]
 
 _GO_ON_REMEDY = (
     'BagLoader(on_error="white" or "skip") goes on after tiles that cannot be decoded, max_failures=5 after slides.'
@@ -32,7 +32,7 @@ class Epochs:
     ----------
     dataset : BagDataset
     sender : Sender
-    pace : Pace
+    pace : LoaderSettings
     share : Share
         Which bags belong to this process.
     prefetch : int
@@ -47,7 +47,7 @@ class Epochs:
         self,
         dataset: BagDataset,
         sender: Sender,
-        pace: Pace,
+        pace: LoaderSettings,
         share: Share,
         *,
         prefetch: int,
@@ -58,7 +58,7 @@ class Epochs:
         self.shuffle, self.max_failures = shuffle, max_failures
         self.epoch = 0
         self.progress = Progress()
-        self.failures: list[Failure] = []
+        self.failures: list[TileFailure] = []
         self.count = 0  # bags of the epoch that ran last
         self._order: tuple[tuple[int, int, int], list[int]] | None = None
         self._prefetch = prefetch
@@ -131,7 +131,7 @@ class Epochs:
         self.close()
         return self._read(whole=whole)
 
-    def note(self, item: Delivery | Loss, *, whole: bool) -> None:
+    def note(self, item: Chunk | FailedBag, *, whole: bool) -> None:
         """Note what is handed out.
 
         Raises
@@ -142,7 +142,7 @@ class Epochs:
             More slides failed than may.
         """
         self.progress.note(item)
-        if isinstance(item, Delivery):
+        if isinstance(item, Chunk):
             self.failures.extend(item.failures)
             return
         self.failures.append(item.failure)
@@ -178,13 +178,13 @@ class Epochs:
 
     def _read(self, *, whole: bool) -> Items:
         pace = replace(self.pace, interleave=1) if whole else self.pace
-        ring = Ring(self.sender, pace.slots, (pace.chunk_size, *self.dataset.tile_shape))
+        ring = BufferPool(self.sender, pace.slots, (pace.chunk_size, *self.dataset.tile_shape))
         order = self.order() + self.progress.extra
-        flights = Flights(self.dataset, self.epoch, order, self.progress.done(), ring, pace)
-        self._items = Stage(flights.deliveries(), self._prefetch)
+        flights = EpochSchedule(self.dataset, self.epoch, order, self.progress.done(), ring, pace)
+        self._items = BackgroundIterator(flights.deliveries(), self._prefetch)
         return self._items
 
-    def _check_failures(self, failure: Failure) -> None:
+    def _check_failures(self, failure: TileFailure) -> None:
         failed = len(self.progress.failed)
         if failed <= self.max_failures:
             return

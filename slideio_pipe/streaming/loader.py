@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from slideio_pipe.errors import ConfigError, FailedSlidesError
-from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.tile_cache import SHARED
 from slideio_pipe.streaming.chunk_stream import BagStream, ChunkStream
-from slideio_pipe.streaming.chunks import LoaderMemory, Pace, Progress
+from slideio_pipe.streaming.chunks import LoaderMemory, LoaderSettings, Progress
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import Sender, check_device
 from slideio_pipe.streaming.epochs import Epochs
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.shares import share_of
 from slideio_pipe.streaming.stream import COLOURS, at_least_one, check_normalize, default_threads
-from slideio_pipe.tiles.failures import Failure, check_on_error
+from slideio_pipe.tiles.failures import TileFailure, check_on_error
 
 STATE_VERSION = 1
 
@@ -94,7 +94,7 @@ class BagLoader:
     ----------
     memory : LoaderMemory
         What it will take.
-    failures : list of Failure
+    failures : list of TileFailure
         Slides and tiles that could not be read in the latest epoch.
     epoch : int
         The epoch that is running, or the next: an epoch is over as soon as its last chunk has been handed out.
@@ -142,7 +142,7 @@ class BagLoader:
             raise ConfigError(f"a loader of a {type(dataset).__name__}", remedy="pass BagDataset(cohort, config)")
         self.dataset, self.shuffle = dataset, shuffle
         self._sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))
-        self._pace = pace = Pace(
+        self._pace = pace = LoaderSettings(
             chunk_size=at_least_one("chunk_size", chunk_size),
             threads=default_threads() if threads is None else at_least_one("threads", threads),
             bags_in_flight=max(at_least_one("bags_in_flight", bags_in_flight), interleave),
@@ -175,7 +175,7 @@ class BagLoader:
         return self._epochs.epoch
 
     @property
-    def failures(self) -> list[Failure]:
+    def failures(self) -> list[TileFailure]:
         """Slides and tiles that could not be read in the latest epoch."""
         return self._epochs.failures
 
@@ -231,7 +231,7 @@ class BagLoader:
         """
         return BagStream(self._epochs)
 
-    def watch(self, on_stage: OnStage | None) -> None:
+    def watch(self, on_stage: OnTiming | None) -> None:
         """Have every stage of the epochs to come told, or none any more; see ``profile``."""
         self.dataset.on_stage = self._sender.on_stage = on_stage
 

@@ -23,7 +23,7 @@ class _End:
     reason: BaseException | None = None
 
 
-class Stage(Generic[T]):
+class BackgroundIterator(Generic[T]):
     """Makes what a generator yields on one thread, at most ``ahead`` items before they are taken.
 
     The thread knows nothing of the stage's owner, so that an owner which is garbage collected can stop it. A finaliser
@@ -85,7 +85,7 @@ class Stage(Generic[T]):
 
 
 @dataclass(slots=True, eq=False)
-class Slot:
+class Buffer:
     """Host memory for one batch of tiles."""
 
     memory: torch.Tensor  # (n, H, W, 3) uint8
@@ -99,11 +99,11 @@ class Slot:
         return self.memory[:n]
 
 
-class Ring:
+class BufferPool:
     """Slots of host memory, allocated once and taken in turn by one thread."""
 
     def __init__(self, sender: Sender, slots: int, shape: tuple[int, int, int, int]) -> None:
-        self._free = deque(Slot(sender.host_buffer(shape)) for _ in range(slots))
+        self._free = deque(Buffer(sender.host_buffer(shape)) for _ in range(slots))
         self._sender = sender
         self.nbytes = sum(slot.memory.nbytes for slot in self._free)
 
@@ -112,15 +112,15 @@ class Ring:
         """How many slots may be taken; the copy out of a free one may still be under way."""
         return len(self._free)
 
-    def take(self) -> Slot:
+    def take(self) -> Buffer:
         """Return the slot that was given back first."""
         return self._free.popleft()
 
-    def give_back(self, slot: Slot) -> None:
+    def give_back(self, slot: Buffer) -> None:
         """Make a slot free again."""
         self._free.append(slot)
 
-    def send(self, slot: Slot, tiles: torch.Tensor, colours: Colours | None = None) -> Sent:
+    def send(self, slot: Buffer, tiles: torch.Tensor, colours: Colours | None = None) -> Sent:
         """Send tiles that lie in a slot, and make the slot free."""
         sent = self._sender.send(tiles, colours)
         slot.copied = sent.copied

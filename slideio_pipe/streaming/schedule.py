@@ -27,12 +27,12 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
-from slideio_pipe.streaming.chunks import RUN, Block, Delivery, Indices, Loss, Pace, lay_blocks
+from slideio_pipe.streaming.chunks import RUN, Block, Chunk, FailedBag, Indices, LoaderSettings, lay_blocks
 from slideio_pipe.streaming.dataset import BagDataset
-from slideio_pipe.streaming.ring import Ring, Slot
+from slideio_pipe.streaming.ring import Buffer, BufferPool
 from slideio_pipe.streaming.stream import check_colours, colours_of, reader_of
 from slideio_pipe.tiles.bag import Bag, Label
-from slideio_pipe.tiles.failures import Failure, Tolerance
+from slideio_pipe.tiles.failures import TileErrors, TileFailure
 from slideio_pipe.tiles.tile_bag import TileBag
 
 # What makes a slide fail; anything else is a fault of the program and ends the epoch.
@@ -41,10 +41,10 @@ SLIDE_ERRORS = (SlideioPipeError, OSError)
 
 @dataclass(slots=True, eq=False)
 class _Chunk:
-    flight: _Flight
+    flight: _OpenBag
     number: int
     index: Indices  # in the order of delivery
-    slot: Slot | None = None
+    slot: Buffer | None = None
     tiles: NDArray[np.uint8] | None = None  # of the slot
     waiting: int = 0  # tiles not decoded yet
     bad: list[int] = field(default_factory=list)
@@ -52,7 +52,7 @@ class _Chunk:
 
 
 @dataclass(slots=True, eq=False)
-class _Flight:
+class _OpenBag:
     """One bag, from opening to its last chunk."""
 
     number: int
@@ -71,11 +71,11 @@ class _Flight:
     delivered: bool = False  # any chunk, in this run or before
     running: int = 0  # runs that write into its slots
     over: bool = False
-    tolerance: Tolerance | None = None
-    told: int = 0  # failures of tiles that were delivered
+    tolerance: TileErrors | None = None
+    reported: int = 0  # failures of tiles that were delivered
 
 
-class Flights:
+class EpochSchedule:
     """The bags of an epoch.
 
     Parameters
@@ -86,9 +86,9 @@ class Flights:
         Numbers of slides, in the order of the epoch.
     done : mapping
         Place in ``order`` to the numbers of chunks that were delivered already; None where all were.
-    ring : Ring
+    ring : BufferPool
         At least ``pace.slots`` slots of the dataset's tile shape.
-    pace : Pace
+    pace : LoaderSettings
     """
 
     def __init__(
@@ -97,25 +97,25 @@ class Flights:
         epoch: int,
         order: Sequence[int],
         done: Mapping[int, Collection[int] | None],
-        ring: Ring,
-        pace: Pace,
+        ring: BufferPool,
+        pace: LoaderSettings,
     ) -> None:
         self._dataset, self._epoch, self._ring, self._pace = dataset, epoch, ring, pace
         self._waiting = deque(
-            _Flight(number, slide, dataset.cohort[slide].name, done.get(number, ()) or ())
+            _OpenBag(number, slide, dataset.cohort[slide].name, done.get(number, ()) or ())
             for number, slide in enumerate(order)
             if done.get(number, ()) is not None
         )
-        self._opening: list[_Flight] = []  # opened or being opened, not begun, in order
-        self._issuing: deque[_Flight] = deque()  # with blocks to hand out
-        self._active: list[_Flight] = []  # begun and not over
+        self._opening: list[_OpenBag] = []  # opened or being opened, not begun, in order
+        self._issuing: deque[_OpenBag] = deque()  # with blocks to hand out
+        self._active: list[_OpenBag] = []  # begun and not over
         self._chunks: list[_Chunk] = []  # handed out and not delivered, in order
         self._leaving = 0  # runs of flights that are over
         self._events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._stopping = threading.Event()
         self._local = threading.local()
 
-    def deliveries(self) -> Generator[Delivery | Loss]:
+    def deliveries(self) -> Generator[Chunk | FailedBag]:
         """Yield the chunks of all bags, and the bags that failed."""
         pace = self._pace
         self._openers = ThreadPoolExecutor(pace.bags_in_flight, "slideio_pipe.open")
@@ -152,7 +152,7 @@ class Flights:
             flight.opening = self._openers.submit(self._lay, flight)
             flight.opening.add_done_callback(lambda _: self._events.put(()))
 
-    def _lay(self, flight: _Flight) -> None:
+    def _lay(self, flight: _OpenBag) -> None:
         """Open a bag and cut it; on a thread of its own."""
         dataset, pace = self._dataset, self._pace
         try:
@@ -168,7 +168,7 @@ class Flights:
             flight.label = dataset.label(flight.slide, bag)
             flight.patient = dataset.patient(flight.slide, bag)
             flight.chosen = chosen = dataset.chosen(flight.slide, bag, self._epoch)
-            flight.tolerance = Tolerance(flight.name, len(chosen), pace.on_error)
+            flight.tolerance = TileErrors(flight.name, len(chosen), pace.on_error)
             flight.blocks = lay_blocks(
                 _storage_order(bag, chosen), pace, dataset.rng(self._epoch, "mix", flight.name), flight.done
             )
@@ -194,7 +194,7 @@ class Flights:
             if flight.next_block is None:
                 self._issuing.remove(flight)
 
-    def _next_issuing(self) -> _Flight | None:
+    def _next_issuing(self) -> _OpenBag | None:
         """Return whose block is next: bags take turns; in order, one that is not open yet holds up the others.
 
         Also one that may be opened only when another has been delivered: else time would decide when its turns begin.
@@ -217,7 +217,7 @@ class Flights:
                 self._issuing.append(flight)
         return self._issuing[0] if self._issuing else None
 
-    def _hand_out(self, flight: _Flight, block: Block, numbers: Sequence[int]) -> None:
+    def _hand_out(self, flight: _OpenBag, block: Block, numbers: Sequence[int]) -> None:
         size = self._pace.chunk_size
         tiles_of = np.empty_like(block.order)
         tiles_of[block.target] = block.order
@@ -236,10 +236,10 @@ class Flights:
             future = self._readers.submit(self._read, flight, order[start : start + RUN], goals)
             future.add_done_callback(partial(self._report, flight, goals))
 
-    def _report(self, flight: _Flight, goals: list[tuple[_Chunk, int]], run: Future[list[int]]) -> None:
+    def _report(self, flight: _OpenBag, goals: list[tuple[_Chunk, int]], run: Future[list[int]]) -> None:
         self._events.put((flight, goals, run))
 
-    def _read(self, flight: _Flight, index: Indices, goals: list[tuple[_Chunk, int]]) -> list[int]:
+    def _read(self, flight: _OpenBag, index: Indices, goals: list[tuple[_Chunk, int]]) -> list[int]:
         """Decode a run into its slots; on a reader's thread. Return which of its tiles are bad."""
         if self._stopping.is_set() or flight.over or any(chunk.error is not None for chunk, _ in goals):
             return []
@@ -292,7 +292,7 @@ class Flights:
 
     # -- delivering ----------------------------------------------------------------------------------------------
 
-    def _deliverable(self) -> Delivery | Loss | None:
+    def _deliverable(self) -> Chunk | FailedBag | None:
         """Return the next chunk or loss that may be delivered now."""
         turn = self._active[: self._pace.interleave]
         for flight in turn:
@@ -305,7 +305,7 @@ class Flights:
                 break
         return None
 
-    def _deliver(self, chunk: _Chunk) -> Delivery:
+    def _deliver(self, chunk: _Chunk) -> Chunk:
         flight, index = chunk.flight, chunk.index
         assert flight.bag is not None
         assert flight.tolerance is not None
@@ -318,9 +318,9 @@ class Flights:
         sent = self._ring.send(chunk.slot, tiles, colours_of(flight.bag, index, self._pace.colours))
         flight.chunks_left -= 1
         flight.delivered = True
-        failures = tuple(flight.tolerance.failures[flight.told :])
-        flight.told += len(failures)
-        delivery = Delivery(
+        failures = tuple(flight.tolerance.failures[flight.reported :])
+        flight.reported += len(failures)
+        delivery = Chunk(
             flight.number,
             chunk.number,
             sent,
@@ -340,7 +340,7 @@ class Flights:
             self._close(flight)
         return delivery
 
-    def _lose(self, flight: _Flight, error: BaseException) -> Loss:
+    def _lose(self, flight: _OpenBag, error: BaseException) -> FailedBag:
         assert isinstance(error, SLIDE_ERRORS)
         flight.over = True
         self._active.remove(flight)
@@ -353,9 +353,9 @@ class Flights:
         self._leaving += flight.running
         if not flight.running:
             self._close(flight)
-        return Loss(flight.number, Failure(flight.name, error), flight.label, flight.delivered)
+        return FailedBag(flight.number, TileFailure(flight.name, error), flight.label, flight.delivered)
 
-    def _close(self, flight: _Flight) -> None:
+    def _close(self, flight: _OpenBag) -> None:
         bag, flight.bag = flight.bag, None
         if bag is not None:
             self._dataset.close(flight.slide, bag)

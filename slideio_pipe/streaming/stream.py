@@ -28,9 +28,9 @@ from numpy.typing import ArrayLike, NDArray
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.streaming.device import Colours, Sender, Sent, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
-from slideio_pipe.streaming.ring import Ring, Stage
+from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.tiles.bag import Bag, Label, UncolouredBag, check_bag
-from slideio_pipe.tiles.failures import Read, Tolerance, check_on_error, warn_of
+from slideio_pipe.tiles.failures import Read, TileErrors, check_on_error, warn_of
 
 COLOURS = ("host", "device")
 
@@ -70,7 +70,7 @@ class TileStream(Iterator[TileBatch]):
         Host memory of the ring: slots × batch size × bytes of a tile. One slot on the CPU, ``prefetch`` on CUDA.
     ahead_bytes : int
         Device memory of the batches that may wait for the consumer: ``prefetch`` of them.
-    failures : list of Failure
+    failures : list of TileFailure
         Tiles that could not be decoded, where ``on_error`` bears with them.
     """
 
@@ -84,23 +84,25 @@ class TileStream(Iterator[TileBatch]):
         prefetch: int,
         threads: int,
         colours: str = "host",
-        tolerance: Tolerance,
+        tolerance: TileErrors,
     ) -> None:
         self._bag, self._positions, self._batch_size = bag, positions, batch_size
         self._taken = 0
         self._ended = False
         self.failures = tolerance.failures
-        self._stage: Stage[tuple[Sent, NDArray[np.int64]]] | None = None
+        self._stage: BackgroundIterator[tuple[Sent, NDArray[np.int64]]] | None = None
         self.ring_bytes = self.ahead_bytes = 0
         if not len(positions):
             return
         prefetch = min(prefetch, len(self))
         # On the CPU a slot is free again as soon as its tiles are normalised, which the same thread does.
         slots = prefetch if sender.device.type == "cuda" else 1
-        ring = Ring(sender, slots, (min(batch_size, len(positions)), *_tile_shape(bag)))
+        ring = BufferPool(sender, slots, (min(batch_size, len(positions)), *_tile_shape(bag)))
         self.ring_bytes = ring.nbytes
         self.ahead_bytes = prefetch * ring.nbytes // slots * sender.dtype.itemsize
-        self._stage = Stage(_send_batches(bag, positions, ring, batch_size, threads, colours, tolerance), prefetch)
+        self._stage = BackgroundIterator(
+            _send_batches(bag, positions, ring, batch_size, threads, colours, tolerance), prefetch
+        )
         weakref.finalize(self, self._stage.stop).atexit = False
 
     def __len__(self) -> int:
@@ -212,7 +214,7 @@ def stream(
         prefetch=at_least_one("prefetch", prefetch),
         threads=default_threads() if threads is None else at_least_one("threads", threads),
         colours=check_colours(colours, bag),
-        tolerance=Tolerance(bag.name, len(positions), check_on_error(on_error)),
+        tolerance=TileErrors(bag.name, len(positions), check_on_error(on_error)),
     )
 
 
@@ -227,11 +229,11 @@ def default_threads() -> int:
 def _send_batches(
     bag: Bag,
     positions: NDArray[np.int64],
-    ring: Ring,
+    ring: BufferPool,
     batch_size: int,
     threads: int,
     colours: str,
-    tolerance: Tolerance,
+    tolerance: TileErrors,
 ) -> Generator[tuple[Sent, NDArray[np.int64]]]:
     read = reader_of(bag, colours, threads)
     with closing(ring):

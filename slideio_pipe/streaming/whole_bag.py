@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slideio_pipe.streaming.chunks import Delivery
+from slideio_pipe.streaming.chunks import Chunk
 from slideio_pipe.tiles.bag import Label
 
 
@@ -31,22 +31,22 @@ class WholeBag:
         return f"WholeBag({self.bag}: {kind}{'' if self.label is None else f', label {self.label}'})"
 
 
-class Gathered:
+class BagAssembler:
     """A whole bag while its chunks arrive."""
 
-    def __init__(self, first: Delivery, tiles: torch.Tensor) -> None:
+    def __init__(self, first: Chunk, tiles: torch.Tensor) -> None:
         _, channels, height, width = tiles.shape
         self._tiles = torch.empty((first.total, height, width, channels), dtype=tiles.dtype, device=tiles.device)
         self._coords = np.zeros((first.total, 2), np.int64)
         self._index = np.full(first.total, -1, np.int64)
 
-    def add(self, item: Delivery, tiles: torch.Tensor) -> None:
+    def add(self, item: Chunk, tiles: torch.Tensor) -> None:
         """Put a chunk in its place."""
         places = torch.from_numpy(item.places).to(tiles.device)
         self._tiles.index_copy_(0, places, tiles.permute(0, 2, 3, 1))
         self._coords[item.places], self._index[item.places] = item.coords, item.index
 
-    def bag(self, last: Delivery) -> WholeBag:
+    def bag(self, last: Chunk) -> WholeBag:
         """Return the bag; tiles that were left out have no place in it."""
         tiles, came = self._tiles, self._index >= 0
         if not came.all():

@@ -21,7 +21,7 @@ from slideio_pipe.synthetic.cells import (
     overlap,
     stamp,
 )
-from slideio_pipe.synthetic.stain import Stain
+from slideio_pipe.synthetic.stain import Staining
 from slideio_pipe.synthetic.textures import (
     FAT_PERIOD_UM,
     FAT_SIDE,
@@ -41,7 +41,7 @@ _COARSE_UM = 4.0  # fields are evaluated this often and interpolated
 _MARGIN_UM = 14.0  # fields reach this far beyond a block: so do nuclei whose centre lies outside
 _GLAND_CELL_UM = 165.0
 _TABLE = 256
-_USUAL = Stain()
+_USUAL = Staining()
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,11 @@ class Histology:
         The slide's seed.
     glass_period : int
         The noise of empty glass repeats after so many pixels, so that every tile of glass is the same tile.
-    stain : Stain
+    stain : Staining
         In place of the usual one; nothing but colours depends on it.
     """
 
-    def __init__(self, anatomy: Anatomy, *, mpp: float, seed: int, glass_period: int, stain: Stain = _USUAL) -> None:
+    def __init__(self, anatomy: Anatomy, *, mpp: float, seed: int, glass_period: int, stain: Staining = _USUAL) -> None:
         self.anatomy, self.mpp, self._densities = anatomy, mpp, stain.densities()
         self.cells = CellLibrary(mpp, seed)
         rng = generator(seed, 20)

@@ -19,7 +19,7 @@ from slideio_pipe.geometry import Rect, Size
 from slideio_pipe.synthetic.anatomy import Anatomy, mask_positions
 from slideio_pipe.synthetic.aperio import SlidePlan, write_aperio
 from slideio_pipe.synthetic.histology import Histology
-from slideio_pipe.synthetic.stain import Stain
+from slideio_pipe.synthetic.stain import Staining
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def write_synthetic_slide(
         raise OutputExistsError("already there", slide=str(path), remedy="pass overwrite=True or another path")
     extent_um = (plan.size.width * plan.mpp, plan.size.height * plan.mpp)
     anatomy = Anatomy(extent_um, seed=plan.seed, pieces=pieces, lesions=lesions)
-    histology = Histology(anatomy, mpp=plan.mpp, seed=plan.seed, glass_period=plan.tile_size, stain=Stain(*stain))
+    histology = Histology(anatomy, mpp=plan.mpp, seed=plan.seed, glass_period=plan.tile_size, stain=Staining(*stain))
     partial_path = path.with_name(path.name + ".partial")
     try:
         write_aperio(partial_path, plan, histology, progress or (lambda done, total: None))

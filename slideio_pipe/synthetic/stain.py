@@ -13,7 +13,7 @@ RESIDUAL = (0.27, 0.57, 0.78)
 RESIDUAL_OF_EOSIN = 0.36
 
 
-class Stain(NamedTuple):
+class Staining(NamedTuple):
     """How a laboratory stains, and how a scanner sees it; the defaults are those of every slide without one."""
 
     haematoxylin: float = 1.0  # times as strong
@@ -32,9 +32,9 @@ class Stain(NamedTuple):
 
 # The same tissue elsewhere; `tests/benchmarks/mil.py stain` measures what becomes of a model there.
 LABORATORIES = {
-    "usual": Stain(),
-    "faded": Stain(haematoxylin=0.6),  # slides that stood in the light, or too shortly in haematoxylin
-    "thick": Stain(haematoxylin=1.4, eosin=1.4),  # sections of 5 µm instead of 3.5
-    "violet": Stain(hue=-0.15),  # another eosin, or another scanner
-    "far": Stain(haematoxylin=0.55, eosin=1.4, hue=-0.15),  # faded, heavy eosin, another scanner
+    "usual": Staining(),
+    "faded": Staining(haematoxylin=0.6),  # slides that stood in the light, or too shortly in haematoxylin
+    "thick": Staining(haematoxylin=1.4, eosin=1.4),  # sections of 5 µm instead of 3.5
+    "violet": Staining(hue=-0.15),  # another eosin, or another scanner
+    "far": Staining(haematoxylin=0.55, eosin=1.4, hue=-0.15),  # faded, heavy eosin, another scanner
 }

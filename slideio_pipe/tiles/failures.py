@@ -22,13 +22,13 @@ from slideio_pipe.errors import (
 OnError = Literal["raise", "white", "skip"]
 TILE_ERRORS = (CorruptSlideError, BagFormatError)
 # Of a bag's tiles, this part may be bad, and always one; a slide with more of them is broken as a whole.
-MAX_BAD = 0.1
+MAX_BAD_FRACTION = 0.1
 
 Read = Callable[[NDArray[np.int64], NDArray[np.uint8]], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class TileFailure:
     """A slide, or one tile of it, that was left out, and why."""
 
     slide: str
@@ -55,13 +55,13 @@ def check_on_error(value: str) -> OnError:
 
 
 @dataclass
-class Tolerance:
+class TileErrors:
     """Reads tiles of one bag, from any number of threads, and bears with some that cannot be decoded."""
 
     bag: str
     tiles: int  # that will be read in all
     on_error: OnError
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[TileFailure] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def read(self, read: Read, index: NDArray[np.int64], out: NDArray[np.uint8]) -> list[int]:
@@ -86,10 +86,10 @@ class Tolerance:
             except TILE_ERRORS as error:
                 out[k] = 255
                 bad.append(k)
-                self.bear(int(index[k]), error)
+                self.record(int(index[k]), error)
         return bad
 
-    def bear(self, tile: int, error: SlideioPipeError) -> None:
+    def record(self, tile: int, error: SlideioPipeError) -> None:
         """Count a tile that cannot be decoded.
 
         Raises
@@ -100,9 +100,9 @@ class Tolerance:
         if self.on_error == "raise":
             raise error
         with self._lock:
-            self.failures.append(Failure(self.bag, error.with_traceback(None), tile))
+            self.failures.append(TileFailure(self.bag, error.with_traceback(None), tile))
             count = len(self.failures)
-        if count > max(1, self.tiles * MAX_BAD):
+        if count > max(1, self.tiles * MAX_BAD_FRACTION):
             raise CorruptSlideError(
                 f"{count} of {self.tiles} tiles cannot be decoded, the last one because: {error.reason}",
                 slide=self.bag,
@@ -110,7 +110,7 @@ class Tolerance:
             ) from error
 
 
-def warn_of(failures: Sequence[Failure]) -> None:
+def warn_of(failures: Sequence[TileFailure]) -> None:
     """Warn once of all that was left out."""
     slides = sum(failure.tile is None for failure in failures)
     counts = [(slides, "slide"), (len(failures) - slides, "tile")]

@@ -39,7 +39,7 @@ from slideio_pipe.geometry import (
     whole_where_nearly,
 )
 from slideio_pipe.images.vips import check_process
-from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.sampling import FINE_ENOUGH, NEARLY, ON_GRID, Sampler
 from slideio_pipe.slides.view import SlideView
 
@@ -99,7 +99,7 @@ class TileReader:
     True
     """
 
-    def __init__(self, view: SlideView, tile_size: int, *, on_stage: OnStage | None = None) -> None:
+    def __init__(self, view: SlideView, tile_size: int, *, on_stage: OnTiming | None = None) -> None:
         self.view, self.tile_size, self.on_stage = view, tile_size, on_stage
         self._sampler = Sampler(view.slide, on_stage, outside=view.outside_level)
         self._idle: deque[Scratch] = deque()

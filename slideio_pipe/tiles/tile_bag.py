@@ -15,7 +15,7 @@ from slideio_pipe.augment.operations import Opaque, Operation
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import package_versions
 from slideio_pipe.geometry import Affine, Size
-from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.bag import ArrayLikeBag, Label
 from slideio_pipe.tiles.grid import TileGrid
@@ -84,7 +84,7 @@ class TileBag(ArrayLikeBag):
         self.view, self.grid, self.label, self.patient = view, grid, label, patient
         self.name, self.view_mpp = view.slide.name, view.mpp
         self.tile_transform, self.seed, self.epoch = tile_transform, int(seed), int(epoch)
-        self.on_stage: OnStage | None = None  # told what reading spends its time on; for before the first tile
+        self.on_stage: OnTiming | None = None  # told what reading spends its time on; for before the first tile
         self._drawn: dict[tuple[int, int, int], Draw] = {}
         canvas = Size(grid.tile_size, grid.tile_size) if tile_transform is None else self.draw(0).canvas
         self.shape = (len(grid), canvas.height, canvas.width, 3)

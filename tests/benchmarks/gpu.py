@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from slideio_pipe.streaming.device import Sender, check_device, on_device
 from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
-from slideio_pipe.streaming.ring import Ring
+from slideio_pipe.streaming.ring import BufferPool
 from slideio_pipe.streaming.stream import default_threads, stream
 
 NO_DEVICE = 3  # exit code
@@ -132,7 +132,7 @@ class Bench:
     def copies(self) -> list[Row]:
         """Tiles per second to the device and normalised, three ways."""
         sender = Sender(self.device, self.normalize, torch.float16)
-        ring = Ring(sender, 3 if self.cuda else 1, tuple(self.host.shape))
+        ring = BufferPool(sender, 3 if self.cuda else 1, tuple(self.host.shape))
         on_cpu = Normalize.imagenet(dtype=torch.float32)
         raw = sender.host_buffer(tuple(self.host.shape))
         target = torch.empty_like(raw, device=self.device)

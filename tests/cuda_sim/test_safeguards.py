@@ -17,7 +17,7 @@ from torch import nn
 import slideio_pipe as sp
 from slideio_pipe.features.encode_bag import Batches
 from slideio_pipe.streaming.device import Sender, Sent, StreamMark
-from slideio_pipe.streaming.ring import Slot
+from slideio_pipe.streaming.ring import Buffer
 
 pytestmark = [pytest.mark.cuda, pytest.mark.one_order]
 
@@ -33,7 +33,7 @@ class Safeguard(NamedTuple):
 
 
 SAFEGUARDS = [
-    Safeguard("a slot waits for its copy", Slot, "claim", "copied.wait()", "pass"),
+    Safeguard("a slot waits for its copy", Buffer, "claim", "copied.wait()", "pass"),
     Safeguard("the consumer waits for its tiles", Sent, "receive", "current.wait_event(self.ready.event)", "pass"),
     Safeguard("memory of a batch in use", Sent, "receive", "self.tiles.record_stream(current)", "pass"),
     Safeguard(

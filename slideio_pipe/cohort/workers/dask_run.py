@@ -48,7 +48,7 @@ class Access(Protocol):
 
 
 @dataclass(slots=True)
-class _Flight:
+class _PendingTask:
     """A task at a worker, or the question whether the worker can be used."""
 
     address: str
@@ -96,16 +96,16 @@ class ClusterRun:
     threads: dict[str, int] = field(default_factory=dict)  # of every worker there is
     usable: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)  # why
-    flights: dict[str, _Flight] = field(default_factory=dict)  # by key
+    flights: dict[str, _PendingTask] = field(default_factory=dict)  # by key
     loads: Counter[str] = field(default_factory=Counter)  # tasks at each worker
     again: deque[_Again] = field(default_factory=deque)
-    taken: set[str] = field(default_factory=set)  # workers that one task has for itself
-    emptied: str | None = None  # the worker that gets no new task, so that one may have it for itself
-    welcomed: dict[str, float] = field(default_factory=dict)  # when a worker was asked that answered
+    reserved: set[str] = field(default_factory=set)  # workers that one task has for itself
+    draining: str | None = None  # the worker that gets no new task, so that one may have it for itself
+    answered_at: dict[str, float] = field(default_factory=dict)  # when a worker was asked that answered
     ended: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     failed_starts: int = 0
     looked: float = -_LOOK_S
-    hopeful: float = field(default_factory=time.monotonic)  # when a worker was last there
+    last_usable_at: float = field(default_factory=time.monotonic)  # when a worker was last there
 
     def outcomes(self, tasks: Iterator[Any]) -> Iterator[Outcome]:
         """Yield what became of each task, as they end; a task is taken when a worker has room for it.
@@ -121,7 +121,7 @@ class ClusterRun:
                 yield from self._look()
             while self.again and self._hand_out_again():
                 pass
-            self.emptied = self.emptied if self.again else None
+            self.draining = self.draining if self.again else None
             more = more and self._hand_out(tasks)
             if not more and not self.again and not any(flight.attempt for flight in self.flights.values()):
                 return
@@ -162,18 +162,18 @@ class ClusterRun:
         asked = {flight.address for flight in self.flights.values() if flight.attempt is None}
         for address in set(self.threads) - self.usable - set(self.refused) - asked:
             self._ask(address)
-        self._check_hope()
+        self._check_worker_timeout()
 
-    def _check_hope(self) -> None:
+    def _check_worker_timeout(self) -> None:
         """Raise WorkerError when there has been no worker for too long."""
         if self.usable:
-            self.hopeful = time.monotonic()
+            self.last_usable_at = time.monotonic()
             return
         if self.refused and len(self.refused) == len(self.threads):
             reason = next(iter(self.refused.values()))
             remedy = "see that all workers have this version of slideio-pipe and see the same disk"
             raise WorkerError(f"no worker of the cluster can be used: {reason}", remedy=remedy)
-        if self.cluster.wait_s is not None and time.monotonic() > self.hopeful + self.cluster.wait_s:
+        if self.cluster.wait_s is not None and time.monotonic() > self.last_usable_at + self.cluster.wait_s:
             reason = f"the cluster has had no workers for {self.cluster.wait_s:g} s"
             raise WorkerError(reason, remedy=self.cluster.remedy)
 
@@ -200,7 +200,7 @@ class ClusterRun:
             return False
         self.again.popleft()
         if task.alone:
-            self.taken.add(address)
+            self.reserved.add(address)
         self._begin(task.attempt, address)
         return True
 
@@ -209,19 +209,19 @@ class ClusterRun:
 
         Several may have died at once, and those that nobody has missed yet would cost the task its last attempt.
         """
-        best = self.emptied = min(among - self.taken, key=lambda each: self.loads[each], default=None)
+        best = self.draining = min(among - self.reserved, key=lambda each: self.loads[each], default=None)
         if best is None or self.loads[best]:
             return None
-        if self.welcomed.get(best, since) <= since:
+        if self.answered_at.get(best, since) <= since:
             if not any(flight.attempt is None and flight.address == best for flight in self.flights.values()):
                 self._ask(best)
             return None
-        self.emptied = None
+        self.draining = None
         return best
 
     def _room(self, among: Iterable[str] | None = None) -> str | None:
         """Return the worker with the most idle threads."""
-        open_to_all = set(self.usable if among is None else among) - self.taken - {self.emptied}
+        open_to_all = set(self.usable if among is None else among) - self.reserved - {self.draining}
         idle = {each: self.threads[each] - self.loads[each] for each in open_to_all}
         best = max(idle, key=lambda each: idle[each], default=None)
         return best if best is not None and idle[best] > 0 else None
@@ -238,7 +238,7 @@ class ClusterRun:
         """Have a worker call a function, and remember for what."""
         submit = partial(self.client.submit, *call, key=key, workers=[address], pure=False, retries=0)
         future = self._asked(submit)
-        self.flights[future.key] = _Flight(address, future, attempt, time.monotonic())
+        self.flights[future.key] = _PendingTask(address, future, attempt, time.monotonic())
         future.add_done_callback(lambda done: self.ended.put(done.key))
 
     def _hear(self) -> Outcome | None:
@@ -262,7 +262,7 @@ class ClusterRun:
         self._welcome(key, flight, found)
         return None
 
-    def _failed(self, key: str, flight: _Flight, error: Exception) -> Outcome | None:
+    def _failed(self, key: str, flight: _PendingTask, error: Exception) -> Outcome | None:
         """Deal with what Dask says instead of an outcome."""
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if flight.attempt is None:
@@ -275,12 +275,12 @@ class ClusterRun:
         seconds = time.monotonic() - flight.began
         return Outcome(flight.attempt.task, None, SlideioPipeError(reason), "worker", seconds)
 
-    def _welcome(self, key: str, flight: _Flight, told: tuple[dict[str, str], str]) -> None:
+    def _welcome(self, key: str, flight: _PendingTask, told: tuple[dict[str, str], str]) -> None:
         """Use a worker, or say why it is not used."""
         from slideio_pipe.cohort.workers.dask_worker import versions
 
         self._landed(key)
-        self.welcomed[flight.address] = flight.began
+        self.answered_at[flight.address] = flight.began
         theirs, problem = told
         here = versions()
         differ = [f"{name} {theirs[name]} instead of {here[name]}" for name in here if theirs[name] != here[name]]
@@ -327,13 +327,13 @@ class ClusterRun:
         assert attempt.deaths < ATTEMPTS
         self.again.append(_Again(attempt, avoided, alone))
 
-    def _landed(self, key: str) -> _Flight:
+    def _landed(self, key: str) -> _PendingTask:
         flight = self.flights.pop(key)
         if flight.attempt is not None:
             self.loads[flight.address] -= 1
             if not self.loads[flight.address]:
                 del self.loads[flight.address]
-                self.taken.discard(flight.address)
+                self.reserved.discard(flight.address)
         return flight
 
     def _asked(self, question: Callable[[], Any]) -> Any:

@@ -9,10 +9,10 @@ from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, Protocol
 
-from slideio_pipe.cohort.workers.process import Ended, Limits, LostError, OnStage, Work, Worker, spawned
+from slideio_pipe.cohort.workers.process import Ended, Limits, LostError, OnProgress, Work, Worker, spawned
 from slideio_pipe.errors import ConfigError, SlideioPipeError, WorkerError
 
-__all__ = ["ATTEMPTS", "Attempt", "OnStage", "Outcome", "Pool", "Work", "WorkerPool"]
+__all__ = ["ATTEMPTS", "Attempt", "OnProgress", "Outcome", "Pool", "Work", "WorkerPool"]
 
 # A task that took a worker with it is tried once more, in a process of its own.
 ATTEMPTS = 2

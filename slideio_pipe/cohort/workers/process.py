@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 
-OnStage = Callable[[str], object]
-Work = Callable[[Any, OnStage], Any]  # (task, on_stage) to what is reported of it; both pickle
+OnProgress = Callable[[str], object]
+Work = Callable[[Any, OnProgress], Any]  # (task, on_stage) to what is reported of it; both pickle
 
 # How often the memory of workers is looked at.
 WATCH_S = 0.2

@@ -17,7 +17,7 @@ from slideio_pipe.files import make_folder, write_file
 from slideio_pipe.geometry import Size
 from slideio_pipe.synthetic.anatomy import Anatomy, mask_positions
 from slideio_pipe.synthetic.slide import write_synthetic_slide
-from slideio_pipe.synthetic.stain import LABORATORIES, Stain
+from slideio_pipe.synthetic.stain import LABORATORIES, Staining
 from slideio_pipe.tiles.annotations import Annotations
 from slideio_pipe.tiles.mask_files import Annotation
 
@@ -143,7 +143,7 @@ def _plans(slides: int, seed: int) -> list[_Plan]:
     ]
 
 
-def _make(plan: _Plan, folder: Path, size: tuple[int, int], stain: Stain) -> CohortSlide:
+def _make(plan: _Plan, folder: Path, size: tuple[int, int], stain: Staining) -> CohortSlide:
     path = folder / "slides" / plan.name
     if not path.exists():
         write_synthetic_slide(

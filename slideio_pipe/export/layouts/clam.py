@@ -24,7 +24,7 @@ from slideio_pipe.export.layouts.hdf5 import (
     write_hdf5,
     x_major,
 )
-from slideio_pipe.export.layouts.item import Item, Told
+from slideio_pipe.export.layouts.item import BagRow, Item
 from slideio_pipe.export.layouts.label_table import write_labels, write_rows
 from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.files import replacing
@@ -67,7 +67,7 @@ class Clam:
                 partial.write_bytes(saved.getvalue())
         write_hdf5(path, {"coords": (coords, self._attributes(item, path.parent))})
 
-    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write the table of labels, and that of slides which CLAM's extraction of features goes through.
 
         CLAM fills in the columns that the latter has not: how it would have found tissue.

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.export.layouts.hdf5 import EXTRA, read_coords
-from slideio_pipe.export.layouts.item import Item, Told, needed
+from slideio_pipe.export.layouts.item import BagRow, Item, needed
 from slideio_pipe.export.layouts.label_table import write_labels
 from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.files import file_fingerprint, package_versions, replacing
@@ -65,7 +65,7 @@ class ClamPixels:
             "downsampled_level_dim": np.array(size, np.int64),
         } | item.whose
 
-    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write the table of labels, as for coordinates."""
         rows = [{"case_id": bag.case, "slide_id": bag.stem, "label": bag.label} for bag in bags]
         return write_labels(folder / "labels.csv", rows)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.export.layouts.item import CHUNK, Item, Told, needed
-from slideio_pipe.export.layouts.tile_files import pictures, told
+from slideio_pipe.export.layouts.item import CHUNK, BagRow, Item, needed
+from slideio_pipe.export.layouts.tile_files import pictures, tile_facts
 from slideio_pipe.files import replacing
 
 # What a slide is called must not make a split of it, as "test" in its name would.
@@ -49,12 +49,12 @@ class HuggingFace:
         with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as file:
             for start in range(0, len(item.bag), CHUNK):
                 rows = [
-                    {"image": {"bytes": picture, "path": None}, **told(item, index), "label": label}
+                    {"image": {"bytes": picture, "path": None}, **tile_facts(item, index), "label": label}
                     for index, picture in pictures(item, start, min(start + CHUNK, len(item.bag)))
                 ]
                 file.write_table(pa.Table.from_pylist(rows, schema))
 
-    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write the card."""
         del bags
         with replacing(folder / "README.md") as partial:

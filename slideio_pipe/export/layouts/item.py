@@ -21,7 +21,7 @@ CHUNK = 64
 LabelType = Literal["string", "float64", "int64"]
 
 
-class Told(NamedTuple):
+class BagRow(NamedTuple):
     """What tables of a whole study say of a bag."""
 
     stem: str
@@ -50,9 +50,9 @@ class Item:
     patient: str | None = None  # whose slide it is, where that is known
 
     @property
-    def told(self) -> Told:
+    def row(self) -> BagRow:
         """What tables say of it."""
-        return Told(self.stem, self.bag.name, self.label, self.patient)
+        return BagRow(self.stem, self.bag.name, self.label, self.patient)
 
     @property
     def whose(self) -> dict[str, str]:
@@ -102,7 +102,7 @@ class Layout(Protocol):
         """Write one bag; each output appears under its name when it is whole."""
         ...
 
-    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write what belongs to all bags together, and return it."""
         ...
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slideio_pipe.export.layouts.item import Item, Told, needed
+from slideio_pipe.export.layouts.item import BagRow, Item, needed
 from slideio_pipe.files import replacing
 
 
@@ -49,7 +49,7 @@ class MemoryMapped:
             for start, tiles in item.chunks():
                 pixels[start : start + len(tiles)] = torch.from_numpy(tiles).permute(0, 3, 1, 2)
 
-    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write nothing more."""
         del bags, folder
         return []

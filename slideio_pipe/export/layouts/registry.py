@@ -18,7 +18,7 @@ from slideio_pipe.export.layouts.clam import Clam
 from slideio_pipe.export.layouts.clam_pixels import ClamPixels
 from slideio_pipe.export.layouts.feature_input import read_features, read_instance_labels
 from slideio_pipe.export.layouts.huggingface import HuggingFace
-from slideio_pipe.export.layouts.item import Item, LabelType, Layout, Told, needed
+from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout, needed
 from slideio_pipe.export.layouts.memmap import MemoryMapped
 from slideio_pipe.export.layouts.stamp import Stamp
 from slideio_pipe.export.layouts.torchmil import TorchMil
@@ -27,7 +27,7 @@ from slideio_pipe.export.layouts.webdataset import WebDataset
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
-from slideio_pipe.tiles.failures import Failure
+from slideio_pipe.tiles.failures import TileFailure
 
 LAYOUTS: dict[str, Layout] = {
     "clam": Clam(),
@@ -57,7 +57,7 @@ class Converted:
     tiles: int
     left_out: tuple[str, ...]  # bags without a tile, where the layout has no file for them
     kept: int = 0  # bags that a run before had converted
-    failed: tuple[Failure, ...] = ()  # of several bags
+    failed: tuple[TileFailure, ...] = ()  # of several bags
     failures: Path | None = None  # the list of them
 
 
@@ -136,7 +136,7 @@ def convert(
             layout.write(item, folder)
             done += len(item.bag)
             report(done, total)
-    shared = layout.finish([item.told for item in written], folder) if written else []
+    shared = layout.finish([item.row for item in written], folder) if written else []
     paths = [path for paths in planned for path in paths] + shared
     return Converted(to, tuple(paths), len(written), total, tuple(item.bag.name for item in left_out))
 
@@ -174,7 +174,7 @@ class Extras:
         if self.instance_labels is not None and self.to != "torchmil":
             raise ConfigError(f"{self.to} has no place for instance_labels", remedy="convert to torchmil")
 
-    def item(self, bag: Bag, told: Told, kind: LabelType, threads: int, *, many: bool) -> Item:
+    def item(self, bag: Bag, row: BagRow, kind: LabelType, threads: int, *, many: bool) -> Item:
         """Return a bag with what goes with it.
 
         Raises
@@ -182,17 +182,17 @@ class Extras:
         ConfigError
             Something is missing, or not one row for each tile.
         """
-        labels, stem = self.instance_labels, told.stem
+        labels, stem = self.instance_labels, row.stem
         return Item(
             bag,
             stem,
             self._features(bag, stem, many=many),
             self.encoder,
-            told.label,
+            row.label,
             kind,
             threads,
             None if labels is None else read_instance_labels(labels, stem, len(bag), many=many),
-            told.patient,
+            row.patient,
         )
 
     def _features(self, bag: Bag, stem: str, *, many: bool) -> NDArray[Any] | None:
@@ -222,7 +222,7 @@ def _items(bags: Sources, extras: Extras, threads: int) -> list[Item]:
     check_stems(stems)
     kind, many = label_type(bag.label for bag in opened), len(opened) > 1
     return [
-        extras.item(bag, Told(stem, bag.name, bag.label, patient_of(bag)), kind, threads, many=many)
+        extras.item(bag, BagRow(stem, bag.name, bag.label, patient_of(bag)), kind, threads, many=many)
         for bag, stem in zip(opened, stems, strict=True)
     ]
 

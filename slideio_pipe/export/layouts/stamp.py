@@ -10,7 +10,7 @@ import numpy as np
 
 from slideio_pipe.errors import ConfigError, MissingResolutionError, SkippedWarning, warn_caller
 from slideio_pipe.export.layouts.hdf5 import write_hdf5
-from slideio_pipe.export.layouts.item import Item, Told
+from slideio_pipe.export.layouts.item import BagRow, Item
 from slideio_pipe.export.layouts.label_table import write_labels, write_rows
 from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.files import package_versions
@@ -64,7 +64,7 @@ class Stamp:
             | item.whose,
         )
 
-    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write the tables that STAMP asks for: whose files are whose, and patients' labels.
 
         A patient is the slide where none is given. One whose slides have different labels is left out of the latter.

@@ -37,7 +37,7 @@ def _png(tile: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def told(item: Item, index: int) -> dict[str, Any]:
+def tile_facts(item: Item, index: int) -> dict[str, Any]:
     """Return what is known of a tile: plain numbers and texts."""
     bag = item.bag
     (x, y), (column, row), tissue = bag.coords[index], bag.grid_index[index], float(bag.tissue[index])

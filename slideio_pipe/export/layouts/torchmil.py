@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.export.layouts.item import Item, Told
+from slideio_pipe.export.layouts.item import BagRow, Item
 from slideio_pipe.export.layouts.label_table import write_rows
 from slideio_pipe.files import replacing
 
@@ -64,7 +64,7 @@ class TorchMil:
             pixels[start : start + len(tiles)] = tiles.transpose(0, 3, 1, 2)
         pixels.flush()
 
-    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write ``bags.csv``, whose bags are whose, where that is known: torchmil's data sets take lists of names."""
         if not any(bag.patient for bag in bags):
             return []

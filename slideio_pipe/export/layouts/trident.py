@@ -18,7 +18,7 @@ from slideio_pipe.export.layouts.hdf5 import (
     write_hdf5,
     x_major,
 )
-from slideio_pipe.export.layouts.item import Item, Told
+from slideio_pipe.export.layouts.item import BagRow, Item
 from slideio_pipe.export.layouts.label_table import write_labels
 from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.geometry import MPP_TIMES_MAGNIFICATION
@@ -67,7 +67,7 @@ class Trident:
             write_hdf5(of_features[0], {"features": (features, told), "coords": (coords, attributes)})
         write_hdf5(path, {"coords": (coords, attributes)})
 
-    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write the table of labels, which readers of TRIDENT's folders take beside them."""
         rows: list[dict[str, Any]] = [{"wsi": bag.name, "label": bag.label} for bag in bags]
         if any(bag.patient for bag in bags):

@@ -12,8 +12,8 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from slideio_pipe.export.layouts.item import CHUNK, Item, Told
-from slideio_pipe.export.layouts.tile_files import ending, pictures, told
+from slideio_pipe.export.layouts.item import CHUNK, BagRow, Item
+from slideio_pipe.export.layouts.tile_files import ending, pictures, tile_facts
 from slideio_pipe.files import replacing
 
 # WebDataset's own writer begins another shard after 100,000 samples or 3 GB; a worker takes whole shards, so smaller
@@ -52,7 +52,7 @@ class WebDataset:
     def _add(self, tar: tarfile.TarFile, item: Item, index: int, pixels: bytes) -> None:
         # A sample's key ends at its first dot.
         key = f"{item.stem.replace('.', '_')}_{index:06d}"
-        parts = {ending(item): pixels, "json": json.dumps(told(item, index), ensure_ascii=False).encode()}
+        parts = {ending(item): pixels, "json": json.dumps(tile_facts(item, index), ensure_ascii=False).encode()}
         label = item.label
         if isinstance(label, int) and label >= 0:
             parts["cls"] = str(label).encode()
@@ -61,7 +61,7 @@ class WebDataset:
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
 
-    def finish(self, bags: Sequence[Told], folder: Path) -> list[Path]:
+    def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write nothing more."""
         del bags, folder
         return []

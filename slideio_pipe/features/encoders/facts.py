@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class EncoderFacts:
     """A network as it was found."""
 
     module: nn.Module

@@ -17,7 +17,7 @@ from torch.export.passes import move_to_device_pass
 
 from slideio_pipe.config import read_yaml
 from slideio_pipe.errors import ConfigError, MissingExtraError, not_importable
-from slideio_pipe.features.encoders.facts import Facts
+from slideio_pipe.features.encoders.facts import EncoderFacts
 
 SIDECARS = (".json", ".yaml", ".yml")
 _NOT_OPENED = (
@@ -47,7 +47,7 @@ class Program(nn.Module):
         return self
 
 
-def from_file(path: Path) -> Facts:
+def from_file(path: Path) -> EncoderFacts:
     """Return the network in a file, with what a sidecar beside it says of its tiles.
 
     Raises
@@ -66,14 +66,14 @@ def from_file(path: Path) -> Facts:
     raise ConfigError("neither TorchScript nor an exported program", slide=str(path), remedy=_NOT_OPENED)
 
 
-def _torchscript(path: Path) -> Facts:
+def _torchscript(path: Path) -> EncoderFacts:
     with _reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as such: files of it are there
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-    return Facts(module, path.stem, str(path), file_digest(path), _sidecar(path))
+    return EncoderFacts(module, path.stem, str(path), file_digest(path), _sidecar(path))
 
 
-def _program(path: Path) -> Facts:
+def _program(path: Path) -> EncoderFacts:
     with _reading(path):
         program = torch.export.load(path)
     inputs = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
@@ -85,7 +85,7 @@ def _program(path: Path) -> Facts:
     if height is not None and height == width:
         config.setdefault("input_size", height)
     more = {"batch": count, "dtype": wanted[0].dtype, "autocast": False}
-    return Facts(Program(program), path.stem, str(path), file_digest(path), config, **more)  # type: ignore[arg-type]
+    return EncoderFacts(Program(program), path.stem, str(path), file_digest(path), config, **more)  # type: ignore[arg-type]
 
 
 def _sidecar(path: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError, import_remedy, not_importable
-from slideio_pipe.features.encoders.facts import Facts, weights_digest
+from slideio_pipe.features.encoders.facts import EncoderFacts, weights_digest
 from slideio_pipe.features.encoders.files import read_weights
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -37,7 +37,7 @@ class Tokens(nn.Module):
         return summary.flatten(1)
 
 
-def from_timm(name: str) -> Facts:
+def from_timm(name: str) -> EncoderFacts:
     """Return ``NAME`` of timm with the weights of its hub, or ``NAME@weights.safetensors`` with one's own.
 
     Raises
@@ -56,7 +56,7 @@ def from_timm(name: str) -> Facts:
     config = dict(module.pretrained_cfg)
     if file:
         _load_weights(module, Path(file).expanduser(), str(config.get("classifier") or "head"))
-    return Facts(module, _last(called), f"timm:{name}", weights_digest(module), config)
+    return EncoderFacts(module, _last(called), f"timm:{name}", weights_digest(module), config)
 
 
 def _load_weights(module: nn.Module, file: Path, head: str) -> None:
@@ -77,7 +77,7 @@ def _load_weights(module: nn.Module, file: Path, head: str) -> None:
             raise ConfigError(reason, slide=str(file), remedy=remedy)
 
 
-def from_hugging_face(name: str) -> Facts:
+def from_hugging_face(name: str) -> EncoderFacts:
     """Return the model of a folder that ``save_pretrained`` wrote, or of a name on the hub.
 
     Raises
@@ -102,7 +102,7 @@ def from_hugging_face(name: str) -> Facts:
             log.enable_progress_bar()
     module = Tokens(model)
     pooling = "class" if module.has_class_token else "none"
-    return Facts(module, _last(place), f"hf:{name}", weights_digest(model), _preprocessor(place), pooling)
+    return EncoderFacts(module, _last(place), f"hf:{name}", weights_digest(model), _preprocessor(place), pooling)
 
 
 def _preprocessor(place: str) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features.encoders.encoder import Encoder, EncoderOnDevice, Interpolation, Pooling, module_device
-from slideio_pipe.features.encoders.facts import Facts, weights_digest
+from slideio_pipe.features.encoders.facts import EncoderFacts, weights_digest
 from slideio_pipe.features.encoders.files import from_file
 from slideio_pipe.features.encoders.hubs import from_hugging_face, from_timm
 from slideio_pipe.streaming.normalize import Normalize
@@ -135,13 +135,13 @@ def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, An
     return replace(encoder, dim=_tried(encoder))
 
 
-def _facts(source: str | Path | nn.Module) -> tuple[str | None, Facts]:
+def _facts(source: str | Path | nn.Module) -> tuple[str | None, EncoderFacts]:
     """Return the name that stands in front of a source, and the network."""
     if isinstance(source, nn.Module):
         config = getattr(source, "pretrained_cfg", None)  # of timm
         kind = type(source).__name__
         config = config if isinstance(config, Mapping) else {}
-        return None, Facts(source, kind, f"{type(source).__module__}.{kind}", weights_digest(source), config)
+        return None, EncoderFacts(source, kind, f"{type(source).__module__}.{kind}", weights_digest(source), config)
     text, named = str(source), _NAMED.fullmatch(str(source))
     if named and not Path(text).expanduser().exists():
         return named[1], _facts(named[2])[1]
@@ -190,7 +190,7 @@ def _interpolation(config: Mapping[str, Any]) -> Any:
     return _PILLOW.get(config["resample"], config["resample"]) if told is None and "resample" in config else told
 
 
-def _refuse_unknown(facts: Facts, normalize: Any, size: Any) -> None:
+def _refuse_unknown(facts: EncoderFacts, normalize: Any, size: Any) -> None:
     """Never guess: an encoder whose tiles are normalised otherwise gives other features, and no error."""
     lacking = [f"normalize={'imagenet'!r}".replace("'", '"')] if normalize is None else []
     lacking += ["input_size=224"] if size is None else []

@@ -17,7 +17,7 @@ from slideio_pipe.streaming.normalize import Normalize
 SMALL = "small"
 
 
-class Rows(nn.Module):
+class TokenPooler(nn.Module):
     """A network whose output is made one row per tile: tokens pooled, maps averaged.
 
     Parameters
@@ -43,7 +43,7 @@ class Rows(nn.Module):
 class TileEncoder:
     """A network with what it wants its tiles to be like, for training: ``prepare``, then ``module``."""
 
-    module: Rows
+    module: TokenPooler
     normalize: Normalize
     name: str
     input_size: int | None = None  # side of the squares it takes; None: any
@@ -98,10 +98,10 @@ def tile_encoder(network: nn.Module | None, source: str | None, normalize: Norma
     """
     if network is not None:
         name = type(network).__name__
-        return TileEncoder(Rows(network, name), normalize or Normalize.imagenet(), name)
+        return TileEncoder(TokenPooler(network, name), normalize or Normalize.imagenet(), name)
     assert source is not None
     if source == SMALL:
-        return TileEncoder(Rows(SmallEncoder(), SMALL), normalize or Normalize.imagenet(), SMALL, source=SMALL)
+        return TileEncoder(TokenPooler(SmallEncoder(), SMALL), normalize or Normalize.imagenet(), SMALL, source=SMALL)
     return from_encoder(load_encoder(source, normalize=normalize), source)
 
 
@@ -117,7 +117,7 @@ def from_encoder(loaded: Encoder, source: str | None = None) -> TileEncoder:
         reason = f"{loaded.name} takes batches of {loaded.batch} tiles and no others"
         raise ConfigError(reason, remedy="export it with a dynamic batch size")
     return TileEncoder(
-        Rows(loaded.module, loaded.name, loaded.pooling),
+        TokenPooler(loaded.module, loaded.name, loaded.pooling),
         loaded.normalize,
         loaded.name,
         loaded.input_size,

@@ -16,7 +16,7 @@ from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
 MAX_PLAUSIBLE_MPP = 20.0
 
 # Told what was done, from when and until when, in seconds of time.perf_counter.
-OnStage = Callable[[str, float, float], None]
+OnTiming = Callable[[str, float, float], None]
 
 
 class StaleLevelError(CorruptSlideError):
@@ -73,7 +73,7 @@ class StoredTiles(Protocol):
         *,
         reduce: int = 1,
         rows: int | None = None,
-        on_stage: OnStage | None = None,
+        on_stage: OnTiming | None = None,
     ) -> NDArray[np.uint8]:
         """Return (tile.height // reduce, tile.width // reduce, 3) uint8 RGB; ``reduce`` is 1, 2, 4 or 8.
 

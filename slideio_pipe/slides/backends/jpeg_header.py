@@ -102,7 +102,7 @@ def holds_ycbcr(frame: JpegFrame, *, tagged_ycbcr: bool) -> bool:
     return tagged_ycbcr
 
 
-def completed(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:
+def complete_jpeg(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:
     """Return the abbreviated stream of a TIFF tile as a complete one that says its colour model.
 
     Parameters

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError
 from slideio_pipe.geometry import Rect, Size
-from slideio_pipe.slides.backends.base import OnStage
+from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.backends.jpeg_header import (
     DAMAGE,
     EXTRANEOUS,
-    completed,
+    complete_jpeg,
     cut_to,
     frame_place,
     is_sequential,
@@ -67,14 +67,14 @@ class JpegTiles:
     """
 
     def __init__(
-        self, path: Path, page: TiffPage, general: Callable[[Rect], NDArray[np.uint8]], missing: TileDecoder
+        self, path: Path, page: TiffPage, fallback: Callable[[Rect], NDArray[np.uint8]], missing: TileDecoder
     ) -> None:
         self.tile, self.size, self.serial = page.tile, page.size, next(_serials)
         self.grid = Size(*(-(-side // tile) for side, tile in zip(page.size, page.tile, strict=True)))
         self._offsets, self._counts = page.page.dataoffsets, page.page.databytecounts
         self._tables: bytes = page.page.jpegtables or b""
-        self._ycbcr = page.tagged_ycbcr != page.lies
-        self._general, self._missing = general, missing
+        self._ycbcr = page.tagged_ycbcr != page.colour_tag_wrong
+        self._fallback, self._missing = fallback, missing
         self._last_frame = (0, b"none yet.")  # where a frame header of the tile's size stood, and its first nine bytes
         self._slide, self._directory = path.name, page.directory
         self._fd = os.open(path, os.O_RDONLY)
@@ -100,7 +100,7 @@ class JpegTiles:
             raise self._corrupt(column, row, f"its bytes cannot be read: {error}") from error
         if len(data) != count:
             raise self._corrupt(column, row, f"{len(data)} of {count} bytes are there")
-        return completed(data, self._tables, ycbcr=self._ycbcr)
+        return complete_jpeg(data, self._tables, ycbcr=self._ycbcr)
 
     def decode(
         self,
@@ -110,7 +110,7 @@ class JpegTiles:
         *,
         reduce: int = 1,
         rows: int | None = None,
-        on_stage: OnStage | None = None,
+        on_stage: OnTiming | None = None,
     ) -> NDArray[np.uint8]:
         """Return a stored tile, (tile.height // reduce, tile.width // reduce, 3) uint8 RGB.
 
@@ -144,7 +144,7 @@ class JpegTiles:
         if data is None:
             pixels[:] = _reduced(self._missing.drawn(column, row), reduce)
         elif frame is None or not self._decode(data, column, row, pixels, partly=height < self.tile.height):
-            self._another_way(data, column, row, pixels, reduce)
+            self._decode_fallback(data, column, row, pixels, reduce)
             fast = False
         if on_stage:
             on_stage("read", start, read)
@@ -188,7 +188,7 @@ class JpegTiles:
             return False
         return True
 
-    def _another_way(self, data: bytes, column: int, row: int, pixels: NDArray[np.uint8], reduce: int) -> None:
+    def _decode_fallback(self, data: bytes, column: int, row: int, pixels: NDArray[np.uint8], reduce: int) -> None:
         """Decode a tile whose JPEG is of another size than the file's tiles, or is more than this decoder can do."""
         whole = Rect(column * self.tile.width, row * self.tile.height, *self.tile)
         inside = whole.intersect(Rect(0, 0, *self.size))
@@ -196,7 +196,7 @@ class JpegTiles:
         frame = read_frame(data)
         try:
             if frame is None or (frame.width, frame.height) == self.tile:
-                full[: inside.height, : inside.width] = self._general(inside)
+                full[: inside.height, : inside.width] = self._fallback(inside)
             else:
                 # libvips would take its rows for those of a whole tile.
                 covers = inside.width <= frame.width <= self.tile.width

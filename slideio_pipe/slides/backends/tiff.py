@@ -97,8 +97,8 @@ class TiffBackend:
         with self._lock:
             if level not in self._jpeg:
                 # Weakly: a circle would hold the files open until the garbage collector runs.
-                general = partial(_general_path, weakref.ref(self), level)
-                self._jpeg[level] = JpegTiles(self._path, page, general, self._decoder(page))
+                fallback = partial(_general_path, weakref.ref(self), level)
+                self._jpeg[level] = JpegTiles(self._path, page, fallback, self._decoder(page))
             return self._jpeg[level]
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:

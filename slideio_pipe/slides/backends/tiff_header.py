@@ -57,8 +57,10 @@ class TiffPage:
     subifd: int  # libvips' subifd=, -1 for the directory itself
     compression: int
     tagged_ycbcr: bool
-    lies: bool  # the JPEG holds another colour model than the tag says
-    cut: bool  # the last tile's JPEG is smaller than a tile: libvips would take its rows for those of a whole one
+    colour_tag_wrong: bool  # the JPEG holds another colour model than the tag says
+    last_tile_short: (
+        bool  # the last tile's JPEG is smaller than a tile: libvips would take its rows for those of a whole one
+    )
     samples: Samples  # how what is stored becomes RGB
     page: Any  # tifffile.TiffPage, closed file: tags, byte ranges and decoder remain usable
 
@@ -72,7 +74,12 @@ class TiffPage:
         - is silently wrong: YCbCr that is not JPEG, a fourth sample that is no alpha, a JPEG of another size or model;
         - gives white where it fails: alpha, because what is not decoded is transparent.
         """
-        if self.compression not in LIBVIPS_COMPRESSIONS or self.lies or self.cut or self.in_planes:
+        if (
+            self.compression not in LIBVIPS_COMPRESSIONS
+            or self.colour_tag_wrong
+            or self.last_tile_short
+            or self.in_planes
+        ):
             return False
         codes = self.tagged_ycbcr and self.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS
         four = int(self.page.samplesperpixel) == 4
@@ -292,8 +299,8 @@ def _describe(page: Any, tif: tifffile.TiffFile, places: Mapping[int, tuple[int,
         subifd=subifd,
         compression=int(page.compression),
         tagged_ycbcr=tagged_ycbcr,
-        lies=_jpeg_is_ycbcr(page, tif, tagged_ycbcr) != tagged_ycbcr,
-        cut=_last_jpeg_is_cut(page, tif),
+        colour_tag_wrong=_jpeg_is_ycbcr(page, tif, tagged_ycbcr) != tagged_ycbcr,
+        last_tile_short=_last_jpeg_is_cut(page, tif),
         samples=samples_of(page),
         page=page,
     )

@@ -18,7 +18,7 @@ from PIL import Image
 
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import Rect, Size
-from slideio_pipe.slides.backends.jpeg_header import DAMAGE, completed, read_frame
+from slideio_pipe.slides.backends.jpeg_header import DAMAGE, complete_jpeg, read_frame
 from slideio_pipe.slides.backends.tiff_header import JPEG, TiffPage
 
 # Of the finer level, what is held while a missing tile is drawn: 48 MB.
@@ -173,9 +173,9 @@ class TileDecoder:
         frame, tile, tables = read_frame(data), self.page.tile, self.page.page.jpegtables or b""
         if frame is not None and (frame.width > tile.width or frame.height > tile.height):
             raise ValueError(f"its JPEG is {frame.width}×{frame.height} px")
-        ycbcr = self.page.tagged_ycbcr != self.page.lies
+        ycbcr = self.page.tagged_ycbcr != self.page.colour_tag_wrong
         try:
-            stream = completed(data, tables, ycbcr=ycbcr)
+            stream = complete_jpeg(data, tables, ycbcr=ycbcr)
             return np.asarray(simplejpeg.decode_jpeg(stream, colorspace=colours), np.uint8)
         except ValueError as error:
             if any(damage in str(error) for damage in DAMAGE):
