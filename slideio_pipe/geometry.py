@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 # Two resolutions within 2 % are the same: scanners write 0.2508 for 0.25, and resampling by 0.3 % only blurs.
 SAME_RESOLUTION = 0.02
+# Pixels up to a quarter coarser or finer than needed are sampled without a filter: a random zoom changes more.
+FINE_ENOUGH = 1.25
 # What a JPEG decoder shrinks by on its own, beside 1: a resolution near one of these needs no other filter.
 WHOLE_SHRINKS = (1, 2, 4, 8)
 # A place as near as this to a whole pixel is that pixel: read as such it differs by a quarter of a grey level at most.

@@ -18,14 +18,13 @@ from PIL import Image
 
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.cpu import apply_cpu
-from slideio_pipe.augment.executors.lazy import FINE_ENOUGH, apply_lazy
+from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.synthetic.slide import write_synthetic_slide
-from slideio_pipe.tiles import reader
 
 STAIN = Stain(matrix=((1.1, 0.05, 0.0), (0.02, 0.9, 0.01), (0.0, 0.1, 1.05)), offset=(0.01, -0.02, 0.03))
 SINGULAR = Stain(matrix=((0.5, 0.5, 0.0), (0.5, 0.5, 0.0), (0.0, 0.0, 1.0)), offset=(0.05, -0.02, 0.0))
@@ -398,4 +397,3 @@ def test_a_little_smaller_is_interpolated_alone(factor: float) -> None:
     rows, columns = np.meshgrid(at, at, indexing="ij")
     expected = scipy.ndimage.map_coordinates(noise[..., 0].astype(float), [rows, columns], order=1, mode="nearest")
     assert np.abs(found[..., 0] - expected)[2:-2, 2:-2].max() <= 1
-    assert FINE_ENOUGH == reader.FINE_ENOUGH

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe.errors import CorruptSlideError
-from slideio_pipe.geometry import WHOLE_PX, WHOLE_SHRINKS, Affine, LevelChoice, Pyramid, Rect, Size, parted
+from slideio_pipe.geometry import FINE_ENOUGH, WHOLE_PX, WHOLE_SHRINKS, Affine, LevelChoice, Pyramid, Rect, Size, parted
 from slideio_pipe.slides.backends.base import OnTiming, StaleLevelError, StoredTiles
 from slideio_pipe.slides.tile_cache import SHARED
 
@@ -37,9 +37,6 @@ _ALONE = 0.75
 _FEW = 4
 # A stored tile is decoded in part when less than this of its height is needed: the rest may be wanted later.
 _PARTLY = 0.8
-# Pixels may be up to a quarter coarser or finer than needed and are sampled without a filter: less than the random
-# zoom it belongs to does.
-FINE_ENOUGH = 1.25
 # How much more than its mean the finer axis of an uneven shrink may be stretched: 4:3 into a square is 1.15.
 NEARLY = 1.2
 

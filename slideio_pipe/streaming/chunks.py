@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from slideio_pipe.streaming.device import Sent
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.failures import OnError, TileFailure
+from slideio_pipe.tiles.reader import READ_RUN
 
 Indices = NDArray[np.int64]
-
-# Tiles a reader takes at a time: long enough that taking is free, short enough that all readers share one chunk.
-RUN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class LoaderSettings:
     @property
     def slots(self) -> int:
         """Slots that keep every reader busy while one chunk is sent and one block waits to be complete."""
-        busy = -(-self.threads * RUN // self.chunk_size)
+        busy = -(-self.threads * READ_RUN // self.chunk_size)
         block = max(1, self.mix)
         return block + max(block, busy) + 1
 

@@ -27,12 +27,13 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
-from slideio_pipe.streaming.chunks import RUN, Block, Chunk, FailedBag, Indices, LoaderSettings, lay_blocks
+from slideio_pipe.streaming.chunks import Block, Chunk, FailedBag, Indices, LoaderSettings, lay_blocks
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.ring import Buffer, BufferPool
 from slideio_pipe.streaming.stream import check_colours, colours_of, reader_of
 from slideio_pipe.tiles.bag import Bag, Label
 from slideio_pipe.tiles.failures import TileErrors, TileFailure
+from slideio_pipe.tiles.reader import READ_RUN
 from slideio_pipe.tiles.tile_bag import TileBag
 
 # What makes a slide fail; anything else is a fault of the program and ends the epoch.
@@ -229,11 +230,11 @@ class EpochSchedule:
         self._chunks.extend(chunks.values())
         wanted = np.isin(block.first + block.target // size, list(chunks))
         order, target = block.order[wanted], block.target[wanted]
-        for start in range(0, len(order), RUN):
-            places = target[start : start + RUN]
+        for start in range(0, len(order), READ_RUN):
+            places = target[start : start + READ_RUN]
             goals = [(chunks[block.first + int(p) // size], int(p) % size) for p in places]
             flight.running += 1
-            future = self._readers.submit(self._read, flight, order[start : start + RUN], goals)
+            future = self._readers.submit(self._read, flight, order[start : start + READ_RUN], goals)
             future.add_done_callback(partial(self._report, flight, goals))
 
     def _report(self, flight: _OpenBag, goals: list[tuple[_Chunk, int]], run: Future[list[int]]) -> None:
@@ -264,7 +265,7 @@ class EpochSchedule:
     def _scratch(self, bag: Bag) -> NDArray[np.uint8]:
         """Return this thread's memory for one run of tiles that go to different chunks."""
         if getattr(self._local, "tiles", None) is None:
-            self._local.tiles = np.empty((RUN, *bag.shape[1:]), np.uint8)
+            self._local.tiles = np.empty((READ_RUN, *bag.shape[1:]), np.uint8)
         tiles: NDArray[np.uint8] = self._local.tiles
         return tiles
 

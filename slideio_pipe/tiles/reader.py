@@ -29,6 +29,7 @@ from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Opaque
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import (
+    FINE_ENOUGH,
     SAME_RESOLUTION,
     WHOLE_SHRINKS,
     Affine,
@@ -40,13 +41,13 @@ from slideio_pipe.geometry import (
 )
 from slideio_pipe.images.vips import check_process
 from slideio_pipe.slides.backends.base import OnTiming
-from slideio_pipe.slides.sampling import FINE_ENOUGH, NEARLY, ON_GRID, Sampler
+from slideio_pipe.slides.sampling import NEARLY, ON_GRID, Sampler
 from slideio_pipe.slides.view import SlideView
 
 ReadRun = Callable[[NDArray[np.int64]], None]
 
 # Tiles a thread takes at a time: long enough that taking is free, short enough that threads stay in one storage row.
-_RUN = 8
+READ_RUN = 8
 
 
 def empty_tiles(shape: tuple[int, ...], slide: str) -> NDArray[np.uint8]:
@@ -183,10 +184,10 @@ class TileReader:
         return np.lexsort((plain[:, 1], plain[:, 0], rows)).astype(np.int64)
 
     def _in_threads(self, read_run: ReadRun, order: NDArray[np.int64], threads: int) -> None:
-        if threads <= 1 or len(order) <= _RUN:
+        if threads <= 1 or len(order) <= READ_RUN:
             read_run(order)
             return
-        runs = [order[start : start + _RUN] for start in range(0, len(order), _RUN)]
+        runs = [order[start : start + READ_RUN] for start in range(0, len(order), READ_RUN)]
         with ThreadPoolExecutor(min(threads, len(runs)), thread_name_prefix="slideio-read") as pool:
             futures = [pool.submit(read_run, run) for run in runs]
             try:

@@ -28,7 +28,7 @@ from slideio_pipe.augment.executors.cpu import ColourProgram, round_levels
 from slideio_pipe.augment.opaque import run_opaque
 from slideio_pipe.augment.operations import Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.geometry import FINE_ENOUGH, Affine, Size
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 
 Values = NDArray[np.float64]
@@ -42,8 +42,6 @@ PER_LEVEL = 257  # codes per level
 CONDITION = 1e6
 # Two coordinates of a canvas are the same: a pyramid's rounding stays below a thousandth of a pixel.
 SAME_PX = 1e-6
-# An image shrunk by no more is sampled without a filter, as ``sampling`` does.
-FINE_ENOUGH = 1.25
 WHITE = [255, 255, 255]
 RUN = 3  # tiles asked for one after the other before more are computed ahead
 MOST_THREADS = 16
