@@ -379,6 +379,16 @@ def test_trident_folders_have_the_magnification_of_their_tiles(tmp_path: Path, m
     assert done.paths[0].parts[-3].split("_")[0] == named
 
 
+@pytest.mark.parametrize(("slide_mpp", "near"), [(0.25, 20), (0.2496, 20), (0.24, 40 / (0.5 / 0.24))])
+def test_nearly_an_objective_is_that_objective(tmp_path: Path, slide_mpp: float, near: float) -> None:
+    """Within 2 %, as a level that is 2.0005 times smaller; else the quotient, so that TRIDENT reads the same pixels."""
+    h5py = pytest.importorskip("h5py")
+    with open_slide(coordinate_pixels(1000, 700), slide_mpp=slide_mpp) as opened:
+        done = convert(bag_of(opened, 0.5), "trident", tmp_path)
+    with h5py.File(next(path for path in done.paths if path.parent.name == "patches")) as file:
+        assert file["coords"].attrs["target_magnification"] == pytest.approx(near)
+
+
 @pytest.mark.parametrize("layout", ["trident", "clam"])
 def test_features_keep_single_precision(slide: Slide, tmp_path: Path, layout: str) -> None:
     """TRIDENT and CLAM have float32: what half precision rounds, or takes for infinite, stays as it is."""

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slideio_pipe.errors import BagFormatError, ConfigError
+from slideio_pipe.store import shards
 from slideio_pipe.store.codecs import codec_for, codec_from_zarr
 from slideio_pipe.store.shards import ShardGrid, ShardReader, is_finished, write_shard
 
@@ -204,6 +205,28 @@ def test_unknown_codecs_are_named() -> None:
     with pytest.raises(ConfigError, match="'lzma' is not a way"):
         codec_for("lzma")
     assert codec_from_zarr([{"name": "bytes"}, {"name": "blosc"}]) is None
+
+
+def test_the_shard_read_longest_ago_is_closed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is read again and again stays open."""
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
+    for shard in range(4):
+        write_shard(tmp_path / f"c/{shard}/0/0/0", [bytes([shard] * 12)], 1)
+    reader = raw_reader(tmp_path, 4, 1)
+    opened: list[int] = []
+    plain = reader._open
+
+    def watched(shard: int) -> object:
+        opened.append(shard)
+        return plain(shard)
+
+    monkeypatch.setattr(reader, "_open", watched)
+    out = np.zeros((1, 12), np.uint8)
+    for shard in (0, 1, 0, 2, 0, 3, 0):
+        reader.read(np.array([shard]), out)
+        assert out[0, 0] == shard
+    assert opened == [0, 1, 2, 3]
+    reader.close()
 
 
 def test_descriptors_are_let_go(tmp_path: Path) -> None:

@@ -108,6 +108,11 @@ def _device_and_threads(request: pytest.FixtureRequest) -> Any:
     wait_until(lambda: not stream_threads())
 
 
+def test_a_model_with_a_normalisation_has_the_weights_of_one_without() -> None:
+    """Means and deviations are settings: checkpoints of encoders load with either."""
+    assert Normalize.imagenet().state_dict() == {}
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_all_tiles_arrive_in_order_and_stay(device: str) -> None:
     """Batches that are all kept hold their own tiles at the end, although the ring was reused many times."""

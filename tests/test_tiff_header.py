@@ -127,6 +127,15 @@ def test_a_grey_page_is_no_level_of_a_coloured_slide(tmp_path: Path) -> None:
     assert sizes(path) == [(640, 480)]
 
 
+@pytest.mark.parametrize("code", [256, 257], ids=["width", "height"])
+def test_a_page_without_pixels_is_passed_over(tmp_path: Path, code: int) -> None:
+    """Of no width or no height: left by a writer that stopped."""
+    path = write(tmp_path / "a.tif", [Page(BIG), Page(HALF, 1), Page(HALF, 1)])
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        tif.pages[1].tags[code].overwrite(0)
+    assert sizes(path) == [(640, 480), (320, 240)]
+
+
 @pytest.mark.parametrize("axes", ["ZYXS", "TYXS", "CYX"])
 def test_planes_of_ome_are_refused(tmp_path: Path, axes: str) -> None:
     """Of which none is the slide."""
