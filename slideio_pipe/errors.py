@@ -35,9 +35,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Self
 
 
@@ -112,22 +114,45 @@ class MissingExtraError(SlideioPipeError, ImportError):
     """An optional package is needed and not installed."""
 
 
-def not_importable(package: str, purpose: str, extra: str, error: Exception) -> MissingExtraError:
-    """Return the error over a package that cannot be imported: not installed, or installed and broken.
+def require(package: str, extra: str) -> Any:
+    """Import an optional package, or a module of one.
+
+    Parameters
+    ----------
+    package : str
+        Its name, such as "h5py" or "pyarrow.parquet".
+    extra : str
+        The extra of slideio-pipe that installs it.
+
+    Raises
+    ------
+    MissingExtraError
+        It is not installed, or is installed and cannot be imported.
 
     Examples
     --------
     >>> try:
-    ...     import nothing_of_that_name
-    ... except ImportError as error:
-    ...     print(not_importable("nothing_of_that_name", "for this", "more", error))
-    nothing_of_that_name is needed for this; pip install "slideio-pipe[more]"
+    ...     require("nothing_of_that_name", "more")
+    ... except MissingExtraError as error:
+    ...     print(error)
+    nothing_of_that_name is needed and not installed; pip install "slideio-pipe[more]"
     """
-    missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else None
-    if missing is not None and missing.partition(".")[0] == package.partition(".")[0]:
-        return MissingExtraError(f"{package} is needed {purpose}", remedy=f'pip install "slideio-pipe[{extra}]"')
+    # Only a first import changes the filters, which all threads share.
+    quiet = nullcontext() if package in sys.modules else warnings.catch_warnings(action="ignore")
+    try:
+        with quiet:  # packages of packages warn about notebooks without widgets
+            return importlib.import_module(package)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another torch
+        raise _not_importable(package.partition(".")[0], extra, error) from error
+
+
+def _not_importable(package: str, extra: str, error: Exception) -> MissingExtraError:
+    missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
+    if missing.partition(".")[0] == package:
+        remedy = f'pip install "slideio-pipe[{extra}]"'
+        return MissingExtraError(f"{package} is needed and not installed", remedy=remedy)
     said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    reason = f"{package} is needed {purpose}, and is installed, but cannot be imported ({type(error).__name__}: {said})"
+    reason = f"{package} is needed and installed, but cannot be imported ({type(error).__name__}: {said})"
     return MissingExtraError(reason, remedy=import_remedy(package, error))
 
 

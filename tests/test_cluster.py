@@ -278,7 +278,7 @@ def test_what_is_no_cluster(slides: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert isinstance(pool_for(None, work, folder=tmp_path), WorkerPool)
     refused = command("export", slides, "--out", tmp_path, "--cluster", "tcp://a:1", "--workers", 2, code=2).stderr
     assert "--workers and --cluster" in refused
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingExtraError, match=r"slideio-pipe\[cluster\]"):
         pool_for("tcp://127.0.0.1:9", work, folder=tmp_path)
 

@@ -332,7 +332,7 @@ def test_networks_of_timm(tmp_path: Path) -> None:
                 "timm": "import torchvision",
                 "torchvision": "raise RuntimeError('operator torchvision::nms does not exist')",
             },
-            "timm is needed for this encoder, and is installed, but cannot be imported (RuntimeError: operator "
+            "timm is needed and installed, but cannot be imported (RuntimeError: operator "
             "torchvision::nms does not exist); install the torchvision that belongs to this torch, or remove it",
         ),
         ({"timm": "import of_another_package"}, "pip install of_another_package"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from slideio_pipe.errors import ConfigError, MissingExtraError, not_importable
+from slideio_pipe.errors import ConfigError, require
 from slideio_pipe.files import write_file
 
 TABLES = (".csv", ".tsv", ".txt", ".parquet")
@@ -129,7 +128,7 @@ def _refuse_longer(path: Path, header: Sequence[str], lines: Sequence[tuple[int,
 
 
 def _read_parquet(path: Path) -> Table:
-    parquet = _pyarrow("pyarrow.parquet", path)
+    parquet = require("pyarrow.parquet", "parquet")
     try:
         table = parquet.read_table(path)
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
@@ -150,19 +149,10 @@ def _encoded(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]
     if path.suffix.lower() == ".parquet":
         columns = {name: [row.get(name) or None for row in rows] for name in header}
         sink = io.BytesIO()
-        _pyarrow("pyarrow.parquet", path).write_table(_pyarrow("pyarrow", path).table(columns), sink)
+        require("pyarrow.parquet", "parquet").write_table(require("pyarrow", "parquet").table(columns), sink)
         return sink.getvalue()
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows([[row.get(name, "") for name in header] for row in rows])
     return text.getvalue().encode("utf-8")
-
-
-def _pyarrow(module: str, path: Path) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        found = not_importable("pyarrow", "for Parquet", "parquet", error)
-        remedy = f"{found.remedy}, or save it as CSV"
-        raise MissingExtraError(found.reason, slide=str(path), remedy=remedy) from error

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.errors import BagFormatError, ConfigError
-from slideio_pipe.export.layouts.hdf5 import EXTRA, number
-from slideio_pipe.export.layouts.item import needed
+from slideio_pipe.errors import BagFormatError, ConfigError, require
+from slideio_pipe.export.layouts.hdf5 import number
 from slideio_pipe.export.layouts.trident import level0_side
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.slides.resolution import checked_mpp
@@ -146,7 +145,7 @@ def _view_mpp(described: Mapping[str, Any]) -> Mpp | None:
 
 
 def _from_hdf5(file: Path, encoder: str | None, slide_mpp: float | None) -> FeatureBag:
-    h5py = needed("h5py", EXTRA)
+    h5py = require("h5py", "hdf5")
     try:
         with h5py.File(file, "r") as opened:
             array = next((name for name in _ARRAYS if name in opened), None)

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from slideio_pipe.cohort.cohort import Cohort
-from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError
+from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError, require
 from slideio_pipe.features.feature_bag import open_features
 from slideio_pipe.mil.columns import class_of
 from slideio_pipe.mil.divisions import Division
-from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.metrics import comparable
 from slideio_pipe.mil.models.model import build_model
 from slideio_pipe.mil.settings import FitConfig, TrainConfig
@@ -152,9 +151,9 @@ def made_fabric(fit: FitConfig) -> Any:
         Something of the extra is not installed: all of it is imported here, before hours are spent.
     """
     for module in ("torchmetrics.functional", "tensorboard", "lightning_fabric.loggers"):
-        needed(module)
-    fabric = needed("lightning_fabric")
-    kind = needed("lightning_fabric.utilities.exceptions").MisconfigurationException
+        require(module, "train")
+    fabric = require("lightning_fabric", "train")
+    kind = require("lightning_fabric.utilities.exceptions", "train").MisconfigurationException
     try:
         return fabric.Fabric(accelerator=fit.accelerator, devices=fit.devices, precision=fit.precision)
     except (ValueError, TypeError, RuntimeError, kind) as error:

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.cohort.cohort import Cohort
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.errors import ConfigError, require
 from slideio_pipe.files import disk_errors
 from slideio_pipe.locks import WriterLock
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.checks import check_divisions, made_fabric, try_model
 from slideio_pipe.mil.divisions import Division, divide
-from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.feature_files import feature_cohort, holds_features
 from slideio_pipe.mil.identity import contents, slide_entries
 from slideio_pipe.mil.models.model import build_model
@@ -289,8 +288,8 @@ class _Events:
 
     def add(self, row: Mapping[str, Any]) -> None:
         if self._logger is None:
-            needed("tensorboard")
-            loggers = needed("lightning_fabric.loggers")
+            require("tensorboard", "train")
+            loggers = require("lightning_fabric.loggers", "train")
             self._logger = loggers.TensorBoardLogger(
                 self._folder, name="tensorboard", version="", purge_step=row["epoch"]
             )

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideio_pipe.errors import ConfigError
-from slideio_pipe.mil.extras import needed
+from slideio_pipe.errors import ConfigError, require
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 
 Score = Callable[[Tensor, Tensor, NDArray[np.int64]], float]  # of logits, targets and strata
@@ -132,7 +131,7 @@ def known_rows(targets: Tensor) -> Tensor:
 
 
 def _scores(task: Task) -> dict[str, Score]:
-    functional = needed("torchmetrics.functional")
+    functional = require("torchmetrics.functional", "train")
     if isinstance(task, Classification):
         count = len(task.classes)
         of = {"num_classes": count, "validate_args": False}

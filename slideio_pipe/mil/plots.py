@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slideio_pipe.errors import require
 from slideio_pipe.files import make_folder, write_file
 from slideio_pipe.mil.curves import Calibration, kaplan_meier, log_rank, precision_recall_curve, roc_curve, upper_half
-from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.metrics import Metric
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 
@@ -102,7 +102,9 @@ def _of_task(
 
 def _figure(title: str, across: str, up: str, *, high: float = _HIGH_IN) -> tuple[Any, Any]:
     """Return a figure with one plot: no state of pyplot, no settings of the caller changed."""
-    figure = needed("matplotlib.figure").Figure(figsize=(_WIDE_IN, high), layout="constrained", facecolor="white")
+    figure = require("matplotlib.figure", "train").Figure(
+        figsize=(_WIDE_IN, high), layout="constrained", facecolor="white"
+    )
     axes = figure.add_subplot()
     _plain(axes)
     axes.set_title(title, loc="left", fontsize=12, color=_INK)
@@ -236,7 +238,7 @@ def _history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     """Draw loss and leading metric of each epoch; of several folds, each thin."""
     first = next(rows for rows in histories.values() if len(rows))
     leading = next((name for name in first[0] if name.startswith("val_") and name != "val_loss"), None)
-    figure = needed("matplotlib.figure").Figure(
+    figure = require("matplotlib.figure", "train").Figure(
         figsize=(_WIDE_IN, _HIGH_IN if leading else 3.2), layout="constrained", facecolor="white"
     )
     panels = figure.subplots(2 if leading else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -258,7 +260,7 @@ def _history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     if leading:
         panels[1].set_ylabel(_metric_name(leading.removeprefix("val_")), fontsize=12, color=_INK)
     panels[-1].set_xlabel("epoch, from 0", fontsize=12, color=_INK)
-    panels[-1].xaxis.set_major_locator(needed("matplotlib.ticker").MaxNLocator(integer=True))
+    panels[-1].xaxis.set_major_locator(require("matplotlib.ticker", "train").MaxNLocator(integer=True))
     _legend(panels[0], "best")
     return figure
 

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slideio_pipe.errors import ConfigError, SkippedWarning
+from slideio_pipe.errors import ConfigError, SkippedWarning, require
 from slideio_pipe.mil.checkpoint import Checkpoints, Progress
 from slideio_pipe.mil.epoch_words import epoch_words, step_words
-from slideio_pipe.mil.extras import needed
 from slideio_pipe.mil.metrics import measure
 from slideio_pipe.mil.models.bag_model import MilOutput
 from slideio_pipe.mil.models.two_pass import EncodedBag, TwoPass
@@ -360,4 +359,4 @@ class Training:
 
 def _bare(module: Any) -> Any:
     """Return a module without what Fabric wraps around it."""
-    return module.module if isinstance(module, needed("lightning_fabric.wrappers")._FabricModule) else module
+    return module.module if isinstance(module, require("lightning_fabric.wrappers", "train")._FabricModule) else module

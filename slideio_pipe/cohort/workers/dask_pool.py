@@ -10,7 +10,6 @@ it. The limits of Dask's nanny and of SLURM come on top; what they end is a lost
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 import threading
@@ -23,7 +22,7 @@ from slideio_pipe.cohort.workers.config import load_cluster_config
 from slideio_pipe.cohort.workers.dask_run import ANSWER_S, Access, ClusterRun
 from slideio_pipe.cohort.workers.pool import Outcome, Pool, WorkerPool
 from slideio_pipe.cohort.workers.process import Limits, Work
-from slideio_pipe.errors import ConfigError, MissingExtraError, WorkerError
+from slideio_pipe.errors import ConfigError, WorkerError, require
 
 _SLURM = "slideio_pipe.cohort.workers.slurm"
 _WAIT_S = 60.0  # for how long a scheduler may have no workers
@@ -63,9 +62,7 @@ def pool_for(
     limits = Limits(time_limit_s, memory_limit_bytes)
     if cluster is None:
         return WorkerPool(work, workers, time_limit_s=time_limit_s, memory_limit_bytes=memory_limit_bytes)
-    needed = ["distributed"] if "://" in str(cluster) else ["distributed", "dask_jobqueue"]
-    if any(importlib.util.find_spec(name) is None for name in needed):
-        raise MissingExtraError("a cluster needs Dask", remedy="pip install 'slideio-pipe[cluster]'")
+    require("distributed", "cluster")  # before a folder is made or a file read
     return DaskPool(work, access(cluster), folder, limits)
 
 

@@ -13,13 +13,14 @@ from distributed import Client
 from distributed.deploy.spec import ProcessInterface
 
 from slideio_pipe.cohort.workers.config import ClusterConfig
-from slideio_pipe.errors import ConfigError, WorkerError
+from slideio_pipe.errors import ConfigError, WorkerError, require
 
 # dask-jobqueue takes Ctrl-C for itself when it is imported: it would end the process without the run's last words.
 _interrupt = signal.getsignal(signal.SIGINT)
-from dask_jobqueue.slurm import SLURMCluster, SLURMJob  # noqa: E402
-
+require("dask_jobqueue.slurm", "cluster")
 signal.signal(signal.SIGINT, _interrupt)
+
+from dask_jobqueue.slurm import SLURMCluster, SLURMJob  # noqa: E402
 
 # How often jobs that ended (their walltime was over, their node was wanted) are asked for anew.
 _RENEW_S = 30.0

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.errors import BagFormatError, ConfigError
-from slideio_pipe.export.layouts.hdf5 import EXTRA, read_coords
-from slideio_pipe.export.layouts.item import BagRow, Item, needed
+from slideio_pipe.errors import BagFormatError, ConfigError, require
+from slideio_pipe.export.layouts.hdf5 import read_coords
+from slideio_pipe.export.layouts.item import BagRow, Item
 from slideio_pipe.export.layouts.label_table import write_labels
 from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.files import file_fingerprint, package_versions, replacing
@@ -41,7 +41,7 @@ class ClamPixels:
 
     def write(self, item: Item, folder: Path) -> None:
         """Write one bag, a few tiles at a time."""
-        h5py = needed("h5py", EXTRA)
+        h5py = require("h5py", "hdf5")
         (path,) = self.outputs(item, folder)
         shape = item.bag.shape
         with replacing(path) as partial, h5py.File(partial, "w") as file:
@@ -98,7 +98,7 @@ class PixelFile(ArrayLikeBag):
             checked_mpp("slide_mpp", slide_mpp)
         self.path, self.label, self._slide_mpp, self.patient = path, label, slide_mpp, patient
         self.coords, attributes = read_coords(path)
-        with needed("h5py", EXTRA).File(path, "r") as file:
+        with require("h5py", "hdf5").File(path, "r") as file:
             pixels = file.get("imgs")
             shape: tuple[int, ...] = () if pixels is None else pixels.shape
             dtype = None if pixels is None else pixels.dtype
@@ -131,7 +131,7 @@ class PixelFile(ArrayLikeBag):
         wanted = np.arange(len(self))[np.asarray(indices, np.int64)]
         target = np.empty((len(wanted), *self.shape[1:]), np.uint8) if out is None else out
         try:
-            with needed("h5py", EXTRA).File(self.path, "r") as file:
+            with require("h5py", "hdf5").File(self.path, "r") as file:
                 for slot, number in zip(target, wanted.tolist(), strict=True):
                     file["imgs"].read_direct(slot, np.s_[number])
         except (OSError, KeyError) as error:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.errors import ConfigError
-from slideio_pipe.export.layouts.item import needed
+from slideio_pipe.errors import ConfigError, require
 
 ENDINGS = (".npy", ".pt", ".h5")
 
@@ -86,7 +85,7 @@ def _read(file: Path) -> Any:
 
             return torch.load(file, map_location="cpu", weights_only=True).numpy()
         if file.suffix in (".h5", ".hdf5"):
-            with needed("h5py", "hdf5").File(file, "r") as opened:
+            with require("h5py", "hdf5").File(file, "r") as opened:
                 return np.asarray(opened["features" if "features" in opened else "feats"])
     except (OSError, KeyError, ValueError, AttributeError, RuntimeError) as error:
         raise ConfigError(f"no features can be read ({error})", slide=str(file), remedy="check the file") from error

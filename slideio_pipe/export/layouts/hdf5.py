@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.errors import BagFormatError, ConfigError
-from slideio_pipe.export.layouts.item import Item, needed
+from slideio_pipe.errors import BagFormatError, ConfigError, require
+from slideio_pipe.export.layouts.item import Item
 from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.files import replacing
 from slideio_pipe.geometry import whole_where_nearly
@@ -19,7 +19,6 @@ from slideio_pipe.slides.view import MAX_UPSAMPLING, SlideView
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.tile_bag import TileBag
 
-EXTRA = "hdf5"
 GRID = "grid_downsample"  # of corners that are rounded: level-0 px per px of the view, x and y
 _SAME_END_PX = 0.25
 Arrays = Mapping[str, tuple[NDArray[Any], Mapping[str, Any]]]  # name: (values, attributes)
@@ -27,7 +26,7 @@ Arrays = Mapping[str, tuple[NDArray[Any], Mapping[str, Any]]]  # name: (values, 
 
 def write_hdf5(path: Path, arrays: Arrays, attributes: Mapping[str, Any] | None = None) -> None:
     """Write arrays that may be appended to along the first axis, each with its attributes, and those of the file."""
-    h5py = needed("h5py", EXTRA)
+    h5py = require("h5py", "hdf5")
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         for name, (values, own) in arrays.items():
             # Chunks by hand: h5py guesses none for an array without rows.
@@ -52,7 +51,7 @@ def read_coords(path: str | Path) -> tuple[NDArray[Any], dict[str, Any]]:
     BagFormatError
         There is no such file, or none with coordinates.
     """
-    h5py = needed("h5py", EXTRA)
+    h5py = require("h5py", "hdf5")
     file = Path(path).expanduser()
     if not file.is_file():
         raise BagFormatError("no such file", slide=str(file), remedy="check the path")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slideio_pipe.export.layouts.item import CHUNK, BagRow, Item, needed
+from slideio_pipe.errors import require
+from slideio_pipe.export.layouts.item import CHUNK, BagRow, Item
 from slideio_pipe.export.layouts.tile_files import pictures, tile_facts
 from slideio_pipe.files import replacing
 
@@ -39,10 +40,7 @@ class HuggingFace:
 
     def write(self, item: Item, folder: Path) -> None:
         """Write one bag."""
-        needed("pyarrow", "hf")
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+        pa, pq = require("pyarrow", "hf"), require("pyarrow.parquet", "hf")
         (path,) = self.outputs(item, folder)
         schema, label = _schema(pa, item), item.label
         label = str(label) if item.label_type == "string" and label is not None else label

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.errors import not_importable
 from slideio_pipe.store import StoredBag
 from slideio_pipe.tiles.bag import Bag, Label
 
@@ -105,17 +103,3 @@ class Layout(Protocol):
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write what belongs to all bags together, and return it."""
         ...
-
-
-def needed(package: str, extra: str) -> Any:
-    """Import an optional package.
-
-    Raises
-    ------
-    MissingExtraError
-        It is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is not this torch's
-        raise not_importable(package, "for this layout", extra, error) from error

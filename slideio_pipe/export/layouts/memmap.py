@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from slideio_pipe.export.layouts.item import BagRow, Item, needed
+from slideio_pipe.errors import require
+from slideio_pipe.export.layouts.item import BagRow, Item
 from slideio_pipe.files import replacing
 
 
@@ -30,7 +31,7 @@ class MemoryMapped:
         """Write one bag."""
         import torch
 
-        tensordict = needed("tensordict", "memmap")
+        tensordict = require("tensordict", "memmap")
         count, height, width, _ = item.bag.shape
         small = {
             name: torch.from_numpy(np.array(getattr(item.bag, name))) for name in ("coords", "grid_index", "tissue")

@@ -13,12 +13,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from slideio_pipe.cohort.names import stem_of
-from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, warn_caller
+from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, require, warn_caller
 from slideio_pipe.export.layouts.clam import Clam
 from slideio_pipe.export.layouts.clam_pixels import ClamPixels
 from slideio_pipe.export.layouts.feature_input import read_features, read_instance_labels
 from slideio_pipe.export.layouts.huggingface import HuggingFace
-from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout, needed
+from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout
 from slideio_pipe.export.layouts.memmap import MemoryMapped
 from slideio_pipe.export.layouts.stamp import Stamp
 from slideio_pipe.export.layouts.torchmil import TorchMil
@@ -154,7 +154,7 @@ def layout_of(to: str) -> Layout:
     if to not in LAYOUTS:
         raise ConfigError(f"no layout {to!r}", remedy=f"pass {', '.join(LAYOUTS)}")
     for package in LAYOUTS[to].packages:
-        needed(package, "hdf5" if package == "h5py" else to)
+        require(package, "hdf5" if package == "h5py" else to)
     return LAYOUTS[to]
 
 

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from slideio_pipe.config import read_yaml
-from slideio_pipe.errors import ConfigError, MissingExtraError, not_importable
+from slideio_pipe.errors import ConfigError, MissingExtraError, require
 from slideio_pipe.features.encoders.facts import EncoderFacts
 
 SIDECARS = (".json", ".yaml", ".yml")
@@ -110,11 +110,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     """
     with _reading(path):
         if path.suffix == ".safetensors":
-            try:
-                from safetensors.torch import load_file
-            except ImportError as error:
-                raise not_importable("safetensors", "for these weights", "timm", error) from error
-            return dict(load_file(path))
+            return dict(require("safetensors.torch", "timm").load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model"):
         found = found.get(key, found) if isinstance(found, dict) else found

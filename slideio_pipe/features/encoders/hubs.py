@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from slideio_pipe.errors import ConfigError, import_remedy, not_importable
+from slideio_pipe.errors import ConfigError, import_remedy, require
 from slideio_pipe.features.encoders.facts import EncoderFacts, weights_digest
 from slideio_pipe.features.encoders.files import read_weights
 
@@ -47,7 +46,7 @@ def from_timm(name: str) -> EncoderFacts:
     ConfigError
         It has no such network, or the weights are not its.
     """
-    timm = _needed("timm", "timm")
+    timm = require("timm", "timm")
     called, _, file = name.partition("@")
     try:
         module = timm.create_model(called, pretrained=not file, num_classes=0)
@@ -87,7 +86,7 @@ def from_hugging_face(name: str) -> EncoderFacts:
     ConfigError
         There is no such model, or it cannot be read.
     """
-    transformers = _needed("transformers", "transformers")
+    transformers = require("transformers", "transformers")
     folder = Path(name).expanduser()
     place = str(folder) if folder.is_dir() else name
     log = transformers.utils.logging
@@ -109,7 +108,7 @@ def _preprocessor(place: str) -> Mapping[str, Any]:
     """Return the configuration of a model's image processor; nothing if there is none."""
     file = Path(place) / PREPROCESSOR
     if not Path(place).is_dir():
-        hub = importlib.import_module("huggingface_hub")
+        hub = require("huggingface_hub", "transformers")
         try:
             file = Path(hub.hf_hub_download(place, PREPROCESSOR))
         except Exception:  # a model without one: what is lacking is asked for by name
@@ -121,13 +120,6 @@ def _preprocessor(place: str) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be read ({error})", slide=str(file), remedy="copy the model again") from error
     return found if isinstance(found, dict) else {}
-
-
-def _needed(package: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is not this torch's
-        raise not_importable(package, "for this encoder", extra, error) from error
 
 
 def _unavailable(source: str, error: Exception) -> ConfigError:

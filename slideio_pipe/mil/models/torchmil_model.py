@@ -10,8 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from slideio_pipe.errors import ConfigError
-from slideio_pipe.mil.extras import needed
+from slideio_pipe.errors import ConfigError, require
 from slideio_pipe.mil.models.bag_model import BagModel, MilOutput
 
 # What a model calls the loss that the task has itself.
@@ -48,7 +47,7 @@ class TorchMilModel(BagModel):
 
     def __init__(self, name: str, in_features: int, outputs: int = 1, **settings: Any) -> None:
         super().__init__(in_features, outputs)
-        models = needed("torchmil.models")
+        models = require("torchmil.models", "train")
         kinds = _kinds(models)
         if name not in kinds:
             raise ConfigError(f"torchmil has no model {name!r}", remedy=f"pass one of {', '.join(kinds)}")
@@ -120,7 +119,7 @@ def grid_of(coords: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]
 
 def _neighbours(grid: np.ndarray[Any, Any], features: Tensor) -> Tensor:
     """Return the normalised adjacency of a grid, (1, N, N) sparse, as torchmil's own data sets do."""
-    graphs = needed("torchmil.utils")
+    graphs = require("torchmil.utils", "train")
     count = len(grid)
     edges, weights = graphs.build_adj(grid, None, dist_thr=_NEIGHBOURS)
     weights = graphs.normalize_adj(edges, weights, n_nodes=count)
