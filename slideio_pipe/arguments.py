@@ -1,4 +1,4 @@
-"""Numbers as callers give them: Python's, NumPy's, or whole floats, all to one kind."""
+"""Convert numeric arguments (Python, NumPy, whole floats) to plain int and float."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from slideio_pipe.errors import ConfigError
 
 
 def whole_number(value: Any, what: str, *, slide: str | None = None, least: int | None = None) -> int:
-    """Return a size, level or count as an ``int``, whatever kind of number holds it.
+    """Return a size, level or count of any numeric type as an ``int``.
 
-    Small integers of NumPy overflow where Python's do not: 255 + 1 is 0 as ``uint8``.
+    NumPy's small integers overflow: 255 + 1 is 0 as ``uint8``.
 
     Raises
     ------
     ConfigError
-        It is no whole number, or smaller than ``least``.
+        It is not a whole number, or is smaller than ``least``.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def whole_number(value: Any, what: str, *, slide: str | None = None, least: int 
 
 
 def pair(value: Any, what: str, *, slide: str | None = None) -> tuple[Any, Any]:
-    """Return the two parts of a place or a size; ConfigError where there are not two."""
+    """Return the two numbers of a location or a size; raise ConfigError if there are not two."""
     try:
         x, y = value
     except (TypeError, ValueError) as error:
@@ -43,7 +43,7 @@ def pair(value: Any, what: str, *, slide: str | None = None) -> tuple[Any, Any]:
 
 
 def place(value: Any, *, slide: str | None = None) -> tuple[float, float]:
-    """Return a place as two floats; ConfigError where it is none."""
+    """Return a location as two floats; raise ConfigError if it is not one."""
     x, y = pair(value, "a location", slide=slide)
     try:
         found = (float(x), float(y))

@@ -1,4 +1,4 @@
-"""Frozen records of settings, YAML to records and back; unknown keys and impossible values are refused in words."""
+"""Frozen settings records and their YAML files; unknown keys and impossible values raise a readable error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def checked(record: type[R], where: str | None, /, **values: Any) -> R:
     Raises
     ------
     ConfigError
-        Naming every value that makes no sense.
+        A value is invalid; the message names every such value.
 
     Examples
     --------
@@ -53,12 +53,12 @@ def validated(record: type[R], where: str | None, values: Mapping[str, Any], rem
 
 
 def read_yaml(path: str | Path, remedy: str) -> Any:
-    """Return what a YAML file holds.
+    """Return the contents of a YAML file.
 
     Raises
     ------
     ConfigError
-        It cannot be read, or is no YAML; ``remedy`` says where to look for an example.
+        The file cannot be read or is not YAML; ``remedy`` points to an example.
     """
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -70,12 +70,12 @@ def read_yaml(path: str | Path, remedy: str) -> Any:
 
 
 def load_record(record: type[R], path: str | Path, remedy: str, others: Sequence[str] = ()) -> R:
-    """Return a validated record from YAML; ``others`` are keys to pass over, ``remedy`` where to look for an example.
+    """Return a validated record from YAML; keys in ``others`` are ignored, ``remedy`` points to an example.
 
     Raises
     ------
     ConfigError
-        The file is missing, is no YAML mapping, or has unknown keys or impossible values.
+        The file is missing, is not a YAML mapping, or has unknown keys or impossible values.
     """
     values = read_yaml(path, remedy)
     if not isinstance(values, Mapping | None):
@@ -84,8 +84,8 @@ def load_record(record: type[R], path: str | Path, remedy: str, others: Sequence
     return validated(record, str(path), named, remedy)
 
 
-# What pydantic's types of complaint mean to somebody who wrote a value.
-_COMPLAINTS = {
+# Messages for pydantic's error types.
+_MESSAGES = {
     "greater_than_equal": "should be at least {ge:g}",
     "greater_than": "should be more than {gt:g}",
     "less_than_equal": "should be at most {le:g}",
@@ -108,28 +108,28 @@ def _in_words(error: ValidationError, record: type[Record]) -> str:
         place = ".".join(str(step) for step in problem["loc"])
         kind, details = problem["type"], problem.get("ctx", {})
         if kind == "extra_forbidden":
-            parts.append(f'unknown key "{place}"{_meant(record, problem["loc"])}')
+            parts.append(f'unknown key "{place}"{_suggestion(record, problem["loc"])}')
         elif kind == "value_error":
             parts.append(f"{place}: {details['error']}" if place else str(details["error"]))
         elif kind == "missing":
             parts.append(f'"{place}" is missing')
-        elif kind in _COMPLAINTS:
-            parts.append(f"{place}={problem['input']!r}: {_COMPLAINTS[kind].format(**details)}")
-        else:  # sections that are no mappings, and what a later pydantic may come up with
+        elif kind in _MESSAGES:
+            parts.append(f"{place}={problem['input']!r}: {_MESSAGES[kind].format(**details)}")
+        else:  # sections that are not mappings, and error types of later versions of pydantic
             parts.append(f"{place}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
     return "; ".join(parts)
 
 
-def _meant(record: type[Record], place: tuple[int | str, ...]) -> str:
-    """Return which key an unknown one may have been meant to be: a like one of its section, or its name elsewhere."""
+def _suggestion(record: type[Record], place: tuple[int | str, ...]) -> str:
+    """Return a suggestion for an unknown key: a similar key of its section, or the same name in another section."""
     *path, name = map(str, place)
     section: type[Record] | None = record
     for step in path:
         section = None if section is None else _sections(section).get(step)
-    near = [] if section is None else difflib.get_close_matches(name, list(section.model_fields), 1, 0.7)
+    similar = [] if section is None else difflib.get_close_matches(name, list(section.model_fields), 1, 0.7)
     elsewhere = [f"{at}.{name}" for at, other in _sections(record).items() if name in other.model_fields]
-    meant = [".".join([*path, *near]) if near else "", *elsewhere]
-    return next((f', did you mean "{key}"?' for key in meant if key), "")
+    candidates = [".".join([*path, *similar]) if similar else "", *elsewhere]
+    return next((f', did you mean "{key}"?' for key in candidates if key), "")
 
 
 def _sections(record: type[Record]) -> dict[str, type[Record]]:

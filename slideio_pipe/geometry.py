@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 SAME_RESOLUTION = 0.02
 # Pixels up to a quarter coarser or finer than needed are sampled without a filter: a random zoom changes more.
 FINE_ENOUGH = 1.25
-# What a JPEG decoder shrinks by on its own, beside 1: a resolution near one of these needs no other filter.
+# Factors that a JPEG decoder can shrink by: a resolution near one of these needs no other filter.
 WHOLE_SHRINKS = (1, 2, 4, 8)
-# A place as near as this to a whole pixel is that pixel: read as such it differs by a quarter of a grey level at most.
+# Positions are snapped to a whole pixel that is this close: the pixels change by a quarter of a grey level at most.
 WHOLE_PX = 1e-3
 # Micrometres per pixel: light resolves about 0.2 µm, and the finest scanners (100×, oil) have pixels of 0.055 to 0.07.
 FINEST_MPP = 0.05
@@ -67,7 +67,7 @@ class Rect(NamedTuple):
         return Rect(x, y, max(0, right - x), max(0, bottom - y))
 
     def around(self, other: Rect) -> Rect:
-        """Return the smallest rectangle that has both.
+        """Return the smallest rectangle that contains both.
 
         >>> Rect(0, 0, 10, 10).around(Rect(8, -5, 10, 10))
         Rect(x=0, y=-5, width=18, height=15)
@@ -84,7 +84,7 @@ class Mpp(NamedTuple):
 
     @classmethod
     def of(cls, value: float | Sequence[float]) -> Mpp:
-        """Return the resolution meant by one number or by an (x, y) pair.
+        """Return the resolution given as one number or as an (x, y) pair.
 
         >>> Mpp.of(0.5), Mpp.of((0.5, 0.25))
         (Mpp(x=0.5, y=0.5), Mpp(x=0.5, y=0.25))
@@ -96,13 +96,13 @@ class Mpp(NamedTuple):
 
     @classmethod
     def asked(cls, value: object) -> Mpp | None:
-        """Return the resolution a caller means by ``value``, or None when it is none: not positive, not a number.
+        """Return the resolution given as ``value``, or None when it is not a positive number or pair of them.
 
         >>> Mpp.asked(0.5), Mpp.asked("20x"), Mpp.asked((0.5, 0))
         (Mpp(x=0.5, y=0.5), None, None)
         """
         try:
-            mpp = cls.of(value)  # type: ignore[arg-type]  # whatever it is
+            mpp = cls.of(value)  # type: ignore[arg-type]  # any object
         except (TypeError, ValueError):
             return None
         return mpp if all(math.isfinite(side) and side > 0 for side in mpp) else None
@@ -114,7 +114,7 @@ class Mpp(NamedTuple):
 
 
 def too_fine(mpp: float) -> str:
-    """Return why a scan cannot be as fine as ``mpp``; empty where it can.
+    """Return why a scan cannot be as fine as ``mpp``, or an empty string if it can.
 
     >>> too_fine(0.25), too_fine(0.025), too_fine(0.00025)
     ('', "finer than any microscope's 0.05 µm", "finer than any microscope's 0.05 µm, as if in mm")
@@ -125,7 +125,7 @@ def too_fine(mpp: float) -> str:
 
 
 def magnification_to_mpp(magnification: float) -> float:
-    """Return the mpp that an objective power conventionally stands for.
+    """Return the conventional mpp of an objective power.
 
     >>> magnification_to_mpp(20)
     0.5
@@ -143,7 +143,7 @@ def round_half_up(values: ArrayLike) -> NDArray[np.int64]:
 
 
 def parted(value: float) -> tuple[int, float]:
-    """Return a place as a whole pixel and the part of a pixel beyond it, 0 where it is next to nothing.
+    """Return a position as a whole pixel and the fraction beyond it; a fraction under ``WHOLE_PX`` is 0.
 
     >>> parted(2.25), parted(2.9999), parted(-0.5)
     ((2, 0.25), (3, 0.0), (-1, 0.5))
@@ -155,7 +155,7 @@ def parted(value: float) -> tuple[int, float]:
 
 
 def whole_where_nearly(corners: NDArray[Any]) -> NDArray[Any]:
-    """Return (n, 2) corners, px: int64 where all are whole, else float64 in which the nearly whole ones are whole.
+    """Return (n, 2) corners in px, nearly whole ones rounded: int64 if all are whole, else float64.
 
     >>> whole_where_nearly(np.array([[2.0000001, 3]])).tolist(), whole_where_nearly(np.array([[2.5, 3]])).tolist()
     ([[2, 3]], [[2.5, 3.0]])
@@ -175,7 +175,7 @@ class Affine(NamedTuple):
     [[40.0, 80.0]]
     >>> to_level0.inverse().apply([[40, 80]]).tolist()
     [[10.0, 20.0]]
-    """  # a tuple, because every tile's draw makes a dozen: a frozen dataclass takes five times as long to make
+    """  # a tuple: each tile's draw creates a dozen, and a frozen dataclass takes five times as long to create
 
     a: float = 1.0
     b: float = 0.0
@@ -205,7 +205,7 @@ class Affine(NamedTuple):
 
     def __matmul__(self, first: Affine) -> Affine:
         """Return the affine that applies ``first`` and then this one."""
-        # Written out: a product of numpy arrays takes ten times as long, and every tile's draw makes several.
+        # Written out: a product of numpy arrays takes ten times as long, and each tile's draw needs several.
         a, b, c, d, e, f = first
         return Affine(
             self.a * a + self.b * d,
@@ -243,7 +243,7 @@ class Affine(NamedTuple):
         return math.sqrt(abs(self.a * self.e - self.b * self.d))
 
     def least_stretch(self) -> float:
-        """Return the smaller singular value: how far apart points lie where they lie closest."""
+        """Return the smaller singular value: the length that the most shrunk unit step is mapped to."""
         a, b, _, d, e, _ = self.as_tuple()
         half, area = (a * a + b * b + d * d + e * e) / 2, a * e - b * d
         return math.sqrt(max(0.0, half - math.sqrt(max(0.0, half * half - area * area))))
@@ -251,7 +251,7 @@ class Affine(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LevelChoice:
-    """Which level a view is read from, and by how much it is shrunk from there."""
+    """The level a view is read from, and the factor it is shrunk by."""
 
     level: int
     shrink: tuple[float, float]  # view px = level px / shrink, per axis; (1, 1) means no resampling
@@ -274,7 +274,7 @@ class Pyramid:
     """
 
     levels: tuple[Size, ...]
-    # (x, y) per level, where the file states them; not in the repr, of which fingerprints are made.
+    # (x, y) per level if the file states them; not in the repr, because fingerprints are computed from it.
     stated: tuple[tuple[float, float], ...] | None = field(default=None, repr=False)
 
     @property
@@ -283,7 +283,7 @@ class Pyramid:
         return self.stated or _downsamples(self.levels)
 
     def size_at(self, choice: LevelChoice) -> Size:
-        """Return the whole slide's size at ``choice``; a pixel that reaches over the slide's edge is left out."""
+        """Return the whole slide's size at ``choice``, without pixels that reach over its edge."""
         (width, height), (sx, sy) = self.levels[choice.level], choice.shrink
         # 1e-6 px of slack: 4443 / (4443 / 2221) is 2220.9999… and means 2221.
         return Size(max(1, int(width / sx + 1e-6)), max(1, int(height / sy + 1e-6)))
@@ -294,9 +294,9 @@ class Pyramid:
         return dx * sx, dy * sy
 
     def choose(self, downsample: tuple[float, float], *, same: float = SAME_RESOLUTION) -> LevelChoice:
-        """Return the coarsest level that is at least as fine as ``downsample``, and the shrink that is left.
+        """Return the coarsest level that is at least as fine as ``downsample``, and the remaining shrink.
 
-        Within 2 % (``same``) of the level, or of a half, a quarter or an eighth of it, is taken as that: those need no
+        A downsample within 2 % (``same``) of the level, or of 2, 4 or 8 times it, is rounded to that: it needs no
         filter with fractional steps.
         """
         best = 0

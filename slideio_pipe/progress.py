@@ -1,4 +1,4 @@
-"""A progress bar for whatever takes more than a second: shown to a person at a terminal or notebook, else silent."""
+"""Progress bars for work of more than a second: shown in a terminal or notebook, else silent."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 Report = Callable[[int, int], object]  # (done, total)
-_LONGEST = 30  # letters of a name beside a bar
+_LONGEST = 30  # characters of a name beside a bar
 
 
 class Bar:
-    """A task of a bar: called with (done, total)."""
+    """A progress bar; call it with (done, total)."""
 
     def __init__(self, progress: Progress, what: str) -> None:
         self._progress, self._what = progress, what
@@ -24,44 +24,44 @@ class Bar:
         self._begun = False
 
     def __call__(self, done: int, total: int) -> None:
-        """Show how much is done; what is when it begins was done before, and counts for no rate."""
+        """Show how much is done; the first call's count is earlier work and does not count in the rate."""
         if self._begun:
             self._progress.update(self._task, completed=done, total=total)
         else:
             self.start_at(done, total)
 
     def start_at(self, done: int, total: int) -> None:
-        """Show how much was done before: the time that remains follows from what comes behind it."""
+        """Show how much was done before; the remaining time is estimated from later work only."""
         self._begun = True
         self._progress.update(self._task, total=total)
         task = self._progress.tasks[0]
-        task.completed = done  # past ``update``, which takes it for the work of this moment
+        task.completed = done  # not with ``update``, which would count it as work done just now
 
     def name(self, names: Sequence[str]) -> None:
-        """Show what is being worked at: the first of it, and how many more."""
+        """Show the first name being processed and the number of others."""
         first = names[0] if names else ""
         first = first if len(first) <= _LONGEST else first[: _LONGEST - 1] + "…"
         more = f" +{len(names) - 1}" if len(names) > 1 else ""
         self._progress.update(self._task, description=f"{self._what} · {first}{more}" if names else self._what)
 
     def rate(self, text: str) -> None:
-        """Show a rate, or other words, behind the bar."""
+        """Show a rate or another text after the bar."""
         self._progress.update(self._task, rate=text)
 
     @property
     def elapsed_s(self) -> float:
-        """Return for how long it has been shown."""
+        """Seconds since the bar was first shown."""
         return self._progress.tasks[0].elapsed or 0.0
 
 
 def name_work(report: Report, names: Sequence[str]) -> None:
-    """Show what is being worked at, where a bar is shown."""
+    """Show the names being processed, if ``report`` is a bar."""
     if isinstance(report, Bar):
         report.name(names)
 
 
 def note_kept(report: Report, done: int, total: int) -> None:
-    """Report what was done before, so that no rate counts it."""
+    """Report work done before; the rate does not count it."""
     if isinstance(report, Bar):
         report.start_at(done, total)
     else:
@@ -78,7 +78,7 @@ def reporting(progress: Report | bool | None, what: str) -> Iterator[Report]:
         A function is called as it is; True shows a bar; False is silent; None shows a bar when standard error is a
         terminal or a notebook.
     what : str
-        Said in front of the bar.
+        Shown before the bar.
     """
     with rated(progress, what, "") as (report, _):
         yield report
@@ -86,23 +86,23 @@ def reporting(progress: Report | bool | None, what: str) -> Iterator[Report]:
 
 @contextmanager
 def rated(progress: Report | bool | None, what: str, noun: str) -> Iterator[tuple[Report, Callable[[int], object]]]:
-    """Yield what ``reporting`` does, and a function to call with how many of ``noun`` were done: their rate is shown.
+    """Yield what ``reporting`` does, and a function that takes a count of finished ``noun`` and shows their rate.
 
     Parameters
     ----------
     progress : callable, bool or None
-        See ``reporting``; a function of its own hears of no rate.
+        See ``reporting``; a function gets no rate.
     what : str
-        Said in front of the bar.
+        Shown before the bar.
     noun : str
-        Said behind the rate.
+        Shown after the rate.
     """
     if callable(progress):
-        yield progress, _uncounted
+        yield progress, _no_count
         return
-    console, watched = _console()
-    if progress is False or (progress is None and not watched):
-        yield _silent, _uncounted
+    console, interactive = _console()
+    if progress is False or (progress is None and not interactive):
+        yield _no_report, _no_count
         return
     columns = (
         TextColumn("{task.description}"),
@@ -113,8 +113,8 @@ def rated(progress: Report | bool | None, what: str, noun: str) -> Iterator[tupl
         TextColumn("{task.fields[rate]}"),
     )
     counted = 0
-    # A terminal is cleared of the finished bar; a log that asked for one keeps its last line.
-    with Progress(*columns, console=console, transient=watched) as shown:
+    # The finished bar is cleared from a terminal; a log with ``progress=True`` keeps its last line.
+    with Progress(*columns, console=console, transient=interactive) as shown:
         bar = Bar(shown, what)
 
         def count(more: int) -> None:
@@ -127,34 +127,34 @@ def rated(progress: Report | bool | None, what: str, noun: str) -> Iterator[tupl
 
 
 class Note(Protocol):
-    """Says how far something has come, in words."""
+    """Shows the state of the work as text."""
 
     def __call__(self, text: str, *, lasting: bool = False) -> object:
-        """Show a text beside the bar; where there is none, print it as a line of its own if it is ``lasting``."""
+        """Show a text beside the bar; without a bar, print it as a line if it is ``lasting``."""
         ...
 
 
 @contextmanager
 def narrated(progress: Report | bool | None, what: str) -> Iterator[tuple[Report, Note]]:
-    """Yield what ``reporting`` does, and a function to call with words on how it goes.
+    """Yield what ``reporting`` does, and a function that shows a text about the state of the work.
 
-    At a terminal or in a notebook the words stand beside the bar; elsewhere True prints the lasting ones as lines on
+    In a terminal or notebook the text is shown beside the bar; elsewhere True prints the lasting texts as lines on
     standard error, for a log, and draws no bar.
 
     Parameters
     ----------
     progress : callable, bool or None
-        See ``reporting``; a function of its own hears no words.
+        See ``reporting``; a function gets no texts.
     what : str
-        Said in front of the bar, and of lines.
+        Shown before the bar and before each line.
     """
-    console, watched = _console()
+    console, interactive = _console()
     if callable(progress):
-        yield progress, _wordless
-    elif progress is False or (progress is None and not watched):
-        yield _silent, _wordless
-    elif not watched:
-        yield _silent, _Lines(console, what)
+        yield progress, _no_note
+    elif progress is False or (progress is None and not interactive):
+        yield _no_report, _no_note
+    elif not interactive:
+        yield _no_report, _Lines(console, what)
     else:
         words = TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
         columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), words)
@@ -169,16 +169,16 @@ def narrated(progress: Report | bool | None, what: str) -> Iterator[tuple[Report
 
 
 def _console() -> tuple[Console, bool]:
-    """Return where bars are shown, and whether a person watches them there."""
+    """Return the console for bars, and whether it is a terminal or a notebook."""
     console = Console(stderr=True)
     if console.is_jupyter and importlib.util.find_spec("ipywidgets") is None:
-        # One line at the end: rich's bar is a widget there.
+        # Without ipywidgets, rich's bar does not work in a notebook: one line is printed at the end.
         return Console(stderr=True, force_jupyter=False), False
     return console, console.is_terminal or console.is_jupyter
 
 
 class _Lines:
-    """Prints words as lines."""
+    """Prints texts as lines."""
 
     def __init__(self, console: Console, what: str) -> None:
         self._console, self._what = console, what
@@ -188,13 +188,13 @@ class _Lines:
             self._console.print(f"{self._what}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _wordless(text: str, *, lasting: bool = False) -> None:
+def _no_note(text: str, *, lasting: bool = False) -> None:
     del text, lasting
 
 
-def _silent(done: int, total: int) -> None:
+def _no_report(done: int, total: int) -> None:
     del done, total
 
 
-def _uncounted(count: int) -> None:
+def _no_count(count: int) -> None:
     del count

@@ -1,6 +1,6 @@
-"""What becomes of albumentationsxl's own transforms: taken as they are, corrected, run lazily only, or refused by name.
+"""Support for albumentationsxl's own transforms: translated as is, translated with corrections, run lazily, or refused.
 
-Every verdict says why, in words that ``explain`` shows; the measurements are those of albumentationsxl 0.1.2.
+Every verdict has a reason that ``explain`` shows; measurements are of albumentationsxl 0.1.2.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _HED_UNIT = -math.log(1e-6)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What happens to a transform, and why."""
+    """How a transform is handled, and why."""
 
     kind: Kind
     why: str
-    instead: str = ""  # what to write, where it is refused
+    instead: str = ""  # replacement for a refused transform
 
 
 def _right(why: str = "") -> Verdict:
@@ -119,7 +119,7 @@ VERDICTS: Mapping[str, Verdict] = {
 
 
 def verdict(transform: Any) -> Verdict:
-    """Return what ``draw`` does with a transform.
+    """Return how ``draw`` handles a transform.
 
     >>> verdict(A.HorizontalFlip()).kind, verdict(A.AdvancedBlur()).kind
     ('right', 'refused')
@@ -138,27 +138,27 @@ def verdict(transform: Any) -> Verdict:
 
 
 def adopted(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
-    """Return what one of albumentationsxl's transforms, or a user's, would do, drawn from ``rng``.
+    """Return the steps of one transform of albumentationsxl or a user, drawn from ``rng``.
 
     Raises
     ------
     ConfigError
-        It is refused, has options that are, or cannot be written down.
+        The transform or one of its options is refused, or it cannot be serialised.
     """
     name, judged = type(transform).__name__, verdict(transform)
     if judged.kind == "refused":
         raise ConfigError(f"{name}: {judged.why}", remedy=f"instead: {judged.instead}")
     if judged.kind == "opaque":
-        return Steps(operations=(_written_down(transform, rng),))
+        return Steps(operations=(_serialised(transform, rng),))
     return LOWERINGS[name](transform, rng, size, context)
 
 
-def _written_down(transform: Any, rng: np.random.Generator) -> Opaque:
-    """Return the transform as JSON, always applied: whether it is was decided here."""
+def _serialised(transform: Any, rng: np.random.Generator) -> Opaque:
+    """Return the transform as JSON with ``p=1``: whether it runs was decided here."""
     name = type(transform).__name__
     try:
         written = json.loads(json.dumps(A.to_dict(transform)))
-    except Exception as error:  # whatever somebody's class raises
+    except Exception as error:  # a user's class may raise anything
         raise ConfigError(
             f"{name}: cannot be written down ({type(error).__name__}: {error})",
             remedy="give it get_transform_init_args_names(), with plain numbers",
@@ -178,15 +178,15 @@ def _flip(transform: Any, rng: np.random.Generator, size: Size, context: Context
 
 
 def _affine(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
-    """Draw as ``A.Affine`` does: shear along y, scale, shear along x, rotate, shift."""
+    """Draw the same affine as ``A.Affine``: shear along y, scale, shear along x, rotate, shift."""
     _check_outside(transform, "cval")
     shift = _translation(transform, rng, size)
-    shear_x, shear_y = (uniform(rng, _unless_left_out(transform.shear, axis)) for axis in "xy")
+    shear_x, shear_y = (uniform(rng, _axis_range(transform.shear, axis)) for axis in "xy")
     scale_x, scale_y = (uniform(rng, transform.scale[axis]) for axis in "xy")
     if transform.keep_ratio:
         scale_y = scale_x
     turn = uniform(rng, transform.rotate)
-    # As scikit-image's AffineTransform, which albumentationsxl hands every angle with its sign changed.
+    # As scikit-image's AffineTransform, to which albumentationsxl passes every angle with inverted sign.
     slant_x, slant_y = math.tan(math.radians(shear_x)), -math.tan(math.radians(shear_y))
     linear = rotation(turn) @ Affine(b=slant_x) @ Affine.scaling(scale_x, scale_y) @ Affine(d=slant_y)
     fit = bool(transform.fit_output or context.slide_wide)
@@ -197,13 +197,13 @@ def _translation(transform: Any, rng: np.random.Generator, size: Size) -> tuple[
     if transform.translate_percent is not None:
         x, y = (uniform(rng, transform.translate_percent[axis]) for axis in "xy")
         return x * size.width, y * size.height
-    ranges = (_unless_left_out(transform.translate_px, axis) for axis in "xy")
+    ranges = (_axis_range(transform.translate_px, axis) for axis in "xy")
     x, y = (float(rng.integers(int(low), int(high), endpoint=True)) for low, high in ranges)
     return x, y
 
 
-def _unless_left_out(ranges: Mapping[str, tuple[float, float]], axis: str) -> tuple[float, float]:
-    """Return the range of an axis, 0 where the user gave the other axis only, which albumentationsxl makes 1.0."""
+def _axis_range(ranges: Mapping[str, tuple[float, float]], axis: str) -> tuple[float, float]:
+    """Return the range of an axis; 0 if only the other axis was given (albumentationsxl would use 1.0)."""
     low, high = ranges[axis]
     other = ranges["y" if axis == "x" else "x"]
     left_out = isinstance(low, float) and (low, high) == (1.0, 1.0) and other != (1.0, 1.0)
@@ -270,7 +270,7 @@ def _center_crop(transform: Any, rng: np.random.Generator, size: Size, context: 
 
 def _random_crop(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     canvas = Size(transform.width, transform.height)
-    # As albumentationsxl: the last place is never taken, unless it is the only one.
+    # As in albumentationsxl: the last position is used only if it is the only one.
     x, y = (math.floor((whole - part) * rng.random()) for whole, part in zip(size, canvas, strict=True))
     return _cropped(size, x, y, canvas, "RandomCrop")
 
@@ -295,7 +295,7 @@ def _operations(*operations: Operation) -> Steps:
 
 
 def _linear_tone(factor: float, shift: float) -> Tone:
-    """Return factor·x + shift, x from 0 to 1, in the form of a ``Tone``: half of the contrast about twice the shift."""
+    """Return factor·x + shift, x from 0 to 1, as a ``Tone``: half the contrast about twice the shift."""
     return Tone() if (factor, shift) == (1, 0) else Tone(brightness=2 * factor, contrast=0.5, pivot=2 * shift)
 
 

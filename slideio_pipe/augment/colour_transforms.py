@@ -23,12 +23,12 @@ from slideio_pipe.augment.transforms import ColourTransform, Context, Range, Ste
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Size
 
-# A normalisation that would change a spread or a concentration by more than this is taken for a mistake of measurement.
+# A larger change of a spread or a concentration than this factor is treated as a measurement error.
 MAX_FACTOR = 5.0
 
 
 class StainJitter(ColourTransform):
-    """Stains made stronger or weaker, each on its own: Tellez et al. 2018, in optical density.
+    """Make each stain stronger or weaker independently, in optical density (Tellez et al. 2018).
 
     Every concentration c becomes α·c + β, α and β drawn per stain. With β = 0, the default, glass stays exactly white.
 
@@ -36,9 +36,9 @@ class StainJitter(ColourTransform):
     ----------
     basis : {"hed", "macenko", "slide"} or (3, 3) array
         The stains, one per row: Ruifrok and Johnston's haematoxylin, eosin and DAB; Macenko's published reference of
-        haematoxylin and eosin; those of the slide at hand, estimated from its tissue (Macenko et al. 2009); or yours.
+        haematoxylin and eosin; the slide's own, estimated from its tissue (Macenko et al. 2009); or an array.
     alpha : number or (low, high)
-        0.2 means 0.8 to 1.2; (0.7, 1.2) means what it says. Must stay above 0.
+        0.2 means 0.8 to 1.2; (0.7, 1.2) is the range itself. Must stay above 0.
     beta : number or (low, high)
         Natural optical density; a number b means −b to b.
 
@@ -68,7 +68,7 @@ class StainJitter(ColourTransform):
 
     @property
     def needs_slide(self) -> bool:
-        """Whether the slide's own colours must be measured for it."""
+        """Whether the slide's own colours must be measured first."""
         return self.basis == "slide"
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
@@ -78,17 +78,17 @@ class StainJitter(ColourTransform):
 
 
 class StainNormalize(ColourTransform):
-    """The slide's stains replaced by others, as strong as there: Macenko et al. 2009. Glass stays exactly white.
+    """Replace the slide's stains by the target's, at the target's strength (Macenko et al. 2009). Glass stays white.
 
     Parameters
     ----------
     target : {"macenko", "hed"} or (3, 3) array
-        The stains to show.
+        Stains of the result.
     basis : {"slide", "hed", "macenko"} or (3, 3) array
-        The stains there are.
+        Stains of the slide.
     strength : (3,) numbers, optional
-        99th percentile of each concentration to arrive at, natural optical density; by default Macenko's for target
-        "macenko", else left as it is. Has an effect where the slide's own was measured, that is, for basis "slide".
+        Target 99th percentile of each concentration, natural optical density; by default Macenko's for target
+        "macenko", else unchanged. Has an effect only where the slide's own is measured, that is, for basis "slide".
     """
 
     without_slide = 'basis="hed"'
@@ -113,7 +113,7 @@ class StainNormalize(ColourTransform):
 
     @property
     def needs_slide(self) -> bool:
-        """Whether the slide's own colours must be measured for it."""
+        """Whether the slide's own colours must be measured first."""
         return self.basis == "slide"
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
@@ -126,19 +126,19 @@ class StainNormalize(ColourTransform):
 
 
 class ColorJitter(ColourTransform):
-    """Brightness, contrast, saturation and hue in random order, with torchvision's meaning of each.
+    """Brightness, contrast, saturation and hue in random order, defined as in torchvision.
 
-    One difference: contrast turns about a fixed grey, and not about the image's mean, which would take a pass over the
-    whole slide and would change from tile to tile. With ``pivot`` the mean, results are torchvision's.
+    One difference: contrast scales about a fixed grey instead of the image's mean, which would need a pass over the
+    whole slide and differ from tile to tile. With the mean as ``pivot``, results equal torchvision's.
 
     Parameters
     ----------
     brightness, contrast, saturation : number or (low, high)
-        0.2 means a factor from 0.8 to 1.2, a number above 1 from 0; (0.5, 2) means what it says.
+        0.2 means a factor from 0.8 to 1.2, a number above 1 starts at 0; (0.5, 2) is the range itself.
     hue : number or (low, high)
-        Turns of the colour circle, at most half a turn; 0.1 means −0.1 to 0.1. Wraps.
+        Fraction of the colour circle, at most 0.5; 0.1 means −0.1 to 0.1. Wraps.
     pivot : number
-        What contrast leaves as it is, 0 to 1.
+        The value that contrast leaves unchanged, 0 to 1.
     """
 
     def __init__(
@@ -173,19 +173,19 @@ class ColorJitter(ColourTransform):
 
 
 class RandStainNA(ColourTransform):
-    """A template drawn from a cohort's statistics in Lab, and the slide brought to it: Shen et al. 2022.
+    """Draw target statistics in Lab from those of a cohort, and map the slide to them (Shen et al. 2022).
 
-    The template's mean and spread per channel are drawn from normal distributions; the slide's own are those of its
-    tissue tiles, measured once, so that a bag keeps one look.
+    The target's mean and spread per channel are drawn from normal distributions; the slide's own are those of its
+    tissue tiles, measured once, so all tiles of a bag have the same colours.
 
     Parameters
     ----------
     mean, std : ((average, deviation) of L, of a, of b)
-        How mean and standard deviation of an image vary over the cohort; CIE Lab, L from 0 to 100. The default is the
-        colorectal cohort of the paper (``configs/randstainna-crc.yaml``).
+        Distribution of an image's mean and standard deviation over the cohort; CIE Lab, L 0 to 100. The default is
+        the colorectal cohort of the paper (``configs/randstainna-crc.yaml``).
     source : "slide", "cohort" or (mean of L, a, b), (deviation of L, a, b)
-        The statistics the image has: measured, or taken to be the cohort's average, which needs no measurement and
-        jitters without normalising.
+        Statistics of the image: measured, or the cohort's average, which needs no measurement and jitters without
+        normalising.
     """
 
     without_slide = 'source="cohort"'
@@ -214,14 +214,14 @@ class RandStainNA(ColourTransform):
 
     @property
     def needs_slide(self) -> bool:
-        """Whether the slide's own colours must be measured for it."""
+        """Whether the slide's own colours must be measured first."""
         return self.source == "slide"
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one linear map per channel of Lab."""
         (centres, widths), (spreads, spread_widths) = np.transpose(self.mean), np.transpose(self.std)
         mean = centres + widths * rng.standard_normal(3)
-        # A spread of 0 or less would erase the image: as far from the average as a fifth of it, at most.
+        # A spread of 0 or less would erase the image: it is limited to a fifth of the average.
         std = np.maximum(spreads + spread_widths * rng.standard_normal(3), spreads / MAX_FACTOR)
         own_mean, own_std = self._own(context)
         gain = np.clip(std / own_std, 1 / MAX_FACTOR, MAX_FACTOR)
@@ -241,12 +241,12 @@ class RandStainNA(ColourTransform):
 
 
 class GaussianNoise(ColourTransform):
-    """Independent normal noise on every pixel and channel, clipped; seeded, so that a draw repeats.
+    """Independent normal noise on every pixel and channel, clipped; seeded, so a draw is reproducible.
 
     Parameters
     ----------
     sigma : number or (low, high)
-        Standard deviation in levels of 255; a number means always this one.
+        Standard deviation in levels of 255; a number is used in every draw.
     """
 
     def __init__(self, sigma: float | Range = (0.0, 8.0), *, always_apply: bool = False, p: float = 1.0) -> None:
@@ -254,7 +254,7 @@ class GaussianNoise(ColourTransform):
         self.sigma = span(type(self).__name__, "sigma", sigma, low=0, high=255)
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
-        """Return one operation, with a seed of its own."""
+        """Return one operation with its own seed."""
         return _steps(Noise(sigma=uniform(rng, self.sigma), seed=int(rng.integers(2**31))))
 
 
@@ -263,7 +263,7 @@ def _steps(*operations: Operation) -> Steps:
 
 
 def _basis_argument(basis: Any, owner: str) -> str | Matrix:
-    """Return a basis as it is kept: a name, or three triples."""
+    """Return a basis in its stored form: a name, or three triples."""
     if isinstance(basis, str):
         if basis != "slide":
             named_basis(basis, owner)
@@ -272,7 +272,7 @@ def _basis_argument(basis: Any, owner: str) -> str | Matrix:
 
 
 def _basis_of(basis: str | Matrix, context: Context, owner: str) -> NDArray[np.float64]:
-    """Return the basis, which was checked when it was given."""
+    """Return the basis, already validated by the constructor."""
     if basis != "slide":
         return named_basis(basis, owner) if isinstance(basis, str) else np.array(basis)
     own = context.basis
@@ -298,7 +298,7 @@ def _positive(owner: str, name: str, value: Any) -> Range:
 
 
 def _factor(owner: str, name: str, value: Any) -> Range:
-    """Return a range of factors as torchvision makes it from a number: about 1, cut at 0."""
+    """Return a range of factors made from a number as in torchvision: about 1, limited to 0 and above."""
     if not isinstance(value, Sequence):
         spread = number(owner, name, value, low=0, high=math.inf)
         return max(0.0, 1 - spread), 1 + spread

@@ -1,4 +1,4 @@
-"""From a transform with random parameters to one ``Draw`` without any, and transforms read from YAML."""
+"""Draw a transform with random parameters as one ``Draw``, and read transforms from YAML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from albumentationsxl.core.serialization import NON_SERIALIZABLE_REGISTRY, SERIA
 from numpy.typing import ArrayLike
 from pydantic import ValidationError
 
-# Imported for what importing does: it makes our transforms known to albumentationsxl by name.
+# Imported to register our transforms with albumentationsxl by name.
 from slideio_pipe.augment import colour_transforms, geometric_transforms  # noqa: F401
 from slideio_pipe.augment.albumentations import adopted, verdict
 from slideio_pipe.augment.draw import AffineTuple, Draw, generator
@@ -30,14 +30,14 @@ from slideio_pipe.geometry import Affine, Size
 
 
 class MeasuredSlide(Protocol):
-    """What is asked of a slide whose own colours a transform starts from."""
+    """A slide that can measure its own colours."""
 
     @property
     def colour(self) -> SlideColour:
         """Stains and statistics."""
 
 
-# Products of rotations miss whole numbers by rounding: 1e-9 px over 100,000 px is far below what sampling resolves.
+# Products of rotations miss whole numbers by rounding: 1e-9 px over 100,000 px is far below the sampling resolution.
 _ROUNDING = 1e-9
 # The same for the size of a canvas, measured after a product.
 _CANVAS_ROUNDING = 1e-6
@@ -54,26 +54,26 @@ def draw(
     basis: ArrayLike | None = None,
     colour: SlideColour | None = None,
 ) -> Draw:
-    """Return what ``transform`` does to one slide or tile; the same arguments, the same draw, anywhere.
+    """Draw ``transform`` for one slide or tile; equal arguments give an equal draw on every machine.
 
     Parameters
     ----------
     transform : an albumentationsxl transform
         Ours or albumentationsxl's own, alone or in ``Compose``, ``Sequential``, ``OneOf``, ``SomeOf``, ``OneOrOther``.
     seed, epoch, slide, tile
-        What the draw depends on. With ``tile=None`` it is one for a whole slide, whose canvas grows to hold rotated
-        content; in a tile the canvas keeps its size unless something is cropped or resized.
+        Inputs of the draw. With ``tile=None`` it is a draw for the whole slide, whose canvas grows to hold rotated
+        content; for a tile the canvas keeps its size unless it is cropped or resized.
     size : (width, height)
-        Of the plain image, px.
+        Size of the plain image in px.
     basis : (3, 3) array_like, optional
         The slide's own stains, for ``StainJitter(basis="slide")``.
     colour : SlideColour, optional
-        The slide's own stains and statistics, from ``stains.slide_colour``; says more than ``basis``.
+        The slide's own stains and statistics, from ``slide_colour.slide_colour``; takes precedence over ``basis``.
 
     Raises
     ------
     ConfigError
-        Naming the transform that is refused or makes no sense.
+        A transform is refused or invalid; the message names it.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def draw(
         basis=None if basis is None else as_matrix(checked_basis(basis, "basis")),
         colour=colour,
     )
-    path = _Path(generator(seed=int(seed), epoch=int(epoch), slide=slide, tile=_plain(tile)), plain, context)
+    path = _DrawState(generator(seed=int(seed), epoch=int(epoch), slide=slide, tile=_plain(tile)), plain, context)
     _walk(transform, path)
     return Draw(
         seed=int(seed), epoch=int(epoch), slide=slide, tile=_plain(tile),
@@ -101,12 +101,12 @@ def draw(
 
 
 def check(transform: Any) -> None:
-    """Raise ``ConfigError`` if any part is refused, drawn or not: training must not end at a rare draw.
+    """Raise ``ConfigError`` if any part is refused, even if rarely drawn, so that training does not stop later.
 
     Raises
     ------
     ConfigError
-        Naming the transform, the reason and what to use instead.
+        Names the transform, the reason and the replacement.
     """
     for leaf in leaves(transform):
         judged = verdict(leaf)
@@ -124,19 +124,19 @@ def leaves(transform: Any) -> Iterator[Any]:
 
 
 def needs_slide(transform: Any) -> bool:
-    """Return whether some part of it asks for the slide's own colours (``stains.slide_colour``)."""
-    return bool(_askers(transform))
+    """Return whether some part needs the slide's own colours (``slide_colour.slide_colour``)."""
+    return bool(_needing_slide(transform))
 
 
 def measured(slide: MeasuredSlide, transform: Any) -> SlideColour | None:
-    """Return the slide's own colours if some part of the transform asks for them, else None.
+    """Return the slide's own colours if some part of the transform needs them, else None.
 
     Raises
     ------
     NoTissueError, ConfigError
-        The slide is glass, or has one stain only; names who asked, and what to pass instead.
+        The slide is glass, or has only one stain; names the transform and the argument to pass instead.
     """
-    askers = _askers(transform)
+    askers = _needing_slide(transform)
     if not askers:
         return None
     try:
@@ -148,8 +148,8 @@ def measured(slide: MeasuredSlide, transform: Any) -> SlideColour | None:
         raise type(error)(f"{names}: {error.reason}", slide=error.slide, remedy=remedy) from error
 
 
-def _askers(transform: Any) -> dict[str, OurTransform]:
-    """Return, by name, the transforms that ask for the slide's own colours."""
+def _needing_slide(transform: Any) -> dict[str, OurTransform]:
+    """Return, by name, the transforms that need the slide's own colours."""
     found = (leaf for leaf in leaves(transform) if isinstance(leaf, OurTransform) and leaf.needs_slide)
     return {type(leaf).__name__: leaf for leaf in found}
 
@@ -165,15 +165,15 @@ def _plain(tile: int | None) -> int | None:
     return None if tile is None else int(tile)
 
 
-class _Path:
-    """How far drawing has come: the geometry up to here, and the operations."""
+class _DrawState:
+    """State of a draw: the geometry so far, and the operations."""
 
     def __init__(self, rng: np.random.Generator, size: Size, context: Context) -> None:
         self.rng, self.context = rng, context
         self.canvas = size
         self.operations: list[Operation] = []
-        # What was there before a canvas was chosen, and what has happened since: a canvas that grows holds the content
-        # of the last chosen one, however often it grew, and not the corners that growing added.
+        # Affine before the last chosen canvas, that canvas, and the affine since: a growing canvas holds the content
+        # of the last chosen canvas, without the corners that earlier growing added.
         self._before, self._content, self._since = Affine(), size, Affine()
 
     def add(self, steps: Steps) -> None:
@@ -187,7 +187,7 @@ class _Path:
         else:
             canvas = self.canvas if steps.canvas is None else steps.canvas
             found, whole = _bounds(steps.affine, self.canvas), (0, 0, *canvas)
-            if any(abs(a - b) > _CANVAS_ROUNDING for a, b in zip(found, whole, strict=True)):  # cut off, or added
+            if any(abs(a - b) > _CANVAS_ROUNDING for a, b in zip(found, whole, strict=True)):  # cropped or padded
                 self._before, self._content, self._since = self._since @ self._before, canvas, Affine()
             self.canvas = canvas
 
@@ -197,7 +197,7 @@ class _Path:
         self.canvas = Size(*(max(1, math.ceil(side - _CANVAS_ROUNDING)) for side in (right - left, bottom - top)))
 
     def affine(self) -> AffineTuple:
-        """Return the whole affine, whole numbers where rounding alone stands between."""
+        """Return the whole affine, with values that differ from whole numbers only by rounding made whole."""
         a, b, c, d, e, f = (_snapped(value) for value in (self._since @ self._before).as_tuple())
         return (a, b, c, d, e, f)
 
@@ -211,15 +211,15 @@ def _bounds(affine: Affine, size: Size) -> tuple[float, float, float, float]:
 
 
 def _snapped(value: float) -> float:
-    # Adding 0.0 makes −0.0 a plain 0.0: one draw, one JSON.
+    # Adding 0.0 turns −0.0 into 0.0, so that equal draws give equal JSON.
     return float(round(value)) + 0.0 if abs(value - round(value)) < _ROUNDING else float(value)
 
 
 # -- walking -------------------------------------------------------------------------------------------------------
 
 
-def _walk(transform: Any, path: _Path, *, forced: bool = False) -> None:
-    """Draw as calling the transform would, from the path's own generator."""
+def _walk(transform: Any, path: _DrawState, *, forced: bool = False) -> None:
+    """Draw as a call of the transform would, from the path's own generator."""
     if not isinstance(transform, BaseCompose):
         if path.rng.random() < transform.p or transform.always_apply or forced:
             path.add(_drawn(transform, path))
@@ -230,7 +230,7 @@ def _walk(transform: Any, path: _Path, *, forced: bool = False) -> None:
     elif isinstance(transform, A.OneOrOther):
         _walk(transform.transforms[0 if path.rng.random() < transform.p else -1], path, forced=True)
     elif isinstance(transform, A.Sequential):
-        # albumentationsxl's Sequential always runs: its p is only its weight in OneOf.
+        # albumentationsxl's Sequential always runs: its p is only a weight in OneOf.
         _walk_all(transform.transforms, path)
     elif isinstance(transform, A.Compose):
         if forced or path.rng.random() < transform.p:
@@ -244,12 +244,12 @@ def _walk(transform: Any, path: _Path, *, forced: bool = False) -> None:
         )
 
 
-def _walk_all(transforms: Sequence[Any], path: _Path) -> None:
+def _walk_all(transforms: Sequence[Any], path: _DrawState) -> None:
     for transform in transforms:
         _walk(transform, path)
 
 
-def _walk_chosen(transform: Any, path: _Path, count: int, *, replace: bool, forced: bool) -> None:
+def _walk_chosen(transform: Any, path: _DrawState, count: int, *, replace: bool, forced: bool) -> None:
     if not forced and path.rng.random() >= transform.p:
         return
     try:
@@ -260,7 +260,7 @@ def _walk_chosen(transform: Any, path: _Path, count: int, *, replace: bool, forc
         _walk(transform.transforms[index], path, forced=True)
 
 
-def _drawn(transform: Any, path: _Path) -> Steps:
+def _drawn(transform: Any, path: _DrawState) -> Steps:
     try:
         if isinstance(transform, OurTransform):
             return transform.draw_steps(path.rng, path.canvas, path.context)
@@ -278,12 +278,12 @@ def _drawn(transform: Any, path: _Path) -> Steps:
 
 
 def load_transform(path: str | Path) -> Any:
-    """Return the transform in a YAML or JSON file, as ``A.save`` writes them and ``configs/`` has them.
+    """Return the transform in a YAML or JSON file, as written by ``A.save`` and in ``configs/``.
 
     Raises
     ------
     ConfigError
-        The file is missing or no mapping, or has a transform or an argument that does not exist.
+        The file is missing or not a mapping, or has a transform or an argument that does not exist.
     """
     written = read_yaml(path, "see configs/stain-light.yaml")
     if not isinstance(written, Mapping) or "transform" not in written:
@@ -315,7 +315,7 @@ def _built(written: Any, where: str) -> Any:
         return made(**arguments)
     except ConfigError as error:
         raise ConfigError(error.reason, slide=where, remedy=error.remedy) from error
-    except Exception as error:  # whatever albumentationsxl makes of a value
+    except Exception as error:  # albumentationsxl may raise anything
         raise ConfigError(f"{name}: {error}", slide=where, remedy=f"there are: {', '.join(known)}") from error
 
 

@@ -1,7 +1,7 @@
-"""Draw, then apply: from a transform with random parameters to one record without any.
+"""The record of one drawn augmentation, with all random parameters as plain numbers.
 
-A draw depends on (seed, epoch, slide, tile) alone, through a counter-based generator: threads, order and resumption
-do not matter. It is JSON, is stored with what it produced, and replays exactly.
+A draw depends only on (seed, epoch, slide, tile), through a counter-based generator: threads, order and resumption do
+not matter. It is JSON, is stored with the results, and can be replayed exactly.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ AffineTuple = tuple[float, float, float, float, float, float]
 class Draw(Record):
     """One drawn augmentation: an affine, then colour operations in order.
 
-    The affine maps pixels of the plain image to pixels of the augmented one, both corner-based. The whole affine of
-    several geometric transforms is one product: pixels are sampled once.
+    The affine maps pixels of the plain image to pixels of the augmented one, both corner-based. Several geometric
+    transforms are multiplied to one affine: pixels are sampled once.
     """
 
     version: int = 1
@@ -39,14 +39,14 @@ class Draw(Record):
     operations: tuple[Operation, ...] = Field(default=())
 
     @model_validator(mode="after")
-    def _identities_left_out(self) -> Self:
+    def _drop_identities(self) -> Self:
         kept = tuple(operation for operation in self.operations if not operation.is_identity)
         object.__setattr__(self, "operations", kept)
         return self
 
     @property
     def moves(self) -> bool:
-        """Whether any pixel changes its place."""
+        """Whether any pixel moves."""
         return self.affine != Affine().as_tuple() or self.canvas != self.size
 
     @property
@@ -56,29 +56,29 @@ class Draw(Record):
 
     @property
     def lowered(self) -> bool:
-        """Whether all of it runs on decoded batches, on the CPU or a device."""
+        """Whether it runs completely on decoded batches, on the CPU or a device."""
         return not any(isinstance(operation, Opaque) for operation in self.operations)
 
     def summary(self) -> str:
-        """Return the draw in a few words: turn and scale, then the kinds of operations."""
+        """Return the draw as a short text: rotation and scale, then the kinds of operations."""
         words = []
         if self.moves:
             a, b, _, d, e, _ = self.affine
             turn, area = math.degrees(math.atan2(b, e)), a * e - b * d
-            words += [f"turned {turn:.0f}°"] if abs(turn) > 0.5 else []  # counter-clockwise, as rotations are asked for
+            words += [f"turned {turn:.0f}°"] if abs(turn) > 0.5 else []  # counter-clockwise, as in the arguments
             words += [f"scaled {math.sqrt(abs(area)):.2f}×"] if abs(abs(area) - 1) > 1e-6 else []
             words += ["mirrored"] if area < 0 else []
             words += [] if words else ["moved"]
         return ", ".join([*words, *(operation.kind for operation in self.operations)]) or "identity"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record, JSON-able; ``Draw.model_validate`` reads it back."""
+        """Return the record as JSON values; ``Draw.model_validate`` reads it."""
         value: dict[str, Any] = json.loads(self.model_dump_json())
         return value
 
 
 def generator(*, seed: int, epoch: int, slide: str, tile: int | None) -> np.random.Generator:
-    """Return the generator that belongs to (seed, epoch, slide, tile) and to nothing else."""
+    """Return the generator that depends only on (seed, epoch, slide, tile)."""
     key = json.dumps([seed, epoch, slide, tile]).encode()
     digest = hashlib.blake2b(key, digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

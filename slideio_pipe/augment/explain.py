@@ -1,4 +1,4 @@
-"""Where each step of a transform runs, why, and what it costs: a table, in a terminal and in notebooks."""
+"""Explain a transform: where each step runs, why, and its cost, as a table for terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MS_PER_TILE = {
     "CoarseDropout": 19.0,
     "ChannelDropout": 2.6,
 }
-_LAZY_MS = 5.5  # any other libvips graph: the median of those above
+_LAZY_MS = 5.5  # any other libvips graph: median of the above
 _TURNS = frozenset({"Affine", "Rotate", "RandomAffine"})
 _EXPENSIVE_MS = 5.0
 
@@ -48,7 +48,7 @@ class ExplainedStep:
     """One transform of a composition."""
 
     name: str
-    p: float  # how often it is drawn, compositions included
+    p: float  # probability, compositions included
     runs: str  # where
     why: str
     dtype: str
@@ -57,19 +57,19 @@ class ExplainedStep:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The steps of a transform in order, and what to mend; prints itself, shows itself in notebooks."""
+    """The steps of a transform in order, and warnings; can be printed and shown in notebooks."""
 
     steps: tuple[ExplainedStep, ...]
     warnings: tuple[str, ...]
-    where: str  # the view it was asked for, or ""
+    where: str  # name of the view, or ""
 
     @property
     def ms_per_tile(self) -> float:
-        """Expected cost of a 256-px tile on one core, each step weighted by how often it is drawn."""
+        """Expected cost of a 256-px tile on one core, each step weighted by its probability."""
         return sum(step.p * step.ms_per_tile for step in self.steps if step.ms_per_tile is not None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it, JSON-able."""
+        """Return everything as JSON values."""
         return {"steps": [asdict(step) for step in self.steps], "warnings": list(self.warnings), "view": self.where}
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
@@ -106,19 +106,19 @@ _HEADINGS = ("step", "p", "runs", "why", "dtype", "ms per tile")
 
 
 def explain(transform: Any, view: object | None = None) -> Explanation:
-    """Say where each step of ``transform`` runs and why, without running it.
+    """Explain where each step of ``transform`` runs and why, without running it.
 
     Parameters
     ----------
     transform : an albumentationsxl transform
         Ours or albumentationsxl's, alone or composed.
     view : SlideView, optional
-        Where it would be used; names the level that is read.
+        View to use it with; adds the level that is read.
 
     Raises
     ------
     ConfigError
-        It is no albumentationsxl transform.
+        It is not an albumentationsxl transform.
 
     Examples
     --------
@@ -142,7 +142,7 @@ def explain(transform: Any, view: object | None = None) -> Explanation:
 
 
 def _shares(transform: Any, share: float, *, forced: bool = False) -> Iterator[tuple[Any, float]]:
-    """Yield every transform inside compositions, in order, with how often ``draw`` comes to it."""
+    """Yield every transform inside compositions, in order, with its probability."""
     if not isinstance(transform, BaseCompose):
         yield transform, share * (1.0 if forced or transform.always_apply else float(transform.p))
         return

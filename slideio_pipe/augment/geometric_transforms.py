@@ -1,7 +1,7 @@
-"""Transforms that move pixels: each is one affine, so that any number of them samples pixels once.
+"""Transforms that move pixels. Each is one affine, so pixels are sampled once for any number of them.
 
-Angles are in degrees, counter-clockwise as seen in the image. In a slide-wide draw the canvas grows to hold what was
-turned; in a tile, or when called in ``A.Compose``, the canvas stays and the affine turns about its middle.
+Angles are in degrees, counter-clockwise as seen in the image. In a slide-wide draw the canvas grows to hold rotated
+content; in a tile, or in ``A.Compose``, the canvas stays and the affine rotates about its middle.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from slideio_pipe.augment.transforms import Context, GeometricTransform, Range, 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 
-# torchvision's default: three attempts at a crop's shape are never needed, as a crop here may leave the tile.
+# torchvision's default. Its repeated attempts are not needed: a crop here may extend beyond the tile.
 RATIO: Range = (3 / 4, 4 / 3)
 
 
@@ -35,7 +35,7 @@ def rotation(degrees: float) -> Affine:
 
 
 def about_middle(linear: Affine, size: Size, shift: tuple[float, float] = (0.0, 0.0)) -> Affine:
-    """Return a linear map done about the middle of an image, then shifted; written out, as it runs once per tile."""
+    """Return a linear map about the middle of an image, then shifted; written out because it runs once per tile."""
     x, y = size.width / 2, size.height / 2
     a, b, _, d, e, _ = linear.as_tuple()
     return Affine(a, b, x - a * x - b * y + shift[0], d, e, y - d * x - e * y + shift[1])
@@ -52,7 +52,7 @@ def quarter_turns(count: int, size: Size) -> Steps:
 
 
 def mirrored(size: Size, *, horizontal: bool, vertical: bool) -> Steps:
-    """Return left and right, and top and bottom, exchanged."""
+    """Return the image mirrored left-right, top-bottom, or both."""
     if not horizontal and not vertical:
         return Steps()
     x = Affine(a=-1, c=size.width) if horizontal else Affine()
@@ -75,13 +75,13 @@ class RandomAffine(GeometricTransform):
     rotate : number or (low, high)
         Degrees, counter-clockwise; a number r means −r to r.
     scale : number or (low, high)
-        0.1 means 0.9 to 1.1; (0.5, 2) means what it says. Above 1 enlarges.
+        0.1 means 0.9 to 1.1; (0.5, 2) is the range itself. Above 1 enlarges.
     shear : number or (low, high)
         Degrees, along x; a number s means −s to s.
     flip : bool
-        Mirror in half of the draws; with rotations that is every mirror image.
+        Mirror in half of the draws; with rotations this gives every mirror image.
     translate : number or (low, high)
-        Of width and height, each; a number t means −t to t. Without effect where the canvas grows.
+        Fraction of width and of height; a number t means −t to t. No effect if the canvas grows.
 
     Examples
     --------
@@ -118,7 +118,7 @@ class RandomAffine(GeometricTransform):
         factor = uniform(rng, self.scale)
         turn = rotation(uniform(rng, self.rotate))
         shift = (uniform(rng, self.translate) * size.width, uniform(rng, self.translate) * size.height)
-        # turn · factor · shear · mirror, column by column.
+        # rotation · scale · shear · mirror, column by column.
         a, b, d, e = (factor * side for side in (turn.a, turn.b, turn.d, turn.e))
         linear = Affine(a * mirror, a * shear + b, 0.0, d * mirror, d * shear + e, 0.0)
         if linear == Affine() and (shift == (0, 0) or context.slide_wide):
@@ -127,7 +127,7 @@ class RandomAffine(GeometricTransform):
 
 
 class Rotate90(GeometricTransform):
-    """No, one, two or three quarter turns, equally likely; exact, sides swap."""
+    """Zero to three quarter turns, equally likely; exact, and the sides swap."""
 
     def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
         super().__init__(always_apply=always_apply, p=p)
@@ -138,7 +138,7 @@ class Rotate90(GeometricTransform):
 
 
 class Flip(GeometricTransform):
-    """Left and right exchanged in half of the draws, and top and bottom in half of the draws; exact."""
+    """Mirror left-right in half of the draws, and top-bottom in half of the draws; exact."""
 
     def __init__(
         self, horizontal: bool = True, vertical: bool = True, *, always_apply: bool = False, p: float = 1.0
@@ -153,17 +153,17 @@ class Flip(GeometricTransform):
 
 
 class RandomResizedCrop(GeometricTransform):
-    """A part of a tile, or more than the tile, scaled to ``size``.
+    """Crop a part of a tile, or a larger area around it, and scale it to ``size``.
 
     Parameters
     ----------
     size : int or (width, height)
-        Px of what comes out.
+        Size of the result in px.
     scale : number or (low, high)
-        Area of the crop as a part of the tile's, as in torchvision. Above 1 the crop reaches beyond the tile, into the
-        tissue around it, and holds the whole tile; torchvision would give the tile alone.
+        Area of the crop relative to the tile, as in torchvision. Above 1 the crop extends beyond the tile into the
+        surrounding tissue and contains the whole tile; torchvision would return only the tile.
     ratio : (low, high)
-        Width by height of the crop, in units of the tile's; uniform in its logarithm, as in torchvision.
+        Width by height of the crop, relative to the tile; uniform in its logarithm, as in torchvision.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class RandomResizedCrop(GeometricTransform):
         self.ratio = span(owner, "ratio", ratio, low=1e-2, high=1e2)
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
-        """Return the affine from the tile to its crop; corners may lie between pixels."""
+        """Return the affine from the tile to its crop; corners may be between pixels."""
         if context.slide_wide:
             raise ConfigError(
                 "RandomResizedCrop: crops tiles, not slides", remedy="pass it as tile_transform, or use RandomAffine"

@@ -1,4 +1,4 @@
-"""A transform that stays as it is, albumentationsxl's own or a user's: run on a whole image, its randomness seeded."""
+"""Run a transform that is not translated to operations (albumentationsxl's or a user's) on a whole image, seeded."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import numpy as np
 from slideio_pipe.augment.operations import Opaque
 from slideio_pipe.errors import ConfigError
 
-# The generators below belong to the process: one transform at a time draws from them.
+# The generators below are global to the process: only one transform at a time may use them.
 _drawing = threading.Lock()
 
 
 def run_opaque(image: Any, operation: Opaque) -> Any:
-    """Return an 8-bit RGB pyvips image as the transform makes it; the same record, the same pixels.
+    """Return an 8-bit RGB pyvips image as transformed; the same record gives the same pixels.
 
-    Its randomness comes from the generators that every program shares: Python's ``random``, NumPy's ``np.random`` and,
-    where torch is loaded, torch's. They are seeded for the call and left as they were. A generator of the transform's
-    own (``np.random.default_rng()``) is refused where it is seen: two draws under one seed would differ.
+    Randomness comes from the global generators: Python's ``random``, NumPy's ``np.random`` and, where torch is loaded,
+    torch's. They are seeded for the call and restored after it. A private generator of the transform
+    (``np.random.default_rng()``) is refused if detected: two runs with one seed would differ.
 
     Raises
     ------
     ConfigError
-        It draws from a generator of its own, or changes the size or the format.
+        It uses a private generator, or changes the size or the format.
     """
-    import albumentationsxl  # takes 3 s: only those who use its transforms pay
+    import albumentationsxl  # takes 3 s to import: only when needed
 
     transform = albumentationsxl.from_dict(operation.transform)
     with _drawing:
@@ -57,15 +57,15 @@ def run_opaque(image: Any, operation: Opaque) -> Any:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the generators that a process shares, and put them back as they were."""
-    torch = sys.modules.get("torch")  # never loaded for this: a transform that draws from it has loaded it
-    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002  # what users' transforms draw from
+    """Seed the global generators and restore them afterwards."""
+    torch = sys.modules.get("torch")  # not imported here: a transform that uses torch has imported it
+    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002  # used by users' transforms
     torchs = None if torch is None else torch.get_rng_state()
     try:
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         if torch is not None:
-            torch.default_generator.manual_seed(seed)  # of the CPU alone: no device is touched
+            torch.default_generator.manual_seed(seed)  # the CPU's only: devices are not initialised
         yield
     finally:
         random.setstate(own)
@@ -75,7 +75,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Return whether drawn parameters are the same, as far as they are numbers, words, arrays or lists of them."""
+    """Return whether drawn parameters are equal; compares numbers, strings, arrays and lists of them."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):

@@ -1,8 +1,8 @@
-"""What a drawn augmentation does to colours: a short list of frozen records, the same for every executor.
+"""Colour operations of a drawn augmentation: a few frozen records, the same for every executor.
 
 An operation maps RGB to RGB, pixel by pixel, on the range 0 to 255. Executors chain operations in floating point, clip
-to the range after each, and round once, at the end; so two executors differ by at most one level. Geometry is not an
-operation: it is the one affine of a ``Draw``, and comes first.
+to the range after each, and round once at the end, so two executors differ by at most one level. Geometry is not an
+operation: it is the one affine of a ``Draw`` and is applied first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Matrix = tuple[Triple, Triple, Triple]
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 # ITU-R BT.601 luma, as torchvision and Pillow convert to grey.
 LUMA: Triple = (0.2989, 0.587, 0.114)
-# A colour whose channels differ by less is grey: it has no hue, and the rounding of earlier steps gives it none.
+# A colour whose channels differ by less is grey: it has no hue, so rounding of earlier steps does not create one.
 GREY_LEVELS = 0.01
 # From linear sRGB (IEC 61966-2-1) to XYZ in units of white, for D65 and the 2° observer (CIE 15), in the digits of
 # scikit-image.
@@ -46,7 +46,7 @@ class Tone(Record):
 
     @property
     def is_identity(self) -> bool:
-        """Whether every value is left as it is."""
+        """Whether no value changes."""
         return self.brightness == 1 and self.contrast == 1 and self.gamma == 1
 
     def curve(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -63,16 +63,16 @@ class Saturation(Record):
 
     @property
     def is_identity(self) -> bool:
-        """Whether every value is left as it is."""
+        """Whether no value changes."""
         return self.factor == 1
 
     def matrix(self) -> NDArray[np.float64]:
-        """Return the (3, 3) matrix that does it to RGB columns."""
+        """Return the (3, 3) matrix for RGB columns."""
         return self.factor * np.eye(3) + (1 - self.factor) * np.tile(np.array(LUMA), (3, 1))
 
 
 class Hsv(Record):
-    """Turn the hue (wrapping), shift saturation and value (clipping), in the HSV cone."""
+    """Rotate the hue (wrapping), shift saturation and value (clipping), in the HSV cone."""
 
     kind: Literal["hsv"] = "hsv"
     turn: float = 0.0  # of a full circle: 0.5 is the complementary hue
@@ -81,7 +81,7 @@ class Hsv(Record):
 
     @property
     def is_identity(self) -> bool:
-        """Whether every value is left as it is."""
+        """Whether no value changes."""
         return self.turn % 1 == 0 and self.saturation == 0 and self.value == 0
 
 
@@ -98,12 +98,12 @@ class Stain(Record):
 
     @property
     def is_identity(self) -> bool:
-        """Whether every value is left as it is."""
+        """Whether no value changes."""
         return self.matrix == IDENTITY and self.offset == (0.0, 0.0, 0.0)
 
 
 class Lab(Record):
-    """A linear map per channel in CIE Lab (D65, sRGB): L′ = gain·L + bias; Reinhard's and RandStainNA's form."""
+    """A linear map per channel in CIE Lab (D65, sRGB): L′ = gain·L + bias; the form of Reinhard's and RandStainNA."""
 
     kind: Literal["lab"] = "lab"
     gain: Triple = (1.0, 1.0, 1.0)
@@ -111,7 +111,7 @@ class Lab(Record):
 
     @property
     def is_identity(self) -> bool:
-        """Whether every value is left as it is."""
+        """Whether no value changes."""
         return self.gain == (1.0, 1.0, 1.0) and self.bias == (0.0, 0.0, 0.0)
 
     def mix(self) -> NDArray[np.float64]:
@@ -130,12 +130,12 @@ class Noise(Record):
 
     @property
     def is_identity(self) -> bool:
-        """Whether every value is left as it is."""
+        """Whether no value changes."""
         return self.sigma == 0
 
 
 class Opaque(Record):
-    """An albumentationsxl transform that is not lowered: runs lazily only, with parameters drawn from its own seed."""
+    """An albumentationsxl transform that is not translated: it runs only lazily, drawing from its own seed."""
 
     kind: Literal["opaque"] = "opaque"
     name: str  # the transform's class
@@ -144,7 +144,7 @@ class Opaque(Record):
 
     @property
     def is_identity(self) -> bool:
-        """Return False: nothing is known about it."""
+        """Return False: the effect is unknown."""
         return False
 
 

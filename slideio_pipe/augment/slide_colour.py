@@ -1,4 +1,4 @@
-"""A slide's own stains and colours, estimated from its tissue."""
+"""Estimate a slide's own stains and colour statistics from its tissue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slideio_pipe.config import Record
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Affine, Size
 
-# Macenko et al. 2009: pixels below 0.15 in a channel are glass; the stains lie at the 1st and 99th percentile of angle.
+# Macenko et al. 2009: pixels below 0.15 in a channel are glass; the stains are at the 1st and 99th percentile of angle.
 MIN_OPTICAL_DENSITY = 0.15
 
 
@@ -24,15 +24,15 @@ ANGLE_PERCENTILES = (1.0, 99.0)
 STRENGTH_PERCENTILE = 99.0
 
 
-# A channel below this has lost its density to the sensor: ink, folds, black padding.
+# A channel below this is not measurable: ink, folds, black padding.
 MIN_LEVEL = 5
 
 
-# Fewer pixels say more about noise than about stains.
+# With fewer pixels noise dominates.
 MIN_PIXELS = 500
 
 
-# Two stains are told apart from this angle on; haematoxylin and eosin are 20° to 40° apart.
+# Smallest angle between two stains; haematoxylin and eosin are 20° to 40° apart.
 MIN_ANGLE_DEGREES = 5.0
 
 
@@ -46,16 +46,16 @@ THUMBNAIL_PX = 1024
 
 
 class SlideColour(Record):
-    """What a slide's own tissue looks like, measured once: for transforms that start from the slide's own colours."""
+    """Colours of a slide's own tissue, measured once, for transforms that start from them."""
 
-    basis: Matrix  # haematoxylin, eosin, what is left; unit vectors
+    basis: Matrix  # haematoxylin, eosin, residual; unit vectors
     strength: Triple = (1.0, 1.0, 1.0)  # 99th percentile of each concentration
     lab_mean: Triple | None = None  # of CIE Lab in tissue tiles
     lab_std: Triple | None = None
 
 
 class SampledSlide(Protocol):
-    """What is asked of a slide to measure its colours."""
+    """The parts of a slide that the measurement uses."""
 
     @property
     def name(self) -> str:
@@ -75,7 +75,7 @@ class SampledSlide(Protocol):
 
 
 class SampledMask(Protocol):
-    """What is asked of a tissue mask."""
+    """The parts of a tissue mask that the measurement uses."""
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -91,7 +91,7 @@ class SampledMask(Protocol):
 def estimate_basis(
     pixels: ArrayLike, *, owner: str = 'StainJitter(basis="slide")', slide: str | None = None
 ) -> NDArray[np.float64]:
-    """Return haematoxylin, eosin and what is left, estimated from tissue pixels; the same pixels, the same basis.
+    """Return haematoxylin, eosin and the residual, estimated from tissue pixels; deterministic.
 
     Macenko et al. 2009, "A method for normalizing histology slides for quantitative analysis": the plane of the two
     largest eigenvectors of the covariance of optical density, and the extreme directions in it.
@@ -99,27 +99,27 @@ def estimate_basis(
     Parameters
     ----------
     pixels : (n, 3) uint8 RGB
-        Glass, and black where the sensor saw nothing, are left out here.
+        Glass and black pixels are ignored.
     owner, slide : str
         Named in errors.
 
     Returns
     -------
     (3, 3) float64
-        Unit vectors, one stain per row; haematoxylin, the one that takes more red, is first.
+        Unit vectors, one stain per row; haematoxylin, which absorbs more red, is first.
 
     Raises
     ------
     NoTissueError
         Fewer than 500 stained pixels.
     ConfigError
-        Only one stain, or pixels that are not (n, 3).
+        There is only one stain, or the pixels are not (n, 3).
     """
     density = _stained(pixels, owner, slide)
-    # Largest last; of the covariance, as in the paper.
+    # Largest last; eigenvectors of the covariance, as in the paper.
     plane = np.linalg.eigh(np.cov(density, rowvar=False))[1][:, [2, 1]]
     plane *= np.where(plane.sum(axis=0) < 0, -1.0, 1.0)
-    # Angles are measured from the mean direction, so that no stain lies on either side of ±180°.
+    # Angles are measured from the mean direction, so no stain is near ±180°.
     x, y = (density @ plane).T
     middle = np.arctan2(y.mean(), x.mean())
     angles = (np.arctan2(y, x) - middle + np.pi) % (2 * np.pi) - np.pi
@@ -136,7 +136,7 @@ def estimate_basis(
 
 
 def _stained(pixels: ArrayLike, owner: str, slide: str | None) -> NDArray[np.float64]:
-    """Return the optical density of pixels that are neither glass nor black."""
+    """Return the optical density of the pixels that are neither glass nor black."""
     rgb = np.asarray(pixels)
     if rgb.ndim != 2 or rgb.shape[1] != 3:
         raise ConfigError(f"{owner}: pixels of shape {rgb.shape}", slide=slide, remedy="pass (n, 3) uint8 RGB")
@@ -165,20 +165,20 @@ def slide_colour(
 ) -> SlideColour:
     """Measure a slide's stains and Lab statistics in up to 64 tissue tiles of 128 px, sampled at level 0.
 
-    At level 0, because a thumbnail mixes stains within its pixels: 4° to 6° off in our measurements.
+    Level 0, because a thumbnail mixes stains within its pixels: 4° to 6° off in our measurements.
 
     Parameters
     ----------
     slide : Slide
     mask : TissueMask, optional
-        Where to look; without one, what is coloured in the thumbnail.
+        Area to sample; by default, the coloured area of the thumbnail.
     seed : int
-        Of the sampling; the same seed gives the same numbers.
+        Seed of the sampling; the same seed gives the same numbers.
 
     Raises
     ------
     NoTissueError
-        Glass only.
+        The slide is only glass.
     """
     tiles = list(_tissue_tiles(slide, mask, seed, owner))
     pixels = np.concatenate([tile[::2, ::2].reshape(-1, 3) for tile in tiles])
@@ -188,14 +188,14 @@ def slide_colour(
     lab = _lab(pixels[::4])  # means need fewer pixels than percentiles
     return SlideColour(
         basis=as_matrix(basis),
-        strength=(float(strength[0]), float(strength[1]), 1.0),  # the third is what is left, mostly noise
+        strength=(float(strength[0]), float(strength[1]), 1.0),  # the third is the residual, mostly noise
         lab_mean=as_triple(lab.mean(axis=0)),
         lab_std=as_triple(lab.std(axis=0)),
     )
 
 
 def _lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    from skimage.color import rgb2lab  # loads scipy: only where a slide is measured
+    from skimage.color import rgb2lab  # loads scipy: only when needed
 
     return np.asarray(rgb2lab(pixels), np.float64)
 
@@ -215,7 +215,7 @@ def _tissue_tiles(slide: SampledSlide, mask: SampledMask | None, seed: int, owne
 
 
 def _inside(centre: float, length: int) -> int:
-    """Return where a tile around ``centre`` begins, moved onto the slide."""
+    """Return the start of a tile around ``centre``, moved inside the slide."""
     return int(min(max(centre - TILE_PX / 2, 0), max(length - TILE_PX, 0)))
 
 
@@ -225,7 +225,7 @@ def _tissue_points(slide: SampledSlide, mask: SampledMask | None) -> tuple[NDArr
         return np.argwhere(mask.mask)[:, ::-1], mask.affine
     thumbnail = slide.thumbnail(THUMBNAIL_PX)
     density = optical_density(thumbnail)
-    # Darker than glass and coloured: neither shadow nor ink. Half of Macenko's limit, as a thumbnail mixes in glass.
+    # Darker than glass and coloured: not shadow, not ink. Half of Macenko's limit, as a thumbnail mixes in glass.
     tissue = (density.mean(axis=2) > MIN_OPTICAL_DENSITY / 2) & (np.ptp(density, axis=2) > MIN_OPTICAL_DENSITY / 3)
     height, width = tissue.shape
     scale = Affine.scaling(slide.dimensions.width / width, slide.dimensions.height / height)

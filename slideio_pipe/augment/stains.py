@@ -1,7 +1,7 @@
-"""Stain vectors: published ones, those of a slide, and the linear maps in optical density that jitter or change them.
+"""Stain vectors, published or of a slide, and the linear maps in optical density that jitter or exchange them.
 
 A basis is (3, 3): one stain per row, its optical density in red, green and blue. A pixel is a sum of stains,
-``od = concentrations @ basis``, with od = −ln((x + 1)/256) as in ``operations.Stain``. Glass has od 0, so that a map
+``od = concentrations @ basis``, with od = −ln((x + 1)/256) as in ``operations.Stain``. Glass has od 0, so a map
 without offset leaves it white.
 """
 
@@ -21,7 +21,7 @@ MACENKO_HE: tuple[Triple, Triple] = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 
 # Their 99th percentiles of concentration, for light of 240 levels.
 MACENKO_STRENGTH: Triple = (1.9705, 1.0308, 1.0)
 
-# Above this a basis amplifies noise a hundredfold: two of its stains are one, or all lie in a plane.
+# Above this a basis amplifies noise a hundredfold: two of its stains are nearly equal, or all are in one plane.
 MAX_CONDITION = 100.0
 
 
@@ -35,19 +35,19 @@ def optical_density(rgb: ArrayLike) -> NDArray[np.float64]:
 
 
 def complete_basis(stains: ArrayLike) -> NDArray[np.float64]:
-    """Return two stains as unit vectors and, as third, the direction neither of them has."""
+    """Return two stains as unit vectors, with the direction orthogonal to both as third."""
     first, second = (row / np.linalg.norm(row) for row in np.asarray(stains, np.float64)[:2])
     third = np.cross(first, second)
     return np.stack([first, second, third / np.linalg.norm(third)])
 
 
 def named_basis(basis: str | ArrayLike, owner: str) -> NDArray[np.float64]:
-    """Return the (3, 3) basis meant by "hed", "macenko" or an array.
+    """Return the (3, 3) basis for "hed", "macenko" or an array.
 
     Raises
     ------
     ConfigError
-        Naming ``owner``: no such name, no (3, 3) of numbers, or singular.
+        The name is unknown, or the array is not (3, 3) numbers or is singular; the message names ``owner``.
     """
     if not isinstance(basis, str):
         return checked_basis(basis, owner)
@@ -57,7 +57,7 @@ def named_basis(basis: str | ArrayLike, owner: str) -> NDArray[np.float64]:
 
 
 def checked_basis(basis: ArrayLike, owner: str) -> NDArray[np.float64]:
-    """Return the basis as (3, 3) float64, if it is one that can be inverted."""
+    """Return the basis as (3, 3) float64 if it can be inverted."""
     try:
         matrix = np.asarray(basis, np.float64)
     except (TypeError, ValueError):
@@ -67,7 +67,7 @@ def checked_basis(basis: ArrayLike, owner: str) -> NDArray[np.float64]:
             f"{owner}: a stain basis of shape {np.shape(matrix)}", remedy="pass 3×3 finite numbers, one stain per row"
         )
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    # Rows of any length are good: the direction is the stain.
+    # Rows may have any length: only their direction defines the stain.
     condition = float(np.linalg.cond(matrix / norms)) if norms.min() > 0 else float("inf")
     if not condition <= MAX_CONDITION:
         raise ConfigError(
@@ -108,13 +108,13 @@ def jitter(
 def jitter_checked(
     stains: NDArray[np.float64], alpha: ArrayLike, beta: ArrayLike, *, owner: str = "StainJitter"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what ``jitter`` returns, of a basis that was checked before."""
+    """Return what ``jitter`` returns, for a basis already validated."""
     factors, shifts = np.asarray(alpha, np.float64), np.asarray(beta, np.float64)
     if factors.shape != (3,) or shifts.shape != (3,) or not np.isfinite([factors, shifts]).all():
         raise ConfigError(f"{owner}: alpha={alpha!r}, beta={beta!r}", remedy="pass three finite numbers each")
     if not (factors > 0).all():
         raise ConfigError(f"{owner}: alpha={factors.tolist()} is not positive", remedy="pass alpha > 0")
-    # Exactly the identity when nothing is asked for, whatever the rounding of the inverse.
+    # Exactly the identity if nothing changes, without the rounding of the inverse.
     matrix = np.eye(3) if (factors == 1).all() else stains.T @ np.diag(factors) @ np.linalg.inv(stains.T)
     return matrix, stains.T @ shifts
 
@@ -122,7 +122,7 @@ def jitter_checked(
 def exchange(
     source: ArrayLike, target: ArrayLike, factors: ArrayLike = (1.0, 1.0, 1.0), *, owner: str = "StainNormalize"
 ) -> NDArray[np.float64]:
-    """Return M with od′ = M·od that gives every pixel the target's stains, each ``factors`` times as strong."""
+    """Return M with od′ = M·od that replaces the source stains by the target's, scaled by ``factors``."""
     old, new = checked_basis(source, owner), checked_basis(target, owner)
     if np.array_equal(old, new):
         return jitter(old, factors, owner=owner)[0]

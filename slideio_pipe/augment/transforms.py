@@ -1,8 +1,8 @@
-"""What our transforms have in common: they say what they would do in numbers, and live in an albumentationsxl Compose.
+"""Base classes of our transforms: they draw their parameters as numbers and also work in an albumentationsxl Compose.
 
-A transform is asked for ``Steps``: an affine, a canvas, colour operations. ``drawing.draw`` asks with a generator of
-its own; a call inside ``A.Compose`` asks with a seed taken from Python's ``random``, as albumentationsxl's transforms
-do, and executes the answer lazily on the pyvips image at hand.
+A transform returns ``Steps``: an affine, a canvas, colour operations. ``compose.draw`` passes its own generator; a call
+inside ``A.Compose`` uses a seed from Python's ``random``, as albumentationsxl's transforms do, and applies the steps
+lazily to the pyvips image.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a transform may know beside the size of the image."""
+    """What a transform gets beside the size of the image."""
 
-    slide_wide: bool = False  # the image is a whole slide: its canvas grows to hold rotated content
-    basis: Matrix | None = None  # the slide's own stains, where known
-    colour: SlideColour | None = None  # all that was measured in the slide, where known
+    slide_wide: bool = False  # a whole slide, whose canvas grows to hold rotated content
+    basis: Matrix | None = None  # the slide's own stains, if known
+    colour: SlideColour | None = None  # all measured colours of the slide, if known
 
 
 class Steps(NamedTuple):
-    """What one transform drew."""
+    """The drawn result of one transform."""
 
-    affine: Affine | None = None  # from the pixels before to the pixels after; None leaves every pixel where it is
-    canvas: Size | None = None  # after; None leaves it as it is
+    affine: Affine | None = None  # px before → px after; None moves nothing
+    canvas: Size | None = None  # size after; None keeps the size
     operations: tuple[Operation, ...] = ()
-    fit: bool = False  # move the content to the corner of a canvas that just holds it, whatever ``canvas`` says
+    fit: bool = False  # move the content to the corner of the smallest canvas that holds it; overrides ``canvas``
 
 
 class OurTransform:
@@ -53,7 +53,7 @@ class OurTransform:
 
     p: float
     always_apply: bool
-    without_slide = ""  # the argument that makes it do without the slide's own colours
+    without_slide = ""  # the argument with which the slide's own colours are not needed
 
     @abstractmethod
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
@@ -61,17 +61,17 @@ class OurTransform:
 
     @property
     def needs_slide(self) -> bool:
-        """Whether the slide's own colours must be measured for it."""
+        """Whether the slide's own colours must be measured first."""
         return False
 
     # -- inside A.Compose ----------------------------------------------------------------------------------------
 
     def get_params(self) -> dict[str, Any]:
-        """Return the parameter of one call: a seed, from Python's ``random``."""
+        """Return the parameter of one call: a seed from Python's ``random``."""
         return {"draw_seed": random.getrandbits(63)}
 
     def update_params(self, params: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Add the size of the image, refusing what is no 8-bit RGB image."""
+        """Add the size of the image; raise if it is not 8-bit RGB."""
         _check_image(kwargs["image"], type(self).__name__)
         updated: dict[str, Any] = super().update_params(params, **kwargs)  # type: ignore[misc]  # albumentationsxl's
         return updated
@@ -94,7 +94,7 @@ class OurTransform:
 
     @classmethod
     def get_class_fullname(cls) -> str:
-        """Return the name in files; that of ours does not depend on the module."""
+        """Return the serialised name; for our classes it does not depend on the module."""
         return f"{cls.__module__.split('.')[0] if _is_ours(cls) else cls.__module__}.{cls.__name__}"
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
@@ -103,20 +103,20 @@ class OurTransform:
 
 
 class ColourTransform(OurTransform, A.ImageOnlyTransform, ABC):  # type: ignore[misc]  # albumentationsxl has no types
-    """Changes colours and leaves masks alone."""
+    """Changes colours and leaves masks unchanged."""
 
     def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
         super().__init__(always_apply, _probability(type(self).__name__, p))
 
 
 class GeometricTransform(OurTransform, A.DualTransform, ABC):  # type: ignore[misc]  # albumentationsxl has no types
-    """Moves pixels, those of a mask to the nearest; outside the image it is white, outside the mask 0."""
+    """Moves pixels, of a mask with nearest neighbour; outside the image is white, outside the mask 0."""
 
     def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
         super().__init__(always_apply, _probability(type(self).__name__, p))
 
     def apply_to_mask(self, img: Any, draw_seed: int = 0, **params: Any) -> Any:
-        """Return the mask, of any format and number of bands, moved as the image is."""
+        """Return the mask, of any format and number of bands, moved like the image."""
         size = Size(img.width, img.height)
         steps = self._called(draw_seed, size)
         canvas = size if steps.canvas is None else steps.canvas
@@ -130,7 +130,7 @@ def _is_ours(made: type) -> bool:
 def move_mask(mask: Any, affine: Affine, canvas: Size) -> Any:
     """Return a pyvips image of ``canvas`` whose pixels are the nearest of ``mask``, 0 outside it."""
     a, b, c, d, e, f = affine.as_tuple()
-    # libvips counts from pixel centres, and its "nearest" cuts the fraction off: half a pixel makes that rounding.
+    # libvips uses pixel centres and its "nearest" truncates: half a pixel turns that into rounding.
     return mask.affine(
         [a, b, d, e],
         idx=-0.5,
@@ -168,16 +168,16 @@ def span(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> Range:
-    """Return the range meant by a number or a (low, high) pair.
+    """Return the range given by a number or a (low, high) pair.
 
     Parameters
     ----------
     owner, name : str
         The transform and its argument, for errors.
     value : number or (number, number)
-        A number v means (about − v, about + v), or, where ``about`` is None, always v.
+        A number v means (about − v, about + v), or always v if ``about`` is None.
     low, high : float
-        What the range must lie in.
+        Bounds of the range.
 
     Raises
     ------
@@ -205,14 +205,14 @@ def span(
 
 
 def number(owner: str, name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
-    """Return the number, if it is one and lies between ``low`` and ``high``."""
+    """Return the number if it is between ``low`` and ``high``."""
     if not _is_number(value) or not low <= value <= high:
         raise ConfigError(f"{owner}: {name}={value!r}", remedy=f"pass a number between {low:g} and {high:g}")
     return float(value)
 
 
 def uniform(rng: np.random.Generator, values: Range) -> float:
-    """Return a number of the range, all equally likely."""
+    """Return a uniform random number from the range."""
     return float(rng.uniform(*values))
 
 

@@ -1,4 +1,4 @@
-"""What an OME-TIFF says of itself: one 8-bit RGB image with its µm per pixel, as OME-XML."""
+"""OME-XML metadata of an OME-TIFF with one 8-bit RGB image and its µm per pixel."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
 def rgb_image(size: Size, mpp: Mpp | None, *, name: str, creator: str) -> str:
     """Return the OME-XML of an image whose three bands are one channel, in the first directory of its file.
 
-    Levels of lower resolution are SubIFDs of that directory, of which OME-XML says nothing. It is UTF-8: Bio-Formats
-    does not understand character references such as ``&#181;`` for "µ".
+    Lower levels are SubIFDs of that directory and not described in OME-XML. The encoding is UTF-8: Bio-Formats does
+    not read character references such as ``&#181;`` for "µ".
 
     Examples
     --------
@@ -43,5 +43,5 @@ def rgb_image(size: Size, mpp: Mpp | None, *, name: str, creator: str) -> str:
 
 
 def _printable(name: str) -> str:
-    """Return a name without what no XML may hold, such as halves of characters of file names in other encodings."""
+    """Return a name without characters that XML does not allow, such as surrogates from other file-name encodings."""
     return "".join(letter if letter.isprintable() else "_" for letter in name)

@@ -1,4 +1,4 @@
-"""Pictures and notebook cards: arrays in, Pillow images and HTML out. Knows nothing of slides."""
+"""Draw pictures and notebook cards: arrays in, Pillow images and HTML out; independent of slides."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from slideio_pipe.files import make_folder, write_file
 
 TISSUE = (0, 150, 110)  # green-blue: far from eosin, haematoxylin and DAB
 TILE = (20, 60, 200)
-# Classes of labels, in turn: the colours of P. Tol's "bright" scheme, told apart with any colour vision.
+# Colours of label classes, repeated in turn: P. Tol's "bright" scheme, distinguishable with any colour vision.
 CLASSES = ((238, 102, 119), (68, 119, 170), (34, 136, 51), (204, 187, 68), (102, 204, 238), (170, 51, 119))
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _CAPTION_PX = 26
-# What stands for signs that Pillow's own font, the only one that is always there, has not: beyond ASCII it has "°".
+# Replacements for characters missing in Pillow's built-in font; beyond ASCII it has only "°".
 _GLYPHS = str.maketrans({"µ": "u", "μ": "u", "×": "x", "–": "-", "—": "-", "−": "-", "…": "..."})
-# Lengths a scale bar may have, in µm.
+# Possible lengths of a scale bar, in µm.
 _BAR_LENGTHS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
 
@@ -41,9 +41,9 @@ def fit(rgb: NDArray[np.uint8], max_size: int) -> Image.Image:
 
 
 def tint_mask(image: Image.Image, mask: NDArray[np.bool_], colour: tuple[int, int, int] = TISSUE) -> Image.Image:
-    """Return the image with the mask (any size, covering the same area) outlined and what lies outside faded."""
+    """Return the image with the mask (any size, same area) outlined and the area outside it faded."""
     shown = np.asarray(image.convert("RGB")).copy()
-    # Interpolated, so that a mask pixel of many image pixels draws no stairs.
+    # Interpolated, because a mask pixel covers many image pixels and would draw stairs.
     smooth = cv2.resize(mask.astype(np.uint8) * 255, image.size, interpolation=cv2.INTER_LINEAR)
     scaled = (smooth > 127).astype(np.uint8)
     outside = scaled == 0
@@ -55,13 +55,13 @@ def tint_mask(image: Image.Image, mask: NDArray[np.bool_], colour: tuple[int, in
 
 
 def label_colours() -> NDArray[np.uint8]:
-    """Return (256, 3) colours of label values: white for 0, then ``CLASSES`` over and over."""
+    """Return the (256, 3) colours of label values: white for 0, then ``CLASSES`` repeated."""
     classes = [CLASSES[k % len(CLASSES)] for k in range(255)]
     return np.array([(255, 255, 255), *classes], dtype=np.uint8)
 
 
 def tint_labels(image: Image.Image, labels: NDArray[np.uint8]) -> Image.Image:
-    """Return the image, half of it coloured by labels of the same size; where they are 0 it stays."""
+    """Return the image blended half and half with the colours of labels of the same size; label 0 is unchanged."""
     shown = np.asarray(image.convert("RGB"))
     tinted = (shown.astype(np.uint16) + label_colours()[labels]) // 2
     return Image.fromarray(np.where(labels[..., None] > 0, tinted, shown).astype(np.uint8))
@@ -102,14 +102,14 @@ def captioned(image: Image.Image, caption: str) -> Image.Image:
 
 
 def drawable(text: str) -> str:
-    """Return the text in letters the font has: without accents, and "?" for what is left."""
+    """Return the text without accents, with "?" for other characters that the font lacks."""
     plain = unicodedata.normalize("NFKD", text.translate(_GLYPHS))
     letters = (c for c in plain if not unicodedata.combining(c))
     return "".join(c if c.isascii() or c == "°" else "?" for c in letters)
 
 
 def scale_bar(image: Image.Image, um_per_px: float) -> Image.Image:
-    """Return the image with a bar of a round length at the lower left, about a fifth of its width."""
+    """Return the image with a scale bar of a round length, about a fifth of its width, at the lower left."""
     wanted = image.width * um_per_px / 5
     length = max((um for um in _BAR_LENGTHS_UM if um <= wanted), default=_BAR_LENGTHS_UM[0])
     pixels = round(length / um_per_px)
@@ -124,7 +124,7 @@ def scale_bar(image: Image.Image, um_per_px: float) -> Image.Image:
     draw.rectangle((left - 5, bottom - 26, right + 5, bottom + 5), (255, 255, 255))
     draw.rectangle((left, bottom - 3, left + pixels, bottom), _INK)
     draw.text((left, bottom - 24), label, _INK, font)
-    if "u" in label:  # the font has no µ: the u gets its stem
+    if "u" in label:  # the font has no µ: draw the stem of µ on the u
         stem = left + round(draw.textlength(label[:-2], font)) + 1
         line = round(draw.textbbox((left, bottom - 24), "u", font)[3])
         draw.line((stem, line - 2, stem, line + 3), _INK)
@@ -185,14 +185,14 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def picture_path(file: str | Path, *, overwrite: bool) -> Path:
-    """Return where a picture may be written.
+    """Return the path of a picture to write.
 
     Raises
     ------
     ConfigError
-        Its ending is no picture's.
+        The ending is not that of a picture.
     OutputExistsError
-        It is there and may not be replaced.
+        The file exists and may not be replaced.
     """
     path = Path(file).expanduser()
     if path.suffix.lower() not in PICTURES:
@@ -208,12 +208,12 @@ def picture_path(file: str | Path, *, overwrite: bool) -> Path:
 
 
 def save_picture(image: Image.Image, file: Path, *, overwrite: bool) -> None:
-    """Write a picture, whole or not at all; folders are made.
+    """Write a picture, complete or not at all; missing folders are created.
 
     Raises
     ------
     ConfigError, OutputExistsError, OutputError
-        See ``picture_path``; or the disk refuses.
+        See ``picture_path``; or the file cannot be written.
     """
     path = picture_path(file, overwrite=overwrite)
     buffer = io.BytesIO()

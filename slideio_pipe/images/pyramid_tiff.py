@@ -1,4 +1,4 @@
-"""A lazy image as a tiled pyramid TIFF or OME-TIFF on disk, in bounded memory, whole or not at all."""
+"""Write a lazy image as a tiled pyramid TIFF or OME-TIFF, in bounded memory, complete or not at all."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from slideio_pipe.images import ome_xml
 from slideio_pipe.progress import Report, reporting
 
 _TILE = 256
-# TIFF's classic offsets end at 4 GiB; JPEG of tissue is about a tenth of the raw bytes, noise is not.
+# A classic TIFF is limited to 4 GiB; JPEG of tissue takes about a tenth of the raw bytes, JPEG of noise far more.
 _BIGTIFF_FROM_PX = 1_000_000_000
-# What image software writes when nobody said anything.
+# Image software writes 72 dpi when the resolution is unknown.
 _MPP_OF_72_DPI = 25_400 / 72
-# What libvips 8.18 says when the output is at fault; whatever else it says is about the pixels.
+# Messages of libvips 8.18 about the output; all its other messages are about the pixels.
 _OUTPUT_FAULTS = ("unable to open for write", "write error", "write failed", "TIFF write")
 
 
@@ -38,19 +38,19 @@ def save_pyramid(
 ) -> None:
     """Write ``image`` as JPEG tiles of 256 px with levels halved down to one tile.
 
-    Called ``.ome.tif``, it is an OME-TIFF, whose levels are SubIFDs of the first page, as Bio-Formats and QuPath read
-    them; else each level is a page, as OpenSlide and libvips read them.
+    With the ending ``.ome.tif`` the file is an OME-TIFF: its levels are SubIFDs of the first page, as Bio-Formats and
+    QuPath expect. Otherwise each level is a page, as OpenSlide and libvips expect.
 
-    Written to a ``.partial`` sibling and renamed. Memory is libvips' strips of each level, whatever the image's height.
-    ``check`` is called before the renaming: it raises when some of the pixels could not be decoded, which libvips may
-    not know. ``progress`` is called from a thread of its own; what it raises ends the writing and is raised here.
+    The file is written as a ``.partial`` sibling and renamed. Memory is libvips' strips of each level, for any image
+    height. ``check`` is called before renaming and raises if some pixels could not be decoded, which libvips may not
+    report. ``progress`` is called from another thread; an exception that it raises stops the writing and is raised.
 
     Raises
     ------
     OutputExistsError
-        ``path`` is there and ``overwrite`` is False.
+        ``path`` exists and ``overwrite`` is False.
     OutputError
-        It cannot be written: folder, permission, space.
+        The file cannot be written: folder, permission, space.
     CorruptSlideError
         The slide's pixels cannot be decoded.
     """
@@ -84,14 +84,14 @@ def save_pyramid(
 
 
 def is_ome(path: Path) -> bool:
-    """Return whether a file is called as an OME-TIFF is."""
+    """Return whether the file has an ending of OME-TIFF."""
     return path.name.lower().endswith(ome_xml.SUFFIXES)
 
 
 def _description(image: Any, mpp: Mpp | None, name: str) -> str:
     try:
         version = importlib.metadata.version("slideio-pipe")
-    except importlib.metadata.PackageNotFoundError:  # run from its sources
+    except importlib.metadata.PackageNotFoundError:  # run from sources, not installed
         version = "?"
     size = Size(image.width, image.height)
     return ome_xml.rgb_image(size, mpp, name=name, creator=f"slideio-pipe {version}")
@@ -100,11 +100,11 @@ def _description(image: Any, mpp: Mpp | None, name: str) -> str:
 def _write_or_stop(
     image: Any, partial: Path, mpp: Mpp | None, quality: int, description: str | None, report: Report
 ) -> None:
-    """Write in a thread: libvips would not let go of this one for Ctrl-C, and hides what its callbacks raise."""
+    """Write in a thread: libvips blocks Ctrl-C in the calling thread and drops exceptions of its callbacks."""
     watched = image.copy()
     raised: list[BaseException] = []
 
-    def tell(_: Any, progress: Any) -> None:
+    def on_eval(_: Any, progress: Any) -> None:
         try:
             if not raised:
                 report(int(progress.percent), 100)
@@ -113,11 +113,11 @@ def _write_or_stop(
             watched.set_kill(True)
 
     watched.set_progress(True)
-    watched.signal_connect("eval", tell)
+    watched.signal_connect("eval", on_eval)
     with ThreadPoolExecutor(1, thread_name_prefix="slideio-save") as pool:
         writing = pool.submit(_write, watched, partial, mpp, quality, description)
         try:
-            while not writing.done():  # waiting without end hears Ctrl-C on some systems only
+            while not writing.done():  # waiting without a timeout ignores Ctrl-C on some systems
                 wait([writing], timeout=0.1)
             writing.result()
         except pyvips.Error:
@@ -131,12 +131,12 @@ def _write_or_stop(
 
 
 def _write(image: Any, partial: Path, mpp: Mpp | None, quality: int, description: str | None) -> None:
-    # Left alone, libvips states 1000 µm, which somebody may believe; 72 dpi says that nobody knows.
+    # By default libvips states 1000 µm, which looks like a real value; 72 dpi means an unknown resolution.
     stated = Mpp.of(_MPP_OF_72_DPI) if mpp is None else mpp
     keep: dict[str, Any] = {"keep": "none"}  # the scanner's description would state the scanner's resolution
     if description is not None:
         for field in image.get_fields():
-            image.remove(field)  # not width and the like, which cannot be
+            image.remove(field)  # except width and the like, which cannot be removed
         image.set_type(pyvips.GValue.gstr_type, "image-description", description)
         keep = {"keep": "other", "subifd": True}
     image.tiffsave(

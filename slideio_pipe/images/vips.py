@@ -1,4 +1,4 @@
-"""The few things every libvips user in this package must agree on: the cache, colour, and forks."""
+"""Shared settings of libvips: no operation cache, conversion to RGB, and a check for forked processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from slideio_pipe.errors import ForkError, UnsupportedSlideError
 
-# The operation cache keeps dead graphs, their files and their decoded tiles alive, and would hand out the old image
-# of a file that was replaced. Everything worth sharing (one image per level) is held by its backend instead.
+# The operation cache keeps unused graphs, their files and decoded tiles in memory, and would return the old image of a
+# replaced file. Each backend keeps what is worth sharing (one image per level).
 pyvips.cache_set_max(0)
 
 _LOADED_IN = os.getpid()
@@ -25,7 +25,7 @@ def check_process() -> None:
     Raises
     ------
     ForkError
-        The next pixel would wait for a lock that nobody will release.
+        The next read would wait for a lock that is never released.
     """
     if os.getpid() != _LOADED_IN:
         raise ForkError(

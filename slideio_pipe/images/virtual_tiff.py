@@ -1,8 +1,8 @@
-"""Any decoder as a lazy pyvips image: an uncompressed tiled BigTIFF that exists only while libvips reads it.
+"""Any tile decoder as a lazy pyvips image: a virtual uncompressed tiled BigTIFF, produced while libvips reads it.
 
-libvips opens a TIFF from a custom source. We serve its header from memory, and each tile's bytes when libvips asks
-for them, by calling the decoder for that tile. Measured overhead: 0.6 ms per 256-px tile, against 2.5 ms or more for
-the decoders it is made for (OpenSlide, JPEG 2000).
+libvips opens a TIFF from a custom source. The header is served from memory; the bytes of a tile are served by calling
+the decoder when libvips reads them. Measured overhead: 0.6 ms per 256-px tile, against 2.5 ms or more for the decoders
+that use it (OpenSlide, JPEG 2000).
 
 The TIFF layout is the BigTIFF of libtiff's design note (https://libtiff.gitlab.io/libtiff/specification/bigtiff.html).
 """
@@ -28,7 +28,7 @@ _SHORT, _LONG, _LONG8 = 3, 4, 16
 
 @dataclass(frozen=True)
 class _TiffLayout:
-    """Where everything lies in the virtual file."""
+    """Layout of the virtual file: header and tile sizes."""
 
     header: bytes
     tile_bytes: int
@@ -50,14 +50,14 @@ def _layout(size: Size, tile: Size) -> _TiffLayout:
         (259, _SHORT, 1, 1),  # no compression
         (262, _SHORT, 1, 2),  # RGB
         (277, _SHORT, 1, 3),
-        (284, _SHORT, 1, 1),  # pixels interleaved
+        (284, _SHORT, 1, 1),  # interleaved pixels
         (322, _LONG, 1, tile.width),
         (323, _LONG, 1, tile.height),
         (324, _LONG8, tiles, 0),
         (325, _LONG8, tiles, 0),
     ]
     directory_bytes = 8 + 20 * len(entries) + 8
-    # An array of one value is stored in the entry itself, a longer one behind the directory.
+    # An array of one value is stored in the entry itself, a longer one after the directory.
     arrays_at = 16 + directory_bytes
     data_at = arrays_at + (16 * tiles if tiles > 1 else 0)
     offsets = data_at + np.arange(tiles, dtype="<u8") * tile_bytes
@@ -83,38 +83,39 @@ class VirtualTiff:
     size : Size
         Pixels of the whole image.
     tile : Size
-        Pixels of a stored tile; both sides multiples of 16, as TIFF demands.
+        Pixels of a stored tile; both sides are multiples of 16, as TIFF requires.
     read_tile : callable
-        ``(column, row) -> (tile.height, tile.width, 3) uint8``. Called from whichever thread fetches pixels, for one
-        tile at a time. It should not refer to whoever keeps the ``VirtualTiff``: such a circle would hold libvips'
-        decoded tiles until the garbage collector runs.
+        ``(column, row) -> (tile.height, tile.width, 3) uint8``. Called from any thread that fetches pixels, for one
+        tile at a time. It should not refer to the owner of the ``VirtualTiff``: such a reference cycle would keep
+        libvips' decoded tiles until the garbage collector runs.
     fail_on : str
-        ``"warning"`` makes the first fetch of a tile whose ``read_tile`` raised an error of libvips.
+        With ``"warning"``, the first fetch of a tile whose ``read_tile`` raised becomes an error of libvips.
 
     Attributes
     ----------
     image : pyvips.Image
-        3 bands, uchar, sRGB. It, and what pyvips derives from it, may outlive the ``VirtualTiff``; a ``pyvips.Region``
-        may not outlive the image it was made on.
+        3 bands, uchar, sRGB. It and images derived from it may outlive the ``VirtualTiff``; a ``pyvips.Region`` may
+        not outlive the image it was made from.
     """
 
     def __init__(self, size: Size, tile: Size, read_tile: ReadTile, *, fail_on: str = "none") -> None:
-        # libvips refuses tiles much larger than the image; a single tile may be cut to it.
+        # libvips refuses tiles much larger than the image, so a single tile is cropped to it.
         self._tile = Size(min(tile.width, _multiple_of_16(size.width)), min(tile.height, _multiple_of_16(size.height)))
         self._feed = _Feed(_layout(size, self._tile), self._tile, read_tile)
         source = pyvips.SourceCustom()
         source.on_read(self._feed.read)
         source.on_seek(self._feed.seek)
         self.image: Any = pyvips.Image.tiffload_source(source, fail_on=fail_on).copy(interpretation="srgb")
-        # libvips calls back through handles that the Python source owns. pyvips hands an image's references on to
-        # every image made from it; without this one the process dies when the last Python source does.
+        # libvips calls back through handles owned by the Python source. pyvips copies an image's references to every
+        # image derived from it; without this reference the process crashes when the last Python source is freed.
         self.image._references.append(source)
 
     def failure(self, rect: Rect) -> BaseException | None:
         """Return the exception the decoder raised for a tile that ``rect`` touches, if any.
 
-        libvips cannot be told: a source that ends early gives zeros, which it then caches. So a failure is kept for
-        the life of the image, and whoever fetches pixels asks here afterwards. An interrupt (Ctrl-C) is told once.
+        libvips gets no error from a custom source: one that ends early gives zeros, which libvips then caches. So the
+        exception is kept for the life of the image, and callers check here after fetching pixels. An interrupt
+        (Ctrl-C) is returned once.
         """
         interrupt, self._feed.interrupt = self._feed.interrupt, None
         if interrupt is not None:
@@ -128,9 +129,9 @@ class VirtualTiff:
 
 
 class _Feed:
-    """The virtual file as libvips sees it: a position, and bytes from there.
+    """The virtual file as a custom source of libvips: a position and a read function.
 
-    libvips reads a source under a lock, one call after the other, so position and current tile need none.
+    libvips reads a source under a lock, one call after the other, so position and current tile need no lock.
     """
 
     def __init__(self, layout: _TiffLayout, tile: Size, read_tile: ReadTile) -> None:
@@ -148,12 +149,12 @@ class _Feed:
     def read(self, wanted: int) -> bytes:
         try:
             data = self._bytes_at(self._position, wanted)
-        except Exception as error:  # cannot cross C: kept for whoever fetches, and the tile is left empty
+        except Exception as error:  # cannot cross C: kept for ``failure``, and the tile is left empty
             index = (self._position - len(self._layout.header)) // self._layout.tile_bytes
             row, column = divmod(index, self._layout.columns)
             self.failures[column, row] = error
             return b""
-        except BaseException as interrupt:  # Ctrl-C: kept as well, but the tile is good and must not stay empty
+        except BaseException as interrupt:  # Ctrl-C: kept as well, but the tile is valid and must be read again
             self.interrupt = interrupt
             return self.read(wanted)
         self._position += len(data)

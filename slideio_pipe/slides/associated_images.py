@@ -12,7 +12,7 @@ from slideio_pipe.slides.backends.base import Facts
 
 
 class Pictured(Protocol):
-    """What is asked of a slide here; ``Slide`` is one."""
+    """The parts of a slide that this module uses; ``Slide`` has them."""
 
     @property
     def facts(self) -> Facts: ...
@@ -20,7 +20,7 @@ class Pictured(Protocol):
 
 
 class AssociatedImages(Mapping[str, NDArray[np.uint8]]):
-    """A slide's label, macro and thumbnail by name; each is decoded whenever it is asked for."""
+    """A slide's label, macro and thumbnail by name; each is decoded at every access."""
 
     def __init__(self, slide: Pictured) -> None:
         self._slide = slide

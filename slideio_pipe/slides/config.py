@@ -1,4 +1,4 @@
-"""Settings of slides and views: resolution and reader."""
+"""Settings of slides and views: resolution and backend."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SlideResolution = Annotated[Resolution, AfterValidator(_possible)]  # µm per le
 class SlideConfig(Record):
     """How slides are opened."""
 
-    # µm per level-0 px: of one slide, in place of what its file states; of a cohort, for slides that state none.
+    # µm per level-0 px: for one slide it replaces the file's value; for a cohort it is used where files state none.
     slide_mpp: SlideResolution | None = None
-    slide_mpp_override: bool = False  # of a cohort, slide_mpp replaces what files state as well
+    slide_mpp_override: bool = False  # in a cohort, slide_mpp also replaces the files' values
     backend: Literal["auto", "tiff", "openslide", "array"] = "auto"
 
     def in_cohort(self, own: float | None) -> dict[str, float | None]:
-        """Return ``slide_mpp`` and ``default_mpp`` of ``open_slide`` for a slide of a cohort, which states ``own``.
+        """Return ``slide_mpp`` and ``default_mpp`` of ``open_slide`` for a slide of a cohort with manifest mpp ``own``.
 
         >>> SlideConfig(slide_mpp=0.5).in_cohort(None), SlideConfig(slide_mpp=0.5).in_cohort(0.25)
         ({'slide_mpp': None, 'default_mpp': 0.5}, {'slide_mpp': 0.25, 'default_mpp': None})
@@ -42,8 +42,8 @@ class SlideConfig(Record):
         return {"slide_mpp": None, "default_mpp": self.slide_mpp}
 
     @model_serializer(mode="wrap")
-    def _without_defaults_of_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the override where there is nothing to override: older runs have the same settings then."""
+    def _drop_unused_override(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the override if it is off, so that settings equal those of older runs."""
         values: dict[str, Any] = dump(self)
         if self.slide_mpp is None and not self.slide_mpp_override:
             del values["slide_mpp_override"]
@@ -51,7 +51,7 @@ class SlideConfig(Record):
 
 
 class ViewConfig(Record):
-    """How a slide is looked at."""
+    """Settings of a view."""
 
     mpp: Resolution | None = 0.5  # µm per view px, "20×"; None, in YAML also "native", is level 0 as stored
 

@@ -1,8 +1,8 @@
-"""The frames that coordinates and pictures of other tools are in, and where they begin on a slide.
+"""Coordinate frames of other tools, and their origin on a slide.
 
-Coordinates of this package are level-0 px, as OpenSlide's; CLAM, TRIDENT and what else reads with OpenSlide alike.
-QuPath crops a slide to what was scanned, where the file says so (MIRAX, Leica SCN, Ventana BIF): its (0, 0) is the
-corner of the slide's *bounds*. GeoJSON is in QuPath's frame unless it is said to be in that of level 0.
+Coordinates of this package are level-0 px, as in OpenSlide, CLAM, TRIDENT and other tools based on OpenSlide. QuPath
+crops a slide to the scanned area if the file states it (MIRAX, Leica SCN, Ventana BIF): its (0, 0) is the corner of the
+slide's *bounds*. GeoJSON is in QuPath's frame unless the level-0 frame is passed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Rect, Size
 
 Frame = Literal["qupath", "level0"]
-# Two aspect ratios within 2 % are of the same slide: a mask of 50 px rounds by as much.
+# Aspect ratios within 2 % are equal: the size of a mask of 50 px is rounded by as much.
 _MAX_ASPECT_ERROR = 0.02
 
 
 class Bounded(Protocol):
-    """What is asked of a slide here; ``Slide`` is one."""
+    """The parts of a slide that this module uses; ``Slide`` has them."""
 
     @property
     def name(self) -> str: ...
@@ -30,7 +30,7 @@ class Bounded(Protocol):
 
 
 def stated_bounds(properties: Mapping[str, str], size: Size) -> Rect | None:
-    """Return what of level 0 was scanned, by OpenSlide's properties; None where they do not say, or say all of it.
+    """Return the scanned area of level 0 from OpenSlide's properties; None if not stated or the whole level.
 
     >>> names = ("x", "y", "width", "height")
     >>> stated_bounds({f"openslide.bounds-{n}": v for n, v in zip(names, "2345")}, Size(10, 10))
@@ -46,7 +46,7 @@ def stated_bounds(properties: Mapping[str, str], size: Size) -> Rect | None:
 
 
 def recorded_bounds(provenance: Mapping[str, Any]) -> Rect | None:
-    """Return the bounds of a bag's slide that the bag's provenance has, None where it has none."""
+    """Return the slide's bounds from a bag's provenance, or None."""
     try:
         x, y, width, height = (int(value) for value in provenance["slide"]["bounds"])
     except (KeyError, TypeError, ValueError):
@@ -55,12 +55,12 @@ def recorded_bounds(provenance: Mapping[str, Any]) -> Rect | None:
 
 
 def checked_frame(frame: str) -> Frame:
-    """Return a frame as it is.
+    """Return a valid frame.
 
     Raises
     ------
     ConfigError
-        There is no such frame.
+        The frame is unknown.
     """
     for known in get_args(Frame):
         if frame == known:
@@ -74,21 +74,21 @@ def frame_corner(frame: str, bounds: Rect | None) -> Affine:
     Raises
     ------
     ConfigError
-        There is no such frame.
+        The frame is unknown.
     """
     return Affine() if checked_frame(frame) == "level0" or bounds is None else Affine.translation(bounds.x, bounds.y)
 
 
 def picture_affine(size: tuple[int, int], slide: Bounded, frame: Frame | None, *, what: str, path: str) -> Affine:
-    """Return the affine from px of a picture that spans a slide, or its bounds, to level-0 px.
+    """Return the affine from px of a picture that covers a slide, or its bounds, to level-0 px.
 
-    Without a frame the picture's shape says which: one of the slide's shape spans the slide, as those that are written
-    here do; one of the bounds' shape spans these, as those that QuPath exports do.
+    Without a frame it follows from the picture's shape: with the slide's shape it covers the slide, as pictures written
+    by this package do; with the bounds' shape it covers the bounds, as pictures exported by QuPath do.
 
     Raises
     ------
     ConfigError
-        It has the shape of neither.
+        It has neither shape.
     """
     if frame is not None:
         frame_corner(frame, None)
@@ -97,7 +97,7 @@ def picture_affine(size: tuple[int, int], slide: Bounded, frame: Frame | None, *
     width, height = size
     for span in {"level0": (whole,), "qupath": (scanned,), None: (whole, scanned)}[frame]:
         affine = Affine.translation(span.x, span.y) @ Affine.scaling(span.width / width, span.height / height)
-        # A side of n px may be off by half a pixel, however small the picture.
+        # A side of n px may be rounded by half a pixel.
         if abs(affine.a / affine.e - 1) <= max(_MAX_ASPECT_ERROR, 0.5 / width, 0.5 / height):
             return affine
     shape = f"{slide.dimensions.width}x{slide.dimensions.height} px"

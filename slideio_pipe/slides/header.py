@@ -1,4 +1,4 @@
-"""What the header of a slide says: levels, resolution, properties; no pixel is decoded."""
+"""The header of a slide: levels, resolution, properties; no pixel is decoded."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class SlideHeader:
 
     @property
     def bounds(self) -> Rect | None:
-        """What of level 0 was scanned, where the file says so and it is not all: where QuPath's coordinates begin."""
+        """The scanned part of level 0, the origin of QuPath's coordinates; None if not stated or the whole level."""
         return stated_bounds(self.facts.properties, self.dimensions)
 
     @property
     def level_count(self) -> int:
-        """How many levels are stored."""
+        """Number of stored levels."""
         return len(self.pyramid.levels)
 
     @property
@@ -52,14 +52,14 @@ class SlideHeader:
 
     @property
     def level_downsamples(self) -> tuple[float, ...]:
-        """Level-0 pixels per level pixel of every level, as OpenSlide has them: the mean of both axes.
+        """Level-0 pixels per level pixel of every level, as in OpenSlide: the mean of both axes.
 
         ``slide.pyramid.downsamples`` has each axis, (x, y).
         """
         return tuple(downsample_of(pair) for pair in self.pyramid.downsamples)
 
     def get_best_level_for_downsample(self, downsample: float) -> int:
-        """Return the coarsest level that is no coarser than ``downsample``, level 0 if none is, as OpenSlide does.
+        """Return the coarsest level not coarser than ``downsample``, or level 0, as in OpenSlide.
 
         Examples
         --------
@@ -73,7 +73,7 @@ class SlideHeader:
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """What the file says, by OpenSlide's names (``openslide.mpp-x``, ``aperio.AppMag``), with every reader."""
+        """The file's properties under OpenSlide's names (``openslide.mpp-x``, ``aperio.AppMag``) with any backend."""
         return self.facts.properties
 
     @property
@@ -83,7 +83,7 @@ class SlideHeader:
 
     @property
     def vendor(self) -> str:
-        """Who wrote the file."""
+        """Vendor of the scanner or software that wrote the file."""
         return self.facts.vendor
 
     def require_mpp(self) -> Mpp:
@@ -92,7 +92,7 @@ class SlideHeader:
         Raises
         ------
         MissingResolutionError
-            The file states none that makes sense and none was given.
+            The file states no plausible resolution and none was given.
         """
         if self.mpp is None:
             raise MissingResolutionError(
@@ -103,7 +103,7 @@ class SlideHeader:
         return self.mpp
 
     def describe(self) -> dict[str, str]:
-        """Return what a person wants to know of the slide, as text."""
+        """Return the main facts of the slide as text."""
         sizes = [f"{w:,} × {h:,}" for w, h in self.level_dimensions]
         power = self.facts.objective_power
         return {

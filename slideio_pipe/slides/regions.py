@@ -1,4 +1,4 @@
-"""Rectangles of a level, and a slide as a whole: overviews, also of damaged slides, and thumbnails."""
+"""Read rectangles of a level, thumbnails, and overviews of slides, including damaged ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from slideio_pipe.geometry import LevelChoice, Rect, Size, parted
 from slideio_pipe.slides.sampling import Sampler
 from slideio_pipe.slides.view import OUTSIDE, PyramidSource, SlideView
 
-# Of an overview, this part may be unreadable: one stored tile is often a tenth of it, and all of the smallest.
+# Largest unreadable fraction of an overview: one stored tile is often a tenth of it, and all of the smallest level.
 _MAX_UNREAD = 0.25
 
 
 class RegionSource(PyramidSource, Protocol):
-    """What is asked of a slide here; ``Slide`` is one."""
+    """The parts of a slide that this module uses; ``Slide`` has them."""
 
     def level_pixels(self, level: int, rect: Rect) -> NDArray[np.uint8]: ...
 
@@ -26,7 +26,7 @@ class RegionSource(PyramidSource, Protocol):
 def read_region(
     slide: RegionSource, location: tuple[float, float], level: int, size: Size, outside: str
 ) -> NDArray[np.uint8]:
-    """Return a rectangle of a level, (H, W, 3) uint8 RGB, from a corner in level-0 px that may lie between pixels."""
+    """Return a rectangle of a level, (H, W, 3) uint8 RGB, from a corner in level-0 px that may be between pixels."""
     width, height = size
     if min(width, height) < 0:
         raise ConfigError(f"a region of {width}×{height} px", slide=slide.name, remedy="pass sizes >= 0")
@@ -58,7 +58,7 @@ def whole_view(view: SlideView) -> NDArray[np.uint8]:
 
 
 def readable_view(view: SlideView, stored_tile: Size) -> tuple[NDArray[np.uint8], list[CorruptSlideError]]:
-    """Return all pixels of a plain view, white where they cannot be decoded, and why each such place cannot.
+    """Return all pixels of a plain view, white where they cannot be decoded, and an error for each such place.
 
     Raises
     ------
@@ -70,9 +70,9 @@ def readable_view(view: SlideView, stored_tile: Size) -> tuple[NDArray[np.uint8]
     stored = zip(stored_tile, view.choice.shrink, strict=True)
     least = Size(*(max(1, round(side / shrink / 8)) for side, shrink in stored))
     sampler, white_px = Sampler(view.slide), 0
-    errors: dict[str, CorruptSlideError] = {}  # by what they say, which names the stored tile
-    # Halved until it is an eighth of a stored tile: one by one the stored tiles of a slide whose only level is
-    # level 0 were too many, and the filter of a whole one reaches into all its neighbours.
+    errors: dict[str, CorruptSlideError] = {}  # by message, which names the stored tile
+    # Halved down to an eighth of a stored tile. Testing each stored tile would take too long on a slide with only
+    # level 0, and the filter of a whole stored tile extends into all its neighbours.
     left = [Rect(0, 0, width, height)]
     while left:
         rect = left.pop()
@@ -102,7 +102,7 @@ def thumbnail_of(slide: RegionSource, max_size: int) -> NDArray[np.uint8]:
 
 
 def _halves(rect: Rect, tile: Size) -> list[Rect]:
-    """Return a rectangle in two, cut between tiles along the side that has more of them; [] if it has one."""
+    """Return a rectangle in two halves, split between tiles along the side with more of them; [] for one tile."""
     columns, rows = -(-rect.width // tile.width), -(-rect.height // tile.height)
     if max(columns, rows) <= 1:
         return []

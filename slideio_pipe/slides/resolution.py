@@ -1,4 +1,4 @@
-"""Where a slide's resolution comes from, and which resolutions a glass slide under a microscope cannot have."""
+"""Find a slide's resolution and check whether a glass slide under a microscope can have it."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from slideio_pipe.errors import ConfigError, EstimatedResolutionWarning, Implaus
 from slideio_pipe.geometry import Mpp, Size, magnification_to_mpp, too_fine
 from slideio_pipe.slides.backends.base import MAX_PLAUSIBLE_MPP, Facts
 
-# What image software writes where nothing is known, in dots per inch; and 1 px per mm, per cm and per inch.
+# Values that image software writes when the resolution is unknown: dpi, and 1 px per mm, per cm and per inch.
 _DEFAULT_DPI = (72, 75, 96, 100, 120, 144, 150, 180, 200, 240, 250, 300, 350, 360, 400, 600)
 _ONE_PER_UNIT_UM = (1_000.0, 10_000.0, 25_400.0)
 _UM_PER_INCH = 25_400.0
 _SLIDE_SIZED_PX = 2048
-# Glass is 76 × 26 mm (ISO 8037-1: 76.2 × 25.4); what its edges and a holder add to a scan.
+# Glass is 76 × 26 mm (ISO 8037-1: 76.2 × 25.4); its edges and a holder add to a scan.
 _GLASS_MM = 80.0
-# The largest slides that any scanner takes, whole mounts of 6 × 8 inches.
+# The largest slides for any scanner: whole mounts of 6 × 8 inches.
 _LARGEST_GLASS_MM = 205.0
-# Scanners' pixels are square within a few percent; more is a wrong number in one of two tags.
+# Scanners' pixels are square within a few percent; a larger ratio means that one of two tags is wrong.
 _MAX_PIXEL_ASPECT = 5.0
 
 
 def resolve_mpp(facts: Facts, given: Mpp | None, name: str, default: Mpp | None = None) -> tuple[Mpp | None, str]:
-    """Return the resolution and where it came from: argument, metadata, default, objective power, nowhere.
+    """Return the resolution and its source: argument, metadata, default, objective power, or none.
 
     Raises
     ------
     ConfigError
-        ``given`` or ``default`` is used, and no slide can have it.
+        ``given`` or ``default`` is used and impossible for a slide.
 
     Warns
     -----
     ImplausibleResolutionWarning
-        It makes the slide longer than a usual one.
+        It makes the slide longer than usual.
     EstimatedResolutionWarning
     """
     size = facts.pyramid.levels[0]
@@ -57,12 +57,12 @@ def resolve_mpp(facts: Facts, given: Mpp | None, name: str, default: Mpp | None 
 
 
 def checked_mpp(name: str, value: float | tuple[float, float]) -> Mpp:
-    """Return the resolution that a caller gives for level 0.
+    """Return a valid resolution given for level 0.
 
     Raises
     ------
     ConfigError
-        It is none, or finer than light resolves.
+        It is not a resolution, or finer than light resolves.
     """
     mpp = Mpp.asked(value)
     if mpp is None:
@@ -87,13 +87,13 @@ def _length_mm(mpp: Mpp, size: Size) -> float:
 
 
 def _reason_against(mpp: Mpp, facts: Facts) -> str:
-    """Return why a slide cannot have a resolution that its file states; empty where it can."""
+    """Return why a resolution stated by the file is impossible, or an empty string."""
     size = facts.pyramid.levels[0]
     if not all(math.isfinite(side) and side > 0 for side in mpp):
         return "which is no resolution"
     if too_fine(min(mpp)):
         return too_fine(min(mpp))
-    if facts.vendor != "dicom":  # DICOM requires a spacing: none is there by default
+    if facts.vendor != "dicom":  # DICOM requires a spacing: it is never a default
         reason = next(filter(None, map(_default_of_software, mpp)), "")
         if reason:
             return reason
@@ -106,7 +106,7 @@ def _reason_against(mpp: Mpp, facts: Facts) -> str:
 
 
 def _default_of_software(mpp: float) -> str:
-    """Return which number of image software a resolution is, coarser than any objective's; empty where it is none."""
+    """Return which default of image software a resolution is, if coarser than any objective's; else an empty string."""
     if mpp <= MAX_PLAUSIBLE_MPP:
         return ""
     dpi = next((dpi for dpi in _DEFAULT_DPI if abs(mpp * dpi / _UM_PER_INCH - 1) < 0.002), None)

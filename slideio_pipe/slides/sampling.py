@@ -1,11 +1,11 @@
-"""Pixels of a rectangle of a slide at any resolution, plain or through an affine; one sampler per thread's work.
+"""Read the pixels of a rectangle of a slide at any resolution, plain or through an affine.
 
 Two steps, each with one filter. *Plain*: level pixels, shrunk from the tile's exact fractional source box, so that
-neighbours fit seamlessly and equal a crop of the whole view. JPEG levels are decoded a half, a quarter or an eighth as
-large where the shrink allows; what is left is an antialiased triangle (Pillow's BILINEAR, which is also torchvision's
-antialiased resize). A rectangle may begin between pixels: level pixels are then interpolated (bilinear, as OpenSlide
-does), and where the decoder shrinks, its mean is taken from where the rectangle begins. *Drawn*: an affine of plain
-pixels, bilinear, white (or black) outside.
+neighbours fit seamlessly and equal a crop of the whole view. JPEG levels are decoded at a half, a quarter or an eighth
+where the shrink allows it; the rest is an antialiased triangle (Pillow's BILINEAR, also torchvision's antialiased
+resize). If a rectangle begins between pixels, level pixels are interpolated (bilinear, as in OpenSlide), and the
+decoder's means are computed from the rectangle's start. *Drawn*: an affine of plain pixels, bilinear, white (or black)
+outside.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from slideio_pipe.geometry import FINE_ENOUGH, WHOLE_PX, WHOLE_SHRINKS, Affine, 
 from slideio_pipe.slides.backends.base import OnTiming, StaleLevelError, StoredTiles
 from slideio_pipe.slides.tile_cache import SHARED
 
-# Level pixels fetched at once when shrinking: 48 MB, whatever the shrink factor.
+# Level pixels fetched at once when shrinking: 48 MB for any shrink factor.
 _MAX_FETCH_PX = 16_000_000
-# Tiles are scattered when they need more than this part of the stored tiles they would need if they shared none.
-_ALONE = 0.75
-# Too few to say so: where tile after tile is read, the next one may be the neighbour.
-_FEW = 4
-# A stored tile is decoded in part when less than this of its height is needed: the rest may be wanted later.
-_PARTLY = 0.8
-# How much more than its mean the finer axis of an uneven shrink may be stretched: 4:3 into a square is 1.15.
+# Tiles are scattered if they need more than this fraction of the stored tiles that they would need without sharing.
+_SCATTERED_FROM = 0.75
+# Up to this many tiles are not called scattered: if tiles are read one by one, the next may be a neighbour.
+_TOO_FEW_TO_SCATTER = 4
+# A stored tile is decoded partly if less than this fraction of its height is needed; else all of it is kept.
+_PARTLY_BELOW = 0.8
+# An uneven shrink may stretch its finer axis by this factor from the mean: 4:3 into a square is 1.15.
 NEARLY = 1.2
 
 
@@ -46,7 +46,7 @@ ON_GRID: Offset = (0.0, 0.0)
 
 
 class LevelSource(Protocol):
-    """What sampling needs of a slide; ``Slide`` is one."""
+    """The parts of a slide that sampling uses; ``Slide`` has them."""
 
     @property
     def name(self) -> str: ...
@@ -58,25 +58,25 @@ class LevelSource(Protocol):
 
 
 class Blocks(NamedTuple):
-    """Tiles that are squares of whole stored tiles."""
+    """Tiles that consist of whole stored tiles."""
 
     tiles: StoredTiles
-    reduce: int  # by how much the decoder shrinks
+    reduce: int  # shrink factor of the decoder
     side: int  # stored tiles per side of a tile
-    places: list[tuple[int, int] | None]  # column and row of the first, per tile; None for one that is no such square
+    places: list[tuple[int, int] | None]  # first stored tile (column, row) per tile; None: not whole ones
 
 
 class Sampler:
-    """Reads rectangles of one slide; threads may share it, each has regions of its own.
+    """Reads rectangles of one slide; can be shared by threads, each of which has its own regions.
 
     Parameters
     ----------
     slide : LevelSource
     on_stage : callable, optional
         Called with ("read" | "decode" | "fallback" | "resample", start, end), ``time.perf_counter`` seconds, in the
-        thread that did it.
+        thread of the work.
     outside : int
-        The grey level of what lies outside the slide: 255 is white.
+        Grey level outside the slide: 255 is white.
     """
 
     def __init__(self, slide: LevelSource, on_stage: OnTiming | None = None, *, outside: int = 255) -> None:
@@ -84,10 +84,9 @@ class Sampler:
         self._local = threading.local()
 
     def blocks(self, choice: LevelChoice, corners: NDArray[Any], tile_size: int) -> Blocks | None:
-        """Return which square tiles at ``corners`` (n, 2) are made of whole stored JPEG tiles, None where none can be.
+        """Return which square tiles at ``corners`` (n, 2) consist of whole stored JPEG tiles; None if none does.
 
-        Such tiles need no cache and no filter: nothing stands between a stored tile's bytes and the slot but the
-        decoder.
+        Such tiles need no cache and no filter: they are decoded directly into their slot.
         """
         tiles, reduce = self.slide.stored_tiles(choice.level), self._decoder_shrink(choice)
         if tiles is None or choice.shrink != (reduce, reduce):
@@ -103,9 +102,9 @@ class Sampler:
         return Blocks(tiles, reduce, side, places)
 
     def scattered(self, choice: LevelChoice, corners: NDArray[Any], tile_size: int) -> bool:
-        """Return whether tiles at ``corners`` (n, 2) hardly share stored tiles."""
+        """Return whether tiles at ``corners`` (n, 2) share few stored tiles."""
         tiles = self.slide.stored_tiles(choice.level)
-        if tiles is None or len(corners) < _FEW:
+        if tiles is None or len(corners) < _TOO_FEW_TO_SCATTER:
             return False
         first = np.floor_divide(corners * choice.shrink, tiles.tile).astype(np.int64)
         last = np.floor_divide((corners + tile_size) * choice.shrink - 1, tiles.tile).astype(np.int64)
@@ -113,10 +112,10 @@ class Sampler:
         shared: set[tuple[int, int]] = set()
         for (left, upper), (right, lower) in zip(first.tolist(), last.tolist(), strict=True):
             shared.update((x, y) for y in range(upper, lower + 1) for x in range(left, right + 1))
-        return len(shared) > _ALONE * needed
+        return len(shared) > _SCATTERED_FROM * needed
 
     def block(self, blocks: Blocks, place: tuple[int, int], out: NDArray[np.uint8]) -> None:
-        """Write a tile that is made of whole stored tiles into ``out``."""
+        """Write a tile that consists of whole stored tiles into ``out``."""
         column, row = place
         tiles, reduce = blocks.tiles, blocks.reduce
         if blocks.side == 1:
@@ -140,26 +139,26 @@ class Sampler:
         scattered: bool = False,
         offset: Offset = ON_GRID,
     ) -> None:
-        """Write ``rect`` of the slide at ``choice`` into ``out``; what lies outside the slide is white.
+        """Write ``rect`` of the slide at ``choice`` into ``out``; outside the slide is white.
 
         Parameters
         ----------
         choice : LevelChoice
             The level and the factor it is shrunk by.
         rect : Rect
-            In px at that resolution.
+            Rectangle in px at that resolution.
         out : (rect.height, rect.width, 3) uint8
             May be a strided view.
         scattered : bool
-            Whether few other rectangles need the same stored tiles: of each, no more is decoded than this one needs.
+            Whether few other rectangles need the same stored tiles: then only the needed rows of each are decoded.
         offset : (float, float)
-            How far to the right of ``rect`` and below it the pixels begin, 0 to 1. Pixels of which at least half lies
-            inside the slide are the slide's.
+            Offset of the pixels from ``rect``, to the right and down, 0 to 1. Pixels with at least half their area
+            inside the slide are read from it.
 
         Raises
         ------
         CorruptSlideError
-            Pixels cannot be decoded; names the place.
+            Pixels cannot be decoded; the message names the place.
         """
         size = self.slide.pyramid.size_at(choice)
         inside = rect.intersect(Rect(0, 0, *size)) if offset == ON_GRID else _centred_inside(rect, offset, size)
@@ -193,11 +192,11 @@ class Sampler:
             From ``out`` px to plain px, corner-based.
         out : (H, W, 3) uint8, C-contiguous
         shrink : float
-            By how much the affine makes things smaller. Above ``FINE_ENOUGH`` plain pixels are blurred first, with the
-            Gaussian that scikit-image's ``resize(anti_aliasing=True)`` takes: σ = (shrink − 1) / 2.
+            Shrink factor of the affine. Above ``FINE_ENOUGH`` plain pixels are blurred first, with the Gaussian of
+            scikit-image's ``resize(anti_aliasing=True)``: σ = (shrink − 1) / 2.
         offset : (float, float)
-            Where in the plain pixels the sampled ones begin, 0 to 1: a tile from between pixels is flipped and turned
-            as the pixels it has, not interpolated twice.
+            Offset of the sampled pixels in the plain ones, 0 to 1: flips and quarter turns of a tile between pixels
+            move its pixels and do not interpolate twice.
         """
         if offset != ON_GRID:
             affine = Affine.translation(-offset[0], -offset[1]) @ affine
@@ -213,7 +212,7 @@ class Sampler:
         start = time.perf_counter() if self.on_stage else 0.0
         if blur:
             pixels = cv2.GaussianBlur(pixels, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
-        # OpenCV puts pixel centres on whole numbers; ours lie halfway.
+        # OpenCV puts pixel centres at whole numbers; ours are at halves.
         half = Affine.translation(0.5, 0.5)
         local = half.inverse() @ Affine.translation(-inside.x, -inside.y) @ affine @ half
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -225,7 +224,7 @@ class Sampler:
     def _shrink(
         self, choice: LevelChoice, inside: Rect, target: NDArray[np.uint8], scattered: bool, offset: Offset = ON_GRID
     ) -> None:
-        """Resample the level pixels below ``inside`` (px at ``choice``, from ``offset`` on) into ``target``."""
+        """Resample the level pixels of ``inside`` (px at ``choice``, shifted by ``offset``) into ``target``."""
         reduce = self._decoder_shrink(choice)
         if choice.shrink == (reduce, reduce):
             if offset == ON_GRID:
@@ -239,7 +238,7 @@ class Sampler:
         for first, rows in _bands(inside, sx, sy):
             y = inside.y + first + offset[1]
             box = (x * sx, y * sy, (x + inside.width) * sx, (y + rows) * sy)
-            pixels, source = self._beneath(choice.level, reduce, box, (sx, sy), scattered, offset)
+            pixels, source = self._source_pixels(choice.level, reduce, box, (sx, sy), scattered, offset)
             begun = time.perf_counter() if self.on_stage else 0.0
             local = (
                 max(0.0, box[0] - source.x),
@@ -252,7 +251,7 @@ class Sampler:
             if self.on_stage:
                 self.on_stage("resample", begun, time.perf_counter())
 
-    def _beneath(
+    def _source_pixels(
         self,
         level: int,
         reduce: int,
@@ -261,22 +260,22 @@ class Sampler:
         scattered: bool,
         offset: Offset,
     ) -> tuple[NDArray[np.uint8], Rect]:
-        """Return the pixels that resampling ``box`` needs, and where they are; all in px decoded ``reduce`` smaller."""
+        """Return the pixels that resampling ``box`` needs and their rectangle, in px decoded ``reduce`` times smaller."""
         whole = self._reduced(level, reduce)
         if offset == ON_GRID:
             source = _filter_reach(box, *shrink).intersect(whole)
         else:
             wanted = _covering(box) if shrink == (1.0, 1.0) else _filter_reach(box, *shrink)
-            # Half a pixel of the rectangle may lie outside the slide.
+            # Half a pixel of the rectangle may be outside the slide.
             source = wanted.intersect(whole.around(_covering(box)))
         return self._extended(level, reduce, source, scattered), source
 
     def _means(
         self, level: int, shrink: int, inside: Rect, target: NDArray[np.uint8], scattered: bool, offset: Offset
     ) -> None:
-        """Write means of ``shrink`` × ``shrink`` level pixels: what the decoder does on its own grid, between it.
+        """Write means of ``shrink`` × ``shrink`` level pixels, equal to the decoder's on its own grid, also between it.
 
-        Its own smaller pixels are taken where the rectangle begins with one: fewer are decoded.
+        If the rectangle begins on the decoder's grid, the decoder's smaller pixels are used: fewer are decoded.
         """
         starts = [(corner + part) * shrink for corner, part in zip(inside[:2], offset, strict=True)]
         fits = [n for n in WHOLE_SHRINKS if n < shrink and all(parted(start / n)[1] == 0 for start in starts)]
@@ -297,7 +296,7 @@ class Sampler:
                 self.on_stage("resample", begun, time.perf_counter())
 
     def _extended(self, level: int, reduce: int, source: Rect, scattered: bool) -> NDArray[np.uint8]:
-        """Return level pixels, decoded ``reduce`` times smaller; beyond the edge of the level its last ones again."""
+        """Return level pixels, decoded ``reduce`` times smaller; past the edge the level's last pixels are repeated."""
         inside = source.intersect(self._reduced(level, reduce))
         pixels = np.empty((inside.height, inside.width, 3), np.uint8)
         self._level(level, reduce, inside, pixels, scattered=scattered)
@@ -313,7 +312,7 @@ class Sampler:
         return Rect(0, 0, -(-width // reduce), -(-height // reduce))
 
     def _decoder_shrink(self, choice: LevelChoice) -> int:
-        """Return by how much the decoder itself may shrink: 1, 2, 4 or 8."""
+        """Return the shrink factor of the decoder: 1, 2, 4 or 8."""
         tiles = self.slide.stored_tiles(choice.level)
         if tiles is None:
             return 1
@@ -333,7 +332,7 @@ class Sampler:
         column, row = rect.x // width, rect.y // height
         for r in range(row, (rect.y + rect.height - 1) // height + 1):
             for c in range(column, (rect.x + rect.width - 1) // width + 1):
-                x, y = c * width - rect.x, r * height - rect.y  # of the stored tile in the target
+                x, y = c * width - rect.x, r * height - rect.y  # position of the stored tile in the target
                 left, upper = max(0, x), max(0, y)
                 right, lower = min(rect.width, x + width), min(rect.height, y + height)
                 pixels = self._stored(tiles, level, c, r, reduce, lower - y if scattered else height)
@@ -342,9 +341,9 @@ class Sampler:
     def _stored(
         self, tiles: StoredTiles, level: int, column: int, row: int, reduce: int, rows: int
     ) -> NDArray[np.uint8]:
-        """Return a stored tile, or its first ``rows`` at least: those are not kept, as no other tile may need them."""
+        """Return a stored tile, or at least its first ``rows``; partial tiles are not cached."""
         key, height = (reduce, column, row), tiles.tile.height
-        if rows * reduce < _PARTLY * height and (row + 1) * height <= self.slide.pyramid.levels[level].height:
+        if rows * reduce < _PARTLY_BELOW * height and (row + 1) * height <= self.slide.pyramid.levels[level].height:
             known = SHARED.known(tiles, key)
             if known is not None:
                 return known
@@ -353,12 +352,12 @@ class Sampler:
         return SHARED.get(tiles, key, partial(self._decode, tiles, level, column, row, reduce))
 
     def _decode(self, tiles: StoredTiles, level: int, column: int, row: int, reduce: int) -> NDArray[np.uint8]:
-        """Return a stored tile, decoded ``reduce`` times smaller, as if the level went on beyond its edge."""
+        """Return a stored tile, decoded ``reduce`` times smaller, as if the level continued beyond its edge."""
         size, (width, height) = self.slide.pyramid.levels[level], tiles.tile
         right, lower = min(width, size.width - column * width), min(height, size.height - row * height)
         if reduce == 1 or (right, lower) == (width, height):
             return tiles.decode(column, row, reduce=reduce, on_stage=self.on_stage)
-        # The padding in the file, often black, is part of the blocks at the edge and would show.
+        # The file's padding, often black, belongs to the DCT blocks at the edge and would be visible.
         full = tiles.decode(column, row, on_stage=self.on_stage)[:lower, :right]
         full = cv2.copyMakeBorder(full, 0, height - lower, 0, width - right, cv2.BORDER_REPLICATE)
         small = cv2.resize(full, (width // reduce, height // reduce), interpolation=cv2.INTER_AREA)
@@ -371,7 +370,7 @@ class Sampler:
         try:
             buffer = self._region(level).fetch(*rect)
         except pyvips.Error as error:
-            with suppress(StaleLevelError):  # what was lost beside it is no reason
+            with suppress(StaleLevelError):  # a stale image is renewed anyway
                 slide.raise_failure(level, rect, np.zeros((rect.height, rect.width, 3), np.uint8))
             dx, dy = slide.pyramid.downsamples[level]
             place = f"level {level} near level-0 px ({round(rect.x * dx)}, {round(rect.y * dy)})"
@@ -383,19 +382,19 @@ class Sampler:
         pixels = np.frombuffer(buffer, np.uint8).reshape(rect.height, rect.width, 3)
         try:
             slide.raise_failure(level, rect, pixels)
-        except StaleLevelError:  # another thread met a damaged tile in the meantime
+        except StaleLevelError:  # another thread read a damaged tile meanwhile
             return self._fetch(level, rect)
         if self.on_stage:
             self.on_stage("decode", begun, time.perf_counter())
         return pixels
 
     def _region(self, level: int) -> Any:
-        """Return this thread's region of a level: libvips ties a region to the thread that made it."""
+        """Return this thread's region of a level: libvips binds a region to its thread."""
         image = self.slide.level_image(level)
         regions = self._local.__dict__.setdefault("regions", {})
         known = regions.get(level)
         if known is None or known[0] is not image:
-            # The region does not keep the image's Python side alive, which a virtual TIFF is called back through.
+            # A region does not keep the image's Python side alive, which is needed for a virtual TIFF's callbacks.
             known = regions[level] = (image, pyvips.Region.new(image))
         return known[1]
 
@@ -411,7 +410,7 @@ def _reach(affine: Affine, size: Size, margin: int) -> Rect:
 def _filter_reach(box: tuple[float, float, float, float], sx: float, sy: float) -> Rect:
     """Return the pixels that shrinking ``box`` by (sx, sy) needs.
 
-    The filter reaches one shrunk pixel beyond the box; at the slide's edge it is cut and renormalised.
+    The filter extends one shrunk pixel beyond the box; at the slide's edge it is cropped and renormalised.
     """
     left, upper = math.floor(box[0] - sx) - 1, math.floor(box[1] - sy) - 1
     right, lower = math.ceil(box[2] + sx) + 1, math.ceil(box[3] + sy) + 1
@@ -419,7 +418,7 @@ def _filter_reach(box: tuple[float, float, float, float], sx: float, sy: float) 
 
 
 def _centred_inside(rect: Rect, offset: Offset, size: Size) -> Rect:
-    """Return the pixels of ``rect``, moved by ``offset``, whose centres lie inside an image."""
+    """Return the pixels of ``rect``, shifted by ``offset``, whose centres are inside an image."""
     first = [max(corner, math.ceil(-0.5 - part)) for corner, part in zip(rect[:2], offset, strict=True)]
     ends = zip((rect.right, rect.lower), size, offset, strict=True)
     last = [min(end, math.floor(side + 0.5 - part)) for end, side, part in ends]
@@ -433,7 +432,7 @@ def _covering(box: tuple[float, float, float, float]) -> Rect:
 
 
 def _bands(inside: Rect, sx: float, sy: float) -> Iterator[tuple[int, int]]:
-    """Yield (first, rows), counted from the top, so that no band needs more than ``_MAX_FETCH_PX`` level pixels."""
+    """Yield (first, rows) from the top, so that no band needs more than ``_MAX_FETCH_PX`` level pixels."""
     per_row = max(1.0, inside.width * sx * sy)
     rows = max(1, min(inside.height, int(_MAX_FETCH_PX / per_row)))
     for first in range(0, inside.height, rows):

@@ -1,4 +1,4 @@
-"""Open a slide: levels, resolution and where it came from, lazy pixels. Nothing is decoded by opening."""
+"""Open a slide: levels, resolution and its source, lazy pixels. Opening decodes nothing."""
 
 from __future__ import annotations
 
@@ -43,32 +43,32 @@ def open_slide(
     default_mpp: float | tuple[float, float] | None = None,
     backend: str = "auto",
 ) -> Slide:
-    """Open a whole-slide image, or an array or flat image as one; no pixel is decoded.
+    """Open a whole-slide image, an array or a flat image as a slide; no pixel is decoded.
 
     Parameters
     ----------
     path : str or Path or (H, W, 3) uint8 array
         SVS, generic or OME-TIFF, NDPI, MIRAX, SCN, BIF, DICOM, OME-Zarr, zarr, PNG, JPEG, or pixels in memory.
     slide_mpp : float or (float, float), optional
-        µm per level-0 pixel, overriding what the file says or does not say.
+        µm per level-0 pixel; replaces the file's value.
     default_mpp : float or (float, float), optional
-        µm per level-0 pixel of a slide whose file states none that is possible.
+        µm per level-0 pixel if the file states no possible value.
     backend : {"auto", "tiff", "openslide", "array"}
-        Who reads it.
+        Backend that reads the file.
 
     Raises
     ------
     SlideNotFoundError, UnsupportedSlideError, CorruptSlideError
-        Not there, not a slide, damaged.
+        The file is missing, is not a slide, or is damaged.
     ConfigError
-        ``slide_mpp`` or ``default_mpp`` is no resolution that a slide can have, or there is no such backend.
+        ``slide_mpp`` or ``default_mpp`` is impossible for a slide, or the backend is unknown.
 
     Warns
     -----
     EstimatedResolutionWarning
-        The file states no possible resolution, and that of its objective is used.
+        The file states no possible resolution, and it is derived from the objective power.
     ImplausibleResolutionWarning
-        The resolution given makes the slide larger than a usual glass.
+        The given resolution makes the slide larger than usual glass.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def open_slide(
     if not isinstance(path, str | Path):
         remedy = "pass the path of a slide, or pixels (height, width, 3) uint8"
         raise ConfigError(f"a {type(path).__name__} is no slide", remedy=remedy)
-    resolved = Path(path).expanduser().absolute()  # a worker that reopens it may stand in another folder
+    resolved = Path(path).expanduser().absolute()  # a worker that reopens it may have another working directory
     check_process()
     try:
         return Slide(resolved, open_backend(resolved, backend), given, default_mpp=default, backend=backend)
@@ -94,18 +94,18 @@ def open_slide(
 
 
 class Slide(SlideHeader):
-    """An open slide. Made by ``open_slide``; pickles by path; a context manager.
+    """An open slide, made by ``open_slide``; pickled by path; a context manager.
 
     Attributes
     ----------
     path : Path or None
         None for an array in memory.
     facts : Facts
-        What the header says: levels, vendor, properties, associated images.
+        Contents of the header: levels, vendor, properties, associated images.
     mpp : Mpp or None
         µm per level-0 pixel, along x and y.
     mpp_source : str
-        Where ``mpp`` came from: the argument, the file, the objective power, or nowhere.
+        Source of ``mpp``: the argument, the file, the objective power, or none.
     """
 
     def __init__(
@@ -126,12 +126,12 @@ class Slide(SlideHeader):
 
     @property
     def associated_images(self) -> Mapping[str, NDArray[np.uint8]]:
-        """Label, macro and thumbnail by name, (H, W, 3) uint8 RGB each; decoded when one is asked for."""
+        """Label, macro and thumbnail by name, (H, W, 3) uint8 RGB each; decoded on access."""
         return AssociatedImages(self)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of SHA-256 over the size, the first and the last 64 KiB: another file, another value."""
+        """Sixteen hex digits of SHA-256 over the size and the first and last 64 KiB; identifies the file."""
         if self.path is None or self.path.is_dir():
             digest = hashlib.sha256(repr(self.pyramid).encode())
             overview = self.thumbnail(256)
@@ -140,7 +140,7 @@ class Slide(SlideHeader):
         return file_fingerprint(self.path)
 
     def provenance(self) -> dict[str, Any]:
-        """Return what identifies the slide and how it was read, JSON-able."""
+        """Return JSON values that identify the slide and how it was read."""
         return {
             "fingerprint": self.fingerprint,
             "vendor": self.vendor,
@@ -165,14 +165,14 @@ class Slide(SlideHeader):
         mpp : float or (float, float), optional
             µm per view pixel.
         transform : an albumentationsxl transform, optional
-            Drawn once for the whole slide: every tile of the view shares its stain, its colours and its rotation.
+            Drawn once for the whole slide: all tiles of the view share its stain, colours and rotation.
         seed, epoch : int
-            What the draw depends on, beside the slide's name.
+            Inputs of the draw, with the slide's name.
         draw : Draw, optional
-            A draw to replay, in place of ``transform``; it fits the resolution it was drawn for.
+            A draw to replay instead of ``transform``; it is valid at the resolution it was drawn for.
         outside : {"white", "black"}
-            What tiles see beyond the slide's edge. White is glass; tools that read with OpenSlide, as CLAM and TRIDENT,
-            see black.
+            Colour of tiles beyond the slide's edge. White is glass; tools that read with OpenSlide, such as CLAM and
+            TRIDENT, use black.
 
         Examples
         --------
@@ -226,7 +226,7 @@ class Slide(SlideHeader):
         Raises
         ------
         ConfigError
-            The slide has none of that name.
+            The slide has no image of that name.
         """
         if name not in self.facts.associated:
             known = ", ".join(self.facts.associated) or "none"
@@ -234,18 +234,18 @@ class Slide(SlideHeader):
         return self._pixels(self._backend.associated_image(name))
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
-        """Return a level's own JPEG tiles as they lie in the file, None when it has none."""
+        """Return a level's JPEG tiles as stored in the file, or None if it has none."""
         check_process()
         return self._backend.stored_tiles(self._level(level))
 
     def raise_failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> None:
-        """Raise why ``pixels``, just fetched from ``rect`` (level px), are not the slide's; libvips does not always."""
+        """Raise the error of ``pixels``, just fetched from ``rect`` (level px), that libvips may not have raised."""
         failure = self._backend.failure(level, rect, pixels)
         if failure is not None:
-            raise failure.with_traceback(None)  # kept and raised again: without this its traceback grows every time
+            raise failure.with_traceback(None)  # raised repeatedly: its traceback would grow each time
 
     def level_pixels(self, level: int, rect: Rect) -> NDArray[np.uint8]:
-        """Return whole pixels of a level from inside of it, (rect.height, rect.width, 3) uint8 RGB."""
+        """Return a rectangle inside a level, (rect.height, rect.width, 3) uint8 RGB."""
         pixels = self._pixels(self.level_image(level).crop(*rect))
         self.raise_failure(level, rect, pixels)
         return pixels
@@ -264,7 +264,7 @@ class Slide(SlideHeader):
         size : (int, int)
             Width and height in pixels of that level.
         outside : {"white", "black"}
-            What is outside the slide; OpenSlide's ``read_region(…).convert("RGB")`` is black there.
+            Colour outside the slide; OpenSlide's ``read_region(…).convert("RGB")`` is black there.
         """
         level, location = self._level(level), place(location, slide=self.name)
         width, height = (
@@ -284,7 +284,7 @@ class Slide(SlideHeader):
         return whole_view(view), view.affine
 
     def overview_around(self, mpp: float) -> tuple[NDArray[np.uint8], Affine, list[CorruptSlideError]]:
-        """Return the overview, white where pixels cannot be decoded, its affine, and what kept each such place.
+        """Return the overview, white where pixels cannot be decoded, its affine, and the error of each such place.
 
         Raises
         ------
@@ -314,12 +314,12 @@ class Slide(SlideHeader):
             ) from error
 
     def renew(self) -> None:
-        """Open the file again: libvips reports a tile it cannot decode once, and gives it as black afterwards."""
+        """Open the file again: libvips reports an undecodable tile once, and returns it as black afterwards."""
         if self.path is not None:
             self._opened = open_backend(self.path, self.facts.backend)
 
     def plot(self, max_size: int = 1024) -> Image.Image:
-        """Return a thumbnail with a scale bar; shows itself in a notebook, ``.save("a.png")`` elsewhere."""
+        """Return a thumbnail with a scale bar; displayed in a notebook, else save it with ``.save("a.png")``."""
         image = picture.fit(self.thumbnail(max_size), max_size)
         return image if self.mpp is None else picture.scale_bar(image, self.mpp.x * self.dimensions.width / image.width)
 
@@ -327,7 +327,7 @@ class Slide(SlideHeader):
         return picture.card(self.name, self.describe(), [self.plot(420)])
 
     def close(self) -> None:
-        """Let go of the file: it is closed once no image of it is in use. The slide's views and bags read no more."""
+        """Release the file, which is closed when no image of it is in use; views and bags cannot read then."""
         self._opened = None
 
     def __enter__(self) -> Slide:
@@ -340,7 +340,7 @@ class Slide(SlideHeader):
         return _reopen, self._reopen
 
     def __eq__(self, other: object) -> bool:
-        """Whether both are the same file (or the same array object), read the same way at the same resolution."""
+        """Whether both are the same file (or the same array object), read with the same backend and resolution."""
         return isinstance(other, Slide) and self._identity() == other._identity()
 
     def __hash__(self) -> int:

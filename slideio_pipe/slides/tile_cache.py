@@ -1,4 +1,4 @@
-"""Decoded stored tiles, kept while there is room: one budget for the whole process, whatever is open."""
+"""Cache of decoded stored tiles, with one memory limit for the whole process."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-# Two rows of stored tiles of a level 80,000 px wide: what tiles off the stored grid, read row by row, need.
+# Two rows of stored tiles of a level 80,000 px wide: needed by tiles off the stored grid, read row by row.
 DEFAULT_BYTES = 128 * 2**20
 
 
 class Owner(Protocol):
-    """What tiles are decoded from."""
+    """The source of decoded tiles."""
 
     @property
     def serial(self) -> int:
-        """Nothing else in this process has it."""
+        """A number that is unique in this process."""
         ...
 
 
 class DecodedTiles:
-    """The most recently used decoded tiles, up to a number of bytes; threads may share it.
+    """The most recently used decoded tiles, up to a number of bytes; can be shared by threads.
 
-    Two threads that want the same tile at the same moment may both decode it: rarer and cheaper than waiting. Tiles of
-    an owner that is gone, as those of a slide that was closed, are dropped when the next tile is asked for.
+    Two threads that need the same tile at the same moment may both decode it: rarer and cheaper than waiting. Tiles of
+    a deleted owner, such as a closed slide's, are dropped at the next access.
 
     Parameters
     ----------
     max_bytes : int
-        What all kept tiles together may take.
+        Memory limit of all cached tiles.
 
     Examples
     --------
@@ -50,23 +50,23 @@ class DecodedTiles:
         self.max_bytes, self.nbytes = max_bytes, 0
         self._kept: OrderedDict[tuple[int, object], NDArray[np.uint8]] = OrderedDict()
         self._owners: set[int] = set()
-        # A finaliser runs at any moment, even while this thread holds the lock: it only leaves a note.
-        self._gone: deque[int] = deque()
+        # A finaliser can run at any moment, even while this thread holds the lock: it only appends here.
+        self._deleted_owners: deque[int] = deque()
         self._lock = threading.Lock()
 
     def known(self, owner: Owner, tile: object) -> NDArray[np.uint8] | None:
-        """Return the owner's ``tile`` if it is kept; nobody may write to it."""
+        """Return the owner's ``tile`` if it is cached; callers must not write to it."""
         key = (owner.serial, tile)
         with self._lock:
-            if self._gone:
-                self._forget()
+            if self._deleted_owners:
+                self._drop_deleted()
             known = self._kept.get(key)
             if known is not None:
                 self._kept.move_to_end(key)
             return known
 
     def get(self, owner: Owner, tile: object, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """Return the owner's ``tile``, made if need be; nobody may write to it."""
+        """Return the owner's ``tile``, computed if needed; callers must not write to it."""
         known = self.known(owner, tile)
         if known is not None:
             return known
@@ -74,7 +74,7 @@ class DecodedTiles:
         with self._lock:
             if owner.serial not in self._owners:
                 self._owners.add(owner.serial)
-                weakref.finalize(owner, self._gone.append, owner.serial).atexit = False
+                weakref.finalize(owner, self._deleted_owners.append, owner.serial).atexit = False
             if key not in self._kept:
                 self._kept[key] = made
                 self.nbytes += made.nbytes
@@ -82,13 +82,13 @@ class DecodedTiles:
                 self.nbytes -= self._kept.popitem(last=False)[1].nbytes
         return made
 
-    def _forget(self) -> None:
-        gone = {self._gone.popleft() for _ in range(len(self._gone))}
+    def _drop_deleted(self) -> None:
+        gone = {self._deleted_owners.popleft() for _ in range(len(self._deleted_owners))}
         self._owners -= gone
         for key in [key for key in self._kept if key[0] in gone]:
             self.nbytes -= self._kept.pop(key).nbytes
 
 
-# The one shared object of the package, as libvips' caches are: a cohort holds many slides open, and what they may keep
-# together is what counts. Nothing but speed depends on it.
+# The package's one shared object, like libvips' caches: a cohort has many slides open, and their total memory is what
+# must be limited. It affects only speed.
 SHARED = DecodedTiles()

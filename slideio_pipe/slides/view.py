@@ -1,4 +1,4 @@
-"""A slide seen at one resolution: a lazy uint8 image plus one affine from view pixels to level-0 pixels."""
+"""A slide at one resolution: a lazy uint8 image plus one affine from view pixels to level-0 pixels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from slideio_pipe.slides.sampling import LevelSource, Sampler
 
 
 class PyramidSource(LevelSource, Protocol):
-    """What a view needs of a slide; ``Slide`` is one."""
+    """The parts of a slide that a view uses; ``Slide`` has them."""
 
     @property
     def mpp(self) -> Mpp | None: ...
@@ -44,34 +44,34 @@ class PyramidSource(LevelSource, Protocol):
     def colour(self) -> SlideColour: ...
 
 
-# Finer than this, interpolated pixels are blur at many times its size on disk.
+# With a finer view, interpolated pixels are only blur, at many times their size on disk.
 MAX_UPSAMPLING = 4.0
 
 
-# What lies outside the slide, and its grey level. Tools that read with OpenSlide, and drop its transparency, see black.
+# Colour outside the slide, and its grey level. Tools that read with OpenSlide and drop its transparency see black.
 OUTSIDE = {"white": 255, "black": 0}
 
 
-# Of the virtual TIFF that a resampled view is to libvips.
+# Tile size of the virtual TIFF with which libvips reads a resampled view.
 _TILE = Size(256, 256)
 
 
 @dataclass(frozen=True)
 class SlideView:
-    """A whole slide at ``mpp``, lazily; nothing is decoded until pixels are asked for.
+    """A whole slide at ``mpp``, lazily; nothing is decoded until pixels are read.
 
     Make one with ``Slide.view``. View pixels are numbered from the slide's top-left corner.
 
     Parameters
     ----------
     slide : PyramidSource
-        The slide looked at.
+        The slide of the view.
     choice : LevelChoice
-        The stored level it is read from and the factor it is shrunk by.
+        The stored level to read and the factor to shrink it by.
     draw : Draw, optional
-        An augmentation drawn for this slide at this resolution; the same for every pixel of the view.
+        An augmentation drawn for this slide at this resolution, applied to every pixel of the view.
     outside : {"white", "black"}
-        What is seen beyond the slide's edge: by tiles that reach over it, and in the corners of a turned slide.
+        Colour beyond the slide's edge: in tiles that extend over it, and in the corners of a rotated slide.
 
     Examples
     --------
@@ -85,7 +85,7 @@ class SlideView:
 
     slide: PyramidSource
     choice: LevelChoice
-    draw: Draw | None = field(default=None, hash=False)  # it may hold a transform, which is a dict
+    draw: Draw | None = field(default=None, hash=False)  # may contain a transform, which is a dict
     outside: str = "white"
 
     def __post_init__(self) -> None:
@@ -95,15 +95,15 @@ class SlideView:
 
     @classmethod
     def at(cls, slide: PyramidSource, mpp: float | tuple[float, float] | None) -> SlideView:
-        """Return the view of ``slide`` at ``mpp`` µm per pixel; None is level 0 as stored, for which no mpp is needed.
+        """Return the view of ``slide`` at ``mpp`` µm per pixel; None is level 0 as stored, which needs no slide mpp.
 
-        The coarsest level whose mpp is at most ``mpp`` is read. Within 2 % of it, or of a half, a quarter or an eighth
-        of it, it is taken as that, and ``SlideView.mpp`` says what it is: 0.5 µm of a 0.2528-µm scan is 0.5056 µm.
+        The coarsest level whose mpp is at most ``mpp`` is read. Within 2 % of the level, or of 2, 4 or 8 times its mpp,
+        ``mpp`` is rounded to that, and ``SlideView.mpp`` is the exact value: 0.5 µm of a 0.2528-µm scan is 0.5056 µm.
 
         Raises
         ------
         MissingResolutionError
-            ``mpp`` is given and the slide's own is not known.
+            ``mpp`` is given and the slide's own is unknown.
         ConfigError
             ``mpp`` is not a positive number.
         """
@@ -132,12 +132,12 @@ class SlideView:
 
     @property
     def level(self) -> int:
-        """The stored level that pixels come from."""
+        """The stored level that pixels are read from."""
         return self.choice.level
 
     @property
     def outside_level(self) -> int:
-        """The grey level of what lies outside the slide."""
+        """The grey level outside the slide."""
         return OUTSIDE[self.outside]
 
     @property
@@ -147,17 +147,17 @@ class SlideView:
 
     @property
     def plain_size(self) -> Size:
-        """Width and height before the augmentation moved anything."""
+        """Width and height before the augmentation's affine."""
         return self.slide.pyramid.size_at(self.choice)
 
     @property
     def size(self) -> Size:
-        """Width and height in view pixels; of a rotated slide, the canvas it fits on."""
+        """Width and height in view pixels; of a rotated slide, the size of its canvas."""
         return self.plain_size if self.draw is None else self.draw.canvas
 
     @property
     def downsample(self) -> tuple[float, float]:
-        """Level-0 pixels per plain pixel, along x and y: before any augmentation."""
+        """Level-0 pixels per plain pixel, along x and y, before any augmentation."""
         return self.slide.pyramid.downsample_at(self.choice)
 
     @property
@@ -167,12 +167,12 @@ class SlideView:
 
     @property
     def to_plain(self) -> Affine:
-        """From view pixels to plain pixels: undoes the augmentation's affine."""
+        """From view pixels to plain pixels: the inverse of the augmentation's affine."""
         return Affine() if self.draw is None else Affine.from_tuple(self.draw.affine).inverse()
 
     @property
     def mpp(self) -> Mpp | None:
-        """The resolution the view really has, in µm per view pixel; None when the slide's is not known."""
+        """The exact resolution of the view in µm per view pixel; None if the slide's is unknown."""
         own, affine = self.slide.mpp, self.affine
         if own is None:
             return None
@@ -197,9 +197,9 @@ class SlideView:
         Raises
         ------
         ConfigError
-            ``path`` has the ending of something else than a TIFF.
+            The ending of ``path`` is not that of a TIFF.
         OutputExistsError, OutputError
-            It cannot be written; nothing is left under ``path``.
+            The file cannot be written; nothing is left at ``path``.
         CorruptSlideError
             Pixels cannot be decoded.
         """
@@ -207,7 +207,7 @@ class SlideView:
         if target.suffix.lower() not in (".tif", ".tiff"):
             remedy = "end it in .tif, or save a picture of it: view.plot(1024).save(...)"
             raise ConfigError("what is written is a TIFF", slide=str(target), remedy=remedy)
-        # A tile that libvips could not decode it would give as black, now and to whoever asks afterwards.
+        # libvips would return a tile that it could not decode before as black, now and to later callers.
         self.slide.renew()
         fresh = replace(self)
         try:
@@ -227,13 +227,13 @@ class SlideView:
         return target
 
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]:
-        """Return the whole view, its augmentation included, with its longer side at most ``max_size`` px."""
+        """Return the whole view with its augmentation, its longer side at most ``max_size`` px."""
         if self.draw is None:
             return self.slide.thumbnail(max_size)
         max_size = whole_number(max_size, "a longer side", slide=self.slide.name, least=1)
         factor = max(1.0, max(self.size) / max_size)
         a, b, _, d, e, _ = self.draw.affine
-        zoom = math.sqrt(abs(a * e - b * d))  # no more is decoded than is shown
+        zoom = math.sqrt(abs(a * e - b * d))  # only the pixels that are shown are decoded
         small = self.slide.thumbnail(max(1, round(max(self.plain_size) * zoom / factor)))
         height, width = small.shape[:2]
         canvas = Size(*(max(1, round(side / factor)) for side in self.draw.canvas))
@@ -247,7 +247,7 @@ class SlideView:
         return np.asarray(apply_lazy(image, scaled, outside=self.outside_level).numpy(), np.uint8)
 
     def plot(self, max_size: int = 1024) -> Image.Image:
-        """Return a thumbnail of the view; shows itself in a notebook."""
+        """Return a thumbnail of the view; displayed in a notebook."""
         return picture.fit(self.thumbnail(max_size), max_size)
 
     def _repr_html_(self) -> str:
@@ -258,7 +258,7 @@ class SlideView:
         return picture.card(f"View of {self.slide.name}", facts, [self.plot(420)])
 
     def memory_bytes(self) -> dict[str, int]:
-        """Return the bytes the whole view would take if it were in memory, per dtype."""
+        """Return the memory in bytes that the whole view would take, per dtype."""
         values = self.size.width * self.size.height * 3
         return {"uint8": values, "float16": 2 * values, "float32": 4 * values}
 
@@ -267,23 +267,23 @@ class SlideView:
         return round_half_up(self.affine.apply(points))
 
     def from_level0(self, points: ArrayLike) -> NDArray[np.int64]:
-        """Map (..., 2) level-0 px (x, y) to the nearest whole view px, int64; ``places`` are the exact ones."""
+        """Map (..., 2) level-0 px (x, y) to the nearest whole view px, int64; see ``places`` for exact ones."""
         return round_half_up(self.places(points))
 
     def places(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Map (..., 2) level-0 px (x, y) to view px, float64: where they really lie."""
+        """Map (..., 2) level-0 px (x, y) to exact view px, float64."""
         return self.affine.inverse().apply(points)
 
     @cached_property
     def image(self) -> Any:
-        """The whole view as a lazy 3-band uchar ``pyvips.Image``; go on with pyvips from here."""
+        """The whole view as a lazy 3-band uchar ``pyvips.Image``, for further work with pyvips."""
         if self.draw is None:
             return self.plain_image
         return apply_lazy(self.plain_image, self.draw, outside=self.outside_level)
 
     @property
     def plain_image(self) -> Any:
-        """The view before the augmentation, lazily: the pixels that bags of it are read from, resampled alike."""
+        """The view before the augmentation, lazily: the same pixels and resampling as bags."""
         return self.slide.level_image(self.level) if self._resampled is None else self._resampled.image
 
     @cached_property
@@ -294,12 +294,12 @@ class SlideView:
         return VirtualTiff(self.plain_size, _TILE, read_tile, fail_on="warning")
 
     def _raise_failure(self) -> None:
-        """Raise what happened to any pixel of the view since it was made: libvips does not always tell."""
+        """Raise the first failure of any pixel of the view since it was made: libvips does not always report it."""
         if self._resampled is not None:
             failure = self._resampled.failure(Rect(0, 0, *self.plain_size))
             if failure is not None:
                 raise failure.with_traceback(None)
-        # These are not the level's own pixels, so there is nothing to look for in them: any will do, but black.
+        # These are not the level's own pixels, so they are not searched for black tiles: a non-black pixel suffices.
         whole = Rect(0, 0, *self.level_size)
         self.slide.raise_failure(self.level, whole, np.broadcast_to(np.uint8(255), (whole.height, whole.width, 3)))
 

@@ -27,12 +27,12 @@ Pixels = NDArray[np.uint8]
 _BLOCK_PX = 512  # at least; blocks are whole tiles and whole pixels of the next level
 _THREADS = min(8, os.cpu_count() or 1)
 _THUMBNAIL, _MACRO, _LABEL = Size(1024, 768), Size(1280, 431), Size(387, 463)
-# A classic TIFF addresses 4 GiB; estimated sizes this near to it are written as BigTIFF.
+# A classic TIFF addresses 4 GiB; if the estimated size is above this, BigTIFF is written.
 _CLASSIC_TIFF_BYTES = 2**32 - 2**26
 
 
 class SlidePlan(NamedTuple):
-    """What a file is to be like."""
+    """Size, resolution, levels and compression of a slide to write."""
 
     size: Size  # level 0, px
     mpp: float
@@ -43,10 +43,10 @@ class SlidePlan(NamedTuple):
 
 
 class Renderer(Protocol):
-    """What paints level 0; called from several threads."""
+    """Renders level 0; called from several threads."""
 
     def render(self, x: int, y: int, width: int, height: int) -> Pixels | None:
-        """Return (height, width, 3) uint8 RGB at level-0 px, which may lie past the edges; None is empty glass."""
+        """Return (height, width, 3) uint8 RGB at level-0 px, which may be past the edges; None is empty glass."""
         ...
 
     def glass(self) -> Pixels:
@@ -57,7 +57,7 @@ class Renderer(Protocol):
 def write_aperio(path: Path, plan: SlidePlan, renderer: Renderer, progress: Callable[[int, int], object]) -> None:
     """Write all pages of a slide, in the order of a scanner: level 0, thumbnail, lower levels, label, macro.
 
-    ``progress`` is called from this thread with the rows of blocks done and those in all.
+    ``progress`` is called from this thread with the finished and the total rows of blocks.
     """
     width, height = plan.size
     # H&E takes 0.3 bytes per pixel at quality 80, noise at 100 three; a third more for the lower levels.
@@ -103,14 +103,14 @@ def write_aperio(path: Path, plan: SlidePlan, renderer: Renderer, progress: Call
 
 
 class _Encoder:
-    """RGB tiles to JPEG streams without tables, which a page stores once, as scanners do."""
+    """Encodes RGB tiles as JPEG streams without tables; a page stores the tables once, as scanners do."""
 
     def __init__(self, quality: int) -> None:
         self.quality = quality
         self.tables = self._split(self._encode(np.full((16, 16, 3), 128, np.uint8)))[0]
 
     def __call__(self, tile: Pixels) -> bytes:
-        """Return a tile as an abbreviated stream; decoders put ``tables`` before it."""
+        """Return a tile as an abbreviated stream; decoders prepend ``tables``."""
         return self._split(self._encode(tile))[1]
 
     def _encode(self, tile: Pixels) -> bytes:
@@ -129,14 +129,14 @@ class _Encoder:
             end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
             if stream[at + 1] in (0xDB, 0xC4):
                 tables += stream[at:end]
-            elif stream[at + 1] != 0xE0:  # JFIF's header is left out: a TIFF says these things in tags
+            elif stream[at + 1] != 0xE0:  # without the JFIF header: a TIFF states this in tags
                 rest += stream[at:end]
             at = end
         return b"\xff\xd8" + tables + b"\xff\xd9", b"\xff\xd8" + rest + stream[at:]
 
 
 class _Level:
-    """A lower level in the making: rows come in from the level above, encoded tiles go to a temporary file."""
+    """A lower level being built: rows come from the level above, encoded tiles go to a temporary file."""
 
     def __init__(self, size: Size, ratio: int, tile_size: int, encode: _Encoder | None) -> None:
         self.size, self.ratio = size, ratio
@@ -144,11 +144,11 @@ class _Level:
         self._rest: Pixels = np.empty((0, 0, 3), np.uint8)
         self._rows: list[Pixels] = []
         self._done = 0
-        self._file = TemporaryFile()  # noqa: SIM115 - lives as long as the level
+        self._file = TemporaryFile()  # noqa: SIM115 - closed with the level
         self._lengths: list[int] = []
 
     def shrink(self, above: Pixels) -> Pixels:
-        """Return the rows of this level that rows of the level above complete, as area means."""
+        """Return the rows of this level that the given rows of the level above complete, as area means."""
         if self._rest.size:
             above = np.concatenate([self._rest, above])
         height = min(len(above) // self.ratio, self.size.height - self._done)
@@ -156,7 +156,7 @@ class _Level:
         return self.accept(_area_mean(above[: height * self.ratio, : self.size.width * self.ratio], self.ratio))
 
     def accept(self, rows: Pixels) -> Pixels:
-        """Take rows of this level, cut off what lies outside, and return them."""
+        """Add rows of this level, crop them to its size, and return them."""
         rows = rows[: self.size.height - self._done, : self.size.width]
         self._done += len(rows)
         self._rows.append(rows)
@@ -179,7 +179,7 @@ class _Level:
             yield self._file.read(length)
 
     def close(self) -> None:
-        """Let go of the encoded tiles."""
+        """Delete the encoded tiles."""
         self._file.close()
 
     def _spool(self, strip: Pixels, encode: _Encoder) -> None:
@@ -201,7 +201,7 @@ def _area_mean(pixels: Pixels, ratio: int) -> Pixels:
 
 
 class _Painter:
-    """Renders and encodes level 0 block by block in threads, and feeds the levels below."""
+    """Renders and encodes level 0 block by block in threads, and passes rows to the lower levels."""
 
     def __init__(self, plan: SlidePlan, renderer: Renderer, progress: Callable[[int, int], object]) -> None:
         self.plan, self._renderer, self._progress = plan, renderer, progress
@@ -211,7 +211,7 @@ class _Painter:
         for fine, coarse in pairwise(plan.levels):
             above = Size(above.width // (coarse // fine), above.height // (coarse // fine))
             self.levels.append(_Level(above, coarse // fine, side, self.encode))
-        ratio = 1  # the last stage is not stored: it is what thumbnail and macro are made from
+        ratio = 1  # the last level is not stored: thumbnail and macro are made from it
         while max(above) > 2048 * ratio and 2 * ratio <= min(above):
             ratio *= 2
         self.overview = _Level(Size(above.width // ratio, above.height // ratio), ratio, side, None)
@@ -222,12 +222,12 @@ class _Painter:
         self._glass = self.encode(glass[:side, :side]), _area_mean(glass, self._stages[0].ratio)
 
     def close(self) -> None:
-        """Let go of what the levels hold on disk."""
+        """Delete the temporary files of the levels."""
         for stage in self._stages:
             stage.close()
 
     def tiles(self) -> Generator[bytes, None, None]:
-        """Return the encoded tiles of level 0 in order; the levels below are complete with the last one."""
+        """Return the encoded tiles of level 0 in order; the lower levels are complete after the last one."""
         side, (width, height) = self.plan.tile_size, self.plan.size
         columns, rows = math.ceil(width / self._block), math.ceil(height / self._block)
         across, per_block = math.ceil(width / side), self._block // side
@@ -235,7 +235,7 @@ class _Painter:
         try:
             jobs: deque[list[Future[tuple[list[bytes], Pixels]]]] = deque()
             for row in range(rows + 1):
-                if row < rows:  # one row of blocks ahead, so that threads never wait for the file
+                if row < rows:  # one row of blocks ahead, so that threads do not wait for the file
                     jobs.append([pool.submit(self._paint, column, row) for column in range(columns)])
                 if row == 0:
                     continue
@@ -279,7 +279,7 @@ def _label_picture(plan: SlidePlan) -> Pixels:
 
 
 def _macro_picture(overview: Pixels, label: Pixels) -> Pixels:
-    """Return the whole glass from afar: label on the left, tissue on the right."""
+    """Return the overview of the glass: label on the left, tissue on the right."""
     picture = np.full((_MACRO.height, _MACRO.width, 3), 226, np.uint8)
     picture[8:-8, 8:-8] = 240
     left = _fit(label, Size(350, _MACRO.height - 24))

@@ -1,4 +1,4 @@
-"""A rectangle of a slide that is painted at once, and the coarse samples that its fields are interpolated from."""
+"""A rectangle of a slide that is painted in one step, with coarse samples that its fields are interpolated from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slideio_pipe.synthetic.textures import Plane
 
 @dataclass(frozen=True)
 class Block:
-    """A rectangle of the slide in px, and the coarse samples that its fields are interpolated from."""
+    """A rectangle of the slide in px, with coarse samples that its fields are interpolated from."""
 
     x: int
     y: int
@@ -25,7 +25,7 @@ class Block:
     mpp: float
 
     def axes(self) -> tuple[Floats, Floats]:
-        """Return the coarse positions in µm, from absolute indices: neighbours see the same numbers."""
+        """Return the coarse positions in µm, from absolute indices, so that neighbours use the same numbers."""
         columns = np.arange(self.x // self.step - self.margin, (self.x + self.width) // self.step + self.margin)
         rows = np.arange(self.y // self.step - self.margin, (self.y + self.height) // self.step + self.margin)
         x: Floats = (columns + np.float64(0.5)) * (self.step * self.mpp)
@@ -33,7 +33,7 @@ class Block:
         return x[None, :], y[:, None]
 
     def coarser(self, factor: int) -> Block:
-        """Return the block at a lower resolution, one coarse sample larger on each side, over the same samples."""
+        """Return the block at a lower resolution, one coarse sample larger on each side, on the same samples."""
         step, around = self.step // factor, 2 * (self.step // factor)
         return Block(
             x=self.x // factor - step,
@@ -65,7 +65,7 @@ class Block:
 
 
 def window(texture: Plane, block: Block) -> Plane:
-    """Return what a periodic texture in level-0 px shows in a block."""
+    """Return the part of a periodic texture in level-0 px that covers a block."""
     side = texture.shape[0]
     x, y = block.x % side, block.y % side
     copies = math.ceil((y + block.height) / side), math.ceil((x + block.width) / side)

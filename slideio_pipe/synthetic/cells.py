@@ -1,4 +1,4 @@
-"""Nuclei, glands and fat as small images of haematoxylin and eosin, drawn once per slide and placed many times."""
+"""Nuclei, glands and fat as small images of haematoxylin and eosin, drawn once per slide and reused."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _GLANDS = 20
 
 @dataclass(frozen=True)
 class NucleusKind:
-    """How nuclei of one cell type look."""
+    """Appearance of the nuclei of one cell type."""
 
     length_um: float  # mean long axis
     aspect: float  # short axis / long axis
     irregular: float  # amplitude of the outline's harmonics
     density: float  # optical density of haematoxylin, natural logarithm
     clumps: float  # amplitude of the chromatin texture
-    vesicular: float  # how much paler the middle is
-    nucleoli: float  # how many, on average
+    vesicular: float  # relative paleness of the middle
+    nucleoli: float  # mean number
 
 
 SPINDLE = NucleusKind(11.5, 0.25, 0.05, 1.05, 0.16, 0.10, 0.0)
@@ -45,7 +45,7 @@ STAMPS_PER_KIND = 64
 
 @dataclass(frozen=True)
 class NucleusStamps:
-    """Nuclei of one kind; number i lies at an angle of about π·i/n."""
+    """Images of nuclei of one kind; number i is rotated by about π·i/n."""
 
     images: Bytes  # (n, side, side), optical density in units of NUCLEAR_RANGE / 255
 
@@ -105,7 +105,7 @@ Window = tuple[slice, slice]
 
 
 def overlap(plane: NDArray[Any], image: NDArray[Any], left: int, top: int) -> tuple[Window, Window] | None:
-    """Return the windows of a plane and of an image put into it, top-left corner anywhere, or None."""
+    """Return the overlapping windows of a plane and of an image placed at (left, top), or None without overlap."""
     h, w = image.shape
     y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + h, plane.shape[0]), min(left + w, plane.shape[1])
     if y0 >= y1 or x0 >= x1:
@@ -114,7 +114,7 @@ def overlap(plane: NDArray[Any], image: NDArray[Any], left: int, top: int) -> tu
 
 
 def stamp(plane: Bytes, image: Bytes, left: int, top: int) -> None:
-    """Darken a plane by an image whose top-left corner may lie outside."""
+    """Darken a plane by an image; its top-left corner may be outside."""
     windows = overlap(plane, image, left, top)
     if windows:
         region = plane[windows[0]]
@@ -123,7 +123,7 @@ def stamp(plane: Bytes, image: Bytes, left: int, top: int) -> None:
 
 @dataclass(frozen=True)
 class Gland:
-    """A gland or a vessel: what covers the stroma, its cytoplasm and its nuclei, all (side, side)."""
+    """A gland or a vessel: cover of the stroma, cytoplasm and nuclei, all (side, side)."""
 
     cover: Plane  # 0 … 1
     eosin: Plane  # optical density
@@ -132,13 +132,13 @@ class Gland:
 
     @classmethod
     def draw(cls, mpp: float, rng: np.random.Generator, epithelium: NucleusStamps) -> Gland:
-        """Return epithelium around a lumen, 34 to 78 µm in radius, nuclei standing on the basement membrane."""
+        """Return epithelium around a lumen, 34 to 78 µm in radius, with nuclei on the basement membrane."""
         ring = _Ring.draw(mpp, rng, rng.uniform(34, 78), 0.15)
         height_um = min(ring.radius_um * rng.uniform(0.55, 0.9), rng.uniform(19, 34))
         mottle = 0.6 * ring.noise(rng, 0.5) + 0.4 * ring.noise(rng, 2.2)
         inside = ring.inside + 1.6 * ring.noise(rng, 5.0)
         apical = smoothstep(-1.1, 1.1, height_um - inside)  # 1 in the epithelium, 0 in the lumen
-        # Cytoplasm pales towards the lumen; what was secreted there is a thin film.
+        # Cytoplasm gets paler towards the lumen; secretion in the lumen is a thin film.
         toward = (inside / np.float32(height_um)).clip(0, 1)
         eosin = apical * (0.42 - 0.14 * toward + 0.06 * mottle) + 0.12 * np.exp(-(((inside - height_um) / 1.5) ** 2))
         secretion = np.float32(rng.choice([0.0, 0.02, 0.16]))
@@ -172,7 +172,7 @@ class Gland:
 
 @dataclass(frozen=True)
 class _Ring:
-    """A closed outline with harmonics, and how far inside it every pixel of its square image lies."""
+    """A closed outline with harmonics, and the depth inside it of every pixel of its square image."""
 
     mpp: float
     radius_um: float
@@ -198,11 +198,11 @@ class _Ring:
         return shape * np.float32(self.radius_um)
 
     def cover(self) -> Plane:
-        """Return where stroma is replaced, 0 … 1."""
+        """Return the fraction of stroma that is replaced, 0 … 1."""
         return smoothstep(-3.2, 0.4, self.inside)
 
     def noise(self, rng: np.random.Generator, feature_um: float) -> Plane:
-        """Return noise of standard deviation 1 and a feature size, as large as the image."""
+        """Return noise of standard deviation 1 and a feature size, of the image's size."""
         side = self.inside.shape[0]
         coarse = max(4, math.ceil(side * self.mpp / feature_um))
         white = cv2.GaussianBlur(rng.standard_normal((coarse, coarse), dtype=np.float32), (0, 0), 0.8)
@@ -218,7 +218,7 @@ class _Ring:
         *,
         across: bool = True,
     ) -> None:
-        """Stand nuclei along the outline: depth inside it, scatter of the depth, and spacing, in µm."""
+        """Place nuclei along the outline: depth inside it, scatter of the depth, and spacing, in µm."""
         depth_um, scatter_um, spacing_um = row_um
         fine = np.linspace(0, 2 * math.pi, 361, dtype=np.float32)
         radius = (self.outline(fine) - depth_um).clip(1)
@@ -246,7 +246,7 @@ def _disc(mpp: float) -> Bytes:
 
 
 class CellLibrary:
-    """The stamps of one slide; what is not needed is never drawn, and the order of need changes nothing."""
+    """The stamps of one slide, drawn when first needed; the order of use does not change them."""
 
     def __init__(self, mpp: float, seed: int) -> None:
         self.mpp, self._seed = mpp, seed
@@ -257,7 +257,7 @@ class CellLibrary:
         self.spindle, self.lymphocyte, self.epithelial, self.tumour = self._nuclei
 
     def gland(self, number: int) -> Gland:
-        """Return one of 20 glands and vessels."""
+        """Return one of the 20 glands and vessels."""
         number %= _GLANDS
         with self._lock:
             if number not in self._glands:

@@ -1,4 +1,4 @@
-"""Paint an anatomy as H&E: stroma, nuclei, glands, fat and lesions as stain densities, then Beer and Lambert."""
+"""Paint an anatomy as H&E: stroma, nuclei, glands, fat and lesions as stain densities, then Beer-Lambert colours."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from slideio_pipe.synthetic.textures import (
 GLASS = 243.0
 
 _DIRECTIONS = (0.15, 1.2, 2.25)  # rad, of the fibre bundles that the stroma is blended from
-_COARSE_UM = 4.0  # fields are evaluated this often and interpolated
-_MARGIN_UM = 14.0  # fields reach this far beyond a block: so do nuclei whose centre lies outside
+_COARSE_UM = 4.0  # distance between evaluated positions; interpolated between them
+_MARGIN_UM = 14.0  # fields extend this far beyond a block, for nuclei centred outside it
 _GLAND_CELL_UM = 165.0
 _TABLE = 256
 _USUAL = Staining()
@@ -53,10 +53,10 @@ class _Fields:
     fat: Plane  # 0 … 1
     inflamed: Plane  # 0 … 1
     loose: Plane  # 0 … 1, how open the stroma is
-    stain: Plane  # about 1, how strongly eosin took
-    x: Plane  # µm, bent positions that textures are sampled at, float64
+    stain: Plane  # about 1, strength of eosin
+    x: Plane  # µm, bent positions at which textures are sampled, float64
     y: Plane
-    turn: Plane  # rad, where fibres point to before bending
+    turn: Plane  # rad, direction of fibres before bending
 
     def fibre_angle(self, unit_um: float) -> Plane:
         """Return the direction of the fibres in rad: that of the sampled texture, bent like its positions."""
@@ -70,7 +70,7 @@ class _Fields:
 
 @dataclass(frozen=True)
 class _PlacedGland:
-    """A gland of the library, turned and put into a block."""
+    """A gland of the library, rotated and placed in a block."""
 
     gland: Gland
     left: int  # px in the block, may be negative
@@ -81,8 +81,8 @@ class _PlacedGland:
         turned = np.rot90(plane, self.pose % 4)
         return turned[:, ::-1] if self.pose >= 4 else turned
 
-    def lay(self, eosin: Plane, haematoxylin: Plane, nuclei: NDArray[np.uint8]) -> None:
-        """Put the gland over what is there."""
+    def draw_into(self, eosin: Plane, haematoxylin: Plane, nuclei: NDArray[np.uint8]) -> None:
+        """Draw the gland over the block's stain planes."""
         cover = self._turned(self.gland.cover)
         windows = overlap(eosin, cover, self.left, self.top)
         if windows is None:
@@ -96,7 +96,7 @@ class _PlacedGland:
         np.maximum(below, self._turned(self.gland.nuclei)[source], out=below)
 
     def covers(self, column: NDArray[np.intp], row: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Return which pixels of the block are more gland than stroma."""
+        """Return a mask of the pixels that are more gland than stroma."""
         cover = self._turned(self.gland.cover)
         column, row = column - self.left, row - self.top
         inside = (column >= 0) & (row >= 0) & (column < cover.shape[1]) & (row < cover.shape[0])
@@ -106,20 +106,20 @@ class _PlacedGland:
 
 
 class Histology:
-    """Renders any block of one slide; equal arguments give equal pixels, whatever was rendered before.
+    """Renders any block of one slide; equal arguments give equal pixels, independent of earlier calls.
 
     Parameters
     ----------
     anatomy : Anatomy
-        What lies where.
+        Positions of tissue, lesions and zones.
     mpp : float
         µm per pixel.
     seed : int
         The slide's seed.
     glass_period : int
-        The noise of empty glass repeats after so many pixels, so that every tile of glass is the same tile.
+        Period in px of the noise of empty glass, so that every glass tile is identical.
     stain : Staining
-        In place of the usual one; nothing but colours depends on it.
+        Staining to use; it changes only colours.
     """
 
     def __init__(self, anatomy: Anatomy, *, mpp: float, seed: int, glass_period: int, stain: Staining = _USUAL) -> None:
@@ -127,7 +127,7 @@ class Histology:
         self.cells = CellLibrary(mpp, seed)
         rng = generator(seed, 20)
         self._fibres = fibre_texture(rng)
-        # Nothing in the ground is sharper than 0.6 µm: it is painted at half the resolution of a 40× scan.
+        # Stroma has no detail finer than 0.6 µm: it is painted at half the resolution of a 40× scan.
         self._detail = 2 if mpp <= 0.3 else 1
         self._grain = grain_texture(rng, mpp * self._detail)
         kinds = ("spindle", "round", "tumour", "gland")
@@ -142,7 +142,7 @@ class Histology:
         return np.repeat(np.rint(self._glass + GLASS).astype(np.uint8)[:, :, None], 3, axis=2)
 
     def render(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8] | None:
-        """Return a rectangle as (height, width, 3) uint8 RGB, or None where there is nothing but glass.
+        """Return a rectangle as (height, width, 3) uint8 RGB, or None if it is only glass.
 
         All four numbers are level-0 px and multiples of 16.
         """
@@ -157,7 +157,7 @@ class Histology:
         nuclei = np.zeros((height, width), np.uint8)
         glands = self._glands(block)
         for gland in glands:
-            gland.lay(eosin, haematoxylin, nuclei)
+            gland.draw_into(eosin, haematoxylin, nuclei)
         self._scatter(block, fields, glands, nuclei)
         return self._paint(block, eosin, haematoxylin, nuclei)
 
@@ -186,10 +186,10 @@ class Histology:
     def _sample(self, block: Block, texture: NDArray[Any], u: Plane, v: Plane) -> Plane:
         """Return a periodic texture at coarse positions in texture px, interpolated to the block."""
         side = texture.shape[0] // 2
-        # Whole periods are taken off before float32, whose steps would show 100,000 px from the origin.
+        # Whole periods are subtracted before float32: its rounding would show 100,000 px from the origin.
         u, v = u - side * math.floor(u.min() / side), v - side * math.floor(v.min() / side)
         maps = block.expand(u.astype(np.float32)), block.expand(v.astype(np.float32))
-        # Textures hold two periods per axis: wrapping costs four times as much and is left to the blocks that need it.
+        # Textures hold two periods per axis: wrapping costs four times as much and is done only where needed.
         wrap = max(u.max(), v.max()) > 2 * side - 2
         border = cv2.BORDER_WRAP if wrap else cv2.BORDER_REPLICATE
         sampled: Plane = cv2.remap(texture, *maps, cv2.INTER_LINEAR, borderMode=border)
@@ -243,7 +243,7 @@ class Histology:
         return eosin * present, haematoxylin * present
 
     def _vacuoles(self, block: Block, fields: _Fields) -> Plane:
-        """Return where fat has been dissolved, 0 … 1; towards the stroma vacuoles get smaller, then none."""
+        """Return the area of dissolved fat, 0 … 1; towards the stroma vacuoles get smaller and then disappear."""
         scale = FAT_SIDE / FAT_PERIOD_UM
         wall_um = self._sample(block, self.cells.fat, fields.x * scale, fields.y * scale)
         return smoothstep(0.0, 1.5, wall_um - block.expand(_wall_um(fields.fat)))
@@ -260,7 +260,7 @@ class Histology:
         return x * cell_um, y * cell_um, draws[:, 2:]
 
     def _glands(self, block: Block) -> list[_PlacedGland]:
-        """Return the glands that reach into a block; whether one exists is decided at its centre alone."""
+        """Return the glands that overlap a block; whether a gland exists is decided at its centre."""
         x, y, draws = self._lattice("gland", block, _GLAND_CELL_UM, 125.0)
         keep = self.anatomy.noise["gland"](x, y) + 0.5 * draws[:, 0] > 0.55
         keep &= (self.anatomy.tissue_depth(x, y) > 95) & (self.anatomy.lesion_depth(x, y) < -75)
@@ -330,5 +330,5 @@ class Histology:
 
 
 def _wall_um(fat: Plane) -> Plane:
-    """Return half the thickness of the walls between vacuoles; above about 30 µm there are none left."""
+    """Return half the thickness of the walls between vacuoles; above about 30 µm there are no vacuoles."""
     return np.float32(1.1) + 40 * (1 - fat)

@@ -1,4 +1,4 @@
-"""Whole slides out of nothing: Aperio-style TIFFs of any size, H&E-like, with their ground truth, in bounded memory."""
+"""Generate whole slides of any size with ground truth: Aperio-style TIFFs, H&E-like, in bounded memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from slideio_pipe.synthetic.stain import Staining
 
 @dataclass(frozen=True)
 class SyntheticSlide:
-    """A slide that was written, and the truth about it.
+    """A written slide and its ground truth.
 
     Equal arguments of `write_synthetic_slide` give equal bytes and equal truth.
     """
@@ -40,7 +40,7 @@ class SyntheticSlide:
     _anatomy: Anatomy = field(repr=False, compare=False)
 
     def tissue_mask(self, downsample: float) -> NDArray[np.bool_]:
-        """Return what is tissue, (h, w) bool, from the plan of the slide and not from its pixels.
+        """Return the tissue, (h, w) bool, from the plan of the slide and not from its pixels.
 
         Parameters
         ----------
@@ -50,7 +50,7 @@ class SyntheticSlide:
         return self._mask(self._anatomy.tissue_depth, downsample)
 
     def lesion_mask(self, downsample: float) -> NDArray[np.bool_]:
-        """Return what is lesion, (h, w) bool, from the plan of the slide and not from its pixels.
+        """Return the lesions, (h, w) bool, from the plan of the slide and not from its pixels.
 
         Parameters
         ----------
@@ -82,7 +82,7 @@ def write_synthetic_slide(
     overwrite: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> SyntheticSlide:
-    """Write an H&E-like whole slide as an Aperio-style TIFF and return the truth about it.
+    """Write an H&E-like whole slide as an Aperio-style TIFF and return its ground truth.
 
     The picture is procedural: nothing is read, memory does not grow with the height of the slide, and equal arguments
     give equal bytes. Pages are those of a scanner: level 0, thumbnail, lower levels, label, macro.
@@ -90,13 +90,13 @@ def write_synthetic_slide(
     Parameters
     ----------
     path : path
-        The file, usually ending in ``.svs``. It appears when it is complete, never before.
+        The file, usually ending in ``.svs``. It appears only when it is complete.
     size : (int, int)
         Width and height of level 0 in px.
     mpp : float
-        µm per pixel; nuclei are 6-9 µm whatever it is.
+        µm per pixel; nuclei are 6-9 µm at any mpp.
     seed : int
-        Which slide. Pieces, lesions, textures and stain strength follow from it.
+        Number of the slide. Pieces, lesions, textures and stain strength follow from it.
     lesions : int
         Compact regions of crowded, dark, irregular nuclei. 0 gives a healthy slide of label 0.
     levels : sequence of int
@@ -108,8 +108,8 @@ def write_synthetic_slide(
     pieces : int
         Tissue pieces. 0 gives an empty slide.
     stain : (float, float, float)
-        How another laboratory stains the same tissue: haematoxylin and eosin so many times as strong, and all optical
-        densities turned about grey by so many radians. Beyond (0.5 to 2, 0.5 to 2, -0.3 to 0.3) no laboratory goes.
+        Staining of another laboratory for the same tissue: factors for haematoxylin and eosin, and the rotation of all
+        optical densities about grey, in rad. Real laboratories stay within (0.5 to 2, 0.5 to 2, -0.3 to 0.3).
     overwrite : bool
         Replace an existing file.
     progress : callable, optional

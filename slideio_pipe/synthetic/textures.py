@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-Plane = NDArray[np.floating[Any]]  # float32; numpy's stubs take a sum of float32 and a number for float64
+Plane = NDArray[np.floating[Any]]  # float32; numpy's stubs type the sum of float32 and a number as float64
 
 FIBRE_SIDE, FIBRE_PERIOD_UM = 1024, 300.0
 FAT_SIDE, FAT_PERIOD_UM = 512, 640.0

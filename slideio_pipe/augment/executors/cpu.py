@@ -1,7 +1,7 @@
-"""Colour operations on decoded uint8 tiles: compiled once, run by OpenCV and numpy with the GIL released.
+"""Apply colour operations to decoded uint8 tiles: compiled once, run by OpenCV and numpy with the GIL released.
 
 Per 256-px tile and thread, on a 2.5 GHz x86 core: stain jitter 0.4 ms, tone + hue + stain 1.0 ms
-(``tests/benchmarks/augment.py``). Tones before anything else become one table of 256 entries.
+(``tests/benchmarks/augment.py``). Leading tones become one table of 256 entries.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class ColourProgram:
     operations : tuple of Operation
         In the order they are applied.
     idle : deque of Scratch, optional
-        Where memory to work in is taken from and put back; programs that each run on one tile share one.
+        Pool of work memory; programs that each run on one tile share one.
 
     Raises
     ------
     ConfigError
-        An ``Opaque`` operation is among them: it runs lazily only.
+        There is an ``Opaque`` operation, which runs only lazily.
 
     Notes
     -----
-    Noise is seeded by the operation and by the tile's own bytes: it is the same whenever the same tile is asked for, in
-    whatever batch, and differs between tiles.
+    Noise is seeded by the operation and by the tile's bytes: it is equal for the same tile in any batch, and differs
+    between tiles.
 
     Examples
     --------
@@ -59,10 +59,10 @@ class ColourProgram:
                 raise ConfigError(
                     f"{operation.name} does not run on decoded tiles", remedy="use it in the slide's transform"
                 )
-        # Not thread-local: to Python, a thread of libvips is a new one at each call.
+        # Not thread-local: Python sees a thread of libvips as a new thread at each call.
         self._idle: deque[Scratch] = deque() if idle is None else idle
         curve, rest = lead_curve(self.operations)
-        self._table: Any = None  # uint8 to uint8, when there is nothing but tones
+        self._table: Any = None  # uint8 to uint8, if there are only tones
         if not rest:
             self._table = round_levels(curve)
             return
@@ -71,7 +71,7 @@ class ColourProgram:
         self._steps: list[Step] = [first(rest[0])]
         self._noise = [operation for operation in rest if isinstance(operation, Noise)]
         for before, operation in pairwise(rest):
-            if not isinstance(before, Hsv):  # which cannot leave the range
+            if not isinstance(before, Hsv):  # HSV stays in the range
                 self._steps.append(partial(clip, bias=bias_of(before)))
             self._steps.append(STEPS[type(operation)](operation))
         self._bias = bias_of(rest[-1])
@@ -117,7 +117,7 @@ class ColourProgram:
         if self._noise:
             salt = zlib.crc32(tile.tobytes()) if place is None else place
             scratch.noise = np.random.Generator(np.random.SFC64([salt, *(noise.seed for noise in self._noise)]))
-        # One row: OpenCV converts colours row by row, 5 to 15 times slower in one column.
+        # One row: OpenCV converts colours row by row; one column takes 5 to 15 times as long.
         pixels, result = tile.reshape(1, -1, 3), out.reshape(1, -1, 3)
         for start in range(0, pixels.shape[1], CHUNK):
             chunk = pixels[:, start : start + CHUNK]
@@ -130,7 +130,7 @@ class ColourProgram:
 
 
 def apply_cpu(tiles: Bytes, draws: Operations | Sequence[Operations], out: Bytes | None = None) -> Bytes:
-    """Return a batch with colour operations applied: one tuple of them for all tiles, or a sequence of one per tile.
+    """Return a batch with colour operations applied: one tuple of operations for all tiles, or one tuple per tile.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def apply_cpu(tiles: Bytes, draws: Operations | Sequence[Operations], out: Bytes
     Raises
     ------
     ConfigError
-        The tiles are not uint8 RGB, their number is not that of the draws, or an operation runs lazily only.
+        The tiles are not uint8 RGB, their number differs from that of the draws, or an operation runs only lazily.
     """
     check_tiles(tiles)
     if not draws or not isinstance(draws[0], tuple | list):
@@ -157,7 +157,7 @@ def apply_cpu(tiles: Bytes, draws: Operations | Sequence[Operations], out: Bytes
 
 
 def check_tiles(tiles: Any) -> None:
-    """Raise ``ConfigError`` saying what was given, unless it is uint8 RGB."""
+    """Raise ``ConfigError`` unless the tiles are uint8 RGB."""
     if not isinstance(tiles, np.ndarray):
         raise ConfigError(f"tiles are a {type(tiles).__name__}", remedy="pass a numpy array of uint8 RGB")
     shape = "×".join(map(str, tiles.shape))
@@ -169,7 +169,7 @@ def check_tiles(tiles: Any) -> None:
 
 
 def lead_curve(operations: Operations) -> tuple[NDArray[np.float64], Operations]:
-    """Return what the tones before all else make of 0 … 255, as one float64 curve, and the operations after them."""
+    """Return the leading tones as one float64 curve over 0 … 255, and the operations after them."""
     curve = np.arange(256, dtype=np.float64)
     for count, operation in enumerate(operations):
         if not isinstance(operation, Tone):
@@ -179,7 +179,7 @@ def lead_curve(operations: Operations) -> tuple[NDArray[np.float64], Operations]
 
 
 def round_levels(values: NDArray[np.float64]) -> Bytes:
-    """Round values from 0 to 255 half up; a millionth of a level covers what float arithmetic takes off a half."""
+    """Round values from 0 to 255 half up; adding a millionth of a level covers float errors at halves."""
     return np.floor(values + 0.5 + 1e-6).astype(np.uint8)
 
 

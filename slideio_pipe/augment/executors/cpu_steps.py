@@ -1,4 +1,4 @@
-"""The operations as steps in OpenCV and numpy, on chunks of float pixels that stay in the second-level cache."""
+"""Colour operations as OpenCV and numpy steps, on chunks of float pixels that stay in the second-level cache."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ CHUNK = 32768  # pixels: with fewer, calls cost more than arithmetic; with more,
 
 
 class Scratch:
-    """Memory that one thread works in: fresh memory for every tile would cost as much as the arithmetic."""
+    """Work memory of one thread; allocating it for every tile would cost as much as the arithmetic."""
 
     def __init__(self) -> None:
         self.pixels = np.empty((2, 1, CHUNK, 3), np.float32)
         self.noise = np.random.Generator(np.random.SFC64(0))
 
 
-# In: pixels, a spare array of the same shape, scratch memory. Out: whichever of the two holds the result.
+# In: pixels, a spare array of the same shape, scratch memory. Out: the one of the two arrays with the result.
 Step: TypeAlias = Callable[[Pixels, Pixels, Scratch], Pixels]
 
 
@@ -47,7 +47,7 @@ def clip(pixels: Pixels, spare: Pixels, scratch: Scratch, *, bias: float) -> Pix
 
 
 def bias_of(operation: Operation) -> float:
-    """Return what is yet to be added to the result of an operation's step."""
+    """Return the value to be added to the result of an operation's step."""
     return -1.0 if isinstance(operation, Stain) else 0.0
 
 
@@ -77,7 +77,7 @@ def _saturation(saturation: Saturation) -> Step:
 
 
 def _mix(matrix: NDArray[np.float64]) -> Step:
-    """Return the step that is one (3, 3) or (3, 4) matrix."""
+    """Return the step for one (3, 3) or (3, 4) matrix."""
     numbers = np.ascontiguousarray(matrix, np.float32)
 
     def step(pixels: Pixels, spare: Pixels, scratch: Scratch) -> Pixels:
@@ -125,9 +125,9 @@ def _noise(noise: Noise) -> Step:
 
 
 def _hsv(hsv: Hsv, *, exact: bool = False) -> Step:
-    """Return the step through OpenCV's float HSV: hue in degrees, wrapped by it, saturation 0 to 1, value 0 to 255.
+    """Return the step through OpenCV's float HSV: hue in degrees (wraps), saturation 0 to 1, value 0 to 255.
 
-    ``exact`` says that greys come without the rounding of earlier steps, so that their hue is 0.
+    ``exact`` states that greys have no rounding from earlier steps, so their hue is 0.
     """
     shift = (360 * (hsv.turn % 1), hsv.saturation, 255 * hsv.value, 0.0)
     moves = bool(hsv.saturation or hsv.value)
@@ -156,7 +156,7 @@ def _lab_of_light(lab: Lab) -> Step:
         straight = spare * np.float32(7.787) + np.float32(16 / 116)
         roots = np.where(spare > 0.008856, cv2.pow(spare, 1 / 3), straight)
         cv2.transform(roots, mix, dst=spare)
-        np.maximum(spare[..., 2], 0, out=spare[..., 2])  # as scikit-image does
+        np.maximum(spare[..., 2], 0, out=spare[..., 2])  # as in scikit-image
         units = np.where(spare > 0.2068966, spare * spare * spare, (spare - np.float32(16 / 116)) / np.float32(7.787))
         light = np.maximum(cv2.transform(units, to_rgb), 0)
         bright = cv2.pow(light, 1 / 2.4) * np.float32(1.055) - np.float32(0.055)
@@ -189,13 +189,13 @@ def _logs(curve: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.log((curve + 1) / 256)
 
 
-# What the table at the front already does for the first operation after the tones, and that operation's step then.
+# For the first operation after leading tones: the curve that their table includes, and the remaining step.
 LEADS: dict[type, tuple[Callable[[NDArray[np.float64]], NDArray[np.float64]], Callable[[Any], Step]]] = {
     Stain: (_logs, partial(_stain_of_logs, scale=1)),
     Lab: (linear_light, _lab_of_light),
     Hsv: (as_is, partial(_hsv, exact=True)),
 }
-# The step of each operation on levels from 0 to 255.
+# Step of each operation on levels from 0 to 255.
 STEPS: dict[type, Callable[[Any], Step]] = {
     Tone: _tone,
     Saturation: _saturation,

@@ -1,4 +1,4 @@
-"""Drawn operations on batches of tiles in torch: uint8 in, per-tile numbers as columns, one rounding at the end.
+"""Apply drawn operations to batches of tiles in torch: uint8 in, per-tile numbers as columns, one final rounding.
 
 The same code runs on the CPU and on CUDA.
 """
@@ -22,12 +22,12 @@ from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Size
 
-# Pixels per pass. On a CPU temporaries stay in the second-level cache; on a device they stay under some GB.
+# Pixels per pass. On a CPU temporaries stay in the second-level cache; on a device they stay under a few GB.
 CHUNK_PX = {"cpu": 2**16, "cuda": 2**24}
 
 
 class Statistics(Protocol):
-    """What normalisation subtracts and divides by: (x · rescale − mean) / std."""
+    """Statistics of normalisation: (x · rescale − mean) / std."""
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -39,12 +39,12 @@ class Statistics(Protocol):
 
     @property
     def rescale(self) -> float:
-        """What a byte is multiplied by first."""
+        """Factor for a byte, applied first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tiles whose operations are of the same kinds in the same order: they differ in numbers alone."""
+    """Tiles with the same kinds of operations in the same order: only the numbers differ."""
 
     kinds: tuple[str, ...]
     tiles: Tensor | None  # (m,) int64 indices into the batch; None: all
@@ -63,31 +63,30 @@ class Group:
 
 
 class DeviceProgram:
-    """The drawn operations of a batch of tiles, ready to run where the tiles are.
+    """The drawn operations of a batch of tiles, run on the tiles' device.
 
     Parameters
     ----------
     operations : sequence of tuples of operations, or one tuple
-        One tuple per tile, or one for all tiles. Tiles with the same kinds in the same order run together, whatever
-        their numbers: a batch takes one pass for each different order of kinds in it.
+        One tuple per tile, or one for all tiles. Tiles with the same kinds in the same order run together with their
+        own numbers: a batch takes one pass per order of kinds.
     normalize : object with mean, std and rescale, or None
-        What follows the operations, for instance a ``Normalize``. None: bytes come out, rounded half up.
+        Applied after the operations, for instance a ``Normalize``. None: uint8 results, rounded half up.
     dtype : torch.dtype
         Of normalised tiles: float16, bfloat16 or float32.
     compile : bool
-        Let torch.compile fuse the expression: 3 to 30 s on a CPU, once per order of kinds in a process, and a C++
-        compiler is needed; then a chain of tone, hue and stain takes a third of the time, a stain alone a
-        little less.
+        Fuse the expression with torch.compile: 3 to 30 s on a CPU, once per order of kinds and process, with a C++
+        compiler; then a chain of tone, hue and stain takes a third of the time, a stain alone slightly less.
 
     Raises
     ------
     ConfigError
-        If an operation cannot run on a batch, or a dtype is none of the three.
+        An operation cannot run on a batch, or the dtype is not one of the three.
 
     Notes
     -----
-    Everything is float32 until the one rounding. Differences from float64: ``tests/test_augment_device.py``; times:
-    ``tests/benchmarks/augment_device.py``. A program has no state: threads may share it.
+    Everything is float32 until the final rounding. Differences from float64: ``tests/test_augment_device.py``; times:
+    ``tests/benchmarks/augment_device.py``. A program has no state and can be shared by threads.
 
     Examples
     --------
@@ -107,7 +106,7 @@ class DeviceProgram:
     ) -> None:
         if dtype not in (torch.float16, torch.bfloat16, torch.float32):
             raise ConfigError(f"tiles cannot be {dtype}", remedy="pass float16, bfloat16 or float32")
-        self.dtype = torch.uint8 if normalize is None else dtype  # of what comes out
+        self.dtype = torch.uint8 if normalize is None else dtype  # of the result
         self.count: int | None = None  # tiles of a batch; None: any
         if any(not isinstance(entry, tuple) for entry in operations) or operations == ():
             self.groups = [Group.of([_kept(operations)], None)]
@@ -123,20 +122,20 @@ class DeviceProgram:
         Parameters
         ----------
         tiles : (n, 3, H, W) uint8 RGB
-            Best in channels_last layout, as tiles are stored.
+            Best in channels_last layout, the layout of stored tiles.
         places : n integers, optional
-            Seed the noise together with the operations, for instance each tile's index in its bag. Without them the
-            tile's bytes do: a tile has the same noise in whatever batch, and another than its neighbours.
+            Seed the noise together with the operations, for instance with each tile's index in its bag. Without them
+            the tile's bytes are used: equal noise for the same tile in any batch, different noise between tiles.
 
         Returns
         -------
         (n, 3, H, W) tensor, channels_last
-            On the device of ``tiles``; uint8 when nothing is normalised.
+            On the device of ``tiles``; uint8 without normalisation.
 
         Raises
         ------
         ConfigError
-            If these are no tiles, or not as many as there are tuples of operations.
+            These are not tiles, or their number differs from that of the tuples of operations.
         """
         _check_tiles(tiles, self.count)
         if places is not None and len(places) != len(tiles):
@@ -155,11 +154,11 @@ class DeviceProgram:
         return out
 
     def _fill(self, out: Tensor, tiles: Tensor, group: Group, places: Sequence[int] | None) -> None:
-        """Fill ``out`` with the group's tiles, some at a time."""
+        """Fill ``out`` with the group's tiles, one chunk at a time."""
         if self.dtype == torch.uint8 and not group.kinds:
             out.copy_(tiles)
             return
-        # What ends every list comes last: normalisation, or rounding.
+        # The last step of every chain: normalisation, or rounding.
         last = torch.tensor(self._finish).expand(len(group.numbers), 6)
         numbers = torch.cat((group.numbers, last), dim=1).to(tiles.device, non_blocking=True)
         if "noise" in group.kinds:
@@ -172,23 +171,23 @@ class DeviceProgram:
             rows = slice(first, first + step)
             planes = augmented(tiles[rows], group.kinds, numbers if len(numbers) == 1 else numbers[rows])
             for channel, plane in enumerate(planes):
-                out[rows, channel] = plane  # here it is rounded; conversion to bytes cuts off
+                out[rows, channel] = plane  # ``plane`` includes +0.5: conversion to bytes truncates
 
 
 @functools.cache
 def _compiled(kinds: tuple[str, ...]) -> Callable[[Tensor, Tensor, torch.dtype], Tensor]:
-    """Return the expression of these kinds, fused by torch.compile at its first call."""
+    """Return the expression for these kinds, fused by torch.compile at its first call."""
 
     def fused(tiles: Tensor, numbers: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.stack(augmented(tiles, kinds, numbers), dim=-1).to(dtype).permute(0, 3, 1, 2)
 
-    # torch compiles a code object eight times at most, and then runs it as it is: each order of kinds gets its own.
+    # torch compiles a code object at most eight times, then runs it uncompiled: each order of kinds gets its own.
     fused.__code__ = fused.__code__.replace(co_name="_".join(("fused", *kinds)))
     return torch.compile(fused, dynamic=True)
 
 
 def _digests(tiles: Tensor, places: Sequence[int] | None) -> Tensor:
-    """Return (n,) int64 that tell tiles apart: their places, or sums of their bytes with random weights of 24 bits."""
+    """Return (n,) int64 that identify tiles: their places, or sums of their bytes with random weights of 24 bits."""
     if places is not None:
         return torch.tensor(places, dtype=torch.int64).to(tiles.device, non_blocking=True)
     values = tiles.permute(0, 2, 3, 1).reshape(len(tiles), -1)
@@ -199,7 +198,7 @@ def _digests(tiles: Tensor, places: Sequence[int] | None) -> Tensor:
 
 
 def _salted(numbers: Tensor, kinds: tuple[str, ...], digests: Tensor) -> Tensor:
-    """Return the numbers, one row per tile, with the keys of noise moved by the tile's digest."""
+    """Return the numbers, one row per tile, with the keys of noise changed by the tile's digest."""
     low, high = digests & 0xFFFFFFFF, (digests >> 32) & 0xFFFFFFFF
     salts = torch.stack([hashed(low, high, salt) >> 8 for salt in (1, 2)], dim=1)
     result = numbers.expand(len(digests), -1).clone()
@@ -224,11 +223,11 @@ def warp(tiles: Tensor, affines: ArrayLike, size: Size, *, fill: int = 255) -> T
     tiles : (n, 3, H, W) uint8
         The plain tiles.
     affines : (n, 2, 3) or (n, 6) float
-        Plain px → augmented px, corner-based: what ``Draw.affine`` holds. Where they shrink, nothing is averaged.
+        Plain px → augmented px, corner-based, as in ``Draw.affine``. Shrinking does not average.
     size : Size
-        Of the augmented tiles.
+        Size of the augmented tiles.
     fill : int
-        The level outside the plain tile; pixels at its border blend with it.
+        Level outside the plain tile; pixels at its border blend with it.
 
     Returns
     -------
@@ -238,7 +237,7 @@ def warp(tiles: Tensor, affines: ArrayLike, size: Size, *, fill: int = 255) -> T
     Raises
     ------
     ConfigError
-        If an affine is singular, or there is not one per tile.
+        An affine is singular, or there is not one per tile.
 
     Examples
     --------
@@ -258,20 +257,20 @@ def warp(tiles: Tensor, affines: ArrayLike, size: Size, *, fill: int = 255) -> T
         rows = slice(first, first + step)
         a, b, c, d, e, f = numbers[rows, :, None, None].unbind(1)
         grid = torch.stack((a * x + (b * y + c), d * x + (e * y + f)), dim=-1)
-        # Zero outside after the shift by ``fill`` is ``fill`` outside.
+        # After subtracting ``fill``, zero outside stands for ``fill``.
         shifted = tiles[rows].to(torch.float32, memory_format=torch.contiguous_format) - fill
         out[rows] = functional.grid_sample(shifted, grid, padding_mode="zeros", align_corners=False) + (fill + 0.5)
     return out
 
 
 def _sampling(affines: ArrayLike, count: int, plain: Size) -> NDArray[np.float64]:
-    """Return the (n, 6) affines from augmented px to plain ones, the tile's borders being at −1 and 1."""
+    """Return the (n, 6) affines from augmented px to plain ones, with the tile's borders at −1 and 1."""
     forward = np.asarray(affines, dtype=np.float64)
     if forward.shape not in ((count, 2, 3), (count, 6)):
         raise ConfigError(f"affines have the shape {forward.shape} for {count} tiles", remedy="pass one per tile")
     square = np.tile(np.eye(3), (count, 1, 1))
     square[:, :2] = forward.reshape(count, 2, 3)
-    # A determinant is the area that one plain pixel becomes.
+    # The determinant is the area of one plain pixel after the affine.
     areas = np.linalg.det(square[:, :2, :2])
     if not np.isfinite(square).all() or not (np.abs(areas) > 1e-12).all():
         raise ConfigError("an affine is singular: it maps tiles to a line")

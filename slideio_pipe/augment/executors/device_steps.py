@@ -1,7 +1,7 @@
-"""The operations as expressions in torch, on float planes, with the numbers of many tiles as columns.
+"""Colour operations as torch expressions on float planes, with the numbers of many tiles as columns.
 
-No expression has a branch that depends on a pixel: all choices are made on the host, from the records. So they run
-alike on the CPU and on CUDA, and torch.compile fuses a chain into one kernel.
+No expression branches on a pixel: all choices are made on the host, from the records. So they run identically on the
+CPU and on CUDA, and torch.compile fuses a chain into one kernel.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Numbers = Sequence[float]
 RGB_OF_UNIT = np.linalg.inv(UNIT_OF_RGB)
 
 LOG2_E = math.log2(math.e)
-TINY = 1e-30  # keeps 0 / 0 from happening
+TINY = 1e-30  # avoids 0 / 0
 
 
 def _tone_numbers(tone: Tone) -> Numbers:
@@ -56,7 +56,7 @@ def _line_numbers(tone: Tone) -> Numbers:
 
 
 def _line(planes: Planes, columns: Columns) -> Planes:
-    """Do tones whose gamma is 1."""
+    """Apply tones whose gamma is 1."""
     slope, lift = columns
     red, green, blue = (plane * slope + lift for plane in planes)
     return red, green, blue
@@ -83,14 +83,14 @@ def _hsv(planes: Planes, columns: Columns) -> Planes:
     largest = torch.maximum(torch.maximum(red, green), blue)
     least = torch.minimum(torch.minimum(red, green), blue)
     chroma = largest - least
-    # The hue in sixths of a circle: its distance from red, 0 to 3, with the sign of the side it lies on.
+    # Hue in sixths of a circle: its distance from red, 0 to 3, with the sign of its side.
     distance = (chroma - least + green + blue - red) / chroma.clamp(min=GREY_LEVELS)
     coloured = (chroma - GREY_LEVELS).sign().clamp(min=0)
     sixths = torch.copysign(distance, green - blue) * coloured + turn
     sixths = sixths - 6 * torch.floor(sixths / 6)
     saturation = (chroma / largest.clamp(min=TINY) + more_saturation).clamp(0, 1)
     value = (largest + more_value).clamp(0, 255)
-    # Each channel is full over a third of the circle, empty over another third, linear between.
+    # Each channel is full over a third of the circle, empty over another third, and linear between them.
     full = ((sixths - 3).abs() - 1, 2 - (sixths - 2).abs(), 2 - (sixths - 4).abs())
     red, green, blue = (value * (1 - saturation * (1 - part.clamp(0, 1))) for part in full)
     return red, green, blue
@@ -101,7 +101,7 @@ def _stain_numbers(stain: Stain) -> Numbers:
 
 
 def _stain(planes: Planes, columns: Columns) -> Planes:
-    # To base 2, of which a matrix takes no notice; and of (x + 1)/256, so that white is exactly 0 and stays white.
+    # Base 2 gives the same result with a matrix; (x + 1)/256 makes white exactly 0, so it stays white.
     logs = tuple(torch.log2((plane + 1) * (1 / 256)) for plane in planes)
     red, green, blue = (256 * torch.exp2(moved) - 1 for moved in _mix(logs, columns[:9], columns[9:]))
     return red, green, blue
@@ -116,7 +116,7 @@ def _lab(planes: Planes, columns: Columns) -> Planes:
     linear = tuple(_linear_light(plane * (1 / 255)) for plane in planes)
     roots = tuple(_lab_root(plane) for plane in _mix(linear, UNIT_OF_RGB.ravel().tolist()))
     x, y, z = _mix(roots, columns[:9], columns[9:])
-    units = tuple(_lab_cube(plane) for plane in (x, y, z.clamp(min=0)))  # z as scikit-image does
+    units = tuple(_lab_cube(plane) for plane in (x, y, z.clamp(min=0)))  # z as in scikit-image
     red, green, blue = (255 * _encoded_light(plane) for plane in _mix(units, RGB_OF_UNIT.ravel().tolist()))
     return red, green, blue
 
@@ -138,7 +138,7 @@ def _lab_cube(root: Tensor) -> Tensor:
 
 
 def _power(base: Tensor, exponent: Tensor | float) -> Tensor:
-    """Return base^exponent for bases from 0; a quarter of the time of torch's own on a CPU."""
+    """Return base^exponent for bases from 0; takes a quarter of the time of torch's own on a CPU."""
     return torch.exp2(torch.log2(base) * exponent)
 
 
@@ -175,19 +175,16 @@ def _noise(planes: Planes, columns: Columns) -> Planes:
 
 
 def _polar(bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return radius and angle of a point of the plane's normal distribution (Box and Muller 1958), of 16 bits each.
-
-    The radius ends at 4.9.
-    """
+    """Return radius (at most 4.9) and angle of a 2-D normal sample (Box and Muller 1958), from 16 bits each."""
     uniform = ((bits >> 16).float() + 0.5) * 2**-16
     return torch.sqrt(-2 * torch.log(uniform)), (bits & 0xFFFF).float() * (2 * math.pi * 2**-16)
 
 
 def hashed(counter: Tensor, first: Tensor | int, second: Tensor | int) -> Tensor:
-    """Return 32 bits, as int64, that counter and keys of 32 bits alone decide: on every device the same.
+    """Return a 32-bit hash, as int64, of a counter and two 32-bit keys, equal on every device.
 
     Constants 21f0aaad and 735a2d97 of C. Wellons' hash prospector; the second key enters between the rounds. Both
-    multipliers are below 2³¹: products fit int64, and nothing depends on how an overflow is treated.
+    multipliers are below 2³¹: products fit int64, so overflow never matters.
     """
     bits = (counter + first) & 0xFFFFFFFF
     bits = ((bits ^ (bits >> 16)) * 0x21F0AAAD) & 0xFFFFFFFF
@@ -198,7 +195,7 @@ def hashed(counter: Tensor, first: Tensor | int, second: Tensor | int) -> Tensor
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One kind of operation: its numbers, computed on the host in float64, and what they do to pixels."""
+    """One kind of operation: its numbers, computed on the host in float64, and its effect on pixels."""
 
     width: int  # how many numbers
     numbers: Callable[[Any], Numbers]
@@ -225,7 +222,7 @@ def kind_of(operation: Operation) -> str:
 
 
 def augmented(tiles: Tensor, kinds: tuple[str, ...], numbers: Tensor) -> Planes:
-    """Return tiles after operations of these kinds: the whole expression, without the rounding at its end.
+    """Return tiles after operations of these kinds, without the final rounding.
 
     Parameters
     ----------
@@ -234,7 +231,7 @@ def augmented(tiles: Tensor, kinds: tuple[str, ...], numbers: Tensor) -> Planes:
     kinds : tuple of str
         Keys of ``STEPS``.
     numbers : (n, P) or (1, P) float32
-        What the steps' ``numbers`` gave, one after the other; then three factors and three summands.
+        The steps' ``numbers``, concatenated; then three factors and three summands.
     """
     planes: Planes = tiles[:, 0].float(), tiles[:, 1].float(), tiles[:, 2].float()
     columns = list(numbers[:, :, None, None].unbind(1))

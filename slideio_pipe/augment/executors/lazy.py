@@ -1,13 +1,13 @@
-"""A draw as a lazy uint8 pyvips image: built once per view, nothing decoded, the same pixels however it is read.
+"""A draw as a lazy uint8 pyvips image: built once per view, nothing decoded, equal pixels for any reading order.
 
-Three ways to colour, each with one rounding at its end:
+Three ways to compute colours, each with one rounding at the end:
 
-- Tones, saturation and stain alternate between tables and matrices, which libvips does without branches, in ushort
-  fixed point: 21 to 30 ns per pixel for a stain, however many tones stand around it.
+- Tones, saturation and stain become alternating tables and matrices, which libvips runs without branches, in ushort
+  fixed point: 21 to 30 ns per pixel for a stain, with any number of tones around it.
 - Hue, Lab and noise need steps that libvips has only in 8 bits, or at 60 to 230 ns per pixel. A chain with one of them
-  runs in ``ColourProgram``, tile by tile, when libvips asks for the tile: the very pixels of ``apply_cpu``, for 5 ns
-  per pixel more. libvips asks for one such tile at a time; in raster order, threads compute the next ones meanwhile.
-- A transform of albumentationsxl that is not lowered makes its own graph.
+  runs in ``ColourProgram``, tile by tile, when libvips requests the tile: the same pixels as ``apply_cpu``, for 5 ns
+  per pixel more. libvips requests one such tile at a time; in raster order, threads compute the next ones ahead.
+- A transform of albumentationsxl that is not translated to operations builds its own graph.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ CODES = 65536
 LOG_256 = float(np.log(256.0))
 PER_DENSITY = (CODES - 1) / LOG_256  # codes per unit of optical density: black to white is the whole range
 PER_LEVEL = 257  # codes per level
-# A matrix worse conditioned than this cannot have its offset folded into the table before it.
+# With a matrix worse conditioned than this, its offset cannot be folded into the preceding table.
 CONDITION = 1e6
-# Two coordinates of a canvas are the same: a pyramid's rounding stays below a thousandth of a pixel.
+# Coordinates of a canvas within this are equal: a pyramid's rounding stays below a thousandth of a pixel.
 SAME_PX = 1e-6
 WHITE = [255, 255, 255]
-RUN = 3  # tiles asked for one after the other before more are computed ahead
+RUN = 3  # consecutive requests after which tiles are computed ahead
 MOST_THREADS = 16
 
 
 def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False, outside: int = 255) -> Any:
-    """Return the augmented image as a lazy one; nothing is decoded until pixels are asked for.
+    """Return the augmented image as a lazy one; nothing is decoded until pixels are read.
 
     Parameters
     ----------
@@ -56,9 +56,9 @@ def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False, outside
         3 bands, uchar.
     draw : Draw
     operations_only : bool
-        Leave geometry out.
+        Skip the geometry.
     outside : int
-        The grey level around the image: white.
+        Grey level outside the image; white by default.
 
     Returns
     -------
@@ -68,15 +68,15 @@ def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False, outside
     Raises
     ------
     ConfigError
-        The image is not 8-bit RGB, or not of the size the draw was made for.
+        The image is not 8-bit RGB, or not of the draw's size.
 
     Notes
     -----
-    Pixels are sampled once, bilinearly, with white around the image: within 1 level of float64 everywhere, the border
-    included. What a draw shrinks by more than 1.25 is antialiased first, at the cost of reading all of it: a coarser
+    Pixels are sampled once, bilinearly, with white around the image: within 1 level of float64 everywhere, including
+    the border. If a draw shrinks by more than 1.25, the image is antialiased first, which reads all of it: a coarser
     ``mpp`` reads less. Flips, quarter turns and shifts by whole pixels copy pixels. An error of libvips in a tile of
     the given image is raised by the first fetch that needs it; libvips then keeps the tile as black. A
-    ``pyvips.Region`` may not outlive the image it was made on, here as with ``VirtualTiff``.
+    ``pyvips.Region`` may not outlive the image it was made from, as with ``VirtualTiff``.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False, outside
 
 
 def check_image(image: Any) -> None:
-    """Raise ``ConfigError`` saying what was given, unless it is an 8-bit RGB ``pyvips.Image``."""
+    """Raise ``ConfigError`` unless the image is an 8-bit RGB ``pyvips.Image``."""
     if not isinstance(image, pyvips.Image):
         raise ConfigError(f"the image is a {type(image).__name__}", remedy="pass a pyvips.Image of 8-bit RGB")
     if image.bands != 3 or image.format != "uchar":
@@ -129,7 +129,7 @@ def _moved(image: Any, draw: Draw, outside: list[int]) -> Any:
         [affine.a, affine.b, affine.d, affine.e],
         interpolate=pyvips.Interpolate.new("bilinear"),
         oarea=[0, 0, canvas.width, canvas.height],
-        # libvips puts pixel centres on whole numbers; ours lie halfway.
+        # libvips puts pixel centres at whole numbers; ours are at halves.
         idx=0.5,
         idy=0.5,
         odx=affine.c - 0.5,
@@ -140,17 +140,16 @@ def _moved(image: Any, draw: Draw, outside: list[int]) -> Any:
 
 
 def _shrunk(image: Any, affine: Affine) -> tuple[Any, Affine]:
-    """Return the image, antialiased and made smaller where the affine shrinks it, and what is left of the affine.
+    """Return the image, antialiased and reduced where the affine shrinks it, and the remaining affine.
 
-    Bilinear interpolation looks at four pixels: of an image shrunk beyond ``FINE_ENOUGH`` it would skip the others. The
-    filter is a triangle, as that of a plain view. Upright axes shrink each by their own factor, turned ones by the
-    smaller.
+    Bilinear interpolation uses four pixels and would skip others if shrunk by more than ``FINE_ENOUGH``. The filter is
+    a triangle, as for a plain view. Upright axes are each reduced by their own factor, rotated ones by the smaller.
     """
     inverse = affine.inverse()
     linear = np.array([[inverse.a, inverse.b], [inverse.d, inverse.e]])
     upright = not affine.b and not affine.d
     factors = np.abs(np.diagonal(linear)) if upright else np.repeat(np.linalg.norm(linear, -2), 2)
-    # A whole number of shrunk pixels: libvips centres what is left over, which would shift the image.
+    # To a whole number of pixels: libvips centres a remainder, which would shift the image.
     across, down = (
         max(1, round(side / factor)) if factor > FINE_ENOUGH else side
         for side, factor in zip((image.width, image.height), factors.tolist(), strict=True)
@@ -161,7 +160,7 @@ def _shrunk(image: Any, affine: Affine) -> tuple[Any, Affine]:
     return image.reduce(factor_x, factor_y, kernel="linear"), affine @ Affine.scaling(factor_x, factor_y)
 
 
-# Rows (a, b), (d, e) of an affine and what does the same without sampling.
+# Rows (a, b), (d, e) of an affine, and the equivalent operation without sampling.
 _COPIES: dict[tuple[int, int, int, int], Callable[[Any], Any]] = {
     (1, 0, 0, 1): lambda image: image,
     (-1, 0, 0, 1): lambda image: image.fliphor(),
@@ -200,7 +199,7 @@ def _coloured(image: Any, operations: tuple[Operation, ...]) -> Any:
 
 
 class _Coded(NamedTuple):
-    """An image of codes, uchar or ushort, and the value from 0 to 255 that each code stands for."""
+    """An image of codes, uchar or ushort, and the value from 0 to 255 of each code."""
 
     image: Any
     values: Values
@@ -224,14 +223,14 @@ def _by_tables(image: Any, operations: tuple[Operation, ...]) -> Any:
 
 
 def _saturated(coded: _Coded, saturation: Saturation) -> _Coded:
-    # Half a code, so that the cast, which cuts off, rounds: greys pass the matrix as they are.
+    # Half a code, because the cast truncates: with it the cast rounds, and greys pass the matrix unchanged.
     shifted = coded.table(lambda values: values + 0.5 / PER_LEVEL)
     mixed = shifted.recomb((PER_LEVEL * saturation.matrix()).tolist())
     return _Coded(mixed.cast("ushort"), _level_values())
 
 
 def _stained(coded: _Coded, stain: Stain) -> _Coded:
-    """Go to optical density by a table, through the matrix, and stay there: the cast clips to black and white."""
+    """Convert to optical density by a table, apply the matrix, stay in codes: the cast clips to black and white."""
     matrix = np.array(stain.matrix)
     wanted = np.array(stain.offset) + 0.5 / PER_DENSITY  # half a code, so that the cast rounds
     folded = np.linalg.cond(matrix) < CONDITION
@@ -273,7 +272,7 @@ def _by_tiles(image: Any, operations: tuple[Operation, ...]) -> Any:
         row, column = divmod(place, columns)
         x, y = column * TILE.width, row * TILE.height
         width, height = min(TILE.width, size.width - x), min(TILE.height, size.height - y)
-        # A region belongs to the thread it is made in, and any thread may come here.
+        # A region may be used only in the thread that made it, and any thread may call this.
         pixels = np.frombuffer(pyvips.Region.new(image).fetch(x, y, width, height), np.uint8)
         tile = np.empty((TILE.height, TILE.width, 3), np.uint8)
         program.apply(pixels.reshape(height, width, 3), tile[:height, :width], place=place)
@@ -284,9 +283,9 @@ def _by_tiles(image: Any, operations: tuple[Operation, ...]) -> Any:
 
 
 class _Ahead:
-    """Computes tiles in threads before they are asked for, once three in a row were.
+    """Computes tiles in threads ahead of requests, after three requests in a row.
 
-    libvips asks a ``VirtualTiff`` for one tile at a time; whoever saves or sums up an image asks in raster order.
+    libvips requests one tile of a ``VirtualTiff`` at a time; saving or averaging an image requests in raster order.
     """
 
     def __init__(self, compute: Callable[[int], NDArray[np.uint8]], tiles: int) -> None:

@@ -1,4 +1,4 @@
-"""Who can open what. ``open_backend`` chooses; every backend answers the same questions (``base.Backend``)."""
+"""Choose the backend for a file: ``open_backend``; every backend implements ``base.Backend``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from slideio_pipe.slides.backends.tiff import TiffBackend
 from slideio_pipe.slides.backends.tiff_header import APERIO_JPEG2000_YCBCR, is_tiff, read_header
 
 BACKENDS = ("auto", "tiff", "openslide", "array")
-# TIFFs whose meaning lies outside the TIFF standard: left to OpenSlide. The others it names are plain pyramids.
+# TIFFs with a meaning outside the TIFF standard are left to OpenSlide. Those in this set are plain pyramids.
 _PLAIN_TIFFS = frozenset({None, "aperio", "generic-tiff"})
 _AUTO = 'pass backend="auto"'
 
 
 def open_backend(path: Path, backend: str = "auto") -> Backend:
-    """Open a slide with the named backend, or the one that reads it exactly and fastest.
+    """Open a slide with the named backend, or with the one that reads it exactly and fastest.
 
     Raises
     ------
     ConfigError
-        An unknown backend name.
+        The backend is unknown.
     SlideNotFoundError, UnsupportedSlideError, CorruptSlideError
         See ``errors``.
     """
@@ -61,24 +61,24 @@ def _check_readable(path: Path) -> None:
         ) from error
     except PermissionError:
         raise
-    except (OSError, ValueError) as error:  # also too long a name, or a null character in it
+    except (OSError, ValueError) as error:  # also a name too long, or with a null character
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"no such file ({error})"
         raise SlideNotFoundError(reason, slide=str(path), remedy="check the path") from error
     if stat.S_ISDIR(mode):
         return
-    if not stat.S_ISREG(mode):  # a pipe would block, a device never end
+    if not stat.S_ISREG(mode):  # a pipe would block, a device would never end
         raise UnsupportedSlideError("not a regular file", slide=str(path), remedy="pass a file on disk")
     if path.stat().st_size == 0:
         raise CorruptSlideError("the file is empty", slide=path.name, remedy="copy or download the slide again")
 
 
 def _check_fourth_sample(path: Path) -> None:
-    """Raise UnsupportedSlideError for a plain TIFF whose fourth sample is no alpha: OpenSlide takes it for one."""
+    """Raise UnsupportedSlideError for a plain TIFF whose fourth sample is not alpha: OpenSlide treats it as alpha."""
     if not is_tiff(path) or detect(path) not in _PLAIN_TIFFS:
         return
     try:
         page = read_header(path).levels[0]
-    except (CorruptSlideError, UnsupportedSlideError):  # OpenSlide may know better
+    except (CorruptSlideError, UnsupportedSlideError):  # OpenSlide may read it
         return
     if int(page.page.samplesperpixel) == 4 and not page.samples.alpha:
         reason = "its fourth sample is unspecified, so no alpha, and OpenSlide takes it for one"
@@ -94,7 +94,7 @@ def _open_directory(path: Path, backend: str) -> Backend:
 
 
 def _files_in(folder: Path) -> str:
-    """Return what to pass in place of a folder."""
+    """Return a hint: the files in a folder that can be passed instead."""
     files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
     dicom = [found for path in files if (found := read_instance(path)) is not None]
     series = {found.series: found for found in sorted(dicom, key=base_first, reverse=True)}

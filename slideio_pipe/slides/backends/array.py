@@ -1,4 +1,4 @@
-"""Arrays as slides: numpy in memory, zarr on disk (OME-Zarr multiscales included), and flat PNG or JPEG images."""
+"""Backends for arrays: numpy in memory, zarr on disk (OME-Zarr multiscales included), and flat PNG or JPEG images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class NumpyBackend:
         _check_pixels(array.shape, array.dtype, slide)
         pixels = np.ascontiguousarray(array if array.ndim == 3 else array[..., None])
         height, width, bands = pixels.shape
-        self._pixels = pixels  # libvips reads this memory: it must outlive the image
+        self._pixels = pixels  # libvips reads this memory, which must outlive the image
         image = pyvips.Image.new_from_memory(pixels, width, height, bands, "uchar")
         image = image.copy(interpretation="b-w" if bands == 1 else "srgb")
         self._image = as_rgb(image, slide=slide)
@@ -50,22 +50,22 @@ class NumpyBackend:
         raise KeyError(name)
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
-        """Return None: there are none of JPEG."""
+        """Return None: there are no JPEG tiles."""
         del level
         return None
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
-        """Return None: libvips tells of every failure here, every time."""
+        """Return None: libvips reports every failure here, every time."""
         del level, rect, pixels
         return None
 
 
 class FlatBackend(NumpyBackend):
-    """A PNG, JPEG, WebP or other flat image as a one-level slide; decoded whole, when the first pixel is asked for."""
+    """A PNG, JPEG, WebP or other flat image as a one-level slide; decoded whole at the first access to pixels."""
 
     def __init__(self, path: Path) -> None:
         try:
-            # From a source: in a file name libvips takes "[…]" at the end for options.
+            # From a source: libvips interprets "[…]" at the end of a file name as options.
             source = pyvips.Source.new_from_file(str(path))
             image = pyvips.Image.new_from_source(source, "", access="random", fail_on="truncated")
         except pyvips.Error as error:
@@ -80,7 +80,7 @@ class FlatBackend(NumpyBackend):
 
 
 class ZarrBackend:
-    """A zarr array, or an OME-Zarr multiscales group, as a slide; chunks are read as libvips asks for tiles."""
+    """A zarr array or an OME-Zarr multiscales group as a slide; chunks are read when libvips requests tiles."""
 
     name = "array"
 
@@ -88,7 +88,7 @@ class ZarrBackend:
         self._slide = path.name
         try:
             node: Any = zarr.open(str(path), mode="r")
-        except Exception as error:  # zarr raises a different class for every way a store can be damaged
+        except Exception as error:  # a damaged store may raise many classes in zarr
             raise UnsupportedSlideError(
                 f"a directory that is no zarr array or group ({type(error).__name__})",
                 slide=path.name,
@@ -129,11 +129,11 @@ class ZarrBackend:
             return self._levels[level].image
 
     def associated_image(self, name: str) -> Any:
-        """Return the lazy image of a label or macro of what bioformats2raw wrote; KeyError where there is none."""
+        """Return the lazy label or macro of a group written by bioformats2raw; raise KeyError without one."""
         return self._associated[name].level_image(0)
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
-        """Return None: there are none of JPEG."""
+        """Return None: there are no JPEG tiles."""
         del level
         return None
 
@@ -152,7 +152,7 @@ class ZarrBackend:
         }
         try:
             pixels = np.asarray(self._arrays[level][tuple(window.get(axis, 0) for axis in self._axes)])
-        except Exception as error:  # any codec or store error, told with the tile's place
+        except Exception as error:  # any codec or store error; raised with the tile's place
             raise CorruptSlideError(
                 f"chunk of tile ({column}, {row}) of level {level} cannot be read ({error})",
                 slide=self._slide,
@@ -167,7 +167,7 @@ class ZarrBackend:
 
 
 def is_zarr(path: Path) -> bool:
-    """Return whether a directory carries zarr metadata (v2 or v3)."""
+    """Return whether a directory has zarr metadata (v2 or v3)."""
     return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
@@ -181,7 +181,7 @@ def _plain(array: Any, slide: str) -> ngff.Multiscale:
 
 def _readable(store: Path, associated: Mapping[str, str]) -> Iterator[tuple[str, ZarrBackend]]:
     for name, place in associated.items():
-        with contextlib.suppress(SlideioPipeError):  # a macro of 16 bits is left out; the slide is read
+        with contextlib.suppress(SlideioPipeError):  # an unsupported macro, such as 16-bit, is left out
             yield name, ZarrBackend(store / place)
 
 

@@ -1,4 +1,4 @@
-"""What every backend answers about a slide: levels, resolution, properties and a lazy image per level."""
+"""The protocol of slide backends: levels, resolution, properties and a lazy image per level."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from numpy.typing import NDArray
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
 
-# Above this a resolution is no microscope's: 352.78 µm is the 72 dpi that image software writes by default.
+# No microscope has a coarser resolution: 352.78 µm is the 72 dpi that image software writes by default.
 MAX_PLAUSIBLE_MPP = 20.0
 
-# Told what was done, from when and until when, in seconds of time.perf_counter.
+# Called with the stage's name, start and end in seconds of time.perf_counter.
 OnTiming = Callable[[str, float, float], None]
 
 
 class StaleLevelError(CorruptSlideError):
-    """Pixels that are not the slide's, because others near them could not be decoded: fetched again, they are."""
+    """The pixels are wrong because others near them could not be decoded; fetched again, they are correct."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a slide's header says, decoded from nothing but the header."""
+    """Contents of a slide's header, read without decoding pixels."""
 
-    backend: str  # the name open_slide(backend=…) takes
+    backend: str  # name for open_slide(backend=…)
     vendor: str  # "aperio", "hamamatsu", "ome", "generic-tiff", …
     pyramid: Pyramid  # sizes of the levels, largest first
-    tile_sizes: tuple[Size, ...]  # stored tile per level; what storage order is sorted by
-    mpp: Mpp | None = None  # as the header states it; plausibility is judged in slide.py
+    tile_sizes: tuple[Size, ...]  # stored tile per level; storage order is sorted by it
+    mpp: Mpp | None = None  # as stated in the header; plausibility is checked in resolution.py
     objective_power: float | None = None  # 20.0 for a 20× objective
     properties: Mapping[str, str] = field(
         default_factory=dict
-    )  # vendor metadata, untouched; an open slide has OpenSlide's names, too
+    )  # vendor metadata, unchanged; an open slide also has OpenSlide's names
     associated: tuple[str, ...] = ()  # names of label, macro, thumbnail
     icc_profile: bytes | None = None
 
 
 class StoredTiles(Protocol):
-    """The JPEG tiles of one level as they lie in the file; threads may share them."""
+    """The JPEG tiles of one level as stored in the file; can be shared by threads."""
 
     @property
     def tile(self) -> Size:
-        """Of a stored tile, level px."""
+        """Size of a stored tile, level px."""
         ...
 
     @property
@@ -55,13 +55,13 @@ class StoredTiles(Protocol):
 
     @property
     def serial(self) -> int:
-        """Nothing else in this process has it: what caches know the tiles by."""
+        """Number unique in this process, for caches."""
         ...
 
     def stream(self, column: int, row: int) -> bytes | None:
-        """Return a complete JPEG that says its colour model, or None where nothing is stored.
+        """Return a complete JPEG with its colour model, or None if nothing is stored.
 
-        ``decode`` draws such a tile from the finer level, or white where that has nothing, either.
+        ``decode`` draws such a tile from the finer level, or white if that has nothing either.
         """
         ...
 
@@ -77,23 +77,23 @@ class StoredTiles(Protocol):
     ) -> NDArray[np.uint8]:
         """Return (tile.height // reduce, tile.width // reduce, 3) uint8 RGB; ``reduce`` is 1, 2, 4 or 8.
 
-        With ``rows``, only so many of the first rows are needed, in level px: fewer may be returned, but not less.
+        With ``rows``, only the first rows are needed, in level px: at least these are returned.
         """
         ...
 
 
 class Backend(Protocol):
-    """One open slide. Cheap to open, decodes nothing until an image's pixels are fetched.
+    """One open slide. Opening is cheap; nothing is decoded until an image's pixels are fetched.
 
-    There is no ``close``: threads may still be reading. Files are closed when nothing refers to the images any more.
+    There is no ``close``: threads may still be reading. Files are closed when no image refers to them.
 
-    Every image it hands out is a lazy ``pyvips.Image`` of 3 bands, uchar, sRGB, alpha flattened on white.
+    Every image is a lazy ``pyvips.Image`` of 3 bands, uchar, sRGB, alpha flattened on white.
     """
 
     facts: Facts
 
     def level_image(self, level: int) -> Any:
-        """Return the lazy image of a level; the same object every time, shared by all threads."""
+        """Return the lazy image of a level; always the same object, shared by all threads."""
         ...
 
     def associated_image(self, name: str) -> Any:
@@ -101,13 +101,13 @@ class Backend(Protocol):
         ...
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
-        """Return the level's own JPEG tiles, None when it has none; the same object every time."""
+        """Return the level's own JPEG tiles, or None; always the same object."""
         ...
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
-        """Return why ``pixels``, just fetched from ``rect`` (level px), are not the slide's, or None when they are.
+        """Return why ``pixels``, just fetched from ``rect`` (level px), are wrong, or None if they are correct.
 
-        libvips is not told when a decoder of ours fails, and reports a failure of its own once: afterwards it gives the
-        tile that it could not decode as black. So whoever fetches asks here, every time.
+        libvips gets no error from our decoders, and reports its own failures once: afterwards it returns a tile that
+        it could not decode as black. So callers check here after every fetch.
         """
         ...

@@ -1,6 +1,6 @@
-"""Slides that are several files: what passes for a slide when its companions are missing is refused, by their names.
+"""Check slides that consist of several files: if companions are missing, raise an error with their names.
 
-A ``.mrxs`` is a JPEG preview and a ``.vsi`` a TIFF preview; the slides are in folders beside them.
+A ``.mrxs`` is a JPEG preview and a ``.vsi`` a TIFF preview; the slide's pixels are in folders beside them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import tifffile
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
 
 _CONVERT = "convert it once, for example with QuPath or Bio-Formats, to a tiled JPEG-compressed RGB TIFF"
-# Never a flat picture, and never a plain TIFF: what reads as one is a preview.
+# Never a flat picture, and never a plain TIFF: a file that reads as one is a preview.
 _NO_PICTURES = (
     *(".svs", ".ndpi", ".scn", ".bif", ".mrxs", ".vms", ".vmu", ".svslide", ".dcm", ".vsi", ".qptiff"),
     *(".czi", ".zvi", ".lif", ".lof", ".oir", ".ets", ".isyntax", ".i2syntax", ".sdpc", ".kfb", ".tmap", ".mds"),
 )
 _NO_TIFFS = tuple(ending for ending in _NO_PICTURES if ending not in (".svs", ".ndpi", ".scn", ".qptiff"))
-# Indexes of slides, each of which is a file of its own.
+# Indexes of several slides, each a file of its own.
 _INDEXES = {".ndpis": (".ndpi", "channel"), ".afi": (".svs", "channel")}
 _NAMED_IN_VMS = re.compile(r"^\s*((?:ImageFile|MapFile)[^=]*)=\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 _ANY_IN_VMS = re.compile(r"^\s*([^=\[]*(?:File|Image)[^=]*)=\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
@@ -29,14 +29,14 @@ _SHOWN = 3
 
 
 def check_companions(path: Path) -> None:
-    """Raise when files are missing without which a slide is only its preview, or its index.
+    """Raise if files are missing without which a slide is only its preview or its index.
 
     Raises
     ------
     CorruptSlideError
         Files or folders beside it are missing; they are named.
     UnsupportedSlideError
-        They are there, and of a format that is not read.
+        They exist, in a format that is not supported.
     """
     ending = path.suffix.lower()
     if ending == ".mrxs":
@@ -51,7 +51,7 @@ def check_companions(path: Path) -> None:
 
 
 def check_picture(path: Path, what: str) -> None:
-    """Raise where a file has the name of a slide, and holds a flat picture or a plain TIFF."""
+    """Raise if a file has the name of a slide but contains a flat picture or a plain TIFF."""
     ending = path.suffix.lower()
     if ending in (_NO_TIFFS if what == "TIFF" else _NO_PICTURES):
         raise UnsupportedSlideError(
@@ -62,7 +62,7 @@ def check_picture(path: Path, what: str) -> None:
 
 
 def check_ome(path: Path) -> None:
-    """Raise where the metadata of an OME-TIFF are in a file that is missing, or it is one plane of several."""
+    """Raise if the metadata of an OME-TIFF are in a missing file, or if it is one plane of several."""
     with tifffile.TiffFile(path) as tif:
         text = tif.ome_metadata or ""
     found = re.search(r"<(?:\w+:)?BinaryOnly\b[^>]*?MetadataFile\s*=\s*[\"']([^\"']*)", text)
@@ -80,7 +80,7 @@ def check_ome(path: Path) -> None:
 
 
 def named_in_index(path: Path, *, pixels_only: bool = True) -> Iterator[str]:
-    """Return the files that a Hamamatsu VMS or VMU lists: those without which there is no slide, or all."""
+    """Yield the files listed in a Hamamatsu VMS or VMU: those that the slide needs, or all."""
     try:
         text = path.read_text("latin-1")
     except OSError:
@@ -128,7 +128,7 @@ def _raise_missing(path: Path, companions: Sequence[Path]) -> None:
 
 
 def _planes_in(companion: Path, name: str) -> int:
-    """Return how many planes the image has that a file is of; 1 where the metadata do not say."""
+    """Return the number of planes of the image that a file belongs to; 1 if the metadata do not state it."""
     try:
         root = ET.parse(companion).getroot()
     except (OSError, ET.ParseError):

@@ -1,7 +1,7 @@
-"""What OpenSlide does not say of DICOM: which files are one slide, and each level's own pixel spacing.
+"""Read DICOM headers for what OpenSlide does not return: the files of one slide, and each level's own pixel spacing.
 
-DICOM part 5, section 7, says how elements are encoded; part 3, section C.8.12, what a whole-slide image has. Only the
-header before the frames is read: 0.2 ms a file.
+DICOM part 5, section 7, defines the encoding; part 3, section C.8.12, the whole-slide image. Only the header before the
+frames is read: 0.2 ms per file.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _WANTED = frozenset(
     {_SYNTAX, _CLASS, _UID, _TYPE, _SERIES, _SAMPLES, _PHOTOMETRIC, _ROWS, _COLUMNS, _BITS, _SPACING}
     | {_MATRIX_COLUMNS, _MATRIX_ROWS, _FOCAL_PLANES, _CONCATENATION, _PARTS}
 )
-_LONGEST = 4096  # a value of these tags; more is damage
+_LONGEST = 4096  # bytes of a value of these tags; more means damage
 _DEEPEST = 16
-# What OpenSlide 4.0 decodes; the names are those of part 6, table A-1.
+# Transfer syntaxes that OpenSlide 4.0 decodes; names are those of part 6, table A-1.
 _DECODED = frozenset(f"1.2.840.10008.1.2.{end}" for end in ("1", "4.50", "4.90", "4.91"))
 _NOT_DECODED = {
     _IMPLICIT: "uncompressed with implicit types",
@@ -61,7 +61,7 @@ class Instance:
     path: Path
     uid: str  # of this file's content
     series: str
-    is_slide: bool  # of the class of whole-slide images
+    is_slide: bool  # has the class of whole-slide images
     image_type: tuple[str, ...]  # such as ORIGINAL, PRIMARY, VOLUME, NONE
     size: Size  # of the whole image
     tile: Size
@@ -71,17 +71,17 @@ class Instance:
     bits: int
     photometric: str
     focal_planes: int
-    is_part: bool  # of an image that is in several files, a concatenation
+    is_part: bool  # part of an image in several files, a concatenation
 
     @property
     def is_level(self) -> bool:
-        """Whether it shows the tissue, not the label, the overview or the thumbnail."""
+        """Whether it shows the tissue: not the label, overview or thumbnail."""
         return self.is_slide and "VOLUME" in self.image_type[2:3]
 
     @property
     def refusal(self) -> str:
-        """Why OpenSlide does not read it; empty when nothing here says so."""
-        if self.bits not in (0, 8):  # 0 in a damaged header
+        """Why OpenSlide does not read it; empty if no reason is found."""
+        if self.bits not in (0, 8):  # 0: damaged header
             return f"DICOM pixels are {self.bits}-bit, not 8-bit"
         if self.samples not in (0, 3):
             plural = "s" if self.samples > 1 else ""
@@ -95,7 +95,7 @@ class Instance:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file starts as DICOM files do."""
+    """Return whether a file begins like a DICOM file."""
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
@@ -104,7 +104,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_instance(path: Path) -> Instance | None:
-    """Return what the header of a DICOM file says; None for a file that is none, or is damaged."""
+    """Return the header of a DICOM file; None for any other or a damaged file."""
     try:
         state = path.stat()
         return _read(path, state.st_mtime_ns, state.st_size)
@@ -113,7 +113,7 @@ def read_instance(path: Path) -> Instance | None:
 
 
 def read_series(path: Path) -> list[Instance]:
-    """Return the files of the slide that ``path`` is of, itself among them, largest first; [] if it is no DICOM."""
+    """Return the files of the slide that ``path`` belongs to, with ``path``, largest first; [] if it is not DICOM."""
     own = read_instance(path)
     if own is None:
         return []
@@ -127,7 +127,7 @@ def read_series(path: Path) -> list[Instance]:
 
 
 def why_not(series: Sequence[Instance]) -> str:
-    """Return why OpenSlide does not read a series as it is meant; empty when nothing in its headers says so."""
+    """Return why OpenSlide does not read a series correctly; empty if its headers give no reason."""
     levels = [instance for instance in series if instance.is_level]
     refusal = next((instance.refusal for instance in levels if instance.refusal), "")
     of_size: dict[Size, set[str]] = {}
@@ -141,11 +141,11 @@ def why_not(series: Sequence[Instance]) -> str:
 
 
 def base_first(instance: Instance) -> tuple[bool, int, str]:
-    """Return what sorts the files of a series: levels before others, the largest first."""
+    """Return the sort key of a series' files: levels before others, the largest first."""
     return not instance.is_level, -instance.size.width * instance.size.height, instance.path.name
 
 
-@lru_cache(maxsize=16_384)  # OpenSlide looks through a folder for every slide in it, and so does read_series
+@lru_cache(maxsize=16_384)  # read_series, like OpenSlide, reads the whole folder for each slide in it
 def _read(path: Path, modified: int, size: int) -> Instance | None:
     del modified, size
     with path.open("rb") as file:
@@ -177,7 +177,7 @@ def _values(file: BinaryIO) -> dict[int, bytes]:
     """Return the wanted elements of a header whose preamble has been read."""
     values: dict[int, bytes] = {}
     start = file.tell()
-    # The group 2 is in explicit types whatever the rest is in.
+    # Group 2 always has explicit types.
     _walk(file, values, explicit=True, group=2)
     syntax = _text(values, _SYNTAX)
     if syntax in (_BIG_ENDIAN, _DEFLATED) or not file.tell() > start:
@@ -207,7 +207,7 @@ def _walk(file: BinaryIO, values: dict[int, bytes], *, explicit: bool, group: in
 
 
 def _sequence(file: BinaryIO, length: int, kept: dict[int, bytes] | None, *, explicit: bool, depth: int) -> None:
-    """Pass over a sequence; of the shared groups, keep the pixel spacing."""
+    """Skip a sequence; in the shared groups, keep the pixel spacing."""
     if depth > _DEEPEST:
         raise ValueError("sequences in sequences")
     if length != _UNDEFINED and kept is None:

@@ -1,4 +1,4 @@
-"""What a JPEG stream says of itself: its colour model, whatever the TIFF tag around it claims.
+"""Read the header of a JPEG stream: its size and colour model, which the TIFF tag may state wrongly.
 
 Markers are those of ITU-T T.81 (JPEG), T.871 (JFIF) and Adobe's APP14 segment as described in T.872, 6.5.3.
 """
@@ -15,10 +15,10 @@ _FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})
 _ADOBE_RGB = b"\xff\xd8\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
 _ADOBE_YCBCR = _ADOBE_RGB[:-1] + b"\1"
 _SEQUENTIAL = frozenset({0xC0, 0xC1})
-# What libjpeg-turbo says of a stream that goes on after its last row.
+# Warning of libjpeg-turbo for a stream that continues after its last row.
 EXTRANEOUS = "extraneous bytes before marker 0xd9"
-# What libjpeg-turbo says when bytes are missing or damaged; it would go on with grey. Anything else may only be more
-# than it can do (12 bits, lossless), and another decoder is asked.
+# Warnings of libjpeg-turbo for missing or damaged bytes, after which it continues in grey. Any other may be an
+# unsupported kind (12 bits, lossless), and another decoder is tried.
 DAMAGE = ("remature end", "Corrupt JPEG")
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})
 
@@ -42,7 +42,7 @@ def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _places(stream: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield (marker, where it stands, length of what follows it) up to the start of the entropy-coded data."""
+    """Yield (marker, its offset, length of its payload) up to the start of the entropy-coded data."""
     at = 0
     while at + 4 <= len(stream):
         if stream[at] != 0xFF:
@@ -62,7 +62,7 @@ def _places(stream: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def read_frame(stream: bytes) -> JpegFrame | None:
-    """Return the frame header, or None where there is none: not a JPEG, or tables only."""
+    """Return the frame header, or None: not a JPEG, or tables only."""
     jfif, adobe, frame = False, None, b""
     for marker, payload in _segments(stream):
         if marker == _APP0 and payload[:5] == b"JFIF\0":
@@ -86,10 +86,10 @@ def read_frame(stream: bytes) -> JpegFrame | None:
 
 
 def holds_ycbcr(frame: JpegFrame, *, tagged_ycbcr: bool) -> bool:
-    """Return whether three components are YCbCr, trusting the stream where it speaks and the TIFF tag where not.
+    """Return whether three components are YCbCr: the stream has precedence over the TIFF tag.
 
-    Adobe's marker decides; then JFIF, which knows no RGB; then component ids spelling "RGB"; then chroma subsampling,
-    which nobody applies to red or blue. Slides without any of these (Aperio) are what their tag says.
+    Adobe's marker decides; then JFIF, which has no RGB; then component ids spelling "RGB"; then chroma subsampling,
+    which is never used for red or blue. Slides without any of these (Aperio) have the colours of their tag.
     """
     if frame.adobe_transform is not None:
         return frame.adobe_transform == 1
@@ -103,17 +103,17 @@ def holds_ycbcr(frame: JpegFrame, *, tagged_ycbcr: bool) -> bool:
 
 
 def complete_jpeg(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:
-    """Return the abbreviated stream of a TIFF tile as a complete one that says its colour model.
+    """Return the abbreviated stream of a TIFF tile as a complete one that states its colour model.
 
     Parameters
     ----------
     data : bytes
-        The tile's bytes: a JPEG, without its tables where the file keeps them once.
+        The tile's bytes: a JPEG, without its tables if the file stores them once.
     tables : bytes
         The file's ``JPEGTables``, a stream of tables only; empty when the tiles have their own.
     ycbcr : bool
-        Whether its three components are YCbCr, not RGB. Said in Adobe's APP14, which decoders believe before anything
-        but JFIF's marker; that one is left out where it would say otherwise.
+        Whether its three components are YCbCr, not RGB. Stated in Adobe's APP14, to which decoders give precedence
+        except over JFIF's marker; a JFIF marker that contradicts it is dropped.
     """
     start = 2
     if not ycbcr and data[2:4] == b"\xff\xe0":
@@ -122,18 +122,18 @@ def complete_jpeg(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:
 
 
 def frame_place(stream: bytes) -> int | None:
-    """Return where the frame header of a JPEG stands: marker, length, precision, height, width; None without one."""
+    """Return the offset of a JPEG's frame header (marker, length, precision, height, width), or None."""
     return next((at for marker, at, _ in _places(stream) if marker in _FRAMES), None)
 
 
 def is_sequential(stream: bytes, frame_at: int) -> bool:
-    """Return whether rows come one after the other, Huffman-coded: whether ``cut_to`` may be used."""
+    """Return whether rows are sequential and Huffman-coded: whether ``cut_to`` may be used."""
     return stream[frame_at + 1] in _SEQUENTIAL
 
 
 def cut_to(stream: bytes, frame_at: int, rows: int) -> bytes:
     """Return the stream with a frame header that declares ``rows`` rows: a decoder stops after them.
 
-    Whoever decodes it hears of extraneous bytes before the end (``EXTRANEOUS``), which are the rows left out.
+    Decoding then gives the warning ``EXTRANEOUS`` for the rows left out.
     """
     return b"".join((stream[: frame_at + 5], rows.to_bytes(2, "big"), stream[frame_at + 7 :]))

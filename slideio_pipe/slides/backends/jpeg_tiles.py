@@ -1,8 +1,8 @@
-"""The JPEG tiles of one TIFF level, each from its own bytes: no lazy graph, no cache, no lock.
+"""JPEG tiles of one TIFF level, each decoded from its own bytes: without a lazy graph, cache or lock.
 
-A stored tile is read with ``pread`` and decoded by libjpeg-turbo straight into the caller's array, without the GIL, at
-full size or at a half, a quarter or an eighth (its DCT gives those for less than the full decode, ITU-T T.81, A.3.3).
-Pixels at full size are those of libvips, bit for bit: same library, same settings.
+A stored tile is read with ``pread`` and decoded by libjpeg-turbo directly into the caller's array, without the GIL, at
+full size or at a half, a quarter or an eighth (computed by its DCT for less than the full decode, ITU-T T.81, A.3.3).
+Full-size pixels equal those of libvips bit for bit: same library, same settings.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ from slideio_pipe.slides.backends.tiff_header import TiffPage
 from slideio_pipe.slides.backends.tile_decoder import TileDecoder
 
 _REMEDY = "copy the slide again, or leave this region out"
-# A row of blocks is 8 px high, 16 with chroma of half the height, which also looks at the next row of chroma.
+# A row of blocks is 8 px high, 16 with chroma of half the height, which also uses the next row of chroma.
 _MCU, _CHROMA_REACH = 16, 2
 _serials = itertools.count()
 
 
 class JpegTiles:
-    """Stored tiles of one JPEG level as complete streams and as pixels; threads may share it.
+    """Stored tiles of one JPEG level as complete streams and as pixels; can be shared by threads.
 
     Parameters
     ----------
     path : Path
-        The TIFF; open as long as this object lives, read with ``pread``.
+        The TIFF; kept open for this object's life, read with ``pread``.
     page : TiffPage
         A tiled page of three-channel JPEG.
     general : callable
-        ``Rect -> (h, w, 3) uint8``: the level's pixels by the general path, for a tile that is more than this one can
-        do. Raises ``ValueError`` or ``CorruptSlideError``.
+        ``Rect -> (h, w, 3) uint8``: the level's pixels by the general path, for tiles that this decoder does not
+        support. Raises ``ValueError`` or ``CorruptSlideError``.
     missing : TileDecoder
-        Draws the tiles that the file leaves out.
+        Draws tiles that are missing in the file.
 
     Attributes
     ----------
     tile : Size
-        Of a stored tile, level px.
+        Size of a stored tile, level px.
     grid : Size
         Columns and rows.
     serial : int
-        Nothing else in this process has it: what caches know the tiles by.
+        Number unique in this process, for caches.
     """
 
     def __init__(
@@ -75,20 +75,20 @@ class JpegTiles:
         self._tables: bytes = page.page.jpegtables or b""
         self._ycbcr = page.tagged_ycbcr != page.colour_tag_wrong
         self._fallback, self._missing = fallback, missing
-        self._last_frame = (0, b"none yet.")  # where a frame header of the tile's size stood, and its first nine bytes
+        self._last_frame = (0, b"none yet.")  # offset of a frame header of the tile's size, and its first nine bytes
         self._slide, self._directory = path.name, page.directory
         self._fd = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._fd)
 
     def stream(self, column: int, row: int) -> bytes | None:
-        """Return a stored tile as a complete JPEG, or None where nothing is stored.
+        """Return a stored tile as a complete JPEG, or None if nothing is stored.
 
-        The entropy-coded data is the file's. Tables stand before it, and an Adobe marker that says the colour model.
+        The entropy-coded data is the file's, after the tables and an Adobe marker that states the colour model.
 
         Raises
         ------
         CorruptSlideError
-            The file ends before the tile does.
+            The file ends inside the tile.
         """
         index = row * self.grid.width + column
         try:
@@ -118,20 +118,20 @@ class JpegTiles:
         ----------
         column, row : int
         out : C-contiguous uint8 array of that shape, optional
-            Where the pixels go; for whole tiles.
+            Destination of the pixels; for whole tiles.
         reduce : 1, 2, 4 or 8
-            Decoded that many times smaller by the DCT: close to the mean of ``reduce`` × ``reduce`` pixels
-            (``tests/benchmarks/README.md`` says how close). Both sides of the tile are multiples of it.
+            Shrink factor of the DCT: close to the mean of ``reduce`` × ``reduce`` pixels (differences in
+            ``tests/benchmarks/README.md``). Both sides of the tile are multiples of it.
         rows : int, optional
-            How many of the tile's first rows are needed, in level px; as many as that at least are returned. Decoding
+            Number of the tile's first rows that are needed, in level px; at least as many are returned. Decoding
             stops after them: half of a tile takes half the time.
         on_stage : callable, optional
-            Told ("read" | "decode" | "fallback", start, end), ``time.perf_counter`` seconds.
+            Called with ("read" | "decode" | "fallback", start, end), ``time.perf_counter`` seconds.
 
         Raises
         ------
         CorruptSlideError
-            With the tile's place, when its bytes do not decode.
+            The tile's bytes cannot be decoded; names the tile's place.
         """
         start = time.perf_counter() if on_stage else 0.0
         data = self.stream(column, row)
@@ -152,9 +152,9 @@ class JpegTiles:
         return pixels
 
     def _frame(self, data: bytes) -> int | None:
-        """Return where the frame header stands, None unless it declares the tile's own size.
+        """Return the offset of the frame header, or None unless it declares the tile's own size.
 
-        The decoder is told where to write, and not how much: the size is looked at first.
+        The decoder writes without a bound, so the size is checked first.
         """
         place, header = self._last_frame
         if data[place : place + 9] == header:
@@ -166,21 +166,21 @@ class JpegTiles:
         return found
 
     def _cut(self, data: bytes, frame: int, rows: int) -> tuple[int, bytes]:
-        """Return how many rows are left, ``rows`` and the few more that their chroma needs, and the stream of them."""
+        """Return the number of decoded rows, ``rows`` and a few more that their chroma needs, and their stream."""
         needed = -(-(rows + _CHROMA_REACH) // _MCU) * _MCU
         if needed >= self.tile.height or not is_sequential(data, frame):
             return self.tile.height, data
         return needed, cut_to(data, frame, needed)
 
     def _decode(self, data: bytes, column: int, row: int, pixels: NDArray[np.uint8], *, partly: bool) -> bool:
-        """Decode into ``pixels``; return False when it is more than this decoder can do."""
+        """Decode into ``pixels``; return False if the decoder does not support the stream."""
         height, width, _ = pixels.shape
         try:
             simplejpeg.decode_jpeg(
                 data, colorspace="RGB", min_height=height, min_width=width, min_factor=1, buffer=pixels
             )
         except ValueError as error:
-            # The first complaint is the one that is told: this one says that there was none before the last row.
+            # libjpeg-turbo reports its first warning: this one means that there was none before the last row.
             if partly and EXTRANEOUS in str(error):
                 return True
             if any(damage in str(error) for damage in DAMAGE):
@@ -189,7 +189,7 @@ class JpegTiles:
         return True
 
     def _decode_fallback(self, data: bytes, column: int, row: int, pixels: NDArray[np.uint8], reduce: int) -> None:
-        """Decode a tile whose JPEG is of another size than the file's tiles, or is more than this decoder can do."""
+        """Decode a tile whose JPEG has another size than the file's tiles, or a kind this decoder does not support."""
         whole = Rect(column * self.tile.width, row * self.tile.height, *self.tile)
         inside = whole.intersect(Rect(0, 0, *self.size))
         full = np.full((self.tile.height, self.tile.width, 3), 255, np.uint8)
@@ -198,7 +198,7 @@ class JpegTiles:
             if frame is None or (frame.width, frame.height) == self.tile:
                 full[: inside.height, : inside.width] = self._fallback(inside)
             else:
-                # libvips would take its rows for those of a whole tile.
+                # libvips would use its rows as those of a whole tile.
                 covers = inside.width <= frame.width <= self.tile.width
                 if not covers or not inside.height <= frame.height <= self.tile.height:
                     raise self._corrupt(column, row, f"its JPEG is {frame.width}×{frame.height} px")

@@ -1,7 +1,7 @@
-"""What an OME-Zarr group says of itself: levels, axes and their scale, as NGFF 0.1 to 0.5 write it.
+"""Read the metadata of an OME-Zarr group: levels, axes and their scale, in NGFF 0.1 to 0.5.
 
-https://ngff.openmicroscopy.org: 0.4 keeps its metadata in the attributes, 0.5 below "ome". What bioformats2raw writes
-is a group of images, of which a slide is one and its label and macro are others.
+https://ngff.openmicroscopy.org: 0.4 stores its metadata in the attributes, 0.5 below "ome". bioformats2raw writes a
+group of images: the slide, and its label and macro.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from slideio_pipe.geometry import Mpp
 from slideio_pipe.slides.backends.units import um_per
 
 _RENDER = "render it to one 8-bit RGB plane first"
-# What the images of a converted slide are called beside the scan itself.
+# Names of a converted slide's images beside the scan.
 _ASSOCIATED = ("label", "macro", "thumbnail", "overview")
 _METADATA = (".zarray", ".zattrs", ".zmetadata", "zarr.json")
-# Colours of the channels of an RGB image, as OMERO and bioformats2raw write them.
+# Colours of the channels of an RGB image, as written by OMERO and bioformats2raw.
 _RGB = ["ff0000", "00ff00", "0000ff"]
 
 
@@ -35,33 +35,33 @@ class Multiscale:
     arrays: tuple[Any, ...]
     axes: str  # one letter per dimension, such as "cyx"
     mpp: Mpp | None  # of level 0
-    downsamples: tuple[tuple[float, float] | None, ...]  # (x, y) to level 0 as stated; None where nothing is
+    downsamples: tuple[tuple[float, float] | None, ...]  # (x, y) to level 0 as stated, or None
 
 
 @dataclass(frozen=True)
 class Series:
-    """The images below the root of what bioformats2raw wrote."""
+    """The images of a group written by bioformats2raw."""
 
     slide: str  # path of the scan in the store
     associated: Mapping[str, str]  # name, such as "label", to path
 
 
 def attributes_of(group: zarr.Group) -> Mapping[str, Any]:
-    """Return a group's OME metadata, whichever version wrote it."""
+    """Return a group's OME metadata in any version."""
     attributes = dict(group.attrs)
     ome = attributes.get("ome")
     return {**attributes, **ome} if isinstance(ome, Mapping) else attributes
 
 
 def find_series(group: zarr.Group, path: Path) -> Series | None:
-    """Return which images are below a root of bioformats2raw; None for any other group.
+    """Return the images of a group written by bioformats2raw; None for any other group.
 
     Raises
     ------
     UnsupportedSlideError
-        There are several scans: each is a slide of its own.
+        There are several scans: each is a slide to open separately.
     CorruptSlideError
-        There is no image at all.
+        There is no image.
     """
     if "bioformats2raw.layout" not in attributes_of(group):
         return None
@@ -102,9 +102,9 @@ def read_multiscale(group: zarr.Group, folder: Path, slide: str) -> Multiscale:
     Raises
     ------
     UnsupportedSlideError
-        None is there, or it is no RGB or grey plane: several planes, channels of fluorescence, labels.
+        There is no image, or it is not one RGB or grey plane: several planes, fluorescence channels, labels.
     CorruptSlideError
-        A level is missing, or has no chunk at all.
+        A level is missing, or has no chunks.
     """
     attributes = attributes_of(group)
     scales = attributes.get("multiscales")
@@ -121,7 +121,7 @@ def read_multiscale(group: zarr.Group, folder: Path, slide: str) -> Multiscale:
         reason = f"no chunk of level {' and '.join(empty)} is there, only metadata"
         raise CorruptSlideError(reason, slide=slide, remedy="copy the whole store again")
     _check_planes(arrays[0], axes, attributes, slide)
-    # Largest first is what the specification asks for, not what everybody writes.
+    # The specification requires largest first; not all writers comply.
     order = sorted(range(len(arrays)), key=lambda index: -arrays[index].shape[axes.index("x")])
     placed = [_placement([*_transforms(datasets[index]), *_transforms(image)], axes) for index in order]
     kept = [number for number, place in enumerate(placed) if not _is_shifted(place, placed[0])]
@@ -148,7 +148,7 @@ def _series_paths(group: zarr.Group) -> list[str]:
 
 
 def _series_names(metadata: Path) -> list[str]:
-    """Return what the OME-XML calls the images, in order; [] where there is none."""
+    """Return the names of the images in the OME-XML, in order; [] without one."""
     try:
         root = ET.parse(metadata).getroot()
     except (OSError, ET.ParseError):
@@ -185,7 +185,7 @@ def _axes(image: Mapping[str, Any], slide: str) -> str:
 def _array(group: zarr.Group, path: str, slide: str) -> Any:
     try:
         found = group[path]
-    except Exception as error:  # zarr raises a different class for every way a store can be damaged
+    except Exception as error:  # a damaged store may raise many classes in zarr
         raise CorruptSlideError(
             f"level {path} is missing ({type(error).__name__})", slide=slide, remedy="copy the whole store again"
         ) from error
@@ -195,7 +195,7 @@ def _array(group: zarr.Group, path: str, slide: str) -> Any:
 
 
 def _has_chunks(folder: Path) -> bool:
-    """Return whether anything but metadata is in the folder of an array: chunks that are missing read as black."""
+    """Return whether the folder of an array has chunks and not only metadata: missing chunks read as black."""
     return any(entry.name not in _METADATA for entry in folder.iterdir())
 
 
@@ -222,7 +222,7 @@ def _check_planes(array: Any, axes: str, attributes: Mapping[str, Any], slide: s
 
 
 def _is_rgb(channels: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether rendering metadata show three channels as red, green and blue, or says nothing of them."""
+    """Return whether rendering metadata state red, green and blue channels, or nothing."""
     colours = [str(channel.get("color", "")).lower().lstrip("#")[:6] for channel in channels]
     return len(colours) != 3 or colours == _RGB or len(set(colours)) < 3
 
@@ -234,7 +234,7 @@ def _transforms(described: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 def _placement(
     transforms: Sequence[Mapping[str, Any]], axes: str
 ) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """Return scale and translation, (x, y) each, of transformations in their order; None where no scale is stated."""
+    """Return scale and translation, (x, y) each, of transformations in their order; None without a scale."""
     scale, shift, stated = [1.0, 1.0], [0.0, 0.0], False
     for transform in transforms:
         kind = transform.get("type")
@@ -242,7 +242,7 @@ def _placement(
         if kind == "identity":
             continue
         if kind not in ("scale", "translation") or not isinstance(values, Sequence) or len(values) != len(axes):
-            return None  # a path to numbers in a file, or a kind of a later version
+            return None  # a path to a file, or a kind of a later version
         for index, axis in enumerate("xy"):
             value = float(values[axes.index(axis)])
             if kind == "scale":
@@ -268,9 +268,9 @@ def _mpp(image: Mapping[str, Any], axes: str, placed: Any) -> Mpp | None:
 
 
 def _is_shifted(placed: Any, base: Any) -> bool:
-    """Return whether a level starts more than one of its own pixels from where level 0 does.
+    """Return whether a level starts more than one of its own pixels from level 0's start.
 
-    Less is a matter of convention: the middle of the first pixel of a level is 0.5, 1.5 or 3.5 px from that of level 0.
+    Less is a convention: the centre of a level's first pixel is 0.5, 1.5 or 3.5 px from that of level 0.
     """
     if placed is None or base is None:
         return False

@@ -1,4 +1,4 @@
-"""Whatever OpenSlide 4 opens, as lazy pyvips images: MIRAX, NDPI, SCN, BIF, VMS, DICOM, JPEG 2000 SVS."""
+"""Every format of OpenSlide 4 as lazy pyvips images: MIRAX, NDPI, SCN, BIF, VMS, DICOM, JPEG 2000 SVS."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from slideio_pipe.slides.backends.base import Facts, StoredTiles
 from slideio_pipe.slides.backends.dicom_header import Instance, is_dicom, read_series, why_not
 from slideio_pipe.slides.backends.levels import UNKNOWN_TILE, place_levels
 
-# Stored tiles outside this range (NDPI's 8-row strips, single-tile levels) make bad units of work; 512 px reads
-# are 4 % slower per pixel than 1024 px ones and need a quarter of the memory.
+# Stored tiles outside this range (NDPI's 8-row strips, single-tile levels) are inefficient units; 512 px reads are 4 %
+# slower per pixel than 1024 px ones and need a quarter of the memory.
 _TILE_RANGE = (128, 1024)
 _DEFAULT_TILE = 512
 _CONVERT_DICOM = "convert it once, for example with wsidicomizer, to one 8-bit RGB image in JPEG or JPEG 2000"
 
 
 def detect(path: Path) -> str | None:
-    """Return OpenSlide's vendor name for a file it would open, else None."""
+    """Return OpenSlide's vendor name for a file that it opens, else None."""
     vendor = openslide.OpenSlide.detect_format(str(path))
     return None if vendor is None else str(vendor)
 
 
 class OpenSlideBackend:
-    """A slide read by OpenSlide, tile by tile, as libvips asks for tiles."""
+    """A slide read by OpenSlide, tile by tile, when libvips requests tiles."""
 
     name = "openslide"
 
@@ -48,7 +48,7 @@ class OpenSlideBackend:
             self.facts, self._stored = _read_facts(self._handle.slide, path)
         except UnsupportedSlideError:
             raise
-        except Exception as error:  # whatever the damage leads to
+        except Exception as error:  # damage may raise anything
             raise CorruptSlideError(
                 f"its properties cannot be read ({' '.join(str(error).split())})",
                 slide=path.name,
@@ -75,7 +75,7 @@ class OpenSlideBackend:
             return self._associated[name].image
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
-        """Return None: OpenSlide gives no encoded bytes."""
+        """Return None: OpenSlide does not return encoded bytes."""
         del level
         return None
 
@@ -87,7 +87,7 @@ class OpenSlideBackend:
 
 
 class _Handle:
-    """An OpenSlide object that can be renewed: after one failed read OpenSlide refuses every later one."""
+    """A renewable OpenSlide object: after one failed read OpenSlide refuses every later one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -95,7 +95,7 @@ class _Handle:
         self._lock = threading.Lock()
 
     def read(self, what: str, read: Callable[[openslide.OpenSlide], Image.Image]) -> NDArray[np.uint8]:
-        """Return pixels, (H, W, 3) uint8; tried twice, because another thread may have spoilt the first object."""
+        """Return pixels, (H, W, 3) uint8; tried twice, because a read of another thread may have failed first."""
         for last in (False, True):
             slide = self.slide
             try:
@@ -136,8 +136,8 @@ def _read_tile(handle: _Handle, level: int, size: Size, tile: Size, column: int,
     width, height = min(tile.width, size.width - x), min(tile.height, size.height - y)
 
     def read(slide: openslide.OpenSlide) -> Image.Image:
-        # OpenSlide takes the corner in whole level-0 px. Where the downsample is no integer it interpolates, by up to
-        # half a level-0 px: that is what every OpenSlide user sees, and why TIFFs we can decode go another way.
+        # OpenSlide's corner is in whole level-0 px. If the downsample is not an integer it interpolates, by up to half
+        # a level-0 px: every OpenSlide user gets this, and TIFFs that we can decode avoid it.
         downsample = slide.level_downsamples[level]
         corner = (round(x * downsample), round(y * downsample))
         return cast(Image.Image, slide.read_region(corner, level, (width, height)))
@@ -155,7 +155,7 @@ def _read_associated(handle: _Handle, name: str, column: int, row: int) -> NDArr
 
 
 def _read_facts(slide: openslide.OpenSlide, path: Path) -> tuple[Facts, tuple[int, ...]]:
-    """Return what the header says, and which of OpenSlide's levels ours are."""
+    """Return the facts of the header, and for each of our levels the index of OpenSlide's."""
     properties = dict(slide.properties)
     sizes = [Size(*size) for size in slide.level_dimensions]
     vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
@@ -180,7 +180,7 @@ def _read_facts(slide: openslide.OpenSlide, path: Path) -> tuple[Facts, tuple[in
 
 
 def _check_series(path: Path, series: Sequence[Instance]) -> None:
-    """Raise why a DICOM series cannot be read as it is meant, which OpenSlide takes for damage or does not notice."""
+    """Raise if a DICOM series cannot be read correctly; OpenSlide reports that as damage or not at all."""
     reason = why_not(series)
     if reason:
         raise UnsupportedSlideError(reason, slide=path.name, remedy=_CONVERT_DICOM)
@@ -195,7 +195,7 @@ def _check_series(path: Path, series: Sequence[Instance]) -> None:
 
 
 def _warn_of_missing_base(path: Path, series: Sequence[Instance]) -> None:
-    """Warn where every level was made of a finer one, which is not there: only the coarse ones were copied."""
+    """Warn if every level was derived from a finer one that is missing: only the coarse levels were copied."""
     levels = [instance for instance in series if instance.is_level]
     if levels and all("RESAMPLED" in instance.image_type[3:4] for instance in levels):
         size = levels[0].size
@@ -208,7 +208,7 @@ def _warn_of_missing_base(path: Path, series: Sequence[Instance]) -> None:
 
 
 def _dicom_downsamples(series: Sequence[Instance], sizes: Sequence[Size]) -> list[tuple[float, float] | None]:
-    """Return what the pixel spacing of each level's file says, which OpenSlide does not read."""
+    """Return the downsamples by each level file's pixel spacing, which OpenSlide does not read."""
     spacing = {one.size: one.spacing for one in series if one.is_level and one.spacing is not None}
     base = spacing.get(sizes[0])
     found = [spacing.get(size) for size in sizes]
@@ -242,6 +242,6 @@ def _float(text: str | None) -> float | None:
 def _icc(slide: openslide.OpenSlide) -> bytes | None:
     try:
         profile = slide.color_profile
-    except OSError:  # damaged: the pixels are none the worse for it
+    except OSError:  # a damaged profile does not affect the pixels
         return None
     return None if profile is None else bytes(profile.tobytes())

@@ -1,6 +1,6 @@
-"""A slide's properties under OpenSlide's names, whichever reader opened it.
+"""A slide's properties under OpenSlide's names, with every backend.
 
-Where OpenSlide knows the file, its own are taken, when they are first asked for: opening a slide does not wait for
+If OpenSlide reads the file, its own properties are used, loaded on first access: opening a slide does not wait for
 them. Levels are always those that are read, which may be fewer than OpenSlide's.
 """
 
@@ -19,19 +19,19 @@ from slideio_pipe.geometry import Pyramid, Size
 from slideio_pipe.slides.backends.base import Facts
 from slideio_pipe.slides.backends.tiff_header import is_tiff
 
-# The tags that OpenSlide hands on, for a TIFF that it does not open.
+# Tags that OpenSlide returns, for a TIFF that it does not open.
 _TEXTS = ("ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "HostComputer", "Copyright")
 _RATIOS = ("XResolution", "YResolution", "XPosition", "YPosition")
 _UNITS = {1: "none", 2: "inch", 3: "centimeter"}
 
 
 def with_openslide_names(facts: Facts, path: Path | None) -> Facts:
-    """Return the facts with properties that have OpenSlide's names beside the reader's own."""
+    """Return the facts with properties under OpenSlide's names beside the backend's own."""
     return replace(facts, properties=SlideProperties(facts, path))
 
 
 class SlideProperties(Mapping[str, str]):
-    """What a slide's file says, by name; read when it is first asked for."""
+    """A slide's properties by name; read on first access."""
 
     def __init__(self, facts: Facts, path: Path | None) -> None:
         self._facts, self._path = facts, path
@@ -62,12 +62,12 @@ class SlideProperties(Mapping[str, str]):
 
 
 def downsample_of(pair: tuple[float, float]) -> float:
-    """Return the one number that OpenSlide has for a level: the mean of both axes."""
+    """Return OpenSlide's one number per level: the mean of both axes."""
     return (pair[0] + pair[1]) / 2
 
 
 def _of_file(path: Path | None) -> dict[str, str]:
-    """Return what OpenSlide says of a file, or what its TIFF tags do."""
+    """Return OpenSlide's properties of a file, or those from its TIFF tags."""
     if path is None or not path.is_file():
         return {}
     try:
@@ -84,7 +84,7 @@ def _tags(path: Path) -> dict[str, str]:
             texts = {name: tags.valueof(name) for name in _TEXTS}
             ratios = {name: tags.valueof(name) for name in _RATIOS}
             unit = int(tags.valueof("ResolutionUnit", default=2))
-    except Exception:  # the slide is open: its levels are right, whatever is wrong with a tag
+    except Exception:  # a damaged tag does not affect the levels
         return {}
     found = {f"tiff.{name}": str(text) for name, text in texts.items() if text}
     for name, value in ratios.items():
@@ -106,7 +106,7 @@ def _stated(facts: Facts) -> dict[str, str]:
 
 
 def _has_levels(properties: Mapping[str, str], pyramid: Pyramid) -> bool:
-    """Return whether properties are of the levels of a pyramid, so that what they say of tiles is, too."""
+    """Return whether properties describe the pyramid's levels, so that their tile sizes are valid too."""
     if properties.get("openslide.level-count") != str(len(pyramid.levels)):
         return False
     return all(properties.get(name) == value for name, value in _sizes(pyramid).items())
@@ -137,5 +137,5 @@ def _tiles(sizes: tuple[Size, ...]) -> dict[str, str]:
 
 
 def _text(number: float) -> str:
-    """Return a number as OpenSlide writes it."""
+    """Return a number in OpenSlide's format."""
     return f"{number:.17g}"

@@ -1,4 +1,4 @@
-"""TIFF slides: through libvips where it is right, tile by tile through imagecodecs where it is not."""
+"""Backend for TIFF slides: pages that libvips reads correctly through libvips, others through imagecodecs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CONVERT = "convert it once, for example with QuPath or Bio-Formats, to a tiled 
 
 
 def facts_of(header: TiffHeader, backend: str) -> Facts:
-    """Return what a TIFF header says, as every backend says it."""
+    """Return the facts of a TIFF header."""
     return Facts(
         backend=backend,
         vendor=header.vendor,
@@ -43,13 +43,13 @@ def facts_of(header: TiffHeader, backend: str) -> Facts:
 class TiffBackend:
     """SVS, generic and OME pyramids, pages or SubIFDs, decoded by libvips.
 
-    A page that libvips would get wrong (a JPEG whose tag lies about its colours, a codec libvips lacks) is decoded by
-    imagecodecs and enters libvips through a virtual TIFF, so that everything above sees the same lazy image.
+    A page that libvips would decode wrongly (a JPEG with a wrong colour tag, an unsupported codec) is decoded by
+    imagecodecs and passed to libvips through a virtual TIFF, so that callers get the same kind of lazy image.
 
     Raises
     ------
     UnsupportedSlideError
-        A level that neither decodes.
+        Neither decodes a level.
     """
 
     name = "tiff"
@@ -70,7 +70,7 @@ class TiffBackend:
         self._warn_of_holes()
 
     def _warn_of_holes(self) -> None:
-        """Warn of tiles that Aperio's encoder lost at level 0, where no finer level shows them; others mean white."""
+        """Warn of tiles lost by Aperio's encoder at level 0, where no finer level exists; others mean white."""
         base = self._header.levels[0]
         if self._header.vendor == "aperio" and base.leaves_out_tiles:
             counts = base.page.databytecounts
@@ -90,23 +90,23 @@ class TiffBackend:
         return self._image(page)
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
-        """Return the level's own JPEG tiles, None where it is coded otherwise, in strips, in planes or with alpha."""
+        """Return the level's own JPEG tiles; None if it has another codec, strips, planes or alpha."""
         page = self._header.levels[level]
         if page.compression != JPEG or not page.tiled or page.page.samplesperpixel != 3 or page.in_planes:
             return None
         with self._lock:
             if level not in self._jpeg:
-                # Weakly: a circle would hold the files open until the garbage collector runs.
+                # A weak reference: a cycle would keep the files open until the garbage collector runs.
                 fallback = partial(_general_path, weakref.ref(self), level)
                 self._jpeg[level] = JpegTiles(self._path, page, fallback, self._decoder(page))
             return self._jpeg[level]
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
-        """Return why ``pixels`` of ``rect`` are not the slide's, if they are not.
+        """Return why ``pixels`` of ``rect`` are wrong, or None.
 
-        A stored tile that libvips could not decode is black in its cache, and so is any that it was to fetch together
-        with such a one. So one pixel of every stored tile is looked at, a tile that seems black is decoded once more,
-        and a cache that is found to be wrong is given up.
+        A stored tile that libvips could not decode is black in its cache, and so are tiles that it fetched together
+        with it. So one pixel of every stored tile is checked, a tile that looks black is decoded once more, and a
+        cache found to be wrong is dropped.
         """
         page = self._header.levels[level]
         virtual = self._virtual.get(page)
@@ -119,19 +119,19 @@ class TiffBackend:
                 if not pixels[middle[1], middle[0]].any():
                     error = self._decode_again(level, column, row, (rect.x + middle[0], rect.y + middle[1]))
                     if error is not None and not isinstance(error, StaleLevelError):
-                        self._give_up(page)
+                        self._drop_image(page)
                         return error
                     stale = error or stale
         if stale is not None:
-            self._give_up(page)
+            self._drop_image(page)
         return stale
 
-    def _give_up(self, page: TiffPage) -> None:
+    def _drop_image(self, page: TiffPage) -> None:
         with self._lock:
             self._images.pop(page, None)
 
     def _decode_again(self, level: int, column: int, row: int, place: tuple[int, int]) -> CorruptSlideError | None:
-        """Return why a tile cannot be decoded, or that it can, and is not black at ``place``, level px."""
+        """Return why a tile cannot be decoded, or that it can and is not black at ``place``, level px."""
         page = self._header.levels[level]
         if (level, column, row) in self._black:
             return None
@@ -158,7 +158,7 @@ class TiffBackend:
             return self._images[page]
 
     def _through_libvips(self, page: TiffPage) -> Any:
-        # fail_on: below "warning", libvips makes zeros of deflate, LZW and PackBits data that it cannot decode.
+        # fail_on: below "warning", libvips returns zeros for deflate, LZW and PackBits data that it cannot decode.
         options = {"page": page.directory, "fail_on": "warning"}
         options |= {"subifd": page.subifd} if page.subifd >= 0 else {}
         try:
@@ -169,7 +169,7 @@ class TiffBackend:
                 slide=self._path.name,
                 remedy='try backend="openslide", or copy the slide again',
             ) from error
-        if (image.width, image.height) != page.size:  # libvips follows damaged links its own way
+        if (image.width, image.height) != page.size:  # libvips follows damaged links differently
             raise CorruptSlideError(
                 f"directory {page.directory} is {image.width}×{image.height} px to libvips, {page.size.width}×"
                 f"{page.size.height} to tifffile",
@@ -185,7 +185,7 @@ class TiffBackend:
         return virtual.image
 
     def _decoder(self, page: TiffPage) -> TileDecoder:
-        """Return the decoder of a page; one of a level that leaves out tiles draws them from the finer level."""
+        """Return the decoder of a page; if a level lacks tiles, they are drawn from the finer level."""
         if page not in self._decoders:
             level = self._header.levels.index(page) if page in self._header.levels else 0
             finer = self._decoder(self._header.levels[level - 1]) if level and page.leaves_out_tiles else None
@@ -209,7 +209,7 @@ def _general_path(backend: weakref.ref[TiffBackend], level: int, rect: Rect) -> 
 
 
 def _stored(start: int, length: int, tile: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (index, from, to) of the stored tiles that a span touches; from and to count from its start."""
+    """Yield (index, from, to) of the stored tiles that a span touches; from and to count from the span's start."""
     for index in range(start // tile, (start + length - 1) // tile + 1):
         yield index, max(0, index * tile - start), min(length, (index + 1) * tile - start)
 

@@ -1,4 +1,4 @@
-"""The structure of a TIFF slide: which pages are levels, which are associated images, what resolution they state."""
+"""Read the structure of a TIFF slide: levels, associated images, and the stated resolution."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from slideio_pipe.slides.backends.tiff_samples import (
 from slideio_pipe.slides.backends.tiff_tags import page_name, raw, text
 
 JPEG = 7
-# What the libvips of pyvips-binary decodes; anything else it reads as noise without an error (measured for zstd).
+# Compressions that the libvips of pyvips-binary decodes; others become noise without an error (measured for zstd).
 LIBVIPS_COMPRESSIONS = frozenset({1, 5, JPEG, 8, 32946, 32773, 50001})
-# Aperio's YCbCr flavour of JPEG 2000 needs a colour conversion that only OpenSlide is known to do right.
+# Aperio's YCbCr variant of JPEG 2000 needs a colour conversion that only OpenSlide is known to do correctly.
 APERIO_JPEG2000_YCBCR = 33003
 OLD_JPEG = 6
 _PHOTOMETRICS = frozenset({WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR})
 _CONTIGUOUS = 1
-# A strip is decoded as a whole: 1.5 GB. Larger ones are left to libvips, where it can.
+# A strip is decoded as a whole: 1.5 GB. Larger ones are left to libvips, if it supports them.
 _MAX_STRIP_PX = 500_000_000
 _ICC_PROFILE = 34675
-# What tifffile has to say of a damaged header reaches the user as one of our errors, not also on the terminal.
+# tifffile's warnings on a damaged header reach the user as our errors, not also on the terminal.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, eq=False)
 class TiffPage:
-    """One directory of the file that holds an image; every one is its own, so that they can be dictionary keys."""
+    """One directory of the file with an image; compared by identity, so that it can be a dictionary key."""
 
     size: Size
     tile: Size  # stored tile, or a strip as wide as the image
@@ -59,20 +59,20 @@ class TiffPage:
     tagged_ycbcr: bool
     colour_tag_wrong: bool  # the JPEG holds another colour model than the tag says
     last_tile_short: (
-        bool  # the last tile's JPEG is smaller than a tile: libvips would take its rows for those of a whole one
+        bool  # the last tile's JPEG is smaller than a tile: libvips would use its rows as those of a whole one
     )
-    samples: Samples  # how what is stored becomes RGB
+    samples: Samples  # conversion of stored samples to RGB
     page: Any  # tifffile.TiffPage, closed file: tags, byte ranges and decoder remain usable
 
     @cached_property
     def libvips_reads_it(self) -> bool:
-        """Whether libvips decodes the page, rightly, and says so when it cannot.
+        """Whether libvips decodes the page correctly, and reports an error when it cannot.
 
-        What we can decode ourselves goes that way where libvips
+        Pages that we can decode ourselves are not left to libvips where it
 
-        - refuses the page: tiles that are left out or much larger than the page, strips after a warning on the header;
-        - is silently wrong: YCbCr that is not JPEG, a fourth sample that is no alpha, a JPEG of another size or model;
-        - gives white where it fails: alpha, because what is not decoded is transparent.
+        - refuses the page: missing tiles or tiles much larger than the page, strips after a warning on the header;
+        - is silently wrong: YCbCr that is not JPEG, a fourth sample that is not alpha, a JPEG of another size or model;
+        - returns white on failure: alpha, because undecoded pixels are transparent.
         """
         if (
             self.compression not in LIBVIPS_COMPRESSIONS
@@ -95,17 +95,17 @@ class TiffPage:
 
     @property
     def leaves_out_tiles(self) -> bool:
-        """Whether nothing is stored of some tiles."""
+        """Whether some tiles are not stored."""
         return 0 in self.page.databytecounts or 0 in self.page.dataoffsets
 
     @property
     def refusal(self) -> str:
-        """Why neither libvips nor imagecodecs decodes the page; empty when one does."""
+        """Why neither libvips nor imagecodecs decodes the page; empty if one does."""
         return "" if self.libvips_reads_it else self._undecodable
 
     @cached_property
     def _undecodable(self) -> str:
-        """Why we cannot decode the page tile by tile; empty when we can."""
+        """Why we cannot decode the page tile by tile; empty if we can."""
         if self.compression == OLD_JPEG:
             return "old-style JPEG (TIFF compression 6, which JPEG in TIFF replaced in 1995) is not supported"
         if self.compression not in tifffile.TIFF.DECOMPRESSORS or self.compression == APERIO_JPEG2000_YCBCR:
@@ -122,7 +122,7 @@ class TiffPage:
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """Everything open_slide needs to know of a TIFF, read without decoding a pixel."""
+    """The information that ``open_slide`` needs of a TIFF, read without decoding a pixel."""
 
     vendor: str
     levels: tuple[TiffPage, ...]
@@ -134,7 +134,7 @@ class TiffHeader:
 
 
 def is_tiff(path: Path) -> bool:
-    """Return whether the file starts like a TIFF or BigTIFF."""
+    """Return whether the file begins like a TIFF or BigTIFF."""
     with path.open("rb") as file:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -145,9 +145,9 @@ def read_header(path: Path) -> TiffHeader:
     Raises
     ------
     CorruptSlideError
-        The directories are damaged, or tiles lie beyond the end of the file (a truncated copy).
+        The directories are damaged, or tiles are beyond the end of the file (a truncated copy).
     UnsupportedSlideError
-        No TIFF at all, 16-bit or multi-channel pixels.
+        It is not a TIFF, or has 16-bit or multi-channel pixels.
     """
     name = path.name
     if not is_tiff(path):
@@ -157,7 +157,7 @@ def read_header(path: Path) -> TiffHeader:
             return _header(tif, path)
     except (CorruptSlideError, UnsupportedSlideError):
         raise
-    except Exception as error:  # tifffile raises whatever the damage leads to: struct.error, KeyError, TypeError, …
+    except Exception as error:  # damage may raise anything in tifffile: struct.error, KeyError, TypeError, …
         raise CorruptSlideError(
             f"the TIFF header cannot be read ({' '.join(str(error).split()) or type(error).__name__})",
             slide=name,
@@ -166,8 +166,8 @@ def read_header(path: Path) -> TiffHeader:
 
 
 def _header(tif: tifffile.TiffFile, path: Path) -> TiffHeader:
-    tif.pages.cache = True  # else tifffile parses all pages before the one asked for, every time
-    pages = whole_pages(_tidied(tif.pages))
+    tif.pages.cache = True  # else tifffile parses all earlier pages on each access
+    pages = whole_pages(_with_clean_tags(tif.pages))
     if not pages:
         reason = "the TIFF holds no whole image (truncated, or zero size)"
         raise CorruptSlideError(reason, slide=path.name, remedy="copy or download the slide again")
@@ -195,16 +195,16 @@ def _header(tif: tifffile.TiffFile, path: Path) -> TiffHeader:
     )
 
 
-def _tidied(pages: Iterable[Any]) -> Iterator[Any]:
-    """Yield the pages, with what tifffile gives as found made what the tag means, whatever its type and encoding.
+def _with_clean_tags(pages: Iterable[Any]) -> Iterator[Any]:
+    """Yield the pages with tag values of any type and encoding converted to their meaning.
 
-    Texts that it cannot decode stay bytes, so that it sees no vendor; an ICC profile may be of any type.
+    tifffile leaves texts that it cannot decode as bytes, and then detects no vendor; an ICC profile may have any type.
     """
     for page in pages:
         page.description = text(page)
         for attribute in ("photometric", "planarconfig", "tilewidth", "tilelength", "imagelength"):
             value = getattr(page, attribute)
-            if isinstance(value, bytes):  # of type BYTE, as libtiff allows
+            if isinstance(value, bytes):  # type BYTE, which libtiff allows
                 setattr(page, attribute, value[0])
         yield page
 
@@ -224,7 +224,7 @@ def _ome_levels(tif: tifffile.TiffFile) -> list[Any]:
 
 
 def _placed(pages: list[Any], name: str) -> list[Any]:
-    """Return the levels without those that seem padded to whole tiles: a TIFF does not say where their pixels lie."""
+    """Return the levels without those that seem padded to whole tiles: a TIFF does not state their placement."""
     sizes = [Size(int(page.imagewidth), int(page.imagelength)) for page in pages]
     tiles = [Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else UNKNOWN_TILE for page in pages]
     return [pages[index] for index in place_levels(sizes, [None] * len(pages), tiles, name).kept]
@@ -247,7 +247,7 @@ def _check_pixels(page: Any, name: str) -> None:
 
 
 def _bits(page: Any) -> str:
-    """Return what kind of number a sample is: "uint16", "4-bit"."""
+    """Return the type of a sample: "uint16", "4-bit"."""
     bits = page.bitspersample
     if isinstance(bits, tuple):
         return "-".join(map(str, bits)) + "-bit"
@@ -259,7 +259,7 @@ def _name(photometric: Any) -> str:
 
 
 def _check_chain(tif: tifffile.TiffFile, last: int, path: Path) -> None:
-    """Raise CorruptSlideError when the directory at byte ``last`` links beyond the file, which tifffile just logs."""
+    """Raise CorruptSlideError if the directory at byte ``last`` links beyond the file, which tifffile only logs."""
     layout, file = tif.tiff, tif.filehandle
     file.seek(last)
     (entries,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
@@ -300,7 +300,7 @@ def _describe(page: Any, tif: tifffile.TiffFile, places: Mapping[int, tuple[int,
         compression=int(page.compression),
         tagged_ycbcr=tagged_ycbcr,
         colour_tag_wrong=_jpeg_is_ycbcr(page, tif, tagged_ycbcr) != tagged_ycbcr,
-        last_tile_short=_last_jpeg_is_cut(page, tif),
+        last_tile_short=_last_jpeg_is_short(page, tif),
         samples=samples_of(page),
         page=page,
     )
@@ -320,7 +320,7 @@ def _strip_height(page: Any) -> int:
 
 
 def _jpeg_is_ycbcr(page: Any, tif: tifffile.TiffFile, tagged_ycbcr: bool) -> bool:
-    """Ask the first stored tile of a three-sample JPEG page what it holds."""
+    """Return whether the first stored tile of a three-sample JPEG page is YCbCr."""
     if int(page.compression) != JPEG or page.samplesperpixel != 3:
         return tagged_ycbcr
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
@@ -330,7 +330,7 @@ def _jpeg_is_ycbcr(page: Any, tif: tifffile.TiffFile, tagged_ycbcr: bool) -> boo
     return tagged_ycbcr
 
 
-def _last_jpeg_is_cut(page: Any, tif: tifffile.TiffFile) -> bool:
+def _last_jpeg_is_short(page: Any, tif: tifffile.TiffFile) -> bool:
     if int(page.compression) != JPEG or not page.is_tiled or not page.databytecounts:
         return False
     count, offset = int(page.databytecounts[-1]), int(page.dataoffsets[-1])
@@ -341,11 +341,11 @@ def _last_jpeg_is_cut(page: Any, tif: tifffile.TiffFile) -> bool:
 def _associated(
     pages: list[Any], base: Any, tif: tifffile.TiffFile, places: Mapping[int, tuple[int, int]]
 ) -> dict[str, TiffPage]:
-    """Name the pages that are no levels: label, macro, thumbnail, else by their place in the file."""
+    """Name the pages that are not levels: label, macro, thumbnail, else by position in the file."""
     named: dict[str, TiffPage] = {}
     for page in pages:
         name = page_name(page)
-        if not name:  # a tiled page of a tiled slide's shape was looked at: it shows something else
+        if not name:  # a tiled page with a tiled slide's shape was compared: it shows something else
             thumbnail = same_aspect(base, page) and page.is_tiled != base.is_tiled
             name = "thumbnail" if thumbnail else f"page-{page.index}"
         named.setdefault(name if name not in named else f"page-{page.index}", _describe(page, tif, places))

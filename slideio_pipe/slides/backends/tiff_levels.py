@@ -1,7 +1,7 @@
-"""Which pages of a TIFF are levels: those that show the largest page at lower resolution.
+"""Find the pages of a TIFF that are levels: those that show the largest page at lower resolution.
 
-The header decides where it can. Where it cannot (a page like the largest in shape that is not marked as reduced, or any
-such page once the file holds a second full image), a few windows of both are decoded and compared.
+The header decides if it can. If it cannot (a page with the largest page's shape that is not marked as reduced, or any
+such page when the file has a second full image), a few windows of both are decoded and compared.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from PIL import Image
 from slideio_pipe.slides.backends.tiff_tags import is_aperio_level, page_name
 
 _REDUCED_BIT, _MASK_BIT, _MACRO_BIT = 1, 4, 8
-# The pixels that one file's looks may decode: 256 tiles of 256 px, about 0.2 s of JPEG.
+# Pixels that may be decoded per file for comparisons: 256 tiles of 256 px, about 0.2 s of JPEG.
 _MAX_DECODED_PX = 2**24
-# After that many pages that show something else, the others are not looked at: a file of a thousand images.
+# After this many pages with other content, the remaining ones are not compared: a file of a thousand images.
 _MAX_OTHERS = 8
-# A window's side: in the coarser page at most, and in the finer page at most.
+# Largest side of a window, in the coarser page and in the finer page.
 _WINDOW_PX, _FINE_WINDOW_PX = 32, 512
-_GRID = 3  # windows along each side, beside those where the file has most bytes
-# Standard deviation, grey levels, from which a window shows something: JPEG noise on glass has 2 to 3.
+_GRID = 3  # windows along each side, beside those at the largest stored tiles
+# Standard deviation in grey levels above which a window has content: JPEG noise on glass has 2 to 3.
 _CONTRAST = 6.0
-# Windows of a level correlate with the finer level, however it was shrunk; those of another image by chance only, but
-# for windows on an outline that both share.
+# Windows of a level correlate with the finer level for any shrinking method; those of another image only by chance,
+# except for windows on an outline that both share.
 _SAME_CORRELATION, _SAME_WINDOWS = 0.6, 0.8
-# Grey levels between the means of a window that every n-th pixel of a coarse texture may make.
+# Largest difference of a window's means in grey levels: every n-th pixel of a coarse texture may cause it.
 _SAME_MEAN = 16.0
 
 Grey = NDArray[np.float32]
 
 
 def whole_pages(pages: Iterable[Any]) -> list[Any]:
-    """Return the pages that hold an image, with all their tags."""
+    """Return the pages that contain an image, with all their tags."""
     whole: dict[int, Any] = {}
     for page in pages:
-        if page.offset in whole:  # tifffile would follow the circle for ever
+        if page.offset in whole:  # a cycle that tifffile would follow forever
             raise ValueError("a directory links back to an earlier one")
         whole[page.offset] = page.aspage() if isinstance(page, tifffile.TiffFrame) else page
     return [page for page in whole.values() if page.imagewidth > 0 and page.imagelength > 0]
 
 
 def chain_levels(pages: list[Any], file: int) -> list[Any]:
-    """Return the pages and SubIFDs that show the largest page at lower resolution, wherever they stand.
+    """Return the pages and SubIFDs that show the largest page at lower resolution, in any position of the file.
 
-    A level is tiled when the largest page is, has its aspect within a pixel or 2 %, the same samples, is smaller than
-    the level before, and is neither marked nor named as something else. It is a SubIFD, or named a level by Aperio, or
-    the only other thing it can be by its mark; any other page has to show what the level before shows.
+    A level is tiled if the largest page is, has its aspect within a pixel or 2 %, the same samples, is smaller than the
+    level before, and is neither marked nor named as something else. It is a SubIFD, or Aperio names it a level, or its
+    mark allows nothing else; for any other page the content is compared with the level before.
 
     Parameters
     ----------
@@ -66,9 +66,9 @@ def chain_levels(pages: list[Any], file: int) -> list[Any]:
     trusted = {page.offset for page in inside}
     trusted |= {page.offset for page in chained if is_aperio_level(page, base)}
     others = [page for page in chained if page is not base and page.offset not in trusted]
-    if all(int(page.subfiletype or 0) & _REDUCED_BIT for page in others):  # of nothing else in the file
+    if all(int(page.subfiletype or 0) & _REDUCED_BIT for page in others):  # reduced from the only full image
         trusted |= {page.offset for page in others}
-    levels, looks = [base], _Looks(file)
+    levels, looks = [base], _PageComparison(file)
     for page in sorted([*chained, *inside], key=lambda page: -page.imagewidth):
         smaller = page.imagewidth < levels[-1].imagewidth and page.imagelength <= levels[-1].imagelength
         alike = page.samplesperpixel == base.samplesperpixel and page.dtype == base.dtype
@@ -90,7 +90,7 @@ def same_aspect(base: Any, page: Any) -> bool:
 
 
 class _Span(NamedTuple):
-    """A window along one side: its pixels in the coarser page, those of the finer one under them, and the step."""
+    """A window along one side: its pixels in the coarser and in the finer page, and the step between them."""
 
     coarse: range
     fine: range
@@ -98,9 +98,9 @@ class _Span(NamedTuple):
 
     @classmethod
     def around(cls, place: float, small: int, large: int) -> _Span:
-        """Return the window around ``place`` (of 1); sides of ``small`` and ``large`` px are of the same slide."""
+        """Return the window around ``place`` (fraction of 1); ``small`` and ``large`` px are the pages' sides."""
         step = large / small
-        # A pyramid of every n-th pixel, or of n by n, leaves out what is left over at the end.
+        # A pyramid of every n-th pixel, or of n by n, drops the remainder at the end.
         if round(step) in (large // small, -(-large // small)) and small in (
             large // round(step),
             -(-large // round(step)),
@@ -113,20 +113,20 @@ class _Span(NamedTuple):
         return cls(range(start, start + length), range(first, last), step)
 
     def every_nth(self, shift: float) -> NDArray[np.int64]:
-        """Return which pixels of the fine window every n-th one would be, from ``shift`` (of n) on."""
+        """Return the pixels of the fine window at steps of n, starting at ``shift`` (fraction of n)."""
         steps = ((np.arange(len(self.coarse)) + shift) * self.step).astype(np.int64)
         return np.minimum(steps, len(self.fine) - 1)
 
 
-class _Looks:
-    """Compares pages of one file by a few windows; decodes no more than its budget, and then finds nothing alike."""
+class _PageComparison:
+    """Compares pages of one file in a few windows, within a budget; beyond the budget no pages are alike."""
 
     def __init__(self, file: int) -> None:
         self._file, self._left_px, self._others = file, _MAX_DECODED_PX, 0
         self._decoded: dict[tuple[int, int], Grey] = {}
 
     def alike(self, finer: Any, page: Any) -> bool:
-        """Whether ``page`` shows what ``finer`` shows. False in doubt: without a level the slide is read slower."""
+        """Whether both pages show the same. False in doubt: without a level the slide is only read slower."""
         if self._others == _MAX_OTHERS:
             return False
         windows = [pairs for place in _places(finer, page) if (pairs := self._windows(finer, page, place))]
@@ -135,7 +135,7 @@ class _Looks:
         return same
 
     def _windows(self, finer: Any, page: Any, place: tuple[float, float]) -> list[tuple[Grey, Grey]]:
-        """Return the window around ``place`` (y, x) in the page and in the finer one, for each way it may be shrunk."""
+        """Return the window around ``place`` (y, x) in both pages, for each possible shrinking method."""
         rows = _Span.around(place[0], page.imagelength, finer.imagelength)
         columns = _Span.around(place[1], page.imagewidth, finer.imagewidth)
         coarse = self._crop(page, rows.coarse, columns.coarse)
@@ -148,7 +148,7 @@ class _Looks:
         return [(coarse, mean), (_resized(coarse, *half), _resized(mean, *half)), *((coarse, way) for way in nearest)]
 
     def _crop(self, page: Any, rows: range, columns: range) -> Grey | None:
-        """Return pixels of a page as grey; None where they cannot be decoded, or not within the budget."""
+        """Return pixels of a page as grey; None if they cannot be decoded, or not within the budget."""
         out = np.empty((len(rows), len(columns)), np.float32)
         height, width = _segment_size(page)
         across = -(-page.imagewidth // width)
@@ -173,14 +173,14 @@ class _Looks:
                 return None
             try:
                 self._decoded[key] = self._decode(page, index, (height, width))
-            except Exception:  # codecs raise whatever the damage leads to; reading the slide says what
+            except Exception:  # codecs may raise anything; reading the slide reports the damage
                 return None
         return self._decoded[key]
 
     def _decode(self, page: Any, index: int, shape: tuple[int, int]) -> Grey:
         out = np.full(shape, 255, np.float32)
         offset, count = int(page.dataoffsets[index]), int(page.databytecounts[index])
-        if not (offset and count):  # a hole in one level says nothing about the other
+        if not (offset and count):  # a missing tile of one level cannot be compared
             raise ValueError("nothing is stored there")
         data = os.pread(self._file, count, offset)
         pixels = np.asarray(page.decode(data, index, jpegtables=page.jpegtables)[0])
@@ -204,13 +204,13 @@ def _resized(plane: Grey, height: int, width: int) -> Grey:
 
 
 def _places(finer: Any, page: Any) -> list[tuple[float, float]]:
-    """Return places (y, x, of 1): in the fullest stored tiles, where there is something to see, and on a grid."""
+    """Return places (y, x, fractions of 1): in the largest stored tiles, which have content, and on a grid."""
     grid = [((row + 0.5) / _GRID, (column + 0.5) / _GRID) for row in range(_GRID) for column in range(_GRID)]
     return [*_fullest(page), *_fullest(finer), *grid]
 
 
 def _fullest(page: Any) -> list[tuple[float, float]]:
-    """Return the middles of the two stored tiles with most bytes; none where all have as many, as without a codec."""
+    """Return the centres of the two stored tiles with most bytes; none if all are equal, as without compression."""
     counts = np.asarray(page.databytecounts, np.int64)
     if counts.size < 2 or counts.min() == counts.max():
         return []
@@ -223,7 +223,7 @@ def _fullest(page: Any) -> list[tuple[float, float]]:
 
 
 def _all_alike(windows: Iterable[tuple[Grey, Grey]]) -> bool:
-    """Whether pairs of windows show the same: all have the same mean, and most of those that show something agree."""
+    """Whether pairs of windows agree: all have similar means, and most of those with content correlate."""
     agreeing = []
     for one, other in windows:
         if abs(float(one.mean()) - float(other.mean())) > _SAME_MEAN:

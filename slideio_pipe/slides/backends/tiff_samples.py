@@ -1,4 +1,4 @@
-"""How the stored samples of a TIFF page become RGB: palette, grey, alpha, and luma and chroma.
+"""Convert the stored samples of a TIFF page to RGB: palette, grey, alpha, and luma and chroma.
 
 Formulae are those of TIFF 6.0: section 18 (``ExtraSamples``), 20 (``ReferenceBlackWhite``) and 21 (YCbCr).
 """
@@ -25,9 +25,9 @@ _REFERENCE = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)  # the default of Referenc
 
 @dataclass(frozen=True, eq=False)
 class YCbCr:
-    """Luma and chroma that the codec does not convert itself."""
+    """Luma and chroma that the codec does not convert."""
 
-    subsampling: tuple[int, int] | None  # luma samples per chroma sample along x and y; None where none is stated
+    subsampling: tuple[int, int] | None  # luma samples per chroma sample along x and y; None if not stated
     matrix: NDArray[np.float32]  # (3, 3): from (Y, Cb, Cr) to (R, G, B)
     offset: NDArray[np.float32]  # (3,): added to them
 
@@ -42,7 +42,7 @@ class YCbCr:
         A data unit is the luma of ``x`` × ``y`` pixels, row by row, then one Cb and one Cr.
         """
         x, y = self.subsampling or (2, 2)
-        if self.subsampling is None and raw.size >= width * rows * 3:  # writers forget the tag; its default is 2, 2
+        if self.subsampling is None and raw.size >= width * rows * 3:  # some writers omit the tag; its default is 2, 2
             x, y = 1, 1
         across, down = -(-width // x), -(-rows // y)
         needed = across * down * (x * y + 2)
@@ -56,17 +56,17 @@ class YCbCr:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The colour model of a page, as its tags state it."""
+    """The colour model of a page, as stated in its tags."""
 
     photometric: int
-    alpha: bool  # the fourth sample is alpha; else it is left out
+    alpha: bool  # the fourth sample is alpha; else it is dropped
     premultiplied: bool
     palette: NDArray[np.uint8] | None  # (256, 3)
     ycbcr: YCbCr | None
-    refusal: str  # why the samples cannot be converted; empty when they can
+    refusal: str  # why the samples cannot be converted; empty if they can
 
     def rgb(self, pixels: NDArray[np.uint8], stream: bytes = b"") -> NDArray[np.uint8]:
-        """Return (H, W, 3) RGB of decoded samples (H, W, channels); ``stream`` is what they were decoded from."""
+        """Return (H, W, 3) RGB of decoded samples (H, W, channels); ``stream`` is their encoded bytes."""
         if self.palette is not None:
             return np.asarray(self.palette[pixels[..., 0]])
         if self.photometric == WHITE_IS_ZERO:
@@ -94,7 +94,7 @@ def samples_of(page: Any) -> Samples:
         refusal = "palette pixels without a ColorMap of 256 colours are not supported"
     return Samples(
         photometric=photometric,
-        # Without a word on it the fourth sample is alpha to everyone; "unspecified" says that it is none (section 18).
+        # Without the tag all readers treat the fourth sample as alpha; "unspecified" means that it is not (section 18).
         alpha=not extra or extra[0] != _UNSPECIFIED,
         premultiplied=bool(extra) and extra[0] == _PREMULTIPLIED,
         palette=palette,
@@ -104,7 +104,7 @@ def samples_of(page: Any) -> Samples:
 
 
 def _samples_are_stored(page: Any) -> bool:
-    """Return whether the codec knows nothing of colours, or is JPEG 2000, where the stream says it."""
+    """Return whether the codec has no colour model, or is JPEG 2000, which states it in the stream."""
     compression = int(page.compression)
     return compression not in tifffile.TIFF.IMAGE_COMPRESSIONS or compression in _JPEG2000
 
@@ -131,7 +131,7 @@ def _ycbcr(page: Any) -> tuple[YCbCr | None, str]:
 def _conversion(
     luma: tuple[float, ...], reference: tuple[float, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the matrix and the offset of YCbCr to RGB: from codes to full range, then from luma and chroma."""
+    """Return the matrix and the offset of YCbCr to RGB: codes to full range, then luma and chroma to RGB."""
     red, green, blue = luma
     blacks, whites = np.array(reference[::2]), np.array(reference[1::2])
     scale = np.array([255.0, 127.0, 127.0]) / (whites - blacks)
@@ -147,7 +147,7 @@ def _conversion(
 
 
 def _numbers(page: Any, tag: str, default: tuple[float, ...]) -> tuple[float, ...] | None:
-    """Return the rationals of a tag as numbers, the default without the tag, None when they are none."""
+    """Return the rationals of a tag as numbers, the default without the tag, None if they are not numbers."""
     stored = page.tags.valueof(tag)
     if stored is None:
         return default
@@ -166,12 +166,12 @@ def _palette(page: Any) -> NDArray[np.uint8] | None:
     if colours.size != 3 * 256:
         return None
     colours = colours.reshape(3, 256).T
-    # Old writers fill in bytes instead of 16 bits, as libtiff knows.
+    # Old writers fill in bytes instead of 16 bits; libtiff handles this too.
     return (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
 
 
 def _colours_decoded(stream: bytes) -> bool:
-    """Return whether a JPEG 2000 codestream has a component transform: its decoder then makes RGB of it.
+    """Return whether a JPEG 2000 codestream has a component transform: then its decoder returns RGB.
 
     The marker COD, ITU-T T.800, A.6.1: length, style, progression order, layers, then the transform.
     """

@@ -1,4 +1,4 @@
-"""What a TIFF's tags say, whatever type and encoding they were written in: texts, numbers, ratios, names of pages."""
+"""Read TIFF tags of any type and encoding: texts, numbers, ratios, names of pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 _DESCRIPTION, _PAGE_NAME = 270, 285
 _RATIONAL_TYPES = frozenset({5, 10})  # TIFF 6.0: RATIONAL and SRATIONAL, a numerator and a denominator
 _BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-_MARKS_AS_TEXT = ("\ufeff", "ÿþ", "þÿ", "ï»¿")  # what a byte order mark becomes when it is taken for text
+_MARKS_AS_TEXT = ("\ufeff", "ÿþ", "þÿ", "ï»¿")  # a byte order mark decoded as text
 _XML_ENCODING = re.compile(rb"<\?xml[^>]*encoding=[\"']([\w.-]+)[\"']")
 _ASSOCIATED_NAMES = frozenset({"label", "macro", "thumbnail"})
 # Aperio's second line: "46000x32914 -> 1024x768 - |…" is the thumbnail, "… -> 11500x8228 JPEG/RGB Q=65" a level.
@@ -20,9 +20,9 @@ _APERIO_LEVEL = re.compile(r"^(\d+)x(\d+) .*-> ?(\d+)x(\d+)\b(?! -)")
 
 
 def text(page: Any, code: int = _DESCRIPTION) -> str:
-    """Return a text tag, decoded; empty where there is none.
+    """Return a text tag, decoded; empty without it.
 
-    tifffile leaves bytes that are neither UTF-8 nor cp1252 as they are, takes UTF-16 for one of these, and ends a text
+    tifffile leaves bytes that are neither UTF-8 nor cp1252 undecoded, decodes UTF-16 as one of these, and ends a text
     at its first zero.
     """
     tag = page.tags.get(code)
@@ -38,7 +38,7 @@ def text(page: Any, code: int = _DESCRIPTION) -> str:
 
 
 def raw(page: Any, code: int) -> bytes:
-    """Return a tag's bytes as they stand in the file, none where there is no such tag."""
+    """Return a tag's bytes as stored in the file; empty without it."""
     tag = page.tags.get(code)
     if tag is None:
         return b""
@@ -50,7 +50,7 @@ def _is_bytes(value: Any) -> bool:
 
 
 def decoded(data: bytes) -> str:
-    """Return the text that bytes hold: by their byte order mark, their XML declaration, as UTF-8, cp1252, Latin-1.
+    """Return bytes decoded by their byte order mark, their XML declaration, or as UTF-8, cp1252, Latin-1.
 
     >>> decoded(b"MPP = 0.25 \\xb5m"), decoded("MPP = 0.25".encode("utf-16")), decoded(b"\\x81|MPP = 0.25")
     ('MPP = 0.25 µm', 'MPP = 0.25', '\\x81|MPP = 0.25')
@@ -69,7 +69,7 @@ def decoded(data: bytes) -> str:
 
 
 def number(value: object) -> float | None:
-    """Return the number that a text holds, with a decimal point or comma; None when it holds none.
+    """Return the number in a text, with a decimal point or comma; None without one.
 
     >>> number("0,25"), number("unknown"), number(None)
     (0.25, None, None)
@@ -80,12 +80,12 @@ def number(value: object) -> float | None:
 
 
 def ratio(page: Any, code: int) -> float | None:
-    """Return the positive number of a tag stored as RATIONAL or, against the standard, as any other number or text."""
+    """Return the positive number of a tag stored as RATIONAL or, non-standard, as any other number or text."""
     tag = page.tags.get(code)
     value = None if tag is None else tag.value
     if value is None:
         return None
-    if isinstance(value, bytes | str):  # one byte is a number, more are its digits
+    if isinstance(value, bytes | str):  # one byte is a number, several are digits
         result = float(value[0]) if isinstance(value, bytes) and len(value) == 1 else number(text(page, code))
     else:
         parts = [float(part) for part in (value if isinstance(value, tuple | list) else (value,))]
@@ -96,13 +96,13 @@ def ratio(page: Any, code: int) -> float | None:
 
 
 def whole(page: Any, code: int, default: int) -> int:
-    """Return a tag that holds a whole number, of whatever type; the default where it holds none."""
+    """Return a tag's whole number of any type; the default without one."""
     value = ratio(page, code)
     return default if value is None else round(value)
 
 
 def page_name(page: Any) -> str:
-    """Return "label", "macro" or "thumbnail" for a page that calls itself so, else an empty string."""
+    """Return "label", "macro" or "thumbnail" for a page with that name, else an empty string."""
     lines = str(page.description or "").splitlines()
     if lines[1:] and _APERIO_THUMBNAIL.match(lines[1]):
         return "thumbnail"
@@ -111,7 +111,7 @@ def page_name(page: Any) -> str:
 
 
 def is_aperio_level(page: Any, base: Any) -> bool:
-    """Whether Aperio's description says that the page is the base at a lower resolution, with both their sizes."""
+    """Whether Aperio's description states that the page is the base at a lower resolution, with both sizes."""
     lines = str(page.description or "").splitlines()
     said = _APERIO_LEVEL.match(lines[1]) if lines[1:] and lines[0].startswith("Aperio") else None
     sizes = (base.imagewidth, base.imagelength, page.imagewidth, page.imagelength)

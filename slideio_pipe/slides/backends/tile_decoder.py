@@ -1,4 +1,4 @@
-"""Stored tiles and strips of one TIFF page as RGB, each from its own bytes."""
+"""Decode stored tiles and strips of one TIFF page to RGB, each from its own bytes."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from slideio_pipe.geometry import Rect, Size
 from slideio_pipe.slides.backends.jpeg_header import DAMAGE, complete_jpeg, read_frame
 from slideio_pipe.slides.backends.tiff_header import JPEG, TiffPage
 
-# Of the finer level, what is held while a missing tile is drawn: 48 MB.
+# Pixels of the finer level in memory while a missing tile is drawn: 48 MB.
 _MAX_FINER_PX = 16_000_000
-# What libvips asks for of a page in strips; both sides multiples of 16.
+# Tile size that libvips sees of a page in strips; both sides are multiples of 16.
 _CUT_PX = 256
-# Decoded strips that are kept: those of three rows of cut tiles, as tiles off the grid need two, unless that is more.
+# Cached strips: those of three rows of cut tiles (tiles off the grid need two), up to this many bytes.
 _KEPT_ROWS, _KEPT_BYTES = 3 * _CUT_PX, 192 * 2**20
 
 
 class TileDecoder:
-    """Stored tiles of one TIFF page as RGB arrays; a strip is a tile as wide as the page.
+    """Stored tiles of one TIFF page as RGB arrays; a strip is treated as a tile as wide as the page.
 
     Parameters
     ----------
     path : Path
-        The TIFF; open as long as the decoder lives, read with ``pread``, so that threads may share it.
+        The TIFF; kept open for the decoder's life, read with ``pread``, so threads can share it.
     page : TiffPage
     finer : TileDecoder, optional
-        Of the next finer level: tiles that the file leaves out are drawn from it. Without one they are white.
+        Decoder of the next finer level: missing tiles are drawn from it. Without one they are white.
 
     Attributes
     ----------
     tile : Size
-        Of a stored tile.
+        Size of a stored tile.
     grid : Size
         Columns and rows.
     """
@@ -60,14 +60,14 @@ class TileDecoder:
         Raises
         ------
         CorruptSlideError
-            With the tile's place, when its bytes do not decode.
+            The tile's bytes cannot be decoded; names the tile's place.
         """
         tile = self.page.tile
         planes = int(self.page.page.samplesperpixel) if self.page.in_planes else 1
         first, step = row * self.grid.width + column, self.grid.width * self.grid.height
         try:
             decoded = [self._decode(index, row) for index in range(first, first + planes * step, step)]
-        except Exception as error:  # codecs raise whatever the damage leads to
+        except Exception as error:  # codecs may raise anything
             raise CorruptSlideError(
                 f"{self._place(column, row)} cannot be decoded ({error or type(error).__name__})",
                 slide=self._slide,
@@ -86,9 +86,9 @@ class TileDecoder:
         return out
 
     def drawn(self, column: int, row: int) -> NDArray[np.uint8]:
-        """Return a tile that the file leaves out: the mean of the finer level's pixels, white where it has none.
+        """Return a tile missing in the file: the mean of the finer level's pixels, white if that has none.
 
-        Aperio's encoder once left such holes, and OpenSlide draws them from the finer level, too.
+        Aperio's encoder once left such holes, and OpenSlide also draws them from the finer level.
         """
         tile = self.page.tile
         out = np.full((tile.height, tile.width, 3), 255, np.uint8)
@@ -110,7 +110,7 @@ class TileDecoder:
         return out
 
     def blank(self, column: int, row: int) -> bool:
-        """Return whether nothing is stored of a tile, neither here nor in finer levels: it is white."""
+        """Return whether a tile is stored neither here nor in finer levels: then it is white."""
         if self._span(row * self.grid.width + column) is not None:
             return False
         if self._finer is None:
@@ -124,7 +124,7 @@ class TileDecoder:
         return all(self._finer.blank(x, y) for y in rows for x in columns)
 
     def _in_finer(self, rect: Rect) -> tuple[float, float, float, float]:
-        """Return left, upper, right and lower of a rectangle in pixels of the finer level, and not beyond it."""
+        """Return left, upper, right and lower of a rectangle in pixels of the finer level, clipped to it."""
         assert self._finer is not None
         (width, height), finer = self.page.size, self._finer.page.size
         sx, sy = finer.width / width, finer.height / height
@@ -143,12 +143,12 @@ class TileDecoder:
         return out
 
     def _span(self, index: int) -> tuple[int, int] | None:
-        """Return (offset, bytes) of a stored tile, None where nothing is stored."""
+        """Return (offset, bytes) of a stored tile, or None if nothing is stored."""
         offset, count = int(self.page.page.dataoffsets[index]), int(self.page.page.databytecounts[index])
         return (offset, count) if offset and count else None
 
     def _decode(self, index: int, row: int) -> tuple[NDArray[np.uint8] | None, bytes]:
-        """Return one stored tile, (h, w, channels) uint8, or None where nothing is stored, and its bytes."""
+        """Return one stored tile, (h, w, channels) uint8, or None if nothing is stored, and its bytes."""
         page, span = self.page.page, self._span(index)
         if span is None:
             return None, b""
@@ -169,7 +169,7 @@ class TileDecoder:
         return (pixels.reshape(pixels.shape[-3:]) if pixels.ndim > 2 else pixels[..., None]), data
 
     def _jpeg(self, data: bytes, colours: str) -> NDArray[np.uint8]:
-        """Decode a JPEG, whose damage is an error; imagecodecs, which goes on in grey, has what libjpeg-turbo lacks."""
+        """Decode a JPEG and raise if it is damaged; imagecodecs, which continues in grey, decodes other kinds."""
         frame, tile, tables = read_frame(data), self.page.tile, self.page.page.jpegtables or b""
         if frame is not None and (frame.width > tile.width or frame.height > tile.height):
             raise ValueError(f"its JPEG is {frame.width}×{frame.height} px")
@@ -185,7 +185,7 @@ class TileDecoder:
         return np.asarray(imagecodecs.jpeg8_decode(data, tables=tables or None, colorspace=model, outcolorspace=out))
 
     def _luma_and_chroma(self, data: bytes, row: int) -> NDArray[np.uint8]:
-        """Return Y, Cb, Cr of a tile, or one of them in a page of planes; tifffile decodes no subsampled ones."""
+        """Return Y, Cb, Cr of a tile, or one of them for planes; tifffile does not decode subsampled ones."""
         page, ycbcr, (width, height) = self.page.page, self.page.samples.ycbcr, self.page.tile
         assert ycbcr is not None
         rows = height if self.page.tiled else min(height, self.page.size.height - row * height)
@@ -210,17 +210,17 @@ class TileDecoder:
 
 
 class CutStrips:
-    """A page in strips as tiles that libvips can cache; threads may share it.
+    """A page in strips as tiles that libvips can cache; can be shared by threads.
 
     Parameters
     ----------
     decoder : TileDecoder
-        Of the page.
+        Decoder of the page.
 
     Attributes
     ----------
     tile : Size
-        Of the tiles.
+        Size of the tiles.
     """
 
     def __init__(self, decoder: TileDecoder) -> None:
@@ -237,7 +237,7 @@ class CutStrips:
         Raises
         ------
         CorruptSlideError
-            A strip does not decode.
+            A strip cannot be decoded.
         """
         page, out = self._decoder.page, np.full((*self.tile, 3), 255, np.uint8)
         height, left, top = page.tile.height, column * _CUT_PX, row * _CUT_PX

@@ -1,4 +1,4 @@
-"""Units of length, by the names that NGFF and OME-XML give them."""
+"""Units of length by their names in NGFF and OME-XML."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ _UM_PER_METRE = 1e6
 
 
 def um_per(unit: Any) -> float | None:
-    """Return how many micrometres a unit of length has; None for "pixel", for none and for an unknown one.
+    """Return the micrometres per unit of length; None for "pixel", no unit or an unknown one.
 
     >>> um_per("micrometer"), um_per("µm"), um_per("centimeters"), um_per("inch"), um_per("pixel")
     (1.0, 1.0, 10000.0, 25400.0, None)
     """
     if not isinstance(unit, str):
         return None
-    # Two signs look alike: the micro sign and the Greek mu; Ångström has a letter and a sign.
+    # Look-alike characters: micro sign and Greek mu; Ångström as a letter and as a sign.
     text = unit.strip().replace("\u03bc", "\u00b5").replace("\u212b", "\u00c5")
     name = text.lower()
     name = "inch" if name == "inches" else "foot" if name == "feet" else name
