@@ -260,7 +260,7 @@ class Sampler:
         scattered: bool,
         offset: Offset,
     ) -> tuple[NDArray[np.uint8], Rect]:
-        """Return the pixels that resampling ``box`` needs and their rectangle, in px decoded ``reduce`` times smaller."""
+        """Return the pixels that resampling ``box`` needs, and their rectangle in px decoded ``reduce`` smaller."""
         whole = self._reduced(level, reduce)
         if offset == ON_GRID:
             source = _filter_reach(box, *shrink).intersect(whole)

@@ -88,12 +88,11 @@ def _place(
         if all(_fits(*axis) for axis in zip(base, size, tile, down, strict=True)):
             width, height = (_cut(*axis) for axis in zip(base, size, down, strict=True))
             return Size(width, height), down
-    wanted = [whole / down for whole, down in zip(base, stated, strict=True)]
-    near = (
-        abs(side - want) <= max(_SIZE_TOLERANCE_PX, _SIZE_TOLERANCE * want)
-        for side, want in zip(size, wanted, strict=True)
+    expected = [whole / down for whole, down in zip(base, stated, strict=True)]
+    fits = (
+        abs(side - px) <= max(_SIZE_TOLERANCE_PX, _SIZE_TOLERANCE * px) for side, px in zip(size, expected, strict=True)
     )
-    return (size, by_size) if all(near) else None
+    return (size, by_size) if all(fits) else None
 
 
 def _snapped(down: Downsample) -> Downsample:
