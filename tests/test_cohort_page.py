@@ -89,7 +89,9 @@ def test_totals_are_on_top(tmp_path: Path) -> None:
         assert part in words
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a\"b'&amp;.svs", "50%25 #?.svs", "µ × 日本.svs"])
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "a\"b'&amp;.svs", "50%25 #?.svs", "µ × 日本.svs", "{{ 7*7 }} {% raw"]
+)
 def test_names_and_errors_are_text(tmp_path: Path, name: str) -> None:
     """Whatever a slide, its label or its error say, the page has the same elements; its picture is found."""
     draw(tmp_path, name.replace("/", "_"))

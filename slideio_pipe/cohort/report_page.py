@@ -1,13 +1,13 @@
 """``report.html``: every slide of a folder of outputs on one page, worst first, readable without a server.
 
-A page is text made of records; pictures lie beside it, one file per slide, drawn while a worker had the slide open.
+The template ``report_page.html``, with ``report_page.css`` and ``report_page.js`` put into it, is filled from records.
+Pictures are files beside the page, one per slide, drawn while a worker had the slide open.
 """
 
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jinja2
 from PIL import Image
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.records import ABOUT, DONE, FAILED, QUARANTINED, WAITING, Records, SlideRecord
-from slideio_pipe.cohort.report_style import SCRIPT, STYLE
 from slideio_pipe.errors import OutputError
 
 PAGE, PICTURES = "report.html", "report"
@@ -36,8 +36,18 @@ class Column:
     """A column of the table."""
 
     title: str
-    cell: Callable[[SlideRecord], str]  # text, not yet escaped
+    cell: Callable[[SlideRecord], str]  # text, which the template escapes
     is_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The picture of a slide, as the page shows it."""
+
+    source: str  # address beside the page
+    width: int  # px, so that the page does not jump while pictures load
+    height: int
+    words: str
 
 
 def picture_file(folder: Path, name: str) -> Path:
@@ -100,55 +110,51 @@ def page(
     pictured : int
         How many slides are shown with pictures.
     """
-    columns = _columns(records)
-    yield (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}: {len(records):,} slides'
-        '</title><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head>\n<body><header><h1>Cohort: {_text(title)}</h1>"
+    rows, columns = iter(records), _columns(records)
+    yield from _template().generate(
+        title=title,
+        slides=len(records),
+        done=DONE,
+        bad=(FAILED, QUARANTINED),
+        **_summary(records, numbers),
+        columns=columns,
+        cells=lambda record: [(column.is_text, column.cell(record)) for column in columns],
+        pictured=pictured,
+        worst=islice(rows, pictured),
+        picture=lambda record: None if picture is None else _picture(record, picture(record.slide)),
+        others=max(0, len(records) - pictured),
+        rest=rows,
+        style=_beside("css"),
+        script=_beside("js"),
     )
-    yield from _head(records, numbers)
-    yield '</header>\n<main><form class="find" hidden onsubmit="return false" role="search">'
-    yield '<label for="filter">Show slides with</label><input id="filter" type="search" autocomplete="off" '
-    yield 'placeholder="name, label, failed, warning, …">'
-    yield '<span id="shown" class="soft" aria-live="polite"></span></form>'
-    rows = iter(records)
-    worst = f"The worst {pictured:,} of {len(records):,} slides" if len(records) > pictured else "Slides, worst first"
-    yield f"\n<h2>{worst}</h2>"
-    yield '<p class="soft">Failed, quarantined, with warnings, few tiles or low coverage, then the rest from few tiles '
-    yield "to many. Each picture: the slide, its tissue, its tiles. Covered is the tissue that lies in some tile.</p>"
-    yield from _table("slides", columns, (_full_row(row, columns, picture) for row in islice(rows, pictured)))
-    if len(records) > pictured:
-        yield f"\n<h2>The other {len(records) - pictured:,} slides, without pictures</h2>"
-        # Laid out once they are scrolled to: a browser opens 50,000 rows as soon as 1,000.
-        height = 28 * (len(records) - pictured)
-        yield f'<div class="later" style="contain-intrinsic-size: auto {height}px">'
-        yield from _table("slides small", columns, (_short_row(row, columns) for row in rows))
-        yield "</div>"
-    packages = numbers.get("packages") or {}
-    version = packages.get("slideio-pipe", "")
-    yield f"</main>\n<footer>slideio-pipe {_text(version)}, {_text(_moment(numbers.get('ended')))}</footer>"
-    yield f"\n<script>{SCRIPT}</script></body></html>\n"
+
+
+def _beside(kind: str) -> str:
+    return Path(__file__).with_suffix(f".{kind}").read_text(encoding="utf-8")
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = "{:,}".format
+    return environment.from_string(_beside("html"))
 
 
 # --- above the table
 
 
-def _head(records: Records, numbers: Mapping[str, Any]) -> Iterator[str]:
-    counts, total = records.counts, len(records)
-    failed = counts[FAILED] + counts[QUARANTINED]
-    ended = f"The last run {_ending(numbers.get('state'))} {_moment(numbers.get('ended'))}".rstrip() + "."
-    yield f"<p>{total:,} slide{'' if total == 1 else 's'}: {counts[DONE]:,} done, {failed:,} failed"
-    yield f", {counts[WAITING]:,} not done yet" if counts[WAITING] else ""
-    yield f'. <span class="soft">{_text(ended)}</span></p>'
-    yield from _bar(
-        [
-            ("f", "failed", counts[FAILED]),
-            ("f", "quarantined (took two worker processes with it)", counts[QUARANTINED]),
-            ("d", "done", counts[DONE]),
-            ("n", "not done yet", counts[WAITING]),
-        ],
-        max(1, total),
-    )
+def _summary(records: Records, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the template shows above and below the table."""
+    counts = records.counts
+    failed, packages = counts[FAILED] + counts[QUARANTINED], dict(numbers.get("packages") or {})
+    ending = "was interrupted" if numbers.get("state") == "interrupted" else "finished"
+    parts = [
+        ("f", "failed", counts[FAILED]),
+        ("f", "quarantined (took two worker processes with it)", counts[QUARANTINED]),
+        ("d", "done", counts[DONE]),
+        ("n", "not done yet", counts[WAITING]),
+    ]
     facts = {
         "done by the last run": f"{numbers.get('done', 0):,}",
         "there before": f"{numbers.get('kept', 0):,}",
@@ -159,26 +165,20 @@ def _head(records: Records, numbers: Mapping[str, Any]) -> Iterator[str]:
         "time of the last run": _duration(float(numbers.get("seconds") or 0)),
         "slides per hour": f"{numbers['slides_per_hour']:,.0f}" if numbers.get("slides_per_hour") else None,
     }
-    shown = "".join(f"<div><dd>{_text(v)}</dd><dt>{_text(k)}</dt></div>" for k, v in facts.items() if v is not None)
-    yield f'<dl class="facts">{shown}</dl>'
-    yield _pairs("Settings", _flat(numbers.get("settings") or {}))
-    place = {key: numbers[key] for key in ("host", "cores", "workers", "started", "ended") if key in numbers}
-    yield _pairs("Versions and machine", _flat(dict(numbers.get("packages") or {}) | place))
-
-
-def _bar(parts: Iterable[tuple[str, str, int]], total: int) -> Iterator[str]:
-    """Yield the parts of a cohort as a bar, and in words."""
-    there = [(kind, what, count) for kind, what, count in parts if count]
-    yield '<div class="bar" aria-hidden="true">'
-    yield "".join(f'<i class="{kind}" style="flex:{count / total:.4f}"></i>' for kind, _, count in there)
-    yield '</div><ul class="key">'
-    yield "".join(f'<li><i class="{kind}" aria-hidden="true"></i>{count:,} {what}</li>' for kind, what, count in there)
-    yield "</ul>"
-
-
-def _pairs(title: str, pairs: Mapping[str, str]) -> str:
-    rows = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in pairs.items())
-    return f'<details><summary>{_text(title)}</summary><dl class="pairs">{rows}</dl></details>' if pairs else ""
+    machine = {key: numbers[key] for key in ("host", "cores", "workers", "started", "ended") if key in numbers}
+    moment = _moment(numbers.get("ended"))
+    return {
+        "counts": counts,
+        "failed": failed,
+        "waiting": counts[WAITING],
+        "ended": f"The last run {ending} {moment}".rstrip() + ".",
+        "parts": [part for part in parts if part[-1]],
+        "facts": facts,
+        "settings": _flat(numbers.get("settings") or {}),
+        "machine": _flat(packages | machine),
+        "version": packages.get("slideio-pipe", ""),
+        "moment": moment,
+    }
 
 
 def _flat(settings: Mapping[str, Any], place: str = "") -> dict[str, str]:
@@ -252,54 +252,15 @@ _NOTED: dict[str, Column] = {
 }
 
 
-def _table(kind: str, columns: list[Column], rows: Iterable[str]) -> Iterator[str]:
-    heads = "".join(f'<th scope="col"{" class=t" if c.is_text else ""}>{_text(c.title)}</th>' for c in columns)
-    yield f'<table class="{kind}"><thead><tr><th scope="col" class="t">slide</th>{heads}</tr></thead><tbody>\n'
-    yield from rows
-    yield "</tbody></table>"
-
-
-def _cells(record: SlideRecord, columns: list[Column]) -> str:
-    return "".join(f"<td{' class=t' if c.is_text else ''}>{_text(c.cell(record))}" for c in columns)
-
-
-def _full_row(record: SlideRecord, columns: list[Column], picture: Callable[[str], Path] | None) -> str:
-    name, parts = _text(record.slide), []
-    if record.error:
-        remedy = f" <b>{_text(record.remedy)}</b>" if record.remedy else ""
-        stage = f"{_text(record.stage)}: " if record.stage else ""
-        parts.append(f'<p class="say bad">{stage}{_text(record.error)}.{remedy}</p>')
-    parts += [f'<p class="say">{_text(text)}</p>' for text in record.warnings]
-    parts += [] if picture is None else [_strip(record, picture(record.slide))]
-    head = f'<span class="name">{name}</span>{_tags(record)}'
-    return f'<tr><td data-key="{name}">{head}{"".join(parts)}{_cells(record, columns)}\n'
-
-
-def _strip(record: SlideRecord, file: Path) -> str:
-    """Return the picture of a slide; nothing where there is none."""
+def _picture(record: SlideRecord, file: Path) -> Picture | None:
+    """Return the picture of a slide; None where there is none."""
     try:
         with Image.open(file) as found:
-            width, height = found.size  # said, so that the page does not jump as pictures come
+            width, height = found.size
     except OSError:
-        return ""
+        return None
     source = quote(os.fsencode(f"{file.parent.name}/{file.name}"))
-    shown = f'src="{source}" width="{width}" height="{height}" alt="{_text(_in_words(record))}"'
-    return f'<a class="strip" href="{source}"><img loading="lazy" {shown}></a>'
-
-
-def _short_row(record: SlideRecord, columns: list[Column]) -> str:
-    why = "; ".join(text for text in (record.error, record.remedy, *record.warnings) if text)
-    first = f"{_text(record.slide)} {_tags(record)}" + (f" {_text(why)}" if why else "")
-    return f"<tr><td>{first}{_cells(record, columns)}\n"
-
-
-def _tags(record: SlideRecord) -> str:
-    """Return in words what makes a slide worth a look; one that is simply done needs none."""
-    kind = {FAILED: " bad", QUARANTINED: " bad", WAITING: ""}
-    tags = [] if record.status == DONE else [f'<span class="tag{kind[record.status]}">{record.status}</span>']
-    count = len(record.warnings)
-    tags += [f'<span class="tag warn">{count} warning{"" if count == 1 else "s"}</span>'] if count else []
-    return "".join(tags + [f'<span class="tag warn">{_text(what)}</span>' for what in record.notable])
+    return Picture(source, width, height, _in_words(record))
 
 
 def _in_words(record: SlideRecord) -> str:
@@ -310,10 +271,6 @@ def _in_words(record: SlideRecord) -> str:
 
 
 # --- numbers and words
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
 
 
 def _size(count: float) -> str:
@@ -328,10 +285,6 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
-
-
-def _ending(state: object) -> str:
-    return "was interrupted" if state == "interrupted" else "finished"
 
 
 def _moment(text: Any) -> str:
