@@ -19,6 +19,7 @@ from slideio_pipe.cohort.records import about_slide
 from slideio_pipe.cohort.report_page import write_page
 from slideio_pipe.cohort.workers.dask_pool import pool_for
 from slideio_pipe.cohort.workers.pool import OnProgress, Outcome, Pool
+from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import (
     ConfigError,
     CorruptSlideError,
@@ -267,7 +268,7 @@ class _Run:
             outcomes.close()  # the workers end before the lock is let go
             self.report.seconds = time.perf_counter() - begun
             times = {"state": state, "started": started.isoformat(), "ended": datetime.now(UTC).isoformat()}
-            place = {"host": socket.gethostname(), "cores": os.cpu_count(), **who}
+            place = {"host": socket.gethostname(), "cores": usable_cores(), **who}
             about = {"settings": dict(self.work.settings), "packages": package_versions()}
             self._write_page(times | self.report.summary() | place | about)
             self.ledger.report(times | self.report.summary() | place | about)

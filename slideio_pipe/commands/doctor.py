@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import typer
 
 from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import escape, out, print_json, reported
+from slideio_pipe.cores import usable_cores
 
 Status = Literal["ok", "optional", "problem"]
 
@@ -60,7 +60,7 @@ def report_of(findings: list[Finding]) -> dict[str, Any]:
 def _machine() -> list[Finding]:
     return [
         Finding("machine", "Python", platform.python_version()),
-        Finding("machine", "system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
+        Finding("machine", "system", f"{platform.system()} {platform.machine()}, {usable_cores()} cores"),
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from slideio_pipe.cohort.names import bag_name
 from slideio_pipe.cohort.report_page import picture_file
 from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.cohort.workers.pool import OnProgress
+from slideio_pipe.cores import decoding_threads
 from slideio_pipe.errors import SlideioPipeWarning
 from slideio_pipe.export.config import ExportConfig, export_config
 from slideio_pipe.export.preview import overview
@@ -181,7 +181,7 @@ def export_cohort(
     slides = Cohort.of(cohort)
     folder = Path(out).expanduser().absolute()
     if threads is None:
-        threads = 1 if cluster is not None else max(1, min(8, (os.cpu_count() or 1) // max(1, workers)))
+        threads = 1 if cluster is not None else decoding_threads(workers)
     return run_cohort(
         ExportWork(folder, export_config(config), threads, allow_empty, on_error, mask_frame),
         slides,

@@ -24,6 +24,7 @@ from slideio_pipe.cohort.names import stem_of
 from slideio_pipe.cohort.slide_files import is_collection
 from slideio_pipe.cohort.table import TABLES
 from slideio_pipe.cohort.workers.pool import OnProgress, Outcome, WorkerPool
+from slideio_pipe.cores import decoding_threads
 from slideio_pipe.errors import (
     ConfigError,
     OutputError,
@@ -35,7 +36,6 @@ from slideio_pipe.errors import (
 from slideio_pipe.export.layouts.feature_input import ENDINGS
 from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout
 from slideio_pipe.export.layouts.registry import (
-    MAX_THREADS,
     UNNAMED,
     Converted,
     Extras,
@@ -138,7 +138,7 @@ def convert(
         return convert_alone(study, to, out, **given, overwrite=overwrite, threads=threads, progress=progress)
     layout, folder = layout_of(to), Path(out).expanduser().absolute()
     if threads is None:
-        threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // (workers or 1)))
+        threads = decoding_threads(workers or 1)
     conversion = _Conversion(layout, folder, extras, threads, overwrite)
     conversion.look_at(study)
     left_out = [each.row.name for each in conversion.bags if layout.leaves_out_empty and not each.tiles]

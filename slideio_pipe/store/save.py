@@ -5,7 +5,6 @@ zarr-python describes the arrays; the shards are written here, because its own p
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from slideio_pipe.cores import decoding_threads
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import disk_errors
 from slideio_pipe.progress import Report, reporting
@@ -33,7 +33,6 @@ from slideio_pipe.tiles.failures import TileErrors
 from slideio_pipe.tiles.reader import empty_tiles, no_memory
 
 # More threads than this wait for the disk or for each other.
-MAX_THREADS = 8
 
 
 def open_bag(path: str | Path) -> StoredBag:
@@ -119,7 +118,7 @@ def save_bag(
     """
     check_bag(bag)
     codec, bearing = codec_for(pixels), check_bearing(on_error)  # refused before anything else is
-    threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
+    threads = decoding_threads() if threads is None else threads
     if threads < 1:
         raise ConfigError(f"threads is {threads}", slide=str(path), remedy="pass threads >= 1")
     target = Path(path).absolute()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError, OutputError
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.streaming.dataset import BagDataset
@@ -138,8 +139,9 @@ class Profile:
             return f"The loader is ahead: the consumer waited {waited:.0%} of the time. Nothing to change here."
         share = self.stages[stage] / sum(self.stages.values())
         stored = stage == "decode" and not self.stages.keys() & _OF_SLIDES
-        more = ", and more threads would use the others" if self.threads < _cores() else ""
-        advice = (_DECODE_STORED if stored else _ADVICE[stage]).format(threads=self.threads, cores=_cores(), more=more)
+        cores = usable_cores()
+        more = ", and more threads would use the others" if self.threads < cores else ""
+        advice = (_DECODE_STORED if stored else _ADVICE[stage]).format(threads=self.threads, cores=cores, more=more)
         return f"{stage} takes {share:.0%} of the work, and the consumer waited {waited:.0%} of the time: {advice}."
 
     def rows(self) -> Iterator[tuple[str, float, float, float, float]]:
@@ -256,7 +258,3 @@ def _write_trace(path: Path, clock: Clock) -> None:
         path.write_text(json.dumps(clock.trace()), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"the trace cannot be written ({error.strerror})", slide=str(path)) from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,6 @@ consumer's stream waits for the event behind the normalisation. On the CPU the s
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.streaming.device import Colours, Sender, Sent, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
@@ -220,10 +220,7 @@ def stream(
 
 def default_threads() -> int:
     """Return the number of cores this process may use less one, at least one."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # a cluster job owns fewer than the machine has
-        cores = min(cores, len(os.sched_getaffinity(0)))
-    return max(1, cores - 1)
+    return max(1, usable_cores() - 1)
 
 
 def _send_batches(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,12 +19,12 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from slideio_pipe.cores import decoding_threads
 from slideio_pipe.geometry import MPP_TIMES_MAGNIFICATION, Size
 
 Pixels = NDArray[np.uint8]
 
 _BLOCK_PX = 512  # at least; blocks are whole tiles and whole pixels of the next level
-_THREADS = min(8, os.cpu_count() or 1)
 _THUMBNAIL, _MACRO, _LABEL = Size(1024, 768), Size(1280, 431), Size(387, 463)
 # A classic TIFF addresses 4 GiB; if the estimated size is above this, BigTIFF is written.
 _CLASSIC_TIFF_BYTES = 2**32 - 2**26
@@ -231,7 +230,7 @@ class _Painter:
         side, (width, height) = self.plan.tile_size, self.plan.size
         columns, rows = math.ceil(width / self._block), math.ceil(height / self._block)
         across, per_block = math.ceil(width / side), self._block // side
-        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="synthetic")
+        pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="synthetic")
         try:
             jobs: deque[list[Future[tuple[list[bytes], Pixels]]]] = deque()
             for row in range(rows + 1):

@@ -12,7 +12,6 @@ Three ways to compute colours, each with one rounding at the end:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -27,6 +26,7 @@ from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.cpu import ColourProgram, round_levels
 from slideio_pipe.augment.opaque import run_opaque
 from slideio_pipe.augment.operations import Opaque, Operation, Saturation, Stain, Tone
+from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import FINE_ENOUGH, Affine, Size
 from slideio_pipe.images.virtual_tiff import VirtualTiff
@@ -290,7 +290,7 @@ class _Ahead:
 
     def __init__(self, compute: Callable[[int], NDArray[np.uint8]], tiles: int) -> None:
         self._compute, self._tiles = compute, tiles
-        self._threads = min(os.cpu_count() or 1, MOST_THREADS)
+        self._threads = min(usable_cores(), MOST_THREADS)
         self._pool: ThreadPoolExecutor | None = None
         self._pending: dict[int, Future[NDArray[np.uint8]]] = {}
         self._last, self._run = -1, 0

@@ -16,6 +16,7 @@ from slideio_pipe.commands.bench.cases import CASES, READING, Case, tiles_of, ti
 from slideio_pipe.commands.bench.measure import Table, race, race_threads
 from slideio_pipe.commands.bench.memory import SLIDES, in_own_process
 from slideio_pipe.commands.bench.peers import BARE, OURS, PEERS, Peer, Worker
+from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.progress import Report as Progress
 from slideio_pipe.progress import reporting
@@ -197,4 +198,4 @@ def _counter(report: Progress, total: int) -> Callable[[], None]:
 
 
 def _machine() -> str:
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return f"{platform.system()} {platform.machine()}, {usable_cores()} cores, Python {platform.python_version()}"

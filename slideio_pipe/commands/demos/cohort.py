@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.run import RunReport
+from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError, MissingExtraError
 from slideio_pipe.export.cohort import export_cohort
 from slideio_pipe.export.config import ExportConfig
@@ -86,7 +86,7 @@ def make_cohort(
     report, place = progress or (lambda done, total: None), Path(folder).expanduser() / "slides"
     make_folder(place)
     plans = list(_plans(slides))
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(min(4, usable_cores())) as threads:
         for done, _ in enumerate(threads.map(lambda plan: _make_slide(plan, place, size), plans), 1):
             report(done, slides)
     rows = [

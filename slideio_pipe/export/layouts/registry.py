@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from slideio_pipe.cohort.names import stem_of
+from slideio_pipe.cores import decoding_threads
 from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, require, warn_caller
 from slideio_pipe.export.layouts.clam import Clam
 from slideio_pipe.export.layouts.clam_pixels import ClamPixels
@@ -42,7 +43,6 @@ LAYOUTS: dict[str, Layout] = {
 # What features are called of which nobody says whose they are.
 UNNAMED = "features"
 # More threads than this wait for the disk or for each other.
-MAX_THREADS = 8
 
 Sources = Bag | str | Path | Iterable[Bag | str | Path]
 
@@ -121,7 +121,7 @@ def convert(
     """
     layout, folder = layout_of(to), Path(out).expanduser()
     extras = Extras(to, features, encoder, instance_labels)
-    threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
+    threads = decoding_threads() if threads is None else threads
     items = _items(bags, extras, threads)
     left_out = [item for item in items if layout.leaves_out_empty and not len(item.bag)]
     written = [item for item in items if item not in left_out]
