@@ -1,6 +1,5 @@
-"""Augmentation drawn once: from a transform to a record of plain numbers, and from the record to pixels.
+"""Random augmentation: drawn once into a record of plain numbers, then applied to pixels.
 
-``colour_transforms`` and ``geometric_transforms`` are what a user writes, ``adopt`` says what becomes of
-albumentationsxl's own, ``drawing`` turns either into a ``Draw``, and ``lazy``, ``cpu`` and ``on_device`` execute it.
-Importing this package loads none of them.
+In: a transform (ours or one of albumentationsxl) and a seed. Out: a ``Draw``, and augmented pixels.
+Open first: ``draw.py`` (the record), then ``compose.py`` (transform to record).
 """

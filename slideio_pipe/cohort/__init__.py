@@ -1,1 +1,5 @@
-"""cohort."""
+"""Which slides a study has, and one resumable piece of work over all of them.
+
+In: a manifest, a folder or a pattern. Out: ``Cohort``, splits, and a run with its ledger and report.
+Open first: ``cohort.py``, then ``run.py``; processes and Dask are in ``workers/``.
+"""

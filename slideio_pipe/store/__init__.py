@@ -1,4 +1,8 @@
-"""Bag stores: tiles of one slide in one folder that any zarr v3 reader opens."""
+"""Bags and features on disk: one zarr v3 folder per slide, which any zarr reader opens.
+
+In: a bag. Out: a store, written whole or not at all, and ``StoredBag``, which reads it.
+Open first: ``save.py``, then ``layout.py`` (the metadata) and ``shards.py`` (the bytes).
+"""
 
 from slideio_pipe.store.save import open_bag, save_bag
 from slideio_pipe.store.stored_bag import StoredBag

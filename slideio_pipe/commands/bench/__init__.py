@@ -1,1 +1,5 @@
-"""Reading slides, timed against other readers: each in a process of its own, in turns, on the same tiles."""
+"""``slideio-pipe bench``: readers of slides timed on the same tiles, in turns, each in a process of its own.
+
+In: slides, cases, and a Python environment with the other readers. Out: ratios, with medians and ranges.
+Open first: ``run.py``, then ``cases.py``.
+"""

@@ -1,4 +1,8 @@
-"""Choose the backend for a file: ``open_backend``; every backend implements ``base.Backend``."""
+"""Readers of slide formats: each implements ``base.Backend``; ``open_backend`` chooses one for a file.
+
+In: a path. Out: ``Facts`` from the header (levels, resolution, vendor), and pixels of a level.
+Open first: ``base.py``, then ``tiff.py``.
+"""
 
 from __future__ import annotations
 
