@@ -1,4 +1,7 @@
-"""The numbers behind plots of predictions: curves of classification, calibration, survival; all in numpy."""
+"""The numbers behind plots of predictions: curves of classification (torchmetrics), calibration and survival.
+
+torchmetrics has no calibration by range with intervals, no Kaplan-Meier estimate and no stratified log-rank test.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from slideio_pipe.errors import require
+
 Array = NDArray[np.float64]
+_TORCHMETRICS = "torchmetrics.functional.classification"
 
 
 def roc_curve(truth: NDArray[np.bool_], chance: Array) -> tuple[Array, Array]:
@@ -17,22 +24,15 @@ def roc_curve(truth: NDArray[np.bool_], chance: Array) -> tuple[Array, Array]:
     >>> [a.tolist() for a in roc_curve(np.array([True, False]), np.array([0.8, 0.3]))]
     [[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
     """
-    hits, misses = _counted(truth, chance)
-    return np.concatenate([[0.0], misses / misses[-1]]), np.concatenate([[0.0], hits / hits[-1]])
+    false, true, _ = require(_TORCHMETRICS, "train").binary_roc(torch.as_tensor(chance), torch.as_tensor(truth).long())
+    return false.double().numpy(), true.double().numpy()
 
 
 def precision_recall_curve(truth: NDArray[np.bool_], chance: Array) -> tuple[Array, Array]:
     """Return recall and precision, from recall 0 (precision 1) upwards, a step for each different chance."""
-    hits, misses = _counted(truth, chance)
-    return np.concatenate([[0.0], hits / hits[-1]]), np.concatenate([[1.0], hits / (hits + misses)])
-
-
-def _counted(truth: NDArray[np.bool_], chance: Array) -> tuple[Array, Array]:
-    """Return how many are found, rightly and wrongly, at each chance from the highest to the lowest."""
-    order = np.argsort(-chance, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(chance[order]) != 0, True))
-    hits = np.cumsum(truth[order])[last].astype(np.float64)
-    return hits, (last + 1) - hits
+    curve = require(_TORCHMETRICS, "train").binary_precision_recall_curve
+    precision, recall, _ = curve(torch.as_tensor(chance), torch.as_tensor(truth).long())
+    return recall.double().flip(0).numpy(), precision.double().flip(0).numpy()
 
 
 @dataclass(frozen=True, slots=True)

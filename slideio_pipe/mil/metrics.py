@@ -54,8 +54,8 @@ def measure(
 
     Classification: AUROC, AUPRC (average precision; both over classes one against the rest, mean), balanced accuracy
     (mean recall), accuracy; a class that no slide has counts in none of the means. Regression: R², MAE, Pearson's r.
-    Survival: C-index. From torchmetrics, but the C-index (Harrell 1982: the part of the comparable pairs that are in
-    the right order, ties count half).
+    Survival: C-index (Harrell 1982: the part of the comparable pairs that are in the right order, ties count half).
+    All from torchmetrics but the C-index, which it lacks, and the intervals: its bootstrap does not resample patients.
 
     Parameters
     ----------
