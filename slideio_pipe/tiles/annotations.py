@@ -1,4 +1,4 @@
-"""Annotations of a slide: polygons with classes, carried through a view and back, and as labels of tiles."""
+"""Annotations of a slide: polygons with classes, mapped to a view and back, and as labels of tiles."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from slideio_pipe.tiles.outlines import polygons_to_mask
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Annotations(TileLabels):
-    """Polygons with classes, in the px of a slide's level 0 or of one view.
+    """Polygons with classes, in level-0 px of a slide or in px of one view.
 
     Parameters
     ----------
     regions : sequence of Annotation
         Each a class name, or None, and a polygon: rings of (x, y), the outer one first.
     classes : mapping of str to int
-        The label of each class, 1 to 255. Where polygons overlap, the class that is named last lies on top.
+        The label of each class, 1 to 255. Where polygons overlap, the class named last wins.
     affine : Affine
         From the polygons' px to level-0 px.
     bounds : Rect, optional
-        What of level 0 was scanned, where the file says so: where QuPath's coordinates begin.
+        The scanned part of level 0, if the file states it: the origin of QuPath's coordinates.
     frame : {"level0", "qupath"}
-        "qupath" says that polygons were read from QuPath without their slide: where its coordinates begin is asked of
-        the slide that they are used on.
+        "qupath" if the polygons were read from QuPath without their slide: the origin of their coordinates is then
+        taken from the slide that they are used with.
 
     Examples
     --------
@@ -58,7 +58,7 @@ class Annotations(TileLabels):
     bounds: Rect | None = None
     frame: Frame = "level0"
 
-    __hash__ = None  # type: ignore[assignment]  # it holds arrays
+    __hash__ = None  # type: ignore[assignment]  # it contains arrays
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "regions", tuple(self.regions))
@@ -79,30 +79,30 @@ class Annotations(TileLabels):
         slide: Slide | None = None,
         frame: Frame = "qupath",
     ) -> Annotations:
-        """Return the polygons of a QuPath export, in level-0 px; points and lines are passed over.
+        """Return the polygons of a QuPath export, in level-0 px; points and lines are ignored.
 
-        Of a slide that states the bounds of what was scanned (MIRAX, Leica SCN, Ventana BIF) QuPath's coordinates begin
-        at these. Pass the slide; without it the polygons stay in QuPath's frame until they meet a slide, in
-        ``through``, ``labels``, ``plot`` or ``on``.
+        For a slide that states the bounds of the scanned area (MIRAX, Leica SCN, Ventana BIF), QuPath's coordinates
+        begin at the bounds. Pass the slide; without it the polygons stay in QuPath's frame until they are used with a
+        slide, in ``through``, ``labels``, ``plot`` or ``on``.
 
         Parameters
         ----------
         path : path
             A FeatureCollection, Feature, GeometryCollection, geometry, or a list of these.
         classes : sequence of str, or mapping of str to int, optional
-            The QuPath classes to take and their labels, 1, 2, … in the order of a sequence; "unclassified" stands for
-            polygons without. By default all in alphabetical order, but "Ignore" and "…*"; then labels depend on what
-            the file has, so name them where several slides belong together.
+            The QuPath classes to read and their labels, 1, 2, … in the order of a sequence; "unclassified" stands for
+            polygons without a class. By default all classes in alphabetical order except "Ignore" and "…*"; labels then
+            depend on the file's classes, so name them if labels must agree between slides.
         slide : Slide, optional
-            What they were drawn on.
+            The annotated slide.
         frame : {"qupath", "level0"}
-            Where (0, 0) is in the file: the corner of the slide's bounds, as in QuPath, or that of level 0, as for
+            Origin of the file's coordinates: the corner of the slide's bounds, as in QuPath, or of level 0, as in
             OpenSlide.
 
         Raises
         ------
         SlideNotFoundError, ConfigError
-            The file is missing, is no GeoJSON of polygons, or has none of these classes.
+            The file is missing, is not GeoJSON of polygons, or has none of these classes.
         """
         path = Path(path)
         if isinstance(classes, Mapping):
@@ -119,7 +119,7 @@ class Annotations(TileLabels):
 
     @classmethod
     def from_labels(cls, labels: LabelMask) -> Annotations:
-        """Return a polygon, in level-0 px, for each connected region of each class of a label mask."""
+        """Return one polygon, in level-0 px, per connected region of each class of a label mask."""
         regions = labels.regions()
         found = {region.class_name for region in regions}
         values = {str(value): value for value in range(1, 256) if str(value) in found} | dict(labels.classes)
@@ -128,7 +128,7 @@ class Annotations(TileLabels):
     # -- frames -------------------------------------------------------------------------------------------------
 
     def on(self, slide: Slide) -> Annotations:
-        """Return the annotations of a slide: polygons that were read without it come into its level-0 px."""
+        """Return the annotations in level-0 px of a slide, also if they were read without it."""
         return self._within(slide.bounds)
 
     def _within(self, bounds: Rect | None) -> Annotations:
@@ -137,12 +137,12 @@ class Annotations(TileLabels):
         return replace(placed, bounds=bounds, frame="level0")
 
     def through(self, view: SlideView) -> Annotations:
-        """Return the annotations in the px of ``view``, turned and scaled with the slide."""
+        """Return the annotations in the px of ``view``, rotated and scaled with the slide."""
         known = self._within(view.slide.bounds)
         return replace(known._moved(view.affine.inverse() @ known.affine), affine=view.affine)
 
     def to_level0(self) -> Annotations:
-        """Return the annotations in level-0 px: undoes ``through``."""
+        """Return the annotations in level-0 px: the inverse of ``through``."""
         return replace(self._moved(self.affine), affine=Affine())
 
     def _moved(self, affine: Affine) -> Annotations:
@@ -157,26 +157,26 @@ class Annotations(TileLabels):
         slide: Slide | None = None,
         frame: Frame = "qupath",
     ) -> None:
-        """Write the polygons as QuPath reads them, each class in a colour of its own.
+        """Write the polygons in QuPath's format, each class in its own colour.
 
         Parameters
         ----------
         path : path
         overwrite : bool
         slide : Slide, optional
-            What they are of, if it is not known yet: annotations that were made by hand know none.
+            Their slide, if it was not given before.
         frame : {"qupath", "level0"}
-            Where (0, 0) is: the corner of the slide's bounds, as in QuPath, or that of level 0, as for OpenSlide.
+            Origin of the coordinates: the corner of the slide's bounds, as in QuPath, or of level 0, as in OpenSlide.
 
         Raises
         ------
         ConfigError
-            They were read from QuPath without their slide, and should be written from the corner of level 0.
+            They were read from QuPath without their slide, and ``frame`` is "level0".
         """
         known = self if slide is None else self.on(slide)
         colours = {name: picture.CLASSES[(value - 1) % len(picture.CLASSES)] for name, value in self.classes.items()}
         corner = frame_corner(frame, known.bounds)
-        if known.frame == "qupath":  # read without a slide: they are where QuPath has them
+        if known.frame == "qupath":  # read without a slide: still in QuPath's frame
             if frame != "qupath":
                 reason = "where QuPath's coordinates begin on level 0 is not known"
                 raise ConfigError(reason, remedy="pass slide=… with what they were drawn on")
@@ -187,7 +187,7 @@ class Annotations(TileLabels):
     # -- pixels -------------------------------------------------------------------------------------------------
 
     def labels(self, bag: Bag, indices: ArrayLike | None = None) -> Labels:
-        """Return the labels of tiles, (n, H, W) uint8; as ``TileLabels.labels``."""
+        """Return the labels of tiles, (n, H, W) uint8; see ``TileLabels.labels``."""
         if self.frame == "qupath":
             return self._within(bag_bounds(bag)).labels(bag, indices)
         return super().labels(bag, indices)
@@ -199,7 +199,7 @@ class Annotations(TileLabels):
         return np.array([[*ring.min(axis=0), *ring.max(axis=0)] for ring in outer]).reshape(-1, 4)
 
     def raster(self, size: Size | tuple[int, int], affine: Affine) -> Labels:
-        """Return the labels under the pixel centres of a grid, (height, width) uint8, 0 where there is no polygon.
+        """Return the labels at the pixel centres of a grid, (height, width) uint8, 0 without a polygon.
 
         Parameters
         ----------
@@ -209,7 +209,7 @@ class Annotations(TileLabels):
 
         Notes
         -----
-        Polygons are moved and then filled (even-odd): nothing is interpolated.
+        Polygons are transformed and then filled (even-odd): nothing is interpolated.
         """
         width, height = size
         to_own = self.affine.inverse() @ affine
@@ -230,7 +230,7 @@ class Annotations(TileLabels):
         return labels
 
     def plot(self, over: Slide | SlideView, max_size: int = 1024) -> Image.Image:
-        """Return a thumbnail of a slide, or of a view of it, with the annotations over it."""
+        """Return a thumbnail of a slide or view with the annotations drawn on it."""
         view = over.view() if isinstance(over, Slide) else over
         image = view.plot(max_size)
         scale = Affine.scaling(view.size.width / image.width, view.size.height / image.height)

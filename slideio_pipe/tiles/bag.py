@@ -1,4 +1,4 @@
-"""What a bag is: the protocol, its labels, and the part that all bags share."""
+"""The bag protocol, its labels, and the base class that all bags share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Label = int | float | str | None
 
 @runtime_checkable
 class Bag(Protocol):
-    """What streams and stores need of a bag; ``TileBag`` and ``StoredBag`` are bags."""
+    """The parts of a bag that streams and stores use; ``TileBag`` and ``StoredBag`` are bags."""
 
     @property
     def name(self) -> str: ...
@@ -46,7 +46,7 @@ class Bag(Protocol):
 
 @runtime_checkable
 class UncolouredBag(Protocol):
-    """What a stream needs of a bag whose colours it leaves to the device; ``TileBag`` is one."""
+    """The parts that a stream uses of a bag whose colours are applied on the device; ``TileBag`` is one."""
 
     @property
     def host_only(self) -> tuple[str, ...]: ...
@@ -65,14 +65,14 @@ class ArrayLikeBag(ABC):
     shape: tuple[int, int, int, int]  # (N, H, W, 3)
     coords: NDArray[np.int64]  # (N, 2) top-left corners (x, y), level-0 px
     grid_index: NDArray[np.int32]  # (N, 2) column and row
-    tissue: NDArray[np.float32]  # (N,) tissue fraction, NaN where no mask was used
+    tissue: NDArray[np.float32]  # (N,) tissue fraction, NaN without a mask
     label: Label
-    patient: str | None = None  # whose slide it is, where that is known
+    patient: str | None = None  # patient of the slide, if known
     view_mpp: Mpp | None  # µm per tile pixel
 
     @abstractmethod
     def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
-        """Return tiles ``indices``, (n, H, W, 3) uint8, into ``out`` when given."""
+        """Return tiles ``indices``, (n, H, W, 3) uint8, in ``out`` if given."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -86,7 +86,7 @@ class ArrayLikeBag(ABC):
             tile: NDArray[np.uint8] = self.read([k % len(self)])[(0, *rest)]
             return tile
         positions = np.arange(len(self))
-        needed, inside = positions, key  # the whole bag, indexed as numpy does, unless the first axis says less
+        needed, inside = positions, key  # the whole bag, indexed as in numpy, unless the first axis selects fewer
         if isinstance(first, slice):
             needed, inside = positions[first], (slice(None), *rest)
         elif isinstance(first, (list, np.ndarray)):
@@ -126,7 +126,7 @@ class ArrayLikeBag(ABC):
 
 
 def check_bag(bag: object) -> None:
-    """Raise ConfigError for what is no bag, such as the path of one."""
+    """Raise ConfigError for an object that is not a bag, such as the path of one."""
     if not (hasattr(bag, "name") and hasattr(bag, "coords")):
         remedy = (
             "pass one bag, such as open_bag(path)"
@@ -137,6 +137,6 @@ def check_bag(bag: object) -> None:
 
 
 def patient_of(bag: Bag) -> str | None:
-    """Return whose slide a bag is of; None where it does not say, as bags of other packages do not."""
+    """Return the patient of a bag's slide; None if unknown, as for bags of other packages."""
     patient = getattr(bag, "patient", None)
     return None if patient is None else str(patient)

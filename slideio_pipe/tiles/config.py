@@ -1,4 +1,4 @@
-"""Settings of tissue and of the grid of tiles."""
+"""Settings of the tissue mask and of the tile grid."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Area = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # µm²
 
 
 class TissueConfig(Record):
-    """How tissue is found: what ``find_tissue`` takes, with its defaults."""
+    """Settings of ``find_tissue``, with its defaults."""
 
     method: TissueMethod = "otsu"
     mpp: Resolution = 8.0  # µm per mask px
     min_area_um2: Area = 128.0**2  # smaller regions are dropped; one tile of 256 px at 0.5 µm
     max_hole_um2: Area = 128.0**2  # enclosed holes up to this are filled
     ignore_pen: bool = True  # leave out red, green, blue and black ink
-    threshold: Area | None = None  # in place of the method's own; its unit depends on the method
+    threshold: Area | None = None  # replaces the method's own; its unit depends on the method
 
 
 class GridConfig(Record):
-    """How a view is cut into tiles."""
+    """Settings of the tile grid over a view."""
 
     tile_size: int = Field(default=256, ge=1)  # view px
     stride: int | None = Field(default=None, ge=1)  # view px; tile_size when neither stride nor overlap is given
     overlap: int | None = Field(default=None, ge=0)  # view px; tile_size - stride
     edge: Edge = "drop"
     min_tissue: float = Field(default=0.5, ge=0, le=1)  # fraction of a kept tile
-    align: bool = False  # on the stored tiles: sizes above are snapped to them
+    align: bool = False  # align to the stored tiles: the sizes above are snapped to them
 
     @model_validator(mode="after")
     def _one_step(self) -> Self:

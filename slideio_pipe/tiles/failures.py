@@ -1,4 +1,4 @@
-"""What becomes of tiles that cannot be decoded: the error is raised, or they are white, or left out."""
+"""Handle tiles that cannot be decoded: raise the error, make them white, or skip them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slideio_pipe.errors import (
 
 OnError = Literal["raise", "white", "skip"]
 TILE_ERRORS = (CorruptSlideError, BagFormatError)
-# Of a bag's tiles, this part may be bad, and always one; a slide with more of them is broken as a whole.
+# Allowed fraction of bad tiles in a bag, but always one; a slide with more is treated as broken.
 MAX_BAD_FRACTION = 0.1
 
 Read = Callable[[NDArray[np.int64], NDArray[np.uint8]], object]
@@ -29,11 +29,11 @@ Read = Callable[[NDArray[np.int64], NDArray[np.uint8]], object]
 
 @dataclass(frozen=True, slots=True)
 class TileFailure:
-    """A slide, or one tile of it, that was left out, and why."""
+    """A skipped slide or tile, and the error."""
 
     slide: str
     error: SlideioPipeError | OSError
-    tile: int | None = None  # position in the bag; None is the whole slide
+    tile: int | None = None  # position in the bag; None: the whole slide
 
     def __str__(self) -> str:
         place = "" if self.tile is None else f"tile {self.tile}: "
@@ -41,12 +41,12 @@ class TileFailure:
 
 
 def check_on_error(value: str) -> OnError:
-    """Return a known way to deal with corrupt tiles.
+    """Return a valid way to handle corrupt tiles.
 
     Raises
     ------
     ConfigError
-        If there is no such way.
+        The value is unknown.
     """
     for known in get_args(OnError):
         if value == known:
@@ -56,16 +56,16 @@ def check_on_error(value: str) -> OnError:
 
 @dataclass
 class TileErrors:
-    """Reads tiles of one bag, from any number of threads, and bears with some that cannot be decoded."""
+    """Reads the tiles of one bag, from any number of threads; counts undecodable tiles and continues up to a limit."""
 
     bag: str
-    tiles: int  # that will be read in all
+    tiles: int  # number of tiles that will be read
     on_error: OnError
     failures: list[TileFailure] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def read(self, read: Read, index: NDArray[np.int64], out: NDArray[np.uint8]) -> list[int]:
-        """Fill ``out[k]`` with tile ``index[k]`` and return the k of those that could not be; they are white.
+        """Fill ``out[k]`` with tile ``index[k]``; return the k of undecodable tiles, which are white.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class TileErrors:
         else:
             return []
         bad = []
-        for k in range(len(index)):  # one after the other: a read that failed does not say which others are good
+        for k in range(len(index)):  # one by one: a failed read does not name the valid tiles
             try:
                 read(index[k : k + 1], out[k : k + 1])
             except TILE_ERRORS as error:
@@ -95,7 +95,7 @@ class TileErrors:
         Raises
         ------
         CorruptSlideError, BagFormatError
-            ``error``, when ``on_error`` is "raise"; or there are too many.
+            ``error``, if ``on_error`` is "raise"; or there are too many.
         """
         if self.on_error == "raise":
             raise error
@@ -111,7 +111,7 @@ class TileErrors:
 
 
 def warn_of(failures: Sequence[TileFailure]) -> None:
-    """Warn once of all that was left out."""
+    """Give one warning for everything that was skipped."""
     slides = sum(failure.tile is None for failure in failures)
     counts = [(slides, "slide"), (len(failures) - slides, "tile")]
     what = " and ".join(f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n)

@@ -1,4 +1,4 @@
-"""The tissue of a slide: found in an overview of it, or read from the mask that a user has."""
+"""Find the tissue of a slide in an overview, or read a user's mask."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slideio_pipe.tiles.config import TissueConfig
 from slideio_pipe.tiles.tissue import TissueMask, check_mpp, check_slide, mask_grid, mask_of
 
 METHODS = ("otsu", "threshold", "none")
-# One tile of 256 px at 0.5 µm: a smaller speck fills no tile, and a larger hole is a tile of glass.
+# One tile of 256 px at 0.5 µm: a smaller speck does not fill a tile, and a larger hole is a tile of glass.
 TILE_AREA_UM2 = 128.0**2
 
 
@@ -32,35 +32,35 @@ def find_tissue(
     threshold: float | None = None,
     on_error: str = "raise",
 ) -> TissueMask:
-    """Return the tissue mask of a slide, found in an overview of it, without glass, ink and the scanner's padding.
+    """Return the tissue mask of a slide from an overview, without glass, ink and the scanner's padding.
 
     Parameters
     ----------
     slide : Slide
     method : {"otsu", "threshold", "none"}
-        "otsu": optical density and texture against Otsu's threshold, bounded on both sides so that pure glass is empty
-        and pure tissue is full. "threshold": a fixed saturation, for comparison with other tools; misses grey tissue.
-        "none": the whole slide is tissue; nothing is decoded. Fluorescence (bright on black) is recognised, and its
-        brightest channel is compared with a bounded Otsu threshold.
+        "otsu": optical density and texture against Otsu's threshold, bounded on both sides so that pure glass gives no
+        tissue and pure tissue gives a full mask. "threshold": a fixed saturation, for comparison with other tools;
+        misses grey tissue. "none": the whole slide is tissue; nothing is decoded. Fluorescence (bright on black) is
+        detected, and its brightest channel is compared with a bounded Otsu threshold.
     mpp : float
         The resolution of the mask, in µm per pixel.
     min_area_um2, max_hole_um2 : float
         Smaller regions are dropped (never one of more than a twentieth of the slide), enclosed holes up to this are
         filled. Both default to one tile of 256 px at 0.5 µm.
     ignore_pen : bool
-        Leave out red, green, blue and black ink. Pass False for stains of such colours (trichrome, Alcian blue).
+        Exclude red, green, blue and black ink. Pass False for stains of such colours (trichrome, Alcian blue).
     threshold : float, optional
-        In place of the method's own: optical density for "otsu", saturation from 0 to 1 for "threshold", grey levels
+        Replaces the method's own: optical density for "otsu", saturation from 0 to 1 for "threshold", grey levels
         above the background for fluorescence.
     on_error : {"raise", "white"}
-        "white" takes places that cannot be decoded, up to a quarter of the slide, for glass.
+        "white" treats places that cannot be decoded, up to a quarter of the slide, as glass.
 
     Warns
     -----
     EmptyTissueWarning
-        When nothing was found.
+        No tissue was found.
     SkippedWarning
-        When there are such places.
+        Some places cannot be decoded.
     """
     check_slide(slide)
     if method not in METHODS:
@@ -87,7 +87,7 @@ def find_tissue(
     um_per_px = Mpp(scale[0] * level0.x, scale[1] * level0.y).mean
     found = segmentation.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
     mask = segmentation.tidied(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
-    whole = _to_the_edge(mask, affine, slide.dimensions)
+    whole = _extended_to_edge(mask, affine, slide.dimensions)
     return mask_of(whole, affine, slide, method, settings | found.details | unread)
 
 
@@ -99,7 +99,7 @@ def tissue_of(
     frame: Frame | None = None,
     on_error: str = "raise",
 ) -> TissueMask | None:
-    """Return the tissue of a slide as settings say, None where every tile is kept.
+    """Return the tissue mask of a slide as configured, or None if every tile is kept.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def tissue_of(
     mask_file : path, optional
         A GeoJSON or PNG mask to read instead of finding tissue.
     frame : {"qupath", "level0"}, optional
-        Where (0, 0) of that mask is; by default in QuPath's frame, or for pictures what their shape says.
+        Frame of that mask; by default QuPath's for GeoJSON, and from the shape for pictures.
     on_error : {"raise", "white"}
         As for ``find_tissue``.
     """
@@ -123,7 +123,7 @@ def tissue_of(
 
 
 def _overview(slide: Slide, mpp: float, on_error: str) -> tuple[NDArray[np.uint8], Affine, dict[str, int]]:
-    """Return the slide as tissue is sought in it, and what is white there; say what does without a damaged one."""
+    """Return the overview for the segmentation, its affine and its white places; suggest a setting if it is damaged."""
     try:
         if on_error == "raise":
             return *slide.overview(mpp), {}
@@ -142,8 +142,8 @@ def _overview(slide: Slide, mpp: float, on_error: str) -> tuple[NDArray[np.uint8
     return rgb, affine, {"unread_places": len(errors)} if errors else {}
 
 
-def _to_the_edge(mask: NDArray[np.bool_], affine: Affine, size: Size) -> NDArray[np.bool_]:
-    """Return the mask with its last row and column repeated where an overview left out a part of a pixel."""
+def _extended_to_edge(mask: NDArray[np.bool_], affine: Affine, size: Size) -> NDArray[np.bool_]:
+    """Return the mask with its last row and column repeated where the overview dropped a part of a pixel."""
     width, height = affine.inverse().apply(size).tolist()
     missing = np.clip(np.ceil([height - mask.shape[0] - 1e-6, width - mask.shape[1] - 1e-6]), 0, 1).astype(int)
     return np.pad(mask, [(0, missing[0]), (0, missing[1])], mode="edge")

@@ -1,4 +1,4 @@
-"""Where the tiles of a view lie: a regular grid, kept where there is enough tissue, or given coordinates."""
+"""Place the tiles of a view: on a regular grid, filtered by tissue, or at given coordinates."""
 
 from __future__ import annotations
 
@@ -25,43 +25,43 @@ class TileGrid:
     Parameters
     ----------
     view : SlideView
-        The view to tile; sizes below are in its pixels.
+        The view to divide into tiles; sizes below are in its pixels.
     tile_size : int
         Side of a square tile in view px.
     stride : int, optional
-        Distance between neighbours in view px; ``tile_size`` when neither it nor ``overlap`` is given.
+        Distance between neighbours in view px; ``tile_size`` if neither it nor ``overlap`` is given.
     overlap : int, optional
-        ``tile_size - stride``, for those who think that way. Give one of the two.
+        ``tile_size - stride``, an alternative to ``stride``.
     edge : {"drop", "shift", "pad"}
-        What happens at the right and lower edge: leave out what does not fit, move the last tile back inside (it then
-        overlaps its neighbour more), or let it reach outside, where it is white.
+        At the right and lower edge: drop tiles that do not fit, shift the last tile inside (it then overlaps its
+        neighbour more), or let it extend outside, where it is white.
     tissue : TissueMask, optional
-        Keep only tiles with enough of it.
+        Keep only tiles with enough tissue.
     min_tissue : float
-        Least tissue fraction of a kept tile, 0 to 1.
+        Minimum tissue fraction of a kept tile, 0 to 1.
     align : bool
-        Lay the tiles on those stored in the file: ``tile_size`` becomes that of a stored tile, ``stride`` the nearest
-        multiple of it, and edge="shift" becomes "drop". Such tiles are read soonest, and ``save_bag(pixels="source")``
-        stores their own bytes. An ``AlignedGridWarning`` says what was changed.
+        Align the tiles to those stored in the file: ``tile_size`` becomes that of a stored tile, ``stride`` the nearest
+        multiple of it, and edge="shift" becomes "drop". Such tiles are read fastest, and ``save_bag(pixels="source")``
+        stores their original bytes. An ``AlignedGridWarning`` lists the changes.
 
     Attributes
     ----------
     origins : (N, 2) int64 or float64
-        Top-left corners (x, y), view px: whole ones, but for given coordinates that lie between view px.
+        Top-left corners (x, y), view px: int64, or float64 if given coordinates are between view px.
     coords : (N, 2) int64
         The same corners in level-0 px.
     index : (N, 2) int32
         Column and row in the full grid.
     tissue : (N,) float32
-        Tissue fraction; NaN where no mask was given.
+        Tissue fraction; NaN without a mask.
     changes : dict
-        What ``align`` changed, as {"tile_size": (asked, laid)}; empty when nothing.
+        Changes by ``align``, as {"tile_size": (requested, used)}; empty without changes.
 
     Raises
     ------
     ConfigError
-        Sizes that make no sense, a tile larger than the view with an edge other than "pad", or ``align`` of a view
-        that is resampled or moved.
+        Invalid sizes, a tile larger than the view with an edge other than "pad", or ``align`` for a view that is
+        resampled or has an affine.
 
     Examples
     --------
@@ -128,22 +128,22 @@ class TileGrid:
     ) -> TileGrid:
         """Return tiles at given level-0 corners, in the given order.
 
-        Their pixels are those at the corners, wherever the corners lie. Between the pixels of a level they are
-        interpolated, as OpenSlide interpolates them; tiles on whole view px are read as those of a grid.
+        Pixels are sampled exactly at the corners. Between the pixels of a level they are interpolated, as in OpenSlide;
+        tiles at whole view px are read like those of a grid.
 
         Parameters
         ----------
         coords : (N, 2) int or float
-            Top-left corners (x, y), level-0 px. ``coords`` of the grid are these, rounded. Parts outside the slide are
-            white, or black if the view says so.
+            Top-left corners (x, y), level-0 px. The grid's ``coords`` are these, rounded. Outside the slide tiles are
+            white, or black if the view's ``outside`` is black.
         nearest : bool
-            Read each tile at the nearest whole view px. For ``coords`` of a grid over this very view: where a view px
-            is no whole number of level-0 px, these are rounded, and this is the grid again.
+            Read each tile at the nearest whole view px. Use it for ``coords`` of a grid over the same view: they are
+            rounded if a view px is not a whole number of level-0 px, and ``nearest`` restores the grid.
 
         Raises
         ------
         ConfigError
-            Not (N, 2), or a tile that lies outside the slide altogether.
+            The array is not (N, 2), or a tile is completely outside the slide.
 
         Examples
         --------
@@ -200,7 +200,7 @@ class TileGrid:
         return self.view.affine.apply(self.origins)[:, None, :] + _footprint(self.view, self.tile_size)
 
     def provenance(self) -> dict[str, Any]:
-        """Return how the grid was made, JSON-able; ``between_px`` where tiles begin between pixels of the view."""
+        """Return the settings of the grid as JSON values; ``between_px`` if tiles begin between pixels of the view."""
         known: dict[str, Any] = {
             "tile_size": self.tile_size,
             "stride": self.config.step,
@@ -210,11 +210,11 @@ class TileGrid:
             "align": self.config.align,
             "changes": {what: list(values) for what, values in self.changes.items()},
         }
-        # Left out elsewhere: a bag of whole pixels says the same as one that an earlier version wrote.
+        # Left out otherwise, so that a bag of whole pixels has the same record as in earlier versions.
         return known | ({"between_px": True} if self.origins.dtype.kind == "f" else {})
 
     def covered(self) -> float:
-        """Return the part of the tissue that lies in some tile, 0 to 1; 1 where no mask was used."""
+        """Return the fraction of the tissue that is inside some tile, 0 to 1; 1 without a mask."""
         if self.mask is None or self.mask.is_empty:
             return 1.0
         mask = self.mask.through(self.view)
@@ -258,7 +258,7 @@ def _check_view(view: SlideView) -> SlideView:
 
 
 def _check_mask(tissue: TissueMask | None, view: SlideView) -> None:
-    """Refuse the mask of another slide: its tiles would be wrong ones, silently."""
+    """Refuse the mask of another slide: it would silently select wrong tiles."""
     if tissue is None:
         return
     if not isinstance(tissue, TissueMask):
@@ -276,7 +276,7 @@ def _check_mask(tissue: TissueMask | None, view: SlideView) -> None:
 
 
 def _aligned(view: SlideView, config: GridConfig) -> tuple[GridConfig, dict[str, tuple[Any, Any]]]:
-    """Return the nearest grid on the stored tiles of the view's level, and what differs: {name: (asked, laid)}."""
+    """Return the nearest grid on the stored tiles of the view's level, and the changes: {name: (requested, used)}."""
     if view.draw is not None and view.draw.moves:
         reason = "the slide's transform moves pixels, so no tile of the view is a stored one"
         raise ConfigError(
@@ -302,7 +302,7 @@ def _aligned(view: SlideView, config: GridConfig) -> tuple[GridConfig, dict[str,
 
 
 def stored_resolutions(view: SlideView) -> str:
-    """Return what ``mpp`` may be for a view whose pixels are stored ones, in words: "mpp=0.25, 1 or 4"."""
+    """Return the values of ``mpp`` for which stored pixels are used unchanged, as text: "mpp=0.25, 1 or 4"."""
     own, downsamples = view.slide.mpp, view.slide.pyramid.downsamples
     if own is None:
         return "mpp=None for level 0"
@@ -311,7 +311,7 @@ def stored_resolutions(view: SlideView) -> str:
 
 
 def _footprint(view: SlideView, tile_size: int) -> NDArray[np.float64]:
-    """Return (4, 2): a tile's corners from its origin, level-0 px, clockwise in the view."""
+    """Return (4, 2): a tile's corners relative to its origin, level-0 px, clockwise in the view."""
     corners = view.affine.apply([(0, 0), (tile_size, 0), (tile_size, tile_size), (0, tile_size)])
     return np.asarray(corners - corners[0])
 
@@ -345,7 +345,7 @@ def _positions(length: int, config: GridConfig) -> NDArray[np.int64]:
 
 
 def _fractions(view: SlideView, tissue: TissueMask, origins: NDArray[np.int64], tile_size: int) -> NDArray[np.float32]:
-    """Return the tissue fraction of every tile; a view that turns the slide turns the mask with it."""
+    """Return the tissue fraction of every tile; if the view rotates the slide, the mask is rotated too."""
     if not view.moves:
         return tissue.fractions(_rects_level0(view, origins, tile_size))
     return tissue.through(view).fractions(np.hstack([origins, np.full_like(origins, tile_size)]))

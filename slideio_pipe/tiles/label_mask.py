@@ -1,4 +1,4 @@
-"""A class for each pixel of a slide, from a picture or an array, asked for the classes of tiles."""
+"""A class for each pixel of a slide, from a picture or an array, and the labels of tiles' pixels."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ from slideio_pipe.tiles.tile_bag import TileBag
 
 Labels = NDArray[np.uint8]
 
-# Of a pixel: a centre that rounding puts just before a border lies on it.
+# Tolerance in px: a centre that rounding puts just before a border is on the border.
 _ROUNDING_PX = 1e-6
 _TIFF_SUFFIXES = (".tif", ".tiff")
-# Beyond this a file of labels is not read into memory.
+# A larger file of labels is not read into memory.
 _MAX_PX = 2**31
 
 
 class TileLabels(ABC):
-    """Labels of the pixels of tiles, from whatever can be drawn into a raster."""
+    """Labels of the pixels of tiles, from any source that can be drawn into a raster."""
 
     @abstractmethod
     def raster(self, size: Size | tuple[int, int], affine: Affine) -> Labels:
-        """Return (height, width) uint8 labels of pixels whose affine, to the labels' own frame, is given."""
+        """Return (height, width) uint8 labels of a grid; ``affine`` maps its px to the labels' own frame."""
 
     def labels(self, bag: Bag, indices: ArrayLike | None = None) -> Labels:
-        """Return the labels of tiles, (n, H, W) uint8: of the pixels of ``bag.read(indices)``, moved as they are.
+        """Return the labels of tiles, (n, H, W) uint8, for the pixels of ``bag.read(indices)``, with the same affines.
 
         Parameters
         ----------
         bag : Bag
-            Its view may be drawn and its tiles too. A stored bag does if its tiles were not.
+            Its view and its tiles may be augmented; the tiles of a stored bag may not.
         indices : (n,) int array, optional
-            Positions in the bag; all when omitted.
+            Positions in the bag; all by default.
 
         Raises
         ------
         ConfigError
-            It is a stored bag of drawn tiles.
+            It is a stored bag of augmented tiles.
         """
         size = Size(bag.shape[2], bag.shape[1])
         rasters = [self.raster(size, affine) for affine in tile_affines(bag, indices)]
@@ -69,14 +69,14 @@ class LabelMask(TileLabels):
     Parameters
     ----------
     mask : (h, w) array of integers, 0 to 255
-        A memory map of uint8 is left on the disk.
+        A memory map of uint8 stays on disk.
     affine : Affine
-        Mask px to level-0 px; may turn.
+        Mask px to level-0 px; may rotate.
     classes : mapping of str to int
-        Names of values, for whoever reads polygons of it or plots it.
+        Names of values, for polygons and plots.
     slide_name : str
     bounds : Rect, optional
-        What of level 0 was scanned, where the file says so: where QuPath's coordinates begin.
+        The scanned part of level 0, if the file states it: the origin of QuPath's coordinates.
 
     Examples
     --------
@@ -124,7 +124,7 @@ class LabelMask(TileLabels):
     ) -> LabelMask:
         """Return the labels in a picture of any size: a grey or palette PNG, or a TIFF.
 
-        Of colours, red is taken where the others are 0, as the masks of PANDA have it. Of a pyramid, the finest level.
+        In a colour image, red is used where the other bands are 0, as in PANDA's masks. In a pyramid, the finest level.
 
         Parameters
         ----------
@@ -132,13 +132,13 @@ class LabelMask(TileLabels):
         slide : Slide
         classes : mapping of str to int, optional
         frame : {"level0", "qupath"}, optional
-            Whether it spans the whole slide, or its bounds as what QuPath exports does. By default its shape says: the
-            whole slide if it has that shape, else the bounds.
+            Whether it covers the whole slide ("level0") or its bounds ("qupath", as in QuPath's exports). By default
+            the shape decides: the whole slide if it has that shape, else the bounds.
 
         Raises
         ------
         ConfigError
-            It cannot be read, has colours, or another shape than the slide.
+            It cannot be read, has colours, or has another shape than the slide.
         """
         path = Path(path)
         pixels = _grey(_tiff_pixels(path) if path.suffix.lower() in _TIFF_SUFFIXES else read_picture(path)[0], path)
@@ -146,9 +146,9 @@ class LabelMask(TileLabels):
         return cls(pixels, affine, {} if classes is None else classes, slide.name, slide.bounds)
 
     def through(self, view: SlideView) -> LabelMask:
-        """Return the labels as ``view`` shows them, turned and scaled with the slide; nearest pixel, 0 outside.
+        """Return the labels in the frame of ``view``, rotated and scaled with the slide; nearest pixel, 0 outside.
 
-        Its upright pixels are those of the view, or coarser ones, half the side of this mask's. Its affine still leads
+        Its upright pixels are those of the view, or coarser ones, half the side of this mask's. Its affine still maps
         to level-0 px, through the view's.
         """
         step = tuple(
@@ -171,11 +171,11 @@ class LabelMask(TileLabels):
         x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
         a, b, c, d, e, f = (self.affine.inverse() @ affine).as_tuple()
         if not b and not d:
-            return _taken(self.mask, _whole(a * x + c), _whole(e * y + f))
-        return _taken(self.mask, _whole(a * x + b * y + c), _whole(d * x + e * y + f))
+            return _lookup(self.mask, _whole(a * x + c), _whole(e * y + f))
+        return _lookup(self.mask, _whole(a * x + b * y + c), _whole(d * x + e * y + f))
 
     def regions(self) -> list[Annotation]:
-        """Return one polygon, in level-0 px, for each 4-connected region of each class, along pixel borders."""
+        """Return one polygon, in level-0 px, per 4-connected region of each class, along pixel borders."""
         names = {value: name for name, value in self.classes.items()}
         found = []
         for value in np.unique(self.mask).tolist():
@@ -190,7 +190,7 @@ class LabelMask(TileLabels):
         write_label_picture(Path(path), np.asarray(self.mask), overwrite=overwrite)
 
     def plot(self, max_size: int = 1024) -> Image.Image:
-        """Return the labels as a picture, a colour for each value, background white."""
+        """Return the labels as a picture, one colour per value, on white."""
         height, width = self.mask.shape
         step = max(1, math.ceil(max(height, width) / max_size))
         return Image.fromarray(picture.label_colours()[np.asarray(self.mask[::step, ::step])])
@@ -201,12 +201,12 @@ class LabelMask(TileLabels):
 
 
 def checked_classes(classes: Mapping[str, int], slide: str | None) -> Mapping[str, int]:
-    """Return names and the values of labels they stand for.
+    """Return validated class names and label values.
 
     Raises
     ------
     ConfigError
-        A value is none of 1 to 255.
+        A value is not in 1 to 255.
     """
     if not isinstance(classes, Mapping):
         raise ConfigError(f"classes are a {type(classes).__name__}", slide=slide, remedy='pass {"Tumor": 1}')
@@ -222,7 +222,7 @@ def tile_affines(bag: Bag, indices: ArrayLike | None) -> Iterator[Affine]:
     Raises
     ------
     ConfigError
-        Of a stored bag whose tiles were drawn: the store has the transform, not its affines.
+        The bag is a stored bag of augmented tiles: the store has the transform, not its affines.
     """
     wanted = np.arange(len(bag)) if indices is None else np.arange(len(bag))[np.asarray(indices, np.int64)]
     if isinstance(bag, TileBag):
@@ -237,14 +237,14 @@ def tile_affines(bag: Bag, indices: ArrayLike | None) -> Iterator[Affine]:
         )
     to_level0 = Affine.from_tuple(made["view"]["affine"])
     places = to_level0.inverse().apply(np.asarray(bag.coords)[wanted])
-    # Tiles of a grid begin at whole px of the view, and their level-0 corners are rounded; given corners are exact.
+    # Grid tiles begin at whole px of the view, and their level-0 corners are rounded; given corners are exact.
     between = bool(made.get("grid", {}).get("between_px", False))
     for x, y in (places if between else round_half_up(places)).tolist():
         yield to_level0 @ Affine.translation(x, y)
 
 
 def bag_bounds(bag: Bag) -> Rect | None:
-    """Return what of the bag's slide was scanned, where the slide says so."""
+    """Return the scanned part of the bag's slide, if the slide states it."""
     if isinstance(bag, TileBag):
         return bag.view.slide.bounds
     return recorded_bounds(bag.provenance())
@@ -254,8 +254,8 @@ def _whole(values: NDArray[Any]) -> NDArray[np.int64]:
     return np.floor(values + _ROUNDING_PX).astype(np.int64)
 
 
-def _taken(mask: NDArray[Any], x: NDArray[np.int64], y: NDArray[np.int64]) -> Labels:
-    """Return mask[y, x], 0 outside; reads no more of the mask than the rectangle around."""
+def _lookup(mask: NDArray[Any], x: NDArray[np.int64], y: NDArray[np.int64]) -> Labels:
+    """Return mask[y, x], 0 outside; reads only the bounding rectangle of the mask."""
     height, width = mask.shape
     left, right = (int(np.clip(side, 0, width)) for side in (x.min(initial=0), x.max(initial=0) + 1))
     top, bottom = (int(np.clip(side, 0, height)) for side in (y.min(initial=0), y.max(initial=0) + 1))
@@ -277,7 +277,7 @@ def _tiff_pixels(path: Path) -> NDArray[Any]:
                 return pixels.reshape(*shape[:2], -1)
     except FileNotFoundError:
         raise SlideNotFoundError("no such file", slide=str(path), remedy="check the path") from None
-    except Exception as error:  # tifffile and the codecs raise what they like
+    except Exception as error:  # tifffile and the codecs may raise anything
         raise ConfigError(
             f"the labels cannot be read ({error})", slide=str(path), remedy="pass a grey TIFF or PNG"
         ) from error
@@ -289,7 +289,7 @@ def _tiff_pixels(path: Path) -> NDArray[Any]:
 
 
 def _grey(pixels: NDArray[Any], path: Path) -> NDArray[Any]:
-    """Return one band of (h, w, bands) pixels: the only one, all of them if equal, or red where the rest is 0."""
+    """Return one band of (h, w, bands) pixels: the only one, any if all are equal, or red if the others are 0."""
     colours = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1]
     rest = colours[..., 1:]
     if rest.any() and not all((rest[..., k] == colours[..., 0]).all() for k in range(rest.shape[2])):

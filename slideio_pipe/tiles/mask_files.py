@@ -1,4 +1,4 @@
-"""Masks and annotations on disk: GeoJSON as QuPath writes and reads it, and pictures."""
+"""Read and write masks and annotations: GeoJSON compatible with QuPath, and pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slideio_pipe.errors import ConfigError, SlideNotFoundError
 from slideio_pipe.files import write_file
 from slideio_pipe.tiles.outlines import Polygon
 
-# QuPath leaves classes that end in an asterisk out of most of what it does; this one is also written without it.
+# QuPath ignores classes that end in an asterisk in most operations; this one also without it.
 IGNORED = "Ignore"
 UNCLASSIFIED = "unclassified"
 Colour = tuple[int, int, int]
@@ -27,7 +27,7 @@ _GEOMETRIES = ("Polygon", "MultiPolygon", "Point", "MultiPoint", "LineString", "
 
 
 class Annotation(NamedTuple):
-    """A polygon and the name of its QuPath class, such as "Tumor: Positive"; None when it has none."""
+    """A polygon and the name of its QuPath class, such as "Tumor: Positive", or None."""
 
     class_name: str | None
     polygon: Polygon
@@ -41,7 +41,7 @@ def write_polygons(path: Path, polygons: Iterable[Polygon], *, overwrite: bool) 
 def write_annotations(
     path: Path, annotations: Iterable[Annotation], colours: Mapping[str, Colour], *, overwrite: bool
 ) -> None:
-    """Write polygons as QuPath reads them, each class in its colour."""
+    """Write polygons in QuPath's format, each class in its colour."""
     features = [_feature(annotation, colours) for annotation in annotations]
     text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
     write_file(path, text.encode(), overwrite=overwrite)
@@ -73,12 +73,12 @@ def write_label_picture(path: Path, values: NDArray[np.uint8], *, overwrite: boo
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Return what is neither 0 nor transparent, so that an image of labels, 0 for background, is a mask as well.
+    """Return the mask of pixels that are neither 0 nor transparent; an image of labels, 0 for background, also works.
 
     Raises
     ------
     ConfigError
-        It cannot be read, or has colours: then it is a picture of a slide or of a mask, where nothing is 0.
+        It cannot be read, or has colours: then it is a picture of a slide or of a mask, without zeros.
     """
     pixels, bands = read_picture(path)
     colours = pixels[..., [index for index, band in enumerate(bands) if band != "A"]]
@@ -93,7 +93,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
 
 def read_picture(path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Return the pixels of a picture, (h, w, bands), and the names of its bands; a palette's indices stay indices.
+    """Return the pixels of a picture, (h, w, bands), and its band names; palette pictures return indices.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def read_picture(path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is said to be a mask
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # masks may be large
             with Image.open(path) as picture:
                 pixels = np.asarray(picture)
                 bands = picture.getbands()
@@ -134,18 +134,18 @@ def read_polygons(path: Path, classes: Sequence[str] | None = None) -> list[Poly
     ----------
     path : Path
     classes : sequence of str, optional
-        The names of the classes to take. All but those that QuPath ignores when omitted: "Ignore" and what ends in "*".
+        Names of the classes to read; by default all except those that QuPath ignores: "Ignore" and names ending in "*".
 
     Raises
     ------
     ConfigError
-        The file is no GeoJSON of polygons, or every polygon of it is of another class.
+        The file is not GeoJSON of polygons, or no polygon has one of the classes.
     """
     return [each.polygon for each in read_annotations(path, classes)]
 
 
 def read_annotations(path: Path, classes: Sequence[str] | None = None) -> list[Annotation]:
-    """Return the polygons in a GeoJSON file with their classes; as ``read_polygons``."""
+    """Return the polygons in a GeoJSON file with their classes; see ``read_polygons``."""
     if classes is not None and (isinstance(classes, str) or not classes):
         raise ConfigError(f"classes is {classes!r}", slide=str(path), remedy='pass a list of names, such as ["Tissue"]')
     try:
@@ -157,7 +157,7 @@ def read_annotations(path: Path, classes: Sequence[str] | None = None) -> list[A
         raise ConfigError(
             f"not the GeoJSON of polygons ({reason})", slide=str(path), remedy="export from QuPath as GeoJSON"
         ) from error
-    wanted = [each for each in found if _is_wanted(each.class_name, classes)]
+    wanted = [each for each in found if _is_selected(each.class_name, classes)]
     if found and not wanted:
         asked = "every polygon is of an ignored class" if classes is None else f"no polygon of {', '.join(classes)}"
         names = ", ".join(sorted({each.class_name or UNCLASSIFIED for each in found}))
@@ -167,24 +167,24 @@ def read_annotations(path: Path, classes: Sequence[str] | None = None) -> list[A
     return wanted
 
 
-def _is_wanted(class_name: str | None, classes: Sequence[str] | None) -> bool:
-    """Return whether a class is asked for by name, or, where none is asked for, is not one that QuPath ignores."""
+def _is_selected(class_name: str | None, classes: Sequence[str] | None) -> bool:
+    """Return whether a class is in ``classes``, or, without ``classes``, is not ignored by QuPath."""
     if classes is not None:
         return (class_name or UNCLASSIFIED) in classes
-    # Of a derived class, such as "Tumor: Boundary*", the last part decides.
+    # For a derived class, such as "Tumor: Boundary*", the last part decides.
     return class_name is None or not (class_name.endswith("*") or class_name.split(": ")[-1] == IGNORED)
 
 
 def parse_geojson(document: Any) -> list[Annotation]:
-    """Return the polygons in a parsed GeoJSON document, or in a list of such documents, as QuPath exports them.
+    """Return the polygons in a parsed GeoJSON document, or in a list of documents, as exported by QuPath.
 
-    Points and lines are passed over. A document that has geometries and none of them a polygon is refused, so that a
-    file of point annotations does not read as an empty mask.
+    Points and lines are ignored. A document whose geometries include no polygon is refused, so that a file of point
+    annotations is not read as an empty mask.
 
     Raises
     ------
     ValueError
-        With what is wrong with it.
+        The document is invalid; the message names the reason.
     """
     geometries = list(_geometries(document, None))
     found: list[Annotation] = []
@@ -200,7 +200,7 @@ def parse_geojson(document: Any) -> list[Annotation]:
 
 
 def _geometries(node: Any, class_name: str | None) -> Iterator[tuple[str | None, dict[str, Any]]]:
-    """Yield every geometry below a node, with the class of the feature that it belongs to."""
+    """Yield every geometry below a node, with the class of its feature."""
     if isinstance(node, list):
         for each in node:
             yield from _geometries(each, class_name)
@@ -211,7 +211,7 @@ def _geometries(node: Any, class_name: str | None) -> Iterator[tuple[str | None,
     elif kind == "GeometryCollection":
         yield from _geometries(_member(node, "geometries"), class_name)
     elif kind == "Feature":
-        if node.get("geometry") is not None:  # a feature may be unlocated
+        if node.get("geometry") is not None:  # a feature may have no geometry
             yield from _geometries(node["geometry"], _class_name(node))
     elif kind in _GEOMETRIES:
         _member(node, "coordinates")
@@ -221,7 +221,7 @@ def _geometries(node: Any, class_name: str | None) -> Iterator[tuple[str | None,
 
 
 def _class_name(feature: dict[str, Any]) -> str | None:
-    """Return the class of a feature: one name, or since QuPath 0.4 a list of ``names`` for a derived class."""
+    """Return the class of a feature: one name, or, since QuPath 0.4, a list of ``names`` for a derived class."""
     properties = feature.get("properties")
     found = properties.get("classification") if isinstance(properties, dict) else None
     if isinstance(found, dict):

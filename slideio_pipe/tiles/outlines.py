@@ -1,4 +1,4 @@
-"""Masks as polygons and back, exactly: an outline runs along pixel borders, a pixel is inside when its centre is.
+"""Convert masks to polygons and back, exactly: outlines follow pixel borders, a pixel is inside if its centre is.
 
 A *ring* is (n, 2) float64 x, y, not closed: its last vertex is followed by the first. A *polygon* is a list of rings,
 the outer one first, then its holes.
@@ -26,7 +26,7 @@ _Edge = tuple[int, int, int]  # x, y of the start vertex, direction
 def mask_to_polygons(mask: Mask) -> list[Polygon]:
     """Return one polygon per 4-connected region, in mask px, of exactly the area of its pixels.
 
-    No ring touches itself, so that the polygons are valid for JTS (QuPath) and GEOS (shapely).
+    No ring touches itself, so the polygons are valid for JTS (QuPath) and GEOS (shapely).
 
     >>> mask_to_polygons(np.array([[0, 1], [0, 1]], dtype=bool))[0][0].tolist()
     [[1.0, 0.0], [2.0, 0.0], [2.0, 2.0], [1.0, 2.0]]
@@ -44,7 +44,7 @@ def mask_to_polygons(mask: Mask) -> list[Polygon]:
 
 
 def signed_area(ring: Ring) -> float:
-    """Return the area of a ring; it is above 0 when the ring turns clockwise on the screen, as outer rings do."""
+    """Return the area of a ring, positive if the ring is clockwise on the screen, as outer rings are."""
     x, y = ring[:, 0], ring[:, 1]
     return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y) / 2)
 
@@ -67,7 +67,7 @@ def _edges(mask: Mask) -> list[_Edge]:
 
 
 def _loops(mask: Mask) -> Iterator[list[_Edge]]:
-    """Yield closed walks along the edges; where two pixels meet at a corner, a walk stays with its own pixel."""
+    """Yield closed walks along the edges; where two pixels meet at a corner, a walk follows its own pixel."""
     edges = _edges(mask)
     unused = set(edges)
     for first in edges:
@@ -84,7 +84,7 @@ def _loops(mask: Mask) -> Iterator[list[_Edge]]:
 def _following(edge: _Edge, unused: set[_Edge], first: _Edge) -> _Edge:
     x, y, direction = edge
     x, y = x + _STEP[direction][0], y + _STEP[direction][1]
-    for turn in (1, 0, 3):  # right before straight on before left
+    for turn in (1, 0, 3):  # right turn before straight before left turn
         candidate = (x, y, (direction + turn) % 4)
         if candidate in unused or candidate == first:
             return candidate
@@ -92,7 +92,7 @@ def _following(edge: _Edge, unused: set[_Edge], first: _Edge) -> _Edge:
 
 
 def _split_where_touching(loop: list[_Edge]) -> Iterator[list[_Edge]]:
-    """Yield the simple loops that a loop consists of: it is cut wherever it comes back to a vertex."""
+    """Yield the simple loops of a loop: it is split wherever it returns to a vertex."""
     path: list[_Edge] = []
     position: dict[tuple[int, int], int] = {}
     for edge in loop:
@@ -118,7 +118,7 @@ def _corners(loop: list[_Edge]) -> Ring:
 
 
 def polygons_to_mask(polygons: Iterable[Polygon], width: int, height: int) -> Mask:
-    """Return the (height, width) pixels whose centre lies in any of the polygons (even-odd rule within each).
+    """Return the (height, width) mask of pixels whose centre is in any of the polygons (even-odd rule within each).
 
     >>> triangle = np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
     >>> polygons_to_mask([[triangle]], 4, 2).astype(int).tolist()
@@ -136,12 +136,12 @@ def polygons_to_mask(polygons: Iterable[Polygon], width: int, height: int) -> Ma
 
 
 def _fill(polygon: Polygon, width: int, height: int) -> Mask:
-    """Return the pixels with an odd number of crossings to their left, counted along the row of their centres."""
+    """Return the pixels with an odd number of crossings to their left, along the row of their centres."""
     start = np.concatenate(polygon)
     end = np.concatenate([np.roll(ring, -1, axis=0) for ring in polygon])
     downwards = (start[:, 1] <= end[:, 1])[:, None]
     (x0, y0), (x1, y1) = np.where(downwards, start, end).T, np.where(downwards, end, start).T
-    # Rows whose centre y + ½ lies in [y0, y1): half-open, so that a vertex on a centre line counts once.
+    # Rows whose centre y + ½ is in [y0, y1): half-open, so that a vertex on a centre line counts once.
     first, last = (np.clip(np.ceil(y - 0.5), 0, height).astype(np.int64) for y in (y0, y1))
     count = last - first
     edge = np.repeat(np.arange(len(count)), count)

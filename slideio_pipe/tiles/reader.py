@@ -1,10 +1,10 @@
-"""From coordinates to pixels: the only place that does it.
+"""Read tiles at coordinates as pixels; all tiles are read here.
 
-A reader is given any list of tiles. It visits them in storage order, so that a stored tile is decoded once though
-several tiles need it, and writes each into its slot of the caller's array. Threads share what is decoded.
+A reader gets any list of tiles. It reads them in storage order, so that a stored tile that several tiles need is
+decoded once, and writes each into its slot of the caller's array. Threads share the decoded stored tiles.
 
-The geometry of a tile, its own draw's and its view's, is one affine, sampled from the coarsest level that is fine
-enough (``sampling``); colours follow on the decoded pixels.
+The affines of a tile's own draw and of its view are multiplied to one, sampled from the coarsest level that is fine
+enough (``sampling``); colours are applied to the decoded pixels.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from slideio_pipe.slides.view import SlideView
 
 ReadRun = Callable[[NDArray[np.int64]], None]
 
-# Tiles a thread takes at a time: long enough that taking is free, short enough that threads stay in one storage row.
+# Tiles per job of a thread: enough that taking a job costs little, few enough that threads stay in one storage row.
 READ_RUN = 8
 
 
@@ -56,7 +56,7 @@ def empty_tiles(shape: tuple[int, ...], slide: str) -> NDArray[np.uint8]:
     Raises
     ------
     ConfigError
-        There is not so much.
+        There is not enough memory.
     """
     try:
         return np.empty(shape, np.uint8)
@@ -65,7 +65,7 @@ def empty_tiles(shape: tuple[int, ...], slide: str) -> NDArray[np.uint8]:
 
 
 def no_memory(shape: tuple[int, ...], slide: str) -> ConfigError:
-    """Return the error over (n, H, W, 3) tiles that do not fit in memory."""
+    """Return the error for (n, H, W, 3) tiles that do not fit in memory."""
     count, height, width = shape[:3]
     each = 3e-9 * height * width
     size = f"{each:,.{0 if each >= 10 else 2}f} GB"
@@ -82,8 +82,8 @@ class TileReader:
     tile_size : int
         Side in view px.
     on_stage : callable, optional
-        Told ("read" | "decode" | "fallback" | "resample" | "augment", start, end), ``time.perf_counter`` seconds, by
-        the thread that did it.
+        Called with ("read" | "decode" | "fallback" | "resample" | "augment", start, end), ``time.perf_counter``
+        seconds, in the thread of the work.
 
     Notes
     -----
@@ -114,28 +114,28 @@ class TileReader:
         colours: bool = True,
         threads: int = 1,
     ) -> NDArray[np.uint8]:
-        """Read tiles; ``out[k]`` is the tile at ``origins[k]``, whatever order they are visited in.
+        """Read tiles; ``out[k]`` is the tile at ``origins[k]``; they are read in storage order.
 
         Parameters
         ----------
         origins : (n, 2) int or float
-            Top-left corners (x, y), view px; between pixels, the place itself is sampled. What lies outside the slide
-            is white, or black if the view says so.
+            Top-left corners (x, y), view px; between pixels, the exact position is sampled. Outside the slide tiles are
+            white, or black if the view's ``outside`` is black.
         out : (n, H, W, 3) uint8, C-contiguous, optional
-            Where the pixels go; allocated when not given. H and W are ``tile_size``, or the canvas of the draws.
+            Destination; allocated if not given. H and W are ``tile_size``, or the canvas of the draws.
         draws : sequence of Draw, optional
             One per tile, all with the same canvas.
         colours : bool
-            Whether colour operations are applied; False leaves them to the device.
+            Whether to apply colour operations; False leaves them to the device.
         threads : int
-            How many threads decode.
+            Number of decoding threads.
 
         Raises
         ------
         CorruptSlideError
             A tile's pixels cannot be decoded; names its place.
         ForkError
-            The process was forked after libvips had worked.
+            The process was forked after libvips was used.
         """
         check_process()
         if draws is not None and len({draw.canvas for draw in draws}) > 1:
@@ -176,7 +176,7 @@ class TileReader:
         return target
 
     def storage_order(self, origins: NDArray[Any]) -> NDArray[np.int64]:
-        """Return positions sorted by row of stored tiles, then by x: every stored tile is then decoded once."""
+        """Return positions sorted by row of stored tiles, then by x: every stored tile is decoded once."""
         view = self.view
         plain = view.to_plain.apply(origins + 0.5 * self.tile_size) if view.draw else origins
         stored = view.slide.tile_sizes[view.level].height / view.choice.shrink[1]
@@ -217,14 +217,14 @@ class TileReader:
                 self.on_stage("augment", begun, time.perf_counter())
 
     def _read_drawn(self, x: float, y: float, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
-        """Sample a tile through its own affine and the view's: one product, one interpolation."""
+        """Sample a tile through the product of its own affine and the view's: one interpolation."""
         to_view = Affine.translation(x, y)
         if draw is not None and draw.moves:
             to_view = to_view @ Affine.from_tuple(draw.affine).inverse()
         to_plain = self.view.to_plain @ to_view
         choice, to_choice, shrink = self._resolution(to_plain)
         affine = to_choice @ to_plain
-        # The pixels that are sampled begin where the tile does, so that a flip of it is one.
+        # The sampled pixels begin at the tile's start, so that a flip of the tile is exact.
         offset = ON_GRID
         if not self.view.moves and (x, y) != (math.floor(x), math.floor(y)):
             corner = to_choice.apply((x, y))
@@ -237,12 +237,12 @@ class TileReader:
             self._sampler.drawn(choice, affine, slot, shrink=shrink, offset=offset)
 
     def _resolution(self, to_plain: Affine) -> tuple[LevelChoice, Affine, float]:
-        """Return what a tile is sampled from, the affine from plain px of the view to px there, and the shrink left.
+        """Return the level choice of a tile, the affine from the view's plain px to px there, and the remaining shrink.
 
-        A tile that shows more plain pixels than it has, by its own draw or its view's, is sampled from a coarser one:
-        a 1024-px tile shown in 224 px needs a sixteenth of the stored pixels. Where one axis is shrunk more than the
-        other it is their geometric mean that counts, and the finer axis as long as it is nearly fine enough: between
-        what keeps every detail of one axis and the level that graphics hardware takes, which is that of the other.
+        A tile that shows more plain pixels than it has, by its own draw or its view's, is sampled from a coarser level:
+        a 1024-px tile shown in 224 px needs a sixteenth of the stored pixels. If one axis is shrunk more than the
+        other, their geometric mean decides, limited so that the finer axis is nearly fine enough: between keeping every
+        detail of one axis and the level that graphics hardware uses, that of the other axis.
         """
         view = self.view
         shrink = min(to_plain.mean_stretch(), to_plain.least_stretch() * NEARLY)
@@ -252,14 +252,14 @@ class TileReader:
         dx, dy = (down * shrink for down in view.downsample)
         level = pyramid.choose((dx * FINE_ENOUGH, dy * FINE_ENOUGH)).level
         lx, ly = pyramid.downsamples[level]
-        left = min(dx / lx, dy / ly) * FINE_ENOUGH  # still to shrink
+        left = min(dx / lx, dy / ly) * FINE_ENOUGH  # remaining shrink
         whole = max((n for n in WHOLE_SHRINKS if n <= left), default=1)
         choice = LevelChoice(level, (float(whole), float(whole)))
         cx, cy = pyramid.downsample_at(choice)
         return choice, Affine.scaling(view.downsample[0] / cx, view.downsample[1] / cy), min(dx / cx, dy / cy)
 
     def _colour(self, draw: Draw | None, slot: NDArray[np.uint8], *, done: bool) -> None:
-        """Apply the view's colours, unless they are done, and the tile's; one program, so one rounding."""
+        """Apply the view's colours, unless already ``done``, and the tile's in one program, with one rounding."""
         own = () if draw is None else draw.operations
         if not own:
             if not done and self._program is not None:
@@ -276,7 +276,7 @@ class TileReader:
 
     @cached_property
     def _program(self) -> ColourProgram | None:
-        """The colours of the view, compiled once; None where there are none, or the graph has done them."""
+        """The colours of the view, compiled once; None without colours, or if the graph applies them."""
         draw = self.view.draw
         if draw is None or not draw.operations or not draw.lowered:
             return None
@@ -284,7 +284,7 @@ class TileReader:
 
     @cached_property
     def _graph(self) -> Any:
-        """The view's libvips graph, when a transform of it runs in no other way; else None."""
+        """The view's libvips graph, if one of its transforms runs only as a graph; else None."""
         draw = self.view.draw
         return None if draw is None or draw.lowered else self.view.image
 
@@ -296,7 +296,7 @@ class TileReader:
                 slide=self.view.slide.name,
                 remedy="put the geometry into the slide's transform, or leave the other out",
             )
-        # The graph is told once of pixels that cannot be decoded, and has black afterwards; a plain read always is.
+        # The graph gets each decoding error once, and black afterwards; a plain read raises it every time.
         self._read_drawn(x, y, None, slot)
         left, upper = math.floor(x), math.floor(y)
         if (x, y) == (left, upper):
@@ -328,7 +328,7 @@ class TileReader:
 
 
 def _is_shift(affine: Affine) -> bool:
-    """Return whether an affine moves by whole pixels and does nothing else."""
+    """Return whether an affine is only a shift by whole pixels."""
     linear = (affine.a, affine.b, affine.d, affine.e)
     near = all(abs(value - one) < 1e-9 for value, one in zip(linear, (1, 0, 0, 1), strict=True))
     return near and all(abs(shift - round(shift)) < 1e-6 for shift in (affine.c, affine.f))

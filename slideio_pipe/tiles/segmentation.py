@@ -1,7 +1,7 @@
-"""Which pixels of an overview are tissue: pure functions from (h, w, 3) uint8 RGB to (h, w) bool.
+"""Segment tissue in an overview: pure functions from (h, w, 3) uint8 RGB to (h, w) bool.
 
-The rules work on optical density (OD, base 10) relative to the glass of the same overview, so that a yellowish lamp or
-a dim scan moves the reference and not the decision. Lengths and areas are in pixels of the overview.
+The rules use optical density (OD, base 10) relative to the glass of the same overview, so that a yellowish lamp or a
+dim scan changes the reference and not the decision. Lengths and areas are in pixels of the overview.
 """
 
 from __future__ import annotations
@@ -17,55 +17,55 @@ Rgb = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Plane = NDArray[np.float32]
 
-# Otsu splits whatever it is given, also pure glass or pure tissue. Its answer is therefore kept between the signal of
-# JPEG noise and dust on glass and that of pale fat and stroma.
+# Otsu splits any input, also pure glass or pure tissue. Its threshold is therefore limited to the range between the
+# signal of JPEG noise and dust on glass and that of pale fat and stroma.
 OTSU_RANGE = (0.02, 0.03)
 # About one and a half nuclei: averages JPEG noise, keeps a strand of collagen.
 SMOOTH_UM = 12.0
-# Gaps of up to twice this, half a fat cell, are closed; strokes of a pen and black padding are wider than that.
+# Gaps of up to twice this, half a fat cell, are closed; pen strokes and black padding are wider.
 REACH_UM = 24.0
-# A shadow (vignetting, scratched glass, coverslip edge) carries no colour: brightness counts half.
+# A shadow (vignetting, scratched glass, coverslip edge) has no colour: brightness counts half.
 GREY_WEIGHT = 0.5
-# The part of the threshold that is enough beside tissue: fat walls of 0.015 OD next to stroma, glass below 0.01.
+# Fraction of the threshold that suffices beside tissue: fat walls of 0.015 OD next to stroma, glass below 0.01.
 WEAK_PART = 0.4
-# A region without this colour (OD range) in a quarter of it, nor this darkness (mean OD) in half, is dust.
+# Dust is a region with less than this colour (OD range) in three quarters of it, and this darkness (mean OD) in half.
 DUST_COLOUR, DUST_DARKNESS = 0.02, 0.1
 # Saturation (of 1) above which a pixel is tissue for method "threshold": CLAM's presets use 8 of 255.
 SATURATION_THRESHOLD = 8 / 255
 # Glass is bright, at most slightly tinted, and smooth.
 GLASS_MIN_VALUE, GLASS_MAX_CHROMA, GLASS_MAX_PINK, GLASS_MAX_STD = 180.0, 26.0, 9.0, 4.0
-# Evenly tinted glass, as under yellowed mounting medium, where there is none of the above: this much of the overview
-# and of its border, and hardly anything but padding is brighter.
+# Evenly tinted glass, as under yellowed mounting medium, used if there is none of the above: it fills this much of the
+# overview and of its border, and hardly anything but padding is brighter.
 TINTED_MAX_CHROMA, TINTED_MAX_PINK = 70.0, 25.0
 TINTED_MIN_AREA, TINTED_MIN_BORDER, TINTED_MAX_BRIGHTER = 0.1, 0.25, 0.02
-# Grey levels around the commonest colour that are noise.
+# Differences of up to this many grey levels from the commonest colour are noise.
 TINTED_NOISE = 12.0
-DEFAULT_GLASS = 245.0  # where a slide shows no glass
-# White that is the same over 3x3 px was painted where nothing was scanned; after JPEG, a level may have 253 of it.
+DEFAULT_GLASS = 245.0  # if a slide shows no glass
+# White that is equal over 3x3 px was painted where nothing was scanned; after JPEG, a level may have 253.
 PADDING_MIN_VALUE = 250
-# That many pixels from it, JPEG leaves ripples of nearly white.
+# Within this many pixels of padding, JPEG leaves ripples of nearly white.
 PADDING_RIPPLE_PX = 8
-# The part of an overview that other glass has to make up before even white is believed to be padding.
+# Minimum fraction of other glass in an overview for even white to count as padding.
 MIN_GLASS_FRACTION = 0.002
-# Standard deviation of OD on glass that still counts as noise: 4.5 of 255 grey levels.
+# Largest standard deviation of OD on glass that counts as noise: 4.5 of 255 grey levels.
 MAX_NOISE = 0.008
 TEXTURE_CLIP = 0.05
-# The largest part of an overview that a speck may be.
+# The largest fraction of an overview that a speck may cover.
 MAX_SPECK_FRACTION = 0.05
-# The part of all stained pixels that one colour of ink may make up.
+# The largest fraction of all stained pixels that one colour of ink may cover.
 MAX_INK_FRACTION = 0.7
-# Darker than this is the background of fluorescence, the padding of a scanner, or ink.
+# Darker pixels are the background of fluorescence, padding of a scanner, or ink.
 BLACK = 16.0
-# In brightfield the pixels that are not black have a median above this: dense haematoxylin is about 110 of 255.
+# In brightfield the median of the pixels that are not black is above this: dense haematoxylin is about 110 of 255.
 BRIGHTFIELD_MIN_MEDIAN = 80.0
-# Fluorescence: signal above the background, of 255, that is tissue: above camera noise, below dim autofluorescence.
+# Fluorescence: signal above the background, of 255, of tissue: above camera noise, below dim autofluorescence.
 FLUORESCENCE_RANGE = (6.0, 24.0)
 
 
 class Segmentation(NamedTuple):
-    """A mask and how it came about."""
+    """A mask and the details of its computation."""
 
-    mask: Mask  # tissue, gaps closed; specks and holes still there
+    mask: Mask  # tissue, gaps closed; before specks and holes are removed
     excluded: Mask  # ink and padding: never tissue, also inside a hole
     details: dict[str, Any]  # JSON-able: "background", "used_threshold", "excluded_fraction"
 
@@ -73,21 +73,21 @@ class Segmentation(NamedTuple):
 def segment(
     rgb: Rgb, method: str, um_per_px: float, *, threshold: float | None = None, ignore_pen: bool = True
 ) -> Segmentation:
-    """Return the pixels that carry tissue, before specks and holes are dealt with.
+    """Return the pixels that are tissue, before specks and holes are handled.
 
     Parameters
     ----------
     rgb : (h, w, 3) uint8 RGB
     method : {"otsu", "threshold"}
-        "otsu" compares optical density and texture with Otsu's threshold, kept inside ``OTSU_RANGE``; "threshold"
+        "otsu" compares optical density and texture with Otsu's threshold, limited to ``OTSU_RANGE``; "threshold"
         compares HSV saturation with a fixed number.
     um_per_px : float
     threshold : float, optional
-        Replaces Otsu's answer (OD), ``SATURATION_THRESHOLD`` (0 to 1), or that of fluorescence (grey levels).
+        Replaces Otsu's threshold (OD), ``SATURATION_THRESHOLD`` (0 to 1), or that of fluorescence (grey levels).
     ignore_pen : bool
         Exclude ink.
     """
-    # A pixel coarser than a kernel still gets the mildest smoothing and the smallest disk.
+    # Minimum kernels: a pixel may be coarser than the kernel.
     smooth_px, reach_px = max(SMOOTH_UM / um_per_px, 0.7), max(REACH_UM / um_per_px, 1.0)
     excluded = np.zeros(rgb.shape[:2], dtype=bool)
     dark = has_dark_background(rgb)
@@ -100,7 +100,7 @@ def segment(
         excluded |= dark_padding(rgb, reach_px) | white_padding(rgb, reach_px)
         if ignore_pen:
             excluded |= pen_marks(rgb, glass, reach_px)
-        # Painted over, so that smoothing does not spread ink and black beyond what is excluded.
+        # Painted over, so that smoothing does not spread ink and black beyond the excluded area.
         clean = np.where(excluded[..., None], np.round(glass).astype(np.uint8), rgb)
         if method == "threshold":
             limit = SATURATION_THRESHOLD if threshold is None else threshold
@@ -116,17 +116,17 @@ def segment(
 
 
 def _stained(rgb: Rgb, glass: Plane, sigma_px: float, threshold: float | None) -> tuple[Mask, float]:
-    """Return the pixels above the threshold, the pale ones joined to them, and the threshold."""
+    """Return the pixels above the threshold with the connected pale ones, and the threshold."""
     colour, darkness, texture = stain_signals(rgb, glass, sigma_px)
     paleness = np.hypot(colour, texture)
     signal = np.hypot(paleness, GREY_WEIGHT * darkness)
     limit = bounded_otsu(signal, OTSU_RANGE) if threshold is None else threshold
-    # What is only there when smoothed is the blur around dense tissue: a pixel needs half of the signal of its own.
+    # Signal that exists only after smoothing is the blur of dense tissue: a pixel needs half of the signal unsmoothed.
     own = optical_density(gaussian(rgb, sigma_px / 3), glass)
     own_colour: Plane = own.max(axis=2) - own.min(axis=2)
     strong = (signal > limit) & (np.hypot(own_colour, GREY_WEIGHT * own.mean(axis=2)) > limit / 2)
-    # Darkness is left out of the weak rule, which would otherwise follow a shadow over the glass; and texture without
-    # colour is that of bubbles and scratches.
+    # The weak rule does not use darkness, with which it would follow a shadow over the glass, nor texture without
+    # colour, as of bubbles and scratches.
     weak = (paleness > WEAK_PART * limit) & (np.minimum(colour, own_colour) > WEAK_PART * limit / 2)
     mask = connected_to(strong, weak)
     return _without_dust(mask, colour, darkness), limit
@@ -144,7 +144,7 @@ def _without_dust(mask: Mask, colour: Plane, darkness: Plane) -> Mask:
 
 
 def tidied(found: Segmentation, min_area_px: float, max_hole_px: float) -> Mask:
-    """Return the mask without small regions and small holes; what was excluded stays out.
+    """Return the mask without small regions and small holes; excluded pixels stay excluded.
 
     A speck is at most ``MAX_SPECK_FRACTION`` of the overview, so that a slide of one tile keeps its tissue.
     """
@@ -153,8 +153,8 @@ def tidied(found: Segmentation, min_area_px: float, max_hole_px: float) -> Mask:
 
 
 def bounded_otsu(signal: NDArray[np.float32], bounds: tuple[float, float]) -> float:
-    """Return Otsu's threshold of the signal, kept inside ``bounds``."""
-    # Dark nuclei would pull Otsu up to the border between dark and pale tissue: what is surely tissue is made equal.
+    """Return Otsu's threshold of the signal, limited to ``bounds``."""
+    # Capped, because dark nuclei would pull Otsu up to the border between dark and pale tissue.
     capped = np.minimum(signal, 3 * bounds[1])
     if capped.size == 0 or capped.max() - capped.min() < bounds[0] / 10:  # Otsu needs two values
         return bounds[1]
@@ -162,8 +162,8 @@ def bounded_otsu(signal: NDArray[np.float32], bounds: tuple[float, float]) -> fl
 
 
 def has_dark_background(rgb: Rgb) -> bool:
-    """Return whether this is fluorescence (bright on black) rather than brightfield, padded with black or not."""
-    # Smoothed, because bright nuclei stand apart on black while brightfield is bright all over.
+    """Return whether this is fluorescence (bright on black) and not brightfield, with or without black padding."""
+    # Smoothed: bright nuclei are separate spots on black, brightfield is bright everywhere.
     value = gaussian(rgb.mean(axis=2), 3)
     lit = value[value > BLACK]
     return lit.size == 0 or float(np.median(lit)) < BRIGHTFIELD_MIN_MEDIAN
@@ -188,7 +188,7 @@ def saturation(rgb: NDArray[Any]) -> Plane:
 
 
 def glass_colour(rgb: Rgb) -> Plane:
-    """Return the (3,) RGB colour of empty glass, or a plausible white when the overview shows none."""
+    """Return the (3,) RGB colour of empty glass, or a plausible white if the overview shows none."""
     value = rgb.mean(axis=2, dtype=np.float32)
     spread = np.sqrt(np.maximum(gaussian(value**2, 1.5) - gaussian(value, 1.5) ** 2, 0))
     chroma = rgb.max(axis=2).astype(np.float32) - rgb.min(axis=2)
@@ -197,11 +197,11 @@ def glass_colour(rgb: Rgb) -> Plane:
     glass = bright & (chroma < GLASS_MAX_CHROMA) & (pink < GLASS_MAX_PINK) & (spread < GLASS_MAX_STD)
     enough = max(8, MIN_GLASS_FRACTION * value.size)
     scanned = glass & ~(dilated(_is_even_white(rgb), PADDING_RIPPLE_PX) & (rgb.min(axis=2) >= PADDING_MIN_VALUE))
-    # Glass that is even white itself, as of an overexposed or a drawn slide, is the reference where there is no other.
+    # Glass that is itself even white, as of an overexposed or drawn slide, is used if there is no other.
     glass = scanned if np.count_nonzero(scanned) >= enough else glass
     if glass.mean() >= TINTED_MIN_AREA / 2:
         return _commonest(rgb, value, glass)
-    # A few neutral pixels may also be those between a tint and its complement, in tissue or in painted padding.
+    # A few neutral pixels may also be between a tint and its complement, in tissue or in painted padding.
     pale = bright & (chroma < TINTED_MAX_CHROMA) & (pink < TINTED_MAX_PINK) & (spread < GLASS_MAX_STD)
     tinted = _tinted_glass(rgb, value, pale) if np.count_nonzero(pale) >= enough else None
     if tinted is not None:
@@ -221,9 +221,9 @@ def _commonest(rgb: Rgb, value: Plane, among: Mask) -> Plane:
 
 
 def _tinted_glass(rgb: Rgb, value: Plane, pale: Mask) -> Plane | None:
-    """Return the commonest colour of pale smooth pixels if it is that of glass, which surrounds tissue and is brighter.
+    """Return the commonest colour of pale smooth pixels if it is that of glass: around tissue, and brighter.
 
-    Light and shadow change how bright it is, not its hue, so pixels are compared as parts of their own brightness.
+    Light and shadow change its brightness, not its hue, so pixels are compared relative to their own brightness.
     """
     colour = _commonest(rgb, value, pale)
     expected = value[..., None] * (colour / colour.mean())
@@ -236,12 +236,12 @@ def _tinted_glass(rgb: Rgb, value: Plane, pale: Mask) -> Plane | None:
 
 
 def optical_density(rgb: NDArray[Any], glass: Plane) -> Plane:
-    """Return ``-log10(rgb / glass)``, (h, w, 3) float32; 0 where it is brighter than glass, as painted padding is."""
+    """Return ``-log10(rgb / glass)``, (h, w, 3) float32; 0 for pixels brighter than glass, such as painted padding."""
     return np.asarray(np.maximum(-np.log10(np.maximum(rgb, 1) / glass), 0), dtype=np.float32)
 
 
 def stain_signals(rgb: Rgb, glass: Plane, sigma_px: float) -> tuple[Plane, Plane, Plane]:
-    """Return by how much OD a neighbourhood differs from glass in colour, in darkness and in texture.
+    """Return the OD difference of a neighbourhood from glass in colour, in darkness and in texture.
 
     Colour is the range of the smoothed OD over the channels, darkness its mean. Texture is the local standard deviation
     of the mean OD, above that of the quietest tenth of the overview; it finds fat walls and stroma between nuclei.
@@ -253,7 +253,7 @@ def stain_signals(rgb: Rgb, glass: Plane, sigma_px: float) -> tuple[Plane, Plane
 
 
 def _texture(rgb: Rgb, glass: Plane, sigma_px: float) -> Plane:
-    # Clipped, because the border of dense tissue would make a wide halo of the glass beside it.
+    # Clipped, because the border of dense tissue would give the glass beside it a wide halo.
     grey = np.minimum(optical_density(rgb, glass).mean(axis=2), TEXTURE_CLIP)
     variance = np.maximum(gaussian(grey**2, sigma_px) - gaussian(grey, sigma_px) ** 2, 0)
     noise = min(float(np.percentile(variance, 10)), MAX_NOISE**2)
@@ -261,7 +261,7 @@ def _texture(rgb: Rgb, glass: Plane, sigma_px: float) -> Plane:
 
 
 def dark_padding(rgb: Rgb, radius_px: float) -> Mask:
-    """Return black areas wider than 2 ``radius_px`` that touch the edge: where the scanner has not been."""
+    """Return black areas wider than 2 ``radius_px`` that touch the edge: not scanned."""
     return _touching_the_edge(_opened(_is_black(rgb), radius_px))
 
 
@@ -271,7 +271,7 @@ def white_padding(rgb: Rgb, radius_px: float) -> Mask:
 
 
 def _is_even_white(rgb: Rgb) -> Mask:
-    """Return squares of 3x3 px of one and the same near-white, which noise leaves nowhere on scanned glass."""
+    """Return 3x3 px squares of one equal near-white, which does not occur on scanned glass because of noise."""
     kernel = np.ones((3, 3), dtype=np.uint8)
     even = (cv2.dilate(rgb, kernel) == cv2.erode(rgb, kernel)).all(axis=2) & (rgb.min(axis=2) >= PADDING_MIN_VALUE)
     return np.asarray(cv2.dilate(even.astype(np.uint8), kernel), dtype=bool)
@@ -288,45 +288,45 @@ def _touching_the_edge(mask: Mask) -> Mask:
 
 def _is_black(rgb: Rgb) -> Mask:
     high, low = rgb.max(axis=2).astype(np.float32), rgb.min(axis=2).astype(np.float32)
-    # Neutral: dense haematoxylin, DAB and melanin keep a ratio between channels above 1.5 (an OD range of 0.18).
+    # Neutral: in dense haematoxylin, DAB and melanin the channels' ratio stays above 1.5 (an OD range of 0.18).
     return np.asarray((high < BLACK) | ((high < 60) & (high < 1.5 * np.maximum(low, 1))), dtype=bool)
 
 
 def pen_marks(rgb: Rgb, glass: Plane, radius_px: float) -> Mask:
-    """Return red, green, blue and black ink with its pale rim; strokes have to be wider than 2 ``radius_px``.
+    """Return red, green, blue and black ink with its pale rim; strokes must be wider than 2 ``radius_px``.
 
-    Ink is told from stain by its OD in red, green and blue. Haematoxylin and eosin absorb green most, DAB absorbs blue
+    Ink differs from stain in its OD in red, green and blue. Haematoxylin and eosin absorb green most, DAB absorbs blue
     most and red too (the vectors of Ruifrok & Johnston, Anal Quant Cytol Histol 23, 2001).
     """
     density = optical_density(gaussian(rgb, max(radius_px / 2, 0.5)), glass)
     red, green, blue = (np.asarray(density[..., band], dtype=np.float32) for band in range(3))
     stained = int(np.count_nonzero(density.max(axis=2) > OTSU_RANGE[1]))
-    margin_px = 1.5 * radius_px + 2  # the pale edge of a stroke, and the two pixels that resampling blurs
+    margin_px = 1.5 * radius_px + 2  # the pale edge of a stroke, and two pixels of resampling blur
     found = dilated(_opened(_is_black(rgb), radius_px), margin_px)
     for core, rim in (
         _red_ink(red, green, blue, radius_px),
-        # Green ink: no stain of tissue lets green through best.
+        # Green ink: no tissue stain transmits green best.
         ((np.minimum(red, blue) > green + 0.15) & (red > 0.3), np.minimum(red, blue) > green + 0.02),
-        # Blue ink stops red more than green by far; haematoxylin stops green as much as red.
+        # Blue ink absorbs far more red than green; haematoxylin absorbs both equally.
         (
             (red > 0.45) & (red > 1.3 * green) & (red > blue + 0.35),
             (red > 0.04) & (red > 1.3 * green) & (red > 1.5 * blue),
         ),
     ):
         ink = dilated(connected_to(_opened(core, radius_px), rim), margin_px)
-        # More than that is a special stain (trichrome, picrosirius red), not ink.
+        # A larger fraction is a special stain (trichrome, picrosirius red), not ink.
         if np.count_nonzero(ink) < MAX_INK_FRACTION * stained:
             found |= ink
     return found
 
 
 def _red_ink(red: Plane, green: Plane, blue: Plane, radius_px: float) -> tuple[Mask, Mask]:
-    """Return core and rim of ink that lets red through and stops blue like green; eosin stops blue half as much."""
+    """Return core and rim of ink that transmits red and absorbs blue like green; eosin absorbs half as much blue."""
     least = np.minimum(green, blue)
     core: Mask = (least > 0.45) & (red < 0.3 * green) & (blue > 0.85 * green)
     if _opened(core, radius_px).any():
-        # The pen was used on this slide, so thin smears of it, mixed with the stain below, are believed as well. In
-        # H&E without ink less than one pixel in a thousand passes this rule.
+        # With ink present, thin smears of it, mixed with stain, count too. In H&E without ink this rule accepts less
+        # than one pixel in a thousand.
         core = core | ((least > 0.2) & (red < 0.2 * green) & (blue > 0.76 * green))
     return core, (least > 0.03) & (red < 0.5 * green) & (blue > 0.8 * green)
 
@@ -340,14 +340,14 @@ def connected_to(strong: Mask, weak: Mask) -> Mask:
 
 
 def disk(radius_px: float) -> NDArray[np.uint8]:
-    """Return the pixels whose centre is at most ``radius_px`` from the middle one."""
+    """Return the pixels whose centre is at most ``radius_px`` from the centre pixel."""
     reach = int(radius_px)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     return np.asarray(x * x + y * y <= radius_px * radius_px, dtype=np.uint8)
 
 
 def dilated(mask: Mask, radius_px: float) -> Mask:
-    """Return the mask grown by a disk."""
+    """Return the mask dilated by a disk."""
     return np.asarray(cv2.dilate(mask.astype(np.uint8), disk(radius_px)), dtype=bool)
 
 
@@ -356,7 +356,7 @@ def _opened(mask: Mask, radius_px: float) -> Mask:
 
 
 def closed(mask: Mask, radius_px: float) -> Mask:
-    """Return the mask with gaps narrower than about 2 ``radius_px`` closed; the edge of the overview is no gap."""
+    """Return the mask with gaps narrower than about 2 ``radius_px`` closed; the overview's edge is not a gap."""
     reach = int(radius_px)
     padded = np.pad(mask.astype(np.uint8), reach, mode="edge")
     result = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disk(radius_px))
@@ -377,5 +377,5 @@ def without_holes(mask: Mask, max_area_px: float) -> Mask:
     fill = stats[:, cv2.CC_STAT_AREA] <= max_area_px
     fill[0] = False
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        fill[edge] = False  # open to the outside: not enclosed
+        fill[edge] = False  # touches the edge: not enclosed
     return np.asarray(mask | fill[labels], dtype=bool)

@@ -21,7 +21,7 @@ from slideio_pipe.tiles.bag import ArrayLikeBag, Label
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.reader import TileReader
 
-# Drawing takes 0.1 to 0.4 ms, and pixels, colours and labels of a tile each ask for its draw.
+# Drawing takes 0.1 to 0.4 ms, and is needed for a tile's pixels, colours and labels: recent draws are cached.
 _DRAWS_KEPT = 1024
 
 
@@ -32,21 +32,22 @@ class TileBag(ArrayLikeBag):
     ----------
     view : SlideView
     grid : TileGrid
-        Made over the same view.
+        Made for the same view.
     label : int, float or str, optional
-        The slide's label, carried along.
+        The slide's label.
     patient : str, optional
-        Whose slide it is, carried along: slides of one patient must not be split between training and test.
+        Patient of the slide: slides of one patient must not be split between training and test.
     tile_transform : an albumentationsxl transform, optional
-        Drawn once per tile, on top of what the view drew for the whole slide. Its geometry samples the slide itself:
-        what turns into a corner is tissue, not black, and a tile shown smaller is read from a coarser level.
+        Drawn once per tile, in addition to the view's draw for the whole slide. Its geometry samples the slide: a
+        rotated tile has tissue in its corners, not black, and a tile shown smaller is read from a coarser level.
     seed, epoch : int
+        Inputs of the tiles' draws, with the slide's name and the tile's number.
         What the tiles' draws depend on, beside the slide's name and the tile's number.
 
     Raises
     ------
     ConfigError
-        The grid belongs to another view, or the transform draws tiles of different sizes.
+        The grid belongs to another view, or the transform gives tiles of different sizes.
 
     Examples
     --------
@@ -84,7 +85,7 @@ class TileBag(ArrayLikeBag):
         self.view, self.grid, self.label, self.patient = view, grid, label, patient
         self.name, self.view_mpp = view.slide.name, view.mpp
         self.tile_transform, self.seed, self.epoch = tile_transform, int(seed), int(epoch)
-        self.on_stage: OnTiming | None = None  # told what reading spends its time on; for before the first tile
+        self.on_stage: OnTiming | None = None  # receives the timing of stages; set it before the first read
         self._drawn: dict[tuple[int, int, int], Draw] = {}
         canvas = Size(grid.tile_size, grid.tile_size) if tile_transform is None else self.draw(0).canvas
         self.shape = (len(grid), canvas.height, canvas.width, 3)
@@ -94,20 +95,20 @@ class TileBag(ArrayLikeBag):
     def from_coords(cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, **options: Any) -> TileBag:
         """Return the bag of tiles at given level-0 corners (N, 2), x first, in that order.
 
-        Pixels are those at the corners, also where these lie between pixels of the view; see ``TileGrid.from_coords``.
+        Pixels are sampled exactly at the corners, also between pixels of the view; see ``TileGrid.from_coords``.
 
         Parameters
         ----------
         view, coords, tile_size
             As for ``TileGrid.from_coords``.
         **options
-            ``nearest``, as for ``TileGrid.from_coords``; the others as above.
+            ``nearest``, as for ``TileGrid.from_coords``; others as for ``TileBag``.
         """
         nearest = bool(options.pop("nearest", False))
         return cls(view, TileGrid.from_coords(view, coords, tile_size, nearest=nearest), **options)
 
     def draw(self, index: int) -> Draw:
-        """Return what the tile transform does to tile ``index``; the same whenever it is asked for."""
+        """Return the draw of the tile transform for tile ``index``; always the same."""
         key = (int(index), self.seed, self.epoch)
         found = self._drawn.get(key)
         if found is None:
@@ -117,7 +118,7 @@ class TileBag(ArrayLikeBag):
         return found
 
     def _draw(self, index: int) -> Draw:
-        # albumentationsxl takes three seconds to import: whoever draws nothing does not wait for it.
+        # albumentationsxl takes three seconds to import, so it is imported only for draws.
         from slideio_pipe.augment.compose import draw, measured
 
         size = Size(self.grid.tile_size, self.grid.tile_size)
@@ -147,18 +148,18 @@ class TileBag(ArrayLikeBag):
         return self._read(indices, out, threads=threads, colours=True)
 
     def storage_order(self, indices: ArrayLike) -> NDArray[np.int64]:
-        """Return ``indices`` in the order in which every stored tile of the slide is decoded once."""
+        """Return ``indices`` in the order that decodes every stored tile of the slide once."""
         wanted = np.arange(len(self), dtype=np.int64)[np.asarray(indices, np.int64)]
         return wanted[self._reader.storage_order(self.grid.origins[wanted])]
 
     def operations(self, index: int) -> tuple[Operation, ...]:
-        """Return every colour operation of tile ``index``, the view's first: what ``read_uncoloured`` leaves out."""
+        """Return every colour operation of tile ``index``, the view's first: those that ``read_uncoloured`` skips."""
         view = () if self.view.draw is None else self.view.draw.operations
         return view if self.tile_transform is None else view + self.draw(index).operations
 
     @property
     def host_only(self) -> tuple[str, ...]:
-        """Names of the transforms, of the view or of the tiles, that run as libvips graphs and on no device."""
+        """Names of the transforms, of the view or of the tiles, that run only as libvips graphs, not on a device."""
         drawn = () if self.view.draw is None else self.view.draw.operations
         names = [operation.name for operation in drawn if isinstance(operation, Opaque)]
         if self.tile_transform is not None:
@@ -171,13 +172,13 @@ class TileBag(ArrayLikeBag):
     def read_uncoloured(
         self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
     ) -> NDArray[np.uint8]:
-        """Return tiles as ``read`` does, moved but with the slide's own colours, for a device to colour."""
+        """Return tiles as ``read`` does, with geometry but with the slide's own colours, to be coloured on a device."""
         return self._read(indices, out, threads=threads, colours=False)
 
     def _read(
         self, indices: ArrayLike, out: NDArray[np.uint8] | None, *, threads: int, colours: bool
     ) -> NDArray[np.uint8]:
-        wanted = np.arange(len(self))[np.asarray(indices, np.int64)]  # from the end, where negative
+        wanted = np.arange(len(self))[np.asarray(indices, np.int64)]  # negative indices count from the end
         begun = time.perf_counter() if self.on_stage else 0.0
         draws = self._draws(wanted)
         if self.on_stage and draws:
@@ -200,7 +201,7 @@ class TileBag(ArrayLikeBag):
         return draws
 
     def affines(self, indices: ArrayLike) -> list[Affine]:
-        """Return one affine for each of tiles ``indices`` (n,), from its px to level-0 px: where each pixel is from."""
+        """Return one affine for each of tiles ``indices`` (n,), from its px to level-0 px."""
         wanted = np.arange(len(self))[np.asarray(indices, np.int64)]
         draws = self._draws(wanted)
         to_level0 = [self.view.affine @ Affine.translation(x, y) for x, y in self.grid.origins[wanted].tolist()]
@@ -211,7 +212,7 @@ class TileBag(ArrayLikeBag):
         ]
 
     def provenance(self) -> dict[str, Any]:
-        """Return everything needed to make this bag again, JSON-able; stores keep it."""
+        """Return JSON values from which the bag can be made again; stores keep them."""
         slide = self.view.slide
         own, view_mpp = slide.mpp, self.view.mpp
         described: dict[str, Any] = {"name": slide.name, "dimensions": list(slide.pyramid.levels[0])}
@@ -236,7 +237,7 @@ class TileBag(ArrayLikeBag):
         }
 
     def _tile_provenance(self) -> dict[str, Any] | None:
-        """Return the tile transform as albumentationsxl writes it, and what its draws depend on."""
+        """Return the tile transform as serialised by albumentationsxl, and the inputs of its draws."""
         if self.tile_transform is None:
             return None
         written = self.tile_transform.to_dict()["transform"]

@@ -1,4 +1,4 @@
-"""The tissue mask of a slide: read from QuPath or a picture, written for them, asked for the tissue under tiles."""
+"""The tissue mask of a slide: read from and written to QuPath and pictures; computes the tissue fraction of tiles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from slideio_pipe.tiles.outlines import mask_to_polygons, polygons_to_mask
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TissueMask:
-    """Where a slide carries tissue.
+    """The tissue of a slide as a mask.
 
     Parameters
     ----------
@@ -39,13 +39,13 @@ class TissueMask:
         Level 0.
     slide_name : str
     method : str
-        How it was made: a method of `find_tissue`, "geojson", "png", "and", "or", "not" or "given".
+        Origin of the mask: a method of `find_tissue`, "geojson", "png", "and", "or", "not" or "given".
     mpp : Mpp, optional
         The resolution of the mask; areas need it.
     settings : mapping
-        What else is needed to make it again, JSON-able.
+        Other parameters needed to reproduce it, JSON values.
     bounds : Rect, optional
-        What of level 0 was scanned, where the file says so: where QuPath's coordinates begin.
+        The scanned part of level 0, if the file states it: the origin of QuPath's coordinates.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class TissueMask:
     __hash__ = None  # type: ignore[assignment]  # compared by its pixels
 
     def __post_init__(self) -> None:
-        mask = np.array(self.mask, dtype=bool)  # a copy: frozen, whatever the caller does with theirs
+        mask = np.array(self.mask, dtype=bool)  # a copy, independent of the caller's array
         if mask.ndim != 2 or mask.size == 0:
             raise ConfigError(
                 f"a tissue mask of shape {mask.shape}", slide=self.slide_name or None, remedy="pass an (h, w) array"
@@ -87,16 +87,16 @@ class TissueMask:
         object.__setattr__(self, "mask", mask)
         object.__setattr__(self, "slide_size", Size(*self.slide_size))
 
-    # -- what it says -------------------------------------------------------------------------------------------
+    # -- values -------------------------------------------------------------------------------------------------
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no tissue at all."""
+        """Whether there is no tissue."""
         return not self.mask.any()
 
     @property
     def fraction(self) -> float:
-        """The tissue area as a part of the slide, 0 to 1."""
+        """The tissue area as a fraction of the slide, 0 to 1."""
         return float(self.fractions([[0, 0, *self.slide_size]])[0])
 
     @property
@@ -106,7 +106,7 @@ class TissueMask:
         Raises
         ------
         ConfigError
-            When the mask was made without a resolution.
+            The mask has no resolution.
         """
         if self.mpp is None:
             raise ConfigError("an area needs mpp", slide=self.slide_name or None, remedy="pass mpp=Mpp(…)")
@@ -122,7 +122,7 @@ class TissueMask:
         return integral
 
     def _pixels_before(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the tissue area above and to the left of points: inside a pixel it is bilinear, so this is exact."""
+        """Return the tissue area above and to the left of points: bilinear inside a pixel, so this is exact."""
         height, width = self.mask.shape
         column = np.minimum(x.astype(np.int64), width - 1)
         row = np.minimum(y.astype(np.int64), height - 1)
@@ -133,7 +133,7 @@ class TissueMask:
         return np.asarray(upper * (1 - down) + lower * down, dtype=np.float64)
 
     def fractions(self, rects: ArrayLike) -> NDArray[np.float32]:
-        """Return the part of each rectangle that is tissue, exactly weighted by area; off the slide is no tissue.
+        """Return the tissue fraction of each rectangle, exactly weighted by area; outside the slide is no tissue.
 
         Parameters
         ----------
@@ -149,7 +149,7 @@ class TissueMask:
             raise ConfigError("a rectangle without area", slide=self.slide_name or None, remedy="pass x, y, w, h")
         to_mask = self.affine.inverse()
         height, width = self.mask.shape
-        # Cut at the slide, where the last mask pixel may overhang, and at the mask.
+        # Cropped to the slide, which the last mask pixel may extend beyond, and to the mask.
         low = np.clip(boxes[:, :2], 0, self.slide_size)
         high = np.clip(boxes[:, :2] + boxes[:, 2:], 0, self.slide_size)
         x0, y0 = np.clip(to_mask.apply(low), 0, (width, height)).T
@@ -160,15 +160,15 @@ class TissueMask:
         return np.clip(pixels / area, 0, 1).astype(np.float32)
 
     def through(self, view: SlideView) -> TissueMask:
-        """Return the mask as ``view`` shows it: turned and scaled with the slide, in the frame of view pixels.
+        """Return the mask in the frame of ``view``, rotated and scaled with the slide.
 
-        Its affine maps mask px to view px, and its ``slide_size`` is the view's. Twice as fine as this mask, nearest
-        pixel, so that areas agree to half a mask pixel along outlines.
+        Its affine maps mask px to view px, and its ``slide_size`` is the view's. It is twice as fine as this mask, with
+        nearest pixels, so that areas agree to half a mask pixel along outlines.
         """
         downsample = view.affine.scale()
         step = tuple(max(1.0, scale / down / 2) for scale, down in zip(self.affine.scale(), downsample, strict=True))
         width, height = (max(1, math.ceil(side / s)) for side, s in zip(view.size, step, strict=True))
-        half = Affine.translation(0.5, 0.5)  # OpenCV puts pixel centres on whole numbers; ours lie halfway
+        half = Affine.translation(0.5, 0.5)  # OpenCV puts pixel centres at whole numbers; ours are at halves
         seen = Affine.scaling(*step)
         to_mask = half.inverse() @ self.affine.inverse() @ view.affine @ seen @ half
         flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
@@ -176,7 +176,7 @@ class TissueMask:
         return TissueMask(mask > 0, seen, view.size, self.slide_name, self.method, None, self.settings)
 
     def provenance(self) -> dict[str, Any]:
-        """Return how the mask was made, JSON-able, for the attributes of a bag."""
+        """Return JSON values that describe how the mask was made, for the attributes of a bag."""
         height, width = self.mask.shape
         return {
             "method": self.method,
@@ -189,7 +189,7 @@ class TissueMask:
         }
 
     def plot(self, slide: Slide | None = None, max_size: int = 1024) -> Image.Image:
-        """Return the mask as a picture: over a thumbnail of ``slide`` when given, else tissue on white."""
+        """Return the mask as a picture: over a thumbnail of ``slide`` if given, else tissue on white."""
         if slide is not None:
             return picture.tint_mask(picture.fit(slide.thumbnail(max_size), max_size), self.mask)
         colours = np.where(self.mask[..., None], np.array(picture.TISSUE, np.uint8), np.uint8(255))
@@ -209,7 +209,7 @@ class TissueMask:
         return f"TissueMask({name}{100 * self.fraction:.1f} % tissue, {width}x{height}{scale}, {self.method})"
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        # Through the constructor, so that the pixels are read-only again and the integral image is left behind.
+        # Through the constructor, so that the pixels are read-only again and the integral image is not pickled.
         return TissueMask, (
             self.mask, self.affine, self.slide_size, self.slide_name, self.method, self.mpp, dict(self.settings),
             self.bounds,
@@ -237,7 +237,7 @@ class TissueMask:
         return self._combined("not", ~self.mask)
 
     def _aligned(self, other: TissueMask) -> NDArray[np.bool_]:
-        """Return the other mask on this grid: a pixel is tissue when at least half of its area is."""
+        """Return the other mask on this grid: a pixel is tissue if at least half of its area is."""
         if self.slide_size != other.slide_size:
             raise ConfigError(
                 f"masks of different slides: {self!r} and {other!r}", remedy="combine masks of the same slide"
@@ -256,10 +256,10 @@ class TissueMask:
     # -- files ---------------------------------------------------------------------------------------------------
 
     def to_geojson(self, path: str | os.PathLike[str], *, overwrite: bool = False, frame: Frame = "qupath") -> None:
-        """Write the outlines as QuPath reads them: polygons with holes, one annotation per region.
+        """Write the outlines in QuPath's format: polygons with holes, one annotation per region.
 
-        Coordinates are level-0 px from where QuPath begins, the slide's ``bounds``; ``frame="level0"`` writes them from
-        the corner of level 0, for tools that read with OpenSlide. Without bounds both are the same.
+        Coordinates are level-0 px from QuPath's origin, the slide's ``bounds``; with ``frame="level0"`` from the corner
+        of level 0, for tools that read with OpenSlide. Without bounds both are the same.
         """
         affine = frame_corner(frame, self.bounds).inverse() @ self.affine
         polygons = ([affine.apply(ring) for ring in polygon] for polygon in mask_to_polygons(self.mask))
@@ -279,20 +279,20 @@ class TissueMask:
         *,
         frame: Frame = "qupath",
     ) -> TissueMask:
-        """Return what the polygons of a QuPath export cover; points and lines are passed over.
+        """Return the mask of the polygons of a QuPath export; points and lines are ignored.
 
         Parameters
         ----------
         path : path
             A FeatureCollection, Feature, GeometryCollection, geometry, or a list of these.
         slide : Slide
-            What it was drawn on.
+            The annotated slide.
         mpp : float
             The resolution of the mask, in µm per pixel.
         classes : sequence of str, optional
-            The QuPath classes to take, "unclassified" for polygons without. By default all but "Ignore" and "…*".
+            The QuPath classes to read, "unclassified" for polygons without. By default all but "Ignore" and "…*".
         frame : {"qupath", "level0"}
-            Where (0, 0) is: the corner of the slide's bounds, as in QuPath, or that of level 0, as for OpenSlide.
+            Origin of the coordinates: the corner of the slide's bounds, as in QuPath, or of level 0, as in OpenSlide.
         """
         check_slide(slide)
         path = Path(path)
@@ -305,16 +305,16 @@ class TissueMask:
 
     @classmethod
     def from_png(cls, path: str | os.PathLike[str], slide: Slide, *, frame: Frame | None = None) -> TissueMask:
-        """Return the mask in a grey picture of any size: whatever is not 0 is tissue.
+        """Return the mask in a grey picture of any size: every value but 0 is tissue.
 
         Parameters
         ----------
         path : path
         slide : Slide
-            What it is of.
+            The slide of the mask.
         frame : {"level0", "qupath"}, optional
-            Whether it spans the whole slide, or its bounds as what QuPath exports does. By default its shape says: the
-            whole slide if it has that shape, else the bounds.
+            Whether it covers the whole slide ("level0") or its bounds ("qupath", as in QuPath's exports). By default
+            the shape decides: the whole slide if it has that shape, else the bounds.
         """
         check_slide(slide)
         path = Path(path)
@@ -324,7 +324,7 @@ class TissueMask:
 
 
 def mask_of(mask: NDArray[np.bool_], affine: Affine, slide: Slide, method: str, settings: dict[str, Any]) -> TissueMask:
-    """Return the mask with what is known of the slide; say so when it is empty."""
+    """Return the mask with the slide's size, name, mpp and bounds; warn if it is empty."""
     if not mask.any():
         warnings.warn(f"{slide.name}: no tissue ({method})", EmptyTissueWarning, stacklevel=3)
     scale, level0 = affine.scale(), slide.mpp
