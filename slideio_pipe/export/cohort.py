@@ -27,7 +27,7 @@ from slideio_pipe.progress import Report
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.store import open_bag
-from slideio_pipe.store.failed_tiles import check_bearing
+from slideio_pipe.store.failed_tiles import check_store_on_error
 from slideio_pipe.tiles.tile_bag import TileBag
 
 # What a bag does not say of its making.
@@ -176,7 +176,7 @@ def export_cohort(
     >>> report.done, report.failures, sorted(path.name for path in report.folder.glob("*.zarr"))
     (1, None, ['a.bag.zarr'])
     """
-    check_bearing(on_error)
+    check_store_on_error(on_error)
     frame_corner(mask_frame or "qupath", None)
     slides = Cohort.of(cohort)
     folder = Path(out).expanduser().absolute()

@@ -24,7 +24,7 @@ from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag, save_bag
 from slideio_pipe.store.codecs import codec_for
 from slideio_pipe.store.config import Pixels
-from slideio_pipe.store.failed_tiles import check_bearing
+from slideio_pipe.store.failed_tiles import check_store_on_error
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.grid import TileGrid
@@ -145,7 +145,7 @@ def export_slide(
     'a.bag.zarr'
     """
     config = config or ExportConfig()
-    check_bearing(on_error)  # before the search for tissue
+    check_store_on_error(on_error)  # before the search for tissue
     started = time.perf_counter()
     begin = on_stage or (lambda stage: None)
     begin("open")

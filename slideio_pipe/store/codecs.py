@@ -1,6 +1,6 @@
-"""How the bytes of one tile are stored: a codec is a name, zarr's description of it, and two functions.
+"""Codecs of tiles: a codec is a name, its zarr metadata, and two functions.
 
-A shard (``shards.py``) only ever sees encoded bytes, so a further codec is one more record here.
+A shard (``shards.py``) contains only encoded bytes, so a new codec is one more record here.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.config import jpeg_quality
 
-# Level 3 compresses H&E tiles no smaller than level 1 (2.97 times both) at half the speed: tests/benchmarks/store.py.
+# Level 3 compresses H&E tiles no better than level 1 (2.97 times both) at half the speed: tests/benchmarks/store.py.
 ZSTD_LEVEL = 1
-# Full chroma at every quality: of two JPEGs of one size it is 0.1 to 2 dB nearer to H&E tiles than 4:2:0 of a higher
+# Full chroma at every quality: of two JPEGs of equal size it is 0.1 to 2 dB closer to H&E tiles than 4:2:0 of a higher
 # quality, for up to a third more decoding time: tests/benchmarks/store_jpeg.py.
 CHROMA, CHROMA_NAME = "444", "4:4:4"
-# What a writer of JPEG chunks is told, and a reader need not know.
+# Settings that only a writer of JPEG chunks needs.
 _FOR_WRITERS = frozenset({"level", "subsampling", "optimize", "smoothing"})
 
 zarr_jpeg.register()  # a checkout that is not installed has no entry points
@@ -32,28 +32,28 @@ zarr_jpeg.register()  # a checkout that is not installed has no entry points
 
 @dataclass(frozen=True, slots=True)
 class TileCodec:
-    """Pixels of one tile to stored bytes and back."""
+    """Encodes the pixels of one tile and decodes them."""
 
-    name: str  # what save_bag(pixels=…) calls it
+    name: str  # name for save_bag(pixels=…)
     encode: Callable[[NDArray[np.uint8]], bytes] | None  # (H, W, 3) to stored bytes; None: the bytes are the pixels
-    decode: Callable[[memoryview, NDArray[np.uint8]], int] | None  # stored bytes into (H, W, 3); bytes it filled
-    zarr: tuple[dict[str, Any], ...] = ()  # zarr v3 metadata of the codecs behind "bytes"
-    serializer: dict[str, Any] | None = None  # zarr v3 metadata of the codec in place of "bytes"
-    pixels: Mapping[str, Any] = field(default_factory=dict)  # what attributes["tile_bag"]["pixels"] says
+    decode: Callable[[memoryview, NDArray[np.uint8]], int] | None  # stored bytes into (H, W, 3); returns bytes filled
+    zarr: tuple[dict[str, Any], ...] = ()  # zarr v3 metadata of the codecs after "bytes"
+    serializer: dict[str, Any] | None = None  # zarr v3 metadata of the codec that replaces "bytes"
+    pixels: Mapping[str, Any] = field(default_factory=dict)  # for attributes["tile_bag"]["pixels"]
 
 
 def codec_for(pixels: str) -> TileCodec:
-    """Return the codec that ``save_bag(pixels=…)`` names.
+    """Return the codec for ``save_bag(pixels=…)``.
 
     Parameters
     ----------
     pixels : "none", "zstd", "jpeg:Q" or "source"
-        Raw bytes or zstd, both lossless; JPEG of quality Q, 1 to 100; or JPEG that is there already.
+        Raw bytes or zstd, both lossless; JPEG of quality Q, 1 to 100; or the slide's own JPEG.
 
     Raises
     ------
     ConfigError
-        For any other name.
+        The name is unknown.
     """
     if pixels == "none":
         return TileCodec("none", None, None, pixels={"lossless": True})
@@ -71,7 +71,7 @@ def codec_for(pixels: str) -> TileCodec:
 
 
 def codec_from_zarr(codecs: list[Mapping[str, Any]]) -> TileCodec | None:
-    """Return the codec that reads chunks of this zarr v3 codec chain, None when there is none.
+    """Return the codec that reads chunks of this zarr v3 codec chain, or None.
 
     >>> codec_from_zarr([{"name": "bytes"}]).name
     'none'
@@ -102,7 +102,7 @@ def white_jpeg(height: int, width: int) -> bytes:
 
 
 def finest_jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    """Return pixels, (H, W, 3) uint8, as a JPEG of quality 100: on average within a level."""
+    """Return pixels, (H, W, 3) uint8, as a JPEG of quality 100: accurate within a level on average."""
     encoded: bytes = _jpeg_encoder(100)(pixels)
     return encoded
 
@@ -115,19 +115,19 @@ def _zstd_metadata() -> dict[str, Any]:
 def _zstd_pixels() -> dict[str, Any]:
     zstd = numcodecs.zstd
     version = f"{zstd.MAJOR_VERSION_NUMBER}.{zstd.MINOR_VERSION_NUMBER}.{zstd.MICRO_VERSION_NUMBER}"
-    # Another release may compress the same pixels to other bytes: a partial store of another one is started afresh.
+    # Another release may compress the same pixels to other bytes: then a partial store is restarted.
     return {"lossless": True, "level": ZSTD_LEVEL, "library": f"zstd {version}"}
 
 
 def _encode_zstd(tile: NDArray[np.uint8]) -> bytes:
-    # numcodecs, not imagecodecs, because only it can write the checksum. Both release the GIL.
+    # numcodecs, not imagecodecs: only it can write the checksum. Both release the GIL.
     encoded: bytes = numcodecs.zstd.compress(tile.reshape(-1), ZSTD_LEVEL, True)
     return encoded
 
 
 def _decode_zstd(data: memoryview, tile: NDArray[np.uint8]) -> int:
-    # imagecodecs, not numcodecs, because it tells how much it filled: numcodecs leaves the rest of a slot stale.
-    return len(imagecodecs.zstd_decode(data, out=tile.reshape(-1).data))  # type: ignore[arg-type]  # any buffer will do
+    # imagecodecs, not numcodecs: it returns the number of filled bytes; numcodecs leaves the rest of a slot stale.
+    return len(imagecodecs.zstd_decode(data, out=tile.reshape(-1).data))  # type: ignore[arg-type]  # any buffer is accepted
 
 
 def _jpeg_pixels(quality: int) -> dict[str, Any]:

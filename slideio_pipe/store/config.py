@@ -1,4 +1,4 @@
-"""Settings of bag stores: how pixels are stored."""
+"""Settings of bag stores: how pixels are encoded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slideio_pipe.config import Record
 
 
 def jpeg_quality(pixels: str) -> int | None:
-    """Return Q of "jpeg:Q", 1 to 100; None for anything else.
+    """Return Q of "jpeg:Q", 1 to 100, or None.
 
     >>> jpeg_quality("jpeg:90"), jpeg_quality("jpeg:0"), jpeg_quality("zstd")
     (90, None, None)
@@ -30,6 +30,6 @@ Pixels = Annotated[str, AfterValidator(_known_pixels)]
 
 
 class StoreConfig(Record):
-    """How a bag is written."""
+    """Settings of a bag store."""
 
     pixels: Pixels = "zstd"  # or "source", the slide's own JPEG bytes; "jpeg:Q"; "none"

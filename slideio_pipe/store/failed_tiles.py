@@ -1,7 +1,7 @@
-"""The tiles of a store that could not be read and are white: written down with each shard, told when it is whole.
+"""The undecodable tiles of a store, which are white: recorded with each shard, listed when the store is complete.
 
-A run that goes on after a kill does not read finished shards again, so what failed in them is kept beside them,
-``tiles/c/<shard>/failures.json``, until the attributes of the whole store list it.
+A run that continues after a kill does not read finished shards again, so their failures are stored beside them,
+``tiles/c/<shard>/failures.json``, until the attributes of the complete store list them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning, 
 from slideio_pipe.store.shards import ShardGrid
 from slideio_pipe.tiles.failures import OnError, TileErrors, TileFailure, check_on_error
 
-_KEPT = "failures.json"
+_NOTES = "failures.json"
 
 
-def check_bearing(on_error: str) -> OnError:
-    """Return a known way to deal with corrupt tiles that a store can have.
+def check_store_on_error(on_error: str) -> OnError:
+    """Return a valid way to handle corrupt tiles in a store.
 
     Raises
     ------
     ConfigError
-        There is no such way; or tiles would be left out, and the number of tiles is written before they are read.
+        The value is unknown; or it is "skip", which is impossible: the number of tiles is written before reading.
     """
     known = check_on_error(on_error)
     if known == "skip":
@@ -35,21 +35,21 @@ def check_bearing(on_error: str) -> OnError:
 
 
 class FailedTiles:
-    """Which tiles could not be read, by this run or by the ones before it.
+    """The tiles that could not be read, in this run or in earlier ones.
 
     Parameters
     ----------
     grid : ShardGrid
-        Of the store that is written.
+        Chunks of the store being written.
     tolerance : TileErrors
-        Counts them, over all runs.
+        Counts them over all runs.
     """
 
     def __init__(self, grid: ShardGrid, tolerance: TileErrors) -> None:
         self._grid, self._tolerance = grid, tolerance
 
     def load(self, shard: int) -> None:
-        """Take over what failed in a shard that is finished."""
+        """Load the failures of a finished shard."""
         try:
             noted = json.loads(self._file(shard).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -59,7 +59,7 @@ class FailedTiles:
             self._tolerance.failures.append(TileFailure(self._tolerance.bag, error, int(each["tile"])))
 
     def save_with(self, shard: int, chunks: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-        """Yield the chunks of a shard; behind the last one, and before the shard has its name, note what failed."""
+        """Yield the chunks of a shard; after the last one, before the shard gets its name, save its failures."""
         yield from chunks
         first, last = self._grid.span(shard)
         noted = [each for each in self.as_json() if first <= each["tile"] < last]
@@ -74,18 +74,18 @@ class FailedTiles:
             os.fsync(out.fileno())
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return every tile that failed, in order, with the reason, JSON-able."""
+        """Return every failed tile, in order, with the reason, as JSON values."""
         failures = [failure for failure in list(self._tolerance.failures) if failure.tile is not None]
         reasons = {failure.tile or 0: getattr(failure.error, "reason", str(failure.error)) for failure in failures}
         return [{"tile": tile, "error": reasons[tile]} for tile in sorted(reasons)]
 
-    def forget(self) -> None:
-        """Remove the notes: the attributes of the store have them."""
+    def delete_notes(self) -> None:
+        """Remove the notes, which the attributes of the store now contain."""
         for shard in {each["tile"] // self._grid.slots for each in self.as_json()}:
             self._file(shard).unlink(missing_ok=True)
 
     def warn(self) -> None:
-        """Say what became of the tiles, if there are such."""
+        """Warn of the failed tiles, if any."""
         failed = self.as_json()
         if failed:
             verb = "is" if len(failed) == 1 else "are"
@@ -94,4 +94,4 @@ class FailedTiles:
             warn_caller(SkippedWarning(f"{self._tolerance.bag}: {what} white, such as {first}"))
 
     def _file(self, shard: int) -> Path:
-        return self._grid.folder / "c" / str(shard) / _KEPT
+        return self._grid.folder / "c" / str(shard) / _NOTES

@@ -2,10 +2,10 @@
 
 ::
 
-    a.bag.zarr/features/uni       (N, D) float16, one raw chunk; attributes["encoder"] says whose it is
+    a.bag.zarr/features/uni       (N, D) float16, one raw chunk; attributes["encoder"] identifies the encoder
     a.features.zarr               coords, grid_index, tissue, and features/ as above; attributes["feature_bag"]
 
-Each appears under its name when it is whole; until then it is ``<store>.<encoder>.partial``, or
+Each gets its name when it is complete; until then it is ``<store>.<encoder>.partial``, or
 ``a.features.zarr.partial``, beside the store.
 """
 
@@ -35,15 +35,15 @@ VERSION = 1
 KEY = "feature_bag"
 SUFFIX = ".features.zarr"
 FOLDER = "features"
-ENCODER = "encoder"  # the attribute of an array that says whose it is
+ENCODER = "encoder"  # the attribute of an array that identifies its encoder
 
 Attributes = Mapping[str, Any]
-Named = Mapping[str, tuple[NDArray[Any], Attributes]]  # encoder: (N, D) features and what is kept of it
+Named = Mapping[str, tuple[NDArray[Any], Attributes]]  # encoder: (N, D) features and the encoder's attributes
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """A store of features, nothing of them read."""
+    """A store of features; the features are not read."""
 
     path: Path
     attributes: dict[str, Any]  # the bag's provenance
@@ -52,7 +52,7 @@ class FeatureStore:
 
 
 def encoder_names(store: Path) -> tuple[str, ...]:
-    """Return whose features a store holds, by name."""
+    """Return the names of the encoders whose features a store contains."""
     try:
         found = sorted(path.name for path in (store / FOLDER).iterdir())
     except OSError:
@@ -61,18 +61,18 @@ def encoder_names(store: Path) -> tuple[str, ...]:
 
 
 def encoder_attributes(store: Path, name: str) -> dict[str, Any] | None:
-    """Return what features keep of their encoder; None if there are none of that name."""
+    """Return the stored attributes of an encoder; None if the store has no features of that name."""
     found = _array(store / FOLDER / name)
     return None if found is None else dict(found.get("attributes", {}).get(ENCODER, {}))
 
 
 def stored_features(store: Path, name: str, tiles: int) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Return the (N, D) features of an encoder, mapped into memory for this reader alone, and what is kept of it.
+    """Return the (N, D) features of an encoder, memory-mapped for this reader, and the encoder's attributes.
 
     Raises
     ------
     BagFormatError
-        There are none, or not one row for each of ``tiles``, or they are damaged.
+        The store has none, or not one row for each of ``tiles``, or they are damaged.
     """
     array = store / FOLDER / name
     described = _array(array)
@@ -95,14 +95,14 @@ def stored_features(store: Path, name: str, tiles: int) -> tuple[NDArray[Any], d
 
 
 def add_features(store: Path, name: str, values: NDArray[Any], encoder: Attributes, *, overwrite: bool = False) -> None:
-    """Write (N, D) features into a store, whole or not at all.
+    """Write (N, D) features into a store, complete or not at all.
 
     Raises
     ------
     OutputExistsError
-        There are features of that name, and they may not be replaced.
+        Features of that name exist and may not be replaced.
     OutputError
-        The disk refuses, or another process writes them.
+        They cannot be written, or another process writes them.
     """
     with _writing(store, f"{store.name}.{name}") as partial:
         target = store / FOLDER / name
@@ -117,27 +117,27 @@ def add_features(store: Path, name: str, values: NDArray[Any], encoder: Attribut
 def create_feature_store(
     path: Path, bag: Columns, provenance: Attributes, features: Named, *, overwrite: bool = False
 ) -> None:
-    """Write a store of features without tiles, whole or not at all.
+    """Write a store of features without tiles, complete or not at all.
 
     Parameters
     ----------
     path : Path
-        By custom ``<slide>.features.zarr``.
+        By convention ``<slide>.features.zarr``.
     bag : Columns
-        What is known of each tile.
+        Coordinates, grid index and tissue of the tiles.
     provenance : mapping
-        Of the bag, JSON-able; ``label`` in it is the slide's.
+        Provenance of the bag, JSON values; ``label`` in it is the slide's.
     features : mapping
-        Encoder to features and what is kept of it.
+        Encoder to features and the encoder's attributes.
     overwrite : bool
-        Whether to replace a store of features; anything else there is refused.
+        Whether to replace a store of features; anything else is refused.
 
     Raises
     ------
     OutputExistsError
-        Something is there that may not be replaced.
+        ``path`` exists and may not be replaced.
     OutputError
-        The disk refuses, or another process writes it.
+        The store cannot be written, or another process writes it.
     """
     with _writing(path, path.name) as partial:
         if os.path.lexists(path) and not (overwrite and is_feature_store(path)):
@@ -160,18 +160,18 @@ def is_feature_store(path: Path) -> bool:
 
 
 def feature_store_attributes(path: Path) -> dict[str, Any] | None:
-    """Return what a store of features says of itself; None if there is none."""
+    """Return the attributes of a store of features; None if there is none."""
     found = _group(path).get(KEY)
     return found if isinstance(found, dict) else None
 
 
 def open_feature_store(path: Path) -> FeatureStore:
-    """Return a store of features, checked.
+    """Return a validated store of features.
 
     Raises
     ------
     BagFormatError
-        It is none, a newer one, or a damaged one.
+        It is not a store of features, or is a newer or damaged one.
     """
     found = _group(path).get(KEY)
     if not isinstance(found, dict):
@@ -186,7 +186,7 @@ def open_feature_store(path: Path) -> FeatureStore:
 
 
 def _group(path: Path) -> dict[str, Any]:
-    """Return the attributes of a zarr v3 group; none if it is none."""
+    """Return the attributes of a zarr v3 group; {} if it is not one."""
     try:
         found = json.loads((path / "zarr.json").read_bytes())
         attributes = found["attributes"] if found["node_type"] == "group" else {}
@@ -196,7 +196,7 @@ def _group(path: Path) -> dict[str, Any]:
 
 
 def _array(path: Path) -> dict[str, Any] | None:
-    """Return the description of an array of features; None if there is none that is whole and ours."""
+    """Return the metadata of an array of features; None if there is no complete one written by this package."""
     try:
         found = json.loads((path / "zarr.json").read_bytes())
         ours = (
@@ -212,7 +212,7 @@ def _array(path: Path) -> dict[str, Any] | None:
 
 
 def _write_array(folder: Path, values: NDArray[Any], encoder: Attributes) -> None:
-    """Write an array of one raw chunk, which can be mapped into memory: floats hardly compress."""
+    """Write an array of one raw chunk, which can be memory-mapped: floats hardly compress."""
     store: dict[str, Any] = {}
     zarr.create_array(
         MemoryStore(store),
@@ -234,7 +234,7 @@ def _write_array(folder: Path, values: NDArray[Any], encoder: Attributes) -> Non
 
 
 def _make_group(folder: Path) -> None:
-    """Make a folder a zarr group, if it is none yet; the same bytes whoever does it."""
+    """Make a folder a zarr group, if it is not one; every process writes the same bytes."""
     if (folder / "zarr.json").exists():
         return
     store: dict[str, Any] = {}
@@ -259,13 +259,13 @@ def _write(files: Mapping[str, Any], folder: Path) -> None:
 
 @contextmanager
 def _writing(store: Path, name: str) -> Iterator[Path]:
-    """Yield an empty place beside a store to write to, which nobody else has; what is left there is removed."""
+    """Yield an empty folder beside a store to write to, exclusively; leftovers in it are removed."""
     partial, lock = store.with_name(f"{name}.partial"), WriterLock(store.with_name(f"{name}.lock"))
     with disk_errors(store):
         store.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         try:
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
             shutil.rmtree(partial.with_suffix(".replaced"), ignore_errors=True)
             yield partial
         finally:
@@ -274,7 +274,7 @@ def _writing(store: Path, name: str) -> Iterator[Path]:
 
 
 def _publish(partial: Path, target: Path) -> None:
-    """Give what is whole its name, in place of what has it."""
+    """Rename a complete folder to its final name, replacing an existing one."""
     for folder, _, _ in os.walk(partial, topdown=False):
         sync_folder(Path(folder))
     replaced = partial.with_suffix(".replaced") if target.exists() else None

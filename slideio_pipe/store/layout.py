@@ -1,9 +1,9 @@
-"""What lies where in a ``.bag.zarr``, version 1: written as zarr v3 metadata, and checked when read back.
+"""Layout of a ``.bag.zarr``, version 1: written as zarr v3 metadata, and validated when read.
 
 ::
 
     zarr.json            group; attributes["tile_bag"] = provenance of the bag + {"version": 1, "pixels": {…}}
-                         + {"failures": [{"tile": 5, "error": "…"}, …]} where tiles could not be read and are white
+                         + {"failures": [{"tile": 5, "error": "…"}, …]} for tiles that could not be read and are white
     tiles/               (N, H, W, 3) uint8, one chunk per tile, sharded
     coords/              (N, 2) int64, level-0 x, y
     grid_index/          (N, 2) int32, column, row
@@ -32,10 +32,10 @@ from slideio_pipe.tiles.bag import Bag
 
 VERSION = 1
 KEY = "tile_bag"
-# One shard is what is written, fsynced and, after a kill, redone at once; two of them are what writing holds in memory.
+# One shard is written, fsynced and, after a kill, rewritten as a unit; writing holds two of them in memory.
 MAX_SHARD_TILES = 512
 MAX_SHARD_BYTES = 128 * 2**20
-# The small arrays: dtype, shape behind N, names of the dimensions.
+# The small arrays: dtype, shape after N, names of the dimensions.
 COLUMNS: dict[str, tuple[str, tuple[int, ...], list[str]]] = {
     "coords": ("<i8", (2,), ["tile", "axis"]),
     "grid_index": ("<i4", (2,), ["tile", "axis"]),
@@ -45,7 +45,7 @@ TOP_LEVEL = frozenset({"zarr.json", "tiles", *COLUMNS})
 
 
 class Columns(Protocol):
-    """What the small arrays of a store are of: a bag, or what is known of one."""
+    """The source of a store's small arrays: a bag, or a record of one."""
 
     @property
     def name(self) -> str: ...
@@ -60,7 +60,7 @@ class Columns(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreMetadata:
-    """A bag store, checked, nothing of its tiles read."""
+    """A validated bag store; its tiles are not read."""
 
     attributes: dict[str, Any]  # attributes["tile_bag"]
     shape: tuple[int, int, int, int]
@@ -70,7 +70,7 @@ class StoreMetadata:
 
 
 def tiles_per_shard(tile_bytes: int) -> int:
-    """Return how many tiles share a file: 512, less when that were more than 128 MiB of pixels.
+    """Return the number of tiles per file: 512, or fewer if that exceeds 128 MiB of pixels.
 
     >>> tiles_per_shard(256 * 256 * 3), tiles_per_shard(1024 * 1024 * 3)
     (512, 42)
@@ -79,22 +79,22 @@ def tiles_per_shard(tile_bytes: int) -> int:
 
 
 def skeleton(bag: Bag, codec: TileCodec, failures: Sequence[Mapping[str, Any]] = ()) -> dict[str, bytes]:
-    """Return every file of the store but the shards, by its path inside.
+    """Return every file of the store except the shards, by its path inside.
 
-    It is a function of the bag and the codec alone, so comparing these bytes with those of an unfinished store tells
-    whether that one is the same work.
+    The files depend only on the bag and the codec, so comparing them with an unfinished store's shows whether that is
+    the same work.
 
     Raises
     ------
     ConfigError
-        When the bag's arrays do not fit each other, or its provenance is no JSON.
+        The bag's arrays have different lengths, or its provenance is not JSON.
     """
     _, *tile_shape = bag.shape
     if len(tile_shape) != 3 or tile_shape[2] != 3 or min(tile_shape) < 1:
         raise ConfigError(f"tiles of shape {tuple(tile_shape)} are not (height, width, 3)", slide=bag.name)
     store: dict[str, Any] = {}
     told = _json(bag)
-    if failures:  # those of a bag that was stored before are told by the bag
+    if failures:  # those of a bag that was stored before are in its provenance
         told["failures"] = sorted([*told.get("failures", []), *failures], key=lambda failure: failure["tile"])
     attributes = {KEY: {**told, "version": VERSION, "pixels": _pixels(codec)}}
     group = zarr.create_group(MemoryStore(store), zarr_format=3, attributes=attributes)
@@ -116,12 +116,12 @@ def skeleton(bag: Bag, codec: TileCodec, failures: Sequence[Mapping[str, Any]] =
 
 
 def add_columns(group: zarr.Group, bag: Columns) -> dict[str, bytes]:
-    """Describe the small arrays of a bag in a group, and return the files of their values.
+    """Add the metadata of a bag's small arrays to a group, and return the files of their values.
 
     Raises
     ------
     ConfigError
-        They have not one row per tile.
+        They do not have one row per tile.
     """
     tiles = len(bag)
     files: dict[str, bytes] = {}
@@ -147,13 +147,13 @@ def add_columns(group: zarr.Group, bag: Columns) -> dict[str, bytes]:
 
 
 def _pixels(codec: TileCodec) -> dict[str, Any]:
-    # "complete": no chunk was left out, so one that is not there is a loss and not a black tile.
+    # "complete": no chunk was left out, so a missing one is a loss and not a black tile.
     return {"codec": codec.name, **codec.pixels, "complete": True}
 
 
 def _json(bag: Bag) -> dict[str, Any]:
-    """Return the provenance as it will be read back: tuples as lists."""
-    provenance = bag.provenance()  # outside the try: its own errors are not about JSON
+    """Return the provenance as it will be read: tuples become lists."""
+    provenance = bag.provenance()  # outside the try: its errors are not about JSON
     try:
         as_read: dict[str, Any] = json.loads(json.dumps(provenance, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -163,7 +163,7 @@ def _json(bag: Bag) -> dict[str, Any]:
 
 
 def is_bag_store(path: Path) -> bool:
-    """Whether there is a bag store at ``path``, of whatever version and in whatever state."""
+    """Whether there is a bag store at ``path``, of any version and in any state."""
     try:
         return isinstance(json.loads((path / "zarr.json").read_bytes())["attributes"][KEY], dict)
     except (OSError, ValueError, KeyError, TypeError):
@@ -171,12 +171,12 @@ def is_bag_store(path: Path) -> bool:
 
 
 def read_layout(path: Path) -> StoreMetadata:
-    """Read and check everything but the tiles of the bag store at ``path``.
+    """Read and validate everything except the tiles of the bag store at ``path``.
 
     Raises
     ------
     BagFormatError
-        When it is none, a newer one, or a damaged one.
+        It is not a bag store, or is a newer or damaged one.
     """
     attributes = _attributes(path)
     shape, slots, fill_value, codec = _tiles(path)
@@ -286,5 +286,5 @@ def _column(path: Path, complete: bool) -> NDArray[Any]:
         return np.asarray(array[...])
     except BagFormatError:
         raise
-    except Exception as error:  # zarr and its codecs raise a dozen unrelated classes for damaged data
+    except Exception as error:  # damaged data may raise a dozen unrelated classes
         raise _damaged(path, f"cannot be read ({error})") from error

@@ -1,11 +1,11 @@
-"""Writing into ``<name>.partial`` and giving it its name when it is whole; one writer at a time.
+"""Write a store into ``<name>.partial`` and rename it when it is complete; one writer at a time.
 
-Beside the output ``a.bag.zarr`` may lie, while it is written or after a kill:
+These may exist beside the output ``a.bag.zarr`` while it is written or after a kill:
 
-- ``a.bag.zarr.partial``   the unfinished store; the next run goes on with it when it is the same work
-- ``a.bag.zarr.lock``      who writes: pid and host
-- ``a.bag.zarr.replaced``  the former store, for the moment between two renames; with a number behind it when what NFS
-  keeps of a removed folder (``.nfs…``, as long as somebody has the file open) still has that name
+- ``a.bag.zarr.partial``   the unfinished store; the next run continues it if it is the same work
+- ``a.bag.zarr.lock``      the writer: pid and host
+- ``a.bag.zarr.replaced``  the former store, between two renames; with a number appended if NFS remnants of a removed
+  folder (``.nfs…``, while a process has the file open) still have that name
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from slideio_pipe.store.layout import TOP_LEVEL, is_bag_store
 
 
 class PartialStore:
-    """The right to write one bag store, and the folder to write it into, as a context manager.
+    """The exclusive right to write one bag store, and the folder to write into, as a context manager.
 
     Parameters
     ----------
     target : Path
         The final name.
     overwrite : bool
-        Whether a bag store of that name may be replaced. Anything else there is refused in any case.
+        Whether a bag store of that name may be replaced. Anything else there is always refused.
 
     Raises
     ------
     OutputExistsError
-        On entering, when something is at ``target`` and may not be replaced.
+        On entering, if ``target`` exists and may not be replaced.
     OutputError
-        On entering, when the folder is not writable or another process is writing this bag.
+        On entering, if the folder is not writable or another process is writing this bag.
     """
 
     def __init__(self, target: Path, *, overwrite: bool) -> None:
@@ -67,7 +67,7 @@ class PartialStore:
         self._lock.release()
 
     def begin(self, files: Mapping[str, bytes]) -> None:
-        """Make the partial store hold ``files``; shards in it stay when it held exactly these already."""
+        """Make the partial store contain ``files``; existing shards are kept if it already contained exactly these."""
         with disk_errors(self.folder):
             if all(_holds(self.folder / name, data) for name, data in files.items()):
                 return
@@ -81,10 +81,10 @@ class PartialStore:
                     out.flush()
                     os.fsync(out.fileno())
 
-    def tell(self, files: Mapping[str, bytes]) -> None:
-        """Replace the metadata of the group by that of ``files``, whatever the partial store was begun with."""
+    def replace_metadata(self, files: Mapping[str, bytes]) -> None:
+        """Replace the group's metadata by those in ``files``."""
         file = self.folder / "zarr.json"
-        beside = self.folder / "tiles" / "zarr.json.partial"  # removed with them, should it be left behind
+        beside = self.folder / "tiles" / "zarr.json.partial"  # inside tiles, so that a leftover is removed with it
         with disk_errors(file):
             with beside.open("wb") as out:
                 out.write(files["zarr.json"])
@@ -93,7 +93,7 @@ class PartialStore:
             beside.replace(file)
 
     def publish(self) -> None:
-        """Give the partial store its final name; the one it replaces stays until then and is removed afterwards."""
+        """Rename the partial store to its final name; a replaced store exists until then and is removed afterwards."""
         with disk_errors(self.target):
             for folder, _, _ in os.walk(self.folder, topdown=False):
                 sync_folder(Path(folder))
@@ -130,12 +130,12 @@ class PartialStore:
                 rename(replaced, self.target)
 
     def _replaced(self) -> list[Path]:
-        """Return what former stores were renamed to and is still there."""
+        """Return the renamed former stores that still exist."""
         name = re.compile(rf"{re.escape(self.target.name)}\.replaced\d*")
         return sorted(path for path in self.target.parent.iterdir() if name.fullmatch(path.name))
 
     def _free_name(self) -> Path:
-        """Return what the former store is called while it is replaced."""
+        """Return an unused name for the former store while it is replaced."""
         taken = {path.name for path in self._replaced()}
         name = f"{self.target.name}.replaced"
         names = itertools.chain([name], (f"{name}{number}" for number in itertools.count(1)))
@@ -149,16 +149,16 @@ class PartialStore:
 
 
 def _is_of_store(folder: Path) -> bool:
-    """Return whether nothing is there but parts of a store, and what NFS keeps of removed files."""
+    """Return whether a folder has only parts of a store and NFS remnants of removed files."""
     if not folder.is_dir():
         return False
     return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".nfs")} <= TOP_LEVEL
 
 
 def _remove(folder: Path) -> None:
-    """Remove a former store as far as it can be: what NFS keeps for readers goes when they close it."""
+    """Remove a former store as far as possible; NFS remnants disappear when their readers close them."""
     with suppress(OSError):
-        # Its metadata first: half of it must never be taken for a store.
+        # Its metadata first, so that a half-removed store is never read as a store.
         (folder / "zarr.json").unlink(missing_ok=True)
         shutil.rmtree(folder)
 

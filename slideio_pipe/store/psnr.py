@@ -1,7 +1,7 @@
-"""How far the stored pixels of a bag will be from its tiles, measured before they are written.
+"""The PSNR of a bag's stored pixels against its tiles, measured before they are written.
 
-Measured beforehand, the figure is a function of bag and codec alone, like all metadata of a store (``layout``): an
-interrupted run that goes on finds the same one.
+Measured beforehand, it depends only on the bag and the codec, like all metadata of a store (``layout``): an interrupted
+run that continues gets the same value.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from slideio_pipe.store.codecs import TileCodec
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.failures import OnError, TileErrors
 
-# 128 tiles of 256², 8 of 1024²: what is read twice takes a second at most, and H&E tiles of a bag differ in their
-# squared error by about their mean, so the figure is good to some tenths of a decibel.
+# 128 tiles of 256², 8 of 1024²: reading them twice takes a second at most. The squared errors of a bag's H&E tiles vary
+# by about their mean, so the value is accurate to some tenths of a decibel.
 SAMPLE_PX = 2**23
 MIN_SAMPLE = 8
-_AT_ONCE = 8  # tiles
+_TILES_PER_READ = 8  # tiles
 
 
 def with_loss(codec: TileCodec, bag: Bag, threads: int, on_error: OnError = "raise") -> TileCodec:
-    """Return ``codec``, if it loses anything, with the PSNR of its pixels against the bag's among what it says of them.
+    """Return ``codec``, if it is lossy, with the PSNR of its pixels against the bag's in its metadata.
 
-    PSNR is 10·log10(255² / mean squared error over all values of the tiles looked at), in decibel: ``psnr_db``, None
-    where they are equal. ``psnr_tiles`` says how many tiles were looked at, evenly spaced over the bag.
+    PSNR is 10·log10(255² / mean squared error over all values of the sampled tiles), in decibel: ``psnr_db``, None if
+    they are equal. ``psnr_tiles`` is the number of sampled tiles, evenly spaced over the bag.
 
     Raises
     ------
     CorruptSlideError
-        When one of them cannot be read and ``on_error`` is "raise".
+        A sampled tile cannot be read and ``on_error`` is "raise".
     """
     count, height, width, _ = bag.shape
     encode, decode = codec.encode, codec.decode
@@ -42,8 +42,8 @@ def with_loss(codec: TileCodec, bag: Bag, threads: int, on_error: OnError = "rai
     chosen = np.unique(np.linspace(0, count - 1, looked_at).round().astype(np.int64))
     total, stored = 0, np.empty((height, width, 3), np.uint8)
     tolerance, read = TileErrors(bag.name, count, on_error), partial(bag.read, threads=threads)
-    for first in range(0, len(chosen), _AT_ONCE):
-        wanted = chosen[first : first + _AT_ONCE]
+    for first in range(0, len(chosen), _TILES_PER_READ):
+        wanted = chosen[first : first + _TILES_PER_READ]
         tiles = np.empty((len(wanted), height, width, 3), np.uint8)
         tolerance.read(read, wanted, tiles)
         for tile in tiles:

@@ -1,6 +1,6 @@
-"""Saving a bag as ``<slide>.bag.zarr`` and opening it again.
+"""Save a bag as ``<slide>.bag.zarr`` and open it.
 
-zarr-python describes the arrays; the shards are written here, because its own pipeline costs 1.3–2.7 ms per tile.
+zarr-python writes the metadata; the shards are written here, because its own pipeline takes 1.3–2.7 ms per tile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import disk_errors
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store.codecs import TileCodec, codec_for
-from slideio_pipe.store.failed_tiles import FailedTiles, check_bearing
+from slideio_pipe.store.failed_tiles import FailedTiles, check_store_on_error
 from slideio_pipe.store.layout import skeleton, tiles_per_shard
 from slideio_pipe.store.partial import PartialStore
 from slideio_pipe.store.psnr import with_loss
@@ -32,8 +32,6 @@ from slideio_pipe.tiles.bag import Bag, check_bag
 from slideio_pipe.tiles.failures import TileErrors
 from slideio_pipe.tiles.reader import empty_tiles, no_memory
 
-# More threads than this wait for the disk or for each other.
-
 
 def open_bag(path: str | Path) -> StoredBag:
     """Return the bag stored at ``path``; no tile is read.
@@ -41,7 +39,7 @@ def open_bag(path: str | Path) -> StoredBag:
     Raises
     ------
     BagFormatError
-        When the path is no bag store, a newer one, or a damaged one.
+        The path is not a bag store, or is a newer or damaged one.
 
     Examples
     --------
@@ -63,32 +61,32 @@ def save_bag(
     threads: int | None = None,
     progress: Report | bool | None = None,
 ) -> StoredBag:
-    """Store a bag so that any zarr v3 reader can open it, and return it opened from there.
+    """Store a bag in a format that any zarr v3 reader can open, and return it opened from the store.
 
-    The output appears under its name when it is whole; until then it is ``<path>.partial``. After a failure or a kill
-    the same call goes on there, and the result is the same bytes as without. Memory: two shards of raw tiles, each at
-    most 512 tiles and 128 MiB (or one tile, when that is larger), and two encoded tiles per thread.
+    The output gets its name when it is complete; until then it is ``<path>.partial``. After a failure or a kill the
+    same call continues it, with the same bytes as without an interruption. Memory: two shards of raw tiles, each at
+    most 512 tiles and 128 MiB (or one larger tile), and two encoded tiles per thread.
 
     Parameters
     ----------
     bag : TileBag, StoredBag or the like
         What to store.
     path : str or Path
-        The folder to make, by custom ``<slide>.bag.zarr``. Its parents are made, too.
+        The folder to create, by convention ``<slide>.bag.zarr``. Missing parent folders are created.
     pixels : "zstd", "source", "jpeg:Q" or "none"
-        Lossless zstd; the JPEG bytes of the slide, unchanged, which needs tiles that are stored ones
-        (``TileGrid(align=True)``) and decodes nothing; JPEG of quality Q (1 to 100) with full chroma, for which
-        ``attributes["pixels"]["psnr_db"]`` of the opened bag says how near it is to the tiles; or raw bytes.
+        Lossless zstd; the JPEG bytes of the slide, unchanged, which requires tiles equal to stored ones
+        (``TileGrid(align=True)``) and decodes nothing; JPEG of quality Q (1 to 100) with full chroma, whose PSNR
+        against the tiles is in ``attributes["pixels"]["psnr_db"]`` of the opened bag; or raw bytes.
     overwrite : bool
-        Whether to replace a bag store at ``path``; it stays until the new one is whole.
+        Whether to replace a bag store at ``path``; it is kept until the new one is complete.
     on_error : {"raise", "white"}
-        What becomes of a tile that cannot be decoded. "white" keeps it as a white one, with a ``SkippedWarning``, and
-        lists it in ``attributes["failures"]``; more than a tenth of the bag's tiles (one is always borne) end it.
+        Handling of a tile that cannot be decoded. "white" stores it as a white one, with a ``SkippedWarning``, and
+        lists it in ``attributes["failures"]``; more than a tenth of the bag's tiles (at least one is allowed) raise.
     threads : int, optional
-        For reading the bag and for encoding, each. By default one per core, 8 at most.
+        For reading the bag and for encoding, each. By default one per core, at most 8.
     progress : callable, bool or None
         Called as ``progress(done_tiles, total_tiles)`` at the start and after each shard; True shows a bar, False is
-        silent, None shows a bar to a person at a terminal or notebook.
+        silent, None shows a bar in a terminal or notebook.
 
     Returns
     -------
@@ -97,13 +95,13 @@ def save_bag(
     Raises
     ------
     OutputExistsError
-        When something is at ``path`` that may not be replaced.
+        ``path`` exists and may not be replaced.
     OutputError
-        When it cannot be written, or another process is writing it.
+        The store cannot be written, or another process is writing it.
     ConfigError
-        When an argument makes no sense, or ``pixels="source"`` is not possible; it says why, and what is.
+        An argument is invalid, or ``pixels="source"`` is not possible; the message gives the reason and an alternative.
     CorruptSlideError
-        When a tile cannot be read and ``on_error`` is "raise", or too many cannot; nothing is left under ``path``.
+        A tile cannot be read and ``on_error`` is "raise", or too many cannot; nothing is left at ``path``.
 
     Examples
     --------
@@ -117,30 +115,30 @@ def save_bag(
     StoredBag(array: 15 tiles of 100×100 px at 0.5 µm, zstd, label 1) (2, 100, 100, 3)
     """
     check_bag(bag)
-    codec, bearing = codec_for(pixels), check_bearing(on_error)  # refused before anything else is
+    codec, on_tile_error = codec_for(pixels), check_store_on_error(on_error)  # checked before any work
     threads = decoding_threads() if threads is None else threads
     if threads < 1:
         raise ConfigError(f"threads is {threads}", slide=str(path), remedy="pass threads >= 1")
     target = Path(path).absolute()
     if target.is_symlink():
-        target = target.resolve()  # replace what it points to, not the link
+        target = target.resolve()  # replace the link's target, not the link
     source = SourceTiles(bag) if pixels == "source" else None
     with _within_memory(bag), PartialStore(target, overwrite=overwrite) as unfinished:
-        tolerance = TileErrors(bag.name, bag.shape[0], bearing)
-        codec = with_loss(codec, bag, threads, bearing) if source is None else source.codec(tolerance)
+        tolerance = TileErrors(bag.name, bag.shape[0], on_tile_error)
+        codec = with_loss(codec, bag, threads, on_tile_error) if source is None else source.codec(tolerance)
         unfinished.begin(skeleton(bag, codec))
         slots = tiles_per_shard(int(np.prod(bag.shape[1:])))
         grid = ShardGrid(unfinished.folder / "tiles", bag.shape[0], slots)
         with reporting(progress, f"saving {bag.name}") as report:
             unread = FailedTiles(grid, tolerance)
-            todo = _Todo(grid, unread, report)
+            remaining = _RemainingShards(grid, unread, report)
             if source is None:
-                _ShardWriter(bag, codec, threads, tolerance).run(todo)
+                _ShardWriter(bag, codec, threads, tolerance).run(remaining)
             else:
-                _copy(source, todo, tolerance)
+                _copy(source, remaining, tolerance)
         if failures := unread.as_json():
-            unfinished.tell(skeleton(bag, codec, failures))
-            unread.forget()
+            unfinished.replace_metadata(skeleton(bag, codec, failures))
+            unread.delete_notes()
         unfinished.publish()
     unread.warn()
     return open_bag(target)
@@ -148,15 +146,15 @@ def save_bag(
 
 @contextmanager
 def _within_memory(bag: Bag) -> Iterator[None]:
-    """Say what does not fit where a tile has not even room to be decoded and encoded."""
+    """Raise a ConfigError with the tile's size if memory runs out while decoding or encoding."""
     try:
         yield
     except MemoryError as error:
         raise no_memory((min(2, len(bag)), *bag.shape[1:]), bag.name) from error
 
 
-class _Todo:
-    """The shards that are not finished yet, counted in tiles."""
+class _RemainingShards:
+    """The unfinished shards, counted in tiles."""
 
     def __init__(self, grid: ShardGrid, unread: FailedTiles, progress: Report) -> None:
         self.grid, self._unread, self._progress = grid, unread, progress
@@ -178,46 +176,48 @@ class _Todo:
             write_shard(path, self._unread.save_with(shard, chunks), self.grid.slots)
 
     def finished(self, shard: int) -> None:
-        """Tell the progress."""
+        """Report progress."""
         first, last = self.spans[shard]
         self._done += last - first
         self._progress(self._done, self.grid.count)
 
 
-def _copy(source: SourceTiles, todo: _Todo, tolerance: TileErrors) -> None:
-    """Write the slide's own bytes: no thread has anything to compute."""
-    for shard, span in todo.spans.items():
-        todo.write(shard, source.streams(*span, tolerance))
-        todo.finished(shard)
+def _copy(source: SourceTiles, remaining: _RemainingShards, tolerance: TileErrors) -> None:
+    """Write the slide's own bytes; no threads, because nothing is computed."""
+    for shard, span in remaining.spans.items():
+        remaining.write(shard, source.streams(*span, tolerance))
+        remaining.finished(shard)
 
 
 @dataclass(frozen=True, slots=True)
 class _ShardWriter:
-    """Reads the tiles of one shard while those of the shard before are encoded and written."""
+    """Reads the tiles of one shard while those of the previous shard are encoded and written."""
 
     bag: Bag
     codec: TileCodec
     threads: int
     tolerance: TileErrors
 
-    def run(self, todo: _Todo) -> None:
-        """Write the shards that are not finished yet."""
-        largest = max((last - first for first, last in todo.spans.values()), default=0)
-        buffers = [empty_tiles((largest, *self.bag.shape[1:]), self.bag.name) for _ in range(min(2, len(todo.spans)))]
+    def run(self, remaining: _RemainingShards) -> None:
+        """Write the unfinished shards."""
+        largest = max((last - first for first, last in remaining.spans.values()), default=0)
+        buffers = [
+            empty_tiles((largest, *self.bag.shape[1:]), self.bag.name) for _ in range(min(2, len(remaining.spans)))
+        ]
         pending: deque[tuple[int, Future[None]]] = deque()
         with ThreadPoolExecutor(self.threads) as encoders, ThreadPoolExecutor(1) as writer:
-            for turn, (shard, (first, last)) in enumerate(todo.spans.items()):
-                if len(pending) == len(buffers):  # the buffer to be filled next is still being written
-                    self._finish(*pending.popleft(), todo)
+            for turn, (shard, (first, last)) in enumerate(remaining.spans.items()):
+                if len(pending) == len(buffers):  # the next buffer is still being written
+                    self._finish(*pending.popleft(), remaining)
                 tiles = buffers[turn % 2][: last - first]
                 self.tolerance.read(partial(self.bag.read, threads=self.threads), np.arange(first, last), tiles)
-                pending.append((shard, writer.submit(todo.write, shard, self._encoded(tiles, encoders))))
+                pending.append((shard, writer.submit(remaining.write, shard, self._encoded(tiles, encoders))))
             while pending:
-                self._finish(*pending.popleft(), todo)
+                self._finish(*pending.popleft(), remaining)
 
-    def _finish(self, shard: int, written: Future[None], todo: _Todo) -> None:
+    def _finish(self, shard: int, written: Future[None], remaining: _RemainingShards) -> None:
         written.result()
-        todo.finished(shard)
+        remaining.finished(shard)
 
     def _encoded(self, tiles: NDArray[np.uint8], encoders: ThreadPoolExecutor) -> Iterator[bytes | memoryview]:
         """Yield the stored bytes of each tile in order, encoding at most two tiles per thread ahead."""

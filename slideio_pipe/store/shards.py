@@ -1,7 +1,7 @@
-"""Files of the zarr v3 codec ``sharding_indexed``, one chunk per tile, written and read without zarr.
+"""Read and write files of the zarr v3 codec ``sharding_indexed``, one chunk per tile, without zarr.
 
 A shard is its chunks, then an index of one (offset, nbytes) pair of little-endian uint64 per chunk (both 2⁶⁴-1 for a
-chunk that is not there), then the crc32c of that index. zarr-python spends 1.3–2.7 ms per tile on it; here a read is
+missing chunk), then the crc32c of that index. zarr-python takes 1.3–2.7 ms per tile for it; here a read is
 one ``preadv`` into the caller's slot. Layout: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
 """
 
@@ -30,27 +30,27 @@ from slideio_pipe.store.codecs import TileCodec
 MISSING = 2**64 - 1
 ENTRY_BYTES = 16  # two uint64
 CRC_BYTES = 4
-# Descriptors one bag keeps: 16 shards of 512 tiles are most bags whole, and 60 bags fit the usual limit of 1024.
+# Descriptors per bag: 16 shards of 512 tiles cover most bags, and 60 bags fit the usual limit of 1024.
 OPEN_SHARDS = 16
 DAMAGED = "copy or write the bag again"
 
 
 def write_shard(path: Path, chunks: Iterable[bytes | memoryview], slots: int) -> None:
-    """Write a whole shard and make it durable; until that, nothing is at ``path``.
+    """Write a whole shard durably; until then, nothing is at ``path``.
 
     Parameters
     ----------
     path : Path
-        Where the shard goes; its folders are created. It is written beside, as ``<name>.partial``, then renamed.
+        Path of the shard; its folders are created. It is written beside it as ``<name>.partial``, then renamed.
     chunks : iterable of bytes-like
-        The encoded chunks of slots 0, 1, …; the slots behind the last one are marked as missing.
+        The encoded chunks of slots 0, 1, …; the slots after the last one are marked as missing.
     slots : int
-        How many chunks a full shard holds.
+        Number of chunks in a full shard.
 
     Raises
     ------
     OSError
-        When the disk refuses; the unfinished file is removed.
+        The file cannot be written; the unfinished file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -80,12 +80,12 @@ def _sealed(index: NDArray[np.uint64]) -> bytes:
 
 
 def read_index(path: Path, slots: int, fd: int) -> NDArray[np.int64]:
-    """Return the checked index of a shard: (slots, 2) int64 of offset and nbytes, -1 where there is no chunk.
+    """Return the validated index of a shard: (slots, 2) int64 of offset and nbytes, -1 for a missing chunk.
 
     Raises
     ------
     BagFormatError
-        When the file is too short, the checksum is wrong, or a chunk lies outside the file.
+        The file is too short, the checksum is wrong, or a chunk is outside the file.
     """
     size = os.fstat(fd).st_size
     tail = slots * ENTRY_BYTES + CRC_BYTES
@@ -109,7 +109,7 @@ def read_index(path: Path, slots: int, fd: int) -> NDArray[np.int64]:
 
 
 def is_finished(path: Path, chunks: int, slots: int) -> bool:
-    """Whether ``path`` is what ``write_shard`` leaves: an intact index of ``chunks`` chunks without gaps."""
+    """Whether ``path`` is a complete shard: an intact index of ``chunks`` chunks without gaps."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
@@ -129,17 +129,17 @@ def is_finished(path: Path, chunks: int, slots: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ShardGrid:
-    """Which chunk lies in which shard of an array, and what a chunk that is not there means."""
+    """The assignment of chunks to shards of an array, and the meaning of a missing chunk."""
 
     folder: Path  # of the array: its shards are c/0/0/0/0, c/1/0/0/0, …
     count: int  # chunks, one per tile
     slots: int  # chunks of a full shard
-    fill_value: int = 0  # the pixels of a chunk that is not there
+    fill_value: int = 0  # the pixels of a missing chunk
     complete: bool = False  # no chunk may be missing: a lost shard is an error, not fill_value
 
     @property
     def shards(self) -> int:
-        """How many shards the array has."""
+        """Number of shards of the array."""
         return -(-self.count // self.slots)
 
     def path(self, shard: int) -> Path:
@@ -147,12 +147,12 @@ class ShardGrid:
         return self.folder / f"c/{shard}/0/0/0"
 
     def span(self, shard: int) -> tuple[int, int]:
-        """Return the first chunk of a shard and the one behind its last."""
+        """Return the first chunk of a shard and the one after its last."""
         return shard * self.slots, min((shard + 1) * self.slots, self.count)
 
 
 class _OpenShard:
-    """A descriptor that is closed when its last user lets go, so that a cache may drop it while a thread reads."""
+    """A descriptor that is closed after its last user, so that a cache may drop it while a thread reads."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY)
@@ -160,9 +160,9 @@ class _OpenShard:
 
 
 class ShardReader:
-    """Decodes chunks of a sharded array into slots of the caller, from any number of threads at once.
+    """Decodes chunks of a sharded array into slots of the caller, in any number of threads at once.
 
-    Holds at most 16 descriptors (more only while more threads read), and the index of each shard that was read:
+    Keeps at most 16 descriptors open (more only while more threads read), and the index of each shard that was read:
     16 bytes per tile.
     """
 
@@ -182,14 +182,14 @@ class ShardReader:
         numbers : (n,) int64
             Chunks, 0 to count - 1, in any order.
         out : (n, height, width, 3) uint8, C-contiguous
-            The slots; of chunks that are no JPEG also (n, chunk bytes).
+            The slots; for chunks that are not JPEG also (n, chunk bytes).
         threads : int
-            How many threads share the work; pays from some megabytes on.
+            Number of threads; useful from a few megabytes on.
 
         Raises
         ------
         BagFormatError
-            When a shard is damaged, lost, or was replaced since this reader was made.
+            A shard is damaged, lost, or was replaced since this reader was made.
         """
         parts = min(threads, len(numbers))
         if parts <= 1:
@@ -202,12 +202,12 @@ class ShardReader:
                 pass
 
     def encoded(self, number: int, jpeg: tuple[int, int] | None = None) -> bytes:
-        """Return the stored bytes of chunk ``number``, by their header a JPEG of this height and width if one is given.
+        """Return the stored bytes of chunk ``number``; with ``jpeg``, check that it is a JPEG of this height and width.
 
         Raises
         ------
         BagFormatError
-            When the shard is damaged, lost, or was replaced since this reader was made.
+            The shard is damaged, lost, or was replaced since this reader was made.
         """
         shard, slot = divmod(number, self._grid.slots)
         file, index = self._shard(shard)
@@ -227,7 +227,7 @@ class ShardReader:
         return found
 
     def close(self) -> None:
-        """Let go of all descriptors; a later read opens them again."""
+        """Close all descriptors; a later read opens them again."""
         with self._lock:
             self._files.clear()
 
@@ -268,7 +268,7 @@ class ShardReader:
                 self._fetch(file, offset, scratch[:size], shard, slot)
                 try:
                     filled = decode(scratch[:size].data, tile)
-                except Exception as error:  # codec libraries raise classes of their own
+                except Exception as error:  # codec libraries raise their own classes
                     raise self._damaged(shard, slot, f"cannot be decoded ({error})") from error
                 if filled != tile.nbytes:
                     raise self._damaged(shard, slot, f"has {filled} bytes, not {tile.nbytes}")
@@ -276,8 +276,8 @@ class ShardReader:
     def _runs(
         self, numbers: NDArray[np.int64], out: NDArray[np.uint8]
     ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.uint8]]]:
-        """Yield (shard, slots in it, where they go) for every run of chunks that lie in one shard."""
-        if len(numbers) == 1:  # a random tile: numpy's set-up would cost as much as the read itself
+        """Yield (shard, slots in it, their destination) for every run of chunks in one shard."""
+        if len(numbers) == 1:  # a random tile: numpy's set-up would take as long as the read
             shard, slot = divmod(int(numbers[0]), self._grid.slots)
             yield shard, np.array([slot]), out
             return
@@ -342,7 +342,7 @@ class ShardReader:
 
 
 def _joints(offsets: NDArray[np.int64], tile_bytes: int) -> list[int]:
-    """Return where to cut tiles into runs that lie in the file as in the output, each one call to the kernel.
+    """Return where to split tiles into runs that are contiguous in the file and in the output, each one kernel call.
 
     >>> _joints(np.array([0, 12, 24, 40, -1, 11, 23]), 12)
     [0, 3, 4, 5, 7]

@@ -1,4 +1,4 @@
-"""The tiles of a bag as the slide stores them: JPEG bytes that go into a store unchanged."""
+"""The JPEG bytes of a bag's tiles as stored in the slide, to be copied into a store unchanged."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from slideio_pipe.tiles.failures import TileErrors
 from slideio_pipe.tiles.grid import stored_resolutions
 from slideio_pipe.tiles.tile_bag import TileBag
 
-_END = b"\xff\xd9"  # of a JPEG
-# Tiles that show what JPEG it is: more than one, because one may be damaged; among so many, because some are sparse.
-_LOOKED_AT, _LOOKED_FOR = 4, 64
-_OTHERWISE = 'pixels="jpeg:90" or pixels="zstd"'
+_END = b"\xff\xd9"  # end of a JPEG
+# Tiles that show the kind of JPEG: several, as one may be damaged; searched among this many, as some may be missing.
+_TILES_TO_CHECK, _TILES_TO_SEARCH = 4, 64
+_ALTERNATIVES = 'pixels="jpeg:90" or pixels="zstd"'
 
 
 class SourceTiles:
@@ -31,12 +31,12 @@ class SourceTiles:
     Parameters
     ----------
     bag : TileBag
-        Its tiles lie on those the slide stores, at the resolution they are stored in, and nothing changes their pixels.
+        Its tiles are aligned to those stored in the slide, at their resolution, and no operation changes their pixels.
 
     Raises
     ------
     ConfigError
-        They do not; the message says why, and what to do instead.
+        They are not; the message gives the reason and an alternative.
     """
 
     def __init__(self, bag: Bag) -> None:
@@ -52,17 +52,17 @@ class SourceTiles:
         self._places = bag.grid.origins // self._side
 
     def codec(self, tolerance: TileErrors) -> TileCodec:
-        """Return the codec that reads what ``streams`` gives.
+        """Return the codec that reads the bytes of ``streams``.
 
         Raises
         ------
         ConfigError
-            The slide's JPEG is none that readers of the store can make three channels of 8 bits of.
+            Readers of the store cannot decode the slide's JPEG to three channels of 8 bits.
         CorruptSlideError
-            The bytes of the first tiles are not there, and ``tolerance`` bears with none.
+            The bytes of the first tiles are missing, and ``tolerance`` raises.
         """
         codec, problem = codec_for("source"), None
-        for stream in itertools.islice(filter(None, self._first(tolerance)), _LOOKED_AT):
+        for stream in itertools.islice(filter(None, self._first(tolerance)), _TILES_TO_CHECK):
             try:
                 _, _, colours, chroma = simplejpeg.decode_jpeg_header(stream)
                 if colours not in ("RGB", "YCbCr"):
@@ -75,39 +75,39 @@ class SourceTiles:
         if problem is None:
             return replace(codec, pixels={**codec.pixels, "chroma": None})
         reason = f'pixels="source" is not possible: no reader takes the slide\'s JPEG as it is ({problem})'
-        raise ConfigError(reason, slide=self._slide, remedy=f"pass {_OTHERWISE}") from problem
+        raise ConfigError(reason, slide=self._slide, remedy=f"pass {_ALTERNATIVES}") from problem
 
     def _first(self, tolerance: TileErrors) -> Iterator[bytes | None]:
-        for column, row in self._places[:_LOOKED_FOR].tolist():
+        for column, row in self._places[:_TILES_TO_SEARCH].tolist():
             try:
                 yield self._tiles.stream(column, row)
-            except CorruptSlideError:  # those that are borne with are counted when they are stored
+            except CorruptSlideError:  # tolerated tiles are counted when they are stored
                 if tolerance.on_error == "raise":
                     raise
 
     def streams(self, first: int, last: int, tolerance: TileErrors) -> Iterator[bytes]:
-        """Yield complete JPEGs of tiles ``first`` to ``last - 1``; where the slide stores nothing, one of ours.
+        """Yield complete JPEGs of tiles ``first`` to ``last - 1``; a tile missing in the slide is encoded here.
 
-        That one is white, or what the reader draws from the finer level, at the highest quality.
-        They are not decoded, which would cost what storing them saves: only tiles that are cut short, or not of the
-        size, are found here. Damage inside one comes to light when it is read, from the slide as from the store.
+        Such a tile is white, or what the reader draws from the finer level, at the highest quality.
+        Tiles are not decoded, which would take the time that copying saves: only truncated tiles and those of another
+        size are detected here. Damage inside a tile is detected when it is read, from the slide as from the store.
 
         Raises
         ------
         CorruptSlideError
-            With the tile's place: its bytes are not there, or are no JPEG of that size, and ``tolerance`` does not
-            bear with it.
+            The tile's bytes are missing, or are not a JPEG of that size, and ``tolerance`` raises; names the tile's
+            place.
         """
         for number, (column, row) in enumerate(self._places[first:last].tolist(), first):
             try:
                 stream = self._tiles.stream(column, row)
-                encoded = self._unstored(column, row) if stream is None else self._checked(stream, column, row)
+                encoded = self._encoded_here(column, row) if stream is None else self._checked(stream, column, row)
             except CorruptSlideError as error:
                 tolerance.record(number, error)
                 encoded = self._white
             yield encoded
 
-    def _unstored(self, column: int, row: int) -> bytes:
+    def _encoded_here(self, column: int, row: int) -> bytes:
         pixels = self._tiles.decode(column, row)
         return self._white if (pixels == 255).all() else finest_jpeg(pixels)
 
@@ -120,7 +120,7 @@ class SourceTiles:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(stream)
             if (height, width) != (self._side, self._side) or colours not in ("RGB", "YCbCr"):
                 raise ValueError(f"its JPEG is {width}×{height} px, {colours}")
-            if not stream.endswith(_END):  # cut short, or followed by filling: decoding tells
+            if not stream.endswith(_END):  # truncated, or followed by padding: decoding decides
                 zarr_jpeg.decode_into(stream, np.empty((height, width, 3), np.uint8))
         except ValueError as error:
             place = (
@@ -135,27 +135,27 @@ class SourceTiles:
 
 
 def _refusal(bag: TileBag) -> tuple[str, str] | None:
-    """Return why the tiles are not the slide's own and what to do instead; None when they are."""
+    """Return why the tiles are not the slide's own and an alternative; None if they are."""
     view, grid = bag.view, bag.grid
     if bag.tile_transform is not None or view.draw is not None:
-        return "a transform changes the pixels", f"leave it out, or pass {_OTHERWISE}"
+        return "a transform changes the pixels", f"leave it out, or pass {_ALTERNATIVES}"
     if view.choice.resampled:
         shrink = f"resampled from level {view.level} ({view.choice.shrink[0]:.4g}×)"
-        return f"the view is {shrink}", f"pass {stored_resolutions(view)}, or {_OTHERWISE}"
+        return f"the view is {shrink}", f"pass {stored_resolutions(view)}, or {_ALTERNATIVES}"
     stored = view.slide.stored_tiles(view.level)
     if stored is None:
-        return f"level {view.level} holds no JPEG tiles", f"pass {_OTHERWISE}"
+        return f"level {view.level} holds no JPEG tiles", f"pass {_ALTERNATIVES}"
     side, (width, height) = grid.tile_size, stored.tile
     if width != height:
-        return f"stored tiles are {width}×{height} px, not square", f"pass {_OTHERWISE}"
+        return f"stored tiles are {width}×{height} px, not square", f"pass {_ALTERNATIVES}"
     if side != width:
-        return f"tiles are {side} px, stored ones {width} px", f"lay the grid with align=True, or pass {_OTHERWISE}"
+        return f"tiles are {side} px, stored ones {width} px", f"lay the grid with align=True, or pass {_ALTERNATIVES}"
     beside = int((grid.origins % side).any(axis=1).sum())
     if beside:
         reason = f"{beside:,} of {len(grid):,} tiles do not lie on stored ones"
-        return reason, f"lay the grid with align=True, or pass {_OTHERWISE}"
+        return reason, f"lay the grid with align=True, or pass {_ALTERNATIVES}"
     outside = int(((grid.origins < 0) | (grid.origins + side > np.array(view.level_size))).any(axis=1).sum())
     if outside:
         reason = f"{outside:,} of {len(grid):,} tiles reach over the edge of the slide"
-        return reason, f'lay the grid with edge="drop", or pass {_OTHERWISE}'
+        return reason, f'lay the grid with edge="drop", or pass {_ALTERNATIVES}'
     return None

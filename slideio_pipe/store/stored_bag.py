@@ -1,4 +1,4 @@
-"""A bag opened from its store: array-like, read through the shard index, nothing in memory but coordinates."""
+"""A bag opened from its store: array-like; only coordinates are in memory, tiles are read through the shard index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slideio_pipe.store.shards import ShardReader
 from slideio_pipe.tiles.bag import ArrayLikeBag
 from slideio_pipe.tiles.reader import empty_tiles
 
-# What of the attributes is about the file and not about the bag.
+# Attributes about the file, not about the bag.
 STORAGE_KEYS = ("version", "pixels")
 
 
@@ -29,17 +29,17 @@ class StoredBag(ArrayLikeBag):
     """The tiles of one slide in a ``.bag.zarr``: ``(N, H, W, 3)`` uint8, with coordinates and label.
 
     Pickles by path. Safe to read from several threads; holds at most 16 file descriptors, from the first read until
-    ``close`` or the end of the object.
+    ``close`` or until the object is deleted.
 
     Parameters
     ----------
     path : str or Path
-        The folder ``save_bag`` wrote.
+        A folder written by ``save_bag``.
 
     Raises
     ------
     BagFormatError
-        When the path is no bag store, a newer one, or a damaged one.
+        The path is not a bag store, or is a newer or damaged one.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -48,11 +48,11 @@ class StoredBag(ArrayLikeBag):
         self._attributes = layout.attributes
         self._codec = layout.codec.name
         self._reader = ShardReader(layout.grid, layout.codec)
-        self.on_stage: OnTiming | None = None  # told what reading spends its time on
+        self.on_stage: OnTiming | None = None  # receives the timing of stages
         self.shape = layout.shape
         self.name = layout.attributes["slide"]["name"]
         self.label = layout.attributes["label"]
-        self.patient = layout.attributes.get("patient")  # stores of earlier versions do not say
+        self.patient = layout.attributes.get("patient")  # missing in stores of earlier versions
         mpp = (layout.attributes.get("view") or {}).get("mpp")
         self.view_mpp = None if mpp is None else Mpp.of(mpp)
         self.coords = layout.columns["coords"]
@@ -61,7 +61,7 @@ class StoredBag(ArrayLikeBag):
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """All that is stored about the bag: provenance, version of the store, how the pixels are stored."""
+        """All stored attributes of the bag: provenance, version of the store, encoding of the pixels."""
         return copy.deepcopy(self._attributes)
 
     @property
@@ -70,7 +70,7 @@ class StoredBag(ArrayLikeBag):
         return encoder_names(self.path)
 
     def features(self, encoder: str) -> NDArray[Any]:
-        """Return the (N, D) features that an encoder made of the tiles, in their order, mapped into memory.
+        """Return the (N, D) features of the tiles by an encoder, in the tiles' order, memory-mapped.
 
         Raises
         ------
@@ -80,24 +80,24 @@ class StoredBag(ArrayLikeBag):
         return stored_features(self.path, encoder, len(self))[0]
 
     def stored_bytes(self) -> int:
-        """Return what the bag takes on disk."""
+        """Return the bytes that the bag takes on disk."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
     def provenance(self) -> dict[str, Any]:
-        """Return where the tiles come from, as the bag that was stored told it."""
+        """Return the provenance of the tiles, as given by the bag that was stored."""
         return {key: value for key, value in self.attributes.items() if key not in STORAGE_KEYS}
 
     def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
-        """Fill ``out[k]`` with tile ``indices[k]``, straight from the file; the GIL is released.
+        """Fill ``out[k]`` with tile ``indices[k]``, directly from the file; the GIL is released.
 
         Parameters
         ----------
         indices : (n,) int
-            Tiles, 0 to N - 1, in any order, repeated or not. In storage order neighbours are read together.
+            Tiles, 0 to N - 1, in any order, with or without repeats. Neighbours in storage order are read together.
         out : (n, H, W, 3) uint8, optional
-            C-contiguous slots; allocated when not given.
+            C-contiguous slots; allocated if not given.
         threads : int
-            How many threads share the work.
+            Number of threads.
 
         Returns
         -------
@@ -107,9 +107,9 @@ class StoredBag(ArrayLikeBag):
         Raises
         ------
         BagFormatError
-            When the store is damaged.
+            The store is damaged.
         IndexError
-            When there is no such tile; negative numbers are for ``bag[-1]`` alone.
+            There is no such tile; negative numbers are only for ``bag[-1]``.
         """
         numbers = np.asarray(indices, dtype=np.int64)
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
@@ -136,18 +136,18 @@ class StoredBag(ArrayLikeBag):
         return bool(self._attributes["pixels"].get("codec") == "jpeg")
 
     def encoded(self, indices: ArrayLike) -> Iterator[bytes]:
-        """Yield the stored bytes of tiles, one after the other; not decoded, so what is damaged inside is not noticed.
+        """Yield the stored bytes of tiles, one by one; they are not decoded, so damage inside is not detected.
 
         Raises
         ------
         BagFormatError
-            When the store is damaged, or bytes that should be JPEG are none of the size of a tile.
+            The store is damaged, or bytes are not a JPEG of a tile's size.
         """
         for number in np.asarray(indices, dtype=np.int64).tolist():
             yield self._reader.encoded(number, self.shape[1:3] if self.holds_jpeg else None)
 
     def close(self) -> None:
-        """Let go of the file descriptors; a later read takes new ones."""
+        """Close the file descriptors; a later read opens new ones."""
         self._reader.close()
 
     def __enter__(self) -> StoredBag:

@@ -1,8 +1,8 @@
-"""zarr's codec ``imagecodecs_jpeg``: a chunk is one complete JPEG. Bags that hold JPEG bytes are arrays of it.
+"""zarr's codec ``imagecodecs_jpeg``: a chunk is one complete JPEG. Bags with JPEG bytes are arrays with this codec.
 
-imagecodecs 2026.10 and later bring it themselves, for Python 3.12 and later; then theirs is taken, so that zarr knows
-one codec and not two. Where they do not, this one reads and writes the same arrays. zarr finds it through an entry
-point of this package, without an import; ``register`` is for a checkout that is not installed.
+imagecodecs 2026.10 and later include it, for Python 3.12 and later; then theirs is used, so that zarr has one codec of
+that name. Otherwise this one reads and writes the same arrays. zarr finds it through an entry point of this package,
+without an import; ``register`` is for a checkout that is not installed.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Jpeg(ArrayBytesCodec):
         return await asyncio.to_thread(self._encode_sync, chunk_array, chunk_spec)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
-        """Refuse: the size of a JPEG is known when it is made."""
+        """Raise: the size of a JPEG is not known before encoding."""
         raise NotImplementedError
 
 
@@ -76,7 +76,7 @@ def decode_into(data: Any, pixels: NDArray[np.uint8]) -> None:
     Raises
     ------
     ValueError
-        It is damaged, or a picture of another size, however large: nothing but ``pixels`` is written to.
+        It is damaged, or a picture of another size; nothing outside ``pixels`` is written.
     """
     height, width = pixels.shape[:2]
     found = simplejpeg.decode_jpeg_header(data)[:2]
@@ -92,7 +92,7 @@ def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _chosen() -> type[Any]:
-    """Return imagecodecs' codec where there is one that works with this zarr, else ours."""
+    """Return imagecodecs' codec if there is one that works with this zarr, else ours."""
     try:
         import imagecodecs.zarr as theirs
 
@@ -107,7 +107,7 @@ Jpeg = _chosen()
 
 
 def register() -> None:
-    """Make the codec known to zarr, unless some package did so already."""
+    """Register the codec with zarr, unless another package has done so."""
     try:
         zarr.registry.get_codec_class(NAME)
     except KeyError:
