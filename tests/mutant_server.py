@@ -35,7 +35,7 @@ def run(tree: str, file: str, said: IO[str]) -> None:
     sys.path[:0] = [tree]
     for number in (1, 2):
         os.dup2(said.fileno(), number)
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", file])
+    code = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", file])
     sys.stdout.flush()
     os._exit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else int(code))  # a module without doctests
 

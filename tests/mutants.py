@@ -38,6 +38,12 @@ ROOT = Path(__file__).parent.parent
 TESTS: dict[str, str] = tomllib.loads((ROOT / "tests" / "mutants.toml").read_text())
 
 
+def test_file(name: str) -> str:
+    """Return the file of "tiles/grid"."""
+    room, module = name.split("/")
+    return f"tests/{room}/test_{module}.py"
+
+
 class Tester:
     """A copy of the repository and a process that runs its tests (mutant_server.py)."""
 
@@ -59,7 +65,7 @@ class Tester:
         target.write_text(mutant.code)
         for stale in (target.parent / "__pycache__").glob(f"{target.stem}.*"):
             stale.unlink()  # of the same size and second, Python would take it for current
-        files = [str(target)] * (">>> " in original) + [f"tests/test_{n}.py" for n in TESTS[mutant.module].split()]
+        files = [str(target)] * (">>> " in original) + [test_file(n) for n in TESTS[mutant.module].split()]
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         print(json.dumps([str(self.tree), files, self.timeout]), file=self.server.stdin, flush=True)

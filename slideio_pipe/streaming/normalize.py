@@ -59,7 +59,7 @@ class Normalize(nn.Module):
     Notes
     -----
     Over all byte values float16 differs from the float64 formula by at most 0.00098 with ImageNet statistics, half the
-    distance of two float16 numbers between 2 and 4, and by 0.00025 with 0.5/0.5 (``tests/test_device.py``).
+    distance of two float16 numbers between 2 and 4, and by 0.00025 with 0.5/0.5 (``tests/streaming/test_device.py``).
 
     Examples
     --------

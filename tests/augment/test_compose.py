@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import CONFIGS, ROOT, SUPPORT
+from rich_transform import SIZE, rich
 
-from slideio_pipe.augment.colour_transforms import ColorJitter, GaussianNoise, RandStainNA, StainJitter, StainNormalize
+from slideio_pipe.augment.colour_transforms import ColorJitter, RandStainNA, StainJitter, StainNormalize
 from slideio_pipe.augment.compose import draw, leaves, load_transform, measured, needs_slide
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.geometric_transforms import Flip, RandomAffine, RandomResizedCrop, Rotate90
@@ -25,28 +27,13 @@ from slideio_pipe.augment.operations import Hsv, Stain, Tone
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.augment.stains import HED, as_matrix
 from slideio_pipe.errors import ConfigError, NoTissueError
-from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.geometry import Affine
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRESETS = sorted(path for kind in ("stain", "tellez", "randstainna") for path in CONFIGS.glob(f"{kind}-*.yaml"))
-SIZE = Size(400, 300)
 COLOUR = SlideColour(basis=as_matrix(HED), lab_mean=(60, 20, -10), lab_std=(10, 5, 4))
-
-
-def rich() -> A.Compose:
-    """One of everything."""
-    return A.Compose(
-        [
-            StainJitter(beta=0.05),
-            A.OneOf([ColorJitter(), A.HueSaturationValue(p=2)], p=0.8),
-            A.SomeOf([A.HorizontalFlip(), Rotate90(), RandomAffine(scale=0.2)], n=2, replace=False),
-            A.OneOrOther(A.Blur(), A.Sequential([A.GaussNoise(), A.RandomGamma()])),
-            GaussianNoise(),
-        ]
-    )
 
 
 # -- what a draw depends on ----------------------------------------------------------------------------------------
@@ -75,11 +62,11 @@ def test_four_threads_draw_what_one_draws() -> None:
 def test_another_process_draws_the_same() -> None:
     """Also with another hash seed; the record is the same JSON."""
     code = (
-        "from tests.test_drawing import rich, SIZE; from slideio_pipe.augment.compose import draw; import json;"
+        f"import json, sys; sys.path[:0] = [{str(SUPPORT)!r}];"
+        "from rich_transform import SIZE, rich; from slideio_pipe.augment.compose import draw;"
         "print(json.dumps(draw(rich(), seed=9, slide='é.svs', tile=5, size=SIZE).to_json()))"
     )
-    root = Path(__file__).resolve().parents[1]
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert json.loads(out.stdout) == draw(rich(), seed=9, slide="é.svs", tile=5, size=SIZE).to_json()
 
 

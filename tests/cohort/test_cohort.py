@@ -8,23 +8,14 @@ from pathlib import Path
 
 import pandas
 import pytest
-from test_streaming import numbered_bag
+from array_bag import numbered_bag
+from manifests import manifest
 
 from slideio_pipe.cohort.cells import MISSING
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.splits import fold_cohort
 from slideio_pipe.errors import AlikeLabelsWarning, ConfigError, MissingCellsWarning
-
-
-def manifest(folder: Path, text: str, *files: str) -> Path:
-    """Write a CSV and empty files beside it."""
-    for name in files:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    path = folder / "cohort.csv"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def test_a_manifest(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import write_pyramid
-from test_cli import run
+from command_line import run
+from pyramids import write_pyramid
 
 import slideio_pipe as sp
 from slideio_pipe.errors import ConfigError

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from conftest import coordinate_pixels, write_pyramid
+from command_line import run
 from memory_bag import MemoryBag
-from test_cli import run
+from pyramids import coordinate_pixels, write_pyramid
 
 import slideio_pipe as sp
 from slideio_pipe.cohort.cohort_slide import CohortSlide

@@ -6,25 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from run_events import done, failed, start
+
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.records import Records, SlideRecord
-
-
-def start(slide: str, **more: Any) -> dict[str, Any]:
-    """Return the event of a slide that began."""
-    return {"slide": slide, "event": "start", "settings": "s", "fingerprint": "f", **more}
-
-
-def done(slide: str, tiles: int | None = None, **more: Any) -> dict[str, Any]:
-    """Return the event of a slide that is done; without tiles, one that was kept."""
-    made = {} if tiles is None else {"made": {"tiles": tiles, "tissue_covered": more.pop("covered", 0.9)}}
-    return {"slide": slide, "event": "done", "settings": "s", "fingerprint": "f", **made, **more}
-
-
-def failed(slide: str, error: str = "damaged", **more: Any) -> dict[str, Any]:
-    """Return the event of a slide that failed."""
-    return {"slide": slide, "event": "failed", "stage": "tiles", "error": error, "remedy": "copy it again", **more}
 
 
 def records(folder: Path, *events: dict[str, Any], cohort: Cohort | None = None) -> list[SlideRecord]:

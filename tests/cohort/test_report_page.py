@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import tracemalloc
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from page_reader import Page
 from PIL import Image
-from test_cohort_records import done, failed, start
+from run_events import done, failed, start
 
 from slideio_pipe.cohort.records import Records
 from slideio_pipe.cohort.report_page import page, picture_file, write_page
@@ -29,29 +29,6 @@ NUMBERS = {
     "packages": {"slideio-pipe": "1.2.3"},
     "host": "node7",
 }
-
-
-class Page(HTMLParser):
-    """A page as a browser takes it apart: elements, and the text of every row."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.rows:
-            self.rows[-1] += f"{data} "
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        """Return the attributes of all elements of a kind."""
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def written(folder: Path, *events: dict[str, Any], **more: Any) -> str:

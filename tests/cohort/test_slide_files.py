@@ -10,8 +10,8 @@ import numpy as np
 import openslide
 import pytest
 import zarr
-from conftest import coordinate_pixels, write_pyramid
 from dicom_files import write_dicom, write_series
+from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe import errors
 from slideio_pipe.cohort.cohort import Cohort

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cohort import manifest
+from manifests import manifest
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide

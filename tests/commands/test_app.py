@@ -14,18 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from click.testing import Result
-from conftest import coordinate_pixels, write_pyramid
+from command_line import run
+from paths import ROOT
 from PIL import Image
-from typer.testing import CliRunner
+from pyramids import coordinate_pixels, write_pyramid
 
 import slideio_pipe as sp
-from slideio_pipe.commands import app as cli
 from slideio_pipe.commands import export
 from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.synthetic.slide import SyntheticSlide
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("info", "tissue", "export", "split", "demo", "doctor", "bench", "convert")
 
 
@@ -34,13 +32,6 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSlide:
     """A generated slide of 3000×2400 px at 0.25 µm with one lesion."""
     path = tmp_path_factory.mktemp("slides") / "a.svs"
     return sp.write_synthetic_slide(path, size=(3000, 2400), seed=3, lesions=1, pieces=1)
-
-
-def run(*arguments: object, code: int = 0) -> Result:
-    """Run a command in this process and check its exit code."""
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
 
 
 def exported(*arguments: object) -> tuple[dict[str, Any], sp.StoredBag]:

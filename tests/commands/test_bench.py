@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from conftest import coordinate_pixels, write_pyramid
+from pyramids import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
 
 import slideio_pipe as sp

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_cli import run
+from command_line import run
 
 import slideio_pipe as sp
 from slideio_pipe.commands.cohort import is_cohort

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import coordinate_pixels, write_pyramid
+from paths import ROOT
+from pyramids import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
 
 import slideio_pipe as sp
 from slideio_pipe.commands.app import app
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")

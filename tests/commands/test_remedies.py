@@ -12,9 +12,9 @@ import click
 import numpy as np
 import pytest
 import typer
-from conftest import coordinate_pixels, write_pyramid
+from command_line import run
 from PIL import Image
-from test_cli import run
+from pyramids import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
 
 import slideio_pipe as sp

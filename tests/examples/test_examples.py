@@ -14,9 +14,9 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from paths import ROOT
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 

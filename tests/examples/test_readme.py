@@ -9,12 +9,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from paths import ROOT
 from typer.testing import CliRunner
 
 from slideio_pipe.commands.app import app
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

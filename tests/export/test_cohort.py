@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from cohort_runs import Copying, run, slides
+from page_reader import Page
 from PIL import Image
-from test_cohort_page import Page
-from test_run import Copying, run, slides
 
 import slideio_pipe as sp
 from slideio_pipe.cohort.report_page import picture_file

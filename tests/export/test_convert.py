@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run
 from memory_bag import MemoryBag
-from test_cli import run
+from paths import ROOT
 
 import slideio_pipe as sp
 from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning
 from slideio_pipe.export.layouts import Converted
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def stored(folder: Path, *names: str, count: int = 70, label: Any = 1) -> Path:

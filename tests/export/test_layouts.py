@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import coordinate_pixels, write_pyramid
 from memory_bag import MemoryBag
+from pyramids import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
 
 from slideio_pipe.augment.geometric_transforms import Flip

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from conftest import coordinate_pixels, write_pyramid
+from paths import CONFIGS
 from PIL import Image
+from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe import find_tissue, open_bag, open_slide
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, OutputExistsError
@@ -23,7 +24,6 @@ from slideio_pipe.slides.slide import Slide
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiles.config import GridConfig, TissueConfig
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if f"--config configs/{path.name}" in path.read_text("utf-8"))
 EVERY_TILE = ExportConfig(view=ViewConfig(mpp=None), grid=GridConfig(tile_size=100), tissue=TissueConfig(method="none"))
 

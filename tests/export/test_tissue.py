@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import run
+from command_line import run
 
 import slideio_pipe as sp
 from slideio_pipe.errors import ConfigError, OutputExistsError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import coordinate_pixels, write_pyramid
+from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe import TileBag, TileGrid, open_slide
 from slideio_pipe.export.layouts import convert

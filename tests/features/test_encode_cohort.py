@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_pyramid
+from paths import ROOT
+from pyramids import write_pyramid
 from tiny_encoders import DIM, Reciprocal, Watched, network, reference, write_torchscript
 from torch import nn
 from typer.testing import CliRunner
@@ -31,7 +32,6 @@ from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.streaming import dataset
 from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD
 
-ROOT = Path(__file__).resolve().parents[1]
 PLAIN = {"view": {"mpp": None}, "tissue": {"method": "none"}}
 SIDES = (3, 5, 1, 4, 2, 6)  # tiles along each side of a slide
 TILES = sum(side * side for side in SIDES)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
 
 import yaml
+from paths import CONFIGS, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 # What conda-forge calls the packages that PyPI names otherwise.
 CONDA_NAMES = {
     "pyvips-binary": "libvips",
@@ -42,7 +41,7 @@ def test_conda_environment_has_the_same_packages_and_bounds() -> None:
 
 def test_every_dependency_has_a_tested_pin() -> None:
     """The file of tested pins pins every core dependency to one version, torch to the CPU-capable 2.13.0."""
-    lines = (ROOT / "configs" / "tested.txt").read_text(encoding="utf-8").splitlines()
+    lines = (CONFIGS / "tested.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
     missing = {name for name in declared() if name.replace("_", "-") not in pins}
     assert not missing

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import slideio_pipe
 
-ROOT = Path(__file__).resolve().parents[1]
 HEAVY = [
     "torch",
     "pyvips",

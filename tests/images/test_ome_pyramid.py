@@ -11,7 +11,7 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from conftest import write_pyramid
+from pyramids import write_pyramid
 
 from slideio_pipe import RandomAffine, StainJitter, open_slide
 from slideio_pipe.geometry import Affine, Mpp

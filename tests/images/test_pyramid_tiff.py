@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import write_pyramid
 from counted_slide import counted_slide
+from pyramids import write_pyramid
 
 from slideio_pipe import ColorJitter, RandomAffine, SlideView, StainJitter, open_slide
 from slideio_pipe.errors import ConfigError, CorruptSlideError, OutputError, OutputExistsError

@@ -8,43 +8,18 @@ import subprocess
 import sys
 import threading
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
 import pyvips
-from conftest import coordinate_pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import ROOT, SUPPORT
+from pyramids import coordinate_pixels
+from virtual_tiles import Tiles, virtual
 
 from slideio_pipe.geometry import Rect, Size
 from slideio_pipe.images.virtual_tiff import VirtualTiff
-
-ROOT = Path(__file__).resolve().parents[1]
-TILE = Size(128, 64)
-
-
-class Tiles:
-    """Cuts tiles out of an array, counting; some places can be told to fail."""
-
-    def __init__(self, pixels: np.ndarray, tile: Size, failing: frozenset[tuple[int, int]] = frozenset()) -> None:
-        self.pixels, self.tile, self.failing = pixels, tile, failing
-        self.calls: list[tuple[int, int]] = []
-
-    def __call__(self, column: int, row: int) -> np.ndarray:
-        self.calls.append((column, row))
-        if (column, row) in self.failing:
-            raise ValueError(f"no tile ({column}, {row})")
-        out = np.full((self.tile.height, self.tile.width, 3), 255, np.uint8)
-        y, x = row * self.tile.height, column * self.tile.width
-        part = self.pixels[y : y + self.tile.height, x : x + self.tile.width]
-        out[: part.shape[0], : part.shape[1]] = part
-        return out
-
-
-def virtual(pixels: np.ndarray, tile: Size = TILE, **options: object) -> tuple[VirtualTiff, Tiles]:
-    tiles = Tiles(pixels, tile, **options)  # type: ignore[arg-type]
-    return VirtualTiff(Size(pixels.shape[1], pixels.shape[0]), tile, tiles), tiles
 
 
 @settings(max_examples=60, deadline=None)
@@ -188,9 +163,9 @@ def test_images_outlive_what_made_them(keep: str) -> None:
     """Whatever the user holds on to, in any order of collection. A mistake ends the process, so another runs it."""
     code = f"""
 import gc, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from test_virtual import virtual
-from conftest import coordinate_pixels
+sys.path[:0] = [{str(ROOT)!r}, {str(SUPPORT)!r}]
+from virtual_tiles import virtual
+from pyramids import coordinate_pixels
 made, tiles = virtual(coordinate_pixels(300, 200))
 kept = {keep}
 del made, tiles

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from paths import CONFIGS
 from pydantic import BaseModel
 
 import slideio_pipe as sp
@@ -20,7 +21,6 @@ from slideio_pipe.mil.settings import TrainConfig, load_train_config
 from slideio_pipe.streaming.config import load_loader_config
 
 pytest.importorskip("lightning_fabric")
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LEADING = {
     "mil.yaml": "auroc",
     "mil-multiclass.yaml": "auroc",

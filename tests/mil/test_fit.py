@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from feature_training import WIDTH, cohort, settings
+from paths import ROOT, SUPPORT
 
 from slideio_pipe.errors import ConfigError, SkippedWarning
 from slideio_pipe.mil.checkpoint import read_checkpoint
@@ -26,32 +27,6 @@ from slideio_pipe.mil.outcome import Fitted
 from slideio_pipe.mil.settings import load_train_config
 
 pytest.importorskip("lightning_fabric")
-ROOT = Path(__file__).resolve().parents[1]
-WIDTH = 16
-
-
-def cohort(folder: Path, count: int = 24, *, columns: Sequence[str] = ("label",), width: int = WIDTH) -> Path:
-    """Write a cohort of features: every second slide has three tiles that stand out."""
-    generator = torch.Generator().manual_seed(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for k in range(count):
-        tiles = torch.randn(5 + k % 7, width, generator=generator)
-        if k % 2:
-            tiles[:3, :4] += 3
-        torch.save(tiles, folder / f"s{k}.pt")
-        known = {"label": k % 2, "grade": ("low", "mid", "high")[k % 2 + (k % 4 == 3)], "size": 10.0 * (k % 2) + k / 10}
-        known |= {"time": 30 - 20 * (k % 2) + k / 5, "event": int(k % 5 > 0), "patient": f"p{k}"}
-        rows.append([f"s{k}.pt", *(known[name] for name in columns)])
-    with (folder / "cohort.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["slide", *columns], *rows])
-    return folder / "cohort.csv"
-
-
-def settings(**fitting: Any) -> dict[str, Any]:
-    """Return settings of a training of a second."""
-    fast = {"epochs": 6, "lr": 5e-3, "bootstrap": 50, "patience": None, "accelerator": "cpu"}
-    return {"model": {"embed": [8], "attention": 4}, "fit": fast | fitting}
 
 
 def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
@@ -201,12 +176,12 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(tmp_path: Path) ->
 
 _TRAIN = """
 import sys, time
-sys.path.insert(0, {root!r})
+sys.path[:0] = [{root!r}, {support!r}]
 import torch
 torch.set_num_threads(1)
 from slideio_pipe.mil import checkpoint
 from slideio_pipe.mil.fit import fit
-from tests.test_fit import settings
+from feature_training import settings
 if {slow}:
     step = torch.optim.AdamW.step
     torch.optim.AdamW.step = lambda self, *a, **k: (time.sleep(0.05), step(self, *a, **k))[1]
@@ -218,7 +193,7 @@ fit({cohort!r}, config, {out!r}, progress=False)
 
 def run(path: Path, out: Path, *, slow: bool = False) -> subprocess.Popen[bytes]:
     """Start a training with dropout, in a process of its own."""
-    code = _TRAIN.format(root=str(ROOT), cohort=str(path), out=str(out), slow=slow)
+    code = _TRAIN.format(root=str(ROOT), support=str(SUPPORT), cohort=str(path), out=str(out), slow=slow)
     return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], start_new_session=True)
 
 

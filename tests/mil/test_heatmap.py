@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import coordinate_pixels
+from pyramids import coordinate_pixels
 
 from slideio_pipe import Annotations, TileBag, TileGrid, open_slide
 from slideio_pipe.augment.draw import Draw

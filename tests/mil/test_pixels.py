@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from paths import CONFIGS, ROOT, SUPPORT
+from pixel_training import settings
 from torch import Tensor
 
 import slideio_pipe as sp
@@ -26,7 +27,6 @@ from slideio_pipe.mil.settings import load_train_config
 from slideio_pipe.mil.sources import PixelSource
 
 pytest.importorskip("lightning_fabric")
-ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 
 
@@ -40,20 +40,8 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for k in range(6):
             sp.write_synthetic_slide(folder / f"s{k}.svs", size=(1536, 1024), seed=k, lesions=k % 2)
             rows.writerow([f"s{k}.svs", k % 2])
-    (folder / "stain.yaml").write_text((ROOT / "configs" / "stain-light.yaml").read_text())
+    (folder / "stain.yaml").write_text((CONFIGS / "stain-light.yaml").read_text())
     return folder / "cohort.csv"
-
-
-def settings(slides: Path, *, augment: bool = False, **fitting: Any) -> dict[str, Any]:
-    """Return settings of a training of seconds."""
-    drawn = {"slide_transform": str(slides.parent / "stain.yaml")} if augment else {}
-    return drawn | {
-        "view": {"mpp": 1.0},
-        "grid": {"tile_size": 32, "min_tissue": 0.3},
-        "model": {"embed": [], "attention": 8, "dropout": 0.0},
-        "encoder": {"source": "small", "chunk_size": 16},
-        "fit": {"epochs": 2, "bootstrap": 0, "validation": 0, "accelerator": "cpu", "monitor": "loss"} | fitting,
-    }
 
 
 def source(slides: Path, keep_gb: float, *, augment: bool) -> PixelSource:
@@ -138,11 +126,11 @@ def test_training_end_to_end(slides: Path, tmp_path: Path) -> None:
 
 _TWO = """
 import sys
-sys.path.insert(0, {root!r})
+sys.path[:0] = [{root!r}, {support!r}]
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.test_mil_pixels import settings
+from pixel_training import settings
 from slideio_pipe.mil.fit import fit
 slides = Path({slides!r})
 fit(slides, settings(slides, {more}), {out!r}, progress=False)
@@ -151,7 +139,7 @@ fit(slides, settings(slides, {more}), {out!r}, progress=False)
 
 def train(slides: Path, out: Path, more: str) -> dict[str, Tensor]:
     """Train in processes of its own, and return the weights."""
-    code = _TWO.format(root=str(ROOT), slides=str(slides), out=str(out), more=more)
+    code = _TWO.format(root=str(ROOT), support=str(SUPPORT), slides=str(slides), out=str(out), more=more)
     script = out.with_suffix(".py")
     script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from paths import CONFIGS
 from tiny_training import PIXELS, WIDTH, quick, slides, study, table
 
 from slideio_pipe import write_synthetic_slide
@@ -102,7 +103,7 @@ def test_other_slides_and_transforms_are_noticed(
 ) -> None:
     """From pixels, between two epochs: a training is not half of one thing and half of another."""
     cohort = slides(tmp_path, 2)
-    shutil.copy(Path(__file__).parents[1] / "configs" / "stain-light.yaml", tmp_path / "light.yaml")
+    shutil.copy(CONFIGS / "stain-light.yaml", tmp_path / "light.yaml")
     config = yaml.safe_load(yaml.safe_dump(PIXELS)) | {"slide_transform": str(tmp_path / "light.yaml")}
     config["fit"]["epochs"] = 2
 

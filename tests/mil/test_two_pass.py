@@ -16,46 +16,14 @@ import pytest
 import torch
 from cuda_device import CUDA
 from memory_bag import MemoryBag
+from paths import ROOT, SUPPORT
+from small_networks import TILES, encoder, gradients, model, tiles
 from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.mil.models.model import MilModel
 from slideio_pipe.mil.models.two_pass import TwoPass, chunk_that_fits
 from slideio_pipe.streaming.normalize import Normalize
 from slideio_pipe.streaming.stream import stream
-
-ROOT = Path(__file__).resolve().parents[1]
-TILES = 65
-
-
-def encoder(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    """Return a small network with the layers that make chunks difficult."""
-    torch.manual_seed(3)
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(dropout),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 16),
-    )  # fmt: skip
-    network[1].running_mean.normal_()
-    network[1].running_var.uniform_(0.5, 2)
-    return network.to(dtype)
-
-
-def model(pool: str = "gated", dtype: torch.dtype = torch.float64) -> MilModel:
-    """Return an aggregator."""
-    torch.manual_seed(4)
-    return MilModel(16, 1, pool=pool, embed=(12,), attention=8, dropout=0.0).to(dtype)
-
-
-def tiles(count: int = TILES, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return a bag of noise."""
-    return torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
-
-
-def gradients(*modules: nn.Module) -> Tensor:
-    """Return all gradients in one vector."""
-    return torch.cat(
-        [p.grad.flatten().double() for module in modules for p in module.parameters() if p.grad is not None]
-    )
 
 
 def full(network: nn.Module, head: nn.Module, bag: Tensor) -> Tensor:
@@ -395,9 +363,9 @@ def test_chunks_from_a_stream_on_a_gpu() -> None:
 
 _TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+sys.path[:0] = [{root!r}, {support!r}]
 from torch.nn.parallel import DistributedDataParallel
-from tests.test_two_pass import encoder, gradients, model, tiles
+from small_networks import encoder, gradients, model, tiles
 from slideio_pipe.mil.models.two_pass import TwoPass
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -426,7 +394,7 @@ dist.destroy_process_group()
 def test_two_processes_have_the_gradient_of_one(pool: str, tmp_path: Path) -> None:
     """Two bags each, of unequal sizes, averaged by DistributedDataParallel over gloo."""
     script = tmp_path / "two.py"
-    script.write_text(_TWO_PROCESSES.format(root=str(ROOT), pool=pool))
+    script.write_text(_TWO_PROCESSES.format(root=str(ROOT), support=str(SUPPORT), pool=pool))
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     port = str(20_000 + os.getpid() % 20_000)

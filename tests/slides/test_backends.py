@@ -15,8 +15,8 @@ import pytest
 import pyvips
 import tifffile
 import zarr
-from conftest import coordinate_pixels, write_pyramid
 from PIL import Image
+from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
 from slideio_pipe.geometry import Rect, Size

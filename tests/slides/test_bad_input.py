@@ -15,8 +15,9 @@ import pytest
 import pyvips
 import tifffile
 import zarr
-from conftest import coordinate_pixels, write_pyramid
+from paths import ROOT
 from PIL import Image
+from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe import Slide, TileGrid, TileReader, open_slide
 from slideio_pipe.errors import (
@@ -31,7 +32,6 @@ from slideio_pipe.errors import (
 # The DICOM slide of others is a level of which the full resolution was left out.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
 
-ROOT = Path(__file__).resolve().parents[1]
 PIXELS = coordinate_pixels(300, 200)
 Maker = Callable[[Path], Path]
 

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import openslide
 import pytest
-from conftest import write_pyramid
 from PIL import Image
+from pyramids import write_pyramid
 from scipy.ndimage import map_coordinates
 
 from slideio_pipe import (

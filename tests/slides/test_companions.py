@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import coordinate_pixels, write_pyramid
 from PIL import Image
+from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError, UnsupportedSlideError
 from slideio_pipe.slides.slide import open_slide

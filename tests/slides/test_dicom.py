@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import openslide
 import pytest
-from conftest import coordinate_pixels
 from dicom_files import element, write_dicom, write_series
+from pyramids import coordinate_pixels
 
 from slideio_pipe import errors
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError

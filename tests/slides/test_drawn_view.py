@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import zarr
-from conftest import coordinate_pixels, write_pyramid
 from counted_slide import counted_slide
+from pyramids import coordinate_pixels, write_pyramid
+from whole_view import whole
 
 from slideio_pipe import (
     ColorJitter,
@@ -55,15 +56,6 @@ MOVES = {
 
 def turned(degrees: float, scale: float = 1.0) -> RandomAffine:
     return RandomAffine(rotate=(degrees, degrees), scale=(scale, scale), flip=False)
-
-
-def whole(view: SlideView, tile: int = 128) -> np.ndarray:
-    """The view put together from the reader's tiles."""
-    grid = TileGrid(view, tile, edge="pad")
-    out = np.zeros((grid.shape.height * tile, grid.shape.width * tile, 3), np.uint8)
-    for (left, top), pixels in zip(grid.origins, TileBag(view, grid)[:], strict=True):
-        out[top : top + tile, left : left + tile] = pixels
-    return out[: view.size.height, : view.size.width]
 
 
 def oracle(plain: np.ndarray, draw: Draw) -> np.ndarray:

@@ -14,8 +14,8 @@ import albumentationsxl as A
 import numpy as np
 import pytest
 import tifffile
-from conftest import write_pyramid
 from PIL import Image
+from pyramids import write_pyramid
 
 from slideio_pipe import (
     ColorJitter,

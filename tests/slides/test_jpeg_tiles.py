@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import pyvips
 import tifffile
+from paths import ROOT, SUPPORT
 from PIL import Image
 
 import slideio_pipe as sp
@@ -249,9 +250,9 @@ def test_mutated_tiles_end_in_pixels_or_in_an_error(tmp_path: Path, photometric:
     tifffile.imwrite(
         path, pixels, tile=(64, 64), compression="jpeg", photometric=photometric, bigtiff=photometric == "rgb"
     )
-    script = Path(__file__).with_name("fuzz_tiles.py")
+    script = SUPPORT / "fuzz_tiles.py"
     command = [sys.executable, str(script), str(path), "--times", "200"]
-    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
     assert "'refused later'" in done.stdout

@@ -11,7 +11,7 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from conftest import write_pyramid
+from pyramids import write_pyramid
 from scipy.ndimage import gaussian_filter
 
 import slideio_pipe as sp

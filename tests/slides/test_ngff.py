@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from conftest import coordinate_pixels
+from pyramids import coordinate_pixels
 
 from slideio_pipe import errors
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import coordinate_pixels
 from hypothesis import given
 from hypothesis import strategies as st
+from pyramids import coordinate_pixels
 
 from slideio_pipe import errors
 from slideio_pipe.geometry import Size

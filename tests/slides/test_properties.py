@@ -11,8 +11,8 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from conftest import coordinate_pixels, write_pyramid
 from dicom_files import write_series
+from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.slides.slide import Slide, open_slide

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from counted_slide import counted_slide
 from PIL import Image
-from test_drawn_view import whole
+from whole_view import whole
 
 from slideio_pipe import RandomAffine, SlideView, TileBag, TileGrid, open_slide
 

@@ -18,7 +18,8 @@ import openslide
 import pytest
 import tifffile
 import zarr
-from conftest import coordinate_pixels, write_pyramid
+from paths import ROOT
+from pyramids import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
 
 from slideio_pipe import Cohort, Slide, open_features, open_slide
@@ -35,8 +36,6 @@ from slideio_pipe.images.virtual_tiff import VirtualTiff
 
 # The DICOM slide of others is a level of which the full resolution was left out.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from conftest import coordinate_pixels, write_pyramid
 from PIL import Image
+from pyramids import coordinate_pixels, write_pyramid
 
 import slideio_pipe as sp
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError, UnsupportedSlideError

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import coordinate_pixels, write_pyramid
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe import SlideView, TileReader, open_slide
 from slideio_pipe.errors import ConfigError, ImplausibleResolutionWarning, MissingResolutionError, UpsamplingWarning

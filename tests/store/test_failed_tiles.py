@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from command_line import run
 from memory_bag import MemoryBag, contents
-from test_cli import run
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
 from slideio_pipe.export.config import ExportConfig

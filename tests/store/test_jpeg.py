@@ -24,6 +24,7 @@ import zarr.registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_bag import MemoryBag, StoppingBag, contents, corrupt
+from paths import ROOT
 from skimage.metrics import peak_signal_noise_ratio
 
 from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, SkippedWarning
@@ -34,7 +35,6 @@ from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
 
-ROOT = Path(__file__).resolve().parents[1]
 SOS = b"\xff\xda"
 MUTATED = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), quality=30)
 

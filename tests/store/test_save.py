@@ -21,7 +21,8 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_bag import MemoryBag, StoppingBag, contents, corrupt
+from memory_bag import SLOTS, MemoryBag, StoppingBag, contents, corrupt
+from paths import SEARCHED
 
 from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, OutputError, OutputExistsError
 from slideio_pipe.geometry import Mpp
@@ -31,8 +32,6 @@ from slideio_pipe.store.layout import tiles_per_shard
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
-
-SLOTS = 512  # of small tiles
 
 
 def edit_json(file: Path, edit) -> None:
@@ -321,7 +320,7 @@ def test_another_bag_starts_afresh(tmp_path: Path, change: str) -> None:
 HANGING = """
 import sys, time
 from pathlib import Path
-from test_store import SLOTS, StoppingBag
+from memory_bag import SLOTS, StoppingBag
 from slideio_pipe.store import save_bag
 
 def hang():
@@ -338,8 +337,7 @@ save_bag(StoppingBag(4 * SLOTS, hang, count=6 * SLOTS + 5), sys.argv[1], pixels=
 def hanging(tmp_path: Path, pixels: str) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A path that another process is writing to; it hangs in its fifth shard."""
     path = tmp_path / "a.bag.zarr"
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    environment = {**os.environ, "PYTHONPATH": SEARCHED}
     command = [sys.executable, "-c", HANGING, str(path), pixels]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:

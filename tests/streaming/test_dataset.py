@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import coordinate_pixels, write_pyramid
+from paths import CONFIGS
 from PIL import Image
+from pyramids import coordinate_pixels, write_pyramid
 
 import slideio_pipe as sp
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, RepeatedDrawsWarning, SlideNotFoundError
@@ -23,7 +24,6 @@ from slideio_pipe.slides import slide as slide_module
 from slideio_pipe.streaming.config import TRAINING_SECTIONS, LoaderConfig, load_loader_config
 from slideio_pipe.tiles import find_tissue as tissue_finding
 
-ROOT = Path(__file__).resolve().parents[1]
 PLAIN = {"view": {"mpp": "native"}, "tissue": {"method": "none"}, "grid": {"tile_size": 100}}
 
 
@@ -288,7 +288,7 @@ def test_copies_of_a_dataset_have_an_epoch_of_their_own(slides: list[Path]) -> N
 
 def test_the_configuration_in_configs() -> None:
     """configs/mil.yaml shows every key with its default; what it says of training is none of a loader's business."""
-    file = ROOT / "configs" / "mil.yaml"
+    file = CONFIGS / "mil.yaml"
     assert load_loader_config(file) == LoaderConfig()
     shown = set(yaml.safe_load(file.read_text(encoding="utf-8")))
     assert shown - set(TRAINING_SECTIONS) == set(LoaderConfig.model_fields)
@@ -296,7 +296,7 @@ def test_the_configuration_in_configs() -> None:
 
 def test_transforms_of_a_configuration_lie_beside_it(slides: list[Path], tmp_path: Path) -> None:
     """Their paths are relative to the file, wherever one stands."""
-    (tmp_path / "light.yaml").write_text((ROOT / "configs" / "stain-light.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "light.yaml").write_text((CONFIGS / "stain-light.yaml").read_text(encoding="utf-8"))
     (tmp_path / "my.yaml").write_text("slide_transform: light.yaml\ngrid: {tile_size: 50}\n")
     dataset = sp.BagDataset(slides, tmp_path / "my.yaml")
     assert isinstance(dataset.slide_transform, A.Compose)

@@ -16,12 +16,11 @@ import pytest
 import ranks
 import torch
 from memory_bag import MemoryBag
+from paths import ROOT, SEARCHED, SUPPORT
 from torch.utils.data.distributed import DistributedSampler
 
 import slideio_pipe as sp
 from slideio_pipe.errors import ConfigError, CorruptSlideError, FailedSlidesError, SkippedWarning
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Named(MemoryBag):
@@ -278,8 +277,8 @@ def test_the_others_bags_replace_all_of_ones_own() -> None:
 
 def run_all(commands: list[list[str]], out: Path) -> list[dict[str, Any]]:
     """Run processes side by side, and return what each wrote; none may wait for another for ever."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, str(ROOT / "tests" / "ranks.py")]
+    environment = {**os.environ, "PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, str(SUPPORT / "ranks.py")]
     running = [
         subprocess.Popen(
             [*script, *command], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True

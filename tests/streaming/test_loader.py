@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import coordinate_pixels, write_pyramid
+from array_bag import ArrayBag, fail_from, formula, stream_threads, wait_until
+from array_loader import bag, bags, open_loader
 from cuda_device import CUDA
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_streaming import ArrayBag, fail_from, formula, stream_threads, wait_until
+from paths import ROOT, SUPPORT
+from pyramids import coordinate_pixels, write_pyramid
 
 import slideio_pipe as sp
 from slideio_pipe.errors import ConfigError, CorruptSlideError, FailedSlidesError, SkippedWarning
@@ -40,23 +42,6 @@ def _threads() -> Any:
     yield
     gc.collect()
     wait_until(lambda: not stream_threads())
-
-
-def bag(name: str, count: int, seed: int = 0, size: tuple[int, int] = (4, 6)) -> ArrayBag:
-    """Return a bag of random tiles, with a label that belongs to its name."""
-    rng = np.random.default_rng([seed, *name.encode()])
-    made = ArrayBag(rng.integers(0, 256, (count, *size, 3), dtype=np.uint8), name)
-    made.label = len(name)  # type: ignore[assignment]
-    return made
-
-
-def bags(*counts: int) -> list[ArrayBag]:
-    return [bag(f"bag{number}", count) for number, count in enumerate(counts)]
-
-
-def open_loader(cohort: Any, config: Any = None, **changes: Any) -> BagLoader:
-    usual = {"device": "cpu", "normalize": None, "chunk_size": 10, "threads": 3}
-    return BagLoader(BagDataset(cohort, config), **(usual | changes))
 
 
 def seen(chunks: Iterable[TileBatch]) -> Seen:
@@ -598,8 +583,8 @@ def test_the_interpreter_exits(case: str) -> None:
     action, code, words = SCRIPTS[case]
     program = f"""
 import os, signal, sys, threading, time
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
-from test_loader import bags, open_loader
+sys.path[:0] = [{str(SUPPORT)!r}, {str(ROOT)!r}]
+from array_loader import bags, open_loader
 chunks, slowly = iter(open_loader(bags(200, 200))), bags(10)
 slowly[0].before_read = lambda indices: time.sleep(2)
 slow = open_loader(slowly, threads=1)

@@ -18,84 +18,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from array_bag import ArrayBag, fail_from, formula, noise_bag, numbered_bag, open_stream, stream_threads, wait_until
 from cuda_device import CUDA, DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import BENCHMARKS, ROOT, SUPPORT
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import Normalize
-from slideio_pipe.streaming.stream import TileBatch, TileStream, default_threads, stream
+from slideio_pipe.streaming.stream import TileBatch, default_threads, stream
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
-
-
-class ArrayBag:
-    """A bag in memory: what the Bag protocol asks of any bag, over one array."""
-
-    def __init__(self, tiles: np.ndarray, name: str = "array") -> None:
-        self.tiles, self.name, self.shape, self.dtype = tiles, name, tiles.shape, tiles.dtype
-        position = np.arange(len(tiles), dtype=np.int64)
-        self.coords = np.stack([position * 7, position * 11 + 1], axis=1)
-        self.grid_index = np.stack([position, position * 0], axis=1).astype(np.int32)
-        self.tissue = np.ones(len(tiles), np.float32)
-        self.label, self.view_mpp = None, None
-        self.read_sizes: list[int] = []
-        self.thread_counts: set[int] = set()
-        self.before_read: Callable[[np.ndarray], None] = lambda indices: None
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        return self.tiles[key]
-
-    def read(self, indices: np.ndarray, out: np.ndarray | None = None, *, threads: int = 1) -> np.ndarray:
-        self.before_read(indices)
-        self.read_sizes.append(len(indices))
-        self.thread_counts.add(threads)
-        out = np.empty((len(indices), *self.shape[1:]), np.uint8) if out is None else out
-        assert out.flags.c_contiguous
-        out[:] = self.tiles[indices]
-        return out
-
-    def provenance(self) -> dict[str, Any]:
-        return {"version": 1}
-
-
-def numbered_bag(count: int, size: tuple[int, int] = (4, 6)) -> ArrayBag:
-    """Return a bag in which tile k is filled with k, k+1 and k+2."""
-    first = np.arange(count, dtype=np.uint8)[:, None, None, None] + np.arange(3, dtype=np.uint8)
-    return ArrayBag(np.ascontiguousarray(np.broadcast_to(first, (count, *size, 3))))
-
-
-def noise_bag(count: int) -> ArrayBag:
-    return ArrayBag(np.random.default_rng(count).integers(0, 256, (count, 16, 8, 3), dtype=np.uint8))
-
-
-def formula(tiles: np.ndarray) -> torch.Tensor:
-    """Return 0.5/0.5 normalisation of (n, H, W, 3) bytes, written out in float64."""
-    return torch.from_numpy(((tiles / 255 - 0.5) / 0.5).astype(np.float16)).permute(0, 3, 1, 2)
-
-
-def open_stream(bag: ArrayBag, **changes: Any) -> TileStream:
-    settings = {"device": "cpu", "normalize": Normalize.half(), "batch_size": 4, "prefetch": 2, "threads": 1}
-    return stream(bag, **(settings | changes))
-
-
-def stream_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("slideio_pipe")]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for another thread, for at most 20 s."""
-    for _ in range(2000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 @pytest.fixture(autouse=True)
@@ -241,14 +177,6 @@ def test_a_slides_bag_arrives() -> None:
 def test_a_bag_in_memory_is_a_bag() -> None:
     """The bag of these tests is what the protocol asks for."""
     assert isinstance(numbered_bag(1), Bag)
-
-
-def fail_from(position: int, error: BaseException) -> Callable[[np.ndarray], None]:
-    def before_read(indices: np.ndarray) -> None:
-        if indices[0] >= position:
-            raise error
-
-    return before_read
 
 
 @pytest.mark.parametrize(
@@ -410,8 +338,8 @@ def test_the_interpreter_exits(case: str) -> None:
     action, code, words = SCRIPTS[case]
     program = f"""
 import signal, sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
-from test_streaming import numbered_bag, open_stream
+sys.path[:0] = [{str(SUPPORT)!r}, {str(ROOT)!r}]
+from array_bag import numbered_bag, open_stream
 batches = open_stream(numbered_bag(200), batch_size=1)
 {action}
 """
@@ -455,7 +383,7 @@ def test_a_bag_that_is_not_rgb() -> None:
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     """The benchmark's code runs on the CPU and writes what it measured."""
-    script, report = Path(__file__).parent / "benchmarks" / "gpu.py", tmp_path / "gpu.json"
+    script, report = BENCHMARKS / "gpu.py", tmp_path / "gpu.json"
     command = [sys.executable, str(script), "--device", "cpu", "--quick", "--json", str(report)]
     path = os.pathsep.join([str(script.parents[2]), os.environ.get("PYTHONPATH", "")])
     subprocess.run(command, check=True, capture_output=True, timeout=300, env=os.environ | {"PYTHONPATH": path})

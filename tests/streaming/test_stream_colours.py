@@ -9,9 +9,9 @@ import albumentationsxl as A
 import numpy as np
 import pytest
 import torch
+from array_bag import numbered_bag, stream_threads
 from augment_reference import COLOURS as EVERY_COLOUR
 from cuda_device import DEVICES
-from test_streaming import numbered_bag, stream_threads
 
 from slideio_pipe import (
     ColorJitter,

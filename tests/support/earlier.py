@@ -1,7 +1,7 @@
 """One small file of each kind that is read back later, and what it holds: ``python tests/support/earlier.py OUT.zip``.
 
 ``earlier.zip`` was written so in 2026-11 by version 0.1.0, before the package moved into its rooms. It is not written
-again: ``test_earlier.py`` opens it with the code of today.
+again: ``tests/ground/test_earlier.py`` opens it with the code of today.
 """
 
 from __future__ import annotations

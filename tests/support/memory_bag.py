@@ -9,6 +9,8 @@ import numpy as np
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import Mpp
 
+SLOTS = 512  # of a shard of small tiles
+
 
 class MemoryBag:
     """Tiles in an array that satisfy the bag protocol; every tile differs from every other."""

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import BENCHMARKS, ROOT
 
-FOLDER = Path(__file__).parent / "benchmarks"
 PARTS = {"benchmark", "mil_costs", "mil_learning", "mil_musk", "mil_passes", "mil_resume", "mil_stain"}
 NOT_IN_THE_SUITE = {
     "mil end-to-end": "25 CPU-seconds: it trains until it looks at the lesions",
-    "mil resume": "45 CPU-seconds: four trainings; tests/test_fit.py kills one",
+    "mil resume": "45 CPU-seconds: four trainings; tests/mil/test_fit.py kills one",
     "mil stain": "60 CPU-seconds: two trainings, three cohorts",
     "mil time": "its result is a time, which other processes change",
-    "peers": "17 CPU-seconds; tests/test_bench.py compares readers",
+    "peers": "17 CPU-seconds; tests/commands/test_bench.py compares readers",
 }
 RUNS = [
     "augment",
@@ -47,9 +47,9 @@ RUNS = [
 def start(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a benchmark quickly, in an empty folder."""
     script, *arguments = command.split()
-    paths = os.pathsep.join([str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, str(FOLDER / f"{script}.py"), *arguments, "--quick"],
+        [sys.executable, str(BENCHMARKS / f"{script}.py"), *arguments, "--quick"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": paths},
         capture_output=True,
@@ -70,9 +70,9 @@ def test_it_runs_and_its_result_is_right(command: str, tmp_path: Path) -> None:
 def test_none_is_left_out() -> None:
     """Each script and each case of `mil.py` is run, is a part of one, or is named as too long."""
     named = [command.split() for command in [*RUNS, *NOT_IN_THE_SUITE]]
-    scripts = {path.stem for path in FOLDER.glob("*.py")}
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")}
     assert scripts == {script for script, *_ in named} | PARTS
-    cases = re.search(r"^CASES = \((.*)\)$", (FOLDER / "mil.py").read_text(), re.MULTILINE)
+    cases = re.search(r"^CASES = \((.*)\)$", (BENCHMARKS / "mil.py").read_text(), re.MULTILINE)
     assert cases is not None
     assert set(re.findall(r'"(.*?)"', cases[1])) == {case[0] for script, *case in named if script == "mil"}
 
@@ -88,6 +88,6 @@ def test_a_gpu_is_asked_for_where_there_is_none(tmp_path: Path) -> None:
 def test_a_wrong_result_ends_with_an_error(tmp_path: Path) -> None:
     """The check that all of them use: exit code 1 and what is wrong."""
     code = "from benchmark import require; require(True, 'a'); require(False, 'other pixels')"
-    path = os.environ | {"PYTHONPATH": str(FOLDER)}
+    path = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
     done = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (1, "WRONG RESULT: other pixels")

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import CONFIGS, SEARCHED
 
 pytest.importorskip("distributed", reason="the extra [cluster] is not installed")
 
 from cluster_tasks import pool, work
-from test_cli import run as command
-from test_run import tree
+from cohort_runs import tree
+from command_line import run as command
 
 import slideio_pipe as sp
 from slideio_pipe.cohort.workers.config import load_cluster_config
@@ -30,10 +31,9 @@ from slideio_pipe.cohort.workers.dask_pool import pool_for
 from slideio_pipe.cohort.workers.pool import Outcome, WorkerPool
 from slideio_pipe.errors import ClusterWarning, ConfigError, CorruptSlideError, MissingExtraError, WorkerError
 
-ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     **os.environ,
-    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    "PYTHONPATH": SEARCHED,
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
 }
 
@@ -336,7 +336,7 @@ def asked(tmp_path: Path, **more: Any) -> Path:
 
 def test_the_example_for_slurm() -> None:
     """It loads, and the job that is submitted has what it says."""
-    config = load_cluster_config(ROOT / "configs" / "slurm.yaml")
+    config = load_cluster_config(CONFIGS / "slurm.yaml")
     assert (config.jobs, config.cores, config.memory) == (8, 8, "32GB")
 
 
@@ -415,9 +415,9 @@ from concurrent.futures import ThreadPoolExecutor
 from slideio_pipe.cohort.workers.dask_pool import access
 from slideio_pipe.errors import ConfigError
 with ThreadPoolExecutor(1) as threads:
-    print(threads.submit(access, {str(ROOT / "configs" / "slurm.yaml")!r}).exception())
+    print(threads.submit(access, {str(CONFIGS / "slurm.yaml")!r}).exception())
     importlib.import_module("slideio_pipe.cohort.workers.slurm")
-    print(type(threads.submit(access, {str(ROOT / "configs" / "slurm.yaml")!r}).result()).__name__)
+    print(type(threads.submit(access, {str(CONFIGS / "slurm.yaml")!r}).result()).__name__)
 """
     said = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     first, second = said.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""Tests marked ``cuda`` on a simulated, asynchronous CUDA: see tests/cuda_sim/README.md."""
+"""Tests marked ``cuda`` on a simulated, asynchronous CUDA: see tests/support/cuda_sim/README.md."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 from cuda_sim.install import build, reason_not_to
+from paths import ROOT, SEARCHED, TESTS
 
-TESTS = Path(__file__).parent
-FILES = ("streaming", "device", "loader", "stream_colours", "encoding", "encoders", "two_pass")
+FILES = (
+    "streaming/stream", "streaming/device", "streaming/loader", "streaming/stream_colours", "features/encode_bag",
+    "features/encoders", "mil/two_pass",
+)  # fmt: skip
 # Minutes of arithmetic on one stream, where nothing has to wait; "stream_colours" runs the same between streams.
-ALSO_KNOWING_A_DEVICE = {"augment_device"}
+ALSO_KNOWING_A_DEVICE = {"augment/device"}
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, device: str, *files: str) -> str:
     """Run tests in a process of its own, and return what pytest printed."""
-    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([SEARCHED, os.environ.get("PYTHONPATH", "")])
     known = {"PYTHONPATH": paths, "CUDA_SIM_BUILD": str(folder), "TEST_CUDA_DEVICE": device}
-    options = ["-p", "cuda_sim.plugin", "-p", "no:cacheprovider", "-m", "cuda"]
+    options = ["-n", "0", "-p", "cuda_sim.plugin", "-p", "no:cacheprovider", "-m", "cuda"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *files],
-        cwd=TESTS.parent,
+        cwd=ROOT,
         env=os.environ | known,
         capture_output=True,
         text=True,
@@ -48,15 +51,16 @@ def run(folder: Path, device: str, *files: str) -> str:
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
 def test_everything_waits_for_what_it_uses(folder: Path, device: str) -> None:
     """As late as possible and in two random orders; on the second device from threads whose device is the first."""
-    said = run(folder, device, *(f"tests/test_{name}.py" for name in FILES))
+    said = run(folder, device, *(f"tests/{name.replace('/', '/test_')}.py" for name in FILES))
     assert " passed" in said
     assert "skipped" not in said
 
 
 def test_none_is_left_out() -> None:
     """Each file with tests that know a CUDA device is run."""
-    found = {path.stem for path in TESTS.glob("test_*.py") if "\nfrom cuda_device import" in path.read_text()}
-    assert found == {f"test_{name}" for name in (*FILES, *ALSO_KNOWING_A_DEVICE)}
+    found = {path for path in TESTS.glob("*/test_*.py") if "\nfrom cuda_device import" in path.read_text()}
+    names = {f"{path.parent.name}/{path.stem.removeprefix('test_')}" for path in found}
+    assert names == {*FILES, *ALSO_KNOWING_A_DEVICE}
 
 
 def test_this_run_is_without_it() -> None:
@@ -66,4 +70,4 @@ def test_this_run_is_without_it() -> None:
 
 def test_missing_waits_are_noticed(folder: Path) -> None:
     """Each safeguard, removed, makes something wrong."""
-    assert "12 passed" in run(folder, "cuda:1", "tests/cuda_sim/test_safeguards.py")
+    assert "12 passed" in run(folder, "cuda:1", "tests/support/cuda_sim/test_safeguards.py")

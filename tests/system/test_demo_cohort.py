@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cohort_page import Page
-from test_run import tree
+from cohort_runs import tree
+from page_reader import Page
+from paths import ROOT
 from typer.testing import CliRunner
 
 import slideio_pipe as sp
@@ -25,7 +26,6 @@ from slideio_pipe.commands.app import app
 from slideio_pipe.commands.demos.cohort import make_cohort, run_cohort_demo
 from slideio_pipe.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE = (1024, 768)
 BROKEN = {"S07-truncated.svs": "open", "S13-no-slide.svs": "open", "S19-glass.svs": "tissue"}
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
+from paths import ROOT
 from tiny_training import quick, slides, study
 
 pytest.importorskip("lightning_fabric")
-ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 240  # a training of two epochs takes ten; one that hangs is ended
 
 

@@ -1,6 +1,7 @@
 """What happens at night: slides that take their process along, full disks, folders that cannot be written, NFS.
 
-Each is done for real; kill -9 a hundred times is ``tests/benchmarks/kills.py``, three times ``test_run.py``.
+Each is done for real; kill -9 a hundred times is ``tests/benchmarks/kills.py``, three times
+``tests/system/test_run_kills.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run import ROOT, counts, exporting, failures, run, slides, tree
+from cohort_runs import counts, exporting, failures, run, slides, tree
+from paths import ROOT, SUPPORT
 
 import slideio_pipe as sp
 from slideio_pipe.cohort.cohort import Cohort
@@ -277,7 +279,7 @@ def nfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if sys.platform != "linux" or shutil.which("gcc") is None:
         pytest.skip("needs gcc, on Linux")
     library = tmp_path_factory.mktemp("nfs") / "renames.so"
-    source = str(ROOT / "tests" / "renames.c")
+    source = str(SUPPORT / "renames.c")
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), source, "-ldl"], check=True)
     return library
 

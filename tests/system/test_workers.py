@@ -7,52 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT, SEARCHED
+from pool_tasks import unimportable, work
 
 from slideio_pipe.cohort.workers.pool import Outcome, WorkerPool
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideioPipeError, WorkerError
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def work(task: Any, on_stage: Any) -> Any:
-    """Do as the task says."""
-    on_stage("begin")
-    kind, *more = task
-    if kind == "die":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    elif kind == "die once":
-        mark = Path(more[0])
-        if not mark.exists():
-            mark.touch()
-            os._exit(3)
-    elif kind == "hang":
-        time.sleep(600)
-    elif kind == "swell":
-        hoard = bytearray(1_000_000_000)
-        hoard[::4096] = b"x" * len(hoard[::4096])
-        time.sleep(600)
-    elif kind == "interrupt":
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.2)  # a handler in Python runs now
-    elif kind == "say and hang":
-        print("begun", flush=True)
-        time.sleep(600)
-    elif kind == "ours":
-        raise CorruptSlideError("damaged", slide="a.svs", remedy="copy it again")
-    elif kind == "theirs":
-        raise KeyError("odd")
-    elif kind == "warn":
-        warnings.warn("beware", UserWarning, stacklevel=1)
-    return os.getpid()
-
-
-def unimportable(task: Any, on_stage: Any) -> None:
-    """Be replaced by something that no worker finds."""
 
 
 def done(tasks: list[tuple[Any, ...]], workers: int = 1, **limits: Any) -> dict[str, Outcome]:
@@ -131,8 +94,7 @@ def test_workers_that_cannot_start(monkeypatch: pytest.MonkeyPatch, capfd: pytes
 def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
     """Kill -9 of the run leaves no process behind that goes on writing."""
     code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "from test_workers import work\n"
+        "from pool_tasks import work\n"
         "from slideio_pipe.cohort.workers.pool import WorkerPool\n"
         "if __name__ == '__main__':\n"
         "    outcomes = WorkerPool(work, 1).outcomes([('fine',), ('hang',)])\n"
@@ -142,7 +104,7 @@ def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(code)
     run = subprocess.Popen(
-        [sys.executable, str(script)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+        [sys.executable, str(script)], cwd=ROOT, env={**os.environ, "PYTHONPATH": SEARCHED}, stdout=subprocess.PIPE
     )
     assert run.stdout is not None
     pid = int(run.stdout.readline())
@@ -162,10 +124,14 @@ def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
 def script(folder: Path, body: str) -> subprocess.Popen[str]:
     """Start a program in a session of its own, so that its workers are the first processes it starts."""
     file = folder / "script.py"
-    head = "import sys; sys.path.insert(0, 'tests')\nfrom test_workers import *\nif __name__ == '__main__':\n"
+    head = (
+        "from pool_tasks import work\n"
+        "from slideio_pipe.cohort.workers.pool import WorkerPool\n"
+        "if __name__ == '__main__':\n"
+    )
     file.write_text(head + "".join(f"    {line}\n" for line in body.splitlines()))
     return subprocess.Popen(
-        [sys.executable, str(file)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+        [sys.executable, str(file)], cwd=ROOT, env={**os.environ, "PYTHONPATH": SEARCHED}, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -183,7 +149,7 @@ def test_workers_ignore_ctrl_c(start: str, tmp_path: Path) -> None:
         "worker.dismiss()"
     )
     if start == "program":  # it does not import the script
-        body = "import test_workers; work = test_workers.work\n" + body
+        body = "import pool_tasks; work = pool_tasks.work\n" + body
     said, err = script(tmp_path, body).communicate(timeout=120)
     assert (said, err) == ("True\n", "")
 

@@ -10,10 +10,10 @@ import albumentationsxl as A
 import numpy as np
 import pytest
 import tifffile
+from drawn_regions import DRAWN, MOVES, TILES, VIEWS, centres, to_level0, view_of
 from fake_slides import blank
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
-from test_annotations import DRAWN, MOVES, TILES, VIEWS, centres, to_level0, view_of
 
 from slideio_pipe import Annotations, LabelMask, Rotate90, TileBag, TileGrid, open_slide
 from slideio_pipe.errors import ConfigError, OutputExistsError, SlideNotFoundError

@@ -14,10 +14,11 @@ import openslide
 import psutil
 import pytest
 import tifffile
-from conftest import coordinate_pixels, write_pyramid
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import ROOT
 from PIL import Image
+from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe import TileGrid, TileReader, open_slide
 from slideio_pipe.errors import ConfigError, CorruptSlideError
@@ -303,10 +304,9 @@ threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
 [t.join() for t in threads]
 print("done")
 """
-    root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=root,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,

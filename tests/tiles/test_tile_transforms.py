@@ -11,8 +11,8 @@ import albumentationsxl as A
 import numpy as np
 import pytest
 import scipy.ndimage
-from conftest import coordinate_pixels
 from counted_slide import counted_slide
+from pyramids import coordinate_pixels
 
 from slideio_pipe import (
     ColorJitter,

@@ -85,7 +85,7 @@ class DeviceProgram:
 
     Notes
     -----
-    Everything is float32 until the final rounding. Differences from float64: ``tests/test_augment_device.py``; times:
+    Everything is float32 until the final rounding. Differences from float64: ``tests/augment/test_device.py``; times:
     ``tests/benchmarks/augment_device.py``. A program has no state and can be shared by threads.
 
     Examples

@@ -76,7 +76,7 @@ _THEN = {
 @pytest.fixture(autouse=True)
 def _only_simulated() -> None:
     if "cuda_sim.plugin" not in sys.modules:
-        pytest.skip("tests/test_cuda_sim.py runs this with the simulated devices")
+        pytest.skip("tests/system/test_cuda_sim.py runs this with the simulated devices")
 
 
 def changed(guard: Safeguard) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 from slideio_pipe import TileBag, TileGrid, convert, load_encoder, open_features, open_slide
 from slideio_pipe.cohort.table import read_table, write_table
@@ -25,7 +26,7 @@ from slideio_pipe.mil.plots import write_plots
 from slideio_pipe.mil.settings import FitConfig
 from slideio_pipe.mil.tasks import Regression
 
-PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+PROJECT = ROOT / "pyproject.toml"
 
 
 def _convert(layout: str) -> Callable[[Path], Any]:
