@@ -41,6 +41,7 @@ RUNS = [
     "store",
     "store_jpeg",
     "stream_colours",
+    "versions",
 ]
 
 
