@@ -1,4 +1,4 @@
-"""The chunks, or the whole bags, of one epoch of a loader, handed out one after the other."""
+"""Iterators over the chunks, or the whole bags, of one epoch of a loader."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from slideio_pipe.streaming.whole_bag import BagAssembler, WholeBag
 class ChunkStream(Iterator[TileBatch]):
     """The chunks of one epoch; made by ``iter(loader)``.
 
-    Its last chunk is the end of the epoch, whether another one is asked for or not. Leaving the loop early, an
-    exception, ``close``, a ``with`` block and garbage collection all end its threads.
+    Returning its last chunk ends the epoch, also if no other chunk is requested. Leaving the loop early, an exception,
+    ``close``, a ``with`` block and garbage collection all end its threads.
     """
 
     def __init__(self, epochs: Epochs, *, whole: bool = False) -> None:
-        self._epochs, self._whole = epochs, whole  # whole: chunks are gathered, so that half a bag counts as none
+        self._epochs, self._whole = epochs, whole  # whole: chunks are gathered, and an incomplete bag does not count
         self._ended = False
         self._run(epochs.start(whole=whole))
 
@@ -41,32 +41,32 @@ class ChunkStream(Iterator[TileBatch]):
         raise StopIteration
 
     def take(self) -> Chunk | FailedBag | None:
-        """Return what is delivered next, or None at the end of the epoch."""
+        """Return the next delivery, or None at the end of the epoch."""
         while not self._ended:
             if not self._epochs.is_running(self._stage):
                 raise ConfigError("the iteration was closed, by another one maybe", remedy="iterate the loader again")
             try:
                 item = self._stage.take()
             except StopIteration:
-                more = self._epochs.go_on(whole=self._whole)
+                more = self._epochs.read_replacements(whole=self._whole)
                 if more is None:
                     self._end()
                 else:
                     self._run(more)
                 continue
-            except KeyboardInterrupt:  # an interrupted wait may go on
+            except KeyboardInterrupt:  # the caller may continue after an interrupt
                 raise
             except BaseException:
                 self.close()
                 raise
             self._epochs.note(item, whole=self._whole)
-            if self._epochs.is_complete():  # a consumer that counts asks for no more
+            if self._epochs.is_complete():  # a consumer that counts chunks does not request another
                 self._end()
             return item
         return None
 
     def take_tiles(self, item: Chunk) -> torch.Tensor:
-        """Return the tiles of a delivery, safe on the current stream of the device."""
+        """Return the tiles of a delivery, ready on the device's current stream."""
         return item.sent.receive()
 
     def _run(self, items: Items) -> None:
@@ -74,7 +74,7 @@ class ChunkStream(Iterator[TileBatch]):
         weakref.finalize(self, items.stop).atexit = False
 
     def _end_mark(self, loss: FailedBag) -> TileBatch:
-        """Return the end of a bag of which some chunks were delivered and the others will not be."""
+        """Return the last batch of a bag that failed after some of its chunks were delivered."""
         nothing = np.zeros((0, 2), np.int64)
         failure = loss.failure
         return TileBatch(
@@ -86,7 +86,7 @@ class ChunkStream(Iterator[TileBatch]):
         self._epochs.end()
 
     def close(self) -> None:
-        """End the threads, drop chunks that were not taken, and free the ring."""
+        """End the threads, drop chunks that were not delivered, and free the ring."""
         if self._epochs.is_running(self._stage):
             self._epochs.close()
 
@@ -98,16 +98,16 @@ class ChunkStream(Iterator[TileBatch]):
 
 
 class BagStream(Iterator[WholeBag]):
-    """The whole bags of one epoch; made by ``loader.bags()``. Nothing is read until the first one is asked for."""
+    """The whole bags of one epoch; made by ``loader.bags()``. Nothing is read until the first one is requested."""
 
     def __init__(self, epochs: Epochs) -> None:
         self._epochs = epochs
         self._chunks: ChunkStream | None = None
-        self._count: int | None = None  # known from the start on: the loader goes on to other epochs
+        self._count: int | None = None  # set at the start, because the loader continues with other epochs
         self._closed = False
 
     def __len__(self) -> int:
-        """Return how many bags the epoch has in all; fewer come when slides fail and none takes their place."""
+        """Return the number of bags of the epoch; fewer are returned if slides fail and are not replaced."""
         return self._epochs.count_bags() if self._count is None else self._count
 
     def __iter__(self) -> Self:
@@ -121,7 +121,7 @@ class BagStream(Iterator[WholeBag]):
                 self._chunks = ChunkStream(self._epochs, whole=True)
                 self._count = self._epochs.count
             return self._gather(self._chunks)
-        except BaseException:  # an interrupted wait, too: the bag it was for has lost its first chunks
+        except BaseException:  # also an interrupt: the bag's first chunks are lost
             self.close()
             raise
 

@@ -1,4 +1,4 @@
-"""The records of a loader: at what pace bags are cut and read, what is delivered, what has been, what it takes."""
+"""The records of a loader: settings, blocks and chunks, progress, and memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class LoaderSettings:
-    """How bags are cut and read."""
+    """How bags are divided and read."""
 
     chunk_size: int
     threads: int
     bags_in_flight: int  # open at a time
-    interleave: int  # of those, how many are delivered in turns
+    interleave: int  # number of these that are delivered in turns
     mix: int  # chunks over which the tiles of a bag are mixed; 0: not at all
     ordered: bool
     on_error: OnError
@@ -31,7 +31,7 @@ class LoaderSettings:
 
     @property
     def slots(self) -> int:
-        """Slots that keep every reader busy while one chunk is sent and one block waits to be complete."""
+        """Slots that keep every reader busy while one chunk is sent and one block is being completed."""
         busy = -(-self.threads * READ_RUN // self.chunk_size)
         block = max(1, self.mix)
         return block + max(block, busy) + 1
@@ -39,25 +39,27 @@ class LoaderSettings:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Chunks that are read together: in storage order, whatever the order of delivery."""
+    """Chunks that are read together, in storage order."""
 
     order: Indices  # tiles in storage order
-    target: Indices  # where each goes: its place in the chunks, one behind the other
+    target: Indices  # destination of each: position in the concatenated chunks
     first: int  # number of the first chunk
 
     def chunks(self, chunk_size: int) -> range:
-        """Return the numbers of its chunks."""
+        """Return the numbers of the block's chunks."""
         return range(self.first, self.first + -(-len(self.order) // chunk_size))
 
 
 def lay_blocks(
     order: Indices, pace: LoaderSettings, rng: np.random.Generator, done: Collection[int]
 ) -> Iterator[Block]:
-    """Yield the blocks of a bag, without those whose chunks are all done; drawn alike whether they are or not.
+    """Yield the blocks of a bag, without those whose chunks are all done; the draws do not depend on ``done``.
 
     Examples
     --------
-    >>> pace = Pace(2, threads=1, bags_in_flight=1, interleave=1, mix=0, ordered=True, on_error="raise", colours="host")
+    >>> pace = LoaderSettings(
+    ...     2, threads=1, bags_in_flight=1, interleave=1, mix=0, ordered=True, on_error="raise", colours="host"
+    ... )
     >>> [block.order.tolist() for block in lay_blocks(np.arange(5), pace, np.random.default_rng(0), done={1})]
     [[0, 1], [4]]
     """
@@ -72,35 +74,35 @@ def lay_blocks(
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk on its way to the consumer."""
+    """A chunk to be delivered to the consumer."""
 
-    flight: int  # place of its bag in the epoch's order
+    place: int  # place of its bag in the epoch's order
     chunk: int  # number in its bag
     sent: Sent
     index: Indices
-    places: Indices  # of its tiles among those of the bag that the epoch uses
+    places: Indices  # positions of its tiles among those of the bag that the epoch uses
     coords: NDArray[np.int64]
     bag: str
     label: Label
     total: int  # tiles of the bag that the epoch uses
     last: bool
     failures: tuple[TileFailure, ...]  # tiles that could not be decoded since the last delivery of the bag
-    patient: str | None = None  # whose slide it is, where that is known
+    patient: str | None = None  # patient of the slide, if known
 
 
 @dataclass(frozen=True, slots=True)
 class FailedBag:
     """A bag that failed."""
 
-    flight: int
+    place: int
     failure: TileFailure
     label: Label
-    began: bool  # whether chunks of it were delivered before
+    began: bool  # whether some of its chunks were delivered
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderMemory:
-    """What a loader takes, however large its bags and however many: known before it starts."""
+    """Memory of a loader, independent of the size and number of bags; known before it starts."""
 
     ring_bytes: int  # host memory that tiles are decoded into; page-locked on CUDA
     ahead_bytes: int  # device memory of the chunks that may wait for the consumer
@@ -108,7 +110,7 @@ class LoaderMemory:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.ring_bytes + self.ahead_bytes + self.cache_bytes
 
     def __str__(self) -> str:
@@ -118,24 +120,24 @@ class LoaderMemory:
 
 @dataclass(slots=True)
 class Progress:
-    """What of an epoch has been handed to the consumer."""
+    """The part of an epoch that has been returned to the consumer."""
 
     begun: dict[int, set[int]] = field(default_factory=dict)  # place of a bag in the order: its chunks
     finished: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)  # also finished
-    extra: list[int] = field(default_factory=list)  # slides read in place of failed ones, behind the order's
-    marked: int = 0  # failed bags whose end was handed over, so that they count as a bag
-    any: bool = False  # whether something came since the epoch began or was resumed
+    extra: list[int] = field(default_factory=list)  # slides read in place of failed ones, after those of the order
+    marked: int = 0  # failed bags whose end was returned, so that they count as a bag
+    any: bool = False  # whether an item was returned since the epoch began or was resumed
 
     def note(self, item: Chunk | FailedBag) -> None:
         self.any = True
         if isinstance(item, FailedBag):
-            self.failed.add(item.flight)
+            self.failed.add(item.place)
         else:
-            self.begun.setdefault(item.flight, set()).add(item.chunk)
+            self.begun.setdefault(item.place, set()).add(item.chunk)
         if isinstance(item, FailedBag) or item.last:
-            self.finished.add(item.flight)
-            self.begun.pop(item.flight, None)
+            self.finished.add(item.place)
+            self.begun.pop(item.place, None)
 
     def done(self) -> dict[int, set[int] | None]:
         """Return what need not be read again: chunks of a bag, or None for all of them."""
@@ -143,5 +145,5 @@ class Progress:
 
     @property
     def missing(self) -> int:
-        """Return how many bags fewer than planned will have come, as it stands."""
+        """Return how many bags fewer than planned will have been returned, at present."""
         return len(self.failed) - self.marked - len(self.extra)

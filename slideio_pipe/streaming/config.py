@@ -1,4 +1,4 @@
-"""Settings of data sets: slides to the bags that are trained on."""
+"""Settings of a data set: from slides to the bags of a training."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from slideio_pipe.tiles.config import GridConfig, TissueConfig
 
 
 class LoaderConfig(Record):
-    """Slides to the bags that are trained on: what ``BagDataset`` does with each slide of a cohort."""
+    """Settings of ``BagDataset``: from slides to the bags of a training."""
 
     slide: SlideConfig = SlideConfig()
     view: ViewConfig = ViewConfig()
     tissue: TissueConfig = TissueConfig()
     grid: GridConfig = GridConfig()
-    # Where (0, 0) of the cohort's masks is; null: where QuPath has it, or for pictures what their shape says.
+    # Frame of the cohort's masks; null: QuPath's for GeoJSON, and from the shape for pictures.
     mask_frame: Frame | None = None
     slide_transform: str | None = None  # a YAML file of a transform, drawn once per slide and epoch
     tile_transform: str | None = None  # likewise, drawn once per tile and epoch
-    max_tiles: int | None = Field(default=None, ge=1)  # of a bag and epoch, drawn anew each time; null: all
+    max_tiles: int | None = Field(default=None, ge=1)  # per bag, drawn again in every epoch; null: all
     seed: int = Field(default=0, ge=0)  # of every draw: transforms, tiles, order
 
     @model_serializer(mode="wrap")
-    def _without_default_of_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the frame of masks where none is given: older runs have the same settings then."""
+    def _drop_unset_frame(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the frame of masks if not given, so that settings equal those of older runs."""
         values: dict[str, Any] = dump(self)
         if self.mask_frame is None:
             values.pop("mask_frame", None)
         return values
 
 
-# What else a training's file holds, for mil.settings: a loader takes the same file and passes over it.
+# Other sections of a training's file, read by mil.settings: a loader accepts the file and ignores them.
 TRAINING_SECTIONS = ("cohort", "task", "model", "encoder", "fit")
 
 
 def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderConfig:
-    """Return a loader's configuration from YAML or a dictionary; keys left out have their defaults.
+    """Return a loader's configuration from YAML or a dictionary; missing keys have their defaults.
 
-    Transforms are files beside the YAML file. What the file says of training is passed over.
+    Paths of transforms are relative to the YAML file. Sections of the training are ignored.
 
     Raises
     ------
     ConfigError
-        The file is missing, is no YAML mapping, or has unknown keys or impossible values.
+        The file is missing, is not a YAML mapping, or has unknown keys or impossible values.
     """
     if source is None or isinstance(source, Mapping):
         return checked(LoaderConfig, None, **dict(source or {}))

@@ -1,4 +1,4 @@
-"""A cohort as bags: each slide opened, its tissue found and its tiles laid when it is asked for."""
+"""A cohort as bags: slides are opened, their tissue found and their tiles placed on access."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
 from slideio_pipe.tiles.tissue import TissueMask
 
-# What the tissue masks of a cohort may take together, compressed: about 20 KB each, so 3,000 slides.
+# Memory limit of a cohort's tissue masks, compressed: about 20 KB each, so 3,000 slides.
 _MASK_BYTES = 64 * 2**20
 
 
 class BagDataset(torch.utils.data.Dataset[WholeBag]):
-    """The bags of a cohort, one per slide; nothing is opened until it is asked for, nothing stays open.
+    """The bags of a cohort, one per slide; slides are opened on access, and no file stays open.
 
     ``dataset[3]`` is the whole bag of one slide as uint8, for a plain ``torch.utils.data.DataLoader`` with
-    ``batch_size=None`` (and ``multiprocessing_context="spawn"`` when it has workers). Such a loop calls
-    ``dataset.set_epoch(epoch)`` before each epoch, beside the ``set_epoch`` of a DistributedSampler: without it every
-    epoch has the draws of the first, and a ``RepeatedDrawsWarning`` is given. ``BagLoader`` is the other way: threads,
-    chunks, bags larger than memory, epochs that advance by themselves.
+    ``batch_size=None`` (and ``multiprocessing_context="spawn"`` if it has workers). Such a loop must call
+    ``dataset.set_epoch(epoch)`` before each epoch, like the ``set_epoch`` of a DistributedSampler: without it every
+    epoch has the draws of the first, and a ``RepeatedDrawsWarning`` is given. ``BagLoader`` is the alternative:
+    threads, chunks, bags larger than memory, epochs that advance automatically.
 
     Parameters
     ----------
@@ -56,12 +56,12 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
     config : LoaderConfig, path or dict, optional
         Resolution, tissue, grid, augmentation, tiles per bag and seed, such as ``configs/mil.yaml``.
     slide_transform, tile_transform : albumentationsxl transforms, optional
-        Drawn once per slide and once per tile, anew for every epoch (``set_epoch``); in place of those of ``config``.
+        Drawn once per slide and once per tile, again for every epoch (``set_epoch``); they replace those of ``config``.
 
     Raises
     ------
     ConfigError
-        All that is wrong with the cohort, at once; or a configuration or transform that makes no sense.
+        The cohort has errors, listed together; or a configuration or transform is invalid.
 
     Examples
     --------
@@ -88,7 +88,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         self.on_stage: OnTiming | None = None  # called with the stages of opening and reading, and their times
         self._masks = _Masks(_MASK_BYTES)
         self._counts: dict[int, int | None] = {}
-        self._colours: dict[str, SlideColour] = {}  # a second's work each, where a transform asked for it
+        self._colours: dict[str, SlideColour] = {}  # measured when a transform needs it; about a second each
         drawn = self.slide_transform is not None or self.tile_transform is not None
         ready = [slide.name for slide in self.cohort if not _is_slide(slide)]
         if drawn and ready:
@@ -99,7 +99,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
 
     @property
     def epoch(self) -> int:
-        """What ``dataset[k]`` draws by; see ``set_epoch``."""
+        """The epoch whose draws ``dataset[k]`` uses; see ``set_epoch``."""
         return self._shared.epoch
 
     @epoch.setter
@@ -107,10 +107,10 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         self._shared.epoch = int(epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose what ``dataset[k]`` draws: which tiles, and what the transforms do to them.
+        """Set the epoch whose draws ``dataset[k]`` uses: the selected tiles, and the transforms' parameters.
 
-        Workers of a DataLoader that live on (``persistent_workers=True``) draw by it, too. Call it before an epoch
-        begins: what a DataLoader has prefetched is drawn already.
+        Persistent workers of a DataLoader (``persistent_workers=True``) use it, too. Call it before an epoch begins:
+        bags that a DataLoader has prefetched are already drawn.
         """
         self.epoch = epoch
 
@@ -133,7 +133,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             self.close(number, bag)
 
     def _warn_of_repeats(self, number: int, epoch: int, bag: Bag, *, drawn: bool) -> None:
-        """Warn once when a DataLoader reads a bag again in one epoch: whatever is drawn is as it was."""
+        """Warn once if a DataLoader reads a bag again in one epoch: its draws are the same."""
         drawn = drawn or self.slide_transform is not None or getattr(bag, "tile_transform", None) is not None
         if drawn and is_read_by_data_loader() and self._shared.is_first_repeat(number, epoch):
             warn_caller(
@@ -144,14 +144,14 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             )
 
     def open(self, number: int, epoch: int | None = None) -> Bag:
-        """Return the bag of a slide: opened, tissue found, tiles laid, transforms drawn; no tile is decoded.
+        """Return the bag of a slide: opened, tissue found, tiles placed, transforms drawn; no tile is decoded.
 
         Raises
         ------
         NoTissueError
             It has no tiles.
         SlideioPipeError
-            What opening and tissue may raise.
+            Errors of opening the slide and finding tissue.
         """
         slide = self.cohort[number]
         begun = time.perf_counter() if self.on_stage else 0.0
@@ -159,7 +159,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         if self.on_stage:
             self.on_stage("open", begun, time.perf_counter())
             if isinstance(bag, TileBag | StoredBag):
-                bag = copy.copy(bag)  # the caller's own stays as it is
+                bag = copy.copy(bag)  # the caller's bag is not changed
                 bag.on_stage = self.on_stage
         if not len(bag):
             remedy = "leave it out, or lower min_tissue"
@@ -169,18 +169,18 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         return bag
 
     def close(self, number: int, bag: Bag) -> None:
-        """Let go of the file behind a bag that ``open`` returned; bags the caller gave are left as they are."""
+        """Release the file of a bag that ``open`` returned; bags given by the caller stay open."""
         if bag is self.cohort[number].source:
             return
         if isinstance(bag, StoredBag):
             bag.close()
         elif isinstance(bag, TileBag) and isinstance(bag.view.slide, Slide) and _is_slide(self.cohort[number]):
-            if "colour" in vars(bag.view.slide):  # measured: the epochs to come need not
+            if "colour" in vars(bag.view.slide):  # measured once, for later epochs
                 self._colours[self.cohort[number].name] = bag.view.slide.colour
             bag.view.slide.close()
 
     def chosen(self, number: int, bag: Bag, epoch: int | None = None) -> NDArray[np.int64]:
-        """Return the tiles of a bag that an epoch uses, ascending: all, or ``max_tiles`` of them, drawn anew."""
+        """Return the tiles of a bag that an epoch uses, ascending: all, or ``max_tiles`` of them, drawn per epoch."""
         limit = self.config.max_tiles
         if limit is None or len(bag) <= limit:
             return np.arange(len(bag), dtype=np.int64)
@@ -188,12 +188,12 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         return np.sort(rng.choice(len(bag), limit, replace=False)).astype(np.int64)
 
     def count_tiles(self, number: int) -> int | None:
-        """Return how many tiles of a bag an epoch uses; None where that is not known before its slide is opened."""
+        """Return the number of a bag's tiles that an epoch uses; None if its slide must be opened to find out."""
         slide = self.cohort[number]
         if number not in self._counts:
             try:
                 self._counts[number] = _count(slide)
-            except SlideioPipeError:  # the epoch says it better
+            except SlideioPipeError:  # raised with more details in the epoch
                 return None
         count, limit = self._counts[number], self.config.max_tiles
         return count if count is None or limit is None else min(count, limit)
@@ -204,11 +204,11 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         return bag.label if label is None else label
 
     def patient(self, number: int, bag: Bag) -> str | None:
-        """Return whose slide it is: as the cohort says, else as the bag does."""
+        """Return the patient of a slide: the cohort's, else the bag's."""
         return self.cohort[number].patient or patient_of(bag)
 
     def rng(self, epoch: int, *what: str) -> np.random.Generator:
-        """Return the generator that belongs to (seed, epoch, what) and to nothing else."""
+        """Return the generator that depends only on (seed, epoch, what)."""
         key = json.dumps([self.config.seed, epoch, *what]).encode()
         return np.random.Generator(
             np.random.Philox(key=int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little"))
@@ -216,12 +216,12 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
 
     @cached_property
     def tile_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of every tile: of the configuration if it says so, else of the first bag.
+        """Height, width and channels of every tile: from the configuration if possible, else from the first bag.
 
         Raises
         ------
         SlideioPipeError
-            No bag can be opened: the failure of the first.
+            No bag can be opened; the error is that of the first.
         """
         side = self.config.grid.tile_size
         if any(_is_slide(slide) for slide in self.cohort) and not self.config.grid.align:
@@ -246,7 +246,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         raise failures[0]
 
     def digest(self) -> str:
-        """Return sixteen hex digits of what the tiles depend on: the slides in their order and the configuration."""
+        """Return sixteen hex digits over everything the tiles depend on: the ordered slides and the configuration."""
         transforms = [
             None if t is None else t.to_dict()["transform"] for t in (self.slide_transform, self.tile_transform)
         ]
@@ -270,7 +270,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         return TileBag(view, grid, label=slide.label, patient=slide.patient, **drawn)
 
     def _tissue(self, slide: CohortSlide, opened: Slide) -> TissueMask | None:
-        """Return the tissue of a slide, found once: the epochs after the first do not decode its overview again."""
+        """Return the tissue of a slide, found once: later epochs do not decode its overview again."""
         config = self.config.tissue
         if slide.mask is None and config.method == "none":
             return None
@@ -289,7 +289,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
 
 
 class _Masks:
-    """Tissue masks, compressed, as many as there is room for; threads may share it."""
+    """A cache of compressed tissue masks with a memory limit; can be shared by threads."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
@@ -329,7 +329,7 @@ def _transform(given: Any, file: str | None) -> Any:
 
 
 def _is_slide(slide: CohortSlide) -> bool:
-    """Return whether tiles have still to be laid: it is a path, and no bag store."""
+    """Return whether tiles must still be placed: it is a path, and not a bag store."""
     source = slide.source
     if not isinstance(source, Path):
         return False
@@ -343,7 +343,7 @@ def _is_slide(slide: CohortSlide) -> bool:
 
 
 def _count(slide: CohortSlide) -> int | None:
-    """Return how many tiles a bag has; None for a slide."""
+    """Return the number of tiles of a bag; None for a slide."""
     if not isinstance(slide.source, Path):
         return len(slide.source)
     if _is_slide(slide):

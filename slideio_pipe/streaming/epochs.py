@@ -1,4 +1,4 @@
-"""Where a loader is: which epoch, what of it has been handed out, what runs for it, what failed."""
+"""State of a loader: the epoch, its delivered chunks, the running iteration, the failures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GO_ON_REMEDY = (
 class Epochs:
     """The epochs of a loader, one at a time.
 
-    An epoch is over when its last item has been handed out, or when another iteration begins after anything of it was.
+    An epoch ends when its last item has been returned, or when another iteration begins after at least one item.
 
     Parameters
     ----------
@@ -34,11 +34,11 @@ class Epochs:
     sender : Sender
     pace : LoaderSettings
     share : Share
-        Which bags belong to this process.
+        The bags of this process.
     prefetch : int
-        Chunks that may be ready before they are asked for.
+        Chunks that may be ready in advance.
     shuffle : bool
-        Whether the bags come in another order in every epoch.
+        Whether to shuffle the bags in every epoch.
     max_failures : int
         Slides that may fail in an epoch.
     """
@@ -59,14 +59,14 @@ class Epochs:
         self.epoch = 0
         self.progress = Progress()
         self.failures: list[TileFailure] = []
-        self.count = 0  # bags of the epoch that ran last
+        self.count = 0  # bags of the latest epoch
         self._order: tuple[tuple[int, int, int], list[int]] | None = None
         self._prefetch = prefetch
-        self._items: Items | None = None  # of the iteration that runs
+        self._items: Items | None = None  # of the running iteration
         self._told_of_dropped = False
 
     def go_to(self, epoch: int, progress: Progress | None = None) -> None:
-        """Go to the start of an epoch, or to where it was left."""
+        """Go to the start of an epoch, or to ``progress`` within it."""
         self.close()
         self.epoch, self.progress = epoch, progress or Progress()
         if progress is not None and progress.finished and self.is_complete():
@@ -83,22 +83,22 @@ class Epochs:
         return list(self._order[1])
 
     def count_bags(self) -> int:
-        """Return how many bags this epoch has for this process."""
+        """Return the number of bags of this epoch for this process."""
         return len(self.order())
 
     def count_chunks(self) -> int | None:
-        """Return how many chunks this epoch has for this process; None where a slide has to be opened to know."""
+        """Return the number of chunks of this epoch for this process; None if slides must be opened to count them."""
         counts = [self.dataset.count_tiles(number) for number in self.order()]
         known = [count for count in counts if count is not None]
         return None if len(known) < len(counts) else sum(-(-count // self.pace.chunk_size) for count in known)
 
     def start(self, *, whole: bool) -> Items:
-        """Start an iteration: of this epoch, or of the next if anything of this one was handed out.
+        """Start an iteration: of this epoch, or of the next if an item of this one was returned.
 
         Parameters
         ----------
         whole : bool
-            Bags are gathered: of those that were begun in chunks none is here.
+            Gather bags: those that were partly delivered as chunks are read from the start.
         """
         self.close()
         if self.progress.any:
@@ -107,14 +107,14 @@ class Epochs:
             self.progress.begun.clear()
         self.failures = []
         self.count = self.count_bags()
-        self._tell_of_dropped()
+        self._warn_of_dropped()
         return self._read(whole=whole)
 
-    def go_on(self, *, whole: bool) -> Items | None:
-        """Start reading other bags in place of those that failed, where other processes rely on their number.
+    def read_replacements(self, *, whole: bool) -> Items | None:
+        """Read other bags in place of failed ones, if other processes depend on this one's number.
 
-        Bags of this process that were read come once more, in their order, then those of the other processes. Without
-        them one process would make fewer steps, and the others would wait for it for ever.
+        Bags that this process has read are repeated in order, then those of the other processes. Without them one
+        process would make fewer steps, and the others would wait for it forever.
         """
         if not self.share.is_even or self.progress.missing <= 0:
             return None
@@ -132,14 +132,14 @@ class Epochs:
         return self._read(whole=whole)
 
     def note(self, item: Chunk | FailedBag, *, whole: bool) -> None:
-        """Note what is handed out.
+        """Record a delivered item.
 
         Raises
         ------
         SlideioPipeError, OSError
-            A slide failed, and none may.
+            A slide failed, and ``max_failures`` is 0.
         FailedSlidesError
-            More slides failed than may.
+            More slides failed than allowed.
         """
         self.progress.note(item)
         if isinstance(item, Chunk):
@@ -150,29 +150,29 @@ class Epochs:
         self._check_failures(item.failure)
 
     def is_complete(self) -> bool:
-        """Return whether nothing of the epoch is still to come."""
+        """Return whether everything of the epoch has been returned."""
         planned = self.count_bags() + len(self.progress.extra)
         return len(self.progress.finished) >= planned and not (self.share.is_even and self.progress.missing > 0)
 
     def end(self) -> None:
-        """End the epoch that runs, and warn once of what could not be read."""
+        """End the running epoch, and give one warning for everything that could not be read."""
         self.close()
         self.epoch, self.progress = self.epoch + 1, Progress()
         if self.failures:
             warn_of(self.failures)
 
     def is_running(self, items: Items) -> bool:
-        """Return whether nothing else was started, and nothing closed, since."""
+        """Return whether these items are still the running iteration."""
         return self._items is items
 
     def close(self) -> None:
-        """End what runs: its threads, its files, its ring."""
+        """Stop the running epoch: its threads, files and ring."""
         items, self._items = self._items, None
         if items is not None:
             items.close()
 
     def no_tiles(self) -> torch.Tensor:
-        """Return a tensor of no tiles: where a bag ends that failed midway."""
+        """Return a tensor of no tiles, for the end of a bag that failed midway."""
         shape = (0, *self.dataset.tile_shape)
         return torch.empty(shape, dtype=self.sender.dtype, device=self.sender.device).permute(0, 3, 1, 2)
 
@@ -180,8 +180,8 @@ class Epochs:
         pace = replace(self.pace, interleave=1) if whole else self.pace
         ring = BufferPool(self.sender, pace.slots, (pace.chunk_size, *self.dataset.tile_shape))
         order = self.order() + self.progress.extra
-        flights = EpochSchedule(self.dataset, self.epoch, order, self.progress.done(), ring, pace)
-        self._items = BackgroundIterator(flights.deliveries(), self._prefetch)
+        schedule = EpochSchedule(self.dataset, self.epoch, order, self.progress.done(), ring, pace)
+        self._items = BackgroundIterator(schedule.deliveries(), self._prefetch)
         return self._items
 
     def _check_failures(self, failure: TileFailure) -> None:
@@ -199,8 +199,8 @@ class Epochs:
             remedy="leave them out of the cohort, or raise max_failures",
         )
 
-    def _tell_of_dropped(self) -> None:
-        """Warn once of slides that no epoch has: without another order they are always the same."""
+    def _warn_of_dropped(self) -> None:
+        """Warn once of slides that no epoch reads: without shuffling they are always the same."""
         dropped = self.share.dropped(len(self.dataset))
         if not dropped or self.shuffle or self._told_of_dropped or self.share.rank:
             return

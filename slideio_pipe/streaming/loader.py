@@ -1,4 +1,4 @@
-"""Epochs over a cohort: chunks of several bags or whole bags on a device, resumable, in memory that is stated."""
+"""Epochs over a cohort: chunks or whole bags on a device, resumable, in bounded memory."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ STATE_VERSION = 1
 
 
 class BagLoader:
-    """The tiles of a cohort on a device, epoch after epoch; ``for chunk in loader`` or ``for bag in loader.bags()``.
+    """The tiles of a cohort on a device, epoch by epoch: ``for chunk in loader`` or ``for bag in loader.bags()``.
 
     Several bags are open at a time, threads decode tiles into a ring that is allocated once, and chunks are delivered
-    as they are ready: the first one after one chunk's work, however large the bag. The chunks of a bag are not mixed
-    with another's unless ``interleave`` says so; ``chunk.last`` marks its end. ``len(loader.bags())`` is the number of
-    bags of an epoch; ``len(loader)``, of chunks, is a TypeError where slides have to be opened to know it.
+    when they are ready: the first after the work for one chunk, for any size of the bag. The chunks of a bag are not
+    mixed with another's unless ``interleave`` is above 1; ``chunk.last`` marks its end. ``len(loader.bags())`` is the
+    number of bags of an epoch; ``len(loader)``, of chunks, raises TypeError if slides must be opened to count them.
 
-    An epoch is over when its last chunk or bag has been handed out, whether the loop asks for another one or counts, as
-    a Lightning Trainer, ``islice`` and ``zip`` do. Every new iteration is the next epoch, with other draws, also when
-    the one before was left early (``break``, ``limit_train_batches``); an iterator that handed nothing out does not
-    count. ``load_state_dict`` goes on within an epoch, ``set_epoch(n)`` begins any epoch again. Of several iterators
-    only the one that was made last runs.
+    An epoch ends when its last chunk or bag has been returned, whether the loop requests another one or counts, as a
+    Lightning Trainer, ``islice`` and ``zip`` do. Every new iteration is the next epoch, with other draws, also if the
+    one before was left early (``break``, ``limit_train_batches``); an iterator that returned nothing does not count.
+    ``load_state_dict`` continues within an epoch, ``set_epoch(n)`` restarts any epoch. Of several iterators only the
+    last one made runs.
 
-    In several processes each reads its share of the bags, and as many as the others, because gradients are averaged
-    step by step: see ``even``. That holds for bags, not for chunks, of which a large bag has more: make one step per
-    bag, accumulating over its chunks (``no_sync()`` of DistributedDataParallel until ``chunk.last``), or take
+    In several processes each reads its share of the bags, and equally many, because gradients are averaged step by
+    step: see ``even``. This holds for bags, not for chunks, of which a large bag has more: make one step per bag,
+    accumulating over its chunks (``no_sync()`` of DistributedDataParallel until ``chunk.last``), or use
     ``loader.bags()``.
 
     Parameters
@@ -50,61 +50,61 @@ class BagLoader:
     device : str or torch.device
         "cpu", "cuda" or "cuda:1".
     normalize : Normalize or None
-        Applied on the device. None delivers the uint8 tiles.
+        Applied on the device. None: uint8 tiles.
     chunk_size : int
         Tiles per chunk; the last one of a bag may have fewer.
     dtype : torch.dtype
         float16, bfloat16 or float32.
     shuffle : bool
-        Whether the bags come in another order in every epoch.
+        Whether to shuffle the bags in every epoch.
     mix : int
-        Over how many chunks the tiles of a bag are mixed; 0 keeps them in storage order, 1 mixes within a chunk. They
-        are read in storage order all the same, each decoded for its place in the ring.
+        Number of chunks over which the tiles of a bag are mixed; 0 keeps them in storage order, 1 mixes within a chunk.
+        They are read in storage order in any case, and each is decoded into its place in the ring.
     ordered : bool
-        Whether the order of delivery is reproducible: the epoch's order of bags, each chunk in its turn, whatever the
-        number of threads. Otherwise what is ready goes first. Which tiles a chunk holds is reproducible either way.
+        Whether the order of delivery is reproducible: the epoch's order of bags and of their chunks, for any number of
+        threads. Otherwise chunks are delivered when ready. The tiles of a chunk are reproducible in both cases.
     interleave : int
-        Bags whose chunks are delivered in turns.
+        Number of bags whose chunks are delivered in turns.
     bags_in_flight : int
-        Bags open at a time: those that are delivered, and those whose tissue is being found meanwhile.
+        Bags open at a time: those being delivered, and those whose tissue is being found.
     prefetch : int
-        Chunks that may be ready before they are asked for.
+        Chunks that may be ready in advance.
     threads : int, optional
-        Threads that decode; by default one fewer than the cores.
+        Number of decoding threads; by default one fewer than the cores.
     rank, world_size : int, optional
-        Which share of the bags this process gets, of how many; by default torch.distributed's at the time when an
+        The share of bags of this process; by default torch.distributed's when an epoch starts, else all bags.
         epoch starts, else all.
     even : {"drop", "pad", "none"}
-        What is done with bags that cannot be divided evenly among the processes. "drop": up to ``world_size - 1`` are
-        left out, others in every shuffled epoch. "pad": as many come twice, each time to another process. "none": each
-        comes once, some processes have one more. With "drop" and "pad" every process has the same number of bags, also
-        when slides fail (``max_failures``): another bag of the process then comes a second time in its place. In
-        chunks, a bag that fails after its first chunk counts as one; it ends with an empty chunk that has an ``error``.
+        Handling of bags that cannot be divided evenly among the processes. "drop": up to ``world_size - 1`` are left
+        out, others in every shuffled epoch. "pad": as many are read twice, each time by another process. "none": each
+        is read once, and some processes have one more. With "drop" and "pad" every process has the same number of
+        bags, also if slides fail (``max_failures``): another bag of the process is then read a second time. In chunks,
+        a bag that fails after its first chunk counts as one; it ends with an empty chunk that has an ``error``.
     colours : {"host", "device"}
         Where drawn colours are computed; see ``stream``.
     on_error : {"raise", "white", "skip"}
-        What becomes of a tile that cannot be decoded: it makes its slide fail, is white, or is left out. A slide of
-        which more than a tenth is bad fails anyway.
+        Handling of a tile that cannot be decoded: its slide fails, it is white, or it is skipped. A slide with more
+        than a tenth of bad tiles fails in any case.
     max_failures : int
-        Slides that may fail in an epoch. They are left out, listed in ``failures``, and the epoch ends with one
-        ``SkippedWarning``; ``raise_failures()`` makes an error of it. Beyond that, ``FailedSlidesError`` ends the
+        Slides that may fail in an epoch. They are skipped, listed in ``failures``, and the epoch ends with one
+        ``SkippedWarning``; ``raise_failures()`` raises an error instead. Beyond that, ``FailedSlidesError`` ends the
         epoch; with 0, the slide's own error.
 
     Attributes
     ----------
     memory : LoaderMemory
-        What it will take.
+        The memory it will use.
     failures : list of TileFailure
         Slides and tiles that could not be read in the latest epoch.
     epoch : int
-        The epoch that is running, or the next: an epoch is over as soon as its last chunk has been handed out.
+        The running epoch, or the next: an epoch ends when its last chunk has been returned.
     threads : int
-        How many decode.
+        Number of decoding threads.
 
     Raises
     ------
     ConfigError
-        If an argument makes no sense or the device is not there.
+        An argument is invalid or the device does not exist.
 
     Examples
     --------
@@ -171,7 +171,7 @@ class BagLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that is running, or the next."""
+        """The running epoch, or the next."""
         return self._epochs.epoch
 
     @property
@@ -181,18 +181,18 @@ class BagLoader:
 
     @property
     def rank(self) -> int:
-        """The number of this process; torch.distributed's where it was not given."""
+        """The number of this process; by default torch.distributed's."""
         return self._share.rank
 
     @property
     def world_size(self) -> int:
-        """How many processes share the bags; torch.distributed's where it was not given."""
+        """The number of processes that share the bags; by default torch.distributed's."""
         return self._share.world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch: it decides the order of bags, which tiles, and every draw.
+        """Go to the start of an epoch, which determines the order of bags, the selected tiles, and every draw.
 
-        Epochs advance by themselves; this is for those who start somewhere else, or want one again.
+        Epochs advance automatically; use this to start at another one, or to repeat one.
         """
         self._epochs.go_to(_at_least_zero("epoch", epoch))
 
@@ -201,16 +201,16 @@ class BagLoader:
         return self._epochs.order()
 
     def __iter__(self) -> ChunkStream:
-        """Return the chunks of an epoch: of the next, or what is still to come when a state was loaded just before."""
+        """Return the chunks of an epoch: of the next, or the remaining ones after ``load_state_dict``."""
         return ChunkStream(self._epochs)
 
     def __len__(self) -> int:
-        """Return the number of chunks of an epoch, where it is known: bags and stores; slides are not opened for it.
+        """Return the number of chunks of an epoch, if known: for bags and stores; slides are not opened for it.
 
         Raises
         ------
         TypeError
-            It is not known: of slides the tissue has to be found first.
+            It is unknown, because the tissue of slides must be found first.
         """
         count = self._epochs.count_chunks()
         if count is None:
@@ -220,30 +220,30 @@ class BagLoader:
         return count
 
     def __bool__(self) -> bool:
-        """Return True, whether the length is known or not."""
+        """Return True, also if the length is unknown."""
         return True
 
     def bags(self) -> BagStream:
         """Return the whole bags of an epoch, each in one tensor on the device, tiles in the bag's order.
 
-        Bags that fail are left out. ``len(loader.bags())`` is their number. Memory: two bags beside ``memory``, the one
-        the consumer has and the one that is filled.
+        Failed bags are skipped. ``len(loader.bags())`` is their number. Memory: two bags beside ``memory``, the
+        consumer's and the one being filled.
         """
         return BagStream(self._epochs)
 
     def watch(self, on_stage: OnTiming | None) -> None:
-        """Have every stage of the epochs to come told, or none any more; see ``profile``."""
+        """Set or remove the callback for the stages of later epochs; see ``profile``."""
         self.dataset.on_stage = self._sender.on_stage = on_stage
 
     # -- state ---------------------------------------------------------------------------------------------------
 
     def state_dict(self, *, whole_bags: bool = False) -> dict[str, Any]:
-        """Return where the epoch is, JSON-able: chunks that were delivered do not come again after a resumption.
+        """Return the state of the epoch as JSON values: delivered chunks are not repeated after a resumption.
 
         Parameters
         ----------
         whole_bags : bool
-            Bags that are not complete start again: for training steps of one bag each.
+            Incomplete bags are repeated: for training steps of one bag each.
         """
         progress = self._epochs.progress
         begun = {} if whole_bags else progress.begun
@@ -259,12 +259,12 @@ class BagLoader:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken, with any number of threads.
+        """Continue from a ``state_dict``, with any number of threads.
 
         Raises
         ------
         ConfigError
-            It is of another cohort, configuration or division into chunks and ranks.
+            It is from another cohort, configuration or division into chunks and ranks.
         """
         if state.get("version") != STATE_VERSION:
             raise ConfigError(f"a state of version {state.get('version')!r}", remedy="pass what state_dict returned")
@@ -284,7 +284,7 @@ class BagLoader:
         self._epochs.go_to(state["epoch"], progress)
 
     def _identity(self) -> dict[str, Any]:
-        """Return what decides which tiles are in which chunk."""
+        """Return the settings that determine which tiles are in which chunk."""
         return {
             "cohort": self.dataset.digest(),
             "rank": self.rank,
@@ -298,13 +298,13 @@ class BagLoader:
     # -- failures and the end ------------------------------------------------------------------------------------
 
     def raise_failures(self) -> None:
-        """Raise one ``FailedSlidesError`` of all slides that failed in the latest epoch, if any did."""
+        """Raise one ``FailedSlidesError`` for all slides that failed in the latest epoch, if any."""
         errors = [failure.error for failure in self.failures if failure.tile is None]
         if errors:
             raise FailedSlidesError(f"{len(errors)} of {self._epochs.count} slides failed", errors)
 
     def close(self) -> None:
-        """End what runs: its threads, its files, its ring."""
+        """Stop the running epoch: its threads, files and ring."""
         self._epochs.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What turns uint8 tiles into the numbers that a network takes: mean, standard deviation, dtype, one rounding."""
+"""Normalise uint8 tiles for a network: mean, standard deviation, dtype, one rounding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slideio_pipe.errors import ConfigError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TILE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FLOAT16_MAX = torch.finfo(torch.float16).max
-OPENCV_MAX_VALUES = 2**31  # it counts in int
+OPENCV_MAX_VALUES = 2**31  # OpenCV counts in int
 # The keys that only a Hugging Face image processor writes.
 HUGGING_FACE_KEYS = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
 # Switches of Hugging Face processors that shift the rescaled values before the mean is subtracted.
@@ -28,7 +28,7 @@ Statistic = tuple[float, float, float]
 
 
 class _Half:
-    """``Normalize.half()`` has 0.5/0.5, ``normalize.half()`` is every module's: neither may become the other."""
+    """Descriptor: ``Normalize.half()`` returns 0.5/0.5, ``normalize.half()`` is the method of every module."""
 
     def __get__(self, instance: Normalize | None, owner: type[Normalize]) -> Callable[..., Normalize]:
         if instance is None:
@@ -39,22 +39,23 @@ class _Half:
 class Normalize(nn.Module):
     """``(x · rescale − mean) / std`` per channel, computed in float32 and rounded once.
 
-    Heads a model like any module: ``model.half()`` leaves its statistics in float32, a state dict does not list them,
-    and ``torch.onnx.export`` takes it. ``Normalize.half()`` has mean and deviation 0.5, so that bytes become −1…1.
+    A module that can be a model's first layer: ``model.half()`` leaves its statistics in float32, a state dict does not
+    contain them, and ``torch.onnx.export`` supports it. ``Normalize.half()`` has mean and deviation 0.5: bytes become
+    −1…1.
 
     Parameters
     ----------
     mean, std : three numbers, or one for all channels
         Red first, in units of the rescaled values (0…1 for the usual rescale).
     rescale : float
-        What a byte is multiplied by first.
+        Factor for a byte, applied first.
     dtype : torch.dtype
-        What ``forward`` returns: float16, bfloat16 or float32.
+        Result dtype of ``forward``: float16, bfloat16 or float32.
 
     Raises
     ------
     ConfigError
-        If a number is missing, not finite, or out of range.
+        A number is missing, not finite, or out of range.
 
     Notes
     -----
@@ -84,7 +85,7 @@ class Normalize(nn.Module):
 
     @classmethod
     def imagenet(cls, *, dtype: torch.dtype = torch.float16) -> Self:
-        """Return the statistics of ImageNet, which most encoders were trained with."""
+        """Return the statistics of ImageNet, with which most encoders were trained."""
         return cls(IMAGENET_MEAN, IMAGENET_STD, dtype=dtype)
 
     @classmethod
@@ -94,7 +95,7 @@ class Normalize(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, dtype: torch.dtype = torch.float16) -> Self:
-        """Return what an encoder's published configuration asks for.
+        """Return the normalisation in an encoder's published configuration.
 
         Parameters
         ----------
@@ -102,12 +103,12 @@ class Normalize(nn.Module):
             timm's ``pretrained_cfg`` or the ``config.json`` around it, or the dictionary of a Hugging Face image
             processor. Keys that do not concern normalisation are ignored.
         dtype : torch.dtype
-            What ``forward`` returns.
+            Result dtype of ``forward``.
 
         Raises
         ------
         ConfigError
-            If the statistics are missing, contradictory or wrong.
+            The statistics are missing, contradictory or invalid.
 
         Examples
         --------
@@ -140,17 +141,17 @@ class Normalize(nn.Module):
         return out
 
     def _compute(self, tiles: Tensor, out: Tensor) -> None:
-        """Fill ``out`` by arithmetic; on CUDA one kernel that reads a byte and writes a rounded value."""
+        """Fill ``out`` by arithmetic; on CUDA one kernel that reads bytes and writes rounded values."""
         torch.addcmul(self.offset, tiles, self.scale, out=out)
 
     def _look_up(self, tiles: Tensor, out: Tensor) -> None:
-        """Fill ``out`` from the results for all bytes: 0.08 ms per 256-px tile on 2 cores, arithmetic takes 0.7 ms.
+        """Fill ``out`` from a table of all 256 bytes: 0.08 ms per 256-px tile on 2 cores; arithmetic takes 0.7 ms.
 
-        Measured by ``tests/benchmarks/gpu.py --device cpu``. A table of 256 values is exact by construction.
+        Measured by ``tests/benchmarks/gpu.py --device cpu``. The table is computed as in ``_compute``, so it is exact.
         """
         table = torch.empty((256, 3, 1, 1), dtype=out.dtype)
         self._compute(torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1).expand(256, 3, 1, 1), table)
-        # OpenCV knows no half precision: 16-bit values travel as the integers of the same bits.
+        # OpenCV has no half precision: 16-bit values are copied as integers with the same bits.
         bits = torch.int16 if out.itemsize == 2 else out.dtype
         n, _, height, width = tiles.shape
         rows = tiles.permute(0, 2, 3, 1).numpy().reshape(n * height, width, 3)
@@ -158,7 +159,7 @@ class Normalize(nn.Module):
         cv2.LUT(rows, table.view(bits).numpy().reshape(1, 256, 3), dst=target)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move with the model, but stay float32: statistics cast to half would cost a second rounding."""
+        """Move with the model, but stay float32: statistics cast to half would add a second rounding."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._compute_buffers()
         return self
@@ -240,12 +241,12 @@ def _check_tiles(tiles: Tensor) -> None:
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return a dtype that tiles can be delivered in.
+    """Return a valid dtype of tiles.
 
     Raises
     ------
     ConfigError
-        If it is none of float16, bfloat16 and float32.
+        It is not float16, bfloat16 or float32.
     """
     if dtype not in TILE_DTYPES:
         names = ", ".join(str(d) for d in TILE_DTYPES)

@@ -1,7 +1,7 @@
-"""Where the time goes on the way from a slide to the device: what each stage took, what waits for what, what to change.
+"""Measure the time from slide to device: time per stage, waiting times, the bottleneck, and advice.
 
-Stages are told by those who do the work, with the thread they do it on; nothing is sampled or guessed. Watching costs
-under a microsecond per stage and tile.
+Stages are reported by the threads that do the work; nothing is sampled or estimated. The cost is under a microsecond
+per stage and tile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.loader import BagLoader
 from slideio_pipe.streaming.normalize import Normalize
 
-# In the order of a tile's life. "wait" is the consumer's.
+# In order of a tile's processing. "wait" is the consumer's.
 STAGES = {
     "open": "slide, tissue, grid",
     "read": "bytes from the file",
@@ -45,15 +45,15 @@ _ADVICE = {
     "copy": "larger chunks; a faster bus",
     "device": "a faster device; on the CPU the model will take far longer than this anyway",
 }
-# Of bags that are stored, where mpp and grid are settled.
+# For stored bags, whose mpp and grid are fixed.
 _DECODE_STORED = '{threads} of {cores} cores decode{more}; bags saved with pixels="none" have nothing to decode'
 _OF_SLIDES = {"read", "fallback", "resample", "augment"}
-# The consumer is ahead of the loader when it waits longer than this part of the time.
-_WAITS = 0.05
+# If the consumer waits longer than this fraction of the time, the loader is the bottleneck.
+_LOADER_BOUND_ABOVE = 0.05
 
 
 class Clock:
-    """Adds up what stages took, per thread, and keeps each one for a trace if asked; threads may share it.
+    """Adds up the time of stages, per thread, and optionally keeps each span for a trace; can be shared by threads.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Clock:
         self._lock = threading.Lock()
 
     def __call__(self, stage: str, start: float, end: float) -> None:
-        """Take note of a stage: ``time.perf_counter`` seconds."""
+        """Record a stage: ``time.perf_counter`` seconds."""
         with self._lock:
             self.totals[stage] += end - start
             self.counts[stage] += 1
@@ -108,15 +108,15 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a run through the loader took."""
+    """The measured times of a run through the loader."""
 
     seconds: float  # wall time
     tiles: int
     bags: int
     threads: int
     first_chunk_s: float  # from the start to the first chunk
-    wait_s: float  # how long the consumer waited for chunks, the first one included
-    consumer_s: float  # how long the consumer worked
+    wait_s: float  # total wait of the consumer for chunks, including the first
+    consumer_s: float  # total work of the consumer
     stages: Mapping[str, float]  # thread-seconds per stage
     memory: str
 
@@ -127,8 +127,8 @@ class Profile:
 
     @property
     def bottleneck(self) -> str:
-        """The stage that holds the others up: "consumer", or the one most work goes to."""
-        if self.wait_s <= _WAITS * self.seconds or not self.stages:
+        """The slowest stage: "consumer", or the one with most work."""
+        if self.wait_s <= _LOADER_BOUND_ABOVE * self.seconds or not self.stages:
             return "consumer"
         return max(self.stages, key=lambda stage: self.stages[stage])
 
@@ -153,7 +153,7 @@ class Profile:
                 yield stage, spent, spent / work, 1e3 * spent / max(1, self.tiles), self.tiles / spent
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything, JSON-able."""
+        """Return everything as JSON values."""
         keys = ("thread_seconds", "share", "ms_per_tile", "tiles_per_second")
         return {
             "seconds": self.seconds,
@@ -182,20 +182,20 @@ def profile(
     progress: Report | bool | None = False,
     **loader: Any,
 ) -> Profile:
-    """Run tiles of a cohort through a ``BagLoader``, and return what every stage took.
+    """Run tiles of a cohort through a ``BagLoader``, and return the time of every stage.
 
     Parameters
     ----------
     dataset : BagDataset
     device : str
     normalize : Normalize, optional
-        ImageNet's when left out.
+        By default ImageNet's.
     max_tiles : int, optional
-        Stop after so many; by default at the end of the epoch.
+        Stop after this many; by default at the end of the epoch.
     step_ms : float
-        What a training step takes per chunk: the consumer sleeps that long, as it would wait for a model.
+        Simulated training step per chunk: the consumer sleeps this long.
     trace : path, optional
-        Where a file for Perfetto (ui.perfetto.dev) goes: every span of every thread.
+        File for Perfetto (ui.perfetto.dev) with every span of every thread.
     progress : callable or bool, optional
     **loader
         Passed to ``BagLoader``: threads, chunk_size, mix, bags_in_flight, …
@@ -203,7 +203,7 @@ def profile(
     Raises
     ------
     ConfigError
-        A number that makes no sense.
+        A number is invalid.
     OutputError
         The trace cannot be written.
 

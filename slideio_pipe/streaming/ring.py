@@ -1,4 +1,4 @@
-"""Between the threads that decode and the consumer: a stage that works ahead, and a ring of slots it works in."""
+"""A background thread that produces items ahead of the consumer, and its pool of reusable host buffers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class _End:
 
 
 class BackgroundIterator(Generic[T]):
-    """Makes what a generator yields on one thread, at most ``ahead`` items before they are taken.
+    """Runs a generator in one thread, at most ``ahead`` items before they are taken.
 
-    The thread knows nothing of the stage's owner, so that an owner which is garbage collected can stop it. A finaliser
-    may run at any moment and on any thread, so only queues that are reentrant are used: ``SimpleQueue``.
+    The thread does not refer to the iterator's owner, so that a garbage-collected owner can stop it. A finaliser may
+    run at any moment and in any thread, so only reentrant queues are used: ``SimpleQueue``.
     """
 
     def __init__(self, items: Generator[T], ahead: int) -> None:
@@ -37,31 +37,31 @@ class BackgroundIterator(Generic[T]):
         self._stopped = False
         for _ in range(ahead):
             self._permits.put(True)
-        # A daemon, because Python waits for other threads before it runs exit handlers, and this one may be waiting
-        # for a consumer that is gone. The exit handler ends it before the interpreter is taken down beneath it.
+        # A daemon: Python waits for other threads before it runs exit handlers, and this one may be waiting for a
+        # consumer that no longer exists. The exit handler ends it before the interpreter shuts down.
         self._thread = threading.Thread(target=self._run, name="slideio_pipe.stage", daemon=True)
         atexit.register(self.close)
         self._thread.start()
 
     def take(self) -> T:
-        """Return the next item, or raise what the generator raised in its place; ``StopIteration`` at the end."""
+        """Return the next item, or raise the generator's exception; ``StopIteration`` at the end."""
         item = self._made.get()
         if not isinstance(item, _End):
             self._permits.put(True)
             return item
-        self._made.put(_End())  # for whoever asks again
+        self._made.put(_End())  # for later calls
         try:
             raise StopIteration if item.reason is None else item.reason
         finally:
-            del item  # an exception must not refer to itself through this frame: it would keep the ring alive
+            del item  # an exception that refers to itself through this frame would keep the ring alive
 
     def stop(self) -> None:
-        """Ask the thread to end after the item it is making; never blocks."""
+        """Ask the thread to end after the current item; never blocks."""
         self._stopped = True
         self._permits.put(False)
 
     def close(self) -> None:
-        """End the thread and drop what nobody took."""
+        """End the thread and drop items that were not taken."""
         self.stop()
         self._thread.join()
         while not self._made.empty():
@@ -89,10 +89,10 @@ class Buffer:
     """Host memory for one batch of tiles."""
 
     memory: torch.Tensor  # (n, H, W, 3) uint8
-    copied: StreamMark | None = None  # behind the last copy out of it
+    copied: StreamMark | None = None  # mark after the last copy out of it
 
     def claim(self, n: int) -> torch.Tensor:
-        """Return the first n tiles to write to, once the last copy has left them."""
+        """Return the first n tiles to write to, after the last copy from them is complete."""
         copied = self.copied  # several threads may write to one slot
         if copied is not None:
             copied.wait()
@@ -100,7 +100,7 @@ class Buffer:
 
 
 class BufferPool:
-    """Slots of host memory, allocated once and taken in turn by one thread."""
+    """Slots of host memory, allocated once and used in turn by one thread."""
 
     def __init__(self, sender: Sender, slots: int, shape: tuple[int, int, int, int]) -> None:
         self._free = deque(Buffer(sender.host_buffer(shape)) for _ in range(slots))
@@ -109,11 +109,11 @@ class BufferPool:
 
     @property
     def free(self) -> int:
-        """How many slots may be taken; the copy out of a free one may still be under way."""
+        """The number of free slots; a copy from a free one may still be running."""
         return len(self._free)
 
     def take(self) -> Buffer:
-        """Return the slot that was given back first."""
+        """Return the slot that has been free longest."""
         return self._free.popleft()
 
     def give_back(self, slot: Buffer) -> None:
@@ -121,12 +121,12 @@ class BufferPool:
         self._free.append(slot)
 
     def send(self, slot: Buffer, tiles: torch.Tensor, colours: Colours | None = None) -> Sent:
-        """Send tiles that lie in a slot, and make the slot free."""
+        """Send the tiles in a slot, and free the slot."""
         sent = self._sender.send(tiles, colours)
         slot.copied = sent.copied
         self._free.append(slot)
         return sent
 
     def close(self) -> None:
-        """Block until no copy reads the slots any more."""
+        """Block until no copy reads the slots."""
         self._sender.drain()

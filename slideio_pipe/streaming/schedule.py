@@ -1,14 +1,14 @@
-"""Several bags read at once: what is opened, what is decoded next and into which slot, what is delivered.
+"""Read several bags at once: open them, decode their tiles into slots, deliver chunks.
 
 ::
 
-    openers ──▶ flight: one bag, laid out in blocks of chunks, in storage order
-                   │ a block needs a slot per chunk; its runs of tiles go to whichever reader is free
+    openers ──▶ open bag: divided into blocks of chunks, in storage order
+                   │ a block needs a slot per chunk; its runs of tiles go to any free reader
                    ▼
-    readers ──▶ slots of the ring ──▶ complete chunks ──▶ sent to the device, one after the other
+    readers ──▶ slots of the ring ──▶ complete chunks ──▶ sent to the device, one by one
 
-One thread decides (`Flights.deliveries`, on a `Stage`); readers and openers only report to its queue. Which chunk holds
-which tiles depends on the seed, the epoch and the bag alone, never on threads or time.
+One thread decides (`EpochSchedule.deliveries`, in a `BackgroundIterator`); readers and openers only send events to its
+queue. The tiles of a chunk depend only on the seed, the epoch and the bag, never on threads or time.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from slideio_pipe.tiles.failures import TileErrors, TileFailure
 from slideio_pipe.tiles.reader import READ_RUN
 from slideio_pipe.tiles.tile_bag import TileBag
 
-# What makes a slide fail; anything else is a fault of the program and ends the epoch.
+# Errors that make a slide fail; any other is a programming error and ends the epoch.
 SLIDE_ERRORS = (SlideioPipeError, OSError)
 
 
 @dataclass(slots=True, eq=False)
 class _Chunk:
-    flight: _OpenBag
+    open_bag: _OpenBag
     number: int
     index: Indices  # in the order of delivery
     slot: Buffer | None = None
@@ -107,11 +107,11 @@ class EpochSchedule:
             for number, slide in enumerate(order)
             if done.get(number, ()) is not None
         )
-        self._opening: list[_OpenBag] = []  # opened or being opened, not begun, in order
-        self._issuing: deque[_OpenBag] = deque()  # with blocks to hand out
-        self._active: list[_OpenBag] = []  # begun and not over
-        self._chunks: list[_Chunk] = []  # handed out and not delivered, in order
-        self._leaving = 0  # runs of flights that are over
+        self._opening: list[_OpenBag] = []  # opened or being opened, not started, in order
+        self._issuing: deque[_OpenBag] = deque()  # with blocks to submit
+        self._active: list[_OpenBag] = []  # started and not finished
+        self._chunks: list[_Chunk] = []  # submitted and not delivered, in order
+        self._leaving = 0  # runs of finished bags
         self._events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._stopping = threading.Event()
         self._local = threading.local()
@@ -124,16 +124,16 @@ class EpochSchedule:
         try:
             while True:
                 while not self._events.empty():
-                    self._note(self._events.get())
+                    self._handle(self._events.get())
                 self._open()
                 self._issue()
                 item = self._deliverable()
                 if item is not None:
-                    self._issue()  # into the slot that is free now, while the consumer takes its time
+                    self._issue()  # fill the free slot while the consumer works
                     yield item
-                    item = None  # its memory is the consumer's
+                    item = None  # its memory belongs to the consumer
                 elif self._active or self._opening or self._waiting or self._leaving:
-                    self._note(self._events.get())
+                    self._handle(self._events.get())
                 else:
                     return
         finally:
@@ -141,84 +141,84 @@ class EpochSchedule:
             self._openers.shutdown(cancel_futures=True)
             self._readers.shutdown(cancel_futures=True)
             self._ring.close()
-            for flight in (*self._opening, *self._active):
-                self._close(flight)
+            for open_bag in (*self._opening, *self._active):
+                self._close(open_bag)
 
     # -- opening -------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
         while self._waiting and len(self._opening) + len(self._active) < self._pace.bags_in_flight:
-            flight = self._waiting.popleft()
-            self._opening.append(flight)
-            flight.opening = self._openers.submit(self._lay, flight)
-            flight.opening.add_done_callback(lambda _: self._events.put(()))
+            open_bag = self._waiting.popleft()
+            self._opening.append(open_bag)
+            open_bag.opening = self._openers.submit(self._prepare, open_bag)
+            open_bag.opening.add_done_callback(lambda _: self._events.put(()))
 
-    def _lay(self, flight: _OpenBag) -> None:
-        """Open a bag and cut it; on a thread of its own."""
+    def _prepare(self, open_bag: _OpenBag) -> None:
+        """Open a bag and divide it into blocks; in its own thread."""
         dataset, pace = self._dataset, self._pace
         try:
-            flight.bag = bag = dataset.open(flight.slide, self._epoch)
+            open_bag.bag = bag = dataset.open(open_bag.slide, self._epoch)
             if tuple(bag.shape[1:]) != tuple(dataset.tile_shape):
                 (h, w, _), (height, width, _) = bag.shape[1:], dataset.tile_shape
                 raise ConfigError(
                     f"tiles of {w}×{h} px among those of {width}×{height} px",
-                    slide=flight.name,
+                    slide=open_bag.name,
                     remedy="leave it out, or write all bags with one configuration",
                 )
             check_colours(pace.colours, bag)
-            flight.label = dataset.label(flight.slide, bag)
-            flight.patient = dataset.patient(flight.slide, bag)
-            flight.chosen = chosen = dataset.chosen(flight.slide, bag, self._epoch)
-            flight.tolerance = TileErrors(flight.name, len(chosen), pace.on_error)
-            flight.blocks = lay_blocks(
-                _storage_order(bag, chosen), pace, dataset.rng(self._epoch, "mix", flight.name), flight.done
+            open_bag.label = dataset.label(open_bag.slide, bag)
+            open_bag.patient = dataset.patient(open_bag.slide, bag)
+            open_bag.chosen = chosen = dataset.chosen(open_bag.slide, bag, self._epoch)
+            open_bag.tolerance = TileErrors(open_bag.name, len(chosen), pace.on_error)
+            open_bag.blocks = lay_blocks(
+                _storage_order(bag, chosen), pace, dataset.rng(self._epoch, "mix", open_bag.name), open_bag.done
             )
-            flight.next_block = next(flight.blocks, None)
-            flight.chunks_left = -(-len(chosen) // pace.chunk_size) - len(flight.done)
-            flight.delivered = bool(flight.done)
+            open_bag.next_block = next(open_bag.blocks, None)
+            open_bag.chunks_left = -(-len(chosen) // pace.chunk_size) - len(open_bag.done)
+            open_bag.delivered = bool(open_bag.done)
         except SLIDE_ERRORS as error:
-            flight.error = error
+            open_bag.error = error
 
     # -- decoding ------------------------------------------------------------------------------------------------
 
     def _issue(self) -> None:
-        """Hand out blocks while there are slots."""
-        while (flight := self._next_issuing()) is not None:
-            block = flight.next_block
+        """Submit blocks while there are slots."""
+        while (open_bag := self._next_issuing()) is not None:
+            block = open_bag.next_block
             assert block is not None
-            numbers = [number for number in block.chunks(self._pace.chunk_size) if number not in flight.done]
+            numbers = [number for number in block.chunks(self._pace.chunk_size) if number not in open_bag.done]
             if len(numbers) > self._ring.free:
                 return
-            self._hand_out(flight, block, numbers)
-            flight.next_block = next(flight.blocks, None)
+            self._submit(open_bag, block, numbers)
+            open_bag.next_block = next(open_bag.blocks, None)
             self._issuing.rotate(-1)
-            if flight.next_block is None:
-                self._issuing.remove(flight)
+            if open_bag.next_block is None:
+                self._issuing.remove(open_bag)
 
     def _next_issuing(self) -> _OpenBag | None:
-        """Return whose block is next: bags take turns; in order, one that is not open yet holds up the others.
+        """Return the bag of the next block: bags take turns; in order, a bag that is not open yet blocks the others.
 
-        Also one that may be opened only when another has been delivered: else time would decide when its turns begin.
+        So does a bag that may be opened only after another is delivered: else its turns would depend on timing.
         """
         ordered = self._pace.ordered
         while len(self._issuing) < self._pace.interleave and (self._opening or (ordered and self._waiting)):
-            ready = [flight for flight in self._opening if flight.opening is not None and flight.opening.done()]
+            ready = [open_bag for open_bag in self._opening if open_bag.opening is not None and open_bag.opening.done()]
             if ordered:
-                ready = [flight for flight in ready if flight is self._opening[0]]
+                ready = [open_bag for open_bag in ready if open_bag is self._opening[0]]
             if not ready:
                 if ordered:
                     return None
                 break
-            flight = ready[0]
-            assert flight.opening is not None
-            flight.opening.result()  # a fault of the program is raised
-            self._opening.remove(flight)
-            self._active.append(flight)
-            if flight.error is None:
-                self._issuing.append(flight)
+            open_bag = ready[0]
+            assert open_bag.opening is not None
+            open_bag.opening.result()  # raises programming errors
+            self._opening.remove(open_bag)
+            self._active.append(open_bag)
+            if open_bag.error is None:
+                self._issuing.append(open_bag)
         return self._issuing[0] if self._issuing else None
 
-    def _hand_out(self, flight: _OpenBag, block: Block, numbers: Sequence[int]) -> None:
+    def _submit(self, open_bag: _OpenBag, block: Block, numbers: Sequence[int]) -> None:
         size = self._pace.chunk_size
         tiles_of = np.empty_like(block.order)
         tiles_of[block.target] = block.order
@@ -226,32 +226,32 @@ class EpochSchedule:
         for number in numbers:
             start = (number - block.first) * size
             index = tiles_of[start : start + size]
-            chunks[number] = _Chunk(flight, number, index, self._ring.take(), waiting=len(index))
+            chunks[number] = _Chunk(open_bag, number, index, self._ring.take(), waiting=len(index))
         self._chunks.extend(chunks.values())
         wanted = np.isin(block.first + block.target // size, list(chunks))
         order, target = block.order[wanted], block.target[wanted]
         for start in range(0, len(order), READ_RUN):
             places = target[start : start + READ_RUN]
             goals = [(chunks[block.first + int(p) // size], int(p) % size) for p in places]
-            flight.running += 1
-            future = self._readers.submit(self._read, flight, order[start : start + READ_RUN], goals)
-            future.add_done_callback(partial(self._report, flight, goals))
+            open_bag.running += 1
+            future = self._readers.submit(self._read, open_bag, order[start : start + READ_RUN], goals)
+            future.add_done_callback(partial(self._report, open_bag, goals))
 
-    def _report(self, flight: _OpenBag, goals: list[tuple[_Chunk, int]], run: Future[list[int]]) -> None:
-        self._events.put((flight, goals, run))
+    def _report(self, open_bag: _OpenBag, goals: list[tuple[_Chunk, int]], run: Future[list[int]]) -> None:
+        self._events.put((open_bag, goals, run))
 
-    def _read(self, flight: _OpenBag, index: Indices, goals: list[tuple[_Chunk, int]]) -> list[int]:
-        """Decode a run into its slots; on a reader's thread. Return which of its tiles are bad."""
-        if self._stopping.is_set() or flight.over or any(chunk.error is not None for chunk, _ in goals):
+    def _read(self, open_bag: _OpenBag, index: Indices, goals: list[tuple[_Chunk, int]]) -> list[int]:
+        """Decode a run into its slots, in a reader's thread; return the positions of its bad tiles."""
+        if self._stopping.is_set() or open_bag.over or any(chunk.error is not None for chunk, _ in goals):
             return []
-        assert flight.bag is not None
-        assert flight.tolerance is not None
-        read = reader_of(flight.bag, self._pace.colours)
+        assert open_bag.bag is not None
+        assert open_bag.tolerance is not None
+        read = reader_of(open_bag.bag, self._pace.colours)
         chunk, start = goals[0]
-        if not self._pace.mix:  # in place
-            return flight.tolerance.read(read, index, self._claim(chunk)[start : start + len(index)])
-        scratch = self._scratch(flight.bag)[: len(index)]
-        bad = flight.tolerance.read(read, index, scratch)
+        if not self._pace.mix:  # directly into the slot
+            return open_bag.tolerance.read(read, index, self._claim(chunk)[start : start + len(index)])
+        scratch = self._scratch(open_bag.bag)[: len(index)]
+        bad = open_bag.tolerance.read(read, index, scratch)
         for tile, (chunk, place) in zip(scratch, goals, strict=True):
             self._claim(chunk)[place] = tile
         return bad
@@ -263,18 +263,18 @@ class EpochSchedule:
         return tiles
 
     def _scratch(self, bag: Bag) -> NDArray[np.uint8]:
-        """Return this thread's memory for one run of tiles that go to different chunks."""
+        """Return this thread's memory for one run of tiles of different chunks."""
         if getattr(self._local, "tiles", None) is None:
             self._local.tiles = np.empty((READ_RUN, *bag.shape[1:]), np.uint8)
         tiles: NDArray[np.uint8] = self._local.tiles
         return tiles
 
-    def _note(self, event: tuple[Any, ...]) -> None:
-        """Take note of a run that ended; an opening only wakes this thread up."""
+    def _handle(self, event: tuple[Any, ...]) -> None:
+        """Handle the end of a run; the event of an opening only wakes this thread."""
         if not event:
             return
-        flight, goals, future = event
-        flight.running -= 1
+        open_bag, goals, future = event
+        open_bag.running -= 1
         error = None if future.cancelled() else future.exception()
         if error is not None and not isinstance(error, SLIDE_ERRORS):
             raise error
@@ -284,84 +284,84 @@ class EpochSchedule:
             chunk.error = chunk.error or error
             if k in bad:
                 chunk.bad.append(place)
-            if not chunk.waiting and flight.over:
+            if not chunk.waiting and open_bag.over:
                 self._ring.give_back(chunk.slot)
-        if flight.over:
+        if open_bag.over:
             self._leaving -= 1
-            if not flight.running:
-                self._close(flight)
+            if not open_bag.running:
+                self._close(open_bag)
 
     # -- delivering ----------------------------------------------------------------------------------------------
 
     def _deliverable(self) -> Chunk | FailedBag | None:
-        """Return the next chunk or loss that may be delivered now."""
+        """Return the next chunk or failed bag that may be delivered now."""
         turn = self._active[: self._pace.interleave]
-        for flight in turn:
-            if flight.error is not None:
-                return self._lose(flight, flight.error)
+        for open_bag in turn:
+            if open_bag.error is not None:
+                return self._fail(open_bag, open_bag.error)
         for chunk in self._chunks:
-            if not chunk.waiting and chunk.flight in turn:
-                return self._deliver(chunk) if chunk.error is None else self._lose(chunk.flight, chunk.error)
+            if not chunk.waiting and chunk.open_bag in turn:
+                return self._deliver(chunk) if chunk.error is None else self._fail(chunk.open_bag, chunk.error)
             if self._pace.ordered:
                 break
         return None
 
     def _deliver(self, chunk: _Chunk) -> Chunk:
-        flight, index = chunk.flight, chunk.index
-        assert flight.bag is not None
-        assert flight.tolerance is not None
+        open_bag, index = chunk.open_bag, chunk.index
+        assert open_bag.bag is not None
+        assert open_bag.tolerance is not None
         assert chunk.slot is not None
         self._chunks.remove(chunk)
         tiles = chunk.slot.memory[: len(index)]
         if chunk.bad and self._pace.on_error == "skip":
             good = np.delete(np.arange(len(index)), chunk.bad)
             tiles, index = tiles[torch.from_numpy(good)], index[good]
-        sent = self._ring.send(chunk.slot, tiles, colours_of(flight.bag, index, self._pace.colours))
-        flight.chunks_left -= 1
-        flight.delivered = True
-        failures = tuple(flight.tolerance.failures[flight.reported :])
-        flight.reported += len(failures)
+        sent = self._ring.send(chunk.slot, tiles, colours_of(open_bag.bag, index, self._pace.colours))
+        open_bag.chunks_left -= 1
+        open_bag.delivered = True
+        failures = tuple(open_bag.tolerance.failures[open_bag.reported :])
+        open_bag.reported += len(failures)
         delivery = Chunk(
-            flight.number,
+            open_bag.number,
             chunk.number,
             sent,
             index,
-            np.searchsorted(flight.chosen, index),
-            np.asarray(flight.bag.coords)[index],
-            flight.name,
-            flight.label,
-            len(flight.chosen),
-            not flight.chunks_left,
+            np.searchsorted(open_bag.chosen, index),
+            np.asarray(open_bag.bag.coords)[index],
+            open_bag.name,
+            open_bag.label,
+            len(open_bag.chosen),
+            not open_bag.chunks_left,
             failures,
-            flight.patient,
+            open_bag.patient,
         )
         if delivery.last:
-            flight.over = True
-            self._active.remove(flight)
-            self._close(flight)
+            open_bag.over = True
+            self._active.remove(open_bag)
+            self._close(open_bag)
         return delivery
 
-    def _lose(self, flight: _OpenBag, error: BaseException) -> FailedBag:
+    def _fail(self, open_bag: _OpenBag, error: BaseException) -> FailedBag:
         assert isinstance(error, SLIDE_ERRORS)
-        flight.over = True
-        self._active.remove(flight)
-        if flight in self._issuing:
-            self._issuing.remove(flight)
-        for chunk in [chunk for chunk in self._chunks if chunk.flight is flight]:
+        open_bag.over = True
+        self._active.remove(open_bag)
+        if open_bag in self._issuing:
+            self._issuing.remove(open_bag)
+        for chunk in [chunk for chunk in self._chunks if chunk.open_bag is open_bag]:
             self._chunks.remove(chunk)
             if not chunk.waiting and chunk.slot is not None:
                 self._ring.give_back(chunk.slot)
-        self._leaving += flight.running
-        if not flight.running:
-            self._close(flight)
-        return FailedBag(flight.number, TileFailure(flight.name, error), flight.label, flight.delivered)
+        self._leaving += open_bag.running
+        if not open_bag.running:
+            self._close(open_bag)
+        return FailedBag(open_bag.number, TileFailure(open_bag.name, error), open_bag.label, open_bag.delivered)
 
-    def _close(self, flight: _OpenBag) -> None:
-        bag, flight.bag = flight.bag, None
+    def _close(self, open_bag: _OpenBag) -> None:
+        bag, open_bag.bag = open_bag.bag, None
         if bag is not None:
-            self._dataset.close(flight.slide, bag)
+            self._dataset.close(open_bag.slide, bag)
 
 
 def _storage_order(bag: Bag, chosen: Indices) -> Indices:
-    """Return tiles in the order in which each stored tile of the slide is decoded once."""
+    """Return tiles in the order that decodes each stored tile of the slide once."""
     return bag.storage_order(chosen) if isinstance(bag, TileBag) else chosen

@@ -1,4 +1,4 @@
-"""The epoch of a dataset, in memory that its copies in other processes share."""
+"""The epoch of a dataset, in memory shared with its copies in other processes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import suppress
 
 import torch
 
-# Places in the tensor: the epoch, whether the warning was given, then the epoch (from 1 on) in which each bag was read.
+# Indices in the tensor: the epoch, whether the warning was given, then the epoch (from 1) in which each bag was read.
 _EPOCH, _WARNED, _READ = 0, 1, 2
 
 
 class SharedEpoch:
-    """The epoch that ``set_epoch`` chose, for this process and for workers that live on (``persistent_workers``).
+    """The epoch set by ``set_epoch``, for this process and for persistent workers (``persistent_workers``).
 
-    It also notes which bags a DataLoader has read in this epoch: a second time is the sign of a loop that does not call
-    ``set_epoch``, because its draws are those of the first time.
+    It also records which bags a DataLoader has read in this epoch: a second read means that the loop does not call
+    ``set_epoch``, so its draws are repeated.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class SharedEpoch:
 
     @property
     def epoch(self) -> int:
-        """Return the epoch as it is now, whichever process chose it."""
+        """Return the current epoch, set by any process."""
         return int(self._values[_EPOCH])
 
     @epoch.setter
@@ -38,7 +38,7 @@ class SharedEpoch:
         self._values[_EPOCH] = epoch
 
     def is_first_repeat(self, number: int, epoch: int) -> bool:
-        """Note that a bag is read; return whether it was before in this epoch, and that was not said yet."""
+        """Record that a bag is read; return whether it is the first repeated read of this epoch without a warning."""
         place = _READ + number
         again = int(self._values[place]) == epoch + 1
         self._values[place] = epoch + 1
@@ -48,11 +48,11 @@ class SharedEpoch:
         return True
 
     def _share(self) -> None:
-        with suppress(RuntimeError):  # no shared memory here: then a worker that lives on repeats itself, and warns
+        with suppress(RuntimeError):  # without shared memory a persistent worker repeats its draws and warns
             self._values.share_memory_()  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> torch.Tensor:
-        return self._values  # DataLoader's pickler passes a handle on, any other one a copy
+        return self._values  # DataLoader's pickler passes a handle, any other a copy
 
     def __setstate__(self, values: torch.Tensor) -> None:
         self._values = values
@@ -60,7 +60,7 @@ class SharedEpoch:
 
 
 def is_read_by_data_loader() -> bool:
-    """Return whether a torch DataLoader is what asks, through whatever stands between."""
+    """Return whether the call comes from a torch DataLoader, directly or through other functions."""
     frame = sys._getframe(1)
     while frame.f_back is not None:
         if frame.f_globals.get("__name__") == "torch.utils.data._utils.fetch":

@@ -1,4 +1,4 @@
-"""Which bags of an epoch each rank reads: as many on every rank, because gradients are averaged step by step."""
+"""The bags of an epoch for each rank: equally many on every rank, because gradients are averaged step by step."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Even = Literal["drop", "pad", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of the bags that belongs to this process.
+    """The bags that this process reads.
 
     Parameters
     ----------
     even : {"drop", "pad", "none"}
-        What is done with bags that cannot be divided evenly; see ``BagLoader``.
+        Handling of bags that cannot be divided evenly; see ``BagLoader``.
     fixed : (int, int), optional
-        Rank and number of ranks. By default those of torch.distributed, looked up whenever they are needed: a loader
-        may be made before the process group is.
+        Rank and number of ranks. By default those of torch.distributed, read when needed: a loader may be made before
+        the process group.
 
     Examples
     --------
@@ -44,16 +44,16 @@ class Share:
 
     @property
     def world_size(self) -> int:
-        """Return how many processes there are."""
+        """Return the number of processes."""
         return self._place()[1]
 
     @property
     def is_even(self) -> bool:
-        """Return whether other processes rely on the number of bags of this one."""
+        """Return whether other processes depend on this one's number of bags."""
         return self.even != "none" and self.world_size > 1
 
     def of(self, order: Sequence[int]) -> list[int]:
-        """Return the slides of this process, out of all slides in their order.
+        """Return the slides of this process, from all slides in their order.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class Share:
         return list(order[rank::world_size])
 
     def dropped(self, count: int) -> int:
-        """Return how many of so many slides no process reads."""
+        """Return how many of ``count`` slides no process reads."""
         return count % self.world_size if self.even == "drop" else 0
 
     def _place(self) -> tuple[int, int]:
@@ -87,12 +87,12 @@ class Share:
 
 
 def share_of(rank: int | None, world_size: int | None, even: str) -> Share:
-    """Return a checked share.
+    """Return a validated share.
 
     Raises
     ------
     ConfigError
-        If an argument makes no sense.
+        An argument is invalid.
     """
     if even not in get_args(Even):
         raise ConfigError(f"even is {even!r}", remedy='pass "drop", "pad" or "none"')

@@ -1,4 +1,4 @@
-"""From a bag to batches on a device, ahead of the consumer, in memory that does not grow with the bag.
+"""Stream a bag to a device in batches, ahead of the consumer, in memory that does not grow with the bag.
 
 ::
 
@@ -6,8 +6,8 @@
     └──────────────────── one thread, at most `prefetch` batches ahead ─────────────────────┘
 
 The thread decodes into a slot of a ring that is allocated once. On CUDA the slots are page-locked, copy and
-normalisation run on a stream of their own, a slot is written again only after the event behind its copy, and the
-consumer's stream waits for the event behind the normalisation. On the CPU the same code runs without either.
+normalisation run on their own stream, a slot is reused only after the event of its copy, and the consumer's stream
+waits for the event of the normalisation. On the CPU the same code runs without these.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ COLOURS = ("host", "device")
 class TileBatch:
     """Some tiles of one bag, on the device.
 
-    Its memory is its own: it stays valid after the next batch and after the stream is closed.
+    It owns its memory: it stays valid after the next batch and after the stream is closed.
     """
 
     tiles: torch.Tensor  # (n, 3, H, W) channels_last
     coords: NDArray[np.int64]  # (n, 2) level-0 px, x and y
     index: NDArray[np.int64]  # (n,) position in the bag
     bag: str  # name of the bag
-    last: bool  # whether the bag ends here
+    last: bool  # whether this is the bag's last batch
     label: Label = None
-    error: SlideioPipeError | OSError | None = None  # why the bag ends here, incomplete; there are no tiles then
+    error: SlideioPipeError | OSError | None = None  # why the bag ends here, incomplete and without tiles
 
     def __len__(self) -> int:
         return len(self.index)
@@ -59,7 +59,7 @@ class TileBatch:
 
 
 class TileStream(Iterator[TileBatch]):
-    """The batches of one bag in order, made ahead of the consumer; iterate it once.
+    """The batches of one bag in order, prepared ahead of the consumer; iterate it once.
 
     Leaving the loop early, an exception, ``close``, a ``with`` block and garbage collection all end its thread.
     ``len`` is the number of batches. Made by ``stream``.
@@ -71,7 +71,7 @@ class TileStream(Iterator[TileBatch]):
     ahead_bytes : int
         Device memory of the batches that may wait for the consumer: ``prefetch`` of them.
     failures : list of TileFailure
-        Tiles that could not be decoded, where ``on_error`` bears with them.
+        Tiles that could not be decoded, if ``on_error`` allows them.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TileStream(Iterator[TileBatch]):
         if not len(positions):
             return
         prefetch = min(prefetch, len(self))
-        # On the CPU a slot is free again as soon as its tiles are normalised, which the same thread does.
+        # On the CPU the same thread normalises a slot's tiles and then frees it.
         slots = prefetch if sender.device.type == "cuda" else 1
         ring = BufferPool(sender, slots, (min(batch_size, len(positions)), *_tile_shape(bag)))
         self.ring_bytes = ring.nbytes
@@ -109,7 +109,7 @@ class TileStream(Iterator[TileBatch]):
         return -(-len(self._positions) // self._batch_size)
 
     def __iter__(self) -> Self:
-        if self._ended or 0 < self._taken == len(self):  # a consumer that counts asks for no more than there are
+        if self._ended or 0 < self._taken == len(self):  # a consumer that counts does not request another
             raise ConfigError("the stream has ended", slide=self._bag.name, remedy="make a new one for each epoch")
         return self
 
@@ -120,7 +120,7 @@ class TileStream(Iterator[TileBatch]):
             sent, index = self._stage.take()
             tiles = sent.receive()
         except BaseException as end:
-            # An interrupted wait may go on; everything else is the end.
+            # The caller may continue after an interrupt; everything else ends the stream.
             if not isinstance(end, KeyboardInterrupt):
                 self._ended = isinstance(end, StopIteration)
                 self.close()
@@ -132,7 +132,7 @@ class TileStream(Iterator[TileBatch]):
         return TileBatch(tiles, coords, index, self._bag.name, self._taken == len(self), self._bag.label)
 
     def close(self) -> None:
-        """End the thread, drop batches that nobody took, and free the ring."""
+        """End the thread, drop batches that were not delivered, and free the ring."""
         stage, self._stage = self._stage, None
         if stage is not None:
             stage.close()
@@ -162,30 +162,30 @@ def stream(
     Parameters
     ----------
     bag : Bag
-        Of a slide, from a store, or any other.
+        Bag of a slide, a store or another source.
     device : str or torch.device
         "cpu", "cuda" or "cuda:1".
     normalize : Normalize or None
-        Applied on the device. None delivers the uint8 tiles, whatever ``dtype`` says.
+        Applied on the device. None: uint8 tiles, ``dtype`` is ignored.
     batch_size : int
         Tiles per batch; the last batch may have fewer.
     dtype : torch.dtype
-        float16, bfloat16 or float32: what the normalised values are rounded to, once.
+        float16, bfloat16 or float32: normalised values are rounded to it once.
     prefetch : int
-        Batches that may be ready before they are asked for.
+        Batches that may be ready in advance.
     threads : int, optional
-        Threads that decode. By default one fewer than the cores, at least one: a core is left to launch kernels.
+        Number of decoding threads. By default one fewer than the cores, at least one: a core is left to launch kernels.
     indices : (n,) int or bool array, optional
-        Positions in the bag, in the order to deliver. By default all, in the bag's order.
+        Positions in the bag, in order of delivery. By default all, in the bag's order.
     colours : {"host", "device"}
-        Where the drawn colours of the bag's view and tiles are computed. "host": by the threads that decode, rounded
-        to bytes before normalisation. "device": together with the normalisation, in one expression with one rounding
-        at its end; at most a level away, noise has other values of the same distribution. On the CPU that takes three
-        times as long (``tests/benchmarks/stream_colours.py``), so "host" is the default. A bag from a store has its
-        colours in its tiles: nothing is left for the device to do.
+        Where the drawn colours of the bag's view and tiles are computed. "host": by the decoding threads, rounded to
+        bytes before normalisation. "device": with the normalisation, in one expression with one rounding at its end;
+        at most a level different, noise has other values of the same distribution. On the CPU this takes three times
+        as long (``tests/benchmarks/stream_colours.py``), so "host" is the default. Tiles of a store already have their
+        colours: the device computes none.
     on_error : {"raise", "white", "skip"}
-        What becomes of a tile that cannot be decoded: its error is raised, or it is white, or it is left out. The
-        latter two keep it in ``failures`` and warn at the end; of more than a tenth of the tiles they raise.
+        Handling of a tile that cannot be decoded: its error is raised, it is white, or it is skipped. The latter two
+        list it in ``failures`` and warn at the end; with more than a tenth of the tiles they raise.
 
     Returns
     -------
@@ -195,13 +195,13 @@ def stream(
     Raises
     ------
     ConfigError
-        If an argument makes no sense or the device is not there, or the device is to do colours and a transform runs
-        as a libvips graph only.
+        An argument is invalid or the device does not exist, or ``colours`` is "device" and a transform runs only as a
+        libvips graph.
 
     Notes
     -----
-    What the bag's reader raises, such as ``CorruptSlideError``, is raised after the batches before it.
-    On CUDA the tiles are safe on the stream that is current when the batch is taken.
+    An error of the bag's reader, such as ``CorruptSlideError``, is raised after the batches before it.
+    On CUDA the tiles are ready on the stream that is current when the batch is returned.
     """
     check_bag(bag)
     sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))
@@ -219,7 +219,7 @@ def stream(
 
 
 def default_threads() -> int:
-    """Return the number of cores this process may use less one, at least one."""
+    """Return the number of cores this process may use minus one, at least one."""
     return max(1, usable_cores() - 1)
 
 
@@ -246,14 +246,14 @@ def _send_batches(
 
 
 def reader_of(bag: Bag, colours: str, threads: int = 1) -> Read:
-    """Return what reads tiles of a bag: with their colours, or without those that the device will compute."""
+    """Return the function that reads tiles of a bag: with their colours, or without those computed on the device."""
     if colours == "device" and isinstance(bag, UncolouredBag):
         return partial(bag.read_uncoloured, threads=threads)
     return partial(bag.read, threads=threads)
 
 
 def colours_of(bag: Bag, index: NDArray[np.int64], colours: str) -> Colours | None:
-    """Return what is left to the device to do to the colours of tiles."""
+    """Return the colour operations of tiles that the device must compute."""
     if colours != "device" or not isinstance(bag, UncolouredBag):
         return None
     places = index.tolist()
@@ -274,7 +274,7 @@ def _tile_shape(bag: Bag) -> tuple[int, int, int]:
 
 
 def _positions(indices: ArrayLike | None, count: int, name: str) -> NDArray[np.int64]:
-    """Return the positions meant by an index array, checked, in memory of their own."""
+    """Return the validated positions of an index array, as a copy."""
     if indices is None:
         return np.arange(count, dtype=np.int64)
     wanted = np.asarray(indices)
@@ -302,7 +302,7 @@ def check_normalize(normalize: Normalize | None) -> Normalize | None:
 
 
 def check_colours(colours: str, bag: Bag) -> str:
-    """Return a known way to colour that is possible with a bag."""
+    """Return a valid place to compute colours that is possible for a bag."""
     if colours not in COLOURS:
         raise ConfigError(f"colours is {colours!r}", slide=bag.name, remedy='pass "host" or "device"')
     if colours == "device" and isinstance(bag, UncolouredBag) and bag.host_only:

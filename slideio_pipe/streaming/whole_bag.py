@@ -14,14 +14,14 @@ from slideio_pipe.tiles.bag import Label
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WholeBag:
-    """All tiles that were asked for of one slide, in one tensor."""
+    """The selected tiles of one slide in one tensor."""
 
     tiles: torch.Tensor  # (n, 3, H, W) channels_last
     coords: NDArray[np.int64]  # (n, 2) level-0 px, x and y
     index: NDArray[np.int64]  # (n,) position in the bag, ascending
     bag: str  # name of the slide in the cohort
     label: Label = None
-    patient: str | None = None  # whose slide it is, where that is known
+    patient: str | None = None  # patient of the slide, if known
 
     def __len__(self) -> int:
         return len(self.index)
@@ -32,7 +32,7 @@ class WholeBag:
 
 
 class BagAssembler:
-    """A whole bag while its chunks arrive."""
+    """Gathers the chunks of a bag."""
 
     def __init__(self, first: Chunk, tiles: torch.Tensor) -> None:
         _, channels, height, width = tiles.shape
@@ -41,13 +41,13 @@ class BagAssembler:
         self._index = np.full(first.total, -1, np.int64)
 
     def add(self, item: Chunk, tiles: torch.Tensor) -> None:
-        """Put a chunk in its place."""
+        """Add a chunk."""
         places = torch.from_numpy(item.places).to(tiles.device)
         self._tiles.index_copy_(0, places, tiles.permute(0, 2, 3, 1))
         self._coords[item.places], self._index[item.places] = item.coords, item.index
 
     def bag(self, last: Chunk) -> WholeBag:
-        """Return the bag; tiles that were left out have no place in it."""
+        """Return the bag, without tiles that were skipped."""
         tiles, came = self._tiles, self._index >= 0
         if not came.all():
             tiles = tiles[torch.from_numpy(came).to(tiles.device)]
