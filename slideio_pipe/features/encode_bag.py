@@ -1,11 +1,11 @@
-"""From uint8 tiles on a device to features: batches that cross the borders of bags, rows that go back to their bag.
+"""Encode uint8 tiles on a device: batches are filled across bags, rows are returned to their bag.
 
 ::
 
     chunks of bag a, b, … ──▶ Batches of encoder 1 ──full batches──▶ network ──float16──▶ host ──▶ rows of a, b, …
                          └──▶ Batches of encoder 2 ──▶ …
 
-Every batch but the very last is full. On CUDA a batch is on its way back while the next one is computed.
+Every batch except the last is full. On CUDA a batch is copied back while the next one is computed.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from slideio_pipe.streaming.stream import at_least_one, stream
 from slideio_pipe.tiles.bag import Bag, check_bag
 
 BATCH_SIZE = 64
-# Batches on their way from a device while the next one is computed.
+# Batches that may be in transfer from a device while the next one is computed.
 _ON_THEIR_WAY = 1
 
 
 @dataclass(slots=True, eq=False)
 class BagFeatures:
-    """The features of one bag, filled as batches come back."""
+    """The features of one bag, filled as batches arrive."""
 
     name: str
     features: dict[str, NDArray[Any]]  # encoder: (N, D)
     coords: NDArray[np.int64]
-    left: int  # rows that are still to come, of all encoders
-    error: ConfigError | None = None  # the first thing that is wrong with them
+    left: int  # missing rows, of all encoders
+    error: ConfigError | None = None  # the first error in the features
 
     def take(self, encoder: str, index: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Put rows at their places."""
+        """Store rows at their positions."""
         self.features[encoder][index] = values
         self.left -= len(index)
         good = np.isfinite(values).all(axis=1)
@@ -56,7 +56,7 @@ class BagFeatures:
 
 @dataclass(slots=True, eq=False)
 class _Sent:
-    """A batch of features on its way to the host."""
+    """A batch of features being copied to the host."""
 
     values: Tensor
     there: StreamMark | None
@@ -65,17 +65,17 @@ class _Sent:
 
 @dataclass(slots=True, eq=False)
 class Batches:
-    """Chunks of any bags through one encoder, in batches of one size."""
+    """Runs chunks of any bags through one encoder, in batches of one size."""
 
     encoder: EncoderOnDevice
     size: int
-    count: int = 0  # batches that were computed
+    count: int = 0  # number of computed batches
     _waiting: deque[tuple[Tensor, BagFeatures, NDArray[np.int64]]] = field(default_factory=deque)
     _waiting_tiles: int = 0
     _sent: deque[_Sent] = field(default_factory=deque)
 
     def add(self, tiles: Tensor, rows: BagFeatures, index: NDArray[np.int64]) -> None:
-        """Take (n, 3, H, W) uint8 tiles on the device, those ``index`` of their bag."""
+        """Add (n, 3, H, W) uint8 tiles on the device, at positions ``index`` of their bag."""
         if not len(index):
             return
         self._waiting.append((tiles, rows, index))
@@ -84,7 +84,7 @@ class Batches:
             self._compute(self.size)
 
     def flush(self) -> None:
-        """Compute what is left, and wait for all rows."""
+        """Compute the remaining tiles, and wait for all rows."""
         if self._waiting_tiles:
             self._compute(self._waiting_tiles)
         while self._sent:
@@ -127,7 +127,7 @@ class Batches:
 
 
 class Encoding:
-    """Several encoders over the same tiles, each with batches of its own.
+    """Several encoders for the same tiles, each with its own batches.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ class Encoding:
     batch_size : int
         Tiles per batch.
     dtype : "float16" or "float32"
-        Of the features; float16 also lets CUDA compute in it.
+        Dtype of the features; with float16 CUDA also computes in it.
     """
 
     def __init__(self, encoders: Iterable[Encoder], *, device: str | torch.device, batch_size: int, dtype: str) -> None:
@@ -145,7 +145,7 @@ class Encoding:
         self.batches = {encoder.name: Batches(EncoderOnDevice(encoder, place, kind), size) for encoder in encoders}
 
     def rows(self, name: str, coords: NDArray[np.int64], encoders: Collection[str]) -> BagFeatures:
-        """Return room for the features of a bag."""
+        """Return empty arrays for the features of a bag."""
         count = len(coords)
         features = {
             encoder: np.empty((count, self.batches[encoder].encoder.encoder.dim), self.dtype) for encoder in encoders
@@ -153,12 +153,12 @@ class Encoding:
         return BagFeatures(name, features, coords, count * len(features))
 
     def add(self, tiles: Tensor, rows: BagFeatures, index: NDArray[np.int64]) -> None:
-        """Take uint8 tiles of a bag on the device."""
+        """Add uint8 tiles of a bag on the device."""
         for name in rows.features:
             self.batches[name].add(tiles, rows, index)
 
     def flush(self) -> None:
-        """Compute what is left: the only batches that are not full."""
+        """Compute the remaining tiles, in batches that may not be full."""
         for batches in self.batches.values():
             batches.flush()
 
@@ -173,33 +173,33 @@ def encode_bag(
     threads: int | None = None,
     progress: Report | bool | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Return the features of a bag's tiles, a row for each in the bag's order; tiles are decoded once for all encoders.
+    """Return the features of a bag's tiles, one row per tile in the bag's order; tiles are decoded once.
 
     Parameters
     ----------
     bag : Bag
-        Of a slide, augmented or not, from a store, or any other.
+        Bag of a slide, augmented or not, of a store, or another source.
     encoders : Encoder, or what ``load_encoder`` takes, or several
     device : str or torch.device
         "cpu", "cuda" or "cuda:1".
     batch_size : int
         Tiles per batch.
     dtype : "float16" or "float32"
-        Of the features. With float16 CUDA computes in it, too (autocast); the CPU computes as the network is.
+        Dtype of the features. With float16 CUDA also computes in it (autocast); the CPU uses the network's dtype.
     threads : int, optional
-        Threads that decode.
+        Number of decoding threads.
     progress : callable, bool or None
         See ``progress.reporting``; counts tiles.
 
     Returns
     -------
     dict of str to (N, D) array
-        By the names of the encoders.
+        Features by encoder name.
 
     Raises
     ------
     ConfigError
-        An encoder does not take the tiles, or makes something of one that is no finite number.
+        An encoder does not accept the tiles, or returns a value that is not finite.
 
     Examples
     --------
@@ -232,12 +232,12 @@ def encode_bag(
 
 
 def check_feature_dtype(dtype: str) -> torch.dtype:
-    """Return the kind of number that features are.
+    """Return the dtype of features.
 
     Raises
     ------
     ConfigError
-        They cannot be that.
+        The dtype is not supported.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"features cannot be {dtype!r}", remedy=f"pass dtype={' or '.join(map(repr, DTYPES))}")

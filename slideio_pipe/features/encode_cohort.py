@@ -1,4 +1,4 @@
-"""The features of a cohort's tiles, beside the pixels of bags or straight from slides; resumable."""
+"""Encode the tiles of a cohort, into its bags or from slides to feature stores; resumable."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.stream import at_least_one, default_threads
 
-# Where the runs over bags that get their features themselves are written down, below the bags' folder.
+# Folder of the runs that write features into bags, below the bags' folder.
 RUNS = Path("runs") / "features"
 
 
 @dataclass(slots=True)
 class FeatureReport(RunReport):
-    """What a run of ``encode_cohort`` did."""
+    """The results of a run of ``encode_cohort``."""
 
-    encoders: dict[str, int] = field(default_factory=dict)  # name to numbers per tile
+    encoders: dict[str, int] = field(default_factory=dict)  # name to features per tile
     device: str = "cpu"
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers, JSON-able."""
+        """Return the numbers as JSON values."""
         rate = round(self.tiles / max(self.seconds, 1e-9), 1)
         told = {"tiles": self.tiles, "tiles_per_second": rate, "encoders": self.encoders, "device": self.device}
         return {**RunReport.summary(self), **told}
@@ -67,58 +67,58 @@ def encode_cohort(
     retry: bool = False,
     progress: Report | bool | None = None,
 ) -> FeatureReport:
-    """Compute the features of every slide of a cohort; run it again to go on where it stopped.
+    """Compute the features of every slide of a cohort; run it again to continue after a stop.
 
-    The tiles of a slide are decoded once for all encoders, the next slides are opened meanwhile, and batches hold tiles
-    of several slides where they end and begin, so that the device does not wait between slides. A slide that fails
-    costs itself only: it is listed in ``failures.csv``.
+    The tiles of a slide are decoded once for all encoders, the next slides are opened meanwhile, and batches can
+    contain tiles of several slides, so that the device does not wait between slides. A slide that fails does not stop
+    the others: it is listed in ``failures.csv``.
 
     Parameters
     ----------
     cohort : path, list or Cohort
         Slides, or bags (``.bag.zarr``); see ``Cohort.of``.
     encoders : Encoder, or what ``load_encoder`` takes, or several
-        Those whose features a slide has already are left out: encoders may be added later.
+        Encoders whose features a slide already has are skipped: encoders can be added later.
     out : str or Path, optional
-        The folder of ``<slide>.features.zarr`` and of the run's notes. By default features go into bags, beside their
-        pixels (``features/<encoder>``), and the notes into ``runs/features`` below the bags' folder.
+        The folder of ``<slide>.features.zarr`` and of the run's files. By default features are written into bags,
+        beside their pixels (``features/<encoder>``), and the run's files into ``runs/features`` below the bags' folder.
     config : LoaderConfig, ExportConfig, path or dict, optional
-        How slides become tiles. By default tiles are of the encoders' input size (the largest), at the encoders' mpp if
-        they say one, else at 0.5 µm. Bags have their tiles.
+        Settings of the tiles. By default tiles have the encoders' input size (the largest), at the encoders' mpp if
+        stated, else at 0.5 µm. Bags already have tiles.
     device : str or torch.device, optional
         "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
     batch_size : int
         Tiles per batch.
     dtype : "float16" or "float32"
-        Of the features. With float16 CUDA computes in it, too (autocast).
+        Dtype of the features. With float16 CUDA also computes in it (autocast).
     threads : int, optional
-        Threads that decode; by default one fewer than the cores.
+        Number of decoding threads; by default one fewer than the cores.
     slide_transform : albumentationsxl transform, optional
         Drawn once per slide, such as a stain normalisation.
     allow_empty : bool
-        Write no rows for slides without tissue, instead of listing them as failed. Empty bags have none anyway.
+        Write no rows for slides without tissue, instead of listing them as failed. Empty bags never have rows.
     overwrite : bool
-        Replace features of other settings or other encoders of the same name; what is the same stays.
+        Replace features of other settings or of other encoders with the same name; equal ones are kept.
     shard : str, optional
-        "0/4" is the first of four parts of the cohort: for a process on each of several GPUs.
+        "0/4" is the first of four parts of the cohort: for one process per GPU.
     workers : int, optional
-        Encode in so many processes, each slide by itself: for CPUs, and for slides that crash their reader. By default
-        all are encoded in this process, in batches that cross their borders: what a GPU wants.
+        Encode in this many processes, one slide at a time: for CPUs, and for slides that crash their reader. By default
+        all are encoded in this process, in batches filled across slides, which suits a GPU.
     cluster : str or Path, optional
-        Encode on Dask or SLURM in the same way; see ``run_cohort``.
+        Encode on Dask or SLURM, one slide at a time per worker; see ``run_cohort``.
     time_limit_s, memory_limit_gb : float, optional
-        For each slide, and for each process; with ``workers`` or ``cluster``.
+        Limit per slide and per process; with ``workers`` or ``cluster``.
     retry : bool
-        Try slides again that took two worker processes with them.
+        Retry slides that crashed two worker processes.
     progress : callable, bool or None
         See ``progress.reporting``; counts slides.
 
     Raises
     ------
     ConfigError
-        All that is wrong with the cohort or an encoder; or features of other settings are there.
+        The cohort or an encoder has errors, listed together; or features of other settings exist.
     OutputError
-        Another run writes into this folder, or it cannot be written.
+        Another run writes into this folder, or the folder cannot be written.
 
     Examples
     --------
@@ -143,17 +143,17 @@ def encode_cohort(
     settings = tile_config(config, chosen)
     described = None if slide_transform is None else slide_transform.to_dict()["transform"]
     threads = default_threads() if threads is None else at_least_one("threads", threads)
-    alone = None
+    worker_settings = None
     if workers is not None or cluster is not None:
-        alone = EncodeSettings(str(place), batch_size, dtype, settings, slide_transform, threads, allow_empty)
+        worker_settings = EncodeSettings(str(place), batch_size, dtype, settings, slide_transform, threads, allow_empty)
     elif time_limit_s is not None or memory_limit_gb is not None:
         raise ConfigError("limits are for worker processes", remedy="pass workers=1 or more")
-    work = FeatureWork(chosen, folder, None if bags_only else settings, described, dtype, alone)
+    work = FeatureWork(chosen, folder, None if bags_only else settings, described, dtype, worker_settings)
     if not overwrite:
         work.refuse_others(slides)
     notes = _notes(slides, folder, part)
     known: dict[str, Any] = {"encoders": {e.name: e.dim for e in chosen}, "device": str(place)}
-    if alone is not None:
+    if worker_settings is not None:
         check_portable(work)
         with rated(progress, f"{len(slides):,} slides", "tiles") as (report, _):
             done = run_cohort(
@@ -191,7 +191,7 @@ def _fields(report: RunReport) -> dict[str, Any]:
 
 
 def tile_config(config: Any, encoders: Iterable[Encoder]) -> LoaderConfig:
-    """Return how slides become tiles: as configured, by default as the encoders want them.
+    """Return the settings of the tiles: as configured, by default as the encoders need them.
 
     Examples
     --------
@@ -222,7 +222,7 @@ def check_places(slides: Cohort, folder: Path | None) -> bool:
     Raises
     ------
     ConfigError
-        Features are to go beside pixels, and a source has none on disk but its own.
+        Features are to be written beside pixels, and a source is not a bag on disk.
     """
     slide = next((slide for slide in slides if not _is_bag(slide)), None)
     if slide is not None and folder is None:
@@ -236,7 +236,7 @@ def _is_bag(slide: CohortSlide) -> bool:
 
 
 def _part(slides: Cohort, shard: str | None) -> tuple[Cohort, str | None]:
-    """Return the slides of a shard, and what its notes are called."""
+    """Return the slides of a shard, and the name of its files."""
     if shard is None:
         return slides, None
     found = re.fullmatch(r"(\d+)/(\d+)", shard)
@@ -248,7 +248,7 @@ def _part(slides: Cohort, shard: str | None) -> tuple[Cohort, str | None]:
 
 
 def _notes(slides: Cohort, folder: Path | None, part: str | None) -> Path:
-    """Return where a run is written down: with its outputs, or beside the bags that hold them."""
+    """Return the folder of a run's files: with its outputs, or beside the bags that contain the features."""
     if folder is not None:
         return folder if part is None else folder / RUNS / part
     bags = [slide.source.absolute().parent for slide in slides if isinstance(slide.source, Path)]

@@ -1,4 +1,4 @@
-"""Features of a slide's tiles, from whatever store or file holds them."""
+"""Open the features of a slide's tiles, from any supported store or file."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.tiles.bag import Label
 
 HDF5 = (".h5", ".hdf5")
-# What an array of features is called: CLAM and TRIDENT, STAMP.
+# Names of feature arrays: CLAM and TRIDENT, STAMP.
 _ARRAYS = ("features", "feats")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureBag:
-    """What an encoder made of the tiles of one slide, a row for each; ``open_features`` opens one."""
+    """The features of one slide's tiles, one row per tile; opened by ``open_features``."""
 
-    name: str  # the slide's, as far as the file says
-    features: NDArray[Any]  # (N, D), from a store mapped into memory: read when looked at
-    coords: NDArray[np.int64] | None  # (N, 2) top-left corners (x, y), level-0 px; None where nothing says
+    name: str  # the slide's name, if the file states it
+    features: NDArray[Any]  # (N, D), memory-mapped if from a store
+    coords: NDArray[np.int64] | None  # (N, 2) top-left corners (x, y), level-0 px; None if unknown
     tile_size_level0: float | None  # side of a tile, level-0 px
     label: Label
-    encoder: str | None  # whose features they are, where that is known
+    encoder: str | None  # name of the encoder, if known
     view_mpp: Mpp | None  # µm per px of the tiles
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # where the tiles come from
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # provenance of the tiles
     encoder_facts: Mapping[str, Any] = field(default_factory=dict)  # digest, normalisation, input size, versions
-    patient: str | None = None  # whose slide it is, where that is known
+    patient: str | None = None  # patient of the slide, if known
 
     def __len__(self) -> int:
         return len(self.features)
@@ -57,18 +57,18 @@ def open_features(path: str | Path, encoder: str | None = None, *, slide_mpp: fl
     ----------
     path : str or Path
         A ``.bag.zarr`` with features beside its tiles, a ``.features.zarr``; an HDF5 file of TRIDENT, CLAM or STAMP;
-        a ``.pt`` file of CLAM, whose coordinates come from ``h5_files`` beside its folder where that is there.
+        a ``.pt`` file of CLAM, whose coordinates are read from ``h5_files`` beside its folder, if present.
     encoder : str, optional
-        Whose features, where there are several.
+        Name of the encoder, if there are several.
     slide_mpp : float, optional
-        µm per level-0 px. STAMP keeps coordinates in µm: without this, its bags have none.
+        µm per level-0 px. STAMP stores coordinates in µm: without this argument its bags have none.
 
     Raises
     ------
     BagFormatError
-        There are none, or they are damaged.
+        There are no features, or they are damaged.
     ConfigError
-        There are several, and ``encoder`` does not say which; or ``slide_mpp`` is none that a slide can have.
+        There are several encoders and ``encoder`` is not given; or ``slide_mpp`` is impossible.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def _from_store(path: Path, encoder: str | None) -> FeatureBag:
 
 
 def _chosen(path: Path, encoder: str | None) -> str:
-    """Return whose features are meant."""
+    """Return the name of the encoder to open."""
     if encoder is not None:
         return encoder
     there = encoder_names(path)
@@ -131,7 +131,7 @@ def _chosen(path: Path, encoder: str | None) -> str:
 
 
 def _side_level0(described: Mapping[str, Any]) -> float | None:
-    """Return the side of a tile at level 0, of a turned one as well: areas do not turn."""
+    """Return the side of a tile at level 0, also of a rotated one: rotation does not change areas."""
     try:
         sx, b, _, d, sy, _ = (float(value) for value in described["view"]["affine"])
         return float(described["grid"]["tile_size"]) * math.sqrt(abs(sx * sy - b * d))
@@ -183,7 +183,7 @@ def _from_tensor(file: Path, encoder: str | None) -> FeatureBag:
         values = _rows(file, (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
     except BagFormatError:
         raise
-    except Exception as error:  # pickles of anything else than tensors raise whatever they do
+    except Exception as error:  # pickles of other objects may raise anything
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BagFormatError(f"no tensor of features ({said})", slide=str(file), remedy="save a tensor") from error
     beside = file.parent.parent / "h5_files" / f"{file.stem}.h5"
@@ -195,7 +195,7 @@ def _from_tensor(file: Path, encoder: str | None) -> FeatureBag:
 
 
 def _rows(file: Path, values: NDArray[Any]) -> NDArray[Any]:
-    if values.ndim == 3 and values.shape[0] == 1:  # some tools keep a batch of one bag
+    if values.ndim == 3 and values.shape[0] == 1:  # some tools store a batch of one bag
         values = values[0]
     if values.ndim != 2 or values.dtype.kind != "f":
         raise BagFormatError(
@@ -208,7 +208,7 @@ def _corners(file: Path, places: Any, values: NDArray[Any]) -> NDArray[np.int64]
     if places is None:
         return None
     found = np.asarray(places)
-    if found.ndim == 3 and found.shape[0] == 1:  # some tools keep a batch of one bag
+    if found.ndim == 3 and found.shape[0] == 1:  # some tools store a batch of one bag
         found = found[0]
     if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iuf":
         reason = f"coordinates are {found.shape} {found.dtype}"
@@ -222,5 +222,5 @@ def _corners(file: Path, places: Any, values: NDArray[Any]) -> NDArray[np.int64]
 
 
 def _plain(value: Any) -> Any:
-    """Return an attribute of HDF5 as Python has it."""
+    """Return an attribute of HDF5 as a Python value."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value

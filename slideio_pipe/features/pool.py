@@ -1,7 +1,7 @@
-"""A pool for ``run_cohort`` that encodes: slides are opened ahead, and batches cross their borders.
+"""A pool for ``run_cohort`` that encodes slides in this process: it opens slides ahead and fills batches across slides.
 
-It works in this process, where the device is; threads open, decode and write. A slide that crashes its reader ends the
-run, and the next one goes on behind it: where slides are that bad, ``encode_cohort(workers=…)`` encodes each by itself.
+Threads open, decode and write; the device is in this process. A slide that crashes its reader ends the run, and the
+next run skips it: with many such slides, use ``encode_cohort(workers=…)``, which encodes each in a worker process.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.streaming.schedule import EpochSchedule
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
 
-# Tiles per chunk, at most: what is decoded together. Batches are made of as many chunks as they take.
+# Tiles per chunk, at most: decoded together. A batch is made of several chunks.
 _CHUNK_SIZE = 64
-# Chunks that may be ready before they are asked for.
+# Chunks that may be ready in advance.
 _PREFETCH = 3
-# Bags being written; beyond that the encoding waits for the disk.
-_WRITING = 4
+# Bags being written at a time; with more, encoding waits for the disk.
+_MAX_WRITES = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BagMetadata:
-    """What is kept of a bag whose pixels are gone: all but those."""
+    """A bag without its pixels: what is kept until its features are written."""
 
     name: str
     coords: NDArray[np.int64]
@@ -53,7 +53,7 @@ class BagMetadata:
 
     @classmethod
     def of(cls, bag: Bag, label: Label, patient: str | None) -> BagMetadata:
-        """Return what is to be kept of a bag."""
+        """Return the record of a bag."""
         columns = (np.asarray(bag.coords), np.asarray(bag.grid_index), np.asarray(bag.tissue))
         facts = bag.provenance() | {"label": label, "patient": patient}
         return cls(bag.name, *columns, label, facts, isinstance(bag, StoredBag))
@@ -63,26 +63,26 @@ class BagMetadata:
 
 
 class FeatureWriter(Protocol):
-    """Where features go."""
+    """The destination of features."""
 
     def missing(self, job: Job) -> list[str]:
-        """Return whose features of a slide are still to be computed; raises what makes the slide fail."""
+        """Return the encoders whose features of a slide are missing; raises an error that makes the slide fail."""
         ...
 
     def keep(self, job: Job, bag: BagMetadata, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """Write the features of a slide, and return what to note of it; called on a thread."""
+        """Write the features of a slide, and return the entries for its ledger; called in a thread."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    """A slide on its way."""
+    """A slide being encoded."""
 
     job: Job
     wanted: list[str]  # encoders
     began: float = 0.0
     rows: BagFeatures | None = None
-    given_up: bool = False
+    failed: bool = False
 
 
 class FeaturePool:
@@ -93,17 +93,17 @@ class FeaturePool:
     encoding : Encoding
     keeper : FeatureWriter
     config : LoaderConfig
-        How slides become tiles.
+        Settings of the tiles.
     slide_transform : albumentationsxl transform, optional
         Drawn once per slide.
     threads : int
-        Threads that decode.
+        Number of decoding threads.
     bags_in_flight : int
-        Bags open at a time: the one that is encoded, and those whose tissue is being found meanwhile.
+        Bags open at a time: the one being encoded, and those whose tissue is being found.
     allow_empty : bool
         Write no rows for slides without tissue, instead of failing.
     on_tiles : callable, optional
-        Called with how many tiles were encoded since the call before.
+        Called with the number of tiles encoded since the previous call.
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class FeaturePool:
             on_error="raise",
             colours="host",
         )
-        self.tiles = 0  # encoded so far
+        self.tiles = 0  # number encoded so far
 
     def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
-        """Yield what became of each job, as they end. All are asked for before the first is begun."""
+        """Yield the outcome of each job when it ends. All jobs are read before the first is started."""
         pending: list[_Pending] = []
         for job in tasks:
             try:
@@ -144,13 +144,13 @@ class FeaturePool:
                 continue
             if wanted:
                 pending.append(_Pending(job, wanted))
-            else:  # they were computed by another run
+            else:  # another run has computed them
                 yield Outcome(job, {}, None, "encode", 0.0)
         if not pending:
             return
         dataset = _Slides([item.job.slide for item in pending], self._config, self._transform)
         try:
-            dataset.tile_shape  # noqa: B018  # may open the first bag, which then stays open for its turn
+            dataset.tile_shape  # noqa: B018  # may open the first bag, which then stays open until it is read
         except SlideioPipeError:
             yield from (self._failed(item, dataset.failures[k], "open") for k, item in enumerate(pending))
             return
@@ -177,10 +177,10 @@ class FeaturePool:
                         delivered = stage.take()
                     except StopIteration:
                         break
-                    yield from self._take(pending[delivered.flight], delivered, dataset, whole)
+                    yield from self._take(pending[delivered.place], delivered, dataset, whole)
                     del delivered
                     yield from self._settle(whole, write)
-                    while writing and (len(writing) > _WRITING or next(iter(writing)).done()):
+                    while writing and (len(writing) > _MAX_WRITES or next(iter(writing)).done()):
                         yield self._written(writing)
                 self._encoding.flush()
                 yield from self._settle(whole, write)
@@ -188,12 +188,12 @@ class FeaturePool:
                     yield self._written(writing)
         finally:
             stage.close()
-            dataset.let_go()
+            dataset.close_unread()
 
     def _take(
         self, item: _Pending, delivered: Chunk | FailedBag, dataset: _Slides, whole: list[_Pending]
     ) -> Iterator[Outcome]:
-        """Take a chunk of a slide, or hear that it failed."""
+        """Encode a chunk of a slide, or handle its failure."""
         name = item.job.slide.name
         item.began = item.began or time.perf_counter()
         if isinstance(delivered, FailedBag):
@@ -204,12 +204,12 @@ class FeaturePool:
                 whole.append(item)
                 return
             whole[:] = [other for other in whole if other is not item]
-            if not item.given_up:
-                item.given_up = True
+            if not item.failed:
+                item.failed = True
                 yield self._failed(item, error, "tiles" if delivered.began else "open")
             dataset.laid.pop(name, None)
             return
-        if item.rows is None and not item.given_up:
+        if item.rows is None and not item.failed:
             item.rows = self._encoding.rows(name, dataset.laid[name].coords, item.wanted)
             whole.append(item)
         if item.rows is not None:
@@ -218,19 +218,19 @@ class FeaturePool:
             self._on_tiles(len(delivered.index))
 
     def _settle(self, begun: list[_Pending], write: Callable[[_Pending], None]) -> Iterator[Outcome]:
-        """Have the bags written whose last row is there, and give up those that are no numbers."""
+        """Submit complete bags for writing, and fail those with features that are not finite."""
         for item in list(begun):
             assert item.rows is not None
             if item.rows.error is not None:
                 begun.remove(item)
-                error, item.rows, item.given_up = item.rows.error, None, True
+                error, item.rows, item.failed = item.rows.error, None, True
                 yield self._failed(item, error, "encode")
             elif not item.rows.left:
                 begun.remove(item)
                 write(item)
 
     def _written(self, writing: dict[Future[dict[str, Any]], _Pending]) -> Outcome:
-        """Wait for the bag that has been written longest."""
+        """Wait for the write that was submitted first."""
         future = next(iter(writing))
         item = writing.pop(future)
         try:
@@ -247,16 +247,16 @@ class FeaturePool:
 
 
 class _Slides(BagDataset):
-    """The slides of a run as bags, of which all but the pixels is kept until their features are written."""
+    """The slides of a run as bags; all but the pixels is kept until their features are written."""
 
     def __init__(self, slides: Sequence[CohortSlide], config: LoaderConfig, slide_transform: Any) -> None:
         super().__init__(Cohort.unchecked(slides), config, slide_transform=slide_transform)
         self.laid: dict[str, BagMetadata] = {}
-        self.failures: list[SlideioPipeError] = []  # of each slide, when none can be opened
-        self._kept: dict[str, Bag] = {}  # opened for its tile shape
+        self.failures: list[SlideioPipeError] = []  # one per slide, if none can be opened
+        self._kept: dict[str, Bag] = {}  # opened to read the tile shape
 
-    def let_go(self) -> None:
-        """Close what was opened and never read."""
+    def close_unread(self) -> None:
+        """Close bags that were opened and not read."""
         for number, slide in enumerate(self.cohort):
             bag = self._kept.pop(slide.name, None)
             if bag is not None:
@@ -271,7 +271,7 @@ class _Slides(BagDataset):
                 self.laid[slide.name] = BagMetadata.of(bag, label, slide.patient or patient_of(bag))
             except (SlideioPipeError, OSError):
                 raise
-            except Exception as error:  # whatever a library raises over a damaged slide costs that slide only
+            except Exception as error:  # any error of a library for a damaged slide fails only that slide
                 raise SlideioPipeError(f"{type(error).__name__}: {error}", slide=slide.name) from error
         return bag
 

@@ -1,4 +1,4 @@
-"""Where the features of each slide of a cohort go, which are there, and how one slide is encoded by itself."""
+"""The encoding work of a cohort: output stores, finished features, and encoding of one slide in a worker process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class EncodeSettings:
-    """How a process encodes one slide after the other, each by itself; pickles."""
+    """Settings of a process that encodes one slide at a time; can be pickled."""
 
     device: str
     batch_size: int
@@ -52,7 +52,7 @@ class EncodeSettings:
     allow_empty: bool
 
     def pool(self, keeper: FeatureWork) -> FeaturePool:
-        """Return what encodes; batches end with the slide."""
+        """Return the pool that encodes; batches end with the slide."""
         return FeaturePool(
             Encoding(keeper.encoders, device=check_device(self.device), batch_size=self.batch_size, dtype=self.dtype),
             keeper,
@@ -65,38 +65,38 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class FeatureWork:
-    """Where the features of each slide go, and which of them are there."""
+    """The output stores of a cohort's features, and which features exist."""
 
     encoders: tuple[Encoder, ...]
-    folder: Path | None  # of .features.zarr; None: beside the pixels
-    config: LoaderConfig | None  # None: bags only, whose tiles are laid
-    transform: Any  # its description
+    folder: Path | None  # folder of .features.zarr; None: beside the pixels
+    config: LoaderConfig | None  # None: only bags, which have tiles
+    transform: Any  # description of the transform
     dtype: str
-    alone: EncodeSettings | None = None  # how a worker process encodes slides, one at a time; None: a FeaturePool does
+    worker_settings: EncodeSettings | None = None  # for worker processes; None: a FeaturePool encodes
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """What tiles depend on; encoders may be added later."""
+        """Settings of the tiles, without the encoders, which can be added later."""
         config = {} if self.config is None else self.config.model_dump(mode="json")
         return config | {"slide_transform": self.transform}
 
     @cached_property
     def facts(self) -> dict[str, dict[str, Any]]:
-        """What is kept beside the features of each encoder."""
+        """The attributes stored with the features of each encoder."""
         return {
             encoder.name: {**encoder.describe(), "dtype": self.dtype, "digest": encoder.digest}
             for encoder in self.encoders
         }
 
     def store(self, slide: CohortSlide) -> Path:
-        """Return the store that a slide's features go to."""
+        """Return the store for a slide's features."""
         assert isinstance(slide.source, Path)
         if self.folder is None:
             return slide.source
         return self.folder / f"{bag_name(slide.name).removesuffix(BAG_SUFFIX)}{SUFFIX}"
 
     def output(self, slide: CohortSlide) -> Path:
-        """Return the features of the last encoder if all are there, else a name that nothing has."""
+        """Return the path of the last encoder's features if all exist, else a path that does not exist."""
         store = self.store(slide)
         for encoder in self.encoders:
             if not self.is_there(store, encoder.name):
@@ -104,12 +104,12 @@ class FeatureWork:
         return store / FOLDER / self.encoders[-1].name
 
     def is_there(self, store: Path, name: str) -> bool:
-        """Return whether a store has the features that this run would make."""
+        """Return whether a store has the features that this run would compute."""
         found = encoder_attributes(store, name)
         return found is not None and all(found.get(key) == self.facts[name][key] for key in ("digest", "dtype"))
 
     def refuse_others(self, cohort: Cohort) -> None:
-        """Raise ConfigError when slides have features that other encoders made, or of other tiles."""
+        """Raise ConfigError if slides have features of other encoders with these names, or of other tiles."""
         other: dict[str, list[str]] = {}
         for slide in cohort:
             store = self.store(slide)
@@ -119,7 +119,7 @@ class FeatureWork:
                     other.setdefault(f"{name} ({_difference(found, self.facts[name])})", []).append(slide.name)
             stored = {} if self.folder is None else feature_store_attributes(store) or {}
             made = stored.get("made")
-            # A run in this folder that did these itself says more: which settings.
+            # A ledger entry of this folder has more details: the changed settings.
             changed = made is not None and made["settings"] != settings_digest(self.settings, slide)
             if changed and not self.output(slide).exists():
                 other.setdefault(f"{_tiles_of(stored)} of other settings", []).append(slide.name)
@@ -131,7 +131,7 @@ class FeatureWork:
             raise ConfigError(f"features of other encoders or settings are there: {shown}", remedy=remedy)
 
     def missing(self, job: Job) -> list[str]:
-        """Return whose features of a slide are still to be computed."""
+        """Return the encoders whose features of a slide are missing."""
         store = self.store(job.slide)
         if self.folder is not None and store.exists() and not self._is_of(job, store):
             if not job.overwrite:
@@ -143,7 +143,7 @@ class FeatureWork:
 
     def keep(self, job: Job, bag: BagMetadata, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Write the features of a slide."""
-        if self.folder is None:  # bags may be of several folders, each with runs of its own
+        if self.folder is None:  # bags may be in several folders, each with its own runs
             return self._keep(job, bag, features)
         with within_run(self.folder):
             return self._keep(job, bag, features)
@@ -152,8 +152,8 @@ class FeatureWork:
         store = self.store(job.slide)
         named = {name: (values, self.facts[name]) for name, values in features.items()}
         if self.folder is not None and not (store.exists() and self._is_of(job, store)):
-            told = {**bag.provenance, "made": _made(job)}
-            create_feature_store(store, bag, told, named, overwrite=job.overwrite)
+            description = {**bag.provenance, "made": _made(job)}
+            create_feature_store(store, bag, description, named, overwrite=job.overwrite)
         else:
             if self.folder is not None and not np.array_equal(open_feature_store(store).columns["coords"], bag.coords):
                 reason = "the tiles are not those whose features are there"
@@ -163,33 +163,33 @@ class FeatureWork:
         return self._summary(store, bag, features)
 
     def recall(self, slide: CohortSlide) -> dict[str, Any]:
-        """Return what is known of features that were written before a kill."""
+        """Return the ledger entries of features that were written before a kill."""
         return {"features": str(self.store(slide)), "encoders": ", ".join(self.facts)}
 
     def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
-        """Encode one slide by itself, in a worker process."""
-        if self.alone is None:
+        """Encode one slide, in a worker process."""
+        if self.worker_settings is None:
             raise ConfigError("features are encoded by a FeaturePool", slide=slide.name, remedy="call encode_cohort")
         assert isinstance(slide.source, Path)
         on_stage("encode")
         job = Job(slide, Entry("start", settings_digest(self.settings, slide), fingerprint(slide.source)), overwrite)
-        (outcome,) = self.alone.pool(self).outcomes([job])
+        (outcome,) = self.worker_settings.pool(self).outcomes([job])
         if outcome.error is not None:
             raise outcome.error
         return dict(outcome.value or self.recall(slide))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
-            "encoders": tuple(_sent(encoder) for encoder in self.encoders)
+            "encoders": tuple(_to_source(encoder) for encoder in self.encoders)
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "encoders", tuple(_received(encoder) for encoder in state["encoders"]))
+        object.__setattr__(self, "encoders", tuple(_from_source(encoder) for encoder in state["encoders"]))
 
     def _is_of(self, job: Job, store: Path) -> bool:
-        """Return whether a store of features is of the same tiles, as far as settings tell."""
+        """Return whether a store of features has the same tiles, judged by the settings."""
         found = feature_store_attributes(store)
         return found is not None and found.get("made") == _made(job)
 
@@ -203,7 +203,7 @@ class FeatureWork:
 
 
 def check_portable(work: FeatureWork) -> None:
-    """Raise ConfigError when a network cannot be sent to other processes."""
+    """Raise ConfigError if a network cannot be sent to other processes."""
     try:
         pickle.dumps(work)
     except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
@@ -214,15 +214,15 @@ def check_portable(work: FeatureWork) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
-    """An encoder that is loaded again where it is needed: code of others does not pickle, and is large."""
+class _EncoderSource:
+    """An encoder that is loaded again in the worker: third-party code cannot be pickled, and is large."""
 
     source: str
     digest: str
     given: Mapping[str, Any]
 
 
-def _sent(encoder: Encoder) -> Encoder | _Named:
+def _to_source(encoder: Encoder) -> Encoder | _EncoderSource:
     file = Path(encoder.source)
     if not encoder.source.startswith(("timm:", "hf:")) and not file.is_file():
         return encoder
@@ -230,10 +230,10 @@ def _sent(encoder: Encoder) -> Encoder | _Named:
     given = {name: getattr(encoder, name) for name in ("name", "normalize", "input_size", "mpp", "interpolation")} | {
         "pooling": None if encoder.pooling == "none" else encoder.pooling
     }
-    return _Named(source, encoder.digest, given)
+    return _EncoderSource(source, encoder.digest, given)
 
 
-def _received(encoder: Encoder | _Named) -> Encoder:
+def _from_source(encoder: Encoder | _EncoderSource) -> Encoder:
     if isinstance(encoder, Encoder):
         return encoder
     loaded = load_encoder(encoder.source, **encoder.given)
@@ -243,21 +243,21 @@ def _received(encoder: Encoder | _Named) -> Encoder:
 
 
 def _made(job: Job) -> dict[str, str]:
-    """Return what the tiles of a slide were made with and of."""
+    """Return the settings and the source of a slide's tiles."""
     return {"settings": job.entry.settings, "fingerprint": job.entry.fingerprint}
 
 
-def _tiles_of(told: Mapping[str, Any]) -> str:
-    """Return what tiles a store is of, in short."""
-    side, mpp = (told.get("grid") or {}).get("tile_size"), (told.get("view") or {}).get("mpp")
+def _tiles_of(description: Mapping[str, Any]) -> str:
+    """Return a short description of a store's tiles."""
+    side, mpp = (description.get("grid") or {}).get("tile_size"), (description.get("view") or {}).get("mpp")
     return f"tiles of {side} px" + ("" if mpp is None else f" at {mpp[0]:.3g} µm")
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return in what two encoders of one name differ."""
-    told = [
+    """Return the difference between two encoders of one name."""
+    differences = [
         f"{key} was {before.get(key)}, is {now.get(key)}"
         for key in ("weights", "input_size", "interpolation", "pooling", "mpp", "normalize", "dtype")
         if before.get(key) != now.get(key)
     ]
-    return "; ".join(told) or "of another digest"
+    return "; ".join(differences) or "of another digest"

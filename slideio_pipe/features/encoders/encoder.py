@@ -1,4 +1,4 @@
-"""Encoder: a network and what it wants its tiles to be like; and the same on a device, from bytes to features."""
+"""``Encoder``: a network and the tiles it needs; ``EncoderOnDevice``: the same on a device, from uint8 to features."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from slideio_pipe.streaming.normalize import TILE_DTYPES, Normalize
 
 Interpolation = Literal["bilinear", "bicubic"]
 Pooling = Literal["none", "class", "mean"]
-# Px of a tile per px of the maps that are taken for features: those of backbones are 16 or 32.
+# Minimum px of a tile per px of maps used as features: those of backbones are 16 or 32.
 _LEAST_STRIDE = 8
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoder:
-    """A network with what it wants its tiles to be like; ``load_encoder`` makes one.
+    """A network and the tiles it needs; made by ``load_encoder``.
 
-    Its module is in evaluation mode, and moves to the device that it encodes on.
+    Its module is in evaluation mode, and is moved to the device of the encoding.
     """
 
-    name: str  # what its features are called
+    name: str  # name of its features
     module: nn.Module
     normalize: Normalize
-    input_size: int  # side of the squares it takes, px
-    dim: int  # numbers per tile
-    mpp: float | None = None  # µm per px it was made for, where that is known
-    interpolation: Interpolation = "bicubic"  # how tiles of another size become input_size; antialiased
-    pooling: Pooling = "none"  # of (n, tokens, D) outputs: the first token, or their mean
-    source: str = ""  # what it was loaded from
+    input_size: int  # side of its square input, px
+    dim: int  # features per tile
+    mpp: float | None = None  # µm per px it was trained at, if known
+    interpolation: Interpolation = "bicubic"  # for resizing tiles to input_size; antialiased
+    pooling: Pooling = "none"  # for (n, tokens, D) outputs: the first token, or their mean
+    source: str = ""  # source it was loaded from
     weights: str = ""  # digest of its weights
-    batch: int | None = None  # of an exported program that takes so many tiles and no others
-    dtype: torch.dtype | None = None  # of the tiles it takes; None: that of its parameters
+    batch: int | None = None  # fixed batch size of an exported program
+    dtype: torch.dtype | None = None  # input dtype; None: that of its parameters
     autocast: bool = True  # whether it may compute in float16 on CUDA
 
     @property
     def digest(self) -> str:
-        """Sixteen hex digits of what its features depend on."""
+        """Sixteen hex digits over everything its features depend on."""
         known = {key: value for key, value in self.describe().items() if key not in ("name", "source", "packages")}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
-        """Return what features keep of their encoder, JSON-able."""
+        """Return the encoder's attributes for its features, as JSON values."""
         normalize = self.normalize
         return {
             "name": self.name,
@@ -73,16 +73,16 @@ class Encoder:
 
 
 class EncoderOnDevice:
-    """An encoder on a device: uint8 tiles to features; the only place that knows how.
+    """An encoder on a device, from uint8 tiles to features; all encoding is done here.
 
     Parameters
     ----------
     encoder : Encoder
         Its module is moved to the device.
     device : torch.device
-        As ``check_device`` returns it.
+        From ``check_device``.
     dtype : torch.dtype
-        Of the features. float16 also lets CUDA compute in it (autocast); the CPU computes as the module is.
+        Dtype of the features. With float16 CUDA also computes in it (autocast); the CPU uses the module's dtype.
     """
 
     def __init__(self, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> None:
@@ -98,7 +98,7 @@ class EncoderOnDevice:
         Raises
         ------
         ConfigError
-            The network does not take them, makes something else of them, or has no memory for so many.
+            The network does not accept the tiles, returns another shape, or runs out of memory.
         """
         autocast = torch.autocast("cuda", torch.float16) if self._half else contextlib.nullcontext()
         with on_device(self.device), torch.inference_mode(), autocast:
@@ -108,13 +108,13 @@ class EncoderOnDevice:
 
     def _encoded(self, tiles: Tensor) -> Tensor:
         pixels, count = self._pixels(tiles), len(tiles)
-        if self.encoder.batch is not None and count < self.encoder.batch:  # rows that nobody asked for
+        if self.encoder.batch is not None and count < self.encoder.batch:  # padding rows
             pixels = torch.cat([pixels, pixels[:1].expand(self.encoder.batch - count, -1, -1, -1)])
         found = self._run(pixels)
         return pooled(self.encoder.name, found, len(pixels), self.encoder.pooling, pixels.shape[-1])[:count]
 
     def _pixels(self, tiles: Tensor) -> Tensor:
-        """Return tiles of the encoder's size, normalised, in the memory order that every network takes."""
+        """Return tiles of the encoder's size, normalised, in the default memory order of networks."""
         sized = resized(tiles, self.encoder.input_size, self.encoder.interpolation)
         kind = self._takes if self._takes in TILE_DTYPES else torch.float32
         return self._normalize.convert(sized, kind).to(self._takes).contiguous()
@@ -127,7 +127,7 @@ class EncoderOnDevice:
             release_activations(error)
             reason = f"{name} has no memory for batches of {n:,} tiles"
             raise ConfigError(reason, remedy=f"pass batch_size={max(1, n // 2)}") from error
-        except Exception as error:  # whatever a network raises over tiles it does not take
+        except Exception as error:  # a network may raise anything for unsuitable tiles
             said = next(iter(str(error).strip().splitlines()), "")
             reason = f"{name} does not take {n} tiles of {width}×{height} px ({type(error).__name__}: {said})"
             raise ConfigError(
@@ -136,9 +136,9 @@ class EncoderOnDevice:
 
 
 def resized(tiles: Tensor, side: int, interpolation: Interpolation) -> Tensor:
-    """Return (n, 3, H, W) uint8 tiles as (n, 3, side, side), antialiased; as they are if they have that size.
+    """Return (n, 3, H, W) uint8 tiles as (n, 3, side, side), antialiased; unchanged if they have that size.
 
-    The CPU does it in bytes, as Pillow does: 0.26 ms for a 256-px tile to 224, in float32 3.7 ms.
+    The CPU computes in uint8, as Pillow does: 0.26 ms for a 256-px tile to 224; in float32 it takes 3.7 ms.
 
     Raises
     ------
@@ -157,9 +157,9 @@ def resized(tiles: Tensor, side: int, interpolation: Interpolation) -> Tensor:
 
 
 def resized_in_float(tiles: Tensor, side: int, interpolation: Interpolation) -> Tensor:
-    """Return the same, computed in float32 and rounded once: torch has no other way on CUDA.
+    """Return the same as ``resized``, computed in float32 and rounded once: the only way of torch on CUDA.
 
-    Bicubic values beyond white or black are cut at the end, in bytes also after the first direction.
+    Bicubic values beyond white or black are clipped at the end, in uint8 also after the first direction.
     """
     pixels = tiles.to(torch.float32, memory_format=torch.contiguous_format)
     found = nn.functional.interpolate(pixels, size=(side, side), mode=interpolation, antialias=True)
@@ -167,12 +167,12 @@ def resized_in_float(tiles: Tensor, side: int, interpolation: Interpolation) -> 
 
 
 def pooled(name: str, output: Any, count: int, pooling: Pooling, side: int) -> Tensor:
-    """Return what a network made of ``count`` tiles of ``side`` px as (count, D).
+    """Return the output of a network for ``count`` tiles of ``side`` px as (count, D).
 
     Raises
     ------
     ConfigError
-        It is no tensor of one row per tile, or of tokens or fine maps without a choice of which to take.
+        It is not a tensor with one row per tile, or has tokens or fine maps and ``pooling`` is not given.
     """
     if not isinstance(output, Tensor):
         remedy = "wrap it in a module that returns one tensor, (n, D)"
@@ -192,10 +192,10 @@ def pooled(name: str, output: Any, count: int, pooling: Pooling, side: int) -> T
 
 
 def _of_maps(name: str, output: Tensor, pooling: Pooling, side: int) -> Tensor:
-    """Return the means of (n, D, h, w) maps, or of (n, h, w, D) where the shape says so.
+    """Return the means of (n, D, h, w) maps, or of (n, h, w, D) if the shape shows it.
 
-    Backbones shrink tiles by 8 to 32. What is finer is a picture of each tile, as a segmentation has it: its mean is a
-    feature for who asks for it.
+    Backbones shrink tiles by 8 to 32. A finer map is a picture of each tile, as in segmentation: its mean is used as a
+    feature only on request.
     """
     _, first, second, third = output.shape
     channels_last = first == second != third
@@ -210,11 +210,11 @@ def _of_maps(name: str, output: Tensor, pooling: Pooling, side: int) -> Tensor:
 
 
 def parameter_dtype(module: nn.Module) -> torch.dtype:
-    """Return the kind of number that a network takes: that of its parameters, float32 without any."""
+    """Return the dtype of a network's parameters; float32 without any."""
     kinds = (value.dtype for value in (*module.parameters(), *module.buffers()) if value.is_floating_point())
     return next(kinds, torch.float32)
 
 
 def module_device(module: nn.Module) -> torch.device:
-    """Return where a network is; the CPU without any parameter."""
+    """Return the device of a network; the CPU without parameters."""
     return next((value.device for value in (*module.parameters(), *module.buffers())), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""What a source tells of its network, before anybody's wishes."""
+"""The facts of a network from its source, before arguments are applied."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class EncoderFacts:
-    """A network as it was found."""
+    """A network and its facts as loaded."""
 
     module: nn.Module
     name: str
     source: str
     weights: str  # digest
-    config: Mapping[str, Any] = field(default_factory=dict)  # in the words of timm or of Hugging Face
+    config: Mapping[str, Any] = field(default_factory=dict)  # with the keys of timm or of Hugging Face
     pooling: str = "none"
     batch: int | None = None
     dtype: torch.dtype | None = None

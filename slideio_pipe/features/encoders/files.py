@@ -1,4 +1,4 @@
-"""Networks from files: TorchScript and exported programs, which are code that runs; and weights, which are not."""
+"""Networks from files: TorchScript and exported programs, which are executable code; and weights, which are not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOT_OPENED = (
 
 
 class Program(nn.Module):
-    """An exported program as a module that moves between devices, constants in its graph and all."""
+    """An exported program as a module that can be moved between devices, with the constants in its graph."""
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
@@ -38,17 +38,17 @@ class Program(nn.Module):
         return self._run(tiles)
 
     def to(self, device: Any) -> Self:  # type: ignore[override]  # devices only: its dtypes are in its graph
-        """Return it on a device."""
+        """Move it to a device and return it."""
         return type(self)(move_to_device_pass(self._program, torch.device(device)))
 
     def train(self, mode: bool = True) -> Self:
-        """Leave it as it was exported: it knows no other mode."""
+        """Do nothing: an exported program has only one mode."""
         del mode
         return self
 
 
 def from_file(path: Path) -> EncoderFacts:
-    """Return the network in a file, with what a sidecar beside it says of its tiles.
+    """Return the network in a file, with the tile settings of a sidecar file.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def from_file(path: Path) -> EncoderFacts:
 
 def _torchscript(path: Path) -> EncoderFacts:
     with _reading(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as such: files of it are there
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated, but files of it exist
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     return EncoderFacts(module, path.stem, str(path), file_digest(path), _sidecar(path))
 
@@ -89,7 +89,7 @@ def _program(path: Path) -> EncoderFacts:
 
 
 def _sidecar(path: Path) -> Mapping[str, Any]:
-    """Return what ``a.pt.json``, ``a.json`` or the same in YAML says of ``a.pt``; nothing if there is none."""
+    """Return the values for ``a.pt`` in ``a.pt.json``, ``a.json`` or the same in YAML; {} without a sidecar."""
     places = [path.with_name(path.name + end) for end in SIDECARS] + [path.with_suffix(end) for end in SIDECARS]
     for place in places:
         if place.is_file():
@@ -101,12 +101,12 @@ def _sidecar(path: Path) -> Mapping[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Return a state dict from safetensors or, nothing but tensors being unpickled, from a PyTorch file.
+    """Return a state dict from safetensors or from a PyTorch file, of which only tensors are unpickled.
 
     Raises
     ------
     ConfigError
-        It cannot be read, or holds more than weights.
+        It cannot be read, or contains more than weights.
     """
     with _reading(path):
         if path.suffix == ".safetensors":
@@ -126,7 +126,7 @@ def file_digest(path: Path) -> str:
 
 
 class _reading:  # noqa: N801  # a context manager, used like a function
-    """Turn whatever torch raises over a file into one of our errors, and keep its log of it to ourselves."""
+    """Convert any error of torch for a file into one of ours, without its log messages."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._log = path, logging.getLogger("torch.export")

@@ -14,12 +14,12 @@ from slideio_pipe.features.encoders.facts import EncoderFacts, weights_digest
 from slideio_pipe.features.encoders.files import read_weights
 
 PREPROCESSOR = "preprocessor_config.json"
-# What networks with a class token call it.
+# Names of the class token in networks that have one.
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 
 class Tokens(nn.Module):
-    """A model of transformers: its hidden states where it has a class token, in front, else its pooled output."""
+    """A transformers model: returns its hidden states if it has a class token, in front, else its pooled output."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -37,20 +37,20 @@ class Tokens(nn.Module):
 
 
 def from_timm(name: str) -> EncoderFacts:
-    """Return ``NAME`` of timm with the weights of its hub, or ``NAME@weights.safetensors`` with one's own.
+    """Return ``NAME`` of timm with weights from its hub, or ``NAME@weights.safetensors`` with local weights.
 
     Raises
     ------
     MissingExtraError
         timm cannot be imported.
     ConfigError
-        It has no such network, or the weights are not its.
+        timm has no such network, or the weights are of another network.
     """
     timm = require("timm", "timm")
     called, _, file = name.partition("@")
     try:
         module = timm.create_model(called, pretrained=not file, num_classes=0)
-    except Exception as error:  # timm, its hub and torch raise a dozen classes over a name or weights
+    except Exception as error:  # timm, its hub and torch raise a dozen classes for a wrong name or weights
         raise _unavailable(f"timm:{name}", error) from error
     config = dict(module.pretrained_cfg)
     if file:
@@ -59,14 +59,14 @@ def from_timm(name: str) -> EncoderFacts:
 
 
 def _load_weights(module: nn.Module, file: Path, head: str) -> None:
-    """Give a network its weights: all of them, and none that it has no use for but those of a classifier.
+    """Load weights into a network: all must be present, and only those of a classifier may be unused.
 
-    timm itself would leave at random what a file lacks, once the classifier is left out.
+    Without the classifier, timm would leave weights that a file lacks at random values.
     """
     state = read_weights(file)
     try:
         found = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # of other shapes
+    except RuntimeError as error:  # other shapes
         raise ConfigError(f"weights of another network ({error})", slide=str(file), remedy="check the name") from error
     unused = [key for key in found.unexpected_keys if not key.startswith((f"{head}.", "head.", "fc."))]
     for what, keys in (("lack", found.missing_keys), ("have, for nothing,", unused)):
@@ -77,7 +77,7 @@ def _load_weights(module: nn.Module, file: Path, head: str) -> None:
 
 
 def from_hugging_face(name: str) -> EncoderFacts:
-    """Return the model of a folder that ``save_pretrained`` wrote, or of a name on the hub.
+    """Return the model in a folder written by ``save_pretrained``, or with a name on the hub.
 
     Raises
     ------
@@ -91,10 +91,10 @@ def from_hugging_face(name: str) -> EncoderFacts:
     place = str(folder) if folder.is_dir() else name
     log = transformers.utils.logging
     shown = log.is_progress_bar_enabled()
-    log.disable_progress_bar()  # of weights that are here already
+    log.disable_progress_bar()  # for weights on disk
     try:
         model = transformers.AutoModel.from_pretrained(place)
-    except Exception as error:  # as timm's
+    except Exception as error:  # as with timm
         raise _unavailable(f"hf:{name}", error) from error
     finally:
         if shown:
@@ -105,13 +105,13 @@ def from_hugging_face(name: str) -> EncoderFacts:
 
 
 def _preprocessor(place: str) -> Mapping[str, Any]:
-    """Return the configuration of a model's image processor; nothing if there is none."""
+    """Return the configuration of a model's image processor; {} without one."""
     file = Path(place) / PREPROCESSOR
     if not Path(place).is_dir():
         hub = require("huggingface_hub", "transformers")
         try:
             file = Path(hub.hf_hub_download(place, PREPROCESSOR))
-        except Exception:  # a model without one: what is lacking is asked for by name
+        except Exception:  # a model without one: missing values are reported by name
             return {}
     if not file.is_file():
         return {}

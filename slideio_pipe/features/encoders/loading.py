@@ -1,4 +1,4 @@
-"""``load_encoder``: any network with what it wants its tiles to be like, tried on one tile."""
+"""``load_encoder``: any network and the tiles it needs, tested on one tile."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from slideio_pipe.features.encoders.hubs import from_hugging_face, from_timm
 from slideio_pipe.streaming.normalize import Normalize
 
 NORMALIZATIONS = {"imagenet": Normalize.imagenet, "half": Normalize.half, "identity": Normalize.identity}
-# "uni=timm:…" gives a name; a path has a slash before its first "=", or is there.
+# "uni=timm:…" sets a name; a path has a slash before its first "=", or exists.
 _NAMED = re.compile(r"([\w+-][\w.+-]*)=(.+)")
 _NAME = re.compile(r"[\w+-][\w.+-]*")
-# Pillow's numbers, which Hugging Face writes.
+# Pillow's numbers, used in Hugging Face's files.
 _PILLOW = {2: "bilinear", 3: "bicubic"}
 
 Source = str | Path | nn.Module | Encoder
@@ -39,35 +39,35 @@ def load_encoder(
     interpolation: str | None = None,
     pooling: str | None = None,
 ) -> Encoder:
-    """Return an encoder from a network, a file or a name, tried on one white tile.
+    """Return an encoder from a network, a file or a name, tested on one white tile.
 
     Parameters
     ----------
     source : nn.Module, str or Path
-        A network, which is put into evaluation mode; a file of TorchScript or of an exported program (``.pt2``); or
-        ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``hf:NAME`` or ``hf:FOLDER``. ``uni=timm:NAME`` gives a name.
-        TorchScript and exported programs are code: load those that you trust. Pickled networks are never loaded.
+        A network, which is set to evaluation mode; a file of TorchScript or of an exported program (``.pt2``); or
+        ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``hf:NAME`` or ``hf:FOLDER``. ``uni=timm:NAME`` sets a name.
+        TorchScript and exported programs are code: load only those you trust. Pickled networks are never loaded.
     name : str, optional
-        What its features are called; by default the file's name, or the model's.
+        Name of its features; by default the file's name, or the model's.
     normalize : Normalize, "imagenet", "half" or "identity", optional
-        By default as its configuration says: timm's ``pretrained_cfg``, Hugging Face's ``preprocessor_config.json``,
+        By default from its configuration: timm's ``pretrained_cfg``, Hugging Face's ``preprocessor_config.json``,
         ``mean`` and ``std`` in ``<file>.json`` or ``<file>.yaml``.
     input_size : int, optional
-        Side of the squares it takes, px; by default as its configuration says. Tiles of another size are resized
-        whole, never cropped.
+        Side of its square input in px; by default from its configuration. Tiles of another size are resized whole,
+        never cropped.
     mpp : float, optional
-        µm per px it was made for.
+        µm per px it was trained at.
     interpolation : "bilinear" or "bicubic", optional
-        How tiles are resized, antialiased; by default as its configuration says, else bicubic.
+        Interpolation for resizing tiles, antialiased; by default from its configuration, else bicubic.
     pooling : "class" or "mean", optional
-        What becomes of (n, tokens, D) outputs: the first token or the mean. By default the class token for models of
-        transformers that have one (others give their pooled output). (n, D, h, w) outputs
-        are averaged; maps finer than 8 px of the tile, as segmentations are, only where "mean" asks for it.
+        For (n, tokens, D) outputs: the first token or the mean. By default the class token for transformers models
+        that have one (others return their pooled output). (n, D, h, w) outputs
+        are averaged; maps finer than 8 px of the tile, as in segmentation, only with "mean".
 
     Raises
     ------
     ConfigError
-        It cannot be loaded, nothing says how it wants its tiles, or it does not make one row of numbers per tile.
+        It cannot be loaded, the tiles it needs are unknown, or it does not return one row of numbers per tile.
     MissingExtraError
         timm or transformers is not installed.
 
@@ -82,12 +82,12 @@ def load_encoder(
 
 
 def load_encoders(sources: Source | Iterable[Source], otherwise: Mapping[str, Any] | None = None) -> list[Encoder]:
-    """Return encoders of different names; ``otherwise`` holds where a configuration says nothing.
+    """Return encoders with different names; ``otherwise`` holds defaults for missing configuration values.
 
     Raises
     ------
     ConfigError
-        Two have one name, or see ``load_encoder``.
+        Two have the same name; or see ``load_encoder``.
     """
     several = [sources] if isinstance(sources, Source) else list(sources)
     if not several:
@@ -136,9 +136,9 @@ def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, An
 
 
 def _facts(source: str | Path | nn.Module) -> tuple[str | None, EncoderFacts]:
-    """Return the name that stands in front of a source, and the network."""
+    """Return the name before a source's "=", and the network's facts."""
     if isinstance(source, nn.Module):
-        config = getattr(source, "pretrained_cfg", None)  # of timm
+        config = getattr(source, "pretrained_cfg", None)  # timm
         kind = type(source).__name__
         config = config if isinstance(config, Mapping) else {}
         return None, EncoderFacts(source, kind, f"{type(source).__module__}.{kind}", weights_digest(source), config)
@@ -152,7 +152,7 @@ def _facts(source: str | Path | nn.Module) -> tuple[str | None, EncoderFacts]:
 
 
 def _tried(encoder: Encoder) -> int:
-    """Return how many numbers it makes of a tile, by making them of a white one."""
+    """Return the number of features per tile, from a white tile."""
     white = torch.full((1, 3, encoder.input_size, encoder.input_size), 255, dtype=torch.uint8)
     device = module_device(encoder.module)
     found = EncoderOnDevice(encoder, device, torch.float32)(white.to(device, memory_format=torch.channels_last))
@@ -175,7 +175,7 @@ def _named_normalize(value: Any) -> Normalize:
 
 
 def _size(config: Mapping[str, Any]) -> Any:
-    """Return the side of the squares that a configuration asks for: what is left after its crop."""
+    """Return the input side stated in a configuration, after its crop."""
     if config.get("input_size") is not None:
         return config["input_size"]
     found = config.get("crop_size") if config.get("do_center_crop") and config.get("crop_size") else config.get("size")
@@ -191,7 +191,7 @@ def _interpolation(config: Mapping[str, Any]) -> Any:
 
 
 def _refuse_unknown(facts: EncoderFacts, normalize: Any, size: Any) -> None:
-    """Never guess: an encoder whose tiles are normalised otherwise gives other features, and no error."""
+    """Raise if a setting is unknown: with another normalisation an encoder gives other features without an error."""
     lacking = [f"normalize={'imagenet'!r}".replace("'", '"')] if normalize is None else []
     lacking += ["input_size=224"] if size is None else []
     if lacking:
