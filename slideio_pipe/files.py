@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from slideio_pipe.errors import OutputError, OutputExistsError, SlideioPipeError
+
+REMEDIES = {
+    errno.ENOSPC: "free some space and run again: what is finished is kept",
+    errno.EDQUOT: "free some of your quota and run again: what is finished is kept",
+    errno.EFBIG: "lift the file size limit (ulimit -f) and run again: what is finished is kept",
+    errno.EROFS: "choose a folder on a writable disk",
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EEXIST: "choose a folder: a file is in the way",
+    errno.ENOTDIR: "choose a folder: a file is in the way",
+    errno.EISDIR: "choose another name: a folder is in the way",
+    errno.ENOENT: "make the folder first",
+}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into an OutputError that names ``path``, the reason and the remedy."""
+    try:
+        yield
+    except SlideioPipeError:  # some are OSErrors: a tile of the slide that cannot be read is no fault of this disk
+        raise
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "check the disk and run again: what is finished is kept")
+        raise OutputError(f"cannot be written ({error.strerror or error})", slide=str(path), remedy=remedy) from error
 
 
 def rename(source: Path, target: Path) -> None:
@@ -28,48 +52,10 @@ def rename(source: Path, target: Path) -> None:
             raise
 
 
-def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
-    """Write a file under another name and rename it, so that no half-written mask is ever found."""
-    if path.exists() and not overwrite:
-        raise OutputExistsError("already there", slide=str(path), remedy="pass overwrite=True or another path")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        rename(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(
-            f"cannot be written ({error})", slide=str(path), remedy="check folder, rights and space"
-        ) from error
-
-
-REMEDIES = {
-    errno.ENOSPC: "free some space and run again: finished shards are kept",
-    errno.EDQUOT: "free some of your quota and run again: finished shards are kept",
-    errno.EFBIG: "lift the file size limit (ulimit -f) and run again: finished shards are kept",
-    errno.EROFS: "choose a folder on a writable disk",
-    errno.EACCES: "choose a folder you may write to",
-    errno.EPERM: "choose a folder you may write to",
-    errno.EEXIST: "choose a folder: a file is in the way",
-    errno.ENOTDIR: "choose a folder: a file is in the way",
-}
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into an OutputError that names ``path``, the reason and the remedy."""
-    try:
-        yield
-    except SlideioPipeError:  # some are OSErrors: a tile of the slide that cannot be read is no fault of this disk
-        raise
-    except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, "see to the disk and run again: finished shards are kept")
-        raise OutputError(f"cannot be written ({error.strerror})", slide=str(path), remedy=remedy) from error
-
-
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -77,9 +63,60 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
+def write_durably(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that survives a power cut when this returns, its name apart; its folder is made.
+
+    Raises
+    ------
+    OSError
+        The disk refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+    _sync(path)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Rename a file that is whole, in place of the one that is there; contents and name survive a power cut.
+
+    Raises
+    ------
+    OSError
+        The disk refuses; the file that was there is still there.
+    """
+    _sync(partial)
+    rename(partial, path)
+    sync_folder(path.parent)
+
+
+def put_folder_in_place(partial: Path, path: Path, replaced: Path) -> None:
+    """Rename a folder that is whole; its names, and its own, survive a power cut, its files as far as they are synced.
+
+    A folder cannot be renamed onto another: one that is there is called ``replaced`` then, and the caller removes it.
+
+    Raises
+    ------
+    OSError
+        The disk refuses; the folder that was there is still there.
+    """
+    for folder, _, _ in os.walk(partial, topdown=False):
+        sync_folder(Path(folder))
+    was_there = path.exists()
+    if was_there:
+        rename(path, replaced)
+    try:
+        rename(partial, path)
+    except OSError:
+        if was_there:
+            rename(replaced, path)
+        raise
+    sync_folder(path.parent)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield another name to write to, a file's or a folder's, which becomes ``path`` when all went well.
+    """Yield the name of a file to write, ``<path>.partial``, which becomes ``path`` when it is whole and durable.
 
     Raises
     ------
@@ -87,27 +124,71 @@ def replacing(path: Path) -> Iterator[Path]:
         The disk refuses.
     """
     partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        yield partial
-        if path.is_dir():
-            _remove(path)  # a folder cannot be renamed onto one
-        os.replace(partial, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            _remove(partial)
-        if isinstance(error, OSError) and not isinstance(error, SlideioPipeError):
-            remedy = "check folder, rights and space, and run it again"
-            raise OutputError(f"cannot be written ({error})", slide=str(path), remedy=remedy) from error
-        raise
+    with disk_errors(path):
+        try:
+            yield partial
+            put_in_place(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+@contextmanager
+def replacing_folder(path: Path, partial: Path | None = None) -> Iterator[Path]:
+    """Yield the name of a folder to make, as ``replacing`` does of a file; a former folder is there until then.
+
+    For one writer at a time: what a killed one left is removed, and a folder that it had renamed gets its name back.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    partial : Path, optional
+        The name to make it under, with an ending of its own; by default ``<path>.partial``.
+
+    Raises
+    ------
+    OutputError
+        The disk refuses.
+    """
+    partial = partial or path.with_name(path.name + ".partial")
+    replaced = partial.with_suffix(".replaced")
+    with disk_errors(path):
+        if replaced.is_dir() and not os.path.lexists(path):
+            rename(replaced, path)
+        for left in (partial, replaced):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            yield partial
+            for folder, _, names in os.walk(partial):
+                for name in names:
+                    _sync(Path(folder, name))
+            put_folder_in_place(partial, path, replaced)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
+    """Write a file whole or not at all.
+
+    Raises
+    ------
+    OutputExistsError
+        It is there, and ``overwrite`` is False.
+    OutputError
+        The disk refuses.
+    """
+    if path.exists() and not overwrite:
+        raise OutputExistsError("already there", slide=str(path), remedy="pass overwrite=True or another path")
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def make_folder(folder: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -21,7 +20,7 @@ from PIL import Image
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.records import ABOUT, DONE, FAILED, QUARANTINED, WAITING, Records, SlideRecord
-from slideio_pipe.errors import OutputError
+from slideio_pipe.files import replacing
 
 PAGE, PICTURES = "report.html", "report"
 # So many slides, the worst, are shown with pictures and every word; a browser takes 50,000 rows of text.
@@ -73,17 +72,9 @@ def write_page(folder: Path, cohort: Cohort | None, numbers: Mapping[str, Any]) 
         The disk refuses.
     """
     path = folder / PAGE
-    partial = path.with_name(f"{PAGE}.partial")
     records, title = Records(folder, cohort), "/".join(folder.absolute().parts[-2:]).lstrip("/")
-    try:
-        with partial.open("w", encoding="utf-8", errors="replace") as file:
-            file.writelines(page(title, records, numbers, lambda name: picture_file(folder, name)))
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        remedy = "check folder, rights and space"
-        raise OutputError(f"cannot be written ({error})", slide=str(path), remedy=remedy) from error
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", errors="replace") as file:
+        file.writelines(page(title, records, numbers, lambda name: picture_file(folder, name)))
     return path, records.counts["warned"]
 
 

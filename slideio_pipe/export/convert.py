@@ -34,7 +34,7 @@ from slideio_pipe.errors import (
     warn_caller,
 )
 from slideio_pipe.export.layouts.feature_input import ENDINGS
-from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout
+from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout, write_item
 from slideio_pipe.export.layouts.registry import (
     UNNAMED,
     Converted,
@@ -227,7 +227,7 @@ class _Work:
         row = job.bag.row
         with _opened(job.bag.source) as bag:
             item = self.extras.item(bag, row, job.kind, self.threads, many=True)
-            layout_of(self.extras.to).write(item, self.folder)
+            write_item(layout_of(self.extras.to), item, self.folder)
 
 
 @dataclass(slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 import pyvips
 
-from slideio_pipe.errors import CorruptSlideError, OutputError, OutputExistsError, SlideioPipeError
+from slideio_pipe.errors import CorruptSlideError, OutputError, OutputExistsError
+from slideio_pipe.files import replacing
 from slideio_pipe.geometry import Mpp, Size
 from slideio_pipe.images import ome_xml
 from slideio_pipe.progress import Report, reporting
@@ -58,13 +58,12 @@ def save_pyramid(
         raise OutputExistsError("is there already", slide=str(path), remedy="pass overwrite=True")
     if not path.parent.is_dir():
         raise OutputError("its folder does not exist", slide=str(path), remedy="make the folder first")
-    partial = path.with_name(path.name + ".partial")
     try:
-        with reporting(progress, f"saving {path.name}") as report:
-            description = _description(image, mpp, name) if is_ome(path) else None
-            _write_or_stop(image, partial, mpp, quality, description, report)
-        check()
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            with reporting(progress, f"saving {path.name}") as report:
+                description = _description(image, mpp, name) if is_ome(path) else None
+                _write_or_stop(image, partial, mpp, quality, description, report)
+            check()
     except pyvips.Error as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = ", ".join(lines[1:3] or lines)  # the first names the operation, later ones are consequences
@@ -75,12 +74,6 @@ def save_pyramid(
         raise CorruptSlideError(
             f"pixels cannot be decoded ({reason})", slide=name, remedy="copy the slide again"
         ) from error
-    except SlideioPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"cannot be written ({error.strerror})", slide=str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def is_ome(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from slideio_pipe.cohort.run import differences
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.files import disk_errors, package_versions
+from slideio_pipe.files import disk_errors, package_versions, put_in_place
 from slideio_pipe.mil.identity import other_slides
 
 VERSION = 1
@@ -125,7 +124,7 @@ class Checkpoints:
             training.fabric.save(partial, state | {"about": dict(self.about), "version": VERSION})
             training.fabric.barrier()
             if training.fabric.is_global_zero:
-                os.replace(partial, path)
+                put_in_place(partial, path)
             training.fabric.barrier()
 
     def _modules(self, training: Resumable) -> dict[str, Any]:

@@ -7,12 +7,12 @@ A run that continues after a kill does not read finished shards again, so their 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning, warn_caller
+from slideio_pipe.files import write_durably
 from slideio_pipe.store.shards import ShardGrid
 from slideio_pipe.tiles.failures import OnError, TileErrors, TileFailure, check_on_error
 
@@ -67,11 +67,7 @@ class FailedTiles:
         if not noted:
             file.unlink(missing_ok=True)
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", encoding="utf-8") as out:
-            json.dump(noted, out)
-            out.flush()
-            os.fsync(out.fileno())
+        write_durably(file, json.dumps(noted).encode())
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return every failed tile, in order, with the reason, as JSON values."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from zarr.codecs import BytesCodec
 from zarr.storage import MemoryStore
 
 from slideio_pipe.errors import BagFormatError, OutputExistsError
-from slideio_pipe.files import disk_errors, rename, sync_folder
+from slideio_pipe.files import disk_errors, put_in_place, replacing_folder, sync_folder
 from slideio_pipe.locks import WriterLock
 from slideio_pipe.store.layout import Columns, add_columns, read_columns
 
@@ -104,14 +103,13 @@ def add_features(store: Path, name: str, values: NDArray[Any], encoder: Attribut
     OutputError
         They cannot be written, or another process writes them.
     """
-    with _writing(store, f"{store.name}.{name}") as partial:
-        target = store / FOLDER / name
+    target = store / FOLDER / name
+    with _writing(store, f"{store.name}.{name}", target) as partial:
         if target.exists() and not overwrite:
             remedy = "pass overwrite=True, or give the encoder another name"
             raise OutputExistsError(f"features of {name} are there", slide=str(store), remedy=remedy)
         _write_array(partial, values, encoder)
         _make_group(store / FOLDER)
-        _publish(partial, target)
 
 
 def create_feature_store(
@@ -139,7 +137,7 @@ def create_feature_store(
     OutputError
         The store cannot be written, or another process writes it.
     """
-    with _writing(path, path.name) as partial:
+    with _writing(path, path.name, path) as partial:
         if os.path.lexists(path) and not (overwrite and is_feature_store(path)):
             remedy = "pass overwrite=True or another folder" if is_feature_store(path) else "remove it or pass another"
             raise OutputExistsError("already exists", slide=str(path), remedy=remedy)
@@ -151,7 +149,6 @@ def create_feature_store(
         _make_group(partial / FOLDER)
         for name, (array, encoder) in features.items():
             _write_array(partial / FOLDER / name, array, encoder)
-        _publish(partial, path)
 
 
 def is_feature_store(path: Path) -> bool:
@@ -241,51 +238,27 @@ def _make_group(folder: Path) -> None:
     zarr.create_group(MemoryStore(store), zarr_format=3)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"zarr.json.{os.getpid()}"
-    _write({name: store["zarr.json"].to_bytes()}, folder)
-    rename(folder / name, folder / "zarr.json")
-    for place in (folder, folder.parent):
-        sync_folder(place)
+    (folder / name).write_bytes(store["zarr.json"].to_bytes())
+    put_in_place(folder / name, folder / "zarr.json")
+    sync_folder(folder.parent)
 
 
 def _write(files: Mapping[str, Any], folder: Path) -> None:
     for name, data in files.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
+        file.write_bytes(data)
 
 
 @contextmanager
-def _writing(store: Path, name: str) -> Iterator[Path]:
-    """Yield an empty folder beside a store to write to, exclusively; leftovers in it are removed."""
-    partial, lock = store.with_name(f"{name}.partial"), WriterLock(store.with_name(f"{name}.lock"))
+def _writing(store: Path, name: str, target: Path) -> Iterator[Path]:
+    """Yield the name of a folder to write beside a store, exclusively; it becomes ``target``."""
+    lock = WriterLock(store.with_name(f"{name}.lock"))
     with disk_errors(store):
         store.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         try:
-            shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
-            shutil.rmtree(partial.with_suffix(".replaced"), ignore_errors=True)
-            yield partial
+            with replacing_folder(target, store.with_name(f"{name}.partial")) as partial:
+                yield partial
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
             lock.release()
-
-
-def _publish(partial: Path, target: Path) -> None:
-    """Rename a complete folder to its final name, replacing an existing one."""
-    for folder, _, _ in os.walk(partial, topdown=False):
-        sync_folder(Path(folder))
-    replaced = partial.with_suffix(".replaced") if target.exists() else None
-    if replaced is not None:
-        rename(target, replaced)
-    try:
-        rename(partial, target)
-    except OSError:
-        if replaced is not None:
-            rename(replaced, target)
-        raise
-    sync_folder(target.parent)
-    if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True)

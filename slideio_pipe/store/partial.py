@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from slideio_pipe.errors import OutputExistsError
-from slideio_pipe.files import disk_errors, rename, sync_folder
+from slideio_pipe.files import disk_errors, put_folder_in_place, put_in_place, rename, write_durably
 from slideio_pipe.locks import WriterLock
 from slideio_pipe.store.layout import TOP_LEVEL, is_bag_store
 
@@ -74,41 +74,22 @@ class PartialStore:
             if self.folder.exists():
                 self._clear()
             for name, data in files.items():
-                file = self.folder / name
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with file.open("wb") as out:
-                    out.write(data)
-                    out.flush()
-                    os.fsync(out.fileno())
+                write_durably(self.folder / name, data)
 
     def replace_metadata(self, files: Mapping[str, bytes]) -> None:
         """Replace the group's metadata by those in ``files``."""
         file = self.folder / "zarr.json"
         beside = self.folder / "tiles" / "zarr.json.partial"  # inside tiles, so that a leftover is removed with it
         with disk_errors(file):
-            with beside.open("wb") as out:
-                out.write(files["zarr.json"])
-                out.flush()
-                os.fsync(out.fileno())
-            beside.replace(file)
+            beside.write_bytes(files["zarr.json"])
+            put_in_place(beside, file)
 
     def publish(self) -> None:
         """Rename the partial store to its final name; a replaced store exists until then and is removed afterwards."""
         with disk_errors(self.target):
-            for folder, _, _ in os.walk(self.folder, topdown=False):
-                sync_folder(Path(folder))
-            replaced = self._free_name() if self.target.exists() else None
-            if replaced is not None:
-                rename(self.target, replaced)
-            try:
-                rename(self.folder, self.target)
-            except OSError:
-                if replaced is not None:
-                    rename(replaced, self.target)
-                raise
-            sync_folder(self.target.parent)
-            if replaced is not None:
-                _remove(replaced)
+            replaced = self._free_name()
+            put_folder_in_place(self.folder, self.target, replaced)
+            _remove(replaced)
 
     def _refuse_existing(self) -> None:
         if not os.path.lexists(self.target):

@@ -24,7 +24,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import BagFormatError
-from slideio_pipe.files import rename, sync_folder
+from slideio_pipe.files import put_in_place
 from slideio_pipe.store.codecs import TileCodec
 
 MISSING = 2**64 - 1
@@ -64,13 +64,10 @@ def write_shard(path: Path, chunks: Iterable[bytes | memoryview], slots: int) ->
                 index[slot] = offset, size
                 offset += size
             file.write(_sealed(index))
-            file.flush()
-            os.fsync(file.fileno())
-        rename(partial, path)
+        put_in_place(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
 
 
 def _sealed(index: NDArray[np.uint64]) -> bytes:

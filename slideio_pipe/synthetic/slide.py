@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError
+from slideio_pipe.errors import ConfigError, OutputExistsError
+from slideio_pipe.files import replacing
 from slideio_pipe.geometry import Rect, Size
 from slideio_pipe.synthetic.anatomy import Anatomy, mask_positions
 from slideio_pipe.synthetic.aperio import SlidePlan, write_aperio
@@ -142,17 +142,8 @@ def write_synthetic_slide(
     extent_um = (plan.size.width * plan.mpp, plan.size.height * plan.mpp)
     anatomy = Anatomy(extent_um, seed=plan.seed, pieces=pieces, lesions=lesions)
     histology = Histology(anatomy, mpp=plan.mpp, seed=plan.seed, glass_period=plan.tile_size, stain=Staining(*stain))
-    partial_path = path.with_name(path.name + ".partial")
-    try:
-        write_aperio(partial_path, plan, histology, progress or (lambda done, total: None))
-        os.replace(partial_path, path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written: {error}", slide=str(path), remedy="check the folder and its space"
-        ) from error
-    finally:
-        with suppress(OSError):  # the folder itself may be missing
-            partial_path.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        write_aperio(partial, plan, histology, progress or (lambda done, total: None))
     return _truth(path, plan, anatomy)
 
 

@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 from memory_bag import MemoryBag, contents
 
+from slideio_pipe import convert, open_slide, write_synthetic_slide
 from slideio_pipe.cohort.ledger import fingerprint
+from slideio_pipe.cohort.table import write_table
 from slideio_pipe.errors import CorruptSlideError, OutputError, SkippedWarning
 from slideio_pipe.locks import WriterLock
 from slideio_pipe.store import open_bag, save_bag
@@ -138,12 +140,14 @@ def test_features_are_on_the_disk_when_they_have_their_name(disk: Disk, tmp_path
 
 
 @contextmanager
-def failing_on(source: Path) -> Iterator[None]:
-    """Let the system refuse to rename one thing."""
+def failing_on(source: Path, *, done: bool = False) -> Iterator[None]:
+    """Let the system refuse to rename one thing, or do it and say that it failed."""
 
     def refusing(call: Callable[..., None]) -> Callable[..., None]:
         def rename(this: Any, target: Any, **options: Any) -> None:
             if Path(this) == source:
+                if done:
+                    call(this, target, **options)
                 raise OSError(errno.EIO, "Input/output error")
             call(this, target, **options)
 
@@ -223,3 +227,103 @@ def test_the_fingerprint_of_a_folder_has_no_order(tmp_path: Path, monkeypatch: p
     assert fingerprint(tmp_path) == usual
     (tmp_path / "1.dcm").write_bytes(b"xy")
     assert fingerprint(tmp_path) != usual
+
+
+def a_table(path: Path, value: int) -> None:
+    write_table(path, ["slide"], [{"slide": f"{value}.svs"}])
+
+
+def a_slide(path: Path, value: int) -> None:
+    write_synthetic_slide(path, size=(512, 512), seed=value, pieces=1, overwrite=True)
+
+
+def a_pyramid(path: Path, value: int) -> None:
+    view = open_slide(np.full((300, 300, 3), value, np.uint8), slide_mpp=0.5).view()
+    view.save(path, overwrite=True, progress=False)
+
+
+def converted(layout: str) -> Callable[[Path, int], None]:
+    def convert_one(path: Path, value: int) -> None:
+        bag = MemoryBag(3 + value)
+        bag.name = "a"
+        convert(bag, layout, path.parents[1] if layout in ("torchmil", "hf") else path.parent, overwrite=True)
+
+    return convert_one
+
+
+def features_of_a_bag(path: Path, value: int) -> None:
+    bag = MemoryBag(3)
+    create_feature_store(path, bag, bag.provenance(), {"uni": (np.full((3, 2), value, np.float32), {})}, overwrite=True)
+
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {
+    "a.csv": a_table,
+    "a.svs": a_slide,
+    "a.tif": a_pyramid,
+    "features/a.npy": converted("torchmil"),
+    "a-000000.tar": converted("webdataset"),
+    "data/a.parquet": converted("hf"),
+    "a": converted("memmap"),
+    "a.features.zarr": features_of_a_bag,
+}
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS.items(), ids=list(WRITERS))
+def test_what_is_written_is_on_the_disk_when_it_has_its_name(
+    name: str, write: Callable[[Path, int], None], disk: Disk, tmp_path: Path
+) -> None:
+    """Bytes, then the name; the first time and in place of what was there."""
+    path = tmp_path / name
+    for value in (1, 2):
+        write(path, value)
+        assert disk.renamed.count(path) == value
+        disk.check(path)
+        disk.check_name(path)
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS.items(), ids=list(WRITERS))
+def test_what_cannot_be_replaced_stays(name: str, write: Callable[[Path, int], None], tmp_path: Path) -> None:
+    """The rename fails: the former file or folder is what it was, nothing else is there, and the next try succeeds."""
+    path = tmp_path / name
+    write(path, 1)
+    before, beside = contents_of(path), set(tmp_path.rglob("*"))
+    with failing_on(path.with_name(path.name + ".partial")), pytest.raises(OutputError, match="Input/output error"):
+        write(path, 2)
+    assert contents_of(path) == before
+    assert set(tmp_path.rglob("*")) == beside
+    write(path, 2)
+    assert contents_of(path) != before
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS.items(), ids=list(WRITERS))
+def test_a_rename_that_is_reported_as_failed_is_looked_at(
+    name: str, write: Callable[[Path, int], None], tmp_path: Path
+) -> None:
+    """As NFS does when an answer is lost: it is done, so it is no error."""
+    path = tmp_path / name
+    write(path, 1)
+    before = contents_of(path)
+    with failing_on(path.with_name(path.name + ".partial"), done=True):
+        write(path, 2)
+    assert contents_of(path) != before
+    assert not [found for found in tmp_path.rglob("*") if found.suffix in (".partial", ".replaced")]
+
+
+@pytest.mark.parametrize(("name", "write"), [item for item in WRITERS.items() if "zarr" in item[0] or item[0] == "a"])
+def test_a_folder_killed_between_two_renames_has_its_name_again(
+    name: str, write: Callable[[Path, int], None], tmp_path: Path
+) -> None:
+    """Before anything else is done: what comes next may fail."""
+    path = tmp_path / name
+    write(path, 1)
+    before = contents_of(path)
+    path.rename(path.with_name(path.name + ".replaced"))  # where a kill leaves it
+    (path.with_name(path.name + ".partial")).mkdir()
+    with failing_on(path.with_name(path.name + ".partial")), pytest.raises(OutputError):
+        write(path, 2)
+    assert contents_of(path) == before
+    assert [found.name for found in tmp_path.iterdir()] == [name]
+
+
+def contents_of(path: Path) -> Any:
+    return contents(path) if path.is_dir() else path.read_bytes()

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from slideio_pipe.files import disk_errors
 from slideio_pipe.store import StoredBag
 from slideio_pipe.tiles.bag import Bag, Label
 
@@ -103,3 +104,17 @@ class Layout(Protocol):
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write what belongs to all bags together, and return it."""
         ...
+
+
+def write_item(layout: Layout, item: Item, folder: Path) -> None:
+    """Write one bag, and make the folders of its outputs.
+
+    Raises
+    ------
+    OutputError
+        The disk refuses.
+    """
+    for path in layout.outputs(item, folder):
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    layout.write(item, folder)

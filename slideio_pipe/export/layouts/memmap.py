@@ -9,7 +9,7 @@ import numpy as np
 
 from slideio_pipe.errors import require
 from slideio_pipe.export.layouts.item import BagRow, Item
-from slideio_pipe.files import replacing
+from slideio_pipe.files import replacing_folder
 
 
 class MemoryMapped:
@@ -39,7 +39,7 @@ class MemoryMapped:
         if item.features is not None:
             small["features"] = torch.from_numpy(np.array(item.features))
         (path,) = self.outputs(item, folder)
-        with replacing(path) as partial:
+        with replacing_folder(path) as partial:
             mapped = tensordict.TensorDict(small, batch_size=[count])
             if item.label is not None:
                 mapped.set_non_tensor("label", item.label)

@@ -19,7 +19,7 @@ from slideio_pipe.export.layouts.clam import Clam
 from slideio_pipe.export.layouts.clam_pixels import ClamPixels
 from slideio_pipe.export.layouts.feature_input import read_features, read_instance_labels
 from slideio_pipe.export.layouts.huggingface import HuggingFace
-from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout
+from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout, write_item
 from slideio_pipe.export.layouts.memmap import MemoryMapped
 from slideio_pipe.export.layouts.stamp import Stamp
 from slideio_pipe.export.layouts.torchmil import TorchMil
@@ -133,7 +133,7 @@ def convert(
     with reporting(progress, f"converting to {to}") as report:
         report(0, total)
         for item in written:
-            layout.write(item, folder)
+            write_item(layout, item, folder)
             done += len(item.bag)
             report(done, total)
     shared = layout.finish([item.row for item in written], folder) if written else []
