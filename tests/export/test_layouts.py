@@ -277,6 +277,21 @@ def test_other_files_are_no_coordinates(slide: Slide, tmp_path: Path) -> None:
             from_trident(tmp_path / name, slide)
 
 
+@pytest.mark.parametrize("known", [{}, {"patch_size": 64}, {"patch_size_level0": 128}], ids=str)
+def test_coordinates_without_the_size_of_their_tiles_are_refused(
+    slide: Slide, tmp_path: Path, known: dict[str, int]
+) -> None:
+    """The side of a tile and what it spans at level 0 are both needed."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["coords"] = np.zeros((2, 2), np.int64)
+        file["coords"].attrs.update(known)
+    with pytest.raises(ConfigError, match="tile_size"):
+        from_trident(tmp_path / "a.h5", slide)
+    bag = from_trident(tmp_path / "a.h5", slide, tile_size=64, tile_size_level0=128)
+    assert bag.shape == (2, 64, 64, 3)
+
+
 def test_coordinates_of_a_level_that_is_not_there_are_refused(slide: Slide, tmp_path: Path) -> None:
     """They are of another slide."""
     h5py = pytest.importorskip("h5py")

@@ -40,7 +40,7 @@ from slideio_pipe.mil.prediction.prediction import Prediction
 from slideio_pipe.mil.prediction.score_map import TileScores
 from slideio_pipe.mil.prediction.score_regions import write_regions
 from slideio_pipe.mil.tasks import Classification
-from slideio_pipe.slides.frames import Frame, stated_bounds
+from slideio_pipe.slides.frames import Frame, picture_affine, stated_bounds
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.tiles.mask_files import Annotation
 
@@ -148,6 +148,8 @@ def test_a_box_over_the_whole_scan(path: Path, tmp_path: Path) -> None:
     assert drawn.regions[0].polygon[0].min(axis=0).tolist() == [X, Y]
     with pytest.raises(ConfigError, match="no frame 'image'"):
         TissueMask.from_geojson(file, slide, frame="image")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no frame 'image'"):
+        picture_affine((WIDTH, HEIGHT), slide, "image", what="labels", path="q.png")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", ["with the slide", "without", "level 0"])

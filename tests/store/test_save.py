@@ -542,6 +542,23 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
 # --- arguments
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (7, 1)])
+def test_tiles_of_one_pixel(tmp_path: Path, height: int, width: int) -> None:
+    """Small, and tiles."""
+    with save_bag(MemoryBag(3, height, width), tmp_path / "a", progress=False) as bag:
+        assert np.array_equal(bag[:], MemoryBag(3, height, width).tiles)
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 4, 3), (3, 4, 4, 4)], ids=str)
+def test_what_is_no_tile_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Of no height, of four channels."""
+    bag = MemoryBag(3)
+    bag.shape = shape
+    with pytest.raises(ConfigError, match=r"not \(height, width, 3\)"):
+        save_bag(bag, tmp_path / "a", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_arguments_that_make_no_sense(tmp_path: Path) -> None:
     """Unknown pixels, no threads, arrays that do not fit and labels that are no JSON are named before writing."""
     with pytest.raises(ConfigError, match="pixels='webp'"):
