@@ -7,7 +7,8 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -205,6 +206,36 @@ def make_folder(folder: Path) -> None:
         raise OutputError(
             f"the folder cannot be made ({error.strerror})", slide=str(folder), remedy="choose another one"
         ) from error
+
+
+def open_to_read(path: Path) -> int:
+    """Return a descriptor for ``pread``, which many threads may use at once."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # Windows would translate line ends
+
+
+_SEEKING = threading.Lock()
+
+
+def _pread(fd: int, count: int, offset: int) -> bytes:
+    """``os.pread`` for Windows, which has none."""
+    with _SEEKING:
+        before = os.lseek(fd, 0, os.SEEK_CUR)
+        try:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return os.read(fd, count)
+        finally:
+            os.lseek(fd, before, os.SEEK_SET)
+
+
+def _preadv(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+    """``os.preadv`` of one buffer."""
+    data = _pread(fd, len(buffers[0]), offset)
+    buffers[0][: len(data)] = data
+    return len(data)
+
+
+pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _pread)
+preadv: Callable[[int, Sequence[memoryview], int], int] = getattr(os, "preadv", _preadv)
 
 
 _FINGERPRINT_BYTES = 65_536

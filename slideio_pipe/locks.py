@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import fcntl
+import importlib
 import json
 import os
 import socket
@@ -12,10 +12,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from slideio_pipe.errors import OutputError, SlideioPipeError
 
-# flock is missing on some network file systems (Lustre mounted without it); then the pid alone has to tell.
+
+def _module_of_platform(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+# Linux and macOS have the one, Windows the other; where neither is, the pid decides.
+_FCNTL, _MSVCRT = _module_of_platform("fcntl"), _module_of_platform("msvcrt")
+# Windows locks a range of bytes, against reading as well: one far behind what the file says.
+_LOCKED_BYTE = 1 << 30
+# flock is missing on some network file systems (Lustre mounted without it); then the pid decides as well.
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -51,7 +64,7 @@ def remove_left_lock(target: Path) -> None:
 
 
 class WriterLock:
-    """A file with the pid and host of the one writer, under an ``flock`` that ends with the process.
+    """A file with the pid and host of the one writer, under an ``flock`` that ends with the process (see ``_locked``).
 
     On this host the ``flock`` decides, so a lock left by a killed process is taken over. A lock of another host is
     respected, because not every network file system carries an ``flock`` over; but see ``within_run``. No clock is
@@ -76,8 +89,9 @@ class WriterLock:
                     raise self._refusal(owner)
                 if not busy and self._is_current(fd):  # else its owner finished and removed it in between: look again
                     self._mine = {"pid": os.getpid(), "host": socket.gethostname(), "run": run}
-                    os.truncate(fd, 0)
-                    os.pwrite(fd, json.dumps(self._mine).encode(), 0)
+                    os.ftruncate(fd, 0)
+                    os.lseek(fd, 0, os.SEEK_SET)
+                    os.write(fd, json.dumps(self._mine).encode())
                     self._fd = fd
             finally:
                 if self._fd is None:
@@ -86,26 +100,26 @@ class WriterLock:
                 time.sleep(0.1)
 
     def release(self) -> None:
-        """Remove the file, then let go."""
-        if self._fd is not None:
-            if _owner(self._fd) == self._mine:  # else this process was given up, and its lock is another's
-                self._path.unlink(missing_ok=True)
-            os.close(self._fd)
-            self._fd = None
+        """Remove the file and let go."""
+        if self._fd is None:
+            return
+        fd, self._fd = self._fd, None
+        own = _owner(fd) == self._mine  # else this process was given up, and its lock is another's
+        if own and _FCNTL is not None:
+            self._path.unlink(missing_ok=True)
+        os.close(fd)
+        if own and _FCNTL is None:  # Windows removes no open file, so neither that of another which has it by now
+            with suppress(OSError):
+                self._path.unlink()
 
     def _is_busy(self, fd: int, owner: Mapping[str, object], *, respected: bool) -> bool:
         """Return whether somebody has it; else it is locked by this process, as far as the file system knows locks."""
-        elsewhere = respected and bool(owner) and owner.get("host") != socket.gethostname()
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError as error:
-            if error.errno not in NO_FLOCK:
-                raise
-            here = owner.get("host") == socket.gethostname()
+        here = owner.get("host") == socket.gethostname()
+        elsewhere = respected and bool(owner) and not here
+        locked = _locked(fd)
+        if locked is None:
             return elsewhere or (here and _is_alive(owner.get("pid")))
-        return elsewhere
+        return elsewhere or not locked
 
     def _refusal(self, owner: Mapping[str, object]) -> OutputError:
         who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
@@ -119,9 +133,31 @@ class WriterLock:
             return False
 
 
-def _owner(fd: int) -> dict[str, object]:
+def _locked(fd: int) -> bool | None:
+    """Lock a file until it is closed; False: another has it locked; None: there are no locks here."""
     try:
-        owner = json.loads(os.pread(fd, 4096, 0))
+        if _FCNTL is not None:
+            _FCNTL.flock(fd, _FCNTL.LOCK_EX | _FCNTL.LOCK_NB)
+        elif _MSVCRT is not None:
+            os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
+            _MSVCRT.locking(fd, _MSVCRT.LK_NBLCK, 1)
+        else:
+            return None
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if _FCNTL is None and error.errno in (errno.EACCES, errno.EDEADLK):
+            return False
+        if error.errno not in NO_FLOCK:
+            raise
+        return None
+    return True
+
+
+def _owner(fd: int) -> dict[str, object]:
+    os.lseek(fd, 0, os.SEEK_SET)
+    try:
+        owner = json.loads(os.read(fd, 4096))
     except ValueError:
         return {}  # killed between making the file and writing it
     return owner if isinstance(owner, dict) else {}
@@ -130,6 +166,8 @@ def _owner(fd: int) -> dict[str, object]:
 def _is_alive(pid: object) -> bool:
     if not isinstance(pid, int) or pid <= 0:
         return False
+    if os.name == "nt":  # there, signal 0 is a Ctrl-C
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

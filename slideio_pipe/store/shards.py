@@ -24,7 +24,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import BagFormatError
-from slideio_pipe.files import put_in_place
+from slideio_pipe.files import open_to_read, pread, preadv, put_in_place
 from slideio_pipe.store.codecs import TileCodec
 
 MISSING = 2**64 - 1
@@ -90,7 +90,7 @@ def read_index(path: Path, slots: int, fd: int) -> NDArray[np.int64]:
         raise BagFormatError(
             f"shard of {size} bytes is shorter than its index of {tail}", slide=str(path), remedy=DAMAGED
         )
-    data = os.pread(fd, tail, size - tail)
+    data = pread(fd, tail, size - tail)
     if len(data) != tail or google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
         reason = "the checksum of the shard index is wrong: truncated or damaged"
         raise BagFormatError(reason, slide=str(path), remedy=DAMAGED)
@@ -108,7 +108,7 @@ def read_index(path: Path, slots: int, fd: int) -> NDArray[np.int64]:
 def is_finished(path: Path, chunks: int, slots: int) -> bool:
     """Whether ``path`` is a complete shard: an intact index of ``chunks`` chunks without gaps."""
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = open_to_read(path)
     except OSError:
         return False
     try:
@@ -152,7 +152,7 @@ class _OpenShard:
     """A descriptor that is closed after its last user, so that a cache may drop it while a thread reads."""
 
     def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY)
+        self.fd = open_to_read(path)
         self.close = weakref.finalize(self, os.close, self.fd)
 
 
@@ -323,7 +323,7 @@ class ShardReader:
         view = into.data.cast("B")
         done = 0
         while done < len(view):
-            count = os.preadv(file.fd, [view[done:]], offset + done)
+            count = preadv(file.fd, [view[done:]], offset + done)
             if count == 0:
                 raise self._damaged(shard, slot, "ends too early")
             done += count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -20,6 +21,8 @@ from typing import Any, Protocol
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 
+_HAS_SIGMASK = hasattr(signal, "pthread_sigmask")  # Windows has none, and no resource tracker
+
 OnProgress = Callable[[str], object]
 Work = Callable[[Any, OnProgress], Any]  # (task, on_stage) to what is reported of it; both pickle
 
@@ -27,7 +30,6 @@ Work = Callable[[Any, OnProgress], Any]  # (task, on_stage) to what is reported 
 WATCH_S = 0.2
 # A worker that is a program of its own ends when it was given nothing for so long: its run was killed on another host.
 IDLE_S = 120.0
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class Worker:
     def _memory_bytes(self) -> int:
         try:
             with open(f"/proc/{self.process.pid}/statm", encoding="ascii") as file:
-                return int(file.read().split()[1]) * _PAGE_BYTES
+                return int(file.read().split()[1]) * mmap.PAGESIZE
         except (OSError, IndexError):
             return 0
 
@@ -182,7 +184,8 @@ def spawned(work: Work) -> tuple[Connection, Process]:
     process = context.Process(target=_serve_with_parent, args=(theirs, work), daemon=True)
     # A Ctrl-C while it imports would end it with a traceback: what is blocked here is blocked there, for good. The
     # first start of a process also starts multiprocessing's resource tracker, which unblocks the signal: start it now.
-    resource_tracker.ensure_running()
+    if _HAS_SIGMASK:
+        resource_tracker.ensure_running()
     with _interrupts_later():
         process.start()
     theirs.close()  # so that its death ends the pipe
@@ -200,11 +203,12 @@ def _interrupts_later() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     if handler is not None:  # None as well: a handler that Python cannot put back
         signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if _HAS_SIGMASK else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
         if held:

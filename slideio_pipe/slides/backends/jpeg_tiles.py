@@ -21,6 +21,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError
+from slideio_pipe.files import open_to_read, pread
 from slideio_pipe.geometry import Rect, Size
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.backends.jpeg_header import (
@@ -77,7 +78,7 @@ class JpegTiles:
         self._fallback, self._missing = fallback, missing
         self._last_frame = (0, b"none yet.")  # offset of a frame header of the tile's size, and its first nine bytes
         self._slide, self._directory = path.name, page.directory
-        self._fd = os.open(path, os.O_RDONLY)
+        self._fd = open_to_read(path)
         weakref.finalize(self, os.close, self._fd)
 
     def stream(self, column: int, row: int) -> bytes | None:
@@ -95,7 +96,7 @@ class JpegTiles:
             offset, count = int(self._offsets[index]), int(self._counts[index])
             if not (count and offset):
                 return None
-            data = os.pread(self._fd, count, offset)
+            data = pread(self._fd, count, offset)
         except (IndexError, OSError, OverflowError, ValueError, MemoryError) as error:
             raise self._corrupt(column, row, f"its bytes cannot be read: {error}") from error
         if len(data) != count:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import tifffile
 
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
+from slideio_pipe.files import pread
 from slideio_pipe.geometry import Mpp, Size
 from slideio_pipe.slides.backends.jpeg_header import holds_ycbcr, read_frame
 from slideio_pipe.slides.backends.levels import UNKNOWN_TILE, place_levels
@@ -325,7 +325,7 @@ def _jpeg_is_ycbcr(page: Any, tif: tifffile.TiffFile, tagged_ycbcr: bool) -> boo
         return tagged_ycbcr
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
         if count:
-            frame = read_frame(os.pread(tif.filehandle.fileno(), min(int(count), 4096), int(offset)))
+            frame = read_frame(pread(tif.filehandle.fileno(), min(int(count), 4096), int(offset)))
             return tagged_ycbcr if frame is None else holds_ycbcr(frame, tagged_ycbcr=tagged_ycbcr)
     return tagged_ycbcr
 
@@ -334,7 +334,7 @@ def _last_jpeg_is_short(page: Any, tif: tifffile.TiffFile) -> bool:
     if int(page.compression) != JPEG or not page.is_tiled or not page.databytecounts:
         return False
     count, offset = int(page.databytecounts[-1]), int(page.dataoffsets[-1])
-    frame = read_frame(os.pread(tif.filehandle.fileno(), min(count, 4096), offset)) if count else None
+    frame = read_frame(pread(tif.filehandle.fileno(), min(count, 4096), offset)) if count else None
     return frame is not None and (frame.width < page.tilewidth or frame.height < page.tilelength)
 
 

@@ -6,7 +6,6 @@ such page when the file has a second full image), a few windows of both are deco
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from slideio_pipe.files import pread
 from slideio_pipe.slides.backends.tiff_tags import is_aperio_level, page_name
 
 _REDUCED_BIT, _MASK_BIT, _MACRO_BIT = 1, 4, 8
@@ -182,7 +182,7 @@ class _PageComparison:
         offset, count = int(page.dataoffsets[index]), int(page.databytecounts[index])
         if not (offset and count):  # a missing tile of one level cannot be compared
             raise ValueError("nothing is stored there")
-        data = os.pread(self._file, count, offset)
+        data = pread(self._file, count, offset)
         pixels = np.asarray(page.decode(data, index, jpegtables=page.jpegtables)[0])
         bands = np.moveaxis(pixels.reshape(pixels.shape[-3:]), 2, 0)
         grey = np.zeros(bands.shape[1:], np.float32)

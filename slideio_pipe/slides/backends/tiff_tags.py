@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 from typing import Any
+
+from slideio_pipe.files import pread
 
 _DESCRIPTION, _PAGE_NAME = 270, 285
 _RATIONAL_TYPES = frozenset({5, 10})  # TIFF 6.0: RATIONAL and SRATIONAL, a numerator and a denominator
@@ -42,7 +43,7 @@ def raw(page: Any, code: int) -> bytes:
     tag = page.tags.get(code)
     if tag is None:
         return b""
-    return os.pread(page.parent.filehandle.fileno(), tag.valuebytecount, tag.valueoffset)
+    return pread(page.parent.filehandle.fileno(), tag.valuebytecount, tag.valueoffset)
 
 
 def _is_bytes(value: Any) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe.errors import CorruptSlideError
+from slideio_pipe.files import open_to_read, pread
 from slideio_pipe.geometry import Rect, Size
 from slideio_pipe.slides.backends.jpeg_header import DAMAGE, complete_jpeg, read_frame
 from slideio_pipe.slides.backends.tiff_header import JPEG, TiffPage
@@ -51,7 +52,7 @@ class TileDecoder:
     def __init__(self, path: Path, page: TiffPage, finer: TileDecoder | None = None) -> None:
         self.page, self.tile, self._slide, self._finer = page, page.tile, path.name, finer
         self.grid = Size(*(-(-side // tile) for side, tile in zip(page.size, page.tile, strict=True)))
-        self._fd = os.open(path, os.O_RDONLY)
+        self._fd = open_to_read(path)
         weakref.finalize(self, os.close, self._fd)
 
     def read(self, column: int, row: int) -> NDArray[np.uint8]:
@@ -152,7 +153,7 @@ class TileDecoder:
         page, span = self.page.page, self._span(index)
         if span is None:
             return None, b""
-        data = os.pread(self._fd, span[1], span[0])
+        data = pread(self._fd, span[1], span[0])
         if len(data) != span[1]:
             raise ValueError(f"{len(data)} of {span[1]} bytes are there")
         if self.page.compression == JPEG and (page.samplesperpixel == 1 or self.page.in_planes):
