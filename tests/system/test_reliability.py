@@ -256,7 +256,7 @@ def test_a_lock_of_somebody_else(study: Path, tmp_path: Path) -> None:
 def test_an_orphan_is_waited_for(tmp_path: Path) -> None:
     """A worker of a killed run ends soon; one that was given up does not remove the lock of its successor."""
     code = (
-        "import sys, time; from pathlib import Path; from slideio_pipe.store.partial import WriterLock, within_run\n"
+        "import sys, time; from pathlib import Path; from slideio_pipe.locks import WriterLock, within_run\n"
         "with within_run(Path('a')): WriterLock(Path(sys.argv[1])).acquire()\n"
         "print('locked', flush=True); time.sleep(1.5)"
     )
