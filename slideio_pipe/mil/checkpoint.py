@@ -1,4 +1,4 @@
-"""The state of a training on disk: the last, to go on from; the best, to predict with."""
+"""The saved state of a training: the last, to continue from; the best, to predict with."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ VERSION = 1
 
 @dataclass(slots=True)
 class Progress:
-    """Where a training is."""
+    """The progress of a training."""
 
     epoch: int = 0
     step: int = 0  # of all epochs
-    position: int = 0  # bags of this epoch that were taken, in each process
+    position: int = 0  # bags of this epoch taken so far, in each process
     loss: float = 0.0  # sum over the bags of this epoch
-    bags: int = 0  # of which so many could be read
+    bags: int = 0  # readable bags of this epoch
     stale: int = 0  # epochs without a better validation
-    best: list[float] = field(default_factory=list)  # what the best epoch had: the larger, the better
+    best: list[float] = field(default_factory=list)  # scores of the best epoch: larger is better
     best_epoch: int = -1
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Resumable(Protocol):
-    """What of a training a checkpoint keeps."""
+    """The parts of a training that a checkpoint saves."""
 
     fabric: Any
     model: nn.Module
@@ -45,7 +45,7 @@ class Resumable(Protocol):
     progress: Progress
 
     def where(self) -> list[dict[str, Any]]:
-        """Return where in its epoch the source of each process is."""
+        """Return the position of each process's source within its epoch."""
         ...
 
 
@@ -57,8 +57,8 @@ class Checkpoints:
     ----------
     folder : Path
     about : mapping
-        What a checkpoint has to be of to be gone on from, and what predicting needs to know: task, model, settings,
-        cohort. JSON-able.
+        What must agree to continue from a checkpoint, and what prediction needs: task, model, settings, cohort. JSON
+        values.
     """
 
     folder: Path
@@ -73,15 +73,15 @@ class Checkpoints:
         return self.folder / "best.ckpt"
 
     def resume(self, training: Resumable) -> dict[str, Any] | None:
-        """Put a training where its last checkpoint is; return where the epoch was, None at its beginning.
+        """Load the last checkpoint into a training; return the position in its epoch, None at its beginning.
 
         Raises
         ------
         ConfigError
-            It is of other settings, or no checkpoint.
+            It has other settings, or is not a checkpoint.
         """
         if not self.last.exists():
-            if self.best.exists():  # it would be replaced
+            if self.best.exists():  # it would be overwritten
                 self._refuse_other(read_checkpoint(self.best), self.best)
             return None
         state = self._modules(training) | {"optimizer": training.optimizer}
@@ -95,16 +95,16 @@ class Checkpoints:
         return None if sources is None else dict(sources[training.fabric.global_rank])
 
     def load_best(self, training: Resumable) -> None:
-        """Give a training the weights of its best epoch."""
+        """Load the weights of the best epoch into a training."""
         training.fabric.load(self.best, self._modules(training), strict=False)
 
     def is_same(self) -> bool:
-        """Return whether the checkpoints that are there are of this training."""
+        """Return whether the existing checkpoints are of this training."""
         there = [path for path in (self.last, self.best) if path.exists()]
-        return not any(self._others(read_checkpoint(path)) for path in there[:1])
+        return not any(self._differences(read_checkpoint(path)) for path in there[:1])
 
     def save_last(self, training: Resumable) -> None:
-        """Write where the training is, in one piece."""
+        """Write the state of a training, complete or not at all."""
         now = training.progress
         state = self._modules(training) | {
             "optimizer": training.optimizer,
@@ -132,7 +132,7 @@ class Checkpoints:
         return {name: module for name, module in found.items() if module is not None}
 
     def _refuse_other(self, known: Mapping[str, Any], path: Path) -> None:
-        other = self._others(known)
+        other = self._differences(known)
         if other:
             raise ConfigError(
                 f"the checkpoint is of another training: {'; '.join(other)}",
@@ -140,21 +140,21 @@ class Checkpoints:
                 remedy="pass overwrite=True or another folder",
             )
 
-    def _others(self, known: Mapping[str, Any]) -> list[str]:
-        """Return what differs between a checkpoint and this training."""
+    def _differences(self, known: Mapping[str, Any]) -> list[str]:
+        """Return the differences between a checkpoint and this training."""
         about = known["about"]
-        compared = set(about) - {"packages", "slides"}  # an earlier version kept less
+        compared = set(about) - {"packages", "slides"}  # missing in checkpoints of earlier versions
         before, now = ({name: each.get(name) for name in compared} for each in (about, self.about))
         return differences(before, now) + other_slides(about.get("slides"), self.about.get("slides"))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return what a checkpoint holds, on the CPU; no code in it is run.
+    """Return the contents of a checkpoint, on the CPU; no code in it is executed.
 
     Raises
     ------
     ConfigError
-        It is no checkpoint of ours.
+        It is not a checkpoint of this package.
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
@@ -165,12 +165,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ConfigError("no such checkpoint", slide=str(path), remedy="check the path") from error
     except ConfigError:
         raise
-    except Exception as error:  # torch has no error of its own for what is no checkpoint
+    except Exception as error:  # torch has no specific error for other files
         raise ConfigError(
             f"is no checkpoint of a training ({error})", slide=str(path), remedy="pass best.ckpt"
         ) from None
 
 
 def about(**known: Any) -> dict[str, Any]:
-    """Return what a checkpoint says of itself."""
+    """Return the description stored in a checkpoint."""
     return known | {"packages": package_versions()}

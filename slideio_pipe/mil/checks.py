@@ -1,4 +1,4 @@
-"""What is refused before the first epoch, because it would show only after the last, or never."""
+"""Checks before the first epoch, for errors that would otherwise appear after hours, or never."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from slideio_pipe.mil.settings import FitConfig, TrainConfig
 from slideio_pipe.mil.tasks import Classification, Survival, Task
 
 _SHOWN = 5
-_TRIED_TILES = 4096  # of the bag that a model is tried on
+_TRIED_TILES = 4096  # number of tiles of the bag for testing a model
 
 
 def check_divisions(divisions: Sequence[Division], tasks: Sequence[Task], config: TrainConfig) -> None:
-    """Refuse divisions that cannot be trained on, validated with or measured.
+    """Refuse divisions that cannot be trained, validated or measured.
 
     Raises
     ------
     ConfigError
-        A fold trains on slides without a class that others have; labels that validate cannot be compared; there are
-        fewer training slides than processes.
+        The training slides of a fold lack a class of the others; validation labels cannot be compared; there are fewer
+        training slides than processes.
 
     Warns
     -----
     SkippedWarning
-        Slides that test have no label that is trained.
+        Test slides have no label of the training.
     """
     for division, task in zip(divisions, tasks, strict=True):
         _check_classes(divisions, division, task)
@@ -45,7 +45,7 @@ def check_divisions(divisions: Sequence[Division], tasks: Sequence[Task], config
 
 
 def _check_classes(divisions: Sequence[Division], division: Division, task: Task) -> None:
-    """Refuse folds that know different classes: their predictions could not be put together."""
+    """Refuse folds with different classes: their predictions could not be combined."""
     if not isinstance(task, Classification) or len(divisions) == 1:
         return
     slides = [slide for part in (division.train, division.validation, division.test) for slide in part or ()]
@@ -72,7 +72,7 @@ def _check_share(division: Division, fit: FitConfig) -> None:
 
 
 def _check_validation(division: Division, task: Task, config: TrainConfig) -> None:
-    """Refuse labels that cannot be compared with, before hours are spent."""
+    """Refuse validation labels that cannot be compared, before hours are spent."""
     for part, cohort in (("val", division.validation), ("test", division.test)):
         if cohort is None:
             continue
@@ -92,7 +92,7 @@ def _check_validation(division: Division, task: Task, config: TrainConfig) -> No
 
 
 def _check_monitor(division: Division, task: Task, targets: torch.Tensor, monitor: str) -> None:
-    """Refuse to choose an epoch by a number that is the same, or none, in every epoch."""
+    """Refuse to choose an epoch by a number that is constant or undefined."""
     count, where = len(targets), _in(division)
     if isinstance(task, Classification) and monitor == "metric" and len(torch.unique(targets)) < 2:
         raise ConfigError(
@@ -113,17 +113,17 @@ def _in(division: Division) -> str:
 
 
 def try_model(cohort: Cohort, outputs: int, config: TrainConfig) -> None:
-    """Refuse a model that does not work, on the first bag of features: before the others are read.
+    """Refuse a model that does not work on the first bag of features, before the others are read.
 
     Raises
     ------
     ConfigError
-        It cannot be made, or does not take the bag.
+        It cannot be made, or does not accept the bag.
     """
     source = cohort[0].source
     try:
         opened = open_features(source, config.encoder.features) if isinstance(source, Path) else None
-    except SlideioPipeError:  # said of all slides at once, when they are read
+    except SlideioPipeError:  # reported for all slides together, when they are read
         return
     if opened is None or opened.features.ndim != 2 or not len(opened.features):
         return
@@ -135,20 +135,20 @@ def try_model(cohort: Cohort, outputs: int, config: TrainConfig) -> None:
             model.train()(features, places, torch.zeros(()))
         except SlideioPipeError:
             raise
-        except Exception as error:  # whatever a model of others raises
+        except Exception as error:  # third-party models may raise anything
             reason = f"model {config.model.name} does not work ({type(error).__name__}: {error})"
             raise ConfigError(reason, remedy="set model.settings as it needs them, or choose another") from error
 
 
 def made_fabric(fit: FitConfig) -> Any:
-    """Return Lightning's Fabric for these settings, not launched.
+    """Return Lightning's Fabric for these settings, not launched yet.
 
     Raises
     ------
     ConfigError
         There is no such precision, accelerator, or number of devices.
     MissingExtraError
-        Something of the extra is not installed: all of it is imported here, before hours are spent.
+        A package of the extra is not installed: all are imported here, before hours are spent.
     """
     for module in ("torchmetrics.functional", "tensorboard", "lightning_fabric.loggers"):
         require(module, "train")

@@ -1,4 +1,4 @@
-"""What the cells of a cohort's columns say to a task: a class, a number, whether an event happened."""
+"""Convert cells of a cohort's columns to targets: a class, a number, or an event."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _TRUTH = {"true": 1.0, "false": 0.0}
 
 
 def class_of(value: Any) -> str | None:
-    """Return a label as a class is called: 1, 1.0 and "1.0" are one class; None where there is none.
+    """Return a label as a class name: 1, 1.0 and "1.0" are one class; None for an empty cell.
 
     >>> class_of(1.0), class_of("1.0"), class_of("01"), class_of("low"), class_of("")
     ('1', '1', '01', 'low', None)
     """
-    if isinstance(value, str):  # of its own: a column is numbers or text as a whole, which differs between cohorts
+    if isinstance(value, str):  # handled apart: the same column may be numeric in one cohort and text in another
         value = labels_of([value])[0]
     if value is None:
         return None
@@ -33,7 +33,7 @@ def class_of(value: Any) -> str | None:
 
 
 def number_of(value: Any) -> float:
-    """Return a number, NaN where the cell is empty or holds none.
+    """Return a number, NaN for an empty cell or one without a number.
 
     >>> number_of("2.5"), number_of("3_4"), number_of(None)
     (2.5, nan, nan)
@@ -48,7 +48,7 @@ def number_of(value: Any) -> float:
 
 
 def event_of(value: Any) -> float:
-    """Return 1 where the event happened, 0 where it did not, NaN where the cell says neither.
+    """Return 1 if the event happened, 0 if not, NaN for any other cell.
 
     >>> [event_of(cell) for cell in ("1", "False", "1:DECEASED", "0:LIVING", "dead")]
     [1.0, 0.0, 1.0, 0.0, nan]
@@ -69,12 +69,12 @@ def read_column(
     wrong: Callable[[float], bool] = math.isnan,
     wanted: str = "a number",
 ) -> list[float]:
-    """Return the values of a column, NaN where a cell is empty.
+    """Return the values of a column, NaN for empty cells.
 
     Raises
     ------
     ConfigError
-        Cells that are filled in and cannot be meant, with their slides.
+        Cells are not empty and invalid; names their slides.
     """
     values = [read(cell) for cell in cells]
     found = [
@@ -98,7 +98,7 @@ def _remedy(cells: Sequence[Any]) -> str:
 
 
 def refuse_missing(slides: Sequence[CohortSlide], missing: Sequence[bool], column: str) -> None:
-    """Refuse to train on slides of which a column says nothing.
+    """Refuse to train on slides with an empty cell in a column.
 
     Raises
     ------

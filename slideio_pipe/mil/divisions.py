@@ -1,4 +1,4 @@
-"""Who is trained on, who validates, who tests: by the cohort's own splits or folds, or made here, by patient."""
+"""Divide a cohort into training, validation and test slides: by its splits or folds, or drawn by patient."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """A cohort parted for one training."""
+    """The slides of one training."""
 
-    name: str  # "" where there is one, else "fold-0", …
+    name: str  # "" for a single division, else "fold-0", …
     train: Cohort
     validation: Cohort | None
     test: Cohort | None
 
 
 def divide(cohort: Cohort, fit: FitConfig, seed: int, task: TaskConfig | None = None) -> Iterator[Division]:
-    """Yield the divisions of a cohort: one, or one for each fold.
+    """Yield the divisions of a cohort: one, or one per fold.
 
-    With folds, each in turn is tested: the cohort's own, or as many as ``fit.folds`` says. Otherwise its splits
-    "train", "val" and "test" are what they say, by any name of ``split_names.NAMES``. Where nothing says who
-    validates, ``fit.validation`` of the training patients do. What is drawn is even over what ``task`` predicts:
-    classes, quarters of numbers, or events.
+    With folds, each is the test set once: the cohort's own, or ``fit.folds`` of them. Otherwise the column "split"
+    gives "train", "val" and "test", by any name in ``split_names.NAMES``. Without a validation split,
+    ``fit.validation`` of the training patients is drawn. Draws are stratified by what ``task`` predicts: classes,
+    quartiles of numbers, or events.
 
     Raises
     ------
     ConfigError
-        No slide is left to train on; the cohort's folds are not as many as wanted; a split looks misspelt.
+        No slide is left for training; the cohort has another number of folds; a split name looks misspelt.
 
     Warns
     -----
     SkippedWarning
-        Slides are in splits that are none of these, and are left out.
+        Some slides are in other splits, and are left out.
     """
-    column = _stratified_by(task or TaskConfig())
+    column = _stratification_column(task or TaskConfig())
     if fit.folds is None:
         yield _by_split(cohort, fit, seed, column)
         return
@@ -64,15 +64,15 @@ def divide(cohort: Cohort, fit: FitConfig, seed: int, task: TaskConfig | None = 
         yield Division(f"fold-{fold}", train, validation, cohort.where(fold=fold))
 
 
-def _stratified_by(task: TaskConfig) -> str:
-    """Return the column that splits are even over."""
+def _stratification_column(task: TaskConfig) -> str:
+    """Return the column for stratification."""
     return task.event if task.kind == "survival" else task.label
 
 
 def _by_split(cohort: Cohort, fit: FitConfig, seed: int, column: str) -> Division:
     splits = {split_of(slide.split) for slide in cohort}
     known = {"train", "val"} & splits
-    trained_on = "train" if known else None  # a cohort that says nothing is trained on as a whole
+    trained_on = "train" if known else None  # a cohort without splits is used for training as a whole
     learning = [slide for slide in cohort if split_of(slide.split) in ("train", trained_on)]
     _refuse_misspelt(cohort)
     if not learning:

@@ -1,4 +1,4 @@
-"""How a training goes, in a few words."""
+"""Short texts on the progress of a training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from slideio_pipe.mil.checkpoint import Progress
 
 
 def step_words(slides: int, of: int, loss: float) -> str:
-    """Return how far an epoch has come.
+    """Return the progress within an epoch.
 
     >>> step_words(120, 800, 0.5)
     '120/800 slides, loss 0.500'
@@ -19,7 +19,7 @@ def step_words(slides: int, of: int, loss: float) -> str:
 
 
 def epoch_words(now: Progress) -> str:
-    """Return what came of the latest epoch; epochs are numbered from 0, as in history.csv.
+    """Return the result of the latest epoch; epochs are numbered from 0, as in history.csv.
 
     >>> row = {"epoch": 4, "lr": 1e-4, "loss": 0.51, "val_loss": 0.6, "val_auroc": 0.875, "val_auprc": 0.8}
     >>> epoch_words(Progress(best_epoch=3, history=[row]))

@@ -1,4 +1,4 @@
-"""A cohort of slides, and the folder where their features are."""
+"""Find the feature files of a cohort's slides in a folder."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.store.feature_arrays import encoder_names
 from slideio_pipe.store.layout import is_bag_store
 
-# What a slide's features may be called, after its stem: our stores, TRIDENT's, STAMP's and CLAM's files.
+# Endings of a slide's features, after its stem: our stores, files of TRIDENT, STAMP and CLAM.
 ENDINGS = (".features.zarr", ".bag.zarr", ".h5", ".pt")
 _FILES = (".h5", ".hdf5", ".pt")
 _SHOWN = 10
 
 
 def holds_features(path: Path, *, pixels: bool = False) -> bool:
-    """Return whether it is something that features are kept in, by its name or what it holds.
+    """Return whether a path is a store or file of features, by its name or its contents.
 
-    A bag store has pixels as well: where these do (``pixels``), features have to be there.
+    A bag store has pixels as well: with ``pixels``, it counts only if it also has features.
     """
     if path.is_dir():
         of_bag = is_bag_store(path) and (not pixels or bool(encoder_names(path)))
@@ -34,7 +34,7 @@ def holds_features(path: Path, *, pixels: bool = False) -> bool:
 
 
 def features_in(source: Path) -> list[Path]:
-    """Return the files and stores of features in a folder, or those that a pattern finds, in order."""
+    """Return the files and stores of features in a folder, or those that match a pattern, in order."""
     place = source.expanduser()
     if place.is_dir() and not place.name.endswith(ENDINGS):
         found = list(place.iterdir())
@@ -46,19 +46,19 @@ def features_in(source: Path) -> list[Path]:
 
 
 def feature_cohort(cohort: Any, folder: str | Path) -> Cohort:
-    """Return the cohort with the files of its slides' features in place of the slides, found by name.
+    """Return the cohort with its slides replaced by the files of their features, found by name.
 
     Parameters
     ----------
     cohort : path, list or Cohort
-        A table's slides need not be files that are there; ``slide_id`` and ``case_id`` are understood as well.
+        A table's slides need not exist as files; ``slide_id`` and ``case_id`` are accepted as column names.
     folder : path
-        Holds ``<slide>.features.zarr``, ``.bag.zarr``, ``.h5`` or ``.pt``.
+        Contains ``<slide>.features.zarr``, ``.bag.zarr``, ``.h5`` or ``.pt``.
 
     Raises
     ------
     ConfigError
-        Slides without features, all at once; or slides that would have one file.
+        Slides have no features, listed together; or several slides would share one file.
     """
     place = Path(folder).expanduser().absolute()
     if not place.is_dir():
@@ -74,9 +74,9 @@ def feature_cohort(cohort: Any, folder: str | Path) -> Cohort:
 
 
 def tiling_of(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
-    """Return the sections ``view``, ``grid`` and ``tissue`` that lay tiles as those of features lie.
+    """Return the sections ``view``, ``grid`` and ``tissue`` with which slides get the tiles of features.
 
-    None where it is not told, by files of others, or cannot be said in settings: tissue that was outlined by hand.
+    None if unknown, as for files of other tools, or if settings cannot express it: tissue outlined by hand.
     """
     try:
         view, grid, tissue = (provenance[name] for name in ("view", "grid", "tissue"))
@@ -115,13 +115,13 @@ def _of_table(path: Path, folder: Path) -> Cohort:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """Return the features of a slide: called as it is, or as it is without its ending."""
+    """Return the features of a slide, named after it with or without its ending."""
     candidates = [folder / f"{stem}{ending}" for stem in dict.fromkeys((name, stem_of(name))) for ending in ENDINGS]
     return next((file for file in candidates if file.exists()), None)
 
 
 def _refuse_shared(cohort: Cohort) -> None:
-    """Refuse slides that are given one file: a.svs and a.ndpi where there is an a.h5 alone."""
+    """Refuse slides that share one file: a.svs and a.ndpi with only one a.h5."""
     names = defaultdict(list)
     for slide in cohort:
         names[slide.source].append(slide.name)

@@ -1,4 +1,4 @@
-"""A cohort to trained models, their predictions and how good these are: what ``slideio-pipe train`` does."""
+"""Train models on a cohort and measure their predictions, as ``slideio-pipe train`` does."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from slideio_pipe.mil.training import Training
 from slideio_pipe.progress import Report, narrated
 from slideio_pipe.streaming.normalize import Normalize
 
-# What of the settings may change between a training and its continuation.
-_ELSEWHERE: Any = {"cohort": True, "encoder": {"folder"}, "fit": {"save_every"}}
+# Settings that may differ between a training and its continuation.
+_CHANGEABLE: Any = {"cohort": True, "encoder": {"folder"}, "fit": {"save_every"}}
 
 
 def fit(
@@ -45,36 +45,36 @@ def fit(
     overwrite: bool = False,
     progress: Report | bool | None = None,
 ) -> Fitted:
-    """Train on a cohort; call it again, after whatever ended it, to go on where the last checkpoint is.
+    """Train on a cohort; call it again after an interruption to continue from the last checkpoint.
 
-    Writes into ``out``: ``best.ckpt`` and ``last.ckpt``, ``history.csv``, TensorBoard's events (with folds, all of
-    these in ``fold-0``, …), ``predictions.csv``, ``metrics.json`` and ``plots/`` of the slides that validate and test,
-    and ``config.yaml``.
+    Writes into ``out``: ``best.ckpt`` and ``last.ckpt``, ``history.csv``, TensorBoard's events (with folds, these are
+    in ``fold-0``, …), ``predictions.csv``, ``metrics.json`` and ``plots/`` of the validation and test slides, and
+    ``config.yaml``.
 
     Parameters
     ----------
     cohort : path, list or Cohort
-        With labels. Its slides are files of features, or, when an encoder is trained, slides or bag stores.
+        With labels. Its slides are files of features, or, if an encoder is trained, slides or bag stores.
     config : TrainConfig, path or dict, optional
         Such as ``configs/mil.yaml``.
     out : str or Path
         The folder of the run.
     encoder : nn.Module, optional
-        Tiles (n, 3, H, W), normalised, to features (n, D), in place of ``config.encoder.source``.
+        Network from normalised tiles (n, 3, H, W) to features (n, D); replaces ``config.encoder.source``.
     normalize : Normalize, optional
-        What ``encoder`` wants; by default ImageNet's statistics.
+        Normalisation for ``encoder``; by default ImageNet's statistics.
     overwrite : bool
-        Start anew when the folder holds another training.
+        Start anew if the folder contains another training.
     progress : callable, bool or None
-        See ``progress.narrated``; counts epochs. True says loss and metric of each epoch, in a log as well.
+        See ``progress.narrated``; counts epochs. True also prints loss and metric of each epoch to a log.
 
     Raises
     ------
     ConfigError
-        What is wrong with cohort, features or settings, before the first epoch; or the folder holds a training of
-        other settings.
+        The cohort, features or settings have errors, raised before the first epoch; or the folder contains a training
+        with other settings.
     OutputError
-        Another training writes there, or it cannot be written.
+        Another training writes into the folder, or it cannot be written.
     MissingExtraError
         ``pip install "slideio-pipe[train]"``.
     """
@@ -111,7 +111,7 @@ def fit(
 
 
 def _with_absolute_paths(config: TrainConfig, cohort: Any) -> TrainConfig:
-    """Return settings that mean the same from wherever they are read again."""
+    """Return settings with absolute paths, valid from any working directory."""
     folder = config.encoder.folder
     encoder = config.encoder if folder is None else config.encoder.model_copy(update={"folder": _absolute(folder)})
     named = _absolute(cohort) if isinstance(cohort, str | Path) else None
@@ -123,7 +123,7 @@ def _absolute(path: str | Path) -> str:
 
 
 def _refuse_slides(cohort: Cohort) -> None:
-    """Refuse slides where features are trained on, before each is tried as a file of them."""
+    """Refuse slides if features are needed, before each is opened as a file of features."""
     if not any(isinstance(slide.source, Path) and holds_features(slide.source) for slide in cohort):
         remedy = (
             "pass features=… with the folder that slideio-pipe features wrote (encoder.folder), or train from pixels: "
@@ -133,12 +133,12 @@ def _refuse_slides(cohort: Cohort) -> None:
 
 
 def task_for(train: Cohort, config: TrainConfig) -> Task:
-    """Return the task that training slides pose.
+    """Return the task of the training slides.
 
     Raises
     ------
     ConfigError
-        Their labels do not do.
+        Their labels are not suitable.
     """
     asked = config.task
     if asked.kind == "regression":
@@ -158,7 +158,7 @@ class _Run:
     overwrite: bool
 
     def prepare(self, names: Sequence[str]) -> None:
-        """Refuse a folder that holds a training of other divisions, or clear it."""
+        """Refuse a folder with a training of other divisions, or clear it."""
         if not self.overwrite:
             refuse_other_divisions(self.folder, names)
         elif self.fabric.is_global_zero:
@@ -166,7 +166,7 @@ class _Run:
         self.fabric.barrier()
 
     def division(self, division: Division, task: Task, progress: Report | bool | None) -> Predicted:
-        """Train on one division, and predict with the best of its models."""
+        """Train on one division, and predict with its best model."""
         folder = self.folder / division.name
         tiles = self._tile_encoder()
         train = self._source(division.train, tiles, augment=True)
@@ -184,7 +184,7 @@ class _Run:
             features=features,
             tiling=train.tiling if isinstance(train, FeatureSource) else None,
             encoder=None if tiles is None else tiles.about(),
-            config=self.config.model_dump(mode="json", exclude=_ELSEWHERE),
+            config=self.config.model_dump(mode="json", exclude=_CHANGEABLE),
             slides=[
                 slide_entries(cohort, task, sources_of[name].contents() if name in sources_of else ())
                 for name, cohort in {"train": division.train, **others}.items()
@@ -206,11 +206,11 @@ class _Run:
         for source in (train, *sources.values()):
             source.close()
         if self.fabric.is_global_zero:
-            write_history(folder, ended.history)  # a kill may have come between the last checkpoint and its line
+            write_history(folder, ended.history)  # a kill may have happened between the last checkpoint and its line
         return Predicted(division, task, checkpoints.best, ended.best_epoch, ended.history, parts)
 
     def finish(self, runs: Sequence[Predicted]) -> Fitted:
-        """Measure what all divisions predicted, and write it down."""
+        """Measure the predictions of all divisions, and write them."""
         fitted = fitted_of(self.folder, runs, self.config)
         if self.fabric.is_global_zero:
             write_outcome(fitted, runs, self.config)
@@ -238,7 +238,7 @@ class _Run:
         )
 
     def _width(self, train: Source, tiles: TileEncoder | None, sources: Mapping[str, Source]) -> tuple[int, str | None]:
-        """Return how many features a tile has, and whose they are; all parts of a cohort have to agree."""
+        """Return the number of features per tile and their encoder's name; all parts of a cohort must agree."""
         if tiles is not None:
             side = self.config.grid.tile_size
             return tiles.width(side, self.fabric.device), None
@@ -264,7 +264,7 @@ class _Run:
         return checkpoints
 
     def _log(self, folder: Path) -> Callable[[list[dict[str, Any]]], None]:
-        """Return what writes down how far a training has come, so that there is something to look at before its end."""
+        """Return a function that writes the history and plots of a running training."""
         events = _Events(folder)
 
         def log(history: list[dict[str, Any]]) -> None:
@@ -280,7 +280,7 @@ class _Run:
 
 
 class _Events:
-    """TensorBoard's events, a point for each epoch."""
+    """TensorBoard's events, one point per epoch."""
 
     def __init__(self, folder: Path) -> None:
         self._logger: Any = None

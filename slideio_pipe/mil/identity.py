@@ -1,4 +1,4 @@
-"""What a training was of: its slides, with all that they were trained with, and the files that its settings name."""
+"""Fingerprints of a training: of its slides with their labels and settings, and of the files that its settings name."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from slideio_pipe.mil.tasks import Task
 PARTS = ("train", "val", "test")
 _FEATURES, _FILE, _FOLDER = "features ", "file ", "folder "  # kinds of content
 _SHOWN = 5  # slides, in messages
-# What an entry of a slide holds, after its name.
+# Fields of a slide's entry, after its name.
 _FACTS = ("label", "resolution", "content", "mask")
 
 
 def features_fingerprint(features: NDArray[Any]) -> str:
-    """Return a fingerprint of features: of their shape, type and every number."""
+    """Return a fingerprint of features: of their shape, dtype and values."""
     values = np.ascontiguousarray(features)
     digest = hashlib.blake2b(f"{values.dtype}{values.shape}".encode(), digest_size=8)
     digest.update(values.view(np.uint8).reshape(-1).data)
@@ -37,19 +37,19 @@ def features_fingerprint(features: NDArray[Any]) -> str:
 
 
 def file_of(slide: CohortSlide) -> str | None:
-    """Return a fingerprint of the file of a slide, None where no file can be read."""
+    """Return a fingerprint of a slide's file, None if it cannot be read."""
     return _fingerprint(slide.source) if isinstance(slide.source, Path) else None
 
 
 def _fingerprint(path: Path | None) -> str | None:
     try:
         return None if path is None else (_FOLDER if path.is_dir() else _FILE) + fingerprint(path)
-    except OSError:  # opening it raises an error with the reason
+    except OSError:  # opening it will raise the error
         return None
 
 
 def slide_entries(cohort: Cohort | None, task: Task, contents: Sequence[str | None]) -> list[list[Any]]:
-    """Return [name, target, mpp, content, mask] of every slide, JSON-able: what a checkpoint keeps of it."""
+    """Return [name, target, mpp, content, mask] of every slide, as JSON values for a checkpoint."""
     if cohort is None:
         return []
     targets = task.targets(list(cohort)).reshape(len(cohort), -1).tolist()
@@ -60,7 +60,7 @@ def slide_entries(cohort: Cohort | None, task: Task, contents: Sequence[str | No
 
 
 def contents(config: TrainConfig) -> dict[str, str]:
-    """Return fingerprints of the files that settings name: transforms, and a network to train along."""
+    """Return fingerprints of the files that settings name: transforms, and an encoder's network."""
     files = {name: getattr(config, name) for name in ("slide_transform", "tile_transform")}
     found = {name: _settings_fingerprint(Path(file)) for name, file in files.items() if file is not None}
     source = config.encoder.source
@@ -70,16 +70,16 @@ def contents(config: TrainConfig) -> dict[str, str]:
 
 
 def _settings_fingerprint(path: Path) -> str:
-    """Return a fingerprint of settings in YAML; comments do not count."""
+    """Return a fingerprint of settings in YAML, without comments."""
     try:
         said = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True, default=str)
-    except (OSError, ValueError, yaml.YAMLError):  # reading it raises an error with the reason
+    except (OSError, ValueError, yaml.YAMLError):  # reading it will raise the error
         return ""
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def other_slides(before: Any, now: Any) -> list[str]:
-    """Return what differs between the slides of two trainings, each a list of entries for each part."""
+    """Return the differences between the slides of two trainings, each given as lists of entries per part."""
     was, is_now = (
         {str(entry[0]): (k, *entry[1:]) for k, part in enumerate(parts or ()) for entry in part}
         for parts in (before, now)
@@ -89,7 +89,7 @@ def other_slides(before: Any, now: Any) -> list[str]:
         old, new = was.get(name), is_now.get(name)
         if old is None or new is None or old[0] != new[0]:
             others[name] = "in another part"
-        elif len(old) == 2:  # of an earlier version, which kept the label alone
+        elif len(old) == 2:  # entries of an earlier version, with only the label
             continue
         elif old != new:
             changed = [fact for fact, a, b in zip(_FACTS, old[1:], new[1:], strict=False) if a != b]
@@ -102,22 +102,22 @@ def other_slides(before: Any, now: Any) -> list[str]:
 
 
 class KnownSlides:
-    """The slides that a model was trained, validated and tested on, by name and content."""
+    """The training, validation and test slides of a model, by name and content."""
 
     def __init__(self, parts: Sequence[Sequence[Sequence[Any]]] = ()) -> None:
         self._by_name: dict[str, tuple[str, str | None]] = {}
         self._by_content: dict[str, str] = {}
         for part, entries in zip(PARTS, parts, strict=False):
             for name, *facts in entries:
-                content = facts[2] if len(facts) > 2 else None  # of a checkpoint of an earlier version: not kept
+                content = facts[2] if len(facts) > 2 else None  # missing in checkpoints of earlier versions
                 self._by_name.setdefault(stem(str(name)), (part, content))
                 if content is not None:
                     self._by_content.setdefault(content, part)
 
     def part(self, name: str, content: str | None) -> str | None:
-        """Return "train", "val" or "test", or None for a slide that the training did not know.
+        """Return "train", "val" or "test", or None for a slide that is not in the training.
 
-        A file is known by what it holds, whatever it is called. By its name alone it is known where contents cannot be
+        A file is recognised by its content under any name. It is recognised by its name only if contents cannot be
         compared: features may be computed again, and a bag be made of a slide.
         """
         if content in self._by_content:
@@ -128,7 +128,7 @@ class KnownSlides:
 
 
 def stem(name: str) -> str:
-    """Return the name of a slide without what stands behind it in the names of its file, bag and features.
+    """Return the name of a slide without the endings of its file, bag and features.
 
     >>> stem("a.svs"), stem("a.features.zarr"), stem("a.h5")
     ('a', 'a', 'a')

@@ -1,4 +1,4 @@
-"""How good predictions are, with how sure one can be of it."""
+"""Metrics of predictions, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 
 Score = Callable[[Tensor, Tensor, NDArray[np.int64]], float]  # of logits, targets and strata
 
-# Fewer patients than this have no interval: 10 make 92,378 different resamplings, 4 make 35 and 2 make 3. Percentile
-# intervals of 95 % hold the true AUROC in 93 % of samples of 20 patients, 87 % of 10, 72 % of 6 and 51 % of 4; with 2
-# patients of one class and 50 of the other in 65 % (tests/benchmarks/intervals.py).
+# With fewer patients there is no interval: 10 give 92,378 different resamplings, 4 give 35 and 2 give 3. Percentile
+# intervals of 95 % contain the true AUROC in 93 % of samples of 20 patients, 87 % of 10, 72 % of 6 and 51 % of 4; with
+# 2 patients of one class and 50 of the other in 65 % (tests/benchmarks/intervals.py).
 MIN_PATIENTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number with its confidence interval of 95 %; NaN where it is not defined."""
+    """A number with its confidence interval of 95 %; NaN if undefined."""
 
     value: float
     low: float = math.nan
@@ -36,7 +36,7 @@ class Metric:
         return f"{self.value:.3f}{interval}"
 
     def summary(self) -> dict[str, float | None]:
-        """Return it JSON-able; None where it is not defined."""
+        """Return it as JSON values; None if undefined."""
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
@@ -52,10 +52,10 @@ def measure(
 ) -> dict[str, Metric]:
     """Return the metrics of a task, the leading one first.
 
-    Classification: AUROC, AUPRC (average precision; both over classes one against the rest, mean), balanced accuracy
-    (mean recall), accuracy; a class that no slide has counts in none of the means. Regression: R², MAE, Pearson's r.
-    Survival: C-index (Harrell 1982: the part of the comparable pairs that are in the right order, ties count half).
-    All from torchmetrics but the C-index, which it lacks, and the intervals: its bootstrap does not resample patients.
+    Classification: AUROC, AUPRC (average precision; both one against the rest, averaged over classes), balanced
+    accuracy (mean recall), accuracy; a class without slides does not count in the means. Regression: R², MAE, Pearson's
+    r. Survival: C-index (Harrell 1982: the fraction of comparable pairs in the right order, ties count half). All are
+    torchmetrics' except the C-index, which it lacks, and the intervals: its bootstrap does not resample patients.
 
     Parameters
     ----------
@@ -64,20 +64,21 @@ def measure(
     targets : (n, …) tensor
         See ``Task.targets``.
     groups : sequence, optional
-        Patients: resampled together, as slides of one patient are no independent evidence.
+        Patients: resampled together, because slides of one patient are not independent.
     strata : sequence of int, optional
-        The model that each prediction is of. Risks of two Cox models have no common zero, so the C-index compares
-        slides of one stratum only.
+        The model of each prediction. Risks of two Cox models have no common zero, so the C-index compares only slides
+        of one stratum.
     bootstrap : int
-        Resamplings, of which the 2.5th and the 97.5th percentile are the interval; 0 for none. Resamplings that lack
-        a class of the slides are left out. Fewer than ``MIN_PATIENTS`` patients have no interval.
+        Number of resamplings; the interval is their 2.5th to 97.5th percentile; 0: no interval. Resamplings without
+        one of the slides' classes are dropped. Fewer than ``MIN_PATIENTS`` patients have no interval.
     seed : int
+        Seed of the resampling.
         Of the resampling.
 
     Raises
     ------
     ConfigError
-        There is no prediction.
+        There are no predictions.
     MissingExtraError
         torchmetrics is not installed.
     """
@@ -95,14 +96,14 @@ def measure(
     for rows in _resampled(len(logits), groups, bootstrap, seed):
         lacks_class = bool(len(classes)) and len(torch.unique(targets[rows])) < len(classes)
         for name, score in scores.items():
-            if lacks_class and name != "accuracy":  # its mean would be over other classes
+            if lacks_class and name != "accuracy":  # the mean would be over other classes
                 continue
             drawn[name].append(_value(score, logits[rows], targets[rows], models[rows.numpy()]))
     return {name: Metric(value, *_interval(drawn[name])) for name, value in found.items()}
 
 
 def interval_note(task: Task, targets: Tensor, groups: Sequence[object]) -> str | None:
-    """Return why intervals are missing, or say less than they seem to; None where they are as they should be.
+    """Return why intervals are missing or unreliable, or None.
 
     >>> interval_note(Regression(0.0, 1.0), torch.zeros(2), ["a", "b"])
     'no intervals: 2 patients, fewer than 10'
@@ -118,14 +119,14 @@ def interval_note(task: Task, targets: Tensor, groups: Sequence[object]) -> str 
 
 
 def _outcomes(task: Task, targets: Tensor) -> dict[str, Tensor]:
-    """Return the rows of every outcome that an interval needs patients of."""
+    """Return the rows of every outcome for which an interval needs enough patients."""
     if isinstance(task, Classification):
         return {f"{task.column} {name}": targets == number for number, name in enumerate(task.classes)}
     return {f"{task.event} 1": targets[:, 1] == 1} if isinstance(task, Survival) else {}
 
 
 def known_rows(targets: Tensor) -> Tensor:
-    """Return which rows of targets, (n,) or (n, 2), are known, (n,) bool; n may be 0."""
+    """Return the mask (n,) of known targets, (n,) or (n, 2); n may be 0."""
     unknown = targets.isnan()
     return ~(unknown.any(1) if unknown.ndim > 1 else unknown)
 
@@ -169,9 +170,9 @@ def _over_classes(
     *,
     every_class: bool,
 ) -> float:
-    """Return the mean of a metric over the classes that slides have; of two classes the second's, or both.
+    """Return the mean of a metric over the classes that occur; for two classes the second's, or both.
 
-    torchmetrics' own mean counts a class without a slide as 0.
+    torchmetrics' own mean counts a class without slides as 0.
     """
     wanted = targets.long()
     there = torch.unique(wanted)
@@ -186,7 +187,7 @@ def concordance(
 ) -> float:
     """Return Harrell's C-index of risks, (n,), for times and events, (n, 2); NaN without a comparable pair.
 
-    With ``strata``, (n,), only pairs within a stratum are counted.
+    With ``strata``, (n,), only pairs within a stratum count.
 
     >>> concordance(np.array([3.0, 2.0, 1.0]), np.array([[1.0, 1.0], [2.0, 1.0], [3.0, 0.0]]))
     1.0
@@ -202,15 +203,15 @@ def concordance(
 
 
 def comparable(targets: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return the pairs, (n, n), of which the first had the event while the second was known to be without it."""
+    """Return the pairs, (n, n), whose first had the event while the second was known to be event-free."""
     time, event = targets[:, 0], targets[:, 1] == 1
-    # Of two at one time: one who had the event against one who was last seen without it.
+    # At equal times: one with the event against one censored.
     found: NDArray[np.bool_] = event[:, None] & ((time[:, None] < time) | ((time[:, None] == time) & ~event))
     return found
 
 
 def _value(score: Score, logits: Tensor, targets: Tensor, models: NDArray[np.int64]) -> float:
-    with warnings.catch_warnings():  # of classes that a resampling lacks: the result is NaN, which is enough
+    with warnings.catch_warnings():  # warnings on missing classes of a resampling, whose result is NaN
         warnings.simplefilter("ignore")
         try:
             return score(logits, targets, models)
@@ -219,7 +220,7 @@ def _value(score: Score, logits: Tensor, targets: Tensor, models: NDArray[np.int
 
 
 def _resampled(count: int, groups: Sequence[object] | None, times: int, seed: int) -> list[Tensor]:
-    """Return the rows of each resampling: as many groups as there are, drawn with replacement."""
+    """Return the rows of each resampling: the same number of groups, drawn with replacement."""
     members: dict[object, list[int]] = {}
     for row, group in enumerate(range(count) if groups is None else groups):
         members.setdefault(group, []).append(row)

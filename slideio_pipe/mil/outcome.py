@@ -1,4 +1,4 @@
-"""What a training leaves: metrics, predictions, history and plots."""
+"""The results of a training: metrics, predictions, history and plots."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ PARTS = ("val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What a training left in its folder."""
+    """The results of a training in its folder."""
 
     folder: Path
-    checkpoints: tuple[Path, ...]  # the best of each division
+    checkpoints: tuple[Path, ...]  # the best one of each division
     metrics: Mapping[str, Mapping[str, Metric]]  # of "val" and "test": by name
-    history: tuple[list[dict[str, Any]], ...]  # of each division, a row for each epoch
-    slides: Mapping[str, int]  # with a label, that "val" and "test" were measured on
-    kept: tuple[int, ...]  # the epoch each checkpoint is of, from 0
-    notes: Mapping[str, str] = field(default_factory=dict)  # on the intervals of "val" and "test", where one is due
+    history: tuple[list[dict[str, Any]], ...]  # per division, a row per epoch
+    slides: Mapping[str, int]  # number of labelled slides in "val" and "test"
+    kept: tuple[int, ...]  # the epoch of each checkpoint, from 0
+    notes: Mapping[str, str] = field(default_factory=dict)  # on the intervals of "val" and "test", if any
 
     @property
     def predictions(self) -> Path:
-        """What was predicted for the slides that validated and tested."""
+        """The predictions of the validation and test slides."""
         return self.folder / "predictions.csv"
 
     def summary(self) -> dict[str, Any]:
-        """Return the outcome, JSON-able; numbers that are not defined are None."""
+        """Return the results as JSON values; undefined numbers are None."""
         return {
             "folder": str(self.folder),
             "checkpoints": [str(path) for path in self.checkpoints],
@@ -67,13 +67,13 @@ class Predicted:
     division: Division
     task: Task
     checkpoint: Path
-    kept: int  # the epoch it is of
+    kept: int  # epoch of the checkpoint
     history: list[dict[str, Any]]
     parts: dict[str, tuple[Cohort, Tensor, Tensor]]  # "val" and "test": slides, logits, targets
 
 
 def fitted_of(folder: Path, runs: Sequence[Predicted], config: TrainConfig) -> Fitted:
-    """Return what a training left, with the metrics over all folds together."""
+    """Return the results of a training, with metrics over all folds together."""
     parts = [part for part in PARTS if any(part in run.parts for run in runs)]
     metrics = {part: _measured(runs, part, config) for part in parts}
     counts = {part: len(_pooled(runs, part).slides) for part in parts}
@@ -93,12 +93,12 @@ def write_outcome(fitted: Fitted, runs: Sequence[Predicted], config: TrainConfig
 
 @dataclass(frozen=True, slots=True)
 class _Pooled:
-    """The labelled slides of all folds, each predicted by a model that did not train on it."""
+    """The labelled slides of all folds, each predicted by a model that was not trained on it."""
 
     slides: list[CohortSlide]
     logits: Tensor  # (n, outputs)
     targets: Tensor  # (n, …)
-    folds: list[int]  # whose model each prediction is of
+    folds: list[int]  # fold of the model of each prediction
 
     @property
     def patients(self) -> list[str]:
@@ -117,7 +117,7 @@ def _pooled(runs: Sequence[Predicted], part: str) -> _Pooled:
 
 
 def _in_units_of(first: Task, task: Task, logits: Tensor) -> Tensor:
-    """Return logits of a fold as the first fold would say them: numbers are in units of each fold's own slides."""
+    """Return logits of a fold in units of the first fold: numbers are in units of each fold's own slides."""
     if isinstance(first, Regression) and isinstance(task, Regression):
         return (logits * task.std + task.mean - first.mean) / first.std
     return logits
@@ -144,7 +144,7 @@ def _note(runs: Sequence[Predicted], part: str) -> str | None:
 
 
 def _draw(fitted: Fitted, runs: Sequence[Predicted]) -> None:
-    """Draw the predictions of the slides that tested, or else validated, and the course of the training."""
+    """Plot the predictions of the test slides, or else the validation slides, and the history of the training."""
     part = next((name for name in ("test", "val") if fitted.metrics.get(name)), "val")
     found = _pooled(runs, part)
     histories = {run.division.name: run.history for run in runs}
@@ -152,7 +152,7 @@ def _draw(fitted: Fitted, runs: Sequence[Predicted]) -> None:
     place = fitted.folder / "plots"
     try:
         write_plots(place, runs[0].task, part, found.logits, found.targets, metrics, histories, strata=found.folds)
-    except MissingExtraError as error:  # of matplotlib alone: what was trained is there
+    except MissingExtraError as error:  # matplotlib is missing: the training's other files exist
         warnings.warn(f"no plots: {error}", SkippedWarning, stacklevel=2)
 
 
@@ -182,12 +182,12 @@ def _label(slide: Any, task: Task) -> Any:
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
-    """Write ``config.yaml``, with which the same can be trained again."""
+    """Write ``config.yaml``, with which the training can be repeated."""
     write_file(folder / "config.yaml", dump(config).encode(), overwrite=True)
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``history.csv``, a row for each epoch."""
+    """Write ``history.csv``, a row per epoch."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
     writer.writeheader()

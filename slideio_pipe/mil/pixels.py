@@ -1,4 +1,4 @@
-"""The tiles of a slide for two passes: kept on the device as bytes where there is room, else read again."""
+"""The tiles of a slide for two passes: kept on the device as uint8 if they fit, else read again."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from slideio_pipe.streaming.chunk_stream import ChunkStream
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.stream import TileBatch, stream
 
-# Kept without being asked for: this much on the CPU, this part of what is free on CUDA.
+# Default memory for kept tiles: this size on the CPU, this fraction of the free memory on CUDA.
 _KEPT_BYTES = 512 * 2**20
 _KEPT_SHARE = 0.5
 
 
 class LostBagError(Exception):
-    """A slide failed when some of its chunks had been delivered; the loader has it in its ``failures``."""
+    """A slide failed after some of its chunks had been delivered; it is in the loader's ``failures``."""
 
     def __init__(self, error: SlideioPipeError | OSError) -> None:
         super().__init__(str(error))
@@ -30,28 +30,28 @@ class LostBagError(Exception):
 
 @dataclass(slots=True)
 class PixelBag:
-    """The chunks of one bag, as the encoder takes them; iterate it again, and the tiles are the same.
+    """The chunks of one bag as input of the encoder; can be iterated again with the same tiles.
 
-    The first time they come from the epoch's own stream. Chunks beyond ``keep_bytes`` are read again later: draws
-    depend on seed, epoch, slide and tile alone, so that augmented tiles come back as they were.
+    The first iteration uses the epoch's stream. Chunks beyond ``keep_bytes`` are read again later: draws depend only on
+    seed, epoch, slide and tile, so augmented tiles are the same.
     """
 
     first: TileBatch
     rest: ChunkStream
     dataset: BagDataset
-    number: int  # of the slide in the cohort
+    number: int  # number of the slide in the cohort
     epoch: int
-    prepare: Callable[[Tensor], Tensor]  # uint8 tiles to what the encoder takes
+    prepare: Callable[[Tensor], Tensor]  # from uint8 tiles to the encoder's input
     keep_bytes: int
     on_error: str = "raise"
-    _kept: list[Tensor | None] = field(default_factory=list)  # uint8; None: to be read again
+    _kept: list[Tensor | None] = field(default_factory=list)  # uint8; None: read again
     _index: list[NDArray[np.int64]] = field(default_factory=list)
     _coords: list[NDArray[np.int64]] = field(default_factory=list)
     _read: bool = False
 
     @property
     def coords(self) -> NDArray[np.int64]:
-        """Level-0 px of the tiles, (N, 2), once they were iterated."""
+        """Level-0 px of the tiles, (N, 2), available after the first iteration."""
         return np.concatenate(self._coords)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -60,13 +60,13 @@ class PixelBag:
             yield self.prepare(tiles)
 
     def drain(self) -> None:
-        """Pass over what of the bag was not iterated, so that the next bag comes next."""
+        """Skip the remaining chunks of the bag, so that the next bag follows."""
         if not self._read:
             for _ in self._from_epoch():
                 pass
 
     def _from_epoch(self) -> Iterator[Tensor]:
-        """Yield the chunks as the loader delivers them, and keep what there is room for."""
+        """Yield the chunks as delivered by the loader, and keep those that fit in memory."""
         room, chunk = self.keep_bytes, self.first
         while True:
             if chunk.error is not None:
@@ -106,7 +106,7 @@ class PixelBag:
 
 
 def room_for_tiles(device: torch.device, keep_gb: float | None) -> int:
-    """Return how many bytes of tiles are kept between two passes."""
+    """Return the bytes of tiles to keep between the two passes."""
     if keep_gb is not None:
         return round(keep_gb * 1e9)
     if device.type == "cuda":
@@ -115,7 +115,7 @@ def room_for_tiles(device: torch.device, keep_gb: float | None) -> int:
 
 
 def _cut(batches: Iterator[Tensor], sizes: list[int]) -> Iterator[Tensor]:
-    """Yield the tiles of batches in chunks of these sizes; tiles that were left out made chunks of unequal ones."""
+    """Yield the tiles of batches in chunks of these sizes; skipped tiles made chunks unequal."""
     waiting = next(batches)
     for size in sizes:
         while len(waiting) < size:

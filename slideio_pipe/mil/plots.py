@@ -1,4 +1,4 @@
-"""Plots of a training: how good its predictions are, and how it came to them."""
+"""Plots of a training: its predictions and its course."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from slideio_pipe.mil.curves import Calibration, kaplan_meier, log_rank, precisi
 from slideio_pipe.mil.metrics import Metric
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 
-# Colours of P. Tol's "bright" scheme, told apart with any colour vision.
+# Colours of P. Tol's "bright" scheme, distinguishable with any colour vision.
 _COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
 _INK, _QUIET, _GRID = "#282828", "#8a8a8a", "#e4e4e4"
 _WIDE_IN, _HIGH_IN, _DPI = 5.6, 4.8, 160
-Models = NDArray[np.int64]  # which model each prediction is of
+Models = NDArray[np.int64]  # number of the model of each prediction
 _PARTS = {"val": "validation", "test": "test"}
 
 
@@ -37,7 +37,7 @@ def write_plots(
     *,
     strata: Sequence[int] | None = None,
 ) -> list[Path]:
-    """Write the plots of a training into a folder, in place of those that are there; return their files.
+    """Write the plots of a training into a folder, replacing existing ones; return their files.
 
     Classification: ``roc.png``, ``precision_recall.png``, ``calibration.png``. Regression: ``regression.png``.
     Survival: ``survival.png``. And ``history.png``.
@@ -45,18 +45,18 @@ def write_plots(
     Parameters
     ----------
     folder : Path
-        Made if missing.
+        Created if missing.
     task : Task
     part : str
-        Whose predictions they are, "val" or "test".
+        The part of the predictions, "val" or "test".
     logits, targets : tensors
-        (n, outputs) and (n, …), of the slides with a known label.
+        (n, outputs) and (n, …), for the slides with a known label.
     metrics : mapping
-        As ``measure`` returns them for these.
+        From ``measure``, for these slides.
     histories : mapping
-        The lines of ``history.csv`` of each division.
+        The rows of ``history.csv`` of each division.
     strata : sequence of int, optional
-        The model that each prediction is of: risks are compared within each.
+        The model of each prediction: risks are compared within each.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def _of_task(
     if isinstance(task, Classification):
         chances, wanted = task.probabilities(logits).numpy(), targets.numpy().astype(np.int64)
         classes = [len(task.classes) - 1] if len(task.classes) == 2 else range(len(task.classes))
-        # A class that no slide has, or every slide, has no curve.
+        # A class of no slide, or of every slide, has no curve.
         curves = [(k, wanted == k, chances[:, k]) for k in classes if 0 < (wanted == k).sum() < len(wanted)]
         found = {"roc": _roc, "precision_recall": _precision_recall} if curves else {}
         drawn = {name: draw(task, curves, metrics, slides) for name, draw in found.items()}
@@ -101,7 +101,7 @@ def _of_task(
 
 
 def _figure(title: str, across: str, up: str, *, high: float = _HIGH_IN) -> tuple[Any, Any]:
-    """Return a figure with one plot: no state of pyplot, no settings of the caller changed."""
+    """Return a figure with one plot, without pyplot's state and without changing the caller's settings."""
     figure = require("matplotlib.figure", "train").Figure(
         figsize=(_WIDE_IN, high), layout="constrained", facecolor="white"
     )
@@ -165,7 +165,7 @@ def _precision_recall(task: Classification, curves: Any, metrics: Mapping[str, M
 
 
 def _calibration(task: Classification, chances: Any, wanted: Any, slides: str) -> Any:
-    """Draw how often what is predicted is so: of two classes the second, of several the predicted one."""
+    """Draw the observed against the predicted frequency: of two classes the second, of several the predicted one."""
     if len(task.classes) == 2:
         truth, chance = wanted == 1, chances[:, 1]
         across, up = f"predicted probability of {_name(task, 1)}", "observed part"
@@ -223,7 +223,7 @@ def _survival(risk: Any, targets: Any, models: Models, metrics: Mapping[str, Met
         label = f"{name} half of risks: {int(group.sum()):,} slides, {int(event[group].sum()):,} events"
         x, y = np.append(times, max(last, times[-1])), np.append(survive, survive[-1])
         axes.step(x, y, where="post", color=colour, linewidth=2.2, label=label)
-        seen = time[group][~event[group]]  # known until then only
+        seen = time[group][~event[group]]  # censored
         at = survive[np.searchsorted(times, seen, side="right") - 1]
         axes.plot(seen, at, "|", color=colour, markersize=8, markeredgewidth=1.2)
     words = f"C-index {_stated(metrics.get('c_index'))}"
@@ -235,7 +235,7 @@ def _survival(risk: Any, targets: Any, models: Models, metrics: Mapping[str, Met
 
 
 def _history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """Draw loss and leading metric of each epoch; of several folds, each thin."""
+    """Draw loss and leading metric per epoch; with several folds, thin lines."""
     first = next(rows for rows in histories.values() if len(rows))
     leading = next((name for name in first[0] if name.startswith("val_") and name != "val_loss"), None)
     figure = require("matplotlib.figure", "train").Figure(

@@ -1,4 +1,4 @@
-"""What the folder of a training holds: of one, or of folds."""
+"""The files in the folder of a training, with or without folds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _OUTCOME = ("metrics.json", "predictions.csv", "config.yaml")
 
 
 def refuse_other_divisions(folder: Path, names: Sequence[str]) -> None:
-    """Refuse to write metrics of these divisions beside the checkpoints of others: predicting would mix them up.
+    """Refuse to mix these divisions with checkpoints of others in one folder: prediction would mix them up.
 
     Raises
     ------
     ConfigError
-        The folder holds a training without folds and folds are wanted, or the other way round, or other folds.
+        The folder has a training without folds and folds are configured, or the reverse, or other folds.
     """
     others = sorted(_trained(folder) - set(names))
     if others:
@@ -32,13 +32,13 @@ def refuse_other_divisions(folder: Path, names: Sequence[str]) -> None:
 
 
 def remove_other_divisions(folder: Path, names: Sequence[str]) -> None:
-    """Remove what trainings of other divisions left."""
+    """Remove the files of trainings with other divisions."""
     for name in _trained(folder) - set(names):
         remove_training(folder, name)
 
 
 def remove_training(folder: Path, name: str) -> None:
-    """Remove what the training of a division left, and the outcome of the run that it belonged to."""
+    """Remove the files of a division's training, and the results of its run."""
     place = folder / name
     for file in (*_CHECKPOINTS, "history.csv"):
         (place / file).unlink(missing_ok=True)
@@ -52,6 +52,6 @@ def remove_training(folder: Path, name: str) -> None:
 
 
 def _trained(folder: Path) -> set[str]:
-    """Return the divisions of which checkpoints are there; "" is a training without folds."""
+    """Return the divisions that have checkpoints; "" is a training without folds."""
     places = {"": folder} | {path.name: path for path in folder.glob("fold-*") if path.is_dir()}
     return {name for name, place in places.items() if any((place / file).exists() for file in _CHECKPOINTS)}

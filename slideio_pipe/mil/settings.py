@@ -1,4 +1,4 @@
-"""What a training is told: one YAML file, of which the part about slides is the loader's."""
+"""Settings of a training: one YAML file, which includes the loader's settings."""
 
 from __future__ import annotations
 
@@ -17,71 +17,71 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class TaskConfig(Record):
-    """What is predicted, and where the cohort says it."""
+    """What is predicted, and the cohort's columns for it."""
 
     kind: Literal["classification", "regression", "survival"] = "classification"
     label: str = "label"  # column of the classes or numbers
     classes: tuple[str, ...] | None = None  # their order; None: those of the training slides, sorted
-    balanced: bool = True  # slides of rare classes weigh more
-    time: str = "time"  # survival: column of the time to the event, or to the last that is known
-    event: str = "event"  # survival: column that is 1 where the event happened, else 0
+    balanced: bool = True  # slides of rare classes get larger weights
+    time: str = "time"  # survival: column of the time to the event or to censoring
+    event: str = "event"  # survival: column that is 1 if the event happened, else 0
 
 
 class ModelConfig(Record):
-    """From features to the prediction."""
+    """The model from features to the prediction."""
 
     name: str = "gated"  # gated, attention, mean, max, or torchmil:NAME
     embed: tuple[Annotated[int, Field(ge=1)], ...] = (256,)
     attention: int = Field(default=128, ge=1)
     dropout: Share = 0.25
-    standardize: bool = True  # features to mean 0, deviation 1 over the training tiles; not those trained along
-    settings: dict[str, Any] = Field(default_factory=dict)  # of a model of torchmil
+    standardize: bool = True  # scale features to mean 0, deviation 1 over the training tiles; not with an encoder
+    settings: dict[str, Any] = Field(default_factory=dict)  # arguments of a torchmil model
 
     def arguments(self) -> dict[str, Any]:
-        """Return what ``build_model`` takes besides the name and the sizes."""
+        """Return the arguments of ``build_model`` except the name and the sizes."""
         if self.name.startswith("torchmil:"):
             return dict(self.settings)
         return {"embed": self.embed, "attention": self.attention, "dropout": self.dropout}
 
 
 class EncoderConfig(Record):
-    """From tiles to features, or which features."""
+    """The encoder from tiles to features, or the features to read."""
 
-    source: str | None = None  # "small", timm:NAME, hf:NAME or a path: trained end to end. None: features are read
-    folder: str | None = None  # where the features are, beside the YAML file; None: the cohort lists their files
-    features: str | None = None  # whose features are read, where a store has those of several encoders
+    source: str | None = None  # "small", timm:NAME, hf:NAME or a path: trained end to end. None: read features
+    folder: str | None = None  # folder of features, relative to the YAML file; None: the cohort lists their files
+    features: str | None = None  # encoder of the features, if a store has several
     trainable: bool = True
     lr: Rate | None = None  # None: that of ``fit``
-    chunk_size: int = Field(default=64, ge=1)  # tiles that are encoded at a time
-    keep_gb: float | None = Field(default=None, ge=0)  # tiles kept for the second pass; None: what is there for it
+    chunk_size: int = Field(default=64, ge=1)  # tiles encoded at a time
+    keep_gb: float | None = Field(default=None, ge=0)  # memory of tiles kept for the second pass; None: automatic
 
 
 class FitConfig(Record):
-    """How a model is trained."""
+    """Settings of the optimisation."""
 
     epochs: int = Field(default=50, ge=1)
     lr: Rate = 1e-4
     weight_decay: float = Field(default=1e-2, ge=0)
-    warmup: Share = 0.05  # part of all steps in which the learning rate rises
+    warmup: Share = 0.05  # fraction of all steps in which the learning rate rises
     schedule: Literal["cosine", "constant"] = "cosine"  # afterwards
     bags_per_step: int = Field(default=1, ge=1)
     clip: Rate | None = 1.0  # norm of the gradient
     patience: int | None = Field(default=10, ge=1)  # epochs without a better validation; None: all epochs
     monitor: Literal["loss", "metric", "none"] = "metric"  # metric: AUROC, R² or C-index; none: the last epoch is kept
-    validation: Share = 0.2  # part of the training slides, where the cohort has no split "val"
-    folds: int | None = Field(default=None, ge=2)  # cross-validation; None: by the column "split"
+    validation: Share = 0.2  # fraction of the training slides, if the cohort has no split "val"
+    folds: int | None = Field(default=None, ge=2)  # cross-validation; None: use the column "split"
     precision: str = "32-true"  # see Lightning Fabric
     devices: int = Field(default=1, ge=1)
     accelerator: str = "auto"
     save_every: int | None = Field(default=None, ge=1)  # steps between checkpoints within an epoch
-    max_failures: int = Field(default=0, ge=0)  # slides of an epoch that may fail to be read
+    max_failures: int = Field(default=0, ge=0)  # slides that may fail per epoch
     bootstrap: int = Field(default=1000, ge=0)  # resamplings of a confidence interval
 
 
 class TrainConfig(LoaderConfig):
-    """A cohort to a trained model: what ``slideio-pipe train`` and ``fit`` do."""
+    """Settings of a training with ``slideio-pipe train`` and ``fit``."""
 
-    cohort: str | None = None  # beside the YAML file; where none is given otherwise
+    cohort: str | None = None  # relative to the YAML file; used if no cohort is passed
     task: TaskConfig = TaskConfig()
     model: ModelConfig = ModelConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -95,17 +95,17 @@ class TrainConfig(LoaderConfig):
 
     @property
     def loader(self) -> LoaderConfig:
-        """What it says of slides."""
+        """The loader's part of the settings."""
         return LoaderConfig(**{name: getattr(self, name) for name in LoaderConfig.model_fields})
 
 
 def load_train_config(source: TrainConfig | str | Path | Mapping[str, Any] | None) -> TrainConfig:
-    """Return the settings of a training from YAML or a dictionary; keys left out have their defaults.
+    """Return the settings of a training from YAML or a dictionary; missing keys have their defaults.
 
     Raises
     ------
     ConfigError
-        The file is missing, is no YAML mapping, or has unknown keys or impossible values.
+        The file is missing, is not a YAML mapping, or has unknown keys or impossible values.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def load_train_config(source: TrainConfig | str | Path | Mapping[str, Any] | Non
 
 
 def _beside(config: TrainConfig, folder: Path) -> TrainConfig:
-    """Return settings whose paths are relative to the YAML file that they stand in."""
+    """Return settings with paths resolved relative to their YAML file."""
     files = {name: getattr(config, name) for name in ("slide_transform", "tile_transform", "cohort")}
     update: dict[str, Any] = {name: str(folder / file) for name, file in files.items() if file is not None}
     if config.encoder.folder is not None:
@@ -129,5 +129,5 @@ def _beside(config: TrainConfig, folder: Path) -> TrainConfig:
 
 
 def dump(config: TrainConfig) -> str:
-    """Return settings as YAML that ``load_train_config`` reads back."""
+    """Return settings as YAML for ``load_train_config``."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,4 +1,4 @@
-"""The bags of a cohort as training takes them: features that were computed before, or tiles."""
+"""The bags of a cohort as input of a training: precomputed features, or tiles."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ from slideio_pipe.mil.settings import TrainConfig
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.loader import BagLoader
 
-# Features of a cohort are kept in memory up to this, then read anew for each epoch.
+# Features of a cohort up to this size are kept in memory; above it they are read again in each epoch.
 _KEPT_BYTES = 4 * 2**30
 _SHOWN = 20
 
 
 @dataclass(slots=True)
 class Example:
-    """A bag of the cohort: features, or tiles to compute them from."""
+    """A bag of the cohort: features, or tiles to encode."""
 
-    number: int  # of its slide in the cohort
+    number: int  # number of its slide in the cohort
     features: Tensor | None  # (N, D), on the device
     pixels: PixelBag | None
-    places: NDArray[np.int64] | None = None  # level-0 px of features, (N, 2)
+    places: NDArray[np.int64] | None = None  # level-0 px of the features' tiles, (N, 2)
 
     @property
     def coords(self) -> NDArray[np.int64] | None:
-        """Level-0 px of the tiles, (N, 2); of pixels, once they were encoded."""
+        """Level-0 px of the tiles, (N, 2); for pixels, available after encoding."""
         return self.places if self.pixels is None else self.pixels.coords
 
 
 class Source(Protocol):
-    """Where bags come from."""
+    """The source of a training's bags."""
 
     cohort: Cohort
 
     def contents(self) -> list[str | None]:
-        """Return what tells the content of each slide from others."""
+        """Return a fingerprint of each slide's content."""
         ...
 
     def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
-        """Yield the bags of an epoch that are this process's, or what a state says is still to come."""
+        """Yield this process's bags of an epoch, or those that remain after ``state``."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """Return where the epoch is, between two bags; JSON-able."""
+        """Return the position in the epoch, between two bags, as JSON values."""
         ...
 
     def close(self) -> None:
-        """End what runs."""
+        """Stop threads and close files."""
         ...
 
 
@@ -73,16 +73,16 @@ class FeatureSource:
     Parameters
     ----------
     cohort : Cohort
-        Its column "slide" holds whatever ``open_features`` opens.
+        Its column "slide" has sources of ``open_features``.
     encoder : str, optional
-        Whose features, where a file has several.
+        Name of the encoder, if a file has several.
     max_tiles : int, optional
-        Of a bag and epoch, drawn anew each time.
+        Per bag, drawn again in each epoch.
 
     Raises
     ------
     ConfigError
-        All that is wrong, at once: files without features, of several widths or encoders, with NaN, without a tile.
+        All errors together: files without features, with several widths or encoders, with NaN, without tiles.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class FeatureSource:
         self._moments: list[tuple[int, Tensor, Tensor]] = []
         self._contents: list[str | None] = []
         self.width, self.encoder = self._check()
-        self.tiling = tiling_of(self._open(0).provenance)  # of the first slide
+        self.tiling = tiling_of(self._open(0).provenance)  # that of the first slide
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of every feature over all tiles, (D,) each, in double precision."""
+        """Return mean and standard deviation of every feature over all tiles, (D,) each, float64."""
         count = sum(n for n, _, _ in self._moments)
         mean = torch.stack([mean * n for n, mean, _ in self._moments]).sum(0) / count
         spread = torch.stack([(square + (m - mean) ** 2) * n for n, m, square in self._moments]).sum(0) / count
@@ -137,7 +137,7 @@ class FeatureSource:
         self._kept.clear()
 
     def _check(self) -> tuple[int, str | None]:
-        """Read all features once, keep what there is room for, and return their width and encoder."""
+        """Read all features once, keep those that fit in memory, and return their width and encoder."""
         problems, widths, encoders, room = [], dict[int, str](), dict[str | None, str](), _KEPT_BYTES
         self._moments.clear()
         self._contents = [None] * len(self.cohort)
@@ -217,7 +217,7 @@ class PixelSource:
                 max_failures=config.fit.max_failures,
                 rank=rank,
                 world_size=world_size,
-                even="none",  # the training makes as many steps everywhere, and validation measures every slide
+                even="none",  # training makes equally many steps in all processes, and validation uses every slide
             )
             for shuffle in (True, False)
         }
@@ -231,7 +231,7 @@ class PixelSource:
         loader.set_epoch(epoch)
         if state is not None:
             loader.load_state_dict(state)
-            if loader.epoch > epoch:  # it was taken behind the last bag
+            if loader.epoch > epoch:  # it was taken after the last bag
                 return
         with closing(iter(loader)) as chunks:
             for first in chunks:
@@ -251,7 +251,7 @@ class PixelSource:
 
 
 def _moments(features: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Return how many tiles a bag has, and mean and variance of their features."""
+    """Return the number of tiles of a bag, and mean and variance of their features."""
     values = features.double()
     return len(values), values.mean(0), values.var(0, correction=0)
 

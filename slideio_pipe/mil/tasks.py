@@ -1,4 +1,4 @@
-"""What is predicted for a slide: its class, a number, or how long until an event."""
+"""Prediction tasks for a slide: its class, a number, or the time until an event."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ TASKS = ("classification", "regression", "survival")
 
 
 class Task(Protocol):
-    """What a model learns; made from the slides it learns from, kept in its checkpoint."""
+    """The target of a model; made from the training slides, stored in the checkpoint."""
 
     @property
     def outputs(self) -> int:
-        """Logits of the model."""
+        """Number of logits of the model."""
         ...
 
     @property
     def separable(self) -> bool:
-        """Whether the loss of several slides is the mean of theirs."""
+        """Whether the loss of several slides is the mean of their losses."""
         ...
 
     def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
-        """Return what is known of slides, (n, …) float64, NaN where nothing is."""
+        """Return the targets of slides, (n, …) float64, NaN if unknown."""
         ...
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss, a scalar, of (n, outputs) logits."""
+        """Return the scalar loss of (n, outputs) logits."""
         ...
 
     def predict(self, logits: Tensor) -> dict[str, Any]:
-        """Return what the logits of one slide say, by the columns of ``predictions.csv``."""
+        """Return the prediction for one slide's logits, by column of ``predictions.csv``."""
         ...
 
     def settings(self) -> dict[str, Any]:
-        """Return what ``task_of`` makes the task of, JSON-able."""
+        """Return the arguments of ``task_of``, as JSON values."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """One of several classes; with two, one logit: that of the second.
+    """One of several classes; for two classes one logit: that of the second.
 
     The loss is cross-entropy, each slide weighted by its class; weights have mean 1 over the training slides.
     """
@@ -70,7 +70,7 @@ class Classification:
         classes: Sequence[str] | None = None,
         balanced: bool = True,
     ) -> Classification:
-        """Return the task that the labels of training slides pose.
+        """Return the task for the labels of training slides.
 
         Raises
         ------
@@ -151,12 +151,12 @@ class Regression:
 
     @classmethod
     def of(cls, slides: Sequence[CohortSlide], *, column: str = "label") -> Regression:
-        """Return the task that the numbers of training slides pose.
+        """Return the task for the numbers of training slides.
 
         Raises
         ------
         ConfigError
-            Numbers are missing, or all the same.
+            Numbers are missing, or all equal.
         """
         values = cls(0.0, 1.0, column).targets(slides)
         refuse_missing(slides, values.isnan().tolist(), column)
@@ -179,7 +179,7 @@ class Regression:
         Raises
         ------
         ConfigError
-            Labels that are no numbers.
+            Some labels are not numbers.
         """
         return _tensor(read_column(slides, _column(slides, self.column), self.column, number_of))
 
@@ -195,10 +195,10 @@ class Regression:
 
 @dataclass(frozen=True, slots=True)
 class Survival:
-    """The logarithm of a hazard: the larger, the sooner the event.
+    """The logarithm of a hazard: the larger, the earlier the event.
 
-    The loss is the negative partial likelihood of Cox (1972) over the slides of a step, ties as Breslow (1974) has
-    them, divided by the number of events.
+    The loss is Cox's negative partial likelihood (1972) over the slides of a step, with Breslow's treatment of ties
+    (1974), divided by the number of events.
     """
 
     time: str = "time"
@@ -206,7 +206,7 @@ class Survival:
 
     @classmethod
     def of(cls, slides: Sequence[CohortSlide], *, time: str = "time", event: str = "event") -> Survival:
-        """Return the task that times and events of training slides pose.
+        """Return the task for the times and events of training slides.
 
         Raises
         ------
@@ -234,7 +234,7 @@ class Survival:
         Raises
         ------
         ConfigError
-            Times that are negative or no number, events that are neither 0 nor 1.
+            Times are negative or not numbers, or events are neither 0 nor 1.
         """
         times = read_column(
             slides, _column(slides, self.time), self.time, number_of,
@@ -248,7 +248,7 @@ class Survival:
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         risk, time, event = logits[:, 0], targets[:, 0], targets[:, 1].to(logits.dtype)
-        later = time[None, :] >= time[:, None]  # row: who is still at risk at the time of this slide
+        later = time[None, :] >= time[:, None]  # row: slides still at risk at the time of this slide
         at_risk = torch.logsumexp(risk[None, :].masked_fill(~later, -math.inf), 1)
         return -((risk - at_risk) * event).sum() / event.sum().clamp(min=1)
 
@@ -277,7 +277,7 @@ def _column(slides: Sequence[CohortSlide], name: str) -> list[Any]:
 
 
 def _in_order(name: str) -> tuple[float, str]:
-    """Sort numbers as numbers, before words."""
+    """Sort key: numbers by value, before text."""
     number = number_of(name)
     return (math.inf, name) if math.isnan(number) else (number, name)
 

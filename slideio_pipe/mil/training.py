@@ -1,7 +1,7 @@
-"""One model on one division of a cohort: steps, epochs, checkpoints; on Lightning Fabric.
+"""Train one model on one division of a cohort: steps, epochs, checkpoints; with Lightning Fabric.
 
-What is random in a step follows from (seed, epoch, step, rank) alone, so that a run that goes on from a checkpoint
-makes the steps that the undisturbed one would have made.
+Random numbers of a step depend only on (seed, epoch, step, rank), so a run continued from a checkpoint makes the same
+steps as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from slideio_pipe.progress import Note
 
 
 class Training:
-    """Trains a model, and an encoder if there is one; ``run`` goes on from the last checkpoint.
+    """Trains a model, with or without an encoder; ``run`` continues from the last checkpoint.
 
     Parameters
     ----------
     fabric : lightning_fabric.Fabric
         Launched.
     model : nn.Module
-        (N, D) features of a bag to a ``MilOutput``.
+        From (N, D) features of a bag to a ``MilOutput``.
     encoder : nn.Module or None
-        Tiles to features, trained along. None: the source has features.
+        From tiles to features, trained together with the model. None: the source has features.
     task : Task
     train, validation : Source
-        ``validation`` may be None: then every epoch is better than the one before.
+        Without ``validation`` every epoch counts as better than the one before.
     config : TrainConfig
     checkpoints : Checkpoints
-        Where the state is kept.
+        Files of the state.
     on_epoch : callable, optional
-        Called after each epoch with the history so far, a line per epoch.
+        Called after each epoch with the history so far, a row per epoch.
     note : callable, optional
-        Called with words on how it goes, see ``progress.narrated``.
+        Called with texts on the progress, see ``progress.narrated``.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Training:
     # -- the run -------------------------------------------------------------------------------------------------
 
     def run(self, report: Callable[[int, int], object]) -> Progress:
-        """Train until the last epoch, or until validation gets no better; return where it ended."""
+        """Train until the last epoch or until validation stops improving; return the final state."""
         state = self.checkpoints.resume(self)
         epochs = self.config.fit.epochs
         report(self.progress.epoch, epochs)
@@ -109,7 +109,7 @@ class Training:
         return self.progress
 
     def _epoch(self, state: dict[str, Any] | None) -> None:
-        """Make the steps of an epoch: as many in every process, so that gradients can be averaged over them."""
+        """Make the steps of an epoch: equally many in every process, because gradients are averaged over them."""
         fit, now = self.config.fit, self.progress
         self.model.train()
         if self.encoder is not None and self.trains_encoder:
@@ -128,7 +128,7 @@ class Training:
 
     @property
     def _bags_per_epoch(self) -> int:
-        """Bags of this process; those that cannot be shared out evenly are left to other epochs."""
+        """Bags per process; a remainder that cannot be divided evenly is left to other epochs."""
         return len(self.train.cohort) // int(self.fabric.world_size)
 
     def _step(self, bags: Iterator[Example], size: int) -> None:
@@ -139,7 +139,7 @@ class Training:
         if not math.isfinite(loss):
             where = f"in step {self.progress.step} of epoch {self.progress.epoch}"
             raise ConfigError(f"the loss is {loss} {where}", remedy="lower fit.lr, or look at the labels")
-        if self.config.fit.clip is not None:  # one norm over all that the optimizer trains, encoder and model
+        if self.config.fit.clip is not None:  # one norm over all trained parameters, encoder and model
             self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.config.fit.clip, error_if_nonfinite=False
             )
@@ -150,7 +150,7 @@ class Training:
         self.progress.bags += len(losses)
 
     def _apart(self, bags: Iterator[Example], size: int) -> list[Tensor]:
-        """Go backward bag by bag: the loss of a step is the mean of theirs."""
+        """Backpropagate bag by bag: the loss of a step is the mean of theirs."""
         losses = []
         for k, example in enumerate(bags):
             sync = k == size - 1
@@ -160,7 +160,7 @@ class Training:
                     continue
                 features, encoded = found
                 target = self._targets[example.number]
-                # What a model adds to the loss is a cross-entropy of two classes: of ages it falls without end.
+                # A model's own loss is a cross-entropy of two classes: with a number as target it would fall forever.
                 out = self.model(features, example.coords, target if isinstance(self.task, Classification) else None)
                 loss = self.task.loss(out.logits[None].float(), target[None])
                 if out.auxiliary is not None:
@@ -172,7 +172,7 @@ class Training:
         return losses
 
     def _together(self, bags: Iterator[Example], size: int) -> list[Tensor]:
-        """Go backward from one loss of all bags of the step: it compares them."""
+        """Backpropagate one loss over all bags of the step, for losses that compare bags."""
         logits, encodings, targets = [], [], []
         for k, example in enumerate(bags):
             found = self._features(example, sync=k == size - 1, keep_graph=False)
@@ -194,7 +194,7 @@ class Training:
     def _features(
         self, example: Example, *, sync: bool, keep_graph: bool, passes: TwoPass | None = None
     ) -> tuple[Tensor, EncodedBag | None] | None:
-        """Return the features of a bag, and what brings their gradient to the encoder; None if it cannot be read."""
+        """Return the features of a bag, and the object that passes their gradient on; None if it cannot be read."""
         passes = passes or self._passes
         if passes is None or example.pixels is None:
             assert example.features is not None
@@ -202,7 +202,7 @@ class Training:
         try:
             encoded = passes.encode(example.pixels, sync=sync, keep_graph=keep_graph)
         except LostBagError as lost:
-            if self.fabric.world_size > 1:  # the others wait for this one's gradient
+            if self.fabric.world_size > 1:  # the other processes wait for this one's gradient
                 raise lost.error from lost
             name = self.train.cohort[example.number].name
             warnings.warn(f"{name} is left out of this epoch: {lost.error}", SkippedWarning, stacklevel=2)
@@ -239,7 +239,7 @@ class Training:
             self._note(epoch_words(now), lasting=True)
 
     def _is_better(self, row: dict[str, Any]) -> bool:
-        """Compare this epoch with the best so far; of two with one metric, that of the lower loss is better."""
+        """Compare this epoch with the best so far; at equal metrics the lower loss is better."""
         now = self.progress
         if self.validation is None or self.config.fit.monitor == "none":
             return True
@@ -252,7 +252,7 @@ class Training:
         return better
 
     def predict(self, source: Source) -> tuple[Tensor, Tensor, list[int]]:
-        """Return logits, targets and slide numbers of all bags of a source, of all processes, in their order."""
+        """Return logits, targets and slide numbers of all bags of a source, from all processes, in order."""
         numbers, logits = [], []
         for number, out in self.outputs(source):
             numbers.append(number)
@@ -266,7 +266,7 @@ class Training:
         return torch.stack([logit for _, logit in found]), targets, order
 
     def outputs(self, source: Source) -> Iterator[tuple[int, MilOutput]]:
-        """Yield what the model says of each bag of this process."""
+        """Yield the model's output for each bag of this process."""
         modules = [module for module in (self.model, self.encoder) if module is not None]
         for module in modules:
             module.eval()
@@ -277,10 +277,10 @@ class Training:
                     yield example.number, out
 
     def _evaluated(self, example: Example) -> MilOutput | None:
-        """Return what the model itself says of a bag, None if it cannot be read.
+        """Return the bare model's output for a bag, None if it cannot be read.
 
-        Not through DistributedDataParallel: its forward exchanges buffers, and waits for ever for a process that has
-        no slide left.
+        Without DistributedDataParallel: its forward exchanges buffers, and would wait forever for a process that has no
+        slide left.
         """
         passes = self._passes and TwoPass(_bare(self.encoder))
         with self.fabric.autocast():
@@ -301,7 +301,7 @@ class Training:
         return TwoPass(encoder, backward=self._backward, no_sync=no_sync)
 
     def _backward(self, features: Tensor, gradient: Tensor) -> None:
-        """Go backward through Fabric, which multiplies by the scale of half precision what has it already."""
+        """Backpropagate through Fabric without scaling again a gradient that already has half precision's scale."""
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
         self.fabric.backward(features.to(gradient.dtype), gradient / scale)
@@ -314,12 +314,12 @@ class Training:
 
     @property
     def _dtype(self) -> torch.dtype:
-        """What the model's weights are."""
+        """The dtype of the model's weights."""
         dtype: torch.dtype = next(self.model.parameters()).dtype
         return dtype
 
     def _rate(self, step: int) -> float:
-        """Return the part of the learning rate that a step has: a line up, then half a cosine down."""
+        """Return the factor of the learning rate at a step: linear warm-up, then half a cosine."""
         fit = self.config.fit
         each = math.ceil(self._bags_per_epoch / fit.bags_per_step)
         total = each * fit.epochs
@@ -333,7 +333,7 @@ class Training:
     def _seed(self, step: int) -> None:
         key = json.dumps([self.config.seed, "step", step, self.fabric.global_rank]).encode()
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
-        # Not torch.manual_seed: without a GPU that keeps the stack of every call, for the day there is one.
+        # Not torch.manual_seed: without a GPU it stores the stack of every call, for later CUDA initialisation.
         torch.default_generator.manual_seed(seed)
         if self.fabric.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -345,11 +345,11 @@ class Training:
         return float(self.fabric.all_reduce(total, reduce_op="sum"))
 
     def where(self) -> list[dict[str, Any]]:
-        """Return where in its epoch the source of each process is."""
+        """Return the state of each process's source within its epoch."""
         return self.gather(self.train.state())
 
     def gather(self, mine: Any) -> list[Any]:
-        """Return something of every process, by rank."""
+        """Return the values of all processes, by rank."""
         if self.fabric.world_size == 1:
             return [mine]
         every: list[Any] = [None] * self.fabric.world_size
@@ -358,5 +358,5 @@ class Training:
 
 
 def _bare(module: Any) -> Any:
-    """Return a module without what Fabric wraps around it."""
+    """Return a module without Fabric's wrappers."""
     return module.module if isinstance(module, require("lightning_fabric.wrappers", "train")._FabricModule) else module

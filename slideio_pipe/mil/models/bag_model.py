@@ -1,4 +1,4 @@
-"""What every model of bags has in common: features of a bag in, logits and attention out."""
+"""Base class of bag models: features of a bag in, logits and attention out."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ TORCHMIL = "torchmil:"
 
 
 class MilOutput(NamedTuple):
-    """What a model says of a bag."""
+    """The output of a model for a bag."""
 
     logits: Tensor  # (outputs,)
-    attention: Tensor  # (N,), adds up to 1: the share of each tile
-    instances: Tensor | None = None  # (N, outputs): logits that each tile would have as a bag of its own
-    auxiliary: Tensor | None = None  # (): what the model adds to the loss, where it does
+    attention: Tensor  # (N,), sums to 1: the share of each tile
+    instances: Tensor | None = None  # (N, outputs): logits of each tile as a bag of one
+    auxiliary: Tensor | None = None  # (): the model's own loss, if it has one
 
 
 class BagModel(nn.Module):
-    """What models have in common: how many features they take, and to what scale these are brought.
+    """Base class: checks the number of features, and scales them.
 
     Parameters
     ----------
     in_features, outputs : int
-        D, and how many logits.
+        D, and the number of logits.
     """
 
     shift: Tensor  # (D,)
@@ -40,13 +40,13 @@ class BagModel(nn.Module):
         self.register_buffer("scale", torch.ones(in_features))
 
     def standardize(self, mean: Tensor, std: Tensor) -> None:
-        """Have features brought to mean 0 and deviation 1; those that hardly vary are only shifted."""
+        """Scale features to mean 0 and deviation 1; nearly constant ones are only shifted."""
         varies = std > 1e-6 * std.max().clamp(min=1e-12)
         self.shift.copy_(mean)
         self.scale.copy_(torch.where(varies, 1 / std.clamp(min=1e-30), torch.ones_like(std)))
 
     def prepared(self, features: Tensor) -> Tensor:
-        """Return (N, D) features to the scale of the training's.
+        """Return (N, D) features with the training's scaling.
 
         Raises
         ------
@@ -58,6 +58,6 @@ class BagModel(nn.Module):
                 f"features of the shape {tuple(features.shape)}, the model takes (N, {self.in_features})",
                 remedy="give it features of the encoder that it was made for",
             )
-        if not features.shape[0]:  # a symbol when the model is exported, where len() is a constant
+        if not features.shape[0]:  # a symbol in an exported model, where len() would be a constant
             raise ConfigError("a bag without a tile", remedy="leave it out")
         return (features - self.shift) * self.scale

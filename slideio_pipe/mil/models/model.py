@@ -1,4 +1,4 @@
-"""From the features of a bag to what is predicted for it: embedding, pooling, head; or a model of torchmil."""
+"""The model from a bag's features to its prediction: embedding, pooling, head; or a torchmil model."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from slideio_pipe.mil.models.torchmil_model import TorchMilModel
 
 
 class MilModel(BagModel):
-    """One bag of features to the logits of its slide.
+    """Maps the features of one bag to the logits of its slide.
 
     Parameters
     ----------
     in_features : int
-        D of the features.
+        D, features per tile.
     outputs : int
         Logits: 1 for two classes, a number or a risk; else one per class.
     pool : {"gated", "attention", "mean", "max"}
-        How tiles become a bag; see ``pooling``.
+        Pooling of tiles to a bag; see ``pooling``.
     embed : sequence of int
-        Widths of layers, each with ReLU and dropout, that every tile's features go through first.
+        Widths of the embedding layers, each with ReLU and dropout, applied to every tile's features.
     attention : int
         Width of the attention.
     dropout : float
@@ -35,7 +35,7 @@ class MilModel(BagModel):
     Raises
     ------
     ConfigError
-        A number or a name makes no sense.
+        An argument is invalid.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class MilModel(BagModel):
         self.head = nn.Linear(width, outputs)
 
     def forward(self, features: Tensor, coords: ArrayLike | None = None, target: Tensor | None = None) -> MilOutput:
-        """Return what the model says of a bag of (N, D) features; neither places nor target matter to it."""
+        """Return the output for a bag of (N, D) features; coordinates and target are ignored."""
         del coords, target
         embedded = self.embed(self.prepared(features))
         pooled = self.pool(embedded)
@@ -85,7 +85,7 @@ def build_model(name: str, in_features: int, outputs: int, **settings: Any) -> B
     Raises
     ------
     ConfigError
-        There is no such model, or it does not take these settings or outputs.
+        There is no such model, or it does not support these settings or outputs.
     MissingExtraError
         torchmil is not installed.
     """

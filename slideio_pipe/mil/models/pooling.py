@@ -1,4 +1,4 @@
-"""From the features of a bag's tiles to one vector for the bag, with what each tile had to do with it."""
+"""Pooling of a bag's tile features to one vector, with the share of each tile."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Pooled(NamedTuple):
-    """A bag in one vector."""
+    """A pooled bag."""
 
     vector: Tensor  # (D,)
-    attention: Tensor  # (N,), adds up to 1: the share of each tile in it
+    attention: Tensor  # (N,), sums to 1: the share of each tile
 
 
 class MeanPool(nn.Module):
@@ -20,22 +20,22 @@ class MeanPool(nn.Module):
 
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, D) features."""
-        count = features.shape[0]  # len() would be a constant of an exported model
+        count = features.shape[0]  # len() would be a constant in an exported model
         return Pooled(features.mean(0), features.new_full((count,), 1 / count))
 
 
 class MaxPool(nn.Module):
-    """The largest value of every feature; a tile's share is the part of the features that are its own."""
+    """The largest value of every feature; a tile's share is the fraction of features with its value."""
 
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, D) features."""
         largest = features.amax(0)
-        own = (features.detach() == largest.detach()).to(features.dtype)  # tiles with the same value share it
+        own = (features.detach() == largest.detach()).to(features.dtype)  # tiles with equal values share it
         return Pooled(largest, (own / own.sum(0)).mean(1))
 
 
 class AttentionPool(nn.Module):
-    """The mean of all tiles, weighted by an attention that is learnt.
+    """The mean of all tiles, weighted by a learnt attention.
 
     Attention of tile k is softmaxₖ wᵀ tanh(V hₖ); gated: softmaxₖ wᵀ (tanh(V hₖ) ⊙ sigm(U hₖ)). From Ilse, Tomczak and
     Welling, Attention-based deep multiple instance learning, ICML 2018, equations 8 and 9.
@@ -59,14 +59,14 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.value = nn.Linear(in_features, hidden)
         self.gate = nn.Linear(in_features, hidden) if gated else None
-        self.score = nn.Linear(hidden, 1, bias=False)  # a bias would leave in the softmax what it is
+        self.score = nn.Linear(hidden, 1, bias=False)  # a bias would not change the softmax
 
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, D) features."""
         hidden = torch.tanh(self.value(features))
         if self.gate is not None:
             hidden = hidden * torch.sigmoid(self.gate(features))
-        # In single precision at least: over 50,000 tiles, shares are below what half precision tells from 0.
+        # At least float32: among 50,000 tiles, shares are too small for half precision.
         scores = self.score(hidden).squeeze(1)
         attention = torch.softmax(scores, 0, dtype=torch.promote_types(scores.dtype, torch.float32))
         return Pooled(attention.to(features.dtype) @ features, attention)

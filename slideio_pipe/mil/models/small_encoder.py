@@ -1,4 +1,4 @@
-"""A small convolutional network, for end-to-end training without anybody's weights."""
+"""A small convolutional network for end-to-end training without pretrained weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class SmallEncoder(nn.Sequential):
     """Tiles of any size, (n, 3, H, W), to (n, features): four strided convolutions and the mean over the tile.
 
     61,000 parameters with the defaults, 3.4 million multiplications for a tile of 64 px. Without normalisation layers:
-    how dark a tile is, beside the others, is part of what there is to learn; He's initialisation is what such a
-    network needs (He et al. 2015).
+    the darkness of a tile relative to others is a useful feature; such a network needs He's initialisation (He et al.
+    2015).
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class SmallEncoder(nn.Sequential):
     Raises
     ------
     ConfigError
-        It is not.
+        It is not a multiple of 4.
     """
 
     def __init__(self, features: int = 64) -> None:
@@ -36,7 +36,7 @@ class SmallEncoder(nn.Sequential):
         for before, after in pairwise(widths):
             convolution = nn.Conv2d(before, after, 3, stride=2, padding=1)
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            convolution.bias = nn.Parameter(torch.zeros(after))  # the usual random ones drown pale stains
+            convolution.bias = nn.Parameter(torch.zeros(after))  # random ones would dominate pale stains
             layers += [convolution, nn.ReLU(inplace=True)]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.features = features

@@ -1,4 +1,4 @@
-"""An encoder that may be trained: what becomes of bytes before it, and of its output."""
+"""A trainable encoder with its preprocessing and the pooling of its output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = "small"
 
 
 class TokenPooler(nn.Module):
-    """A network whose output is made one row per tile: tokens pooled, maps averaged.
+    """A network with its output reduced to one row per tile: tokens pooled, maps averaged.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class TokenPooler(nn.Module):
     name : str
         For messages.
     pooling : {"none", "class", "mean"}
-        Of tokens.
+        Pooling of tokens.
     """
 
     def __init__(self, network: nn.Module, name: str, pooling: Pooling = "none") -> None:
@@ -41,27 +41,27 @@ class TokenPooler(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class TileEncoder:
-    """A network with what it wants its tiles to be like, for training: ``prepare``, then ``module``."""
+    """A network and the tiles it needs, for training: ``prepare``, then ``module``."""
 
     module: TokenPooler
     normalize: Normalize
     name: str
-    input_size: int | None = None  # side of the squares it takes; None: any
+    input_size: int | None = None  # side of its square input; None: any
     interpolation: Interpolation = "bicubic"
     source: str | None = None  # None: the caller's own network
 
     def prepare(self, tiles: Tensor) -> Tensor:
-        """Return (n, 3, H, W) uint8 tiles of the size it takes, normalised."""
+        """Return (n, 3, H, W) uint8 tiles resized for the network and normalised."""
         sized = tiles if self.input_size is None else resized(tiles, self.input_size, self.interpolation)
         return self.normalize.to(tiles.device).convert(sized, parameter_dtype(self.module))
 
     def width(self, side: int, device: torch.device) -> int:
-        """Return how many features a tile has, by trying on a white one.
+        """Return the number of features per tile, from a white tile.
 
         Raises
         ------
         ConfigError
-            The network does not take such tiles.
+            The network does not accept such tiles.
         """
         white = torch.full((2, 3, side, side), 255, dtype=torch.uint8, device=device)
         module = self.module.to(device)
@@ -77,7 +77,7 @@ class TileEncoder:
         return int(found.shape[1])
 
     def about(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, JSON-able."""
+        """Return the encoder's entries for a checkpoint, as JSON values."""
         normalize = self.normalize
         return {
             "name": self.name,
@@ -89,7 +89,7 @@ class TileEncoder:
 
 
 def tile_encoder(network: nn.Module | None, source: str | None, normalize: Normalize | None) -> TileEncoder:
-    """Return the encoder of a training: the caller's network, the small one, or whatever ``load_encoder`` loads.
+    """Return the encoder of a training: the caller's network, the small one, or one from ``load_encoder``.
 
     Raises
     ------
@@ -106,12 +106,12 @@ def tile_encoder(network: nn.Module | None, source: str | None, normalize: Norma
 
 
 def from_encoder(loaded: Encoder, source: str | None = None) -> TileEncoder:
-    """Return what ``load_encoder`` loaded as something that training and predicting can use.
+    """Return a loaded encoder in the form for training and prediction.
 
     Raises
     ------
     ConfigError
-        It takes batches of one size and no others.
+        It accepts only one batch size.
     """
     if loaded.batch is not None:
         reason = f"{loaded.name} takes batches of {loaded.batch} tiles and no others"

@@ -1,4 +1,4 @@
-"""The models of torchmil, as one of ours: one bag, its logit, what each tile had to do with it."""
+"""torchmil's models with our interface: one bag in, its logit and the attention of each tile out."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from torch import Tensor
 from slideio_pipe.errors import ConfigError, require
 from slideio_pipe.mil.models.bag_model import BagModel, MilOutput
 
-# What a model calls the loss that the task has itself.
+# Names of the loss in torchmil's models that the task already has.
 _CRITERION = ("BCEWithLogitsLoss", "BCEWithLogitsLoss_t1")
-# Neighbours on the grid of tiles, the diagonal ones, too; squares of 1.5 tiles.
+# Radius of neighbours on the grid of tiles, including diagonal ones: 1.5 tiles.
 _NEIGHBOURS = 1.5
 
 
 class TorchMilModel(BagModel):
     """A model of torchmil by name, such as "TransMIL" or "CLAM_SB".
 
-    They have one logit: two classes, a number or a risk. What one adds to the loss of two classes (instance losses)
-    is ``auxiliary``, for which ``forward`` needs the class; of a number or a risk there is none. Those that need a
+    They have one logit: for two classes, a number or a risk. A model's own loss for two classes (instance losses) is
+    ``auxiliary``, for which ``forward`` needs the class; for a number or a risk there is none. Models that need a
     graph get the eight neighbours of every tile, from the coordinates.
 
     Parameters
     ----------
     name : str
-        Of ``torchmil.models``.
+        Name in ``torchmil.models``.
     in_features : int
         D of the features.
     outputs : int
         1.
     settings
-        Of the model.
+        Arguments of the model.
 
     Raises
     ------
     ConfigError
-        There is no such model, or it takes something else.
+        There is no such model, or it needs other inputs.
     MissingExtraError
         torchmil is not installed.
     """
@@ -62,19 +62,19 @@ class TorchMilModel(BagModel):
         self._predict_takes = set(inspect.signature(kind.predict).parameters)
 
     def forward(self, features: Tensor, coords: ArrayLike | None = None, target: Tensor | None = None) -> MilOutput:
-        """Return what the model says of a bag of (N, D) features at (N, 2) coordinates."""
+        """Return the output for a bag of (N, D) features at (N, 2) coordinates."""
         features = self.prepared(features)
         inputs = self._inputs(features, coords)
         if self.training:
             return self._training(features, inputs, target)
         inputs = {key: value for key, value in inputs.items() if key in self._predict_takes}
-        with torch.enable_grad():  # GTP explains itself by gradients
+        with torch.enable_grad():  # GTP computes its attention from gradients
             logit, scores = (found.detach() for found in self.model.predict(**inputs, return_inst_pred=True)[:2])
         scores = scores.reshape(len(features), -1)[:, 0]
         return MilOutput(logit.reshape(1), torch.softmax(scores.float(), 0), scores[:, None])
 
     def _training(self, features: Tensor, inputs: dict[str, Any], target: Tensor | None) -> MilOutput:
-        """Without attention, which costs some models a second pass; with the losses that are the model's own."""
+        """Return the output without attention (some models need a second pass for it), with the model's losses."""
         uniform = features.new_full((len(features),), 1 / len(features))
         if target is not None and float(target) not in (0.0, 1.0):
             reason = (
@@ -131,7 +131,7 @@ def _neighbours(grid: np.ndarray[Any, Any], features: Tensor) -> Tensor:
 
 
 def _kinds(models: Any) -> dict[str, Any]:
-    """Return the models that there are, by name."""
+    """Return the available models, by name."""
     found = {name: getattr(models, name) for name in sorted(dir(models))}
     base = ("MILModel", "MILModelWrapper")
     return {name: kind for name, kind in found.items() if hasattr(kind, "compute_loss") and name not in base}

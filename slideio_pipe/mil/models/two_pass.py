@@ -1,15 +1,15 @@
-"""The exact gradient of a bag larger than memory: features without a graph, their gradient, then chunk by chunk.
+"""The exact gradient of a bag larger than memory: features without a graph, their gradient, then each chunk again.
 
-The loss of a bag depends on its tiles through their features alone. So with features h, loss L and the encoder's
-parameters w, dL/dw is the sum over tiles of (dh/dw)ᵀ dL/dh, whichever tiles are computed together:
+The loss of a bag depends on its tiles only through their features. So with features h, loss L and the encoder's
+parameters w, dL/dw is the sum over tiles of (dh/dw)ᵀ dL/dh, for any division into chunks:
 
 ::
 
     pass 1   chunk ──encoder, no graph──▶ features (N, D) ──model──▶ loss ──backward──▶ dL/dh (N, D)
-    pass 2   chunk ──encoder, graph──▶ h, then h.backward(its rows of dL/dh): weights gather their gradient
+    pass 2   chunk ──encoder, graph──▶ h, then h.backward(its rows of dL/dh): weights accumulate their gradient
 
-Nothing is approximated; what grows with the bag is features and their gradient only. The last chunk keeps its graph
-from the first pass, so that a bag of one chunk is plain back-propagation.
+Nothing is approximated; only features and their gradient grow with the bag. The last chunk keeps its graph from the
+first pass, so that a bag of one chunk is plain back-propagation.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.streaming.device import on_device, release_activations
 
 BatchNorm = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-# What features of one tile may differ by between the passes, of the largest: kernels that sum in another order.
+# Allowed relative difference of a tile's features between the passes: kernels may sum in another order.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 class TwoPass:
-    """Encodes bags in chunks, and gives the encoder the exact gradient of whatever is computed from their features.
+    """Encodes bags in chunks, and computes the exact gradient of the encoder for any loss of their features.
 
     Parameters
     ----------
     encoder : nn.Module
-        Tiles (n, 3, H, W) to features (n, D), each tile on its own. Also wrapped in DistributedDataParallel. Dropout
-        draws the same in both passes. Batch norm uses its running statistics and leaves them as they are: statistics
-        of a chunk would make the result depend on the chunk size.
+        From tiles (n, 3, H, W) to features (n, D), each tile independently. May be wrapped in DistributedDataParallel.
+        Dropout draws the same in both passes. Batch norm uses its running statistics and does not update them:
+        statistics of a chunk would make the result depend on the chunk size.
     backward : callable, optional
-        Called as ``backward(features, gradient)`` in place of ``torch.autograd.backward``.
+        Called as ``backward(features, gradient)`` instead of ``torch.autograd.backward``.
     no_sync : callable, optional
-        Returns the context in which processes do not average gradients; by default the encoder's own ``no_sync``.
+        Returns the context in which processes do not average gradients; by default the encoder's ``no_sync``.
 
     Raises
     ------
     ConfigError
-        A layer normalises over the tiles that are computed together and has no running statistics.
+        A layer normalises over the tiles of a chunk and has no running statistics.
 
     Examples
     --------
@@ -80,23 +80,23 @@ class TwoPass:
                 )
 
     def encode(self, chunks: Iterable[Tensor], *, sync: bool = True, keep_graph: bool = True) -> EncodedBag:
-        """Return the features of a bag, first pass; compute a loss from them, go backward, then ``bag.backward()``.
+        """Return the features of a bag, first pass; then compute a loss, call its backward, and ``bag.backward()``.
 
         Parameters
         ----------
         chunks : iterable of (n, 3, H, W) tensors
-            Iterated twice, and then the same: a list, or an object whose ``__iter__`` starts anew.
+            Iterated twice, with the same result: a list, or an object whose ``__iter__`` restarts.
         sync : bool
-            Whether DistributedDataParallel averages gradients over processes after this bag; False while
-            gradients are gathered over several.
+            Whether DistributedDataParallel averages gradients over processes after this bag; False while gradients of
+            several bags are accumulated.
         keep_graph : bool
-            Whether the last chunk keeps its graph until ``backward``; False when many bags are encoded before it.
+            Whether the last chunk keeps its graph until ``backward``; False if many bags are encoded before it.
 
         Raises
         ------
         ConfigError
-            The bag is empty, the encoder returns something else than (n, D), changes in being used, or has not
-            enough memory for a chunk; the latter says which chunk size has.
+            The bag is empty, the encoder's output is not (n, D), it changes its buffers, or a chunk does not fit in
+            memory; then the message names a chunk size that fits.
         """
         features, states = [], []
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
@@ -133,29 +133,29 @@ class TwoPass:
         return found
 
     def backward(self, features: Tensor, gradient: Tensor) -> torch.OutOfMemoryError | None:
-        """Bring a gradient through the graph of a chunk; return the error where there is too little memory for it.
+        """Backpropagate a gradient through the graph of a chunk; return the error if memory is too small.
 
-        It is not raised here: which chunk size fits is measured when the caller has dropped the graph.
+        It is not raised here: a fitting chunk size is measured after the caller has freed the graph.
         """
         try:
             self._backward(features, gradient)
         except torch.OutOfMemoryError as error:
             release_activations(error)
-            del features  # the error refers to this frame, too
+            del features  # the error also refers to this frame
             return error
         return None
 
     def synchronised(self, wanted: bool) -> AbstractContextManager[Any]:
-        """Keep processes from averaging gradients unless it is wanted; the forward pass has to run inside."""
+        """Prevent gradient averaging between processes unless ``wanted``; the forward pass must run inside."""
         return nullcontext() if wanted or self._no_sync is None else self._no_sync()
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there may be something to synchronise."""
+        """Whether there may be several processes."""
         return self._no_sync is not None
 
     def too_large(self, chunk: Tensor) -> SlideioPipeError:
-        """Return the error of a chunk that does not fit, with the size that does; its own attempt has to be freed."""
+        """Return the error for a chunk that does not fit, with a size that does; the failed attempt must be freed."""
         fits = chunk_that_fits(self.encoder, chunk)
         remedy = f"pass chunk_size={fits}" if fits else "use a smaller encoder or smaller tiles: not even one tile fits"
         return ConfigError(f"a chunk of {len(chunk)} tiles does not fit into memory", remedy=remedy)
@@ -163,27 +163,27 @@ class TwoPass:
 
 @dataclass(slots=True)
 class EncodedBag:
-    """The features of a bag, and what is needed to bring their gradient to the encoder; made by ``TwoPass.encode``."""
+    """The features of a bag, and the state for the second pass; made by ``TwoPass.encode``."""
 
-    features: Tensor  # (N, D), a leaf: its gradient is what the second pass starts from
+    features: Tensor  # (N, D), a leaf: the second pass starts from its gradient
     _passes: TwoPass
     _chunks: Iterable[Tensor]
     _sizes: list[int]
     _states: list[Any]
-    _graph: Tensor | None  # of the last chunk
+    _graph: Tensor | None  # graph of the last chunk
     _autocast: Any
     _sync: bool
-    pending: bool  # whether the second pass is still to come
+    pending: bool  # whether the second pass has not run yet
 
     def backward(self) -> None:
         """Add the gradient of the loss to the encoder's parameters: the second pass, once, after ``loss.backward()``.
 
-        Chunks to whose features the loss is indifferent (most of them under max pooling) are not computed again.
+        Chunks whose features have zero gradient (most of them under max pooling) are not computed again.
 
         Raises
         ------
         ConfigError
-            The loss does not depend on the features, or the chunks are not those of the first pass.
+            The loss does not depend on the features, or the chunks differ from the first pass.
         """
         if not self.pending:
             return
@@ -192,7 +192,7 @@ class EncodedBag:
             raise ConfigError("the features have no gradient", remedy="call loss.backward() before bag.backward()")
         self.pending, self._graph = False, None
         parts = torch.split(gradient, self._sizes)
-        wanted = [k for k, matters in enumerate(_matter(parts)) if matters]
+        wanted = [k for k, matters in enumerate(_with_gradient(parts)) if matters]
         if graph is not None:
             error = self._passes.backward(graph, parts[-1])
             del graph
@@ -202,7 +202,7 @@ class EncodedBag:
             if len(parts) == 1:
                 return
         if wanted or (self._sync and self._passes.is_distributed):
-            # All processes have to meet, also when no other chunk of this bag matters: any will do for that.
+            # All processes must synchronise, even if no other chunk of this bag has a gradient: any chunk will do.
             self._second_pass(parts, wanted or [0])
 
     def _second_pass(self, parts: Sequence[Tensor], wanted: Sequence[int]) -> None:
@@ -223,33 +223,33 @@ class EncodedBag:
                         raise passes.too_large(chunk) from error
                 if k == wanted[-1]:
                     return
-        raise ConfigError(f"the second pass gave {found} tiles, the first {sum(self._sizes)}", remedy=_AGAIN)
+        raise ConfigError(f"the second pass gave {found} tiles, the first {sum(self._sizes)}", remedy=_REMEDY)
 
     def _last_chunk(self) -> Tensor:
         for chunk, last in _marked(self._chunks):
             if last:
                 return chunk
-        raise ConfigError("the second pass gave no tile", remedy=_AGAIN)
+        raise ConfigError("the second pass gave no tile", remedy=_REMEDY)
 
     def _check_same(self, number: int, again: Tensor) -> None:
-        """Raise when a chunk is not what it was: a wrong gradient would show in nothing but poor results."""
+        """Raise if a chunk has changed: a wrong gradient would only show in poor results."""
         start = sum(self._sizes[:number])
         before = self.features.detach()[start : start + self._sizes[number]]
         if again.shape != before.shape:
             reason = f"chunk {number} has {len(again)} tiles in the second pass, {len(before)} in the first"
-            raise ConfigError(reason, remedy=_AGAIN)
+            raise ConfigError(reason, remedy=_REMEDY)
         most = _TOLERANCE.get(again.dtype, 1e-3) * before.abs().max().clamp(min=1e-6)
         same = (again.detach() - before).abs().max() <= most
-        if not bool(same | ~before.isfinite().all()):  # a loss of NaN is the caller's to notice
-            raise ConfigError(f"chunk {number} has other features in the second pass", remedy=_AGAIN)
+        if not bool(same | ~before.isfinite().all()):  # NaN in the loss is left to the caller
+            raise ConfigError(f"chunk {number} has other features in the second pass", remedy=_REMEDY)
 
 
-_AGAIN = "give the same chunks each time they are iterated, and draw in the encoder with torch's generators only"
+_REMEDY = "give the same chunks each time they are iterated, and draw in the encoder with torch's generators only"
 
 
 @contextmanager
 def frozen_batch_norm(encoder: nn.Module) -> Iterator[None]:
-    """Have batch norm use its running statistics, and not change them, for a while."""
+    """Context in which batch norm uses its running statistics without updating them."""
     layers = [layer for layer in encoder.modules() if isinstance(layer, BatchNorm) and layer.training]
     layers = [layer for layer in layers if layer.track_running_stats]
     try:
@@ -262,7 +262,7 @@ def frozen_batch_norm(encoder: nn.Module) -> Iterator[None]:
 
 
 def _marked(chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Yield each chunk that has tiles, and whether it is the last."""
+    """Yield each non-empty chunk, and whether it is the last."""
     before: Tensor | None = None
     for chunk in chunks:
         if not len(chunk):
@@ -274,15 +274,15 @@ def _marked(chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
         yield before, True
 
 
-def _matter(parts: Sequence[Tensor]) -> list[bool]:
-    """Return which chunks have a gradient other than 0, asking the device once."""
+def _with_gradient(parts: Sequence[Tensor]) -> list[bool]:
+    """Return which chunks have a non-zero gradient, with one device synchronisation."""
     return [bool(flag) for flag in torch.stack([(part != 0).any() for part in parts]).tolist()]
 
 
 def _ambient_autocast() -> Any:
-    """Return what enters the autocast of the caller, now and for the second pass.
+    """Return a context manager that restores the caller's autocast, now and in the second pass.
 
-    Without its cache where there is no graph: weights cast there would have no gradient where there is one.
+    Without a graph its cache is off: weights cast there would have no gradient later.
     """
     kinds = [
         (kind, torch.get_autocast_dtype(kind)) for kind in ("cuda", "cpu", "xpu") if torch.is_autocast_enabled(kind)
@@ -299,12 +299,12 @@ def _ambient_autocast() -> Any:
 
 
 def _buffers(encoder: nn.Module) -> dict[str, tuple[int, Tensor]]:
-    """Return each buffer with how often it was written to."""
+    """Return each buffer with its write counter."""
     return {name: (buffer._version, buffer.detach().clone()) for name, buffer in encoder.named_buffers()}
 
 
 def _check_buffers(encoder: nn.Module, before: dict[str, tuple[int, Tensor]]) -> None:
-    """Raise when using the encoder changed it; DistributedDataParallel writes buffers, but what they held."""
+    """Raise if a forward pass changed a buffer; DistributedDataParallel writes buffers with equal values."""
     now = dict(encoder.named_buffers())
     for name, (version, value) in before.items():
         if now[name]._version != version and not torch.equal(now[name], value):
@@ -329,7 +329,7 @@ def _restored_random_state(device: torch.device) -> AbstractContextManager[None]
 
 
 def chunk_that_fits(encoder: nn.Module, tiles: Tensor) -> int:
-    """Return the largest half, quarter, … of some tiles that the encoder takes with its graph; 0 when not even one.
+    """Return the largest half, quarter, … of a chunk that fits in memory with its graph; 0 if not even one tile fits.
 
     Parameters
     ----------
@@ -339,7 +339,7 @@ def chunk_that_fits(encoder: nn.Module, tiles: Tensor) -> int:
     """
     count = len(tiles) // 2
     while count:
-        gc.collect()  # what the failed attempt still holds in cycles
+        gc.collect()  # frees reference cycles of the failed attempt
         if tiles.device.type == "cuda":
             torch.cuda.empty_cache()
         if _fits(encoder, tiles[:count]):
@@ -349,7 +349,7 @@ def chunk_that_fits(encoder: nn.Module, tiles: Tensor) -> int:
 
 
 def _fits(encoder: nn.Module, tiles: Tensor) -> bool:
-    """Return whether the encoder takes tiles with their graph; what was computed is freed, whether it does or not."""
+    """Return whether tiles fit in memory with their graph; frees the result in both cases."""
     parameters = [p for p in encoder.parameters() if p.requires_grad]
     try:
         with on_device(tiles.device), torch.enable_grad():

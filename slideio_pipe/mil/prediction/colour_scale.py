@@ -1,4 +1,4 @@
-"""From scores to colours: a perceptually uniform map, and a scale with round numbers."""
+"""Map scores to colours: a perceptually uniform map, and a scale with round numbers."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from PIL import Image, ImageDraw, ImageFont
 from slideio_pipe.images import picture
 
 # "inferno" of S. van der Walt and N. Smith (CC0, https://bids.github.io/colormap): 33 of its 256 colours, evenly
-# spaced; straight lines between them are off by 1.6 of 255 at most.
+# spaced; linear interpolation between them is off by at most 1.6 of 255.
 _INFERNO = (
     "000004 040312 0b0724 150b37 210c4a 2f0a5b 3d0965 4a0c6b 57106e 64156e 71196e "
     "7d1e6d 8a226a 972766 a32c61 b0315b bc3754 c63d4d d04545 da4e3c e35933 eb6429 "
     "f1711f f67e14 f98c0a fb9b06 fcaa0f fbba1f f9c932 f5d949 f2e865 f3f586 fcffa4 "
 )
-# Its first colours are left out: black over tissue looks like ink.
+# Its first colours are skipped: black over tissue looks like ink.
 _FIRST = 56
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _ROUND = (1.0, 2.0, 5.0)
-# A scale of attention ends at this many times the mean at least: noise about the mean should look like none.
-_LEAST_TOP = 4.0
+# A scale of attention ends at least at this multiple of the mean, so that noise about the mean stays dark.
+_MIN_TOP = 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class ColourScale:
-    """Which colour a score has: from ``low`` to ``high``, beyond them those of the ends."""
+    """The colours of scores from ``low`` to ``high``; scores beyond have the colours of the ends."""
 
-    name: str  # of the scores, as it stands at the colour bar and in QuPath
+    name: str  # name of the scores, at the colour bar and in QuPath
     low: float
     high: float
     ticks: tuple[float, ...]  # ascending, within low and high
@@ -42,12 +42,12 @@ class ColourScale:
     def of_attention(cls, times_mean: NDArray[np.float64]) -> ColourScale:
         """Return the scale of attention as multiples of its mean over the slide.
 
-        Logarithmic, from the mean upwards. Shares themselves are of no use: among 5,000 tiles the mean is 0.0002, and
-        a few tiles have a hundred times that. Ranks would colour a slide on which no tile stands out as brightly as
-        one with a lesion; multiples of the mean do not, and compare between slides.
+        Logarithmic, from the mean upwards. Shares themselves are not useful: among 5,000 tiles the mean is 0.0002, and
+        a few tiles have a hundred times that. Ranks would colour a slide without outstanding tiles as brightly as one
+        with a lesion; multiples of the mean do not, and can be compared between slides.
         """
         most = float(times_mean.max()) if len(times_mean) else 1.0
-        high = max(_LEAST_TOP, most)
+        high = max(_MIN_TOP, most)
         ticks = [step * 10**power for power in range(math.ceil(math.log10(high)) + 1) for step in _ROUND]
         shown = [tick for tick in ticks if tick <= high * 1.0001]
         if len(shown) > 6:  # 1, 10, 100, …
@@ -61,14 +61,14 @@ class ColourScale:
 
     @classmethod
     def of_numbers(cls, name: str, values: NDArray[np.float64]) -> ColourScale:
-        """Return the scale of numbers without natural ends: from their 1st to their 99th percentile."""
+        """Return the scale of unbounded numbers: from their 1st to their 99th percentile."""
         low, high = (float(v) for v in np.percentile(values, [1, 99])) if len(values) else (0.0, 1.0)
         if not high > low:
             low, high = low - 0.5, low + 0.5
         return cls(name, low, high, tuple(np.linspace(low, high, 5).tolist()))
 
     def position(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Return where scores lie on the scale, 0 to 1."""
+        """Return the positions of scores on the scale, 0 to 1."""
         found = np.asarray(values, np.float64)
         low, high = self.low, self.high
         if self.logarithmic:
@@ -81,7 +81,7 @@ class ColourScale:
         return found
 
     def text(self, value: float) -> str:
-        """Return a score as it is written.
+        """Return a score as text.
 
         >>> ColourScale.of_attention(np.array([0.1, 23.0])).text(20.0)
         '20x'
@@ -92,11 +92,11 @@ class ColourScale:
 
     @property
     def unit(self) -> str:
-        """What the numbers are, for the colour bar."""
+        """The unit of the numbers, for the colour bar."""
         return "times the mean" if self.logarithmic else ""
 
     def bins(self) -> list[tuple[str, float, float]]:
-        """Return (name, from, below) of ranges between the ticks, ascending; the outer ones have no end."""
+        """Return (name, from, below) of the ranges between ticks, ascending; the outer ones are unbounded."""
         edges = list(self.ticks)
         if self.logarithmic:
             names = [f"below {self.text(edges[0])}"]
@@ -109,20 +109,20 @@ class ColourScale:
         return [(f"{self.name} {name}", *ends) for name, ends in zip(names, pairwise(limits), strict=True)]
 
     def bin_of(self, values: ArrayLike) -> NDArray[np.int64]:
-        """Return the number of the range that each score is in."""
+        """Return the number of each score's range."""
         inner = [low for _, low, _ in self.bins()[1:]]
         found: NDArray[np.int64] = np.digitize(np.asarray(values, np.float64), inner)
         return found
 
     def bin_colour(self, number: int) -> tuple[int, int, int]:
-        """Return the colour of a range: that of its middle."""
+        """Return the colour of the middle of a range."""
         _, low, high = self.bins()[number]
         ends = self.position([max(low, self.low), min(high, self.high)])
         red, green, blue = _MAP[round(float(ends.mean()) * 255)].tolist()
         return red, green, blue
 
     def bar(self, height: int) -> Image.Image:
-        """Return a colour bar with its numbers, upright."""
+        """Return a vertical colour bar with its numbers."""
         font, line = ImageFont.load_default(14), 20
         words = [self.name.replace("probability", "probability of"), *([self.unit] if self.unit else [])]
         words = [picture.drawable(word) for word in words]

@@ -1,4 +1,4 @@
-"""A heat map of a slide: as a picture beside the slide, and as a pyramid TIFF that lies exactly over it."""
+"""Heat maps of a slide: a picture beside the slide, and a pyramid TIFF aligned with it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _GAP_PX = 16
 
 
 def draw_heatmap(scores: TileScores, slide: Slide | None, max_size: int = 640) -> Image.Image:
-    """Return the slide, its scores over it, and what their colours mean.
+    """Return the slide, the slide with scores, and the colour bar.
 
     Parameters
     ----------
     scores : TileScores
     slide : Slide or None
-        None draws the scores on white, as far as the tiles go.
+        None draws the scores on white, over the tiles' area.
     max_size : int
-        Longer side of each of the two, px.
+        Longer side of each of the two pictures, px.
     """
     heading = scores.title or scores.scale.name
     if slide is None:
@@ -69,17 +69,17 @@ def save_heatmap_pyramid(
     overwrite: bool = False,
     progress: Report | bool | None = None,
 ) -> Path:
-    """Write the slide with its scores over it as a tiled pyramid TIFF, in bounded memory.
+    """Write the slide overlaid with its scores as a tiled pyramid TIFF, in bounded memory.
 
-    It covers the whole slide from its upper left corner, so that its px times its downsample are level-0 px.
+    It covers the whole slide from its upper left corner, so its px times its downsample are level-0 px.
 
     Parameters
     ----------
     mpp : float, "native" or None
-        µm per px of its finest level; by default a tile is 64 px there, which shows its tissue at a sixteenth of the
-        file of 256. "native" is that of the slide.
+        µm per px of the finest level; by default that where a tile has 64 px: a sixteenth of the file size of 256 px.
+        "native" is the slide's own.
     blend : bool
-        Whether the tissue shines through; else colours on white.
+        Whether the tissue stays visible; else colours on white.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def save_heatmap_pyramid(
 
 
 class _Painter:
-    """Makes the tiles of the pyramid's finest level when they are asked for."""
+    """Computes the tiles of the pyramid's finest level on request."""
 
     def __init__(self, scores: ScoreMap, slide: Slide, choice: LevelChoice, to_level0: Affine, blend: bool) -> None:
         self._map, self._choice, self._to_level0, self._blend = scores, choice, to_level0, blend
@@ -139,7 +139,7 @@ def _finest(scores: TileScores, slide: Slide, mpp: float | str | None) -> Mpp | 
 
 
 def _check_within(scores: TileScores, slide: Slide) -> None:
-    """Refuse scores of another slide, as far as that shows: they would lie in the wrong places."""
+    """Refuse scores of another slide, as far as detectable: they would be drawn at wrong positions."""
     if not len(scores):
         return
     corners = scores.corners_level0()

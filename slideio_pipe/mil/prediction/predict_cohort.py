@@ -1,4 +1,4 @@
-"""A model over many slides: predictions.csv, and for each slide a folder that shows what the model looked at."""
+"""Predict many slides: predictions.csv, and a folder of pictures per slide."""
 
 from __future__ import annotations
 
@@ -37,43 +37,43 @@ from slideio_pipe.store import open_bag
 from slideio_pipe.store.layout import is_bag_store
 
 TABLE = "predictions.csv"
-# What a slide's folder may hold.
+# Possible files of a slide's folder.
 FILES = ("heatmap.png", "heatmap.geojson", "tiles.png", "tiles.csv", "heatmap.ome.tif")
 
 
 @dataclass(frozen=True, slots=True)
 class PredictedSlide:
-    """What came of one slide."""
+    """The result for one slide."""
 
     name: str
     prediction: Prediction | None
-    folder: Path | None = None  # of its files
+    folder: Path | None = None  # folder of its files
     files: tuple[str, ...] = ()
     error: SlideioPipeError | None = None
-    part: str = NEW  # of the training of the model: train, val or test; new: none that it knows
+    part: str = NEW  # part of the model's training: train, val or test; new: not in the training
 
     def row(self) -> dict[str, Any]:
-        """Return its line of ``predictions.csv``."""
+        """Return its row of ``predictions.csv``."""
         return {} if self.prediction is None else self.prediction.row() | {"part": self.part}
 
 
 @dataclass(frozen=True, slots=True)
 class PredictedCohort:
-    """What ``predict_cohort`` made."""
+    """The result of ``predict_cohort``."""
 
     slides: tuple[PredictedSlide, ...]
     table: Path | None  # predictions.csv
-    metrics: Mapping[str, Metric] = field(default_factory=dict)  # of the slides of which the cohort says the truth
-    measured: int = 0  # how many these are
-    parts: Mapping[str, Measured] = field(default_factory=dict)  # of these, by the part of the training they are of
+    metrics: Mapping[str, Metric] = field(default_factory=dict)  # of the slides whose true value is in the cohort
+    measured: int = 0  # number of these slides
+    parts: Mapping[str, Measured] = field(default_factory=dict)  # of these, by part of the training
 
     @property
     def failed(self) -> tuple[PredictedSlide, ...]:
-        """The slides that have no prediction, or not all of their files."""
+        """The slides without a prediction, or without some of their files."""
         return tuple(slide for slide in self.slides if slide.error is not None)
 
     def summary(self) -> dict[str, Any]:
-        """Return the outcome, JSON-able."""
+        """Return the result as JSON values."""
         done = [s for s in self.slides if s.prediction is not None]
         return {
             "predictions": [
@@ -104,44 +104,43 @@ def predict_cohort(
     frame: Frame = "qupath",
     progress: Report | bool | None = None,
 ) -> PredictedCohort:
-    """Predict slides, one after the other; one that fails does not end the others.
+    """Predict slides, one by one; a slide that fails does not stop the others.
 
-    Where the cohort has what the model predicts (its labels, or the columns of the training), the predictions are also
-    measured, as a training measures its own: all together, and by the part of the training that slides are of, if the
-    checkpoint knows them.
+    If the cohort has the true values (labels, or the columns of the training), the predictions are also measured with
+    the training's metrics: all together, and by part of the training, if the checkpoint has its slides.
 
     Parameters
     ----------
     predictor : Predictor
     cohort : path, list or Cohort
-        Slides; bags or features where the predictor takes those.
+        Slides; or bags or features if the predictor uses these.
     out : path, optional
-        Gets ``predictions.csv`` and, for each slide, ``<slide>/heatmap.png``, ``heatmap.geojson``, ``tiles.png``,
+        Folder for ``predictions.csv`` and, per slide, ``<slide>/heatmap.png``, ``heatmap.geojson``, ``tiles.png``,
         ``tiles.csv`` and, with ``pyramid``, ``heatmap.ome.tif``. None writes nothing.
     scores : {"attention", "instance"}, optional
         See ``Prediction.scores``.
     slides : path, optional
-        The folder of the slides of bags and features: heat maps and tiles need their pixels.
+        Folder of the slides of bags and features: heat maps and tiles need their pixels.
     slide_mpp : float, optional
-        µm per level-0 px of slides whose files do not say, in place of the training's own.
+        µm per level-0 px of slides whose files state none; replaces the training's setting.
     pyramid : bool
     count : int
         Tiles in ``tiles.png``.
     overwrite : bool
-        Replace files that are there.
+        Replace existing files.
     frame : {"qupath", "level0"}
-        Where coordinates of ``heatmap.geojson`` begin; see ``Prediction.to_geojson``.
+        Origin of the coordinates in ``heatmap.geojson``; see ``Prediction.to_geojson``.
     progress : callable, bool or None
         See ``progress.reporting``; counts slides.
 
     Raises
     ------
     ConfigError
-        What is wrong with the cohort; two slides whose folders would be one.
+        The cohort has errors, or two slides would share a folder.
     OutputExistsError
-        ``predictions.csv`` is there.
+        ``predictions.csv`` exists.
     OutputError
-        It cannot be written.
+        The files cannot be written.
     """
     checked_scores(scores)
     frame_corner(frame, None)
@@ -195,14 +194,14 @@ def _one(predictor: Predictor, slide: CohortSlide, folder: Path | None, pictures
 
 @dataclass(frozen=True, slots=True)
 class _Pictures:
-    """Writes what a slide's folder holds."""
+    """Writes the files of a slide's folder."""
 
     scores: Scores | None
-    slides: dict[str, Path] = field(default_factory=dict)  # by stem: where the pixels of bags and features are
+    slides: dict[str, Path] = field(default_factory=dict)  # by stem: slides with the pixels of bags and features
     pyramid: bool = False
     count: int = 16
     overwrite: bool = False
-    how: SlideConfig = field(default_factory=SlideConfig)  # slides are opened: with which mpp, where files state none
+    how: SlideConfig = field(default_factory=SlideConfig)  # settings for opening slides, such as the mpp
     frame: Frame = "qupath"
 
     def write(self, prediction: Prediction, slide: CohortSlide, folder: Path) -> list[str]:
@@ -255,7 +254,7 @@ class _Pictures:
         return True
 
     def with_mpp(self, slide: CohortSlide) -> CohortSlide:
-        """Return it with the resolution that the file of its pixels states: features in µm have no other."""
+        """Return the slide with the mpp stated by the file of its pixels: features in µm need it."""
         path = self._slide(slide)
         if slide.mpp is not None or path == slide.source:
             return slide
@@ -264,11 +263,11 @@ class _Pictures:
         try:
             with open_slide(path, **self.how.in_cohort(None), backend=self.how.backend) as opened:
                 return slide if opened.mpp is None else replace(slide, mpp=opened.mpp.mean)
-        except SlideioPipeError:  # features are predicted without their slide; its picture says what is wrong with it
+        except SlideioPipeError:  # features are predicted without their slide; drawing reports the error
             return slide
 
     def _slide(self, slide: CohortSlide) -> Path | None:
-        """Return the file of a slide's pixels, where that is known."""
+        """Return the file of a slide's pixels, if known."""
         source = slide.source
         if isinstance(source, Path) and not is_bag_store(source) and not source.name.endswith(ENDINGS):
             return source
@@ -295,7 +294,7 @@ def _folders(cohort: Cohort, place: Path | None) -> list[Path | None]:
     Raises
     ------
     ConfigError
-        Two would be one: a.svs and a.tif.
+        Two slides would share one: a.svs and a.tif.
     """
     if place is None:
         return [None] * len(cohort)

@@ -1,4 +1,4 @@
-"""What a model says of one slide, and of each of its tiles."""
+"""The prediction of a model for one slide and for each of its tiles."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ SCORES: tuple[Scores, ...] = ("attention", "instance")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """What a model says of a slide, and where on the slide it has that from; ``Predictor.predict`` makes one.
+    """A model's prediction for a slide, with scores and positions of its tiles; made by ``Predictor.predict``.
 
-    Tile k is the square of ``tile_size`` px of the view at ``coords[k]``; the affine brings it to level 0.
+    Tile k is the square of ``tile_size`` px of the view at ``coords[k]``; the affine maps it to level 0.
     """
 
     slide: str  # its name
-    said: dict[str, Any]  # by the columns of predictions.csv: class and probabilities, number, or risk
+    said: dict[str, Any]  # columns of predictions.csv: class and probabilities, number, or risk
     logits: NDArray[np.float64]  # (outputs,)
-    attention: NDArray[np.float64]  # (N,), adds up to 1: the share of each tile
-    instances: NDArray[np.float64] | None  # (N, columns): what the model would say of each tile alone
-    instance_names: tuple[str, ...]  # of these columns: "probability_1", "predicted" or "risk"
-    coords: NDArray[np.int64] | None  # (N, 2) top-left corners (x, y), level-0 px; None where nothing says
+    attention: NDArray[np.float64]  # (N,), sums to 1: the share of each tile
+    instances: NDArray[np.float64] | None  # (N, columns): prediction for each tile alone
+    instance_names: tuple[str, ...]  # names of these columns: "probability_1", "predicted" or "risk"
+    coords: NDArray[np.int64] | None  # (N, 2) top-left corners (x, y), level-0 px; None if unknown
     tile_size: float | None  # view px
     affine: Affine  # view px to level-0 px
     view_mpp: Mpp | None  # µm per view px
     task: Task = field(repr=False)
     label: Label = None
     patient: str | None = None
-    tissue: TissueMask | None = field(default=None, repr=False)  # where it was found for this prediction
-    content: str | None = field(default=None, repr=False)  # what tells its file or features from others
-    bounds: Rect | None = None  # what of level 0 was scanned, where the slide says so: where QuPath begins
+    tissue: TissueMask | None = field(default=None, repr=False)  # if it was found for this prediction
+    content: str | None = field(default=None, repr=False)  # fingerprint of its file or features
+    bounds: Rect | None = None  # scanned part of level 0, if stated: origin of QuPath
 
     def __len__(self) -> int:
         return len(self.attention)
 
     @property
     def default_scores(self) -> Scores:
-        """Attention, but where it is the same for every tile (mean pooling): there the tiles' own predictions."""
+        """Attention, or the tiles' own predictions if attention is equal for all tiles (mean pooling)."""
         flat = float(self.attention.max()) - float(self.attention.min()) <= 1e-6 * float(self.attention.max())
         return "instance" if flat and self.instances is not None else "attention"
 
     @property
     def instance_column(self) -> int:
-        """Which column of ``instances`` is the instance score: the second of two classes, else the predicted one."""
+        """The column of ``instances`` for the instance score: the second of two classes, else the predicted one."""
         if not isinstance(self.task, Classification) or len(self.task.classes) == 2:
             return len(self.instance_names) - 1
         return self.task.classes.index(self.said["predicted"])
@@ -77,9 +77,8 @@ class Prediction:
         Parameters
         ----------
         kind : {"attention", "instance"}, optional
-            The attention, adding up to 1; or what the model would say of the tile as a bag of its own: the probability
-            of the second class of two or of the predicted one of several, the number, the risk. By default
-            ``default_scores``.
+            The attention, which sums to 1; or the prediction for the tile alone: the probability of the second of two
+            classes or of the predicted one of several, the number, the risk. By default ``default_scores``.
 
         Raises
         ------
@@ -95,20 +94,20 @@ class Prediction:
         return self.instances[:, self.instance_column]
 
     def percentiles(self) -> NDArray[np.float64]:
-        """Return which part of the slide's tiles have no more attention than each, (N,), 0 to 1."""
+        """Return the fraction of the slide's tiles with at most the attention of each, (N,), 0 to 1."""
         return percentiles(self.attention)
 
     def top(self, count: int, kind: Scores | None = None) -> NDArray[np.int64]:
-        """Return the tiles of the highest scores, the highest first."""
+        """Return the tiles with the highest scores, highest first."""
         return np.argsort(-self.scores(kind), kind="stable")[:count]
 
     def places(self) -> tuple[NDArray[np.int64], float]:
-        """Return where the tiles lie, and their side in view px.
+        """Return the positions of the tiles, and their side in view px.
 
         Raises
         ------
         ConfigError
-            Nothing says it.
+            They are unknown.
         """
         if self.coords is None or self.tile_size is None:
             reason = f"nothing says where its tiles lie{'' if self.coords is None else ' or how large they are'}"
@@ -119,12 +118,12 @@ class Prediction:
         return self.coords, self.tile_size
 
     def tile_scores(self, kind: Scores | None = None) -> TileScores:
-        """Return scores with their places and colours; attention as multiples of its mean over the slide.
+        """Return scores with positions and colours; attention as multiples of its mean over the slide.
 
         Raises
         ------
         ConfigError
-            Nothing says where the tiles lie, or the model has no such scores.
+            The positions of the tiles are unknown, or the model has no such scores.
         """
         wanted = checked_scores(kind) or self.default_scores
         values, (coords, side) = self.scores(wanted), self.places()
@@ -143,14 +142,14 @@ class Prediction:
             return said
         return f"{said}, label {self.label}"
 
-    # -- what it leaves ------------------------------------------------------------------------------------------
+    # -- output --------------------------------------------------------------------------------------------------
 
     def plot(self, slide: Slide | None = None, *, scores: Scores | None = None, max_size: int = 640) -> Image.Image:
-        """Return the slide and the scores of its tiles over it, with a colour bar; without the slide, on white."""
+        """Return the slide overlaid with the scores of its tiles, and a colour bar; without the slide, on white."""
         return draw_heatmap(self.tile_scores(scores), slide, max_size)
 
     def plot_tiles(self, pixels: Slide | Bag, count: int = 16, *, scores: Scores | None = None) -> Image.Image:
-        """Return the tiles of the highest scores, read from the slide or from the bag that was predicted."""
+        """Return the tiles with the highest scores, read from the slide or from the bag that was predicted."""
         return draw_top_tiles(self.tile_scores(scores), pixels, count)
 
     def save_pyramid(
@@ -164,7 +163,7 @@ class Prediction:
         overwrite: bool = False,
         progress: Report | bool | None = None,
     ) -> Path:
-        """Write the slide with the scores over it as a pyramid TIFF; see ``save_heatmap_pyramid``."""
+        """Write the slide overlaid with the scores as a pyramid TIFF; see ``save_heatmap_pyramid``."""
         drawn = self.tile_scores(scores)
         return save_heatmap_pyramid(
             drawn, slide, Path(path), mpp=mpp, blend=blend, overwrite=overwrite, progress=progress
@@ -180,10 +179,10 @@ class Prediction:
         slide: Slide | None = None,
         frame: Frame = "qupath",
     ) -> None:
-        """Write the tiles as QuPath reads them, with all their scores; many as merged regions.
+        """Write the tiles in QuPath's format, with all their scores; above ``most_tiles`` as merged regions.
 
         Coordinates are level-0 px from the corner of the slide's bounds, as in QuPath, or with ``frame="level0"`` from
-        that of level 0, as for OpenSlide. Pass the slide where features of other tools were predicted: they do not know
+        that of level 0, as in OpenSlide. Pass the slide if features of other tools were predicted: they do not contain
         its bounds.
         """
         corner = frame_corner(frame, self.bounds if slide is None else slide.bounds)
@@ -197,7 +196,7 @@ class Prediction:
         )
 
     def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write a line for each tile: its place (level-0 px), attention, its percentile, and its own prediction."""
+        """Write a row per tile: its position (level-0 px), attention, its percentile, and its own prediction."""
         columns: dict[str, NDArray[Any]] = {"tile": np.arange(len(self))}
         if self.coords is not None:
             columns |= {"x": self.coords[:, 0], "y": self.coords[:, 1]}
@@ -211,19 +210,19 @@ class Prediction:
         writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
         write_file(Path(path), text.getvalue().encode(), overwrite=overwrite)
 
-    # -- in words ------------------------------------------------------------------------------------------------
+    # -- text ----------------------------------------------------------------------------------------------------
 
     def sentence(self) -> str:
-        """Return what is said of the slide in a line, for people."""
+        """Return the prediction of the slide in one line."""
         return sentence(self.said, self.task)
 
     def row(self) -> dict[str, Any]:
-        """Return its line of ``predictions.csv``."""
+        """Return its row of ``predictions.csv``."""
         known = {"slide": self.slide, "patient": self.patient or "", "label": "" if self.label is None else self.label}
         return known | self.said | {"tiles": len(self)}
 
     def summary(self) -> dict[str, Any]:
-        """Return it JSON-able, without the tiles."""
+        """Return it as JSON values, without the tiles."""
         return self.row() | {"label": self.label, "patient": self.patient, "logits": self.logits.tolist()}
 
     def __repr__(self) -> str:
@@ -231,7 +230,7 @@ class Prediction:
 
 
 def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return which part of the values is no larger than each, (N,).
+    """Return the fraction of values that are no larger than each, (N,).
 
     >>> percentiles(np.array([0.1, 0.5, 0.1, 0.3])).tolist()
     [0.5, 1.0, 0.5, 0.75]
@@ -240,7 +239,7 @@ def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def sentence(said: dict[str, Any], task: Task) -> str:
-    """Return what a task says in a line.
+    """Return a prediction in one line.
 
     >>> from slideio_pipe.mil.tasks import Survival
     >>> sentence({"risk": 0.25}, Survival())
@@ -249,7 +248,7 @@ def sentence(said: dict[str, Any], task: Task) -> str:
     if isinstance(task, Classification):
         name = str(said["predicted"])
         chance = float(said[f"probability_{name}"])
-        # Never "100 %": no model is that sure.
+        # Never "100 %": no model is certain.
         shown = "> 99.9 %" if chance > 0.9995 else f"{chance:.1%}".replace("%", " %")
         return f"{name} ({shown})"
     if isinstance(task, Regression):
@@ -258,12 +257,12 @@ def sentence(said: dict[str, Any], task: Task) -> str:
 
 
 def checked_scores(kind: Any) -> Scores | None:
-    """Return a kind of scores as it is.
+    """Return a valid kind of scores.
 
     Raises
     ------
     ConfigError
-        There is no such kind.
+        The kind is unknown.
     """
     if kind is not None and kind not in SCORES:
         raise ConfigError(f"no scores {kind!r}", remedy='pass scores="attention" or "instance"')

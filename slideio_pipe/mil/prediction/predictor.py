@@ -1,4 +1,4 @@
-"""A trained model made again from its checkpoint, and what it says of slides."""
+"""Load a trained model from its checkpoint and predict slides."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from slideio_pipe.tiles.tile_bag import TileBag
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictor:
-    """A trained model with all it needs; ``load_predictor`` makes one."""
+    """A trained model and everything it needs; made by ``load_predictor``."""
 
     checkpoint: Path
     task: Task
     model: nn.Module
-    encoder: TileEncoder | None  # None: it takes features alone
-    takes_features: bool  # it was trained on some; else on slides
-    features: str | None  # whose features it was trained on, where these were named
-    width: int  # numbers per tile that the model takes
+    encoder: TileEncoder | None  # None: input is features only
+    takes_features: bool  # trained on features; else on slides
+    features: str | None  # encoder of the features it was trained on, if named
+    width: int  # features per tile
     config: TrainConfig
     device: torch.device
     known: KnownSlides = field(default_factory=KnownSlides)  # the slides of its training
@@ -61,28 +61,28 @@ class Predictor:
         *,
         slide_mpp: float | None = None,
     ) -> Prediction:
-        """Return what the model says of one slide.
+        """Return the prediction for one slide.
 
-        Tiles are read, encoded and forgotten ``config.encoder.chunk_size`` at a time; what grows with the bag is its
-        features. Nothing is augmented and no tile is left out.
+        Tiles are read, encoded and freed ``config.encoder.chunk_size`` at a time; only the features grow with the bag.
+        Nothing is augmented and no tile is skipped.
 
         Parameters
         ----------
         source : path, bag, FeatureBag or CohortSlide
-            With an encoder: a slide, a ``.bag.zarr``, or an open bag. Without: what ``open_features`` opens.
+            With an encoder: a slide, a ``.bag.zarr``, or an open bag. Without: any source of ``open_features``.
         label : int, float or str, optional
-            What is known of the slide; by default the label of the bag.
+            Label of the slide; by default that of the bag.
         slide_mpp : float, optional
-            µm per level-0 px of a slide whose file does not say, or of STAMP's features, which have no places without.
+            µm per level-0 px of a slide whose file states none, or of STAMP's features, which else have no positions.
 
         Raises
         ------
         NoTissueError
-            The slide has no tile.
+            The slide has no tiles.
         ConfigError
-            Features of another width or encoder, not finite, or none; tiles that the encoder does not take.
+            Features have another width or encoder, are not finite, or are missing; the encoder rejects the tiles.
         SlideioPipeError
-            Whatever opening and reading may raise.
+            Errors of opening and reading.
         """
         if isinstance(source, FeatureBag):
             return self._of_features(source, None, label)
@@ -129,7 +129,7 @@ class Predictor:
             dataset.close(0, bag)
 
     def _chunks(self, bag: Bag) -> Iterator[Tensor]:
-        """Yield the tiles as the encoder takes them; made once, for there is no second pass."""
+        """Yield the tiles as input of the encoder; one pass only."""
         assert self.encoder is not None
         size = self.config.encoder.chunk_size
         with stream(bag, device=self.device, normalize=None, batch_size=size) as batches:
@@ -144,7 +144,7 @@ class Predictor:
         self._check_features(bag, name)
         features = np.array(bag.features)
         values = torch.from_numpy(features).to(self.device)
-        # Places of turned tiles are known where their view is; else tiles are squares of level 0.
+        # Positions of rotated tiles are known if their view is; else tiles are squares of level 0.
         view = bag.provenance.get("view") or {}
         known = "affine" in view and "grid" in bag.provenance
         side = float(bag.provenance["grid"]["tile_size"]) if known else bag.tile_size_level0
@@ -196,7 +196,7 @@ class Predictor:
         )
 
     def _instances(self, logits: Tensor | None) -> tuple[tuple[str, ...], NDArray[np.float64] | None]:
-        """Return the logits of tiles as the task reads those of slides."""
+        """Return the logits of tiles converted like those of slides."""
         task = self.task
         if logits is None:
             return (), None
@@ -227,24 +227,24 @@ def load_predictor(
     normalize: Normalize | None = None,
     device: str | torch.device = "cpu",
 ) -> Predictor:
-    """Return the model of a training, ready to predict, from its ``best.ckpt`` alone.
+    """Return the model of a training, ready to predict, from its ``best.ckpt``.
 
     Parameters
     ----------
     checkpoint : path
-        What ``fit`` wrote, or the folder it is in. No code in it is run.
+        A file written by ``fit``, or its folder. No code in it is executed.
     encoder : nn.Module, str or path, optional
-        The network that ``fit`` was given, where it was: its weights come from the checkpoint, its architecture cannot.
-        Of a model that takes features: the encoder that made them, or what ``load_encoder`` takes; slides are then
-        tiled as those of the training were, and as its configuration says where its features did not tell.
+        The network passed to ``fit``, if there was one: the checkpoint has its weights, but not its architecture. For a
+        model of features: the encoder of these features, or a source of ``load_encoder``; slides then get the tiles of
+        the training's features, or, if these are unknown, those of its configuration.
     normalize : Normalize, optional
-        Of an encoder for a model that takes features, where its own configuration does not say it.
+        Normalisation of an encoder for a model of features, if its own configuration states none.
     device : str or torch.device
 
     Raises
     ------
     ConfigError
-        It is no checkpoint of a training, the encoder is missing or another one, or there is no such device.
+        It is not a checkpoint of a training, the encoder is missing or another one, or the device does not exist.
     MissingExtraError
         The model or the encoder needs a package that is not installed.
 
@@ -299,7 +299,7 @@ def _encoder(
     given: nn.Module | Encoder | str | Path | None,
     normalize: Normalize | None,
 ) -> TileEncoder | None:
-    """Return the encoder, with the weights that it was trained to."""
+    """Return the encoder, with its trained weights."""
     if isinstance(given, Encoder):
         if recorded.get("encoder") is None:
             return from_encoder(given)
@@ -324,7 +324,7 @@ def _encoder(
 def _check_maker(
     path: Path, tiles: TileEncoder, recorded: Mapping[str, Any], config: TrainConfig, device: torch.device
 ) -> None:
-    """Refuse an encoder that did not make the features of the training, as far as that shows."""
+    """Refuse an encoder that did not compute the training's features, as far as this can be detected."""
     width = tiles.width(tiles.input_size or config.grid.tile_size, device)
     if width != recorded["width"]:
         reason = f"{tiles.name} makes {width:,} features per tile, the model takes {recorded['width']:,}"
@@ -343,7 +343,7 @@ def _fill(module: nn.Module, weights: Mapping[str, Any], path: Path, what: str) 
 
 
 def _one(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide:
-    """Return one slide of what was given, its label and mpp replaced where others are given."""
+    """Return a slide for any source, with the given label and mpp instead of its own."""
     if isinstance(source, CohortSlide):
         found = source
     elif isinstance(source, str | Path):
@@ -363,7 +363,7 @@ def _one(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide:
 
 
 def _is_unnamed(slide: CohortSlide, bag: FeatureBag) -> bool:
-    """Return whether a slide is called as the store of its features is, and that knows better."""
+    """Return whether a slide is named after its feature store, which has the real name."""
     return "slide" in bag.provenance and isinstance(slide.source, Path) and slide.name == slide.source.name
 
 

@@ -1,4 +1,4 @@
-"""Scores of tiles as a small image that knows where on the slide it lies."""
+"""Tile scores as a small image with its position on the slide."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.prediction.colour_scale import ColourScale
 from slideio_pipe.tiles.tissue import TissueMask
 
-# Part of the colour in what is painted, of the lowest and of the highest score: tissue has to be seen through it.
+# Opacity of the colours for the lowest and the highest score: tissue must stay visible.
 _OPACITY = (0.5, 0.8)
-# Sides of a tile are so many px of the map at most, where tiles overlap by what has no larger divisor.
+# Maximum px of the map per side of a tile, used where overlapping steps have no larger divisor.
 _MOST_PER_TILE = 16
 _MOST_PX = 16_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class TileScores:
-    """One number for each tile of a slide, and where the tiles lie."""
+    """One score per tile of a slide, and the tiles' positions."""
 
     slide: str
     values: NDArray[np.float64]  # (N,)
@@ -31,21 +31,21 @@ class TileScores:
     coords: NDArray[np.int64]  # (N, 2) top-left corners (x, y), level-0 px
     tile_size: float  # view px
     affine: Affine  # view px to level-0 px
-    title: str = ""  # what is said of the slide
+    title: str = ""  # prediction of the slide, as text
     tissue: TissueMask | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def corners_level0(self) -> NDArray[np.float64]:
-        """Return the (N, 4, 2) corners of the tiles in level-0 px, in turn from the one at ``coords``."""
+        """Return the (N, 4, 2) corners of the tiles in level-0 px, in order from the one at ``coords``."""
         side = self.tile_size
         corners = self.affine.apply([(0, 0), (side, 0), (side, side), (0, side)])
         return np.asarray(self.coords[:, None, :] + (corners - corners[0]))
 
     @property
     def side_level0(self) -> float:
-        """Side of a tile in level-0 px, of a turned one as well."""
+        """Side of a tile in level-0 px, also of a rotated one."""
         return self.tile_size * self.affine.mean_stretch()
 
     @cached_property
@@ -56,7 +56,7 @@ class TileScores:
 
 @dataclass(frozen=True, eq=False)
 class ScoreMap:
-    """Mean scores per cell; NaN where no tile is."""
+    """Mean scores per cell; NaN where there is no tile."""
 
     values: NDArray[np.float64]  # (h, w)
     affine: Affine  # px of the map to level-0 px
@@ -78,15 +78,15 @@ class ScoreMap:
         return ~np.isnan(self.values)
 
     def paint(self, rgb: NDArray[np.uint8], to_level0: Affine, *, blend: bool = True) -> NDArray[np.uint8]:
-        """Return pixels of the slide with the scores over them, in grey where there are scores.
+        """Return pixels of the slide overlaid with the scores, grey where there are scores.
 
         Parameters
         ----------
         rgb : (h, w, 3) uint8
         to_level0 : Affine
-            Their px to level-0 px; each takes the score under its centre.
+            Their px to level-0 px; each gets the score under its centre.
         blend : bool
-            Whether the tissue shines through; else colours alone.
+            Whether the tissue stays visible; else only colours.
         """
         height, width = rgb.shape[:2]
         row, column = _under(self.affine.inverse() @ to_level0, (height, width), self.values.shape)
@@ -109,10 +109,10 @@ class ScoreMap:
 def _under(
     affine: Affine, size: tuple[int, int], within: tuple[int, ...]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return row and column under the centre of every px of an image, -1 outside; they broadcast to its size."""
+    """Return row and column of the map under every px centre of an image, -1 outside; they broadcast to its size."""
     height, width = size
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-    if affine.b == 0 and affine.d == 0:  # rows and columns of their own: most of the time, and a hundred times sooner
+    if affine.b == 0 and affine.d == 0:  # separable, the usual case: a hundred times faster
         across = np.floor(affine.a * x + affine.c)[None, :]
         down = np.floor(affine.e * y + affine.f)[:, None]
     else:
@@ -124,7 +124,7 @@ def _under(
 
 
 def _tissue(tissue: TissueMask, to_level0: Affine, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return where tissue is in an image; interpolated, so that a mask px of many image px draws no stairs."""
+    """Return the tissue of an image; interpolated, because a mask px covers many image px and would draw stairs."""
     to_mask = Affine.translation(-0.5, -0.5) @ tissue.affine.inverse() @ to_level0 @ Affine.translation(0.5, 0.5)
     found = cv2.warpAffine(
         tissue.mask.astype(np.uint8) * 255,
@@ -137,7 +137,7 @@ def _tissue(tissue: TissueMask, to_level0: Affine, size: tuple[int, int]) -> NDA
 
 
 def _raster(scores: TileScores) -> ScoreMap:
-    """Return the map of tile scores, laid out along the view's axes, so that turned tiles are squares in it."""
+    """Return the map of tile scores along the view's axes, in which rotated tiles are upright squares."""
     if not len(scores):
         return ScoreMap(np.full((1, 1), np.nan), scores.affine, scores.scale, scores.tissue)
     corners = scores.affine.inverse().apply(scores.coords)
@@ -157,7 +157,7 @@ def _raster(scores: TileScores) -> ScoreMap:
 def _squares(
     start: NDArray[np.int64], side: int, values: NDArray[np.float64], width: int, height: int
 ) -> NDArray[np.float64]:
-    """Return (height, width) sums of squares' values over each px: their corners, added up along both axes."""
+    """Return (height, width) sums of the squares' values over each px, by cumulative sums of their corners."""
     found = np.zeros((height + 1) * (width + 1))
     for dx, dy, sign in ((0, 0, 1), (side, 0, -1), (0, side, -1), (side, side, 1)):
         index = (start[:, 1] + dy) * (width + 1) + start[:, 0] + dx
@@ -166,7 +166,7 @@ def _squares(
 
 
 def _cell(places: NDArray[np.float64], side: float) -> float:
-    """Return the side of a cell in view px: the largest that divides tile and steps between tiles, if that is large."""
+    """Return the side of a cell in view px: the largest common divisor of tile and step, if it is large enough."""
     steps = np.concatenate([np.diff(np.unique(np.rint(axis))) for axis in places.T])
     divisor = math.gcd(round(side), *(int(step) for step in np.unique(steps)))
     least = side / _MOST_PER_TILE

@@ -1,4 +1,4 @@
-"""Scores of tiles as GeoJSON for QuPath."""
+"""Write tile scores as GeoJSON for QuPath."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.prediction.score_map import TileScores
 from slideio_pipe.tiles.outlines import mask_to_polygons
 
-# More objects than this make QuPath slow.
+# With more objects QuPath becomes slow.
 MOST_TILES = 20_000
 _LEVEL0 = Affine()
 
@@ -29,24 +29,24 @@ def write_regions(
     overwrite: bool = False,
     corner: Affine = _LEVEL0,
 ) -> None:
-    """Write a detection per tile, its class the range its score is in.
+    """Write a detection per tile, classified by the range of its score.
 
     Parameters
     ----------
     scores : TileScores
     path : Path
     measurements : mapping of str to (N,) array, optional
-        What QuPath shows of each tile, besides its score.
+        Measurements per tile for QuPath, besides its score.
     most_tiles : int
-        Beyond which tiles of one range that touch become one annotation, with its mean score and number of tiles.
+        With more tiles, touching tiles of one range become one annotation, with its mean score and number of tiles.
     overwrite : bool
     corner : Affine
-        From px of the file to level-0 px: a shift to where QuPath begins.
+        From px of the file to level-0 px: a shift to QuPath's origin.
 
     Raises
     ------
     OutputExistsError, OutputError
-        It is there, or cannot be written.
+        The file exists, or cannot be written.
     """
     if len(scores) <= most_tiles:
         features = _tiles(scores, measurements or {}, corner.inverse())

@@ -1,4 +1,4 @@
-"""The tiles that a prediction is made of: the highest scores as pictures."""
+"""A montage of the tiles with the highest scores."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from slideio_pipe.tiles.tile_bag import TileBag
 
 _INK, _QUIET, _PAPER = (40, 40, 40), (120, 120, 120), (255, 255, 255)
 _GAP_PX, _FRAME_PX, _TEXT_PX = 10, 3, 38
-# No tile is shown with more px than this.
+# Largest side of a shown tile in px.
 _MOST_PX = 256
 
 
 def draw_top_tiles(
     scores: TileScores, pixels: Slide | Bag, count: int = 16, *, columns: int = 8, tile_px: int = 128
 ) -> Image.Image:
-    """Return a montage of the tiles of the highest scores, each with its score, its place, and a frame of its colour.
+    """Return a montage of the tiles with the highest scores, each with its score, position and a coloured frame.
 
     Parameters
     ----------
     scores : TileScores
     pixels : Slide or Bag
-        Where they are read from: the slide; or the bag that was predicted, in its order.
+        Source of the pixels: the slide; or the bag that was predicted, in its order.
     count : int
     columns : int
     tile_px : int
@@ -66,7 +66,7 @@ def _read(scores: TileScores, pixels: Slide | Bag, order: NDArray[np.int64]) -> 
     factor = max(1.0, side / _MOST_PX)
     own = pixels.mpp
     view = pixels.view() if own is None else pixels.view(mpp=(own.x * factor, own.y * factor))
-    # Of turned tiles, the upright square about their middle.
+    # For rotated tiles, the upright square about their centre.
     middles = scores.corners_level0()[order].mean(1)
     size = max(1, round(side / view.downsample[0]))
     return TileBag.from_coords(view, middles - side / 2, size).read(np.arange(len(order)))

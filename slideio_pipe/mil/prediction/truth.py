@@ -1,4 +1,4 @@
-"""How good predictions are where the truth is known: of slides that the training had apart from those it had not."""
+"""Measure predictions against known labels, separately for slides of the training and others."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure
 from slideio_pipe.mil.prediction.prediction import Prediction
 from slideio_pipe.mil.tasks import Survival, Task
 
-NEW = "new"  # the part of a slide that the training did not have
+NEW = "new"  # the part of slides that are not in the training
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Metrics of slides."""
+    """Metrics of a set of slides."""
 
-    slides: int = 0  # of which the cohort says the truth
+    slides: int = 0  # number of slides with a known label
     metrics: Mapping[str, Metric] = field(default_factory=dict)
-    note: str | None = None  # on their intervals, where one is due
+    note: str | None = None  # note on their intervals, if any
 
     def summary(self) -> dict[str, Any]:
-        """Return it JSON-able."""
+        """Return it as JSON values."""
         metrics = {name: metric.summary() for name, metric in self.metrics.items()}
         return {"measured": self.slides, "metrics": metrics, "note": self.note}
 
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """A prediction beside what is known of its slide."""
+    """A slide with its label, and its prediction."""
 
     slide: CohortSlide
     prediction: Prediction
-    part: str  # of the training: train, val, test, or new
+    part: str  # part of the training: train, val, test, or new
 
 
 def measure_predictions(task: Task, found: Sequence[Predicted], bootstrap: int) -> tuple[Measured, dict[str, Measured]]:
-    """Return metrics of all slides whose truth is known, and of each part of the training that these are of.
+    """Return metrics of all slides with known labels, and of each part of the training among them.
 
     Warns
     -----
     SlideioPipeWarning
-        Slides that are measured trained the model, or chose its epoch; or nothing can be measured, and why.
+        Measured slides were used for training or for choosing the epoch; or nothing can be measured, with the reason.
     """
     nothing = Measured(), dict[str, Measured]()
     if not _has_columns(task, [one.slide for one in found]):
@@ -67,7 +67,7 @@ def measure_predictions(task: Task, found: Sequence[Predicted], bootstrap: int) 
                 chosen = targets[[rows[k] for k in of_part]]
                 parts[part] = _measured(task, [known[k] for k in of_part], chosen, bootstrap)
         every = next(iter(parts.values())) if len(parts) == 1 else _measured(task, known, targets[rows], bootstrap)
-    except (ConfigError, MissingExtraError) as error:  # it predicts without
+    except (ConfigError, MissingExtraError) as error:  # predictions are still written
         warnings.warn(f"predictions are not measured: {error}", SlideioPipeWarning, stacklevel=4)
         return nothing
     _warn_of_trained(parts, len(known))
@@ -82,13 +82,13 @@ def _measured(task: Task, found: Sequence[Predicted], targets: torch.Tensor, boo
 
 
 def _has_columns(task: Task, slides: Sequence[CohortSlide]) -> bool:
-    """Return whether the cohort has the columns of the task."""
+    """Return whether the cohort has the task's columns."""
     wanted = {task.time, task.event} if isinstance(task, Survival) else {str(task.settings()["column"])}
     return all(name == "label" or any(name in dict(slide.other) for slide in slides) for name in wanted)
 
 
 def _warn_of_trained(parts: Mapping[str, Measured], count: int) -> None:
-    """Say that numbers of slides that a model was made with are not those of others."""
+    """Warn that metrics of training slides do not hold for other slides."""
     roles = {"train": "trained the model", "val": "chose its epoch"}
     found = [f"{parts[part].slides:,} {what}" for part, what in roles.items() if part in parts]
     if found:
