@@ -1,20 +1,66 @@
-"""Fixtures that several test modules share: real slides when they are there, and slides that encode coordinates."""
+"""What runs when, and fixtures that several test modules share.
+
+Plain ``pytest`` leaves out the folders ``system``, ``learning`` and ``examples``, whose tests have the mark of that
+name; a path on the command line or ``-m`` brings them in. Whole folders are tested on all cores, single files and
+``system`` in one process.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
+import hypothesis_profiles  # noqa: F401 - loads one
 import pytest
+from paths import ROOT, TESTS
 from pyramids import coordinate_pixels, write_pyramid
 from unequal_slide import unequal as unequal  # a fixture
 
+from slideio_pipe.cores import usable_cores
+
 # Tests press Ctrl-C; what a shell starts in its background would ignore it, and so would whatever that starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads would wait for each other on cores that are taken
 
 collect_ignore_glob = ["mut*.py"]  # mutants.py needs cosmic-ray, in an environment of its own
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+LONG = ("system", "learning", "examples")
+QUICK = "not (system or learning or examples)"
+MOST_WORKERS = 8
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave out what takes long, where nothing is asked for by name."""
+    if not config.option.markexpr and config.args_source is config.ArgsSource.TESTPATHS:
+        config.option.markexpr = QUICK
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no test that is left out anyway."""
+    if config.option.markexpr == QUICK and collection_path.parent == TESTS and collection_path.name in LONG:
+        return True
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder."""
+    for item in items:
+        for mark in LONG:
+            if (TESTS / mark) in item.path.parents:
+                item.add_marker(mark)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes test: one where others would disturb it, or take longer to start than they save."""
+    named = config.args if config.args_source is config.ArgsSource.ARGS else []
+    few = bool(named) and not any(Path(name).is_dir() for name in named)
+    marks = "" if config.option.markexpr == QUICK else config.option.markexpr
+    serial = any("system" in name for name in (*named, marks))
+    return 0 if few or serial else min(usable_cores(), MOST_WORKERS)
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,9 @@ from pathlib import Path
 import albumentationsxl as A
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from paths import CONFIGS, ROOT, SUPPORT
 from rich_transform import SIZE, rich
 
@@ -81,7 +82,7 @@ def test_global_generators_are_neither_used_nor_touched() -> None:
     assert draw(rich(), size=SIZE) == first
 
 
-@settings(deadline=None)
+@examples()
 @given(st.integers(0, 2**63), st.integers(0, 10**6))
 def test_json_round_trip_is_exact(seed: int, tile: int) -> None:
     """A draw is stored with what it produced, and replays to the last bit."""
@@ -233,7 +234,7 @@ def chain() -> list[tuple[str, A.BasicTransform]]:
     ]
 
 
-@settings(deadline=None)
+@examples()
 @given(st.permutations(chain()), st.integers(1, 6))
 def test_several_geometries_are_one_after_the_other(order: list[tuple[str, A.BasicTransform]], count: int) -> None:
     """Drawing a chain gives the points that drawing each on the canvas of the last one gives."""
@@ -268,7 +269,7 @@ def test_pixels_of_two_geometries_are_those_of_numpy() -> None:
         assert np.array_equal(pixels[row.astype(int), column.astype(int)], expected)
 
 
-@settings(deadline=None)
+@examples()
 @given(st.lists(st.floats(-180, 180), min_size=1, max_size=4), st.integers(0, 1000))
 def test_a_slides_canvas_just_holds_its_content(angles: list[float], seed: int) -> None:
     """However many rotations: no corner is cut off, and no row or column is spare."""

@@ -13,8 +13,9 @@ import pytest
 import pyvips
 import torch
 from cuda_device import DEVICES
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 from skimage import color
@@ -183,7 +184,7 @@ def test_identities_return_the_same_bytes() -> None:
     assert torch.equal(DeviceProgram(formula, normalize=None)(tiles), tiles)
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(entries=st.lists(st.floats(-3, 3, width=32), min_size=9, max_size=9))
 def test_glass_stays_white_under_any_stain(entries: list[float]) -> None:
     """A stain matrix without offset leaves (255, 255, 255) exactly as it is, also before normalisation."""

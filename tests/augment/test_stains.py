@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from skimage.color import rgb2lab, rgb_from_hed
 
 from slideio_pipe.augment.operations import IDENTITY
@@ -141,7 +142,7 @@ def test_rows_of_any_length_are_stains() -> None:
 # -- maps ----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@examples()
 @given(st.tuples(factors, factors, factors), st.tuples(*[st.floats(-0.5, 0.5)] * 3))
 def test_jitter_does_to_concentrations_what_it_says(alpha: tuple[float, ...], beta: tuple[float, ...]) -> None:
     """Concentrations c become alpha·c + beta: Tellez et al. 2018, solved stain by stain."""

@@ -12,8 +12,9 @@ import albumentationsxl as A
 import numpy as np
 import pytest
 import pyvips
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from slideio_pipe.augment.colour_transforms import (
     ColorJitter,
@@ -149,7 +150,7 @@ def test_impossible_arguments_name_the_transform(make: object) -> None:
 # -- stains --------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@examples()
 @given(st.integers(0, 10**6), st.sampled_from(["hed", "macenko", "slide"]))
 def test_stain_jitter_keeps_glass_white(seed: int, basis: str) -> None:
     """With beta = 0 optical density 0 stays exactly 0, for every basis and factor."""
@@ -288,7 +289,7 @@ def test_all_exact_turns_are_equally_likely(transform: A.BasicTransform, images:
     assert None in drawn
 
 
-@settings(deadline=None)
+@examples()
 @given(
     st.integers(0, 10**6),
     st.floats(-180, 180),
@@ -320,7 +321,7 @@ def test_random_affine_draws_within_its_ranges() -> None:
     assert (np.abs(middles).max(axis=0) > (3.8, 2.8)).all()
 
 
-@settings(deadline=None)
+@examples()
 @given(st.integers(0, 10**6))
 def test_crops_larger_than_the_tile_hold_it_and_smaller_ones_lie_in_it(seed: int) -> None:
     """Area and ratio within their ranges; whichever of crop and tile is smaller lies inside the other, per side."""

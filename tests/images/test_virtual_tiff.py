@@ -12,8 +12,9 @@ import weakref
 import numpy as np
 import pytest
 import pyvips
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from paths import ROOT, SUPPORT
 from pyramids import coordinate_pixels
 from virtual_tiles import Tiles, virtual
@@ -22,7 +23,7 @@ from slideio_pipe.geometry import Rect, Size
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     width=st.integers(1, 400),
     height=st.integers(1, 400),
@@ -38,7 +39,7 @@ def test_every_size_is_bit_exact(width: int, height: int, tile_width: int, tile_
     assert np.array_equal(made.image.numpy(), pixels)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 299), st.integers(0, 199), st.data())
 def test_a_crop_decodes_only_its_tiles(x: int, y: int, data: st.DataObject) -> None:
     """The right pixels, and no tile that they do not touch."""

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe import SlideView, TileReader, open_slide
@@ -59,7 +60,7 @@ def test_the_view_is_the_right_level(
     assert view.size == size
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(17, 3000), st.integers(17, 3000), st.floats(0.25, 12), st.floats(0.5, 2))
 def test_mpp_affine_and_size_agree(width: int, height: int, mpp: float, ratio: float) -> None:
     """What the view says of its resolution is what its affine does, and its pixels lie inside the slide."""

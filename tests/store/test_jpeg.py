@@ -21,8 +21,9 @@ import simplejpeg
 import tifffile
 import zarr
 import zarr.registry
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from memory_bag import MemoryBag, StoppingBag, contents, corrupt
 from paths import ROOT
 from skimage.metrics import peak_signal_noise_ratio
@@ -406,7 +407,7 @@ def test_decoding_writes_nothing_but_the_slot() -> None:
     assert (around == 7).all()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(data=st.data())
 def test_mutated_jpeg_never_leaves_its_slot(data: st.DataObject) -> None:
     """Whatever the bytes of a chunk became, decoding gives pixels or a ValueError, and touches no other slot."""

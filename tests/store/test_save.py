@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from memory_bag import SLOTS, MemoryBag, StoppingBag, contents, corrupt
 from paths import SEARCHED
 
@@ -143,7 +144,7 @@ def test_what_is_outside_is_an_index_error(saved: tuple[StoredBag, MemoryBag], k
         saved[0][key]
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(numbers=st.lists(st.integers(0, 2 * SLOTS + 8), max_size=40), threads=st.integers(1, 4))
 def test_any_tiles_in_any_order(saved: tuple[StoredBag, MemoryBag], numbers: list[int], threads: int) -> None:
     """``read`` fills the caller's slots with any tiles, in any order, by any number of threads."""

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from cuda_device import CUDA, DEVICES
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from torch import nn
 
 from slideio_pipe.errors import ConfigError
@@ -75,7 +76,7 @@ def test_kernels_equal_the_plain_formula(device: str, layout: torch.memory_forma
     torch.testing.assert_close(Normalize.imagenet(dtype=dtype).to(device)(tiles), expected, rtol=0, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(
     mean=st.tuples(*[st.floats(0, 1)] * 3),
     std=st.tuples(*[st.floats(0.05, 2)] * 3),

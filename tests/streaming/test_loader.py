@@ -21,8 +21,9 @@ import torch
 from array_bag import ArrayBag, fail_from, formula, stream_threads, wait_until
 from array_loader import bag, bags, open_loader
 from cuda_device import CUDA
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from paths import ROOT, SUPPORT
 from pyramids import coordinate_pixels, write_pyramid
 
@@ -52,7 +53,7 @@ def everything(cohort: Iterable[ArrayBag]) -> Seen:
     return [(b.name, k) for b in cohort for k in range(len(b))]
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     counts=st.lists(st.integers(1, 70), min_size=1, max_size=6),
     chunk_size=st.integers(1, 40),
@@ -287,7 +288,7 @@ def test_the_share_is_torch_distributeds(monkeypatch: pytest.MonkeyPatch) -> Non
 # -- state -------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(
     stop=st.integers(0, 30),
     threads=st.integers(1, 4),

@@ -20,8 +20,9 @@ import pytest
 import torch
 from array_bag import ArrayBag, fail_from, formula, noise_bag, numbered_bag, open_stream, stream_threads, wait_until
 from cuda_device import CUDA, DEVICES
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from paths import BENCHMARKS, ROOT, SUPPORT
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
@@ -84,7 +85,7 @@ def test_without_normalisation_bytes_arrive(device: str) -> None:
     np.testing.assert_array_equal(tiles.permute(0, 2, 3, 1).numpy(), bag.tiles)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     count=st.integers(0, 40),
     batch_size=st.integers(1, 50),

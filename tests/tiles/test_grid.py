@@ -12,8 +12,9 @@ import albumentationsxl as A
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from slideio_pipe import TileGrid, TissueMask, open_slide
 from slideio_pipe.errors import AlignedGridWarning, ConfigError, EmptyTissueWarning
@@ -39,7 +40,7 @@ def naive_starts(length: int, tile: int, stride: int, edge: str) -> list[int]:
     return starts
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     st.integers(1, 300),
     st.integers(1, 300),
@@ -64,7 +65,7 @@ def test_the_grid_is_the_naive_loop(width: int, height: int, tile: int, stride: 
     assert np.isnan(grid.tissue).all()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(20, 200), st.integers(20, 200), st.integers(2, 20), st.data())
 def test_edges_cover_what_they_promise(width: int, height: int, tile: int, data: st.DataObject) -> None:
     """Without gaps in the stride: "drop" stays inside, "shift" and "pad" cover every pixel, "shift" stays inside."""
@@ -115,7 +116,7 @@ def masks(draw: st.DrawFn) -> np.ndarray:
     return np.random.default_rng(draw(st.integers(0, 2**32 - 1))).random((height, width)) < draw(st.floats(0.05, 0.95))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(masks(), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from([8, 16, 24]))
 def test_min_tissue_keeps_what_a_pixel_count_keeps(mask: np.ndarray, least: float, tile: int) -> None:
     """Every mask pixel is 8×8 level-0 px; a tile's fraction is the share of its pixels under the mask."""
@@ -147,7 +148,7 @@ def test_no_tile_with_enough_tissue_is_a_warning() -> None:
     assert grid.tissue.shape == (0,)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(st.integers(-20, 399), st.integers(-20, 299)), max_size=20))
 def test_given_coordinates_are_kept_in_order(coords: list[tuple[int, int]]) -> None:
     """Level-0 corners come back unchanged, duplicates and all; tiles begin at them, between view pixels or not."""

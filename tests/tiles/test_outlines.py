@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.extra import numpy as hnp
+from hypothesis_profiles import examples
 from skimage.measure import points_in_poly
 
 from slideio_pipe.tiles.outlines import mask_to_polygons, polygons_to_mask, signed_area
@@ -12,7 +13,7 @@ from slideio_pipe.tiles.outlines import mask_to_polygons, polygons_to_mask, sign
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(MASKS)
 def test_outlines_are_exact_and_valid(pixels):
     """Whatever the pixels, areas agree, no ring touches itself, and the file reads back as the same mask."""

@@ -14,8 +14,9 @@ import openslide
 import psutil
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from paths import ROOT
 from PIL import Image
 from pyramids import coordinate_pixels, write_pyramid
@@ -107,7 +108,7 @@ def test_tiles_on_the_stored_grid_equal_a_crop(tmp_path: Path, subsampling: tupl
         assert np.array_equal(tile, expected[y : y + 128, x : x + 128])
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(st.tuples(st.integers(-80, 320), st.integers(-80, 240)), max_size=25), st.integers(1, 4))
 def test_any_list_of_tiles_is_right(origins: list[tuple[int, int]], threads: int) -> None:
     """Duplicates, negatives, far outside: each slot holds its own tile, white outside."""
@@ -153,7 +154,7 @@ def test_a_big_shrink_in_bands_equals_one_fetch(monkeypatch: pytest.MonkeyPatch)
     assert np.abs(whole.astype(int) - banded).max() <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(st.tuples(st.integers(-500, 5000), st.integers(-500, 5000)), max_size=60),
     st.sampled_from([1.0, 2.0, 3.7]),

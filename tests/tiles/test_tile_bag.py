@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from slideio_pipe import TileBag, TileGrid, open_slide
 from slideio_pipe.errors import ConfigError
@@ -59,7 +60,7 @@ TUPLES = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(KEYS | TUPLES)
 def test_indexing_is_numpys(key: Any) -> None:
     """Whatever the key: the same pixels and shape, or the same kind of error."""
@@ -93,7 +94,7 @@ def test_a_bag_is_a_bag() -> None:
     assert isinstance(BAG, Bag)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.integers(0, N - 1), max_size=30), st.integers(1, 4))
 def test_read_fills_the_slots_in_the_given_order(indices: list[int], threads: int) -> None:
     """Whatever order they are visited in."""
