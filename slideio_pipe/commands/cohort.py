@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.markup import escape
 
-from slideio_pipe.commands.terminal import escape, in_options, out, print_json, say
+from slideio_pipe.commands.terminal import in_options, out, print_json, say
 from slideio_pipe.errors import ConfigError
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import escape, in_options, out, print_json, reported, say
+from slideio_pipe.commands.terminal import in_options, out, print_json, reported, say
 from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError
 
 # Each command imports what it needs: --help should not wait for it.

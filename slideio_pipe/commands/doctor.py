@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import typer
+from rich.markup import escape
 
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import escape, out, print_json, reported
+from slideio_pipe.commands.terminal import out, print_json, reported
 from slideio_pipe.cores import usable_cores
 
 Status = Literal["ok", "optional", "problem"]

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import escape, in_options, out, print_json, print_metrics, reported, say
+from slideio_pipe.commands.terminal import in_options, out, print_json, print_metrics, reported, say
 from slideio_pipe.errors import ConfigError
 
 # Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from slideio_pipe.errors import EmptyTissueWarning, MissingResolutionError, SlideioPipeError, SlideioPipeWarning
@@ -211,11 +212,6 @@ def print_metrics(title: str, metrics: Mapping[str, Any]) -> None:
         interval = "" if math.isnan(metric.low) else f"{metric.low:.3f} to {metric.high:.3f}"
         table.add_row(name.replace("_", " "), value, interval)
     out.print(table)
-
-
-def escape(text: str) -> str:
-    """Return text whose brackets are not taken for markup."""
-    return text.replace("[", r"\[")
 
 
 def size_text(count: float) -> str:

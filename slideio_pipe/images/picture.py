@@ -153,13 +153,6 @@ def above(images: Sequence[Image.Image], gap: int = 16) -> Image.Image:
     return sheet
 
 
-def bordered(image: Image.Image, margin: int) -> Image.Image:
-    """Return the image with an empty margin around it."""
-    sheet = Image.new("RGB", (image.width + 2 * margin, image.height + 2 * margin), _PAPER)
-    sheet.paste(image, (margin, margin))
-    return sheet
-
-
 def card(title: str, facts: Mapping[str, object], images: Iterable[Image.Image]) -> str:
     """Return an HTML card for notebooks: pictures on the left, a table of facts on the right; text is escaped."""
     pictures = "".join(f'<img style="max-width:420px" src="{_data_url(image)}">' for image in images)

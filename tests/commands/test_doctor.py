@@ -20,7 +20,7 @@ def test_a_healthy_installation() -> None:
     assert all("reads what was written" in finding.found for finding in formats)
     versions = {finding.what: finding.found for finding in findings if finding.group == "packages"}
     assert versions["numpy"] == importlib.metadata.version("numpy")
-    report = json.loads(json.dumps(doctor.as_json(findings)))
+    report = json.loads(json.dumps(doctor.report_of(findings)))
     assert report["healthy"] is True
     assert len(report["findings"]) == len(findings)
 
@@ -37,7 +37,7 @@ def test_a_broken_reader_is_found(prove: str, monkeypatch: pytest.MonkeyPatch) -
     assert len(problems) == 1
     assert "fails: symbol not found" in problems[0].found
     assert problems[0].remedy
-    assert doctor.as_json(problems)["healthy"] is False
+    assert doctor.report_of(problems)["healthy"] is False
 
 
 def test_wrong_pixels_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from slideio_pipe.images import picture
 
-# "inferno" of S. van der Walt and N. Smith (CC0, https://bids.github.io/colormap): 33 of its 256 colours, evenly
-# spaced; linear interpolation between them is off by at most 1.6 of 255.
-_INFERNO = (
-    "000004 040312 0b0724 150b37 210c4a 2f0a5b 3d0965 4a0c6b 57106e 64156e 71196e "
-    "7d1e6d 8a226a 972766 a32c61 b0315b bc3754 c63d4d d04545 da4e3c e35933 eb6429 "
-    "f1711f f67e14 f98c0a fb9b06 fcaa0f fbba1f f9c932 f5d949 f2e865 f3f586 fcffa4 "
-)
+# "inferno" of S. van der Walt and N. Smith (https://bids.github.io/colormap): (256, 3) RGB.
+_INFERNO = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO).reshape(256, 3)[:, ::-1]
 # Its first colours are skipped: black over tissue looks like ink.
 _FIRST = 56
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
@@ -145,12 +140,11 @@ class ColourScale:
         return sheet
 
 
-def _table(stops: Sequence[str]) -> NDArray[np.uint8]:
-    known = np.array([[int(stop[k : k + 2], 16) for k in (0, 2, 4)] for stop in stops], np.float64)
-    at = np.rint(np.linspace(0, 255, len(known)))
+def _map() -> NDArray[np.uint8]:
+    """Return 256 colours, evenly spaced over those that are used."""
     wanted = np.linspace(_FIRST, 255, 256)
-    found: NDArray[np.uint8] = np.rint(np.stack([np.interp(wanted, at, band) for band in known.T], 1)).astype(np.uint8)
-    return found
+    bands = [np.interp(wanted, np.arange(256), band) for band in _INFERNO.T]
+    return np.asarray(np.rint(np.stack(bands, 1)), np.uint8)
 
 
-_MAP = _table("".join(_INFERNO).split())
+_MAP = _map()

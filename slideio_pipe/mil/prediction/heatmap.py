@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Rect, Size
@@ -56,7 +56,7 @@ def draw_heatmap(scores: TileScores, slide: Slide | None, max_size: int = 640) -
     captions = [f"{scores.slide}: {heading}"] if slide is None else [scores.slide, heading]
     shown = [picture.captioned(panel, caption) for panel, caption in zip(panels, captions, strict=True)]
     bar = scores.scale.bar(min(shown[-1].height, 320))
-    return picture.bordered(picture.beside([*shown, bar], _GAP_PX), _GAP_PX)
+    return ImageOps.expand(picture.beside([*shown, bar], _GAP_PX), _GAP_PX, "white")
 
 
 def save_heatmap_pyramid(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.images import picture
@@ -53,7 +53,7 @@ def draw_top_tiles(
         draw.text((x + 1, y + side + 3), scores.scale.text(float(f"{scores.values[k]:.3g}")), _INK, large)
         draw.text((x + 1, y + side + 22), f"x {left:,}  y {top:,}", _QUIET, small)
     title = f"{scores.slide}: highest {scores.scale.name}{' (' + scores.scale.unit + ')' if scores.scale.unit else ''}"
-    return picture.bordered(picture.captioned(sheet, title), 16)
+    return ImageOps.expand(picture.captioned(sheet, title), 16, "white")
 
 
 def _read(scores: TileScores, pixels: Slide | Bag, order: NDArray[np.int64]) -> NDArray[np.uint8]:
