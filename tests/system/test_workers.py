@@ -85,7 +85,7 @@ def test_workers_that_cannot_start(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     """A function that is in no module is no work for another process; it is said instead of tried for ever."""
     monkeypatch.setattr(unimportable, "__qualname__", "unimportable_there")
     monkeypatch.setattr(unimportable, "__name__", "unimportable_there")
-    monkeypatch.setattr(sys.modules[__name__], "unimportable_there", unimportable, raising=False)
+    monkeypatch.setattr(sys.modules[unimportable.__module__], "unimportable_there", unimportable, raising=False)
     with pytest.raises(WorkerError, match="do not start"):
         list(WorkerPool(unimportable, 1).outcomes([1, 2, 3]))
     capfd.readouterr()
