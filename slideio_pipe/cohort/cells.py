@@ -1,4 +1,4 @@
-"""What the cells of a manifest say: no value, a label, a resolution, a fold."""
+"""Interpret cells of a manifest: a missing value, a label, a resolution, a fold."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from slideio_pipe.geometry import too_fine
 from slideio_pipe.tiles.bag import Label
 
-# What programs write where there is no value, besides an empty cell: the defaults of pandas.read_csv(na_values=…),
-# which hold what R's write.csv ("NA"), pandas' astype(str) ("nan", "None", "<NA>"), SQL and Excel write.
+# Words for a missing value, besides an empty cell: the defaults of pandas.read_csv(na_values=…), which include those
+# of R's write.csv ("NA"), pandas' astype(str) ("nan", "None", "<NA>"), SQL and Excel.
 MISSING = frozenset(
     {
         "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
         "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "NaT",
     }
 )  # fmt: skip
-# Of these words, the ones that are never the name of a class.
+# The words among these that are never a class name.
 _NEVER_A_CLASS = frozenset({word for word in MISSING if "#" in word} | {"NaN", "nan", "-NaN", "-nan", "<NA>", "NaT"})
-# Whole numbers and decimals as tables have them. A leading zero ("01") belongs to a name, and so does "3_4", which
-# Python's int() reads as 34.
+# Whole numbers and decimals as tables write them. A leading zero ("01") marks a name, and so does "3_4", which Python's
+# int() reads as 34.
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"[+-]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 # A number with the decimal comma of a European spreadsheet.
@@ -28,7 +28,7 @@ _COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 
 
 def value_of(cell: str) -> str:
-    """Return the text of a cell, "" where it says that there is no value.
+    """Return the text of a cell, "" for a missing value.
 
     >>> value_of("NA"), value_of("low")
     ('', 'low')
@@ -37,7 +37,7 @@ def value_of(cell: str) -> str:
 
 
 def is_decimal(cell: str) -> bool:
-    """Return whether a cell is a finite number as tables write it.
+    """Return whether a cell is a finite number in the notation of tables.
 
     >>> [is_decimal(cell) for cell in ("1", "-0.5", "1e-3", "3_4", "01", "inf", "0,5", ".")]
     [True, True, True, False, False, False, False, False]
@@ -47,7 +47,7 @@ def is_decimal(cell: str) -> bool:
 
 
 def has_decimal_comma(cell: str) -> bool:
-    """Return whether a cell is a number but for its decimal comma.
+    """Return whether a cell is a number except for its decimal comma.
 
     >>> has_decimal_comma("12,5"), has_decimal_comma("a,5")
     (True, False)
@@ -58,7 +58,7 @@ def has_decimal_comma(cell: str) -> bool:
 def labels_of(cells: Sequence[str]) -> list[Label]:
     """Return a column of labels as whole numbers if all of them are, else as numbers, else as text.
 
-    A cell without a value is None, "NA" and "nan" as well.
+    A cell without a value is None, also "NA" and "nan".
 
     >>> labels_of(["0", "1", "nan"]), labels_of(["0.5", "1", ""]), labels_of(["3_4", "4_3"]), labels_of(["01", "02"])
     ([0, 1, None], [0.5, 1.0, None], ['3_4', '4_3'], ['01', '02'])
@@ -73,9 +73,9 @@ def labels_of(cells: Sequence[str]) -> list[Label]:
 
 
 def missing_words(cells: Sequence[str]) -> dict[str, int]:
-    """Return the words of a column that count as no value and could be the name of a class, with their numbers.
+    """Return the words of a column that count as missing and could be a class name, with their counts.
 
-    In a column of numbers there is no such word: there, "NA" is no value.
+    A column of numbers has none: there, "NA" is a missing value.
 
     >>> missing_words(["low", "None", "high", "None", "nan"]), missing_words(["0", "1", "NA"])
     ({'None': 2}, {})
@@ -87,7 +87,7 @@ def missing_words(cells: Sequence[str]) -> dict[str, int]:
 
 
 def infinite_labels(cells: Sequence[str]) -> list[str]:
-    """Return the cells of a column of numbers that are no finite number: "inf", "1e999".
+    """Return the cells of a numeric column that are not finite: "inf", "1e999".
 
     >>> infinite_labels(["0", "inf", "NA"]), infinite_labels(["low", "inf"])
     (['inf'], [])
@@ -109,16 +109,16 @@ def _parsed(cell: str) -> float | None:
 
 
 def fold_of(cell: str) -> int | str | None:
-    """Return the fold that a cell holds, or what is wrong with it."""
+    """Return the fold in a cell, or an error message."""
     text = value_of(cell)
     if not text:
         return None
-    number = text.removesuffix(".0")  # a column with gaps comes from Parquet as float
+    number = text.removesuffix(".0")  # a column with gaps is float in Parquet
     return int(number) if number.isascii() and number.isdigit() else f"fold {text!r} is no whole number"
 
 
 def mpp_of(cell: str) -> float | str | None:
-    """Return the resolution that a cell holds, or what is wrong with it."""
+    """Return the resolution in a cell, or an error message."""
     text = value_of(cell)
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""What is wrong with a cohort: each function returns the problems of one kind, in words."""
+"""Check a cohort: each function returns the problems of one kind, as text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from slideio_pipe.cohort.split_names import split_of
 from slideio_pipe.cohort.table import is_windows_path
 from slideio_pipe.errors import AlikeLabelsWarning
 
-# What a column may be called by mistake: closer than this to one of ours that is not there.
-_ALIKE = 0.8
-# A label that is so many times rarer than one that looks like it may be a slip; shorter words are never slips.
-_OFTEN = 5
+# Similarity from which an unknown column counts as a misspelling of a missing one.
+_SIMILAR = 0.8
+# A label this many times rarer than a similar one may be misspelt; shorter words are not checked.
+_TIMES_RARER = 5
 _SHORT = 5
 
 
 def series_problems(places: Sequence[str], slides: Sequence[CohortSlide], root: str | Path | None) -> Iterator[str]:
-    """Say which rows are files of one DICOM slide; of files outside of ``root`` nothing is read."""
+    """Yield the rows that are files of one DICOM slide; files outside of ``root`` are not read."""
     known = {}
     for place, slide in zip(places, slides, strict=True):
         path = slide.source
@@ -37,7 +37,7 @@ def header_problems(header: Sequence[str]) -> Iterator[str]:
         yield f'column "{name}" is there twice'
     unknown = {name.lower(): name for name in header if name not in COLUMNS}
     for name in COLUMNS:
-        alike = [] if name in header else difflib.get_close_matches(name, unknown, 1, _ALIKE)
+        alike = [] if name in header else difflib.get_close_matches(name, unknown, 1, _SIMILAR)
         if alike:
             yield f'column "{unknown[alike[0]]}" looks like "{name}"; call it "{name}"'
         elif name == "slide" and name not in header:
@@ -50,7 +50,7 @@ def slide_problems(slide: CohortSlide, root: str | Path | None) -> Iterator[str]
         if not isinstance(file, Path):
             continue
         try:
-            # Asked before whether it is there: a hostile manifest learns nothing of other folders.
+            # Checked before existence, so that a hostile manifest cannot probe other folders.
             if root is not None and not file.resolve().is_relative_to(Path(root).expanduser().resolve()):
                 yield f"{what} {file} is outside of {root}"
             elif not file.exists():
@@ -71,20 +71,22 @@ def label_problems(slides: Sequence[CohortSlide]) -> Iterator[str]:
 
 
 def warn_of_alike(slides: Sequence[CohortSlide]) -> None:
-    """Warn of labels that look like another one misspelt."""
+    """Warn of labels that look like a misspelling of another one."""
     counts = Counter(slide.label for slide in slides if isinstance(slide.label, str))
     for rare, few in counts.items():
-        alike = [often for often, many in counts.items() if many >= _OFTEN * few and is_misspelt(str(rare), str(often))]
+        alike = [
+            often for often, many in counts.items() if many >= _TIMES_RARER * few and is_misspelt(str(rare), str(often))
+        ]
         for often in alike[:1]:
             reason = f"label {rare!r} ({few}×) may be {often!r} ({counts[often]}×) misspelt"
             warnings.warn(AlikeLabelsWarning(reason), stacklevel=4)
 
 
 def is_misspelt(word: str, other: str) -> bool:
-    """Return whether a letter is wrong, missing, too many, or changed places with its neighbour.
+    """Return whether one letter is wrong, missing, extra, or swapped with its neighbour.
 
-    Only letters are slips: a digit or a sign tells classes apart, and so does a letter that is a word of its own, or
-    one of a word so short that every letter of it counts.
+    Only letters count: a digit or a sign distinguishes classes, and so does a one-letter word or a letter of a very
+    short word.
 
     >>> is_misspelt("tumuor", "tumour"), is_misspelt("grade 1", "grade 2"), is_misspelt("type A", "type B")
     (True, False, False)
@@ -102,13 +104,13 @@ def is_misspelt(word: str, other: str) -> bool:
     end = _same(a[start:][::-1], b[start:][::-1])
     wrong, right = a[start : len(a) - end], b[start : len(b) - end]
     swapped = len(wrong) == 2 and wrong == right[::-1]
-    # A prefix (atypical, typical) is a word, not a slip.
+    # A prefix (atypical, typical) makes another word, not a misspelling.
     is_prefix = start == 0 and len(a) != len(b)
     return (swapped or max(len(wrong), len(right)) == 1) and (wrong + right).isalpha() and not is_prefix
 
 
 def _same(a: str, b: str) -> int:
-    """Return how many letters at the beginning are the same."""
+    """Return the number of equal letters at the start."""
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

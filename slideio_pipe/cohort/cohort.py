@@ -1,4 +1,4 @@
-"""Which slides a study has, and what is known of each: read from a manifest and checked before anything starts."""
+"""The slides of a study with their labels: read from a manifest and checked before any work starts."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from slideio_pipe.cohort.table import (
 from slideio_pipe.errors import ConfigError, MissingCellsWarning, warn_caller
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
 
-# More problems than this in one message help nobody.
+# Maximum number of problems in one message.
 _SHOWN = 20
 
 
 class Cohort(Sequence[CohortSlide]):
-    """The slides of a study, each with its name and label; pickles as its bags do.
+    """The slides of a study, each with its name and label; can be pickled if its bags can.
 
     Parameters
     ----------
@@ -44,15 +44,14 @@ class Cohort(Sequence[CohortSlide]):
     Raises
     ------
     ConfigError
-        All that is wrong, at once: files that are not there, names given twice, no slide at all.
+        All problems together: missing files, duplicate names, no slides.
 
     Warns
     -----
     AlikeLabelsWarning
-        A label that few slides have is one letter away from one that many have: "tumuor" once and "tumour" 40 times.
-        It is no error, because classes may be alike by right. Labels that differ in a digit ("grade 1", "grade 2"), in
-        a word ("HER2+", "HER2-" as well), in a short one ("MSI", "MSS") or that are about as frequent are not taken
-        for misspelt.
+        A rare label is one letter away from a frequent one: "tumuor" once and "tumour" 40 times. Not an error, because
+        classes may be similar. Labels that differ in a digit ("grade 1", "grade 2"), in a word ("HER2+", also "HER2-"),
+        short labels ("MSI", "MSS") and labels that are about equally frequent do not count as misspelt.
 
     Examples
     --------
@@ -72,7 +71,7 @@ class Cohort(Sequence[CohortSlide]):
 
     @classmethod
     def unchecked(cls, slides: Iterable[CohortSlide]) -> Cohort:
-        """Return a cohort of slides that were checked before, or whose files are elsewhere."""
+        """Return a cohort of slides that are already checked, or whose files are on another machine."""
         cohort = cls.__new__(cls)
         cohort._slides = tuple(slides)
         return cohort
@@ -81,28 +80,29 @@ class Cohort(Sequence[CohortSlide]):
     def of(
         cls, source: str | Path | Cohort | Iterable[str | Path | Bag | CohortSlide], *, root: str | Path | None = None
     ) -> Cohort:
-        """Return a cohort from what a user has: a manifest, a folder, a pattern, a slide, or a list of slides or bags.
+        """Return a cohort from a manifest, a folder, a pattern, a slide, or a list of slides or bags.
 
         Parameters
         ----------
         source : path, list or Cohort
-            A CSV or Parquet file has a column "slide", and maybe "name", "label", "mpp" (µm per level-0 px), "mask",
-            "patient", "split" and "fold"; paths in it are relative to it. Other columns are kept as they are. CLAM's
-            ``slide_id`` and ``case_id`` are the slide and the patient. "NA", "nan", "None" and what else pandas takes
-            for an empty cell is one. A folder is searched for slides, the folders below it only where it has none
-            itself; ``raw/**/*.svs`` is a pattern. Files of one DICOM series are one slide, named by its largest.
+            A CSV or Parquet file has a column "slide", and optionally "name", "label", "mpp" (µm per level-0 px),
+            "mask", "patient", "split" and "fold"; its paths are relative to it. Other columns are kept unchanged.
+            CLAM's ``slide_id`` and ``case_id`` are the slide and the patient. "NA", "nan", "None" and the other words
+            that pandas reads as missing count as an empty cell. A folder is searched for slides, its subfolders only if
+            it has none itself; ``raw/**/*.svs`` is a pattern. Files of one DICOM series are one slide, named after the
+            largest.
         root : path, optional
-            A folder that every slide and mask has to lie in, links followed.
+            A folder that must contain every slide and mask, after following links.
 
         Raises
         ------
         ConfigError
-            All that is wrong, at once.
+            All problems together.
 
         Warns
         -----
         PartsWarning
-            Several files are one slide, or folders below the one that was given were searched.
+            Several files are one slide, or subfolders of the given folder were searched.
         """
         if isinstance(source, Cohort):
             found = source
@@ -132,7 +132,7 @@ class Cohort(Sequence[CohortSlide]):
 
     @classmethod
     def of_table(cls, path: Path, table: Table, root: str | Path | None = None) -> Cohort:
-        """Return the cohort that a table lists, which was read from ``path`` or made of what was."""
+        """Return the cohort listed in a table that was read from ``path``, or derived from it."""
         problems = [*header_problems(table.header)]
         other = [name for name in table.header if name not in COLUMNS]
         slides = []
@@ -183,7 +183,7 @@ class Cohort(Sequence[CohortSlide]):
             raise ConfigError(f"{head}{shown}{more}", slide=where, remedy="correct the cohort")
 
     def where(self, *, split: str | None = None, fold: int | None = None) -> Cohort:
-        """Return the slides of a split, or of a fold, in their order; "valid" and "Validation" are "val".
+        """Return the slides of a split or of a fold, in order; "valid" and "Validation" mean "val".
 
         Raises
         ------
@@ -200,16 +200,16 @@ class Cohort(Sequence[CohortSlide]):
         return Cohort.unchecked(chosen)
 
     def write(self, path: str | Path) -> Path:
-        """Write the cohort as a manifest, CSV or Parquet by its ending, in place of what was there.
+        """Write the cohort as a manifest, CSV or Parquet by its ending, replacing an existing file.
 
-        Paths are written relative to it where they lie below it. ``Cohort.of`` reads the same cohort back.
+        Paths below the manifest's folder are written relative to it. ``Cohort.of`` reads the same cohort back.
 
         Raises
         ------
         ConfigError
-            It holds bags that are no files, or the ending is no table's.
+            It contains bags that are not files, or the ending is not that of a table.
         OutputError
-            The disk refuses.
+            The file cannot be written.
         """
         target = Path(path).expanduser()
         if target.suffix.lower() not in TABLES:
@@ -226,12 +226,12 @@ class Cohort(Sequence[CohortSlide]):
         return [slide.label for slide in self._slides]
 
     def column(self, name: str) -> list[Label]:
-        """Return the labels, or another column of the manifest typed as labels are: None where a cell is empty.
+        """Return a column of the manifest, with the types of labels: None for an empty cell.
 
         Raises
         ------
         ConfigError
-            The cohort has no such column.
+            There is no such column.
         """
         if name == "label":
             return self.labels
@@ -265,7 +265,7 @@ def _column(table: Table, name: str) -> list[str]:
 
 
 def _warn_of_missing(table: Table) -> None:
-    """Warn of words that count as no label or no patient and could be the name of one."""
+    """Warn of words that count as a missing label or patient and could be the name of one."""
     for name in ("label", "patient"):
         for word, count in missing_words(_column(table, name)).items():
             reason = (
@@ -286,7 +286,7 @@ def _as_slide(item: Any) -> CohortSlide:
 
 
 def _whole_slides(items: Iterable[Any]) -> Iterator[Any]:
-    """Return what was given, of files that are one slide only its largest."""
+    """Yield the items; of several files of one slide only the largest."""
     given = [Path(i).expanduser().absolute() if isinstance(i, str | Path) else i for i in items]
     paths = [item for item in given if isinstance(item, Path)]
     whole = set(slides_of(paths))
@@ -294,7 +294,7 @@ def _whole_slides(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _numbered(slides: Iterable[CohortSlide]) -> list[str]:
-    """Return what slides that no manifest lists are called in messages."""
+    """Return names for messages of slides without a manifest."""
     return [f"slide {number}" for number, _ in enumerate(slides, 1)]
 
 
@@ -315,5 +315,5 @@ def _row(slide: CohortSlide, folder: Path) -> dict[str, str]:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    absolute = path.absolute()  # not normalised: "../slides/a.svs" is written as it was read
+    absolute = path.absolute()  # not normalised: "../slides/a.svs" is written as read
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)

@@ -1,4 +1,4 @@
-"""One slide of a cohort, with what is known of it, and what a table calls each of these."""
+"""One slide of a cohort with its fields, and the column names of a manifest."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ COLUMNS = ("slide", "name", "label", "mpp", "mask", "patient", "split", "fold")
 class CohortSlide:
     """One row of a cohort."""
 
-    source: Path | Bag  # a slide, a bag store, or a bag that is open already
+    source: Path | Bag  # a slide, a bag store, or an open bag
     name: str  # unique in the cohort
     label: Label = None
-    mpp: float | None = None  # µm per level-0 px, in place of what the file says
-    mask: Path | None = None  # tissue: GeoJSON, or a picture that spans the slide
-    patient: str | None = None  # slides of one patient are never parted
+    mpp: float | None = None  # µm per level-0 px, replaces the file's value
+    mask: Path | None = None  # tissue: GeoJSON, or a picture that covers the slide
+    patient: str | None = None  # slides of one patient are never split
     split: str | None = None  # train, val, test, …
     fold: int | None = None  # the fold in which it is tested, from 0
-    other: tuple[tuple[str, str], ...] = ()  # columns of the manifest that are none of ours, as they are
+    other: tuple[tuple[str, str], ...] = ()  # other columns of the manifest, unchanged

@@ -1,12 +1,12 @@
-"""What a run over a cohort has done so far, kept in its output folder so that the next run goes on there.
+"""The record of a run over a cohort, in its output folder, from which the next run continues.
 
 ::
 
     run.jsonl       one line per event, appended: settings, start, done, failed, quarantined
-    run.json        versions, numbers and times of the last run
+    run.json        versions, numbers and times of the latest run
     failures.csv    slide, stage, error, remedy; only if slides failed
     report.html     every slide of the folder, worst first; its pictures are in report/
-    run.lock        who runs; one run at a time
+    run.lock        the running process; one run at a time
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ from slideio_pipe.locks import WriterLock
 from slideio_pipe.store.feature_arrays import FOLDER as FEATURES
 
 FAILURES = ("slide", "stage", "error", "remedy")
-# What a spreadsheet takes for a formula.
+# First characters of a cell that a spreadsheet treats as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The last that is known of a slide."""
+    """The latest event of a slide."""
 
     event: str  # start, done or quarantined
     settings: str  # digest of the run's and the slide's own settings
     fingerprint: str  # of the slide's file
-    replaces: bool = False  # its output was there before it began
+    replaces: bool = False  # its output existed before it started
 
 
 class Ledger:
-    """The events of a folder, as a context manager: while it is entered no other run may write there.
+    """The events of a folder, as a context manager: inside it, no other run can write there.
 
     Parameters
     ----------
     folder : Path
-        Where the outputs go; made when it is not there.
+        Folder of the outputs; created if missing.
 
     Raises
     ------
     OutputError
-        On entering: another run is at work, or the folder cannot be written.
+        On entering: another run is active, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.entries: dict[str, Entry] = {}
-        self.failed: set[str] = set()  # whose last event is a failure
-        self.settings: dict[str, Any] | None = None  # of the last run
+        self.failed: set[str] = set()  # slides whose latest event is a failure
+        self.settings: dict[str, Any] | None = None  # of the latest run
         self._lock = WriterLock(folder / "run.lock")
         self._events: io.FileIO | None = None
 
@@ -72,10 +72,10 @@ class Ledger:
             self._lock.acquire()
             try:
                 self._read()
-                # Unbuffered: an event is one write, whole or, when the disk is full, an error.
+                # Unbuffered: an event is one write, complete or, if the disk is full, an error.
                 self._events = io.FileIO(self.folder / "run.jsonl", "a")
                 if self._events.tell():
-                    self._events.write(b"\n")  # the last line may have been cut short by a kill
+                    self._events.write(b"\n")  # a kill may have truncated the last line
             except BaseException:
                 self._lock.release()
                 raise
@@ -89,14 +89,14 @@ class Ledger:
         self._lock.release()
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Note the settings of this run, and forget the failures of the one before."""
+        """Record the settings of this run, and clear the failures of the previous one."""
         self.settings = dict(settings)
         with disk_errors(self.folder):
             (self.folder / "failures.csv").unlink(missing_ok=True)
         self._append({"event": "settings", "settings": self.settings})
 
     def note(self, name: str, entry: Entry, **more: Any) -> None:
-        """Note what became of a slide."""
+        """Record the outcome of a slide."""
         self.entries[name] = entry
         if entry.event == "done":
             self.failed.discard(name)
@@ -104,10 +104,10 @@ class Ledger:
         self._append(known | ({"replaces": True} if entry.replaces else {}) | more)
 
     def fail(self, name: str, stage: str, error: SlideioPipeError, **more: Any) -> None:
-        """Note a failure, and add it to ``failures.csv``."""
+        """Record a failure, and add it to ``failures.csv``."""
         self.failed.add(name)
-        told = {"stage": stage, "error": error.reason, "remedy": error.remedy}
-        self._append({"slide": name, "event": "failed"} | told | more)
+        failure = {"stage": stage, "error": error.reason, "remedy": error.remedy}
+        self._append({"slide": name, "event": "failed"} | failure | more)
         path = self.folder / "failures.csv"
         row = [name, stage, error.reason, error.remedy or ""]
         text = io.StringIO(newline="")
@@ -119,7 +119,7 @@ class Ledger:
             file.write(text.getvalue())
 
     def report(self, numbers: Mapping[str, Any]) -> None:
-        """Write ``run.json``, whole or not at all."""
+        """Write ``run.json``, complete or not at all."""
         write_file(self.folder / "run.json", json.dumps(numbers, indent=2).encode() + b"\n", overwrite=True)
 
     def _append(self, event: Mapping[str, Any]) -> None:
@@ -148,14 +148,14 @@ class Ledger:
                             event["event"], event["settings"], event["fingerprint"], bool(event.get("replaces"))
                         )
                 except (ValueError, KeyError, TypeError):
-                    continue  # cut short by a kill: what it told of is done again
+                    continue  # truncated by a kill: its slide is done again
 
 
 def settings_digest(settings: Mapping[str, Any], slide: CohortSlide) -> str:
-    """Return sixteen hex digits of what a slide's output depends on, its file apart."""
+    """Return sixteen hex digits over everything a slide's output depends on, except its file."""
     try:
         mask = None if slide.mask is None else fingerprint(slide.mask)
-    except OSError as error:  # the work will say it better, of this slide alone
+    except OSError as error:  # the work raises it for this slide, with more details
         mask = f"cannot be read ({error.strerror})"
     own = [slide.label, slide.mpp, mask]
     known = json.dumps([dict(settings), own], sort_keys=True, default=str)
@@ -163,7 +163,7 @@ def settings_digest(settings: Mapping[str, Any], slide: CohortSlide) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Return sixteen hex digits that tell a slide from another; of a folder, its files' names and sizes.
+    """Return sixteen hex digits that identify a slide's file; for a folder, from its files' names and sizes.
 
     Raises
     ------
@@ -171,18 +171,18 @@ def fingerprint(path: Path) -> str:
         It cannot be read.
     """
     if not path.is_dir():
-        if not path.is_file() and path.exists():  # a pipe would be waited for until somebody writes into it
+        if not path.is_file() and path.exists():  # opening a pipe would wait for a writer
             raise OSError(errno.EINVAL, "it is no file")
         return file_fingerprint(path)
     with os.scandir(path) as found:
         names = sorted(
             (entry.name, entry.stat().st_size if entry.is_file() else -1)
             for entry in found
-            if entry.name != FEATURES  # what is added beside the tiles of a bag makes no other bag of it
+            if entry.name != FEATURES  # features added to a bag do not change the bag
         )
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 
 
 def _harmless(cell: str) -> str:
-    """Return a cell that no spreadsheet computes."""
+    """Return a cell that no spreadsheet evaluates as a formula."""
     return f"'{cell}" if cell.startswith(_FORMULA) else cell

@@ -1,4 +1,4 @@
-"""What the files of a slide are called."""
+"""Names of a slide's files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from slideio_pipe.errors import ConfigError
 SUFFIX = ".bag.zarr"
 
 
-# What goes from a slide's name: an ending, but not a number as in an identifier of DICOM (1.2.840.113619).
+# The ending removed from a slide's name: not a number as in a DICOM identifier (1.2.840.113619).
 _ENDING = re.compile(r"(\.ome)?\.[a-z][a-z0-9]*$", re.IGNORECASE)
 
 
 def bag_name(slide_name: str) -> str:
-    """Return what the bag of a slide is called.
+    """Return the name of a slide's bag.
 
     >>> bag_name("a.ome.tif"), bag_name("1.2.840.113619")
     ('a.bag.zarr', '1.2.840.113619.bag.zarr')
@@ -23,12 +23,12 @@ def bag_name(slide_name: str) -> str:
 
 
 def stem_of(name: str) -> str:
-    """Return what files of a slide are called.
+    """Return the stem of a slide's files.
 
     Raises
     ------
     ConfigError
-        The name would be a file in another folder.
+        The name would point to another folder.
 
     Examples
     --------

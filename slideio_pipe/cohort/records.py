@@ -1,4 +1,4 @@
-"""What is known of every slide of a folder of outputs, worst first: read from the events of all runs there."""
+"""The state of every slide in a folder of outputs, worst first: read from the events of all its runs."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 
 FAILED, QUARANTINED, DONE, WAITING = "failed", "quarantined", "done", "not done yet"
 ABOUT = ("label", "patient", "split", "fold")
-# Below this part of the tissue in tiles, and of the tiles that half of the slides have, a slide is worth a look.
+# With less than this fraction of the tissue in tiles, or of the median number of tiles, a slide is marked for review.
 LOW_COVERAGE = 0.7
 FEW_TILES = 0.1
-# What a column may hold; lists and mappings are not for a table.
+# Types of a column's values; lists and mappings do not fit in a table.
 _SCALARS = (int, float, str, bool)
-# The order of the page, a slide's first of these that holds.
+# Order of the page: a slide belongs to the first group that applies.
 _GROUPS = (FAILED, QUARANTINED, "warnings", "few", "good", WAITING)
 
 
 @dataclass(frozen=True, slots=True)
 class SlideRecord:
-    """A slide and what became of it."""
+    """A slide and its state."""
 
     slide: str
     status: str  # failed, quarantined, done or not done yet
-    about: Mapping[str, Any]  # label, patient, split, fold, where known
-    made: Mapping[str, Any]  # what the work noted
+    about: Mapping[str, Any]  # label, patient, split, fold, if known
+    made: Mapping[str, Any]  # entries of the work
     seconds: float | None = None
     attempts: int = 0  # in all runs
     warnings: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class SlideRecord:
 
 @dataclass(slots=True)
 class _EventIndex:
-    """Where the events of a slide are in the file, and what decides its place on the page."""
+    """Positions of a slide's events in the file, and the values that decide its position on the page."""
 
     status: str = WAITING
     started_at: int = -1  # bytes
@@ -59,33 +59,33 @@ class _EventIndex:
 
     @property
     def summary_offset(self) -> int:
-        """Where the event is that says most."""
+        """Position of the event with the most details."""
         return self.made_at if self.status == DONE else self.failed_at
 
     @property
     def warned(self) -> int:
-        """How many warnings it has."""
+        """Number of warnings."""
         return self.made_warned if self.status == DONE else self.failed_warned
 
 
 @dataclass
 class Records:
-    """The slides of a folder, worst first; one line of the file is held at a time.
+    """The slides of a folder, worst first; one line of the file is in memory at a time.
 
     Parameters
     ----------
     folder : Path
         With the ``run.jsonl`` of its runs.
     cohort : Cohort, optional
-        Slides that are to be there as well, done or not.
+        Slides to include as well, done or not.
     """
 
     folder: Path
     cohort: Cohort | None = None
     tiles: int = 0  # of all slides that are done
     bytes: int = 0
-    columns: list[str] = field(default_factory=list)  # of ``SlideRecord.made``, as they come up
-    about: set[str] = field(default_factory=set)  # which of ABOUT are known
+    columns: list[str] = field(default_factory=list)  # keys of ``SlideRecord.made``, in order of appearance
+    about: set[str] = field(default_factory=set)  # the fields of ABOUT that are known
     _traces: dict[str, _EventIndex] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,12 +120,12 @@ class Records:
         warned = len(event.get("warnings") or ())
         if kind == "failed":
             if trace.status == QUARANTINED and trace.failed_at >= 0:
-                return  # left out by a later run: what it died of says more
+                return  # skipped by a later run: the earlier failure has more details
             trace.status = QUARANTINED if trace.status == QUARANTINED else FAILED
             trace.failed_at, trace.failed_warned = place, warned
         elif kind == "done":
             trace.status = DONE
-            if "made" in event or trace.made_at < 0:  # else it is kept, as it was told before
+            if "made" in event or trace.made_at < 0:  # else the earlier event has its entries
                 trace.made_at, trace.made_warned = place, warned
                 self._count(trace, event.get("made") or {})
 
@@ -139,7 +139,7 @@ class Records:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How many slides are in each status, and how many came with warnings."""
+        """Number of slides per status, and number of slides with warnings."""
         found = dict.fromkeys((FAILED, QUARANTINED, DONE, WAITING), 0)
         for trace in self._traces.values():
             found[trace.status] += 1
@@ -165,22 +165,24 @@ class Records:
 
             for name in names:
                 trace = self._traces[name]
-                start, told = event_at(trace.started_at), event_at(trace.summary_offset)
+                start, latest = event_at(trace.started_at), event_at(trace.summary_offset)
                 about = {key: start[key] for key in ABOUT if key in start}
-                yield self._record(name, trace, about_slide(slides[name]) if name in slides else about, told)
+                yield self._record(name, trace, about_slide(slides[name]) if name in slides else about, latest)
 
-    def _record(self, name: str, trace: _EventIndex, about: Mapping[str, Any], told: Mapping[str, Any]) -> SlideRecord:
+    def _record(
+        self, name: str, trace: _EventIndex, about: Mapping[str, Any], latest: Mapping[str, Any]
+    ) -> SlideRecord:
         return SlideRecord(
             slide=name,
             status=trace.status,
             about=about,
-            made=told.get("made") or {},
-            seconds=told.get("seconds"),
+            made=latest.get("made") or {},
+            seconds=latest.get("seconds"),
             attempts=trace.attempts,
-            warnings=tuple(str(text) for text in told.get("warnings") or ()),
-            stage=str(told.get("stage") or ""),
-            error=str(told.get("error") or ""),
-            remedy=str(told.get("remedy") or ""),
+            warnings=tuple(str(text) for text in latest.get("warnings") or ()),
+            stage=str(latest.get("stage") or ""),
+            error=str(latest.get("error") or ""),
+            remedy=str(latest.get("remedy") or ""),
             notable=self._notable(trace),
         )
 
@@ -200,13 +202,13 @@ class Records:
 
 
 def about_slide(slide: CohortSlide) -> dict[str, Any]:
-    """Return what a cohort knows of a slide that a page shows beside it, JSON-able."""
+    """Return a slide's fields in the cohort that the page shows, as JSON values."""
     known = {key: getattr(slide, key) for key in ABOUT}
     return {key: value for key, value in known.items() if value is not None}
 
 
 def _parsed(line: bytes) -> Mapping[str, Any]:
-    """Return an event; nothing where a kill cut it short."""
+    """Return an event; {} for a line truncated by a kill."""
     try:
         event = json.loads(line)
     except ValueError:

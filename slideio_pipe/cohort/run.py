@@ -1,4 +1,4 @@
-"""One piece of work over many slides, in worker processes: what is done stays done, what fails is listed."""
+"""Run one piece of work over many slides, in worker processes: finished slides are kept, failures are listed."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ from slideio_pipe.files import package_versions
 from slideio_pipe.locks import remove_left_lock, within_run
 from slideio_pipe.progress import Report, name_work, note_kept, reporting
 
-# So many slides in a row that cannot be written: it is the disk, and the rest would fare no better.
-_UNWRITABLE = 3
+# Consecutive write failures before the run stops: the disk is at fault.
+_MAX_WRITE_FAILURES = 3
 _SHOWN = 5
-# Bytes of a file's name, on most disks 255, less what is put behind it while it is written.
-_LONGEST = 240
+# Maximum bytes of a file name: 255 on most disks, minus the suffix used while writing.
+_MAX_NAME_BYTES = 240
 
 
 class CohortWork(Protocol):
-    """What is done to each slide; pickles.
+    """The work done for each slide; can be pickled.
 
-    It may draw a picture of a slide into ``report/<name>.jpg`` of the folder (``cohort_page.picture_file``), and have
-    a method ``recall(slide)`` that says of an output that is there what ``__call__`` would have said.
+    It may write a picture of a slide to ``report/<name>.jpg`` in the folder (``cohort_page.picture_file``), and have a
+    method ``recall(slide)`` that returns for an existing output what ``__call__`` would have returned.
     """
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Return what the outputs depend on, JSON-able."""
+        """Return the settings that the outputs depend on, as JSON values."""
         ...
 
     def output(self, slide: CohortSlide) -> Path:
-        """Return where the output of a slide appears, when it is whole."""
+        """Return the path at which a slide's output appears when it is complete."""
         ...
 
     def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
-        """Do it, in a worker, and return what to note of it, JSON-able."""
+        """Do the work, in a worker; return the entries for the ledger, as JSON values."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SlideFailure:
-    """A slide that failed, where and why."""
+    """A failed slide, the stage and the error."""
 
     slide: str  # its name
     stage: str
@@ -73,17 +73,17 @@ class SlideFailure:
 
 @dataclass(slots=True)
 class RunReport:
-    """What a run did."""
+    """The results of a run."""
 
     folder: Path
     slides: int
     done: int = 0  # by this run
-    kept: int = 0  # done before
+    kept: int = 0  # done by earlier runs
     failed: list[SlideFailure] = field(default_factory=list)
-    tiles: int = 0  # of the slides that this run did, where the work tells
-    warned: int = 0  # slides of the folder that came with warnings
+    tiles: int = 0  # tiles of the slides done by this run, if the work reports them
+    warned: int = 0  # slides of the folder with warnings
     seconds: float = 0.0
-    page: Path | None = None  # report.html, once it is written
+    page: Path | None = None  # report.html, after it is written
 
     @property
     def failures(self) -> Path | None:
@@ -91,7 +91,7 @@ class RunReport:
         return self.folder / "failures.csv" if self.failed else None
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers, JSON-able."""
+        """Return the numbers as JSON values."""
         return {
             "slides": self.slides,
             "done": self.done,
@@ -120,46 +120,46 @@ def run_cohort(
     notes: str | Path | None = None,
     progress: Report | bool | None = None,
 ) -> RunReport:
-    """Do a piece of work for every slide; call it again, after whatever ended it, to go on.
+    """Do a piece of work for every slide; call it again after an interruption to continue.
 
-    A slide that fails is listed in ``failures.csv`` and tried again by the next run. One that takes its worker process
-    with it (a crash, the time or memory limit) is tried once more in another, then left out of later runs, too.
-    However it ends, ``report.html`` then shows every slide of the folder.
+    A slide that fails is listed in ``failures.csv`` and retried by the next run. A slide that ends its worker process
+    (a crash, the time or memory limit) is retried once in another process, then skipped by later runs. After the run,
+    also after an interruption, ``report.html`` shows every slide of the folder.
 
     Parameters
     ----------
     work : CohortWork
-        What to do; it pickles.
+        The work; can be pickled.
     cohort : Cohort
         Slides that are files.
     folder : str or Path
-        Where the outputs and the ledger go; see ``ledger``.
+        Folder of the outputs and the ledger; see ``ledger``.
     workers : int
-        Processes.
+        Number of processes.
     time_limit_s : float, optional
-        For each slide.
+        Limit per slide.
     memory_limit_bytes : int, optional
-        For each worker, resident (Linux).
+        Limit per worker, resident (Linux).
     overwrite : bool
-        Do again what was done with other settings or for another file; what is the same is kept all the same.
+        Repeat slides that were done with other settings or for another file; others are kept.
     retry : bool
-        Try the slides again that took their worker with them.
+        Retry the slides that ended their worker process.
     cluster : str or Path, optional
-        Who does it in place of ``workers`` processes of this machine, under the same limits: a Dask scheduler,
-        ``tcp://host:8786``, or a YAML file that says what to ask SLURM for, as ``configs/slurm.yaml``. See ``cluster``.
+        A cluster instead of ``workers`` processes of this machine, with the same limits: a Dask scheduler,
+        ``tcp://host:8786``, or a YAML file with the SLURM resources, such as ``configs/slurm.yaml``. See ``cluster``.
     pool : Pool, optional
-        Who does it, of ``Job``s, in place of both.
+        A pool for ``Job``s, instead of both.
     notes : str or Path, optional
-        Where the ledger goes, for runs side by side over parts of a cohort; by default into ``folder``.
+        Folder of the ledger, for runs side by side over parts of a cohort; by default ``folder``.
     progress : callable, bool or None
         See ``progress.reporting``; counts slides.
 
     Raises
     ------
     ConfigError
-        What is done already was done with other settings; or outputs of the cohort would have one name.
+        Slides were done with other settings; or several outputs of the cohort would share a name.
     OutputError
-        Another run is at work in this folder, or it cannot be written.
+        Another run is active in this folder, or the folder cannot be written.
     WorkerError
         Worker processes do not start, or the cluster is lost.
     MissingExtraError
@@ -168,7 +168,7 @@ def run_cohort(
     target = Path(folder).expanduser().absolute()
     noted = target if notes is None else Path(notes).expanduser().absolute()
     _check_outputs(work, cohort, target)
-    if cluster is not None:  # its workers run in other folders
+    if cluster is not None:  # its workers have other working directories
         cohort = Cohort.unchecked(_located(slide) for slide in cohort)
     if pool is None:
         pool = pool_for(
@@ -191,7 +191,7 @@ def run_cohort(
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A slide that is to be done: the task of a pool."""
+    """A slide to process: the task of a pool."""
 
     slide: CohortSlide
     entry: Entry
@@ -200,17 +200,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The work as the workers of a pool call it."""
+    """The work in the form that a pool's workers call."""
 
     work: CohortWork
     folder: Path  # of the run
 
     def __call__(self, job: Job, on_stage: OnProgress) -> dict[str, Any]:
-        """Do a job."""
+        """Process a job."""
         on_stage("open")
         try:
             os.stat(str(job.slide.source))
-        except FileNotFoundError:  # it was there where the run began
+        except FileNotFoundError:  # it existed on the machine of the run
             remedy = "put the slides on a disk that every worker sees under the same path"
             raise SlideNotFoundError(
                 f"{job.slide.source} is not there on {socket.gethostname()}", slide=job.slide.name, remedy=remedy
@@ -229,11 +229,11 @@ class _Run:
     retry: bool
     unwritable: int = 0  # in a row
     ended: int = 0
-    at_work: list[str] = field(default_factory=list)  # names of the slides that workers have
+    in_work: list[str] = field(default_factory=list)  # names of the slides in work
     progress: Report = lambda done, total: None
 
     def refuse_other_settings(self) -> None:
-        """Raise ConfigError when slides were done with settings that are not those of now."""
+        """Raise ConfigError if slides were done with other settings."""
         entries, settings = self.ledger.entries, self.work.settings
         other = [
             slide.name
@@ -254,7 +254,7 @@ class _Run:
             )
 
     def go(self, pool: Pool, who: Mapping[str, Any], progress: Report) -> None:
-        """Do what is to be done, and write down what was, however it ends."""
+        """Process the remaining slides, and record the outcomes, also after an interruption."""
         begun, started = time.perf_counter(), datetime.now(UTC)
         self.progress = progress
         note_kept(progress, 0, len(self.cohort))
@@ -265,7 +265,7 @@ class _Run:
                 self._take(outcome)
             state = "finished"
         finally:
-            outcomes.close()  # the workers end before the lock is let go
+            outcomes.close()  # the workers end before the lock is released
             self.report.seconds = time.perf_counter() - begun
             times = {"state": state, "started": started.isoformat(), "ended": datetime.now(UTC).isoformat()}
             place = {"host": socket.gethostname(), "cores": usable_cores(), **who}
@@ -274,7 +274,7 @@ class _Run:
             self.ledger.report(times | self.report.summary() | place | about)
 
     def _write_page(self, numbers: Mapping[str, Any]) -> None:
-        """Write report.html; that it cannot be is no reason to lose a run, or to hide why it ended."""
+        """Write report.html; an error here must not hide the result of the run."""
         try:
             self.report.page, self.report.warned = write_page(self.ledger.folder, self.cohort, numbers)
         except Exception as error:
@@ -282,17 +282,17 @@ class _Run:
                 warnings.warn(SlideioPipeWarning(f"report.html was not written ({error})"), stacklevel=2)
 
     def _recalled(self, slide: CohortSlide) -> dict[str, Any]:
-        """Return what the work says of an output that it made before a kill, of which nothing else is to be left."""
+        """Return the work's entries for an output that was written just before a kill."""
         with within_run(self.ledger.folder):
             remove_left_lock(self.work.output(slide))
         recall = getattr(self.work, "recall", None)
         try:
             return {} if recall is None else {"made": recall(slide)}
-        except (SlideioPipeError, OSError):  # it says so itself to whoever opens it
+        except (SlideioPipeError, OSError):  # opening the output raises it again
             return {}
 
     def _jobs(self) -> Iterator[Job]:
-        """Yield what is to be done, each when a worker is free for it."""
+        """Yield the jobs, each when a worker is free for it."""
         for slide in self.cohort:
             job = self._job(slide)
             if job is None:
@@ -300,12 +300,12 @@ class _Run:
                 note_kept(self.progress, self.ended, len(self.cohort))
                 continue
             self.ledger.note(slide.name, job.entry, **about_slide(slide))
-            self.at_work.append(slide.name)
-            name_work(self.progress, self.at_work)
+            self.in_work.append(slide.name)
+            name_work(self.progress, self.in_work)
             yield job
 
     def _job(self, slide: CohortSlide) -> Job | None:
-        """Return what is to be done for a slide; None when that is nothing, or impossible."""
+        """Return the job of a slide; None if there is nothing to do or it is impossible."""
         assert isinstance(slide.source, Path)
         known = self.ledger.entries.get(slide.name)
         try:
@@ -315,28 +315,30 @@ class _Run:
             self._fail(slide, "open", CorruptSlideError(reason, slide=slide.name, remedy="check the file"))
             return None
         same = known is not None and (known.settings, known.fingerprint) == (now.settings, now.fingerprint)
-        there = self.work.output(slide).exists()
-        if known is None or not (same or there):
-            return Job(slide, replace(now, replaces=there), self.overwrite)
+        exists = self.work.output(slide).exists()
+        if known is None or not (same or exists):
+            return Job(slide, replace(now, replaces=exists), self.overwrite)
         if same and known.event == "quarantined" and not self.retry:
             remedy = "look at the slide, then run again with retry=True"
             self._fail(
                 slide, "open", WorkerError("took two worker processes with it before", slide=slide.name, remedy=remedy)
             )
             return None
-        if same and there and (known.event == "done" or (known.event == "start" and not known.replaces)):
-            if known.event == "start":  # killed between giving the output its name and noting it
+        if same and exists and (known.event == "done" or (known.event == "start" and not known.replaces)):
+            if known.event == "start":  # killed between renaming the output and recording it
                 self.ledger.note(slide.name, replace(now, event="done"), **self._recalled(slide))
-            elif slide.name in self.ledger.failed:  # its file was another one for a while
+            elif slide.name in self.ledger.failed:  # its file had changed and changed back
                 self.ledger.note(slide.name, known)
             self.report.kept += 1
             return None
-        if known.event == "done" and not same and not self.overwrite:  # settings were looked at before: it is the file
+        if (
+            known.event == "done" and not same and not self.overwrite
+        ):  # settings were checked before: the file has changed
             reason = "is another file than the one its output was made of"
             remedy = "pass overwrite=True or another folder"
             self._fail(slide, "open", OutputExistsError(reason, slide=slide.name, remedy=remedy))
             return None
-        return Job(slide, replace(now, replaces=there), self.overwrite)
+        return Job(slide, replace(now, replaces=exists), self.overwrite)
 
     def _take(self, outcome: Outcome) -> None:
         job: Job = outcome.task
@@ -354,15 +356,15 @@ class _Run:
                 self.ledger.note(job.slide.name, replace(job.entry, event="quarantined"))
             self._fail(job.slide, outcome.stage, outcome.error, **cost)
             self.unwritable = self.unwritable + 1 if isinstance(outcome.error, OutputError) else 0
-            if self.unwritable >= _UNWRITABLE:
+            if self.unwritable >= _MAX_WRITE_FAILURES:
                 raise outcome.error
         self.ended += 1
         self.progress(self.ended, len(self.cohort))
-        self.at_work.remove(job.slide.name)
-        name_work(self.progress, self.at_work)
+        self.in_work.remove(job.slide.name)
+        name_work(self.progress, self.in_work)
 
     def _is_there_after_all(self, outcome: Outcome) -> bool:
-        """Return whether a worker made the output and died before it could say so: the next one found it there."""
+        """Return whether a worker wrote the output and died before reporting it: the next worker found it."""
         job: Job = outcome.task
         found = outcome.attempts > 1 and isinstance(outcome.error, OutputExistsError)
         return found and not job.entry.replaces and self.work.output(job.slide).exists()
@@ -373,13 +375,13 @@ class _Run:
 
 
 def _located(slide: CohortSlide) -> CohortSlide:
-    """Return a slide whose paths mean the same in every folder."""
+    """Return a slide with absolute paths."""
     mask = None if slide.mask is None else slide.mask.absolute()
     return replace(slide, source=slide.source.absolute() if isinstance(slide.source, Path) else slide.source, mask=mask)
 
 
 def _check_outputs(work: CohortWork, cohort: Cohort, folder: Path) -> None:
-    """Refuse a cohort whose outputs would lie elsewhere, or two of which would have one name."""
+    """Refuse a cohort whose outputs would be in other folders, or share a name."""
     problems, by_output = [], dict[Path, str]()
     inside = Path(os.path.normpath(folder.absolute()))
     for slide in cohort:
@@ -387,10 +389,10 @@ def _check_outputs(work: CohortWork, cohort: Cohort, folder: Path) -> None:
             problems.append(f"{slide.name} is an open bag, no file")
             continue
         output = Path(os.path.normpath(work.output(slide).absolute()))
-        own = Path(os.path.normpath(slide.source.absolute()))  # a bag may have its features in itself
+        own = Path(os.path.normpath(slide.source.absolute()))  # a bag may contain its features
         elsewhere = output == inside or not (output.is_relative_to(inside) or output.is_relative_to(own))
         strange = slide.name.startswith(".") or any(mark in slide.name for mark in "/\\\0")
-        if strange or elsewhere or len(os.fsencode(output.name)) > _LONGEST:
+        if strange or elsewhere or len(os.fsencode(output.name)) > _MAX_NAME_BYTES:
             problems.append(f"{slide.name!r} is no name for a file")
         if output in by_output:
             called = output.relative_to(inside).parts[0] if output.is_relative_to(inside) else output.name
@@ -402,7 +404,7 @@ def _check_outputs(work: CohortWork, cohort: Cohort, folder: Path) -> None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
-    """Return what differs between two settings, as "view.mpp was 0.5, is 1.0"."""
+    """Return the differences between two settings, as "view.mpp was 0.5, is 1.0"."""
     found: list[str] = []
     for key in sorted({*before, *now}):
         old, new, name = before.get(key), now.get(key), f"{place}{key}"

@@ -1,4 +1,4 @@
-"""Which files of a folder, a pattern or a list are slides: one path for each slide, however many files it has."""
+"""Find the slides among the files of a folder, a pattern or a list: one path per slide, also for several files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from slideio_pipe.errors import PartsWarning, warn_caller
 from slideio_pipe.slides.backends.companions import named_in_index
 from slideio_pipe.slides.backends.dicom_header import Instance, base_first, read_instance
 
-# What a folder is searched for. Pictures are left out: masks and thumbnails lie beside slides.
+# Endings searched for in folders, without pictures: masks and thumbnails are often stored beside slides.
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
 _FOLDER_SLIDES = (".zarr",)
 _ZARR = ("zarr.json", ".zgroup", ".zarray")
-# What we write: bags and features are no slides of the folders below one that is searched.
+# Written by this package: bags and features are not slides when subfolders are searched.
 _WRITTEN = (".bag.zarr", ".features.zarr")
 
 
@@ -30,26 +30,26 @@ def is_collection(source: Path) -> bool:
 def slides_in(source: Path) -> list[Path] | None:
     """Return the slides of a folder or of a pattern, in order, each once; None for anything else.
 
-    A folder in which there is no slide is searched with all folders below it.
+    If a folder has no slides, all its subfolders are searched.
 
     Warns
     -----
     PartsWarning
-        Folders below were searched, or hold slides that are left out; several files are one slide.
+        Subfolders were searched, or contain slides that are left out; several files are one slide.
     """
     found = files_in(source)
     return None if found is None else slides_of(found)
 
 
 def files_in(source: Path) -> list[Path] | None:
-    """Return the files of slides, as ``slides_in`` does: all of a slide that is several."""
+    """Return the files of slides, like ``slides_in``, but all files of a slide."""
     if not is_collection(source):
         return None
     if not source.is_dir():
         return sorted(Path(path).absolute() for path in glob.glob(str(source), recursive=True))
     folder = source.absolute()
     with os.scandir(folder) as entries:
-        files, inner = _parted(entries)
+        files, inner = _slides_and_folders(entries)
     found = sorted(folder / name for name in files)
     if found:
         _warn_of_folders(folder, inner)
@@ -64,7 +64,7 @@ def files_in(source: Path) -> list[Path] | None:
 
 
 def slides_of(paths: Sequence[Path]) -> list[Path]:
-    """Return one path for each slide: the largest of a DICOM series, and nothing that belongs to another one.
+    """Return one path per slide: the largest file of a DICOM series, without files that belong to another slide.
 
     Warns
     -----
@@ -83,13 +83,13 @@ def slides_of(paths: Sequence[Path]) -> list[Path]:
 
 
 def without_companions(paths: Sequence[Path]) -> list[Path]:
-    """Return the paths that are not inside, or parts of, another one: a zarr, MIRAX, VSI, Hamamatsu's VMS."""
+    """Return the paths that are not inside another slide or part of it: a zarr, MIRAX, VSI, Hamamatsu's VMS."""
     companions = set(_companions(paths))
     return [path for path in paths if path not in companions]
 
 
 def dicom_series(paths: Iterable[Path]) -> list[list[Path]]:
-    """Return the files that are one DICOM slide, for each of which there are several: the largest level first."""
+    """Return the DICOM slides that consist of several files, each as its files, the largest level first."""
     series: dict[tuple[Path, str], list[Instance]] = defaultdict(list)
     for path in dict.fromkeys(paths):
         found = read_instance(path) if is_named_dicom(path) and path.is_file() else None
@@ -100,7 +100,7 @@ def dicom_series(paths: Iterable[Path]) -> list[list[Path]]:
 
 
 def is_named_dicom(path: Path) -> bool:
-    """Return whether a file is called DICOM; a header is read of no other."""
+    """Return whether a file has a DICOM ending; the headers of other files are not read."""
     return path.suffix.lower() in (".dcm", ".dicom")
 
 
@@ -118,7 +118,7 @@ def _companions(paths: Sequence[Path]) -> Iterator[Path]:
             named.update(path.parent / name for name in named_in_index(path, pixels_only=False))
         elif ending in _FOLDER_SLIDES and path.is_dir():
             zarrs.add(path)
-    if not (folders or zarrs or named):  # most cohorts: 50,000 paths need not be hashed, nor their parents
+    if not (folders or zarrs or named):  # the usual case, without hashing 50,000 paths and their parents
         return
     for path in paths:
         if path in named or path in folders or any(up in folders or up in zarrs for up in path.parents):
@@ -126,7 +126,7 @@ def _companions(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Return the slides of all folders below one; zarrs and the folders of MIRAX are not gone into."""
+    """Yield the slides of all subfolders; zarrs and MIRAX folders are not searched."""
     for place, folders, files in os.walk(folder):
         here = Path(place)
         names = set(files)
@@ -139,8 +139,8 @@ def _below(folder: Path) -> Iterator[Path]:
         )
 
 
-def _parted(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], list[str]]:
-    """Return the names of slides, and those of folders that are none; hidden ones are neither."""
+def _slides_and_folders(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], list[str]]:
+    """Return the names of slides, and of folders that are not slides; hidden ones are ignored."""
     slides, folders = [], []
     for entry in entries:
         if entry.name.startswith("."):
@@ -154,7 +154,7 @@ def _parted(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], list[str]]:
 
 
 def _warn_of_folders(folder: Path, inner: Sequence[str]) -> None:
-    """Warn of slides in the folders of a folder that has slides itself: those are left out."""
+    """Warn of slides in subfolders of a folder that has slides itself: they are left out."""
     count = 0
     for name in inner:
         if not (folder / f"{name}.mrxs").exists():

@@ -1,9 +1,9 @@
-"""What tables call the splits of a study."""
+"""Names of splits in tables."""
 
 from __future__ import annotations
 
-# What other tools write, in any case: the names that Hugging Face's datasets library takes, but for "dev", "eval" and
-# "evaluation", which mean training, validation or test by whom you ask.
+# Names in other tools' tables, in any case: those of Hugging Face's datasets library, except "dev", "eval" and
+# "evaluation", which are ambiguous.
 NAMES = {
     "train": "train",
     "training": "train",
@@ -16,7 +16,7 @@ NAMES = {
 
 
 def split_of(name: str | None) -> str | None:
-    """Return what a split is called here: train, val or test for the names in use, others as they are.
+    """Return the standard name of a split: train, val or test for known names, others unchanged.
 
     >>> split_of("Validation"), split_of("Testing"), split_of("external")
     ('val', 'test', 'external')

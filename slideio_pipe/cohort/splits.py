@@ -1,4 +1,4 @@
-"""Cohorts parted into training, validation and test, or into folds: by patient, evenly over the labels, seeded."""
+"""Split a cohort into training, validation and test, or into folds: by patient, stratified by label, seeded."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.tiles.bag import Label
 
 DEFAULT = {"train": 0.7, "val": 0.15, "test": 0.15}
-# Labels that are numbers, more of them than this: a quantity, stratified by its quarters.
+# With more different numbers than this, labels are a quantity and stratified by quartile.
 _CLASSES = 10
 
 
 def split_cohort(
     cohort: Cohort, fractions: Mapping[str, float] | None = None, *, seed: int = 0, stratify: bool | str = True
 ) -> Cohort:
-    """Return the cohort with every slide in a split; slides of one patient are in the same.
+    """Return the cohort with every slide assigned to a split; slides of one patient are in the same split.
 
-    Every label is parted by ``fractions`` to the nearest patient, and so is the whole. A slide without a patient is one
-    of its own. A patient's label is the one most of its slides have.
+    Each label is divided by ``fractions`` to the nearest patient, and so is the whole. A slide without a patient counts
+    as its own patient. A patient's label is the most frequent one of its slides.
 
     Parameters
     ----------
     cohort : Cohort
     fractions : mapping, optional
-        The part of the patients in each split; by default train 0.7, val 0.15, test 0.15.
+        Fraction of the patients per split; by default train 0.7, val 0.15, test 0.15.
     seed : int
-        Who goes where.
+        Random seed of the assignment.
     stratify : bool or str
-        Whether to part each label by itself; the name of another column to part by.
+        Whether to divide each label separately; or the name of another column to stratify by.
 
     Raises
     ------
@@ -57,15 +57,15 @@ def split_cohort(
         sum(chosen.values()), 1, abs_tol=1e-6
     ):
         raise ConfigError(f"the fractions {chosen} do not add up to 1", remedy="pass positive ones that do")
-    part_of = _dealt(cohort, list(chosen.values()), seed, stratify)
+    part_of = _assigned(cohort, list(chosen.values()), seed, stratify)
     names = list(chosen)
     return Cohort.unchecked(replace(slide, split=names[part_of[_patient(slide)]]) for slide in cohort)
 
 
 def fold_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0, stratify: bool | str = True) -> Cohort:
-    """Return the cohort with every slide in a fold, 0 to ``folds - 1``; slides of one patient are in the same.
+    """Return the cohort with every slide assigned to a fold, 0 to ``folds - 1``; one patient's slides are in one fold.
 
-    A slide's fold is the one in which it is tested. Parted as by ``split_cohort``.
+    A slide's fold is the one in which it is tested. Assigned as in ``split_cohort``.
 
     Raises
     ------
@@ -74,17 +74,19 @@ def fold_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0, stratify: bool
     """
     if folds < 2:
         raise ConfigError(f"folds is {folds}", remedy="pass 2 or more")
-    part_of = _dealt(cohort, [1 / folds] * folds, seed, stratify)
+    part_of = _assigned(cohort, [1 / folds] * folds, seed, stratify)
     return Cohort.unchecked(replace(slide, fold=part_of[_patient(slide)]) for slide in cohort)
 
 
 def _patient(slide: CohortSlide) -> tuple[str, str]:
-    """Return whom a slide is of; the kind comes first, as a patient may be called like a slide."""
+    """Return the patient of a slide as a key; the kind comes first, because a patient and a slide may share a name."""
     return ("slide", slide.name) if slide.patient is None else ("patient", slide.patient)
 
 
-def _dealt(cohort: Cohort, fractions: Sequence[float], seed: int, stratify: bool | str) -> dict[tuple[str, str], int]:
-    """Return the part of every patient."""
+def _assigned(
+    cohort: Cohort, fractions: Sequence[float], seed: int, stratify: bool | str
+) -> dict[tuple[str, str], int]:
+    """Return the number of each patient's part."""
     labels: dict[tuple[str, str], list[Label]] = defaultdict(list)
     for slide, label in zip(cohort, _classes(cohort, stratify), strict=True):
         labels[_patient(slide)].append(label)
@@ -93,16 +95,16 @@ def _dealt(cohort: Cohort, fractions: Sequence[float], seed: int, stratify: bool
     strata: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for patient, found in labels.items():
         strata[_most_frequent(found)].append(patient)
-    owed = np.zeros(len(fractions))  # patients that a part has got too few of, over the labels before
+    shortfall = np.zeros(len(fractions))  # patients missing in each part after the previous labels
     part_of: dict[tuple[str, str], int] = {}
     for name in sorted(strata):
-        patients = sorted(strata[name], key=lambda patient: _lot(seed, patient))
-        wanted = np.asarray(fractions) * len(patients)
-        counts = np.floor(wanted + 1e-9).astype(int)
-        lacking = owed + wanted - counts
-        for part in np.argsort(-lacking, kind="stable")[: len(patients) - counts.sum()]:
+        patients = sorted(strata[name], key=lambda patient: _sort_key(seed, patient))
+        expected = np.asarray(fractions) * len(patients)
+        counts = np.floor(expected + 1e-9).astype(int)
+        missing = shortfall + expected - counts
+        for part in np.argsort(-missing, kind="stable")[: len(patients) - counts.sum()]:
             counts[part] += 1
-        owed += wanted - counts
+        shortfall += expected - counts
         parts = np.repeat(np.arange(len(fractions)), counts)
         part_of |= {patient: int(part) for patient, part in zip(patients, parts, strict=True)}
     return part_of
@@ -113,13 +115,13 @@ def _most_frequent(labels: Sequence[Label]) -> str:
     return min(counts, key=lambda name: (-counts[name], name))
 
 
-def _lot(seed: int, patient: tuple[str, str]) -> bytes:
-    """Return what a patient is sorted by: of the seed and the name alone, so the order of the slides is no matter."""
+def _sort_key(seed: int, patient: tuple[str, str]) -> bytes:
+    """Return a patient's sort key, from the seed and the name only, so the order of the slides does not matter."""
     return hashlib.blake2b(json.dumps([seed, *patient]).encode(), digest_size=16).digest()
 
 
 def _classes(cohort: Cohort, stratify: bool | str) -> list[Label]:
-    """Return the labels, or the quarter of each if they are a quantity; all alike where there is nothing to part by."""
+    """Return the labels, or their quartiles if they are a quantity; all equal without stratification."""
     if stratify is False:
         return [None] * len(cohort)
     labels = cohort.column("label" if stratify is True else stratify)

@@ -1,4 +1,4 @@
-"""Tables of slides on disk: rows of a CSV or Parquet file as text, and tables back."""
+"""Read and write tables of slides: rows of a CSV or Parquet file as text."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from slideio_pipe.errors import ConfigError, require
 from slideio_pipe.files import write_file
 
 TABLES = (".csv", ".tsv", ".txt", ".parquet")
-# What CLAM and others call the columns of their tables.
+# Column names of CLAM and other tools.
 ALIASES = {"slide_id": "slide", "case_id": "patient"}
 _SHOWN = 10  # problems in one message
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A manifest as it was found: every cell as stripped text, "" where there is none."""
+    """A manifest as read: every cell as stripped text, "" for an empty cell."""
 
     header: tuple[str, ...]
     rows: tuple[dict[str, str], ...]
-    places: tuple[str, ...]  # where each row stands: "line 7"
+    places: tuple[str, ...]  # location of each row: "line 7"
 
 
 def read_table(path: Path) -> Table:
-    """Return the rows of a CSV (or of a Parquet file, by its ending); empty lines are passed over.
+    """Return the rows of a CSV, or of a Parquet file by its ending; empty lines are skipped.
 
-    A column that CLAM calls ``slide_id`` or ``case_id`` is there a second time, as "slide" or "patient", unless the
-    table has a column of that name.
+    CLAM's columns ``slide_id`` and ``case_id`` are also returned as "slide" and "patient", unless the table has columns
+    of these names.
 
     Raises
     ------
     ConfigError
-        It cannot be read, is empty, or has rows of more cells than the header.
+        It cannot be read, is empty, or has rows with more cells than the header.
     MissingExtraError
         It is Parquet and pyarrow is not installed.
     """
@@ -45,20 +45,20 @@ def read_table(path: Path) -> Table:
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-    """Write a table as CSV, or as Parquet by its ending; whole or not at all, in place of what was there.
+    """Write a table as CSV, or as Parquet by its ending; complete or not at all, replacing an existing file.
 
     Raises
     ------
     OutputError
-        The disk refuses.
+        The file cannot be written.
     MissingExtraError
-        It is to be Parquet and pyarrow is not installed.
+        The ending is Parquet's and pyarrow is not installed.
     """
     write_file(path, _encoded(path, header, rows), overwrite=True)
 
 
 def file_name(cell: str) -> str:
-    """Return the name of the file that a cell holds the path of, a Windows path as well.
+    """Return the file name of a path in a cell, also of a Windows path.
 
     >>> file_name("x/a.svs"), file_name(r"C:\\data\\a.svs")
     ('a.svs', 'a.svs')
@@ -67,7 +67,7 @@ def file_name(cell: str) -> str:
 
 
 def is_windows_path(cell: str) -> bool:
-    """Return whether a path separates its folders by backslashes."""
+    """Return whether a path is separated by backslashes."""
     return "\\" in cell and "/" not in cell
 
 
@@ -85,9 +85,9 @@ def _read_csv(path: Path) -> Table:
     first = text.partition("\n")[0]
     if not first.strip():
         raise ConfigError("is empty", slide=str(path), remedy='write a column "slide"')
-    # A spreadsheet writes semicolons where the comma is for decimals.
+    # A spreadsheet writes semicolons where the comma is the decimal sign.
     delimiter = max(",;\t", key=first.count)
-    # Strict: a quote that is never closed would otherwise take all lines behind it for one cell.
+    # Strict: otherwise an unclosed quote would read all following lines as one cell.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     lines: list[tuple[int, list[str]]] = []
     try:
@@ -112,7 +112,7 @@ def _text_of(path: Path) -> str:
 
 
 def _refuse_longer(path: Path, header: Sequence[str], lines: Sequence[tuple[int, list[str]]]) -> None:
-    """Refuse rows of more cells than the header: which cell belongs to which column is unknown then."""
+    """Refuse rows with more cells than the header: their columns are unknown."""
     longer = [(number, len(cells)) for number, cells in lines if any(cells[len(header) :])]
     if not longer:
         return

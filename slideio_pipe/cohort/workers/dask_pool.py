@@ -1,11 +1,11 @@
-"""Tasks on a Dask cluster, with the promises of a local pool.
+"""Run tasks on a Dask cluster, with the guarantees of a local pool.
 
-A Dask worker does as many tasks at a time as it has threads, each in a process of its own (see ``cluster_worker``); who
-does which is up to ``cluster_run``. When a run ends, however it ends, its processes are killed: at once through
-``dismiss``, or, when the run itself was killed, as soon as Dask releases its tasks.
+A Dask worker runs as many tasks at a time as it has threads, each in its own process (see ``dask_worker``);
+``dask_run`` assigns the tasks. When a run ends, its processes are killed: at once through ``dismiss``, or, if the run
+itself was killed, when Dask releases its tasks.
 
-What holds of the limits: time and memory are those of the process that does a task, watched by the Dask worker beside
-it. The limits of Dask's nanny and of SLURM come on top; what they end is a lost worker.
+Limits of time and memory apply to the process of a task, which the Dask worker beside it watches. The limits of Dask's
+nanny and of SLURM apply in addition; a process that they end is a lost worker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from slideio_pipe.cohort.workers.process import Limits, Work
 from slideio_pipe.errors import ConfigError, WorkerError, require
 
 _SLURM = "slideio_pipe.cohort.workers.slurm"
-_WAIT_S = 60.0  # for how long a scheduler may have no workers
+_WAIT_S = 60.0  # maximum time without workers
 
 
 def pool_for(
@@ -37,18 +37,18 @@ def pool_for(
     time_limit_s: float | None = None,
     memory_limit_bytes: int | None = None,
 ) -> Pool:
-    """Return who does the tasks: processes of this machine, or a cluster.
+    """Return the pool for the tasks: processes of this machine, or a cluster.
 
     Parameters
     ----------
     cluster : str or Path, optional
-        A Dask scheduler, ``tcp://host:8786``, or a YAML file with a ``ClusterConfig``; None is this machine.
+        A Dask scheduler, ``tcp://host:8786``, or a YAML file with a ``ClusterConfig``; None: this machine.
     work : callable
         See ``WorkerPool``.
     workers : int
-        Processes of this machine.
+        Number of processes of this machine.
     folder : Path
-        Where the outputs go, with the ``run.lock`` of this run, which the workers have to see.
+        Folder of the outputs with the ``run.lock`` of this run, which the workers must be able to read.
     time_limit_s, memory_limit_bytes : optional
         See ``WorkerPool``.
 
@@ -57,7 +57,7 @@ def pool_for(
     MissingExtraError
         Dask is not installed.
     ConfigError
-        What is given is neither.
+        It is neither.
     """
     limits = Limits(time_limit_s, memory_limit_bytes)
     if cluster is None:
@@ -67,12 +67,12 @@ def pool_for(
 
 
 def access(cluster: str | Path) -> Access:
-    """Return how the cluster is reached that a user names.
+    """Return the access to a cluster given by address or file.
 
     Raises
     ------
     ConfigError
-        It is neither an address nor a YAML file, or the file makes no sense; SLURM is asked for from a thread.
+        It is neither an address nor a YAML file, or the file is invalid; or SLURM is requested from a thread.
     """
     if "://" in str(cluster):
         return _Scheduler(str(cluster))
@@ -90,7 +90,7 @@ def access(cluster: str | Path) -> Access:
 
 
 class _Scheduler:
-    """A Dask scheduler that runs already."""
+    """A running Dask scheduler."""
 
     remedy = "start workers with `dask worker` for it"
     wait_s: float | None = _WAIT_S
@@ -104,7 +104,7 @@ class _Scheduler:
 
         try:
             client = Client(self._address, timeout=ANSWER_S, set_as_default=False)
-        except (OSError, ValueError) as error:  # an OSError also when time is out
+        except (OSError, ValueError) as error:  # a timeout is an OSError
             remedy = "check the address, or start one with `dask scheduler`"
             raise WorkerError(f"no Dask scheduler answers at {self._address}", remedy=remedy) from error
         with client:
@@ -115,30 +115,30 @@ class _Scheduler:
 
 
 class DaskPool:
-    """Does tasks on a Dask cluster.
+    """Runs tasks on a Dask cluster.
 
     Parameters
     ----------
     work : callable
         See ``WorkerPool``.
     cluster : Access
-        How it is reached.
+        Access to the cluster.
     folder : Path
-        Where the outputs go, with the ``run.lock`` of this run: workers that do not see it are not used.
+        Folder of the outputs with the ``run.lock`` of this run: workers that cannot read it are not used.
     limits : Limits
-        Of the process that does a task.
+        Limits of the process of a task.
     """
 
     def __init__(self, work: Work, cluster: Access, folder: Path, limits: Limits | None = None) -> None:
         self._work, self._cluster, self._folder, self._limits = work, cluster, folder, limits or Limits()
 
     def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
-        """Yield what became of each task, as they end; tasks are asked for when a worker has room.
+        """Yield the outcome of each task when it ends; tasks are read when a worker has room.
 
         Raises
         ------
         WorkerError
-            The scheduler is not there or gone, or no worker can be used.
+            The scheduler is missing or lost, or no worker can be used.
         """
         import cloudpickle
 
@@ -154,9 +154,9 @@ class DaskPool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Dask from logging what our errors and warnings say already."""
+    """Suppress Dask's log messages, which repeat our errors and warnings."""
     loggers = {name: logging.getLogger(name) for name in ("distributed", "distributed.client", "distributed.scheduler")}
-    import distributed  # noqa: F401  # sets these levels itself when it is imported
+    import distributed  # noqa: F401  # sets these levels on import
 
     levels = {name: logger.level for name, logger in loggers.items()}
     for logger in loggers.values():

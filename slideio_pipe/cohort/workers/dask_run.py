@@ -1,9 +1,9 @@
-"""What one run asks of which Dask worker, and what it hears from them.
+"""Assign the tasks of one run to Dask workers, and handle their results.
 
-Tasks are pinned to a worker, one per thread, and there are no more of them at a time: so it is known whose task it was
-when a worker dies, and which worker has to be avoided the second time; Dask itself would try it on four workers, and
-count the deaths of whatever waited there as well. Whatever was at a worker that died is tried once more with a worker
-for itself: so a second death is its own.
+Tasks are pinned to a worker, one per thread, and no more are submitted: so when a worker dies its tasks are known, and
+a retry can avoid that worker; Dask itself would try a task on four workers, and also count deaths for tasks that only
+waited there. Every task of a dead worker is retried once on a worker that it has exclusively, so that a second death is
+caused by the task.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from slideio_pipe.cohort.workers.pool import ATTEMPTS, FAILED_STARTS, Attempt, O
 from slideio_pipe.cohort.workers.process import Limits
 from slideio_pipe.errors import ClusterWarning, SlideioPipeError, WorkerError
 
-# How often it is looked which workers there are.
-_LOOK_S = 1.0
-# How long a scheduler may take to answer, and workers to kill what they run for us.
+# Interval of checks for new and lost workers.
+_UPDATE_S = 1.0
+# Maximum time for an answer of the scheduler, and for workers to kill our processes.
 ANSWER_S = 10.0
 _RESUME = "see to the cluster, then run again: what is done stays done"
 
 
 class Access(Protocol):
-    """How a cluster is reached."""
+    """Access to a cluster."""
 
-    remedy: str  # when it has no workers
-    wait_s: float | None  # for how long it may have none; None: for ever
+    remedy: str  # if it has no workers
+    wait_s: float | None  # maximum time without workers; None: unlimited
 
     def connected(self) -> AbstractContextManager[Any]:
         """Return a context manager of a Dask client."""
         ...
 
     def look_after(self) -> None:
-        """Do what has to be done every now and then."""
+        """Do periodic work."""
         ...
 
 
 @dataclass(slots=True)
 class _PendingTask:
-    """A task at a worker, or the question whether the worker can be used."""
+    """A task at a worker, or the check whether the worker can be used."""
 
     address: str
     future: Any
@@ -58,32 +58,32 @@ class _PendingTask:
 
 
 @dataclass(frozen=True, slots=True)
-class _Again:
-    """A task that is to be tried once more."""
+class _Retry:
+    """A task to be retried."""
 
     attempt: Attempt
     avoided: str  # the worker where it failed
-    alone: bool  # whether the worker itself died: the other tasks there may have been innocent
+    exclusive: bool  # whether the worker itself died: any of its tasks may be the cause
     since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
 class ClusterRun:
-    """The tasks of a run, at the workers that can be used.
+    """The tasks of a run on the usable workers.
 
     Parameters
     ----------
     client : distributed.Client
     cluster : Access
-        How the cluster is reached.
+        Access to the cluster.
     work : bytes
-        What does a task, as cloudpickle writes it.
+        The work, serialised with cloudpickle.
     folder : str
-        Where the outputs go.
+        Folder of the outputs.
     mark : bytes
-        The content of the ``run.lock`` there: a worker that does not see it is not used.
+        Content of its ``run.lock``: a worker that cannot read it is not used.
     limits : Limits
-        Of the process that does a task.
+        Limits of the process of a task.
     """
 
     client: Any
@@ -93,47 +93,47 @@ class ClusterRun:
     mark: bytes
     limits: Limits
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
-    threads: dict[str, int] = field(default_factory=dict)  # of every worker there is
+    threads: dict[str, int] = field(default_factory=dict)  # of every worker
     usable: set[str] = field(default_factory=set)
-    refused: dict[str, str] = field(default_factory=dict)  # why
-    flights: dict[str, _PendingTask] = field(default_factory=dict)  # by key
+    refused: dict[str, str] = field(default_factory=dict)  # reasons
+    pending: dict[str, _PendingTask] = field(default_factory=dict)  # by key
     loads: Counter[str] = field(default_factory=Counter)  # tasks at each worker
-    again: deque[_Again] = field(default_factory=deque)
-    reserved: set[str] = field(default_factory=set)  # workers that one task has for itself
-    draining: str | None = None  # the worker that gets no new task, so that one may have it for itself
-    answered_at: dict[str, float] = field(default_factory=dict)  # when a worker was asked that answered
+    retries: deque[_Retry] = field(default_factory=deque)
+    reserved: set[str] = field(default_factory=set)  # workers that one task uses exclusively
+    draining: str | None = None  # the worker that gets no new tasks, to be used exclusively
+    answered_at: dict[str, float] = field(default_factory=dict)  # start of the latest answered check, by worker
     ended: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     failed_starts: int = 0
-    looked: float = -_LOOK_S
-    last_usable_at: float = field(default_factory=time.monotonic)  # when a worker was last there
+    updated_at: float = -_UPDATE_S
+    last_usable_at: float = field(default_factory=time.monotonic)  # time of the latest usable worker
 
     def outcomes(self, tasks: Iterator[Any]) -> Iterator[Outcome]:
-        """Yield what became of each task, as they end; a task is taken when a worker has room for it.
+        """Yield the outcome of each task when it ends; a task is read when a worker has room for it.
 
         Raises
         ------
         WorkerError
-            The scheduler is gone, or no worker can be used.
+            The scheduler is lost, or no worker can be used.
         """
         more = True
         while True:
-            if time.monotonic() >= self.looked + _LOOK_S:
-                yield from self._look()
-            while self.again and self._hand_out_again():
+            if time.monotonic() >= self.updated_at + _UPDATE_S:
+                yield from self._update_workers()
+            while self.retries and self._submit_retry():
                 pass
-            self.draining = self.draining if self.again else None
-            more = more and self._hand_out(tasks)
-            if not more and not self.again and not any(flight.attempt for flight in self.flights.values()):
+            self.draining = self.draining if self.retries else None
+            more = more and self._submit_new(tasks)
+            if not more and not self.retries and not any(item.attempt for item in self.pending.values()):
                 return
-            found = self._hear()
+            found = self._next_result()
             if found is not None:
                 yield found
 
     def end(self) -> None:
-        """Take back what is at work, and have its processes killed before the run lets go of its folder."""
-        futures = [flight.future for flight in self.flights.values()]
+        """Cancel running tasks, and kill their processes before the run releases its folder."""
+        futures = [item.future for item in self.pending.values()]
 
-        def tell() -> None:
+        def cancel() -> None:
             with _ignored():
                 self.client.cancel(futures)
             with _ignored():
@@ -142,30 +142,30 @@ class ClusterRun:
                 self.client.run(dismiss, self.name, workers=list(self.usable), on_error="ignore")
 
         if self.client.status == "running" and self.usable:
-            thread = threading.Thread(target=tell, daemon=True)
+            thread = threading.Thread(target=cancel, daemon=True)
             thread.start()
-            thread.join(ANSWER_S)  # a worker that does not answer is not waited for
+            thread.join(ANSWER_S)  # without waiting longer for a worker that does not answer
 
-    def _look(self) -> Iterator[Outcome]:
-        """See which workers have come and gone."""
-        self.looked = time.monotonic()
+    def _update_workers(self) -> Iterator[Outcome]:
+        """Update the sets of workers."""
+        self.updated_at = time.monotonic()
         self.cluster.look_after()
-        self.threads = dict(self._asked(self.client.nthreads))
+        self.threads = dict(self._ask_scheduler(self.client.nthreads))
         for address in (self.usable | set(self.refused)) - set(self.threads):
             self.usable.discard(address)
             self.refused.pop(address, None)
-        for key, flight in list(self.flights.items()):
-            if flight.address not in self.threads:
-                found = self._lost(key, f"at {flight.address} was lost")
+        for key, item in list(self.pending.items()):
+            if item.address not in self.threads:
+                found = self._lost(key, f"at {item.address} was lost")
                 if found is not None:
                     yield found
-        asked = {flight.address for flight in self.flights.values() if flight.attempt is None}
+        asked = {item.address for item in self.pending.values() if item.attempt is None}
         for address in set(self.threads) - self.usable - set(self.refused) - asked:
-            self._ask(address)
+            self._check(address)
         self._check_worker_timeout()
 
     def _check_worker_timeout(self) -> None:
-        """Raise WorkerError when there has been no worker for too long."""
+        """Raise WorkerError if there has been no worker for too long."""
         if self.usable:
             self.last_usable_at = time.monotonic()
             return
@@ -177,13 +177,13 @@ class ClusterRun:
             reason = f"the cluster has had no workers for {self.cluster.wait_s:g} s"
             raise WorkerError(reason, remedy=self.cluster.remedy)
 
-    def _ask(self, address: str) -> None:
-        """Ask a new worker what it is and what it sees."""
-        self._submit(address, None, _introduce, self.folder, self.mark)
+    def _check(self, address: str) -> None:
+        """Check the versions and the folder of a new worker."""
+        self._submit(address, None, _describe_worker, self.folder, self.mark)
 
-    def _hand_out(self, tasks: Iterator[Any]) -> bool:
-        """Give workers with room a task each; return whether there may be more tasks."""
-        while (address := self._room()) is not None:
+    def _submit_new(self, tasks: Iterator[Any]) -> bool:
+        """Submit a task to each worker with room; return whether there may be more tasks."""
+        while (address := self._worker_with_room()) is not None:
             try:
                 task = next(tasks)
             except StopIteration:
@@ -191,35 +191,35 @@ class ClusterRun:
             self._begin(Attempt(task), address)
         return True
 
-    def _hand_out_again(self) -> bool:
-        """Give a task that took a worker with it to another, if there is another; return whether it was given."""
-        task = self.again[0]
+    def _submit_retry(self) -> bool:
+        """Submit the first task to be retried to another worker, if there is one; return whether it was submitted."""
+        task = self.retries[0]
         others = self.usable - {task.avoided} or self.usable
-        address = self._empty(others, task.since) if task.alone else self._room(others)
+        address = self._idle_worker(others, task.since) if task.exclusive else self._worker_with_room(others)
         if address is None:
             return False
-        self.again.popleft()
-        if task.alone:
+        self.retries.popleft()
+        if task.exclusive:
             self.reserved.add(address)
         self._begin(task.attempt, address)
         return True
 
-    def _empty(self, among: set[str], since: float) -> str | None:
-        """Return a worker without a task that has answered since a time; None while that has to be waited for.
+    def _idle_worker(self, among: set[str], since: float) -> str | None:
+        """Return an idle worker that has answered since a time; None while there is none.
 
-        Several may have died at once, and those that nobody has missed yet would cost the task its last attempt.
+        Several workers may have died at once, and one not yet detected as dead would cost the task its last attempt.
         """
         best = self.draining = min(among - self.reserved, key=lambda each: self.loads[each], default=None)
         if best is None or self.loads[best]:
             return None
         if self.answered_at.get(best, since) <= since:
-            if not any(flight.attempt is None and flight.address == best for flight in self.flights.values()):
-                self._ask(best)
+            if not any(item.attempt is None and item.address == best for item in self.pending.values()):
+                self._check(best)
             return None
         self.draining = None
         return best
 
-    def _room(self, among: Iterable[str] | None = None) -> str | None:
+    def _worker_with_room(self, among: Iterable[str] | None = None) -> str | None:
         """Return the worker with the most idle threads."""
         open_to_all = set(self.usable if among is None else among) - self.reserved - {self.draining}
         idle = {each: self.threads[each] - self.loads[each] for each in open_to_all}
@@ -235,114 +235,114 @@ class ClusterRun:
         self._submit(address, attempt, _run_task, self.name, self.work, task, self.limits, key, key=key)
 
     def _submit(self, address: str, attempt: Attempt | None, *call: Any, key: str | None = None) -> None:
-        """Have a worker call a function, and remember for what."""
+        """Call a function on a worker, and record its purpose."""
         submit = partial(self.client.submit, *call, key=key, workers=[address], pure=False, retries=0)
-        future = self._asked(submit)
-        self.flights[future.key] = _PendingTask(address, future, attempt, time.monotonic())
+        future = self._ask_scheduler(submit)
+        self.pending[future.key] = _PendingTask(address, future, attempt, time.monotonic())
         future.add_done_callback(lambda done: self.ended.put(done.key))
 
-    def _hear(self) -> Outcome | None:
-        """Wait a little for a worker to come to the end of something."""
+    def _next_result(self) -> Outcome | None:
+        """Wait briefly for a call to end, and handle its result."""
         try:
-            key = self.ended.get(timeout=max(0.01, self.looked + _LOOK_S - time.monotonic()))
+            key = self.ended.get(timeout=max(0.01, self.updated_at + _UPDATE_S - time.monotonic()))
         except queue.Empty:
             return None
-        flight = self.flights.get(key)
-        if flight is None:
+        item = self.pending.get(key)
+        if item is None:
             return None
-        if flight.future.status not in ("finished", "error"):
-            self._asked(self.client.nthreads)  # raises when it is the scheduler that was lost
-            return self._lost(key, f"at {flight.address} was lost")
+        if item.future.status not in ("finished", "error"):
+            self._ask_scheduler(self.client.nthreads)  # raises if the scheduler was lost
+            return self._lost(key, f"at {item.address} was lost")
         try:
-            found = flight.future.result(timeout=ANSWER_S)
+            found = item.future.result(timeout=ANSWER_S)
         except Exception as error:
-            return self._failed(key, flight, error)
-        if flight.attempt is not None:
-            return self._ran(key, flight.attempt, found)
-        self._welcome(key, flight, found)
+            return self._failed(key, item, error)
+        if item.attempt is not None:
+            return self._handle_result(key, item.attempt, found)
+        self._accept(key, item, found)
         return None
 
-    def _failed(self, key: str, flight: _PendingTask, error: Exception) -> Outcome | None:
-        """Deal with what Dask says instead of an outcome."""
+    def _failed(self, key: str, item: _PendingTask, error: Exception) -> Outcome | None:
+        """Handle an error of Dask."""
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if flight.attempt is None:
-            self._landed(key)
-            self._refuse(flight.address, reason)
+        if item.attempt is None:
+            self._remove(key)
+            self._refuse(item.address, reason)
             return None
         if type(error).__name__ in ("KilledWorker", "TimeoutError", "CommClosedError", "FutureCancelledError"):
-            return self._lost(key, f"at {flight.address} was lost")
-        self._landed(key)
-        seconds = time.monotonic() - flight.began
-        return Outcome(flight.attempt.task, None, SlideioPipeError(reason), "worker", seconds)
+            return self._lost(key, f"at {item.address} was lost")
+        self._remove(key)
+        seconds = time.monotonic() - item.began
+        return Outcome(item.attempt.task, None, SlideioPipeError(reason), "worker", seconds)
 
-    def _welcome(self, key: str, flight: _PendingTask, told: tuple[dict[str, str], str]) -> None:
-        """Use a worker, or say why it is not used."""
+    def _accept(self, key: str, item: _PendingTask, answer: tuple[dict[str, str], str]) -> None:
+        """Accept a worker, or refuse it with a reason."""
         from slideio_pipe.cohort.workers.dask_worker import versions
 
-        self._landed(key)
-        self.answered_at[flight.address] = flight.began
-        theirs, problem = told
+        self._remove(key)
+        self.answered_at[item.address] = item.began
+        theirs, problem = answer
         here = versions()
         differ = [f"{name} {theirs[name]} instead of {here[name]}" for name in here if theirs[name] != here[name]]
         if differ or problem:
-            self._refuse(flight.address, problem or f"it has {' and '.join(differ)}")
+            self._refuse(item.address, problem or f"it has {' and '.join(differ)}")
         else:
-            self.usable.add(flight.address)
+            self.usable.add(item.address)
 
     def _refuse(self, address: str, reason: str) -> None:
         self.refused[address] = reason
-        if len(self.refused) < len(self.threads):  # else it will be an error
+        if len(self.refused) < len(self.threads):  # if all are refused, an error is raised
             warnings.warn(f"the worker {address} is not used: {reason}", ClusterWarning, stacklevel=2)
 
-    def _ran(self, key: str, attempt: Attempt, ran: Any) -> Outcome | None:
-        flight = self._landed(key)
+    def _handle_result(self, key: str, attempt: Attempt, ran: Any) -> Outcome | None:
+        item = self._remove(key)
         if ran.ended is not None:
             self.failed_starts = 0
             return attempt.ended(ran.ended)
         if not ran.started:
             self.failed_starts += 1
             if self.failed_starts >= FAILED_STARTS:
-                raise WorkerError(f"worker processes do not start at {flight.address} ({ran.lost})", remedy=_RESUME)
-            self.again.append(_Again(attempt, flight.address, alone=False))
+                raise WorkerError(f"worker processes do not start at {item.address} ({ran.lost})", remedy=_RESUME)
+            self.retries.append(_Retry(attempt, item.address, exclusive=False))
             return None
         found = attempt.lost(ran.lost, ran.stage, ran.seconds)
         if found is None:
-            self._once_more(attempt, flight.address, alone=False)
+            self._retry_later(attempt, item.address, exclusive=False)
         return found
 
     def _lost(self, key: str, reason: str) -> Outcome | None:
-        """Deal with the death of the Dask worker itself."""
-        flight = self._landed(key)
+        """Handle the death of a Dask worker."""
+        item = self._remove(key)
         with _ignored():
-            flight.future.cancel()
-        self.usable.discard(flight.address)
-        if flight.attempt is None:
+            item.future.cancel()
+        self.usable.discard(item.address)
+        if item.attempt is None:
             return None
-        found = flight.attempt.lost(reason, "worker", time.monotonic() - flight.began)
+        found = item.attempt.lost(reason, "worker", time.monotonic() - item.began)
         if found is None:
-            self._once_more(flight.attempt, flight.address, alone=True)
+            self._retry_later(item.attempt, item.address, exclusive=True)
         return found
 
-    def _once_more(self, attempt: Attempt, avoided: str, *, alone: bool) -> None:
+    def _retry_later(self, attempt: Attempt, avoided: str, *, exclusive: bool) -> None:
         assert attempt.deaths < ATTEMPTS
-        self.again.append(_Again(attempt, avoided, alone))
+        self.retries.append(_Retry(attempt, avoided, exclusive))
 
-    def _landed(self, key: str) -> _PendingTask:
-        flight = self.flights.pop(key)
-        if flight.attempt is not None:
-            self.loads[flight.address] -= 1
-            if not self.loads[flight.address]:
-                del self.loads[flight.address]
-                self.reserved.discard(flight.address)
-        return flight
+    def _remove(self, key: str) -> _PendingTask:
+        item = self.pending.pop(key)
+        if item.attempt is not None:
+            self.loads[item.address] -= 1
+            if not self.loads[item.address]:
+                del self.loads[item.address]
+                self.reserved.discard(item.address)
+        return item
 
-    def _asked(self, question: Callable[[], Any]) -> Any:
-        """Return what the scheduler answers.
+    def _ask_scheduler(self, question: Callable[[], Any]) -> Any:
+        """Return the scheduler's answer.
 
         Raises
         ------
         WorkerError
-            It does not.
+            It does not answer.
         """
         try:
             if self.client.status == "running":
@@ -352,8 +352,8 @@ class ClusterRun:
         raise WorkerError("the Dask scheduler was lost", remedy=_RESUME)
 
 
-def _introduce(folder: str, mark: bytes) -> tuple[dict[str, str], str]:
-    """Say, on a worker, what it is, and what keeps it from working here."""
+def _describe_worker(folder: str, mark: bytes) -> tuple[dict[str, str], str]:
+    """Return a worker's versions, and why it cannot be used; runs on the worker."""
     from slideio_pipe.cohort.workers.dask_worker import check_place, versions
 
     return versions(), check_place(folder, mark)
@@ -367,7 +367,7 @@ def _run_task(*args: Any) -> Any:
 
 @contextmanager
 def _ignored() -> Iterator[None]:
-    """Go on whatever a cluster that is going down answers."""
+    """Ignore errors of a cluster that is shutting down."""
     try:
         yield
     except Exception:

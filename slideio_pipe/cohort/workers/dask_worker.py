@@ -1,7 +1,7 @@
-"""What runs in Dask's workers: every thread of one does a task at a time, in a process of its own.
+"""The code that runs in Dask's workers: each of their threads runs one task at a time, in its own process.
 
-So libvips meets neither fork nor neighbour, whatever Dask's workers are: of one thread or many, with a nanny or
-without. A task that crashes, hangs or swells costs that process only, and its limits are those of a local run.
+So libvips is neither forked nor shared, for any kind of Dask worker: one thread or several, with or without a nanny. A
+task that crashes, hangs or grows ends only that process, and its limits are those of a local run.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from distributed import get_worker
 
 from slideio_pipe.cohort.workers.process import IDLE_S, Ended, Limits, LostError, Worker, program
 
-# How often it is asked whether the task is still wanted.
-_ASK_S = 0.5
-# How long another host may take to see a file that was just written.
-_SEEN_S = 10.0
+# Interval of checks whether the task is still needed.
+_CHECK_S = 0.5
+# Maximum time until another host sees a newly written file.
+_VISIBLE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What became of a task on a worker."""
+    """The outcome of a task on a worker."""
 
     ended: Ended | None
-    lost: str = ""  # why its process died, if it did
+    lost: str = ""  # why its process ended, if it did
     stage: str = ""
     seconds: float = 0.0
-    started: bool = True  # False: the process died before it began with the task
+    started: bool = True  # False: the process ended before it started the task
 
 
-class _Crew:
-    """The processes that a run has in this Dask worker."""
+class _Processes:
+    """The processes of a run in this Dask worker."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,7 +47,7 @@ class _Crew:
         self._all: set[Worker] = set()
 
     def take(self, work: bytes) -> Worker:
-        """Return a process that has nothing to do; it may have been started before."""
+        """Return an idle process, new or used before."""
         with self._lock:
             while self._free:
                 worker, since = self._free.pop()
@@ -70,12 +70,12 @@ class _Crew:
             self._drop(worker)
 
     def dismiss(self) -> None:
-        """End all, whatever they do."""
+        """End all processes, also busy ones."""
         with self._lock:
             for worker in self._all:
-                worker.process.kill()  # its thread hears of it
+                worker.process.kill()  # the waiting thread sees the end of its pipe
             for worker in self._all:
-                worker.process.join(5)  # so that its locks are free when the run has ended
+                worker.process.join(5)  # releases its locks before the run ends
             for worker, _ in self._free:
                 self._drop(worker)
             self._free.clear()
@@ -86,8 +86,8 @@ class _Crew:
             worker.kill()
 
 
-# The only state: what this Dask worker has running, by the run it is for.
-_CREWS: dict[str, _Crew] = {}
+# The only state: the processes in this Dask worker, by run.
+_PROCESSES: dict[str, _Processes] = {}
 
 
 def check_place(folder: str, mark: bytes) -> str:
@@ -96,9 +96,9 @@ def check_place(folder: str, mark: bytes) -> str:
     Parameters
     ----------
     folder : str
-        Where the outputs go.
+        Folder of the outputs.
     mark : bytes
-        What ``run.lock`` there holds: another disk under the same path would hold something else.
+        Content of its ``run.lock``: another disk under the same path would have another content.
     """
     here = socket.gethostname()
     lock, begun = Path(folder) / "run.lock", time.monotonic()
@@ -109,40 +109,40 @@ def check_place(folder: str, mark: bytes) -> str:
             reason = f"{folder} is another folder on {here}"
         except OSError as error:
             reason = f"{folder} cannot be seen on {here} ({error.strerror})"
-        if time.monotonic() > begun + _SEEN_S:
+        if time.monotonic() > begun + _VISIBLE_S:
             return reason
         time.sleep(0.25)
     return "" if os.access(folder, os.W_OK) else f"{folder} cannot be written on {here}"
 
 
 def versions() -> dict[str, str]:
-    """Return what has to be the same on both sides."""
+    """Return the versions that must be equal on both sides."""
     ours = sys.modules[__name__.partition(".")[0]].__version__
     return {"slideio_pipe": ours, "Python": ".".join(platform.python_version_tuple()[:2])}
 
 
 def run_task(run: str, work: bytes, task: bytes, limits: Limits, key: str) -> Ran:
-    """Do a task in a process of its own, and return what became of it.
+    """Run a task in its own process, and return the outcome.
 
     Parameters
     ----------
     run : str
-        The run it is for; its processes are kept for its next tasks.
+        The task's run; its processes are kept for its next tasks.
     work, task : bytes
         Pickled; only that process imports what they need.
     limits : Limits
-        Beyond which the process is killed.
+        Limits above which the process is killed.
     key : str
-        Dask's for this task: once Dask has released it nobody waits for the outcome, and the process is killed.
+        Dask's key of this task: after Dask has released it the outcome is not needed, and the process is killed.
     """
-    crew = _CREWS.setdefault(run, _Crew())
-    worker = crew.take(work)
+    processes = _PROCESSES.setdefault(run, _Processes())
+    worker = processes.take(work)
     worker.begin_pickled(task)
     kept = False
     try:
         while True:
-            patience = worker.patience(limits)
-            if wait([worker.connection], _ASK_S if patience is None else min(patience, _ASK_S)):
+            max_wait_s = worker.max_wait_s(limits)
+            if wait([worker.connection], _CHECK_S if max_wait_s is None else min(max_wait_s, _CHECK_S)):
                 ended = worker.hear()
                 if ended is not None:
                     kept = True
@@ -154,18 +154,18 @@ def run_task(run: str, work: bytes, task: bytes, limits: Limits, key: str) -> Ra
     except LostError as lost:
         return Ran(None, str(lost), worker.stage, worker.seconds(), started=worker.is_ready)
     finally:
-        (crew.give_back if kept else crew.drop)(worker)
+        (processes.give_back if kept else processes.drop)(worker)
 
 
 def dismiss(run: str) -> None:
-    """End what a run has running in this Dask worker."""
-    crew = _CREWS.pop(run, None)
-    if crew is not None:
-        crew.dismiss()
+    """End the processes of a run in this Dask worker."""
+    processes = _PROCESSES.pop(run, None)
+    if processes is not None:
+        processes.dismiss()
 
 
 def _is_wanted(key: str) -> bool:
-    """Return whether Dask still waits for a task: its client may have gone, or this worker be closing.
+    """Return whether Dask still waits for a task: its client may be gone, or this worker may be closing.
 
     Dask cannot interrupt a thread; it marks the task as cancelled and lets it run.
     """

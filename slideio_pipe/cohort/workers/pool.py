@@ -1,4 +1,4 @@
-"""A pool of worker processes, each doing one task at a time: one that dies, hangs or swells costs its task only."""
+"""A pool of worker processes, each with one task at a time: one that dies, hangs or grows fails only its task."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from slideio_pipe.errors import ConfigError, SlideioPipeError, WorkerError
 
 __all__ = ["ATTEMPTS", "Attempt", "OnProgress", "Outcome", "Pool", "Work", "WorkerPool"]
 
-# A task that took a worker with it is tried once more, in a process of its own.
+# A task that ends its worker is retried once, in another process.
 ATTEMPTS = 2
-# Workers that end before they begin, one after the other, mean that none ever will.
+# Consecutive workers that end before starting: then no worker can start.
 FAILED_STARTS = 3
 NO_START = 'in a script, call it below `if __name__ == "__main__":`; define functions in a module'
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a task."""
+    """The outcome of a task."""
 
     task: Any
-    value: Any  # what the work returned; None when it failed
+    value: Any  # result of the work; None if it failed
     error: SlideioPipeError | None
-    stage: str  # the last one it told of
+    stage: str  # the last reported stage
     seconds: float  # of the last attempt
     warnings: tuple[str, ...] = ()
-    quarantined: bool = False  # it took two workers with it
-    attempts: int = 1  # that it took
+    quarantined: bool = False  # it ended two workers
+    attempts: int = 1  # number of attempts
 
 
 class Pool(Protocol):
-    """Whoever does tasks."""
+    """Runs tasks."""
 
     def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
-        """Yield what became of each task, as they end; tasks are asked for when there is room for another."""
+        """Yield the outcome of each task when it ends; tasks are read when there is room for another."""
         ...
 
 
 @dataclass(slots=True)
 class Attempt:
-    """A task and the workers it took with it."""
+    """A task and the number of workers it ended."""
 
     task: Any
     deaths: int = 0
 
     def ended(self, ended: Ended) -> Outcome:
-        """Return what became of it, from what its worker says."""
+        """Return the outcome, from the worker's report."""
         attempts = self.deaths + 1
         return Outcome(
             self.task, ended.value, ended.error, ended.stage, ended.seconds, ended.warnings, attempts=attempts
         )
 
     def lost(self, reason: str, stage: str, seconds: float) -> Outcome | None:
-        """Count a death; return what became of the task if it was one too many."""
+        """Count an ended worker; return the outcome if it was the last attempt."""
         self.deaths += 1
         if self.deaths < ATTEMPTS:
             return None
@@ -68,23 +68,23 @@ class Attempt:
 
 
 class WorkerPool:
-    """Does tasks in spawned processes.
+    """Runs tasks in spawned processes.
 
     Parameters
     ----------
     work : callable
-        Called as ``work(task, on_stage)`` in a worker; it and the tasks pickle. Its exceptions are outcomes.
+        Called as ``work(task, on_stage)`` in a worker; it and the tasks must be picklable. Exceptions become outcomes.
     workers : int
-        Processes.
+        Number of processes.
     time_limit_s : float, optional
-        After which a worker is killed over its task.
+        Time limit per task, after which its worker is killed.
     memory_limit_bytes : int, optional
-        Resident memory beyond which a worker is killed (Linux).
+        Limit of resident memory, above which a worker is killed (Linux).
 
     Raises
     ------
     ConfigError
-        Numbers that make no sense.
+        A number is invalid.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class WorkerPool:
         self._failed_starts = 0
 
     def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
-        """Yield what became of each task, as they end; tasks are asked for when a worker is free.
+        """Yield the outcome of each task when it ends; tasks are read when a worker is free.
 
         Leaving the loop early ends the workers.
 
@@ -112,13 +112,13 @@ class WorkerPool:
         waiting = iter(tasks)
         try:
             while True:
-                self._hand_out(waiting)
+                self._assign(waiting)
                 if not self._busy:
                     break
-                waits = [worker.patience(self._limits) for worker in self._busy]
+                waits = [worker.max_wait_s(self._limits) for worker in self._busy]
                 ready = wait([w.connection for w in self._busy], min((s for s in waits if s is not None), default=None))
                 for worker in list(self._busy):
-                    found = self._look_at(worker, worker.connection in ready)
+                    found = self._check_worker(worker, worker.connection in ready)
                     if found is not None:
                         yield found
             for worker in self._free:
@@ -129,8 +129,8 @@ class WorkerPool:
             self._busy.clear()
             self._free.clear()
 
-    def _hand_out(self, waiting: Iterator[Any]) -> None:
-        """Give every free worker a task, starting as many workers as are allowed and needed."""
+    def _assign(self, waiting: Iterator[Any]) -> None:
+        """Give every free worker a task, and start workers as needed up to the limit."""
         while self._free or len(self._busy) < self._count:
             if self._again:
                 attempt = self._again.popleft()
@@ -143,10 +143,10 @@ class WorkerPool:
             self._busy[worker] = attempt
             worker.begin(attempt.task)
 
-    def _look_at(self, worker: Worker, has_told: bool) -> Outcome | None:
-        """Take a message of a worker, or see that it keeps to the limits."""
+    def _check_worker(self, worker: Worker, has_message: bool) -> Outcome | None:
+        """Read a message of a worker, or check its limits."""
         try:
-            if not has_told:
+            if not has_message:
                 worker.check(self._limits)
                 return None
             ended = worker.hear()
@@ -161,7 +161,7 @@ class WorkerPool:
         return attempt.ended(ended)
 
     def _lost(self, worker: Worker, reason: str) -> Outcome | None:
-        """Have the task of a worker tried again by another, or given up."""
+        """Retry the task of a dead worker in another one, or give it up."""
         worker.kill()
         attempt = self._busy.pop(worker)
         found = None

@@ -1,4 +1,4 @@
-"""A worker process and this end of the pipe to it: given one task at a time, heard, watched, killed."""
+"""A worker process and the parent's end of its pipe: send tasks, receive results, check limits, kill."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from slideio_pipe.errors import ConfigError, SlideioPipeError
 _HAS_SIGMASK = hasattr(signal, "pthread_sigmask")  # Windows has none, and no resource tracker
 
 OnProgress = Callable[[str], object]
-Work = Callable[[Any, OnProgress], Any]  # (task, on_stage) to what is reported of it; both pickle
+Work = Callable[[Any, OnProgress], Any]  # (task, on_stage) to its result; both can be pickled
 
-# How often the memory of workers is looked at.
+# Interval of checks of the workers' memory.
 WATCH_S = 0.2
-# A worker that is a program of its own ends when it was given nothing for so long: its run was killed on another host.
+# A worker started as a program ends after this time without a task: its run was killed on another host.
 IDLE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Beyond which a worker is killed over its task.
+    """Limits above which a worker is killed.
 
     Raises
     ------
     ConfigError
-        Numbers that make no sense.
+        A number is invalid.
     """
 
     time_s: float | None = None
@@ -53,38 +53,38 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What a worker says of a task it has come to the end of."""
+    """A worker's report of a finished task."""
 
-    value: Any  # what the work returned; None when it failed
+    value: Any  # result of the work; None if it failed
     error: SlideioPipeError | None
-    stage: str  # the last one it told of
+    stage: str  # the last reported stage
     seconds: float
     warnings: tuple[str, ...]
 
 
 class LostError(Exception):
-    """A worker died, or has to: the words behind "its worker process"."""
+    """A worker ended or must be killed; the message follows "its worker process"."""
 
 
 class Process(Protocol):
-    """What a worker needs of its process."""
+    """The parts of a process that a worker uses."""
 
     @property
     def pid(self) -> int | None:
-        """Return its number."""
+        """Return the process id."""
         ...
 
     @property
     def exitcode(self) -> int | None:
-        """Return how it ended, minus the signal that killed it; None while it lives."""
+        """Return the exit code, minus the signal that killed it; None while it runs."""
         ...
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for its end."""
+        """Wait for the end."""
         ...
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         ...
 
 
@@ -92,39 +92,39 @@ Start = Callable[[], tuple[Connection, Process]]
 
 
 class Worker:
-    """A process and this end of the pipe to it."""
+    """A process and the parent's end of its pipe."""
 
     def __init__(self, start: Start) -> None:
         self.connection, self.process = start()
         self.is_ready, self.stage, self.began = False, "", time.monotonic()
 
     def begin(self, task: Any) -> None:
-        """Give it a task; it has none."""
+        """Send a task to an idle worker."""
         self.stage, self.began = "", time.monotonic()
-        with suppress(BrokenPipeError, ConnectionResetError):  # it died idle: heard of as the end of its pipe
+        with suppress(BrokenPipeError, ConnectionResetError):  # it ended while idle: detected as the end of its pipe
             self.connection.send(task)
 
     def begin_pickled(self, task: bytes) -> None:
-        """Give it a task that only it unpickles."""
+        """Send a pickled task, which only the worker unpickles."""
         self.stage, self.began = "", time.monotonic()
         with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send_bytes(task)
 
     def hear(self) -> Ended | None:
-        """Take one message, waiting for it; return what ends a task.
+        """Wait for one message; return the report if it ends a task.
 
         Raises
         ------
         LostError
-            The end of its pipe is its death.
+            The pipe was closed, because the worker ended.
         """
         try:
             kind, *content = self.connection.recv()
         except (EOFError, OSError, pickle.UnpicklingError):
             raise LostError(self._cause_of_death()) from None
         if kind == "done":
-            value, error, told = content
-            return Ended(value, error, self.stage, self.seconds(), told)
+            value, error, warned = content
+            return Ended(value, error, self.stage, self.seconds(), warned)
         if kind == "unable":
             raise LostError(f"cannot begin ({content[0]})")
         if kind == "ready":
@@ -134,30 +134,30 @@ class Worker:
         return None
 
     def check(self, limits: Limits) -> None:
-        """Raise LostError when it is beyond a limit."""
+        """Raise LostError if the worker is above a limit."""
         if limits.time_s is not None and self.is_ready and self.seconds() > limits.time_s:
             raise LostError(f"took longer than {limits.time_s:g} s")
         if limits.memory_bytes is not None and self._memory_bytes() > limits.memory_bytes:
             raise LostError(f"took more than {limits.memory_bytes / 1e9:.3g} GB of memory")
 
-    def patience(self, limits: Limits) -> float | None:
-        """Return how long may be waited for its messages until it has to be looked after; None is for ever."""
+    def max_wait_s(self, limits: Limits) -> float | None:
+        """Return the maximum time to wait for messages until the next check; None is unlimited."""
         waits = [] if limits.memory_bytes is None else [WATCH_S]
         if limits.time_s is not None and self.is_ready:
             waits.append(max(0.0, self.began + limits.time_s - time.monotonic()))
         return min(waits, default=None)
 
     def seconds(self) -> float:
-        """Return for how long it has had its task."""
+        """Return the time since its task began."""
         return time.monotonic() - self.began
 
     def dismiss(self) -> None:
-        """Let it end; it has no task."""
+        """End an idle worker."""
         self.connection.close()
         self.process.join(5)
 
     def kill(self) -> None:
-        """End it, and wait until it is gone."""
+        """Kill it, and wait for the end."""
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -178,7 +178,7 @@ class Worker:
 
 
 def spawned(work: Work) -> tuple[Connection, Process]:
-    """Start a worker with multiprocessing, which also finds works defined in a script."""
+    """Start a worker with multiprocessing, which also supports works defined in a script."""
     context = multiprocessing.get_context("spawn")  # libvips does not survive a fork
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve_with_parent, args=(theirs, work), daemon=True)
@@ -188,20 +188,20 @@ def spawned(work: Work) -> tuple[Connection, Process]:
         resource_tracker.ensure_running()
     with _interrupts_later():
         process.start()
-    theirs.close()  # so that its death ends the pipe
+    theirs.close()  # so that the worker's end closes the pipe
     return ours, process
 
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Block Ctrl-C here and in processes that are started, and take it afterwards.
+    """Block Ctrl-C here and in processes that are started, and handle it afterwards.
 
     Blocked in this thread, the signal may still reach another one, and Python raises in the main thread all the same:
     a process whose start is cut short there ends with a traceback. So the handler waits as well.
     """
     held: list[int] = []
     handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-    if handler is not None:  # None as well: a handler that Python cannot put back
+    if handler is not None:  # None: a handler that Python cannot restore
         signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if _HAS_SIGMASK else None
     try:
@@ -215,7 +215,7 @@ def _interrupts_later() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-# Its last argument is a pipe whose other end nobody but the parent has: the end of the one is the end of the other.
+# Its last argument is a pipe whose other end only the parent has: the worker ends when the parent does.
 _PROGRAM = """
 import sys, threading
 from multiprocessing.connection import Connection
@@ -227,9 +227,9 @@ serve_program(connection, lifeline)
 
 
 def program(work: bytes) -> tuple[Connection, Process]:
-    """Start a worker as a program of its own, with a pickled work.
+    """Start a worker as a separate program, with a pickled work.
 
-    For processes that multiprocessing does not let have children, such as Dask's workers, which are daemons to it.
+    For processes that may not have children in multiprocessing, such as Dask's workers, which are daemons.
     """
     ours, theirs = multiprocessing.Pipe()
     end, lifeline = multiprocessing.Pipe(duplex=False)
@@ -237,14 +237,14 @@ def program(work: bytes) -> tuple[Connection, Process]:
     process = _Program([sys.executable, "-c", _PROGRAM, *map(str, fds)], fds, lifeline)
     theirs.close()
     end.close()
-    with suppress(BrokenPipeError, ConnectionResetError):  # it died: heard of as the end of its pipe
+    with suppress(BrokenPipeError, ConnectionResetError):  # it ended: detected as the end of its pipe
         ours.send(sys.path)
         ours.send_bytes(work)
     return ours, process
 
 
 class _Program:
-    """A process of ``subprocess`` in the words of multiprocessing's."""
+    """A process of ``subprocess`` with multiprocessing's interface."""
 
     def __init__(self, command: list[str], fds: tuple[int, ...], lifeline: Connection) -> None:
         self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, process_group=0)
@@ -267,12 +267,12 @@ class _Program:
 
 
 def serve_program(connection: Connection, lifeline: Connection) -> None:
-    """Be a worker that ``program`` started."""
+    """Run a worker that ``program`` started."""
     _ignore_interrupts()
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     try:
         work = pickle.loads(connection.recv_bytes())
-    except Exception as error:  # a module of the work that is not there
+    except Exception as error:  # a missing module of the work
         connection.send(("unable", f"{type(error).__name__}: {error}"))
         return
     _serve(connection, work, IDLE_S)
@@ -287,18 +287,18 @@ def _serve_with_parent(connection: Connection, work: Work) -> None:
 
 
 def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent, which ends its workers: a terminal sends it to them as well."""
+    """Leave Ctrl-C to the parent, which ends its workers: a terminal also sends it to them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _end_with(parent: Connection | int) -> None:
-    """A worker whose run was killed must not go on writing: the next run would find its bags locked."""
+    """End with the parent: a worker of a killed run must not keep writing, or the next run finds its bags locked."""
     wait([parent])
     os._exit(1)
 
 
 def _serve(connection: Connection, work: Work, idle_s: float | None = None) -> None:
-    """Do tasks until the pipe ends: the whole life of a worker."""
+    """Run tasks until the pipe is closed: the main loop of a worker."""
     connection.send(("ready",))
     while True:
         try:
@@ -311,13 +311,13 @@ def _serve(connection: Connection, work: Work, idle_s: float | None = None) -> N
             warnings.simplefilter("always")
             try:
                 value, error = work(task, lambda stage: connection.send(("stage", stage))), None
-            except Exception as raised:  # whatever a library raises over a damaged slide costs that slide only
+            except Exception as raised:  # any error of a library for a damaged slide fails only that slide
                 value, error = None, portable(raised)
         connection.send(("done", value, error, tuple(dict.fromkeys(str(warning.message) for warning in caught))))
 
 
 def portable(error: Exception) -> SlideioPipeError:
-    """Return an error of ours, which pickles."""
+    """Return an error of ours, which can be pickled."""
     if isinstance(error, SlideioPipeError):
         return error
     return SlideioPipeError(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""A Dask cluster of SLURM jobs, for as long as a run takes."""
+"""A Dask cluster of SLURM jobs for the duration of a run."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from distributed.deploy.spec import ProcessInterface
 from slideio_pipe.cohort.workers.config import ClusterConfig
 from slideio_pipe.errors import ConfigError, WorkerError, require
 
-# dask-jobqueue takes Ctrl-C for itself when it is imported: it would end the process without the run's last words.
+# dask-jobqueue installs a Ctrl-C handler on import, which would end the process without the run's final steps.
 _interrupt = signal.getsignal(signal.SIGINT)
 require("dask_jobqueue.slurm", "cluster")
 signal.signal(signal.SIGINT, _interrupt)
 
 from dask_jobqueue.slurm import SLURMCluster, SLURMJob  # noqa: E402
 
-# How often jobs that ended (their walltime was over, their node was wanted) are asked for anew.
+# Interval for resubmitting jobs that ended (walltime over, node reclaimed).
 _RENEW_S = 30.0
 
 
 class SlurmJobs:
-    """The jobs that a configuration asks for.
+    """The SLURM jobs of a configuration.
 
     Parameters
     ----------
     config : ClusterConfig
-        What a job has, and how many there are.
+        Resources and number of the jobs.
     where : str
-        The file it was read from, for messages.
+        The configuration's file, for messages.
     """
 
     remedy = "look at squeue and the logs of the jobs (log_directory), then run again: what is done stays done"
@@ -53,7 +53,7 @@ class SlurmJobs:
         Raises
         ------
         WorkerError
-            SLURM is not here.
+            SLURM is not available.
         ConfigError
             dask-jobqueue refuses an argument.
         """
@@ -67,12 +67,12 @@ class SlurmJobs:
             yield client
 
     def look_after(self) -> None:
-        """Submit jobs that ended again; called every second or so.
+        """Submit jobs again that have ended; called about every second.
 
         Raises
         ------
         WorkerError
-            SLURM refuses them.
+            SLURM rejects them.
         """
         if self._refused:
             remedy = "correct the file; sbatch was asked with what it says"
@@ -82,14 +82,14 @@ class SlurmJobs:
             self._renewed = time.monotonic()
 
     def job_script(self) -> str:
-        """Return what a job is submitted as."""
+        """Return the script of a job."""
         with self._started() as cluster:
             script: str = cluster.job_script()
         return script
 
     @contextmanager
     def _started(self) -> Iterator[SLURMCluster]:
-        """Start a scheduler in this process, without a job yet."""
+        """Start a scheduler in this process, without jobs."""
         try:
             cluster = SLURMCluster(job_cls=_job_class(self._refused), **arguments(self._config))
         except (TypeError, ValueError) as error:
@@ -100,7 +100,7 @@ class SlurmJobs:
 
 
 def _job_class(refused: list[str]) -> type[SLURMJob]:
-    """Return dask-jobqueue's job, which also says why it was not accepted: otherwise that is only logged."""
+    """Return dask-jobqueue's job class, extended to keep the reason of a rejection, which is otherwise only logged."""
 
     class Job(SLURMJob):  # type: ignore[misc]
         async def start(self) -> None:
@@ -109,7 +109,7 @@ def _job_class(refused: list[str]) -> type[SLURMJob]:
             except Exception as error:
                 said = str(error).split("stderr:")[-1]  # dask-jobqueue quotes the whole script before it
                 refused.append(" ".join(said.split())[:300])
-                await ProcessInterface.start(self)  # else the cluster could not be closed in order
+                await ProcessInterface.start(self)  # else the cluster could not be closed cleanly
 
     return Job
 
@@ -118,5 +118,5 @@ def arguments(config: ClusterConfig) -> Mapping[str, Any]:
     """Return the keyword arguments of ``SLURMCluster``."""
     given = config.model_dump(exclude={"jobs", "wait_s", "options"}, exclude_none=True)
     lists = {name: list(value) for name, value in given.items() if isinstance(value, tuple)}
-    # One Dask worker a job: its slides are processes of their own already, as many at a time as it has cores.
+    # One Dask worker per job: its slides already run in separate processes, as many at a time as it has cores.
     return {"processes": 1, **given, **lists, **config.options}
