@@ -1,4 +1,4 @@
-"""The slides of a cohort to bags on disk, in worker processes."""
+"""Export the slides of a cohort to bags on disk, in worker processes."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ from slideio_pipe.store import open_bag
 from slideio_pipe.store.failed_tiles import check_store_on_error
 from slideio_pipe.tiles.tile_bag import TileBag
 
-# What a bag does not say of its making.
+# Numbers of an export that a bag does not store.
 _UNKNOWN = ("seconds", "tiles_per_second", "tissue_covered")
 
 
 @dataclass(frozen=True)
 class ExportWork:
-    """A slide to its bag, as one of a cohort."""
+    """The export of a cohort's slides to bags."""
 
     folder: Path
     config: ExportConfig
     threads: int
     allow_empty: bool = False
-    on_error: str = "raise"  # none of the settings: a bag without a damaged tile is the same with either
-    mask_frame: Frame | None = None  # of the masks in the cohort
+    on_error: str = "raise"  # not a setting: a bag without damaged tiles is the same with both
+    mask_frame: Frame | None = None  # frame of the masks in the cohort
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """What the bags depend on."""
+        """Settings that the bags depend on."""
         frame = {} if self.mask_frame is None else {"mask_frame": self.mask_frame}
         return self.config.model_dump(mode="json") | {"allow_empty": self.allow_empty} | frame
 
     def output(self, slide: CohortSlide) -> Path:
-        """Return the bag of a slide: called as the cohort calls the slide."""
+        """Return the bag of a slide, named after the slide in the cohort."""
         return self.folder / bag_name(slide.name)
 
     def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
-        """Export it."""
+        """Export a slide."""
         assert isinstance(slide.source, Path)
         mpps = self.config.slide.in_cohort(slide.mpp)
         own = self.config.slide.model_copy(update={"slide_mpp": mpps["slide_mpp"]})
@@ -82,23 +82,23 @@ class ExportWork:
         return done.summary() | ({} if slide.mpp is None else {"mpp_source": "the cohort"})
 
     def recall(self, slide: CohortSlide) -> dict[str, Any]:
-        """Return what is known of a bag that was written before a kill."""
+        """Return the entries of a bag that was written before a kill."""
         with open_bag(self.output(slide)) as bag:
             known = Exported(bag, math.nan, math.nan).summary()
         known |= {} if slide.mpp is None else {"mpp_source": "the cohort"}
         return {key: value for key, value in known.items() if key not in _UNKNOWN}
 
     def _draw(self, name: str, slide: Slide, bag: TileBag) -> None:
-        """Draw the slide for the report, before its bag is there: one that is, after a kill, has its picture."""
+        """Draw the slide for the report, before its bag is written: so a bag written before a kill has its picture."""
         try:
             drawn = io.BytesIO()
             overview(slide, bag).save(drawn, "JPEG", quality=82)
             file = picture_file(self.folder, name)
             make_folder(file.parent)
             write_file(file, drawn.getvalue(), overwrite=True)
-        except Exception as error:  # whatever it is, the tiles may be all right
+        except Exception as error:  # any error: the tiles may still be valid
             warnings.warn(SlideioPipeWarning(f"no picture for the report ({error})"), stacklevel=2)
-            slide.renew()  # a tile that libvips could not decode it would give as black afterwards
+            slide.renew()  # libvips would return an undecodable tile as black afterwards
 
 
 def export_cohort(
@@ -118,10 +118,10 @@ def export_cohort(
     cluster: str | Path | None = None,
     progress: Report | bool | None = None,
 ) -> RunReport:
-    """Write the tissue tiles of every slide of a cohort into a bag; run it again to go on where it stopped.
+    """Write the tissue tiles of every slide of a cohort into a bag; run it again to continue after a stop.
 
-    A slide that fails costs itself only: it is listed in ``out/failures.csv`` with the stage, the error and the remedy.
-    ``out/report.html`` shows every slide with its tissue, its tiles and its numbers, worst first.
+    A slide that fails does not stop the others: it is listed in ``out/failures.csv`` with the stage, the error and the
+    remedy. ``out/report.html`` shows every slide with its tissue, its tiles and its numbers, worst first.
 
     Parameters
     ----------
@@ -130,28 +130,28 @@ def export_cohort(
     out : str or Path
         The folder of the bags, ``<name>.bag.zarr``, and of ``report.html``, ``run.json`` and ``failures.csv``.
     config : ExportConfig, path of a YAML file or dict, optional
-        Resolution, tissue, grid and codec; a slide's own mpp and mask come from the cohort.
+        Resolution, tissue, grid and codec; mpp and mask of a slide come from the cohort.
     workers : int
-        Processes. In a script, call it below ``if __name__ == "__main__":``.
+        Number of processes. In a script, call it below ``if __name__ == "__main__":``.
     threads : int, optional
-        Of each worker; by default the cores are shared out, and it is one on a cluster, where slides are as many.
+        Per worker; by default the cores are divided, and it is one on a cluster, which has one slide per core.
     time_limit_s : float, optional
-        For each slide, after which it is given up.
+        Limit per slide.
     memory_limit_gb : float, optional
-        For each worker, resident (Linux).
+        Limit per worker, resident (Linux).
     overwrite : bool
-        Replace bags of other settings; bags of these settings stay.
+        Replace bags of other settings; bags of these settings are kept.
     retry : bool
-        Try slides again that took two worker processes with them.
+        Retry slides that crashed two worker processes.
     allow_empty : bool
-        Write bags of no tiles for slides without tissue, instead of listing them as failed.
+        Write empty bags for slides without tissue, instead of listing them as failed.
     on_error : {"raise", "white"}
-        What becomes of damaged slides; see ``export_slide``.
+        Handling of damaged slides; see ``export_slide``.
     mask_frame : {"qupath", "level0"}, optional
-        Where (0, 0) of the cohort's masks is; see ``export_slide``.
+        Frame of the cohort's masks; see ``export_slide``.
     cluster : str or Path, optional
-        A Dask scheduler, ``tcp://host:8786``, or a YAML file like ``configs/slurm.yaml``, in place of ``workers``
-        processes of this machine. Slides and ``out`` have to be on a disk that all see under the same path.
+        A Dask scheduler, ``tcp://host:8786``, or a YAML file like ``configs/slurm.yaml``, instead of ``workers``
+        processes of this machine. Slides and ``out`` must be on a disk that all see under the same path.
     progress : callable, bool or None
         See ``progress.reporting``; counts slides.
 
@@ -162,9 +162,9 @@ def export_cohort(
     Raises
     ------
     ConfigError
-        All that is wrong with the cohort, at once; or bags of other settings are there.
+        The cohort has errors, listed together; or bags of other settings exist.
     OutputError
-        Another run writes into this folder, or it cannot be written.
+        Another run writes into this folder, or the folder cannot be written.
 
     Examples
     --------

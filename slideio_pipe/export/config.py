@@ -14,7 +14,7 @@ from slideio_pipe.tiles.config import GridConfig, TissueConfig
 
 
 class ExportConfig(Record):
-    """A slide to a bag on disk: what ``slideio-pipe export`` does."""
+    """Settings of ``slideio-pipe export``: from a slide to a bag on disk."""
 
     slide: SlideConfig = SlideConfig()
     view: ViewConfig = ViewConfig()
@@ -24,23 +24,23 @@ class ExportConfig(Record):
 
 
 def load_config(path: str | Path) -> ExportConfig:
-    """Read an export configuration from YAML; keys left out have their defaults.
+    """Read an export configuration from YAML; missing keys have their defaults.
 
     Raises
     ------
     ConfigError
-        The file is missing, is no YAML mapping, or has unknown keys or impossible values.
+        The file is missing, is not a YAML mapping, or has unknown keys or impossible values.
     """
     return load_record(ExportConfig, path, "see configs/export.yaml")
 
 
 def export_config(source: ExportConfig | str | Path | Mapping[str, Any] | None) -> ExportConfig:
-    """Return an export configuration as it is given: a record, a YAML file, a dictionary, or None for the defaults.
+    """Return an export configuration from a record, a YAML file, a dictionary, or None for the defaults.
 
     Raises
     ------
     ConfigError
-        It is none of these, the file is missing or no YAML mapping, or keys are unknown or values impossible.
+        It is none of these, the file is missing or not a YAML mapping, or keys are unknown or values impossible.
     """
     if isinstance(source, ExportConfig):
         return source

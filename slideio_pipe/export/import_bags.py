@@ -1,4 +1,4 @@
-"""Coordinates and pixels of other tools to bags, one file or the files of a study."""
+"""Import coordinates and pixels of other tools as bags, one file or the files of a study."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from slideio_pipe.tiles.bag import Label
 
 @dataclass(frozen=True)
 class ImportWork:
-    """A file of another tool's coordinates, or of pixels, to a bag, as one of a study."""
+    """The import of a study's files of coordinates or pixels as bags."""
 
     folder: Path
     source: str  # clam or trident
-    slides: Path | None  # the slide, or the folder of slides; None for files that hold pixels
+    slides: Path | None  # the slide, or the folder of slides; None for files with pixels
     sizes: Mapping[str, int | None] = field(default_factory=dict)  # tile_size and tile_size_level0
-    slide_mpp: float | None = None  # of one file, whatever its slide states; of several, for slides that state none
-    slide_mpp_override: bool = False  # of several files as well
+    slide_mpp: float | None = None  # replaces one slide's value; for several, used if they state none
+    slide_mpp_override: bool = False  # replace the slides' values for several files, too
     pixels: str = "zstd"
     threads: int | None = None
-    outside: str = "white"  # what tiles see beyond the slide's edge
+    outside: str = "white"  # colour beyond the slide's edge
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What the bags depend on."""
+        """Settings that the bags depend on."""
         return {
             "source": self.source,
             "slides": None if self.slides is None else str(self.slides.absolute()),
@@ -52,11 +52,11 @@ class ImportWork:
         }
 
     def output(self, slide: CohortSlide) -> Path:
-        """Return the bag of a file: called as the file."""
+        """Return the bag of a file, named after the file."""
         return self.folder / f"{_stem(Path(slide.name))}{SUFFIX}"
 
     def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
-        """Make the bag."""
+        """Write the bag of a file."""
         assert isinstance(slide.source, Path)
         on_stage("tiles")
         mpps = SlideConfig(slide_mpp=self.slide_mpp, slide_mpp_override=self.slide_mpp_override).in_cohort(slide.mpp)
@@ -75,14 +75,14 @@ class ImportWork:
         overwrite: bool = False,
         progress: Report | bool | None = None,
     ) -> StoredBag:
-        """Make the bag of one file, called as the slide where ``out`` is a folder.
+        """Write the bag of one file, named after the slide if ``out`` is a folder.
 
-        ``mpps`` are ``slide_mpp`` and ``default_mpp`` of ``open_slide``; by default ``slide_mpp`` of this work.
+        ``mpps`` are ``slide_mpp`` and ``default_mpp`` of ``open_slide``; by default ``slide_mpp`` of this import.
 
         Raises
         ------
         ConfigError
-            No such tool, no slide, or none that is called as the file.
+            The tool is unknown, or no slide is named like the file.
         """
         readers: dict[str, Any] = {"clam": from_clam, "trident": from_trident}
         if self.source not in readers:
@@ -109,12 +109,12 @@ class ImportWork:
 
 
 def import_cohort(work: ImportWork, cohort: Cohort, **settings: Any) -> RunReport:
-    """Make a bag of each file of a study; see ``run_cohort``."""
+    """Write a bag for each file of a study; see ``run_cohort``."""
     return run_cohort(work, cohort, work.folder, **settings)
 
 
 def slide_of(file: Path, slides: Path) -> Path:
-    """Return the slide that a file of coordinates is named after.
+    """Return the slide whose name a file of coordinates has.
 
     Raises
     ------

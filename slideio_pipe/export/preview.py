@@ -1,4 +1,4 @@
-"""Pictures of a bag: where its tiles lie on the slide, and some of them."""
+"""Pictures of a bag: its tiles on the slide, and a sample of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slideio_pipe.tiles.tile_bag import TileBag
 
 
 def sheet(slide: Slide, bag: TileBag) -> Image.Image:
-    """Return what an export did as a picture: the slide, its tissue and tiles, a montage of the bag."""
+    """Return a picture of an export: the slide, its tissue and tiles, and a montage of the bag."""
     mask, mpp = bag.grid.mask, bag.view_mpp
     tissue = "" if mask is None else f", {mask.fraction:.0%} of the slide is tissue"
     label = "" if bag.label is None else f", label {bag.label}"

@@ -1,4 +1,4 @@
-"""One slide to one bag on disk: open, find tissue, lay the grid, save; configured by one record."""
+"""Export one slide to one bag on disk: open, find tissue, place the grid, save; configured by one record."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
 
-# The least part of the raw bytes that a codec leaves: glass compresses well, tissue to about a half. JPEG: anything.
-_LEAST_SHARE = {"none": 1.0, "zstd": 0.2}
-_LEAST_JPEG = 0.01
+# Minimum fraction of the raw bytes after encoding: glass compresses well, tissue to about a half. JPEG: any.
+_MIN_SIZE = {"none": 1.0, "zstd": 0.2}
+_MIN_SIZE_JPEG = 0.01
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made, and how long it took."""
+    """The result of an export, and its duration."""
 
     bag: StoredBag
     seconds: float
-    covered: float  # part of the tissue that lies in some tile, 0 to 1
-    written: int | None = None  # tiles of this run: fewer where it went on with a bag, all by default
-    kept: bool = False  # the same bag was there already
+    covered: float  # fraction of the tissue inside some tile, 0 to 1
+    written: int | None = None  # tiles written by this run: fewer if it continued a bag
+    kept: bool = False  # the same bag existed
 
     def summary(self) -> dict[str, Any]:
-        """Return the outcome, JSON-able."""
+        """Return the result as JSON values."""
         mpp, known = self.bag.view_mpp, self.bag.attributes
         written = len(self.bag) if self.written is None else self.written
         return {
@@ -94,46 +94,46 @@ def export_slide(
     path : str or Path
         The slide.
     out : str or Path, optional
-        The ``.bag.zarr`` to make, or the folder to make ``<slide>.bag.zarr`` in; by default the current folder.
+        The ``.bag.zarr`` to create, or the folder for ``<slide>.bag.zarr``; by default the current folder.
     config : ExportConfig, optional
         Resolution, tissue, grid and codec.
     label : int, float or str, optional
-        Stored with the bag.
+        Label to store with the bag.
     default_mpp : float, optional
-        µm per level-0 pixel of a slide that states none; ``config.slide.slide_mpp`` replaces what it states.
+        µm per level-0 pixel if the file states none; ``config.slide.slide_mpp`` replaces the file's value.
     patient : str, optional
-        Whose slide it is, stored with the bag.
+        Patient of the slide, to store with the bag.
     tissue_file : str or Path, optional
         A GeoJSON (QuPath) or PNG tissue mask to use instead of finding tissue.
     mask_frame : {"qupath", "level0"}, optional
-        Where (0, 0) of that mask is, on slides that state the bounds of what was scanned; by default in QuPath's frame,
-        or for pictures what their shape says.
+        Frame of that mask, for slides that state the bounds of the scanned area; by default QuPath's for GeoJSON, and
+        from the shape for pictures.
     picture_file : str or Path, optional
-        Where to draw the slide with its tissue and tiles, and a montage of the bag.
+        File for a picture of the slide with its tissue and tiles, and a montage of the bag.
     overwrite : bool
         Replace an existing bag.
     keep : bool
-        Return a bag that is there and would be written again as it is, instead of failing.
+        Return an existing bag that would be written again unchanged, instead of failing.
     allow_empty : bool
-        Write a bag of no tiles when there is no tissue, instead of failing.
+        Write an empty bag if there is no tissue, instead of failing.
     on_error : {"raise", "white"}
-        What becomes of a damaged slide. "white" takes what cannot be decoded for glass where tissue is sought, and for
-        white tiles in the bag, which lists them in ``attributes["failures"]``; a tenth of the tiles may be such.
+        Handling of a damaged slide. "white" treats undecodable places as glass when finding tissue, and as white tiles
+        in the bag, which lists them in ``attributes["failures"]``; at most a tenth of the tiles.
     threads : int, optional
-        Threads that decode and encode; by default all cores.
+        Number of decoding and encoding threads; by default all cores.
     progress : callable, bool or None
         See ``progress.reporting``.
     on_stage : callable, optional
-        Called with "open", "tissue" and "tiles" as each begins.
+        Called with "open", "tissue" and "tiles" at the start of each.
     on_plan : callable, optional
-        Called with the slide and its planned bag, before a tile is read and even if there is none.
+        Called with the slide and its planned bag, before tiles are read, also if the bag is empty.
 
     Raises
     ------
     NoTissueError
         No tile has enough tissue and ``allow_empty`` is False.
     SlideioPipeError
-        Whatever opening, reading or writing may raise; nothing is left under the final name.
+        Errors of opening, reading or writing; nothing is left at the final path.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def export_slide(
         target = bag_path(slide, out)
         there = target.exists() and not overwrite
         drawing = None if picture_file is None else picture_path(picture_file, overwrite=overwrite or (keep and there))
-        if there and not keep:  # saving asks again; here it spares the search for tissue
+        if there and not keep:  # checked again when saving; here it avoids finding tissue
             raise _exists(target)
         begin("tissue")
         bag = plan_bag(
@@ -195,7 +195,7 @@ def export_slide(
 
 
 class _Written:
-    """Passes progress on, and keeps how much was there before."""
+    """Forwards progress, and remembers how much was done before."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -212,12 +212,12 @@ def _exists(target: Path) -> OutputExistsError:
 
 
 def _same(target: Path, bag: TileBag, pixels: Pixels) -> StoredBag:
-    """Return the bag that is there, if it would be written again as it is.
+    """Return the existing bag, if it would be written again unchanged.
 
     Raises
     ------
     OutputExistsError
-        It is of another slide or of other settings, or no bag.
+        It is of another slide or of other settings, or is not a bag.
     """
     codec = codec_for(pixels)
     about = {"codec": codec.name, **codec.pixels}
@@ -239,9 +239,9 @@ def _same(target: Path, bag: TileBag, pixels: Pixels) -> StoredBag:
 
 
 def _check_space(bag: TileBag, target: Path, pixels: Pixels) -> None:
-    """Refuse what cannot fit before hours are spent on it; what is close is left to the disk."""
+    """Refuse an export that cannot fit on the disk; close cases are tried."""
     folder = next(parent for parent in target.absolute().parents if parent.exists())
-    needed, free = math.prod(bag.shape) * _LEAST_SHARE.get(pixels, _LEAST_JPEG), shutil.disk_usage(folder).free
+    needed, free = math.prod(bag.shape) * _MIN_SIZE.get(pixels, _MIN_SIZE_JPEG), shutil.disk_usage(folder).free
     if needed > max(free, 1e9):
         raise OutputError(
             f"{len(bag):,} tiles need at least {needed / 1e9:,.0f} GB, {free / 1e9:,.1f} GB are free",
@@ -280,7 +280,7 @@ def plan_bag(
     on_error: str = "raise",
     mask_frame: Frame | None = None,
 ) -> TileBag:
-    """Return the bag an export would write: tissue found and grid laid, no tile decoded yet."""
+    """Return the bag an export would write: tissue found and grid placed, no tile decoded."""
     view = slide.view(mpp=config.view.mpp)
     tissue = tissue_of(slide, config.tissue, tissue_file, frame=mask_frame, on_error=on_error)
     grid = TileGrid(view, tissue=tissue, **config.grid.model_dump())
@@ -288,7 +288,7 @@ def plan_bag(
 
 
 def bag_path(slide: Slide, out: str | Path | None) -> Path:
-    """Return where the bag of a slide goes: ``out`` itself if it ends in .zarr, else a name of the slide's below it.
+    """Return the path of a slide's bag: ``out`` if it ends in .zarr, else a name from the slide below it.
 
     Raises
     ------

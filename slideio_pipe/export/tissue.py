@@ -1,4 +1,4 @@
-"""The tissue of every slide of a cohort as files that can be corrected by hand, and a manifest that names them."""
+"""Write the tissue masks of a cohort to files that can be corrected, and a manifest with these masks."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from slideio_pipe.tiles.find_tissue import find_tissue
 FORMATS = ("geojson", "png")
 
 
-# What the notes of a slide call an mpp that its file does not state: its mask is of use with that mpp only.
+# Ledger entry for an mpp that the slide's file does not state: its mask is valid only with that mpp.
 _MPP = "slide_mpp"
 
 
 @dataclass(frozen=True)
 class TissueWork:
-    """A slide to its tissue mask, as one of a cohort."""
+    """The tissue masks of a cohort's slides."""
 
     folder: Path
     config: ExportConfig
     form: str = "geojson"
-    on_error: str = "raise"  # none of the settings: a mask of an undamaged slide is the same with either
-    frame: Frame = "qupath"  # of GeoJSON
+    on_error: str = "raise"  # not a setting: a mask of an undamaged slide is the same with both
+    frame: Frame = "qupath"  # frame of GeoJSON
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """What the masks depend on."""
+        """Settings that the masks depend on."""
         known = self.config.model_dump(mode="json")
         frame = {} if self.frame == "qupath" else {"frame": self.frame}
         return {"slide": known["slide"], "tissue": known["tissue"], "format": self.form} | frame
 
     def output(self, slide: CohortSlide) -> Path:
-        """Return the mask of a slide: called as the cohort calls the slide, without its ending."""
+        """Return the mask of a slide, named after the slide in the cohort, without its ending."""
         return self.folder / f"{bag_name(slide.name).removesuffix(SUFFIX)}.{self.form}"
 
     def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
-        """Find the tissue and write it."""
+        """Find the tissue of a slide and write it."""
         assert isinstance(slide.source, Path)
         on_stage("open")
         how = self.config.slide
@@ -89,10 +89,10 @@ def tissue_cohort(
     cluster: str | Path | None = None,
     progress: Report | bool | None = None,
 ) -> RunReport:
-    """Write the tissue mask of every slide of a cohort; run it again to go on where it stopped.
+    """Write the tissue mask of every slide of a cohort; run it again to continue after a stop.
 
-    Correct the masks (GeoJSON opens in QuPath) and export with ``manifest``: the export then uses them. A mask that is
-    there is not found again, so that corrections stay. Slides that have a mask in the cohort already keep that one.
+    Correct the masks (GeoJSON opens in QuPath) and export with ``manifest``: the export then uses them. An existing
+    mask is not computed again, so corrections are kept. Slides with a mask in the cohort keep it.
 
     Parameters
     ----------
@@ -101,19 +101,19 @@ def tissue_cohort(
     out : str or Path
         The folder of the masks, ``<name>.geojson``, of ``run.json`` and of ``failures.csv``.
     config : ExportConfig, path of a YAML file or dict, optional
-        Its sections slide and tissue; a slide's own mpp comes from the cohort.
+        Its sections slide and tissue are used; mpp of a slide comes from the cohort.
     form : "geojson" or "png"
         Outlines, or a grey picture of the whole slide.
     manifest : str or Path, optional
-        A CSV or Parquet file to write: the cohort with its masks in the column "mask", empty where there is none.
+        A CSV or Parquet file to write: the cohort with its masks in the column "mask", empty without a mask.
     workers, time_limit_s, memory_limit_gb, retry, cluster, progress
         As for ``export_cohort``.
     overwrite : bool
         Replace masks of other settings, corrected or not, and another manifest.
     on_error : {"raise", "white"}
-        "white" takes places that cannot be decoded for glass.
+        "white" treats undecodable places as glass.
     frame : {"qupath", "level0"}
-        Where coordinates of GeoJSON begin; see ``TissueMask.to_geojson``.
+        Origin of coordinates in GeoJSON; see ``TissueMask.to_geojson``.
 
     Returns
     -------
@@ -122,11 +122,11 @@ def tissue_cohort(
     Raises
     ------
     ConfigError
-        All that is wrong with the cohort, at once; or masks of other settings are there.
+        The cohort has errors, listed together; or masks of other settings exist.
     OutputExistsError
-        ``manifest`` is there, and is the cohort itself or one of other slides.
+        ``manifest`` exists, and is the cohort itself or one of other slides.
     OutputError
-        Another run writes into this folder, or it cannot be written.
+        Another run writes into this folder, or the folder cannot be written.
 
     Examples
     --------
@@ -165,7 +165,7 @@ def tissue_cohort(
 
 
 def with_masks(slides: Cohort, work: TissueWork, failed: set[str]) -> Cohort:
-    """Return the cohort with the masks that a run made, or had made before, and the mpp that it took from settings."""
+    """Return the cohort with the masks of this and earlier runs, and with the mpp used from the settings."""
     mpps = {record.slide: record.made[_MPP] for record in Records(work.folder) if _MPP in record.made}
     return Cohort.unchecked(
         replace(slide, mask=work.output(slide), mpp=mpps.get(slide.name, slide.mpp))
@@ -176,7 +176,7 @@ def with_masks(slides: Cohort, work: TissueWork, failed: set[str]) -> Cohort:
 
 
 def _check_manifest(target: Path, cohort: Any, slides: Cohort, overwrite: bool) -> None:
-    """Refuse to write over the cohort itself, or over anything but a manifest of these slides."""
+    """Refuse to overwrite the cohort itself, or a file that is not a manifest of these slides."""
     if target.suffix.lower() not in TABLES:
         raise ConfigError("is no table", slide=str(target), remedy="end the manifest in .csv or .parquet")
     if overwrite or not target.exists():

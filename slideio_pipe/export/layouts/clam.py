@@ -1,7 +1,7 @@
 """CLAM: ``patches/<slide>.h5`` with coordinates, ``h5_files`` and ``pt_files`` with features, and tables.
 
-``labels.csv`` has the patient as ``case_id``, by which CLAM splits; ``process_list_autogen.csv`` is what its
-``extract_features_fp.py`` takes as ``--csv_path``.
+``labels.csv`` has the patient as ``case_id``, by which CLAM splits; ``process_list_autogen.csv`` is the ``--csv_path``
+of its ``extract_features_fp.py``.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from slideio_pipe.tiles.tile_bag import TileBag
 class Clam:
     """Coordinates at the level that tiles are read from, x-major; a slide without tissue has no file.
 
-    Tiles of a stored level are ``patch_size`` px of ``patch_level``. Resampled ones, as 20× tiles of a slide with 40×
-    and 10× levels, are squares of level 0 that are larger by ``custom_downsample``: pass CLAM's feature extraction
-    ``--target_patch_size`` with the tile size.
+    Tiles of a stored level are ``patch_size`` px of ``patch_level``. Resampled ones, such as 20× tiles of a slide with
+    40× and 10× levels, are squares of level 0 that are larger by ``custom_downsample``: pass the tile size as
+    ``--target_patch_size`` to CLAM's feature extraction.
     """
 
     packages = ("h5py",)
@@ -47,7 +47,7 @@ class Clam:
     version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
-        """Return the file of coordinates and, with features, those of features."""
+        """Return the file of coordinates and, with features, the files of features."""
         features = [folder / "h5_files" / f"{item.stem}.h5", folder / "pt_files" / f"{item.stem}.pt"]
         return [folder / "patches" / f"{item.stem}.h5", *(features if item.features is not None else [])]
 
@@ -68,9 +68,9 @@ class Clam:
         write_hdf5(path, {"coords": (coords, self._attributes(item, path.parent))})
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
-        """Write the table of labels, and that of slides which CLAM's extraction of features goes through.
+        """Write the table of labels, and the list of slides for CLAM's feature extraction.
 
-        CLAM fills in the columns that the latter has not: how it would have found tissue.
+        CLAM fills in the list's missing columns, which are the settings of its own tissue detection.
         """
         rows = [{"case_id": bag.case, "slide_id": bag.stem, "label": bag.label} for bag in bags]
         slides = [{"slide_id": bag.name, "process": 0, "status": "processed"} for bag in bags]
@@ -82,7 +82,7 @@ class Clam:
     def _attributes(self, item: Item, folder: Path) -> dict[str, Any]:
         places = Places.of(item.bag)
         level, down, side = places.level, places.downsample, places.tile_size
-        if places.resampled:  # no level holds these pixels
+        if places.resampled:  # no level contains these pixels
             level, down, side = 0, (1.0, 1.0), places.tile_size_level0
         size = np.array([round(length / d) for length, d in zip(places.slide_size, down, strict=True)], np.int64)
         attributes = {
@@ -128,25 +128,25 @@ def from_clam(
     coords_file : str or Path
         ``patches/<slide>.h5``, or any HDF5 file with level-0 corners (x, y) in ``coords``.
     slide : Slide, str or Path, optional
-        The slide they were made of. Without one the file has to hold the pixels (``imgs``), as older versions of CLAM
-        wrote them.
+        The slide of the coordinates. Without it the file must contain the pixels (``imgs``), as files of older versions
+        of CLAM do.
     tile_size : int, optional
-        Side of a tile as it is read, px; by default ``patch_size``, or less by ``custom_downsample``.
+        Side of a tile as read, px; by default ``patch_size``, divided by ``custom_downsample``.
     tile_size_level0 : int, optional
-        Side of a tile at level 0, px; by default as the file says.
+        Side of a tile at level 0, px; by default from the file.
     label : int, float or str, optional
         The slide's label.
     outside : {"white", "black"}
-        What tiles see beyond the slide's edge; CLAM's own are black there.
+        Colour beyond the slide's edge; CLAM uses black.
 
-    Pixels are those at the corners, also where these lie between pixels of the resolution that is read.
+    Pixels are sampled exactly at the corners, also between pixels of the resolution that is read.
 
     Raises
     ------
     BagFormatError
-        It is no such file.
+        It is not such a file.
     ConfigError
-        The file does not say how large tiles are, or it was made of another slide.
+        The file does not state the tile size, or belongs to another slide.
 
     Examples
     --------

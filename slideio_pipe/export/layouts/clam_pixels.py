@@ -1,4 +1,4 @@
-"""CLAM's bags of pixels, as its older versions wrote them: ``patches/<slide>.h5`` with ``imgs`` and ``coords``."""
+"""CLAM's bags of pixels in the format of its older versions: ``patches/<slide>.h5`` with ``imgs`` and ``coords``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from slideio_pipe.tiles.bag import ArrayLikeBag, Label
 class ClamPixels:
     """``imgs`` (N, H, W, 3) uint8 and ``coords`` (N, 2) int32, in the bag's order; an empty bag has no file.
 
-    The attributes stand on ``imgs``. CLAM knows levels only: ``downsample`` is that of the tiles, also where no level
-    of the slide has it.
+    The attributes are on ``imgs``. CLAM has only levels: ``downsample`` is that of the tiles, even if no level of the
+    slide has it.
     """
 
     packages = ("h5py",)
@@ -34,13 +34,13 @@ class ClamPixels:
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file."""
-        Places.of(item.bag)  # refuses bags whose coordinates say nothing
+        Places.of(item.bag)  # refuses bags without meaningful coordinates
         if len(item.bag) and np.abs(item.bag.coords).max() > np.iinfo(np.int32).max:
             raise ConfigError("coordinates are beyond int32, which this layout keeps", slide=item.bag.name)
         return [folder / "patches" / f"{item.stem}.h5"]
 
     def write(self, item: Item, folder: Path) -> None:
-        """Write one bag, a few tiles at a time."""
+        """Write one bag, some tiles at a time."""
         h5py = require("h5py", "hdf5")
         (path,) = self.outputs(item, folder)
         shape = item.bag.shape
@@ -66,13 +66,13 @@ class ClamPixels:
         } | item.whose
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
-        """Write the table of labels, as for coordinates."""
+        """Write the table of labels, as with coordinates."""
         rows = [{"case_id": bag.case, "slide_id": bag.stem, "label": bag.label} for bag in bags]
         return write_labels(folder / "labels.csv", rows)
 
 
 class PixelFile(ArrayLikeBag):
-    """The tiles of an HDF5 file of pixels as a bag, read when they are asked for; pickles by path.
+    """The tiles of an HDF5 file of pixels as a bag, read on access; pickled by path.
 
     Parameters
     ----------
@@ -81,14 +81,14 @@ class PixelFile(ArrayLikeBag):
     label : int, float or str, optional
         The slide's label.
     slide_mpp : float, optional
-        µm per level-0 px of the slide; the file does not say.
+        µm per level-0 px of the slide, which the file does not state.
     patient : str, optional
-        Whose slide it is; the file does not say.
+        Patient of the slide, which the file does not state.
 
     Raises
     ------
     BagFormatError
-        It holds no such pixels.
+        It has no such pixels.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class PixelFile(ArrayLikeBag):
         self.tissue = np.full(self.shape[0], np.nan, np.float32)
 
     def _columns_and_rows(self) -> NDArray[np.int32]:
-        """Return the place of each tile in the grid that its coordinates lie on, to the nearest."""
+        """Return the column and row of each tile in the nearest grid for its coordinates."""
         if not len(self.coords):
             return np.empty((0, 2), np.int32)
         step = np.array([self.shape[2] * self._downsample[0], self.shape[1] * self._downsample[1]])
@@ -126,7 +126,7 @@ class PixelFile(ArrayLikeBag):
         return found
 
     def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
-        """Return tiles ``indices``, (n, H, W, 3) uint8, into ``out`` when given; HDF5 reads in one thread."""
+        """Return tiles ``indices``, (n, H, W, 3) uint8, in ``out`` if given; HDF5 reads in one thread."""
         del threads
         wanted = np.arange(len(self))[np.asarray(indices, np.int64)]
         target = np.empty((len(wanted), *self.shape[1:]), np.uint8) if out is None else out
@@ -139,7 +139,7 @@ class PixelFile(ArrayLikeBag):
         return target
 
     def provenance(self) -> dict[str, Any]:
-        """Return what the file says of where its tiles are from, as bags of slides tell it."""
+        """Return the provenance stated in the file, in the form of a slide's bag."""
         sx, sy = self._downsample
         known = {"name": self.name, "dimensions": list(self._size), "fingerprint": file_fingerprint(self.path)}
         mpp = None if self._slide_mpp is None else [self._slide_mpp, self._slide_mpp]

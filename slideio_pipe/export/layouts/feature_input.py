@@ -1,4 +1,4 @@
-"""Features of a bag's tiles, from an array, a file, or a folder of files."""
+"""Read features of a bag's tiles from an array, a file, or a folder of files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def read_features(source: Any, stem: str, count: int, *, many: bool = False) -> 
     Parameters
     ----------
     source : array, str or Path
-        The features, a file of them, or the folder of ``<stem>.npy``, ``.pt`` or ``.h5``.
+        The features, a file with them, or the folder of ``<stem>.npy``, ``.pt`` or ``.h5``.
     count : int
-        How many tiles the bag has.
+        Number of tiles of the bag.
     many : bool
-        Whether there are other bags, so that only a folder will do.
+        Whether there are other bags, so that ``source`` must be a folder.
 
     Raises
     ------
     ConfigError
-        There are none, or not one row for each tile.
+        There are none, or not one row per tile.
 
     Examples
     --------
@@ -53,12 +53,12 @@ def read_features(source: Any, stem: str, count: int, *, many: bool = False) -> 
 
 
 def read_instance_labels(source: Any, stem: str, count: int, *, many: bool = False) -> NDArray[np.int64]:
-    """Return (N,) labels of the tiles of the bag ``stem``, from what ``read_features`` takes.
+    """Return (N,) labels of the tiles of the bag ``stem``, from the same sources as ``read_features``.
 
     Raises
     ------
     ConfigError
-        There are none, or not one whole number for each tile.
+        There are none, or not one whole number per tile.
     """
     values = source
     if isinstance(source, (str, Path)):

@@ -1,4 +1,4 @@
-"""HDF5 files of coordinates and features: written whole, read with their attributes."""
+"""HDF5 files of coordinates and features: written completely or not at all, read with their attributes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from slideio_pipe.slides.view import MAX_UPSAMPLING, SlideView
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.tile_bag import TileBag
 
-GRID = "grid_downsample"  # of corners that are rounded: level-0 px per px of the view, x and y
+GRID = "grid_downsample"  # for rounded corners: level-0 px per px of the view, x and y
 _SAME_END_PX = 0.25
 Arrays = Mapping[str, tuple[NDArray[Any], Mapping[str, Any]]]  # name: (values, attributes)
 
 
 def write_hdf5(path: Path, arrays: Arrays, attributes: Mapping[str, Any] | None = None) -> None:
-    """Write arrays that may be appended to along the first axis, each with its attributes, and those of the file."""
+    """Write arrays that can be extended along the first axis, each with its attributes, and the file's attributes."""
     h5py = require("h5py", "hdf5")
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         for name, (values, own) in arrays.items():
-            # Chunks by hand: h5py guesses none for an array without rows.
+            # Explicit chunks: h5py cannot guess them for an array without rows.
             row = max(1, values[:1].nbytes or values.dtype.itemsize)
             chunks = (max(1, min(max(1, len(values)), 2**20 // row)), *(max(1, side) for side in values.shape[1:]))
             dataset = file.create_dataset(name, data=values, maxshape=(None, *values.shape[1:]), chunks=chunks)
@@ -38,18 +38,18 @@ def write_hdf5(path: Path, arrays: Arrays, attributes: Mapping[str, Any] | None 
 
 
 def x_major(item: Item) -> NDArray[np.int64]:
-    """Return the order of tiles that CLAM and TRIDENT have: column by column."""
+    """Return the tile order of CLAM and TRIDENT: column by column."""
     coords = item.bag.coords
     return np.lexsort((coords[:, 1], coords[:, 0])).astype(np.int64)
 
 
 def read_coords(path: str | Path) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Return level-0 corners (N, 2), int64, or float64 where they are no whole px, and the attributes beside them.
+    """Return level-0 corners (N, 2), int64, or float64 if they are not whole px, and their attributes.
 
     Raises
     ------
     BagFormatError
-        There is no such file, or none with coordinates.
+        The file does not exist or has no coordinates.
     """
     h5py = require("h5py", "hdf5")
     file = Path(path).expanduser()
@@ -75,7 +75,7 @@ def read_coords(path: str | Path) -> tuple[NDArray[Any], dict[str, Any]]:
 
 
 def grid_downsample(attributes: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return what ``rounded_corners`` wrote, None where the file has none: then its corners are exact."""
+    """Return the attribute of ``rounded_corners``, or None: then the corners are exact."""
     try:
         x, y = (float(side) for side in np.asarray(attributes[GRID]).ravel())
     except (KeyError, ValueError, TypeError):
@@ -84,16 +84,16 @@ def grid_downsample(attributes: Mapping[str, Any]) -> tuple[float, float] | None
 
 
 def rounded_corners(places: Places) -> dict[str, Any]:
-    """Return the attribute of corners that are whole px of a view, rounded to level-0 px; none where they are exact.
+    """Return the attribute for corners that are whole px of a view, rounded to level-0 px; {} if they are exact.
 
-    Other tools pass it over; with it, the tiles come back pixel for pixel.
+    Other tools ignore it; with it, reading restores the tiles pixel for pixel.
     """
     whole = all(float(side).is_integer() for side in places.downsample)
     return {} if whole or places.between_px else {GRID: np.array(places.downsample, np.float64)}
 
 
 def number(attributes: Mapping[str, Any], name: str) -> float | None:
-    """Return an attribute as a number; None where it is missing, or the text "None"."""
+    """Return an attribute as a number; None if it is missing or the text "None"."""
     try:
         value = float(np.asarray(attributes[name]).ravel()[0])
     except (KeyError, ValueError, TypeError, IndexError):
@@ -119,7 +119,7 @@ def tiles_at(
     Raises
     ------
     ConfigError
-        The file does not say how large its tiles are, or it is of another slide.
+        The file does not state the tile size, or belongs to another slide.
     """
     if tile_size is None or downsample is None:
         unknown = "how large tiles are" if tile_size is None else "what resolution tiles have"
@@ -132,10 +132,10 @@ def tiles_at(
 
 
 def _view_at(slide: Slide, downsample: tuple[float, float], tile_size: int, outside: str) -> SlideView:
-    """Return the view of so many level-0 px per px, whatever the slide's mpp.
+    """Return the view with this downsample, independent of the slide's mpp.
 
-    A resolution near to a stored one is taken as that only where tiles end within a quarter of a pixel of where they
-    should: of coordinates it is known how many pixels of level 0 a tile is.
+    A nearly equal stored resolution is used only if tiles end within a quarter of a pixel of their exact end: the tile
+    size in level-0 px is known exactly.
     """
     choice = slide.pyramid.choose(downsample, same=_SAME_END_PX / max(1, tile_size))
     if min(choice.shrink) < 1 / MAX_UPSAMPLING:

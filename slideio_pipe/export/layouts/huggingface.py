@@ -1,4 +1,4 @@
-"""Hugging Face datasets: ``data/<slide>.parquet`` with a row for each tile, and a card that says so."""
+"""Hugging Face datasets: ``data/<slide>.parquet`` with a row per tile, and a dataset card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slideio_pipe.export.layouts.item import CHUNK, BagRow, Item
 from slideio_pipe.export.layouts.tile_files import pictures, tile_facts
 from slideio_pipe.files import replacing
 
-# What a slide is called must not make a split of it, as "test" in its name would.
+# The card declares the split: otherwise "test" in a slide's name would create one.
 CARD = """---
 configs:
 - config_name: default
@@ -27,7 +27,7 @@ _KINDS |= {"tissue": "float32", "mpp": "float64", "patient": "string"}
 
 
 class HuggingFace:
-    """``load_dataset(folder)`` gives rows with ``image``, ``label`` and the tile's place; PNG or a bag's JPEG."""
+    """``load_dataset(folder)`` gives rows with ``image``, ``label`` and the tile's position; PNG or a bag's JPEG."""
 
     packages = ("pyarrow",)
     leaves_out_empty = False
@@ -61,7 +61,7 @@ class HuggingFace:
 
 
 def _schema(pa: Any, item: Item) -> Any:
-    """Return the columns, and what they are to the datasets package."""
+    """Return the columns, with their feature types for the datasets package."""
     kinds = _KINDS | {"label": item.label_type}
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     features = {"image": {"_type": "Image"}} | {n: {"dtype": kind, "_type": "Value"} for n, kind in kinds.items()}

@@ -1,4 +1,4 @@
-"""Tables of labels and patients that go with a folder of bags."""
+"""Tables of labels and patients beside a folder of bags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slideio_pipe.files import replacing
 
 
 def write_labels(path: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """Write rows whose label is known, after those of other slides that are there already; return what was written."""
+    """Write rows with known labels, after existing rows of other slides; return the written files."""
     if not rows:
         return []
     key = "slide_id" if "slide_id" in rows[0] else next(iter(rows[0]))
@@ -23,24 +23,24 @@ def write_labels(path: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
 def write_rows(
     path: Path, rows: Sequence[dict[str, Any]], key: str, *, others: Sequence[dict[str, Any]] = ()
 ) -> list[Path]:
-    """Write rows, after those that are there already; return what was written.
+    """Write rows after existing ones; return the written files.
 
     Parameters
     ----------
     path : Path
     rows : sequence of dict
-        All with the same columns. Without one, nothing is written.
+        All with the same columns. An empty sequence writes nothing.
     key : str
-        The column that tells rows apart: those of ``rows`` and of ``others`` replace what the table had.
+        The key column: ``rows`` and ``others`` replace existing rows with equal keys.
     others : sequence of dict
-        Rows that are not written, and do not stay either.
+        Rows that are removed and not written.
 
     Raises
     ------
     OutputExistsError
-        A table without the column is there, which was not written here.
+        A table without the key column exists, which was not written here.
     OutputError
-        The disk refuses.
+        The table cannot be written.
     """
     if not rows:
         return []
@@ -58,7 +58,7 @@ def write_rows(
 
 
 def _read(path: Path, key: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the columns and rows of a table that is there."""
+    """Return the columns and rows of an existing table."""
     if not path.is_file():
         return [], []
     with path.open(encoding="utf-8", newline="") as file:

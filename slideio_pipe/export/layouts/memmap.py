@@ -1,4 +1,4 @@
-"""TensorDict: a folder ``<slide>`` for each bag that ``TensorDict.load_memmap`` maps into memory."""
+"""TensorDict: a folder ``<slide>`` per bag, memory-mapped by ``TensorDict.load_memmap``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from slideio_pipe.files import replacing_folder
 class MemoryMapped:
     """Pixels ``tiles`` (N, 3, H, W) uint8, ``coords``, ``grid_index``, ``tissue``, the ``label`` and the ``patient``.
 
-    ``features`` are there when they are given.
+    With ``features`` if given.
     """
 
     packages = ("tensordict",)
-    leaves_out_empty = True  # no file of no bytes can be mapped
+    leaves_out_empty = True  # an empty file cannot be memory-mapped
     joins_labels = False
     version = 1
 
@@ -51,6 +51,6 @@ class MemoryMapped:
                 pixels[start : start + len(tiles)] = torch.from_numpy(tiles).permute(0, 3, 1, 2)
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
-        """Write nothing more."""
+        """Write nothing."""
         del bags, folder
         return []

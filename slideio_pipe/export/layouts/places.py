@@ -1,4 +1,4 @@
-"""Where the tiles of a bag lie in their slide, as layouts of coordinates tell it."""
+"""Positions of a bag's tiles in their slide, for layouts of coordinates."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp, Size
 from slideio_pipe.tiles.bag import Bag
 
-# Pixels as near to squares as this are: level sizes are whole numbers, so downsamples along x and y differ a little.
+# Tolerance for square pixels: level sizes are whole numbers, so downsamples along x and y differ slightly.
 _SQUARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What the coordinates of a bag mean."""
+    """The meaning of a bag's coordinates."""
 
     tile_size: int  # px of the view
     stride: int  # px of the view
-    level: int  # of the slide, from which tiles are read
-    resampled: bool  # whether tile pixels are not pixels of that level
+    level: int  # level of the slide that tiles are read from
+    resampled: bool  # whether tile pixels are resampled from that level
     downsample: tuple[float, float]  # level-0 px per tile px, along x and y
     slide_size: Size  # level 0
     slide_mpp: Mpp | None  # µm per level-0 px
-    between_px: bool = False  # whether tiles begin where their coordinates say, also between px of the view
+    between_px: bool = False  # whether tiles begin exactly at their coordinates, also between px of the view
 
     @property
     def tile_size_level0(self) -> int:
@@ -32,18 +32,18 @@ class Places:
 
     @property
     def overlap(self) -> int:
-        """Pixels of the view that neighbours share."""
+        """Overlap of neighbours in px of the view."""
         return max(0, self.tile_size - self.stride)
 
     @classmethod
     def of(cls, bag: Bag) -> Places:
-        """Return where the tiles of ``bag`` lie.
+        """Return the positions of the tiles of ``bag``.
 
         Raises
         ------
         ConfigError
-            Its tiles are no upright squares of the slide, because they are augmented or its pixels are not square; or
-            it does not tell where they are from.
+            Its tiles are not upright squares of the slide, because they are augmented or its pixels are not square; or
+            their positions are unknown.
         """
         told = bag.provenance()
         try:

@@ -21,7 +21,7 @@ STAMP_VERSION = "2.1.0"
 
 
 class Stamp:
-    """Features in float16, in the bag's order; STAMP keeps no tiles without them."""
+    """Features in float16, in the bag's order; STAMP has no files without features."""
 
     packages = ("h5py",)
     leaves_out_empty = False
@@ -65,9 +65,9 @@ class Stamp:
         )
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
-        """Write the tables that STAMP asks for: whose files are whose, and patients' labels.
+        """Write the tables for STAMP: files per patient, and labels per patient.
 
-        A patient is the slide where none is given. One whose slides have different labels is left out of the latter.
+        Without a patient the slide's name is used. A patient whose slides have different labels has no label.
         """
         slides = [{"PATIENT": bag.case, "FILENAME": f"{bag.stem}.h5"} for bag in bags]
         labels: dict[str, set[Label]] = defaultdict(set)

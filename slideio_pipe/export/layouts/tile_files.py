@@ -1,4 +1,4 @@
-"""Single tiles as PNG or JPEG files, and what is told of each beside its pixels."""
+"""Single tiles as PNG or JPEG files, and their metadata."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from slideio_pipe.export.layouts.item import CHUNK, Item
 
 
 def ending(item: Item) -> str:
-    """Return what the file of a tile ends in."""
+    """Return the file ending of a tile."""
     return "png" if item.jpegs is None else "jpg"
 
 
 def pictures(item: Item, first: int, last: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the file of tiles ``first`` to ``last - 1``: the JPEG of a bag that holds such, or PNG."""
+    """Yield the number and the file of tiles ``first`` to ``last - 1``: JPEG for a bag stored as JPEG, else PNG."""
     wanted = np.arange(first, last)
     if item.jpegs is not None:
         yield from zip(wanted.tolist(), item.jpegs.encoded(wanted), strict=True)
@@ -31,14 +31,14 @@ def pictures(item: Item, first: int, last: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _png(tile: NDArray[np.uint8]) -> bytes:
-    """Return a tile without loss; tissue is hardly smaller at higher levels of compression."""
+    """Return a tile as lossless PNG; higher compression levels hardly reduce tissue."""
     buffer = io.BytesIO()
     Image.fromarray(tile).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def tile_facts(item: Item, index: int) -> dict[str, Any]:
-    """Return what is known of a tile: plain numbers and texts."""
+    """Return the metadata of a tile: plain numbers and texts."""
     bag = item.bag
     (x, y), (column, row), tissue = bag.coords[index], bag.grid_index[index], float(bag.tissue[index])
     return {

@@ -1,4 +1,4 @@
-"""torchmil: ``features``, ``coords``, ``labels`` and ``inst_labels``, in each one ``<slide>.npy`` for a bag."""
+"""torchmil: ``features``, ``coords``, ``labels`` and ``inst_labels``, each with one ``<slide>.npy`` per bag."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from slideio_pipe.files import replacing
 
 
 class TorchMil:
-    """Pixels (N, 3, H, W) uint8, or features (N, D) float32 where they are given.
+    """Pixels (N, 3, H, W) uint8, or features (N, D) float32 if given.
 
-    Coordinates are column and row times the tile size, not level-0 pixels: torchmil joins tiles that are near enough,
-    and 20× tiles of a 40× slide, or tiles with a stride, would have no neighbour. Pass ``dist_thr=1.5 * tile_size``.
+    Coordinates are column and row times the tile size, not level-0 pixels: torchmil connects tiles within a distance,
+    and 20× tiles of a 40× slide, or tiles with a stride, would have no neighbours. Pass ``dist_thr=1.5 * tile_size``.
     """
 
     packages = ()
@@ -26,7 +26,7 @@ class TorchMil:
     version = 2  # 1: labels had the shape (1,), which torchmil's trainer refuses
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
-        """Return the files: features and places, and labels of the bag and its tiles where they are known."""
+        """Return the files: features and coordinates, and labels of the bag and its tiles if known."""
         label = item.label
         if isinstance(label, str):
             reason = f"the label is the text {label!r}, and torchmil's labels are numbers"
@@ -41,7 +41,7 @@ class TorchMil:
         with replacing(features) as partial:
             self._features(item, partial)
         steps = item.bag.grid_index.astype(np.int64) * item.bag.shape[1]
-        # A label is a number, not a row of one: batches of (B,) labels are what torchmil's losses and metrics take.
+        # A label is a scalar, not a row of one: torchmil's losses and metrics need batches of (B,) labels.
         values_of = {"labels": np.array(item.label), "inst_labels": item.instance_labels, "coords": steps}
         for path in (coords, *known):
             values = np.asarray(values_of[path.parent.name])
@@ -65,7 +65,7 @@ class TorchMil:
         pixels.flush()
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
-        """Write ``bags.csv``, whose bags are whose, where that is known: torchmil's data sets take lists of names."""
+        """Write ``bags.csv`` with the patients of bags, if known: torchmil's data sets use lists of names."""
         if not any(bag.patient for bag in bags):
             return []
         rows = [

@@ -26,11 +26,11 @@ from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.tile_bag import TileBag
 
-# What objectives there are: a slide's mpp is named by the nearest one, as 0.2528 µm is 40×.
+# Powers of objectives: a slide's mpp is named after the nearest one, as 0.2528 µm is 40×.
 OBJECTIVES = (80, 60, 40, 20, 10, 5, 2.5, 1.25)
-# As near as this to a whole magnification is that: 20× of a scan whose level is 2.0005 times smaller.
+# A magnification within this of a whole one is rounded to it: 20× of a scan whose level is 2.0005 times smaller.
 _SAME = 0.02
-# And as near as this is called that: 0.5 µm and 0.46 µm are 20×.
+# A magnification within this of an objective's is named after it: 0.5 µm and 0.46 µm are 20×.
 _NAMED = 0.1
 
 
@@ -38,9 +38,9 @@ class Trident:
     """Coordinates x-major; a slide without tissue has a file of no rows.
 
     TRIDENT reads ``patch_size`` × level-0 magnification / target magnification pixels of level 0 for a tile. So the
-    target is the slide's nominal magnification divided by what tiles are really smaller by: 20 for the exact half of a
-    40× scan, 18.2 for 0.5 µm of a scan of 0.228 µm. The folder is named by the resolution that tiles have, as TRIDENT
-    names that of a run: 20 for both, so that a cohort of several scanners has one folder.
+    target is the slide's nominal magnification divided by the exact downsample of the tiles: 20 for the exact half of a
+    40× scan, 18.2 for 0.5 µm of a scan of 0.228 µm. The folder is named after the tiles' resolution, as TRIDENT names
+    that of a run: 20 for both, so that a cohort of several scanners has one folder.
     """
 
     packages = ("h5py",)
@@ -49,7 +49,7 @@ class Trident:
     version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
-        """Return the file of coordinates and, with features, that of features."""
+        """Return the file of coordinates and, with features, the file of features."""
         places = Places.of(item.bag)
         job = folder / f"{_named(places, item.bag.name):g}x_{places.tile_size}px_{places.overlap}px_overlap"
         features = [job / f"features_{item.encoder}" / f"{item.stem}.h5"]
@@ -68,7 +68,7 @@ class Trident:
         write_hdf5(path, {"coords": (coords, attributes)})
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
-        """Write the table of labels, which readers of TRIDENT's folders take beside them."""
+        """Write the table of labels, which readers of TRIDENT's folders use with them."""
         rows: list[dict[str, Any]] = [{"wsi": bag.name, "label": bag.label} for bag in bags]
         if any(bag.patient for bag in bags):
             rows = [row | {"patient": bag.case} for row, bag in zip(rows, bags, strict=True)]
@@ -92,12 +92,12 @@ class Trident:
 
 
 def magnifications(places: Places, name: str) -> tuple[float, float]:
-    """Return the magnification of level 0 and that of tiles, whole numbers where they are.
+    """Return the magnification of level 0 and of tiles, rounded if nearly whole.
 
     Raises
     ------
     MissingResolutionError
-        The slide's mpp is not known.
+        The slide's mpp is unknown.
     """
     if places.slide_mpp is None:
         reason = "TRIDENT's layout tells magnifications, and the slide's mpp is not known"
@@ -110,7 +110,7 @@ def magnifications(places: Places, name: str) -> tuple[float, float]:
 
 
 def _named(places: Places, name: str) -> float:
-    """Return the magnification that a folder is named by: that of the µm per px of tiles, roughly.
+    """Return the magnification for the folder's name: the nearest to the tiles' µm per px.
 
     Tiles of one resolution may differ by 2 % of it between scans.
     """
@@ -133,17 +133,17 @@ def from_trident(
     label: Label = None,
     outside: str = "white",
 ) -> TileBag:
-    """Return TRIDENT's coordinates as a bag of pixels, in the order of the file; all else is as for ``from_clam``.
+    """Return TRIDENT's coordinates as a bag of pixels, in the order of the file; otherwise like ``from_clam``.
 
-    Tiles are as TRIDENT reads them: squares of ``patch_size`` × level-0 magnification / target magnification px of
-    level 0, rounded. (``patch_size_level0`` in its files is the same, cut to a whole number.)
+    Tiles are those that TRIDENT reads: squares of ``patch_size`` × level-0 magnification / target magnification px of
+    level 0, rounded. (``patch_size_level0`` in its files is the same, truncated to a whole number.)
 
     Parameters
     ----------
     coords_file : str or Path
         ``patches/<slide>_patches.h5``, or a file of features with the same attributes.
     slide, tile_size, tile_size_level0, label, outside
-        As for ``from_clam``; here a slide is needed.
+        As for ``from_clam``; the slide is required.
     """
     coords, attributes = read_coords(coords_file)
     grid = grid_downsample(attributes) if tile_size is None and tile_size_level0 is None else None
@@ -154,7 +154,7 @@ def from_trident(
 
 
 def level0_side(attributes: Mapping[str, Any]) -> float | None:
-    """Return the side of a tile in level-0 px, as TRIDENT reads it; None where the attributes do not say.
+    """Return the side of a tile in level-0 px, as TRIDENT reads it; None if the attributes do not state it.
 
     >>> level0_side({"patch_size": 256, "level0_magnification": 20, "target_magnification": 13})
     394.0
@@ -164,5 +164,5 @@ def level0_side(attributes: Mapping[str, Any]) -> float | None:
     if side is None or own is None or target is None:
         return reach
     read = float(round(side * own / target))
-    # Another number than it rounded or cut was not made of these magnifications.
+    # Another number than its rounding or truncation was not computed from these magnifications.
     return read if reach is None or abs(reach - read) <= 1 else reach

@@ -1,6 +1,6 @@
 """WebDataset: tar shards ``<slide>-000000.tar`` of ``<key>.png``, ``.json`` and, for class numbers, ``.cls``.
 
-A bag that holds JPEG gives its own bytes, ``<key>.jpg``.
+A bag stored as JPEG is written with its own bytes, as ``<key>.jpg``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from slideio_pipe.export.layouts.item import CHUNK, BagRow, Item
 from slideio_pipe.export.layouts.tile_files import ending, pictures, tile_facts
 from slideio_pipe.files import replacing
 
-# WebDataset's own writer begins another shard after 100,000 samples or 3 GB; a worker takes whole shards, so smaller
-# ones share the work of one slide.
+# WebDataset's own writer starts another shard after 100,000 samples or 3 GB; a worker reads whole shards, so smaller
+# ones divide the work of one slide.
 SHARD = 8 * CHUNK
 
 
 class WebDataset:
-    """512 tiles a shard, in the bag's order, the same bytes every time; a bag without a tile has no shard."""
+    """512 tiles per shard, in the bag's order, deterministic bytes; an empty bag has no shard."""
 
     packages = ()
     leaves_out_empty = True
@@ -44,7 +44,7 @@ class WebDataset:
                     self._add(tar, item, index, picture)
 
     def _remove_others(self, item: Item, folder: Path, names: set[str]) -> None:
-        """Remove the shards that a longer bag of this name left: its tiles would be mixed with those of this one."""
+        """Remove shards of a longer bag of this name: its tiles would be mixed with those of this one."""
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name not in names and re.fullmatch(rf"{re.escape(item.stem)}-\d{{6}}\.tar", path.name):
                 path.unlink()
@@ -62,6 +62,6 @@ class WebDataset:
             tar.addfile(entry, io.BytesIO(content))
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
-        """Write nothing more."""
+        """Write nothing."""
         del bags, folder
         return []
