@@ -14,7 +14,9 @@ import pytest
 from paths import ROOT, SEARCHED
 from pool_tasks import unimportable, work
 
+from slideio_pipe.cohort.workers import process
 from slideio_pipe.cohort.workers.pool import Outcome, WorkerPool
+from slideio_pipe.cohort.workers.process import Limits
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideioPipeError, WorkerError
 
 
@@ -175,3 +177,11 @@ def test_numbers_that_make_no_sense(limits: Any) -> None:
     """They are refused at once."""
     with pytest.raises(ConfigError):
         WorkerPool(work, **limits)
+
+
+def test_a_memory_limit_that_cannot_be_kept_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """macOS and Windows have no /proc: a limit there would be none."""
+    monkeypatch.setattr(process, "_PROC", tmp_path)
+    with pytest.raises(ConfigError, match="/proc"):
+        Limits(memory_bytes=10**9)
+    assert Limits(time_s=1.0).memory_bytes is None

@@ -17,10 +17,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Protocol
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 
+_PROC = Path("/proc")
 _HAS_SIGMASK = hasattr(signal, "pthread_sigmask")  # Windows has none, and no resource tracker
 
 OnProgress = Callable[[str], object]
@@ -49,6 +51,10 @@ class Limits:
         for name, value in (("time_limit_s", self.time_s), ("memory limit", self.memory_bytes)):
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}", remedy="pass more than 0")
+        if self.memory_bytes is not None and not (_PROC / "self" / "statm").exists():
+            raise ConfigError(
+                "the memory of a worker is read from /proc, which is Linux'", remedy="pass no memory limit"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +170,7 @@ class Worker:
 
     def _memory_bytes(self) -> int:
         try:
-            with open(f"/proc/{self.process.pid}/statm", encoding="ascii") as file:
-                return int(file.read().split()[1]) * mmap.PAGESIZE
+            return int((_PROC / str(self.process.pid) / "statm").read_text().split()[1]) * mmap.PAGESIZE
         except (OSError, IndexError):
             return 0
 
