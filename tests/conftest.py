@@ -1,8 +1,8 @@
 """What runs when, and fixtures that several test modules share.
 
 Plain ``pytest`` leaves out the folders ``system``, ``learning`` and ``examples``, whose tests have the mark of that
-name; a path on the command line or ``-m`` brings them in. Whole folders are tested on all cores, single files and
-``system`` in one process.
+name, and the few tests of other rooms with such a mark; a path on the command line or ``-m`` brings them in. Whole
+folders are tested on all cores, single files and ``system`` in one process.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis_profiles  # noqa: F401 - loads one
 import pytest
 from paths import ROOT, TESTS
-from pyramids import coordinate_pixels, write_pyramid
-from unequal_slide import unequal as unequal  # a fixture
 
-from slideio_pipe.cores import usable_cores
+if TYPE_CHECKING:
+    from unequal_slide import Unequal
 
 # Tests press Ctrl-C; what a shell starts in its background would ignore it, and so would whatever that starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads would wait for each other on cores that are taken
+# Threads of torch that wait for each other on cores that are taken cost more than all else. Set before it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 collect_ignore_glob = ["mut*.py"]  # mutants.py needs cosmic-ray, in an environment of its own
 
@@ -58,8 +58,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return how many processes test: one where others would disturb it, or take longer to start than they save."""
     named = config.args if config.args_source is config.ArgsSource.ARGS else []
     few = bool(named) and not any(Path(name).is_dir() for name in named)
-    marks = "" if config.option.markexpr == QUICK else config.option.markexpr
+    marks = "" if config.option.markexpr == QUICK else config.option.markexpr.replace("not system", "")
     serial = any("system" in name for name in (*named, marks))
+    from slideio_pipe.cores import usable_cores
+
     return 0 if few or serial else min(usable_cores(), MOST_WORKERS)
 
 
@@ -74,4 +76,14 @@ def shared_data() -> Path:
 @pytest.fixture
 def coordinate_slide(tmp_path: Path) -> Path:
     """A 1000×700 pyramid (levels 1, 4, 16; mpp 0.25) whose pixels encode their own coordinates."""
+    from pyramids import coordinate_pixels, write_pyramid
+
     return write_pyramid(tmp_path / "coordinates.tif", coordinate_pixels(1000, 700))
+
+
+@pytest.fixture(params=("jpeg", "deflate", "lzw", "ome-zarr"))
+def unequal(request: pytest.FixtureRequest, tmp_path: Path) -> Unequal:
+    """A slide on which no two sides are alike, in every format."""
+    from unequal_slide import write_unequal
+
+    return write_unequal(tmp_path / "unequal", request.param)

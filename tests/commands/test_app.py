@@ -417,6 +417,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- interrupted
 
 
+@pytest.mark.system
 def test_ctrl_c_ends_quietly_and_the_next_run_goes_on(tmp_path: Path) -> None:
     """Exit code 130 without a traceback and nothing under the final name; then the same bytes as if undisturbed."""
     noise = np.random.default_rng(0).integers(0, 256, (6000, 6000, 3), dtype=np.uint8)

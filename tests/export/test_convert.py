@@ -146,6 +146,7 @@ def test_bags_in_memory_are_known_again(tmp_path: Path) -> None:
         assert list(failing(sp.convert(bags, "webdataset", tmp_path))) == ["b"]
 
 
+@pytest.mark.system
 def test_worker_processes_write_the_same(tmp_path: Path) -> None:
     """Two of them, the same bytes."""
     bags = stored(tmp_path / "bags", "a", "b", "c")
@@ -166,6 +167,7 @@ def test_what_is_wrong_with_a_study_is_said_before_anything_is_written(tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("layout", ["torchmil", "hf"])
 def test_killed_it_ends_in_the_same_bytes(tmp_path: Path, layout: str) -> None:
     """Kill -9 at several moments: nothing half-written has a final name, and run again it is whole."""

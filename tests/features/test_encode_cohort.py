@@ -270,6 +270,7 @@ def encoder_file(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.system
 def test_killed_it_goes_on(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
     """Kill -9 at random moments: nothing half-written has a name, what is done stays done, the rest is the same."""
     for k in range(10):
@@ -347,6 +348,7 @@ def stored(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.system
 def test_worker_processes_make_the_same_features(slides: Path, tmp_path: Path) -> None:
     """Two workers, a file that each loads for itself, one slide that is damaged: the rest is what one process makes."""
     (slides / "broken.tif").write_bytes(b"no slide")

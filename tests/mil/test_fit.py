@@ -197,6 +197,7 @@ def run(path: Path, out: Path, *, slow: bool = False) -> subprocess.Popen[bytes]
     return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], start_new_session=True)
 
 
+@pytest.mark.system
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     """Bit for bit, killed in the middle of epochs; no half-written checkpoint is taken for one."""
     path = cohort(tmp_path)

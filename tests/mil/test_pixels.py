@@ -151,6 +151,7 @@ def train(slides: Path, out: Path, more: str) -> dict[str, Tensor]:
     return state["encoder"] | state["model"]
 
 
+@pytest.mark.system
 def test_two_processes_train_as_one(slides: Path, tmp_path: Path) -> None:
     """A bag each, averaged, is a step of two bags of one process: weights agree to single precision."""
     two = train(slides, tmp_path / "two", "devices=2, bags_per_step=1, warmup=0.0, clip=None")

@@ -390,6 +390,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("pool", ["gated", "max"])
 def test_two_processes_have_the_gradient_of_one(pool: str, tmp_path: Path) -> None:
     """Two bags each, of unequal sizes, averaged by DistributedDataParallel over gloo."""

@@ -296,6 +296,7 @@ def run_all(commands: list[list[str]], out: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("even", ["drop", "pad"])
 @pytest.mark.parametrize("kind", ["bags", "chunks"])
 def test_two_processes_of_torch(even: str, kind: str, tmp_path: Path) -> None:
@@ -313,6 +314,7 @@ def test_two_processes_of_torch(even: str, kind: str, tmp_path: Path) -> None:
         assert first["chunks"] != second["chunks"]  # steps are per bag, because chunks differ
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("kind", ["bags", "chunks"])
 def test_the_epochs_of_a_trainer(kind: str, tmp_path: Path) -> None:
     """A Trainer, which counts, has the epochs that the loader has by itself."""
@@ -358,6 +360,7 @@ def test_the_epochs_of_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
     assert epochs[0] != epochs[1] != epochs[2]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("broken", ["", "b4"])
 def test_two_processes_of_a_trainer(broken: str, tmp_path: Path) -> None:
     """Seven bags, two processes: three steps each, no bag twice in an epoch unless one failed, equal weights."""

@@ -382,6 +382,7 @@ def test_a_bag_that_is_not_rgb() -> None:
         open_stream(ArrayBag(np.zeros((2, 4, 4, 1), np.uint8)))
 
 
+@pytest.mark.system
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     """The benchmark's code runs on the CPU and writes what it measured."""
     script, report = BENCHMARKS / "gpu.py", tmp_path / "gpu.json"

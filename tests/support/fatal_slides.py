@@ -1,4 +1,4 @@
-"""Slides that take the process that reads them along: zarr arrays whose codec crashes, hangs or swells."""
+"""Slides that take the process that reads them along: zarr arrays whose codec crashes, hangs or swells, or does not."""
 
 from __future__ import annotations
 
@@ -40,9 +40,11 @@ class Fatal(BytesBytesCodec):
         return data
 
     async def _decode_single(self, data: Any, _spec: Any) -> Any:
+        if self.how in ("fine", "good"):
+            return data
         if self.how == "crash":
             ctypes.string_at(0)
-        elif self.how == "swell":
+        if self.how == "swell":
             hoard = bytearray(3_000_000_000)
             for start in range(0, len(hoard), 50_000_000):
                 hoard[start : start + 50_000_000 : 4096] = b"x" * len(range(0, 50_000_000, 4096))

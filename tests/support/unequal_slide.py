@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import pytest
 import tifffile
 import zarr
 
@@ -15,7 +14,6 @@ SIZE = (1003, 611)
 MPP = (0.25, 0.4)  # µm per level-0 px, x and y
 TILE = (112, 64)  # width and height of a stored tile
 TISSUE = (130, 90, 620, 330)  # left, top, width, height, level-0 px
-FORMATS = ("jpeg", "deflate", "lzw", "ome-zarr")
 
 
 class Unequal(NamedTuple):
@@ -81,9 +79,3 @@ def _write_zarr(path: Path, base: np.ndarray) -> Unequal:
     axes += [{"name": name, "type": "space", "unit": "micrometer"} for name in ("y", "x")]
     root.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
     return Unequal(path, levels, True)
-
-
-@pytest.fixture(params=FORMATS)
-def unequal(request: pytest.FixtureRequest, tmp_path: Path) -> Unequal:
-    """The slide in every format."""
-    return write_unequal(tmp_path / "unequal", request.param)
