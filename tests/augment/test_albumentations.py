@@ -245,7 +245,7 @@ def test_rotations_are_counter_clockwise_and_grow_the_canvas_of_slides_only(tran
         A.RandomGamma(gamma_limit=(-10, -5), p=1),
         A.RandomScale(scale_limit=(-1, -1), p=1),
     ],
-    ids=repr,
+    ids=lambda transform: type(transform).__name__,
 )
 def test_options_that_cannot_be_kept_are_refused(transform: A.BasicTransform) -> None:
     """An option is kept or refused by the transform's name, never ignored."""
