@@ -71,6 +71,7 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.system
 def test_bags_without_fcntl_and_pread(tmp_path: Path) -> None:
     """A bag is saved, opened and read in a data set; its pixels are those that are read here."""
     sp.write_synthetic_slide(tmp_path / "a.svs", size=(1024, 768), seed=3)
