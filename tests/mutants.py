@@ -47,8 +47,8 @@ def test_file(name: str) -> str:
 class Tester:
     """A copy of the repository and a process that runs its tests (mutant_server.py)."""
 
-    def __init__(self, tree: Path, python: str, timeout: float) -> None:
-        self.tree, self.timeout = tree, timeout
+    def __init__(self, tree: Path, python: str, timeout: float, *, whole_room: bool = False) -> None:
+        self.tree, self.timeout, self.whole_room = tree, timeout, whole_room
         listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for name in listed.splitlines():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +66,10 @@ class Tester:
         for stale in (target.parent / "__pycache__").glob(f"{target.stem}.*"):
             stale.unlink()  # of the same size and second, Python would take it for current
         files = [str(target)] * (">>> " in original) + [test_file(n) for n in TESTS[mutant.module].split()]
+        if self.whole_room:
+            room = self.tree / "tests" / (mutant.module.split("/")[0] if "/" in mutant.module else "ground")
+            others = [str(path.relative_to(self.tree)) for path in sorted(room.glob("test_*.py"))]
+            files += [name for name in others if name not in files]
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         print(json.dumps([str(self.tree), files, self.timeout]), file=self.server.stdin, flush=True)
@@ -93,6 +97,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=240, help="seconds for one change")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "mutants.jsonl")
+    parser.add_argument("--whole-room", action="store_true", help="then also the other tests of the module's room")
     parser.add_argument("--quick", action="store_true", help="two changes of geometry and of splits")
     given = parser.parse_args()
     if given.quick:
@@ -105,7 +110,7 @@ def main() -> None:
                 waiting.put(mutant)
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         trees = [Path(scratch) / str(number) / "repository" for number in range(given.workers)]
-        testers = [Tester(tree, given.python, given.timeout) for tree in trees]
+        testers = [Tester(tree, given.python, given.timeout, whole_room=given.whole_room) for tree in trees]
         threads = [threading.Thread(target=work, args=(waiting, tester, given.out)) for tester in testers]
         for thread in threads:
             thread.start()

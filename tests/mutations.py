@@ -85,12 +85,21 @@ def mutants_of(module: str, count: int, seed: int) -> list[Mutant]:
     for start in chance.sample(sorted(places), len(places)):
         name, occurrence = chance.choice(places[start])
         code = mutate_code(source, known[name], occurrence)
-        with suppress(SyntaxError):  # the star of keyword-only arguments is no product
-            ast.parse(code)
-            drawn.append(Mutant(module, name, start[0], code, difference(source, code)))
+        with suppress(SyntaxError):
+            if is_change(ast.parse(source), ast.parse(code)):
+                drawn.append(Mutant(module, name, start[0], code, difference(source, code)))
         if len(drawn) == count:
             break
     return drawn
+
+
+def is_change(before: ast.Module, after: ast.Module) -> bool:
+    """Return whether the code is another: not "return None" for itself, nor "/" for the star of keyword arguments."""
+    positional = [
+        sum(len(node.posonlyargs) for node in ast.walk(tree) if isinstance(node, ast.arguments))
+        for tree in (before, after)
+    ]
+    return ast.dump(before) != ast.dump(after) and positional[0] == positional[1]
 
 
 def difference(old: str, new: str) -> str:

@@ -14,11 +14,13 @@ from slideio_pipe import Annotations, TileBag, TileGrid, open_slide
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.errors import ConfigError, OutputExistsError
 from slideio_pipe.geometry import Affine, Size
+from slideio_pipe.mil.prediction import score_map
 from slideio_pipe.mil.prediction.colour_scale import ColourScale
 from slideio_pipe.mil.prediction.heatmap import draw_heatmap, save_heatmap_pyramid
 from slideio_pipe.mil.prediction.score_map import TileScores
 from slideio_pipe.mil.prediction.score_regions import write_regions
 from slideio_pipe.mil.prediction.top_tiles import draw_top_tiles
+from slideio_pipe.tiles.tissue import TissueMask
 
 PROBABILITY = ColourScale.of_probability("probability 1")
 UPRIGHT = Affine.scaling(2, 2)
@@ -98,6 +100,13 @@ def test_cells_of_tiles_that_share_no_divisor_with_their_steps(tile: int, stride
         assert np.abs(painted - np.array(wanted)).max() <= 1
         compared += 1
     assert compared > 200 or stride == 1
+
+
+def test_tissue_of_a_map_lies_where_the_mask_has_it() -> None:
+    """Pixel for pixel in an image of the mask's own resolution."""
+    mask = np.random.default_rng(2).random((30, 40)) > 0.5
+    tissue = TissueMask(mask, Affine.scaling(8, 8), Size(320, 240))
+    assert np.array_equal(score_map._tissue(tissue, Affine.scaling(8, 8), (30, 40)), mask)
 
 
 def test_tissue_shines_through() -> None:

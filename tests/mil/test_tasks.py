@@ -12,7 +12,7 @@ import torch
 
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.mil.metrics import concordance, interval_note, measure
+from slideio_pipe.mil.metrics import Metric, concordance, interval_note, measure
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, task_of
 
 
@@ -299,6 +299,12 @@ def test_intervals_resample_patients() -> None:
     )["auroc"]
     assert (alone.low, alone.high) == pytest.approx((many.low, many.high))
     assert alone.low < alone.value < alone.high
+
+
+def test_a_metric_is_printed_with_its_interval() -> None:
+    """Three digits, as tables of papers have them."""
+    assert str(Metric(0.91251)) == "0.913"
+    assert str(Metric(0.91251, 0.8, 1.0)) == "0.913 (0.800 to 1.000)"
 
 
 def test_metrics_of_one_class_are_not_defined() -> None:

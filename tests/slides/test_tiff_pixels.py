@@ -163,6 +163,31 @@ def write_ycbcr(
     return path
 
 
+def test_a_tile_of_too_few_bytes_is_damaged(tmp_path: Path) -> None:
+    """Uncompressed, without its last row of pixels: an error with both numbers, not another picture."""
+    path = write_ycbcr(tmp_path / "a.tif", chroma_blocks(1, 1), "none", (1, 1))
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        counts = list(tif.pages[0].databytecounts)
+        tif.pages[0].tags[325].overwrite([*counts[:-1], counts[-1] - 3 * 64])
+    width, height = sp.open_slide(path).dimensions
+    with pytest.raises(CorruptSlideError, match=rf"{3 * 64 * 63} of {3 * 64 * 64} bytes"):
+        sp.open_slide(path).read_region((width - 1, height - 1), 0, (1, 1))
+
+
+def test_a_strip_that_is_a_whole_large_slide_is_refused(tmp_path: Path) -> None:
+    """It would have to be decoded as a whole, 1.5 GB and more; only its header is there."""
+    path = write_ycbcr(tmp_path / "a.tif", chroma_blocks(1, 1), "zlib", (1, 1), tile=None, rows=64)
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        tags = tif.pages[0].tags
+        first = tags[273].value[:1], tags[279].value[:1]
+        for code, value in ((256, 40_000), (257, 20_000), (278, 20_000)):
+            tags[code].overwrite(value)
+        for code, value in zip((273, 279), first, strict=True):
+            tags[code].overwrite(value)
+    with pytest.raises(UnsupportedSlideError, match=r"strips of 40000×20000 px .* are too large"):
+        sp.open_slide(path)
+
+
 @pytest.mark.parametrize("tile", [64, None], ids=["tiles", "strips"])
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (4, 4)])
 @pytest.mark.parametrize("codec", list(ENCODERS))

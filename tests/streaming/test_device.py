@@ -139,6 +139,13 @@ def test_copies_and_pickles() -> None:
         assert torch.equal(other(every_byte()), normalize(every_byte()))
 
 
+@pytest.mark.parametrize("rescale", [0, -0.5, float("nan")])
+def test_bytes_are_scaled_by_something_positive(rescale: float) -> None:
+    """By nothing, all tiles would be alike."""
+    with pytest.raises(ConfigError, match="rescale"):
+        Normalize((0.0,) * 3, (1.0,) * 3, rescale=rescale)
+
+
 @pytest.mark.parametrize(
     ("config", "mean", "std", "rescale"),
     [

@@ -222,6 +222,19 @@ def test_generated_ink_is_left_out(ink):
     assert tissue(inked, ignore_pen=False)[stroke > 0].mean() > 0.9
 
 
+@pytest.mark.parametrize("ink", ["red", "green"])  # pale blue ink has the colour of haematoxylin
+def test_the_pale_rim_of_ink_is_left_out(ink):
+    """A stroke that fades over 100 µm, as ink that ran: what is connected with its core goes, however pale."""
+    rgb, truth = with_tissue(glass(), H_AND_E)
+    stroke = np.zeros(truth.shape, dtype=np.uint8)
+    cv2.line(stroke, (40, 15), (40, 285), 1, 16)
+    alpha = 0.95 * np.clip(1.6 * cv2.GaussianBlur(stroke.astype(np.float32), (0, 0), 7), 0, 1)[..., None]
+    inked = jpeg((rgb * (1 - alpha) + np.array(INKS[ink]) * alpha).astype(np.uint8))
+    mask = tissue(inked)
+    assert not mask[alpha[..., 0] > 0.1].any()
+    assert mask[truth].mean() > 0.95
+
+
 def test_a_slide_stained_all_over_in_the_colour_of_ink_is_kept():
     """What makes up all of the stained area is a special stain, not ink."""
     rgb, truth = with_tissue(glass(), (60, 110, 190))
