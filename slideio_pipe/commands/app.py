@@ -34,13 +34,13 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our errors say it better
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our errors have more details
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without µ or × gets a question mark, not a traceback
     try:
         app(prog_name="slideio-pipe")
-    except KeyboardInterrupt:  # before a command began: while Python was still importing
+    except KeyboardInterrupt:  # before a command began, during imports
         raise SystemExit(130) from None
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from slideio_pipe.commands.terminal import in_options, out, print_json, say
 from slideio_pipe.errors import ConfigError
 
-# Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
+# Each command imports what it needs: torch alone takes seconds, and --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.cohort.run import RunReport
@@ -23,7 +23,7 @@ _SHOWN = 5
 
 
 def is_cohort(sources: Sequence[Path]) -> bool:
-    """Return whether what was given is more than one slide: several, a manifest, a pattern, a folder of slides."""
+    """Return whether sources are more than one slide: several, a manifest, a pattern, a folder of slides."""
     first = sources[0]
     if len(sources) > 1 or first.suffix.lower() in _MANIFESTS:
         return True
@@ -33,14 +33,14 @@ def is_cohort(sources: Sequence[Path]) -> bool:
 
 
 def worker_options(workers: int | None, cluster: str | None) -> dict[str, Any]:
-    """Return --workers and --cluster as a run takes them."""
+    """Return --workers and --cluster as arguments of a run."""
     if workers is not None and cluster is not None:
         remedy = "leave out --workers: a cluster does as many slides at a time as its workers have threads"
         raise ConfigError("--workers and --cluster are both given", remedy=remedy)
     return {"workers": workers or 1, "cluster": cluster}
 
 
-# What a cohort has in place of the options of one slide.
+# For cohorts, the alternatives to options of one slide.
 _COLUMN = 'a cohort has it in a CSV, one row per slide, in a column "{}"'.format
 _OF_MANY = {
     "--label": _COLUMN("label"),
@@ -60,7 +60,7 @@ def export_many(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Export a cohort and print what came of it; exit code 1 when slides failed."""
+    """Export a cohort and print the result; exit code 1 if slides failed."""
     from slideio_pipe.export.cohort import export_cohort
 
     for option, value in one_slide.items():
@@ -80,7 +80,7 @@ def export_many(
 
 
 def cohort_of(sources: Sequence[Path], root: Path | None) -> Cohort:
-    """Return the cohort that a command was given: one manifest, folder or pattern, or several slides."""
+    """Return the cohort of a command's sources: one manifest, folder or pattern, or several slides."""
     from slideio_pipe.cohort.cohort import Cohort
 
     if len(sources) == 1 and is_cohort(sources):
@@ -98,7 +98,7 @@ def _print_report(report: RunReport) -> None:
 
 
 def print_counts(report: RunReport, what: str, cost: str) -> None:
-    """Print how many slides were done, were there and failed, and why the first of those did."""
+    """Print the numbers of done, kept and failed slides, and the first failures."""
     parts = [f"{report.done:,} {what}"]
     parts += [f"{report.kept:,} there before"] if report.kept else []
     parts += [f"{len(report.failed):,} failed"] if report.failed else []

@@ -1,4 +1,4 @@
-"""The command ``convert``: bags to the layouts of other tools, and their coordinates to bags."""
+"""The command ``convert``: bags to the layouts of other tools, and coordinates of other tools to bags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import in_options, out, print_json, reported, say
 from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError
 
-# Each command imports what it needs: --help should not wait for it.
+# Each command imports what it needs, because --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.export.import_bags import ImportWork
     from slideio_pipe.export.layouts import Converted
@@ -35,23 +35,27 @@ To = Annotated[
 ]
 From = Annotated[
     str | None,
-    typer.Option("--from", metavar="clam|trident", help="Make bags from coordinates of these tools, or CLAM's pixels."),
+    typer.Option(
+        "--from", metavar="clam|trident", help="Make bags from coordinates of these tools, or from CLAM's pixels."
+    ),
 ]
 Folder = Annotated[
-    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where it goes.", rich_help_panel=options.OUTPUT)
+    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Output folder.", rich_help_panel=options.OUTPUT)
 ]
 Features = Annotated[
     Path | None,
-    typer.Option("--features", metavar="FOLDER", help="<slide>.npy, .pt or .h5 with a row for each tile of the bag."),
+    typer.Option("--features", metavar="FOLDER", help="<slide>.npy, .pt or .h5 with one row per tile of the bag."),
 ]
 InstanceLabels = Annotated[
     Path | None,
-    typer.Option("--instance-labels", metavar="FOLDER", help="For torchmil: <slide>.npy with a number for each tile."),
+    typer.Option("--instance-labels", metavar="FOLDER", help="For torchmil: <slide>.npy with one number per tile."),
 ]
 Encoder = Annotated[
     str,
     typer.Option(
-        "--encoder", metavar="NAME", help="Whose features they are; without --features, those beside the pixels."
+        "--encoder",
+        metavar="NAME",
+        help="Name of the features' encoder; without --features, read features stored in the bags.",
     ),
 ]
 Slides = Annotated[
@@ -60,17 +64,19 @@ Slides = Annotated[
 ]
 Level0Size = Annotated[
     int | None,
-    typer.Option("--tile-size-level0", metavar="px", help="With --from, where the file does not say: side at level 0."),
+    typer.Option(
+        "--tile-size-level0", metavar="px", help="With --from, if the file does not state it: side at level 0."
+    ),
 ]
 Size = Annotated[
-    int | None, typer.Option("--tile-size", metavar="px", help="With --from: side of a tile, if not the file's.")
+    int | None, typer.Option("--tile-size", metavar="px", help="With --from: side of a tile, if not that of the file.")
 ]
 Outside = Annotated[
     str | None,
     typer.Option(
         "--outside",
         metavar="white|black",
-        help="With --from: what tiles see beyond the slide's edge; CLAM's and TRIDENT's own are black there.",
+        help="With --from: colour of tiles beyond the slide's edge; CLAM and TRIDENT use black.",
     ),
 ]
 
@@ -99,7 +105,7 @@ def convert(
 ) -> None:
     """Write bags in the layout of another MIL tool, or make bags from coordinates of CLAM or TRIDENT.
 
-    Several bags go on where they stopped when it is run again; those that fail are listed, and the exit code is 1.
+    Run it again to continue with several bags; those that fail are listed, and the exit code is 1.
 
     Example: [bold]slideio-pipe convert bags/ --to trident --out job/[/]
 
@@ -122,7 +128,7 @@ def convert(
         more: dict[str, Any] = {"overwrite": overwrite, "workers": workers, "threads": threads, "progress": progress}
         more |= {"instance_labels": instance_labels, "root": root}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SkippedWarning)  # what was left out is printed below
+            warnings.simplefilter("ignore", SkippedWarning)  # skipped bags are printed below
             done = write(sources, to, folder, features=features, encoder=encoder, **more)
         _print_converted(done, as_json)
         if done.failed:
@@ -148,7 +154,7 @@ def convert(
 
 
 def _import_many(work: ImportWork, sources: list[Path], root: Path | None, as_json: bool, **settings: Any) -> None:
-    """Make a bag of each file of coordinates, and print what came of it; exit code 1 when files failed."""
+    """Make a bag of each file of coordinates, and print the result; exit code 1 if files failed."""
     from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.commands.cohort import print_counts
     from slideio_pipe.export.import_bags import import_cohort

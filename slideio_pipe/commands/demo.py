@@ -18,14 +18,14 @@ def demo(
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
-    """Try it, in about a minute: make two slides, export their bags, stream them to a device, draw a picture.
+    """Try the package in about a minute: make two slides, export their bags, stream them to a device, draw a picture.
 
     With --cohort: make 24 small slides, three of them broken, export them with two workers, convert the bags, and
-    show it all in a report. That three slides fail is meant, and the exit code 0.
+    write a report. The three failures are intended, and the exit code is 0.
 
-    With --mil: make 40 slides, half of them with a lesion of 2 % of the tissue, and a table with what a model can be
-    trained for; it takes two minutes. The trainings of configs/ run on them. With --laboratory, those of
-    them that test, as another laboratory would have stained them.
+    With --mil: make 40 slides, half of them with a lesion of 2 % of the tissue, and a table of targets for a model; it
+    takes two minutes. The trainings in configs/ run on them. With --laboratory, make the test slides only, stained
+    as in another laboratory.
 
     Example: [bold]slideio-pipe demo[/]
 
@@ -59,7 +59,7 @@ def demo(
 
 
 def demo_cohort(folder: Path, *, as_json: bool) -> None:
-    """Run the demo of a cohort and say what to look at."""
+    """Run the demo of a cohort and print the next steps."""
     from slideio_pipe.commands.demos.cohort import run_cohort_demo
 
     if as_json:
@@ -74,13 +74,13 @@ def demo_cohort(folder: Path, *, as_json: bool) -> None:
 
 
 def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
-    """Make the study to train on and say what can be done with it."""
+    """Make the study for a training and print the next steps."""
     from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.commands.demos.study import write_mil_cohort
     from slideio_pipe.progress import reporting
 
     with reporting(False if as_json else None, "slides") as report:
-        # Others' slides are to test on: tissue that a training saw, in whatever stain, would flatter it.
+        # Only test slides in another stain: tissue of the training in any stain would give optimistic results.
         split = None if laboratory == "usual" else "test"
         manifest = write_mil_cohort(folder, laboratory=laboratory, split=split, progress=report)
     slides = Cohort.of(manifest)

@@ -1,4 +1,4 @@
-"""What is installed, which formats open, whether there is a GPU: the first thing to run when something is odd."""
+"""Check the installation: packages, readable formats, GPU."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report."""
+    """One line of the report."""
 
     group: str
     what: str
@@ -46,12 +46,12 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Return everything found; a ``problem`` is something the main job needs."""
+    """Return all findings; a ``problem`` affects something that the main job needs."""
     return [*_machine(), *_packages(), *_formats(), *_gpu()]
 
 
 def report_of(findings: list[Finding]) -> dict[str, Any]:
-    """Return the report, JSON-able."""
+    """Return the report as JSON values."""
     return {
         "healthy": all(finding.status != "problem" for finding in findings),
         "findings": [asdict(finding) for finding in findings],
@@ -76,7 +76,7 @@ def _packages() -> list[Finding]:
 
 
 def _formats() -> list[Finding]:
-    """Open and read a real slide through each reader; a version number alone proves nothing."""
+    """Open and read a slide with each reader; a version number alone proves nothing."""
     proofs: tuple[tuple[str, str, Callable[[Path], str]], ...] = (
         ("Aperio SVS, generic and OME pyramids", "libvips", _prove_tiff),
         ("JPEG 2000 and other codecs in TIFF", "imagecodecs", _prove_jpeg2000),
@@ -89,7 +89,7 @@ def _formats() -> list[Finding]:
         for formats, reader, prove in proofs:
             try:
                 findings.append(Finding("formats", formats, f"{reader}: {prove(Path(folder))}"))
-            except Exception as error:  # whatever a broken installation raises is the finding
+            except Exception as error:  # a broken installation may raise anything
                 remedy = "reinstall it, and what it depends on"
                 findings.append(Finding("formats", formats, f"{reader} fails: {error}", "problem", remedy))
     return findings
@@ -103,7 +103,7 @@ def _gradient() -> Any:
 
 
 def _check_reads(path: Path, backend: str = "auto") -> str:
-    """Open ``path``, read a tile across stored tiles, compare with the gradient that was written."""
+    """Open ``path``, read a tile across stored tiles, and compare it with the written gradient."""
     import numpy as np
 
     from slideio_pipe.slides.slide import open_slide
@@ -174,7 +174,7 @@ def _gpu() -> list[Finding]:
 
 @reported
 def doctor(as_json: options.Json = False) -> None:
-    """Check the installation: packages, formats (each really read), GPU. Exit code 2 if the main job cannot run.
+    """Check the installation: packages, formats (each is read), GPU. Exit code 2 if the main job cannot run.
 
     Example: [bold]slideio-pipe doctor[/]
     """

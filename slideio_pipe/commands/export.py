@@ -1,4 +1,4 @@
-"""``slideio-pipe export``: one slide to a bag; many go to ``commands/cohort``."""
+"""``slideio-pipe export``: one slide to a bag; a cohort through ``commands/cohort``."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def export(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write the tissue tiles of slides into bags (zarr v3), with coordinates and where they come from.
+    """Write the tissue tiles of slides into bags (zarr v3), with coordinates and provenance.
 
-    Interrupted, it goes on where it stopped when run again; what is done is kept. Of a cohort, slides that fail are
-    listed in failures.csv beside the bags, the others are done, and the exit code is 1.
+    Run it again after an interruption to continue; finished bags are kept. In a cohort, slides that fail are
+    listed in failures.csv beside the bags, the others are exported, and the exit code is 1.
 
     Example: [bold]slideio-pipe export a.svs --out bags/ --mpp 0.5 --tile-size 256[/]
 
@@ -143,7 +143,7 @@ def _loss(quality: int, chroma: str, psnr_db: float | None, psnr_tiles: int, **_
 
 
 def _number_or_text(label: str | None) -> int | float | str | None:
-    """Return a label as the number it is written as; "007" and "nan" are texts."""
+    """Return a label as a number if it is written as one; "007" and "nan" are texts."""
     if label is None:
         return None
     if re.fullmatch(r"[+-]?(0|[1-9][0-9]*)", label):

@@ -1,4 +1,4 @@
-"""The command ``features``: a cohort through encoders."""
+"""The command ``features``: encode a cohort."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slideio_pipe.commands.options import mpp_of, settings_of
 from slideio_pipe.commands.terminal import print_json, reported, say
 from slideio_pipe.errors import ConfigError
 
-# Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
+# Each command imports what it needs: torch alone takes seconds, and --help should be instant.
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -58,11 +58,11 @@ def features(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compute features of tiles with one encoder or several: into bags, or straight from slides.
+    """Compute features of tiles with one or several encoders: into bags, or directly from slides.
 
-    Tiles are decoded once for all encoders. Interrupted, it goes on where it stopped when run again; encoders may be
-    added later. Slides that fail are listed in failures.csv, the others are done, and the exit code is 1. A slide that
-    crashes its reader ends the run, unless --workers or --cluster encode each slide in a process of its own.
+    Tiles are decoded once for all encoders. Run it again after an interruption to continue; encoders can be
+    added later. Slides that fail are listed in failures.csv, the others are encoded, and the exit code is 1. A slide
+    that crashes its reader ends the run, unless --workers or --cluster encode each slide in its own process.
 
     Example: [bold]slideio-pipe features bags/ --encoder timm:hf-hub:MahmoodLab/UNI[/]
 
@@ -118,7 +118,7 @@ def features(
 
 
 def _by_default(given: dict[str, dict[str, Any]], encoders: Iterable[Encoder]) -> dict[str, dict[str, Any]]:
-    """Return options with what encoders want where nothing was asked for."""
+    """Return the options, with missing values set from the encoders."""
     from slideio_pipe.features.encode_cohort import tile_config
 
     wanted = tile_config(None, encoders)
@@ -131,7 +131,7 @@ def _by_default(given: dict[str, dict[str, Any]], encoders: Iterable[Encoder]) -
 
 
 def _refuse_unused(slides: Cohort, given: Mapping[str, Mapping[str, Any]], config: Path | None) -> None:
-    """Bags have their tiles: what is said of tiles would be for nothing."""
+    """Raise if tile options are given for bags, whose tiles are fixed."""
     from slideio_pipe.store.layout import is_bag_store
 
     if not all(isinstance(slide.source, Path) and is_bag_store(slide.source) for slide in slides):

@@ -1,4 +1,4 @@
-"""``slideio-pipe info``: what a slide says of itself."""
+"""``slideio-pipe info``: levels, resolution and metadata of a slide."""
 
 from __future__ import annotations
 

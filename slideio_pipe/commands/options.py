@@ -1,4 +1,4 @@
-"""The options of the command line: one type each, with its help, unit and place on the help screen."""
+"""The options of the command line: one type per option, with help text, unit and panel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENCODING = "Encoding"
 
 
 def _option(*names: str, unit: str | None = None, panel: str | None = None, text: str, **more: Any) -> Any:
-    """Return an option; what stands for its value is the unit or the choices."""
+    """Return an option; its placeholder shows the unit or the choices."""
     return typer.Option(*names, metavar=unit, help=text, rich_help_panel=panel, **more)
 
 
@@ -40,7 +40,7 @@ SlideMpp = Annotated[
         "--slide-mpp",
         unit="µm",
         panel=SLIDE,
-        text="µm per pixel of the slide itself (level 0), if the file does not say or is wrong.",
+        text="µm per pixel of the slide (level 0), if the file states none or a wrong value.",
     ),
 ]
 CohortMpp = Annotated[
@@ -49,8 +49,8 @@ CohortMpp = Annotated[
         "--slide-mpp",
         unit="µm",
         panel=SLIDE,
-        text="µm per pixel of the slide itself (level 0): of one slide, whatever its file states; of a cohort, for "
-        "slides that state none.",
+        text="µm per pixel of the slide (level 0): for one slide it replaces the file's value; for a cohort it is used "
+        "where files state none.",
     ),
 ]
 CohortMppOverride = Annotated[
@@ -58,20 +58,25 @@ CohortMppOverride = Annotated[
     _option(
         "--slide-mpp-override",
         panel=SLIDE,
-        text="Of a cohort: --slide-mpp replaces what files state, too. The column mpp of the cohort stays.",
+        text="In a cohort, --slide-mpp also replaces the files' values. The cohort's column mpp still has precedence.",
     ),
 ]
 Backend = Annotated[
     str | None,
-    _option("--backend", unit="auto|tiff|openslide|array", panel=SLIDE, text=r"Who reads the slide. \[default: auto]"),
+    _option(
+        "--backend",
+        unit="auto|tiff|openslide|array",
+        panel=SLIDE,
+        text=r"Backend that reads the slide. \[default: auto]",
+    ),
 ]
 Config = Annotated[
     Path | None,
-    _option("--config", unit="YAML", text="Settings, as in configs/export.yaml; options win over them."),
+    _option("--config", unit="YAML", text="Settings, as in configs/export.yaml; options override them."),
 ]
-Picture = Annotated[Path | None, _option("--picture", unit="PNG", panel=OUTPUT, text="Draw what was found.")]
-Overwrite = Annotated[bool, _option("--overwrite", panel=OUTPUT, text="Replace what is there already.")]
-Json = Annotated[bool, _option("--json", panel=OUTPUT, text="Print JSON, and nothing else, on standard output.")]
+Picture = Annotated[Path | None, _option("--picture", unit="PNG", panel=OUTPUT, text="Write a picture of the result.")]
+Overwrite = Annotated[bool, _option("--overwrite", panel=OUTPUT, text="Replace existing files.")]
+Json = Annotated[bool, _option("--json", panel=OUTPUT, text="Print only JSON on standard output.")]
 
 MemoryMpp = Annotated[
     float | None,
@@ -85,19 +90,19 @@ MaskFile = Annotated[
         "-o",
         unit="GEOJSON|PNG|FOLDER",
         panel=OUTPUT,
-        text="Write the mask, for QuPath or as 0 and 255; of a cohort, the folder of the masks.",
+        text="Write the mask, as GeoJSON for QuPath or as a PNG of 0 and 255; for a cohort, the folder of the masks.",
     ),
 ]
 MaskForm = Annotated[
     str | None,
-    _option("--format", unit="geojson|png", panel=COHORT, text=r"What masks of a cohort are. \[default: geojson]"),
+    _option("--format", unit="geojson|png", panel=COHORT, text=r"File format of a cohort's masks. \[default: geojson]"),
 ]
 MaskManifest = Annotated[
     Path | None,
-    _option("--manifest", unit="CSV", panel=COHORT, text="Write the cohort with its masks, for export to use."),
+    _option("--manifest", unit="CSV", panel=COHORT, text="Write the cohort with its masks, for export."),
 ]
 Method = Annotated[
-    str | None, _option("--method", unit="otsu|threshold|none", text=r"How tissue is found. \[default: otsu]")
+    str | None, _option("--method", unit="otsu|threshold|none", text=r"Method of finding tissue. \[default: otsu]")
 ]
 MaskMpp = Annotated[float | None, _option("--mpp", unit="µm", text=r"µm per pixel of the mask. \[default: 8]")]
 
@@ -108,7 +113,7 @@ BagFolder = Annotated[
         "-o",
         unit="FOLDER",
         panel=OUTPUT,
-        text=r"Where <slide>.bag.zarr goes, or a whole name ending in .zarr. \[default: here]",
+        text=r"Folder for <slide>.bag.zarr, or a path ending in .zarr. \[default: the current folder]",
     ),
 ]
 TileMpp = Annotated[
@@ -125,7 +130,7 @@ TileSize = Annotated[
     _option("--tile-size", "--patch-size", unit="px", panel=TILES, text=r"Side of a tile. \[default: 256]"),
 ]
 Stride = Annotated[
-    int | None, _option("--stride", unit="px", panel=TILES, text=r"From tile to tile. \[default: the tile size]")
+    int | None, _option("--stride", unit="px", panel=TILES, text=r"Distance between tiles. \[default: the tile size]")
 ]
 Overlap = Annotated[
     int | None, _option("--overlap", unit="px", panel=TILES, text="Instead of --stride: tile size - stride.")
@@ -136,13 +141,13 @@ Edge = Annotated[
         "--edge",
         unit="drop|shift|pad",
         panel=TILES,
-        text=r"Tiles over the right and lower edge: left out, moved inside, or white there. \[default: drop]",
+        text=r"Tiles beyond the right and lower edge: dropped, shifted inside, or padded with white. \[default: drop]",
     ),
 ]
 Align = Annotated[
     bool,
     _option(
-        "--align", panel=TILES, text="Lay tiles on those stored in the file: soonest read, and --pixels source can be."
+        "--align", panel=TILES, text="Align tiles to those stored in the file: read fastest; allows --pixels source."
     ),
 ]
 TissueMethod = Annotated[
@@ -151,7 +156,7 @@ TissueMethod = Annotated[
         "--tissue",
         unit="otsu|threshold|none",
         panel=TISSUE,
-        text=r"How tissue is found; none keeps every tile. \[default: otsu]",
+        text=r"Method of finding tissue; none keeps every tile. \[default: otsu]",
     ),
 ]
 Mask = Annotated[Path | None, _option("--mask", unit="GEOJSON|PNG", panel=TISSUE, text="Tissue mask to use instead.")]
@@ -161,8 +166,8 @@ MaskFrame = Annotated[
         "--mask-frame",
         unit="qupath|level0",
         panel=TISSUE,
-        text="Where (0, 0) of masks is: where QuPath has it, the corner of what was scanned, or the corner of level 0. "
-        r"\[default: qupath; of pictures, what their shape says]",
+        text="Origin of masks: the corner of the scanned area, as in QuPath, or the corner of level 0. "
+        r"\[default: qupath; for pictures, from their shape]",
     ),
 ]
 OutputFrame = Annotated[
@@ -171,24 +176,22 @@ OutputFrame = Annotated[
         "--frame",
         unit="qupath|level0",
         panel=OUTPUT,
-        text="Where (0, 0) of GeoJSON is: where QuPath has it, the corner of what was scanned, or the corner of level "
-        r"0, for tools that read with OpenSlide. \[default: qupath]",
+        text="Origin of GeoJSON: the corner of the scanned area, as in QuPath, or the corner of level 0, for tools "
+        r"that read with OpenSlide. \[default: qupath]",
     ),
 ]
 MinTissue = Annotated[
     float | None,
-    _option("--min-tissue", unit="0…1", panel=TISSUE, text=r"Least part of a tile that is tissue. \[default: 0.5]"),
+    _option("--min-tissue", unit="0…1", panel=TISSUE, text=r"Minimum tissue fraction of a tile. \[default: 0.5]"),
 ]
-AllowEmpty = Annotated[
-    bool, _option("--allow-empty", panel=TISSUE, text="Write a bag of no tiles if there is no tissue.")
-]
+AllowEmpty = Annotated[bool, _option("--allow-empty", panel=TISSUE, text="Write an empty bag if there is no tissue.")]
 OnError = Annotated[
     str | None,
     _option(
         "--on-error",
         unit="raise|white",
         panel=SLIDE,
-        text=r"Damaged slides fail, or what cannot be decoded is glass and white, and listed. \[default: raise]",
+        text=r"Damaged slides fail; or undecodable places are treated as white glass, and listed. \[default: raise]",
     ),
 ]
 Pixels = Annotated[
@@ -200,36 +203,43 @@ Pixels = Annotated[
         text=r"Lossless; the slide's own JPEG bytes (see --align); JPEG of quality Q; raw. \[default: zstd]",
     ),
 ]
-Label = Annotated[str | None, _option("--label", unit="L", panel=OUTPUT, text="Kept with the bag: 1, 0.5, tumour…")]
+Label = Annotated[
+    str | None, _option("--label", unit="L", panel=OUTPUT, text="Label to store with the bag: 1, 0.5, tumour…")
+]
 Patient = Annotated[
-    str | None, _option("--patient", unit="ID", panel=OUTPUT, text="Whose slide it is, kept with the bag.")
+    str | None, _option("--patient", unit="ID", panel=OUTPUT, text="Patient of the slide, to store with the bag.")
 ]
 Threads = Annotated[
-    int | None, _option("--threads", unit="n", min=1, text=r"How many decode. \[default: one per core, at most 8]")
+    int | None,
+    _option("--threads", unit="n", min=1, text=r"Number of decoding threads. \[default: one per core, at most 8]"),
 ]
 
 DemoFolder = Annotated[
-    Path, _option("--out", "-o", unit="FOLDER", panel=OUTPUT, text="Where slides, bags and picture go.")
+    Path, _option("--out", "-o", unit="FOLDER", panel=OUTPUT, text="Folder for slides, bags and picture.")
 ]
 DemoCohort = Annotated[bool, typer.Option("--cohort", help="Many small slides, from a manifest to a report.")]
 DemoMil = Annotated[bool, typer.Option("--mil", help="A study to train on: 40 slides, half of them with a lesion.")]
 DemoLaboratory = Annotated[
     str,
-    _option("--laboratory", unit="NAME", text="Who stained the slides of --mil: usual; faded, thick, violet, far."),
+    _option(
+        "--laboratory",
+        unit="NAME",
+        text="Laboratory that stained the slides of --mil: usual, faded, thick, violet, far.",
+    ),
 ]
 Device = Annotated[
-    str | None, _option("--device", unit="cpu|cuda", text=r"Where batches go. \[default: cuda if there is one]")
+    str | None, _option("--device", unit="cpu|cuda", text=r"Device of the batches. \[default: cuda if available]")
 ]
 
 BenchSlide = Annotated[
-    Path | None, typer.Argument(help="A slide that the others open, too: SVS, TIFF. One is generated when left out.")
+    Path | None, typer.Argument(help="A slide that all readers support: SVS, TIFF. By default one is generated.")
 ]
 Cases = Annotated[
     list[str] | None,
     _option(
         "--case",
         unit="CASE",
-        text=r"aligned, half, off-grid, sparse, threads, memory or slides; may be given again. \[default: all]",
+        text=r"aligned, half, off-grid, sparse, threads, memory or slides; repeatable. \[default: all]",
     ),
 ]
 Peers = Annotated[
@@ -237,42 +247,44 @@ Peers = Annotated[
     _option(
         "--peer",
         unit="READER",
-        text="simplejpeg, openslide, cucim, fastslide, tiffslide or pyvips; may be given again. "
-        r"\[default: all that are installed]",
+        text="simplejpeg, openslide, cucim, fastslide, tiffslide or pyvips; repeatable. "
+        r"\[default: all installed ones]",
     ),
 ]
-Rounds = Annotated[int, _option("--rounds", unit="n", min=1, text="How often each reader takes its turn.")]
-MostTiles = Annotated[int, _option("--tiles", unit="n", min=1, text="Most tiles per case.")]
+Rounds = Annotated[int, _option("--rounds", unit="n", min=1, text="Number of rounds per reader.")]
+MostTiles = Annotated[int, _option("--tiles", unit="n", min=1, text="Maximum tiles per case.")]
 OtherPython = Annotated[
     Path | None,
-    _option("--python", unit="PATH", text=r"The Python that has the other readers installed. \[default: this one]"),
+    _option("--python", unit="PATH", text=r"Python interpreter with the other readers installed. \[default: this one]"),
 ]
 
 ProfiledCohort = Annotated[
     list[Path], typer.Argument(help="Slides or bags (.bag.zarr), or one CSV with a column slide.", metavar="SLIDE|CSV")
 ]
-MaxFailures = Annotated[int, _option("--max-failures", unit="n", min=0, text="Slides that may fail; they are named.")]
+MaxFailures = Annotated[int, _option("--max-failures", unit="n", min=0, text="Slides that may fail; they are listed.")]
 LoaderFile = Annotated[
-    Path | None, _option("--config", unit="YAML", text="Settings, as in configs/mil.yaml; options win over them.")
+    Path | None, _option("--config", unit="YAML", text="Settings, as in configs/mil.yaml; options override them.")
 ]
 LoaderThreads = Annotated[
-    int | None, _option("--threads", unit="n", min=1, text=r"How many decode. \[default: the cores less one]")
+    int | None,
+    _option("--threads", unit="n", min=1, text=r"Number of decoding threads. \[default: one fewer than the cores]"),
 ]
 ChunkSize = Annotated[int, _option("--chunk-size", unit="n", min=1, text="Tiles per chunk.")]
-Mix = Annotated[int, _option("--mix", unit="n", min=0, text="Chunks over which tiles are shuffled; 0: not at all.")]
-ProfileDevice = Annotated[str, _option("--device", unit="cpu|cuda", text="Where tiles go.")]
+Mix = Annotated[int, _option("--mix", unit="n", min=0, text="Chunks over which tiles are shuffled; 0: no shuffling.")]
+ProfileDevice = Annotated[str, _option("--device", unit="cpu|cuda", text="Device of the tiles.")]
 StepMs = Annotated[
-    float, _option("--step-ms", unit="ms", min=0, text="What a training step would take per chunk; the consumer waits.")
+    float, _option("--step-ms", unit="ms", min=0, text="Simulated training step per chunk; the consumer waits.")
 ]
 ProfiledTiles = Annotated[
-    int | None, _option("--tiles", unit="n", min=1, text=r"Stop after so many. \[default: the whole cohort]")
+    int | None, _option("--tiles", unit="n", min=1, text=r"Stop after this many tiles. \[default: the whole cohort]")
 ]
 Trace = Annotated[
-    Path | None, _option("--trace", unit="JSON", panel=OUTPUT, text="Every span of every thread, for Perfetto.")
+    Path | None, _option("--trace", unit="JSON", panel=OUTPUT, text="Write every span of every thread, for Perfetto.")
 ]
 
 Workers = Annotated[
-    int | None, _option("--workers", unit="n", min=1, panel=COHORT, text=r"Processes, a slide each. \[default: 1]")
+    int | None,
+    _option("--workers", unit="n", min=1, panel=COHORT, text=r"Number of processes, one slide each. \[default: 1]"),
 ]
 FeatureWorkers = Annotated[
     int | None,
@@ -281,7 +293,7 @@ FeatureWorkers = Annotated[
         unit="n",
         min=1,
         panel=COHORT,
-        text="Encode in processes, each slide by itself: for CPUs, and slides that crash their reader.",
+        text="Encode in processes, one slide each: for CPUs, and for slides that crash their reader.",
     ),
 ]
 Cluster = Annotated[
@@ -290,20 +302,18 @@ Cluster = Annotated[
         "--cluster",
         unit="tcp://…|YAML",
         panel=COHORT,
-        text="A Dask scheduler, or what to ask SLURM for (configs/slurm.yaml), in place of --workers.",
+        text="A Dask scheduler, or SLURM resources (configs/slurm.yaml), instead of --workers.",
     ),
 ]
-TimeLimit = Annotated[
-    float | None, _option("--time-limit", unit="s", panel=COHORT, text="After which a slide is given up.")
-]
+TimeLimit = Annotated[float | None, _option("--time-limit", unit="s", panel=COHORT, text="Time limit per slide.")]
 MemoryLimit = Annotated[
     float | None,
-    _option("--memory-limit", unit="GB", panel=COHORT, text="Of a process, beyond which its slide is given up."),
+    _option("--memory-limit", unit="GB", panel=COHORT, text="Memory limit per process."),
 ]
-Retry = Annotated[
-    bool, _option("--retry", panel=COHORT, text="Try slides again that crashed or ran into a limit, twice.")
+Retry = Annotated[bool, _option("--retry", panel=COHORT, text="Retry slides that crashed or exceeded a limit twice.")]
+Root = Annotated[
+    Path | None, _option("--root", unit="FOLDER", panel=COHORT, text="Folder that must contain all slides.")
 ]
-Root = Annotated[Path | None, _option("--root", unit="FOLDER", panel=COHORT, text="Where all slides have to lie.")]
 
 Encoded = Annotated[
     list[Path],
@@ -319,7 +329,7 @@ Encoders = Annotated[
         unit="ENCODER",
         panel=ENCODING,
         text="timm:NAME, timm:NAME@weights.safetensors, hf:NAME, hf:FOLDER; or a file of TorchScript or of an exported "
-        "program (.pt2), which are code: those that you trust. uni=timm:NAME gives a name. May be given again.",
+        "program (.pt2), which are code: load only those you trust. uni=timm:NAME sets a name. Repeatable.",
     ),
 ]
 Normalization = Annotated[
@@ -328,25 +338,30 @@ Normalization = Annotated[
         "--normalize",
         unit="imagenet|half|identity",
         panel=ENCODING,
-        text="Of encoders whose configuration, or FILE.json beside them, does not say it.",
+        text="Normalisation, for encoders whose configuration, or FILE.json beside them, states none.",
     ),
 ]
 InputSize = Annotated[
     int | None,
-    _option("--input-size", unit="px", min=1, panel=ENCODING, text="Likewise: side of the squares that they take."),
+    _option("--input-size", unit="px", min=1, panel=ENCODING, text="Likewise: side of the square input."),
 ]
 TokenPooling = Annotated[
     str | None,
-    _option("--pooling", unit="class|mean", panel=ENCODING, text="Likewise: what becomes of a tile's tokens."),
+    _option("--pooling", unit="class|mean", panel=ENCODING, text="Likewise: pooling of a tile's tokens."),
 ]
 FeatureDtype = Annotated[
     str,
-    _option("--dtype", unit="float16|float32", panel=ENCODING, text="Of the features; also what a GPU computes in."),
+    _option(
+        "--dtype",
+        unit="float16|float32",
+        panel=ENCODING,
+        text="Dtype of the features, and of the computation on a GPU.",
+    ),
 ]
 BatchSize = Annotated[int, _option("--batch-size", unit="n", min=1, panel=ENCODING, text="Tiles per batch.")]
 EncoderDevice = Annotated[
     str | None,
-    _option("--device", unit="cpu|cuda|cuda:1", panel=ENCODING, text=r"\[default: cuda if there is one]"),
+    _option("--device", unit="cpu|cuda|cuda:1", panel=ENCODING, text=r"\[default: cuda if available]"),
 ]
 EncoderTileSize = Annotated[
     int | None,
@@ -355,7 +370,7 @@ EncoderTileSize = Annotated[
         "--patch-size",
         unit="px",
         panel=TILES,
-        text=r"Side of a tile of slides; encoders get it resized. \[default: what the (largest) encoder takes]",
+        text=r"Side of a tile of slides; resized for the encoder. \[default: the (largest) input size]",
     ),
 ]
 EncoderMpp = Annotated[
@@ -371,12 +386,12 @@ FeatureFolder = Annotated[
         "-o",
         unit="FOLDER",
         panel=OUTPUT,
-        text=r"Where <slide>.features.zarr goes. \[default: into the bags, beside their pixels]",
+        text=r"Folder for <slide>.features.zarr. \[default: into the bags, beside their pixels]",
     ),
 ]
 Shard = Annotated[
     str | None,
-    _option("--shard", unit="k/n", panel=COHORT, text="The k-th of n parts, from 0/n: a process for each GPU."),
+    _option("--shard", unit="k/n", panel=COHORT, text="The k-th of n parts, from 0/n: for one process per GPU."),
 ]
 
 Manifest = Annotated[
@@ -384,29 +399,31 @@ Manifest = Annotated[
 ]
 ManifestOut = Annotated[
     Path | None,
-    _option("--out", "-o", unit="CSV", panel=OUTPUT, text=r"The manifest to write. \[default: the one given]"),
+    _option("--out", "-o", unit="CSV", panel=OUTPUT, text=r"The manifest to write. \[default: the given one]"),
 ]
 Parts = Annotated[
     str | None,
-    _option("--parts", unit="NAME=0…1,…", text=r"Parts of the patients. \[default: train=0.7,val=0.15,test=0.15]"),
+    _option(
+        "--parts", unit="NAME=0…1,…", text=r"Splits by fraction of patients. \[default: train=0.7,val=0.15,test=0.15]"
+    ),
 ]
-Folds = Annotated[int | None, _option("--folds", unit="k", min=2, text="Folds, in place of parts.")]
-Seed = Annotated[int, _option("--seed", unit="n", min=0, text="Who goes where.")]
-Plain = Annotated[bool, _option("--plain", text="Without regard to labels.")]
+Folds = Annotated[int | None, _option("--folds", unit="k", min=2, text="Number of folds, instead of parts.")]
+Seed = Annotated[int, _option("--seed", unit="n", min=0, text="Random seed of the assignment.")]
+Plain = Annotated[bool, _option("--plain", text="Do not stratify by label.")]
 SplitBy = Annotated[
     str | None,
-    _option("--by", unit="column", text=r"Evenly over this column, such as grade or event. \[default: label]"),
+    _option("--by", unit="column", text=r"Stratify by this column, such as grade or event. \[default: label]"),
 ]
 
 
 def settings_of(slide: Path, file: Path | None, given: dict[str, dict[str, Any]]) -> ExportConfig:
-    """Return the configuration of the file, or the default one, with the options that were given put over it."""
+    """Return the configuration of the file, or the default one, overridden by the given options."""
     from slideio_pipe.config import checked
     from slideio_pipe.export.config import ExportConfig, load_config
 
     values = (load_config(file) if file else ExportConfig()).model_dump()
-    for stage, wanted in given.items():
-        chosen = {name: value for name, value in wanted.items() if value is not None}
+    for stage, options in given.items():
+        chosen = {name: value for name, value in options.items() if value is not None}
         if "stride" in chosen or "overlap" in chosen:  # one replaces the other
             values[stage] |= {"stride": None, "overlap": None}
         values[stage] |= chosen
@@ -414,7 +431,7 @@ def settings_of(slide: Path, file: Path | None, given: dict[str, dict[str, Any]]
 
 
 def mpp_of(magnification: float, mpp: str | None) -> float:
-    """Return what a magnification means, and say so."""
+    """Return the mpp of a magnification, and print it."""
     from slideio_pipe.geometry import magnification_to_mpp
 
     if mpp is not None:

@@ -1,4 +1,4 @@
-"""The command ``predict``: slides to predictions, and to pictures of what a model looked at."""
+"""The command ``predict``: predict slides, and write heat maps and other pictures."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import in_options, out, print_json, print_metrics, reported, say
 from slideio_pipe.errors import ConfigError
 
-# Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
+# Each command imports what it needs: torch alone takes seconds, and --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.mil.prediction.predict_cohort import PredictedCohort
 
 _SHOWN = 40
-# How the part of a training that slides are of is said.
+# Text for the part of the training that slides belong to.
 _PARTS = {
     "train": ", which trained the model",
     "val": ", which chose its epoch",
@@ -42,7 +42,7 @@ Folder = Annotated[
         "--out",
         "-o",
         metavar="FOLDER",
-        help="Gets predictions.csv and a folder of pictures for each slide.",
+        help="Folder for predictions.csv and a folder of pictures per slide.",
         rich_help_panel=options.OUTPUT,
     ),
 ]
@@ -51,19 +51,19 @@ ScoresShown = Annotated[
     typer.Option(
         "--scores",
         metavar="attention|instance",
-        help="What is drawn: attention, or what the model says of each tile alone. "
-        r"\[default: attention, unless all tiles have the same]",
+        help="Scores to draw: attention, or the prediction for each tile alone. "
+        r"\[default: attention, unless it is equal for all tiles]",
         rich_help_panel=options.OUTPUT,
     ),
 ]
 Pyramid = Annotated[
     bool,
-    typer.Option("--pyramid", help="Also heatmap.ome.tif, to zoom into.", rich_help_panel=options.OUTPUT),
+    typer.Option("--pyramid", help="Also write heatmap.ome.tif, a pyramid.", rich_help_panel=options.OUTPUT),
 ]
 SlideFolder = Annotated[
     Path | None,
     typer.Option(
-        "--slides", metavar="FOLDER", help="Where the slides of bags or features lie, for pictures of their tissue."
+        "--slides", metavar="FOLDER", help="Folder of the slides of bags or features, for pictures of their tissue."
     ),
 ]
 Encoder = Annotated[
@@ -71,8 +71,8 @@ Encoder = Annotated[
     typer.Option(
         "--encoder",
         metavar="ENCODER",
-        help="Of a model that was trained with a network of your own, that network as a file; of a model of features, "
-        "what made them, to predict from slides: timm:NAME, hf:NAME, a.pt2.",
+        help="For a model that was trained with your own network, that network as a file; for a model of features, "
+        "their encoder, to predict from slides: timm:NAME, hf:NAME, a.pt2.",
     ),
 ]
 Features = Annotated[
@@ -80,10 +80,10 @@ Features = Annotated[
     typer.Option(
         "--features",
         metavar="FOLDER",
-        help="Where the features of the slides are, as for train: <slide>.features.zarr, .bag.zarr, .h5 or .pt.",
+        help="Folder of the slides' features, as for train: <slide>.features.zarr, .bag.zarr, .h5 or .pt.",
     ),
 ]
-Device = Annotated[str | None, typer.Option("--device", metavar="cpu|cuda", help=r"\[default: cuda if there is one]")]
+Device = Annotated[str | None, typer.Option("--device", metavar="cpu|cuda", help=r"\[default: cuda if available]")]
 
 
 @reported
@@ -103,12 +103,12 @@ def predict(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Predict slides with a trained model, and show what it looked at.
+    """Predict slides with a trained model, and show its attention.
 
-    With --out, each slide gets heatmap.png, heatmap.geojson (for QuPath), tiles.png (the highest) and tiles.csv
-    (all of them). Where a cohort says the truth, predictions are measured: AUROC and others, with intervals; slides
-    that the model was trained on apart from those that are new to it (column part of predictions.csv). Slides that fail
-    are listed, the others are done, and the exit code is 1; paths that do not exist are refused first.
+    With --out, each slide gets heatmap.png, heatmap.geojson (for QuPath), tiles.png (the highest scores) and tiles.csv
+    (all tiles). If a cohort has the true values, predictions are measured: AUROC and others, with intervals; separately
+    for slides of the model's training and new ones (column part of predictions.csv). Slides that fail
+    are listed, the others are predicted, and the exit code is 1; paths that do not exist are refused first.
 
     Example: [bold]slideio-pipe predict run/best.ckpt a.svs b.svs --out predicted/[/]
 
@@ -147,7 +147,7 @@ def predict(
 
 
 def _cohort(sources: list[Path], root: Path | None, features: Path | None, *, takes_features: bool) -> Cohort:
-    """Return the slides, or the features in their place, where the model takes those."""
+    """Return the slides, or their features if the model uses these."""
     from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.mil.feature_files import feature_cohort, features_in
 

@@ -1,4 +1,4 @@
-"""``slideio-pipe split``: a cohort into training, validation and test."""
+"""``slideio-pipe split``: split a cohort into training, validation and test."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def split(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Part a cohort into training, validation and test, or into folds, and write it as a manifest.
+    """Split a cohort into training, validation and test, or into folds, and write it as a manifest.
 
-    Slides of one patient (column patient) stay together; every label is parted alike,
-    or with --by every value of another column: the classes or the events that will be predicted.
+    Slides of one patient (column patient) stay together; the split is stratified by label, or with --by by another
+    column: the classes or the events to predict.
 
     Example: [bold]slideio-pipe split cohort.csv --folds 5 --out folds.csv[/]
     """
@@ -56,7 +56,7 @@ def split(
 
 
 def _fractions(text: str) -> dict[str, float]:
-    """Return what "train=0.7,test=0.3" says."""
+    """Return the fractions in "train=0.7,test=0.3"."""
     try:
         pairs = [part.split("=") for part in text.split(",")]
         return {name.strip(): float(value) for name, value in pairs}

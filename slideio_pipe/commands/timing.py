@@ -1,4 +1,4 @@
-"""The commands that measure: ``bench`` against other readers, ``profile`` of one's own slides."""
+"""The commands that measure speed: ``bench`` against other readers, ``profile`` for one's own slides."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import out, print_json, reported, say
 
-# Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
+# Each command imports what it needs: torch alone takes seconds, and --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.streaming.profile import Profile
 
@@ -24,9 +24,9 @@ def bench(
     python: options.OtherPython = None,
     as_json: options.Json = False,
 ) -> None:
-    """Time reading against other readers: the same tiles, in turns, each reader in a process of its own.
+    """Compare the speed of readers: the same tiles, in turns, each reader in its own process.
 
-    Readers that are not installed are listed, with the command that installs them.
+    Readers that are not installed are listed, with the install command.
 
     Example: [bold]slideio-pipe bench a.svs --case aligned --peer openslide[/]
     """
@@ -59,9 +59,9 @@ def profile(
     trace: options.Trace = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show where the time goes from slide to device: each stage's share and rate, the bottleneck, what to change.
+    """Show the time per stage from slide to device: share and rate of each, the bottleneck, and advice.
 
-    Tiles go through the loader as in training. A model's step can be stood in for by --step-ms.
+    Tiles go through the loader as in training. --step-ms simulates a model's step.
 
     Example: [bold]slideio-pipe profile a.svs --tiles 2000 --step-ms 15 --trace trace.json[/]
     """

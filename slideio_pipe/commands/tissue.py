@@ -1,4 +1,4 @@
-"""The command ``tissue``: of one slide, or of a cohort."""
+"""The command ``tissue``: find the tissue of one slide or of a cohort."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slideio_pipe.commands.options import settings_of
 from slideio_pipe.commands.terminal import print_json, reported, say
 from slideio_pipe.errors import ConfigError, NoTissueError
 
-# Imported where it is needed: --help should not wait for it.
+# Imported where needed, because --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.export.config import ExportConfig
 
@@ -43,10 +43,10 @@ def tissue(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Find tissue, and write it for QuPath, as a mask, or as a picture.
+    """Find tissue, and write it as GeoJSON for QuPath, as a mask, or as a picture.
 
-    Of a cohort, every slide gets a file that can be corrected; --manifest lists them for export. Interrupted, it goes
-    on where it stopped when run again.
+    In a cohort, every slide gets a file that can be corrected; --manifest lists them for export. Run it again after an
+    interruption to continue.
 
     Example: [bold]slideio-pipe tissue a.svs --out a.geojson --picture a.png[/]
 
@@ -121,7 +121,7 @@ def _find_many(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Find the tissue of a cohort and print what came of it; exit code 1 when slides failed."""
+    """Find the tissue of a cohort and print the result; exit code 1 if slides failed."""
     from slideio_pipe.export.tissue import tissue_cohort
 
     cohort = cohort_commands.cohort_of(sources, root)
@@ -132,7 +132,7 @@ def _find_many(
             "--out is no folder for the masks of a cohort" if save else "a cohort, and there is no --out for its masks"
         )
         raise ConfigError(reason, slide=str(sources[0]), remedy="pass --out masks/, or one slide file")
-    # By its path, where it has one: a manifest is not to be written over the cohort unasked.
+    # By its path, if it has one: the manifest must not overwrite the cohort without --overwrite.
     given = sources[0] if len(sources) == 1 else cohort
     report = tissue_cohort(given, save, config, progress=False if as_json else None, **settings)
     if as_json:

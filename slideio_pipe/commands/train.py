@@ -1,4 +1,4 @@
-"""The command ``train``: a cohort to a model."""
+"""The command ``train``: train a model on a cohort."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import print_json, print_metrics, reported, say
 from slideio_pipe.errors import ConfigError, SlideioPipeWarning
 
-# Each command imports what it needs: torch alone takes seconds, and --help should not wait for it.
+# Each command imports what it needs: torch alone takes seconds, and --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.mil.outcome import Fitted
     from slideio_pipe.mil.settings import TrainConfig
@@ -24,23 +24,23 @@ Settings = Annotated[Path, typer.Argument(help="YAML, such as configs/mil.yaml."
 CohortFile = Annotated[
     Path | None,
     typer.Option(
-        "--cohort", metavar="PATH", help="CSV or Parquet with slides and labels; otherwise the one CONFIG names."
+        "--cohort", metavar="PATH", help="CSV or Parquet with slides and labels; by default the one in CONFIG."
     ),
 ]
 Features = Annotated[
     Path | None,
-    typer.Option("--features", metavar="FOLDER", help="<slide>.features.zarr, .bag.zarr, .h5 or .pt of each slide."),
+    typer.Option("--features", metavar="FOLDER", help="Folder of <slide>.features.zarr, .bag.zarr, .h5 or .pt."),
 ]
 Folder = Annotated[
-    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Of the run.", rich_help_panel=options.OUTPUT)
+    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the run.", rich_help_panel=options.OUTPUT)
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="In place of what CONFIG says, as fit.epochs=20; more than once."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of CONFIG, such as fit.epochs=20; repeatable."),
 ]
 Anew = Annotated[
     bool,
-    typer.Option("--overwrite", help="Start anew where FOLDER holds another training.", rich_help_panel=options.OUTPUT),
+    typer.Option("--overwrite", help="Start anew if FOLDER contains another training.", rich_help_panel=options.OUTPUT),
 ]
 
 
@@ -56,7 +56,7 @@ def train(
 ) -> None:
     """Train a multiple-instance model: on features, or end to end from slides with the exact gradient.
 
-    Interrupted, it goes on at its last checkpoint when run again. FOLDER gets best.ckpt, predictions.csv,
+    Run it again after an interruption to continue from the last checkpoint. FOLDER gets best.ckpt, predictions.csv,
     metrics.json, history.csv and TensorBoard's events.
 
     Example: [bold]slideio-pipe train configs/mil.yaml --cohort cohort.csv --features features/ --out run/[/]
@@ -66,7 +66,7 @@ def train(
     from slideio_pipe.mil.fit import fit
     from slideio_pipe.mil.settings import load_train_config
 
-    if int(os.environ.get("LOCAL_RANK", "0")):  # another process of this training: the first one says it
+    if int(os.environ.get("LOCAL_RANK", "0")):  # another process of this training: only the first one prints
         warnings.simplefilter("ignore", SlideioPipeWarning)
     settings = changed(load_train_config(config), changes or ())
     if features is not None:
@@ -82,12 +82,12 @@ def train(
 
 
 def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
-    """Return settings with some replaced, each "section.key=value" with a value as in YAML.
+    """Return settings with some replaced, each given as "section.key=value" with a value in YAML.
 
     Raises
     ------
     ConfigError
-        There is no such setting, or it cannot have this value.
+        There is no such setting, or the value is invalid.
     """
     from slideio_pipe.config import checked
     from slideio_pipe.mil.settings import TrainConfig
@@ -109,7 +109,7 @@ def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
 
 
 def _is_first() -> bool:
-    """Return whether this process is the one of a training that prints."""
+    """Return whether this process is the one that prints."""
     from torch import distributed
 
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

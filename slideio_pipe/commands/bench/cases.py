@@ -1,4 +1,4 @@
-"""What is timed: which tiles of a slide, at which resolution, and how many times faster than others they should be."""
+"""The cases of the benchmark: tiles of a slide, their resolution, and the required speed-up over other readers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from slideio_pipe.tiles.find_tissue import find_tissue
 from slideio_pipe.tiles.tissue import TissueMask
 
 TILE = 256  # px
-OFF_GRID = (100, 60)  # px from the stored grid, x and y: every tile lies on four stored ones
+OFF_GRID = (100, 60)  # px from the stored grid, x and y: every tile overlaps four stored ones
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison; ``wanted`` says how many times the CPU-seconds of ours each of the others should take."""
+    """One comparison; ``wanted`` is the required ratio of each reader's CPU-seconds to ours."""
 
     name: str
     title: str
@@ -51,13 +51,13 @@ class Tiles:
 
     tile: int  # px
     shrink: int  # level-0 px per tile px
-    origins: NDArray[np.int64]  # (n, 2) top-left corners, level-0 px, in the order they are wanted
+    origins: NDArray[np.int64]  # (n, 2) top-left corners, level-0 px, in reading order
 
 
 def tiles_of(case: str, slide: Slide, tissue: TissueMask, count: int) -> Tiles:
     """Return at most ``count`` tiles of tissue for a case; equal arguments give equal tiles.
 
-    Dense cases take neighbours, out of the middle of the raster order; "sparse" draws from the whole slide.
+    Dense cases use neighbours from the middle of the raster order; "sparse" draws from the whole slide.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def tiles_of(case: str, slide: Slide, tissue: TissueMask, count: int) -> Tiles:
 
 
 def tissue_of(slide: Slide) -> TissueMask:
-    """Return the tissue of a slide; all of it where none is found, because tiles are wanted in any case."""
+    """Return the tissue of a slide; the whole slide if none is found, because tiles are needed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptyTissueWarning)
         mask = find_tissue(slide)

@@ -1,4 +1,4 @@
-"""Rounds in which readers take turns, and what comes of them: medians, ratios with their range, pixels compared."""
+"""Run readers in turns and compute the results: medians, ratios with their range, differences of pixels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from slideio_pipe.commands.bench.cases import Case, Tiles
 from slideio_pipe.commands.bench.peers import BARE, OURS, Worker
 
-# Decoders of one JPEG differ by single levels, filters by a few at edges; other tiles differ by tens.
+# Decoders of one JPEG differ by single levels, filters by a few at edges; wrong tiles differ by tens.
 SAME_TILES = 3.0  # levels, on average
 
-LEAST_TILES = 100  # per job, the same ones again on a small slide: fewer are over before a clock can tell
+LEAST_TILES = 100  # per job, repeated on a small slide: fewer are too fast to time
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times one thing another is: the median over rounds, and its range."""
+    """The ratio of two series: the median over rounds, and its range."""
 
     median: float
     least: float
@@ -38,7 +38,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Row:
-    """What one reader did in one case."""
+    """The results of one reader in one case."""
 
     reader: str
     version: str = ""
@@ -48,28 +48,28 @@ class Row:
     tiles_per_cpu_s: float | None = None
     tiles_per_s: float | None = None
     ratio: Ratio | None = None  # its CPU-seconds over ours; for "threads", wall time of one thread over two
-    wanted: float | None = None  # the least that ratio should be
-    sha256: str = ""  # of its pixels, the first 16 digits
+    wanted: float | None = None  # minimum required ratio
+    sha256: str = ""  # first 16 digits of the pixels' hash
     largest_difference: int | None = None  # levels, from the pixels of the first reader of the table
     mean_difference: float | None = None
-    note: str = ""  # why there is no figure, or what is odd about it
+    note: str = ""  # why there is no figure, or a remark on it
 
     @property
     def reached(self) -> bool | None:
-        """Whether the ratio is what was wanted; None where nothing was."""
+        """Whether the ratio is at least the required one; None without a requirement."""
         return None if self.wanted is None or self.ratio is None else self.ratio.median >= self.wanted
 
 
 @dataclass(frozen=True)
 class Table:
-    """One case: what was read, and a row for each reader."""
+    """One case: facts, and a row per reader."""
 
     case: Case
     facts: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the table, JSON-able."""
+        """Return the table as JSON values."""
         rows = [asdict(row) | {"reached": row.reached} for row in self.rows]
         return {"case": self.case.name, "title": self.case.title} | self.facts | {"rows": rows}
 
@@ -84,14 +84,14 @@ def race(
     folder: Path,
     step: Callable[[], object] = lambda: None,
 ) -> Table:
-    """Let readers read the same tiles in turns; the first round warms up, and its pixels are compared.
+    """Let readers read the same tiles in turns; the first round is a warm-up, and its pixels are compared.
 
     Parameters
     ----------
     workers : mapping
-        By name; the pixels of the first one are what the others' are compared with.
+        By name; the pixels of the others are compared with those of the first.
     folder : Path
-        Room for the pixels of two readers, emptied on the way.
+        Folder for the pixels of two readers, emptied during the run.
     step : callable
         Called after each job.
     """
@@ -113,7 +113,7 @@ def race_threads(
     folder: Path,
     step: Callable[[], object] = lambda: None,
 ) -> Table:
-    """Let each reader read with one thread and with two, in turns; the ratio is of wall time."""
+    """Let each reader read with one and with two threads, in turns; the ratio is of wall times."""
     both = {(name, threads): worker for name, worker in workers.items() for threads in (1, 2)}
     jobs = {key: job_of(tiles, slide, folder) | {"threads": key[1]} for key in both}
     answers = take_turns(both, jobs, rounds, step)
@@ -131,7 +131,7 @@ def race_threads(
 
 
 def _excused(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows, with a note where the bare loop did not gain what was wanted either: a busy machine."""
+    """Return the rows, with a note if even the bare loop missed the required ratio: the machine is busy."""
     gained = next((row.ratio.median for row in rows if row.reader == BARE and row.ratio is not None), math.inf)
     note = f"a bare loop gained {gained:.2f}×: the machine had no second core to give"
     return [
@@ -141,7 +141,7 @@ def _excused(rows: Sequence[Row]) -> list[Row]:
 
 
 def job_of(tiles: Tiles, slide: Path, folder: Path) -> dict[str, Any]:
-    """Return a job for a worker; the coordinates lie in a file."""
+    """Return a job for a worker; its coordinates are in a file."""
     origins = folder / "origins.npy"
     np.save(origins, tiles.origins)
     return {
@@ -155,7 +155,7 @@ def job_of(tiles: Tiles, slide: Path, folder: Path) -> dict[str, Any]:
 
 
 def facts_of(tiles: Tiles, rounds: int) -> dict[str, Any]:
-    """Return what a table says of its tiles."""
+    """Return the facts of a table about its tiles."""
     return {"tiles": len(tiles.origins), "tile_px": tiles.tile, "shrink": tiles.shrink, "rounds": rounds}
 
 
@@ -166,7 +166,7 @@ def take_turns(
     step: Callable[[], object],
     pixels: Pixels | None = None,
 ) -> dict[Any, list[dict[str, Any]]]:
-    """Return the answers of all rounds by worker; who failed once is not asked again."""
+    """Return the answers of all rounds by worker; a worker that failed gets no more jobs."""
     answers: dict[Any, list[dict[str, Any]]] = {name: [] for name in workers}
     for turn in range(rounds + 1):
         for name, worker in workers.items():
@@ -178,7 +178,7 @@ def take_turns(
                 pixels.compare(name)
             else:
                 answer = worker.ask(jobs[name])
-            # The warm-up fills the page cache and imports modules: only how it failed counts.
+            # The warm-up fills the page cache and imports modules: only its failures count.
             if turn or "cpu_s" not in answer:
                 answers[name].append(answer)
             step()
@@ -235,7 +235,7 @@ def _note(answers: Sequence[dict[str, Any]]) -> str:
 
 
 class Pixels:
-    """What readers delivered, as files that live as long as they are needed: the first reader's, and one more.
+    """Pixels of readers, as files that are kept as long as needed: the first reader's, and one more.
 
     Attributes
     ----------
@@ -249,11 +249,11 @@ class Pixels:
         self._reference: Path | None = None
 
     def file(self, name: str) -> Path:
-        """Return where a reader's pixels go."""
+        """Return the file for a reader's pixels."""
         return self._folder / f"{name}.npy"
 
     def compare(self, name: str) -> None:
-        """Compare the pixels of a reader, if it left any, with those of the first that did."""
+        """Compare the pixels of a reader, if it wrote any, with those of the first that did."""
         file = self.file(name)
         if not file.exists():
             return

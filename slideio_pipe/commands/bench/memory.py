@@ -1,4 +1,4 @@
-"""Resident memory of our own reader, in a process of its own: one huge bag streamed, many slides opened and closed."""
+"""Measure the memory of our reader in its own process: one huge bag streamed, many slides opened and closed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from slideio_pipe.slides.tile_cache import DEFAULT_BYTES
 STATUS = Path("/proc/self/status")  # Linux; ru_maxrss would inherit the parent's peak
 TILE, BAG, BATCH = 1024, 20_000, 32  # px, tiles, tiles
 MB = 1e6
-ALLOWED_BYTES = 500e6  # what the process may take beside its ring and its caches
-SLIDES, WARM = 200, 20  # slides opened, and how many of them fill the caches first
+ALLOWED_BYTES = 500e6  # allowed memory beside ring and caches
+SLIDES, WARM = 200, 20  # slides opened, and the number of these for warming up the caches
 GROWTH_BYTES = 20e6  # of 180 more slides: 0.1 MB each would be a leak
 
 
 def in_own_process(what: str, slide: Path, count: int) -> dict[str, Any]:
-    """Run ``stream_bag`` or ``open_slides`` in a fresh interpreter and return what it found."""
+    """Run ``stream_bag`` or ``open_slides`` in a fresh interpreter and return the result."""
     above = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-m", "slideio_pipe.commands.bench.memory", what, str(slide), str(count)]
@@ -40,7 +40,7 @@ def in_own_process(what: str, slide: Path, count: int) -> dict[str, Any]:
 def stream_bag(path: Path, count: int) -> dict[str, Any]:
     """Stream ``count`` tiles of a bag of 20,000 overlapping tiles of 1024 px; return its memory, in bytes.
 
-    The bag covers the slide with a stride that makes so many; uint8 batches of 32 are dropped as they come.
+    The bag covers the slide with the stride that gives this number; uint8 batches of 32 are dropped on arrival.
     """
     slide = sp.open_slide(path, slide_mpp=1.0)
     width, height = slide.dimensions
@@ -49,7 +49,7 @@ def stream_bag(path: Path, count: int) -> dict[str, Any]:
     view = slide.view()
     bag = sp.TileBag(view, sp.TileGrid(view, tile, stride=stride))
     before = resident()
-    # Spread over the whole slide, neighbours together, as a bag is read.
+    # Spread over the whole slide, neighbours together, as in normal reading.
     batches = range(0, len(bag) - BATCH, max(BATCH, BATCH * len(bag) // max(BATCH, count)))
     indices = [k for start in batches for k in range(start, start + BATCH)][:count]
     with sp.stream(bag, device="cpu", normalize=None, batch_size=BATCH, indices=indices) as stream:
@@ -71,7 +71,7 @@ def stream_bag(path: Path, count: int) -> dict[str, Any]:
 
 
 def open_slides(path: Path, count: int) -> dict[str, Any]:
-    """Open, read and close ``count`` slides, each a path of its own; return how memory and open files grow."""
+    """Open, read and close ``count`` slides, each with its own path; return the growth of memory and open files."""
     resident_bytes: list[float] = []
     files: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +121,7 @@ MEASURES = {"memory": stream_bag, "slides": open_slides}
 
 
 def main() -> None:
-    """Print what one measure found, as JSON."""
+    """Print the result of one measurement as JSON."""
     what, path, count = sys.argv[1:]
     try:
         found = MEASURES[what](Path(path), int(count))

@@ -1,4 +1,4 @@
-"""The readers that are compared, each in a process of its own."""
+"""The readers of the benchmark, each in its own process."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from slideio_pipe.errors import ConfigError
 
 WORKER = Path(__file__).with_name("worker.py")
 OURS, BARE = "slideio_pipe", "simplejpeg"
-# Longer than any job of a benchmark, shorter than a night: a reader that hangs is stopped.
+# Longer than any job: a reader that hangs is killed.
 JOB_LIMIT_S = 900.0
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A reader, and how to get it."""
+    """A reader, and its install command."""
 
     name: str
     what: str
@@ -46,39 +46,39 @@ PEERS = {
 
 
 class Worker:
-    """A reader in a process of its own, asked one job at a time; a context manager that ends the process.
+    """A reader in its own process, with one job at a time; a context manager that ends the process.
 
-    A reader that is missing, dies or hangs is a finding, not an error: ``ask`` answers ``{"error": …}``.
+    A missing, dying or hanging reader is a result, not an error: ``ask`` returns ``{"error": …}``.
 
     Parameters
     ----------
     peer : Peer
     python : path
-        The interpreter that has the peer; ours always runs in this one.
+        The interpreter with the reader installed; ours always runs in this one.
     """
 
     def __init__(self, peer: Peer, python: str | os.PathLike[str]) -> None:
         self.peer = peer
-        # One thread means one: libvips would take as many as there are cores.
+        # Exactly one thread: by default libvips uses one per core.
         environment = os.environ | {"VIPS_CONCURRENCY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         command = [os.fspath(python), str(WORKER), peer.name]
         if peer.name == OURS:
             command[0] = sys.executable
             above = str(Path(__file__).parents[2])
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, (above, environment.get("PYTHONPATH"))))
-        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process: why it died is its last line
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - kept with the process: its last line is the cause
         try:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._noise,
+                stderr=self._stderr,
                 env=environment,
                 text=True,
                 encoding="utf-8",
             )
         except OSError as error:
-            self._noise.close()
+            self._stderr.close()
             raise ConfigError(
                 f"cannot be run ({error.strerror})",
                 slide=os.fspath(python),
@@ -88,12 +88,12 @@ class Worker:
 
     @property
     def missing(self) -> str:
-        """Why the reader cannot be used, "" when it can."""
+        """Why the reader cannot be used; "" if it can."""
         return str(self.greeting.get("missing") or self.greeting.get("error") or "")
 
     @property
     def version(self) -> str:
-        """Version of the reader, "" where unknown."""
+        """Version of the reader, "" if unknown."""
         return str(self.greeting.get("version", ""))
 
     def ask(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
-        except OSError:  # it is gone; the answer says how
+        except OSError:  # it ended; the answer has the cause
             pass
         return self._answer()
 
@@ -115,17 +115,17 @@ class Worker:
         finally:
             watch.cancel()
         if not line:
-            return {"error": self._epitaph()}
+            return {"error": self._cause_of_death()}
         try:
             answer: dict[str, Any] = json.loads(line)
-        except ValueError:  # no Python that runs the worker
+        except ValueError:  # not a Python that can run the worker
             return {"error": f"answered {line.strip()[:80]!r}"}
         return answer
 
-    def _epitaph(self) -> str:
+    def _cause_of_death(self) -> str:
         code = self._process.wait()
-        self._noise.seek(0)
-        lines = self._noise.read().decode("utf-8", "replace").strip().splitlines()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return f"{how}: {lines[-1].strip()}" if lines else how
 
@@ -135,9 +135,9 @@ class Worker:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with suppress(OSError):  # a job that it never read
+                with suppress(OSError):  # an unread job
                     pipe.close()
-        self._noise.close()
+        self._stderr.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""The whole benchmark: which cases, which readers, and a table for each."""
+"""Run the benchmark: cases, readers, and a table per case."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiles.tissue import TissueMask
 
 T = TypeVar("T")
-THREADED = (OURS, BARE, "cucim")  # who is timed with two threads
-LEAST_OF_BAG = 2_000  # tiles of the huge bag that are read, unless more are asked for
+THREADED = (OURS, BARE, "cucim")  # readers timed with two threads
+MIN_OF_BAG = 2_000  # minimum number of tiles read from the huge bag
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A reader that could not be used, and what to do about it."""
+    """A reader that could not be used, and a remedy."""
 
     reader: str
     reason: str
@@ -40,7 +40,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was measured."""
+    """All results."""
 
     slide: str
     dimensions: tuple[int, int]
@@ -49,7 +49,7 @@ class Comparison:
     missing: tuple[Missing, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the comparison, JSON-able."""
+        """Return the comparison as JSON values."""
         head = {"slide": self.slide, "dimensions": list(self.dimensions), "machine": self.machine}
         tables = [table.as_json() for table in self.tables]
         return head | {"cases": tables, "missing": [asdict(one) for one in self.missing]}
@@ -65,27 +65,27 @@ def compare_readers(
     python: str | os.PathLike[str] | None = None,
     progress: Progress | bool | None = None,
 ) -> Comparison:
-    """Time our reader against others: same tiles, same output array, in turns, each in a process of its own.
+    """Compare the speed of our reader with others: same tiles and output array, in turns, each in its own process.
 
     Parameters
     ----------
     slide : path, optional
-        A slide that the others open, too; by default an Aperio-style one is generated, 12,000 × 9,000 px.
+        A slide that all readers support; by default an Aperio-style one is generated, 12,000 × 9,000 px.
     cases, peers : sequence of str
-        Some of ``CASES`` and ``PEERS``; by default all. Ours always runs.
+        Names in ``CASES`` and ``PEERS``; by default all. Ours always runs.
     rounds : int
-        How often every reader reads every tile, after one round that is not counted.
+        Number of times that every reader reads every tile, after one warm-up round.
     tiles : int
-        Most tiles per case.
+        Maximum tiles per case.
     python : path, optional
-        The interpreter that has the other readers installed; by default this one.
+        The interpreter with the other readers installed; by default this one.
     progress : callable or bool, optional
         See ``reporting``.
 
     Raises
     ------
     ConfigError
-        An unknown case or reader, a number below 1, an interpreter that does not run, a slide too small.
+        A case or reader is unknown, a number is below 1, the interpreter does not run, or the slide is too small.
     """
     chosen = _picked(CASES, cases, "case")
     readers = _picked(PEERS, peers, "reader")
@@ -109,7 +109,7 @@ def compare_readers(
 
 @dataclass
 class _Context:
-    """What the cases of one comparison share."""
+    """Data shared by the cases of one comparison."""
 
     path: Path
     slide: Slide
@@ -123,7 +123,7 @@ class _Context:
     def table(self, case: Case) -> Table:
         """Measure one case."""
         if case.name in ("memory", "slides"):
-            count = max(LEAST_OF_BAG, self.tiles) if case.name == "memory" else SLIDES
+            count = max(MIN_OF_BAG, self.tiles) if case.name == "memory" else SLIDES
             found = in_own_process(case.name, self.path, count)
             self.step()
             return Table(case, found)
@@ -135,7 +135,7 @@ class _Context:
 
 
 def _picked(known: Mapping[str, T], wanted: Sequence[str], what: str) -> dict[str, T]:
-    """Return what was asked for, in our order; everything when nothing was."""
+    """Return the requested entries, in our order; all by default."""
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise ConfigError(f'no {what} "{unknown[0]}"', remedy=f"choose from {', '.join(known)}")
@@ -148,7 +148,7 @@ def _generated(folder: Path) -> Path:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Slide]:
-    """Open a slide, at a usual resolution where it states none: here only the ratio to the stored one counts."""
+    """Open a slide, with a usual resolution if it states none: only the ratio to the stored one matters here."""
     slide = open_slide(path)
     if slide.mpp is None:
         slide.close()
@@ -160,7 +160,7 @@ def _opened(path: Path) -> Iterator[Slide]:
 def _started(
     stack: ExitStack, peers: Mapping[str, Peer], cases: Mapping[str, Case], python: str | os.PathLike[str]
 ) -> tuple[dict[str, Worker], list[Missing]]:
-    """Start a process for each reader; those that are not installed are told, with how to install them."""
+    """Start a process per reader; readers that are not installed are returned with the install command."""
     workers: dict[str, Worker] = {}
     missing: list[Missing] = []
     if not any(case in (*READING, "threads") for case in cases):
@@ -185,7 +185,7 @@ def _steps(case: Case, workers: Mapping[str, Worker], rounds: int) -> int:
 
 
 def _counter(report: Progress, total: int) -> Callable[[], None]:
-    """Return what counts a step and reports it."""
+    """Return a function that counts a step and reports it."""
     done = 0
 
     def step() -> None:

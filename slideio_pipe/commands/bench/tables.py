@@ -1,4 +1,4 @@
-"""The comparison as a person reads it."""
+"""Print the comparison."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEGEND = (
 
 
 def in_words(table: Table) -> RichTable | str:
-    """Return a case as a table of its readers, or as one line where it has none."""
+    """Return a case as a table of its readers, or as one line if it has none."""
     if not table.rows:
         return f"{table.case.title}: {_memory(table.case.name, table.facts)}"
     facts = table.facts
@@ -67,7 +67,7 @@ def _verdict(row: Row) -> str:
 
 
 def _pixels(row: Row) -> str:
-    """Return how the pixels compare, after what is odd about the reader."""
+    """Return the comparison of pixels, after remarks on the reader."""
     if row.tiles_per_s is None or row.largest_difference is None:
         return escape(row.note)
     if row.largest_difference == 0:
@@ -93,7 +93,7 @@ def _memory(case: str, facts: dict[str, Any]) -> str:
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
-    """Print every table, and which readers were not there."""
+    """Print every table, and the missing readers."""
     width, height = found.dimensions
     console.print(f"[bold]{escape(found.slide)}[/], {width:,} × {height:,} px. {found.machine}", soft_wrap=True)
     for table in found.tables:

@@ -1,10 +1,10 @@
-"""One reader in a process of its own: jobs come in as lines of JSON, figures go out the same way.
+"""One reader in its own process: jobs arrive as lines of JSON, results are returned the same way.
 
-Runs by path, under any Python >= 3.10 that has numpy and the reader: nothing of slideio_pipe is imported here, unless
-it is the reader. Standard output belongs to the answers; what a library prints there goes to standard error.
+Runs by path, with any Python >= 3.10 that has numpy and the reader: nothing of slideio_pipe is imported here, unless
+it is the reader. Standard output is for the answers; output of libraries is redirected to standard error.
 
 Every reader fills the same array: ``out[k]`` is tile k, (tile, tile, 3) uint8 RGB. Opening the slide and the first
-touch of that memory are not timed. Where a tile has fewer pixels than are read, they are shrunk by area: by OpenCV, by
+access to that memory are not timed. If a tile has fewer pixels than are read, they are shrunk by area: by OpenCV, by
 Pillow's box filter for OpenSlide, by the decoder in the bare loop, by slideio_pipe itself.
 """
 
@@ -32,7 +32,7 @@ Read = Callable[[], None]  # reads every tile of a job
 
 @dataclass(frozen=True)
 class Job:
-    """Which tiles to read, and where to."""
+    """The tiles to read, and the output array."""
 
     slide: str
     origins: Any  # (n, 2) int64, top-left corners x, y, level-0 px
@@ -43,16 +43,16 @@ class Job:
 
     @property
     def side(self) -> int:
-        """Side of what a tile shows, level-0 px."""
+        """Side of a tile in level-0 px."""
         return self.tile * self.shrink
 
 
 class CannotError(Exception):
-    """The reader does not do such a job."""
+    """The reader does not support such a job."""
 
 
 def in_threads(fill: Fill, job: Job) -> Read:
-    """Return what reads a job, each thread a piece of the list."""
+    """Return a function that reads a job, with a part of the list per thread."""
     if job.threads == 1:
         return lambda: fill(job.origins, job.out)
     pieces = list(zip(np.array_split(job.origins, job.threads), np.array_split(job.out, job.threads), strict=True))
@@ -67,7 +67,7 @@ def in_threads(fill: Fill, job: Job) -> Read:
 
 
 def by_region(job: Job, region: Callable[[int, int], Any]) -> Fill:
-    """Return a fill out of what reads the square at level-0 (x, y)."""
+    """Return a fill function from one that reads the square at level-0 (x, y)."""
     if job.shrink == 1:
 
         def fill(origins: Any, slots: Any) -> None:
@@ -124,9 +124,9 @@ def openslide(job: Job) -> Iterator[Read]:
 
 @contextmanager
 def cucim(job: Job) -> Iterator[Read]:
-    """cuCIM without a GPU, as it comes.
+    """cuCIM without a GPU, with default settings.
 
-    Its cache of decoded tiles is left off: switched on, cuCIM 26.10 counted no hit and was no faster.
+    Its cache of decoded tiles is off by default: when on, cuCIM 26.10 counted no hits and was no faster.
     """
     from cucim import CuImage
 
@@ -140,7 +140,7 @@ def cucim(job: Job) -> Iterator[Read]:
 
 @contextmanager
 def fastslide(job: Job) -> Iterator[Read]:
-    """fastslide, with the cache it comes with."""
+    """fastslide, with its default cache."""
     from fastslide import FastSlide
 
     slide = FastSlide.from_file_path(job.slide)
@@ -163,10 +163,10 @@ def tiffslide(job: Job) -> Iterator[Read]:
 
 @contextmanager
 def pyvips(job: Job) -> Iterator[Read]:
-    """Plain pyvips: one image, a region for each thread, ``fetch``."""
+    """Plain pyvips: one image, a region per thread, ``fetch``."""
     import pyvips
 
-    pyvips.cache_set_max(0)  # else a slide opened anew is the old one, with its decoded tiles
+    pyvips.cache_set_max(0)  # else a reopened slide is the cached one, with its decoded tiles
     image = pyvips.Image.new_from_file(job.slide, access="random")
     if image.bands not in (3, 4):
         raise CannotError(f"{image.bands} bands")
@@ -185,7 +185,7 @@ def pyvips(job: Job) -> Iterator[Read]:
 
 @contextmanager
 def simplejpeg(job: Job) -> Iterator[Read]:
-    """The least that reading can cost: ``pread`` and libjpeg-turbo on the stored tiles' own bytes, in a bare loop."""
+    """The lower bound of reading: ``pread`` and libjpeg-turbo on the stored tiles' own bytes, in a bare loop."""
     import tifffile
 
     with tifffile.TiffFile(job.slide) as tif:
@@ -196,7 +196,7 @@ def simplejpeg(job: Job) -> Iterator[Read]:
         if tile != page.tilelength or job.side % tile or (job.origins % tile).any():
             raise CannotError("tiles off the stored grid")
         tables = page.jpegtables or b"\xff\xd8\xff\xd9"
-        # Adobe's marker says whether three components are RGB; simplejpeg takes them for YCbCr otherwise.
+        # Adobe's marker states whether three components are RGB; without it simplejpeg assumes YCbCr.
         adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([int(page.photometric == 6)])
         head = b"\xff\xd8" + adobe + tables[2:-2]
         offsets, counts = page.dataoffsets, page.databytecounts
@@ -211,13 +211,13 @@ def simplejpeg(job: Job) -> Iterator[Read]:
 
 
 def _stored(job: Job, x: int, y: int, tile: int, columns: int) -> list[int]:
-    """Return the numbers of the stored tiles under one of ours, in raster order."""
+    """Return the numbers of the stored tiles under a tile, in raster order."""
     steps = range(job.side // tile)
     return [(y // tile + down) * columns + x // tile + right for down in steps for right in steps]
 
 
 def _bare_loop(job: Job, descriptor: int, head: bytes, tile: int, streams: list[list[tuple[int, int]]]) -> Fill:
-    """Return the loop; smaller tiles are shrunk by the decoder, in the frequency domain, which costs the least."""
+    """Return the loop; smaller tiles are shrunk by the decoder in the frequency domain, the cheapest way."""
     import simplejpeg
 
     if job.shrink not in (1, 2, 4, 8):
@@ -241,7 +241,7 @@ def _bare_loop(job: Job, descriptor: int, head: bytes, tile: int, streams: list[
     return fill
 
 
-# By the name on the command line: the reader, and the package whose version is told.
+# By name on the command line: the reader, and the package whose version is reported.
 READERS: dict[str, tuple[Callable[[Job], AbstractContextManager[Read]], str, tuple[str, ...]]] = {
     "slideio_pipe": (slideio_pipe, "slideio-pipe", ("slideio_pipe",)),
     "simplejpeg": (simplejpeg, "simplejpeg", ("simplejpeg", "tifffile")),
@@ -254,12 +254,12 @@ READERS: dict[str, tuple[Callable[[Job], AbstractContextManager[Read]], str, tup
 
 
 def measure(name: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Do one job; return its seconds and the checksum of its pixels.
+    """Run one job; return its seconds and the checksum of its pixels.
 
-    A job too short to be timed is repeated, on the slide opened anew: nothing that a reader keeps carries over.
+    A job too short to time is repeated on a reopened slide, so that a reader's caches are not reused.
     """
     origins = np.load(request["origins"])
-    # Filled, so that its memory is there before the clock runs, and a tile that nobody wrote shows.
+    # Filled, so that memory is allocated before timing, and an unwritten tile is visible.
     out = np.full((len(origins), request["tile"], request["tile"], 3), 7, np.uint8)
     job = Job(request["slide"], origins, request["tile"], request["shrink"], request["threads"], out)
     repeats = request.get("repeats", 1)
@@ -282,16 +282,16 @@ def hello(name: str) -> dict[str, Any]:
     try:
         for module in modules:
             importlib.import_module(module)
-    except ImportError as error:  # also a shared library that is not there
+    except ImportError as error:  # also a missing shared library
         return {"missing": " ".join(str(error).split())}
     version = ""
-    with suppress(importlib.metadata.PackageNotFoundError):  # conda calls some of them otherwise
+    with suppress(importlib.metadata.PackageNotFoundError):  # conda uses other names for some
         version = importlib.metadata.version(package)
     return {"version": version, "python": sys.version.split()[0]}
 
 
 def main() -> None:
-    """Say hello, then answer each line of standard input with a line."""
+    """Print the version, then answer each line of standard input with a line."""
     name = sys.argv[1]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -301,7 +301,7 @@ def main() -> None:
             answer = measure(name, json.loads(line))
         except CannotError as error:
             answer = {"cannot": str(error)}
-        except Exception as error:  # whatever a reader raises is a finding about it
+        except Exception as error:  # any error of a reader is a result
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
         answers.write(json.dumps(answer) + "\n")
 

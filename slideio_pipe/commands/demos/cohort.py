@@ -1,4 +1,4 @@
-"""A study in small, from slides to a report: ``slideio-pipe demo --cohort``. Three slides fail, and are meant to."""
+"""``slideio-pipe demo --cohort``: a small study from slides to a report, with three intended failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LAYOUTS = ("clam", "torchmil", "webdataset")
 _CONFIG = ExportConfig(view=ViewConfig(mpp=0.5), grid=GridConfig(tile_size=256, min_tissue=0.3))
 _MPP = 0.25
 _SMALLEST = (2048, 1536)
-# Of these one each: cut short by a bad copy, another file under a slide's name, glass without tissue.
+# One of each: a truncated copy, another file with a slide's name, glass without tissue.
 _TRUNCATED, _NO_SLIDE, _GLASS = "truncated", "no-slide", "glass"
 
 
@@ -54,17 +54,17 @@ def make_cohort(
 ) -> Path:
     """Make small slides of different sizes, stains and lesions, three of them broken, and return their manifest.
 
-    Two slides each are of one patient. Some do not say their mpp: the manifest does, or, for one, the magnification is
-    all there is. What is there already is kept.
+    Two slides each are of one patient. Some state no mpp: the manifest has it, or, for one, only the magnification is
+    known. Existing files are kept.
 
     Parameters
     ----------
     folder : str or Path
-        For ``cohort.csv`` and ``slides/``.
+        Folder for ``cohort.csv`` and ``slides/``.
     slides : int
-        How many, at least 8.
+        Number of slides, at least 8.
     size : (int, int)
-        Width and height of the smallest, px at 0.25 µm; the largest has 1.75 and 1.5 times that.
+        Width and height of the smallest, px at 0.25 µm; those of the largest are 1.75 and 1.5 times as large.
     progress : callable, optional
         Called with (slides done, slides in all).
 
@@ -125,7 +125,7 @@ def _make_slide(plan: _Plan, folder: Path, smallest: tuple[int, int]) -> None:
     k = plan.number
     pieces = 0 if plan.broken == _GLASS else 1 + k % 3
     size = (smallest[0] * (4 + k % 4) // 4, smallest[1] * (4 + k // 2 % 3) // 4)
-    # Under another name until it is what it is meant to be.
+    # Under a temporary name until it is complete.
     whole = path.with_name(f".{plan.name}")
     write_synthetic_slide(whole, size=size, mpp=_MPP, seed=k, lesions=_lesions(plan), pieces=pieces, overwrite=True)
     content = whole.read_bytes()
@@ -150,18 +150,18 @@ def run_cohort_demo(
 ) -> dict[str, Any]:
     """Make a cohort in ``folder``, export it, convert its bags, and report.
 
-    Run again it goes on where it stopped, as any export does.
+    Run it again to continue after an interruption, as with any export.
 
     Parameters
     ----------
     folder : Path
-        Made if missing.
+        Created if missing.
     slides : int
-        How many, at least 8.
+        Number of slides, at least 8.
     size : (int, int)
-        Of the smallest.
+        Size of the smallest.
     workers : int
-        Processes that export.
+        Number of export processes.
     say : callable
         Called with one line of text per step.
     progress : bool, optional
@@ -170,7 +170,7 @@ def run_cohort_demo(
     Returns
     -------
     dict
-        The numbers, JSON-able.
+        The numbers as JSON values.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The main job on two generated slides, start to end, with a picture of what was done: ``slideio-pipe demo``."""
+"""``slideio-pipe demo``: export and stream two generated slides, with a picture of the result."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _CONFIG = ExportConfig(
 
 @dataclass(frozen=True)
 class Streamed:
-    """What went through the stream."""
+    """Numbers of the streaming."""
 
     tiles: int
     seconds: float
-    largest_error: float  # of the first batch, against the formula in float64
+    largest_error: float  # largest error of the first batch against the formula in float64
 
     @property
     def per_second(self) -> float:
@@ -61,16 +61,16 @@ def run_demo(
     say: Say,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Make two slides in ``folder``, export their bags, stream them to a device, and draw what happened.
+    """Make two slides in ``folder``, export their bags, stream them to a device, and draw the result.
 
     Parameters
     ----------
     folder : Path
-        Made if missing. Slides already there are used again; bags and picture are made anew.
+        Created if missing. Existing slides are reused; bags and picture are written again.
     size : (int, int)
         Width and height of the slides, px at 0.25 µm.
     device : str, optional
-        Where batches go: by default CUDA if there is one, else the CPU.
+        Device of the batches: by default CUDA if available, else the CPU.
     say : callable
         Called with one line of text per step.
     progress : bool, optional
@@ -79,7 +79,7 @@ def run_demo(
     Returns
     -------
     dict
-        The numbers, JSON-able.
+        The numbers as JSON values.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def _stream(bag: StoredBag, device: torch.device) -> Streamed:
 
 
 def _largest_error(bag: StoredBag, batch: TileBatch, normalize: Normalize) -> float:
-    """Return how far the batch's first tiles are from ((x/255) − mean)/std of the stored bytes."""
+    """Return the largest difference of the batch's first tiles from ((x/255) − mean)/std of the stored bytes."""
     found = batch.tiles[:4].double().cpu().numpy().transpose(0, 2, 3, 1)
     exact = (bag[: len(found)] / 255 - np.array(normalize.mean)) / np.array(normalize.std)
     return float(np.abs(found - exact).max())

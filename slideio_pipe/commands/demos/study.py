@@ -1,4 +1,4 @@
-"""A study to train on: slides of which half hold a small lesion, with all that a table may say of them."""
+"""``slideio-pipe demo --mil``: a study for training, half of its slides with a small lesion, and a table of targets."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from slideio_pipe.tiles.annotations import Annotations
 from slideio_pipe.tiles.mask_files import Annotation
 
 MANIFEST = "cohort.csv"
-KIND = "demo.json"  # beside it: which cohort this is
+KIND = "demo.json"  # beside it: identifies the cohort
 LESION = "Lesion"
-GRADES = ("none", "one", "two")  # lesions of a slide
+GRADES = ("none", "one", "two")  # number of lesions of a slide
 _MPP = 0.25
 _PIECES = 3
 _PARTS = {"train": 0.5, "val": 0.1, "test": 0.4}
-_PARTS_OF_FEW = {"train": 0.5, "val": 0.2, "test": 0.3}  # below 40 slides: a tenth would not hold both labels
-_PAIRS_FROM = 24  # slides; in a smaller cohort, patients with two slides would leave nobody to validate
-# Per month, without a lesion; each lesion multiplies it. Whoever has had no event by the end of the study is censored.
+_PARTS_OF_FEW = {"train": 0.5, "val": 0.2, "test": 0.3}  # below 40 slides: a tenth would not contain both labels
+_PAIRS_FROM = 24  # slides; in a smaller cohort, patients with two slides would leave no validation patients
+# Per month, without lesions; each lesion multiplies it. Patients without an event by the end of the study are censored.
 _HAZARD, _HAZARD_RATIO = 0.015, 4.0
 _STUDY_MONTHS = (24.0, 60.0)
 
@@ -56,26 +56,26 @@ def write_mil_cohort(
     split: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Make slides of which every second holds one or two lesions, and return their manifest.
+    """Make slides of which every second has one or two lesions, and return their manifest.
 
-    A lesion covers about 2 % of the tissue of a slide of the default size. ``cohort.csv`` says of each slide its label
-    (a lesion or none), patient and split (train, val, test: by patient, evenly over the labels), and for other tasks:
+    A lesion covers about 2 % of the tissue of a slide of the default size. ``cohort.csv`` has for each slide its label
+    (a lesion or none), patient and split (train, val, test: by patient, stratified by label), and for other tasks:
     ``grade`` (none, one, two lesions), ``lesion_fraction`` (of the tissue), ``time`` (months) and ``event`` (drawn with
-    a hazard that every lesion multiplies by 4). ``lesions/<slide>.geojson`` outlines them. Slides that are there
-    already are kept, if they are of the same cohort.
+    a hazard that every lesion multiplies by 4). ``lesions/<slide>.geojson`` outlines the lesions. Existing slides are
+    kept if they are of the same cohort.
 
     Parameters
     ----------
     folder : str or Path
-        For the manifest, ``slides/`` and ``lesions/``.
+        Folder for the manifest, ``slides/`` and ``lesions/``.
     slides : int
-        How many, at least 8. From 24 on, two slides each are of one patient.
+        Number of slides, at least 8. From 24 on, two slides each are of one patient.
     size : (int, int)
         Width and height, px at 0.25 µm.
     seed : int
-        Which cohort.
+        Number of the cohort.
     laboratory : str
-        Who stains the tissue, which is the same whoever does: "usual", "faded", "thick", "violet" or "far".
+        Laboratory that stains the tissue, which stays the same: "usual", "faded", "thick", "violet" or "far".
     split : {"train", "val", "test"}, optional
         Make only these slides of the cohort.
     progress : callable, optional
@@ -84,7 +84,7 @@ def write_mil_cohort(
     Raises
     ------
     ConfigError
-        Too few slides, there is no such laboratory or split, or the folder holds another cohort.
+        There are too few slides, the laboratory or split is unknown, or the folder contains another cohort.
     OutputError
         The folder cannot be written.
 
@@ -116,7 +116,7 @@ def write_mil_cohort(
 
 
 def _check_same(folder: Path, what: dict[str, object]) -> None:
-    """Write down what the slides of a folder are, or refuse to call those that are there something else."""
+    """Record the parameters of the slides in a folder, or raise if existing slides have others."""
     known = folder / KIND
     if not known.exists():
         write_file(known, f"{json.dumps(what)}\n".encode(), overwrite=False)
@@ -128,8 +128,8 @@ def _check_same(folder: Path, what: dict[str, object]) -> None:
 
 
 def _plans(slides: int, seed: int) -> list[_Plan]:
-    """Return what every slide is to be; parted evenly over the grades, so that there is each to train on."""
-    # Every third slide with a lesion has a second one.
+    """Return the plan of every slide; split evenly over the grades, so that each part has every grade."""
+    # Every third slide with lesions has two.
     lesions = [0 if k % 2 == 0 else 2 if k % 6 == 5 else 1 for k in range(slides)]
     paired = slides >= _PAIRS_FROM
     patients = [f"P{(k // 4 * 2 + k % 2 if paired else k) + 1:02}" for k in range(slides)]
