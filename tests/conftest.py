@@ -8,13 +8,15 @@ folders are tested on all cores, single files and ``system`` in one process.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis_profiles  # noqa: F401 - loads one
 import pytest
-from paths import ROOT, TESTS
+from paths import MADE_SLIDES, ROOT, TESTS
 
 if TYPE_CHECKING:
     from unequal_slide import Unequal
@@ -33,9 +35,13 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave out what takes long, where nothing is asked for by name."""
+    """Leave out what takes long, where nothing is asked for by name; make a folder for slides that tests share."""
     if not config.option.markexpr and config.args_source is config.ArgsSource.TESTPATHS:
         config.option.markexpr = QUICK
+    if MADE_SLIDES not in os.environ:  # the processes of pytest-xdist have it from the one that starts them
+        made = tempfile.mkdtemp(prefix="made-slides-")
+        os.environ[MADE_SLIDES] = made
+        config.add_cleanup(lambda: shutil.rmtree(made, ignore_errors=True))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

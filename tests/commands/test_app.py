@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from command_line import run
+from made_slides import made_slide
 from paths import ROOT
 from PIL import Image
 from pyramids import coordinate_pixels, write_pyramid
@@ -31,7 +32,7 @@ COMMANDS = ("info", "tissue", "export", "split", "demo", "doctor", "bench", "con
 def truth(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSlide:
     """A generated slide of 3000×2400 px at 0.25 µm with one lesion."""
     path = tmp_path_factory.mktemp("slides") / "a.svs"
-    return sp.write_synthetic_slide(path, size=(3000, 2400), seed=3, lesions=1, pieces=1)
+    return made_slide(path, size=(3000, 2400), seed=3, lesions=1, pieces=1)
 
 
 def exported(*arguments: object) -> tuple[dict[str, Any], sp.StoredBag]:
@@ -358,7 +359,7 @@ def test_an_export_that_is_done_is_kept(truth: SyntheticSlide, tmp_path: Path) -
     for option, value in (("--mpp", 2.0), ("--tile-size", 64), ("--pixels", "none"), ("--patient", "p")):
         assert "already exists" in run(*command, option, value, code=2).stderr
     (tmp_path / "other").mkdir()
-    other = sp.write_synthetic_slide(tmp_path / "other" / truth.path.name, size=(2048, 1536), seed=99)
+    other = made_slide(tmp_path / "other" / truth.path.name, size=(2048, 1536), seed=99)
     assert "already exists" in run("export", other.path, *command[2:], code=2).stderr
     (bag.path / "zarr.json").unlink()
     assert "already exists" in run(*command, code=2).stderr

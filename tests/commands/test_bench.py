@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from made_slides import made_slide
 from pyramids import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
 
@@ -34,7 +35,7 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory 
 def truth(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSlide:
     """A generated slide of 2600×2000 px, levels 1 and 4, JPEG tiles of 256 px."""
     path = tmp_path_factory.mktemp("slides") / "ä b.svs"
-    return sp.write_synthetic_slide(path, size=(2600, 2000), seed=3, lesions=1, pieces=1, levels=(1, 4))
+    return made_slide(path, size=(2600, 2000), seed=3, lesions=1, pieces=1, levels=(1, 4))
 
 
 @pytest.fixture(scope="module")

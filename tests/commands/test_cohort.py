@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import run
+from made_slides import made_slide
 
 import slideio_pipe as sp
 from slideio_pipe.commands.cohort import is_cohort
@@ -19,7 +20,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two slides, a broken one, and a manifest of all."""
     folder = tmp_path_factory.mktemp("study")
     for k in range(2):
-        sp.write_synthetic_slide(folder / f"s{k}.svs", size=(2048, 1536), seed=k)
+        made_slide(folder / f"s{k}.svs", size=(2048, 1536), seed=k)
     (folder / "broken.svs").write_bytes(b"II*\0no slide")
     (folder / "cohort.csv").write_text("slide,label,patient\ns0.svs,0,p0\nbroken.svs,1,p1\ns1.svs,1,p2\n")
     return folder

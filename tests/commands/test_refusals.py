@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from made_slides import made_slide
 from paths import ROOT
 from pyramids import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
@@ -26,7 +27,7 @@ from slideio_pipe.commands.app import app
 def svs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated slide of 1600×1200 px at 0.25 µm, laid out as a scanner does it."""
     path = tmp_path_factory.mktemp("slides") / "whole.svs"
-    sp.write_synthetic_slide(path, size=(1600, 1200), seed=3, lesions=0, pieces=1)
+    made_slide(path, size=(1600, 1200), seed=3, lesions=0, pieces=1)
     return path
 
 

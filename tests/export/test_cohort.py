@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cohort_runs import Copying, run, slides
+from made_slides import made_slide
 from page_reader import Page
 from PIL import Image
 
@@ -22,7 +23,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two slides; of one, the resolution is an estimate."""
     folder = tmp_path_factory.mktemp("study")
     for name in ("a.svs", "b.svs"):
-        sp.write_synthetic_slide(folder / name, size=(2048, 1536), seed=3)
+        made_slide(folder / name, size=(2048, 1536), seed=3)
     content = (folder / "b.svs").read_bytes()
     (folder / "b.svs").write_bytes(content.replace(b"|MPP = ", b"|Xpp = "))
     return folder

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import run
+from made_slides import made_slide
 from memory_bag import MemoryBag
 from paths import ROOT
 
@@ -210,7 +211,7 @@ def test_coordinates_of_a_study_become_bags(tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     (tmp_path / "slides").mkdir()
     for k in range(2):
-        sp.write_synthetic_slide(tmp_path / "slides" / f"s{k}.svs", size=(1024, 768), seed=k)
+        made_slide(tmp_path / "slides" / f"s{k}.svs", size=(1024, 768), seed=k)
         with sp.open_slide(tmp_path / "slides" / f"s{k}.svs") as slide:
             bag = sp.TileBag(slide.view(), sp.TileGrid(slide.view(), tile_size=128))
             sp.convert(bag, "clam", tmp_path / "clam")

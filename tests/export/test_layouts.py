@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from made_slides import made_slide
 from memory_bag import MemoryBag
 from pyramids import coordinate_pixels, write_pyramid
 from typer.testing import CliRunner
@@ -33,7 +34,6 @@ from slideio_pipe.export.layouts import LAYOUTS, convert, from_clam, from_triden
 from slideio_pipe.export.layouts.hdf5 import read_coords
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import open_bag, save_bag
-from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
 
@@ -618,7 +618,7 @@ def test_jpeg_goes_into_tiles_unchanged(tmp_path: Path, pixels: str) -> None:
     """Byte for byte what the store holds, and readers of WebDataset and datasets see its pixels."""
     webdataset, datasets = pytest.importorskip("webdataset"), pytest.importorskip("datasets")
     datasets.disable_progress_bars()
-    write_synthetic_slide(tmp_path / "a.svs", size=(1024, 768), seed=1)
+    made_slide(tmp_path / "a.svs", size=(1024, 768), seed=1)
     with open_slide(tmp_path / "a.svs") as opened:
         view = opened.view()
         bag = save_bag(TileBag(view, TileGrid(view, align=True)), tmp_path / "a.bag.zarr", pixels=pixels)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from made_slides import made_slide
 from paths import CONFIGS
 from PIL import Image
 from pyramids import coordinate_pixels, write_pyramid
@@ -21,7 +22,6 @@ from slideio_pipe.export.slide import bag_path, export_slide, plan_bag
 from slideio_pipe.images.picture import save_picture
 from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.slides.slide import Slide
-from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiles.config import GridConfig, TissueConfig
 
 PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if f"--config configs/{path.name}" in path.read_text("utf-8"))
@@ -62,7 +62,7 @@ def test_the_written_defaults_are_the_defaults() -> None:
 def test_every_preset_loads_and_exports(path: Path, tmp_path: Path) -> None:
     """Each makes tiles of a generated slide."""
     config = load_config(path)
-    write_synthetic_slide(tmp_path / "a.svs", size=(2000, 1600), seed=3, pieces=1)
+    made_slide(tmp_path / "a.svs", size=(2000, 1600), seed=3, pieces=1)
     with open_slide(tmp_path / "a.svs") as slide:
         bag = plan_bag(slide, config)
         assert len(bag) > 0
@@ -76,7 +76,7 @@ def test_there_are_presets() -> None:
 
 def test_every_tissue_setting_arrives(tmp_path: Path) -> None:
     """What the configuration says is what finding tissue was told."""
-    write_synthetic_slide(tmp_path / "a.svs", size=(2000, 1600), seed=3, pieces=1)
+    made_slide(tmp_path / "a.svs", size=(2000, 1600), seed=3, pieces=1)
     asked = {"mpp": 4.0, "min_area_um2": 1.0, "max_hole_um2": 2.0, "ignore_pen": False, "threshold": 0.1}
     with open_slide(tmp_path / "a.svs") as slide:
         bag = plan_bag(slide, ExportConfig(tissue=TissueConfig.model_validate(asked)))

@@ -9,11 +9,12 @@ import openslide
 import pytest
 import torch
 from cuda_device import CUDA, DEVICES
+from made_slides import made_slide
 from memory_bag import MemoryBag
 from tiny_encoders import DIM, Reciprocal, Watched, network, reference
 from torch import nn
 
-from slideio_pipe import TileBag, TileGrid, encode_bag, load_encoder, open_slide, write_synthetic_slide
+from slideio_pipe import TileBag, TileGrid, encode_bag, load_encoder, open_slide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features.encode_bag import Encoding
 from slideio_pipe.streaming.device import check_device
@@ -33,7 +34,7 @@ def _skip_without_cuda(request: pytest.FixtureRequest) -> None:
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small slide with tissue."""
     path = tmp_path_factory.mktemp("slides") / "a.svs"
-    write_synthetic_slide(path, size=(1536, 1024), seed=3)
+    made_slide(path, size=(1536, 1024), seed=3)
     return path
 
 

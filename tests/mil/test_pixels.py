@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_slides import made_slide
 from paths import CONFIGS, ROOT, SUPPORT
 from pixel_training import settings
 from torch import Tensor
 
-import slideio_pipe as sp
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.checkpoint import read_checkpoint
@@ -38,7 +38,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = csv.writer(file)
         rows.writerow(["slide", "label"])
         for k in range(6):
-            sp.write_synthetic_slide(folder / f"s{k}.svs", size=(1536, 1024), seed=k, lesions=k % 2)
+            made_slide(folder / f"s{k}.svs", size=(1536, 1024), seed=k, lesions=k % 2)
             rows.writerow([f"s{k}.svs", k % 2])
     (folder / "stain.yaml").write_text((CONFIGS / "stain-light.yaml").read_text())
     return folder / "cohort.csv"

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import pyvips
 import tifffile
+from made_slides import made_slide
 from paths import ROOT, SUPPORT
 from PIL import Image
 
@@ -31,7 +32,7 @@ from slideio_pipe.slides.tile_cache import DecodedTiles
 @pytest.fixture(scope="module")
 def svs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("jpeg") / "a.svs"
-    return sp.write_synthetic_slide(path, size=(1500, 1100), seed=3).path
+    return made_slide(path, size=(1500, 1100), seed=3).path
 
 
 def tiles_of(path: Path, level: int = 0) -> JpegTiles:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from command_line import run
+from made_slides import made_slide
 from memory_bag import MemoryBag, contents
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
@@ -19,7 +20,6 @@ from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import layout, open_bag, save_bag
 from slideio_pipe.store.config import StoreConfig
-from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiles.config import GridConfig, TissueConfig
 from slideio_pipe.tiles.find_tissue import find_tissue
 from slideio_pipe.tiles.grid import TileGrid
@@ -163,7 +163,7 @@ def test_tissue_is_found_around_what_cannot_be_decoded(tmp_path: Path, compressi
 
 def test_a_slide_of_which_much_is_lost_has_no_tissue_mask(tmp_path: Path) -> None:
     """More than a quarter of it: nobody would see what is missing."""
-    path = write_synthetic_slide(tmp_path / "a.svs", size=(2048, 1536), seed=1).path
+    path = made_slide(tmp_path / "a.svs", size=(2048, 1536), seed=1).path
     with tifffile.TiffFile(path) as tif:
         counts = {k: len(page.dataoffsets) for k, page in enumerate(tif.pages) if page.is_tiled}
     for page, count in counts.items():
@@ -175,7 +175,7 @@ def test_a_slide_of_which_much_is_lost_has_no_tissue_mask(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("pixels", "align"), [("zstd", False), ("source", True)])
 def test_a_damaged_slide_is_exported(tmp_path: Path, pixels: str, align: bool) -> None:
     """White tiles in place of those lost, with every pixel else as in the bag of the whole slide."""
-    path = write_synthetic_slide(tmp_path / "a.svs", size=(4096, 3072), seed=3).path
+    path = made_slide(tmp_path / "a.svs", size=(4096, 3072), seed=3).path
     config = ExportConfig(
         view=ViewConfig(mpp=None),
         tissue=TissueConfig(method="none"),
@@ -220,7 +220,7 @@ def test_tiles_beside_a_damaged_one_are_theirs(tmp_path: Path) -> None:
 def test_the_command_bears_with_a_damaged_slide(tmp_path: Path) -> None:
     """Alone or in a cohort; the option is named where it helps, and unknown values are refused before anything."""
     (tmp_path / "slides").mkdir()
-    path = write_synthetic_slide(tmp_path / "slides" / "a.svs", size=(4096, 3072), seed=3).path
+    path = made_slide(tmp_path / "slides" / "a.svs", size=(4096, 3072), seed=3).path
     damage(path, 0, 5)
     options = ("--mpp", "native", "--tissue", "none", "--out", tmp_path / "bags")
     assert "could not be read and is white" in run("export", path, *options, "--on-error", "white").stderr

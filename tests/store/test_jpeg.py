@@ -24,6 +24,7 @@ import zarr.registry
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis_profiles import examples
+from made_slides import made_slide
 from memory_bag import MemoryBag, StoppingBag, contents, corrupt
 from paths import ROOT
 from skimage.metrics import peak_signal_noise_ratio
@@ -32,7 +33,6 @@ from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, 
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import layout, open_bag, save_bag, zarr_jpeg
 from slideio_pipe.store.shards import write_shard
-from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
 
@@ -44,7 +44,7 @@ MUTATED = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 256, (64, 
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A slide of 4 × 3 stored tiles of 256 px at level 0, JPEG, with a last row and column that are not whole."""
     path = tmp_path_factory.mktemp("slides") / "a.svs"
-    write_synthetic_slide(path, size=(1100, 820), seed=4)
+    made_slide(path, size=(1100, 820), seed=4)
     return path
 
 
@@ -109,7 +109,7 @@ def test_source_pixels_are_those_of_the_bag(slide: Path, tmp_path: Path) -> None
 
 def test_a_coarser_level_has_source_bytes_too(tmp_path: Path) -> None:
     """At the resolution of level 1 the bytes are those of level 1."""
-    write_synthetic_slide(tmp_path / "a.svs", size=(2100, 1100), seed=5)
+    made_slide(tmp_path / "a.svs", size=(2100, 1100), seed=5)
     bag = bag_of(tmp_path / "a.svs", mpp=1.0)
     assert bag.view.level == 1
     stored = save_bag(bag, tmp_path / "a.bag.zarr", pixels="source")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from made_slides import made_slide
 from paths import CONFIGS
 from PIL import Image
 from pyramids import coordinate_pixels, write_pyramid
@@ -108,7 +109,7 @@ def test_stains_are_measured_once(part: str, tmp_path: Path, monkeypatch: pytest
         return measure(slide, **options)
 
     path = tmp_path / "a.svs"
-    sp.write_synthetic_slide(path, size=(1024, 768), seed=3, pieces=1)
+    made_slide(path, size=(1024, 768), seed=3, pieces=1)
     alone, epochs = (sp.BagDataset([path], PLAIN, **{part: sp.StainJitter(basis="slide")}) for _ in range(2))
     alone.set_epoch(1)
     expected = alone[0].tiles

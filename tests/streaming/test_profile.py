@@ -9,6 +9,7 @@ from pathlib import Path
 import albumentationsxl as A
 import numpy as np
 import pytest
+from made_slides import made_slide
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,7 +21,7 @@ from slideio_pipe.streaming.profile import Clock, Profile, profile
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sp.write_synthetic_slide(tmp_path_factory.mktemp("profile") / "a.svs", size=(2000, 1500), seed=1).path
+    return made_slide(tmp_path_factory.mktemp("profile") / "a.svs", size=(2000, 1500), seed=1).path
 
 
 def dataset(slide: Path, **values: object) -> sp.BagDataset:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from made_slides import made_slide
 
-from slideio_pipe import write_synthetic_slide
 from slideio_pipe.mil.fit import fit
 
 SIDE, WIDTH = 1024, 6
@@ -28,7 +28,7 @@ def slides(folder: Path, count: int = 3) -> Path:
     """Write small slides and their manifest."""
     lines = ["slide,label"]
     for k in range(count):
-        write_synthetic_slide(folder / f"s{k}.svs", size=(SIDE, SIDE), seed=k + 1, lesions=k % 2)
+        made_slide(folder / f"s{k}.svs", size=(SIDE, SIDE), seed=k + 1, lesions=k % 2)
         lines.append(f"s{k}.svs,{k % 2}")
     (folder / "cohort.csv").write_text("\n".join(lines) + "\n")
     return folder / "cohort.csv"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_slides import made_slide
 from paths import CONFIGS, SEARCHED
 
 pytest.importorskip("distributed", reason="the extra [cluster] is not installed")
@@ -108,7 +109,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three small slides."""
     folder = tmp_path_factory.mktemp("slides")
     for k in range(3):
-        sp.write_synthetic_slide(folder / f"s{k}.svs", size=(1024, 768), seed=k)
+        made_slide(folder / f"s{k}.svs", size=(1024, 768), seed=k)
     return folder
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from cohort_runs import counts, exporting, failures, run, slides, tree
+from made_slides import made_slide
 from paths import ROOT, SUPPORT
 
 import slideio_pipe as sp
@@ -50,7 +51,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     (folder / "slides").mkdir()
     for k in range(3):
-        sp.write_synthetic_slide(folder / "slides" / f"s{k}.svs", size=(1024, 768), seed=k)
+        made_slide(folder / "slides" / f"s{k}.svs", size=(1024, 768), seed=k)
     sp.export_cohort(folder / "slides", folder / "whole", RAW, progress=False)
     zstd = RAW.model_copy(update={"store": StoreConfig()})
     sp.export_cohort(folder / "slides", folder / "zstd", zstd, progress=False)

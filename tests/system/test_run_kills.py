@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cohort_runs import children, exporting, slides, tree
+from made_slides import made_slide
 from paths import ROOT
 
 
@@ -34,11 +35,9 @@ def test_ctrl_c_is_one_line(tmp_path: Path, after_s: float) -> None:
 @pytest.mark.parametrize("victim", ["run", "group", "worker"])
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path: Path, victim: str) -> None:
     """Kill -9 of the run, of its whole group, or of a worker: resumed, the bags are those of an undisturbed run."""
-    from slideio_pipe.synthetic.slide import write_synthetic_slide
-
     (tmp_path / "slides").mkdir()
     for k in range(3):
-        write_synthetic_slide(tmp_path / "slides" / f"s{k}.svs", size=(1024, 768), seed=k)
+        made_slide(tmp_path / "slides" / f"s{k}.svs", size=(1024, 768), seed=k)
     subprocess.run(exporting(tmp_path / "slides", tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
     expected, out, rng = tree(tmp_path / "whole"), tmp_path / "out", random.Random(victim)
     for _ in range(3):

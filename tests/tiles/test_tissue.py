@@ -15,6 +15,7 @@ from fake_slides import FakeSlide, blank, blobs, mask_of, two_pieces
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from made_slides import made_slide
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError, EmptyTissueWarning, MissingResolutionError
 from slideio_pipe.geometry import Affine, Mpp, Size
@@ -227,7 +228,7 @@ def test_settings_are_recorded():
 
 def test_generated_slides_agree_with_their_plan(tmp_path):
     """All of the planned tissue is found, and the outline lies at most 24 µm outside; glass alone is empty."""
-    truth = write_synthetic_slide(tmp_path / "a.svs", size=(3000, 2000), mpp=0.5, seed=3, lesions=1, pieces=1)
+    truth = made_slide(tmp_path / "a.svs", size=(3000, 2000), mpp=0.5, seed=3, lesions=1, pieces=1)
     tissue = find_tissue(open_slide(tmp_path / "a.svs"))
     planned = truth.tissue_mask(16)
     found = tissue.mask[: planned.shape[0], : planned.shape[1]]
