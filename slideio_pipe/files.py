@@ -262,3 +262,18 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # conda calls some of them otherwise
             continue
     return found
+
+
+def size_text(count: float) -> str:
+    """Return a number of bytes as people say it.
+
+    Examples
+    --------
+    >>> size_text(768), size_text(39_500_000), size_text(5.55e10)
+    ('768 B', '39.5 MB', '55.5 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"

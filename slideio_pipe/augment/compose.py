@@ -19,7 +19,7 @@ from pydantic import ValidationError
 # Imported to register our transforms with albumentationsxl by name.
 from slideio_pipe.augment import colour_transforms, geometric_transforms  # noqa: F401
 from slideio_pipe.augment.albumentations import adopted, verdict
-from slideio_pipe.augment.draw import AffineTuple, Draw, generator
+from slideio_pipe.augment.draw import AffineTuple, Draw, seeded
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.augment.stains import as_matrix, checked_basis
@@ -92,7 +92,7 @@ def draw(
         basis=None if basis is None else as_matrix(checked_basis(basis, "basis")),
         colour=colour,
     )
-    path = _DrawState(generator(seed=int(seed), epoch=int(epoch), slide=slide, tile=_plain(tile)), plain, context)
+    path = _DrawState(seeded(int(seed), int(epoch), slide, _plain(tile)), plain, context)
     _walk(transform, path)
     return Draw(
         seed=int(seed), epoch=int(epoch), slide=slide, tile=_plain(tile),

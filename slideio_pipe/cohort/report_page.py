@@ -20,7 +20,7 @@ from PIL import Image
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.records import ABOUT, DONE, FAILED, QUARANTINED, WAITING, Records, SlideRecord
-from slideio_pipe.files import replacing
+from slideio_pipe.files import replacing, size_text
 
 PAGE, PICTURES = "report.html", "report"
 # So many slides, the worst, are shown with pictures and every word; a browser takes 50,000 rows of text.
@@ -152,7 +152,7 @@ def _summary(records: Records, numbers: Mapping[str, Any]) -> dict[str, Any]:
         "failed": f"{failed:,}",
         "with warnings": f"{counts['warned']:,}",
         "tiles": f"{records.tiles:,}" if "tiles" in records.columns else None,
-        "on disk": _size(records.bytes) if records.bytes else None,
+        "on disk": size_text(records.bytes) if records.bytes else None,
         "time of the last run": _duration(float(numbers.get("seconds") or 0)),
         "slides per hour": f"{numbers['slides_per_hour']:,.0f}" if numbers.get("slides_per_hour") else None,
     }
@@ -262,14 +262,6 @@ def _in_words(record: SlideRecord) -> str:
 
 
 # --- numbers and words
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
 
 
 def _duration(seconds: float) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
 from slideio_pipe.commands.options import mpp_of, settings_of
-from slideio_pipe.commands.terminal import print_json, reported, say, size_text
+from slideio_pipe.commands.terminal import print_json, reported, say
+from slideio_pipe.files import size_text
 
 if TYPE_CHECKING:
     from slideio_pipe.export.slide import Exported

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import print_facts, print_json, reported, size_text
+from slideio_pipe.commands.terminal import print_facts, print_json, reported
+from slideio_pipe.files import size_text
 
 if TYPE_CHECKING:
     from slideio_pipe.slides.slide import Slide

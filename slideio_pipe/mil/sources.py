@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slideio_pipe.augment.draw import seeded
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.features.feature_bag import FeatureBag, open_features
@@ -119,12 +118,12 @@ class FeatureSource:
     def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
         order = np.arange(len(self.cohort))
         if shuffle:
-            order = self._rng(epoch, "order").permutation(len(self.cohort))
+            order = seeded(self._seed, epoch, "order").permutation(len(self.cohort))
         self._position = 0 if state is None else int(state["position"])
         for number in order[self._rank :: self._world_size][self._position :].tolist():
             features, coords = self._kept[number] if number in self._kept else self._read(number)[1:]
             if shuffle and self._max_tiles is not None and len(features) > self._max_tiles:
-                rng = self._rng(epoch, self.cohort[number].name)
+                rng = seeded(self._seed, epoch, self.cohort[number].name)
                 chosen = np.sort(rng.choice(len(features), self._max_tiles, replace=False))
                 features, coords = features[torch.from_numpy(chosen)], None if coords is None else coords[chosen]
             self._position += 1
@@ -180,10 +179,6 @@ class FeatureSource:
         if not isinstance(source, Path):
             raise ConfigError("is an open bag, no file of features", remedy="save it and compute its features")
         return open_features(source, self._encoder)
-
-    def _rng(self, epoch: int, what: str) -> np.random.Generator:
-        digest = hashlib.blake2b(json.dumps([self._seed, epoch, what]).encode(), digest_size=16).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 class PixelSource:

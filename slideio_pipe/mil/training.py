@@ -6,9 +6,7 @@ steps as an uninterrupted one.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import time
 import warnings
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slideio_pipe.augment.draw import hashed
 from slideio_pipe.errors import ConfigError, SkippedWarning, require
 from slideio_pipe.mil.checkpoint import Checkpoints, Progress
 from slideio_pipe.mil.epoch_words import epoch_words, step_words
@@ -331,8 +330,7 @@ class Training:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, total - rising))))
 
     def _seed(self, step: int) -> None:
-        key = json.dumps([self.config.seed, "step", step, self.fabric.global_rank]).encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+        seed = hashed(self.config.seed, "step", step, self.fabric.global_rank, digest_bytes=8) >> 1
         # Not torch.manual_seed: without a GPU it stores the stack of every call, for later CUDA initialisation.
         torch.default_generator.manual_seed(seed)
         if self.fabric.device.type == "cuda":

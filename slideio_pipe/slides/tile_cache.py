@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from slideio_pipe.slides.byte_cache import ByteCache
 
 # Two rows of stored tiles of a level 80,000 px wide: needed by tiles off the stored grid, read row by row.
 DEFAULT_BYTES = 128 * 2**20
@@ -47,46 +49,46 @@ class DecodedTiles:
     """
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
-        self.max_bytes, self.nbytes = max_bytes, 0
-        self._kept: OrderedDict[tuple[int, object], NDArray[np.uint8]] = OrderedDict()
+        self._tiles: ByteCache[tuple[int, object], NDArray[np.uint8]] = ByteCache(max_bytes)
         self._owners: set[int] = set()
         # A finaliser can run at any moment, even while this thread holds the lock: it only appends here.
         self._deleted_owners: deque[int] = deque()
         self._lock = threading.Lock()
 
+    @property
+    def max_bytes(self) -> int:
+        """Memory limit of all cached tiles."""
+        return self._tiles.max_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the cached tiles."""
+        return self._tiles.nbytes
+
     def known(self, owner: Owner, tile: object) -> NDArray[np.uint8] | None:
         """Return the owner's ``tile`` if it is cached; callers must not write to it."""
-        key = (owner.serial, tile)
-        with self._lock:
-            if self._deleted_owners:
-                self._drop_deleted()
-            known = self._kept.get(key)
-            if known is not None:
-                self._kept.move_to_end(key)
-            return known
+        if self._deleted_owners:
+            self._drop_deleted()
+        return self._tiles.get((owner.serial, tile))
 
     def get(self, owner: Owner, tile: object, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """Return the owner's ``tile``, computed if needed; callers must not write to it."""
         known = self.known(owner, tile)
         if known is not None:
             return known
-        key, made = (owner.serial, tile), make()
+        made = make()
         with self._lock:
             if owner.serial not in self._owners:
                 self._owners.add(owner.serial)
                 weakref.finalize(owner, self._deleted_owners.append, owner.serial).atexit = False
-            if key not in self._kept:
-                self._kept[key] = made
-                self.nbytes += made.nbytes
-            while self.nbytes > self.max_bytes:
-                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+        self._tiles.keep((owner.serial, tile), made, made.nbytes)
         return made
 
     def _drop_deleted(self) -> None:
-        gone = {self._deleted_owners.popleft() for _ in range(len(self._deleted_owners))}
-        self._owners -= gone
-        for key in [key for key in self._kept if key[0] in gone]:
-            self.nbytes -= self._kept.pop(key).nbytes
+        with self._lock:
+            gone = {self._deleted_owners.popleft() for _ in range(len(self._deleted_owners))}
+            self._owners -= gone
+        self._tiles.drop(lambda key: key[0] in gone)
 
 
 # The package's one shared object, like libvips' caches: a cohort has many slides open, and their total memory is what

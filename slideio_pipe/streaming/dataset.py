@@ -6,10 +6,8 @@ import copy
 import hashlib
 import json
 import pickle
-import threading
 import time
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +17,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from slideio_pipe.augment.draw import seeded
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.names import SUFFIX
 from slideio_pipe.errors import ConfigError, NoTissueError, RepeatedDrawsWarning, SlideioPipeError, warn_caller
 from slideio_pipe.geometry import Size
 from slideio_pipe.slides.backends.base import OnTiming
+from slideio_pipe.slides.byte_cache import ByteCache
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag
+from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.streaming.shared_epoch import SharedEpoch, is_read_by_data_loader
 from slideio_pipe.streaming.whole_bag import WholeBag
@@ -86,7 +88,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         self.tile_transform = _transform(tile_transform, self.config.tile_transform)
         self._shared = SharedEpoch(len(self.cohort))
         self.on_stage: OnTiming | None = None  # called with the stages of opening and reading, and their times
-        self._masks = _Masks(_MASK_BYTES)
+        self._masks: ByteCache[str, bytes] = ByteCache(_MASK_BYTES)
         self._counts: dict[int, int | None] = {}
         self._colours: dict[str, SlideColour] = {}  # measured when a transform needs it; about a second each
         drawn = self.slide_transform is not None or self.tile_transform is not None
@@ -209,10 +211,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
 
     def rng(self, epoch: int, *what: str) -> np.random.Generator:
         """Return the generator that depends only on (seed, epoch, what)."""
-        key = json.dumps([self.config.seed, epoch, *what]).encode()
-        return np.random.Generator(
-            np.random.Philox(key=int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little"))
-        )
+        return seeded(self.config.seed, epoch, *what)
 
     @cached_property
     def tile_shape(self) -> tuple[int, int, int]:
@@ -274,48 +273,20 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         config = self.config.tissue
         if slide.mask is None and config.method == "none":
             return None
-        known = self._masks.get(slide.name)
-        if known is None:
-            known = tissue_of(opened, config, slide.mask, frame=self.config.mask_frame)
-            if known is not None:
-                self._masks.keep(slide.name, known)
-        return known
+        packed = self._masks.get(slide.name)
+        if packed is not None:
+            known: TissueMask = pickle.loads(zlib.decompress(packed))
+            return known
+        found = tissue_of(opened, config, slide.mask, frame=self.config.mask_frame)
+        packed = zlib.compress(pickle.dumps(found), 1)
+        self._masks.keep(slide.name, packed, len(packed))
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_masks": _Masks(_MASK_BYTES)}
+        return self.__dict__ | {"_masks": ByteCache(_MASK_BYTES)}
 
     def __repr__(self) -> str:
         return f"BagDataset({len(self):,} slide{'' if len(self) == 1 else 's'})"
-
-
-class _Masks:
-    """A cache of compressed tissue masks with a memory limit; can be shared by threads."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._bytes = max_bytes, 0
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Masks, (self._max_bytes,)
-
-    def get(self, name: str) -> TissueMask | None:
-        with self._lock:
-            packed = self._kept.get(name)
-        if packed is None:
-            return None
-        mask: TissueMask = pickle.loads(zlib.decompress(packed))
-        return mask
-
-    def keep(self, name: str, mask: TissueMask) -> None:
-        packed = zlib.compress(pickle.dumps(mask), 1)
-        with self._lock:
-            if name in self._kept:
-                return
-            self._kept[name] = packed
-            self._bytes += len(packed)
-            while self._bytes > self._max_bytes:
-                self._bytes -= len(self._kept.popitem(last=False)[1])
 
 
 def _transform(given: Any, file: str | None) -> Any:
@@ -333,13 +304,7 @@ def _is_slide(slide: CohortSlide) -> bool:
     source = slide.source
     if not isinstance(source, Path):
         return False
-    if not source.is_dir():
-        return True
-    try:
-        described = json.loads((source / "zarr.json").read_text(encoding="utf-8"))
-        return "tile_bag" not in described.get("attributes", {})
-    except (OSError, ValueError, AttributeError):
-        return not source.name.endswith(".bag.zarr")
+    return not (source.is_dir() and (is_bag_store(source) or source.name.endswith(SUFFIX)))
 
 
 def _count(slide: CohortSlide) -> int | None:

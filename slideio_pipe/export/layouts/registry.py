@@ -42,7 +42,6 @@ LAYOUTS: dict[str, Layout] = {
 }
 # What features are called of which nobody says whose they are.
 UNNAMED = "features"
-# More threads than this wait for the disk or for each other.
 
 Sources = Bag | str | Path | Iterable[Bag | str | Path]
 

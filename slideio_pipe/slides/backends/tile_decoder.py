@@ -6,7 +6,6 @@ import math
 import os
 import threading
 import weakref
-from collections import OrderedDict
 from pathlib import Path
 
 import imagecodecs
@@ -21,6 +20,7 @@ from slideio_pipe.files import open_to_read, pread
 from slideio_pipe.geometry import Rect, Size
 from slideio_pipe.slides.backends.jpeg_header import DAMAGE, complete_jpeg, read_frame
 from slideio_pipe.slides.backends.tiff_header import JPEG, TiffPage
+from slideio_pipe.slides.byte_cache import ByteCache
 
 # Pixels of the finer level in memory while a missing tile is drawn: 48 MB.
 _MAX_FINER_PX = 16_000_000
@@ -228,8 +228,8 @@ class CutStrips:
         self._decoder, self.tile = decoder, Size(_CUT_PX, _CUT_PX)
         width, height = decoder.page.tile
         fits = max(_CUT_PX // height + 2, _KEPT_BYTES // (3 * width * height))
-        self._at_most = min(_KEPT_ROWS // height + 2, fits)
-        self._kept: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        strips = min(_KEPT_ROWS // height + 2, fits)
+        self._kept: ByteCache[int, NDArray[np.uint8]] = ByteCache(strips * 3 * width * height)
         self._lock = threading.Lock()
 
     def read(self, column: int, row: int) -> NDArray[np.uint8]:
@@ -251,8 +251,8 @@ class CutStrips:
         return out
 
     def _strip(self, strip: int) -> NDArray[np.uint8]:
-        known = self._kept.pop(strip, None)
-        self._kept[strip] = pixels = self._decoder.read(0, strip) if known is None else known
-        while len(self._kept) > self._at_most:
-            self._kept.popitem(last=False)
+        pixels = self._kept.get(strip)
+        if pixels is None:
+            pixels = self._decoder.read(0, strip)
+            self._kept.keep(strip, pixels, pixels.nbytes)
         return pixels
