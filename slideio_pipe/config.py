@@ -42,7 +42,7 @@ def checked(record: type[R], where: str | None, /, **values: Any) -> R:
     ...
     slideio_pipe.errors.ConfigError: a.svs: stride=0: should be at least 1; see Grid
     """
-    return validated(record, where, values, f"see {record.__name__}")
+    return validated(record, where, values, f"see {{{record.__name__}=}}")
 
 
 def validated(record: type[R], where: str | None, values: Mapping[str, Any], remedy: str) -> R:
@@ -110,7 +110,8 @@ def _in_words(error: ValidationError, record: type[Record]) -> str:
         if kind == "extra_forbidden":
             parts.append(f'unknown key "{place}"{_suggestion(record, problem["loc"])}')
         elif kind == "value_error":
-            parts.append(f"{place}: {details['error']}" if place else str(details["error"]))
+            where = f"{{{place}=}}" if "." in place else place
+            parts.append(f"{where}: {details['error']}" if place else str(details["error"]))
         elif kind == "missing":
             parts.append(f'"{place}" is missing')
         elif kind in _MESSAGES:

@@ -31,16 +31,62 @@
     ├── RepeatedDrawsWarning         a DataLoader reads a bag again with what was drawn for it before
     ├── MissingCellsWarning          cells of a manifest that say nothing, such as NA
     └── UpsamplingWarning            a view finer than the slide
+
+A reason or a remedy writes an argument of Python in braces, with its value or without: "pass {slide_mpp=0.25}", "lower
+{min_tissue=}". Each surface has its own words for it: Python says ``slide_mpp=0.25``, the command line
+``--slide-mpp 0.25``, a cohort's table names a column. ``worded`` says which surface this is.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, Self
+
+# What a surface calls an argument of Python: from its name and its value, as Python writes it, or "" without one.
+Words = Callable[[str, str], str]
+
+ARGUMENT = re.compile(r"\{([\w.]+)=([^{}]*)\}")
+
+
+def python_words(name: str, value: str) -> str:
+    """Return an argument as a call in Python has it."""
+    return f"{name}={value}" if value else name
+
+
+_WORDS: ContextVar[Words] = ContextVar("words", default=python_words)
+
+
+@contextmanager
+def worded(words: Callable[[Words], Words]) -> Iterator[None]:
+    """While this is entered, errors and warnings name arguments in other words, made from those of before.
+
+    Examples
+    --------
+    >>> error = OutputExistsError("already exists", slide="a", remedy="pass {overwrite=True} or another path")
+    >>> with worded(lambda before: lambda name, value: f"--{name}"):
+    ...     print(error)
+    a: already exists; pass --overwrite or another path
+    >>> print(error)
+    a: already exists; pass overwrite=True or another path
+    """
+    token = _WORDS.set(words(_WORDS.get()))
+    try:
+        yield
+    finally:
+        _WORDS.reset(token)
+
+
+def in_words(text: str) -> str:
+    """Return a text with its arguments in the words of this surface."""
+    words = _WORDS.get()
+    return ARGUMENT.sub(lambda found: words(found[1], found[2]), text)
 
 
 class SlideioPipeError(Exception):
@@ -53,25 +99,39 @@ class SlideioPipeError(Exception):
     slide : str, optional
         The slide, bag or file it is about.
     remedy : str, optional
-        What to do about it.
+        What to do about it; ``{slide_mpp=0.25}`` is an argument, in the words of the surface.
 
     Examples
     --------
-    >>> print(MissingResolutionError("no mpp (aperio, no MPP tag)", slide="a.svs", remedy="pass slide_mpp=0.25"))
+    >>> print(MissingResolutionError("no mpp (aperio, no MPP tag)", slide="a.svs", remedy="pass {slide_mpp=0.25}"))
     a.svs: no mpp (aperio, no MPP tag); pass slide_mpp=0.25
     """
 
     def __init__(self, reason: str, *, slide: str | None = None, remedy: str | None = None) -> None:
-        self.reason, self.slide, self.remedy = reason, slide, remedy
-        head = f"{slide}: {reason}" if slide else reason
-        super().__init__(f"{head}; {remedy}" if remedy else head)
+        self._reason, self.slide, self._remedy = reason, slide, remedy
+        super().__init__(str(self))
+
+    @property
+    def reason(self) -> str:
+        """What was wanted and what was found."""
+        return in_words(self._reason)
+
+    @property
+    def remedy(self) -> str | None:
+        """What to do about it."""
+        return None if self._remedy is None else in_words(self._remedy)
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """The arguments of Python that are named, each with its value as Python writes it, "" without one."""
+        return dict(ARGUMENT.findall(f"{self._reason} {self._remedy or ''}"))
+
+    def __str__(self) -> str:
+        head = f"{self.slide}: {self.reason}" if self.slide else self.reason
+        return f"{head}; {self.remedy}" if self._remedy else head
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _rebuild, (type(self), self.reason, self.slide, self.remedy)
-
-
-def _rebuild(cls: type[SlideioPipeError], reason: str, slide: str | None, remedy: str | None) -> SlideioPipeError:
-    return cls(reason, slide=slide, remedy=remedy)
+        return partial(type(self), self._reason, slide=self.slide, remedy=self._remedy), ()
 
 
 class SlideNotFoundError(SlideioPipeError, FileNotFoundError):
@@ -197,27 +257,25 @@ class FailedSlidesError(SlideioPipeError, ExceptionGroup):
     def __init__(
         self, reason: str, errors: Sequence[Exception] = (), *, slide: str | None = None, remedy: str | None = None
     ) -> None:
-        super().__init__(reason, slide=slide, remedy=remedy)
         self.errors = tuple(errors)
+        super().__init__(reason, slide=slide, remedy=remedy)
 
     def __str__(self) -> str:
-        head = SlideioPipeError(self.reason, slide=self.slide, remedy=self.remedy)
-        return "\n".join(map(str, (head, *self.errors)))
+        return "\n".join([super().__str__(), *map(str, self.errors)])
 
     def derive(self, errors: Sequence[Exception]) -> FailedSlidesError:  # type: ignore[override]
         """Return a group of some of the errors."""
-        return FailedSlidesError(self.reason, errors, slide=self.slide, remedy=self.remedy)
+        return FailedSlidesError(self._reason, errors, slide=self.slide, remedy=self._remedy)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _regroup, (self.reason, self.errors, self.slide, self.remedy)
-
-
-def _regroup(reason: str, errors: Sequence[Exception], slide: str | None, remedy: str | None) -> FailedSlidesError:
-    return FailedSlidesError(reason, errors, slide=slide, remedy=remedy)
+        return partial(FailedSlidesError, self._reason, self.errors, slide=self.slide, remedy=self._remedy), ()
 
 
 class SlideioPipeWarning(UserWarning):
-    """The root of every warning this package gives."""
+    """The root of every warning this package gives; names arguments as errors do."""
+
+    def __str__(self) -> str:
+        return in_words(super().__str__())
 
 
 class EstimatedResolutionWarning(SlideioPipeWarning):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from slideio_pipe.errors import Words
 from slideio_pipe.tiles.bag import Bag, Label
 
 COLUMNS = ("slide", "name", "label", "mpp", "mask", "patient", "split", "fold")
@@ -23,3 +24,22 @@ class CohortSlide:
     split: str | None = None  # train, val, test, …
     fold: int | None = None  # the fold in which it is tested, from 0
     other: tuple[tuple[str, str], ...] = ()  # other columns of the manifest, unchanged
+
+
+def cohort_words(words: Words) -> Words:
+    """Return the words of a surface for a slide of a cohort, whose table has columns for some arguments.
+
+    Examples
+    --------
+    >>> from slideio_pipe.errors import python_words
+    >>> cohort_words(python_words)("slide_mpp", "0.25")
+    'slide_mpp=0.25, or 0.25 in the column "mpp" of the cohort'
+    """
+
+    def of_cohort(name: str, value: str) -> str:
+        if name == "tissue_file":  # every slide has its own
+            return 'a file in the column "mask" of the cohort'
+        found = words(name, value)
+        return f'{found}, or {value} in the column "mpp" of the cohort' if name == "slide_mpp" and value else found
+
+    return of_cohort

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slideio_pipe.cohort.cohort import Cohort
-from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.cohort_slide import CohortSlide, cohort_words
 from slideio_pipe.cohort.ledger import Entry, Ledger, fingerprint, settings_digest
 from slideio_pipe.cohort.records import about_slide
 from slideio_pipe.cohort.report_page import write_page
@@ -29,6 +29,7 @@ from slideio_pipe.errors import (
     SlideioPipeWarning,
     SlideNotFoundError,
     WorkerError,
+    worded,
 )
 from slideio_pipe.files import package_versions
 from slideio_pipe.locks import remove_left_lock, within_run
@@ -250,7 +251,7 @@ class _Run:
                 f"{len(other):,} of {len(self.cohort):,} slides were done with other settings "
                 f"({'; '.join(changed)}): {names}",
                 slide=str(self.ledger.folder),
-                remedy="pass overwrite=True or another folder",
+                remedy="pass {overwrite=True} or another folder",
             )
 
     def go(self, pool: Pool, who: Mapping[str, Any], progress: Report) -> None:
@@ -319,7 +320,7 @@ class _Run:
         if known is None or not (same or exists):
             return Job(slide, replace(now, replaces=exists), self.overwrite)
         if same and known.event == "quarantined" and not self.retry:
-            remedy = "look at the slide, then run again with retry=True"
+            remedy = "look at the slide, then run again with {retry=True}"
             self._fail(
                 slide, "open", WorkerError("took two worker processes with it before", slide=slide.name, remedy=remedy)
             )
@@ -335,7 +336,7 @@ class _Run:
             known.event == "done" and not same and not self.overwrite
         ):  # settings were checked before: the file has changed
             reason = "is another file than the one its output was made of"
-            remedy = "pass overwrite=True or another folder"
+            remedy = "pass {overwrite=True} or another folder"
             self._fail(slide, "open", OutputExistsError(reason, slide=slide.name, remedy=remedy))
             return None
         return Job(slide, replace(now, replaces=exists), self.overwrite)
@@ -370,7 +371,8 @@ class _Run:
         return found and not job.entry.replaces and self.work.output(job.slide).exists()
 
     def _fail(self, slide: CohortSlide, stage: str, error: SlideioPipeError, **cost: Any) -> None:
-        self.ledger.fail(slide.name, stage, error, **cost)
+        with worded(cohort_words):
+            self.ledger.fail(slide.name, stage, error, **cost)
         self.report.failed.append(SlideFailure(slide.name, stage, error))
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.markup import escape
 
-from slideio_pipe.commands.terminal import in_options, out, print_json, say
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.commands.terminal import one_line, out, print_json, say
+from slideio_pipe.errors import ConfigError, worded
 
 # Each command imports what it needs: torch alone takes seconds, and --help should be instant.
 if TYPE_CHECKING:
@@ -99,13 +99,16 @@ def _print_report(report: RunReport) -> None:
 
 def print_counts(report: RunReport, what: str, cost: str) -> None:
     """Print the numbers of done, kept and failed slides, and the first failures."""
+    from slideio_pipe.cohort.cohort_slide import cohort_words
+
     parts = [f"{report.done:,} {what}"]
     parts += [f"{report.kept:,} there before"] if report.kept else []
     parts += [f"{len(report.failed):,} failed"] if report.failed else []
     count = f"{report.slides:,} slide{'' if report.slides == 1 else 's'}"
     say(f"{count}: {', '.join(parts)} ({cost})")
     for failure in report.failed[:_SHOWN]:
-        reason = in_options(failure.error).removeprefix(f"{failure.slide}: ")
+        with worded(cohort_words):
+            reason = one_line(failure.error).removeprefix(f"{failure.slide}: ")
         out.print(f"[red]✗[/] {escape(failure.slide)}: {escape(reason)}", soft_wrap=True)
     if report.failures is not None:
         more = len(report.failed) - _SHOWN

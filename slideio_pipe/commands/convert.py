@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import in_options, out, print_json, reported, say
-from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError
+from slideio_pipe.commands.terminal import one_line, out, print_json, reported, say
+from slideio_pipe.errors import ConfigError, SkippedWarning
 
 # Each command imports what it needs, because --help should be instant.
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _print_converted(done: Converted, as_json: bool) -> None:
     if done.left_out:
         say(f"no file, as {done.layout} has none for bags without a tile: {', '.join(done.left_out)}")
     for failure in done.failed[:_SHOWN]:
-        reason = in_options(failure.error) if isinstance(failure.error, SlideioPipeError) else str(failure.error)
+        reason = one_line(failure.error)
         out.print(
             f"[red]✗[/] {escape(failure.slide)}: {escape(reason.removeprefix(f'{failure.slide}: '))}", soft_wrap=True
         )

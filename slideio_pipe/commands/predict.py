@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import in_options, out, print_json, print_metrics, reported, say
+from slideio_pipe.commands.terminal import one_line, out, print_json, print_metrics, reported, say
 from slideio_pipe.errors import ConfigError
 
 # Each command imports what it needs: torch alone takes seconds, and --help should be instant.
@@ -180,7 +180,7 @@ def _print(found: PredictedCohort, save: Path | None) -> None:
             say(measured.note)
     for slide in found.failed:
         assert slide.error is not None
-        reason = in_options(slide.error, predict).removeprefix(f"{slide.name}: ")
+        reason = one_line(slide.error).removeprefix(f"{slide.name}: ")
         out.print(f"[red]✗[/] {escape(slide.name)}: {escape(reason)}", soft_wrap=True)
     if found.table is not None:
         say(f"predictions: {found.table}")

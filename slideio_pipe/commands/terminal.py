@@ -5,82 +5,25 @@ from __future__ import annotations
 import functools
 import json
 import math
-import re
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+from typing import Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from slideio_pipe.errors import EmptyTissueWarning, MissingResolutionError, SlideioPipeError, SlideioPipeWarning
+from slideio_pipe.commands.words import command_words
+from slideio_pipe.errors import EmptyTissueWarning, SlideioPipeError, SlideioPipeWarning, Words, worded
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
-
-# How the options are called whose Python names stand in a remedy.
-_OPTIONS = {
-    "slide_mpp": "--slide-mpp",
-    "overwrite": "--overwrite",
-    "allow_empty": "--allow-empty",
-    "min_tissue": "--min-tissue",
-    "tile_size": "--tile-size",
-    "tile_size_level0": "--tile-size-level0",
-    "features": "--features",
-    "tissue_file": "--mask",
-    "method": "--tissue",
-    "stride": "--stride",
-    "overlap": "--overlap",
-    "edge": "--edge",
-    "align": "--align",
-    "pixels": "--pixels",
-    "mpp": "--mpp",
-    "backend": "--backend",
-    "python": "--python",
-    "retry": "--retry",
-    "on_error": "--on-error",
-    "instance_labels": "--instance-labels",
-    "out": "--out",
-    "normalize": "--normalize",
-    "input_size": "--input-size",
-    "pooling": "--pooling",
-    "dtype": "--dtype",
-    "device": "--device",
-    "batch_size": "--batch-size",
-    "encoder": "--encoder",
-    "cluster": "--cluster",
-    "scores": "--scores",
-    "slides": "--slides",
-}
-# What Python calls None: level 0 as stored.
-_NATIVE = "native"
-# Where a command without that option has it: in the settings of a training, or of the loader.
-_SETTINGS = {
-    "slide_mpp": "slide.slide_mpp",
-    "backend": "slide.backend",
-    "mpp": "view.mpp",
-    "method": "tissue.method",
-    "min_tissue": "grid.min_tissue",
-    "tile_size": "grid.tile_size",
-    "stride": "grid.stride",
-    "overlap": "grid.overlap",
-    "edge": "grid.edge",
-    "align": "grid.align",
-    "encoder": "encoder.source",
-    "features": "encoder.folder",
-    "batch_size": "encoder.chunk_size",
-}
-_NAMED = re.compile(rf"\b({'|'.join(_OPTIONS)})\b(?:=(?:\"([^\"]*)\"|([^\s,;()]+)))?")
-# In a reason only what is set there, pixels="source": the names alone are words.
-_SET = re.compile(r"\b(pixels)=(?:\"([^\"]*)\"|([^\s,;()]+))")
-
 
 # Commands that go on where they stopped.
 _RESUMED = ("convert", "export", "features", "train", "tissue")
@@ -91,77 +34,39 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            with _plain_warnings():
-                return command(*args, **kwargs)
-        except SlideioPipeError as error:
-            err.print(f"[bold red]error[/]: {escape(in_options(error, command))}", soft_wrap=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            what_now = "; run the same command again to go on" if command.__name__ in _RESUMED else ""
-            err.print(f"interrupted{what_now}", soft_wrap=True)
-            raise typer.Exit(130) from None
+        words = command_words(command)
+        with worded(lambda _: words):
+            try:
+                with _plain_warnings(words):
+                    return command(*args, **kwargs)
+            except SlideioPipeError as error:
+                err.print(f"[bold red]error[/]: {escape(one_line(error))}", soft_wrap=True)
+                raise typer.Exit(2) from None
+            except KeyboardInterrupt:
+                what_now = "; run the same command again to go on" if command.__name__ in _RESUMED else ""
+                err.print(f"interrupted{what_now}", soft_wrap=True)
+                raise typer.Exit(130) from None
 
     return run
 
 
-def in_options(error: SlideioPipeError, command: Callable[..., Any] | None = None) -> str:
-    """Return the message of an error, its remedy in words of the command line.
-
-    Where the command lacks an option, the remedy names the key of the settings that says it.
-
-    Examples
-    --------
-    >>> from slideio_pipe.errors import OutputExistsError
-    >>> in_options(OutputExistsError("already exists", slide="a", remedy="pass overwrite=True or another path"))
-    'a: already exists; pass --overwrite or another path'
-    """
-    remedy = error.remedy or ""
-    remedy = re.sub(r"\bsee (Grid|Export)Config\b", "see slideio-pipe export --help", remedy)
-    remedy = re.sub(r"\bsee LoaderConfig\b", "see configs/mil.yaml", remedy)
-    remedy = _NAMED.sub(lambda found: _option(found, command), remedy)
-    if isinstance(error, MissingResolutionError):
-        option = _named("slide_mpp", command)
-        how = f"pass {option}" if option.startswith("--") else f"fill in the column mpp of the cohort, or set {option},"
-        remedy = f"{how} with the µm per pixel of level 0: 0.25 is usual for a 40× scan, 0.5 for 20×"
-    # Reasons are one line as well, whatever a library put into them.
-    reason = _SET.sub(lambda found: _option(found, command), error.reason.replace("store.pixels: ", "--pixels: "))
-    return " ".join(str(SlideioPipeError(reason, slide=error.slide, remedy=remedy or None)).split())
-
-
-def _option(found: re.Match[str], command: Callable[..., Any] | None) -> str:
-    value = found[2] or found[3]
-    value = _NATIVE if (found[1], value) == ("mpp", "None") else value
-    if value is None and "_" not in found[1]:
-        return found[0]  # "edge" may be a word
-    named = _named(found[1], command)
-    if value in (None, "True", "…"):
-        return named
-    return f"{named} {value}" if named.startswith("--") else f"{named}={value}"
-
-
-def _named(name: str, command: Callable[..., Any] | None) -> str:
-    """Return what is called so in Python as a command has it: an option, or a key of its settings."""
-    option = _OPTIONS[name]
-    if command is None or name not in _SETTINGS:
-        return option
-    hints = get_type_hints(command, include_extras=True).values()
-    infos = [info for hint in hints for info in getattr(hint, "__metadata__", ())]
-    # typer.Option("--out", "-o") holds the first name as its default until the command is made.
-    has = any(option in (info.default, *(info.param_decls or ())) for info in infos)
-    return option if has else _SETTINGS[name]
+def one_line(error: Exception) -> str:
+    """Return the message of an error, whatever a library put into it, as one line."""
+    return " ".join(str(error).split())
 
 
 @contextmanager
-def _plain_warnings() -> Iterator[None]:
+def _plain_warnings(words: Words) -> Iterator[None]:
     """Print warnings as they come; that nothing was found only at the end, because an error says more."""
     empty: list[str] = []
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        with worded(lambda _: words):  # a thread that warns has those of Python
+            text = str(message)
         if issubclass(category, EmptyTissueWarning):
-            empty.append(str(message))
+            empty.append(text)
         else:
-            warn(str(message))
+            warn(text)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", SlideioPipeWarning)

@@ -86,7 +86,7 @@ class ImportWork:
         """
         readers: dict[str, Any] = {"clam": from_clam, "trident": from_trident}
         if self.source not in readers:
-            raise ConfigError(f"no coordinates of {self.source!r}", remedy="pass --from clam or --from trident")
+            raise ConfigError(f"no coordinates of {self.source!r}", remedy='pass {source="clam"} or {source="trident"}')
         how: dict[str, Any] = {"pixels": self.pixels, "overwrite": overwrite, "threads": self.threads}
         if self.slides is None:
             found = self._pixels(file, label, patient)
@@ -99,7 +99,7 @@ class ImportWork:
             return save_bag(bag, bag_path(slide, out), progress=progress, **how)
 
     def _pixels(self, file: Path, label: Label, patient: str | None) -> PixelFile:
-        none = ConfigError("coordinates have no pixels", slide=str(file), remedy="pass --slides")
+        none = ConfigError("coordinates have no pixels", slide=str(file), remedy="pass {slides=…}")
         if self.source != "clam":
             raise none
         try:
@@ -129,7 +129,7 @@ def slide_of(file: Path, slides: Path) -> Path:
         found = [path for path in files_in(slides) or () if stem in (path.name, stem_of(path.name))]
     if len(found) != 1:
         what = "no slide" if not found else f"{len(found)} slides"
-        raise ConfigError(f"{what} in {slides} called {stem}", slide=str(file), remedy="pass --slide with its path")
+        raise ConfigError(f"{what} in {slides} called {stem}", slide=str(file), remedy="pass {slide=…} with its path")
     return found[0]
 
 

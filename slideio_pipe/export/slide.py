@@ -208,7 +208,7 @@ class _Written:
 
 
 def _exists(target: Path) -> OutputExistsError:
-    return OutputExistsError("already exists", slide=str(target), remedy="pass overwrite=True or another path")
+    return OutputExistsError("already exists", slide=str(target), remedy="pass {overwrite=True} or another path")
 
 
 def _same(target: Path, bag: TileBag, pixels: Pixels) -> StoredBag:
@@ -246,7 +246,7 @@ def _check_space(bag: TileBag, target: Path, pixels: Pixels) -> None:
         raise OutputError(
             f"{len(bag):,} tiles need at least {needed / 1e9:,.0f} GB, {free / 1e9:,.1f} GB are free",
             slide=str(target),
-            remedy="use a larger stride, a coarser mpp or another disk",
+            remedy="use a larger {stride=}, a coarser {mpp=} or another disk",
         )
 
 
@@ -261,12 +261,12 @@ def _nothing_to_export(bag: TileBag, tissue_file: str | Path | None) -> NoTissue
         )
     empty = grid.mask is None or grid.mask.is_empty
     found = "no tissue" if grid.mask is None or empty else f"{grid.mask.fraction:.2%} tissue"
-    first = "try another method of finding tissue" if empty else "lower min_tissue"
-    other = "" if tissue_file is not None else "pass tissue_file=…, "
+    first = "try another method of finding tissue" if empty else "lower {min_tissue=}"
+    other = "" if tissue_file is not None else "pass {tissue_file=…}, "
     return NoTissueError(
         f"no tile of {grid.tile_size} px has {grid.config.min_tissue:.0%} tissue ({found} was found)",
         slide=bag.name,
-        remedy=f'{first}, {other}keep every tile with method="none", or pass allow_empty=True',
+        remedy=f'{first}, {other}keep every tile with {{method="none"}}, or pass {{allow_empty=True}}',
     )
 
 

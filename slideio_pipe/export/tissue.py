@@ -181,7 +181,7 @@ def _check_manifest(target: Path, cohort: Any, slides: Cohort, overwrite: bool) 
         raise ConfigError("is no table", slide=str(target), remedy="end the manifest in .csv or .parquet")
     if overwrite or not target.exists():
         return
-    remedy = "pass overwrite=True or another name for the manifest"
+    remedy = "pass {overwrite=True} or another name for the manifest"
     if isinstance(cohort, str | Path) and Path(cohort).expanduser().exists() and target.samefile(Path(cohort)):
         raise OutputExistsError("is the cohort itself", slide=str(target), remedy=remedy)
     try:

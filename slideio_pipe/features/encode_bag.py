@@ -240,7 +240,7 @@ def check_feature_dtype(dtype: str) -> torch.dtype:
         The dtype is not supported.
     """
     if dtype not in DTYPES:
-        raise ConfigError(f"features cannot be {dtype!r}", remedy=f"pass dtype={' or '.join(map(repr, DTYPES))}")
+        raise ConfigError(f"features cannot be {dtype!r}", remedy=f"pass {{dtype={' or '.join(map(repr, DTYPES))}}}")
     return DTYPES[dtype]
 
 
@@ -250,5 +250,5 @@ def _not_finite(rows: BagFeatures, encoder: str, tile: int, values: NDArray[Any]
     beyond = values.dtype == np.float16 and bool(np.isinf(bad).all())
     what = "beyond float16" if beyond else "no numbers (NaN or infinite)"
     reason = f"{len(bad):,} of {len(values):,} features of {encoder} are {what} at tile {tile} (x {x:,}, y {y:,})"
-    remedy = 'pass dtype="float32"' if values.dtype == np.float16 else "look at the tile and at the encoder"
+    remedy = 'pass {dtype="float32"}' if values.dtype == np.float16 else "look at the tile and at the encoder"
     return ConfigError(reason, slide=rows.name, remedy=remedy)

@@ -147,7 +147,7 @@ def encode_cohort(
     if workers is not None or cluster is not None:
         worker_settings = EncodeSettings(str(place), batch_size, dtype, settings, slide_transform, threads, allow_empty)
     elif time_limit_s is not None or memory_limit_gb is not None:
-        raise ConfigError("limits are for worker processes", remedy="pass workers=1 or more")
+        raise ConfigError("limits are for worker processes", remedy="pass {workers=1} or more")
     work = FeatureWork(chosen, folder, None if bags_only else settings, described, dtype, worker_settings)
     if not overwrite:
         work.refuse_others(slides)
@@ -227,7 +227,7 @@ def check_places(slides: Cohort, folder: Path | None) -> bool:
     slide = next((slide for slide in slides if not _is_bag(slide)), None)
     if slide is not None and folder is None:
         reason = "is no bag, so features have no place beside its pixels"
-        raise ConfigError(reason, slide=slide.name, remedy="pass out=… with a folder for the features, or export it")
+        raise ConfigError(reason, slide=slide.name, remedy="pass {out=…} with a folder for the features, or export it")
     return slide is None
 
 

@@ -125,7 +125,7 @@ def _chosen(path: Path, encoder: str | None) -> str:
     if not there:
         raise BagFormatError("no features are stored here", slide=str(path), remedy="run slideio-pipe features")
     if len(there) > 1:
-        remedy = f'pass encoder="{there[0]}"'
+        remedy = f'pass {{encoder="{there[0]}"}}'
         raise ConfigError(f"features of several encoders: {', '.join(there)}", slide=str(path), remedy=remedy)
     return there[0]
 

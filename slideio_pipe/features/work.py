@@ -127,7 +127,7 @@ class FeatureWork:
             shown = "; ".join(
                 f"{what}: {len(names):,} slides, such as {', '.join(names[:_SHOWN])}" for what, names in other.items()
             )
-            remedy = "pass overwrite=True or another folder, or give the encoder a name of its own: mine=timm:NAME"
+            remedy = "pass {overwrite=True} or another folder, or give the encoder a name of its own: mine=timm:NAME"
             raise ConfigError(f"features of other encoders or settings are there: {shown}", remedy=remedy)
 
     def missing(self, job: Job) -> list[str]:
@@ -136,7 +136,7 @@ class FeatureWork:
         if self.folder is not None and store.exists() and not self._is_of(job, store):
             if not job.overwrite:
                 raise OutputExistsError(
-                    "features of other tiles are there", slide=str(store), remedy="pass overwrite=True"
+                    "features of other tiles are there", slide=str(store), remedy="pass {overwrite=True}"
                 )
             return list(self.facts)
         return [name for name in self.facts if not self.is_there(store, name)]
@@ -157,7 +157,7 @@ class FeatureWork:
         else:
             if self.folder is not None and not np.array_equal(open_feature_store(store).columns["coords"], bag.coords):
                 reason = "the tiles are not those whose features are there"
-                raise ConfigError(reason, slide=str(store), remedy="pass overwrite=True, or another folder")
+                raise ConfigError(reason, slide=str(store), remedy="pass {overwrite=True}, or another folder")
             for name, (values, facts) in named.items():
                 add_features(store, name, values, facts, overwrite=job.overwrite)
         return self._summary(store, bag, features)

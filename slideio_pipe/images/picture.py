@@ -196,7 +196,7 @@ def picture_path(file: str | Path, *, overwrite: bool) -> Path:
             f"the folder cannot be made ({folder} is a file)", slide=str(path), remedy="pass another path"
         )
     if path.exists() and not overwrite:
-        raise OutputExistsError("already exists", slide=str(path), remedy="pass overwrite=True or another path")
+        raise OutputExistsError("already exists", slide=str(path), remedy="pass {overwrite=True} or another path")
     return path
 
 

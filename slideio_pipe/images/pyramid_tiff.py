@@ -55,7 +55,7 @@ def save_pyramid(
         The slide's pixels cannot be decoded.
     """
     if path.exists() and not overwrite:
-        raise OutputExistsError("is there already", slide=str(path), remedy="pass overwrite=True")
+        raise OutputExistsError("is there already", slide=str(path), remedy="pass {overwrite=True}")
     if not path.parent.is_dir():
         raise OutputError("its folder does not exist", slide=str(path), remedy="make the folder first")
     try:

@@ -137,7 +137,7 @@ class Checkpoints:
             raise ConfigError(
                 f"the checkpoint is of another training: {'; '.join(other)}",
                 slide=str(path),
-                remedy="pass overwrite=True or another folder",
+                remedy="pass {overwrite=True} or another folder",
             )
 
     def _differences(self, known: Mapping[str, Any]) -> list[str]:

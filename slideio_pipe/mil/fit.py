@@ -126,8 +126,8 @@ def _refuse_slides(cohort: Cohort) -> None:
     """Refuse slides if features are needed, before each is opened as a file of features."""
     if not any(isinstance(slide.source, Path) and holds_features(slide.source) for slide in cohort):
         remedy = (
-            "pass features=… with the folder that slideio-pipe features wrote (encoder.folder), or train from pixels: "
-            "encoder.source"
+            "pass {features=…} with the folder that slideio-pipe features wrote (encoder.folder), or train from "
+            "pixels: encoder.source"
         )
         raise ConfigError("the cohort lists slides, and nothing says where their features are", remedy=remedy)
 

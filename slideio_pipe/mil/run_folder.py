@@ -27,7 +27,7 @@ def refuse_other_divisions(folder: Path, names: Sequence[str]) -> None:
         raise ConfigError(
             f"holds {there}, and {wanted} is to be trained",
             slide=str(folder),
-            remedy="pass overwrite=True or another folder",
+            remedy="pass {overwrite=True} or another folder",
         )
 
 

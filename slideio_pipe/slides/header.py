@@ -98,7 +98,7 @@ class SlideHeader:
             raise MissingResolutionError(
                 f"no mpp ({self.vendor}; {self.mpp_source})",
                 slide=self.name,
-                remedy="pass slide_mpp=… to open_slide (0.25 is usual for 40×, 0.5 for 20×)",
+                remedy="pass {slide_mpp=0.25}: µm per level-0 pixel, 0.25 is usual for a 40× scan, 0.5 for 20×",
             )
         return self.mpp
 

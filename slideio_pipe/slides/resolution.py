@@ -66,17 +66,17 @@ def checked_mpp(name: str, value: float | tuple[float, float]) -> Mpp:
     """
     mpp = Mpp.asked(value)
     if mpp is None:
-        raise ConfigError(f"{name}={value!r} is no resolution", remedy="pass µm per level-0 pixel, such as 0.25")
+        raise ConfigError(f"{{{name}={value!r}}} is no resolution", remedy="pass µm per level-0 pixel, such as 0.25")
     reason = too_fine(min(mpp))
     if reason:
-        raise ConfigError(f"{name}={value!r} is {reason}", remedy="pass µm per level-0 pixel, such as 0.25")
+        raise ConfigError(f"{{{name}={value!r}}} is {reason}", remedy="pass µm per level-0 pixel, such as 0.25")
     return mpp
 
 
 def _check_length(mpp: Mpp, size: Size, slide: str, argument: str) -> None:
     length_mm = _length_mm(mpp, size)
     if length_mm > _GLASS_MM:
-        reason = f"{argument}={_text(mpp)} makes the slide {length_mm:.4g} mm long, glass has 76"
+        reason = f"{{{argument}={_text(mpp)}}} makes the slide {length_mm:.4g} mm long, glass has 76"
         if length_mm > _LARGEST_GLASS_MM:
             raise ConfigError(reason, slide=slide, remedy="pass µm per level-0 pixel, such as 0.25")
         warn_caller(ImplausibleResolutionWarning(f"{slide}: {reason}; is it a whole mount on large glass?"))

@@ -111,14 +111,17 @@ class SlideView:
             return cls(slide, LevelChoice(0, (1.0, 1.0)))
         wanted = Mpp.asked(mpp)
         if wanted is None:
-            raise ConfigError(f"mpp={mpp!r} is no resolution", slide=slide.name, remedy="pass µm per px, such as 0.5")
+            raise ConfigError(
+                f"{{mpp={mpp!r}}} is no resolution", slide=slide.name, remedy="pass µm per px, such as 0.5"
+            )
         own = slide.require_mpp()
         choice = slide.pyramid.choose((wanted.x / own.x, wanted.y / own.y))
         if min(choice.shrink) < 1 / MAX_UPSAMPLING:
+            finer = f"{1 / min(choice.shrink):.0f} times finer"
             raise ConfigError(
-                f"mpp={wanted.mean:g} is {1 / min(choice.shrink):.0f} times finer than the slide, {own.mean:.4g} µm",
+                f"{{mpp={wanted.mean:g}}} is {finer} than the slide, {own.mean:.4g} µm",
                 slide=slide.name,
-                remedy=f"pass mpp={own.mean:.3g} or more, or mpp=None for level 0 as stored",
+                remedy=f"pass {{mpp={own.mean:.3g}}} or more, or {{mpp=None}} for level 0 as stored",
             )
         if min(choice.shrink) * (1 + SAME_RESOLUTION) < 1:
             warnings.warn(

@@ -64,8 +64,8 @@ def codec_for(pixels: str) -> TileCodec:
         return TileCodec("source", None, _decode_jpeg, serializer={"name": zarr_jpeg.NAME}, pixels=described)
     quality = jpeg_quality(pixels) if isinstance(pixels, str) else None
     if quality is None:
-        remedy = 'pass pixels="source", "jpeg:90" or another quality, "zstd" or "none"'
-        raise ConfigError(f"pixels={pixels!r} is not a way to store tiles", remedy=remedy)
+        remedy = 'pass {pixels="source"}, "jpeg:90" or another quality, "zstd" or "none"'
+        raise ConfigError(f"{{pixels={pixels!r}}} is not a way to store tiles", remedy=remedy)
     metadata = {"name": zarr_jpeg.NAME, "configuration": {"level": quality, "subsampling": CHROMA}}
     return TileCodec(pixels, _jpeg_encoder(quality), _decode_jpeg, serializer=metadata, pixels=_jpeg_pixels(quality))
 

@@ -29,8 +29,8 @@ def check_store_on_error(on_error: str) -> OnError:
     """
     known = check_on_error(on_error)
     if known == "skip":
-        reason = 'on_error is "skip", and a stored bag has every tile of its grid'
-        raise ConfigError(reason, remedy='pass on_error="white": the store lists such tiles under "failures"')
+        reason = '{on_error=} is "skip", and a stored bag has every tile of its grid'
+        raise ConfigError(reason, remedy='pass {on_error="white"}: the store lists such tiles under "failures"')
     return known
 
 

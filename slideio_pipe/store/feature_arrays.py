@@ -106,7 +106,7 @@ def add_features(store: Path, name: str, values: NDArray[Any], encoder: Attribut
     target = store / FOLDER / name
     with _writing(store, f"{store.name}.{name}", target) as partial:
         if target.exists() and not overwrite:
-            remedy = "pass overwrite=True, or give the encoder another name"
+            remedy = "pass {overwrite=True}, or give the encoder another name"
             raise OutputExistsError(f"features of {name} are there", slide=str(store), remedy=remedy)
         _write_array(partial, values, encoder)
         _make_group(store / FOLDER)
@@ -139,7 +139,9 @@ def create_feature_store(
     """
     with _writing(path, path.name, path) as partial:
         if os.path.lexists(path) and not (overwrite and is_feature_store(path)):
-            remedy = "pass overwrite=True or another folder" if is_feature_store(path) else "remove it or pass another"
+            remedy = (
+                "pass {overwrite=True} or another folder" if is_feature_store(path) else "remove it or pass another"
+            )
             raise OutputExistsError("already exists", slide=str(path), remedy=remedy)
         store: dict[str, Any] = {}
         told = {KEY: {**provenance, "version": VERSION, "tiles": len(bag)}}

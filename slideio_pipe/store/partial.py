@@ -95,7 +95,7 @@ class PartialStore:
         if not os.path.lexists(self.target):
             return
         if not self._overwrite:
-            remedy = "open it with open_bag, or pass overwrite=True or another path"
+            remedy = "open it with open_bag, or pass {overwrite=True} or another path"
             raise OutputExistsError("already exists", slide=str(self.target), remedy=remedy)
         if not is_bag_store(self.target):
             reason = "exists and is no bag store, so it is not overwritten"

@@ -22,7 +22,7 @@ from slideio_pipe.tiles.tile_bag import TileBag
 _END = b"\xff\xd9"  # end of a JPEG
 # Tiles that show the kind of JPEG: several, as one may be damaged; searched among this many, as some may be missing.
 _TILES_TO_CHECK, _TILES_TO_SEARCH = 4, 64
-_ALTERNATIVES = 'pixels="jpeg:90" or pixels="zstd"'
+_ALTERNATIVES = '{pixels="jpeg:90"} or {pixels="zstd"}'
 
 
 class SourceTiles:
@@ -41,12 +41,12 @@ class SourceTiles:
 
     def __init__(self, bag: Bag) -> None:
         if not isinstance(bag, TileBag):
-            reason = f'pixels="source" needs the tiles of a slide, not a {type(bag).__name__}'
-            raise ConfigError(reason, slide=bag.name, remedy='pass pixels="jpeg:90", "zstd" or "none"')
+            reason = f'{{pixels="source"}} needs the tiles of a slide, not a {type(bag).__name__}'
+            raise ConfigError(reason, slide=bag.name, remedy=f"pass {_ALTERNATIVES}")
         refused = _refusal(bag)
         if refused is not None:
             reason, remedy = refused
-            raise ConfigError(f'pixels="source" is not possible: {reason}', slide=bag.name, remedy=remedy)
+            raise ConfigError(f'{{pixels="source"}} is not possible: {reason}', slide=bag.name, remedy=remedy)
         self._slide, self._level, self._side = bag.name, bag.view.level, bag.grid.tile_size
         self._tiles: Any = bag.view.slide.stored_tiles(bag.view.level)
         self._places = bag.grid.origins // self._side
@@ -74,7 +74,7 @@ class SourceTiles:
                 return replace(codec, pixels={**codec.pixels, "chroma": ":".join(chroma)})
         if problem is None:
             return replace(codec, pixels={**codec.pixels, "chroma": None})
-        reason = f'pixels="source" is not possible: no reader takes the slide\'s JPEG as it is ({problem})'
+        reason = f'{{pixels="source"}} is not possible: no reader takes the slide\'s JPEG as it is ({problem})'
         raise ConfigError(reason, slide=self._slide, remedy=f"pass {_ALTERNATIVES}") from problem
 
     def _first(self, tolerance: TileErrors) -> Iterator[bytes | None]:
@@ -149,13 +149,16 @@ def _refusal(bag: TileBag) -> tuple[str, str] | None:
     if width != height:
         return f"stored tiles are {width}×{height} px, not square", f"pass {_ALTERNATIVES}"
     if side != width:
-        return f"tiles are {side} px, stored ones {width} px", f"lay the grid with align=True, or pass {_ALTERNATIVES}"
+        return (
+            f"tiles are {side} px, stored ones {width} px",
+            f"lay the grid with {{align=True}}, or pass {_ALTERNATIVES}",
+        )
     beside = int((grid.origins % side).any(axis=1).sum())
     if beside:
         reason = f"{beside:,} of {len(grid):,} tiles do not lie on stored ones"
-        return reason, f"lay the grid with align=True, or pass {_ALTERNATIVES}"
+        return reason, f"lay the grid with {{align=True}}, or pass {_ALTERNATIVES}"
     outside = int(((grid.origins < 0) | (grid.origins + side > np.array(view.level_size))).any(axis=1).sum())
     if outside:
         reason = f"{outside:,} of {len(grid):,} tiles reach over the edge of the slide"
-        return reason, f'lay the grid with edge="drop", or pass {_ALTERNATIVES}'
+        return reason, f'lay the grid with {{edge="drop"}}, or pass {_ALTERNATIVES}'
     return None

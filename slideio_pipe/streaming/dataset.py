@@ -164,7 +164,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
                 bag = copy.copy(bag)  # the caller's bag is not changed
                 bag.on_stage = self.on_stage
         if not len(bag):
-            remedy = "leave it out, or lower min_tissue"
+            remedy = "leave it out, or lower {min_tissue=}"
             if slide.mask is not None:
                 remedy += f"; check that {slide.mask} is of this slide"
             raise NoTissueError("no tile has enough tissue", slide=slide.name, remedy=remedy)

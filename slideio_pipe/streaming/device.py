@@ -43,7 +43,7 @@ def check_device(device: str | torch.device) -> torch.device:
     if not torch.cuda.is_available():
         raise ConfigError(
             f"{found} is asked for and torch {torch.__version__} sees no CUDA device",
-            remedy="pass device='cpu', or install a CUDA build of torch and a driver",
+            remedy="pass {device='cpu'}, or install a CUDA build of torch and a driver",
         )
     number = torch.cuda.current_device() if found.index is None else found.index
     if number >= torch.cuda.device_count():

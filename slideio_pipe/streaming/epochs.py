@@ -196,7 +196,7 @@ class Epochs:
         raise FailedSlidesError(
             f"{failed} slides failed, {self.max_failures} may",
             errors,
-            remedy="leave them out of the cohort, or raise max_failures",
+            remedy="leave them out of the cohort, or raise {max_failures=}",
         )
 
     def _warn_of_dropped(self) -> None:

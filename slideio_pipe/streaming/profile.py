@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from slideio_pipe.cores import usable_cores
-from slideio_pipe.errors import ConfigError, OutputError
+from slideio_pipe.errors import ConfigError, OutputError, in_words
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.loader import BagLoader
@@ -37,8 +37,8 @@ STAGES = {
 _ADVICE = {
     "open": "export bags once, or give tissue masks (a column mask in the CSV): tissue is found anew in every run",
     "read": "bring the slides to a local disk, or export bags once",
-    "decode": "{threads} of {cores} cores decode{more}; a coarser mpp, or tiles laid on the stored ones (align=True), "
-    "decode sooner",
+    "decode": "{threads} of {cores} cores decode{more}; a coarser {{mpp=}}, or tiles laid on the stored ones "
+    "({{align=True}}), decode sooner",
     "fallback": "the slide's codec is slow or its tiles are unusual: export the bag once as jpeg:90 or zstd",
     "resample": "choose an mpp that is stored, or its half, quarter or eighth: then nothing is left to filter",
     "augment": 'drop costly steps (sp.explain lists them), or colours="device" with a GPU',
@@ -46,7 +46,7 @@ _ADVICE = {
     "device": "a faster device; on the CPU the model will take far longer than this anyway",
 }
 # For stored bags, whose mpp and grid are fixed.
-_DECODE_STORED = '{threads} of {cores} cores decode{more}; bags saved with pixels="none" have nothing to decode'
+_DECODE_STORED = '{threads} of {cores} cores decode{more}; bags saved with {{pixels="none"}} have nothing to decode'
 _OF_SLIDES = {"read", "fallback", "resample", "augment"}
 # If the consumer waits longer than this fraction of the time, the loader is the bottleneck.
 _LOADER_BOUND_ABOVE = 0.05
@@ -142,7 +142,8 @@ class Profile:
         cores = usable_cores()
         more = ", and more threads would use the others" if self.threads < cores else ""
         advice = (_DECODE_STORED if stored else _ADVICE[stage]).format(threads=self.threads, cores=cores, more=more)
-        return f"{stage} takes {share:.0%} of the work, and the consumer waited {waited:.0%} of the time: {advice}."
+        spent = f"{stage} takes {share:.0%} of the work, and the consumer waited {waited:.0%} of the time"
+        return in_words(f"{spent}: {advice}.")
 
     def rows(self) -> Iterator[tuple[str, float, float, float, float]]:
         """Yield (stage, thread-seconds, share of the work, ms per tile, tiles per second and thread)."""
@@ -217,7 +218,9 @@ def profile(
     (15, True)
     """
     if step_ms < 0 or (max_tiles is not None and max_tiles < 1):
-        raise ConfigError(f"step_ms={step_ms:g}, max_tiles={max_tiles}", remedy="pass step_ms >= 0, max_tiles >= 1")
+        raise ConfigError(
+            f"{{step_ms={step_ms:g}}}, {{max_tiles={max_tiles}}}", remedy="pass {step_ms=} >= 0, {max_tiles=} >= 1"
+        )
     clock = Clock(spans=trace is not None)
     watched = BagLoader(dataset, device=device, normalize=normalize or Normalize.imagenet(), **loader)
     watched.watch(clock)

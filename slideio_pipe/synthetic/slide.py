@@ -138,7 +138,7 @@ def write_synthetic_slide(
     if lesions < 0 or pieces < 0 or (lesions and not pieces):
         raise ConfigError(f"{lesions} lesions in {pieces} tissue pieces", remedy="lesions lie in tissue: pieces >= 1")
     if path.exists() and not overwrite:
-        raise OutputExistsError("already there", slide=str(path), remedy="pass overwrite=True or another path")
+        raise OutputExistsError("already there", slide=str(path), remedy="pass {overwrite=True} or another path")
     extent_um = (plan.size.width * plan.mpp, plan.size.height * plan.mpp)
     anatomy = Anatomy(extent_um, seed=plan.seed, pieces=pieces, lesions=lesions)
     histology = Histology(anatomy, mpp=plan.mpp, seed=plan.seed, glass_period=plan.tile_size, stain=Staining(*stain))

@@ -51,7 +51,7 @@ def check_on_error(value: str) -> OnError:
     for known in get_args(OnError):
         if value == known:
             return known  # type: ignore[no-any-return]
-    raise ConfigError(f"on_error is {value!r}", remedy='pass "raise", "white" or "skip"')
+    raise ConfigError(f"{{on_error=}} is {value!r}", remedy='pass "raise", "white" or "skip"')
 
 
 @dataclass

@@ -66,7 +66,7 @@ def find_tissue(
     if method not in METHODS:
         raise ConfigError(f"method {method!r}", slide=slide.name, remedy=f"pass one of {', '.join(METHODS)}")
     if on_error not in ("raise", "white"):
-        raise ConfigError(f"on_error is {on_error!r}", slide=slide.name, remedy='pass "raise" or "white"')
+        raise ConfigError(f"{{on_error=}} is {on_error!r}", slide=slide.name, remedy='pass "raise" or "white"')
     for name, value in (("min_area_um2", min_area_um2), ("max_hole_um2", max_hole_um2)):
         if not value >= 0:
             raise ConfigError(f"{name} is {value}", slide=slide.name, remedy="pass 0 or more")
@@ -132,8 +132,8 @@ def _overview(slide: Slide, mpp: float, on_error: str) -> tuple[NDArray[np.uint8
         raise CorruptSlideError(
             f"tissue cannot be found, because {error.reason}",
             slide=slide.name,
-            remedy='copy the slide again, or pass on_error="white"; '
-            'a mask of your own (tissue_file=…) and method="none" do without',
+            remedy='copy the slide again, or pass {on_error="white"}; '
+            'a mask of your own ({tissue_file=…}) and {method="none"} do without',
         ) from error
     if errors:
         places = "1 place is" if len(errors) == 1 else f"{len(errors)} places are"

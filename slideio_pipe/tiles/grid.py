@@ -117,9 +117,8 @@ class TileGrid:
             kept = np.flatnonzero(fractions >= self.config.min_tissue - 1e-6)
             origins, index, fractions = origins[kept], index[kept], fractions[kept]
             if not origins.size and not tissue.is_empty:
-                warnings.warn(
-                    EmptyTissueWarning(f"{name}: no tile has {min_tissue:.0%} tissue; lower min_tissue"), stacklevel=2
-                )
+                reason = f"{name}: no tile has {min_tissue:.0%} tissue; lower {{min_tissue=}}"
+                warnings.warn(EmptyTissueWarning(reason), stacklevel=2)
         self._set(origins, view.to_level0(origins), index, fractions)
 
     @classmethod
@@ -280,18 +279,18 @@ def _aligned(view: SlideView, config: GridConfig) -> tuple[GridConfig, dict[str,
     if view.draw is not None and view.draw.moves:
         reason = "the slide's transform moves pixels, so no tile of the view is a stored one"
         raise ConfigError(
-            reason, slide=view.slide.name, remedy="leave out align=True, or leave the geometry to a tile transform"
+            reason, slide=view.slide.name, remedy="leave out {align=True}, or leave the geometry to a tile transform"
         )
     if view.choice.resampled:
         raise ConfigError(
             f"the view is resampled from level {view.level} ({view.choice.shrink[0]:.4g}×), so no tile of it is stored",
             slide=view.slide.name,
-            remedy=f"pass {stored_resolutions(view)}, or leave out align=True",
+            remedy=f"pass {stored_resolutions(view)}, or leave out {{align=True}}",
         )
     side, height = view.slide.tile_sizes[view.level]
     if side != height:
         reason = f"level {view.level} is stored in tiles of {side}×{height} px, not square ones"
-        raise ConfigError(reason, slide=view.slide.name, remedy="leave out align=True")
+        raise ConfigError(reason, slide=view.slide.name, remedy="leave out {align=True}")
     stride = config.step if config.stride is not None or config.overlap is not None else None
     laid: dict[str, Any] = {"tile_size": side}
     laid["stride"] = None if stride is None else side * max(1, math.floor(stride / side + 0.5))
@@ -302,12 +301,12 @@ def _aligned(view: SlideView, config: GridConfig) -> tuple[GridConfig, dict[str,
 
 
 def stored_resolutions(view: SlideView) -> str:
-    """Return the values of ``mpp`` for which stored pixels are used unchanged, as text: "mpp=0.25, 1 or 4"."""
+    """Return the values of ``mpp`` for which stored pixels are used unchanged, as text: "{mpp=0.25, 1 or 4}"."""
     own, downsamples = view.slide.mpp, view.slide.pyramid.downsamples
     if own is None:
-        return "mpp=None for level 0"
+        return "{mpp=None} for level 0"
     *first, last = [f"{own.mean * (dx + dy) / 2:.4g}" for dx, dy in downsamples]
-    return f"mpp={', '.join(first)} or {last}" if first else f"mpp={last}"
+    return f"{{mpp={', '.join(first)} or {last}}}" if first else f"{{mpp={last}}}"
 
 
 def _footprint(view: SlideView, tile_size: int) -> NDArray[np.float64]:
@@ -323,13 +322,15 @@ def _check_fits(view: SlideView, config: GridConfig) -> None:
     raise ConfigError(
         f"a tile of {config.tile_size} px is larger than the slide, {width}×{height} px at this resolution",
         slide=view.slide.name,
-        remedy='pass edge="pad", a smaller tile_size or a finer mpp' + _meant_magnification(view),
+        remedy='pass {edge="pad"}, a smaller {tile_size=} or a finer {mpp=}' + _meant_magnification(view),
     )
 
 
 def _meant_magnification(view: SlideView) -> str:
     mpp = None if view.mpp is None else view.mpp.mean
-    return "" if mpp is None or mpp < 5 else f" (mpp={mpp:.3g} is µm per pixel; {mpp:.3g}× is mpp={10 / mpp:.3g})"
+    if mpp is None or mpp < 5:
+        return ""
+    return f" ({{mpp={mpp:.3g}}} is µm per pixel; {mpp:.3g}× is {{mpp={10 / mpp:.3g}}})"
 
 
 def _positions(length: int, config: GridConfig) -> NDArray[np.int64]:

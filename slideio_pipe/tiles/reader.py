@@ -70,7 +70,7 @@ def no_memory(shape: tuple[int, ...], slide: str) -> ConfigError:
     each = 3e-9 * height * width
     size = f"{each:,.{0 if each >= 10 else 2}f} GB"
     reason = f"a tile of {width:,}×{height:,} px takes {size}, and there is no memory for {count:,} at once"
-    return ConfigError(reason, slide=slide, remedy="pass a smaller tile_size, a coarser mpp or fewer threads")
+    return ConfigError(reason, slide=slide, remedy="pass a smaller {tile_size=}, a coarser {mpp=} or fewer threads")
 
 
 class TileReader:

@@ -340,7 +340,7 @@ def check_slide(slide: object) -> None:
 
 def check_mpp(slide: Slide, mpp: float) -> None:
     if not 0 < mpp < float("inf"):
-        raise ConfigError(f"mpp is {mpp}", slide=slide.name, remedy="pass mpp=8")
+        raise ConfigError(f"{{mpp=}} is {mpp}", slide=slide.name, remedy="pass {mpp=8}")
 
 
 def mask_grid(slide: Slide, mpp: float) -> tuple[int, int, Affine]:

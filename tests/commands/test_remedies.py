@@ -19,10 +19,12 @@ from typer.testing import CliRunner
 
 import slideio_pipe as sp
 from slideio_pipe.commands import app as cli
-from slideio_pipe.commands.terminal import in_options
-from slideio_pipe.errors import ConfigError, NoTissueError, SlideioPipeError
+from slideio_pipe.commands.words import OPTIONS as OTHERWISE
+from slideio_pipe.commands.words import RECORDS, SETTINGS, command_words
+from slideio_pipe.errors import ARGUMENT, ConfigError, NoTissueError, SlideioPipeError, worded
 from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.export.slide import export_slide
+from slideio_pipe.mil.settings import TrainConfig
 from slideio_pipe.tiles.reader import empty_tiles
 
 SOURCES = sorted((Path(sp.__file__).parent).rglob("*.py"))
@@ -73,10 +75,56 @@ def remedies() -> list[tuple[str, str]]:
     return found
 
 
+# Arguments that are called as an option of another meaning, and keys of a file.
+NO_OPTION = {
+    ("annotations.py", "slide"),
+    ("cohort.py", "slides"),
+    ("colour_transforms.py", "source"),
+    ("files.py", "input_size"),
+    ("study.py", "slides"),
+}
+
+
+def named() -> dict[str, list[str]]:
+    """Return every argument that a text of the package names, with the places where it does."""
+    found: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for text in texts(node) if isinstance(node, ast.Constant | ast.JoinedStr) else ():
+                for name, _ in ARGUMENT.findall(text):
+                    found.setdefault(name, []).append(f"{path.name}:{node.lineno}")
+    return found
+
+
+def parameters() -> set[str]:
+    """Return the parameters of all functions, methods and records that have no underscore before their name."""
+    found = set()
+    for path in SOURCES:
+        if "commands" in path.relative_to(SOURCES[0].parent).parts[:1]:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
+                found |= {each.arg for each in (*node.args.args, *node.args.kwonlyargs)}
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found |= {
+                    each.target.id
+                    for each in node.body
+                    if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+                }
+    return found
+
+
+def in_options(error: SlideioPipeError) -> str:
+    """Return an error as the command line says it."""
+    with worded(lambda _: command_words()):
+        return str(error)
+
+
 def test_there_are_remedies_to_check() -> None:
     """The search below finds them."""
     assert len(remedies()) > 300
     assert {"--mpp", "--overwrite", "--mask"} <= OPTIONS.keys()
+    assert {"slide_mpp", "overwrite", "min_tissue", "pixels"} <= named().keys()
 
 
 @pytest.mark.parametrize(("place", "text"), remedies())
@@ -89,13 +137,46 @@ def test_options_that_a_remedy_names_are_there(place: str, text: str) -> None:
         assert not value, f"{place}: {shown}"
 
 
+@pytest.mark.parametrize(("name", "places"), named().items(), ids=named())
+def test_an_argument_that_is_named_is_there(name: str, places: list[str]) -> None:
+    """As a parameter in Python, and as an option of a command."""
+    if name == "X":  # filled in: an argument whose value was refused
+        return
+    assert name in parameters(), places
+    words = command_words()(name, "1")
+    assert words.split()[0] in OPTIONS, (places, words)
+
+
+@pytest.mark.parametrize(("place", "text"), remedies())
+def test_an_argument_that_has_an_option_is_named_as_one(place: str, text: str) -> None:
+    """In braces, so that every surface has its own words for it; calls in full (``slide.view(mpp=…)``) are Python."""
+    rest = re.sub(r"\w+\([^()]*\)", "()", ARGUMENT.sub("", text))
+    known = {name.removeprefix("--").replace("-", "_") for name in OPTIONS} | OTHERWISE.keys()
+    bare = set(re.findall(r"(?<![\w.{-])([a-z]\w*)=(?!\(\))", rest)) | set(re.findall(r"(?<![\w.])[a-z]+_\w+\b", rest))
+    file = place.partition(":")[0]
+    assert not {name for name in bare & known if (file, name) not in NO_OPTION}, (place, text)
+
+
+def test_settings_that_stand_for_options_are_there() -> None:
+    """Of a training, whose keys a message names where its command has no such option; and the records are."""
+    known = TrainConfig().model_dump()
+    for key in SETTINGS.values():
+        section, field = key.split(".")
+        assert field in known[section], key
+    assert set(OTHERWISE.values()) <= OPTIONS.keys()
+    defined = {
+        node.name for path in SOURCES for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)
+    }
+    assert defined >= RECORDS.keys()
+
+
 def test_native_is_how_none_is_written(tmp_path: Path) -> None:
     """An mpp far finer than the slide: what is advised instead is taken."""
     slide = write_pyramid(tmp_path / "a.tif", coordinate_pixels(600, 500), (1,), mpp=0.5)
     given = ["export", str(slide), "--out", str(tmp_path / "out"), "--tissue", "none", "--mpp"]
     done = CliRunner().invoke(cli.app, [*given, "0.01"])
     assert done.exit_code == 2
-    advised = re.findall(r"--mpp (\S+)", done.output)
+    advised = re.findall(r"--mpp (\S+)", done.output.partition("; ")[2])
     assert "native" in advised
     for value in advised:
         run(*given, value, "--overwrite")

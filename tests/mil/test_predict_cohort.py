@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +22,9 @@ import slideio_pipe as sp
 from slideio_pipe.commands.app import app
 from slideio_pipe.commands.export import export
 from slideio_pipe.commands.predict import predict
-from slideio_pipe.commands.terminal import in_options
 from slideio_pipe.commands.train import train
-from slideio_pipe.errors import ConfigError, MissingResolutionError, NoTissueError
+from slideio_pipe.commands.words import command_words
+from slideio_pipe.errors import ConfigError, MissingResolutionError, NoTissueError, SlideioPipeError, worded
 from slideio_pipe.mil.fit import fit
 
 pytest.importorskip("lightning_fabric")
@@ -261,15 +262,21 @@ def test_features_as_train_takes_them(given: str, trained: Trained, tmp_path: Pa
 
 def test_remedies_name_what_the_command_has() -> None:
     """An option that a command lacks is a key of the settings: predict and train have no --min-tissue."""
-    tissue = NoTissueError("no tile has enough tissue", slide="a.svs", remedy="leave it out, or lower min_tissue")
+
+    def said(error: SlideioPipeError, command: Callable[..., object]) -> str:
+        with worded(lambda _: command_words(command)):
+            return str(error)
+
+    tissue = NoTissueError("no tile has enough tissue", slide="a.svs", remedy="leave it out, or lower {min_tissue=}")
     for command in (train, predict):
-        assert in_options(tissue, command).endswith("leave it out, or lower grid.min_tissue")
-    assert in_options(tissue, export).endswith("leave it out, or lower --min-tissue")
-    mpp = MissingResolutionError("no mpp", slide="a.svs", remedy="pass slide_mpp=0.25")
-    assert "pass --slide-mpp with the µm" in in_options(mpp, predict)
-    assert "fill in the column mpp of the cohort, or set slide.slide_mpp, with the µm" in in_options(mpp, train)
-    encoder = ConfigError("no features", remedy="say what made those of the training: encoder=…")
-    assert "--encoder" in in_options(encoder, predict)
+        assert said(tissue, command).endswith("leave it out, or lower grid.min_tissue")
+    assert said(tissue, export).endswith("leave it out, or lower --min-tissue")
+    assert str(tissue).endswith("leave it out, or lower min_tissue")
+    mpp = MissingResolutionError("no mpp", slide="a.svs", remedy="pass {slide_mpp=0.25}")
+    assert said(mpp, predict).endswith("pass --slide-mpp 0.25")
+    assert said(mpp, train).endswith('--set slide.slide_mpp=0.25, or 0.25 in the column "mpp" of the cohort')
+    encoder = ConfigError("no features", remedy="say what made those of the training: {encoder=…}")
+    assert said(encoder, predict).endswith("of the training: --encoder")
 
 
 def test_a_training_names_its_setting_where_a_slide_has_no_tissue(tmp_path: Path) -> None:

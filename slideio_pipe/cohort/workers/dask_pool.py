@@ -78,7 +78,7 @@ def access(cluster: str | Path) -> Access:
         return _Scheduler(str(cluster))
     path = Path(cluster).expanduser()
     if path.suffix.lower() not in (".yaml", ".yml"):
-        remedy = 'pass cluster="tcp://host:8786" or a YAML file like configs/slurm.yaml'
+        remedy = 'pass {cluster="tcp://host:8786"} or a YAML file like configs/slurm.yaml'
         raise ConfigError(f"{cluster} is no cluster", remedy=remedy)
     config = load_cluster_config(path)
     if _SLURM not in sys.modules and threading.current_thread() is not threading.main_thread():

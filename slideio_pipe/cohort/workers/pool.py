@@ -52,17 +52,15 @@ class Attempt:
 
     def ended(self, ended: Ended) -> Outcome:
         """Return the outcome, from the worker's report."""
-        attempts = self.deaths + 1
-        return Outcome(
-            self.task, ended.value, ended.error, ended.stage, ended.seconds, ended.warnings, attempts=attempts
-        )
+        said, attempts = tuple(map(str, ended.warnings)), self.deaths + 1
+        return Outcome(self.task, ended.value, ended.error, ended.stage, ended.seconds, said, attempts=attempts)
 
     def lost(self, reason: str, stage: str, seconds: float) -> Outcome | None:
         """Count an ended worker; return the outcome if it was the last attempt."""
         self.deaths += 1
         if self.deaths < ATTEMPTS:
             return None
-        remedy = "look at the slide, then run again with retry=True"
+        remedy = "look at the slide, then run again with {retry=True}"
         error = WorkerError(f"its worker process {reason}, twice", remedy=remedy)
         return Outcome(self.task, None, error, stage, seconds, quarantined=True, attempts=self.deaths)
 

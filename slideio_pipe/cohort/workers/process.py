@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from slideio_pipe.errors import ConfigError, SlideioPipeError
+from slideio_pipe.errors import ConfigError, SlideioPipeError, SlideioPipeWarning
 
 _PROC = Path("/proc")
 _HAS_SIGMASK = hasattr(signal, "pthread_sigmask")  # Windows has none, and no resource tracker
@@ -65,7 +65,7 @@ class Ended:
     error: SlideioPipeError | None
     stage: str  # the last reported stage
     seconds: float
-    warnings: tuple[str, ...]
+    warnings: tuple[SlideioPipeWarning | str, ...]  # ours, which name arguments, and what others say
 
 
 class LostError(Exception):
@@ -318,7 +318,9 @@ def _serve(connection: Connection, work: Work, idle_s: float | None = None) -> N
                 value, error = work(task, lambda stage: connection.send(("stage", stage))), None
             except Exception as raised:  # any error of a library for a damaged slide fails only that slide
                 value, error = None, portable(raised)
-        connection.send(("done", value, error, tuple(dict.fromkeys(str(warning.message) for warning in caught))))
+        found = {str(warning.message): warning.message for warning in caught}
+        said = [message if isinstance(message, SlideioPipeWarning) else text for text, message in found.items()]
+        connection.send(("done", value, error, tuple(said)))
 
 
 def portable(error: Exception) -> SlideioPipeError:

@@ -82,7 +82,7 @@ class Worker:
             raise ConfigError(
                 f"cannot be run ({error.strerror})",
                 slide=os.fspath(python),
-                remedy="pass python=… the Python that has the readers installed",
+                remedy="pass {python=…} the Python that has the readers installed",
             ) from error
         self.greeting = self._answer()
 

@@ -124,7 +124,7 @@ def tiles_at(
     if tile_size is None or downsample is None:
         unknown = "how large tiles are" if tile_size is None else "what resolution tiles have"
         raise ConfigError(
-            f"the file does not say {unknown}", slide=str(source), remedy="pass tile_size=… and tile_size_level0=…"
+            f"the file does not say {unknown}", slide=str(source), remedy="pass {tile_size=…} and {tile_size_level0=…}"
         )
     opened = slide if isinstance(slide, Slide) else open_slide(slide)
     view = _view_at(opened, grid or (downsample, downsample), round(tile_size), outside)
@@ -140,5 +140,5 @@ def _view_at(slide: Slide, downsample: tuple[float, float], tile_size: int, outs
     choice = slide.pyramid.choose(downsample, same=_SAME_END_PX / max(1, tile_size))
     if min(choice.shrink) < 1 / MAX_UPSAMPLING:
         reason = f"a tile of {tile_size} px would be of {tile_size * min(downsample):.3g} px at level 0"
-        raise ConfigError(reason, slide=slide.name, remedy="pass tile_size=… and tile_size_level0=…")
+        raise ConfigError(reason, slide=slide.name, remedy="pass {tile_size=…} and {tile_size_level0=…}")
     return SlideView(slide, choice, outside=outside)

@@ -60,7 +60,7 @@ class Places:
             raise ConfigError(reason, slide=bag.name, remedy="convert the bag of the plain slide")
         if abs(sx / sy - 1) > _SQUARE:
             reason = f"its tiles are {side * sx:.0f} × {side * sy:.0f} px at level 0, and this layout has squares only"
-            raise ConfigError(reason, slide=bag.name, remedy="export at native resolution (mpp=None)")
+            raise ConfigError(reason, slide=bag.name, remedy="export at native resolution ({mpp=None})")
         return cls(
             tile_size=side,
             stride=stride,

@@ -171,7 +171,7 @@ class Extras:
             reason = f"the encoder {self.encoder!r} cannot name a folder"
             raise ConfigError(reason, remedy="pass letters, digits, - and _")
         if self.instance_labels is not None and self.to != "torchmil":
-            raise ConfigError(f"{self.to} has no place for instance_labels", remedy="convert to torchmil")
+            raise ConfigError(f"{self.to} has no place for {{instance_labels=}}", remedy="convert to torchmil")
 
     def item(self, bag: Bag, row: BagRow, kind: LabelType, threads: int, *, many: bool) -> Item:
         """Return a bag with what goes with it.
@@ -203,7 +203,7 @@ class Extras:
             return bag.features(self.encoder)
         if self.encoder != UNNAMED:
             reason = f"no features of {self.encoder} beside the pixels (there are: {', '.join(there) or 'none'})"
-            raise ConfigError(reason, slide=bag.name, remedy="pass features=…, or encode the bag first")
+            raise ConfigError(reason, slide=bag.name, remedy="pass {features=…}, or encode the bag first")
         return None
 
 
@@ -245,5 +245,5 @@ def check_free(paths: list[Path], overwrite: bool) -> None:
     there = [path for path in paths if os.path.lexists(path)]
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        remedy = "pass overwrite=True or another folder"
+        remedy = "pass {overwrite=True} or another folder"
         raise OutputExistsError(f"already exists{more}", slide=str(there[0]), remedy=remedy)

@@ -31,11 +31,11 @@ class Stamp:
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of features."""
         if item.features is None:
-            remedy = "pass features=…, or convert to another layout"
+            remedy = "pass {features=…}, or convert to another layout"
             raise ConfigError("STAMP's layout holds features, and none are given", slide=item.bag.name, remedy=remedy)
         if Places.of(item.bag).slide_mpp is None:
             reason = "STAMP's coordinates are µm, and the slide's mpp is not known"
-            raise MissingResolutionError(reason, slide=item.bag.name, remedy="export it with slide_mpp=0.25")
+            raise MissingResolutionError(reason, slide=item.bag.name, remedy="export it with {slide_mpp=0.25}")
         if np.abs(item.features[np.isfinite(item.features)]).max(initial=0) > np.finfo(np.float16).max:
             raise ConfigError(
                 "features are beyond float16, which STAMP keeps", slide=item.bag.name, remedy="scale them"

@@ -126,12 +126,12 @@ class EncoderOnDevice:
         except torch.OutOfMemoryError as error:
             release_activations(error)
             reason = f"{name} has no memory for batches of {n:,} tiles"
-            raise ConfigError(reason, remedy=f"pass batch_size={max(1, n // 2)}") from error
+            raise ConfigError(reason, remedy=f"pass {{batch_size={max(1, n // 2)}}}") from error
         except Exception as error:  # a network may raise anything for unsuitable tiles
             said = next(iter(str(error).strip().splitlines()), "")
             reason = f"{name} does not take {n} tiles of {width}×{height} px ({type(error).__name__}: {said})"
             raise ConfigError(
-                reason, remedy="check input_size, or wrap it in a module that takes (n, 3, H, W)"
+                reason, remedy="check {input_size=}, or wrap it in a module that takes (n, 3, H, W)"
             ) from error
 
 
@@ -186,7 +186,7 @@ def pooled(name: str, output: Any, count: int, pooling: Pooling, side: int) -> T
     if output.ndim == 2:
         return output
     if pooling == "none":
-        remedy = 'pass pooling="class" for the first token, or pooling="mean"'
+        remedy = 'pass {pooling="class"} for the first token, or {pooling="mean"}'
         raise ConfigError(f"{name} returns {shape[1]} tokens per tile, {shape}", remedy=remedy)
     return output[:, 0] if pooling == "class" else output.mean(1)
 
@@ -204,7 +204,7 @@ def _of_maps(name: str, output: Tensor, pooling: Pooling, side: int) -> Tensor:
         shape[0] * _LEAST_STRIDE > side + _LEAST_STRIDE or (second != third and not channels_last)
     ):
         reason = f"{name} returns maps of {tuple(output.shape[1:])} for a tile of {side} px, not features"
-        remedy = 'pass pooling="mean" for the mean of each map, or wrap it in a module that returns (n, D)'
+        remedy = 'pass {pooling="mean"} for the mean of each map, or wrap it in a module that returns (n, D)'
         raise ConfigError(reason, remedy=remedy)
     return output.mean((1, 2)) if channels_last else output.mean((2, 3))
 

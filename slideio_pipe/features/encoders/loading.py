@@ -192,11 +192,10 @@ def _interpolation(config: Mapping[str, Any]) -> Any:
 
 def _refuse_unknown(facts: EncoderFacts, normalize: Any, size: Any) -> None:
     """Raise if a setting is unknown: with another normalisation an encoder gives other features without an error."""
-    lacking = [f"normalize={'imagenet'!r}".replace("'", '"')] if normalize is None else []
-    lacking += ["input_size=224"] if size is None else []
+    lacking = {"how tiles are normalised": '{normalize="imagenet"}'} if normalize is None else {}
+    lacking |= {"how large tiles are": "{input_size=224}"} if size is None else {}
     if lacking:
-        what = " and ".join({"n": "how tiles are normalised", "i": "how large tiles are"}[part[0]] for part in lacking)
-        remedy = f"pass {' and '.join(lacking)}"
+        what, remedy = " and ".join(lacking), f"pass {' and '.join(lacking.values())}"
         if not facts.source.startswith(("timm:", "hf:")) and Path(facts.source).is_file():
             remedy += f", or put it into {facts.source}.json"
         raise ConfigError(f"nothing says {what}", slide=facts.source, remedy=remedy)
@@ -206,7 +205,9 @@ def _check_size(value: Any, source: str) -> int:
     sides = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     sides = sides[-2:]  # timm: channels, height, width
     if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides) or len(set(sides)) != 1:
-        raise ConfigError(f"input_size is {value!r}, no side of a square", slide=source, remedy="pass input_size=224")
+        raise ConfigError(
+            f"{{input_size=}} is {value!r}, no side of a square", slide=source, remedy="pass {input_size=224}"
+        )
     return int(sides[0])
 
 
@@ -214,14 +215,14 @@ def _check_mpp(value: Any, source: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"mpp is {value!r}", slide=source, remedy="pass µm per px, such as mpp=0.5")
+        raise ConfigError(f"{{mpp=}} is {value!r}", slide=source, remedy="pass µm per px, such as {mpp=0.5}")
     return float(value)
 
 
 def _check(what: str, value: Any, kinds: Any) -> Any:
     if value not in get_args(kinds):
         names = ", ".join(get_args(kinds))
-        raise ConfigError(f"{what} is {value!r}", remedy=f"pass {what}= one of {names}")
+        raise ConfigError(f"{{{what}=}} is {value!r}", remedy=f"pass {{{what}=}} as one of {names}")
     return value
 
 

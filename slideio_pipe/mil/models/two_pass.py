@@ -157,7 +157,9 @@ class TwoPass:
     def too_large(self, chunk: Tensor) -> SlideioPipeError:
         """Return the error for a chunk that does not fit, with a size that does; the failed attempt must be freed."""
         fits = chunk_that_fits(self.encoder, chunk)
-        remedy = f"pass chunk_size={fits}" if fits else "use a smaller encoder or smaller tiles: not even one tile fits"
+        remedy = (
+            f"pass {{chunk_size={fits}}}" if fits else "use a smaller encoder or smaller tiles: not even one tile fits"
+        )
         return ConfigError(f"a chunk of {len(chunk)} tiles does not fit into memory", remedy=remedy)
 
 

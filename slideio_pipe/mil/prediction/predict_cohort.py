@@ -148,7 +148,7 @@ def predict_cohort(
     place = None if out is None else Path(out).expanduser()
     folders = _folders(found, place)
     if place is not None and not overwrite and (place / TABLE).exists():
-        raise OutputExistsError("is there already", slide=str(place / TABLE), remedy="pass overwrite=True")
+        raise OutputExistsError("is there already", slide=str(place / TABLE), remedy="pass {overwrite=True}")
     if slide_mpp is not None:
         how = predictor.config.slide.model_copy(update={"slide_mpp": slide_mpp})
         predictor = replace(predictor, config=predictor.config.model_copy(update={"slide": how}))
@@ -207,7 +207,7 @@ class _Pictures:
     def write(self, prediction: Prediction, slide: CohortSlide, folder: Path) -> list[str]:
         there = [name for name in FILES if (folder / name).exists()]
         if there and not self.overwrite:
-            raise OutputExistsError("is there already", slide=str(folder / there[0]), remedy="pass overwrite=True")
+            raise OutputExistsError("is there already", slide=str(folder / there[0]), remedy="pass {overwrite=True}")
         make_folder(folder)
         prediction.to_csv(folder / "tiles.csv", overwrite=True)
         files = ["tiles.csv"]
@@ -234,7 +234,7 @@ class _Pictures:
             if self.pyramid:
                 if opened is None:
                     reason = "a pyramid needs the slide, and nothing says where it is"
-                    raise ConfigError(reason, slide=slide.name, remedy="pass slides=… with the folder of the slides")
+                    raise ConfigError(reason, slide=slide.name, remedy="pass {slides=…} with the folder of the slides")
                 target = folder / "heatmap.ome.tif"
                 prediction.save_pyramid(opened, target, scores=self.scores, overwrite=True, progress=False)
                 files.append("heatmap.ome.tif")

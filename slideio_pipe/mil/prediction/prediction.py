@@ -89,7 +89,7 @@ class Prediction:
         if wanted == "attention":
             return self.attention
         if self.instances is None:
-            remedy = 'pass scores="attention"'
+            remedy = 'pass {scores="attention"}'
             raise ConfigError("the model does not score tiles on their own", slide=self.slide, remedy=remedy)
         return self.instances[:, self.instance_column]
 
@@ -112,7 +112,7 @@ class Prediction:
         if self.coords is None or self.tile_size is None:
             reason = f"nothing says where its tiles lie{'' if self.coords is None else ' or how large they are'}"
             remedy = (
-                "predict from the slide, its bag or features with places; for places in µm, pass slides=… or its mpp"
+                "predict from the slide, its bag or features with places; for places in µm, pass {slides=…} or its mpp"
             )
             raise ConfigError(reason, slide=self.slide, remedy=remedy)
         return self.coords, self.tile_size
@@ -265,6 +265,6 @@ def checked_scores(kind: Any) -> Scores | None:
         The kind is unknown.
     """
     if kind is not None and kind not in SCORES:
-        raise ConfigError(f"no scores {kind!r}", remedy='pass scores="attention" or "instance"')
+        raise ConfigError(f"no scores {kind!r}", remedy='pass {scores="attention"} or {scores="instance"}')
     wanted: Scores | None = kind
     return wanted

@@ -211,7 +211,7 @@ class Predictor:
         return ConfigError(
             f"the model takes features{whose}, {self.width:,} per tile, and this has none",
             slide=name,
-            remedy="run slideio-pipe features first, or say what made those of the training: encoder=…",
+            remedy="run slideio-pipe features first, or say what made those of the training: {encoder=…}",
         )
 
     def __repr__(self) -> str:
@@ -311,7 +311,7 @@ def _encoder(
         return None if given is None else tile_encoder(network, source, normalize)
     if given is None and about["source"] is None:
         reason = f"the training was given a network of its own, {about['name']}, which no checkpoint can make"
-        raise ConfigError(reason, slide=str(path), remedy="pass that network as encoder=…")
+        raise ConfigError(reason, slide=str(path), remedy="pass that network as {encoder=…}")
     facts = about["normalize"]
     stated = Normalize(facts["mean"], facts["std"], rescale=facts["rescale"])
     found = tile_encoder(network, source or about["source"], stated)

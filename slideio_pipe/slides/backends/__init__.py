@@ -21,7 +21,7 @@ from slideio_pipe.slides.backends.tiff_header import APERIO_JPEG2000_YCBCR, is_t
 BACKENDS = ("auto", "tiff", "openslide", "array")
 # TIFFs with a meaning outside the TIFF standard are left to OpenSlide. Those in this set are plain pyramids.
 _PLAIN_TIFFS = frozenset({None, "aperio", "generic-tiff"})
-_AUTO = 'pass backend="auto"'
+_AUTO = 'pass {backend="auto"}'
 
 
 def open_backend(path: Path, backend: str = "auto") -> Backend:
@@ -86,14 +86,14 @@ def _check_fourth_sample(path: Path) -> None:
         return
     if int(page.page.samplesperpixel) == 4 and not page.samples.alpha:
         reason = "its fourth sample is unspecified, so no alpha, and OpenSlide takes it for one"
-        raise UnsupportedSlideError(reason, slide=path.name, remedy='pass backend="tiff"')
+        raise UnsupportedSlideError(reason, slide=path.name, remedy='pass {backend="tiff"}')
 
 
 def _open_directory(path: Path, backend: str) -> Backend:
     if not is_zarr(path):
         raise SlideNotFoundError("a directory, not a slide", slide=str(path), remedy=_files_in(path))
     if backend not in ("auto", "array"):
-        raise ConfigError(f'backend "{backend}" reads no zarr', slide=path.name, remedy='pass backend="array"')
+        raise ConfigError(f'backend "{backend}" reads no zarr', slide=path.name, remedy='pass {backend="array"}')
     return ZarrBackend(path)
 
 

@@ -167,7 +167,7 @@ class TiffBackend:
             raise CorruptSlideError(
                 f"libvips cannot open directory {page.directory} ({_first_line(error)})",
                 slide=self._path.name,
-                remedy='try backend="openslide", or copy the slide again',
+                remedy='try {backend="openslide"}, or copy the slide again',
             ) from error
         if (image.width, image.height) != page.size:  # libvips follows damaged links differently
             raise CorruptSlideError(

@@ -151,7 +151,7 @@ def read_header(path: Path) -> TiffHeader:
     """
     name = path.name
     if not is_tiff(path):
-        raise UnsupportedSlideError("not a TIFF", slide=name, remedy='pass backend="auto"')
+        raise UnsupportedSlideError("not a TIFF", slide=name, remedy='pass {backend="auto"}')
     try:
         with tifffile.TiffFile(path) as tif:
             return _header(tif, path)
