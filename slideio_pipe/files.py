@@ -182,7 +182,7 @@ def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
         The disk refuses.
     """
     if path.exists() and not overwrite:
-        raise OutputExistsError("already there", slide=str(path), remedy="pass overwrite=True or another path")
+        raise OutputExistsError("already there", slide=str(path), remedy="pass {overwrite=True} or another path")
     with replacing(path) as partial:
         partial.write_bytes(content)
 
