@@ -147,14 +147,14 @@ def test_an_argument_that_is_named_is_there(name: str, places: list[str]) -> Non
     assert words.split()[0] in OPTIONS, (places, words)
 
 
-@pytest.mark.parametrize(("place", "text"), remedies())
-def test_an_argument_that_has_an_option_is_named_as_one(place: str, text: str) -> None:
+def test_an_argument_that_has_an_option_is_named_as_one() -> None:
     """In braces, so that every surface has its own words for it; calls in full (``slide.view(mpp=…)``) are Python."""
-    rest = re.sub(r"\w+\([^()]*\)", "()", ARGUMENT.sub("", text))
     known = {name.removeprefix("--").replace("-", "_") for name in OPTIONS} | OTHERWISE.keys()
-    bare = set(re.findall(r"(?<![\w.{-])([a-z]\w*)=(?!\(\))", rest)) | set(re.findall(r"(?<![\w.])[a-z]+_\w+\b", rest))
-    file = place.partition(":")[0]
-    assert not {name for name in bare & known if (file, name) not in NO_OPTION}, (place, text)
+    for place, text in remedies():
+        rest = re.sub(r"\w+\([^()]*\)", "()", ARGUMENT.sub("", text))
+        bare = {*re.findall(r"(?<![\w.{-])([a-z]\w*)=(?!\(\))", rest), *re.findall(r"(?<![\w.])[a-z]+_\w+\b", rest)}
+        file = place.partition(":")[0]
+        assert not {name for name in bare & known if (file, name) not in NO_OPTION}, (place, text)
 
 
 def test_settings_that_stand_for_options_are_there() -> None:

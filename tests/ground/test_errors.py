@@ -74,3 +74,26 @@ def test_the_message_is_slide_reason_remedy(
 def test_warnings_have_one_root(cls: type[Warning]) -> None:
     """One filter silences or raises all of them."""
     assert issubclass(cls, UserWarning)
+
+
+@pytest.mark.parametrize("cls", ERRORS)
+def test_an_error_is_worded_where_it_is_shown(cls: type[errors.SlideioPipeError]) -> None:
+    """Also after a process boundary; outside of a surface, and afterwards, in the words of Python."""
+    remedy = "pass {slide_mpp=0.25}, or lower {min_tissue=}; {not an argument}"
+    error = pickle.loads(pickle.dumps(cls("no {mpp=None}", slide="{a=1}.svs", remedy=remedy)))
+    python = "{a=1}.svs: no mpp=None; pass slide_mpp=0.25, or lower min_tissue; {not an argument}"
+    assert (str(error), error.args[0]) == (python, python)
+    with errors.worded(lambda before: lambda name, value: f"<{name}|{value}|{before(name, value)}>"):
+        shown = "pass <slide_mpp|0.25|slide_mpp=0.25>, or lower <min_tissue||min_tissue>; {not an argument}"
+        assert (error.reason, error.remedy) == ("no <mpp|None|mpp=None>", shown)
+        assert str(error) == f"{{a=1}}.svs: {error.reason}; {shown}"
+    assert str(error) == python
+    assert error.arguments == {"mpp": "None", "slide_mpp": "0.25", "min_tissue": ""}
+
+
+def test_a_warning_is_worded_where_it_is_shown() -> None:
+    """As errors are; it pickles."""
+    warning = pickle.loads(pickle.dumps(errors.EmptyTissueWarning("no tile; lower {min_tissue=}")))
+    assert str(warning) == "no tile; lower min_tissue"
+    with errors.worded(lambda _: lambda name, value: "--min-tissue"):
+        assert str(warning) == "no tile; lower --min-tissue"
