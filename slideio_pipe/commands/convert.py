@@ -31,52 +31,43 @@ Sources = Annotated[
 ]
 To = Annotated[
     str | None,
-    typer.Option("--to", metavar="LAYOUT", help="clam, clam-pixels, trident, stamp, torchmil, webdataset, memmap, hf."),
+    options.option("--to", "clam, clam-pixels, trident, stamp, torchmil, webdataset, memmap, hf.", unit="LAYOUT"),
 ]
 From = Annotated[
     str | None,
-    typer.Option(
-        "--from", metavar="clam|trident", help="Make bags from coordinates of these tools, or from CLAM's pixels."
-    ),
+    options.option("--from", "Make bags from coordinates of these tools, or from CLAM's pixels.", unit="clam|trident"),
 ]
-Folder = Annotated[
-    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Output folder.", rich_help_panel=options.OUTPUT)
-]
+Folder = Annotated[Path, options.of_output("--out -o", "Output folder.", unit="FOLDER")]
 Features = Annotated[
     Path | None,
-    typer.Option("--features", metavar="FOLDER", help="<slide>.npy, .pt or .h5 with one row per tile of the bag."),
+    options.option("--features", "<slide>.npy, .pt or .h5 with one row per tile of the bag.", unit="FOLDER"),
 ]
 InstanceLabels = Annotated[
     Path | None,
-    typer.Option("--instance-labels", metavar="FOLDER", help="For torchmil: <slide>.npy with one number per tile."),
+    options.option("--instance-labels", "For torchmil: <slide>.npy with one number per tile.", unit="FOLDER"),
 ]
 Encoder = Annotated[
     str,
-    typer.Option(
-        "--encoder",
-        metavar="NAME",
-        help="Name of the features' encoder; without --features, read features stored in the bags.",
+    options.option(
+        "--encoder", "Name of the features' encoder; without --features, read features stored in the bags.", unit="NAME"
     ),
 ]
 Slides = Annotated[
-    Path | None,
-    typer.Option("--slides", "--slide", metavar="PATH", help="With --from: the slide, or the folder of slides."),
+    Path | None, options.option("--slides --slide", "With --from: the slide, or the folder of slides.", unit="PATH")
 ]
 Level0Size = Annotated[
     int | None,
-    typer.Option(
-        "--tile-size-level0", metavar="px", help="With --from, if the file does not state it: side at level 0."
-    ),
+    options.option("--tile-size-level0", "With --from, if the file does not state it: side at level 0.", unit="px"),
 ]
 Size = Annotated[
-    int | None, typer.Option("--tile-size", metavar="px", help="With --from: side of a tile, if not that of the file.")
+    int | None, options.option("--tile-size", "With --from: side of a tile, if not that of the file.", unit="px")
 ]
 Outside = Annotated[
     str | None,
-    typer.Option(
+    options.option(
         "--outside",
-        metavar="white|black",
-        help="With --from: colour of tiles beyond the slide's edge; CLAM and TRIDENT use black.",
+        "With --from: colour of tiles beyond the slide's edge; CLAM and TRIDENT use black.",
+        unit="white|black",
     ),
 ]
 

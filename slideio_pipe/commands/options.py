@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from slideio_pipe.commands.terminal import err
 from slideio_pipe.errors import ConfigError
@@ -11,20 +15,20 @@ from slideio_pipe.errors import ConfigError
 if TYPE_CHECKING:
     from slideio_pipe.export.config import ExportConfig
 
-from pathlib import Path
-from typing import Annotated, Any
 
-import typer
+def _panel(title: str | None) -> Callable[..., Any]:
+    """Return a function that makes the options of one panel of the help screen."""
 
-SLIDE, TILES, TISSUE, OUTPUT = "Slide", "Resolution and tiles", "Tissue", "Output"
-COHORT = "Cohorts"
-ENCODING = "Encoding"
+    def option(names: str, text: str, *, unit: str | None = None, **more: Any) -> Any:
+        return typer.Option(*names.split(), metavar=unit, help=text, rich_help_panel=title, **more)
+
+    return option
 
 
-def _option(*names: str, unit: str | None = None, panel: str | None = None, text: str, **more: Any) -> Any:
-    """Return an option; its placeholder shows the unit or the choices."""
-    return typer.Option(*names, metavar=unit, help=text, rich_help_panel=panel, **more)
-
+# Each takes the option's names, its help, and what stands for its value: a unit or the choices.
+option = _panel(None)
+of_slide, of_tiles, of_tissue = _panel("Slide"), _panel("Resolution and tiles"), _panel("Tissue")
+of_output, of_cohort, of_encoding = _panel("Output"), _panel("Cohorts"), _panel("Encoding")
 
 SlideFile = Annotated[Path, typer.Argument(help="SVS, TIFF, NDPI, MRXS, SCN, DICOM, OME-Zarr, PNG…")]
 Exported = Annotated[
@@ -36,199 +40,150 @@ Exported = Annotated[
 ]
 SlideMpp = Annotated[
     float | None,
-    _option(
-        "--slide-mpp",
-        unit="µm",
-        panel=SLIDE,
-        text="µm per pixel of the slide (level 0), if the file states none or a wrong value.",
+    of_slide(
+        "--slide-mpp", "µm per pixel of the slide (level 0), if the file states none or a wrong value.", unit="µm"
     ),
 ]
 CohortMpp = Annotated[
     float | None,
-    _option(
+    of_slide(
         "--slide-mpp",
-        unit="µm",
-        panel=SLIDE,
-        text="µm per pixel of the slide (level 0): for one slide it replaces the file's value; for a cohort it is used "
+        "µm per pixel of the slide (level 0): for one slide it replaces the file's value; for a cohort it is used "
         "where files state none.",
+        unit="µm",
     ),
 ]
 CohortMppOverride = Annotated[
     bool,
-    _option(
+    of_slide(
         "--slide-mpp-override",
-        panel=SLIDE,
-        text="In a cohort, --slide-mpp also replaces the files' values. The cohort's column mpp still has precedence.",
+        "In a cohort, --slide-mpp also replaces the files' values. The cohort's column mpp still has precedence.",
     ),
 ]
 Backend = Annotated[
     str | None,
-    _option(
-        "--backend",
-        unit="auto|tiff|openslide|array",
-        panel=SLIDE,
-        text=r"Backend that reads the slide. \[default: auto]",
-    ),
+    of_slide("--backend", r"Backend that reads the slide. \[default: auto]", unit="auto|tiff|openslide|array"),
 ]
 Config = Annotated[
-    Path | None,
-    _option("--config", unit="YAML", text="Settings, as in configs/export.yaml; options override them."),
+    Path | None, option("--config", "Settings, as in configs/export.yaml; options override them.", unit="YAML")
 ]
-Picture = Annotated[Path | None, _option("--picture", unit="PNG", panel=OUTPUT, text="Write a picture of the result.")]
-Overwrite = Annotated[bool, _option("--overwrite", panel=OUTPUT, text="Replace existing files.")]
-Json = Annotated[bool, _option("--json", panel=OUTPUT, text="Print only JSON on standard output.")]
+Picture = Annotated[Path | None, of_output("--picture", "Write a picture of the result.", unit="PNG")]
+Overwrite = Annotated[bool, of_output("--overwrite", "Replace existing files.")]
+Json = Annotated[bool, of_output("--json", "Print only JSON on standard output.")]
 
 MemoryMpp = Annotated[
-    float | None,
-    _option("--mpp", unit="µm", text=r"Memory at this many µm per pixel. \[default: level 0 as stored]"),
+    float | None, option("--mpp", r"Memory at this many µm per pixel. \[default: level 0 as stored]", unit="µm")
 ]
 
 MaskFile = Annotated[
     Path | None,
-    _option(
-        "--out",
-        "-o",
+    of_output(
+        "--out -o",
+        "Write the mask, as GeoJSON for QuPath or as a PNG of 0 and 255; for a cohort, the folder of the masks.",
         unit="GEOJSON|PNG|FOLDER",
-        panel=OUTPUT,
-        text="Write the mask, as GeoJSON for QuPath or as a PNG of 0 and 255; for a cohort, the folder of the masks.",
     ),
 ]
 MaskForm = Annotated[
-    str | None,
-    _option("--format", unit="geojson|png", panel=COHORT, text=r"File format of a cohort's masks. \[default: geojson]"),
+    str | None, of_cohort("--format", r"File format of a cohort's masks. \[default: geojson]", unit="geojson|png")
 ]
 MaskManifest = Annotated[
-    Path | None,
-    _option("--manifest", unit="CSV", panel=COHORT, text="Write the cohort with its masks, for export."),
+    Path | None, of_cohort("--manifest", "Write the cohort with its masks, for export.", unit="CSV")
 ]
 Method = Annotated[
-    str | None, _option("--method", unit="otsu|threshold|none", text=r"Method of finding tissue. \[default: otsu]")
+    str | None, option("--method", r"Method of finding tissue. \[default: otsu]", unit="otsu|threshold|none")
 ]
-MaskMpp = Annotated[float | None, _option("--mpp", unit="µm", text=r"µm per pixel of the mask. \[default: 8]")]
+MaskMpp = Annotated[float | None, option("--mpp", r"µm per pixel of the mask. \[default: 8]", unit="µm")]
 
 BagFolder = Annotated[
     Path | None,
-    _option(
-        "--out",
-        "-o",
+    of_output(
+        "--out -o",
+        r"Folder for <slide>.bag.zarr, or a path ending in .zarr. \[default: the current folder]",
         unit="FOLDER",
-        panel=OUTPUT,
-        text=r"Folder for <slide>.bag.zarr, or a path ending in .zarr. \[default: the current folder]",
     ),
 ]
 TileMpp = Annotated[
-    str | None,
-    _option(
-        "--mpp", unit="µm|native", panel=TILES, text=r"µm per tile pixel; native: level 0 as stored. \[default: 0.5]"
-    ),
+    str | None, of_tiles("--mpp", r"µm per tile pixel; native: level 0 as stored. \[default: 0.5]", unit="µm|native")
 ]
 Magnification = Annotated[
-    float | None, _option("--mag", unit="20", panel=TILES, text="Magnification, instead of --mpp: 20 means 0.5 µm.")
+    float | None, of_tiles("--mag", "Magnification, instead of --mpp: 20 means 0.5 µm.", unit="20")
 ]
-TileSize = Annotated[
-    int | None,
-    _option("--tile-size", "--patch-size", unit="px", panel=TILES, text=r"Side of a tile. \[default: 256]"),
-]
-Stride = Annotated[
-    int | None, _option("--stride", unit="px", panel=TILES, text=r"Distance between tiles. \[default: the tile size]")
-]
-Overlap = Annotated[
-    int | None, _option("--overlap", unit="px", panel=TILES, text="Instead of --stride: tile size - stride.")
-]
+TileSize = Annotated[int | None, of_tiles("--tile-size --patch-size", r"Side of a tile. \[default: 256]", unit="px")]
+Stride = Annotated[int | None, of_tiles("--stride", r"Distance between tiles. \[default: the tile size]", unit="px")]
+Overlap = Annotated[int | None, of_tiles("--overlap", "Instead of --stride: tile size - stride.", unit="px")]
 Edge = Annotated[
     str | None,
-    _option(
+    of_tiles(
         "--edge",
+        r"Tiles beyond the right and lower edge: dropped, shifted inside, or padded with white. \[default: drop]",
         unit="drop|shift|pad",
-        panel=TILES,
-        text=r"Tiles beyond the right and lower edge: dropped, shifted inside, or padded with white. \[default: drop]",
     ),
 ]
 Align = Annotated[
-    bool,
-    _option(
-        "--align", panel=TILES, text="Align tiles to those stored in the file: read fastest; allows --pixels source."
-    ),
+    bool, of_tiles("--align", "Align tiles to those stored in the file: read fastest; allows --pixels source.")
 ]
 TissueMethod = Annotated[
     str | None,
-    _option(
-        "--tissue",
-        unit="otsu|threshold|none",
-        panel=TISSUE,
-        text=r"Method of finding tissue; none keeps every tile. \[default: otsu]",
+    of_tissue(
+        "--tissue", r"Method of finding tissue; none keeps every tile. \[default: otsu]", unit="otsu|threshold|none"
     ),
 ]
-Mask = Annotated[Path | None, _option("--mask", unit="GEOJSON|PNG", panel=TISSUE, text="Tissue mask to use instead.")]
+Mask = Annotated[Path | None, of_tissue("--mask", "Tissue mask to use instead.", unit="GEOJSON|PNG")]
 MaskFrame = Annotated[
     str | None,
-    _option(
+    of_tissue(
         "--mask-frame",
-        unit="qupath|level0",
-        panel=TISSUE,
-        text="Origin of masks: the corner of the scanned area, as in QuPath, or the corner of level 0. "
+        "Origin of masks: the corner of the scanned area, as in QuPath, or the corner of level 0. "
         r"\[default: qupath; for pictures, from their shape]",
+        unit="qupath|level0",
     ),
 ]
 OutputFrame = Annotated[
     str | None,
-    _option(
+    of_output(
         "--frame",
-        unit="qupath|level0",
-        panel=OUTPUT,
-        text="Origin of GeoJSON: the corner of the scanned area, as in QuPath, or the corner of level 0, for tools "
+        "Origin of GeoJSON: the corner of the scanned area, as in QuPath, or the corner of level 0, for tools "
         r"that read with OpenSlide. \[default: qupath]",
+        unit="qupath|level0",
     ),
 ]
 MinTissue = Annotated[
-    float | None,
-    _option("--min-tissue", unit="0…1", panel=TISSUE, text=r"Minimum tissue fraction of a tile. \[default: 0.5]"),
+    float | None, of_tissue("--min-tissue", r"Minimum tissue fraction of a tile. \[default: 0.5]", unit="0…1")
 ]
-AllowEmpty = Annotated[bool, _option("--allow-empty", panel=TISSUE, text="Write an empty bag if there is no tissue.")]
+AllowEmpty = Annotated[bool, of_tissue("--allow-empty", "Write an empty bag if there is no tissue.")]
 OnError = Annotated[
     str | None,
-    _option(
+    of_slide(
         "--on-error",
+        r"Damaged slides fail; or undecodable places are treated as white glass, and listed. \[default: raise]",
         unit="raise|white",
-        panel=SLIDE,
-        text=r"Damaged slides fail; or undecodable places are treated as white glass, and listed. \[default: raise]",
     ),
 ]
 Pixels = Annotated[
     str | None,
-    _option(
+    of_output(
         "--pixels",
+        r"Lossless; the slide's own JPEG bytes (see --align); JPEG of quality Q; raw. \[default: zstd]",
         unit="zstd|source|jpeg:Q|none",
-        panel=OUTPUT,
-        text=r"Lossless; the slide's own JPEG bytes (see --align); JPEG of quality Q; raw. \[default: zstd]",
     ),
 ]
-Label = Annotated[
-    str | None, _option("--label", unit="L", panel=OUTPUT, text="Label to store with the bag: 1, 0.5, tumour…")
-]
-Patient = Annotated[
-    str | None, _option("--patient", unit="ID", panel=OUTPUT, text="Patient of the slide, to store with the bag.")
-]
+Label = Annotated[str | None, of_output("--label", "Label to store with the bag: 1, 0.5, tumour…", unit="L")]
+Patient = Annotated[str | None, of_output("--patient", "Patient of the slide, to store with the bag.", unit="ID")]
 Threads = Annotated[
-    int | None,
-    _option("--threads", unit="n", min=1, text=r"Number of decoding threads. \[default: one per core, at most 8]"),
+    int | None, option("--threads", r"Number of decoding threads. \[default: one per core, at most 8]", unit="n", min=1)
 ]
 
-DemoFolder = Annotated[
-    Path, _option("--out", "-o", unit="FOLDER", panel=OUTPUT, text="Folder for slides, bags and picture.")
-]
-DemoCohort = Annotated[bool, typer.Option("--cohort", help="Many small slides, from a manifest to a report.")]
-DemoMil = Annotated[bool, typer.Option("--mil", help="A study to train on: 40 slides, half of them with a lesion.")]
+DemoFolder = Annotated[Path, of_output("--out -o", "Folder for slides, bags and picture.", unit="FOLDER")]
+DemoCohort = Annotated[bool, option("--cohort", "Many small slides, from a manifest to a report.")]
+DemoMil = Annotated[bool, option("--mil", "A study to train on: 40 slides, half of them with a lesion.")]
 DemoLaboratory = Annotated[
     str,
-    _option(
-        "--laboratory",
-        unit="NAME",
-        text="Laboratory that stained the slides of --mil: usual, faded, thick, violet, far.",
+    option(
+        "--laboratory", "Laboratory that stained the slides of --mil: usual, faded, thick, violet, far.", unit="NAME"
     ),
 ]
 Device = Annotated[
-    str | None, _option("--device", unit="cpu|cuda", text=r"Device of the batches. \[default: cuda if available]")
+    str | None, option("--device", r"Device of the batches. \[default: cuda if available]", unit="cpu|cuda")
 ]
 
 BenchSlide = Annotated[
@@ -236,84 +191,74 @@ BenchSlide = Annotated[
 ]
 Cases = Annotated[
     list[str] | None,
-    _option(
+    option(
         "--case",
+        r"aligned, half, off-grid, sparse, threads, memory or slides; repeatable. \[default: all]",
         unit="CASE",
-        text=r"aligned, half, off-grid, sparse, threads, memory or slides; repeatable. \[default: all]",
     ),
 ]
 Peers = Annotated[
     list[str] | None,
-    _option(
+    option(
         "--peer",
-        unit="READER",
-        text="simplejpeg, openslide, cucim, fastslide, tiffslide or pyvips; repeatable. "
+        "simplejpeg, openslide, cucim, fastslide, tiffslide or pyvips; repeatable. "
         r"\[default: all installed ones]",
+        unit="READER",
     ),
 ]
-Rounds = Annotated[int, _option("--rounds", unit="n", min=1, text="Number of rounds per reader.")]
-MostTiles = Annotated[int, _option("--tiles", unit="n", min=1, text="Maximum tiles per case.")]
+Rounds = Annotated[int, option("--rounds", "Number of rounds per reader.", unit="n", min=1)]
+MostTiles = Annotated[int, option("--tiles", "Maximum tiles per case.", unit="n", min=1)]
 OtherPython = Annotated[
     Path | None,
-    _option("--python", unit="PATH", text=r"Python interpreter with the other readers installed. \[default: this one]"),
+    option("--python", r"Python interpreter with the other readers installed. \[default: this one]", unit="PATH"),
 ]
 
 ProfiledCohort = Annotated[
     list[Path], typer.Argument(help="Slides or bags (.bag.zarr), or one CSV with a column slide.", metavar="SLIDE|CSV")
 ]
-MaxFailures = Annotated[int, _option("--max-failures", unit="n", min=0, text="Slides that may fail; they are listed.")]
+MaxFailures = Annotated[int, option("--max-failures", "Slides that may fail; they are listed.", unit="n", min=0)]
 LoaderFile = Annotated[
-    Path | None, _option("--config", unit="YAML", text="Settings, as in configs/mil.yaml; options override them.")
+    Path | None, option("--config", "Settings, as in configs/mil.yaml; options override them.", unit="YAML")
 ]
 LoaderThreads = Annotated[
     int | None,
-    _option("--threads", unit="n", min=1, text=r"Number of decoding threads. \[default: one fewer than the cores]"),
+    option("--threads", r"Number of decoding threads. \[default: one fewer than the cores]", unit="n", min=1),
 ]
-ChunkSize = Annotated[int, _option("--chunk-size", unit="n", min=1, text="Tiles per chunk.")]
-Mix = Annotated[int, _option("--mix", unit="n", min=0, text="Chunks over which tiles are shuffled; 0: no shuffling.")]
-ProfileDevice = Annotated[str, _option("--device", unit="cpu|cuda", text="Device of the tiles.")]
+ChunkSize = Annotated[int, option("--chunk-size", "Tiles per chunk.", unit="n", min=1)]
+Mix = Annotated[int, option("--mix", "Chunks over which tiles are shuffled; 0: no shuffling.", unit="n", min=0)]
+ProfileDevice = Annotated[str, option("--device", "Device of the tiles.", unit="cpu|cuda")]
 StepMs = Annotated[
-    float, _option("--step-ms", unit="ms", min=0, text="Simulated training step per chunk; the consumer waits.")
+    float, option("--step-ms", "Simulated training step per chunk; the consumer waits.", unit="ms", min=0)
 ]
 ProfiledTiles = Annotated[
-    int | None, _option("--tiles", unit="n", min=1, text=r"Stop after this many tiles. \[default: the whole cohort]")
+    int | None, option("--tiles", r"Stop after this many tiles. \[default: the whole cohort]", unit="n", min=1)
 ]
-Trace = Annotated[
-    Path | None, _option("--trace", unit="JSON", panel=OUTPUT, text="Write every span of every thread, for Perfetto.")
-]
+Trace = Annotated[Path | None, of_output("--trace", "Write every span of every thread, for Perfetto.", unit="JSON")]
 
 Workers = Annotated[
-    int | None,
-    _option("--workers", unit="n", min=1, panel=COHORT, text=r"Number of processes, one slide each. \[default: 1]"),
+    int | None, of_cohort("--workers", r"Number of processes, one slide each. \[default: 1]", unit="n", min=1)
 ]
 FeatureWorkers = Annotated[
     int | None,
-    _option(
+    of_cohort(
         "--workers",
+        "Encode in processes, one slide each: for CPUs, and for slides that crash their reader.",
         unit="n",
         min=1,
-        panel=COHORT,
-        text="Encode in processes, one slide each: for CPUs, and for slides that crash their reader.",
     ),
 ]
 Cluster = Annotated[
     str | None,
-    _option(
+    of_cohort(
         "--cluster",
+        "A Dask scheduler, or SLURM resources (configs/slurm.yaml), instead of --workers.",
         unit="tcp://…|YAML",
-        panel=COHORT,
-        text="A Dask scheduler, or SLURM resources (configs/slurm.yaml), instead of --workers.",
     ),
 ]
-TimeLimit = Annotated[float | None, _option("--time-limit", unit="s", panel=COHORT, text="Time limit per slide.")]
-MemoryLimit = Annotated[
-    float | None,
-    _option("--memory-limit", unit="GB", panel=COHORT, text="Memory limit per process."),
-]
-Retry = Annotated[bool, _option("--retry", panel=COHORT, text="Retry slides that crashed or exceeded a limit twice.")]
-Root = Annotated[
-    Path | None, _option("--root", unit="FOLDER", panel=COHORT, text="Folder that must contain all slides.")
-]
+TimeLimit = Annotated[float | None, of_cohort("--time-limit", "Time limit per slide.", unit="s")]
+MemoryLimit = Annotated[float | None, of_cohort("--memory-limit", "Memory limit per process.", unit="GB")]
+Retry = Annotated[bool, of_cohort("--retry", "Retry slides that crashed or exceeded a limit twice.")]
+Root = Annotated[Path | None, of_cohort("--root", "Folder that must contain all slides.", unit="FOLDER")]
 
 Encoded = Annotated[
     list[Path],
@@ -324,95 +269,66 @@ Encoded = Annotated[
 ]
 Encoders = Annotated[
     list[str],
-    _option(
+    of_encoding(
         "--encoder",
-        unit="ENCODER",
-        panel=ENCODING,
-        text="timm:NAME, timm:NAME@weights.safetensors, hf:NAME, hf:FOLDER; or a file of TorchScript or of an exported "
+        "timm:NAME, timm:NAME@weights.safetensors, hf:NAME, hf:FOLDER; or a file of TorchScript or of an exported "
         "program (.pt2), which are code: load only those you trust. uni=timm:NAME sets a name. Repeatable.",
+        unit="ENCODER",
     ),
 ]
 Normalization = Annotated[
     str | None,
-    _option(
+    of_encoding(
         "--normalize",
+        "Normalisation, for encoders whose configuration, or FILE.json beside them, states none.",
         unit="imagenet|half|identity",
-        panel=ENCODING,
-        text="Normalisation, for encoders whose configuration, or FILE.json beside them, states none.",
     ),
 ]
-InputSize = Annotated[
-    int | None,
-    _option("--input-size", unit="px", min=1, panel=ENCODING, text="Likewise: side of the square input."),
-]
+InputSize = Annotated[int | None, of_encoding("--input-size", "Likewise: side of the square input.", unit="px", min=1)]
 TokenPooling = Annotated[
-    str | None,
-    _option("--pooling", unit="class|mean", panel=ENCODING, text="Likewise: pooling of a tile's tokens."),
+    str | None, of_encoding("--pooling", "Likewise: pooling of a tile's tokens.", unit="class|mean")
 ]
 FeatureDtype = Annotated[
-    str,
-    _option(
-        "--dtype",
-        unit="float16|float32",
-        panel=ENCODING,
-        text="Dtype of the features, and of the computation on a GPU.",
-    ),
+    str, of_encoding("--dtype", "Dtype of the features, and of the computation on a GPU.", unit="float16|float32")
 ]
-BatchSize = Annotated[int, _option("--batch-size", unit="n", min=1, panel=ENCODING, text="Tiles per batch.")]
-EncoderDevice = Annotated[
-    str | None,
-    _option("--device", unit="cpu|cuda|cuda:1", panel=ENCODING, text=r"\[default: cuda if available]"),
-]
+BatchSize = Annotated[int, of_encoding("--batch-size", "Tiles per batch.", unit="n", min=1)]
+EncoderDevice = Annotated[str | None, of_encoding("--device", r"\[default: cuda if available]", unit="cpu|cuda|cuda:1")]
 EncoderTileSize = Annotated[
     int | None,
-    _option(
-        "--tile-size",
-        "--patch-size",
+    of_tiles(
+        "--tile-size --patch-size",
+        r"Side of a tile of slides; resized for the encoder. \[default: the (largest) input size]",
         unit="px",
-        panel=TILES,
-        text=r"Side of a tile of slides; resized for the encoder. \[default: the (largest) input size]",
     ),
 ]
 EncoderMpp = Annotated[
-    str | None,
-    _option(
-        "--mpp", unit="µm|native", panel=TILES, text=r"µm per tile pixel. \[default: the encoder's, if known, else 0.5]"
-    ),
+    str | None, of_tiles("--mpp", r"µm per tile pixel. \[default: the encoder's, if known, else 0.5]", unit="µm|native")
 ]
 FeatureFolder = Annotated[
     Path | None,
-    _option(
-        "--out",
-        "-o",
-        unit="FOLDER",
-        panel=OUTPUT,
-        text=r"Folder for <slide>.features.zarr. \[default: into the bags, beside their pixels]",
+    of_output(
+        "--out -o", r"Folder for <slide>.features.zarr. \[default: into the bags, beside their pixels]", unit="FOLDER"
     ),
 ]
 Shard = Annotated[
-    str | None,
-    _option("--shard", unit="k/n", panel=COHORT, text="The k-th of n parts, from 0/n: for one process per GPU."),
+    str | None, of_cohort("--shard", "The k-th of n parts, from 0/n: for one process per GPU.", unit="k/n")
 ]
 
 Manifest = Annotated[
     Path, typer.Argument(help="A CSV or Parquet file with a column slide; a folder; a pattern.", metavar="COHORT")
 ]
 ManifestOut = Annotated[
-    Path | None,
-    _option("--out", "-o", unit="CSV", panel=OUTPUT, text=r"The manifest to write. \[default: the given one]"),
+    Path | None, of_output("--out -o", r"The manifest to write. \[default: the given one]", unit="CSV")
 ]
 Parts = Annotated[
     str | None,
-    _option(
-        "--parts", unit="NAME=0…1,…", text=r"Splits by fraction of patients. \[default: train=0.7,val=0.15,test=0.15]"
-    ),
+    option("--parts", r"Splits by fraction of patients. \[default: train=0.7,val=0.15,test=0.15]", unit="NAME=0…1,…"),
 ]
-Folds = Annotated[int | None, _option("--folds", unit="k", min=2, text="Number of folds, instead of parts.")]
-Seed = Annotated[int, _option("--seed", unit="n", min=0, text="Random seed of the assignment.")]
-Plain = Annotated[bool, _option("--plain", text="Do not stratify by label.")]
+Folds = Annotated[int | None, option("--folds", "Number of folds, instead of parts.", unit="k", min=2)]
+Seed = Annotated[int, option("--seed", "Random seed of the assignment.", unit="n", min=0)]
+Plain = Annotated[bool, option("--plain", "Do not stratify by label.")]
 SplitBy = Annotated[
-    str | None,
-    _option("--by", unit="column", text=r"Stratify by this column, such as grade or event. \[default: label]"),
+    str | None, option("--by", r"Stratify by this column, such as grade or event. \[default: label]", unit="column")
 ]
 
 

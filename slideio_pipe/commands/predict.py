@@ -38,52 +38,42 @@ Slides = Annotated[
 ]
 Folder = Annotated[
     Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="FOLDER",
-        help="Folder for predictions.csv and a folder of pictures per slide.",
-        rich_help_panel=options.OUTPUT,
-    ),
+    options.of_output("--out -o", "Folder for predictions.csv and a folder of pictures per slide.", unit="FOLDER"),
 ]
 ScoresShown = Annotated[
     str | None,
-    typer.Option(
+    options.of_output(
         "--scores",
-        metavar="attention|instance",
-        help="Scores to draw: attention, or the prediction for each tile alone. "
+        "Scores to draw: attention, or the prediction for each tile alone. "
         r"\[default: attention, unless it is equal for all tiles]",
-        rich_help_panel=options.OUTPUT,
+        unit="attention|instance",
     ),
 ]
-Pyramid = Annotated[
-    bool,
-    typer.Option("--pyramid", help="Also write heatmap.ome.tif, a pyramid.", rich_help_panel=options.OUTPUT),
-]
+Pyramid = Annotated[bool, options.of_output("--pyramid", "Also write heatmap.ome.tif, a pyramid.")]
 SlideFolder = Annotated[
     Path | None,
-    typer.Option(
-        "--slides", metavar="FOLDER", help="Folder of the slides of bags or features, for pictures of their tissue."
+    options.option(
+        "--slides", "Folder of the slides of bags or features, for pictures of their tissue.", unit="FOLDER"
     ),
 ]
 Encoder = Annotated[
     str | None,
-    typer.Option(
+    options.option(
         "--encoder",
-        metavar="ENCODER",
-        help="For a model that was trained with your own network, that network as a file; for a model of features, "
+        "For a model that was trained with your own network, that network as a file; for a model of features, "
         "their encoder, to predict from slides: timm:NAME, hf:NAME, a.pt2.",
+        unit="ENCODER",
     ),
 ]
 Features = Annotated[
     Path | None,
-    typer.Option(
+    options.option(
         "--features",
-        metavar="FOLDER",
-        help="Folder of the slides' features, as for train: <slide>.features.zarr, .bag.zarr, .h5 or .pt.",
+        "Folder of the slides' features, as for train: <slide>.features.zarr, .bag.zarr, .h5 or .pt.",
+        unit="FOLDER",
     ),
 ]
-Device = Annotated[str | None, typer.Option("--device", metavar="cpu|cuda", help=r"\[default: cuda if available]")]
+Device = Annotated[str | None, options.option("--device", r"\[default: cuda if available]", unit="cpu|cuda")]
 
 
 @reported

@@ -23,25 +23,17 @@ if TYPE_CHECKING:
 Settings = Annotated[Path, typer.Argument(help="YAML, such as configs/mil.yaml.", metavar="CONFIG")]
 CohortFile = Annotated[
     Path | None,
-    typer.Option(
-        "--cohort", metavar="PATH", help="CSV or Parquet with slides and labels; by default the one in CONFIG."
-    ),
+    options.option("--cohort", "CSV or Parquet with slides and labels; by default the one in CONFIG.", unit="PATH"),
 ]
 Features = Annotated[
-    Path | None,
-    typer.Option("--features", metavar="FOLDER", help="Folder of <slide>.features.zarr, .bag.zarr, .h5 or .pt."),
+    Path | None, options.option("--features", "Folder of <slide>.features.zarr, .bag.zarr, .h5 or .pt.", unit="FOLDER")
 ]
-Folder = Annotated[
-    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the run.", rich_help_panel=options.OUTPUT)
-]
+Folder = Annotated[Path, options.of_output("--out -o", "Folder of the run.", unit="FOLDER")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of CONFIG, such as fit.epochs=20; repeatable."),
+    options.option("--set", "Override a setting of CONFIG, such as fit.epochs=20; repeatable.", unit="KEY=VALUE"),
 ]
-Anew = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Start anew if FOLDER contains another training.", rich_help_panel=options.OUTPUT),
-]
+Anew = Annotated[bool, options.of_output("--overwrite", "Start anew if FOLDER contains another training.")]
 
 
 @reported
