@@ -342,6 +342,7 @@ def test_lazy_executor_turns_alike() -> None:
     assert np.abs(levels(ours)[0] - apply_lazy(image, turned).numpy()).max() <= 1
 
 
+@pytest.mark.system  # a C++ compiler takes 20 s
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiled_programs_do_the_same(device: str) -> None:

@@ -30,15 +30,14 @@ def saturation(rgb: np.ndarray, op: Saturation) -> np.ndarray:
 
 def hsv(rgb: np.ndarray, op: Hsv) -> np.ndarray:
     """Python's own colorsys, colour by colour; a chroma below a hundredth of a level is grey."""
-    out = np.empty_like(rgb)
-    for index in np.ndindex(rgb.shape[:-1]):
-        red, green, blue = rgb[index] / 255
+    out = []
+    for red, green, blue in (rgb.reshape(-1, 3) / 255).tolist():  # Python's numbers: numpy's are slow one by one
         if max(red, green, blue) - min(red, green, blue) < 1e-4 / 255:
             red = green = blue
         h, s, v = colorsys.rgb_to_hsv(red, green, blue)
-        moved = (h + op.turn) % 1, np.clip(s + op.saturation, 0, 1), np.clip(v + op.value, 0, 1)
-        out[index] = np.multiply(colorsys.hsv_to_rgb(*moved), 255)
-    return out
+        saturation, value = (min(max(number, 0.0), 1.0) for number in (s + op.saturation, v + op.value))
+        out.append(colorsys.hsv_to_rgb((h + op.turn) % 1, saturation, value))
+    return np.array(out).reshape(rgb.shape) * 255
 
 
 def stain(rgb: np.ndarray, op: Stain) -> np.ndarray:
