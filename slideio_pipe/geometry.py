@@ -163,8 +163,8 @@ def whole_where_nearly(corners: NDArray[Any]) -> NDArray[Any]:
     if corners.dtype.kind != "f":
         return corners.astype(np.int64)
     nearest = np.floor(corners + 0.5)
-    near = np.abs(corners - nearest) < WHOLE_PX
-    return nearest.astype(np.int64) if near.all() else np.where(near, nearest, corners).astype(np.float64)
+    whole = np.abs(corners - nearest) < WHOLE_PX
+    return nearest.astype(np.int64) if whole.all() else np.where(whole, nearest, corners).astype(np.float64)
 
 
 class Affine(NamedTuple):

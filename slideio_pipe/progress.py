@@ -156,8 +156,8 @@ def narrated(progress: Report | bool | None, what: str) -> Iterator[tuple[Report
     elif not interactive:
         yield _no_report, _Lines(console, what)
     else:
-        words = TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-        columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), words)
+        column = TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+        columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), column)
         with Progress(*columns, console=console, transient=True) as shown:
             bar = Bar(shown, what)
 

@@ -61,15 +61,15 @@ class Draw(Record):
 
     def summary(self) -> str:
         """Return the draw as a short text: rotation and scale, then the kinds of operations."""
-        words = []
+        parts = []
         if self.moves:
             a, b, _, d, e, _ = self.affine
             turn, area = math.degrees(math.atan2(b, e)), a * e - b * d
-            words += [f"turned {turn:.0f}°"] if abs(turn) > 0.5 else []  # counter-clockwise, as in the arguments
-            words += [f"scaled {math.sqrt(abs(area)):.2f}×"] if abs(abs(area) - 1) > 1e-6 else []
-            words += ["mirrored"] if area < 0 else []
-            words += [] if words else ["moved"]
-        return ", ".join([*words, *(operation.kind for operation in self.operations)]) or "identity"
+            parts += [f"turned {turn:.0f}°"] if abs(turn) > 0.5 else []  # counter-clockwise, as in the arguments
+            parts += [f"scaled {math.sqrt(abs(area)):.2f}×"] if abs(abs(area) - 1) > 1e-6 else []
+            parts += ["mirrored"] if area < 0 else []
+            parts += [] if parts else ["moved"]
+        return ", ".join([*parts, *(operation.kind for operation in self.operations)]) or "identity"
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values; ``Draw.model_validate`` reads it."""

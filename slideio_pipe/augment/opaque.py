@@ -35,10 +35,10 @@ def run_opaque(image: Any, operation: Opaque) -> Any:
     transform = albumentationsxl.from_dict(operation.transform)
     with _drawing:
         with _seeded(operation.seed):
-            again = transform.get_params()
+            repeated = transform.get_params()
         with _seeded(operation.seed):
             params = transform.get_params()
-            if not _equal(params, again):
+            if not _equal(params, repeated):
                 raise ConfigError(
                     f"{operation.name}: two draws under one seed differ",
                     remedy="draw from random or np.random, not from a generator of its own",

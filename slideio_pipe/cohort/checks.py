@@ -67,7 +67,7 @@ def label_problems(slides: Sequence[CohortSlide]) -> Iterator[str]:
             spelt["".join(slide.label.split()).casefold()].add(slide.label)
     for ways in spelt.values():
         if len(ways) > 1:
-            yield f"label {' and '.join(repr(way) for way in sorted(ways))} differ in capitals or spaces only"
+            yield f"label {' and '.join(repr(spelling) for spelling in sorted(ways))} differ in capitals or spaces only"
 
 
 def warn_of_alike(slides: Sequence[CohortSlide]) -> None:

@@ -194,9 +194,9 @@ class Cohort(Sequence[CohortSlide]):
         chosen = [s for s in self._slides if named_split in (None, split_of(s.split)) and fold in (None, s.fold)]
         if not chosen:
             named = {s.split for s in self._slides} if split is not None else {s.fold for s in self._slides}
-            there = ", ".join(sorted(str(name) for name in named if name is not None)) or "none"
-            wanted = f'split "{split}"' if split is not None else f"fold {fold}"
-            raise ConfigError(f"no slide is in {wanted} (there are: {there})", remedy="split the cohort first")
+            available = ", ".join(sorted(str(name) for name in named if name is not None)) or "none"
+            part = f'split "{split}"' if split is not None else f"fold {fold}"
+            raise ConfigError(f"no slide is in {part} (there are: {available})", remedy="split the cohort first")
         return Cohort.unchecked(chosen)
 
     def write(self, path: str | Path) -> Path:
@@ -237,8 +237,8 @@ class Cohort(Sequence[CohortSlide]):
             return self.labels
         cells = [dict(slide.other) for slide in self._slides]
         if cells and not any(name in row for row in cells):
-            there = ", ".join(["label", *sorted(set().union(*cells))])
-            raise ConfigError(f'the cohort has no column "{name}"', remedy=f"there are: {there}")
+            available = ", ".join(["label", *sorted(set().union(*cells))])
+            raise ConfigError(f'the cohort has no column "{name}"', remedy=f"there are: {available}")
         return labels_of([row.get(name, "") for row in cells])
 
     @overload

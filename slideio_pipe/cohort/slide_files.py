@@ -58,8 +58,8 @@ def files_in(source: Path) -> list[Path] | None:
     if found:
         where = {path.parent for path in found}
         folders = f"{len(where)} folder{'' if len(where) == 1 else 's'}"
-        taken = f"{_count(len(found), 'file')} of slides {_are(found)} taken from {folders} below it"
-        warn_caller(PartsWarning(f"{folder}: no slides in it; {taken}"))
+        summary = f"{_count(len(found), 'file')} of slides {_are(found)} taken from {folders} below it"
+        warn_caller(PartsWarning(f"{folder}: no slides in it; {summary}"))
     return found
 
 
@@ -128,11 +128,11 @@ def _companions(paths: Sequence[Path]) -> Iterator[Path]:
 def _below(folder: Path) -> Iterator[Path]:
     """Yield the slides of all subfolders; zarrs and MIRAX folders are not searched."""
     for place, folders, files in os.walk(folder):
-        here = Path(place)
+        folder_path = Path(place)
         names = set(files)
-        yield from (here / name for name in files if not name.startswith(".") and _has_ending(name, SLIDES))
+        yield from (folder_path / name for name in files if not name.startswith(".") and _has_ending(name, SLIDES))
         zarrs = [name for name in folders if _has_ending(name, _FOLDER_SLIDES)]
-        yield from (here / name for name in zarrs if not name.endswith(_WRITTEN) and not name.startswith("."))
+        yield from (folder_path / name for name in zarrs if not name.endswith(_WRITTEN) and not name.startswith("."))
         companions = {name for name in folders if f"{name}.mrxs" in names}
         folders[:] = sorted(
             name for name in folders if name not in zarrs and name not in companions and not name.startswith(".")

@@ -44,8 +44,8 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         say(f"slideio-pipe {__version__}")
         raise typer.Exit
 

@@ -130,8 +130,8 @@ def convert(
 
     sizes_of = {"tile_size": tile_size, "tile_size_level0": tile_size_level0}
     mpps = (slide_mpp, slide_mpp_override)
-    seen = outside or "white"
-    work = ImportWork(folder.absolute(), source, slides, sizes_of, *mpps, pixels or "zstd", threads, seen)
+    outside_colour = outside or "white"
+    work = ImportWork(folder.absolute(), source, slides, sizes_of, *mpps, pixels or "zstd", threads, outside_colour)
     if len(sources) == 1 and sources[0].is_file() and sources[0].suffix in _HDF5 and workers is None:
         with work.make(sources[0], folder, overwrite=overwrite, progress=progress) as bag:
             found = [{"slide": bag.name, "bag": str(bag.path), "tiles": len(bag)}]

@@ -139,8 +139,8 @@ def _print_export(done: Exported, picture: Path | None) -> None:
 
 
 def _loss(quality: int, chroma: str, psnr_db: float | None, psnr_tiles: int, **_: Any) -> str:
-    near = "no loss" if psnr_db is None else f"{psnr_db:.1f} dB PSNR"
-    return f"JPEG of quality {quality}, {chroma}: {near} against the tiles (over {psnr_tiles:,} of them)"
+    loss = "no loss" if psnr_db is None else f"{psnr_db:.1f} dB PSNR"
+    return f"JPEG of quality {quality}, {chroma}: {loss} against the tiles (over {psnr_tiles:,} of them)"
 
 
 def _number_or_text(label: str | None) -> int | float | str | None:

@@ -121,12 +121,12 @@ def _by_default(given: dict[str, dict[str, Any]], encoders: Iterable[Encoder]) -
     """Return the options, with missing values set from the encoders."""
     from slideio_pipe.features.encode_cohort import tile_config
 
-    wanted = tile_config(None, encoders)
+    defaults = tile_config(None, encoders)
     view, grid = dict(given["view"]), dict(given["grid"])
     if view["mpp"] is None:
-        view["mpp"] = wanted.view.mpp
+        view["mpp"] = defaults.view.mpp
     if grid["tile_size"] is None:
-        grid["tile_size"] = wanted.grid.tile_size
+        grid["tile_size"] = defaults.grid.tile_size
     return given | {"view": view, "grid": grid}
 
 

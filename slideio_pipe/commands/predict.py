@@ -113,14 +113,14 @@ def predict(
 
     if save is None and pyramid:
         raise ConfigError("--pyramid without --out", remedy="say where it goes: --out FOLDER")
-    wanted = checked_scores(scores)
+    kind = checked_scores(scores)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     predictor = load_predictor(checkpoint, encoder=encoder, device=target)
     found = predict_cohort(
         predictor,
         _cohort(slides, root, features, takes_features=predictor.encoder is None),
         save,
-        scores=wanted,
+        scores=kind,
         slides=slide_folder,
         slide_mpp=slide_mpp,
         pyramid=pyramid,

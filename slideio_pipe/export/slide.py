@@ -152,9 +152,9 @@ def export_slide(
     how = {"slide_mpp": config.slide.slide_mpp, "default_mpp": default_mpp}
     with open_slide(path, **how, backend=config.slide.backend) as slide:
         target = bag_path(slide, out)
-        there = target.exists() and not overwrite
-        drawing = None if picture_file is None else picture_path(picture_file, overwrite=overwrite or (keep and there))
-        if there and not keep:  # checked again when saving; here it avoids finding tissue
+        exists = target.exists() and not overwrite
+        drawing = None if picture_file is None else picture_path(picture_file, overwrite=overwrite or (keep and exists))
+        if exists and not keep:  # checked again when saving; here it avoids finding tissue
             raise _exists(target)
         begin("tissue")
         bag = plan_bag(
@@ -170,7 +170,7 @@ def export_slide(
             on_plan(slide, bag)
         if not len(bag) and not allow_empty:
             raise _nothing_to_export(bag, tissue_file)
-        if there:
+        if exists:
             kept = _same(target, bag, config.store.pixels)
             if drawing is not None and not drawing.exists():
                 save_picture(sheet(slide, bag), drawing, overwrite=False)

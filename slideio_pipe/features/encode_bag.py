@@ -48,9 +48,9 @@ class BagFeatures:
         """Store rows at their positions."""
         self.features[encoder][index] = values
         self.left -= len(index)
-        good = np.isfinite(values).all(axis=1)
-        if self.error is None and not good.all():
-            first = int(np.flatnonzero(~good)[0])
+        finite = np.isfinite(values).all(axis=1)
+        if self.error is None and not finite.all():
+            first = int(np.flatnonzero(~finite)[0])
             self.error = _not_finite(self, encoder, int(index[first]), values[first])
 
 

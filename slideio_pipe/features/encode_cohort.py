@@ -42,8 +42,8 @@ class FeatureReport(RunReport):
     def summary(self) -> dict[str, Any]:
         """Return the numbers as JSON values."""
         rate = round(self.tiles / max(self.seconds, 1e-9), 1)
-        told = {"tiles": self.tiles, "tiles_per_second": rate, "encoders": self.encoders, "device": self.device}
-        return {**RunReport.summary(self), **told}
+        numbers = {"tiles": self.tiles, "tiles_per_second": rate, "encoders": self.encoders, "device": self.device}
+        return {**RunReport.summary(self), **numbers}
 
 
 def encode_cohort(

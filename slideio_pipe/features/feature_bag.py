@@ -121,13 +121,13 @@ def _chosen(path: Path, encoder: str | None) -> str:
     """Return the name of the encoder to open."""
     if encoder is not None:
         return encoder
-    there = encoder_names(path)
-    if not there:
+    names = encoder_names(path)
+    if not names:
         raise BagFormatError("no features are stored here", slide=str(path), remedy="run slideio-pipe features")
-    if len(there) > 1:
-        remedy = f'pass {{encoder="{there[0]}"}}'
-        raise ConfigError(f"features of several encoders: {', '.join(there)}", slide=str(path), remedy=remedy)
-    return there[0]
+    if len(names) > 1:
+        remedy = f'pass {{encoder="{names[0]}"}}'
+        raise ConfigError(f"features of several encoders: {', '.join(names)}", slide=str(path), remedy=remedy)
+    return names[0]
 
 
 def _side_level0(described: Mapping[str, Any]) -> float | None:
@@ -184,8 +184,8 @@ def _from_tensor(file: Path, encoder: str | None) -> FeatureBag:
     except BagFormatError:
         raise
     except Exception as error:  # pickles of other objects may raise anything
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BagFormatError(f"no tensor of features ({said})", slide=str(file), remedy="save a tensor") from error
+        message = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BagFormatError(f"no tensor of features ({message})", slide=str(file), remedy="save a tensor") from error
     beside = file.parent.parent / "h5_files" / f"{file.stem}.h5"
     places, side = None, None
     if beside.is_file():

@@ -138,12 +138,12 @@ class FeaturePool:
         pending: list[_Pending] = []
         for job in tasks:
             try:
-                wanted = self._keeper.missing(job)
+                encoders = self._keeper.missing(job)
             except SlideioPipeError as error:
                 yield Outcome(job, None, error, "open", 0.0)
                 continue
-            if wanted:
-                pending.append(_Pending(job, wanted))
+            if encoders:
+                pending.append(_Pending(job, encoders))
             else:  # another run has computed them
                 yield Outcome(job, {}, None, "encode", 0.0)
         if not pending:
@@ -168,8 +168,8 @@ class FeaturePool:
 
                 def write(item: _Pending) -> None:
                     assert item.rows is not None
-                    laid = dataset.laid.pop(item.job.slide.name)
-                    writing[writer.submit(self._keeper.keep, item.job, laid, item.rows.features)] = item
+                    bag = dataset.opened.pop(item.job.slide.name)
+                    writing[writer.submit(self._keeper.keep, item.job, bag, item.rows.features)] = item
                     item.rows = None
 
                 while True:
@@ -197,20 +197,20 @@ class FeaturePool:
         name = item.job.slide.name
         item.began = item.began or time.perf_counter()
         if isinstance(delivered, FailedBag):
-            laid, error = dataset.laid.get(name), delivered.failure.error
-            empty = isinstance(error, NoTissueError) and laid is not None and not len(laid)
-            if empty and laid is not None and (self._allow_empty or laid.stored):
-                item.rows = self._encoding.rows(name, laid.coords, item.wanted)
+            bag, error = dataset.opened.get(name), delivered.failure.error
+            empty = isinstance(error, NoTissueError) and bag is not None and not len(bag)
+            if empty and bag is not None and (self._allow_empty or bag.stored):
+                item.rows = self._encoding.rows(name, bag.coords, item.wanted)
                 whole.append(item)
                 return
             whole[:] = [other for other in whole if other is not item]
             if not item.failed:
                 item.failed = True
                 yield self._failed(item, error, "tiles" if delivered.began else "open")
-            dataset.laid.pop(name, None)
+            dataset.opened.pop(name, None)
             return
         if item.rows is None and not item.failed:
-            item.rows = self._encoding.rows(name, dataset.laid[name].coords, item.wanted)
+            item.rows = self._encoding.rows(name, dataset.opened[name].coords, item.wanted)
             whole.append(item)
         if item.rows is not None:
             self._encoding.add(delivered.sent.receive(), item.rows, delivered.index)
@@ -251,7 +251,7 @@ class _Slides(BagDataset):
 
     def __init__(self, slides: Sequence[CohortSlide], config: LoaderConfig, slide_transform: Any) -> None:
         super().__init__(Cohort.unchecked(slides), config, slide_transform=slide_transform)
-        self.laid: dict[str, BagMetadata] = {}
+        self.opened: dict[str, BagMetadata] = {}
         self.failures: list[SlideioPipeError] = []  # one per slide, if none can be opened
         self._kept: dict[str, Bag] = {}  # opened to read the tile shape
 
@@ -268,7 +268,7 @@ class _Slides(BagDataset):
             try:
                 bag = super()._opened(slide, epoch)
                 label = bag.label if slide.label is None else slide.label
-                self.laid[slide.name] = BagMetadata.of(bag, label, slide.patient or patient_of(bag))
+                self.opened[slide.name] = BagMetadata.of(bag, label, slide.patient or patient_of(bag))
             except (SlideioPipeError, OSError):
                 raise
             except Exception as error:  # any error of a library for a damaged slide fails only that slide

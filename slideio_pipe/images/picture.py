@@ -110,8 +110,8 @@ def drawable(text: str) -> str:
 
 def scale_bar(image: Image.Image, um_per_px: float) -> Image.Image:
     """Return the image with a scale bar of a round length, about a fifth of its width, at the lower left."""
-    wanted = image.width * um_per_px / 5
-    length = max((um for um in _BAR_LENGTHS_UM if um <= wanted), default=_BAR_LENGTHS_UM[0])
+    target_um = image.width * um_per_px / 5
+    length = max((um for um in _BAR_LENGTHS_UM if um <= target_um), default=_BAR_LENGTHS_UM[0])
     pixels = round(length / um_per_px)
     if pixels < 8 or pixels > image.width - 16 or image.height < 48:
         return image

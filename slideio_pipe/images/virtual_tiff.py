@@ -146,9 +146,9 @@ class _Feed:
         self._position = base + offset
         return self._position
 
-    def read(self, wanted: int) -> bytes:
+    def read(self, count: int) -> bytes:
         try:
-            data = self._bytes_at(self._position, wanted)
+            data = self._bytes_at(self._position, count)
         except Exception as error:  # cannot cross C: kept for ``failure``, and the tile is left empty
             index = (self._position - len(self._layout.header)) // self._layout.tile_bytes
             row, column = divmod(index, self._layout.columns)
@@ -156,14 +156,14 @@ class _Feed:
             return b""
         except BaseException as interrupt:  # Ctrl-C: kept as well, but the tile is valid and must be read again
             self.interrupt = interrupt
-            return self.read(wanted)
+            return self.read(count)
         self._position += len(data)
         return data
 
-    def _bytes_at(self, position: int, wanted: int) -> bytes:
+    def _bytes_at(self, position: int, count: int) -> bytes:
         layout = self._layout
         if position < len(layout.header):
-            return layout.header[position : position + wanted]
+            return layout.header[position : position + count]
         index, start = divmod(position - len(layout.header), layout.tile_bytes)
         if index >= layout.tiles:
             return b""
@@ -174,4 +174,4 @@ class _Feed:
                 raise ValueError(f"tile ({column}, {row}) was decoded to shape {pixels.shape}")
             self._tile_data = pixels.tobytes()
             self._tile_index = index
-        return self._tile_data[start : start + wanted]
+        return self._tile_data[start : start + count]

@@ -100,8 +100,8 @@ class Checkpoints:
 
     def is_same(self) -> bool:
         """Return whether the existing checkpoints are of this training."""
-        there = [path for path in (self.last, self.best) if path.exists()]
-        return not any(self._differences(read_checkpoint(path)) for path in there[:1])
+        existing = [path for path in (self.last, self.best) if path.exists()]
+        return not any(self._differences(read_checkpoint(path)) for path in existing[:1])
 
     def save_last(self, training: Resumable) -> None:
         """Write the state of a training, complete or not at all."""

@@ -158,5 +158,5 @@ def made_fabric(fit: FitConfig) -> Any:
         return fabric.Fabric(accelerator=fit.accelerator, devices=fit.devices, precision=fit.precision)
     except (ValueError, TypeError, RuntimeError, kind) as error:
         reason = " ".join(str(error).split())
-        asked = f"fit.precision {fit.precision}, fit.accelerator {fit.accelerator}, fit.devices {fit.devices}"
-        raise ConfigError(f"cannot train with {asked} ({reason})", remedy="see configs/mil.yaml") from error
+        settings = f"fit.precision {fit.precision}, fit.accelerator {fit.accelerator}, fit.devices {fit.devices}"
+        raise ConfigError(f"cannot train with {settings} ({reason})", remedy="see configs/mil.yaml") from error

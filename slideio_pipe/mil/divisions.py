@@ -76,8 +76,8 @@ def _by_split(cohort: Cohort, fit: FitConfig, seed: int, column: str) -> Divisio
     learning = [slide for slide in cohort if split_of(slide.split) in ("train", trained_on)]
     _refuse_misspelt(cohort)
     if not learning:
-        there = ", ".join(sorted(str(name) for name in splits if name is not None)) or "none"
-        raise ConfigError(f"no slide to train on (splits: {there})", remedy='fill the column "split" with train')
+        available = ", ".join(sorted(str(name) for name in splits if name is not None)) or "none"
+        raise ConfigError(f"no slide to train on (splits: {available})", remedy='fill the column "split" with train')
     _warn_of_unused(cohort, used=("train", "val", "test", trained_on))
     test = cohort.where(split="test") if "test" in splits else None
     if "val" in splits:
@@ -89,10 +89,10 @@ def _by_split(cohort: Cohort, fit: FitConfig, seed: int, column: str) -> Divisio
 def _refuse_misspelt(cohort: Cohort) -> None:
     counts = Counter(slide.split for slide in cohort if slide.split is not None and split_of(slide.split) not in PARTS)
     for name, count in counts.items():
-        meant = next((known for known in NAMES if is_misspelt(name, known)), None)
-        if meant is not None:
+        intended = next((known for known in NAMES if is_misspelt(name, known)), None)
+        if intended is not None:
             raise ConfigError(
-                f"split {name!r} ({_slides(count)}) looks like {meant!r}", remedy='correct the column "split"'
+                f"split {name!r} ({_slides(count)}) looks like {intended!r}", remedy='correct the column "split"'
             )
 
 
@@ -113,10 +113,10 @@ def _validation(slides: list[CohortSlide], fit: FitConfig, seed: int, column: st
     if not fit.validation:
         return everyone, None
     parts = {"train": 1 - fit.validation, "val": fit.validation}
-    parted = split_cohort(everyone, parts, seed=seed, stratify=column)
-    if not all(any(slide.split == name for slide in parted) for name in ("train", "val")):
+    divided = split_cohort(everyone, parts, seed=seed, stratify=column)
+    if not all(any(slide.split == name for slide in divided) for name in ("train", "val")):
         raise ConfigError(
             f"{len(slides)} slides are too few to validate with {fit.validation:.0%} of them",
             remedy="set fit.validation to 0, or higher",
         )
-    return parted.where(split="train"), parted.where(split="val")
+    return divided.where(split="train"), divided.where(split="val")

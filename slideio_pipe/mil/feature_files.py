@@ -80,15 +80,17 @@ def tiling_of(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None
     """
     try:
         view, grid, tissue = (provenance[name] for name in ("view", "grid", "tissue"))
-        told = {} if tissue is None else tissue["settings"]
-        if tissue is not None and "min_area_um2" not in told:
+        settings = {} if tissue is None else tissue["settings"]
+        if tissue is not None and "min_area_um2" not in settings:
             return None
         found: dict[str, Any] = {"method": "none"} if tissue is None else {"method": tissue["method"]}
-        found |= {name: told[name] for name in ("mpp", "min_area_um2", "max_hole_um2", "ignore_pen") if name in told}
+        found |= {
+            name: settings[name] for name in ("mpp", "min_area_um2", "max_hole_um2", "ignore_pen") if name in settings
+        }
         return {
             "view": {"mpp": sum(view["mpp"]) / 2},
             "grid": {name: grid[name] for name in ("tile_size", "stride", "edge", "min_tissue", "align")},
-            "tissue": found | {"threshold": told.get("asked_threshold")},
+            "tissue": found | {"threshold": settings.get("asked_threshold")},
         }
     except (KeyError, TypeError):
         return None

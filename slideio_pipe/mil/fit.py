@@ -140,12 +140,12 @@ def task_for(train: Cohort, config: TrainConfig) -> Task:
     ConfigError
         Their labels are not suitable.
     """
-    asked = config.task
-    if asked.kind == "regression":
-        return Regression.of(list(train), column=asked.label)
-    if asked.kind == "survival":
-        return Survival.of(list(train), time=asked.time, event=asked.event)
-    return Classification.of(list(train), column=asked.label, classes=asked.classes, balanced=asked.balanced)
+    task = config.task
+    if task.kind == "regression":
+        return Regression.of(list(train), column=task.label)
+    if task.kind == "survival":
+        return Survival.of(list(train), time=task.time, event=task.event)
+    return Classification.of(list(train), column=task.label, classes=task.classes, balanced=task.balanced)
 
 
 @dataclass(slots=True)

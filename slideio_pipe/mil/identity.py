@@ -72,10 +72,10 @@ def contents(config: TrainConfig) -> dict[str, str]:
 def _settings_fingerprint(path: Path) -> str:
     """Return a fingerprint of settings in YAML, without comments."""
     try:
-        said = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True, default=str)
+        content = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True, default=str)
     except (OSError, ValueError, yaml.YAMLError):  # reading it will raise the error
         return ""
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def other_slides(before: Any, now: Any) -> list[str]:

@@ -174,12 +174,12 @@ def _over_classes(
 
     torchmetrics' own mean counts a class without slides as 0.
     """
-    wanted = targets.long()
-    there = torch.unique(wanted)
-    if len(there) < 2:
+    classes = targets.long()
+    present = torch.unique(classes)
+    if len(present) < 2:
         return math.nan
-    each = metric(chances, wanted, average=None, **settings)
-    return float(each[1]) if len(each) == 2 and not every_class else float(each[there].mean())
+    each = metric(chances, classes, average=None, **settings)
+    return float(each[1]) if len(each) == 2 and not every_class else float(each[present].mean())
 
 
 def concordance(

@@ -91,13 +91,13 @@ class PixelBag:
         bag = self.dataset.open(self.number, self.epoch)
         try:
             sizes = [len(index) for index in self._index[len(kept) :]]
-            wanted = np.concatenate(self._index[len(kept) :])
+            unread = np.concatenate(self._index[len(kept) :])
             with stream(
                 bag,
                 device=self.first.tiles.device,
                 normalize=None,
                 batch_size=max(sizes),
-                indices=wanted,
+                indices=unread,
                 on_error="white" if self.on_error == "white" else "raise",
             ) as batches:
                 yield from _cut((batch.tiles for batch in batches), sizes)

@@ -164,13 +164,13 @@ def _precision_recall(task: Classification, curves: Any, metrics: Mapping[str, M
     return figure
 
 
-def _calibration(task: Classification, chances: Any, wanted: Any, slides: str) -> Any:
+def _calibration(task: Classification, chances: Any, classes: Any, slides: str) -> Any:
     """Draw the observed against the predicted frequency: of two classes the second, of several the predicted one."""
     if len(task.classes) == 2:
-        truth, chance = wanted == 1, chances[:, 1]
+        truth, chance = classes == 1, chances[:, 1]
         across, up = f"predicted probability of {_name(task, 1)}", "observed part"
     else:
-        truth, chance = chances.argmax(1) == wanted, chances.max(1)
+        truth, chance = chances.argmax(1) == classes, chances.max(1)
         across, up = "probability of the predicted class", "part that is right"
     found = Calibration.of(truth, chance)
     figure, axes = _figure(f"calibration ({slides})", across, up)
@@ -204,8 +204,8 @@ def _regression(task: Regression, logits: Any, targets: Any, metrics: Mapping[st
     axes.set_xlim(*ends)
     axes.set_ylim(*ends)
     axes.set_aspect("equal")
-    words = [f"R² {_stated(metrics.get('r2'))}", f"MAE {_stated(metrics.get('mae'))}"]
-    axes.plot([], [], " ", label="\n".join(words))
+    texts = [f"R² {_stated(metrics.get('r2'))}", f"MAE {_stated(metrics.get('mae'))}"]
+    axes.plot([], [], " ", label="\n".join(texts))
     axes.legend(loc="upper left", fontsize=11, frameon=False, handlelength=0, labelcolor=_INK)
     return figure
 
@@ -223,11 +223,11 @@ def _survival(risk: Any, targets: Any, models: Models, metrics: Mapping[str, Met
         label = f"{name} half of risks: {int(group.sum()):,} slides, {int(event[group].sum()):,} events"
         x, y = np.append(times, max(last, times[-1])), np.append(survive, survive[-1])
         axes.step(x, y, where="post", color=colour, linewidth=2.2, label=label)
-        seen = time[group][~event[group]]  # censored
-        at = survive[np.searchsorted(times, seen, side="right") - 1]
-        axes.plot(seen, at, "|", color=colour, markersize=8, markeredgewidth=1.2)
-    words = f"C-index {_stated(metrics.get('c_index'))}"
-    axes.plot([], [], " ", label=words if math.isnan(p) else f"{words}; log-rank {_p(p)}")
+        censored = time[group][~event[group]]
+        at = survive[np.searchsorted(times, censored, side="right") - 1]
+        axes.plot(censored, at, "|", color=colour, markersize=8, markeredgewidth=1.2)
+    text = f"C-index {_stated(metrics.get('c_index'))}"
+    axes.plot([], [], " ", label=text if math.isnan(p) else f"{text}; log-rank {_p(p)}")
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.02)
     figure.legend(loc="outside lower left", fontsize=11, frameon=False, labelcolor=_INK)

@@ -22,10 +22,10 @@ def refuse_other_divisions(folder: Path, names: Sequence[str]) -> None:
     """
     others = sorted(_trained(folder) - set(names))
     if others:
-        there = "a training without folds" if others == [""] else f"other folds ({', '.join(filter(None, others))})"
-        wanted = "one without folds" if list(names) == [""] else f"one of {len(names)} folds"
+        existing = "a training without folds" if others == [""] else f"other folds ({', '.join(filter(None, others))})"
+        configured = "one without folds" if list(names) == [""] else f"one of {len(names)} folds"
         raise ConfigError(
-            f"holds {there}, and {wanted} is to be trained",
+            f"holds {existing}, and {configured} is to be trained",
             slide=str(folder),
             remedy="pass {overwrite=True} or another folder",
         )

@@ -110,12 +110,12 @@ class Classification:
         return _tensor(number.get(class_of(value) or "", math.nan) for value in _column(slides, self.column))
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        wanted = targets.long()
-        weights = torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)[wanted]
+        classes = targets.long()
+        weights = torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)[classes]
         if self.outputs == 1:
             each = functional.binary_cross_entropy_with_logits(logits[:, 0], targets.to(logits.dtype), reduction="none")
         else:
-            each = functional.cross_entropy(logits, wanted, reduction="none")
+            each = functional.cross_entropy(logits, classes, reduction="none")
         return (each * weights).mean()
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -346,12 +346,12 @@ class Training:
         """Return the state of each process's source within its epoch."""
         return self.gather(self.train.state())
 
-    def gather(self, mine: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, by rank."""
         if self.fabric.world_size == 1:
-            return [mine]
+            return [value]
         every: list[Any] = [None] * self.fabric.world_size
-        torch.distributed.all_gather_object(every, mine)
+        torch.distributed.all_gather_object(every, value)
         return every
 
 

@@ -265,9 +265,9 @@ class Sampler:
         if offset == ON_GRID:
             source = _filter_reach(box, *shrink).intersect(whole)
         else:
-            wanted = _covering(box) if shrink == (1.0, 1.0) else _filter_reach(box, *shrink)
+            needed = _covering(box) if shrink == (1.0, 1.0) else _filter_reach(box, *shrink)
             # Half a pixel of the rectangle may be outside the slide.
-            source = wanted.intersect(whole.around(_covering(box)))
+            source = needed.intersect(whole.around(_covering(box)))
         return self._extended(level, reduce, source, scattered), source
 
     def _means(

@@ -86,9 +86,9 @@ class DecodedTiles:
 
     def _drop_deleted(self) -> None:
         with self._lock:
-            gone = {self._deleted_owners.popleft() for _ in range(len(self._deleted_owners))}
-            self._owners -= gone
-        self._tiles.drop(lambda key: key[0] in gone)
+            deleted = {self._deleted_owners.popleft() for _ in range(len(self._deleted_owners))}
+            self._owners -= deleted
+        self._tiles.drop(lambda key: key[0] in deleted)
 
 
 # The package's one shared object, like libvips' caches: a cohort has many slides open, and their total memory is what

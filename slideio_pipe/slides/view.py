@@ -109,24 +109,24 @@ class SlideView:
         """
         if mpp is None:
             return cls(slide, LevelChoice(0, (1.0, 1.0)))
-        wanted = Mpp.asked(mpp)
-        if wanted is None:
+        target = Mpp.asked(mpp)
+        if target is None:
             raise ConfigError(
                 f"{{mpp={mpp!r}}} is no resolution", slide=slide.name, remedy="pass µm per px, such as 0.5"
             )
         own = slide.require_mpp()
-        choice = slide.pyramid.choose((wanted.x / own.x, wanted.y / own.y))
+        choice = slide.pyramid.choose((target.x / own.x, target.y / own.y))
         if min(choice.shrink) < 1 / MAX_UPSAMPLING:
             finer = f"{1 / min(choice.shrink):.0f} times finer"
             raise ConfigError(
-                f"{{mpp={wanted.mean:g}}} is {finer} than the slide, {own.mean:.4g} µm",
+                f"{{mpp={target.mean:g}}} is {finer} than the slide, {own.mean:.4g} µm",
                 slide=slide.name,
                 remedy=f"pass {{mpp={own.mean:.3g}}} or more, or {{mpp=None}} for level 0 as stored",
             )
         if min(choice.shrink) * (1 + SAME_RESOLUTION) < 1:
             warnings.warn(
                 UpsamplingWarning(
-                    f"{slide.name}: {wanted.mean:g} µm wanted of a slide scanned at {own.mean:g} µm; "
+                    f"{slide.name}: {target.mean:g} µm wanted of a slide scanned at {own.mean:g} µm; "
                     "its pixels are interpolated"
                 ),
                 stacklevel=3,

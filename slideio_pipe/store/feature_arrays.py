@@ -76,8 +76,8 @@ def stored_features(store: Path, name: str, tiles: int) -> tuple[NDArray[Any], d
     array = store / FOLDER / name
     described = _array(array)
     if described is None:
-        there = ", ".join(encoder_names(store)) or "none"
-        raise BagFormatError(f"no features of {name} (there are: {there})", slide=str(store), remedy="encode it first")
+        names = ", ".join(encoder_names(store)) or "none"
+        raise BagFormatError(f"no features of {name} (there are: {names})", slide=str(store), remedy="encode it first")
     rows, dim = described["shape"]
     kind = np.dtype(described["data_type"]).newbyteorder("<")
     if rows != tiles:
@@ -144,8 +144,8 @@ def create_feature_store(
             )
             raise OutputExistsError("already exists", slide=str(path), remedy=remedy)
         store: dict[str, Any] = {}
-        told = {KEY: {**provenance, "version": VERSION, "tiles": len(bag)}}
-        group = zarr.create_group(MemoryStore(store), zarr_format=3, attributes=told)
+        attributes = {KEY: {**provenance, "version": VERSION, "tiles": len(bag)}}
+        group = zarr.create_group(MemoryStore(store), zarr_format=3, attributes=attributes)
         values = add_columns(group, bag)
         _write({key: value.to_bytes() for key, value in store.items()} | values, partial)
         _make_group(partial / FOLDER)
@@ -180,8 +180,8 @@ def open_feature_store(path: Path) -> FeatureStore:
     if not isinstance(version, int) or version > VERSION or not isinstance(tiles, int):
         reason = f"a store of features of version {version!r}; this package reads version {VERSION}"
         raise BagFormatError(reason, slide=str(path), remedy="upgrade slideio-pipe")
-    told = {key: value for key, value in found.items() if key not in ("version", "tiles")}
-    return FeatureStore(path, told, tiles, read_columns(path, tiles))
+    provenance = {key: value for key, value in found.items() if key not in ("version", "tiles")}
+    return FeatureStore(path, provenance, tiles, read_columns(path, tiles))
 
 
 def _group(path: Path) -> dict[str, Any]:

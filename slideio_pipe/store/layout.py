@@ -93,10 +93,10 @@ def skeleton(bag: Bag, codec: TileCodec, failures: Sequence[Mapping[str, Any]] =
     if len(tile_shape) != 3 or tile_shape[2] != 3 or min(tile_shape) < 1:
         raise ConfigError(f"tiles of shape {tuple(tile_shape)} are not (height, width, 3)", slide=bag.name)
     store: dict[str, Any] = {}
-    told = _json(bag)
+    about = _json(bag)
     if failures:  # those of a bag that was stored before are in its provenance
-        told["failures"] = sorted([*told.get("failures", []), *failures], key=lambda failure: failure["tile"])
-    attributes = {KEY: {**told, "version": VERSION, "pixels": _pixels(codec)}}
+        about["failures"] = sorted([*about.get("failures", []), *failures], key=lambda failure: failure["tile"])
+    attributes = {KEY: {**about, "version": VERSION, "pixels": _pixels(codec)}}
     group = zarr.create_group(MemoryStore(store), zarr_format=3, attributes=attributes)
     slots = tiles_per_shard(int(np.prod(tile_shape)))
     group.create_array(

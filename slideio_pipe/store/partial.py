@@ -117,10 +117,10 @@ class PartialStore:
 
     def _free_name(self) -> Path:
         """Return an unused name for the former store while it is replaced."""
-        taken = {path.name for path in self._replaced()}
+        used = {path.name for path in self._replaced()}
         name = f"{self.target.name}.replaced"
         names = itertools.chain([name], (f"{name}{number}" for number in itertools.count(1)))
-        return self.target.with_name(next(name for name in names if name not in taken))
+        return self.target.with_name(next(name for name in names if name not in used))
 
     def _clear(self) -> None:
         if not _is_of_store(self.folder):

@@ -43,9 +43,9 @@ def with_loss(codec: TileCodec, bag: Bag, threads: int, on_error: OnError = "rai
     total, stored = 0, np.empty((height, width, 3), np.uint8)
     tolerance, read = TileErrors(bag.name, count, on_error), partial(bag.read, threads=threads)
     for first in range(0, len(chosen), _TILES_PER_READ):
-        wanted = chosen[first : first + _TILES_PER_READ]
-        tiles = np.empty((len(wanted), height, width, 3), np.uint8)
-        tolerance.read(read, wanted, tiles)
+        numbers = chosen[first : first + _TILES_PER_READ]
+        tiles = np.empty((len(numbers), height, width, 3), np.uint8)
+        tolerance.read(read, numbers, tiles)
         for tile in tiles:
             decode(memoryview(encode(tile)), stored)
             total += int(np.square(tile.astype(np.int32) - stored, dtype=np.int64).sum())

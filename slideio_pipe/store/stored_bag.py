@@ -28,7 +28,7 @@ STORAGE_KEYS = ("version", "pixels")
 class StoredBag(ArrayLikeBag):
     """The tiles of one slide in a ``.bag.zarr``: ``(N, H, W, 3)`` uint8, with coordinates and label.
 
-    Pickles by path. Safe to read from several threads; holds at most 16 file descriptors, from the first read until
+    Pickled by path. Safe to read from several threads; keeps at most 16 file descriptors, from the first read until
     ``close`` or until the object is deleted.
 
     Parameters

@@ -120,9 +120,9 @@ class Epochs:
             return None
         order, failed = self.order(), self.progress.failed
         bad = {(order + self.progress.extra)[place] for place in failed}
-        mine = [number for number in order if number not in bad]
-        others = [number for number in range(len(self.dataset)) if number not in bad and number not in mine]
-        spare = mine + others
+        own = [number for number in order if number not in bad]
+        others = [number for number in range(len(self.dataset)) if number not in bad and number not in own]
+        spare = own + others
         if not spare:
             errors = [failure.error for failure in self.failures if failure.tile is None]
             raise FailedSlidesError("no slide can be read", errors, remedy="check the disk they are on")

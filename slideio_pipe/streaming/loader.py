@@ -268,10 +268,10 @@ class BagLoader:
         """
         if state.get("version") != STATE_VERSION:
             raise ConfigError(f"a state of version {state.get('version')!r}", remedy="pass what state_dict returned")
-        for key, mine in self._identity().items():
-            if state.get(key, "none" if key == "even" else None) != mine:
+        for key, ours in self._identity().items():
+            if state.get(key, "none" if key == "even" else None) != ours:
                 raise ConfigError(
-                    f"the state is of another loader: {key} {state.get(key)!r}, here {mine!r}",
+                    f"the state is of another loader: {key} {state.get(key)!r}, here {ours!r}",
                     remedy=f"make the loader with the {key} it had, or start the epoch anew",
                 )
         progress = Progress(

@@ -230,10 +230,10 @@ def profile(
     with reporting(progress, "profiling") as report:
         chunks = iter(watched)
         while True:
-            asked = time.perf_counter()
+            requested_at = time.perf_counter()
             chunk = next(chunks, None)
             came = time.perf_counter()
-            waited += came - asked
+            waited += came - requested_at
             if chunk is None:
                 break
             first = first or came - begun

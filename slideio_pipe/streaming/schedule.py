@@ -228,8 +228,8 @@ class EpochSchedule:
             index = tiles_of[start : start + size]
             chunks[number] = _Chunk(open_bag, number, index, self._ring.take(), waiting=len(index))
         self._chunks.extend(chunks.values())
-        wanted = np.isin(block.first + block.target // size, list(chunks))
-        order, target = block.order[wanted], block.target[wanted]
+        in_chunks = np.isin(block.first + block.target // size, list(chunks))
+        order, target = block.order[in_chunks], block.target[in_chunks]
         for start in range(0, len(order), READ_RUN):
             places = target[start : start + READ_RUN]
             goals = [(chunks[block.first + int(p) // size], int(p) % size) for p in places]
@@ -314,8 +314,8 @@ class EpochSchedule:
         self._chunks.remove(chunk)
         tiles = chunk.slot.memory[: len(index)]
         if chunk.bad and self._pace.on_error == "skip":
-            good = np.delete(np.arange(len(index)), chunk.bad)
-            tiles, index = tiles[torch.from_numpy(good)], index[good]
+            valid = np.delete(np.arange(len(index)), chunk.bad)
+            tiles, index = tiles[torch.from_numpy(valid)], index[valid]
         sent = self._ring.send(chunk.slot, tiles, colours_of(open_bag.bag, index, self._pace.colours))
         open_bag.chunks_left -= 1
         open_bag.delivered = True

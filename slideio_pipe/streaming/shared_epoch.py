@@ -40,9 +40,9 @@ class SharedEpoch:
     def is_first_repeat(self, number: int, epoch: int) -> bool:
         """Record that a bag is read; return whether it is the first repeated read of this epoch without a warning."""
         place = _READ + number
-        again = int(self._values[place]) == epoch + 1
+        is_repeat = int(self._values[place]) == epoch + 1
         self._values[place] = epoch + 1
-        if not again or self._values[_WARNED]:
+        if not is_repeat or self._values[_WARNED]:
             return False
         self._values[_WARNED] = 1
         return True

@@ -240,8 +240,8 @@ def _send_batches(
             tiles = slot.claim(len(index))
             bad = tolerance.read(read, index, tiles.numpy())
             if bad and tolerance.on_error == "skip":
-                good = np.delete(np.arange(len(index)), bad)
-                tiles, index = tiles[torch.from_numpy(good)], index[good]
+                valid = np.delete(np.arange(len(index)), bad)
+                tiles, index = tiles[torch.from_numpy(valid)], index[valid]
             yield ring.send(slot, tiles, colours_of(bag, index, colours)), index
 
 
@@ -277,18 +277,20 @@ def _positions(indices: ArrayLike | None, count: int, name: str) -> NDArray[np.i
     """Return the validated positions of an index array, as a copy."""
     if indices is None:
         return np.arange(count, dtype=np.int64)
-    wanted = np.asarray(indices)
-    if wanted.dtype == bool and wanted.shape == (count,):
-        return np.flatnonzero(wanted).astype(np.int64)
-    if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+    positions = np.asarray(indices)
+    if positions.dtype == bool and positions.shape == (count,):
+        return np.flatnonzero(positions).astype(np.int64)
+    if positions.ndim != 1 or (positions.size and positions.dtype.kind not in "iu"):
         raise ConfigError(
-            f"indices are {wanted.dtype} of the shape {wanted.shape}",
+            f"indices are {positions.dtype} of the shape {positions.shape}",
             slide=name,
             remedy=f"pass integers, or {count} booleans",
         )
-    if wanted.size and (wanted.min() < 0 or wanted.max() >= count):
-        raise ConfigError(f"indices reach from {wanted.min()} to {wanted.max()} in a bag of {count} tiles", slide=name)
-    return wanted.astype(np.int64)
+    if positions.size and (positions.min() < 0 or positions.max() >= count):
+        raise ConfigError(
+            f"indices reach from {positions.min()} to {positions.max()} in a bag of {count} tiles", slide=name
+        )
+    return positions.astype(np.int64)
 
 
 def check_normalize(normalize: Normalize | None) -> Normalize | None:

@@ -118,7 +118,7 @@ def write_synthetic_slide(
     Raises
     ------
     ConfigError
-        An argument makes no sense.
+        An argument is invalid.
     OutputExistsError
         The file exists and ``overwrite`` is false.
     OutputError
@@ -150,7 +150,7 @@ def write_synthetic_slide(
 def _check(
     size: tuple[int, int], mpp: float, seed: int, levels: Sequence[int], tile_size: int, quality: int
 ) -> SlidePlan:
-    """Return the checked arguments, or raise ConfigError naming the one that makes no sense."""
+    """Return the checked arguments, or raise ConfigError naming the invalid one."""
     width, height = size
     steps = [b / a for a, b in pairwise(levels)]
     wrong = {

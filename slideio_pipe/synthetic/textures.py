@@ -64,9 +64,9 @@ def fat_texture(rng: np.random.Generator) -> Plane:
     points = (points * (FAT_PERIOD_UM / count)) % FAT_PERIOD_UM
     axis = (np.arange(FAT_SIDE) + 0.5) * (FAT_PERIOD_UM / FAT_SIDE)
     where = np.stack(np.broadcast_arrays(axis[None, :], axis[:, None]), axis=-1).reshape(-1, 2)
-    near = cKDTree(points, boxsize=FAT_PERIOD_UM).query(where, k=3)[0]
+    nearest = cKDTree(points, boxsize=FAT_PERIOD_UM).query(where, k=3)[0]
     # The third neighbour rounds the corners, where three fat cells meet.
-    second, third = (near[:, 1] - near[:, 0]) / 2, (near[:, 2] - near[:, 0]) / 2
+    second, third = (nearest[:, 1] - nearest[:, 0]) / 2, (nearest[:, 2] - nearest[:, 0]) / 2
     wall = -3.0 * np.log(np.exp(-second / 3.0) + np.exp(-third / 3.0))
     return np.tile(wall.reshape(FAT_SIDE, FAT_SIDE).astype(np.float32), (2, 2))
 

@@ -215,14 +215,14 @@ class Annotations(TileLabels):
         to_own = self.affine.inverse() @ affine
         corners = to_own.apply([(0, 0), (width, 0), (0, height), (width, height)])
         low, high = corners.min(axis=0), corners.max(axis=0)
-        near = (self._boxes[:, :2] <= high).all(axis=1) & (self._boxes[:, 2:] >= low).all(axis=1)
+        overlaps = (self._boxes[:, :2] <= high).all(axis=1) & (self._boxes[:, 2:] >= low).all(axis=1)
         to_grid = to_own.inverse()
         labels = np.zeros((height, width), np.uint8)
-        there = [self.regions[k] for k in np.flatnonzero(near).tolist()]
+        overlapping = [self.regions[k] for k in np.flatnonzero(overlaps).tolist()]
         for name, value in self.classes.items():
             polygons = [
                 [to_grid.apply(ring) for ring in polygon]
-                for class_name, polygon in there
+                for class_name, polygon in overlapping
                 if (class_name or UNCLASSIFIED) == name
             ]
             if polygons:

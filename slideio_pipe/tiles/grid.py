@@ -101,7 +101,7 @@ class TileGrid:
         if self.config.align:
             self.config, self.changes = _aligned(view, self.config)
         if self.changes:
-            changed = ", ".join(f"{what} {laid} in place of {asked}" for what, (asked, laid) in self.changes.items())
+            changed = ", ".join(f"{what} {now} in place of {before}" for what, (before, now) in self.changes.items())
             warnings.warn(AlignedGridWarning(f"{name}: laid on the stored tiles with {changed}"), stacklevel=2)
         self.view, self.tile_size, self.mask = view, self.config.tile_size, tissue
         _check_fits(view, self.config)
@@ -292,12 +292,12 @@ def _aligned(view: SlideView, config: GridConfig) -> tuple[GridConfig, dict[str,
         reason = f"level {view.level} is stored in tiles of {side}×{height} px, not square ones"
         raise ConfigError(reason, slide=view.slide.name, remedy="leave out {align=True}")
     stride = config.step if config.stride is not None or config.overlap is not None else None
-    laid: dict[str, Any] = {"tile_size": side}
-    laid["stride"] = None if stride is None else side * max(1, math.floor(stride / side + 0.5))
-    laid["edge"] = "drop" if config.edge == "shift" else config.edge
-    asked = {"tile_size": config.tile_size, "stride": stride, "edge": config.edge}
-    changes = {what: (asked[what], value) for what, value in laid.items() if value != asked[what]}
-    return checked(GridConfig, view.slide.name, **config.model_dump() | laid | {"overlap": None}), changes
+    aligned: dict[str, Any] = {"tile_size": side}
+    aligned["stride"] = None if stride is None else side * max(1, math.floor(stride / side + 0.5))
+    aligned["edge"] = "drop" if config.edge == "shift" else config.edge
+    requested = {"tile_size": config.tile_size, "stride": stride, "edge": config.edge}
+    changes = {what: (requested[what], value) for what, value in aligned.items() if value != requested[what]}
+    return checked(GridConfig, view.slide.name, **config.model_dump() | aligned | {"overlap": None}), changes
 
 
 def stored_resolutions(view: SlideView) -> str:

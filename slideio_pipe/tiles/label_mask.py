@@ -224,9 +224,9 @@ def tile_affines(bag: Bag, indices: ArrayLike | None) -> Iterator[Affine]:
     ConfigError
         The bag is a stored bag of augmented tiles: the store has the transform, not its affines.
     """
-    wanted = np.arange(len(bag)) if indices is None else np.arange(len(bag))[np.asarray(indices, np.int64)]
+    positions = np.arange(len(bag)) if indices is None else np.arange(len(bag))[np.asarray(indices, np.int64)]
     if isinstance(bag, TileBag):
-        yield from bag.affines(wanted)
+        yield from bag.affines(positions)
         return
     made = bag.provenance()
     if "view" not in made:
@@ -236,7 +236,7 @@ def tile_affines(bag: Bag, indices: ArrayLike | None) -> Iterator[Affine]:
             "the tiles of this store were drawn one by one", slide=bag.name, remedy="pass the TileBag that was saved"
         )
     to_level0 = Affine.from_tuple(made["view"]["affine"])
-    places = to_level0.inverse().apply(np.asarray(bag.coords)[wanted])
+    places = to_level0.inverse().apply(np.asarray(bag.coords)[positions])
     # Grid tiles begin at whole px of the view, and their level-0 corners are rounded; given corners are exact.
     between = bool(made.get("grid", {}).get("between_px", False))
     for x, y in (places if between else round_half_up(places)).tolist():

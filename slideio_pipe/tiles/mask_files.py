@@ -157,14 +157,12 @@ def read_annotations(path: Path, classes: Sequence[str] | None = None) -> list[A
         raise ConfigError(
             f"not the GeoJSON of polygons ({reason})", slide=str(path), remedy="export from QuPath as GeoJSON"
         ) from error
-    wanted = [each for each in found if _is_selected(each.class_name, classes)]
-    if found and not wanted:
-        asked = "every polygon is of an ignored class" if classes is None else f"no polygon of {', '.join(classes)}"
+    selected = [each for each in found if _is_selected(each.class_name, classes)]
+    if found and not selected:
+        what = "every polygon is of an ignored class" if classes is None else f"no polygon of {', '.join(classes)}"
         names = ", ".join(sorted({each.class_name or UNCLASSIFIED for each in found}))
-        raise ConfigError(
-            f"{asked}; classes found: {names}", slide=str(path), remedy="name one of these in classes=[…]"
-        )
-    return wanted
+        raise ConfigError(f"{what}; classes found: {names}", slide=str(path), remedy="name one of these in classes=[…]")
+    return selected
 
 
 def _is_selected(class_name: str | None, classes: Sequence[str] | None) -> bool:

@@ -330,5 +330,5 @@ class TileReader:
 def _is_shift(affine: Affine) -> bool:
     """Return whether an affine is only a shift by whole pixels."""
     linear = (affine.a, affine.b, affine.d, affine.e)
-    near = all(abs(value - one) < 1e-9 for value, one in zip(linear, (1, 0, 0, 1), strict=True))
-    return near and all(abs(shift - round(shift)) < 1e-6 for shift in (affine.c, affine.f))
+    is_identity = all(abs(value - one) < 1e-9 for value, one in zip(linear, (1, 0, 0, 1), strict=True))
+    return is_identity and all(abs(shift - round(shift)) < 1e-6 for shift in (affine.c, affine.f))

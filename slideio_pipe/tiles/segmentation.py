@@ -216,8 +216,8 @@ def _commonest(rgb: Rgb, value: Plane, among: Mask) -> Plane:
     # Shadows and pale tissue are darker than glass, and less common.
     counts = np.bincount(np.round(value[among]).astype(np.int64), minlength=256)
     mode = int(np.argmax(gaussian(counts[None, :], 1.5)[0]))
-    near = among & (np.abs(value - mode) <= 3)
-    return np.asarray(np.median(rgb[near], axis=0), dtype=np.float32)
+    close = among & (np.abs(value - mode) <= 3)
+    return np.asarray(np.median(rgb[close], axis=0), dtype=np.float32)
 
 
 def _tinted_glass(rgb: Rgb, value: Plane, pale: Mask) -> Plane | None:

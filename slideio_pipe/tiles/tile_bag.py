@@ -149,8 +149,8 @@ class TileBag(ArrayLikeBag):
 
     def storage_order(self, indices: ArrayLike) -> NDArray[np.int64]:
         """Return ``indices`` in the order that decodes every stored tile of the slide once."""
-        wanted = np.arange(len(self), dtype=np.int64)[np.asarray(indices, np.int64)]
-        return wanted[self._reader.storage_order(self.grid.origins[wanted])]
+        positions = np.arange(len(self), dtype=np.int64)[np.asarray(indices, np.int64)]
+        return positions[self._reader.storage_order(self.grid.origins[positions])]
 
     def operations(self, index: int) -> tuple[Operation, ...]:
         """Return every colour operation of tile ``index``, the view's first: those that ``read_uncoloured`` skips."""
@@ -178,19 +178,19 @@ class TileBag(ArrayLikeBag):
     def _read(
         self, indices: ArrayLike, out: NDArray[np.uint8] | None, *, threads: int, colours: bool
     ) -> NDArray[np.uint8]:
-        wanted = np.arange(len(self))[np.asarray(indices, np.int64)]  # negative indices count from the end
+        positions = np.arange(len(self))[np.asarray(indices, np.int64)]  # negative indices count from the end
         begun = time.perf_counter() if self.on_stage else 0.0
-        draws = self._draws(wanted)
+        draws = self._draws(positions)
         if self.on_stage and draws:
             self.on_stage("augment", begun, time.perf_counter())
-        if not wanted.size:
+        if not positions.size:
             return np.empty((0, *self.shape[1:]), np.uint8) if out is None else out
-        return self._reader.read(self.grid.origins[wanted], out, draws=draws, colours=colours, threads=threads)
+        return self._reader.read(self.grid.origins[positions], out, draws=draws, colours=colours, threads=threads)
 
-    def _draws(self, wanted: NDArray[np.int64]) -> list[Draw] | None:
+    def _draws(self, positions: NDArray[np.int64]) -> list[Draw] | None:
         if self.tile_transform is None:
             return None
-        draws = [self.draw(int(k)) for k in wanted]
+        draws = [self.draw(int(k)) for k in positions]
         height, width = self.shape[1:3]
         if any(draw.canvas != (width, height) for draw in draws):
             raise ConfigError(
@@ -202,9 +202,9 @@ class TileBag(ArrayLikeBag):
 
     def affines(self, indices: ArrayLike) -> list[Affine]:
         """Return one affine for each of tiles ``indices`` (n,), from its px to level-0 px."""
-        wanted = np.arange(len(self))[np.asarray(indices, np.int64)]
-        draws = self._draws(wanted)
-        to_level0 = [self.view.affine @ Affine.translation(x, y) for x, y in self.grid.origins[wanted].tolist()]
+        positions = np.arange(len(self))[np.asarray(indices, np.int64)]
+        draws = self._draws(positions)
+        to_level0 = [self.view.affine @ Affine.translation(x, y) for x, y in self.grid.origins[positions].tolist()]
         if draws is None:
             return to_level0
         return [

@@ -169,11 +169,11 @@ class TissueMask:
         step = tuple(max(1.0, scale / down / 2) for scale, down in zip(self.affine.scale(), downsample, strict=True))
         width, height = (max(1, math.ceil(side / s)) for side, s in zip(view.size, step, strict=True))
         half = Affine.translation(0.5, 0.5)  # OpenCV puts pixel centres at whole numbers; ours are at halves
-        seen = Affine.scaling(*step)
-        to_mask = half.inverse() @ self.affine.inverse() @ view.affine @ seen @ half
+        mask_to_view = Affine.scaling(*step)
+        to_mask = half.inverse() @ self.affine.inverse() @ view.affine @ mask_to_view @ half
         flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
         mask = cv2.warpAffine(self.mask.astype(np.uint8), to_mask.matrix()[:2], (width, height), flags=flags)
-        return TissueMask(mask > 0, seen, view.size, self.slide_name, self.method, None, self.settings)
+        return TissueMask(mask > 0, mask_to_view, view.size, self.slide_name, self.method, None, self.settings)
 
     def provenance(self) -> dict[str, Any]:
         """Return JSON values that describe how the mask was made, for the attributes of a bag."""

@@ -121,12 +121,12 @@ class ColourProgram:
         pixels, result = tile.reshape(1, -1, 3), out.reshape(1, -1, 3)
         for start in range(0, pixels.shape[1], CHUNK):
             chunk = pixels[:, start : start + CHUNK]
-            here, spare = scratch.pixels[:, :, : chunk.shape[1]]
-            cv2.LUT(chunk, self._lead, dst=here)
+            pixels_now, spare = scratch.pixels[:, :, : chunk.shape[1]]
+            cv2.LUT(chunk, self._lead, dst=pixels_now)
             for step in self._steps:
-                if step(here, spare, scratch) is spare:
-                    here, spare = spare, here
-            cv2.add(here, self._bias, dst=result[:, start : start + CHUNK], dtype=cv2.CV_8U)  # rounds and clips
+                if step(pixels_now, spare, scratch) is spare:
+                    pixels_now, spare = spare, pixels_now
+            cv2.add(pixels_now, self._bias, dst=result[:, start : start + CHUNK], dtype=cv2.CV_8U)  # rounds and clips
 
 
 def apply_cpu(tiles: Bytes, draws: Operations | Sequence[Operations], out: Bytes | None = None) -> Bytes:

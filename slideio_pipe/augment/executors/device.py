@@ -148,8 +148,8 @@ class DeviceProgram:
             else:
                 members = group.tiles.to(tiles.device, non_blocking=True)
                 part = torch.empty_like(out[: len(members)])
-                theirs = None if places is None else [places[k] for k in group.tiles.tolist()]
-                self._fill(part, tiles[members], group, theirs)
+                group_places = None if places is None else [places[k] for k in group.tiles.tolist()]
+                self._fill(part, tiles[members], group, group_places)
                 out[members] = part
         return out
 

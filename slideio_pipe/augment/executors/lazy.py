@@ -232,13 +232,13 @@ def _saturated(coded: _Coded, saturation: Saturation) -> _Coded:
 def _stained(coded: _Coded, stain: Stain) -> _Coded:
     """Convert to optical density by a table, apply the matrix, stay in codes: the cast clips to black and white."""
     matrix = np.array(stain.matrix)
-    wanted = np.array(stain.offset) + 0.5 / PER_DENSITY  # half a code, so that the cast rounds
+    shift = np.array(stain.offset) + 0.5 / PER_DENSITY  # half a code, so that the cast rounds
     folded = np.linalg.cond(matrix) < CONDITION
-    before = np.linalg.solve(matrix, wanted) if folded else np.zeros(3)
+    before = np.linalg.solve(matrix, shift) if folded else np.zeros(3)
     density = coded.table(lambda values: LOG_256 - np.log(values + 1)[:, None] + before)
     codes = density.recomb((PER_DENSITY * matrix).tolist())
     if not folded:
-        codes = codes.linear([1.0] * 3, (PER_DENSITY * wanted).tolist())
+        codes = codes.linear([1.0] * 3, (PER_DENSITY * shift).tolist())
     return _Coded(codes.cast("ushort"), _density_values())
 
 

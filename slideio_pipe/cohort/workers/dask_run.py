@@ -159,8 +159,8 @@ class ClusterRun:
                 found = self._lost(key, f"at {item.address} was lost")
                 if found is not None:
                     yield found
-        asked = {item.address for item in self.pending.values() if item.attempt is None}
-        for address in set(self.threads) - self.usable - set(self.refused) - asked:
+        checking = {item.address for item in self.pending.values() if item.attempt is None}
+        for address in set(self.threads) - self.usable - set(self.refused) - checking:
             self._check(address)
         self._check_worker_timeout()
 
@@ -282,8 +282,8 @@ class ClusterRun:
         self._remove(key)
         self.answered_at[item.address] = item.began
         theirs, problem = answer
-        here = versions()
-        differ = [f"{name} {theirs[name]} instead of {here[name]}" for name in here if theirs[name] != here[name]]
+        ours = versions()
+        differ = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if theirs[name] != ours[name]]
         if differ or problem:
             self._refuse(item.address, problem or f"it has {' and '.join(differ)}")
         else:

@@ -187,7 +187,7 @@ def spawned(work: Work) -> tuple[Connection, Process]:
     context = multiprocessing.get_context("spawn")  # libvips does not survive a fork
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve_with_parent, args=(theirs, work), daemon=True)
-    # A Ctrl-C while it imports would end it with a traceback: what is blocked here is blocked there, for good. The
+    # A Ctrl-C during its imports would end it with a traceback: signals blocked here stay blocked there. The
     # first start of a process also starts multiprocessing's resource tracker, which unblocks the signal: start it now.
     if _HAS_SIGMASK:
         resource_tracker.ensure_running()
@@ -201,8 +201,8 @@ def spawned(work: Work) -> tuple[Connection, Process]:
 def _interrupts_later() -> Iterator[None]:
     """Block Ctrl-C here and in processes that are started, and handle it afterwards.
 
-    Blocked in this thread, the signal may still reach another one, and Python raises in the main thread all the same:
-    a process whose start is cut short there ends with a traceback. So the handler waits as well.
+    A signal blocked in this thread may still reach another one, and Python then raises in the main thread:
+    a process whose start is interrupted ends with a traceback. So the handler is delayed as well.
     """
     held: list[int] = []
     handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None

@@ -107,8 +107,8 @@ def _job_class(refused: list[str]) -> type[SLURMJob]:
             try:
                 await super().start()
             except Exception as error:
-                said = str(error).split("stderr:")[-1]  # dask-jobqueue quotes the whole script before it
-                refused.append(" ".join(said.split())[:300])
+                message = str(error).split("stderr:")[-1]  # dask-jobqueue quotes the whole script before it
+                refused.append(" ".join(message.split())[:300])
                 await ProcessInterface.start(self)  # else the cluster could not be closed cleanly
 
     return Job

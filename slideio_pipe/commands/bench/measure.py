@@ -194,9 +194,9 @@ def row_of(
     difference: tuple[int, float] | None,
 ) -> Row:
     """Return the row of one reader."""
-    own, note, wanted = answers[name], _note(answers[name]), case.wanted.get(name)
+    own, note, required = answers[name], _note(answers[name]), case.wanted.get(name)
     if note:
-        return Row(name, version, note=note, wanted=wanted)
+        return Row(name, version, note=note, wanted=required)
     if len({answer["sha256"] for answer in own}) > 1:
         note = "its pixels change from round to round"
     elif difference is not None and difference[1] > SAME_TILES:
@@ -210,7 +210,7 @@ def row_of(
         version,
         **_rates(own, tiles),
         ratio=ratio,
-        wanted=wanted,
+        wanted=required,
         sha256=own[0]["sha256"],
         largest_difference=largest,
         mean_difference=mean,

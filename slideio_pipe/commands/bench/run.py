@@ -134,12 +134,12 @@ class _Context:
         return run(case, where, self.path, workers, rounds=self.rounds, folder=self.folder, step=self.step)
 
 
-def _picked(known: Mapping[str, T], wanted: Sequence[str], what: str) -> dict[str, T]:
+def _picked(known: Mapping[str, T], names: Sequence[str], what: str) -> dict[str, T]:
     """Return the requested entries, in our order; all by default."""
-    unknown = [name for name in wanted if name not in known]
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f'no {what} "{unknown[0]}"', remedy=f"choose from {', '.join(known)}")
-    return {name: value for name, value in known.items() if not wanted or name in wanted}
+    return {name: value for name, value in known.items() if not names or name in names}
 
 
 def _generated(folder: Path) -> Path:

@@ -192,11 +192,11 @@ def run_cohort_demo(
     return {"folder": str(folder), "manifest": str(manifest), "layouts": layouts} | done.summary()
 
 
-def _say_failures(done: RunReport, meant: set[str], say: Say) -> None:
+def _say_failures(done: RunReport, expected: set[str], say: Say) -> None:
     for failure in done.failed:
-        what = "as it should" if failure.slide in meant else "UNEXPECTEDLY"
+        what = "as it should" if failure.slide in expected else "UNEXPECTEDLY"
         say(f"  {failure.slide} failed, {what}: {failure.error.reason}")
-    for name in sorted(meant - {failure.slide for failure in done.failed}):
+    for name in sorted(expected - {failure.slide for failure in done.failed}):
         say(f"  {name} was done, UNEXPECTEDLY")
 
 

@@ -137,9 +137,9 @@ def _plans(slides: int, seed: int) -> list[_Plan]:
         CohortSlide(Path(f"s{k:02}.svs"), f"s{k:02}.svs", label=GRADES[lesions[k]], patient=patients[k])
         for k in range(slides)
     ]
-    parted = split_cohort(Cohort.unchecked(named), _PARTS if slides >= 40 else _PARTS_OF_FEW, seed=seed)
+    split = split_cohort(Cohort.unchecked(named), _PARTS if slides >= 40 else _PARTS_OF_FEW, seed=seed)
     return [
-        _Plan(slide.name, lesions[k], patients[k], str(slide.split), seed * 1000 + k) for k, slide in enumerate(parted)
+        _Plan(slide.name, lesions[k], patients[k], str(slide.split), seed * 1000 + k) for k, slide in enumerate(split)
     ]
 
 

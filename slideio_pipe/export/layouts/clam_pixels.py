@@ -128,11 +128,11 @@ class PixelFile(ArrayLikeBag):
     def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
         """Return tiles ``indices``, (n, H, W, 3) uint8, in ``out`` if given; HDF5 reads in one thread."""
         del threads
-        wanted = np.arange(len(self))[np.asarray(indices, np.int64)]
-        target = np.empty((len(wanted), *self.shape[1:]), np.uint8) if out is None else out
+        positions = np.arange(len(self))[np.asarray(indices, np.int64)]
+        target = np.empty((len(positions), *self.shape[1:]), np.uint8) if out is None else out
         try:
             with require("h5py", "hdf5").File(self.path, "r") as file:
-                for slot, number in zip(target, wanted.tolist(), strict=True):
+                for slot, number in zip(target, positions.tolist(), strict=True):
                     file["imgs"].read_direct(slot, np.s_[number])
         except (OSError, KeyError) as error:
             raise BagFormatError(f"tiles cannot be read ({error})", slide=str(self.path), remedy="check it") from error

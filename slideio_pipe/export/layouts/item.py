@@ -66,8 +66,8 @@ class Item:
     def chunks(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield the first number and the pixels, (n, H, W, 3), of some tiles at a time."""
         for start in range(0, len(self.bag), CHUNK):
-            wanted = np.arange(start, min(start + CHUNK, len(self.bag)))
-            yield start, self.bag.read(wanted, threads=self.threads)
+            numbers = np.arange(start, min(start + CHUNK, len(self.bag)))
+            yield start, self.bag.read(numbers, threads=self.threads)
 
 
 class Layout(Protocol):

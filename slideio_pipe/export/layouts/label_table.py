@@ -45,8 +45,8 @@ def write_rows(
     if not rows:
         return []
     now = {str(row[key]) for row in (*rows, *others)}
-    columns, there = _read(path, key)
-    kept = [row for row in there if row[key] not in now]
+    columns, existing = _read(path, key)
+    kept = [row for row in existing if row[key] not in now]
     names = list(rows[0]) if not kept else list(dict.fromkeys([*columns, *rows[0]]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")

@@ -45,9 +45,9 @@ class Places:
             Its tiles are not upright squares of the slide, because they are augmented or its pixels are not square; or
             their positions are unknown.
         """
-        told = bag.provenance()
+        provenance = bag.provenance()
         try:
-            slide, view, grid = told["slide"], told["view"], told["grid"]
+            slide, view, grid = provenance["slide"], provenance["view"], provenance["grid"]
             sx, b, c, d, sy, f = view["affine"]
             level, shrink, size = int(view["level"]), view["shrink"], Size(*slide["dimensions"])
             mpp, side = slide["mpp"], int(grid["tile_size"])
@@ -55,7 +55,7 @@ class Places:
         except (KeyError, TypeError, ValueError) as error:
             reason = f"the bag does not tell where in the slide its tiles are ({error!r})"
             raise ConfigError(reason, slide=bag.name, remedy="convert a bag of this package") from error
-        if told.get("tile_draw") is not None or any((b, c, d, f)) or sx <= 0 or sy <= 0:
+        if provenance.get("tile_draw") is not None or any((b, c, d, f)) or sx <= 0 or sy <= 0:
             reason = "its tiles are augmented, and coordinates cannot tell how"
             raise ConfigError(reason, slide=bag.name, remedy="convert the bag of the plain slide")
         if abs(sx / sy - 1) > _SQUARE:

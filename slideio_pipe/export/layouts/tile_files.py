@@ -20,12 +20,12 @@ def ending(item: Item) -> str:
 
 def pictures(item: Item, first: int, last: int) -> Iterator[tuple[int, bytes]]:
     """Yield the number and the file of tiles ``first`` to ``last - 1``: JPEG for a bag stored as JPEG, else PNG."""
-    wanted = np.arange(first, last)
+    numbers = np.arange(first, last)
     if item.jpegs is not None:
-        yield from zip(wanted.tolist(), item.jpegs.encoded(wanted), strict=True)
+        yield from zip(numbers.tolist(), item.jpegs.encoded(numbers), strict=True)
         return
     for start in range(first, last, CHUNK):
-        some = wanted[start - first : start - first + CHUNK]
+        some = numbers[start - first : start - first + CHUNK]
         for index, tile in zip(some.tolist(), item.bag.read(some, threads=item.threads), strict=True):
             yield index, _png(tile)
 

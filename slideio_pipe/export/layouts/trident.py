@@ -63,8 +63,8 @@ class Trident:
         attributes = self._attributes(item, path.parent.parent)
         if item.features is not None:
             features = np.ascontiguousarray(item.features[order], np.float32)
-            told = {"name": item.stem, "savetodir": str(of_features[0].parent), "encoder": item.encoder}
-            write_hdf5(of_features[0], {"features": (features, told), "coords": (coords, attributes)})
+            feature_attributes = {"name": item.stem, "savetodir": str(of_features[0].parent), "encoder": item.encoder}
+            write_hdf5(of_features[0], {"features": (features, feature_attributes), "coords": (coords, attributes)})
         write_hdf5(path, {"coords": (coords, attributes)})
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
@@ -105,8 +105,8 @@ def magnifications(places: Places, name: str) -> tuple[float, float]:
     really = MPP_TIMES_MAGNIFICATION / places.slide_mpp.mean
     own = min(OBJECTIVES, key=lambda power: abs(np.log(power / really)))
     target = own / places.downsample[0]
-    near = min(OBJECTIVES, key=lambda power: abs(power - target))
-    return own, near if abs(target / near - 1) <= _SAME else target
+    objective = min(OBJECTIVES, key=lambda power: abs(power - target))
+    return own, objective if abs(target / objective - 1) <= _SAME else target
 
 
 def _named(places: Places, name: str) -> float:
@@ -117,9 +117,9 @@ def _named(places: Places, name: str) -> float:
     _, target = magnifications(places, name)
     assert places.slide_mpp is not None
     really = MPP_TIMES_MAGNIFICATION / (places.slide_mpp.mean * places.downsample[0])
-    near = min(OBJECTIVES, key=lambda power: abs(np.log(power / really)))
-    if abs(target / near - 1) <= _SAME or abs(really / near - 1) <= _NAMED:
-        return near
+    objective = min(OBJECTIVES, key=lambda power: abs(np.log(power / really)))
+    if abs(target / objective - 1) <= _SAME or abs(really / objective - 1) <= _NAMED:
+        return objective
     five = 5 * round(really / 5)
     return five if five and abs(really / five - 1) <= _SAME * 1.05 else round(really) or really
 

@@ -128,8 +128,8 @@ class EncoderOnDevice:
             reason = f"{name} has no memory for batches of {n:,} tiles"
             raise ConfigError(reason, remedy=f"pass {{batch_size={max(1, n // 2)}}}") from error
         except Exception as error:  # a network may raise anything for unsuitable tiles
-            said = next(iter(str(error).strip().splitlines()), "")
-            reason = f"{name} does not take {n} tiles of {width}×{height} px ({type(error).__name__}: {said})"
+            message = next(iter(str(error).strip().splitlines()), "")
+            reason = f"{name} does not take {n} tiles of {width}×{height} px ({type(error).__name__}: {message})"
             raise ConfigError(
                 reason, remedy="check {input_size=}, or wrap it in a module that takes (n, 3, H, W)"
             ) from error

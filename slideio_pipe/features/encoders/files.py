@@ -77,14 +77,14 @@ def _program(path: Path) -> EncoderFacts:
     with _reading(path):
         program = torch.export.load(path)
     inputs = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    wanted = [inputs[name].meta["val"] for name in program.graph_signature.user_inputs if isinstance(name, str)]
-    if len(wanted) != 1 or not isinstance(wanted[0], Tensor) or wanted[0].ndim != 4:
+    values = [inputs[name].meta["val"] for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 4:
         raise ConfigError("the program takes something else than tiles", slide=str(path), remedy="export (n, 3, H, W)")
-    count, _, height, width = (side if isinstance(side, int) else None for side in wanted[0].shape)
+    count, _, height, width = (side if isinstance(side, int) else None for side in values[0].shape)
     config = dict(_sidecar(path))
     if height is not None and height == width:
         config.setdefault("input_size", height)
-    more = {"batch": count, "dtype": wanted[0].dtype, "autocast": False}
+    more = {"batch": count, "dtype": values[0].dtype, "autocast": False}
     return EncoderFacts(Program(program), path.stem, str(path), file_digest(path), config, **more)  # type: ignore[arg-type]
 
 
@@ -138,5 +138,5 @@ class _reading:  # noqa: N801  # a context manager, used like a function
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._log.setLevel(self._level)
         if isinstance(error, Exception) and not isinstance(error, (ConfigError, MissingExtraError)):
-            said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ConfigError(f"cannot be read ({said})", slide=str(self._path), remedy=_NOT_OPENED) from error
+            message = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ConfigError(f"cannot be read ({message})", slide=str(self._path), remedy=_NOT_OPENED) from error

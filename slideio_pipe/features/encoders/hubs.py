@@ -123,13 +123,13 @@ def _preprocessor(place: str) -> Mapping[str, Any]:
 
 
 def _unavailable(source: str, error: Exception) -> ConfigError:
-    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    message = next(iter(str(error).strip().splitlines()), type(error).__name__)
     remedy = (
         "check the name, download it on a machine with a network, or pass local weights (timm:NAME@FILE, hf:FOLDER)"
     )
-    if "torchvision" in said:
-        return ConfigError(f"cannot be loaded ({said})", slide=source, remedy=import_remedy("torchvision", error))
-    return ConfigError(f"no such encoder ({said})", slide=source, remedy=remedy)
+    if "torchvision" in message:
+        return ConfigError(f"cannot be loaded ({message})", slide=source, remedy=import_remedy("torchvision", error))
+    return ConfigError(f"no such encoder ({message})", slide=source, remedy=remedy)
 
 
 def _last(name: str) -> str:

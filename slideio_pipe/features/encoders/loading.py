@@ -106,12 +106,12 @@ def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, An
         return source
     called, facts = _facts(source)
     config = facts.config.get("pretrained_cfg", facts.config)
-    wanted = {key: value for key, value in given.items() if value is not None}
+    chosen = {key: value for key, value in given.items() if value is not None}
 
     def choose(key: str, found: Any) -> Any:
-        return wanted.get(key, otherwise.get(key) if found is None else found)
+        return chosen.get(key, otherwise.get(key) if found is None else found)
 
-    name = wanted.get("name") or called or config.get("name") or re.sub(r"[^\w.+-]+", "-", facts.name)
+    name = chosen.get("name") or called or config.get("name") or re.sub(r"[^\w.+-]+", "-", facts.name)
     normalize = choose("normalize", _normalize(config))
     size = choose("input_size", _size(config))
     _refuse_unknown(facts, normalize, size)
@@ -186,8 +186,8 @@ def _size(config: Mapping[str, Any]) -> Any:
 
 
 def _interpolation(config: Mapping[str, Any]) -> Any:
-    told = config.get("interpolation")
-    return _PILLOW.get(config["resample"], config["resample"]) if told is None and "resample" in config else told
+    stated = config.get("interpolation")
+    return _PILLOW.get(config["resample"], config["resample"]) if stated is None and "resample" in config else stated
 
 
 def _refuse_unknown(facts: EncoderFacts, normalize: Any, size: Any) -> None:

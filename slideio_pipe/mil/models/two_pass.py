@@ -194,36 +194,36 @@ class EncodedBag:
             raise ConfigError("the features have no gradient", remedy="call loss.backward() before bag.backward()")
         self.pending, self._graph = False, None
         parts = torch.split(gradient, self._sizes)
-        wanted = [k for k, matters in enumerate(_with_gradient(parts)) if matters]
+        chosen = [k for k, matters in enumerate(_with_gradient(parts)) if matters]
         if graph is not None:
             error = self._passes.backward(graph, parts[-1])
             del graph
             if error is not None:
                 raise self._passes.too_large(self._last_chunk()) from error
-            wanted = [k for k in wanted if k < len(parts) - 1]
+            chosen = [k for k in chosen if k < len(parts) - 1]
             if len(parts) == 1:
                 return
-        if wanted or (self._sync and self._passes.is_distributed):
+        if chosen or (self._sync and self._passes.is_distributed):
             # All processes must synchronise, even if no other chunk of this bag has a gradient: any chunk will do.
-            self._second_pass(parts, wanted or [0])
+            self._second_pass(parts, chosen or [0])
 
-    def _second_pass(self, parts: Sequence[Tensor], wanted: Sequence[int]) -> None:
+    def _second_pass(self, parts: Sequence[Tensor], chosen: Sequence[int]) -> None:
         passes, found = self._passes, 0
         with frozen_batch_norm(passes.encoder), _restored_random_state(self.features.device):
             for k, (chunk, _) in enumerate(_marked(self._chunks)):
                 found += len(chunk)
-                if k not in wanted:
+                if k not in chosen:
                     continue
                 _set_random_state(self._states[k], chunk.device)
-                with passes.synchronised(self._sync and k == wanted[-1]):
+                with passes.synchronised(self._sync and k == chosen[-1]):
                     with self._autocast(cache=True):
-                        again = passes.forward(chunk)
-                    self._check_same(k, again)
-                    error = passes.backward(again, parts[k])
+                        repeated = passes.forward(chunk)
+                    self._check_same(k, repeated)
+                    error = passes.backward(repeated, parts[k])
                     if error is not None:
-                        del again
+                        del repeated
                         raise passes.too_large(chunk) from error
-                if k == wanted[-1]:
+                if k == chosen[-1]:
                     return
         raise ConfigError(f"the second pass gave {found} tiles, the first {sum(self._sizes)}", remedy=_REMEDY)
 
@@ -233,15 +233,15 @@ class EncodedBag:
                 return chunk
         raise ConfigError("the second pass gave no tile", remedy=_REMEDY)
 
-    def _check_same(self, number: int, again: Tensor) -> None:
+    def _check_same(self, number: int, repeated: Tensor) -> None:
         """Raise if a chunk has changed: a wrong gradient would only show in poor results."""
         start = sum(self._sizes[:number])
         before = self.features.detach()[start : start + self._sizes[number]]
-        if again.shape != before.shape:
-            reason = f"chunk {number} has {len(again)} tiles in the second pass, {len(before)} in the first"
+        if repeated.shape != before.shape:
+            reason = f"chunk {number} has {len(repeated)} tiles in the second pass, {len(before)} in the first"
             raise ConfigError(reason, remedy=_REMEDY)
-        most = _TOLERANCE.get(again.dtype, 1e-3) * before.abs().max().clamp(min=1e-6)
-        same = (again.detach() - before).abs().max() <= most
+        most = _TOLERANCE.get(repeated.dtype, 1e-3) * before.abs().max().clamp(min=1e-6)
+        same = (repeated.detach() - before).abs().max() <= most
         if not bool(same | ~before.isfinite().all()):  # NaN in the loss is left to the caller
             raise ConfigError(f"chunk {number} has other features in the second pass", remedy=_REMEDY)
 

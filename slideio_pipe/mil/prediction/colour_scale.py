@@ -119,18 +119,18 @@ class ColourScale:
     def bar(self, height: int) -> Image.Image:
         """Return a vertical colour bar with its numbers."""
         font, line = ImageFont.load_default(14), 20
-        words = [self.name.replace("probability", "probability of"), *([self.unit] if self.unit else [])]
-        words = [picture.drawable(word) for word in words]
+        texts = [self.name.replace("probability", "probability of"), *([self.unit] if self.unit else [])]
+        texts = [picture.drawable(word) for word in texts]
         draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
         labels = [self.text(tick) for tick in self.ticks]
         width = round(
-            max([40 + max(draw.textlength(text, font) for text in labels)] + [draw.textlength(w, font) for w in words])
+            max([40 + max(draw.textlength(text, font) for text in labels)] + [draw.textlength(w, font) for w in texts])
         )
         sheet = Image.new("RGB", (width + 4, height), _PAPER)
         draw = ImageDraw.Draw(sheet)
-        for number, word in enumerate(words):
+        for number, word in enumerate(texts):
             draw.text((0, number * line), word, _INK, font)
-        top, bottom = len(words) * line + 12, height - 12
+        top, bottom = len(texts) * line + 12, height - 12
         ramp = _MAP[np.linspace(255, 0, bottom - top).round().astype(np.int64)]
         sheet.paste(Image.fromarray(np.repeat(ramp[:, None], 18, 1)), (0, top))
         for tick, label in zip(self.ticks, labels, strict=True):
@@ -142,8 +142,8 @@ class ColourScale:
 
 def _map() -> NDArray[np.uint8]:
     """Return 256 colours, evenly spaced over those that are used."""
-    wanted = np.linspace(_FIRST, 255, 256)
-    bands = [np.interp(wanted, np.arange(256), band) for band in _INFERNO.T]
+    positions = np.linspace(_FIRST, 255, 256)
+    bands = [np.interp(positions, np.arange(256), band) for band in _INFERNO.T]
     return np.asarray(np.rint(np.stack(bands, 1)), np.uint8)
 
 

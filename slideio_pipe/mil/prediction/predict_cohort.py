@@ -205,9 +205,9 @@ class _Pictures:
     frame: Frame = "qupath"
 
     def write(self, prediction: Prediction, slide: CohortSlide, folder: Path) -> list[str]:
-        there = [name for name in FILES if (folder / name).exists()]
-        if there and not self.overwrite:
-            raise OutputExistsError("is there already", slide=str(folder / there[0]), remedy="pass {overwrite=True}")
+        existing = [name for name in FILES if (folder / name).exists()]
+        if existing and not self.overwrite:
+            raise OutputExistsError("is there already", slide=str(folder / existing[0]), remedy="pass {overwrite=True}")
         make_folder(folder)
         prediction.to_csv(folder / "tiles.csv", overwrite=True)
         files = ["tiles.csv"]

@@ -85,8 +85,8 @@ class Prediction:
         ConfigError
             The model has no such scores.
         """
-        wanted = checked_scores(kind) or self.default_scores
-        if wanted == "attention":
+        chosen = checked_scores(kind) or self.default_scores
+        if chosen == "attention":
             return self.attention
         if self.instances is None:
             remedy = 'pass {scores="attention"}'
@@ -125,9 +125,9 @@ class Prediction:
         ConfigError
             The positions of the tiles are unknown, or the model has no such scores.
         """
-        wanted = checked_scores(kind) or self.default_scores
-        values, (coords, side) = self.scores(wanted), self.places()
-        if wanted == "attention":
+        chosen = checked_scores(kind) or self.default_scores
+        values, (coords, side) = self.scores(chosen), self.places()
+        if chosen == "attention":
             values = values * len(values)
             scale = ColourScale.of_attention(values)
         elif isinstance(self.task, Classification):
@@ -137,10 +137,10 @@ class Prediction:
         return TileScores(self.slide, values, scale, coords, side, self.affine, self._title(), self.tissue)
 
     def _title(self) -> str:
-        said = f"predicted {self.sentence()}" if "predicted" in self.said else self.sentence()
+        text = f"predicted {self.sentence()}" if "predicted" in self.said else self.sentence()
         if not isinstance(self.task, Classification | Regression) or self.label is None:
-            return said
-        return f"{said}, label {self.label}"
+            return text
+        return f"{text}, label {self.label}"
 
     # -- output --------------------------------------------------------------------------------------------------
 
@@ -266,5 +266,5 @@ def checked_scores(kind: Any) -> Scores | None:
     """
     if kind is not None and kind not in SCORES:
         raise ConfigError(f"no scores {kind!r}", remedy='pass {scores="attention"} or {scores="instance"}')
-    wanted: Scores | None = kind
-    return wanted
+    checked: Scores | None = kind
+    return checked

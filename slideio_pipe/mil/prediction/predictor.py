@@ -207,9 +207,9 @@ class Predictor:
         return ("risk",), logits.numpy()
 
     def _no_encoder(self, name: str) -> ConfigError:
-        whose = "" if self.features is None else f" of {self.features}"
+        encoder = "" if self.features is None else f" of {self.features}"
         return ConfigError(
-            f"the model takes features{whose}, {self.width:,} per tile, and this has none",
+            f"the model takes features{encoder}, {self.width:,} per tile, and this has none",
             slide=name,
             remedy="run slideio-pipe features first, or say what made those of the training: {encoder=…}",
         )
@@ -335,8 +335,8 @@ def _fill(module: nn.Module, weights: Mapping[str, Any], path: Path, what: str) 
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        said = " ".join(str(error).split())[:300]
-        reason = f"its weights are not those of {what} ({said})"
+        message = " ".join(str(error).split())[:300]
+        reason = f"its weights are not those of {what} ({message})"
         raise ConfigError(
             reason, slide=str(path), remedy="pass the checkpoint, and the encoder, of one training"
         ) from None

@@ -75,11 +75,11 @@ def _merged(scores: TileScores, to_file: Affine) -> list[dict[str, Any]]:
     covered = ~np.isnan(values)
     bins = np.where(covered, scores.scale.bin_of(np.nan_to_num(values, nan=scores.scale.low)), -1)
     for number in range(len(scores.scale.bins())):
-        here = bins == number
-        if not here.any():
+        in_bin = bins == number
+        if not in_bin.any():
             continue
-        facts = {f"mean {scores.scale.name}": float(values[here].mean())}
-        for polygon in mask_to_polygons(here):
+        facts = {f"mean {scores.scale.name}": float(values[in_bin].mean())}
+        for polygon in mask_to_polygons(in_bin):
             rings = [np.round((to_file @ scores.map.affine).apply(ring), 3).tolist() for ring in polygon]
             found.append(_feature(scores, "annotation", number, [[*ring, ring[0]] for ring in rings], facts))
     return found

@@ -83,8 +83,8 @@ def _measured(task: Task, found: Sequence[Predicted], targets: torch.Tensor, boo
 
 def _has_columns(task: Task, slides: Sequence[CohortSlide]) -> bool:
     """Return whether the cohort has the task's columns."""
-    wanted = {task.time, task.event} if isinstance(task, Survival) else {str(task.settings()["column"])}
-    return all(name == "label" or any(name in dict(slide.other) for slide in slides) for name in wanted)
+    columns = {task.time, task.event} if isinstance(task, Survival) else {str(task.settings()["column"])}
+    return all(name == "label" or any(name in dict(slide.other) for slide in slides) for name in columns)
 
 
 def _warn_of_trained(parts: Mapping[str, Measured], count: int) -> None:

@@ -177,9 +177,9 @@ def _header(path: Path) -> Dataset:
         found = Dataset()
         found.file_meta = meta
         return found
-    wanted: list[BaseTag | int] = [Tag(name) for name in _WANTED]
+    tags: list[BaseTag | int] = [Tag(name) for name in _WANTED]
     with path.open("rb") as file:
-        return read_partial(file, stop_when=lambda tag, vr, length: tag >= _PER_FRAME_GROUPS, specific_tags=wanted)
+        return read_partial(file, stop_when=lambda tag, vr, length: tag >= _PER_FRAME_GROUPS, specific_tags=tags)
 
 
 def _instance(path: Path, header: Dataset) -> Instance:

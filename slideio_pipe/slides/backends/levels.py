@@ -47,9 +47,9 @@ def place_levels(
     LeftOutLevelsWarning
         A level's size fits neither the stated nor a whole downsample. It is not used: finer levels replace it.
     """
-    said = _drop_constant(sizes, stated)
-    padded = any(d is None and _seems_padded(sizes[0], s, t) for s, d, t in zip(sizes, said, tiles, strict=True))
-    placed = [_place(sizes[0], *level, padded=padded) for level in zip(sizes, said, tiles, strict=True)]
+    downsamples = _drop_constant(sizes, stated)
+    padded = any(d is None and _seems_padded(sizes[0], s, t) for s, d, t in zip(sizes, downsamples, tiles, strict=True))
+    placed = [_place(sizes[0], *level, padded=padded) for level in zip(sizes, downsamples, tiles, strict=True)]
     kept = tuple(index for index, found in enumerate(placed) if found is not None)
     if len(kept) < len(sizes):
         left = ", ".join(f"{w} × {h}" for w, h in (sizes[index] for index in range(len(sizes)) if index not in kept))

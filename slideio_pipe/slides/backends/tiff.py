@@ -74,8 +74,8 @@ class TiffBackend:
         base = self._header.levels[0]
         if self._header.vendor == "aperio" and base.leaves_out_tiles:
             counts = base.page.databytecounts
-            lost = sum(not (count and offset) for count, offset in zip(counts, base.page.dataoffsets, strict=False))
-            reason = f"{lost:,} of {len(counts):,} stored tiles of level 0 are empty in the file: they are white"
+            missing = sum(not (count and offset) for count, offset in zip(counts, base.page.dataoffsets, strict=False))
+            reason = f"{missing:,} of {len(counts):,} stored tiles of level 0 are empty in the file: they are white"
             warn_caller(SkippedWarning(f"{self._path.name}: {reason}"))
 
     def level_image(self, level: int) -> Any:

@@ -114,6 +114,6 @@ def page_name(page: Any) -> str:
 def is_aperio_level(page: Any, base: Any) -> bool:
     """Whether Aperio's description states that the page is the base at a lower resolution, with both sizes."""
     lines = str(page.description or "").splitlines()
-    said = _APERIO_LEVEL.match(lines[1]) if lines[1:] and lines[0].startswith("Aperio") else None
+    match = _APERIO_LEVEL.match(lines[1]) if lines[1:] and lines[0].startswith("Aperio") else None
     sizes = (base.imagewidth, base.imagelength, page.imagewidth, page.imagelength)
-    return said is not None and tuple(map(int, said.groups())) == sizes
+    return match is not None and tuple(map(int, match.groups())) == sizes

@@ -138,9 +138,9 @@ class TileDecoder:
         for row in range(rect.y // height, -(-(rect.y + rect.height) // height)):
             for column in range(rect.x // width, -(-(rect.x + rect.width) // width)):
                 cut = Rect(column * width, row * height, width, height)
-                seen = cut.intersect(rect)
-                pixels = self.read(column, row)[seen.y - cut.y :, seen.x - cut.x :][: seen.height, : seen.width]
-                out[seen.y - rect.y :, seen.x - rect.x :][: seen.height, : seen.width] = pixels
+                part = cut.intersect(rect)
+                pixels = self.read(column, row)[part.y - cut.y :, part.x - cut.x :][: part.height, : part.width]
+                out[part.y - rect.y :, part.x - rect.x :][: part.height, : part.width] = pixels
         return out
 
     def _span(self, index: int) -> tuple[int, int] | None:
