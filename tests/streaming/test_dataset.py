@@ -202,7 +202,7 @@ def test_numbers_beyond_the_cohort(slides: list[Path]) -> None:
         dataset[2]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.system)])
 def test_a_plain_data_loader(slides: list[Path], workers: int) -> None:
     """torch's own loader takes it, in spawned workers too; errors keep their class."""
     dataset = sp.BagDataset(slides, PLAIN | {"max_tiles": 6})
@@ -227,6 +227,7 @@ def tiles_of(items: Iterable[sp.WholeBag]) -> dict[str, torch.Tensor]:
     return {whole.bag: whole.tiles for whole in items}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
 def test_a_data_loader_draws_by_the_epoch(slides: list[Path], options: dict[str, Any]) -> None:
     """set_epoch reaches workers that live on: each epoch is what the dataset itself gives in that epoch."""
@@ -262,6 +263,7 @@ def test_a_loop_without_set_epoch_is_warned_once(slides: list[Path]) -> None:
     assert len(list(plain)) == len(list(plain)) == 2  # nothing is drawn: nothing is repeated
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_warn_of_repeats(slides: list[Path], persistent: bool, capfd: pytest.CaptureFixture[str]) -> None:
     """Also workers that are new in each epoch know what the ones before have read; one of them says it."""
