@@ -7,6 +7,7 @@ folders are tested on all cores, single files and ``system`` in one process.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -58,6 +59,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark in LONG:
             if (TESTS / mark) in item.path.parents:
                 item.add_marker(mark)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of later collections of garbage, which many tests ask for: half a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

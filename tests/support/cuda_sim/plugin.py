@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -23,12 +22,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.fixturenames.append("simulated_cuda")
         names = [policy if policy == "lazy" else f"{policy}{seed}" for policy, seed in ORDERS]
         metafunc.parametrize("simulated_cuda", ORDERS, ids=names, indirect=True)
-
-
-def pytest_collection_finish() -> None:
-    """Leave what was imported out of later collections of garbage, which tests ask for after each of them."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture
