@@ -63,13 +63,9 @@ class StainJitter(ColourTransform):
         super().__init__(always_apply=always_apply, p=p)
         owner = type(self).__name__
         self.basis = _basis_argument(basis, owner)
+        self.needs_slide = self.basis == "slide"
         self.alpha = _positive(owner, "alpha", alpha)
         self.beta = span(owner, "beta", beta, about=0, low=-6, high=6)
-
-    @property
-    def needs_slide(self) -> bool:
-        """Whether the slide's own colours must be measured first."""
-        return self.basis == "slide"
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one map in optical density."""
@@ -105,16 +101,12 @@ class StainNormalize(ColourTransform):
         super().__init__(always_apply=always_apply, p=p)
         owner = type(self).__name__
         self.target, self.basis = _basis_argument(target, owner), _basis_argument(basis, owner)
+        self.needs_slide = self.basis == "slide"
         if self.target == "slide":
             raise ConfigError(f'{owner}: target="slide"', remedy='pass target="macenko", "hed" or a 3×3')
         if strength is None and self.target == "macenko":
             strength = MACENKO_STRENGTH
         self.strength = None if strength is None else _positive_triple(owner, "strength", strength)
-
-    @property
-    def needs_slide(self) -> bool:
-        """Whether the slide's own colours must be measured first."""
-        return self.basis == "slide"
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one map in optical density; nothing is random."""
@@ -211,11 +203,7 @@ class RandStainNA(ColourTransform):
         else:
             first, second = source
             self.source = (as_triple(triples(owner, "source", first)), _positive_triple(owner, "source", second))
-
-    @property
-    def needs_slide(self) -> bool:
-        """Whether the slide's own colours must be measured first."""
-        return self.source == "slide"
+        self.needs_slide = self.source == "slide"
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one linear map per channel of Lab."""

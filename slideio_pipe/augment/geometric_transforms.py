@@ -129,9 +129,6 @@ class RandomAffine(GeometricTransform):
 class Rotate90(GeometricTransform):
     """Zero to three quarter turns, equally likely; exact, and the sides swap."""
 
-    def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
-        super().__init__(always_apply=always_apply, p=p)
-
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one of four turns."""
         return quarter_turns(int(rng.integers(4)), size)

@@ -151,11 +151,6 @@ def _stained(pixels: ArrayLike, owner: str, slide: str | None) -> NDArray[np.flo
     return density
 
 
-def slide_basis(slide: SampledSlide, mask: SampledMask | None = None, seed: int = 0) -> NDArray[np.float64]:
-    """Return the (3, 3) basis of a slide, from tissue tiles at full resolution; see ``slide_colour``."""
-    return np.asarray(slide_colour(slide, mask, seed).basis)
-
-
 def slide_colour(
     slide: SampledSlide,
     mask: SampledMask | None = None,

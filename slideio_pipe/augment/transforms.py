@@ -53,16 +53,16 @@ class OurTransform:
 
     p: float
     always_apply: bool
-    without_slide = ""  # the argument with which the slide's own colours are not needed
+    needs_slide = False  # whether the slide's own colours must be measured first
+    without_slide = ""  # the argument with which they need not be
+
+    def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
+        checked = number(type(self).__name__, "p", p, low=0, high=1)
+        super().__init__(always_apply, checked)  # type: ignore[call-arg]  # albumentationsxl's
 
     @abstractmethod
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return what to do to an image of ``size``, with all randomness from ``rng``."""
-
-    @property
-    def needs_slide(self) -> bool:
-        """Whether the slide's own colours must be measured first."""
-        return False
 
     # -- inside A.Compose ----------------------------------------------------------------------------------------
 
@@ -105,15 +105,9 @@ class OurTransform:
 class ColourTransform(OurTransform, A.ImageOnlyTransform, ABC):  # type: ignore[misc]  # albumentationsxl has no types
     """Changes colours and leaves masks unchanged."""
 
-    def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
-        super().__init__(always_apply, _probability(type(self).__name__, p))
-
 
 class GeometricTransform(OurTransform, A.DualTransform, ABC):  # type: ignore[misc]  # albumentationsxl has no types
     """Moves pixels, of a mask with nearest neighbour; outside the image is white, outside the mask 0."""
-
-    def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
-        super().__init__(always_apply, _probability(type(self).__name__, p))
 
     def apply_to_mask(self, img: Any, draw_seed: int = 0, **params: Any) -> Any:
         """Return the mask, of any format and number of bands, moved like the image."""
@@ -229,7 +223,3 @@ def triples(owner: str, name: str, values: Any) -> NDArray[np.float64]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _probability(owner: str, p: Any) -> float:
-    return number(owner, "p", p, low=0, high=1)

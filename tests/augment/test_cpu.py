@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 import pytest
 from augment_reference import COLOURS, random_chain
+from batch_colours import apply_cpu
 from skimage import color
 
-from slideio_pipe.augment.executors.cpu import ColourProgram, apply_cpu
+from slideio_pipe.augment.executors.cpu import ColourProgram
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Saturation, Stain, Tone
 from slideio_pipe.errors import ConfigError
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import pyvips
 import torch
+from batch_colours import apply_cpu
 from cuda_device import DEVICES
+from device_warp import warp
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis_profiles import examples
@@ -21,8 +23,7 @@ from scipy import ndimage, stats
 from skimage import color
 
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.executors.cpu import apply_cpu
-from slideio_pipe.augment.executors.device import CHUNK_PX, DeviceProgram, warp
+from slideio_pipe.augment.executors.device import CHUNK_PX, DeviceProgram
 from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.errors import ConfigError
@@ -311,6 +312,12 @@ def test_empty_batches_pass() -> None:
     assert DeviceProgram([], normalize=Normalize.imagenet())(nothing).shape == (0, 3, 8, 8)
     assert DeviceProgram(CHAINS["light"], normalize=None)(nothing).shape == (0, 3, 8, 8)
     assert warp(nothing, np.empty((0, 6)), Size(5, 4)).shape == (0, 3, 4, 5)
+
+
+def test_warp_mirrors() -> None:
+    """A tile mirrored onto a wider canvas, with white beyond its edge."""
+    tile = torch.arange(12, dtype=torch.uint8).view(1, 3, 2, 2)
+    assert warp(tile, [[-1, 0, 2, 0, 1, 0]], Size(3, 2))[0, 0].tolist() == [[1, 0, 255], [3, 2, 255]]
 
 
 @pytest.mark.parametrize("name", CHAINS)

@@ -14,10 +14,10 @@ import pyvips
 import scipy.ndimage
 import torch
 from augment_reference import COLOURS, random_chain
+from batch_colours import apply_cpu
 from PIL import Image
 
 from slideio_pipe.augment.draw import Draw
-from slideio_pipe.augment.executors.cpu import apply_cpu
 from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.errors import ConfigError

@@ -23,9 +23,8 @@ from benchmark import parsed, parser_of, require
 from numpy.typing import NDArray
 from skimage import color
 
-from slideio_pipe.augment.executors.device import DeviceProgram, warp
+from slideio_pipe.augment.executors.device import DeviceProgram
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Operation, Stain, Tone
-from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
@@ -102,13 +101,6 @@ def rows(args: argparse.Namespace, device: torch.device) -> None:
             runs["compiled"] = lambda fused=fused: fused(tiles)
         runs["float64"] = lambda chains=chains: [plain(pixels[k], chains[k]) for k in range(4)]
         report(name, interleaved(runs, args.rounds, device), args.batch)
-    size = Size(args.size, args.size)
-    turned = Affine(a=0.9, b=-0.4, c=60, d=0.4, e=0.9, f=-40).as_tuple()
-    report(
-        "warp",
-        interleaved({"eager": lambda: warp(tiles, [turned] * args.batch, size)}, args.rounds, device),
-        args.batch,
-    )
 
 
 def report(name: str, seconds: dict[str, float], batch: int) -> None:

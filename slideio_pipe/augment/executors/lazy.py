@@ -5,8 +5,8 @@ Three ways to compute colours, each with one rounding at the end:
 - Tones, saturation and stain become alternating tables and matrices, which libvips runs without branches, in ushort
   fixed point: 21 to 30 ns per pixel for a stain, with any number of tones around it.
 - Hue, Lab and noise need steps that libvips has only in 8 bits, or at 60 to 230 ns per pixel. A chain with one of them
-  runs in ``ColourProgram``, tile by tile, when libvips requests the tile: the same pixels as ``apply_cpu``, for 5 ns
-  per pixel more. libvips requests one such tile at a time; in raster order, threads compute the next ones ahead.
+  runs in ``ColourProgram``, tile by tile, when libvips requests the tile: the pixels of decoded tiles, for 5 ns per
+  pixel more. libvips requests one such tile at a time; in raster order, threads compute the next ones ahead.
 - A transform of albumentationsxl that is not translated to operations builds its own graph.
 """
 
