@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -151,8 +151,23 @@ def _encoded(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]
         sink = io.BytesIO()
         require("pyarrow.parquet", "parquet").write_table(require("pyarrow", "parquet").table(columns), sink)
         return sink.getvalue()
+    return csv_bytes(header, rows)
+
+
+def csv_bytes(header: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return rows as CSV in UTF-8, with a header; a missing cell and None are empty.
+
+    >>> csv_bytes(["slide", "tiles"], [{"slide": "a.svs", "tiles": 3}])
+    b'slide,tiles\\na.svs,3\\n'
+    """
+    columns = list(header)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([[row.get(name, "") for name in header] for row in rows])
-    return text.getvalue().encode("utf-8")
+    writer.writerow(columns)
+    writer.writerows([row.get(name, "") for name in columns] for row in rows)
+    return text.getvalue().encode()
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names of all cells, each once, in the order of their first row."""
+    return list(dict.fromkeys(name for row in rows for name in row))

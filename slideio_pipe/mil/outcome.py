@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import warnings
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.table import columns_of, csv_bytes
 from slideio_pipe.errors import MissingExtraError, SkippedWarning
 from slideio_pipe.files import write_file
 from slideio_pipe.mil.divisions import Division
@@ -85,7 +84,7 @@ def fitted_of(folder: Path, runs: Sequence[Predicted], config: TrainConfig) -> F
 def write_outcome(fitted: Fitted, runs: Sequence[Predicted], config: TrainConfig) -> None:
     """Write ``config.yaml``, ``predictions.csv``, ``metrics.json`` and the plots."""
     write_config(fitted.folder, config)
-    write_file(fitted.predictions, _predictions(runs).encode(), overwrite=True)
+    write_file(fitted.predictions, _predictions(runs), overwrite=True)
     text = json.dumps(fitted.summary(), indent=2)
     write_file(fitted.folder / "metrics.json", f"{text}\n".encode(), overwrite=True)
     _draw(fitted, runs)
@@ -156,19 +155,14 @@ def _draw(fitted: Fitted, runs: Sequence[Predicted]) -> None:
         warnings.warn(f"no plots: {error}", SkippedWarning, stacklevel=2)
 
 
-def _predictions(runs: Sequence[Predicted]) -> str:
+def _predictions(runs: Sequence[Predicted]) -> bytes:
     rows = []
     for run in runs:
         for part, (cohort, logits, _) in run.parts.items():
             for slide, logit in zip(cohort, logits, strict=True):
                 known = {"slide": slide.name, "patient": slide.patient or "", "division": run.division.name}
                 rows.append(known | {"split": part, "label": _label(slide, run.task)} | run.task.predict(logit))
-    text = io.StringIO(newline="")
-    if rows:
-        writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()
+    return csv_bytes(columns_of(rows), rows) if rows else b""
 
 
 def _label(slide: Any, task: Task) -> Any:
@@ -188,8 +182,4 @@ def write_config(folder: Path, config: TrainConfig) -> None:
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Write ``history.csv``, a row per epoch."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_file(folder / "history.csv", text.getvalue().encode(), overwrite=True)
+    write_file(folder / "history.csv", csv_bytes(history[0], history), overwrite=True)

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class Classification:
     classes: tuple[str, ...]
     weights: tuple[float, ...]  # one per class
     column: str = "label"
+    separable: ClassVar[bool] = True
 
     @classmethod
     def of(
@@ -99,10 +100,6 @@ class Classification:
     @property
     def outputs(self) -> int:
         return 1 if len(self.classes) == 2 else len(self.classes)
-
-    @property
-    def separable(self) -> bool:
-        return True
 
     def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
         """Return the number of each slide's class, (n,)."""
@@ -148,6 +145,8 @@ class Regression:
     mean: float
     std: float
     column: str = "label"
+    outputs: ClassVar[int] = 1
+    separable: ClassVar[bool] = True
 
     @classmethod
     def of(cls, slides: Sequence[CohortSlide], *, column: str = "label") -> Regression:
@@ -164,14 +163,6 @@ class Regression:
         if not spread > 0:
             raise ConfigError(f"every {column} of the training slides is {values[0]:g}", remedy="look at the labels")
         return cls(float(values.mean()), spread, column)
-
-    @property
-    def outputs(self) -> int:
-        return 1
-
-    @property
-    def separable(self) -> bool:
-        return True
 
     def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
         """Return the number of each slide, (n,).
@@ -203,6 +194,8 @@ class Survival:
 
     time: str = "time"
     event: str = "event"
+    outputs: ClassVar[int] = 1
+    separable: ClassVar[bool] = False
 
     @classmethod
     def of(cls, slides: Sequence[CohortSlide], *, time: str = "time", event: str = "event") -> Survival:
@@ -219,14 +212,6 @@ class Survival:
         if not bool((known[:, 1] == 1).any()):
             raise ConfigError(f"no training slide has an {event}", remedy="look at the cohort and its splits")
         return task
-
-    @property
-    def outputs(self) -> int:
-        return 1
-
-    @property
-    def separable(self) -> bool:
-        return False
 
     def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
         """Return time and event, (n, 2).

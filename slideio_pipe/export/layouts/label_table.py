@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slideio_pipe.cohort.table import csv_bytes
 from slideio_pipe.errors import OutputExistsError
 from slideio_pipe.files import replacing
 
@@ -48,12 +48,8 @@ def write_rows(
     columns, existing = _read(path, key)
     kept = [row for row in existing if row[key] not in now]
     names = list(rows[0]) if not kept else list(dict.fromkeys([*columns, *rows[0]]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*kept, *rows])
     with replacing(path) as partial:
-        partial.write_text(text.getvalue(), encoding="utf-8")
+        partial.write_bytes(csv_bytes(names, [*kept, *rows]))
     return [path]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,6 +13,7 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.names import stem_of
 from slideio_pipe.cohort.slide_files import files_in
+from slideio_pipe.cohort.table import columns_of, csv_bytes
 from slideio_pipe.errors import (
     ConfigError,
     OutputExistsError,
@@ -163,7 +162,7 @@ def predict_cohort(
     if place is not None:
         make_folder(place)
         table = place / TABLE
-        write_file(table, _table(done).encode(), overwrite=overwrite)
+        write_file(table, _table(done), overwrite=overwrite)
     every, parts = _measured(predictor, found, done)
     return PredictedCohort(tuple(done), table, every.metrics, every.slides, parts)
 
@@ -306,11 +305,6 @@ def _folders(cohort: Cohort, place: Path | None) -> list[Path | None]:
     return [place / name for name in names]
 
 
-def _table(done: Sequence[PredictedSlide]) -> str:
+def _table(done: Sequence[PredictedSlide]) -> bytes:
     rows = [slide.row() for slide in done if slide.prediction is not None]
-    text = io.StringIO(newline="")
-    header = list(dict.fromkeys(name for row in rows for name in row)) or ["slide"]
-    writer = csv.DictWriter(text, header, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_bytes(columns_of(rows) or ["slide"], rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from slideio_pipe.cohort.table import csv_bytes
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import write_file
 from slideio_pipe.geometry import Affine, Mpp, Rect
@@ -204,11 +203,9 @@ class Prediction:
         for number, name in enumerate(self.instance_names):
             if self.instances is not None:
                 columns[name] = self.instances[:, number]
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
-        write_file(Path(path), text.getvalue().encode(), overwrite=overwrite)
+        cells = zip(*(column.tolist() for column in columns.values()), strict=True)
+        rows = (dict(zip(columns, row, strict=True)) for row in cells)
+        write_file(Path(path), csv_bytes(columns, rows), overwrite=overwrite)
 
     # -- text ----------------------------------------------------------------------------------------------------
 
