@@ -8,9 +8,11 @@ import importlib.metadata
 import os
 import shutil
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from slideio_pipe.errors import OutputError, OutputExistsError, SlideioPipeError
 
@@ -26,6 +28,20 @@ REMEDIES = {
     errno.EISDIR: "choose another name: a folder is in the way",
     errno.ENOENT: "make the folder first",
 }
+
+
+class Closable(ABC):
+    """What holds files or threads until ``close``; a ``with`` block closes it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release them."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @contextmanager

@@ -131,7 +131,6 @@ class Note(Protocol):
 
     def __call__(self, text: str, *, lasting: bool = False) -> object:
         """Show a text beside the bar; without a bar, print it as a line if it is ``lasting``."""
-        ...
 
 
 @contextmanager

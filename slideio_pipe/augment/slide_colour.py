@@ -60,18 +60,15 @@ class SampledSlide(Protocol):
     @property
     def name(self) -> str:
         """The slide's name."""
-        ...
 
     @property
     def dimensions(self) -> Size:
         """The size of level 0."""
-        ...
 
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]: ...
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """Return a rectangle of a level, its corner in level-0 px."""
-        ...
 
 
 class SampledMask(Protocol):
@@ -80,12 +77,10 @@ class SampledMask(Protocol):
     @property
     def mask(self) -> NDArray[np.bool_]:
         """(h, w), True on tissue."""
-        ...
 
     @property
     def affine(self) -> Affine:
         """From mask px to level-0 px."""
-        ...
 
 
 def estimate_basis(

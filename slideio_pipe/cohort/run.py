@@ -52,15 +52,12 @@ class CohortWork(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]:
         """Return the settings that the outputs depend on, as JSON values."""
-        ...
 
     def output(self, slide: CohortSlide) -> Path:
         """Return the path at which a slide's output appears when it is complete."""
-        ...
 
     def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
         """Do the work, in a worker; return the entries for the ledger, as JSON values."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,11 +67,9 @@ class FeatureWriter(Protocol):
 
     def missing(self, job: Job) -> list[str]:
         """Return the encoders whose features of a slide are missing; raises an error that makes the slide fail."""
-        ...
 
     def keep(self, job: Job, bag: BagMetadata, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Write the features of a slide, and return the entries for its ledger; called in a thread."""
-        ...
 
 
 @dataclass(slots=True, eq=False)

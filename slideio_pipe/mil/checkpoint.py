@@ -46,7 +46,6 @@ class Resumable(Protocol):
 
     def where(self) -> list[dict[str, Any]]:
         """Return the position of each process's source within its epoch."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,6 @@ def measure(
         one of the slides' classes are dropped. Fewer than ``MIN_PATIENTS`` patients have no interval.
     seed : int
         Seed of the resampling.
-        Of the resampling.
 
     Raises
     ------

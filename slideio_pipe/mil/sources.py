@@ -51,19 +51,15 @@ class Source(Protocol):
 
     def contents(self) -> list[str | None]:
         """Return a fingerprint of each slide's content."""
-        ...
 
     def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
         """Yield this process's bags of an epoch, or those that remain after ``state``."""
-        ...
 
     def state(self) -> dict[str, Any]:
         """Return the position in the epoch, between two bags, as JSON values."""
-        ...
 
     def close(self) -> None:
         """Stop threads and close files."""
-        ...
 
 
 class FeatureSource:

@@ -26,28 +26,22 @@ class Task(Protocol):
     @property
     def outputs(self) -> int:
         """Number of logits of the model."""
-        ...
 
     @property
     def separable(self) -> bool:
         """Whether the loss of several slides is the mean of their losses."""
-        ...
 
     def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
         """Return the targets of slides, (n, …) float64, NaN if unknown."""
-        ...
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the scalar loss of (n, outputs) logits."""
-        ...
 
     def predict(self, logits: Tensor) -> dict[str, Any]:
         """Return the prediction for one slide's logits, by column of ``predictions.csv``."""
-        ...
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of ``task_of``, as JSON values."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

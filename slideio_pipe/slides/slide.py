@@ -21,7 +21,7 @@ from slideio_pipe.errors import (
     ConfigError,
     CorruptSlideError,
 )
-from slideio_pipe.files import file_fingerprint
+from slideio_pipe.files import Closable, file_fingerprint
 from slideio_pipe.geometry import Affine, Mpp, Rect, Size
 from slideio_pipe.images import picture
 from slideio_pipe.images.vips import check_process
@@ -93,7 +93,7 @@ def open_slide(
         ) from error
 
 
-class Slide(SlideHeader):
+class Slide(SlideHeader, Closable):
     """An open slide, made by ``open_slide``; pickled by path; a context manager.
 
     Attributes
@@ -329,12 +329,6 @@ class Slide(SlideHeader):
     def close(self) -> None:
         """Release the file, which is closed when no image of it is in use; views and bags cannot read then."""
         self._opened = None
-
-    def __enter__(self) -> Slide:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, self._reopen

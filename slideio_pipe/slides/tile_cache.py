@@ -23,7 +23,6 @@ class Owner(Protocol):
     @property
     def serial(self) -> int:
         """A number that is unique in this process."""
-        ...
 
 
 class DecodedTiles:

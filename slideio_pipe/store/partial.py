@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from slideio_pipe.errors import OutputExistsError
 from slideio_pipe.files import disk_errors, put_folder_in_place, put_in_place, rename, write_durably
@@ -61,9 +60,7 @@ class PartialStore:
                 raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
     def begin(self, files: Mapping[str, bytes]) -> None:

@@ -6,13 +6,13 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.files import Closable
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.store.feature_arrays import encoder_names, stored_features
@@ -25,7 +25,7 @@ from slideio_pipe.tiles.reader import empty_tiles
 STORAGE_KEYS = ("version", "pixels")
 
 
-class StoredBag(ArrayLikeBag):
+class StoredBag(ArrayLikeBag, Closable):
     """The tiles of one slide in a ``.bag.zarr``: ``(N, H, W, 3)`` uint8, with coordinates and label.
 
     Pickled by path. Safe to read from several threads; keeps at most 16 file descriptors, from the first read until
@@ -149,14 +149,6 @@ class StoredBag(ArrayLikeBag):
     def close(self) -> None:
         """Close the file descriptors; a later read opens new ones."""
         self._reader.close()
-
-    def __enter__(self) -> StoredBag:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Callable[[Path], StoredBag], tuple[Path]]:
         return type(self), (self.path,)

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.files import Closable
 from slideio_pipe.streaming.chunks import Chunk, FailedBag
 from slideio_pipe.streaming.epochs import Epochs, Items
 from slideio_pipe.streaming.stream import TileBatch
 from slideio_pipe.streaming.whole_bag import BagAssembler, WholeBag
 
 
-class ChunkStream(Iterator[TileBatch]):
+class ChunkStream(Iterator[TileBatch], Closable):
     """The chunks of one epoch; made by ``iter(loader)``.
 
     Returning its last chunk ends the epoch, also if no other chunk is requested. Leaving the loop early, an exception,
@@ -90,14 +91,8 @@ class ChunkStream(Iterator[TileBatch]):
         if self._epochs.is_running(self._stage):
             self._epochs.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class BagStream(Iterator[WholeBag]):
+class BagStream(Iterator[WholeBag], Closable):
     """The whole bags of one epoch; made by ``loader.bags()``. Nothing is read until the first one is requested."""
 
     def __init__(self, epochs: Epochs) -> None:
@@ -143,9 +138,3 @@ class BagStream(Iterator[WholeBag]):
         self._closed = True
         if self._chunks is not None:
             self._chunks.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 
 from slideio_pipe.errors import ConfigError, FailedSlidesError
+from slideio_pipe.files import Closable
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.tile_cache import SHARED
 from slideio_pipe.streaming.chunk_stream import BagStream, ChunkStream
@@ -25,7 +26,7 @@ from slideio_pipe.tiles.failures import TileFailure, check_on_error
 STATE_VERSION = 1
 
 
-class BagLoader:
+class BagLoader(Closable):
     """The tiles of a cohort on a device, epoch by epoch: ``for chunk in loader`` or ``for bag in loader.bags()``.
 
     Several bags are open at a time, threads decode tiles into a ring that is allocated once, and chunks are delivered
@@ -73,7 +74,6 @@ class BagLoader:
         Number of decoding threads; by default one fewer than the cores.
     rank, world_size : int, optional
         The share of bags of this process; by default torch.distributed's when an epoch starts, else all bags.
-        epoch starts, else all.
     even : {"drop", "pad", "none"}
         Handling of bags that cannot be divided evenly among the processes. "drop": up to ``world_size - 1`` are left
         out, others in every shuffled epoch. "pad": as many are read twice, each time by another process. "none": each
@@ -306,12 +306,6 @@ class BagLoader:
     def close(self) -> None:
         """Stop the running epoch: its threads, files and ring."""
         self._epochs.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         share = "" if self.world_size == 1 else f", rank {self.rank} of {self.world_size}"

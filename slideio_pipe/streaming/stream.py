@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError, SlideioPipeError
+from slideio_pipe.files import Closable
 from slideio_pipe.streaming.device import Colours, Sender, Sent, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
@@ -58,7 +59,7 @@ class TileBatch:
         return f"TileBatch({self.bag}: {kind}{', last' if self.last else ''})"
 
 
-class TileStream(Iterator[TileBatch]):
+class TileStream(Iterator[TileBatch], Closable):
     """The batches of one bag in order, prepared ahead of the consumer; iterate it once.
 
     Leaving the loop early, an exception, ``close``, a ``with`` block and garbage collection all end its thread.
@@ -136,12 +137,6 @@ class TileStream(Iterator[TileBatch]):
         stage, self._stage = self._stage, None
         if stage is not None:
             stage.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def stream(

@@ -46,11 +46,9 @@ class Renderer(Protocol):
 
     def render(self, x: int, y: int, width: int, height: int) -> Pixels | None:
         """Return (height, width, 3) uint8 RGB at level-0 px, which may be past the edges; None is empty glass."""
-        ...
 
     def glass(self) -> Pixels:
         """Return a (tile_size, tile_size, 3) tile of empty glass."""
-        ...
 
 
 def write_aperio(path: Path, plan: SlidePlan, renderer: Renderer, progress: Callable[[int, int], object]) -> None:

@@ -42,7 +42,6 @@ class TileBag(ArrayLikeBag):
         rotated tile has tissue in its corners, not black, and a tile shown smaller is read from a coarser level.
     seed, epoch : int
         Inputs of the tiles' draws, with the slide's name and the tile's number.
-        What the tiles' draws depend on, beside the slide's name and the tile's number.
 
     Raises
     ------

@@ -40,11 +40,9 @@ class Access(Protocol):
 
     def connected(self) -> AbstractContextManager[Any]:
         """Return a context manager of a Dask client."""
-        ...
 
     def look_after(self) -> None:
         """Do periodic work."""
-        ...
 
 
 @dataclass(slots=True)

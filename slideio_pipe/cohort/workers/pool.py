@@ -40,7 +40,6 @@ class Pool(Protocol):
 
     def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
         """Yield the outcome of each task when it ends; tasks are read when there is room for another."""
-        ...
 
 
 @dataclass(slots=True)

@@ -78,20 +78,16 @@ class Process(Protocol):
     @property
     def pid(self) -> int | None:
         """Return the process id."""
-        ...
 
     @property
     def exitcode(self) -> int | None:
         """Return the exit code, minus the signal that killed it; None while it runs."""
-        ...
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for the end."""
-        ...
 
     def kill(self) -> None:
         """Kill the process."""
-        ...
 
 
 Start = Callable[[], tuple[Connection, Process]]

@@ -12,9 +12,10 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.files import Closable
 
 WORKER = Path(__file__).with_name("worker.py")
 OURS, BARE = "slideio_pipe", "simplejpeg"
@@ -45,7 +46,7 @@ PEERS = {
 }
 
 
-class Worker:
+class Worker(Closable):
     """A reader in its own process, with one job at a time; a context manager that ends the process.
 
     A missing, dying or hanging reader is a result, not an error: ``ask`` returns ``{"error": …}``.
@@ -138,9 +139,3 @@ class Worker:
                 with suppress(OSError):  # an unread job
                     pipe.close()
         self._stderr.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -76,34 +76,27 @@ class Layout(Protocol):
     @property
     def packages(self) -> tuple[str, ...]:
         """Packages needed to write it; also the name of the extra, if there is one."""
-        ...
 
     @property
     def leaves_out_empty(self) -> bool:
         """Whether an empty bag has no file."""
-        ...
 
     @property
     def joins_labels(self) -> bool:
         """Whether a bag's file depends on the common label type of all bags."""
-        ...
 
     @property
     def version(self) -> int:
         """Version of a bag's files; increased when they change, so that one folder never mixes versions."""
-        ...
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the files or folders that ``write`` creates for a bag."""
-        ...
 
     def write(self, item: Item, folder: Path) -> None:
         """Write one bag; each output gets its name when it is complete."""
-        ...
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write the files for all bags together, and return them."""
-        ...
 
 
 def write_item(layout: Layout, item: Item, folder: Path) -> None:

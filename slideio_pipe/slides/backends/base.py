@@ -46,24 +46,20 @@ class StoredTiles(Protocol):
     @property
     def tile(self) -> Size:
         """Size of a stored tile, level px."""
-        ...
 
     @property
     def grid(self) -> Size:
         """Columns and rows of stored tiles."""
-        ...
 
     @property
     def serial(self) -> int:
         """Number unique in this process, for caches."""
-        ...
 
     def stream(self, column: int, row: int) -> bytes | None:
         """Return a complete JPEG with its colour model, or None if nothing is stored.
 
         ``decode`` draws such a tile from the finer level, or white if that has nothing either.
         """
-        ...
 
     def decode(
         self,
@@ -79,7 +75,6 @@ class StoredTiles(Protocol):
 
         With ``rows``, only the first rows are needed, in level px: at least these are returned.
         """
-        ...
 
 
 class Backend(Protocol):
@@ -94,15 +89,12 @@ class Backend(Protocol):
 
     def level_image(self, level: int) -> Any:
         """Return the lazy image of a level; always the same object, shared by all threads."""
-        ...
 
     def associated_image(self, name: str) -> Any:
         """Return the lazy image of a label, macro or thumbnail page."""
-        ...
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
         """Return the level's own JPEG tiles, or None; always the same object."""
-        ...
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
         """Return why ``pixels``, just fetched from ``rect`` (level px), are wrong, or None if they are correct.
@@ -110,4 +102,3 @@ class Backend(Protocol):
         libvips gets no error from our decoders, and reports its own failures once: afterwards it returns a tile that
         it could not decode as black. So callers check here after every fetch.
         """
-        ...
