@@ -49,7 +49,7 @@ def validated(record: type[R], where: str | None, values: Mapping[str, Any], rem
     try:
         return record.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_in_words(error, record), slide=where, remedy=remedy) from None
+        raise ConfigError(_message(error, record), slide=where, remedy=remedy) from None
 
 
 def read_yaml(path: str | Path, remedy: str) -> Any:
@@ -102,7 +102,7 @@ _MESSAGES = {
 }
 
 
-def _in_words(error: ValidationError, record: type[Record]) -> str:
+def _message(error: ValidationError, record: type[Record]) -> str:
     parts = []
     for problem in error.errors(include_url=False):
         place = ".".join(str(step) for step in problem["loc"])

@@ -211,11 +211,11 @@ class RandStainNA(ColourTransform):
         mean = centres + widths * rng.standard_normal(3)
         # A spread of 0 or less would erase the image: it is limited to a fifth of the average.
         std = np.maximum(spreads + spread_widths * rng.standard_normal(3), spreads / MAX_FACTOR)
-        own_mean, own_std = self._own(context)
+        own_mean, own_std = self._slide_statistics(context)
         gain = np.clip(std / own_std, 1 / MAX_FACTOR, MAX_FACTOR)
         return _steps(Lab(gain=as_triple(gain), bias=as_triple(mean - gain * own_mean)))
 
-    def _own(self, context: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _slide_statistics(self, context: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if self.source == "cohort":
             return np.transpose(self.mean)[0], np.transpose(self.std)[0]
         if not isinstance(self.source, str):

@@ -15,7 +15,7 @@ from slideio_pipe.augment.operations import Opaque
 from slideio_pipe.errors import ConfigError
 
 # The generators below are global to the process: only one transform at a time may use them.
-_drawing = threading.Lock()
+_random_lock = threading.Lock()
 
 
 def run_opaque(image: Any, operation: Opaque) -> Any:
@@ -33,7 +33,7 @@ def run_opaque(image: Any, operation: Opaque) -> Any:
     import albumentationsxl  # takes 3 s to import: only when needed
 
     transform = albumentationsxl.from_dict(operation.transform)
-    with _drawing:
+    with _random_lock:
         with _seeded(operation.seed):
             repeated = transform.get_params()
         with _seeded(operation.seed):

@@ -111,7 +111,7 @@ class Ledger:
         writer = csv.writer(text, lineterminator="\n")
         if not path.exists():
             writer.writerow(FAILURES)
-        writer.writerow([_harmless(" ".join(cell.split())) for cell in row])
+        writer.writerow([_escaped(" ".join(cell.split())) for cell in row])
         with disk_errors(path), path.open("a", encoding="utf-8", newline="") as file:
             file.write(text.getvalue())
 
@@ -180,6 +180,6 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 
 
-def _harmless(cell: str) -> str:
+def _escaped(cell: str) -> str:
     """Return a cell that no spreadsheet evaluates as a formula."""
     return f"'{cell}" if cell.startswith(_FORMULA) else cell

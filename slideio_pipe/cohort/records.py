@@ -99,14 +99,14 @@ class Records:
                 for line in lines:
                     event = _parsed(line)
                     if "slide" in event:
-                        self._follow(str(event["slide"]), event, place)
+                        self._update(str(event["slide"]), event, place)
                     place += len(line)
         done = [trace for trace in self._traces.values() if trace.status == DONE]
         tiles = [trace.tiles for trace in done if not math.isnan(trace.tiles)]
         self.tiles, self.bytes = int(sum(tiles)), int(sum(trace.bytes for trace in done))
         self._few = FEW_TILES * statistics.median(tiles) if tiles else 0.0
 
-    def _follow(self, name: str, event: Mapping[str, Any], place: int) -> None:
+    def _update(self, name: str, event: Mapping[str, Any], place: int) -> None:
         trace = self._traces.setdefault(name, _EventIndex())
         kind = event.get("event")
         if kind == "start":

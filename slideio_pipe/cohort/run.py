@@ -260,7 +260,7 @@ class _Run:
         outcomes = pool.outcomes(self._jobs())
         try:
             for outcome in outcomes:
-                self._take(outcome)
+                self._handle(outcome)
             state = "finished"
         finally:
             outcomes.close()  # the workers end before the lock is released
@@ -338,12 +338,12 @@ class _Run:
             return None
         return Job(slide, replace(now, replaces=exists), self.overwrite)
 
-    def _take(self, outcome: Outcome) -> None:
+    def _handle(self, outcome: Outcome) -> None:
         job: Job = outcome.task
         cost: dict[str, Any] = {"seconds": round(outcome.seconds, 3)}
         cost |= {"warnings": list(outcome.warnings)} if outcome.warnings else {}
         cost |= {"attempts": outcome.attempts} if outcome.attempts > 1 else {}
-        if outcome.error is None or self._is_there_after_all(outcome):
+        if outcome.error is None or self._already_written(outcome):
             made = {"made": outcome.value} if outcome.error is None else self._recalled(job.slide)
             self.ledger.note(job.slide.name, replace(job.entry, event="done"), **cost, **made)
             self.report.done += 1
@@ -361,7 +361,7 @@ class _Run:
         self.in_work.remove(job.slide.name)
         name_work(self.progress, self.in_work)
 
-    def _is_there_after_all(self, outcome: Outcome) -> bool:
+    def _already_written(self, outcome: Outcome) -> bool:
         """Return whether a worker wrote the output and died before reporting it: the next worker found it."""
         job: Job = outcome.task
         found = outcome.attempts > 1 and isinstance(outcome.error, OutputExistsError)

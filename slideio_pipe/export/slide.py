@@ -178,7 +178,7 @@ def export_slide(
         _check_space(bag, target, config.store.pixels)
         begin("tiles")
         with reporting(progress, f"saving {bag.name}") as report:
-            counted = _Written(report)
+            counted = _ResumedProgress(report)
             stored = save_bag(
                 bag,
                 target,
@@ -194,7 +194,7 @@ def export_slide(
     return Exported(stored, seconds, bag.grid.covered(), len(bag) - counted.before)
 
 
-class _Written:
+class _ResumedProgress:
     """Forwards progress, and remembers how much was done before."""
 
     def __init__(self, report: Report) -> None:

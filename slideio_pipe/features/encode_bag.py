@@ -31,7 +31,7 @@ from slideio_pipe.tiles.bag import Bag, check_bag
 
 BATCH_SIZE = 64
 # Batches that may be in transfer from a device while the next one is computed.
-_ON_THEIR_WAY = 1
+_MAX_TRANSFERS = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +104,7 @@ class Batches:
         self._waiting_tiles -= count
         self._sent.append(self._send(chosen, parts))
         self.count += 1
-        while len(self._sent) > (_ON_THEIR_WAY if self.encoder.device.type == "cuda" else 0):
+        while len(self._sent) > (_MAX_TRANSFERS if self.encoder.device.type == "cuda" else 0):
             self._receive()
 
     def _send(self, chosen: list[Tensor], parts: list[tuple[BagFeatures, NDArray[np.int64]]]) -> _Sent:

@@ -175,20 +175,20 @@ class FeaturePool:
                         delivered = stage.take()
                     except StopIteration:
                         break
-                    yield from self._take(pending[delivered.place], delivered, dataset, whole)
+                    yield from self._handle_chunk(pending[delivered.place], delivered, dataset, whole)
                     del delivered
-                    yield from self._settle(whole, write)
+                    yield from self._submit_complete(whole, write)
                     while writing and (len(writing) > _MAX_WRITES or next(iter(writing)).done()):
                         yield self._written(writing)
                 self._encoding.flush()
-                yield from self._settle(whole, write)
+                yield from self._submit_complete(whole, write)
                 while writing:
                     yield self._written(writing)
         finally:
             stage.close()
             dataset.close_unread()
 
-    def _take(
+    def _handle_chunk(
         self, item: _Pending, delivered: Chunk | FailedBag, dataset: _Slides, whole: list[_Pending]
     ) -> Iterator[Outcome]:
         """Encode a chunk of a slide, or handle its failure."""
@@ -215,7 +215,7 @@ class FeaturePool:
             self.tiles += len(delivered.index)
             self._on_tiles(len(delivered.index))
 
-    def _settle(self, begun: list[_Pending], write: Callable[[_Pending], None]) -> Iterator[Outcome]:
+    def _submit_complete(self, begun: list[_Pending], write: Callable[[_Pending], None]) -> Iterator[Outcome]:
         """Submit complete bags for writing, and fail those with features that are not finite."""
         for item in list(begun):
             assert item.rows is not None

@@ -152,7 +152,7 @@ class FeatureWork:
         store = self.store(job.slide)
         named = {name: (values, self.facts[name]) for name, values in features.items()}
         if self.folder is not None and not (store.exists() and self._is_of(job, store)):
-            description = {**bag.provenance, "made": _made(job)}
+            description = {**bag.provenance, "made": _tile_identity(job)}
             create_feature_store(store, bag, description, named, overwrite=job.overwrite)
         else:
             if self.folder is not None and not np.array_equal(open_feature_store(store).columns["coords"], bag.coords):
@@ -191,7 +191,7 @@ class FeatureWork:
     def _is_of(self, job: Job, store: Path) -> bool:
         """Return whether a store of features has the same tiles, judged by the settings."""
         found = feature_store_attributes(store)
-        return found is not None and found.get("made") == _made(job)
+        return found is not None and found.get("made") == _tile_identity(job)
 
     def _summary(self, store: Path, bag: BagMetadata, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         return {
@@ -242,7 +242,7 @@ def _from_source(encoder: Encoder | _EncoderSource) -> Encoder:
     return loaded
 
 
-def _made(job: Job) -> dict[str, str]:
+def _tile_identity(job: Job) -> dict[str, str]:
     """Return the settings and the source of a slide's tiles."""
     return {"settings": job.entry.settings, "fingerprint": job.entry.fingerprint}
 

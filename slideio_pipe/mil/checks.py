@@ -21,7 +21,7 @@ from slideio_pipe.mil.settings import FitConfig, TrainConfig
 from slideio_pipe.mil.tasks import Classification, Survival, Task
 
 _SHOWN = 5
-_TRIED_TILES = 4096  # number of tiles of the bag for testing a model
+_TEST_TILES = 4096  # number of tiles of the bag for testing a model
 
 
 def check_divisions(divisions: Sequence[Division], tasks: Sequence[Task], config: TrainConfig) -> None:
@@ -127,8 +127,8 @@ def try_model(cohort: Cohort, outputs: int, config: TrainConfig) -> None:
         return
     if opened is None or opened.features.ndim != 2 or not len(opened.features):
         return
-    features = torch.from_numpy(np.array(opened.features[:_TRIED_TILES])).float()
-    places = None if opened.coords is None else np.asarray(opened.coords)[:_TRIED_TILES]
+    features = torch.from_numpy(np.array(opened.features[:_TEST_TILES])).float()
+    places = None if opened.coords is None else np.asarray(opened.coords)[:_TEST_TILES]
     with torch.random.fork_rng(devices=[]):
         try:
             model = build_model(config.model.name, features.shape[1], outputs, **config.model.arguments())

@@ -17,7 +17,7 @@ from slideio_pipe.streaming.stream import TileBatch, stream
 
 # Default memory for kept tiles: this size on the CPU, this fraction of the free memory on CUDA.
 _KEPT_BYTES = 512 * 2**20
-_KEPT_SHARE = 0.5
+_KEPT_FRACTION = 0.5
 
 
 class LostBagError(Exception):
@@ -55,7 +55,7 @@ class PixelBag:
         return np.concatenate(self._coords)
 
     def __iter__(self) -> Iterator[Tensor]:
-        chunks = self._again() if self._read else self._from_epoch()
+        chunks = self._reread() if self._read else self._from_epoch()
         for tiles in chunks:
             yield self.prepare(tiles)
 
@@ -83,7 +83,7 @@ class PixelBag:
                 return
             chunk = next(self.rest)
 
-    def _again(self) -> Iterator[Tensor]:
+    def _reread(self) -> Iterator[Tensor]:
         kept = [tiles for tiles in self._kept if tiles is not None]
         yield from kept
         if len(kept) == len(self._kept):
@@ -110,7 +110,7 @@ def room_for_tiles(device: torch.device, keep_gb: float | None) -> int:
     if keep_gb is not None:
         return round(keep_gb * 1e9)
     if device.type == "cuda":
-        return round(_KEPT_SHARE * torch.cuda.mem_get_info(device)[0])
+        return round(_KEPT_FRACTION * torch.cuda.mem_get_info(device)[0])
     return _KEPT_BYTES
 
 

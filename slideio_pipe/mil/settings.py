@@ -116,10 +116,10 @@ def load_train_config(source: TrainConfig | str | Path | Mapping[str, Any] | Non
         return source
     if source is None or isinstance(source, Mapping):
         return checked(TrainConfig, None, **dict(source or {}))
-    return _beside(load_record(TrainConfig, source, "see configs/mil.yaml"), Path(source).parent)
+    return _with_resolved_paths(load_record(TrainConfig, source, "see configs/mil.yaml"), Path(source).parent)
 
 
-def _beside(config: TrainConfig, folder: Path) -> TrainConfig:
+def _with_resolved_paths(config: TrainConfig, folder: Path) -> TrainConfig:
     """Return settings with paths resolved relative to their YAML file."""
     files = {name: getattr(config, name) for name in ("slide_transform", "tile_transform", "cohort")}
     update: dict[str, Any] = {name: str(folder / file) for name, file in files.items() if file is not None}

@@ -131,7 +131,7 @@ class Training:
         return len(self.train.cohort) // int(self.fabric.world_size)
 
     def _step(self, bags: Iterator[Example], size: int) -> None:
-        losses = self._apart(bags, size) if self.task.separable else self._together(bags, size)
+        losses = self._step_per_bag(bags, size) if self.task.separable else self._step_over_bags(bags, size)
         if not losses:
             return
         loss = float(torch.stack(losses).sum())
@@ -148,7 +148,7 @@ class Training:
         self.progress.loss += loss
         self.progress.bags += len(losses)
 
-    def _apart(self, bags: Iterator[Example], size: int) -> list[Tensor]:
+    def _step_per_bag(self, bags: Iterator[Example], size: int) -> list[Tensor]:
         """Backpropagate bag by bag: the loss of a step is the mean of theirs."""
         losses = []
         for k, example in enumerate(bags):
@@ -170,7 +170,7 @@ class Training:
             losses.append(loss.detach())
         return losses
 
-    def _together(self, bags: Iterator[Example], size: int) -> list[Tensor]:
+    def _step_over_bags(self, bags: Iterator[Example], size: int) -> list[Tensor]:
         """Backpropagate one loss over all bags of the step, for losses that compare bags."""
         logits, encodings, targets = [], [], []
         for k, example in enumerate(bags):
@@ -281,12 +281,12 @@ class Training:
         Without DistributedDataParallel: its forward exchanges buffers, and would wait forever for a process that has no
         slide left.
         """
-        passes = self._passes and TwoPass(_bare(self.encoder))
+        passes = self._passes and TwoPass(_unwrapped(self.encoder))
         with self.fabric.autocast():
             found = self._features(example, sync=False, keep_graph=False, passes=passes)
             if found is None:
                 return None
-            out: MilOutput = _bare(self.model)(found[0], example.coords)
+            out: MilOutput = _unwrapped(self.model)(found[0], example.coords)
             return out
 
     # -- processes, precision, rates -----------------------------------------------------------------------------
@@ -355,6 +355,6 @@ class Training:
         return every
 
 
-def _bare(module: Any) -> Any:
+def _unwrapped(module: Any) -> Any:
     """Return a module without Fabric's wrappers."""
     return module.module if isinstance(module, require("lightning_fabric.wrappers", "train")._FabricModule) else module

@@ -104,7 +104,7 @@ def add_features(store: Path, name: str, values: NDArray[Any], encoder: Attribut
         They cannot be written, or another process writes them.
     """
     target = store / FOLDER / name
-    with _writing(store, f"{store.name}.{name}", target) as partial:
+    with _partial_folder(store, f"{store.name}.{name}", target) as partial:
         if target.exists() and not overwrite:
             remedy = "pass {overwrite=True}, or give the encoder another name"
             raise OutputExistsError(f"features of {name} are there", slide=str(store), remedy=remedy)
@@ -137,7 +137,7 @@ def create_feature_store(
     OutputError
         The store cannot be written, or another process writes it.
     """
-    with _writing(path, path.name, path) as partial:
+    with _partial_folder(path, path.name, path) as partial:
         if os.path.lexists(path) and not (overwrite and is_feature_store(path)):
             remedy = (
                 "pass {overwrite=True} or another folder" if is_feature_store(path) else "remove it or pass another"
@@ -253,7 +253,7 @@ def _write(files: Mapping[str, Any], folder: Path) -> None:
 
 
 @contextmanager
-def _writing(store: Path, name: str, target: Path) -> Iterator[Path]:
+def _partial_folder(store: Path, name: str, target: Path) -> Iterator[Path]:
     """Yield the name of a folder to write beside a store, exclusively; it becomes ``target``."""
     lock = WriterLock(store.with_name(f"{name}.lock"))
     with disk_errors(store):

@@ -63,14 +63,14 @@ def write_shard(path: Path, chunks: Iterable[bytes | memoryview], slots: int) ->
                 file.write(chunk)
                 index[slot] = offset, size
                 offset += size
-            file.write(_sealed(index))
+            file.write(_with_checksum(index))
         put_in_place(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def _sealed(index: NDArray[np.uint64]) -> bytes:
+def _with_checksum(index: NDArray[np.uint64]) -> bytes:
     data: bytes = index.tobytes()
     crc: int = google_crc32c.value(data)
     return data + crc.to_bytes(CRC_BYTES, "little")
@@ -239,7 +239,7 @@ class ShardReader:
         for shard, slots, slot_out in self._runs(numbers, out):
             file, index = self._shard(shard)
             offsets = index[slots, 0]
-            for first, last in itertools.pairwise(_joints(offsets, tile_bytes)):
+            for first, last in itertools.pairwise(_run_bounds(offsets, tile_bytes)):
                 sizes = index[slots[first:last], 1]
                 if file is None or sizes[0] < 0:
                     self._fill(shard, int(slots[first]), slot_out[first:last])
@@ -338,10 +338,10 @@ class ShardReader:
         return BagFormatError(f"tile {number} {what}", slide=str(self._grid.path(shard)), remedy=DAMAGED)
 
 
-def _joints(offsets: NDArray[np.int64], tile_bytes: int) -> list[int]:
+def _run_bounds(offsets: NDArray[np.int64], tile_bytes: int) -> list[int]:
     """Return where to split tiles into runs that are contiguous in the file and in the output, each one kernel call.
 
-    >>> _joints(np.array([0, 12, 24, 40, -1, 11, 23]), 12)
+    >>> _run_bounds(np.array([0, 12, 24, 40, -1, 11, 23]), 12)
     [0, 3, 4, 5, 7]
     """
     if len(offsets) == 1:

@@ -40,7 +40,7 @@ class GridConfig(Record):
     align: bool = False  # align to the stored tiles: the sizes above are snapped to them
 
     @model_validator(mode="after")
-    def _one_step(self) -> Self:
+    def _check_step(self) -> Self:
         if self.stride is not None and self.overlap is not None and self.tile_size - self.overlap != self.stride:
             raise ValueError("stride and overlap contradict each other; give one of them")
         if self.overlap is not None and self.overlap >= self.tile_size:

@@ -200,7 +200,7 @@ def glass_colour(rgb: Rgb) -> Plane:
     # Glass that is itself even white, as of an overexposed or drawn slide, is used if there is no other.
     glass = scanned if np.count_nonzero(scanned) >= enough else glass
     if glass.mean() >= TINTED_MIN_AREA / 2:
-        return _commonest(rgb, value, glass)
+        return _most_common(rgb, value, glass)
     # A few neutral pixels may also be between a tint and its complement, in tissue or in painted padding.
     pale = bright & (chroma < TINTED_MAX_CHROMA) & (pink < TINTED_MAX_PINK) & (spread < GLASS_MAX_STD)
     tinted = _tinted_glass(rgb, value, pale) if np.count_nonzero(pale) >= enough else None
@@ -208,10 +208,10 @@ def glass_colour(rgb: Rgb) -> Plane:
         return tinted
     if np.count_nonzero(glass) < enough:
         return np.full(3, DEFAULT_GLASS, dtype=np.float32)
-    return _commonest(rgb, value, glass)
+    return _most_common(rgb, value, glass)
 
 
-def _commonest(rgb: Rgb, value: Plane, among: Mask) -> Plane:
+def _most_common(rgb: Rgb, value: Plane, among: Mask) -> Plane:
     """Return the (3,) colour of the commonest brightness among some pixels."""
     # Shadows and pale tissue are darker than glass, and less common.
     counts = np.bincount(np.round(value[among]).astype(np.int64), minlength=256)
@@ -225,7 +225,7 @@ def _tinted_glass(rgb: Rgb, value: Plane, pale: Mask) -> Plane | None:
 
     Light and shadow change its brightness, not its hue, so pixels are compared relative to their own brightness.
     """
-    colour = _commonest(rgb, value, pale)
+    colour = _most_common(rgb, value, pale)
     expected = value[..., None] * (colour / colour.mean())
     alike = pale & (np.abs(rgb - expected).max(axis=2) < TINTED_NOISE) & (value > 0.75 * colour.mean())
     border = np.concatenate([alike[0], alike[-1], alike[:, 0], alike[:, -1]])

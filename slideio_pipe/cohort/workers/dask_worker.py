@@ -149,7 +149,7 @@ def run_task(run: str, work: bytes, task: bytes, limits: Limits, key: str) -> Ra
                     return Ran(ended)
             else:
                 worker.check(limits)
-            if not _is_wanted(key):
+            if not _is_needed(key):
                 return Ran(None, "was no longer wanted", worker.stage, worker.seconds())
     except LostError as lost:
         return Ran(None, str(lost), worker.stage, worker.seconds(), started=worker.is_ready)
@@ -164,7 +164,7 @@ def dismiss(run: str) -> None:
         processes.dismiss()
 
 
-def _is_wanted(key: str) -> bool:
+def _is_needed(key: str) -> bool:
     """Return whether Dask still waits for a task: its client may be gone, or this worker may be closing.
 
     Dask cannot interrupt a thread; it marks the task as cancelled and lets it run.

@@ -127,10 +127,10 @@ def race_threads(
             note = "" if one[0]["sha256"] == two[0]["sha256"] else "other pixels than with one thread"
             row = Row(name, worker.version, 2, **_rates(two, tiles), ratio=ratio, wanted=row.wanted, note=note)
         rows.append(row)
-    return Table(case, facts_of(tiles, rounds), _excused(rows))
+    return Table(case, facts_of(tiles, rounds), _with_busy_notes(rows))
 
 
-def _excused(rows: Sequence[Row]) -> list[Row]:
+def _with_busy_notes(rows: Sequence[Row]) -> list[Row]:
     """Return the rows, with a note if even the bare loop missed the required ratio: the machine is busy."""
     gained = next((row.ratio.median for row in rows if row.reader == BARE and row.ratio is not None), math.inf)
     note = f"a bare loop gained {gained:.2f}×: the machine had no second core to give"

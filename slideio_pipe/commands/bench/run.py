@@ -87,8 +87,8 @@ def compare_readers(
     ConfigError
         A case or reader is unknown, a number is below 1, the interpreter does not run, or the slide is too small.
     """
-    chosen = _picked(CASES, cases, "case")
-    readers = _picked(PEERS, peers, "reader")
+    chosen = _selected(CASES, cases, "case")
+    readers = _selected(PEERS, peers, "reader")
     for name, value in (("rounds", rounds), ("tiles", tiles)):
         if value < 1:
             raise ConfigError(f"{{{name}={value}}}", remedy="pass 1 or more")
@@ -134,7 +134,7 @@ class _Context:
         return run(case, where, self.path, workers, rounds=self.rounds, folder=self.folder, step=self.step)
 
 
-def _picked(known: Mapping[str, T], names: Sequence[str], what: str) -> dict[str, T]:
+def _selected(known: Mapping[str, T], names: Sequence[str], what: str) -> dict[str, T]:
     """Return the requested entries, in our order; all by default."""
     unknown = [name for name in names if name not in known]
     if unknown:

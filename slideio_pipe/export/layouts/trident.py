@@ -29,9 +29,9 @@ from slideio_pipe.tiles.tile_bag import TileBag
 # Powers of objectives: a slide's mpp is named after the nearest one, as 0.2528 µm is 40×.
 OBJECTIVES = (80, 60, 40, 20, 10, 5, 2.5, 1.25)
 # A magnification within this of a whole one is rounded to it: 20× of a scan whose level is 2.0005 times smaller.
-_SAME = 0.02
+_WHOLE_WITHIN = 0.02
 # A magnification within this of an objective's is named after it: 0.5 µm and 0.46 µm are 20×.
-_NAMED = 0.1
+_NAMED_WITHIN = 0.1
 
 
 class Trident:
@@ -51,7 +51,7 @@ class Trident:
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of coordinates and, with features, the file of features."""
         places = Places.of(item.bag)
-        job = folder / f"{_named(places, item.bag.name):g}x_{places.tile_size}px_{places.overlap}px_overlap"
+        job = folder / f"{_nominal(places, item.bag.name):g}x_{places.tile_size}px_{places.overlap}px_overlap"
         features = [job / f"features_{item.encoder}" / f"{item.stem}.h5"]
         return [job / "patches" / f"{item.stem}_patches.h5", *(features if item.features is not None else [])]
 
@@ -106,10 +106,10 @@ def magnifications(places: Places, name: str) -> tuple[float, float]:
     own = min(OBJECTIVES, key=lambda power: abs(np.log(power / really)))
     target = own / places.downsample[0]
     objective = min(OBJECTIVES, key=lambda power: abs(power - target))
-    return own, objective if abs(target / objective - 1) <= _SAME else target
+    return own, objective if abs(target / objective - 1) <= _WHOLE_WITHIN else target
 
 
-def _named(places: Places, name: str) -> float:
+def _nominal(places: Places, name: str) -> float:
     """Return the magnification for the folder's name: the nearest to the tiles' µm per px.
 
     Tiles of one resolution may differ by 2 % of it between scans.
@@ -118,10 +118,10 @@ def _named(places: Places, name: str) -> float:
     assert places.slide_mpp is not None
     really = MPP_TIMES_MAGNIFICATION / (places.slide_mpp.mean * places.downsample[0])
     objective = min(OBJECTIVES, key=lambda power: abs(np.log(power / really)))
-    if abs(target / objective - 1) <= _SAME or abs(really / objective - 1) <= _NAMED:
+    if abs(target / objective - 1) <= _WHOLE_WITHIN or abs(really / objective - 1) <= _NAMED_WITHIN:
         return objective
     five = 5 * round(really / 5)
-    return five if five and abs(really / five - 1) <= _SAME * 1.05 else round(really) or really
+    return five if five and abs(really / five - 1) <= _WHOLE_WITHIN * 1.05 else round(really) or really
 
 
 def from_trident(

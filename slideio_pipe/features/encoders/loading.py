@@ -132,7 +132,7 @@ def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, An
         dtype=facts.dtype,
         autocast=facts.autocast,
     )
-    return replace(encoder, dim=_tried(encoder))
+    return replace(encoder, dim=_output_width(encoder))
 
 
 def _facts(source: str | Path | nn.Module) -> tuple[str | None, EncoderFacts]:
@@ -151,7 +151,7 @@ def _facts(source: str | Path | nn.Module) -> tuple[str | None, EncoderFacts]:
     return None, from_file(Path(text).expanduser())
 
 
-def _tried(encoder: Encoder) -> int:
+def _output_width(encoder: Encoder) -> int:
     """Return the number of features per tile, from a white tile."""
     white = torch.full((1, 3, encoder.input_size, encoder.input_size), 255, dtype=torch.uint8)
     device = module_device(encoder.module)

@@ -156,7 +156,7 @@ def predict_cohort(
     with reporting(progress, "predicting") as report:
         report(0, len(found))
         for slide, folder in zip(found, folders, strict=True):
-            done.append(_one(predictor, slide, folder, pictures))
+            done.append(_predict_one(predictor, slide, folder, pictures))
             report(len(done), len(found))
     table = None
     if place is not None:
@@ -175,7 +175,7 @@ def _measured(
     return measure_predictions(predictor.task, known, predictor.config.fit.bootstrap)
 
 
-def _one(predictor: Predictor, slide: CohortSlide, folder: Path | None, pictures: _Pictures) -> PredictedSlide:
+def _predict_one(predictor: Predictor, slide: CohortSlide, folder: Path | None, pictures: _Pictures) -> PredictedSlide:
     slide = pictures.with_mpp(slide)
     try:
         prediction = predictor.predict(slide)

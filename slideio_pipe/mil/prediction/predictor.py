@@ -86,7 +86,7 @@ class Predictor:
         """
         if isinstance(source, FeatureBag):
             return self._of_features(source, None, label)
-        slide = _one(source, label, slide_mpp)
+        slide = _as_slide(source, label, slide_mpp)
         holds = isinstance(slide.source, Path) and holds_features(slide.source, pixels=self.encoder is not None)
         if self.encoder is not None and not (holds and (self.takes_features or not _is_bag(slide.source))):
             return self._of_pixels(slide)
@@ -108,7 +108,7 @@ class Predictor:
             if (height, width) != (side, side) and not self.config.grid.align:
                 reason = f"its tiles have {width}×{height} px, the model was trained on {side}×{side}"
                 raise ConfigError(reason, slide=slide.name, remedy="predict from the slide itself")
-            out = self._out(TwoPass(self.encoder.module).encode(self._chunks(bag)).features, np.asarray(bag.coords))
+            out = self._output(TwoPass(self.encoder.module).encode(self._chunks(bag)).features, np.asarray(bag.coords))
             tissue = bag.grid.mask if isinstance(bag, TileBag) else None
             view = bag.provenance().get("view") or {}
             label = dataset.label(0, bag)
@@ -149,7 +149,7 @@ class Predictor:
         known = "affine" in view and "grid" in bag.provenance
         side = float(bag.provenance["grid"]["tile_size"]) if known else bag.tile_size_level0
         return self._prediction(
-            self._out(values, bag.coords),
+            self._output(values, bag.coords),
             slide=name,
             patient=bag.patient if slide is None else slide.patient or bag.patient,
             label=bag.label if label is None else label,
@@ -177,7 +177,7 @@ class Predictor:
             raise ConfigError(reason, slide=name, remedy="compute its features again")
 
     @torch.no_grad()
-    def _out(self, features: Tensor, coords: NDArray[np.int64] | None) -> MilOutput:
+    def _output(self, features: Tensor, coords: NDArray[np.int64] | None) -> MilOutput:
         dtype = next(self.model.parameters()).dtype
         found: MilOutput = self.model(features.to(dtype), coords)
         return found
@@ -342,7 +342,7 @@ def _fill(module: nn.Module, weights: Mapping[str, Any], path: Path, what: str) 
         ) from None
 
 
-def _one(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide:
+def _as_slide(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide:
     """Return a slide for any source, with the given label and mpp instead of its own."""
     if isinstance(source, CohortSlide):
         found = source

@@ -133,14 +133,14 @@ def _planes_in(companion: Path, name: str) -> int:
         root = ET.parse(companion).getroot()
     except (OSError, ET.ParseError):
         return 1
-    for pixels in (element for element in root.iter() if _is(element, "Pixels")):
-        files = {one.get("FileName") for one in pixels.iter() if _is(one, "UUID")}
+    for pixels in (element for element in root.iter() if _has_tag(element, "Pixels")):
+        files = {one.get("FileName") for one in pixels.iter() if _has_tag(one, "UUID")}
         if name in files:
-            channels = [one for one in pixels.iter() if _is(one, "Channel")]
+            channels = [one for one in pixels.iter() if _has_tag(one, "Channel")]
             sides = [int(pixels.get(side, 1)) for side in ("SizeZ", "SizeT")]
             return sides[0] * sides[1] * max(1, len(channels))
     return 1
 
 
-def _is(element: ET.Element, tag: str) -> bool:
+def _has_tag(element: ET.Element, tag: str) -> bool:
     return element.tag.rpartition("}")[2] == tag
