@@ -17,11 +17,11 @@ from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.config import checked
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.export.config import ExportConfig
-from slideio_pipe.features.encode_bag import BATCH_SIZE, Encoding, check_feature_dtype
+from slideio_pipe.features.encode_bag import BATCH_SIZE, check_feature_dtype
 from slideio_pipe.features.encoders import Encoder, load_encoders
 from slideio_pipe.features.encoders.loading import Source
-from slideio_pipe.features.pool import FeaturePool
-from slideio_pipe.features.work import EncodeSettings, FeatureWork, check_portable
+from slideio_pipe.features.pool import EncodeSettings, FeaturePool
+from slideio_pipe.features.work import FeatureWork, check_portable
 from slideio_pipe.progress import Report, rated
 from slideio_pipe.store.layout import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
@@ -143,47 +143,35 @@ def encode_cohort(
     settings = tile_config(config, chosen)
     described = None if slide_transform is None else slide_transform.to_dict()["transform"]
     threads = default_threads() if threads is None else at_least_one("threads", threads)
-    worker_settings = None
-    if workers is not None or cluster is not None:
-        worker_settings = EncodeSettings(str(place), batch_size, dtype, settings, slide_transform, threads, allow_empty)
-    elif time_limit_s is not None or memory_limit_gb is not None:
+    how = EncodeSettings(str(place), batch_size, dtype, settings, slide_transform, threads, allow_empty)
+    in_workers = workers is not None or cluster is not None
+    if not in_workers and (time_limit_s is not None or memory_limit_gb is not None):
         raise ConfigError("limits are for worker processes", remedy="pass {workers=1} or more")
-    work = FeatureWork(chosen, folder, None if bags_only else settings, described, dtype, worker_settings)
+    tiling = None if bags_only else settings
+    work = FeatureWork(chosen, folder, tiling, described, dtype, how if in_workers else None)
     if not overwrite:
         work.refuse_others(slides)
     notes = _notes(slides, folder, part)
-    known: dict[str, Any] = {"encoders": {e.name: e.dim for e in chosen}, "device": str(place)}
-    if worker_settings is not None:
+    if in_workers:
         check_portable(work)
-        with rated(progress, f"{len(slides):,} slides", "tiles") as (report, _):
-            done = run_cohort(
-                work,
-                slides,
-                folder or notes,
-                workers=workers or 1,
-                cluster=cluster,
-                time_limit_s=time_limit_s,
-                memory_limit_bytes=None if memory_limit_gb is None else round(memory_limit_gb * 1e9),
-                notes=notes,
-                overwrite=overwrite,
-                retry=retry,
-                progress=report,
-            )
-        return FeatureReport(**_fields(done), **known)
     with rated(progress, f"{len(slides):,} slides", "tiles") as (report, count):
-        pool = FeaturePool(
-            Encoding(chosen, device=place, batch_size=batch_size, dtype=dtype),
-            work,
-            settings,
-            slide_transform=slide_transform,
-            threads=threads,
-            allow_empty=allow_empty,
-            on_tiles=count,
-        )
+        pool = None if in_workers else FeaturePool(chosen, how, work, on_tiles=count)
         done = run_cohort(
-            work, slides, folder or notes, pool=pool, notes=notes, overwrite=overwrite, retry=retry, progress=report
+            work,
+            slides,
+            folder or notes,
+            workers=workers or 1,
+            cluster=cluster,
+            pool=pool,
+            time_limit_s=time_limit_s,
+            memory_limit_bytes=None if memory_limit_gb is None else round(memory_limit_gb * 1e9),
+            notes=notes,
+            overwrite=overwrite,
+            retry=retry,
+            progress=report,
         )
-    return FeatureReport(**_fields(done) | {"tiles": pool.tiles}, **known)
+    known = _fields(done) if pool is None else _fields(done) | {"tiles": pool.tiles}
+    return FeatureReport(**known, encoders={e.name: e.dim for e in chosen}, device=str(place))
 
 
 def _fields(report: RunReport) -> dict[str, Any]:

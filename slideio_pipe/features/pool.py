@@ -22,11 +22,12 @@ from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import Outcome
 from slideio_pipe.errors import NoTissueError, SlideioPipeError
 from slideio_pipe.features.encode_bag import BagFeatures, Encoding
+from slideio_pipe.features.encoders import Encoder
 from slideio_pipe.store import StoredBag
 from slideio_pipe.streaming.chunks import Chunk, FailedBag, LoaderSettings
 from slideio_pipe.streaming.config import LoaderConfig
 from slideio_pipe.streaming.dataset import BagDataset
-from slideio_pipe.streaming.device import Sender
+from slideio_pipe.streaming.device import Sender, check_device
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.streaming.schedule import EpochSchedule
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
@@ -35,6 +36,8 @@ from slideio_pipe.tiles.bag import Bag, Label, patient_of
 _CHUNK_SIZE = 64
 # Chunks that may be ready in advance.
 _PREFETCH = 3
+# Bags open at a time: the one being encoded, and those whose tissue is being found.
+_BAGS_IN_FLIGHT = 4
 # Bags being written at a time; with more, encoding waits for the disk.
 _MAX_WRITES = 4
 
@@ -83,46 +86,46 @@ class _Pending:
     failed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class EncodeSettings:
+    """Settings of encoding; can be pickled."""
+
+    device: str
+    batch_size: int
+    dtype: str
+    tiles: LoaderConfig  # how slides become tiles
+    slide_transform: Any  # drawn once per slide, or None
+    threads: int  # number of decoding threads
+    allow_empty: bool  # write no rows for slides without tissue, instead of failing
+
+
 class FeaturePool:
     """Encodes slides in this process.
 
     Parameters
     ----------
-    encoding : Encoding
+    encoders : iterable of Encoder
+    how : EncodeSettings
     keeper : FeatureWriter
-    config : LoaderConfig
-        Settings of the tiles.
-    slide_transform : albumentationsxl transform, optional
-        Drawn once per slide.
-    threads : int
-        Number of decoding threads.
-    bags_in_flight : int
-        Bags open at a time: the one being encoded, and those whose tissue is being found.
-    allow_empty : bool
-        Write no rows for slides without tissue, instead of failing.
     on_tiles : callable, optional
         Called with the number of tiles encoded since the previous call.
     """
 
     def __init__(
         self,
-        encoding: Encoding,
+        encoders: Iterable[Encoder],
+        how: EncodeSettings,
         keeper: FeatureWriter,
-        config: LoaderConfig,
         *,
-        slide_transform: Any = None,
-        threads: int,
-        bags_in_flight: int = 4,
-        allow_empty: bool = False,
         on_tiles: Callable[[int], object] | None = None,
     ) -> None:
-        self._encoding, self._keeper, self._config = encoding, keeper, config
-        self._transform, self._allow_empty = slide_transform, allow_empty
+        self._how, self._keeper = how, keeper
+        self._encoding = Encoding(encoders, device=check_device(how.device), batch_size=how.batch_size, dtype=how.dtype)
         self._on_tiles = on_tiles or (lambda count: None)
         self._pace = LoaderSettings(
-            chunk_size=min(_CHUNK_SIZE, min(batches.size for batches in encoding.batches.values())),
-            threads=threads,
-            bags_in_flight=bags_in_flight,
+            chunk_size=min(_CHUNK_SIZE, min(batches.size for batches in self._encoding.batches.values())),
+            threads=how.threads,
+            bags_in_flight=_BAGS_IN_FLIGHT,
             interleave=1,
             mix=0,
             ordered=False,
@@ -146,7 +149,7 @@ class FeaturePool:
                 yield Outcome(job, {}, None, "encode", 0.0)
         if not pending:
             return
-        dataset = _Slides([item.job.slide for item in pending], self._config, self._transform)
+        dataset = _Slides([item.job.slide for item in pending], self._how.tiles, self._how.slide_transform)
         try:
             dataset.tile_shape  # noqa: B018  # may open the first bag, which then stays open until it is read
         except SlideioPipeError:
@@ -197,7 +200,7 @@ class FeaturePool:
         if isinstance(delivered, FailedBag):
             bag, error = dataset.opened.get(name), delivered.failure.error
             empty = isinstance(error, NoTissueError) and bag is not None and not len(bag)
-            if empty and bag is not None and (self._allow_empty or bag.stored):
+            if empty and bag is not None and (self._how.allow_empty or bag.stored):
                 item.rows = self._encoding.rows(name, bag.coords, item.wanted)
                 whole.append(item)
                 return

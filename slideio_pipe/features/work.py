@@ -20,9 +20,8 @@ from slideio_pipe.cohort.names import bag_name
 from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import OnProgress
 from slideio_pipe.errors import ConfigError, OutputExistsError
-from slideio_pipe.features.encode_bag import Encoding
 from slideio_pipe.features.encoders import Encoder, load_encoder
-from slideio_pipe.features.pool import BagMetadata, FeaturePool
+from slideio_pipe.features.pool import BagMetadata, EncodeSettings, FeaturePool
 from slideio_pipe.locks import within_run
 from slideio_pipe.store.feature_arrays import (
     FOLDER,
@@ -34,33 +33,8 @@ from slideio_pipe.store.feature_arrays import (
     open_feature_store,
 )
 from slideio_pipe.streaming.config import LoaderConfig
-from slideio_pipe.streaming.device import check_device
 
 _SHOWN = 5
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeSettings:
-    """Settings of a process that encodes one slide at a time; can be pickled."""
-
-    device: str
-    batch_size: int
-    dtype: str
-    tiles: LoaderConfig  # how slides become tiles
-    slide_transform: Any
-    threads: int
-    allow_empty: bool
-
-    def pool(self, keeper: FeatureWork) -> FeaturePool:
-        """Return the pool that encodes; batches end with the slide."""
-        return FeaturePool(
-            Encoding(keeper.encoders, device=check_device(self.device), batch_size=self.batch_size, dtype=self.dtype),
-            keeper,
-            self.tiles,
-            slide_transform=self.slide_transform,
-            threads=self.threads,
-            allow_empty=self.allow_empty,
-        )
 
 
 @dataclass(frozen=True)
@@ -173,7 +147,7 @@ class FeatureWork:
         assert isinstance(slide.source, Path)
         on_stage("encode")
         job = Job(slide, Entry("start", settings_digest(self.settings, slide), fingerprint(slide.source)), overwrite)
-        (outcome,) = self.worker_settings.pool(self).outcomes([job])
+        (outcome,) = FeaturePool(self.encoders, self.worker_settings, self).outcomes([job])
         if outcome.error is not None:
             raise outcome.error
         return dict(outcome.value or self.recall(slide))
