@@ -93,7 +93,7 @@ class Blob:
         return 1 + sum((a * np.cos((k + 2) * theta + p) for k, (a, p) in enumerate(waves)), np.zeros_like(theta))
 
     def depth(self, x_um: Floats, y_um: Floats) -> Floats:
-        """Return about how far inside the curve a position lies, in µm; negative outside."""
+        """Return the approximate depth of positions inside the curve, in µm; negative outside."""
         dx, dy = x_um - self.x, y_um - self.y
         c, s = math.cos(self.angle), math.sin(self.angle)
         u, v = (c * dx + s * dy) / self.radii[0], (c * dy - s * dx) / self.radii[1]
@@ -135,7 +135,7 @@ class Anatomy:
         self.lesions = self._place_lesions(generator(seed, 3), lesions)
 
     def tissue_depth(self, x_um: Floats, y_um: Floats) -> Floats:
-        """Return about how far inside tissue each position lies, in µm; negative on glass, never below -500."""
+        """Return the approximate depth of positions inside tissue, in µm; negative on glass, never below -500."""
         x_um, y_um = np.broadcast_arrays(x_um, y_um)
         depth = np.full(x_um.shape, -500.0)
         left, right, top, bottom = x_um.min(), x_um.max(), y_um.min(), y_um.max()
@@ -156,7 +156,7 @@ class Anatomy:
         return depth
 
     def lesion_depth(self, x_um: Floats, y_um: Floats) -> Floats:
-        """Return about how far inside a lesion each position lies, in µm; negative elsewhere, never below -500."""
+        """Return the approximate depth of positions inside lesions, in µm; negative elsewhere, never below -500."""
         x_um, y_um = np.broadcast_arrays(x_um, y_um)
         depth = np.full(x_um.shape, -500.0)
         left, right, top, bottom = x_um.min(), x_um.max(), y_um.min(), y_um.max()

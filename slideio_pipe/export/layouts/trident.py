@@ -100,7 +100,7 @@ def magnifications(places: Places, name: str) -> tuple[float, float]:
         The slide's mpp is unknown.
     """
     if places.slide_mpp is None:
-        reason = "TRIDENT's layout tells magnifications, and the slide's mpp is not known"
+        reason = "TRIDENT's layout stores magnifications, and the slide's mpp is not known"
         raise MissingResolutionError(reason, slide=name, remedy="export it with {slide_mpp=0.25}")
     really = MPP_TIMES_MAGNIFICATION / places.slide_mpp.mean
     own = min(OBJECTIVES, key=lambda power: abs(np.log(power / really)))

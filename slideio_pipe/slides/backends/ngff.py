@@ -211,7 +211,7 @@ def _check_planes(array: Any, axes: str, attributes: Mapping[str, Any], slide: s
         )
     channels = array.shape[axes.index("c")] if "c" in axes else 1
     if channels not in (0, 1, 3):
-        reason = f"the OME-Zarr has {channels} channels, not RGB (NGFF knows no transparency)"
+        reason = f"the OME-Zarr has {channels} channels, not RGB (NGFF has no transparency)"
         raise UnsupportedSlideError(reason, slide=slide, remedy=_RENDER)
     omero = attributes.get("omero")
     described = omero.get("channels") if isinstance(omero, Mapping) else None
