@@ -178,7 +178,7 @@ def run_cohort(
             memory_limit_bytes=memory_limit_bytes,
         )
     with Ledger(noted) as ledger:
-        run = _Run(work, cohort, ledger, RunReport(noted, len(cohort)), overwrite, retry)
+        run = Run(work, cohort, ledger, RunReport(noted, len(cohort)), overwrite, retry)
         if not overwrite:
             run.refuse_other_settings()
         ledger.begin(work.settings)
@@ -207,7 +207,8 @@ class Task:
         """Process a job."""
         on_stage("open")
         try:
-            os.stat(str(job.slide.source))
+            if isinstance(job.slide.source, Path):
+                os.stat(job.slide.source)
         except FileNotFoundError:  # it existed on the machine of the run
             remedy = "put the slides on a disk that every worker sees under the same path"
             raise SlideNotFoundError(
@@ -218,7 +219,9 @@ class Task:
 
 
 @dataclass(slots=True)
-class _Run:
+class Run:
+    """One run over a cohort; a subclass may decide otherwise what there is to do."""
+
     work: CohortWork
     cohort: Cohort
     ledger: Ledger
@@ -226,7 +229,8 @@ class _Run:
     overwrite: bool
     retry: bool
     unwritable: int = 0  # in a row
-    ended: int = 0
+    ended: int = 0  # weight of the slides that ended
+    total: int = 0  # weight of all slides
     in_work: list[str] = field(default_factory=list)  # names of the slides in work
     progress: Report = lambda done, total: None
 
@@ -254,8 +258,8 @@ class _Run:
     def go(self, pool: Pool, who: Mapping[str, Any], progress: Report) -> None:
         """Process the remaining slides, and record the outcomes, also after an interruption."""
         begun, started = time.perf_counter(), datetime.now(UTC)
-        self.progress = progress
-        note_kept(progress, 0, len(self.cohort))
+        self.progress, self.total = progress, sum(map(self.weight, self.cohort))
+        note_kept(progress, 0, self.total)
         state = "interrupted"
         outcomes = pool.outcomes(self._jobs())
         try:
@@ -268,16 +272,21 @@ class _Run:
             times = {"state": state, "started": started.isoformat(), "ended": datetime.now(UTC).isoformat()}
             place = {"host": socket.gethostname(), "cores": usable_cores(), **who}
             about = {"settings": dict(self.work.settings), "packages": package_versions()}
-            self._write_page(times | self.report.summary() | place | about)
+            self.write_page(times | self.report.summary() | place | about)
             self.ledger.report(times | self.report.summary() | place | about)
 
-    def _write_page(self, numbers: Mapping[str, Any]) -> None:
+    def write_page(self, numbers: Mapping[str, Any]) -> None:
         """Write report.html; an error here must not hide the result of the run."""
         try:
             self.report.page, self.report.warned = write_page(self.ledger.folder, self.cohort, numbers)
         except Exception as error:
             if numbers["state"] == "finished":
                 warnings.warn(SlideioPipeWarning(f"report.html was not written ({error})"), stacklevel=2)
+
+    def weight(self, slide: CohortSlide) -> int:
+        """Return how much a slide counts in the progress."""
+        del slide
+        return 1
 
     def _recalled(self, slide: CohortSlide) -> dict[str, Any]:
         """Return the work's entries for an output that was written just before a kill."""
@@ -292,17 +301,17 @@ class _Run:
     def _jobs(self) -> Iterator[Job]:
         """Yield the jobs, each when a worker is free for it."""
         for slide in self.cohort:
-            job = self._job(slide)
+            job = self.job(slide)
             if job is None:
-                self.ended += 1
-                note_kept(self.progress, self.ended, len(self.cohort))
+                self.ended += self.weight(slide)
+                note_kept(self.progress, self.ended, self.total)
                 continue
             self.ledger.note(slide.name, job.entry, **about_slide(slide))
             self.in_work.append(slide.name)
             name_work(self.progress, self.in_work)
             yield job
 
-    def _job(self, slide: CohortSlide) -> Job | None:
+    def job(self, slide: CohortSlide) -> Job | None:
         """Return the job of a slide; None if there is nothing to do or it is impossible."""
         assert isinstance(slide.source, Path)
         known = self.ledger.entries.get(slide.name)
@@ -310,7 +319,7 @@ class _Run:
             now = Entry("start", settings_digest(self.work.settings, slide), fingerprint(slide.source))
         except OSError as error:
             reason = f"cannot be read ({error.strerror})"
-            self._fail(slide, "open", CorruptSlideError(reason, slide=slide.name, remedy="check the file"))
+            self.fail(slide.name, "open", CorruptSlideError(reason, slide=slide.name, remedy="check the file"))
             return None
         same = known is not None and (known.settings, known.fingerprint) == (now.settings, now.fingerprint)
         exists = self.work.output(slide).exists()
@@ -318,8 +327,10 @@ class _Run:
             return Job(slide, replace(now, replaces=exists), self.overwrite)
         if same and known.event == "quarantined" and not self.retry:
             remedy = "look at the slide, then run again with {retry=True}"
-            self._fail(
-                slide, "open", WorkerError("took two worker processes with it before", slide=slide.name, remedy=remedy)
+            self.fail(
+                slide.name,
+                "open",
+                WorkerError("took two worker processes with it before", slide=slide.name, remedy=remedy),
             )
             return None
         if same and exists and (known.event == "done" or (known.event == "start" and not known.replaces)):
@@ -334,7 +345,7 @@ class _Run:
         ):  # settings were checked before: the file has changed
             reason = "is another file than the one its output was made of"
             remedy = "pass {overwrite=True} or another folder"
-            self._fail(slide, "open", OutputExistsError(reason, slide=slide.name, remedy=remedy))
+            self.fail(slide.name, "open", OutputExistsError(reason, slide=slide.name, remedy=remedy))
             return None
         return Job(slide, replace(now, replaces=exists), self.overwrite)
 
@@ -352,12 +363,12 @@ class _Run:
         else:
             if outcome.quarantined:
                 self.ledger.note(job.slide.name, replace(job.entry, event="quarantined"))
-            self._fail(job.slide, outcome.stage, outcome.error, **cost)
+            self.fail(job.slide.name, outcome.stage, outcome.error, **cost)
             self.unwritable = self.unwritable + 1 if isinstance(outcome.error, OutputError) else 0
             if self.unwritable >= _MAX_WRITE_FAILURES:
                 raise outcome.error
-        self.ended += 1
-        self.progress(self.ended, len(self.cohort))
+        self.ended += self.weight(job.slide)
+        self.progress(self.ended, self.total)
         self.in_work.remove(job.slide.name)
         name_work(self.progress, self.in_work)
 
@@ -367,10 +378,11 @@ class _Run:
         found = outcome.attempts > 1 and isinstance(outcome.error, OutputExistsError)
         return found and not job.entry.replaces and self.work.output(job.slide).exists()
 
-    def _fail(self, slide: CohortSlide, stage: str, error: SlideioPipeError, **cost: Any) -> None:
+    def fail(self, name: str, stage: str, error: SlideioPipeError, **cost: Any) -> None:
+        """Record a failure."""
         with worded(cohort_words):
-            self.ledger.fail(slide.name, stage, error, **cost)
-        self.report.failed.append(SlideFailure(slide.name, stage, error))
+            self.ledger.fail(name, stage, error, **cost)
+        self.report.failed.append(SlideFailure(name, stage, error))
 
 
 def _located(slide: CohortSlide) -> CohortSlide:

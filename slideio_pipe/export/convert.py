@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +21,22 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.ledger import Entry, Ledger
 from slideio_pipe.cohort.names import stem_of
+from slideio_pipe.cohort.run import Job, Run, RunReport, Task
 from slideio_pipe.cohort.slide_files import is_collection
 from slideio_pipe.cohort.table import TABLES
-from slideio_pipe.cohort.workers.pool import OnProgress, Outcome, WorkerPool
+from slideio_pipe.cohort.workers.pool import OnProgress, ThisProcess, WorkerPool
 from slideio_pipe.cores import decoding_threads
-from slideio_pipe.errors import (
-    ConfigError,
-    OutputError,
-    OutputExistsError,
-    SkippedWarning,
-    SlideioPipeError,
-    warn_caller,
-)
+from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, SlideioPipeError, warn_caller
 from slideio_pipe.export.layouts.feature_input import ENDINGS
 from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout, write_item
-from slideio_pipe.export.layouts.registry import (
-    UNNAMED,
-    Converted,
-    Extras,
-    Sources,
-    check_free,
-    check_stems,
-    label_type,
-    layout_of,
-    warn_of_empty,
-)
-from slideio_pipe.export.layouts.registry import convert as convert_alone
+from slideio_pipe.export.layouts.registry import UNNAMED, Converted, Extras, Sources, layout_of
 from slideio_pipe.files import file_fingerprint
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store import StoredBag, open_bag
 from slideio_pipe.store.layout import is_bag_store
-from slideio_pipe.tiles.bag import Bag, patient_of
+from slideio_pipe.tiles.bag import Bag, Label, patient_of
 from slideio_pipe.tiles.failures import TileFailure
 
-# So many bags in a row that cannot be written: it is the disk.
-_UNWRITABLE = 3
 _NOTHING = np.empty((0, 0), np.float32)  # stands for features where only their being given counts
 
 
@@ -132,37 +113,66 @@ def convert(
     ['features/array.npy', 'coords/array.npy', 'labels/array.npy']
     """
     extras = Extras(to, features, encoder, instance_labels)
-    study = _study(bags, root)
-    if not isinstance(study, list):
-        given: dict[str, Any] = {"features": features, "encoder": encoder, "instance_labels": instance_labels}
-        return convert_alone(study, to, out, **given, overwrite=overwrite, threads=threads, progress=progress)
     layout, folder = layout_of(to), Path(out).expanduser().absolute()
+    study = _study(bags, root)
     if threads is None:
-        threads = decoding_threads(workers or 1)
-    conversion = _Conversion(layout, folder, extras, threads, overwrite)
-    conversion.look_at(study)
-    left_out = [each.row.name for each in conversion.bags if layout.leaves_out_empty and not each.tiles]
-    conversion.bags = [each for each in conversion.bags if each.tiles or not layout.leaves_out_empty]
+        threads = decoding_threads((workers or 1) if isinstance(study, list) else 1)
+    if not isinstance(study, list):
+        with _opened(study) as bag:
+            return _convert_alone(bag, layout, folder, extras, threads, overwrite, progress)
+    found, refused = _look_at(study, layout, folder, extras)
+    left_out = tuple(each.row.name for each in found if layout.leaves_out_empty and not each.tiles)
+    written = [each for each in found if each.tiles or not layout.leaves_out_empty]
+    work = ConvertWork(folder, extras, threads, label_type(each.row.label for each in found))
+    pool = ThisProcess(Task(work, folder)) if workers is None else WorkerPool(Task(work, folder), workers)
     with Ledger(folder / f".convert-{to}") as ledger:
+        run = _ConvertRun(
+            work, Cohort.unchecked(written), ledger, RunReport(ledger.folder, len(study)), overwrite, False
+        )
+        ledger.begin(work.settings)
+        for name, error in refused:
+            run.fail(name, "open", error)
         with reporting(progress, f"converting to {to}") as report:
-            conversion.go(ledger, workers, report)
-        shared = layout.finish([each.row for each in conversion.done], folder) if conversion.done else []
+            run.go(pool, {"workers": workers or 1}, report)
+        failed = {failure.slide for failure in run.report.failed[len(refused) :]}
+        done = [each for each in written if each.name not in failed]
+        shared = layout.finish([each.row for each in done], folder) if done else []
     if left_out:
-        warn_of_empty(to, left_out)
-    if conversion.failed:
-        failed, listed = conversion.failed, ledger.folder / "failures.csv"
-        what = f"{len(failed):,} of {len(study):,} bags could not be converted, such as {failed[0]} (all: {listed})"
+        _warn_of_empty(to, left_out)
+    failures = tuple(TileFailure(failure.slide, failure.error) for failure in run.report.failed)
+    if failures:
+        listed = run.report.failures
+        what = f"{len(failures):,} of {len(study):,} bags could not be converted, such as {failures[0]} (all: {listed})"
         warn_caller(SkippedWarning(what))
-    return Converted(
-        to,
-        (*(path for each in conversion.done for path in each.paths), *shared),
-        len(conversion.done),
-        sum(each.tiles for each in conversion.done),
-        tuple(left_out),
-        conversion.kept,
-        tuple(conversion.failed),
-        ledger.folder / "failures.csv" if conversion.failed else None,
-    )
+    paths = (*(path for each in done for path in each.paths), *shared)
+    tiles, kept = sum(each.tiles for each in done), run.report.kept
+    return Converted(to, paths, len(done), tiles, left_out, kept, failures, run.report.failures)
+
+
+def _convert_alone(
+    bag: Bag,
+    layout: Layout,
+    folder: Path,
+    extras: Extras,
+    threads: int,
+    overwrite: bool,
+    progress: Report | bool | None,
+) -> Converted:
+    """Convert one bag, without a ledger: what is wrong is raised."""
+    row, tiles = BagRow(stem_of(bag.name), bag.name, bag.label, patient_of(bag)), len(bag)
+    item = extras.item(bag, row, label_type([bag.label]), threads, many=False)
+    if layout.leaves_out_empty and not tiles:
+        _warn_of_empty(extras.to, (bag.name,))
+        return Converted(extras.to, (), 0, 0, (bag.name,))
+    paths = layout.outputs(item, folder)  # refuses what the layout cannot hold
+    there = [path for path in paths if os.path.lexists(path)]
+    if there and not overwrite:
+        raise _is_there(there)
+    with reporting(progress, f"converting to {extras.to}") as report:
+        report(0, tiles)
+        write_item(layout, item, folder)
+        report(tiles, tiles)
+    return Converted(extras.to, (*paths, *layout.finish([row], folder)), 1, tiles, ())
 
 
 def _study(bags: Any, root: str | Path | None) -> list[CohortSlide] | Bag | str | Path:
@@ -194,188 +204,159 @@ def _as_slide(each: Any) -> CohortSlide:
     return CohortSlide(path, path.name)
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A bag that was looked at."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StudyBag(CohortSlide):
+    """A bag that was opened once, and what its conversion depends on: a kilobyte each; its name is its stem."""
 
-    source: Path | Bag
     row: BagRow
     tiles: int
     digest: str  # of the bag and of what goes with it
     paths: tuple[Path, ...]  # its outputs
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A bag that is to be converted."""
-
-    bag: _Known
-    entry: Entry
-    kind: LabelType
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Converts a bag, in whatever process."""
+@dataclass(frozen=True)
+class ConvertWork:
+    """The conversion of the bags of a study."""
 
     folder: Path
     extras: Extras
     threads: int
-
-    def __call__(self, job: _Job, on_stage: OnProgress) -> None:
-        on_stage("convert")
-        row = job.bag.row
-        with _opened(job.bag.source) as bag:
-            item = self.extras.item(bag, row, job.kind, self.threads, many=True)
-            write_item(layout_of(self.extras.to), item, self.folder)
-
-
-@dataclass(slots=True)
-class _Conversion:
-    layout: Layout
-    folder: Path
-    extras: Extras
-    threads: int
-    overwrite: bool
-    bags: list[_Known] = field(default_factory=list)
-    done: list[_Known] = field(default_factory=list)  # by this run or one before, in the order of the study
-    kept: int = 0
-    failed: list[TileFailure] = field(default_factory=list)
-    kind: LabelType = "int64"
-    _early: list[tuple[str, SlideioPipeError]] = field(default_factory=list)
-
-    def look_at(self, study: Iterable[CohortSlide]) -> None:
-        """Open every bag once and remember what its conversion depends on, a kilobyte for each."""
-        for slide in study:
-            try:
-                self.bags.append(self._known(slide))
-            except SlideioPipeError as error:
-                self._early.append((slide.name, error))
-        check_stems([each.row.stem for each in self.bags])
-        self.kind = label_type(each.row.label for each in self.bags)
-
-    def _known(self, slide: CohortSlide) -> _Known:
-        with _opened(slide.source) as bag:
-            own = isinstance(slide.source, Path) and slide.name != slide.source.name
-            name = slide.name if own else bag.name
-            label = bag.label if slide.label is None else slide.label
-            row = BagRow(stem_of(name), name, label, slide.patient or patient_of(bag))
-            given = None if self.extras.features is None else _NOTHING
-            beside = bag.features(self.extras.encoder) if given is None and _has(bag, self.extras.encoder) else None
-            labels = None if self.extras.instance_labels is None else _NOTHING
-            shown = given if beside is None else _NOTHING
-            encoder = self.extras.encoder
-            item = Item(bag, row.stem, shown, encoder, row.label, "int64", 1, labels, row.patient)
-            if given is None and beside is None:
-                self.extras.item(bag, row, "int64", 1, many=True)  # refuses an encoder without any
-            paths = tuple(self.layout.outputs(item, self.folder))
-            return _Known(slide.source, row, len(bag), self._digest(bag, row, beside), paths)
-
-    def _digest(self, bag: Bag, row: BagRow, beside: Any) -> str:
-        pixels = bag.attributes["pixels"] if isinstance(bag, StoredBag) else None
-        extras = [_fingerprint(given, row.stem) for given in (self.extras.features, self.extras.instance_labels)]
-        # What was converted before the patient was known of any bag is the same, where it is still not known.
-        said = list(row) if row.patient else list(row)[:-1]
-        known = [bag.provenance(), list(bag.shape), pixels, said, extras]
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
-        for values in (bag.coords, bag.grid_index, bag.tissue):
-            digest.update(np.ascontiguousarray(values).tobytes())
-        if beside is not None:
-            digest.update(np.ascontiguousarray(beside[:64]).tobytes() + np.ascontiguousarray(beside[-64:]).tobytes())
-        return digest.hexdigest()[:16]
+    kind: LabelType  # of the labels of all bags together
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What all bags are converted with."""
-        joined: dict[str, Any] = {"label_type": self.kind} if self.layout.joins_labels else {}
-        joined |= {"version": self.layout.version} if self.layout.version > 1 else {}
+    def settings(self) -> Mapping[str, Any]:
+        """Settings that the files depend on."""
+        layout = layout_of(self.extras.to)
+        joined: dict[str, Any] = {"label_type": self.kind} if layout.joins_labels else {}
+        joined |= {"version": layout.version} if layout.version > 1 else {}
         return {"layout": self.extras.to, "encoder": self.extras.encoder} | joined
 
-    def go(self, ledger: Ledger, workers: int | None, progress: Report) -> None:
-        """Convert what is not there yet, and note it."""
-        ledger.begin(self.settings)
-        for name, error in self._early:
-            self._fail(ledger, name, "open", error)
-        total, ended, unwritable = sum(each.tiles for each in self.bags), 0, 0
-        done: set[str] = set()
-        jobs = []
-        for bag in self.bags:
-            job = self._job(ledger, bag)
-            jobs += [] if job is None else [job]
-            if job is None:
-                ended += bag.tiles
-        done |= {each.row.stem for each in self.done}
-        progress(ended, total)
-        work = _Work(self.folder, self.extras, self.threads)
-        with closing(_here(work, self._begun(ledger, jobs), workers)) as outcomes:
-            for outcome in outcomes:
-                job = outcome.task
-                if outcome.error is None:
-                    ledger.note(job.bag.row.stem, replace(job.entry, event="done"))
-                    done.add(job.bag.row.stem)
-                    unwritable = 0
-                else:
-                    self._fail(ledger, job.bag.row.stem, outcome.stage, outcome.error)
-                    unwritable = unwritable + 1 if isinstance(outcome.error, OutputError) else 0
-                    if unwritable >= _UNWRITABLE:
-                        raise outcome.error
-                ended += job.bag.tiles
-                progress(ended, total)
-        self.done = [each for each in self.bags if each.row.stem in done]
+    def output(self, slide: CohortSlide) -> Path:
+        """Return the first file or folder of a bag."""
+        assert isinstance(slide, _StudyBag)
+        return slide.paths[0]
 
-    def _begun(self, ledger: Ledger, jobs: Iterable[_Job]) -> Iterator[_Job]:
-        for job in jobs:
-            ledger.note(job.bag.row.stem, job.entry)
-            yield job
+    def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
+        """Write the files of a bag; whether they may be replaced was decided before."""
+        assert isinstance(slide, _StudyBag)
+        del overwrite
+        on_stage("convert")
+        with _opened(slide.source) as bag:
+            item = self.extras.item(bag, slide.row, self.kind, self.threads, many=True)
+            write_item(layout_of(self.extras.to), item, self.folder)
+        return {"tiles": slide.tiles}
 
-    def _job(self, ledger: Ledger, bag: _Known) -> _Job | None:
-        """Return what is to be done for a bag; None when that is nothing, or may not be."""
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
-        now, known = Entry("start", digest, bag.digest), ledger.entries.get(bag.row.stem)
-        there = [path for path in bag.paths if os.path.lexists(path)]
+
+class _ConvertRun(Run):
+    """A run over bags, each of which has several files, may be in memory, and fails alone over other settings."""
+
+    def job(self, slide: CohortSlide) -> Job | None:
+        """Return the job of a bag; None if there is nothing to do or it is refused."""
+        assert isinstance(slide, _StudyBag)
+        digest = hashlib.sha256(json.dumps(self.work.settings, sort_keys=True).encode()).hexdigest()[:16]
+        now, known = Entry("start", digest, slide.digest), self.ledger.entries.get(slide.name)
+        there = [path for path in slide.paths if os.path.lexists(path)]
         same = known is not None and (known.settings, known.fingerprint) == (now.settings, now.fingerprint)
-        if known is not None and same and known.event == "done" and len(there) == len(bag.paths):
-            self.done.append(bag)
-            self.kept += 1
+        if known is not None and same and known.event == "done" and len(there) == len(slide.paths):
+            self.report.kept += 1
             return None
         ours = known is not None and not known.replaces and (same or known.event == "start")
         if there and not ours and not self.overwrite:
-            try:
-                check_free(there, overwrite=False)
-            except OutputExistsError as error:
-                other = "is of another bag, or was made with other settings"
-                reason = error.reason if known is None or known.event == "start" else other
-                self._fail(
-                    ledger, bag.row.stem, "open", OutputExistsError(reason, slide=error.slide, remedy=error.remedy)
-                )
+            other = known is not None and known.event != "start"
+            self.fail(
+                slide.name,
+                "open",
+                _is_there(there, "is of another bag, or was made with other settings" if other else None),
+            )
             return None
-        return _Job(bag, replace(now, replaces=bool(there) and not ours), self.kind)
+        return Job(slide, replace(now, replaces=bool(there) and not ours), self.overwrite)
 
-    def _fail(self, ledger: Ledger, name: str, stage: str, error: SlideioPipeError) -> None:
-        ledger.fail(name, stage, error)
-        self.failed.append(TileFailure(name, error))
+    def weight(self, slide: CohortSlide) -> int:
+        """Return the number of tiles."""
+        assert isinstance(slide, _StudyBag)
+        return slide.tiles
+
+    def write_page(self, numbers: Mapping[str, Any]) -> None:
+        """Write no page: it would show what the pages of the bags' own folders show."""
 
 
-def _here(work: _Work, jobs: Iterator[_Job], workers: int | None) -> Generator[Outcome]:
-    """Yield what became of each job: done in worker processes, or in this one."""
-    if workers is not None:
-        yield from WorkerPool(work, workers).outcomes(jobs)
-        return
-    for job in jobs:
-        begun, error = time.perf_counter(), None
+def _look_at(
+    study: Iterable[CohortSlide], layout: Layout, folder: Path, extras: Extras
+) -> tuple[list[_StudyBag], list[tuple[str, SlideioPipeError]]]:
+    """Open every bag once; return them, and the errors of those that cannot be converted.
+
+    Raises
+    ------
+    ConfigError
+        Two bags would be one file.
+    """
+    found: list[_StudyBag] = []
+    refused: list[tuple[str, SlideioPipeError]] = []
+    for slide in study:
         try:
-            work(job, lambda stage: None)
-        except SlideioPipeError as caught:
-            error = caught.with_traceback(None)
-        yield Outcome(job, None, error, "convert", time.perf_counter() - begun)
+            with _opened(slide.source) as bag:
+                found.append(_study_bag(slide, bag, layout, folder, extras))
+        except SlideioPipeError as error:
+            refused.append((slide.name, error))
+    twice = sorted(stem for stem, count in Counter(each.name for each in found).items() if count > 1)
+    if twice:
+        reason = f"several bags are called {', '.join(twice)}, and would be one file"
+        raise ConfigError(reason, remedy="convert them into folders of their own")
+    return found, refused
 
 
-def _opened(source: Path | Bag) -> Any:
-    return open_bag(source) if isinstance(source, Path) else nullcontext(source)
+def _study_bag(slide: CohortSlide, bag: Bag, layout: Layout, folder: Path, extras: Extras) -> _StudyBag:
+    own = isinstance(slide.source, Path) and slide.name != slide.source.name
+    name, label = slide.name if own else bag.name, bag.label if slide.label is None else slide.label
+    row = BagRow(stem_of(name), name, label, slide.patient or patient_of(bag))
+    beside = None
+    if extras.features is None:
+        has = isinstance(bag, StoredBag) and extras.encoder in bag.encoders
+        beside = bag.features(extras.encoder) if isinstance(bag, StoredBag) and has else None
+        if not has:
+            extras.item(bag, row, "int64", 1, many=True)  # refuses an encoder without any
+    shown = None if extras.features is None and beside is None else _NOTHING
+    labels = None if extras.instance_labels is None else _NOTHING
+    item = Item(bag, row.stem, shown, extras.encoder, row.label, "int64", 1, labels, row.patient)
+    paths = tuple(layout.outputs(item, folder))
+    digest = _digest(bag, row, beside, extras)
+    return _StudyBag(
+        slide.source, row.stem, row.label, patient=row.patient, row=row, tiles=len(bag), digest=digest, paths=paths
+    )
 
 
-def _has(bag: Bag, encoder: str) -> bool:
-    return isinstance(bag, StoredBag) and encoder in bag.encoders
+def _digest(bag: Bag, row: BagRow, beside: Any, extras: Extras) -> str:
+    pixels = bag.attributes["pixels"] if isinstance(bag, StoredBag) else None
+    files = [_fingerprint(given, row.stem) for given in (extras.features, extras.instance_labels)]
+    # What was converted before the patient was known of any bag is the same, where it is still not known.
+    said = list(row) if row.patient else list(row)[:-1]
+    known = [bag.provenance(), list(bag.shape), pixels, said, files]
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
+    for values in (bag.coords, bag.grid_index, bag.tissue):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    if beside is not None:
+        digest.update(np.ascontiguousarray(beside[:64]).tobytes() + np.ascontiguousarray(beside[-64:]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _is_there(paths: Sequence[Path], reason: str | None = None) -> OutputExistsError:
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    remedy = "pass {overwrite=True} or another folder"
+    return OutputExistsError(reason or f"already exists{more}", slide=str(paths[0]), remedy=remedy)
+
+
+def label_type(labels: Iterable[Label]) -> LabelType:
+    """Return the one type that the labels of all bags have in a column."""
+    types = {type(label) for label in labels}
+    return "string" if str in types else "float64" if float in types else "int64"
+
+
+def _warn_of_empty(to: str, names: Sequence[str]) -> None:
+    warn_caller(SkippedWarning(f"no file for bags without a tile, as {to} has it: {', '.join(names)}"))
+
+
+def _opened(source: str | Path | Bag) -> Any:
+    return nullcontext(source) if isinstance(source, Bag) else open_bag(source)
 
 
 def _fingerprint(source: Any, stem: str) -> str | None:

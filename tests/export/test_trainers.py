@@ -12,7 +12,7 @@ import torch
 from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe import TileBag, TileGrid, open_slide
-from slideio_pipe.export.layouts import convert
+from slideio_pipe.export.convert import convert
 
 TILE = 32
 
@@ -97,7 +97,7 @@ def test_a_cohort_has_one_folder_for_trident(tmp_path: Path, mpp: float | None, 
         warnings.simplefilter("ignore")  # 0.4 µm of some scans is their level 0
         bags = bags_of(tmp_path, SCANS, [1] * len(SCANS), mpp)
     done = convert(bags, "trident", tmp_path / "out")
-    jobs = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
+    jobs = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir() and path.name[0] != ".")
     assert jobs == [f"{folder}_{TILE}px_0px_overlap"]
     for bag, path in zip(bags, done.paths, strict=False):
         with h5py.File(path) as file:
@@ -111,5 +111,5 @@ def test_other_resolutions_have_other_folders(tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     for mpp in (0.5, 1.0):
         convert(bags_of(tmp_path, [0.25, 0.228], [0, 1], mpp), "trident", tmp_path / "out")
-    jobs = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    jobs = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir() and path.name[0] != "."}
     assert jobs == {f"{power}x_{TILE}px_0px_overlap" for power in (10, 20)}

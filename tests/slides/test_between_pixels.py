@@ -290,7 +290,7 @@ def test_a_tile_ends_where_its_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("factor", [1, 2, 2.37])
 def test_what_is_written_comes_back(tmp_path: Path, layout: str, factor: float) -> None:
     """Given corners as they are; corners of a grid, rounded to level-0 px, as the pixels of that grid."""
-    from slideio_pipe.export.layouts import convert
+    from slideio_pipe.export.convert import convert
 
     slide = open_slide(PIXELS, slide_mpp=0.25)
     view = slide.view(mpp=0.25 * factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 from slideio_pipe.cohort.workers.process import Ended, Limits, LostError, OnProgress, Work, Worker, spawned
 from slideio_pipe.errors import ConfigError, SlideioPipeError, WorkerError
 
-__all__ = ["ATTEMPTS", "Attempt", "OnProgress", "Outcome", "Pool", "Work", "WorkerPool"]
+__all__ = ["ATTEMPTS", "Attempt", "OnProgress", "Outcome", "Pool", "ThisProcess", "Work", "WorkerPool"]
 
 # A task that ends its worker is retried once, in another process.
 ATTEMPTS = 2
@@ -62,6 +63,30 @@ class Attempt:
         remedy = "look at the slide, then run again with {retry=True}"
         error = WorkerError(f"its worker process {reason}, twice", remedy=remedy)
         return Outcome(self.task, None, error, stage, seconds, quarantined=True, attempts=self.deaths)
+
+
+class ThisProcess:
+    """Runs tasks one after the other in this process, without limits.
+
+    Parameters
+    ----------
+    work : callable
+        See ``WorkerPool``.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
+        """Yield the outcome of each task."""
+        for task in tasks:
+            stages, begun = [""], time.perf_counter()
+            value, error = None, None
+            try:
+                value = self._work(task, stages.append)
+            except SlideioPipeError as caught:
+                error = caught.with_traceback(None)
+            yield Outcome(task, value, error, stages[-1], time.perf_counter() - begun)
 
 
 class WorkerPool:

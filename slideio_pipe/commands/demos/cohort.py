@@ -16,7 +16,7 @@ from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError, MissingExtraError
 from slideio_pipe.export.cohort import export_cohort
 from slideio_pipe.export.config import ExportConfig
-from slideio_pipe.export.layouts import convert
+from slideio_pipe.export.convert import convert
 from slideio_pipe.files import make_folder, write_file
 from slideio_pipe.progress import reporting
 from slideio_pipe.slides.config import ViewConfig

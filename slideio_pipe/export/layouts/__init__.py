@@ -5,7 +5,7 @@ Open first: ``item.py`` (one bag, and the ``Layout`` protocol); ``registry.py`` 
 """
 
 from slideio_pipe.export.layouts.clam import from_clam
-from slideio_pipe.export.layouts.registry import LAYOUTS, Converted, convert
+from slideio_pipe.export.layouts.registry import LAYOUTS, Converted
 from slideio_pipe.export.layouts.trident import from_trident
 
-__all__ = ["LAYOUTS", "Converted", "convert", "from_clam", "from_trident"]
+__all__ = ["LAYOUTS", "Converted", "from_clam", "from_trident"]

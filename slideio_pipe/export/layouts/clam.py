@@ -151,8 +151,7 @@ def from_clam(
     Examples
     --------
     >>> import tempfile
-    >>> from slideio_pipe import TileGrid, open_slide
-    >>> from slideio_pipe.export.layouts import convert
+    >>> from slideio_pipe import TileGrid, convert, open_slide
     >>> slide = open_slide(np.zeros((300, 500, 3), np.uint8), slide_mpp=0.5)
     >>> bag = TileBag(slide.view(), TileGrid(slide.view(), tile_size=100))
     >>> folder = tempfile.mkdtemp()
