@@ -224,3 +224,23 @@ def test_coordinates_of_a_study_become_bags(tmp_path: Path) -> None:
         assert again.shape == (48, 128, 128, 3)
     told = json.loads(run(*command, "--out", tmp_path / "bags", "--json", code=1).stdout)
     assert (told["done"], told["kept"], told["failed"]) == (0, 2, 1)
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_progress_counts_tiles(tmp_path: Path, workers: int | None) -> None:
+    """Of all bags: none at first, those of bags that are kept, and all of them in the end, also of one that fails."""
+    bags = [MemoryBag(count) for count in (5, 20, 300)]
+    for number, bag in enumerate(bags):
+        bag.name = f"b{number}"
+    if workers is not None:
+        bags = [sp.save_bag(bag, tmp_path / f"{bag.name}.bag.zarr", progress=False) for bag in bags]
+    seen: list[tuple[int, int]] = []
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"workers": workers, "progress": lambda done, total: seen.append((done, total))}
+    sp.convert(bags, "webdataset", out, **options)
+    assert seen == [(0, 325), (5, 325), (25, 325), (325, 325)]
+    seen.clear()
+    (out / "b1-000000.tar").unlink()
+    assert sp.convert(bags, "webdataset", out, **options).kept == 2
+    assert (seen[0], seen[-1]) == ((0, 325), (325, 325))
+    assert {done for done, _ in seen} <= {0, 5, 25, 305, 325}

@@ -19,7 +19,7 @@ from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, 
 from slideio_pipe.export import slide as export
 from slideio_pipe.export.config import ExportConfig, load_config
 from slideio_pipe.export.slide import bag_path, export_slide, plan_bag
-from slideio_pipe.images.picture import save_picture
+from slideio_pipe.images.picture import PICTURES, save_picture
 from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.config import GridConfig, TissueConfig
@@ -180,7 +180,7 @@ def test_no_tile_with_enough_tissue(tmp_path: Path) -> None:
 def test_the_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders are made, an existing picture stays unless told, and every promised format can be written."""
     image = Image.new("RGB", (20, 10), (1, 2, 3))
-    for ending in export.PICTURES:
+    for ending in PICTURES:
         file = tmp_path / "new" / f"a{ending.upper()}"
         save_picture(image, file, overwrite=False)
         with Image.open(file) as written:
