@@ -252,8 +252,6 @@ def _preadv(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
 
 pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _pread)
 preadv: Callable[[int, Sequence[memoryview], int], int] = getattr(os, "preadv", _preadv)
-
-
 _FINGERPRINT_BYTES = 65_536
 
 

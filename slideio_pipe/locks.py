@@ -30,12 +30,8 @@ _FCNTL, _MSVCRT = _module_of_platform("fcntl"), _module_of_platform("msvcrt")
 _LOCKED_BYTE = 1 << 30
 # flock is missing on some network file systems (Lustre mounted without it); then the pid decides as well.
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
-
-
 # How long a run waits for a lock of a run: workers of a killed one end when they hear of it, not at once.
 _ORPHANS_S = 10.0
-
-
 _RUN: ContextVar[str | None] = ContextVar("run", default=None)
 
 

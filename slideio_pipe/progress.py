@@ -98,11 +98,11 @@ def rated(progress: Report | bool | None, what: str, noun: str) -> Iterator[tupl
         Shown after the rate.
     """
     if callable(progress):
-        yield progress, _no_count
+        yield progress, _silent
         return
     console, interactive = _console()
     if progress is False or (progress is None and not interactive):
-        yield _no_report, _no_count
+        yield _silent, _silent
         return
     columns = (
         TextColumn("{task.description}"),
@@ -149,11 +149,11 @@ def narrated(progress: Report | bool | None, what: str) -> Iterator[tuple[Report
     """
     console, interactive = _console()
     if callable(progress):
-        yield progress, _no_note
+        yield progress, _silent
     elif progress is False or (progress is None and not interactive):
-        yield _no_report, _no_note
+        yield _silent, _silent
     elif not interactive:
-        yield _no_report, _Lines(console, what)
+        yield _silent, _Lines(console, what)
     else:
         column = TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
         columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), column)
@@ -187,13 +187,5 @@ class _Lines:
             self._console.print(f"{self._what}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _no_note(text: str, *, lasting: bool = False) -> None:
-    del text, lasting
-
-
-def _no_report(done: int, total: int) -> None:
-    del done, total
-
-
-def _no_count(count: int) -> None:
-    del count
+def _silent(*_: object, **__: object) -> None:
+    """Show nothing."""

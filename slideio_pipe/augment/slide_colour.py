@@ -16,32 +16,16 @@ from slideio_pipe.geometry import Affine, Size
 
 # Macenko et al. 2009: pixels below 0.15 in a channel are glass; the stains are at the 1st and 99th percentile of angle.
 MIN_OPTICAL_DENSITY = 0.15
-
-
 ANGLE_PERCENTILES = (1.0, 99.0)
-
-
 STRENGTH_PERCENTILE = 99.0
-
-
 # A channel below this is not measurable: ink, folds, black padding.
 MIN_LEVEL = 5
-
-
 # With fewer pixels noise dominates.
 MIN_PIXELS = 500
-
-
 # Smallest angle between two stains; haematoxylin and eosin are 20° to 40° apart.
 MIN_ANGLE_DEGREES = 5.0
-
-
 TILE_PX = 128
-
-
 TILES = 64
-
-
 THUMBNAIL_PX = 1024
 
 

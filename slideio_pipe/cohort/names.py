@@ -7,8 +7,6 @@ import re
 from slideio_pipe.errors import ConfigError
 
 SUFFIX = ".bag.zarr"
-
-
 # The ending removed from a slide's name: not a number as in a DICOM identifier (1.2.840.113619).
 _ENDING = re.compile(r"(\.ome)?\.[a-z][a-z0-9]*$", re.IGNORECASE)
 

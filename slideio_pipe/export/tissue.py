@@ -23,8 +23,6 @@ from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.tiles.find_tissue import find_tissue
 
 FORMATS = ("geojson", "png")
-
-
 # Ledger entry for an mpp that the slide's file does not state: its mask is valid only with that mpp.
 _MPP = "slide_mpp"
 

@@ -39,8 +39,6 @@ _TOO_FEW_TO_SCATTER = 4
 _PARTLY_BELOW = 0.8
 # An uneven shrink may stretch its finer axis by this factor from the mean: 4:3 into a square is 1.15.
 NEARLY = 1.2
-
-
 Offset = tuple[float, float]
 ON_GRID: Offset = (0.0, 0.0)
 

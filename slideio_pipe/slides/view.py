@@ -46,12 +46,8 @@ class PyramidSource(LevelSource, Protocol):
 
 # With a finer view, interpolated pixels are only blur, at many times their size on disk.
 MAX_UPSAMPLING = 4.0
-
-
 # Colour outside the slide, and its grey level. Tools that read with OpenSlide and drop its transparency see black.
 OUTSIDE = {"white": 255, "black": 0}
-
-
 # Tile size of the virtual TIFF with which libvips reads a resampled view.
 _TILE = Size(256, 256)
 

@@ -10,11 +10,7 @@ from slideio_pipe.config import Record
 from slideio_pipe.slides.config import Resolution
 
 Edge = Literal["drop", "shift", "pad"]
-
-
 TissueMethod = Literal["otsu", "threshold", "none"]
-
-
 Area = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # µm²
 
 

@@ -156,21 +156,12 @@ def run_cohort_demo(
     ----------
     folder : Path
         Created if missing.
-    slides : int
-        Number of slides, at least 8.
-    size : (int, int)
-        Size of the smallest.
+    slides, size
+        As for ``make_cohort``.
     workers : int
         Number of export processes.
-    say : callable
-        Called with one line of text per step.
-    progress : bool, optional
-        See ``progress.reporting``.
-
-    Returns
-    -------
-    dict
-        The numbers as JSON values.
+    say, progress
+        As for ``run_demo``; so are the results.
 
     Raises
     ------

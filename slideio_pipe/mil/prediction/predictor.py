@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -351,15 +351,8 @@ def _as_slide(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide
         found = Cohort([CohortSlide(path, path.name)])[0]
     else:
         found = Cohort.of([source])[0]
-    return CohortSlide(
-        found.source,
-        found.name,
-        found.label if label is None else label,
-        found.mpp if slide_mpp is None else slide_mpp,
-        found.mask,
-        found.patient,
-        other=found.other,
-    )
+    mpp = found.mpp if slide_mpp is None else slide_mpp
+    return replace(found, label=found.label if label is None else label, mpp=mpp)
 
 
 def _is_unnamed(slide: CohortSlide, bag: FeatureBag) -> bool:
