@@ -70,18 +70,10 @@ class _EventIndex:
 
 @dataclass
 class Records:
-    """The slides of a folder, worst first; one line of the file is in memory at a time.
+    """The slides of a folder, worst first; one line of the file is in memory at a time."""
 
-    Parameters
-    ----------
-    folder : Path
-        With the ``run.jsonl`` of its runs.
-    cohort : Cohort, optional
-        Slides to include as well, done or not.
-    """
-
-    folder: Path
-    cohort: Cohort | None = None
+    folder: Path  # with the ``run.jsonl`` of its runs
+    cohort: Cohort | None = None  # slides to include as well, done or not
     tiles: int = 0  # of all slides that are done
     bytes: int = 0
     columns: list[str] = field(default_factory=list)  # keys of ``SlideRecord.made``, in order of appearance

@@ -50,17 +50,11 @@ class Resumable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """``last.ckpt`` and ``best.ckpt`` of a folder.
-
-    Parameters
-    ----------
-    folder : Path
-    about : mapping
-        What must agree to continue from a checkpoint, and what prediction needs: task, model, settings, cohort. JSON
-        values.
-    """
+    """``last.ckpt`` and ``best.ckpt`` of a folder."""
 
     folder: Path
+    # What must agree to continue from a checkpoint, and what prediction needs: task, model, settings, cohort. JSON
+    # values.
     about: Mapping[str, Any]
 
     @property

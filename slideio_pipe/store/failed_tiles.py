@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,12 @@ def check_store_on_error(on_error: str) -> OnError:
     return known
 
 
+@dataclass(frozen=True, slots=True)
 class FailedTiles:
-    """The tiles that could not be read, in this run or in earlier ones.
+    """The tiles that could not be read, in this run or in earlier ones."""
 
-    Parameters
-    ----------
-    grid : ShardGrid
-        Chunks of the store being written.
-    tolerance : TileErrors
-        Counts them over all runs.
-    """
-
-    def __init__(self, grid: ShardGrid, tolerance: TileErrors) -> None:
-        self._grid, self._tolerance = grid, tolerance
+    grid: ShardGrid  # of the store being written
+    tolerance: TileErrors  # counts them over all runs
 
     def load(self, shard: int) -> None:
         """Load the failures of a finished shard."""
@@ -55,13 +49,13 @@ class FailedTiles:
         except FileNotFoundError:
             return
         for each in noted:
-            error = CorruptSlideError(each["error"], slide=self._tolerance.bag)
-            self._tolerance.failures.append(TileFailure(self._tolerance.bag, error, int(each["tile"])))
+            error = CorruptSlideError(each["error"], slide=self.tolerance.bag)
+            self.tolerance.failures.append(TileFailure(self.tolerance.bag, error, int(each["tile"])))
 
     def save_with(self, shard: int, chunks: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
         """Yield the chunks of a shard; after the last one, before the shard gets its name, save its failures."""
         yield from chunks
-        first, last = self._grid.span(shard)
+        first, last = self.grid.span(shard)
         noted = [each for each in self.as_json() if first <= each["tile"] < last]
         file = self._file(shard)
         if not noted:
@@ -71,13 +65,13 @@ class FailedTiles:
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return every failed tile, in order, with the reason, as JSON values."""
-        failures = [failure for failure in list(self._tolerance.failures) if failure.tile is not None]
+        failures = [failure for failure in list(self.tolerance.failures) if failure.tile is not None]
         reasons = {failure.tile or 0: getattr(failure.error, "reason", str(failure.error)) for failure in failures}
         return [{"tile": tile, "error": reasons[tile]} for tile in sorted(reasons)]
 
     def delete_notes(self) -> None:
         """Remove the notes, which the attributes of the store now contain."""
-        for shard in {each["tile"] // self._grid.slots for each in self.as_json()}:
+        for shard in {each["tile"] // self.grid.slots for each in self.as_json()}:
             self._file(shard).unlink(missing_ok=True)
 
     def warn(self) -> None:
@@ -85,9 +79,9 @@ class FailedTiles:
         failed = self.as_json()
         if failed:
             verb = "is" if len(failed) == 1 else "are"
-            what = f"{len(failed):,} of {self._grid.count:,} tiles could not be read and {verb}"
+            what = f"{len(failed):,} of {self.grid.count:,} tiles could not be read and {verb}"
             first = f"tile {failed[0]['tile']}: {failed[0]['error']}"
-            warn_caller(SkippedWarning(f"{self._tolerance.bag}: {what} white, such as {first}"))
+            warn_caller(SkippedWarning(f"{self.tolerance.bag}: {what} white, such as {first}"))
 
     def _file(self, shard: int) -> Path:
-        return self._grid.folder / "c" / str(shard) / _NOTES
+        return self.grid.folder / "c" / str(shard) / _NOTES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,47 +23,27 @@ _GO_ON_REMEDY = (
 )
 
 
+@dataclass(slots=True, eq=False)
 class Epochs:
     """The epochs of a loader, one at a time.
 
     An epoch ends when its last item has been returned, or when another iteration begins after at least one item.
-
-    Parameters
-    ----------
-    dataset : BagDataset
-    sender : Sender
-    pace : LoaderSettings
-    share : Share
-        The bags of this process.
-    prefetch : int
-        Chunks that may be ready in advance.
-    shuffle : bool
-        Whether to shuffle the bags in every epoch.
-    max_failures : int
-        Slides that may fail in an epoch.
     """
 
-    def __init__(
-        self,
-        dataset: BagDataset,
-        sender: Sender,
-        pace: LoaderSettings,
-        share: Share,
-        *,
-        prefetch: int,
-        shuffle: bool,
-        max_failures: int,
-    ) -> None:
-        self.dataset, self.sender, self.pace, self.share = dataset, sender, pace, share
-        self.shuffle, self.max_failures = shuffle, max_failures
-        self.epoch = 0
-        self.progress = Progress()
-        self.failures: list[TileFailure] = []
-        self.count = 0  # bags of the latest epoch
-        self._order: tuple[tuple[int, int, int], list[int]] | None = None
-        self._prefetch = prefetch
-        self._items: Items | None = None  # of the running iteration
-        self._told_of_dropped = False
+    dataset: BagDataset
+    sender: Sender
+    pace: LoaderSettings
+    share: Share  # the bags of this process
+    prefetch: int  # chunks that may be ready in advance
+    shuffle: bool  # the bags, in every epoch
+    max_failures: int  # slides that may fail in an epoch
+    epoch: int = 0
+    progress: Progress = field(default_factory=Progress)
+    failures: list[TileFailure] = field(default_factory=list)
+    count: int = 0  # bags of the latest epoch
+    _order: tuple[tuple[int, int, int], list[int]] | None = None
+    _items: Items | None = None  # of the running iteration
+    _told_of_dropped: bool = False
 
     def go_to(self, epoch: int, progress: Progress | None = None) -> None:
         """Go to the start of an epoch, or to ``progress`` within it."""
@@ -181,7 +161,7 @@ class Epochs:
         ring = BufferPool(self.sender, pace.slots, (pace.chunk_size, *self.dataset.tile_shape))
         order = self.order() + self.progress.extra
         schedule = EpochSchedule(self.dataset, self.epoch, order, self.progress.done(), ring, pace)
-        self._items = BackgroundIterator(schedule.deliveries(), self._prefetch)
+        self._items = BackgroundIterator(schedule.deliveries(), self.prefetch)
         return self._items
 
     def _check_failures(self, failure: TileFailure) -> None:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,23 +115,14 @@ class _Scheduler:
         pass
 
 
+@dataclass(frozen=True, slots=True)
 class DaskPool:
-    """Runs tasks on a Dask cluster.
+    """Runs tasks on a Dask cluster."""
 
-    Parameters
-    ----------
-    work : callable
-        See ``WorkerPool``.
-    cluster : Access
-        Access to the cluster.
-    folder : Path
-        Folder of the outputs with the ``run.lock`` of this run: workers that cannot read it are not used.
-    limits : Limits
-        Limits of the process of a task.
-    """
-
-    def __init__(self, work: Work, cluster: Access, folder: Path, limits: Limits | None = None) -> None:
-        self._work, self._cluster, self._folder, self._limits = work, cluster, folder, limits or Limits()
+    work: Work  # see ``WorkerPool``
+    cluster: Access
+    folder: Path  # of the outputs, with the ``run.lock`` of this run: workers that cannot read it are not used
+    limits: Limits  # of the process of a task
 
     def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
         """Yield the outcome of each task when it ends; tasks are read when a worker has room.
@@ -142,10 +134,10 @@ class DaskPool:
         """
         import cloudpickle
 
-        work = cloudpickle.dumps(self._work)
-        mark = (self._folder / "run.lock").read_bytes()
-        with _quiet(), self._cluster.connected() as client:
-            run = ClusterRun(client, self._cluster, work, str(self._folder), mark, self._limits)
+        work = cloudpickle.dumps(self.work)
+        mark = (self.folder / "run.lock").read_bytes()
+        with _quiet(), self.cluster.connected() as client:
+            run = ClusterRun(client, self.cluster, work, str(self.folder), mark, self.limits)
             try:
                 yield from run.outcomes(iter(tasks))
             finally:

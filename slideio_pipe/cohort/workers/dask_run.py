@@ -67,29 +67,14 @@ class _Retry:
 
 @dataclass(slots=True)
 class ClusterRun:
-    """The tasks of a run on the usable workers.
+    """The tasks of a run on the usable workers."""
 
-    Parameters
-    ----------
-    client : distributed.Client
-    cluster : Access
-        Access to the cluster.
-    work : bytes
-        The work, serialised with cloudpickle.
-    folder : str
-        Folder of the outputs.
-    mark : bytes
-        Content of its ``run.lock``: a worker that cannot read it is not used.
-    limits : Limits
-        Limits of the process of a task.
-    """
-
-    client: Any
+    client: Any  # distributed.Client
     cluster: Access
-    work: bytes
-    folder: str
-    mark: bytes
-    limits: Limits
+    work: bytes  # serialised with cloudpickle
+    folder: str  # of the outputs
+    mark: bytes  # content of its ``run.lock``: a worker that cannot read it is not used
+    limits: Limits  # of the process of a task
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     threads: dict[str, int] = field(default_factory=dict)  # of every worker
     usable: set[str] = field(default_factory=set)
