@@ -15,13 +15,7 @@ import albumentationsxl as A
 import numpy as np
 from albumentationsxl.core.serialization import SERIALIZABLE_REGISTRY
 
-from slideio_pipe.augment.geometric_transforms import (
-    about_middle,
-    mirrored,
-    quarter_turns,
-    resized,
-    rotation,
-)
+from slideio_pipe.augment.geometric_transforms import about_middle, mirrored, quarter_turns, resized, rotation
 from slideio_pipe.augment.operations import Hsv, Noise, Opaque, Operation, Tone
 from slideio_pipe.augment.stains import HED, as_stain, jitter
 from slideio_pipe.augment.transforms import Context, OurTransform, Steps, uniform

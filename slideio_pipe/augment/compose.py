@@ -269,8 +269,7 @@ def _drawn(transform: Any, path: _DrawState) -> Steps:
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(step) for step in problem["loc"])
         raise ConfigError(
-            f"{type(transform).__name__}: {place}={problem['input']!r}: {problem['msg']}",
-            remedy="pass other limits",
+            f"{type(transform).__name__}: {place}={problem['input']!r}: {problem['msg']}", remedy="pass other limits"
         ) from None
 
 

@@ -131,11 +131,7 @@ def _stained(pixels: ArrayLike, owner: str, slide: str | None) -> NDArray[np.flo
 
 
 def slide_colour(
-    slide: SampledSlide,
-    mask: SampledMask | None = None,
-    seed: int = 0,
-    *,
-    owner: str = 'StainJitter(basis="slide")',
+    slide: SampledSlide, mask: SampledMask | None = None, seed: int = 0, *, owner: str = 'StainJitter(basis="slide")'
 ) -> SlideColour:
     """Measure a slide's stains and Lab statistics in up to 64 tissue tiles of 128 px, sampled at level 0.
 

@@ -154,13 +154,7 @@ def _check_image(image: Any, owner: str) -> None:
 
 
 def span(
-    owner: str,
-    name: str,
-    value: Any,
-    *,
-    about: float | None = None,
-    low: float = -math.inf,
-    high: float = math.inf,
+    owner: str, name: str, value: Any, *, about: float | None = None, low: float = -math.inf, high: float = math.inf
 ) -> Range:
     """Return the range given by a number or a (low, high) pair.
 

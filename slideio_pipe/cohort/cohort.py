@@ -20,13 +20,7 @@ from slideio_pipe.cohort.checks import (
 from slideio_pipe.cohort.cohort_slide import COLUMNS, CohortSlide
 from slideio_pipe.cohort.slide_files import SLIDES, slides_in, slides_of
 from slideio_pipe.cohort.split_names import split_of
-from slideio_pipe.cohort.table import (
-    TABLES,
-    Table,
-    file_name,
-    read_table,
-    write_table,
-)
+from slideio_pipe.cohort.table import TABLES, Table, file_name, read_table, write_table
 from slideio_pipe.errors import ConfigError, MissingCellsWarning, warn_caller
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
 

@@ -66,11 +66,7 @@ def export(
 
     grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
     given: dict[str, dict[str, Any]] = {
-        "slide": {
-            "slide_mpp": slide_mpp,
-            "slide_mpp_override": slide_mpp_override or None,
-            "backend": backend,
-        },
+        "slide": {"slide_mpp": slide_mpp, "slide_mpp_override": slide_mpp_override or None, "backend": backend},
         "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp)},
         "tissue": {"method": tissue_method},
         "grid": grid | {"align": align or None},

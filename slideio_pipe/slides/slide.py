@@ -17,10 +17,7 @@ from PIL import Image
 from slideio_pipe.arguments import pair, place, whole_number
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.slide_colour import SlideColour, slide_colour
-from slideio_pipe.errors import (
-    ConfigError,
-    CorruptSlideError,
-)
+from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.files import Closable, file_fingerprint
 from slideio_pipe.geometry import Affine, Mpp, Rect, Size
 from slideio_pipe.images import picture

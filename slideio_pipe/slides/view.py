@@ -184,12 +184,7 @@ class SlideView:
         return scaled @ self.to_plain if self.moves else scaled
 
     def save(
-        self,
-        path: str | Path,
-        *,
-        quality: int = 90,
-        overwrite: bool = False,
-        progress: Report | bool | None = None,
+        self, path: str | Path, *, quality: int = 90, overwrite: bool = False, progress: Report | bool | None = None
     ) -> Path:
         """Write the whole view, augmentation included, as a tiled pyramid TIFF (JPEG), in bounded memory.
 

@@ -160,13 +160,7 @@ class BagLoader(Closable):
         ahead = prefetch * slot * self._sender.dtype.itemsize
         self.memory = LoaderMemory(pace.slots * slot, ahead, SHARED.max_bytes)
         self._epochs = Epochs(
-            dataset,
-            self._sender,
-            pace,
-            self._share,
-            prefetch=prefetch,
-            shuffle=shuffle,
-            max_failures=self.max_failures,
+            dataset, self._sender, pace, self._share, prefetch=prefetch, shuffle=shuffle, max_failures=self.max_failures
         )
 
     @property

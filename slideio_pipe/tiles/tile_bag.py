@@ -123,13 +123,7 @@ class TileBag(ArrayLikeBag):
         size = Size(self.grid.tile_size, self.grid.tile_size)
         colour = measured(self.view.slide, self.tile_transform)
         return draw(
-            self.tile_transform,
-            seed=self.seed,
-            epoch=self.epoch,
-            slide=self.name,
-            tile=index,
-            size=size,
-            colour=colour,
+            self.tile_transform, seed=self.seed, epoch=self.epoch, slide=self.name, tile=index, size=size, colour=colour
         )
 
     @cached_property

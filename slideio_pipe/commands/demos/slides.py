@@ -33,9 +33,7 @@ Say = Callable[[str], object]
 PICTURE = "demo.png"
 _SIZE = (12_288, 9216)
 _CONFIG = ExportConfig(
-    view=ViewConfig(mpp=0.5),
-    grid=GridConfig(tile_size=256, min_tissue=0.5),
-    store=StoreConfig(pixels="zstd"),
+    view=ViewConfig(mpp=0.5), grid=GridConfig(tile_size=256, min_tissue=0.5), store=StoreConfig(pixels="zstd")
 )
 
 
@@ -54,12 +52,7 @@ class Streamed:
 
 
 def run_demo(
-    folder: Path,
-    *,
-    size: tuple[int, int] = _SIZE,
-    device: str | None = None,
-    say: Say,
-    progress: bool | None = None,
+    folder: Path, *, size: tuple[int, int] = _SIZE, device: str | None = None, say: Say, progress: bool | None = None
 ) -> dict[str, Any]:
     """Make two slides in ``folder``, export their bags, stream them to a device, and draw the result.
 
