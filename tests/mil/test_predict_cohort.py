@@ -279,6 +279,23 @@ def test_remedies_name_what_the_command_has() -> None:
     assert said(encoder, predict).endswith("of the training: --encoder")
 
 
+def test_a_slide_without_mpp_is_answered_in_words_of_the_command(trained: Trained, tmp_path: Path) -> None:
+    """A prediction has an option for it, a training a setting, both a table with a column for it."""
+    Image.new("RGB", (256, 256), "pink").save(tmp_path / "s0.png")
+    failed = run(trained.pixels, tmp_path / "s0.png", "--device", "cpu")
+    assert failed.exit_code == 1
+    assert "pass --slide-mpp 0.25: µm per level-0 pixel" in failed.stdout
+    (tmp_path / "cohort.csv").write_text("slide,label\ns0.png,0\ns1.png,1\n")
+    Image.new("RGB", (256, 256), "pink").save(tmp_path / "s1.png")
+    config = quick(validation=0, monitor="none", epochs=1) | {"encoder": {"source": "small"}, "view": {"mpp": 0.5}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    asked = ["train", tmp_path / "config.yaml", "--cohort", tmp_path / "cohort.csv", "--out", tmp_path / "run"]
+    done = CliRunner().invoke(app, [str(word) for word in asked])
+    assert done.exit_code == 2
+    advised = 'pass --set slide.slide_mpp=0.25, or 0.25 in the column "mpp" of the cohort: µm per level-0 pixel'
+    assert advised in " ".join(done.stderr.split())
+
+
 def test_a_training_names_its_setting_where_a_slide_has_no_tissue(tmp_path: Path) -> None:
     """On the command line, from a blank slide, to the end."""
     for k in range(4):

@@ -91,7 +91,7 @@ def compare_readers(
     readers = _selected(PEERS, peers, "reader")
     for name, value in (("rounds", rounds), ("tiles", tiles)):
         if value < 1:
-            raise ConfigError(f"{{{name}={value}}}", remedy="pass 1 or more")
+            raise ConfigError(f"{{{name}=}} is {value}", remedy="pass 1 or more")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = Path(slide) if slide is not None else _generated(folder)
