@@ -24,7 +24,7 @@ from slideio_pipe.export.layouts.hdf5 import (
     write_hdf5,
     x_major,
 )
-from slideio_pipe.export.layouts.item import BagRow, Item
+from slideio_pipe.export.layouts.item import BagRow, Item, Layout
 from slideio_pipe.export.layouts.label_table import write_labels, write_rows
 from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.files import replacing
@@ -33,7 +33,7 @@ from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.tile_bag import TileBag
 
 
-class Clam:
+class Clam(Layout):
     """Coordinates at the level that tiles are read from, x-major; a slide without tissue has no file.
 
     Tiles of a stored level are ``patch_size`` px of ``patch_level``. Resampled ones, such as 20× tiles of a slide with
@@ -43,8 +43,6 @@ class Clam:
 
     packages = ("h5py",)
     leaves_out_empty = True
-    joins_labels = False
-    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of coordinates and, with features, the files of features."""

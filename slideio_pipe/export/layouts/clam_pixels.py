@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.errors import BagFormatError, ConfigError, require
 from slideio_pipe.export.layouts.hdf5 import read_coords
-from slideio_pipe.export.layouts.item import BagRow, Item
+from slideio_pipe.export.layouts.item import BagRow, Item, Layout
 from slideio_pipe.export.layouts.label_table import write_labels
 from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.files import file_fingerprint, package_versions, replacing
@@ -20,7 +20,7 @@ from slideio_pipe.slides.resolution import checked_mpp
 from slideio_pipe.tiles.bag import ArrayLikeBag, Label
 
 
-class ClamPixels:
+class ClamPixels(Layout):
     """``imgs`` (N, H, W, 3) uint8 and ``coords`` (N, 2) int32, in the bag's order; an empty bag has no file.
 
     The attributes are on ``imgs``. CLAM has only levels: ``downsample`` is that of the tiles, even if no level of the
@@ -29,8 +29,6 @@ class ClamPixels:
 
     packages = ("h5py",)
     leaves_out_empty = True
-    joins_labels = False
-    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slideio_pipe.errors import require
-from slideio_pipe.export.layouts.item import CHUNK, BagRow, Item
+from slideio_pipe.export.layouts.item import CHUNK, BagRow, Item, Layout
 from slideio_pipe.export.layouts.tile_files import pictures, tile_facts
 from slideio_pipe.files import replacing
 
@@ -26,11 +26,10 @@ _KINDS = {"slide": "string", "index": "int64", "x": "int64", "y": "int64", "colu
 _KINDS |= {"tissue": "float32", "mpp": "float64", "patient": "string"}
 
 
-class HuggingFace:
+class HuggingFace(Layout):
     """``load_dataset(folder)`` gives rows with ``image``, ``label`` and the tile's position; PNG or a bag's JPEG."""
 
     packages = ("pyarrow",)
-    leaves_out_empty = False
     joins_labels = True
     version = 2  # 1: had no patient
 

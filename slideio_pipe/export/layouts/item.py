@@ -1,11 +1,12 @@
-"""The input of a layout: one bag with its name and features; and the ``Layout`` protocol."""
+"""The input of a layout: one bag with its name and features; and ``Layout``, the base class."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,33 +71,26 @@ class Item:
             yield start, self.bag.read(numbers, threads=self.threads)
 
 
-class Layout(Protocol):
+class Layout(ABC):
     """The files of one tool."""
 
-    @property
-    def packages(self) -> tuple[str, ...]:
-        """Packages needed to write it; also the name of the extra, if there is one."""
+    packages: tuple[str, ...] = ()  # needed to write it; also the name of the extra, if there is one
+    leaves_out_empty = False  # whether an empty bag has no file
+    joins_labels = False  # whether a bag's file depends on the common label type of all bags
+    version = 1  # of a bag's files; increased when they change, so that one folder never mixes versions
 
-    @property
-    def leaves_out_empty(self) -> bool:
-        """Whether an empty bag has no file."""
-
-    @property
-    def joins_labels(self) -> bool:
-        """Whether a bag's file depends on the common label type of all bags."""
-
-    @property
-    def version(self) -> int:
-        """Version of a bag's files; increased when they change, so that one folder never mixes versions."""
-
+    @abstractmethod
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the files or folders that ``write`` creates for a bag."""
 
+    @abstractmethod
     def write(self, item: Item, folder: Path) -> None:
         """Write one bag; each output gets its name when it is complete."""
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
-        """Write the files for all bags together, and return them."""
+        """Write the files for all bags together, and return them; by default none."""
+        del bags, folder
+        return []
 
 
 def write_item(layout: Layout, item: Item, folder: Path) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from slideio_pipe.errors import require
-from slideio_pipe.export.layouts.item import BagRow, Item
+from slideio_pipe.export.layouts.item import Item, Layout
 from slideio_pipe.files import replacing_folder
 
 
-class MemoryMapped:
+class MemoryMapped(Layout):
     """Pixels ``tiles`` (N, 3, H, W) uint8, ``coords``, ``grid_index``, ``tissue``, the ``label`` and the ``patient``.
 
     With ``features`` if given.
@@ -20,8 +19,6 @@ class MemoryMapped:
 
     packages = ("tensordict",)
     leaves_out_empty = True  # an empty file cannot be memory-mapped
-    joins_labels = False
-    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the folder."""
@@ -49,8 +46,3 @@ class MemoryMapped:
             pixels = mapped.make_memmap("tiles", shape=(count, 3, height, width), dtype=torch.uint8)
             for start, tiles in item.chunks():
                 pixels[start : start + len(tiles)] = torch.from_numpy(tiles).permute(0, 3, 1, 2)
-
-    def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
-        """Write nothing."""
-        del bags, folder
-        return []

@@ -10,7 +10,7 @@ import numpy as np
 
 from slideio_pipe.errors import ConfigError, MissingResolutionError, SkippedWarning, warn_caller
 from slideio_pipe.export.layouts.hdf5 import write_hdf5
-from slideio_pipe.export.layouts.item import BagRow, Item
+from slideio_pipe.export.layouts.item import BagRow, Item, Layout
 from slideio_pipe.export.layouts.label_table import write_labels, write_rows
 from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.files import package_versions
@@ -20,13 +20,10 @@ from slideio_pipe.tiles.bag import Label
 STAMP_VERSION = "2.1.0"
 
 
-class Stamp:
+class Stamp(Layout):
     """Features in float16, in the bag's order; STAMP has no files without features."""
 
     packages = ("h5py",)
-    leaves_out_empty = False
-    joins_labels = False
-    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of features."""

@@ -8,21 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.export.layouts.item import BagRow, Item
+from slideio_pipe.export.layouts.item import BagRow, Item, Layout
 from slideio_pipe.export.layouts.label_table import write_rows
 from slideio_pipe.files import replacing
 
 
-class TorchMil:
+class TorchMil(Layout):
     """Pixels (N, 3, H, W) uint8, or features (N, D) float32 if given.
 
     Coordinates are column and row times the tile size, not level-0 pixels: torchmil connects tiles within a distance,
     and 20× tiles of a 40× slide, or tiles with a stride, would have no neighbours. Pass ``dist_thr=1.5 * tile_size``.
     """
 
-    packages = ()
-    leaves_out_empty = False
-    joins_labels = False
     version = 2  # 1: labels had the shape (1,), which torchmil's trainer refuses
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from slideio_pipe.export.layouts.hdf5 import (
     write_hdf5,
     x_major,
 )
-from slideio_pipe.export.layouts.item import BagRow, Item
+from slideio_pipe.export.layouts.item import BagRow, Item, Layout
 from slideio_pipe.export.layouts.label_table import write_labels
 from slideio_pipe.export.layouts.places import Places
 from slideio_pipe.geometry import MPP_TIMES_MAGNIFICATION
@@ -34,7 +34,7 @@ _WHOLE_WITHIN = 0.02
 _NAMED_WITHIN = 0.1
 
 
-class Trident:
+class Trident(Layout):
     """Coordinates x-major; a slide without tissue has a file of no rows.
 
     TRIDENT reads ``patch_size`` × level-0 magnification / target magnification pixels of level 0 for a tile. So the
@@ -44,9 +44,6 @@ class Trident:
     """
 
     packages = ("h5py",)
-    leaves_out_empty = False
-    joins_labels = False
-    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file of coordinates and, with features, the file of features."""

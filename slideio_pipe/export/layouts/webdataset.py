@@ -9,10 +9,9 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 
-from slideio_pipe.export.layouts.item import CHUNK, BagRow, Item
+from slideio_pipe.export.layouts.item import CHUNK, Item, Layout
 from slideio_pipe.export.layouts.tile_files import ending, pictures, tile_facts
 from slideio_pipe.files import replacing
 
@@ -21,13 +20,10 @@ from slideio_pipe.files import replacing
 SHARD = 8 * CHUNK
 
 
-class WebDataset:
+class WebDataset(Layout):
     """512 tiles per shard, in the bag's order, deterministic bytes; an empty bag has no shard."""
 
-    packages = ()
     leaves_out_empty = True
-    joins_labels = False
-    version = 1
 
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the shards."""
@@ -60,8 +56,3 @@ class WebDataset:
             entry = tarfile.TarInfo(f"{key}.{name}")
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
-
-    def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
-        """Write nothing."""
-        del bags, folder
-        return []
