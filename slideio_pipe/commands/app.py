@@ -23,6 +23,7 @@ from slideio_pipe.commands.timing import bench, profile
 from slideio_pipe.commands.tissue import tissue
 from slideio_pipe.commands.train import train
 
+# Each command imports what it needs when it runs: torch alone takes seconds, and --help should be instant.
 app = typer.Typer(
     name="slideio-pipe",
     no_args_is_help=True,

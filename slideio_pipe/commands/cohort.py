@@ -12,7 +12,6 @@ from rich.markup import escape
 from slideio_pipe.commands.terminal import one_line, out, print_json, say
 from slideio_pipe.errors import ConfigError, worded
 
-# Each command imports what it needs: torch alone takes seconds, and --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.cohort.run import RunReport

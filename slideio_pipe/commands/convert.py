@@ -13,7 +13,6 @@ from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import one_line, out, print_json, reported, say
 from slideio_pipe.errors import ConfigError, SkippedWarning
 
-# Each command imports what it needs, because --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.export.import_bags import ImportWork
     from slideio_pipe.export.layouts import Converted

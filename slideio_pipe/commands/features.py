@@ -13,7 +13,6 @@ from slideio_pipe.commands.options import mpp_of, settings_of
 from slideio_pipe.commands.terminal import print_json, reported, say
 from slideio_pipe.errors import ConfigError
 
-# Each command imports what it needs: torch alone takes seconds, and --help should be instant.
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 

@@ -13,7 +13,6 @@ from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import one_line, out, print_json, print_metrics, reported, say
 from slideio_pipe.errors import ConfigError
 
-# Each command imports what it needs: torch alone takes seconds, and --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.mil.prediction.predict_cohort import PredictedCohort

@@ -9,7 +9,6 @@ from rich.table import Table
 from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import out, print_json, reported, say
 
-# Each command imports what it needs: torch alone takes seconds, and --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.streaming.profile import Profile
 

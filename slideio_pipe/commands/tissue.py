@@ -14,7 +14,6 @@ from slideio_pipe.commands.options import settings_of
 from slideio_pipe.commands.terminal import print_json, reported, say
 from slideio_pipe.errors import ConfigError, NoTissueError
 
-# Imported where needed, because --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.export.config import ExportConfig
 

@@ -15,7 +15,6 @@ from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import print_json, print_metrics, reported, say
 from slideio_pipe.errors import ConfigError, SlideioPipeWarning
 
-# Each command imports what it needs: torch alone takes seconds, and --help should be instant.
 if TYPE_CHECKING:
     from slideio_pipe.mil.outcome import Fitted
     from slideio_pipe.mil.settings import TrainConfig

@@ -50,7 +50,6 @@ class Clam(Layout):
         return [folder / "patches" / f"{item.stem}.h5", *(features if item.features is not None else [])]
 
     def write(self, item: Item, folder: Path) -> None:
-        """Write one bag."""
         order = x_major(item)
         coords = item.bag.coords[order]
         path, *of_features = self.outputs(item, folder)

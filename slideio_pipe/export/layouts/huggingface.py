@@ -38,7 +38,6 @@ class HuggingFace(Layout):
         return [folder / "data" / f"{item.stem}.parquet"]
 
     def write(self, item: Item, folder: Path) -> None:
-        """Write one bag."""
         pa, pq = require("pyarrow", "hf"), require("pyarrow.parquet", "hf")
         (path,) = self.outputs(item, folder)
         schema, label = _schema(pa, item), item.label

@@ -25,7 +25,6 @@ class MemoryMapped(Layout):
         return [folder / item.stem]
 
     def write(self, item: Item, folder: Path) -> None:
-        """Write one bag."""
         import torch
 
         tensordict = require("tensordict", "memmap")

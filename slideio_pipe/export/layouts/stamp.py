@@ -40,7 +40,6 @@ class Stamp(Layout):
         return [folder / item.encoder / f"{item.stem}.h5"]
 
     def write(self, item: Item, folder: Path) -> None:
-        """Write one bag."""
         (path,) = self.outputs(item, folder)
         places = Places.of(item.bag)
         assert places.slide_mpp is not None

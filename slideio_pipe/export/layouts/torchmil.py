@@ -33,7 +33,6 @@ class TorchMil(Layout):
         return [folder / kind / f"{item.stem}.npy" for kind in kinds]
 
     def write(self, item: Item, folder: Path) -> None:
-        """Write one bag."""
         features, coords, *known = self.outputs(item, folder)
         with replacing(features) as partial:
             self._features(item, partial)

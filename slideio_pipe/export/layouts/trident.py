@@ -53,7 +53,6 @@ class Trident(Layout):
         return [job / "patches" / f"{item.stem}_patches.h5", *(features if item.features is not None else [])]
 
     def write(self, item: Item, folder: Path) -> None:
-        """Write one bag."""
         order = x_major(item)
         path, *of_features = self.outputs(item, folder)
         coords = np.ascontiguousarray(item.bag.coords[order], np.int64)

@@ -30,7 +30,6 @@ class WebDataset(Layout):
         return [folder / f"{item.stem}-{shard:06d}.tar" for shard in range(-(-len(item.bag) // SHARD))]
 
     def write(self, item: Item, folder: Path) -> None:
-        """Write one bag."""
         shards = self.outputs(item, folder)
         self._remove_others(item, folder, {path.name for path in shards})
         for shard, path in enumerate(shards):

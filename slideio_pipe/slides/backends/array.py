@@ -41,7 +41,6 @@ class NumpyBackend:
         self.facts = Facts(self.name, "numpy", Pyramid((Size(width, height),)), (_clip(_TILE, width, height),))
 
     def level_image(self, level: int) -> Any:
-        """Return the lazy image of the only level."""
         del level
         return self._image
 
@@ -121,7 +120,6 @@ class ZarrBackend:
         )
 
     def level_image(self, level: int) -> Any:
-        """Return the lazy image of a level."""
         with self._lock:
             if level not in self._levels:
                 size, tile = self.facts.pyramid.levels[level], self.facts.tile_sizes[level]
@@ -138,7 +136,6 @@ class ZarrBackend:
         return None
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
-        """Return why pixels of ``rect`` could not be decoded."""
         del pixels
         virtual = self._levels.get(level)
         return None if virtual is None else virtual.failure(rect)

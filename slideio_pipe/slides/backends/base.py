@@ -43,17 +43,9 @@ class Facts:
 class StoredTiles(Protocol):
     """The JPEG tiles of one level as stored in the file; can be shared by threads."""
 
-    @property
-    def tile(self) -> Size:
-        """Size of a stored tile, level px."""
-
-    @property
-    def grid(self) -> Size:
-        """Columns and rows of stored tiles."""
-
-    @property
-    def serial(self) -> int:
-        """Number unique in this process, for caches."""
+    tile: Size  # of a stored tile, level px
+    grid: Size  # columns and rows of stored tiles
+    serial: int  # unique in this process, for caches
 
     def stream(self, column: int, row: int) -> bytes | None:
         """Return a complete JPEG with its colour model, or None if nothing is stored.

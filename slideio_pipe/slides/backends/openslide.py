@@ -56,7 +56,6 @@ class OpenSlideBackend:
             ) from error
 
     def level_image(self, level: int) -> Any:
-        """Return the lazy image of a level."""
         with self._lock:
             if level not in self._levels:
                 size, tile = self.facts.pyramid.levels[level], self.facts.tile_sizes[level]
@@ -65,7 +64,6 @@ class OpenSlideBackend:
             return self._levels[level].image
 
     def associated_image(self, name: str) -> Any:
-        """Return the lazy image of a label, macro or thumbnail."""
         with self._lock:
             if name not in self._associated:
                 width, height = self._handle.slide.associated_images[name].size
@@ -80,7 +78,6 @@ class OpenSlideBackend:
         return None
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
-        """Return why pixels of ``rect`` could not be decoded."""
         del pixels
         virtual = self._levels.get(level)
         return None if virtual is None else virtual.failure(rect)

@@ -79,11 +79,9 @@ class TiffBackend:
             warn_caller(SkippedWarning(f"{self._path.name}: {reason}"))
 
     def level_image(self, level: int) -> Any:
-        """Return the lazy image of a level."""
         return self._image(self._header.levels[level])
 
     def associated_image(self, name: str) -> Any:
-        """Return the lazy image of a label, macro or thumbnail page."""
         page = self._header.associated[name]
         if page.refusal:
             raise UnsupportedSlideError(f"{name}: {page.refusal}", slide=self._path.name, remedy=_CONVERT)
