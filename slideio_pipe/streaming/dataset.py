@@ -313,11 +313,8 @@ def _count(slide: CohortSlide) -> int | None:
         return len(slide.source)
     if _is_slide(slide):
         return None
-    bag = open_bag(slide.source)
-    try:
+    with open_bag(slide.source) as bag:
         return len(bag)
-    finally:
-        bag.close()
 
 
 def _at_epoch(bag: Bag, epoch: int) -> Bag:
