@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +70,15 @@ def export_many(
         raise ConfigError("is no folder for the bags of a cohort", slide=str(folder), remedy="pass a folder to --out")
     cohort = cohort_of(sources, root)
     report = export_cohort(cohort, folder, config, progress=False if as_json else None, **settings)
+    finish(report, as_json, _print_report)
+
+
+def finish(report: Any, as_json: bool, show: Callable[[Any], object]) -> None:
+    """Print the result for many slides, as JSON or in words; exit code 1 if some failed."""
     if as_json:
         print_json(report.summary())
     else:
-        _print_report(report)
+        show(report)
     if report.failed:
         raise typer.Exit(1)
 

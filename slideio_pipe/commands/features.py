@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
 from slideio_pipe.commands.options import mpp_of, settings_of
-from slideio_pipe.commands.terminal import print_json, reported, say
+from slideio_pipe.commands.terminal import reported, say
 from slideio_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -104,12 +102,7 @@ def features(
         retry=retry,
         progress=False if as_json else None,
     )
-    if as_json:
-        print_json(done.summary())
-    else:
-        _print_report(done, save)
-    if done.failed:
-        raise typer.Exit(1)
+    cohort_commands.finish(done, as_json, lambda report: _print_report(report, save))
 
 
 def _by_default(given: dict[str, dict[str, Any]], encoders: Iterable[Encoder]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import one_line, out, print_json, print_metrics, reported, say
+from slideio_pipe.commands.terminal import one_line, out, print_metrics, reported, say
 from slideio_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -127,12 +127,7 @@ def predict(
         overwrite=overwrite,
         progress=False if as_json else None,
     )
-    if as_json:
-        print_json(found.summary())
-    else:
-        _print(found, save)
-    if found.failed:
-        raise typer.Exit(1)
+    cohort_commands.finish(found, as_json, lambda report: _print(report, save))
 
 
 def _cohort(sources: list[Path], root: Path | None, features: Path | None, *, takes_features: bool) -> Cohort:
