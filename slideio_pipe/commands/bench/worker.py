@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,12 +130,9 @@ def cucim(job: Job) -> Iterator[Read]:
     """
     from cucim import CuImage
 
-    slide = CuImage(job.slide)
     size = (job.side, job.side)
-    try:
+    with closing(CuImage(job.slide)) as slide:
         yield in_threads(by_region(job, lambda x, y: np.asarray(slide.read_region((x, y), size, 0))), job)
-    finally:
-        slide.close()
 
 
 @contextmanager
@@ -143,12 +140,9 @@ def fastslide(job: Job) -> Iterator[Read]:
     """fastslide, with its default cache."""
     from fastslide import FastSlide
 
-    slide = FastSlide.from_file_path(job.slide)
     size = (job.side, job.side)
-    try:
+    with closing(FastSlide.from_file_path(job.slide)) as slide:
         yield in_threads(by_region(job, lambda x, y: slide.read_region((x, y), 0, size).numpy()[:, :, :3]), job)
-    finally:
-        slide.close()
 
 
 @contextmanager
