@@ -227,7 +227,7 @@ def test_workers_that_cannot_be_used(tmp_path: Path) -> None:
     other = Dask(tmp_path)
     try:
         empty = pool(other.address, tmp_path / "out")
-        empty._cluster.wait_s = 0.5
+        empty.cluster.wait_s = 0.5
         with pytest.raises(WorkerError, match=r"no workers for 0.5 s; start workers"):
             list(empty.outcomes([("fine",)]))
         (tmp_path / "older.py").write_text("import slideio_pipe\nslideio_pipe.__version__ = '0.0.1'\n")
