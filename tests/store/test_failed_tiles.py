@@ -232,4 +232,4 @@ def test_the_command_bears_with_a_damaged_slide(tmp_path: Path) -> None:
     told = json.loads(run(*again).stdout)
     assert (told["done"], told["failed"]) == (1, 0)
     assert contents(tmp_path / "b" / "a.bag.zarr") == contents(tmp_path / "bags" / "a.bag.zarr")
-    assert "on_error is 'skp'" in run("export", path, *options, "--on-error", "skp", code=2).stderr
+    assert "--on-error is 'skp'" in run("export", path, *options, "--on-error", "skp", code=2).stderr
