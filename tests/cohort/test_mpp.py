@@ -90,13 +90,13 @@ def test_masks_and_their_manifest(study: Path, tmp_path: Path, override: bool, e
     for _ in range(2):  # the second run finds nothing anew
         sp.tissue_cohort(
             study / "cohort.csv", tmp_path / "masks", ExportConfig(**settings),
-            manifest=tmp_path / "corrected.csv", workers=0, progress=False,
+            manifest=tmp_path / "corrected.csv", progress=False,
         )  # fmt: skip
         known = {Path(slide.name).stem: slide.mpp for slide in sp.Cohort.of(tmp_path / "corrected.csv")}
         unstated = None if not override else 0.25
         assert known == {"stated": unstated, "silent": 0.25, "column": 0.3}
     plain = ExportConfig(view={"mpp": None}, grid={"tile_size": 128})
-    sp.export_cohort(tmp_path / "corrected.csv", tmp_path / "bags", plain, workers=0, progress=False)
+    sp.export_cohort(tmp_path / "corrected.csv", tmp_path / "bags", plain, progress=False)
     assert mpps(tmp_path / "bags") == pytest.approx(expected)
 
 

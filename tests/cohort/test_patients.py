@@ -42,7 +42,7 @@ def study(tmp_path: Path) -> Path:
 def bags(study: Path) -> Path:
     """The bags of the study."""
     config = ExportConfig.model_validate(CONFIG)
-    sp.export_cohort(study / "cohort.csv", study / "bags", config, workers=0, progress=False)
+    sp.export_cohort(study / "cohort.csv", study / "bags", config, progress=False)
     return study / "bags"
 
 

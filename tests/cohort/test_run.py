@@ -61,13 +61,13 @@ def test_a_run_names_the_slide_at_work(tmp_path: Path) -> None:
 def test_the_list_of_failures_is_of_the_last_run(tmp_path: Path) -> None:
     """What failed before and is done now is not in it, whether others fail or none."""
     cohort, out = slides(tmp_path, a="damaged", b="2", c="damaged"), tmp_path / "out"
-    run(cohort, out, workers=0)
+    run(cohort, out)
     assert [row["slide"] for row in failures(out)] == ["a", "c"]
     (tmp_path / "a").write_text("1")
-    run(cohort, out, workers=0)
+    run(cohort, out)
     assert [row["slide"] for row in failures(out)] == ["c"]
     (tmp_path / "c").write_text("3")
-    run(cohort, out, workers=0)
+    run(cohort, out)
     assert not (out / "failures.csv").exists()
 
 
@@ -85,12 +85,12 @@ def test_a_slide_that_kills_its_worker_is_left_out_until_it_is_asked_for(tmp_pat
 def test_other_settings_are_refused_before_anything_starts(tmp_path: Path) -> None:
     """It says which; overwrite does again what differs, and keeps what does not."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
-    run(cohort, out, workers=0)
+    run(cohort, out)
     with pytest.raises(ConfigError, match=r"2 of 2 slides.*scale was 1, is 2.*a, b"):
-        run(cohort, out, workers=0, scale=2)
-    assert counts(run(cohort, out, workers=0, scale=2, overwrite=True)) == (2, 0, 0)
+        run(cohort, out, scale=2)
+    assert counts(run(cohort, out, scale=2, overwrite=True)) == (2, 0, 0)
     assert (out / "a.out").read_text() == "11"
-    assert counts(run(cohort, out, workers=0, scale=2, overwrite=True)) == (0, 2, 0)
+    assert counts(run(cohort, out, scale=2, overwrite=True)) == (0, 2, 0)
 
 
 def test_another_label_is_another_setting(tmp_path: Path) -> None:
@@ -116,20 +116,20 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_another_file_under_the_same_name_is_noticed(tmp_path: Path) -> None:
     """That slide fails, unless its output may be replaced."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
-    run(cohort, out, workers=0)
+    run(cohort, out)
     (tmp_path / "a").write_text("9")
-    assert counts(run(cohort, out, workers=0)) == (0, 1, 1)
+    assert counts(run(cohort, out)) == (0, 1, 1)
     assert "another file" in failures(out)[0]["error"]
-    assert counts(run(cohort, out, workers=0, overwrite=True)) == (1, 1, 0)
+    assert counts(run(cohort, out, overwrite=True)) == (1, 1, 0)
     assert (out / "a.out").read_text() == "9"
 
 
 def test_an_output_that_was_removed_is_made_again(tmp_path: Path) -> None:
     """The ledger alone is no output."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
-    run(cohort, out, workers=0)
+    run(cohort, out)
     (out / "a.out").unlink()
-    assert counts(run(cohort, out, workers=0)) == (1, 1, 0)
+    assert counts(run(cohort, out)) == (1, 1, 0)
 
 
 def test_an_output_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
@@ -138,18 +138,18 @@ def test_an_output_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     out.mkdir()
     (out / "a.out").write_text("theirs")
     for _ in range(2):
-        assert counts(run(cohort, out, workers=0)) == (0, 0, 1)
+        assert counts(run(cohort, out)) == (0, 0, 1)
     assert (out / "a.out").read_text() == "theirs"
 
 
 def test_killed_between_the_output_and_its_note(tmp_path: Path) -> None:
     """An output that had begun under the same settings, and was not there before, is this run's."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
-    run(cohort, out, workers=0)
+    run(cohort, out)
     lines = (out / "run.jsonl").read_bytes().splitlines(keepends=True)
     (out / "run.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:17])  # and the last line cut short
-    assert counts(run(cohort, out, workers=0)) == (0, 2, 0)
-    assert counts(run(cohort, out, workers=0)) == (0, 2, 0)
+    assert counts(run(cohort, out)) == (0, 2, 0)
+    assert counts(run(cohort, out)) == (0, 2, 0)
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:

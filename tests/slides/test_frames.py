@@ -289,7 +289,7 @@ def test_training_reads_masks_in_the_frame_that_export_reads_them_in(
     table = tmp_path / "cohort.csv"
     table.write_text(f"slide,mask\n{path},{mask}\n")
     tiles: dict[str, Any] = {"view": {"mpp": None}, "tissue": {"mpp": 2.0}, "grid": {"tile_size": 64}}
-    export_cohort(table, tmp_path / "bags", ExportConfig(**tiles), mask_frame=frame, workers=0)
+    export_cohort(table, tmp_path / "bags", ExportConfig(**tiles), mask_frame=frame)
     dataset = BagDataset(table, tiles | {"mask_frame": frame})
     trained = dataset.open(0)
     with open_bag(tmp_path / "bags" / "a.bag.zarr") as bag:
