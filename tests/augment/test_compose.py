@@ -28,7 +28,7 @@ from slideio_pipe.augment.operations import Hsv, Stain, Tone
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.augment.stains import HED, as_matrix
 from slideio_pipe.errors import ConfigError, NoTissueError
-from slideio_pipe.geometry import Affine
+from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
@@ -48,6 +48,15 @@ def test_same_arguments_same_draw_and_others_another() -> None:
     for change in ({"seed": 2}, {"epoch": 3}, {"slide": "b.svs"}, {"tile": 4}):
         other = draw(rich(), size=SIZE, **(base | change))
         assert (other.affine, other.operations) != (first.affine, first.operations)
+
+
+def test_a_draw_of_nothing_is_that_of_seed_0() -> None:
+    """Of epoch 0 and the whole slide: what JSON of earlier versions leaves out."""
+    found = Draw(size=Size(*SIZE), canvas=Size(*SIZE))
+    assert (found.seed, found.epoch, found.slide, found.tile, found.version) == (0, 0, "", None, 1)
+    assert found.is_identity
+    assert not found.model_copy(update={"operations": (Tone(brightness=0.5),)}).is_identity
+    assert not found.model_copy(update={"canvas": Size(1, 1)}).is_identity
 
 
 def test_four_threads_draw_what_one_draws() -> None:
