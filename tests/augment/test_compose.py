@@ -69,6 +69,7 @@ def test_four_threads_draw_what_one_draws() -> None:
     assert four[::-1] == one
 
 
+@pytest.mark.system
 def test_another_process_draws_the_same() -> None:
     """Also with another hash seed; the record is the same JSON."""
     code = (

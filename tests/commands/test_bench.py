@@ -27,6 +27,7 @@ from slideio_pipe.commands.bench.worker import READERS
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.synthetic.slide import SyntheticSlide
 
+pytestmark = pytest.mark.system  # readers run in processes of their own
 HERE = ("simplejpeg", "openslide", "pyvips")  # dependencies of ours: always installed
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
 

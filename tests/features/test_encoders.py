@@ -324,6 +324,7 @@ def test_networks_of_timm(tmp_path: Path) -> None:
         load_encoder(f"timm:test_resnet@{tmp_path / 'w.pth'}")
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("broken", "message"),
     [

@@ -35,6 +35,7 @@ def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.learning
 def test_a_training_learns_and_writes_down_what_it_did(tmp_path: Path) -> None:
     """Folds by patient: every slide is tested once, by a model that did not see it."""
     fitted = fit(cohort(tmp_path), settings(folds=3, epochs=12), tmp_path / "run", progress=False)
@@ -137,6 +138,7 @@ def test_which_epoch_is_kept(monitor: str, tmp_path: Path) -> None:
     assert fitted.kept == (best[monitor],)
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize(
     ("task", "leading", "least"),
     [
@@ -332,6 +334,7 @@ def test_two_slides_of_one_feature_file(as_list: bool, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.system
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
     """The second is refused while the first runs."""
     path = cohort(tmp_path)
@@ -347,6 +350,7 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
     process.wait()
 
 
+@pytest.mark.learning
 def test_folds_of_numbers_are_measured_together(tmp_path: Path) -> None:
     """Each fold learns in units of its own slides; predictions and metrics are in those of the cohort."""
     path = cohort(tmp_path, 24, columns=("size",))

@@ -234,6 +234,7 @@ def test_threads_order_and_pickling_change_nothing(coordinate_slide: Path) -> No
     assert np.array_equal(drawn_bag(coordinate_slide)[:], expected)
 
 
+@pytest.mark.system
 def test_another_process_draws_and_reads_the_same(coordinate_slide: Path) -> None:
     """One that was not forked: hash seeds, libvips and caches of its own."""
     bag = drawn_bag(coordinate_slide)

@@ -333,6 +333,7 @@ SCRIPTS = {
 }
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("case", SCRIPTS)
 def test_the_interpreter_exits(case: str) -> None:
     """A program that ends with a stream open in a global variable does not hang and does not crash."""
