@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Threads of torch that wait for each other on cores that are taken cost more than all else. Set before it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The width of a terminal is what a test sets: pytest-xdist gives its processes one of 80 columns.
+os.environ.pop("COLUMNS", None)
 
 collect_ignore_glob = ["mut*.py"]  # mutants.py needs cosmic-ray, in an environment of its own
 
