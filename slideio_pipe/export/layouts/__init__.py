@@ -1,7 +1,7 @@
 """Bags in the layouts of other MIL tools, and their coordinates as bags of pixels.
 
 In: bags. Out: files of CLAM, TRIDENT, STAMP, torchmil, WebDataset, TensorDict and Hugging Face datasets.
-Open first: ``item.py`` (one bag, and the ``Layout`` protocol); ``registry.py`` lists the layouts.
+Open first: ``item.py`` (one bag, and the base class ``Layout``); ``registry.py`` lists the layouts.
 """
 
 from slideio_pipe.export.layouts.clam import from_clam
