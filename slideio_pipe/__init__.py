@@ -1,6 +1,11 @@
 """Gigapixel pathology slides to normalised float16 tile batches and tile bags, lazily.
 
 Everything public is here and is loaded on first use: ``import slideio_pipe as sp`` itself loads nothing heavy.
+
+The folders are rooms; each says in its ``__init__.py`` what it is for, and README.md is the map. The modules beside this
+file are the ground of all rooms: ``errors`` (every exception and warning), ``arguments`` (numbers as callers give them),
+``geometry`` (sizes, affines, levels), ``config`` (records of settings, YAML), ``files`` (written whole or not at all),
+``locks`` (one writer), ``cores`` (how many a process may use), ``progress`` (bars and log lines).
 """
 
 from __future__ import annotations
@@ -40,14 +45,14 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.features.encoders import load_encoder as load_encoder
     from slideio_pipe.features.feature_bag import FeatureBag as FeatureBag
     from slideio_pipe.features.feature_bag import open_features as open_features
+    from slideio_pipe.mil.config import TrainConfig as TrainConfig
     from slideio_pipe.mil.fit import fit as fit
-    from slideio_pipe.mil.models.model import MilModel as MilModel
+    from slideio_pipe.mil.models.mil_model import MilModel as MilModel
     from slideio_pipe.mil.models.two_pass import TwoPass as TwoPass
-    from slideio_pipe.mil.outcome import Fitted as Fitted
     from slideio_pipe.mil.prediction.prediction import Prediction as Prediction
     from slideio_pipe.mil.prediction.predictor import Predictor as Predictor
     from slideio_pipe.mil.prediction.predictor import load_predictor as load_predictor
-    from slideio_pipe.mil.settings import TrainConfig as TrainConfig
+    from slideio_pipe.mil.results import Fitted as Fitted
     from slideio_pipe.slides.slide import Slide as Slide
     from slideio_pipe.slides.slide import open_slide as open_slide
     from slideio_pipe.slides.view import SlideView as SlideView
@@ -70,7 +75,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.tiles.label_mask import LabelMask as LabelMask
     from slideio_pipe.tiles.reader import TileReader as TileReader
     from slideio_pipe.tiles.tile_bag import TileBag as TileBag
-    from slideio_pipe.tiles.tissue import TissueMask as TissueMask
+    from slideio_pipe.tiles.tissue_mask import TissueMask as TissueMask
 
 __version__ = "0.1.0"
 
@@ -79,7 +84,7 @@ _PUBLIC = {
     "Slide": "slides.slide",
     "SlideView": "slides.view",
     "find_tissue": "tiles.find_tissue",
-    "TissueMask": "tiles.tissue",
+    "TissueMask": "tiles.tissue_mask",
     "Annotations": "tiles.annotations",
     "LabelMask": "tiles.label_mask",
     "TileGrid": "tiles.grid",
@@ -106,9 +111,9 @@ _PUBLIC = {
     "WholeBag": "streaming.whole_bag",
     "profile": "streaming.profile",
     "fit": "mil.fit",
-    "Fitted": "mil.outcome",
-    "TrainConfig": "mil.settings",
-    "MilModel": "mil.models.model",
+    "Fitted": "mil.results",
+    "TrainConfig": "mil.config",
+    "MilModel": "mil.models.mil_model",
     "TwoPass": "mil.models.two_pass",
     "load_predictor": "mil.prediction.predictor",
     "Predictor": "mil.prediction.predictor",

@@ -17,8 +17,8 @@ from albumentationsxl.core.serialization import SERIALIZABLE_REGISTRY
 
 from slideio_pipe.augment.geometric_transforms import about_middle, mirrored, quarter_turns, resized, rotation
 from slideio_pipe.augment.operations import Hsv, Noise, Opaque, Operation, Tone
-from slideio_pipe.augment.stains import HED, as_stain, jitter
-from slideio_pipe.augment.transforms import Context, OurTransform, Steps, uniform
+from slideio_pipe.augment.stain_matrices import HED, as_stain, jitter
+from slideio_pipe.augment.transform_base import Context, OurTransform, Steps, uniform
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size, round_half_up
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.operations import Hsv, Lab, Matrix, Noise, Operation, Saturation, Tone, Triple
-from slideio_pipe.augment.stains import (
+from slideio_pipe.augment.stain_matrices import (
     MACENKO_STRENGTH,
     as_matrix,
     as_stain,
@@ -19,7 +19,7 @@ from slideio_pipe.augment.stains import (
     jitter_checked,
     named_basis,
 )
-from slideio_pipe.augment.transforms import ColourTransform, Context, Range, Steps, number, span, triples, uniform
+from slideio_pipe.augment.transform_base import ColourTransform, Context, Range, Steps, number, span, triples, uniform
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Size
 

@@ -22,8 +22,8 @@ from slideio_pipe.augment.albumentations import adopted, verdict
 from slideio_pipe.augment.draw import AffineTuple, Draw, seeded
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.augment.slide_colour import SlideColour
-from slideio_pipe.augment.stains import as_matrix, checked_basis
-from slideio_pipe.augment.transforms import Context, OurTransform, Steps
+from slideio_pipe.augment.stain_matrices import as_matrix, checked_basis
+from slideio_pipe.augment.transform_base import Context, OurTransform, Steps
 from slideio_pipe.config import read_yaml
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Affine, Size

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from slideio_pipe.augment.transforms import Context, GeometricTransform, Range, Steps, number, span, uniform
+from slideio_pipe.augment.transform_base import Context, GeometricTransform, Range, Steps, number, span, uniform
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 

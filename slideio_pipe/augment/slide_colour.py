@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.operations import Matrix, Triple
-from slideio_pipe.augment.stains import as_matrix, as_triple, complete_basis, optical_density
+from slideio_pipe.augment.stain_matrices import as_matrix, as_triple, complete_basis, optical_density
 from slideio_pipe.config import Record
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Affine, Size

@@ -120,7 +120,7 @@ def _by_default(given: dict[str, dict[str, Any]], encoders: Iterable[Encoder]) -
 
 def _refuse_unused(slides: Cohort, given: Mapping[str, Mapping[str, Any]], config: Path | None) -> None:
     """Raise if tile options are given for bags, whose tiles are fixed."""
-    from slideio_pipe.store.layout import is_bag_store
+    from slideio_pipe.store.metadata import is_bag_store
 
     if not all(isinstance(slide.source, Path) and is_bag_store(slide.source) for slide in slides):
         return

@@ -16,8 +16,8 @@ from slideio_pipe.commands.terminal import print_json, print_metrics, reported, 
 from slideio_pipe.errors import ConfigError, SlideioPipeWarning
 
 if TYPE_CHECKING:
-    from slideio_pipe.mil.outcome import Fitted
-    from slideio_pipe.mil.settings import TrainConfig
+    from slideio_pipe.mil.config import TrainConfig
+    from slideio_pipe.mil.results import Fitted
 
 Settings = Annotated[Path, typer.Argument(help="YAML, such as configs/mil.yaml.", metavar="CONFIG")]
 CohortFile = Annotated[
@@ -54,8 +54,8 @@ def train(
 
     Five folds: [bold]slideio-pipe train configs/mil.yaml --cohort cohort.csv --set fit.folds=5 --out run/[/]
     """
+    from slideio_pipe.mil.config import load_train_config
     from slideio_pipe.mil.fit import fit
-    from slideio_pipe.mil.settings import load_train_config
 
     if int(os.environ.get("LOCAL_RANK", "0")):  # another process of this training: only the first one prints
         warnings.simplefilter("ignore", SlideioPipeWarning)
@@ -81,7 +81,7 @@ def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
         There is no such setting, or the value is invalid.
     """
     from slideio_pipe.config import checked
-    from slideio_pipe.mil.settings import TrainConfig
+    from slideio_pipe.mil.config import TrainConfig
 
     values: dict[str, Any] = config.model_dump()
     for change in changes:

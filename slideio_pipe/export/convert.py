@@ -33,7 +33,7 @@ from slideio_pipe.export.layouts.registry import UNNAMED, Converted, Extras, Sou
 from slideio_pipe.files import file_fingerprint
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store import StoredBag, open_bag
-from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
 from slideio_pipe.tiles.failures import TileFailure
 

@@ -17,13 +17,13 @@ from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.config import checked
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.export.config import ExportConfig
+from slideio_pipe.features.cohort_work import FeatureWork, check_portable
 from slideio_pipe.features.encode_bag import BATCH_SIZE, check_feature_dtype
 from slideio_pipe.features.encoders import Encoder, load_encoders
 from slideio_pipe.features.encoders.loading import Source
-from slideio_pipe.features.pool import EncodeSettings, FeaturePool
-from slideio_pipe.features.work import FeatureWork, check_portable
+from slideio_pipe.features.encoding_pool import EncodeSettings, FeaturePool
 from slideio_pipe.progress import Report, rated
-from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.stream import at_least_one, default_threads

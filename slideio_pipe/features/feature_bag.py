@@ -18,7 +18,7 @@ from slideio_pipe.geometry import Mpp
 from slideio_pipe.slides.resolution import checked_mpp
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.feature_arrays import encoder_names, is_feature_store, open_feature_store, stored_features
-from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.tiles.bag import Label
 
 HDF5 = (".h5", ".hdf5")

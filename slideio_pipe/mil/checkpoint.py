@@ -13,7 +13,7 @@ from torch import nn
 from slideio_pipe.cohort.run import differences
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import disk_errors, package_versions, put_in_place
-from slideio_pipe.mil.identity import other_slides
+from slideio_pipe.mil.fingerprints import other_slides
 
 VERSION = 1
 

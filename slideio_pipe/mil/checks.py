@@ -14,10 +14,10 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError, require
 from slideio_pipe.features.feature_bag import open_features
 from slideio_pipe.mil.columns import class_of
+from slideio_pipe.mil.config import FitConfig, TrainConfig
 from slideio_pipe.mil.divisions import Division
 from slideio_pipe.mil.metrics import comparable
-from slideio_pipe.mil.models.model import build_model
-from slideio_pipe.mil.settings import FitConfig, TrainConfig
+from slideio_pipe.mil.models.mil_model import build_model
 from slideio_pipe.mil.tasks import Classification, Survival, Task
 
 _SHOWN = 5

@@ -12,7 +12,7 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.split_names import NAMES, split_of
 from slideio_pipe.cohort.splits import fold_cohort, split_cohort
 from slideio_pipe.errors import ConfigError, SkippedWarning, warn_caller
-from slideio_pipe.mil.settings import FitConfig, TaskConfig
+from slideio_pipe.mil.config import FitConfig, TaskConfig
 
 PARTS = ("train", "val", "test")
 

@@ -14,7 +14,7 @@ from slideio_pipe.cohort.names import stem_of
 from slideio_pipe.cohort.table import TABLES, file_name, read_table
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.store.feature_arrays import encoder_names
-from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.store.metadata import is_bag_store
 
 # Endings of a slide's features, after its stem: our stores, files of TRIDENT, STAMP and CLAM.
 ENDINGS = (".features.zarr", ".bag.zarr", ".h5", ".pt")

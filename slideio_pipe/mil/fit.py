@@ -17,14 +17,14 @@ from slideio_pipe.files import disk_errors
 from slideio_pipe.locks import WriterLock
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.checks import check_divisions, made_fabric, try_model
+from slideio_pipe.mil.config import TrainConfig, load_train_config
 from slideio_pipe.mil.divisions import Division, divide
 from slideio_pipe.mil.feature_files import feature_cohort, holds_features
-from slideio_pipe.mil.identity import contents, slide_entries
-from slideio_pipe.mil.models.model import build_model
+from slideio_pipe.mil.fingerprints import contents, slide_entries
+from slideio_pipe.mil.models.mil_model import build_model
 from slideio_pipe.mil.models.tile_encoder import TileEncoder, tile_encoder
-from slideio_pipe.mil.outcome import Fitted, Predicted, fitted_of, write_config, write_history, write_outcome
+from slideio_pipe.mil.results import Fitted, Predicted, fitted_of, write_config, write_history, write_outcome
 from slideio_pipe.mil.run_folder import refuse_other_divisions, remove_other_divisions, remove_training
-from slideio_pipe.mil.settings import TrainConfig, load_train_config
 from slideio_pipe.mil.sources import FeatureSource, PixelSource, Source
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 from slideio_pipe.mil.training import Training

@@ -17,10 +17,10 @@ from slideio_pipe.augment.draw import seeded
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.features.feature_bag import FeatureBag, open_features
+from slideio_pipe.mil.bag_tiles import PixelBag, room_for_tiles
+from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.mil.feature_files import tiling_of
-from slideio_pipe.mil.identity import features_fingerprint, file_of
-from slideio_pipe.mil.pixels import PixelBag, room_for_tiles
-from slideio_pipe.mil.settings import TrainConfig
+from slideio_pipe.mil.fingerprints import features_fingerprint, file_of
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.loader import BagLoader
 

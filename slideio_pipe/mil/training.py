@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from slideio_pipe.augment.draw import hashed
 from slideio_pipe.errors import ConfigError, SkippedWarning, require
+from slideio_pipe.mil.bag_tiles import LostBagError
 from slideio_pipe.mil.checkpoint import Checkpoints, Progress
-from slideio_pipe.mil.epoch_words import epoch_words, step_words
+from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.mil.metrics import measure
 from slideio_pipe.mil.models.bag_model import MilOutput
 from slideio_pipe.mil.models.two_pass import EncodedBag, TwoPass
-from slideio_pipe.mil.pixels import LostBagError
-from slideio_pipe.mil.settings import TrainConfig
+from slideio_pipe.mil.progress_texts import epoch_words, step_words
 from slideio_pipe.mil.sources import Example, Source
 from slideio_pipe.mil.tasks import Classification, Task
 from slideio_pipe.progress import Note

@@ -21,7 +21,7 @@ from pathlib import Path
 from slideio_pipe.errors import OutputExistsError
 from slideio_pipe.files import disk_errors, put_folder_in_place, put_in_place, rename, write_durably
 from slideio_pipe.locks import WriterLock
-from slideio_pipe.store.layout import TOP_LEVEL, is_bag_store
+from slideio_pipe.store.metadata import TOP_LEVEL, is_bag_store
 
 
 class PartialStore:

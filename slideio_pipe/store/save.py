@@ -22,7 +22,7 @@ from slideio_pipe.files import disk_errors
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store.codecs import TileCodec, codec_for
 from slideio_pipe.store.failed_tiles import FailedTiles, check_store_on_error
-from slideio_pipe.store.layout import skeleton, tiles_per_shard
+from slideio_pipe.store.metadata import skeleton, tiles_per_shard
 from slideio_pipe.store.partial import PartialStore
 from slideio_pipe.store.psnr import with_loss
 from slideio_pipe.store.shards import ShardGrid, is_finished, write_shard

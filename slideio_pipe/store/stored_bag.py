@@ -16,7 +16,7 @@ from slideio_pipe.files import Closable
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.store.feature_arrays import encoder_names, stored_features
-from slideio_pipe.store.layout import read_layout
+from slideio_pipe.store.metadata import read_layout
 from slideio_pipe.store.shards import ShardReader
 from slideio_pipe.tiles.bag import ArrayLikeBag
 from slideio_pipe.tiles.reader import empty_tiles

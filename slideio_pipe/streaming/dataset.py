@@ -28,7 +28,7 @@ from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.byte_cache import ByteCache
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag, open_bag
-from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.streaming.shared_epoch import SharedEpoch, is_read_by_data_loader
 from slideio_pipe.streaming.whole_bag import WholeBag
@@ -36,7 +36,7 @@ from slideio_pipe.tiles.bag import Bag, Label, patient_of
 from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
-from slideio_pipe.tiles.tissue import TissueMask
+from slideio_pipe.tiles.tissue_mask import TissueMask
 
 # Memory limit of a cohort's tissue masks, compressed: about 20 KB each, so 3,000 slides.
 _MASK_BYTES = 64 * 2**20

@@ -12,9 +12,9 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning, 
 from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.slides.frames import Frame
 from slideio_pipe.slides.slide import Slide
-from slideio_pipe.tiles import segmentation
+from slideio_pipe.tiles import tissue_methods
 from slideio_pipe.tiles.config import TissueConfig
-from slideio_pipe.tiles.tissue import TissueMask, check_mpp, check_slide, mask_grid, mask_of
+from slideio_pipe.tiles.tissue_mask import TissueMask, check_mpp, check_slide, mask_grid, mask_of
 
 METHODS = ("otsu", "threshold", "none")
 # One tile of 256 px at 0.5 µm: a smaller speck does not fill a tile, and a larger hole is a tile of glass.
@@ -85,8 +85,8 @@ def find_tissue(
     rgb, affine, unread = _overview(slide, mpp, on_error)
     scale = affine.scale()
     um_per_px = Mpp(scale[0] * level0.x, scale[1] * level0.y).mean
-    found = segmentation.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
-    mask = segmentation.tidied(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
+    found = tissue_methods.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
+    mask = tissue_methods.tidied(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
     whole = _extended_to_edge(mask, affine, slide.dimensions)
     return mask_of(whole, affine, slide, method, settings | found.details | unread)
 

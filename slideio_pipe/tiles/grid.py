@@ -16,7 +16,7 @@ from slideio_pipe.geometry import Size, round_half_up, whole_where_nearly
 from slideio_pipe.images import picture
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.config import Edge, GridConfig
-from slideio_pipe.tiles.tissue import TissueMask
+from slideio_pipe.tiles.tissue_mask import TissueMask
 
 
 class TileGrid:

@@ -26,7 +26,7 @@ from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.geometric_transforms import Flip, RandomAffine, RandomResizedCrop, Rotate90
 from slideio_pipe.augment.operations import Hsv, Stain, Tone
 from slideio_pipe.augment.slide_colour import SlideColour
-from slideio_pipe.augment.stains import HED, as_matrix
+from slideio_pipe.augment.stain_matrices import HED, as_matrix
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.slides.slide import open_slide

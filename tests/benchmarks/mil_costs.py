@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 import slideio_pipe as sp
 from slideio_pipe.geometry import Mpp
-from slideio_pipe.mil.models.model import MilModel
+from slideio_pipe.mil.config import load_train_config
+from slideio_pipe.mil.models.mil_model import MilModel
 from slideio_pipe.mil.models.small_encoder import SmallEncoder
 from slideio_pipe.mil.models.tile_encoder import tile_encoder
-from slideio_pipe.mil.settings import load_train_config
 from slideio_pipe.mil.sources import PixelSource
 
 ROOT = Path(__file__).resolve().parents[2]

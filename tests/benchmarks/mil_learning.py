@@ -14,11 +14,11 @@ from torchmetrics.functional.classification import binary_auroc
 
 import slideio_pipe as sp
 from slideio_pipe.commands.demos.study import LESION, write_mil_cohort
+from slideio_pipe.mil.config import TrainConfig, load_train_config
 from slideio_pipe.mil.fit import fit
-from slideio_pipe.mil.outcome import Fitted
 from slideio_pipe.mil.prediction.prediction import Prediction
 from slideio_pipe.mil.prediction.predictor import load_predictor
-from slideio_pipe.mil.settings import TrainConfig, load_train_config
+from slideio_pipe.mil.results import Fitted
 
 QUICK = {"slides": 12, "size": (2048, 1536)}  # smaller ones have lesions smaller than tiles
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mil-end-to-end.yaml"

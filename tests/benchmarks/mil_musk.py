@@ -14,7 +14,7 @@ from benchmark import require
 from torch import Tensor
 from torch.func import functional_call
 
-from slideio_pipe.mil.models.model import MilModel
+from slideio_pipe.mil.models.mil_model import MilModel
 from slideio_pipe.mil.tasks import Classification
 
 # Their table 1: accuracy and what they call the standard error of the mean.

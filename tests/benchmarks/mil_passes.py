@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import slideio_pipe as sp
-from slideio_pipe.mil.models.model import MilModel
+from slideio_pipe.mil.config import load_train_config
+from slideio_pipe.mil.models.mil_model import MilModel
 from slideio_pipe.mil.models.small_encoder import SmallEncoder
 from slideio_pipe.mil.models.tile_encoder import tile_encoder
 from slideio_pipe.mil.models.two_pass import TwoPass
-from slideio_pipe.mil.settings import load_train_config
 from slideio_pipe.mil.sources import PixelSource
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,7 +24,7 @@ from slideio_pipe.commands.words import RECORDS, SETTINGS, command_words
 from slideio_pipe.errors import ARGUMENT, ConfigError, NoTissueError, SlideioPipeError, worded
 from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.export.slide import export_slide
-from slideio_pipe.mil.settings import TrainConfig
+from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.tiles.reader import empty_tiles
 
 SOURCES = sorted((Path(sp.__file__).parent).rglob("*.py"))

@@ -21,9 +21,9 @@ from slideio_pipe.cohort.workers.dask_pool import pool_for
 from slideio_pipe.errors import MissingExtraError, require
 from slideio_pipe.features.encoders.files import read_weights
 from slideio_pipe.mil.checks import made_fabric
+from slideio_pipe.mil.config import FitConfig
 from slideio_pipe.mil.models.torchmil_model import TorchMilModel
 from slideio_pipe.mil.plots import write_plots
-from slideio_pipe.mil.settings import FitConfig
 from slideio_pipe.mil.tasks import Regression
 
 PROJECT = ROOT / "pyproject.toml"

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 
 import slideio_pipe as sp
 from slideio_pipe.commands.demos.study import write_mil_cohort
+from slideio_pipe.mil.config import TrainConfig, load_train_config
 from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.models.small_encoder import SmallEncoder
-from slideio_pipe.mil.outcome import Fitted
-from slideio_pipe.mil.settings import TrainConfig, load_train_config
+from slideio_pipe.mil.results import Fitted
 from slideio_pipe.streaming.config import load_loader_config
 
 pytest.importorskip("lightning_fabric")

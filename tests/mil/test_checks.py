@@ -18,10 +18,10 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.commands.app import app
 from slideio_pipe.errors import ConfigError, MissingExtraError, SkippedWarning
 from slideio_pipe.mil.checkpoint import read_checkpoint
+from slideio_pipe.mil.config import load_train_config
 from slideio_pipe.mil.divisions import divide
 from slideio_pipe.mil.fit import fit
-from slideio_pipe.mil.outcome import Fitted
-from slideio_pipe.mil.settings import load_train_config
+from slideio_pipe.mil.results import Fitted
 
 pytest.importorskip("lightning_fabric")
 LABELS = [k % 2 for k in range(24)]

@@ -21,10 +21,10 @@ from paths import ROOT, SUPPORT
 
 from slideio_pipe.errors import ConfigError, SkippedWarning
 from slideio_pipe.mil.checkpoint import read_checkpoint
+from slideio_pipe.mil.config import load_train_config
 from slideio_pipe.mil.feature_files import feature_cohort
 from slideio_pipe.mil.fit import fit
-from slideio_pipe.mil.outcome import Fitted
-from slideio_pipe.mil.settings import load_train_config
+from slideio_pipe.mil.results import Fitted
 
 pytest.importorskip("lightning_fabric")
 

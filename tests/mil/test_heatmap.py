@@ -20,7 +20,7 @@ from slideio_pipe.mil.prediction.heatmap import draw_heatmap, save_heatmap_pyram
 from slideio_pipe.mil.prediction.score_map import TileScores
 from slideio_pipe.mil.prediction.score_regions import write_regions
 from slideio_pipe.mil.prediction.top_tiles import draw_top_tiles
-from slideio_pipe.tiles.tissue import TissueMask
+from slideio_pipe.tiles.tissue_mask import TissueMask
 
 PROBABILITY = ColourScale.of_probability("probability 1")
 UPRIGHT = Affine.scaling(2, 2)

@@ -295,7 +295,7 @@ def test_sparse_levels_of_a_sparse_pyramid_stay_white_without_a_decode(
     tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the finer level has nothing, either, there is nothing to draw."""
-    from slideio_pipe.slides.backends.tile_decoder import TileDecoder
+    from slideio_pipe.slides.backends.tiff_decoder import TileDecoder
 
     path = write_pyramid(tmp_path / "a.tif", SMOOTH, (1, 2), tile=TILE, **CODECS[codec])
     leave_out(path, [0, 1, 8, 9])

@@ -333,7 +333,7 @@ def test_strips_of_any_height_are_read(tmp_path: Path, codec: str, rows: int) ->
 
 def test_each_strip_is_decoded_once_for_a_raster_of_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though every tile needs parts of many strips, and every strip is part of many tiles."""
-    from slideio_pipe.slides.backends.tile_decoder import TileDecoder
+    from slideio_pipe.slides.backends.tiff_decoder import TileDecoder
 
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, coordinate_pixels(1500, 1000), photometric="rgb", rowsperstrip=10, compression="zlib")

@@ -18,7 +18,8 @@ from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.export.slide import export_slide
 from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.slides.slide import open_slide
-from slideio_pipe.store import layout, open_bag, save_bag
+from slideio_pipe.store import metadata
+from slideio_pipe.store import open_bag, save_bag
 from slideio_pipe.store.config import StoreConfig
 from slideio_pipe.tiles.config import GridConfig, TissueConfig
 from slideio_pipe.tiles.find_tissue import find_tissue
@@ -46,7 +47,7 @@ class DamagedBag(MemoryBag):
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "MAX_SHARD_TILES", SHARD)
+    monkeypatch.setattr(metadata, "MAX_SHARD_TILES", SHARD)
 
 
 def damage(path: Path, page: int, *tiles: int) -> None:

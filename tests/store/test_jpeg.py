@@ -31,7 +31,8 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, SkippedWarning
 from slideio_pipe.slides.slide import open_slide
-from slideio_pipe.store import layout, open_bag, save_bag, zarr_jpeg
+from slideio_pipe.store import metadata
+from slideio_pipe.store import open_bag, save_bag, zarr_jpeg
 from slideio_pipe.store.shards import write_shard
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
@@ -229,7 +230,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: str
 ) -> None:
     """After a failure in its third shard a run keeps the first two, and ends with the files of one that did not."""
-    monkeypatch.setattr(layout, "MAX_SHARD_TILES", 3)
+    monkeypatch.setattr(metadata, "MAX_SHARD_TILES", 3)
     bag, path = bag_of(slide), tmp_path / "a.bag.zarr"
 
     def stop(done: int, total: int) -> None:

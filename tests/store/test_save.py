@@ -29,7 +29,7 @@ from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, 
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import StoredBag, open_bag, save_bag
-from slideio_pipe.store.layout import tiles_per_shard
+from slideio_pipe.store.metadata import tiles_per_shard
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag

@@ -7,7 +7,7 @@ from skimage.filters import gaussian
 
 from slideio_pipe.errors import MissingResolutionError
 from slideio_pipe.geometry import Affine, Mpp, Size
-from slideio_pipe.tiles.tissue import TissueMask
+from slideio_pipe.tiles.tissue_mask import TissueMask
 
 EIGHT_UM = Mpp(8.0, 8.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from slideio_pipe.mil.models.model import MilModel
+from slideio_pipe.mil.models.mil_model import MilModel
 
 TILES = 65
 

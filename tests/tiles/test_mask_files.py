@@ -12,7 +12,7 @@ from PIL import Image
 
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning, OutputError, OutputExistsError, SlideNotFoundError
 from slideio_pipe.tiles.find_tissue import find_tissue
-from slideio_pipe.tiles.tissue import TissueMask
+from slideio_pipe.tiles.tissue_mask import TissueMask
 
 
 def test_geojson_round_trip_at_another_resolution(tmp_path):

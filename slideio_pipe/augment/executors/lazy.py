@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.cpu import ColourProgram, round_levels
-from slideio_pipe.augment.opaque import run_opaque
+from slideio_pipe.augment.opaque_transform import run_opaque
 from slideio_pipe.augment.operations import Opaque, Operation, Saturation, Stain, Tone
 from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError

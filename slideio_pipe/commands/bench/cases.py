@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.find_tissue import find_tissue
-from slideio_pipe.tiles.tissue import TissueMask
+from slideio_pipe.tiles.tissue_mask import TissueMask
 
 TILE = 256  # px
 OFF_GRID = (100, 60)  # px from the stored grid, x and y: every tile overlaps four stored ones

@@ -22,7 +22,7 @@ from slideio_pipe.progress import Report as Progress
 from slideio_pipe.progress import reporting
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.synthetic.slide import write_synthetic_slide
-from slideio_pipe.tiles.tissue import TissueMask
+from slideio_pipe.tiles.tissue_mask import TissueMask
 
 T = TypeVar("T")
 THREADED = (OURS, BARE, "cucim")  # readers timed with two threads

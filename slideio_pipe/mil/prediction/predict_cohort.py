@@ -23,7 +23,7 @@ from slideio_pipe.errors import (
 from slideio_pipe.files import make_folder, write_file
 from slideio_pipe.images.picture import save_picture
 from slideio_pipe.mil.feature_files import ENDINGS, holds_features
-from slideio_pipe.mil.identity import stem
+from slideio_pipe.mil.fingerprints import stem
 from slideio_pipe.mil.metrics import Metric
 from slideio_pipe.mil.prediction.prediction import Prediction, Scores, checked_scores
 from slideio_pipe.mil.prediction.predictor import Predictor
@@ -33,7 +33,7 @@ from slideio_pipe.slides.config import SlideConfig
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import open_bag
-from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.store.metadata import is_bag_store
 
 TABLE = "predictions.csv"
 # Possible files of a slide's folder.

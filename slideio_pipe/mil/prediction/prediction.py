@@ -24,7 +24,7 @@ from slideio_pipe.progress import Report
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.bag import Bag, Label
-from slideio_pipe.tiles.tissue import TissueMask
+from slideio_pipe.tiles.tissue_mask import TissueMask
 
 Scores = Literal["attention", "instance"]
 SCORES: tuple[Scores, ...] = ("attention", "instance")

@@ -20,17 +20,17 @@ from slideio_pipe.features.encoders import Encoder
 from slideio_pipe.features.feature_bag import FeatureBag, open_features
 from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.checkpoint import read_checkpoint
+from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.mil.feature_files import holds_features
-from slideio_pipe.mil.identity import KnownSlides, features_fingerprint, file_of
+from slideio_pipe.mil.fingerprints import KnownSlides, features_fingerprint, file_of
 from slideio_pipe.mil.models.bag_model import MilOutput
-from slideio_pipe.mil.models.model import build_model
+from slideio_pipe.mil.models.mil_model import build_model
 from slideio_pipe.mil.models.tile_encoder import TileEncoder, from_encoder, tile_encoder
 from slideio_pipe.mil.models.two_pass import TwoPass
 from slideio_pipe.mil.prediction.prediction import Prediction
-from slideio_pipe.mil.settings import TrainConfig
 from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
 from slideio_pipe.slides.frames import recorded_bounds
-from slideio_pipe.store.layout import is_bag_store
+from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import Normalize

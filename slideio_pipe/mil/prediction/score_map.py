@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.prediction.colour_scale import ColourScale
-from slideio_pipe.tiles.tissue import TissueMask
+from slideio_pipe.tiles.tissue_mask import TissueMask
 
 # Opacity of the colours for the lowest and the highest score: tissue must stay visible.
 _OPACITY = (0.5, 0.8)

@@ -12,7 +12,7 @@ import torch
 
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError, MissingExtraError, SlideioPipeWarning, warn_caller
-from slideio_pipe.mil.identity import PARTS
+from slideio_pipe.mil.fingerprints import PARTS
 from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure
 from slideio_pipe.mil.prediction.prediction import Prediction
 from slideio_pipe.mil.tasks import Survival, Task

@@ -33,8 +33,8 @@ from slideio_pipe.slides.backends.jpeg_header import (
     is_sequential,
     read_frame,
 )
+from slideio_pipe.slides.backends.tiff_decoder import TileDecoder
 from slideio_pipe.slides.backends.tiff_header import TiffPage
-from slideio_pipe.slides.backends.tile_decoder import TileDecoder
 
 _REMEDY = "copy the slide again, or leave this region out"
 # A row of blocks is 8 px high, 16 with chroma of half the height, which also uses the next row of chroma.

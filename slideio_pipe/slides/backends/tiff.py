@@ -19,8 +19,8 @@ from slideio_pipe.images.vips import as_rgb
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 from slideio_pipe.slides.backends.base import Facts, StaleLevelError, StoredTiles
 from slideio_pipe.slides.backends.jpeg_tiles import JpegTiles
+from slideio_pipe.slides.backends.tiff_decoder import CutStrips, TileDecoder
 from slideio_pipe.slides.backends.tiff_header import JPEG, TiffHeader, TiffPage, read_header
-from slideio_pipe.slides.backends.tile_decoder import CutStrips, TileDecoder
 
 _CONVERT = "convert it once, for example with QuPath or Bio-Formats, to a tiled JPEG-compressed RGB TIFF"
 

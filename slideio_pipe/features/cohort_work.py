@@ -21,7 +21,7 @@ from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import OnProgress
 from slideio_pipe.errors import ConfigError, OutputExistsError
 from slideio_pipe.features.encoders import Encoder, load_encoder
-from slideio_pipe.features.pool import BagMetadata, EncodeSettings, FeaturePool
+from slideio_pipe.features.encoding_pool import BagMetadata, EncodeSettings, FeaturePool
 from slideio_pipe.locks import within_run
 from slideio_pipe.store.feature_arrays import (
     FOLDER,

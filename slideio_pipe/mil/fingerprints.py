@@ -17,8 +17,8 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.ledger import fingerprint
 from slideio_pipe.cohort.names import stem_of
+from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.mil.feature_files import ENDINGS
-from slideio_pipe.mil.settings import TrainConfig
 from slideio_pipe.mil.tasks import Task
 
 PARTS = ("train", "val", "test")

@@ -22,7 +22,7 @@ from slideio_pipe.geometry import Affine, Mpp, Size
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiles.find_tissue import find_tissue
-from slideio_pipe.tiles.tissue import TissueMask
+from slideio_pipe.tiles.tissue_mask import TissueMask
 
 # The DICOM slide of others is a level of which the full resolution was left out.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")

@@ -18,10 +18,10 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.table import columns_of, csv_bytes
 from slideio_pipe.errors import MissingExtraError, SkippedWarning
 from slideio_pipe.files import write_file
+from slideio_pipe.mil.config import TrainConfig, dump
 from slideio_pipe.mil.divisions import Division
 from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure
 from slideio_pipe.mil.plots import write_plots
-from slideio_pipe.mil.settings import TrainConfig, dump
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 
 PARTS = ("val", "test")

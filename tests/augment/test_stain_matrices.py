@@ -13,7 +13,7 @@ from skimage.color import rgb2lab, rgb_from_hed
 
 from slideio_pipe.augment.operations import IDENTITY
 from slideio_pipe.augment.slide_colour import estimate_basis, slide_colour
-from slideio_pipe.augment.stains import (
+from slideio_pipe.augment.stain_matrices import (
     HED,
     MACENKO_HE,
     as_matrix,

@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import morphology
 
 from slideio_pipe.slides.slide import open_slide
-from slideio_pipe.tiles import segmentation as seg
+from slideio_pipe.tiles import tissue_methods as seg
 from slideio_pipe.tiles.find_tissue import find_tissue
 
 H_AND_E = (196, 120, 172)

@@ -34,8 +34,8 @@ from slideio_pipe.augment.geometric_transforms import (
 )
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Saturation, Stain, Tone
 from slideio_pipe.augment.slide_colour import SlideColour
-from slideio_pipe.augment.stains import HED, MACENKO_STRENGTH, as_matrix, named_basis, optical_density
-from slideio_pipe.augment.transforms import Context, Steps, move_mask, span
+from slideio_pipe.augment.stain_matrices import HED, MACENKO_STRENGTH, as_matrix, named_basis, optical_density
+from slideio_pipe.augment.transform_base import Context, Steps, move_mask, span
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 

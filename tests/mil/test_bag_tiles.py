@@ -18,12 +18,12 @@ from torch import Tensor
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.checkpoint import read_checkpoint
+from slideio_pipe.mil.config import load_train_config
 from slideio_pipe.mil.fit import fit
-from slideio_pipe.mil.models.model import MilModel
+from slideio_pipe.mil.models.mil_model import MilModel
 from slideio_pipe.mil.models.small_encoder import SmallEncoder
 from slideio_pipe.mil.models.tile_encoder import tile_encoder
 from slideio_pipe.mil.models.two_pass import TwoPass
-from slideio_pipe.mil.settings import load_train_config
 from slideio_pipe.mil.sources import PixelSource
 
 pytest.importorskip("lightning_fabric")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.mil.fit import fit
-from slideio_pipe.mil.models.model import MilModel, build_model
+from slideio_pipe.mil.models.mil_model import MilModel, build_model
 from slideio_pipe.mil.models.pooling import AttentionPool, MaxPool, MeanPool
 from slideio_pipe.mil.models.small_encoder import SmallEncoder
 from slideio_pipe.mil.models.torchmil_model import grid_of
