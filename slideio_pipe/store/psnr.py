@@ -1,6 +1,6 @@
 """The PSNR of a bag's stored pixels against its tiles, measured before they are written.
 
-Measured beforehand, it depends only on the bag and the codec, like all metadata of a store (``metadata``): an interrupted
+Measured beforehand, it depends only on the bag and the codec, like all metadata of a store: an interrupted
 run that continues gets the same value.
 """
 

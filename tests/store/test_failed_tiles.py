@@ -18,8 +18,7 @@ from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.export.slide import export_slide
 from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.slides.slide import open_slide
-from slideio_pipe.store import metadata
-from slideio_pipe.store import open_bag, save_bag
+from slideio_pipe.store import metadata, open_bag, save_bag
 from slideio_pipe.store.config import StoreConfig
 from slideio_pipe.tiles.config import GridConfig, TissueConfig
 from slideio_pipe.tiles.find_tissue import find_tissue

@@ -31,8 +31,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, SkippedWarning
 from slideio_pipe.slides.slide import open_slide
-from slideio_pipe.store import metadata
-from slideio_pipe.store import open_bag, save_bag, zarr_jpeg
+from slideio_pipe.store import metadata, open_bag, save_bag, zarr_jpeg
 from slideio_pipe.store.shards import write_shard
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
