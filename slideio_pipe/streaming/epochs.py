@@ -43,7 +43,7 @@ class Epochs:
     count: int = 0  # bags of the latest epoch
     _order: tuple[tuple[int, int, int], list[int]] | None = None
     _items: Items | None = None  # of the running iteration
-    _told_of_dropped: bool = False
+    _warned_of_dropped: bool = False
 
     def go_to(self, epoch: int, progress: Progress | None = None) -> None:
         """Go to the start of an epoch, or to ``progress`` within it."""
@@ -182,9 +182,9 @@ class Epochs:
     def _warn_of_dropped(self) -> None:
         """Warn once of slides that no epoch reads: without shuffling they are always the same."""
         dropped = self.share.dropped(len(self.dataset))
-        if not dropped or self.shuffle or self._told_of_dropped or self.share.rank:
+        if not dropped or self.shuffle or self._warned_of_dropped or self.share.rank:
             return
-        self._told_of_dropped = True
+        self._warned_of_dropped = True
         names = ", ".join(slide.name for slide in list(self.dataset.cohort)[-dropped:])
         warn_caller(
             SkippedWarning(

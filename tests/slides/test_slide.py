@@ -26,6 +26,7 @@ from slideio_pipe import Cohort, Slide, open_features, open_slide
 from slideio_pipe.commands.app import app
 from slideio_pipe.errors import (
     ConfigError,
+    CorruptSlideError,
     EstimatedResolutionWarning,
     ImplausibleResolutionWarning,
     MissingResolutionError,
@@ -498,6 +499,22 @@ def test_a_huge_slide_opens_without_decoding(tmp_path: Path, monkeypatch: pytest
     assert slide.level_image(0).width == 20_000
     assert slide.view().image.width == 20_000
     assert tiles == []
+
+
+def test_a_damaged_tile_is_an_error_each_time(tmp_path: Path) -> None:
+    """Libvips reports it once, and returns black from then on; tiles beside it are as they were."""
+    pixels = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
+    path = write_pyramid(tmp_path / "a.tif", pixels, levels=(1,), tile=128)
+    with tifffile.TiffFile(path) as tif:
+        offset, count = tif.pages[0].dataoffsets[3], tif.pages[0].databytecounts[3]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + count] = bytes(count)
+    path.write_bytes(data)
+    slide = open_slide(path)
+    for _ in range(3):
+        with pytest.raises(CorruptSlideError):
+            slide.read_region((200, 200), 0, (10, 10))
+        assert np.array_equal(slide.read_region((0, 0), 0, (128, 128)), pixels[:128, :128])
 
 
 def test_opening_leaves_no_open_files(shared_data: Path) -> None:
