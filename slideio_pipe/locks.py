@@ -24,23 +24,23 @@ def _module_of_platform(name: str) -> Any:
         return None
 
 
-# Linux and macOS have the one, Windows the other; where neither is, the pid decides.
+# Linux and macOS have fcntl, Windows has msvcrt; without either, the process id decides.
 _FCNTL, _MSVCRT = _module_of_platform("fcntl"), _module_of_platform("msvcrt")
-# Windows locks a range of bytes, against reading as well: one far behind what the file says.
+# Windows locks a range of bytes against reading, too: this one is far behind the content of the file.
 _LOCKED_BYTE = 1 << 30
-# flock is missing on some network file systems (Lustre mounted without it); then the pid decides as well.
+# flock is missing on some network file systems (Lustre mounted without it); then the process id decides, too.
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
-# How long a run waits for a lock of a run: workers of a killed one end when they hear of it, not at once.
+# How long a run waits for the lock of another run: workers of a killed run take a moment to end.
 _ORPHANS_S = 10.0
 _RUN: ContextVar[str | None] = ContextVar("run", default=None)
 
 
 @contextmanager
 def within_run(folder: Path) -> Iterator[None]:
-    """Mark the locks that are taken here as those of a folder's runs, and take over what lost workers of them left.
+    """Mark the locks taken here as those of a folder's runs, and take over the locks that lost workers left.
 
-    For workers of whoever holds the ``run.lock`` of the folder: no other run of it can be at work, so such a lock is
-    that of a worker which was given up, on whatever host. Outside of this a lock of another host is respected.
+    For workers of the run that holds the ``run.lock`` of the folder: no other run can work there, so such a lock was
+    left by a lost worker, on any host. Elsewhere, a lock of another host is respected.
     """
     token = _RUN.set(str(folder))
     try:
@@ -104,12 +104,12 @@ class WriterLock:
         if own and _FCNTL is not None:
             self._path.unlink(missing_ok=True)
         os.close(fd)
-        if own and _FCNTL is None:  # Windows removes no open file, so neither that of another which has it by now
+        if own and _FCNTL is None:  # Windows removes no open file: a lock that another process has now stays
             with suppress(OSError):
                 self._path.unlink()
 
     def _is_busy(self, fd: int, owner: Mapping[str, object], *, respected: bool) -> bool:
-        """Return whether somebody has it; else it is locked by this process, as far as the file system knows locks."""
+        """Return whether another process has it; else this process locks it, if the file system knows locks."""
         here = owner.get("host") == socket.gethostname()
         elsewhere = respected and bool(owner) and not here
         locked = _locked(fd)
@@ -169,5 +169,5 @@ def _is_alive(pid: object) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # somebody else's, but alive
+        pass  # another user's process, which is alive
     return True

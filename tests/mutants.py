@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 TESTS: dict[str, str] = tomllib.loads((ROOT / "tests" / "mutants.toml").read_text())
 
 
-def test_file(name: str) -> str:
+def file_of(name: str) -> str:
     """Return the file of "tiles/grid"."""
     room, module = name.split("/")
     return f"tests/{room}/test_{module}.py"
@@ -65,7 +65,7 @@ class Tester:
         target.write_text(mutant.code)
         for stale in (target.parent / "__pycache__").glob(f"{target.stem}.*"):
             stale.unlink()  # of the same size and second, Python would take it for current
-        files = [str(target)] * (">>> " in original) + [test_file(n) for n in TESTS[mutant.module].split()]
+        files = [str(target)] * (">>> " in original) + [file_of(n) for n in TESTS[mutant.module].split()]
         if self.whole_room:
             room = self.tree / "tests" / (mutant.module.split("/")[0] if "/" in mutant.module else "ground")
             others = [str(path.relative_to(self.tree)) for path in sorted(room.glob("test_*.py"))]

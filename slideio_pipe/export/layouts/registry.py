@@ -35,7 +35,7 @@ LAYOUTS: dict[str, Layout] = {
     "memmap": MemoryMapped(),
     "hf": HuggingFace(),
 }
-# What features are called of which nobody says whose they are.
+# The name of features whose encoder is not given.
 UNNAMED = "features"
 
 Sources = Bag | str | Path | Iterable[Bag | str | Path]
