@@ -21,9 +21,9 @@
     ├── EstimatedResolutionWarning   mpp derived from the objective power
     ├── ImplausibleResolutionWarning the mpp given makes the slide larger than a usual glass
     ├── EmptyTissueWarning           a tissue mask or a grid came out empty
-    ├── AlignedGridWarning           a grid laid on stored tiles is not the one asked for
+    ├── AlignedGridWarning           a grid aligned with stored tiles differs from the requested one
     ├── SkippedWarning               slides or tiles that could not be read were left out
-    ├── LeftOutLevelsWarning         levels of a slide that are not used: where they lie is unknown
+    ├── LeftOutLevelsWarning         levels of a slide that are not used: their place is unknown
     ├── IncompleteSlideWarning       files of a slide seem to be missing
     ├── PartsWarning                 several files were found to be one slide
     ├── ClusterWarning               workers of a cluster that cannot be used

@@ -1,7 +1,7 @@
 """Small random changes to the core modules, one at a time: how many do the tests notice?
 
     python -m venv mutation && mutation/bin/pip install cosmic-ray
-    mutation/bin/python tests/mutants.py --python python --modules geometry tiling --count 8 --seed 1
+    mutation/bin/python tests/mutants.py --python python --modules geometry tiles/grid --count 8 --seed 1
     mutation/bin/python tests/mutants.py --python python --quick
 
 ``--python`` is the interpreter that has the packages of the tests. Cosmic-ray makes the changes: another operator or
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two changes of geometry and of splits")
     given = parser.parse_args()
     if given.quick:
-        given.modules, given.count = ["geometry", "splits"], 2
+        given.modules, given.count = ["geometry", "cohort/splits"], 2
     drawn = {module: mutants_of(module, given.count, given.seed) for module in given.modules}
     waiting: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
     for turn in range(given.count):  # every module in turn, so that an interrupted run is a sample, too
