@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -27,22 +28,38 @@ CONFIG = {"view": {"mpp": None}, "grid": {"tile_size": 64}, "tissue": {"method":
 PATIENTS = {"s0": "p0", "s1": "p0", "s2": "p1", "s3": "p1"}
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    """Four slides of two patients, in a manifest."""
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The slides of a study, their manifest and their bags, made once: a run starts a process."""
+    folder = write_study(tmp_path_factory.mktemp("study"))
+    config = ExportConfig.model_validate(CONFIG)
+    sp.export_cohort(folder / "cohort.csv", folder / "bags", config, progress=False)
+    return folder
+
+
+def write_study(folder: Path) -> Path:
+    """Write four slides of two patients, and a manifest; return the folder."""
     rows = ["slide,label,patient"]
     for number, (name, patient) in enumerate(PATIENTS.items()):
-        write_pyramid(tmp_path / f"{name}.tif", coordinate_pixels(300 + number, 200), (1,), mpp=0.5)
+        write_pyramid(folder / f"{name}.tif", coordinate_pixels(300 + number, 200), (1,), mpp=0.5)
         rows.append(f"{name}.tif,{number // 2},{patient}")
-    (tmp_path / "cohort.csv").write_text("\n".join(rows) + "\n")
+    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def study(exported: Path, tmp_path: Path) -> Path:
+    """Four slides of two patients, in a manifest."""
+    for file in exported.iterdir():
+        if file.is_file():
+            shutil.copy2(file, tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def bags(study: Path) -> Path:
+def bags(study: Path, exported: Path) -> Path:
     """The bags of the study."""
-    config = ExportConfig.model_validate(CONFIG)
-    sp.export_cohort(study / "cohort.csv", study / "bags", config, progress=False)
+    shutil.copytree(exported / "bags", study / "bags")
     return study / "bags"
 
 

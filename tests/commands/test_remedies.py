@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.tiles.reader import empty_tiles
 
 SOURCES = sorted((Path(sp.__file__).parent).rglob("*.py"))
+
+
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Return the nodes of a file of the package."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def commands(found: click.Command) -> Iterator[click.Command]:
@@ -59,11 +66,12 @@ def texts(node: ast.expr) -> Iterator[str]:
         yield from texts(node.right)
 
 
+@cache
 def remedies() -> list[tuple[str, str]]:
     """Return every remedy in the package's own words, and where it stands."""
     found = []
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             values: list[ast.expr] = []
             if isinstance(node, ast.keyword) and node.arg == "remedy":
                 values = [node.value]
@@ -85,24 +93,26 @@ NO_OPTION = {
 }
 
 
+@cache
 def named() -> dict[str, list[str]]:
     """Return every argument that a text of the package names, with the places where it does."""
     found: dict[str, list[str]] = {}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             for text in texts(node) if isinstance(node, ast.Constant | ast.JoinedStr) else ():
                 for name, _ in ARGUMENT.findall(text):
                     found.setdefault(name, []).append(f"{path.name}:{node.lineno}")
     return found
 
 
+@cache
 def parameters() -> set[str]:
     """Return the parameters of all functions, methods and records that have no underscore before their name."""
     found = set()
     for path in SOURCES:
         if "commands" in path.relative_to(SOURCES[0].parent).parts[:1]:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
                 found |= {each.arg for each in (*node.args.args, *node.args.kwonlyargs)}
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
@@ -165,7 +175,7 @@ def test_settings_that_stand_for_options_are_there() -> None:
         assert field in known[section], key
     assert set(OTHERWISE.values()) <= OPTIONS.keys()
     defined = {
-        node.name for path in SOURCES for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)
+        node.name for path in SOURCES for node in nodes(path) if isinstance(node, ast.ClassDef)
     }
     assert defined >= RECORDS.keys()
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from array_bag import ArrayBag, fail_from, formula, stream_threads, wait_until
+from array_bag import ArrayBag, fail_from, formula, stream_threads, wait_for_threads, wait_until
 from array_loader import bag, bags, open_loader
 from cuda_device import CUDA
 from hypothesis import given
@@ -41,8 +41,7 @@ Seen = list[tuple[str, int]]
 def _threads() -> Any:
     """Let no test leave a thread behind."""
     yield
-    gc.collect()
-    wait_until(lambda: not stream_threads())
+    wait_for_threads()
 
 
 def seen(chunks: Iterable[TileBatch]) -> Seen:

@@ -18,7 +18,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from array_bag import ArrayBag, fail_from, formula, noise_bag, numbered_bag, open_stream, stream_threads, wait_until
+from array_bag import (
+    ArrayBag,
+    fail_from,
+    formula,
+    noise_bag,
+    numbered_bag,
+    open_stream,
+    stream_threads,
+    wait_for_threads,
+    wait_until,
+)
 from cuda_device import CUDA, DEVICES
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,8 +51,7 @@ def _device_and_threads(request: pytest.FixtureRequest) -> Any:
     if request.node.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     yield
-    gc.collect()
-    wait_until(lambda: not stream_threads())
+    wait_for_threads()
 
 
 def test_a_model_with_a_normalisation_has_the_weights_of_one_without() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -69,6 +70,16 @@ def open_stream(bag: ArrayBag, **changes: Any) -> TileStream:
 
 def stream_threads() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name.startswith("slideio_pipe")]
+
+
+def wait_for_threads() -> None:
+    """Wait until the threads of all streams have ended; a stream in a cycle of objects has to be collected first."""
+    for wait_s in (0.0, 0.01, 0.02, 0.05):
+        time.sleep(wait_s)
+        if not stream_threads():
+            return
+    gc.collect()
+    wait_until(lambda: not stream_threads())
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -25,14 +25,12 @@ MASK = LabelMask(COARSE, Affine.scaling(10, 10), {"a": 1, "b": 2, "c": 3, "d": 4
 
 
 def looked_up(mask: LabelMask, points: np.ndarray) -> np.ndarray:
-    """Return the label under each level-0 point, one by one."""
+    """Return the label under each level-0 point."""
     inverse = np.linalg.inv(mask.affine.matrix())
-    found = []
-    for x, y in points:
-        column, row = np.floor((inverse @ (x, y, 1))[:2] + 1e-6).astype(int)
-        inside = 0 <= row < mask.mask.shape[0] and 0 <= column < mask.mask.shape[1]
-        found.append(mask.mask[row, column] if inside else 0)
-    return np.array(found)
+    column, row = np.floor((points @ inverse[:2, :2].T + inverse[:2, 2]).T + 1e-6).astype(int)
+    height, width = mask.mask.shape
+    inside = (0 <= row) & (row < height) & (0 <= column) & (column < width)
+    return np.where(inside, mask.mask[row.clip(0, height - 1), column.clip(0, width - 1)], 0)
 
 
 @pytest.mark.parametrize("tiles", TILES)
