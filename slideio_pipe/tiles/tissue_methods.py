@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
+from slideio_pipe.images.channels import channel_max, channel_mean, channel_min, channel_range
+
 Rgb = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Plane = NDArray[np.float32]
@@ -123,8 +125,8 @@ def _stained(rgb: Rgb, glass: Plane, sigma_px: float, threshold: float | None) -
     limit = bounded_otsu(signal, OTSU_RANGE) if threshold is None else threshold
     # Signal that exists only after smoothing is the blur of dense tissue: a pixel needs half of the signal unsmoothed.
     own = optical_density(gaussian(rgb, sigma_px / 3), glass)
-    own_colour: Plane = own.max(axis=2) - own.min(axis=2)
-    strong = (signal > limit) & (np.hypot(own_colour, GREY_WEIGHT * own.mean(axis=2)) > limit / 2)
+    own_colour = channel_range(own)
+    strong = (signal > limit) & (np.hypot(own_colour, GREY_WEIGHT * channel_mean(own)) > limit / 2)
     # The weak rule does not use darkness, with which it would follow a shadow over the glass, nor texture without
     # colour, as of bubbles and scratches.
     weak = (paleness > WEAK_PART * limit) & (np.minimum(colour, own_colour) > WEAK_PART * limit / 2)
@@ -164,14 +166,14 @@ def bounded_otsu(signal: NDArray[np.float32], bounds: tuple[float, float]) -> fl
 def has_dark_background(rgb: Rgb) -> bool:
     """Return whether this is fluorescence (bright on black) and not brightfield, with or without black padding."""
     # Smoothed: bright nuclei are separate spots on black, brightfield is bright everywhere.
-    value = gaussian(rgb.mean(axis=2), 3)
+    value = gaussian(channel_mean(rgb), 3)
     lit = value[value > BLACK]
     return lit.size == 0 or float(np.median(lit)) < BRIGHTFIELD_MIN_MEDIAN
 
 
 def fluorescence_signal(rgb: Rgb, sigma_px: float) -> Plane:
     """Return the smoothed brightest channel above the background: a dye is often stored as one pure colour."""
-    value = gaussian(rgb.max(axis=2), sigma_px)
+    value = gaussian(channel_max(rgb), sigma_px)
     return np.asarray(np.maximum(value - np.percentile(value, 1), 0), dtype=np.float32)
 
 
@@ -183,20 +185,21 @@ def gaussian(plane: NDArray[Any], sigma_px: float) -> Plane:
 
 def saturation(rgb: NDArray[Any]) -> Plane:
     """Return the HSV saturation, 0 to 1; black is 0."""
-    high, low = rgb.max(axis=2).astype(np.float32), rgb.min(axis=2).astype(np.float32)
+    high, low = channel_max(rgb).astype(np.float32), channel_min(rgb).astype(np.float32)
     return np.asarray(np.where(high > BLACK, (high - low) / np.maximum(high, 1), 0), dtype=np.float32)
 
 
 def glass_colour(rgb: Rgb) -> Plane:
     """Return the (3,) RGB colour of empty glass, or a plausible white if the overview shows none."""
-    value = rgb.mean(axis=2, dtype=np.float32)
+    value = channel_mean(rgb)
     spread = np.sqrt(np.maximum(gaussian(value**2, 1.5) - gaussian(value, 1.5) ** 2, 0))
-    chroma = rgb.max(axis=2).astype(np.float32) - rgb.min(axis=2)
+    chroma = channel_range(rgb).astype(np.float32)
     bright = (value > GLASS_MIN_VALUE) & (value < 254.5)  # 255 exactly is padding painted by the scanner
-    pink = rgb[..., ::2].mean(axis=2, dtype=np.float32) - rgb[..., 1]  # lamps are yellowish or bluish, stain is pink
+    # Lamps are yellowish or bluish, stain is pink.
+    pink = (rgb[..., 0].astype(np.float32) + rgb[..., 2]) / 2 - rgb[..., 1]
     glass = bright & (chroma < GLASS_MAX_CHROMA) & (pink < GLASS_MAX_PINK) & (spread < GLASS_MAX_STD)
     enough = max(8, MIN_GLASS_FRACTION * value.size)
-    scanned = glass & ~(dilated(_is_even_white(rgb), PADDING_RIPPLE_PX) & (rgb.min(axis=2) >= PADDING_MIN_VALUE))
+    scanned = glass & ~(dilated(_is_even_white(rgb), PADDING_RIPPLE_PX) & (channel_min(rgb) >= PADDING_MIN_VALUE))
     # Glass that is itself even white, as of an overexposed or drawn slide, is used if there is no other.
     glass = scanned if np.count_nonzero(scanned) >= enough else glass
     if glass.mean() >= TINTED_MIN_AREA / 2:
@@ -227,7 +230,7 @@ def _tinted_glass(rgb: Rgb, value: Plane, pale: Mask) -> Plane | None:
     """
     colour = _most_common(rgb, value, pale)
     expected = value[..., None] * (colour / colour.mean())
-    alike = pale & (np.abs(rgb - expected).max(axis=2) < TINTED_NOISE) & (value > 0.75 * colour.mean())
+    alike = pale & (channel_max(np.abs(rgb - expected)) < TINTED_NOISE) & (value > 0.75 * colour.mean())
     border = np.concatenate([alike[0], alike[-1], alike[:, 0], alike[:, -1]])
     padding = dilated(_is_even_white(rgb), PADDING_RIPPLE_PX)
     brighter = (value > colour.mean() + TINTED_NOISE / 2) & ~alike & ~padding
@@ -247,14 +250,12 @@ def stain_signals(rgb: Rgb, glass: Plane, sigma_px: float) -> tuple[Plane, Plane
     of the mean OD, above that of the quietest tenth of the overview; it finds fat walls and stroma between nuclei.
     """
     density = optical_density(gaussian(rgb, sigma_px), glass)
-    colour: Plane = density.max(axis=2) - density.min(axis=2)
-    darkness: Plane = density.mean(axis=2)
-    return colour, darkness, _texture(rgb, glass, 1.5 * sigma_px)
+    return channel_range(density), channel_mean(density), _texture(rgb, glass, 1.5 * sigma_px)
 
 
 def _texture(rgb: Rgb, glass: Plane, sigma_px: float) -> Plane:
     # Clipped, because the border of dense tissue would give the glass beside it a wide halo.
-    grey = np.minimum(optical_density(rgb, glass).mean(axis=2), TEXTURE_CLIP)
+    grey = np.minimum(channel_mean(optical_density(rgb, glass)), TEXTURE_CLIP)
     variance = np.maximum(gaussian(grey**2, sigma_px) - gaussian(grey, sigma_px) ** 2, 0)
     noise = min(float(np.percentile(variance, 10)), MAX_NOISE**2)
     return np.asarray(np.sqrt(np.maximum(variance - 1.5 * noise, 0)), dtype=np.float32)
@@ -273,7 +274,7 @@ def white_padding(rgb: Rgb, radius_px: float) -> Mask:
 def _is_even_white(rgb: Rgb) -> Mask:
     """Return 3x3 px squares of one equal near-white, which does not occur on scanned glass because of noise."""
     kernel = np.ones((3, 3), dtype=np.uint8)
-    even = (cv2.dilate(rgb, kernel) == cv2.erode(rgb, kernel)).all(axis=2) & (rgb.min(axis=2) >= PADDING_MIN_VALUE)
+    even = channel_min(cv2.dilate(rgb, kernel) == cv2.erode(rgb, kernel)) & (channel_min(rgb) >= PADDING_MIN_VALUE)
     return np.asarray(cv2.dilate(even.astype(np.uint8), kernel), dtype=bool)
 
 
@@ -287,7 +288,7 @@ def _touching_the_edge(mask: Mask) -> Mask:
 
 
 def _is_black(rgb: Rgb) -> Mask:
-    high, low = rgb.max(axis=2).astype(np.float32), rgb.min(axis=2).astype(np.float32)
+    high, low = channel_max(rgb).astype(np.float32), channel_min(rgb).astype(np.float32)
     # Neutral: in dense haematoxylin, DAB and melanin the channels' ratio stays above 1.5 (an OD range of 0.18).
     return np.asarray((high < BLACK) | ((high < 60) & (high < 1.5 * np.maximum(low, 1))), dtype=bool)
 
@@ -300,7 +301,7 @@ def pen_marks(rgb: Rgb, glass: Plane, radius_px: float) -> Mask:
     """
     density = optical_density(gaussian(rgb, max(radius_px / 2, 0.5)), glass)
     red, green, blue = (np.asarray(density[..., band], dtype=np.float32) for band in range(3))
-    stained = int(np.count_nonzero(density.max(axis=2) > OTSU_RANGE[1]))
+    stained = int(np.count_nonzero(channel_max(density) > OTSU_RANGE[1]))
     margin_px = 1.5 * radius_px + 2  # the pale edge of a stroke, and two pixels of resampling blur
     found = dilated(_opened(_is_black(rgb), radius_px), margin_px)
     for core, rim in (

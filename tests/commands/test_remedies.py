@@ -174,9 +174,7 @@ def test_settings_that_stand_for_options_are_there() -> None:
         section, field = key.split(".")
         assert field in known[section], key
     assert set(OTHERWISE.values()) <= OPTIONS.keys()
-    defined = {
-        node.name for path in SOURCES for node in nodes(path) if isinstance(node, ast.ClassDef)
-    }
+    defined = {node.name for path in SOURCES for node in nodes(path) if isinstance(node, ast.ClassDef)}
     assert defined >= RECORDS.keys()
 
 

@@ -29,7 +29,7 @@ def looked_up(mask: LabelMask, points: np.ndarray) -> np.ndarray:
     inverse = np.linalg.inv(mask.affine.matrix())
     column, row = np.floor((points @ inverse[:2, :2].T + inverse[:2, 2]).T + 1e-6).astype(int)
     height, width = mask.mask.shape
-    inside = (0 <= row) & (row < height) & (0 <= column) & (column < width)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     return np.where(inside, mask.mask[row.clip(0, height - 1), column.clip(0, width - 1)], 0)
 
 
