@@ -102,3 +102,9 @@ def unequal(request: pytest.FixtureRequest, tmp_path: Path) -> Unequal:
     from unequal_slide import write_unequal
 
     return write_unequal(tmp_path / "unequal", request.param)
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plots of trainings, which take half the time of a small one; test_plots.py is about them."""
+    monkeypatch.setattr("slideio_pipe.mil.results.write_plots", lambda *_, **__: [])

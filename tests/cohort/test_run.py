@@ -71,6 +71,7 @@ def test_the_list_of_failures_is_of_the_last_run(tmp_path: Path) -> None:
     assert not (out / "failures.csv").exists()
 
 
+@pytest.mark.system
 def test_a_slide_that_kills_its_worker_is_left_out_until_it_is_asked_for(tmp_path: Path) -> None:
     """Two workers are enough; the others are done."""
     cohort, out = slides(tmp_path, a="1", b="fatal", c="3"), tmp_path / "out"

@@ -97,6 +97,7 @@ def test_the_help_of_export_names_the_defaults() -> None:
         assert re.search(rf"{option} [^\[]*\[default: {default}\]", text), option
 
 
+@pytest.mark.system
 def test_a_terminal_of_another_alphabet_gets_question_marks(truth: SyntheticSlide) -> None:
     """Where µ and × cannot be written the command still works."""
     command = [sys.executable, "-m", "slideio_pipe", "info", str(truth.path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from slideio_pipe.commands.demos import slides as demo
 from slideio_pipe.errors import ConfigError, OutputError
 
 SIZE = (1600, 1200)
+Made = tuple[Path, dict[str, object], list[str]]
 
 
 def run(folder: Path) -> tuple[dict[str, object], list[str]]:
@@ -24,10 +26,16 @@ def run(folder: Path) -> tuple[dict[str, object], list[str]]:
     return demo.run_demo(folder, size=SIZE, device="cpu", say=lines.append), lines
 
 
-def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The folder of a demo, its report and what it said."""
+    folder = tmp_path_factory.mktemp("demo") / "new" / "demo"
+    return folder, *run(folder)
+
+
+def test_the_demo_makes_what_it_says(made: Made) -> None:
     """Two slides with their labels, bags that open, a picture, and a report that goes through JSON."""
-    report, lines = run(tmp_path / "new" / "demo")
-    folder = tmp_path / "new" / "demo"
+    folder, report, lines = made
     names = {"healthy.svs", "tumour.svs", "healthy.bag.zarr", "tumour.bag.zarr", "demo.png"}
     assert {path.name for path in folder.iterdir()} == names
     slides = json.loads(json.dumps(report))["slides"]
@@ -44,10 +52,10 @@ def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
     assert text.count("tiles/s") == 4
 
 
-def test_the_demo_runs_again(tmp_path: Path) -> None:
+def test_the_demo_runs_again(made: Made, tmp_path: Path) -> None:
     """In a folder with other things in it: slides are kept, bags made anew to the same bytes, the rest untouched."""
+    shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
     (tmp_path / "notes.txt").write_text("mine")
-    run(tmp_path)
     slide = (tmp_path / "tumour.svs").stat().st_mtime_ns
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     _, lines = run(tmp_path)
@@ -56,9 +64,9 @@ def test_the_demo_runs_again(tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_the_error_it_tells_is_that_of_float16(tmp_path: Path) -> None:
+def test_the_error_it_tells_is_that_of_float16(made: Made) -> None:
     """Rounding once: at most half the distance of two float16 numbers between 2 and 4, and not zero."""
-    report, _ = run(tmp_path)
+    report = made[1]
     bag = open_bag(report["slides"][1]["bag"])  # type: ignore[index]
     streamed = demo._stream(bag, torch.device("cpu"))
     assert streamed.tiles == len(bag)

@@ -335,6 +335,7 @@ def test_a_folder_without_permission(svs: Path, tmp_path: Path) -> None:
     assert not list(folder.iterdir())
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("make", [_text, _truncated(10), _truncated(50), _truncated(99)])
 def test_the_real_program_says_one_line(make: Callable[[Path, Path], Path], svs: Path, tmp_path: Path) -> None:
     """In a process of its own, with decoders that write to standard error when nobody stops them."""

@@ -75,6 +75,7 @@ def test_where_there_is_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert usable_cores(tmp_path, tmp_path / "none") == 1
 
 
+@pytest.mark.system
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
 def test_a_process_of_one_core_counts_one() -> None:
     """Really pinned, in a process of its own; and what decodes by default is one thread."""

@@ -130,12 +130,14 @@ def test_other_names_are_attribute_errors() -> None:
         slideio_pipe.open_slides  # noqa: B018
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", ["Slide", "TissueMask", "TileGrid", "TileBag", "save_bag", "write_synthetic_slide"])
 def test_each_name_can_be_the_first(name: str) -> None:
     """No name needs another to be imported before it (no import cycle)."""
     assert _fresh(f"from slideio_pipe import {name}; print({name!r})").strip() == name
 
 
+@pytest.mark.system
 def test_the_stream_function_is_not_its_module() -> None:
     """``sp.stream`` is the function also after its module was imported by another way."""
     code = "import slideio_pipe as sp; sp.TileBatch; a = callable(sp.stream); sp.stream; print(a, callable(sp.stream))"

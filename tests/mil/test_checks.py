@@ -24,6 +24,7 @@ from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.results import Fitted
 
 pytest.importorskip("lightning_fabric")
+pytestmark = pytest.mark.usefixtures("without_plots")
 LABELS = [k % 2 for k in range(24)]
 
 

@@ -27,6 +27,7 @@ from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.results import Fitted
 
 pytest.importorskip("lightning_fabric")
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 def weights(fitted: Fitted) -> dict[str, torch.Tensor]:

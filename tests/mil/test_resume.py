@@ -20,6 +20,7 @@ from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.prediction.predictor import load_predictor
 
 pytest.importorskip("lightning_fabric")
+pytestmark = pytest.mark.usefixtures("without_plots")
 COUNT = 12
 SPLIT = ["train"] * 8 + ["test"] * 4
 TURNS = [k % 2 for k in range(COUNT)]

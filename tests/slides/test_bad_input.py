@@ -359,6 +359,7 @@ print(outcomes)
 """
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("how", "times"), [("cut", 40), ("flip", 100)])
 @pytest.mark.parametrize("kind", ["directories first", "directories last", "small.svs", "boxes_0.dcm"])
 def test_damage_anywhere_ends_in_an_error_or_in_pixels(

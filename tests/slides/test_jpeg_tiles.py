@@ -242,6 +242,7 @@ def test_the_cache_keeps_what_fits_and_no_more() -> None:
     assert cache.nbytes == 80
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("photometric", ["ycbcr", "rgb"])
 def test_mutated_tiles_end_in_pixels_or_in_an_error(tmp_path: Path, photometric: str) -> None:
     """In another process, because the alternative is a segmentation fault or a hang (``fuzz_tiles.py``)."""

@@ -344,6 +344,7 @@ def test_jpeg_that_is_not_complete_is_refused(slide: Path, tmp_path: Path, confi
 READ = "import sys, zarr; print(int(zarr.open_group(sys.argv[1], mode='r')['tiles'][...].astype('i8').sum()))"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("pixels", ["source", "jpeg:90"])
 def test_zarr_reads_it_in_another_process(slide: Path, tmp_path: Path, pixels: str) -> None:
     """Where this package is installed, zarr needs no import to read such a bag, and warns of nothing."""

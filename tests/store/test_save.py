@@ -349,6 +349,7 @@ def hanging(tmp_path: Path, pixels: str) -> Iterator[tuple[Path, subprocess.Pope
             process.kill()
 
 
+@pytest.mark.system
 def test_a_killed_run_goes_on_to_the_same_bytes(
     hanging: tuple[Path, subprocess.Popen[str]], tmp_path: Path, pixels: str
 ) -> None:
@@ -495,6 +496,7 @@ def tmpfs(tmp_path: Path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.system
 def test_a_full_disk_can_be_continued(tmpfs, tmp_path: Path, pixels: str) -> None:
     """A disk that fills up is an OutputError with a remedy, nothing has the final name, and more space goes on."""
     bag = MemoryBag(30 * SLOTS, 8, 8)

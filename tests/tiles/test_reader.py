@@ -288,6 +288,7 @@ def test_memory_does_not_grow_with_the_number_of_tiles(shared_data: Path) -> Non
     assert process.memory_info().rss - before < 40e6
 
 
+@pytest.mark.system
 def test_many_threads_on_an_openslide_slide(shared_data: Path) -> None:
     """libvips' lock and Python's must not wait for each other: a deadlock would outlive the time given."""
     path = shared_data / "slides" / "multi_frame_jpeg2000_camelyon.dcm"
