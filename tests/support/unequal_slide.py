@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Unequal(NamedTuple):
         return [(SIZE[0] / level.shape[1], SIZE[1] / level.shape[0]) for level in self.levels]
 
 
+@cache
 def pixels() -> np.ndarray:
     """Return level 0: textured tissue on glass."""
     noise = cv2.GaussianBlur(np.random.default_rng(3).normal(0, 1, (SIZE[1], SIZE[0], 3)), (0, 0), 2.5)
