@@ -159,7 +159,7 @@ class NoTissueError(SlideioPipeError, ValueError):
 
 
 class OutputExistsError(SlideioPipeError, FileExistsError):
-    """The output is already there and overwriting was not asked for."""
+    """The output already exists and overwriting was not requested."""
 
 
 class OutputError(SlideioPipeError, OSError):
@@ -211,8 +211,8 @@ def _not_importable(package: str, extra: str, error: Exception) -> MissingExtraE
     if missing.partition(".")[0] == package:
         remedy = f'pip install "slideio-pipe[{extra}]"'
         return MissingExtraError(f"{package} is needed and not installed", remedy=remedy)
-    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    reason = f"{package} is needed and installed, but cannot be imported ({type(error).__name__}: {said})"
+    message = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = f"{package} is needed and installed, but cannot be imported ({type(error).__name__}: {message})"
     return MissingExtraError(reason, remedy=import_remedy(package, error))
 
 
@@ -291,7 +291,7 @@ class EmptyTissueWarning(SlideioPipeWarning):
 
 
 class AlignedGridWarning(SlideioPipeWarning):
-    """A grid was snapped to the stored tiles: its tile size, stride or edge is not the one asked for."""
+    """A grid was snapped to the stored tiles: its tile size, stride or edge is not the requested one."""
 
 
 class SkippedWarning(SlideioPipeWarning):
@@ -299,7 +299,7 @@ class SkippedWarning(SlideioPipeWarning):
 
 
 class LeftOutLevelsWarning(SlideioPipeWarning):
-    """Levels of a slide are not used, because where their pixels lie is not known; finer ones are read instead."""
+    """Levels of a slide are not used, because the positions of their pixels are unknown; finer ones are read."""
 
 
 class IncompleteSlideWarning(SlideioPipeWarning):
@@ -327,7 +327,7 @@ class RepeatedDrawsWarning(SlideioPipeWarning):
 
 
 class UpsamplingWarning(SlideioPipeWarning):
-    """The view asked for is finer than the slide: its pixels are interpolated."""
+    """The requested view is finer than the slide: its pixels are interpolated."""
 
 
 def warn_caller(warning: SlideioPipeWarning) -> None:

@@ -57,9 +57,9 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename, in place of a file that is there; a failure of what was done all the same is none.
+    """Rename a file and replace an existing target; an error is ignored if the file was renamed nevertheless.
 
-    An NFS server whose answer is lost is asked again, and finds that there is nothing left to rename.
+    If the answer of an NFS server is lost, the request is sent again and fails, because the file is already renamed.
     """
     moved = source.stat()
     try:
@@ -256,7 +256,7 @@ _FINGERPRINT_BYTES = 65_536
 
 
 def file_fingerprint(path: Path) -> str:
-    """Return sixteen hex digits that tell a file from another: of its size, its first and its last 64 KiB."""
+    """Return a fingerprint of a file in 16 hex digits: a hash of its size, its first and its last 64 KiB."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

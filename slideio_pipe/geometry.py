@@ -95,10 +95,10 @@ class Mpp(NamedTuple):
         return cls(float(x), float(y))
 
     @classmethod
-    def asked(cls, value: object) -> Mpp | None:
+    def parse(cls, value: object) -> Mpp | None:
         """Return the resolution given as ``value``, or None when it is not a positive number or pair of them.
 
-        >>> Mpp.asked(0.5), Mpp.asked("20x"), Mpp.asked((0.5, 0))
+        >>> Mpp.parse(0.5), Mpp.parse("20x"), Mpp.parse((0.5, 0))
         (Mpp(x=0.5, y=0.5), None, None)
         """
         try:
@@ -142,10 +142,10 @@ def round_half_up(values: ArrayLike) -> NDArray[np.int64]:
     return np.floor(np.asarray(values, dtype=np.float64) + 0.5).astype(np.int64)
 
 
-def parted(value: float) -> tuple[int, float]:
+def split_position(value: float) -> tuple[int, float]:
     """Return a position as a whole pixel and the fraction beyond it; a fraction under ``WHOLE_PX`` is 0.
 
-    >>> parted(2.25), parted(2.9999), parted(-0.5)
+    >>> split_position(2.25), split_position(2.9999), split_position(-0.5)
     ((2, 0.25), (3, 0.0), (-1, 0.5))
     """
     nearest = math.floor(value + 0.5)

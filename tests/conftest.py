@@ -38,7 +38,7 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave out what takes long, where nothing is asked for by name; make a folder for slides that tests share."""
+    """Leave out slow folders unless a path or mark selects them; make a folder for slides that tests share."""
     if not config.option.markexpr and config.args_source is config.ArgsSource.TESTPATHS:
         config.option.markexpr = QUICK
     if MADE_SLIDES not in os.environ:  # the processes of pytest-xdist have it from the one that starts them
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import no test that is left out anyway."""
+    """Do not import tests that are left out."""
     if config.option.markexpr == QUICK and collection_path.parent == TESTS and collection_path.name in LONG:
         return True
     return None
@@ -64,13 +64,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported out of later collections of garbage, which many tests ask for: half a second each."""
+    """Exclude imported objects from garbage collection, which many tests run: half a second each."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return how many processes test: one where others would disturb it, or take longer to start than they save."""
+    """Return the number of test processes: one where tests would disturb each other, or are faster in one."""
     named = config.args if config.args_source is config.ArgsSource.ARGS else []
     few = bool(named) and not any(Path(name).is_dir() for name in named)
     marks = "" if config.option.markexpr == QUICK else config.option.markexpr.replace("not system", "")

@@ -41,7 +41,7 @@ def run(tree: str, file: str, said: IO[str]) -> None:
 
 
 def outcome(tree: str, file: str, until: float) -> tuple[str, str]:
-    """Test one file in a fork, and end it when its time is over."""
+    """Test one file in a fork, and kill it at its time limit."""
     with tempfile.TemporaryFile("w+") as said:
         child = os.fork()
         if child == 0:
@@ -59,7 +59,7 @@ def outcome(tree: str, file: str, until: float) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Answer one line after the other."""
+    """Answer each line in order."""
     for line in sys.stdin:
         tree, files, timeout = json.loads(line)
         until, answer = time.monotonic() + timeout, ("survived", "")

@@ -40,7 +40,7 @@ class Omission(Operator):
 
 @dataclass
 class Mutant:
-    """One change of one module, and what the tests said."""
+    """One change of one module, and the outcome of its tests."""
 
     module: str
     operator: str
@@ -52,7 +52,7 @@ class Mutant:
 
 
 def untouched(tree: ast.Module) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Yield the ranges that no change is made in: annotations, f-strings, what is raised."""
+    """Yield the ranges that are not changed: annotations, f-strings, raised errors."""
     for node in ast.walk(tree):
         parts = [getattr(node, name, None) for name in ("annotation", "returns", "exc")]
         for part in [*parts, node if isinstance(node, ast.JoinedStr) else None]:
@@ -94,7 +94,7 @@ def mutants_of(module: str, count: int, seed: int) -> list[Mutant]:
 
 
 def is_change(before: ast.Module, after: ast.Module) -> bool:
-    """Return whether the code is another: not "return None" for itself, nor "/" for the star of keyword arguments."""
+    """Return whether the code differs: not "return None" for itself, nor "/" for the star of keyword arguments."""
     positional = [
         sum(len(node.posonlyargs) for node in ast.walk(tree) if isinstance(node, ast.arguments))
         for tree in (before, after)

@@ -84,7 +84,7 @@ VERDICTS: Mapping[str, Verdict] = {
     "HEDShift": _corrected(
         "glass stays white: each stain changes in proportion, by what the shift does to a stain of optical density 1"
     ),
-    "GaussNoise": _corrected("the variance asked for, where noise was added twice; seeded, where it could not be"),
+    "GaussNoise": _corrected("the requested variance, where noise was added twice; seeded, where it could not be"),
     "Affine": _corrected(
         "white outside; a slide's canvas grows; an axis left out of translate_px or shear is 0, where it was 1"
     ),

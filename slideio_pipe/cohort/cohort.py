@@ -163,7 +163,7 @@ class Cohort(Sequence[CohortSlide]):
             problems += [f"{place}: {problem}" for problem in slide_problems(slide, root)]
         counts = Counter(slide.name for slide in self._slides)
         twice = [name for name, count in counts.items() if name and count > 1]
-        problems += [f'{counts[name]} slides are called {name} (tell them apart by "name")' for name in twice]
+        problems += [f'{counts[name]} slides are called {name} (change the column "name")' for name in twice]
         problems += series_problems(places, self._slides, root)
         problems += label_problems(self._slides)
         warn_of_alike(self._slides)

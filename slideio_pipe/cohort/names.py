@@ -20,7 +20,7 @@ def bag_name(slide_name: str) -> str:
     return f"{_ENDING.sub('', slide_name) or slide_name}{SUFFIX}"
 
 
-def stem_of(name: str) -> str:
+def file_stem(name: str) -> str:
     """Return the stem of a slide's files.
 
     Raises
@@ -30,7 +30,7 @@ def stem_of(name: str) -> str:
 
     Examples
     --------
-    >>> stem_of("a.ome.tif"), stem_of("TCGA-CR-7395.0a1b.svs"), stem_of("b")
+    >>> file_stem("a.ome.tif"), file_stem("TCGA-CR-7395.0a1b.svs"), file_stem("b")
     ('a', 'TCGA-CR-7395.0a1b', 'b')
     """
     stem = _ENDING.sub("", name) or name

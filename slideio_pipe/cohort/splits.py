@@ -91,7 +91,7 @@ def _assigned(
     for slide, label in zip(cohort, _classes(cohort, stratify), strict=True):
         labels[_patient(slide)].append(label)
     if len(labels) < len(fractions):
-        raise ConfigError(f"{len(labels)} patients for {len(fractions)} parts", remedy="ask for fewer parts")
+        raise ConfigError(f"{len(labels)} patients for {len(fractions)} parts", remedy="pass fewer parts")
     strata: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for patient, found in labels.items():
         strata[_most_frequent(found)].append(patient)

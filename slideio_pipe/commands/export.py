@@ -120,7 +120,7 @@ def _print_export(done: Exported, picture: Path | None) -> None:
     cost = f"{size_text(summary['bytes'])}, {done.seconds:.1f} s, {summary['tiles_per_second']:,.0f} tiles/s"
     say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[1]} px at {at} ({'there already, kept' if done.kept else cost})")
     if done.covered < 0.95:
-        left_out = f"{1 - done.covered:.0%} of the tissue lies in no tile"
+        left_out = f"{1 - done.covered:.0%} of the tissue is in no tile"
         aligned = bag.attributes["grid"].get("align")
         more = "a lower --min-tissue keeps" if aligned else "--edge shift or pad, or a lower --min-tissue, keep"
         say(f"{left_out}; {more} more")

@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
-# Commands that go on where they stopped.
+# Commands that resume when they are run again.
 _RESUMED = ("convert", "export", "features", "train", "tissue")
 
 
@@ -43,7 +43,7 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
                 err.print(f"[bold red]error[/]: {escape(one_line(error))}", soft_wrap=True)
                 raise typer.Exit(2) from None
             except KeyboardInterrupt:
-                what_now = "; run the same command again to go on" if command.__name__ in _RESUMED else ""
+                what_now = "; run the same command again to resume" if command.__name__ in _RESUMED else ""
                 err.print(f"interrupted{what_now}", soft_wrap=True)
                 raise typer.Exit(130) from None
 
@@ -51,17 +51,17 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def one_line(error: Exception) -> str:
-    """Return the message of an error, whatever a library put into it, as one line."""
+    """Return the message of an error as one line, also if a library's message has several."""
     return " ".join(str(error).split())
 
 
 @contextmanager
 def _plain_warnings(words: Words) -> Iterator[None]:
-    """Print warnings as they come; that nothing was found only at the end, because an error says more."""
+    """Print warnings at once; warnings of empty tissue at the end, unless an error explains the same."""
     empty: list[str] = []
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        with worded(lambda _: words):  # a thread that warns has those of Python
+        with worded(lambda _: words):  # a warning of another thread would name arguments as in Python
             text = str(message)
         if issubclass(category, EmptyTissueWarning):
             empty.append(text)
@@ -87,12 +87,12 @@ def warn(text: str) -> None:
 
 
 def say(text: str, *, style: str | None = None) -> None:
-    """Print a line of text as it is, never broken, so that it can be copied."""
+    """Print a line of text unchanged and never wrapped, so that it can be copied."""
     out.print(text, style=style, markup=False, soft_wrap=True)
 
 
 def called_as() -> str:
-    """Return how the command line was called: an environment that is not activated has it on no PATH."""
+    """Return the name or path that runs this program: the command is not on PATH in an environment not activated."""
     return "slideio-pipe" if shutil.which("slideio-pipe") else sys.argv[0]
 
 
@@ -110,7 +110,7 @@ def print_facts(title: str, facts: Mapping[str, str]) -> None:
 
 
 def print_metrics(title: str, metrics: Mapping[str, Any]) -> None:
-    """Print numbers with their intervals; of each, ``value``, ``low`` and ``high`` are asked, NaN where not defined."""
+    """Print metrics with their intervals; each has ``value``, ``low`` and ``high``, NaN if not defined."""
     table = Table("metric", "value", "95 % interval", title=title, title_justify="left")
     for name, metric in metrics.items():
         value = "not defined" if math.isnan(metric.value) else f"{metric.value:.3f}"

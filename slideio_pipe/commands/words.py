@@ -1,4 +1,4 @@
-"""What arguments of Python are called on the command line: options, or keys of the settings that a command takes."""
+"""Names of Python arguments on the command line: options, or keys of a command's settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 from slideio_pipe.errors import Words
 
-# An option is called as its argument, with "-" for "_". These are not, where a command has no option of their own name.
+# An option has the name of its argument, with "-" for "_". Exceptions, for commands without an option of that name:
 OPTIONS = {
     "tissue_file": "--mask",
     "method": "--tissue",
@@ -15,14 +15,14 @@ OPTIONS = {
     "source": "--from",
     "max_tiles": "--tiles",
 }
-# Where the records are explained that messages refer to.
+# Where the configuration records that messages name are documented.
 RECORDS = {
     "ExportConfig": "slideio-pipe export --help",
     "GridConfig": "slideio-pipe export --help",
     "LoaderConfig": "configs/mil.yaml",
     "TrainConfig": "configs/mil.yaml",
 }
-# Where a command that lacks the option has it, in its settings: those of a training, or of a loader.
+# Keys in the settings of a training or a loader, for commands without the option.
 SETTINGS = {
     "slide_mpp": "slide.slide_mpp",
     "backend": "slide.backend",
@@ -43,7 +43,7 @@ SETTINGS = {
 
 
 def command_words(command: Callable[..., Any] | None = None) -> Words:
-    """Return the words of a command, or of the command line where none is given.
+    """Return the function that names arguments as ``command`` does, or by default as the command line does.
 
     Examples
     --------
@@ -76,5 +76,5 @@ def options_of(command: Callable[..., Any]) -> frozenset[str]:
     """Return the names of all options of a command."""
     hints = get_type_hints(command, include_extras=True).values()
     infos = [info for hint in hints for info in getattr(hint, "__metadata__", ())]
-    # typer.Option("--out", "-o") holds the first name as its default until the command is made.
+    # typer.Option("--out", "-o") stores the first name as its default until the command is built.
     return frozenset(str(name) for info in infos for name in (info.default, *(info.param_decls or ())))

@@ -1,6 +1,6 @@
-"""The bags of a study to the layouts of other tools: what is done stays done, what fails is listed.
+"""Converts the bags of a study to the layouts of other tools; finished bags are kept, failed ones are listed.
 
-What a conversion of several bags has done is kept in ``<out>/.convert-<layout>``, a ledger as that of an export.
+A conversion of several bags keeps a ledger in ``<out>/.convert-<layout>``, as an export does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.ledger import Entry, Ledger
-from slideio_pipe.cohort.names import stem_of
+from slideio_pipe.cohort.names import file_stem
 from slideio_pipe.cohort.run import Job, Run, RunReport, Task
 from slideio_pipe.cohort.slide_files import is_collection
 from slideio_pipe.cohort.table import TABLES
@@ -37,7 +37,7 @@ from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
 from slideio_pipe.tiles.failures import TileFailure
 
-_NOTHING = np.empty((0, 0), np.float32)  # stands for features where only their being given counts
+_NOTHING = np.empty((0, 0), np.float32)  # placeholder of features where only their presence matters
 
 
 def convert(
@@ -54,51 +54,52 @@ def convert(
     root: str | Path | None = None,
     progress: Report | bool | None = None,
 ) -> Converted:
-    """Write bags in the layout of another tool; several go on where they were stopped when it is called again.
+    """Write bags in the layout of another tool; a second call resumes a stopped conversion of several bags.
 
     Parameters
     ----------
     bags : bag, path, several of them, or Cohort
         ``TileBag``, ``StoredBag`` or the ``.bag.zarr`` of one; a folder or a pattern of them, or a CSV or Parquet file
-        with bags in the column "slide", as ``Cohort.of`` takes it: its names and labels, where it has some, stand in
-        place of the bags' own.
+        with bags in the column "slide", as ``Cohort.of`` takes it: its names and labels, if any, replace the bags' own.
     to : "clam", "clam-pixels", "trident", "stamp", "torchmil", "webdataset", "memmap" or "hf"
         Coordinates for CLAM and TRIDENT; features for STAMP; pixels, or features where they are given, for torchmil;
-        pixels for CLAM's older bags, WebDataset, TensorDict and Hugging Face datasets, the last of which take the JPEG
-        of a bag that holds such, unchanged.
+        pixels for CLAM's older bags, WebDataset, TensorDict and Hugging Face datasets. WebDataset and Hugging Face
+        keep the bytes of a bag that is stored as JPEG.
     out : str or Path
-        The folder that the tool is given.
+        The output folder, which the other tool reads.
     features : array, str or Path, optional
         (N, D) in the order of the bag: an array or a file (.npy, .pt, .h5) for one bag, or the folder of
         ``<slide>.npy``, ``.pt`` or ``.h5``.
     encoder : str
-        Whose features they are; names their folder. Without ``features``, those that lie beside the pixels of each
-        bag under this name.
+        Name of the encoder of the features; names their folder. Without ``features``, the features stored under this
+        name in each bag are used.
     instance_labels : array, str or Path, optional
         For torchmil: (N,) whole numbers, from an array or a file (.npy) for one bag, or the folder of ``<slide>.npy``.
     overwrite : bool
-        Whether to replace files that are there. Of several bags, what is the same as before is kept all the same.
+        Whether to replace existing files. Of several bags, those that are unchanged are kept in any case.
     workers : int, optional
-        Processes, for several bags; by default this one. In a script, call it below ``if __name__ == "__main__":``.
+        Number of processes, for several bags; by default this process. In a script, call it below
+        ``if __name__ == "__main__":``.
     threads : int, optional
-        Threads that decode; by default one per core, 8 at most, shared out between processes.
+        Number of decoding threads; by default one per core, 8 at most, divided among the processes.
     root : str or Path, optional
-        A folder that every bag of a study has to lie in, links followed.
+        A folder that must contain every bag of a study, after symbolic links are resolved.
     progress : callable, bool or None
         Called as ``progress(done_tiles, total_tiles)`` after each bag; see ``save_bag``.
 
     Returns
     -------
     Converted
-        Of several bags, those that failed cost themselves only: they are in ``failed`` and listed in
-        ``<out>/.convert-<layout>/failures.csv``, and a warning says so.
+        If some of several bags fail, the others are converted: the failed ones are in ``failed`` and listed in
+        ``<out>/.convert-<layout>/failures.csv``, and a warning is issued.
 
     Raises
     ------
     ConfigError
-        An unknown layout, two bags of one name; one bag alone that the layout cannot hold. Nothing is written then.
+        The layout is unknown, two bags have the same name, or a single bag does not fit the layout. Nothing is
+        written then.
     OutputExistsError
-        One bag alone whose file is there already.
+        The output of a single bag already exists.
     MissingExtraError
         A package that the layout needs is not installed.
 
@@ -158,13 +159,13 @@ def _convert_alone(
     overwrite: bool,
     progress: Report | bool | None,
 ) -> Converted:
-    """Convert one bag, without a ledger: what is wrong is raised."""
-    row, tiles = BagRow(stem_of(bag.name), bag.name, bag.label, patient_of(bag)), len(bag)
+    """Convert one bag without a ledger; errors are raised."""
+    row, tiles = BagRow(file_stem(bag.name), bag.name, bag.label, patient_of(bag)), len(bag)
     item = extras.item(bag, row, label_type([bag.label]), threads, many=False)
     if layout.leaves_out_empty and not tiles:
         _warn_of_empty(extras.to, (bag.name,))
         return Converted(extras.to, (), 0, 0, (bag.name,))
-    paths = layout.outputs(item, folder)  # refuses what the layout cannot hold
+    paths = layout.outputs(item, folder)  # raises if the bag does not fit the layout
     there = [path for path in paths if os.path.lexists(path)]
     if there and not overwrite:
         raise _is_there(there)
@@ -206,11 +207,11 @@ def _as_slide(each: Any) -> CohortSlide:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _StudyBag(CohortSlide):
-    """A bag that was opened once, and what its conversion depends on: a kilobyte each; its name is its stem."""
+    """A bag that was opened once, and what its conversion depends on (about 1 KB); its name is its stem."""
 
     row: BagRow
     tiles: int
-    digest: str  # of the bag and of what goes with it
+    digest: str  # of the bag, its features and its labels
     paths: tuple[Path, ...]  # its outputs
 
 
@@ -237,7 +238,7 @@ class ConvertWork:
         return slide.paths[0]
 
     def __call__(self, slide: CohortSlide, *, overwrite: bool, on_stage: OnProgress) -> dict[str, Any]:
-        """Write the files of a bag; whether they may be replaced was decided before."""
+        """Write the files of a bag; ``_ConvertRun.job`` has checked whether they may be replaced."""
         assert isinstance(slide, _StudyBag)
         del overwrite
         on_stage("convert")
@@ -248,10 +249,10 @@ class ConvertWork:
 
 
 class _ConvertRun(Run):
-    """A run over bags, each of which has several files, may be in memory, and fails alone over other settings."""
+    """A run over bags: a bag has several files and may be in memory; files of other settings fail that bag only."""
 
     def job(self, slide: CohortSlide) -> Job | None:
-        """Return the job of a bag; None if there is nothing to do or it is refused."""
+        """Return the job of a bag; None if it is already converted or has failed."""
         assert isinstance(slide, _StudyBag)
         digest = hashlib.sha256(json.dumps(self.work.settings, sort_keys=True).encode()).hexdigest()[:16]
         now, known = Entry("start", digest, slide.digest), self.ledger.entries.get(slide.name)
@@ -277,7 +278,7 @@ class _ConvertRun(Run):
         return slide.tiles
 
     def write_page(self, numbers: Mapping[str, Any]) -> None:
-        """Write no page: it would show what the pages of the bags' own folders show."""
+        """Write no page: the pages of the bags' own folders have the same content."""
 
 
 def _look_at(
@@ -308,13 +309,13 @@ def _look_at(
 def _study_bag(slide: CohortSlide, bag: Bag, layout: Layout, folder: Path, extras: Extras) -> _StudyBag:
     own = isinstance(slide.source, Path) and slide.name != slide.source.name
     name, label = slide.name if own else bag.name, bag.label if slide.label is None else slide.label
-    row = BagRow(stem_of(name), name, label, slide.patient or patient_of(bag))
+    row = BagRow(file_stem(name), name, label, slide.patient or patient_of(bag))
     beside = None
     if extras.features is None:
         has = isinstance(bag, StoredBag) and extras.encoder in bag.encoders
         beside = bag.features(extras.encoder) if isinstance(bag, StoredBag) and has else None
         if not has:
-            extras.item(bag, row, "int64", 1, many=True)  # refuses an encoder without any
+            extras.item(bag, row, "int64", 1, many=True)  # raises if the encoder has no features
     shown = None if extras.features is None and beside is None else _NOTHING
     labels = None if extras.instance_labels is None else _NOTHING
     item = Item(bag, row.stem, shown, extras.encoder, row.label, "int64", 1, labels, row.patient)
@@ -328,10 +329,10 @@ def _study_bag(slide: CohortSlide, bag: Bag, layout: Layout, folder: Path, extra
 def _digest(bag: Bag, row: BagRow, beside: Any, extras: Extras) -> str:
     pixels = bag.attributes["pixels"] if isinstance(bag, StoredBag) else None
     files = [_fingerprint(given, row.stem) for given in (extras.features, extras.instance_labels)]
-    # What was converted before the patient was known of any bag is the same, where it is still not known.
-    said = list(row) if row.patient else list(row)[:-1]
-    known = [bag.provenance(), list(bag.shape), pixels, said, files]
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
+    # Without a patient the row is hashed as in versions that had no patients, so that their conversions are kept.
+    columns = list(row) if row.patient else list(row)[:-1]
+    content = [bag.provenance(), list(bag.shape), pixels, columns, files]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
     for values in (bag.coords, bag.grid_index, bag.tissue):
         digest.update(np.ascontiguousarray(values).tobytes())
     if beside is not None:
@@ -346,7 +347,7 @@ def _is_there(paths: Sequence[Path], reason: str | None = None) -> OutputExistsE
 
 
 def label_type(labels: Iterable[Label]) -> LabelType:
-    """Return the one type that the labels of all bags have in a column."""
+    """Return the type of a column that holds the labels of all bags."""
     types = {type(label) for label in labels}
     return "string" if str in types else "float64" if float in types else "int64"
 
@@ -360,7 +361,7 @@ def _opened(source: str | Path | Bag) -> Any:
 
 
 def _fingerprint(source: Any, stem: str) -> str | None:
-    """Return what tells the features of a bag from others: of their file, which is in a folder."""
+    """Return a fingerprint of a bag's file in the given folder of features or labels; None if there is none."""
     if not isinstance(source, str | Path):
         return None
     path = Path(source).expanduser()

@@ -9,7 +9,7 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
-from slideio_pipe.cohort.names import SUFFIX, stem_of
+from slideio_pipe.cohort.names import SUFFIX, file_stem
 from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.cohort.slide_files import files_in, without_companions
 from slideio_pipe.cohort.workers.pool import OnProgress
@@ -124,9 +124,9 @@ def slide_of(file: Path, slides: Path) -> Path:
     if not slides.is_dir() or slides.suffix == ".zarr":
         return slides
     stem = _stem(file)
-    found = [path for path in without_companions(sorted(slides.iterdir())) if stem in (path.name, stem_of(path.name))]
+    found = [path for path in without_companions(sorted(slides.iterdir())) if stem in (path.name, file_stem(path.name))]
     if not found:
-        found = [path for path in files_in(slides) or () if stem in (path.name, stem_of(path.name))]
+        found = [path for path in files_in(slides) or () if stem in (path.name, file_stem(path.name))]
     if len(found) != 1:
         what = "no slide" if not found else f"{len(found)} slides"
         raise ConfigError(f"{what} in {slides} called {stem}", slide=str(file), remedy="pass {slide=…} with its path")

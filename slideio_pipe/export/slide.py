@@ -255,9 +255,9 @@ def _nothing_to_export(bag: TileBag, tissue_file: str | Path | None) -> NoTissue
     if tissue_file is not None and (grid.mask is None or grid.mask.is_empty):
         width, height = bag.view.slide.pyramid.levels[0]
         return NoTissueError(
-            f"nothing that {tissue_file} marks lies on the slide, {width}×{height} px at level 0",
+            f"{tissue_file} marks nothing inside the slide, {width}×{height} px at level 0",
             slide=bag.name,
-            remedy="pass a mask of this slide: polygons in its level-0 pixels, or a picture of all of it",
+            remedy="pass a mask of this slide: polygons in its level-0 pixels, or an image of the whole slide",
         )
     empty = grid.mask is None or grid.mask.is_empty
     found = "no tissue" if grid.mask is None or empty else f"{grid.mask.fraction:.2%} tissue"

@@ -10,7 +10,7 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
-from slideio_pipe.cohort.names import stem_of
+from slideio_pipe.cohort.names import file_stem
 from slideio_pipe.cohort.table import TABLES, file_name, read_table
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.store.feature_arrays import encoder_names
@@ -118,7 +118,7 @@ def _of_table(path: Path, folder: Path) -> Cohort:
 
 def _file(folder: Path, name: str) -> Path | None:
     """Return the features of a slide, named after it with or without its ending."""
-    candidates = [folder / f"{stem}{ending}" for stem in dict.fromkeys((name, stem_of(name))) for ending in ENDINGS]
+    candidates = [folder / f"{stem}{ending}" for stem in dict.fromkeys((name, file_stem(name))) for ending in ENDINGS]
     return next((file for file in candidates if file.exists()), None)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.ledger import fingerprint
-from slideio_pipe.cohort.names import stem_of
+from slideio_pipe.cohort.names import file_stem
 from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.mil.feature_files import ENDINGS
 from slideio_pipe.mil.tasks import Task
@@ -135,4 +135,4 @@ def stem(name: str) -> str:
     """
     for ending in ENDINGS:
         name = name.removesuffix(ending)
-    return stem_of(name)
+    return file_stem(name)

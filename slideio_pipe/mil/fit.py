@@ -129,7 +129,7 @@ def _refuse_slides(cohort: Cohort) -> None:
             "pass {features=…} with the folder that slideio-pipe features wrote (encoder.folder), or train from "
             "pixels: encoder.source"
         )
-        raise ConfigError("the cohort lists slides, and nothing says where their features are", remedy=remedy)
+        raise ConfigError("the cohort lists slides, and their features are not given", remedy=remedy)
 
 
 def task_for(train: Cohort, config: TrainConfig) -> Task:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError
-from slideio_pipe.geometry import LevelChoice, Rect, Size, parted
+from slideio_pipe.geometry import LevelChoice, Rect, Size, split_position
 from slideio_pipe.slides.sampling import Sampler
 from slideio_pipe.slides.view import OUTSIDE, PyramidSource, SlideView
 
@@ -34,7 +34,7 @@ def read_region(
     if fill is None:
         raise ConfigError(f"outside is {outside!r}", slide=slide.name, remedy='pass "white" or "black"')
     dx, dy = slide.pyramid.downsamples[level]
-    (x, across), (y, down) = parted(location[0] / dx), parted(location[1] / dy)
+    (x, across), (y, down) = split_position(location[0] / dx), split_position(location[1] / dy)
     rect = Rect(x, y, width, height)
     out = np.full((rect.height, rect.width, 3), fill, np.uint8)
     if across or down:

@@ -64,7 +64,7 @@ def checked_mpp(name: str, value: float | tuple[float, float]) -> Mpp:
     ConfigError
         It is not a resolution, or finer than light resolves.
     """
-    mpp = Mpp.asked(value)
+    mpp = Mpp.parse(value)
     if mpp is None:
         raise ConfigError(f"{{{name}={value!r}}} is no resolution", remedy="pass µm per level-0 pixel, such as 0.25")
     reason = too_fine(min(mpp))

@@ -25,7 +25,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe.errors import CorruptSlideError
-from slideio_pipe.geometry import FINE_ENOUGH, WHOLE_PX, WHOLE_SHRINKS, Affine, LevelChoice, Pyramid, Rect, Size, parted
+from slideio_pipe.geometry import (
+    FINE_ENOUGH,
+    WHOLE_PX,
+    WHOLE_SHRINKS,
+    Affine,
+    LevelChoice,
+    Pyramid,
+    Rect,
+    Size,
+    split_position,
+)
 from slideio_pipe.slides.backends.base import OnTiming, StaleLevelError, StoredTiles
 from slideio_pipe.slides.tile_cache import SHARED
 
@@ -276,11 +286,11 @@ class Sampler:
         If the rectangle begins on the decoder's grid, the decoder's smaller pixels are used: fewer are decoded.
         """
         starts = [(corner + part) * shrink for corner, part in zip(inside[:2], offset, strict=True)]
-        fits = [n for n in WHOLE_SHRINKS if n < shrink and all(parted(start / n)[1] == 0 for start in starts)]
+        fits = [n for n in WHOLE_SHRINKS if n < shrink and all(split_position(start / n)[1] == 0 for start in starts)]
         reduce = max(fits, default=1)
         per = shrink // reduce
-        x, across = parted(starts[0] / reduce)
-        y, down = parted(starts[1] / reduce)
+        x, across = split_position(starts[0] / reduce)
+        y, down = split_position(starts[1] / reduce)
         for first, rows in _bands(inside, per, per):
             width, height = inside.width * per, rows * per
             source = Rect(x, y + first * per, width + (across > 0), height + (down > 0))

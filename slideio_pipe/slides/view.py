@@ -105,7 +105,7 @@ class SlideView:
         """
         if mpp is None:
             return cls(slide, LevelChoice(0, (1.0, 1.0)))
-        target = Mpp.asked(mpp)
+        target = Mpp.parse(mpp)
         if target is None:
             raise ConfigError(
                 f"{{mpp={mpp!r}}} is no resolution", slide=slide.name, remedy="pass µm per px, such as 0.5"

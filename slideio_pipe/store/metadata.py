@@ -270,7 +270,7 @@ def _tiles(path: Path) -> tuple[tuple[int, int, int, int], int, int, TileCodec]:
         raise _damaged(path, f"the array tiles is not described as a bag's ({error!r})") from error
     wrong = [name for name, right in fixed.items() if not right]
     if wrong:
-        raise _damaged(path, f"the array tiles is not laid out as a bag's: {', '.join(wrong)}")
+        raise _damaged(path, f"the array tiles has not the layout of a bag: {', '.join(wrong)}")
     if codec is None:
         names = "+".join(str(description.get("name")) for description in inner["codecs"])
         raise BagFormatError(f"tiles are stored as {names}", slide=str(path), remedy="upgrade slideio-pipe")

@@ -101,7 +101,7 @@ def read_index(path: Path, slots: int, fd: int) -> NDArray[np.int64]:
     outside = (index[:, 1] > end) | (index[:, 0] > end - np.minimum(index[:, 1], end))
     if (outside & ~missing).any():
         slot = int(np.flatnonzero(outside & ~missing)[0])
-        raise BagFormatError(f"chunk {slot} lies outside the shard", slide=str(path), remedy=DAMAGED)
+        raise BagFormatError(f"chunk {slot} is outside the shard", slide=str(path), remedy=DAMAGED)
     return np.where(missing[:, None], -1, index.astype(np.int64))
 
 

@@ -151,14 +151,14 @@ def _refusal(bag: TileBag) -> tuple[str, str] | None:
     if side != width:
         return (
             f"tiles are {side} px, stored ones {width} px",
-            f"lay the grid with {{align=True}}, or pass {_ALTERNATIVES}",
+            f"create the grid with {{align=True}}, or pass {_ALTERNATIVES}",
         )
     beside = int((grid.origins % side).any(axis=1).sum())
     if beside:
-        reason = f"{beside:,} of {len(grid):,} tiles do not lie on stored ones"
-        return reason, f"lay the grid with {{align=True}}, or pass {_ALTERNATIVES}"
+        reason = f"{beside:,} of {len(grid):,} tiles are not aligned with the stored ones"
+        return reason, f"create the grid with {{align=True}}, or pass {_ALTERNATIVES}"
     outside = int(((grid.origins < 0) | (grid.origins + side > np.array(view.level_size))).any(axis=1).sum())
     if outside:
         reason = f"{outside:,} of {len(grid):,} tiles reach over the edge of the slide"
-        return reason, f'lay the grid with {{edge="drop"}}, or pass {_ALTERNATIVES}'
+        return reason, f'create the grid with {{edge="drop"}}, or pass {_ALTERNATIVES}'
     return None

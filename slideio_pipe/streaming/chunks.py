@@ -50,7 +50,7 @@ class Block:
         return range(self.first, self.first + -(-len(self.order) // chunk_size))
 
 
-def lay_blocks(
+def plan_blocks(
     order: Indices, pace: LoaderSettings, rng: np.random.Generator, done: Collection[int]
 ) -> Iterator[Block]:
     """Yield the blocks of a bag, without those whose chunks are all done; the draws do not depend on ``done``.
@@ -60,7 +60,7 @@ def lay_blocks(
     >>> pace = LoaderSettings(
     ...     2, threads=1, bags_in_flight=1, interleave=1, mix=0, ordered=True, on_error="raise", colours="host"
     ... )
-    >>> [block.order.tolist() for block in lay_blocks(np.arange(5), pace, np.random.default_rng(0), done={1})]
+    >>> [block.order.tolist() for block in plan_blocks(np.arange(5), pace, np.random.default_rng(0), done={1})]
     [[0, 1], [4]]
     """
     size = pace.chunk_size * max(1, pace.mix)

@@ -42,12 +42,12 @@ def check_device(device: str | torch.device) -> torch.device:
         raise ConfigError(f"tiles cannot be delivered to {found}", remedy="pass 'cpu' or 'cuda'")
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"{found} is asked for and torch {torch.__version__} sees no CUDA device",
+            f"{found} was requested, but torch {torch.__version__} sees no CUDA device",
             remedy="pass {device='cpu'}, or install a CUDA build of torch and a driver",
         )
     number = torch.cuda.current_device() if found.index is None else found.index
     if number >= torch.cuda.device_count():
-        raise ConfigError(f"{found} is asked for and there are {torch.cuda.device_count()} CUDA devices")
+        raise ConfigError(f"{found} was requested, but there are {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", number)
 
 

@@ -37,8 +37,8 @@ STAGES = {
 _ADVICE = {
     "open": "export bags once, or give tissue masks (a column mask in the CSV): tissue is found anew in every run",
     "read": "bring the slides to a local disk, or export bags once",
-    "decode": "{threads} of {cores} cores decode{more}; a coarser {{mpp=}}, or tiles laid on the stored ones "
-    "({{align=True}}), decode sooner",
+    "decode": "{threads} of {cores} cores decode{more}; a coarser {{mpp=}}, or tiles aligned to the stored ones "
+    "({{align=True}}), decode faster",
     "fallback": "the slide's codec is slow or its tiles are unusual: export the bag once as jpeg:90 or zstd",
     "resample": "choose an mpp that is stored, or its half, quarter or eighth: then nothing is left to filter",
     "augment": 'drop costly steps (sp.explain lists them), or colours="device" with a GPU',

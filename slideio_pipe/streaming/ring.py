@@ -56,7 +56,7 @@ class BackgroundIterator(Generic[T]):
             del item  # an exception that refers to itself through this frame would keep the ring alive
 
     def stop(self) -> None:
-        """Ask the thread to end after the current item; never blocks."""
+        """Make the thread end after the current item; never blocks."""
         self._stopped = True
         self._permits.put(False)
 

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
-from slideio_pipe.streaming.chunks import Block, Chunk, FailedBag, Indices, LoaderSettings, lay_blocks
+from slideio_pipe.streaming.chunks import Block, Chunk, FailedBag, Indices, LoaderSettings, plan_blocks
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.ring import Buffer, BufferPool
 from slideio_pipe.streaming.stream import check_colours, colours_of, reader_of
@@ -170,7 +170,7 @@ class EpochSchedule:
             open_bag.patient = dataset.patient(open_bag.slide, bag)
             open_bag.chosen = chosen = dataset.chosen(open_bag.slide, bag, self._epoch)
             open_bag.tolerance = TileErrors(open_bag.name, len(chosen), pace.on_error)
-            open_bag.blocks = lay_blocks(
+            open_bag.blocks = plan_blocks(
                 _storage_order(bag, chosen), pace, dataset.rng(self._epoch, "mix", open_bag.name), open_bag.done
             )
             open_bag.next_block = next(open_bag.blocks, None)

@@ -136,7 +136,7 @@ def write_synthetic_slide(
     if not (min(stain[:2]) > 0 and all(math.isfinite(value) for value in stain)):
         raise ConfigError(f"stain {stain}", remedy="pass two strengths > 0 and an angle")
     if lesions < 0 or pieces < 0 or (lesions and not pieces):
-        raise ConfigError(f"{lesions} lesions in {pieces} tissue pieces", remedy="lesions lie in tissue: pieces >= 1")
+        raise ConfigError(f"{lesions} lesions in {pieces} tissue pieces", remedy="pass pieces >= 1")
     if path.exists() and not overwrite:
         raise OutputExistsError("already there", slide=str(path), remedy="pass {overwrite=True} or another path")
     extent_um = (plan.size.width * plan.mpp, plan.size.height * plan.mpp)

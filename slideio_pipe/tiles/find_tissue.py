@@ -86,7 +86,7 @@ def find_tissue(
     scale = affine.scale()
     um_per_px = Mpp(scale[0] * level0.x, scale[1] * level0.y).mean
     found = tissue_methods.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
-    mask = tissue_methods.tidied(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
+    mask = tissue_methods.without_specks_and_holes(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
     whole = _extended_to_edge(mask, affine, slide.dimensions)
     return mask_of(whole, affine, slide, method, settings | found.details | unread)
 

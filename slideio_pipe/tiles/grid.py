@@ -102,7 +102,7 @@ class TileGrid:
             self.config, self.changes = _aligned(view, self.config)
         if self.changes:
             changed = ", ".join(f"{what} {now} in place of {before}" for what, (before, now) in self.changes.items())
-            warnings.warn(AlignedGridWarning(f"{name}: laid on the stored tiles with {changed}"), stacklevel=2)
+            warnings.warn(AlignedGridWarning(f"{name}: grid aligned to the stored tiles with {changed}"), stacklevel=2)
         self.view, self.tile_size, self.mask = view, self.config.tile_size, tissue
         _check_fits(view, self.config)
         columns, rows = (_positions(side, self.config) for side in view.size)
@@ -175,7 +175,7 @@ class TileGrid:
         if outside.any():
             first = int(np.flatnonzero(outside)[0])
             raise ConfigError(
-                f"tile {first} at {tuple(level0[first].tolist())} lies outside the slide "
+                f"tile {first} at {tuple(level0[first].tolist())} is outside the slide "
                 f"({outside.sum()} of {outside.size} do)",
                 slide=name,
                 remedy="coordinates are level-0 pixels, x first; were they made for another slide or level?",
@@ -322,11 +322,11 @@ def _check_fits(view: SlideView, config: GridConfig) -> None:
     raise ConfigError(
         f"a tile of {config.tile_size} px is larger than the slide, {width}×{height} px at this resolution",
         slide=view.slide.name,
-        remedy='pass {edge="pad"}, a smaller {tile_size=} or a finer {mpp=}' + _meant_magnification(view),
+        remedy='pass {edge="pad"}, a smaller {tile_size=} or a finer {mpp=}' + _magnification_remedy(view),
     )
 
 
-def _meant_magnification(view: SlideView) -> str:
+def _magnification_remedy(view: SlideView) -> str:
     mpp = None if view.mpp is None else view.mpp.mean
     if mpp is None or mpp < 5:
         return ""

@@ -36,7 +36,7 @@ from slideio_pipe.geometry import (
     LevelChoice,
     Rect,
     Size,
-    parted,
+    split_position,
     whole_where_nearly,
 )
 from slideio_pipe.images.vips import check_process
@@ -228,7 +228,7 @@ class TileReader:
         offset = ON_GRID
         if not self.view.moves and (x, y) != (math.floor(x), math.floor(y)):
             corner = to_choice.apply((x, y))
-            offset = (parted(corner[0])[1], parted(corner[1])[1])
+            offset = (split_position(corner[0])[1], split_position(corner[1])[1])
         shift = Affine.translation(-offset[0], -offset[1]) @ affine
         if _is_shift(shift):
             rect = Rect(round(shift.c), round(shift.f), slot.shape[1], slot.shape[0])

@@ -145,7 +145,7 @@ def _without_dust(mask: Mask, colour: Plane, darkness: Plane) -> Mask:
     return np.asarray(keep[labels], dtype=bool)
 
 
-def tidied(found: Segmentation, min_area_px: float, max_hole_px: float) -> Mask:
+def without_specks_and_holes(found: Segmentation, min_area_px: float, max_hole_px: float) -> Mask:
     """Return the mask without small regions and small holes; excluded pixels stay excluded.
 
     A speck is at most ``MAX_SPECK_FRACTION`` of the overview, so that a slide of one tile keeps its tissue.

@@ -1,4 +1,4 @@
-"""What becomes of albumentationsxl's own transforms: its own graphs, albumentations' formulas, scikit-image."""
+"""Verdicts on albumentationsxl's transforms; oracles: its own graphs, albumentations' formulas, scikit-image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ABSTRACT = {"BasicTransform", "DualTransform", "ImageOnlyTransform"}
 
 
 class Tinted(A.ImageOnlyTransform):
-    """A user's own transform, written as albumentationsxl asks."""
+    """A user's own transform, written as albumentationsxl requires."""
 
     def __init__(self, level: int = 3, always_apply: bool = False, p: float = 1.0) -> None:
         super().__init__(always_apply, p)
@@ -38,7 +38,7 @@ class Tinted(A.ImageOnlyTransform):
 
 
 class Unwritten(A.ImageOnlyTransform):
-    """A user's own transform that says nothing about its arguments."""
+    """A user's own transform that does not list its arguments."""
 
     def apply(self, img: pyvips.Image, **params: object) -> pyvips.Image:
         return img
@@ -54,7 +54,7 @@ def on_tile(transform: object, seed: int = 0, size: Size = SIZE) -> Draw:
 
 
 def moved(drawn: Draw, points: object) -> np.ndarray:
-    """Where a draw puts points."""
+    """Return where a draw maps points."""
     return Affine.from_tuple(drawn.affine).apply(points)
 
 
@@ -71,12 +71,12 @@ def exported() -> dict[str, type]:
 
 
 def test_every_exported_transform_has_a_verdict() -> None:
-    """A transform that nobody judged would be lowered by accident."""
+    """A transform without a verdict would be lowered by accident."""
     assert set(exported()) == set(VERDICTS)
 
 
 def test_every_verdict_is_kept() -> None:
-    """What is right or corrected can be lowered, what is refused says what to use instead."""
+    """Right and corrected transforms can be lowered; refused ones name an alternative."""
     for name, judged in VERDICTS.items():
         assert (judged.kind in ("right", "corrected")) == (name in LOWERINGS), name
         assert (judged.kind == "refused") == bool(judged.instead), name
@@ -96,16 +96,16 @@ def _made(name: str) -> object:
 
 
 @pytest.mark.parametrize("name", [name for name, judged in VERDICTS.items() if judged.kind == "refused"])
-def test_refused_by_name_with_reason_and_alternative(name: str) -> None:
-    """A dangerous transform is an error that names it, not a surprise in the tenth epoch."""
+def test_refused_transforms_are_named_with_reason_and_alternative(name: str) -> None:
+    """The error comes at the first draw and names the transform."""
     with pytest.raises(ConfigError, match=name) as caught:
         on_tile(A.Compose([_made(name)]))
     assert VERDICTS[name].instead in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["ToTensor", "Normalize"])
-def test_transforms_that_need_pixels_send_the_user_to_the_device(name: str) -> None:
-    """Normalisation in a slide transform is the most common mistake, and is answered as such."""
+def test_normalisation_in_a_slide_transform_is_refused_with_a_remedy(name: str) -> None:
+    """The error of this common mistake names what to use on the device."""
     with pytest.raises(ConfigError, match=r"needs pixels.*normalize=Normalize"):
         draw(A.Compose([A.HorizontalFlip(), _made(name)]), size=SIZE)
 
@@ -145,14 +145,14 @@ def _by_affine(drawn: Draw, pixels: np.ndarray) -> np.ndarray:
     ],
     ids=repr,
 )
-def test_exact_geometry_is_that_of_its_own_graph(transform: A.BasicTransform) -> None:
-    """Flips and crops put every pixel where albumentationsxl puts it."""
+def test_exact_geometry_equals_albumentationsxls_own_graph(transform: A.BasicTransform) -> None:
+    """Flips and crops move every pixel as albumentationsxl does."""
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     assert np.array_equal(_by_affine(on_tile(transform), pixels), _by_own_graph(transform, pixels))
 
 
-def test_random_crop_stays_inside_and_reaches_everywhere() -> None:
-    """A random crop is whole pixels, inside, and uniform."""
+def test_random_crop_is_inside_the_image_and_uniform() -> None:
+    """Offsets are whole pixels, inside the image and uniform."""
     corners = np.array([moved(on_tile(A.RandomCrop(10, 30), seed), [0, 0]) for seed in range(300)])
     assert (corners == np.rint(corners)).all()
     assert (-corners).min(axis=0).tolist() == [0, 0]
@@ -214,8 +214,8 @@ def test_affine_is_albumentationsxls_matrix(arguments: dict[str, object], size: 
 
 
 @pytest.mark.parametrize("argument", ["translate_px", "shear"])
-def test_affine_leaves_the_other_axis_alone(argument: str) -> None:
-    """{"x": 5} is about x: albumentationsxl also moves y by 1."""
+def test_affine_does_not_move_the_other_axis(argument: str) -> None:
+    """{"x": 5} moves x only; albumentationsxl also moves y by 1."""
     _, b, c, d, e, f = on_tile(A.Affine(**{argument: {"x": 5}}, p=1)).affine
     assert (d, e, f) == (0, 1, 0)
     assert (b, c) != (0, 0)
@@ -223,7 +223,7 @@ def test_affine_leaves_the_other_axis_alone(argument: str) -> None:
 
 @pytest.mark.parametrize("transform", [A.Rotate(limit=(30, 30), p=1), A.Affine(rotate=(30, 30), p=1)], ids=["R", "A"])
 def test_rotations_are_counter_clockwise_and_grow_the_canvas_of_slides_only(transform: A.BasicTransform) -> None:
-    """A slide keeps all of its content, a tile its size; the right-hand side goes up."""
+    """A slide keeps all of its content, a tile its size; the right edge moves up."""
     slide, tile = draw(transform, size=(512, 384)), on_tile(transform, size=Size(512, 384))
     cosine, sine = math.cos(math.pi / 6), math.sin(math.pi / 6)
     assert slide.canvas == (math.ceil(512 * cosine + 384 * sine), math.ceil(512 * sine + 384 * cosine))
@@ -276,8 +276,8 @@ def test_resizing_maps_corners_to_corners(transform: A.BasicTransform, canvas: t
 
 
 @pytest.mark.parametrize("by_max", [True, False])
-def test_brightness_contrast_is_the_formula_by_the_maximum(by_max: bool) -> None:
-    """alpha·x + beta·255, as albumentations has it, whatever was asked for."""
+def test_brightness_contrast_is_relative_to_the_maximum(by_max: bool) -> None:
+    """alpha·x + beta·255, as in albumentations, for every brightness_by_max."""
     transform = A.RandomBrightnessContrast((0.1, 0.1), (-0.3, -0.3), brightness_by_max=by_max, p=1)
     (tone,) = on_tile(transform).operations
     values = np.arange(256.0)
@@ -309,8 +309,8 @@ def test_hed_shift_leaves_glass_white_and_stains_as_albumentationsxl_at_density_
     assert np.allclose(np.array(stain.matrix) @ haematoxylin, shifted, rtol=2e-4)
 
 
-def test_gauss_noise_has_the_variance_asked_for() -> None:
-    """The standard deviation is the root of the variance, once."""
+def test_gauss_noise_has_the_given_variance() -> None:
+    """The standard deviation is the square root of the variance; noise is added once."""
     (noise,) = on_tile(A.GaussNoise((25, 25), p=1)).operations
     assert isinstance(noise, Noise)
     assert noise.sigma == 5
@@ -322,8 +322,8 @@ def test_gauss_noise_has_the_variance_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, judged in VERDICTS.items() if judged.kind == "opaque"])
-def test_opaque_ones_are_written_down_with_a_seed(name: str) -> None:
-    """They can be made again from the record, and will be applied."""
+def test_opaque_transforms_are_recorded_with_a_seed(name: str) -> None:
+    """The record holds all that is needed to apply them again."""
     (operation,) = on_tile(_made(name)).operations
     assert isinstance(operation, Opaque)
     assert operation.name == name
@@ -334,7 +334,7 @@ def test_opaque_ones_are_written_down_with_a_seed(name: str) -> None:
 
 
 def test_a_users_colour_transform_is_opaque() -> None:
-    """What we do not know but can write down runs lazily."""
+    """An unknown transform that can be serialised is run lazily."""
     (operation,) = on_tile(Tinted(level=7)).operations
     assert operation.transform["transform"]["level"] == 7
     assert verdict(Tinted()).kind == "opaque"
@@ -349,13 +349,13 @@ def test_a_users_colour_transform_is_opaque() -> None:
     ],
     ids=["no arguments", "geometry", "no JSON"],
 )
-def test_what_cannot_be_replayed_is_refused_by_name(transform: A.BasicTransform, reason: str) -> None:
-    """A transform that cannot be repeated, or whose geometry is unknown, is an error."""
+def test_a_transform_that_cannot_be_replayed_is_refused_by_name(transform: A.BasicTransform, reason: str) -> None:
+    """So is one whose geometry is unknown."""
     with pytest.raises(ConfigError, match=f"{type(transform).__name__}: {reason}"):
         on_tile(transform)
 
 
-def test_a_class_of_the_same_name_is_not_taken_for_albumentationsxls() -> None:
-    """Verdicts are about classes, not about names."""
+def test_a_class_with_the_same_name_as_albumentationsxls_has_no_verdict() -> None:
+    """Verdicts belong to classes, not to names."""
     assert verdict(type("Blur", (Tinted,), {})()).why != VERDICTS["Blur"].why
     assert adopt.verdict(A.Blur()) is VERDICTS["Blur"]

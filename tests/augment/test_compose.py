@@ -1,4 +1,4 @@
-"""Draws: what they depend on, what compositions do to chance, the order of geometry, and transforms in files."""
+"""Draws: what they depend on, probabilities of compositions, the order of geometry, and transforms in files."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ COLOUR = SlideColour(basis=as_matrix(HED), lab_mean=(60, 20, -10), lab_std=(10, 
 # -- what a draw depends on ----------------------------------------------------------------------------------------
 
 
-def test_same_arguments_same_draw_and_others_another() -> None:
-    """Seed, epoch, slide and tile each make a difference, and nothing else does."""
+def test_a_draw_depends_on_seed_epoch_slide_and_tile() -> None:
+    """Each of the four changes the draw; nothing else does."""
     base = {"seed": 1, "epoch": 2, "slide": "a.svs", "tile": 3}
     first = draw(rich(), size=SIZE, **base)
     assert draw(rich(), size=SIZE, **base) == first
@@ -50,8 +50,8 @@ def test_same_arguments_same_draw_and_others_another() -> None:
         assert (other.affine, other.operations) != (first.affine, first.operations)
 
 
-def test_a_draw_of_nothing_is_that_of_seed_0() -> None:
-    """Of epoch 0 and the whole slide: what JSON of earlier versions leaves out."""
+def test_default_arguments_draw_as_seed_0_epoch_0() -> None:
+    """For the whole slide: what JSON of earlier versions leaves out."""
     found = Draw(size=Size(*SIZE), canvas=Size(*SIZE))
     assert (found.seed, found.epoch, found.slide, found.tile, found.version) == (0, 0, "", None, 1)
     assert found.is_identity
@@ -59,8 +59,8 @@ def test_a_draw_of_nothing_is_that_of_seed_0() -> None:
     assert not found.model_copy(update={"canvas": Size(1, 1)}).is_identity
 
 
-def test_four_threads_draw_what_one_draws() -> None:
-    """Order and threads do not matter."""
+def test_draws_do_not_depend_on_threads() -> None:
+    """Four threads in any order draw the same as one."""
     transform = rich()
     one = [draw(transform, slide="a.svs", tile=tile, size=SIZE) for tile in range(64)]
     with ThreadPoolExecutor(4) as pool:
@@ -71,7 +71,7 @@ def test_four_threads_draw_what_one_draws() -> None:
 
 @pytest.mark.system
 def test_another_process_draws_the_same() -> None:
-    """Also with another hash seed; the record is the same JSON."""
+    """Also with another hash seed; the JSON record is the same."""
     code = (
         f"import json, sys; sys.path[:0] = [{str(SUPPORT)!r}];"
         "from rich_transform import SIZE, rich; from slideio_pipe.augment.compose import draw;"
@@ -100,8 +100,8 @@ def test_json_round_trip_is_exact(seed: int, tile: int) -> None:
     assert Draw.model_validate(json.loads(json.dumps(drawn.to_json()))) == drawn
 
 
-def test_numpys_integers_are_integers() -> None:
-    """Indices come from arrays."""
+def test_numpy_integers_are_accepted() -> None:
+    """Indices often come from arrays."""
     assert draw(rich(), seed=np.int64(1), tile=np.int32(2), size=SIZE) == draw(rich(), seed=1, tile=2, size=SIZE)
 
 
@@ -121,7 +121,7 @@ def drawn_marks(transform: object, count: int = 600) -> list[str]:
 
 
 def share(results: list[str], what: str) -> float:
-    """The part of the draws that are exactly this."""
+    """Return the fraction of draws that are exactly this."""
     return results.count(what) / len(results)
 
 
@@ -130,8 +130,8 @@ def near(expected: float) -> object:
     return pytest.approx(expected, abs=4 * math.sqrt(max(expected * (1 - expected), 0.01) / 600))
 
 
-def test_a_bare_transform_is_a_compose_of_one() -> None:
-    """p holds."""
+def test_a_single_transform_is_drawn_as_a_compose_of_it() -> None:
+    """Its p applies."""
     assert share(drawn_marks(MARKS["a"]), "a") == near(0.5)
     assert share(drawn_marks(A.Compose([MARKS["a"]])), "a") == near(0.5)
 
@@ -151,7 +151,7 @@ def test_always_apply_wins_over_a_compose_that_is_skipped() -> None:
     assert set(results) == {"c"}
 
 
-def test_one_of_weighs_by_p_and_forces_its_choice() -> None:
+def test_one_of_chooses_by_p_and_always_applies_its_choice() -> None:
     """0.5 : 0.25 : 0.25 of 80 %."""
     results = drawn_marks(A.OneOf(list(MARKS.values()), p=0.8))
     assert share(results, "") == near(0.2)
@@ -173,8 +173,8 @@ def test_some_of_too_many_names_it() -> None:
         draw(A.SomeOf([Flip(), Rotate90()], n=3, replace=False), size=SIZE)
 
 
-def test_one_or_other_is_one_or_the_other() -> None:
-    """With p the first, else the last."""
+def test_one_or_other_applies_exactly_one() -> None:
+    """With probability p the first, else the last."""
     results = drawn_marks(A.OneOrOther(MARKS["a"], MARKS["b"], p=0.3))
     assert share(results, "a") == near(0.3)
     assert share(results, "b") == near(0.7)
@@ -194,22 +194,22 @@ def test_order_of_operations_is_that_of_the_compose() -> None:
 
 
 @pytest.mark.parametrize("transform", [None, [Flip()], lambda image: image])
-def test_what_is_no_transform_is_refused(transform: object) -> None:
-    """Lists and functions are named, with what to pass."""
+def test_an_object_that_is_no_transform_is_refused(transform: object) -> None:
+    """The error names lists and functions, and what to pass."""
     with pytest.raises(ConfigError, match=r"A\.Compose"):
         draw(transform, size=SIZE)
 
 
 def test_unknown_compositions_are_refused_by_name() -> None:
-    """PerChannel never worked on pyvips images."""
+    """PerChannel is one: albumentationsxl's does not work on pyvips images."""
     from albumentationsxl.core.composition import PerChannel
 
     with pytest.raises(ConfigError, match="PerChannel"):
         draw(A.Compose([PerChannel([Flip()])]), size=SIZE)
 
 
-def test_leaves_and_what_they_need() -> None:
-    """Nested transforms are found, and so is the one that needs the slide's colours."""
+def test_leaves_finds_nested_transforms() -> None:
+    """Also the one that needs the slide's colours."""
     assert [type(each).__name__ for each in leaves(A.Compose([Flip(), A.OneOf([Rotate90(), A.Blur()])]))] == [
         "Flip",
         "Rotate90",
@@ -219,8 +219,8 @@ def test_leaves_and_what_they_need() -> None:
     assert not needs_slide(rich())
 
 
-def test_the_slides_colours_reach_the_transform() -> None:
-    """As a basis or as everything measured."""
+def test_a_transform_gets_the_slides_colours() -> None:
+    """As a stain basis or as all measured values."""
     transform = StainJitter(basis="slide")
     expected = draw(StainJitter(basis="hed"), size=SIZE)
     assert draw(transform, size=SIZE, basis=np.array(HED)) == expected
@@ -246,8 +246,8 @@ def chain() -> list[tuple[str, A.BasicTransform]]:
 
 @examples()
 @given(st.permutations(chain()), st.integers(1, 6))
-def test_several_geometries_are_one_after_the_other(order: list[tuple[str, A.BasicTransform]], count: int) -> None:
-    """Drawing a chain gives the points that drawing each on the canvas of the last one gives."""
+def test_several_geometries_are_applied_in_order(order: list[tuple[str, A.BasicTransform]], count: int) -> None:
+    """A chain maps points as its steps do, each drawn on the canvas of the one before."""
     parts = [transform for _, transform in order[:count]]
     points, size = np.array([[0.0, 0.0], [17.5, 3.25], [399.0, 120.0]]), SIZE
     expected = points
@@ -264,8 +264,8 @@ def test_several_geometries_are_one_after_the_other(order: list[tuple[str, A.Bas
     assert whole.canvas == size
 
 
-def test_pixels_of_two_geometries_are_those_of_numpy() -> None:
-    """A pixel-level oracle of the order: first mirrored, then turned, is not first turned, then mirrored."""
+def test_two_geometries_move_pixels_as_numpy_does() -> None:
+    """To mirror and then turn differs from to turn and then mirror."""
     pixels = np.arange(300 * 400).reshape(300, 400)
     steps = {"flip": A.HorizontalFlip(p=1), "turn": RandomAffine(rotate=(90, 90), flip=False)}
     by_numpy = {"flip": lambda image: image[:, ::-1], "turn": np.rot90}
@@ -281,8 +281,8 @@ def test_pixels_of_two_geometries_are_those_of_numpy() -> None:
 
 @examples()
 @given(st.lists(st.floats(-180, 180), min_size=1, max_size=4), st.integers(0, 1000))
-def test_a_slides_canvas_just_holds_its_content(angles: list[float], seed: int) -> None:
-    """However many rotations: no corner is cut off, and no row or column is spare."""
+def test_a_slides_canvas_fits_its_content(angles: list[float], seed: int) -> None:
+    """After any number of rotations no corner is cut off, and no row or column is empty."""
     parts = [RandomAffine(rotate=(angle, angle), scale=0.2, shear=5) for angle in angles]
     drawn = draw(A.Compose(parts), seed=seed, size=SIZE)
     corners = Affine.from_tuple(drawn.affine).apply([[0, 0], [400, 0], [0, 300], [400, 300]])
@@ -299,8 +299,8 @@ def test_turns_between_rotations_do_not_add_margins() -> None:
     assert drawn.affine == draw(A.Transpose(p=1), size=SIZE).affine
 
 
-def test_what_a_crop_cuts_off_a_later_rotation_does_not_bring_back() -> None:
-    """The canvas grows around the crop, and not around the slide."""
+def test_a_rotation_after_a_crop_does_not_restore_cropped_content() -> None:
+    """The canvas grows around the crop, not around the slide."""
     drawn = draw(A.Compose([A.CenterCrop(100, 100), RandomAffine((90, 90), flip=False)]), size=SIZE)
     assert drawn.canvas == (100, 100)
     assert Affine.from_tuple(drawn.affine).apply([150, 100]).tolist() == [0, 100]
@@ -313,8 +313,8 @@ def test_tiles_keep_their_size_unless_resized() -> None:
     assert draw(both, tile=0, size=SIZE).canvas == (224, 224)
 
 
-def test_there_and_back_is_exactly_nothing() -> None:
-    """Rounding of products leaves no trace: the identity is the identity."""
+def test_a_geometry_and_its_inverse_are_exactly_the_identity() -> None:
+    """Rounding of the product does not show."""
     there = [RandomAffine((angle, angle), flip=False) for angle in (33, -33)]
     drawn = draw(A.Compose([A.HorizontalFlip(p=1), *there, A.HorizontalFlip(p=1)]), tile=0, size=SIZE)
     assert drawn.is_identity
@@ -341,7 +341,7 @@ def test_presets_load_and_draw(path: Path) -> None:
 
 
 def test_presets_are_all_found() -> None:
-    """A glob that matches nothing tests nothing."""
+    """The pattern of the tests above matches files."""
     assert len(PRESETS) == 5
 
 
@@ -371,8 +371,8 @@ def test_a_saved_transform_is_loaded(tmp_path: Path) -> None:
         ("a: [", "is no YAML"),
     ],
 )
-def test_bad_files_say_what_is_wrong_and_where(text: str, message: str, tmp_path: Path) -> None:
-    """Unknown keys, transforms and values are errors that name file, transform and remedy."""
+def test_errors_of_files_name_file_transform_and_remedy(text: str, message: str, tmp_path: Path) -> None:
+    """For unknown keys, transforms and values."""
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=rf"mine\.yaml: {message}"):
@@ -380,21 +380,21 @@ def test_bad_files_say_what_is_wrong_and_where(text: str, message: str, tmp_path
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """Before anything is loaded."""
+    """The error comes before anything is loaded."""
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
         load_transform(tmp_path / "none.yaml")
 
 
-def test_what_is_refused_is_refused_whatever_is_drawn() -> None:
-    """A refused transform of small probability stops the first draw, not one of thousands."""
+def test_a_refused_transform_of_small_probability_fails_at_the_first_draw() -> None:
+    """It does not wait until it is chosen."""
     rare = A.Compose([A.HorizontalFlip(), A.AdvancedBlur(p=0.001)])
     for seed in range(20):
         with pytest.raises(ConfigError, match="AdvancedBlur"):
             draw(rare, seed=seed, size=(10, 10))
 
 
-def test_a_summary_turns_as_rotations_are_asked_for() -> None:
-    """30° counter-clockwise reads 30°, a pure resize reads as a scale, a flip as mirrored."""
+def test_a_summary_shows_the_rotation_angle_scale_and_mirroring() -> None:
+    """30° counter-clockwise is shown as 30°, a resize as a scale, a flip as mirrored."""
     assert draw(RandomAffine(rotate=(30, 30)), size=(100, 80)).summary() == "turned 30°"
     assert draw(A.Resize(40, 50, p=1), tile=0, size=(100, 80)).summary() == "scaled 0.50×"
     assert "mirrored" in draw(A.HorizontalFlip(p=1), size=(100, 80)).summary()
@@ -409,8 +409,8 @@ def test_a_summary_turns_as_rotations_are_asked_for() -> None:
     ],
 )
 @pytest.mark.parametrize("level", [255, 244, 0])
-def test_a_slide_without_tissue_is_told_who_asked(transform: object, instead: str, level: int) -> None:
-    """Glass or black: the error names the transform and its argument, for a view and for tiles."""
+def test_the_error_of_a_slide_without_tissue_names_the_transform(transform: object, instead: str, level: int) -> None:
+    """And its argument, for a view and for tiles; the slide is glass or black."""
     slide = open_slide(np.full((400, 500, 3), level, np.uint8), slide_mpp=0.5)
     message = re.escape(f"array: {instead.split('(')[0]}: the slide's own colours: glass only")
     with pytest.raises(NoTissueError, match=message) as caught:
@@ -421,7 +421,7 @@ def test_a_slide_without_tissue_is_told_who_asked(transform: object, instead: st
         TileBag(view, TileGrid(view, 100), tile_transform=transform)
 
 
-def test_nobody_measures_a_slide_unasked() -> None:
-    """Glass is fine for whoever does not start from the slide's own colours."""
+def test_a_slide_is_not_measured_for_transforms_that_do_not_need_it() -> None:
+    """A slide of glass only works with them."""
     slide = open_slide(np.full((400, 500, 3), 244, np.uint8))
     assert measured(slide, A.Compose([StainJitter(), RandStainNA(source="cohort")])) is None

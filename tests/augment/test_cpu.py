@@ -25,7 +25,7 @@ JITTER = (Tone(contrast=1.2), HSV, STAIN)
 
 
 def difference(tiles: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference in levels."""
+    """Return the largest difference in grey levels."""
     return float(np.abs(tiles - expected).max())
 
 
@@ -38,7 +38,7 @@ def test_a_random_chain_is_within_a_level_of_its_definition(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_random_chain_on_real_tissue(seed: int, shared_data: Path) -> None:
-    """So it does on the pixels of real slides."""
+    """The same on the pixels of real slides."""
     for name in ("ihc.png", "tcga-lung-rgb.png"):
         tissue = cv2.cvtColor(cv2.imread(str(shared_data / "images" / name)), cv2.COLOR_BGR2RGB)[:256, :256]
         chain = random_chain(seed)
@@ -46,8 +46,8 @@ def test_a_random_chain_on_real_tissue(seed: int, shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize(("turn", "saturation", "value"), [(0.3, 0, 0), (-0.07, 0.2, -0.1), (0.5, -1, 0), (0, 0, 1)])
-def test_hsv_is_that_of_scikit_image(turn: float, saturation: float, value: float) -> None:
-    """Hue wraps, saturation and value clip, in scikit-image's HSV."""
+def test_hsv_equals_scikit_image(turn: float, saturation: float, value: float) -> None:
+    """Hue wraps, saturation and value are clipped, in scikit-image's HSV."""
     hsv = color.rgb2hsv(COLOURS)
     hsv[..., 0] = (hsv[..., 0] + turn) % 1
     hsv[..., 1:] = np.clip(hsv[..., 1:] + [saturation, value], 0, 1)
@@ -55,7 +55,7 @@ def test_hsv_is_that_of_scikit_image(turn: float, saturation: float, value: floa
     assert difference(out, 255 * color.hsv2rgb(hsv)) < 0.51
 
 
-def test_lab_is_that_of_scikit_image() -> None:
+def test_lab_equals_scikit_image() -> None:
     """Gain and bias act on scikit-image's Lab."""
     lab = color.rgb2lab(COLOURS) * [1.05, 0.9, 1.1] + [2, -3, 1]
     with warnings.catch_warnings():
@@ -86,8 +86,8 @@ def test_glass_stays_white(alpha: float) -> None:
         assert (apply_cpu(glass, chain) == 255).all()
 
 
-def test_grey_of_an_earlier_step_has_no_hue() -> None:
-    """Rounding in floating point does not tint what is grey: every grey gets the hue of grey, red."""
+def test_grey_after_an_earlier_step_has_the_hue_of_grey() -> None:
+    """Rounding in floating point gives no tint: the hue of every grey is 0 (red)."""
     greys = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     out = ColourProgram((Saturation(factor=1.3), Hsv(saturation=0.3))).apply(greys).astype(int)
     assert (out[..., 0] >= out[..., 1]).all()
@@ -95,14 +95,14 @@ def test_grey_of_an_earlier_step_has_no_hue() -> None:
 
 
 @pytest.mark.parametrize("chain", [(), (Tone(),), (Stain(),), (Hsv(turn=2.0), Saturation(factor=1.0), Lab())])
-def test_identities_return_the_bytes(chain: tuple) -> None:
-    """Nothing to do changes nothing."""
+def test_identities_return_the_same_bytes(chain: tuple) -> None:
+    """Operations that change nothing do not round."""
     assert np.array_equal(ColourProgram(chain).apply(COLOURS), COLOURS)
 
 
 @pytest.mark.parametrize("chain", [(Tone(gamma=1.3),), JITTER, (Noise(sigma=3, seed=1),)])
-def test_in_place_into_a_view_and_per_tile(chain: tuple) -> None:
-    """Where the result goes, and whether tiles come alone or in a batch, does not change it."""
+def test_the_output_argument_and_the_batch_size_do_not_change_pixels(chain: tuple) -> None:
+    """In place, into a view, one tile or a batch."""
     tiles = COLOURS.reshape(4, -1, 64, 3)
     expected = np.stack([ColourProgram(chain).apply(tile) for tile in tiles])
     inside, strided = tiles.copy(), np.zeros((4, *tiles.shape[1:3], 6), np.uint8)[..., ::2]
@@ -121,8 +121,8 @@ def test_a_draw_per_tile() -> None:
     assert np.array_equal(out[2], ColourProgram((HSV, Tone(brightness=2.0))).apply(tiles[2]))
 
 
-def test_threads_share_a_program() -> None:
-    """One program in four threads gives what it gives in one; so does its pickle."""
+def test_a_program_can_be_shared_by_threads_and_pickled() -> None:
+    """Four threads and its pickle give the same result as one thread."""
     program = ColourProgram(JITTER)
     tiles = np.random.default_rng(0).integers(0, 256, (16, 200, 200, 3), dtype=np.uint8)
     with ThreadPoolExecutor(4) as pool:
@@ -130,8 +130,8 @@ def test_threads_share_a_program() -> None:
     assert np.array_equal(np.stack(together), pickle.loads(pickle.dumps(program)).apply(tiles))
 
 
-def test_noise_has_its_deviation_and_is_seeded() -> None:
-    """Noise of σ levels has σ levels, is the same for the same tile, another for another tile or seed."""
+def test_noise_has_its_standard_deviation_and_is_seeded() -> None:
+    """The same tile has the same noise; another tile or seed has other noise."""
     tiles = np.full((2, 256, 256, 3), 120, np.uint8)
     tiles[1, 0, 0] = 121
     noise = Noise(sigma=4, seed=7)
@@ -153,20 +153,20 @@ def test_noise_has_its_deviation_and_is_seeded() -> None:
         ([[[1, 2, 3]]], "list"),
     ],
 )
-def test_other_images_are_refused(tiles: object, named: str) -> None:
-    """What is no uint8 RGB is refused, and named."""
+def test_images_that_are_not_uint8_rgb_are_refused(tiles: object, named: str) -> None:
+    """The error names what was found."""
     with pytest.raises(ConfigError, match=named):
         apply_cpu(tiles, JITTER)  # type: ignore[arg-type]
 
 
-def test_what_runs_lazily_only_is_refused() -> None:
-    """An operation that was not lowered is refused by name."""
+def test_opaque_operations_are_refused_by_name() -> None:
+    """They run lazily only."""
     with pytest.raises(ConfigError, match="Blur does not run on decoded tiles"):
         ColourProgram((Opaque(name="Blur", transform={}, seed=0),))
 
 
 def test_draws_and_outputs_that_do_not_fit_are_refused() -> None:
-    """One draw per tile, and an output like the tiles."""
+    """There is one draw per tile, and the output has the shape of the tiles."""
     tiles = np.zeros((2, 4, 4, 3), np.uint8)
     with pytest.raises(ConfigError, match="3 draws"):
         apply_cpu(tiles, [JITTER] * 3)

@@ -101,14 +101,14 @@ def colours(device: str = "cpu", n: int = 2) -> torch.Tensor:
 
 
 def levels(tiles: torch.Tensor) -> NDArray[np.float64]:
-    """Return (n, H, W, 3) float64 of what came out."""
+    """Return the output as (n, H, W, 3) float64."""
     return tiles.permute(0, 2, 3, 1).double().cpu().numpy()
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CHAINS)
-def test_bytes_follow_the_float64_definition(device: str, name: str) -> None:
-    """Every chain is within one level of its definition in float64, and where it differs, it does at a half."""
+def test_bytes_are_within_a_level_of_the_float64_definition(device: str, name: str) -> None:
+    """They differ only where the definition is near a half."""
     tiles = colours(device)
     result = DeviceProgram(CHAINS[name], normalize=None)(tiles)
     exact = reference(CHAINS[name], tiles)
@@ -120,7 +120,7 @@ def test_bytes_follow_the_float64_definition(device: str, name: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CHAINS)
 def test_normalised_tiles_are_rounded_once(device: str, name: str) -> None:
-    """float32 output is within 0.01 level of float64; float16 adds its own rounding and nothing else."""
+    """float32 output is within 0.01 level of float64; float16 adds its own rounding only."""
     tiles = colours(device)
     std = np.array(IMAGENET_STD)
     exact = (reference(CHAINS[name], tiles) / 255 - IMAGENET_MEAN) / std
@@ -159,8 +159,8 @@ def test_each_tile_has_its_own_operations(device: str) -> None:
         assert torch.equal(DeviceProgram(chains, normalize=None)(tiles), torch.cat(chunked))
 
 
-def test_numbers_differ_within_a_group() -> None:
-    """Tiles of one kind of operation, more than fit one pass, each get their own numbers."""
+def test_tiles_of_one_kind_each_use_their_own_parameters() -> None:
+    """Also if there are more tiles than fit in one pass."""
     side = 160
     count = 3 * CHUNK_PX["cpu"] // side**2 + 1
     tiles = torch.full((count, 3, side, side), 100, dtype=torch.uint8)
@@ -170,7 +170,7 @@ def test_numbers_differ_within_a_group() -> None:
 
 
 def test_identities_return_the_same_bytes() -> None:
-    """Operations that change nothing return identical bytes: left out, or as a step of their formula."""
+    """Operations that change nothing return identical bytes, skipped or computed."""
     tiles = colours()
     nothing = (Tone(), Saturation(factor=1), Hsv(turn=2.0), Stain(), Lab(), Noise(sigma=0, seed=1))
     assert torch.equal(DeviceProgram(nothing, normalize=None)(tiles), tiles)
@@ -197,7 +197,7 @@ def test_glass_stays_white_under_any_stain(entries: list[float]) -> None:
 
 
 def noise(count: int, seeds: list[int], sigma: float = 10.0, side: int = 256, device: str = "cpu") -> torch.Tensor:
-    """Return (count, 3, side, side) float32 of what noise adds to mid-grey, in units of its sigma."""
+    """Return (count, 3, side, side) float32: the noise added to mid-grey, in units of its sigma."""
     grey = torch.full((count, 3, side, side), 128, dtype=torch.uint8, device=device)
     operations = [(Noise(sigma=sigma, seed=seed),) for seed in seeds]
     unit = Normalize(0.0, 1.0, rescale=1.0)
@@ -214,8 +214,8 @@ def test_noise_is_normal() -> None:
         assert stats.kstest(sample, "norm").pvalue > 1e-4
 
 
-def test_the_tails_of_noise_are_those_of_a_normal_distribution() -> None:
-    """As many values beyond one to four deviations, above and below, as there should be of three millions."""
+def test_the_tails_of_noise_are_normal() -> None:
+    """Counts beyond one to four deviations, above and below, in three million values."""
     values = noise(16, [7 * k + 3 for k in range(16)]).double().numpy().ravel()
     for limit in (1, 2, 3, 3.5, 4):
         expected = stats.norm.sf(limit)
@@ -306,7 +306,7 @@ def test_bad_tiles_are_refused() -> None:
         DeviceProgram((), normalize=None, dtype=torch.int8)
 
 
-def test_empty_batches_pass() -> None:
+def test_an_empty_batch_returns_an_empty_batch() -> None:
     """No tiles in, no tiles out."""
     nothing = torch.empty((0, 3, 8, 8), dtype=torch.uint8)
     assert DeviceProgram([], normalize=Normalize.imagenet())(nothing).shape == (0, 3, 8, 8)
@@ -352,8 +352,8 @@ def test_lazy_executor_turns_alike() -> None:
 @pytest.mark.system  # a C++ compiler takes 20 s
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
 @pytest.mark.parametrize("device", DEVICES)
-def test_compiled_programs_do_the_same(device: str) -> None:
-    """What torch.compile fuses differs by the order of float32 operations only."""
+def test_compiled_programs_give_the_same_result(device: str) -> None:
+    """torch.compile changes the order of float32 operations only."""
     if device == "cpu" and shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
     operations = [CHAINS["light"], CHAINS["hue"], CHAINS["light"], ()]
@@ -366,7 +366,7 @@ def test_compiled_programs_do_the_same(device: str) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """An affine, plain px → augmented px, and the size of what comes out."""
+    """An affine, plain px → augmented px, and the size of the output."""
 
     name: str
     affine: Affine

@@ -1,4 +1,4 @@
-"""explain: what each step becomes, how often it is drawn, what it costs, and what to mend."""
+"""explain: for each step where it runs, how often it is drawn, its cost, and its warnings."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_every_step_is_named_in_order_with_where_it_runs() -> None:
 
 
 @pytest.mark.parametrize("transform", OURS, ids=lambda leaf: type(leaf).__name__)
-def test_ours_are_never_refused_and_cost_something(transform: object) -> None:
-    """None of them is lazy only, none has a warning."""
+def test_our_transforms_are_not_refused_and_have_a_cost(transform: object) -> None:
+    """None is lazy only, none has a warning."""
     found = explain(transform)
     assert runs(transform)[0] in ("pyramid", "pixels")
     assert found.warnings == ()
@@ -51,8 +51,8 @@ def test_ours_are_never_refused_and_cost_something(transform: object) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(VERDICTS) - {"Lambda", "Crop", "ToDtype", "ToTensor", "Normalize"}))
-def test_what_explain_refuses_draw_refuses(name: str) -> None:
-    """The same verdict, step by step, over everything albumentationsxl has that can be made without thinking."""
+def test_explain_and_draw_refuse_the_same_transforms(name: str) -> None:
+    """For all of albumentationsxl's that can be made with default arguments."""
     made = getattr(A, name)
     arguments = DEFAULTS.get(name, ())
     try:
@@ -66,8 +66,8 @@ def test_what_explain_refuses_draw_refuses(name: str) -> None:
             draw(transform, size=(64, 48), tile=0)
 
 
-def test_how_often_steps_are_drawn_is_what_a_thousand_draws_count() -> None:
-    """Through Compose, OneOf with weights, SomeOf, OneOrOther and Sequential; within four standard deviations."""
+def test_the_frequency_of_steps_agrees_with_a_thousand_draws() -> None:
+    """For Compose, OneOf, SomeOf, OneOrOther and Sequential; within four standard deviations."""
     transform = A.Compose(
         [
             A.OneOf([ColorJitter((2, 2), 0, 0, 0, p=1), GaussianNoise(5, p=0.3), A.Blur(p=0.7)], p=0.6),
@@ -90,14 +90,14 @@ def test_how_often_steps_are_drawn_is_what_a_thousand_draws_count() -> None:
     assert len(counts) == len(stated) == 6
 
 
-def test_some_of_shares_its_number() -> None:
-    """Two of four, each half of the time, though each alone has a p of its own."""
+def test_some_of_divides_its_number_among_the_steps() -> None:
+    """Two of four are each drawn half of the time, whatever their own p."""
     steps = [A.Blur(p=0.5), GaussianNoise(3, p=0.5), StainJitter(p=0.5), ColorJitter(0.1, p=0.5)]
     assert [step.p for step in explain(A.SomeOf(steps, n=2, p=1)).steps] == pytest.approx([0.5] * 4)
 
 
 def test_the_total_is_the_weighted_sum() -> None:
-    """What is refused costs nothing."""
+    """Refused steps cost nothing."""
     found = explain(A.Compose([StainJitter(p=0.5), GaussianNoise(3), A.AdvancedBlur()]))
     costs = [step.ms_per_tile for step in found.steps]
     assert costs[2] is None
@@ -115,19 +115,19 @@ def test_the_total_is_the_weighted_sum() -> None:
         (A.Compose([A.ElasticTransform()]), "ElasticTransform is refused: takes degrees for radians"),
     ],
 )
-def test_what_to_mend_is_said(transform: object, warning: str) -> None:
-    """By name, with what to do."""
+def test_warnings_name_the_step_and_the_remedy(transform: object, warning: str) -> None:
+    """For each kind of warning."""
     assert any(warning in found for found in explain(transform).warnings)
 
 
-def test_a_sound_transform_has_no_warnings() -> None:
-    """A warning that is always there is not read."""
+def test_a_transform_without_faults_has_no_warnings() -> None:
+    """A warning that always appears would not be read."""
     steps = [RandomAffine(), A.HorizontalFlip(), StainJitter(), ColorJitter(0.1), GaussianNoise(2), RandStainNA()]
     assert explain(A.Compose(steps)).warnings == ()
 
 
-def test_text_json_and_html_say_the_same() -> None:
-    """Every name in all three; HTML is escaped; JSON is JSON."""
+def test_text_json_and_html_have_the_same_content() -> None:
+    """All names are in all three; HTML is escaped; JSON is valid."""
     view = open_slide(np.zeros((300, 400, 3), np.uint8), slide_mpp=0.25).view(mpp=0.5)
     found = explain(A.Compose([StainJitter(), A.Blur(), A.AdvancedBlur()]), view)
     written, page = json.dumps(found.to_json()), found._repr_html_()
@@ -141,8 +141,8 @@ def test_text_json_and_html_say_the_same() -> None:
     assert page.count("<li>") == len(found.warnings) > 0
 
 
-def test_explaining_runs_nothing() -> None:
-    """Neither pixels nor random numbers: the transform draws the same before and after."""
+def test_explain_draws_no_random_numbers_and_reads_no_pixels() -> None:
+    """The transform draws the same before and after."""
     transform = A.Compose([StainJitter(), RandomAffine()])
     before = draw(transform, seed=1, size=(64, 64))
     explain(transform)
@@ -150,13 +150,13 @@ def test_explaining_runs_nothing() -> None:
 
 
 @pytest.mark.parametrize("thing", [None, 3, "StainJitter", StainJitter, [StainJitter()]])
-def test_what_is_no_transform_is_an_error(thing: object) -> None:
-    """One of ours, saying what to pass."""
+def test_an_object_that_is_no_transform_is_a_config_error(thing: object) -> None:
+    """The error says what to pass."""
     with pytest.raises(ConfigError, match=r"no albumentationsxl transform; pass A\.Compose"):
         explain(thing)
 
 
-def test_stain_normalisation_is_on_pixels() -> None:
-    """And known by its own cost."""
+def test_stain_normalisation_runs_on_pixels() -> None:
+    """With its own cost."""
     step = explain(StainNormalize()).steps[0]
     assert (step.runs, step.ms_per_tile) == ("pixels: decoded tiles, device or lazy graph", 0.4)

@@ -1,4 +1,4 @@
-"""Draws as lazy images: geometry, the parity of both executors, laziness, and what is refused."""
+"""Draws as lazy images: geometry, equality of both executors, laziness, and refusals."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def rotation(degrees: float, scale: float, size: Size, canvas: Size) -> Affine:
 
 
 @pytest.mark.parametrize(("degrees", "scale"), [(30, 1.0), (-12.3, 0.85), (171, 1.6), (0, 2.0)])
-def test_an_affine_is_scipys_border_included(degrees: float, scale: float) -> None:
+def test_an_affine_equals_scipy_including_the_border(degrees: float, scale: float) -> None:
     """Bilinear sampling at pixel centres, white around: within a level of SciPy in float64."""
     pixels, canvas = smooth(200, 150), Size(260, 240)
     affine = rotation(degrees, scale, Size(200, 150), canvas)
@@ -87,8 +87,8 @@ def test_an_affine_is_scipys_border_included(degrees: float, scale: float) -> No
     assert np.abs(augmented(pixels, affine=affine, canvas=canvas) - expected).max() <= 1
 
 
-def test_an_affine_is_opencvs_inside() -> None:
-    """So it is within a level of ``cv2.remap`` on float pixels, away from the border."""
+def test_an_affine_equals_opencv_away_from_the_border() -> None:
+    """Within a level of ``cv2.remap`` on float pixels."""
     pixels, canvas = smooth(200, 150), Size(200, 150)
     affine = rotation(25, 1.1, canvas, canvas)
     x, y = np.moveaxis(affine.inverse().apply(np.stack(np.meshgrid(np.arange(200), np.arange(150)), -1) + 0.5), -1, 0)
@@ -103,7 +103,7 @@ def test_an_affine_is_opencvs_inside() -> None:
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("turns", range(4))
 def test_flips_and_quarter_turns_copy_pixels(turns: int, mirrored: bool) -> None:
-    """All eight ways to lay an image on the table are exact, and are what the affine says."""
+    """All eight orientations of an image are exact, and agree with the affine."""
     pixels = smooth(30, 20)
     cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][turns]
     affine = Affine(cos, -sin, 0, sin, cos, 0) @ (Affine(a=-1) if mirrored else Affine())
@@ -118,8 +118,8 @@ def test_flips_and_quarter_turns_copy_pixels(turns: int, mirrored: bool) -> None
     assert np.array_equal(out, expected)
 
 
-def test_a_shift_by_whole_pixels_copies_and_is_white_around() -> None:
-    """A canvas that reaches beyond the image, and one that cuts it."""
+def test_a_shift_by_whole_pixels_copies_pixels_and_fills_white() -> None:
+    """For a canvas larger than the image, and for one that cuts it."""
     pixels = smooth(30, 20)
     out = augmented(pixels, affine=Affine.translation(-4, 5), canvas=Size(40, 22))
     assert np.array_equal(out[5:, :26], pixels[:17, 4:])
@@ -142,7 +142,7 @@ def test_random_chains_agree_with_the_definition_and_between_executors(seed: int
 
 @pytest.mark.parametrize("seed", range(6))
 def test_executors_agree_on_real_tissue(seed: int, shared_data: Path) -> None:
-    """So they do on the pixels of real slides."""
+    """The same on the pixels of real slides."""
     for name in ("ihc.png", "tcga-lung-rgb.png"):
         tissue = pyvips.Image.new_from_file(str(shared_data / "images" / name))[:3].numpy()[:400, :300]
         chain = random_chain(seed, "tsd" if seed % 2 else "tshld")
@@ -152,7 +152,7 @@ def test_executors_agree_on_real_tissue(seed: int, shared_data: Path) -> None:
 
 
 def test_executors_agree_on_a_turned_generated_slide(tmp_path: Path) -> None:
-    """Turning and colouring a generated slide is turning it, then colouring its decoded pixels."""
+    """The lazy slide, turned and coloured, equals the turned slide with its decoded pixels coloured."""
     path = tmp_path / "slide.svs"
     write_synthetic_slide(path, size=(1600, 1200), seed=2, levels=(1,))
     size = Size(1600, 1200)
@@ -166,8 +166,8 @@ def test_executors_agree_on_a_turned_generated_slide(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stain", [SINGULAR, Stain(offset=(0.1, 0.0, -0.1)), Stain(matrix=((0.0,) * 3,) * 3)])
-def test_stains_that_lose_colours(stain: Stain) -> None:
-    """A matrix without inverse, or offsets alone, are within a level of the definition."""
+def test_stain_matrices_without_inverse_are_within_a_level_of_the_definition(stain: Stain) -> None:
+    """So are offsets alone."""
     assert np.abs(augmented(COLOURS, stain) - reference.apply(COLOURS, (stain,))).max() <= 1
 
 
@@ -196,8 +196,8 @@ def test_noise_has_its_deviation() -> None:
 
 
 @pytest.mark.parametrize("chain", [(STAIN,), CHAIN, (Noise(sigma=4, seed=7),)])
-def test_regions_are_the_same_however_they_are_read(chain: tuple[Operation, ...]) -> None:
-    """Whole, twice, or in other tiles: the same pixels; of a turned image."""
+def test_regions_of_a_turned_image_do_not_depend_on_the_order_of_reads(chain: tuple[Operation, ...]) -> None:
+    """Whole, twice, or in other tiles: the same pixels."""
     pixels = smooth(900, 700)
     affine = rotation(20, 1.0, Size(900, 700), Size(900, 700))
     whole = augmented(pixels, *chain, affine=affine)
@@ -212,8 +212,8 @@ def test_regions_are_the_same_however_they_are_read(chain: tuple[Operation, ...]
 
 
 @pytest.mark.parametrize("chain", [(STAIN,), CHAIN, (Noise(sigma=4, seed=7), Lab(gain=(1.1, 1.0, 1.0)))])
-def test_building_decodes_nothing_and_a_tile_only_its_surroundings(chain: tuple[Operation, ...]) -> None:
-    """A turned and coloured 100,000² image is built without reading a tile; then one fetch reads a few."""
+def test_building_decodes_nothing_and_a_fetch_decodes_few_tiles(chain: tuple[Operation, ...]) -> None:
+    """A turned and coloured 100,000² image is built without reading a tile."""
     read: list[tuple[int, int]] = []
 
     def read_tile(column: int, row: int) -> np.ndarray:
@@ -230,7 +230,7 @@ def test_building_decodes_nothing_and_a_tile_only_its_surroundings(chain: tuple[
 
 
 def test_a_tile_that_cannot_be_read_is_an_error() -> None:
-    """What libvips raises in the given image comes out of the augmented one, computed in tiles or not."""
+    """An error of libvips in the source image is raised by the augmented one, by tiles or not."""
     for chain in ((STAIN,), CHAIN):
         source = VirtualTiff(Size(600, 600), Size(256, 256), lambda column, row: 1 / 0, fail_on="warning")  # type: ignore[arg-type]
         image = apply_lazy(source.image, drawn(Size(600, 600), *chain))
@@ -246,8 +246,8 @@ def opaque(transform: object, seed: int = 5) -> Opaque:
     return Opaque(name=type(transform).__name__, transform=A.to_dict(transform), seed=seed)
 
 
-def test_an_opaque_transform_is_the_library_s_own() -> None:
-    """It equals albumentationsxl called under the same seed, and leaves Python's ``random`` as it was."""
+def test_an_opaque_transform_equals_albumentationsxl_with_the_same_seed() -> None:
+    """The state of Python's ``random`` is unchanged."""
     pixels, transform = smooth(80, 60), A.Blur(blur_limit=(3, 9), p=1.0)
     random.seed(11)
     before = random.getstate()
@@ -260,7 +260,7 @@ def test_an_opaque_transform_is_the_library_s_own() -> None:
 
 
 class Brightened(A.ImageOnlyTransform):
-    """A user's own transform, which draws from the generator it is made with, before its pixels or with them."""
+    """A user's own transform, which draws from the given generator, when parameters or when pixels are made."""
 
     def __init__(self, source: str = "random", late: bool = False, always_apply: bool = False, p: float = 1.0) -> None:
         super().__init__(always_apply, p)
@@ -287,8 +287,8 @@ class Brightened(A.ImageOnlyTransform):
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("source", ["random", "numpy", "torch"])
-def test_a_users_transform_replays_whatever_it_draws_from(source: str, late: bool) -> None:
-    """The same record gives the same pixels, another seed gives others, and no generator of the process is moved."""
+def test_a_users_transform_replays_for_every_generator_it_uses(source: str, late: bool) -> None:
+    """The same record gives the same pixels, and the process's generators do not change."""
     pixels, transform = smooth(40, 30) // 2, Brightened(source, late)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     one, again, other = (augmented(pixels, opaque(transform, seed)) for seed in (5, 5, 6))
@@ -306,7 +306,7 @@ def test_a_transform_with_a_generator_of_its_own_is_refused() -> None:
 
 
 def test_an_opaque_transform_that_changes_the_size_is_refused() -> None:
-    """Geometry cannot hide among colours."""
+    """A colour transform must not change geometry."""
     with pytest.raises(ConfigError, match="CenterCrop made 3 bands of uchar, 16×16 px"):
         augmented(smooth(80, 60), opaque(A.CenterCrop(height=16, width=16, p=1.0)))
 
@@ -324,14 +324,14 @@ def test_an_opaque_transform_that_changes_the_size_is_refused() -> None:
         (np.zeros((4, 4, 3), np.uint8), "ndarray"),
     ],
 )
-def test_other_images_are_refused(image: object, named: str) -> None:
-    """What is no 8-bit RGB image is refused, and named."""
+def test_images_that_are_not_8_bit_rgb_are_refused(image: object, named: str) -> None:
+    """The error names what was found."""
     with pytest.raises(ConfigError, match=named):
         apply_lazy(image, drawn(Size(4, 4), STAIN))
 
 
-def test_an_image_of_another_size_is_refused_unless_only_colours_are_wanted() -> None:
-    """A draw belongs to a size; its operations do not."""
+def test_an_image_of_another_size_is_refused_except_for_operations_only() -> None:
+    """A draw is for one size; its colour operations are not."""
     pixels = smooth(30, 20)
     draw = drawn(Size(60, 40), STAIN, affine=Affine.scaling(2, 2))
     with pytest.raises(ConfigError, match="30×20 px, the draw was made for 60×40"):
@@ -360,8 +360,8 @@ def test_shrinking_averages_instead_of_skipping(canvas: Size) -> None:
 
 
 @pytest.mark.parametrize("turn", [20, -70, 135])
-def test_a_turned_image_is_antialiased_as_well(turn: float) -> None:
-    """Stripes of two pixels, a quarter of their size: grey, and not some pattern of their own."""
+def test_a_turned_and_shrunk_image_is_antialiased(turn: float) -> None:
+    """Stripes of two pixels at a quarter of their size become grey, without moiré."""
     stripes = np.zeros((400, 400, 3), np.uint8)
     stripes[:, ::2] = 255
     found = apply_lazy(lazily(stripes), shrinking(Size(400, 400), Size(100, 100), turn)).numpy()
@@ -370,7 +370,7 @@ def test_a_turned_image_is_antialiased_as_well(turn: float) -> None:
 
 
 def test_shrinking_does_not_shift() -> None:
-    """A ramp of coordinates keeps its places, turned and scaled by factors that leave a remainder."""
+    """A ramp of coordinates keeps its positions, turned and scaled by factors that leave a remainder."""
     y, x = np.mgrid[:501, :701] + 0.5
     ramp = np.stack([x / 701 * 250, y / 501 * 250, 250 - x / 701 * 250], axis=-1)
     for turn in (0, 30, -100):
@@ -388,8 +388,8 @@ def test_shrinking_does_not_shift() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.2, 1.02])
-def test_a_little_smaller_is_interpolated_alone(factor: float) -> None:
-    """Up to a quarter, as tiles are: nothing is blurred twice."""
+def test_shrinking_by_less_than_a_quarter_is_not_blurred(factor: float) -> None:
+    """It is interpolated only, as for tiles."""
     noise = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     side = round(300 / factor)
     found = apply_lazy(lazily(noise), shrinking(Size(300, 300), Size(side, side))).numpy().astype(int)

@@ -1,4 +1,4 @@
-"""Stain bases and the maps between them: scikit-image, a mixture that is known, and Macenko's steps written again."""
+"""Stain bases and the maps between them; oracles: scikit-image, a known mixture, and Macenko's steps by SVD."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ factors = st.floats(0.2, 3)
 
 
 def mixture(count: int, seed: int = 0, stains: np.ndarray = TRUE_HE) -> np.ndarray:
-    """(count, 3) uint8 pixels: nuclei, cytoplasm, and all between."""
+    """Return (count, 3) uint8 pixels: nuclei, cytoplasm, and mixtures of both."""
     rng = np.random.default_rng(seed)
     share = rng.beta(0.4, 0.4, count)
     strength = rng.uniform(0.4, 1.6, count)
@@ -50,7 +50,7 @@ def angle(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def macenko_again(pixels: np.ndarray) -> np.ndarray:
-    """The paper's steps by singular values: (2, 3), haematoxylin first."""
+    """Return the paper's result by singular values: (2, 3), haematoxylin first."""
     density = -np.log((pixels.astype(float) + 1) / 256)
     density = density[np.all(density >= 0.15, axis=1)]
     _, _, directions = np.linalg.svd(density - density.mean(axis=0), full_matrices=False)
@@ -93,13 +93,13 @@ def tissue_slide() -> FlatSlide:
 # -- bases ---------------------------------------------------------------------------------------------------------
 
 
-def test_hed_is_scikit_images() -> None:
+def test_hed_equals_scikit_image() -> None:
     """The fixed basis is the published one."""
     assert np.allclose(HED, rgb_from_hed)
 
 
-def test_macenko_is_two_published_stains_and_what_they_are_not() -> None:
-    """The third vector is orthogonal to the two, and all are unit vectors."""
+def test_the_third_vector_of_macenko_is_orthogonal_to_both_stains() -> None:
+    """All are unit vectors."""
     basis = named_basis("macenko", "test")
     assert np.allclose(np.linalg.norm(basis, axis=1), 1)
     assert np.allclose(basis[:2] @ basis[2], 0)
@@ -116,7 +116,7 @@ def test_macenko_is_two_published_stains_and_what_they_are_not() -> None:
     ids=["twice", "plane", "none"],
 )
 def test_singular_basis_is_refused_with_its_condition_number(basis: list[list[float]]) -> None:
-    """Stains that cannot be told apart cannot be jittered apart."""
+    """Stains that cannot be separated cannot be jittered separately."""
     with pytest.raises(ConfigError, match=r"StainJitter: .* singular \(condition number"):
         jitter(basis, (1.1, 1, 1))
 
@@ -126,14 +126,14 @@ def test_singular_basis_is_refused_with_its_condition_number(basis: list[list[fl
     [np.eye(2), [[1, 2, 3]], "four", None, np.full((3, 3), np.nan), [["blue", "red", "none"]] * 3, [[1, 2], [3]]],
     ids=str,
 )
-def test_what_is_no_basis_is_refused(basis: object) -> None:
-    """Names, shapes and numbers that make no basis name the transform."""
+def test_an_invalid_basis_is_refused(basis: object) -> None:
+    """The error for names, shapes and numbers names the transform."""
     with pytest.raises(ConfigError, match="StainJitter"):
         named_basis(basis, "StainJitter")
 
 
-def test_rows_of_any_length_are_stains() -> None:
-    """The direction is the stain: a tenth of a vector is as good."""
+def test_rows_of_a_basis_are_normalised() -> None:
+    """Only the direction counts: a tenth of a vector gives the same stain."""
     scaled = np.array(HED) * [[0.1], [1], [10]]
     assert np.allclose(jitter(scaled, (1.2, 0.9, 1.1))[0], jitter(HED, (1.2, 0.9, 1.1))[0])
     assert checked_basis(scaled, "test").shape == (3, 3)
@@ -144,8 +144,8 @@ def test_rows_of_any_length_are_stains() -> None:
 
 @examples()
 @given(st.tuples(factors, factors, factors), st.tuples(*[st.floats(-0.5, 0.5)] * 3))
-def test_jitter_does_to_concentrations_what_it_says(alpha: tuple[float, ...], beta: tuple[float, ...]) -> None:
-    """Concentrations c become alpha·c + beta: Tellez et al. 2018, solved stain by stain."""
+def test_jitter_scales_and_shifts_concentrations(alpha: tuple[float, ...], beta: tuple[float, ...]) -> None:
+    """Concentrations c become alpha·c + beta (Tellez et al. 2018), solved for each stain."""
     concentrations = np.random.default_rng(0).uniform(0, 2, (50, 3))
     matrix, offset = jitter(HED, alpha, beta)
     jittered = (concentrations @ HED) @ matrix.T + offset
@@ -160,7 +160,7 @@ def test_no_jitter_is_exactly_the_identity() -> None:
 
 @pytest.mark.parametrize("alpha", [(0, 1, 1), (1, -0.2, 1), (1, 1), (1, 1, np.inf)], ids=str)
 def test_alpha_must_be_positive(alpha: tuple[float, ...]) -> None:
-    """A stain times nothing cannot be undone, and a negative one is no stain."""
+    """A stain times zero cannot be inverted, and a negative one is no stain."""
     with pytest.raises(ConfigError, match="StainJitter: alpha"):
         jitter(HED, alpha)
 
@@ -186,8 +186,8 @@ def test_estimate_finds_known_stains(seed: int) -> None:
     assert np.allclose(basis[:2] @ basis[2], 0)
 
 
-def test_estimate_is_macenkos() -> None:
-    """The same as the paper's steps written with a singular value decomposition, to a hundredth of a degree."""
+def test_the_estimate_equals_macenkos_steps_by_svd() -> None:
+    """To a hundredth of a degree."""
     pixels = mixture(20_000, 5)
     basis, again = estimate_basis(pixels), macenko_again(pixels)
     assert max(angle(basis[i], again[i]) for i in (0, 1)) < 0.01
@@ -207,14 +207,14 @@ def test_too_little_tissue_names_the_transform_and_the_remedy(pixels: np.ndarray
         estimate_basis(pixels, slide="a.svs")
 
 
-def test_one_stain_is_told_from_two() -> None:
-    """A slide of eosin alone has no basis, and says so."""
+def test_a_slide_with_one_stain_has_no_basis() -> None:
+    """A slide of eosin alone is an error."""
     with pytest.raises(ConfigError, match="only one stain"):
         estimate_basis(mixture(20_000, stains=TRUE_HE[[1, 1]]))
 
 
 def test_pixels_must_be_a_list_of_rgb() -> None:
-    """A picture is no list of pixels."""
+    """The pixels of an image must be flattened first."""
     with pytest.raises(ConfigError, match=r"pixels of shape \(4, 4, 3\)"):
         estimate_basis(np.zeros((4, 4, 3), np.uint8))
 
@@ -238,7 +238,7 @@ class Mask:
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_slide_basis_comes_from_tissue_tiles(masked: bool) -> None:
-    """With a mask or without, the stains are found at full resolution, and the same again."""
+    """With a mask or without, stains are found at full resolution, and are reproducible."""
     slide = tissue_slide()
     mask = Mask(slide) if masked else None
     basis = basis_of(slide, mask, seed=3)
@@ -259,8 +259,8 @@ class Block:
 
 
 @pytest.mark.parametrize(("left", "top"), [(800, 160), (160, 480), (640, 480)])
-def test_stains_are_measured_on_the_tissue_and_not_beside_it(left: int, top: int) -> None:
-    """Of a slide with other stains all around the tissue, and wider than high, those of the tissue are found."""
+def test_stains_are_measured_on_the_tissue_only(left: int, top: int) -> None:
+    """The slide is wide, and has other stains all around the tissue."""
     others = np.array([[0.20, 0.40, 0.89], [0.85, 0.45, 0.25]])
     pixels = mixture(1200 * 800, 1, others).reshape(800, 1200, 3)
     pixels[top : top + 256, left : left + 256] = mixture(256 * 256, 2).reshape(256, 256, 3)
@@ -271,8 +271,8 @@ def test_stains_are_measured_on_the_tissue_and_not_beside_it(left: int, top: int
 
 
 @pytest.mark.parametrize(("right", "bottom"), [(False, False), (True, False), (False, True), (True, True)])
-def test_tissue_in_a_corner_is_measured_there(right: bool, bottom: bool) -> None:
-    """Tiles around its outermost pixels are moved onto the slide, and not further."""
+def test_tiles_of_tissue_in_a_corner_are_moved_onto_the_slide(right: bool, bottom: bool) -> None:
+    """And no further."""
     others = np.array([[0.20, 0.40, 0.89], [0.85, 0.45, 0.25]])
     pixels = mixture(1200 * 800, 1, others).reshape(800, 1200, 3)
     left, top = (1200 - 136) * right, (800 - 136) * bottom
@@ -282,8 +282,8 @@ def test_tissue_in_a_corner_is_measured_there(right: bool, bottom: bool) -> None
     assert max(angle(basis[i], TRUE_HE[i]) for i in (0, 1)) < 3
 
 
-def test_tiles_are_as_large_as_the_slide_lets_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """128 px, but less along an axis that has less; each within the slide and around its point of the tissue."""
+def test_measured_tiles_are_clipped_to_a_small_slide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """128 px, or less along a shorter axis; each is inside the slide and around its point."""
     slide = FlatSlide(mixture(400 * 90).reshape(90, 400, 3))
     asked: list[tuple[tuple[int, int], tuple[int, int]]] = []
     read = FlatSlide.read_region
@@ -313,20 +313,20 @@ def test_slide_colour_measures_strength_and_lab() -> None:
 
 
 def test_a_slide_smaller_than_a_tile_is_measured_whole() -> None:
-    """Flat images are slides too."""
+    """A flat image can be a slide."""
     slide = FlatSlide(mixture(90 * 80).reshape(90, 80, 3))
     assert angle(basis_of(slide)[0], TRUE_HE[0]) < 4
 
 
 @pytest.mark.parametrize("level", [255, 238, 205])
 def test_a_slide_of_glass_names_transform_slide_and_remedy(level: int) -> None:
-    """White, yellowish or grey glass: there is nothing to estimate."""
+    """White, yellowish or grey glass: no stains can be estimated."""
     with pytest.raises(NoTissueError, match=r'flat: StainJitter\(basis="slide"\): .* pass basis="hed"'):
         basis_of(FlatSlide(np.full((600, 800, 3), level, np.uint8)))
 
 
 def test_real_slide_has_haematoxylin_and_eosin(shared_data: Path) -> None:
-    """On a real slide both stains are where the literature has them, whatever the seed of the sampling.
+    """On a real slide both stains are near the published ones, for every seed of the sampling.
 
     Haematoxylin is rare there: of six seeds, two lay 8° apart, and with four times as many tiles still 5°.
     """

@@ -63,17 +63,17 @@ OURS = [*COLOURS, *GEOMETRIES]
 
 
 def names(transforms: list[A.BasicTransform]) -> list[str]:
-    """Test ids."""
+    """Return test ids."""
     return [f"{type(each).__name__}-{index}" for index, each in enumerate(transforms)]
 
 
 def steps_of(transform: A.BasicTransform, seed: int = 0, size: Size = SIZE, context: Context | None = None) -> Steps:
-    """What a transform draws in a tile."""
+    """Return the steps that a transform draws for a tile."""
     return transform.draw_steps(np.random.default_rng(seed), size, context or Context())
 
 
 def noise_image(width: int = 40, height: int = 30, seed: int = 0) -> tuple[pyvips.Image, np.ndarray]:
-    """An image of random pixels, and the pixels."""
+    """Return an image of random pixels, and the pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return pyvips.Image.new_from_array(pixels), pixels
 
@@ -99,7 +99,7 @@ def test_copies_and_files_hold_the_same_transform(transform: A.BasicTransform, t
 
 
 def test_span_is_a_number_or_a_range() -> None:
-    """A number is symmetric about the neutral value, or fixed."""
+    """A number is a range symmetric about the neutral value; a pair may be a fixed value."""
     assert span("T", "x", 0.2, about=1) == (0.8, 1.2)
     assert span("T", "x", (0.5, 2), about=1) == (0.5, 2)
     assert span("T", "x", 7) == (7, 7)
@@ -174,8 +174,8 @@ def test_stain_jitter_scales_each_stain_within_its_range() -> None:
         assert abs(np.corrcoef(values.T)[0, 1]) < 0.15
 
 
-def test_slide_basis_is_the_slides() -> None:
-    """basis="slide" uses what was measured, and an array is an array."""
+def test_basis_slide_uses_the_measured_basis() -> None:
+    """basis="slide" uses the measured one, an array is used as it is."""
     own = as_matrix(named_basis("macenko", "test"))
     by_slide = steps_of(StainJitter(basis="slide"), context=Context(basis=own))
     by_colour = steps_of(StainJitter(basis="slide"), context=Context(colour=SlideColour(basis=own)))
@@ -185,14 +185,14 @@ def test_slide_basis_is_the_slides() -> None:
 
 
 @pytest.mark.parametrize("transform", [StainJitter("slide"), StainNormalize(), RandStainNA()], ids=repr)
-def test_slide_without_a_slide_names_transform_and_remedy(transform: A.BasicTransform) -> None:
-    """An image that is no slide has no tissue tiles."""
+def test_basis_slide_without_a_slide_is_an_error(transform: A.BasicTransform) -> None:
+    """It names the transform and the remedy: an image has no tissue tiles."""
     with pytest.raises(ConfigError, match=rf'{type(transform).__name__}: .*"slide" needs a slide.*for an image'):
         steps_of(transform)
 
 
 def test_stain_normalize_brings_a_slide_to_the_target() -> None:
-    """The slide's strongest haematoxylin comes out as the target's, as strong as there."""
+    """The slide's strongest haematoxylin gets the target's colour and strength."""
     (stain,) = steps_of(StainNormalize(), context=Context(colour=COLOUR)).operations
     target = named_basis("macenko", "test")
     assert np.allclose(np.array(stain.matrix) @ (2 * np.array(HED[0])), MACENKO_STRENGTH[0] * target[0])
@@ -200,13 +200,13 @@ def test_stain_normalize_brings_a_slide_to_the_target() -> None:
     assert stain.offset == (0, 0, 0)
 
 
-def test_stain_normalize_to_itself_is_nothing() -> None:
-    """The same stains, exactly the identity."""
+def test_stain_normalize_to_its_own_stains_is_the_identity() -> None:
+    """Exactly."""
     assert steps_of(StainNormalize(target="hed", basis="hed")) == Steps()
 
 
 def test_randstainna_makes_the_drawn_statistics() -> None:
-    """An image of the slide's statistics gets mean and deviation of the template; their spread is the cohort's."""
+    """An image with the slide's statistics gets the drawn mean and deviation, which vary as the cohort's."""
     transform = RandStainNA(mean=((60, 5), (20, 2), (-10, 1)), std=((10, 1), (5, 0.5), (4, 0.2)))
     drawn = [steps_of(transform, seed, context=Context(colour=COLOUR)).operations[0] for seed in range(500)]
     assert all(isinstance(each, Lab) for each in drawn)
@@ -221,7 +221,7 @@ def test_randstainna_makes_the_drawn_statistics() -> None:
 
 
 def test_color_jitter_is_four_operations_in_every_order() -> None:
-    """All 24 orders come up; factors as torchvision's: 1.5 for brightness means 0 to 2.5."""
+    """All 24 orders occur; factors are torchvision's: 1.5 for brightness means 0 to 2.5."""
     transform = ColorJitter(1.5, 0.3, (0.5, 0.6), 0.1)
     orders, brightness = set(), []
     for seed in range(600):
@@ -236,15 +236,15 @@ def test_color_jitter_is_four_operations_in_every_order() -> None:
     assert 2.45 < max(brightness) <= 2.5
 
 
-def test_color_jitter_with_the_mean_as_pivot_is_torchvisions_contrast() -> None:
+def test_contrast_about_the_mean_equals_torchvision() -> None:
     """factor·x + (1 − factor)·mean."""
     (tone,) = steps_of(ColorJitter(0, (1.4, 1.4), 0, 0, pivot=0.7)).operations
     values = np.arange(100.0, 200)
     assert np.allclose(tone.curve(values), np.clip(1.4 * values - 0.4 * 0.7 * 255, 0, 255))
 
 
-def test_noise_has_the_sigma_and_a_seed_of_its_own() -> None:
-    """Two draws, two seeds; one draw, one seed."""
+def test_noise_has_its_sigma_and_its_own_seed() -> None:
+    """Two draws have two seeds; one draw has one seed."""
     (first,), (second,) = (steps_of(GaussianNoise(4), seed).operations for seed in (1, 2))
     assert isinstance(first, Noise)
     assert (first.sigma, second.sigma) == (4, 4)
@@ -256,8 +256,8 @@ def test_noise_has_the_sigma_and_a_seed_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("count", range(4))
-def test_quarter_turns_are_numpys(count: int) -> None:
-    """Pixel for pixel, sides swapped."""
+def test_quarter_turns_equal_numpy(count: int) -> None:
+    """Pixel for pixel, with sides swapped."""
     image, pixels = noise_image()
     steps = quarter_turns(count, SIZE)
     turned = image if steps.affine is None else move_mask(image, steps.affine, steps.canvas or SIZE)
@@ -265,7 +265,7 @@ def test_quarter_turns_are_numpys(count: int) -> None:
 
 
 @pytest.mark.parametrize(("horizontal", "vertical"), [(True, False), (False, True), (True, True)])
-def test_mirrors_are_numpys(horizontal: bool, vertical: bool) -> None:
+def test_mirrors_equal_numpy(horizontal: bool, vertical: bool) -> None:
     """Pixel for pixel."""
     image, pixels = noise_image()
     affine = mirrored(SIZE, horizontal=horizontal, vertical=vertical).affine
@@ -275,13 +275,13 @@ def test_mirrors_are_numpys(horizontal: bool, vertical: bool) -> None:
 
 @pytest.mark.parametrize("angle", [0, 90, 180, 270, 360, -90, 450])
 def test_quarter_rotations_are_exact(angle: int) -> None:
-    """No sine of 90° that is 1 but for rounding."""
+    """The sine of 90° is exactly 1, without rounding error."""
     assert set(rotation(angle).as_tuple()) <= {-1.0, 0.0, 1.0}
 
 
 @pytest.mark.parametrize(("transform", "images"), [(Rotate90(), 4), (Flip(), 4), (Flip(vertical=False), 2)], ids=repr)
 def test_all_exact_turns_are_equally_likely(transform: A.BasicTransform, images: int) -> None:
-    """Also the one that leaves everything as it is."""
+    """Including the identity."""
     drawn = [steps_of(transform, seed).affine for seed in range(400)]
     counts = [drawn.count(each) for each in set(drawn)]
     assert len(counts) == images
@@ -297,7 +297,7 @@ def test_all_exact_turns_are_equally_likely(transform: A.BasicTransform, images:
     st.floats(-40, 40),
 )
 def test_random_affine_is_mirror_shear_scale_rotation(seed: int, angle: float, scale: float, shear: float) -> None:
-    """About the middle, in this order, counter-clockwise; checked by complex numbers."""
+    """About the centre, in this order, counter-clockwise; the oracle uses complex numbers."""
     transform = RandomAffine((angle, angle), (scale, scale), (shear, shear), flip=False)
     point = np.array([13.0, 4.0])
     moved = (steps_of(transform, seed).affine or Affine()).apply(point)
@@ -308,7 +308,7 @@ def test_random_affine_is_mirror_shear_scale_rotation(seed: int, angle: float, s
 
 
 def test_random_affine_draws_within_its_ranges() -> None:
-    """Angles uniform, mirrored in half of the draws, shifts in parts of the sides."""
+    """Angles are uniform, half of the draws are mirrored, shifts are fractions of the sides."""
     transform = RandomAffine(rotate=25, scale=(0.8, 0.8), translate=0.1)
     affines = [steps_of(transform, seed).affine for seed in range(400)]
     turned = np.array([math.degrees(math.atan2(each.b, each.e)) for each in affines])
@@ -323,8 +323,8 @@ def test_random_affine_draws_within_its_ranges() -> None:
 
 @examples()
 @given(st.integers(0, 10**6))
-def test_crops_larger_than_the_tile_hold_it_and_smaller_ones_lie_in_it(seed: int) -> None:
-    """Area and ratio within their ranges; whichever of crop and tile is smaller lies inside the other, per side."""
+def test_crops_contain_the_tile_or_are_inside_it(seed: int) -> None:
+    """Area and ratio are within their ranges; per side, the smaller of crop and tile is inside the other."""
     tile = Size(1024, 512)
     steps = steps_of(RandomResizedCrop(224, scale=(0.5, 1.5)), seed, tile)
     corners = steps.affine.inverse().apply([[0, 0], [224, 224]])
@@ -336,8 +336,8 @@ def test_crops_larger_than_the_tile_hold_it_and_smaller_ones_lie_in_it(seed: int
     assert steps.canvas == (224, 224)
 
 
-def test_crops_are_for_tiles() -> None:
-    """A slide is not cropped to a tile."""
+def test_a_slide_cannot_be_cropped_to_a_tile() -> None:
+    """The transform is for tiles only."""
     with pytest.raises(ConfigError, match="RandomResizedCrop: crops tiles"):
         steps_of(RandomResizedCrop(224), context=Context(slide_wide=True))
 
@@ -347,7 +347,7 @@ def test_crops_are_for_tiles() -> None:
 
 @pytest.mark.parametrize("transform", OURS, ids=names(OURS))
 def test_a_compose_call_runs_on_image_and_mask(transform: A.BasicTransform) -> None:
-    """Images come out as 8-bit RGB, a mask keeps its values and its place under the image."""
+    """Images are returned as 8-bit RGB; a mask keeps its values and moves with the image."""
     image, _ = noise_image()
     mask = (image[0] > 128).ifthenelse(7, 0).cast("uchar")
     random.seed(5)
@@ -362,7 +362,7 @@ def test_a_compose_call_runs_on_image_and_mask(transform: A.BasicTransform) -> N
 
 @pytest.mark.parametrize("transform", OURS, ids=names(OURS))
 def test_a_compose_call_follows_pythons_seed(transform: A.BasicTransform) -> None:
-    """As albumentationsxl's own transforms: the same ``random.seed``, the same image."""
+    """As for albumentationsxl's transforms: the same ``random.seed`` gives the same image."""
     image, _ = noise_image()
     whole = A.Compose([transform])
     results = []
@@ -373,7 +373,7 @@ def test_a_compose_call_follows_pythons_seed(transform: A.BasicTransform) -> Non
 
 
 def test_image_and_mask_move_together() -> None:
-    """A mask drawn from the image still lies on it after a rotation, away from the border."""
+    """A mask drawn from the image still covers it after a rotation, away from the border."""
     y, x = np.mgrid[:200, :300]
     blob = ((x - 90) ** 2 + (y - 70) ** 2 < 40**2) | (abs(x - 220) + abs(y - 120) < 50)
     pixels = np.where(blob[..., None], np.uint8(30), np.uint8(255)).repeat(3, axis=2)
@@ -411,14 +411,14 @@ def test_masks_take_the_nearest_pixel(affine: Affine) -> None:
     ],
     ids=["grey", "RGBA", "ushort", "float", "array"],
 )
-def test_images_that_are_not_8_bit_rgb_name_the_transform(transform: A.BasicTransform, image: object) -> None:
-    """Nothing is guessed: grey, alpha, 16 bits and floats are the user's to convert."""
+def test_images_that_are_not_8_bit_rgb_are_refused(transform: A.BasicTransform, image: object) -> None:
+    """Grey, alpha, 16 bits and floats are not converted; the error names the transform."""
     with pytest.raises(ConfigError, match=f"{type(transform).__name__}: an image of"):
         transform(image=image)
 
 
 def test_white_stays_white_and_identities_keep_every_bit() -> None:
-    """Through the whole call: white glass under strong stain jitter, and jitter by nothing."""
+    """Through the whole call: white glass under strong stain jitter, and jitter with no range."""
     white = pyvips.Image.black(9, 9, bands=3).linear(1, 255, uchar=True)
     assert (StainJitter(alpha=0.9)(image=white)["image"].numpy() == 255).all()
     image, pixels = noise_image()
@@ -432,7 +432,7 @@ def test_white_stays_white_and_identities_keep_every_bit() -> None:
 
 
 def test_replay_compose_repeats_a_call() -> None:
-    """albumentationsxl's own replay works: the parameters of a call are one plain number."""
+    """albumentationsxl's own replay works: the parameters of a call are one number."""
     image, _ = noise_image()
     whole = A.ReplayCompose([RandomAffine(), StainJitter(), GaussianNoise(5)])
     first = whole(image=image)
@@ -440,8 +440,8 @@ def test_replay_compose_repeats_a_call() -> None:
     assert np.array_equal(first["image"].numpy(), again["image"].numpy())
 
 
-def test_stain_is_an_operation_of_plain_numbers() -> None:
-    """Operations are JSON."""
+def test_a_stain_operation_is_json() -> None:
+    """It consists of plain numbers."""
     (stain,) = steps_of(StainJitter()).operations
     assert isinstance(stain, Stain)
     assert Stain.model_validate_json(stain.model_dump_json()) == stain

@@ -74,7 +74,7 @@ def lesion_tiles(prediction: Prediction, outlines: Path) -> NDArray[np.bool_]:
 def figures(found: list[tuple[Prediction, NDArray[np.bool_]]]) -> dict[str, float]:
     """Return how well slides are ranked and parted at 0.5, and how well attention ranks the tiles with lesion."""
     labels = np.array([lesion.any() for _, lesion in found])
-    chances = np.array([float(prediction.said["probability_1"]) for prediction, _ in found])
+    chances = np.array([float(prediction.result["probability_1"]) for prediction, _ in found])
     tiles = [auroc(p.attention, lesion) for p, lesion in found if lesion.any()]
     return {
         "auroc": auroc(chances, labels),

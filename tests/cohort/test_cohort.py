@@ -1,4 +1,4 @@
-"""A cohort is checked before anything starts, and everything that is wrong is said at once."""
+"""A cohort is checked before anything starts, and one error lists all problems."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from slideio_pipe.cohort.splits import fold_cohort
 from slideio_pipe.errors import AlikeLabelsWarning, ConfigError, MissingCellsWarning
 
 
-def test_a_manifest(tmp_path: Path) -> None:
-    """Paths are relative to the file; cells may be empty; other columns are left alone."""
+def test_a_manifest_is_read(tmp_path: Path) -> None:
+    """Paths are relative to the file; cells may be empty; other columns are kept unchanged."""
     text = "slide,label,mpp,mask,patient\nx/a.svs,1,0.25,a.png,p1\nb.svs,,,,p2\n"
     cohort = Cohort.of(manifest(tmp_path, text, "x/a.svs", "b.svs", "a.png"))
     first, second = cohort
@@ -45,7 +45,7 @@ def test_a_manifest(tmp_path: Path) -> None:
     ],
 )
 def test_labels_have_one_type(tmp_path: Path, cells: list[str], labels: list[object]) -> None:
-    """A column of whole numbers is whole numbers; one word makes all of it text."""
+    """A column of whole numbers has integers; one word makes all of it text."""
     rows = "".join(f"{name}.svs,{cell}\n" for name, cell in zip("abc", cells, strict=True))
     cohort = Cohort.of(manifest(tmp_path, "slide,label\n" + rows, "a.svs", "b.svs", "c.svs"))
     assert cohort.labels == labels
@@ -53,16 +53,16 @@ def test_labels_have_one_type(tmp_path: Path, cells: list[str], labels: list[obj
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_spreadsheets(tmp_path: Path, delimiter: str) -> None:
-    """A byte order mark, semicolons, decimal commas and empty lines are what spreadsheets write."""
+def test_csv_files_of_spreadsheets_are_read(tmp_path: Path, delimiter: str) -> None:
+    """With a byte order mark, semicolons, decimal commas and empty lines."""
     number = "0.25" if delimiter == "," else "0,25"
     text = f"\ufeffslide;mpp\n a.svs ;{number}\n;\n".replace(";", delimiter)
     (slide,) = Cohort.of(manifest(tmp_path, text, "a.svs"))
     assert (slide.name, slide.mpp) == ("a.svs", 0.25)
 
 
-def test_all_problems_at_once(tmp_path: Path) -> None:
-    """With their lines, in one error that names the file."""
+def test_one_error_lists_all_problems(tmp_path: Path) -> None:
+    """With their lines and the name of the file."""
     text = "slide,lable,mpp,mask\na.svs,1,wide,\nmissing.svs,0,-1,no.png\nx/a.svs,1,,\n,1,,\n"
     with pytest.raises(ConfigError) as caught:
         Cohort.of(manifest(tmp_path, text, "a.svs", "x/a.svs"))
@@ -80,8 +80,8 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         assert part in message
 
 
-def test_names_tell_slides_apart(tmp_path: Path) -> None:
-    """Files of the same name in two folders are fine when they are given names."""
+def test_the_column_name_distinguishes_files_of_the_same_name(tmp_path: Path) -> None:
+    """Such files are in two folders."""
     text = "slide,name\nx/1.svs,x1\ny/1.svs,y1\n"
     assert [slide.name for slide in Cohort.of(manifest(tmp_path, text, "x/1.svs", "y/1.svs"))] == ["x1", "y1"]
 
@@ -95,14 +95,14 @@ def test_names_tell_slides_apart(tmp_path: Path) -> None:
         ("slide,slide\na.svs,a.svs\n", "is there twice"),
     ],
 )
-def test_manifests_that_are_none(tmp_path: Path, text: str, words: str) -> None:
-    """Each says what is missing."""
+def test_invalid_manifests_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    """Each error says what is missing."""
     with pytest.raises(ConfigError, match=words):
         Cohort.of(manifest(tmp_path, text, "a.svs"))
 
 
-def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
-    """Not there, or not text."""
+def test_a_manifest_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """It does not exist, or is not text."""
     with pytest.raises(ConfigError, match="check the path"):
         Cohort.of(tmp_path / "nowhere.csv")
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00slide")
@@ -110,14 +110,14 @@ def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
         Cohort.of(tmp_path / "a.csv")
 
 
-def test_many_problems_are_counted_not_listed(tmp_path: Path) -> None:
+def test_many_problems_are_counted_and_not_all_listed(tmp_path: Path) -> None:
     """A manifest of the wrong folder does not fill the screen."""
     with pytest.raises(ConfigError, match=r"100 problems.*and 80 more"):
         Cohort.of(manifest(tmp_path, "slide\n" + "".join(f"{k}.svs\n" for k in range(100))))
 
 
-def test_a_list(tmp_path: Path) -> None:
-    """Paths and bags; a bag brings its own label; a cohort is itself."""
+def test_a_list_of_paths_and_bags_is_a_cohort(tmp_path: Path) -> None:
+    """A bag has its own label; a cohort is returned as it is."""
     (tmp_path / "a.svs").touch()
     bag = numbered_bag(3)
     bag.label = 7  # type: ignore[assignment]
@@ -128,21 +128,21 @@ def test_a_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", [7, [7], numbered_bag(1), []])
-def test_what_is_no_cohort(source: object) -> None:
-    """It says what to pass."""
+def test_an_object_that_is_no_cohort_is_refused(source: object) -> None:
+    """The error says what to pass."""
     with pytest.raises(ConfigError):
         Cohort.of(source)  # type: ignore[arg-type]
 
 
-def test_slides_of_a_list_are_told_by_their_number(tmp_path: Path) -> None:
-    """No manifest lists them, so no line of it can be named."""
+def test_errors_of_a_list_name_slides_by_their_number(tmp_path: Path) -> None:
+    """A list has no lines as a manifest has."""
     (tmp_path / "a.svs").touch()
     with pytest.raises(ConfigError, match=r"^slide 2: no such slide .*b\.svs"):
         Cohort.of([tmp_path / "a.svs", tmp_path / "b.svs"])
 
 
 def test_a_slide_is_a_cohort_of_one(tmp_path: Path) -> None:
-    """It need not be put into a list, and one that is missing is not taken for a manifest."""
+    """It need not be in a list, and a missing slide is not reported as a missing manifest."""
     (tmp_path / "a.svs").touch()
     assert [slide.name for slide in Cohort.of(tmp_path / "a.svs")] == ["a.svs"]
     with pytest.raises(ConfigError, match=r"no such slide .*b\.svs"):
@@ -157,21 +157,21 @@ def labelled(folder: Path, **counts: int) -> Cohort:
 
 
 @pytest.mark.parametrize("slip", ["tumuor", "tumor", "tumoru", "tumoor", "tunour", "tumourr"])
-def test_a_label_that_looks_misspelt(tmp_path: Path, slip: str) -> None:
-    """Is told, and no error: classes may be alike by right."""
+def test_a_label_that_looks_misspelt_is_a_warning(tmp_path: Path, slip: str) -> None:
+    """It is no error: names of classes may be similar."""
     with pytest.warns(AlikeLabelsWarning, match=rf"label '{slip}' \(1×\) may be 'tumour' \(40×\) misspelt"):
         labelled(tmp_path, tumour=40, normal=30, **{slip: 1})
 
 
-def test_one_warning_for_a_label_that_looks_like_two(tmp_path: Path) -> None:
-    """The more alike one, or the first, is named."""
+def test_a_label_similar_to_two_others_has_one_warning(tmp_path: Path) -> None:
+    """It names the more similar one, or the first."""
     with pytest.warns(AlikeLabelsWarning) as warned:
         labelled(tmp_path, tumour=40, tumours=40, tumourz=1)
     assert [str(warning.message).count("may be") for warning in warned] == [1]
 
 
-def test_a_slide_of_a_cohort_does_not_change(tmp_path: Path) -> None:
-    """It is shared by runs, splits and workers."""
+def test_a_slide_of_a_cohort_is_immutable(tmp_path: Path) -> None:
+    """Runs, splits and workers share it."""
     slide = CohortSlide(tmp_path / "a.svs", "a")
     with pytest.raises(FrozenInstanceError):
         slide.label = "tumour"  # type: ignore[misc]
@@ -191,21 +191,21 @@ def test_a_slide_of_a_cohort_does_not_change(tmp_path: Path) -> None:
         ("lobular", "tubular"),
     ],
 )
-def test_labels_that_are_alike_by_right(tmp_path: Path, one: str, other: str) -> None:
-    """Are left alone, however rare one of them is; and any that are about as frequent (warnings are errors here)."""
+def test_similar_labels_that_are_valid_have_no_warning(tmp_path: Path, one: str, other: str) -> None:
+    """However rare one of them is, or if both are about as frequent (warnings are errors here)."""
     labelled(tmp_path, **{one: 40, other: 1})
     labelled(tmp_path, **{one: 1, other: 40})
     labelled(tmp_path, tumour=4, tumuor=1)
 
 
-def test_cells_without_a_value_are_those_of_pandas() -> None:
-    """Every word that pandas reads as missing is missing here."""
+def test_missing_values_are_the_words_that_pandas_reads_as_missing() -> None:
+    """Every one of them."""
     parsers = pytest.importorskip("pandas._libs.parsers")
     assert parsers.STR_NA_VALUES - {""} <= MISSING
 
 
-def test_cells_without_a_value(tmp_path: Path) -> None:
-    """In every column of ours, what R and pandas write for a missing value is one; other columns stay as they are."""
+def test_missing_values_are_empty_in_every_column_of_ours(tmp_path: Path) -> None:
+    """As R and pandas write them; other columns are unchanged."""
     text = "slide,label,mpp,mask,patient,split,fold,site\na.svs,1,NA,nan,NA,nan,NaN,NA\nb.svs,0,0.5,,7,val,1,x\n"
     first, second = Cohort.of(manifest(tmp_path, text, "a.svs", "b.svs"))
     assert (first.mpp, first.mask, first.patient, first.split, first.fold) == (None,) * 5
@@ -215,8 +215,8 @@ def test_cells_without_a_value(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", ["label", "patient"])
 @pytest.mark.parametrize("word", ["NA", "None", "null"])
-def test_words_that_could_be_a_class(tmp_path: Path, word: str, column: str) -> None:
-    """Beside words, a missing value may be a class: the reader is warned, with the number of cells."""
+def test_missing_values_among_words_are_a_warning(tmp_path: Path, word: str, column: str) -> None:
+    """They may be a class; the warning has the number of cells."""
     text = f"slide,{column}\na.svs,low\nb.svs,{word}\nc.svs,{word}\n"
     path = manifest(tmp_path, text, "a.svs", "b.svs", "c.svs")
     with pytest.warns(MissingCellsWarning, match=f"2 cells .*{column}.*{word}"):
@@ -225,23 +225,23 @@ def test_words_that_could_be_a_class(tmp_path: Path, word: str, column: str) -> 
 
 
 @pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e999"])
-def test_labels_that_are_infinite(tmp_path: Path, cell: str) -> None:
-    """Among numbers they are no class of their own."""
+def test_infinite_labels_are_refused(tmp_path: Path, cell: str) -> None:
+    """The error says that they are no finite numbers."""
     with pytest.raises(ConfigError, match="no finite number"):
         Cohort.of(manifest(tmp_path, f"slide,label\na.svs,0\nb.svs,{cell}\n", "a.svs", "b.svs"))
 
 
 @pytest.mark.parametrize("cells", [["3_4", "4_3"], ["01", "02"], ["1", "2"], ["a", "b"]])
-def test_labels_are_written_as_they_were(tmp_path: Path, cells: list[str]) -> None:
-    """A table that is written again has the same labels, leading zeros and all."""
+def test_labels_are_written_as_they_were_read(tmp_path: Path, cells: list[str]) -> None:
+    """With leading zeros."""
     text = "slide,label\n" + "".join(f"{n}.svs,{cell}\n" for n, cell in zip("ab", cells, strict=True))
     written = Cohort.of(manifest(tmp_path, text, "a.svs", "b.svs")).write(tmp_path / "again.csv")
     assert written.read_text() == text
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_rows_longer_than_the_header(tmp_path: Path, delimiter: str) -> None:
-    """An unquoted delimiter in a cell would shift the cells behind it: pandas refuses such a line, too."""
+def test_rows_longer_than_the_header_are_refused(tmp_path: Path, delimiter: str) -> None:
+    """A delimiter without quotes would shift the cells after it; pandas refuses such a line, too."""
     text = "slide,label,patient\na.svs,normal,p0\nb.svs,tumour, grade 2,p1\n".replace(",", delimiter)
     path = manifest(tmp_path, text, "a.svs", "b.svs")
     with pytest.raises(pandas.errors.ParserError, match="Expected 3 fields in line 3, saw 4"):
@@ -254,27 +254,27 @@ def test_rows_longer_than_the_header(tmp_path: Path, delimiter: str) -> None:
     assert [s.patient for s in Cohort.of(manifest(tmp_path, empty))] == ["p0", "p1"]
 
 
-def test_row_names_of_r(tmp_path: Path) -> None:
-    """R's write.table gives them no header: every row is longer by one."""
+def test_row_names_of_r_are_a_column_without_a_header(tmp_path: Path) -> None:
+    """R's write.table gives every row one cell more than the header."""
     with pytest.raises(ConfigError, match="row names"):
         Cohort.of(manifest(tmp_path, "slide,label\n1,a.svs,0\n2,b.svs,1\n", "a.svs", "b.svs"))
 
 
 @pytest.mark.parametrize("text", ['slide,label\n"a.svs,0\nb.svs,1\n', 'slide,label\na.svs,"0\nb.svs,1\n'])
-def test_a_quote_that_is_not_closed(tmp_path: Path, text: str) -> None:
-    """It would make one cell of all lines behind it: their slides would be missing without a message."""
+def test_a_quote_that_is_not_closed_is_refused(tmp_path: Path, text: str) -> None:
+    """All lines after it would be one cell: their slides would be missing without a message."""
     with pytest.raises(ConfigError, match="no CSV"):
         Cohort.of(manifest(tmp_path, text, "a.svs", "b.svs"))
 
 
-def test_lines_end_at_line_ends_alone(tmp_path: Path) -> None:
-    """A form feed or a Unicode line separator is part of its cell; quoted cells may hold line ends."""
+def test_only_line_ends_end_a_line(tmp_path: Path) -> None:
+    """A form feed or a Unicode line separator is part of its cell; quoted cells may contain line ends."""
     text = 'slide,label\na.svs,one\x0btwo\nb.svs,"x\ny"\nc.svs,u\u2028v\n'
     assert Cohort.of(manifest(tmp_path, text, "a.svs", "b.svs", "c.svs")).labels == ["one\x0btwo", "x\ny", "u\u2028v"]
 
 
-def test_columns_as_clam_calls_them(tmp_path: Path) -> None:
-    """``case_id`` is the patient wherever a table is read; the column stays in what is written."""
+def test_clams_case_id_is_the_patient(tmp_path: Path) -> None:
+    """Wherever a table is read; the column keeps its name when written."""
     rows = "".join(f"c{k // 4},s{k}.svs,{k % 2}\n" for k in range(20))
     path = manifest(tmp_path, f"case_id,slide_id,label\n{rows}", *(f"s{k}.svs" for k in range(20)))
     cohort = Cohort.of(path)
@@ -287,26 +287,26 @@ def test_columns_as_clam_calls_them(tmp_path: Path) -> None:
     assert list(Cohort.of(tmp_path / "folds.csv")) == list(fold_cohort(cohort, 5))
 
 
-def test_a_table_with_a_patient_of_its_own(tmp_path: Path) -> None:
-    """Beside "patient", ``case_id`` is a column like any other."""
+def test_case_id_is_no_patient_beside_a_column_patient(tmp_path: Path) -> None:
+    """It is then a column like any other."""
     (slide,) = Cohort.of(manifest(tmp_path, "slide,case_id,patient\na.svs,c,p\n", "a.svs"))
     assert (slide.patient, dict(slide.other)) == ("p", {"case_id": "c"})
 
 
-def test_headers_in_capitals(tmp_path: Path) -> None:
-    """The message names the column as it is written in the table."""
+def test_headers_in_capitals_are_read(tmp_path: Path) -> None:
+    """Messages name the column as it is written in the table."""
     with pytest.raises(ConfigError, match='column "Slide" looks like "slide"'):
         Cohort.of(manifest(tmp_path, "Slide,Label\na.svs,1\n", "a.svs"))
 
 
-def test_paths_of_windows(tmp_path: Path) -> None:
-    """A path with backslashes is no path here: the message says how to write it."""
+def test_windows_paths_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    """A backslash separates no folders here: the message says how to write the path."""
     with pytest.raises(ConfigError, match="with / instead of"):
         Cohort.of(manifest(tmp_path, "slide,label\nx\\a.svs,1\n", "x/a.svs"))
 
 
 @pytest.mark.parametrize("source", [pandas.DataFrame({"slide": ["a.svs"]}), {"slide": ["a.svs"]}])
-def test_tables_in_memory(source: object) -> None:
-    """Each is refused as what it is, not as a list of slides called like its columns."""
+def test_tables_in_memory_are_refused(source: object) -> None:
+    """Each as what it is, not as a list of slides named like its columns."""
     with pytest.raises(ConfigError, match=f"a cohort is no {type(source).__name__}"):
         Cohort.of(source)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The resolution of a slide in a cohort: its own column first, then its file, then the settings."""
+"""The resolution of a slide in a cohort: first its own column, then its file, then the settings."""
 
 from __future__ import annotations
 
@@ -59,24 +59,28 @@ def mpps(bags: Path) -> dict[str, float]:
 
 
 @CASES
-def test_exports(study: Path, tmp_path: Path, override: bool, expected: dict[str, float]) -> None:
-    """A number of the settings fills gaps, and replaces what files state where that is asked for."""
+def test_exports_use_the_mpp_of_the_settings(
+    study: Path, tmp_path: Path, override: bool, expected: dict[str, float]
+) -> None:
+    """A number fills gaps; with override it replaces what files state."""
     report = sp.export_cohort(study / "cohort.csv", tmp_path, ExportConfig(**sections(override)), progress=False)
     assert report.done == 3
     assert mpps(tmp_path) == pytest.approx(expected)
 
 
 @CASES
-def test_the_command(study: Path, tmp_path: Path, override: bool, expected: dict[str, float]) -> None:
-    """The options say the same."""
+def test_the_options_of_the_command_do_the_same(
+    study: Path, tmp_path: Path, override: bool, expected: dict[str, float]
+) -> None:
+    """As the settings."""
     how = ["--slide-mpp", 0.25, "--mpp", "native", "--tissue", "none", "--tile-size", 128, "--min-tissue", 0]
     run("export", study / "cohort.csv", "--out", tmp_path, *how, *(["--slide-mpp-override"] if override else []))
     assert mpps(tmp_path) == pytest.approx(expected)
 
 
 @CASES
-def test_data_sets(study: Path, override: bool, expected: dict[str, float]) -> None:
-    """Training reads slides as an export does."""
+def test_data_sets_use_the_same_mpp_as_an_export(study: Path, override: bool, expected: dict[str, float]) -> None:
+    """Training reads slides at the same resolution."""
     dataset = sp.BagDataset(study / "cohort.csv", LoaderConfig(**sections(override)))
     opened = [dataset.open(number) for number in range(len(dataset))]
     found = {Path(bag.name).stem: bag.provenance()["slide"]["mpp"][0] for bag in opened}
@@ -84,8 +88,10 @@ def test_data_sets(study: Path, override: bool, expected: dict[str, float]) -> N
 
 
 @CASES
-def test_masks_and_their_manifest(study: Path, tmp_path: Path, override: bool, expected: dict[str, float]) -> None:
-    """The manifest keeps the mpp that a mask was found with, so that the export does not need it again."""
+def test_the_manifest_of_masks_keeps_the_mpp(
+    study: Path, tmp_path: Path, override: bool, expected: dict[str, float]
+) -> None:
+    """The export then needs no option."""
     settings = {name: value for name, value in sections(override).items() if name == "slide"}
     for _ in range(2):  # the second run finds nothing anew
         sp.tissue_cohort(
@@ -101,7 +107,9 @@ def test_masks_and_their_manifest(study: Path, tmp_path: Path, override: bool, e
 
 
 @CASES
-def test_coordinates_of_other_tools(study: Path, tmp_path: Path, override: bool, expected: dict[str, float]) -> None:
+def test_imported_coordinates_use_the_same_mpp(
+    study: Path, tmp_path: Path, override: bool, expected: dict[str, float]
+) -> None:
     """Bags made of several files of coordinates."""
     (tmp_path / "h5").mkdir()
     for name in NAMES[:2]:
@@ -112,8 +120,8 @@ def test_coordinates_of_other_tools(study: Path, tmp_path: Path, override: bool,
     assert mpps(tmp_path / "bags") == pytest.approx({name: expected[name] for name in NAMES[:2]})
 
 
-def test_one_slide(study: Path, tmp_path: Path) -> None:
-    """For one slide, the option is meant for it, whatever its file states."""
+def test_slide_mpp_of_one_slide_replaces_what_its_file_states(study: Path, tmp_path: Path) -> None:
+    """The option is meant for this slide."""
     facts = json.loads(run("info", study / "stated.tif", "--slide-mpp", 0.25, "--json").stdout)
     assert facts["mpp"] == [0.25, 0.25]
     run("export", study / "stated.tif", "--slide-mpp", 0.25, "--mpp", "native", "--out", tmp_path / "a.bag.zarr")
@@ -121,8 +129,8 @@ def test_one_slide(study: Path, tmp_path: Path) -> None:
         assert bag.provenance()["slide"]["mpp"] == [0.25, 0.25]
 
 
-def test_a_default_of_one_slide(study: Path) -> None:
-    """``default_mpp`` is taken where the file states none."""
+def test_default_mpp_is_used_if_the_file_states_none(study: Path) -> None:
+    """For one slide."""
     with open_slide(study / "stated.tif", default_mpp=0.25) as slide:
         assert (slide.mpp, slide.mpp_source) == (Mpp(0.5, 0.5), "file")
     with open_slide(study / "silent.tif", default_mpp=0.25) as slide:
@@ -131,7 +139,7 @@ def test_a_default_of_one_slide(study: Path) -> None:
         open_slide(study / "silent.tif", default_mpp=-1)
 
 
-def test_settings_of_earlier_runs_are_the_same_settings() -> None:
-    """The new key stands in what is compared only where there is a number that it is about."""
+def test_settings_of_earlier_runs_are_not_seen_as_changed() -> None:
+    """The new key is compared only if it has a value."""
     assert "slide_mpp_override" not in ExportConfig().model_dump(mode="json")["slide"]
     assert ExportConfig(**sections(True)).model_dump(mode="json")["slide"]["slide_mpp_override"] is True

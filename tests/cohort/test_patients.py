@@ -1,4 +1,4 @@
-"""Whose slide it is stays known from the manifest to what other tools read: their splits are by patient."""
+"""The patient of a slide is kept from the manifest to the files of other tools, whose splits are by patient."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def features(bags: Path) -> Path:
     return folder
 
 
-def test_bags_and_their_stores_say_whose_they_are(bags: Path) -> None:
-    """What the manifest says is in the store's own JSON, and with the bag that is opened from there."""
+def test_bags_and_their_stores_keep_the_patient(bags: Path) -> None:
+    """The manifest's patient is in the store's JSON, and in the bag opened from it."""
     for name, patient in PATIENTS.items():
         store = bags / f"{name}.bag.zarr"
         assert zarr.open_group(store, mode="r").attrs["tile_bag"]["patient"] == patient
@@ -90,8 +90,8 @@ def test_bags_and_their_stores_say_whose_they_are(bags: Path) -> None:
             assert again.patient == patient
 
 
-def test_stores_of_earlier_versions_open(tmp_path: Path) -> None:
-    """They have no patient, and neither have bags of other packages."""
+def test_stores_of_earlier_versions_have_no_patient(tmp_path: Path) -> None:
+    """Neither have bags of other packages; both open."""
     sp.save_bag(MemoryBag(), tmp_path / "a.bag.zarr", progress=False).close()
     assert "patient" not in json.loads((tmp_path / "a.bag.zarr" / "zarr.json").read_text())["attributes"]["tile_bag"]
     with sp.open_bag(tmp_path / "a.bag.zarr") as bag:
@@ -100,8 +100,8 @@ def test_stores_of_earlier_versions_open(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "bags.csv").exists()
 
 
-def test_data_sets_and_loaders_say_whose_bags_are(study: Path, bags: Path) -> None:
-    """Of slides and of stores; what the cohort says stands before what the store does."""
+def test_data_sets_and_loaders_return_the_patient(study: Path, bags: Path) -> None:
+    """Of slides and of stores; the cohort has priority over the store."""
     wanted = list(PATIENTS.values())
     assert [bag.patient for bag in BagDataset(study / "cohort.csv", CONFIG)] == wanted  # type: ignore[attr-defined]
     stores = [bags / f"{name}.bag.zarr" for name in PATIENTS]
@@ -117,8 +117,8 @@ def test_data_sets_and_loaders_say_whose_bags_are(study: Path, bags: Path) -> No
     assert [slide.patient for slide in opened] == wanted
 
 
-def test_features_say_whose_they_are(study: Path, bags: Path) -> None:
-    """In a store of features, beside the pixels, and in HDF5 of other tools."""
+def test_features_keep_the_patient(study: Path, bags: Path) -> None:
+    """In a feature store, beside the pixels, and in HDF5 of other tools."""
     from slideio_pipe.store.feature_arrays import add_features, create_feature_store
 
     with sp.open_bag(bags / "s2.bag.zarr") as bag:
@@ -133,7 +133,7 @@ def test_features_say_whose_they_are(study: Path, bags: Path) -> None:
 
 
 def test_encoding_a_cohort_keeps_the_patient(study: Path, tmp_path: Path) -> None:
-    """The store of features of a slide says what the manifest said."""
+    """The feature store of a slide has the patient of the manifest."""
     import torch
 
     module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -147,8 +147,8 @@ def test_encoding_a_cohort_keeps_the_patient(study: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("layout", ["clam", "clam-pixels"])
 @pytest.mark.parametrize("source", ["bags", "manifest"])
-def test_clam_splits_by_patient(study: Path, bags: Path, layout: str, source: str) -> None:
-    """``case_id``, by which CLAM keeps slides together, is the patient: of the bag, or of the manifest of bags."""
+def test_clams_case_id_is_the_patient(study: Path, bags: Path, layout: str, source: str) -> None:
+    """CLAM keeps slides of one ``case_id`` together; it comes from the bag or the manifest of bags."""
     given: Any = bags
     if source == "manifest":
         given = study / "bags.csv"
@@ -181,8 +181,8 @@ def test_the_table_of_slides_for_clam(bags: Path) -> None:
     assert len(rows(bags.parent / "out" / "process_list_autogen.csv")) == 4
 
 
-def test_stamp_gets_its_tables(study: Path, bags: Path) -> None:
-    """Which file is whose, relative to the folder of features, and one label for each patient."""
+def test_stamp_tables_list_files_and_labels_by_patient(study: Path, bags: Path) -> None:
+    """Files are relative to the folder of features; each patient has one label."""
     sp.convert(bags, "stamp", study / "out", features=features(bags), encoder="uni")
     slides = rows(study / "out" / "slide.csv")
     assert {row["FILENAME"]: row["PATIENT"] for row in slides} == {f"{n}.h5": p for n, p in PATIENTS.items()}
@@ -191,7 +191,7 @@ def test_stamp_gets_its_tables(study: Path, bags: Path) -> None:
 
 
 def test_a_patient_with_two_labels_is_in_no_table_of_patients(study: Path, bags: Path) -> None:
-    """A warning says who is left out; the other stays."""
+    """A warning names the patient; the others are in it."""
     given = [sp.open_bag(bags / f"{name}.bag.zarr") for name in PATIENTS]
     given[0].label = 1
     with pytest.warns(SkippedWarning, match=r"1 patients are left out of .*clini\.csv.*\(p0\)"):
@@ -199,8 +199,8 @@ def test_a_patient_with_two_labels_is_in_no_table_of_patients(study: Path, bags:
     assert rows(study / "out" / "clini.csv") == [{"PATIENT": "p1", "label": "1"}]
 
 
-def test_trident_and_torchmil_get_a_column(study: Path, bags: Path) -> None:
-    """Beside the labels; a table of a version without it keeps its rows."""
+def test_tables_of_trident_and_torchmil_have_a_column_patient(study: Path, bags: Path) -> None:
+    """Beside the labels; a table without it, of an earlier version, keeps its rows."""
     (study / "trident").mkdir()
     (study / "trident" / "labels.csv").write_text("wsi,label\nold.svs,1\n")
     sp.convert(bags, "trident", study / "trident")
@@ -210,8 +210,8 @@ def test_trident_and_torchmil_get_a_column(study: Path, bags: Path) -> None:
     assert {row["bag_name"]: row["patient"] for row in rows(study / "torchmil" / "bags.csv")} == PATIENTS
 
 
-def test_somebody_elses_table_is_not_replaced(study: Path, bags: Path) -> None:
-    """One without the column that ours is known by."""
+def test_a_table_that_this_package_did_not_write_is_not_replaced(study: Path, bags: Path) -> None:
+    """It lacks the column by which ours are recognised."""
     (study / "out").mkdir()
     (study / "out" / "labels.csv").write_text("name,age\na,60\n")
     with pytest.raises(OutputExistsError, match='without the column "slide_id"'):
@@ -219,8 +219,8 @@ def test_somebody_elses_table_is_not_replaced(study: Path, bags: Path) -> None:
     assert (study / "out" / "labels.csv").read_text() == "name,age\na,60\n"
 
 
-def test_tiles_say_whose_they_are(study: Path, bags: Path) -> None:
-    """Each sample of WebDataset, each row for Hugging Face, each bag of TensorDict."""
+def test_tiles_of_other_formats_have_the_patient(study: Path, bags: Path) -> None:
+    """Samples of WebDataset, rows of Hugging Face, bags of TensorDict."""
     tensordict = pytest.importorskip("tensordict")
     parquet = pytest.importorskip("pyarrow.parquet")
     for layout in ("webdataset", "hf", "memmap"):
@@ -235,10 +235,10 @@ def test_tiles_say_whose_they_are(study: Path, bags: Path) -> None:
 
 
 @pytest.mark.parametrize(("layout", "joined"), [("hf", {"label_type": "int64"}), ("torchmil", {})])
-def test_a_folder_that_an_earlier_version_wrote_is_not_mixed_with(
+def test_a_folder_of_an_earlier_version_is_not_extended(
     bags: Path, tmp_path: Path, layout: str, joined: dict[str, str]
 ) -> None:
-    """Rows with and without the patient, or labels of two shapes, are no one data set: such a bag is not kept."""
+    """Rows with and without patient, or two shapes of labels, are no one data set: such bags fail."""
     pytest.importorskip("pyarrow")
     out = tmp_path / "out"
     done = sp.convert(bags, layout, out)
@@ -254,7 +254,7 @@ def test_a_folder_that_an_earlier_version_wrote_is_not_mixed_with(
     assert (again.kept, len(again.failed)) == (0, 4)
 
 
-def test_the_command_takes_a_patient(study: Path) -> None:
+def test_the_export_command_has_an_option_patient(study: Path) -> None:
     """For one slide; a cohort has a column."""
     run("export", study / "s0.tif", "--out", study / "one", "--tissue", "none", "--tile-size", 64, "--patient", "p7")
     with sp.open_bag(study / "one" / "s0.bag.zarr") as bag:
@@ -262,7 +262,7 @@ def test_the_command_takes_a_patient(study: Path) -> None:
 
 
 def test_coordinates_of_a_study_keep_the_patient(study: Path, bags: Path) -> None:
-    """Coming back from CLAM by a manifest of its files."""
+    """Imported from CLAM by a manifest of its files."""
     sp.convert(bags, "clam", study / "clam")
     listed = [f"clam/patches/{name}.h5,{patient}" for name, patient in PATIENTS.items()]
     (study / "files.csv").write_text("\n".join(["slide,patient", *listed]) + "\n")

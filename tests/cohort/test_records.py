@@ -1,4 +1,4 @@
-"""What is known of every slide is read from the events of all runs, and the worst comes first."""
+"""Records of slides are read from the events of all runs, and sorted with the worst first."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_the_worst_comes_first(tmp_path: Path) -> None:
     assert found[-1].status == "not done yet"
 
 
-def test_what_a_later_run_says_counts(tmp_path: Path) -> None:
-    """Failed then done is done, in two attempts; what was told when it was done stays told when it is kept."""
+def test_the_last_run_decides_the_record(tmp_path: Path) -> None:
+    """Failed then done is done, in two attempts; notes and warnings of a finished slide are kept."""
     (found,) = records(
         tmp_path, start("a"), failed("a"), start("a"), done("a", 7, seconds=2.5), failed("a", "another file"), done("a")
     )
@@ -50,16 +50,16 @@ def test_what_a_later_run_says_counts(tmp_path: Path) -> None:
     assert found.error == ""
 
 
-def test_a_quarantined_slide_keeps_what_it_died_of(tmp_path: Path) -> None:
-    """Later runs leave it out, which says less."""
+def test_a_quarantined_slide_keeps_its_error(tmp_path: Path) -> None:
+    """Later runs, which skip it, do not replace the error."""
     (found,) = records(
         tmp_path, start("a"), {**start("a"), "event": "quarantined"}, failed("a", "SIGSEGV"), failed("a", "before")
     )
     assert (found.status, found.error) == ("quarantined", "SIGSEGV")
 
 
-def test_slides_of_the_cohort_and_of_other_runs(tmp_path: Path) -> None:
-    """Those not begun are there; labels and splits come from the cohort, or were noted when it was another one."""
+def test_records_include_slides_not_begun(tmp_path: Path) -> None:
+    """Labels and splits come from the cohort, or from the events if the cohort was another one."""
     cohort = Cohort.unchecked(
         [CohortSlide(tmp_path / "a", "a", label=1), CohortSlide(tmp_path / "b", "b", split="val")]
     )
@@ -72,20 +72,20 @@ def test_slides_of_the_cohort_and_of_other_runs(tmp_path: Path) -> None:
     assert found["a"].status == "not done yet"
 
 
-def test_nothing_was_done_yet(tmp_path: Path) -> None:
-    """A folder without events has the slides of the cohort."""
+def test_a_folder_without_events_has_all_slides_not_done(tmp_path: Path) -> None:
+    """Those of the cohort."""
     cohort = Cohort.unchecked([CohortSlide(tmp_path / "a", "a")])
     assert [record.status for record in Records(tmp_path, cohort)] == ["not done yet"]
 
 
-def test_lines_cut_short_by_a_kill(tmp_path: Path) -> None:
-    """Are passed over."""
+def test_incomplete_lines_are_skipped(tmp_path: Path) -> None:
+    """As a killed run leaves them."""
     (tmp_path / "run.jsonl").write_text(json.dumps(done("a", 5))[:40] + "\n\n" + json.dumps(done("b", 6)) + "\n[1]\n{")
     assert [(record.slide, record.made["tiles"]) for record in Records(tmp_path)] == [("b", 6)]
 
 
-def test_totals(tmp_path: Path) -> None:
-    """Tiles and bytes of what is done, columns as they come up, without what no table holds."""
+def test_totals_count_finished_slides(tmp_path: Path) -> None:
+    """Tiles and bytes; columns in order of appearance, without values that no table can hold."""
     made = {"tiles": 3, "bytes": 10, "dim": 768, "pixels": {"codec": "zstd"}}
     events = [{**done(name), "made": made} for name in "ab"] + [failed("c")]
     (tmp_path / "run.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))

@@ -1,4 +1,4 @@
-"""The page of a cohort shows every slide, says what is wrong, and is safe to open."""
+"""The page of a cohort shows every slide and its problems, and is safe to open."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def written(folder: Path, *events: dict[str, Any], **more: Any) -> str:
 
 
 def draw(folder: Path, name: str) -> None:
-    """Put a picture of a slide where the page looks for it."""
+    """Write a picture of a slide where the page expects it."""
     picture_file(folder, name).parent.mkdir(exist_ok=True)
     Image.new("RGB", (30, 10)).save(picture_file(folder, name))
 
 
-def test_what_a_row_says(tmp_path: Path) -> None:
-    """Name, error with stage and remedy, warnings, and the numbers under their heads."""
+def test_a_row_has_name_error_warnings_and_numbers(tmp_path: Path) -> None:
+    """The error with stage and remedy, the numbers under their headings."""
     event = done("a.svs", 1234, seconds=2.25, warnings=["mpp estimated"])
     event["made"] |= {"mpp": [0.5, 0.5], "mpp_source": "file", "tissue": 0.25, "bytes": 5_500_000, "n_things": 7}
     found = Page(written(tmp_path, start("a.svs", label=1), event, start("b.svs"), failed("b.svs")))
@@ -69,8 +69,8 @@ def test_totals_are_on_top(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["<script>alert(1)</script>", "a\"b'&amp;.svs", "50%25 #?.svs", "µ × 日本.svs", "{{ 7*7 }} {% raw"]
 )
-def test_names_and_errors_are_text(tmp_path: Path, name: str) -> None:
-    """Whatever a slide, its label or its error say, the page has the same elements; its picture is found."""
+def test_names_and_errors_are_escaped(tmp_path: Path, name: str) -> None:
+    """Slide names, labels and errors add no elements to the page; pictures are found."""
     draw(tmp_path, name.replace("/", "_"))
     evil = "<img src=x onerror=alert(1)>"
     event = done(name, 3, warnings=[evil])
@@ -94,15 +94,15 @@ def test_names_and_errors_are_text(tmp_path: Path, name: str) -> None:
         assert (image["loading"], image["width"], image["height"]) == ("lazy", "30", "10")
 
 
-def test_a_picture_that_is_none(tmp_path: Path) -> None:
-    """Half a file is left out."""
+def test_an_incomplete_picture_is_left_out(tmp_path: Path) -> None:
+    """Half of a file, for example."""
     draw(tmp_path, "a")
     picture_file(tmp_path, "a").write_bytes(b"\xff\xd8")
     assert not Page(written(tmp_path, start("a"), done("a", 1))).all("img")
 
 
-def test_many_slides(tmp_path: Path) -> None:
-    """The worst have pictures, the others a line each; it says so, and memory is that of a page of few slides."""
+def test_a_page_of_many_slides_has_pictures_of_the_worst(tmp_path: Path) -> None:
+    """The others have a line each; the page says so, and needs no more memory."""
     draw(tmp_path, "s3")
     events = [event for k in range(20) for event in (start(f"s{k}"), done(f"s{k}", 100 + k, seconds=1))]
     found = Page(text := written(tmp_path, *events, pictured=5))
@@ -112,8 +112,8 @@ def test_many_slides(tmp_path: Path) -> None:
     assert len(found.all("img")) == 1
 
 
-def test_memory_of_many_slides(tmp_path: Path) -> None:
-    """5,000 slides take less than 1 kB each while the page is written: the page itself is never held."""
+def test_the_page_of_many_slides_needs_little_memory(tmp_path: Path) -> None:
+    """Less than 1 kB for each of 5,000 slides: the page is never whole in memory."""
     slides = 5000
     with (tmp_path / "run.jsonl").open("w") as file:
         for k in range(slides):
@@ -127,8 +127,8 @@ def test_memory_of_many_slides(tmp_path: Path) -> None:
     assert path.read_text().count("<tr>") == slides + 2
 
 
-def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    """Where it cannot be put nothing is left, and the page before stays."""
+def test_the_page_is_written_atomically(tmp_path: Path) -> None:
+    """If it cannot be written, nothing is left behind and the page before remains."""
     (tmp_path / "run.jsonl").write_text(json.dumps(done("a", 1)) + "\n")
     write_page(tmp_path, None, NUMBERS)
     before = (tmp_path / "report.html").read_text()
@@ -138,8 +138,8 @@ def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_text() == before
 
 
-def test_it_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
-    """No address of another host, no file but the pictures; a language, a title, a label for the filter."""
+def test_the_page_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
+    """No file but the pictures; it has a language, a title and a label of the filter."""
     draw(tmp_path, "a")
     text = written(tmp_path, start("a"), done("a", 1))
     found = Page(text)

@@ -1,4 +1,4 @@
-"""A run over many slides goes on after anything that ends it, and what fails is listed, not fatal."""
+"""A run over many slides continues after every kind of failure, and lists the failures."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from slideio_pipe.errors import ConfigError, OutputError
 from slideio_pipe.progress import Bar
 
 
-def test_what_fails_is_listed_and_the_rest_is_done(tmp_path: Path) -> None:
-    """With its stage, error and remedy, in cells that no spreadsheet computes; the next run tries it again."""
+def test_failed_slides_are_listed_and_the_others_are_done(tmp_path: Path) -> None:
+    """With stage, error and remedy, in cells that no spreadsheet evaluates; the next run tries them again."""
     cohort, out = slides(tmp_path, a="1", b="damaged", c="3"), tmp_path / "out"
     assert counts(run(cohort, out)) == (2, 0, 1)
     assert failures(out) == [{"slide": "b", "stage": "copying", "error": "damaged", "remedy": "'=copy it again"}]
@@ -33,7 +33,7 @@ def test_what_fails_is_listed_and_the_rest_is_done(tmp_path: Path) -> None:
 
 
 class Watched(Bar):
-    """A bar that keeps what it was asked to name."""
+    """A bar that records the names it shows."""
 
     def __init__(self) -> None:
         super().__init__(Progress(disable=True), "slides")
@@ -44,8 +44,8 @@ class Watched(Bar):
         super().name(names)
 
 
-def test_a_run_names_the_slide_at_work(tmp_path: Path) -> None:
-    """The bar says which slides the workers have, and of those that were done before none."""
+def test_the_bar_names_the_slides_in_progress(tmp_path: Path) -> None:
+    """Those of the workers, and none that was done before."""
     bar = Watched()
     shown = bar.shown
     cohort, out = slides(tmp_path, a="1", b="2", c="damaged"), tmp_path / "out"
@@ -59,7 +59,7 @@ def test_a_run_names_the_slide_at_work(tmp_path: Path) -> None:
 
 
 def test_the_list_of_failures_is_of_the_last_run(tmp_path: Path) -> None:
-    """What failed before and is done now is not in it, whether others fail or none."""
+    """A slide that failed before and is done now is not in it."""
     cohort, out = slides(tmp_path, a="damaged", b="2", c="damaged"), tmp_path / "out"
     run(cohort, out)
     assert [row["slide"] for row in failures(out)] == ["a", "c"]
@@ -72,8 +72,8 @@ def test_the_list_of_failures_is_of_the_last_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-def test_a_slide_that_kills_its_worker_is_left_out_until_it_is_asked_for(tmp_path: Path) -> None:
-    """Two workers are enough; the others are done."""
+def test_a_slide_that_kills_two_workers_is_left_out_of_later_runs(tmp_path: Path) -> None:
+    """Unless with ``retry=True``; the other slides are done."""
     cohort, out = slides(tmp_path, a="1", b="fatal", c="3"), tmp_path / "out"
     assert counts(run(cohort, out, workers=2)) == (2, 0, 1)
     assert "SIGSEGV" in failures(out)[0]["error"]
@@ -84,7 +84,7 @@ def test_a_slide_that_kills_its_worker_is_left_out_until_it_is_asked_for(tmp_pat
 
 
 def test_other_settings_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    """It says which; overwrite does again what differs, and keeps what does not."""
+    """The error names them; overwrite repeats only the slides that differ."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
     run(cohort, out)
     with pytest.raises(ConfigError, match=r"2 of 2 slides.*scale was 1, is 2.*a, b"):
@@ -94,16 +94,16 @@ def test_other_settings_are_refused_before_anything_starts(tmp_path: Path) -> No
     assert counts(run(cohort, out, scale=2, overwrite=True)) == (0, 2, 0)
 
 
-def test_another_label_is_another_setting(tmp_path: Path) -> None:
-    """Labels are kept in the outputs."""
+def test_a_changed_label_is_a_changed_setting(tmp_path: Path) -> None:
+    """Labels are stored in the outputs."""
     (slide,), out = slides(tmp_path, a="1"), tmp_path / "out"
     run(Cohort([slide]), out)
     with pytest.raises(ConfigError, match="labels, mpp or masks"):
         run(Cohort([CohortSlide(slide.source, slide.name, label=1)]), out)
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """Costs itself only, as does a mask that is gone since the cohort was checked."""
+def test_a_file_that_cannot_be_read_fails_only_its_slide(tmp_path: Path) -> None:
+    """So does a mask that was deleted after the cohort was checked."""
     cohort, out = slides(tmp_path, a="1", b="2", c="3"), tmp_path / "out"
     (tmp_path / "mask.png").touch()
     masked = CohortSlide(tmp_path / "c", "c", mask=tmp_path / "mask.png")
@@ -114,8 +114,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "No such file" in failures(out)[0]["error"]
 
 
-def test_another_file_under_the_same_name_is_noticed(tmp_path: Path) -> None:
-    """That slide fails, unless its output may be replaced."""
+def test_a_replaced_file_fails_its_slide(tmp_path: Path) -> None:
+    """Unless its output may be overwritten."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
     run(cohort, out)
     (tmp_path / "a").write_text("9")
@@ -126,15 +126,15 @@ def test_another_file_under_the_same_name_is_noticed(tmp_path: Path) -> None:
 
 
 def test_an_output_that_was_removed_is_made_again(tmp_path: Path) -> None:
-    """The ledger alone is no output."""
+    """An entry in the ledger is not enough."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
     run(cohort, out)
     (out / "a.out").unlink()
     assert counts(run(cohort, out)) == (1, 1, 0)
 
 
-def test_an_output_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
-    """However often it is asked, and not taken for ours either."""
+def test_an_output_that_this_run_did_not_write_is_not_replaced(tmp_path: Path) -> None:
+    """Neither by the first run nor by later ones."""
     cohort, out = slides(tmp_path, a="1"), tmp_path / "out"
     out.mkdir()
     (out / "a.out").write_text("theirs")
@@ -143,8 +143,8 @@ def test_an_output_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     assert (out / "a.out").read_text() == "theirs"
 
 
-def test_killed_between_the_output_and_its_note(tmp_path: Path) -> None:
-    """An output that had begun under the same settings, and was not there before, is this run's."""
+def test_a_run_killed_before_its_ledger_entry_keeps_its_output(tmp_path: Path) -> None:
+    """The output was begun under the same settings, and did not exist before."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
     run(cohort, out)
     lines = (out / "run.jsonl").read_bytes().splitlines(keepends=True)
@@ -153,8 +153,8 @@ def test_killed_between_the_output_and_its_note(tmp_path: Path) -> None:
     assert counts(run(cohort, out)) == (0, 2, 0)
 
 
-def test_two_runs_in_one_folder(tmp_path: Path) -> None:
-    """The second is refused, told who is at work, and disturbs nothing."""
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    """The error names the process that writes; the first run is not disturbed."""
     cohort, out = slides(tmp_path, a="1"), tmp_path / "out"
     told: list[str] = []
 
@@ -170,7 +170,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
-    """Three slides that cannot be written are enough; the rest waits for the next run."""
+    """After three slides that cannot be written; the next run does the rest."""
     cohort, out = slides(tmp_path, **{f"s{k}": "full" for k in range(9)}), tmp_path / "out"
     with pytest.raises(OutputError, match="no space"):
         run(cohort, out)
@@ -178,8 +178,8 @@ def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
     assert json.loads((out / "run.json").read_text())["state"] == "interrupted"
 
 
-def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path) -> None:
-    """Ctrl-C comes through at once, and nothing stays locked."""
+def test_an_interrupted_run_ends_at_once_and_can_be_resumed(tmp_path: Path) -> None:
+    """Ctrl-C is raised at once, and no lock is left."""
     cohort, out = slides(tmp_path, a="1", b=f"interrupt {os.getpid()}"), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(cohort, out)
@@ -189,15 +189,15 @@ def test_an_interrupted_run_says_so_and_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../a", "x/a", "..\\a", ".hidden", "/a"])
-def test_names_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
-    """A hostile manifest writes nowhere else."""
+def test_names_that_lead_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    """A malicious manifest cannot write elsewhere."""
     (tmp_path / "a").write_text("1")
     with pytest.raises(ConfigError, match="no name for a file"):
         run(Cohort([CohortSlide(tmp_path / "a", name)]), tmp_path / "out")
 
 
-def test_two_slides_of_one_output(tmp_path: Path) -> None:
-    """They are named."""
+def test_two_slides_with_one_output_are_refused(tmp_path: Path) -> None:
+    """The error names them."""
     from slideio_pipe.export.cohort import export_cohort
 
     cohort = slides(tmp_path, **{"a.svs": "1", "a.tif": "2"})

@@ -1,4 +1,4 @@
-"""Files of folders, patterns and lists as slides: each slide once; folders below are searched."""
+"""Slides of folders, patterns and lists: each slide once; subfolders are searched."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _list(folder: Path) -> list[CohortSlide]:
 
 @pytest.mark.parametrize("given", [_pattern, _folder, _list])
 def test_a_dicom_series_is_one_slide(series: Path, given: Callable[[Path], list[CohortSlide]]) -> None:
-    """Named by its largest level; OpenSlide finds the same slide in each of its files."""
+    """Named after its largest level; OpenSlide opens the same slide from each of its files."""
     with pytest.warns(errors.PartsWarning, match="4 of 7 paths are parts of other slides") as caught:
         slides = given(series)
     assert [slide.name for slide in slides] == ["one9.dcm", "two0.dcm", "z.tif"]
@@ -61,8 +61,8 @@ def test_a_dicom_series_is_one_slide(series: Path, given: Callable[[Path], list[
     assert len(hashes) == 2
 
 
-def test_files_of_different_slides_are_left_alone(series: Path) -> None:
-    """One file of each: nothing to say."""
+def test_files_of_different_slides_have_no_warning(series: Path) -> None:
+    """One file of each."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cohort = Cohort.of([series / "one2.dcm", series / "two1.dcm"])
@@ -70,7 +70,7 @@ def test_files_of_different_slides_are_left_alone(series: Path) -> None:
 
 
 def test_rows_of_one_series_are_a_problem(series: Path, tmp_path: Path) -> None:
-    """A manifest says what it means: rows may have other labels."""
+    """Rows of a manifest could have different labels."""
     rows = ["dicom/one9.dcm,0", "dicom/two0.dcm,1", "dicom/one1.dcm,1"]
     (tmp_path / "cohort.csv").write_text("\n".join(["slide,label", *rows]))
     with pytest.raises(ConfigError, match="line 2 and line 4 are files of one DICOM slide"):
@@ -78,7 +78,7 @@ def test_rows_of_one_series_are_a_problem(series: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_one_dicom_file_is_a_cohort(tmp_path: Path) -> None:
-    """It was a directory, not a slide; to open one slide, its file is named."""
+    """Its file is the path of the slide."""
     path = write_series(tmp_path / "a", PIXELS, (1,))[0]
     assert [slide.source for slide in Cohort.of(tmp_path / "a")] == [path]
     write_dicom(tmp_path / "a" / "0.dcm", PIXELS, number=7, kind="ORIGINAL\\PRIMARY\\LABEL\\NONE")
@@ -86,8 +86,8 @@ def test_a_folder_of_one_dicom_file_is_a_cohort(tmp_path: Path) -> None:
         open_slide(tmp_path / "a")
 
 
-def test_folders_in_folders(tmp_path: Path) -> None:
-    """Are searched where there is no slide above, which is said; hidden folders, zarrs and our own bags are not."""
+def test_subfolders_are_searched_if_the_folder_has_no_slides(tmp_path: Path) -> None:
+    """With a warning; hidden folders, zarrs and our own bags are skipped."""
     write_series(tmp_path / "p1" / "dicom", PIXELS, (1, 2))
     for name in ("p2/a.svs", "p3/deep/b.ndpi", "p3/c.mrxs", "p3/c/inside.tif", ".trash/d.svs", "p4/e.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -103,8 +103,8 @@ def test_folders_in_folders(tmp_path: Path) -> None:
     assert any("1 of 6 paths are parts of other slides, such as l1.dcm of l0.dcm" in text for text in said)
 
 
-def test_folders_below_slides_are_left_out_and_said(tmp_path: Path) -> None:
-    """What lies below slides may be older versions of them, or results."""
+def test_subfolders_beside_slides_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    """They may contain older versions or results."""
     for name in ("a.svs", "old/a.svs", "old/b.svs", "c.mrxs", "c/x.tif"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -113,8 +113,8 @@ def test_folders_below_slides_are_left_out_and_said(tmp_path: Path) -> None:
     assert [slide.name for slide in cohort] == ["a.svs", "c.mrxs"]
 
 
-def test_companions_that_a_pattern_matches(tmp_path: Path) -> None:
-    """Tiles of MIRAX, of VSI and of VMS, and chunks of a zarr, are no slides."""
+def test_companion_files_that_a_pattern_matches_are_no_slides(tmp_path: Path) -> None:
+    """Tiles of MIRAX, VSI and VMS, and chunks of a zarr."""
     names = ("a.mrxs", "a/Data0000.dat", "a/Slidedat.ini", "b.vsi", "_b_/stack1/frame_t.ets", "c_1.jpg", "c_map.jpg")
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -130,16 +130,16 @@ def test_companions_that_a_pattern_matches(tmp_path: Path) -> None:
         Cohort.of(tmp_path / "*")
 
 
-def test_mirax_folders_open_by_their_file(tmp_path: Path) -> None:
-    """The remedy names it."""
+def test_a_mirax_folder_is_refused_naming_its_file(tmp_path: Path) -> None:
+    """In the remedy."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a.mrxs").touch()
     with pytest.raises(SlideNotFoundError, match=f"pass {tmp_path / 'a.mrxs'}"):
         open_slide(tmp_path / "a")
 
 
-def test_slides_of_one_name_in_two_folders(tmp_path: Path) -> None:
-    """Are told apart by whoever gives them: names of bags would be the same."""
+def test_slides_of_one_name_in_two_folders_are_refused(tmp_path: Path) -> None:
+    """Their bags would have the same name."""
     for name in ("p1/a.svs", "p2/a.svs"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -150,8 +150,8 @@ def test_slides_of_one_name_in_two_folders(tmp_path: Path) -> None:
         Cohort.of(tmp_path)
 
 
-def test_the_slide_that_coordinates_are_of(tmp_path: Path) -> None:
-    """Is the .mrxs, not its folder as well, and is found in folders below."""
+def test_the_slide_of_coordinates_is_found(tmp_path: Path) -> None:
+    """The .mrxs and not its folder, also in subfolders."""
     from slideio_pipe.export.import_bags import slide_of
 
     (tmp_path / "a").mkdir()

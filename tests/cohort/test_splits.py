@@ -1,4 +1,4 @@
-"""Splits and folds keep patients whole, labels even, and are a matter of the seed alone."""
+"""Splits and folds keep patients together and labels balanced, and depend on the seed only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slideio_pipe.errors import ConfigError
 
 
 def cohort_of(labels: list[int | float | str | None], per_patient: int = 1) -> Cohort:
-    """Return slides with these labels, so many to a patient."""
+    """Return slides with these labels, a number of slides per patient."""
     return Cohort.unchecked(
         CohortSlide(Path(f"{k}.svs"), f"{k}.svs", label=label, patient=f"p{k // per_patient}")
         for k, label in enumerate(labels)
@@ -29,10 +29,10 @@ def cohort_of(labels: list[int | float | str | None], per_patient: int = 1) -> C
     parts=st.sampled_from([{"train": 0.7, "val": 0.15, "test": 0.15}, {"train": 0.5, "test": 0.5}]),
     seed=st.integers(0, 2**63),
 )
-def test_patients_are_whole_and_labels_even(
+def test_splits_keep_patients_together_and_labels_balanced(
     patients: list[tuple[int, str]], parts: dict[str, float], seed: int
 ) -> None:
-    """Of every label each split has its part to within one patient, of the whole to within one per split."""
+    """Each label is split to within one patient, and the total to within one per split."""
     slides = [
         CohortSlide(Path(f"{p}-{k}"), f"{p}-{k}", label=label, patient=f"p{p}")
         for p, (count, label) in enumerate(patients)
@@ -51,8 +51,8 @@ def test_patients_are_whole_and_labels_even(
         assert abs(sum(split == name for split in where.values()) - part * len(patients)) <= len(parts)
 
 
-def test_the_seed_decides_and_the_order_does_not() -> None:
-    """The same seed gives the same split, also of the slides in another order; another seed another."""
+def test_a_split_depends_on_the_seed_and_not_on_the_order() -> None:
+    """The same seed gives the same split of slides in another order; another seed gives another split."""
     cohort = cohort_of(["a", "b"] * 30)
     first = {slide.name: slide.split for slide in split_cohort(cohort, seed=1)}
     turned = Cohort.unchecked(reversed(list(cohort)))
@@ -60,22 +60,22 @@ def test_the_seed_decides_and_the_order_does_not() -> None:
     assert {slide.name: slide.split for slide in split_cohort(cohort, seed=2)} != first
 
 
-def test_folds_are_even() -> None:
+def test_folds_are_balanced() -> None:
     """Each has a fifth of the patients and of every label."""
     done = fold_cohort(cohort_of([0, 0, 0, 1, 1] * 10), 5, seed=3)
     assert Counter(slide.fold for slide in done) == dict.fromkeys(range(5), 10)
     assert all(Counter(done.where(fold=k).labels) == {0: 6, 1: 4} for k in range(5))
 
 
-def test_a_quantity_is_parted_by_its_quarters() -> None:
-    """Labels that are many numbers, as survival in months."""
+def test_numeric_labels_are_stratified_by_quartiles() -> None:
+    """If they have many values, as survival in months."""
     done = split_cohort(cohort_of([k / 7 for k in range(80)]), {"train": 0.75, "test": 0.25})
     tested = sorted(slide.label for slide in done.where(split="test"))  # type: ignore[type-var]
     assert [sum(low <= 7 * value < low + 20 for value in tested) for low in (0, 20, 40, 60)] == [5, 5, 5, 5]  # type: ignore[operator]
 
 
-def test_another_column_is_parted_evenly() -> None:
-    """Ten rare of forty: two in every fold, an eighth of them in every eighth; the column label plays no part."""
+def test_folds_can_be_stratified_by_another_column() -> None:
+    """Ten rare of forty: two in every fold; the column label is not used."""
     slides = [
         CohortSlide(Path(f"{k}"), f"{k}", label=k % 7, other=(("grade", "rare" if k % 4 == 0 else "common"),))
         for k in range(40)
@@ -93,30 +93,30 @@ def test_another_column_is_parted_evenly() -> None:
     ("name", "known"),
     [("Val", "val"), ("valid", "val"), ("VALIDATION", "val"), ("Training", "train"), (" testing ", "test"), ("a", "a")],
 )
-def test_splits_by_their_usual_names(name: str, known: str) -> None:
-    """A cohort finds them by either name; names of its own are as they are."""
+def test_splits_have_their_usual_names(name: str, known: str) -> None:
+    """A cohort finds them by either name; other names are unchanged."""
     cohort = Cohort.unchecked([CohortSlide(Path("a"), "a", split=name), CohortSlide(Path("b"), "b", split="other")])
     assert split_of(name) == known
     assert [slide.name for slide in cohort.where(split=known)] == ["a"]
     assert [slide.name for slide in cohort.where(split=name)] == ["a"]
 
 
-def test_slides_without_a_patient_stand_for_themselves() -> None:
-    """Also where a patient is called like a slide."""
+def test_slides_without_a_patient_are_patients_of_their_own() -> None:
+    """Also if a patient has the name of a slide."""
     slides = [CohortSlide(Path(name), name, patient=patient) for name, patient in (("a", None), ("b", "a"), ("c", "a"))]
     done = fold_cohort(Cohort.unchecked(slides), 2)
     assert done[1].fold == done[2].fold != done[0].fold
 
 
 @pytest.mark.parametrize("parts", [{"train": 0.5}, {"train": 1.5, "test": -0.5}, {"train": float("nan")}, {}])
-def test_parts_that_are_none(parts: dict[str, float]) -> None:
-    """They have to be positive and add up to 1."""
+def test_invalid_fractions_are_refused(parts: dict[str, float]) -> None:
+    """They must be positive and sum to 1."""
     with pytest.raises(ConfigError, match="add up to 1"):
         split_cohort(cohort_of([0] * 9), parts)
 
 
-def test_more_folds_than_patients() -> None:
-    """Is refused, as are fewer than two."""
+def test_more_folds_than_patients_are_refused() -> None:
+    """So are fewer than two."""
     with pytest.raises(ConfigError, match="2 patients for 5 parts"):
         fold_cohort(cohort_of([0] * 8, per_patient=4))
     with pytest.raises(ConfigError, match="pass 2 or more"):

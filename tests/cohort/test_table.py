@@ -1,4 +1,4 @@
-"""Manifests in every form, read, checked and written back."""
+"""Manifests in every format are read, checked and written."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TEXT = "slide,name,label,mpp,mask,patient,split,fold,site\na.svs,,1,0.25,m.png,p
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_there_and_back(tmp_path: Path, ending: str) -> None:
-    """A cohort that is written is the same cohort when it is read; columns of others are kept."""
+def test_a_written_cohort_is_read_back_equal(tmp_path: Path, ending: str) -> None:
+    """Other columns are kept."""
     if ending == "parquet":
         pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     cohort = Cohort.of(manifest(tmp_path, TEXT, "a.svs", "x/b.svs", "m.png"))
@@ -28,8 +28,8 @@ def test_there_and_back(tmp_path: Path, ending: str) -> None:
         assert written.read_text() == TEXT.replace("a.svs,,", "a.svs,,", 1)
 
 
-def test_numbers_of_a_parquet_file(tmp_path: Path) -> None:
-    """Numbers and gaps are taken as they are meant."""
+def test_numbers_of_a_parquet_file_keep_their_type(tmp_path: Path) -> None:
+    """Missing values are empty cells."""
     pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     from pyarrow import parquet
 
@@ -41,8 +41,8 @@ def test_numbers_of_a_parquet_file(tmp_path: Path) -> None:
     assert [(s.label, s.mpp, s.fold) for s in cohort] == [(1, 0.25, 2), (0, None, None)]
 
 
-def test_parquet_that_is_none(tmp_path: Path) -> None:
-    """Damaged, or without pyarrow."""
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
+    """With its path."""
     pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -50,15 +50,15 @@ def test_parquet_that_is_none(tmp_path: Path) -> None:
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One sentence says what to install."""
+    """The error is one sentence with the install command."""
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (tmp_path / "a.parquet").touch()
     with pytest.raises(MissingExtraError, match=r"slideio-pipe\[parquet\]"):
         Cohort.of(tmp_path / "a.parquet")
 
 
-def test_folders_and_patterns(tmp_path: Path) -> None:
-    """A folder is its slides, hidden files and pictures left out; a pattern is what it matches."""
+def test_folders_and_patterns_are_cohorts(tmp_path: Path) -> None:
+    """A folder is its slides, without hidden files and pictures; a pattern is what it matches."""
     manifest(tmp_path, "", "b.svs", "a.tiff", "thumb.png", ".c.svs", "deep/d.svs")
     with pytest.warns(PartsWarning, match="1 file of slides in folders below it is left out"):
         assert [slide.name for slide in Cohort.of(tmp_path)] == ["a.tiff", "b.svs"]
@@ -69,8 +69,8 @@ def test_folders_and_patterns(tmp_path: Path) -> None:
             Cohort.of(nothing)
 
 
-def test_problems_of_a_study(tmp_path: Path) -> None:
-    """A patient in two splits or folds, labels spelt in two ways, a fold that is none: all at once."""
+def test_one_error_lists_the_problems_of_a_study(tmp_path: Path) -> None:
+    """A patient in two splits or folds, labels spelt in two ways, an invalid fold."""
     text = (
         "slide,label,patient,split,fold\n"
         "a.svs,Tumour,p1,train,0\nb.svs,tumour,p1,test,1\nc.svs,normal,p2,train,x\nd.svs,normal,,val,\n"
@@ -88,8 +88,8 @@ def test_problems_of_a_study(tmp_path: Path) -> None:
         assert part in message
 
 
-def test_a_root_is_not_left(tmp_path: Path) -> None:
-    """Neither by dots, nor from the root of the disk, nor by a link; what lies outside is not even looked for."""
+def test_paths_outside_the_root_are_refused(tmp_path: Path) -> None:
+    """By dots, by an absolute path or by a link; files outside the root are not accessed."""
     root = tmp_path / "root"
     text = "slide,mask\na.svs,\n../b.svs,\n/etc/passwd,\nlink.svs,\na.svs,../no.png\n"
     path = manifest(root, text, "a.svs", "../b.svs")
@@ -103,8 +103,8 @@ def test_a_root_is_not_left(tmp_path: Path) -> None:
     assert "no such" not in message
 
 
-def test_a_split_that_is_not_there(tmp_path: Path) -> None:
-    """The ones that are there are named."""
+def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
+    """The error names the existing ones."""
     cohort = Cohort.unchecked([CohortSlide(tmp_path / "a", "a", split="train")])
     assert len(cohort.where(split="train")) == 1
     with pytest.raises(ConfigError, match="there are: train"):

@@ -1,4 +1,4 @@
-"""The command line says what it did, in text and in JSON, and takes every setting by option or by file."""
+"""The command line reports its results, as text and as JSON, and takes every setting by option or by file."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def contents(bag: Path) -> dict[str, bytes]:
 # --- the program as a whole
 
 
-def test_the_installed_program_answers_without_loading_heavy_packages() -> None:
-    """--help, --version and the help of every command come without torch, libvips, zarr or scikit-image."""
+def test_version_and_help_load_no_heavy_packages() -> None:
+    """--help, --version and the help of every command do without torch, libvips, zarr and scikit-image."""
     code = (
         "import sys; from slideio_pipe.commands.app import app\n"
         "from typer.testing import CliRunner\n"
@@ -69,19 +69,19 @@ def test_the_installed_program_answers_without_loading_heavy_packages() -> None:
 
 
 def test_version() -> None:
-    """The version of the package."""
+    """The version of the package is printed."""
     assert run("--version").stdout == f"slideio-pipe {sp.__version__}\n"
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_every_help_shows_an_example(command: str | None) -> None:
-    """Somebody who has read nothing can start from it, and names are those of the program."""
+    """A new user can start from it; names in it are those of the program."""
     text = run(*(() if command is None else (command,)), "--help").stdout
     assert re.search(rf"Example: slideio-pipe {command or ''}", text)
 
 
-def test_the_help_of_export_names_the_defaults() -> None:
-    """The default of every setting on the help screen is that of the configuration."""
+def test_the_help_of_export_states_the_defaults() -> None:
+    """The default of every setting is that of the configuration."""
     text = " ".join(run("export", "--help").stdout.replace("│", " ").split())
     config = ExportConfig()
     shown = {
@@ -98,8 +98,8 @@ def test_the_help_of_export_names_the_defaults() -> None:
 
 
 @pytest.mark.system
-def test_a_terminal_of_another_alphabet_gets_question_marks(truth: SyntheticSlide) -> None:
-    """Where µ and × cannot be written the command still works."""
+def test_a_terminal_that_cannot_write_a_character_gets_question_marks(truth: SyntheticSlide) -> None:
+    """For µ and ×; the command works."""
     command = [sys.executable, "-m", "slideio_pipe", "info", str(truth.path)]
     env = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "PATH": ""}
     done = subprocess.run(command, capture_output=True, env=env, check=True)
@@ -118,7 +118,7 @@ def test_info_as_text(truth: SyntheticSlide) -> None:
 
 
 def test_info_as_json(truth: SyntheticSlide) -> None:
-    """The same for a program, with nothing else on standard output."""
+    """The same content for a program, with nothing else on standard output."""
     told = json.loads(run("info", truth.path, "--json").stdout)
     assert told["dimensions"] == [3000, 2400]
     assert told["mpp"] == [0.25, 0.25]
@@ -129,7 +129,7 @@ def test_info_as_json(truth: SyntheticSlide) -> None:
     assert re.fullmatch("[0-9a-f]{16}", told["fingerprint"])
 
 
-def test_info_says_how_much_memory_a_resolution_takes(truth: SyntheticSlide) -> None:
+def test_info_states_the_memory_of_a_resolution(truth: SyntheticSlide) -> None:
     """At 0.5 µm a slide of 3000×2400 px at 0.25 µm is 1500×1200 px of three channels: 5.4 MB as bytes."""
     told = json.loads(run("info", truth.path, "--mpp", 0.5, "--json").stdout)
     assert told["view"] == {"size": [1500, 1200], "mpp": [0.5, 0.5]}
@@ -138,7 +138,7 @@ def test_info_says_how_much_memory_a_resolution_takes(truth: SyntheticSlide) -> 
 
 
 def test_info_of_a_slide_without_resolution(tmp_path: Path) -> None:
-    """It says so and goes on; --slide-mpp is taken; a wanted resolution needs it."""
+    """It is stated; --slide-mpp is used; a requested resolution needs it."""
     path = write_pyramid(tmp_path / "plain.tif", coordinate_pixels(300, 200), levels=(1,), mpp=None)
     assert re.search(r"mpp +unknown", run("info", path).stdout)
     assert json.loads(run("info", path, "--slide-mpp", 0.5, "--json").stdout)["mpp_source"] == "slide_mpp argument"
@@ -154,7 +154,7 @@ def test_the_reader_can_be_chosen(truth: SyntheticSlide) -> None:
 
 
 def test_tissue_is_written_for_qupath_as_mask_and_as_picture(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """All three tell of the same tissue, close to the truth; folders are made."""
+    """All three files show the same tissue, close to the truth; folders are created."""
     outlines, mask, picture = tmp_path / "new" / "a.geojson", tmp_path / "a.png", tmp_path / "pictures" / "a.jpg"
     text = run("tissue", truth.path, "--out", outlines, "--picture", picture).stdout
     assert re.search(r"a\.svs: \d\d\.\d% of the slide is tissue, 0\.\d\d mm² \(otsu\)", text)
@@ -183,8 +183,8 @@ def test_tissue_takes_method_resolution_and_file(truth: SyntheticSlide, tmp_path
     assert "no tissue found" in run("tissue", truth.path, "--config", strict, code=2).stderr
 
 
-def test_tissue_refuses_what_it_cannot_write(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """Endings that are no mask's or picture's, and files that are there, which stay as they are."""
+def test_tissue_refuses_unknown_endings_and_existing_files(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Existing files are unchanged."""
     assert "end it in .geojson or .png" in run("tissue", truth.path, "--out", tmp_path / "a.tif", code=2).stderr
     assert "end it in .png" in run("tissue", truth.path, "--picture", tmp_path / "a.gifx", code=2).stderr
     for option in ("--out", "--picture"):
@@ -200,19 +200,19 @@ def test_tissue_refuses_what_it_cannot_write(truth: SyntheticSlide, tmp_path: Pa
 
 
 def test_export_as_text(truth: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default into the current folder; it says what, where, and how to open it, on lines that can be copied."""
+    """By default into the current folder; the bag, its path and how to open it, on lines that can be copied."""
     monkeypatch.chdir(tmp_path)
     lines = run("export", truth.path).stdout.splitlines()
     bag = tmp_path / "a.bag.zarr"
     assert re.match(r"a\.svs: \d+ tiles of 256 px at 0\.5 µm per pixel \([\d.]+ MB, ", lines[0])
-    assert re.match(r"\d+% of the tissue lies in no tile; --edge ", lines[1])
+    assert re.match(r"\d+% of the tissue is in no tile; --edge ", lines[1])
     assert lines[2] == f"bag: {bag}"
     assert lines[3] == f'in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag}")'
     assert len(sp.open_bag(bag)) > 5
 
 
 def test_export_as_json(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """The numbers, and the tiles the Python API would have made."""
+    """The numbers; the tiles are those of the Python API."""
     summary, bag = exported(truth.path, "--out", tmp_path, "--label", 1)
     assert summary["tiles"] == len(bag)
     assert summary["bytes"] == sum(len(data) for data in contents(bag.path).values())
@@ -225,7 +225,7 @@ def test_export_as_json(truth: SyntheticSlide, tmp_path: Path) -> None:
 
 
 def test_export_takes_every_setting(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """Each option arrives in the bag, its picture is drawn, and the name may be given whole."""
+    """The bag records each option, its picture is drawn, and the whole path may be given."""
     options = {
         "--mpp": 1.0, "--tile-size": 100, "--stride": 80, "--edge": "shift", "--tissue": "threshold",
         "--min-tissue": 0.2, "--pixels": "none", "--label": "tumour", "--backend": "openslide", "--slide-mpp": 0.5,
@@ -248,13 +248,13 @@ def test_export_takes_every_setting(truth: SyntheticSlide, tmp_path: Path) -> No
 
 
 def test_export_of_source_bytes(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """The slide's own bytes are kept where the grid is laid on its tiles; what that changes is said."""
+    """The slide's own bytes are kept on an aligned grid; a warning says what alignment changes."""
     args = ("export", truth.path, "--out", tmp_path, "--mpp", "native", "--tile-size", 200, "--pixels", "source")
     refused = run(*args, code=2).stderr
-    remedy = "lay the grid with --align, or pass --pixels jpeg:90 or --pixels zstd"
+    remedy = "create the grid with --align, or pass --pixels jpeg:90 or --pixels zstd"
     assert f"--pixels source is not possible: tiles are 200 px, stored ones 256 px; {remedy}" in refused
     aligned = run(*args, "--align", "--json")
-    assert "laid on the stored tiles with tile_size 256 in place of 200" in aligned.stderr
+    assert "grid aligned to the stored tiles with tile_size 256 in place of 200" in aligned.stderr
     summary = json.loads(aligned.stdout)
     assert (summary["tile_size"], summary["pixels"]["codec"], summary["pixels"]["source"]) == (256, "jpeg", True)
     resampled = run("export", truth.path, "--pixels", "source", "--align", code=2).stderr
@@ -266,8 +266,8 @@ def test_export_of_source_bytes(truth: SyntheticSlide, tmp_path: Path) -> None:
     assert "--pixels: 'png' should be \"source\"" in unknown
 
 
-def test_export_tells_what_jpeg_loses(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """Size and PSNR stand in the output, for a person and for a program."""
+def test_export_prints_the_loss_of_jpeg(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Size and PSNR are in the text and in the JSON."""
     said = run("export", truth.path, "--out", tmp_path, "--pixels", "jpeg:80").stdout
     assert re.search(r"JPEG of quality 80, 4:4:4: \d\d\.\d dB PSNR against the tiles \(over \d+ of them\)", said)
     again = run("export", truth.path, "--out", tmp_path, "--pixels", "jpeg:80", "--overwrite", "--json").stdout
@@ -275,8 +275,8 @@ def test_export_tells_what_jpeg_loses(truth: SyntheticSlide, tmp_path: Path) -> 
     assert f"{pixels['psnr_db']:.1f} dB" in said
 
 
-def test_magnification_is_turned_into_a_resolution_and_said(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """20 means 0.5 µm; together with --mpp it is refused, and so is what is no magnification."""
+def test_magnification_is_converted_to_a_resolution_and_printed(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """20 means 0.5 µm; with --mpp, or as an invalid number, it is refused."""
     result = run("export", truth.path, "--out", tmp_path, "--mag", 20, "--json")
     assert result.stderr == "--mag 20 means 0.5 µm per pixel\n"
     assert json.loads(result.stdout)["mpp"] == [0.5, 0.5]
@@ -286,15 +286,15 @@ def test_magnification_is_turned_into_a_resolution_and_said(truth: SyntheticSlid
 
 
 def test_native_resolution_is_level_0(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """Stored pixels, not resampled."""
+    """Stored pixels without resampling."""
     _, bag = exported(truth.path, "--out", tmp_path, "--mpp", "native")
     assert bag.attributes["view"]["affine"] == [1, 0, 0, 0, 1, 0]
     x, y = bag.coords[0]
     assert np.array_equal(bag[0], sp.open_slide(truth.path).read_region((x, y), 0, (256, 256)))
 
 
-def test_overlap_is_the_tile_less_the_stride(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """Both say the same; contradicting ones are refused."""
+def test_overlap_is_the_tile_size_minus_the_stride(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Both options give the same grid; contradicting ones are refused."""
     grid = ("--tile-size", 128, "--tissue", "none")
     _, by_overlap = exported(truth.path, "--out", tmp_path / "a", *grid, "--overlap", 32)
     _, by_stride = exported(truth.path, "--out", tmp_path / "b", *grid, "--stride", 96)
@@ -304,8 +304,8 @@ def test_overlap_is_the_tile_less_the_stride(truth: SyntheticSlide, tmp_path: Pa
     assert "stride and overlap contradict each other" in error
 
 
-def test_options_win_over_the_file(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """What the file says holds unless an option says otherwise; a stride replaces the file's overlap."""
+def test_options_override_the_file(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Other settings of the file remain; a stride replaces the file's overlap."""
     config = tmp_path / "mine.yaml"
     settings = {"view": {"mpp": 1.0}, "grid": {"tile_size": 64, "overlap": 32}, "tissue": {"method": "none"}}
     config.write_text(yaml.safe_dump(settings))
@@ -322,7 +322,7 @@ def test_options_win_over_the_file(truth: SyntheticSlide, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("ending", ["geojson", "png"])
 def test_a_given_mask_is_used(truth: SyntheticSlide, tmp_path: Path, ending: str) -> None:
-    """The mask of another run, or of QuPath, selects the tiles that finding tissue would have."""
+    """A mask of another run, or of QuPath, selects the same tiles as the tissue that is found."""
     mask = tmp_path / f"mask.{ending}"
     run("tissue", truth.path, "--out", mask)
     _, bag = exported(truth.path, "--out", tmp_path / "a", "--mask", mask)
@@ -338,15 +338,15 @@ def test_a_given_mask_is_used(truth: SyntheticSlide, tmp_path: Path, ending: str
         ("nan", "nan"), ("inf", "inf"), ("1_000", "1_000"), ("", ""), ("Ductal, in situ", "Ductal, in situ"),
     ],
 )  # fmt: skip
-def test_labels_are_numbers_where_they_are_written_as_such(given: str, label: object) -> None:
-    """Whole numbers, decimal numbers, and texts for everything else."""
+def test_labels_written_as_numbers_are_numbers(given: str, label: object) -> None:
+    """Integers, decimal numbers, and text for everything else."""
     found = export._number_or_text(given)
     assert found == label
     assert type(found) is type(label)
 
 
-def test_an_export_that_is_done_is_kept(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """As a cohort that is done: exit code 0, not a byte changed; a picture that is missing is drawn."""
+def test_a_finished_export_is_kept(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """As in a cohort: exit code 0, no byte changed; a missing picture is drawn."""
     command = ("export", truth.path, "--out", tmp_path, "--label", 1, "--mpp", 1.0, "--tile-size", 128)
     _, bag = exported(*command[1:])
     before = contents(bag.path)
@@ -366,8 +366,8 @@ def test_an_export_that_is_done_is_kept(truth: SyntheticSlide, tmp_path: Path) -
     assert "already exists" in run(*command, code=2).stderr
 
 
-def test_an_existing_bag_stays_unless_told(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """Exit code 2 and not a byte changed; --overwrite replaces it."""
+def test_an_existing_bag_is_kept_without_overwrite(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Exit code 2 and no byte changed; --overwrite replaces it."""
     _, bag = exported(truth.path, "--out", tmp_path, "--label", 1)
     before = contents(bag.path)
     error = run("export", truth.path, "--out", tmp_path, "--label", 0, code=2).stderr
@@ -377,8 +377,8 @@ def test_an_existing_bag_stays_unless_told(truth: SyntheticSlide, tmp_path: Path
     assert bag.label == 0
 
 
-def test_a_slide_without_tissue(tmp_path: Path) -> None:
-    """An error with remedies; --allow-empty writes a bag of no tiles, with a warning."""
+def test_a_slide_without_tissue_is_an_error(tmp_path: Path) -> None:
+    """With remedies; --allow-empty writes a bag of no tiles, with a warning."""
     glass = write_pyramid(tmp_path / "glass.tif", np.full((1500, 1500, 3), 243, np.uint8), levels=(1,))
     result = run("export", glass, "--out", tmp_path, code=2)
     assert result.stderr.startswith("error: glass.tif: no tile of 256 px has 50% tissue (no tissue was found)")
@@ -393,7 +393,7 @@ def test_a_slide_without_tissue(tmp_path: Path) -> None:
 
 
 def test_warnings_are_one_line_each(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """On standard error, without a traceback or a place in the source."""
+    """On standard error, without a traceback or a position in the source."""
     result = run("export", truth.path, "--out", tmp_path, "--mpp", 0.2)
     assert re.fullmatch(r"warning: a\.svs: [^\n]*\n", result.stderr)
     assert ".py" not in result.stderr
@@ -402,8 +402,8 @@ def test_warnings_are_one_line_each(truth: SyntheticSlide, tmp_path: Path) -> No
 # --- doctor
 
 
-def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All is well here, in text and in JSON; what is broken is marked and ends with exit code 2."""
+def test_doctor_reports_installed_parts_and_broken_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As text and as JSON; a broken part is marked and the exit code is 2."""
     assert "reads what was written" in run("doctor").stdout
     assert json.loads(run("doctor", "--json").stdout)["healthy"] is True
 
@@ -420,8 +420,8 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.system
-def test_ctrl_c_ends_quietly_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    """Exit code 130 without a traceback and nothing under the final name; then the same bytes as if undisturbed."""
+def test_ctrl_c_ends_without_a_traceback_and_the_next_run_resumes(tmp_path: Path) -> None:
+    """Exit code 130, nothing under the final name; the resumed bag has the same bytes."""
     noise = np.random.default_rng(0).integers(0, 256, (6000, 6000, 3), dtype=np.uint8)
     slide = write_pyramid(tmp_path / "noise.tif", noise, levels=(1,), compression=None)
     grid = ("--tissue", "none", "--mpp", "native", "--tile-size", "128", "--threads", "1")
@@ -437,7 +437,7 @@ def test_ctrl_c_ends_quietly_and_the_next_run_goes_on(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert process.returncode == 130, error
-    assert error == "interrupted; run the same command again to go on\n"
+    assert error == "interrupted; run the same command again to resume\n"
     assert [entry.name for entry in (tmp_path / "bags").iterdir()] == [partial.name]
 
     kept = {file: file.stat().st_mtime_ns for file in partial.glob("tiles/c/*/*/*/*") if file.suffix != ".partial"}

@@ -1,4 +1,4 @@
-"""The benchmark compares what it says it compares, and survives readers that are missing, broken or wrong."""
+"""The benchmark compares the right cases, and continues if readers are missing, broken or wrong."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ def compared(truth: SyntheticSlide) -> Comparison:
 
 @pytest.fixture(autouse=True)
 def short_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is repeated for the sake of the clock: no test looks at it."""
+    """Repeat nothing for precise times: no test uses the times."""
     monkeypatch.setattr(measure, "LEAST_TILES", 1)
 
 
 def fake_python(path: Path, script: str) -> Path:
-    """An interpreter that does as ``script`` says, whatever it is asked to run."""
+    """Return an interpreter that runs ``script`` in place of every program."""
     path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     path.chmod(0o755)
     return path
 
 
-def test_every_case_and_reader_is_known_everywhere() -> None:
-    """The help screen, the peers and the worker name the same cases and readers; targets are for readers that exist."""
+def test_help_peers_and_worker_have_the_same_cases_and_readers() -> None:
+    """Targets exist only for readers that exist."""
     assert set(PEERS) == set(READERS)
     assert set(THREADED) <= set(PEERS)
     assert {name for case in CASES.values() for name in case.wanted} <= set(PEERS)
@@ -71,8 +71,8 @@ def test_every_case_and_reader_is_known_everywhere() -> None:
         assert re.search(rf"[ ,]{re.escape(name)}\b", text), name
 
 
-def test_tiles_lie_where_the_case_says(truth: SyntheticSlide) -> None:
-    """Aligned ones on the stored grid, the others off it; all inside the slide, on tissue, each once, reproducibly."""
+def test_tiles_are_at_the_positions_of_the_case(truth: SyntheticSlide) -> None:
+    """Aligned ones on the stored grid, the others off it; inside the slide, on tissue, unique, reproducible."""
     with sp.open_slide(truth.path) as slide:
         tissue = tissue_of(slide)
         for case in READING:
@@ -94,7 +94,7 @@ def test_tiles_lie_where_the_case_says(truth: SyntheticSlide) -> None:
         assert dense.tolist()[start : start + 5] == few
 
 
-def test_a_slide_of_glass_has_tiles_all_the_same(tmp_path: Path) -> None:
+def test_a_slide_of_glass_has_tiles(tmp_path: Path) -> None:
     """Where no tissue is found, tiles come from the whole slide, without a warning."""
     path = write_pyramid(tmp_path / "glass.tif", np.full((600, 700, 3), 240, np.uint8), (1,))
     with sp.open_slide(path) as slide:
@@ -127,8 +127,8 @@ def test_readers_deliver_the_same_pixels(compared: Comparison) -> None:
                 assert (row.ratio is None) == (row.reader == OURS)
 
 
-def test_pixels_are_those_of_the_slide(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """What is checksummed is what tifffile reads at these places, in the order that was asked for."""
+def test_checksums_are_of_the_slides_pixels(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """Of tifffile's pixels at the same places, in the requested order."""
     level = tifffile.imread(truth.path, key=0)
     origins = np.array([[512, 256], [0, 0], [768, 1024]])
     expected = np.stack([level[y : y + 256, x : x + 256] for x, y in origins])
@@ -142,7 +142,7 @@ def test_pixels_are_those_of_the_slide(truth: SyntheticSlide, tmp_path: Path) ->
 
 
 def test_threads_are_compared_with_one_thread(compared: Comparison) -> None:
-    """Each reader with itself, and two threads deliver the pixels of one."""
+    """Each reader with itself; two threads read the same pixels as one."""
     table = compared.tables[-1]
     assert [row.reader for row in table.rows] == [OURS, "simplejpeg"]
     for row in table.rows:
@@ -152,11 +152,11 @@ def test_threads_are_compared_with_one_thread(compared: Comparison) -> None:
     assert table.rows[0].wanted == 1.8
 
 
-def test_a_busy_machine_is_told_from_a_slow_reader(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """Where the bare loop gains nothing from a second thread either, the row of ours says so."""
+def test_a_busy_machine_is_noted(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """If the bare loop is not faster with a second thread either, our row has a note."""
 
     class Clock:
-        """A worker that answers with the seconds it was given."""
+        """A worker that returns the seconds it was constructed with."""
 
         version = ""
 
@@ -179,7 +179,7 @@ def test_a_busy_machine_is_told_from_a_slow_reader(truth: SyntheticSlide, tmp_pa
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    """The median of ratios, not the ratio of medians; reached or not is a matter of the median."""
+    """The median of the ratios, not the ratio of the medians; the target is compared with the median."""
     ratio = Ratio.of([2.0, 9.0, 4.0], [1.0, 3.0, 4.0])
     assert (ratio.median, ratio.least, ratio.most) == (2.0, 1.0, 3.0)
     assert Row("a", ratio=ratio, wanted=1.5).reached is True
@@ -189,7 +189,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 def test_a_reader_of_other_pixels_has_no_ratio() -> None:
-    """A reader that is somewhere else in the slide, or changes its mind, is told of and not compared."""
+    """A reader with wrong or varying pixels gets a note instead."""
     tiles = Tiles(256, 1, np.zeros((4, 2), np.int64))
     one = {"cpu_s": 1.0, "wall_s": 1.0, "sha256": "a"}
     answers = {OURS: [one, one], "near": [one, one], "far": [one, one], "moody": [one, one | {"sha256": "b"}]}
@@ -202,8 +202,8 @@ def test_a_reader_of_other_pixels_has_no_ratio() -> None:
     assert (rows["moody"].ratio, rows["moody"].note) == (None, "its pixels change from round to round")
 
 
-def test_difference_against_numpy() -> None:
-    """Largest and mean difference are those of a plain float64 computation."""
+def test_difference_equals_numpy() -> None:
+    """Largest and mean difference, computed in float64."""
     rng = np.random.default_rng(0)
     a, b = (rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8) for _ in range(2))
     apart = np.abs(a.astype(np.float64) - b)
@@ -211,7 +211,7 @@ def test_difference_against_numpy() -> None:
 
 
 def test_a_missing_reader_is_listed(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """With what is missing and the command that installs it, for the interpreter asked for; ours still runs."""
+    """With what is missing and the install command for the given interpreter; ours still runs."""
     python = fake_python(tmp_path / "python", """echo '{"missing": "No module named cucim"}'""")
     found = compare_readers(
         truth.path, cases=["aligned"], peers=["cucim"], rounds=1, tiles=2, python=python, progress=False
@@ -222,8 +222,8 @@ def test_a_missing_reader_is_listed(truth: SyntheticSlide, tmp_path: Path) -> No
     assert missing.remedy.startswith(f"{python} -m pip install cucim-cu12 click lazy_loader")
 
 
-def test_a_reader_that_is_really_missing(tmp_path: Path) -> None:
-    """An import that fails in the worker is its greeting, not a traceback."""
+def test_a_failed_import_in_the_worker_is_reported(tmp_path: Path) -> None:
+    """In its first message, not as a traceback."""
     from slideio_pipe.commands.bench import worker
 
     hidden = {"none": (READERS["openslide"][0], "none", ("no_such_module",))}
@@ -232,8 +232,8 @@ def test_a_reader_that_is_really_missing(tmp_path: Path) -> None:
         assert worker.hello("none") == {"missing": "No module named 'no_such_module'"}
 
 
-def test_a_reader_that_dies_is_a_note(truth: SyntheticSlide, tmp_path: Path) -> None:
-    """How it ended and its last words stand in its row; the others have their figures."""
+def test_a_reader_whose_process_ends_gets_a_note(truth: SyntheticSlide, tmp_path: Path) -> None:
+    """With its exit status and last line; the other readers have results."""
     script = 'echo \'{"version": "1"}\'; read line; echo "double free" >&2; kill -SEGV $$'
     python = fake_python(tmp_path / "python", script)
     with Worker(PEERS[OURS], sys.executable) as ours, Worker(PEERS["cucim"], python) as dying:
@@ -248,20 +248,20 @@ def test_a_reader_that_dies_is_a_note(truth: SyntheticSlide, tmp_path: Path) -> 
 
 
 def test_a_reader_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the limit it is killed, and that is its note."""
+    """After the time limit it is killed, and its row has a note."""
     monkeypatch.setattr(peers, "JOB_LIMIT_S", 0.2)
     with Worker(PEERS["cucim"], fake_python(tmp_path / "python", "exec sleep 600")) as worker:
         assert worker.missing == "ended by SIGKILL"
 
 
-def test_a_python_that_is_none(tmp_path: Path) -> None:
-    """A program that answers something else is not taken for a reader."""
+def test_a_program_that_is_no_python_is_no_reader(tmp_path: Path) -> None:
+    """The reader counts as missing, with what the program printed."""
     with Worker(PEERS["cucim"], fake_python(tmp_path / "python", "echo hello")) as worker:
         assert worker.missing == "answered 'hello'"
 
 
 def test_an_interruption_leaves_no_process(truth: SyntheticSlide, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in the middle ends every reader, and no pixels stay behind."""
+    """Ctrl-C ends every reader, and no files of pixels remain."""
     workers: list[Worker] = []
     folders: list[Path] = []
 
@@ -288,7 +288,7 @@ def test_an_interruption_leaves_no_process(truth: SyntheticSlide, monkeypatch: p
 
 
 def test_an_error_of_a_reader_is_a_note(tmp_path: Path) -> None:
-    """A slide that a reader cannot open is its finding; the process lives on."""
+    """If a reader cannot open a slide, its row says so; its process continues."""
     broken = tmp_path / "broken.svs"
     broken.write_bytes(b"II*\x00" + bytes(100))
     with Worker(PEERS["openslide"], sys.executable) as worker:
@@ -298,7 +298,7 @@ def test_an_error_of_a_reader_is_a_note(tmp_path: Path) -> None:
 
 
 def test_a_stored_level_is_not_compared(tmp_path: Path) -> None:
-    """Where the half resolution is stored, ours would read it and the others level 0: that is said."""
+    """If the half resolution is stored, we would read it and the others level 0: a note says so."""
     path = write_pyramid(tmp_path / "a.tif", coordinate_pixels(1100, 1100), (1, 2))
     found = compare_readers(path, cases=["half"], peers=["openslide"], rounds=1, progress=False)
     ours, theirs = found.tables[0].rows
@@ -316,7 +316,7 @@ def test_a_stored_level_is_not_compared(tmp_path: Path) -> None:
         ({"python": "/no/python", "cases": ["aligned"], "peers": ["openslide"]}, "/no/python: cannot be run"),
     ],
 )
-def test_what_makes_no_sense_is_refused(truth: SyntheticSlide, options: dict[str, object], message: str) -> None:
+def test_invalid_arguments_are_refused(truth: SyntheticSlide, options: dict[str, object], message: str) -> None:
     """With what is wrong and what to pass instead."""
     with pytest.raises(ConfigError) as error:
         compare_readers(truth.path, **options)  # type: ignore[arg-type]
@@ -325,7 +325,7 @@ def test_what_makes_no_sense_is_refused(truth: SyntheticSlide, options: dict[str
 
 @LINUX
 def test_memory_of_a_huge_bag_is_bounded(truth: SyntheticSlide) -> None:
-    """In a fresh process: 20,000 tiles in the bag, the peak below ring, caches and 500 MB."""
+    """In a new process with a bag of 20,000 tiles: the peak is below buffers, caches and 500 MB."""
     found = memory.in_own_process("memory", truth.path, 96)
     assert found["bag"] >= memory.BAG
     assert found["tiles_read"] == 96
@@ -334,15 +334,15 @@ def test_memory_of_a_huge_bag_is_bounded(truth: SyntheticSlide) -> None:
 
 
 @LINUX
-def test_closed_slides_leave_nothing_behind(truth: SyntheticSlide) -> None:
-    """Neither open files nor memory."""
+def test_closed_slides_leave_no_open_files_and_no_memory(truth: SyntheticSlide) -> None:
+    """Counted after many slides."""
     found = memory.in_own_process("slides", truth.path, 30)
     assert found["open_files_grown"] == 0
     assert found["reached"] is True, found
 
 
-def test_memory_of_a_slide_that_does_not_open(tmp_path: Path) -> None:
-    """The reason is the finding, and it is what the table says."""
+def test_a_slide_that_does_not_open_is_reported_by_the_memory_case(tmp_path: Path) -> None:
+    """The table has the reason."""
     found = memory.in_own_process("slides", tmp_path / "no.svs", 3)
     assert "no.svs" in found["error"]
 
@@ -369,8 +369,8 @@ def test_the_command_prints_json(truth: SyntheticSlide) -> None:
     assert bare["reached"] == (bare["ratio"]["median"] >= 0.95)
 
 
-def test_the_command_says_errors_in_its_own_words(truth: SyntheticSlide) -> None:
-    """One line, exit code 2, and the option to pass."""
+def test_errors_of_the_command_name_its_options(truth: SyntheticSlide) -> None:
+    """In one line, with exit code 2."""
     arguments = ["bench", str(truth.path), "--case", "aligned", "--peer", "cucim", "--python", "/no/python"]
     result = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "120"})
     assert result.exit_code == 2
@@ -378,7 +378,7 @@ def test_the_command_says_errors_in_its_own_words(truth: SyntheticSlide) -> None
 
 
 def test_memory_cases_are_one_line() -> None:
-    """Figures, what is allowed, and whether it was kept; or why there are none."""
+    """Memory, limit and whether it was kept; or why there is no figure."""
     from slideio_pipe.commands.bench.measure import Table
 
     facts = {"slides": 200, "growth_mb": 0.5, "allowed_mb": 20.0, "warm_mb": 300.0, "open_files_grown": 0}

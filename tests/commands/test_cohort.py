@@ -1,4 +1,4 @@
-"""Cohorts on the command line: what is taken for one, what is said, what is refused."""
+"""Cohorts on the command line: what is accepted, printed and refused."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_export_of_a_manifest(study: Path, tmp_path: Path) -> None:
-    """Bags with their labels; what failed is said, listed, and the exit code; run again, it goes on."""
+def test_export_of_a_manifest_lists_failures_and_resumes(study: Path, tmp_path: Path) -> None:
+    """Bags have their labels; failures are printed, listed, and set the exit code."""
     text = run("export", study / "cohort.csv", "--out", tmp_path, "--workers", 2, code=1).stdout
     assert "3 slides: 2 exported, 1 failed" in text
     assert "broken.svs: " in text
@@ -40,23 +40,23 @@ def test_export_of_a_manifest(study: Path, tmp_path: Path) -> None:
     assert again["failures"] == str(tmp_path / "failures.csv")
 
 
-def test_warnings_of_workers_are_told(study: Path, tmp_path: Path) -> None:
-    """In one line that says where they are."""
+def test_warnings_of_workers_are_counted_in_one_line(study: Path, tmp_path: Path) -> None:
+    """Which names the file that has them."""
     (tmp_path / "mag.svs").write_bytes((study / "s0.svs").read_bytes().replace(b"|MPP = ", b"|Xpp = "))
     text = run("export", tmp_path / "mag.svs", "--out", tmp_path / "bags", "--workers", 1).stdout
     assert f"1 slide with warnings: {tmp_path / 'bags' / 'report.html'}" in text
 
 
-def test_other_settings_are_refused_in_options(study: Path, tmp_path: Path) -> None:
-    """The remedy is an option of the command."""
+def test_the_refusal_of_other_settings_names_an_option(study: Path, tmp_path: Path) -> None:
+    """Of the command."""
     run("export", study / "s0.svs", study / "s1.svs", "--out", tmp_path)
     refused = run("export", study / "s0.svs", study / "s1.svs", "--out", tmp_path, "--mpp", 1, code=2).stderr
     assert "view.mpp was 0.5, is 1.0" in refused
     assert "--overwrite" in refused
 
 
-def test_what_is_a_cohort(study: Path, tmp_path: Path) -> None:
-    """Several slides, a manifest, a folder of slides, DICOM as well, a pattern; not a slide, nor a zarr."""
+def test_inputs_that_are_cohorts(study: Path, tmp_path: Path) -> None:
+    """Several slides, a manifest, a folder of slides or DICOM, a pattern; not a slide, nor a zarr."""
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "dicom").mkdir()
     (tmp_path / "dicom" / "1.dcm").touch()
@@ -73,27 +73,27 @@ def test_what_is_a_cohort(study: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--label", "--patient", "--mask", "--picture"])
-def test_what_is_of_one_slide(study: Path, tmp_path: Path, option: str) -> None:
-    """Is refused for a cohort, which has it elsewhere: the remedy says where."""
+def test_options_of_one_slide_are_refused_for_a_cohort(study: Path, tmp_path: Path, option: str) -> None:
+    """The remedy says where a cohort has them."""
     told = run("export", study, "--out", tmp_path, option, "x.png", code=2).stderr
     assert f"{option} is for one slide" in told
     assert ("report.html" if option == "--picture" else f'a column "{option[2:]}"') in told
 
 
-def test_a_name_of_a_bag_is_no_folder_for_a_cohort(study: Path, tmp_path: Path) -> None:
-    """Nor is a file."""
+def test_the_output_of_a_cohort_must_be_a_folder(study: Path, tmp_path: Path) -> None:
+    """A name of a bag is refused, as is a file."""
     assert "no folder for the bags" in run("export", study, "--out", tmp_path / "a.bag.zarr", code=2).stderr
 
 
-def test_a_root_is_not_left(study: Path, tmp_path: Path) -> None:
-    """Nothing starts."""
+def test_paths_outside_the_root_are_refused(study: Path, tmp_path: Path) -> None:
+    """Before anything starts."""
     refused = run("export", study / "cohort.csv", "--out", tmp_path / "out", "--root", tmp_path, code=2).stderr
     assert refused.count("is outside of") == 3
     assert not (tmp_path / "out").exists()
 
 
-def test_split(study: Path, tmp_path: Path) -> None:
-    """Into folds and parts, written as a manifest that the export takes; nothing is replaced unasked."""
+def test_split_writes_folds_and_parts(study: Path, tmp_path: Path) -> None:
+    """As a manifest that the export reads; nothing is replaced without --overwrite."""
     text = run("split", study / "cohort.csv", "--folds", 3, "--out", tmp_path / "folds.csv").stdout
     assert "fold 0 1, fold 1 1, fold 2 1" in text
     assert {slide.fold for slide in sp.Cohort.of(tmp_path / "folds.csv")} == {0, 1, 2}
@@ -105,7 +105,7 @@ def test_split(study: Path, tmp_path: Path) -> None:
 
 
 def test_split_by_another_column(study: Path, tmp_path: Path) -> None:
-    """Every second of 20 slides has the event: two in each fold, by the manifest that is written."""
+    """Every second of 20 slides has the event: two in each fold of the written manifest."""
     slide = sp.Cohort.of(study / "cohort.csv")[0].source
     rows = [f"{slide},s{k},{int(k % 2 == 0)}" for k in range(20)]
     (tmp_path / "events.csv").write_text("\n".join(["slide,name,event", *rows]) + "\n")

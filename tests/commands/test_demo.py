@@ -1,4 +1,4 @@
-"""The demo does the main job, can be run again, and its numbers are true."""
+"""The demo exports and streams slides, can be run again, and prints true numbers."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Made = tuple[Path, dict[str, object], list[str]]
 
 
 def run(folder: Path) -> tuple[dict[str, object], list[str]]:
-    """Run a small demo on the CPU and return its report and what it said."""
+    """Run a small demo on the CPU and return its report and its output."""
     lines: list[str] = []
     return demo.run_demo(folder, size=SIZE, device="cpu", say=lines.append), lines
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """The folder of a demo, its report and what it said."""
+    """The folder of a demo, its report and its output."""
     folder = tmp_path_factory.mktemp("demo") / "new" / "demo"
     return folder, *run(folder)
 
 
-def test_the_demo_makes_what_it_says(made: Made) -> None:
-    """Two slides with their labels, bags that open, a picture, and a report that goes through JSON."""
+def test_the_demo_writes_the_files_of_its_report(made: Made) -> None:
+    """Two slides with their labels, bags that open, a picture, and a report that is valid JSON."""
     folder, report, lines = made
     names = {"healthy.svs", "tumour.svs", "healthy.bag.zarr", "tumour.bag.zarr", "demo.png"}
     assert {path.name for path in folder.iterdir()} == names
@@ -52,8 +52,8 @@ def test_the_demo_makes_what_it_says(made: Made) -> None:
     assert text.count("tiles/s") == 4
 
 
-def test_the_demo_runs_again(made: Made, tmp_path: Path) -> None:
-    """In a folder with other things in it: slides are kept, bags made anew to the same bytes, the rest untouched."""
+def test_the_demo_can_be_run_again(made: Made, tmp_path: Path) -> None:
+    """In a folder with other files: slides are kept, bags are made again with the same bytes, the rest is unchanged."""
     shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
     (tmp_path / "notes.txt").write_text("mine")
     slide = (tmp_path / "tumour.svs").stat().st_mtime_ns
@@ -64,8 +64,8 @@ def test_the_demo_runs_again(made: Made, tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_the_error_it_tells_is_that_of_float16(made: Made) -> None:
-    """Rounding once: at most half the distance of two float16 numbers between 2 and 4, and not zero."""
+def test_the_printed_error_is_one_rounding_to_float16(made: Made) -> None:
+    """At most half the distance of two float16 numbers between 2 and 4, and not zero."""
     report = made[1]
     bag = open_bag(report["slides"][1]["bag"])  # type: ignore[index]
     streamed = demo._stream(bag, torch.device("cpu"))
@@ -73,22 +73,22 @@ def test_the_error_it_tells_is_that_of_float16(made: Made) -> None:
     assert 0 < streamed.largest_error <= 0.001
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    """Named before any slide is painted."""
+def test_a_folder_that_cannot_be_made_is_refused_first(tmp_path: Path) -> None:
+    """Before any slide is generated."""
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"file.*cannot be made"):
         run(tmp_path / "file")
 
 
-def test_a_device_that_is_not_there(tmp_path: Path) -> None:
-    """Refused before anything is written."""
+def test_a_missing_device_is_refused_first(tmp_path: Path) -> None:
+    """Before anything is written."""
     with pytest.raises(ConfigError, match="tpu"):
         demo.run_demo(tmp_path / "new", device="tpu", say=print)
     assert not (tmp_path / "new").exists()
 
 
-def test_the_command_prints_what_to_do_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that can be copied, of files that are there; with --json nothing but the report."""
+def test_the_command_prints_the_next_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They can be copied and their files exist; with --json only the report is printed."""
     monkeypatch.chdir(tmp_path)
     whole = demo.run_demo
     monkeypatch.setattr(demo, "run_demo", lambda folder, **given: whole(folder, size=SIZE, **given))

@@ -1,4 +1,4 @@
-"""The cohort to train on: what its table says of the slides is true of them, and another stain changes nothing else."""
+"""The demo cohort for training: its table agrees with the slides, and another stain changes nothing else."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def table(manifest: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_table_is_true_of_the_slides(cohort: Path) -> None:
-    """Label, grade and outlines agree; so does the lesion's share of the tissue, counted in the pixels of the slide.
+def test_the_table_agrees_with_the_slides(cohort: Path) -> None:
+    """Label, grade and outlines agree; so does the lesion's share of the tissue, counted in the slide's pixels.
 
     Lesions are the outlines filled by OpenCV. Tissue is what is nearer to stained (160) than to glass (243) once gaps
     between fibres are closed; its edges are antialiased, so that a paler limit would count a rim of glass as well.
@@ -60,7 +60,7 @@ def test_the_table_is_true_of_the_slides(cohort: Path) -> None:
 
 @pytest.mark.parametrize("slides", [8, 12, 24, 40])
 def test_each_part_has_both_labels(slides: int) -> None:
-    """Whatever the size of the cohort, and no patient is in two; from twelve on, each grade is trained on."""
+    """For every size, and no patient is in two parts; from twelve slides on, each grade is in the training part."""
     plans = _plans(slides, 1)
     for part in ("train", "val", "test"):
         assert {plan.lesions > 0 for plan in plans if plan.split == part} == {False, True}
@@ -72,8 +72,8 @@ def test_each_part_has_both_labels(slides: int) -> None:
     assert (len(splits) < slides) is (slides >= 24)
 
 
-def test_lesions_bring_events_forward() -> None:
-    """The rate of events per month, maximum likelihood of an exponential, is 0.015, times 4 for each lesion."""
+def test_lesions_increase_the_rate_of_events() -> None:
+    """The rate per month (exponential, maximum likelihood) is 0.015, times 4 for each lesion."""
     outcomes: dict[int, list[tuple[float, int]]] = {}
     for plan in _plans(3000, 1):
         outcomes.setdefault(plan.lesions, []).append(_outcome(plan))
@@ -84,7 +84,7 @@ def test_lesions_bring_events_forward() -> None:
 
 @pytest.mark.parametrize("laboratory", ["faded", "thick", "violet", "far"])
 def test_another_laboratory_has_the_same_tissue(cohort: Path, tmp_path: Path, laboratory: str) -> None:
-    """Glass is equal, tissue has other colours, and the tables say the same."""
+    """Glass is equal, tissue has other colours, and the tables are the same."""
     shifted = write_mil_cohort(tmp_path, 8, size=SIZE, laboratory=laboratory, split="test")
     rows = {row["slide"]: row for row in table(cohort) if row["split"] == "test"}
     assert {row["slide"]: row for row in table(shifted)} == rows
@@ -104,8 +104,8 @@ def test_another_laboratory_has_the_same_tissue(cohort: Path, tmp_path: Path, la
     assert off < min(0.02, apart / 2)
 
 
-def test_slides_that_are_there_are_kept(cohort: Path) -> None:
-    """Called again, it makes the table and no slide."""
+def test_existing_slides_are_kept(cohort: Path) -> None:
+    """A second call writes the table only."""
     before = {path: path.stat().st_mtime_ns for path in (cohort.parent / "slides").iterdir()}
     content = cohort.read_bytes()
     write_mil_cohort(cohort.parent, 8, size=SIZE)
@@ -113,8 +113,8 @@ def test_slides_that_are_there_are_kept(cohort: Path) -> None:
     assert cohort.read_bytes() == content
 
 
-def test_a_folder_is_of_one_cohort(cohort: Path) -> None:
-    """Asked for another laboratory, seed or size, it is refused: its slides would be called what they are not."""
+def test_a_folder_of_another_cohort_is_refused(cohort: Path) -> None:
+    """Of another laboratory, seed or size: its slides would have wrong labels."""
     for other, said in (
         ({"laboratory": "faded"}, "laboratory usual"),
         ({"seed": 2}, "seed 1"),
@@ -124,8 +124,10 @@ def test_a_folder_is_of_one_cohort(cohort: Path) -> None:
             write_mil_cohort(cohort.parent, 8, **({"size": SIZE} | other))
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``demo --mil`` makes the study and says what next; smaller here."""
+def test_the_command_makes_the_study_and_prints_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``demo --mil``; smaller here."""
     monkeypatch.setattr(demo_mil, "write_mil_cohort", partial(write_mil_cohort, slides=8, size=(512, 384)))
     said = CliRunner().invoke(app, ["demo", "--mil", "--out", str(tmp_path)])
     assert said.exit_code == 0
@@ -148,7 +150,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert told in refused.stderr
 
 
-def test_impossible_cohorts(tmp_path: Path) -> None:
+def test_impossible_cohorts_are_refused(tmp_path: Path) -> None:
     """Too few slides, an unknown part, an unknown laboratory."""
     with pytest.raises(ConfigError, match="a cohort of 7 slides"):
         write_mil_cohort(tmp_path, 7)

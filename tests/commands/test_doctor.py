@@ -1,4 +1,4 @@
-"""The doctor reads real files with every reader, and finds one that is broken."""
+"""The doctor reads real files with every reader, and finds broken readers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from slideio_pipe.commands import doctor
 
 
-def test_a_healthy_installation() -> None:
-    """Nothing is wrong here; every reader has read what was written, and versions are those installed."""
+def test_a_healthy_installation_has_no_problem() -> None:
+    """Every reader reads the written files, and versions are the installed ones."""
     findings = doctor.examine()
     assert not [finding for finding in findings if finding.status == "problem"]
     formats = [finding for finding in findings if finding.group == "formats"]
@@ -27,7 +27,7 @@ def test_a_healthy_installation() -> None:
 
 @pytest.mark.parametrize("prove", ["_prove_tiff", "_prove_jpeg2000", "_prove_openslide", "_prove_zarr", "_prove_png"])
 def test_a_broken_reader_is_found(prove: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it raises, it is one problem with a remedy, and the others are still tried."""
+    """Any exception is one problem with a remedy; the other readers are still tested."""
 
     def broken(folder: Path) -> str:
         raise RuntimeError("symbol not found")
@@ -41,7 +41,7 @@ def test_a_broken_reader_is_found(prove: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_wrong_pixels_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that opens and returns something else is broken, too."""
+    """A reader that opens the file and returns other pixels is broken."""
     right = doctor._gradient()
     turns = iter([right, 255 - right])
     monkeypatch.setattr(doctor, "_gradient", lambda: next(turns, right))
@@ -50,14 +50,14 @@ def test_wrong_pixels_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the command that installs it; it may be there under another name, so it is no problem by itself."""
+    """With the install command; it is no problem by itself, because it may have another name."""
     monkeypatch.setattr(doctor, "PACKAGES", ("numpy", "no-such-package"))
     missing = doctor._packages()[1]
     assert (missing.status, missing.remedy) == ("optional", "pip install no-such-package")
 
 
 def test_no_gpu_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything runs on the CPU; the finding says how to get a GPU."""
+    """Everything runs on the CPU; the report says how to use a GPU."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (finding,) = doctor._gpu()
     assert finding.status == "optional"

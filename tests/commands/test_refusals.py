@@ -1,4 +1,4 @@
-"""Bad input on the command line: exit code 2, one line that names slide, reason and remedy, nothing half-written."""
+"""Bad input on the command line: exit code 2, one line with slide, reason and remedy, no partial output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from slideio_pipe.commands.app import app
 
 @pytest.fixture(scope="session")
 def svs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated slide of 1600×1200 px at 0.25 µm, laid out as a scanner does it."""
+    """A generated slide of 1600×1200 px at 0.25 µm, in the layout of a scanner."""
     path = tmp_path_factory.mktemp("slides") / "whole.svs"
     made_slide(path, size=(1600, 1200), seed=3, lesions=0, pieces=1)
     return path
@@ -33,12 +33,12 @@ def svs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """Where bags would go."""
+    """The folder of the bags."""
     return tmp_path / "out"
 
 
 def refused(*arguments: object) -> str:
-    """Run a command that has to fail, and return the one line it said, without its ``error: ``."""
+    """Run a command that has to fail, and return its one line, without its ``error: ``."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 2, (result.output, result.exception)
     lines = result.stderr.splitlines()
@@ -83,7 +83,7 @@ def _empty(folder: Path, svs: Path) -> Path:
 
 
 def _zero_size(folder: Path, svs: Path) -> Path:
-    """Return a TIFF that says it is 0 pixels wide."""
+    """Return a TIFF whose header states a width of 0 px."""
     path = folder / "nothing.tif"
     tifffile.imwrite(path, coordinate_pixels(64, 64), photometric="rgb")
     with tifffile.TiffFile(path, mode="r+b") as tif:
@@ -123,7 +123,7 @@ def _glass(folder: Path, svs: Path) -> Path:
 
 @dataclass(frozen=True)
 class Bad:
-    """A slide that cannot be exported, how it is called in the message, and words of reason and remedy."""
+    """A slide that cannot be exported, its name in the message, and words of reason and remedy."""
 
     make: Callable[[Path, Path], Path]
     name: str
@@ -134,7 +134,7 @@ class Bad:
 SLIDES = {
     "missing": Bad(lambda folder, svs: folder / "missing.svs", "missing.svs", ("no such file", "check the path")),
     "directory": Bad(_directory, "a folder", ("a directory, not a slide", "pass one slide file")),
-    "text": Bad(_text, "text.svs", ("no reader knows", "is it a slide at all?")),
+    "text": Bad(_text, "text.svs", ("no reader can open this format", "check that it is a slide")),
     "empty": Bad(_empty, "empty.svs", ("the file is empty", "again")),
     "cut at 10": Bad(_truncated(10), "cut at 10.svs", ("truncated", "again")),
     "cut at 50": Bad(_truncated(50), "cut at 50.svs", ("truncated", "again")),
@@ -153,16 +153,16 @@ EXPORTED = SLIDES | {"directory": Bad(_empty_directory, "an empty folder", ("no 
 
 
 @pytest.mark.parametrize("bad", EXPORTED.values(), ids=EXPORTED)
-def test_a_slide_that_cannot_be_exported(bad: Bad, svs: Path, tmp_path: Path, out: Path) -> None:
-    """Slide, reason and remedy in one line, and no bag."""
+def test_a_bad_slide_is_refused_in_one_line(bad: Bad, svs: Path, tmp_path: Path, out: Path) -> None:
+    """With slide, reason and remedy, and without a bag."""
     error = refused("export", bad.make(tmp_path, svs), "--out", out)
     assert bad.name in error
     assert not [word for word in bad.words if word not in error], error
     assert not list(tmp_path.rglob("*.bag.zarr"))
 
 
-def test_a_folder_of_slides_has_tissue_masks_in_a_folder(svs: Path, tmp_path: Path) -> None:
-    """A folder is a cohort to this command, which says where masks go."""
+def test_tissue_of_a_folder_needs_a_folder_for_masks(svs: Path, tmp_path: Path) -> None:
+    """A folder is a cohort; the error says where masks are written."""
     error = refused("tissue", _directory(tmp_path, svs))
     assert "a folder: a cohort, and there is no --out for its masks; pass --out masks/, or one slide file" in error
 
@@ -171,8 +171,8 @@ FOUND = [("info", name) for name in CLOSED] + [("tissue", name) for name in CLOS
 
 
 @pytest.mark.parametrize(("command", "name"), FOUND)
-def test_a_slide_that_does_not_open(command: str, name: str, svs: Path, tmp_path: Path) -> None:
-    """The other commands say the same."""
+def test_other_commands_refuse_a_bad_slide_alike(command: str, name: str, svs: Path, tmp_path: Path) -> None:
+    """Those that open slides."""
     bad = CLOSED[name]
     error = refused(command, bad.make(tmp_path, svs))
     assert bad.name in error
@@ -181,8 +181,10 @@ def test_a_slide_that_does_not_open(command: str, name: str, svs: Path, tmp_path
 
 @pytest.mark.parametrize("mpp", ["native", "1.0", "4.0"])
 @pytest.mark.parametrize("percent", [10, 50, 99])
-def test_no_bag_of_the_missing_part(percent: int, mpp: str, svs: Path, tmp_path: Path, out: Path) -> None:
-    """What is cut off is never exported as white or black tiles: an error, or a level that is whole."""
+def test_a_truncated_slide_is_never_exported_as_blank_tiles(
+    percent: int, mpp: str, svs: Path, tmp_path: Path, out: Path
+) -> None:
+    """It is an error, or a complete level is exported."""
     path = _truncated(percent)(tmp_path, svs)
     options = ["--out", str(out), "--tissue", "none", "--mpp", mpp, "--tile-size", "64"]
     result = CliRunner().invoke(app, ["export", str(path), *options])
@@ -196,8 +198,8 @@ def test_no_bag_of_the_missing_part(percent: int, mpp: str, svs: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["unopenable.tiff", "unreadable.svs"])
-def test_broken_files_of_others(name: str, shared_data: Path, out: Path) -> None:
-    """A TIFF of an unknown compression, and one that opens and fails when it is read."""
+def test_broken_tiffs_of_other_tools_are_refused(name: str, shared_data: Path, out: Path) -> None:
+    """One of an unknown compression, and one that opens and fails when it is read."""
     path = shared_data / "broken" / name
     error = refused("export", path, "--out", out, "--tissue", "none", "--mpp", "native", "--tile-size", 16)
     assert name in error
@@ -233,10 +235,10 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(("options", "words"), SETTINGS.values(), ids=SETTINGS)
-def test_a_setting_that_makes_no_sense(
+def test_an_invalid_setting_is_refused(
     options: tuple[object, ...], words: tuple[str, ...], svs: Path, out: Path
 ) -> None:
-    """What was given and what may be given, before anything is written."""
+    """With the given value and the allowed ones, before anything is written."""
     error = refused("export", svs, "--out", out, *options)
     assert not [word for word in words if word not in error], error
     assert "whole.svs" in error or str(options[1]) in error
@@ -244,8 +246,8 @@ def test_a_setting_that_makes_no_sense(
 
 
 @pytest.mark.parametrize("name", ["Präparat Ä (1) [2].svs", "组织 切片.svs", "a'b\"c$d.svs", "-dash.svs", "x.y.svs"])
-def test_odd_names_are_no_bad_input(name: str, svs: Path, tmp_path: Path, out: Path) -> None:
-    """Spaces, brackets, quotes, other alphabets: info, tissue and export work, and the bag is called as the slide."""
+def test_unusual_file_names_work(name: str, svs: Path, tmp_path: Path, out: Path) -> None:
+    """Spaces, brackets, quotes, other alphabets: info, tissue and export work, and the bag has the slide's name."""
     path = tmp_path / name
     shutil.copy(svs, path)
     for arguments in (
@@ -262,8 +264,8 @@ def test_odd_names_are_no_bad_input(name: str, svs: Path, tmp_path: Path, out: P
 # --- outputs
 
 
-def test_an_output_that_is_a_file(svs: Path, tmp_path: Path) -> None:
-    """Neither a file in the place of the folder nor one in the place of the bag is touched."""
+def test_a_file_at_the_path_of_the_output_is_not_changed(svs: Path, tmp_path: Path) -> None:
+    """In place of the folder or of the bag."""
     file, named = tmp_path / "file", tmp_path / "a.zarr"
     file.write_text("mine")
     named.write_text("mine")
@@ -307,8 +309,8 @@ WRITERS: dict[str, Arguments] = {
 
 
 @pytest.mark.parametrize("arguments", WRITERS.values(), ids=WRITERS)
-def test_a_disk_that_is_read_only(arguments: Arguments, disk: Callable[[str], Path], svs: Path) -> None:
-    """The path and what the system says; the folder is as it was."""
+def test_a_read_only_disk_is_an_error(arguments: Arguments, disk: Callable[[str], Path], svs: Path) -> None:
+    """With the path and the system's reason; the folder is unchanged."""
     folder = disk("ro,size=64k")
     error = refused(*arguments(svs, folder))
     assert str(folder) in error
@@ -317,8 +319,8 @@ def test_a_disk_that_is_read_only(arguments: Arguments, disk: Callable[[str], Pa
 
 
 @pytest.mark.parametrize("command", ["export", "picture"])
-def test_a_disk_that_is_full(command: str, disk: Callable[[str], Path], svs: Path) -> None:
-    """The path, that there is no space, and what to do; nothing has the final name."""
+def test_a_full_disk_is_an_error(command: str, disk: Callable[[str], Path], svs: Path) -> None:
+    """With the path, the reason and the remedy; nothing has the final name."""
     folder = disk("size=256k")
     error = refused(*WRITERS[command](svs, folder))
     assert str(folder) in error
@@ -327,8 +329,8 @@ def test_a_disk_that_is_full(command: str, disk: Callable[[str], Path], svs: Pat
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission(svs: Path, tmp_path: Path) -> None:
-    """The path and the reason."""
+def test_a_folder_without_permission_is_an_error(svs: Path, tmp_path: Path) -> None:
+    """With the path and the reason."""
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o500)
     assert "Permission denied" in refused("export", svs, "--out", folder)
@@ -337,8 +339,10 @@ def test_a_folder_without_permission(svs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize("make", [_text, _truncated(10), _truncated(50), _truncated(99)])
-def test_the_real_program_says_one_line(make: Callable[[Path, Path], Path], svs: Path, tmp_path: Path) -> None:
-    """In a process of its own, with decoders that write to standard error when nobody stops them."""
+def test_the_program_in_its_own_process_prints_one_line(
+    make: Callable[[Path, Path], Path], svs: Path, tmp_path: Path
+) -> None:
+    """Also where decoders write to standard error."""
     path = make(tmp_path, svs)
     command = [sys.executable, "-m", "slideio_pipe", "export", str(path), "--out", str(tmp_path), "--tissue", "none"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

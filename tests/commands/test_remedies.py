@@ -1,4 +1,4 @@
-"""What a message says to do can be done: options that it names are there, and what it advises is taken."""
+"""Remedies of messages work: the options that they name exist, and following them succeeds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ for command in ALL:
 
 
 def texts(node: ast.expr) -> Iterator[str]:
-    """Yield what an expression of text may be; what is filled in is "X"."""
+    """Yield the possible values of a text expression; inserted values are "X"."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.JoinedStr):
@@ -68,7 +68,7 @@ def texts(node: ast.expr) -> Iterator[str]:
 
 @cache
 def remedies() -> list[tuple[str, str]]:
-    """Return every remedy in the package's own words, and where it stands."""
+    """Return every remedy of the package, and its position."""
     found = []
     for path in SOURCES:
         for node in nodes(path):
@@ -95,7 +95,7 @@ NO_OPTION = {
 
 @cache
 def named() -> dict[str, list[str]]:
-    """Return every argument that a text of the package names, with the places where it does."""
+    """Return every argument that a text of the package names, and its positions."""
     found: dict[str, list[str]] = {}
     for path in SOURCES:
         for node in nodes(path):
@@ -107,7 +107,7 @@ def named() -> dict[str, list[str]]:
 
 @cache
 def parameters() -> set[str]:
-    """Return the parameters of all functions, methods and records that have no underscore before their name."""
+    """Return all parameters of functions, methods and records whose name has no leading underscore."""
     found = set()
     for path in SOURCES:
         if "commands" in path.relative_to(SOURCES[0].parent).parts[:1]:
@@ -125,21 +125,21 @@ def parameters() -> set[str]:
 
 
 def in_options(error: SlideioPipeError) -> str:
-    """Return an error as the command line says it."""
+    """Return an error as the command line prints it."""
     with worded(lambda _: command_words()):
         return str(error)
 
 
 def test_there_are_remedies_to_check() -> None:
-    """The search below finds them."""
+    """The search of the tests below finds them."""
     assert len(remedies()) > 300
     assert {"--mpp", "--overwrite", "--mask"} <= OPTIONS.keys()
     assert {"slide_mpp", "overwrite", "min_tissue", "pixels"} <= named().keys()
 
 
 @pytest.mark.parametrize(("place", "text"), remedies())
-def test_options_that_a_remedy_names_are_there(place: str, text: str) -> None:
-    """Spelt as on the command line, with no word of Python for a value."""
+def test_options_that_a_remedy_names_exist(place: str, text: str) -> None:
+    """Spelt as on the command line, without Python values."""
     shown = in_options(SlideioPipeError("reason", remedy=text))
     ours = re.sub(r"\b(pip|conda|python|git)\b[^;]*", "", shown)
     for option, value in re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*)(?: (None|True|False)\b)?", ours):
@@ -148,7 +148,7 @@ def test_options_that_a_remedy_names_are_there(place: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "places"), named().items(), ids=named())
-def test_an_argument_that_is_named_is_there(name: str, places: list[str]) -> None:
+def test_arguments_that_a_message_names_exist(name: str, places: list[str]) -> None:
     """As a parameter in Python, and as an option of a command."""
     if name == "X":  # filled in: an argument whose value was refused
         return
@@ -157,8 +157,8 @@ def test_an_argument_that_is_named_is_there(name: str, places: list[str]) -> Non
     assert words.split()[0] in OPTIONS, (places, words)
 
 
-def test_an_argument_that_has_an_option_is_named_as_one() -> None:
-    """In braces, so that every surface has its own words for it; calls in full (``slide.view(mpp=…)``) are Python."""
+def test_arguments_with_an_option_are_named_in_braces() -> None:
+    """Python and command line replace them by their own names; whole calls (``slide.view(mpp=…)``) are Python."""
     known = {name.removeprefix("--").replace("-", "_") for name in OPTIONS} | OTHERWISE.keys()
     for place, text in remedies():
         rest = re.sub(r"\w+\([^()]*\)", "()", ARGUMENT.sub("", text))
@@ -167,8 +167,8 @@ def test_an_argument_that_has_an_option_is_named_as_one() -> None:
         assert not {name for name in bare & known if (file, name) not in NO_OPTION}, (place, text)
 
 
-def test_settings_that_stand_for_options_are_there() -> None:
-    """Of a training, whose keys a message names where its command has no such option; and the records are."""
+def test_settings_that_replace_options_exist() -> None:
+    """Keys of a training, which messages name where its command has no such option; and records."""
     known = TrainConfig().model_dump()
     for key in SETTINGS.values():
         section, field = key.split(".")
@@ -178,8 +178,8 @@ def test_settings_that_stand_for_options_are_there() -> None:
     assert defined >= RECORDS.keys()
 
 
-def test_native_is_how_none_is_written(tmp_path: Path) -> None:
-    """An mpp far finer than the slide: what is advised instead is taken."""
+def test_the_remedy_of_a_too_fine_mpp_works(tmp_path: Path) -> None:
+    """``native`` stands for None on the command line."""
     slide = write_pyramid(tmp_path / "a.tif", coordinate_pixels(600, 500), (1,), mpp=0.5)
     given = ["export", str(slide), "--out", str(tmp_path / "out"), "--tissue", "none", "--mpp"]
     done = CliRunner().invoke(cli.app, [*given, "0.01"])
@@ -190,8 +190,8 @@ def test_native_is_how_none_is_written(tmp_path: Path) -> None:
         run(*given, value, "--overwrite")
 
 
-def test_squares_are_had_by_the_way_advised(tmp_path: Path) -> None:
-    """Tiles that are no squares of the slide, exported again as a layout of coordinates needs them."""
+def test_the_remedy_of_tiles_that_are_no_squares_works(tmp_path: Path) -> None:
+    """Exported again, they fit a layout of coordinates."""
     pytest.importorskip("h5py")
     with sp.open_slide(coordinate_pixels(600, 500), slide_mpp=(0.25, 0.5)) as slide:
         view = slide.view(mpp=(0.5, 0.5))
@@ -203,8 +203,8 @@ def test_squares_are_had_by_the_way_advised(tmp_path: Path) -> None:
         assert sp.convert(native, "clam", tmp_path / "out").bags == 1
 
 
-def test_a_mask_that_is_too_large_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its size and that of pictures that are read; a large one below the limit is read without a word."""
+def test_a_mask_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its size and the limit; a large one below the limit is read without a warning."""
     pixels = np.zeros((300, 400), np.uint8)
     pixels[100:200, 100:300] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
@@ -223,8 +223,8 @@ def test_a_mask_that_is_too_large_is_called_that(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.filterwarnings("ignore::slideio_pipe.errors.EmptyTissueWarning")
 @pytest.mark.parametrize("kind", ["geojson", "png"])
-def test_a_mask_of_another_slide_is_not_answered_with_a_mask(tmp_path: Path, kind: str) -> None:
-    """Who passed one is not advised to, but told what it should be."""
+def test_the_remedy_of_a_mask_of_another_slide_describes_the_mask(tmp_path: Path, kind: str) -> None:
+    """It does not advise to pass a mask, because one was passed."""
     slide = write_pyramid(tmp_path / "a.tif", coordinate_pixels(800, 600), (1,), mpp=0.5)
     mask = tmp_path / f"mask.{kind}"
     if kind == "png":
@@ -233,7 +233,7 @@ def test_a_mask_of_another_slide_is_not_answered_with_a_mask(tmp_path: Path, kin
         ring = "[[9000,9000],[9900,9000],[9900,9900],[9000,9000]]"
         mask.write_text('{"type":"Polygon","coordinates":[' + ring + "]}")
     config = ExportConfig.model_validate({"view": {"mpp": None}, "grid": {"tile_size": 64}})
-    with pytest.raises(NoTissueError, match=r"nothing that .*mask.* marks lies on the slide, 800×600 px") as caught:
+    with pytest.raises(NoTissueError, match=r"mask.* marks nothing inside the slide, 800×600 px") as caught:
         export_slide(slide, tmp_path / "out", config, tissue_file=mask)
     assert "--mask" not in in_options(caught.value)
     (tmp_path / "cohort.csv").write_text(f"slide,mask\na.tif,{mask.name}\n")
@@ -243,7 +243,7 @@ def test_a_mask_of_another_slide_is_not_answered_with_a_mask(tmp_path: Path, kin
 
 
 class Huge(sp.TileBag):
-    """A bag whose tiles are said to be larger than any memory."""
+    """A bag that states tiles larger than any memory."""
 
     def __init__(self, bag: sp.TileBag, side: int) -> None:
         self.__dict__.update(vars(bag))
@@ -252,7 +252,7 @@ class Huge(sp.TileBag):
 
 @pytest.mark.parametrize("pixels", ["zstd", "jpeg:90", "none"])
 def test_tiles_beyond_memory_are_an_error_with_numbers(tmp_path: Path, pixels: str) -> None:
-    """No traceback of numpy; nothing is left in the folder."""
+    """Not a traceback of numpy; nothing remains in the folder."""
     with sp.open_slide(coordinate_pixels(600, 500), slide_mpp=0.5) as slide:
         bag: Any = Huge(sp.TileBag(slide.view(), sp.TileGrid(slide.view(), tile_size=64)), 8_000_000)
         with pytest.raises(

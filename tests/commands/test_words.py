@@ -1,4 +1,4 @@
-"""Every surface words an argument: the command line as an option, Python as a keyword, a cohort as a column."""
+"""Messages name an argument as it is used: as an option, as a keyword of Python, or as a column of a cohort."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def listed(folder: Path) -> list[str]:
-    """Return what failures.csv, run.jsonl and report.html of a run say, without the marks of their formats."""
+    """Return the content of failures.csv, run.jsonl and report.html of a run, without markup."""
     events = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines() if line]
     said = "\n".join(str(event["remedy"]) for event in events if event.get("event") == "failed")
     csv = (folder / "failures.csv").read_text().replace('""', '"')
@@ -40,8 +40,8 @@ def listed(folder: Path) -> list[str]:
     return [csv, said, page]
 
 
-def test_one_slide(slides: Path, tmp_path: Path) -> None:
-    """What a command refuses names options that it has; the function of Python names keywords."""
+def test_errors_of_one_slide_name_options_or_keywords(slides: Path, tmp_path: Path) -> None:
+    """Options that the command has; keywords of the function in Python."""
     refused = run("export", slides / "plain.tif", "--out", tmp_path, code=2).stderr
     assert "; pass --slide-mpp 0.25: µm per level-0 pixel" in refused
     assert "slide_mpp" not in refused
@@ -57,8 +57,8 @@ def test_one_slide(slides: Path, tmp_path: Path) -> None:
         export_slide(slides / "plain.tif", tmp_path)
 
 
-def test_a_slide_of_glass(slides: Path, tmp_path: Path) -> None:
-    """An error with four arguments, of which one is called otherwise on the command line."""
+def test_an_error_with_four_arguments_names_them_all(slides: Path, tmp_path: Path) -> None:
+    """One has another name on the command line."""
     refused = run("export", slides / "glass.tif", "--out", tmp_path, code=2).stderr
     assert "pass --mask, keep every tile with --tissue none, or pass --allow-empty" in refused
     with pytest.warns(sp.errors.EmptyTissueWarning), pytest.raises(NoTissueError) as caught:
@@ -68,8 +68,8 @@ def test_a_slide_of_glass(slides: Path, tmp_path: Path) -> None:
     assert "no.geojson: no such file; check the path" in missing
 
 
-def test_a_cohort(slides: Path, tmp_path: Path) -> None:
-    """Its lists of failures speak as who ran it, and know the columns; what they advise is taken."""
+def test_errors_of_a_cohort_name_options_or_columns(slides: Path, tmp_path: Path) -> None:
+    """As the run was started: by command or in Python; following the remedies works."""
     said = run("export", slides / "cohort.csv", "--out", tmp_path / "a", code=1).stdout
     for text in (said, *listed(tmp_path / "a")):
         assert f"pass --slide-mpp {OF_COHORT}" in text
@@ -86,8 +86,8 @@ def test_a_cohort(slides: Path, tmp_path: Path) -> None:
     run("export", slides / "mpp.csv", "--out", tmp_path / "a", "--tissue", "none", "--overwrite")
 
 
-def test_words_of_a_command() -> None:
-    """An option where there is one; the settings of a training otherwise; what another command has is an option."""
+def test_a_command_names_options_or_settings() -> None:
+    """Its own options first, then settings of a training, then options of other commands."""
     words, of_training = command_words(export), command_words(train)
     assert words("min_tissue", "") == "--min-tissue"
     assert words("pixels", '"jpeg:90"') == "--pixels jpeg:90"

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and show what they promise."""
+"""The notebooks run from top to bottom, and their outputs are as described."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_stored_clean(path: Path) -> None:
-    """No outputs, no counts, one stable name per cell: a change of the notebook is a change of its text."""
+def test_notebooks_are_stored_without_outputs(path: Path) -> None:
+    """Without counts, with one stable name per cell: a change of the notebook is a change of its text."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     cells = notebook.cells
@@ -34,7 +34,7 @@ def test_notebooks_are_stored_clean(path: Path) -> None:
 
 
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[nbformat.NotebookNode]]:
-    """Run a notebook in a fresh kernel, warnings of ours being errors, and return what each cell shows."""
+    """Run a notebook in a new kernel, with our warnings as errors, and return what each cell shows."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PYTHONWARNINGS", "error::slideio_pipe.errors.SlideioPipeWarning")
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -47,12 +47,12 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, l
 
 
 def printed(outputs: dict[str, list[nbformat.NotebookNode]]) -> dict[str, str]:
-    """Return the text that each cell printed, in however many pieces it came."""
+    """Return the text that each cell printed, joined from its pieces."""
     return {cell: "".join(o.text for o in out if o.output_type == "stream") for cell, out in outputs.items()}
 
 
 def shown(output: nbformat.NotebookNode) -> Image.Image:
-    """Return the picture a cell ends with."""
+    """Return the picture that a cell ends with."""
     return Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
 
 
@@ -114,7 +114,7 @@ def test_cohort_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell runs: features, folds that beat chance by far, and attention that lies on the lesions."""
+    """Every cell runs: features, folds much better than chance, and attention on the lesions."""
     outputs = run("04_train_mil.ipynb", tmp_path, monkeypatch)
     said = printed(outputs)
     assert re.match(r"[0-9,]+ tiles of 20 slides", said["features"])
@@ -129,7 +129,7 @@ def test_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_end_to_end_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell runs: the gradient is exact, the network learns, and looks at the lesions."""
+    """Every cell runs: the gradient is exact, the network learns, and its attention is on the lesions."""
     outputs = run("05_end_to_end.ipynb", tmp_path, monkeypatch)
     said = printed(outputs)
     assert said["stream"].count("last") == 1
@@ -145,7 +145,7 @@ def test_end_to_end_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_lightning_module_learns(tmp_path: Path) -> None:
-    """Slides are generated, a Trainer trains on the loader, and most of those that test are right."""
+    """Slides are generated, a Trainer trains on the loader, and most test slides are classified correctly."""
     pytest.importorskip("pytorch_lightning")
     said = subprocess.run(
         [sys.executable, ROOT / "examples" / "lightning_module.py"],

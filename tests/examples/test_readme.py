@@ -1,4 +1,4 @@
-"""The README does what it says: its Python runs, its commands exist, its links lead somewhere."""
+"""The README is correct: its Python runs, its commands exist, its links resolve."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_study(folder: Path) -> None:
 
 
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Python blocks run one after the other on a slide called a.svs, and leave a bag behind."""
+    """The Python blocks run in order on a slide called a.svs, and write a bag."""
     write_synthetic_slide(tmp_path / "a.svs", size=(4096, 3072), seed=5)
     write_study(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -52,7 +52,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every slideio-pipe command of the README for one's own slide runs as it stands there."""
+    """Every slideio-pipe command of the README for a user's own slide runs unchanged."""
     write_synthetic_slide(tmp_path / "a.svs", size=(4096, 3072), seed=5)
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("slideio-pipe ")]
@@ -64,7 +64,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "bag.png").stat().st_size > 10_000
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_resolve() -> None:
     """Every relative link of both READMEs names a file or folder of the project."""
     for page in (ROOT / "README.md", ROOT / "slideio_pipe" / "README.md"):
         targets = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_map_names_every_room() -> None:
-    """And every module that is in none; each room says what it is for, and which existing file to open first."""
+    """And every module outside rooms; each room states its purpose and an existing file to open first."""
     package = ROOT / "slideio_pipe"
     page = (package / "README.md").read_text(encoding="utf-8")
     rooms = [path.parent for path in package.glob("**/__init__.py") if path.parent != package]

@@ -1,4 +1,4 @@
-"""What an export of a cohort shows of itself, and that showing it costs no slide."""
+"""Pictures and report of an export of a cohort; a failure to write them fails no slide."""
 
 from __future__ import annotations
 
@@ -29,61 +29,61 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(folder: Path) -> dict[str, str]:
-    """Return what the page says of each slide."""
+def rows_of(folder: Path) -> dict[str, str]:
+    """Return the page's row of each slide."""
     return {row.split()[0]: row for row in Page((folder / "report.html").read_text()).rows[1:]}
 
 
-def test_pictures_and_warnings(study: Path, tmp_path: Path) -> None:
-    """Slide, tissue and tiles side by side; a warning is on the page and counted; a kept slide stays on it."""
+def test_the_page_shows_pictures_and_warnings(study: Path, tmp_path: Path) -> None:
+    """Slide, tissue and tiles side by side; warnings are counted; a kept slide remains on the page."""
     report = sp.export_cohort(study, tmp_path, progress=False)
     assert (report.done, report.warned, report.page) == (2, 1, tmp_path / "report.html")
     with Image.open(picture_file(tmp_path, "a.svs")) as drawn:
         assert drawn.size == (3 * 320 + 2 * 6, 240)
-    assert "estimated from the 40× objective" in told(tmp_path)["b.svs"]
-    before = told(tmp_path)
+    assert "estimated from the 40× objective" in rows_of(tmp_path)["b.svs"]
+    before = rows_of(tmp_path)
     again = sp.export_cohort(study, tmp_path, progress=False)
     assert (again.kept, again.warned) == (2, 1)
-    assert told(tmp_path) == before
+    assert rows_of(tmp_path) == before
     assert json.loads((tmp_path / "run.json").read_text())["report"] == str(tmp_path / "report.html")
 
 
-def test_a_picture_that_cannot_be_written(study: Path, tmp_path: Path) -> None:
-    """Costs no slide, only a warning, and the bag is the same."""
+def test_a_picture_that_cannot_be_written_is_a_warning(study: Path, tmp_path: Path) -> None:
+    """The slide does not fail, and the bag is the same."""
     (tmp_path / "report").touch()
     report = sp.export_cohort([study / "a.svs"], tmp_path, progress=False)
     assert (report.done, report.warned) == (1, 1)
-    assert "no picture for the report" in told(tmp_path)["a.svs"]
+    assert "no picture for the report" in rows_of(tmp_path)["a.svs"]
 
 
-def test_killed_between_the_bag_and_its_note(study: Path, tmp_path: Path) -> None:
-    """The numbers that the bag has are on the page all the same."""
+def test_a_bag_without_a_ledger_entry_is_on_the_page(study: Path, tmp_path: Path) -> None:
+    """After a kill between the two, its numbers are read from the bag."""
     sp.export_cohort([study / "a.svs"], tmp_path, progress=False)
-    row = told(tmp_path)["a.svs"]
+    row = rows_of(tmp_path)["a.svs"]
     lines = (tmp_path / "run.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "run.jsonl").write_bytes(b"".join(lines[:-1]))
     assert sp.export_cohort([study / "a.svs"], tmp_path, progress=False).kept == 1
     tiles = str(len(sp.open_bag(tmp_path / "a.bag.zarr")))
-    found = told(tmp_path)["a.svs"].split()
+    found = rows_of(tmp_path)["a.svs"].split()
     assert tiles in row.split()
     assert tiles in found
     assert "nan" not in found
 
 
-def test_any_work_has_a_page(tmp_path: Path) -> None:
-    """With what it noted as columns, also when it is interrupted: then it says what is not done yet."""
+def test_every_run_has_a_page(tmp_path: Path) -> None:
+    """Its notes are columns; an interrupted run lists what is not done."""
     cohort, out = slides(tmp_path, a="1", b=f"interrupt {os.getpid()}", c="3"), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(cohort, out)
-    rows = told(out)
+    rows = rows_of(out)
     assert "length" in (out / "report.html").read_text()
     assert "was interrupted" in (out / "report.html").read_text()
     assert "not done yet" in rows["b"]
     assert "not done yet" in rows["c"]
 
 
-def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
-    """Is a warning of a run that went well, and silent where there is an error to be told."""
+def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    """If the run also ends with an error, only the error is reported."""
     out = tmp_path / "out"
     (out / "report.html.partial").mkdir(parents=True)
     with pytest.warns(SlideioPipeWarning, match=r"report\.html was not written"):
@@ -94,15 +94,15 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
         run_cohort(Copying(out), full, out, progress=False)
 
 
-def test_a_file_that_comes_back(tmp_path: Path) -> None:
-    """Another file under the name fails; the old one back, the slide is done again, without being done."""
+def test_a_file_that_was_replaced_and_restored(tmp_path: Path) -> None:
+    """The other file fails; after the first one is restored, the slide counts as done."""
     cohort, out = slides(tmp_path, a="1"), tmp_path / "out"
     run(cohort, out)
     kept = (tmp_path / "a").stat()
     (tmp_path / "a").write_text("other")
     run(cohort, out)
-    assert "another file" in told(out)["a"]
+    assert "another file" in rows_of(out)["a"]
     (tmp_path / "a").write_text("1")
     os.utime(tmp_path / "a", ns=(kept.st_atime_ns, kept.st_mtime_ns))
     assert run(cohort, out).kept == 1
-    assert "another file" not in told(out)["a"]
+    assert "another file" not in rows_of(out)["a"]

@@ -1,4 +1,4 @@
-"""A study is converted bag by bag: what is done stays done, what fails is listed, and a kill changes no byte."""
+"""A study is converted bag by bag: finished bags are kept, failures are listed, and a kill changes no byte."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stored(folder: Path, *names: str, count: int = 70, label: Any = 1) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Return every file that a tool reads."""
+    """Return every file of the layout."""
     files = (file for file in folder.rglob("*") if file.is_file() and ".convert-" not in str(file))
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
@@ -49,7 +49,7 @@ def failing(done: Converted) -> dict[str, str]:
 
 
 def test_a_study_is_a_folder_a_pattern_a_manifest_or_a_list(tmp_path: Path) -> None:
-    """All give the same files; a manifest's names and labels stand in place of the bags' own."""
+    """All give the same files; names and labels of a manifest replace the bags' own."""
     bags = stored(tmp_path / "bags", "a", "b")
     (tmp_path / "study.csv").write_text("slide,label\nbags/a.bag.zarr,\nbags/b.bag.zarr,1\n")
     paths = [bags / "a.bag.zarr", bags / "b.bag.zarr"]
@@ -64,8 +64,8 @@ def test_a_study_is_a_folder_a_pattern_a_manifest_or_a_list(tmp_path: Path) -> N
     assert np.load(tmp_path / "other" / "labels" / "first.npy").tolist() == 7
 
 
-def test_run_again_it_writes_what_is_missing(tmp_path: Path) -> None:
-    """Files that are whole stay; one that was removed is made again."""
+def test_a_second_run_writes_missing_files(tmp_path: Path) -> None:
+    """Complete files are kept; a removed one is made again."""
     bags, out = stored(tmp_path / "bags", "a", "b", "c"), tmp_path / "out"
     first = sp.convert(bags, "torchmil", out)
     before = inodes(out)
@@ -76,8 +76,8 @@ def test_run_again_it_writes_what_is_missing(tmp_path: Path) -> None:
     assert {name for name in before if before[name] == after[name]} >= {f"features/{k}.npy" for k in "ac"}
 
 
-def test_a_bag_that_fails_costs_itself(tmp_path: Path) -> None:
-    """It is listed with its reason; repaired, it joins the others, and the tables are those of a run without it."""
+def test_a_bag_that_fails_does_not_fail_the_others(tmp_path: Path) -> None:
+    """Its reason is listed; after repair it is converted, and the tables equal those of a run without the fault."""
     bags, out = stored(tmp_path / "bags", "a", "b", "c"), tmp_path / "out"
     metadata = bags / "b.bag.zarr" / "zarr.json"
     content = metadata.read_bytes()
@@ -95,8 +95,8 @@ def test_a_bag_that_fails_costs_itself(tmp_path: Path) -> None:
     assert tree(out) == tree(tmp_path / "whole")
 
 
-def test_what_a_layout_cannot_hold_costs_itself(tmp_path: Path) -> None:
-    """A label that is text, features that are not there."""
+def test_a_bag_that_the_layout_cannot_hold_fails_alone(tmp_path: Path) -> None:
+    """A text label, or missing features."""
     bags = stored(stored(tmp_path / "bags", "a"), "b", label="tumour")
     with pytest.warns(SkippedWarning):
         assert "labels are numbers" in failing(sp.convert(bags, "torchmil", tmp_path / "out"))["b.bag.zarr"]
@@ -107,8 +107,8 @@ def test_what_a_layout_cannot_hold_costs_itself(tmp_path: Path) -> None:
     assert (done.bags, list(failing(done))) == (1, ["b"])
 
 
-def test_files_of_somebody_else_are_not_replaced(tmp_path: Path) -> None:
-    """Nor taken for ours, however often it is run; with overwrite they are."""
+def test_files_that_this_run_did_not_write_are_not_replaced(tmp_path: Path) -> None:
+    """In no run, unless with overwrite."""
     bags, out = stored(tmp_path / "bags", "a", "b"), tmp_path / "out"
     (out / "features").mkdir(parents=True)
     (out / "features" / "a.npy").write_text("theirs")
@@ -121,8 +121,8 @@ def test_files_of_somebody_else_are_not_replaced(tmp_path: Path) -> None:
     assert np.load(out / "features" / "a.npy").shape == (70, 3, 16, 16)
 
 
-def test_another_bag_of_a_name_and_other_features_are_noticed(tmp_path: Path) -> None:
-    """They are not converted over what is there, unless that is asked for, and what is the same stays then."""
+def test_a_changed_bag_or_changed_features_are_not_converted_without_overwrite(tmp_path: Path) -> None:
+    """With overwrite, unchanged bags are kept."""
     bags, out = stored(tmp_path / "bags", "a", "b"), tmp_path / "out"
     (tmp_path / "features").mkdir()
     for name, count in (("a", 70), ("b", 71)):
@@ -136,8 +136,8 @@ def test_another_bag_of_a_name_and_other_features_are_noticed(tmp_path: Path) ->
     assert not np.load(out / "features" / "a.npy").any()
 
 
-def test_bags_in_memory_are_known_again(tmp_path: Path) -> None:
-    """By what they say of themselves."""
+def test_bags_in_memory_are_recognised_in_a_second_run(tmp_path: Path) -> None:
+    """By their provenance."""
     bags = [MemoryBag(3), MemoryBag(4)]
     bags[1].name = "b.svs"
     sp.convert(bags, "webdataset", tmp_path)
@@ -149,15 +149,15 @@ def test_bags_in_memory_are_known_again(tmp_path: Path) -> None:
 
 @pytest.mark.system
 def test_worker_processes_write_the_same(tmp_path: Path) -> None:
-    """Two of them, the same bytes."""
+    """Two processes write the same bytes as one."""
     bags = stored(tmp_path / "bags", "a", "b", "c")
     sp.convert(bags, "webdataset", tmp_path / "here")
     done = sp.convert(bags, "webdataset", tmp_path / "there", workers=2)
     assert (done.bags, tree(tmp_path / "there")) == (3, tree(tmp_path / "here"))
 
 
-def test_what_is_wrong_with_a_study_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    """Two bags of one name, an encoder without a name, a bag outside of the root."""
+def test_faults_of_a_study_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Two bags of one name, an invalid encoder name, a bag outside the root."""
     bags = stored(tmp_path / "bags", "a", "b")
     with pytest.raises(ConfigError, match="several bags are called a"):
         sp.convert([MemoryBag(), MemoryBag()], "webdataset", tmp_path / "out")
@@ -170,8 +170,8 @@ def test_what_is_wrong_with_a_study_is_said_before_anything_is_written(tmp_path:
 
 @pytest.mark.system
 @pytest.mark.parametrize("layout", ["torchmil", "hf"])
-def test_killed_it_ends_in_the_same_bytes(tmp_path: Path, layout: str) -> None:
-    """Kill -9 at several moments: nothing half-written has a final name, and run again it is whole."""
+def test_a_killed_and_resumed_conversion_writes_the_same_bytes(tmp_path: Path, layout: str) -> None:
+    """Kill -9 at several moments: no incomplete file has a final name."""
     bags = stored(tmp_path / "bags", *(f"s{k}" for k in range(6)), count=1500)
     command = [sys.executable, "-m", "slideio_pipe", "convert", str(bags), "--to", layout, "--out"]
     with warnings.catch_warnings():
@@ -194,8 +194,8 @@ def test_killed_it_ends_in_the_same_bytes(tmp_path: Path, layout: str) -> None:
 # --- the command
 
 
-def test_the_command_says_what_failed(tmp_path: Path) -> None:
-    """And ends with 1; with JSON too."""
+def test_the_command_lists_failures(tmp_path: Path) -> None:
+    """Its exit code is 1; with JSON too."""
     bags = stored(tmp_path / "bags", "a", "b", "c")
     (bags / "b.bag.zarr" / "zarr.json").write_bytes(b"{}")
     text = run("convert", bags, "--to", "webdataset", "--out", tmp_path / "out", code=1).stdout
@@ -207,7 +207,7 @@ def test_the_command_says_what_failed(tmp_path: Path) -> None:
 
 
 def test_coordinates_of_a_study_become_bags(tmp_path: Path) -> None:
-    """A file without a slide costs itself; run again, what is there stays."""
+    """A file without a slide fails alone; a second run keeps existing bags."""
     pytest.importorskip("h5py")
     (tmp_path / "slides").mkdir()
     for k in range(2):
@@ -228,7 +228,7 @@ def test_coordinates_of_a_study_become_bags(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [None, 1])
 def test_progress_counts_tiles(tmp_path: Path, workers: int | None) -> None:
-    """Of all bags: none at first, those of bags that are kept, and all of them in the end, also of one that fails."""
+    """Of all bags: none at first, then those of kept bags, at the end all, including failed bags."""
     bags = [MemoryBag(count) for count in (5, 20, 300)]
     for number, bag in enumerate(bags):
         bag.name = f"b{number}"

@@ -63,7 +63,7 @@ def empty_bag(slide: Slide, label: Any = 0) -> TileBag:
 
 
 def columns(bag: TileBag) -> np.ndarray:
-    """The order in which CLAM and TRIDENT have tiles, by sorting tuples."""
+    """Return tiles in the order of CLAM and TRIDENT, by sorting tuples."""
     return np.array(sorted(range(len(bag)), key=lambda k: tuple(bag.coords[k])))
 
 
@@ -76,8 +76,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("to", sorted(set(LAYOUTS) - {"stamp"}))
-def test_nothing_is_overwritten_unasked(slide: Slide, tmp_path: Path, to: str) -> None:
-    """A second conversion is refused, or replaces what it wrote, with the same bytes or pixels."""
+def test_nothing_is_replaced_without_overwrite(slide: Slide, tmp_path: Path, to: str) -> None:
+    """A second conversion is refused, or replaces its files with the same bytes or pixels."""
     bag = bag_of(slide, 0.5)
     first = convert(bag, to, tmp_path / "out")
     assert all(path.exists() for path in first.paths)
@@ -87,8 +87,8 @@ def test_nothing_is_overwritten_unasked(slide: Slide, tmp_path: Path, to: str) -
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
-def test_stored_bags_convert_like_the_bags_they_hold(slide: Slide, tmp_path: Path) -> None:
-    """A path of a bag store stands for the bag."""
+def test_stored_bags_convert_like_bags_in_memory(slide: Slide, tmp_path: Path) -> None:
+    """The path of a bag store may be passed."""
     bag = bag_of(slide, 0.5)
     save_bag(bag, tmp_path / "a.bag.zarr", progress=False)
     for name, source in (("stored", tmp_path / "a.bag.zarr"), ("planned", bag)):
@@ -99,15 +99,15 @@ def test_stored_bags_convert_like_the_bags_they_hold(slide: Slide, tmp_path: Pat
 
 
 def test_two_bags_of_one_name_are_refused(slide: Slide, tmp_path: Path) -> None:
-    """They would be one file."""
+    """They would have the same file."""
     with pytest.raises(ConfigError, match=r"several bags are called a\.b"):
         convert([bag_of(slide, 0.5), bag_of(slide, None)], "clam", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["../a.svs", "..", "x/y", "..\\a.svs"])
-def test_names_cannot_lead_elsewhere(tmp_path: Path, name: str) -> None:
-    """A bag that calls itself by a path of another folder is refused."""
+def test_a_bag_named_by_a_path_is_refused(tmp_path: Path, name: str) -> None:
+    """It would be written to another folder."""
     bag = MemoryBag()
     bag.name = name
     with pytest.raises(ConfigError, match="no file name"):
@@ -115,7 +115,7 @@ def test_names_cannot_lead_elsewhere(tmp_path: Path, name: str) -> None:
 
 
 def test_unknown_layouts_and_no_bag_are_refused(tmp_path: Path) -> None:
-    """With the layouts there are."""
+    """The error lists the layouts."""
     with pytest.raises(ConfigError, match="clam, clam-pixels, trident, stamp"):
         convert(MemoryBag(), "slideflow", tmp_path)
     with pytest.raises(ConfigError, match="no bag to convert"):
@@ -125,7 +125,7 @@ def test_unknown_layouts_and_no_bag_are_refused(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_with_its_command(
     slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One sentence says what to install, before anything is written."""
+    """One sentence with the install command, before anything is written."""
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingExtraError, match=r'h5py is needed.*pip install "slideio-pipe\[hdf5\]"'):
         convert(bag_of(slide, 0.5), "clam", tmp_path / "out")
@@ -133,14 +133,14 @@ def test_a_missing_package_is_named_with_its_command(
 
 
 def test_a_file_in_the_way_is_an_output_error(slide: Slide, tmp_path: Path) -> None:
-    """The disk's refusals are ours, with the path."""
+    """An error of the disk is an OutputError with the path."""
     (tmp_path / "out").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         convert(bag_of(slide, 0.5), "torchmil", tmp_path / "out")
 
 
 def test_importing_loads_no_optional_package() -> None:
-    """Whoever converts to one layout does not wait for the others' packages."""
+    """A conversion to one layout does not load the packages of the others."""
     names = "{'h5py', 'tensordict', 'pyarrow', 'datasets', 'webdataset', 'torch'}"
     code = f"import sys, slideio_pipe.export.layouts; print(sorted({names} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
@@ -167,7 +167,7 @@ def test_clam_has_its_names_types_and_attributes(slide: Slide, tmp_path: Path) -
 
 
 def test_clam_reads_the_same_pixels_through_openslide(slide: Slide, tmp_path: Path) -> None:
-    """What CLAM does with a file, reading ``patch_size`` px of ``patch_level``, gives the tiles of a stored level."""
+    """CLAM reads ``patch_size`` px of ``patch_level``: the tiles of a stored level."""
     h5py, openslide = pytest.importorskip("h5py"), pytest.importorskip("openslide")
     bag = bag_of(slide, 1.0)
     convert(bag, "clam", tmp_path / "out")
@@ -182,7 +182,7 @@ def test_clam_reads_the_same_pixels_through_openslide(slide: Slide, tmp_path: Pa
 
 
 def test_clam_has_no_file_for_an_empty_bag(slide: Slide, tmp_path: Path) -> None:
-    """Nor a row among the labels; a warning says so."""
+    """And no row among the labels; a warning says so."""
     pytest.importorskip("h5py")
     with pytest.warns(SkippedWarning, match=r"without a tile.*a\.b\.tif"):
         done = convert(empty_bag(slide), "clam", tmp_path / "out")
@@ -190,8 +190,8 @@ def test_clam_has_no_file_for_an_empty_bag(slide: Slide, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_clam_features_stand_beside_coordinates(slide: Slide, tmp_path: Path) -> None:
-    """In the order of the coordinates, as HDF5 and as a tensor."""
+def test_clam_features_have_the_order_of_the_coordinates(slide: Slide, tmp_path: Path) -> None:
+    """As HDF5 and as a tensor."""
     h5py = pytest.importorskip("h5py")
     bag = bag_of(slide, 0.5)
     features = np.arange(len(bag) * 3, dtype=np.float64).reshape(-1, 3)
@@ -204,8 +204,8 @@ def test_clam_features_stand_beside_coordinates(slide: Slide, tmp_path: Path) ->
     np.testing.assert_array_equal(saved, features[columns(bag)].astype(np.float32))
 
 
-def test_labels_of_later_conversions_join_the_table(slide: Slide, tmp_path: Path) -> None:
-    """A folder that grows keeps the labels of the slides before; those converted again are replaced."""
+def test_labels_of_later_conversions_are_added_to_the_table(slide: Slide, tmp_path: Path) -> None:
+    """Rows of earlier slides are kept; those of slides converted again are replaced."""
     pytest.importorskip("h5py")
     other = write_pyramid(tmp_path / "c.tif", coordinate_pixels(300, 200))
     convert(bag_of(slide, 0.5, label=0), "clam", tmp_path / "out")
@@ -217,7 +217,9 @@ def test_labels_of_later_conversions_join_the_table(slide: Slide, tmp_path: Path
 
 @pytest.mark.parametrize("mpp", [None, 0.5, 1.0, 0.6, 2.0])
 @pytest.mark.parametrize("layout", ["clam", "trident"])
-def test_coordinates_come_back_as_the_same_pixels(slide: Slide, tmp_path: Path, mpp: float | None, layout: str) -> None:
+def test_imported_coordinates_give_the_same_pixels(
+    slide: Slide, tmp_path: Path, mpp: float | None, layout: str
+) -> None:
     """At stored levels and between them."""
     pytest.importorskip("h5py")
     bag = bag_of(slide, mpp, stride=TILE // 2)
@@ -231,7 +233,7 @@ def test_coordinates_come_back_as_the_same_pixels(slide: Slide, tmp_path: Path, 
 
 
 def test_augmented_tiles_have_no_coordinates(slide: Slide, tmp_path: Path) -> None:
-    """A turned view is refused for layouts of coordinates, and not for those of pixels."""
+    """An augmented view is refused for layouts of coordinates, and not for those of pixels."""
     import albumentationsxl as A
 
     pytest.importorskip("h5py")
@@ -244,7 +246,7 @@ def test_augmented_tiles_have_no_coordinates(slide: Slide, tmp_path: Path) -> No
 
 
 def test_published_coordinates_become_a_bag(shared_data: Path, tmp_path: Path) -> None:
-    """A published file of features without attributes: told how large tiles are, every row is a tile of the slide."""
+    """A published file of features without attributes: with the tile size, every row is a tile of the slide."""
     h5py = pytest.importorskip("h5py")
     path = shared_data / "bags" / "TCGA-AD-6964-01Z-00-DX1.features.h5"
     with h5py.File(path) as file:
@@ -264,8 +266,8 @@ def test_published_coordinates_become_a_bag(shared_data: Path, tmp_path: Path) -
         assert np.unique(bag[100]).tolist() == [200]
 
 
-def test_other_files_are_no_coordinates(slide: Slide, tmp_path: Path) -> None:
-    """No file, no HDF5, no corners, µm: each is refused with the reason."""
+def test_files_without_valid_coordinates_are_refused(slide: Slide, tmp_path: Path) -> None:
+    """No file, no HDF5, no corners, µm: each with the reason."""
     h5py = pytest.importorskip("h5py")
     (tmp_path / "text.h5").write_text("nothing")
     for name, values, unit in (("three.h5", np.zeros((4, 3)), ""), ("um.h5", np.zeros((4, 2)), "um")):
@@ -282,7 +284,7 @@ def test_other_files_are_no_coordinates(slide: Slide, tmp_path: Path) -> None:
 def test_coordinates_without_the_size_of_their_tiles_are_refused(
     slide: Slide, tmp_path: Path, known: dict[str, int]
 ) -> None:
-    """The side of a tile and what it spans at level 0 are both needed."""
+    """The side of a tile and its extent at level 0 are both needed."""
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["coords"] = np.zeros((2, 2), np.int64)
@@ -293,7 +295,7 @@ def test_coordinates_without_the_size_of_their_tiles_are_refused(
     assert bag.shape == (2, 64, 64, 3)
 
 
-def test_coordinates_of_a_level_that_is_not_there_are_refused(slide: Slide, tmp_path: Path) -> None:
+def test_coordinates_of_a_missing_level_are_refused(slide: Slide, tmp_path: Path) -> None:
     """They are of another slide."""
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "x.h5", "w") as file:
@@ -303,7 +305,7 @@ def test_coordinates_of_a_level_that_is_not_there_are_refused(slide: Slide, tmp_
 
 
 def test_pixels_that_are_no_squares_are_refused(tmp_path: Path) -> None:
-    """Squares of a slide scanned at 0.25 × 0.3 µm are none at level 0 once it is resampled."""
+    """Squares of a slide at 0.25 × 0.3 µm are no squares of level 0 after resampling."""
     pytest.importorskip("h5py")
     with open_slide(coordinate_pixels(1000, 700), slide_mpp=(0.25, 0.3)) as opened:
         with pytest.raises(ConfigError, match="128 × 107 px at level 0"):
@@ -351,8 +353,8 @@ def test_trident_reads_squares_of_the_right_size(tmp_path: Path, slide_mpp: floa
         assert taken == pytest.approx(TILE * bag.view_mpp.mean / slide_mpp, abs=0.5)
 
 
-def test_corners_that_are_nearly_whole_are_whole(tmp_path: Path) -> None:
-    """As pandas writes them, in float64, and a ten-millionth beside: the same pixels as integers."""
+def test_nearly_whole_corners_are_rounded(tmp_path: Path) -> None:
+    """In float64, as pandas writes them, or off by 1e-7: the same pixels as integers."""
     h5py = pytest.importorskip("h5py")
     for name, corners in {"beside": [[2.0000001, 3], [10, 20]], "between": [[2.5, 3], [10, 20]]}.items():
         with h5py.File(tmp_path / name, "w") as file:
@@ -362,8 +364,8 @@ def test_corners_that_are_nearly_whole_are_whole(tmp_path: Path) -> None:
     assert (between.dtype, between.tolist()) == (np.float64, [[2.5, 3], [10, 20]])
 
 
-def test_a_tile_size_alone_does_not_say_a_resolution(tmp_path: Path) -> None:
-    """Coordinates without patch_size may be of any level: refused, with what to pass."""
+def test_coordinates_without_a_resolution_are_refused(tmp_path: Path) -> None:
+    """Without patch_size they may be of any level: the error says what to pass."""
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["coords"] = np.array([[64, 0], [0, 128]])
@@ -396,8 +398,8 @@ def test_trident_folders_have_the_magnification_of_their_tiles(tmp_path: Path, m
 
 
 @pytest.mark.parametrize(("slide_mpp", "near"), [(0.25, 20), (0.2496, 20), (0.24, 40 / (0.5 / 0.24))])
-def test_nearly_an_objective_is_that_objective(tmp_path: Path, slide_mpp: float, near: float) -> None:
-    """Within 2 %, as a level that is 2.0005 times smaller; else the quotient, so that TRIDENT reads the same pixels."""
+def test_a_magnification_near_an_objective_is_rounded_to_it(tmp_path: Path, slide_mpp: float, near: float) -> None:
+    """Within 2 %, as at a level 2.0005 times smaller; else the quotient, so that TRIDENT reads the same pixels."""
     h5py = pytest.importorskip("h5py")
     with open_slide(coordinate_pixels(1000, 700), slide_mpp=slide_mpp) as opened:
         done = convert(bag_of(opened, 0.5), "trident", tmp_path)
@@ -407,7 +409,7 @@ def test_nearly_an_objective_is_that_objective(tmp_path: Path, slide_mpp: float,
 
 @pytest.mark.parametrize("layout", ["trident", "clam"])
 def test_features_keep_single_precision(slide: Slide, tmp_path: Path, layout: str) -> None:
-    """TRIDENT and CLAM have float32: what half precision rounds, or takes for infinite, stays as it is."""
+    """TRIDENT and CLAM store float32: values that float16 would round or overflow are unchanged."""
     h5py = pytest.importorskip("h5py")
     bag = bag_of(slide, 0.5)
     features = (np.arange(len(bag) * 3).reshape(-1, 3) + 1 / 3).astype(np.float32)
@@ -419,7 +421,7 @@ def test_features_keep_single_precision(slide: Slide, tmp_path: Path, layout: st
 
 
 def test_trident_keeps_empty_bags(slide: Slide, tmp_path: Path) -> None:
-    """A slide without tissue has files of no rows, which come back as a bag of no tile."""
+    """A slide without tissue has files without rows, which are imported as a bag without tiles."""
     h5py = pytest.importorskip("h5py")
     done = convert(empty_bag(slide), "trident", tmp_path, features=np.empty((0, 5)), encoder="uni_v1")
     coords, features = done.paths[:2]
@@ -431,8 +433,8 @@ def test_trident_keeps_empty_bags(slide: Slide, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
-def test_torchmil_reads_the_folder_as_it_reads_tridents(slide: Slide, tmp_path: Path) -> None:
-    """Features, labels and the graph of a job of TRIDENT: 20× tiles of a 40× slide have their eight neighbours."""
+def test_torchmil_reads_our_trident_folder(slide: Slide, tmp_path: Path) -> None:
+    """Features, labels and the graph of a TRIDENT job: 20× tiles of a 40× slide have their eight neighbours."""
     module = pytest.importorskip("torchmil.datasets", reason="torchmil is not installed")
     bag = bag_of(slide, 0.5)
     features = np.arange(len(bag) * 2, dtype=np.float32).reshape(-1, 2)
@@ -481,7 +483,7 @@ def test_stamp_has_its_names_types_and_attributes(slide: Slide, tmp_path: Path) 
 
 
 def test_stamp_keeps_empty_bags_and_needs_features(slide: Slide, tmp_path: Path) -> None:
-    """Features of no tile are features; none are not."""
+    """An array without rows is accepted as features; missing features are refused."""
     h5py = pytest.importorskip("h5py")
     done = convert(empty_bag(slide), "stamp", tmp_path, features=np.empty((0, 4), np.float32))
     with h5py.File(done.paths[0]) as file:
@@ -491,13 +493,13 @@ def test_stamp_keeps_empty_bags_and_needs_features(slide: Slide, tmp_path: Path)
     bag = bag_of(slide, 0.5)
     with pytest.raises(ConfigError, match="float16"):
         convert(bag, "stamp", tmp_path / "o", features=np.full((len(bag), 1), 1e6))
-    with pytest.raises(ConfigError, match="does not tell where"):
+    with pytest.raises(ConfigError, match="does not record the positions"):
         convert(MemoryBag(), "stamp", tmp_path / "o", features=np.ones((5, 1)))
 
 
 @pytest.mark.parametrize("ending", [".npy", ".pt", ".h5"])
-def test_features_come_from_a_folder(slide: Slide, tmp_path: Path, ending: str) -> None:
-    """Whatever their format; a wrong number of rows is refused, and so is one file for two bags."""
+def test_features_are_read_from_a_folder(slide: Slide, tmp_path: Path, ending: str) -> None:
+    """In every format; a wrong number of rows, or one file for two bags, is refused."""
     h5py = pytest.importorskip("h5py")
     bag, file = bag_of(slide, 0.5), tmp_path / f"a.b{ending}"
     values = np.ones((len(bag), 2), np.float32)
@@ -532,7 +534,7 @@ def torchmil_dataset(folder: Path, keys: list[str], **options: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 def test_torchmil_reads_pixels_labels_and_a_graph(slide: Slide, tmp_path: Path) -> None:
-    """20× tiles of a 40× slide are joined with all eight neighbours, and with none else."""
+    """20× tiles of a 40× slide are connected with all eight neighbours, and with no others."""
     bag = bag_of(slide, 0.5)
     convert(bag, "torchmil", tmp_path)
     dataset = torchmil_dataset(tmp_path, ["X", "Y", "adj", "coords"], dist_thr=1.5 * TILE, norm_adj=False)
@@ -544,7 +546,7 @@ def test_torchmil_reads_pixels_labels_and_a_graph(slide: Slide, tmp_path: Path) 
 
 
 def test_torchmil_reads_empty_bags_and_bags_without_a_label(slide: Slide, tmp_path: Path) -> None:
-    """No tile is an array of no rows; no label is no file."""
+    """A bag without tiles is an array without rows; a bag without a label has no label file."""
     convert(empty_bag(slide), "torchmil", tmp_path / "empty")
     found = torchmil_dataset(tmp_path / "empty", ["X", "Y"])[0]
     assert (tuple(found["X"].shape), found["Y"].tolist()) == ((0, 3, TILE, TILE), 0)
@@ -555,7 +557,7 @@ def test_torchmil_reads_empty_bags_and_bags_without_a_label(slide: Slide, tmp_pa
 
 
 def test_torchmil_reads_labels_of_tiles(slide: Slide, tmp_path: Path) -> None:
-    """One whole number for each tile, in the bag's order; wrong ones are refused."""
+    """One integer per tile, in the bag's order; others are refused."""
     torchmil = pytest.importorskip("torchmil.datasets")
     bag = bag_of(slide, 0.5)
     labels = np.arange(len(bag)) % 2
@@ -575,7 +577,7 @@ def test_torchmil_reads_labels_of_tiles(slide: Slide, tmp_path: Path) -> None:
 
 @LEAVES_FILES_OPEN
 def test_webdataset_reads_what_was_written(slide: Slide, tmp_path: Path) -> None:
-    """Every tile once, bit for bit, in order, with its place and label."""
+    """Every tile once, bit for bit, in order, with its position and label."""
     webdataset = pytest.importorskip("webdataset")
     bag = bag_of(slide, 0.5)
     done = convert(bag, "webdataset", tmp_path)
@@ -591,8 +593,8 @@ def test_webdataset_reads_what_was_written(slide: Slide, tmp_path: Path) -> None
 
 
 @LEAVES_FILES_OPEN
-def test_webdataset_cuts_shards_and_removes_those_of_a_longer_bag(tmp_path: Path) -> None:
-    """512 tiles to a shard; a shorter bag that replaces a longer one leaves no tile of that."""
+def test_webdataset_splits_shards_and_removes_stale_ones(tmp_path: Path) -> None:
+    """512 tiles per shard; if a shorter bag replaces a longer one, no tile of the longer one remains."""
     webdataset = pytest.importorskip("webdataset")
     (tmp_path / "a-notes.tar").touch()
     done = convert(MemoryBag(1030, label="tumour"), "webdataset", tmp_path)
@@ -616,8 +618,8 @@ def test_webdataset_has_no_shard_for_an_empty_bag(tmp_path: Path) -> None:
 
 @LEAVES_FILES_OPEN
 @pytest.mark.parametrize("pixels", ["jpeg:80", "source"])
-def test_jpeg_goes_into_tiles_unchanged(tmp_path: Path, pixels: str) -> None:
-    """Byte for byte what the store holds, and readers of WebDataset and datasets see its pixels."""
+def test_jpeg_bytes_are_written_unchanged(tmp_path: Path, pixels: str) -> None:
+    """As the store holds them; WebDataset and datasets read the same pixels."""
     webdataset, datasets = pytest.importorskip("webdataset"), pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     made_slide(tmp_path / "a.svs", size=(1024, 768), seed=1)
@@ -640,8 +642,8 @@ def test_jpeg_goes_into_tiles_unchanged(tmp_path: Path, pixels: str) -> None:
 # --- CLAM's pixels
 
 
-def test_pixels_for_clam_come_back(slide: Slide, tmp_path: Path) -> None:
-    """Names, types and attributes as CLAM's older versions had them; without the slide they are a bag again."""
+def test_pixels_for_clam_can_be_imported(slide: Slide, tmp_path: Path) -> None:
+    """Names, types and attributes of CLAM's older versions; the slide is not needed."""
     h5py = pytest.importorskip("h5py")
     bag = bag_of(slide, 1.0)
     done = convert(bag, "clam-pixels", tmp_path / "out")
@@ -665,7 +667,7 @@ def test_pixels_for_clam_come_back(slide: Slide, tmp_path: Path) -> None:
 
 
 def test_coordinates_without_pixels_need_a_slide(slide: Slide, tmp_path: Path) -> None:
-    """A file of coordinates alone is told from one of pixels."""
+    """A file of coordinates only is distinguished from one with pixels."""
     pytest.importorskip("h5py")
     done = convert(bag_of(slide, 1.0), "clam", tmp_path / "out")
     with pytest.raises(BagFormatError, match=r"not \(N, H, W, 3\) uint8"):
@@ -676,7 +678,7 @@ def test_coordinates_without_pixels_need_a_slide(slide: Slide, tmp_path: Path) -
 
 
 def test_tensordict_maps_what_was_written(slide: Slide, tmp_path: Path) -> None:
-    """Pixels, places, features and label, from the disk."""
+    """Pixels, positions, features and label, memory-mapped."""
     tensordict = pytest.importorskip("tensordict")
     bag = bag_of(slide, 0.5, label="tumour")
     features = np.arange(len(bag) * 2, dtype=np.float32).reshape(-1, 2)
@@ -692,7 +694,7 @@ def test_tensordict_maps_what_was_written(slide: Slide, tmp_path: Path) -> None:
 
 
 def test_tensordict_has_no_folder_for_an_empty_bag(slide: Slide, tmp_path: Path) -> None:
-    """No bytes cannot be mapped."""
+    """An empty array cannot be memory-mapped."""
     pytest.importorskip("tensordict")
     with pytest.warns(SkippedWarning, match="without a tile"):
         convert(empty_bag(slide), "memmap", tmp_path)
@@ -702,7 +704,7 @@ def test_tensordict_has_no_folder_for_an_empty_bag(slide: Slide, tmp_path: Path)
 
 
 def test_datasets_loads_the_folder(slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One split, whatever slides are called; images bit for bit; an empty bag and one without a label go along."""
+    """As one split, for all slide names; images bit for bit; also an empty bag and one without a label."""
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     bag = bag_of(slide, 0.5)
@@ -723,7 +725,7 @@ def test_datasets_loads_the_folder(slide: Slide, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(("labels", "read"), [((1, 0.5), [1.0, 0.5]), ((1, "tumour"), ["1", "tumour"])])
 def test_labels_of_one_dataset_have_one_type(tmp_path: Path, labels: tuple[Any, Any], read: list[Any]) -> None:
-    """Numbers and texts together are texts, and whole numbers and fractions fractions."""
+    """Numbers and text together are text; integers and fractions are float."""
     parquet = pytest.importorskip("pyarrow.parquet")
     bags = [MemoryBag(1, label=label) for label in labels]
     bags[0].name, bags[1].name = "a.svs", "b.svs"
@@ -731,8 +733,8 @@ def test_labels_of_one_dataset_have_one_type(tmp_path: Path, labels: tuple[Any, 
     assert [parquet.read_table(path)["label"][0].as_py() for path in done.paths[:2]] == read
 
 
-def test_a_converted_store_can_be_opened_still(slide: Slide, tmp_path: Path) -> None:
-    """Existing coordinates become a bag of pixels that is stored like any other."""
+def test_imported_coordinates_can_be_stored_as_a_bag(slide: Slide, tmp_path: Path) -> None:
+    """Of pixels, like any other bag."""
     pytest.importorskip("h5py")
     done = convert(bag_of(slide, 0.5), "clam", tmp_path / "clam")
     bag = from_clam(done.paths[0], slide)
@@ -749,8 +751,8 @@ def run(*arguments: object, code: int = 0) -> Any:
     return result
 
 
-def test_the_command_converts_there_and_back(slide: Slide, tmp_path: Path) -> None:
-    """Bags to TRIDENT, its coordinates to bags: the same tiles, column by column."""
+def test_the_command_converts_to_trident_and_back(slide: Slide, tmp_path: Path) -> None:
+    """The same tiles, column by column."""
     pytest.importorskip("h5py")
     bag = bag_of(slide, 0.5)
     save_bag(bag, tmp_path / "bags" / "a.b.bag.zarr", progress=False)
@@ -765,8 +767,8 @@ def test_the_command_converts_there_and_back(slide: Slide, tmp_path: Path) -> No
     assert "pass --overwrite" in run(*arguments, code=2).stderr
 
 
-def test_the_command_says_what_is_missing(slide: Slide, tmp_path: Path) -> None:
-    """In words of the command line."""
+def test_errors_of_the_command_name_its_options(slide: Slide, tmp_path: Path) -> None:
+    """If something is missing."""
     save_bag(bag_of(slide, 0.5), tmp_path / "s.bag.zarr", progress=False)
     assert "pass --features, or" in run(tmp_path / "s.bag.zarr", "--to", "stamp", "-o", tmp_path, code=2).stderr
     h5py = pytest.importorskip("h5py")

@@ -30,7 +30,7 @@ EVERY_TILE = ExportConfig(view=ViewConfig(mpp=None), grid=GridConfig(tile_size=1
 
 @dataclass
 class Named:
-    """All that ``bag_path`` asks of a slide."""
+    """The attributes of a slide that ``bag_path`` reads."""
 
     name: str
 
@@ -38,16 +38,16 @@ class Named:
 # --- settings
 
 
-def test_the_tissue_section_is_what_finding_tissue_takes() -> None:
-    """The same names with the same defaults, so that the command line and the notebook agree."""
+def test_the_tissue_section_has_the_parameters_of_find_tissue() -> None:
+    """The same names and defaults, so that command line and notebook agree."""
     taken = inspect.signature(find_tissue).parameters.values()
     defaults = {p.name: p.default for p in taken if p.kind is inspect.Parameter.KEYWORD_ONLY}
     assert defaults.pop("on_error") == "raise"  # of a run, not of the masks it makes
     assert TissueConfig().model_dump() == defaults
 
 
-def test_the_written_defaults_are_the_defaults() -> None:
-    """configs/export.yaml names every key, explains it on its line, and changes nothing."""
+def test_configs_export_yaml_has_the_defaults() -> None:
+    """It names and explains every key, and changes nothing."""
     path = CONFIGS / "export.yaml"
     assert load_config(path) == ExportConfig()
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -60,7 +60,7 @@ def test_the_written_defaults_are_the_defaults() -> None:
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.name)
 def test_every_preset_loads_and_exports(path: Path, tmp_path: Path) -> None:
-    """Each makes tiles of a generated slide."""
+    """Each gives tiles of a generated slide."""
     config = load_config(path)
     made_slide(tmp_path / "a.svs", size=(2000, 1600), seed=3, pieces=1)
     with open_slide(tmp_path / "a.svs") as slide:
@@ -74,8 +74,8 @@ def test_there_are_presets() -> None:
     assert {"export.yaml", "uni-224.yaml", "clam-like.yaml"} <= {path.name for path in PRESETS}
 
 
-def test_every_tissue_setting_arrives(tmp_path: Path) -> None:
-    """What the configuration says is what finding tissue was told."""
+def test_every_tissue_setting_is_used(tmp_path: Path) -> None:
+    """The mask records the settings of the configuration."""
     made_slide(tmp_path / "a.svs", size=(2000, 1600), seed=3, pieces=1)
     asked = {"mpp": 4.0, "min_area_um2": 1.0, "max_hole_um2": 2.0, "ignore_pen": False, "threshold": 0.1}
     with open_slide(tmp_path / "a.svs") as slide:
@@ -106,13 +106,13 @@ def test_every_tissue_setting_arrives(tmp_path: Path) -> None:
         (".svs", ".svs.bag.zarr"),
     ],
 )
-def test_a_bag_is_called_as_its_slide(name: str, bag: str, tmp_path: Path) -> None:
-    """Less what a file format calls itself, and nothing else: two slides seldom share a name."""
+def test_a_bag_has_the_name_of_its_slide(name: str, bag: str, tmp_path: Path) -> None:
+    """Without the ending of its file format, and nothing else removed."""
     assert bag_path(cast(Slide, Named(name)), tmp_path) == tmp_path / bag
 
 
-def test_where_a_bag_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here, into a folder (also a missing one), under a whole name, or in the home folder; never into a file."""
+def test_the_path_of_a_bag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Current, given or missing folder, a whole path, the home folder; never inside a file."""
     slide = cast(Slide, Named("a.svs"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -134,8 +134,8 @@ def slide_file(coordinate_slide: Path) -> Path:
     return coordinate_slide
 
 
-def test_every_tile_of_a_slide(slide_file: Path, tmp_path: Path) -> None:
-    """7 × 10 tiles of 100 px, the pixels of the slide, and a summary that a program can use."""
+def test_every_tile_of_a_slide_is_exported(slide_file: Path, tmp_path: Path) -> None:
+    """7 × 10 tiles of 100 px with the slide's pixels, and a summary as JSON."""
     calls: list[tuple[int, int]] = []
     done = export_slide(slide_file, tmp_path, EVERY_TILE, label="x", progress=lambda *counts: calls.append(counts))
     assert np.array_equal(done.bag[11], coordinate_pixels(1000, 700)[100:200, 100:200])
@@ -147,10 +147,10 @@ def test_every_tile_of_a_slide(slide_file: Path, tmp_path: Path) -> None:
     assert summary["bag"] == str(tmp_path / "coordinates.bag.zarr")
 
 
-def test_what_is_refused_is_refused_before_tissue_is_sought(
+def test_refusals_come_before_tissue_is_found(
     slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An output that exists or a picture without a format costs no decoding."""
+    """An existing output or a picture of unknown format: nothing is decoded."""
     bag = export_slide(slide_file, tmp_path, EVERY_TILE).bag.path
     monkeypatch.setattr(export, "plan_bag", lambda *_, **__: pytest.fail("work was done"))
     with pytest.raises(OutputExistsError):
@@ -160,8 +160,8 @@ def test_what_is_refused_is_refused_before_tissue_is_sought(
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".zarr"] == [bag.name]
 
 
-def test_no_tile_with_enough_tissue(tmp_path: Path) -> None:
-    """The two reasons have their own remedies; an empty bag is written only when it is allowed."""
+def test_no_tile_with_enough_tissue_is_an_error(tmp_path: Path) -> None:
+    """The two reasons have different remedies; an empty bag needs permission."""
     glass = write_pyramid(tmp_path / "glass.tif", np.full((600, 600, 3), 243, np.uint8), levels=(1,))
     with pytest.warns(EmptyTissueWarning), pytest.raises(NoTissueError, match=r"no tissue was found.*another method"):
         export_slide(glass, tmp_path)
@@ -177,8 +177,8 @@ def test_no_tile_with_enough_tissue(tmp_path: Path) -> None:
         assert drawn.size[0] > 500
 
 
-def test_the_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders are made, an existing picture stays unless told, and every promised format can be written."""
+def test_the_picture_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders are created, an existing picture is kept without overwrite, and every listed format works."""
     image = Image.new("RGB", (20, 10), (1, 2, 3))
     for ending in PICTURES:
         file = tmp_path / "new" / f"a{ending.upper()}"
@@ -191,8 +191,8 @@ def test_the_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_the_sheet_says_what_was_done(slide_file: Path) -> None:
-    """Slide, grid and montage side by side; with and without tissue, label and resolution."""
+def test_the_sheet_shows_slide_grid_and_montage(slide_file: Path) -> None:
+    """Side by side; with and without tissue, label and resolution."""
     for slide_mpp, label in ((0.25, 1), (None, None)):
         options: dict[str, Any] = {} if slide_mpp is None else {"slide_mpp": slide_mpp}
         with open_slide(slide_file, **options) as slide:

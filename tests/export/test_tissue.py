@@ -34,14 +34,14 @@ def masks(study: Path) -> Path:
     return study / "masks"
 
 
-def test_masks_are_those_of_single_slides(study: Path, masks: Path, tmp_path: Path) -> None:
+def test_masks_equal_those_of_single_slides(study: Path, masks: Path, tmp_path: Path) -> None:
     """The same bytes as the command for one slide writes."""
     run("tissue", study / "s1.svs", "--out", tmp_path / "one.geojson")
     assert (masks / "s1.geojson").read_bytes() == (tmp_path / "one.geojson").read_bytes()
 
 
 def test_the_manifest_names_the_masks(study: Path, masks: Path) -> None:
-    """Relative to itself, with all other columns, and without a mask where there is none."""
+    """Relative to its own folder, with all other columns, and empty for slides without a mask."""
     assert (study / "corrected.csv").read_text().splitlines() == [
         "slide,label,mask,site",
         "s0.svs,0,masks/s0.geojson,x",
@@ -50,8 +50,8 @@ def test_the_manifest_names_the_masks(study: Path, masks: Path) -> None:
     ]
 
 
-def test_a_corrected_mask_stays_and_is_exported(study: Path, masks: Path, tmp_path: Path) -> None:
-    """Run again, nothing that is there is found again; the export takes the file as it is."""
+def test_a_corrected_mask_is_kept_and_used(study: Path, masks: Path, tmp_path: Path) -> None:
+    """A second run keeps existing masks; the export reads the file as it is."""
     square = [[0, 0], [512, 0], [512, 512], [0, 512], [0, 0]]
     feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [square]}}
     (masks / "s0.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
@@ -64,7 +64,7 @@ def test_a_corrected_mask_stays_and_is_exported(study: Path, masks: Path, tmp_pa
 
 
 def test_other_settings_are_refused_and_masks_of_the_cohort_kept(study: Path, masks: Path, tmp_path: Path) -> None:
-    """As by an export; a slide that has a mask already is not looked at."""
+    """As by an export; a slide that has a mask already is not opened."""
     config = ExportConfig(tissue=TissueConfig(mpp=16.0))
     with pytest.raises(ConfigError, match=r"tissue\.mpp was 8\.0, is 16\.0"):
         sp.tissue_cohort(study / "cohort.csv", masks, config, progress=False)
@@ -72,8 +72,8 @@ def test_other_settings_are_refused_and_masks_of_the_cohort_kept(study: Path, ma
     assert (report.slides, report.done) == (1, 0)
 
 
-def test_a_manifest_is_not_written_over_unasked(study: Path, masks: Path, tmp_path: Path) -> None:
-    """The cohort itself, and one of other slides."""
+def test_a_manifest_is_not_replaced_without_overwrite(study: Path, masks: Path, tmp_path: Path) -> None:
+    """Neither the cohort's own, nor one of other slides."""
     with pytest.raises(OutputExistsError, match="is the cohort itself"):
         sp.tissue_cohort(study / "cohort.csv", masks, manifest=study / "cohort.csv")
     (tmp_path / "other.csv").write_text(f"slide\n{study / 's0.svs'}\n")
@@ -83,8 +83,8 @@ def test_a_manifest_is_not_written_over_unasked(study: Path, masks: Path, tmp_pa
         sp.tissue_cohort(study / "cohort.csv", masks, manifest=tmp_path / "masks.txt.gz")
 
 
-def test_the_command(study: Path, tmp_path: Path) -> None:
-    """Pictures instead of outlines; what failed is said, and the exit code is 1."""
+def test_the_command_writes_masks_and_lists_failures(study: Path, tmp_path: Path) -> None:
+    """Pictures instead of outlines; the exit code is 1 if a slide failed."""
     manifest = tmp_path / "masks.csv"
     command = ("tissue", study / "cohort.csv", "--out", tmp_path / "m", "--format", "png", "--manifest", manifest)
     text = run(*command, "--workers", 2, code=1).stdout

@@ -1,4 +1,4 @@
-"""Folders for torchmil are trained on by its own trainer; for TRIDENT there is one for a cohort of several scanners."""
+"""torchmil's own trainer trains on our folders; a cohort of several scanners has one folder for TRIDENT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TILE = 32
 
 
 def bags_of(folder: Path, mpps: list[float], labels: list[Any], mpp: float | None) -> list[TileBag]:
-    """Return bags of small slides, each scanned at a resolution of its own."""
+    """Return bags of small slides, each scanned at its own resolution."""
     found = []
     for number, (own, label) in enumerate(zip(mpps, labels, strict=True)):
         path = write_pyramid(folder / f"s{number}.tif", coordinate_pixels(400, 300), (1, 2), mpp=own, tile=64)
@@ -29,8 +29,8 @@ def bags_of(folder: Path, mpps: list[float], labels: list[Any], mpp: float | Non
 
 @pytest.mark.filterwarnings("ignore")  # torchmil's and tensordict's own
 @pytest.mark.parametrize("model", ["ABMIL", "DSMIL", "CLAM_SB", "DTFDMIL"])
-def test_torchmil_trains_on_what_is_written(tmp_path: Path, model: str) -> None:
-    """Its data set, collation, trainer and metrics, as with the data set that it makes itself; the loss falls."""
+def test_torchmil_trains_on_our_folder(tmp_path: Path, model: str) -> None:
+    """With its data set, collation, trainer and metrics; the loss falls as with its own data set."""
     datasets = pytest.importorskip("torchmil.datasets")
     from torchmetrics import AUROC, Accuracy
     from torchmil import models
@@ -70,8 +70,8 @@ def test_torchmil_trains_on_what_is_written(tmp_path: Path, model: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_numbers_as_labels_are_numbers_of_torchmil(tmp_path: Path) -> None:
-    """A regression has a batch of (B,) targets as well."""
+def test_numeric_labels_are_regression_targets_of_torchmil(tmp_path: Path) -> None:
+    """A batch of targets has shape (B,)."""
     datasets = pytest.importorskip("torchmil.datasets")
     from torchmil.data import collate_fn
 
@@ -91,7 +91,7 @@ SCANS = [0.25, 0.2528, 0.228, 0.2199, 0.2457, 0.2520]
     [(0.5, "20x"), (1.0, "10x"), (0.46, "20x"), (0.4, "25x"), (2.0, "5x"), (None, "40x"), (0.6, "17x")],
 )
 def test_a_cohort_has_one_folder_for_trident(tmp_path: Path, mpp: float | None, folder: str) -> None:
-    """Named by the resolution asked for, whatever the scans' own; what TRIDENT reads a tile by stays exact."""
+    """Named after the requested resolution, not the scans' own; the values that TRIDENT reads tiles by are exact."""
     h5py = pytest.importorskip("h5py")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 0.4 µm of some scans is their level 0
@@ -107,7 +107,7 @@ def test_a_cohort_has_one_folder_for_trident(tmp_path: Path, mpp: float | None, 
 
 
 def test_other_resolutions_have_other_folders(tmp_path: Path) -> None:
-    """20× and 10× tiles of one cohort do not mix."""
+    """20× and 10× tiles of one cohort are separate."""
     pytest.importorskip("h5py")
     for mpp in (0.5, 1.0):
         convert(bags_of(tmp_path, [0.25, 0.228], [0, 1], mpp), "trident", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Features equal a plain loop over tiles, whatever batches they came in."""
+"""Features equal a plain loop over tiles, for every batch size."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def tiny(size: int = 64, name: str = "tiny", **settings: object) -> object:
     return load_encoder(network(), name=name, **{"normalize": "imagenet", "input_size": size, **settings})  # type: ignore[arg-type]
 
 
-def test_features_are_those_of_openslides_pixels(slide: Path) -> None:
-    """Tile by tile, in float64, normalised by hand: in the bag's order, to the precision of float16."""
+def test_features_equal_those_of_openslides_pixels(slide: Path) -> None:
+    """Tile by tile, normalised in float64: in the bag's order, to the precision of float16."""
     bag = bag_of(slide)
     found = encode_bag(bag, tiny(), device="cpu", batch_size=50)["tiny"]
     assert (found.shape, found.dtype) == ((len(bag), DIM), np.float16)
@@ -62,8 +62,8 @@ def test_features_are_those_of_openslides_pixels(slide: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::slideio_pipe.SlideioPipeWarning")
-def test_an_augmented_view(slide: Path) -> None:
-    """Turned and stained tiles are encoded as they look."""
+def test_tiles_of_an_augmented_view_are_encoded_augmented(slide: Path) -> None:
+    """Turned and stained."""
     import albumentationsxl as A
 
     from slideio_pipe import RandomAffine, StainJitter
@@ -76,7 +76,7 @@ def test_an_augmented_view(slide: Path) -> None:
         assert np.abs(found[k] - reference(bag[k], model, IMAGENET_MEAN, IMAGENET_STD)).max() < TOLERANCE
 
 
-def test_two_encoders_of_different_sizes_in_one_pass() -> None:
+def test_two_encoders_of_different_sizes_share_one_pass() -> None:
     """Each has its own pixels, and the tiles are read once."""
     bag = MemoryBag(20, 40, 40)
     reads: list[int] = []
@@ -90,8 +90,8 @@ def test_two_encoders_of_different_sizes_in_one_pass() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_every_row_is_its_tiles_on_any_device(device: str) -> None:
-    """With several batches on their way and two encoders; against float64, to the precision of a GPU's products."""
+def test_rows_of_features_belong_to_their_tiles_on_any_device(device: str) -> None:
+    """With several batches in flight and two encoders; against float64, to the precision of a GPU's products."""
     bag = levelled_bag(61)
     encoders = [tiny(40, "one"), tiny(40, "other", normalize="half")]
     found = encode_bag(bag, encoders, device=device, batch_size=6, dtype="float32")
@@ -104,14 +104,14 @@ def test_every_row_is_its_tiles_on_any_device(device: str) -> None:
 
 
 def levelled_bag(count: int) -> MemoryBag:
-    """Return a bag whose tiles have a brightness of their own, far from that of their neighbours."""
+    """Return a bag whose tiles each have their own brightness, far from that of their neighbours."""
     bag = MemoryBag(count, 40, 40)
     bag.tiles[:] = (np.arange(count) * 37 % 256)[:, None, None, None]
     return bag
 
 
 class Careless(nn.Module):
-    """A network that uses the current device instead of that of its tiles, as custom kernels do."""
+    """A network that uses the current device instead of that of its tiles, as some custom kernels do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Careless(nn.Module):
 
 @pytest.mark.cuda
 def test_networks_run_with_their_device_current() -> None:
-    """Kernels that are launched without a device are launched on that of the tiles; the caller's stays as it was."""
+    """Kernels launched without a device run on that of the tiles; the caller's current device does not change."""
     network, before = Careless(), torch.cuda.current_device()
     encoder = load_encoder(network, normalize="identity", input_size=40)
     network.devices.clear()
@@ -136,14 +136,14 @@ def test_networks_run_with_their_device_current() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_no_tile_and_one(count: int) -> None:
-    """An empty bag has features of no rows."""
+def test_bags_of_no_tile_and_of_one_tile_are_encoded(count: int) -> None:
+    """An empty bag has features without rows."""
     found = encode_bag(MemoryBag(count, 40, 40), tiny(40), device="cpu")
     assert found["tiny"].shape == (count, DIM)
 
 
-def test_batches_cross_the_borders_of_bags() -> None:
-    """All of them are full but the last, however small the bags; rows find their bag."""
+def test_batches_contain_tiles_of_several_bags() -> None:
+    """All but the last are full, for bags of any size; rows are assigned to their bag."""
     watched = Watched(network())
     encoder = load_encoder(watched, name="tiny", normalize="imagenet", input_size=40)
     watched.batches.clear()
@@ -162,8 +162,8 @@ def test_batches_cross_the_borders_of_bags() -> None:
         assert np.allclose(own.features["tiny"], alone, atol=1e-6)
 
 
-def test_no_numbers_are_named() -> None:
-    """With slide, tile, place and remedy."""
+def test_features_that_are_not_finite_are_an_error() -> None:
+    """With slide, tile, position and remedy."""
     bag = MemoryBag(9, 40, 40)
     bag.tiles[5] = 0
     encoder = load_encoder(Reciprocal(), name="odd", normalize="identity", input_size=40)
@@ -173,8 +173,8 @@ def test_no_numbers_are_named() -> None:
         encode_bag(bag, encoder, device="cpu", dtype="float32")
 
 
-def test_numbers_beyond_float16() -> None:
-    """They are refused, and float32 holds them."""
+def test_features_beyond_float16_are_refused() -> None:
+    """float32 holds them."""
 
     class Large(nn.Module):
         def forward(self, tiles: torch.Tensor) -> torch.Tensor:
@@ -187,8 +187,8 @@ def test_numbers_beyond_float16() -> None:
     assert found.dtype == np.float32
 
 
-def test_an_encoder_without_room() -> None:
-    """Says what to make smaller."""
+def test_an_encoder_out_of_memory_is_an_error_with_a_remedy() -> None:
+    """Which says what to make smaller."""
 
     class Greedy(nn.Module):
         def forward(self, tiles: torch.Tensor) -> torch.Tensor:
@@ -202,7 +202,7 @@ def test_an_encoder_without_room() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"dtype": "float64"}, {"device": "tpu"}])
-def test_arguments_that_make_no_sense(wrong: dict[str, object]) -> None:
-    """Each is refused."""
+def test_invalid_arguments_are_refused(wrong: dict[str, object]) -> None:
+    """Each of them."""
     with pytest.raises(ConfigError):
         encode_bag(MemoryBag(2, 40, 40), tiny(40), **{"device": "cpu", **wrong})  # type: ignore[arg-type]

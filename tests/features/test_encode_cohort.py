@@ -1,4 +1,4 @@
-"""A cohort through encoders goes on after anything that ends it, and what fails costs itself only."""
+"""Features of a cohort: a run continues after every kind of failure, and a failure is one slide's."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def tiny(name: str = "tiny", model: nn.Module | None = None, **settings: Any) ->
 
 
 def encode(cohort: Any, encoders: Any, out: Path | None, **settings: Any) -> Any:
-    """Encode on the CPU, all tiles as stored."""
+    """Encode on the CPU, by default all tiles as they are stored."""
     settings = {"config": PLAIN | {"grid": {"tile_size": 32}}, "device": "cpu", "progress": False} | settings
     return encode_cohort(cohort, encoders, out, **settings)
 
@@ -85,7 +85,7 @@ def check(path: Path, side: int) -> None:
         assert np.abs(row - reference(tile, model, IMAGENET_MEAN, IMAGENET_STD)).max() < 1e-3
 
 
-def test_straight_from_slides(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slides_are_encoded_without_bags(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every slide is opened once, every batch but the last is full, and features are those of its tiles."""
     opened: list[Path] = []
     plain = dataset.open_slide
@@ -104,8 +104,8 @@ def test_straight_from_slides(slides: Path, tmp_path: Path, monkeypatch: pytest.
     assert counts(encode(slides, tiny(model=watched), tmp_path / "out")) == (0, len(SIDES), 0, 0)
 
 
-def test_beside_the_pixels_of_bags(slides: Path, tmp_path: Path) -> None:
-    """Each bag gets its own; the export that made the bags sees none of it; a bag that is made anew has none."""
+def test_features_are_stored_in_the_bags(slides: Path, tmp_path: Path) -> None:
+    """Each bag gets its own; a repeated export keeps the bags; a bag that is made again has none."""
     config = ExportConfig.model_validate(PLAIN | {"grid": {"tile_size": 32}})
     bags = tmp_path / "bags"
     export_cohort(slides, bags, config, progress=False)
@@ -122,8 +122,8 @@ def test_beside_the_pixels_of_bags(slides: Path, tmp_path: Path) -> None:
     assert counts(encode(bags, tiny(), None)) == (1, len(SIDES) - 1, 0, 25)
 
 
-def test_an_encoder_that_is_added_is_all_that_is_computed(slides: Path, tmp_path: Path) -> None:
-    """The first is not computed again, and either may be asked for alone afterwards."""
+def test_only_an_added_encoder_is_computed(slides: Path, tmp_path: Path) -> None:
+    """The first one is kept, and either can be requested alone afterwards."""
     out = tmp_path / "out"
     watched = Watched(network())
     first, second = tiny(model=watched), tiny("small", input_size=16)
@@ -137,8 +137,8 @@ def test_an_encoder_that_is_added_is_all_that_is_computed(slides: Path, tmp_path
     assert open_features(out / "s1.features.zarr", "small").encoder_facts["input_size"] == 16
 
 
-def test_other_settings_are_refused_until_they_may_replace(slides: Path, tmp_path: Path) -> None:
-    """Another network under the same name, and other tiles: it says which."""
+def test_other_settings_are_refused_without_overwrite(slides: Path, tmp_path: Path) -> None:
+    """Another network under the same name, or other tiles: the error names the difference."""
     out = tmp_path / "out"
     encode(slides, tiny(), out)
     with pytest.raises(ConfigError, match=r"tiny \(weights was .*6 slides, such as s0\.tif"):
@@ -154,8 +154,8 @@ def test_other_settings_are_refused_until_they_may_replace(slides: Path, tmp_pat
     assert open_features(out / "s1.features.zarr").features.shape == (100, DIM)  # those of other tiles are gone
 
 
-def test_what_fails_costs_itself_only(slides: Path, tmp_path: Path) -> None:
-    """A file that is none, one that is damaged, and one that the encoder makes no numbers of; then it is put right."""
+def test_a_slide_that_fails_does_not_fail_the_others(slides: Path, tmp_path: Path) -> None:
+    """An invalid file, a damaged one, and one whose features are not finite; repaired, they are encoded."""
     (slides / "bad.tif").write_bytes(b"nothing")
     write_slide(slides / "black.tif", 3, fill=0)
     damaged = write_slide(slides / "damaged.tif", 6)
@@ -180,8 +180,8 @@ def test_what_fails_costs_itself_only(slides: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::slideio_pipe.SlideioPipeWarning")
-def test_slides_without_tissue(slides: Path, tmp_path: Path) -> None:
-    """They fail, unless features of no rows are wanted; bags of no tiles have them anyway."""
+def test_slides_without_tissue_fail(slides: Path, tmp_path: Path) -> None:
+    """Unless features without rows are allowed; empty bags always have them."""
     write_slide(slides / "glass.tif", 4, fill=245)
     config = {"view": {"mpp": None}, "grid": {"tile_size": 32, "min_tissue": 0.1}, "tissue": {"min_area_um2": 1}}
     glass = slides / "glass.tif"
@@ -195,8 +195,8 @@ def test_slides_without_tissue(slides: Path, tmp_path: Path) -> None:
     assert open_features(tmp_path / "bags" / "glass.bag.zarr").features.shape == (0, DIM)
 
 
-def test_tiles_are_as_the_encoders_want_them(slides: Path, tmp_path: Path) -> None:
-    """Of their size and mpp, unless something else is asked for; labels of the cohort are kept."""
+def test_tiles_have_the_size_and_mpp_of_the_encoder(slides: Path, tmp_path: Path) -> None:
+    """Unless other ones are given; labels of the cohort are kept."""
     cohort = Cohort([CohortSlide(slides / "s5.tif", "s5.tif", label="tumour")])
     encode_cohort(cohort, tiny(mpp=1.0), tmp_path / "a", device="cpu", config=None, progress=False)
     found = open_features(tmp_path / "a" / "s5.features.zarr")
@@ -205,8 +205,8 @@ def test_tiles_are_as_the_encoders_want_them(slides: Path, tmp_path: Path) -> No
     assert found.view_mpp.x == pytest.approx(1.0)
 
 
-def test_shards_are_the_whole(slides: Path, tmp_path: Path) -> None:
-    """A process each; afterwards a run over everything finds all of it done."""
+def test_shards_together_encode_every_slide(slides: Path, tmp_path: Path) -> None:
+    """One process each; a later run over all slides finds them done."""
     out = tmp_path / "out"
     done = [encode(slides, tiny(), out, shard=f"{k}/2") for k in range(2)]
     assert [report.done for report in done] == [3, 3]
@@ -216,8 +216,8 @@ def test_shards_are_the_whole(slides: Path, tmp_path: Path) -> None:
         encode(slides, tiny(), out, shard="2/2")
 
 
-def test_what_makes_no_sense(slides: Path, tmp_path: Path) -> None:
-    """Slides have no place beside their pixels; features are of all tiles; there are encoders."""
+def test_invalid_arguments_are_refused(slides: Path, tmp_path: Path) -> None:
+    """No place beside the pixels of slides; no features of some tiles only; no run without encoders."""
     with pytest.raises(ConfigError, match="no place beside its pixels; pass out="):
         encode(slides, tiny(), None)
     with pytest.raises(ConfigError, match="max_tiles is 5"):
@@ -227,8 +227,8 @@ def test_what_makes_no_sense(slides: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stain_for_the_whole_run(slides: Path, tmp_path: Path) -> None:
-    """A transform of slides is applied, and told of by the settings."""
+def test_a_transform_of_slides_is_applied_and_recorded(slides: Path, tmp_path: Path) -> None:
+    """In the settings of the run."""
     import albumentationsxl as A
 
     from slideio_pipe import ColorJitter, RandomAffine
@@ -245,7 +245,7 @@ def test_a_stain_for_the_whole_run(slides: Path, tmp_path: Path) -> None:
 
 
 class Slow(nn.Module):
-    """A network that takes its time."""
+    """A network that needs some time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,15 +264,15 @@ def command(cohort: Path, encoder: Path, out: Path) -> list[str]:
 
 @pytest.fixture
 def encoder_file(tmp_path: Path) -> Path:
-    """A slow network as TorchScript, with what it wants of tiles beside it."""
+    """Write a slow network as TorchScript, and the description of its tiles beside it."""
     file = write_torchscript(tmp_path / "slow.pt", 32, Slow().eval())
     file.with_name("slow.pt.json").write_text('{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "input_size": 32}')
     return file
 
 
 @pytest.mark.system
-def test_killed_it_goes_on(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
-    """Kill -9 at random moments: nothing half-written has a name, what is done stays done, the rest is the same."""
+def test_a_killed_run_can_be_resumed(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
+    """Kill -9 at random moments: no incomplete file has a final name, and features are the same."""
     for k in range(10):
         write_slide(slides / f"t{k}.tif", 8)
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -304,8 +304,8 @@ def test_killed_it_goes_on(tmp_path: Path, slides: Path, encoder_file: Path) -> 
         assert np.allclose(found.features, expected.features, atol=2e-3)
 
 
-def test_the_command_says_what_came_of_it(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
-    """In words or as JSON; slides that failed make exit code 1."""
+def test_the_command_prints_the_result(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
+    """As text or JSON; failed slides make exit code 1."""
     (slides / "bad.tif").write_bytes(b"nothing")
     result = CliRunner().invoke(app, command(slides, encoder_file, tmp_path / "out"))
     assert result.exit_code == 1
@@ -315,8 +315,8 @@ def test_the_command_says_what_came_of_it(tmp_path: Path, slides: Path, encoder_
     assert json.loads(result.stdout)["kept"] == 6
 
 
-def test_refusals_are_in_options(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
-    """What the Python API calls by its names, the command line does by its own."""
+def test_refusals_name_options_of_the_command(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
+    """The Python function names its arguments."""
 
     def refused(*arguments: str) -> str:
         result = CliRunner().invoke(app, ["features", *arguments])
@@ -349,8 +349,8 @@ def stored(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.system
-def test_worker_processes_make_the_same_features(slides: Path, tmp_path: Path) -> None:
-    """Two workers, a file that each loads for itself, one slide that is damaged: the rest is what one process makes."""
+def test_worker_processes_compute_the_same_features(slides: Path, tmp_path: Path) -> None:
+    """Two workers that load the encoder's file; one slide is damaged: the others equal those of one process."""
     (slides / "broken.tif").write_bytes(b"no slide")
     encoder = load_encoder(write_torchscript(tmp_path / "tiny.pt"), normalize="imagenet", input_size=32)
     alone = encode(slides, encoder, tmp_path / "one", batch_size=8)
@@ -368,7 +368,7 @@ def test_worker_processes_make_the_same_features(slides: Path, tmp_path: Path) -
     assert (again.done, again.kept, alone.tiles) == (0, len(SIDES), TILES)
 
 
-def test_a_network_that_cannot_travel_is_refused(slides: Path, tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_sent_to_a_process_is_refused(slides: Path, tmp_path: Path) -> None:
     """Before a process is started, with what to pass instead."""
 
     class Local(nn.Module):

@@ -1,4 +1,4 @@
-"""Encoders from networks, files and names, with what each of them says of its tiles."""
+"""Encoders from networks, files and names, with the description of their tiles."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def some_tiles(count: int = 5, side: int = 32) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("file", ["script.pt", "program.pt2", "pairs.pt2"])
-def test_a_file_computes_what_its_network_does(files: Path, file: str) -> None:
-    """Whether it takes any number of tiles or two at a time."""
+def test_a_file_computes_the_same_as_its_network(files: Path, file: str) -> None:
+    """For any batch size, or for a fixed batch of two."""
     encoder = load_encoder(files / file, normalize="imagenet", input_size=32)
     tiles = some_tiles()
     expected = network()(Normalize.imagenet(dtype=torch.float32)(tiles)).detach().numpy()
@@ -61,8 +61,8 @@ def test_a_file_computes_what_its_network_does(files: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize(("beside", "text"), [("script.pt.json", json.dumps(SAID)), ("script.yaml", str(SAID))])
-def test_a_file_beside_it_says_how(files: Path, tmp_path: Path, beside: str, text: str) -> None:
-    """Mean, deviation, size, mpp and name, as JSON or YAML; what is passed wins."""
+def test_a_description_beside_the_file_is_read(files: Path, tmp_path: Path, beside: str, text: str) -> None:
+    """Mean, deviation, size, mpp and name, as JSON or YAML; arguments have priority."""
     file = tmp_path / "script.pt"
     file.write_bytes((files / "script.pt").read_bytes())
     (tmp_path / beside).write_text(text.replace("}", ', "mpp": 0.5, "name": "mine"}').replace("'", '"'))
@@ -72,8 +72,8 @@ def test_a_file_beside_it_says_how(files: Path, tmp_path: Path, beside: str, tex
     assert load_encoder(file, normalize="half").normalize.std == (0.5,) * 3
 
 
-def test_nothing_is_guessed(files: Path) -> None:
-    """A network of which nobody says how it wants its tiles is refused, with every way to say it."""
+def test_a_network_without_a_description_is_refused(files: Path) -> None:
+    """The error lists every way to describe its tiles."""
     with pytest.raises(ConfigError, match=r"how tiles are normalised and how large.*normalize=.*script\.pt\.json"):
         load_encoder(files / "script.pt")
     with pytest.raises(ConfigError, match="how tiles are normalised"):
@@ -84,13 +84,13 @@ def test_nothing_is_guessed(files: Path) -> None:
 
 @pytest.mark.parametrize("file", ["weights.pt", "pickled.pt"])
 def test_pickles_are_not_opened(files: Path, file: str) -> None:
-    """They run whatever is in them."""
+    """Opening one could run any code."""
     with pytest.raises(ConfigError, match=r"neither TorchScript nor an exported program.*pickled networks are not"):
         load_encoder(files / file, normalize="imagenet", input_size=32)
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
-    """Missing ones and damaged ones are told apart."""
+def test_missing_and_damaged_files_have_different_errors(tmp_path: Path) -> None:
+    """Both name the file."""
     with pytest.raises(ConfigError, match="no encoder is there"):
         load_encoder(tmp_path / "a.pt")
     (tmp_path / "a.pt").write_bytes(b"nothing")
@@ -109,8 +109,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         (lambda x: x @ torch.zeros(5, 5), "does not take 1 tiles of 32×32 px"),
     ],
 )
-def test_networks_that_make_something_else(forward: Any, message: str) -> None:
-    """They are refused before a slide is opened, with what to do."""
+def test_networks_with_other_outputs_are_refused(forward: Any, message: str) -> None:
+    """Before a slide is opened, with a remedy."""
 
     class Odd(nn.Module):
         def forward(self, tiles: torch.Tensor) -> Any:
@@ -121,7 +121,7 @@ def test_networks_that_make_something_else(forward: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(("pooling", "expected"), [("class", 0.0), ("mean", 1.5)])
-def test_tokens_are_pooled_as_asked(pooling: str, expected: float) -> None:
+def test_tokens_are_pooled(pooling: str, expected: float) -> None:
     """The first one, or their mean."""
 
     class Tokens(nn.Module):
@@ -133,7 +133,7 @@ def test_tokens_are_pooled_as_asked(pooling: str, expected: float) -> None:
 
 
 class Maps(nn.Module):
-    """Makes maps of which each px is the mean of its part of the tile, each channel times another number."""
+    """Returns maps: each px is the mean of its part of the tile, times a number for the channel."""
 
     def __init__(self, dim: int, stride: int, *, channels_last: bool = False) -> None:
         super().__init__()
@@ -162,8 +162,8 @@ def test_maps_are_averaged(dim: int, stride: int, channels_last: bool) -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_pictures_of_a_tile_are_no_features(stride: int, channels_last: bool) -> None:
-    """A network that segments three classes is not one of three features, unless their means are asked for."""
+def test_maps_of_a_segmentation_are_refused(stride: int, channels_last: bool) -> None:
+    """A network that segments three classes has not three features, unless their mean is requested."""
     network = Maps(3, stride, channels_last=channels_last)
     with pytest.raises(ConfigError, match=r'returns maps of .* for a tile of 64 px, not features; pass pooling="mean"'):
         load_encoder(network, normalize="identity", input_size=64)
@@ -175,7 +175,7 @@ def test_pictures_of_a_tile_are_no_features(stride: int, channels_last: bool) ->
 @pytest.mark.parametrize("side", [24, 48])
 @pytest.mark.parametrize("resize", [resized, resized_in_float])
 def test_tiles_of_another_size_are_resized_as_pillow_does(resize: Any, interpolation: str, side: int) -> None:
-    """Antialiased, on the CPU and as CUDA does it, within the one level that rounding between two passes costs."""
+    """Antialiased, on the CPU and on CUDA, within one level: rounding between the two passes."""
     y, x = np.mgrid[:36, :36]
     tile = np.stack([x * 5 + y, 255 - y * 6, 90 + 60 * np.sin(x / 3)], -1).clip(0, 255).astype(np.uint8)
     found = resize(torch.from_numpy(tile).permute(2, 0, 1)[None], side, interpolation)
@@ -184,20 +184,20 @@ def test_tiles_of_another_size_are_resized_as_pillow_does(resize: Any, interpola
     assert np.abs(found[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
-def test_tiles_of_its_size_are_left_alone() -> None:
-    """Not even copied."""
+def test_tiles_of_its_size_are_not_resized() -> None:
+    """They are not even copied."""
     tiles = some_tiles()
     assert resized(tiles, 32, "bicubic") is tiles
 
 
-def test_tiles_that_are_not_square() -> None:
+def test_tiles_that_are_not_square_are_refused() -> None:
     """Encoders take squares."""
     with pytest.raises(ConfigError, match="take squares"):
         resized(torch.zeros(1, 3, 4, 5, dtype=torch.uint8), 4, "bicubic")
 
 
-def test_the_digest_tells_encoders_apart() -> None:
-    """By weights and by what tiles are like, not by name."""
+def test_the_digest_depends_on_weights_and_tiles() -> None:
+    """And not on the name."""
     base = load_encoder(network(), normalize="imagenet", input_size=32)
     same = load_encoder(network(), normalize="imagenet", input_size=32, name="other")
     others = [
@@ -210,8 +210,8 @@ def test_the_digest_tells_encoders_apart() -> None:
     assert len({base.digest, *(encoder.digest for encoder in others)}) == 5
 
 
-def test_names(files: Path) -> None:
-    """A name in front of a source; two of one name are refused; a name is a folder's."""
+def test_names_of_encoders(files: Path) -> None:
+    """A name before the source; equal names are refused; a name must be a valid folder name."""
     otherwise = {"normalize": "imagenet", "input_size": 32}
     (encoder,) = load_encoders(f"uni={files / 'script.pt'}", otherwise)
     assert encoder.name == "uni"
@@ -225,7 +225,7 @@ def test_names(files: Path) -> None:
     "wrong",
     [{"input_size": 0}, {"input_size": (3, 32, 48)}, {"mpp": -1}, {"normalize": "imagenette"}, {"pooling": "max"}],
 )
-def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
     """Each is named."""
     with pytest.raises(ConfigError, match=r"input_size|mpp|imagenette|pooling"):
         load_encoder(network(), **{"normalize": "imagenet", "input_size": 32, **wrong})
@@ -263,8 +263,8 @@ def saved(transformers: Any, folder: Path, kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "swin"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_models_of_transformers(tmp_path: Path, kind: str) -> None:
-    """Normalised and sized as their processor says; the class token, or where there is none what the model pools."""
+def test_models_of_transformers_follow_their_processor(tmp_path: Path, kind: str) -> None:
+    """Normalisation and size; the class token, or the model's own pooling if there is none."""
     transformers = pytest.importorskip("transformers")
     model = saved(transformers, tmp_path / kind, kind)
     encoder = load_encoder(f"hf:{tmp_path / kind}")
@@ -278,7 +278,7 @@ def test_models_of_transformers(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_crop_of_a_processor_is_the_size_that_its_model_takes(tmp_path: Path) -> None:
+def test_the_crop_of_a_processor_is_the_tile_size(tmp_path: Path) -> None:
     """Tiles are not cropped: resized to 256 and cropped to 224 means 224."""
     transformers = pytest.importorskip("transformers")
     saved(transformers, tmp_path, "vit")
@@ -288,8 +288,8 @@ def test_a_crop_of_a_processor_is_the_size_that_its_model_takes(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_model_without_a_processor(tmp_path: Path) -> None:
-    """Nothing says how its tiles are normalised."""
+def test_a_model_without_a_processor_is_refused(tmp_path: Path) -> None:
+    """The normalisation of its tiles is unknown."""
     transformers = pytest.importorskip("transformers")
     saved(transformers, tmp_path, "vit")
     (tmp_path / "preprocessor_config.json").unlink()
@@ -298,7 +298,7 @@ def test_a_model_without_a_processor(tmp_path: Path) -> None:
 
 
 def has_timm() -> bool:
-    """Return whether timm can be imported: without the torchvision of this torch it cannot."""
+    """Return whether timm can be imported, which needs the torchvision of this torch."""
     try:
         import timm  # noqa: F401
     except (ImportError, RuntimeError):
@@ -307,8 +307,8 @@ def has_timm() -> bool:
 
 
 @pytest.mark.skipif(not has_timm(), reason="timm needs a torchvision that belongs to this torch")
-def test_networks_of_timm(tmp_path: Path) -> None:
-    """With weights of one's own, normalised and sized as timm's configuration says."""
+def test_networks_of_timm_follow_their_configuration(tmp_path: Path) -> None:
+    """With the user's weights; normalisation and size are timm's."""
     import timm
 
     model = timm.create_model("test_vit", pretrained=False).eval()
@@ -349,7 +349,7 @@ def test_networks_of_timm(tmp_path: Path) -> None:
     ids=["torchvision", "something else", "itself", "later"],
 )
 def test_a_broken_package_is_not_called_missing(tmp_path: Path, broken: dict[str, str], message: str) -> None:
-    """What is installed and cannot be imported is mended, not installed."""
+    """The remedy is to repair it, not to install it."""
     for name, code in broken.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(code)
@@ -367,15 +367,15 @@ def test_a_broken_package_is_not_called_missing(tmp_path: Path, broken: dict[str
 
 
 @pytest.mark.skipif(has_timm(), reason="timm is there")
-def test_timm_that_cannot_be_imported() -> None:
-    """Says what to install."""
+def test_a_missing_timm_is_an_error_with_the_install_command() -> None:
+    """In one sentence."""
     with pytest.raises(MissingExtraError, match=r"slideio-pipe\[timm\]"):
         load_encoder("timm:resnet18")
 
 
 @pytest.mark.cuda
 def test_cuda_computes_in_half_precision() -> None:
-    """Within what float16 keeps of it."""
+    """Within the precision of float16."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     encoder = load_encoder(network(), normalize="imagenet", input_size=32)

@@ -1,4 +1,4 @@
-"""Features from stores and from the files of other tools, opened alike."""
+"""Features from stores and from files of other tools have one interface."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FACTS = {"name": "uni", "digest": "0c1e", "input_size": 224}
 
 
 def rows(count: int, dim: int = 3, kind: Any = np.float16) -> np.ndarray:
-    """Return (N, D) numbers that all differ."""
+    """Return (N, D) distinct numbers."""
     return (np.arange(count * dim).reshape(count, dim) / 8).astype(kind)
 
 
@@ -42,8 +42,8 @@ def stored(tmp_path: Path) -> Path:
     return tmp_path / "a.bag.zarr"
 
 
-def test_beside_the_pixels(stored: Path) -> None:
-    """They come with all that the bag knows; the bag is the same bag as before."""
+def test_features_in_a_bag_store_open_with_its_coordinates(stored: Path) -> None:
+    """And all else of the bag, which is unchanged."""
     bag = open_features(stored)
     assert isinstance(bag, FeatureBag)
     assert np.array_equal(bag.features, rows(5))
@@ -59,8 +59,8 @@ def test_beside_the_pixels(stored: Path) -> None:
         assert np.array_equal(opened[:], MemoryBag().tiles)
 
 
-def test_features_make_no_other_bag(tmp_path: Path) -> None:
-    """Of the same fingerprint: a run over bags does not take them for others, nor does a byte of theirs change."""
+def test_added_features_do_not_change_the_bags_fingerprint(tmp_path: Path) -> None:
+    """A run over bags does not take it for another bag, and no byte changes."""
     path = tmp_path / "a.bag.zarr"
     save_bag(MemoryBag(), path, progress=False).close()
     before, files = fingerprint(path), contents(path)
@@ -70,7 +70,7 @@ def test_features_make_no_other_bag(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.bag.zarr"]
 
 
-def test_any_zarr_reader_opens_them(stored: Path) -> None:
+def test_zarr_opens_features(stored: Path) -> None:
     """zarr-python finds the array in the group, with its attributes."""
     group = zarr.open_group(stored, mode="r")
     assert sorted(name for name, _ in group.members()) == ["coords", "features", "grid_index", "tiles", "tissue"]
@@ -79,8 +79,8 @@ def test_any_zarr_reader_opens_them(stored: Path) -> None:
     assert array.attrs["encoder"]["digest"] == "0c1e"
 
 
-def test_without_pixels(tmp_path: Path) -> None:
-    """A store of coordinates, tissue and features is as good; encoders may be added."""
+def test_features_can_be_stored_without_pixels(tmp_path: Path) -> None:
+    """With coordinates and tissue; further encoders can be added."""
     bag, path = MemoryBag(), tmp_path / "a.features.zarr"
     create_feature_store(path, bag, bag.provenance(), {"uni": (rows(5), FACTS)})
     add_features(path, "conch", rows(5, 2, np.float32), {"name": "conch"})
@@ -94,23 +94,23 @@ def test_without_pixels(tmp_path: Path) -> None:
         open_bag(path)
 
 
-def test_no_tile(tmp_path: Path) -> None:
-    """An empty bag has features of no rows, for us and for zarr."""
+def test_an_empty_bag_has_features_without_rows(tmp_path: Path) -> None:
+    """For this package and for zarr."""
     bag, path = MemoryBag(0), tmp_path / "a.features.zarr"
     create_feature_store(path, bag, bag.provenance(), {"uni": (rows(0), FACTS)})
     assert open_features(path).features.shape == (0, 3)
     assert zarr.open_group(path, mode="r")["features/uni"].shape == (0, 3)
 
 
-def test_features_of_another_bag(stored: Path) -> None:
-    """Rows that are not one per tile are refused when they are opened."""
+def test_features_of_another_bag_are_refused(stored: Path) -> None:
+    """Not one row per tile: refused when opened."""
     add_features(stored, "other", rows(4), FACTS)
     with pytest.raises(BagFormatError, match="4 rows, and there are 5 tiles"):
         open_features(stored, "other")
 
 
-def test_replacing(stored: Path) -> None:
-    """Only when it is asked for."""
+def test_features_are_replaced_only_with_overwrite(stored: Path) -> None:
+    """And a feature store does not replace a bag."""
     with pytest.raises(OutputExistsError, match="features of uni are there"):
         add_features(stored, "uni", rows(5) + 1, FACTS)
     add_features(stored, "uni", rows(5) + 1, FACTS, overwrite=True)
@@ -119,8 +119,8 @@ def test_replacing(stored: Path) -> None:
         create_feature_store(stored, MemoryBag(), {}, {}, overwrite=True)  # a bag is no store of features
 
 
-def test_what_a_kill_left_is_cleared(stored: Path) -> None:
-    """Neither an unfinished array nor a lock is in the way, and neither was visible."""
+def test_remains_of_a_killed_run_are_removed(stored: Path) -> None:
+    """An incomplete array or a lock blocks nothing, and was not visible."""
     left = stored.with_name("a.bag.zarr.conch.partial")
     (left / "c").mkdir(parents=True)
     stored.with_name("a.bag.zarr.conch.lock").write_text('{"pid": 1, "host": "')
@@ -131,8 +131,8 @@ def test_what_a_kill_left_is_cleared(stored: Path) -> None:
         assert bag.encoders == ("conch", "uni")
 
 
-def test_what_is_no_features(tmp_path: Path, stored: Path) -> None:
-    """Each is told what it is."""
+def test_files_without_features_are_refused(tmp_path: Path, stored: Path) -> None:
+    """The error describes each."""
     save_bag(MemoryBag(), tmp_path / "b.bag.zarr", progress=False).close()
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").touch()
@@ -174,8 +174,8 @@ def bag(tmp_path: Path) -> Any:
     ("layout", "pattern"),
     [("trident", "*/features_uni/*.h5"), ("clam", "h5_files/*.h5"), ("clam", "pt_files/*.pt"), ("stamp", "uni/*.h5")],
 )
-def test_files_of_other_tools(bag: Any, tmp_path: Path, layout: str, pattern: str) -> None:
-    """TRIDENT, CLAM and STAMP get what lies beside the pixels, and their files open as features with coordinates."""
+def test_files_of_other_tools_open_as_features(bag: Any, tmp_path: Path, layout: str, pattern: str) -> None:
+    """TRIDENT, CLAM and STAMP files with features of a bag open with their coordinates."""
     pytest.importorskip("h5py")
     convert(bag, layout, tmp_path / layout, encoder="uni", progress=False)
     (file,) = (tmp_path / layout).glob(pattern)
@@ -189,8 +189,8 @@ def test_files_of_other_tools(bag: Any, tmp_path: Path, layout: str, pattern: st
     assert open_features(bag.path).tile_size_level0 == 100
 
 
-def test_stamp_without_the_slides_mpp(bag: Any, tmp_path: Path) -> None:
-    """Its coordinates are µm: level-0 pixels need the resolution."""
+def test_stamp_coordinates_need_the_slides_mpp(bag: Any, tmp_path: Path) -> None:
+    """They are µm: level-0 pixels need the resolution."""
     pytest.importorskip("h5py")
     convert(bag, "stamp", tmp_path, encoder="uni", progress=False)
     found = open_features(tmp_path / "uni" / "array.h5")
@@ -214,8 +214,8 @@ def test_stamp_without_the_slides_mpp(bag: Any, tmp_path: Path) -> None:
         (np.zeros((5, 2)), "6 features and 5 coordinates"),
     ],
 )
-def test_coordinates_that_are_none(coords: np.ndarray, message: str, tmp_path: Path) -> None:
-    """Transposed or damaged ones are refused, by all that read them, not put in pairs."""
+def test_invalid_coordinates_are_refused(coords: np.ndarray, message: str, tmp_path: Path) -> None:
+    """Transposed or damaged ones, by all readers of them."""
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["features"], file["coords"] = rows(6), coords
@@ -227,8 +227,8 @@ def test_coordinates_that_are_none(coords: np.ndarray, message: str, tmp_path: P
             from_clam(tmp_path / "a.h5", slide, tile_size=64)
 
 
-def test_coordinates_of_a_batch_of_one(tmp_path: Path) -> None:
-    """Some tools keep a leading axis of one bag, for features and places alike."""
+def test_a_leading_axis_of_one_bag_is_removed(tmp_path: Path) -> None:
+    """Some tools keep it, for features and coordinates."""
     h5py = pytest.importorskip("h5py")
     places = np.arange(12).reshape(6, 2) * 256
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -237,7 +237,7 @@ def test_coordinates_of_a_batch_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "gradient", "half"])
-def test_tensors_as_models_write_them(kind: str, tmp_path: Path) -> None:
+def test_tensors_of_any_dtype_or_with_a_gradient_are_read(kind: str, tmp_path: Path) -> None:
     """In half precision or with a gradient, they are the same features."""
     values = torch.arange(18.0).reshape(6, 3) / 8
     made = {"bfloat16": values.bfloat16(), "gradient": values.clone().requires_grad_(), "half": values.half()}[kind]
@@ -245,14 +245,14 @@ def test_tensors_as_models_write_them(kind: str, tmp_path: Path) -> None:
     assert np.array_equal(open_features(tmp_path / "a.pt").features, values.numpy())
 
 
-def test_an_encoder_without_features(bag: Any, tmp_path: Path) -> None:
-    """A conversion does not write coordinates alone where features were asked for."""
+def test_a_conversion_without_the_requested_features_is_refused(bag: Any, tmp_path: Path) -> None:
+    """Coordinates alone are not written instead."""
     with pytest.raises(ConfigError, match=r"no features of conch beside the pixels \(there are: uni\)"):
         convert(bag, "trident", tmp_path, encoder="conch", progress=False)
 
 
-def test_a_tensor_alone(tmp_path: Path) -> None:
-    """Has no coordinates; a batch of one bag is that bag; what is no tensor of rows is refused."""
+def test_a_tensor_file_has_no_coordinates(tmp_path: Path) -> None:
+    """A batch of one bag is that bag; other tensors are refused."""
     torch.save(torch.ones(1, 4, 3), tmp_path / "a.pt")
     assert open_features(tmp_path / "a.pt").features.shape == (4, 3)
     assert open_features(tmp_path / "a.pt").coords is None

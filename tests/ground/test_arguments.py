@@ -1,4 +1,4 @@
-"""What is passed in place of a slide, a bag or a configuration: taken where its meaning is plain, else refused."""
+"""Arguments in place of a slide, a bag or a configuration are accepted if unambiguous, else refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ WRONG: dict[str, Any] = {
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_what_is_no_slide_and_no_bag_is_refused(call: Callable[[Any, Path], Any], wrong: Any, tmp_path: Path) -> None:
+def test_an_object_that_is_no_slide_and_no_bag_is_refused(
+    call: Callable[[Any, Path], Any], wrong: Any, tmp_path: Path
+) -> None:
     """With what to pass instead; nothing is opened, read or written."""
     with pytest.raises(ConfigError) as raised:
         call(wrong, tmp_path)
@@ -41,7 +43,7 @@ def test_what_is_no_slide_and_no_bag_is_refused(call: Callable[[Any, Path], Any]
 
 @pytest.mark.parametrize("wrong", [{"slide": "a.svs"}, None, 3], ids=repr)
 def test_only_paths_and_pixels_are_slides(wrong: Any) -> None:
-    """A dictionary has no path."""
+    """A dictionary is neither."""
     with pytest.raises(ConfigError, match=f"a {type(wrong).__name__} is no slide; pass the path of a slide"):
         sp.open_slide(wrong)
 
@@ -59,8 +61,10 @@ def settings_as(kind: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("run", [sp.export_cohort, sp.tissue_cohort], ids=lambda run: run.__name__)
-def test_settings_of_a_cohort(coordinate_slide: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
-    """A dictionary and a YAML file are the same settings as a record: what one run did is kept by the others."""
+def test_settings_of_a_cohort_may_be_a_dictionary_or_a_file(
+    coordinate_slide: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    """They are the same settings as a record: outputs of one run are kept by the others."""
     for kind in ("record", "dictionary", "path", "text"):
         report = run([coordinate_slide], tmp_path / "out", settings_as(kind, tmp_path), workers=0)
         assert not report.failed
@@ -74,8 +78,10 @@ def test_settings_of_a_cohort(coordinate_slide: Path, tmp_path: Path, run: Calla
 
 @pytest.mark.parametrize("run", [sp.export_cohort, sp.tissue_cohort], ids=lambda run: run.__name__)
 @pytest.mark.parametrize("wrong", [3, ["grid"], {"grid": {"tile": 64}}, {3: 4}], ids=repr)
-def test_settings_that_are_none(coordinate_slide: Path, tmp_path: Path, run: Callable[..., Any], wrong: Any) -> None:
-    """Refused before anything is done."""
+def test_invalid_settings_are_refused(
+    coordinate_slide: Path, tmp_path: Path, run: Callable[..., Any], wrong: Any
+) -> None:
+    """Before anything is done."""
     with pytest.raises(ConfigError):
         run([coordinate_slide], tmp_path / "out", wrong, workers=0)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Configurations survive YAML, and every impossible value is named."""
+"""Configurations are written to and read from YAML, and errors name every invalid value."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ EXPORTS = st.fixed_dictionaries(
 
 
 @given(EXPORTS)
-def test_yaml_there_and_back(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
-    """A record written as YAML reads back equal, and so does what was given without the defaults."""
+def test_a_record_written_as_yaml_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
+) -> None:
+    """Also without its default values."""
     path = tmp_path_factory.mktemp("config") / "export.yaml"
     config = checked(ExportConfig, None, **values)
     for written in (values, config.model_dump(mode="json")):
@@ -54,26 +56,26 @@ def test_yaml_there_and_back(tmp_path_factory: pytest.TempPathFactory, values: d
 
 
 @given(GRIDS)
-def test_the_step_is_what_was_said(values: dict[str, Any]) -> None:
-    """The stride, or the tile less the overlap, or the tile."""
+def test_the_step_is_stride_or_tile_minus_overlap(values: dict[str, Any]) -> None:
+    """Or the tile size if neither is given."""
     expected = values.get("stride", values["tile_size"] - values.get("overlap", 0))
     assert checked(GridConfig, None, **values).step == expected
 
 
 def test_stride_and_overlap_may_agree() -> None:
-    """Both may be given when they say the same."""
+    """Both may be given if they state the same step."""
     assert checked(GridConfig, None, tile_size=256, stride=192, overlap=64).step == 192
 
 
-def test_records_do_not_change() -> None:
+def test_records_are_immutable() -> None:
     """They can be shared and stored."""
     config = ExportConfig()
     with pytest.raises(ValidationError):
         config.grid.tile_size = 3  # type: ignore[misc]
 
 
-def test_numpy_integers_are_integers() -> None:
-    """Sizes often come out of arrays."""
+def test_numpy_integers_are_accepted() -> None:
+    """Sizes often come from arrays."""
     assert checked(GridConfig, None, tile_size=np.int64(64), stride=np.int32(32)).step == 32
 
 
@@ -105,7 +107,7 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize(("section", "key", "value"), IMPOSSIBLE, ids=lambda v: str(v))
 def test_an_impossible_value_is_named(tmp_path: Path, section: str, key: str, value: Any) -> None:
-    """The message holds the file, the key with its section, and the value."""
+    """The message has the file, the key with its section, and the value."""
     path = tmp_path / "export.yaml"
     path.write_text(yaml.safe_dump({section: {key: value}}), encoding="utf-8")
     with pytest.raises(ConfigError) as raised:
@@ -116,7 +118,7 @@ def test_an_impossible_value_is_named(tmp_path: Path, section: str, key: str, va
     assert str(value) in message
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_one_message_lists_all_mistakes(tmp_path: Path) -> None:
     """Three mistakes, one message."""
     path = tmp_path / "export.yaml"
     path.write_text("grid: {stride: 0, edge: wrap}\ncolour: blue\n", encoding="utf-8")
@@ -132,8 +134,8 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ({"tile_size": 256, "overlap": 300}, "overlap must be smaller than tile_size"),
     ],
 )
-def test_contradictions_are_told(values: dict[str, int], reason: str) -> None:
-    """Values that are possible alone and not together."""
+def test_contradicting_values_are_refused(values: dict[str, int], reason: str) -> None:
+    """Each is valid on its own."""
     with pytest.raises(ConfigError, match=reason):
         checked(GridConfig, "a.svs", **values)
 
@@ -153,8 +155,8 @@ def test_contradictions_are_told(values: dict[str, int], reason: str) -> None:
         ("grid: {tile_size: !!python/object:os.system {}}", "is no YAML"),
     ],
 )
-def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str, reason: str) -> None:
-    """Whatever the file holds, one of our errors names it."""
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    """For any content, one of our errors names the file."""
     path = tmp_path / "export.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as raised:
@@ -180,7 +182,7 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
 
 
 def test_every_section_refuses_unknown_keys() -> None:
-    """A typing mistake is never ignored, wherever it is."""
+    """A misspelt key is never ignored, in any section."""
     for field in ExportConfig.model_fields.values():
         record = field.annotation
         assert isinstance(record, type)

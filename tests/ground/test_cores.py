@@ -1,4 +1,4 @@
-"""How many cores a process may use: affinity, and quotas of cgroups as the kernel writes them."""
+"""Number of cores that a process may use: affinity, and quotas of cgroups as the kernel writes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def usable(folder: Path, own: str, files: dict[str, str]) -> int:
-    """Return what is answered where the kernel shows these files."""
+    """Return the number of cores if the kernel has these files."""
     for name, text in files.items():
         (folder / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "cgroup" / name).write_text(text)
@@ -54,20 +54,22 @@ V1 = "cpu,cpuacct/docker/ab"
         ("0::/\n", {"cpu.max": "\n"}, 64),  # nothing that could be read
     ],
 )
-def test_quotas_of_cgroups(own: str, files: dict[str, str], expected: int, tmp_path: Path) -> None:
-    """The least quota from the process's group up to the root, rounded up."""
+def test_the_quota_is_the_smallest_of_all_cgroups(
+    own: str, files: dict[str, str], expected: int, tmp_path: Path
+) -> None:
+    """From the process's group to the root, rounded up."""
     assert usable(tmp_path, own, files) == expected
 
 
-def test_affinity_and_quota_both_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever is less."""
+def test_the_smaller_of_affinity_and_quota_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In both orders."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 8}, raising=False)
     assert usable(tmp_path, "0::/\n", {"cpu.max": "800000 100000"}) == 3
     assert usable(tmp_path, "0::/\n", {"cpu.max": "200000 100000"}) == 2
 
 
-def test_where_there_is_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on macOS and Windows: the machine's cores."""
+def test_without_affinity_and_quota_all_cores_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS and Windows."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert usable_cores(tmp_path, tmp_path / "none") == 6
@@ -78,7 +80,7 @@ def test_where_there_is_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.system
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
 def test_a_process_of_one_core_counts_one() -> None:
-    """Really pinned, in a process of its own; and what decodes by default is one thread."""
+    """A process pinned to one core; decoding has one thread by default."""
     code = (
         "import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]);"
         "from slideio_pipe.cores import decoding_threads, usable_cores;"
@@ -90,14 +92,16 @@ def test_a_process_of_one_core_counts_one() -> None:
 
 
 @pytest.mark.parametrize(("usable", "workers", "threads"), [(64, 1, 8), (12, 4, 3), (4, 8, 1), (2, 0, 2), (1, 1, 1)])
-def test_cores_are_shared_out(usable: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Among worker processes, 8 threads at most and 1 at least in each."""
+def test_cores_are_divided_among_workers(
+    usable: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 threads at most and 1 at least for each process."""
     monkeypatch.setattr(cores, "usable_cores", lambda: usable)
     assert decoding_threads(workers) == threads
 
 
-def test_no_other_answer_in_the_package() -> None:
-    """Nothing else counts the cores of a machine: a job on a large one would start a thread for each of them."""
+def test_no_other_module_counts_cores() -> None:
+    """It would start a thread for each core of the machine, whatever the quota."""
     root = Path(cores.__file__).parent
     asks = [path.name for path in root.rglob("*.py") if "cpu_count(" in path.read_text(encoding="utf-8")]
     assert asks == ["cores.py"]

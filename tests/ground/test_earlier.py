@@ -1,4 +1,4 @@
-"""Files that version 0.1.0 wrote, before the package had its rooms: they open, and hold what they held."""
+"""Files of version 0.1.0, before the package was split into rooms, open with the same content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ARCHIVE = Path(earlier.__file__).with_suffix(".zip")
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """The files of then, in a folder of today."""
+    """Files of version 0.1.0, in a new folder."""
     with zipfile.ZipFile(ARCHIVE) as archive:
         archive.extractall(tmp_path)
     return tmp_path
@@ -27,12 +27,12 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def then() -> dict[str, Any]:
-    """What was seen in them then."""
+    """Their content, as version 0.1.0 read it."""
     with zipfile.ZipFile(ARCHIVE) as archive:
         return {name: json.loads(archive.read(f"{name}.json")) for name in ("draws", "surface", "loader", "seen")}
 
 
-def test_the_files_hold_what_they_held(files: Path, then: dict[str, Any]) -> None:
+def test_files_of_0_1_0_open_with_the_same_content(files: Path, then: dict[str, Any]) -> None:
     """Bags of every kind, features, masks and labels bit for bit; predictions of a checkpoint in float32."""
     pytest.importorskip("lightning_fabric")
     now = json.loads(json.dumps(earlier.seen(files)))
@@ -41,15 +41,15 @@ def test_the_files_hold_what_they_held(files: Path, then: dict[str, Any]) -> Non
     assert now == {name: value for name, value in then["seen"].items() if name not in ("logits", "attention")}
 
 
-def test_draws_are_the_draws_of_then(then: dict[str, Any]) -> None:
-    """Drawn again from (seed, epoch, slide, tile), and read back: every number the same."""
+def test_draws_equal_those_of_0_1_0(then: dict[str, Any]) -> None:
+    """Drawn again from (seed, epoch, slide, tile), and read from files: every number."""
     assert earlier.draws() == then["draws"]
     for value in then["draws"].values():
         assert sp.Draw.model_validate(value).to_json() == value
 
 
-def test_bags_are_computed_as_then(files: Path, tmp_path: Path) -> None:
-    """The same slide makes stores with the same pixels, drawn ones and those between pixels as well."""
+def test_bags_equal_those_of_0_1_0(files: Path, tmp_path: Path) -> None:
+    """Stores of the same slide have the same pixels, also augmented ones and those between pixels."""
     with sp.open_slide(files / "slides" / "a.tif") as slide:
         earlier.bags(tmp_path, slide)
     for store in sorted(tmp_path.glob("*.bag.zarr")):
@@ -58,8 +58,8 @@ def test_bags_are_computed_as_then(files: Path, tmp_path: Path) -> None:
             assert np.array_equal(now.coords, stored.coords)
 
 
-def test_a_run_goes_on(files: Path) -> None:
-    """Slides whose bags are there are kept, the broken one is not tried again; bytes stay as they are."""
+def test_a_run_of_0_1_0_can_be_resumed(files: Path) -> None:
+    """Finished bags are kept, the quarantined slide is not tried again; bytes do not change."""
     before = {path: path.read_bytes() for path in (files / "export").glob("*.bag.zarr/**/*") if path.is_file()}
     report = sp.export_cohort(files / "slides" / "cohort.csv", files / "export", earlier.EXPORT, progress=False)
     assert (report.done, report.kept, len(report.failed)) == (0, 2, 1)
@@ -68,8 +68,8 @@ def test_a_run_goes_on(files: Path) -> None:
     assert (masks.done, masks.kept) == (0, 2)
 
 
-def test_features_are_not_encoded_again(files: Path) -> None:
-    """The encoder is known by its digest, in a store of its own and beside the tiles."""
+def test_features_of_0_1_0_are_kept(files: Path) -> None:
+    """The encoder's digest is the same, in a feature store and in a bag."""
     encoder = earlier.encoder()
     out, slide = files / "features", files / "slides" / "a.tif"
     report = sp.encode_cohort(slide, encoder, out, earlier.LOADING, device="cpu", progress=False)
@@ -78,8 +78,8 @@ def test_features_are_not_encoded_again(files: Path) -> None:
     assert (report.done, report.kept) == (0, 1)
 
 
-def test_a_conversion_is_known(files: Path) -> None:
-    """Its ledger says which bags are converted."""
+def test_a_conversion_of_0_1_0_is_kept(files: Path) -> None:
+    """Its ledger lists the converted bags."""
     pytest.importorskip("h5py")
     bags = [files / "export" / f"{name}.bag.zarr" for name in "ab"]
     changed = {path: path.stat().st_mtime_ns for path in (files / "clam" / "patches").iterdir()}
@@ -87,8 +87,8 @@ def test_a_conversion_is_known(files: Path) -> None:
     assert changed == {path: path.stat().st_mtime_ns for path in (files / "clam" / "patches").iterdir()}
 
 
-def test_a_loader_goes_on_from_its_state(files: Path, then: dict[str, Any]) -> None:
-    """The tile that was left of the first bag comes next."""
+def test_a_loader_state_of_0_1_0_can_be_loaded(files: Path, then: dict[str, Any]) -> None:
+    """The next chunk is the first one not delivered then."""
     slides = files / "slides"
     dataset = sp.BagDataset([slides / "a.tif", slides / "b.tif"], {**earlier.LOADING, "seed": 3})
     with sp.BagLoader(dataset, chunk_size=4, ordered=True, device="cpu", normalize=None) as loader:
@@ -101,7 +101,7 @@ def test_a_loader_goes_on_from_its_state(files: Path, then: dict[str, Any]) -> N
         assert np.array_equal(one.tiles.numpy(), other.tiles.numpy())
 
 
-def test_a_finished_training_is_known(files: Path) -> None:
+def test_a_finished_training_of_0_1_0_is_kept(files: Path) -> None:
     """Its last checkpoint is of the same training, so nothing is trained again."""
     pytest.importorskip("lightning_fabric")
     before = (files / "training" / "history.csv").read_bytes()
@@ -112,8 +112,8 @@ def test_a_finished_training_is_known(files: Path) -> None:
     assert (files / "training" / "history.csv").read_bytes() == before
 
 
-def test_nothing_public_is_lost(then: dict[str, Any]) -> None:
-    """Names of the package, commands and their options."""
+def test_no_public_name_command_or_option_is_removed(then: dict[str, Any]) -> None:
+    """Compared with version 0.1.0."""
     now = earlier.surface()
     assert set(then["surface"]["names"]) <= set(now["names"])
     _assert_within(then["surface"]["commands"], now["commands"])

@@ -1,4 +1,4 @@
-"""pyproject.toml, environment.yml and the tested pins say the same."""
+"""pyproject.toml, environment.yml and the tested pins agree."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def declared() -> dict[str, str]:
 
 
 def test_conda_environment_has_the_same_packages_and_bounds() -> None:
-    """Every core dependency stands in environment.yml with the same bounds, and nothing else does."""
+    """environment.yml has every core dependency with the same bounds, and no others."""
     listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
     conda = dict(split(entry) for entry in [*pip, *(e for e in listed if isinstance(e, str))])
@@ -49,7 +49,7 @@ def test_every_dependency_has_a_tested_pin() -> None:
 
 
 def test_files_that_are_no_python_are_in_the_wheel() -> None:
-    """Every such file of the package is declared as package data."""
+    """Every such file is declared as package data."""
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     package = ROOT / "slideio_pipe"
     declared_files = {path for pattern in setuptools["package-data"]["slideio_pipe"] for path in package.glob(pattern)}

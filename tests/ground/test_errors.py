@@ -1,4 +1,4 @@
-"""Every error says what, where and what to do, survives a process boundary, and is the builtin a caller expects."""
+"""Every error has the reason, the slide and the remedy, can be pickled, and is also a builtin error."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ BUILTINS = {
 }
 
 
-def test_the_tree_is_the_one_drawn_in_the_docstring() -> None:
-    """Every class is drawn, with the builtin it also is."""
+def test_the_docstring_draws_every_error_class() -> None:
+    """With the builtin it also is."""
     assert {c.__name__ for c in ERRORS} == {"SlideioPipeError", *BUILTINS}
     for name, builtin in BUILTINS.items():
         assert issubclass(getattr(errors, name), builtin)
@@ -41,7 +41,7 @@ def test_the_tree_is_the_one_drawn_in_the_docstring() -> None:
 
 @pytest.mark.parametrize("cls", ERRORS)
 def test_errors_pickle(cls: type[errors.SlideioPipeError]) -> None:
-    """A worker process can send one home whole."""
+    """A worker process can send them complete."""
     original = cls("no mpp", slide="a.svs", remedy="pass slide_mpp=0.25")
     copy = pickle.loads(pickle.dumps(original))
     assert type(copy) is cls
@@ -66,7 +66,7 @@ def test_errors_pickle(cls: type[errors.SlideioPipeError]) -> None:
 def test_the_message_is_slide_reason_remedy(
     cls: type[errors.SlideioPipeError], slide: str | None, remedy: str | None, message: str
 ) -> None:
-    """In that order, whatever is known; the builtin bases do not change it."""
+    """In this order, with those that are known; the builtin bases do not change it."""
     assert str(cls("why", slide=slide, remedy=remedy)) == message
 
 
@@ -77,8 +77,8 @@ def test_warnings_have_one_root(cls: type[Warning]) -> None:
 
 
 @pytest.mark.parametrize("cls", ERRORS)
-def test_an_error_is_worded_where_it_is_shown(cls: type[errors.SlideioPipeError]) -> None:
-    """Also after a process boundary; outside of a surface, and afterwards, in the words of Python."""
+def test_an_error_names_arguments_as_the_surface_that_shows_it(cls: type[errors.SlideioPipeError]) -> None:
+    """Also after a process boundary; elsewhere, and afterwards, as in Python."""
     remedy = "pass {slide_mpp=0.25}, or lower {min_tissue=}; {not an argument}"
     error = pickle.loads(pickle.dumps(cls("no {mpp=None}", slide="{a=1}.svs", remedy=remedy)))
     python = "{a=1}.svs: no mpp=None; pass slide_mpp=0.25, or lower min_tissue; {not an argument}"
@@ -91,8 +91,8 @@ def test_an_error_is_worded_where_it_is_shown(cls: type[errors.SlideioPipeError]
     assert error.arguments == {"mpp": "None", "slide_mpp": "0.25", "min_tissue": ""}
 
 
-def test_a_warning_is_worded_where_it_is_shown() -> None:
-    """As errors are; it pickles."""
+def test_a_warning_names_arguments_as_the_surface_that_shows_it() -> None:
+    """As errors do; it can be pickled."""
     warning = pickle.loads(pickle.dumps(errors.EmptyTissueWarning("no tile; lower {min_tissue=}")))
     assert str(warning) == "no tile; lower min_tissue"
     with errors.worded(lambda _: lambda name, value: "--min-tissue"):

@@ -1,4 +1,4 @@
-"""An optional package that is not installed: one sentence with the command that installs it, everywhere alike."""
+"""A missing optional package is one sentence with the install command, in every place."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ USES: list[tuple[str, str, Callable[[Path], Any]]] = [
 @pytest.mark.parametrize(
     ("extra", "package", "use"), USES, ids=[f"{package} {use.__name__}" for _, package, use in USES]
 )
-def test_what_needs_a_package_says_how_to_install_it(
+def test_a_missing_package_is_an_error_with_its_extra(
     extra: str, package: str, use: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same sentence for each, with an extra of this project that installs the package; and nothing is written."""
+    """The same sentence for each, with an extra of this project; nothing is written."""
     loaded = [name for name in sys.modules if name.startswith(f"{package}.")]
     for name in [package, *loaded]:
         monkeypatch.setitem(sys.modules, name, None)  # what Python itself takes for "cannot be imported"
@@ -97,7 +97,7 @@ def test_what_needs_a_package_says_how_to_install_it(
 
 
 def test_a_package_that_warns_at_import_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the filters of warnings are what they were."""
+    """And the warning filters are unchanged."""
     (tmp_path / "warns_at_import.py").write_text("import warnings\nwarnings.warn('no widgets')\n")
     monkeypatch.syspath_prepend(tmp_path)
     before = list(warnings.filters)
@@ -105,8 +105,8 @@ def test_a_package_that_warns_at_import_is_silent(tmp_path: Path, monkeypatch: p
     assert warnings.filters == before
 
 
-def test_threads_that_ask_for_what_is_there_leave_the_filters_alone() -> None:
-    """They are the whole process's: two threads that each save and restore them would lose them."""
+def test_imports_in_threads_do_not_change_the_warning_filters() -> None:
+    """Filters belong to the process: two threads that each save and restore them could lose them."""
     require("json", "more")
     before, seen = warnings.filters, []
 

@@ -1,4 +1,4 @@
-"""Frames, rounding and the choice of a level, against naive arithmetic."""
+"""Frames, rounding and the choice of a level, compared with naive arithmetic."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def affines(draw: st.DrawFn) -> Affine:
 
 @given(affines(), COORDINATES, COORDINATES)
 def test_an_affine_and_its_inverse_cancel(affine: Affine, x: float, y: float) -> None:
-    """There and back is where we were, to a fraction of a pixel in a million-pixel slide."""
+    """To a fraction of a pixel in a slide of a million pixels."""
     assert np.allclose(affine.inverse().apply(affine.apply([x, y])), [x, y], atol=1e-3)
 
 
@@ -48,8 +48,8 @@ def test_a_product_applies_the_right_factor_first(second: Affine, first: Affine,
 
 
 @given(affines())
-def test_an_affine_is_plain_numbers(affine: Affine) -> None:
-    """Products and inverses hold Python floats, so that they print and store as numbers."""
+def test_affines_hold_python_floats(affine: Affine) -> None:
+    """Also products and inverses, so that they print and store as numbers."""
     for derived in (
         affine @ affine,
         affine.inverse(),
@@ -62,14 +62,14 @@ def test_an_affine_is_plain_numbers(affine: Affine) -> None:
 
 @given(affines(), affines(), COORDINATES, COORDINATES)
 def test_the_matrix_is_that_of_homogeneous_coordinates(one: Affine, other: Affine, x: float, y: float) -> None:
-    """numpy's products and inverses of matrices are ours: the last row is (0, 0, 1)."""
+    """Products and inverses equal numpy's: the last row is (0, 0, 1)."""
     assert np.allclose(one.matrix() @ [x, y, 1], [*one.apply([x, y]), 1], rtol=1e-9, atol=1e-3)
     assert np.allclose(one.matrix() @ other.matrix(), (one @ other).matrix(), rtol=1e-9, atol=1e-3)
     assert np.allclose(np.linalg.svd(one.matrix()[:2, :2])[1].prod(), one.mean_stretch() ** 2)
 
 
-def test_an_affine_maps_any_stack_of_points() -> None:
-    """(..., 2) in, (..., 2) out, each point on its own."""
+def test_an_affine_maps_arrays_of_points() -> None:
+    """(..., 2) to (..., 2), each point on its own."""
     affine = Affine(1, 2, 3, 4, 5, 6)
     points = np.arange(24.0).reshape(3, 4, 2)
     mapped = affine.apply(points)
@@ -81,21 +81,21 @@ def test_an_affine_maps_any_stack_of_points() -> None:
 
 @given(FACTORS, FACTORS, st.floats(-math.pi, math.pi))
 def test_scale_is_the_length_of_unit_steps(sx: float, sy: float, angle: float) -> None:
-    """A rotation changes no lengths."""
+    """A rotation does not change lengths."""
     turn = Affine(math.cos(angle), -math.sin(angle), 5, math.sin(angle), math.cos(angle), 7)
     assert (turn @ Affine.scaling(sx, sy)).scale() == pytest.approx((sx, sy))
 
 
 @given(st.integers(-4_000_000, 4_000_000), WHOLE)
 def test_rounding_commutes_with_whole_shifts(quarters: int, shift: int) -> None:
-    """Rounding then shifting is shifting then rounding, halves and negatives included."""
+    """For halves and negative numbers, too."""
     value = quarters / 4
     assert round_half_up(value + shift) == round_half_up(value) + shift
 
 
 @given(st.integers(-4_000_000, 4_000_000), st.sampled_from([2, 4, 8, 16]))
 def test_rounding_is_floor_of_value_plus_a_half(numerator: int, denominator: int) -> None:
-    """Exact arithmetic agrees."""
+    """Compared with exact arithmetic."""
     expected = math.floor(Fraction(numerator, denominator) + Fraction(1, 2))
     rounded = round_half_up([numerator / denominator])
     assert rounded.dtype == np.int64
@@ -107,7 +107,7 @@ RECTS = st.builds(Rect, st.integers(-9, 9), st.integers(-9, 9), st.integers(0, 9
 
 @given(RECTS, RECTS)
 def test_rect_intersection_is_the_set_of_common_pixels(one: Rect, other: Rect) -> None:
-    """Pixel by pixel, and the same either way round."""
+    """Pixel by pixel, in both orders."""
 
     def pixels(r: Rect) -> set[tuple[int, int]]:
         return {(x, y) for x in range(r.x, r.x + r.width) for y in range(r.y, r.y + r.height)}
@@ -121,21 +121,21 @@ def test_rect_intersection_is_the_set_of_common_pixels(one: Rect, other: Rect) -
 
 @pytest.mark.parametrize("value", [0.5, np.float32(0.5), np.float64(0.5), (0.5, 0.5), [0.5, 0.5], np.array([0.5, 0.5])])
 def test_mpp_takes_any_number_or_pair(value: object) -> None:
-    """numpy's numbers are numbers too."""
+    """Also numpy's numbers."""
     assert Mpp.of(value) == Mpp(0.5, 0.5)  # type: ignore[arg-type]
-    assert Mpp.asked(value) == Mpp(0.5, 0.5)
+    assert Mpp.parse(value) == Mpp(0.5, 0.5)
 
 
 @pytest.mark.parametrize(
     "value", [0, -1, math.nan, math.inf, "x", "0.5", None, (1,), (1, 2, 3), (0.5, 0), [0.5, "a"], {}]
 )
-def test_what_is_no_mpp_is_none(value: object) -> None:
-    """Nothing that is not a positive resolution passes."""
-    assert Mpp.asked(value) is None
+def test_an_invalid_mpp_is_none(value: object) -> None:
+    """Everything but a positive resolution."""
+    assert Mpp.parse(value) is None
 
 
 def test_the_mean_mpp_has_the_pixel_area() -> None:
-    """A 0.2 × 0.8 µm pixel covers what a 0.4 µm square one does."""
+    """A 0.2 × 0.8 µm pixel has the area of a 0.4 µm square."""
     assert Mpp(0.2, 0.8).mean == pytest.approx(0.4)
 
 
@@ -154,7 +154,7 @@ def pyramids(draw: st.DrawFn) -> Pyramid:
 
 @given(pyramids())
 def test_downsamples_come_from_the_sizes_per_axis(pyramid: Pyramid) -> None:
-    """Width and height are divided on their own, never ``2**level``."""
+    """Width and height are divided separately, never ``2**level``."""
     for size, (dx, dy) in zip(pyramid.levels, pyramid.downsamples, strict=True):
         assert dx * size.width == pytest.approx(pyramid.levels[0].width)
         assert dy * size.height == pytest.approx(pyramid.levels[0].height)
@@ -162,7 +162,7 @@ def test_downsamples_come_from_the_sizes_per_axis(pyramid: Pyramid) -> None:
 
 @given(pyramids(), st.floats(0.1, 100), st.floats(0.5, 2))
 def test_the_coarsest_level_that_is_fine_enough_is_chosen(pyramid: Pyramid, downsample: float, ratio: float) -> None:
-    """No coarser level would do; and level pixels × shrink is what was asked for, unless within 2 %."""
+    """No coarser one is; level pixels × shrink is the requested downsample, unless within 2 %."""
     wanted = (downsample, downsample * ratio)
     choice = pyramid.choose(wanted)
 
@@ -203,7 +203,7 @@ def test_two_percent_is_the_same_resolution(downsample: float, expected: LevelCh
 
 
 def test_one_axis_outside_two_percent_resamples_both() -> None:
-    """Pixels that are not square are made so."""
+    """Pixels that are not square become square."""
     choice = Pyramid((Size(1000, 1000),)).choose((1.0, 2.0))
     assert choice == LevelChoice(0, (1.0, 2.0))
     assert choice.resampled
@@ -212,13 +212,13 @@ def test_one_axis_outside_two_percent_resamples_both() -> None:
 @pytest.mark.parametrize(
     ("wanted", "shrink"), [(1.97, 2.0), (2.03, 2.0), (3.93, 4.0), (8.1, 8.0), (1.9, 1.9), (6.0, 6.0)]
 )
-def test_near_a_half_a_quarter_or_an_eighth_nothing_fractional_is_left(wanted: float, shrink: float) -> None:
-    """20× from a 40× scan is a half, whether the scanner says 0.25 or 0.2528 µm."""
+def test_a_shrink_near_2_4_or_8_is_rounded_to_it(wanted: float, shrink: float) -> None:
+    """20× from a 40× scan is a half, for 0.25 and for 0.2528 µm."""
     assert Pyramid((Size(1000, 800),)).choose((wanted, wanted)).shrink == (shrink, shrink)
 
 
 @pytest.mark.parametrize("affine", [Affine(a=0), Affine(e=0), Affine(2, 4, 1, 1, 2, 5), Affine.scaling(0, 0)])
-def test_an_affine_that_loses_an_axis_has_no_inverse(affine: Affine) -> None:
+def test_a_singular_affine_has_no_inverse(affine: Affine) -> None:
     """numpy refuses the same matrix."""
     with pytest.raises(np.linalg.LinAlgError):
         np.linalg.inv(affine.matrix())

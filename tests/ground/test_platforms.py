@@ -1,4 +1,4 @@
-"""What Windows lacks: fcntl, pread, preadv and signal masks. Hidden here, the same bags are written and read."""
+"""Without fcntl, pread, preadv and signal masks, as on Windows, the same bags are written and read."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.system
-def test_bags_without_fcntl_and_pread(tmp_path: Path) -> None:
-    """A bag is saved, opened and read in a data set; its pixels are those that are read here."""
+def test_bags_are_the_same_without_fcntl_and_pread(tmp_path: Path) -> None:
+    """Saved, opened and read in a data set; pixels equal those with them."""
     sp.write_synthetic_slide(tmp_path / "a.svs", size=(1024, 768), seed=3)
     program = python(HIDE + WORK, tmp_path)
     said, _ = program.communicate()
@@ -91,8 +91,8 @@ def test_bags_without_fcntl_and_pread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("platform", ["Windows", "no locks"])
-def test_one_writer_without_fcntl(tmp_path: Path, platform: str) -> None:
-    """Another process is refused by the owner's pid and host; a lock of a process that was killed is taken over."""
+def test_a_folder_has_one_writer_without_fcntl(tmp_path: Path, platform: str) -> None:
+    """The refusal names pid and host of the owner; the lock of a killed process is taken over."""
     code = "import os, sys\n" + (MSVCRT if platform == "Windows" else "") + 'sys.modules["fcntl"] = None\n' + HOLD
     path = tmp_path / "a.lock"
     first = python(code, path, "hold")
@@ -108,8 +108,8 @@ def test_one_writer_without_fcntl(tmp_path: Path, platform: str) -> None:
     assert not path.exists()
 
 
-def test_reading_at_a_place(tmp_path: Path) -> None:
-    """As os.pread and os.preadv do, past the end as well; the place of the file's own reading stays."""
+def test_reading_at_an_offset_equals_pread(tmp_path: Path) -> None:
+    """And preadv, also past the end; the file's own position does not change."""
     (tmp_path / "a").write_bytes(bytes(range(100)))
     fd = os.open(tmp_path / "a", os.O_RDONLY)
     try:

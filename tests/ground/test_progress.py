@@ -1,4 +1,4 @@
-"""A bar for a person, silence for a program."""
+"""Progress bars on terminals and lines in logs; silence elsewhere."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def counted(progress: object) -> None:
             report(done + 1, 3)
 
 
-def test_a_function_is_called_as_it_is() -> None:
-    """With what is done and what there is."""
+def test_a_callback_gets_done_and_total() -> None:
+    """Of each step."""
     calls: list[tuple[int, int]] = []
     counted(lambda done, total: calls.append((done, total)))
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("progress", [False, None])
-def test_no_terminal_no_bar(progress: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is printed where nobody watches, nor where it is not wanted."""
+def test_without_a_terminal_nothing_is_printed(progress: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor if progress is False."""
     counted(progress)
     assert capsys.readouterr() == ("", "")
 
 
 def test_true_shows_a_bar_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where there is no terminal its last line stays; standard output stays clean for results."""
+    """Without a terminal its last line is printed; standard output has results only."""
     counted(True)
     out, err = capsys.readouterr()
     assert out == ""
@@ -41,10 +41,8 @@ def test_true_shows_a_bar_on_standard_error(capsys: pytest.CaptureFixture[str]) 
     assert "3/3" in err
 
 
-def test_a_terminal_sees_a_bar_unless_it_is_unwanted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """None asks whether somebody watches."""
+def test_a_terminal_shows_a_bar_by_default(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unless progress is False."""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
     counted(None)
     assert "counting" in capsys.readouterr().err
@@ -53,14 +51,14 @@ def test_a_terminal_sees_a_bar_unless_it_is_unwanted(
 
 
 def test_the_bar_ends_when_the_work_fails() -> None:
-    """The error comes through and the next bar can start."""
+    """The error is raised, and the next bar can start."""
     with pytest.raises(ValueError, match="broken"), reporting(True, "first"):
         raise ValueError("broken")
     counted(True)
 
 
-def test_a_rate_is_shown_behind_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of what is counted beside what the bar counts; a function of one's own hears of it as before."""
+def test_a_rate_is_shown_after_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a second count; callbacks get the same numbers as without it."""
     monkeypatch.setenv("COLUMNS", "120")
     with rated(True, "4 slides", "tiles") as (report, count):
         for done in range(3):
@@ -78,7 +76,7 @@ def test_a_rate_is_shown_behind_the_bar(monkeypatch: pytest.MonkeyPatch, capsys:
 
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make rich believe that it is in a notebook, and find no ipywidgets."""
+    """Make rich take this process for a notebook without ipywidgets."""
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ipywidgets" else found(name))
@@ -86,8 +84,8 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("notebook")
-def test_a_notebook_without_widgets(capsys: pytest.CaptureFixture[str]) -> None:
-    """rich warns that it lacks ipywidgets; nothing is said unless a bar is asked for, then one line."""
+def test_a_notebook_without_widgets_has_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing by default; with ``progress=True`` one line without rich's warning that it lacks ipywidgets."""
     counted(None)
     assert capsys.readouterr() == ("", "")
     counted(True)
@@ -97,8 +95,8 @@ def test_a_notebook_without_widgets(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ipywidgets" not in err
 
 
-def test_what_was_done_before_counts_for_no_rate() -> None:
-    """rich's own estimate is of what comes behind it: 10 of 1,000 in a second, though 900 were there."""
+def test_kept_work_does_not_count_for_the_rate() -> None:
+    """10 of 1,000 in a second, though 900 were kept; the estimate is rich's own."""
     now = 0.0
     shown = Progress(get_time=lambda: now, disable=True)
     bar = Bar(shown, "saving")
@@ -115,8 +113,8 @@ def test_what_was_done_before_counts_for_no_rate() -> None:
     assert task.completed == 970
 
 
-def test_what_is_at_work_is_named() -> None:
-    """The first slide and how many more; long names are cut, and none is the bar's own text."""
+def test_the_bar_names_the_work_in_progress() -> None:
+    """The first slide and the number of others; long names are cut."""
     shown = Progress(disable=True)
     bar = Bar(shown, "3 slides")
     (task,) = shown.tasks
@@ -139,8 +137,8 @@ def told(progress: object) -> None:
             note(f"epoch {done}: loss [0.5]", lasting=True)
 
 
-def test_words_are_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    """Only the lasting ones, as they are, on standard error; no bar and no codes of a terminal."""
+def test_notes_are_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only lasting ones, unchanged, on standard error; no bar and no codes of a terminal."""
     told(True)
     assert capsys.readouterr() == ("", "".join(f"training: epoch {k}: loss [0.5]\n" for k in range(3)))
     told(None)
@@ -149,10 +147,10 @@ def test_words_are_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_words_stand_beside_the_bar_of_a_terminal(
+def test_notes_are_in_the_row_of_the_bar_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one row, however narrow the terminal is: the row is drawn anew, and cleared at the end."""
+    """In one row at any width: the row is drawn again, and cleared at the end."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     for width in ("110", "60"):

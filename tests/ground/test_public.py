@@ -1,4 +1,4 @@
-"""What ``import slideio_pipe`` offers, and what it does not load."""
+"""The public names of ``import slideio_pipe``, and the packages it does not load."""
 
 from __future__ import annotations
 
@@ -105,13 +105,13 @@ def test_importing_loads_nothing_heavy() -> None:
 
 
 def test_opening_a_slide_loads_no_torch() -> None:
-    """Looking at a slide does not wait for torch."""
+    """Opening a slide does not wait for it."""
     code = "import sys, slideio_pipe as sp; sp.open_slide; sp.TileBag; print('torch' in sys.modules)"
     assert _fresh(code).strip() == "False"
 
 
 def test_the_public_names_are_pinned() -> None:
-    """A name that comes or goes is a decision, made here."""
+    """To add or remove a name, change this list."""
     assert sorted(slideio_pipe.__all__) == PUBLIC
 
 
@@ -132,13 +132,13 @@ def test_other_names_are_attribute_errors() -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize("name", ["Slide", "TissueMask", "TileGrid", "TileBag", "save_bag", "write_synthetic_slide"])
-def test_each_name_can_be_the_first(name: str) -> None:
-    """No name needs another to be imported before it (no import cycle)."""
+def test_each_name_can_be_imported_first(name: str) -> None:
+    """There is no import cycle."""
     assert _fresh(f"from slideio_pipe import {name}; print({name!r})").strip() == name
 
 
 @pytest.mark.system
 def test_the_stream_function_is_not_its_module() -> None:
-    """``sp.stream`` is the function also after its module was imported by another way."""
+    """``sp.stream`` is the function also after its module was imported."""
     code = "import slideio_pipe as sp; sp.TileBatch; a = callable(sp.stream); sp.stream; print(a, callable(sp.stream))"
     assert _fresh(code).strip() == "True True"

@@ -1,4 +1,4 @@
-"""Pyramids called .ome.tif are OME-TIFFs with all levels in SubIFDs, for Bio-Formats, QuPath and tifffile."""
+"""Pyramids named .ome.tif are OME-TIFFs with all levels in SubIFDs, for Bio-Formats, QuPath and tifffile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
 
 
 def pixels_of(path: Path) -> dict[str, str]:
-    """Return what the first image says of its pixels."""
+    """Return the description of the first image's pixels."""
     with tifffile.TiffFile(path) as tif:
         assert tif.is_ome
         assert tif.ome_metadata is not None
@@ -45,8 +45,8 @@ def by_tifffile(path: Path, array: np.ndarray, mpp: tuple[float, float]) -> Path
 
 @pytest.mark.parametrize("transform", [None, RandomAffine(rotate=(30, 30), flip=False), StainJitter()])
 @pytest.mark.parametrize("ending", [".ome.tif", ".OME.TIFF"])
-def test_every_level_is_there(tmp_path: Path, transform: Any, ending: str) -> None:
-    """As tifffile sees them, and as we do; level 0 is the view within JPEG, each level the mean of the one above."""
+def test_every_level_is_read(tmp_path: Path, transform: Any, ending: str) -> None:
+    """By tifffile and by us; level 0 is the view within JPEG loss, each level the mean of the one above."""
     view = open_slide(SMOOTH, slide_mpp=0.25).view(transform=transform)
     path = view.save(tmp_path / f"größe{ending}", quality=95)
     with tifffile.TiffFile(path) as tif:
@@ -72,7 +72,7 @@ def test_every_level_is_there(tmp_path: Path, transform: Any, ending: str) -> No
             assert np.abs(again.level_image(k).numpy().astype(int) - level).max() <= 1
 
 
-def test_what_is_said_is_what_tifffile_says(tmp_path: Path) -> None:
+def test_the_description_equals_that_of_tifffile(tmp_path: Path) -> None:
     """Sizes, type, channels, order and µm per pixel of each axis."""
     path = open_slide(SMOOTH, slide_mpp=(0.25, 0.5)).view().save(tmp_path / "a.ome.tif")
     found, expected = pixels_of(path), pixels_of(by_tifffile(tmp_path / "b.ome.tif", SMOOTH, (0.25, 0.5)))
@@ -87,15 +87,15 @@ def test_what_is_said_is_what_tifffile_says(tmp_path: Path) -> None:
         assert channel.attrib == {"ID": "Channel:0:0", "SamplesPerPixel": "3"}
 
 
-def test_no_resolution_is_none(tmp_path: Path) -> None:
-    """What nobody knows is not written."""
+def test_an_unknown_resolution_is_not_written(tmp_path: Path) -> None:
+    """The file has no PhysicalSize, and opens without mpp."""
     path = open_slide(SMOOTH).view().save(tmp_path / "a.ome.tif")
     assert not [name for name in pixels_of(path) if name.startswith("Physical")]
     assert open_slide(path).mpp is None
 
 
-def test_a_scanners_description_does_not_stay(tmp_path: Path) -> None:
-    """Of a slide whose own description states another resolution; its name may hold what XML has signs for."""
+def test_a_scanners_description_is_replaced(tmp_path: Path) -> None:
+    """It states another resolution; the slide's name may contain XML characters."""
     source = tmp_path / "a <&\u202e b.tif"
     text = "Aperio Image Library v12.0.0\r\n1300x900 [0,0 1300x900] (256x256) JPEG/RGB Q=90|AppMag = 40|MPP = 0.2500"
     tifffile.imwrite(source, SMOOTH, tile=(256, 256), photometric="rgb", description=text, metadata=None)
@@ -112,7 +112,7 @@ def test_a_scanners_description_does_not_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (256, 256), (257, 3), (3, 600)])
 def test_small_and_thin_images(tmp_path: Path, size: tuple[int, int]) -> None:
-    """One level, or levels as thin as they get."""
+    """With one level, or with levels one pixel thin."""
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3)).astype(np.uint8)
     path = open_slide(pixels, slide_mpp=0.5).view().save(tmp_path / "a.ome.tif")
     with tifffile.TiffFile(path) as tif:
@@ -124,7 +124,7 @@ def test_small_and_thin_images(tmp_path: Path, size: tuple[int, int]) -> None:
 
 
 def test_openslide_reads_level_0(tmp_path: Path) -> None:
-    """It knows no SubIFDs; of a .tif, whose levels are pages, it has all of them."""
+    """OpenSlide ignores SubIFDs; it reads all levels of a .tif, which are pages."""
     view = open_slide(SMOOTH, slide_mpp=0.25).view()
     with openslide.OpenSlide(view.save(tmp_path / "a.ome.tif")) as found:
         region = np.asarray(found.read_region((300, 200), 0, (500, 400)))[..., :3]
@@ -133,8 +133,8 @@ def test_openslide_reads_level_0(tmp_path: Path) -> None:
         assert found.level_dimensions == ((1300, 900), (650, 450), (325, 225), (162, 112))
 
 
-def test_large_ones_have_offsets_of_64_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a limit on, which stands lower here."""
+def test_large_files_have_64_bit_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above a limit, which is lowered here."""
     monkeypatch.setattr(pyramid_file, "_BIGTIFF_FROM_PX", 1_000_000)
     path = open_slide(SMOOTH, slide_mpp=0.25).view().save(tmp_path / "a.ome.tif")
     with tifffile.TiffFile(path) as tif:
@@ -143,7 +143,7 @@ def test_large_ones_have_offsets_of_64_bit(tmp_path: Path, monkeypatch: pytest.M
     assert open_slide(path).mpp == Mpp(0.25, 0.25)
 
 
-def test_heat_maps_are_ome_tiffs_as_well(tmp_path: Path) -> None:
+def test_heat_maps_are_ome_tiffs(tmp_path: Path) -> None:
     """With the slide's name and the resolution of the picture."""
     with open_slide(write_pyramid(tmp_path / "a.tif", SMOOTH, (1,), mpp=0.25)) as slide:
         coords = np.array([[0, 0], [512, 256]])

@@ -1,4 +1,4 @@
-"""Pictures have the size asked for, marks where they belong, and captions without gaps."""
+"""Pictures have the requested size, marks at the right places, and captions with all letters."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def pixels(image: Image.Image) -> np.ndarray:
     ("width", "height", "limit", "size"),
     [(100, 60, 50, (50, 30)), (60, 100, 50, (30, 50)), (100, 60, 200, (100, 60)), (1000, 1, 10, (10, 1))],
 )
-def test_fit_keeps_the_shape(width: int, height: int, limit: int, size: tuple[int, int]) -> None:
-    """The longer side becomes the limit, nothing is enlarged, no side vanishes."""
+def test_fit_keeps_the_aspect_ratio(width: int, height: int, limit: int, size: tuple[int, int]) -> None:
+    """The longer side becomes the limit, nothing is enlarged, no side becomes 0."""
     assert picture.fit(np.zeros((height, width, 3), np.uint8), limit).size == size
 
 
 def test_fit_averages() -> None:
-    """A checkerboard of black and white becomes grey: no pixel is skipped."""
+    """A checkerboard of black and white becomes grey: pixels are not skipped."""
     board = np.indices((64, 64)).sum(0) % 2 * 255
     small = picture.fit(np.repeat(board[..., None], 3, axis=2).astype(np.uint8), 16)
     assert set(np.unique(np.asarray(small))) <= {127, 128}
 
 
-def test_a_mask_fades_what_is_outside_and_outlines_what_is_inside() -> None:
-    """The left half is tissue: it keeps its colour, the right is paler, and the line between is green."""
+def test_tint_mask_fades_the_outside_and_outlines_the_inside() -> None:
+    """Tissue (left half) keeps its colour, the right half is paler, and the line between them is green."""
     mask = np.zeros((6, 10), bool)
     mask[:, :5] = True
     shown = pixels(picture.tint_mask(Image.fromarray(GREY), mask))
@@ -49,13 +49,13 @@ def test_a_mask_fades_what_is_outside_and_outlines_what_is_inside() -> None:
 
 
 def test_an_empty_mask_has_no_outline() -> None:
-    """All is faded alike."""
+    """Everything is faded alike."""
     shown = pixels(picture.tint_mask(Image.fromarray(GREY), np.zeros((3, 5), bool)))
     assert len(np.unique(shown.reshape(-1, 3), axis=0)) == 1
 
 
-def test_boxes_lie_where_they_are_said_to() -> None:
-    """The frame is the tile's colour on its first and last pixel, the inside is tinted, the outside untouched."""
+def test_boxes_are_at_their_coordinates() -> None:
+    """The frame covers the tile's first and last pixel, the inside is tinted, the outside unchanged."""
     shown = pixels(picture.draw_boxes(Image.fromarray(GREY), [[10, 20, 30, 15]]))
     changed = np.argwhere((shown != 120).any(axis=2))
     assert changed.min(axis=0).tolist() == [20, 10]
@@ -64,8 +64,8 @@ def test_boxes_lie_where_they_are_said_to() -> None:
     assert 0 < np.abs(shown[27, 25] - 120).max() < 20
 
 
-def test_boxes_smaller_than_a_pixel_and_none_at_all() -> None:
-    """A tile of a huge slide still leaves a mark; no tiles leave none."""
+def test_a_box_smaller_than_a_pixel_is_visible() -> None:
+    """Tiles of a huge slide are drawn; no tiles draw nothing."""
     assert (pixels(picture.draw_boxes(Image.fromarray(GREY), [[10.2, 20.4, 0.3, 0.3]])) != 120).any()
     assert (pixels(picture.draw_boxes(Image.fromarray(GREY), np.zeros((0, 4)))) == 120).all()
 
@@ -82,14 +82,14 @@ def test_a_montage_shows_tiles_in_order() -> None:
     assert (shown[52, 90] == 255).all()
 
 
-def test_a_montage_of_nothing_says_so() -> None:
+def test_a_montage_of_no_tiles_has_a_text() -> None:
     """An empty bag has a picture, too."""
     assert picture.montage(np.zeros((0, 8, 8, 3), np.uint8)).size[0] > 0
 
 
 @pytest.mark.parametrize("text", ["0.5 µm, 3×4", "Präparat Ä", "组织 切片", "a — b…", "Ω→²", "turned 45°"])
-def test_captions_have_no_boxes_for_missing_letters(text: str) -> None:
-    """Every letter that is drawn is one the font has."""
+def test_captions_use_letters_of_the_font_only(text: str) -> None:
+    """A missing letter would be drawn as a box."""
     font = ImageFont.load_default(15)
     missing = bytes(font.getmask("\uffff"))
     drawn = picture.drawable(text)
@@ -97,13 +97,13 @@ def test_captions_have_no_boxes_for_missing_letters(text: str) -> None:
     assert all(bytes(font.getmask(letter)) != missing for letter in drawn if letter != " ")
 
 
-def test_degrees_are_written() -> None:
-    """Captions of rotated views keep the sign."""
+def test_the_degree_sign_is_written() -> None:
+    """In captions of rotated views."""
     assert picture.drawable("turned −45°") == "turned -45°"
 
 
-def test_a_caption_stands_above() -> None:
-    """The picture is below it, unchanged, and there is ink in the line."""
+def test_a_caption_is_above_the_picture() -> None:
+    """The picture below is unchanged, and the line has text."""
     shown = pixels(picture.captioned(Image.fromarray(GREY), "a.svs"))
     assert shown.shape == (86, 100, 3)
     assert (shown[26:] == 120).all()
@@ -113,8 +113,8 @@ def test_a_caption_stands_above() -> None:
 @pytest.mark.parametrize(
     ("um_per_px", "label", "length"), [(1.0, "100 um", 100), (9.0, "1 mm", 111), (0.03, "2 um", 67)]
 )
-def test_a_scale_bar_has_the_length_it_says(um_per_px: float, label: str, length: int) -> None:
-    """Its dark line is as many pixels long as its round number of µm, to one pixel; of a µ, the u is the font's."""
+def test_a_scale_bar_has_its_stated_length(um_per_px: float, label: str, length: int) -> None:
+    """In pixels, to one pixel, for a round number of µm; µ is written as u if the font lacks it."""
     drawn = pixels(picture.scale_bar(Image.new("RGB", (600, 300), (200, 100, 150)), um_per_px))
     line = np.flatnonzero((drawn[289] == 40).all(axis=1))
     assert line[0] == 10
@@ -127,14 +127,14 @@ def test_a_scale_bar_has_the_length_it_says(um_per_px: float, label: str, length
     assert below.sum() == (1 if "u" in label else 0)
 
 
-def test_no_scale_bar_where_there_is_no_room() -> None:
-    """A tiny picture stays as it is."""
+def test_a_tiny_picture_has_no_scale_bar() -> None:
+    """It is unchanged."""
     tiny = Image.fromarray(GREY[:20, :20])
     assert picture.scale_bar(tiny, 0.25) is tiny
 
 
 def test_sheets_keep_every_picture() -> None:
-    """Beside and above: sizes add up, each picture is where it belongs."""
+    """Beside and above: sizes add up, and each picture is at its place."""
     a, b = Image.new("RGB", (10, 20), (255, 0, 0)), Image.new("RGB", (30, 5), (0, 0, 255))
     beside, above = picture.beside([a, b], gap=2), picture.above([a, b], gap=2)
     assert (beside.size, above.size) == ((42, 20), (30, 27))
@@ -142,8 +142,8 @@ def test_sheets_keep_every_picture() -> None:
     assert beside.getpixel((41, 10)) == above.getpixel((20, 10)) == WHITE
 
 
-def test_a_card_escapes_text_and_carries_its_pictures() -> None:
-    """A slide may be called anything; the picture in the page is the one that was given."""
+def test_a_card_escapes_text_and_contains_its_pictures() -> None:
+    """For any slide name; the embedded picture is the given one."""
     html = picture.card("<script>.svs", {"label": "a & b"}, [Image.fromarray(GREY)])
     assert "<script>" not in html
     assert "&lt;script&gt;.svs" in html

@@ -1,4 +1,4 @@
-"""Saving a view as a pyramid: right pixels and resolution, and whole or not at all."""
+"""A view saved as a pyramid has the right pixels and resolution, and is written atomically."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def smooth_view(transform: object = None, **options: object) -> SlideView:
 
 @pytest.mark.parametrize("transform", DRAWS.values(), ids=DRAWS)
 @pytest.mark.parametrize("mpp", [None, 0.4])
-def test_what_is_saved_opens_as_the_view(tmp_path: Path, transform: object, mpp: float | None) -> None:
-    """Same size, same mpp, same pixels within JPEG; nothing else is left in the folder."""
+def test_a_saved_view_opens_with_the_same_pixels(tmp_path: Path, transform: object, mpp: float | None) -> None:
+    """Same size and mpp, pixels within JPEG loss; no other file remains in the folder."""
     view = smooth_view(transform, mpp=mpp)
     path = view.save(tmp_path / "größe augmented.tif")
     again = open_slide(path)
@@ -60,13 +60,13 @@ def test_levels_are_halved_down_to_one_tile(tmp_path: Path) -> None:
 
 
 def test_unequal_and_unknown_resolutions_are_kept(tmp_path: Path) -> None:
-    """Per axis; and no resolution is not written as one."""
+    """Per axis; an unknown resolution is not written."""
     unequal = open_slide(SMOOTH, slide_mpp=(0.25, 0.5)).view(transform=RandomAffine(rotate=(90, 90), flip=False))
     assert open_slide(unequal.save(tmp_path / "a.tif")).mpp == pytest.approx((0.5, 0.25), rel=1e-4)
     assert open_slide(open_slide(SMOOTH).view().save(tmp_path / "b.tif")).mpp is None
 
 
-def test_what_is_there_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_without_overwrite(tmp_path: Path) -> None:
     """Refused before anything is read; replaced with overwrite=True."""
     path = tmp_path / "a.tif"
     path.write_bytes(b"mine")
@@ -77,8 +77,8 @@ def test_what_is_there_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     assert open_slide(smooth_view().save(path, overwrite=True)).dimensions == (1300, 900)
 
 
-def test_a_slide_can_be_saved_over_itself(tmp_path: Path) -> None:
-    """It is read to the end before it is replaced."""
+def test_a_slide_can_replace_itself(tmp_path: Path) -> None:
+    """It is read completely before it is replaced."""
     path = write_pyramid(tmp_path / "a.tif", SMOOTH, (1,))
     open_slide(path).view(transform=A.VerticalFlip(p=1)).save(path, overwrite=True)
     found = open_slide(path).read_region((0, 0), 0, (1300, 900))
@@ -86,16 +86,16 @@ def test_a_slide_can_be_saved_over_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["/proc/self/a.tif", "/sys/a.tif"])
-def test_a_folder_that_cannot_be_written_to(where: str) -> None:
-    """Is an error of the output, not of the slide; folders that nobody may write to, not even root."""
+def test_a_folder_that_cannot_be_written_to_is_an_output_error(where: str) -> None:
+    """Not an error of the slide; also for folders that root cannot write to."""
     if not Path(where).parent.is_dir():
         pytest.skip("no such folder on this system")
     with pytest.raises(OutputError, match="cannot be written"):
         smooth_view().save(where)
 
 
-def test_a_missing_folder_and_a_folder_as_target(tmp_path: Path) -> None:
-    """Each says what is wrong, and no part file stays."""
+def test_a_missing_folder_or_a_folder_as_target_is_an_error(tmp_path: Path) -> None:
+    """With the reason; no partial file remains."""
     with pytest.raises(OutputError, match="its folder does not exist; make the folder first"):
         smooth_view().save(tmp_path / "missing" / "a.tif")
     (tmp_path / "folder.tif").mkdir()
@@ -104,15 +104,15 @@ def test_a_missing_folder_and_a_folder_as_target(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["folder.tif"]
 
 
-def test_the_ending_is_that_of_a_tiff(tmp_path: Path) -> None:
-    """A TIFF called .jpg is refused, with the way to a picture; nothing is written."""
+def test_the_ending_must_be_that_of_a_tiff(tmp_path: Path) -> None:
+    """.jpg is refused, with the function for pictures; nothing is written."""
     with pytest.raises(ConfigError, match=r"a\.jpg: what is written is a TIFF; end it in \.tif, or .*view\.plot"):
         smooth_view().save(tmp_path / "a.jpg")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    """The system's own words; nothing stays."""
+def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
+    """With the system's reason; no partial file remains."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
     (tmp_path / "a.tif.partial").symlink_to("/dev/full")
@@ -141,7 +141,7 @@ def damaged_zarr(folder: Path) -> Path:
 @pytest.mark.parametrize("transform", DRAWS.values(), ids=DRAWS)
 @pytest.mark.parametrize("damaged", [damaged_tiff, damaged_zarr])
 def test_damaged_pixels_are_never_saved(tmp_path: Path, transform: object, damaged: object) -> None:
-    """However often it is tried, libvips being told of a damaged tile once or never; and thumbnails know as well."""
+    """In no attempt, also if libvips reports a damaged tile only once; thumbnails raise it as well."""
     view = open_slide(damaged(tmp_path), slide_mpp=0.5).view(transform=transform)  # type: ignore[operator]
     for _ in range(3):
         with pytest.raises(CorruptSlideError, match=r"damaged\.\w+: .*copy the"):
@@ -151,7 +151,7 @@ def test_damaged_pixels_are_never_saved(tmp_path: Path, transform: object, damag
     assert not list(tmp_path.glob("a.tif*"))
 
 
-def test_progress_is_told_and_rises(tmp_path: Path) -> None:
+def test_progress_is_reported_and_rises(tmp_path: Path) -> None:
     """In percent."""
     told: list[tuple[int, int]] = []
     smooth_view().save(tmp_path / "a.tif", progress=lambda done, total: told.append((done, total)))
@@ -160,8 +160,8 @@ def test_progress_is_told_and_rises(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, ValueError("mine"), OSError("mine too")])
-def test_what_progress_raises_ends_the_saving(tmp_path: Path, raised: BaseException) -> None:
-    """At once and as it is; libvips would print and forget it."""
+def test_an_error_of_the_progress_callback_ends_the_saving(tmp_path: Path, raised: BaseException) -> None:
+    """It is raised at once and unchanged; libvips would print and ignore it."""
     calls: list[int] = []
 
     def progress(done: int, total: int) -> None:
@@ -178,7 +178,7 @@ def test_what_progress_raises_ends_the_saving(tmp_path: Path, raised: BaseExcept
 
 
 def test_ctrl_c_ends_the_saving(tmp_path: Path) -> None:
-    """In the main thread, while libvips works; nothing stays."""
+    """In the main thread, while libvips works; no partial file remains."""
     slide, requests = counted_slide((12_000, 12_000))
     told = threading.Event()
 

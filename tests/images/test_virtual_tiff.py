@@ -1,4 +1,4 @@
-"""Virtual TIFFs: any function that makes tiles, as a lazy image that libvips believes to be a file."""
+"""Virtual TIFFs: a function that returns tiles, as a lazy image that libvips reads like a file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_size_is_bit_exact(width: int, height: int, tile_width: int, tile_
 @examples(30)
 @given(st.integers(0, 299), st.integers(0, 199), st.data())
 def test_a_crop_decodes_only_its_tiles(x: int, y: int, data: st.DataObject) -> None:
-    """The right pixels, and no tile that they do not touch."""
+    """The right pixels, and only tiles that overlap it."""
     pixels = coordinate_pixels(300, 200)
     made, tiles = virtual(pixels, Size(64, 32))
     width, height = data.draw(st.integers(1, 300 - x)), data.draw(st.integers(1, 200 - y))
@@ -53,14 +53,14 @@ def test_a_crop_decodes_only_its_tiles(x: int, y: int, data: st.DataObject) -> N
     assert len(tiles.calls) == len(set(tiles.calls))
 
 
-def test_opening_asks_for_no_tile() -> None:
-    """The header alone makes the image."""
+def test_opening_reads_no_tile() -> None:
+    """The image is made from the header only."""
     _, tiles = virtual(coordinate_pixels(500, 400))
     assert tiles.calls == []
 
 
-def test_graphs_on_top_are_exact() -> None:
-    """Rotation, flip and crop see the same pixels as numpy does."""
+def test_graphs_of_a_virtual_tiff_are_exact() -> None:
+    """Rotation, flip and crop give the same pixels as in numpy."""
     pixels = coordinate_pixels(333, 217)
     made, _ = virtual(pixels)
     turned = made.image.rot90().crop(10, 20, 150, 250).fliphor().numpy()
@@ -68,7 +68,7 @@ def test_graphs_on_top_are_exact() -> None:
 
 
 def test_threads_share_one_image() -> None:
-    """Eight threads, a region each, all tiles right."""
+    """Eight threads read a region each; all tiles are right."""
     pixels = coordinate_pixels(1024, 768)
     made, _ = virtual(pixels)
     wrong: list[tuple[int, int]] = []
@@ -88,8 +88,8 @@ def test_threads_share_one_image() -> None:
     assert wrong == []
 
 
-def test_a_failure_is_told_for_the_rects_that_touch_it() -> None:
-    """Every time, not only the first; other tiles of the image are right."""
+def test_a_failed_tile_raises_for_every_read_that_overlaps_it() -> None:
+    """Each time, not only the first; other tiles are right."""
     pixels = coordinate_pixels(512, 256)
     made, _ = virtual(pixels, Size(128, 128), failing=frozenset({(1, 0)}))
     region = pyvips.Region.new(made.image)
@@ -117,14 +117,14 @@ def test_a_failure_is_told_for_the_rects_that_touch_it() -> None:
 
 
 def test_a_tile_of_the_wrong_shape_is_a_failure() -> None:
-    """It would shift every pixel behind it."""
+    """It would shift every pixel after it."""
     made = VirtualTiff(Size(256, 128), Size(128, 128), lambda column, row: np.zeros((128, 100, 3), np.uint8))
     with contextlib.suppress(pyvips.Error):
         pyvips.Region.new(made.image).fetch(0, 0, 128, 128)
     assert "shape (128, 100, 3)" in str(made.failure(Rect(0, 0, 1, 1)))
 
 
-def test_an_interrupt_is_told_once_and_leaves_no_hole() -> None:
+def test_an_interrupt_is_raised_once_and_leaves_no_blank_tile() -> None:
     """After Ctrl-C the next attempt reads the right pixels."""
     pixels = coordinate_pixels(256, 128)
     tiles = Tiles(pixels, Size(128, 128))
@@ -145,7 +145,7 @@ def test_an_interrupt_is_told_once_and_leaves_no_hole() -> None:
 
 
 def test_a_slide_of_200_000_px_is_addressed() -> None:
-    """Its last tile lies behind 120 GB of virtual bytes."""
+    """Its last tile is at an offset of 120 GB in the virtual file."""
 
     def read(column: int, row: int) -> np.ndarray:
         return np.full((256, 256, 3), (column % 256, row % 256, (column + row) % 256), np.uint8)
@@ -160,8 +160,8 @@ def test_a_slide_of_200_000_px_is_addressed() -> None:
 
 
 @pytest.mark.parametrize("keep", ["made.image", "made.image.rotate(90)", "made.image.crop(5, 5, 90, 90).invert()"])
-def test_images_outlive_what_made_them(keep: str) -> None:
-    """Whatever the user holds on to, in any order of collection. A mistake ends the process, so another runs it."""
+def test_images_remain_valid_after_their_source_is_dropped(keep: str) -> None:
+    """In any order of garbage collection. A fault would end the process, so another process runs it."""
     code = f"""
 import gc, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(SUPPORT)!r}]
@@ -178,8 +178,8 @@ print(kept.numpy().shape)
     assert done.returncode == 0, done.stderr[-500:]
 
 
-def test_nothing_is_left_behind() -> None:
-    """Without the garbage collector: dropping the image frees libvips' tiles and the decoder at once."""
+def test_dropping_an_image_frees_its_memory() -> None:
+    """Without the garbage collector: libvips' tiles and the decoder are freed at once."""
     made, tiles = virtual(coordinate_pixels(300, 200))
     made.image.crop(0, 0, 50, 50).numpy()
     watched = weakref.ref(tiles)

@@ -1,4 +1,4 @@
-"""The trainings of ``configs``: each loads, says what it is for, and runs on the demo cohort."""
+"""The trainings of ``configs``: each loads, describes its purpose, and runs on the demo cohort."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(name: str, cohort: Path, out: Path) -> Fitted:
-    """Train for two epochs as a file of ``configs`` says."""
+    """Train for two epochs with a file of ``configs``."""
     config = load_train_config(CONFIGS / name)
     update = {"fit": config.fit.model_copy(update={"epochs": 2, "bootstrap": 0, "accelerator": "cpu"})}
     if config.encoder.source is None:
@@ -51,12 +51,12 @@ def run(name: str, cohort: Path, out: Path) -> Fitted:
 
 
 def every_key(record: BaseModel) -> dict[str, Any]:
-    """Return the fields of a record and of those in it, also such as a dump leaves out."""
+    """Return the fields of a record and of those in it, also those that a dump omits."""
     return {name: every_key(value) if isinstance(value, BaseModel) else value for name, value in record}
 
 
 def test_mil_yaml_shows_every_key_with_its_default() -> None:
-    """Whoever looks for a setting finds it there."""
+    """A user finds every setting there."""
     shown = yaml.safe_load((CONFIGS / "mil.yaml").read_text(encoding="utf-8"))
     assert shown == json.loads(json.dumps(every_key(TrainConfig()), default=str))
     assert load_train_config(CONFIGS / "mil.yaml") == TrainConfig()
@@ -64,21 +64,21 @@ def test_mil_yaml_shows_every_key_with_its_default() -> None:
 
 @pytest.mark.parametrize("name", LEADING)
 def test_each_configuration_trains(name: str, cohort: Path, tmp_path: Path) -> None:
-    """On the demo cohort, as it is, but for the number of epochs; its leading metric is that of its task."""
+    """On the demo cohort, with fewer epochs; its leading metric is that of its task."""
     fitted = run(name, cohort, tmp_path / "run")
     assert [len(rows) for rows in fitted.history] == [2]
     assert next(iter(fitted.metrics["test"])) == LEADING[name]
     assert fitted.predictions.stat().st_size > 0
 
 
-def test_all_of_them_are_tested() -> None:
-    """A training that is added is run here."""
+def test_every_configuration_is_tested() -> None:
+    """A new file has to be added here."""
     trainings = {p.name for p in CONFIGS.glob("mil*.yaml") if "transform" not in yaml.safe_load(p.read_text())}
     assert trainings == set(LEADING)
 
 
 @pytest.mark.parametrize("name", LEADING)
-def test_a_loader_takes_the_same_file(name: str) -> None:
-    """It passes over what concerns training alone."""
+def test_a_loader_reads_the_same_file(name: str) -> None:
+    """It ignores keys of training."""
     config = load_train_config(CONFIGS / name)
     assert load_loader_config(CONFIGS / name) == config.loader

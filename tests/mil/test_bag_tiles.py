@@ -1,4 +1,4 @@
-"""End to end from slides: two passes see the same tiles, on one process or two, kept in memory or read again."""
+"""End to end from slides: two passes read the same tiles, in one process or two, from memory or read again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def source(slides: Path, keep_gb: float, *, augment: bool) -> PixelSource:
-    """Return the slides as training takes them."""
+    """Return the slides as a source of training."""
     values = settings(slides, augment=augment)
     values["encoder"]["keep_gb"] = keep_gb
     encoder = tile_encoder(None, "small", None)
@@ -54,8 +54,8 @@ def source(slides: Path, keep_gb: float, *, augment: bool) -> PixelSource:
 
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("keep_gb", [0.0, 0.0001, 1.0])
-def test_the_second_pass_sees_the_tiles_of_the_first(slides: Path, keep_gb: float, augment: bool) -> None:
-    """Read again, kept in part, or kept: byte for byte, drawn stains and all, and another draw in the next epoch."""
+def test_the_second_pass_has_the_tiles_of_the_first(slides: Path, keep_gb: float, augment: bool) -> None:
+    """Read again, or kept in part or whole: byte for byte, with stains drawn; the next epoch draws others."""
     found = source(slides, keep_gb, augment=augment)
     seen = []
     for example in found.epoch(3, shuffle=True):
@@ -71,8 +71,8 @@ def test_the_second_pass_sees_the_tiles_of_the_first(slides: Path, keep_gb: floa
     assert all(torch.equal(tiles, other[number]) is not augment for number, tiles in seen)
 
 
-def test_an_epoch_goes_on_behind_any_slide(slides: Path) -> None:
-    """Behind the last one, too: then nothing of that epoch is left, and no other epoch takes its place."""
+def test_an_epoch_can_be_resumed_after_any_slide(slides: Path) -> None:
+    """Also after the last one: then nothing of that epoch is left, and no other epoch is read instead."""
     found = source(slides, 0.0, augment=True)
     order, states = [], []
     for example in found.epoch(3, shuffle=True):
@@ -87,8 +87,8 @@ def test_an_epoch_goes_on_behind_any_slide(slides: Path) -> None:
     assert len(order) == 6
 
 
-def test_the_gradient_from_slides_is_that_of_whole_bags(slides: Path) -> None:
-    """With stains drawn, in double precision, of tiles that are read twice."""
+def test_the_gradient_from_slides_equals_that_of_whole_bags(slides: Path) -> None:
+    """With stains drawn, in double precision, with tiles that are read twice."""
     torch.manual_seed(0)
     encoder, model = SmallEncoder(16).double(), MilModel(16, 1, embed=(), dropout=0.0).double()
     passes, parameters = TwoPass(encoder), [*encoder.parameters(), *model.parameters()]
@@ -111,8 +111,8 @@ def test_the_gradient_from_slides_is_that_of_whole_bags(slides: Path) -> None:
     assert float((got - full).norm() / full.norm()) < 1e-9
 
 
-def test_training_end_to_end(slides: Path, tmp_path: Path) -> None:
-    """The encoder changes, and with ``trainable: false`` it does not."""
+def test_training_end_to_end_changes_the_encoder(slides: Path, tmp_path: Path) -> None:
+    """With ``trainable: false`` it does not."""
     changed = fit(slides, settings(slides, augment=True), tmp_path / "a", progress=False)
     frozen = settings(slides)
     frozen["encoder"]["trainable"] = False
@@ -153,7 +153,7 @@ def train(slides: Path, out: Path, more: str) -> dict[str, Tensor]:
 
 @pytest.mark.system
 def test_two_processes_train_as_one(slides: Path, tmp_path: Path) -> None:
-    """A bag each, averaged, is a step of two bags of one process: weights agree to single precision."""
+    """One bag each, averaged, equals a step of two bags in one process: weights agree to single precision."""
     two = train(slides, tmp_path / "two", "devices=2, bags_per_step=1, warmup=0.0, clip=None")
     one = train(slides, tmp_path / "one", "devices=1, bags_per_step=2, warmup=0.0, clip=None")
     assert two.keys() == one.keys()
@@ -162,14 +162,14 @@ def test_two_processes_train_as_one(slides: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_precisions(precision: str, slides: Path, tmp_path: Path) -> None:
-    """Lightning Fabric's, both passes alike."""
+def test_precisions_are_those_of_fabric(precision: str, slides: Path, tmp_path: Path) -> None:
+    """In both passes."""
     fitted = fit(slides, settings(slides, precision=precision, epochs=1), tmp_path / "run", progress=False)
     assert 0.3 < fitted.history[0][0]["loss"] < 1.5
 
 
-def test_bad_input_is_told_of_before_the_first_epoch(slides: Path, tmp_path: Path) -> None:
-    """Tiles that the network does not take; a network that makes no features."""
+def test_bad_input_is_refused_before_the_first_epoch(slides: Path, tmp_path: Path) -> None:
+    """Tiles that the network does not take; a network without features."""
     small = settings(slides) | {"grid": {"tile_size": 2, "min_tissue": 0.3}}
     with pytest.raises(ConfigError, match=r"Sequential does not take tiles of 2×2 px .*set grid.tile_size"):
         fit(slides, small, tmp_path / "a", encoder=torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5)), progress=False)
@@ -179,14 +179,14 @@ def test_bad_input_is_told_of_before_the_first_epoch(slides: Path, tmp_path: Pat
 
 
 class Pair(torch.nn.Module):
-    """A network that returns two things."""
+    """A network that returns a pair."""
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         return tiles, tiles
 
 
-def test_a_chunk_that_does_not_fit_names_one_that_does(slides: Path, tmp_path: Path) -> None:
-    """In the words of the configuration."""
+def test_the_error_of_a_too_large_chunk_names_one_that_fits(slides: Path, tmp_path: Path) -> None:
+    """As a setting of the configuration."""
 
     class Greedy(torch.nn.Module):
         def __init__(self) -> None:

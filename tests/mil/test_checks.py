@@ -1,4 +1,4 @@
-"""What would show only after the last epoch, or never, is refused before the first, or said."""
+"""Faults that would show after the last epoch, or never, are refused before the first, or warned of."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABELS = [k % 2 for k in range(24)]
 
 
 def parts_of(fitted: Fitted) -> tuple[int, ...]:
-    """Return how many slides trained, validated and tested."""
+    """Return the numbers of slides that train, validate and test."""
     return tuple(map(len, read_checkpoint(fitted.checkpoints[0])["about"]["slides"]))
 
 
@@ -39,15 +39,15 @@ def parts_of(fitted: Fitted) -> tuple[int, ...]:
 @pytest.mark.parametrize(
     "names", [("train", "valid", "test"), ("Training", "Val", "testing"), ("TRAIN", "validation", "Test")]
 )
-def test_splits_by_their_usual_names(names: Sequence[str], tmp_path: Path) -> None:
-    """Every slide of them is used, and nothing is said."""
+def test_splits_have_their_usual_names(names: Sequence[str], tmp_path: Path) -> None:
+    """Every slide is used, without a warning."""
     split = [names[0]] * 12 + [names[1]] * 6 + [names[2]] * 6
     cohort = study(tmp_path, {"label": LABELS, "split": split})
     assert parts_of(fit(cohort, quick(monitor="loss"), tmp_path / "run", progress=False)) == (12, 6, 6)
 
 
 def test_slides_of_other_splits_are_counted(tmp_path: Path) -> None:
-    """A warning names the splits, and how many slides each has; those without one as well."""
+    """A warning names the splits and their numbers of slides, also of slides without a split."""
     split = ["train"] * 10 + ["val"] * 6 + ["external"] * 5 + [""] * 3
     cohort = study(tmp_path, {"label": LABELS, "split": split})
     with pytest.warns(SkippedWarning, match=r"left out, .* train, val, test: external \(5 slides\), none \(3 slides\)"):
@@ -62,8 +62,8 @@ def test_a_split_that_looks_like_another_is_refused(tmp_path: Path) -> None:
         fit(cohort, quick(), tmp_path / "run", progress=False)
 
 
-def test_a_patient_is_in_one_split_by_any_name(tmp_path: Path) -> None:
-    """val and Validation are one."""
+def test_two_names_of_one_split_are_the_same(tmp_path: Path) -> None:
+    """A patient may be in val and in Validation."""
     split = ["train"] * 20 + ["val", "Validation"] * 2
     cohort = study(tmp_path, {"label": LABELS, "split": split, "patient": [f"p{k // 4}" for k in range(24)]})
     assert len(Cohort.of(cohort).where(split="val")) == 4
@@ -77,7 +77,7 @@ def test_a_patient_is_in_one_split_by_any_name(tmp_path: Path) -> None:
         ({}, "label", ["rare" if k % 4 == 0 else "common" for k in range(40)]),
     ],
 )
-def test_folds_are_even_over_what_is_predicted(
+def test_folds_are_balanced_by_the_predicted_column(
     task: dict[str, Any], column: str, cells: list[Any], tmp_path: Path
 ) -> None:
     """Ten of 40 slides have it: two in every test, one or two in every validation."""
@@ -100,8 +100,8 @@ def test_folds_are_even_over_what_is_predicted(
 
 
 @pytest.mark.parametrize("folds", [2, 3])
-def test_folds_that_know_other_classes(folds: int, tmp_path: Path) -> None:
-    """A class that one patient has cannot be learnt in every fold: named before anything is trained."""
+def test_folds_with_different_classes_are_refused(folds: int, tmp_path: Path) -> None:
+    """The class of one patient cannot be learnt in every fold: the error names it before the training."""
     labels = ["rare"] * 2 + ["m"] * 14 + ["n"] * 8
     patients = ["px"] * 2 + [f"p{k}" for k in range(22)]
     cohort = study(tmp_path, {"label": labels, "patient": patients})
@@ -113,8 +113,8 @@ def test_folds_that_know_other_classes(folds: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("monitor", ["metric", "loss"])
 @pytest.mark.parametrize("events", ["none", "last"])
-def test_a_validation_that_compares_nothing(events: str, monitor: str, tmp_path: Path) -> None:
-    """Without an event, or with one at the last time alone, every epoch would be as good as the first."""
+def test_a_validation_without_comparable_slides_is_refused(events: str, monitor: str, tmp_path: Path) -> None:
+    """Without an event, or with one at the last time only, every epoch would be as good as the first."""
     happened = [k % 2 for k in range(16)] + [0] * 7 + [int(events == "last")]
     columns = {"time": list(range(10, 34)), "event": happened, "split": ["train"] * 16 + ["val"] * 8}
     cohort = study(tmp_path, columns)
@@ -129,8 +129,8 @@ def test_a_validation_that_compares_nothing(events: str, monitor: str, tmp_path:
     ("time", "event", "message"),
     [(-3, 1, r"s23.pt \(-3\)"), (33, 2, r"event .* s23.pt \(2\)"), ("x", 1, r"s23.pt \(x\)")],
 )
-def test_impossible_outcomes_of_slides_that_test(time: Any, event: int, message: str, tmp_path: Path) -> None:
-    """They are refused as those of training are, not measured."""
+def test_impossible_outcomes_of_test_slides_are_refused(time: Any, event: int, message: str, tmp_path: Path) -> None:
+    """As those of training slides."""
     columns = {
         "time": [*range(10, 33), time], "event": [*(k % 2 for k in range(23)), event],
         "split": ["train"] * 16 + ["test"] * 8,
@@ -140,8 +140,8 @@ def test_impossible_outcomes_of_slides_that_test(time: Any, event: int, message:
         fit(study(tmp_path, columns), config, tmp_path / "run", progress=False)
 
 
-def test_more_processes_than_training_slides(tmp_path: Path) -> None:
-    """Nothing would be trained."""
+def test_more_processes_than_training_slides_are_refused(tmp_path: Path) -> None:
+    """Some would have nothing to train on."""
     cohort = study(tmp_path, {"label": LABELS, "split": ["train"] * 2 + ["val"] * 22})
     with pytest.raises(ConfigError, match=r"2 training slides for 3 devices: .* one at least; set fit.devices to 2"):
         fit(cohort, quick(devices=3), tmp_path / "run", progress=False)
@@ -151,14 +151,14 @@ def test_more_processes_than_training_slides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fitting", [{"precision": "fp16"}, {"accelerator": "abacus"}])
-def test_what_lightning_does_not_have(fitting: dict[str, Any], tmp_path: Path) -> None:
-    """Its errors become ours, with the settings they are of."""
+def test_errors_of_lightning_are_config_errors(fitting: dict[str, Any], tmp_path: Path) -> None:
+    """With the settings that cause them."""
     with pytest.raises(ConfigError, match=f"cannot train with .*{next(iter(fitting.values()))}.*see configs/mil.yaml"):
         fit(study(tmp_path, {"label": LABELS}), quick(**fitting), tmp_path / "run", progress=False)
 
 
-def test_a_model_that_does_not_work_is_refused_before_features_are_read(tmp_path: Path) -> None:
-    """On the first bag: a bag further on that cannot be read is not even opened."""
+def test_a_model_that_fails_is_refused_at_the_first_bag(tmp_path: Path) -> None:
+    """Later bags, also those that cannot be read, are not opened."""
     pytest.importorskip("torchmil")
     cohort = study(tmp_path, {"label": LABELS})
     (tmp_path / "s7.pt").write_bytes(b"no tensor")
@@ -168,8 +168,8 @@ def test_a_model_that_does_not_work_is_refused_before_features_are_read(tmp_path
 
 
 @pytest.mark.parametrize("module", ["torchmetrics", "tensorboard"])
-def test_packages_are_asked_for_before_the_first_epoch(module: str, tmp_path: Path, monkeypatch: Any) -> None:
-    """What is missing is not found after an hour."""
+def test_missing_packages_are_an_error_before_the_first_epoch(module: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Not after an hour of training."""
     for name in (module, f"{module}.functional"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
     with pytest.raises(MissingExtraError, match=f"{module} is needed"):
@@ -177,8 +177,8 @@ def test_packages_are_asked_for_before_the_first_epoch(module: str, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_c_index_of_folds_is_counted_within_them(tmp_path: Path) -> None:
-    """From predictions.csv, pair by pair; and no warning is given on the way."""
+def test_the_c_index_of_folds_compares_within_folds(tmp_path: Path) -> None:
+    """Counted from predictions.csv, pair by pair; there is no warning."""
     columns = {"time": [(7 * k) % 31 + 1 for k in range(24)], "event": [int(k % 3 > 0) for k in range(24)]}
     config = quick({"kind": "survival"}, folds=3, validation=0, monitor="none", bags_per_step=8)
     with warnings.catch_warnings():
@@ -204,7 +204,7 @@ def test_a_c_index_of_folds_is_counted_within_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folds", [None, 2])
 def test_each_epoch_is_a_line_in_a_log(folds: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Loss and metric of validation as history.csv has them, and which epoch is kept so far."""
+    """With loss and metric of validation as in history.csv, and the best epoch so far."""
     fitted = fit(study(tmp_path, {"label": LABELS}), quick(folds=folds), tmp_path / "run", progress=True)
     out, err = capsys.readouterr()
     assert out == ""
@@ -220,8 +220,8 @@ def test_each_epoch_is_a_line_in_a_log(folds: int | None, tmp_path: Path, capsys
     assert [int(line.rpartition(" ")[2]) for line in lines[1::2]] == list(fitted.kept)
 
 
-def test_the_command_says_how_it_goes_and_json_stays_json(tmp_path: Path) -> None:
-    """Lines on standard error; with --json none, and standard output is one document."""
+def test_the_command_prints_progress_and_valid_json(tmp_path: Path) -> None:
+    """Lines on standard error, none with --json; standard output is one document."""
     cohort = study(tmp_path, {"label": LABELS})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(quick(bootstrap=20)))
     asked = ["train", str(tmp_path / "config.yaml"), "--cohort", str(cohort), "--out"]

@@ -1,4 +1,4 @@
-"""A cohort becomes a trained model, whatever ends the training in between; bad input is told of before it begins."""
+"""A cohort becomes a trained model, also after interruptions; bad input is refused before the training."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.learning
-def test_a_training_learns_and_writes_down_what_it_did(tmp_path: Path) -> None:
-    """Folds by patient: every slide is tested once, by a model that did not see it."""
+def test_a_training_learns_and_writes_its_results(tmp_path: Path) -> None:
+    """Folds by patient: every slide is tested once, by a model that was not trained on it."""
     fitted = fit(cohort(tmp_path), settings(folds=3, epochs=12), tmp_path / "run", progress=False)
     auroc = fitted.metrics["test"]["auroc"]
     assert auroc.value > 0.9
@@ -57,8 +57,8 @@ def test_a_training_learns_and_writes_down_what_it_did(tmp_path: Path) -> None:
         assert list((folder / "tensorboard").glob("events*"))
 
 
-def test_what_is_there_before_the_end(tmp_path: Path) -> None:
-    """Stopped after two epochs, a run has their history and its settings; it goes on to that of the undisturbed one."""
+def test_a_stopped_training_has_history_and_settings(tmp_path: Path) -> None:
+    """After two epochs; resumed, it equals the undisturbed training."""
     table, config = cohort(tmp_path / "features"), settings(epochs=4)
 
     def stop(done: int, total: int) -> None:
@@ -81,8 +81,8 @@ def test_what_is_there_before_the_end(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "history.csv").read_text().splitlines()[:3] == known
 
 
-def test_its_settings_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """config.yaml names cohort and features so that they are found from anywhere: the same weights."""
+def test_the_written_settings_give_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config.yaml has absolute paths of cohort and features."""
     table = cohort(tmp_path / "features").rename(tmp_path / "cohort.csv")
     monkeypatch.chdir(tmp_path)
     config = settings(epochs=2) | {"encoder": {"folder": "features"}}
@@ -95,18 +95,18 @@ def test_its_settings_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         fit(table, config | {"encoder": {"folder": str(tmp_path / "features")}}, tmp_path / "run", progress=False)
 
 
-def test_slides_where_features_are_wanted(tmp_path: Path) -> None:
-    """Said once, with what to do, and nothing is made."""
+def test_slides_without_features_are_refused(tmp_path: Path) -> None:
+    """In one message with a remedy; nothing is written."""
     for k in range(4):
         (tmp_path / f"s{k}.svs").write_bytes(b"a slide")
     (tmp_path / "cohort.csv").write_text("slide,label\n" + "".join(f"s{k}.svs,{k % 2}\n" for k in range(4)))
-    with pytest.raises(ConfigError, match="lists slides, and nothing says where their features are"):
+    with pytest.raises(ConfigError, match="lists slides, and their features are not given"):
         fit(tmp_path / "cohort.csv", settings(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_slides_that_test_without_a_label(tmp_path: Path) -> None:
-    """They are predicted and not measured, which a warning says; of one class there is accuracy alone."""
+def test_test_slides_without_a_label_are_predicted_only(tmp_path: Path) -> None:
+    """With a warning; with one class there is accuracy only."""
     table = cohort(tmp_path)
     lines = table.read_text().splitlines()
     known = [line.split(",") for line in lines[1:]]
@@ -125,7 +125,7 @@ def test_slides_that_test_without_a_label(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("monitor", ["metric", "loss", "none"])
 def test_which_epoch_is_kept(monitor: str, tmp_path: Path) -> None:
-    """The best by the metric and then the loss, the best by the loss, or the last."""
+    """The best by metric and then loss, the best by loss, or the last."""
     config = settings(epochs=8, lr=0.1, monitor=monitor, validation=0.3)
     fitted = fit(cohort(tmp_path), config, tmp_path / "run", progress=False)
     losses = [row["val_loss"] for row in fitted.history[0]]
@@ -148,8 +148,10 @@ def test_which_epoch_is_kept(monitor: str, tmp_path: Path) -> None:
         ({"kind": "survival"}, "c_index", 0.6),
     ],
 )
-def test_tasks(task: dict[str, Any], leading: str, least: float, tmp_path: Path) -> None:
-    """Several classes, a number, a time to an event: each with the loss and metrics that are its own."""
+def test_tasks_have_their_own_loss_and_metrics(
+    task: dict[str, Any], leading: str, least: float, tmp_path: Path
+) -> None:
+    """Several classes, a number, a time to an event."""
     path = cohort(tmp_path, 32, columns=("grade", "size", "time", "event"))
     config = settings(epochs=25, bags_per_step=8, monitor="loss", validation=0.3) | {"task": task}
     fitted = fit(path, config, tmp_path / "run", progress=False)
@@ -158,8 +160,8 @@ def test_tasks(task: dict[str, Any], leading: str, least: float, tmp_path: Path)
     assert metrics[leading].value > least
 
 
-def test_running_again_changes_nothing(tmp_path: Path) -> None:
-    """A training that is finished is not trained further."""
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    """Its files do not change."""
     path = cohort(tmp_path)
     first = fit(path, settings(), tmp_path / "run", progress=False)
     before = weights(first)
@@ -169,7 +171,7 @@ def test_running_again_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused_and_overwrite_starts_anew(tmp_path: Path) -> None:
-    """A checkpoint is of one cohort and one configuration."""
+    """A checkpoint belongs to one cohort and one configuration."""
     path = cohort(tmp_path)
     fit(path, settings(), tmp_path / "run", progress=False)
     with pytest.raises(ConfigError, match=r"another training: config.fit.lr was 0.005, is 0.01.*overwrite=True"):
@@ -201,8 +203,8 @@ def run(path: Path, out: Path, *, slow: bool = False) -> subprocess.Popen[bytes]
 
 
 @pytest.mark.system
-def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    """Bit for bit, killed in the middle of epochs; no half-written checkpoint is taken for one."""
+def test_a_killed_and_resumed_training_has_the_same_weights(tmp_path: Path) -> None:
+    """Bit for bit, killed within epochs; an incomplete checkpoint is not read."""
     path = cohort(tmp_path)
     assert run(path, tmp_path / "whole").wait() == 0
     out = tmp_path / "killed"
@@ -233,8 +235,8 @@ def replaced(folder: Path, number: int, tiles: torch.Tensor) -> None:
     torch.save(tiles, folder / f"s{number}.pt")
 
 
-def test_bad_features_are_listed_at_once(tmp_path: Path) -> None:
-    """NaN, no tile, another width: all of them before the first epoch."""
+def test_one_error_lists_all_bad_features(tmp_path: Path) -> None:
+    """NaN, no tile, another width; before the first epoch."""
     path = cohort(tmp_path)
     replaced(tmp_path, 3, torch.full((4, WIDTH), torch.nan))
     replaced(tmp_path, 4, torch.zeros(0, WIDTH))
@@ -247,7 +249,7 @@ def test_bad_features_are_listed_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
-def test_one_tile_is_a_bag(tmp_path: Path) -> None:
+def test_a_bag_of_one_tile_is_trained(tmp_path: Path) -> None:
     """Its attention is 1."""
     path = cohort(tmp_path)
     replaced(tmp_path, 3, torch.ones(1, WIDTH))
@@ -263,8 +265,8 @@ def test_one_tile_is_a_bag(tmp_path: Path) -> None:
         ("", {"folds": 30}, "24 patients for 30 parts"),
     ],
 )
-def test_bad_cohorts(change: str, fitting: dict[str, Any], message: str, tmp_path: Path) -> None:
-    """Missing labels, one class, too few patients: said before anything is computed."""
+def test_bad_cohorts_are_refused(change: str, fitting: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Missing labels, one class, too few patients: before anything is computed."""
     path = cohort(tmp_path)
     lines = path.read_text().splitlines()
     if change == "one class":
@@ -284,15 +286,15 @@ def test_bad_cohorts(change: str, fitting: dict[str, Any], message: str, tmp_pat
         )
 
 
-def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
-    """With what to do about it, instead of hours of nothing."""
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    """At once, with a remedy."""
     path = cohort(tmp_path)
     with pytest.raises(ConfigError, match=r"the loss is (nan|inf) in step [0-9]+ of epoch 0; lower fit.lr"):
         fit(path, settings(lr=1e30, clip=None), tmp_path / "run", progress=False)
 
 
 def test_features_are_found_by_the_names_of_slides(tmp_path: Path) -> None:
-    """A table of slides that are elsewhere, as CLAM has it, and a folder of features."""
+    """A table of slides at other paths, as CLAM has it, and a folder of features."""
     cohort(tmp_path / "features")
     table = tmp_path / "clam.csv"
     rows = "".join(f"p{k},s{k},{k % 2}\n" for k in range(24))
@@ -306,8 +308,8 @@ def test_features_are_found_by_the_names_of_slides(tmp_path: Path) -> None:
         fit(table, config, tmp_path / "other", progress=False)
 
 
-def test_paths_of_windows_have_features(tmp_path: Path) -> None:
-    """A table that was written on Windows names the same slides."""
+def test_windows_paths_have_features(tmp_path: Path) -> None:
+    """A table written on Windows names the same slides."""
     cohort(tmp_path / "features", 4)
     rows = "".join(f"C:\\data\\s{k}.svs,{k % 2}\n" for k in range(4))
     (tmp_path / "study.csv").write_text(f"slide,label\n{rows}")
@@ -318,8 +320,8 @@ def test_paths_of_windows_have_features(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_list", [False, True])
-def test_two_slides_of_one_feature_file(as_list: bool, tmp_path: Path) -> None:
-    """A rescan would be tested on the features of the slide that trained: both are named."""
+def test_two_slides_with_one_feature_file_are_refused(as_list: bool, tmp_path: Path) -> None:
+    """A rescan would be tested on the features of a training slide: the error names both."""
     cohort(tmp_path / "features", 4)
     slides = ["s0.svs", "s1.svs", "s0.ndpi"]
     for name in slides:
@@ -353,7 +355,7 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.learning
 def test_folds_of_numbers_are_measured_together(tmp_path: Path) -> None:
-    """Each fold learns in units of its own slides; predictions and metrics are in those of the cohort."""
+    """Each fold is trained in units of its own slides; predictions and metrics are in those of the cohort."""
     path = cohort(tmp_path, 24, columns=("size",))
     config = settings(folds=3, epochs=30, bags_per_step=4, monitor="loss") | {
         "task": {"kind": "regression", "label": "size"}

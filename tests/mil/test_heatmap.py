@@ -1,4 +1,4 @@
-"""Scores of tiles on a slide: colours, maps, pyramids, GeoJSON and the highest tiles, against plain loops."""
+"""Scores of tiles on a slide: colours, maps, pyramids, GeoJSON and top tiles, compared with plain loops."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scored(tile: int = 64, stride: int = 64, *, affine: Affine = UPRIGHT, side: 
 
 
 def under(scores: TileScores, x: float, y: float, *, rounded: float = 0.0) -> float | None:
-    """Return the mean score of the tiles that a place at level 0 is in, by looking at each; NaN without.
+    """Return the mean score of the tiles that contain a position at level 0, by a loop; NaN without tiles.
 
     None where it is within ``rounded`` (of a tile) of a border, whose place is not known better.
     """
@@ -61,7 +61,7 @@ TURNED = Affine(1.6, -1.2, 900.0, 1.2, 1.6, 40.0)  # by 37 degrees, 2 level-0 px
     ids=["grid", "half", "three quarters", "turned"],
 )
 def test_painted_pixels_are_the_mean_of_the_tiles_over_them(tile: int, stride: int, affine: Affine) -> None:
-    """As a loop over tiles has it, where tiles overlap and where they are turned."""
+    """Compared with a loop over tiles, for tiles that overlap and for turned ones."""
     scores = scored(tile, stride, affine=affine)
     to_level0 = Affine.translation(3, 5) @ Affine.scaling(31, 31)
     painted = scores.map.paint(np.full((28, 40, 3), 255, np.uint8), to_level0, blend=False)
@@ -79,8 +79,8 @@ def test_painted_pixels_are_the_mean_of_the_tiles_over_them(tile: int, stride: i
 
 
 @pytest.mark.parametrize(("tile", "stride"), [(63, 50), (64, 37), (45, 64), (63, 1)])
-def test_cells_of_tiles_that_share_no_divisor_with_their_steps(tile: int, stride: int) -> None:
-    """Sixteen cells to a tile: right wherever no border of a tile is within a cell."""
+def test_cells_are_right_if_tile_size_and_step_have_no_common_divisor(tile: int, stride: int) -> None:
+    """Sixteen cells per tile: exact wherever no tile's border is within a cell."""
     scores = scored(tile, stride)
     scale = scores.affine.scale()
     cell = tuple(tile / 16 * side for side in scale)
@@ -103,15 +103,15 @@ def test_cells_of_tiles_that_share_no_divisor_with_their_steps(tile: int, stride
     assert compared > 200 or stride == 1
 
 
-def test_tissue_of_a_map_lies_where_the_mask_has_it() -> None:
-    """Pixel for pixel in an image of the mask's own resolution."""
+def test_the_tissue_of_a_map_is_where_the_mask_has_it() -> None:
+    """Pixel for pixel at the mask's own resolution."""
     mask = np.random.default_rng(2).random((30, 40)) > 0.5
     tissue = TissueMask(mask, Affine.scaling(8, 8), Size(320, 240))
     assert np.array_equal(score_map._tissue(tissue, Affine.scaling(8, 8), (30, 40)), mask)
 
 
-def test_tissue_shines_through() -> None:
-    """The darker the tissue, the darker its colour; what has no tile stays as it is."""
+def test_tissue_is_visible_below_the_colours() -> None:
+    """Darker tissue has a darker colour; pixels without a tile are unchanged."""
     scores = scored()
     pixels = np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     painted = scores.map.paint(pixels, Affine.scaling(10, 10))
@@ -125,8 +125,8 @@ def test_tissue_shines_through() -> None:
     assert ((middle > 0.4) & (middle < 0.9)).mean() > 0.95
 
 
-def test_colours_are_those_of_matplotlib() -> None:
-    """The table is inferno, its black end left out; brighter means higher throughout."""
+def test_colours_equal_matplotlibs_inferno() -> None:
+    """Without its black end; brighter always means higher."""
     matplotlib = pytest.importorskip("matplotlib")
     ours = PROBABILITY.colours(np.linspace(0, 1, 256)).astype(int)
     theirs = matplotlib.colormaps["inferno"](np.linspace(56 / 255, 1, 256))[:, :3] * 255
@@ -135,7 +135,7 @@ def test_colours_are_those_of_matplotlib() -> None:
 
 
 def test_the_scale_of_attention_shows_no_noise() -> None:
-    """Where no tile stands out, all have nearly one colour; where one does, it has the last."""
+    """Nearly equal tiles have nearly one colour; a tile with far more attention has the last colour."""
     even = ColourScale.of_attention(np.array([0.95, 1.0, 1.05]))
     assert even.position([0.95, 1.05]).max() < 0.04
     peaked = ColourScale.of_attention(np.array([0.1, 0.2, 80.0]))
@@ -151,7 +151,7 @@ def shoelace(ring: np.ndarray) -> float:
 
 @pytest.mark.parametrize("affine", [Affine.scaling(2, 2), TURNED], ids=["upright", "turned"])
 def test_each_tile_is_a_polygon_for_qupath(affine: Affine, tmp_path: Path) -> None:
-    """With its scores as measurements, in level-0 px, in the class of its range."""
+    """With its scores as measurements, in level-0 px, with the class of its range."""
     scores = scored(affine=affine)
     write_regions(scores, tmp_path / "a.geojson", measurements={"attention": scores.values * 2})
     features = json.loads((tmp_path / "a.geojson").read_text())["features"]
@@ -172,7 +172,7 @@ def test_each_tile_is_a_polygon_for_qupath(affine: Affine, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("affine", [Affine.scaling(2, 2), TURNED], ids=["upright", "turned"])
 def test_many_tiles_become_regions_of_the_same_area(affine: Affine, tmp_path: Path) -> None:
-    """Those of one range that touch are one polygon; nothing is covered twice or left out."""
+    """Touching tiles of one range are one polygon; no area is covered twice or left out."""
     scores = scored(affine=affine)
     write_regions(scores, tmp_path / "a.geojson", most_tiles=3)
     features = json.loads((tmp_path / "a.geojson").read_text())["features"]
@@ -185,8 +185,8 @@ def test_many_tiles_become_regions_of_the_same_area(affine: Affine, tmp_path: Pa
     assert Annotations.from_geojson(tmp_path / "a.geojson").regions
 
 
-def test_the_pyramid_lies_over_the_slide(coordinate_slide: Path, tmp_path: Path) -> None:
-    """tifffile reads the colours where the tiles are, and mpp and size are those of the slide's own view."""
+def test_the_pyramid_is_aligned_with_the_slide(coordinate_slide: Path, tmp_path: Path) -> None:
+    """tifffile reads the colours where the tiles are; mpp and size are those of the slide's own view."""
     scores = scored(side=300)
     path = tmp_path / "heat.tif"
     with open_slide(coordinate_slide) as slide:
@@ -212,7 +212,7 @@ def test_the_pyramid_lies_over_the_slide(coordinate_slide: Path, tmp_path: Path)
 
 
 def test_scores_of_another_slide_are_refused(coordinate_slide: Path, tmp_path: Path) -> None:
-    """Tiles that lie outside would be drawn in the wrong places; a JPEG is no pyramid."""
+    """Tiles outside would be drawn at wrong places; a JPEG is no pyramid."""
     far = scored(affine=Affine(2, 0, 5000, 0, 2, 0))
     with open_slide(coordinate_slide) as slide:
         with pytest.raises(ConfigError, match="lie outside"):
@@ -229,8 +229,8 @@ def test_the_picture_has_the_slide_its_scores_and_a_bar(coordinate_slide: Path) 
     assert drawn.width > 2 * 300 > alone.width > 300
 
 
-def test_the_highest_tiles_are_read_where_they_lie() -> None:
-    """The pixels of the first are those of the slide at its coordinates."""
+def test_the_highest_tiles_have_the_slides_pixels() -> None:
+    """The first equals the slide at its coordinates."""
     pixels = coordinate_pixels(640, 640)
     scores = scored(affine=Affine(), side=300)
     slide = open_slide(pixels, slide_mpp=0.25)
@@ -245,8 +245,8 @@ def test_the_highest_tiles_are_read_where_they_lie() -> None:
         draw_top_tiles(scores, TileBag.from_coords(view, scores.coords[:2], 64), 4)
 
 
-def test_a_turned_view_comes_back_to_where_its_tiles_are() -> None:
-    """What a bag of a rotated slide scores lies over the same tissue: coordinates and affine agree."""
+def test_scores_of_a_turned_view_are_over_the_same_tissue() -> None:
+    """Coordinates and affine of a rotated slide's bag agree."""
     slide = open_slide(coordinate_pixels(600, 400), slide_mpp=0.25)
     angle = np.deg2rad(30)
     turn = Affine(np.cos(angle), -np.sin(angle), 220.0, np.sin(angle), np.cos(angle), 10.0)

@@ -1,4 +1,4 @@
-"""Poolings do what their paper says; models of torchmil are used as models of ours."""
+"""Poolings follow their papers; torchmil's models are used like ours."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def features(count: int = 30, width: int = 32) -> Tensor:
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_attention_is_that_of_the_paper(gated: bool) -> None:
-    """Ilse et al. 2018, equations 8 and 9, written out in numpy in double precision."""
+def test_attention_equals_the_paper(gated: bool) -> None:
+    """Ilse et al. 2018, equations 8 and 9, in numpy in double precision."""
     pool = AttentionPool(8, 4, gated=gated).double()
     bag = features(7, 8).double()
     h = bag.numpy()
@@ -64,8 +64,8 @@ def test_attention_is_that_of_the_paper(gated: bool) -> None:
     np.testing.assert_allclose(found.vector.detach().numpy(), attention @ h, rtol=1e-12)
 
 
-def test_mean_and_max() -> None:
-    """Their vectors, and shares that add up to one."""
+def test_mean_and_max_pooling() -> None:
+    """Their vectors, and attention that sums to one."""
     bag = torch.tensor([[1.0, 5.0], [3.0, 4.0], [2.0, 0.0]])
     mean, largest = MeanPool()(bag), MaxPool()(bag)
     assert mean.vector.tolist() == [2, 3]
@@ -74,8 +74,8 @@ def test_mean_and_max() -> None:
     assert float(mean.attention.sum()) == pytest.approx(1)
 
 
-def test_attention_in_half_precision_tells_tiles_apart() -> None:
-    """Of 50,000 tiles each has less than half precision's smallest step; they still add up to one."""
+def test_attention_in_half_precision_differs_between_tiles() -> None:
+    """Each of 50,000 tiles has less than float16's smallest step; the sum is still one."""
     pool = AttentionPool(4, 2).to(torch.bfloat16)
     attention = pool(torch.zeros(50_000, 4, dtype=torch.bfloat16)).attention.detach()
     assert float(attention.sum()) == pytest.approx(1, abs=1e-3)
@@ -83,7 +83,7 @@ def test_attention_in_half_precision_tells_tiles_apart() -> None:
 
 @pytest.mark.parametrize("pool", ["gated", "attention", "mean", "max"])
 def test_the_order_of_tiles_does_not_matter(pool: str) -> None:
-    """A bag is a set."""
+    """For every pooling."""
     model = MilModel(32, 3, pool=pool).double().eval()
     bag, order = features().double(), torch.randperm(30)
     one, other = model(bag), model(bag[order])
@@ -91,8 +91,8 @@ def test_the_order_of_tiles_does_not_matter(pool: str) -> None:
     torch.testing.assert_close(one.attention[order], other.attention)
 
 
-def test_a_tile_alone_is_a_bag() -> None:
-    """Its logits are those that it has as an instance."""
+def test_a_bag_of_one_tile_has_the_logits_of_its_instance() -> None:
+    """For every pooling."""
     model = MilModel(32, 2).eval()
     bag = features()
     instances = model(bag).instances
@@ -102,8 +102,8 @@ def test_a_tile_alone_is_a_bag() -> None:
 
 @pytest.mark.parametrize("count", [30, 1])
 @pytest.mark.parametrize("name", NAMES)
-def test_models_of_torchmil(name: str, count: int) -> None:
-    """Each trains on one bag at a time, and says of each tile how much it mattered."""
+def test_models_of_torchmil_train_and_return_attention(name: str, count: int) -> None:
+    """One bag at a time."""
     pytest.importorskip("torchmil")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchmil's own
@@ -120,8 +120,8 @@ def test_models_of_torchmil(name: str, count: int) -> None:
     assert float(seen.attention.sum()) == pytest.approx(1, abs=1e-4)
 
 
-def test_models_of_torchmil_that_cannot_be_had() -> None:
-    """An unknown name lists those there are; several classes need another model; a graph needs coordinates."""
+def test_models_of_torchmil_that_cannot_be_used_are_refused() -> None:
+    """Unknown names list the known ones; several classes need another model; a graph needs coordinates."""
     pytest.importorskip("torchmil")
     with pytest.raises(ConfigError, match="torchmil has no model 'Nothing'; pass one of ABMIL, "):
         build_model("torchmil:Nothing", 32, 1)
@@ -129,12 +129,12 @@ def test_models_of_torchmil_that_cannot_be_had() -> None:
         build_model("torchmil:TransMIL", 32, 3)
     with pytest.raises(ConfigError, match="ABMIL takes other settings"):
         build_model("torchmil:ABMIL", 32, 1, nothing=3)
-    with pytest.raises(ConfigError, match="PatchGCN needs to know where tiles lie"):
+    with pytest.raises(ConfigError, match="PatchGCN needs the positions of tiles"):
         build_model("torchmil:PatchGCN", 32, 1)(features())
 
 
 def test_wrong_features_are_refused() -> None:
-    """Of another encoder, or none."""
+    """Of another encoder, or missing ones."""
     with pytest.raises(ConfigError, match=r"features of the shape \(5, 16\), the model takes \(N, 32\)"):
         MilModel(32)(torch.zeros(5, 16))
     with pytest.raises(ConfigError, match="a bag without a tile"):
@@ -144,21 +144,21 @@ def test_wrong_features_are_refused() -> None:
 
 
 def test_the_grid_of_coordinates() -> None:
-    """Columns and rows, whatever the stride at level 0."""
+    """Columns and rows, for every stride at level 0."""
     assert grid_of(COORDS + 1000).tolist() == (COORDS // 512).tolist()
     assert grid_of(np.array([[7, 9]])).tolist() == [[0, 0]]
 
 
 def test_the_small_encoder_takes_tiles_of_any_size() -> None:
-    """And each tile by itself, so that training in chunks is exact."""
+    """Each tile is independent of the others, so that training in chunks is exact."""
     encoder = SmallEncoder(32)
     bag = torch.rand(3, 3, 50, 70)
     torch.testing.assert_close(encoder(bag)[1:2], encoder(bag[1:2]))
     assert encoder(torch.rand(2, 3, 224, 224)).shape == (2, 32)
 
 
-def test_features_are_brought_to_one_scale() -> None:
-    """Mean 0 and deviation 1 over the tiles of all bags; a feature that does not vary stays finite."""
+def test_features_are_standardised() -> None:
+    """Mean 0 and deviation 1 over the tiles of all bags; a constant feature stays finite."""
     model = MilModel(3)
     bag = torch.tensor([[1.0, 100.0, 7.0], [3.0, 300.0, 7.0]])
     model.standardize(bag.mean(0), bag.std(0, correction=0))
@@ -180,7 +180,7 @@ class Exported(nn.Module):
 @pytest.mark.parametrize("pool", ["gated", "attention", "mean", "max"])
 @pytest.mark.filterwarnings("ignore")  # of torch's exporters
 def test_exported_models_take_any_number_of_tiles(tmp_path: Path, pool: str) -> None:
-    """As a program of torch, and as ONNX where that is installed: the example's number is no constant."""
+    """As a torch program, and as ONNX if installed: the example's number is not fixed."""
     torch.manual_seed(0)
     model = Exported(MilModel(16, 3, pool=pool, embed=(8,), attention=4)).eval()
     shapes = {"features": {0: torch.export.Dim("tiles", min=2, max=99_999)}}
@@ -203,8 +203,8 @@ def test_exported_models_take_any_number_of_tiles(tmp_path: Path, pool: str) -> 
 
 @pytest.mark.filterwarnings("ignore")  # torchmil's own
 @pytest.mark.parametrize("name", ["DSMIL", "DTFDMIL", "CLAM_SB"])
-def test_losses_of_two_classes_are_not_added_to_those_of_numbers(tmp_path: Path, name: str) -> None:
-    """A squared error is never negative: ages are no targets of a cross-entropy, which has no bound with them."""
+def test_the_classification_loss_of_a_model_is_not_added_for_numbers(tmp_path: Path, name: str) -> None:
+    """A cross-entropy of ages has no lower bound; the squared error alone is never negative."""
     pytest.importorskip("torchmil")
     generator = torch.Generator().manual_seed(1)
     lines = ["slide,label"]
@@ -226,8 +226,8 @@ def test_losses_of_two_classes_are_not_added_to_those_of_numbers(tmp_path: Path,
 
 @pytest.mark.filterwarnings("ignore")  # torchmil's own
 @pytest.mark.parametrize("name", ["DTFDMIL", "CLAM_SB", "ABMIL"])
-def test_the_loss_of_two_classes_is_torchmils_own(name: str) -> None:
-    """The cross-entropy of the bag, once, and what the model adds: the sum that its own trainer goes down."""
+def test_the_loss_of_two_classes_equals_torchmils(name: str) -> None:
+    """The bag's cross-entropy once, plus the model's own losses: the sum that its trainer minimises."""
     pytest.importorskip("torchmil")
     torch.manual_seed(0)
     model = build_model(f"torchmil:{name}", 16, 1).train()

@@ -1,4 +1,4 @@
-"""Curves against scikit-learn and published numbers; plots are pictures that leave matplotlib as it was."""
+"""Curves against scikit-learn and published numbers; plots do not change matplotlib's settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HISTORY = [{"epoch": k, "lr": 0.1, "loss": 1 / (k + 1), "val_loss": 1 / (k + 1),
 
 
 def drawn(count: int, *, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return truths and chances, with ties if wanted."""
+    """Return random truths and probabilities, with ties if wanted."""
     rng = np.random.default_rng(count)
     truth = rng.random(count) < 0.4
     chance = np.clip(0.3 * truth + rng.random(count) * 0.7, 0, 1)
@@ -28,7 +28,7 @@ def drawn(count: int, *, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_roc_is_that_of_scikit_learn(ties: bool) -> None:
+def test_roc_equals_scikit_learn(ties: bool) -> None:
     """Point by point, ties in one step."""
     metrics = pytest.importorskip("sklearn.metrics")
     truth, chance = drawn(57, ties=ties)
@@ -39,8 +39,8 @@ def test_roc_is_that_of_scikit_learn(ties: bool) -> None:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_precision_and_recall_are_those_of_scikit_learn(ties: bool) -> None:
-    """From recall 0 upwards; theirs goes the other way."""
+def test_precision_and_recall_equal_scikit_learn(ties: bool) -> None:
+    """From recall 0 upwards; scikit-learn's order is reversed."""
     metrics = pytest.importorskip("sklearn.metrics")
     truth, chance = drawn(41, ties=ties)
     precision, recall, _ = metrics.precision_recall_curve(truth, chance)
@@ -49,8 +49,8 @@ def test_precision_and_recall_are_those_of_scikit_learn(ties: bool) -> None:
     np.testing.assert_allclose(ours[1], precision[::-1])
 
 
-def test_calibration_is_that_of_scikit_learn() -> None:
-    """Ranges of equal width; every slide is counted once; intervals stay within 0 and 1."""
+def test_calibration_equals_scikit_learn() -> None:
+    """Bins of equal width; every slide is counted once; intervals are within 0 and 1."""
     calibration = pytest.importorskip("sklearn.calibration")
     truth, chance = drawn(200)
     found = Calibration.of(truth, chance)
@@ -71,7 +71,7 @@ PLACEBO = [1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23
 
 
 def test_kaplan_meier_is_as_published() -> None:
-    """The leukaemia trial of 1963."""
+    """For the leukaemia trial of 1963."""
     time = np.array(TREATED + TREATED_CENSORED, np.float64)
     event = np.array([True] * len(TREATED) + [False] * len(TREATED_CENSORED))
     times, survive = kaplan_meier(time, event)
@@ -80,7 +80,7 @@ def test_kaplan_meier_is_as_published() -> None:
 
 
 def test_log_rank_is_as_published() -> None:
-    """The same trial: chi² is 16.79."""
+    """For the same trial: chi² is 16.79."""
     time = np.array(TREATED + TREATED_CENSORED + PLACEBO, np.float64)
     event = np.array([True] * len(TREATED) + [False] * len(TREATED_CENSORED) + [True] * len(PLACEBO))
     group = np.arange(len(time)) >= len(TREATED) + len(TREATED_CENSORED)
@@ -90,12 +90,12 @@ def test_log_rank_is_as_published() -> None:
 
 
 def test_log_rank_of_one_group_has_no_number() -> None:
-    """Nothing is compared."""
+    """Nothing can be compared."""
     assert np.isnan(log_rank(np.array([1.0, 2.0]), np.array([True, True]), np.array([True, True]))[1])
 
 
 def test_stratified_log_rank_sums_over_strata() -> None:
-    """Of the trial twice, the second time far later: as twice the trial, which the plain test is not."""
+    """The trial twice, the second time much later: twice the trial's statistic, unlike the plain test."""
     time = np.array(TREATED + TREATED_CENSORED + PLACEBO, np.float64)
     event = np.array([True] * len(TREATED) + [False] * len(TREATED_CENSORED) + [True] * len(PLACEBO))
     group = np.arange(len(time)) >= len(TREATED) + len(TREATED_CENSORED)
@@ -107,7 +107,7 @@ def test_stratified_log_rank_sums_over_strata() -> None:
 
 
 def test_risks_are_halved_within_each_fold(tmp_path: Path) -> None:
-    """A constant added to the risks of one fold changes no pixel of the plot of survival."""
+    """A constant added to the risks of one fold does not change the plot of survival."""
     generator = torch.Generator().manual_seed(5)
     risk = torch.randn(30, 1, generator=generator)
     targets = torch.stack([1 + torch.rand(30, generator=generator), torch.arange(30) % 2], 1).double()
@@ -142,7 +142,7 @@ def predicted(task: Task, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(("task", "names"), CASES, ids=["two", "three", "number", "survival"])
 def test_every_task_has_its_plots(task: Task, names: set[str], tmp_path: Path) -> None:
-    """Readable pictures on white; the caller's settings of matplotlib are left alone."""
+    """Readable pictures on white; the caller's matplotlib settings do not change."""
     before = dict(matplotlib.rcParams)
     logits, targets = predicted(task, 24)
     metrics = measure(task, logits, targets, bootstrap=0)
@@ -158,8 +158,8 @@ def test_every_task_has_its_plots(task: Task, names: set[str], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("case", ["one class", "one slide", "none", "all alike"])
-def test_little_to_draw_is_no_error(case: str, tmp_path: Path) -> None:
-    """A curve that is not defined is left out."""
+def test_undefined_curves_are_left_out(case: str, tmp_path: Path) -> None:
+    """Without an error."""
     task: Any = Classification(("0", "1"), (1.0, 1.0))
     count = {"one class": 5, "one slide": 1, "none": 0, "all alike": 4}[case]
     logits = torch.zeros(count, 1)

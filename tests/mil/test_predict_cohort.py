@@ -1,4 +1,4 @@
-"""``slideio-pipe predict``: a table, files that other tools open, and one bad slide that ends nothing."""
+"""``slideio-pipe predict``: a table, files for other tools, and a bad slide that does not stop the others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILES = ["heatmap.geojson", "heatmap.png", "tiles.csv", "tiles.png"]
 
 
 class Trained(NamedTuple):
-    """What the tests share."""
+    """Fixtures that the tests share."""
 
     folder: Path
     pixels: Path
@@ -53,7 +53,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_slides_get_a_table_and_a_folder_each(trained: Trained, tmp_path: Path) -> None:
-    """The files open in what they are for; nothing is replaced without being asked for."""
+    """Other tools open the files; nothing is replaced without --overwrite."""
     out = tmp_path / "out"
     done = run(trained.pixels, trained.folder / "cohort.csv", "--out", out, "--pyramid", "--device", "cpu")
     assert done.exit_code == 0, done.output
@@ -74,8 +74,8 @@ def test_slides_get_a_table_and_a_folder_each(trained: Trained, tmp_path: Path) 
     assert "pass --overwrite" in again.stderr
 
 
-def test_one_bad_slide_ends_nothing(trained: Trained, tmp_path: Path) -> None:
-    """It is listed, the others are done, and the exit code is 1."""
+def test_a_bad_slide_does_not_fail_the_others(trained: Trained, tmp_path: Path) -> None:
+    """It is listed, and the exit code is 1."""
     bad = tmp_path / "bad.svs"
     bad.write_bytes(b"no slide")
     done = run(trained.pixels, bad, trained.folder / "s1.svs", "--json", "--device", "cpu")
@@ -86,20 +86,20 @@ def test_one_bad_slide_ends_nothing(trained: Trained, tmp_path: Path) -> None:
     assert "✗ bad.svs" in run(trained.pixels, bad, "--device", "cpu").stdout
 
 
-def test_features_have_tables_and_no_pictures_without_places(trained: Trained, tmp_path: Path) -> None:
-    """What cannot be drawn is left out, with the reason; asked for by name, it is an error."""
+def test_features_without_coordinates_have_no_pictures(trained: Trained, tmp_path: Path) -> None:
+    """The reason is printed; a picture that an option requires is an error."""
     path = trained.folder / "f" / "f1.pt"
     done = run(trained.features, path, "--out", tmp_path / "out", "--device", "cpu", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["predictions"][0]["files"] == ["tiles.csv"]
-    assert "no heat map: f1.pt: nothing says where its tiles lie" in " ".join(done.stderr.split())
+    assert "no heat map: f1.pt: positions of its tiles are unknown" in " ".join(done.stderr.split())
     asked = run(trained.features, path, "--out", tmp_path / "asked", "--pyramid", "--device", "cpu", "--json")
     assert asked.exit_code == 1
-    assert "nothing says where its tiles lie" in json.loads(asked.stdout)["failed"][0]["error"]
+    assert "positions of its tiles are unknown" in json.loads(asked.stdout)["failed"][0]["error"]
 
 
-def test_places_in_um_are_drawn_with_the_mpp_of_the_slide(trained: Trained, tmp_path: Path) -> None:
-    """STAMP keeps places in µm: the slide that --slides finds says how many these are to a pixel."""
+def test_coordinates_in_um_are_drawn_with_the_mpp_of_the_slide(trained: Trained, tmp_path: Path) -> None:
+    """STAMP stores µm: the slide that --slides finds has the size of a pixel."""
     h5py = pytest.importorskip("h5py")
     (tmp_path / "slides").mkdir()
     sp.write_synthetic_slide(tmp_path / "slides" / "f1.svs", size=(2048, 1536), mpp=0.5, seed=0)
@@ -120,7 +120,7 @@ def test_places_in_um_are_drawn_with_the_mpp_of_the_slide(trained: Trained, tmp_
     assert sorted(found) == sorted(map(tuple, places.tolist()))
 
 
-def test_what_makes_no_sense_is_told(trained: Trained) -> None:
+def test_invalid_arguments_are_refused(trained: Trained) -> None:
     """Before anything is read."""
     slide = trained.folder / "s0.svs"
     assert "--out FOLDER" in run(trained.pixels, slide, "--pyramid").stderr
@@ -129,7 +129,7 @@ def test_what_makes_no_sense_is_told(trained: Trained) -> None:
 
 
 def test_predictions_are_measured_where_the_truth_is_known(trained: Trained, tmp_path: Path) -> None:
-    """AUROC is the share of pairs in the right order, counted here; a slide without a label is left out of it."""
+    """AUROC is the share of pairs in the right order, counted here; slides without a label are not used."""
     table = trained.folder / "f" / "cohort.csv"
     lines = table.read_text().splitlines()
     header = lines[0].split(",")
@@ -150,8 +150,8 @@ def test_predictions_are_measured_where_the_truth_is_known(trained: Trained, tmp
     assert (alone["measured"], alone["metrics"]) == (0, {})
 
 
-def test_predictions_are_made_without_what_measures_them(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchmetrics is an extra; who has none is told, where there is a truth to compare with."""
+def test_predictions_are_made_without_torchmetrics(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra for metrics is named only if there are labels."""
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     monkeypatch.setitem(sys.modules, "torchmetrics.functional", None)
     done = run(trained.features, trained.folder / "f" / "cohort.csv", "--json", "--device", "cpu")
@@ -173,8 +173,8 @@ def truth(folder: Path, names: list[str]) -> Path:
     return folder / "truth.csv"
 
 
-def test_slides_of_the_training_are_told_apart(trained: Trained, tmp_path: Path) -> None:
-    """By their contents, whatever they are called, and by their names; metrics of each part are its own.
+def test_slides_of_the_training_are_measured_separately(trained: Trained, tmp_path: Path) -> None:
+    """Recognised by content, under any name, and by name; each part has its own metrics.
 
     AUROC is the share of pairs in the right order, counted here.
     """
@@ -206,8 +206,8 @@ def test_slides_of_the_training_are_told_apart(trained: Trained, tmp_path: Path)
     assert "4 slides with a known truth, new to the model" in said
 
 
-def test_slides_that_validated_and_tested_are_told_apart(tmp_path: Path) -> None:
-    """Each split of the training is a part of its own; slides that are new alone need no warning."""
+def test_validation_and_test_slides_are_measured_separately(tmp_path: Path) -> None:
+    """Each split of the training is a part; new slides alone cause no warning."""
     split = ["train"] * 6 + ["val"] * 4 + ["test"] * 4
     cohort = study(tmp_path / "f", {"label": [k % 2 for k in range(14)], "split": split})
     fit(cohort, quick(monitor="loss"), tmp_path / "run", progress=False)
@@ -222,15 +222,15 @@ def test_slides_that_validated_and_tested_are_told_apart(tmp_path: Path) -> None
 
 
 def test_another_slide_of_the_same_name_is_new(trained: Trained, tmp_path: Path) -> None:
-    """Files of pixels are told apart by what they hold: two hospitals may both have an s0.svs."""
+    """Slide files are compared by content: two hospitals may both have an s0.svs."""
     sp.write_synthetic_slide(tmp_path / "s0.svs", size=(512, 512), seed=99)
     shutil.copy(trained.folder / "s1.svs", tmp_path / "other.svs")
     found = run(trained.pixels, tmp_path / "s0.svs", tmp_path / "other.svs", "--json", "--device", "cpu")
     assert [row["part"] for row in json.loads(found.stdout)["predictions"]] == ["new", "train"]
 
 
-def test_impossible_truth_is_said(tmp_path: Path) -> None:
-    """Predictions are made, and why they are not measured is told."""
+def test_impossible_truth_is_a_warning(tmp_path: Path) -> None:
+    """Predictions are made but not measured; the warning has the reason."""
     columns = {"time": list(range(1, 13)), "event": [k % 2 for k in range(12)]}
     cohort = study(tmp_path / "f", columns)
     config = quick({"kind": "survival"}, validation=0, monitor="none", bags_per_step=4)
@@ -243,8 +243,8 @@ def test_impossible_truth_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["folder", "pattern", "--features"])
-def test_features_as_train_takes_them(given: str, trained: Trained, tmp_path: Path) -> None:
-    """A folder of their files, a pattern, or the slides' table and the folder."""
+def test_features_can_be_given_as_for_train(given: str, trained: Trained, tmp_path: Path) -> None:
+    """A folder of files, a pattern, or a table of slides and a folder."""
     for k in range(2):
         shutil.copy(trained.folder / "f" / f"f{k}.pt", tmp_path / f"a{k}.pt")
     (tmp_path / "report.html").write_text("of the run that made them")
@@ -260,8 +260,8 @@ def test_features_as_train_takes_them(given: str, trained: Trained, tmp_path: Pa
     assert [row["slide"] for row in json.loads(done.stdout)["predictions"]] == [f"a0{ending}", f"a1{ending}"]
 
 
-def test_remedies_name_what_the_command_has() -> None:
-    """An option that a command lacks is a key of the settings: predict and train have no --min-tissue."""
+def test_remedies_name_options_or_settings_of_the_command() -> None:
+    """predict and train have no --min-tissue: a key of the settings is named."""
 
     def said(error: SlideioPipeError, command: Callable[..., object]) -> str:
         with worded(lambda _: command_words(command)):
@@ -279,8 +279,8 @@ def test_remedies_name_what_the_command_has() -> None:
     assert said(encoder, predict).endswith("of the training: --encoder")
 
 
-def test_a_slide_without_mpp_is_answered_in_words_of_the_command(trained: Trained, tmp_path: Path) -> None:
-    """A prediction has an option for it, a training a setting, both a table with a column for it."""
+def test_the_remedy_of_a_missing_mpp_fits_the_command(trained: Trained, tmp_path: Path) -> None:
+    """An option for a prediction, a setting for a training, a column for tables."""
     Image.new("RGB", (256, 256), "pink").save(tmp_path / "s0.png")
     failed = run(trained.pixels, tmp_path / "s0.png", "--device", "cpu")
     assert failed.exit_code == 1
@@ -296,8 +296,8 @@ def test_a_slide_without_mpp_is_answered_in_words_of_the_command(trained: Traine
     assert advised in " ".join(done.stderr.split())
 
 
-def test_a_training_names_its_setting_where_a_slide_has_no_tissue(tmp_path: Path) -> None:
-    """On the command line, from a blank slide, to the end."""
+def test_the_remedy_of_a_blank_slide_in_a_training_is_a_setting(tmp_path: Path) -> None:
+    """On the command line, from a blank slide to the message."""
     for k in range(4):
         Image.new("RGB", (256, 256), "white").save(tmp_path / f"s{k}.png")
     rows = "".join(f"s{k}.png,{k % 2},0.5\n" for k in range(4))

@@ -1,4 +1,4 @@
-"""A checkpoint says the same of a slide as the training did, wherever its tiles come from; others are refused."""
+"""A checkpoint predicts as the training did, from slides, bags and features; others are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytest.importorskip("lightning_fabric")
 
 
 class Trained(NamedTuple):
-    """What the tests share."""
+    """Fixtures that the tests share."""
 
     folder: Path
     pixels: Path
@@ -41,8 +41,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     )
 
 
-def test_a_slide_is_predicted_as_by_hand(trained: Trained) -> None:
-    """The encoder over every tile at once, the model over its features: the same numbers."""
+def test_a_slide_is_predicted_as_by_encoder_and_model(trained: Trained) -> None:
+    """The encoder on all tiles at once, then the model: the same numbers."""
     predictor = sp.load_predictor(trained.pixels)
     found = predictor.predict(trained.folder / "s1.svs", label=1)
     assert predictor.encoder is not None
@@ -58,13 +58,14 @@ def test_a_slide_is_predicted_as_by_hand(trained: Trained) -> None:
     assert out.instances is not None
     np.testing.assert_allclose(found.scores("instance"), torch.sigmoid(out.instances[:, 0]).numpy(), atol=1e-5)
     assert (found.coords == bag.coords).all()
-    assert found.said["probability_1"] == pytest.approx(float(torch.sigmoid(out.logits[0])), abs=1e-5)
+    assert found.result["probability_1"] == pytest.approx(float(torch.sigmoid(out.logits[0])), abs=1e-5)
+    assert found.said == found.result  # the former name
     assert (found.label, found.tile_size, found.slide) == (1, 32, "s1.svs")
     assert found.affine.a == pytest.approx(4)
 
 
 def test_a_bag_is_predicted_as_its_slide(trained: Trained, tmp_path: Path) -> None:
-    """Stored or open, from a path or a row of a cohort."""
+    """Stored or open, by path or as a row of a cohort."""
     predictor = sp.load_predictor(trained.pixels.parent)
     slide = trained.folder / "s0.svs"
     wanted = predictor.predict(slide)
@@ -78,8 +79,8 @@ def test_a_bag_is_predicted_as_its_slide(trained: Trained, tmp_path: Path) -> No
     dataset.close(0, bag)
 
 
-def test_a_network_of_the_callers_has_to_be_given(trained: Trained) -> None:
-    """Its weights come from the checkpoint, whatever the given ones are; another architecture is refused."""
+def test_a_callers_network_must_be_passed_again(trained: Trained) -> None:
+    """The checkpoint's weights replace the given ones; another architecture is refused."""
     with pytest.raises(ConfigError, match=r"network of its own, SmallEncoder.*encoder=…"):
         sp.load_predictor(trained.own)
     first, second = (
@@ -91,7 +92,7 @@ def test_a_network_of_the_callers_has_to_be_given(trained: Trained) -> None:
 
 
 def test_features_are_predicted_as_the_training_predicted(trained: Trained, tmp_path: Path) -> None:
-    """From a file or open; without places there is a table and no heat map."""
+    """From a file or open; without coordinates there is a table and no heat map."""
     predictor = sp.load_predictor(trained.features)
     found = predictor.predict(trained.folder / "f" / "f3.pt")
     values = torch.load(trained.folder / "f" / "f3.pt", weights_only=True)
@@ -100,7 +101,7 @@ def test_features_are_predicted_as_the_training_predicted(trained: Trained, tmp_
     again = predictor.predict(sp.open_features(trained.folder / "f" / "f3.pt"))
     assert (again.logits == found.logits).all()
     assert again.slide == found.slide == "f3"
-    with pytest.raises(ConfigError, match="nothing says where its tiles lie"):
+    with pytest.raises(ConfigError, match="positions of its tiles are unknown"):
         found.plot()
     found.to_csv(tmp_path / "tiles.csv")
     with (tmp_path / "tiles.csv").open(newline="") as file:
@@ -110,8 +111,8 @@ def test_features_are_predicted_as_the_training_predicted(trained: Trained, tmp_
     assert all(float(row["probability_0"]) + float(row["probability_1"]) == pytest.approx(1) for row in rows)
 
 
-def test_slides_for_a_model_of_features(tmp_path: Path) -> None:
-    """With what made its features, it takes slides, tiled as those of the training were, and features as well."""
+def test_a_model_of_features_predicts_slides_with_the_encoder(tmp_path: Path) -> None:
+    """Tiled as the slides of the training; features are still accepted."""
     cohort = slides(tmp_path)
     torch.manual_seed(0)
     encoder = sp.load_encoder(SmallEncoder(8), name="own", normalize="imagenet", input_size=32)
@@ -130,8 +131,8 @@ def test_slides_for_a_model_of_features(tmp_path: Path) -> None:
         sp.load_predictor(fitted.checkpoints[0]).predict(tmp_path / "s1.svs")
 
 
-def test_what_does_not_fit_is_refused(trained: Trained, tmp_path: Path) -> None:
-    """Features of another width, no numbers, slides without an encoder, features for an encoder, other files."""
+def test_inputs_that_do_not_fit_the_checkpoint_are_refused(trained: Trained, tmp_path: Path) -> None:
+    """Other widths, NaN, slides without an encoder, features for an encoder, other files."""
     takes_features, takes_slides = sp.load_predictor(trained.features), sp.load_predictor(trained.pixels)
     torch.save(torch.zeros(3, WIDTH + 1), tmp_path / "wide.pt")
     torch.save(torch.full((3, WIDTH), torch.nan), tmp_path / "nan.pt")
@@ -153,8 +154,8 @@ def test_what_does_not_fit_is_refused(trained: Trained, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::slideio_pipe.errors.EmptyTissueWarning")
-def test_glass_has_no_prediction(trained: Trained, tmp_path: Path) -> None:
-    """A slide without tissue is told of as such."""
+def test_a_slide_without_tissue_has_no_prediction(trained: Trained, tmp_path: Path) -> None:
+    """The error says so."""
     from PIL import Image
 
     Image.new("RGB", (512, 512), (243, 243, 243)).save(tmp_path / "glass.png")
@@ -162,8 +163,8 @@ def test_glass_has_no_prediction(trained: Trained, tmp_path: Path) -> None:
         sp.load_predictor(trained.pixels).predict(tmp_path / "glass.png", slide_mpp=0.25)
 
 
-def test_mean_pooling_shows_what_tiles_say_themselves(trained: Trained) -> None:
-    """Equal attention would be a picture of nothing."""
+def test_mean_pooling_shows_the_predictions_of_tiles(trained: Trained) -> None:
+    """Its attention is equal for all tiles."""
     found = sp.load_predictor(trained.pixels).predict(trained.folder / "s0.svs")
     flat = type(found)(
         **{name: getattr(found, name) for name in found.__slots__} | {"attention": np.full(len(found), 1 / len(found))}
@@ -173,8 +174,8 @@ def test_mean_pooling_shows_what_tiles_say_themselves(trained: Trained) -> None:
     assert (flat.top(3) == np.argsort(-found.scores("instance"), kind="stable")[:3]).all()
 
 
-def test_a_cohort_slide_keeps_what_is_known_of_it(trained: Trained) -> None:
-    """Label and patient of the manifest stand in its line of predictions.csv."""
+def test_a_cohort_slide_keeps_label_and_patient(trained: Trained) -> None:
+    """In its row of predictions.csv."""
     slide = Cohort.of(trained.folder / "cohort.csv")[1]
     row = sp.load_predictor(trained.pixels).predict(slide).row()
     assert (row["slide"], row["label"]) == ("s1.svs", 1)

@@ -1,4 +1,4 @@
-"""A training goes on, or counts as done, only where nothing it was of has changed."""
+"""A training is resumed, or counts as finished, only if none of its inputs changed."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def columns(**changed: list[Any]) -> dict[str, list[Any]]:
         ({}, "mpp", [0.5] * COUNT, 12),
     ],
 )
-def test_other_values_are_noticed(
+def test_changed_outcomes_are_refused(
     task: dict[str, Any], column: str, cells: list[Any], count: int, tmp_path: Path
 ) -> None:
-    """In whatever column is trained on; a column that is not is no matter."""
+    """In the columns that are trained on; others may change."""
     cohort = study(tmp_path, columns())
     config = quick(task, validation=0, monitor="none", bags_per_step=4)
     first = fit(cohort, config, tmp_path / "run", progress=False)
@@ -61,7 +61,7 @@ def test_other_values_are_noticed(
         fit(cohort, config, tmp_path / "run", progress=False)
 
 
-def test_other_features_are_noticed(tmp_path: Path) -> None:
+def test_changed_features_are_refused(tmp_path: Path) -> None:
     """One number of one tile, in a file of the same name and size."""
     cohort = study(tmp_path, columns())
     config = quick(validation=0, monitor="none")
@@ -99,10 +99,10 @@ def _a_comment(folder: Path) -> None:
         (_a_comment, None),
     ],
 )
-def test_other_slides_and_transforms_are_noticed(
+def test_changed_slides_or_transforms_are_refused(
     change: Callable[[Path], None], message: str | None, tmp_path: Path
 ) -> None:
-    """From pixels, between two epochs: a training is not half of one thing and half of another."""
+    """In trainings from pixels, between two epochs."""
     cohort = slides(tmp_path, 2)
     shutil.copy(CONFIGS / "stain-light.yaml", tmp_path / "light.yaml")
     config = yaml.safe_load(yaml.safe_dump(PIXELS)) | {"slide_transform": str(tmp_path / "light.yaml")}
@@ -125,8 +125,8 @@ def test_other_slides_and_transforms_are_noticed(
 # -- other divisions, other models -------------------------------------------------------------------------------------
 
 
-def test_folds_do_not_join_a_training_without(tmp_path: Path) -> None:
-    """Metrics of folds beside best.ckpt of another training would be taken for its own."""
+def test_folds_are_refused_in_the_folder_of_a_training_without(tmp_path: Path) -> None:
+    """Metrics of the folds would be beside best.ckpt of another training."""
     cohort, run = study(tmp_path, columns()), tmp_path / "run"
     plain = quick(validation=0, monitor="none")
     folds = quick(validation=0, monitor="none", folds=2) | {"model": {"name": "mean", "embed": [4]}}
@@ -148,8 +148,8 @@ def test_folds_do_not_join_a_training_without(tmp_path: Path) -> None:
     assert load_predictor(run).config.model.name == "gated"
 
 
-def test_fewer_folds_leave_no_others(tmp_path: Path) -> None:
-    """Three folds, then two in their place."""
+def test_fewer_folds_remove_the_former_ones(tmp_path: Path) -> None:
+    """Two folds in place of three."""
     cohort, run = study(tmp_path, columns()), tmp_path / "run"
     for count in (3, 2):
         fit(cohort, quick(validation=0, monitor="none", folds=count), run, overwrite=True, progress=False)
@@ -158,8 +158,8 @@ def test_fewer_folds_leave_no_others(tmp_path: Path) -> None:
         fit(cohort, quick(validation=0, monitor="none", folds=3), run, progress=False)
 
 
-def test_a_new_start_leaves_no_old_outcome(tmp_path: Path) -> None:
-    """Stopped in its first epoch, it has no metrics beside it that are of the training before."""
+def test_a_restarted_training_removes_old_results(tmp_path: Path) -> None:
+    """Stopped in its first epoch, it has no metrics of the training before."""
     cohort, run = study(tmp_path, columns()), tmp_path / "run"
     fit(cohort, quick(validation=0, monitor="none"), run, progress=False)
 
@@ -172,7 +172,7 @@ def test_a_new_start_leaves_no_old_outcome(tmp_path: Path) -> None:
 
 
 def test_a_best_checkpoint_alone_is_not_replaced(tmp_path: Path) -> None:
-    """Who deleted last.ckpt to save room keeps best.ckpt, unless it is the same training that starts anew."""
+    """A user who deleted last.ckpt keeps best.ckpt, unless the same training restarts."""
     cohort, run = study(tmp_path, columns()), tmp_path / "run"
     fit(cohort, quick(validation=0, monitor="none"), run, progress=False)
     (run / "last.ckpt").unlink()
@@ -181,8 +181,8 @@ def test_a_best_checkpoint_alone_is_not_replaced(tmp_path: Path) -> None:
     fit(cohort, quick(validation=0, monitor="none"), run, progress=False)
 
 
-def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
-    """It kept names and labels of slides alone, and no contents of files."""
+def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    """It has only names and labels of slides, and no contents of files."""
     cohort, run = study(tmp_path, columns()), tmp_path / "run"
     config = quick(validation=0, monitor="none")
     first = fit(cohort, config, run, progress=False)

@@ -1,4 +1,4 @@
-"""Losses and metrics against formulas written out, and against other people's."""
+"""Losses and metrics compared with their formulas and with other packages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def slides(labels: list[Any], **columns: list[Any]) -> list[CohortSlide]:
 
 
 def test_two_classes_have_one_logit() -> None:
-    """The loss is cross-entropy with weights of mean one; the probability that of the second class."""
+    """The loss is cross-entropy with weights of mean one; the probability is of the second class."""
     task = Classification.of(slides(["benign"] * 3 + ["tumour"]))
     assert (task.classes, task.outputs) == (("benign", "tumour"), 1)
     assert task.weights == pytest.approx((4 / 6, 4 / 2))
@@ -36,8 +36,8 @@ def test_two_classes_have_one_logit() -> None:
     assert task.predict(torch.tensor([0.3]))["probability_tumour"] == pytest.approx(chance[0])
 
 
-def test_several_classes() -> None:
-    """As many logits; numbers are sorted as numbers."""
+def test_several_classes_have_a_logit_each() -> None:
+    """Classes that are numbers are sorted as numbers."""
     task = Classification.of(slides([10, 9, 2]), balanced=False)
     assert task.classes == ("2", "9", "10")
     logits = torch.tensor([[0.1, 0.7, -0.3]])
@@ -46,7 +46,7 @@ def test_several_classes() -> None:
     assert task.predict(logits[0])["predicted"] == "9"
 
 
-def test_a_class_is_a_class_whatever_its_type() -> None:
+def test_classes_of_different_types_are_equal() -> None:
     """1 and 1.0 are one class."""
     assert Classification.of(slides([1.0, 0, 1])).classes == ("0", "1")
 
@@ -78,8 +78,8 @@ def test_a_class_is_a_class_whatever_its_type() -> None:
         (lambda: Survival.of(slides([0, 0], time=[3, 4], event=["dead", 0])), r"event .* 0.svs \(dead\); correct"),
     ],
 )
-def test_labels_that_do_not_do(make: Any, message: str) -> None:
-    """Said with the slide and the column."""
+def test_invalid_labels_are_refused(make: Any, message: str) -> None:
+    """With the slide and the column."""
     with pytest.raises(ConfigError, match=message):
         make()
 
@@ -87,8 +87,8 @@ def test_labels_that_do_not_do(make: Any, message: str) -> None:
 @pytest.mark.parametrize(
     "events", [["True", "False", ""], ["TRUE", "FALSE", ""], ["1:DECEASED", "0:LIVING", "NA"], ["1.0", "0", "nan"]]
 )
-def test_events_as_other_programs_write_them(events: list[str]) -> None:
-    """pandas, R, cBioPortal: 1, 0, and nothing known."""
+def test_events_of_other_programs_are_read(events: list[str]) -> None:
+    """pandas, R, cBioPortal: 1, 0, and unknown."""
     found = Survival().targets(slides([0, 0, 0], time=["5", "2.5", "1"], event=events))
     assert found[:2].tolist() == [[5, 1], [2.5, 0]]
     assert math.isnan(found[2, 1])
@@ -103,13 +103,13 @@ def test_events_as_other_programs_write_them(events: list[str]) -> None:
     ],
 )
 def test_impossible_values_are_refused_in_every_part(task: Any, columns: dict[str, list[Any]], message: str) -> None:
-    """Of slides that validate, test or are predicted as of those that train: a task is asked for targets of all."""
+    """Of slides that validate, test or are predicted: a task computes targets of all."""
     with pytest.raises(ConfigError, match=message):
         task.targets(slides([None, None], **columns))
 
 
 def test_numbers_are_learnt_in_units_of_their_spread() -> None:
-    """And predicted in their own."""
+    """And predicted in their own units."""
     task = Regression.of(slides([10.0, 20.0, 30.0]))
     assert float(task.loss(torch.tensor([[0.5]]), torch.tensor([20.0]))) == pytest.approx(0.25)
     own = np.array([3.0, 17.5, 41.0])
@@ -119,7 +119,7 @@ def test_numbers_are_learnt_in_units_of_their_spread() -> None:
 
 
 def test_cox_is_the_partial_likelihood() -> None:
-    """Breslow's, as a product over events of the risk over the sum of those at risk."""
+    """Breslow's: a product over events of the risk divided by the sum of the risks at that time."""
     rng = np.random.default_rng(4)
     risk, time, event = rng.normal(size=12), rng.integers(1, 6, 12).astype(float), rng.integers(0, 2, 12)
     likelihood = math.prod(
@@ -141,15 +141,15 @@ def test_cox_is_the_partial_likelihood() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_a_loss_that_is_a_mean_over_slides_is_separable(task: Any, targets: torch.Tensor) -> None:
-    """So that each slide can be trained on by itself; the loss of a survival needs the slides of a step together."""
+    """Each slide can be trained on by itself; the loss of survival needs all slides of a step."""
     logits = torch.tensor([[0.3], [-0.4], [1.2], [0.1]])
     alone = [float(task.loss(logits[k : k + 1], targets[k : k + 1])) for k in range(len(logits))]
     together = float(task.loss(logits, targets))
     assert task.separable == (together == pytest.approx(sum(alone) / len(alone)))
 
 
-def test_a_step_without_an_event_teaches_nothing() -> None:
-    """Its loss is 0, and has a gradient: 0."""
+def test_a_step_without_an_event_has_no_gradient() -> None:
+    """Its loss is 0, and its gradient is 0."""
     logits = torch.zeros(3, 1, requires_grad=True)
     Survival().loss(logits, torch.tensor([[1.0, 0], [2, 0], [3, 0]])).backward()
     assert logits.grad is not None
@@ -157,7 +157,7 @@ def test_a_step_without_an_event_teaches_nothing() -> None:
 
 
 def test_concordance_counts_pairs() -> None:
-    """Against the definition, pair by pair."""
+    """Compared with the definition, pair by pair."""
     rng = np.random.default_rng(5)
     risk, time, event = (
         rng.integers(0, 4, 25).astype(float),
@@ -174,7 +174,7 @@ def test_concordance_counts_pairs() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_classification_metrics_are_those_of_scikit_learn(classes: int) -> None:
+def test_classification_metrics_equal_scikit_learn(classes: int) -> None:
     """AUROC, average precision, balanced accuracy, accuracy; several classes one against the rest."""
     oracle = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(classes)
@@ -198,15 +198,15 @@ THREE = Classification(("a", "b", "c"), (1.0, 1.0, 1.0))
 
 
 def sure_of(numbers: list[int]) -> torch.Tensor:
-    """Return logits of three classes that leave no doubt."""
+    """Return logits of three classes with probabilities of nearly 1."""
     logits = torch.full((len(numbers), 3), -9.0, dtype=torch.float64)
     logits[range(len(numbers)), numbers] = 9.0
     return logits
 
 
 @pytest.mark.parametrize("absent", [0, 1, 2])
-def test_a_class_without_a_slide_counts_in_no_mean(absent: int) -> None:
-    """AUROC and balanced accuracy are means over the classes that slides have, as scikit-learn's are."""
+def test_a_class_without_a_slide_is_in_no_mean(absent: int) -> None:
+    """AUROC and balanced accuracy are means over the classes that slides have, as in scikit-learn."""
     oracle = pytest.importorskip("sklearn.metrics")
     there = [k for k in range(3) if k != absent]
     labels = there * 9
@@ -226,14 +226,14 @@ def test_a_class_without_a_slide_counts_in_no_mean(absent: int) -> None:
 
 
 def test_resamplings_without_a_rare_class_are_left_out() -> None:
-    """Of a model that knows every slide, one of them of a class of its own, all intervals are 1 to 1."""
+    """For a perfect model and a class with one slide, all intervals are 1 to 1."""
     labels = [0] * 10 + [1] * 10 + [2]
     for metric in measure(THREE, sure_of(labels), torch.tensor(labels).double(), bootstrap=300).values():
         assert (metric.value, metric.low, metric.high) == pytest.approx((1, 1, 1))
 
 
-def test_a_rare_class_that_is_missed_is_missed_in_every_resampling() -> None:
-    """The interval is of the mean over three classes, never of the two that are easy: its end is no 1."""
+def test_a_missed_rare_class_lowers_every_resampling() -> None:
+    """The interval is of the mean over three classes, never of the two easy ones: it ends below 1."""
     labels = [0] * 10 + [1] * 10 + [2] * 2
     logits = sure_of(labels)
     logits[-2:, 2] = -30.0  # the rare class gets the lowest probability where it is
@@ -244,7 +244,7 @@ def test_a_rare_class_that_is_missed_is_missed_in_every_resampling() -> None:
 
 @pytest.mark.parametrize(("patients", "has"), [(2, False), (9, False), (10, True)])
 def test_few_patients_have_no_interval(patients: int, has: bool) -> None:
-    """However many slides they have; a note says so."""
+    """For any number of slides; a note says so."""
     rows = np.repeat(range(patients), 4)
     targets = torch.from_numpy(rows % 2).double()
     logits = torch.from_numpy(np.random.default_rng(2).normal(size=(len(rows), 1)))
@@ -255,8 +255,8 @@ def test_few_patients_have_no_interval(patients: int, has: bool) -> None:
     assert note == (None if has else f"no intervals: {patients} patients, fewer than 10")
 
 
-def test_a_note_on_intervals_of_few_patients_with_an_outcome() -> None:
-    """The scarcest class, or the events, are what an interval rests on."""
+def test_a_note_warns_of_intervals_with_few_outcomes() -> None:
+    """An interval depends on the scarcest class, or on the events."""
     one = torch.tensor([0.0] * 20 + [1.0] * 3)
     said = "intervals rest on 3 patients with label 1: too few to trust them"
     assert interval_note(Classification(("0", "1"), (1.0, 1.0)), one, range(23)) == said
@@ -265,7 +265,7 @@ def test_a_note_on_intervals_of_few_patients_with_an_outcome() -> None:
 
 
 def test_risks_of_several_models_are_not_compared() -> None:
-    """A constant added to the risks of one Cox model is the same model: the C-index is counted within models."""
+    """The risks of a Cox model have no origin: the C-index is counted within models."""
     rng = np.random.default_rng(3)
     targets = np.stack([rng.integers(1, 40, 60), rng.integers(0, 2, 60)], 1).astype(float)
     risk, models = rng.normal(size=(60, 1)) - targets[:, :1] / 20, np.repeat([0, 1, 2], 20)
@@ -283,13 +283,13 @@ def test_risks_of_several_models_are_not_compared() -> None:
 
 
 def test_nothing_to_measure_is_refused() -> None:
-    """With what to look at."""
+    """With what to check."""
     with pytest.raises(ConfigError, match="no prediction to measure; look at the splits of the cohort"):
         measure(Survival(), torch.empty(0, 1), torch.empty(0, 2))
 
 
 def test_intervals_resample_patients() -> None:
-    """Of ten patients with ten slides each that are all alike, an interval is as wide as of ten slides."""
+    """Ten patients with ten identical slides each have an interval as wide as ten slides."""
     rng = np.random.default_rng(8)
     task = Classification(("0", "1"), (1.0, 1.0))
     few, labels = torch.from_numpy(rng.normal(size=(10, 1))), torch.arange(10) % 2
@@ -302,25 +302,25 @@ def test_intervals_resample_patients() -> None:
 
 
 def test_a_metric_is_printed_with_its_interval() -> None:
-    """Three digits, as tables of papers have them."""
+    """With three digits."""
     assert str(Metric(0.91251)) == "0.913"
     assert str(Metric(0.91251, 0.8, 1.0)) == "0.913 (0.800 to 1.000)"
 
 
 def test_metrics_of_one_class_are_not_defined() -> None:
-    """NaN, not an exception in the middle of a training."""
+    """NaN, not an exception during a training."""
     task = Classification(("0", "1"), (1.0, 1.0))
     assert math.isnan(measure(task, torch.randn(5, 1), torch.zeros(5), bootstrap=20)["auroc"].value)
 
 
-def test_tasks_come_back_from_their_settings() -> None:
-    """As a checkpoint keeps them."""
+def test_tasks_are_restored_from_their_settings() -> None:
+    """As stored in a checkpoint."""
     for task in (Classification(("a", "b"), (1.0, 2.0), "x"), Regression(1.0, 2.0), Survival("t", "e")):
         assert task_of(task.settings()) == task
 
 
 def test_a_class_is_the_same_in_any_part_of_a_cohort() -> None:
-    """Whether a column is numbers or text depends on all its cells; a class does not."""
+    """The type of a column depends on all its cells; a class does not."""
     cells = ["1", "2", "1.0", "x", "01", "2.50"]
     slides = [CohortSlide(f"{k}.svs", f"{k}.svs", other=(("grade", cell),)) for k, cell in enumerate(cells)]
     task = Classification.of(slides, column="grade")
@@ -331,7 +331,7 @@ def test_a_class_is_the_same_in_any_part_of_a_cohort() -> None:
 
 
 def test_classes_may_be_given_as_they_are_written() -> None:
-    """Numbers or text, with leading zeros and decimals."""
+    """As numbers or text, with leading zeros and decimals."""
     slides = [CohortSlide(f"{k}.svs", f"{k}.svs", label=label) for k, label in enumerate([1.0, 2.0, 1.0])]
     for classes in (["1.0", "2.0"], [1, 2], ["1", "2"]):
         assert Classification.of(slides, classes=classes).classes == ("1", "2")

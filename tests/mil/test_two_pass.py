@@ -1,4 +1,4 @@
-"""The gradient of a bag that is encoded in chunks is the gradient of the bag."""
+"""The gradient of a bag that is encoded in chunks equals that of the whole bag."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from slideio_pipe.streaming.stream import stream
 
 
 def full(network: nn.Module, head: nn.Module, bag: Tensor) -> Tensor:
-    """Return the gradients of plain back-propagation, with batch norm as it is in use."""
+    """Return the gradients of plain back-propagation, with batch norm in evaluation mode."""
     network, head = copy.deepcopy(network), copy.deepcopy(head)
     network[1].eval()
     (head(network(bag)).logits ** 2).sum().backward()
@@ -44,7 +44,7 @@ def chunked(network: nn.Module, head: nn.Module, bag: Tensor, size: int, *, keep
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
-    """Return how far a gradient is from another, of its length."""
+    """Return the relative difference of two gradients."""
     return float((found - wanted).norm() / wanted.norm())
 
 
@@ -52,13 +52,13 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("pool", ["gated", "attention", "mean", "max"])
 @pytest.mark.parametrize("size", [1, 7, 64, TILES])
 def test_chunks_have_the_gradient_of_the_whole_bag(size: int, pool: str, keep_graph: bool) -> None:
-    """In double precision to 1e-9, whatever the chunk size and pooling."""
+    """In double precision to 1e-9, for every chunk size and pooling."""
     network, head = encoder(), model(pool)
     assert relative(chunked(network, head, tiles(), size, keep_graph=keep_graph), full(network, head, tiles())) < 1e-9
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, TILES])
-def test_single_precision(size: int) -> None:
+def test_the_gradient_in_single_precision(size: int) -> None:
     """To 1e-5."""
     network, head = encoder(dtype=torch.float32), model(dtype=torch.float32)
     bag = tiles(dtype=torch.float32)
@@ -66,7 +66,7 @@ def test_single_precision(size: int) -> None:
 
 
 def test_dropout_draws_the_same_in_both_passes() -> None:
-    """The gradient is that of the chunks kept with their graphs, drawn from the same state; and the state goes on."""
+    """The gradient equals that of chunks kept with their graphs; the random state continues after it."""
     network, head, bag = encoder(dropout=0.5), model(), tiles()
     plain, plain_head = copy.deepcopy(network), copy.deepcopy(head)
     plain[1].eval()
@@ -80,7 +80,7 @@ def test_dropout_draws_the_same_in_both_passes() -> None:
 
 
 def test_batch_norm_keeps_its_statistics() -> None:
-    """They are used, not changed, and the layer is left in training."""
+    """They are used and not changed, and the layer stays in training mode."""
     network = encoder()
     before = network[1].running_mean.clone()
     chunked(network, model(), tiles(), 7)
@@ -90,13 +90,13 @@ def test_batch_norm_keeps_its_statistics() -> None:
 
 
 def test_batch_norm_without_statistics_is_refused() -> None:
-    """Its output depends on which tiles are computed together."""
+    """Its output depends on the other tiles of the chunk."""
     with pytest.raises(ConfigError, match="0 normalises over whatever tiles"):
         TwoPass(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)))
 
 
 class Counting(nn.Module):
-    """A network that remembers how often it was used, and makes that part of its output."""
+    """A network whose output depends on how often it was called."""
 
     def __init__(self, *, in_buffer: bool) -> None:
         super().__init__()
@@ -112,13 +112,13 @@ class Counting(nn.Module):
 
 
 def test_an_encoder_that_changes_in_use_is_refused() -> None:
-    """Its second pass would be another network's."""
+    """Its second pass would differ from the first."""
     with pytest.raises(ConfigError, match="the encoder changes calls in being used"):
         TwoPass(Counting(in_buffer=True)).encode(tiles().split(30))
 
 
 def test_other_features_in_the_second_pass_are_refused() -> None:
-    """A wrong gradient would show in nothing but poor results."""
+    """A wrong gradient would show only as poor results."""
     bag = TwoPass(Counting(in_buffer=False)).encode(tiles().split(30))
     bag.features.sum().backward()
     with pytest.raises(ConfigError, match="chunk 0 has other features in the second pass"):
@@ -126,7 +126,7 @@ def test_other_features_in_the_second_pass_are_refused() -> None:
 
 
 def test_chunks_that_end_early_are_refused() -> None:
-    """A generator that is used up has no second pass."""
+    """A consumed generator has no second pass."""
 
     def once() -> Iterator[Tensor]:
         yield from tiles().split(30)
@@ -138,20 +138,20 @@ def test_chunks_that_end_early_are_refused() -> None:
 
 
 def test_without_a_gradient_there_is_no_second_pass() -> None:
-    """Whoever forgets loss.backward() is told."""
+    """The error says that loss.backward() was not called."""
     with pytest.raises(ConfigError, match="the features have no gradient"):
         TwoPass(encoder()).encode([tiles()]).backward()
 
 
 def test_an_empty_bag_is_refused() -> None:
-    """There is nothing to learn from; empty chunks are passed over."""
+    """There is nothing to learn from; empty chunks are skipped."""
     with pytest.raises(ConfigError, match="a bag without a tile"):
         TwoPass(encoder()).encode([tiles(0)])
     assert len(TwoPass(encoder()).encode([tiles(0), tiles(2), tiles(0)]).features) == 2
 
 
-def test_other_shapes_are_refused() -> None:
-    """An encoder makes one row of numbers per tile."""
+def test_an_encoder_with_other_output_shapes_is_refused() -> None:
+    """It must return one row of features per tile."""
     with pytest.raises(ConfigError, match=r"the encoder made \(65, 8, 10, 10\) of 65 tiles"):
         TwoPass(encoder()[:1]).encode([tiles()])
 
@@ -169,7 +169,7 @@ class Counted(nn.Module):
 
 
 def test_a_bag_of_one_chunk_is_computed_once() -> None:
-    """It keeps its graph: plain back-propagation."""
+    """With its graph, by plain back-propagation."""
     counted = Counted(encoder())
     chunked_once = TwoPass(counted).encode([tiles()])
     chunked_once.features.sum().backward()
@@ -178,7 +178,7 @@ def test_a_bag_of_one_chunk_is_computed_once() -> None:
 
 
 def test_chunks_without_a_gradient_are_not_computed_again() -> None:
-    """Under a maximum, only those that hold one."""
+    """For max pooling, only chunks with a maximum are."""
     counted = Counted(encoder())
     bag = TwoPass(counted).encode(tiles().split(5))
     bag.features[12].sum().backward()
@@ -187,7 +187,7 @@ def test_chunks_without_a_gradient_are_not_computed_again() -> None:
 
 
 def test_a_frozen_encoder_has_one_pass() -> None:
-    """No graph is kept for it, and none built."""
+    """No graph is built or kept for it."""
     counted = Counted(encoder()).requires_grad_(False)
     bag = TwoPass(counted).encode(tiles().split(5))
     assert not bag.features.requires_grad
@@ -198,7 +198,7 @@ def test_a_frozen_encoder_has_one_pass() -> None:
 @pytest.mark.parametrize("frozen", [(0, 1), (6,), (0, 6), (1, 6)], ids=str)
 @pytest.mark.parametrize("size", [7, TILES])
 def test_a_partly_frozen_encoder_trains_the_rest(frozen: tuple[int, ...], size: int) -> None:
-    """The layers that are not frozen have the gradient of the whole bag, the others none; whichever these are."""
+    """The other layers have the gradient of the whole bag, frozen ones none; for all choices of layers."""
     network, head = encoder(), model()
     for number in frozen:
         network[number].requires_grad_(False)
@@ -214,8 +214,8 @@ def test_a_partly_frozen_encoder_trains_the_rest(frozen: tuple[int, ...], size: 
             assert (parameter.grad is None) == (number in frozen)
 
 
-def test_autocast() -> None:
-    """Both passes compute as the caller does; weights that were cast without a graph are cast anew with one."""
+def test_both_passes_use_the_callers_autocast() -> None:
+    """Weights that were cast without a graph are cast again with one."""
     network, head, bag = encoder(dtype=torch.float32), model(dtype=torch.float32), tiles(dtype=torch.float32)
     plain, plain_head = copy.deepcopy(network), copy.deepcopy(head)
     plain[1].eval()
@@ -232,8 +232,8 @@ def test_autocast() -> None:
 
 
 @pytest.mark.parametrize("through_scaler", [False, True])
-def test_a_scaled_loss(through_scaler: bool) -> None:
-    """As half precision wants it: the features' gradient has the scale already, however it is brought on."""
+def test_a_scaled_loss_scales_the_gradient(through_scaler: bool) -> None:
+    """For half precision: the features' gradient is already scaled, for every way to call backward."""
     network, head = encoder(), model()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
 
@@ -248,7 +248,7 @@ def test_a_scaled_loss(through_scaler: bool) -> None:
 
 
 class Greedy(nn.Module):
-    """A network that has memory for so many tiles."""
+    """A network with memory for a limited number of tiles."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -260,8 +260,8 @@ class Greedy(nn.Module):
         return self.inside(bag)
 
 
-def test_out_of_memory_says_which_chunk_size_fits() -> None:
-    """Found by trying halves."""
+def test_the_error_of_out_of_memory_names_a_chunk_size_that_fits() -> None:
+    """Found by halving."""
     with pytest.raises(ConfigError, match="a chunk of 64 tiles does not fit into memory; pass chunk_size=16"):
         TwoPass(Greedy(20)).encode(tiles().split(64))
     with pytest.raises(ConfigError, match="not even one tile fits"):
@@ -269,13 +269,13 @@ def test_out_of_memory_says_which_chunk_size_fits() -> None:
 
 
 class Memory:
-    """Room for so many activations; what holds some gives them back when it is freed."""
+    """Room for a number of activations; an object that holds some returns them when freed."""
 
     def __init__(self, room: int) -> None:
         self.room, self.used = room, 0
 
     def take(self, count: int) -> object:
-        """Return what holds memory for so many tiles."""
+        """Return an object that holds memory for a number of tiles."""
         if self.used + count > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.used += count
@@ -292,7 +292,7 @@ class _Held:
 
 
 class _Step(torch.autograd.Function):
-    """The identity; its graph holds memory for every tile, and going back takes as much again."""
+    """The identity; its graph holds memory for every tile, and its backward takes as much again."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, memory: Memory) -> Tensor:
@@ -307,7 +307,7 @@ class _Step(torch.autograd.Function):
 
 
 class Costly(nn.Module):
-    """An encoder that takes memory for every tile in each of its steps, until what was computed is freed."""
+    """An encoder that takes memory for every tile in each step, until the output is freed."""
 
     def __init__(self, room: int, steps: int) -> None:
         super().__init__()
@@ -320,8 +320,8 @@ class Costly(nn.Module):
         return found
 
 
-def test_a_chunk_size_is_measured_when_the_failed_attempt_is_freed() -> None:
-    """Of 100, an attempt with 64 tiles holds 64 when it fails; 32 tiles take 64 once those are free, 16 before."""
+def test_a_chunk_size_is_tried_after_the_failed_attempt_is_freed() -> None:
+    """Of 100, an attempt with 64 tiles holds 64 when it fails; then 32 would not fit, freed they do."""
     network = Costly(room=100, steps=2)
     with pytest.raises(ConfigError, match="pass chunk_size=32"), torch.no_grad():
         TwoPass(network).encode(tiles(64).split(64))
@@ -329,8 +329,8 @@ def test_a_chunk_size_is_measured_when_the_failed_attempt_is_freed() -> None:
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
-def test_a_chunk_too_large_for_going_back(chunks: int) -> None:
-    """The graph, kept from the first pass or computed again, is freed before smaller chunks are tried."""
+def test_a_chunk_too_large_for_the_backward_pass_is_freed(chunks: int) -> None:
+    """The graph of the first or second pass is freed before smaller chunks are tried."""
     network = Costly(room=100, steps=1)
     sizes = [64] if chunks == 1 else [64, 1]
     bag = TwoPass(network).encode(tiles(sum(sizes)).split(sizes))
@@ -341,7 +341,7 @@ def test_a_chunk_too_large_for_going_back(chunks: int) -> None:
 
 
 def test_each_attempt_is_freed_before_the_next() -> None:
-    """Of 40, 32 tiles fail while going back and hold 32; 16 take 32 once those are free."""
+    """Of 40, 32 tiles fail in the backward pass and hold 32; 16 need 32 once those are free."""
     network = Costly(room=40, steps=1)
     assert chunk_that_fits(network, tiles(64)) == 16
     assert not network.memory.used
@@ -349,8 +349,8 @@ def test_each_attempt_is_freed_before_the_next() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_chunks_from_a_stream_on_a_gpu() -> None:
-    """The first pass takes each chunk when it is there; features are those of the CPU."""
+def test_chunks_of_a_gpu_stream_have_the_features_of_the_cpu() -> None:
+    """The first pass computes each chunk when it arrives."""
     bag, network = MemoryBag(50, 12, 12), encoder(dtype=torch.float32).eval()
     bag.tiles[:] = (np.arange(50) * 37 % 251)[:, None, None, None]
     plain = network(torch.from_numpy(bag.tiles).permute(0, 3, 1, 2) / 255).detach()
@@ -394,7 +394,7 @@ dist.destroy_process_group()
 @pytest.mark.system
 @pytest.mark.parametrize("pool", ["gated", "max"])
 def test_two_processes_have_the_gradient_of_one(pool: str, tmp_path: Path) -> None:
-    """Two bags each, of unequal sizes, averaged by DistributedDataParallel over gloo."""
+    """Two bags each, of different sizes, averaged by DistributedDataParallel over gloo."""
     script = tmp_path / "two.py"
     script.write_text(_TWO_PROCESSES.format(root=str(ROOT), support=str(SUPPORT), pool=pool))
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]

@@ -1,4 +1,4 @@
-"""One conformance class, every backend: a new one subclasses it and is done."""
+"""One conformance class for all backends: a new backend subclasses it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def repeated(grey: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Made:
-    """A slide that was written for a test, and what must come out of it."""
+    """A slide that was written for a test, and its expected content."""
 
     open: Callable[[], Backend]
     level0: np.ndarray  # (H, W, 3)
@@ -63,7 +63,7 @@ def fetch(image: Any, rect: Rect) -> np.ndarray:
 
 
 class Conformance(ABC):
-    """What every backend guarantees."""
+    """Guarantees of every backend."""
 
     @abstractmethod
     def make(self, folder: Path) -> Made:
@@ -96,12 +96,12 @@ class Conformance(ABC):
         assert np.abs(difference).max() <= made.tolerance
 
     def test_lower_levels_equal_the_oracle(self, made: Made, backend: Backend) -> None:
-        """No level is mistaken for another."""
+        """No level is exchanged with another."""
         for level, expected in enumerate(made.levels):
             assert np.array_equal(backend.level_image(level).numpy(), expected)
 
     def test_any_rectangle_equals_the_oracle(self, made: Made, backend: Backend) -> None:
-        """Corners, edges, single pixels and random places through a region."""
+        """Corners, edges, single pixels and random positions, read by a region."""
         width, height = made.sizes[0]
         rects = [Rect(0, 0, 1, 1), Rect(width - 1, height - 1, 1, 1), Rect(0, height // 2, width, 1)]
         for x, y in RANDOM.integers(0, [max(1, width - 64), max(1, height - 64)], (8, 2)).tolist():
@@ -113,7 +113,7 @@ class Conformance(ABC):
             assert backend.failure(0, rect, got) is None
 
     def test_a_level_is_one_shared_image(self, made: Made, backend: Backend) -> None:
-        """libvips' cache of decoded tiles is per image: two images would decode twice."""
+        """libvips' cache of decoded tiles belongs to an image: two images would decode twice."""
         for level in range(len(made.sizes)):
             assert backend.level_image(level) is backend.level_image(level)
 
@@ -138,7 +138,7 @@ class Conformance(ABC):
         assert wrong == []
 
     def test_associated_images_are_no_levels(self, made: Made, backend: Backend) -> None:
-        """They are named, and lazy RGB too."""
+        """They have names, and are lazy RGB too."""
         assert backend.facts.associated == made.associated
         for name in made.associated:
             image = backend.associated_image(name)
@@ -274,7 +274,7 @@ class TestThumbnailStrips(Conformance):
 
 
 def jpeg_tiff(path: Path, *, holds: str, tagged: str, subsampling: tuple[int, int] = (1, 1)) -> np.ndarray:
-    """Write a JPEG-tiled TIFF whose tag may lie, and return what tifffile reads when it does not."""
+    """Write a JPEG-tiled TIFF whose colour tag may be wrong; return tifffile's pixels with the right tag."""
     smooth = np.asarray(Image.fromarray(PIXELS).resize((44, 32)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
     stored = {"subsampling": subsampling} if holds == "ycbcr" else {"compressionargs": {"outcolorspace": "RGB"}}
     tifffile.imwrite(path, smooth, tile=(128, 128), compression="jpeg", photometric="rgb", metadata=None, **stored)
@@ -290,10 +290,10 @@ def jpeg_tiff(path: Path, *, holds: str, tagged: str, subsampling: tuple[int, in
 @pytest.mark.parametrize(
     ("holds", "subsampling"), [("rgb", (1, 1)), ("ycbcr", (1, 1)), ("ycbcr", (2, 1)), ("ycbcr", (2, 2))]
 )
-def test_jpeg_colours_are_right_whatever_the_tag_says(
+def test_jpeg_colours_are_right_if_the_colour_tag_is_wrong(
     tmp_path: Path, holds: str, tagged: str, subsampling: tuple[int, int]
 ) -> None:
-    """RGB tagged YCbCr and the reverse: the mean error of believing the tag would be dozens of levels."""
+    """RGB tagged YCbCr and the reverse: the wrong colours would differ by dozens of levels."""
     path = tmp_path / "jpeg.tif"
     expected = jpeg_tiff(path, holds=holds, tagged=tagged, subsampling=subsampling)
     got = open_backend(path).level_image(0).numpy()
@@ -302,7 +302,7 @@ def test_jpeg_colours_are_right_whatever_the_tag_says(
 
 @pytest.mark.parametrize("order", ["C", "F"])
 class TestNumpy(Conformance):
-    """An array in memory, whatever its layout."""
+    """An array in memory, with any strides."""
 
     @pytest.fixture
     def made(self, tmp_path: Path, order: str) -> Made:
@@ -331,7 +331,7 @@ class TestNumpyAlpha(Conformance):
 def flat(
     name: str, file: str, pixels: np.ndarray, expected: np.ndarray | None, tolerance: int = 0
 ) -> type[Conformance]:
-    """Return the conformance test of a flat image that Pillow writes; Pillow is the oracle where none is given."""
+    """Return the conformance test of a flat image that Pillow writes; by default Pillow is the oracle."""
 
     class Flat(Conformance):
         def make(self, folder: Path) -> Made:
@@ -453,7 +453,7 @@ class TestOpenSlidePyramid(Conformance):
 
 @pytest.mark.parametrize("compression", ["deflate", "jpeg", "zstd"])
 def test_opening_decodes_nothing(tmp_path: Path, compression: str) -> None:
-    """A slide whose pixel data is noise opens, with all its facts; reading it does not succeed."""
+    """A slide whose pixel data is random opens with all its facts; reading it fails."""
     path = write_pyramid(tmp_path / "noise.tif", PIXELS, tile=128, compression=compression)
     with tifffile.TiffFile(path) as tif:
         spans = [
@@ -477,7 +477,7 @@ def test_opening_decodes_nothing(tmp_path: Path, compression: str) -> None:
 
 
 def test_tiles_that_are_black_in_the_file_are_no_failure(tmp_path: Path) -> None:
-    """They look like what libvips leaves of a tile it could not decode."""
+    """libvips leaves black where it cannot decode a tile."""
     path = write_pyramid(tmp_path / "black.tif", np.zeros_like(PIXELS), (1,), tile=128)
     backend = open_backend(path)
     for _ in range(2):
@@ -487,8 +487,10 @@ def test_tiles_that_are_black_in_the_file_are_no_failure(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("tile", [(128, 128), None], ids=["tiles", "strips"])
 @pytest.mark.parametrize("backend", ["auto", "tiff"])
-def test_what_nobody_decodes_rightly_is_refused_at_opening(tmp_path: Path, tile: Any, backend: str) -> None:
-    """Not at the first tile, and never as noise."""
+def test_codecs_that_no_reader_decodes_correctly_are_refused_at_opening(
+    tmp_path: Path, tile: Any, backend: str
+) -> None:
+    """Not at the first tile, and never read as noise."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, PIXELS, photometric="rgb", metadata=None, compression="zstd", tile=tile)
     with tifffile.TiffFile(path, mode="r+b") as tif:
@@ -497,8 +499,8 @@ def test_what_nobody_decodes_rightly_is_refused_at_opening(tmp_path: Path, tile:
         open_backend(path, backend)
 
 
-def test_the_header_of_a_real_slide_is_understood(shared_data: Path) -> None:
-    """Aperio: label, macro and thumbnail are told from levels; the thumbnail lies between them."""
+def test_the_header_of_a_real_aperio_slide_is_read(shared_data: Path) -> None:
+    """Label, macro and thumbnail are no levels; the thumbnail is between them in the file."""
     header = read_header(shared_data / "slides" / "TCGA-CR-7395-01A-01-TS1.svs")
     assert [level.size for level in header.levels] == [(4443, 3567), (2221, 1783)]
     assert [level.directory for level in header.levels] == [0, 2]

@@ -1,4 +1,4 @@
-"""Whatever is given: one of our errors with slide, reason and remedy, or pixels; never a crash or a hang."""
+"""Any input gives one of our errors with slide, reason and remedy, or pixels; never a crash or a hang."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ CASES: dict[str, tuple[Maker, type[SlideioPipeError]]] = {
 
 
 def assert_helpful(error: SlideioPipeError, path: Path) -> None:
-    """The message names the slide and says what to do."""
+    """Check that the message names the slide and a remedy."""
     assert error.slide
     assert ascii(path.name)[1:-1] in ascii(error.slide)
     assert error.reason
@@ -154,10 +154,10 @@ def assert_helpful(error: SlideioPipeError, path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "tiff", "openslide", "array"])
 @pytest.mark.parametrize("case", CASES)
-def test_what_cannot_be_opened_is_refused(
+def test_files_that_cannot_be_opened_are_refused(
     tmp_path: Path, case: str, backend: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With the class that fits, by every backend, and with nothing else on the terminal."""
+    """With the right class, by every backend, and with nothing else on the terminal."""
     make, expected = CASES[case]
     path = make(tmp_path)
     with pytest.raises(SlideioPipeError) as raised:
@@ -199,8 +199,8 @@ def test_arrays_that_are_no_image_are_refused(array: np.ndarray) -> None:
     assert raised.value.remedy
 
 
-def test_the_unopenable_file_is_refused_by_name(shared_data: Path) -> None:
-    """Compression 52479, at opening, whichever backend is asked."""
+def test_an_unknown_compression_is_refused_at_opening(shared_data: Path) -> None:
+    """Compression 52479, by every backend; the error names the file."""
     path = shared_data / "broken" / "unopenable.tiff"
     with pytest.raises(UnsupportedSlideError, match=r"unopenable\.tiff: TIFF compression 52479 is not"):
         open_slide(path)
@@ -212,7 +212,7 @@ def test_the_unopenable_file_is_refused_by_name(shared_data: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "tiff", "openslide"])
 def test_the_unreadable_file_opens_and_fails_at_the_tile(shared_data: Path, backend: str) -> None:
-    """Every time, in tiles, regions and thumbnails."""
+    """Each time, in tiles, regions and thumbnails."""
     slide = open_slide(shared_data / "broken" / "unreadable.svs", backend=backend)
     assert slide.mpp == (0.499, 0.499)
     for _ in range(2):
@@ -225,8 +225,8 @@ def test_the_unreadable_file_opens_and_fails_at_the_tile(shared_data: Path, back
                 attempt()
 
 
-def test_no_backend_of_that_name(coordinate_slide: Path) -> None:
-    """With those that there are."""
+def test_an_unknown_backend_is_refused(coordinate_slide: Path) -> None:
+    """With the known ones."""
     with pytest.raises(ConfigError, match="choose one of auto, tiff, openslide, array"):
         open_slide(coordinate_slide, backend="bioformats")
 
@@ -236,7 +236,7 @@ def test_no_backend_of_that_name(coordinate_slide: Path) -> None:
 )
 @pytest.mark.parametrize("kind", ["tiff", "zstd", "png"])
 def test_any_file_name_opens(tmp_path: Path, name: str, kind: str) -> None:
-    """Spaces, brackets, quotes, other alphabets: libvips would take "[…]" at the end for options."""
+    """Spaces, brackets, quotes, other alphabets: libvips would read "[…]" at the end as options."""
     if kind == "png":
         Image.fromarray(PIXELS).save(tmp_path / name, format="png")
     else:
@@ -246,7 +246,7 @@ def test_any_file_name_opens(tmp_path: Path, name: str, kind: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_no_permission_is_told(coordinate_slide: Path) -> None:
+def test_a_file_without_permission_is_an_error(coordinate_slide: Path) -> None:
     """With the path."""
     coordinate_slide.chmod(0)
     with pytest.raises(CorruptSlideError, match="no permission"):
@@ -255,13 +255,13 @@ def test_no_permission_is_told(coordinate_slide: Path) -> None:
 
 @pytest.mark.parametrize("tile", [1001, 701, 5000])
 def test_a_tile_larger_than_the_slide_is_refused(coordinate_slide: Path, tile: int) -> None:
-    """With what to do about it."""
+    """With a remedy."""
     with pytest.raises(ConfigError, match=r'coordinates\.tif: a tile of .* px is larger .*; pass edge="pad"'):
         TileGrid(open_slide(coordinate_slide).view(), tile)
 
 
 def test_stride_zero_is_refused(coordinate_slide: Path) -> None:
-    """It would never end."""
+    """The grid would not end."""
     with pytest.raises(ConfigError, match=r"coordinates\.tif: stride"):
         TileGrid(open_slide(coordinate_slide).view(), 64, stride=0)
 
@@ -296,7 +296,7 @@ KINDS = [
 @pytest.mark.parametrize("percent", [10, 50, 99])
 @pytest.mark.parametrize("kind", KINDS)
 def test_truncated_files_are_refused(tmp_path: Path, shared_data: Path, kind: str, percent: int) -> None:
-    """Cut at 10, 50 and 99 %: at opening, or at the first tile that is missing; never wrong pixels.
+    """Cut at 10, 50 and 99 %: at opening, or at the first missing tile; never wrong pixels.
 
     99 % of boxes.tiff lacks nothing but the colour profile of its smallest level.
     """
@@ -315,7 +315,7 @@ def test_truncated_files_are_refused(tmp_path: Path, shared_data: Path, kind: st
 
 
 def all_levels(path: Path) -> list[np.ndarray]:
-    """Open a slide and read all of it."""
+    """Open a slide and read all levels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EstimatedResolutionWarning)
         slide = open_slide(path)
@@ -365,7 +365,7 @@ print(outcomes)
 def test_damage_anywhere_ends_in_an_error_or_in_pixels(
     tmp_path: Path, shared_data: Path, kind: str, how: str, times: int
 ) -> None:
-    """In another process, because the alternative is a segmentation fault or a hang."""
+    """In another process, because a fault may be a segmentation fault or a hang."""
     source, target = tmp_path / "whole", tmp_path / f"damaged{Path(kind).suffix or '.tif'}"
     source.write_bytes(whole(tmp_path, kind, shared_data))
     command = [sys.executable, "-c", FUZZ, str(source), str(target), how, str(times)]

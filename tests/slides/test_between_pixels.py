@@ -1,4 +1,4 @@
-"""Tiles and regions that begin between pixels: OpenSlide, SciPy, Pillow and means in float64 say what they show."""
+"""Tiles and regions that begin between pixels; oracles: OpenSlide, SciPy, Pillow and means in float64."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RANDOM = np.random.default_rng(5)
 
 
 def textured(width: int, height: int) -> np.ndarray:
-    """Noise as sharp as tissue at 40×: a pixel's neighbour is 10 levels away, half a pixel shows."""
+    """Noise as sharp as tissue at 40×: neighbours differ by 10 levels, so that half a pixel shows."""
     noise = cv2.GaussianBlur(RANDOM.integers(0, 256, (height, width, 3)).astype(np.float32), (0, 0), 3.0)
     return np.clip((noise - 128) * 8 + 128, 0, 255).astype(np.uint8)
 
@@ -49,7 +49,7 @@ CORNERS = [[64, 128], [101, 203], [333, 72], [406, 411], [517, 299]]
 
 @pytest.fixture(params=["jpeg", "deflate", "lzw", "jpeg2000", "openslide", "array"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Levels of 1003 × 707, 501 × 353 and 250 × 176 px: downsamples that are no whole numbers, and differ per axis."""
+    """Levels of 1003 × 707, 501 × 353 and 250 × 176 px: downsamples are fractions and differ per axis."""
     codec = {"openslide": "deflate", "array": "deflate"}.get(request.param, request.param)
     lossy = {"compressionargs": {"level": 95}} if codec == "jpeg" else {}
     # OpenSlide itself reads levels at whole level-0 px only: there they are of whole downsamples.
@@ -58,14 +58,14 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def opened(path: Path, level: int = 0) -> Any:
-    """Return the slide by the reader that its name is of; an array is one level of it."""
+    """Return the slide by the named reader; an array is one level of it."""
     if path.stem == "array":
         return open_slide(stored(path, level).astype(np.uint8), slide_mpp=0.25)
     return open_slide(path, backend="openslide" if path.stem == "openslide" else "auto")
 
 
 def stored(path: Path, level: int) -> np.ndarray:
-    """Return a level as float64, decoded by OpenSlide; by Pillow where OpenSlide does not know the codec."""
+    """Return a level as float64, decoded by OpenSlide, or by Pillow if OpenSlide lacks the codec."""
     if path.stem == "jpeg2000":
         return np.asarray(PIXELS if level == 0 else PIXELS[:: 2**level, :: 2**level], np.float64)
     with openslide.OpenSlide(str(path)) as slide:
@@ -73,13 +73,13 @@ def stored(path: Path, level: int) -> np.ndarray:
 
 
 def apart(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Return how far pixels are apart: the mean and the 99th percentile, levels."""
+    """Return the difference of pixels: the mean and the 99th percentile, levels."""
     difference = np.abs(one.astype(np.float64) - other)
     return float(difference.mean()), float(np.percentile(difference, 99))
 
 
 def interpolated(level: np.ndarray, x: float, y: float, width: int, height: int) -> np.ndarray:
-    """Return pixels of a level from a place on, bilinear, by SciPy in float64."""
+    """Return pixels of a level from a position on, bilinear, by SciPy in float64."""
     rows, columns = np.mgrid[:height, :width].astype(np.float64)
     found = [map_coordinates(level[..., k], [rows + y, columns + x], order=1, mode="nearest") for k in range(3)]
     return np.stack(found, axis=-1)
@@ -109,7 +109,7 @@ def test_regions_are_interpolated_as_openslide_does(path: Path, level: int) -> N
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_tiles_of_a_level_are_the_pixels_at_their_corners(path: Path, level: int) -> None:
-    """A bag of existing corners at a stored resolution: SciPy's bilinear pixels of the stored level."""
+    """A bag of given corners at a stored resolution: SciPy's bilinear pixels of the stored level."""
     slide = opened(path)
     if level >= slide.level_count:
         pytest.skip("an array has one level")
@@ -126,7 +126,7 @@ def test_tiles_of_a_level_are_the_pixels_at_their_corners(path: Path, level: int
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_the_decoders_shrink_begins_at_the_corner(tmp_path: Path, factor: int) -> None:
+def test_means_begin_at_the_corner(tmp_path: Path, factor: int) -> None:
     """Tiles of a JPEG slide at a half, a quarter and an eighth: the means of level-0 px from each corner on."""
     # Full chroma: a decoder that shrinks does not filter halved chroma as one that doubles it.
     jpeg = {"compression": "jpeg", "compressionargs": {"level": 95}, "subsampling": (1, 1)}
@@ -147,7 +147,7 @@ def test_the_decoders_shrink_begins_at_the_corner(tmp_path: Path, factor: int) -
 
 @pytest.mark.parametrize("factor", [1.5386, 2.0, 2.37, 3.3, 0.8])
 def test_between_resolutions_a_tile_is_resized_from_its_own_box(path: Path, factor: float) -> None:
-    """Pillow's antialiased BILINEAR of the whole level, from the very box that the tile covers."""
+    """Pillow's antialiased BILINEAR of the whole level, from the exact box of the tile."""
     if path.stem == "jpeg" and factor == 2.0:
         pytest.skip("the decoder shrinks: a mean, not a triangle")
     single = open_slide(stored(path, 0).astype(np.uint8), slide_mpp=0.25)
@@ -167,7 +167,7 @@ def test_between_resolutions_a_tile_is_resized_from_its_own_box(path: Path, fact
 
 
 def shifted(x: int, y: int, step: int) -> tuple[np.ndarray, list[int]]:
-    """Return the slide cut so that the corner is ``step`` whole px within it: there it is on the grid."""
+    """Return the slide cut so that the corner is ``step`` whole px inside it, and on the grid."""
     return np.ascontiguousarray(PIXELS[y - step :, x - step :]), [step, step]
 
 
@@ -183,8 +183,8 @@ def shifted(x: int, y: int, step: int) -> tuple[np.ndarray, list[int]]:
     ],
     ids=lambda transform: type(transform).__name__,
 )
-def test_a_tile_is_drawn_as_where_it_lies_on_the_grid(factor: float, transform: Any) -> None:
-    """The slide is cut at the corner: there the same tile with the same draw is one of the grid."""
+def test_a_drawn_tile_equals_the_same_tile_on_the_grid(factor: float, transform: Any) -> None:
+    """The slide is cut at the corner, so that the tile with the same draw is on the grid."""
     for x, y in CORNERS[1:4]:
         cut, corner = shifted(x, y, 40)
         tiles = []
@@ -197,8 +197,8 @@ def test_a_tile_is_drawn_as_where_it_lies_on_the_grid(factor: float, transform: 
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0, 2.37])
-def test_every_way_out_has_the_same_pixels(tmp_path: Path, factor: float) -> None:
-    """Streams, stores, threads, pickles: what the bag reads, and its coordinates."""
+def test_streams_stores_threads_and_pickles_have_the_same_pixels(tmp_path: Path, factor: float) -> None:
+    """As the bag reads them, and the same coordinates."""
     view = open_slide(PIXELS, slide_mpp=0.25).view(mpp=0.25 * factor)
     bag = TileBag.from_coords(view, CORNERS[:4], TILE)
     assert not np.array_equal(bag[:], TileBag.from_coords(view, CORNERS[:4], TILE, nearest=True)[:]) or factor == 1
@@ -222,7 +222,7 @@ def looked_up(labels: np.ndarray, corner: list[int], step: tuple[float, float]) 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0, 2.37])
 def test_labels_are_those_of_the_pixels_shown(tmp_path: Path, factor: float) -> None:
-    """Of a bag and of its store, from a mask and from polygons: the label under the centre of every pixel."""
+    """Of a bag and its store, from a mask and from polygons: the label under the centre of every pixel."""
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     labels[150:431, 120:600:7] = 1
     labels[150:431, 121:600:7] = 2
@@ -252,7 +252,7 @@ def coordinates(path: Path, corners: Any, **attributes: Any) -> Path:
 
 
 def test_clams_tiles_are_the_regions_that_clam_reads(tmp_path: Path) -> None:
-    """Level 1 at corners that CLAM's contours begin at: what OpenSlide reads there."""
+    """Level 1 at corners from which CLAM's contours start: OpenSlide's pixels there."""
     slide = write_pyramid(tmp_path / "a.tif", PIXELS, (1, 2, 4), tile=128)
     file = coordinates(tmp_path / "a.h5", CORNERS[:4], patch_size=TILE, patch_level=1)
     bag = from_clam(file, open_slide(slide))
@@ -264,7 +264,7 @@ def test_clams_tiles_are_the_regions_that_clam_reads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("own", "target"), [(20, 13), (40, 20), (40, 15), (20, 7)])
 def test_tridents_tiles_are_the_squares_that_trident_reads(tmp_path: Path, own: int, target: int) -> None:
-    """Its files cut the side at level 0 to a whole number, its reader rounds it: the square is the reader's."""
+    """Its files truncate the side at level 0, its reader rounds it: the reader's square counts."""
     side = 64
     attributes = {"patch_size": side, "patch_size_level0": side * own // target, "overlap": 0}
     attributes |= {"level0_magnification": own, "target_magnification": target}
@@ -278,8 +278,8 @@ def test_tridents_tiles_are_the_squares_that_trident_reads(tmp_path: Path, own: 
         assert apart(tile[2:-2, 2:-2], expected[2:-2, 2:-2])[0] < 0.1
 
 
-def test_a_tile_ends_where_its_file_says(tmp_path: Path) -> None:
-    """506 px of level 0 in 256 are not taken for a half, as the resolution of a view would be."""
+def test_a_tile_has_the_extent_of_its_file(tmp_path: Path) -> None:
+    """506 px of level 0 in 256 are not rounded to a half, as the resolution of a view is."""
     slide = open_slide(np.zeros((1200, 1300, 3), np.uint8), slide_mpp=0.2528)
     bag = from_trident(coordinates(tmp_path / "a.h5", [[0, 0]], patch_size=256, patch_size_level0=506), slide)
     assert bag.view.downsample == (506 / 256, 506 / 256)
@@ -288,8 +288,8 @@ def test_a_tile_ends_where_its_file_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["clam", "trident"])
 @pytest.mark.parametrize("factor", [1, 2, 2.37])
-def test_what_is_written_comes_back(tmp_path: Path, layout: str, factor: float) -> None:
-    """Given corners as they are; corners of a grid, rounded to level-0 px, as the pixels of that grid."""
+def test_written_corners_are_read_back(tmp_path: Path, layout: str, factor: float) -> None:
+    """Given corners unchanged; corners of a grid, rounded to level-0 px, as the pixels of that grid."""
     from slideio_pipe.export.convert import convert
 
     slide = open_slide(PIXELS, slide_mpp=0.25)
@@ -321,8 +321,8 @@ def test_corners_between_level0_pixels_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("outside", ["white", "black"])
 @pytest.mark.parametrize("factor", [1, 2, 2.37])
-def test_what_lies_outside_is_white_or_black(factor: float, outside: str) -> None:
-    """A pixel of which half lies inside is the slide's; beside it there is nothing else, and no seam between."""
+def test_pixels_outside_are_white_or_black(factor: float, outside: str) -> None:
+    """A pixel that is half inside is the slide's; there is no blending at the edge."""
     pixels = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
     view = open_slide(pixels, slide_mpp=0.25).view(mpp=0.25 * factor, outside=outside)
     width, height = view.size
@@ -336,8 +336,8 @@ def test_what_lies_outside_is_white_or_black(factor: float, outside: str) -> Non
 
 
 @pytest.mark.parametrize("transform", [None, A.HorizontalFlip(p=1), A.Affine(rotate=(20, 20), p=1)])
-def test_black_reaches_into_drawn_tiles_and_views(tmp_path: Path, transform: Any) -> None:
-    """Tiles that are turned, the turned slide, regions, files of coordinates: as OpenSlide's pixels without alpha."""
+def test_black_outside_is_used_by_drawn_tiles_and_views(tmp_path: Path, transform: Any) -> None:
+    """Turned tiles, the turned slide, regions, files of coordinates: as OpenSlide's pixels without alpha."""
     pixels = np.full((200, 300, 3), 255, np.uint8)
     slide = open_slide(pixels, slide_mpp=0.25)
     view = slide.view(outside="black")
@@ -360,8 +360,8 @@ def test_black_reaches_into_drawn_tiles_and_views(tmp_path: Path, transform: Any
         slide.read_region((0, 0), 0, (5, 5), outside="grey")
 
 
-def test_sizes_and_corners_of_numpy(tmp_path: Path) -> None:
-    """As they come out of arrays of coordinates."""
+def test_sizes_and_corners_may_be_numpy_numbers(tmp_path: Path) -> None:
+    """As arrays of coordinates have them."""
     slide = open_slide(PIXELS)
     corner, size = np.array([7, 9], np.int32), np.array([5, 4], np.uint8)
     assert np.array_equal(slide.read_region(corner, 0, size), PIXELS[9:13, 7:12])  # type: ignore[arg-type]

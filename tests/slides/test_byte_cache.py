@@ -1,4 +1,4 @@
-"""A cache with a memory limit: against a plain list of keys by use, shared by threads, empty when it is copied."""
+"""A cache with a memory limit: like a list of keys sorted by use, thread-safe, empty when copied."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ STEPS = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 60)))
 
 
 @given(STEPS)
-def test_it_keeps_what_was_used_last(steps: list[tuple[str, int]]) -> None:
-    """As a list does that is sorted by use: what does not fit goes from its front."""
+def test_it_keeps_the_last_used_values(steps: list[tuple[str, int]]) -> None:
+    """Like a list sorted by use, from whose front values are dropped."""
     cache: ByteCache[str, int] = ByteCache(100)
     plain: list[tuple[str, int]] = []
     for key, nbytes in steps:
@@ -34,8 +34,8 @@ def test_it_keeps_what_was_used_last(steps: list[tuple[str, int]]) -> None:
         assert cache.nbytes == sum(size for _, size in plain)
 
 
-def test_what_is_larger_than_all_of_it_is_not_kept() -> None:
-    """And nothing else is left."""
+def test_a_value_larger_than_the_limit_is_not_kept() -> None:
+    """And all others are dropped."""
     cache: ByteCache[str, str] = ByteCache(10)
     cache.keep("small", "x", 5)
     cache.keep("large", "y", 11)
@@ -60,7 +60,7 @@ def test_copies_are_empty() -> None:
 
 
 def test_threads_share_it() -> None:
-    """The count of bytes is that of what is kept, whoever kept it."""
+    """The count of bytes equals the size of the values, whichever thread added them."""
     cache: ByteCache[int, bytes] = ByteCache(50)
 
     def use(first: int) -> None:

@@ -1,4 +1,4 @@
-"""Slides that are several files, of which some are missing: what is left is a preview or an index, and refused."""
+"""Slides of several files, some of them missing: the rest is a preview or an index, and is refused."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ OME = 'xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"'
 
 
 def preview(path: Path, kind: str = "JPEG") -> Path:
-    """Write a flat picture under the name of a slide."""
+    """Write a flat picture with the name of a slide."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(PIXELS).save(path, kind)
     return path
 
 
 def mirax_without_folder(folder: Path) -> Path:
-    """MIRAX keeps Slidedat.ini, index and tiles in a folder beside a JPEG preview."""
+    """MIRAX has Slidedat.ini, index and tiles in a folder beside a JPEG preview."""
     return preview(folder / "a.mrxs")
 
 
@@ -118,10 +118,10 @@ def list_of_slides(folder: Path) -> Path:
         (list_of_slides, UnsupportedSlideError, "a list of .ndpi files"),
     ],
 )
-def test_a_part_of_a_slide_is_no_slide(
+def test_a_part_of_a_slide_is_refused(
     make: Callable[[Path], Path], error: type[SlideioPipeError], words: str, tmp_path: Path
 ) -> None:
-    """By any backend: what is missing is named."""
+    """By every backend: the error names the missing file."""
     path = make(tmp_path)
     for backend in ("auto", "array"):
         if backend == "array" and make in (ome_binary_only, ome_one_channel, tiff_under_a_name):
@@ -133,15 +133,15 @@ def test_a_part_of_a_slide_is_no_slide(
 
 @pytest.mark.parametrize("ending", [".jpg", ".png", ".tif"])
 def test_pictures_under_their_own_names_open(tmp_path: Path, ending: str) -> None:
-    """Also a PNG whose name ends in .tif: nothing of it is missing."""
+    """Also a PNG whose name ends in .tif: no file of it is missing."""
     path = preview(tmp_path / f"a{ending}", "PNG")
     assert np.array_equal(open_slide(path).read_region((0, 0), 0, (300, 200)), PIXELS)
 
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("level", [0, 1])
-def test_an_ome_zarr_without_chunks(tmp_path: Path, version: int, level: int) -> None:
-    """Only its metadata were copied: zarr reads what is missing as black."""
+def test_an_ome_zarr_without_chunks_is_refused(tmp_path: Path, version: int, level: int) -> None:
+    """Only its metadata were copied: zarr would read black."""
     store = tmp_path / "a.zarr"
     group = zarr.open_group(str(store), mode="w", zarr_format=version)  # type: ignore[arg-type]
     for index, step in enumerate((1, 2)):
@@ -156,7 +156,7 @@ def test_an_ome_zarr_without_chunks(tmp_path: Path, version: int, level: int) ->
 
 
 def test_the_largest_image_of_an_ome_series_in_another_file(tmp_path: Path) -> None:
-    """Each file is its own image, whether the others are there or not; it is no damage."""
+    """Each file is its own image, with or without the others; it is not damaged."""
     channel = '<Channel ID="Channel:0:0" SamplesPerPixel="3"/>'
     image = (
         '<Image ID="Image:{0}"><Pixels ID="Pixels:{0}" DimensionOrder="XYCZT" Type="uint8" SizeX="{1}" SizeY="{2}" '

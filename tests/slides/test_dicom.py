@@ -1,4 +1,4 @@
-"""DICOM through OpenSlide, and what it does not say: where padded levels lie, and why a file cannot be read."""
+"""DICOM through OpenSlide, and what OpenSlide lacks: offsets of padded levels, and reasons for refusals."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from slideio_pipe.slides.slide import open_slide
 PIXELS = coordinate_pixels(700, 500)
 
 
-def test_levels_padded_to_whole_tiles(tmp_path: Path) -> None:
-    """Lie where their pixel spacing says, and end where the slide does; the oracle is the picture they were made of."""
+def test_padded_levels_are_placed_by_their_pixel_spacing(tmp_path: Path) -> None:
+    """And end where the slide ends; the oracle is the picture they were made of."""
     paths = write_series(tmp_path, PIXELS, (1, 2, 4), padded=True, spacing=(0.0005, 0.00025))
     with openslide.OpenSlide(str(paths[0])) as plain:
         assert plain.level_downsamples == (1.0, 2.0, 3.5)
@@ -40,7 +40,7 @@ def test_levels_padded_to_whole_tiles(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tile", [144, 240])
 def test_a_view_of_padded_levels_is_the_picture(tmp_path: Path, tile: int) -> None:
-    """Half, a quarter, and between: never from a level that seems to be what it is not."""
+    """Half, a quarter, and between: never from a level of another extent."""
     rows, columns = np.mgrid[:500, :700]
     smooth = np.stack([columns // 4, rows // 3, (columns + rows) // 6], axis=-1).astype(np.uint8)
     slide = open_slide(write_series(tmp_path, smooth, (1, 2, 4), padded=True, tile=tile)[0])
@@ -52,8 +52,8 @@ def test_a_view_of_padded_levels_is_the_picture(tmp_path: Path, tile: int) -> No
         assert np.abs(seen[y, x].astype(int) - at_level0).max() <= 2
 
 
-def test_levels_that_are_not_padded(tmp_path: Path) -> None:
-    """Are as they were, and where spacing is missing or the same everywhere, as OpenSlide has them."""
+def test_levels_that_are_not_padded_are_unchanged(tmp_path: Path) -> None:
+    """If spacing is missing or equal at all levels, they are as in OpenSlide."""
     slide = open_slide(write_series(tmp_path / "a", PIXELS)[1])
     assert slide.level_dimensions == ((700, 500), (350, 250), (175, 125))
     for spacing in (None, (0.0005, 0.0005)):
@@ -95,8 +95,8 @@ def test_a_padded_level_without_spacing_is_not_used(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_openslide_does_not_read_is_to_be_converted(tmp_path: Path, options: dict[str, Any], words: str) -> None:
-    """It is no damage, and another copy would not help; names of codecs are those of DICOM part 6."""
+def test_the_remedy_of_an_unsupported_codec_is_to_convert(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    """The file is not damaged; names of codecs are those of DICOM part 6."""
     encoded = {"encoded": [b"abcd"] * 24} if "syntax" in options else {}
     path = write_dicom(tmp_path / "a.dcm", **{"pixels": PIXELS, **encoded, **options})
     with pytest.raises(UnsupportedSlideError, match=words) as caught:
@@ -104,8 +104,8 @@ def test_what_openslide_does_not_read_is_to_be_converted(tmp_path: Path, options
     assert "convert it once" in str(caught.value)
 
 
-def test_several_planes_of_one_size(tmp_path: Path) -> None:
-    """Focal planes in files of their own: OpenSlide takes one of them unasked. A copy of a file is no plane."""
+def test_several_focal_planes_are_refused(tmp_path: Path) -> None:
+    """In separate files OpenSlide would take one of them; a copy of a file is no plane."""
     path = write_dicom(tmp_path / "a.dcm", PIXELS)
     (tmp_path / "a (1).dcm").write_bytes(path.read_bytes())
     assert open_slide(path).dimensions == (700, 500)
@@ -114,15 +114,15 @@ def test_several_planes_of_one_size(tmp_path: Path) -> None:
         open_slide(path)
 
 
-def test_a_label_alone_is_no_slide(tmp_path: Path) -> None:
+def test_a_label_alone_is_refused(tmp_path: Path) -> None:
     """The files of its levels are missing."""
     path = write_dicom(tmp_path / "a.dcm", PIXELS, kind="ORIGINAL\\PRIMARY\\LABEL\\NONE")
     with pytest.raises(CorruptSlideError, match=r"\(VOLUME\) is beside it, only ORIGINAL\\PRIMARY\\LABEL"):
         open_slide(path)
 
 
-def test_the_full_resolution_is_missing(tmp_path: Path) -> None:
-    """Only resampled levels were copied: they are read, at their own resolution, and it is said."""
+def test_a_missing_full_resolution_is_a_warning(tmp_path: Path) -> None:
+    """Only resampled levels were copied: they are read at their own resolution."""
     paths = write_series(tmp_path, PIXELS, (1, 2, 4))
     paths[0].unlink()
     with pytest.warns(errors.IncompleteSlideWarning, match=r"l1\.dcm \(350 × 250 px\), is itself resampled"):
@@ -131,15 +131,15 @@ def test_the_full_resolution_is_missing(tmp_path: Path) -> None:
     assert slide.dimensions == (350, 250)
 
 
-def test_a_radiological_image(tmp_path: Path) -> None:
-    """Is DICOM, but no slide."""
+def test_a_radiological_image_is_refused(tmp_path: Path) -> None:
+    """It is DICOM, but no slide."""
     path = write_dicom(tmp_path / "a.dcm", PIXELS, sop_class="1.2.840.10008.5.1.4.1.1.2")
     with pytest.raises(UnsupportedSlideError, match="no whole-slide image"):
         open_slide(path)
 
 
 def _undefined(data: bytes) -> bytes:
-    """Return the shared groups with lengths that are not stated, as other writers have them."""
+    """Return the shared groups with undefined lengths, as some writers have them."""
     measures = element(0x00280030, "DS", "0.002\\0.001")
     end_item, end = struct.pack("<HHI", 0xFFFE, 0xE00D, 0), struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
     item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
@@ -152,8 +152,8 @@ def _undefined(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [_undefined, lambda data: data[:300], lambda data: data[:-2], lambda data: b""])
-def test_headers_of_any_kind(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    """Are read to their end or as far as they go; nothing but an error of ours comes of it."""
+def test_damaged_headers_raise_only_our_errors(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    """They are read to their end or to the damage."""
     from slideio_pipe.slides.backends.dicom_header import read_instance
 
     path = write_dicom(tmp_path / "a.dcm", PIXELS)

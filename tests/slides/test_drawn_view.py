@@ -1,4 +1,4 @@
-"""Views with a drawn augmentation: where pixels lie, that the draw alone decides, that nothing is decoded early."""
+"""Views with a drawn augmentation: where pixels are, reproducibility, and that nothing is decoded early."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def oracle(plain: np.ndarray, draw: Draw) -> np.ndarray:
 
 
 def inner(view: SlideView, margin: float = 2) -> np.ndarray:
-    """Where all that is sampled lies inside the plain image, ``margin`` px from its border."""
+    """Return where all sampled pixels are inside the plain image, ``margin`` px from its border."""
     rows, columns = np.mgrid[: view.size.height, : view.size.width] + 0.5
     place = view.to_plain.apply(np.stack([columns, rows], axis=-1))
     return ((place > margin) & (place < np.array(view.plain_size) - margin)).all(axis=-1)
@@ -80,8 +80,8 @@ def inner(view: SlideView, margin: float = 2) -> np.ndarray:
 
 @pytest.mark.parametrize("transform", MOVES.values(), ids=MOVES)
 @pytest.mark.parametrize("mpp", [None, 0.31, 0.5])
-def test_tiles_and_image_are_what_scipy_makes_of_the_plain_pixels(transform: object, mpp: float | None) -> None:
-    """At most 1 level apart; the reader up to 2 where its own shrinking rounds before, and 9 where white begins."""
+def test_tiles_and_image_equal_scipy_on_the_plain_pixels(transform: object, mpp: float | None) -> None:
+    """To 1 level; tiles to 2 where shrinking rounds before, and to 9 where white begins."""
     view = open_slide(SMOOTH, slide_mpp=0.25).view(mpp=mpp, transform=transform)
     assert view.draw is not None
     expected = oracle(view.plain_image.numpy(), view.draw)
@@ -101,8 +101,8 @@ def test_tiles_and_image_are_what_scipy_makes_of_the_plain_pixels(transform: obj
 @pytest.mark.parametrize("own", [(0.25, 0.25), (0.25, 0.5), (0.4, 0.25)])
 @pytest.mark.parametrize("mpp", [None, 0.5, 0.8])
 @pytest.mark.parametrize("degrees", [15, 90, 180, 222])
-def test_pixels_lie_where_the_affine_says(own: tuple[float, float], mpp: float | None, degrees: float) -> None:
-    """The slide encodes its coordinates: a view pixel holds the level-0 place its centre maps to, and points return."""
+def test_pixels_are_where_the_affine_maps_them(own: tuple[float, float], mpp: float | None, degrees: float) -> None:
+    """Pixels encode coordinates: a view pixel has the level-0 position of its centre; points map back."""
     view = open_slide(RAMP, slide_mpp=own).view(mpp=mpp, transform=turned(degrees))
     pixels, far = whole(view), inner(view)
     rows, columns = np.mgrid[: view.size.height, : view.size.width]
@@ -118,8 +118,8 @@ def test_pixels_lie_where_the_affine_says(own: tuple[float, float], mpp: float |
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 45, 90, 131, 180, 270])
-def test_the_canvas_just_holds_the_slide(degrees: float) -> None:
-    """w·|cos| + h·|sin|, rounded up; every corner of the slide is on it, and touches its border."""
+def test_the_canvas_is_the_smallest_that_holds_the_slide(degrees: float) -> None:
+    """w·|cos| + h·|sin|, rounded up; every corner of the slide is on it, at its border."""
     view = open_slide(SMOOTH, slide_mpp=0.25).view(mpp=0.5, transform=turned(degrees))
     width, height = view.plain_size
     cosine, sine = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
@@ -132,7 +132,7 @@ def test_the_canvas_just_holds_the_slide(degrees: float) -> None:
 
 
 def test_mpp_follows_the_drawn_scale() -> None:
-    """Enlarged twice is half the µm per pixel; a quarter turn swaps unequal axes."""
+    """Enlarged twice has half the µm per pixel; a quarter turn swaps unequal axes."""
     slide = open_slide(SMOOTH, slide_mpp=(0.25, 0.4))
     assert slide.view(transform=turned(0, 2.0)).mpp == pytest.approx((0.125, 0.2))
     assert slide.view(transform=turned(90)).mpp == pytest.approx((0.4, 0.25))
@@ -156,7 +156,7 @@ EXACT = {
 @pytest.mark.parametrize(("transform", "expected"), EXACT.values(), ids=EXACT)
 @pytest.mark.parametrize("size", [(1000, 700), (333, 217)])
 def test_quarter_turns_and_flips_copy_bytes(transform: object, expected: object, size: tuple[int, int]) -> None:
-    """The slide's own bytes, in the image and in tiles, also of odd sizes; a wrong tile shows as a wrong number."""
+    """In the image and in tiles, also of odd sizes; a wrong tile shows as a wrong number."""
     pixels = coordinate_pixels(*size)
     view = open_slide(pixels).view(transform=transform)
     wanted = expected(pixels)  # type: ignore[operator]
@@ -194,7 +194,7 @@ def test_an_identity_draw_changes_no_byte(transform: object, mpp: float | None) 
 
 @pytest.mark.parametrize("basis", ["hed", "macenko"])
 def test_white_glass_stays_white(basis: str) -> None:
-    """Whole views, turned and shrunk, with the strongest jitter and beta 0: only what touches tissue is not white."""
+    """Whole views, turned and shrunk, with the strongest jitter and beta 0: white except near tissue."""
     pixels = np.full((600, 800, 3), 255, np.uint8)
     pixels[200:400, 300:500] = (150, 80, 160)
     transform = A.Compose([StainJitter(basis=basis, alpha=0.5, beta=0), turned(20)])
@@ -221,8 +221,8 @@ def tiles_of(bag: TileBag) -> np.ndarray:
     return bag[:]
 
 
-def test_threads_order_and_pickling_change_nothing(coordinate_slide: Path) -> None:
-    """1 and 4 threads, backwards, one by one, after pickling: the same bytes."""
+def test_threads_order_and_pickling_do_not_change_bytes(coordinate_slide: Path) -> None:
+    """1 and 4 threads, backwards, one by one, after pickling."""
     bag = drawn_bag(coordinate_slide)
     every = np.arange(len(bag))
     assert len(bag) > 20
@@ -236,7 +236,7 @@ def test_threads_order_and_pickling_change_nothing(coordinate_slide: Path) -> No
 
 @pytest.mark.system
 def test_another_process_draws_and_reads_the_same(coordinate_slide: Path) -> None:
-    """One that was not forked: hash seeds, libvips and caches of its own."""
+    """A process that was not forked has its own hash seed, libvips and caches."""
     bag = drawn_bag(coordinate_slide)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         again = pool.submit(drawn_bag, coordinate_slide).result(timeout=60)
@@ -246,7 +246,7 @@ def test_another_process_draws_and_reads_the_same(coordinate_slide: Path) -> Non
 
 
 def test_the_draw_in_the_provenance_gives_the_same_tiles(coordinate_slide: Path) -> None:
-    """Through JSON and back: what a store keeps is enough to make the bag again."""
+    """Through JSON and back: a store has what is needed to make the bag again."""
     bag = drawn_bag(coordinate_slide)
     kept = json.loads(json.dumps(bag.provenance()))
     draw = Draw.model_validate(kept["view"]["draw"])
@@ -269,7 +269,7 @@ def test_seed_epoch_and_slide_each_change_the_draw(tmp_path: Path) -> None:
 
 
 def test_views_with_opaque_steps_are_hashed_pickled_and_compared() -> None:
-    """Such a draw holds a dictionary."""
+    """Their draw contains a dictionary."""
     slide = open_slide(SMOOTH)
     views = [slide.view(transform=A.Blur(p=1), seed=seed) for seed in (0, 0, 1)]
     assert hash(views[0]) == hash(views[1])
@@ -278,8 +278,8 @@ def test_views_with_opaque_steps_are_hashed_pickled_and_compared() -> None:
     assert pickle.loads(pickle.dumps(views[0])).draw == views[0].draw
 
 
-def test_colours_only_leave_geometry_alone(coordinate_slide: Path) -> None:
-    """Same size and affine; tiles are the image's pixels, at most one level apart."""
+def test_colour_transforms_do_not_change_geometry(coordinate_slide: Path) -> None:
+    """Same size and affine; tiles equal the image's pixels, to one level."""
     transform = A.Compose([StainJitter(), ColorJitter(0.2, 0.2, 0.2, 0.0)])
     view = open_slide(coordinate_slide).view(transform=transform, seed=3)
     plain = open_slide(coordinate_slide).view()
@@ -291,7 +291,7 @@ def test_colours_only_leave_geometry_alone(coordinate_slide: Path) -> None:
 
 
 def test_building_a_view_of_a_giant_slide_decodes_nothing() -> None:
-    """100,000² pixels, every kind of step; one tile then needs a handful of stored tiles."""
+    """100,000² pixels, every kind of step; one tile then needs a few stored tiles."""
     slide, requests = counted_slide((100_000, 100_000))
     steps = [RandomAffine(rotate=(30, 30)), StainJitter(), ColorJitter(0.1, 0.1, 0.1, 0.1), GaussianNoise(2)]
     view = slide.view(mpp=0.5, transform=A.Compose(steps), seed=1)
@@ -305,8 +305,8 @@ def test_building_a_view_of_a_giant_slide_decodes_nothing() -> None:
     assert 0 < len(requests) < 30
 
 
-def test_a_tile_of_a_turned_giant_lies_where_the_affine_says() -> None:
-    """No drift over 100,000 px: the ramp repeats every 4096 px, and a pixel of it is 16."""
+def test_a_tile_of_a_turned_giant_slide_is_where_the_affine_maps_it() -> None:
+    """No drift over 100,000 px: the ramp repeats every 4096 px, and one pixel changes it by 16."""
     slide, _ = counted_slide((100_000, 100_000))
     view = slide.view(mpp=1.0, transform=turned(37))
     reader = TileReader(view, 64)
@@ -323,7 +323,7 @@ def test_a_tile_of_a_turned_giant_lies_where_the_affine_says() -> None:
     assert checked > 5000
 
 
-def test_a_thumbnail_decodes_what_it_shows() -> None:
+def test_a_thumbnail_of_a_shrunk_view_decodes_little() -> None:
     """Of a slide drawn a hundred times smaller, not the whole slide."""
     slide, requests = counted_slide((40_000, 30_000))
     view = slide.view(transform=turned(20, 0.01))
@@ -334,7 +334,7 @@ def test_a_thumbnail_decodes_what_it_shows() -> None:
 
 @pytest.mark.parametrize("transform", [turned(30), A.Compose([turned(120, 1.5), StainJitter()]), A.VerticalFlip(p=1)])
 def test_a_thumbnail_is_the_view_made_smaller(transform: object) -> None:
-    """Against the whole image shrunk by box averages; plot has its size."""
+    """Compared with box averages of the whole image; plot has its size."""
     view = open_slide(SMOOTH, slide_mpp=(0.25, 0.3)).view(mpp=0.3, transform=transform)
     small = view.thumbnail(200)
     assert max(small.shape[:2]) == 200
@@ -355,7 +355,7 @@ def test_a_thumbnail_is_the_view_made_smaller(transform: object) -> None:
 
 
 def test_an_opaque_step_runs_on_the_turned_slide() -> None:
-    """Tiles are crops of the view's own graph, white outside."""
+    """Tiles are crops of the view's own image, white outside."""
     view = open_slide(SMOOTH, slide_mpp=0.25).view(transform=A.Compose([turned(25), A.Blur(p=1)]), seed=2)
     assert np.array_equal(whole(view), view.image.numpy())
     outside = TileReader(view, 16).read([[-16, 0], [view.size.width, 5]])
@@ -363,7 +363,7 @@ def test_an_opaque_step_runs_on_the_turned_slide() -> None:
 
 
 def test_uncoloured_tiles_of_an_opaque_view_have_the_slide_s_colours() -> None:
-    """What ``operations`` lists has not been applied."""
+    """Operations in ``operations`` are not applied."""
     slide = open_slide(SMOOTH, slide_mpp=0.25)
     view = slide.view(transform=A.Compose([A.HorizontalFlip(p=1), A.Blur(blur_limit=9, p=1)]))
     bag = TileBag(view, TileGrid(view, 100))
@@ -376,7 +376,7 @@ def test_uncoloured_tiles_of_an_opaque_view_have_the_slide_s_colours() -> None:
 )
 @pytest.mark.parametrize("kind", ["tiff", "zarr"])
 def test_damaged_pixels_are_an_error_every_time(tmp_path: Path, transform: object, kind: str) -> None:
-    """Never black tiles, however often they are asked for and whatever is drawn."""
+    """Never black tiles, in repeated reads and with every transform."""
     noise = np.random.default_rng(0).integers(0, 255, (700, 1000, 3)).astype(np.uint8)
     if kind == "tiff":
         path = write_pyramid(tmp_path / "damaged.tif", noise, (1,))
@@ -408,7 +408,7 @@ def disc(slide: Slide) -> TissueMask:
 @pytest.mark.parametrize("transform", MOVES.values(), ids=MOVES)
 @pytest.mark.parametrize("mpp", [None, 0.6])
 def test_tissue_fractions_through_a_turned_view(transform: object, mpp: float | None) -> None:
-    """Against looking up, for every pixel of every tile, the mask pixel that the place it maps to lies in."""
+    """Compared with a lookup of the mask pixel for every pixel of every tile."""
     slide = open_slide(SMOOTH, slide_mpp=0.25)
     view, tissue = slide.view(mpp=mpp, transform=transform), disc(slide)
     grid = TileGrid(view, 60, tissue=tissue, min_tissue=0.0, edge="pad")
@@ -427,8 +427,8 @@ def test_tissue_fractions_through_a_turned_view(transform: object, mpp: float | 
     assert area == pytest.approx(math.pi * 250**2, rel=0.02)
 
 
-def test_kept_tiles_hold_tissue_in_a_mirrored_view() -> None:
-    """A flip moves the tiles with the tissue: every kept tile shows tissue pixels."""
+def test_kept_tiles_contain_tissue_in_a_mirrored_view() -> None:
+    """A flip moves the tiles with the tissue."""
     pixels = np.full((700, 1000, 3), 255, np.uint8)
     pixels[100:300, 600:1000] = 120
     slide = open_slide(pixels, slide_mpp=0.25)
@@ -440,8 +440,8 @@ def test_kept_tiles_hold_tissue_in_a_mirrored_view() -> None:
     assert (bag[:] == 120).all()
 
 
-def test_outlines_go_through_the_affine_and_back(tmp_path: Path) -> None:
-    """A GeoJSON ring in view pixels lies on the outline of the turned mask, and returns to where it was."""
+def test_outlines_map_through_the_affine_and_back(tmp_path: Path) -> None:
+    """A GeoJSON ring in view pixels is on the outline of the turned mask, and maps back to its origin."""
     slide = open_slide(SMOOTH, slide_mpp=0.25)
     view, tissue = slide.view(mpp=0.5, transform=turned(50)), disc(slide)
     tissue.to_geojson(tmp_path / "disc.geojson")
@@ -460,7 +460,7 @@ def test_outlines_go_through_the_affine_and_back(tmp_path: Path) -> None:
 
 
 def test_corners_and_coords_of_a_turned_grid() -> None:
-    """Corners are the affine's; coords are the first of them, rounded; on the slide they make a turned square."""
+    """Corners are mapped by the affine; coords are the first of them, rounded; on the slide they are turned squares."""
     view = open_slide(SMOOTH, slide_mpp=0.25).view(mpp=0.5, transform=turned(30))
     grid = TileGrid(view, 64)
     corners = grid.corners_level0()
@@ -474,17 +474,17 @@ def test_corners_and_coords_of_a_turned_grid() -> None:
 
 @pytest.mark.parametrize("transform", [A.HorizontalFlip(p=1), turned(180), turned(90), A.VerticalFlip(p=1)])
 def test_coords_of_a_mirrored_grid_make_the_grid_again(transform: object) -> None:
-    """The corner a tile starts from may be the slide's far corner."""
+    """The first corner of a tile may be the slide's far corner."""
     view = open_slide(coordinate_pixels(1000, 700), slide_mpp=0.25).view(transform=transform)
     grid = TileGrid(view, 100)
     again = TileGrid.from_coords(view, grid.coords, 100)
     assert np.array_equal(again.origins, grid.origins)
-    with pytest.raises(ConfigError, match="lies outside the slide"):
+    with pytest.raises(ConfigError, match="is outside the slide"):
         TileGrid.from_coords(view, [[5000, 100]], 100)
 
 
-def test_a_closed_or_missing_resolution_still_draws() -> None:
-    """No mpp is needed for the slide as stored; the canvas is in its pixels."""
+def test_a_slide_without_mpp_can_be_drawn() -> None:
+    """At its stored resolution; the canvas is in its pixels."""
     view = open_slide(SMOOTH).view(transform=turned(90))
     assert view.mpp is None
     assert view.size == Size(700, 1000)

@@ -47,7 +47,7 @@ EXACT = A.Compose([Rotate90(), Flip()])
 
 @dataclass(frozen=True)
 class Way:
-    """A way of reading tiles that a slide of JPEG tiles has of its own."""
+    """A fast path for tiles of a slide of JPEG tiles."""
 
     name: str
     shrink: float
@@ -94,7 +94,7 @@ def jpeg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def plain_pixels(path: Path, shrink: float) -> np.ndarray:
-    """Return the whole slide without a transform: of tifffile where nothing is shrunk, near Pillow's where it is."""
+    """Return the whole slide without a transform: by tifffile, or near Pillow's if it is shrunk."""
     stored = np.asarray(tifffile.imread(path))
     if shrink == 1:
         return stored
@@ -116,7 +116,7 @@ def drawn_tiles(view: SlideView, way: Way, of_tiles: Any, draws: list[Draw] | No
 @pytest.mark.parametrize("of_slide", list(OF_THE_SLIDE))
 @pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])
 def test_a_fast_path_gives_the_pixels_of_the_plain_one(jpeg: Path, way: Way, of_slide: str, of_tiles: str) -> None:
-    """Within a level; with colours, without them for the device, and on two threads."""
+    """To one level; with colours, without colours for the device, and on two threads."""
     pixels = plain_pixels(jpeg, way.shrink)
     slide, picture = open_slide(jpeg, slide_mpp=1.0), open_slide(pixels, slide_mpp=float(way.shrink))
     fast = SlideView(slide, LevelChoice(0, (float(way.shrink), float(way.shrink))))
@@ -150,8 +150,8 @@ def test_a_fast_path_gives_the_pixels_of_the_plain_one(jpeg: Path, way: Way, of_
 
 @pytest.mark.parametrize("of_slide", ["colours of the slide", "slide turned, with colours", "opaque"])
 @pytest.mark.parametrize("way", WAYS[:5], ids=[way.name for way in WAYS[:5]])
-def test_tiles_are_those_of_the_whole_transformed_slide(jpeg: Path, way: Way, of_slide: str) -> None:
-    """Against the libvips graph of the view, which knows nothing of stored tiles."""
+def test_tiles_equal_the_whole_transformed_slide(jpeg: Path, way: Way, of_slide: str) -> None:
+    """The view's libvips graph, which has no access to stored tiles."""
     view = open_slide(jpeg, slide_mpp=1.0).view(transform=OF_THE_SLIDE[of_slide], seed=4)
     whole = np.pad(view.image.numpy(), ((64, 200), (64, 200), (0, 0)), constant_values=255)
     for (left, top), tile in zip(way.origins, TileReader(view, way.tile).read(way.origins), strict=True):
@@ -167,7 +167,7 @@ def test_tiles_are_those_of_the_whole_transformed_slide(jpeg: Path, way: Way, of
 
 
 def test_unequal_shrinks_keep_the_detail_of_the_finer_axis() -> None:
-    """A view of 1 × 2 level-0 px whose tiles are halved: x is shrunk by two, though y is by four."""
+    """A view of 1 × 2 level-0 px whose tiles are halved: x is shrunk by two, and y by four."""
     stripes = np.zeros((800, 800, 3), np.uint8)
     stripes[:] = (127 + 110 * np.sin(np.arange(800) * 2 * np.pi / 11)).astype(np.uint8)[None, :, None]
     view = SlideView(open_slide(stripes), LevelChoice(0, (1.0, 2.0)))

@@ -1,4 +1,4 @@
-"""Where coordinates of other tools begin: QuPath's at the bounds of a scan, OpenSlide's at the corner of level 0."""
+"""Origins of coordinates of other tools: QuPath's at the bounds of a scan, OpenSlide's at the corner of level 0."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ BOX = (64, 128, 512, 256)  # the tissue: left, top, width and height, px of the 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One dark, textured box on a scan that is neither at the corner of its slide nor of its shape."""
+    """A dark, textured box on a scan that is not at the corner of its slide and has another shape."""
     pixels = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
     left, top, width, height = BOX
     texture = np.random.default_rng(0).integers(-30, 30, (height // 8, width // 8, 1)).repeat(8, 0).repeat(8, 1)
@@ -60,7 +60,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def corner(path: Path) -> tuple[int, int]:
-    """Return where OpenSlide says that the scan begins: QuPath's (0, 0)."""
+    """Return the origin of the scan by OpenSlide: QuPath's (0, 0)."""
     with openslide.OpenSlide(str(path)) as slide:
         names = (openslide.PROPERTY_NAME_BOUNDS_X, openslide.PROPERTY_NAME_BOUNDS_Y)
         x, y = (int(slide.properties[name]) for name in names)
@@ -80,7 +80,7 @@ def geojson(path: Path, ring: list[list[float]], name: str = "Tissue") -> Path:
 
 
 def span(path: Path) -> list[float]:
-    """Return left, top, right and lower of what a file of GeoJSON has."""
+    """Return left, top, right and lower of a GeoJSON file's geometry."""
     features = json.loads(path.read_text())["features"]
     points = np.concatenate([np.array(ring) for f in features for ring in f["geometry"]["coordinates"]])
     return [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
@@ -98,8 +98,8 @@ def box_at(x: int, y: int) -> list[int]:
     return [x + left, y + top, x + left + width, y + top + height]
 
 
-def test_the_slide_is_what_openslide_says(path: Path) -> None:
-    """Bounds, size, and the box where it is."""
+def test_bounds_and_size_equal_openslide(path: Path) -> None:
+    """And the box is at its position."""
     slide = open_slide(path)
     assert slide.dimensions == SLIDE
     assert slide.bounds == Rect(*corner(path), WIDTH, HEIGHT)
@@ -118,15 +118,15 @@ def test_the_slide_is_what_openslide_says(path: Path) -> None:
         (("10", "5", "10"), None),
     ],
 )
-def test_bounds_are_a_part_of_the_slide(values: tuple[str, ...], expected: Rect | None) -> None:
-    """All of it is none; what is no part of it, or no number, is not believed."""
+def test_bounds_must_be_a_proper_part_of_the_slide(values: tuple[str, ...], expected: Rect | None) -> None:
+    """The whole slide, an area outside, or invalid numbers count as no bounds."""
     names = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
     assert stated_bounds(dict(zip(names, values, strict=False)), Size(100, 80)) == expected
 
 
 @pytest.mark.parametrize("frame", ["qupath", "level0"])
-def test_tissue_goes_to_qupath_and_comes_back(path: Path, tmp_path: Path, frame: Any) -> None:
-    """What is written lies where QuPath shows the box, and is read as lying there."""
+def test_tissue_is_written_and_read_in_the_frame_of_qupath(path: Path, tmp_path: Path, frame: Any) -> None:
+    """It is over the box in QuPath, and the same when read back."""
     slide = open_slide(path)
     found = find_tissue(slide, mpp=4.0)
     assert tissue_span(found) == pytest.approx(box_at(X, Y), abs=16)
@@ -138,8 +138,8 @@ def test_tissue_goes_to_qupath_and_comes_back(path: Path, tmp_path: Path, frame:
     assert (tmp_path / "b.geojson").read_bytes() == (tmp_path / "a.geojson").read_bytes()
 
 
-def test_a_box_over_the_whole_scan(path: Path, tmp_path: Path) -> None:
-    """Drawn in QuPath from its (0, 0): the bounds."""
+def test_a_box_from_qupaths_origin_covers_the_bounds(path: Path, tmp_path: Path) -> None:
+    """Drawn in QuPath over the whole scan."""
     slide = open_slide(path)
     file = geojson(tmp_path / "q.geojson", rectangle(0, 0, WIDTH, HEIGHT))
     mask = TissueMask.from_geojson(file, slide, mpp=0.5)
@@ -154,7 +154,7 @@ def test_a_box_over_the_whole_scan(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["with the slide", "without", "level 0"])
 def test_annotations_label_the_tiles_they_are_drawn_on(path: Path, tmp_path: Path, how: str) -> None:
-    """Of a bag, of its store and through a view: dark pixels are those under the box."""
+    """Of a bag, of its store and through a view: dark pixels are under the box."""
     slide = open_slide(path)
     begins = (X, Y) if how == "level 0" else (0, 0)
     left, top, width, height = BOX
@@ -177,8 +177,8 @@ def test_annotations_label_the_tiles_they_are_drawn_on(path: Path, tmp_path: Pat
     assert span(tmp_path / "level0.geojson") == box_at(X, Y)
 
 
-def test_annotations_that_met_no_slide(path: Path, tmp_path: Path) -> None:
-    """Go back to QuPath as they came; level 0 needs the slide. Those made by hand are told of it."""
+def test_annotations_without_a_slide_are_written_unchanged(path: Path, tmp_path: Path) -> None:
+    """For QuPath; the level-0 frame needs the slide, which annotations made by hand have to be given."""
     file = geojson(tmp_path / "q.geojson", rectangle(*BOX))
     drawn = Annotations.from_geojson(file)
     drawn.to_geojson(tmp_path / "same.geojson")
@@ -195,8 +195,8 @@ def test_annotations_that_met_no_slide(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("covers", "frame"), [("slide", None), ("bounds", None), ("slide", "level0"), ("bounds", "qupath")]
 )
-def test_pictures_of_the_slide_or_of_the_scan(path: Path, tmp_path: Path, covers: str, frame: Any) -> None:
-    """A mask of the whole slide, as we write it, and one of what QuPath shows, as it exports them."""
+def test_masks_of_the_slide_or_of_the_scan_are_read(path: Path, tmp_path: Path, covers: str, frame: Any) -> None:
+    """Of the whole slide, as we write them, or of the scan, as QuPath exports them."""
     slide = open_slide(path)
     x, y, (width, height) = (X, Y, SLIDE) if covers == "slide" else (0, 0, (WIDTH, HEIGHT))
     pixels = np.zeros((height // 4, width // 4), np.uint8)
@@ -214,8 +214,8 @@ def test_pictures_of_the_slide_or_of_the_scan(path: Path, tmp_path: Path, covers
         TissueMask.from_png(tmp_path / "m.png", slide, frame=other)  # type: ignore[arg-type]
 
 
-def test_a_picture_that_is_of_neither_shape(path: Path, tmp_path: Path) -> None:
-    """Is refused with both shapes."""
+def test_a_mask_of_another_shape_is_refused(path: Path, tmp_path: Path) -> None:
+    """With both shapes."""
     Image.fromarray(np.ones((200, 200), np.uint8)).save(tmp_path / "m.png")
     with pytest.raises(ConfigError, match="1704x1304 px, nor of what was scanned, 1024x640 px"):
         TissueMask.from_png(tmp_path / "m.png", open_slide(path))
@@ -225,7 +225,7 @@ def predicted(bag: TileBag | Any, bounds: Rect | None) -> Prediction:
     n = len(bag)
     return Prediction(
         slide="a.scn",
-        said={"predicted": "1", "probability_0": 0.1, "probability_1": 0.9},
+        result={"predicted": "1", "probability_0": 0.1, "probability_1": 0.9},
         logits=np.zeros(2),
         attention=np.full(n, 1 / n),
         instances=None,
@@ -239,8 +239,8 @@ def predicted(bag: TileBag | Any, bounds: Rect | None) -> Prediction:
     )
 
 
-def test_heat_maps_lie_where_qupath_shows_the_tiles(path: Path, tmp_path: Path) -> None:
-    """One polygon per tile and merged ones, from the slide or from what the bag says of it."""
+def test_heat_maps_are_written_in_the_frame_of_qupath(path: Path, tmp_path: Path) -> None:
+    """One polygon per tile and merged ones, from the slide or from the bag's metadata."""
     slide = open_slide(path)
     bag = TileBag.from_coords(slide.view(), [[X + 64, Y + 128], [X + 192, Y + 128]], 128)
     assert bag.provenance()["slide"]["bounds"] == [X, Y, WIDTH, HEIGHT]
@@ -259,8 +259,8 @@ def test_heat_maps_lie_where_qupath_shows_the_tiles(path: Path, tmp_path: Path) 
     assert span(tmp_path / "b.geojson") == expected
 
 
-def test_files_of_corners_are_of_level_0(path: Path, tmp_path: Path) -> None:
-    """CLAM's and TRIDENT's corners go to OpenSlide's read_region: no bounds."""
+def test_coordinates_of_clam_and_trident_are_of_level_0(path: Path, tmp_path: Path) -> None:
+    """They are arguments of OpenSlide's read_region: no bounds."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
         found = file.create_dataset("coords", data=np.array([[X + 60, Y + 120]]))
         found.attrs.update({"patch_size": 64, "patch_level": 0})
@@ -272,10 +272,10 @@ def test_files_of_corners_are_of_level_0(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("frame", [None, "qupath", "level0"])
 @pytest.mark.parametrize("ending", ["geojson", "png"])
-def test_training_reads_masks_in_the_frame_that_export_reads_them_in(
+def test_training_and_export_read_masks_in_the_same_frame(
     path: Path, tmp_path: Path, frame: Frame | None, ending: str
 ) -> None:
-    """The same cohort with the same frame has the same tiles, and these are on the box that was painted."""
+    """The same cohort and frame give the same tiles, and these are on the painted box."""
     mask = tmp_path / f"a.{ending}"
     left, top, right, lower = box_at(*((X, Y) if frame == "level0" else (0, 0)))
     if ending == "geojson":
@@ -302,7 +302,7 @@ def test_training_reads_masks_in_the_frame_that_export_reads_them_in(
 
 
 def test_settings_without_a_frame_are_those_of_earlier_versions() -> None:
-    """A frame that is not given changes no digest: runs and checkpoints go on."""
+    """A frame that is not given changes no digest: runs and checkpoints can be resumed."""
     assert "mask_frame" not in LoaderConfig().model_dump()
     assert LoaderConfig(mask_frame="level0").model_dump()["mask_frame"] == "level0"
     with pytest.raises(ConfigError, match="mask_frame"):
@@ -317,7 +317,7 @@ def run(*arguments: object, code: int = 0) -> Any:
 
 @pytest.mark.parametrize("frame", [None, "qupath", "level0"])
 def test_commands_and_functions_have_the_same_frames(path: Path, tmp_path: Path, frame: str | None) -> None:
-    """tissue writes it, export reads it: for one slide and for a cohort, on the command line and in Python."""
+    """tissue writes a mask, export reads it: for one slide and a cohort, by command and in Python."""
     written = [] if frame is None else ["--frame", frame]
     read = [] if frame is None else ["--mask-frame", frame]
     begins = (X, Y) if frame == "level0" else (0, 0)
@@ -344,8 +344,8 @@ def test_commands_and_functions_have_the_same_frames(path: Path, tmp_path: Path,
     assert "no frame 'image'" in run("tissue", path, "--out", mask, "--frame", "image", code=2).output
 
 
-def test_the_heat_map_of_a_prediction(path: Path, tmp_path: Path) -> None:
-    """predict writes it where QuPath shows the tissue, and on request where OpenSlide has it."""
+def test_the_heat_map_of_a_prediction_has_the_frame_of_qupath(path: Path, tmp_path: Path) -> None:
+    """Or on request that of OpenSlide."""
     checkpoint = train_pixels(slides(tmp_path), tmp_path / "run")
     for frame, (x, y) in {"qupath": (0, 0), "level0": (X, Y)}.items():
         run("predict", checkpoint, path, "--out", tmp_path / frame, "--frame", frame, "--device", "cpu")

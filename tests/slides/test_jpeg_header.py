@@ -1,4 +1,4 @@
-"""What a JPEG stream says of its colours, on streams that other libraries wrote."""
+"""The header of JPEG streams, and their colours, in streams of other libraries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def codecs(outcolorspace: str, subsampling: str = "444") -> bytes:
 
 
 def without(stream: bytes, marker: int) -> bytes:
-    """The stream with the segments of one marker cut out."""
+    """Return the stream without the segments of one marker."""
     at, kept = 2, stream[:2]
     while stream[at + 1] != 0xDA:
         end = at + 2 + struct.unpack_from(">H", stream, at + 2)[0]
@@ -66,7 +66,7 @@ APP14 = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
         "progressive",
     ],
 )
-def test_the_stream_decides_where_it_speaks(stream: bytes, tagged: bool, holds: bool) -> None:
+def test_the_stream_states_its_colours_before_the_tiff_tag(stream: bytes, tagged: bool, holds: bool) -> None:
     """Adobe, JFIF, component ids, subsampling, and only then the TIFF tag."""
     frame = read_frame(stream)
     assert frame is not None
@@ -87,14 +87,14 @@ def test_fill_bytes_are_skipped() -> None:
 
 
 @pytest.mark.parametrize("stream", [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff", b"GIF89a....", b"\xff\xd8\xff\xe0\x00"])
-def test_what_is_no_jpeg_has_no_frame(stream: bytes) -> None:
-    """Too short or something else: None, no exception."""
+def test_data_without_a_jpeg_header_has_no_frame(stream: bytes) -> None:
+    """Too short or of another format: None, no exception."""
     assert read_frame(stream) is None
 
 
 @given(st.data())
 def test_damaged_streams_never_raise(data: st.DataObject) -> None:
-    """Cut anywhere, flipped anywhere: a frame or None."""
+    """Truncated or with flipped bytes anywhere: a frame or None."""
     stream = bytearray(pillow())[: data.draw(st.integers(0, 700))]
     for _ in range(data.draw(st.integers(0, 8))):
         if stream:

@@ -1,4 +1,4 @@
-"""JPEG tiles from their own bytes: the pixels of other decoders, and damage with its place."""
+"""JPEG tiles from their own bytes: pixels equal other decoders', and damage is an error with its position."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def real(shared_data: Path) -> Path:
 
 
 def test_stored_tiles_equal_libvips_bit_for_bit(svs: Path, real: Path) -> None:
-    """Same library, same settings: YCbCr of ours and the RGB-coded JPEG of a real Aperio slide."""
+    """The same library and settings: our YCbCr tiles and the RGB-coded JPEG of a real Aperio slide."""
     for path in (svs, real):
         tiles, image = tiles_of(path), pyvips.Image.tiffload(str(path), page=0)
         columns, rows = image.width // tiles.tile.width, image.height // tiles.tile.height
@@ -57,7 +57,7 @@ def test_stored_tiles_equal_libvips_bit_for_bit(svs: Path, real: Path) -> None:
 
 
 def test_a_stream_is_a_complete_jpeg_for_any_reader(svs: Path, real: Path) -> None:
-    """Pillow, which knows nothing of the TIFF around it, sees the colours that tifffile sees."""
+    """Pillow, without the TIFF around it, decodes the same colours as tifffile."""
     for path in (svs, real):
         tiles = tiles_of(path)
         stream = tiles.stream(1, 1)
@@ -73,7 +73,7 @@ def test_a_stream_is_a_complete_jpeg_for_any_reader(svs: Path, real: Path) -> No
 
 
 def test_the_entropy_coded_bytes_are_the_files_own(real: Path) -> None:
-    """Nothing is encoded again: the scan of the stream ends as the stored tile does."""
+    """Nothing is encoded again: the stream ends with the bytes of the stored tile."""
     tiles = tiles_of(real)
     with tifffile.TiffFile(real) as tif:
         page = tif.pages[0]
@@ -86,7 +86,7 @@ def test_the_entropy_coded_bytes_are_the_files_own(real: Path) -> None:
 
 @pytest.mark.parametrize("reduce", [2, 4, 8])
 def test_reduced_decoding_is_close_to_the_mean_of_the_full_pixels(svs: Path, real: Path, reduce: int) -> None:
-    """Against OpenCV's area filter over the fully decoded tile; the benchmarks' README states the same figures."""
+    """OpenCV's area filter over the fully decoded tile; the benchmarks' README has the same numbers."""
     for path in (svs, real):
         tiles = tiles_of(path)
         for column in range(3):
@@ -105,7 +105,7 @@ def jpeg_tiff(path: Path, pixels: np.ndarray, **options: object) -> Path:
 
 
 def damage(path: Path, tile: int, change: object) -> None:
-    """Overwrite the bytes of a stored tile, as many as it has."""
+    """Overwrite all bytes of a stored tile."""
     with tifffile.TiffFile(path) as tif:
         offset, count = tif.pages[0].dataoffsets[tile], tif.pages[0].databytecounts[tile]
     data = bytearray(path.read_bytes())
@@ -120,8 +120,8 @@ def noisy(tmp_path: Path) -> Path:
     return jpeg_tiff(tmp_path / "noisy.tif", rng.integers(0, 255, (192, 256, 3), np.uint8))
 
 
-def test_damaged_data_is_an_error_with_its_place(noisy: Path) -> None:
-    """libjpeg-turbo would go on in grey; OpenSlide refuses such a tile as we do."""
+def test_damaged_data_is_an_error_with_its_position(noisy: Path) -> None:
+    """libjpeg-turbo would continue in grey; OpenSlide refuses such a tile, too."""
     damage(noisy, 5, lambda data: data[: len(data) // 2])
     tiles = tiles_of(noisy)
     with pytest.raises(CorruptSlideError, match=r"noisy.tif: tile \(1, 1\).*px \(64, 64\)"):
@@ -130,7 +130,7 @@ def test_damaged_data_is_an_error_with_its_place(noisy: Path) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(noisy: Path) -> None:
-    """A frame header that declares 65,500² px, in a tile of 64."""
+    """The frame header of a 64-px tile states 65,500² px."""
 
     def bomb(data: bytes) -> bytes:
         at = data.index(b"\xff\xc0") + 5
@@ -141,16 +141,16 @@ def test_a_bomb_is_refused_before_it_is_decoded(noisy: Path) -> None:
         tiles_of(noisy).decode(0, 0)
 
 
-def test_a_file_that_shrinks_is_an_error(noisy: Path) -> None:
-    """The bytes of a tile are not all there any more."""
+def test_a_file_that_is_truncated_while_open_is_an_error(noisy: Path) -> None:
+    """The bytes of a tile are incomplete."""
     tiles = tiles_of(noisy)
     os.truncate(noisy, 4000)
     with pytest.raises(CorruptSlideError, match="bytes are there"):
         tiles.decode(3, 2)
 
 
-def test_a_file_that_vanishes_is_still_read(noisy: Path) -> None:
-    """An open file stays readable after it was deleted."""
+def test_a_deleted_file_is_still_read_while_open(noisy: Path) -> None:
+    """An open file stays readable."""
     tiles = tiles_of(noisy)
     expected = tiles.decode(0, 0)
     noisy.unlink()
@@ -158,7 +158,7 @@ def test_a_file_that_vanishes_is_still_read(noisy: Path) -> None:
 
 
 def test_progressive_tiles_are_read(tmp_path: Path) -> None:
-    """libjpeg-turbo decodes them as it does the others."""
+    """libjpeg-turbo decodes them as other tiles."""
     rng = np.random.default_rng(1)
     pixels = cv2.GaussianBlur(rng.integers(0, 255, (64, 64, 3), np.uint8), (0, 0), 3)
     buffer = io.BytesIO()
@@ -182,7 +182,7 @@ def test_progressive_tiles_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rect", [Rect(0, 0, 256, 256), Rect(100, 37, 300, 280), Rect(-20, 1000, 200, 200)])
 @pytest.mark.parametrize("level", [0, 1])
 def test_any_rectangle_equals_libvips(svs: Path, rect: Rect, level: int) -> None:
-    """Stitched from stored tiles, with the slide's edge inside or not."""
+    """Assembled from stored tiles, also across the slide's edge."""
     slide = sp.open_slide(svs)
     out = np.zeros((rect.height, rect.width, 3), np.uint8)
     Sampler(slide).plain(LevelChoice(level, (1.0, 1.0)), rect, out)
@@ -193,7 +193,7 @@ def test_any_rectangle_equals_libvips(svs: Path, rect: Rect, level: int) -> None
 
 @pytest.mark.parametrize("shrink", [2.0, 2.6, 3.0, 4.0, 7.0, 8.0, 11.5])
 def test_shrunk_tiles_are_close_to_the_full_path(svs: Path, shrink: float) -> None:
-    """DCT-scaled decoding, then the triangle filter, against the triangle filter over everything decoded."""
+    """DCT-scaled decoding and the triangle filter, compared with the triangle filter over all pixels."""
     slide = sp.open_slide(svs)
     choice = LevelChoice(0, (shrink, shrink))
     out = np.zeros((60, 60, 3), np.uint8)
@@ -208,7 +208,7 @@ def test_shrunk_tiles_are_close_to_the_full_path(svs: Path, shrink: float) -> No
 
 
 def test_neighbouring_shrunk_tiles_fit(svs: Path) -> None:
-    """A large rectangle equals the small ones it is made of: away from the edge, all pixels come from one lattice."""
+    """A large rectangle equals its parts: away from the edge, all pixels are of one lattice."""
     slide = sp.open_slide(svs)
     for shrink in (2.0, 4.0, 2.5):
         choice = LevelChoice(0, (shrink, shrink))
@@ -222,13 +222,13 @@ def test_neighbouring_shrunk_tiles_fit(svs: Path) -> None:
 
 
 class Level:
-    """An owner of tiles that are none."""
+    """An owner of tiles for the cache, without a file."""
 
     serial = -1
 
 
-def test_the_cache_keeps_what_fits_and_no_more() -> None:
-    """The least recently used go first."""
+def test_the_cache_keeps_tiles_up_to_its_limit() -> None:
+    """The least recently used are dropped first."""
     made: list[str] = []
 
     def make(name: str) -> np.ndarray:
@@ -245,7 +245,7 @@ def test_the_cache_keeps_what_fits_and_no_more() -> None:
 @pytest.mark.system
 @pytest.mark.parametrize("photometric", ["ycbcr", "rgb"])
 def test_mutated_tiles_end_in_pixels_or_in_an_error(tmp_path: Path, photometric: str) -> None:
-    """In another process, because the alternative is a segmentation fault or a hang (``fuzz_tiles.py``)."""
+    """In another process, because a fault may be a segmentation fault or a hang (``fuzz_tiles.py``)."""
     rng = np.random.default_rng(0)
     pixels = cv2.GaussianBlur(rng.integers(0, 255, (200, 300, 3), np.uint8), (0, 0), 2)
     path = tmp_path / "whole.tif"
@@ -263,7 +263,7 @@ def test_mutated_tiles_end_in_pixels_or_in_an_error(tmp_path: Path, photometric:
 
 @pytest.mark.parametrize("shrink", [2.0, 3.0, 8.0])
 def test_padding_beyond_the_edge_does_not_show(tmp_path: Path, shrink: float) -> None:
-    """tifffile pads tiles at the edge in black; the last blocks of the JPEG mix it in, the last pixels must not."""
+    """tifffile pads edge tiles in black; the last JPEG blocks contain it, the last pixels must not."""
     rng = np.random.default_rng(2)
     pixels = cv2.GaussianBlur(rng.integers(150, 255, (203, 333, 3), np.uint8), (0, 0), 6)
     slide = sp.open_slide(jpeg_tiff(tmp_path / "edge.tif", pixels))
@@ -278,8 +278,8 @@ def test_padding_beyond_the_edge_does_not_show(tmp_path: Path, shrink: float) ->
     assert off[-1].mean() < 3
 
 
-def test_the_cache_forgets_a_slide_that_is_closed(svs: Path) -> None:
-    """Its tiles are dropped when the next slide's tile is asked for, and its file is closed."""
+def test_the_cache_drops_tiles_of_a_closed_slide(svs: Path) -> None:
+    """When the next slide's tile is read; the closed slide's file is closed, too."""
     cache = DecodedTiles()
 
     def read(slide: sp.Slide) -> None:
@@ -297,8 +297,8 @@ def test_the_cache_forgets_a_slide_that_is_closed(svs: Path) -> None:
 
 
 @pytest.mark.parametrize("shrink", [1.0, 2.0, 4.0])
-def test_tiles_made_of_whole_stored_ones_equal_any_other_way(svs: Path, shrink: float) -> None:
-    """Beside the edge they go another way than in the middle: neither is to be seen."""
+def test_tiles_of_whole_stored_tiles_equal_other_ways(svs: Path, shrink: float) -> None:
+    """At the edge they are read differently than in the middle, with the same pixels."""
     slide = sp.open_slide(svs)
     choice = LevelChoice(0, (shrink, shrink))
     sampler = Sampler(slide)
@@ -318,7 +318,7 @@ def test_tiles_made_of_whole_stored_ones_equal_any_other_way(svs: Path, shrink: 
 
 @pytest.fixture(scope="module")
 def halved_chroma(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4:2:0, whose chroma is interpolated over the rows of blocks."""
+    """4:2:0, whose chroma is interpolated across the rows of blocks."""
     path = tmp_path_factory.mktemp("chroma") / "420.tif"
     rng = np.random.default_rng(4)
     pixels = cv2.GaussianBlur(rng.integers(0, 255, (1024, 1024, 3), np.uint8), (0, 0), 1)
@@ -328,8 +328,8 @@ def halved_chroma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("reduce", [1, 2, 8])
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 100, 224, 255, 256])
-def test_the_first_rows_of_a_tile_are_those_of_the_whole_tile(halved_chroma: Path, rows: int, reduce: int) -> None:
-    """Bit for bit, the last needed row included, whose chroma comes from the next one, too."""
+def test_the_first_rows_of_a_tile_equal_those_of_the_whole_tile(halved_chroma: Path, rows: int, reduce: int) -> None:
+    """Bit for bit, also the last needed row, whose chroma depends on the next one."""
     tiles = tiles_of(halved_chroma)
     needed = -(-rows // reduce)
     part, whole = tiles.decode(1, 2, rows=rows, reduce=reduce), tiles.decode(1, 2, reduce=reduce)
@@ -338,21 +338,21 @@ def test_the_first_rows_of_a_tile_are_those_of_the_whole_tile(halved_chroma: Pat
 
 
 def test_less_of_a_tile_is_decoded_when_less_is_needed(halved_chroma: Path, real: Path) -> None:
-    """Whatever the tile's own chroma."""
+    """For every chroma subsampling."""
     assert len(tiles_of(halved_chroma).decode(0, 0, rows=20)) == 32
     assert len(tiles_of(real).decode(3, 3, rows=20)) == 32
 
 
 @pytest.mark.parametrize("rows", [6, 44])
 def test_damage_is_an_error_however_few_rows_are_needed(noisy: Path, rows: int) -> None:
-    """The decoder complains of the rows left out, too, but of the first thing it meets."""
+    """The decoder reports the first fault that it meets, also for rows that are not needed."""
     damage(noisy, 5, lambda data: data[: len(data) // 2])
     with pytest.raises(CorruptSlideError, match="remature end"):
         tiles_of(noisy).decode(1, 1, rows=rows)
 
 
 @pytest.mark.parametrize("shrink", [1.0, 2.0, 2.5])
-def test_scattered_tiles_are_the_pixels_of_dense_ones(halved_chroma: Path, shrink: float) -> None:
+def test_scattered_tiles_have_the_pixels_of_dense_ones(halved_chroma: Path, shrink: float) -> None:
     """Decoded in part or from the cache, at the edge and in the middle."""
     slide = sp.open_slide(halved_chroma)
     side = int(1024 / shrink)
@@ -365,8 +365,8 @@ def test_scattered_tiles_are_the_pixels_of_dense_ones(halved_chroma: Path, shrin
         np.testing.assert_array_equal(part, whole)
 
 
-def test_tiles_that_share_nothing_are_told_from_neighbours(svs: Path) -> None:
-    """A raster off the grid shares all; a few far apart share nothing; two tiles say nothing."""
+def test_tiles_that_share_no_stored_tiles_are_recognised(svs: Path) -> None:
+    """A raster off the grid shares all of them, a few distant tiles none; two tiles are too few to decide."""
     sampler, native = Sampler(sp.open_slide(svs)), LevelChoice(0, (1.0, 1.0))
     raster = np.array([(x, y) for y in (10, 266, 522) for x in range(20, 1100, 256)])
     apart = np.array([(20, 30), (700, 30), (20, 700), (700, 700)])
@@ -376,7 +376,7 @@ def test_tiles_that_share_nothing_are_told_from_neighbours(svs: Path) -> None:
 
 
 def test_each_stored_tile_is_decoded_once_for_a_raster_off_the_grid(svs: Path) -> None:
-    """Though nearly every tile needs four of them, and tiles come in batches, as from a stream."""
+    """Though most tiles need four of them and come in batches, as from a stream."""
     told: Counter[str] = Counter()
     slide = sp.open_slide(svs)
     corners = [(x, y) for y in range(40, 700, 256) for x in range(30, 1100, 256)]
@@ -391,7 +391,7 @@ def test_each_stored_tile_is_decoded_once_for_a_raster_off_the_grid(svs: Path) -
 
 
 def test_a_tile_that_the_file_leaves_out_is_white(tmp_path: Path) -> None:
-    """As slides of Philips leave out glass: no offset, no bytes."""
+    """Philips slides leave out glass: no offset, no bytes."""
     rng = np.random.default_rng(6)
     path = jpeg_tiff(tmp_path / "sparse.tif", rng.integers(0, 200, (128, 192, 3), np.uint8))
     with tifffile.TiffFile(path) as tif:
@@ -410,8 +410,8 @@ def test_a_tile_that_the_file_leaves_out_is_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lower", [False, True])
-def test_a_jpeg_smaller_than_its_tile_is_cut_there(tmp_path: Path, lower: bool) -> None:
-    """As some writers cut the last column or row, where libvips takes its rows for those of a whole tile."""
+def test_a_jpeg_smaller_than_its_tile_fills_its_own_size(tmp_path: Path, lower: bool) -> None:
+    """Some writers cut the last column or row; libvips would take its rows for those of a whole tile."""
     rng = np.random.default_rng(7)
     pixels = cv2.GaussianBlur(rng.integers(0, 255, (104, 64, 3) if lower else (64, 104, 3), np.uint8), (0, 0), 3)
     first, last = (pixels[:64], pixels[64:]) if lower else (pixels[:, :64], pixels[:, 64:])
@@ -436,8 +436,8 @@ def test_a_jpeg_smaller_than_its_tile_is_cut_there(tmp_path: Path, lower: bool) 
     assert np.abs(tiles.decode(0, 0).astype(int) - first).mean() < 3
 
 
-def test_what_this_decoder_cannot_do_goes_the_general_way(noisy: Path) -> None:
-    """A stream it refuses for another reason than damage is asked of libvips, which says what it thinks of it."""
+def test_streams_that_the_fast_decoder_refuses_are_decoded_by_libvips(noisy: Path) -> None:
+    """If the reason is not damage; libvips then decides."""
 
     def without_a_scan(data: bytes) -> bytes:
         return data.replace(b"\xff\xda", b"\xff\xd9", 1)

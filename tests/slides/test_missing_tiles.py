@@ -1,4 +1,4 @@
-"""Stored tiles that the file leaves out: drawn from the finer level, white where there is none, in every reader."""
+"""Stored tiles that the file leaves out: drawn from the finer level, else white, in every reader."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write_aperio(
 
 
 def whole(slide: sp.Slide, level: int) -> dict[str, np.ndarray]:
-    """Return a whole level as every reader gives it, tile by tile from bags on and off the stored grid."""
+    """Return a whole level by every reader, from tiles of bags on and off the stored grid."""
     view = slide.view(
         mpp=tuple(own * down for own, down in zip(slide.mpp, slide.pyramid.downsamples[level], strict=True))
     )
@@ -90,7 +90,7 @@ def whole(slide: sp.Slide, level: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("offsets", [False, True], ids=["no bytes", "no offset either"])
 @pytest.mark.parametrize("codec", list(CODECS))
 def test_a_hole_is_drawn_from_the_finer_level(tmp_path: Path, codec: str, offsets: bool) -> None:
-    """The means of level 0, rounded once per axis, in every reader, also where the tile is at the edge."""
+    """As means of level 0, rounded once per axis, in every reader, also at the edge."""
     slide_path = write_aperio(tmp_path / "a.svs", codec)
     leave_out(slide_path, [5, 11], page=1, offsets=offsets)
     slide = sp.open_slide(slide_path)
@@ -105,7 +105,7 @@ def test_a_hole_is_drawn_from_the_finer_level(tmp_path: Path, codec: str, offset
 
 @pytest.mark.parametrize("codec", ["jpeg", "deflate", "jpeg 2000"])
 def test_a_level_with_holes_is_still_a_level(tmp_path: Path, codec: str) -> None:
-    """Where nothing but its pixels says that it is one, as OpenSlide has it."""
+    """Where only its pixels show that it is one, as in OpenSlide."""
     path = write_aperio(tmp_path / "a.svs", codec, marked=False)
     leave_out(path, [0, 5, 6, 11], page=1)
     slide = sp.open_slide(path)
@@ -118,7 +118,7 @@ def test_a_level_with_holes_is_still_a_level(tmp_path: Path, codec: str) -> None
 
 @pytest.mark.parametrize("codec", ["jpeg", "deflate"])
 def test_a_hole_is_drawn_as_openslide_draws_it(tmp_path: Path, codec: str) -> None:
-    """Within a level of its interpolation."""
+    """Within one level of OpenSlide's interpolation."""
     path = write_aperio(tmp_path / "a.svs", codec)
     leave_out(path, [5, 6], page=1, offsets=False)
     with openslide.OpenSlide(str(path)) as reference:
@@ -131,7 +131,7 @@ def test_a_hole_is_drawn_as_openslide_draws_it(tmp_path: Path, codec: str) -> No
 
 @pytest.mark.parametrize("codec", ["jpeg", "zstd"])
 def test_a_hole_below_a_hole_is_drawn_from_the_level_below(tmp_path: Path, codec: str) -> None:
-    """Levels 1, 2, 4: the whole of level 2 is missing, and what shows it in level 1."""
+    """Levels 1, 2, 4: all of level 2 and its area in level 1 are missing."""
     path = write_aperio(tmp_path / "a.svs", codec, (1, 2, 4))
     leave_out(path, [0, 1, 4, 5], page=1)
     leave_out(path, [0, 1, 2, 3], page=2)
@@ -158,8 +158,8 @@ def area_means(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(1000, 700), (1023, 767), (1001, 703)])
-def test_a_hole_fits_where_levels_are_no_whole_fraction(tmp_path: Path, size: tuple[int, int]) -> None:
-    """Unequal, fractional downsamples: every pixel shows its own part of level 0, to a third of a level-0 pixel."""
+def test_a_hole_is_aligned_if_downsamples_are_fractions(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Unequal per axis: every pixel shows its own part of level 0, to a third of a level-0 pixel."""
     pixels = gaussian_filter(SMOOTH[: size[1], : size[0]], (12, 12, 0))
     path = write_aperio(tmp_path / "a.svs", "deflate", (1, 3), pixels)
     leave_out(path, list(range(6)), page=1)
@@ -170,8 +170,8 @@ def test_a_hole_fits_where_levels_are_no_whole_fraction(tmp_path: Path, size: tu
 
 
 @pytest.mark.parametrize("shrink", [2.0, 4.0, 8.0, 3.3])
-def test_a_shrunk_hole_is_the_mean_of_what_is_there(tmp_path: Path, shrink: float) -> None:
-    """The decoder's own shrink of JPEG tiles has to meet the drawn one's."""
+def test_a_shrunk_hole_is_the_mean_of_the_finer_level(tmp_path: Path, shrink: float) -> None:
+    """It fits the pixels that the JPEG decoder shrinks beside it."""
     path = write_aperio(tmp_path / "a.svs", "jpeg")
     undamaged = sp.open_slide(path)
     size = undamaged.pyramid.size_at(LevelChoice(1, (shrink, shrink)))
@@ -186,7 +186,7 @@ def test_a_shrunk_hole_is_the_mean_of_what_is_there(tmp_path: Path, shrink: floa
 
 
 def test_tissue_in_a_hole_is_found(tmp_path: Path) -> None:
-    """The mask is that of the undamaged slide: 0.32 instead of 0.47 of the slide were found in such a one."""
+    """The mask equals that of the undamaged slide; before, 0.32 instead of 0.47 of one was found."""
     pixels = np.full((HEIGHT, WIDTH, 3), 242, np.uint8)
     pixels[100:650, 150:850] = (SMOOTH[100:650, 150:850] * 0.8).astype(np.uint8)
     path = write_aperio(tmp_path / "a.svs", "jpeg", pixels=pixels)
@@ -197,8 +197,8 @@ def test_tissue_in_a_hole_is_found(tmp_path: Path) -> None:
     assert areas[1] == pytest.approx(areas[0], abs=0.005)
 
 
-def test_stored_jpeg_that_is_not_there_is_encoded(tmp_path: Path) -> None:
-    """A bag of the slide's own bytes holds what is drawn, not white."""
+def test_missing_jpeg_tiles_are_encoded(tmp_path: Path) -> None:
+    """A bag of the slide's own bytes has the drawn pixels, not white."""
     path = write_aperio(tmp_path / "a.svs", "jpeg")
     leave_out(path, [5], page=1, offsets=False)
     view = sp.open_slide(path).view(mpp=1.0)
@@ -212,7 +212,7 @@ def test_stored_jpeg_that_is_not_there_is_encoded(tmp_path: Path) -> None:
 
 
 def test_damage_in_the_finer_level_is_an_error(tmp_path: Path) -> None:
-    """Not a white or a grey patch, and the hole beside it is drawn all the same."""
+    """Not a white or grey area; the hole beside it is still drawn."""
     path = write_aperio(tmp_path / "a.svs", "jpeg")
     leave_out(path, [5, 7], page=1, offsets=False)
     with tifffile.TiffFile(path, mode="r+b") as tif:
@@ -228,8 +228,8 @@ def test_damage_in_the_finer_level_is_an_error(tmp_path: Path) -> None:
     assert not (slide.read_region((768, 256), 1, (128, 128)) == 255).any()
 
 
-def test_holes_that_nothing_shows_are_reported(tmp_path: Path) -> None:
-    """At level 0 of an Aperio slide there is no finer level: white, and a warning with their number."""
+def test_holes_at_level_0_are_white_with_a_warning(tmp_path: Path) -> None:
+    """An Aperio slide has no finer level; the warning has their number."""
     path = write_aperio(tmp_path / "a.svs", "jpeg")
     leave_out(path, [5, 6], offsets=False)
     with pytest.warns(SkippedWarning, match=r"a\.svs: 2 of 48 stored tiles of level 0 are empty"):
@@ -244,7 +244,7 @@ def test_holes_that_nothing_shows_are_reported(tmp_path: Path) -> None:
 
 
 def sparse_files(folder: Path) -> Iterator[tuple[str, Path, np.ndarray]]:
-    """Yield slides whose tile (1, 0) was never written, as GDAL's SPARSE_OK has it, and their pixels."""
+    """Yield slides without tile (1, 0), as GDAL's SPARSE_OK writes them, and their pixels."""
     for codec, options in CODECS.items():
         for planes in (False, True):
             if planes and codec in ("jpeg 2000", "webp"):
@@ -266,7 +266,7 @@ def sparse_files(folder: Path) -> Iterator[tuple[str, Path, np.ndarray]]:
 
 
 def test_sparse_tiles_are_white_in_every_codec_and_reader(tmp_path: Path) -> None:
-    """The others are what tifffile reads, and a tile is not white because it stands beside one."""
+    """The others equal tifffile's, also beside a sparse one."""
     for name, path, expected in sparse_files(tmp_path):
         slide = sp.open_slide(path)
         for way, pixels in whole(slide, 0).items():
@@ -279,8 +279,8 @@ def test_sparse_tiles_are_white_in_every_codec_and_reader(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "deflate", "zstd"])
-def test_openslide_has_nothing_where_a_generic_slide_is_sparse(tmp_path: Path, codec: str) -> None:
-    """What it leaves transparent is what is white here."""
+def test_sparse_tiles_are_transparent_in_openslide(tmp_path: Path, codec: str) -> None:
+    """And white here."""
     path = write_pyramid(tmp_path / "a.tif", SMOOTH, (1,), tile=TILE, **CODECS[codec])
     leave_out(path, [1, 10])
     seen = sp.open_slide(path).read_region((0, 0), 0, (WIDTH, HEIGHT))
@@ -294,7 +294,7 @@ def test_openslide_has_nothing_where_a_generic_slide_is_sparse(tmp_path: Path, c
 def test_sparse_levels_of_a_sparse_pyramid_stay_white_without_a_decode(
     tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the finer level has nothing, either, there is nothing to draw."""
+    """If the finer level is empty, too, there is nothing to draw."""
     from slideio_pipe.slides.backends.tiff_decoder import TileDecoder
 
     path = write_pyramid(tmp_path / "a.tif", SMOOTH, (1, 2), tile=TILE, **CODECS[codec])
@@ -312,7 +312,7 @@ def test_sparse_levels_of_a_sparse_pyramid_stay_white_without_a_decode(
 
 @pytest.mark.parametrize("codec", ["none", "zlib", "lzw", "jpeg"])
 def test_strips_that_are_left_out_are_white(tmp_path: Path, codec: str) -> None:
-    """As tiles are."""
+    """Like tiles."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, SMOOTH, photometric="rgb", rowsperstrip=64, compression=codec, metadata=None)
     expected = np.asarray(tifffile.imread(path)).copy()

@@ -1,4 +1,4 @@
-"""OME-Zarr: scales, units, channels and the roots that bioformats2raw writes; the specification is the oracle."""
+"""OME-Zarr: scales, units, channels and roots of bioformats2raw; the specification is the oracle."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_the_scale_of_all_levels_is_applied_after_theirs(tmp_path: Path, version
         (None, 0.25, None),
     ],
 )
-def test_units(tmp_path: Path, unit: str | None, value: float, mpp: float | None) -> None:
-    """By every name that is in use; what is no length gives no resolution."""
+def test_names_of_units_are_read(tmp_path: Path, unit: str | None, value: float, mpp: float | None) -> None:
+    """All names in use; a unit that is no length gives no resolution."""
     found = open_slide(write(tmp_path / "a.zarr", "0.5", [[scale(value)]], unit=unit)).mpp
     assert found is None if mpp is None else found == pytest.approx((mpp, mpp))
 
@@ -105,15 +105,15 @@ def test_rarer_units(unit: str, metres: float) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("channels", [2, 4, 5])
 def test_channels_are_no_transparency(tmp_path: Path, version: str, channels: int) -> None:
-    """Four channels are refused as two are: NGFF has channels, not RGBA."""
+    """Four channels are refused, as are two: NGFF has channels, not RGBA."""
     pixels = np.full((64, 64, channels), 90, np.uint8)
     store = write(tmp_path / "a.zarr", version, [[scale(1.0)]], pixels=pixels)
     with pytest.raises(UnsupportedSlideError, match=f"{channels} channels, not RGB"):
         open_slide(store)
 
 
-def test_three_channels_of_fluorescence(tmp_path: Path) -> None:
-    """Rendering metadata that say blue, green, red are no RGB image's; red, green, blue are."""
+def test_three_channels_of_fluorescence_are_refused(tmp_path: Path) -> None:
+    """Their rendering metadata are blue, green, red; those of RGB are red, green, blue."""
     colours = ["FF0000", "00FF00", "0000FF"]
     told = [{"label": name, "color": c} for name, c in zip(("DAPI", "FITC", "TRITC"), colours[::-1], strict=True)]
     store = write(tmp_path / "a.zarr", "0.4", [[scale(1.0)]], omero={"channels": told})
@@ -124,8 +124,8 @@ def test_three_channels_of_fluorescence(tmp_path: Path) -> None:
         assert np.array_equal(open_slide(store).read_region((0, 0), 0, (701, 500)), PIXELS)
 
 
-def test_padded_levels(tmp_path: Path) -> None:
-    """A level of whole chunks lies where its scale says; what it is padded with is cut off."""
+def test_padded_levels_are_placed_by_their_scale(tmp_path: Path) -> None:
+    """The padding of whole chunks is cut off."""
     sizes = [(701, 500), (384, 256), (256, 128)]
     store = write(tmp_path / "a.zarr", "0.5", [[scale(0.5)], [scale(1.0)], [scale(2.0)]], sizes=sizes)
     slide = open_slide(store)
@@ -136,16 +136,16 @@ def test_padded_levels(tmp_path: Path) -> None:
     assert slide.read_region((200, 100), 2, (1, 1))[0, 0].tolist() == PIXELS[100, 200].tolist()
 
 
-def test_padded_levels_of_which_nothing_is_said(tmp_path: Path) -> None:
-    """A level whose downsample is unknown is not used, with a warning: pixels come from level 0."""
+def test_padded_levels_without_a_scale_are_not_used(tmp_path: Path) -> None:
+    """With a warning: pixels come from level 0."""
     store = write(tmp_path / "a.zarr", "0.5", [[], []], sizes=[(768, 512), (512, 256)])
     with pytest.warns(errors.LeftOutLevelsWarning, match="512 × 256 px are not used"):
         slide = open_slide(store)
     assert slide.level_dimensions == ((768, 512),)
 
 
-def test_a_level_that_starts_elsewhere(tmp_path: Path) -> None:
-    """Half a pixel is a convention, ten are another place."""
+def test_a_level_with_an_offset_is_not_used(tmp_path: Path) -> None:
+    """Half a pixel is a convention, ten pixels are another position."""
     near = [scale(1.0), {"type": "translation", "translation": [0.0, 0.25, 0.25]}]
     slide = open_slide(write(tmp_path / "a.zarr", "0.4", [[scale(0.5)], near]))
     assert slide.level_count == 2
@@ -155,8 +155,8 @@ def test_a_level_that_starts_elsewhere(tmp_path: Path) -> None:
     assert slide.level_count == 1
 
 
-def test_levels_in_any_order(tmp_path: Path) -> None:
-    """The largest is level 0, whatever stands first."""
+def test_levels_may_be_in_any_order(tmp_path: Path) -> None:
+    """The largest one is level 0."""
     group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
     for path, step in (("small", 2), ("large", 1)):
         group.create_array(path, data=np.ascontiguousarray(PIXELS[::step, ::step]), chunks=(128, 128, 3))
@@ -166,7 +166,7 @@ def test_levels_in_any_order(tmp_path: Path) -> None:
 
 
 def root_of(store: Path, version: str, names: list[str], *, metadata: bool) -> Path:
-    """Write what bioformats2raw does: a group of images, the first of them the scan."""
+    """Write a group of images as bioformats2raw does; the first is the scan."""
     root = zarr.open_group(str(store), mode="w", zarr_format=2 if version == "0.4" else 3)
     layout = {"bioformats2raw.layout": 3}
     if version == "0.4":
@@ -185,8 +185,8 @@ def root_of(store: Path, version: str, names: list[str], *, metadata: bool) -> P
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_root_of_bioformats2raw(tmp_path: Path, version: str) -> None:
-    """Is its only scan; label and macro are associated images."""
+def test_the_root_of_bioformats2raw_is_its_scan(tmp_path: Path, version: str) -> None:
+    """Label and macro are associated images."""
     slide = open_slide(root_of(tmp_path / "a.zarr", version, ["a.svs"], metadata=False))
     assert slide.mpp == (0.5, 0.5)
     assert np.array_equal(slide.read_region((0, 0), 0, (701, 500)), PIXELS)
@@ -198,7 +198,7 @@ def test_the_root_of_bioformats2raw(tmp_path: Path, version: str) -> None:
 
 
 @pytest.mark.parametrize("metadata", [True, False])
-def test_several_scans_of_bioformats2raw(tmp_path: Path, metadata: bool) -> None:
+def test_several_scans_of_bioformats2raw_are_refused(tmp_path: Path, metadata: bool) -> None:
     """Each is a slide: the remedy names them."""
     store = root_of(tmp_path / "a.zarr", "0.4", ["a.scn #1", "a.scn #2"], metadata=metadata)
     with pytest.raises(UnsupportedSlideError, match=r"2 images; .*pass a\.zarr/0 or a\.zarr/1"):
@@ -206,8 +206,8 @@ def test_several_scans_of_bioformats2raw(tmp_path: Path, metadata: bool) -> None
     assert open_slide(store / "0").dimensions == (701, 500)
 
 
-def test_a_root_of_bioformats2raw_without_metadata(tmp_path: Path) -> None:
-    """The image that is to be read is named, not an array."""
+def test_a_root_of_bioformats2raw_without_metadata_is_refused(tmp_path: Path) -> None:
+    """The remedy names the image to open, not an array."""
     root = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
     root.attrs["bioformats2raw.layout"] = 3
     with pytest.raises(CorruptSlideError, match=r"without images \(0, 1, …\)"):
@@ -217,16 +217,16 @@ def test_a_root_of_bioformats2raw_without_metadata(tmp_path: Path) -> None:
         open_slide(tmp_path / "a.zarr")
 
 
-def test_a_group_of_images(tmp_path: Path) -> None:
-    """Of which nothing says that it is one: the images in it are named."""
+def test_a_group_of_images_without_metadata_is_refused(tmp_path: Path) -> None:
+    """The error names the images in it."""
     zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
     write(tmp_path / "a.zarr" / "scan", "0.4", [[scale(0.5)]])
     with pytest.raises(UnsupportedSlideError, match=r"pass the image in it: a\.zarr/scan"):
         open_slide(tmp_path / "a.zarr")
 
 
-def test_a_level_that_is_missing(tmp_path: Path) -> None:
-    """A store that was copied in part says what is missing."""
+def test_a_missing_level_is_an_error(tmp_path: Path) -> None:
+    """A store that was copied in part: the error names the missing part."""
     store = write(tmp_path / "a.zarr", "0.4", [[scale(0.5)], [scale(1.0)]])
     (store / "1").rename(tmp_path / "elsewhere")
     with pytest.raises(CorruptSlideError, match="level 1 is missing"):
@@ -235,8 +235,8 @@ def test_a_level_that_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("planes", [1, 2])
-def test_further_axes(tmp_path: Path, version: str, planes: int) -> None:
-    """As OMERO and QuPath write them: t and z of one plane belong to a slide; more planes are refused by their axes."""
+def test_axes_t_and_z_of_size_one_are_dropped(tmp_path: Path, version: str, planes: int) -> None:
+    """As OMERO and QuPath write them; several planes are refused with their axes."""
     group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2 if version == "0.4" else 3)
     pixels = np.broadcast_to(PIXELS.transpose(2, 0, 1)[None, :, None], (1, 3, planes, *PIXELS.shape[:2]))
     group.create_array("0", data=np.array(pixels), chunks=(1, 1, 1, 128, 128))
@@ -257,8 +257,8 @@ def test_further_axes(tmp_path: Path, version: str, planes: int) -> None:
             open_slide(tmp_path / "a.zarr")
 
 
-def test_labels_are_no_slide(tmp_path: Path) -> None:
-    """Nor is a plate of a screen."""
+def test_labels_are_refused(tmp_path: Path) -> None:
+    """So is a plate of a screen."""
     store = write(tmp_path / "a.zarr", "0.4", [[scale(0.5)]], pixels=PIXELS[..., :1], **{"image-label": {}})
     with pytest.raises(UnsupportedSlideError, match="labels, not a slide"):
         open_slide(store)

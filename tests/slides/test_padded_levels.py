@@ -1,4 +1,4 @@
-"""Levels padded to whole tiles: their downsamples from what files state, and none where none is stated."""
+"""Levels padded to whole tiles: their downsamples as files state them; without a statement they are not used."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def up(side: int, tile: int) -> int:
 def test_stated_downsamples_are_found(
     true: tuple[int, int], tile: tuple[int, int], steps: tuple[int, ...], base_is_padded: bool
 ) -> None:
-    """Levels of any slide, each of whole tiles: what was stated, to a part in a thousand, is what is true."""
+    """Levels of any slide, padded to whole tiles: the stated downsample to a part in a thousand."""
     from slideio_pipe.slides.backends.levels import place_levels
 
     base = Size(*(up(side, t) if base_is_padded else side for side, t in zip(true, tile, strict=True)))
@@ -47,7 +47,7 @@ def test_stated_downsamples_are_found(
 
 @given(st.integers(300, 90_000), st.integers(300, 90_000), st.sampled_from([(2, 4, 8), (4, 16), (4, 8, 32)]))
 def test_levels_that_are_not_padded_are_all_kept(width: int, height: int, steps: tuple[int, ...]) -> None:
-    """However their sizes were rounded, with nothing stated: the ratio of sizes, as OpenSlide has it."""
+    """For every rounding of sizes, with nothing stated: the ratio of sizes, as in OpenSlide."""
     from slideio_pipe.slides.backends.levels import place_levels
 
     for rounded in (lambda side, n: side // n, lambda side, n: -(-side // n)):
@@ -57,8 +57,8 @@ def test_levels_that_are_not_padded_are_all_kept(width: int, height: int, steps:
         assert placed.pyramid.downsamples == tuple((width / w, height / h) for w, h in sizes)
 
 
-def test_padded_levels_of_a_tiff(tmp_path: Path) -> None:
-    """A TIFF states no downsample: such a level is not used, whatever marks it as one, and level 0 is read instead."""
+def test_padded_levels_of_a_tiff_are_not_used(tmp_path: Path) -> None:
+    """A TIFF states no downsample: level 0 is read instead."""
     pixels = coordinate_pixels(700, 500)
     with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
         for step in (1, 2):
@@ -73,8 +73,8 @@ def test_padded_levels_of_a_tiff(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [(40, 400), (300, 40), (280, 400)], ids=str)
-def test_the_fullest_tiles_are_where_there_is_most_to_see(tmp_path: Path, at: tuple[int, int]) -> None:
-    """A level is looked at in its stored tile of noise, also in the last, narrow column and row."""
+def test_levels_are_compared_in_their_tiles_with_most_detail(tmp_path: Path, at: tuple[int, int]) -> None:
+    """Here a stored tile of noise, also in the last, narrow column and row."""
     pixels = np.full((350, 450, 3), 240, np.uint8)
     noise = np.random.default_rng(4).integers(0, 256, (30, 30, 3), dtype=np.uint8)
     pixels[at[0] : at[0] + 30, at[1] : at[1] + 30] = noise

@@ -1,4 +1,4 @@
-"""What a slide says under OpenSlide's names, and numbers of any kind where OpenSlide takes them; OpenSlide is asked."""
+"""A slide's properties under OpenSlide's names, and NumPy numbers as arguments; OpenSlide is the oracle."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def made(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["aperio", "generic", "dicom"])
-def test_names_and_values_are_openslides(tmp_path: Path, kind: str) -> None:
-    """All of them, level by level, and the calls that go with them."""
+def test_properties_equal_openslide(tmp_path: Path, kind: str) -> None:
+    """All keys, level by level, and the methods beside them."""
     path = made(kind, tmp_path)
     slide = open_slide(path)
     with openslide.OpenSlide(str(path)) as theirs:
@@ -66,7 +66,7 @@ def test_names_and_values_are_openslides(tmp_path: Path, kind: str) -> None:
     ],
 )
 def test_real_slides_have_openslides_properties(shared_data: Path, file: str) -> None:
-    """Every key of every slide that it opens, whoever reads it here; images beside the slide, too."""
+    """Every key of every slide that OpenSlide opens, by every reader here; associated images, too."""
     path = shared_data / "slides" / file
     slide = quietly(path)
     with openslide.OpenSlide(str(path)) as theirs:
@@ -77,8 +77,8 @@ def test_real_slides_have_openslides_properties(shared_data: Path, file: str) ->
             assert slide.associated_images[name].shape[1::-1] == image.size
 
 
-def test_a_tiff_that_openslide_does_not_open(tmp_path: Path) -> None:
-    """Its tags and levels have the names that OpenSlide would give them."""
+def test_a_tiff_that_openslide_does_not_open_has_its_names(tmp_path: Path) -> None:
+    """For tags and levels."""
     path = tmp_path / "a.tif"
     tags = {"resolution": (20_000, 10_000), "resolutionunit": "CENTIMETER", "software": "a scanner"}
     tifffile.imwrite(path, PIXELS, photometric="rgb", description="what it says", metadata=None, **tags)
@@ -102,8 +102,8 @@ def test_a_tiff_that_openslide_does_not_open(tmp_path: Path) -> None:
     assert {name: properties.get(name) for name in expected} == expected
 
 
-def test_what_is_no_file_has_levels_and_a_vendor() -> None:
-    """An array states what is known of it."""
+def test_an_array_has_properties_of_levels_and_a_vendor() -> None:
+    """Nothing else of it is known."""
     slide = open_slide(PIXELS)
     assert slide.properties["openslide.vendor"] == "numpy"
     assert slide.properties["openslide.level[0].width"] == "700"
@@ -112,7 +112,7 @@ def test_what_is_no_file_has_levels_and_a_vendor() -> None:
 
 
 def test_associated_images_are_a_mapping(shared_data: Path) -> None:
-    """Decoded when they are asked for; an unknown one is a KeyError, as for any mapping."""
+    """Decoded on access; an unknown one is a KeyError, as for any mapping."""
     images = open_slide(shared_data / "slides" / "CMU-1-Small-Region.svs").associated_images
     assert set(images) == {"label", "macro", "thumbnail"}
     assert len(images) == 3
@@ -126,8 +126,8 @@ KINDS = [np.uint8, np.int16, np.uint32, np.int64, np.float32, np.float64]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_numbers_of_numpy(coordinate_slide: Path, kind: Any) -> None:
-    """A region is the same whatever type its place, level and size have; small types do not overflow."""
+def test_regions_accept_numpy_numbers(coordinate_slide: Path, kind: Any) -> None:
+    """For position, level and size; small types do not overflow."""
     slide = open_slide(coordinate_slide)
     expected = slide.read_region((250, 250), 1, (100, 120))
     place, size = np.array([250, 250], kind), np.array([100, 120], kind)
@@ -155,13 +155,13 @@ def test_numbers_of_numpy(coordinate_slide: Path, kind: Any) -> None:
         (0, 0, (2, 2)),
     ],
 )
-def test_what_is_no_region_is_refused(coordinate_slide: Path, place: Any, level: Any, size: Any) -> None:
-    """By an error that says which number is wrong."""
+def test_an_invalid_region_is_refused(coordinate_slide: Path, place: Any, level: Any, size: Any) -> None:
+    """The error names the wrong number."""
     with pytest.raises(ConfigError, match="pass"):
         open_slide(coordinate_slide).read_region(place, level, size)
 
 
-def test_levels_and_sides_that_are_none(coordinate_slide: Path) -> None:
+def test_invalid_levels_and_sides_are_refused(coordinate_slide: Path) -> None:
     """A level below 0 is not the last one, and a thumbnail has a size."""
     slide = open_slide(coordinate_slide)
     for wrong in (-1, 3, 0.5):

@@ -1,4 +1,4 @@
-"""Every real slide, from the command line to the bag, bit for bit against readers that are not ours.
+"""Every real slide, from the command line to the bag, bit for bit against other readers.
 
 The slides lie beside this checkout, in ``../shared/data/slides``; without them these tests are skipped.
 """
@@ -28,7 +28,7 @@ Level = NDArray[np.uint8]
 
 
 def openslide_level(path: Path, level: int = 0) -> Level:
-    """Return a whole level as OpenSlide reads it, transparent pixels on white."""
+    """Return a whole level by OpenSlide, transparent pixels on white."""
     with openslide.OpenSlide(path) as slide:
         rgba = slide.read_region((0, 0), level, slide.level_dimensions[level])
     flat = Image.new("RGBA", rgba.size, "white")
@@ -37,7 +37,7 @@ def openslide_level(path: Path, level: int = 0) -> Level:
 
 
 def tifffile_level(path: Path, level: int = 0) -> Level:
-    """Return a whole level as tifffile reads it; pages of another shape (thumbnail, label) are no levels."""
+    """Return a whole level by tifffile; pages of another shape (thumbnail, label) are no levels."""
     with tifffile.TiffFile(path) as tif:
         tiled = [page for page in tif.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
         return tiled[level].asarray()
@@ -45,7 +45,7 @@ def tifffile_level(path: Path, level: int = 0) -> Level:
 
 @dataclass(frozen=True)
 class Case:
-    """A slide, what is asked of it, and who says what its tiles should be."""
+    """A slide, the export's settings, and the oracle of its tiles."""
 
     file: str
     options: tuple[str, ...]
@@ -90,7 +90,7 @@ def run(*arguments: object) -> str:
 
 
 def check_tiles(bag: StoredBag, level: Level) -> None:
-    """Compare every tile of a bag with the level it was cut from; outside the slide it is white."""
+    """Compare every tile of a bag with its level; outside the slide it is white."""
     height, width = level.shape[:2]
     tile = bag.shape[1]
     columns, rows = -(-width // tile), -(-height // tile)
@@ -102,13 +102,13 @@ def check_tiles(bag: StoredBag, level: Level) -> None:
 
 
 def test_every_slide_has_a_case(slides: Path) -> None:
-    """A slide added to the folder is tested, too."""
+    """A slide added to the folder must be tested, too."""
     assert {path.name for path in slides.iterdir()} == {case.file for case in CASES}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_bag_of_a_whole_slide_is_what_the_oracle_reads(case: Case, slides: Path, tmp_path: Path) -> None:
-    """info and export work at a stated resolution, and all tiles are those of OpenSlide or tifffile, bit for bit."""
+def test_the_bag_of_a_whole_slide_equals_the_oracle(case: Case, slides: Path, tmp_path: Path) -> None:
+    """info and export at a stated resolution; all tiles are OpenSlide's or tifffile's, bit for bit."""
     path = slides / case.file
     options = case.options[:2] if case.options[0] == "--slide-mpp" else ()
     told = json.loads(run("info", path, "--json", *options))
@@ -132,7 +132,7 @@ def test_the_bag_of_a_whole_slide_is_what_the_oracle_reads(case: Case, slides: P
 
 @pytest.mark.parametrize("command", ["tissue", "export"])
 def test_a_slide_without_resolution_is_refused(command: str, slides: Path, tmp_path: Path) -> None:
-    """The TCGA slide says neither mpp nor objective power: the remedy is named and nothing is written."""
+    """The TCGA slide states neither mpp nor objective power: the remedy is named and nothing is written."""
     result = CliRunner().invoke(app, [command, str(slides / TCGA), "--out", str(tmp_path / "out.zarr.geojson")])
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {TCGA}: no mpp")
@@ -141,7 +141,7 @@ def test_a_slide_without_resolution_is_refused(command: str, slides: Path, tmp_p
 
 
 def test_a_default_export_of_a_real_slide(slides: Path, tmp_path: Path) -> None:
-    """With tissue found: fewer tiles than the grid has, each at least half tissue, each where OpenSlide has it."""
+    """With tissue found: fewer tiles than the grid has, each with at least half tissue, at OpenSlide's position."""
     path = slides / "CMU-1-Small-Region.svs"
     bag = open_bag(json.loads(run("export", path, "--out", tmp_path, "--json"))["bag"])
     assert 20 < len(bag) < 88

@@ -1,4 +1,4 @@
-"""Transforms of a whole slide that make it smaller: antialiased in tiles and in the image, from a fine enough level."""
+"""Transforms that shrink a whole slide: antialiased in tiles and in the image, from a fine enough level."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def view_of(pixels: np.ndarray, transform: object) -> SlideView:
 
 
 def inside(view: SlideView) -> np.ndarray:
-    """Where in the canvas is slide, some pixels from its border."""
+    """Return where the canvas shows slide, some pixels from its border."""
     y, x = np.mgrid[: view.size.height, : view.size.width] + 0.5
     place = view.affine.apply(np.stack([x, y], axis=-1))
     margin = 8 * max(view.affine.scale())
@@ -37,8 +37,8 @@ def inside(view: SlideView) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SHRINKING)
-def test_what_cannot_be_shown_becomes_grey(name: str) -> None:
-    """Stripes a pixel wide, made smaller, are their mean, in tiles and in the image; not a pattern of their own."""
+def test_detail_finer_than_a_pixel_becomes_its_mean(name: str) -> None:
+    """Stripes one pixel wide, shrunk, are grey in tiles and in the image, without moiré."""
     view = view_of(STRIPES, SHRINKING[name])
     where = inside(view)
     assert where.mean() > 0.2
@@ -48,15 +48,15 @@ def test_what_cannot_be_shown_becomes_grey(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHRINKING)
 def test_tiles_and_image_agree(name: str) -> None:
-    """Two filters, one meaning: three levels at most on smooth pixels, of which tiles may see a quarter fewer."""
+    """To three levels on smooth pixels: their filters differ, and tiles may have a quarter less resolution."""
     view = view_of(SMOOTH, SHRINKING[name])
     difference = np.abs(whole(view).astype(int) - view.image.numpy())[inside(view)]
     assert difference.max() <= 3
     assert difference.mean() < 0.5
 
 
-def test_a_resized_slide_is_pillows() -> None:
-    """Antialiased by Pillow in one go: within two levels."""
+def test_a_resized_slide_equals_pillow() -> None:
+    """Antialiased in one step: within two levels."""
     view = view_of(SMOOTH, SHRINKING["resize"])
     expected = np.asarray(Image.fromarray(SMOOTH).resize(view.size, Image.Resampling.BILINEAR)).astype(int)
     for shown in (whole(view), view.image.numpy()):
@@ -65,7 +65,7 @@ def test_a_resized_slide_is_pillows() -> None:
 
 @pytest.mark.parametrize(("scale", "level"), [(1.0, 0), (0.7, 0), (0.25, 1), (0.05, 2)])
 def test_tiles_come_from_a_level_that_is_fine_enough(scale: float, level: int) -> None:
-    """A slide shown at a quarter needs no pixel of level 0; places are those of the affine."""
+    """A slide shown at a quarter reads no pixel of level 0; positions are those of the affine."""
     slide, requests = counted_slide((16_000, 12_000))
     view = slide.view(transform=RandomAffine(rotate=(20, 20), scale=(scale, scale), flip=False), seed=1)
     bag = TileBag(view, TileGrid(view, 64))

@@ -1,4 +1,4 @@
-"""Opening: every real file, where the resolution comes from, regions, pickling and forks."""
+"""Opening: every real file, the source of the resolution, regions, pickling and forks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteS
 
 @dataclass(frozen=True)
 class Real:
-    """What is known of a real file."""
+    """Facts of a real file."""
 
     file: str
     vendor: str
@@ -91,7 +91,7 @@ def openslide_rgb(slide: openslide.OpenSlide, location: tuple[int, int], size: t
 
 @pytest.mark.parametrize("real", REAL, ids=lambda real: real.file)
 def test_real_files_open(shared_data: Path, real: Real) -> None:
-    """Vendor, levels, resolution and where it came from, associated images."""
+    """Vendor, levels, resolution and its source, associated images."""
     slide = open_slide(shared_data / "slides" / real.file)
     assert (slide.vendor, slide.facts.backend) == (real.vendor, real.reader)
     assert slide.level_dimensions == real.levels
@@ -105,7 +105,7 @@ def test_real_files_open(shared_data: Path, real: Real) -> None:
 
 @pytest.mark.parametrize("file", ["ihc.png", "tcga-lung-rgb.png", "tcga-red-pen.png"])
 def test_real_images_open(shared_data: Path, file: str) -> None:
-    """Flat images are slides of one level, without a resolution."""
+    """Flat images are slides of one level without a resolution."""
     slide = open_slide(shared_data / "images" / file)
     assert (slide.level_count, slide.mpp, slide.vendor) == (1, None, "png")
     assert slide.thumbnail(100).shape[2] == 3
@@ -116,7 +116,7 @@ def test_real_images_open(shared_data: Path, file: str) -> None:
     ["CMU-1-Small-Region.svs", "test3-DAPI-2-(387).ndpi", TCGA, "small.svs", "boxes_0.dcm"],
 )
 def test_associated_images_equal_openslide(shared_data: Path, file: str) -> None:
-    """Label, macro and thumbnail: the same size; the same pixels where nothing is lossy about reading them."""
+    """Label, macro and thumbnail: the same size, and the same pixels if their codec is lossless."""
     path = shared_data / "slides" / file
     slide = open_slide(path)
     with openslide.OpenSlide(str(path)) as reference:
@@ -128,7 +128,7 @@ def test_associated_images_equal_openslide(shared_data: Path, file: str) -> None
 
 
 def test_an_unknown_associated_image_is_refused(coordinate_slide: Path) -> None:
-    """With what there is."""
+    """The error lists the existing ones."""
     with pytest.raises(ConfigError, match='no associated image "label"; there are: none'):
         open_slide(coordinate_slide).associated_image("label")
 
@@ -150,7 +150,7 @@ def test_regions_equal_openslide_at_level_0(shared_data: Path, file: str) -> Non
 
 @pytest.mark.parametrize("file", [TCGA, "boxes.tiff"])
 def test_lower_levels_equal_the_stored_level(shared_data: Path, file: str) -> None:
-    """Every level is what tifffile reads of its page; a region at a whole pixel of it is a part of that."""
+    """Every level equals tifffile's page; a region at a whole pixel of it is a part of it."""
     path = shared_data / "slides" / file
     slide = open_slide(path)
     with tifffile.TiffFile(path) as tif:
@@ -165,7 +165,7 @@ def test_lower_levels_equal_the_stored_level(shared_data: Path, file: str) -> No
 
 
 def test_regions_outside_are_white(coordinate_slide: Path) -> None:
-    """Altogether outside, empty, and at a corner."""
+    """Completely outside, empty, and at a corner."""
     slide = open_slide(coordinate_slide)
     assert (slide.read_region((5000, 5000), 0, (10, 20)) == 255).all()
     assert slide.read_region((0, 0), 0, (0, 7)).shape == (7, 0, 3)
@@ -176,7 +176,7 @@ def test_regions_outside_are_white(coordinate_slide: Path) -> None:
 
 @pytest.mark.parametrize(("level", "size"), [(-1, (5, 5)), (3, (5, 5)), (0, (-1, 5))])
 def test_impossible_regions_are_refused(coordinate_slide: Path, level: int, size: tuple[int, int]) -> None:
-    """No such level, no such size."""
+    """An unknown level or an invalid size."""
     with pytest.raises(ConfigError):
         open_slide(coordinate_slide).read_region((0, 0), level, size)
 
@@ -208,8 +208,8 @@ def test_impossible_regions_are_refused(coordinate_slide: Path, level: int, size
         (None, 3000, None, "none stated"),
     ],
 )
-def test_absurd_resolutions_count_as_missing(tmp_path: Path, stated: Any, side: int, mpp: Any, source: str) -> None:
-    """Finer than light, coarser or longer than a glass of 76 × 26 mm, and the defaults of image software."""
+def test_impossible_resolutions_count_as_missing(tmp_path: Path, stated: Any, side: int, mpp: Any, source: str) -> None:
+    """Finer than light, longer than a glass of 76 × 26 mm, and defaults of image software."""
     tags: dict[str, Any] = {}
     if stated is not None:
         tags = {"resolution": tuple(1e4 / each for each in np.broadcast_to(stated, 2).tolist()), "resolutionunit": 3}
@@ -231,8 +231,8 @@ def aperio(path: Path, **properties: object) -> Path:
 
 
 @pytest.mark.parametrize("text", ["0", "-0.25", "nan", "inf", "", "unknown", "1e400"])
-def test_aperio_nonsense_counts_as_missing(tmp_path: Path, text: str) -> None:
-    """Whatever the description says."""
+def test_invalid_aperio_descriptions_count_as_missing(tmp_path: Path, text: str) -> None:
+    """For any content."""
     slide = open_slide(aperio(tmp_path / "a.svs", MPP=text))
     assert slide.vendor == "aperio"
     assert slide.mpp is None
@@ -240,12 +240,12 @@ def test_aperio_nonsense_counts_as_missing(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0.2520", "0,2520"])
 def test_aperio_mpp_in_any_locale(tmp_path: Path, text: str) -> None:
-    """A comma is a decimal point to half of Europe."""
+    """Many languages write the decimal point as a comma."""
     assert open_slide(aperio(tmp_path / "a.svs", MPP=text)).mpp == (0.252, 0.252)
 
 
 def test_the_objective_power_is_an_estimate_with_a_warning(tmp_path: Path) -> None:
-    """Last resort before nothing; an argument silences it."""
+    """The last source of a resolution; an argument avoids the warning."""
     path = aperio(tmp_path / "a.svs", AppMag="40")
     with pytest.warns(EstimatedResolutionWarning, match=r"a\.svs: none stated; using 0\.25 µm, .* 40× objective"):
         slide = open_slide(path)
@@ -254,14 +254,14 @@ def test_the_objective_power_is_an_estimate_with_a_warning(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("power", ["0", "-0.5", "-40", "nan", "inf", "x"])
-def test_an_absurd_objective_power_is_none(tmp_path: Path, power: str) -> None:
-    """No estimate from nonsense."""
+def test_an_impossible_objective_power_gives_no_estimate(tmp_path: Path, power: str) -> None:
+    """The resolution is then missing."""
     assert open_slide(aperio(tmp_path / "a.svs", AppMag=power)).mpp is None
 
 
 @pytest.mark.parametrize(("text", "reason"), [("0.00025", "as if in mm"), ("0.025", "finer than any")])
-def test_an_impossible_mpp_gives_way_to_the_objective(tmp_path: Path, text: str, reason: str) -> None:
-    """10 µm over 40 is an estimate; a default of the caller comes before it."""
+def test_an_impossible_mpp_is_replaced_by_the_objective(tmp_path: Path, text: str, reason: str) -> None:
+    """10 µm / 40 is an estimate; a default of the caller has priority."""
     path = aperio(tmp_path / "a.svs", MPP=text, AppMag="40")
     with pytest.warns(EstimatedResolutionWarning, match=f"{text} µm stated, .*{reason}.*; using 0\\.25 µm"):
         assert open_slide(path).mpp == (0.25, 0.25)
@@ -269,7 +269,7 @@ def test_an_impossible_mpp_gives_way_to_the_objective(tmp_path: Path, text: str,
 
 
 @pytest.mark.parametrize("power", ["2000", "0.01"])
-def test_an_estimate_is_possible_too(tmp_path: Path, power: str) -> None:
+def test_an_estimate_must_be_possible(tmp_path: Path, power: str) -> None:
     """10 µm over a power of 2,000 or of a hundredth is no resolution of a slide of 512 px."""
     assert open_slide(aperio(tmp_path / "a.svs", AppMag=power)).mpp is None
 
@@ -292,7 +292,7 @@ def zarr_of(path: Path, mpp: float) -> None:
 
 @pytest.mark.parametrize("mpp", [0.25, 0.025, 0.00025, 160, 25400 / 300])
 @pytest.mark.parametrize("source", ["ome", "ome-zarr", "openslide", "aperio"])
-def test_every_reader_judges_what_is_stated(tmp_path: Path, source: str, mpp: float) -> None:
+def test_every_reader_checks_the_stated_resolution(tmp_path: Path, source: str, mpp: float) -> None:
     """OME-XML, OME-Zarr, OpenSlide's properties and Aperio's description as resolution tags."""
     path = tmp_path / {"ome": "a.ome.tif", "ome-zarr": "a.zarr"}.get(source, "a.svs")
     if source in ("ome", "ome-zarr"):
@@ -307,12 +307,12 @@ def test_every_reader_judges_what_is_stated(tmp_path: Path, source: str, mpp: fl
 @pytest.mark.parametrize("given", [0.025, 0.00025, (0.25, 0.01)])
 @pytest.mark.parametrize("argument", ["slide_mpp", "default_mpp"])
 def test_a_given_resolution_finer_than_light_is_refused(coordinate_slide: Path, argument: str, given: Any) -> None:
-    """Whoever gives it: an argument, settings, a manifest, features, a command."""
+    """From an argument, settings, a manifest, features, or a command."""
     with pytest.raises(ConfigError, match=f"{argument}=.* is finer than any microscope's 0.05 µm"):
         open_slide(coordinate_slide, **{argument: given})
 
 
-def test_finer_than_light_is_refused_everywhere(coordinate_slide: Path, tmp_path: Path) -> None:
+def test_an_mpp_finer_than_light_is_refused_everywhere(coordinate_slide: Path, tmp_path: Path) -> None:
     """In settings, in manifests, for coordinates in µm, and on the command line."""
     settings = tmp_path / "settings.yaml"
     settings.write_text("slide: {slide_mpp: 0.00025}\n")
@@ -329,8 +329,8 @@ def test_finer_than_light_is_refused_everywhere(coordinate_slide: Path, tmp_path
     assert "finer than any microscope" in result.output
 
 
-def test_a_given_resolution_longer_than_glass(coordinate_slide: Path) -> None:
-    """A whole mount of 1,000 px at 100 µm is 100 mm: possible, with a warning. 300 mm are no slide."""
+def test_a_given_resolution_of_a_large_slide_is_a_warning(coordinate_slide: Path) -> None:
+    """1,000 px at 100 µm are 100 mm, a possible whole mount. 300 mm are no slide."""
     with pytest.warns(ImplausibleResolutionWarning, match="makes the slide 100 mm long, glass has 76"):
         assert open_slide(coordinate_slide, slide_mpp=100).mpp == (100, 100)
     with pytest.raises(ConfigError, match="makes the slide 300 mm long"):
@@ -339,7 +339,7 @@ def test_a_given_resolution_longer_than_glass(coordinate_slide: Path) -> None:
 
 @pytest.mark.parametrize("given", [0.5, np.float32(0.5), (0.5, 0.5), np.array([0.5, 0.5])])
 def test_the_argument_overrides_the_file(coordinate_slide: Path, given: Any) -> None:
-    """Numbers of any kind, or one per axis."""
+    """With numbers of any type, or one per axis."""
     slide = open_slide(coordinate_slide, slide_mpp=given)
     assert (slide.mpp, slide.mpp_source) == ((0.5, 0.5), "slide_mpp argument")
 
@@ -362,7 +362,7 @@ def test_resolutions_are_per_axis(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("unit", "value"), [("µm", 0.25), ("nm", 250), ("mm", 0.00025), ("\u03bcm", 0.25)])
 def test_ome_units(tmp_path: Path, unit: str, value: float) -> None:
-    """Both letters that look like µ, and other units."""
+    """Both Unicode letters that look like µ, and other units."""
     path = tmp_path / "a.ome.tif"
     pixels = coordinate_pixels(64, 64)
     size = {"PhysicalSizeX": value, "PhysicalSizeY": value, "PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
@@ -371,7 +371,7 @@ def test_ome_units(tmp_path: Path, unit: str, value: float) -> None:
 
 
 def test_slides_pickle_by_path(coordinate_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few bytes; with the same resolution; from another folder."""
+    """To few bytes; with the same resolution; also for another current folder."""
     monkeypatch.chdir(coordinate_slide.parent)
     slide = open_slide(coordinate_slide.name, slide_mpp=0.3)
     data = pickle.dumps(slide)
@@ -387,16 +387,16 @@ def _mean(slide: Slide) -> float:
     return float(slide.read_region((0, 0), 0, (100, 100)).mean())
 
 
-def test_slides_travel_to_a_spawned_process(coordinate_slide: Path) -> None:
-    """As cohort workers will use them."""
+def test_slides_can_be_sent_to_a_spawned_process(coordinate_slide: Path) -> None:
+    """As workers of a cohort use them."""
     slide = open_slide(coordinate_slide)
     expected = _mean(slide)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(_mean, (slide,)) == expected
 
 
-def test_a_forked_child_is_told(coordinate_slide: Path) -> None:
-    """Instead of hanging in libvips: open, read and tile raise ForkError."""
+def test_a_forked_process_gets_a_fork_error(coordinate_slide: Path) -> None:
+    """For open, read and tile; libvips would hang."""
     code = f"""
 import os, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
@@ -428,8 +428,8 @@ print(os.waitstatus_to_exitcode(status))
     assert done.stdout.strip() == "4", done.stderr[-500:]
 
 
-def test_a_closed_slide_says_so(coordinate_slide: Path) -> None:
-    """A context manager; reading afterwards is one of our errors, in views and bags too."""
+def test_a_closed_slide_raises_our_error(coordinate_slide: Path) -> None:
+    """When read, in views and bags too; a slide is a context manager."""
     with open_slide(coordinate_slide) as slide:
         view = slide.view()
         assert view.image.width == 1000
@@ -440,7 +440,7 @@ def test_a_closed_slide_says_so(coordinate_slide: Path) -> None:
 
 
 def test_slides_are_equal_by_file_and_resolution(coordinate_slide: Path) -> None:
-    """Arrays by identity."""
+    """Arrays are equal by identity."""
     pixels = coordinate_pixels(50, 50)
     assert open_slide(coordinate_slide) == open_slide(coordinate_slide)
     assert open_slide(coordinate_slide) != open_slide(coordinate_slide, slide_mpp=1)
@@ -452,8 +452,8 @@ def test_slides_are_equal_by_file_and_resolution(coordinate_slide: Path) -> None
     assert len({array, open_slide(pixels), open_slide(coordinate_slide), open_slide(coordinate_slide)}) == 2
 
 
-def test_fingerprints_tell_files_apart(tmp_path: Path) -> None:
-    """Same content, same value; one byte at either end, another."""
+def test_fingerprints_depend_on_content(tmp_path: Path) -> None:
+    """Same content, same value; one other byte at either end, another value."""
     one = write_pyramid(tmp_path / "one.tif", coordinate_pixels(300, 200), (1,))
     other = tmp_path / "other.tif"
     other.write_bytes(one.read_bytes())
@@ -466,7 +466,7 @@ def test_fingerprints_tell_files_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("max_size", [1, 50, 333, 1024, 5000])
 def test_thumbnails_fit(coordinate_slide: Path, max_size: int) -> None:
-    """At most that, in the slide's aspect, and never enlarged."""
+    """At most the given size, in the slide's aspect, and never enlarged."""
     height, width, bands = open_slide(coordinate_slide).thumbnail(max_size).shape
     assert bands == 3
     assert max(width, height) <= min(max_size, 1000)
@@ -475,7 +475,7 @@ def test_thumbnails_fit(coordinate_slide: Path, max_size: int) -> None:
 
 
 def test_overviews_come_with_their_affine(coordinate_slide: Path) -> None:
-    """At the resolution asked for, or at level 0 when that is coarser."""
+    """At the requested resolution, or at level 0 if that is coarser."""
     slide = open_slide(coordinate_slide)
     pixels, affine = slide.overview(2.0)
     assert affine.scale() == pytest.approx((8, 8))
@@ -486,7 +486,7 @@ def test_overviews_come_with_their_affine(coordinate_slide: Path) -> None:
 
 
 def test_a_huge_slide_opens_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """10⁸ pixels of virtual tiles: facts, views and grids ask for none of them."""
+    """10⁸ pixels of virtual tiles: facts, views and grids read none of them."""
     tiles: list[tuple[int, int]] = []
 
     def read(column: int, row: int) -> np.ndarray:
@@ -502,7 +502,7 @@ def test_a_huge_slide_opens_without_decoding(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_damaged_tile_is_an_error_each_time(tmp_path: Path) -> None:
-    """Libvips reports it once, and returns black from then on; tiles beside it are as they were."""
+    """libvips reports it once, and returns black afterwards; neighbouring tiles are right."""
     pixels = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
     path = write_pyramid(tmp_path / "a.tif", pixels, levels=(1,), tile=128)
     with tifffile.TiffFile(path) as tif:
@@ -518,7 +518,7 @@ def test_a_damaged_tile_is_an_error_each_time(tmp_path: Path) -> None:
 
 
 def test_opening_leaves_no_open_files(shared_data: Path) -> None:
-    """Thirty slides opened, read and dropped, without close and without the garbage collector's help."""
+    """Thirty slides opened, read and dropped, without close and without garbage collection."""
     gc.collect()
     gc.disable()
     try:
@@ -534,7 +534,7 @@ def test_opening_leaves_no_open_files(shared_data: Path) -> None:
 
 @pytest.mark.parametrize("dpi", [72, 75, 96, 100, 120, 144, 150, 180, 200, 240, 250, 300, 350, 360, 400, 600])
 def test_dots_per_inch_of_image_software_are_no_resolution(tmp_path: Path, dpi: int) -> None:
-    """Defaults of monitors, printers and scanners of paper; a number beside them is what the file says."""
+    """Defaults of monitors, printers and paper scanners; other numbers count."""
     for stated, believed in ((dpi, False), (dpi * 1.01, True)):
         path = tmp_path / f"{stated}.tif"
         tifffile.imwrite(path, coordinate_pixels(64, 64), tile=(64, 64), resolution=(stated, stated), resolutionunit=2)
@@ -544,7 +544,7 @@ def test_dots_per_inch_of_image_software_are_no_resolution(tmp_path: Path, dpi: 
 
 
 def test_files_of_stored_tiles_are_closed_with_them(tmp_path: Path) -> None:
-    """A cohort of thousands of slides must not run out of descriptors."""
+    """A cohort of thousands of slides must not run out of file descriptors."""
     path = write_pyramid(tmp_path / "a.tif", coordinate_pixels(512, 512), levels=(1,), mpp=0.5, compression="jpeg")
     slide = open_slide(path)
     tiles = slide.stored_tiles(0)
@@ -558,8 +558,8 @@ def test_files_of_stored_tiles_are_closed_with_them(tmp_path: Path) -> None:
     assert not [fd for fd in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{fd}") == str(path)]
 
 
-def test_the_repr_says_what_matters(coordinate_slide: Path) -> None:
-    """Size, resolution, levels, vendor and reader."""
+def test_the_repr_has_size_resolution_levels_and_reader(coordinate_slide: Path) -> None:
+    """And the vendor."""
     assert repr(open_slide(coordinate_slide)) == (
         "Slide(coordinates.tif: 1000×700 px, 0.25 µm, 3 levels, generic-tiff by tiff)"
     )

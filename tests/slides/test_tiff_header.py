@@ -1,4 +1,4 @@
-"""The structure of TIFFs: levels and other pages, texts and numbers in any type and encoding, many pages."""
+"""The structure of TIFFs: levels and other pages, texts and numbers of any type and encoding, many pages."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ TILED: dict[str, Any] = {**PLAIN, "tile": (64, 64), "compression": "deflate"}
 
 
 def scene(seed: int, width: int = 640, height: int = 480) -> Pixels:
-    """(H, W, 3) uint8: blobs on white glass, another arrangement for another seed."""
+    """Return (H, W, 3) uint8: blobs on white glass, arranged by the seed."""
     noise = gaussian(np.random.default_rng(seed).normal(size=(height, width)), 6)
     strength = np.clip(noise / noise.std() - 0.3, 0, 1)[..., None]
     return np.round(245 - strength * np.array([60, 150, 80])).astype(np.uint8)
 
 
 def shrunk(pixels: Pixels, factor: int, way: str) -> Pixels:
-    """The same at a lower resolution, as one or another writer makes it."""
+    """Return the same image at a lower resolution, as different writers make it."""
     height, width = pixels.shape[0] // factor, pixels.shape[1] // factor
     if way == "nearest":
         return np.ascontiguousarray(pixels[::factor, ::factor][:height, :width])
@@ -43,7 +43,7 @@ def shrunk(pixels: Pixels, factor: int, way: str) -> Pixels:
 
 @dataclass(frozen=True)
 class Page:
-    """One directory to write."""
+    """A directory to write."""
 
     pixels: Pixels
     mark: int = 0  # NewSubfileType
@@ -64,7 +64,7 @@ def write(path: Path, pages: list[Page], **codec: Any) -> Path:
 
 
 def sizes(path: Path) -> list[tuple[int, int]]:
-    """Width and height of the levels that our reader sees."""
+    """Return width and height of the levels that our reader finds."""
     return [tuple(level.size) for level in read_header(path).levels]
 
 
@@ -99,7 +99,7 @@ HALF_GREEN[:120] = (230, 240, 230)
     ids=lambda page: f"{page.mark} {page.description}",
 )
 def test_a_page_that_is_no_level_is_not_taken_for_one(tmp_path: Path, other: Page) -> None:
-    """Tiled and of the slide's own aspect, but another image, or named or marked as one."""
+    """Tiled and of the slide's aspect, but another image, or named or marked as one."""
     path = write(tmp_path / "a.tif", [Page(BIG, description=APERIO + "640x480"), other])
     slide = open_slide(path, slide_mpp=0.5)
     assert slide.level_dimensions == ((640, 480),)
@@ -111,10 +111,10 @@ def test_a_page_that_is_no_level_is_not_taken_for_one(tmp_path: Path, other: Pag
 @pytest.mark.parametrize("codec", [{}, {"compression": None}, {"compression": "jpeg"}, {"tile": (256, 256)}], ids=str)
 @pytest.mark.parametrize("way", ["nearest", "mean", "bicubic", "lanczos"])
 @pytest.mark.parametrize("factors", [(2, 4, 8), (4, 16), (3,)], ids=str)
-def test_pyramids_without_a_mark_stay_pyramids(
+def test_pages_without_a_mark_are_levels_if_they_show_the_slide(
     tmp_path: Path, way: str, factors: tuple[int, ...], codec: dict[str, Any]
 ) -> None:
-    """Several writers mark no page as reduced; whatever way they shrink, the pages show the slide."""
+    """Several writers mark no page as reduced; for every way to shrink."""
     pixels = scene(3, 901, 700)
     pages = [pixels, *(shrunk(pixels, factor, way) for factor in factors)]
     path = write(tmp_path / "a.tif", [Page(each) for each in pages], **codec)
@@ -122,14 +122,14 @@ def test_pyramids_without_a_mark_stay_pyramids(
 
 
 def test_a_grey_page_is_no_level_of_a_coloured_slide(tmp_path: Path) -> None:
-    """Though marked as reduced: a mask, or another program's preview."""
+    """It is a mask or a preview, even if marked as reduced."""
     path = write(tmp_path / "a.tif", [Page(BIG), Page(HALF[..., 0], 1, options=(("photometric", "minisblack"),))])
     assert sizes(path) == [(640, 480)]
 
 
 @pytest.mark.parametrize("code", [256, 257], ids=["width", "height"])
-def test_a_page_without_pixels_is_passed_over(tmp_path: Path, code: int) -> None:
-    """Of no width or no height: left by a writer that stopped."""
+def test_a_page_without_pixels_is_skipped(tmp_path: Path, code: int) -> None:
+    """Of no width or no height, left by a writer that stopped."""
     path = write(tmp_path / "a.tif", [Page(BIG), Page(HALF, 1), Page(HALF, 1)])
     with tifffile.TiffFile(path, mode="r+") as tif:
         tif.pages[1].tags[code].overwrite(0)
@@ -138,7 +138,7 @@ def test_a_page_without_pixels_is_passed_over(tmp_path: Path, code: int) -> None
 
 @pytest.mark.parametrize("axes", ["ZYXS", "TYXS", "CYX"])
 def test_planes_of_ome_are_refused(tmp_path: Path, axes: str) -> None:
-    """Of which none is the slide."""
+    """None of them is the slide."""
     planes = np.stack([BIG, OTHER.repeat(2, 0).repeat(2, 1)])
     planes = planes if axes.endswith("S") else planes.transpose(0, 3, 1, 2).reshape(6, 480, 640)
     options = {} if axes.endswith("S") else {"photometric": "minisblack"}
@@ -148,22 +148,22 @@ def test_planes_of_ome_are_refused(tmp_path: Path, axes: str) -> None:
 
 
 def test_a_serial_section_is_no_level(tmp_path: Path) -> None:
-    """Of the same outline, with other cells in it."""
+    """It has the same outline and other cells."""
     path = write(tmp_path / "a.tif", [Page(DISC), Page(OTHER_DISC)])
     assert sizes(path) == [(640, 480)]
     path = write(tmp_path / "b.tif", [Page(DISC), Page(shrunk(DISC, 2, "mean"))])
     assert sizes(path) == [(640, 480), (320, 240)]
 
 
-def test_pyramids_of_pixels_that_are_noise_stay_pyramids(tmp_path: Path) -> None:
-    """Every n-th pixel of noise correlates with no mean of it."""
+def test_pyramids_of_noise_are_recognised(tmp_path: Path) -> None:
+    """Every n-th pixel of noise does not correlate with its means."""
     pixels = np.random.default_rng(0).integers(0, 256, (500, 700, 3), np.uint8)
     path = write(tmp_path / "a.tif", [Page(shrunk(pixels, factor, "nearest")) for factor in (1, 4, 16)])
     assert sizes(path) == [(700, 500), (175, 125), (43, 31)]
 
 
-def test_levels_of_two_scenes_go_to_their_own(tmp_path: Path) -> None:
-    """Marked or not, in any order: a page marked as reduced may be the other scene's."""
+def test_levels_of_two_scenes_are_assigned_to_their_scene(tmp_path: Path) -> None:
+    """Marked or not, in any order: a page marked as reduced may be of the other scene."""
     second = scene(4, 560, 420)
     for mark in (0, 1):
         pages = [Page(BIG), Page(second), Page(shrunk(second, 2, "mean"), mark), Page(HALF, mark)]
@@ -173,7 +173,7 @@ def test_levels_of_two_scenes_go_to_their_own(tmp_path: Path) -> None:
         assert set(header.associated) == {"page-1", "page-2"}
 
 
-def test_where_the_header_decides_no_pixel_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pixel_is_decoded_if_the_header_is_sufficient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Marked as reduced, a SubIFD, or named a level by Aperio with its size."""
     marked = write(tmp_path / "marked.tif", [Page(BIG), Page(HALF, 1)])
     named = write(
@@ -192,8 +192,8 @@ def test_where_the_header_decides_no_pixel_is_decoded(tmp_path: Path, monkeypatc
         assert sizes(path) == [(640, 480), (320, 240)]
 
 
-def test_looking_at_pages_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of many other images of one shape is not decoded whole: 256 tiles of 256 px at most."""
+def test_the_comparison_of_pages_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many images of one shape, 256 tiles of 256 px at most are decoded."""
     decoded = []
     decode = tifffile.TiffPage.decode.func
 
@@ -212,7 +212,7 @@ def test_looking_at_pages_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("pages", [100, 400])
 def test_each_page_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
-    """Opening takes time in proportion to the number of pages: focal planes of one SVS are thousands."""
+    """Time is proportional to the number of pages: an SVS may have thousands of focal planes."""
     path = write(tmp_path / "a.tif", [Page(np.zeros((64, 64, 3), np.uint8))] * pages)
     parsed = []
     parse = tifffile.TiffPage.__init__
@@ -243,7 +243,7 @@ TEXT = "Aperio Image Library v12\r\n640x480 [0,0 640x480] (64x64)|AppMag = 20|MP
     ids=repr,
 )
 def test_aperio_descriptions_in_any_encoding(tmp_path: Path, raw: bytes) -> None:
-    """Vendor, resolution and objective are OpenSlide's."""
+    """Vendor, resolution and objective equal OpenSlide's."""
     path = tmp_path / "a.svs"
     tifffile.imwrite(path, BIG, description=raw, **TILED)
     slide = open_slide(path)
@@ -257,7 +257,7 @@ def test_aperio_descriptions_in_any_encoding(tmp_path: Path, raw: bytes) -> None
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
 def test_aperio_descriptions_in_wide_encodings(tmp_path: Path, encoding: str) -> None:
-    """Some export programs write two bytes per letter, or a byte order mark first; OpenSlide sees no SVS in them."""
+    """Two bytes per letter, or with a byte order mark, as some programs write; OpenSlide finds no SVS in them."""
     path = tmp_path / "a.svs"
     tifffile.imwrite(path, BIG, description=TEXT.format("Müller").encode(encoding), **TILED)
     slide = open_slide(path)
@@ -279,7 +279,7 @@ PhysicalSizeXUnit="µm" PhysicalSizeY="0.5" PhysicalSizeYUnit="µm"><Channel ID=
     ids=repr,
 )
 def test_ome_xml_in_any_encoding(tmp_path: Path, encoding: str, name: str) -> None:
-    """Also with a letter that XML forbids, which an XML parser refuses as a whole."""
+    """Also with a letter that XML forbids and parsers refuse."""
     path = tmp_path / "a.ome.tif"
     text = OME.format(encoding=encoding, name=name).encode(encoding)
     tifffile.imwrite(path, BIG, description=text, resolution=(300, 300), **TILED)
@@ -292,7 +292,7 @@ def test_ome_xml_in_any_encoding(tmp_path: Path, encoding: str, name: str) -> No
 
 
 def resolution(kind: int, count: int, value: Any, unit: tuple[int, int, Any] = (3, 1, 3)) -> list[tuple[Any, ...]]:
-    """Resolution tags of a TIFF type; the vertical one is half as fine."""
+    """Return resolution tags of a TIFF type; the vertical one is half as fine."""
     half = tuple(v / 2 if kind in (11, 12) else v // 2 for v in value[:1]) + tuple(value[1:])
     return [(282, kind, count, value, True), (283, kind, count, half, True), (296, *unit, True)]
 
@@ -318,7 +318,7 @@ def resolution(kind: int, count: int, value: Any, unit: tuple[int, int, Any] = (
     ids=lambda tags: f"{tags[0][1]}x{tags[0][2]} unit {tags[2][1]}",
 )
 def test_resolution_tags_of_any_type(tmp_path: Path, tags: list[tuple[Any, ...]]) -> None:
-    """20,000 and 10,000 px per cm are 0.5 and 1 µm; x and y are each their own."""
+    """20,000 and 10,000 px per cm are 0.5 and 1 µm; x and y are independent."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, BIG, software=False, resolution=(1, 1), resolutionunit=3, **TILED)
     for code, kind, _, value, _ in tags:
@@ -330,8 +330,8 @@ def test_resolution_tags_of_any_type(tmp_path: Path, tags: list[tuple[Any, ...]]
 
 
 @pytest.mark.parametrize("value", [(0, 1), (1, 0), (0, 0)])
-def test_resolutions_of_nothing_are_none(tmp_path: Path, value: tuple[int, int]) -> None:
-    """A numerator or a denominator of 0."""
+def test_resolutions_with_a_zero_are_none(tmp_path: Path, value: tuple[int, int]) -> None:
+    """As numerator or denominator."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, BIG, software=False, resolution=(1, 1), **TILED)
     with tifffile.TiffFile(path, mode="r+") as tif:
@@ -347,7 +347,7 @@ def test_resolutions_of_nothing_are_none(tmp_path: Path, value: tuple[int, int])
     + [(34675, kind) for kind in (1, 2, 3, 4, 12, 16)],
 )
 def test_other_tags_of_any_type(tmp_path: Path, code: int, kind: int) -> None:
-    """The pixels are OpenSlide's; 254 marks reduced pages, 256 to 323 describe pixels and tiles, 34675 is ICC."""
+    """Pixels equal OpenSlide's; 254 marks reduced pages, 256 to 323 describe pixels and tiles, 34675 is ICC."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, BIG, subfiletype=0, iccprofile=bytes(200), **TILED)
     with tifffile.TiffFile(path, mode="r+") as tif:

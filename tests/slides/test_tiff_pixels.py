@@ -1,4 +1,4 @@
-"""TIFF pages that libvips reads wrongly or not at all: the pixels of libtiff, tifffile and the source arrays."""
+"""TIFF pages that libvips reads wrongly or not at all; oracles: libtiff, tifffile and the source arrays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STUDIO = (16, 235, 128, 240, 128, 240)
 
 
 def every_way(path: Path) -> dict[str, np.ndarray]:
-    """Return the whole of level 0 as each reader of the package gives it."""
+    """Return the whole of level 0 by every reader of the package."""
     slide = sp.open_slide(path, slide_mpp=0.25)
     view = slide.view()
     (width, height), side = slide.dimensions, 64
@@ -50,7 +50,7 @@ def saved(slide: sp.Slide, path: Path) -> np.ndarray:
 
 
 def assert_every_way(path: Path, expected: np.ndarray, within: int = 0) -> None:
-    """Compare what every reader gives; what is saved with what is saved of an array, as it is JPEG."""
+    """Compare the pixels of every reader; saved files with that of an array, because they are JPEG."""
     for way, pixels in every_way(path).items():
         off = np.abs(pixels.astype(int) - expected)
         assert off.max() <= within, f"{way}: {off.max()} off"
@@ -59,7 +59,7 @@ def assert_every_way(path: Path, expected: np.ndarray, within: int = 0) -> None:
 
 
 def libtiff(path: Path) -> np.ndarray:
-    """Return the pixels that libtiff's own conversion gives, through OpenSlide: tiled files only."""
+    """Return the pixels of libtiff's own conversion, through OpenSlide: tiled files only."""
     with openslide.OpenSlide(str(path)) as slide:
         return np.asarray(slide.read_region((0, 0), 0, slide.dimensions))[..., :3]
 
@@ -175,7 +175,7 @@ def test_a_tile_of_too_few_bytes_is_damaged(tmp_path: Path) -> None:
 
 
 def test_a_strip_that_is_a_whole_large_slide_is_refused(tmp_path: Path) -> None:
-    """It would have to be decoded as a whole, 1.5 GB and more; only its header is there."""
+    """1.5 GB and more would have to be decoded at once; the file here has only a header."""
     path = write_ycbcr(tmp_path / "a.tif", chroma_blocks(1, 1), "zlib", (1, 1), tile=None, rows=64)
     with tifffile.TiffFile(path, mode="r+") as tif:
         tags = tif.pages[0].tags
@@ -192,7 +192,7 @@ def test_a_strip_that_is_a_whole_large_slide_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (4, 4)])
 @pytest.mark.parametrize("codec", list(ENCODERS))
 def test_ycbcr_of_any_codec_is_rgb(tmp_path: Path, codec: str, subsampling: tuple[int, int], tile: int | None) -> None:
-    """Against the conversion in float64; libvips takes Y, Cb, Cr for R, G, B where chroma is not subsampled."""
+    """Converted in float64; libvips takes Y, Cb, Cr for R, G, B if chroma is not subsampled."""
     codes = chroma_blocks(*subsampling)
     path = write_ycbcr(tmp_path / "a.tif", codes, codec, subsampling, tile=tile)
     assert_every_way(path, rgb_of(codes), within=1)
@@ -203,10 +203,10 @@ def test_ycbcr_of_any_codec_is_rgb(tmp_path: Path, codec: str, subsampling: tupl
     ("luma", "reference"), [(None, None), (LUMA_709, None), (None, STUDIO), (LUMA_709, STUDIO)],
     ids=["defaults", "coefficients", "reference", "both"],
 )  # fmt: skip
-def test_coefficients_and_reference_values_count(
+def test_coefficients_and_reference_values_are_used(
     tmp_path: Path, luma: Any, reference: Any, subsampling: tuple[int, int]
 ) -> None:
-    """Against the formula, and libtiff, which rounds scaled Y, Cb and Cr to whole numbers before it converts them."""
+    """By the formula, and by libtiff, which rounds scaled Y, Cb and Cr before the conversion."""
     codes = chroma_blocks(*subsampling)
     path = write_ycbcr(tmp_path / "a.tif", codes, "zlib", subsampling, luma=luma, reference=reference)
     expected = rgb_of(codes, luma or LUMA_601, reference or FULL)
@@ -216,14 +216,14 @@ def test_coefficients_and_reference_values_count(
     assert off.mean() < 0.7
 
 
-def test_a_forgotten_subsampling_tag_is_seen_from_the_bytes(tmp_path: Path) -> None:
-    """Its default is 2 × 2, but writers leave it out of files with full chroma, too."""
+def test_a_missing_subsampling_tag_is_inferred_from_the_bytes(tmp_path: Path) -> None:
+    """Its default is 2 × 2, but some writers omit it in files with full chroma, too."""
     codes = chroma_blocks(1, 1)
     assert_every_way(write_ycbcr(tmp_path / "full.tif", codes, "zlib", None), rgb_of(codes), within=1)
 
 
-def test_a_file_of_tifffile_is_read_too(tmp_path: Path) -> None:
-    """With its predictor, its planes and its byte order."""
+def test_files_of_tifffile_are_read(tmp_path: Path) -> None:
+    """With its predictor, planes and byte orders."""
     codes = chroma_blocks(1, 1)
     options: dict[str, Any] = {"photometric": "ycbcr", "metadata": None, "tile": (64, 64), "byteorder": ">"}
     for name, more in {
@@ -237,8 +237,8 @@ def test_a_file_of_tifffile_is_read_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transformed", [False, True], ids=["YCbCr in the stream", "RGB in the stream"])
-def test_jpeg_2000_is_what_its_stream_says(tmp_path: Path, transformed: bool) -> None:
-    """A tag of YCbCr, and a codestream with a component transform of its own, which the decoder undoes, or without."""
+def test_colours_of_jpeg_2000_follow_the_stream(tmp_path: Path, transformed: bool) -> None:
+    """A tag of YCbCr, and a codestream with or without its own component transform, which the decoder undoes."""
     codes = chroma_blocks(1, 1, 128, 128)
     segments = [
         imagecodecs.jpeg2k_encode(np.ascontiguousarray(codes[y : y + 64, x : x + 64]), reversible=True, mct=transformed)
@@ -261,15 +261,15 @@ def test_jpeg_2000_is_what_its_stream_says(tmp_path: Path, transformed: bool) ->
         ({"subsampling": (3, 1)}, "subsampled"),
     ],
 )
-def test_ycbcr_without_a_meaning_is_refused(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
-    """At opening, with the tag that is at fault."""
+def test_undefined_ycbcr_is_refused(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    """At opening, with the wrong tag."""
     path = write_ycbcr(tmp_path / "a.tif", chroma_blocks(1, 1), "zlib", **options)
     with pytest.raises(UnsupportedSlideError, match=reason):
         sp.open_slide(path)
 
 
 def test_damaged_ycbcr_is_an_error(tmp_path: Path) -> None:
-    """Bytes that decompress to less than a tile."""
+    """Data that decompress to less than a tile."""
     path = write_ycbcr(tmp_path / "a.tif", chroma_blocks(2, 2), "none", (2, 2))
     with tifffile.TiffFile(path, mode="r+b") as tif:
         counts = list(tif.pages[0].databytecounts)
@@ -283,7 +283,7 @@ def test_damaged_ycbcr_is_an_error(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Warned:
-    """A change of a striped TIFF that libtiff warns of, and that no pixel depends on."""
+    """A change of a striped TIFF that libtiff warns of, and that changes no pixel."""
 
     name: str
     options: dict[str, Any]
@@ -303,8 +303,8 @@ WARNED = [
 
 @pytest.mark.parametrize("codec", ["none", "zlib", "lzw", "packbits"])
 @pytest.mark.parametrize("case", WARNED, ids=[case.name for case in WARNED])
-def test_strips_are_read_whatever_libtiff_warns_of(tmp_path: Path, case: Warned, codec: str) -> None:
-    """Against the source array and Pillow's libtiff."""
+def test_strips_are_read_despite_warnings_of_libtiff(tmp_path: Path, case: Warned, codec: str) -> None:
+    """Compared with the source array and Pillow's libtiff."""
     path = tmp_path / "a.tif"
     options = {"metadata": None, "software": "four", **case.options}
     tifffile.imwrite(path, PIXELS, photometric="rgb", rowsperstrip=16, compression=codec, **options)
@@ -322,7 +322,7 @@ def test_strips_are_read_whatever_libtiff_warns_of(tmp_path: Path, case: Warned,
 @pytest.mark.parametrize("rows", [1, 7, 16, 100, 400, 1000])
 @pytest.mark.parametrize("codec", ["none", "lzw", "zstd", "jpeg"])
 def test_strips_of_any_height_are_read(tmp_path: Path, codec: str, rows: int) -> None:
-    """Higher and lower than the tiles they are cut into, a large page, tifffile as the oracle."""
+    """Higher and lower than the virtual tiles, on a large page, with tifffile as oracle."""
     if codec == "jpeg":
         rows = -(-rows // 8) * 8
     pixels = coordinate_pixels(700, 611)
@@ -332,7 +332,7 @@ def test_strips_of_any_height_are_read(tmp_path: Path, codec: str, rows: int) ->
 
 
 def test_each_strip_is_decoded_once_for_a_raster_of_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though every tile needs parts of many strips, and every strip is part of many tiles."""
+    """Though every tile needs parts of many strips, and every strip has parts of many tiles."""
     from slideio_pipe.slides.backends.tiff_decoder import TileDecoder
 
     path = tmp_path / "a.tif"
@@ -351,7 +351,7 @@ def test_each_strip_is_decoded_once_for_a_raster_of_tiles(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("codec", ["none", "zlib", "lzw", "packbits", "zstd", "jpeg"])
 def test_damaged_strips_are_refused(tmp_path: Path, codec: str) -> None:
-    """Every time they are asked for; those around them are read."""
+    """In every read; neighbouring strips are read."""
     pixels = np.repeat(np.repeat(RANDOM.integers(0, 256, (75, 50, 3), dtype=np.uint8), 8, axis=0), 8, axis=1)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels, photometric="rgb", rowsperstrip=64, compression=codec, metadata=None)
@@ -452,11 +452,11 @@ PREMULTIPLIED = np.minimum(PIXELS, FOURTH)
     ],
     ids=["unspecified, all zero", "unspecified", "straight alpha", "premultiplied", "not stated"],
 )
-def test_a_fourth_sample_is_what_the_tag_says(
+def test_a_fourth_sample_is_alpha_unless_unspecified(
     tmp_path: Path, meaning: str | None, colours: np.ndarray, fourth: np.ndarray, expected: np.ndarray,
     codec: str, tile: Any, planes: bool,
 ) -> None:  # fmt: skip
-    """TIFF 6.0, section 18: "unspecified" is no alpha; without a word it is, as Pillow has it."""
+    """TIFF 6.0, section 18; without the tag it is alpha, as in Pillow."""
     pixels = np.concatenate([colours, fourth], axis=2)
     if planes:
         pixels = np.moveaxis(pixels, 2, 0).copy()
@@ -478,8 +478,8 @@ def rename_tag(path: Path, tag: int, to: int) -> None:
     path.write_bytes(data)
 
 
-def test_openslide_is_not_asked_for_an_unspecified_sample(tmp_path: Path) -> None:
-    """It would give white, or worse; with alpha it is asked."""
+def test_openslide_does_not_read_an_unspecified_sample(tmp_path: Path) -> None:
+    """It would return white, or worse; with alpha it is used."""
     for meaning, refused in (("unspecified", True), ("unassalpha", False)):
         path = tmp_path / f"{meaning}.tif"
         pixels = np.concatenate([PIXELS, FOURTH], axis=2)
@@ -494,8 +494,8 @@ def test_openslide_is_not_asked_for_an_unspecified_sample(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("codec", ["none", "zlib", "zstd"])
-def test_four_channels_of_grey_are_no_colours(tmp_path: Path, codec: str) -> None:
-    """Fluorescence with its channels side by side: refused, not composed."""
+def test_four_grey_channels_are_refused(tmp_path: Path, codec: str) -> None:
+    """Channels of fluorescence are not composed."""
     pixels = np.concatenate([PIXELS, FOURTH], axis=2)
     path = tmp_path / "a.tif"
     tifffile.imwrite(
@@ -519,7 +519,7 @@ def test_a_tile_larger_than_its_level_is_cut(tmp_path: Path, codec: str, tile: i
 
 
 def test_the_last_levels_of_a_pyramid_are_read(tmp_path: Path) -> None:
-    """Of 1024-px tiles, down to 62 px: regions, and the overview that tissue is sought in."""
+    """With 1024-px tiles, down to 62 px: regions, and the overview in which tissue is found."""
     pixels = coordinate_pixels(1000, 700)
     path = write_pyramid(tmp_path / "a.tif", pixels, (1, 4, 16), tile=1024)
     slide = sp.open_slide(path)
@@ -534,7 +534,7 @@ def test_the_last_levels_of_a_pyramid_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("photometric", ["miniswhite", "palette"])
 @pytest.mark.parametrize("codec", ["zlib", "zstd"])
 def test_grey_and_palettes_are_read_in_small_levels(tmp_path: Path, codec: str, photometric: str) -> None:
-    """Where libvips does not help; also with a palette of bytes, as old writers have it."""
+    """Without libvips; also with a palette of bytes, as old writers have it."""
     grey, colours = PIXELS[..., 0], RANDOM.integers(0, 256, (3, 256)).astype(np.uint16)
     options: dict[str, Any] = {"tile": (1024, 1024), "compression": codec, "metadata": None}
     path = tmp_path / "a.tif"
@@ -551,8 +551,8 @@ def test_grey_and_palettes_are_read_in_small_levels(tmp_path: Path, codec: str, 
 
 
 @pytest.mark.parametrize(("bits", "said"), [(4, "4-bit, not 8-bit"), (1, "1-bit"), (16, "uint16, not 8-bit")])
-def test_other_depths_are_named(tmp_path: Path, bits: int, said: str) -> None:
-    """4-bit samples unpack into bytes, and are not 8-bit for that."""
+def test_other_bit_depths_are_refused(tmp_path: Path, bits: int, said: str) -> None:
+    """4-bit samples unpack into bytes, but are not 8-bit."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, PIXELS[..., 0].astype(np.uint16 if bits == 16 else np.uint8), photometric="minisblack")
     with tifffile.TiffFile(path, mode="r+b") as tif:
@@ -563,7 +563,7 @@ def test_other_depths_are_named(tmp_path: Path, bits: int, said: str) -> None:
 
 @pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiles", "strips"])
 def test_old_style_jpeg_is_refused_with_its_name(tmp_path: Path, tile: Any) -> None:
-    """At opening; it used to fail at the first tile, without a reason."""
+    """At opening, not at the first tile."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, PIXELS, photometric="ycbcr", compression="jpeg", tile=tile, metadata=None)
     with tifffile.TiffFile(path, mode="r+b") as tif:

@@ -1,4 +1,4 @@
-"""Nothing is square: reading, drawing, tissue, export and heat maps of a slide with sides that all differ."""
+"""A slide with all sides unequal: reading, drawing, tissue, export and heat maps."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def close(one: np.ndarray, other: np.ndarray, mean: float, p99: float) -> None:
     assert np.percentile(difference, 99) <= p99
 
 
-def test_what_the_file_says(unequal: Unequal) -> None:
-    """x is x and y is y: sizes, stored tiles, resolutions, downsamples."""
+def test_x_and_y_are_not_exchanged(unequal: Unequal) -> None:
+    """In sizes, stored tiles, resolutions and downsamples."""
     slide = open_slide(unequal.path)
     assert slide.dimensions == SIZE
     assert slide.mpp == pytest.approx(MPP, rel=1e-4)
@@ -72,7 +72,7 @@ def test_stored_levels_are_read_as_they_were_written(unequal: Unequal) -> None:
 
 @pytest.mark.parametrize("mpp", [0.8, 0.55, (0.5, 0.8), (1.0, 3.2), (0.61, 1.03)])
 def test_square_and_other_pixels_of_a_view(unequal: Unequal, mpp: Any) -> None:
-    """Pillow's antialiased BILINEAR of the level the view is read from, from the very box that each tile covers."""
+    """Pillow's antialiased BILINEAR of the view's level, from the exact box of each tile."""
     slide = open_slide(unequal.path)
     view = slide.view(mpp=mpp)
     asked = (mpp, mpp) if isinstance(mpp, float) else mpp
@@ -102,8 +102,8 @@ def test_square_and_other_pixels_of_a_view(unequal: Unequal, mpp: Any) -> None:
     [A.HorizontalFlip(p=1), A.VerticalFlip(p=1), Rotate90(p=1), A.Affine(rotate=(25, 25), p=1)],
     ids=lambda transform: type(transform).__name__,
 )
-def test_drawn_tiles_show_the_places_that_they_say(unequal: Unequal, transform: Any, where: str) -> None:
-    """Level 0, sampled by SciPy at the places where the bag says that its pixels are from."""
+def test_drawn_tiles_show_the_pixels_at_their_positions(unequal: Unequal, transform: Any, where: str) -> None:
+    """Level 0, sampled by SciPy at the positions that the bag states."""
     slide = open_slide(unequal.path)
     view = slide.view(mpp=0.4, **({"transform": transform, "seed": 2} if where == "view" else {}))
     grid = TileGrid(view, SIDE, stride=90)
@@ -121,8 +121,8 @@ def test_drawn_tiles_show_the_places_that_they_say(unequal: Unequal, transform: 
     assert compared >= 3
 
 
-def test_tissue_lies_where_it_is(unequal: Unequal) -> None:
-    """Its box within a mask pixel, its area in µm², and the part of each tile that it fills."""
+def test_tissue_has_its_box_area_and_fractions(unequal: Unequal) -> None:
+    """To one mask pixel, in µm², and per tile."""
     slide = open_slide(unequal.path)
     mask = find_tissue(slide, mpp=4.0)
     rows, columns = np.nonzero(mask.mask)
@@ -151,7 +151,7 @@ def test_tissue_lies_where_it_is(unequal: Unequal) -> None:
     assert grid.covered() == pytest.approx(full[hit].sum() / full.sum(), abs=0.06)
 
 
-def test_a_bag_on_the_disk_and_its_labels(unequal: Unequal, tmp_path: Path) -> None:
+def test_a_stored_bag_has_the_same_pixels_and_labels(unequal: Unequal, tmp_path: Path) -> None:
     """Pixels, corners, resolution; polygons and masks under tiles, from the bag and from the store."""
     slide = open_slide(unequal.path)
     view = slide.view(mpp=0.8)
@@ -174,8 +174,8 @@ def test_a_bag_on_the_disk_and_its_labels(unequal: Unequal, tmp_path: Path) -> N
                 assert np.array_equal(tile, np.outer(inside_y, inside_x))
 
 
-def test_a_heat_map_lies_over_its_tiles(unequal: Unequal, tmp_path: Path) -> None:
-    """Painted pixels, the pyramid and the polygons, against the tiles one by one."""
+def test_a_heat_map_is_over_its_tiles(unequal: Unequal, tmp_path: Path) -> None:
+    """Painted pixels, the pyramid and the polygons, compared tile by tile."""
     slide = open_slide(unequal.path)
     view = slide.view(mpp=0.8)
     grid = TileGrid(view, SIDE, stride=SIDE)

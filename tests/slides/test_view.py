@@ -1,4 +1,4 @@
-"""Views: size, resolution and affine, and that pixels lie where the affine says."""
+"""Views: size, resolution and affine, and pixels where the affine maps them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMOOTH = np.stack(
 
 @pytest.fixture
 def ramp_slide(tmp_path: Path) -> Path:
-    """1024×768, levels 1, 4, 16, where red is x/4 and green is y/4 at level 0, exactly in between at lower levels."""
+    """1024×768, levels 1, 4, 16, where red is x/4 and green is y/4 at level 0, and exact means at lower levels."""
     y, x = np.mgrid[:768, :1024]
     return write_pyramid(tmp_path / "ramp.tif", np.stack([x // 4, y // 4, x * 0], -1).astype(np.uint8), mpp=0.25)
 
@@ -49,10 +49,10 @@ def ramp_slide(tmp_path: Path) -> Path:
         (8.0, 2, 2.0, (31, 21)),
     ],
 )
-def test_the_view_is_the_right_level(
+def test_the_view_uses_the_right_level(
     coordinate_slide: Path, mpp: float | None, level: int, shrink: float, size: tuple[int, int]
 ) -> None:
-    """Levels 1, 4, 16 at 0.25 µm: the coarsest that is fine enough; within 2 % no resampling; nothing over the edge."""
+    """Levels 1, 4, 16 at 0.25 µm: the coarsest fine enough; no resampling within 2 %; nothing beyond the edge."""
     view = open_slide(coordinate_slide).view(mpp=mpp)
     assert view.level == level
     assert view.choice.resampled is (shrink != 1.0)
@@ -63,7 +63,7 @@ def test_the_view_is_the_right_level(
 @examples(60)
 @given(st.integers(17, 3000), st.integers(17, 3000), st.floats(0.25, 12), st.floats(0.5, 2))
 def test_mpp_affine_and_size_agree(width: int, height: int, mpp: float, ratio: float) -> None:
-    """What the view says of its resolution is what its affine does, and its pixels lie inside the slide."""
+    """The mpp equals the scale of the affine, and all pixels are inside the slide."""
     array = np.broadcast_to(np.uint8(0), (height, width, 3))
     slide = open_slide(array, slide_mpp=(0.25, 0.25 * ratio))
     with warnings.catch_warnings():
@@ -80,8 +80,8 @@ def test_mpp_affine_and_size_agree(width: int, height: int, mpp: float, ratio: f
         assert (side + 1) * factor > own - 1e-3
 
 
-def test_points_go_there_and_back(coordinate_slide: Path) -> None:
-    """View px to level-0 px and back is the identity when the view is no finer."""
+def test_points_map_to_level_0_and_back(coordinate_slide: Path) -> None:
+    """Exactly, if the view is no finer than level 0."""
     view = open_slide(coordinate_slide).view(mpp=0.7)
     points = np.random.default_rng(0).integers(0, 200, (50, 2))
     assert view.to_level0(points).dtype == np.int64
@@ -89,8 +89,8 @@ def test_points_go_there_and_back(coordinate_slide: Path) -> None:
 
 
 @pytest.mark.parametrize("mpp", [None, 0.5, 0.8, 1.0, 1.7, 4.0])
-def test_pixels_lie_where_the_affine_says(ramp_slide: Path, mpp: float | None) -> None:
-    """The slide encodes its coordinates: the centre of every view pixel holds the level-0 place it maps to."""
+def test_pixels_are_where_the_affine_maps_them(ramp_slide: Path, mpp: float | None) -> None:
+    """The slide encodes coordinates: the centre of every view pixel has its level-0 position."""
     view = open_slide(ramp_slide).view(mpp=mpp)
     tile = TileReader(view, 32).read([[8, 6]])[0] if view.size.width > 64 else TileReader(view, 16).read([[8, 6]])[0]
     side = tile.shape[0]
@@ -102,7 +102,7 @@ def test_pixels_lie_where_the_affine_says(ramp_slide: Path, mpp: float | None) -
 
 
 def test_unequal_mpp_makes_square_pixels(tmp_path: Path) -> None:
-    """0.25 × 0.5 µm pixels seen at 1 µm: shrunk 4× and 2×."""
+    """0.25 × 0.5 µm pixels at 1 µm: shrunk 4× and 2×."""
     y, x = np.mgrid[:400, :800]
     pixels = np.stack([x // 4, y // 2, x * 0], -1).astype(np.uint8)
     view = open_slide(pixels, slide_mpp=(0.25, 0.5)).view(mpp=1.0)
@@ -116,7 +116,7 @@ def test_unequal_mpp_makes_square_pixels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mpp", [0.26, 0.3, 0.5, 0.61, 0.8, 1.9])
 def test_the_lazy_image_agrees_with_the_reader(mpp: float) -> None:
-    """At most 1 level apart in 99.9 % of the values, at most 10 in the last row and column."""
+    """To 1 level in 99.9 % of the values, to 10 in the last row and column."""
     view = open_slide(SMOOTH, slide_mpp=0.25).view(mpp=mpp)
     width, height = view.size
     assert (view.image.width, view.image.height) == view.size
@@ -133,7 +133,7 @@ def test_the_lazy_image_agrees_with_the_reader(mpp: float) -> None:
 
 @pytest.mark.parametrize("own", [(0.25, 0.25), (0.25, 0.6), (0.6, 0.25), (0.25, 0.1)])
 def test_finer_than_the_slide_is_interpolated_with_a_warning(own: tuple[float, float]) -> None:
-    """The lazy image and the reader agree there too, also where one axis shrinks and the other grows."""
+    """The lazy image and the reader agree, also if one axis shrinks and the other grows."""
     slide = open_slide(SMOOTH[:200, :300], slide_mpp=own)
     with pytest.warns(UpsamplingWarning, match="µm wanted of a slide scanned at"):
         view = slide.view(mpp=0.2)
@@ -144,8 +144,8 @@ def test_finer_than_the_slide_is_interpolated_with_a_warning(own: tuple[float, f
     assert np.percentile(difference, 99) <= 3
 
 
-def test_no_mpp_no_view_at_an_mpp() -> None:
-    """The native view needs none."""
+def test_a_view_at_an_mpp_needs_the_slides_mpp() -> None:
+    """The native view does not."""
     slide = open_slide(SMOOTH)
     assert slide.view().mpp is None
     with pytest.raises(MissingResolutionError, match=r"array: no mpp .*; pass slide_mpp="):
@@ -153,21 +153,21 @@ def test_no_mpp_no_view_at_an_mpp() -> None:
 
 
 @pytest.mark.parametrize("mpp", [0, -1, float("nan"), float("inf"), "20x", (0.5,), (0.5, -1)])
-def test_what_is_no_resolution_is_refused(mpp: object) -> None:
-    """One of our errors, with the value."""
+def test_an_invalid_resolution_is_refused(mpp: object) -> None:
+    """With our error and the value."""
     with pytest.raises(ConfigError, match="is no resolution"):
         open_slide(SMOOTH, slide_mpp=0.25).view(mpp=mpp)  # type: ignore[arg-type]
 
 
-def test_a_view_of_one_pixel_exists() -> None:
-    """However coarse."""
+def test_a_view_has_at_least_one_pixel() -> None:
+    """At any coarse resolution."""
     view = open_slide(SMOOTH, slide_mpp=0.25).view(mpp=1e6)
     assert view.size == (1, 1)
     assert TileReader(view, 2).read([[0, 0]])[0, 1, 1].tolist() == [255, 255, 255]
 
 
 def test_views_are_equal_by_slide_and_choice(coordinate_slide: Path) -> None:
-    """Not by identity; and a pickled one reopens the slide."""
+    """Not by identity; a pickled view opens the slide again."""
     slide = open_slide(coordinate_slide)
     assert slide.view(mpp=0.5) == slide.view(mpp=0.5)
     assert slide.view(mpp=0.5) != slide.view(mpp=1.0)
@@ -176,16 +176,16 @@ def test_views_are_equal_by_slide_and_choice(coordinate_slide: Path) -> None:
     assert np.array_equal(copy.image.numpy(), slide.view(mpp=0.5).image.numpy())
 
 
-def test_the_image_is_lazy_and_can_be_built_upon(coordinate_slide: Path) -> None:
-    """A pyvips graph of the user's own goes on from it, and may outlive slide and view."""
+def test_the_image_is_lazy_and_can_be_extended(coordinate_slide: Path) -> None:
+    """Users can add pyvips operations, and drop slide and view."""
     image = open_slide(coordinate_slide).view().image.rot90().crop(10, 20, 100, 100)
     expected = np.rot90(coordinate_pixels(1000, 700), -1)[20:120, 10:110]
     assert np.array_equal(image.numpy(), expected)
 
 
 @pytest.mark.parametrize("shape", [(4500, 100, 3), (100, 4500, 3)], ids=["tall", "wide"])
-def test_a_slide_longer_than_glass_is_warned_of_on_either_side(shape: tuple[int, int, int]) -> None:
-    """4,500 px of 20 µm are 90 mm, along whichever axis; of unequal pixels each axis has its own."""
+def test_a_slide_longer_than_glass_is_warned_of_on_either_axis(shape: tuple[int, int, int]) -> None:
+    """4,500 px of 20 µm are 90 mm; unequal pixels are checked per axis."""
     with pytest.warns(ImplausibleResolutionWarning, match="90 mm long, glass has 76"):
         open_slide(np.zeros(shape, np.uint8), slide_mpp=20)
     along_x = shape[1] > shape[0]

@@ -1,4 +1,4 @@
-"""What has its name survives a power cut: files, then renames, then folders reach the disk in that order.
+"""A file that has its name survives a power cut: files, then renames, then folders are synchronised in that order.
 
 The real calls are made and recorded; ``Disk`` keeps what a disk would have after a power cut at any moment: the bytes a
 file had when it was last synchronised, and the names a folder had.
@@ -90,7 +90,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 
 
 class Damaged(MemoryBag):
-    """A bag of which one tile cannot be decoded."""
+    """A bag with one tile that cannot be decoded."""
 
     def read(self, indices: Any, out: Any = None, *, threads: int = 1) -> Any:
         if 3 in indices:
@@ -99,7 +99,7 @@ class Damaged(MemoryBag):
 
 
 def test_a_shard_is_on_the_disk_when_it_is_written(disk: Disk, tmp_path: Path) -> None:
-    """Its bytes before it has its name, its name before the call returns: a run goes on behind it after a power cut."""
+    """First its bytes, then its name, before the call returns: a run resumes after it."""
     shard = tmp_path / "c" / "0"
     write_shard(shard, [b"one", b"two"], 4)
     assert disk.renamed == [shard]
@@ -110,7 +110,7 @@ def test_a_shard_is_on_the_disk_when_it_is_written(disk: Disk, tmp_path: Path) -
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("bag", [MemoryBag(1300), Damaged(1300)], ids=["whole", "with a white tile"])
 def test_a_bag_is_on_the_disk_when_it_has_its_name(bag: MemoryBag, overwrite: bool, disk: Disk, tmp_path: Path) -> None:
-    """Every file and every folder in it, then its own name; metadata that change at the end, too."""
+    """First every file and folder in it, also metadata that change at the end, then its own name."""
     target = tmp_path / "a.bag.zarr"
     if overwrite:
         save_bag(MemoryBag(7), target)
@@ -128,7 +128,7 @@ def test_a_bag_is_on_the_disk_when_it_has_its_name(bag: MemoryBag, overwrite: bo
 
 
 def test_features_are_on_the_disk_when_they_have_their_name(disk: Disk, tmp_path: Path) -> None:
-    """Beside the tiles of a bag, and in a store of their own."""
+    """In a bag, and in a feature store."""
     bag, values = MemoryBag(7), np.ones((7, 3), np.float32)
     save_bag(bag, tmp_path / "a")
     add_features(tmp_path / "a", "uni", values, {})
@@ -141,7 +141,7 @@ def test_features_are_on_the_disk_when_they_have_their_name(disk: Disk, tmp_path
 
 @contextmanager
 def failing_on(source: Path, *, done: bool = False) -> Iterator[None]:
-    """Let the system refuse to rename one thing, or do it and say that it failed."""
+    """Make the system refuse to rename one path, or rename it and report a failure."""
 
     def refusing(call: Callable[..., None]) -> Callable[..., None]:
         def rename(this: Any, target: Any, **options: Any) -> None:
@@ -159,8 +159,8 @@ def failing_on(source: Path, *, done: bool = False) -> Iterator[None]:
         yield
 
 
-def test_a_bag_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
-    """The second of two renames fails: the former bag has its name again, and the next run goes on."""
+def test_a_bag_that_cannot_be_replaced_is_kept(tmp_path: Path) -> None:
+    """If the second of two renames fails, the former bag has its name again, and the next run resumes."""
     target = tmp_path / "a.bag.zarr"
     save_bag(MemoryBag(7), target)
     before = contents(target)
@@ -174,8 +174,8 @@ def test_a_bag_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.bag.zarr"]
 
 
-def test_features_that_cannot_be_replaced_stay(tmp_path: Path) -> None:
-    """As bags do: the features before are not lost to a rename that fails."""
+def test_features_that_cannot_be_replaced_are_kept(tmp_path: Path) -> None:
+    """A rename that fails does not lose the former features."""
     save_bag(MemoryBag(7), tmp_path / "a")
     old, new = np.ones((7, 3), np.float32), np.zeros((7, 3), np.float32)
     add_features(tmp_path / "a", "uni", old, {})
@@ -187,8 +187,8 @@ def test_features_that_cannot_be_replaced_stay(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_lock_that_is_taken_over_says_who_has_it(tmp_path: Path) -> None:
-    """Nothing is left of a longer entry of a process that was killed, and the file goes with the lock."""
+def test_a_lock_that_is_taken_over_names_its_new_owner(tmp_path: Path) -> None:
+    """The longer entry of a killed process is removed completely, and the file is deleted with the lock."""
     path = tmp_path / "a.lock"
     path.write_text(json.dumps({"pid": 2**30, "host": socket.gethostname(), "run": "r" * 500}))
     lock = WriterLock(path)
@@ -198,8 +198,8 @@ def test_a_lock_that_is_taken_over_says_who_has_it(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_the_fingerprint_of_a_folder_has_no_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """File systems list names in any order; names and sizes are what counts, features beside the tiles are not."""
+def test_the_fingerprint_of_a_folder_does_not_depend_on_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems list names in any order; names and sizes count, features in a bag do not."""
     for number in range(20):
         (tmp_path / f"{number}.dcm").write_bytes(b"x" * number)
     (tmp_path / "deeper").mkdir()
@@ -269,10 +269,10 @@ WRITERS: dict[str, Callable[[Path, int], None]] = {
 
 
 @pytest.mark.parametrize(("name", "write"), WRITERS.items(), ids=list(WRITERS))
-def test_what_is_written_is_on_the_disk_when_it_has_its_name(
+def test_every_output_is_on_the_disk_when_it_has_its_name(
     name: str, write: Callable[[Path, int], None], disk: Disk, tmp_path: Path
 ) -> None:
-    """Bytes, then the name; the first time and in place of what was there."""
+    """First the bytes, then the name; new files and replaced ones."""
     path = tmp_path / name
     for value in (1, 2):
         write(path, value)
@@ -282,8 +282,10 @@ def test_what_is_written_is_on_the_disk_when_it_has_its_name(
 
 
 @pytest.mark.parametrize(("name", "write"), WRITERS.items(), ids=list(WRITERS))
-def test_what_cannot_be_replaced_stays(name: str, write: Callable[[Path, int], None], tmp_path: Path) -> None:
-    """The rename fails: the former file or folder is what it was, nothing else is there, and the next try succeeds."""
+def test_every_output_that_cannot_be_replaced_is_kept(
+    name: str, write: Callable[[Path, int], None], tmp_path: Path
+) -> None:
+    """If the rename fails, the former file is unchanged, no other file is left, and the next attempt succeeds."""
     path = tmp_path / name
     write(path, 1)
     before, beside = contents_of(path), set(tmp_path.rglob("*"))
@@ -296,10 +298,10 @@ def test_what_cannot_be_replaced_stays(name: str, write: Callable[[Path, int], N
 
 
 @pytest.mark.parametrize(("name", "write"), WRITERS.items(), ids=list(WRITERS))
-def test_a_rename_that_is_reported_as_failed_is_looked_at(
+def test_a_rename_that_is_wrongly_reported_as_failed_is_no_error(
     name: str, write: Callable[[Path, int], None], tmp_path: Path
 ) -> None:
-    """As NFS does when an answer is lost: it is done, so it is no error."""
+    """As NFS reports it if an answer is lost."""
     path = tmp_path / name
     write(path, 1)
     before = contents_of(path)
@@ -313,7 +315,7 @@ def test_a_rename_that_is_reported_as_failed_is_looked_at(
 def test_a_folder_killed_between_two_renames_has_its_name_again(
     name: str, write: Callable[[Path, int], None], tmp_path: Path
 ) -> None:
-    """Before anything else is done: what comes next may fail."""
+    """It is restored first, because later steps may fail."""
     path = tmp_path / name
     write(path, 1)
     before = contents_of(path)

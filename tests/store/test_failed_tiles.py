@@ -1,4 +1,4 @@
-"""Slides with tiles that cannot be decoded become bags all the same, when that is asked for, and bags say so."""
+"""With on_error="white", slides with undecodable tiles become bags, and the bags list these tiles."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHARD = 4
 
 
 class DamagedBag(MemoryBag):
-    """Some tiles of it cannot be read."""
+    """A bag with some tiles that cannot be read."""
 
     def __init__(self, *bad: int, count: int = 40) -> None:
         super().__init__(count)
@@ -62,7 +62,7 @@ def damage(path: Path, page: int, *tiles: int) -> None:
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("pixels", ["zstd", "jpeg:90", "none"])
 def test_bad_tiles_are_white_and_listed(tmp_path: Path, pixels: str) -> None:
-    """All others are what they are, and the store says which failed and why."""
+    """All others are unchanged; the store lists the failed tiles with their reasons."""
     with pytest.warns(SkippedWarning, match=r"a.svs: 3 of 40 tiles could not be read and are white, such as tile 5"):
         stored = save_bag(DamagedBag(5, 6, 39), tmp_path / "a", pixels=pixels, on_error="white")
     assert stored.attributes["failures"] == [{"tile": k, "error": f"tile {k} is damaged"} for k in (5, 6, 39)]
@@ -82,16 +82,16 @@ def test_the_warning_points_at_the_caller(tmp_path: Path) -> None:
     assert caught[0].filename == __file__
 
 
-def test_without_bad_tiles_nothing_is_different(tmp_path: Path) -> None:
-    """The bytes are those of a bag that was not to be borne with."""
+def test_on_error_changes_no_byte_of_a_bag_without_bad_tiles(tmp_path: Path) -> None:
+    """The store equals one written with on_error="raise"."""
     first = save_bag(MemoryBag(), tmp_path / "a", on_error="white")
     assert contents(first.path) == contents(save_bag(MemoryBag(), tmp_path / "b").path)
     assert "failures" not in first.attributes
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_a_run_that_goes_on_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    """What failed in finished shards is known without reading them again."""
+def test_a_resumed_run_writes_the_same_bytes(tmp_path: Path) -> None:
+    """Failures in finished shards are known without reading these again."""
 
     def stop(done: int, total: int) -> None:
         if done == 5 * SHARD:
@@ -110,15 +110,15 @@ def test_a_run_that_goes_on_ends_in_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_shards")
 def test_too_many_bad_tiles_are_an_error_also_over_several_runs(tmp_path: Path) -> None:
-    """More than a tenth: the slide is broken as a whole, and running it again does not make it less so."""
+    """Above a tenth the slide is broken, and further runs do not change that."""
     for _ in range(2):
         with pytest.raises(CorruptSlideError, match="5 of 40 tiles cannot be decoded"):
             save_bag(DamagedBag(1, 2, 9, 10, 30), tmp_path / "a", on_error="white")
     assert not (tmp_path / "a").exists()
 
 
-def test_failures_are_told_by_copies_of_the_bag(tmp_path: Path) -> None:
-    """A stored bag that is stored again keeps its list, and what fails then joins it."""
+def test_a_copy_of_a_stored_bag_keeps_the_list_of_failures(tmp_path: Path) -> None:
+    """And adds its own failures."""
     with pytest.warns(SkippedWarning):
         first = save_bag(DamagedBag(5), tmp_path / "a", on_error="white")
     again = save_bag(first, tmp_path / "b", pixels="none")
@@ -135,8 +135,8 @@ def test_tiles_are_not_left_out_of_a_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "deflate"])
-def test_tissue_is_found_around_what_cannot_be_decoded(tmp_path: Path, compression: str) -> None:
-    """The damaged place of the level that is searched is glass; the rest is as without damage."""
+def test_tissue_is_found_around_undecodable_tiles(tmp_path: Path, compression: str) -> None:
+    """They count as glass; the rest is as without damage."""
     rng = np.random.default_rng(0)
     pixels = np.full((2048, 2048, 3), 240, np.uint8)
     pixels[300:1700, 300:1700] = (180, 90, 160)
@@ -161,8 +161,8 @@ def test_tissue_is_found_around_what_cannot_be_decoded(tmp_path: Path, compressi
     assert outside.sum() < 0.01 * whole.mask.sum()
 
 
-def test_a_slide_of_which_much_is_lost_has_no_tissue_mask(tmp_path: Path) -> None:
-    """More than a quarter of it: nobody would see what is missing."""
+def test_a_slide_with_over_a_quarter_lost_has_no_tissue_mask(tmp_path: Path) -> None:
+    """The missing part would not be visible."""
     path = made_slide(tmp_path / "a.svs", size=(2048, 1536), seed=1).path
     with tifffile.TiffFile(path) as tif:
         counts = {k: len(page.dataoffsets) for k, page in enumerate(tif.pages) if page.is_tiled}
@@ -174,7 +174,7 @@ def test_a_slide_of_which_much_is_lost_has_no_tissue_mask(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("pixels", "align"), [("zstd", False), ("source", True)])
 def test_a_damaged_slide_is_exported(tmp_path: Path, pixels: str, align: bool) -> None:
-    """White tiles in place of those lost, with every pixel else as in the bag of the whole slide."""
+    """Lost tiles are white, and all other pixels equal those of the undamaged slide."""
     path = made_slide(tmp_path / "a.svs", size=(4096, 3072), seed=3).path
     config = ExportConfig(
         view=ViewConfig(mpp=None),
@@ -199,8 +199,8 @@ def test_a_damaged_slide_is_exported(tmp_path: Path, pixels: str, align: bool) -
     np.testing.assert_array_equal(done.bag[good], whole[good])
 
 
-def test_tiles_beside_a_damaged_one_are_theirs(tmp_path: Path) -> None:
-    """A fetch that failed for one stored tile leaves nothing black of the others it was to bring."""
+def test_tiles_beside_a_damaged_one_are_right(tmp_path: Path) -> None:
+    """A fetch that fails for one stored tile leaves no black in the others."""
     pixels = np.random.default_rng(1).integers(1, 250, (1536, 1536, 3), np.uint8)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression="deflate")
@@ -217,8 +217,8 @@ def test_tiles_beside_a_damaged_one_are_theirs(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tile, 255 if touches else pixels[y : y + 200, x : x + 200])
 
 
-def test_the_command_bears_with_a_damaged_slide(tmp_path: Path) -> None:
-    """Alone or in a cohort; the option is named where it helps, and unknown values are refused before anything."""
+def test_the_command_exports_a_damaged_slide_with_on_error(tmp_path: Path) -> None:
+    """One slide or a cohort; remedies name the option, and unknown values are refused first."""
     (tmp_path / "slides").mkdir()
     path = made_slide(tmp_path / "slides" / "a.svs", size=(4096, 3072), seed=3).path
     damage(path, 0, 5)

@@ -1,4 +1,4 @@
-"""Bags that hold JPEG bytes: the slide's own, unchanged, or ours of a stated quality."""
+"""Bags of JPEG bytes: the slide's own, unchanged, or ours of a stated quality."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MUTATED = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 256, (64, 
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide of 4 × 3 stored tiles of 256 px at level 0, JPEG, with a last row and column that are not whole."""
+    """A slide of 4 × 3 stored JPEG tiles of 256 px at level 0, with an incomplete last row and column."""
     path = tmp_path_factory.mktemp("slides") / "a.svs"
     made_slide(path, size=(1100, 820), seed=4)
     return path
@@ -69,7 +69,7 @@ def replace_chunk(store: Path, number: int, chunk: bytes) -> None:
 
 
 def with_size(jpeg: bytes, width: int, height: int) -> bytes:
-    """A JPEG whose frame header claims another size."""
+    """Return a JPEG whose frame header states another size."""
     at = jpeg.find(b"\xff\xc0") + 5
     return jpeg[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + jpeg[at + 4 :]
 
@@ -77,8 +77,8 @@ def with_size(jpeg: bytes, width: int, height: int) -> bytes:
 # --- the slide's own bytes
 
 
-def test_source_bytes_are_those_of_the_slide(slide: Path, tmp_path: Path) -> None:
-    """Behind its headers every chunk is, byte for byte, what tifffile finds in the slide at that place."""
+def test_source_bytes_equal_the_slides(slide: Path, tmp_path: Path) -> None:
+    """After its headers every chunk equals, byte for byte, what tifffile reads from the slide at its position."""
     bag = bag_of(slide)
     stored = save_bag(bag, tmp_path / "a.bag.zarr", pixels="source")
     assert len(stored) == 12
@@ -92,8 +92,8 @@ def test_source_bytes_are_those_of_the_slide(slide: Path, tmp_path: Path) -> Non
             assert chunk[chunk.rindex(SOS) :] == own[own.rindex(SOS) :]
 
 
-def test_source_pixels_are_those_of_the_bag(slide: Path, tmp_path: Path) -> None:
-    """Read by us, by zarr-python and, chunk by chunk, by imagecodecs, the tiles are what the slide's bag gives."""
+def test_source_pixels_equal_the_bags(slide: Path, tmp_path: Path) -> None:
+    """Read by us, by zarr-python and, chunk by chunk, by imagecodecs."""
     bag = bag_of(slide)
     stored = save_bag(bag, tmp_path / "a.bag.zarr", pixels="source")
     tiles = bag[:]
@@ -107,8 +107,8 @@ def test_source_pixels_are_those_of_the_bag(slide: Path, tmp_path: Path) -> None
     assert repr(stored).endswith("12 tiles of 256×256 px at 0.25 µm, source, label 1)")
 
 
-def test_a_coarser_level_has_source_bytes_too(tmp_path: Path) -> None:
-    """At the resolution of level 1 the bytes are those of level 1."""
+def test_source_bytes_of_a_coarser_level(tmp_path: Path) -> None:
+    """At the resolution of level 1 they are those of level 1."""
     made_slide(tmp_path / "a.svs", size=(2100, 1100), seed=5)
     bag = bag_of(tmp_path / "a.svs", mpp=1.0)
     assert bag.view.level == 1
@@ -118,8 +118,8 @@ def test_a_coarser_level_has_source_bytes_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "OS-2-ndpi.ome.tif"])
-def test_source_bytes_of_real_slides(shared_data: Path, tmp_path: Path, name: str) -> None:
-    """JPEG that holds RGB without saying so, and YCbCr that the file calls RGB, are read right by every reader."""
+def test_source_bytes_of_real_slides_have_the_right_colours(shared_data: Path, tmp_path: Path, name: str) -> None:
+    """JPEG with RGB without a mark, and YCbCr that the file tags as RGB, in every reader."""
     view = open_slide(shared_data / "slides" / name).view()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -139,7 +139,7 @@ def test_source_bytes_of_real_slides(shared_data: Path, tmp_path: Path, name: st
 
 
 def test_sparse_tiles_are_white(slide: Path, tmp_path: Path) -> None:
-    """Where the slide stores nothing, the bag stores a white JPEG."""
+    """Where the slide has no tile, the bag has a white JPEG."""
     sparse = tmp_path / "sparse.svs"
     sparse.write_bytes(slide.read_bytes())
     with tifffile.TiffFile(sparse, mode="r+b") as tif:
@@ -155,7 +155,7 @@ def test_sparse_tiles_are_white(slide: Path, tmp_path: Path) -> None:
 
 
 def test_a_bag_without_tiles_is_stored(slide: Path, tmp_path: Path) -> None:
-    """A grid that keeps nothing makes an empty array of the same codec."""
+    """As an empty array of the same codec."""
     view = open_slide(slide).view()
     bag = TileBag.from_coords(view, np.zeros((0, 2), np.int64))
     for pixels in ("source", "jpeg:90"):
@@ -165,10 +165,13 @@ def test_a_bag_without_tiles_is_stored(slide: Path, tmp_path: Path) -> None:
 REFUSED = {
     "tile size": (
         {"tile_size": 128},
-        "tiles are 128 px, stored ones 256 px; lay the grid with align=True, or pass pixels=",
+        "tiles are 128 px, stored ones 256 px; create the grid with align=True, or pass pixels=",
     ),
-    "stride": ({"stride": 100}, r"\d+ of \d+ tiles do not lie on stored ones; lay the grid with align=True, or"),
-    "edge": ({"edge": "pad"}, '8 of 20 tiles reach over the edge of the slide; lay the grid with edge="drop", or'),
+    "stride": (
+        {"stride": 100},
+        r"\d+ of \d+ tiles are not aligned with the stored ones; create the grid with align=True, or",
+    ),
+    "edge": ({"edge": "pad"}, '8 of 20 tiles reach over the edge of the slide; create the grid with edge="drop", or'),
     "resampled": ({"mpp": 0.5}, r"resampled from level 0 \(2×\); pass mpp=0.25, 1 or 4.*, or pixels="),
     "slide transform": (
         {"transform": A.Compose([A.HorizontalFlip(p=1)])},
@@ -179,15 +182,17 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_not_stored_is_refused(slide: Path, tmp_path: Path, options: dict, message: str) -> None:
-    """Tiles that are not the slide's own are an error that says why and what to pass, before anything is written."""
+def test_source_bytes_of_tiles_that_are_not_stored_are_refused(
+    slide: Path, tmp_path: Path, options: dict, message: str
+) -> None:
+    """With the reason and the remedy, before anything is written."""
     with pytest.raises(ConfigError, match=f'pixels="source" is not possible: .*{message}'):
         save_bag(bag_of(slide, **options), tmp_path / "a.bag.zarr", pixels="source")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tiles_that_are_no_jpeg_are_refused(coordinate_slide: Path, tmp_path: Path) -> None:
-    """A slide of another compression, an opened bag and unknown ways to store are refused by name."""
+    """A slide of another compression, an opened bag and unknown values are refused by name."""
     with pytest.raises(ConfigError, match='level 0 holds no JPEG tiles; pass pixels="jpeg:90" or pixels="zstd"'):
         save_bag(bag_of(coordinate_slide), tmp_path / "a.bag.zarr", pixels="source")
     with pytest.raises(ConfigError, match='needs the tiles of a slide, not a MemoryBag; pass pixels="jpeg:90"'):
@@ -197,8 +202,8 @@ def test_tiles_that_are_no_jpeg_are_refused(coordinate_slide: Path, tmp_path: Pa
             save_bag(MemoryBag(), tmp_path / "a.bag.zarr", pixels=unknown)
 
 
-def test_a_cut_tile_of_the_slide_is_named(slide: Path, tmp_path: Path) -> None:
-    """A stored tile that ends too early is an error with its place, not a chunk that nobody can read."""
+def test_a_truncated_tile_of_the_slide_is_an_error(slide: Path, tmp_path: Path) -> None:
+    """With its position; no undecodable chunk is written."""
     damaged = tmp_path / "cut.svs"
     damaged.write_bytes(slide.read_bytes())
     with tifffile.TiffFile(damaged, mode="r+b") as tif:
@@ -209,8 +214,8 @@ def test_a_cut_tile_of_the_slide_is_named(slide: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a.bag.zarr").exists()
 
 
-def test_jpeg_that_no_reader_takes_is_refused(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams of one channel are refused before anything is written; one damaged tile among the first is not that."""
+def test_jpeg_streams_of_one_channel_are_refused(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is written; one damaged tile among the first is another error."""
     grey = simplejpeg.encode_jpeg(np.zeros((256, 256, 1), np.uint8), colorspace="GRAY", colorsubsampling="Gray")
     bag = bag_of(slide)
     tiles = bag.view.slide.stored_tiles(0)
@@ -228,7 +233,7 @@ def test_jpeg_that_no_reader_takes_is_refused(slide: Path, tmp_path: Path, monke
 def test_an_interrupted_run_ends_with_the_same_bytes(
     slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: str
 ) -> None:
-    """After a failure in its third shard a run keeps the first two, and ends with the files of one that did not."""
+    """After a failure in its third shard a run keeps the first two; the files equal those of an undisturbed run."""
     monkeypatch.setattr(metadata, "MAX_SHARD_TILES", 3)
     bag, path = bag_of(slide), tmp_path / "a.bag.zarr"
 
@@ -246,7 +251,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert contents(stored.path) == contents(save_bag(bag, tmp_path / "b", pixels=pixels, threads=1).path)
 
 
-def test_an_unfinished_store_of_another_codec_is_started_afresh(tmp_path: Path) -> None:
+def test_an_unfinished_store_of_another_codec_is_restarted(tmp_path: Path) -> None:
     """Shards of quality 80 are not mixed with those of quality 90."""
     path, bag = tmp_path / "a.bag.zarr", MemoryBag(1030, 16, 16)
     with pytest.raises(CorruptSlideError):
@@ -260,8 +265,8 @@ def test_an_unfinished_store_of_another_codec_is_started_afresh(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("quality", [1, 50, 90, 100])
-def test_the_stated_psnr_is_that_of_the_tiles(slide: Path, tmp_path: Path, quality: int) -> None:
-    """What the store says of its loss is what scikit-image finds between its tiles and the bag's."""
+def test_the_stated_psnr_equals_scikit_image(slide: Path, tmp_path: Path, quality: int) -> None:
+    """Between the store's tiles and the bag's."""
     bag = bag_of(slide, mpp=0.5, tile_size=100)
     stored = save_bag(bag, tmp_path / "a.bag.zarr", pixels=f"jpeg:{quality}")
     said = stored.attributes["pixels"]
@@ -274,7 +279,7 @@ def test_the_stated_psnr_is_that_of_the_tiles(slide: Path, tmp_path: Path, quali
 
 
 def test_tiles_without_loss_have_no_psnr(tmp_path: Path) -> None:
-    """White tiles come back as they were; their PSNR would be infinite, which JSON does not know."""
+    """White tiles are exact; an infinite PSNR is no JSON number."""
     bag = MemoryBag(3, 32, 32)
     bag.tiles[:] = 255
     said = save_bag(bag, tmp_path / "a.bag.zarr", pixels="jpeg:90").attributes["pixels"]
@@ -282,13 +287,13 @@ def test_tiles_without_loss_have_no_psnr(tmp_path: Path) -> None:
 
 
 def test_the_psnr_of_a_large_bag_is_of_a_sample(tmp_path: Path) -> None:
-    """Of many tiles some are looked at, as many as make 8 megapixels, and the store says how many."""
+    """Of 8 megapixels; the store has the number of tiles."""
     bag = MemoryBag(20, 1024, 1024)
     assert save_bag(bag, tmp_path / "a.bag.zarr", pixels="jpeg:50").attributes["pixels"]["psnr_tiles"] == 8
 
 
 def test_jpeg_is_written_as_zarr_writes_it(slide: Path, tmp_path: Path) -> None:
-    """An array that zarr-python makes by the codec of our metadata holds the same chunks, and is read as a bag."""
+    """zarr-python, by the codec of our metadata, writes the same chunks, and its array opens as a bag."""
     bag = bag_of(slide)
     ours = save_bag(bag, tmp_path / "ours.bag.zarr", pixels="jpeg:75")
     theirs = tmp_path / "theirs.bag.zarr"
@@ -315,8 +320,8 @@ def test_jpeg_is_written_as_zarr_writes_it(slide: Path, tmp_path: Path) -> None:
         pytest.param(lambda jpeg: jpeg.replace(b"\xff\xda", b"\xff\xfe", 1), "JPEG", id="no scan"),
     ],
 )
-def test_a_damaged_chunk_is_named(slide: Path, tmp_path: Path, damage, message: str) -> None:
-    """A chunk that is no JPEG of a tile's size is one tile's error, with its number; the others are read."""
+def test_a_damaged_chunk_is_an_error_of_one_tile(slide: Path, tmp_path: Path, damage, message: str) -> None:
+    """With its number; the others are read."""
     bag = bag_of(slide)
     stored = save_bag(bag, tmp_path / "a.bag.zarr", pixels="source")
     replace_chunk(stored.path, 5, damage(chunks_of(stored.path)[5]))
@@ -328,7 +333,7 @@ def test_a_damaged_chunk_is_named(slide: Path, tmp_path: Path, damage, message: 
 
 @pytest.mark.parametrize("configuration", [{"tables": "AAAA"}, {"level": 0}, {"colorspace_jpeg": "RGB"}])
 def test_jpeg_that_is_not_complete_is_refused(slide: Path, tmp_path: Path, configuration: dict) -> None:
-    """Arrays of the codec whose chunks need more than themselves are named, not decoded to wrong pixels."""
+    """Chunks that need tables from elsewhere are an error, not wrong pixels."""
     stored = save_bag(bag_of(slide), tmp_path / "a.bag.zarr", pixels="source")
     file = stored.path / "tiles/zarr.json"
     described = json.loads(file.read_text())
@@ -347,7 +352,7 @@ READ = "import sys, zarr; print(int(zarr.open_group(sys.argv[1], mode='r')['tile
 @pytest.mark.system
 @pytest.mark.parametrize("pixels", ["source", "jpeg:90"])
 def test_zarr_reads_it_in_another_process(slide: Path, tmp_path: Path, pixels: str) -> None:
-    """Where this package is installed, zarr needs no import to read such a bag, and warns of nothing."""
+    """If this package is installed, zarr needs no import to read such a bag, and does not warn."""
     stored = save_bag(bag_of(slide), tmp_path / "a.bag.zarr", pixels=pixels)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     points = project["entry-points"]["zarr.codecs"]
@@ -365,7 +370,7 @@ def test_zarr_reads_it_in_another_process(slide: Path, tmp_path: Path, pixels: s
 
 
 def test_a_checkout_registers_the_codec_on_import(slide: Path, tmp_path: Path) -> None:
-    """Where the package is not installed, importing its stores is enough."""
+    """If the package is not installed, it is enough to import its stores."""
     stored = save_bag(bag_of(slide), tmp_path / "a.bag.zarr", pixels="source")
     code = f"import slideio_pipe.store; {READ}"
     command = [sys.executable, "-c", code, str(stored.path)]
@@ -374,14 +379,14 @@ def test_a_checkout_registers_the_codec_on_import(slide: Path, tmp_path: Path) -
 
 
 def test_registering_twice_leaves_one_codec() -> None:
-    """A second registration is none, so that zarr has nothing to choose from and to warn about."""
+    """With two, zarr would warn."""
     zarr_jpeg.register()
     zarr_jpeg.register()
     assert zarr.registry.get_codec_class(zarr_jpeg.NAME) is zarr_jpeg.Jpeg
 
 
 def test_the_codec_of_imagecodecs_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where imagecodecs brings the codec, it is the one, because zarr would warn of two."""
+    """If imagecodecs has the codec, ours is not registered, because zarr would warn of two."""
     theirs = types.ModuleType("imagecodecs.zarr")
     theirs.Jpeg = type("Jpeg", (zarr_jpeg._Jpeg,), {})
     monkeypatch.setitem(sys.modules, "imagecodecs.zarr", theirs)
@@ -389,8 +394,8 @@ def test_the_codec_of_imagecodecs_is_preferred(monkeypatch: pytest.MonkeyPatch) 
     assert zarr_jpeg._chosen() is theirs.Jpeg
 
 
-def test_the_codec_refuses_what_it_does_not_know() -> None:
-    """Configurations that only imagecodecs reads are refused with the package to install."""
+def test_the_codec_refuses_unknown_configurations() -> None:
+    """Those that only imagecodecs reads: the error names the package to install."""
     codec = {"name": zarr_jpeg.NAME, "configuration": {"level": 90, "subsampling": "444"}}
     assert zarr_jpeg._Jpeg.from_dict(codec).to_dict() == codec
     assert zarr_jpeg._Jpeg.from_dict({"name": zarr_jpeg.NAME}).to_dict() == {"name": zarr_jpeg.NAME}
@@ -398,8 +403,8 @@ def test_the_codec_refuses_what_it_does_not_know() -> None:
         zarr_jpeg._Jpeg.from_dict({"name": zarr_jpeg.NAME, "configuration": {"tables": "AAAA"}})
 
 
-def test_decoding_writes_nothing_but_the_slot() -> None:
-    """A JPEG of another size is refused by its header, and neither the slot nor what lies around it changes."""
+def test_decoding_writes_only_to_its_slot() -> None:
+    """A JPEG of another size is refused by its header; slot and neighbours do not change."""
     jpeg = simplejpeg.encode_jpeg(np.zeros((64, 64, 3), np.uint8), quality=90)
     around = np.full((3, 32, 32, 3), 7, np.uint8)
     for claimed in (jpeg, with_size(jpeg, 65500, 65500), with_size(jpeg, 27354, 52339)):  # the last wraps 2³²
@@ -410,8 +415,8 @@ def test_decoding_writes_nothing_but_the_slot() -> None:
 
 @examples(150)
 @given(data=st.data())
-def test_mutated_jpeg_never_leaves_its_slot(data: st.DataObject) -> None:
-    """Whatever the bytes of a chunk became, decoding gives pixels or a ValueError, and touches no other slot."""
+def test_damaged_jpeg_never_writes_outside_its_slot(data: st.DataObject) -> None:
+    """For any bytes of a chunk: pixels or a ValueError, and no other slot changes."""
     jpeg = bytearray(MUTATED)
     for _ in range(data.draw(st.integers(1, 6))):
         # Headers are the first 600 bytes of about 3,000, and where damage can do most.

@@ -1,4 +1,4 @@
-"""Saved bags against zarr-python, against kills, full disks and damage."""
+"""Saved bags are read by zarr-python, and survive kills, full disks and damage."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def zarrs_pipeline() -> Iterator[None]:
 
 @pytest.mark.parametrize("count", [0, 1, SLOTS, 2 * SLOTS + 3])
 def test_zarr_reads_the_same_arrays(tmp_path: Path, pixels: str, count: int) -> None:
-    """zarr-python finds every array of the design, bit for bit, for no tile, part of a shard and several shards."""
+    """zarr-python reads every array, bit for bit, for no tile, part of a shard and several shards."""
     bag = MemoryBag(count)
     save_bag(bag, tmp_path / "a.bag.zarr", pixels=pixels)
     group = zarr.open_group(tmp_path / "a.bag.zarr", mode="r")
@@ -77,7 +77,7 @@ def test_zarr_reads_the_same_arrays(tmp_path: Path, pixels: str, count: int) -> 
 
 @pytest.mark.usefixtures("zarrs_pipeline")
 def test_zarrs_reads_the_same_tiles(tmp_path: Path, pixels: str) -> None:
-    """The Rust pipeline finds the same tiles, and saving does not depend on the pipeline in force."""
+    """The Rust pipeline reads the same tiles, and saving does not depend on the selected pipeline."""
     bag = MemoryBag(SLOTS + 3)
     save_bag(bag, tmp_path / "a.bag.zarr", pixels=pixels)
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.bag.zarr/tiles", mode="r")[...], bag.tiles)
@@ -85,7 +85,7 @@ def test_zarrs_reads_the_same_tiles(tmp_path: Path, pixels: str) -> None:
 
 @pytest.mark.parametrize("write_empty_chunks", [False, True])
 def test_a_bag_that_zarr_wrote_is_read(tmp_path: Path, pixels: str, write_empty_chunks: bool) -> None:
-    """Tiles that zarr left out because they hold the fill value, one by one or a whole shard, are read as such."""
+    """zarr omits tiles that equal the fill value, single ones or a whole shard: they are read as such."""
     bag = MemoryBag(3 * SLOTS + 3)
     bag.tiles[4:6] = 0
     bag.tiles[SLOTS : 2 * SLOTS] = 0
@@ -116,7 +116,7 @@ def test_a_bag_that_zarr_wrote_is_read(tmp_path: Path, pixels: str, write_empty_
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoredBag, MemoryBag]:
-    """A bag of three shards, the last one not full, and where it came from."""
+    """A bag of three shards, the last one incomplete, and its source."""
     bag = MemoryBag(2 * SLOTS + 9)
     return save_bag(bag, tmp_path_factory.mktemp("saved") / "a.bag.zarr", pixels="zstd"), bag
 
@@ -125,21 +125,21 @@ KEYS = [0, -1, 600, np.int32(5), (3, 2), (slice(3, 5), 0), slice(None), slice(51
 
 
 @pytest.mark.parametrize("key", [*KEYS, [3, -1, 3], [], np.arange(4) * 7])
-def test_indexing_is_numpy_indexing(saved: tuple[StoredBag, MemoryBag], key: object) -> None:
-    """Numbers, slices and lists of tiles, and what follows in a tuple, give what they give on the array."""
+def test_indexing_equals_numpy_indexing(saved: tuple[StoredBag, MemoryBag], key: object) -> None:
+    """Numbers, slices and lists of tiles, and further axes in a tuple."""
     stored, bag = saved
     np.testing.assert_array_equal(stored[key], bag.tiles[key], strict=True)
 
 
-def test_a_mask_chooses_tiles(saved: tuple[StoredBag, MemoryBag]) -> None:
-    """A boolean array as long as the bag chooses tiles."""
+def test_a_boolean_mask_selects_tiles(saved: tuple[StoredBag, MemoryBag]) -> None:
+    """It has one element per tile."""
     stored, bag = saved
     np.testing.assert_array_equal(stored[stored.tissue > 0.5], bag.tiles[bag.tissue > 0.5], strict=True)
 
 
 @pytest.mark.parametrize("key", [2 * SLOTS + 9, -2 * SLOTS - 10, [0, 2 * SLOTS + 9], np.ones(3, bool), 1.5])
-def test_what_is_outside_is_an_index_error(saved: tuple[StoredBag, MemoryBag], key: object) -> None:
-    """A tile that is not there, or a mask of another length, is numpy's IndexError."""
+def test_an_index_out_of_range_is_an_index_error(saved: tuple[StoredBag, MemoryBag], key: object) -> None:
+    """As in numpy; so is a mask of another length."""
     with pytest.raises((IndexError, TypeError)):
         saved[0][key]
 
@@ -169,8 +169,8 @@ def test_slots_that_do_not_fit_are_refused(saved: tuple[StoredBag, MemoryBag], o
         saved[0].read([0, 1], out)
 
 
-def test_an_opened_bag_tells_what_was_saved(saved: tuple[StoredBag, MemoryBag]) -> None:
-    """Name, label, resolution, coordinates and provenance come back; the store adds its own two keys."""
+def test_an_opened_bag_has_what_was_saved(saved: tuple[StoredBag, MemoryBag]) -> None:
+    """Name, label, resolution, coordinates and provenance; the store adds two keys of its own."""
     stored, bag = saved
     assert isinstance(stored, Bag)
     assert (stored.name, stored.label, stored.view_mpp, stored.shape) == ("a.svs", 1, Mpp(0.5, 0.5), bag.shape)
@@ -182,8 +182,8 @@ def test_an_opened_bag_tells_what_was_saved(saved: tuple[StoredBag, MemoryBag]) 
     assert repr(stored) == "StoredBag(a.svs: 1,033 tiles of 6×4 px at 0.5 µm, zstd, label 1)"
 
 
-def test_an_opened_bag_travels_by_path(saved: tuple[StoredBag, MemoryBag]) -> None:
-    """A pickle is the path, whatever was read before, and the copy reads the same tiles."""
+def test_an_opened_bag_pickles_as_its_path(saved: tuple[StoredBag, MemoryBag]) -> None:
+    """Whatever was read before; the copy reads the same tiles."""
     stored, bag = saved
     stored[3]
     data = pickle.dumps(stored)
@@ -191,8 +191,8 @@ def test_an_opened_bag_travels_by_path(saved: tuple[StoredBag, MemoryBag]) -> No
     np.testing.assert_array_equal(pickle.loads(data)[::100], bag.tiles[::100])
 
 
-def test_a_closed_bag_reads_again(saved: tuple[StoredBag, MemoryBag]) -> None:
-    """The end of a with block lets go of files, it does not end the bag."""
+def test_a_closed_bag_can_be_read_again(saved: tuple[StoredBag, MemoryBag]) -> None:
+    """The end of a with block closes files only."""
     stored, bag = saved
     with stored:
         stored[3]
@@ -200,7 +200,7 @@ def test_a_closed_bag_reads_again(saved: tuple[StoredBag, MemoryBag]) -> None:
 
 
 def test_many_threads_share_a_bag_of_many_shards(tmp_path: Path, pixels: str) -> None:
-    """Eight threads that read all over 40 shards, while descriptors come and go, each get their tiles."""
+    """Eight threads read all over 40 shards, while files are opened and closed: each gets its tiles."""
     bag = MemoryBag(40 * SLOTS, 2, 2)
     stored = save_bag(bag, tmp_path / "a.bag.zarr", pixels=pixels)
 
@@ -215,7 +215,7 @@ def test_many_threads_share_a_bag_of_many_shards(tmp_path: Path, pixels: str) ->
 
 
 def test_a_stored_bag_is_stored_again_with_other_pixels(tmp_path: Path) -> None:
-    """Saving an opened bag over itself changes how pixels are stored and nothing else."""
+    """Saved over itself, only the storage of pixels changes."""
     bag = MemoryBag(SLOTS + 3)
     old = save_bag(bag, tmp_path / "a.bag.zarr", pixels="zstd")
     new = save_bag(old, tmp_path / "a.bag.zarr", pixels="none", overwrite=True)
@@ -228,15 +228,17 @@ def test_a_stored_bag_is_stored_again_with_other_pixels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", [None, 0, 0.25, "tumour", "µ"])
 def test_labels_keep_their_type(tmp_path: Path, label: object) -> None:
-    """A label comes back as the number, text or nothing it was."""
+    """A number, text or None is read as such."""
     stored = save_bag(MemoryBag(label=label), tmp_path / "a.bag.zarr", pixels="none")
     assert stored.label == label
     assert type(stored.label) is type(label)
     assert repr(stored).endswith("none)" if label is None else f"none, label {label})")
 
 
-def test_a_bag_of_a_slide_comes_back(coordinate_slide: Path, tmp_path: Path, pixels: str) -> None:
-    """Tiles of a pyramid whose pixels encode their place are, once stored, found at their coordinates."""
+def test_a_stored_bag_of_a_slide_has_tiles_at_its_coordinates(
+    coordinate_slide: Path, tmp_path: Path, pixels: str
+) -> None:
+    """The pixels of the slide encode their position."""
     view = open_slide(coordinate_slide).view()
     bag = TileBag(view, TileGrid(view, tile_size=64, edge="pad"), label="tumour")
     stored = save_bag(bag, tmp_path / "a.bag.zarr", pixels=pixels)
@@ -251,7 +253,7 @@ def test_a_bag_of_a_slide_comes_back(coordinate_slide: Path, tmp_path: Path, pix
 
 
 def test_the_same_bag_gives_the_same_bytes(tmp_path: Path, pixels: str) -> None:
-    """One thread or four, today or tomorrow: every file is the same."""
+    """With one thread or four, at any time: every file is the same."""
     bag = MemoryBag(2 * SLOTS + 3)
     first = save_bag(bag, tmp_path / "1.bag.zarr", pixels=pixels, threads=1)
     second = save_bag(bag, tmp_path / "4.bag.zarr", pixels=pixels, threads=4)
@@ -260,7 +262,7 @@ def test_the_same_bag_gives_the_same_bytes(tmp_path: Path, pixels: str) -> None:
 
 
 def test_progress_counts_tiles(tmp_path: Path) -> None:
-    """Progress starts at what is there already and ends at all tiles, also when there is none."""
+    """It starts at the number of existing tiles and ends at all tiles, also for an empty bag."""
     calls: list[tuple[int, int]] = []
     save_bag(MemoryBag(SLOTS + 3), tmp_path / "a.bag.zarr", progress=lambda done, total: calls.append((done, total)))
     assert calls == [(0, 515), (512, 515), (515, 515)]
@@ -273,13 +275,13 @@ def test_progress_counts_tiles(tmp_path: Path) -> None:
     ("side", "tiles"), [(1, 512), (224, 512), (256, 512), (512, 170), (1024, 42), (4096, 2), (8192, 1)]
 )
 def test_shards_stay_below_128_mib(side: int, tiles: int) -> None:
-    """A shard has 512 tiles, or as many as 128 MiB hold, and one in any case."""
+    """512 tiles, or as many as fit into 128 MiB, and at least one."""
     assert tiles_per_shard(side * side * 3) == tiles
     assert tiles == 1 or tiles * side * side * 3 <= 128 * 2**20
 
 
 def test_a_reading_error_leaves_no_output(tmp_path: Path) -> None:
-    """The slide's own error comes through, nothing has the final name, and the next run needs only the rest."""
+    """The slide's own error is raised, nothing has the final name, and the next run reads only the rest."""
     path = tmp_path / "a.bag.zarr"
     with pytest.raises(CorruptSlideError, match="tile 3 cannot be decoded"):
         save_bag(StoppingBag(SLOTS + 1, corrupt, count=3 * SLOTS), path)
@@ -291,7 +293,7 @@ def test_a_reading_error_leaves_no_output(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_leaves_a_resumable_state(tmp_path: Path) -> None:
-    """Ctrl-C in the middle ends the run, frees the lock and keeps what is finished."""
+    """Ctrl-C ends the run, releases the lock and keeps finished shards."""
     path = tmp_path / "a.bag.zarr"
 
     def interrupt(done: int, total: int) -> None:
@@ -305,8 +307,8 @@ def test_an_interrupt_leaves_a_resumable_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["coords", "label", "pixels"])
-def test_another_bag_starts_afresh(tmp_path: Path, change: str) -> None:
-    """Finished shards of a bag that differs, if only by one coordinate or the label, are not used."""
+def test_finished_shards_of_another_bag_are_not_used(tmp_path: Path, change: str) -> None:
+    """If it differs in one coordinate or the label, for example."""
     path = tmp_path / "a.bag.zarr"
     with pytest.raises(CorruptSlideError):
         save_bag(StoppingBag(SLOTS + 1, corrupt, count=2 * SLOTS), path, pixels="none")
@@ -336,7 +338,7 @@ save_bag(StoppingBag(4 * SLOTS, hang, count=6 * SLOTS + 5), sys.argv[1], pixels=
 
 @pytest.fixture
 def hanging(tmp_path: Path, pixels: str) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
-    """A path that another process is writing to; it hangs in its fifth shard."""
+    """A path that another process is writing to; it stops in its fifth shard and waits."""
     path = tmp_path / "a.bag.zarr"
     environment = {**os.environ, "PYTHONPATH": SEARCHED}
     command = [sys.executable, "-c", HANGING, str(path), pixels]
@@ -350,10 +352,10 @@ def hanging(tmp_path: Path, pixels: str) -> Iterator[tuple[Path, subprocess.Pope
 
 
 @pytest.mark.system
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_killed_and_resumed_run_writes_the_same_bytes(
     hanging: tuple[Path, subprocess.Popen[str]], tmp_path: Path, pixels: str
 ) -> None:
-    """After SIGKILL, with half-written and torn shards, the next run keeps what is whole and ends with equal files."""
+    """After SIGKILL, with incomplete and damaged shards: complete ones are kept."""
     path, process = hanging
     bag = MemoryBag(6 * SLOTS + 5)
     with pytest.raises(OutputError, match=f"is being written by process {process.pid} on {socket.gethostname()}"):
@@ -379,7 +381,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 @pytest.mark.parametrize("pixels", ["none"], indirect=True)
 def test_only_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, pixels: str) -> None:
-    """A lock of another host is respected and named; one left by a process that died here is not in the way."""
+    """A lock of another host is respected and named; one of a process that ended here is removed."""
     path, lock = tmp_path / "a.bag.zarr", tmp_path / "a.bag.zarr.lock"
     lock.write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
     with pytest.raises(OutputError, match=f"process 7 on elsewhere.*remove {re.escape(str(lock))}"):
@@ -393,7 +395,7 @@ def test_only_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, pixels: s
 
 
 def test_two_threads_cannot_write_one_bag(tmp_path: Path) -> None:
-    """The lock holds inside a process, too."""
+    """The lock also holds within a process."""
     reading, go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -412,8 +414,8 @@ def test_two_threads_cannot_write_one_bag(tmp_path: Path) -> None:
 # --- what is there already
 
 
-def test_an_existing_bag_is_not_replaced_unasked(tmp_path: Path) -> None:
-    """Without overwrite=True an existing bag stays as it is."""
+def test_an_existing_bag_is_kept_without_overwrite(tmp_path: Path) -> None:
+    """No byte of it changes."""
     stored = save_bag(MemoryBag(), tmp_path / "a.bag.zarr")
     before = contents(stored.path)
     with pytest.raises(OutputExistsError, match="already exists; open it with open_bag, or pass overwrite=True"):
@@ -421,8 +423,8 @@ def test_an_existing_bag_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert contents(stored.path) == before
 
 
-def test_the_old_bag_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    """While a bag is overwritten the old one can be opened, also after the new one failed."""
+def test_the_old_bag_is_kept_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    """While it is overwritten it can be opened, also after the new one failed."""
     path = tmp_path / "a.bag.zarr"
     save_bag(MemoryBag(), path)
     labels: list[object] = []
@@ -435,7 +437,7 @@ def test_the_old_bag_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
 
 
 def test_a_swap_that_was_killed_in_the_middle_is_undone(tmp_path: Path) -> None:
-    """Killed between the two renames, the old bag gets its name back before anything else happens."""
+    """Killed between the two renames, the old bag first gets its name back."""
     path = tmp_path / "a.bag.zarr"
     save_bag(MemoryBag(label="old"), path).path.rename(tmp_path / "a.bag.zarr.replaced")
     with pytest.raises(OutputExistsError):
@@ -454,8 +456,8 @@ def test_a_swap_that_was_killed_at_its_end_is_completed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["a.bag.zarr", "a.bag.zarr.partial"])
 @pytest.mark.parametrize("kind", ["folder", "file", "zarr array"])
-def test_what_is_no_bag_is_never_removed(tmp_path: Path, where: str, kind: str) -> None:
-    """A folder of other things, a file or a foreign zarr stays, even with overwrite=True."""
+def test_a_path_that_is_no_bag_is_never_removed(tmp_path: Path, where: str, kind: str) -> None:
+    """A folder of other files, a file or another zarr, even with overwrite=True."""
     victim = tmp_path / where
     if kind == "folder":
         victim.mkdir()
@@ -497,8 +499,8 @@ def tmpfs(tmp_path: Path):
 
 
 @pytest.mark.system
-def test_a_full_disk_can_be_continued(tmpfs, tmp_path: Path, pixels: str) -> None:
-    """A disk that fills up is an OutputError with a remedy, nothing has the final name, and more space goes on."""
+def test_a_run_resumes_after_a_full_disk(tmpfs, tmp_path: Path, pixels: str) -> None:
+    """The error is an OutputError with a remedy; nothing has the final name."""
     bag = MemoryBag(30 * SLOTS, 8, 8)
     disk = tmpfs("size=1m")
     with pytest.raises(OutputError, match=r"No space left on device.*free some space and run again"):
@@ -511,31 +513,31 @@ def test_a_full_disk_can_be_continued(tmpfs, tmp_path: Path, pixels: str) -> Non
     assert contents(stored.path) == contents(save_bag(bag, tmp_path / "b.bag.zarr", pixels=pixels).path)
 
 
-def test_a_disk_too_full_to_begin(tmpfs) -> None:
-    """A disk without room for the coordinates is the same error."""
+def test_a_disk_without_room_for_coordinates_is_full(tmpfs) -> None:
+    """The same error."""
     disk = tmpfs("size=16k")
     with pytest.raises(OutputError, match=f"{disk}.*No space left on device"):
         save_bag(MemoryBag(10_000, 2, 2), disk / "a.bag.zarr")
 
 
-def test_a_read_only_disk_is_named(tmpfs) -> None:
-    """A disk that takes no writes is an OutputError with path, reason and remedy."""
+def test_a_read_only_disk_is_an_output_error(tmpfs) -> None:
+    """With path, reason and remedy."""
     disk = tmpfs("ro,size=16k")
     with pytest.raises(OutputError, match=f"{disk}/a.bag.zarr.*Read-only file system.*writable disk"):
         save_bag(MemoryBag(), disk / "a.bag.zarr")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
-    """A folder one may not write to is an OutputError."""
+def test_a_folder_without_permission_is_an_output_error(tmp_path: Path) -> None:
+    """With path, reason and remedy."""
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match=r"Permission denied.*you may write to"):
         save_bag(MemoryBag(), tmp_path / "a.bag.zarr")
     tmp_path.chmod(0o700)
 
 
-def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
-    """A parent that is a file is an OutputError; parents that are missing are made."""
+def test_a_file_in_place_of_a_parent_folder_is_an_output_error(tmp_path: Path) -> None:
+    """Missing parents are created."""
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="a file is in the way"):
         save_bag(MemoryBag(), tmp_path / "file/a.bag.zarr")
@@ -546,15 +548,15 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (7, 1)])
-def test_tiles_of_one_pixel(tmp_path: Path, height: int, width: int) -> None:
-    """Small, and tiles."""
+def test_tiles_of_one_pixel_are_stored(tmp_path: Path, height: int, width: int) -> None:
+    """The smallest tiles."""
     with save_bag(MemoryBag(3, height, width), tmp_path / "a", progress=False) as bag:
         assert np.array_equal(bag[:], MemoryBag(3, height, width).tiles)
 
 
 @pytest.mark.parametrize("shape", [(3, 0, 4, 3), (3, 4, 4, 4)], ids=str)
-def test_what_is_no_tile_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    """Of no height, of four channels."""
+def test_invalid_tile_shapes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Of no height, or of four channels."""
     bag = MemoryBag(3)
     bag.shape = shape
     with pytest.raises(ConfigError, match=r"not \(height, width, 3\)"):
@@ -562,8 +564,8 @@ def test_what_is_no_tile_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_arguments_that_make_no_sense(tmp_path: Path) -> None:
-    """Unknown pixels, no threads, arrays that do not fit and labels that are no JSON are named before writing."""
+def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
+    """Unknown pixels, no threads, arrays that do not fit, labels that are no JSON; before writing."""
     with pytest.raises(ConfigError, match="pixels='webp'"):
         save_bag(MemoryBag(), tmp_path / "a", pixels="webp")
     with pytest.raises(ConfigError, match="threads is 0"):
@@ -620,7 +622,7 @@ DAMAGES = {
     ),
     "other tiles": (
         lambda path: edit_json(path / "tiles/zarr.json", lambda data: data.update(data_type="int8")),
-        "not laid out as a bag's: data_type",
+        "has not the layout of a bag: data_type",
     ),
     "torn description": (
         lambda path: edit_json(path / "tiles/zarr.json", lambda data: data.update(codecs=[])),
@@ -638,7 +640,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_store_is_refused(tmp_path: Path, damage: str) -> None:
-    """Whatever is wrong with the metadata is said, with the path and a remedy, when the bag is opened."""
+    """For every fault of the metadata, with the path and a remedy, when the bag is opened."""
     path = save_bag(MemoryBag(), tmp_path / "a.bag.zarr").path
     break_it, message = DAMAGES[damage]
     break_it(path)
@@ -676,23 +678,23 @@ OTHER_LAYOUTS = {
 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)
 def test_another_layout_of_tiles_is_refused(tmp_path: Path, layout: str) -> None:
-    """zarr allows more arrays than this reader can find tiles in: each other choice is refused by its name in zarr."""
+    """zarr allows layouts that this reader does not: each is refused by its name in zarr."""
     path = save_bag(MemoryBag(), tmp_path / "a.bag.zarr").path
     field, change = OTHER_LAYOUTS[layout]
     edit_json(path / "tiles/zarr.json", change)
-    with pytest.raises(BagFormatError, match=f"not laid out as a bag's: .*{field}"):
+    with pytest.raises(BagFormatError, match=f"has not the layout of a bag: .*{field}"):
         open_bag(path)
 
 
-def test_a_file_is_no_bag(tmp_path: Path) -> None:
-    """A slide given for a bag is refused with what to pass instead."""
+def test_a_slide_in_place_of_a_bag_is_refused(tmp_path: Path) -> None:
+    """With what to pass instead."""
     (tmp_path / "a.svs").write_bytes(b"II*\0")
     with pytest.raises(BagFormatError, match=r"no bag store.*pass the .bag.zarr folder"):
         open_bag(tmp_path / "a.svs")
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
-    """Any wrong bit in a compressed tile is an error that names the tile; the tiles beside it are read."""
+    """Any wrong bit in a compressed tile is an error with the tile's number; other tiles are read."""
     bag = MemoryBag(5, 16, 16)
     shard = save_bag(bag, tmp_path / "a.bag.zarr", pixels="zstd").path / "tiles/c/0/0/0/0"
     data = bytearray(shard.read_bytes())
@@ -708,8 +710,8 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored[:4], bag.tiles[:4])
 
 
-def test_a_lost_shard_is_not_black(tmp_path: Path, pixels: str) -> None:
-    """A shard that was written and is gone is an error, although zarr would call it the fill value."""
+def test_a_missing_shard_is_an_error(tmp_path: Path, pixels: str) -> None:
+    """zarr would return the fill value, black."""
     stored = save_bag(MemoryBag(2 * SLOTS), tmp_path / "a.bag.zarr", pixels=pixels)
     shutil.rmtree(stored.path / "tiles/c/1")
     assert stored[0].shape == (4, 6, 3)

@@ -1,4 +1,4 @@
-"""Shard files against a reader written from the specification, and against zarr-python."""
+"""Shard files compared with a reader written from the specification, and with zarr-python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MISSING = 2**64 - 1
 
 
 def parse(data: bytes, slots: int) -> list[bytes | None]:
-    """The specification read aloud: a plain reader of a sharding_indexed file with its index at the end."""
+    """A plain reader of a sharding_indexed file with its index at the end, by the specification."""
     index, crc = data[-slots * 16 - 4 : -4], data[-4:]
     assert google_crc32c.value(index) == struct.unpack("<I", crc)[0]
     pairs = struct.iter_unpack("<QQ", index)
@@ -29,7 +29,7 @@ def parse(data: bytes, slots: int) -> list[bytes | None]:
 
 
 def sealed(index: list[tuple[int, int]]) -> bytes:
-    """The bytes of an index with a correct checksum."""
+    """Return the bytes of an index with a correct checksum."""
     data = b"".join(struct.pack("<QQ", *pair) for pair in index)
     return data + struct.pack("<I", google_crc32c.value(data))
 
@@ -47,15 +47,15 @@ def three(tmp_path: Path) -> Path:
 
 @given(chunks=st.lists(st.binary(min_size=1, max_size=40), max_size=6), spare=st.integers(0, 3))
 def test_any_chunks_are_found_by_a_plain_reader(chunks: list[bytes], spare: int, tmp_path_factory) -> None:
-    """Whatever the chunks are, a reader written from the specification finds them, and the spare slots missing."""
+    """For any chunks; spare slots are missing."""
     slots = len(chunks) + spare or 1
     path = tmp_path_factory.mktemp("shard") / "c/0/0/0/0"
     write_shard(path, chunks, slots)
     assert parse(path.read_bytes(), slots) == chunks + [None] * (slots - len(chunks))
 
 
-def test_a_failing_encoder_leaves_nothing(tmp_path: Path) -> None:
-    """When the chunks end in an error, neither the shard nor its unfinished file stays."""
+def test_a_failing_encoder_leaves_no_file(tmp_path: Path) -> None:
+    """Neither the shard nor its temporary file."""
 
     def chunks():
         yield b"abc"
@@ -66,8 +66,8 @@ def test_a_failing_encoder_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shard_takes_the_place_of_an_unfinished_one(tmp_path: Path) -> None:
-    """What a kill left under the temporary name is written over, and gone in the end."""
+def test_a_shard_replaces_an_unfinished_one(tmp_path: Path) -> None:
+    """A temporary file of a killed run is overwritten, and does not remain."""
     (tmp_path / "shard.partial").write_bytes(b"x" * 1000)
     write_shard(tmp_path / "shard", [b"abc"], 2)
     assert parse((tmp_path / "shard").read_bytes(), 2) == [b"abc", None]
@@ -76,15 +76,15 @@ def test_a_shard_takes_the_place_of_an_unfinished_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("numbers", [[0], [2, 1, 0], [0, 1, 2], [1, 1, 2, 2, 0], []])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_chunks_come_in_the_order_asked_for(three: Path, numbers: list[int], threads: int) -> None:
-    """Neighbours, repetitions and any order arrive in the slot they were asked for."""
+def test_chunks_are_read_in_the_requested_order(three: Path, numbers: list[int], threads: int) -> None:
+    """Neighbours, repetitions and any order; each is in its slot."""
     out = np.full((len(numbers), 12), 99, np.uint8)
     raw_reader(three, 3, 4).read(np.array(numbers, np.int64), out, threads)
     assert out.tolist() == [[number + 1] * 12 for number in numbers]
 
 
-def test_a_chunk_that_is_not_there_has_the_fill_value(tmp_path: Path) -> None:
-    """A missing entry and a missing file both mean the fill value, beside chunks that are there."""
+def test_a_missing_chunk_has_the_fill_value(tmp_path: Path) -> None:
+    """A missing entry or a missing file, beside existing chunks."""
     data = b"\x07" * 12 + b"\x08" * 12
     path = tmp_path / "c/0/0/0/0"
     path.parent.mkdir(parents=True)
@@ -95,7 +95,7 @@ def test_a_chunk_that_is_not_there_has_the_fill_value(tmp_path: Path) -> None:
 
 
 def test_chunks_out_of_file_order_are_read(tmp_path: Path) -> None:
-    """zarr v3 lets chunks lie in any order, with gaps between."""
+    """zarr v3 allows any order of chunks, and gaps."""
     path = tmp_path / "c/0/0/0/0"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\x02" * 12 + b"gap" + b"\x01" * 12 + sealed([(15, 12), (0, 12)]))
@@ -105,7 +105,7 @@ def test_chunks_out_of_file_order_are_read(tmp_path: Path) -> None:
 
 
 def test_a_missing_chunk_is_no_neighbour(tmp_path: Path) -> None:
-    """A chunk at the offset where the one before would end, were its absence an offset of -1, is read on its own."""
+    """Its offset of -1 must not join it with the chunk that begins where such a chunk would end."""
     path = tmp_path / "c/0/0/0/0"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"gap" * 3 + b"xx" + b"\x01" * 12 + sealed([(MISSING, MISSING), (11, 12)]))
@@ -117,15 +117,15 @@ def test_a_missing_chunk_is_no_neighbour(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        pytest.param([(0, 12), (13, 12)], "chunk 1 lies outside", id="behind the end"),
-        pytest.param([(0, 12), (2**64 - 6, 12)], "chunk 1 lies outside", id="offset that wraps around"),
-        pytest.param([(0, 2**63 + 5), (12, 12)], "chunk 0 lies outside", id="endless chunk"),
-        pytest.param([(MISSING, 12), (12, 12)], "chunk 0 lies outside", id="half missing"),
+        pytest.param([(0, 12), (13, 12)], "chunk 1 is outside", id="behind the end"),
+        pytest.param([(0, 12), (2**64 - 6, 12)], "chunk 1 is outside", id="offset that wraps around"),
+        pytest.param([(0, 2**63 + 5), (12, 12)], "chunk 0 is outside", id="endless chunk"),
+        pytest.param([(MISSING, 12), (12, 12)], "chunk 0 is outside", id="half missing"),
         pytest.param([(0, 11), (12, 12)], "tile 0 has 11 bytes, not 12", id="short chunk"),
     ],
 )
-def test_an_index_that_lies_is_refused(tmp_path: Path, index: list[tuple[int, int]], message: str) -> None:
-    """Entries with a correct checksum that point outside the file, or at too few bytes, are errors."""
+def test_an_index_with_wrong_ranges_is_refused(tmp_path: Path, index: list[tuple[int, int]], message: str) -> None:
+    """The checksum is right, but entries are outside the file, or have too few bytes."""
     path = tmp_path / "c/0/0/0/0"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\x01" * 24 + sealed(index))
@@ -137,7 +137,7 @@ def test_an_index_that_lies_is_refused(tmp_path: Path, index: list[tuple[int, in
     ("keep", "message"), [(slice(None, -1), "checksum"), (slice(1, None), "outside"), (slice(0, 30), "shorter")]
 )
 def test_a_truncated_shard_is_refused(three: Path, keep: slice, message: str) -> None:
-    """A file that lost bytes at its end, at its start, or most of them names itself and what is wrong."""
+    """Without its end, its start, or most of it: the error has the path and the reason."""
     path = three / "c/0/0/0/0"
     path.write_bytes(path.read_bytes()[keep])
     assert not is_finished(path, 3, 4)
@@ -146,8 +146,8 @@ def test_a_truncated_shard_is_refused(three: Path, keep: slice, message: str) ->
     assert str(path) in str(error.value)
 
 
-def test_only_a_whole_shard_counts_as_finished(three: Path) -> None:
-    """The right number of chunks without gaps is finished; any other number, or no file, is not."""
+def test_only_a_complete_shard_counts_as_finished(three: Path) -> None:
+    """With the right number of chunks and no gaps."""
     path = three / "c/0/0/0/0"
     assert is_finished(path, 3, 4)
     assert not is_finished(path, 2, 4)
@@ -156,7 +156,7 @@ def test_only_a_whole_shard_counts_as_finished(three: Path) -> None:
 
 
 def test_a_lost_chunk_of_a_complete_array_is_an_error(three: Path) -> None:
-    """Where every chunk was written, a missing one is a loss, not the fill value."""
+    """If every chunk was written, a missing one is not the fill value."""
     reader = raw_reader(three, 8, 4, complete=True)
     with pytest.raises(BagFormatError, match="tile 3 is not there"):
         reader.read(np.array([3]), np.zeros((1, 12), np.uint8))
@@ -167,8 +167,8 @@ def test_a_lost_chunk_of_a_complete_array_is_an_error(three: Path) -> None:
         reader.encoded(3)
 
 
-def test_a_shard_that_cannot_be_opened_is_named(three: Path) -> None:
-    """What the disk said is in the error: here a link that leads to itself."""
+def test_a_shard_that_cannot_be_opened_is_an_error(three: Path) -> None:
+    """With the system's reason: here a link to itself."""
     path = three / "c/0/0/0/0"
     path.unlink()
     path.symlink_to(path)
@@ -178,7 +178,7 @@ def test_a_shard_that_cannot_be_opened_is_named(three: Path) -> None:
 
 
 def test_a_zstd_frame_of_another_size_is_refused(tmp_path: Path) -> None:
-    """A frame that decodes to fewer or more bytes than a tile never leaves a half-filled slot."""
+    """One that decodes to fewer or more bytes than a tile never leaves a partly filled slot."""
     codec = codec_for("zstd")
     for size in (11, 13):
         write_shard(tmp_path / "c/0/0/0/0", [codec.encode(np.ones(size, np.uint8))], 1)
@@ -187,7 +187,7 @@ def test_a_zstd_frame_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_zarr_reads_the_frames_of_our_codec() -> None:
-    """The bytes our zstd codec makes are those zarr's codec of the same metadata decodes."""
+    """zarr's codec of the same metadata decodes the bytes of our zstd codec."""
     tile = np.random.default_rng(0).integers(0, 9, (16, 24, 3), dtype=np.uint8)
     codec = codec_for("zstd")
     store = zarr.storage.MemoryStore()
@@ -200,15 +200,15 @@ def test_zarr_reads_the_frames_of_our_codec() -> None:
     np.testing.assert_array_equal(array[...], tile)
 
 
-def test_unknown_codecs_are_named() -> None:
-    """A way to store pixels that does not exist is refused by name; a foreign codec chain has no codec."""
+def test_unknown_codecs_are_refused() -> None:
+    """An unknown way to store pixels by its name; another codec chain has no codec."""
     with pytest.raises(ConfigError, match="'lzma' is not a way"):
         codec_for("lzma")
     assert codec_from_zarr([{"name": "bytes"}, {"name": "blosc"}]) is None
 
 
 def test_the_shard_read_longest_ago_is_closed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is read again and again stays open."""
+    """One that is read again and again remains open."""
     monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
     for shard in range(4):
         write_shard(tmp_path / f"c/{shard}/0/0/0", [bytes([shard] * 12)], 1)
@@ -229,8 +229,8 @@ def test_the_shard_read_longest_ago_is_closed_first(tmp_path: Path, monkeypatch:
     reader.close()
 
 
-def test_descriptors_are_let_go(tmp_path: Path) -> None:
-    """Reading 40 shards keeps at most 16 files open, close() none."""
+def test_open_files_are_limited(tmp_path: Path) -> None:
+    """At most 16 while 40 shards are read, none after close()."""
     for shard in range(40):
         write_shard(tmp_path / f"c/{shard}/0/0/0", [bytes([shard] * 12)], 1)
     reader = raw_reader(tmp_path, 40, 1)

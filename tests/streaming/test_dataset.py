@@ -1,4 +1,4 @@
-"""A cohort as bags: opened when asked for, tissue found once, drawn anew in every epoch, let go of afterwards."""
+"""A cohort as bags: opened on access, tissue found once, drawn again in every epoch, and released."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def slides(tmp_path: Path) -> list[Path]:
 
 
 def test_a_slide_becomes_a_bag(slides: list[Path]) -> None:
-    """All tiles as uint8, channels first in memory that is channels last, with coordinates."""
+    """All tiles as uint8, channels first in channels_last memory, with coordinates."""
     whole = sp.BagDataset(slides, PLAIN)[1]
     assert (whole.bag, whole.tiles.shape, whole.tiles.dtype) == ("b.tif", (24, 3, 100, 100), torch.uint8)
     assert whole.tiles.is_contiguous(memory_format=torch.channels_last)
@@ -46,8 +46,8 @@ def test_a_slide_becomes_a_bag(slides: list[Path]) -> None:
     assert repr(whole) == "WholeBag(b.tif: (24, 3, 100, 100) uint8 on cpu)"
 
 
-def test_a_manifest_says_mpp_label_and_mask(slides: list[Path], tmp_path: Path) -> None:
-    """A row's resolution is the slide's, its mask keeps the tiles, its label comes along."""
+def test_mpp_label_and_mask_of_a_manifest_are_used(slides: list[Path], tmp_path: Path) -> None:
+    """The mask selects the tiles."""
     mask = np.zeros((42, 64), np.uint8)
     mask[:20, :20] = 255
     Image.fromarray(mask).save(tmp_path / "a.png")
@@ -60,8 +60,8 @@ def test_a_manifest_says_mpp_label_and_mask(slides: list[Path], tmp_path: Path) 
     assert second.coords[1].tolist() == [50, 0]
 
 
-def test_bags_and_stores(slides: list[Path], tmp_path: Path) -> None:
-    """A store is opened, a bag is taken as it is, and its own label holds where the cohort has none."""
+def test_bags_and_stores_are_items_of_a_dataset(slides: list[Path], tmp_path: Path) -> None:
+    """A store is opened, a bag is returned; its own label is used if the cohort has none."""
     view = sp.open_slide(slides[0]).view()
     bag = sp.TileBag(view, sp.TileGrid(view, tile_size=100), label=3)
     sp.save_bag(bag, tmp_path / "stored.bag.zarr", progress=False)
@@ -73,8 +73,8 @@ def test_bags_and_stores(slides: list[Path], tmp_path: Path) -> None:
     bag.read([0])  # still open
 
 
-def test_a_store_alone_gives_the_tile_shape(slides: list[Path], tmp_path: Path) -> None:
-    """Whatever the configuration says: the tiles are cut already."""
+def test_the_tile_shape_of_stores_is_their_own(slides: list[Path], tmp_path: Path) -> None:
+    """The configuration's tile size is not used."""
     view = sp.open_slide(slides[0]).view()
     sp.save_bag(sp.TileBag(view, sp.TileGrid(view, tile_size=60)), tmp_path / "s.zarr", progress=False)
     assert sp.BagDataset([tmp_path / "s.zarr"]).tile_shape == (60, 60, 3)
@@ -100,7 +100,7 @@ def test_tissue_is_found_once(slides: list[Path], monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("part", ["slide_transform", "tile_transform"])
 def test_stains_are_measured_once(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second epoch jitters a slide's own stains without looking for them again, to the same pixels."""
+    """The second epoch jitters a slide's own stains without measuring them again, with the same pixels."""
     calls: list[str] = []
     measure = slide_module.slide_colour
 
@@ -121,8 +121,8 @@ def test_stains_are_measured_once(part: str, tmp_path: Path, monkeypatch: pytest
     assert torch.equal(found, expected)
 
 
-def test_epochs_draw_anew(slides: list[Path]) -> None:
-    """Another epoch has other tiles and other transforms; the same epoch has the same, in another process too."""
+def test_each_epoch_has_its_own_draws(slides: list[Path]) -> None:
+    """Other tiles and transforms; the same epoch has the same ones, also in another process."""
     config = PLAIN | {"max_tiles": 5, "seed": 4}
     dataset = sp.BagDataset(slides, config, tile_transform=A.Compose([sp.ColorJitter(0.3, 0.3, 0.3, 0.1)]))
     first = dataset[0]
@@ -153,8 +153,8 @@ def test_the_canvas_of_a_tile_transform_is_the_tile_shape(slides: list[Path]) ->
     assert dataset.tile_shape == dataset.open(0).shape[1:] == (48, 64, 3)
 
 
-def test_a_bags_own_tile_transform_advances(slides: list[Path]) -> None:
-    """A bag that draws its tiles draws them anew in every epoch."""
+def test_a_bags_own_tile_transform_is_drawn_per_epoch(slides: list[Path]) -> None:
+    """For a bag in the cohort that has a tile transform."""
     view = sp.open_slide(slides[0]).view()
     bag = sp.TileBag(view, sp.TileGrid(view, tile_size=50), tile_transform=A.Compose([sp.ColorJitter(0.5)]))
     dataset = sp.BagDataset([bag])
@@ -164,8 +164,8 @@ def test_a_bags_own_tile_transform_advances(slides: list[Path]) -> None:
     assert not torch.equal(first, dataset[0].tiles)
 
 
-def test_transforms_of_ready_pixels_are_refused(slides: list[Path], tmp_path: Path) -> None:
-    """Silently not augmenting would be worse."""
+def test_transforms_are_refused_for_stored_pixels(slides: list[Path], tmp_path: Path) -> None:
+    """They could not be applied."""
     view = sp.open_slide(slides[0]).view()
     bag = sp.TileBag(view, sp.TileGrid(view, tile_size=100))
     with pytest.raises(ConfigError, match="has its pixels already"):
@@ -174,14 +174,14 @@ def test_transforms_of_ready_pixels_are_refused(slides: list[Path], tmp_path: Pa
 
 @pytest.mark.parametrize("part", ["slide_transform", "tile_transform"])
 def test_a_refused_transform_is_refused_before_a_slide_is_opened(tmp_path: Path, part: str) -> None:
-    """Not at the first item of a night's training."""
+    """Not at the first item of a long training."""
     (tmp_path / "a.svs").touch()
     with pytest.raises(ConfigError, match="instead: "):
         sp.BagDataset([tmp_path / "a.svs"], **{part: A.Compose([A.AdvancedBlur(p=0.01)])})
 
 
-def test_nothing_to_show(slides: list[Path], tmp_path: Path) -> None:
-    """A slide of glass has no tiles, which is an error; a file that is gone since is one, too."""
+def test_a_slide_without_tiles_is_an_error(slides: list[Path], tmp_path: Path) -> None:
+    """A slide of glass; so is a file that was deleted."""
     white = write_pyramid(tmp_path / "white.tif", np.full((300, 300, 3), 244, np.uint8), (1,), mpp=0.5)
     dataset = sp.BagDataset([white, slides[0]], {"grid": {"tile_size": 100}})
     with warnings.catch_warnings():
@@ -193,8 +193,8 @@ def test_nothing_to_show(slides: list[Path], tmp_path: Path) -> None:
         dataset[1]
 
 
-def test_numbers_beyond_the_cohort(slides: list[Path]) -> None:
-    """Like a list, so that plain iteration ends."""
+def test_an_index_beyond_the_cohort_is_an_index_error(slides: list[Path]) -> None:
+    """As for a list, so that iteration ends."""
     dataset = sp.BagDataset(slides, PLAIN)
     assert dataset[-1].bag == "b.tif"
     assert [whole.bag for whole in dataset] == ["a.tif", "b.tif"]  # type: ignore[attr-defined]
@@ -203,8 +203,8 @@ def test_numbers_beyond_the_cohort(slides: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.system)])
-def test_a_plain_data_loader(slides: list[Path], workers: int) -> None:
-    """torch's own loader takes it, in spawned workers too; errors keep their class."""
+def test_a_torch_data_loader_reads_the_dataset(slides: list[Path], workers: int) -> None:
+    """In spawned workers too; errors keep their class."""
     dataset = sp.BagDataset(slides, PLAIN | {"max_tiles": 6})
     options: dict[str, Any] = {"multiprocessing_context": "spawn"} if workers else {}
     loaded = list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, **options))
@@ -229,8 +229,8 @@ def tiles_of(items: Iterable[sp.WholeBag]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.system
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
-def test_a_data_loader_draws_by_the_epoch(slides: list[Path], options: dict[str, Any]) -> None:
-    """set_epoch reaches workers that live on: each epoch is what the dataset itself gives in that epoch."""
+def test_set_epoch_reaches_persistent_workers(slides: list[Path], options: dict[str, Any]) -> None:
+    """Each epoch equals the dataset's own."""
     dataset, plain = drawing(slides), drawing(slides)
     spawn: dict[str, Any] = {"multiprocessing_context": "spawn"} if options else {}
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, **options, **spawn)
@@ -246,7 +246,7 @@ def test_a_data_loader_draws_by_the_epoch(slides: list[Path], options: dict[str,
 
 
 def test_a_loop_without_set_epoch_is_warned_once(slides: list[Path]) -> None:
-    """Nothing else advances the epoch, a DistributedSampler's set_epoch neither; dataset[k] by hand may be repeated."""
+    """A DistributedSampler's set_epoch is not enough; dataset[k] may be repeated by hand."""
     dataset = drawing(slides)
     sampler = torch.utils.data.distributed.DistributedSampler(dataset, 1, 0)
     loader = torch.utils.data.DataLoader(torch.utils.data.Subset(dataset, [0, 1]), batch_size=None, sampler=sampler)
@@ -265,8 +265,10 @@ def test_a_loop_without_set_epoch_is_warned_once(slides: list[Path]) -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize("persistent", [False, True])
-def test_workers_warn_of_repeats(slides: list[Path], persistent: bool, capfd: pytest.CaptureFixture[str]) -> None:
-    """Also workers that are new in each epoch know what the ones before have read; one of them says it."""
+def test_workers_warn_of_repeated_draws_once(
+    slides: list[Path], persistent: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also workers started in each epoch; one of them warns."""
     loader = torch.utils.data.DataLoader(
         drawing(slides), batch_size=None, num_workers=2, persistent_workers=persistent, multiprocessing_context="spawn"
     )
@@ -278,7 +280,7 @@ def test_workers_warn_of_repeats(slides: list[Path], persistent: bool, capfd: py
 
 
 def test_copies_of_a_dataset_have_an_epoch_of_their_own(slides: list[Path]) -> None:
-    """What is pickled for another machine, or copied deeply, does not share memory with this one."""
+    """A deep copy, or a pickle for another machine, shares no memory with the original."""
     dataset = drawing(slides)
     dataset.set_epoch(3)
     copies = [pickle.loads(pickle.dumps(dataset)), copy.deepcopy(dataset)]
@@ -289,16 +291,16 @@ def test_copies_of_a_dataset_have_an_epoch_of_their_own(slides: list[Path]) -> N
     assert dataset.epoch == 5
 
 
-def test_the_configuration_in_configs() -> None:
-    """configs/mil.yaml shows every key with its default; what it says of training is none of a loader's business."""
+def test_configs_mil_yaml_shows_every_key_of_a_loader() -> None:
+    """With its default; a loader ignores keys of training."""
     file = CONFIGS / "mil.yaml"
     assert load_loader_config(file) == LoaderConfig()
     shown = set(yaml.safe_load(file.read_text(encoding="utf-8")))
     assert shown - set(TRAINING_SECTIONS) == set(LoaderConfig.model_fields)
 
 
-def test_transforms_of_a_configuration_lie_beside_it(slides: list[Path], tmp_path: Path) -> None:
-    """Their paths are relative to the file, wherever one stands."""
+def test_paths_of_transforms_are_relative_to_the_configuration(slides: list[Path], tmp_path: Path) -> None:
+    """From any current folder."""
     (tmp_path / "light.yaml").write_text((CONFIGS / "stain-light.yaml").read_text(encoding="utf-8"))
     (tmp_path / "my.yaml").write_text("slide_transform: light.yaml\ngrid: {tile_size: 50}\n")
     dataset = sp.BagDataset(slides, tmp_path / "my.yaml")
@@ -308,7 +310,7 @@ def test_transforms_of_a_configuration_lie_beside_it(slides: list[Path], tmp_pat
 
 
 def test_the_tile_shape_may_depend_on_the_slide(slides: list[Path]) -> None:
-    """Where it lays tiles on the stored ones, or draws from the slide's own stains, the first slide is asked."""
+    """With aligned grids, or draws from the slide's own stains, the first slide decides."""
     write_pyramid(slides[0], coordinate_pixels(640, 420), (1,), mpp=0.5, tile=128, compression="jpeg")
     aligned = PLAIN | {"grid": {"tile_size": 128, "align": True}}
     assert sp.BagDataset(slides[:1], aligned).tile_shape == (128, 128, 3)
@@ -317,14 +319,14 @@ def test_the_tile_shape_may_depend_on_the_slide(slides: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("config", [{"seeds": 1}, {"max_tiles": 0}, {"grid": {"tile": 2}}, {"seed": -1}])
-def test_configurations_that_make_no_sense(slides: list[Path], config: dict[str, Any]) -> None:
-    """Unknown keys and impossible values are refused by name."""
+def test_invalid_configurations_are_refused(slides: list[Path], config: dict[str, Any]) -> None:
+    """Unknown keys and impossible values by name."""
     with pytest.raises(ConfigError):
         sp.BagDataset(slides, config)
 
 
-def test_the_digest_is_of_what_tiles_depend_on(slides: list[Path]) -> None:
-    """The same cohort and configuration, the same digest; anything else, another."""
+def test_the_digest_depends_on_cohort_and_configuration(slides: list[Path]) -> None:
+    """Of everything that changes tiles."""
     digests = [
         sp.BagDataset(slides, PLAIN).digest(),
         sp.BagDataset(slides, PLAIN).digest(),

@@ -1,4 +1,4 @@
-"""Normalisation against a float64 table, and what a device, a dtype and a configuration may be."""
+"""Normalisation compared with a float64 table, and valid devices, dtypes and configurations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def reference(mean: Any, std: Any, rescale: float = 1 / 255) -> np.ndarray:
 
 
 def plain(tiles: torch.Tensor, mean: Any, std: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Return the formula in float32, step by step: what the kernels are measured against."""
+    """Return the formula in float32, step by step: the reference of the kernels."""
     statistics = (torch.tensor(s, dtype=torch.float32, device=tiles.device).view(3, 1, 1) for s in (mean, std))
     mean, std = statistics
     return ((tiles.float() / 255 - mean) / std).to(dtype)
@@ -52,7 +52,7 @@ def every_byte(device: str = "cpu", layout: torch.memory_format = torch.channels
 
 
 def by_byte(normalised: torch.Tensor) -> np.ndarray:
-    """Return the (256, 3) float64 values that every_byte was turned into."""
+    """Return the (256, 3) float64 results of every_byte."""
     return normalised.permute(0, 2, 3, 1).reshape(256, 3).double().cpu().numpy()
 
 
@@ -82,7 +82,7 @@ def test_kernels_equal_the_plain_formula(device: str, layout: torch.memory_forma
     std=st.tuples(*[st.floats(0.05, 2)] * 3),
 )
 def test_any_statistics_are_rounded_once(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """For any statistics the error is half a float16 step, plus what float32 arithmetic leaves."""
+    """The error is half a float16 step, plus that of float32 arithmetic."""
     expected = reference(mean, std)
     step = np.spacing(np.abs(expected).astype(np.float16)).astype(np.float64)
     assert (np.abs(by_byte(Normalize(mean, std)(every_byte())) - expected) <= 0.5 * step + 5e-6).all()
@@ -99,8 +99,8 @@ def test_shape_and_layout_are_kept(size: tuple[int, int, int]) -> None:
     torch.testing.assert_close(result, plain(tiles, IMAGENET_MEAN, IMAGENET_STD, torch.float16), rtol=0, atol=1e-6)
 
 
-def test_overlapping_tiles_stay_as_they_were() -> None:
-    """Tiles cut from one image as overlapping views are all right, and the image is untouched."""
+def test_overlapping_tiles_are_not_changed() -> None:
+    """Tiles that are overlapping views of one image are all right, and the image is unchanged."""
     image = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8)
     before = image.clone()
     views = image.unfold(0, 32, 8).unfold(1, 32, 8).flatten(0, 1)  # (25, 3, 32, 32), overlapping memory
@@ -110,7 +110,7 @@ def test_overlapping_tiles_stay_as_they_were() -> None:
 
 
 def test_named_statistics() -> None:
-    """half maps bytes to −1…1 and identity to 0…1."""
+    """half maps bytes to −1…1, and identity maps them to 0…1."""
     assert by_byte(Normalize.half()(every_byte()))[[0, 255]].tolist() == [[-1] * 3, [1] * 3]
     assert by_byte(Normalize.identity()(every_byte()))[[0, 255]].tolist() == [[0] * 3, [1] * 3]
 
@@ -124,7 +124,7 @@ def test_half_of_an_instance_is_the_module_method() -> None:
 
 
 def test_a_model_in_half_precision_keeps_float32_statistics() -> None:
-    """At the head of a model cast to half, results do not change and the state dict has no new keys."""
+    """In a model cast to half, results do not change and the state dict has no new keys."""
     model = nn.Sequential(Normalize.imagenet(), nn.Conv2d(3, 1, 1))
     before = model[0](every_byte())
     model.half()
@@ -132,16 +132,16 @@ def test_a_model_in_half_precision_keeps_float32_statistics() -> None:
     assert sorted(model.state_dict()) == ["1.bias", "1.weight"]
 
 
-def test_copies_and_pickles() -> None:
-    """A module that was copied or pickled normalises the same."""
+def test_copies_and_pickles_normalise_the_same() -> None:
+    """Bit for bit."""
     normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD, dtype=torch.float32)
     for other in (copy.deepcopy(normalize), pickle.loads(pickle.dumps(normalize))):
         assert torch.equal(other(every_byte()), normalize(every_byte()))
 
 
 @pytest.mark.parametrize("rescale", [0, -0.5, float("nan")])
-def test_bytes_are_scaled_by_something_positive(rescale: float) -> None:
-    """By nothing, all tiles would be alike."""
+def test_the_scale_must_be_positive(rescale: float) -> None:
+    """With 0 all tiles would be alike."""
     with pytest.raises(ConfigError, match="rescale"):
         Normalize((0.0,) * 3, (1.0,) * 3, rescale=rescale)
 
@@ -159,8 +159,10 @@ def test_bytes_are_scaled_by_something_positive(rescale: float) -> None:
         ({"image_mean": 0.5, "image_std": 0.5, "do_rescale": True, "rescale_factor": 1 / 255}, HALF, HALF, 1 / 255),
     ],
 )  # fmt: skip
-def test_published_configurations(config: dict[str, Any], mean: Any, std: Any, rescale: float) -> None:
-    """timm and Hugging Face dictionaries give what their own formula gives."""
+def test_published_configurations_follow_their_formula(
+    config: dict[str, Any], mean: Any, std: Any, rescale: float
+) -> None:
+    """Of timm and Hugging Face."""
     result = Normalize.from_config(config, dtype=torch.float32)(every_byte())
     np.testing.assert_allclose(by_byte(result), reference(mean, std, rescale), atol=2e-6)
 
@@ -179,8 +181,8 @@ def test_published_configurations(config: dict[str, Any], mean: Any, std: Any, r
         ([0.5, 0.5, 0.5], "list"),
     ],
 )
-def test_unusable_configurations(config: Any, words: str) -> None:
-    """A configuration that does not say how to normalise is refused with what is wrong."""
+def test_configurations_without_normalisation_are_refused(config: Any, words: str) -> None:
+    """With the reason."""
     with pytest.raises(ConfigError, match=words):
         Normalize.from_config(config)
 
@@ -200,8 +202,8 @@ def test_unusable_configurations(config: Any, words: str) -> None:
         (HALF, 1e-6, "float16"),
     ],
 )
-def test_wrong_statistics(mean: Any, std: Any, words: str) -> None:
-    """Statistics that cannot be meant are refused."""
+def test_impossible_statistics_are_refused(mean: Any, std: Any, words: str) -> None:
+    """With the reason."""
     with pytest.raises(ConfigError, match=words):
         Normalize(mean, std)
 
@@ -232,7 +234,7 @@ def test_onnx_gives_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_torch_export_gives_the_same_numbers() -> None:
-    """A traced graph holds the arithmetic, not the numbers of the example."""
+    """The traced graph has the arithmetic, not the numbers of the example."""
     normalize = Normalize.imagenet()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
@@ -255,37 +257,37 @@ def test_sent_tiles_do_not_share_host_memory(device: str, normalize: Normalize |
 
 
 @pytest.mark.cuda
-def test_sending_leaves_the_module_where_it_is() -> None:
-    """A stream works with a copy of the module, so two devices can share one."""
+def test_sending_does_not_move_the_module() -> None:
+    """A stream uses a copy, so that two devices can share one module."""
     normalize = Normalize.imagenet()
     Sender(check_device(CUDA), normalize, torch.float16)
     assert normalize.scale.device.type == "cpu"
 
 
 @pytest.mark.parametrize("device", ["tpu?", "meta", 3.5, "cpu:x"])
-def test_unknown_devices(device: Any) -> None:
-    """A device that tiles cannot be delivered to is refused."""
+def test_unknown_devices_are_refused(device: Any) -> None:
+    """The remedy is one of the valid ones."""
     with pytest.raises(ConfigError, match="pass 'cpu'"):
         check_device(device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
-def test_cuda_without_cuda() -> None:
-    """Asking for CUDA where there is none says so and what to do."""
+def test_cuda_without_a_device_is_refused() -> None:
+    """With a remedy."""
     with pytest.raises(ConfigError, match="no CUDA device; pass device='cpu'"):
         check_device("cuda")
 
 
 @pytest.mark.cuda
-def test_cuda_device_that_is_not_there() -> None:
-    """A number beyond the last CUDA device is refused, and "cuda" means the current one."""
+def test_a_missing_cuda_device_is_refused() -> None:
+    """ "cuda" means the current one."""
     assert check_device("cuda") == torch.device("cuda", torch.cuda.current_device())
     with pytest.raises(ConfigError, match="CUDA devices"):
         check_device(f"cuda:{torch.cuda.device_count()}")
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float64, "float16", None])
-def test_unknown_dtypes(dtype: Any) -> None:
+def test_unknown_dtypes_are_refused(dtype: Any) -> None:
     """Only float16, bfloat16 and float32 are delivered."""
     with pytest.raises(ConfigError, match=r"torch\.float16"):
         check_dtype(dtype)
@@ -293,8 +295,8 @@ def test_unknown_dtypes(dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_encoders_of_any_precision_get_theirs(dtype: torch.dtype, layout: torch.memory_format) -> None:
-    """``convert`` gives what an encoder computes in, double precision as well."""
+def test_convert_returns_the_dtype_of_the_encoder(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """Double precision as well."""
     found = Normalize.imagenet().convert(every_byte(layout=layout), dtype)
     assert found.dtype == dtype
     assert np.abs(by_byte(found) - reference(IMAGENET_MEAN, IMAGENET_STD)).max() < 1e-5
@@ -303,7 +305,7 @@ def test_encoders_of_any_precision_get_theirs(dtype: torch.dtype, layout: torch.
 @pytest.mark.parametrize("mean", [0.0, 0.25, 0.75, 1.0])
 @pytest.mark.parametrize("side", ["finite", "beyond"])
 def test_statistics_that_leave_float16_are_refused(mean: float, side: str) -> None:
-    """The farther of black and white decides, by one part in a hundred; numpy's float16 says which is infinite."""
+    """Black or white must stay finite, by one part in a hundred; numpy's float16 is the oracle."""
     farthest = max(mean, 1 - mean)
     std = farthest / 65504 * (1.01 if side == "finite" else 0.99)
     with np.errstate(over="ignore"):

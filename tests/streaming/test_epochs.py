@@ -1,4 +1,4 @@
-"""When an epoch is over, and that every process has as many bags as the others."""
+"""The end of an epoch, and equal numbers of bags for all processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError, FailedSlidesErro
 
 
 class Named(MemoryBag):
-    """A bag with a name; tiles from a certain one on cannot be decoded."""
+    """A bag with a name; tiles from a given one on cannot be decoded."""
 
     def __init__(self, name: str, count: int, bad_from: int | None = None) -> None:
         super().__init__(count=count)
@@ -72,8 +72,8 @@ def by_next(items: Iterator[Any], count: int) -> list[Any]:
 
 @pytest.mark.parametrize("take", [by_islice, by_zip, by_next])
 @pytest.mark.parametrize("kind", ["bags", "chunks", "interleaved"])
-def test_an_epoch_that_is_counted_ends(kind: str, take: Callable[[Iterator[Any], int], list[Any]]) -> None:
-    """Who takes exactly as many items as there are has the epochs of a loop that runs to the end."""
+def test_an_epoch_taken_by_count_ends(kind: str, take: Callable[[Iterator[Any], int], list[Any]]) -> None:
+    """A loop that takes exactly as many items as exist has the same epochs as one that runs to the end."""
     options = {"interleave": 2} if kind == "interleaved" else {}
     cohort = bags(40, 31, 9, 60)
     exhausted, counted = open_loader(cohort, **options), open_loader(cohort, **options)
@@ -92,8 +92,8 @@ def test_an_epoch_that_is_counted_ends(kind: str, take: Callable[[Iterator[Any],
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_state_behind_the_last_item_is_the_next_epoch(whole: bool) -> None:
-    """What goes on from it, in a loop or counted, begins with the next epoch and never has an empty one."""
+def test_a_state_after_the_last_item_is_of_the_next_epoch(whole: bool) -> None:
+    """Resumed in a loop or by count, it begins the next epoch and never an empty one."""
     cohort = bags(40, 31, 9)
     loader, resumed = open_loader(cohort), open_loader(cohort)
     for _ in range(2):
@@ -105,8 +105,8 @@ def test_a_state_behind_the_last_item_is_the_next_epoch(whole: bool) -> None:
     assert described(resumed) == third
 
 
-def test_a_state_with_nothing_left_is_the_next_epoch() -> None:
-    """Such states were written by versions that ended an epoch one item later."""
+def test_a_state_of_an_earlier_version_without_rest_is_of_the_next_epoch() -> None:
+    """They ended an epoch one item later."""
     loader = open_loader(bags(4, 5))
     state = loader.state_dict() | {"finished": [0, 1]}
     for key in ("extra", "marked"):
@@ -115,8 +115,8 @@ def test_a_state_with_nothing_left_is_the_next_epoch() -> None:
     assert (loader.epoch, len(list(loader))) == (1, 2)
 
 
-def test_an_iterator_that_handed_nothing_out_is_no_epoch() -> None:
-    """Trainers make iterators that they do not use; a loaded state is not lost to one either."""
+def test_an_unused_iterator_is_no_epoch() -> None:
+    """Trainers make some; a loaded state is not lost to one either."""
     cohort = bags(40, 31)
     loader, plain = open_loader(cohort), open_loader(cohort)
     first = described(plain)
@@ -132,8 +132,8 @@ def test_an_iterator_that_handed_nothing_out_is_no_epoch() -> None:
     assert loader.epoch == 1
 
 
-def test_failures_of_a_counted_epoch_are_told() -> None:
-    """The warning comes with the last item, and the list stays until the next epoch."""
+def test_failures_of_an_epoch_taken_by_count_are_a_warning() -> None:
+    """With the last item; the list is kept until the next epoch."""
     loader = open_loader(bags(40, 9, 31, bad=[1]), shuffle=False, max_failures=1)
     chunks = iter(loader)
     with pytest.warns(SkippedWarning, match="1 slide could not be read"):
@@ -142,8 +142,8 @@ def test_failures_of_a_counted_epoch_are_told() -> None:
         loader.raise_failures()
 
 
-def test_lengths(tmp_path: Path) -> None:
-    """Of bags always, of chunks where no slide has to be opened; a loader is true whatever is known."""
+def test_len_of_loaders(tmp_path: Path) -> None:
+    """Of bags always, of chunks if no slide has to be opened; a loader is always true."""
     cohort = bags(40, 31, 9)
     loader = open_loader(cohort)
     assert len(loader) == len(list(loader)) == 3 + 3 + 1
@@ -168,8 +168,8 @@ def test_lengths(tmp_path: Path) -> None:
 @pytest.mark.parametrize("even", ["drop", "pad"])
 @pytest.mark.parametrize("count", [4, 5, 6, 7, 11])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_shares_are_those_of_a_distributed_sampler(even: str, count: int, world_size: int) -> None:
-    """Which bags a process has is what torch's sampler gives it, dropping or padding."""
+def test_shares_equal_torchs_distributed_sampler(even: str, count: int, world_size: int) -> None:
+    """For dropping and padding."""
     cohort = bags(*[3] * count)
     for rank in range(world_size):
         sampler = DistributedSampler(cohort, world_size, rank, shuffle=False, drop_last=even == "drop")
@@ -180,7 +180,7 @@ def test_shares_are_those_of_a_distributed_sampler(even: str, count: int, world_
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_more_processes_than_slides(count: int) -> None:
-    """Padding gives each a bag, dropping would leave none and is refused, none leaves some without."""
+    """ "pad" gives each a bag, "drop" would leave none and is refused, "none" leaves some without."""
     cohort = bags(*[3] * count)
 
     def orders(even: str) -> list[list[int]]:
@@ -192,8 +192,8 @@ def test_more_processes_than_slides(count: int) -> None:
         orders("drop")
 
 
-def test_slides_that_no_epoch_has_are_named() -> None:
-    """Without another order they would be the same for ever; shuffled, every slide has its turn."""
+def test_slides_that_are_in_no_epoch_are_a_warning() -> None:
+    """Without shuffling they would be the same in all epochs; shuffled, every slide is used."""
     cohort = bags(*[3] * 5)
     loader = open_loader(cohort, shuffle=False, rank=0, world_size=2)
     with pytest.warns(SkippedWarning, match="1 of 5 slides are in no epoch.*b4"):
@@ -210,7 +210,7 @@ def test_slides_that_no_epoch_has_are_named() -> None:
 
 
 def test_a_loader_may_be_older_than_the_process_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A Trainer sets the group up when it fits: the rank is looked up when an epoch starts."""
+    """A Trainer starts the group in fit: the rank is looked up when an epoch starts."""
     loader = open_loader(bags(3, 3, 3, 3))
     assert (loader.rank, loader.world_size, len(loader.bags())) == (0, 1, 4)
     torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'init'}", rank=0, world_size=1)
@@ -228,7 +228,7 @@ def test_a_loader_may_be_older_than_the_process_group(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("kind", ["bags", "chunks"])
 @pytest.mark.parametrize("bad_from", [0, 20])
 def test_a_slide_that_fails_is_replaced(even: str, kind: str, bad_from: int) -> None:
-    """Every process hands out as many bags as planned; another bag of its own comes in place of the one that failed."""
+    """Every process has the planned number of bags; another bag of its own replaces the failed one."""
     cohort = bags(31, 22, 25, 32, 24, 23, bad=[2], bad_from=bad_from)  # of rank 0
     loader = open_loader(cohort, shuffle=False, rank=0, world_size=2, even=even, max_failures=1)
     whole = loader.bags() if kind == "bags" else None
@@ -245,7 +245,7 @@ def test_a_slide_that_fails_is_replaced(even: str, kind: str, bad_from: int) -> 
 
 
 def test_a_replacement_is_resumed() -> None:
-    """A state between the failure and the end knows what was to come in its place."""
+    """A state between the failure and the end has the replacement."""
     cohort = bags(10, 10, 10, 10, 10, 10, bad=[0])
 
     def start() -> sp.BagLoader:
@@ -267,8 +267,8 @@ def test_a_replacement_is_resumed() -> None:
         assert resumed.epoch == 1
 
 
-def test_the_others_bags_replace_all_of_ones_own() -> None:
-    """A process none of whose slides can be read takes those of the others; if none can, it says so."""
+def test_bags_of_other_processes_replace_unreadable_ones() -> None:
+    """If all slides of a process fail; if all of the cohort do, it is an error."""
     cohort = bags(3, 4, 5, 6, bad=[0, 2])
     loader = open_loader(cohort, shuffle=False, rank=0, world_size=2, max_failures=2)
     with pytest.warns(SkippedWarning):
@@ -279,7 +279,7 @@ def test_the_others_bags_replace_all_of_ones_own() -> None:
 
 
 def run_all(commands: list[list[str]], out: Path) -> list[dict[str, Any]]:
-    """Run processes side by side, and return what each wrote; none may wait for another for ever."""
+    """Run processes side by side with a time limit, and return their output."""
     environment = {**os.environ, "PYTHONPATH": SEARCHED, "OMP_NUM_THREADS": "1"}
     script = [sys.executable, str(SUPPORT / "ranks.py")]
     running = [
@@ -302,8 +302,8 @@ def run_all(commands: list[list[str]], out: Path) -> list[dict[str, Any]]:
 @pytest.mark.system
 @pytest.mark.parametrize("even", ["drop", "pad"])
 @pytest.mark.parametrize("kind", ["bags", "chunks"])
-def test_two_processes_of_torch(even: str, kind: str, tmp_path: Path) -> None:
-    """Seven bags of other sizes, one unreadable: as many steps, equal weights, and no process waits for the other."""
+def test_two_processes_of_torch_take_as_many_steps(even: str, kind: str, tmp_path: Path) -> None:
+    """Seven bags of different sizes, one unreadable: equal weights, and no process waits for the other."""
     commands = [["torch", str(r), "2", str(tmp_path / "init"), str(tmp_path), even, kind, "b4"] for r in range(2)]
     first, second = run_all(commands, tmp_path)
     expected = 3 if even == "drop" else 4
@@ -319,8 +319,8 @@ def test_two_processes_of_torch(even: str, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize("kind", ["bags", "chunks"])
-def test_the_epochs_of_a_trainer(kind: str, tmp_path: Path) -> None:
-    """A Trainer, which counts, has the epochs that the loader has by itself."""
+def test_the_epochs_of_a_trainer_are_those_of_the_loader(kind: str, tmp_path: Path) -> None:
+    """A Trainer takes items by count."""
     pytest.importorskip("pytorch_lightning")
     (seen,) = run_all([["lightning", "1", str(tmp_path), "drop", kind, "", "3"]], tmp_path)
     loader = ranks.make_loader("drop", "")
@@ -332,8 +332,8 @@ def test_the_epochs_of_a_trainer(kind: str, tmp_path: Path) -> None:
     assert expected[0] != expected[1] != expected[2]
 
 
-def test_the_epochs_of_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its bags have other tiles in each epoch of a Trainer."""
+def test_the_example_draws_other_tiles_in_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a Trainer."""
     lightning = pytest.importorskip("pytorch_lightning")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     import lightning_module
@@ -365,8 +365,8 @@ def test_the_epochs_of_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize("broken", ["", "b4"])
-def test_two_processes_of_a_trainer(broken: str, tmp_path: Path) -> None:
-    """Seven bags, two processes: three steps each, no bag twice in an epoch unless one failed, equal weights."""
+def test_two_processes_of_a_trainer_take_as_many_steps(broken: str, tmp_path: Path) -> None:
+    """Seven bags: three steps each, no bag twice in an epoch unless one failed, equal weights."""
     pytest.importorskip("pytorch_lightning")
     first, second = run_all([["lightning", "2", str(tmp_path), "drop", "bags", broken, "3"]], tmp_path)
     assert [first["place"], second["place"]] == [[0, 2], [1, 2]]

@@ -1,4 +1,4 @@
-"""Every tile of a cohort once, in memory that is stated; ranks, epochs, states and failures add up."""
+"""Every tile of a cohort once, with bounded memory; ranks, epochs, states and failures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Seen = list[tuple[str, int]]
 
 @pytest.fixture(autouse=True)
 def _threads() -> Any:
-    """Let no test leave a thread behind."""
+    """Check that no test leaves a thread running."""
     yield
     wait_for_threads()
 
@@ -62,7 +62,7 @@ def everything(cohort: Iterable[ArrayBag]) -> Seen:
     flags=st.tuples(st.booleans(), st.booleans()),
     world_size=st.integers(1, 3),
 )
-def test_every_tile_comes_once(
+def test_every_tile_is_delivered_once(
     counts: list[int],
     chunk_size: int,
     threads: int,
@@ -71,7 +71,7 @@ def test_every_tile_comes_once(
     flags: tuple[bool, bool],
     world_size: int,
 ) -> None:
-    """Whatever the settings, all ranks together deliver each tile once, with its own pixels, label and coordinates."""
+    """For all settings, by all ranks together, with its own pixels, label and coordinates."""
     cohort = bags(*counts)
     by_name = {b.name: b for b in cohort}
     found: Seen = []
@@ -103,22 +103,22 @@ def test_every_tile_comes_once(
     assert sorted(found) == sorted(everything(cohort))
 
 
-def test_chunks_of_a_bag_are_not_mixed_with_anothers() -> None:
-    """Unless asked for: a loop that gathers until ``last`` gathers one bag, ordered or not."""
+def test_chunks_of_bags_are_not_interleaved_by_default() -> None:
+    """A loop that gathers until ``last`` gathers one bag, ordered or not."""
     for ordered in (False, True):
         names = [chunk.bag for chunk in open_loader(bags(35, 5, 42, 18, 1), ordered=ordered, bags_in_flight=4)]
         assert [name for k, name in enumerate(names) if names[k : k + 1] != names[k - 1 : k]] == sorted(set(names))
 
 
-def test_interleaved_bags_take_turns() -> None:
-    """With interleave, chunks of that many bags alternate, in a fixed order when ordered."""
+def test_interleaved_bags_alternate() -> None:
+    """Chunks of that many bags, in a fixed order when ordered."""
     loader = open_loader(bags(40, 40, 20), ordered=True, interleave=2)
     assert [chunk.bag[-1] for chunk in loader] == list("0101010122")
 
 
 @pytest.mark.parametrize("mix", [0, 1, 3])
-def test_ordered_is_the_same_on_any_number_of_threads(mix: int) -> None:
-    """The order of delivery is reproducible, shuffled or not; another epoch has another one."""
+def test_ordered_delivery_does_not_depend_on_threads(mix: int) -> None:
+    """Shuffled or not; another epoch has another order."""
     cohort = bags(33, 57, 12, 90)
 
     def run(threads: int, epoch: int) -> Seen:
@@ -130,8 +130,8 @@ def test_ordered_is_the_same_on_any_number_of_threads(mix: int) -> None:
     assert run(1, 1) == run(4, 1) != run(1, 0)
 
 
-def test_what_a_chunk_holds_depends_on_no_thread() -> None:
-    """Not ordered, the chunks are the same ones; only their sequence may differ."""
+def test_the_content_of_chunks_does_not_depend_on_threads() -> None:
+    """If not ordered, only their sequence may differ."""
     cohort = bags(64, 100)
 
     def chunks(threads: int) -> list[Seen]:
@@ -141,7 +141,7 @@ def test_what_a_chunk_holds_depends_on_no_thread() -> None:
 
 
 def test_mixing_reads_in_storage_order() -> None:
-    """Tiles are delivered mixed over the chunks, and read one run of neighbours after the other."""
+    """Tiles are delivered mixed over the chunks, and read as runs of neighbours."""
     source, reads = bag("a", 80), []
     source.before_read = lambda indices: reads.append(np.asarray(indices).tolist())
     chunks = list(open_loader([source], mix=4, threads=1, ordered=True))
@@ -154,8 +154,8 @@ def test_mixing_reads_in_storage_order() -> None:
     assert np.ptp(chunks[0].index) > 20
 
 
-def test_the_first_chunk_takes_one_chunks_work() -> None:
-    """A huge bag is not waited for: when its first chunk is delivered, no more was read than the ring holds."""
+def test_the_first_chunk_does_not_wait_for_the_bag() -> None:
+    """When it is delivered, no more was read than the buffer pool holds."""
     source, go_on = bag("huge", 5000), threading.Event()
     read: list[int] = []
 
@@ -171,8 +171,8 @@ def test_the_first_chunk_takes_one_chunks_work() -> None:
         go_on.set()
 
 
-def test_a_bag_that_opens_slowly_holds_up_nobody() -> None:
-    """What is ready goes first: the next bag's chunks come while the first is still being opened."""
+def test_a_bag_that_opens_slowly_does_not_delay_others() -> None:
+    """The next bag's chunks are delivered while the first is being opened."""
     cohort, opened = bags(20, 20), threading.Event()
     loader = open_loader(cohort)
     open_now = loader.dataset.open
@@ -189,8 +189,8 @@ def test_a_bag_that_opens_slowly_holds_up_nobody() -> None:
     assert [chunk.bag for chunk in chunks] == ["bag0", "bag0"]
 
 
-def test_bags_open_at_a_time() -> None:
-    """Never more than asked for, though there are many; each is let go of at its end."""
+def test_the_number_of_open_bags_is_limited() -> None:
+    """Of many bags; each is closed at its end."""
     cohort = bags(*[15] * 12)
     loader, now, most = open_loader(cohort, bags_in_flight=3), 0, 0
     opened, closed, lock = loader.dataset.open, loader.dataset.close, threading.Lock()
@@ -213,8 +213,8 @@ def test_bags_open_at_a_time() -> None:
     assert (now, most) == (0, 3)
 
 
-def test_normalised_float16() -> None:
-    """The pixels are what the formula says."""
+def test_chunks_are_normalised_float16() -> None:
+    """By the formula."""
     source = bag("a", 23)
     chunks = list(open_loader([source], normalize=Normalize.half(), ordered=True))
     tiles = torch.cat([chunk.tiles for chunk in chunks])
@@ -226,7 +226,7 @@ def test_normalised_float16() -> None:
 
 
 def test_epochs_advance_by_themselves() -> None:
-    """Each run through the loader is an epoch with draws of its own; set_epoch goes back to one."""
+    """Each iteration is an epoch with its own draws; set_epoch returns to one."""
     loader = open_loader(bags(100, 100), {"max_tiles": 10}, ordered=True)
     first, second = seen(loader), seen(loader)
     assert (loader.epoch, len(first), len(second)) == (2, 20, 20)
@@ -235,8 +235,8 @@ def test_epochs_advance_by_themselves() -> None:
     assert seen(loader) == first
 
 
-def test_an_epoch_that_was_left_is_over() -> None:
-    """Breaking out and iterating again begins the next epoch; set_epoch begins the same one, a loaded state goes on."""
+def test_iterating_after_a_break_begins_the_next_epoch() -> None:
+    """set_epoch begins the same one again, and a loaded state resumes."""
     loader = open_loader(bags(30), {"max_tiles": 10}, ordered=True, chunk_size=5)
     plain = open_loader(bags(30), {"max_tiles": 10}, ordered=True, chunk_size=5)
     epochs = [seen(plain) for _ in range(3)]
@@ -253,7 +253,7 @@ def test_an_epoch_that_was_left_is_over() -> None:
 
 
 def test_subsamples_are_drawn_per_bag() -> None:
-    """max_tiles tiles of each bag, none twice, in storage order; small bags whole; another seed, other tiles."""
+    """max_tiles different tiles of each bag, in storage order; small bags whole; by the seed."""
     cohort = bags(500, 500, 7)
     loader = open_loader(cohort, {"max_tiles": 50, "seed": 1}, ordered=True)
     chosen = [k for name, k in seen(loader) if name == "bag0"]
@@ -266,7 +266,7 @@ def test_subsamples_are_drawn_per_bag() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_ranks_share_without_overlap(world_size: int) -> None:
-    """With ``even="none"`` each bag belongs to one rank, in shuffled epochs too, and none has two more than another."""
+    """With ``even="none"`` each bag is of one rank, also shuffled, and numbers differ by one at most."""
     cohort = bags(*[3] * 11)
     loaders = [open_loader(cohort, shuffle=True, rank=r, world_size=world_size, even="none") for r in range(world_size)]
     for epoch in range(2):
@@ -276,8 +276,8 @@ def test_ranks_share_without_overlap(world_size: int) -> None:
         assert sorted(s for loader in loaders for s in seen(loader)) == sorted(everything(cohort)), epoch
 
 
-def test_the_share_is_torch_distributeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a process group is set up, nobody has to say which rank this is."""
+def test_the_rank_is_that_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a process group is initialised, the rank need not be passed."""
     for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 3)):
         monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
     loader = open_loader(bags(3, 3, 3, 3, 3, 3))
@@ -295,10 +295,10 @@ def test_the_share_is_torch_distributeds(monkeypatch: pytest.MonkeyPatch) -> Non
     mix=st.integers(0, 2),
     interleave=st.integers(1, 2),
 )
-def test_a_resumed_epoch_brings_the_rest(
+def test_a_resumed_epoch_delivers_the_rest(
     stop: int, threads: int, flags: tuple[bool, bool], mix: int, interleave: int
 ) -> None:
-    """After any chunk, in another process say, with other threads: what was delivered and the rest are everything."""
+    """After any chunk, with other threads: together with the delivered chunks, everything once."""
     cohort = bags(33, 8, 61, 27)
     options: dict[str, Any] = {
         "ordered": flags[0], "shuffle": flags[1], "mix": mix, "interleave": interleave, "chunk_size": 7,
@@ -330,8 +330,8 @@ def open_state(loader: BagLoader) -> dict[str, Any]:
     return loader.state_dict()
 
 
-def test_whole_bags_start_again() -> None:
-    """A state for training steps of one bag each drops the chunks of a bag that is not complete."""
+def test_a_state_for_whole_bags_repeats_an_incomplete_bag() -> None:
+    """For training steps of one bag each."""
     loader = open_loader(bags(30, 30), ordered=True)
     chunks = iter(loader)
     for _ in range(4):
@@ -342,8 +342,8 @@ def test_whole_bags_start_again() -> None:
     assert seen(loader) == [("bag1", k) for k in range(30)]
 
 
-def test_bags_resume_at_a_bag() -> None:
-    """Whole bags are delivered or not: the state between two of them brings the others."""
+def test_iteration_over_bags_resumes_between_bags() -> None:
+    """The state between two bags delivers the others."""
     loader = open_loader(bags(30, 12, 25), ordered=True)
     whole = loader.bags()
     assert next(whole).bag == "bag0"
@@ -363,7 +363,7 @@ def test_bags_resume_at_a_bag() -> None:
     ],
 )
 def test_a_state_of_another_loader_is_refused(change: dict[str, Any], words: str) -> None:
-    """It says what differs."""
+    """The error names the difference."""
     state = open_loader(bags(5)).state_dict()
     with pytest.raises(ConfigError, match=words):
         open_loader(bags(5), **change).load_state_dict(state)
@@ -407,7 +407,7 @@ def broken(name: str, count: int, *tiles: int) -> ArrayBag:
 
 
 def test_a_corrupt_tile_is_raised() -> None:
-    """By default the tile's own error ends the epoch, after the chunks before it."""
+    """By default its error ends the epoch, after the chunks before it."""
     loader = open_loader([broken("a", 50, 25)], ordered=True)
     chunks = iter(loader)
     assert [next(chunks).index[0] for _ in range(2)] == [0, 10]
@@ -419,7 +419,7 @@ def test_a_corrupt_tile_is_raised() -> None:
 @pytest.mark.parametrize("mix", [0, 2])
 @pytest.mark.parametrize("whole", [False, True])
 def test_corrupt_tiles_can_be_white_or_left_out(mix: int, whole: bool) -> None:
-    """Only the bad tiles are concerned; they are listed with their place, and one warning comes at the end."""
+    """Only the bad tiles; they are listed with their position, and one warning is issued at the end."""
     source = broken("a", 50, 25, 26, 49)
     for on_error in ("white", "skip"):
         loader = open_loader([source], on_error=on_error, mix=mix, normalize=None)
@@ -434,8 +434,8 @@ def test_corrupt_tiles_can_be_white_or_left_out(mix: int, whole: bool) -> None:
         assert sorted(failure.tile for failure in loader.failures if failure.tile is not None) == [25, 26, 49]
 
 
-def test_a_slide_of_bad_tiles_fails() -> None:
-    """More than a tenth of a bag is no single tile's trouble."""
+def test_a_slide_with_over_a_tenth_of_bad_tiles_fails() -> None:
+    """Whatever on_error is."""
     loader = open_loader(
         [broken("a", 50, *range(20, 40)), bag("b", 12)], on_error="white", max_failures=1, ordered=True
     )
@@ -449,7 +449,7 @@ def test_a_slide_of_bad_tiles_fails() -> None:
 
 @pytest.mark.parametrize("ordered", [False, True])
 def test_slides_that_fail_are_counted(ordered: bool) -> None:
-    """Up to max_failures the others arrive, and one warning and one group of errors tell of them."""
+    """Up to max_failures the others are delivered, with one warning and one group of errors."""
     cohort = [bag("a", 30), broken("b", 30, 2), bag("c", 30), broken("d", 30, 29), bag("e", 30)]
     loader = open_loader(cohort, ordered=ordered, max_failures=2)
     with pytest.warns(SkippedWarning, match="2 slides could not be read, such as b: tile 2 is damaged"):
@@ -461,8 +461,8 @@ def test_slides_that_fail_are_counted(ordered: bool) -> None:
     assert loader.epoch == 1
 
 
-def test_more_failures_than_may_end_the_epoch() -> None:
-    """One group of all errors so far; the error of the only one where none may."""
+def test_more_failures_than_max_failures_end_the_epoch() -> None:
+    """With a group of all errors; with max_failures=0 the error itself is raised."""
     cohort = [broken(name, 5, 0) for name in "abcd"]
     with pytest.raises(FailedSlidesError, match="3 slides failed, 2 may") as caught:
         list(open_loader(cohort, max_failures=2))
@@ -473,7 +473,7 @@ def test_more_failures_than_may_end_the_epoch() -> None:
 
 
 def test_a_bag_that_fails_midway_is_marked() -> None:
-    """Its end carries the error and no tiles, so that nobody gathers its chunks into the next bag."""
+    """Its last chunk has the error and no tiles, so that its chunks are not joined with the next bag."""
     loader = open_loader([broken("a", 40, 35), bag("b", 10)], ordered=True, max_failures=1)
     with pytest.warns(SkippedWarning):
         chunks = list(loader)
@@ -485,16 +485,16 @@ def test_a_bag_that_fails_midway_is_marked() -> None:
         assert [b.bag for b in loader.bags()] == ["b"]
 
 
-def test_a_fault_of_the_program_is_raised_as_it_is() -> None:
-    """Only slides may fail; a TypeError in a reader is nobody's broken slide."""
+def test_an_error_that_is_not_a_slides_is_raised() -> None:
+    """A TypeError in a reader does not count as a failed slide."""
     source = bag("a", 30)
     source.before_read = fail_from(10, TypeError("fault"))
     with pytest.raises(TypeError, match="fault"):
         list(open_loader([source], max_failures=5))
 
 
-def test_a_state_remembers_failures() -> None:
-    """A slide that failed is not read again after a resumption, and still counts."""
+def test_a_state_keeps_failures() -> None:
+    """A failed slide is not read again after resumption, and still counts."""
     cohort = [broken("a", 5, 0), bag("b", 20), broken("c", 5, 0)]
     loader = open_loader(cohort, ordered=True, max_failures=1)
     chunks = iter(loader)
@@ -508,7 +508,7 @@ def test_a_state_remembers_failures() -> None:
 
 
 def test_bags_of_another_tile_size_fail() -> None:
-    """They do not fit into the ring: the slide is named."""
+    """They do not fit into the buffers: the error names the slide."""
     with pytest.raises(ConfigError, match="b: tiles of 5×4 px among those of 6×4 px"):
         list(open_loader([bag("a", 3), bag("b", 3, size=(4, 5))]))
 
@@ -517,7 +517,7 @@ def test_bags_of_another_tile_size_fail() -> None:
 
 
 def test_memory_is_stated_before_the_start() -> None:
-    """Ring, chunks ahead and cache; the ring that is made is as large as that, and nothing is decoded beyond it."""
+    """Buffer pool, chunks ahead and cache; the pool has this size, and nothing is decoded beyond it."""
     source = bag("a", 3000)
     loader = open_loader([source], threads=2, prefetch=3, normalize=Normalize.half())
     slot = 10 * 4 * 6 * 3
@@ -533,7 +533,7 @@ def test_memory_is_stated_before_the_start() -> None:
 
 
 def test_breaking_out_ends_the_threads() -> None:
-    """A loop that is left early leaves nothing behind, chunks or bags: the fixture looks for threads."""
+    """For loops over chunks or bags: the fixture checks for threads."""
     for _ in open_loader(bags(100, 100)):
         break
     for _ in open_loader(bags(100, 100)).bags():
@@ -541,7 +541,7 @@ def test_breaking_out_ends_the_threads() -> None:
 
 
 def test_an_exception_in_the_training_step_ends_the_threads() -> None:
-    """It passes through, and the threads are gone."""
+    """The exception is raised unchanged."""
 
     def train() -> None:
         with open_loader(bags(100, 100)) as loader:
@@ -554,7 +554,7 @@ def test_an_exception_in_the_training_step_ends_the_threads() -> None:
 
 
 def test_a_second_iteration_closes_the_first() -> None:
-    """There is one ring: the old iteration says so instead of going on."""
+    """There is one buffer pool: the first iterator then raises an error."""
     loader = open_loader(bags(100))
     first = iter(loader)
     next(first)
@@ -580,7 +580,7 @@ SCRIPTS = {
 @pytest.mark.system
 @pytest.mark.parametrize("case", SCRIPTS)
 def test_the_interpreter_exits(case: str) -> None:
-    """A program that ends with a loader open in a global variable does not hang and does not crash."""
+    """A program with an open loader in a global variable does not hang or crash at exit."""
     action, code, words = SCRIPTS[case]
     program = f"""
 import os, signal, sys, threading, time
@@ -597,8 +597,8 @@ slow = open_loader(slowly, threads=1)
     assert "Fatal" not in done.stderr
 
 
-def test_an_interrupted_wait_can_be_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KeyboardInterrupt while waiting loses no chunk."""
+def test_iteration_continues_after_an_interrupted_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KeyboardInterrupt while waiting loses no chunk."""
     chunks = iter(open_loader(bags(30), ordered=True))
     with monkeypatch.context() as patch:
         patch.setattr(chunks._stage, "take", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -607,8 +607,8 @@ def test_an_interrupted_wait_can_be_taken_up_again(monkeypatch: pytest.MonkeyPat
     assert [chunk.index[0] for chunk in chunks] == [0, 10, 20]
 
 
-def test_a_forgotten_iteration_is_collected() -> None:
-    """Nobody refers to it any more: its threads end, also as part of a reference cycle."""
+def test_an_iterator_without_references_ends_its_threads() -> None:
+    """Also as part of a reference cycle."""
     chunks = iter(open_loader(bags(100)))
     next(chunks)
     cycle: list[Any] = [chunks]
@@ -631,8 +631,8 @@ PLAIN: dict[str, Any] = {"view": {"mpp": "native"}, "tissue": {"method": "none"}
 
 
 @pytest.mark.parametrize("mix", [0, 3])
-def test_slides_arrive(tmp_path: Path, mix: int) -> None:
-    """Tiles of files, off the stored grid, several bags open, threads: each holds its own coordinates."""
+def test_tiles_of_slides_are_delivered(tmp_path: Path, mix: int) -> None:
+    """Off the stored grid, with several open bags and threads: each has its own coordinates."""
     pixels = coordinate_pixels(900, 700)
     paths = coordinate_slides(tmp_path, "a.tif", "b.tif", "c.tif")
     loader = open_loader(paths, PLAIN, mix=mix, shuffle=True, threads=4)
@@ -645,7 +645,7 @@ def test_slides_arrive(tmp_path: Path, mix: int) -> None:
 
 
 def test_augmented_slides_do_not_depend_on_threads(tmp_path: Path) -> None:
-    """Slide and tile draws belong to seed, epoch, slide and tile: the same pixels, resumed or not, in any thread."""
+    """Draws depend on seed, epoch, slide and tile: the same pixels, resumed or not, in any thread."""
     paths = coordinate_slides(tmp_path, "a.tif", "b.tif")
     drawn = {"slide_transform": A.Compose([sp.ColorJitter(0.3)]), "tile_transform": A.Compose([sp.Rotate90(p=0.8)])}
 
@@ -658,8 +658,8 @@ def test_augmented_slides_do_not_depend_on_threads(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_colours_on_the_device_are_those_of_the_host(tmp_path: Path) -> None:
-    """At most a level apart, before normalisation."""
+def test_colours_on_the_device_equal_those_of_the_host(tmp_path: Path) -> None:
+    """To one level, before normalisation."""
     dataset = BagDataset(coordinate_slides(tmp_path, "a.tif"), PLAIN, tile_transform=sp.ColorJitter(0.3, 0.3))
     both = []
     for colours in ("host", "device"):
@@ -670,8 +670,8 @@ def test_colours_on_the_device_are_those_of_the_host(tmp_path: Path) -> None:
     assert int((both[0] - both[1]).abs().max()) <= 1
 
 
-def test_a_damaged_file_is_borne_with(tmp_path: Path) -> None:
-    """One stored tile of a file is destroyed: the tiles on it are white, all others are as before."""
+def test_tiles_of_a_damaged_file_are_white_with_on_error(tmp_path: Path) -> None:
+    """One stored tile is destroyed: tiles on it are white, all others are unchanged."""
     pixels = coordinate_pixels(900, 700)
     path = write_pyramid(tmp_path / "a.tif", pixels, (1,), mpp=0.5, tile=128, compression="jpeg")
     config = PLAIN | {"grid": {"tile_size": 64}}
@@ -691,8 +691,8 @@ def test_a_damaged_file_is_borne_with(tmp_path: Path) -> None:
     assert torch.equal(before.tiles[others], after.tiles[others])
 
 
-def test_bad_slides_of_every_kind(tmp_path: Path, shared_data: Path) -> None:
-    """What cannot be opened, has no resolution or no pixels any more is left out; the good slide arrives."""
+def test_bad_slides_of_every_kind_are_left_out(tmp_path: Path, shared_data: Path) -> None:
+    """Unopenable, without resolution, or without pixels; the good slide is delivered."""
     good, vanished = coordinate_slides(tmp_path, "good.tif", "vanished.tif")
     truncated = tmp_path / "truncated.tif"
     truncated.write_bytes(good.read_bytes()[:2000])
@@ -710,8 +710,8 @@ def test_bad_slides_of_every_kind(tmp_path: Path, shared_data: Path) -> None:
         assert name in str(caught.value)
 
 
-def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
-    """It fails as one slide; no hang, no crash, no wrong pixels."""
+def test_a_file_that_is_truncated_while_it_is_read_fails(tmp_path: Path) -> None:
+    """As one slide; no hang, no crash, no wrong pixels."""
     first, second = coordinate_slides(tmp_path, "a.tif", "b.tif")
     loader = open_loader([first, second], PLAIN, chunk_size=2, ordered=True, on_error="skip", max_failures=1)
     chunks = iter(loader)
@@ -726,8 +726,8 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("mix", [0, 3])
-def test_on_a_gpu(mix: int) -> None:
-    """The same tiles arrive through page-locked slots, kept and used after the ring went round many times."""
+def test_chunks_on_a_gpu_have_the_same_tiles(mix: int) -> None:
+    """Through page-locked buffers, also if chunks are kept while the buffers are reused."""
     source = bag("a", 300, size=(32, 32))
     chunks = list(open_loader([source], device=CUDA, normalize=Normalize.half(), mix=mix))
     for chunk in chunks:
@@ -739,8 +739,8 @@ def test_on_a_gpu(mix: int) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("interleave", [1, 3])
-def test_many_bags_on_a_gpu(interleave: int) -> None:
-    """Chunks and whole bags that are looked at after the epoch hold what was read, each in memory of its own."""
+def test_chunks_and_bags_on_a_gpu_can_be_kept(interleave: int) -> None:
+    """After the epoch they still hold their tiles, each in its own memory."""
     sources = {name: bag(name, 20 + 7 * k, size=(16, 24)) for k, name in enumerate("abcdef")}
     loader = open_loader(list(sources.values()), device=CUDA, normalize=Normalize.half(), interleave=interleave)
     for chunk in list(loader):
@@ -773,13 +773,13 @@ def test_many_bags_on_a_gpu(interleave: int) -> None:
         {"even": "fair"},
     ],
 )
-def test_arguments_that_make_no_sense(change: dict[str, Any]) -> None:
-    """Each is refused at the call."""
+def test_invalid_arguments_are_refused(change: dict[str, Any]) -> None:
+    """Each of them, at the call."""
     with pytest.raises(ConfigError):
         open_loader(bags(5), **change)
 
 
 def test_a_loader_needs_a_dataset() -> None:
-    """A list of slides is told what to pass."""
+    """The error for a list of slides says what to pass."""
     with pytest.raises(ConfigError, match=r"BagDataset\(cohort"):
         BagLoader(["a.svs"], device="cpu", normalize=None)  # type: ignore[arg-type]

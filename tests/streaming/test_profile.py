@@ -1,4 +1,4 @@
-"""Where the time goes: stages add up, the bottleneck is named, the trace opens."""
+"""Profiles: times of stages, the bottleneck, and the trace."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def dataset(slide: Path, **values: object) -> sp.BagDataset:
     return sp.BagDataset([slide], {"view": {"mpp": "native"}, "tissue": {"method": "none"}, **values})
 
 
-def test_every_stage_of_a_slide_is_told(slide: Path) -> None:
-    """Bytes, decoding, turning and shrinking, colours, the device; every tile came."""
+def test_a_profile_has_every_stage_of_a_slide(slide: Path) -> None:
+    """Bytes, decoding, turning and shrinking, colours, the device; every tile is read."""
     transform = A.Compose([sp.RandomAffine(rotate=20), A.Resize(100, 100), sp.StainJitter()])
     cohort = sp.BagDataset([slide], {"view": {"mpp": "native"}, "tissue": {"method": "none"}}, tile_transform=transform)
     found = profile(cohort, threads=2, chunk_size=8)
@@ -40,15 +40,15 @@ def test_every_stage_of_a_slide_is_told(slide: Path) -> None:
     assert 0 < found.first_chunk_s <= found.wait_s <= found.seconds
 
 
-def test_the_work_fits_into_the_threads(slide: Path) -> None:
-    """On one thread, stages of the reader cannot take longer than the run."""
+def test_stages_on_one_thread_take_no_longer_than_the_run(slide: Path) -> None:
+    """Those of the reader."""
     found = profile(dataset(slide), threads=1)
     reading = sum(found.stages.get(stage, 0.0) for stage in ("read", "decode", "resample", "augment"))
     assert reading <= found.seconds
 
 
-def test_the_callers_bag_stays_unwatched(slide: Path) -> None:
-    """A bag that was given is read as before, and so is the dataset."""
+def test_a_profile_does_not_change_the_callers_bag(slide: Path) -> None:
+    """Nor the dataset: their later reads are not timed."""
     view = sp.open_slide(slide).view()
     bag = sp.TileBag(view, sp.TileGrid(view, 256))
     cohort = sp.BagDataset([bag])
@@ -65,7 +65,7 @@ def test_stored_bags_are_decoded_too(slide: Path, tmp_path: Path) -> None:
 
 
 def test_it_stops_after_max_tiles(slide: Path) -> None:
-    """With the chunk that reaches the number, and without a thread left."""
+    """After the chunk that reaches the number; no thread is left."""
     before = threading.active_count()
     assert profile(dataset(slide), max_tiles=5, chunk_size=4).tiles == 8
     assert threading.active_count() == before
@@ -80,7 +80,7 @@ def figures(**changed: object) -> Profile:
 
 
 def test_the_bottleneck_is_where_most_work_goes() -> None:
-    """While the consumer waits; one that does not wait has nothing to gain."""
+    """If the consumer waits; otherwise there is none."""
     assert figures().bottleneck == "decode"
     assert figures().verdict().startswith("decode takes 70% of the work, and the consumer waited 60% of the time: ")
     assert figures(wait_s=0.2).bottleneck == "consumer"
@@ -89,21 +89,21 @@ def test_the_bottleneck_is_where_most_work_goes() -> None:
 
 @pytest.mark.parametrize("stage", ["open", "read", "decode", "fallback", "resample", "augment", "copy", "device"])
 def test_every_bottleneck_has_a_remedy(stage: str) -> None:
-    """One sentence, nothing left to fill in."""
+    """One sentence without placeholders."""
     verdict = figures(stages={stage: 3.0}).verdict()
     assert "{" not in verdict
     assert verdict.endswith(".")
 
 
-def test_shares_add_up() -> None:
-    """Shares to one, and rates are tiles per second of the stage."""
+def test_shares_sum_to_one() -> None:
+    """Rates are tiles per second of the stage."""
     rows = {stage: figures for stage, *figures in figures().rows()}
     assert sum(row[1] for row in rows.values()) == pytest.approx(1)
     assert rows["decode"] == [7.0, 0.7, 7.0, pytest.approx(1000 / 7)]
 
 
 def test_the_trace_has_every_span_on_its_thread() -> None:
-    """In microseconds from the first one, as Chrome's trace event format has it."""
+    """In microseconds from the first one, in Chrome's trace event format."""
     clock = Clock(spans=True)
     clock("read", 10.0, 10.5)
     other = threading.Thread(target=clock, args=("decode", 10.25, 11.0), name="other")
@@ -115,8 +115,8 @@ def test_the_trace_has_every_span_on_its_thread() -> None:
     assert spans[0]["tid"] != spans[1]["tid"]
 
 
-def test_bad_numbers_and_places_are_told(slide: Path, tmp_path: Path) -> None:
-    """Before or after the run, by our errors."""
+def test_invalid_numbers_and_paths_are_refused(slide: Path, tmp_path: Path) -> None:
+    """Before or after the run, with our errors."""
     with pytest.raises(ConfigError, match="step_ms"):
         profile(dataset(slide), step_ms=-1)
     with pytest.raises(OutputError, match="trace cannot be written"):
@@ -124,7 +124,7 @@ def test_bad_numbers_and_places_are_told(slide: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_prints_stages_and_the_bottleneck(slide: Path, tmp_path: Path) -> None:
-    """For people, with a trace; and as JSON for programs."""
+    """As text with a trace, and as JSON."""
     trace = tmp_path / "trace.json"
     run = CliRunner().invoke(app, ["profile", str(slide), "--mpp", "native", "--trace", str(trace)])
     assert run.exit_code == 0, run.output
@@ -139,7 +139,7 @@ def test_the_command_prints_stages_and_the_bottleneck(slide: Path, tmp_path: Pat
 
 
 def test_a_cohort_file_is_profiled(slide: Path, tmp_path: Path) -> None:
-    """A CSV means its slides; what is wrong with it is one line."""
+    """A CSV means its slides; an error of it is one line."""
     (tmp_path / "cohort.csv").write_text(f"slide,label\n{slide},1\n")
     run = CliRunner().invoke(app, ["profile", str(tmp_path / "cohort.csv"), "--json", "--tiles", "4"])
     assert run.exit_code == 0, run.output
@@ -148,15 +148,15 @@ def test_a_cohort_file_is_profiled(slide: Path, tmp_path: Path) -> None:
     assert "missing.csv" in run.output
 
 
-def test_stored_bags_get_advice_that_they_can_take() -> None:
-    """Their mpp and grid are settled: neither is proposed."""
+def test_advice_for_stored_bags_does_not_change_mpp_or_grid() -> None:
+    """These are fixed."""
     verdict = figures(stages={"open": 1.0, "decode": 3.0}).verdict()
     assert "mpp" not in verdict
     assert "mpp" in figures(stages={"augment": 0.1, "decode": 3.0}).verdict()
 
 
-def test_slides_that_fail_are_borne_with_when_asked(slide: Path, tmp_path: Path) -> None:
-    """A broken slide ends the command with its name, or is named in a warning; one that is missing is told at once."""
+def test_failed_slides_are_a_warning_with_max_failures(slide: Path, tmp_path: Path) -> None:
+    """Without it they end the command, with their name; a missing slide is an error at once."""
     (tmp_path / "broken.svs").write_bytes(b"II*\0")
     slides = ["profile", str(slide), str(tmp_path / "broken.svs")]
     run = CliRunner().invoke(app, slides)
@@ -170,7 +170,7 @@ def test_slides_that_fail_are_borne_with_when_asked(slide: Path, tmp_path: Path)
 
 
 def test_the_resolution_of_slides_can_be_given(tmp_path: Path) -> None:
-    """With the option that the error names."""
+    """By the option that the error names."""
     Image.fromarray(np.full((300, 500, 3), 90, np.uint8)).save(tmp_path / "a.png")
     unknown = CliRunner().invoke(app, ["profile", str(tmp_path / "a.png")])
     assert "pass --slide-mpp" in unknown.output
@@ -178,8 +178,8 @@ def test_the_resolution_of_slides_can_be_given(tmp_path: Path) -> None:
     assert given.exit_code == 0, given.output
 
 
-def test_an_interrupted_measurement_does_not_promise_to_go_on(monkeypatch: pytest.MonkeyPatch, slide: Path) -> None:
-    """It begins anew, unlike an export."""
+def test_an_interrupted_profile_does_not_offer_to_resume(monkeypatch: pytest.MonkeyPatch, slide: Path) -> None:
+    """It starts again, unlike an export."""
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Batches in order, in bounded memory of their own, and a thread that ends whatever happens."""
+"""Batches in order, each in its own memory of bounded size, and a thread that always ends."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ from slideio_pipe.tiles.tile_bag import TileBag
 
 @pytest.fixture(autouse=True)
 def _device_and_threads(request: pytest.FixtureRequest) -> Any:
-    """Skip CUDA tests where there is none, and let no test leave a thread behind."""
+    """Skip CUDA tests without a device, and check that no test leaves a thread running."""
     if request.node.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     yield
     wait_for_threads()
 
 
-def test_a_model_with_a_normalisation_has_the_weights_of_one_without() -> None:
-    """Means and deviations are settings: checkpoints of encoders load with either."""
+def test_a_normalisation_adds_no_weights_to_a_model() -> None:
+    """Mean and deviation are settings: checkpoints of encoders load with and without it."""
     assert Normalize.imagenet().state_dict() == {}
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_all_tiles_arrive_in_order_and_stay(device: str) -> None:
-    """Batches that are all kept hold their own tiles at the end, although the ring was reused many times."""
+def test_kept_batches_hold_their_tiles(device: str) -> None:
+    """In order, though the buffers were reused many times."""
     bag = noise_bag(50)
     batches = list(open_stream(bag, device=device))
     assert [len(b) for b in batches] == [4] * 12 + [2]
@@ -73,7 +73,7 @@ def test_all_tiles_arrive_in_order_and_stay(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_batch_is_what_it_says(device: str, dtype: torch.dtype) -> None:
+def test_a_batch_has_the_documented_attributes(device: str, dtype: torch.dtype) -> None:
     """Shape, type, memory layout, device and the bag's name."""
     batch = next(open_stream(numbered_bag(5), device=device, dtype=dtype))
     assert batch.tiles.shape == (4, 3, 4, 6)
@@ -85,8 +85,8 @@ def test_a_batch_is_what_it_says(device: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_without_normalisation_bytes_arrive(device: str) -> None:
-    """normalize=None delivers the uint8 tiles, in memory of their own."""
+def test_without_normalisation_batches_are_uint8(device: str) -> None:
+    """normalize=None delivers the tiles in their own memory."""
     bag = noise_bag(9)
     batches = list(open_stream(bag, device=device, normalize=None))
     tiles = torch.cat([b.tiles for b in batches]).cpu()
@@ -101,8 +101,10 @@ def test_without_normalisation_bytes_arrive(device: str) -> None:
     prefetch=st.integers(1, 5),
     picks=st.none() | st.lists(st.integers(0, 1_000_000)),
 )
-def test_batches_equal_slices(count: int, batch_size: int, prefetch: int, picks: list[int] | None) -> None:
-    """For any sizes and any indices, batches are the slices of the wanted positions, one of them marked last."""
+def test_batches_equal_slices_of_the_positions(
+    count: int, batch_size: int, prefetch: int, picks: list[int] | None
+) -> None:
+    """For all sizes and indices; one of them is marked as last."""
     bag = numbered_bag(count)
     indices = None if picks is None else [p % count for p in picks if count]
     wanted = np.arange(count) if indices is None else np.array(indices, dtype=int)
@@ -124,7 +126,7 @@ def test_a_mask_selects_tiles() -> None:
 
 
 def test_the_callers_indices_may_change_afterwards() -> None:
-    """A stream keeps the positions it was given, whatever becomes of the array and of the batches."""
+    """A stream copies the given positions."""
     indices = np.arange(8)
     batches = open_stream(numbered_bag(8), indices=indices, normalize=None)
     indices[:] = 0
@@ -134,13 +136,13 @@ def test_the_callers_indices_may_change_afterwards() -> None:
 
 
 def test_an_empty_bag_yields_nothing() -> None:
-    """No tiles: no batch, no thread, no memory."""
+    """No batch, no thread, no memory."""
     batches = open_stream(numbered_bag(0))
     assert (len(batches), batches.ring_bytes, list(batches)) == (0, 0, [])
 
 
 def test_the_reader_runs_at_most_prefetch_batches_ahead() -> None:
-    """Without a consumer exactly prefetch batches are made, and one more for each that is taken."""
+    """Exactly prefetch batches without a consumer, and one more for each that is taken."""
     bag = numbered_bag(100)
     with open_stream(bag, prefetch=3) as batches:
         wait_until(lambda: len(bag.read_sizes) == 3)
@@ -151,8 +153,8 @@ def test_the_reader_runs_at_most_prefetch_batches_ahead() -> None:
 
 
 @pytest.mark.parametrize(("device", "slots"), [("cpu", 1), pytest.param(CUDA, 3, marks=pytest.mark.cuda, id="cuda-3")])
-def test_memory_is_stated(device: str, slots: int) -> None:
-    """The ring and the batches ahead are as large as documented, and not larger than the bag needs."""
+def test_memory_is_as_documented(device: str, slots: int) -> None:
+    """Of buffers and batches ahead, and no more than the bag needs."""
     tile_bytes = 4 * 6 * 3
     with open_stream(numbered_bag(100), device=device, prefetch=3) as batches:
         assert batches.ring_bytes == slots * 4 * tile_bytes
@@ -162,7 +164,7 @@ def test_memory_is_stated(device: str, slots: int) -> None:
 
 
 def test_the_reader_gets_its_threads() -> None:
-    """threads is passed on, and by default leaves a core free."""
+    """As the argument threads says; by default one core is left free."""
     bag = numbered_bag(4)
     list(open_stream(bag, threads=5))
     list(open_stream(bag, threads=None))
@@ -170,8 +172,8 @@ def test_the_reader_gets_its_threads() -> None:
     assert default_threads() >= 1
 
 
-def test_a_slides_bag_arrives() -> None:
-    """Tiles of a slide, each pixel holding its own position, arrive with the coordinates they were cut at."""
+def test_batches_of_a_slide_have_its_pixels_and_coordinates() -> None:
+    """Each pixel encodes its position."""
     y, x = np.mgrid[:300, :500]
     pixels = np.stack([x % 251, y % 241, (x // 251) * 16 + y // 241], axis=-1).astype(np.uint8)
     view = open_slide(pixels, slide_mpp=0.5).view()
@@ -185,15 +187,15 @@ def test_a_slides_bag_arrives() -> None:
 
 
 def test_a_bag_in_memory_is_a_bag() -> None:
-    """The bag of these tests is what the protocol asks for."""
+    """The bag of these tests satisfies the protocol."""
     assert isinstance(numbered_bag(1), Bag)
 
 
 @pytest.mark.parametrize(
     "error", [CorruptSlideError("damaged", slide="a.svs"), ValueError("x"), KeyboardInterrupt(), StopIteration()]
 )
-def test_what_the_reader_raises_is_raised_in_its_place(error: BaseException) -> None:
-    """Batches before the damage arrive; then comes the reader's own exception, once; then nothing."""
+def test_an_error_of_the_reader_is_raised_after_the_batches_before_it(error: BaseException) -> None:
+    """The reader's own exception, once; then the stream has ended."""
     bag = numbered_bag(20)
     bag.before_read = fail_from(8, error)
     batches = open_stream(bag)
@@ -216,7 +218,7 @@ def damaged(*tiles: int) -> Callable[[np.ndarray], None]:
 
 @pytest.mark.parametrize("on_error", ["white", "skip"])
 def test_corrupt_tiles_can_be_white_or_left_out(on_error: str) -> None:
-    """Their neighbours arrive as ever; the bad ones are listed with their place and told of once, at the end."""
+    """Their neighbours are delivered; bad tiles are listed with their position, with one warning at the end."""
     bag = noise_bag(40)
     bag.before_read = damaged(5, 6, 39)
     batches = open_stream(bag, normalize=None, on_error=on_error)
@@ -232,8 +234,8 @@ def test_corrupt_tiles_can_be_white_or_left_out(on_error: str) -> None:
     assert [b.last for b in got] == [False] * 9 + [True]
 
 
-def test_a_bag_of_bad_tiles_is_broken() -> None:
-    """More than a tenth of its tiles is more than bad luck, whatever was asked for."""
+def test_a_bag_with_over_a_tenth_of_bad_tiles_is_an_error() -> None:
+    """Whatever on_error is."""
     bag = noise_bag(40)
     bag.before_read = damaged(*range(20, 40))
     with pytest.raises(CorruptSlideError, match="5 of 40 tiles cannot be decoded, the last one because: tile 24"):
@@ -241,7 +243,7 @@ def test_a_bag_of_bad_tiles_is_broken() -> None:
 
 
 def test_the_readers_traceback_is_kept() -> None:
-    """The traceback leads to the line in the reader."""
+    """It shows the line of the reader."""
     bag = numbered_bag(4)
     bag.before_read = fail_from(0, CorruptSlideError("damaged"))
     with pytest.raises(CorruptSlideError) as caught:
@@ -250,14 +252,14 @@ def test_the_readers_traceback_is_kept() -> None:
 
 
 def test_breaking_out_ends_the_thread() -> None:
-    """A loop that is left early leaves nothing behind: the fixture looks for threads."""
+    """The fixture checks for threads."""
     for batch in open_stream(numbered_bag(100)):
         assert isinstance(batch, TileBatch)
         break
 
 
 def test_an_exception_in_the_consumer_ends_the_thread() -> None:
-    """The consumer's own exception passes through a with block, after which the thread is gone."""
+    """After a with block, which raises it unchanged."""
 
     def consume() -> None:
         with open_stream(numbered_bag(100)) as batches:
@@ -269,8 +271,8 @@ def test_an_exception_in_the_consumer_ends_the_thread() -> None:
     assert not stream_threads()
 
 
-def test_close_in_the_middle_of_a_read() -> None:
-    """close waits for the tile being read, drops it, and can be called again."""
+def test_close_waits_for_the_tile_being_read() -> None:
+    """It is dropped; close can be called again."""
     bag, reading, go_on = numbered_bag(100), threading.Event(), threading.Event()
     bag.before_read = lambda indices: (reading.set(), go_on.wait(20))[0]
     batches = open_stream(bag)
@@ -283,8 +285,8 @@ def test_close_in_the_middle_of_a_read() -> None:
     assert len(bag.read_sizes) == 1
 
 
-def test_an_interrupted_wait_can_be_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KeyboardInterrupt while waiting loses no batch."""
+def test_iteration_continues_after_an_interrupted_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KeyboardInterrupt while waiting loses no batch."""
     batches = open_stream(numbered_bag(8))
     stage = batches._stage
     assert stage is not None
@@ -296,8 +298,8 @@ def test_an_interrupted_wait_can_be_taken_up_again(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("taken", [0, 1])
-def test_a_forgotten_stream_is_collected(taken: int) -> None:
-    """A stream nobody refers to any more ends its thread, consumed or not, also as part of a reference cycle."""
+def test_a_stream_without_references_ends_its_thread(taken: int) -> None:
+    """Consumed or not, also as part of a reference cycle."""
     batches = open_stream(numbered_bag(100))
     for _ in range(taken):
         next(batches)
@@ -309,7 +311,7 @@ def test_a_forgotten_stream_is_collected(taken: int) -> None:
 
 
 def test_a_failure_does_not_keep_the_bag() -> None:
-    """Once the reader's exception is dropped, bag and ring are free at once: no cycle keeps page-locked memory."""
+    """When the exception is dropped, bag and buffers are freed at once: no cycle keeps page-locked memory."""
 
     def consume(bag: ArrayBag) -> None:
         try:
@@ -345,7 +347,7 @@ SCRIPTS = {
 @pytest.mark.system
 @pytest.mark.parametrize("case", SCRIPTS)
 def test_the_interpreter_exits(case: str) -> None:
-    """A program that ends with a stream open in a global variable does not hang and does not crash."""
+    """A program with an open stream in a global variable does not hang or crash at exit."""
     action, code, words = SCRIPTS[case]
     program = f"""
 import signal, sys
@@ -379,22 +381,22 @@ batches = open_stream(numbered_bag(200), batch_size=1)
         {"indices": np.ones(9, bool)},
     ],
 )
-def test_arguments_that_make_no_sense(change: dict[str, Any]) -> None:
-    """Each wrong argument is refused at the call, before a thread starts."""
+def test_invalid_arguments_are_refused(change: dict[str, Any]) -> None:
+    """Each of them, at the call, before a thread starts."""
     with pytest.raises(ConfigError):
         open_stream(numbered_bag(10), **change)
     assert not stream_threads()
 
 
-def test_a_bag_that_is_not_rgb() -> None:
-    """Tiles without three channels are refused by the bag's name."""
+def test_a_bag_that_is_not_rgb_is_refused() -> None:
+    """With its name."""
     with pytest.raises(ConfigError, match="array: a bag of the shape"):
         open_stream(ArrayBag(np.zeros((2, 4, 4, 1), np.uint8)))
 
 
 @pytest.mark.system
 def test_the_benchmark_runs(tmp_path: Path) -> None:
-    """The benchmark's code runs on the CPU and writes what it measured."""
+    """On the CPU, and writes its results."""
     script, report = BENCHMARKS / "gpu.py", tmp_path / "gpu.json"
     command = [sys.executable, str(script), "--device", "cpu", "--quick", "--json", str(report)]
     path = os.pathsep.join([str(script.parents[2]), os.environ.get("PYTHONPATH", "")])
@@ -406,7 +408,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
 
 @pytest.mark.cuda
 def test_a_slow_consumer_stream_sees_its_own_tiles() -> None:
-    """Work queued on the consumer's stream reads the right tiles, although batches are dropped at once."""
+    """Work queued on the consumer's stream reads the right tiles, though batches are dropped at once."""
     bag = noise_bag(400)
     device, sums = check_device(CUDA), []
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
@@ -420,8 +422,8 @@ def test_a_slow_consumer_stream_sees_its_own_tiles() -> None:
 
 
 @pytest.mark.cuda
-def test_the_ring_is_page_locked() -> None:
-    """The reader writes into page-locked slots, of which there are prefetch."""
+def test_buffers_are_page_locked() -> None:
+    """The reader writes into them; there are prefetch of them."""
     bag, addresses = noise_bag(100), set()
     read = bag.read
 
@@ -437,7 +439,7 @@ def test_the_ring_is_page_locked() -> None:
 
 
 def test_a_second_epoch_needs_a_new_stream() -> None:
-    """A stream that has ended says so, instead of being silently empty."""
+    """A stream that has ended raises an error instead of being empty."""
     batches = open_stream(numbered_bag(5))
     assert sum(len(batch) for batch in batches) == 5
     with pytest.raises(ConfigError, match="make a new one for each epoch"):
@@ -448,14 +450,14 @@ def test_a_second_epoch_needs_a_new_stream() -> None:
         iter(counted)
 
 
-def test_what_is_no_bag_is_refused() -> None:
-    """A list of bags is told what to pass."""
+def test_a_list_of_bags_is_refused() -> None:
+    """The error says what to pass."""
     with pytest.raises(ConfigError, match="pass one bag"):
         stream([numbered_bag(2)], device="cpu", normalize=None)  # type: ignore[arg-type]
 
 
-def test_a_batch_shows_itself_in_one_line() -> None:
-    """Printing a batch does not print its pixels."""
+def test_the_repr_of_a_batch_is_one_line() -> None:
+    """It does not print pixels."""
     (batch,) = open_stream(numbered_bag(2))
     assert repr(batch).startswith("TileBatch(")
     assert "float16 on cpu, last" in repr(batch)

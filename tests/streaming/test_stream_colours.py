@@ -1,4 +1,4 @@
-"""Streams whose colours are computed on the device, against those computed by the threads that decode."""
+"""Colours of streams computed on the device, compared with those computed by decoding threads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SOMETIMES = A.Compose([RandomAffine(rotate=30), StainJitter(p=0.5), A.OneOf([Col
 
 @pytest.fixture(autouse=True)
 def _device_and_threads(request: pytest.FixtureRequest) -> Any:
-    """Skip CUDA tests where there is none, and let no test leave a thread behind."""
+    """Skip CUDA tests without a device, and check that no test leaves a thread running."""
     if request.node.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     yield
@@ -62,8 +62,8 @@ def delivered(bag: Any, **changes: Any) -> torch.Tensor:
     [(STRONG, None), (None, STRONG), (None, SOMETIMES), (A.Rotate(p=1), STRONG), (STRONG, SOMETIMES)],
     ids=["slide", "tiles", "some tiles", "turned slide", "both"],
 )
-def test_both_ways_are_a_level_apart(device: str, slide_wide: Any, tile_transform: Any) -> None:
-    """Before normalisation: what the device leaves unrounded is at most a level from the host's bytes."""
+def test_device_and_host_agree_to_one_level(device: str, slide_wide: Any, tile_transform: Any) -> None:
+    """Before normalisation: the device does not round."""
     bag = bag_of(slide_wide, tile_transform)
     host = delivered(bag, device=device)
     ours = delivered(bag, device=device, colours="device")
@@ -72,8 +72,8 @@ def test_both_ways_are_a_level_apart(device: str, slide_wide: Any, tile_transfor
     assert (host - torch.from_numpy(bag[:]).permute(0, 3, 1, 2)).abs().max() == 0
 
 
-def test_bytes_arrive_where_nothing_is_normalised() -> None:
-    """uint8, at most a level from the host's, in the layout of every batch."""
+def test_without_normalisation_batches_are_uint8() -> None:
+    """To one level of the host's, in the layout of every batch."""
     bag = bag_of(STRONG)
     with stream(bag, device="cpu", normalize=None, batch_size=7, colours="device") as batches:
         batch = next(batches)
@@ -83,7 +83,7 @@ def test_bytes_arrive_where_nothing_is_normalised() -> None:
 
 
 def test_half_precision_is_rounded_once() -> None:
-    """float16 is the float32 result rounded, nothing else."""
+    """float16 is the rounded float32 result."""
     bag = bag_of(None, STRONG)
     halves = delivered(bag, normalize=Normalize.imagenet(), dtype=torch.float16, colours="device")
     floats = delivered(bag, normalize=Normalize.imagenet(), colours="device")
@@ -92,34 +92,34 @@ def test_half_precision_is_rounded_once() -> None:
 
 @pytest.mark.parametrize("indices", [[5, 1, 9, 1], list(range(20))[::-1]])
 def test_every_tile_has_its_own_draw_in_any_order(indices: list[int]) -> None:
-    """Whatever batch and place a tile is delivered in, noise included."""
+    """In every batch and position, noise included."""
     bag = bag_of(None, A.Compose([STRONG, GaussianNoise(sigma=(5, 10), p=1)]))
     whole = delivered(bag, colours="device")
     assert torch.equal(delivered(bag, colours="device", indices=indices, batch_size=3), whole[indices])
 
 
 def test_noise_of_a_whole_slide_differs_between_tiles() -> None:
-    """One operation, seeded by the tile's place; of the stated deviation."""
+    """One operation, seeded by the tile's position, with the stated deviation."""
     view = open_slide(np.full((96, 480, 3), 128, np.uint8)).view(transform=GaussianNoise(sigma=(8, 8), p=1), seed=1)
     noise = delivered(TileBag(view, TileGrid(view, 48)), colours="device") - 128
     assert abs(float(noise.std()) - 8) < 0.1
     assert abs(float(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1])) < 0.05
 
 
-def test_geometry_stays_with_the_reader() -> None:
-    """Nothing but geometry: the device has nothing to do, and bytes are the same."""
+def test_geometry_is_applied_by_the_reader() -> None:
+    """Without colours the device does nothing, and bytes are the same."""
     bag = bag_of(None, A.Compose([RandomAffine(rotate=40), RandomResizedCrop(32)]))
     assert torch.equal(delivered(bag, colours="device"), delivered(bag))
 
 
 def test_a_bag_without_a_transform_is_delivered_as_it_is() -> None:
-    """Also one that knows nothing of operations."""
+    """Also one without the method ``operations``."""
     assert torch.equal(delivered(bag_of(), colours="device"), delivered(bag_of()))
     assert torch.equal(delivered(numbered_bag(9), colours="device"), delivered(numbered_bag(9)))
 
 
-def test_a_stored_bag_has_its_colours_already(tmp_path: Path) -> None:
-    """What was saved arrives: its colours are done once, not twice."""
+def test_colours_of_a_stored_bag_are_not_applied_again(tmp_path: Path) -> None:
+    """The saved pixels are delivered."""
     save_bag(bag_of(STRONG), tmp_path / "bag.zarr")
     stored = open_bag(tmp_path / "bag.zarr")
     assert torch.equal(delivered(stored, colours="device"), delivered(bag_of(STRONG)))
@@ -129,22 +129,22 @@ def test_a_stored_bag_has_its_colours_already(tmp_path: Path) -> None:
     ("slide_wide", "tile_transform", "name"),
     [(A.MedianBlur(p=1), None, "MedianBlur"), (None, A.Compose([STRONG, A.MotionBlur(p=0.01)]), "MotionBlur")],
 )
-def test_graphs_cannot_run_on_a_device(slide_wide: Any, tile_transform: Any, name: str) -> None:
-    """Refused by name at the call, however rarely it would be drawn; the host can do it."""
+def test_opaque_transforms_cannot_run_on_a_device(slide_wide: Any, tile_transform: Any, name: str) -> None:
+    """Refused by name at the call, for any probability; the host can run them."""
     bag = bag_of(slide_wide, tile_transform)
     with pytest.raises(ConfigError, match=f'array: {name} cannot run on a device.*pass colours="host"'):
         delivered(bag, colours="device")
     assert len(delivered(bag)) == len(bag)
 
 
-def test_there_are_two_places_for_colours() -> None:
+def test_colours_are_host_or_device() -> None:
     """Anything else is refused, before a thread starts."""
     with pytest.raises(ConfigError, match='colours is \'gpu\'; pass "host" or "device"'):
         delivered(bag_of(), colours="gpu")
 
 
 def test_colours_of_a_view_are_sent_as_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row of numbers for the batch, not one per tile."""
+    """One row of numbers per batch, not one per tile."""
     counts = []
     made = DeviceProgram.__init__
 
@@ -159,7 +159,7 @@ def test_colours_of_a_view_are_sent_as_one_row(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("colours", ["host", "device"])
 def test_a_tile_is_drawn_once(colours: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pixels and its colours share one draw; another epoch is drawn anew."""
+    """Pixels and colours share one draw; another epoch has another one."""
     bag, drawn = bag_of(None, STRONG), []
     made = TileBag._draw
     monkeypatch.setattr(TileBag, "_draw", lambda self, index: (drawn.append(index), made(self, index))[1])

@@ -16,7 +16,7 @@ from slideio_pipe.streaming.stream import TileStream, stream
 
 
 class ArrayBag:
-    """A bag in memory: what the Bag protocol asks of any bag, over one array."""
+    """A bag in memory that satisfies the Bag protocol, over one array."""
 
     def __init__(self, tiles: np.ndarray, name: str = "array") -> None:
         self.tiles, self.name, self.shape, self.dtype = tiles, name, tiles.shape, tiles.dtype

@@ -12,7 +12,7 @@ from slideio_pipe.streaming.loader import BagLoader
 
 
 def bag(name: str, count: int, seed: int = 0, size: tuple[int, int] = (4, 6)) -> ArrayBag:
-    """Return a bag of random tiles, with a label that belongs to its name."""
+    """Return a bag of random tiles, with a label given by its name."""
     rng = np.random.default_rng([seed, *name.encode()])
     made = ArrayBag(rng.integers(0, 256, (count, *size, 3), dtype=np.uint8), name)
     made.label = len(name)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Colour operations written down from their definitions, in float64 and slowly; and chains of them to try."""
+"""Colour operations by their definitions, in float64 and slowly; and random chains of them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ STEPS: dict[type, Callable[[np.ndarray, Any], np.ndarray]] = {
 
 
 def apply(rgb: np.ndarray, operations: tuple[Operation, ...]) -> np.ndarray:
-    """Do operations in order, clipping after each; float64, not rounded."""
+    """Apply operations in order, clipping after each; float64, not rounded."""
     values = rgb.astype(np.float64)
     for operation in operations:
         values = np.clip(STEPS[type(operation)](values, operation), 0, 255)

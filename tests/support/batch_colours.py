@@ -1,4 +1,4 @@
-"""Colour operations on a batch of decoded tiles, one tuple for all or one per tile: what a loader does tile by tile."""
+"""Colour operations on a batch of decoded tiles, one tuple for all or one per tile, as a loader applies them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers of a Dask cluster are given to do in tests; a module of its own, which imports little."""
+"""Tasks for workers of a Dask cluster in tests; a module of its own, which imports little."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slideio_pipe.errors import CorruptSlideError
 
 
 def work(task: Any, on_stage: Any) -> Any:
-    """Do as the task says, in a process whose parent is the Dask worker."""
+    """Run the task, in a process whose parent is the Dask worker."""
     on_stage("begin")
     kind, *more = task
     mark = Path(more[0]) if more else None

@@ -1,4 +1,4 @@
-"""Runs over cohorts whose work copies files or does what the files say, and the command that exports one."""
+"""Runs over cohorts whose work copies files or acts on their text, and the command that exports one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slideio_pipe.errors import CorruptSlideError, OutputError, OutputExistsErro
 
 @dataclass(frozen=True)
 class Copying:
-    """Work that copies a file, or does what the file says."""
+    """Work that copies a file, or does what its text requires."""
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=lambda: {"scale": 1})

@@ -1,4 +1,4 @@
-"""A slide of any size without an array or a file: tiles are computed when asked for, and every request is counted."""
+"""A slide of any size without an array or a file: tiles are computed on request, and requests are counted."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Shade = Callable[[np.ndarray, np.ndarray], np.ndarray]  # level-0 x and y of pix
 
 
 def ramp(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Red and green grow with the place: linear, so that any resampling of it is the place again."""
+    """Red and green increase linearly with the position, so that any resampling has the value of its position."""
     return np.stack([x / 16 % 256, y / 16 % 256, 0 * x + 100], axis=-1)
 
 
 class CountedBackend:
-    """Levels of one continuous image, in memory that is never there."""
+    """Levels of one continuous image that is never whole in memory."""
 
     def __init__(self, size: Size, factors: tuple[int, ...], shade: Shade) -> None:
         levels = tuple(Size(size.width // factor, size.height // factor) for factor in factors)

@@ -44,7 +44,7 @@ TRAINING = {
 
 
 def digest(array: Any) -> str:
-    """Return what tells arrays apart: type, shape and a hash of the bytes."""
+    """Return type, shape and a hash of the bytes of arrays."""
     array = np.ascontiguousarray(array)
     return f"{array.dtype} {array.shape} {hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()}"
 
@@ -89,7 +89,7 @@ def transform() -> A.Compose:
 
 
 def draws() -> dict[str, Any]:
-    """Return draws by what they were drawn of."""
+    """Return draws, by the transform and image they are of."""
     parts = {"all": transform(), "crop": sp.RandomResizedCrop((64, 48)), "gamma": A.RandomGamma(p=1)}
     keys = [
         (seed, epoch, slide, tile)
@@ -123,7 +123,7 @@ def bags(out: Path, slide: sp.Slide) -> None:
 
 
 def encoder() -> sp.Encoder:
-    """Return a network that any version of torch runs alike: the mean colour."""
+    """Return a network with the same result in every version of torch: the mean colour."""
     return sp.load_encoder(MeanColour(), input_size=32, name="mean", normalize="identity")
 
 
@@ -148,7 +148,7 @@ def study(out: Path) -> None:
 
 
 def cohort(out: Path) -> None:
-    """Export two slides and one that is no slide; find their tissue; convert one bag."""
+    """Export two slides and a file that is no slide; find their tissue; convert one bag."""
     (out / "slides" / "broken.tif").write_bytes(b"II*\0broken")
     lines = ["slide,label", "a.tif,tumour", "b.tif,normal", "broken.tif,normal"]
     (out / "slides" / "cohort.csv").write_text("\n".join(lines) + "\n")
@@ -196,7 +196,7 @@ def options(command: Any, context: Any) -> dict[str, Any]:
 
 
 def seen(folder: Path) -> dict[str, Any]:
-    """Return what the files in a folder hold, as the package reads them."""
+    """Return the content of the files in a folder, as the package reads them."""
     slides, found = folder / "slides", {}
     for store in sorted(folder.glob("*/*.bag.zarr")):
         with sp.open_bag(store) as bag:

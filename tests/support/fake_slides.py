@@ -13,7 +13,7 @@ EIGHT_UM = Mpp(8.0, 8.0)
 
 
 class FakeSlide:
-    """A slide that is a picture in memory."""
+    """A slide that is an image in memory."""
 
     def __init__(self, rgb: np.ndarray, *, mpp: Mpp | None = EIGHT_UM, size: Size | None = None) -> None:
         self.rgb, self.mpp, self.name = rgb, mpp, "fake.svs"
@@ -30,7 +30,7 @@ class FakeSlide:
 
 
 def blank(width=200, height=100, mpp=1.0) -> FakeSlide:
-    """Return a slide of which only the size matters."""
+    """Return a slide for which only the size matters."""
     return FakeSlide(np.zeros((1, 1, 3), np.uint8), mpp=Mpp(mpp, mpp), size=Size(width, height))
 
 

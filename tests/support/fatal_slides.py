@@ -1,4 +1,4 @@
-"""Slides that take the process that reads them along: zarr arrays whose codec crashes, hangs or swells, or does not."""
+"""Slides that end the process that reads them: zarr arrays whose codec crashes, hangs or takes memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slideio_pipe.export.cohort import ExportWork
 
 @dataclass(frozen=True)
 class Fatal(BytesBytesCodec):
-    """Stores bytes as they are; what happens when they are read is in the metadata of the array."""
+    """Stores bytes unchanged; the array's metadata decide what happens when they are read."""
 
     how: str
     is_fixed_size = True
@@ -29,7 +29,7 @@ class Fatal(BytesBytesCodec):
         return cls(**data["configuration"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what goes into them."""
+        """Return the codec as metadata."""
         return {"name": "fatal", "configuration": {"how": self.how}}
 
     def compute_encoded_size(self, input_byte_length: int, _spec: Any) -> int:
@@ -56,11 +56,11 @@ register_codec("fatal", Fatal)
 
 
 class FatalExport(ExportWork):
-    """An export whose workers know the codec: they import this module to unpickle it."""
+    """An export whose workers have the codec: they import this module to unpickle it."""
 
 
 def write_fatal_slide(path: Path, how: str) -> Path:
-    """Write a slide that opens like any other."""
+    """Write a slide that opens normally."""
     array = zarr.create_array(path, shape=(256, 256, 3), chunks=(256, 256, 3), dtype="u1", compressors=[Fatal(how)])
     array[:] = np.full((256, 256, 3), 7, np.uint8)
     return path

@@ -13,7 +13,7 @@ WIDTH = 16
 
 
 def cohort(folder: Path, count: int = 24, *, columns: Sequence[str] = ("label",), width: int = WIDTH) -> Path:
-    """Write a cohort of features: every second slide has three tiles that stand out."""
+    """Write a cohort of features: every second slide has three tiles with large values."""
     generator = torch.Generator().manual_seed(1)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -31,6 +31,6 @@ def cohort(folder: Path, count: int = 24, *, columns: Sequence[str] = ("label",)
 
 
 def settings(**fitting: Any) -> dict[str, Any]:
-    """Return settings of a training of a second."""
+    """Return settings of a training that takes a second."""
     fast = {"epochs": 6, "lr": 5e-3, "bootstrap": 50, "patience": None, "accelerator": "cpu"}
     return {"model": {"embed": [8], "attention": 4}, "fit": fast | fitting}

@@ -28,7 +28,7 @@ from slideio_pipe.slides.sampling import Sampler
 
 
 class Victim:
-    """A whole file, and where its tiles' bytes and their offsets lie."""
+    """A whole file, and the positions of its tiles' bytes and offsets."""
 
     def __init__(self, path: Path) -> None:
         self.content = path.read_bytes()
@@ -39,7 +39,7 @@ class Victim:
             self.arrays = {name: page.tags[name] for name in ("TileOffsets", "TileByteCounts")}
 
     def number_at(self, name: str, index: int) -> tuple[int, str]:
-        """Return where a value of a tag lies, and its struct format."""
+        """Return the position of a tag's value, and its struct format."""
         tag = self.arrays[name]
         kind = {3: "H", 4: "I", 16: "Q"}[int(tag.dtype)]
         return tag.valueoffset + index * struct.calcsize(kind), self.byteorder + kind
@@ -68,7 +68,7 @@ def flip_scan(data: bytearray, victim: Victim, random: np.random.Generator) -> N
 
 
 def resize_frame(data: bytearray, victim: Victim, random: np.random.Generator) -> None:
-    """Have the frame header declare another size, number of components or sampling."""
+    """Make the frame header state another size, number of components or sampling."""
     start, count = _span(victim, random)
     frame = bytes(data[start : start + count]).find(b"\xff\xc0")
     if frame >= 0:
@@ -104,7 +104,7 @@ DAMAGES: tuple[Damage, ...] = (flip_header, flip_scan, resize_frame, splice, cut
 
 
 def attempt(victim: Victim, target: Path, seed: int, number: int) -> str:
-    """Damage, read in every way, and return how it ended."""
+    """Damage the file, read it in every way, and return the outcome."""
     random = np.random.default_rng([seed, number])
     data = bytearray(victim.content)
     for damage in random.choice(np.array(DAMAGES, dtype=object), int(random.choice([1, 1, 1, 2, 3]))):
@@ -146,7 +146,7 @@ def _refusal(error: SlideioPipeError) -> str:
 
 
 def main() -> None:
-    """Run and print how many attempts ended how."""
+    """Run and print the number of attempts per outcome."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--times", type=int, default=1000)

@@ -1,4 +1,4 @@
-"""How many examples Hypothesis tries: all in profile "ci", an eighth in profile "dev".
+"""Number of examples that Hypothesis tries: all in profile "ci", an eighth in profile "dev".
 
 ``HYPOTHESIS_PROFILE`` names the profile. Without it the profile is "ci" where ``CI`` is set, else "dev".
 """
@@ -14,7 +14,7 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") 
 
 
 def examples(count: int = 100) -> settings:
-    """Return settings that try so many examples in profile "ci", without a limit of time for each."""
+    """Return settings that try this many examples in profile "ci", without a time limit for each."""
     return settings(deadline=None, max_examples=count if PROFILE == "ci" else max(6, count // FEWER))
 
 

@@ -16,7 +16,7 @@ from slideio_pipe.synthetic.slide import SyntheticSlide, write_synthetic_slide
 
 
 def made_slide(path: Path, **options: Any) -> SyntheticSlide:
-    """Do as ``write_synthetic_slide``, which writes equal bytes for equal arguments; later calls copy the file."""
+    """Write a slide as ``write_synthetic_slide`` does; later calls with equal arguments copy the file."""
     name = hashlib.blake2b(repr(sorted(options.items())).encode(), digest_size=12).hexdigest()
     kept, truth = (Path(os.environ[MADE_SLIDES]) / f"{name}.{ending}" for ending in ("svs", "pickle"))
     if truth.exists():

@@ -1,4 +1,4 @@
-"""Bags in memory for tests of stores: no slide, tiles that all differ, and one that fails or stops midway."""
+"""Bags in memory for tests of stores: no slide, distinct tiles, and one that fails or stops at a tile."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MemoryBag:
 
 
 class StoppingBag(MemoryBag):
-    """Raises, or runs ``stop``, when it is asked for a certain tile."""
+    """Raises an error, or runs ``stop``, when a given tile is read."""
 
     def __init__(self, at: int, stop, **kwargs) -> None:
         super().__init__(**kwargs)

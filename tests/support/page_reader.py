@@ -1,4 +1,4 @@
-"""A page of HTML, taken apart as a browser does it."""
+"""An HTML page, parsed as a browser does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """A page as a browser takes it apart: elements, and the text of every row."""
+    """A parsed page: its elements, and the text of every row."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

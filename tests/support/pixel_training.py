@@ -1,4 +1,4 @@
-"""Settings that train on the pixels of slides in seconds."""
+"""Settings of a training on the pixels of slides that takes seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def settings(slides: Path, *, augment: bool = False, **fitting: Any) -> dict[str, Any]:
-    """Return settings of a training of seconds."""
+    """Return settings of a training that takes seconds."""
     drawn = {"slide_transform": str(slides.parent / "stain.yaml")} if augment else {}
     return drawn | {
         "view": {"mpp": 1.0},

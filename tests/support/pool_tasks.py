@@ -1,4 +1,4 @@
-"""Tasks for workers that end well, badly or not at all."""
+"""Tasks for workers that end well, with an error, or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slideio_pipe.errors import CorruptSlideError
 
 
 def work(task: Any, on_stage: Any) -> Any:
-    """Do as the task says."""
+    """Run the task."""
     on_stage("begin")
     kind, *more = task
     if kind == "die":
@@ -45,4 +45,4 @@ def work(task: Any, on_stage: Any) -> Any:
 
 
 def unimportable(task: Any, on_stage: Any) -> None:
-    """Be replaced by something that no worker finds."""
+    """Be replaced by an object that no worker can import."""

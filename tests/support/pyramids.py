@@ -1,4 +1,4 @@
-"""Pyramid TIFFs of given pixels, and pixels that encode their own place."""
+"""Pyramid TIFFs of given pixels, and pixels that encode their own position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tifffile
 
 
 def coordinate_pixels(width: int, height: int) -> np.ndarray:
-    """(H, W, 3) uint8 whose pixels encode their own place: x, y modulo 256, and both in units of 256."""
+    """Return (H, W, 3) uint8 that encode positions: x, y modulo 256, and both in units of 256."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x % 256, y % 256, (x // 256) * 16 + y // 256], axis=-1).astype(np.uint8)
 
@@ -24,7 +24,7 @@ def write_pyramid(
     description: str | None = None,
     **options: object,
 ) -> Path:
-    """Write a tiled pyramid TIFF whose lower levels are every n-th pixel; lossless unless told otherwise."""
+    """Write a tiled pyramid TIFF whose lower levels are every n-th pixel; lossless by default."""
     resolution = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as tif:
         for index, factor in enumerate(levels):

@@ -28,7 +28,7 @@ SIZES = (3, 22, 8, 5, 17, 4, 11)
 
 
 class Named(MemoryBag):
-    """A bag with a name, all of it unreadable if it is broken."""
+    """A bag with a name, with all tiles unreadable if it is broken."""
 
     def __init__(self, name: str, count: int, *, broken: bool) -> None:
         super().__init__(count=count, height=8, width=8, label=count % 2)
@@ -41,7 +41,7 @@ class Named(MemoryBag):
 
 
 def make_loader(even: str, broken: str) -> sp.BagLoader:
-    """Return a loader that knows nothing of ranks."""
+    """Return a loader without a given rank."""
     names = broken.split(",")
     cohort = [Named(f"b{k}", size, broken=f"b{k}" in names) for k, size in enumerate(SIZES)]
     return sp.BagLoader(
@@ -87,7 +87,7 @@ def with_torch(rank: int, world_size: int, init: str, even: str, kind: str, brok
 
 
 class Bags:
-    """What a Trainer takes: an iterable with a length."""
+    """The bags as a Trainer needs them: an iterable with a length."""
 
     def __init__(self, loader: sp.BagLoader) -> None:
         self.loader = loader

@@ -1,4 +1,4 @@
-"""A Leica SCN whose scan is a part of its slide: OpenSlide states where, as ``openslide.bounds-*``."""
+"""A Leica SCN whose scan is a part of its slide: OpenSlide states it as ``openslide.bounds-*``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILE = """<?xml version="1.0" encoding="utf-8"?>
 
 
 class Scan(NamedTuple):
-    """Where the scanned part lies on level 0, px, and what is to be seen there."""
+    """Position of the scanned part on level 0, px, and its content."""
 
     x: int
     y: int

@@ -11,7 +11,7 @@ TILES = 65
 
 
 def encoder(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    """Return a small network with the layers that make chunks difficult."""
+    """Return a small network with layers that make chunks difficult."""
     torch.manual_seed(3)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(dropout),

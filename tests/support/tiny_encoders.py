@@ -32,7 +32,7 @@ class Watched(nn.Module):
 
 
 class Reciprocal(nn.Module):
-    """Of the mean of a tile: no number for a black one."""
+    """The reciprocal of a tile's mean: infinite for a black one."""
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         mean = tiles.mean((2, 3))

@@ -1,4 +1,4 @@
-"""A training of a second or two, from slides and from features, for what comes after it."""
+"""Trainings of a second or two, from slides and from features, as input of other tests."""
 
 from __future__ import annotations
 

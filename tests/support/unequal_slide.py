@@ -1,4 +1,4 @@
-"""A slide on which no two sides are alike: pixels, stored tiles, the slide, and the factors between its levels."""
+"""A slide with all sides unequal: pixels, stored tiles, the slide, and the downsamples of its levels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TISSUE = (130, 90, 620, 330)  # left, top, width, height, level-0 px
 
 
 class Unequal(NamedTuple):
-    """A slide on the disk, and what is in it."""
+    """A slide on the disk, and its content."""
 
     path: Path
     levels: tuple[np.ndarray, ...]  # (h, w, 3) uint8, as they were given to the writer

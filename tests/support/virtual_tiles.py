@@ -11,7 +11,7 @@ TILE = Size(128, 64)
 
 
 class Tiles:
-    """Cuts tiles out of an array, counting; some places can be told to fail."""
+    """Cuts tiles out of an array and counts them; chosen positions can fail."""
 
     def __init__(self, pixels: np.ndarray, tile: Size, failing: frozenset[tuple[int, int]] = frozenset()) -> None:
         self.pixels, self.tile, self.failing = pixels, tile, failing

@@ -8,7 +8,7 @@ from slideio_pipe import SlideView, TileBag, TileGrid
 
 
 def whole(view: SlideView, tile: int = 128) -> np.ndarray:
-    """The view put together from the reader's tiles."""
+    """Return the view assembled from the reader's tiles."""
     grid = TileGrid(view, tile, edge="pad")
     out = np.zeros((grid.shape.height * tile, grid.shape.width * tile, 3), np.uint8)
     for (left, top), pixels in zip(grid.origins, TileBag(view, grid)[:], strict=True):

@@ -1,4 +1,4 @@
-"""Generated slides: readable by everyone, reproducible, true to their ground truth, and stained like H&E."""
+"""Generated slides: readable by all readers, reproducible, true to their ground truth, and stained like H&E."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ SIZE = (2211, 1499)  # neither whole tiles nor whole pixels of the lower levels
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSlide:
-    """One slide of odd size with two lesions, shared by the tests that only read."""
+    """A slide of odd size with two lesions, shared by tests that only read it."""
     path = tmp_path_factory.mktemp("synthetic") / "a.svs"
     return write_synthetic_slide(path, size=SIZE, seed=5, lesions=2, pieces=2)
 
 
 @pytest.fixture(scope="module")
 def levels(slide: SyntheticSlide) -> list[np.ndarray]:
-    """Every level's pixels as tifffile reads them."""
+    """Return the pixels of every level by tifffile."""
     with tifffile.TiffFile(slide.path) as tif:
         return [page.asarray() for page in tif.pages if page.is_tiled]
 
 
 def test_openslide_recognises_an_aperio_slide(slide: SyntheticSlide) -> None:
-    """OpenSlide sees vendor, mpp, power, levels, tiles and associated images of an Aperio scan."""
+    """Vendor, mpp, power, levels, tiles and associated images are those of an Aperio scan."""
     with openslide.OpenSlide(slide.path) as opened:
         assert opened.properties["openslide.vendor"] == "aperio"
         assert float(opened.properties["openslide.mpp-x"]) == float(opened.properties["openslide.mpp-y"]) == 0.25
@@ -78,7 +78,7 @@ def test_pages_are_tagged_like_a_scan(slide: SyntheticSlide) -> None:
 
 @pytest.mark.parametrize(("fine", "coarse"), [(0, 1), (1, 2)])
 def test_lower_levels_are_area_means(levels: list[np.ndarray], fine: int, coarse: int) -> None:
-    """A level equals the 4 x 4 means of the level above, but for JPEG noise."""
+    """A level equals the 4 x 4 means of the level above, except for JPEG noise."""
     height, width = levels[coarse].shape[:2]
     above = levels[fine][: height * 4, : width * 4].astype(np.float64)
     expected = above.reshape(height, 4, width, 4, 3).mean(axis=(1, 3))
@@ -102,7 +102,7 @@ def test_equal_arguments_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_a_block_does_not_depend_on_how_the_slide_is_cut() -> None:
-    """Rendering a rectangle in one piece or in four gives the same pixels within one rounding: no seams."""
+    """A rectangle rendered whole or in four parts has the same pixels to one rounding: no seams."""
     plan = Anatomy((400.0, 400.0), seed=2, pieces=1, lesions=1)
     painter = Histology(plan, mpp=0.25, seed=2, glass_period=256)
     whole = painter.render(512, 512, 512, 512)
@@ -117,7 +117,7 @@ def test_a_block_does_not_depend_on_how_the_slide_is_cut() -> None:
 
 
 def test_tissue_mask_is_where_the_pixels_are_stained(slide: SyntheticSlide, levels: list[np.ndarray]) -> None:
-    """The analytic tissue mask and a threshold on the picture agree on nearly every pixel."""
+    """The analytic tissue mask and a threshold of the image agree on nearly every pixel."""
     mask = slide.tissue_mask(16)
     assert mask.shape == levels[2].shape[:2]
     saturation = levels[2].max(axis=2).astype(int) - levels[2].min(axis=2)
@@ -135,7 +135,7 @@ def test_glass_is_slightly_off_white(levels: list[np.ndarray]) -> None:
 
 
 def test_lesions_are_darker_tissue(slide: SyntheticSlide, levels: list[np.ndarray]) -> None:
-    """Lesions lie inside tissue, inside their boxes, and are darker and bluer than the tissue around them."""
+    """Lesions are inside tissue and inside their boxes, and are darker and bluer than the tissue around them."""
     lesion, tissue = slide.lesion_mask(4), slide.tissue_mask(4)
     assert lesion.any()
     assert (lesion & tissue).sum() == lesion.sum()
@@ -159,13 +159,13 @@ def test_stain_deconvolution_finds_haematoxylin_in_lesions(slide: SyntheticSlide
 
 
 def test_stain_vectors_are_the_published_ones() -> None:
-    """The colours are mixed from the matrix that scikit-image publishes."""
+    """Colours are mixed by the matrix that scikit-image publishes."""
     vectors = (laboratory.HAEMATOXYLIN, laboratory.EOSIN, laboratory.RESIDUAL)
     np.testing.assert_allclose(vectors, skimage.color.rgb_from_hed, atol=1e-9)
 
 
-def test_a_healthy_and_an_empty_slide(tmp_path: Path) -> None:
-    """No lesions: label 0 and an empty lesion mask. No pieces: no tissue and glass everywhere."""
+def test_slides_without_lesions_or_without_tissue(tmp_path: Path) -> None:
+    """No lesions: label 0 and an empty lesion mask. No pieces: only glass."""
     healthy = write_synthetic_slide(tmp_path / "h.svs", size=(640, 400), lesions=0)
     empty = write_synthetic_slide(tmp_path / "e.svs", size=(640, 400), lesions=0, pieces=0)
     assert (healthy.label, healthy.lesion_boxes, healthy.lesion_mask(8).any()) == (0, (), np.False_)
@@ -174,8 +174,8 @@ def test_a_healthy_and_an_empty_slide(tmp_path: Path) -> None:
     assert tifffile.imread(empty.path, key=0).min() > 235
 
 
-def test_level_choices_sizes_and_resolutions(tmp_path: Path) -> None:
-    """One level, small tiles, another mpp, a non-ASCII name: all are real slides."""
+def test_slides_of_other_levels_tiles_and_mpp_are_valid(tmp_path: Path) -> None:
+    """One level, small tiles, another mpp, a non-ASCII name."""
     path = tmp_path / "Präparat 1.svs"
     write_synthetic_slide(path, size=(700, 300), mpp=0.5, levels=(1,), tile_size=112, lesions=0)
     with openslide.OpenSlide(path) as opened:
@@ -187,7 +187,7 @@ def test_level_choices_sizes_and_resolutions(tmp_path: Path) -> None:
 
 
 def test_large_slides_are_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that might pass 4 GiB is a BigTIFF, which all readers open just so."""
+    """A file that might exceed 4 GiB is a BigTIFF, which all readers open."""
     monkeypatch.setattr(aperio, "_CLASSIC_TIFF_BYTES", 100_000)
     path = write_synthetic_slide(tmp_path / "b.svs", size=(640, 400), lesions=0).path
     with tifffile.TiffFile(path) as tif:
@@ -196,14 +196,14 @@ def test_large_slides_are_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_progress_counts_to_the_end(tmp_path: Path) -> None:
-    """Progress is reported once per row of blocks, and ends complete."""
+    """It is reported once per row of blocks, up to the total."""
     seen: list[tuple[int, int]] = []
     write_synthetic_slide(tmp_path / "p.svs", size=(300, 1400), lesions=0, progress=lambda *step: seen.append(step))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_an_existing_file_is_kept(tmp_path: Path) -> None:
-    """Nothing is overwritten unless asked for."""
+    """Without overwrite it is an error."""
     path = tmp_path / "a.svs"
     path.write_bytes(b"precious")
     with pytest.raises(OutputExistsError, match="overwrite"):
@@ -213,8 +213,8 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     assert openslide.OpenSlide.detect_format(path) == "aperio"
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When writing fails half-way neither the file nor a partial one remains, and an old one stays."""
+def test_a_failure_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And an old file is kept."""
 
     def full(self: object) -> Iterator[bytes]:
         yield b"\xff\xd8\xff\xd9"
@@ -230,7 +230,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_unwritable_folder_is_an_output_error(tmp_path: Path) -> None:
-    """A folder that is not there, or is a file, gives our error with the path in it."""
+    """For a folder that does not exist or is a file, with the path."""
     (tmp_path / "file").write_bytes(b"")
     for folder in ("missing", "file"):
         with pytest.raises(OutputError, match=folder):
@@ -259,8 +259,8 @@ def test_an_unwritable_folder_is_an_output_error(tmp_path: Path) -> None:
         {"quality": 101},
     ],
 )
-def test_nonsense_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
-    """Arguments that make no slide are a ConfigError, before anything is written."""
+def test_invalid_arguments_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    """With a ConfigError, before anything is written."""
     arguments: dict[str, object] = {"size": (320, 320), "lesions": 0, **wrong}
     with pytest.raises(ConfigError):
         write_synthetic_slide(tmp_path / "a.svs", **arguments)  # type: ignore[arg-type]
@@ -269,13 +269,13 @@ def test_nonsense_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("downsample", [0, -1, float("inf"), float("nan")])
 def test_masks_need_a_positive_downsample(slide: SyntheticSlide, downsample: float) -> None:
-    """A mask at a downsample that is no positive number is a ConfigError."""
+    """Others are a ConfigError."""
     with pytest.raises(ConfigError):
         slide.tissue_mask(downsample)
 
 
-def test_a_stain_changes_the_colours_and_no_more(tmp_path: Path) -> None:
-    """The usual one is none at all; more haematoxylin darkens red, a turn of the hue leaves glass alone."""
+def test_a_stain_changes_only_colours(tmp_path: Path) -> None:
+    """The default changes nothing; more haematoxylin darkens red, a turn of the hue does not change glass."""
     size, made = (512, 384), {}
     for name, stain in {"usual": (1, 1, 0), "blue": (1.5, 1, 0), "turned": (1, 1, 0.2)}.items():
         slide = write_synthetic_slide(tmp_path / f"{name}.svs", size=size, seed=2, stain=stain)
@@ -290,7 +290,7 @@ def test_a_stain_changes_the_colours_and_no_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stain", [(0, 1, 0), (1, -1, 0), (1, 1, float("nan"))])
-def test_impossible_stains(stain: tuple[float, float, float], tmp_path: Path) -> None:
-    """No stain at all, less than none, an angle that is no number."""
+def test_impossible_stains_are_refused(stain: tuple[float, float, float], tmp_path: Path) -> None:
+    """A strength of 0 or less, or an invalid angle."""
     with pytest.raises(ConfigError, match="stain"):
         write_synthetic_slide(tmp_path / "a.svs", size=(64, 64), levels=(1,), stain=stain)

@@ -1,4 +1,4 @@
-"""Every benchmark runs with `--quick`, and fails where its result is wrong."""
+"""Every benchmark runs with `--quick`, and fails if its result is wrong."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def start(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", RUNS)
-def test_it_runs_and_its_result_is_right(command: str, tmp_path: Path) -> None:
-    """In seconds; it checks pixels, counts and bounds itself."""
+def test_each_benchmark_runs_and_checks_its_result(command: str, tmp_path: Path) -> None:
+    """In seconds: pixels, counts and bounds."""
     done = start(command, tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert done.stdout.strip()
 
 
-def test_none_is_left_out() -> None:
-    """Each script and each case of `mil.py` is run, is a part of one, or is named as too long."""
+def test_every_benchmark_is_run() -> None:
+    """Each script and each case of `mil.py` is run, is a part of one, or is listed as too long."""
     named = [command.split() for command in [*RUNS, *NOT_IN_THE_SUITE]]
     scripts = {path.stem for path in BENCHMARKS.glob("*.py")}
     assert scripts == {script for script, *_ in named} | PARTS
@@ -79,15 +79,15 @@ def test_none_is_left_out() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
-def test_a_gpu_is_asked_for_where_there_is_none(tmp_path: Path) -> None:
-    """It says so, with an exit code of its own."""
+def test_the_gpu_benchmark_without_a_gpu_has_its_own_exit_code(tmp_path: Path) -> None:
+    """With a message."""
     done = start("gpu", tmp_path)
     assert done.returncode == 3
     assert "no CUDA device" in done.stderr
 
 
 def test_a_wrong_result_ends_with_an_error(tmp_path: Path) -> None:
-    """The check that all of them use: exit code 1 and what is wrong."""
+    """The check of all benchmarks: exit code 1 and the fault."""
     code = "from benchmark import require; require(True, 'a'); require(False, 'other pixels')"
     path = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
     done = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True, check=False)

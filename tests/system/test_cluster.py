@@ -1,4 +1,4 @@
-"""A run on Dask keeps the promises of a local one: real schedulers and workers, that are really killed."""
+"""A run on Dask behaves as a local one, with real schedulers and workers, which are really killed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Dask:
         return self.start("worker", *place, *arguments, before=before)
 
     def close(self) -> None:
-        """End everything."""
+        """End all programs."""
         for program in self._programs:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(program.pid, signal.SIGKILL)
@@ -78,7 +78,7 @@ class Dask:
 
 
 def until(holds: Any, seconds: float = 30.0) -> None:
-    """Wait for something that other processes do."""
+    """Wait for a condition that other processes fulfil."""
     for _ in range(round(seconds / 0.05)):
         if holds():
             return
@@ -114,12 +114,12 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_kind(outcomes: Iterator[Outcome]) -> dict[str, Outcome]:
-    """Return what became of the tasks, by their kind."""
+    """Return the outcomes of the tasks by their kind."""
     return {outcome.task[0]: outcome for outcome in outcomes}
 
 
-def test_whatever_happens_to_a_task_the_others_are_done(dask: Dask, tmp_path: Path) -> None:
-    """Errors come home whole, a crash and the limits cost the process of the task, not Dask's worker."""
+def test_a_task_that_fails_or_crashes_does_not_stop_the_others(dask: Dask, tmp_path: Path) -> None:
+    """Errors are returned complete; crashes and limits end the task's process, not Dask's worker."""
     tasks = [("die",), ("ours",), ("hang", str(tmp_path / "pid")), ("swell",), ("fine",)]
     found = by_kind(pool(dask.address, tmp_path / "out", time_s=3.0, memory_bytes=300_000_000).outcomes(tasks))
     assert set(found) == {task[0] for task in tasks}
@@ -133,8 +133,8 @@ def test_whatever_happens_to_a_task_the_others_are_done(dask: Dask, tmp_path: Pa
         assert found[kind].stage == "begin"
 
 
-def test_a_task_that_kills_workers_of_dask(dask: Dask, tmp_path: Path) -> None:
-    """Once: it is done elsewhere. Always: after two it is given up, and the rest is done."""
+def test_a_task_that_kills_dask_workers_is_retried_once(dask: Dask, tmp_path: Path) -> None:
+    """If it kills a second one it has failed, and the others are done."""
     mark = str(tmp_path / "mark")  # the second waits for the first, which would else lose an attempt to it
     tasks = [("kill its worker once", mark), ("kill its worker", mark), *[("fine", str(n)) for n in range(20)]]
     found = list(pool(dask.address, tmp_path / "out").outcomes(tasks))
@@ -147,8 +147,8 @@ def test_a_task_that_kills_workers_of_dask(dask: Dask, tmp_path: Path) -> None:
     assert all(outcome.error is None for outcome in found if outcome is not fatal)
 
 
-def test_few_tasks_are_taken_at_a_time(dask: Dask, tmp_path: Path) -> None:
-    """No more than there are threads, however many there are to come; Ctrl-C ends what is at work at once."""
+def test_no_more_tasks_are_taken_than_threads(dask: Dask, tmp_path: Path) -> None:
+    """Of any number; Ctrl-C ends running ones at once."""
     taken = 0
 
     def tasks() -> Iterator[tuple[str, ...]]:
@@ -173,8 +173,8 @@ def test_few_tasks_are_taken_at_a_time(dask: Dask, tmp_path: Path) -> None:
     thread.join()
 
 
-def test_a_run_that_is_killed_leaves_no_task_at_work(dask: Dask, tmp_path: Path) -> None:
-    """Dask releases its tasks, and what does them is killed: it would hold the lock of its bag against the next run."""
+def test_a_killed_run_leaves_no_running_task(dask: Dask, tmp_path: Path) -> None:
+    """Dask releases its tasks and kills their processes, which would hold locks of bags."""
     code = (
         "from pathlib import Path\n"
         "from cluster_tasks import pool\n"
@@ -189,8 +189,8 @@ def test_a_run_that_is_killed_leaves_no_task_at_work(dask: Dask, tmp_path: Path)
     until(lambda: is_gone(pid), 10)
 
 
-def test_bags_are_those_of_a_local_run(dask: Dask, slides: Path, tmp_path: Path) -> None:
-    """Byte by byte; run again, they are kept; what fails is listed with its stage."""
+def test_bags_equal_those_of_a_local_run(dask: Dask, slides: Path, tmp_path: Path) -> None:
+    """Byte by byte; a second run keeps them; failures are listed with their stage."""
     shutil.copytree(slides, tmp_path / "slides")
     (tmp_path / "slides" / "broken.svs").write_bytes(b"II*\0no slide")
     here = sp.export_cohort(tmp_path / "slides", tmp_path / "here", progress=False)
@@ -204,8 +204,8 @@ def test_bags_are_those_of_a_local_run(dask: Dask, slides: Path, tmp_path: Path)
     assert noted["cluster"] == dask.address
 
 
-def test_the_scheduler_dies(slides: Path, tmp_path: Path) -> None:
-    """The run ends with one sentence; what works on goes on elsewhere."""
+def test_a_run_ends_if_the_scheduler_ends(slides: Path, tmp_path: Path) -> None:
+    """With one sentence; running tasks are killed."""
     lost = Dask(tmp_path)
     try:
         worker = lost.worker("--nthreads", "1", "--no-nanny")
@@ -222,8 +222,8 @@ def test_the_scheduler_dies(slides: Path, tmp_path: Path) -> None:
         lost.close()
 
 
-def test_workers_that_cannot_be_used(tmp_path: Path) -> None:
-    """None at all, one of another version, one that sees another disk: said in one sentence each."""
+def test_unusable_workers_are_an_error(tmp_path: Path) -> None:
+    """None at all, another version, another disk: one sentence each."""
     other = Dask(tmp_path)
     try:
         empty = pool(other.address, tmp_path / "out")
@@ -250,8 +250,8 @@ def _workers(address: str) -> int:
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None or os.getuid() != 0, reason="only root may mount")
-def test_a_worker_that_sees_another_disk(tmp_path: Path) -> None:
-    """Is not used: its outputs would be lost."""
+def test_a_worker_with_another_disk_is_not_used(tmp_path: Path) -> None:
+    """Its outputs would be lost."""
     other, out = Dask(tmp_path), tmp_path / "out"
     try:
         out.mkdir()
@@ -263,15 +263,15 @@ def test_a_worker_that_sees_another_disk(tmp_path: Path) -> None:
         other.close()
 
 
-def test_no_scheduler(slides: Path, tmp_path: Path) -> None:
-    """One sentence on the command line, too."""
+def test_a_missing_scheduler_is_an_error(slides: Path, tmp_path: Path) -> None:
+    """One sentence, on the command line, too."""
     told = command("export", slides, "--out", tmp_path / "out", "--cluster", "tcp://127.0.0.1:9", code=2).stderr
     assert "no Dask scheduler answers at tcp://127.0.0.1:9; check the address" in " ".join(told.split())
     assert not (tmp_path / "out" / "run.lock").exists()
 
 
-def test_what_is_no_cluster(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused before anything starts; without Dask the sentence says what to install."""
+def test_an_invalid_cluster_is_refused(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything starts; without Dask the sentence has the install command."""
     with pytest.raises(ConfigError, match=r"slurm is no cluster; pass cluster="):
         pool_for("slurm", work, folder=tmp_path)
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -301,7 +301,7 @@ for job in "$@"; do kill -KILL -- "-$job"; echo "$job" >> "$JOBS/cancelled"; don
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that says what was submitted and cancelled by programs that pose as SLURM's."""
+    """A folder in which programs in place of SLURM's record submitted and cancelled jobs."""
     if importlib.util.find_spec("dask_jobqueue") is None:  # not imported: it would take Ctrl-C from the whole process
         pytest.skip("the extra [cluster] is not installed")
     programs, jobs = tmp_path / "bin", tmp_path / "jobs"
@@ -319,8 +319,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             os.killpg(int(line), signal.SIGKILL)
 
 
-def asked(tmp_path: Path, **more: Any) -> Path:
-    """Write what is asked of SLURM."""
+def cluster_file(tmp_path: Path, **more: Any) -> Path:
+    """Write the configuration of a SLURM cluster."""
     config = {
         "jobs": 2,
         "cores": 1,
@@ -335,19 +335,21 @@ def asked(tmp_path: Path, **more: Any) -> Path:
     return path
 
 
-def test_the_example_for_slurm() -> None:
-    """It loads, and the job that is submitted has what it says."""
+def test_the_example_for_slurm_loads() -> None:
+    """With the values of the file."""
     config = load_cluster_config(CONFIGS / "slurm.yaml")
     assert (config.jobs, config.cores, config.memory) == (8, 8, "32GB")
 
 
-def test_the_job_has_what_the_file_says(slurm: Path, tmp_path: Path) -> None:
-    """Directives, limits, lines before the worker, and one Dask worker with a thread for every core."""
+def test_the_job_has_the_settings_of_the_file(slurm: Path, tmp_path: Path) -> None:
+    """Directives, limits, lines before the worker, and one Dask worker with a thread per core."""
     from slideio_pipe.cohort.workers.slurm import SlurmJobs
 
     more = {"queue": "cpu", "account": "lab", "walltime": "02:00:00", "cores": 4, "memory": "8GB"}
     lines = {"job_extra_directives": ["--constraint=ssd"], "job_script_prologue": ["module load python"]}
-    config = load_cluster_config(asked(tmp_path, **more, **lines, options={"worker_extra_args": ["--lifetime", "1h"]}))
+    config = load_cluster_config(
+        cluster_file(tmp_path, **more, **lines, options={"worker_extra_args": ["--lifetime", "1h"]})
+    )
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # which dask-jobqueue would replace
     script = SlurmJobs(config, "slurm.yaml").job_script()
     for line in ("-p cpu", "-A lab", "-t 02:00:00", "--cpus-per-task=4", "--mem=8G", "--constraint=ssd"):
@@ -358,9 +360,9 @@ def test_the_job_has_what_the_file_says(slurm: Path, tmp_path: Path) -> None:
     assert not list(slurm.iterdir())
 
 
-def test_an_export_on_slurm(slurm: Path, slides: Path, tmp_path: Path) -> None:
-    """Jobs are submitted, do the slides, and are cancelled at the end."""
-    report = sp.export_cohort(slides, tmp_path / "out", cluster=asked(tmp_path), progress=False)
+def test_an_export_on_slurm_submits_and_cancels_jobs(slurm: Path, slides: Path, tmp_path: Path) -> None:
+    """The jobs export all slides."""
+    report = sp.export_cohort(slides, tmp_path / "out", cluster=cluster_file(tmp_path), progress=False)
     assert (report.done, len(report.failed)) == (3, 0)
     sp.export_cohort(slides, tmp_path / "here", progress=False)
     assert tree(tmp_path / "here") == tree(tmp_path / "out")
@@ -370,7 +372,7 @@ def test_an_export_on_slurm(slurm: Path, slides: Path, tmp_path: Path) -> None:
 
 
 def slurm_answers() -> bool:
-    """Return whether there is a SLURM, and it is up."""
+    """Return whether a SLURM cluster is running here."""
     return shutil.which("sinfo") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
 
 
@@ -383,7 +385,7 @@ def test_an_export_on_a_real_slurm(slides: Path, tmp_path: Path) -> None:
         job = subprocess.check_output(["squeue", "-h", "-t", "R", "-o", "%i"], text=True).split()[0]
         subprocess.check_call(["scancel", job])
 
-    config = asked(tmp_path, log_directory=str(tmp_path / "logs"))
+    config = cluster_file(tmp_path, log_directory=str(tmp_path / "logs"))
     canceller = threading.Thread(target=cancel)
     canceller.start()
     report = sp.export_cohort(slides, tmp_path / "out", cluster=config, progress=False)
@@ -395,21 +397,25 @@ def test_an_export_on_a_real_slurm(slides: Path, tmp_path: Path) -> None:
 
 # dask-jobqueue leaves a cluster behind, never started, when it is given what it does not know.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_slurm_refuses(slurm: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What sbatch says is what the user reads; without sbatch, that there is none; unknown keys are named."""
+def test_the_reason_of_sbatch_is_in_the_error(
+    slurm: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if sbatch is missing; unknown keys are named."""
     with pytest.raises(WorkerError, match=r"SLURM refuses the jobs \(.*Invalid account"):
-        sp.export_cohort(slides, tmp_path / "out", cluster=asked(tmp_path, account="refused"), progress=False)
+        sp.export_cohort(slides, tmp_path / "out", cluster=cluster_file(tmp_path, account="refused"), progress=False)
     with pytest.raises(ConfigError, match='unknown key "nodes"'):
-        sp.export_cohort(slides, tmp_path / "out", cluster=asked(tmp_path, nodes=3), progress=False)
+        sp.export_cohort(slides, tmp_path / "out", cluster=cluster_file(tmp_path, nodes=3), progress=False)
     with pytest.raises(ConfigError, match="wall_time"):
-        sp.export_cohort(slides, tmp_path / "out", cluster=asked(tmp_path, options={"wall_time": 1}), progress=False)
+        sp.export_cohort(
+            slides, tmp_path / "out", cluster=cluster_file(tmp_path, options={"wall_time": 1}), progress=False
+        )
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(WorkerError, match="there is no sbatch here"):
-        sp.export_cohort(slides, tmp_path / "out", cluster=asked(tmp_path), progress=False)
+        sp.export_cohort(slides, tmp_path / "out", cluster=cluster_file(tmp_path), progress=False)
 
 
-def test_slurm_from_a_thread(tmp_path: Path) -> None:
-    """dask-jobqueue sets a handler of signals when it is imported; once it is there, any thread may use it."""
+def test_slurm_in_a_thread_needs_dask_jobqueue_imported(tmp_path: Path) -> None:
+    """It sets a signal handler at import; afterwards, any thread may use it."""
     program = f"""
 import importlib, sys, threading
 from concurrent.futures import ThreadPoolExecutor

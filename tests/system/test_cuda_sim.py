@@ -21,7 +21,7 @@ ALSO_KNOWING_A_DEVICE = {"augment/device"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is compiled, once."""
+    """The folder of the library, compiled once."""
     reason = reason_not_to()
     if reason is not None:
         pytest.skip(reason)
@@ -49,25 +49,25 @@ def run(folder: Path, device: str, *files: str) -> str:
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
-def test_everything_waits_for_what_it_uses(folder: Path, device: str) -> None:
+def test_all_work_waits_for_its_inputs(folder: Path, device: str) -> None:
     """As late as possible and in two random orders; on the second device from threads whose device is the first."""
     said = run(folder, device, *(f"tests/{name.replace('/', '/test_')}.py" for name in FILES))
     assert " passed" in said
     assert "skipped" not in said
 
 
-def test_none_is_left_out() -> None:
-    """Each file with tests that know a CUDA device is run."""
+def test_every_file_with_cuda_tests_is_run() -> None:
+    """None is missing in the list."""
     found = {path for path in TESTS.glob("*/test_*.py") if "\nfrom cuda_device import" in path.read_text()}
     names = {f"{path.parent.name}/{path.stem.removeprefix('test_')}" for path in found}
     assert names == {*FILES, *ALSO_KNOWING_A_DEVICE}
 
 
-def test_this_run_is_without_it() -> None:
-    """Looking for doctests in every module would import the plugin, which puts the devices into the whole run."""
+def test_this_process_has_no_simulated_devices() -> None:
+    """A search for doctests in every module would import the plugin, which installs them."""
     assert "cuda_sim.plugin" not in sys.modules
 
 
 def test_missing_waits_are_noticed(folder: Path) -> None:
-    """Each safeguard, removed, makes something wrong."""
+    """Each removed safeguard makes a result wrong."""
     assert "12 passed" in run(folder, "cuda:1", "tests/support/cuda_sim/test_safeguards.py")

@@ -1,4 +1,4 @@
-"""The small cohort of the demo: killed and resumed it ends in the same bytes, and every tool and the report have it."""
+"""The small demo cohort: killed and resumed it has the same bytes, in every layout and in the report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BROKEN = {"S07-truncated.svs": "open", "S13-no-slide.svs": "open", "S19-glass.sv
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of the 24 slides, their bags beside it as an undisturbed export writes them."""
+    """The manifest of the 24 slides, with bags of an undisturbed export beside it."""
     folder = tmp_path_factory.mktemp("study")
     make_cohort(folder, size=SIZE)
     assert exporting(folder, "whole").wait(timeout=120) == 1  # slides failed
@@ -40,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exporting(folder: Path, out: str) -> subprocess.Popen[bytes]:
-    """Begin to export the cohort, in a process group of its own."""
+    """Start to export the cohort, in its own process group."""
     command = ["-m", "slideio_pipe", "export", folder / "cohort.csv", "--out", folder / out, "--workers", "2"]
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
@@ -52,13 +52,13 @@ def exporting(folder: Path, out: str) -> subprocess.Popen[bytes]:
 
 
 def rows(folder: Path) -> dict[str, str]:
-    """Return what report.html says of each slide."""
+    """Return the row of each slide in report.html."""
     found = Page((folder / "report.html").read_text(encoding="utf-8")).rows
     return {row.split()[0]: row for row in found if row.split()[0] != "slide"}
 
 
-def test_killed_twice_it_ends_in_the_same_bytes(study: Path) -> None:
-    """Kill -9 of the whole process group at random moments; then all seven layouts and the report."""
+def test_an_export_killed_twice_writes_the_same_bytes(study: Path) -> None:
+    """Kill -9 of the process group at random moments; then all seven layouts and the report."""
     out, rng = study / "bags", random.Random(24)
     expected = tree(study / "whole")
     for _ in range(2):
@@ -97,8 +97,8 @@ def check_report(study: Path) -> None:
         assert not re.search(r"nan|None", found[name])
 
 
-def test_every_layout_takes_its_bags(study: Path) -> None:
-    """All tiles of all 21 bags; STAMP with features that were made up."""
+def test_every_layout_has_all_bags(study: Path) -> None:
+    """All tiles of 21 bags; STAMP with random features."""
     bags = sorted((study / "whole").glob("*.bag.zarr"))
     tiles = {bag.name.removesuffix(".bag.zarr"): len(sp.open_bag(bag)) for bag in bags}
     (study / "features").mkdir()
@@ -111,8 +111,8 @@ def test_every_layout_takes_its_bags(study: Path) -> None:
         assert all(path.exists() for path in done.paths)
 
 
-def test_the_cohort_is_the_same_each_time(study: Path, tmp_path: Path) -> None:
-    """The same bytes, other sizes within it, labels of both kinds, two slides a patient, some without mpp."""
+def test_the_cohort_is_reproducible(study: Path, tmp_path: Path) -> None:
+    """The same bytes; its slides differ in size, label, patient and mpp."""
     cohort = sp.Cohort.of(study / "cohort.csv")
     again = make_cohort(tmp_path, 8, size=SIZE)
     assert again.name == "cohort.csv"
@@ -125,14 +125,14 @@ def test_the_cohort_is_the_same_each_time(study: Path, tmp_path: Path) -> None:
     assert len(sizes) > 3
 
 
-def test_too_few_slides(tmp_path: Path) -> None:
+def test_too_few_slides_are_refused(tmp_path: Path) -> None:
     """Three of them are broken."""
     with pytest.raises(ConfigError, match="3 slides"):
         make_cohort(tmp_path, 3)
 
 
-def test_the_demo_says_what_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three failures and exit code 0; run again, it goes on; with --json nothing but the numbers."""
+def test_the_demo_prints_failures_that_are_intended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three, with exit code 0; a second run resumes; --json prints numbers only."""
     from slideio_pipe.commands.demos import cohort as demo_cohort
 
     smaller = functools.partial(run_cohort_demo, slides=8, size=SIZE)

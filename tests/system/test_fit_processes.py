@@ -1,4 +1,4 @@
-"""Several processes of one training on the CPU (gloo): none waits for another that has nothing to do."""
+"""Several processes of one training on the CPU (gloo): none waits for a process without work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS = 240  # a training of two epochs takes ten; one that hangs is ended
 
 
 def train(cohort: Path, config: dict[str, Any], out: Path, *options: str) -> tuple[int, str, str]:
-    """Run the command on two processes; return exit code and output, or fail when it hangs."""
+    """Run the command on two processes; return exit code and output, or fail at a time limit."""
     config["fit"] |= {"devices": 2, "accelerator": "cpu"}
     settings = cohort.with_name("config.yaml")
     settings.write_text(yaml.safe_dump(config))
@@ -41,8 +41,8 @@ def train(cohort: Path, config: dict[str, Any], out: Path, *options: str) -> tup
 
 
 @pytest.mark.parametrize("alone", ["val", "test"])
-def test_one_slide_for_two_processes(alone: str, tmp_path: Path) -> None:
-    """One slide validates, or tests: the process without one waits for nothing; and one of the two prints."""
+def test_one_evaluation_slide_for_two_processes(alone: str, tmp_path: Path) -> None:
+    """The process without a slide waits for nothing; only one of the two prints."""
     split = ["train"] * 8 + [alone]
     cohort = study(tmp_path, {"label": [k % 2 for k in range(9)], "split": split})
     config = quick(monitor="loss" if alone == "val" else "none", validation=0)
@@ -52,8 +52,8 @@ def test_one_slide_for_two_processes(alone: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["slides"] == {alone: 1}
 
 
-def test_one_slide_of_pixels_for_two_processes(tmp_path: Path) -> None:
-    """The same where an encoder is trained along: its buffers are not exchanged either. JSON is one document."""
+def test_one_evaluation_slide_of_pixels_for_two_processes(tmp_path: Path) -> None:
+    """With a trained encoder: its buffers are not exchanged either. JSON is one document."""
     cohort = slides(tmp_path, 5)
     lines = cohort.read_text().splitlines()
     split = ["split", "train", "train", "train", "train", "val"]

@@ -1,4 +1,4 @@
-"""What happens at night: slides that take their process along, full disks, folders that cannot be written, NFS.
+"""Long runs: slides that end their process, full disks, folders that cannot be written, NFS.
 
 Each is done for real; kill -9 a hundred times is ``tests/benchmarks/kills.py``, three times
 ``tests/system/test_run_kills.py``.
@@ -47,7 +47,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0 or sys.platform != "linux", rea
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three slides, and in ``whole`` and ``zstd`` their bags."""
+    """A folder with three slides, and their bags in ``whole`` and ``zstd``."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "slides").mkdir()
     for k in range(3):
@@ -64,7 +64,7 @@ def export(study: Path, out: Path, **more: Any) -> sp.RunReport:
 
 
 def is_whole(study: Path, out: Path) -> bool:
-    """Return whether all bags are those of an undisturbed run, and nothing is left beside them."""
+    """Return whether all bags equal those of an undisturbed run, and no other file is beside them."""
     left = [path.name for path in out.glob("*.bag.zarr.*")]
     return tree(out) == tree(study / "whole") and not left
 
@@ -81,8 +81,10 @@ def is_whole(study: Path, out: Path) -> bool:
     ],
     ids=["crash and swell", "hang"],
 )
-def test_slides_that_crash_hang_and_swell(tmp_path: Path, fatal: dict[str, str], limits: dict[str, Any]) -> None:
-    """In the reader itself: both attempts are spent, it is listed where it happened, and the rest is done."""
+def test_slides_that_crash_hang_or_take_all_memory_fail_alone(
+    tmp_path: Path, fatal: dict[str, str], limits: dict[str, Any]
+) -> None:
+    """In the reader: after two attempts they are listed with their stage, and the others are done."""
     from fatal_slides import FatalExport, write_fatal_slide
 
     whys = {f"{how}.zarr": why for how, why in fatal.items()}
@@ -100,8 +102,8 @@ def test_slides_that_crash_hang_and_swell(tmp_path: Path, fatal: dict[str, str],
     assert sorted(path.name for path in out.glob("*.bag.zarr")) == ["fine.bag.zarr", "good.bag.zarr"]
 
 
-def test_a_pipe_is_no_slide(study: Path, tmp_path: Path) -> None:
-    """Whoever opened it would wait for ever; it is listed, and the rest is done."""
+def test_a_pipe_in_place_of_a_slide_fails_alone(study: Path, tmp_path: Path) -> None:
+    """Opening it would wait for ever; it is listed, and the others are done."""
     shutil.copytree(study / "slides", tmp_path / "slides")
     os.mkfifo(tmp_path / "slides" / "pipe.svs")
     cohort = [tmp_path / "slides" / name for name in ("pipe.svs", "s0.svs")]
@@ -110,8 +112,8 @@ def test_a_pipe_is_no_slide(study: Path, tmp_path: Path) -> None:
     assert "it is no file" in failures(tmp_path / "out")[0]["error"]
 
 
-def test_an_output_whose_maker_died_before_it_said_so(tmp_path: Path) -> None:
-    """The second attempt finds it there: it is this run's, and no failure."""
+def test_an_output_whose_worker_ended_before_its_report_is_done(tmp_path: Path) -> None:
+    """The second attempt finds it and keeps it."""
     cohort, out = slides(tmp_path, a="1", b="last words"), tmp_path / "out"
     assert counts(run(cohort, out)) == (2, 0, 0)
     assert (out / "b.out").read_text() == "last words"
@@ -132,8 +134,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk(study: Path, small_disk: Path) -> None:
-    """A clear error, nothing half-written under a final name; with more space the run goes on to the same bytes."""
+def test_a_run_resumes_after_a_full_disk(study: Path, small_disk: Path) -> None:
+    """An error without an incomplete bag; with more space, the same bytes."""
     out = small_disk / "out"
     try:
         report = export(study, out)
@@ -148,8 +150,8 @@ def test_a_full_disk(study: Path, small_disk: Path) -> None:
     assert is_whole(study, out)
 
 
-def test_files_that_may_not_be_that_large(study: Path, tmp_path: Path) -> None:
-    """The same of a limit on the size of files (ulimit -f), which also ends a ledger's line in its middle."""
+def test_a_run_resumes_after_a_file_size_limit(study: Path, tmp_path: Path) -> None:
+    """ulimit -f, which also cuts a line of the ledger."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
@@ -167,8 +169,8 @@ def test_files_that_may_not_be_that_large(study: Path, tmp_path: Path) -> None:
 
 @needs_root
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not installed")
-def test_nothing_but_the_output_can_be_written(study: Path, tmp_path: Path) -> None:
-    """Home, caches and temporary folders belong to somebody else: an export needs none of them."""
+def test_an_export_writes_only_to_its_output(study: Path, tmp_path: Path) -> None:
+    """Home, caches and temporary folders cannot be written to."""
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     places = dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), str(locked))
@@ -197,8 +199,8 @@ def test_nothing_but_the_output_can_be_written(study: Path, tmp_path: Path) -> N
 # --- clocks, hosts and network file systems
 
 
-def test_clocks_of_hosts_differ(study: Path, tmp_path: Path) -> None:
-    """Nobody asks how old a lock, a ledger or an unfinished bag is: killed on one host, gone on with on another."""
+def test_clocks_of_hosts_may_differ(study: Path, tmp_path: Path) -> None:
+    """The age of locks, ledgers and unfinished bags is not used: a run killed on one host resumes on another."""
     out = tmp_path / "out"
     process = subprocess.Popen(
         [*exporting(study / "slides", out), "--pixels", "none", "--workers", "1"],
@@ -219,22 +221,22 @@ def test_clocks_of_hosts_differ(study: Path, tmp_path: Path) -> None:
 
 
 def locked_elsewhere(out: Path, **more: object) -> Path:
-    """Leave the lock of a bag as a process of another host does."""
+    """Leave the lock of a bag as a process of another host would."""
     out.mkdir()
     lock = out / "s0.bag.zarr.lock"
     lock.write_text(json.dumps({"pid": 4711, "host": "another-host", **more}))
     return lock
 
 
-def test_a_lock_of_a_lost_worker(study: Path, tmp_path: Path) -> None:
-    """Left by a worker of a run on another host, it is taken over by whoever has the folder now."""
+def test_a_lock_of_a_lost_worker_is_taken_over(study: Path, tmp_path: Path) -> None:
+    """The run of another host that left it is over: this run has the folder's lock."""
     locked_elsewhere(tmp_path / "out", run=str(tmp_path / "out"))
     assert export(study, tmp_path / "out").failed == []
     assert is_whole(study, tmp_path / "out")
 
 
-def test_killed_between_the_name_and_the_lock(study: Path, tmp_path: Path) -> None:
-    """Bags have their names, their locks are there still, and nobody has noted them: done, and the locks go."""
+def test_bags_killed_before_their_lock_was_removed_are_done(study: Path, tmp_path: Path) -> None:
+    """They have their names but no ledger entry; the locks are removed."""
     out = tmp_path / "out"
     export(study, out)
     events = (out / "run.jsonl").read_text().splitlines(keepends=True)
@@ -245,8 +247,8 @@ def test_killed_between_the_name_and_the_lock(study: Path, tmp_path: Path) -> No
     assert is_whole(study, out)
 
 
-def test_a_lock_of_somebody_else(study: Path, tmp_path: Path) -> None:
-    """Which no run has taken, it is respected, and said how to get rid of it; also by those that are in no run."""
+def test_a_lock_of_another_host_is_respected(study: Path, tmp_path: Path) -> None:
+    """If no run took it; the error says how to remove it, also for a single export."""
     lock = locked_elsewhere(tmp_path / "out")
     report = export(study, tmp_path / "out")
     assert counts(report) == (2, 0, 1)
@@ -260,8 +262,8 @@ def test_a_lock_of_somebody_else(study: Path, tmp_path: Path) -> None:
         WriterLock(lock).acquire()
 
 
-def test_an_orphan_is_waited_for(tmp_path: Path) -> None:
-    """A worker of a killed run ends soon; one that was given up does not remove the lock of its successor."""
+def test_the_worker_of_a_killed_run_is_waited_for(tmp_path: Path) -> None:
+    """It ends soon; one that does not cannot remove the lock of its successor."""
     code = (
         "import sys, time; from pathlib import Path; from slideio_pipe.locks import WriterLock, within_run\n"
         "with within_run(Path('a')): WriterLock(Path(sys.argv[1])).acquire()\n"
@@ -282,7 +284,7 @@ def test_an_orphan_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def nfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library that makes renames and removals those of NFS."""
+    """A library that makes renames and removals behave as on NFS."""
     if sys.platform != "linux" or shutil.which("gcc") is None:
         pytest.skip("needs gcc, on Linux")
     library = tmp_path_factory.mktemp("nfs") / "renames.so"
@@ -292,14 +294,14 @@ def nfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def overwriting(out: Path, nfs: Path, study: Path, *more: str, **how: str) -> subprocess.CompletedProcess[str]:
-    """Replace every bag there, on such a file system."""
+    """Replace every existing bag, on such a file system."""
     command = [*exporting(study / "slides", out), "--workers", "1", "--overwrite", *more]
     environment = {**os.environ, "LD_PRELOAD": str(nfs), **how}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_renames_that_were_done_and_reported_as_failed(nfs: Path, study: Path, tmp_path: Path) -> None:
-    """Every one of them: no bag is lost, and none is reported as failed."""
+def test_renames_that_are_wrongly_reported_as_failed_are_no_error(nfs: Path, study: Path, tmp_path: Path) -> None:
+    """All of them: no bag is lost, and none fails."""
     out = tmp_path / "out"
     shutil.copytree(study / "whole", out)
     done = overwriting(out, nfs, study, LIES="1")
@@ -307,8 +309,8 @@ def test_renames_that_were_done_and_reported_as_failed(nfs: Path, study: Path, t
     assert tree(out) == tree(study / "zstd")
 
 
-def test_removed_files_that_stay_as_long_as_somebody_reads_them(nfs: Path, study: Path, tmp_path: Path) -> None:
-    """What cannot be removed is left beside the new bag, in nobody's way, and goes with a later run."""
+def test_files_that_cannot_be_removed_while_open_are_removed_later(nfs: Path, study: Path, tmp_path: Path) -> None:
+    """They are left beside the new bag until a later run."""
     out = tmp_path / "out"
     shutil.copytree(study / "whole", out)
     for pixels in ("zstd", "none"):
@@ -324,7 +326,7 @@ def test_removed_files_that_stay_as_long_as_somebody_reads_them(nfs: Path, study
 
 
 def everything(folder: Path) -> dict[str, object]:
-    """Return what is in a folder, links not followed."""
+    """Return the content of a folder, links not followed."""
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
         for path in folder.rglob("*")
@@ -349,8 +351,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("row", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_manifest(study: Path, tmp_path: Path, row: str) -> None:
-    """Is refused with one of our errors, and writes nowhere."""
+def test_a_malicious_manifest_is_refused(study: Path, tmp_path: Path, row: str) -> None:
+    """With one of our errors; nothing is written elsewhere."""
     root = tmp_path / "root"
     root.mkdir()
     for name in ("secret.svs", "root/s0.svs"):
@@ -363,8 +365,8 @@ def test_a_hostile_manifest(study: Path, tmp_path: Path, row: str) -> None:
     assert everything(tmp_path) == before
 
 
-def test_cells_that_a_spreadsheet_would_compute(tmp_path: Path) -> None:
-    """A slide may be called anything that a file may; lists of failures are harmless to open."""
+def test_cells_that_a_spreadsheet_would_evaluate_are_escaped(tmp_path: Path) -> None:
+    """In lists of failures, for any valid file name."""
     names = ['=HYPERLINK("http://a.b","x").svs', "@SUM(A1).svs", "-1+1.svs", "+a,b.svs", "a\nb.svs"]
     for name in names:
         (tmp_path / name.replace("/", "_")).write_text("no slide")

@@ -1,4 +1,4 @@
-"""Exports of cohorts, killed and interrupted at random moments: no traceback, and the bytes of an undisturbed run."""
+"""Exports of cohorts, killed and interrupted at random moments: no traceback, and the same bytes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from paths import ROOT
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.6, 1.2])
-def test_ctrl_c_is_one_line(tmp_path: Path, after_s: float) -> None:
-    """It reaches the workers, too, also while they start: no traceback of theirs is seen."""
+def test_ctrl_c_prints_one_line(tmp_path: Path, after_s: float) -> None:
+    """It reaches the workers, too, also while they start, without a traceback of theirs."""
     slides(tmp_path, **{f"{k}.svs": "no slide" for k in range(20_000)})
     process = subprocess.Popen(
         exporting(tmp_path, tmp_path / "out"), cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
@@ -33,8 +33,8 @@ def test_ctrl_c_is_one_line(tmp_path: Path, after_s: float) -> None:
 
 
 @pytest.mark.parametrize("victim", ["run", "group", "worker"])
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(tmp_path: Path, victim: str) -> None:
-    """Kill -9 of the run, of its whole group, or of a worker: resumed, the bags are those of an undisturbed run."""
+def test_an_export_killed_at_random_moments_writes_the_same_bytes(tmp_path: Path, victim: str) -> None:
+    """Kill -9 of the run, of its process group, or of a worker, then resumed."""
     (tmp_path / "slides").mkdir()
     for k in range(3):
         made_slide(tmp_path / "slides" / f"s{k}.svs", size=(1024, 768), seed=k)

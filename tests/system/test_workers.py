@@ -1,4 +1,4 @@
-"""A worker that dies, hangs or swells costs its task; the rest is done."""
+"""A worker that ends, hangs or takes too much memory fails its task; the others are done."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideioPipeError
 
 
 def done(tasks: list[tuple[Any, ...]], workers: int = 1, **limits: Any) -> dict[str, Outcome]:
-    """Return what became of the tasks, by their kind."""
+    """Return the outcomes of the tasks by their kind."""
     return {outcome.task[0]: outcome for outcome in WorkerPool(work, workers, **limits).outcomes(tasks)}
 
 
-def test_whatever_happens_to_a_task_the_others_are_done(tmp_path: Path) -> None:
-    """Errors of ours come home whole, others as words; a death is tried again, in another process, once."""
+def test_a_task_that_fails_or_crashes_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Our errors are returned complete, others as text; a crash is retried once in another process."""
     tasks = [("die",), ("die once", str(tmp_path / "mark")), ("ours",), ("theirs",), ("warn",), ("fine",)]
     found = done(tasks, workers=2)
     assert set(found) == {task[0] for task in tasks}
@@ -45,8 +45,8 @@ def test_whatever_happens_to_a_task_the_others_are_done(tmp_path: Path) -> None:
     assert found["warn"].warnings == ("beware",)
 
 
-def test_a_task_that_hangs_is_given_up() -> None:
-    """After the time limit, twice."""
+def test_a_task_that_hangs_fails() -> None:
+    """At the time limit, after two attempts."""
     found = done([("hang",), ("fine",)], time_limit_s=0.3)
     assert found["fine"].error is None
     assert found["hang"].quarantined
@@ -54,15 +54,15 @@ def test_a_task_that_hangs_is_given_up() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is watched on Linux")
-def test_a_task_that_swells_is_given_up() -> None:
-    """Beyond the memory limit."""
+def test_a_task_that_takes_too_much_memory_fails() -> None:
+    """At the memory limit."""
     found = done([("swell",), ("fine",)], memory_limit_bytes=700_000_000)
     assert found["fine"].error is None
     assert "more than 0.7 GB" in str(found["swell"].error)
 
 
-def test_tasks_are_asked_for_when_a_worker_is_free() -> None:
-    """However many there are, only those at work have been taken."""
+def test_tasks_are_taken_when_a_worker_is_free() -> None:
+    """Of any number, only running ones have been taken."""
     taken = 0
 
     def tasks() -> Any:
@@ -78,13 +78,15 @@ def test_tasks_are_asked_for_when_a_worker_is_free() -> None:
 
 
 def test_a_worker_does_many_tasks() -> None:
-    """A process costs seconds to start."""
+    """To start a process takes seconds."""
     outcomes = WorkerPool(work, 1).outcomes([("fine",)] * 20)
     assert len({outcome.value for outcome in outcomes}) == 1
 
 
-def test_workers_that_cannot_start(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """A function that is in no module is no work for another process; it is said instead of tried for ever."""
+def test_a_task_that_cannot_be_imported_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A function in no module; it is not retried."""
     monkeypatch.setattr(unimportable, "__qualname__", "unimportable_there")
     monkeypatch.setattr(unimportable, "__name__", "unimportable_there")
     monkeypatch.setattr(sys.modules[unimportable.__module__], "unimportable_there", unimportable, raising=False)
@@ -93,8 +95,8 @@ def test_workers_that_cannot_start(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     capfd.readouterr()
 
 
-def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
-    """Kill -9 of the run leaves no process behind that goes on writing."""
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """Kill -9 of the run leaves no process that continues to write."""
     code = (
         "from pool_tasks import work\n"
         "from slideio_pipe.cohort.workers.pool import WorkerPool\n"
@@ -124,7 +126,7 @@ def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
 
 
 def script(folder: Path, body: str) -> subprocess.Popen[str]:
-    """Start a program in a session of its own, so that its workers are the first processes it starts."""
+    """Start a program in its own session, so that its workers are the first processes it starts."""
     file = folder / "script.py"
     head = (
         "from pool_tasks import work\n"
@@ -140,13 +142,13 @@ def script(folder: Path, body: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("start", ["spawned", "program"])
 def test_workers_ignore_ctrl_c(start: str, tmp_path: Path) -> None:
-    """However they are started, and the first one of a program, too: it is the parent who ends them."""
+    """For every way to start them, also the first one of a program: the parent ends them."""
     body = (
         "import pickle\n"
         "from slideio_pipe.cohort.workers.process import Worker, program, spawned\n"
         f"worker = Worker(lambda: spawned(work) if {start!r} == 'spawned' else program(pickle.dumps(work)))\n"
         "worker.begin(('interrupt',))\n"
-        "while (ended := worker.hear()) is None: pass\n"
+        "while (ended := worker.receive()) is None: pass\n"
         "print(ended.value == worker.process.pid)\n"
         "worker.dismiss()"
     )
@@ -156,8 +158,8 @@ def test_workers_ignore_ctrl_c(start: str, tmp_path: Path) -> None:
     assert (said, err) == ("True\n", "")
 
 
-def test_ctrl_c_ends_workers_at_work_without_a_word(tmp_path: Path) -> None:
-    """A terminal sends it to the whole group: what the program prints itself is all that is seen."""
+def test_ctrl_c_ends_running_workers_without_output(tmp_path: Path) -> None:
+    """A terminal sends it to the whole group: only the program's own output is seen."""
     body = (
         "try:\n"
         "    next(WorkerPool(work, 2).outcomes([('say and hang',)] * 2))\n"
@@ -173,14 +175,14 @@ def test_ctrl_c_ends_workers_at_work_without_a_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limits", [{"workers": 0}, {"workers": 1, "time_limit_s": 0.0}])
-def test_numbers_that_make_no_sense(limits: Any) -> None:
-    """They are refused at once."""
+def test_invalid_limits_are_refused(limits: Any) -> None:
+    """At once."""
     with pytest.raises(ConfigError):
         WorkerPool(work, **limits)
 
 
 def test_a_memory_limit_that_cannot_be_kept_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """macOS and Windows have no /proc: a limit there would be none."""
+    """macOS and Windows have no /proc: the limit would have no effect."""
     monkeypatch.setattr(process, "_PROC", tmp_path)
     with pytest.raises(ConfigError, match="/proc"):
         Limits(memory_bytes=10**9)

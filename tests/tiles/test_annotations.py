@@ -39,8 +39,8 @@ def oracle(points: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("tiles", TILES)
 @pytest.mark.parametrize("view", VIEWS)
-def test_labels_of_tiles_are_those_of_the_places_they_show(view: str, tiles: str) -> None:
-    """Every pixel centre, mapped to level 0 in float64, lies in the polygons its label says; drawn or not."""
+def test_labels_of_tiles_are_those_of_their_positions(view: str, tiles: str) -> None:
+    """Every pixel centre, mapped to level 0 in float64, is in the polygons of its label; drawn or not."""
     shown = view_of(*VIEWS[view])
     bag = TileBag(shown, TileGrid(shown, 90, stride=70), tile_transform=TILES[tiles], seed=2)
     labels = DRAWN.labels(bag)
@@ -54,7 +54,7 @@ def test_labels_of_tiles_are_those_of_the_places_they_show(view: str, tiles: str
 
 @pytest.mark.parametrize("transform", [None, MOVES])
 def test_image_and_labels_move_together(transform: Any) -> None:
-    """A slide painted with its own annotations: the tiles' pixels have the colour of the tiles' labels."""
+    """On a slide painted with its annotations, tiles have the colours of their labels."""
     colours = np.array([(250, 250, 250), (40, 200, 40), (200, 40, 40)], np.uint8)
     painted = colours[DRAWN.raster((WIDTH, HEIGHT), Affine())]
     view = view_of(0.6, MOVES, painted)
@@ -65,8 +65,8 @@ def test_image_and_labels_move_together(transform: Any) -> None:
     assert (expected != 250).any(axis=-1).mean() > 0.1
 
 
-def test_a_raster_of_the_slide_is_pillows() -> None:
-    """Pillow's own polygons, sixteen times as fine, averaged: the same but for mixed pixels along outlines."""
+def test_a_raster_of_the_slide_equals_pillow() -> None:
+    """Its polygons, sixteen times as fine, averaged: the same except mixed pixels along outlines."""
     fine = 4
     expected = np.zeros((HEIGHT * fine, WIDTH * fine), np.uint8)
     for value, wanted in ((1, "Stroma"), (2, "Tumor")):
@@ -83,15 +83,15 @@ def test_a_raster_of_the_slide_is_pillows() -> None:
     assert (found == blocks[:, 0, :, 0])[pure].mean() > 0.9995
 
 
-def test_a_drawing_equals_itself_only() -> None:
-    """Polygons are arrays, of which Python could not say whether they are equal."""
+def test_annotations_are_equal_by_identity() -> None:
+    """Polygons are arrays, which Python cannot compare."""
     assert DRAWN == DRAWN
     assert Annotations(REGIONS, {"Stroma": 1, "Tumor": 2}) != DRAWN
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_there_and_back(view: str) -> None:
-    """Vertices lie where the view shows them, and come back to a millionth of a pixel; labels stay the same."""
+def test_annotations_map_through_a_view_and_back(view: str) -> None:
+    """Vertices are where the view shows them, and map back to a millionth of a pixel; labels are the same."""
     shown = view_of(*VIEWS[view])
     moved = DRAWN.through(shown)
     before, seen = DRAWN.regions[1].polygon[0], moved.regions[1].polygon[0]
@@ -107,14 +107,14 @@ def test_there_and_back(view: str) -> None:
 
 
 def test_views_of_two_resolutions_chain() -> None:
-    """From one view's px straight into another's: the affine says where they come from."""
+    """Annotations in px of one view can be mapped to another: the affine has their origin."""
     coarse, turned = view_of(1.0), view_of(0.7, MOVES)
     direct, around = DRAWN.through(turned), DRAWN.through(coarse).through(turned)
     np.testing.assert_allclose(around.regions[0].polygon[1], direct.regions[0].polygon[1], atol=1e-6)
 
 
 def test_geojson_round_trip(tmp_path: Path) -> None:
-    """Written from a turned view in level-0 px, three decimals; read back with the same classes and rings."""
+    """Written from a turned view in level-0 px, three decimals; read with the same classes and rings."""
     path = tmp_path / "a.geojson"
     DRAWN.through(view_of(0.7, MOVES)).to_geojson(path)
     with pytest.raises(OutputExistsError):
@@ -131,7 +131,7 @@ def test_geojson_round_trip(tmp_path: Path) -> None:
 
 
 def qupath(tmp_path: Path) -> Path:
-    """Return a file of three classes, one of them to be ignored, a polygon without a class, and a point."""
+    """Return a file of three classes, one of them ignored, a polygon without a class, and a point."""
     features = []
     for x, name in ((0, "Tumor"), (100, "Stroma"), (200, "Ignore*"), (300, None)):
         ring = [[x, 0], [x + 50, 0], [x + 50, 99], [x, 99]]
@@ -154,7 +154,7 @@ def qupath(tmp_path: Path) -> Path:
     ],
 )
 def test_classes_are_chosen_and_numbered(tmp_path: Path, classes: Any, labels: dict[str, int]) -> None:
-    """In alphabetical order, in the order asked for, or as asked for; what was not asked for is background."""
+    """In alphabetical order, in the given order, or with given numbers; other classes are background."""
     found = Annotations.from_geojson(qupath(tmp_path), classes)
     assert found.classes == labels
     raster = found.raster((400, 100), Affine())
@@ -163,8 +163,8 @@ def test_classes_are_chosen_and_numbered(tmp_path: Path, classes: Any, labels: d
 
 
 @pytest.mark.parametrize("order", [["Stroma", "Tumor"], ["Tumor", "Stroma"]])
-def test_the_class_named_last_lies_on_top(order: list[str]) -> None:
-    """Whatever the order in the file."""
+def test_the_last_class_is_on_top(order: list[str]) -> None:
+    """In any order in the file."""
     for regions in (REGIONS, REGIONS[::-1]):
         labels = Annotations(regions, {name: k for k, name in enumerate(order, 1)}).raster((WIDTH, HEIGHT), Affine())
         both = DRAWN.raster((WIDTH, HEIGHT), Affine()) == 2
@@ -175,7 +175,7 @@ def test_the_class_named_last_lies_on_top(order: list[str]) -> None:
 
 
 def test_a_stored_bag_has_the_same_labels(tmp_path: Path) -> None:
-    """From its own provenance, drawn view included; not when its tiles were drawn one by one."""
+    """By its provenance, drawn view included; not if its tiles were drawn one by one."""
     view = view_of(0.7, MOVES)
     bag = TileBag(view, TileGrid(view, 90))
     save_bag(bag, tmp_path / "bag.zarr")
@@ -185,8 +185,8 @@ def test_a_stored_bag_has_the_same_labels(tmp_path: Path) -> None:
         DRAWN.labels(open_bag(tmp_path / "drawn.zarr"))
 
 
-def test_some_tiles_in_any_order() -> None:
-    """As ``bag.read``: negative positions count from the end, none are none."""
+def test_labels_of_some_tiles_in_any_order() -> None:
+    """As ``bag.read``: negative positions count from the end, an empty list gives no labels."""
     view = view_of()
     bag = TileBag(view, TileGrid(view, 100), tile_transform=MOVES)
     labels = DRAWN.labels(bag)
@@ -195,22 +195,22 @@ def test_some_tiles_in_any_order() -> None:
 
 
 def test_tiles_of_different_sizes_are_refused() -> None:
-    """As by the bag itself."""
+    """As by the bag."""
     view = view_of()
     bag = TileBag(view, TileGrid(view, 100), tile_transform=A.RandomScale(p=1))
     with pytest.raises(ConfigError, match="draws tiles of different sizes"):
         DRAWN.labels(bag)
 
 
-def test_they_travel_to_other_processes() -> None:
-    """Pickled, they say the same."""
+def test_annotations_can_be_pickled() -> None:
+    """Their labels are the same."""
     again = pickle.loads(pickle.dumps(DRAWN))
     assert np.array_equal(again.raster((WIDTH, HEIGHT), Affine()), DRAWN.raster((WIDTH, HEIGHT), Affine()))
     assert repr(again) == "Annotations(1 Stroma, 2 Tumor)"
 
 
-def test_they_show_themselves() -> None:
-    """A plot has the size of the view's, coloured where there are labels only."""
+def test_a_plot_shows_labels() -> None:
+    """It has the size of the view's plot, and colours only where there are labels."""
     view = view_of()
     plain, shown = np.asarray(view.plot(450)), np.asarray(DRAWN.plot(view, 450))
     labels = DRAWN.raster((450, 350), Affine.scaling(2, 2))
@@ -230,15 +230,15 @@ def test_they_show_themselves() -> None:
         (lambda: Annotations([Annotation("T", [np.full((3, 2), np.nan)])], {"T": 1}), "finite"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
-    """Classes without a label, labels out of range, rings that are none."""
+def test_invalid_annotations_are_refused(make: Any, message: str) -> None:
+    """Classes without a label, labels out of range, invalid rings."""
     with pytest.raises(ConfigError) as caught:
         make()
     assert message in str(caught.value)
 
 
-def test_files_that_have_nothing_of_it(tmp_path: Path) -> None:
-    """A missing file, a wrong class, a string for a list, a label that is none."""
+def test_files_without_the_requested_classes_are_refused(tmp_path: Path) -> None:
+    """A missing file, a wrong class, a string for a list, an invalid label."""
     with pytest.raises(SlideNotFoundError):
         Annotations.from_geojson(tmp_path / "none.geojson")
     with pytest.raises(ConfigError, match="no polygon of tumour; classes found: Ignore"):

@@ -1,4 +1,4 @@
-"""Grids against a naive loop, in exact integers."""
+"""Grids compared with a naive loop, in exact integers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def view_of(width: int, height: int, *, mpp: float | None = None, slide_mpp: Any
 
 
 def naive_starts(length: int, tile: int, stride: int, edge: str) -> list[int]:
-    """Walk along one axis as one would with a finger."""
+    """Return the starts along one axis, one after the other."""
     starts, at = [], 0
     while at + tile <= length:
         starts.append(at)
@@ -48,7 +48,7 @@ def naive_starts(length: int, tile: int, stride: int, edge: str) -> list[int]:
     st.integers(1, 100),
     st.sampled_from(["drop", "shift", "pad"]),
 )
-def test_the_grid_is_the_naive_loop(width: int, height: int, tile: int, stride: int, edge: Any) -> None:
+def test_the_grid_equals_a_naive_loop(width: int, height: int, tile: int, stride: int, edge: Any) -> None:
     """Origins, coordinates and indices, in raster order, for any size, stride and edge."""
     view = view_of(width, height)
     if edge != "pad" and (tile > width or tile > height):
@@ -67,8 +67,8 @@ def test_the_grid_is_the_naive_loop(width: int, height: int, tile: int, stride: 
 
 @examples(60)
 @given(st.integers(20, 200), st.integers(20, 200), st.integers(2, 20), st.data())
-def test_edges_cover_what_they_promise(width: int, height: int, tile: int, data: st.DataObject) -> None:
-    """Without gaps in the stride: "drop" stays inside, "shift" and "pad" cover every pixel, "shift" stays inside."""
+def test_edges_cover_the_documented_pixels(width: int, height: int, tile: int, data: st.DataObject) -> None:
+    """Without gaps in the stride: "drop" and "shift" stay inside, "shift" and "pad" cover every pixel."""
     stride = data.draw(st.integers(1, tile))
     for edge in ("drop", "shift", "pad"):
         covered = np.zeros((height + tile + stride, width + tile + stride), bool)
@@ -83,15 +83,15 @@ def test_edges_cover_what_they_promise(width: int, height: int, tile: int, data:
 
 
 @pytest.mark.parametrize("edge", ["drop", "shift", "pad"])
-def test_overlap_is_tile_less_stride(edge: Any) -> None:
-    """Two ways of saying one thing."""
+def test_overlap_is_tile_minus_stride(edge: Any) -> None:
+    """Both arguments give the same grid."""
     view = view_of(500, 333)
     one, other = TileGrid(view, 64, overlap=16, edge=edge), TileGrid(view, 64, stride=48, edge=edge)
     assert np.array_equal(one.origins, other.origins)
 
 
 def test_arrays_are_integers_and_read_only() -> None:
-    """Coordinates are stored: float would lose pixels beyond 16 million, and nobody may edit a shared grid."""
+    """float32 would lose pixels beyond 16 million, and a grid is shared."""
     grid = TileGrid(view_of(100, 100), 30)
     assert (grid.origins.dtype, grid.coords.dtype) == (np.int64, np.int64)
     assert (grid.index.dtype, grid.tissue.dtype) == (np.int32, np.float32)
@@ -100,7 +100,7 @@ def test_arrays_are_integers_and_read_only() -> None:
             array[0] = 0
 
 
-def test_level0_coordinates_go_through_the_view() -> None:
+def test_level0_coordinates_are_mapped_by_the_view() -> None:
     """Per axis, rounded once, halves upwards."""
     view = view_of(1000, 700, slide_mpp=(0.25, 0.5), mpp=0.75)
     grid = TileGrid(view, 33)
@@ -118,7 +118,7 @@ def masks(draw: st.DrawFn) -> np.ndarray:
 
 @examples(40)
 @given(masks(), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from([8, 16, 24]))
-def test_min_tissue_keeps_what_a_pixel_count_keeps(mask: np.ndarray, least: float, tile: int) -> None:
+def test_min_tissue_equals_a_pixel_count(mask: np.ndarray, least: float, tile: int) -> None:
     """Every mask pixel is 8×8 level-0 px; a tile's fraction is the share of its pixels under the mask."""
     height, width = (side * 8 for side in mask.shape)
     tissue = TissueMask(mask, Affine.scaling(8, 8), Size(width, height))
@@ -137,7 +137,7 @@ def test_min_tissue_keeps_what_a_pixel_count_keeps(mask: np.ndarray, least: floa
 
 
 def test_no_tile_with_enough_tissue_is_a_warning() -> None:
-    """The grid is empty, and says why."""
+    """The grid is empty, and the warning has the reason."""
     mask = np.zeros((10, 10), bool)
     mask[0, 0] = True
     tissue = TissueMask(mask, Affine.scaling(10, 10), Size(100, 100))
@@ -151,7 +151,7 @@ def test_no_tile_with_enough_tissue_is_a_warning() -> None:
 @examples(60)
 @given(st.lists(st.tuples(st.integers(-20, 399), st.integers(-20, 299)), max_size=20))
 def test_given_coordinates_are_kept_in_order(coords: list[tuple[int, int]]) -> None:
-    """Level-0 corners come back unchanged, duplicates and all; tiles begin at them, between view pixels or not."""
+    """Level-0 corners are unchanged, with duplicates; tiles begin at them, between view pixels or not."""
     view = view_of(400, 300, mpp=0.5)
     grid = TileGrid.from_coords(view, coords, tile_size=32)
     assert grid.coords.tolist() == [list(corner) for corner in coords]
@@ -179,8 +179,8 @@ def test_given_coordinates_are_kept_in_order(coords: list[tuple[int, int]]) -> N
     ],
     ids=str,
 )
-def test_coordinates_that_cannot_be_are_refused(coords: Any) -> None:
-    """Outside the slide altogether, or no coordinates."""
+def test_invalid_coordinates_are_refused(coords: Any) -> None:
+    """Completely outside the slide, or no coordinates."""
     with pytest.raises(ConfigError) as raised:
         TileGrid.from_coords(view_of(400, 300), coords, tile_size=32)
     assert raised.value.slide == "array"
@@ -191,8 +191,8 @@ def test_coordinates_that_cannot_be_are_refused(coords: Any) -> None:
     ("corner", "inside"),
     [((-31, 0), True), ((-32, 0), False), ((0, -32), False), ((399, 299), True), ((400, 0), False), ((0, 300), False)],
 )
-def test_a_tile_shares_a_pixel_with_the_slide(corner: tuple[int, int], inside: bool) -> None:
-    """A tile of 32 px whose last pixel is the first of the slide is one of it; a tile that only touches it is not."""
+def test_a_tile_must_share_a_pixel_with_the_slide(corner: tuple[int, int], inside: bool) -> None:
+    """A 32-px tile whose last pixel is the slide's first is valid; one that only touches the slide is not."""
     if inside:
         assert TileGrid.from_coords(view_of(400, 300), [corner], tile_size=32).coords.tolist() == [list(corner)]
     else:
@@ -200,8 +200,8 @@ def test_a_tile_shares_a_pixel_with_the_slide(corner: tuple[int, int], inside: b
             TileGrid.from_coords(view_of(400, 300), [corner], tile_size=32)
 
 
-def test_float_coordinates_are_read_where_they_are() -> None:
-    """And listed rounded, not cut: 10.7 is nearer to 11."""
+def test_float_coordinates_are_read_exactly() -> None:
+    """And listed rounded, not truncated: 10.7 is nearer to 11."""
     grid = TileGrid.from_coords(view_of(100, 100), [[10.7, 3.2]], 32)
     assert grid.coords.tolist() == [[11, 3]]
     assert grid.origins.tolist() == [[10.7, 3.2]]
@@ -233,8 +233,8 @@ def test_coordinates_of_a_grid_make_the_grid_again(mpp: float) -> None:
         ({"min_tissue": 2}, "min_tissue"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options: dict[str, Any], reason: str) -> None:
-    """One of our errors with the slide, the reason and a remedy."""
+def test_invalid_grids_are_refused(options: dict[str, Any], reason: str) -> None:
+    """With the slide, the reason and a remedy."""
     with pytest.raises(ConfigError, match=reason) as raised:
         TileGrid(view_of(400, 300), **{"tile_size": 64, **options})
     assert raised.value.slide == "array"
@@ -242,12 +242,12 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], reason: str) ->
 
 
 def test_a_tile_larger_than_the_slide_can_be_padded() -> None:
-    """One tile, mostly white."""
+    """It is one tile, mostly white."""
     assert TileGrid(view_of(40, 30), 64, edge="pad").origins.tolist() == [[0, 0]]
 
 
-def test_a_grid_pickles_and_describes_itself() -> None:
-    """Provenance is JSON."""
+def test_a_grid_can_be_pickled() -> None:
+    """Its provenance is JSON."""
     grid = TileGrid(view_of(400, 300), 64, stride=32)
     assert np.array_equal(pickle.loads(pickle.dumps(grid)).origins, grid.origins)
     assert json.loads(json.dumps(grid.provenance()))["stride"] == 32
@@ -255,7 +255,7 @@ def test_a_grid_pickles_and_describes_itself() -> None:
 
 
 def test_a_mask_of_another_slide_is_refused() -> None:
-    """Tiles chosen by another slide's tissue would be the wrong ones, silently."""
+    """Its tissue would select the wrong tiles without an error."""
     view = open_slide(np.zeros((300, 500, 3), np.uint8), slide_mpp=0.5).view()
     other = TissueMask(np.ones((3, 5), bool), Affine.scaling(100, 100), Size(500, 301), "array")
     with pytest.raises(ConfigError, match="is of array, 500×301 px"):
@@ -265,16 +265,16 @@ def test_a_mask_of_another_slide_is_refused() -> None:
         TileGrid(view, tile_size=100, tissue=named)
 
 
-def test_how_much_tissue_is_covered() -> None:
-    """Half of the tissue lies in tiles when the grid drops the other half at the edge; all of it when it pads."""
+def test_covered_is_the_part_of_the_tissue_in_tiles() -> None:
+    """Half, if the grid drops the other half at the edge; all, if it pads."""
     view = open_slide(np.zeros((100, 150, 3), np.uint8), slide_mpp=0.5).view()
     mask = TissueMask(np.ones((10, 15), bool), Affine.scaling(10, 10), Size(150, 100), "array")
     assert TileGrid(view, tile_size=100, tissue=mask).covered() == pytest.approx(2 / 3, abs=0.01)
     assert TileGrid(view, tile_size=100, tissue=mask, edge="pad", min_tissue=0.1).covered() == 1
 
 
-def test_a_slide_is_no_view() -> None:
-    """Whoever passes the slide itself is told to make a view."""
+def test_a_slide_in_place_of_a_view_is_refused() -> None:
+    """The remedy is to make a view."""
     with pytest.raises(ConfigError, match=r"pass slide\.view"):
         TileGrid(open_slide(np.zeros((300, 500, 3), np.uint8)))  # type: ignore[arg-type]
 
@@ -282,8 +282,8 @@ def test_a_slide_is_no_view() -> None:
 # --- on the stored tiles
 
 
-def test_an_aligned_grid_lies_on_stored_tiles(coordinate_slide: Path) -> None:
-    """Tile size and stride become multiples of the stored tile, the edge one that stays on them; all of it is said."""
+def test_an_aligned_grid_has_whole_stored_tiles(coordinate_slide: Path) -> None:
+    """Tile size and stride become multiples of the stored tile, the edge is changed, and a warning says so."""
     view = open_slide(coordinate_slide).view()
     with pytest.warns(AlignedGridWarning, match="tile_size 256 in place of 200, stride 512 in place of 400, edge"):
         grid = TileGrid(view, 200, stride=400, edge="shift", align=True)
@@ -295,8 +295,8 @@ def test_an_aligned_grid_lies_on_stored_tiles(coordinate_slide: Path) -> None:
     assert described["changes"] == {"tile_size": [200, 256], "stride": [400, 512], "edge": ["shift", "drop"]}
 
 
-def test_a_grid_that_is_aligned_already_says_nothing(coordinate_slide: Path) -> None:
-    """Nothing is changed, and nobody is warned, where the stored tiles are the ones asked for."""
+def test_an_already_aligned_grid_has_no_warning(coordinate_slide: Path) -> None:
+    """Nothing is changed."""
     view = open_slide(coordinate_slide).view()
     grid = TileGrid(view, 256, stride=512, align=True)
     assert grid.changes == {}
@@ -304,20 +304,20 @@ def test_a_grid_that_is_aligned_already_says_nothing(coordinate_slide: Path) -> 
 
 
 @pytest.mark.parametrize(("asked", "laid"), [({"stride": 1}, 256), ({"stride": 383}, 256), ({"stride": 385}, 512)])
-def test_a_stride_goes_to_the_nearest_stored_tile(coordinate_slide: Path, asked: dict, laid: int) -> None:
-    """The nearest multiple of the stored tile, and never none."""
+def test_an_aligned_stride_is_the_nearest_multiple(coordinate_slide: Path, asked: dict, laid: int) -> None:
+    """Of the stored tile, and never 0."""
     with pytest.warns(AlignedGridWarning):
         assert TileGrid(open_slide(coordinate_slide).view(), 256, **asked, align=True).config.step == laid
 
 
-def test_an_overlap_is_given_up(coordinate_slide: Path) -> None:
+def test_an_aligned_grid_has_no_overlap(coordinate_slide: Path) -> None:
     """Stored tiles do not overlap."""
     with pytest.warns(AlignedGridWarning, match="stride 256 in place of 192"):
         assert TileGrid(open_slide(coordinate_slide).view(), 256, overlap=64, align=True).config.step == 256
 
 
 def test_views_that_are_not_stored_cannot_be_aligned(coordinate_slide: Path, tmp_path: Path) -> None:
-    """Resampled and moved views, and strips in place of tiles, are refused with what to do."""
+    """Resampled and augmented views, and strips in place of tiles, are refused with a remedy."""
     slide = open_slide(coordinate_slide)
     with pytest.raises(
         ConfigError, match=r"resampled from level 0 \(2×\).*; pass mpp=0.25, 1 or 4\S*, or leave out align=True"
@@ -338,7 +338,7 @@ def test_views_that_are_not_stored_cannot_be_aligned(coordinate_slide: Path, tmp
 
 @pytest.mark.parametrize(("tile", "stride"), [(100, 150), (50, 200), (150, 100), (300, 300)])
 def test_covered_tissue_is_counted_pixel_by_pixel(tile: int, stride: int) -> None:
-    """Mask pixels of 10 by 25 on a slide that is no square: the part of the tissue's level-0 px that lies in a tile."""
+    """Mask pixels of 10 by 25 px on a slide with unequal sides: the part of the tissue's level-0 px in tiles."""
     mask = np.random.default_rng(5).random((16, 70)) < 0.3
     tissue = TissueMask(mask, Affine.scaling(10, 25), Size(700, 400), "array")
     view = open_slide(np.zeros((400, 700, 3), np.uint8), slide_mpp=0.25).view()

@@ -1,4 +1,4 @@
-"""Label masks through views and into tiles: nearest pixel, against float64 look-ups."""
+"""Label masks through views and into tiles: nearest pixel, compared with float64 look-ups."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def looked_up(mask: LabelMask, points: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("tiles", TILES)
 @pytest.mark.parametrize("view", VIEWS)
-def test_labels_of_tiles_are_those_of_the_places_they_show(view: str, tiles: str) -> None:
+def test_labels_of_tiles_are_those_of_their_positions(view: str, tiles: str) -> None:
     """Nearest pixel, at every resolution, drawn or not; outside the slide 0."""
     shown = view_of(*VIEWS[view])
     bag = TileBag(shown, TileGrid(shown, 60, stride=150, edge="pad"), tile_transform=TILES[tiles], seed=2)
@@ -45,7 +45,7 @@ def test_labels_of_tiles_are_those_of_the_places_they_show(view: str, tiles: str
 
 
 def test_labels_on_their_own_grid_are_copied() -> None:
-    """Tiles of a mask of the slide's own resolution are its crops; quarter turns turn them."""
+    """At the mask's resolution, tiles are its crops; quarter turns turn them."""
     labels = RNG.integers(0, 256, (120, 160), dtype=np.uint8)
     view = open_slide(np.zeros((120, 160, 3), np.uint8)).view()
     bag = TileBag(view, TileGrid(view, 40))
@@ -61,7 +61,7 @@ def test_labels_on_their_own_grid_are_copied() -> None:
 
 
 def far_from_borders(mask: LabelMask, least: float) -> np.ndarray:
-    """Return which pixels are at least so many level-0 px away from any of another label, and from the edge."""
+    """Return the pixels with a minimum distance (level-0 px) from other labels and from the edge."""
     far = np.zeros(mask.mask.shape, np.uint8)
     for value in np.unique(mask.mask):
         here = np.pad(mask.mask == value, 1)
@@ -70,13 +70,13 @@ def far_from_borders(mask: LabelMask, least: float) -> np.ndarray:
 
 
 def whole_of(mask: LabelMask) -> LabelMask:
-    """Return 1 wherever a mask has pixels."""
+    """Return 1 for all pixels of a mask."""
     return LabelMask(np.ones(mask.mask.shape, np.uint8), mask.affine)
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_through_a_view_and_back(view: str) -> None:
-    """Seen through a view, a mask's labels are those of level 0 but for half a pixel along borders."""
+def test_a_mask_maps_through_a_view_and_back(view: str) -> None:
+    """Labels equal those of level 0 except for half a pixel along borders."""
     shown = view_of(*VIEWS[view])
     smooth = LabelMask(DRAWN.raster((450, 350), Affine.scaling(2, 2)), Affine.scaling(2, 2))
     seen = smooth.through(shown)
@@ -118,8 +118,8 @@ SLIDE = blank(900, 700)
 
 
 @pytest.mark.parametrize("kind", ["grey.png", "palette.png", "rgb.png", "panda.tif", "grey.tif", "sixteen.tif"])
-def test_files_of_labels(tmp_path: Path, kind: str) -> None:
-    """Grey, palette, equal channels, red alone, 16 bits: the same labels, spread over the slide."""
+def test_labels_are_read_from_files(tmp_path: Path, kind: str) -> None:
+    """Grey, palette, equal channels, red only, 16 bits: the same labels, scaled to the slide."""
     pixels = COARSE
     if kind == "palette.png":
         image = Image.fromarray(COARSE, "L").convert("P")
@@ -140,15 +140,15 @@ def test_files_of_labels(tmp_path: Path, kind: str) -> None:
 
 
 def test_saved_labels_are_read_back(tmp_path: Path) -> None:
-    """A grey PNG of the values, never overwritten unasked."""
+    """A grey PNG of the values; an existing one is kept without overwrite."""
     MASK.save(tmp_path / "labels.png")
     assert np.array_equal(LabelMask.from_file(tmp_path / "labels.png", SLIDE).mask, COARSE)  # type: ignore[arg-type]
     with pytest.raises(OutputExistsError):
         MASK.save(tmp_path / "labels.png")
 
 
-def test_a_memory_map_stays_on_the_disk(tmp_path: Path) -> None:
-    """No more of it is read than a tile needs."""
+def test_a_memory_map_is_read_in_part(tmp_path: Path) -> None:
+    """As much as a tile needs."""
     np.save(tmp_path / "labels.npy", COARSE)
     mapped = np.load(tmp_path / "labels.npy", mmap_mode="r")
     mask = LabelMask(mapped, Affine.scaling(10, 10))
@@ -172,15 +172,15 @@ def test_booleans_are_one_class() -> None:
         (lambda: LabelMask(COARSE, Affine(), {"a": 0}), "class 'a' has the value 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
-    """Shapes, types and values that labels cannot have."""
+def test_invalid_labels_are_refused(make: Any, message: str) -> None:
+    """Shapes, types and values."""
     with pytest.raises(ConfigError) as caught:
         make()
     assert message in str(caught.value)
 
 
-def test_files_that_are_no_labels(tmp_path: Path) -> None:
-    """Missing, a colour picture, of another shape, not a picture at all."""
+def test_files_without_labels_are_refused(tmp_path: Path) -> None:
+    """Missing, a colour picture, of another shape, no picture."""
     colour = written(tmp_path / "colour.png", RNG.integers(0, 256, (70, 90, 3), dtype=np.uint8))
     other = written(tmp_path / "other.png", np.zeros((70, 70), np.uint8))
     (tmp_path / "text.tif").write_text("no picture")
@@ -195,8 +195,8 @@ def test_files_that_are_no_labels(tmp_path: Path) -> None:
             LabelMask.from_file(tmp_path / name, SLIDE)  # type: ignore[arg-type]
 
 
-def test_they_travel_and_show_themselves() -> None:
-    """Pickled, printed and plotted."""
+def test_label_masks_can_be_pickled_and_plotted() -> None:
+    """And printed."""
     assert np.array_equal(pickle.loads(pickle.dumps(MASK)).mask, COARSE)
     assert repr(MASK) == "LabelMask(x.svs: 90x70 px, 1 a, 2 b, 3 c, 4 d)"
     shown = np.asarray(MASK.plot(50))
@@ -204,8 +204,8 @@ def test_they_travel_and_show_themselves() -> None:
     assert np.array_equal((shown == 255).all(axis=-1), COARSE[::2, ::2] == 0)
 
 
-def test_tiles_and_labels_of_one_draw() -> None:
-    """The same bag asked twice, and labels before pixels: one draw."""
+def test_tiles_and_labels_share_one_draw() -> None:
+    """In two reads of the same bag, and for labels before pixels."""
     view = view_of()
     transform = A.Compose([MOVES])
     first = TileBag(view, TileGrid(view, 100), tile_transform=transform, seed=3)

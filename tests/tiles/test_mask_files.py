@@ -1,4 +1,4 @@
-"""Masks in files: GeoJSON in every shape that QuPath writes, pictures of every mode, and what is refused."""
+"""Files of masks: GeoJSON in every form that QuPath writes, pictures of every mode, and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_geojson_round_trip_at_another_resolution(tmp_path):
     assert finer.area_um2 == pytest.approx(tissue.area_um2, rel=0.01)
 
 
-def test_geojson_is_what_qupath_reads(tmp_path):
+def test_geojson_has_the_format_of_qupath(tmp_path):
     """A FeatureCollection of closed polygons with class and object type, in level-0 px."""
     pixels = np.ones((3, 3), bool)
     pixels[1, 1] = False
@@ -65,8 +65,8 @@ POINT = {"type": "Point", "coordinates": [1, 2]}
         ([{"type": "Feature", "geometry": None}, POLYGON], 0.5),
     ],
 )
-def test_every_shape_of_geojson_is_read(tmp_path, document, fraction):
-    """Geometries bare, in features, in collections and lists, with holes, open rings, heights and overhang."""
+def test_every_form_of_geojson_is_read(tmp_path, document, fraction):
+    """Geometries alone, in features, collections and lists, with holes, open rings, heights and overhang."""
     path = tmp_path / "annotation.geojson"
     path.write_text(json.dumps(document), encoding="utf-8")
     assert TissueMask.from_geojson(path, blank(), mpp=2.0).fraction == pytest.approx(fraction)
@@ -101,8 +101,8 @@ CLASSED = [
         (["Tumor: Boundary*"], [4]),
     ],
 )
-def test_classes_of_qupath_pick_the_polygons(tmp_path, classes, expected):
-    """Ignored classes are left out, whether one name or several parts, unless they are asked for by name."""
+def test_classes_of_qupath_select_polygons(tmp_path, classes, expected):
+    """Ignored classes are left out, as one name or several parts, unless they are requested by name."""
     path = tmp_path / "classes.geojson"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": CLASSED}), encoding="utf-8")
     tissue = TissueMask.from_geojson(path, blank(), mpp=2.0, classes=classes)
@@ -113,7 +113,7 @@ def test_classes_of_qupath_pick_the_polygons(tmp_path, classes, expected):
 
 @pytest.mark.parametrize("classification", ["Ignore", {"name": "Ignore"}, {"name": "Artefact*", "colorRGB": -1}])
 def test_a_file_of_ignored_classes_only_is_refused(tmp_path, classification):
-    """The error lists the classes that are there, so that one can be asked for."""
+    """The error lists the existing classes."""
     path = tmp_path / "ignored.geojson"
     path.write_text(json.dumps([square(0, classification)]), encoding="utf-8")
     name = classification if isinstance(classification, str) else classification["name"]
@@ -122,8 +122,8 @@ def test_a_file_of_ignored_classes_only_is_refused(tmp_path, classification):
 
 
 @pytest.mark.parametrize("odd", [3, "", {}, {"name": None}, {"name": 5}, {"names": None}, []])
-def test_a_class_that_is_no_name_is_no_class(tmp_path, odd):
-    """Its polygon counts as unclassified, and is taken."""
+def test_a_class_without_a_name_is_unclassified(tmp_path, odd):
+    """Its polygon is used."""
     path = tmp_path / "odd.geojson"
     path.write_text(json.dumps(square(0, odd)), encoding="utf-8")
     assert TissueMask.from_geojson(path, blank(), mpp=2.0).fraction == pytest.approx(0.2)
@@ -137,8 +137,8 @@ def test_a_class_that_is_no_name_is_no_class(tmp_path, odd):
         ([], "classes is"),
     ],
 )
-def test_classes_that_pick_nothing_are_refused(tmp_path, classes, reason):
-    """Absent names, a name in place of a list, and no name at all."""
+def test_classes_that_select_nothing_are_refused(tmp_path, classes, reason):
+    """Missing names, a name in place of a list, and no name."""
     path = tmp_path / "classes.geojson"
     path.write_text(json.dumps(CLASSED), encoding="utf-8")
     with pytest.raises(ConfigError, match=reason):
@@ -170,7 +170,7 @@ def test_classes_that_pick_nothing_are_refused(tmp_path, classes, reason):
     ],
 )
 def test_malformed_geojson_is_refused(tmp_path, text):
-    """The error names the file, what is wrong and what to do."""
+    """The error has the file, the reason and a remedy."""
     path = tmp_path / "broken.geojson"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"broken\.geojson: .+; export from QuPath"):
@@ -178,15 +178,15 @@ def test_malformed_geojson_is_refused(tmp_path, text):
 
 
 def test_geojson_that_is_no_text_is_refused(tmp_path):
-    """Bytes that are no UTF-8 are our error too."""
+    """Bytes that are not UTF-8."""
     path = tmp_path / "broken.geojson"
     path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ConfigError, match="broken"):
         TissueMask.from_geojson(path, blank())
 
 
-def test_an_empty_mask_survives_its_files(tmp_path):
-    """No polygon written reads as no tissue, with a warning."""
+def test_an_empty_mask_is_written_and_read(tmp_path):
+    """A file without polygons is no tissue, with a warning."""
     empty = mask_of(np.zeros((5, 5), bool))
     empty.to_geojson(tmp_path / "e.geojson")
     empty.to_png(tmp_path / "e.png")
@@ -197,7 +197,7 @@ def test_an_empty_mask_survives_its_files(tmp_path):
 
 
 def test_png_round_trip(tmp_path):
-    """An 8-bit grey picture of 0 and 255 that reads back as the same mask."""
+    """An 8-bit grey picture of 0 and 255 reads back as the same mask."""
     tissue = mask_of(blobs())
     tissue.to_png(tmp_path / "mask.png")
     picture = np.asarray(Image.open(tmp_path / "mask.png"))
@@ -211,7 +211,7 @@ def test_png_round_trip(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
 def test_pictures_of_every_mode_are_read(tmp_path, mode):
-    """Whatever is not 0 and not transparent is tissue."""
+    """Pixels that are neither 0 nor transparent are tissue."""
     grey = np.zeros((10, 20), np.uint8)
     grey[:5] = 1 if mode == "P" else 255
     if mode == "I;16":
@@ -237,8 +237,8 @@ def test_a_grey_picture_of_labels_is_a_mask(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK"])
-def test_a_colour_picture_is_no_mask(tmp_path, mode):
-    """The drawing of a mask, on which nothing is black, is refused with what to pass instead."""
+def test_a_colour_picture_is_refused(tmp_path, mode):
+    """The drawing of a mask has no black; the error says what to pass instead."""
     drawing = FakeSlide(two_pieces())
     drawing.thumbnail = lambda max_size: drawing.rgb
     picture = find_tissue(drawing).plot(drawing).convert(mode)
@@ -247,8 +247,8 @@ def test_a_colour_picture_is_no_mask(tmp_path, mode):
         TissueMask.from_png(tmp_path / "drawing.tif", drawing)
 
 
-def test_the_colour_of_what_is_transparent_does_not_matter(tmp_path):
-    """An editor may keep any colour under full transparency."""
+def test_the_colour_of_transparent_pixels_does_not_matter(tmp_path):
+    """Editors keep any colour under full transparency."""
     pixels = np.full((10, 20, 4), (255, 0, 0, 0), np.uint8)
     pixels[:, :5] = 255
     Image.fromarray(pixels).save(tmp_path / "layer.png")
@@ -256,7 +256,7 @@ def test_the_colour_of_what_is_transparent_does_not_matter(tmp_path):
 
 
 def test_a_picture_of_another_shape_is_refused(tmp_path):
-    """2 % of aspect ratio are forgiven, for rounding, and no more."""
+    """If the aspect ratios differ by over 2 %, which allows for rounding."""
     Image.new("L", (202, 100), 255).save(tmp_path / "near.png")
     assert TissueMask.from_png(tmp_path / "near.png", blank()).fraction == pytest.approx(1)
     Image.new("L", (210, 100), 255).save(tmp_path / "far.png")
@@ -264,8 +264,8 @@ def test_a_picture_of_another_shape_is_refused(tmp_path):
         TissueMask.from_png(tmp_path / "far.png", blank())
 
 
-def test_files_that_are_missing_or_no_picture(tmp_path):
-    """Missing files and files of another kind are our errors."""
+def test_missing_files_and_files_without_a_picture_are_refused(tmp_path):
+    """With our errors."""
     for read in (TissueMask.from_png, TissueMask.from_geojson):
         with pytest.raises(SlideNotFoundError, match=r"none\.x"):
             read(tmp_path / "none.x", blank())
@@ -277,8 +277,8 @@ def test_files_that_are_missing_or_no_picture(tmp_path):
 
 
 @pytest.mark.parametrize("write", [TissueMask.to_png, TissueMask.to_geojson])
-def test_outputs_are_not_overwritten_by_accident(tmp_path, write):
-    """A second write needs overwrite=True, an impossible one leaves nothing behind."""
+def test_outputs_are_kept_without_overwrite(tmp_path, write):
+    """A write that fails leaves no file."""
     path = tmp_path / "out"
     write(mask_of(blobs(seed=1)), path)
     first = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Outlines of masks: their areas, their validity, and filling against an independent point-in-polygon test."""
+"""Outlines of masks: their areas, their validity, and filling, compared with an independent point-in-polygon test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, ma
 @examples(60)
 @given(MASKS)
 def test_outlines_are_exact_and_valid(pixels):
-    """Whatever the pixels, areas agree, no ring touches itself, and the file reads back as the same mask."""
+    """For any pixels, areas agree, no ring touches itself, and the file reads back as the same mask."""
     polygons = mask_to_polygons(pixels)
     assert sum(signed_area(ring) for polygon in polygons for ring in polygon) == np.count_nonzero(pixels)
     for outer, *holes in polygons:
@@ -27,7 +27,7 @@ def test_outlines_are_exact_and_valid(pixels):
 
 
 def test_filling_agrees_with_skimage():
-    """Random star-shaped polygons cover the pixels that an independent point-in-polygon test gives."""
+    """Random star-shaped polygons cover the same pixels as an independent point-in-polygon test."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:40, :50]
     centres = np.stack([x.ravel() + 0.5, y.ravel() + 0.5], axis=1)

@@ -1,4 +1,4 @@
-"""Tiles against OpenSlide, tifffile and Pillow, in any order, with any number of threads."""
+"""Tiles compared with OpenSlide, tifffile and Pillow, in any order, with any number of threads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def openslide_tile(slide: openslide.OpenSlide, x: int, y: int, size: int) -> np.ndarray:
-    """A tile as OpenSlide users get it: flattened on white."""
+    """Return a tile by OpenSlide, flattened on white."""
     rgba = slide.read_region((x, y), 0, (size, size))
     return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
 
@@ -83,7 +83,7 @@ def test_tiles_equal_openslide(shared_data: Path, file: str, stride: int, thread
     ],
 )
 def test_tiles_equal_tifffile(shared_data: Path, file: str, page: int, mpp: float | None) -> None:
-    """Where OpenSlide does not read the file, and at lower levels; JPEG may round once differently."""
+    """If OpenSlide does not read the file, and at lower levels; JPEG may differ by one rounding."""
     path = shared_data / "slides" / file
     view = open_slide(path, slide_mpp=1.0).view(mpp=mpp)
     expected = tifffile.imread(path, key=page)
@@ -97,7 +97,7 @@ def test_tiles_equal_tifffile(shared_data: Path, file: str, page: int, mpp: floa
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 2)])
 def test_tiles_on_the_stored_grid_equal_a_crop(tmp_path: Path, subsampling: tuple[int, int], threads: int) -> None:
-    """They are decoded from their own bytes, past libvips; duplicates and edge tiles included, all pixels the same."""
+    """They are decoded from their own bytes, without libvips; also duplicates and edge tiles."""
     path = write_pyramid(
         tmp_path / "a.tif", coordinate_pixels(700, 500), (1,), tile=128, compression="jpeg", subsampling=subsampling
     )
@@ -111,7 +111,7 @@ def test_tiles_on_the_stored_grid_equal_a_crop(tmp_path: Path, subsampling: tupl
 @examples(30)
 @given(st.lists(st.tuples(st.integers(-80, 320), st.integers(-80, 240)), max_size=25), st.integers(1, 4))
 def test_any_list_of_tiles_is_right(origins: list[tuple[int, int]], threads: int) -> None:
-    """Duplicates, negatives, far outside: each slot holds its own tile, white outside."""
+    """Duplicates, negative ones, far outside: each slot has its own tile, white outside."""
     pixels = coordinate_pixels(300, 220)
     padded = np.pad(pixels, ((200, 200), (200, 200), (0, 0)), constant_values=255)
     tiles = TileReader(open_slide(pixels).view(), 64).read(np.array(origins).reshape(-1, 2), threads=threads)
@@ -121,7 +121,7 @@ def test_any_list_of_tiles_is_right(origins: list[tuple[int, int]], threads: int
 
 
 def resized_whole(pixels: np.ndarray, shrink: tuple[float, float]) -> np.ndarray:
-    """The whole level resized at once by Pillow, from the exact source box of the whole view."""
+    """Return the whole level resized at once by Pillow, from the exact source box of the view."""
     height, width = pixels.shape[:2]
     size = (int(width / shrink[0] + 1e-6), int(height / shrink[1] + 1e-6))
     box = (0, 0, min(width, size[0] * shrink[0]), min(height, size[1] * shrink[1]))
@@ -130,7 +130,7 @@ def resized_whole(pixels: np.ndarray, shrink: tuple[float, float]) -> np.ndarray
 
 @pytest.mark.parametrize("factor", [1.03, 1.5, 2.0, 2.37, 3.0, 3.9, 7.3])
 def test_shrunk_tiles_equal_a_resize_of_the_whole(factor: float) -> None:
-    """Pillow's antialiased BILINEAR of the whole level, cut into tiles: 1 level apart at most, on noise rarely 2."""
+    """Pillow's antialiased BILINEAR of the whole level, cut into tiles: to 1 level, on noise rarely 2."""
     pixels = RANDOM.integers(0, 256, (411, 523, 3), dtype=np.uint8)
     slide = open_slide(pixels, slide_mpp=1.0)
     view = SlideView(slide, LevelChoice(0, (factor, factor)))
@@ -160,7 +160,7 @@ def test_a_big_shrink_in_bands_equals_one_fetch(monkeypatch: pytest.MonkeyPatch)
     st.sampled_from([1.0, 2.0, 3.7]),
 )
 def test_storage_order_visits_each_stored_row_once(origins: list[tuple[int, int]], shrink: float) -> None:
-    """A permutation; rows of stored tiles one after the other, left to right within a row."""
+    """A permutation; rows of stored tiles in order, left to right within a row."""
     view = open_slide(np.broadcast_to(np.uint8(0), (5000, 5000, 3))).view()
     view = SlideView(view.slide, LevelChoice(0, (shrink, shrink)))
     corners = np.array(origins, np.int64).reshape(-1, 2)
@@ -172,7 +172,7 @@ def test_storage_order_visits_each_stored_row_once(origins: list[tuple[int, int]
 
 
 def test_every_stored_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off-grid tiles given in random order still cost one decode per stored tile."""
+    """Also for off-grid tiles in random order."""
     path = write_pyramid(tmp_path / "a.tif", coordinate_pixels(2000, 1000), (1,), tile=128, compression="zstd")
     from slideio_pipe.slides.backends.tiff import TileDecoder
 
@@ -191,7 +191,7 @@ def test_every_stored_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture(params=["jpeg", "deflate", "lzw", "zstd", "jpeg2000"])
 def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A slide of 4 × 3 stored tiles of which (2, 1) is noise."""
+    """A slide of 4 × 3 stored tiles; (2, 1) is noise."""
     path = write_pyramid(
         tmp_path / "damaged.tif", coordinate_pixels(512, 384), (1,), tile=128, compression=request.param
     )
@@ -205,7 +205,7 @@ def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_damaged_tile_is_named_and_the_others_are_read(damaged: Path, threads: int) -> None:
-    """Each time it is asked for, whoever asks; libvips alone would give black the second time."""
+    """In every read and thread; libvips alone would return black the second time."""
     slide = open_slide(damaged, slide_mpp=1.0)
     good = TileReader(slide.view(), 128).read([[0, 0], [384, 256]])
     readers = [TileReader(slide.view(), 128) for _ in range(2)]
@@ -228,8 +228,8 @@ def test_a_damaged_tile_is_named_and_the_others_are_read(damaged: Path, threads:
     assert np.array_equal(slide.read_region((0, 0), 0, (128, 128)), good[0])
 
 
-def test_openslide_goes_on_after_a_damaged_tile(tmp_path: Path) -> None:
-    """After one failure an OpenSlide object refuses every read: ours is renewed."""
+def test_openslide_is_reopened_after_a_damaged_tile(tmp_path: Path) -> None:
+    """After one failure an OpenSlide object refuses every read."""
     path = write_pyramid(tmp_path / "a.tif", coordinate_pixels(512, 384), (1,), tile=128)
     with tifffile.TiffFile(path) as tif:
         offset, count = tif.pages[0].dataoffsets[6], tif.pages[0].databytecounts[6]
@@ -262,8 +262,8 @@ def test_an_array_that_cannot_take_the_tiles_is_refused(out: np.ndarray) -> None
         reader.read([[0, 0], [16, 0], [32, 0]], out)
 
 
-def test_the_slots_given_are_the_slots_filled() -> None:
-    """A slice of a ring, in the order given."""
+def test_tiles_are_written_to_the_given_slots() -> None:
+    """A slice of a buffer, in the given order."""
     pixels = coordinate_pixels(64, 64)
     ring = np.zeros((5, 16, 16, 3), np.uint8)
     result = TileReader(open_slide(pixels).view(), 16).read([[40, 30], [8, 4]], ring[2:4])
@@ -274,7 +274,7 @@ def test_the_slots_given_are_the_slots_filled() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_tiles(shared_data: Path) -> None:
-    """Ten thousand reads, with and without threads: resident memory stays within 40 MB."""
+    """Ten thousand reads, with and without threads: resident memory grows by less than 40 MB."""
     view = open_slide(shared_data / "slides" / "CMU-1-Small-Region.svs").view()
     reader = TileReader(view, 64)
     origins = np.tile(TileGrid(view, 64, stride=61).origins[:50], (10, 1))
@@ -289,8 +289,8 @@ def test_memory_does_not_grow_with_the_number_of_tiles(shared_data: Path) -> Non
 
 
 @pytest.mark.system
-def test_many_threads_on_an_openslide_slide(shared_data: Path) -> None:
-    """libvips' lock and Python's must not wait for each other: a deadlock would outlive the time given."""
+def test_many_threads_on_an_openslide_slide_do_not_deadlock(shared_data: Path) -> None:
+    """libvips' lock and Python's must not wait for each other: a deadlock would exceed the time limit."""
     path = shared_data / "slides" / "multi_frame_jpeg2000_camelyon.dcm"
     code = f"""
 import threading, numpy as np, slideio_pipe as sp
@@ -319,7 +319,7 @@ print("done")
 
 
 def test_a_shrink_of_a_pyramid_starts_from_the_nearest_level(tmp_path: Path) -> None:
-    """Levels 1, 4, 16 with a colour each: the view's colour tells where it was read."""
+    """Levels 1, 4, 16 have a colour each: the tile's colour shows the level."""
     path = tmp_path / "colours.tif"
     with tifffile.TiffWriter(path) as tif:
         for index, factor in enumerate((1, 4, 16)):

@@ -1,4 +1,4 @@
-"""A bag behaves like the array it would be if it were all in memory."""
+"""A bag behaves like the array of all its tiles."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ TUPLES = st.one_of(
 
 @examples(400)
 @given(KEYS | TUPLES)
-def test_indexing_is_numpys(key: Any) -> None:
-    """Whatever the key: the same pixels and shape, or the same kind of error."""
+def test_indexing_equals_numpy(key: Any) -> None:
+    """For any key: the same pixels and shape, or the same kind of error."""
     try:
         expected = EAGER[key]
     except (IndexError, TypeError, ValueError) as error:
@@ -76,7 +76,7 @@ def test_indexing_is_numpys(key: Any) -> None:
     assert np.array_equal(got, expected)
 
 
-def test_it_looks_like_an_array() -> None:
+def test_a_bag_has_the_attributes_of_an_array() -> None:
     """len, shape, dtype, ndim, iteration, conversion."""
     assert (len(BAG), BAG.shape, BAG.dtype, BAG.ndim) == (N, EAGER.shape, np.uint8, 4)
     assert np.array_equal(np.asarray(BAG), EAGER)
@@ -89,15 +89,15 @@ def test_it_looks_like_an_array() -> None:
         BAG[0] = 0  # type: ignore[index]
 
 
-def test_a_bag_is_a_bag() -> None:
-    """The protocol that streams and stores ask for."""
+def test_a_tile_bag_satisfies_the_bag_protocol() -> None:
+    """Which streams and stores need."""
     assert isinstance(BAG, Bag)
 
 
 @examples(50)
 @given(st.lists(st.integers(0, N - 1), max_size=30), st.integers(1, 4))
 def test_read_fills_the_slots_in_the_given_order(indices: list[int], threads: int) -> None:
-    """Whatever order they are visited in."""
+    """In whatever order tiles are read."""
     out = np.zeros((len(indices), SIZE, SIZE, 3), np.uint8)
     assert BAG.read(indices, out, threads=threads) is out
     assert np.array_equal(out, EAGER[np.array(indices, int)])
@@ -114,7 +114,7 @@ def test_reading_outside_is_an_index_error() -> None:
 
 @pytest.mark.parametrize("label", [None, 1, 0.5, "tumour"])
 def test_bags_pickle(tmp_path: Path, coordinate_slide: Path, label: Any) -> None:
-    """By path, with label and coordinates."""
+    """By the slide's path, with label and coordinates."""
     view = open_slide(coordinate_slide).view(mpp=0.5)
     bag = TileBag(view, TileGrid(view, 64, overlap=7, edge="pad"), label=label)
     copy = pickle.loads(pickle.dumps(bag))
@@ -125,19 +125,19 @@ def test_bags_pickle(tmp_path: Path, coordinate_slide: Path, label: Any) -> None
 
 
 def test_bags_of_arrays_pickle() -> None:
-    """The array travels along."""
+    """With the array."""
     assert np.array_equal(pickle.loads(pickle.dumps(BAG))[:], EAGER)
 
 
-def test_the_repr_says_what_matters() -> None:
-    """How many tiles, which mpp, from which level."""
+def test_the_repr_has_count_mpp_and_level() -> None:
+    """Of the tiles."""
     assert repr(BAG) == "TileBag(array: 12 tiles of 16×16 px at 0.5 µm from level 0, label 1)"
     view = open_slide(PIXELS).view()
     assert repr(TileBag(view, TileGrid(view, 16))) == "TileBag(array: 12 tiles of 16×16 px from level 0)"
 
 
 def test_provenance_is_json(coordinate_slide: Path) -> None:
-    """Everything needed to make the bag again."""
+    """It has all that is needed to make the bag again."""
     view = open_slide(coordinate_slide).view(mpp=0.5)
     described = TileBag(view, TileGrid(view, 64), label=np.int64(3).item()).provenance()
     read_back = json.loads(json.dumps(described))
@@ -151,8 +151,8 @@ def test_provenance_is_json(coordinate_slide: Path) -> None:
     assert read_back["label"] == 3
 
 
-def test_given_coordinates(coordinate_slide: Path) -> None:
-    """Tiles at level-0 corners, in that order, decoding to their own place."""
+def test_tiles_at_given_coordinates(coordinate_slide: Path) -> None:
+    """Level-0 corners, in that order; pixels encode their position."""
     view = open_slide(coordinate_slide).view()
     coords = [[500, 300], [7, 13], [500, 300], [990, 690], [-5, -5]]
     bag = TileBag.from_coords(view, coords, tile_size=32, label="x")
@@ -166,7 +166,7 @@ def test_given_coordinates(coordinate_slide: Path) -> None:
 
 
 def test_an_empty_bag_is_an_empty_array() -> None:
-    """No tissue is a result, not an exception."""
+    """A grid without tissue is no exception."""
     bag = TileBag.from_coords(open_slide(PIXELS).view(), np.zeros((0, 2), np.int64), SIZE)
     assert bag.shape == (0, SIZE, SIZE, 3)
     assert bag[:].shape == (0, SIZE, SIZE, 3)
@@ -179,7 +179,7 @@ def test_an_empty_bag_is_an_empty_array() -> None:
 
 
 def test_a_grid_of_another_view_is_refused() -> None:
-    """Its coordinates would mean other places."""
+    """Its coordinates are of other positions."""
     slide = open_slide(PIXELS, slide_mpp=0.5)
     with pytest.raises(ConfigError, match="the grid was made over"):
         TileBag(slide.view(mpp=1.0), TileGrid(slide.view(), SIZE))
@@ -188,7 +188,7 @@ def test_a_grid_of_another_view_is_refused() -> None:
         TileBag(slide.view(), TileGrid(other.view(), SIZE))
 
 
-def test_an_equal_view_is_the_same_view(coordinate_slide: Path) -> None:
+def test_a_grid_of_an_equal_view_is_accepted(coordinate_slide: Path) -> None:
     """Two views of one slide, of one file opened twice, of one array opened twice."""
     slide = open_slide(coordinate_slide)
     assert len(TileBag(slide.view(mpp=0.5), TileGrid(slide.view(mpp=0.5), 64)))

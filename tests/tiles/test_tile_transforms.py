@@ -1,4 +1,4 @@
-"""Bags with a transform per tile: push-down into the pyramid, real tissue around, draws that the tile decides."""
+"""Bags with a transform per tile: sampled from the pyramid with real tissue around; draws depend on the tile."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ MOVES = {
 
 
 @pytest.mark.parametrize("transform", MOVES.values(), ids=MOVES)
-def test_tiles_are_what_scipy_makes_of_the_slide(transform: object) -> None:
-    """At most 1.5 levels apart (1/32 px, one rounding), 9 where the slide ends; around the tile is the slide."""
+def test_tiles_equal_scipy_on_the_slide(transform: object) -> None:
+    """To 1.5 levels (1/32 px, one rounding), 9 where the slide ends; around the tile is the slide."""
     bag = bag_of(transform, seed=3)
     tiles = bag[:]
     differences = np.stack([np.abs(tile - oracle(bag, k)) for k, tile in enumerate(tiles)])
@@ -100,8 +100,8 @@ def test_quarter_turns_of_tiles_copy_bytes() -> None:
 
 
 @pytest.mark.parametrize(("crop", "level"), [(1.0, 0), (2.0, 0), (3.0, 0), (4.0, 1), (5.0, 1), (16.0, 2), (40.0, 2)])
-def test_a_tile_shown_smaller_is_read_from_a_coarser_level(crop: float, level: int) -> None:
-    """The coarsest that is fine enough, a quarter counted as equal; and what it shows is right."""
+def test_a_shrunk_tile_is_read_from_a_coarser_level(crop: float, level: int) -> None:
+    """The coarsest that is fine enough, a quarter counted as equal; with the right pixels."""
     slide, requests = counted_slide((20_000, 16_000))
     view = slide.view()
     side = round(64 * crop)
@@ -119,8 +119,8 @@ def test_a_tile_shown_smaller_is_read_from_a_coarser_level(crop: float, level: i
     assert np.abs(pixels[..., :2] - expected)[steady].max() <= 1.5
 
 
-def test_little_is_decoded_of_what_is_shown_small() -> None:
-    """A 4096-px tile in 256 px: at 16× that is a handful of stored tiles, not 256."""
+def test_a_shrunk_tile_decodes_few_stored_tiles() -> None:
+    """A 4096-px tile in 256 px: from level 16× a few, not 256."""
     slide, requests = counted_slide((40_000, 40_000))
     view = slide.view()
     bag = TileBag(view, TileGrid(view, 4096), tile_transform=RandomResizedCrop(256, scale=(1, 1), ratio=(1, 1)))
@@ -130,7 +130,7 @@ def test_little_is_decoded_of_what_is_shown_small() -> None:
 
 
 def test_turned_tiles_show_tissue_in_their_corners() -> None:
-    """Inside the slide nothing is black or white; at the slide's edge it is white."""
+    """No black or white inside the slide; white outside."""
     view = open_slide(np.full((700, 1000, 3), 90, np.uint8)).view()
     bag = TileBag(view, TileGrid(view, 100), tile_transform=RandomAffine(rotate=(45, 45), flip=False))
     tiles = bag[:].reshape(7, 10, 100, 100, 3)
@@ -140,8 +140,8 @@ def test_turned_tiles_show_tissue_in_their_corners() -> None:
 
 
 @pytest.mark.parametrize("size", [32, (48, 24), 224])
-def test_random_resized_crop_gives_its_size(size: object) -> None:
-    """Width first; the bag's shape, an empty reading's and a preallocated one's."""
+def test_random_resized_crop_has_its_size(size: object) -> None:
+    """Width first; the shapes of the bag, of an empty read and of a preallocated one."""
     width, height = size if isinstance(size, tuple) else (size, size)
     bag = bag_of(RandomResizedCrop(size))  # type: ignore[arg-type]
     assert bag.shape == (70, height, width, 3)
@@ -155,7 +155,7 @@ def test_random_resized_crop_gives_its_size(size: object) -> None:
 
 @pytest.mark.parametrize("transform", [A.RandomScale(p=1), A.Compose([RandomResizedCrop(50, p=0.5)])])
 def test_tiles_of_different_sizes_are_refused(transform: object) -> None:
-    """Also one by one, where each alone would be an array."""
+    """Also read one by one, though each alone would be an array."""
     bag = bag_of(transform)
     with pytest.raises(ConfigError, match="draws tiles of different sizes; end it with Resize"):
         bag[:]
@@ -168,7 +168,7 @@ def test_tiles_of_different_sizes_are_refused(transform: object) -> None:
 
 
 def test_an_opaque_step_runs_on_tiles() -> None:
-    """On the moved tile, as albumentationsxl does it; in any order of reading."""
+    """On the moved tile, as albumentationsxl applies it; in any order of reads."""
     bag = bag_of(A.Compose([RandomAffine(rotate=30), A.MotionBlur(p=1)]), seed=1)
     still = bag_of(A.Compose([RandomAffine(rotate=30), A.NoOp(p=1)]), seed=1)
     assert [operation.kind for operation in bag.operations(3)] == ["opaque"]
@@ -179,7 +179,7 @@ def test_an_opaque_step_runs_on_tiles() -> None:
 
 
 def test_moving_tiles_of_an_opaque_view_is_refused() -> None:
-    """By our error, which names the step; colours on such a view are fine."""
+    """Our error names the step; colours on such a view are allowed."""
     view = open_slide(SMOOTH).view(transform=A.Blur(p=1))
     grid = TileGrid(view, 100)
     with pytest.raises(ConfigError, match=r"Blur runs lazily only, .*; put the geometry into the slide's transform"):
@@ -191,7 +191,7 @@ def test_moving_tiles_of_an_opaque_view_is_refused() -> None:
 
 @pytest.mark.parametrize("of_view", [None, StainJitter(), RandomAffine(rotate=40)], ids=["plain", "stain", "turned"])
 def test_uncoloured_tiles_and_operations_make_the_tiles(of_view: object) -> None:
-    """One program over both, so one rounding and one noise: the same bytes."""
+    """One program for both, so one rounding and one noise: the same bytes."""
     view = open_slide(SMOOTH, slide_mpp=0.25).view(transform=of_view)
     transform = A.Compose([RandomAffine(rotate=30), COLOURS, GaussianNoise(sigma=4)])
     bag = TileBag(view, TileGrid(view, 100), tile_transform=transform, seed=9)
@@ -200,8 +200,8 @@ def test_uncoloured_tiles_and_operations_make_the_tiles(of_view: object) -> None
         assert np.array_equal(ColourProgram(bag.operations(k)).apply(plain), bag[k])
 
 
-def test_seed_epoch_and_tile_decide_and_nothing_else() -> None:
-    """Every epoch other tiles; the same again after pickling, in threads, from the end, in any order."""
+def test_tile_draws_depend_on_seed_epoch_and_tile() -> None:
+    """And on nothing else: pickling, threads, negative positions, or order."""
     transform = A.Compose([RandomAffine(rotate=180, scale=0.2), COLOURS])
     bag = bag_of(transform, seed=1, epoch=4)
     expected = bag[:]
@@ -215,8 +215,8 @@ def test_seed_epoch_and_tile_decide_and_nothing_else() -> None:
     assert len({bag.draw(k).affine for k in range(len(bag))}) == len(bag)
 
 
-def test_stored_bags_keep_how_tiles_were_drawn(tmp_path: Path) -> None:
-    """The transform as albumentationsxl writes it, seed and epoch: enough to draw each tile again, NumPy seeds too."""
+def test_stored_bags_keep_transform_seed_and_epoch(tmp_path: Path) -> None:
+    """As albumentationsxl serialises it: enough to draw each tile again, also with NumPy seeds."""
     transform = A.Compose([RandomResizedCrop(64), StainJitter(basis=np.eye(3)), A.HorizontalFlip()])
     bag = bag_of(transform, seed=np.int64(11), epoch=2)
     save_bag(bag, tmp_path / "a.zarr")
@@ -233,7 +233,7 @@ def test_stored_bags_keep_how_tiles_were_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("transform", [RandomResizedCrop(56), A.Compose([RandomAffine(), COLOURS, A.Resize(56, 56)])])
 def test_streams_deliver_drawn_tiles(transform: object) -> None:
-    """In the bag's order, of the drawn size; colours may be done by another executor, one level apart."""
+    """In the bag's order and drawn size; colours by another executor differ by one level at most."""
     bag = bag_of(transform, seed=2)
     batches = list(stream(bag, device="cpu", normalize=None, batch_size=16, threads=2))
     tiles = np.concatenate([batch.tiles.permute(0, 2, 3, 1).numpy() for batch in batches])
@@ -241,8 +241,8 @@ def test_streams_deliver_drawn_tiles(transform: object) -> None:
     assert np.abs(tiles.astype(int) - bag[:]).max() <= 1
 
 
-def test_a_tile_s_draw_comes_on_top_of_the_slide_s() -> None:
-    """Two turns of 30° and −30° give the slide back; their product is sampled once."""
+def test_draws_of_tile_and_slide_are_multiplied() -> None:
+    """Turns by 30° and −30° give the slide back; their product is sampled once."""
     slide = open_slide(SMOOTH, slide_mpp=0.25)
     view = slide.view(transform=RandomAffine(rotate=(30, 30), flip=False))
     bag = TileBag(view, TileGrid(view, 100), tile_transform=RandomAffine(rotate=(-30, -30), flip=False))
@@ -259,8 +259,8 @@ def test_a_tile_s_draw_comes_on_top_of_the_slide_s() -> None:
         assert np.abs(bag[k] - np.moveaxis(expected, 0, -1)).max() <= 1.5
 
 
-def test_draws_given_to_the_reader_by_hand() -> None:
-    """A reader takes any draws: an affine to half size shows the tile in half the pixels."""
+def test_a_reader_accepts_any_draws() -> None:
+    """An affine to half size shows the tile in half the pixels."""
     view = open_slide(SMOOTH, slide_mpp=0.25).view()
     half = Draw(size=Size(100, 100), canvas=Size(50, 50), affine=(0.5, 0, 0, 0, 0.5, 0))
     found = TileReader(view, 100).read([[200, 100], [850, 650]], draws=[half, half])

@@ -1,4 +1,4 @@
-"""TissueMask against naive loops and independent readers; find_tissue on slides."""
+"""TissueMask compared with naive loops and independent readers; find_tissue on slides."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def naive_fraction(pixels, scale, size, rect) -> float:
     st.lists(st.tuples(st.floats(-50, 200), st.floats(-50, 200), st.floats(0.1, 300), st.floats(0.1, 300)), max_size=6),
 )
 def test_fractions_are_exact(pixels, scale, rects):
-    """Fractional, overhanging and tiny rectangles agree with the sum over pixels."""
+    """For fractional, overhanging and tiny rectangles, compared with the sum over pixels."""
     size = (round(pixels.shape[1] * scale[0]), round(pixels.shape[0] * scale[1]))
     tissue = TissueMask(pixels, Affine.scaling(*scale), Size(*size))
     expected = [naive_fraction(pixels, scale, size, rect) for rect in rects]
@@ -57,16 +57,16 @@ def test_fractions_are_exact(pixels, scale, rects):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_fractions_of_whole_pixels_are_whole_numbers():
-    """A tile on pixel borders has exactly its share, so that min_tissue=0.5 keeps a half."""
+def test_fractions_of_whole_pixels_are_exact():
+    """So that min_tissue=0.5 keeps a tile of half tissue."""
     pixels = np.zeros((4, 4), bool)
     pixels[:2] = True
     tissue = mask_of(pixels, (3.0, 3.0))
     assert tissue.fractions([[0, 0, 12, 12], [3, 3, 6, 6], [0, 0, 12, 6], [6, 9, 9, 9]]).tolist() == [0.5, 0.5, 1, 0]
 
 
-def test_what_lies_off_the_slide_is_no_tissue():
-    """Half of a tile that hangs over the edge counts as empty, also where the last mask pixel overhangs the slide."""
+def test_area_outside_the_slide_is_no_tissue():
+    """Half of a tile beyond the edge is empty, also if the last mask pixel extends beyond it."""
     tissue = TissueMask(np.ones((1, 3), bool), Affine.scaling(10, 10), Size(25, 10))
     assert tissue.fractions([[20, 0, 10, 10], [-5, 0, 10, 10], [40, 0, 5, 5]]).tolist() == [0.5, 0.5, 0]
     assert tissue.fraction == 1
@@ -80,7 +80,7 @@ def test_a_rectangle_without_area_is_refused(rect):
 
 
 def test_area_and_description():
-    """Areas are in µm² of the slide, and the representation says it all in a line."""
+    """Areas are in µm² of the slide; the representation has one line."""
     pixels = np.zeros((10, 20), bool)
     pixels[:5, :10] = True
     tissue = mask_of(pixels, method="otsu")
@@ -93,7 +93,7 @@ def test_area_and_description():
 
 
 def test_a_mask_is_a_frozen_copy():
-    """Neither the caller's array nor the mask's own can change it afterwards."""
+    """Neither the caller's array nor the mask's own can change it later."""
     pixels = np.zeros((3, 3), bool)
     tissue = mask_of(pixels)
     pixels[:] = True
@@ -110,13 +110,13 @@ def test_a_mask_without_pixels_is_refused(shape):
 
 
 def test_a_turned_mask_is_refused():
-    """Fractions need rows and columns that run along those of the slide."""
+    """Fractions need rows and columns parallel to those of the slide."""
     with pytest.raises(ConfigError, match="turns"):
         TissueMask(np.ones((2, 2), bool), Affine(0, 1, 0, 1, 0, 0), Size(2, 2))
 
 
 def test_masks_combine():
-    """And, or, not are those of the pixels, and provenance tells the operands."""
+    """And, or, not of the pixels; provenance has the operands."""
     one, two = mask_of(blobs(seed=1)), mask_of(blobs(seed=2))
     assert ((one & two).mask == (one.mask & two.mask)).all()
     assert ((one | two).mask == (one.mask | two.mask)).all()
@@ -127,7 +127,7 @@ def test_masks_combine():
 
 
 def test_masks_of_different_resolution_combine():
-    """The right one is brought to the grid of the left one: half of a pixel's area decides."""
+    """The right one is resampled to the grid of the left one: half of a pixel's area decides."""
     coarse = TissueMask(np.array([[True, False]]), Affine.scaling(8, 8), Size(16, 8))
     fine = np.zeros((8, 16), bool)
     fine[:4, :] = True
@@ -137,8 +137,8 @@ def test_masks_of_different_resolution_combine():
     assert (coarse & TissueMask(fine, Affine(), Size(16, 8))).is_empty
 
 
-def test_equality_and_pickle():
-    """A mask equals its pickled self, which is read-only too, and no other."""
+def test_a_mask_equals_its_pickled_copy():
+    """Which is read-only, too; other masks differ."""
     tissue = mask_of(blobs(), settings={"mpp": 8.0})
     tissue.fractions([[0, 0, 5, 5]])
     again = pickle.loads(pickle.dumps(tissue))
@@ -156,7 +156,7 @@ def test_provenance_is_json():
 
 
 def test_find_tissue_drops_specks_by_area_in_um():
-    """Squares of 80 µm (6,400 µm²) fall below a tile of area, and stay when asked for."""
+    """Squares of 80 µm (6,400 µm²) are below a tile's area, and are kept on request."""
     slide = FakeSlide(two_pieces())
     tissue = find_tissue(slide)
     assert tissue.mask[20:70, 20:90].all()
@@ -168,7 +168,7 @@ def test_find_tissue_drops_specks_by_area_in_um():
 
 
 def test_find_tissue_fills_holes_by_area_in_um():
-    """A hole of 240 µm (57,600 µm²) stays unless larger holes are filled."""
+    """A hole of 240 µm (57,600 µm²) is kept unless larger holes are filled."""
     rgb = two_pieces()
     rgb[30:60, 30:60] = 244
     slide = FakeSlide(rgb)
@@ -178,7 +178,7 @@ def test_find_tissue_fills_holes_by_area_in_um():
 
 
 def test_find_tissue_on_glass_warns():
-    """A slide without tissue is a warning and an empty mask, not an error and not noise."""
+    """The mask is empty: neither an error nor noise."""
     with pytest.warns(EmptyTissueWarning, match=r"fake\.svs"):
         assert find_tissue(FakeSlide(np.full((50, 50, 3), 240, np.uint8))).is_empty
 
@@ -193,7 +193,7 @@ def test_method_none_takes_all_and_decodes_nothing():
 
 
 def test_the_part_of_a_pixel_an_overview_leaves_out_is_covered():
-    """Tissue up to the edge counts up to the edge, though the overview ends a part of a pixel before it."""
+    """Tissue at the edge counts up to the edge, though the overview ends a part of a pixel before it."""
     rgb = np.full((10, 10, 3), (190, 110, 170), np.uint8)
     slide = FakeSlide(rgb, mpp=Mpp(0.5, 0.5), size=Size(167, 160))
     slide.overview = lambda mpp: (rgb, Affine.scaling(16, 16))
@@ -206,20 +206,20 @@ def test_the_part_of_a_pixel_an_overview_leaves_out_is_covered():
 @pytest.mark.parametrize(
     "options", [{"method": "magic"}, {"mpp": 0}, {"mpp": float("nan")}, {"min_area_um2": -1}, {"max_hole_um2": -1}]
 )
-def test_arguments_that_make_no_sense(options):
-    """They are refused with the name of the slide."""
+def test_invalid_arguments_are_refused(options):
+    """With the name of the slide."""
     with pytest.raises(ConfigError, match=r"fake\.svs"):
         find_tissue(FakeSlide(two_pieces()), **options)
 
 
 def test_no_resolution_is_an_error():
-    """Areas in µm² need a resolution."""
+    """Areas in µm² need one."""
     with pytest.raises(MissingResolutionError):
         find_tissue(FakeSlide(two_pieces(), mpp=None))
 
 
 def test_settings_are_recorded():
-    """The mask tells what it was asked for and which threshold came out."""
+    """The mask has its arguments and the threshold that was found."""
     tissue = find_tissue(FakeSlide(two_pieces()), ignore_pen=False)
     assert tissue.method == "otsu"
     assert tissue.settings["ignore_pen"] is False
@@ -227,7 +227,7 @@ def test_settings_are_recorded():
 
 
 def test_generated_slides_agree_with_their_plan(tmp_path):
-    """All of the planned tissue is found, and the outline lies at most 24 µm outside; glass alone is empty."""
+    """All planned tissue is found, the outline is at most 24 µm outside; glass only is empty."""
     truth = made_slide(tmp_path / "a.svs", size=(3000, 2000), mpp=0.5, seed=3, lesions=1, pieces=1)
     tissue = find_tissue(open_slide(tmp_path / "a.svs"))
     planned = truth.tissue_mask(16)
@@ -251,23 +251,23 @@ REAL = [
 
 
 @pytest.mark.parametrize(("name", "mpp", "bounds"), REAL, ids=[case[0] for case in REAL])
-def test_real_slides(shared_data, name, mpp, bounds):
-    """Brightfield of two stains, fluorescence and a slide coarser than the mask give plausible amounts of tissue."""
+def test_real_slides_have_plausible_tissue(shared_data, name, mpp, bounds):
+    """Brightfield of two stains, fluorescence and a slide coarser than the mask."""
     tissue = find_tissue(open_slide(shared_data / "slides" / name, slide_mpp=mpp))
     assert bounds[0] < tissue.fraction < bounds[1]
 
 
 @pytest.mark.parametrize("name", ["small.svs", "boxes_0.dcm"])
 @pytest.mark.parametrize("mpp", [0.5, 2.0, 8.0])
-def test_slides_of_16_px(shared_data, name, mpp):
-    """A miniature does not crash, whatever the resolution."""
+def test_slides_of_16_px_have_a_mask(shared_data, name, mpp):
+    """At any resolution."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptyTissueWarning)
         assert 0 <= find_tissue(open_slide(shared_data / "slides" / name), mpp=mpp).fraction <= 1
 
 
-def test_a_damaged_overview_says_what_does_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A slide of one level is sought through down to its last tile: with one of them broken, a mask still serves."""
+def test_the_error_of_a_damaged_overview_offers_a_mask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All of a one-level slide is searched: with one damaged tile, a given mask still works."""
     write_synthetic_slide(tmp_path / "a.svs", size=(1024, 768))
     slide = open_slide(tmp_path / "a.svs")
 
@@ -281,7 +281,7 @@ def test_a_damaged_overview_says_what_does_without(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_mask_through_a_part_of_a_slide_is_that_part_twice_as_fine() -> None:
-    """As large as the view and no larger, each pixel four of the mask's, with pixels that are not square."""
+    """The view's extent, with four pixels for each of the mask's, which are not square here."""
     pixels = np.random.default_rng(2).random((7, 6)) < 0.5
     tissue = TissueMask(pixels, Affine.scaling(8, 12), Size(48, 84))
     part = SimpleNamespace(affine=Affine.translation(8, 12) @ Affine.scaling(2, 2), size=Size(19, 29))

@@ -1,4 +1,4 @@
-"""Tissue against references that are not ours: generated truth, a colour rule for ink, and what must be glass."""
+"""Tissue compared with independent references: generated truth, a colour rule for ink, and glass."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def glass(shape=(300, 400), colour=GLASS, noise=3.0, vignetting=0.0, seed=0) -> 
 
 
 def with_tissue(rgb: np.ndarray, colour, seed=1) -> tuple[np.ndarray, np.ndarray]:
-    """Return the picture with an ellipse of textured tissue, and where it is."""
+    """Return the image with an ellipse of textured tissue, and its mask."""
     where = np.zeros(rgb.shape[:2], dtype=np.uint8)
     cv2.ellipse(where, (200, 150), (110, 80), 20, 0, 360, 1, -1)
     texture = 1 + 0.05 * np.random.default_rng(seed).normal(size=(*rgb.shape[:2], 1))
@@ -49,8 +49,8 @@ def with_tissue(rgb: np.ndarray, colour, seed=1) -> tuple[np.ndarray, np.ndarray
 
 
 def tissue(rgb: np.ndarray, method: str = "otsu", **options) -> np.ndarray:
-    """Return the tidied mask at 8 µm per pixel."""
-    return seg.tidied(seg.segment(rgb, method, 8.0, **options), 256, 256)
+    """Return the mask at 8 µm per pixel, without specks and holes."""
+    return seg.without_specks_and_holes(seg.segment(rgb, method, 8.0, **options), 256, 256)
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
@@ -67,7 +67,7 @@ def flattened(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("noise", [0, 2, 5])
 @pytest.mark.parametrize("vignetting", [0, 0.1, 0.2])
 def test_pure_glass_is_empty(noise, vignetting):
-    """Otsu's habit of splitting noise in two does not make tissue of glass."""
+    """Otsu's threshold would split noise in two."""
     assert not tissue(glass(noise=noise, vignetting=vignetting)).any()
 
 
@@ -87,8 +87,8 @@ TINTS = [
 @pytest.mark.parametrize("tint", TINTS, ids=str)
 @pytest.mark.parametrize(("noise", "vignetting"), [(0, 0), (3, 0), (2, 0.1)])
 @pytest.mark.parametrize("colour", [H_AND_E, DAB], ids=["h&e", "dab"])
-def test_tissue_on_evenly_tinted_glass(tint, noise, vignetting, colour):
-    """The tint is that of the glass, which surrounds the tissue; stain multiplies what the glass lets through."""
+def test_tissue_on_evenly_tinted_glass_is_found(tint, noise, vignetting, colour):
+    """The glass around it has the tint, which the stain multiplies."""
     rgb = glass(colour=tint, noise=noise, vignetting=vignetting)
     stained, truth = with_tissue(rgb, np.array(colour) * np.array(tint) / np.array(GLASS))
     assert iou(tissue(stained), truth) > 0.9
@@ -96,8 +96,8 @@ def test_tissue_on_evenly_tinted_glass(tint, noise, vignetting, colour):
 
 
 @pytest.mark.parametrize("tint", TINTS, ids=str)
-def test_tinted_glass_beside_padding_and_ink(tint):
-    """White and black that the scanner paints, and a stroke of a pen, are no glass of another colour."""
+def test_tinted_glass_beside_padding_and_ink_is_found(tint):
+    """White and black of the scanner, and a stroke of a pen, are not the glass."""
     rgb, truth = with_tissue(glass(colour=tint, noise=2), np.array(H_AND_E) * np.array(tint) / np.array(GLASS))
     rgb = rgb.copy()
     rgb[:, :60], rgb[:, -20:] = 255, 0
@@ -106,7 +106,7 @@ def test_tinted_glass_beside_padding_and_ink(tint):
 
 
 def test_find_tissue_on_tinted_glass():
-    """As a user calls it."""
+    """By the public function."""
     rgb, truth = with_tissue(glass(colour=TINTS[0], noise=2), H_AND_E)
     found = find_tissue(open_slide(rgb, slide_mpp=8.0), min_area_um2=0)
     assert found.fraction == pytest.approx(truth.mean(), abs=0.02)
@@ -128,14 +128,14 @@ def test_stained_tissue_is_found(colour, vignetting):
 
 @pytest.mark.parametrize("colour", [H_AND_E, DAB])
 def test_fixed_saturation_finds_coloured_tissue(colour):
-    """Method "threshold" finds what is coloured."""
+    """Method "threshold"."""
     rgb, truth = with_tissue(glass(noise=1), colour)
     assert iou(tissue(rgb, "threshold"), truth) > 0.85
 
 
 @pytest.mark.parametrize("colour", [H_AND_E, DAB, PALE])
 def test_a_picture_without_glass_is_all_tissue(colour):
-    """Nothing but tissue is tissue nearly everywhere: the threshold does not split it."""
+    """The threshold does not split an image of tissue only."""
     noise = np.random.default_rng(3).normal(0, 10, (200, 200, 1))
     rgb = jpeg(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
     assert tissue(rgb).mean() > 0.98
@@ -153,7 +153,7 @@ def test_walls_of_fat_are_joined():
 
 
 def test_black_padding_and_scanner_borders_are_left_out():
-    """Black around the scan is not tissue, whether or not ink is looked for, and does not hide the tissue."""
+    """Black around the scan is no tissue, with and without ink detection, and does not hide the tissue."""
     inner, truth = with_tissue(glass(), H_AND_E)
     rgb = np.pad(inner, ((150, 40), (100, 300), (0, 0)))
     truth = np.pad(truth, ((150, 40), (100, 300)))
@@ -167,7 +167,7 @@ FRAME = (64, 64)
 
 
 def stitched(rgb: np.ndarray, white: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the picture in a frame of white with a staircase at its corners, through JPEG, and where the white is."""
+    """Return the image in a white frame with a staircase at its corners, through JPEG, and the frame's mask."""
     outside = np.zeros(rgb.shape[:2], dtype=bool)
     for stair in STAIRS:
         outside[stair] = True
@@ -180,7 +180,7 @@ def stitched(rgb: np.ndarray, white: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("colour", [(235, 230, 233), GLASS], ids=["glass 233", "glass 242"])
 @pytest.mark.parametrize("noise", [1.0, 3.0])
 def test_white_padding_is_not_the_glass(white, colour, noise):
-    """Glass darker than the white around the strips of a scan is no tissue; tissue keeps its outline; white is out."""
+    """Glass darker than the white around scan strips is no tissue; tissue keeps its outline; white is left out."""
     inner, truth = with_tissue(glass(colour=colour, noise=noise), H_AND_E)
     rgb, outside = stitched(inner, white)
     truth = np.pad(truth, FRAME) & ~outside
@@ -199,8 +199,8 @@ def test_white_padding_around_glass_alone_is_empty():
 
 
 @pytest.mark.parametrize("white", [252, 253, 255])
-def test_even_white_is_the_glass_where_there_is_no_other(white):
-    """A picture drawn on white, without a trace of noise, has its pale tissue found too."""
+def test_even_white_is_the_glass_if_there_is_no_other(white):
+    """On a drawing on white without noise, pale tissue is found, too."""
     rgb = np.full((300, 400, 3), white, dtype=np.uint8)
     truth = np.zeros(rgb.shape[:2], dtype=np.uint8)
     cv2.ellipse(truth, (200, 150), (110, 80), 20, 0, 360, 1, -1)
@@ -210,7 +210,7 @@ def test_even_white_is_the_glass_where_there_is_no_other(white):
 
 @pytest.mark.parametrize("ink", INKS)
 def test_generated_ink_is_left_out(ink):
-    """Nine tenths of a stroke on glass go, and tissue away from it stays."""
+    """Nine tenths of a stroke on glass are removed, and distant tissue is kept."""
     rgb, truth = with_tissue(glass(), H_AND_E)
     stroke = np.zeros(truth.shape, dtype=np.uint8)
     cv2.polylines(stroke, [np.array([[30, 20], [40, 280], [370, 285]], dtype=np.int32)], False, 1, 16)
@@ -224,7 +224,7 @@ def test_generated_ink_is_left_out(ink):
 
 @pytest.mark.parametrize("ink", ["red", "green"])  # pale blue ink has the colour of haematoxylin
 def test_the_pale_rim_of_ink_is_left_out(ink):
-    """A stroke that fades over 100 µm, as ink that ran: what is connected with its core goes, however pale."""
+    """A stroke that fades over 100 µm is removed with all that is connected with its core."""
     rgb, truth = with_tissue(glass(), H_AND_E)
     stroke = np.zeros(truth.shape, dtype=np.uint8)
     cv2.line(stroke, (40, 15), (40, 285), 1, 16)
@@ -235,8 +235,8 @@ def test_the_pale_rim_of_ink_is_left_out(ink):
     assert mask[truth].mean() > 0.95
 
 
-def test_a_slide_stained_all_over_in_the_colour_of_ink_is_kept():
-    """What makes up all of the stained area is a special stain, not ink."""
+def test_a_slide_stained_in_the_colour_of_ink_is_kept():
+    """If all of the stained area has it, it is a special stain."""
     rgb, truth = with_tissue(glass(), (60, 110, 190))
     assert iou(tissue(rgb), truth) > 0.9
 
@@ -255,7 +255,7 @@ def test_dust_and_scratches_are_dropped():
 
 @pytest.mark.parametrize("dye", [(0, 0, 220), (40, 255, 60), (190, 190, 190)], ids=["dapi", "green", "grey"])
 def test_fluorescence_is_bright_on_dark(dye):
-    """Nuclei on black are found as one region with what lies between them; the rest stays out."""
+    """Nuclei on black and the area between them are one region; the rest is left out."""
     rgb = np.random.default_rng(0).integers(0, 4, (300, 400, 3)).astype(np.uint8)
     _, truth = with_tissue(glass(), H_AND_E)
     nuclei = np.zeros(truth.shape, dtype=bool)
@@ -265,8 +265,8 @@ def test_fluorescence_is_bright_on_dark(dye):
     assert iou(tissue(rgb), truth) > 0.85
 
 
-def test_specks_and_holes():
-    """Areas decide: 8-connected regions go below the limit, enclosed gaps fill up to it, the edge is never enclosed."""
+def test_specks_and_holes_are_removed_by_area():
+    """8-connected regions below the limit are dropped, enclosed gaps up to it filled, except at the edge."""
     mask = np.zeros((20, 20), dtype=bool)
     mask[2:9, 2:9] = True
     mask[4:6, 4:6] = False
@@ -282,10 +282,10 @@ def test_specks_and_holes():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 2), (16, 16)])
 @pytest.mark.parametrize("um_per_px", [0.5, 8.0, 500.0])
-def test_tiny_overviews(shape, um_per_px):
-    """A picture of a few pixels, at any resolution, gives a mask of its shape."""
+def test_tiny_overviews_have_a_mask_of_their_shape(shape, um_per_px):
+    """At any resolution."""
     rgb = np.full((*shape, 3), H_AND_E, dtype=np.uint8)
-    mask = seg.tidied(seg.segment(rgb, "otsu", um_per_px), 16384 / um_per_px**2, 16384 / um_per_px**2)
+    mask = seg.without_specks_and_holes(seg.segment(rgb, "otsu", um_per_px), 16384 / um_per_px**2, 16384 / um_per_px**2)
     assert mask.shape == shape
     assert mask.all()
 
@@ -297,11 +297,11 @@ def test_red_pen_of_a_real_slide(shared_data):
     hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
     pen = (hsv[..., 1] > 190) & (rgb[..., 0] > 130) & ((hsv[..., 0] < 6) | (hsv[..., 0] > 176))
     tumour = rgb[:, 200:].max(axis=2) < 215  # right of the ink and its blur
-    mask = seg.tidied(seg.segment(rgb, "otsu", 4.0), 1024, 1024)
+    mask = seg.without_specks_and_holes(seg.segment(rgb, "otsu", 4.0), 1024, 1024)
     assert pen.mean() > 0.1
     assert mask[pen].mean() < 0.05
     assert mask[:, 200:][tumour].mean() > 0.95
-    without = seg.tidied(seg.segment(rgb, "otsu", 4.0, ignore_pen=False), 1024, 1024)
+    without = seg.without_specks_and_holes(seg.segment(rgb, "otsu", 4.0, ignore_pen=False), 1024, 1024)
     assert without[pen].mean() > 0.95
 
 
@@ -324,7 +324,7 @@ def test_a_pyramid_of_stitched_fields_is_found_without_its_seams(shared_data):
 
 @pytest.mark.parametrize("slide_mpp", [0.25, 0.5])
 def test_the_staircase_of_a_real_scan_is_no_tissue(shared_data, slide_mpp):
-    """Both levels of the overview, white of 255 and of 253, give the coloured part, and the glass under it is grey."""
+    """On both levels of the overview, with white of 255 and 253, the coloured part is found; the glass is grey."""
     slide = open_slide(shared_data / "slides" / "TCGA-CR-7395-01A-01-TS1.svs", slide_mpp=slide_mpp)
     found = find_tissue(slide)
     rgb, _ = slide.overview(8.0)
@@ -340,7 +340,7 @@ def test_the_staircase_of_a_real_scan_is_no_tissue(shared_data, slide_mpp):
 
 @pytest.mark.parametrize("radius", range(1, 12))
 def test_the_disk_is_round(radius):
-    """As scikit-image draws it; between two whole numbers, as the circle's inequality says."""
+    """As scikit-image's; for a fractional radius, by the circle's inequality."""
     assert np.array_equal(seg.disk(radius), morphology.disk(radius))
     between = radius + 0.41
     y, x = np.indices((2 * radius + 1, 2 * radius + 1)) - radius
@@ -348,8 +348,8 @@ def test_the_disk_is_round(radius):
 
 
 @pytest.mark.parametrize("radius", [2, 5])
-def test_growing_and_closing_reach_as_far_in_every_direction(radius):
-    """scikit-image's own, with its own disk, on a picture that is no square."""
+def test_dilation_and_closing_equal_scikit_image(radius):
+    """With its disk, on an image that is not square."""
     mask = np.random.default_rng(radius).random((90, 130)) < 0.02
     assert np.array_equal(seg.dilated(mask, radius), morphology.dilation(mask, morphology.disk(radius)))
     inner = slice(2 * radius, -2 * radius)

@@ -83,7 +83,7 @@ def access(cluster: str | Path) -> Access:
         raise ConfigError(f"{cluster} is no cluster", remedy=remedy)
     config = load_cluster_config(path)
     if _SLURM not in sys.modules and threading.current_thread() is not threading.main_thread():
-        reason = "SLURM is asked from another thread than the main one, where dask-jobqueue cannot be imported"
+        reason = "jobs are submitted from another thread than the main one, where dask-jobqueue cannot be imported"
         raise ConfigError(reason, remedy=f"import {_SLURM} in the main thread, at the top of the program")
     from slideio_pipe.cohort.workers.slurm import SlurmJobs  # imports Dask
 
@@ -111,7 +111,7 @@ class _Scheduler:
         with client:
             yield client
 
-    def look_after(self) -> None:
+    def resubmit_jobs(self) -> None:
         pass
 
 

@@ -41,8 +41,8 @@ class Access(Protocol):
     def connected(self) -> AbstractContextManager[Any]:
         """Return a context manager of a Dask client."""
 
-    def look_after(self) -> None:
-        """Do periodic work."""
+    def resubmit_jobs(self) -> None:
+        """Submit jobs that have ended again, if this process submitted them; called about every second."""
 
 
 @dataclass(slots=True)
@@ -132,7 +132,7 @@ class ClusterRun:
     def _update_workers(self) -> Iterator[Outcome]:
         """Update the sets of workers."""
         self.updated_at = time.monotonic()
-        self.cluster.look_after()
+        self.cluster.resubmit_jobs()
         self.threads = dict(self._ask_scheduler(self.client.nthreads))
         for address in (self.usable | set(self.refused)) - set(self.threads):
             self.usable.discard(address)

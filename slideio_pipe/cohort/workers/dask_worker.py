@@ -143,7 +143,7 @@ def run_task(run: str, work: bytes, task: bytes, limits: Limits, key: str) -> Ra
         while True:
             max_wait_s = worker.max_wait_s(limits)
             if wait([worker.connection], _CHECK_S if max_wait_s is None else min(max_wait_s, _CHECK_S)):
-                ended = worker.hear()
+                ended = worker.receive()
                 if ended is not None:
                     kept = True
                     return Ran(ended)

@@ -171,7 +171,7 @@ class WorkerPool:
             if not has_message:
                 worker.check(self._limits)
                 return None
-            ended = worker.hear()
+            ended = worker.receive()
         except LostError as lost:
             return self._lost(worker, str(lost))
         if worker.is_ready:

@@ -112,7 +112,7 @@ class Worker:
         with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send_bytes(task)
 
-    def hear(self) -> Ended | None:
+    def receive(self) -> Ended | None:
         """Wait for one message; return the report if it ends a task.
 
         Raises

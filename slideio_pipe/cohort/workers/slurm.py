@@ -66,16 +66,16 @@ class SlurmJobs:
             self._renewed = time.monotonic()
             yield client
 
-    def look_after(self) -> None:
-        """Submit jobs again that have ended; called about every second.
+    def resubmit_jobs(self) -> None:
+        """Submit jobs that have ended again; called about every second.
 
         Raises
         ------
         WorkerError
-            SLURM rejects them.
+            SLURM rejects the jobs.
         """
         if self._refused:
-            remedy = "correct the file; sbatch was asked with what it says"
+            remedy = "correct the file; its lines were passed to sbatch"
             raise WorkerError(f"SLURM refuses the jobs ({self._refused[0]})", slide=self._where, remedy=remedy)
         if self._cluster is not None and time.monotonic() > self._renewed + _RENEW_S:
             self._cluster.scale(jobs=self._config.jobs)

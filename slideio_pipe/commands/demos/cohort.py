@@ -177,13 +177,13 @@ def run_cohort_demo(
         f"exported {done.done + done.kept} of {done.slides} slides with {workers} workers ({done.seconds:.1f} s), "
         f"{done.warned} with a warning"
     )
-    _say_failures(done, {plan.name for plan in _plans(slides) if plan.broken}, say)
+    _print_failures(done, {plan.name for plan in _plans(slides) if plan.broken}, say)
     bags = sorted((folder / "bags").glob("*.bag.zarr"))
     layouts = [layout for layout in LAYOUTS if _convert(bags, layout, folder / layout, say, progress)]
     return {"folder": str(folder), "manifest": str(manifest), "layouts": layouts} | done.summary()
 
 
-def _say_failures(done: RunReport, expected: set[str], say: Say) -> None:
+def _print_failures(done: RunReport, expected: set[str], say: Say) -> None:
     for failure in done.failed:
         what = "as it should" if failure.slide in expected else "UNEXPECTEDLY"
         say(f"  {failure.slide} failed, {what}: {failure.error.reason}")

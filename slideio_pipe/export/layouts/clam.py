@@ -90,7 +90,7 @@ class Clam(Layout):
             "level_dim": size,
             "name": item.stem,
             "save_path": str(folder),
-        } | item.whose
+        } | item.patient_attributes
         if places.resampled:
             ratio = places.downsample[0]
             attributes["custom_downsample"] = int(ratio) if ratio.is_integer() else ratio

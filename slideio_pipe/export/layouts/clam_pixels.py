@@ -61,7 +61,7 @@ class ClamPixels(Layout):
             "downsample": np.array(places.downsample, np.float64),
             "level_dim": np.array(size, np.int64),
             "downsampled_level_dim": np.array(size, np.int64),
-        } | item.whose
+        } | item.patient_attributes
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write the table of labels, as with coordinates."""

@@ -55,7 +55,7 @@ class Item:
         return BagRow(self.stem, self.bag.name, self.label, self.patient)
 
     @property
-    def whose(self) -> dict[str, str]:
+    def patient_attributes(self) -> dict[str, str]:
         """The patient as an attribute beside coordinates, if known."""
         return {} if self.patient is None else {"patient": self.patient}
 

@@ -53,10 +53,10 @@ class Places:
             mpp, side = slide["mpp"], int(grid["tile_size"])
             stride = int(grid.get("stride") or side)
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"the bag does not tell where in the slide its tiles are ({error!r})"
+            reason = f"the bag does not record the positions of its tiles in the slide ({error!r})"
             raise ConfigError(reason, slide=bag.name, remedy="convert a bag of this package") from error
         if provenance.get("tile_draw") is not None or any((b, c, d, f)) or sx <= 0 or sy <= 0:
-            reason = "its tiles are augmented, and coordinates cannot tell how"
+            reason = "its tiles are augmented, which coordinates alone cannot describe"
             raise ConfigError(reason, slide=bag.name, remedy="convert the bag of the plain slide")
         if abs(sx / sy - 1) > _SQUARE:
             reason = f"its tiles are {side * sx:.0f} × {side * sy:.0f} px at level 0, and this layout has squares only"

@@ -1,4 +1,4 @@
-"""Any bags into any layout: what is wrong is said before anything is written."""
+"""The layouts by name, and their input, which is checked before anything is written."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ Sources = Bag | str | Path | Iterable[Bag | str | Path]
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What a conversion wrote."""
+    """Result of a conversion."""
 
     layout: str
-    paths: tuple[Path, ...]  # of every bag in turn, then of all together
+    paths: tuple[Path, ...]  # files of each bag in order, then files shared by all bags
     bags: int
     tiles: int
-    left_out: tuple[str, ...]  # bags without a tile, where the layout has no file for them
-    kept: int = 0  # bags that a run before had converted
-    failed: tuple[TileFailure, ...] = ()  # of several bags
-    failures: Path | None = None  # the list of them
+    left_out: tuple[str, ...]  # bags without tiles, if the layout writes no file for them
+    kept: int = 0  # bags that an earlier run converted
+    failed: tuple[TileFailure, ...] = ()  # failed bags, if several were converted
+    failures: Path | None = None  # CSV file that lists them
 
 
 def layout_of(to: str) -> Layout:
-    """Return a layout that can be written here.
+    """Return the layout of this name, after a check that its packages are installed.
 
     Raises
     ------
     ConfigError
-        There is none of that name.
+        No layout has that name.
     MissingExtraError
         A package that it needs is not installed.
     """
@@ -74,7 +74,7 @@ def layout_of(to: str) -> Layout:
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What goes with bags into a layout."""
+    """Features and labels that are written with the bags."""
 
     to: str
     features: Any = None
@@ -89,12 +89,12 @@ class Extras:
             raise ConfigError(f"{self.to} has no place for {{instance_labels=}}", remedy="convert to torchmil")
 
     def item(self, bag: Bag, row: BagRow, kind: LabelType, threads: int, *, many: bool) -> Item:
-        """Return a bag with what goes with it.
+        """Return a bag with its features and labels.
 
         Raises
         ------
         ConfigError
-            Something is missing, or not one row for each tile.
+            Features or labels are missing, or do not have one row per tile.
         """
         labels, stem = self.instance_labels, row.stem
         return Item(
@@ -110,7 +110,7 @@ class Extras:
         )
 
     def _features(self, bag: Bag, stem: str, *, many: bool) -> NDArray[Any] | None:
-        """Return the features that were given, else those that the encoder left beside the pixels."""
+        """Return the given features, else those that are stored in the bag under the encoder's name."""
         if self.features is not None:
             return read_features(self.features, stem, len(bag), many=many)
         there = bag.encoders if isinstance(bag, StoredBag) else ()

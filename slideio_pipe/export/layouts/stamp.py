@@ -57,7 +57,7 @@ class Stamp(Layout):
                 "code_hash": f"slideio-pipe-{package_versions().get('slideio-pipe', '')}",
                 "feat_type": "tile",
             }
-            | item.whose,
+            | item.patient_attributes,
         )
 
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:

@@ -84,7 +84,7 @@ class Trident(Layout):
             "level0_width": places.slide_size.width,
             "level0_height": places.slide_size.height,
             **rounded_corners(places),
-        } | item.whose
+        } | item.patient_attributes
 
 
 def magnifications(places: Places, name: str) -> tuple[float, float]:

@@ -147,7 +147,7 @@ def resized(tiles: Tensor, side: int, interpolation: Interpolation) -> Tensor:
     """
     _, _, height, width = tiles.shape
     if height != width:
-        raise ConfigError(f"tiles of {width}×{height} px, and encoders take squares", remedy="lay square tiles")
+        raise ConfigError(f"tiles of {width}×{height} px, and encoders take squares", remedy="use square tiles")
     if width == side:
         return tiles
     if tiles.device.type == "cpu":

@@ -95,7 +95,7 @@ class TorchMilModel(BagModel):
             return inputs
         if coords is None:
             name = type(self.model).__name__
-            raise ConfigError(f"{name} needs to know where tiles lie", remedy="give it the bag's coordinates")
+            raise ConfigError(f"{name} needs the positions of tiles", remedy="pass the coordinates of the bag")
         grid = grid_of(np.asarray(coords))
         if "adj" in self._takes:
             inputs["adj"] = _neighbours(grid, features)

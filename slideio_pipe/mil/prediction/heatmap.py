@@ -144,5 +144,5 @@ def _check_within(scores: TileScores, slide: Slide) -> None:
         return
     corners = scores.corners_level0()
     if (corners.max(1) <= 0).any() or (corners.min(1) >= np.array(slide.dimensions)).any():
-        reason = f"tiles of {scores.slide} lie outside of it ({slide.dimensions.width}×{slide.dimensions.height} px)"
+        reason = f"tiles of {scores.slide} are outside it ({slide.dimensions.width}×{slide.dimensions.height} px)"
         raise ConfigError(reason, slide=slide.name, remedy="pass the slide that was predicted")

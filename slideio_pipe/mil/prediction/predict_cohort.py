@@ -11,7 +11,7 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
-from slideio_pipe.cohort.names import stem_of
+from slideio_pipe.cohort.names import file_stem
 from slideio_pipe.cohort.slide_files import files_in
 from slideio_pipe.cohort.table import columns_of, csv_bytes
 from slideio_pipe.errors import (
@@ -232,7 +232,7 @@ class _Pictures:
                 files.append("tiles.png")
             if self.pyramid:
                 if opened is None:
-                    reason = "a pyramid needs the slide, and nothing says where it is"
+                    reason = "a pyramid needs the slide, and its path is unknown"
                     raise ConfigError(reason, slide=slide.name, remedy="pass {slides=…} with the folder of the slides")
                 target = folder / "heatmap.ome.tif"
                 prediction.save_pyramid(opened, target, scores=self.scores, overwrite=True, progress=False)
@@ -284,7 +284,7 @@ def _slides_of(folder: str | Path | None) -> dict[str, Path]:
     found = files_in(Path(folder).expanduser())
     if not found:
         raise ConfigError("no slides are there", slide=str(folder), remedy="check the path")
-    return {name: path for path in found for name in (path.name, stem_of(path.name))}
+    return {name: path for path in found for name in (path.name, file_stem(path.name))}
 
 
 def _folders(cohort: Cohort, place: Path | None) -> list[Path | None]:
@@ -300,7 +300,7 @@ def _folders(cohort: Cohort, place: Path | None) -> list[Path | None]:
     names = [stem(slide.name).replace("/", "_") for slide in cohort]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        remedy = 'tell them apart by the column "name"'
+        remedy = 'give them different names in the column "name"'
         raise ConfigError(f"several slides would be written to {place / twice[0]}", remedy=remedy)
     return [place / name for name in names]
 

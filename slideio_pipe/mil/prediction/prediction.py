@@ -38,7 +38,7 @@ class Prediction:
     """
 
     slide: str  # its name
-    said: dict[str, Any]  # columns of predictions.csv: class and probabilities, number, or risk
+    result: dict[str, Any]  # columns of predictions.csv: class and probabilities, number, or risk
     logits: NDArray[np.float64]  # (outputs,)
     attention: NDArray[np.float64]  # (N,), sums to 1: the share of each tile
     instances: NDArray[np.float64] | None  # (N, columns): prediction for each tile alone
@@ -58,6 +58,11 @@ class Prediction:
         return len(self.attention)
 
     @property
+    def said(self) -> dict[str, Any]:
+        """The former name of ``result``."""
+        return self.result
+
+    @property
     def default_scores(self) -> Scores:
         """Attention, or the tiles' own predictions if attention is equal for all tiles (mean pooling)."""
         flat = float(self.attention.max()) - float(self.attention.min()) <= 1e-6 * float(self.attention.max())
@@ -68,7 +73,7 @@ class Prediction:
         """The column of ``instances`` for the instance score: the second of two classes, else the predicted one."""
         if not isinstance(self.task, Classification) or len(self.task.classes) == 2:
             return len(self.instance_names) - 1
-        return self.task.classes.index(self.said["predicted"])
+        return self.task.classes.index(self.result["predicted"])
 
     def scores(self, kind: Scores | None = None) -> NDArray[np.float64]:
         """Return one score per tile, (N,).
@@ -109,7 +114,7 @@ class Prediction:
             They are unknown.
         """
         if self.coords is None or self.tile_size is None:
-            reason = f"nothing says where its tiles lie{'' if self.coords is None else ' or how large they are'}"
+            reason = "positions of its tiles are unknown" if self.coords is None else "size of its tiles is unknown"
             remedy = (
                 "predict from the slide, its bag or features with places; for places in µm, pass {slides=…} or its mpp"
             )
@@ -136,7 +141,7 @@ class Prediction:
         return TileScores(self.slide, values, scale, coords, side, self.affine, self._title(), self.tissue)
 
     def _title(self) -> str:
-        text = f"predicted {self.sentence()}" if "predicted" in self.said else self.sentence()
+        text = f"predicted {self.sentence()}" if "predicted" in self.result else self.sentence()
         if not isinstance(self.task, Classification | Regression) or self.label is None:
             return text
         return f"{text}, label {self.label}"
@@ -211,12 +216,12 @@ class Prediction:
 
     def sentence(self) -> str:
         """Return the prediction of the slide in one line."""
-        return sentence(self.said, self.task)
+        return sentence(self.result, self.task)
 
     def row(self) -> dict[str, Any]:
         """Return its row of ``predictions.csv``."""
         known = {"slide": self.slide, "patient": self.patient or "", "label": "" if self.label is None else self.label}
-        return known | self.said | {"tiles": len(self)}
+        return known | self.result | {"tiles": len(self)}
 
     def summary(self) -> dict[str, Any]:
         """Return it as JSON values, without the tiles."""
@@ -235,7 +240,7 @@ def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.searchsorted(np.sort(values), values, side="right") / max(1, len(values))
 
 
-def sentence(said: dict[str, Any], task: Task) -> str:
+def sentence(result: dict[str, Any], task: Task) -> str:
     """Return a prediction in one line.
 
     >>> from slideio_pipe.mil.tasks import Survival
@@ -243,14 +248,14 @@ def sentence(said: dict[str, Any], task: Task) -> str:
     'risk 0.25'
     """
     if isinstance(task, Classification):
-        name = str(said["predicted"])
-        chance = float(said[f"probability_{name}"])
+        name = str(result["predicted"])
+        chance = float(result[f"probability_{name}"])
         # Never "100 %": no model is certain.
         shown = "> 99.9 %" if chance > 0.9995 else f"{chance:.1%}".replace("%", " %")
         return f"{name} ({shown})"
     if isinstance(task, Regression):
-        return f"{said['predicted']:.4g}"
-    return f"risk {said['risk']:.4g}"
+        return f"{result['predicted']:.4g}"
+    return f"risk {result['risk']:.4g}"
 
 
 def checked_scores(kind: Any) -> Scores | None:

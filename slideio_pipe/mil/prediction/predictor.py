@@ -186,7 +186,7 @@ class Predictor:
         instances = None if out.instances is None else out.instances.double().cpu()
         names, values = self._instances(instances)
         return Prediction(
-            said=self.task.predict(out.logits.cpu()),
+            result=self.task.predict(out.logits.cpu()),
             logits=out.logits.double().cpu().numpy(),
             attention=out.attention.double().cpu().numpy(),
             instances=values,

@@ -69,9 +69,9 @@ class FlatBackend(NumpyBackend):
             image = pyvips.Image.new_from_source(source, "", access="random", fail_on="truncated")
         except pyvips.Error as error:
             raise UnsupportedSlideError(
-                "no reader knows this format",
+                "no reader can open this format",
                 slide=path.name,
-                remedy="slideio-pipe doctor lists what opens; is it a slide at all?",
+                remedy="check that it is a slide; slideio-pipe doctor lists the formats that can be opened",
             ) from error
         self._image = as_rgb(image, slide=path.name)
         size = Size(image.width, image.height)

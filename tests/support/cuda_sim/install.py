@@ -80,7 +80,7 @@ def install(library: Path) -> None:
 
 
 def _replacements() -> dict[str, Any]:
-    """Return what takes the place of parts of torch.cuda; random numbers of the device are not simulated."""
+    """Return the replacements of parts of torch.cuda; random numbers of the device are not simulated."""
     return {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,

@@ -1,4 +1,4 @@
-"""Device memory as torch's caching allocator hands it out, and page-locked host memory."""
+"""Device memory as torch's caching allocator manages it, and page-locked host memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ real_empty = torch.empty
 
 
 class Block:
-    """Memory of one stream; what is freed goes to the next tensor of that stream, without a wait."""
+    """Memory of one stream; freed memory is used for the next tensor of that stream, without a wait."""
 
     def __init__(self, size: int, stream: Stream) -> None:
         self.size, self.stream = size, stream
@@ -43,7 +43,7 @@ class Memory:
         self._page_locked: dict[int, Tensor] = {}  # kept, so that no address comes again
 
     def take(self, size: int, stream: Stream) -> Block:
-        """Return a block for a stream: one that was freed before, if there is one."""
+        """Return a block for a stream: a freed one, if there is one."""
         size = max(ROUND_TO, -(-size // ROUND_TO) * ROUND_TO)
         with self._sim.lock:
             self._sim.contexts.add(stream.device_index)
@@ -54,7 +54,7 @@ class Memory:
             return block
 
     def free(self, block: Block) -> None:
-        """Take a block back: at once, or when the other streams have come past this point."""
+        """Take a block back: at once, or when the other streams have passed this point."""
         with self._sim.lock:
             others = block.other_streams - {block.stream}
             if not others:

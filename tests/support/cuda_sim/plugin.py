@@ -26,7 +26,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def simulated_cuda(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Begin anew, and find no race and no context on a device that nothing was asked of."""
+    """Reset the simulation; check for races, and for contexts on devices that were not used."""
     sim = reset(*request.param)
     yield
     assert not sim.races, f"{len(sim.races)} races; the first: {sim.races[0]}"

@@ -1,4 +1,4 @@
-"""Streams, events and the current device, as in torch.cuda; what is queued is computed when the policy wants it."""
+"""Streams, events and the current device, as in torch.cuda; the policy decides when queued work is computed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STEPS = (0, 0, 1, 3, 8)  # of "random": how much is computed whenever something
 
 
 class Simulation:
-    """Everything that one test does with the devices.
+    """State of the devices in one test.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Simulation:
         return getattr(self.thread, "device", 0)
 
     def step(self) -> None:
-        """Compute what the policy wants, after something was queued."""
+        """Compute what the policy selects, after something was queued."""
         if self.policy == "eager":
             for each in list(self.streams.values()):
                 each.run_until(each.issued)
@@ -148,7 +148,7 @@ class Stream:
         return self.done >= self.issued
 
     def wait_event(self, event: Event) -> None:
-        """Have what is queued from now on wait for an event."""
+        """Make work that is queued from now on wait for an event."""
         event.wait(self)
 
     def record_event(self, event: Event | None = None) -> Event:
@@ -158,7 +158,7 @@ class Stream:
         return event
 
     def wait_stream(self, other: Stream) -> None:
-        """Have what is queued from now on wait for another stream."""
+        """Make work that is queued from now on wait for another stream."""
         self.wait_event(other.record_event())
 
 
@@ -184,7 +184,7 @@ class Event:
             sim.sanitizer._handle_event_record(self._number, stream.cuda_stream)
 
     def wait(self, stream: Stream | None = None) -> None:
-        """Have a stream wait for the mark."""
+        """Make a stream wait for the mark."""
         stream = current_stream() if stream is None else stream
         if self._mark is not None:
             with simulation().lock:

@@ -72,7 +72,7 @@ def allocate(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, ind
 
 
 def launch(index: int, name: str, work: Callable[[], object], reads: list[Any], writes: list[Any]) -> Stream:
-    """Queue work on the current stream of a device, and have the sanitizer look for races."""
+    """Queue work on the current stream of a device, and let the sanitizer check for races."""
     sim, stream = simulation(), current_stream(index)
     read, written = ({id(t.owner.block) for t in tensors} for tensors in (reads, writes))
     with sim.lock:
@@ -176,7 +176,7 @@ def _result_shapes(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _key(value: Any) -> Any:
-    """Return what of an argument decides about shapes, hashable."""
+    """Return the parts of an argument that decide shapes, hashable."""
     if isinstance(value, Tensor):
         return value.dtype, tuple(value.shape), value.stride()
     if isinstance(value, list | tuple):
@@ -205,7 +205,7 @@ def _uploaded(value: Any, index: int) -> Any:
 
 
 def copy(goal: Tensor, source: Tensor, non_blocking: bool) -> Tensor:
-    """Queue a copy; only page-locked host memory lets one run beside the CPU, and only when it is asked for."""
+    """Queue a copy; it runs beside the CPU only on request and with page-locked host memory."""
     page_locked = simulation().memory.is_page_locked
     if isinstance(goal, SimulatedTensor) and isinstance(source, SimulatedTensor):
         if goal.index != source.index:

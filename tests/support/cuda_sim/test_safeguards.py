@@ -1,4 +1,4 @@
-"""The test of the test: without any one of the package's safeguards the simulated CUDA computes something wrong."""
+"""A test of the simulation: without any one of the package's safeguards a result is wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.one_order]
 
 
 class Safeguard(NamedTuple):
-    """A line that keeps threads, streams and devices in order, and the same line without it."""
+    """A line that keeps threads, streams and devices in order, and its replacement."""
 
     name: str
     owner: type
@@ -98,7 +98,7 @@ def bag() -> MemoryBag:
 
 
 def streamed() -> None:
-    """Deliver tiles to the second device, and use each batch behind other work."""
+    """Deliver tiles to the second device, and use each batch after other work."""
     source, device, sums = bag(), torch.device("cuda", 1), []
     for batch in sp.stream(source, device=device, normalize=sp.Normalize(0.0, 1.0, rescale=1.0), batch_size=4):
         sums.append(batch.tiles.float().sum((1, 2, 3)))
@@ -126,14 +126,14 @@ def checked(run: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("run", [streamed, encoded])
-def test_with_all_safeguards(run: Callable[[], None]) -> None:
-    """Everything is right."""
+def test_with_all_safeguards_results_are_right(run: Callable[[], None]) -> None:
+    """On every path."""
     checked(run)
 
 
 @pytest.mark.parametrize("guard", SAFEGUARDS, ids=lambda guard: guard.name)
-def test_without_a_safeguard(guard: Safeguard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something is wrong, whichever is missing."""
+def test_without_a_safeguard_results_are_wrong(guard: Safeguard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each of them."""
     monkeypatch.setattr(guard.owner, guard.method, changed(guard))
     with pytest.raises(AssertionError):  # noqa: PT012
         checked(streamed)
