@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,17 +14,17 @@ import zarr
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError, UnsupportedSlideError
-from slideio_pipe.geometry import Pyramid, Rect, Size
+from slideio_pipe.geometry import Pyramid, Size
 from slideio_pipe.images.vips import as_rgb, to_rgb
-from slideio_pipe.images.virtual_tiff import VirtualTiff
+from slideio_pipe.images.virtual_tiff import ReadTile
 from slideio_pipe.slides.backends import ngff
-from slideio_pipe.slides.backends.base import Facts, StoredTiles
+from slideio_pipe.slides.backends.base import Backend, Facts, VirtualBackend
 from slideio_pipe.slides.backends.levels import place_levels
 
 _TILE = Size(512, 512)
 
 
-class NumpyBackend:
+class NumpyBackend(Backend):
     """A (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 array as a one-level slide; the array is shared, not copied."""
 
     name = "array"
@@ -48,16 +47,6 @@ class NumpyBackend:
         """Raise KeyError: an array has no label, macro or thumbnail."""
         raise KeyError(name)
 
-    def stored_tiles(self, level: int) -> StoredTiles | None:
-        """Return None: there are no JPEG tiles."""
-        del level
-        return None
-
-    def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
-        """Return None: libvips reports every failure here, every time."""
-        del level, rect, pixels
-        return None
-
 
 class FlatBackend(NumpyBackend):
     """A PNG, JPEG, WebP or other flat image as a one-level slide; decoded whole at the first access to pixels."""
@@ -78,12 +67,13 @@ class FlatBackend(NumpyBackend):
         self.facts = Facts(self.name, _flat_vendor(image), Pyramid((size,)), (_clip(_TILE, *size),))
 
 
-class ZarrBackend:
+class ZarrBackend(VirtualBackend):
     """A zarr array or an OME-Zarr multiscales group as a slide; chunks are read when libvips requests tiles."""
 
     name = "array"
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._slide = path.name
         try:
             node: Any = zarr.open(str(path), mode="r")
@@ -108,8 +98,6 @@ class ZarrBackend:
         stored = [Size(*(int(a.chunks[axes.index(axis)]) for axis in "xy")) for a in image.arrays]
         placed = place_levels(sizes, image.downsamples, stored, self._slide)
         self._arrays = [image.arrays[index] for index in placed.kept]
-        self._levels: dict[int, VirtualTiff] = {}
-        self._lock = threading.Lock()
         self.facts = Facts(
             backend=self.name,
             vendor="ome-zarr" if is_group else "zarr",
@@ -119,26 +107,12 @@ class ZarrBackend:
             associated=tuple(self._associated),
         )
 
-    def level_image(self, level: int) -> Any:
-        with self._lock:
-            if level not in self._levels:
-                size, tile = self.facts.pyramid.levels[level], self.facts.tile_sizes[level]
-                self._levels[level] = VirtualTiff(size, tile, partial(self._read_tile, level))
-            return self._levels[level].image
-
     def associated_image(self, name: str) -> Any:
         """Return the lazy label or macro of a group written by bioformats2raw; raise KeyError without one."""
         return self._associated[name].level_image(0)
 
-    def stored_tiles(self, level: int) -> StoredTiles | None:
-        """Return None: there are no JPEG tiles."""
-        del level
-        return None
-
-    def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
-        del pixels
-        virtual = self._levels.get(level)
-        return None if virtual is None else virtual.failure(rect)
+    def _tile_reader(self, level: int) -> ReadTile:
+        return partial(self._read_tile, level)
 
     def _read_tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
         tile = self.facts.tile_sizes[level]

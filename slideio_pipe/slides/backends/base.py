@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
+from slideio_pipe.images.virtual_tiff import ReadTile, VirtualTiff
 
 # No microscope has a coarser resolution: 352.78 µm is the 72 dpi that image software writes by default.
 MAX_PLAUSIBLE_MPP = 20.0
@@ -86,11 +89,40 @@ class Backend(Protocol):
         """Return the lazy image of a label, macro or thumbnail page."""
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
-        """Return the level's own JPEG tiles, or None; always the same object."""
+        """Return the level's own JPEG tiles, always the same object; None, the default, if there are none."""
+        del level
+        return None
 
     def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
         """Return why ``pixels``, just fetched from ``rect`` (level px), are wrong, or None if they are correct.
 
         libvips gets no error from our decoders, and reports its own failures once: afterwards it returns a tile that
-        it could not decode as black. So callers check here after every fetch.
+        it could not decode as black. So callers check here after every fetch. By default None: every failure is
+        reported, every time.
         """
+        del level, rect, pixels
+        return None
+
+
+class VirtualBackend(Backend):
+    """A backend whose levels are decoded tile by tile, when libvips requests tiles."""
+
+    def __init__(self) -> None:
+        self._levels: dict[int, VirtualTiff] = {}
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def _tile_reader(self, level: int) -> ReadTile:
+        """Return the function that decodes a tile of a level."""
+
+    def level_image(self, level: int) -> Any:
+        with self._lock:
+            if level not in self._levels:
+                size, tile = self.facts.pyramid.levels[level], self.facts.tile_sizes[level]
+                self._levels[level] = VirtualTiff(size, tile, self._tile_reader(level))
+            return self._levels[level].image
+
+    def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
+        del pixels
+        virtual = self._levels.get(level)
+        return None if virtual is None else virtual.failure(rect)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe.errors import CorruptSlideError, IncompleteSlideWarning, UnsupportedSlideError, warn_caller
-from slideio_pipe.geometry import Mpp, Rect, Size
+from slideio_pipe.geometry import Mpp, Size
 from slideio_pipe.images.vips import to_rgb
-from slideio_pipe.images.virtual_tiff import VirtualTiff
-from slideio_pipe.slides.backends.base import Facts, StoredTiles
+from slideio_pipe.images.virtual_tiff import ReadTile, VirtualTiff
+from slideio_pipe.slides.backends.base import Facts, VirtualBackend
 from slideio_pipe.slides.backends.dicom_header import Instance, is_dicom, read_series, why_not
 from slideio_pipe.slides.backends.levels import UNKNOWN_TILE, place_levels
 
@@ -34,16 +34,15 @@ def detect(path: Path) -> str | None:
     return None if vendor is None else str(vendor)
 
 
-class OpenSlideBackend:
+class OpenSlideBackend(VirtualBackend):
     """A slide read by OpenSlide, tile by tile, when libvips requests tiles."""
 
     name = "openslide"
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._handle = _Handle(path)
-        self._levels: dict[int, VirtualTiff] = {}
         self._associated: dict[str, VirtualTiff] = {}
-        self._lock = threading.Lock()
         try:
             self.facts, self._stored = _read_facts(self._handle.slide, path)
         except UnsupportedSlideError:
@@ -55,13 +54,9 @@ class OpenSlideBackend:
                 remedy="copy the slide again",
             ) from error
 
-    def level_image(self, level: int) -> Any:
-        with self._lock:
-            if level not in self._levels:
-                size, tile = self.facts.pyramid.levels[level], self.facts.tile_sizes[level]
-                stored = self._stored[level]
-                self._levels[level] = VirtualTiff(size, tile, partial(_read_tile, self._handle, stored, size, tile))
-            return self._levels[level].image
+    def _tile_reader(self, level: int) -> ReadTile:
+        size, tile = self.facts.pyramid.levels[level], self.facts.tile_sizes[level]
+        return partial(_read_tile, self._handle, self._stored[level], size, tile)
 
     def associated_image(self, name: str) -> Any:
         with self._lock:
@@ -71,16 +66,6 @@ class OpenSlideBackend:
                 read = partial(_read_associated, self._handle, name)
                 self._associated[name] = VirtualTiff(Size(width, height), tile, read)
             return self._associated[name].image
-
-    def stored_tiles(self, level: int) -> StoredTiles | None:
-        """Return None: OpenSlide does not return encoded bytes."""
-        del level
-        return None
-
-    def failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> BaseException | None:
-        del pixels
-        virtual = self._levels.get(level)
-        return None if virtual is None else virtual.failure(rect)
 
 
 class _Handle:
