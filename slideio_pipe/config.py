@@ -55,10 +55,7 @@ def validated(record: type[R], where: str | None, values: Mapping[str, Any], rem
 def read_yaml(path: str | Path, remedy: str) -> Any:
     """Return the contents of a YAML file.
 
-    Raises
-    ------
-    ConfigError
-        The file cannot be read or is not YAML; ``remedy`` points to an example.
+    Raise ConfigError if the file cannot be read or is not YAML; ``remedy`` points to an example.
     """
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -72,10 +69,7 @@ def read_yaml(path: str | Path, remedy: str) -> Any:
 def load_record(record: type[R], path: str | Path, remedy: str, others: Sequence[str] = ()) -> R:
     """Return a validated record from YAML; keys in ``others`` are ignored, ``remedy`` points to an example.
 
-    Raises
-    ------
-    ConfigError
-        The file is missing, is not a YAML mapping, or has unknown keys or impossible values.
+    Raise ConfigError if the file is missing, is not a YAML mapping, or has unknown keys or impossible values.
     """
     values = read_yaml(path, remedy)
     if not isinstance(values, Mapping | None):

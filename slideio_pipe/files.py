@@ -83,10 +83,7 @@ def sync_folder(path: Path) -> None:
 def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Write a file that survives a power cut when this returns, its name apart; its folder is made.
 
-    Raises
-    ------
-    OSError
-        The disk refuses.
+    Raise OSError if the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
@@ -97,10 +94,7 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
 def put_in_place(partial: Path, path: Path) -> None:
     """Rename a file that is whole, in place of the one that is there; contents and name survive a power cut.
 
-    Raises
-    ------
-    OSError
-        The disk refuses; the file that was there is still there.
+    Raise OSError if the disk refuses; the file that was there is still there.
     """
     _sync(partial)
     rename(partial, path)
@@ -111,11 +105,7 @@ def put_folder_in_place(partial: Path, path: Path, replaced: Path) -> None:
     """Rename a folder that is whole; its names, and its own, survive a power cut, its files as far as they are synced.
 
     A folder cannot be renamed onto another: one that is there is called ``replaced`` then, and the caller removes it.
-
-    Raises
-    ------
-    OSError
-        The disk refuses; the folder that was there is still there.
+    Raise OSError if the disk refuses; the folder that was there is still there.
     """
     for folder, _, _ in os.walk(partial, topdown=False):
         sync_folder(Path(folder))
@@ -135,10 +125,7 @@ def put_folder_in_place(partial: Path, path: Path, replaced: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the name of a file to write, ``<path>.partial``, which becomes ``path`` when it is whole and durable.
 
-    Raises
-    ------
-    OutputError
-        The disk refuses.
+    Raise OutputError if the disk refuses.
     """
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
@@ -190,12 +177,7 @@ def replacing_folder(path: Path, partial: Path | None = None) -> Iterator[Path]:
 def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
     """Write a file whole or not at all.
 
-    Raises
-    ------
-    OutputExistsError
-        It is there, and ``overwrite`` is False.
-    OutputError
-        The disk refuses.
+    Raise OutputExistsError if it is there, and ``overwrite`` is False; OutputError if the disk refuses.
     """
     if path.exists() and not overwrite:
         raise OutputExistsError("already there", slide=str(path), remedy="pass {overwrite=True} or another path")
@@ -209,13 +191,7 @@ def _sync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for outputs, and those above it.
-
-    Raises
-    ------
-    OutputError
-        It cannot be made.
-    """
+    """Make a folder for outputs, and those above it; raise OutputError if it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

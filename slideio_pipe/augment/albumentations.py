@@ -134,10 +134,7 @@ def verdict(transform: Any) -> Verdict:
 def adopted(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     """Return the steps of one transform of albumentationsxl or a user, drawn from ``rng``.
 
-    Raises
-    ------
-    ConfigError
-        The transform or one of its options is refused, or it cannot be serialised.
+    Raise ConfigError if the transform or one of its options is refused, or it cannot be serialised.
     """
     name, judged = type(transform).__name__, verdict(transform)
     if judged.kind == "refused":

@@ -23,12 +23,8 @@ def run_opaque(image: Any, operation: Opaque) -> Any:
 
     Randomness comes from the global generators: Python's ``random``, NumPy's ``np.random`` and, where torch is loaded,
     torch's. They are seeded for the call and restored after it. A private generator of the transform
-    (``np.random.default_rng()``) is refused if detected: two runs with one seed would differ.
-
-    Raises
-    ------
-    ConfigError
-        It uses a private generator, or changes the size or the format.
+    (``np.random.default_rng()``) is refused if detected: two runs with one seed would differ. Raise ConfigError if it
+    uses a private generator, or changes the size or the format.
     """
     import albumentationsxl  # takes 3 s to import: only when needed
 

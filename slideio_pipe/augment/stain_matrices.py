@@ -44,10 +44,8 @@ def complete_basis(stains: ArrayLike) -> NDArray[np.float64]:
 def named_basis(basis: str | ArrayLike, owner: str) -> NDArray[np.float64]:
     """Return the (3, 3) basis for "hed", "macenko" or an array.
 
-    Raises
-    ------
-    ConfigError
-        The name is unknown, or the array is not (3, 3) numbers or is singular; the message names ``owner``.
+    Raise ConfigError if the name is unknown, or the array is not (3, 3) numbers or is singular; the message names
+    ``owner``.
     """
     if not isinstance(basis, str):
         return checked_basis(basis, owner)

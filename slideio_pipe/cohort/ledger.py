@@ -162,10 +162,7 @@ def settings_digest(settings: Mapping[str, Any], slide: CohortSlide) -> str:
 def fingerprint(path: Path) -> str:
     """Return sixteen hex digits that identify a slide's file; for a folder, from its files' names and sizes.
 
-    Raises
-    ------
-    OSError
-        It cannot be read.
+    Raise OSError if it cannot be read.
     """
     if not path.is_dir():
         if not path.is_file() and path.exists():  # opening a pipe would wait for a writer

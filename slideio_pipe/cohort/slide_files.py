@@ -30,12 +30,8 @@ def is_collection(source: Path) -> bool:
 def slides_in(source: Path) -> list[Path] | None:
     """Return the slides of a folder or of a pattern, in order, each once; None for anything else.
 
-    If a folder has no slides, all its subfolders are searched.
-
-    Warns
-    -----
-    PartsWarning
-        Subfolders were searched, or contain slides that are left out; several files are one slide.
+    If a folder has no slides, all its subfolders are searched. Warn with PartsWarning if subfolders were searched or
+    contain slides that are left out, or if several files are one slide.
     """
     found = files_in(source)
     return None if found is None else slides_of(found)
@@ -66,10 +62,7 @@ def files_in(source: Path) -> list[Path] | None:
 def slides_of(paths: Sequence[Path]) -> list[Path]:
     """Return one path per slide: the largest file of a DICOM series, without files that belong to another slide.
 
-    Warns
-    -----
-    PartsWarning
-        Several of the paths are one slide.
+    Warn with PartsWarning if several of the paths are one slide.
     """
     whole = without_companions(paths)
     series = dicom_series(whole)

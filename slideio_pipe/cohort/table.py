@@ -32,14 +32,8 @@ def read_table(path: Path) -> Table:
     """Return the rows of a CSV, or of a Parquet file by its ending; empty lines are skipped.
 
     CLAM's columns ``slide_id`` and ``case_id`` are also returned as "slide" and "patient", unless the table has columns
-    of these names.
-
-    Raises
-    ------
-    ConfigError
-        It cannot be read, is empty, or has rows with more cells than the header.
-    MissingExtraError
-        It is Parquet and pyarrow is not installed.
+    of these names. Raise ConfigError if it cannot be read, is empty, or has rows with more cells than the header;
+    MissingExtraError if it is Parquet and pyarrow is not installed.
     """
     return _with_our_names(_read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path))
 
@@ -47,12 +41,8 @@ def read_table(path: Path) -> Table:
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
     """Write a table as CSV, or as Parquet by its ending; complete or not at all, replacing an existing file.
 
-    Raises
-    ------
-    OutputError
-        The file cannot be written.
-    MissingExtraError
-        The ending is Parquet's and pyarrow is not installed.
+    Raise OutputError if the file cannot be written, MissingExtraError if the ending is Parquet's and pyarrow is not
+    installed.
     """
     write_file(path, _encoded(path, header, rows), overwrite=True)
 

@@ -75,10 +75,7 @@ def train(
 def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
     """Return settings with some replaced, each given as "section.key=value" with a value in YAML.
 
-    Raises
-    ------
-    ConfigError
-        There is no such setting, or the value is invalid.
+    Raise ConfigError if there is no such setting, or the value is invalid.
     """
     from slideio_pipe.config import checked
     from slideio_pipe.mil.config import TrainConfig

@@ -26,10 +26,7 @@ class ExportConfig(Record):
 def load_config(path: str | Path) -> ExportConfig:
     """Read an export configuration from YAML; missing keys have their defaults.
 
-    Raises
-    ------
-    ConfigError
-        The file is missing, is not a YAML mapping, or has unknown keys or impossible values.
+    Raise ConfigError if the file is missing, is not a YAML mapping, or has unknown keys or impossible values.
     """
     return load_record(ExportConfig, path, "see configs/export.yaml")
 
@@ -37,10 +34,8 @@ def load_config(path: str | Path) -> ExportConfig:
 def export_config(source: ExportConfig | str | Path | Mapping[str, Any] | None) -> ExportConfig:
     """Return an export configuration from a record, a YAML file, a dictionary, or None for the defaults.
 
-    Raises
-    ------
-    ConfigError
-        It is none of these, the file is missing or not a YAML mapping, or keys are unknown or values impossible.
+    Raise ConfigError if it is none of these, the file is missing or not a YAML mapping, or keys are unknown or values
+    impossible.
     """
     if isinstance(source, ExportConfig):
         return source

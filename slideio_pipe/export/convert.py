@@ -286,10 +286,7 @@ def _look_at(
 ) -> tuple[list[_StudyBag], list[tuple[str, SlideioPipeError]]]:
     """Open every bag once; return them, and the errors of those that cannot be converted.
 
-    Raises
-    ------
-    ConfigError
-        Two bags would be one file.
+    Raise ConfigError if two bags would be one file.
     """
     found: list[_StudyBag] = []
     refused: list[tuple[str, SlideioPipeError]] = []

@@ -77,12 +77,8 @@ class ImportWork:
     ) -> StoredBag:
         """Write the bag of one file, named after the slide if ``out`` is a folder.
 
-        ``mpps`` are ``slide_mpp`` and ``default_mpp`` of ``open_slide``; by default ``slide_mpp`` of this import.
-
-        Raises
-        ------
-        ConfigError
-            The tool is unknown, or no slide is named like the file.
+        ``mpps`` are ``slide_mpp`` and ``default_mpp`` of ``open_slide``; by default ``slide_mpp`` of this import. Raise
+        ConfigError if the tool is unknown, or no slide is named like the file.
         """
         readers: dict[str, Any] = {"clam": from_clam, "trident": from_trident}
         if self.source not in readers:
@@ -114,13 +110,7 @@ def import_cohort(work: ImportWork, cohort: Cohort, **settings: Any) -> RunRepor
 
 
 def slide_of(file: Path, slides: Path) -> Path:
-    """Return the slide whose name a file of coordinates has.
-
-    Raises
-    ------
-    ConfigError
-        There is none, or more than one.
-    """
+    """Return the slide whose name a file of coordinates has; raise ConfigError if there is none, or more than one."""
     if not slides.is_dir() or slides.suffix == ".zarr":
         return slides
     stem = _stem(file)

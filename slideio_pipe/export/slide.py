@@ -214,10 +214,7 @@ def _exists(target: Path) -> OutputExistsError:
 def _same(target: Path, bag: TileBag, pixels: Pixels) -> StoredBag:
     """Return the existing bag, if it would be written again unchanged.
 
-    Raises
-    ------
-    OutputExistsError
-        It is of another slide or of other settings, or is not a bag.
+    Raise OutputExistsError if it is of another slide or of other settings, or is not a bag.
     """
     codec = codec_for(pixels)
     about = {"codec": codec.name, **codec.pixels}
@@ -290,10 +287,7 @@ def plan_bag(
 def bag_path(slide: Slide, out: str | Path | None) -> Path:
     """Return the path of a slide's bag: ``out`` if it ends in .zarr, else a name from the slide below it.
 
-    Raises
-    ------
-    ConfigError
-        ``out`` is a file.
+    Raise ConfigError if ``out`` is a file.
     """
     folder = Path.cwd() if out is None else Path(out).expanduser()
     if folder.suffix == ".zarr":

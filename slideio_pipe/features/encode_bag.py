@@ -232,13 +232,7 @@ def encode_bag(
 
 
 def check_feature_dtype(dtype: str) -> torch.dtype:
-    """Return the dtype of features.
-
-    Raises
-    ------
-    ConfigError
-        The dtype is not supported.
-    """
+    """Return the dtype of features; raise ConfigError if the dtype is not supported."""
     if dtype not in DTYPES:
         raise ConfigError(f"features cannot be {dtype!r}", remedy=f"pass {{dtype={' or '.join(map(repr, DTYPES))}}}")
     return DTYPES[dtype]

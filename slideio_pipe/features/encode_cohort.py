@@ -207,10 +207,7 @@ def tile_config(config: Any, encoders: Iterable[Encoder]) -> LoaderConfig:
 def check_places(slides: Cohort, folder: Path | None) -> bool:
     """Return whether all sources are bags.
 
-    Raises
-    ------
-    ConfigError
-        Features are to be written beside pixels, and a source is not a bag on disk.
+    Raise ConfigError if features are to be written beside pixels, and a source is not a bag on disk.
     """
     slide = next((slide for slide in slides if not _is_bag(slide)), None)
     if slide is not None and folder is None:

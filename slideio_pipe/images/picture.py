@@ -180,12 +180,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 def picture_path(file: str | Path, *, overwrite: bool) -> Path:
     """Return the path of a picture to write.
 
-    Raises
-    ------
-    ConfigError
-        The ending is not that of a picture.
-    OutputExistsError
-        The file exists and may not be replaced.
+    Raise ConfigError if the ending is not that of a picture, OutputExistsError if the file exists and may not be
+    replaced.
     """
     path = Path(file).expanduser()
     if path.suffix.lower() not in PICTURES:

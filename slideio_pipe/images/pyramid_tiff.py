@@ -44,15 +44,8 @@ def save_pyramid(
     The file is written as a ``.partial`` sibling and renamed. Memory is libvips' strips of each level, for any image
     height. ``check`` is called before renaming and raises if some pixels could not be decoded, which libvips may not
     report. ``progress`` is called from another thread; an exception that it raises stops the writing and is raised.
-
-    Raises
-    ------
-    OutputExistsError
-        ``path`` exists and ``overwrite`` is False.
-    OutputError
-        The file cannot be written: folder, permission, space.
-    CorruptSlideError
-        The slide's pixels cannot be decoded.
+    Raise OutputExistsError if ``path`` exists and ``overwrite`` is False; OutputError if the file cannot be written:
+    folder, permission, space; CorruptSlideError if the slide's pixels cannot be decoded.
     """
     if path.exists() and not overwrite:
         raise OutputExistsError("is there already", slide=str(path), remedy="pass {overwrite=True}")

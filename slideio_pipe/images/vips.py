@@ -22,10 +22,7 @@ _WHITE = [255, 255, 255]
 def check_process() -> None:
     """Raise ForkError in a child forked after libvips was loaded: its threads did not survive the fork.
 
-    Raises
-    ------
-    ForkError
-        The next read would wait for a lock that is never released.
+    Raise ForkError if the next read would wait for a lock that is never released.
     """
     if os.getpid() != _LOADED_IN:
         raise ForkError(
@@ -37,10 +34,7 @@ def check_process() -> None:
 def as_rgb(image: Any, *, slide: str) -> Any:
     """Return a lazy 3-band uchar sRGB image: grey is repeated, alpha is flattened on white.
 
-    Raises
-    ------
-    UnsupportedSlideError
-        16-bit, floating point, multi-channel or CMYK pixels.
+    Raise UnsupportedSlideError for 16-bit, floating point, multi-channel or CMYK pixels.
     """
     if image.format != "uchar":
         raise UnsupportedSlideError(

@@ -68,10 +68,7 @@ class Checkpoints:
     def resume(self, training: Resumable) -> dict[str, Any] | None:
         """Load the last checkpoint into a training; return the position in its epoch, None at its beginning.
 
-        Raises
-        ------
-        ConfigError
-            It has other settings, or is not a checkpoint.
+        Raise ConfigError if it has other settings, or is not a checkpoint.
         """
         if not self.last.exists():
             if self.best.exists():  # it would be overwritten
@@ -144,10 +141,7 @@ class Checkpoints:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the contents of a checkpoint, on the CPU; no code in it is executed.
 
-    Raises
-    ------
-    ConfigError
-        It is not a checkpoint of this package.
+    Raise ConfigError if it is not a checkpoint of this package.
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)

@@ -115,10 +115,7 @@ def _in(division: Division) -> str:
 def try_model(cohort: Cohort, outputs: int, config: TrainConfig) -> None:
     """Refuse a model that does not work on the first bag of features, before the others are read.
 
-    Raises
-    ------
-    ConfigError
-        It cannot be made, or does not accept the bag.
+    Raise ConfigError if it cannot be made, or does not accept the bag.
     """
     source = cohort[0].source
     try:
@@ -143,12 +140,8 @@ def try_model(cohort: Cohort, outputs: int, config: TrainConfig) -> None:
 def made_fabric(fit: FitConfig) -> Any:
     """Return Lightning's Fabric for these settings, not launched yet.
 
-    Raises
-    ------
-    ConfigError
-        There is no such precision, accelerator, or number of devices.
-    MissingExtraError
-        A package of the extra is not installed: all are imported here, before hours are spent.
+    Raise ConfigError if there is no such precision, accelerator, or number of devices; MissingExtraError if a package
+    of the extra is not installed: all are imported here, before hours are spent.
     """
     for module in ("torchmetrics.functional", "tensorboard", "lightning_fabric.loggers"):
         require(module, "train")

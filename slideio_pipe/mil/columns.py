@@ -71,10 +71,7 @@ def read_column(
 ) -> list[float]:
     """Return the values of a column, NaN for empty cells.
 
-    Raises
-    ------
-    ConfigError
-        Cells are not empty and invalid; names their slides.
+    Raise ConfigError, which names the slides, if cells are invalid and not empty.
     """
     values = [read(cell) for cell in cells]
     found = [
@@ -98,13 +95,7 @@ def _remedy(cells: Sequence[Any]) -> str:
 
 
 def refuse_missing(slides: Sequence[CohortSlide], missing: Sequence[bool], column: str) -> None:
-    """Refuse to train on slides with an empty cell in a column.
-
-    Raises
-    ------
-    ConfigError
-        There are such slides.
-    """
+    """Refuse to train on slides with an empty cell in a column; raise ConfigError if there are such slides."""
     names = [slide.name for slide, is_missing in zip(slides, missing, strict=True) if is_missing]
     if names:
         shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -133,13 +133,7 @@ def _refuse_slides(cohort: Cohort) -> None:
 
 
 def task_for(train: Cohort, config: TrainConfig) -> Task:
-    """Return the task of the training slides.
-
-    Raises
-    ------
-    ConfigError
-        Their labels are not suitable.
-    """
+    """Return the task of the training slides; raise ConfigError if their labels are not suitable."""
     task = config.task
     if task.kind == "regression":
         return Regression.of(list(train), column=task.label)

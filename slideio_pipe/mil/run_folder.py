@@ -15,10 +15,8 @@ _OUTCOME = ("metrics.json", "predictions.csv", "config.yaml")
 def refuse_other_divisions(folder: Path, names: Sequence[str]) -> None:
     """Refuse to mix these divisions with checkpoints of others in one folder: prediction would mix them up.
 
-    Raises
-    ------
-    ConfigError
-        The folder has a training without folds and folds are configured, or the reverse, or other folds.
+    Raise ConfigError if the folder has a training without folds and folds are configured, or the reverse, or other
+    folds.
     """
     others = sorted(_trained(folder) - set(names))
     if others:

@@ -67,10 +67,7 @@ class Classification:
     ) -> Classification:
         """Return the task for the labels of training slides.
 
-        Raises
-        ------
-        ConfigError
-            Labels are missing or unknown, or there are fewer than two classes.
+        Raise ConfigError if labels are missing or unknown, or there are fewer than two classes.
         """
         values = [class_of(value) for value in _column(slides, column)]
         refuse_missing(slides, [value is None for value in values], column)
@@ -146,10 +143,7 @@ class Regression:
     def of(cls, slides: Sequence[CohortSlide], *, column: str = "label") -> Regression:
         """Return the task for the numbers of training slides.
 
-        Raises
-        ------
-        ConfigError
-            Numbers are missing, or all equal.
+        Raise ConfigError if numbers are missing, or all equal.
         """
         values = cls(0.0, 1.0, column).targets(slides)
         refuse_missing(slides, values.isnan().tolist(), column)
@@ -159,13 +153,7 @@ class Regression:
         return cls(float(values.mean()), spread, column)
 
     def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
-        """Return the number of each slide, (n,).
-
-        Raises
-        ------
-        ConfigError
-            Some labels are not numbers.
-        """
+        """Return the number of each slide, (n,); raise ConfigError if some labels are not numbers."""
         return _tensor(read_column(slides, _column(slides, self.column), self.column, number_of))
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -195,10 +183,7 @@ class Survival:
     def of(cls, slides: Sequence[CohortSlide], *, time: str = "time", event: str = "event") -> Survival:
         """Return the task for the times and events of training slides.
 
-        Raises
-        ------
-        ConfigError
-            Times or events are missing or impossible, or no event happened.
+        Raise ConfigError if times or events are missing or impossible, or no event happened.
         """
         task = cls(time, event)
         known = task.targets(slides)
@@ -210,10 +195,7 @@ class Survival:
     def targets(self, slides: Sequence[CohortSlide]) -> Tensor:
         """Return time and event, (n, 2).
 
-        Raises
-        ------
-        ConfigError
-            Times are negative or not numbers, or events are neither 0 nor 1.
+        Raise ConfigError if times are negative or not numbers, or events are neither 0 nor 1.
         """
         times = read_column(
             slides, _column(slides, self.time), self.time, number_of,

@@ -55,13 +55,7 @@ def recorded_bounds(provenance: Mapping[str, Any]) -> Rect | None:
 
 
 def checked_frame(frame: str) -> Frame:
-    """Return a valid frame.
-
-    Raises
-    ------
-    ConfigError
-        The frame is unknown.
-    """
+    """Return a valid frame; raise ConfigError if the frame is unknown."""
     for known in get_args(Frame):
         if frame == known:
             return cast(Frame, frame)
@@ -69,13 +63,7 @@ def checked_frame(frame: str) -> Frame:
 
 
 def frame_corner(frame: str, bounds: Rect | None) -> Affine:
-    """Return the affine from px of a frame to level-0 px: a shift.
-
-    Raises
-    ------
-    ConfigError
-        The frame is unknown.
-    """
+    """Return the affine from px of a frame to level-0 px: a shift; raise ConfigError if the frame is unknown."""
     return Affine() if checked_frame(frame) == "level0" or bounds is None else Affine.translation(bounds.x, bounds.y)
 
 
@@ -83,12 +71,8 @@ def picture_affine(size: tuple[int, int], slide: Bounded, frame: Frame | None, *
     """Return the affine from px of a picture that covers a slide, or its bounds, to level-0 px.
 
     Without a frame it follows from the picture's shape: with the slide's shape it covers the slide, as pictures written
-    by this package do; with the bounds' shape it covers the bounds, as pictures exported by QuPath do.
-
-    Raises
-    ------
-    ConfigError
-        It has neither shape.
+    by this package do; with the bounds' shape it covers the bounds, as pictures exported by QuPath do. Raise
+    ConfigError if it has neither shape.
     """
     if frame is not None:
         frame_corner(frame, None)

@@ -60,10 +60,7 @@ def whole_view(view: SlideView) -> NDArray[np.uint8]:
 def readable_view(view: SlideView, stored_tile: Size) -> tuple[NDArray[np.uint8], list[CorruptSlideError]]:
     """Return all pixels of a plain view, white where they cannot be decoded, and an error for each such place.
 
-    Raises
-    ------
-    CorruptSlideError
-        More than a quarter of it cannot be decoded.
+    Raise CorruptSlideError if more than a quarter of it cannot be decoded.
     """
     width, height = view.plain_size
     pixels = np.empty((height, width, 3), np.uint8)

@@ -59,10 +59,7 @@ def resolve_mpp(facts: Facts, given: Mpp | None, name: str, default: Mpp | None 
 def checked_mpp(name: str, value: float | tuple[float, float]) -> Mpp:
     """Return a valid resolution given for level 0.
 
-    Raises
-    ------
-    ConfigError
-        It is not a resolution, or finer than light resolves.
+    Raise ConfigError if it is not a resolution, or finer than light resolves.
     """
     mpp = Mpp.parse(value)
     if mpp is None:

@@ -23,10 +23,8 @@ _NOTES = "failures.json"
 def check_store_on_error(on_error: str) -> OnError:
     """Return a valid way to handle corrupt tiles in a store.
 
-    Raises
-    ------
-    ConfigError
-        The value is unknown; or it is "skip", which is impossible: the number of tiles is written before reading.
+    Raise ConfigError if the value is unknown; or it is "skip", which is impossible: the number of tiles is written
+    before reading.
     """
     known = check_on_error(on_error)
     if known == "skip":

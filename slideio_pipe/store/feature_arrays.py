@@ -68,10 +68,7 @@ def encoder_attributes(store: Path, name: str) -> dict[str, Any] | None:
 def stored_features(store: Path, name: str, tiles: int) -> tuple[NDArray[Any], dict[str, Any]]:
     """Return the (N, D) features of an encoder, memory-mapped for this reader, and the encoder's attributes.
 
-    Raises
-    ------
-    BagFormatError
-        The store has none, or not one row for each of ``tiles``, or they are damaged.
+    Raise BagFormatError if the store has none, or not one row for each of ``tiles``, or they are damaged.
     """
     array = store / FOLDER / name
     described = _array(array)
@@ -96,12 +93,8 @@ def stored_features(store: Path, name: str, tiles: int) -> tuple[NDArray[Any], d
 def add_features(store: Path, name: str, values: NDArray[Any], encoder: Attributes, *, overwrite: bool = False) -> None:
     """Write (N, D) features into a store, complete or not at all.
 
-    Raises
-    ------
-    OutputExistsError
-        Features of that name exist and may not be replaced.
-    OutputError
-        They cannot be written, or another process writes them.
+    Raise OutputExistsError if features of that name exist and may not be replaced, OutputError if they cannot be
+    written, or another process writes them.
     """
     target = store / FOLDER / name
     with _partial_folder(store, f"{store.name}.{name}", target) as partial:
@@ -167,10 +160,7 @@ def feature_store_attributes(path: Path) -> dict[str, Any] | None:
 def open_feature_store(path: Path) -> FeatureStore:
     """Return a validated store of features.
 
-    Raises
-    ------
-    BagFormatError
-        It is not a store of features, or is a newer or damaged one.
+    Raise BagFormatError if it is not a store of features, or is a newer or damaged one.
     """
     found = _group(path).get(KEY)
     if not isinstance(found, dict):

@@ -82,12 +82,7 @@ def skeleton(bag: Bag, codec: TileCodec, failures: Sequence[Mapping[str, Any]] =
     """Return every file of the store except the shards, by its path inside.
 
     The files depend only on the bag and the codec, so comparing them with an unfinished store's shows whether that is
-    the same work.
-
-    Raises
-    ------
-    ConfigError
-        The bag's arrays have different lengths, or its provenance is not JSON.
+    the same work. Raise ConfigError if the bag's arrays have different lengths, or its provenance is not JSON.
     """
     _, *tile_shape = bag.shape
     if len(tile_shape) != 3 or tile_shape[2] != 3 or min(tile_shape) < 1:
@@ -118,10 +113,7 @@ def skeleton(bag: Bag, codec: TileCodec, failures: Sequence[Mapping[str, Any]] =
 def add_columns(group: zarr.Group, bag: Columns) -> dict[str, bytes]:
     """Add the metadata of a bag's small arrays to a group, and return the files of their values.
 
-    Raises
-    ------
-    ConfigError
-        They do not have one row per tile.
+    Raise ConfigError if they do not have one row per tile.
     """
     tiles = len(bag)
     files: dict[str, bytes] = {}
@@ -173,10 +165,7 @@ def is_bag_store(path: Path) -> bool:
 def read_layout(path: Path) -> StoreMetadata:
     """Read and validate everything except the tiles of the bag store at ``path``.
 
-    Raises
-    ------
-    BagFormatError
-        It is not a bag store, or is a newer or damaged one.
+    Raise BagFormatError if it is not a bag store, or is a newer or damaged one.
     """
     attributes = _attributes(path)
     shape, slots, fill_value, codec = _tiles(path)
@@ -189,10 +178,7 @@ def read_layout(path: Path) -> StoreMetadata:
 def read_columns(path: Path, tiles: int, complete: bool = True) -> dict[str, NDArray[Any]]:
     """Return the small arrays of the store at ``path``, each with a row per tile.
 
-    Raises
-    ------
-    BagFormatError
-        They cannot be read, or have other shapes.
+    Raise BagFormatError if they cannot be read, or have other shapes.
     """
     columns = {}
     for name, (dtype, tail, _) in COLUMNS.items():

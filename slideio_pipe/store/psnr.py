@@ -27,12 +27,8 @@ def with_loss(codec: TileCodec, bag: Bag, threads: int, on_error: OnError = "rai
     """Return ``codec``, if it is lossy, with the PSNR of its pixels against the bag's in its metadata.
 
     PSNR is 10·log10(255² / mean squared error over all values of the sampled tiles), in decibel: ``psnr_db``, None if
-    they are equal. ``psnr_tiles`` is the number of sampled tiles, evenly spaced over the bag.
-
-    Raises
-    ------
-    CorruptSlideError
-        A sampled tile cannot be read and ``on_error`` is "raise".
+    they are equal. ``psnr_tiles`` is the number of sampled tiles, evenly spaced over the bag. Raise CorruptSlideError
+    if a sampled tile cannot be read and ``on_error`` is "raise".
     """
     count, height, width, _ = bag.shape
     encode, decode = codec.encode, codec.decode

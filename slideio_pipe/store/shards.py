@@ -79,10 +79,7 @@ def _with_checksum(index: NDArray[np.uint64]) -> bytes:
 def read_index(path: Path, slots: int, fd: int) -> NDArray[np.int64]:
     """Return the validated index of a shard: (slots, 2) int64 of offset and nbytes, -1 for a missing chunk.
 
-    Raises
-    ------
-    BagFormatError
-        The file is too short, the checksum is wrong, or a chunk is outside the file.
+    Raise BagFormatError if the file is too short, the checksum is wrong, or a chunk is outside the file.
     """
     size = os.fstat(fd).st_size
     tail = slots * ENTRY_BYTES + CRC_BYTES
@@ -201,10 +198,7 @@ class ShardReader:
     def encoded(self, number: int, jpeg: tuple[int, int] | None = None) -> bytes:
         """Return the stored bytes of chunk ``number``; with ``jpeg``, check that it is a JPEG of this height and width.
 
-        Raises
-        ------
-        BagFormatError
-            The shard is damaged, lost, or was replaced since this reader was made.
+        Raise BagFormatError if the shard is damaged, lost, or was replaced since this reader was made.
         """
         shard, slot = divmod(number, self._grid.slots)
         file, index = self._shard(shard)

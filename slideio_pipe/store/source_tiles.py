@@ -54,12 +54,8 @@ class SourceTiles:
     def codec(self, tolerance: TileErrors) -> TileCodec:
         """Return the codec that reads the bytes of ``streams``.
 
-        Raises
-        ------
-        ConfigError
-            Readers of the store cannot decode the slide's JPEG to three channels of 8 bits.
-        CorruptSlideError
-            The bytes of the first tiles are missing, and ``tolerance`` raises.
+        Raise ConfigError if readers of the store cannot decode the slide's JPEG to three channels of 8 bits,
+        CorruptSlideError if the bytes of the first tiles are missing, and ``tolerance`` raises.
         """
         codec, problem = codec_for("source"), None
         for stream in itertools.islice(filter(None, self._first(tolerance)), _TILES_TO_CHECK):
@@ -88,15 +84,11 @@ class SourceTiles:
     def streams(self, first: int, last: int, tolerance: TileErrors) -> Iterator[bytes]:
         """Yield complete JPEGs of tiles ``first`` to ``last - 1``; a tile missing in the slide is encoded here.
 
-        Such a tile is white, or what the reader draws from the finer level, at the highest quality.
-        Tiles are not decoded, which would take the time that copying saves: only truncated tiles and those of another
-        size are detected here. Damage inside a tile is detected when it is read, from the slide as from the store.
-
-        Raises
-        ------
-        CorruptSlideError
-            The tile's bytes are missing, or are not a JPEG of that size, and ``tolerance`` raises; names the tile's
-            place.
+        Such a tile is white, or what the reader draws from the finer level, at the highest quality. Tiles are not
+        decoded, which would take the time that copying saves: only truncated tiles and those of another size are
+        detected here. Damage inside a tile is detected when it is read, from the slide as from the store. Raise
+        CorruptSlideError, which names the tile's place, if the tile's bytes are missing, or are not a JPEG of that
+        size, and ``tolerance`` raises.
         """
         for number, (column, row) in enumerate(self._places[first:last].tolist(), first):
             try:

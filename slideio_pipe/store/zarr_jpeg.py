@@ -73,10 +73,7 @@ class _Jpeg(ArrayBytesCodec):
 def decode_into(data: Any, pixels: NDArray[np.uint8]) -> None:
     """Decode a JPEG into ``pixels``, (height, width, 3) uint8 RGB, without the GIL.
 
-    Raises
-    ------
-    ValueError
-        It is damaged, or a picture of another size; nothing outside ``pixels`` is written.
+    Raise ValueError if it is damaged, or a picture of another size; nothing outside ``pixels`` is written.
     """
     height, width = pixels.shape[:2]
     found = simplejpeg.decode_jpeg_header(data)[:2]

@@ -44,12 +44,8 @@ TRAINING_SECTIONS = ("cohort", "task", "model", "encoder", "fit")
 def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderConfig:
     """Return a loader's configuration from YAML or a dictionary; missing keys have their defaults.
 
-    Paths of transforms are relative to the YAML file. Sections of the training are ignored.
-
-    Raises
-    ------
-    ConfigError
-        The file is missing, is not a YAML mapping, or has unknown keys or impossible values.
+    Paths of transforms are relative to the YAML file. Sections of the training are ignored. Raise ConfigError if the
+    file is missing, is not a YAML mapping, or has unknown keys or impossible values.
     """
     if source is None or isinstance(source, Mapping):
         return checked(LoaderConfig, None, **dict(source or {}))

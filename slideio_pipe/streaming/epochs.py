@@ -114,12 +114,8 @@ class Epochs:
     def note(self, item: Chunk | FailedBag, *, whole: bool) -> None:
         """Record a delivered item.
 
-        Raises
-        ------
-        SlideioPipeError, OSError
-            A slide failed, and ``max_failures`` is 0.
-        FailedSlidesError
-            More slides failed than allowed.
+        Raise SlideioPipeError or OSError if a slide failed, and ``max_failures`` is 0; FailedSlidesError if more slides
+        failed than allowed.
         """
         self.progress.note(item)
         if isinstance(item, Chunk):

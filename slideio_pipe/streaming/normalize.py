@@ -241,13 +241,7 @@ def _check_tiles(tiles: Tensor) -> None:
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return a valid dtype of tiles.
-
-    Raises
-    ------
-    ConfigError
-        It is not float16, bfloat16 or float32.
-    """
+    """Return a valid dtype of tiles; raise ConfigError if it is not float16, bfloat16 or float32."""
     if dtype not in TILE_DTYPES:
         names = ", ".join(str(d) for d in TILE_DTYPES)
         raise ConfigError(f"tiles cannot be {dtype!r}", remedy=f"pass one of {names}")

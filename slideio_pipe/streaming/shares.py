@@ -55,10 +55,7 @@ class Share:
     def of(self, order: Sequence[int]) -> list[int]:
         """Return the slides of this process, from all slides in their order.
 
-        Raises
-        ------
-        ConfigError
-            There are fewer slides than processes, and "drop" would leave none.
+        Raise ConfigError if there are fewer slides than processes, and "drop" would leave none.
         """
         rank, world_size = self._place()
         count, left = len(order), len(order) % world_size
@@ -87,13 +84,7 @@ class Share:
 
 
 def share_of(rank: int | None, world_size: int | None, even: str) -> Share:
-    """Return a validated share.
-
-    Raises
-    ------
-    ConfigError
-        An argument is invalid.
-    """
+    """Return a validated share; raise ConfigError if an argument is invalid."""
     if even not in get_args(Even):
         raise ConfigError(f"even is {even!r}", remedy='pass "drop", "pad" or "none"')
     policy: Even = even  # type: ignore[assignment]

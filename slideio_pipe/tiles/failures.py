@@ -41,13 +41,7 @@ class TileFailure:
 
 
 def check_on_error(value: str) -> OnError:
-    """Return a valid way to handle corrupt tiles.
-
-    Raises
-    ------
-    ConfigError
-        The value is unknown.
-    """
+    """Return a valid way to handle corrupt tiles; raise ConfigError if the value is unknown."""
     for known in get_args(OnError):
         if value == known:
             return known  # type: ignore[no-any-return]
@@ -67,10 +61,8 @@ class TileErrors:
     def read(self, read: Read, index: NDArray[np.int64], out: NDArray[np.uint8]) -> list[int]:
         """Fill ``out[k]`` with tile ``index[k]``; return the k of undecodable tiles, which are white.
 
-        Raises
-        ------
-        CorruptSlideError, BagFormatError
-            A tile cannot be decoded and ``on_error`` is "raise", or too many cannot.
+        Raise CorruptSlideError or BagFormatError if a tile cannot be decoded and ``on_error`` is "raise", or too many
+        cannot.
         """
         try:
             read(index, out)
@@ -92,10 +84,8 @@ class TileErrors:
     def record(self, tile: int, error: SlideioPipeError) -> None:
         """Count a tile that cannot be decoded.
 
-        Raises
-        ------
-        CorruptSlideError, BagFormatError
-            ``error``, if ``on_error`` is "raise"; or there are too many.
+        Raise ``error``, a CorruptSlideError or BagFormatError, if ``on_error`` is "raise"; CorruptSlideError if there
+        are too many.
         """
         if self.on_error == "raise":
             raise error

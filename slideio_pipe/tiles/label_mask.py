@@ -201,13 +201,7 @@ class LabelMask(TileLabels):
 
 
 def checked_classes(classes: Mapping[str, int], slide: str | None) -> Mapping[str, int]:
-    """Return validated class names and label values.
-
-    Raises
-    ------
-    ConfigError
-        A value is not in 1 to 255.
-    """
+    """Return validated class names and label values; raise ConfigError if a value is not in 1 to 255."""
     if not isinstance(classes, Mapping):
         raise ConfigError(f"classes are a {type(classes).__name__}", slide=slide, remedy='pass {"Tumor": 1}')
     for name, value in classes.items():
@@ -219,10 +213,7 @@ def checked_classes(classes: Mapping[str, int], slide: str | None) -> Mapping[st
 def tile_affines(bag: Bag, indices: ArrayLike | None) -> Iterator[Affine]:
     """Yield the affine of each tile, from its px to level-0 px.
 
-    Raises
-    ------
-    ConfigError
-        The bag is a stored bag of augmented tiles: the store has the transform, not its affines.
+    Raise ConfigError if the bag is a stored bag of augmented tiles: the store has the transform, not its affines.
     """
     positions = np.arange(len(bag)) if indices is None else np.arange(len(bag))[np.asarray(indices, np.int64)]
     if isinstance(bag, TileBag):

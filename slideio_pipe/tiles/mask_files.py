@@ -75,10 +75,7 @@ def write_label_picture(path: Path, values: NDArray[np.uint8], *, overwrite: boo
 def read_mask(path: Path) -> NDArray[np.bool_]:
     """Return the mask of pixels that are neither 0 nor transparent; an image of labels, 0 for background, also works.
 
-    Raises
-    ------
-    ConfigError
-        It cannot be read, or has colours: then it is a picture of a slide or of a mask, without zeros.
+    Raise ConfigError if it cannot be read, or has colours: then it is a picture of a slide or of a mask, without zeros.
     """
     pixels, bands = read_picture(path)
     colours = pixels[..., [index for index, band in enumerate(bands) if band != "A"]]
@@ -95,10 +92,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 def read_picture(path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Return the pixels of a picture, (h, w, bands), and its band names; palette pictures return indices.
 
-    Raises
-    ------
-    ConfigError
-        It cannot be read.
+    Raise ConfigError if it cannot be read.
     """
     try:
         with warnings.catch_warnings():
@@ -177,12 +171,7 @@ def parse_geojson(document: Any) -> list[Annotation]:
     """Return the polygons in a parsed GeoJSON document, or in a list of documents, as exported by QuPath.
 
     Points and lines are ignored. A document whose geometries include no polygon is refused, so that a file of point
-    annotations is not read as an empty mask.
-
-    Raises
-    ------
-    ValueError
-        The document is invalid; the message names the reason.
+    annotations is not read as an empty mask. Raise ValueError if the document is invalid; the message names the reason.
     """
     geometries = list(_geometries(document, None))
     found: list[Annotation] = []

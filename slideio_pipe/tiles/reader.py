@@ -51,13 +51,7 @@ READ_RUN = 8
 
 
 def empty_tiles(shape: tuple[int, ...], slide: str) -> NDArray[np.uint8]:
-    """Return memory for (n, H, W, 3) uint8 tiles of a slide.
-
-    Raises
-    ------
-    ConfigError
-        There is not enough memory.
-    """
+    """Return memory for (n, H, W, 3) uint8 tiles of a slide; raise ConfigError if there is not enough memory."""
     try:
         return np.empty(shape, np.uint8)
     except MemoryError as error:

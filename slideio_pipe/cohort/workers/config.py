@@ -36,9 +36,6 @@ class ClusterConfig(Record):
 def load_cluster_config(path: str | Path) -> ClusterConfig:
     """Read SLURM settings from YAML; unknown keys are refused, those of ``options`` are passed on.
 
-    Raises
-    ------
-    ConfigError
-        The file is missing, is not a YAML mapping, or has unknown keys or impossible values.
+    Raise ConfigError if the file is missing, is not a YAML mapping, or has unknown keys or impossible values.
     """
     return load_record(ClusterConfig, path, "see configs/slurm.yaml")

@@ -70,10 +70,8 @@ def pool_for(
 def access(cluster: str | Path) -> Access:
     """Return the access to a cluster given by address or file.
 
-    Raises
-    ------
-    ConfigError
-        It is neither an address nor a YAML file, or the file is invalid; or SLURM is requested from a thread.
+    Raise ConfigError if it is neither an address nor a YAML file, the file is invalid, or SLURM is requested from a
+    thread.
     """
     if "://" in str(cluster):
         return _Scheduler(str(cluster))
@@ -127,10 +125,7 @@ class DaskPool:
     def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
         """Yield the outcome of each task when it ends; tasks are read when a worker has room.
 
-        Raises
-        ------
-        WorkerError
-            The scheduler is missing or lost, or no worker can be used.
+        Raise WorkerError if the scheduler is missing or lost, or no worker can be used.
         """
         import cloudpickle
 

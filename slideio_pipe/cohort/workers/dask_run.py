@@ -93,10 +93,7 @@ class ClusterRun:
     def outcomes(self, tasks: Iterator[Any]) -> Iterator[Outcome]:
         """Yield the outcome of each task when it ends; a task is read when a worker has room for it.
 
-        Raises
-        ------
-        WorkerError
-            The scheduler is lost, or no worker can be used.
+        Raise WorkerError if the scheduler is lost, or no worker can be used.
         """
         more = True
         while True:
@@ -320,13 +317,7 @@ class ClusterRun:
         return item
 
     def _ask_scheduler(self, question: Callable[[], Any]) -> Any:
-        """Return the scheduler's answer.
-
-        Raises
-        ------
-        WorkerError
-            It does not answer.
-        """
+        """Return the scheduler's answer; raise WorkerError if it does not answer."""
         try:
             if self.client.status == "running":
                 return question()

@@ -124,12 +124,7 @@ class WorkerPool:
     def outcomes(self, tasks: Iterable[Any]) -> Generator[Outcome]:
         """Yield the outcome of each task when it ends; tasks are read when a worker is free.
 
-        Leaving the loop early ends the workers.
-
-        Raises
-        ------
-        WorkerError
-            No worker starts.
+        Leaving the loop early ends the workers. Raise WorkerError if no worker starts.
         """
         waiting = iter(tasks)
         try:

@@ -36,13 +36,7 @@ IDLE_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits above which a worker is killed.
-
-    Raises
-    ------
-    ConfigError
-        A number is invalid.
-    """
+    """Limits above which a worker is killed; raise ConfigError if a number is invalid."""
 
     time_s: float | None = None
     memory_bytes: int | None = None  # resident (Linux)
@@ -115,10 +109,7 @@ class Worker:
     def receive(self) -> Ended | None:
         """Wait for one message; return the report if it ends a task.
 
-        Raises
-        ------
-        LostError
-            The pipe was closed, because the worker ended.
+        Raise LostError if the pipe was closed, because the worker ended.
         """
         try:
             kind, *content = self.connection.recv()

@@ -50,12 +50,7 @@ class SlurmJobs:
     def connected(self) -> Iterator[Client]:
         """Submit the jobs, and cancel them at the end.
 
-        Raises
-        ------
-        WorkerError
-            SLURM is not available.
-        ConfigError
-            dask-jobqueue refuses an argument.
+        Raise WorkerError if SLURM is not available, ConfigError if dask-jobqueue refuses an argument.
         """
         if shutil.which(SLURMJob.submit_command) is None:
             remedy = "run on a machine of the SLURM cluster, or pass the address of a Dask scheduler"
@@ -67,13 +62,7 @@ class SlurmJobs:
             yield client
 
     def resubmit_jobs(self) -> None:
-        """Submit jobs that have ended again; called about every second.
-
-        Raises
-        ------
-        WorkerError
-            SLURM rejects the jobs.
-        """
+        """Submit jobs that have ended again; called about every second. Raise WorkerError if SLURM rejects the jobs."""
         if self._refused:
             remedy = "correct the file; its lines were passed to sbatch"
             raise WorkerError(f"SLURM refuses the jobs ({self._refused[0]})", slide=self._where, remedy=remedy)

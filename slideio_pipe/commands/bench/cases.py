@@ -57,12 +57,8 @@ class Tiles:
 def tiles_of(case: str, slide: Slide, tissue: TissueMask, count: int) -> Tiles:
     """Return at most ``count`` tiles of tissue for a case; equal arguments give equal tiles.
 
-    Dense cases use neighbours from the middle of the raster order; "sparse" draws from the whole slide.
-
-    Raises
-    ------
-    ConfigError
-        No such tile fits into the slide.
+    Dense cases use neighbours from the middle of the raster order; "sparse" draws from the whole slide. Raise
+    ConfigError if no such tile fits into the slide.
     """
     stored = slide.tile_sizes[0].width
     tile = stored if case in ("aligned", "threads") else TILE

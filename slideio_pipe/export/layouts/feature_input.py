@@ -55,10 +55,7 @@ def read_features(source: Any, stem: str, count: int, *, many: bool = False) -> 
 def read_instance_labels(source: Any, stem: str, count: int, *, many: bool = False) -> NDArray[np.int64]:
     """Return (N,) labels of the tiles of the bag ``stem``, from the same sources as ``read_features``.
 
-    Raises
-    ------
-    ConfigError
-        There are none, or not one whole number per tile.
+    Raise ConfigError if there are none, or not one whole number per tile.
     """
     values = source
     if isinstance(source, (str, Path)):

@@ -46,10 +46,7 @@ def x_major(item: Item) -> NDArray[np.int64]:
 def read_coords(path: str | Path) -> tuple[NDArray[Any], dict[str, Any]]:
     """Return level-0 corners (N, 2), int64, or float64 if they are not whole px, and their attributes.
 
-    Raises
-    ------
-    BagFormatError
-        The file does not exist or has no coordinates.
+    Raise BagFormatError if the file does not exist or has no coordinates.
     """
     h5py = require("h5py", "hdf5")
     file = Path(path).expanduser()
@@ -114,12 +111,8 @@ def tiles_at(
 ) -> TileBag:
     """Return the bag of pixels at given corners, ``downsample`` level-0 px per tile px.
 
-    With ``grid`` the corners are whole px of the view of these downsamples, rounded.
-
-    Raises
-    ------
-    ConfigError
-        The file does not state the tile size, or belongs to another slide.
+    With ``grid`` the corners are whole px of the view of these downsamples, rounded. Raise ConfigError if the file does
+    not state the tile size, or belongs to another slide.
     """
     if tile_size is None or downsample is None:
         unknown = "how large tiles are" if tile_size is None else "what resolution tiles have"

@@ -94,13 +94,7 @@ class Layout(ABC):
 
 
 def write_item(layout: Layout, item: Item, folder: Path) -> None:
-    """Write one bag, and create the folders of its outputs.
-
-    Raises
-    ------
-    OutputError
-        The files cannot be written.
-    """
+    """Write one bag, and create the folders of its outputs; raise OutputError if the files cannot be written."""
     for path in layout.outputs(item, folder):
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

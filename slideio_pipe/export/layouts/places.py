@@ -39,11 +39,8 @@ class Places:
     def of(cls, bag: Bag) -> Places:
         """Return the positions of the tiles of ``bag``.
 
-        Raises
-        ------
-        ConfigError
-            Its tiles are not upright squares of the slide, because they are augmented or its pixels are not square; or
-            their positions are unknown.
+        Raise ConfigError if its tiles are not upright squares of the slide, because they are augmented or its pixels
+        are not square, or their positions are unknown.
         """
         provenance = bag.provenance()
         try:

@@ -58,12 +58,7 @@ class Converted:
 def layout_of(to: str) -> Layout:
     """Return the layout of this name, after a check that its packages are installed.
 
-    Raises
-    ------
-    ConfigError
-        No layout has that name.
-    MissingExtraError
-        A package that it needs is not installed.
+    Raise ConfigError if no layout has that name, MissingExtraError if a package that it needs is not installed.
     """
     if to not in LAYOUTS:
         raise ConfigError(f"no layout {to!r}", remedy=f"pass {', '.join(LAYOUTS)}")
@@ -91,10 +86,7 @@ class Extras:
     def item(self, bag: Bag, row: BagRow, kind: LabelType, threads: int, *, many: bool) -> Item:
         """Return a bag with its features and labels.
 
-        Raises
-        ------
-        ConfigError
-            Features or labels are missing, or do not have one row per tile.
+        Raise ConfigError if features or labels are missing, or do not have one row per tile.
         """
         labels, stem = self.instance_labels, row.stem
         return Item(

@@ -90,10 +90,7 @@ class Trident(Layout):
 def magnifications(places: Places, name: str) -> tuple[float, float]:
     """Return the magnification of level 0 and of tiles, rounded if nearly whole.
 
-    Raises
-    ------
-    MissingResolutionError
-        The slide's mpp is unknown.
+    Raise MissingResolutionError if the slide's mpp is unknown.
     """
     if places.slide_mpp is None:
         reason = "TRIDENT's layout stores magnifications, and the slide's mpp is not known"

@@ -95,10 +95,7 @@ class EncoderOnDevice:
     def __call__(self, tiles: Tensor) -> Tensor:
         """Return (n, D) features of (n, 3, H, W) uint8 tiles, on the device.
 
-        Raises
-        ------
-        ConfigError
-            The network does not accept the tiles, returns another shape, or runs out of memory.
+        Raise ConfigError if the network does not accept the tiles, returns another shape, or runs out of memory.
         """
         autocast = torch.autocast("cuda", torch.float16) if self._half else contextlib.nullcontext()
         with on_device(self.device), torch.inference_mode(), autocast:
@@ -138,12 +135,8 @@ class EncoderOnDevice:
 def resized(tiles: Tensor, side: int, interpolation: Interpolation) -> Tensor:
     """Return (n, 3, H, W) uint8 tiles as (n, 3, side, side), antialiased; unchanged if they have that size.
 
-    The CPU computes in uint8, as Pillow does: 0.26 ms for a 256-px tile to 224; in float32 it takes 3.7 ms.
-
-    Raises
-    ------
-    ConfigError
-        Tiles are not square.
+    The CPU computes in uint8, as Pillow does: 0.26 ms for a 256-px tile to 224; in float32 it takes 3.7 ms. Raise
+    ConfigError if tiles are not square.
     """
     _, _, height, width = tiles.shape
     if height != width:
@@ -169,10 +162,8 @@ def resized_in_float(tiles: Tensor, side: int, interpolation: Interpolation) -> 
 def pooled(name: str, output: Any, count: int, pooling: Pooling, side: int) -> Tensor:
     """Return the output of a network for ``count`` tiles of ``side`` px as (count, D).
 
-    Raises
-    ------
-    ConfigError
-        It is not a tensor with one row per tile, or has tokens or fine maps and ``pooling`` is not given.
+    Raise ConfigError if it is not a tensor with one row per tile, or has tokens or fine maps and ``pooling`` is not
+    given.
     """
     if not isinstance(output, Tensor):
         remedy = "wrap it in a module that returns one tensor, (n, D)"

@@ -50,10 +50,7 @@ class Program(nn.Module):
 def from_file(path: Path) -> EncoderFacts:
     """Return the network in a file, with the tile settings of a sidecar file.
 
-    Raises
-    ------
-    ConfigError
-        It cannot be read, or is neither TorchScript nor an exported program.
+    Raise ConfigError if it cannot be read, or is neither TorchScript nor an exported program.
     """
     if not path.is_file():
         raise ConfigError("no encoder is there", slide=str(path), remedy="check the path, or pass timm:NAME or hf:NAME")
@@ -103,10 +100,7 @@ def _sidecar(path: Path) -> Mapping[str, Any]:
 def read_weights(path: Path) -> dict[str, Any]:
     """Return a state dict from safetensors or from a PyTorch file, of which only tensors are unpickled.
 
-    Raises
-    ------
-    ConfigError
-        It cannot be read, or contains more than weights.
+    Raise ConfigError if it cannot be read, or contains more than weights.
     """
     with _reading(path):
         if path.suffix == ".safetensors":

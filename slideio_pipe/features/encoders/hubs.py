@@ -39,12 +39,8 @@ class Tokens(nn.Module):
 def from_timm(name: str) -> EncoderFacts:
     """Return ``NAME`` of timm with weights from its hub, or ``NAME@weights.safetensors`` with local weights.
 
-    Raises
-    ------
-    MissingExtraError
-        timm cannot be imported.
-    ConfigError
-        timm has no such network, or the weights are of another network.
+    Raise MissingExtraError if timm cannot be imported, ConfigError if timm has no such network, or the weights are of
+    another network.
     """
     timm = require("timm", "timm")
     called, _, file = name.partition("@")
@@ -79,12 +75,8 @@ def _load_weights(module: nn.Module, file: Path, head: str) -> None:
 def from_hugging_face(name: str) -> EncoderFacts:
     """Return the model in a folder written by ``save_pretrained``, or with a name on the hub.
 
-    Raises
-    ------
-    MissingExtraError
-        transformers is not installed.
-    ConfigError
-        There is no such model, or it cannot be read.
+    Raise MissingExtraError if transformers is not installed, ConfigError if there is no such model, or it cannot be
+    read.
     """
     transformers = require("transformers", "transformers")
     folder = Path(name).expanduser()

@@ -84,10 +84,7 @@ def load_encoder(
 def load_encoders(sources: Source | Iterable[Source], otherwise: Mapping[str, Any] | None = None) -> list[Encoder]:
     """Return encoders with different names; ``otherwise`` holds defaults for missing configuration values.
 
-    Raises
-    ------
-    ConfigError
-        Two have the same name; or see ``load_encoder``.
+    Raise ConfigError if two have the same name, and what ``load_encoder`` raises.
     """
     several = [sources] if isinstance(sources, Source) else list(sources)
     if not several:

@@ -46,13 +46,7 @@ class BagModel(nn.Module):
         self.scale.copy_(torch.where(varies, 1 / std.clamp(min=1e-30), torch.ones_like(std)))
 
     def prepared(self, features: Tensor) -> Tensor:
-        """Return (N, D) features with the training's scaling.
-
-        Raises
-        ------
-        ConfigError
-            They are not (N, D), or N is 0.
-        """
+        """Return (N, D) features with the training's scaling; raise ConfigError if they are not (N, D), or N is 0."""
         if features.ndim != 2 or features.shape[1] != self.in_features:
             raise ConfigError(
                 f"features of the shape {tuple(features.shape)}, the model takes (N, {self.in_features})",

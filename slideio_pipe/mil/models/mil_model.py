@@ -82,12 +82,8 @@ class MilModel(BagModel):
 def build_model(name: str, in_features: int, outputs: int, **settings: Any) -> BagModel:
     """Return a model by name: a pooling of ours, or ``torchmil:TransMIL``.
 
-    Raises
-    ------
-    ConfigError
-        There is no such model, or it does not support these settings or outputs.
-    MissingExtraError
-        torchmil is not installed.
+    Raise ConfigError if there is no such model, or it does not support these settings or outputs; MissingExtraError if
+    torchmil is not installed.
     """
     if name.startswith(TORCHMIL):
         return TorchMilModel(name.removeprefix(TORCHMIL), in_features, outputs, **settings)

@@ -58,10 +58,7 @@ class TileEncoder:
     def width(self, side: int, device: torch.device) -> int:
         """Return the number of features per tile, from a white tile.
 
-        Raises
-        ------
-        ConfigError
-            The network does not accept such tiles.
+        Raise ConfigError if the network does not accept such tiles.
         """
         white = torch.full((2, 3, side, side), 255, dtype=torch.uint8, device=device)
         module = self.module.to(device)
@@ -91,10 +88,7 @@ class TileEncoder:
 def tile_encoder(network: nn.Module | None, source: str | None, normalize: Normalize | None) -> TileEncoder:
     """Return the encoder of a training: the caller's network, the small one, or one from ``load_encoder``.
 
-    Raises
-    ------
-    ConfigError
-        It cannot be loaded.
+    Raise ConfigError if it cannot be loaded.
     """
     if network is not None:
         name = type(network).__name__
@@ -108,10 +102,7 @@ def tile_encoder(network: nn.Module | None, source: str | None, normalize: Norma
 def from_encoder(loaded: Encoder, source: str | None = None) -> TileEncoder:
     """Return a loaded encoder in the form for training and prediction.
 
-    Raises
-    ------
-    ConfigError
-        It accepts only one batch size.
+    Raise ConfigError if it accepts only one batch size.
     """
     if loaded.batch is not None:
         reason = f"{loaded.name} takes batches of {loaded.batch} tiles and no others"

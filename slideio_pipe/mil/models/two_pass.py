@@ -180,12 +180,8 @@ class EncodedBag:
     def backward(self) -> None:
         """Add the gradient of the loss to the encoder's parameters: the second pass, once, after ``loss.backward()``.
 
-        Chunks whose features have zero gradient (most of them under max pooling) are not computed again.
-
-        Raises
-        ------
-        ConfigError
-            The loss does not depend on the features, or the chunks differ from the first pass.
+        Chunks whose features have zero gradient (most of them under max pooling) are not computed again. Raise
+        ConfigError if the loss does not depend on the features, or the chunks differ from the first pass.
         """
         if not self.pending:
             return

@@ -288,13 +288,7 @@ def _slides_of(folder: str | Path | None) -> dict[str, Path]:
 
 
 def _folders(cohort: Cohort, place: Path | None) -> list[Path | None]:
-    """Return the folder of each slide.
-
-    Raises
-    ------
-    ConfigError
-        Two slides would share one: a.svs and a.tif.
-    """
+    """Return the folder of each slide; raise ConfigError if two slides would share one: a.svs and a.tif."""
     if place is None:
         return [None] * len(cohort)
     names = [stem(slide.name).replace("/", "_") for slide in cohort]

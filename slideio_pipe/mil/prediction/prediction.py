@@ -259,13 +259,7 @@ def sentence(result: dict[str, Any], task: Task) -> str:
 
 
 def checked_scores(kind: Any) -> Scores | None:
-    """Return a valid kind of scores.
-
-    Raises
-    ------
-    ConfigError
-        The kind is unknown.
-    """
+    """Return a valid kind of scores; raise ConfigError if the kind is unknown."""
     if kind is not None and kind not in SCORES:
         raise ConfigError(f"no scores {kind!r}", remedy='pass {scores="attention"} or {scores="instance"}')
     checked: Scores | None = kind

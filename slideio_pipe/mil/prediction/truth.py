@@ -46,10 +46,8 @@ class Predicted:
 def measure_predictions(task: Task, found: Sequence[Predicted], bootstrap: int) -> tuple[Measured, dict[str, Measured]]:
     """Return metrics of all slides with known labels, and of each part of the training among them.
 
-    Warns
-    -----
-    SlideioPipeWarning
-        Measured slides were used for training or for choosing the epoch; or nothing can be measured, with the reason.
+    Warn with SlideioPipeWarning if measured slides were used for training or for choosing the epoch, or nothing can be
+    measured; it gives the reason.
     """
     nothing = Measured(), dict[str, Measured]()
     if not _has_columns(task, [one.slide for one in found]):

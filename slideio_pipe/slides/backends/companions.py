@@ -31,12 +31,8 @@ _SHOWN = 3
 def check_companions(path: Path) -> None:
     """Raise if files are missing without which a slide is only its preview or its index.
 
-    Raises
-    ------
-    CorruptSlideError
-        Files or folders beside it are missing; they are named.
-    UnsupportedSlideError
-        They exist, in a format that is not supported.
+    Raise CorruptSlideError, which names them, if files or folders beside it are missing; UnsupportedSlideError if they
+    exist, in a format that is not supported.
     """
     ending = path.suffix.lower()
     if ending == ".mrxs":

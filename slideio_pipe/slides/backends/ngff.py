@@ -56,12 +56,8 @@ def attributes_of(group: zarr.Group) -> Mapping[str, Any]:
 def find_series(group: zarr.Group, path: Path) -> Series | None:
     """Return the images of a group written by bioformats2raw; None for any other group.
 
-    Raises
-    ------
-    UnsupportedSlideError
-        There are several scans: each is a slide to open separately.
-    CorruptSlideError
-        There is no image.
+    Raise UnsupportedSlideError if there are several scans: each is a slide to open separately; CorruptSlideError if
+    there is no image.
     """
     if "bioformats2raw.layout" not in attributes_of(group):
         return None
@@ -99,12 +95,8 @@ def find_series(group: zarr.Group, path: Path) -> Series | None:
 def read_multiscale(group: zarr.Group, folder: Path, slide: str) -> Multiscale:
     """Return the first image of a group, which is in ``folder``.
 
-    Raises
-    ------
-    UnsupportedSlideError
-        There is no image, or it is not one RGB or grey plane: several planes, fluorescence channels, labels.
-    CorruptSlideError
-        A level is missing, or has no chunks.
+    Raise UnsupportedSlideError if there is no image, or it is not one RGB or grey plane: several planes, fluorescence
+    channels, labels; CorruptSlideError if a level is missing, or has no chunks.
     """
     attributes = attributes_of(group)
     scales = attributes.get("multiscales")

@@ -44,12 +44,8 @@ class TiffBackend:
     """SVS, generic and OME pyramids, pages or SubIFDs, decoded by libvips.
 
     A page that libvips would decode wrongly (a JPEG with a wrong colour tag, an unsupported codec) is decoded by
-    imagecodecs and passed to libvips through a virtual TIFF, so that callers get the same kind of lazy image.
-
-    Raises
-    ------
-    UnsupportedSlideError
-        Neither decodes a level.
+    imagecodecs and passed to libvips through a virtual TIFF, so that callers get the same kind of lazy image. Raise
+    UnsupportedSlideError if neither decodes a level.
     """
 
     name = "tiff"

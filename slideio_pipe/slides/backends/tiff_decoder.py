@@ -58,10 +58,7 @@ class TileDecoder:
     def read(self, column: int, row: int) -> NDArray[np.uint8]:
         """Return a stored tile, (tile height, tile width, 3) uint8.
 
-        Raises
-        ------
-        CorruptSlideError
-            The tile's bytes cannot be decoded; names the tile's place.
+        Raise CorruptSlideError, which names the tile's place, if the tile's bytes cannot be decoded.
         """
         tile = self.page.tile
         planes = int(self.page.page.samplesperpixel) if self.page.in_planes else 1
@@ -235,10 +232,7 @@ class CutStrips:
     def read(self, column: int, row: int) -> NDArray[np.uint8]:
         """Return a tile, (256, 256, 3) uint8, white beyond the page.
 
-        Raises
-        ------
-        CorruptSlideError
-            A strip cannot be decoded.
+        Raise CorruptSlideError if a strip cannot be decoded.
         """
         page, out = self._decoder.page, np.full((*self.tile, 3), 255, np.uint8)
         height, left, top = page.tile.height, column * _CUT_PX, row * _CUT_PX

@@ -142,12 +142,8 @@ def is_tiff(path: Path) -> bool:
 def read_header(path: Path) -> TiffHeader:
     """Read the structure of a TIFF slide; no pixel is decoded.
 
-    Raises
-    ------
-    CorruptSlideError
-        The directories are damaged, or tiles are beyond the end of the file (a truncated copy).
-    UnsupportedSlideError
-        It is not a TIFF, or has 16-bit or multi-channel pixels.
+    Raise CorruptSlideError if the directories are damaged, or tiles are beyond the end of the file (a truncated copy);
+    UnsupportedSlideError if it is not a TIFF, or has 16-bit or multi-channel pixels.
     """
     name = path.name
     if not is_tiff(path):
