@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.markup import escape
 
-from slideio_pipe.commands.terminal import one_line, out, print_json, say
+from slideio_pipe.commands.terminal import print_failures, print_json, say
 from slideio_pipe.errors import ConfigError, worded
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from slideio_pipe.export.config import ExportConfig
 
 _MANIFESTS = (".csv", ".tsv", ".parquet")
-_SHOWN = 5
 
 
 def is_cohort(sources: Sequence[Path]) -> bool:
@@ -110,10 +108,5 @@ def print_counts(report: RunReport, what: str, cost: str) -> None:
     parts += [f"{len(report.failed):,} failed"] if report.failed else []
     count = f"{report.slides:,} slide{'' if report.slides == 1 else 's'}"
     say(f"{count}: {', '.join(parts)} ({cost})")
-    for failure in report.failed[:_SHOWN]:
-        with worded(cohort_words):
-            reason = one_line(failure.error).removeprefix(f"{failure.slide}: ")
-        out.print(f"[red]✗[/] {escape(failure.slide)}: {escape(reason)}", soft_wrap=True)
-    if report.failures is not None:
-        more = len(report.failed) - _SHOWN
-        say(f"{f'and {more:,} more; ' if more > 0 else ''}failures: {report.failures}")
+    with worded(cohort_words):
+        print_failures([(failure.slide, failure.error) for failure in report.failed], report.failures)

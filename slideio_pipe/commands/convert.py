@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
+from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import one_line, out, print_json, reported, say
+from slideio_pipe.commands.terminal import print_failures, print_json, reported, say
 from slideio_pipe.errors import ConfigError, SkippedWarning
 
 if TYPE_CHECKING:
+    from slideio_pipe.cohort.run import RunReport
     from slideio_pipe.export.import_bags import ImportWork
     from slideio_pipe.export.layouts import Converted
 
@@ -146,7 +147,6 @@ def convert(
 def _import_many(work: ImportWork, sources: list[Path], root: Path | None, as_json: bool, **settings: Any) -> None:
     """Make a bag of each file of coordinates, and print the result; exit code 1 if files failed."""
     from slideio_pipe.cohort.cohort import Cohort
-    from slideio_pipe.commands.cohort import print_counts
     from slideio_pipe.export.import_bags import import_cohort
 
     found = sorted(sources[0].glob("*.h5")) if len(sources) == 1 and sources[0].is_dir() else sources
@@ -154,14 +154,12 @@ def _import_many(work: ImportWork, sources: list[Path], root: Path | None, as_js
         raise ConfigError("no files of coordinates (.h5) are there", slide=str(sources[0]), remedy="check the path")
     one_table = len(found) == 1 and found[0].suffix not in _HDF5
     cohort = Cohort.of(found[0] if one_table else found, root=root)
-    report = import_cohort(work, cohort, **settings)
-    if as_json:
-        print_json(report.summary())
-    else:
-        print_counts(report, "made", f"{report.seconds:.1f} s")
-        say(f"bags: {report.folder}")
-    if report.failed:
-        raise typer.Exit(1)
+    cohort_commands.finish(import_cohort(work, cohort, **settings), as_json, _print_imported)
+
+
+def _print_imported(report: RunReport) -> None:
+    cohort_commands.print_counts(report, "made", f"{report.seconds:.1f} s")
+    say(f"bags: {report.folder}")
 
 
 def _print_converted(done: Converted, as_json: bool) -> None:
@@ -179,11 +177,4 @@ def _print_converted(done: Converted, as_json: bool) -> None:
         say(f"  and {len(done.paths) - _SHOWN:,} more")
     if done.left_out:
         say(f"no file, as {done.layout} has none for bags without a tile: {', '.join(done.left_out)}")
-    for failure in done.failed[:_SHOWN]:
-        reason = one_line(failure.error)
-        out.print(
-            f"[red]✗[/] {escape(failure.slide)}: {escape(reason.removeprefix(f'{failure.slide}: '))}", soft_wrap=True
-        )
-    if done.failures is not None:
-        more = len(done.failed) - _SHOWN
-        say(f"{f'and {more:,} more; ' if more > 0 else ''}failures: {done.failures}")
+    print_failures([(failure.slide, failure.error) for failure in done.failed], done.failures)

@@ -156,20 +156,10 @@ def _gpu() -> list[Finding]:
 
     if not torch.cuda.is_available():
         built = "built for the CPU" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        return [
-            Finding(
-                "GPU",
-                "CUDA",
-                f"none (torch is {built})",
-                "optional",
-                'everything runs with device="cpu"; for a GPU install a CUDA build of torch and a driver',
-            )
-        ]
-    gib = 1 << 30
-    return [
-        Finding("GPU", f"cuda:{i}", f"{p.name}, {p.total_memory / gib:.0f} GiB")
-        for i, p in ((i, torch.cuda.get_device_properties(i)) for i in range(torch.cuda.device_count()))
-    ]
+        remedy = 'everything runs with device="cpu"; for a GPU install a CUDA build of torch and a driver'
+        return [Finding("GPU", "CUDA", f"none (torch is {built})", "optional", remedy)]
+    devices = enumerate(map(torch.cuda.get_device_properties, range(torch.cuda.device_count())))
+    return [Finding("GPU", f"cuda:{i}", f"{p.name}, {p.total_memory / 2**30:.0f} GiB") for i, p in devices]
 
 
 @reported

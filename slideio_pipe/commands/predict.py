@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import one_line, out, print_metrics, reported, say
+from slideio_pipe.commands.terminal import out, print_failure, print_metrics, reported, say
 from slideio_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -164,8 +164,7 @@ def _print(found: PredictedCohort, save: Path | None) -> None:
             say(measured.note)
     for slide in found.failed:
         assert slide.error is not None
-        reason = one_line(slide.error).removeprefix(f"{slide.name}: ")
-        out.print(f"[red]✗[/] {escape(slide.name)}: {escape(reason)}", soft_wrap=True)
+        print_failure(slide.name, slide.error)
     if found.table is not None:
         say(f"predictions: {found.table}")
         first = next((slide for slide in found.slides if slide.folder is not None), None)

@@ -8,8 +8,9 @@ import math
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import typer
@@ -25,6 +26,7 @@ R = TypeVar("R")
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
+_SHOWN = 5  # failures
 # Commands that resume when they are run again.
 _RESUMED = ("convert", "export", "features", "train", "tissue")
 
@@ -89,6 +91,20 @@ def warn(text: str) -> None:
 def say(text: str, *, style: str | None = None) -> None:
     """Print a line of text unchanged and never wrapped, so that it can be copied."""
     out.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def print_failures(failed: Sequence[tuple[str, Exception]], listed: Path | None) -> None:
+    """Print the first failures, each the name of a slide and its error, and the file that lists all."""
+    for name, error in failed[:_SHOWN]:
+        print_failure(name, error)
+    if listed is not None:
+        more = len(failed) - _SHOWN
+        say(f"{f'and {more:,} more; ' if more > 0 else ''}failures: {listed}")
+
+
+def print_failure(name: str, error: Exception) -> None:
+    """Print the name of a slide and why it failed."""
+    out.print(f"[red]✗[/] {escape(name)}: {escape(one_line(error).removeprefix(f'{name}: '))}", soft_wrap=True)
 
 
 def called_as() -> str:

@@ -217,7 +217,7 @@ def check_places(slides: Cohort, folder: Path | None) -> bool:
 
 
 def _is_bag(slide: CohortSlide) -> bool:
-    return isinstance(slide.source, Path) and slide.source.is_dir() and is_bag_store(slide.source)
+    return isinstance(slide.source, Path) and is_bag_store(slide.source)
 
 
 def _part(slides: Cohort, shard: str | None) -> tuple[Cohort, str | None]:

@@ -20,6 +20,7 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import Outcome
+from slideio_pipe.cohort.workers.process import portable
 from slideio_pipe.errors import NoTissueError, SlideioPipeError
 from slideio_pipe.features.encode_bag import BagFeatures, Encoding
 from slideio_pipe.features.encoders import Encoder
@@ -242,9 +243,8 @@ class FeaturePool:
 
     def _failed(self, item: _Pending, error: BaseException, stage: str) -> Outcome:
         item.rows = None
-        own = error if isinstance(error, SlideioPipeError) else SlideioPipeError(f"{type(error).__name__}: {error}")
         seconds = time.perf_counter() - item.began if item.began else 0.0
-        return Outcome(item.job, None, own, stage, seconds)
+        return Outcome(item.job, None, portable(error), stage, seconds)
 
 
 class _Slides(BagDataset):

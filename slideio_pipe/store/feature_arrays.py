@@ -28,7 +28,8 @@ from zarr.storage import MemoryStore
 from slideio_pipe.errors import BagFormatError, OutputExistsError
 from slideio_pipe.files import disk_errors, put_in_place, replacing_folder, sync_folder
 from slideio_pipe.locks import WriterLock
-from slideio_pipe.store.metadata import Columns, add_columns, read_columns
+from slideio_pipe.store.metadata import add_columns, read_columns
+from slideio_pipe.tiles.bag import Columns
 
 VERSION = 1
 KEY = "feature_bag"

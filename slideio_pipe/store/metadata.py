@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import zarr
@@ -28,7 +28,7 @@ from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_from_zarr
 from slideio_pipe.store.shards import ShardGrid
-from slideio_pipe.tiles.bag import Bag
+from slideio_pipe.tiles.bag import Bag, Columns
 
 VERSION = 1
 KEY = "tile_bag"
@@ -42,20 +42,6 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...], list[str]]] = {
     "tissue": ("<f4", (), ["tile"]),
 }
 TOP_LEVEL = frozenset({"zarr.json", "tiles", *COLUMNS})
-
-
-class Columns(Protocol):
-    """The source of a store's small arrays: a bag, or a record of one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def coords(self) -> NDArray[np.int64]: ...
-    @property
-    def grid_index(self) -> NDArray[np.int32]: ...
-    @property
-    def tissue(self) -> NDArray[np.float32]: ...
-    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

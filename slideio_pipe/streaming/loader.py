@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from slideio_pipe.streaming.device import Sender, check_device
 from slideio_pipe.streaming.epochs import Epochs
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.shares import share_of
-from slideio_pipe.streaming.stream import COLOURS, at_least_one, check_normalize, default_threads
+from slideio_pipe.streaming.stream import at_least, at_least_one, check_colours, check_normalize, default_threads
 from slideio_pipe.tiles.failures import TileFailure, check_on_error
 
 STATE_VERSION = 1
@@ -147,14 +146,14 @@ class BagLoader(Closable):
             threads=default_threads() if threads is None else at_least_one("threads", threads),
             bags_in_flight=max(at_least_one("bags_in_flight", bags_in_flight), interleave),
             interleave=at_least_one("interleave", interleave),
-            mix=_at_least_zero("mix", mix),
+            mix=at_least(0, "mix", mix),
             ordered=bool(ordered),
             on_error=check_on_error(on_error),
-            colours=_check_colours(colours),
+            colours=check_colours(colours),
         )
         prefetch = at_least_one("prefetch", prefetch)
         self.threads = pace.threads
-        self.max_failures = _at_least_zero("max_failures", max_failures)
+        self.max_failures = at_least(0, "max_failures", max_failures)
         self._share = share_of(rank, world_size, even)
         slot = int(np.prod((pace.chunk_size, *dataset.tile_shape)))
         ahead = prefetch * slot * self._sender.dtype.itemsize
@@ -188,7 +187,7 @@ class BagLoader(Closable):
 
         Epochs advance automatically; use this to start at another one, or to repeat one.
         """
-        self._epochs.go_to(_at_least_zero("epoch", epoch))
+        self._epochs.go_to(at_least(0, "epoch", epoch))
 
     def order(self) -> list[int]:
         """Return the numbers of the slides of this epoch and rank, in their order."""
@@ -305,15 +304,3 @@ class BagLoader(Closable):
         share = "" if self.world_size == 1 else f", rank {self.rank} of {self.world_size}"
         slides = f"{len(self.dataset):,} slide{'' if len(self.dataset) == 1 else 's'}"
         return f"BagLoader({slides} to {self._sender.device}{share}; {self.memory})"
-
-
-def _check_colours(colours: str) -> str:
-    if colours not in COLOURS:
-        raise ConfigError(f"colours is {colours!r}", remedy='pass "host" or "device"')
-    return colours
-
-
-def _at_least_zero(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
-        raise ConfigError(f"{name} is {value!r}", remedy="pass an integer >= 0")
-    return int(value)

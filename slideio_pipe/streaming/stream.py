@@ -298,10 +298,11 @@ def check_normalize(normalize: Normalize | None) -> Normalize | None:
     return normalize
 
 
-def check_colours(colours: str, bag: Bag) -> str:
-    """Return a valid place to compute colours that is possible for a bag."""
+def check_colours(colours: str, bag: Bag | None = None) -> str:
+    """Return a valid place to compute colours that is possible for a bag, if one is given."""
     if colours not in COLOURS:
-        raise ConfigError(f"colours is {colours!r}", slide=bag.name, remedy='pass "host" or "device"')
+        slide = None if bag is None else bag.name
+        raise ConfigError(f"colours is {colours!r}", slide=slide, remedy='pass "host" or "device"')
     if colours == "device" and isinstance(bag, UncolouredBag) and bag.host_only:
         raise ConfigError(
             f"{', '.join(bag.host_only)} cannot run on a device: libvips graphs run on the host",
@@ -313,6 +314,11 @@ def check_colours(colours: str, bag: Bag) -> str:
 
 def at_least_one(name: str, value: int) -> int:
     """Return a whole number of at least one."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ConfigError(f"{name} is {value!r}", remedy="pass an integer >= 1")
+    return at_least(1, name, value)
+
+
+def at_least(least: int, name: str, value: int) -> int:
+    """Return a whole number that is not smaller than ``least``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{name} is {value!r}", remedy=f"pass an integer >= {least}")
     return int(value)

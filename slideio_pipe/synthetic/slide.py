@@ -50,13 +50,7 @@ class SyntheticSlide:
         return self._mask(self._anatomy.tissue_depth, downsample)
 
     def lesion_mask(self, downsample: float) -> NDArray[np.bool_]:
-        """Return the lesions, (h, w) bool, from the plan of the slide and not from its pixels.
-
-        Parameters
-        ----------
-        downsample : float
-            Level-0 px per mask pixel; the mask has floor(size / downsample) pixels, at least 1.
-        """
+        """Return the lesions, (h, w) bool; ``downsample`` as for ``tissue_mask``."""
         return self._mask(self._anatomy.lesion_depth, downsample)
 
     def _mask(self, depth: Callable[[Any, Any], NDArray[np.float64]], downsample: float) -> NDArray[np.bool_]:

@@ -19,25 +19,30 @@ from slideio_pipe.images import picture
 Label = int | float | str | None
 
 
-@runtime_checkable
-class Bag(Protocol):
-    """The parts of a bag that streams and stores use; ``TileBag`` and ``StoredBag`` are bags."""
+class Columns(Protocol):
+    """The small arrays of a store: those of a bag, or of a record of one."""
 
     @property
     def name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, int, int, int]: ...
     @property
     def coords(self) -> NDArray[np.int64]: ...
     @property
     def grid_index(self) -> NDArray[np.int32]: ...
     @property
     def tissue(self) -> NDArray[np.float32]: ...
+    def __len__(self) -> int: ...
+
+
+@runtime_checkable
+class Bag(Columns, Protocol):
+    """The parts of a bag that streams and stores use; ``TileBag`` and ``StoredBag`` are bags."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
     @property
     def label(self) -> Label: ...
     @property
     def view_mpp(self) -> Mpp | None: ...
-    def __len__(self) -> int: ...
     def read(
         self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
     ) -> NDArray[np.uint8]: ...

@@ -310,7 +310,7 @@ def _serve(connection: Connection, work: Work, idle_s: float | None = None) -> N
         connection.send(("done", value, error, tuple(said)))
 
 
-def portable(error: Exception) -> SlideioPipeError:
+def portable(error: BaseException) -> SlideioPipeError:
     """Return an error of ours, which can be pickled."""
     if isinstance(error, SlideioPipeError):
         return error

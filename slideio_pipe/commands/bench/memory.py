@@ -26,15 +26,19 @@ GROWTH_BYTES = 20e6  # of 180 more slides: 0.1 MB each would be a leak
 
 def in_own_process(what: str, slide: Path, count: int) -> dict[str, Any]:
     """Run ``stream_bag`` or ``open_slides`` in a fresh interpreter and return the result."""
-    above = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-m", "slideio_pipe.commands.bench.memory", what, str(slide), str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=importing_this_package())
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return {"error": last}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def importing_this_package() -> dict[str, str]:
+    """Return the environment of a process that imports this very package."""
+    above = str(Path(sp.__file__).parents[1])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH"))))}
 
 
 def stream_bag(path: Path, count: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slideio_pipe.commands.bench.memory import importing_this_package
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import Closable
 
@@ -61,12 +62,12 @@ class Worker(Closable):
     def __init__(self, peer: Peer, python: str | os.PathLike[str]) -> None:
         self.peer = peer
         # Exactly one thread: by default libvips uses one per core.
-        environment = os.environ | {"VIPS_CONCURRENCY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = dict(os.environ)
         command = [os.fspath(python), str(WORKER), peer.name]
         if peer.name == OURS:
             command[0] = sys.executable
-            above = str(Path(__file__).parents[2])
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (above, environment.get("PYTHONPATH"))))
+            environment = importing_this_package()
+        environment |= {"VIPS_CONCURRENCY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - kept with the process: its last line is the cause
         try:
             self._process = subprocess.Popen(

@@ -66,9 +66,7 @@ def read_coords(path: str | Path) -> tuple[NDArray[Any], dict[str, Any]]:
         raise BagFormatError("coords are not finite", slide=str(file), remedy="compute them again")
     if attributes.get("unit") == "um":
         raise BagFormatError("coords are in µm", slide=str(file), remedy="divide them by the slide's mpp")
-    if coords.dtype.kind == "f" and np.isfinite(coords).all():
-        return whole_where_nearly(coords.astype(np.float64)), attributes
-    return coords if coords.dtype.kind == "f" else coords.astype(np.int64), attributes
+    return whole_where_nearly(coords.astype(np.float64) if coords.dtype.kind == "f" else coords), attributes
 
 
 def grid_downsample(attributes: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -73,12 +73,11 @@ class PredictedCohort:
 
     def summary(self) -> dict[str, Any]:
         """Return the result as JSON values."""
-        done = [s for s in self.slides if s.prediction is not None]
         return {
             "predictions": [
                 s.prediction.summary()
                 | {"part": s.part, "folder": None if s.folder is None else str(s.folder), "files": list(s.files)}
-                for s in done
+                for s in self.slides
                 if s.prediction is not None
             ],
             "failed": [{"slide": s.name, "error": str(s.error)} for s in self.failed],

@@ -88,12 +88,11 @@ class Predictor:
             return self._of_features(source, None, label)
         slide = _as_slide(source, label, slide_mpp)
         holds = isinstance(slide.source, Path) and holds_features(slide.source, pixels=self.encoder is not None)
-        if self.encoder is not None and not (holds and (self.takes_features or not _is_bag(slide.source))):
+        of_bag = isinstance(slide.source, Path) and is_bag_store(slide.source)
+        if self.encoder is not None and not (holds and (self.takes_features or not of_bag)):
             return self._of_pixels(slide)
-        if not isinstance(slide.source, Path):
-            raise self._no_encoder(slide.name)
-        if not holds:
-            raise self._no_encoder(str(slide.source))
+        if not isinstance(slide.source, Path) or not holds:
+            raise self._no_encoder(str(slide.source) if isinstance(slide.source, Path) else slide.name)
         opened = open_features(slide.source, self.config.encoder.features or self.features, slide_mpp=slide.mpp)
         return self._of_features(opened, source if isinstance(source, CohortSlide) else None, slide.label)
 
@@ -358,10 +357,6 @@ def _as_slide(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide
 def _is_unnamed(slide: CohortSlide, bag: FeatureBag) -> bool:
     """Return whether a slide is named after its feature store, which has the real name."""
     return "slide" in bag.provenance and isinstance(slide.source, Path) and slide.name == slide.source.name
-
-
-def _is_bag(source: Any) -> bool:
-    return isinstance(source, Path) and source.is_dir() and is_bag_store(source)
 
 
 def _affine(view: Mapping[str, Any]) -> Affine:

@@ -63,9 +63,8 @@ def find_series(group: zarr.Group, path: Path) -> Series | None:
         return None
     paths = _series_paths(group)
     if not paths:
-        raise CorruptSlideError(
-            "the root of a bioformats2raw store without images (0, 1, …)", slide=path.name, remedy="copy it again"
-        )
+        reason = "the root of a bioformats2raw store without images (0, 1, …)"
+        raise CorruptSlideError(reason, slide=path.name, remedy="copy it again")
     names = _series_names(path / "OME" / "METADATA.ome.xml")
     associated = {}
     scans = []
@@ -84,11 +83,7 @@ def find_series(group: zarr.Group, path: Path) -> Series | None:
         )
     scan = group[scans[0]]
     if not isinstance(scan, zarr.Group) or "multiscales" not in attributes_of(scan):
-        raise CorruptSlideError(
-            f"image {scans[0]} of the bioformats2raw store has no multiscales metadata",
-            slide=path.name,
-            remedy="copy the whole store again",
-        )
+        raise _incomplete(f"image {scans[0]} of the bioformats2raw store has no multiscales metadata", path.name)
     return Series(scans[0], associated)
 
 
@@ -110,8 +105,7 @@ def read_multiscale(group: zarr.Group, folder: Path, slide: str) -> Multiscale:
     arrays = [_array(group, dataset["path"], slide) for dataset in datasets]
     empty = [dataset["path"] for dataset in datasets if not _has_chunks(folder / dataset["path"])]
     if empty:
-        reason = f"no chunk of level {' and '.join(empty)} is there, only metadata"
-        raise CorruptSlideError(reason, slide=slide, remedy="copy the whole store again")
+        raise _incomplete(f"no chunk of level {' and '.join(empty)} is there, only metadata", slide)
     _check_planes(arrays[0], axes, attributes, slide)
     # The specification requires largest first; not all writers comply.
     order = sorted(range(len(arrays)), key=lambda index: -arrays[index].shape[axes.index("x")])
@@ -178,12 +172,14 @@ def _array(group: zarr.Group, path: str, slide: str) -> Any:
     try:
         found = group[path]
     except Exception as error:  # a damaged store may raise many classes in zarr
-        raise CorruptSlideError(
-            f"level {path} is missing ({type(error).__name__})", slide=slide, remedy="copy the whole store again"
-        ) from error
+        raise _incomplete(f"level {path} is missing ({type(error).__name__})", slide) from error
     if not isinstance(found, zarr.Array):
-        raise CorruptSlideError(f"level {path} is no array", slide=slide, remedy="copy the whole store again")
+        raise _incomplete(f"level {path} is no array", slide)
     return found
+
+
+def _incomplete(reason: str, slide: str) -> CorruptSlideError:
+    return CorruptSlideError(reason, slide=slide, remedy="copy the whole store again")
 
 
 def _has_chunks(folder: Path) -> bool:

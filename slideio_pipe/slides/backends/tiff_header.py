@@ -18,7 +18,7 @@ from slideio_pipe.files import pread
 from slideio_pipe.geometry import Mpp, Size
 from slideio_pipe.slides.backends.jpeg_header import holds_ycbcr, read_frame
 from slideio_pipe.slides.backends.levels import UNKNOWN_TILE, place_levels
-from slideio_pipe.slides.backends.tiff_levels import chain_levels, same_aspect, whole_pages
+from slideio_pipe.slides.backends.tiff_levels import chain_levels, same_aspect, segment_size, whole_pages
 from slideio_pipe.slides.backends.tiff_resolution import objective_power, properties, stated_mpp
 from slideio_pipe.slides.backends.tiff_samples import (
     BLACK_IS_ZERO,
@@ -154,19 +154,19 @@ def read_header(path: Path) -> TiffHeader:
     except (CorruptSlideError, UnsupportedSlideError):
         raise
     except Exception as error:  # damage may raise anything in tifffile: struct.error, KeyError, TypeError, …
-        raise CorruptSlideError(
-            f"the TIFF header cannot be read ({' '.join(str(error).split()) or type(error).__name__})",
-            slide=name,
-            remedy="copy or download the slide again",
-        ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise _damaged(f"the TIFF header cannot be read ({reason})", name) from error
+
+
+def _damaged(reason: str, name: str) -> CorruptSlideError:
+    return CorruptSlideError(reason, slide=name, remedy="copy or download the slide again")
 
 
 def _header(tif: tifffile.TiffFile, path: Path) -> TiffHeader:
     tif.pages.cache = True  # else tifffile parses all earlier pages on each access
     pages = whole_pages(_with_clean_tags(tif.pages))
     if not pages:
-        reason = "the TIFF holds no whole image (truncated, or zero size)"
-        raise CorruptSlideError(reason, slide=path.name, remedy="copy or download the slide again")
+        raise _damaged("the TIFF holds no whole image (truncated, or zero size)", path.name)
     _check_chain(tif, pages[-1].offset, path)
     level_pages = _ome_levels(tif) if tif.is_ome else chain_levels(pages, tif.filehandle.fileno())
     for page in level_pages:
@@ -262,29 +262,22 @@ def _check_chain(tif: tifffile.TiffFile, last: int, path: Path) -> None:
     file.seek(last + layout.tagnosize + entries * layout.tagsize)
     (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
     if following >= file.size:
-        raise CorruptSlideError(
-            f"the file is truncated: its next directory is at byte {following:,}, it has {file.size:,}",
-            slide=path.name,
-            remedy="copy or download the slide again",
-        )
+        reason = f"the file is truncated: its next directory is at byte {following:,}, it has {file.size:,}"
+        raise _damaged(reason, path.name)
 
 
 def _check_complete(page: Any, size: int, name: str) -> None:
     offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
     end = int((offsets + counts).max(initial=0))
     if end > size:
-        raise CorruptSlideError(
-            f"the file is truncated: its tiles reach byte {end:,}, it has {size:,}",
-            slide=name,
-            remedy="copy or download the slide again",
-        )
+        raise _damaged(f"the file is truncated: its tiles reach byte {end:,}, it has {size:,}", name)
 
 
 def _describe(page: Any, tif: tifffile.TiffFile, places: Mapping[int, tuple[int, int]]) -> TiffPage:
     directory, subifd = places[page.offset]
     tagged_ycbcr = int(page.photometric) == YCBCR
     size = Size(int(page.imagewidth), int(page.imagelength))
-    tile = Size(int(page.tilewidth), int(page.tilelength)) if page.is_tiled else Size(size.width, _strip_height(page))
+    tile = segment_size(page)
     if min(tile) < 1:
         raise ValueError("a stored tile has no pixels")
     return TiffPage(
@@ -309,10 +302,6 @@ def _places(pages: Sequence[Any]) -> dict[int, tuple[int, int]]:
         for index, offset in enumerate(page.subifds or ()):
             places.setdefault(offset, (directory, index))
     return places
-
-
-def _strip_height(page: Any) -> int:
-    return min(int(page.rowsperstrip or page.imagelength), int(page.imagelength))
 
 
 def _jpeg_is_ycbcr(page: Any, tif: tifffile.TiffFile, tagged_ycbcr: bool) -> bool:

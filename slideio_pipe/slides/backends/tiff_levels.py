@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe.files import pread
+from slideio_pipe.geometry import Size
 from slideio_pipe.slides.backends.tiff_tags import is_aperio_level, page_name
 
 _REDUCED_BIT, _MASK_BIT, _MACRO_BIT = 1, 4, 8
@@ -150,7 +151,7 @@ class _PageComparison:
     def _crop(self, page: Any, rows: range, columns: range) -> Grey | None:
         """Return pixels of a page as grey; None if they cannot be decoded, or not within the budget."""
         out = np.empty((len(rows), len(columns)), np.float32)
-        height, width = _segment_size(page)
+        width, height = segment_size(page)
         across = -(-page.imagewidth // width)
         for row in range(rows.start // height, (rows.stop - 1) // height + 1):
             for column in range(columns.start // width, (columns.stop - 1) // width + 1):
@@ -167,7 +168,7 @@ class _PageComparison:
     def _segment(self, page: Any, index: int) -> Grey | None:
         key = (page.offset, index)
         if key not in self._decoded:
-            height, width = _segment_size(page)
+            width, height = segment_size(page)
             self._left_px -= height * width
             if self._left_px < 0:
                 return None
@@ -192,11 +193,12 @@ class _PageComparison:
         return out
 
 
-def _segment_size(page: Any) -> tuple[int, int]:
-    """Return the height and width of a stored tile or strip."""
+def segment_size(page: Any) -> Size:
+    """Return the size of a stored tile or strip."""
     if page.is_tiled:
-        return int(page.tilelength), int(page.tilewidth)
-    return min(int(page.rowsperstrip or page.imagelength), int(page.imagelength)), int(page.imagewidth)
+        return Size(int(page.tilewidth), int(page.tilelength))
+    height = int(page.imagelength)
+    return Size(int(page.imagewidth), min(int(page.rowsperstrip or height), height))
 
 
 def _resized(plane: Grey, height: int, width: int) -> Grey:
@@ -214,7 +216,7 @@ def _fullest(page: Any) -> list[tuple[float, float]]:
     counts = np.asarray(page.databytecounts, np.int64)
     if counts.size < 2 or counts.min() == counts.max():
         return []
-    height, width = _segment_size(page)
+    width, height = segment_size(page)
     down, across = -(-page.imagelength // height), -(-page.imagewidth // width)
     rows, columns = np.divmod(np.argsort(-counts[: down * across], kind="stable")[:2], across)
     y = np.minimum((rows + 0.5) * height / page.imagelength, 1)
