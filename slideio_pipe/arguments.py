@@ -12,12 +12,8 @@ from slideio_pipe.errors import ConfigError
 def whole_number(value: Any, what: str, *, slide: str | None = None, least: int | None = None) -> int:
     """Return a size, level or count of any numeric type as an ``int``.
 
-    NumPy's small integers overflow: 255 + 1 is 0 as ``uint8``.
-
-    Raises
-    ------
-    ConfigError
-        It is not a whole number, or is smaller than ``least``.
+    NumPy's small integers overflow: 255 + 1 is 0 as ``uint8``. Raise ConfigError if it is not a whole number, or is
+    smaller than ``least``.
 
     Examples
     --------

@@ -177,17 +177,14 @@ class MissingExtraError(SlideioPipeError, ImportError):
 def require(package: str, extra: str) -> Any:
     """Import an optional package, or a module of one.
 
+    Raise MissingExtraError if it is not installed, or is installed and cannot be imported.
+
     Parameters
     ----------
     package : str
         Its name, such as "h5py" or "pyarrow.parquet".
     extra : str
         The extra of slideio-pipe that installs it.
-
-    Raises
-    ------
-    MissingExtraError
-        It is not installed, or is installed and cannot be imported.
 
     Examples
     --------

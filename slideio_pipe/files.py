@@ -143,6 +143,7 @@ def replacing_folder(path: Path, partial: Path | None = None) -> Iterator[Path]:
     """Yield the name of a folder to make, as ``replacing`` does of a file; a former folder is there until then.
 
     For one writer at a time: what a killed one left is removed, and a folder that it had renamed gets its name back.
+    Raise OutputError if the disk refuses.
 
     Parameters
     ----------
@@ -150,11 +151,6 @@ def replacing_folder(path: Path, partial: Path | None = None) -> Iterator[Path]:
         The folder.
     partial : Path, optional
         The name to make it under, with an ending of its own; by default ``<path>.partial``.
-
-    Raises
-    ------
-    OutputError
-        The disk refuses.
     """
     partial = partial or path.with_name(path.name + ".partial")
     replaced = partial.with_suffix(".replaced")

@@ -73,7 +73,8 @@ def estimate_basis(
     """Return haematoxylin, eosin and the residual, estimated from tissue pixels; deterministic.
 
     Macenko et al. 2009, "A method for normalizing histology slides for quantitative analysis": the plane of the two
-    largest eigenvectors of the covariance of optical density, and the extreme directions in it.
+    largest eigenvectors of the covariance of optical density, and the extreme directions in it. Raise NoTissueError if
+    there are fewer than 500 stained pixels, ConfigError if there is only one stain, or the pixels are not (n, 3).
 
     Parameters
     ----------
@@ -86,13 +87,6 @@ def estimate_basis(
     -------
     (3, 3) float64
         Unit vectors, one stain per row; haematoxylin, which absorbs more red, is first.
-
-    Raises
-    ------
-    NoTissueError
-        Fewer than 500 stained pixels.
-    ConfigError
-        There is only one stain, or the pixels are not (n, 3).
     """
     density = _stained(pixels, owner, slide)
     # Largest last; eigenvectors of the covariance, as in the paper.
@@ -135,7 +129,8 @@ def slide_colour(
 ) -> SlideColour:
     """Measure a slide's stains and Lab statistics in up to 64 tissue tiles of 128 px, sampled at level 0.
 
-    Level 0, because a thumbnail mixes stains within its pixels: 4° to 6° off in our measurements.
+    Level 0, because a thumbnail mixes stains within its pixels: 4° to 6° off in our measurements. Raise NoTissueError
+    if the slide is only glass.
 
     Parameters
     ----------
@@ -144,11 +139,6 @@ def slide_colour(
         Area to sample; by default, the coloured area of the thumbnail.
     seed : int
         Seed of the sampling; the same seed gives the same numbers.
-
-    Raises
-    ------
-    NoTissueError
-        The slide is only glass.
     """
     tiles = list(_tissue_tiles(slide, mask, seed, owner))
     pixels = np.concatenate([tile[::2, ::2].reshape(-1, 3) for tile in tiles])

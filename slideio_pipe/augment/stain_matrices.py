@@ -80,7 +80,8 @@ def jitter(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return M and offset with od′ = M·od + offset that turn each concentration c into alpha·c + beta.
 
-    Multiplicative and additive perturbation of stains (Tellez et al. 2018).
+    Multiplicative and additive perturbation of stains (Tellez et al. 2018). Raise ConfigError if an ``alpha`` is
+    not positive, or the basis is singular.
 
     Parameters
     ----------
@@ -88,11 +89,6 @@ def jitter(
         One stain per row.
     alpha, beta : (3,) array_like
         Per stain; ``beta`` in units of natural optical density times the length of the row.
-
-    Raises
-    ------
-    ConfigError
-        An ``alpha`` that is not positive, or a singular basis.
 
     Examples
     --------

@@ -158,6 +158,8 @@ def span(
 ) -> Range:
     """Return the range given by a number or a (low, high) pair.
 
+    Raise ConfigError if the values are not numbers, in the wrong order, or out of bounds.
+
     Parameters
     ----------
     owner, name : str
@@ -166,11 +168,6 @@ def span(
         A number v means (about − v, about + v), or always v if ``about`` is None.
     low, high : float
         Bounds of the range.
-
-    Raises
-    ------
-    ConfigError
-        Not numbers, in the wrong order, or out of bounds.
 
     Examples
     --------

@@ -46,15 +46,12 @@ class Entry:
 class Ledger:
     """The events of a folder, as a context manager: inside it, no other run can write there.
 
+    Entering raises OutputError if another run is active, or the folder cannot be written.
+
     Parameters
     ----------
     folder : Path
         Folder of the outputs; created if missing.
-
-    Raises
-    ------
-    OutputError
-        On entering: another run is active, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:

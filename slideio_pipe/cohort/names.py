@@ -21,12 +21,7 @@ def bag_name(slide_name: str) -> str:
 
 
 def file_stem(name: str) -> str:
-    """Return the stem of a slide's files.
-
-    Raises
-    ------
-    ConfigError
-        The name would point to another folder.
+    """Return the stem of a slide's files; raise ConfigError if the name would point to another folder.
 
     Examples
     --------

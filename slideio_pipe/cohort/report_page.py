@@ -57,6 +57,8 @@ def picture_file(folder: Path, name: str) -> Path:
 def write_page(folder: Path, cohort: Cohort | None, numbers: Mapping[str, Any]) -> tuple[Path, int]:
     """Write ``report.html``, whole or not at all; return it, and how many slides came with warnings.
 
+    Raise OutputError if the disk refuses.
+
     Parameters
     ----------
     folder : Path
@@ -65,11 +67,6 @@ def write_page(folder: Path, cohort: Cohort | None, numbers: Mapping[str, Any]) 
         Slides that belong to it, done or not.
     numbers : mapping
         What ``run.json`` says.
-
-    Raises
-    ------
-    OutputError
-        The disk refuses.
     """
     path = folder / PAGE
     records, title = Records(folder, cohort), "/".join(folder.absolute().parts[-2:]).lstrip("/")

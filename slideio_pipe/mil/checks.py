@@ -27,11 +27,8 @@ _TEST_TILES = 4096  # number of tiles of the bag for testing a model
 def check_divisions(divisions: Sequence[Division], tasks: Sequence[Task], config: TrainConfig) -> None:
     """Refuse divisions that cannot be trained, validated or measured.
 
-    Raises
-    ------
-    ConfigError
-        The training slides of a fold lack a class of the others; validation labels cannot be compared; there are fewer
-        training slides than processes.
+    Raise ConfigError if the training slides of a fold lack a class of the others, validation labels cannot be compared,
+    or there are fewer training slides than processes.
 
     Warns
     -----

@@ -102,10 +102,7 @@ class TrainConfig(LoaderConfig):
 def load_train_config(source: TrainConfig | str | Path | Mapping[str, Any] | None) -> TrainConfig:
     """Return the settings of a training from YAML or a dictionary; missing keys have their defaults.
 
-    Raises
-    ------
-    ConfigError
-        The file is missing, is not a YAML mapping, or has unknown keys or impossible values.
+    Raise ConfigError if the file is missing, is not a YAML mapping, or has unknown keys or impossible values.
 
     Examples
     --------

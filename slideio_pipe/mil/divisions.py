@@ -33,12 +33,8 @@ def divide(cohort: Cohort, fit: FitConfig, seed: int, task: TaskConfig | None = 
     With folds, each is the test set once: the cohort's own, or ``fit.folds`` of them. Otherwise the column "split"
     gives "train", "val" and "test", by any name in ``split_names.NAMES``. Without a validation split,
     ``fit.validation`` of the training patients is drawn. Draws are stratified by what ``task`` predicts: classes,
-    quartiles of numbers, or events.
-
-    Raises
-    ------
-    ConfigError
-        No slide is left for training; the cohort has another number of folds; a split name looks misspelt.
+    quartiles of numbers, or events. Raise ConfigError if no slide is left for training, the cohort has another number
+    of folds, or a split name looks misspelt.
 
     Warns
     -----

@@ -48,17 +48,14 @@ def features_in(source: Path) -> list[Path]:
 def feature_cohort(cohort: Any, folder: str | Path) -> Cohort:
     """Return the cohort with its slides replaced by the files of their features, found by name.
 
+    Raise ConfigError if slides have no features, listed together; or several slides would share one file.
+
     Parameters
     ----------
     cohort : path, list or Cohort
         A table's slides need not exist as files; ``slide_id`` and ``case_id`` are accepted as column names.
     folder : path
         Contains ``<slide>.features.zarr``, ``.bag.zarr``, ``.h5`` or ``.pt``.
-
-    Raises
-    ------
-    ConfigError
-        Slides have no features, listed together; or several slides would share one file.
     """
     place = Path(folder).expanduser().absolute()
     if not place.is_dir():

@@ -55,7 +55,8 @@ def measure(
     Classification: AUROC, AUPRC (average precision; both one against the rest, averaged over classes), balanced
     accuracy (mean recall), accuracy; a class without slides does not count in the means. Regression: R², MAE, Pearson's
     r. Survival: C-index (Harrell 1982: the fraction of comparable pairs in the right order, ties count half). All are
-    torchmetrics' except the C-index, which it lacks, and the intervals: its bootstrap does not resample patients.
+    torchmetrics' except the C-index, which it lacks, and the intervals: its bootstrap does not resample patients. Raise
+    ConfigError if there are no predictions, MissingExtraError if torchmetrics is not installed.
 
     Parameters
     ----------
@@ -73,13 +74,6 @@ def measure(
         one of the slides' classes are dropped. Fewer than ``MIN_PATIENTS`` patients have no interval.
     seed : int
         Seed of the resampling.
-
-    Raises
-    ------
-    ConfigError
-        There are no predictions.
-    MissingExtraError
-        torchmetrics is not installed.
     """
     if not len(logits):
         raise ConfigError("no prediction to measure", remedy="look at the splits of the cohort")

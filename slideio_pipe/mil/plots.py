@@ -40,7 +40,8 @@ def write_plots(
     """Write the plots of a training into a folder, replacing existing ones; return their files.
 
     Classification: ``roc.png``, ``precision_recall.png``, ``calibration.png``. Regression: ``regression.png``.
-    Survival: ``survival.png``. And ``history.png``.
+    Survival: ``survival.png``. And ``history.png``. Raise MissingExtraError if matplotlib is not installed, OutputError
+    if the folder cannot be written.
 
     Parameters
     ----------
@@ -57,13 +58,6 @@ def write_plots(
         The rows of ``history.csv`` of each division.
     strata : sequence of int, optional
         The model of each prediction: risks are compared within each.
-
-    Raises
-    ------
-    MissingExtraError
-        matplotlib is not installed.
-    OutputError
-        The folder cannot be written.
     """
     figures: dict[str, Any] = {}
     if len(logits):

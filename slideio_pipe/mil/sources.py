@@ -65,6 +65,9 @@ class Source(Protocol):
 class FeatureSource:
     """Features from stores, or from files of TRIDENT, CLAM or STAMP.
 
+    Raise ConfigError with all errors together: files without features, with several widths or encoders, with NaN, without
+    tiles.
+
     Parameters
     ----------
     cohort : Cohort
@@ -73,11 +76,6 @@ class FeatureSource:
         Name of the encoder, if a file has several.
     max_tiles : int, optional
         Per bag, drawn again in each epoch.
-
-    Raises
-    ------
-    ConfigError
-        All errors together: files without features, with several widths or encoders, with NaN, without tiles.
     """
 
     def __init__(

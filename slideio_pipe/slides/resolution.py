@@ -25,10 +25,7 @@ _MAX_PIXEL_ASPECT = 5.0
 def resolve_mpp(facts: Facts, given: Mpp | None, name: str, default: Mpp | None = None) -> tuple[Mpp | None, str]:
     """Return the resolution and its source: argument, metadata, default, objective power, or none.
 
-    Raises
-    ------
-    ConfigError
-        ``given`` or ``default`` is used and impossible for a slide.
+    Raise ConfigError if ``given`` or ``default`` is used and impossible for a slide.
 
     Warns
     -----

@@ -149,6 +149,8 @@ class Sampler:
     ) -> None:
         """Write ``rect`` of the slide at ``choice`` into ``out``; outside the slide is white.
 
+        Raise CorruptSlideError if pixels cannot be decoded; the message names the place.
+
         Parameters
         ----------
         choice : LevelChoice
@@ -162,11 +164,6 @@ class Sampler:
         offset : (float, float)
             Offset of the pixels from ``rect``, to the right and down, 0 to 1. Pixels with at least half their area
             inside the slide are read from it.
-
-        Raises
-        ------
-        CorruptSlideError
-            Pixels cannot be decoded; the message names the place.
         """
         size = self.slide.pyramid.size_at(choice)
         inside = rect.intersect(Rect(0, 0, *size)) if offset == ON_GRID else _centred_inside(rect, offset, size)

@@ -43,17 +43,12 @@ class TileCodec:
 
 
 def codec_for(pixels: str) -> TileCodec:
-    """Return the codec for ``save_bag(pixels=…)``.
+    """Return the codec for ``save_bag(pixels=…)``; raise ConfigError if the name is unknown.
 
     Parameters
     ----------
     pixels : "none", "zstd", "jpeg:Q" or "source"
         Raw bytes or zstd, both lossless; JPEG of quality Q, 1 to 100; or the slide's own JPEG.
-
-    Raises
-    ------
-    ConfigError
-        The name is unknown.
     """
     if pixels == "none":
         return TileCodec("none", None, None, pixels={"lossless": True})

@@ -111,6 +111,9 @@ def create_feature_store(
 ) -> None:
     """Write a store of features without tiles, complete or not at all.
 
+    Raise OutputExistsError if ``path`` exists and may not be replaced, OutputError if the store cannot be written, or
+    another process writes it.
+
     Parameters
     ----------
     path : Path
@@ -123,13 +126,6 @@ def create_feature_store(
         Encoder to features and the encoder's attributes.
     overwrite : bool
         Whether to replace a store of features; anything else is refused.
-
-    Raises
-    ------
-    OutputExistsError
-        ``path`` exists and may not be replaced.
-    OutputError
-        The store cannot be written, or another process writes it.
     """
     with _partial_folder(path, path.name, path) as partial:
         if os.path.lexists(path) and not (overwrite and is_feature_store(path)):

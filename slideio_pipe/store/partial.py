@@ -27,19 +27,15 @@ from slideio_pipe.store.metadata import TOP_LEVEL, is_bag_store
 class PartialStore:
     """The exclusive right to write one bag store, and the folder to write into, as a context manager.
 
+    Entering raises OutputExistsError if ``target`` exists and may not be replaced, OutputError if the folder is not
+    writable or another process is writing this bag.
+
     Parameters
     ----------
     target : Path
         The final name.
     overwrite : bool
         Whether a bag store of that name may be replaced. Anything else there is always refused.
-
-    Raises
-    ------
-    OutputExistsError
-        On entering, if ``target`` exists and may not be replaced.
-    OutputError
-        On entering, if the folder is not writable or another process is writing this bag.
     """
 
     def __init__(self, target: Path, *, overwrite: bool) -> None:

@@ -38,6 +38,8 @@ DAMAGED = "copy or write the bag again"
 def write_shard(path: Path, chunks: Iterable[bytes | memoryview], slots: int) -> None:
     """Write a whole shard durably; until then, nothing is at ``path``.
 
+    Raise OSError if the file cannot be written; the unfinished file is removed.
+
     Parameters
     ----------
     path : Path
@@ -46,11 +48,6 @@ def write_shard(path: Path, chunks: Iterable[bytes | memoryview], slots: int) ->
         The encoded chunks of slots 0, 1, …; the slots after the last one are marked as missing.
     slots : int
         Number of chunks in a full shard.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written; the unfinished file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -171,6 +168,8 @@ class ShardReader:
     def read(self, numbers: NDArray[np.int64], out: NDArray[np.uint8], threads: int = 1) -> None:
         """Fill ``out[k]`` with chunk ``numbers[k]``.
 
+        Raise BagFormatError if a shard is damaged, lost, or was replaced since this reader was made.
+
         Parameters
         ----------
         numbers : (n,) int64
@@ -179,11 +178,6 @@ class ShardReader:
             The slots; for chunks that are not JPEG also (n, chunk bytes).
         threads : int
             Number of threads; useful from a few megabytes on.
-
-        Raises
-        ------
-        BagFormatError
-            A shard is damaged, lost, or was replaced since this reader was made.
         """
         parts = min(threads, len(numbers))
         if parts <= 1:

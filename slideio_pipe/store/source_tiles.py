@@ -28,15 +28,12 @@ _ALTERNATIVES = '{pixels="jpeg:90"} or {pixels="zstd"}'
 class SourceTiles:
     """The stored JPEG of every tile of a bag, in the bag's order.
 
+    Raise ConfigError, with the reason and an alternative, if the bag's tiles are not such.
+
     Parameters
     ----------
     bag : TileBag
         Its tiles are aligned to those stored in the slide, at their resolution, and no operation changes their pixels.
-
-    Raises
-    ------
-    ConfigError
-        They are not; the message gives the reason and an alternative.
     """
 
     def __init__(self, bag: Bag) -> None:

@@ -22,10 +22,7 @@ from slideio_pipe.streaming.normalize import Normalize
 def check_device(device: str | torch.device) -> torch.device:
     """Return an existing device, a CUDA device with its number.
 
-    Raises
-    ------
-    ConfigError
-        It is neither the CPU nor a CUDA device of this machine.
+    Raise ConfigError if it is neither the CPU nor a CUDA device of this machine.
 
     Examples
     --------

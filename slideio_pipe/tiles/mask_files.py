@@ -124,16 +124,13 @@ def _too_large(path: Path, error: Exception) -> ConfigError:
 def read_polygons(path: Path, classes: Sequence[str] | None = None) -> list[Polygon]:
     """Return the polygons in a GeoJSON file, in its own coordinates.
 
+    Raise ConfigError if the file is not GeoJSON of polygons, or no polygon has one of the classes.
+
     Parameters
     ----------
     path : Path
     classes : sequence of str, optional
         Names of the classes to read; by default all except those that QuPath ignores: "Ignore" and names ending in "*".
-
-    Raises
-    ------
-    ConfigError
-        The file is not GeoJSON of polygons, or no polygon has one of the classes.
     """
     return [each.polygon for each in read_annotations(path, classes)]
 

@@ -27,17 +27,14 @@ Operations: TypeAlias = tuple[Operation, ...]
 class ColourProgram:
     """Colour operations compiled for uint8 RGB tiles of any shape; one program may run in several threads at once.
 
+    Raise ConfigError if there is an ``Opaque`` operation, which runs only lazily.
+
     Parameters
     ----------
     operations : tuple of Operation
         In the order they are applied.
     idle : deque of Scratch, optional
         Pool of work memory; programs that each run on one tile share one.
-
-    Raises
-    ------
-    ConfigError
-        There is an ``Opaque`` operation, which runs only lazily.
 
     Notes
     -----

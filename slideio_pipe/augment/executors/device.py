@@ -61,6 +61,8 @@ class Group:
 class DeviceProgram:
     """The drawn operations of a batch of tiles, run on the tiles' device.
 
+    Raise ConfigError if an operation cannot run on a batch, or the dtype is not one of the three.
+
     Parameters
     ----------
     operations : sequence of tuples of operations, or one tuple
@@ -73,11 +75,6 @@ class DeviceProgram:
     compile : bool
         Fuse the expression with torch.compile: 3 to 30 s on a CPU, once per order of kinds and process, with a C++
         compiler; then a chain of tone, hue and stain takes a third of the time, a stain alone slightly less.
-
-    Raises
-    ------
-    ConfigError
-        An operation cannot run on a batch, or the dtype is not one of the three.
 
     Notes
     -----
@@ -115,6 +112,8 @@ class DeviceProgram:
     def __call__(self, tiles: Tensor, *, places: Sequence[int] | None = None) -> Tensor:
         """Return the augmented tiles, in new memory.
 
+        Raise ConfigError if these are not tiles, or their number differs from that of the tuples of operations.
+
         Parameters
         ----------
         tiles : (n, 3, H, W) uint8 RGB
@@ -127,11 +126,6 @@ class DeviceProgram:
         -------
         (n, 3, H, W) tensor, channels_last
             On the device of ``tiles``; uint8 without normalisation.
-
-        Raises
-        ------
-        ConfigError
-            These are not tiles, or their number differs from that of the tuples of operations.
         """
         _check_tiles(tiles, self.count)
         if places is not None and len(places) != len(tiles):

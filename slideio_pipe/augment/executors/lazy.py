@@ -50,6 +50,8 @@ MOST_THREADS = 16
 def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False, outside: int = 255) -> Any:
     """Return the augmented image as a lazy one; nothing is decoded until pixels are read.
 
+    Raise ConfigError if the image is not 8-bit RGB, or not of the draw's size.
+
     Parameters
     ----------
     image : pyvips.Image
@@ -64,11 +66,6 @@ def apply_lazy(image: Any, draw: Draw, *, operations_only: bool = False, outside
     -------
     pyvips.Image
         3 bands, uchar, sRGB. The same image when the draw is the identity.
-
-    Raises
-    ------
-    ConfigError
-        The image is not 8-bit RGB, or not of the draw's size.
 
     Notes
     -----

@@ -40,6 +40,8 @@ def pool_for(
 ) -> Pool:
     """Return the pool for the tasks: processes of this machine, or a cluster.
 
+    Raise MissingExtraError if Dask is not installed, ConfigError if ``cluster`` is neither.
+
     Parameters
     ----------
     cluster : str or Path, optional
@@ -52,13 +54,6 @@ def pool_for(
         Folder of the outputs with the ``run.lock`` of this run, which the workers must be able to read.
     time_limit_s, memory_limit_bytes : optional
         See ``WorkerPool``.
-
-    Raises
-    ------
-    MissingExtraError
-        Dask is not installed.
-    ConfigError
-        It is neither.
     """
     limits = Limits(time_limit_s, memory_limit_bytes)
     if cluster is None:

@@ -90,7 +90,7 @@ class ThisProcess:
 
 
 class WorkerPool:
-    """Runs tasks in spawned processes.
+    """Runs tasks in spawned processes; raise ConfigError if a number is invalid.
 
     Parameters
     ----------
@@ -102,11 +102,6 @@ class WorkerPool:
         Time limit per task, after which its worker is killed.
     memory_limit_bytes : int, optional
         Limit of resident memory, above which a worker is killed (Linux).
-
-    Raises
-    ------
-    ConfigError
-        A number is invalid.
     """
 
     def __init__(

@@ -67,6 +67,9 @@ def compare_readers(
 ) -> Comparison:
     """Compare the speed of our reader with others: same tiles and output array, in turns, each in its own process.
 
+    Raise ConfigError if a case or reader is unknown, a number is below 1, the interpreter does not run, or the slide is
+    too small.
+
     Parameters
     ----------
     slide : path, optional
@@ -81,11 +84,6 @@ def compare_readers(
         The interpreter with the other readers installed; by default this one.
     progress : callable or bool, optional
         See ``reporting``.
-
-    Raises
-    ------
-    ConfigError
-        A case or reader is unknown, a number is below 1, the interpreter does not run, or the slide is too small.
     """
     chosen = _selected(CASES, cases, "case")
     readers = _selected(PEERS, peers, "reader")

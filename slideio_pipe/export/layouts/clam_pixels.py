@@ -72,6 +72,8 @@ class ClamPixels(Layout):
 class PixelFile(ArrayLikeBag):
     """The tiles of an HDF5 file of pixels as a bag, read on access; pickled by path.
 
+    Raise BagFormatError if it has no such pixels.
+
     Parameters
     ----------
     path : Path
@@ -82,11 +84,6 @@ class PixelFile(ArrayLikeBag):
         µm per level-0 px of the slide, which the file does not state.
     patient : str, optional
         Patient of the slide, which the file does not state.
-
-    Raises
-    ------
-    BagFormatError
-        It has no such pixels.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ ENDINGS = (".npy", ".pt", ".h5")
 
 
 def read_features(source: Any, stem: str, count: int, *, many: bool = False) -> NDArray[Any]:
-    """Return (N, D) features of the bag ``stem``.
+    """Return (N, D) features of the bag ``stem``; raise ConfigError if there are none, or not one row per tile.
 
     Parameters
     ----------
@@ -24,11 +24,6 @@ def read_features(source: Any, stem: str, count: int, *, many: bool = False) -> 
         Number of tiles of the bag.
     many : bool
         Whether there are other bags, so that ``source`` must be a folder.
-
-    Raises
-    ------
-    ConfigError
-        There are none, or not one row per tile.
 
     Examples
     --------

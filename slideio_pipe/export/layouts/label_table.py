@@ -25,6 +25,9 @@ def write_rows(
 ) -> list[Path]:
     """Write rows after existing ones; return the written files.
 
+    Raise OutputExistsError if a table without the key column exists, which was not written here; OutputError if the
+    table cannot be written.
+
     Parameters
     ----------
     path : Path
@@ -34,13 +37,6 @@ def write_rows(
         The key column: ``rows`` and ``others`` replace existing rows with equal keys.
     others : sequence of dict
         Rows that are removed and not written.
-
-    Raises
-    ------
-    OutputExistsError
-        A table without the key column exists, which was not written here.
-    OutputError
-        The table cannot be written.
     """
     if not rows:
         return []

@@ -15,17 +15,12 @@ class SmallEncoder(nn.Sequential):
 
     61,000 parameters with the defaults, 3.4 million multiplications for a tile of 64 px. Without normalisation layers:
     the darkness of a tile relative to others is a useful feature; such a network needs He's initialisation (He et al.
-    2015).
+    2015). Raise ConfigError if ``features`` is not a multiple of 4.
 
     Parameters
     ----------
     features : int
         D, a multiple of 4.
-
-    Raises
-    ------
-    ConfigError
-        It is not a multiple of 4.
     """
 
     def __init__(self, features: int = 64) -> None:

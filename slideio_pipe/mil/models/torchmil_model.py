@@ -23,8 +23,9 @@ class TorchMilModel(BagModel):
     """A model of torchmil by name, such as "TransMIL" or "CLAM_SB".
 
     They have one logit: for two classes, a number or a risk. A model's own loss for two classes (instance losses) is
-    ``auxiliary``, for which ``forward`` needs the class; for a number or a risk there is none. Models that need a
-    graph get the eight neighbours of every tile, from the coordinates.
+    ``auxiliary``, for which ``forward`` needs the class; for a number or a risk there is none. Models that need a graph
+    get the eight neighbours of every tile, from the coordinates. Raise ConfigError if there is no such model, or it
+    needs other inputs; MissingExtraError if torchmil is not installed.
 
     Parameters
     ----------
@@ -36,13 +37,6 @@ class TorchMilModel(BagModel):
         1.
     settings
         Arguments of the model.
-
-    Raises
-    ------
-    ConfigError
-        There is no such model, or it needs other inputs.
-    MissingExtraError
-        torchmil is not installed.
     """
 
     def __init__(self, name: str, in_features: int, outputs: int = 1, **settings: Any) -> None:

@@ -31,6 +31,8 @@ def write_regions(
 ) -> None:
     """Write a detection per tile, classified by the range of its score.
 
+    Raise OutputExistsError or OutputError if the file exists, or cannot be written.
+
     Parameters
     ----------
     scores : TileScores
@@ -42,11 +44,6 @@ def write_regions(
     overwrite : bool
     corner : Affine
         From px of the file to level-0 px: a shift to QuPath's origin.
-
-    Raises
-    ------
-    OutputExistsError, OutputError
-        The file exists, or cannot be written.
     """
     if len(scores) <= most_tiles:
         features = _tiles(scores, measurements or {}, corner.inverse())

@@ -115,6 +115,8 @@ class JpegTiles:
     ) -> NDArray[np.uint8]:
         """Return a stored tile, (tile.height // reduce, tile.width // reduce, 3) uint8 RGB.
 
+        Raise CorruptSlideError, which names the tile's place, if the tile's bytes cannot be decoded.
+
         Parameters
         ----------
         column, row : int
@@ -128,11 +130,6 @@ class JpegTiles:
             stops after them: half of a tile takes half the time.
         on_stage : callable, optional
             Called with ("read" | "decode" | "fallback", start, end), ``time.perf_counter`` seconds.
-
-        Raises
-        ------
-        CorruptSlideError
-            The tile's bytes cannot be decoded; names the tile's place.
         """
         start = time.perf_counter() if on_stage else 0.0
         data = self.stream(column, row)
