@@ -156,8 +156,8 @@ def _gpu() -> list[Finding]:
 
     if not torch.cuda.is_available():
         built = "built for the CPU" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        remedy = 'everything runs with device="cpu"; for a GPU install a CUDA build of torch and a driver'
-        return [Finding("GPU", "CUDA", f"none (torch is {built})", "optional", remedy)]
+        advice = 'everything runs with device="cpu"; for a GPU install a CUDA build of torch and a driver'
+        return [Finding("GPU", "CUDA", f"none (torch is {built})", "optional", advice)]
     devices = enumerate(map(torch.cuda.get_device_properties, range(torch.cuda.device_count())))
     return [Finding("GPU", f"cuda:{i}", f"{p.name}, {p.total_memory / 2**30:.0f} GiB") for i, p in devices]
 
