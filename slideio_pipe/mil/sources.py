@@ -65,8 +65,8 @@ class Source(Protocol):
 class FeatureSource:
     """Features from stores, or from files of TRIDENT, CLAM or STAMP.
 
-    Raise ConfigError with all errors together: files without features, with several widths or encoders, with NaN, without
-    tiles.
+    Raise ConfigError with all errors together: files without features, with several widths or encoders, with NaN,
+    without tiles.
 
     Parameters
     ----------
