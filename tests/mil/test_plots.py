@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_training import quick, study
 
 from slideio_pipe.mil.curves import Calibration, kaplan_meier, log_rank, precision_recall_curve, roc_curve
+from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.metrics import measure
 from slideio_pipe.mil.plots import write_plots
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
@@ -175,3 +177,11 @@ def test_survival_of_equal_risks_is_one_curve(tmp_path: Path) -> None:
     targets = torch.tensor([[1.0, 1], [2, 0], [3, 1]]).double()
     files = write_plots(tmp_path, Survival(), "test", torch.zeros(3, 1), targets, {}, {"": HISTORY[:0]})
     assert [file.name for file in files] == ["survival.png"]
+
+
+def test_a_training_writes_them(tmp_path: Path) -> None:
+    """Into the folder of the run."""
+    cohort = study(tmp_path, {"label": [0, 1] * 4, "split": ["train"] * 4 + ["test"] * 4})
+    fitted = fit(cohort, quick(validation=0, monitor="none"), tmp_path / "run", progress=False)
+    names = {"roc.png", "precision_recall.png", "calibration.png", "history.png"}
+    assert {file.name for file in (fitted.folder / "plots").iterdir()} == names
