@@ -8,6 +8,7 @@ folders are tested on all cores, single files and ``system`` in one process.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shutil
 import signal
@@ -15,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hypothesis_profiles  # noqa: F401 - loads one
 import pytest
+from hypothesis_profiles import PROFILE
 from paths import MADE_SLIDES, ROOT, TESTS
 
 if TYPE_CHECKING:
@@ -55,12 +56,33 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests by their folder; of tests with many combinations of parameters leave out most, in profile "dev"."""
     for item in items:
         for mark in LONG:
             if (TESTS / mark) in item.path.parents:
                 item.add_marker(mark)
+    named = config.option.keyword or any("::" in argument for argument in config.args)
+    if PROFILE == "dev" and not named:
+        kept = [item for same in by_function(items) for item in (fewer(same) if len(same) > 1 else same)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
+
+
+def by_function(items: list[pytest.Item]) -> list[list[pytest.Item]]:
+    """Return the combinations of each test marked ``combinations``, and every other test by itself."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        many = item.get_closest_marker("combinations")
+        groups.setdefault(item.nodeid.partition("[")[0] if many else item.nodeid, []).append(item)
+    return list(groups.values())
+
+
+def fewer(combinations: list[pytest.Item]) -> list[pytest.Item]:
+    """Return every fifth or so, so that each value of each parameter is among them."""
+    count = len(combinations)
+    step = next(step for step in range(5, 5 + count) if math.gcd(step, count) == 1)
+    return combinations[::step]
 
 
 def pytest_collection_finish() -> None:

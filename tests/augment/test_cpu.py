@@ -36,6 +36,7 @@ def test_a_random_chain_is_within_a_level_of_its_definition(seed: int) -> None:
     assert difference(ColourProgram(chain).apply(COLOURS), reference.apply(COLOURS, chain)) <= 1, chain
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("seed", range(10))
 def test_a_random_chain_on_real_tissue(seed: int, shared_data: Path) -> None:
     """The same on the pixels of real slides."""

@@ -100,6 +100,7 @@ def test_a_bag_of_one_tile_has_the_logits_of_its_instance() -> None:
     torch.testing.assert_close(model(bag[3:4]).logits, instances[3])
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("count", [30, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_models_of_torchmil_train_and_return_attention(name: str, count: int) -> None:
@@ -177,6 +178,7 @@ class Exported(nn.Module):
         return out.logits, out.attention
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("pool", ["gated", "attention", "mean", "max"])
 @pytest.mark.filterwarnings("ignore")  # of torch's exporters
 def test_exported_models_take_any_number_of_tiles(tmp_path: Path, pool: str) -> None:

@@ -85,6 +85,7 @@ def interpolated(level: np.ndarray, x: float, y: float, width: int, height: int)
     return np.stack(found, axis=-1)
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_regions_are_interpolated_as_openslide_does(path: Path, level: int) -> None:
     """Corners in level-0 px, whole and fractional, at every level of every reader."""
@@ -107,6 +108,7 @@ def test_regions_are_interpolated_as_openslide_does(path: Path, level: int) -> N
             assert apart(slide.read_region(place, level, (40, 30)), theirs)[0] < 0.6
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_tiles_of_a_level_are_the_pixels_at_their_corners(path: Path, level: int) -> None:
     """A bag of given corners at a stored resolution: SciPy's bilinear pixels of the stored level."""
@@ -145,6 +147,7 @@ def test_means_begin_at_the_corner(tmp_path: Path, factor: int) -> None:
     assert np.array_equal(read, bag.read(np.arange(len(bag)), threads=3))
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("factor", [1.5386, 2.0, 2.37, 3.3, 0.8])
 def test_between_resolutions_a_tile_is_resized_from_its_own_box(path: Path, factor: float) -> None:
     """Pillow's antialiased BILINEAR of the whole level, from the exact box of the tile."""

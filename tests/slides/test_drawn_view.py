@@ -78,6 +78,7 @@ def inner(view: SlideView, margin: float = 2) -> np.ndarray:
     return ((place > margin) & (place < np.array(view.plain_size) - margin)).all(axis=-1)
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("transform", MOVES.values(), ids=MOVES)
 @pytest.mark.parametrize("mpp", [None, 0.31, 0.5])
 def test_tiles_and_image_equal_scipy_on_the_plain_pixels(transform: object, mpp: float | None) -> None:
@@ -98,6 +99,7 @@ def test_tiles_and_image_equal_scipy_on_the_plain_pixels(transform: object, mpp:
     assert (tiles[outside] == 255).all()
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("own", [(0.25, 0.25), (0.25, 0.5), (0.4, 0.25)])
 @pytest.mark.parametrize("mpp", [None, 0.5, 0.8])
 @pytest.mark.parametrize("degrees", [15, 90, 180, 222])

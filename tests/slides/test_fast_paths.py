@@ -112,6 +112,7 @@ def drawn_tiles(view: SlideView, way: Way, of_tiles: Any, draws: list[Draw] | No
     return TileReader(view, way.tile).read(way.origins, draws=draws if of_tiles is not None else None, **options)
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("of_tiles", list(OF_TILES))
 @pytest.mark.parametrize("of_slide", list(OF_THE_SLIDE))
 @pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])

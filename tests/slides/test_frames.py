@@ -270,6 +270,7 @@ def test_coordinates_of_clam_and_trident_are_of_level_0(path: Path, tmp_path: Pa
     assert np.array_equal(tile, theirs)
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("frame", [None, "qupath", "level0"])
 @pytest.mark.parametrize("ending", ["geojson", "png"])
 def test_training_and_export_read_masks_in_the_same_frame(
@@ -315,6 +316,7 @@ def run(*arguments: object, code: int = 0) -> Any:
     return result
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("frame", [None, "qupath", "level0"])
 def test_commands_and_functions_have_the_same_frames(path: Path, tmp_path: Path, frame: str | None) -> None:
     """tissue writes a mask, export reads it: for one slide and a cohort, by command and in Python."""

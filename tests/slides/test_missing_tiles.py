@@ -87,6 +87,7 @@ def whole(slide: sp.Slide, level: int) -> dict[str, np.ndarray]:
 # --- holes of Aperio's encoder
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("offsets", [False, True], ids=["no bytes", "no offset either"])
 @pytest.mark.parametrize("codec", list(CODECS))
 def test_a_hole_is_drawn_from_the_finer_level(tmp_path: Path, codec: str, offsets: bool) -> None:

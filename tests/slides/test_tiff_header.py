@@ -108,6 +108,7 @@ def test_a_page_that_is_no_level_is_not_taken_for_one(tmp_path: Path, other: Pag
     assert np.abs(half - HALF).mean() < 2  # the mean of 2 by 2 pixels of the first page
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("codec", [{}, {"compression": None}, {"compression": "jpeg"}, {"tile": (256, 256)}], ids=str)
 @pytest.mark.parametrize("way", ["nearest", "mean", "bicubic", "lanczos"])
 @pytest.mark.parametrize("factors", [(2, 4, 8), (4, 16), (3,)], ids=str)

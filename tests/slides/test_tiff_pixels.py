@@ -188,6 +188,7 @@ def test_a_strip_that_is_a_whole_large_slide_is_refused(tmp_path: Path) -> None:
         sp.open_slide(path)
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("tile", [64, None], ids=["tiles", "strips"])
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (4, 4)])
 @pytest.mark.parametrize("codec", list(ENCODERS))
@@ -319,6 +320,7 @@ def test_strips_are_read_despite_warnings_of_libtiff(tmp_path: Path, case: Warne
     assert_every_way(path, PIXELS)
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("rows", [1, 7, 16, 100, 400, 1000])
 @pytest.mark.parametrize("codec", ["none", "lzw", "zstd", "jpeg"])
 def test_strips_of_any_height_are_read(tmp_path: Path, codec: str, rows: int) -> None:
@@ -438,6 +440,7 @@ def on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 PREMULTIPLIED = np.minimum(PIXELS, FOURTH)
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("planes", [False, True], ids=["interleaved", "planes"])
 @pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiles", "strips"])
 @pytest.mark.parametrize("codec", ["none", "zlib", "lzw", "zstd"])
@@ -508,6 +511,7 @@ def test_four_grey_channels_are_refused(tmp_path: Path, codec: str) -> None:
 # --- levels smaller than their tile
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("codec", ["none", "lzw", "zlib", "jpeg", "zstd", "webp", "packbits"])
 @pytest.mark.parametrize(("tile", "size"), [(512, (128, 100)), (1024, (60, 384)), (2048, (1500, 1200)), (1024, (1, 1))])
 def test_a_tile_larger_than_its_level_is_cut(tmp_path: Path, codec: str, tile: int, size: tuple[int, int]) -> None:

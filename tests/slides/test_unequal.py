@@ -96,6 +96,7 @@ def test_square_and_other_pixels_of_a_view(unequal: Unequal, mpp: Any) -> None:
         close(tile, expected[y : y + SIDE, x : x + SIDE], *bound)
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("where", ["view", "tile"])
 @pytest.mark.parametrize(
     "transform",

@@ -45,6 +45,7 @@ def openslide_tile(slide: openslide.OpenSlide, x: int, y: int, size: int) -> np.
     return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize(
     ("file", "stride"),

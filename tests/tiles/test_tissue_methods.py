@@ -84,6 +84,7 @@ TINTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("tint", TINTS, ids=str)
 @pytest.mark.parametrize(("noise", "vignetting"), [(0, 0), (3, 0), (2, 0.1)])
 @pytest.mark.parametrize("colour", [H_AND_E, DAB], ids=["h&e", "dab"])
