@@ -27,7 +27,7 @@ ENDINGS = (".jpg", ".jpeg", ".png")
 
 
 class FlatImages(Dataset[tuple[Tensor, int]]):
-    """Images of one folder per class, each a slide of one tile, drawn anew in every epoch.
+    """Images of one folder per class, each a slide of one tile, with other draws in every epoch.
 
     What is drawn depends on the seed, the epoch, and the name of the file: not on the order, nor on the workers.
     """
@@ -45,14 +45,14 @@ class FlatImages(Dataset[tuple[Tensor, int]]):
         path = self.paths[index]
         with sp.open_slide(path) as image:
             view = image.view()
-            grid = sp.TileGrid(view, tile_size=min(view.size))  # of an oblong image the square at its start
+            grid = sp.TileGrid(view, tile_size=min(view.size))  # the first square of an oblong image
             bag = sp.TileBag(view, grid, tile_transform=self.transform, seed=self.seed, epoch=self.epoch)
             tile = bag[0]
         return torch.from_numpy(tile).permute(2, 0, 1), self.classes.index(path.parent.name)
 
 
 def write_images(folder: Path, seed: int, tile: int = 128, most: int = 80) -> None:
-    """Write tiles of a synthetic slide as JPEGs: those that are mostly lesion, and as many that have none."""
+    """Write tiles of a synthetic slide as JPEGs: those that are mostly lesion, and as many without lesion."""
     truth = sp.write_synthetic_slide(folder.parent / f"{folder.name}.svs", size=(5000, 4000), seed=seed, pieces=2)
     with sp.open_slide(truth.path) as slide:
         view = slide.view(mpp=0.5)
@@ -69,7 +69,7 @@ def write_images(folder: Path, seed: int, tile: int = 128, most: int = 80) -> No
 
 
 def network(classes: int) -> nn.Module:
-    """Return a network that is small enough for a laptop; put your own in its place."""
+    """Return a network that is small enough for a laptop; replace it by your own."""
     layers: list[nn.Module] = []
     for before, after in ((3, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
@@ -77,18 +77,18 @@ def network(classes: int) -> nn.Module:
 
 
 def train(data: FlatImages, epochs: int, device: torch.device, workers: int) -> nn.Module:
-    """Return the trained network; says how the loss falls."""
+    """Return the trained network; prints the loss of each epoch."""
     normalize = sp.Normalize.half()
     model = network(len(data.classes)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    # Forked workers would inherit libvips without its threads; spawned ones load it anew, which takes seconds.
+    # Forked workers would inherit libvips without its threads; spawned ones load it again, which takes seconds.
     start = "spawn" if workers else None
     loader = DataLoader(data, batch_size=16, shuffle=True, num_workers=workers, multiprocessing_context=start)
     for epoch in range(epochs):
         data.epoch = epoch  # a new draw for every image
         losses = []
         for tiles, labels in loader:
-            # Bytes cross to the device, and become numbers there.
+            # Bytes are copied to the device, and converted to floats there.
             loss = nn.functional.cross_entropy(model(normalize(tiles.to(device)).float()), labels.to(device))
             optimizer.zero_grad()
             loss.backward()
@@ -100,7 +100,7 @@ def train(data: FlatImages, epochs: int, device: torch.device, workers: int) -> 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: FlatImages, device: torch.device) -> float:
-    """Return the part of the images that is classified rightly."""
+    """Return the fraction of images that are classified correctly."""
     normalize, right = sp.Normalize.half(), 0
     model.eval()
     for tiles, labels in DataLoader(data, batch_size=16):
@@ -110,7 +110,7 @@ def accuracy(model: nn.Module, data: FlatImages, device: torch.device) -> float:
 
 
 def main() -> None:
-    """Make the images unless there are some, train on "train", and try on "test"."""
+    """Make the images if there are none, train on "train", and evaluate on "test"."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help='with "train" and "test" inside; default: generated')
     parser.add_argument("--size", type=int, default=96, help="px of the augmented images (96)")
@@ -135,9 +135,9 @@ def main() -> None:
         data = FlatImages(folder / "train", augment)
         test = FlatImages(folder / "test", A.Compose([A.Resize(asked.size, asked.size)]))
         print(f"{len(data)} images to train on and {len(test)} to test on, of {', '.join(data.classes)}")
-        print(f"each drawn anew in every epoch: {' > '.join(type(step).__name__ for step in augment)}")
+        print(f"augmentation, drawn again in every epoch: {' > '.join(type(step).__name__ for step in augment)}")
         model = train(data, asked.epochs, torch.device(asked.device), asked.workers)
-        print(f"{accuracy(model, test, torch.device(asked.device)):.0%} of the test images are classified rightly")
+        print(f"{accuracy(model, test, torch.device(asked.device)):.0%} of the test images are classified correctly")
 
 
 if __name__ == "__main__":

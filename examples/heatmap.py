@@ -1,10 +1,10 @@
-"""A slide, what a model looked at, and the tiles it looked at most, in one picture.
+"""A slide with the attention of a model, and its tiles with the highest attention, in one picture.
 
     python examples/heatmap.py run/best.ckpt a.svs --out heatmap.jpg
 
-``examples/heatmap.jpg`` is of a generated slide with one lesion of 2 % of its tissue, which no training saw, and of a
-model trained end to end on 20 others, each with nothing but a label: ``tests/benchmarks/mil.py stain`` trains it, from
-``configs/mil-end-to-end.yaml``, and makes the slide, ``fresh-usual/slides/s01.svs``.
+``examples/heatmap.jpg`` shows a generated slide with a lesion of 2 % of its tissue, not used for training, and a model
+trained end to end on 20 other slides with one label each: ``tests/benchmarks/mil.py stain`` trains it with
+``configs/mil-end-to-end.yaml`` and makes the slide, ``fresh-usual/slides/s01.svs``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The loader inside a LightningModule of one's own: slides to a trained network, exact for bags of any size.
+"""The loader in your own LightningModule: slides to a trained network, with the exact gradient for bags of any size.
 
     python examples/lightning_module.py
     python examples/lightning_module.py --cohort cohort.csv --epochs 20 --accelerator cuda
 
 Needs ``pip install pytorch-lightning``. Without --cohort, slides with and without lesions are generated. A step is one
-slide: its tiles pass the encoder twice, so that neither features nor gradients are those of a sample, and what is in
-memory is one chunk with its graph. ``sp.fit`` does all of this and more; this is for whoever has a Trainer already.
+slide: its tiles are encoded twice, so that features and gradients are those of all tiles, and only one chunk has its
+graph in memory. ``sp.fit`` does all of this and more; this example is for users who already have a Trainer.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from slideio_pipe.mil.models.two_pass import EncodedBag
 
 
 class Bags:
-    """The slides of each epoch, whole and as bytes: an iterable with a length is all that a Trainer wants.
+    """The slides of each epoch, whole and as bytes: an iterable with a length, as a Trainer needs.
 
-    The Trainer takes as many bags as that, and its next iteration is the next epoch, in another order with other draws.
+    The Trainer takes this number of bags; its next iteration is the next epoch, in another order with other draws.
     """
 
     def __init__(self, cohort: sp.Cohort, config: sp.LoaderConfig, device: str, *, shuffle: bool) -> None:
@@ -42,7 +42,7 @@ class Bags:
 
 
 class Chunks:
-    """The tiles of a slide as the encoder takes them, normalised a chunk at a time, as often as they are wanted."""
+    """The tiles of a slide, normalised a chunk at a time; can be iterated several times."""
 
     def __init__(self, tiles: torch.Tensor, size: int, normalize: sp.Normalize) -> None:
         self.tiles, self.size, self.normalize = tiles, size, normalize
@@ -74,33 +74,33 @@ class SlideClassifier(LightningModule):
         return self.passes.encode(Chunks(bag.tiles, self.chunk_size, self.normalize))
 
     def transfer_batch_to_device(self, batch: sp.WholeBag, device: torch.device, dataloader_idx: int) -> sp.WholeBag:
-        """Leave a bag where it is: the loader has brought it to the device."""
+        """Return the bag unchanged: the loader has copied it to the device."""
         return batch
 
     def training_step(self, bag: sp.WholeBag, number: int) -> None:
-        """Go forward, backward, and backward again."""
+        """Run the forward pass, the backward pass of the model, and that of the encoder."""
         optimizer = self.optimizers()
         encoded = self.encode(bag)
         logit = self.model(encoded.features).logits
         loss = nn.functional.binary_cross_entropy_with_logits(logit, logit.new_tensor([float(bag.label)]))
         optimizer.zero_grad()
-        self.manual_backward(loss)  # to the features
-        encoded.backward()  # and on to the encoder
+        self.manual_backward(loss)  # gradient of the features
+        encoded.backward()  # gradient of the encoder
         optimizer.step()
         self.log("loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
 
     def test_step(self, bag: sp.WholeBag, number: int) -> None:
-        """Count what is right."""
+        """Count correct predictions."""
         logit = self.model(self.encode(bag).features).logits
         self.log("right", ((logit > 0).float() == float(bag.label)).float(), batch_size=1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Train all weights alike."""
+        """Return one optimiser for all weights."""
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
 def write_cohort(folder: Path, count: int = 12) -> Path:
-    """Write slides of which every second has lesions; the last third tests."""
+    """Write slides, every second one with lesions; the last third are test slides."""
     with (folder / "cohort.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["slide", "label", "split"])
@@ -111,7 +111,7 @@ def write_cohort(folder: Path, count: int = 12) -> Path:
 
 
 def main() -> None:
-    """Train, test, and say how many slides are right."""
+    """Train, test, and print the number of correct slides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cohort", type=Path, help="CSV with slide, label (0 or 1) and split (train or test)")
     parser.add_argument("--epochs", type=int, default=15)
@@ -135,7 +135,7 @@ def main() -> None:
         trainer.fit(module, bags["train"])
         print(f"loss {float(trainer.callback_metrics['loss']):.3f}")
         (found,) = trainer.test(module, bags["test"], verbose=False)
-        print(f"{found['right']:.0%} of {len(bags['test'])} test slides are right")
+        print(f"{found['right']:.0%} of {len(bags['test'])} test slides are correct")
 
 
 if __name__ == "__main__":

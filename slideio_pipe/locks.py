@@ -109,7 +109,7 @@ class WriterLock:
                 self._path.unlink()
 
     def _is_busy(self, fd: int, owner: Mapping[str, object], *, respected: bool) -> bool:
-        """Return whether another process has it; else this process locks it, if the file system knows locks."""
+        """Return whether another process has it; else this process locks it, if the file system supports locks."""
         here = owner.get("host") == socket.gethostname()
         elsewhere = respected and bool(owner) and not here
         locked = _locked(fd)

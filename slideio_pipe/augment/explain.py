@@ -189,6 +189,6 @@ def _warnings(found: tuple[Any, ...], steps: tuple[ExplainedStep, ...]) -> Itera
         yield f"{' and '.join(turns)} both turn: one of them is enough"
     positions = [k for k, leaf in enumerate(found) if type(leaf).__name__ in ("Normalize", "ToDtype", "ToTensor")]
     if positions and positions[0] < len(found) - 1:
-        yield "normalisation stands before the end: it belongs on the device, stream(..., normalize=Normalize(...))"
+        yield "normalisation is not the last step: run it on the device, stream(..., normalize=Normalize(...))"
     if any(step.runs.startswith("lazy") for step in steps):
-        yield "a step that is not lowered keeps the whole transform off the device"
+        yield "a step that runs lazily only prevents the whole transform from running on the device"

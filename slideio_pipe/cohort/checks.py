@@ -57,7 +57,7 @@ def slide_problems(slide: CohortSlide, root: str | Path | None) -> Iterator[str]
                 hint = " (write its path with / instead of \\)" if is_windows_path(file.name) else ""
                 yield f"no such {what} {file}{hint}"
         except (OSError, ValueError) as error:  # too long, a zero byte, a folder that may not be entered
-            yield f"{what} {str(file)!r} cannot be looked for ({getattr(error, 'strerror', None) or error})"
+            yield f"{what} {str(file)!r} cannot be accessed ({getattr(error, 'strerror', None) or error})"
 
 
 def label_problems(slides: Sequence[CohortSlide]) -> Iterator[str]:

@@ -139,7 +139,7 @@ def _summary(records: Records, numbers: Mapping[str, Any]) -> dict[str, Any]:
     ending = "was interrupted" if numbers.get("state") == "interrupted" else "finished"
     parts = [
         ("f", "failed", counts[FAILED]),
-        ("f", "quarantined (took two worker processes with it)", counts[QUARANTINED]),
+        ("f", "quarantined (crashed two worker processes)", counts[QUARANTINED]),
         ("d", "done", counts[DONE]),
         ("n", "not done yet", counts[WAITING]),
     ]

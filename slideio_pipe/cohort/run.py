@@ -330,7 +330,7 @@ class Run:
             self.fail(
                 slide.name,
                 "open",
-                WorkerError("took two worker processes with it before", slide=slide.name, remedy=remedy),
+                WorkerError("crashed two worker processes before", slide=slide.name, remedy=remedy),
             )
             return None
         if same and exists and (known.event == "done" or (known.event == "start" and not known.replaces)):

@@ -176,5 +176,5 @@ def _print_converted(done: Converted, as_json: bool) -> None:
     if len(done.paths) > _SHOWN:
         say(f"  and {len(done.paths) - _SHOWN:,} more")
     if done.left_out:
-        say(f"no file, as {done.layout} has none for bags without a tile: {', '.join(done.left_out)}")
+        say(f"{done.layout} has no file for bags without a tile: {', '.join(done.left_out)}")
     print_failures([(failure.slide, failure.error) for failure in done.failed], done.failures)

@@ -89,11 +89,11 @@ def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
         return
     called = called_as()
     say(f"{len(slides)} slides: {manifest}")
-    say(f"lesions, to compare with: {folder}/lesions/*.geojson")
+    say(f"outlines of the lesions: {folder}/lesions/*.geojson")
     say("next:", style="bold")
     if split is not None:
-        say(f"  {called} predict run/ {manifest} --out seen-{laboratory}/   # run/: trained on the usual ones")
+        say(f"  {called} predict run/ {manifest} --out seen-{laboratory}/   # run/: trained on usual stains")
         return
     say(f"  {called} train configs/mil-end-to-end.yaml --cohort {manifest} --out run/   # seven minutes on two cores")
     say(f"  {called} predict run/ {folder}/slides/s13.svs --out seen/")
-    say(f"  {called} demo --mil --laboratory faded --out {folder}-faded/   # those that test, in another stain")
+    say(f"  {called} demo --mil --laboratory faded --out {folder}-faded/   # the test slides with another stain")

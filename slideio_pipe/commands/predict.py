@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 _SHOWN = 40
 # Text for the part of the training that slides belong to.
 _PARTS = {
-    "train": ", which trained the model",
-    "val": ", which chose its epoch",
-    "test": ", which tested it",
-    "new": ", new to the model",
+    "train": ", used to train the model",
+    "val": ", used to choose the epoch",
+    "test": ", used to test the model",
+    "new": ", not used in the training",
 }
 
 Checkpoint = Annotated[Path, typer.Argument(help="best.ckpt of a training, or its folder.", metavar="CHECKPOINT")]
@@ -111,7 +111,7 @@ def predict(
     from slideio_pipe.slides.frames import checked_frame
 
     if save is None and pyramid:
-        raise ConfigError("--pyramid without --out", remedy="say where it goes: --out FOLDER")
+        raise ConfigError("--pyramid without --out", remedy="pass --out FOLDER")
     kind = checked_scores(scores)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     predictor = load_predictor(checkpoint, encoder=encoder, device=target)

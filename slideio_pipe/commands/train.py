@@ -32,7 +32,7 @@ Set = Annotated[
     list[str] | None,
     options.option("--set", "Override a setting of CONFIG, such as fit.epochs=20; repeatable.", unit="KEY=VALUE"),
 ]
-Anew = Annotated[bool, options.of_output("--overwrite", "Start anew if FOLDER contains another training.")]
+Anew = Annotated[bool, options.of_output("--overwrite", "Start again if FOLDER contains another training.")]
 
 
 @reported

@@ -350,7 +350,7 @@ def label_type(labels: Iterable[Label]) -> LabelType:
 
 
 def _warn_of_empty(to: str, names: Sequence[str]) -> None:
-    warn_caller(SkippedWarning(f"no file for bags without a tile, as {to} has it: {', '.join(names)}"))
+    warn_caller(SkippedWarning(f"{to} has no file for bags without a tile: {', '.join(names)}"))
 
 
 def _opened(source: str | Path | Bag) -> Any:

@@ -195,7 +195,7 @@ def export_slide(
 
 
 class _ResumedProgress:
-    """Forwards progress, and remembers how much was done before."""
+    """Forwards progress, and records how much was done before."""
 
     def __init__(self, report: Report) -> None:
         self._report = report

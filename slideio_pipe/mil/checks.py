@@ -78,11 +78,11 @@ def _check_validation(division: Division, task: Task, config: TrainConfig) -> No
         names = [slide.name for slide, missing in zip(cohort, unknown, strict=True) if missing]
         if names and part == "val":
             raise ConfigError(
-                f"{len(names)} slides that validate have no label that is trained: {', '.join(names[:_SHOWN])}",
+                f"{len(names)} validation slides have no valid label: {', '.join(names[:_SHOWN])}",
                 remedy="fill it in, or leave these slides out",
             )
         if names:
-            reason = f"{len(names)} slides that test have no label that is trained, so they are predicted, not measured"
+            reason = f"{len(names)} test slides have no valid label, so they are predicted and not measured"
             warnings.warn(f"{reason}: {', '.join(names[:_SHOWN])}", SkippedWarning, stacklevel=4)
         if part == "val" and config.fit.monitor != "none":
             _check_monitor(division, task, targets, config.fit.monitor)
@@ -93,15 +93,15 @@ def _check_monitor(division: Division, task: Task, targets: torch.Tensor, monito
     count, where = len(targets), _in(division)
     if isinstance(task, Classification) and monitor == "metric" and len(torch.unique(targets)) < 2:
         raise ConfigError(
-            f"all {count} slides that validate{where} have one label: there is no AUROC of them",
+            f"all {count} validation slides{where} have one label: their AUROC is not defined",
             remedy="set fit.monitor to loss, or fit.validation higher",
         )
     if isinstance(task, Survival) and not comparable(targets.numpy()).any():
         events = int(targets[:, 1].sum())
         raise ConfigError(
-            f"no two of the {count} slides that validate{where} can be compared ({events} with {task.event} 1): "
-            f"there is no {'C-index' if monitor == 'metric' else 'loss'} of them",
-            remedy="set fit.validation higher, let slides with an event validate, or set fit.monitor to none",
+            f"no two of the {count} validation slides{where} can be compared ({events} with {task.event} 1): "
+            f"their {'C-index' if monitor == 'metric' else 'loss'} is not defined",
+            remedy="set fit.validation higher, use slides with an event for validation, or set fit.monitor to none",
         )
 
 

@@ -52,7 +52,7 @@ def divide(cohort: Cohort, fit: FitConfig, seed: int, task: TaskConfig | None = 
         raise ConfigError(
             f"{fit.folds} folds are wanted, the cohort has {len(folds)}"
             + (", and slides in none" if any(slide.fold is None for slide in cohort) else ""),
-            remedy="split it anew: slideio-pipe split COHORT --folds",
+            remedy="split it again: slideio-pipe split COHORT --folds",
         )
     for fold in folds:
         rest = [slide for slide in cohort if slide.fold != fold]
@@ -112,7 +112,7 @@ def _validation(slides: list[CohortSlide], fit: FitConfig, seed: int, column: st
     divided = split_cohort(everyone, parts, seed=seed, stratify=column)
     if not all(any(slide.split == name for slide in divided) for name in ("train", "val")):
         raise ConfigError(
-            f"{len(slides)} slides are too few to validate with {fit.validation:.0%} of them",
+            f"{len(slides)} slides are too few for a validation {fit.validation:.0%} of them",
             remedy="set fit.validation to 0, or higher",
         )
     return divided.where(split="train"), divided.where(split="val")

@@ -162,10 +162,10 @@ def _calibration(task: Classification, chances: Any, classes: Any, slides: str) 
     """Draw the observed against the predicted frequency: of two classes the second, of several the predicted one."""
     if len(task.classes) == 2:
         truth, chance = classes == 1, chances[:, 1]
-        across, up = f"predicted probability of {_name(task, 1)}", "observed part"
+        across, up = f"predicted probability of {_name(task, 1)}", "observed fraction"
     else:
         truth, chance = chances.argmax(1) == classes, chances.max(1)
-        across, up = "probability of the predicted class", "part that is right"
+        across, up = "probability of the predicted class", "fraction correct"
     found = Calibration.of(truth, chance)
     figure, axes = _figure(f"calibration ({slides})", across, up)
     axes.plot([0, 1], [0, 1], color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
@@ -208,7 +208,7 @@ def _survival(risk: Any, targets: Any, models: Models, metrics: Mapping[str, Met
     time, event = targets[:, 0], targets[:, 1] == 1
     high = upper_half(risk, models)
     _, p = log_rank(time, event, high, models)
-    figure, axes = _figure(f"survival by predicted risk ({slides})", "time", "part that survives")
+    figure, axes = _figure(f"survival by predicted risk ({slides})", "time", "survival probability")
     for group, name, colour in ((~high, "lower", _COLOURS[0]), (high, "higher", _COLOURS[1])):
         if not group.any():
             continue

@@ -304,7 +304,7 @@ class ShardReader:
         except OSError as error:
             reason = f"shard {shard} cannot be opened ({error.strerror})"
             raise BagFormatError(
-                reason, slide=str(self._grid.path(shard)), remedy="see to that and try again"
+                reason, slide=str(self._grid.path(shard)), remedy="correct this and try again"
             ) from error
 
     def _fetch(self, file: _OpenShard, offset: int, into: NDArray[np.uint8], shard: int, slot: int) -> None:

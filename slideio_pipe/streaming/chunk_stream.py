@@ -45,7 +45,7 @@ class ChunkStream(Iterator[TileBatch], Closable):
         """Return the next delivery, or None at the end of the epoch."""
         while not self._ended:
             if not self._epochs.is_running(self._stage):
-                raise ConfigError("the iteration was closed, by another one maybe", remedy="iterate the loader again")
+                raise ConfigError("the iterator was closed, perhaps by another one", remedy="iterate the loader again")
             try:
                 item = self._stage.take()
             except StopIteration:

@@ -19,7 +19,7 @@ from slideio_pipe.tiles.failures import TileFailure, warn_of
 Items = BackgroundIterator[Chunk | FailedBag]
 
 _GO_ON_REMEDY = (
-    'BagLoader(on_error="white" or "skip") goes on after tiles that cannot be decoded, max_failures=5 after slides.'
+    'BagLoader(on_error="white" or "skip") continues after tiles that cannot be decoded, max_failures=5 after slides.'
 )
 
 

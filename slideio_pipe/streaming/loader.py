@@ -265,7 +265,7 @@ class BagLoader(Closable):
             if state.get(key, "none" if key == "even" else None) != ours:
                 raise ConfigError(
                     f"the state is of another loader: {key} {state.get(key)!r}, here {ours!r}",
-                    remedy=f"make the loader with the {key} it had, or start the epoch anew",
+                    remedy=f"make the loader with the {key} it had, or restart the epoch",
                 )
         progress = Progress(
             {int(place): set(chunks) for place, chunks in state["begun"].items()},

@@ -35,15 +35,15 @@ STAGES = {
     "device": "normalise",
 }
 _ADVICE = {
-    "open": "export bags once, or give tissue masks (a column mask in the CSV): tissue is found anew in every run",
-    "read": "bring the slides to a local disk, or export bags once",
+    "open": "export bags once, or give tissue masks (a column mask in the CSV): tissue is found again in every run",
+    "read": "copy the slides to a local disk, or export bags once",
     "decode": "{threads} of {cores} cores decode{more}; a coarser {{mpp=}}, or tiles aligned to the stored ones "
     "({{align=True}}), decode faster",
     "fallback": "the slide's codec is slow or its tiles are unusual: export the bag once as jpeg:90 or zstd",
     "resample": "choose an mpp that is stored, or its half, quarter or eighth: then nothing is left to filter",
     "augment": 'drop costly steps (sp.explain lists them), or colours="device" with a GPU',
     "copy": "larger chunks; a faster bus",
-    "device": "a faster device; on the CPU the model will take far longer than this anyway",
+    "device": "a faster device; on the CPU the model takes far longer than this in any case",
 }
 # For stored bags, whose mpp and grid are fixed.
 _DECODE_STORED = '{threads} of {cores} cores decode{more}; bags saved with {{pixels="none"}} have nothing to decode'

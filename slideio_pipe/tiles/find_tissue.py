@@ -133,11 +133,11 @@ def _overview(slide: Slide, mpp: float, on_error: str) -> tuple[NDArray[np.uint8
             f"tissue cannot be found, because {error.reason}",
             slide=slide.name,
             remedy='copy the slide again, or pass {on_error="white"}; '
-            'a mask of your own ({tissue_file=…}) and {method="none"} do without',
+            'your own mask ({tissue_file=…}) or {method="none"} does not need these pixels',
         ) from error
     if errors:
         places = "1 place is" if len(errors) == 1 else f"{len(errors)} places are"
-        reason = f"{slide.name}: {places} taken for glass in search of tissue, because {errors[0].reason}"
+        reason = f"{slide.name}: {places} treated as glass when tissue was found, because {errors[0].reason}"
         warn_caller(SkippedWarning(reason))
     return rgb, affine, {"unread_places": len(errors)} if errors else {}
 

@@ -221,7 +221,7 @@ def tile_affines(bag: Bag, indices: ArrayLike | None) -> Iterator[Affine]:
         return
     made = bag.provenance()
     if "view" not in made:
-        raise ConfigError("the bag does not say what view it is of", slide=bag.name, remedy="pass a TileBag")
+        raise ConfigError("the bag does not record its view", slide=bag.name, remedy="pass a TileBag")
     if made.get("tile_draw") is not None:
         raise ConfigError(
             "the tiles of this store were drawn one by one", slide=bag.name, remedy="pass the TileBag that was saved"

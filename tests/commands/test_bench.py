@@ -173,7 +173,7 @@ def test_a_busy_machine_is_noted(truth: SyntheticSlide, tmp_path: Path) -> None:
         assert [row.note for row in table.rows[1:]] == [""]
         return table.rows[0].note
 
-    assert note(0.9, 1.0) == "a bare loop gained 1.00×: the machine had no second core to give"
+    assert note(0.9, 1.0) == "a minimal loop gained 1.00×: no second core was free"
     assert note(0.9, 0.5) == ""
     assert note(0.5, 0.5) == ""
 
@@ -198,7 +198,7 @@ def test_a_reader_of_other_pixels_has_no_ratio() -> None:
         for name, apart in (("near", (6, 0.8)), ("far", (255, 40.0)), ("moody", (0, 0.0)))
     }
     assert rows["near"].ratio == Ratio(1.0, 1.0, 1.0)
-    assert (rows["far"].ratio, rows["far"].note) == (None, "reads something else: not comparable")
+    assert (rows["far"].ratio, rows["far"].note) == (None, "reads other pixels: not comparable")
     assert (rows["moody"].ratio, rows["moody"].note) == (None, "its pixels change from round to round")
 
 

@@ -257,7 +257,7 @@ def test_published_coordinates_become_a_bag(shared_data: Path, tmp_path: Path) -
     x, y = coords[5]
     store[y : y + 512, x : x + 512] = 17
     with open_slide(tmp_path / "s.zarr", slide_mpp=0.25) as big:
-        with pytest.raises(ConfigError, match=r"does not say how large tiles are; pass tile_size"):
+        with pytest.raises(ConfigError, match=r"does not state how large tiles are; pass tile_size"):
             from_clam(path, big)
         bag = from_clam(path, big, tile_size=256, tile_size_level0=512)
         np.testing.assert_array_equal(bag.coords, coords)

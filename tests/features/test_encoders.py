@@ -293,7 +293,7 @@ def test_a_model_without_a_processor_is_refused(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     saved(transformers, tmp_path, "vit")
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(ConfigError, match="nothing says how tiles are normalised and how large"):
+    with pytest.raises(ConfigError, match="the normalisation of tiles and the size of tiles are unknown"):
         load_encoder(f"hf:{tmp_path}")
 
 

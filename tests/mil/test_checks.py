@@ -119,7 +119,7 @@ def test_a_validation_without_comparable_slides_is_refused(events: str, monitor:
     columns = {"time": list(range(10, 34)), "event": happened, "split": ["train"] * 16 + ["val"] * 8}
     cohort = study(tmp_path, columns)
     config = quick({"kind": "survival"}, monitor=monitor, bags_per_step=8)
-    with pytest.raises(ConfigError, match="no two of the 8 slides that validate can be compared"):
+    with pytest.raises(ConfigError, match="no two of the 8 validation slides can be compared"):
         fit(cohort, config, tmp_path / "run", progress=False)
     last = quick({"kind": "survival"}, monitor="none", bags_per_step=8)
     assert fit(cohort, last, tmp_path / "run", progress=False).kept == (1,)

@@ -114,7 +114,7 @@ def test_test_slides_without_a_label_are_predicted_only(tmp_path: Path) -> None:
     labels = ["" if row[0] == "s2.pt" else row[1] for row in known]
     rows = [f"{row[0]},{label},{part}" for row, label, part in zip(known, labels, split, strict=True)]
     table.write_text("\n".join(["slide,label,split", *rows]))
-    with pytest.warns(SkippedWarning, match="1 slides that test have no label .* not measured: s2.pt"):
+    with pytest.warns(SkippedWarning, match="1 test slides have no valid label.* not measured: s2.pt"):
         fitted = fit(table, settings(epochs=1), tmp_path / "run", progress=False)
     assert fitted.slides["test"] == 2
     found = fitted.metrics["test"]
@@ -261,7 +261,7 @@ def test_a_bag_of_one_tile_is_trained(tmp_path: Path) -> None:
     [
         ("s3.pt,", {}, "1 of 24 training slides have no label: s3.pt"),
         ("one class", {}, "classification needs two classes at least: all are '0'"),
-        ("splits", {}, "all 4 slides that validate have one label"),
+        ("splits", {}, "all 4 validation slides have one label"),
         ("", {"folds": 30}, "24 patients for 30 parts"),
     ],
 )

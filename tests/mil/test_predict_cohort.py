@@ -200,10 +200,13 @@ def test_slides_of_the_training_are_measured_separately(trained: Trained, tmp_pa
         assert found["measured"] == 4
         assert found["metrics"]["auroc"]["value"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
     assert told["measured"] == 8
-    assert "of 8 slides with a known truth 4 trained the model: metrics of these say nothing of others" in done.stderr
+    assert (
+        "of 8 slides with a known truth 4 were used to train the model: their metrics do not hold for other slides"
+        in done.stderr
+    )
     said = " ".join(run(trained.features, cohort, "--device", "cpu").stdout.split())
-    assert "4 slides with a known truth, which trained the model" in said
-    assert "4 slides with a known truth, new to the model" in said
+    assert "4 slides with a known truth, used to train the model" in said
+    assert "4 slides with a known truth, not used in the training" in said
 
 
 def test_validation_and_test_slides_are_measured_separately(tmp_path: Path) -> None:
@@ -275,7 +278,7 @@ def test_remedies_name_options_or_settings_of_the_command() -> None:
     mpp = MissingResolutionError("no mpp", slide="a.svs", remedy="pass {slide_mpp=0.25}")
     assert said(mpp, predict).endswith("pass --slide-mpp 0.25")
     assert said(mpp, train).endswith('--set slide.slide_mpp=0.25, or 0.25 in the column "mpp" of the cohort')
-    encoder = ConfigError("no features", remedy="say what made those of the training: {encoder=…}")
+    encoder = ConfigError("no features", remedy="pass the encoder of the training: {encoder=…}")
     assert said(encoder, predict).endswith("of the training: --encoder")
 
 

@@ -127,7 +127,7 @@ def test_a_model_of_features_predicts_slides_with_the_encoder(tmp_path: Path) ->
         assert of_slide.slide == of_features.slide == "s1.svs"
         np.testing.assert_array_equal(of_slide.coords, of_features.coords)
         np.testing.assert_allclose(of_slide.logits, of_features.logits, atol=5e-3)  # features are float16
-    with pytest.raises(ConfigError, match="features first, or say what made those of the training: encoder="):
+    with pytest.raises(ConfigError, match="features first, or pass the encoder of the training: encoder="):
         sp.load_predictor(fitted.checkpoints[0]).predict(tmp_path / "s1.svs")
 
 

@@ -91,7 +91,7 @@ def test_batch_norm_keeps_its_statistics() -> None:
 
 def test_batch_norm_without_statistics_is_refused() -> None:
     """Its output depends on the other tiles of the chunk."""
-    with pytest.raises(ConfigError, match="0 normalises over whatever tiles"):
+    with pytest.raises(ConfigError, match="0 normalises over the tiles of a chunk"):
         TwoPass(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)))
 
 
@@ -133,7 +133,7 @@ def test_chunks_that_end_early_are_refused() -> None:
 
     bag = TwoPass(encoder()).encode(once())
     bag.features.sum().backward()
-    with pytest.raises(ConfigError, match="the second pass gave 0 tiles, the first 65"):
+    with pytest.raises(ConfigError, match="the second pass has 0 tiles, the first 65"):
         bag.backward()
 
 

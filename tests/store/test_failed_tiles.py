@@ -149,7 +149,7 @@ def test_tissue_is_found_around_undecodable_tiles(tmp_path: Path, compression: s
     damage(path, 0, 8 * 3 + 3, 8 * 0 + 0)  # inside of the tissue, and on glass
     with open_slide(path) as slide, pytest.raises(CorruptSlideError, match='pass on_error="white"'):
         find_tissue(slide)
-    with open_slide(path) as slide, pytest.warns(SkippedWarning, match="2 places are taken for glass"):
+    with open_slide(path) as slide, pytest.warns(SkippedWarning, match="2 places are treated as glass"):
         tissue = find_tissue(slide, on_error="white")
     assert tissue.settings["unread_places"] == 2
     assert "unread_places" not in whole.settings

@@ -559,7 +559,7 @@ def test_a_second_iteration_closes_the_first() -> None:
     first = iter(loader)
     next(first)
     second = iter(loader)
-    with pytest.raises(ConfigError, match="closed, by another one"):
+    with pytest.raises(ConfigError, match="closed, perhaps by another one"):
         next(first)
     second.close()
 

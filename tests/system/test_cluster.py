@@ -257,7 +257,7 @@ def test_a_worker_with_another_disk_is_not_used(tmp_path: Path) -> None:
         out.mkdir()
         hidden = f'mount -t tmpfs none {out} && exec "$@"'
         other.worker("--nthreads", "1", "--no-nanny", before=("unshare", "-m", "sh", "-c", hidden, "sh"))
-        with pytest.raises(WorkerError, match=r"out cannot be seen on .*; see that all workers"):
+        with pytest.raises(WorkerError, match=r"out cannot be seen on .*; check that all workers"):
             list(pool(other.address, out).outcomes([("fine",)]))
     finally:
         other.close()

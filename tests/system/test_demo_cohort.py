@@ -139,7 +139,7 @@ def test_the_demo_prints_failures_that_are_intended(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(demo_cohort, "run_cohort_demo", smaller)
     result = CliRunner().invoke(app, ["demo", "--cohort", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("as it should") == 3
+    assert result.stdout.count("as intended") == 3
     assert "UNEXPECTEDLY" not in result.stdout
     assert f"open {tmp_path}/bags/report.html in a browser" in result.stdout
     assert (tmp_path / "bags" / "report.html").exists()

@@ -29,7 +29,7 @@ from slideio_pipe.errors import ClusterWarning, SlideioPipeError, WorkerError
 _UPDATE_S = 1.0
 # Maximum time for an answer of the scheduler, and for workers to kill our processes.
 ANSWER_S = 10.0
-_RESUME = "see to the cluster, then run again: what is done stays done"
+_RESUME = "check the cluster, then run again: finished slides are kept"
 
 
 class Access(Protocol):
@@ -151,7 +151,7 @@ class ClusterRun:
             return
         if self.refused and len(self.refused) == len(self.threads):
             reason = next(iter(self.refused.values()))
-            remedy = "see that all workers have this version of slideio-pipe and see the same disk"
+            remedy = "check that all workers have this version of slideio-pipe and the same disk"
             raise WorkerError(f"no worker of the cluster can be used: {reason}", remedy=remedy)
         if self.cluster.wait_s is not None and time.monotonic() > self.last_usable_at + self.cluster.wait_s:
             reason = f"the cluster has had no workers for {self.cluster.wait_s:g} s"
@@ -345,4 +345,4 @@ def _ignored() -> Iterator[None]:
     try:
         yield
     except Exception:
-        logging.getLogger(__name__).debug("a cluster that is left did not answer", exc_info=True)
+        logging.getLogger(__name__).debug("a cluster did not answer at shutdown", exc_info=True)

@@ -150,7 +150,7 @@ def run_task(run: str, work: bytes, task: bytes, limits: Limits, key: str) -> Ra
             else:
                 worker.check(limits)
             if not _is_needed(key):
-                return Ran(None, "was no longer wanted", worker.stage, worker.seconds())
+                return Ran(None, "was cancelled", worker.stage, worker.seconds())
     except LostError as lost:
         return Ran(None, str(lost), worker.stage, worker.seconds(), started=worker.is_ready)
     finally:

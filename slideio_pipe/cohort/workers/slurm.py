@@ -37,7 +37,7 @@ class SlurmJobs:
         The configuration's file, for messages.
     """
 
-    remedy = "look at squeue and the logs of the jobs (log_directory), then run again: what is done stays done"
+    remedy = "look at squeue and the logs of the jobs (log_directory), then run again: finished slides are kept"
 
     def __init__(self, config: ClusterConfig, where: str) -> None:
         self.wait_s = config.wait_s

@@ -133,7 +133,7 @@ def race_threads(
 def _with_busy_notes(rows: Sequence[Row]) -> list[Row]:
     """Return the rows, with a note if even the bare loop missed the required ratio: the machine is busy."""
     gained = next((row.ratio.median for row in rows if row.reader == BARE and row.ratio is not None), math.inf)
-    note = f"a bare loop gained {gained:.2f}×: the machine had no second core to give"
+    note = f"a minimal loop gained {gained:.2f}×: no second core was free"
     return [
         replace(row, note=note) if not row.note and row.reached is False and gained < (row.wanted or 0.0) else row
         for row in rows
@@ -200,7 +200,7 @@ def row_of(
     if len({answer["sha256"] for answer in own}) > 1:
         note = "its pixels change from round to round"
     elif difference is not None and difference[1] > SAME_TILES:
-        note = "reads something else: not comparable"
+        note = "reads other pixels: not comparable"
     ours, ratio = answers.get(OURS), None
     if name != OURS and ours is not None and not _note(ours) and not note:
         ratio = Ratio.of([a["cpu_s"] for a in own], [a["cpu_s"] for a in ours])

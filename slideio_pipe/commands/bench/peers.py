@@ -37,7 +37,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer(OURS, "TileBag.read", "slideio-pipe"),
-        Peer(BARE, "a bare loop: pread, simplejpeg", "simplejpeg tifffile"),
+        Peer(BARE, "a minimal loop: pread, simplejpeg", "simplejpeg tifffile"),
         Peer("openslide", "openslide-python, Pillow", "openslide-python openslide-bin"),
         Peer("cucim", "cuCIM on the CPU", "cucim-cu12 click lazy_loader opencv-python-headless"),
         Peer("fastslide", "fastslide", "fastslide opencv-python-headless"),

@@ -13,7 +13,7 @@ from slideio_pipe.commands.bench.peers import OURS
 from slideio_pipe.commands.bench.run import Comparison
 
 LEGEND = (
-    "tiles/CPU-s counts all threads of the reader's process; tiles/s is by the clock, and suffers from whatever else "
+    "tiles/CPU-s counts all threads of the reader's process; tiles/s is by the clock, and depends on what else "
     "the machine does. ours is faster: their CPU-seconds over ours, round by round. pixels: against the first row."
 )
 

@@ -185,7 +185,7 @@ def run_cohort_demo(
 
 def _print_failures(done: RunReport, expected: set[str], say: Say) -> None:
     for failure in done.failed:
-        what = "as it should" if failure.slide in expected else "UNEXPECTEDLY"
+        what = "as intended" if failure.slide in expected else "UNEXPECTEDLY"
         say(f"  {failure.slide} failed, {what}: {failure.error.reason}")
     for name in sorted(expected - {failure.slide for failure in done.failed}):
         say(f"  {name} was done, UNEXPECTEDLY")

@@ -115,7 +115,9 @@ def tiles_at(
     if tile_size is None or downsample is None:
         unknown = "how large tiles are" if tile_size is None else "what resolution tiles have"
         raise ConfigError(
-            f"the file does not say {unknown}", slide=str(source), remedy="pass {tile_size=…} and {tile_size_level0=…}"
+            f"the file does not state {unknown}",
+            slide=str(source),
+            remedy="pass {tile_size=…} and {tile_size_level0=…}",
         )
     opened = slide if isinstance(slide, Slide) else open_slide(slide)
     view = _view_at(opened, grid or (downsample, downsample), round(tile_size), outside)

@@ -65,7 +65,7 @@ def _load_weights(module: nn.Module, file: Path, head: str) -> None:
     except RuntimeError as error:  # other shapes
         raise ConfigError(f"weights of another network ({error})", slide=str(file), remedy="check the name") from error
     unused = [key for key in found.unexpected_keys if not key.startswith((f"{head}.", "head.", "fc."))]
-    for what, keys in (("lack", found.missing_keys), ("have, for nothing,", unused)):
+    for what, keys in (("lack", found.missing_keys), ("have the unused", unused)):
         if keys:
             reason = f"the weights {what} {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if keys[3:] else "")
             remedy = "check the name; or make the network with timm.create_model and pass it to load_encoder"

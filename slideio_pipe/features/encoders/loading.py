@@ -189,13 +189,14 @@ def _interpolation(config: Mapping[str, Any]) -> Any:
 
 def _refuse_unknown(facts: EncoderFacts, normalize: Any, size: Any) -> None:
     """Raise if a setting is unknown: with another normalisation an encoder gives other features without an error."""
-    lacking = {"how tiles are normalised": '{normalize="imagenet"}'} if normalize is None else {}
-    lacking |= {"how large tiles are": "{input_size=224}"} if size is None else {}
+    lacking = {"the normalisation of tiles": '{normalize="imagenet"}'} if normalize is None else {}
+    lacking |= {"the size of tiles": "{input_size=224}"} if size is None else {}
     if lacking:
         what, remedy = " and ".join(lacking), f"pass {' and '.join(lacking.values())}"
         if not facts.source.startswith(("timm:", "hf:")) and Path(facts.source).is_file():
             remedy += f", or put it into {facts.source}.json"
-        raise ConfigError(f"nothing says {what}", slide=facts.source, remedy=remedy)
+        verb = "are" if len(lacking) > 1 else "is"
+        raise ConfigError(f"{what} {verb} unknown", slide=facts.source, remedy=remedy)
 
 
 def _check_size(value: Any, source: str) -> int:

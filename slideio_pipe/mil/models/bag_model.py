@@ -50,7 +50,7 @@ class BagModel(nn.Module):
         if features.ndim != 2 or features.shape[1] != self.in_features:
             raise ConfigError(
                 f"features of the shape {tuple(features.shape)}, the model takes (N, {self.in_features})",
-                remedy="give it features of the encoder that it was made for",
+                remedy="pass features of the encoder that it was made for",
             )
         if not features.shape[0]:  # a symbol in an exported model, where len() would be a constant
             raise ConfigError("a bag without a tile", remedy="leave it out")

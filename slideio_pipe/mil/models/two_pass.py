@@ -75,7 +75,7 @@ class TwoPass:
         for name, layer in encoder.named_modules():
             if isinstance(layer, BatchNorm[0]) and not layer.track_running_stats:
                 raise ConfigError(
-                    f"{name} normalises over whatever tiles are computed together: no gradient of chunks is exact",
+                    f"{name} normalises over the tiles of a chunk, so that gradients of chunks are not exact",
                     remedy="use track_running_stats=True, group norm or layer norm",
                 )
 
@@ -221,13 +221,13 @@ class EncodedBag:
                         raise passes.too_large(chunk) from error
                 if k == chosen[-1]:
                     return
-        raise ConfigError(f"the second pass gave {found} tiles, the first {sum(self._sizes)}", remedy=_REMEDY)
+        raise ConfigError(f"the second pass has {found} tiles, the first {sum(self._sizes)}", remedy=_REMEDY)
 
     def _last_chunk(self) -> Tensor:
         for chunk, last in _marked(self._chunks):
             if last:
                 return chunk
-        raise ConfigError("the second pass gave no tile", remedy=_REMEDY)
+        raise ConfigError("the second pass has no tile", remedy=_REMEDY)
 
     def _check_same(self, number: int, repeated: Tensor) -> None:
         """Raise if a chunk has changed: a wrong gradient would only show in poor results."""
@@ -242,7 +242,7 @@ class EncodedBag:
             raise ConfigError(f"chunk {number} has other features in the second pass", remedy=_REMEDY)
 
 
-_REMEDY = "give the same chunks each time they are iterated, and draw in the encoder with torch's generators only"
+_REMEDY = "yield the same chunks in every iteration, and draw random numbers in the encoder with torch only"
 
 
 @contextmanager

@@ -116,7 +116,7 @@ class Prediction:
         if self.coords is None or self.tile_size is None:
             reason = "positions of its tiles are unknown" if self.coords is None else "size of its tiles is unknown"
             remedy = (
-                "predict from the slide, its bag or features with places; for places in µm, pass {slides=…} or its mpp"
+                "predict from the slide, its bag or features with coordinates; if these are µm, pass {slides=…} or mpp"
             )
             raise ConfigError(reason, slide=self.slide, remedy=remedy)
         return self.coords, self.tile_size

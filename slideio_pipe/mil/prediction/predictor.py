@@ -210,7 +210,7 @@ class Predictor:
         return ConfigError(
             f"the model takes features{encoder}, {self.width:,} per tile, and this has none",
             slide=name,
-            remedy="run slideio-pipe features first, or say what made those of the training: {encoder=…}",
+            remedy="run slideio-pipe features first, or pass the encoder of the training: {encoder=…}",
         )
 
     def __repr__(self) -> str:
@@ -259,7 +259,7 @@ def load_predictor(
     known = read_checkpoint(path)
     recorded = known.get("about")
     if not isinstance(recorded, Mapping) or not {"task", "width", "config"} <= set(recorded) or "model" not in known:
-        raise ConfigError("is a checkpoint of something else", slide=str(path), remedy="pass best.ckpt of a training")
+        raise ConfigError("is a checkpoint of another program", slide=str(path), remedy="pass best.ckpt of a training")
     target = check_device(device)
     task, config = task_of(recorded["task"]), checked(TrainConfig, str(path), **recorded["config"])
     model = build_model(config.model.name, recorded["width"], task.outputs, **config.model.arguments())

@@ -87,8 +87,10 @@ def _has_columns(task: Task, slides: Sequence[CohortSlide]) -> bool:
 
 def _warn_of_trained(parts: Mapping[str, Measured], count: int) -> None:
     """Warn that metrics of training slides do not hold for other slides."""
-    roles = {"train": "trained the model", "val": "chose its epoch"}
+    roles = {"train": "were used to train the model", "val": "were used to choose its epoch"}
     found = [f"{parts[part].slides:,} {what}" for part, what in roles.items() if part in parts]
     if found:
-        reason = f"of {count:,} slides with a known truth {' and '.join(found)}: metrics of these say nothing of others"
+        reason = (
+            f"of {count:,} slides with a known truth {' and '.join(found)}: their metrics do not hold for other slides"
+        )
         warn_caller(SlideioPipeWarning(reason))

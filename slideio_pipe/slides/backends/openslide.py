@@ -99,9 +99,9 @@ class _Handle:
             return openslide.OpenSlide(str(self.path))
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise UnsupportedSlideError(
-                "OpenSlide does not know this format",
+                "OpenSlide cannot open this format",
                 slide=self.path.name,
-                remedy="slideio-pipe doctor lists what opens",
+                remedy="slideio-pipe doctor lists the formats that can be opened",
             ) from error
         except openslide.OpenSlideError as error:
             if is_dicom(self.path):
