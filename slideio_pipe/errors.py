@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions and warnings that name the slide, the reason and the remedy.
+"""The exceptions and warnings of this package; they name the slide, the reason and the remedy.
 
 ::
 
@@ -6,35 +6,35 @@
     ├── SlideNotFoundError     (FileNotFoundError)  nothing at that path, or a directory that is no slide
     ├── UnsupportedSlideError  (ValueError)         not a slide, or pixels that are not 8-bit RGB
     ├── CorruptSlideError      (OSError)            a slide whose header or pixels cannot be read
-    ├── MissingResolutionError (ValueError)         mpp wanted, none known
-    ├── ConfigError            (ValueError)         an argument or a configuration that makes no sense
-    ├── NoTissueError          (ValueError)         tissue wanted, none found
-    ├── OutputExistsError      (FileExistsError)    the output is already there
+    ├── MissingResolutionError (ValueError)         the mpp is needed and unknown
+    ├── ConfigError            (ValueError)         an invalid argument or configuration
+    ├── NoTissueError          (ValueError)         tissue is needed and none was found
+    ├── OutputExistsError      (FileExistsError)    the output already exists
     ├── OutputError            (OSError)            the output cannot be written: permission, disk full
     ├── BagFormatError         (ValueError)         not a bag store, or a damaged one
     ├── MissingExtraError      (ImportError)        an optional package is needed
-    ├── ForkError              (RuntimeError)       used in a process forked after libvips had worked
-    ├── WorkerError            (RuntimeError)       a worker process died, hung or took too much memory over a slide
-    └── FailedSlidesError      (ExceptionGroup)     more slides failed than may; holds the error of each
+    ├── ForkError              (RuntimeError)       used in a process forked after libvips was used
+    ├── WorkerError            (RuntimeError)       a worker process crashed, hung or took too much memory
+    └── FailedSlidesError      (ExceptionGroup)     more slides failed than allowed; has the error of each
 
     SlideioPipeWarning (UserWarning)
     ├── EstimatedResolutionWarning   mpp derived from the objective power
     ├── ImplausibleResolutionWarning the mpp given makes the slide larger than a usual glass
-    ├── EmptyTissueWarning           a tissue mask or a grid came out empty
+    ├── EmptyTissueWarning           a tissue mask or a grid is empty
     ├── AlignedGridWarning           a grid aligned with stored tiles differs from the requested one
     ├── SkippedWarning               slides or tiles that could not be read were left out
-    ├── LeftOutLevelsWarning         levels of a slide that are not used: their place is unknown
+    ├── LeftOutLevelsWarning         levels of a slide that are not used: their position is unknown
     ├── IncompleteSlideWarning       files of a slide seem to be missing
     ├── PartsWarning                 several files were found to be one slide
     ├── ClusterWarning               workers of a cluster that cannot be used
-    ├── AlikeLabelsWarning           labels of a cohort of which one looks like the other misspelt
-    ├── RepeatedDrawsWarning         a DataLoader reads a bag again with what was drawn for it before
-    ├── MissingCellsWarning          cells of a manifest that say nothing, such as NA
+    ├── AlikeLabelsWarning           two labels of a cohort, one of which may be misspelt
+    ├── RepeatedDrawsWarning         a DataLoader reads a bag again with the same draws
+    ├── MissingCellsWarning          cells of a manifest that count as empty, such as NA
     └── UpsamplingWarning            a view finer than the slide
 
 A reason or a remedy writes an argument of Python in braces, with its value or without: "pass {slide_mpp=0.25}", "lower
-{min_tissue=}". Each surface has its own words for it: Python says ``slide_mpp=0.25``, the command line
-``--slide-mpp 0.25``, a cohort's table names a column. ``worded`` says which surface this is.
+{min_tissue=}". It is shown as the surface writes it: ``slide_mpp=0.25`` in Python,
+``--slide-mpp 0.25`` on the command line, a column for a cohort's table. ``worded`` selects the surface.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, Self
 
-# What a surface calls an argument of Python: from its name and its value, as Python writes it, or "" without one.
+# Returns an argument as a surface writes it, from its name and its value in Python ("" without a value).
 Words = Callable[[str, str], str]
 
 ARGUMENT = re.compile(r"\{([\w.]+)=([^{}]*)\}")
 
 
 def python_words(name: str, value: str) -> str:
-    """Return an argument as a call in Python has it."""
+    """Return an argument as written in a Python call."""
     return f"{name}={value}" if value else name
 
 
@@ -65,7 +65,7 @@ _WORDS: ContextVar[Words] = ContextVar("words", default=python_words)
 
 @contextmanager
 def worded(words: Callable[[Words], Words]) -> Iterator[None]:
-    """While this is entered, errors and warnings name arguments in other words, made from those of before.
+    """Inside this context, errors and warnings name arguments by ``words(former function)``.
 
     Examples
     --------
@@ -84,20 +84,20 @@ def worded(words: Callable[[Words], Words]) -> Iterator[None]:
 
 
 def in_words(text: str) -> str:
-    """Return a text with its arguments in the words of this surface."""
+    """Return a text with its arguments as the current surface writes them."""
     words = _WORDS.get()
     return ARGUMENT.sub(lambda found: words(found[1], found[2]), text)
 
 
 class SlideioPipeError(Exception):
-    """The root of every error this package raises on purpose.
+    """The root of all errors of this package.
 
     Parameters
     ----------
     reason : str
-        What was wanted and what was found.
+        The expected and the found value.
     slide : str, optional
-        The slide, bag or file it is about.
+        The slide, bag or file concerned.
     remedy : str, optional
         What to do about it; ``{slide_mpp=0.25}`` is an argument, in the words of the surface.
 
@@ -113,7 +113,7 @@ class SlideioPipeError(Exception):
 
     @property
     def reason(self) -> str:
-        """What was wanted and what was found."""
+        """The expected and the found value."""
         return in_words(self._reason)
 
     @property
@@ -151,7 +151,7 @@ class MissingResolutionError(SlideioPipeError, ValueError):
 
 
 class ConfigError(SlideioPipeError, ValueError):
-    """An argument or a configuration that makes no sense."""
+    """An invalid argument or configuration."""
 
 
 class NoTissueError(SlideioPipeError, ValueError):
@@ -228,15 +228,15 @@ def import_remedy(package: str, error: BaseException) -> str:
 
 
 class ForkError(SlideioPipeError, RuntimeError):
-    """A slide is used in a process that was forked after libvips had worked."""
+    """A slide is used in a process that was forked after libvips was used."""
 
 
 class WorkerError(SlideioPipeError, RuntimeError):
-    """A worker process died, hung or took too much memory over a slide; or none starts."""
+    """A worker process crashed, hung or took too much memory; or no worker starts."""
 
 
 class FailedSlidesError(SlideioPipeError, ExceptionGroup):
-    """More slides failed than may; ``exceptions`` are their errors, each once.
+    """More slides failed than allowed; ``exceptions`` are their errors, each once.
 
     Examples
     --------
@@ -248,7 +248,7 @@ class FailedSlidesError(SlideioPipeError, ExceptionGroup):
     def __new__(
         cls, reason: str, errors: Sequence[Exception] = (), *, slide: str | None = None, remedy: str | None = None
     ) -> Self:
-        # A group of nothing is impossible: an error that is made without others holds itself in words.
+        # A group must not be empty: without errors it contains its own reason.
         return super().__new__(cls, reason, list(errors) or [SlideioPipeError(reason)])
 
     def __init__(
@@ -269,7 +269,7 @@ class FailedSlidesError(SlideioPipeError, ExceptionGroup):
 
 
 class SlideioPipeWarning(UserWarning):
-    """The root of every warning this package gives; names arguments as errors do."""
+    """The root of all warnings of this package; they name arguments as errors do."""
 
     def __str__(self) -> str:
         return in_words(super().__str__())
@@ -284,7 +284,7 @@ class ImplausibleResolutionWarning(SlideioPipeWarning):
 
 
 class EmptyTissueWarning(SlideioPipeWarning):
-    """A tissue mask or a grid came out empty."""
+    """A tissue mask or a grid is empty."""
 
 
 class AlignedGridWarning(SlideioPipeWarning):
@@ -300,7 +300,7 @@ class LeftOutLevelsWarning(SlideioPipeWarning):
 
 
 class IncompleteSlideWarning(SlideioPipeWarning):
-    """Files of a slide seem to be missing; what is there is read."""
+    """Files of a slide seem to be missing; the existing ones are read."""
 
 
 class PartsWarning(SlideioPipeWarning):
@@ -308,7 +308,7 @@ class PartsWarning(SlideioPipeWarning):
 
 
 class ClusterWarning(SlideioPipeWarning):
-    """A worker of a cluster is not used: it has another version, or does not see the output folder."""
+    """A worker of a cluster is not used: it has another version, or no access to the output folder."""
 
 
 class AlikeLabelsWarning(SlideioPipeWarning):
@@ -316,11 +316,11 @@ class AlikeLabelsWarning(SlideioPipeWarning):
 
 
 class MissingCellsWarning(SlideioPipeWarning):
-    """Words of a cohort's table count as no value and could be meant as one: a class called "None"."""
+    """Words of a cohort's table count as missing values but may be values: a class called "None"."""
 
 
 class RepeatedDrawsWarning(SlideioPipeWarning):
-    """A DataLoader reads a bag a second time in one epoch: its tiles and transforms are those of the first time."""
+    """A DataLoader reads a bag twice in one epoch, with the same tiles and transforms."""
 
 
 class UpsamplingWarning(SlideioPipeWarning):
@@ -328,8 +328,8 @@ class UpsamplingWarning(SlideioPipeWarning):
 
 
 def warn_caller(warning: SlideioPipeWarning) -> None:
-    """Give a warning that points at the first line outside of this package, however deep inside it arises."""
-    level, frame = 1, sys._getframe()  # warnings.warn can pass over files by itself from Python 3.12 on
+    """Issue a warning that points to the first line outside this package, at any call depth."""
+    level, frame = 1, sys._getframe()  # warnings.warn can skip files from Python 3.12 on
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "slideio_pipe":
         level, frame = level + 1, frame.f_back
     warnings.warn(warning, stacklevel=level)

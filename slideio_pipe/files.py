@@ -1,4 +1,4 @@
-"""Files written whole or not at all; folders, fingerprints, and what a full disk means in words."""
+"""Atomic writing of files and folders, fingerprints, and remedies for errors of the operating system."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Closable(ABC):
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into an OutputError that names ``path``, the reason and the remedy."""
+    """Turn an error of the operating system into an OutputError with ``path``, the reason and the remedy."""
     try:
         yield
-    except SlideioPipeError:  # some are OSErrors: a tile of the slide that cannot be read is no fault of this disk
+    except SlideioPipeError:  # some are OSErrors: an undecodable tile of the slide is no error of the output
         raise
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, "check the disk and run again: what is finished is kept")
@@ -81,9 +81,9 @@ def sync_folder(path: Path) -> None:
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that survives a power cut when this returns, its name apart; its folder is made.
+    """Write a file whose content survives a power cut when this returns, but not its name; its folder is made.
 
-    Raise OSError if the disk refuses.
+    Raise OSError if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
@@ -92,9 +92,9 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Rename a file that is whole, in place of the one that is there; contents and name survive a power cut.
+    """Give a complete file its final name, replacing an existing file; contents and name survive a power cut.
 
-    Raise OSError if the disk refuses; the file that was there is still there.
+    Raise OSError if it fails; an existing file is then unchanged.
     """
     _sync(partial)
     rename(partial, path)
@@ -102,10 +102,10 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 def put_folder_in_place(partial: Path, path: Path, replaced: Path) -> None:
-    """Rename a folder that is whole; its names, and its own, survive a power cut, its files as far as they are synced.
+    """Give a complete folder its final name; its name and the names in it survive a power cut, synced files as well.
 
-    A folder cannot be renamed onto another: one that is there is called ``replaced`` then, and the caller removes it.
-    Raise OSError if the disk refuses; the folder that was there is still there.
+    An existing folder cannot be overwritten by a rename: it is renamed to ``replaced``, which the caller removes.
+    Raise OSError if it fails; an existing folder then has its name again.
     """
     for folder, _, _ in os.walk(partial, topdown=False):
         sync_folder(Path(folder))
@@ -123,9 +123,9 @@ def put_folder_in_place(partial: Path, path: Path, replaced: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the name of a file to write, ``<path>.partial``, which becomes ``path`` when it is whole and durable.
+    """Yield the name of a file to write, ``<path>.partial``, which becomes ``path`` when it is complete and durable.
 
-    Raise OutputError if the disk refuses.
+    Raise OutputError if it cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
@@ -140,10 +140,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path, partial: Path | None = None) -> Iterator[Path]:
-    """Yield the name of a folder to make, as ``replacing`` does of a file; a former folder is there until then.
+    """Yield the name of a folder to make, as ``replacing`` does for a file; a former folder is kept until then.
 
-    For one writer at a time: what a killed one left is removed, and a folder that it had renamed gets its name back.
-    Raise OutputError if the disk refuses.
+    For one writer at a time: remains of a killed writer are removed, and a folder that it renamed gets its name back.
+    Raise OutputError if it cannot be written.
 
     Parameters
     ----------
@@ -171,9 +171,9 @@ def replacing_folder(path: Path, partial: Path | None = None) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
-    Raise OutputExistsError if it is there, and ``overwrite`` is False; OutputError if the disk refuses.
+    Raise OutputExistsError if it exists and ``overwrite`` is False; OutputError if it cannot be written.
     """
     if path.exists() and not overwrite:
         raise OutputExistsError("already there", slide=str(path), remedy="pass {overwrite=True} or another path")

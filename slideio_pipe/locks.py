@@ -1,4 +1,4 @@
-"""One writer at a time: locks that outlive no process, also where a file system has no locks."""
+"""Locks for one writer at a time, which end with their process, also on file systems without locks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _RUN: ContextVar[str | None] = ContextVar("run", default=None)
 
 @contextmanager
 def within_run(folder: Path) -> Iterator[None]:
-    """Mark the locks taken here as those of a folder's runs, and take over the locks that lost workers left.
+    """Mark locks as taken by runs of a folder, and take over the locks that lost workers of these runs left.
 
     For workers of the run that holds the ``run.lock`` of the folder: no other run can work there, so such a lock was
     left by a lost worker, on any host. Elsewhere, a lock of another host is respected.
@@ -50,7 +50,7 @@ def within_run(folder: Path) -> Iterator[None]:
 
 
 def remove_left_lock(target: Path) -> None:
-    """Remove the lock of a process that was killed when ``target`` had its name already; another's is left to him."""
+    """Remove the lock of a process that was killed after ``target`` got its name; locks of running processes stay."""
     lock = target.with_name(target.name + ".lock")
     if lock.exists():
         with suppress(SlideioPipeError, OSError):
@@ -63,8 +63,8 @@ class WriterLock:
     """A file with the pid and host of the one writer, under an ``flock`` that ends with the process (see ``_locked``).
 
     On this host the ``flock`` decides, so a lock left by a killed process is taken over. A lock of another host is
-    respected, because not every network file system carries an ``flock`` over; but see ``within_run``. No clock is
-    compared: those of two hosts differ.
+    respected, because not every network file system shares an ``flock`` between hosts; but see ``within_run``. Times
+    are not compared, because clocks of two hosts differ.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +73,7 @@ class WriterLock:
         self._mine: dict[str, object] = {}
 
     def acquire(self) -> None:
-        """Take the lock, or raise OutputError naming who has it."""
+        """Take the lock, or raise an OutputError with its owner."""
         run, begun = _RUN.get(), time.monotonic()
         while self._fd is None:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -83,7 +83,7 @@ class WriterLock:
                 busy = self._is_busy(fd, owner, respected=not of_run)
                 if busy and (not of_run or time.monotonic() > begun + _ORPHANS_S):
                     raise self._refusal(owner)
-                if not busy and self._is_current(fd):  # else its owner finished and removed it in between: look again
+                if not busy and self._is_current(fd):  # else its owner has finished and removed it: try again
                     self._mine = {"pid": os.getpid(), "host": socket.gethostname(), "run": run}
                     os.ftruncate(fd, 0)
                     os.lseek(fd, 0, os.SEEK_SET)
@@ -96,20 +96,20 @@ class WriterLock:
                 time.sleep(0.1)
 
     def release(self) -> None:
-        """Remove the file and let go."""
+        """Remove the file and release the lock."""
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
-        own = _owner(fd) == self._mine  # else this process was given up, and its lock is another's
+        own = _owner(fd) == self._mine  # else the lock was taken over by another process
         if own and _FCNTL is not None:
             self._path.unlink(missing_ok=True)
         os.close(fd)
-        if own and _FCNTL is None:  # Windows removes no open file: a lock that another process has now stays
+        if own and _FCNTL is None:  # Windows does not remove an open file, so another process's lock stays
             with suppress(OSError):
                 self._path.unlink()
 
     def _is_busy(self, fd: int, owner: Mapping[str, object], *, respected: bool) -> bool:
-        """Return whether another process has it; else this process locks it, if the file system supports locks."""
+        """Return whether another process has the lock; else lock the file, if the file system supports locks."""
         here = owner.get("host") == socket.gethostname()
         elsewhere = respected and bool(owner) and not here
         locked = _locked(fd)
@@ -130,7 +130,7 @@ class WriterLock:
 
 
 def _locked(fd: int) -> bool | None:
-    """Lock a file until it is closed; False: another has it locked; None: there are no locks here."""
+    """Lock a file until it is closed; False if another process has locked it, None if locks are not supported."""
     try:
         if _FCNTL is not None:
             _FCNTL.flock(fd, _FCNTL.LOCK_EX | _FCNTL.LOCK_NB)
@@ -155,19 +155,19 @@ def _owner(fd: int) -> dict[str, object]:
     try:
         owner = json.loads(os.read(fd, 4096))
     except ValueError:
-        return {}  # killed between making the file and writing it
+        return {}  # the owner was killed before it wrote the file
     return owner if isinstance(owner, dict) else {}
 
 
 def _is_alive(pid: object) -> bool:
     if not isinstance(pid, int) or pid <= 0:
         return False
-    if os.name == "nt":  # there, signal 0 is a Ctrl-C
+    if os.name == "nt":  # on Windows, signal 0 is Ctrl-C
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # another user's process, which is alive
+        pass  # a running process of another user
     return True

@@ -23,11 +23,11 @@ from paths import MADE_SLIDES, ROOT, TESTS
 if TYPE_CHECKING:
     from unequal_slide import Unequal
 
-# Tests press Ctrl-C; what a shell starts in its background would ignore it, and so would whatever that starts.
+# Tests send SIGINT, which is ignored by processes that a shell starts in its background, and by their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Threads of torch that wait for each other on cores that are taken cost more than all else. Set before it is imported.
+# Threads of torch that wait for each other on busy cores take most of the time. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# The width of a terminal is what a test sets: pytest-xdist gives its processes one of 80 columns.
+# Tests set the width of a terminal: pytest-xdist sets 80 columns in its processes.
 os.environ.pop("COLUMNS", None)
 
 collect_ignore_glob = ["mut*.py"]  # mutants.py needs cosmic-ray, in an environment of its own
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Leave out slow folders unless a path or mark selects them; make a folder for slides that tests share."""
     if not config.option.markexpr and config.args_source is config.ArgsSource.TESTPATHS:
         config.option.markexpr = QUICK
-    if MADE_SLIDES not in os.environ:  # the processes of pytest-xdist have it from the one that starts them
+    if MADE_SLIDES not in os.environ:  # processes of pytest-xdist inherit it
         made = tempfile.mkdtemp(prefix="made-slides-")
         os.environ[MADE_SLIDES] = made
         config.add_cleanup(lambda: shutil.rmtree(made, ignore_errors=True))

@@ -27,33 +27,33 @@ import torch  # noqa: F401
 import typer  # noqa: F401
 
 
-def run(tree: str, file: str, said: IO[str]) -> None:
+def run(tree: str, file: str, output: IO[str]) -> None:
     """Run one file in this process, which ends with it."""
     os.setsid()
     os.chdir(tree)
     os.environ["PYTHONPATH"] = tree
     sys.path[:0] = [tree]
     for number in (1, 2):
-        os.dup2(said.fileno(), number)
+        os.dup2(output.fileno(), number)
     code = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", file])
     sys.stdout.flush()
-    os._exit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else int(code))  # a module without doctests
+    os._exit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else int(code))  # no doctests
 
 
 def outcome(tree: str, file: str, until: float) -> tuple[str, str]:
     """Test one file in a fork, and kill it at its time limit."""
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as output:
         child = os.fork()
         if child == 0:
-            run(tree, file, said)
+            run(tree, file, output)
         while not (ended := os.waitpid(child, os.WNOHANG))[0]:
             if time.monotonic() > until:
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 return "time out", file
             time.sleep(0.05)
-        said.seek(0)
-        lines = said.read().splitlines()
+        output.seek(0)
+        lines = output.read().splitlines()
     found = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), " ".join(lines[-2:]))
     return ("survived", "") if ended[1] == 0 else ("killed", found[:300])
 

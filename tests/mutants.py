@@ -64,7 +64,7 @@ class Tester:
         original = target.read_text()
         target.write_text(mutant.code)
         for stale in (target.parent / "__pycache__").glob(f"{target.stem}.*"):
-            stale.unlink()  # of the same size and second, Python would take it for current
+            stale.unlink()  # with the same size and second, Python would use the old one
         files = [str(target)] * (">>> " in original) + [file_of(n) for n in TESTS[mutant.module].split()]
         if self.whole_room:
             room = self.tree / "tests" / (mutant.module.split("/")[0] if "/" in mutant.module else "ground")

@@ -23,9 +23,9 @@ from slideio_pipe.cohort.records import ABOUT, DONE, FAILED, QUARANTINED, WAITIN
 from slideio_pipe.files import replacing, size_text
 
 PAGE, PICTURES = "report.html", "report"
-# So many slides, the worst, are shown with pictures and every word; a browser takes 50,000 rows of text.
+# Number of slides, the worst ones, with pictures and full texts; a browser can show 50,000 rows of text.
 PICTURED = 1000
-# What a work notes that is the same for every slide, or said elsewhere.
+# Entries that are equal for all slides, or are shown elsewhere on the page.
 _LEFT_OUT = {"slide", "bag", "tile_size", "seconds", "warnings"}
 _LONGEST = 60
 
@@ -55,18 +55,18 @@ def picture_file(folder: Path, name: str) -> Path:
 
 
 def write_page(folder: Path, cohort: Cohort | None, numbers: Mapping[str, Any]) -> tuple[Path, int]:
-    """Write ``report.html``, whole or not at all; return it, and how many slides came with warnings.
+    """Write ``report.html`` atomically; return its path and the number of slides with warnings.
 
-    Raise OutputError if the disk refuses.
+    Raise OutputError if it cannot be written.
 
     Parameters
     ----------
     folder : Path
-        With the events of its runs.
+        Contains the events of its runs.
     cohort : Cohort, optional
         Slides that belong to it, done or not.
     numbers : mapping
-        What ``run.json`` says.
+        Content of ``run.json``.
     """
     path = folder / PAGE
     records, title = Records(folder, cohort), "/".join(folder.absolute().parts[-2:]).lstrip("/")
@@ -83,7 +83,7 @@ def page(
     *,
     pictured: int = PICTURED,
 ) -> Iterator[str]:
-    """Yield the page, piece by piece: nothing grows with the number of slides but the page.
+    """Yield the page in pieces, so that memory does not grow with the number of slides.
 
     Parameters
     ----------
@@ -92,11 +92,11 @@ def page(
     records : Records
         Worst first.
     numbers : mapping
-        What ``run.json`` says of the last run.
+        Content of ``run.json``, of the last run.
     picture : callable, optional
-        Name of a slide to its picture, which need not be there.
+        Returns the picture of a slide by its name; the file may be missing.
     pictured : int
-        How many slides are shown with pictures.
+        Number of slides with pictures.
     """
     rows, columns = iter(records), _columns(records)
     yield from _template().generate(
@@ -133,7 +133,7 @@ def _template() -> jinja2.Template:
 
 
 def _summary(records: Records, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the template shows above and below the table."""
+    """Return the content above and below the table, for the template."""
     counts = records.counts
     failed, packages = counts[FAILED] + counts[QUARANTINED], dict(numbers.get("packages") or {})
     ending = "was interrupted" if numbers.get("state") == "interrupted" else "finished"
@@ -184,7 +184,7 @@ def _flat(settings: Mapping[str, Any], place: str = "") -> dict[str, str]:
 
 
 def _columns(records: Records) -> list[Column]:
-    """Return the columns after the first one: what is known of the slides, and what the work noted of each."""
+    """Return the columns after the first one: fields of the slides, and entries of the work."""
     columns = [Column(key, _about(key), True) for key in ABOUT if key in records.about]
     noted = [key for key in (*_NOTED, *records.columns) if key in records.columns and key not in _LEFT_OUT]
     columns += [_NOTED.get(key) or _column(key) for key in dict.fromkeys(noted)]
@@ -199,7 +199,7 @@ def _about(key: str) -> Callable[[SlideRecord], str]:
 
 
 def _column(key: str) -> Column:
-    """Return the column of something that is not known here."""
+    """Return the column of an entry without a definition here."""
 
     def cell(record: SlideRecord) -> str:
         value = record.made.get(key)
@@ -213,7 +213,7 @@ def _column(key: str) -> Column:
 
 
 def _figure(key: str, digits: int = 0, scale: float = 1.0) -> Callable[[SlideRecord], str]:
-    """Return a cell of a number; what is none is left out."""
+    """Return the cell of a number; empty for other values."""
 
     def cell(record: SlideRecord) -> str:
         value = record.made.get(key)
@@ -228,7 +228,7 @@ def _mpp(record: SlideRecord) -> str:
     return " × ".join(f"{side:.4g}" for side in dict.fromkeys(sides) if isinstance(side, (int, float)))
 
 
-# What exports, features and tissue note, in the order of the page.
+# Entries of exports, features and tissue, in the order of the page.
 _NOTED: dict[str, Column] = {
     "tiles": Column("tiles", _figure("tiles")),
     "tissue": Column("tissue %", _figure("tissue", 1, 100)),
@@ -241,7 +241,7 @@ _NOTED: dict[str, Column] = {
 
 
 def _picture(record: SlideRecord, file: Path) -> Picture | None:
-    """Return the picture of a slide; None where there is none."""
+    """Return the picture of a slide; None without one."""
     try:
         with Image.open(file) as found:
             width, height = found.size
@@ -252,7 +252,7 @@ def _picture(record: SlideRecord, file: Path) -> Picture | None:
 
 
 def _in_words(record: SlideRecord) -> str:
-    """Return what the picture of a slide shows."""
+    """Return the alternative text of a slide's picture."""
     numbers = {"tiles": _figure("tiles")(record), "% tissue": _figure("tissue", 0, 100)(record)}
     known = ", ".join(f"{value} {what}" for what, value in numbers.items() if value)
     return f"{record.slide} as a thumbnail, with its tissue and with its tiles{': ' if known else ''}{known}"

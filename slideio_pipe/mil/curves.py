@@ -37,22 +37,22 @@ def precision_recall_curve(truth: NDArray[np.bool_], chance: Array) -> tuple[Arr
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Predicted against observed, in ranges of the predicted."""
+    """Observed frequencies in ranges of the predicted probability."""
 
-    predicted: Array  # mean of each range
-    observed: Array  # part of it that is
-    low: Array  # of Wilson's interval of 95 %
+    predicted: Array  # mean probability of each range
+    observed: Array  # fraction of its slides with the class
+    low: Array  # Wilson's interval of 95 %
     high: Array
     counts: NDArray[np.int64]
 
     @classmethod
     def of(cls, truth: NDArray[np.bool_], chance: Array, bins: int = 10) -> Calibration:
-        """Return the ranges of equal width that have slides in them."""
+        """Return the calibration in ranges of equal width, without empty ones."""
         number = np.minimum((chance * bins).astype(np.int64), bins - 1)
         there = np.unique(number)
         counts = np.array([int((number == k).sum()) for k in there])
         observed = np.array([float(truth[number == k].mean()) for k in there])
-        # Wilson (1927): that of a handful of slides does not leave 0 to 1.
+        # Wilson (1927): the interval of a few slides stays within 0 and 1.
         z = 1.959964
         middle = (observed + z**2 / (2 * counts)) / (1 + z**2 / counts)
         reach = z / (1 + z**2 / counts) * np.sqrt(observed * (1 - observed) / counts + z**2 / (4 * counts**2))

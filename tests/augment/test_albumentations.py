@@ -318,7 +318,7 @@ def test_gauss_noise_has_the_given_variance() -> None:
     assert np.allclose(tone.curve(np.array([100.0])), 110)
 
 
-# -- what stays as it is -------------------------------------------------------------------------------------------
+# -- opaque transforms ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name, judged in VERDICTS.items() if judged.kind == "opaque"])

@@ -307,7 +307,7 @@ def test_a_rotation_after_a_crop_does_not_restore_cropped_content() -> None:
 
 
 def test_tiles_keep_their_size_unless_resized() -> None:
-    """A rotated tile is as large as before, a crop is as large as asked for."""
+    """A rotated tile is as large as before, a crop is as large as given."""
     assert draw(RandomAffine(), tile=0, size=SIZE).canvas == SIZE
     both = A.Compose([RandomAffine(rotate=25), RandomResizedCrop(224)])
     assert draw(both, tile=0, size=SIZE).canvas == (224, 224)

@@ -78,7 +78,7 @@ def reference_step(operation: Operation, rgb: NDArray[np.float64]) -> NDArray[np
         return 255 * color.hsv2rgb(np.concatenate((turned[..., None], shifted), axis=-1))
     assert isinstance(operation, Lab)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # colours outside sRGB are wanted
+        warnings.simplefilter("ignore")  # colours outside sRGB are intended
         return 255 * color.lab2rgb(color.rgb2lab(rgb / 255) * operation.gain + operation.bias)
 
 
@@ -429,7 +429,7 @@ def test_warp_agrees_with_opencv(case: Case) -> None:
     result = levels(warp(tiles, [case.affine.as_tuple()], case.size))[0]
     half = Affine.translation(-0.5, -0.5) @ case.affine @ Affine.translation(0.5, 0.5)
     plain = levels(tiles)[0].astype(np.float32)
-    # Inside: everything a mask of ones says is not mixed with the outside.
+    # Inside: pixels that are not mixed with the outside, by the same affine of a mask of ones.
     args: dict[str, Any] = {"dsize": tuple(case.size), "flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_CONSTANT}
     expected = cv2.warpAffine(plain, half.matrix()[:2], borderValue=(255,) * 3, **args)
     inside = cv2.warpAffine(np.ones_like(plain), half.matrix()[:2], borderValue=(0,) * 3, **args) > 0.999

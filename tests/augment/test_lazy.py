@@ -96,7 +96,7 @@ def test_an_affine_equals_opencv_away_from_the_border() -> None:
     expected = cv2.remap(pixels.astype(np.float32), *maps, cv2.INTER_LINEAR)
     inside = (x > 1) & (x < 199) & (y > 1) & (y < 149)
     difference = np.abs(augmented(pixels, affine=affine) - expected)[inside]
-    assert difference.max() <= 1.5  # OpenCV knows 32 places within a pixel
+    assert difference.max() <= 1.5  # OpenCV has 32 positions within a pixel
     assert np.mean(difference <= 1) > 0.99
 
 

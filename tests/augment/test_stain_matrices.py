@@ -27,7 +27,7 @@ from slideio_pipe.augment.stain_matrices import (
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Affine, Size
 
-# A haematoxylin and an eosin that are nobody's default.
+# A haematoxylin and an eosin that are no library's default.
 TRUE_HE = np.array([[0.60, 0.74, 0.30], [0.13, 0.92, 0.36]])
 TRUE_HE /= np.linalg.norm(TRUE_HE, axis=1, keepdims=True)
 
@@ -285,17 +285,17 @@ def test_tiles_of_tissue_in_a_corner_are_moved_onto_the_slide(right: bool, botto
 def test_measured_tiles_are_clipped_to_a_small_slide(monkeypatch: pytest.MonkeyPatch) -> None:
     """128 px, or less along a shorter axis; each is inside the slide and around its point."""
     slide = FlatSlide(mixture(400 * 90).reshape(90, 400, 3))
-    asked: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    requested: list[tuple[tuple[int, int], tuple[int, int]]] = []
     read = FlatSlide.read_region
 
     def noted(self: FlatSlide, location: tuple[int, int], level: int, size: tuple[int, int]) -> np.ndarray:
-        asked.append((location, size))
+        requested.append((location, size))
         return read(self, location, level, size)
 
     monkeypatch.setattr(FlatSlide, "read_region", noted)
     basis_of(slide, Block(slide, 240, 16, 48))
-    assert asked
-    for (x, y), size in asked:
+    assert requested
+    for (x, y), size in requested:
         assert size == (128, 90)
         assert y == 0
         assert 240 - 8 <= x + 64 < 288 + 8

@@ -80,7 +80,7 @@ def picture(path: Path | None, side: int) -> np.ndarray:
 
 def sink(image: Any) -> Callable[[], Any]:
     """Return what computes all of an image, by every thread of libvips."""
-    # A crop is never in libvips' cache of operations under another name, and shares branches.
+    # A crop is not in libvips' operation cache, and shares branches.
     return lambda: image.crop(0, 0, image.width, image.height).write_to_memory()
 
 

@@ -110,8 +110,8 @@ def page(slides: int, folder: Path) -> None:
     before, begun = peak_mb(), time.perf_counter()
     path, _ = write_page(folder, None, {"state": "finished", "done": slides})
     seconds = time.perf_counter() - begun
-    told = path.read_text(encoding="utf-8")
-    require(all(f"slide-{k:06}.svs" in told for k in (0, slides - 1)), "the page lacks slides")
+    reported = path.read_text(encoding="utf-8")
+    require(all(f"slide-{k:06}.svs" in reported for k in (0, slides - 1)), "the page lacks slides")
     size = path.stat().st_size / 1e6
     print(f"{slides:,} slides: {seconds:.1f} s, {peak_mb() - before:.0f} MB more memory, a page of {size:.1f} MB")
 

@@ -109,7 +109,7 @@ def compare(slides: list[Path], rounds: int, tile_ms: float | None, scratch: Pat
             coords = sp.open_features(out / f"{path.stem}.features.zarr").coords
             assert coords is not None
             places[path.name] = coords
-        if not turn:  # to warm up, and to lay the tiles
+        if not turn:  # to warm up, and to place the tiles
             continue
         figures["ours"].append((count / seconds, count / cpu, idle))
         same, seconds, cpu = timed(lambda: plain_loop(slides, places, device))

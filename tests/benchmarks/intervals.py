@@ -46,7 +46,7 @@ def main() -> None:
     for (with_it, without), known in HELD.items():
         part = sum(covers(rng, with_it, without, given.times) for _ in range(given.samples)) / given.samples
         print(f"{with_it:3} patients with, {without:3} without: holds it in {part:.0%} of samples")
-        # Four standard errors, and what few resamplings make of the percentiles.
+        # Four standard errors, and the error of percentiles of few resamplings.
         most = 4 * math.sqrt(known * (1 - known) / given.samples) + 0.02
         require(abs(part - known) <= most, f"{part:.0%} of samples, not {known:.0%}")
 

@@ -112,7 +112,7 @@ def step(count: int, keep: str) -> None:
     keep_gb = None if keep == "default" else float(keep)
     config = load_train_config({"encoder": {"source": "small", "chunk_size": _CHUNK, "keep_gb": keep_gb}})
     prepare = tile_encoder(None, "small", None).prepare
-    # As cheap as an encoder can be: what is measured is the tiles.
+    # The cheapest encoder: the memory measured is that of the tiles.
     encoder = nn.Sequential(nn.Conv2d(3, 16, 16, 16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device)
     model = MilModel(16, 1, embed=(16,), attention=8).to(device)
     in_two_passes(encoder, model, [torch.rand(_CHUNK, 3, _SIDE, _SIDE, device=device)])

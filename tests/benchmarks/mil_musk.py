@@ -17,9 +17,9 @@ from torch.func import functional_call
 from slideio_pipe.mil.models.mil_model import MilModel
 from slideio_pipe.mil.tasks import Classification
 
-# Their table 1: accuracy and what they call the standard error of the mean.
+# Table 1 of the paper: accuracy and its "standard error of the mean".
 PUBLISHED = {"attention": (0.892, 0.040), "gated": (0.900, 0.050)}
-# Their appendix: fc-256, fc-128, fc-64, each with ReLU and dropout, attention of 64, one logit; SGD.
+# Appendix of the paper: fc-256, fc-128, fc-64, each with ReLU and dropout, attention of 64, one logit; SGD.
 _EMBED, _ATTENTION, _DROPOUT = (256, 128, 64), 64, 0.5
 _LR, _MOMENTUM, _WEIGHT_DECAY = 5e-4, 0.9, 5e-3
 _TASK = Classification(("0", "1"), (1.0, 1.0))
@@ -122,7 +122,7 @@ def musk(
     """Print accuracies beside the published ones; quickly: of bags that are easy to tell apart."""
     bags = easy_bags() if quick else read_bags(path)
     if quick:
-        # After 10 epochs of 20 bags one of the folds still calls all bags the same; after 15 both are right.
+        # After 10 epochs of 20 bags one fold still predicts one class; after 15 both folds are right.
         runs, folds, epochs, pools = 1, 2, 25, pools[:1]
     known = "Easy" if quick else "MUSK1"
     print(f"{known}: {len(bags)} bags, {sum(len(b.features) for b in bags)} instances; {runs} × {folds} folds")

@@ -156,7 +156,7 @@ def rank(dtype: torch.dtype, saved: Path) -> None:
         encoded.backward()
     if dist.get_rank() == 0:
         torch.save(vector(encoder, model), saved)
-    dist.barrier()  # gloo aborts a process whose peer has left while it is at work
+    dist.barrier()  # gloo aborts a process if the other one ends during its work
     dist.destroy_process_group()
 
 

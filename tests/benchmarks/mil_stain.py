@@ -18,7 +18,7 @@ import slideio_pipe as sp
 from slideio_pipe.commands.demos.study import LESION, write_mil_cohort
 from slideio_pipe.synthetic.stain import LABORATORIES
 
-FRESH = 4  # the cohort; the settings were chosen by looking at 1 to 3
+FRESH = 4  # the cohort; the settings were chosen with seeds 1 to 3
 TRAININGS = {"plain": "stains as they are", "drawn": "stains drawn"}
 COLOURS = {"plain": "#b8860b", "drawn": "#20639b"}
 SHOWN = ("auroc", "balanced_accuracy")
@@ -46,7 +46,7 @@ def stain(folder: Path, seeds: Sequence[int], *, quick: bool = False) -> None:
             print(_line(rows[-1]), flush=True)
             inside = all(0 <= value <= 1 for each in found for value in each.values())
             require(inside, f"figures beyond 0 and 1: {found}")
-            # Few epochs lead somewhere for certain only with stains as they are, in the laboratory that was seen.
+            # With few epochs only the training without drawn stains learns reliably, and in its own laboratory.
             certain = (how, laboratory) == ("plain", "usual") if quick else how == "drawn"
             require(not certain or min(each["auroc"] for each in found) >= 0.8, f"{laboratory}: {found}")
     require(darkness(cohorts["faded"]) < 0.9 * darkness(cohorts["usual"]), "faded slides are not lighter")

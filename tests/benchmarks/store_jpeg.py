@@ -65,8 +65,8 @@ def print_costs(title: str, costs: dict[str, list[Cost]], tiles: int) -> None:
         cpu, wall = (statistics.median(run[k] for run in runs) for k in (0, 1))
         ratios = sorted(run[0] / own[0] for run, own in zip(runs, first, strict=True))
         walls = statistics.median(run[1] / own[1] for run, own in zip(runs, first, strict=True))
-        said = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-        print(f"{name:26}{tiles / cpu:12,.0f}{tiles / wall:10,.0f}{said:>32}{walls:8.2f}")
+        output = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        print(f"{name:26}{tiles / cpu:12,.0f}{tiles / wall:10,.0f}{output:>32}{walls:8.2f}")
 
 
 def bag_of(slide: Path, count: int, min_tissue: float) -> TileBag:

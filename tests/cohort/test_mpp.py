@@ -93,7 +93,7 @@ def test_the_manifest_of_masks_keeps_the_mpp(
 ) -> None:
     """The export then needs no option."""
     settings = {name: value for name, value in sections(override).items() if name == "slide"}
-    for _ in range(2):  # the second run finds nothing anew
+    for _ in range(2):  # the second run computes nothing
         sp.tissue_cohort(
             study / "cohort.csv", tmp_path / "masks", ExportConfig(**settings),
             manifest=tmp_path / "corrected.csv", progress=False,

@@ -77,8 +77,8 @@ def test_names_and_errors_are_escaped(tmp_path: Path, name: str) -> None:
     event["made"]["note"] = evil
 
     def elements(slide: str, text: str) -> list[str]:
-        told = {**event, "slide": slide, "made": {**event["made"], "note": text}, "warnings": [text]}
-        events = [start(slide, label=text, split=text), told, failed(f"{slide}2", text)]
+        reported = {**event, "slide": slide, "made": {**event["made"], "note": text}, "warnings": [text]}
+        events = [start(slide, label=text, split=text), reported, failed(f"{slide}2", text)]
         return [tag for tag, _ in Page(written(tmp_path, *events)).tags]
 
     assert elements(name, evil).count("script") == 1

@@ -148,7 +148,7 @@ def test_a_run_killed_before_its_ledger_entry_keeps_its_output(tmp_path: Path) -
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
     run(cohort, out)
     lines = (out / "run.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "run.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:17])  # and the last line cut short
+    (out / "run.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:17])  # and the last line is incomplete
     assert counts(run(cohort, out)) == (0, 2, 0)
     assert counts(run(cohort, out)) == (0, 2, 0)
 
@@ -156,16 +156,16 @@ def test_a_run_killed_before_its_ledger_entry_keeps_its_output(tmp_path: Path) -
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     """The error names the process that writes; the first run is not disturbed."""
     cohort, out = slides(tmp_path, a="1"), tmp_path / "out"
-    told: list[str] = []
+    reported: list[str] = []
 
     def second(done: int, total: int) -> None:
-        if not done and not told:
+        if not done and not reported:
             with pytest.raises(OutputError, match=f"process {os.getpid()}") as refused:
                 run(cohort, out)
-            told.append(str(refused.value))
+            reported.append(str(refused.value))
 
     run_cohort(Copying(out), cohort, out, progress=second)
-    assert "run.lock" in told[0]
+    assert "run.lock" in reported[0]
     assert not (out / "run.lock").exists()
 
 

@@ -26,7 +26,7 @@ PIXELS = coordinate_pixels(300, 200)
 def series(tmp_path: Path) -> Path:
     """Two DICOM slides in one folder: three levels and a label, and two levels; a plain slide beside them."""
     folder = tmp_path / "dicom"
-    # The names say nothing of sizes: the first in order is no level 0.
+    # Names do not state sizes: the first in order is not level 0.
     files = write_series(folder, PIXELS, (1, 2, 4), series="1.2.1", prefix="one")
     files[0].rename(folder / "one9.dcm")
     write_dicom(folder / "a.dcm", PIXELS, number=7, series="1.2.1", kind="ORIGINAL\\PRIMARY\\LABEL\\NONE")
@@ -98,9 +98,9 @@ def test_subfolders_are_searched_if_the_folder_has_no_slides(tmp_path: Path) -> 
     with pytest.warns(errors.PartsWarning) as caught:
         cohort = Cohort.of(tmp_path)
     assert [slide.name for slide in cohort] == ["l0.dcm", "a.svs", "c.mrxs", "b.ndpi", "f.zarr"]
-    said = [str(warning.message) for warning in caught]
-    assert any("no slides in it; 6 files of slides are taken from 5 folders below it" in text for text in said)
-    assert any("1 of 6 paths are parts of other slides, such as l1.dcm of l0.dcm" in text for text in said)
+    output = [str(warning.message) for warning in caught]
+    assert any("no slides in it; 6 files of slides are taken from 5 folders below it" in text for text in output)
+    assert any("1 of 6 paths are parts of other slides, such as l1.dcm of l0.dcm" in text for text in output)
 
 
 def test_subfolders_beside_slides_are_left_out_with_a_warning(tmp_path: Path) -> None:

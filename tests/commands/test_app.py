@@ -119,21 +119,21 @@ def test_info_as_text(truth: SyntheticSlide) -> None:
 
 def test_info_as_json(truth: SyntheticSlide) -> None:
     """The same content for a program, with nothing else on standard output."""
-    told = json.loads(run("info", truth.path, "--json").stdout)
-    assert told["dimensions"] == [3000, 2400]
-    assert told["mpp"] == [0.25, 0.25]
-    assert told["mpp_source"] == "file"
-    assert [level["size"] for level in told["levels"]] == [[3000, 2400], [750, 600], [187, 150]]
-    assert told["levels"][1] == {"size": [750, 600], "downsample": [4.0, 4.0], "tile": [256, 256]}
-    assert told["associated"] == ["thumbnail", "label", "macro"]
-    assert re.fullmatch("[0-9a-f]{16}", told["fingerprint"])
+    reported = json.loads(run("info", truth.path, "--json").stdout)
+    assert reported["dimensions"] == [3000, 2400]
+    assert reported["mpp"] == [0.25, 0.25]
+    assert reported["mpp_source"] == "file"
+    assert [level["size"] for level in reported["levels"]] == [[3000, 2400], [750, 600], [187, 150]]
+    assert reported["levels"][1] == {"size": [750, 600], "downsample": [4.0, 4.0], "tile": [256, 256]}
+    assert reported["associated"] == ["thumbnail", "label", "macro"]
+    assert re.fullmatch("[0-9a-f]{16}", reported["fingerprint"])
 
 
 def test_info_states_the_memory_of_a_resolution(truth: SyntheticSlide) -> None:
     """At 0.5 µm a slide of 3000×2400 px at 0.25 µm is 1500×1200 px of three channels: 5.4 MB as bytes."""
-    told = json.loads(run("info", truth.path, "--mpp", 0.5, "--json").stdout)
-    assert told["view"] == {"size": [1500, 1200], "mpp": [0.5, 0.5]}
-    assert told["memory_bytes"] == {"uint8": 5_400_000, "float16": 10_800_000, "float32": 21_600_000}
+    reported = json.loads(run("info", truth.path, "--mpp", 0.5, "--json").stdout)
+    assert reported["view"] == {"size": [1500, 1200], "mpp": [0.5, 0.5]}
+    assert reported["memory_bytes"] == {"uint8": 5_400_000, "float16": 10_800_000, "float32": 21_600_000}
     assert "5.4 MB in uint8, 10.8 MB in float16" in run("info", truth.path, "--mpp", 0.5).stdout
 
 
@@ -158,17 +158,17 @@ def test_tissue_is_written_for_qupath_as_mask_and_as_picture(truth: SyntheticSli
     outlines, mask, picture = tmp_path / "new" / "a.geojson", tmp_path / "a.png", tmp_path / "pictures" / "a.jpg"
     text = run("tissue", truth.path, "--out", outlines, "--picture", picture).stdout
     assert re.search(r"a\.svs: \d\d\.\d% of the slide is tissue, 0\.\d\d mm² \(otsu\)", text)
-    told = json.loads(run("tissue", truth.path, "--out", mask, "--json").stdout)
-    assert told["fraction"] == pytest.approx(truth.tissue_fraction, abs=0.08)
-    assert told["area_mm2"] == pytest.approx(told["fraction"] * 0.75 * 0.6, abs=0.002)
-    assert told["mask"] == str(mask)
-    assert told["picture"] is None
+    reported = json.loads(run("tissue", truth.path, "--out", mask, "--json").stdout)
+    assert reported["fraction"] == pytest.approx(truth.tissue_fraction, abs=0.08)
+    assert reported["area_mm2"] == pytest.approx(reported["fraction"] * 0.75 * 0.6, abs=0.002)
+    assert reported["mask"] == str(mask)
+    assert reported["picture"] is None
     drawn = json.loads(outlines.read_text())
     assert {feature["geometry"]["type"] for feature in drawn["features"]} == {"Polygon"}
     with Image.open(mask) as opened:
         pixels = np.asarray(opened)
     assert set(np.unique(pixels)) == {0, 255}
-    assert (pixels > 0).mean() == pytest.approx(told["fraction"], abs=0.01)
+    assert (pixels > 0).mean() == pytest.approx(reported["fraction"], abs=0.01)
     assert picture_size(picture) == (1024, 819)
 
 
@@ -268,11 +268,11 @@ def test_export_of_source_bytes(truth: SyntheticSlide, tmp_path: Path) -> None:
 
 def test_export_prints_the_loss_of_jpeg(truth: SyntheticSlide, tmp_path: Path) -> None:
     """Size and PSNR are in the text and in the JSON."""
-    said = run("export", truth.path, "--out", tmp_path, "--pixels", "jpeg:80").stdout
-    assert re.search(r"JPEG of quality 80, 4:4:4: \d\d\.\d dB PSNR against the tiles \(over \d+ of them\)", said)
+    output = run("export", truth.path, "--out", tmp_path, "--pixels", "jpeg:80").stdout
+    assert re.search(r"JPEG of quality 80, 4:4:4: \d\d\.\d dB PSNR against the tiles \(over \d+ of them\)", output)
     again = run("export", truth.path, "--out", tmp_path, "--pixels", "jpeg:80", "--overwrite", "--json").stdout
     pixels = json.loads(again)["pixels"]
-    assert f"{pixels['psnr_db']:.1f} dB" in said
+    assert f"{pixels['psnr_db']:.1f} dB" in output
 
 
 def test_magnification_is_converted_to_a_resolution_and_printed(truth: SyntheticSlide, tmp_path: Path) -> None:
@@ -354,8 +354,8 @@ def test_a_finished_export_is_kept(truth: SyntheticSlide, tmp_path: Path) -> Non
     for _ in range(2):
         run(*command, "--picture", tmp_path / "a.png")
         assert (tmp_path / "a.png").exists()
-    told = json.loads(run(*command, "--json").stdout)
-    assert (told["kept"], told["tiles"], told["tiles_per_second"]) == (True, len(bag), 0.0)
+    reported = json.loads(run(*command, "--json").stdout)
+    assert (reported["kept"], reported["tiles"], reported["tiles_per_second"]) == (True, len(bag), 0.0)
     assert contents(bag.path) == before
     for option, value in (("--mpp", 2.0), ("--tile-size", 64), ("--pixels", "none"), ("--patient", "p")):
         assert "already exists" in run(*command, option, value, code=2).stderr

@@ -244,7 +244,7 @@ def test_a_reader_whose_process_ends_gets_a_note(truth: SyntheticSlide, tmp_path
     assert table.rows[0].tiles_per_cpu_s is not None
     assert "ended by SIGSEGV: double free" in table.rows[1].note
     assert table.rows[1].ratio is None
-    assert len(again["cucim"]) == 1  # who failed is not asked again
+    assert len(again["cucim"]) == 1  # a failed reader gets no more jobs
 
 
 def test_a_reader_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,9 +75,9 @@ def test_inputs_that_are_cohorts(study: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["--label", "--patient", "--mask", "--picture"])
 def test_options_of_one_slide_are_refused_for_a_cohort(study: Path, tmp_path: Path, option: str) -> None:
     """The remedy says where a cohort has them."""
-    told = run("export", study, "--out", tmp_path, option, "x.png", code=2).stderr
-    assert f"{option} is for one slide" in told
-    assert ("report.html" if option == "--picture" else f'a column "{option[2:]}"') in told
+    reported = run("export", study, "--out", tmp_path, option, "x.png", code=2).stderr
+    assert f"{option} is for one slide" in reported
+    assert ("report.html" if option == "--picture" else f'a column "{option[2:]}"') in reported
 
 
 def test_the_output_of_a_cohort_must_be_a_folder(study: Path, tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_split_by_another_column(study: Path, tmp_path: Path) -> None:
     slide = sp.Cohort.of(study / "cohort.csv")[0].source
     rows = [f"{slide},s{k},{int(k % 2 == 0)}" for k in range(20)]
     (tmp_path / "events.csv").write_text("\n".join(["slide,name,event", *rows]) + "\n")
-    asked = ("--folds", 5, "--by", "event", "--out", tmp_path / "folds.csv")
-    run("split", tmp_path / "events.csv", *asked)
+    requested = ("--folds", 5, "--by", "event", "--out", tmp_path / "folds.csv")
+    run("split", tmp_path / "events.csv", *requested)
     with (tmp_path / "folds.csv").open(newline="") as file:
         counts = Counter((row["fold"], row["event"]) for row in csv.DictReader(file))
     assert counts == {(str(fold), event): 2 for fold in range(5) for event in "01"}

@@ -39,11 +39,11 @@ def test_the_demo_writes_the_files_of_its_report(made: Made) -> None:
     names = {"healthy.svs", "tumour.svs", "healthy.bag.zarr", "tumour.bag.zarr", "demo.png"}
     assert {path.name for path in folder.iterdir()} == names
     slides = json.loads(json.dumps(report))["slides"]
-    for told, label in zip(slides, (0, 1), strict=True):
-        bag = open_bag(told["bag"])
-        assert (len(bag), bag.label) == (told["tiles"], label)
+    for reported, label in zip(slides, (0, 1), strict=True):
+        bag = open_bag(reported["bag"])
+        assert (len(bag), bag.label) == (reported["tiles"], label)
         assert open_slide(folder / bag.name).dimensions == SIZE
-        assert told["streamed_tiles_per_second"] > 0
+        assert reported["streamed_tiles_per_second"] > 0
     with Image.open(folder / "demo.png") as drawn:
         assert drawn.size[0] > 1500
     text = "\n".join(lines)

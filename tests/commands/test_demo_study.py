@@ -93,8 +93,8 @@ def test_another_laboratory_has_the_same_tissue(cohort: Path, tmp_path: Path, la
     with sp.open_slide(cohort.parent / name) as one, sp.open_slide(tmp_path / name) as other:
         a, b = (np.asarray(slide.thumbnail(SIZE[0])).astype(int) for slide in (one, other))
     glass = a.min(axis=2) > 235
-    assert np.abs(a - b)[glass].mean() < 0.5  # what JPEG brings over from the edge of the tissue
-    # Beer and Lambert: what the tissue holds of each stain follows from one slide, and from that what the other shows.
+    assert np.abs(a - b)[glass].mean() < 0.5  # the range of JPEG artefacts from the edge of the tissue
+    # Beer and Lambert: concentrations of the stains follow from one slide, and the colours of the other from these.
     tissue = (a.min(axis=2) < 200) & (a.min(axis=2) > 20)
     density, other = (-np.log(np.clip(each[tissue], 1, 243) / 243) for each in (a, b))
     units, shifted_units = (np.array(stain.densities()) for stain in (Staining(), LABORATORIES[laboratory]))
@@ -116,12 +116,12 @@ def test_existing_slides_are_kept(cohort: Path) -> None:
 
 def test_a_folder_of_another_cohort_is_refused(cohort: Path) -> None:
     """Of another laboratory, seed or size: its slides would have wrong labels."""
-    for other, said in (
+    for other, output in (
         ({"laboratory": "faded"}, "laboratory usual"),
         ({"seed": 2}, "seed 1"),
         ({"size": (512, 384)}, r"size \[1024, 768\]"),
     ):
-        with pytest.raises(ConfigError, match=rf"another cohort \({said}\); choose another folder"):
+        with pytest.raises(ConfigError, match=rf"another cohort \({output}\); choose another folder"):
             write_mil_cohort(cohort.parent, 8, **({"size": SIZE} | other))
 
 
@@ -130,25 +130,25 @@ def test_the_command_makes_the_study_and_prints_the_next_command(
 ) -> None:
     """``demo --mil``; smaller here."""
     monkeypatch.setattr(demo_mil, "write_mil_cohort", partial(write_mil_cohort, slides=8, size=(512, 384)))
-    said = CliRunner().invoke(app, ["demo", "--mil", "--out", str(tmp_path)])
-    assert said.exit_code == 0
-    assert f"train configs/mil-end-to-end.yaml --cohort {tmp_path / 'cohort.csv'}" in " ".join(said.stdout.split())
+    output = CliRunner().invoke(app, ["demo", "--mil", "--out", str(tmp_path)])
+    assert output.exit_code == 0
+    assert f"train configs/mil-end-to-end.yaml --cohort {tmp_path / 'cohort.csv'}" in " ".join(output.stdout.split())
     found = json.loads(CliRunner().invoke(app, ["demo", "--mil", "--out", str(tmp_path), "--json"]).stdout)
     assert found == {"cohort": str(tmp_path / "cohort.csv"), "slides": 8, "lesions": str(tmp_path / "lesions")}
     faded = tmp_path / "faded"
-    said = CliRunner().invoke(app, ["demo", "--mil", "--laboratory", "faded", "--out", str(faded)])
-    assert said.exit_code == 0
-    assert f"predict run/ {faded}/cohort.csv" in " ".join(said.stdout.split())
+    output = CliRunner().invoke(app, ["demo", "--mil", "--laboratory", "faded", "--out", str(faded)])
+    assert output.exit_code == 0
+    assert f"predict run/ {faded}/cohort.csv" in " ".join(output.stdout.split())
     assert {row["split"] for row in table(faded / "cohort.csv")} == {"test"}
-    assert "train configs" not in said.stdout  # they are to test what was trained on the usual ones
+    assert "train configs" not in output.stdout  # they test models that were trained on usual stains
     assert json.loads((faded / "demo.json").read_text())["laboratory"] == "faded"
     only = CliRunner().invoke(app, ["demo", "--laboratory", "faded", "--out", str(tmp_path)])
     assert only.exit_code == 2
     assert "--laboratory without --mil" in only.stderr
-    for more, told in ((["--cohort"], "give one of them"), (["--device", "cpu"], "nothing is streamed")):
+    for more, reported in ((["--cohort"], "give one of them"), (["--device", "cpu"], "nothing is streamed")):
         refused = CliRunner().invoke(app, ["demo", "--mil", *more])
         assert refused.exit_code == 2
-        assert told in refused.stderr
+        assert reported in refused.stderr
 
 
 def test_impossible_cohorts_are_refused(tmp_path: Path) -> None:

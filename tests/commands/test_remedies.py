@@ -83,7 +83,7 @@ def remedies() -> list[tuple[str, str]]:
     return found
 
 
-# Arguments that are called as an option of another meaning, and keys of a file.
+# Arguments with the name of an option of another meaning, and keys of a file.
 NO_OPTION = {
     ("annotations.py", "slide"),
     ("cohort.py", "slides"),

@@ -34,10 +34,10 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def listed(folder: Path) -> list[str]:
     """Return the content of failures.csv, run.jsonl and report.html of a run, without markup."""
     events = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines() if line]
-    said = "\n".join(str(event["remedy"]) for event in events if event.get("event") == "failed")
+    output = "\n".join(str(event["remedy"]) for event in events if event.get("event") == "failed")
     csv = (folder / "failures.csv").read_text().replace('""', '"')
     page = (folder / "report.html").read_text().replace("&quot;", '"').replace("&#x27;", "'").replace("&#34;", '"')
-    return [csv, said, page]
+    return [csv, output, page]
 
 
 def test_errors_of_one_slide_name_options_or_keywords(slides: Path, tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_an_error_with_four_arguments_names_them_all(slides: Path, tmp_path: Pat
 
 def test_errors_of_a_cohort_name_options_or_columns(slides: Path, tmp_path: Path) -> None:
     """As the run was started: by command or in Python; following the remedies works."""
-    said = run("export", slides / "cohort.csv", "--out", tmp_path / "a", code=1).stdout
-    for text in (said, *listed(tmp_path / "a")):
+    output = run("export", slides / "cohort.csv", "--out", tmp_path / "a", code=1).stdout
+    for text in (output, *listed(tmp_path / "a")):
         assert f"pass --slide-mpp {OF_COHORT}" in text
         assert 'pass a file in the column "mask" of the cohort, keep every tile with --tissue none' in text
         assert "slide_mpp" not in text.replace('"slide_mpp"', "").replace("slide.slide_mpp", "")

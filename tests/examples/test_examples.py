@@ -56,7 +56,7 @@ def shown(output: nbformat.NotebookNode) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
 
 
-# What the Jupyter client says of the event loop and its sockets is not about us.
+# Warnings of the Jupyter client about the event loop and its sockets do not concern this package.
 @pytest.mark.filterwarnings("default")
 def test_slide_to_batches_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell runs in a fresh kernel, without a warning, and slide, mask, grid, bag and tiles are shown."""
@@ -90,24 +90,24 @@ def test_augmentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "save": ["0.5 µm"],
     }.items():
         assert all(part in outputs[cell][-1].data["text/html"] for part in parts)
-    said = printed(outputs)
-    assert "instead" in said["refused"]
-    assert "'kind': 'stain'" in said["draw"]
-    assert "torch.float16" in said["stream"]
+    texts = printed(outputs)
+    assert "instead" in texts["refused"]
+    assert "'kind': 'stain'" in texts["draw"]
+    assert "torch.float16" in texts["stream"]
 
 
 @pytest.mark.filterwarnings("default")
 def test_cohort_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell runs: all problems at once, three failures, one put right, nine kept, bags, layouts, the report."""
     outputs = run("03_cohort.ipynb", tmp_path, monkeypatch)
-    said = printed(outputs)
-    assert "3 problems" in said["check"]
-    assert "patients in both: set()" in said["split"]
-    assert said["export"].startswith("9 done, 3 failed")
-    assert said["failures"].count("->") == 3
-    assert said["resume"] == "1 done now, 9 kept, 0 failed\n"
-    assert said["convert"].count(" of 10 bags") == 2
-    assert said["report"] == "report.html: 12 slides, 2 with a warning\n"
+    texts = printed(outputs)
+    assert "3 problems" in texts["check"]
+    assert "patients in both: set()" in texts["split"]
+    assert texts["export"].startswith("9 done, 3 failed")
+    assert texts["failures"].count("->") == 3
+    assert texts["resume"] == "1 done now, 9 kept, 0 failed\n"
+    assert texts["convert"].count(" of 10 bags") == 2
+    assert texts["report"] == "report.html: 12 slides, 2 with a warning\n"
     assert min(shown(outputs["bags"][-1]).size) > 300
     assert shown(outputs["report"][-1]).size[0] > 900
 
@@ -116,11 +116,11 @@ def test_cohort_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell runs: features, folds much better than chance, and attention on the lesions."""
     outputs = run("04_train_mil.ipynb", tmp_path, monkeypatch)
-    said = printed(outputs)
-    assert re.match(r"[0-9,]+ tiles of 20 slides", said["features"])
-    assert float(re.findall(r"auroc +([0-9.]+)", said["fit"])[0]) > 0.8
-    assert said["predictions"].count("->") == 6
-    share = re.match(r"([0-9]+)% of the attention is on the", said["truth"])
+    texts = printed(outputs)
+    assert re.match(r"[0-9,]+ tiles of 20 slides", texts["features"])
+    assert float(re.findall(r"auroc +([0-9.]+)", texts["fit"])[0]) > 0.8
+    assert texts["predictions"].count("->") == 6
+    share = re.match(r"([0-9]+)% of the attention is on the", texts["truth"])
     assert share is not None
     assert int(share[1]) > 40
     for cell in ("see", "top"):
@@ -131,14 +131,14 @@ def test_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_end_to_end_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell runs: the gradient is exact, the network learns, and its attention is on the lesions."""
     outputs = run("05_end_to_end.ipynb", tmp_path, monkeypatch)
-    said = printed(outputs)
-    assert said["stream"].count("last") == 1
-    differences = [float(number) for number in re.findall(r"difference (\S+)", said["gradient"])]
+    texts = printed(outputs)
+    assert texts["stream"].count("last") == 1
+    differences = [float(number) for number in re.findall(r"difference (\S+)", texts["gradient"])]
     assert len(differences) == 4
     assert max(differences) < 1e-9
-    assert float(re.findall(r"that test ([0-9.]+)", said["fit"])[0]) > 0.7
-    assert said["predict"].count("->") == 4
-    shares = [int(share) for share in re.findall(r"([0-9]+)%", said["truth"])]
+    assert float(re.findall(r"that test ([0-9.]+)", texts["fit"])[0]) > 0.7
+    assert texts["predict"].count("->") == 4
+    shares = [int(share) for share in re.findall(r"([0-9]+)%", texts["truth"])]
     assert shares[0] > 3 * shares[1]
     for cell in ("augment", "see", "top"):
         assert min(shown(outputs[cell][-1]).size) > 200
@@ -147,41 +147,41 @@ def test_end_to_end_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_lightning_module_learns(tmp_path: Path) -> None:
     """Slides are generated, a Trainer trains on the loader, and most test slides are classified correctly."""
     pytest.importorskip("pytorch_lightning")
-    said = subprocess.run(
+    texts = subprocess.run(
         [sys.executable, ROOT / "examples" / "lightning_module.py"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    (right,) = re.findall(r"(\d+)% of 4 test slides", said)
+    (right,) = re.findall(r"(\d+)% of 4 test slides", texts)
     assert int(right) >= 75
-    assert not list(tmp_path.glob("slideio-pipe-*"))  # cleared away
+    assert not list(tmp_path.glob("slideio-pipe-*"))  # removed
 
 
 def test_flat_images_learn(tmp_path: Path) -> None:
     """Two classes are generated, the loss falls, and images of another slide are classified."""
-    said = subprocess.run(
+    texts = subprocess.run(
         [sys.executable, "-W", "error::UserWarning:slideio_pipe", ROOT / "examples" / "flat_images.py"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    losses = [float(loss) for loss in re.findall(r"loss (\d\.\d+)", said)]
+    losses = [float(loss) for loss in re.findall(r"loss (\d\.\d+)", texts)]
     assert losses[-1] < 0.9 * losses[0]
-    (right,) = re.findall(r"(\d+)% of the test images", said)
+    (right,) = re.findall(r"(\d+)% of the test images", texts)
     assert int(right) >= 75
-    assert not list(tmp_path.glob("slideio-pipe-*"))  # cleared away
+    assert not list(tmp_path.glob("slideio-pipe-*"))  # removed
 
 
 def test_flat_images_has_help() -> None:
     """``--help`` shows how to call it."""
-    said = subprocess.run(
+    texts = subprocess.run(
         [sys.executable, ROOT / "examples" / "flat_images.py", "--help"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert "python examples/flat_images.py --folder" in said
+    assert "python examples/flat_images.py --folder" in texts

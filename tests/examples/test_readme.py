@@ -44,7 +44,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in blocks("python"):
-        exec(block, names)  # the README is ours
+        exec(block, names)  # because the README is this package's
     batch = names["batch"]
     assert tuple(batch.tiles.shape[1:]) == (3, 256, 256)  # type: ignore[attr-defined]
     assert str(batch.tiles.dtype) == "torch.float16"  # type: ignore[attr-defined]

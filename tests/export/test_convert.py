@@ -202,8 +202,10 @@ def test_the_command_lists_failures(tmp_path: Path) -> None:
     assert "webdataset: 142 tiles of 2 bags" in text
     assert "✗ b.bag.zarr: " in text
     assert f"failures: {tmp_path / 'out' / '.convert-webdataset' / 'failures.csv'}" in text
-    told = json.loads(run("convert", bags, "--to", "webdataset", "--out", tmp_path / "out", "--json", code=1).stdout)
-    assert (told["bags"], told["kept"], list(told["failed"])) == (2, 2, ["b.bag.zarr"])
+    reported = json.loads(
+        run("convert", bags, "--to", "webdataset", "--out", tmp_path / "out", "--json", code=1).stdout
+    )
+    assert (reported["bags"], reported["kept"], list(reported["failed"])) == (2, 2, ["b.bag.zarr"])
 
 
 def test_coordinates_of_a_study_become_bags(tmp_path: Path) -> None:
@@ -222,8 +224,8 @@ def test_coordinates_of_a_study_become_bags(tmp_path: Path) -> None:
     assert "no slide in" in text
     with sp.open_bag(tmp_path / "bags" / "s1.bag.zarr") as again:
         assert again.shape == (48, 128, 128, 3)
-    told = json.loads(run(*command, "--out", tmp_path / "bags", "--json", code=1).stdout)
-    assert (told["done"], told["kept"], told["failed"]) == (0, 2, 1)
+    reported = json.loads(run(*command, "--out", tmp_path / "bags", "--json", code=1).stdout)
+    assert (reported["done"], reported["kept"], reported["failed"]) == (0, 2, 1)
 
 
 @pytest.mark.parametrize("workers", [None, 1])

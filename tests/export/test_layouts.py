@@ -347,9 +347,9 @@ def test_trident_reads_squares_of_the_right_size(tmp_path: Path, slide_mpp: floa
         bag = bag_of(opened, mpp)
         done = convert(bag, "trident", tmp_path)
     with h5py.File(done.paths[0]) as file:
-        told = file["coords"].attrs
-        taken = round(told["patch_size"] * told["level0_magnification"] / told["target_magnification"])
-        assert taken == told["patch_size_level0"]
+        reported = file["coords"].attrs
+        taken = round(reported["patch_size"] * reported["level0_magnification"] / reported["target_magnification"])
+        assert taken == reported["patch_size_level0"]
         assert taken == pytest.approx(TILE * bag.view_mpp.mean / slide_mpp, abs=0.5)
 
 
@@ -476,10 +476,15 @@ def test_stamp_has_its_names_types_and_attributes(slide: Slide, tmp_path: Path) 
         assert (file["coords"].dtype, file["feats"].dtype) == (np.float32, np.float16)
         np.testing.assert_allclose(file["coords"], bag.coords * 0.25, rtol=1e-6)
         np.testing.assert_array_equal(file["feats"], np.arange(len(bag) * 2).reshape(-1, 2) / 8)
-        told = dict(file.attrs)
-    assert (told["stamp_version"], told["extractor"], told["unit"], told["feat_type"]) == ("2.1.0", "uni", "um", "tile")
-    assert (told["tile_size_px"], told["tile_size_um"]) == (TILE, pytest.approx(TILE * 0.5))
-    assert "code_hash" in told
+        reported = dict(file.attrs)
+    assert (reported["stamp_version"], reported["extractor"], reported["unit"], reported["feat_type"]) == (
+        "2.1.0",
+        "uni",
+        "um",
+        "tile",
+    )
+    assert (reported["tile_size_px"], reported["tile_size_um"]) == (TILE, pytest.approx(TILE * 0.5))
+    assert "code_hash" in reported
 
 
 def test_stamp_keeps_empty_bags_and_needs_features(slide: Slide, tmp_path: Path) -> None:
@@ -586,9 +591,13 @@ def test_webdataset_reads_what_was_written(slide: Slide, tmp_path: Path) -> None
     assert len(samples) == len(bag)
     for k, sample in enumerate(samples):
         np.testing.assert_array_equal(sample["png"], bag[k])
-        told = sample["json"]
-        assert (told["x"], told["y"], told["index"], told["slide"]) == (*bag.coords[k].tolist(), k, "a.b.tif")
-        assert (sample["cls"], told["label"], told["mpp"], told["tissue"]) == (1, 1, 0.5, None)
+        reported = sample["json"]
+        assert (reported["x"], reported["y"], reported["index"], reported["slide"]) == (
+            *bag.coords[k].tolist(),
+            k,
+            "a.b.tif",
+        )
+        assert (sample["cls"], reported["label"], reported["mpp"], reported["tissue"]) == (1, 1, 0.5, None)
     assert len({sample["__key__"] for sample in samples}) == len(bag)
 
 
@@ -756,11 +765,11 @@ def test_the_command_converts_to_trident_and_back(slide: Slide, tmp_path: Path) 
     pytest.importorskip("h5py")
     bag = bag_of(slide, 0.5)
     save_bag(bag, tmp_path / "bags" / "a.b.bag.zarr", progress=False)
-    told = json.loads(run(tmp_path / "bags" / "a.b.bag.zarr", "--to", "trident", "-o", tmp_path, "--json").stdout)
-    assert (told["layout"], told["bags"], told["tiles"]) == ("trident", 1, len(bag))
+    reported = json.loads(run(tmp_path / "bags" / "a.b.bag.zarr", "--to", "trident", "-o", tmp_path, "--json").stdout)
+    assert (reported["layout"], reported["bags"], reported["tiles"]) == ("trident", 1, len(bag))
     (tmp_path / "slides").mkdir()
     slide.path.rename(tmp_path / "slides" / "a.b.tif")
-    arguments = (told["paths"][0], "--from", "trident", "--slides", tmp_path / "slides", "-o", tmp_path / "again")
+    arguments = (reported["paths"][0], "--from", "trident", "--slides", tmp_path / "slides", "-o", tmp_path / "again")
     assert "a.b.tif: " in run(*arguments).stdout
     with open_bag(tmp_path / "again" / "a.b.bag.zarr") as again:
         np.testing.assert_array_equal(again[:], open_bag(tmp_path / "bags" / "a.b.bag.zarr")[:][columns(bag)])

@@ -77,12 +77,12 @@ def test_there_are_presets() -> None:
 def test_every_tissue_setting_is_used(tmp_path: Path) -> None:
     """The mask records the settings of the configuration."""
     made_slide(tmp_path / "a.svs", size=(2000, 1600), seed=3, pieces=1)
-    asked = {"mpp": 4.0, "min_area_um2": 1.0, "max_hole_um2": 2.0, "ignore_pen": False, "threshold": 0.1}
+    requested = {"mpp": 4.0, "min_area_um2": 1.0, "max_hole_um2": 2.0, "ignore_pen": False, "threshold": 0.1}
     with open_slide(tmp_path / "a.svs") as slide:
-        bag = plan_bag(slide, ExportConfig(tissue=TissueConfig.model_validate(asked)))
+        bag = plan_bag(slide, ExportConfig(tissue=TissueConfig.model_validate(requested)))
     settings = bag.provenance()["tissue"]["settings"]
-    assert settings["asked_threshold"] == asked.pop("threshold")
-    assert {key: settings[key] for key in asked} == asked
+    assert settings["asked_threshold"] == requested.pop("threshold")
+    assert {key: settings[key] for key in requested} == requested
 
 
 # --- names

@@ -101,8 +101,8 @@ def test_a_cohort_has_one_folder_for_trident(tmp_path: Path, mpp: float | None, 
     assert jobs == [f"{folder}_{TILE}px_0px_overlap"]
     for bag, path in zip(bags, done.paths, strict=False):
         with h5py.File(path) as file:
-            told = file["coords"].attrs
-            read = told["patch_size"] * told["level0_magnification"] / told["target_magnification"]
+            reported = file["coords"].attrs
+            read = reported["patch_size"] * reported["level0_magnification"] / reported["target_magnification"]
         assert read == pytest.approx(TILE * bag.view.downsample[0], rel=0.021)
 
 

@@ -20,7 +20,7 @@ from slideio_pipe.features.encode_bag import Encoding
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD
 
-# Half the distance of two float16 numbers below 1, and what float32 loses in between.
+# Half the distance of two float16 numbers below 1, and rounding of float32 before.
 TOLERANCE = 6e-4
 
 
@@ -54,10 +54,10 @@ def test_features_equal_those_of_openslides_pixels(slide: Path) -> None:
     bag = bag_of(slide)
     found = encode_bag(bag, tiny(), device="cpu", batch_size=50)["tiny"]
     assert (found.shape, found.dtype) == ((len(bag), DIM), np.float16)
-    model, told = network(), openslide.OpenSlide(slide)
+    model, reported = network(), openslide.OpenSlide(slide)
     for k in range(0, len(bag), 37):
         x, y = (int(value) for value in bag.coords[k])
-        tile = np.asarray(told.read_region((x, y), 0, (64, 64)).convert("RGB"))
+        tile = np.asarray(reported.read_region((x, y), 0, (64, 64)).convert("RGB"))
         assert np.abs(found[k] - reference(tile, model, IMAGENET_MEAN, IMAGENET_STD)).max() < TOLERANCE
 
 

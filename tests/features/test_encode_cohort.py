@@ -151,7 +151,7 @@ def test_other_settings_are_refused_without_overwrite(slides: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"tiles of 32 px at 0\.5 µm of other settings"):
         encode(slides, tiny("new"), out, config=other)
     assert counts(encode(slides, tiny("new"), out, config=other, overwrite=True))[:3] == (len(SIDES), 0, 0)
-    assert open_features(out / "s1.features.zarr").features.shape == (100, DIM)  # those of other tiles are gone
+    assert open_features(out / "s1.features.zarr").features.shape == (100, DIM)  # those of other tiles are removed
 
 
 def test_a_slide_that_fails_does_not_fail_the_others(slides: Path, tmp_path: Path) -> None:
@@ -164,11 +164,11 @@ def test_a_slide_that_fails_does_not_fail_the_others(slides: Path, tmp_path: Pat
     encoder = tiny("odd", Reciprocal(), normalize="identity")
     report = encode(slides, encoder, tmp_path / "out", batch_size=16)
     assert counts(report)[:3] == (len(SIDES), 0, 3)
-    told = {row["slide"]: (row["stage"], row["error"]) for row in failures(tmp_path / "out")}
-    assert told["bad.tif"][0] == "open"
-    assert told["damaged.tif"][0] in ("tiles", "open")
-    assert told["black.tif"][0] == "encode"
-    assert "of odd are no numbers" in told["black.tif"][1]
+    reported = {row["slide"]: (row["stage"], row["error"]) for row in failures(tmp_path / "out")}
+    assert reported["bad.tif"][0] == "open"
+    assert reported["damaged.tif"][0] in ("tiles", "open")
+    assert reported["black.tif"][0] == "encode"
+    assert "of odd are no numbers" in reported["black.tif"][1]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.zarr")) == [
         f"s{k}.features.zarr" for k in range(len(SIDES))
     ]
@@ -282,7 +282,7 @@ def test_a_killed_run_can_be_resumed(tmp_path: Path, slides: Path, encoder_file:
     for _ in range(2):
         process = subprocess.Popen(process_of, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = seen
-        for _ in range(600):  # until it has done something more
+        for _ in range(600):  # until it has done further work
             seen = len(list(out.glob("*.features.zarr")))
             if seen > before or process.poll() is not None:
                 break
@@ -293,9 +293,9 @@ def test_a_killed_run_can_be_resumed(tmp_path: Path, slides: Path, encoder_file:
         for path in out.glob("*.features.zarr"):
             assert open_features(path).features.shape[1] == DIM
     done = subprocess.run([*process_of, "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
-    assert told["kept"] >= seen > 0
-    assert told["done"] + told["kept"] == len(SIDES) + 10
+    reported = json.loads(done.stdout)
+    assert reported["kept"] >= seen > 0
+    assert reported["done"] + reported["kept"] == len(SIDES) + 10
     assert not list(out.glob("*.partial"))
     assert not list(out.glob("*.lock"))
     for path in whole.glob("*.features.zarr"):
@@ -325,14 +325,14 @@ def test_refusals_name_options_of_the_command(tmp_path: Path, slides: Path, enco
 
     assert "pass --out with a folder" in refused(str(slides), "--encoder", str(encoder_file))
     encoder_file.with_name("slow.pt.json").unlink()
-    told = refused(str(slides), "--encoder", str(encoder_file), "--out", str(tmp_path / "out"))
-    assert "pass --normalize imagenet and --input-size 224" in told
+    reported = refused(str(slides), "--encoder", str(encoder_file), "--out", str(tmp_path / "out"))
+    assert "pass --normalize imagenet and --input-size 224" in reported
     bags = tmp_path / "bags"
     export_cohort(
         slides / "s0.tif", bags, ExportConfig.model_validate(PLAIN | {"grid": {"tile_size": 32}}), progress=False
     )
-    told = refused(str(bags), "--encoder", str(encoder_file), "--tile-size", "64")
-    assert "--tile-size with bags" in told
+    reported = refused(str(bags), "--encoder", str(encoder_file), "--tile-size", "64")
+    assert "--tile-size with bags" in reported
     assert os.listdir(bags / "s0.bag.zarr").count("features") == 0
 
 

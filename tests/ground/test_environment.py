@@ -8,7 +8,7 @@ import tomllib
 import yaml
 from paths import CONFIGS, ROOT
 
-# What conda-forge calls the packages that PyPI names otherwise.
+# Names on conda-forge of packages with another name on PyPI.
 CONDA_NAMES = {
     "pyvips-binary": "libvips",
     "opencv-python-headless": "opencv",

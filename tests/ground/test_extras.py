@@ -83,7 +83,7 @@ def test_a_missing_package_is_an_error_with_its_extra(
     """The same sentence for each, with an extra of this project; nothing is written."""
     loaded = [name for name in sys.modules if name.startswith(f"{package}.")]
     for name in [package, *loaded]:
-        monkeypatch.setitem(sys.modules, name, None)  # what Python itself takes for "cannot be imported"
+        monkeypatch.setitem(sys.modules, name, None)  # which Python treats as "cannot be imported"
     monkeypatch.delitem(sys.modules, "slideio_pipe.cohort.workers.slurm", raising=False)
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.rglob("*"))

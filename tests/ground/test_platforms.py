@@ -15,7 +15,7 @@ import pytest
 import slideio_pipe as sp
 from slideio_pipe.files import _pread, _preadv
 
-# Before anything of the package is imported. libvips' binding looks for what it needs itself.
+# Before the package is imported. libvips' binding needs its own modules.
 HIDE = """
 import os, signal, sys
 sys.modules["fcntl"] = None
@@ -50,8 +50,8 @@ try:
 except Exception as error:
     print(error)
 """
-# What Windows has instead of flock: a range of bytes that only its owner may read or write. A stand-in over POSIX's
-# locks of ranges, which also end with the process; it fails as Windows does when the range holds what others read.
+# As flock on Windows: a range of bytes that only its owner may read or write. A replacement with POSIX
+# locks of ranges, which also end with the process; it fails as on Windows if others read the range.
 MSVCRT = """
 import errno, fcntl, types
 def locking(fd, mode, count):
@@ -76,11 +76,11 @@ def test_bags_are_the_same_without_fcntl_and_pread(tmp_path: Path) -> None:
     """Saved, opened and read in a data set; pixels equal those with them."""
     sp.write_synthetic_slide(tmp_path / "a.svs", size=(1024, 768), seed=3)
     program = python(HIDE + WORK, tmp_path)
-    said, _ = program.communicate()
+    output, _ = program.communicate()
     assert program.returncode == 0
     stored = sp.open_bag(tmp_path / "hidden.bag.zarr")
     ours = np.stack([stored[k] for k in range(len(stored))])
-    assert int(said) == len(ours) > 4
+    assert int(output) == len(ours) > 4
     np.testing.assert_array_equal(np.load(tmp_path / "stored.npy"), ours)
     with sp.open_slide(tmp_path / "a.svs") as slide:
         view = slide.view(mpp=0.5)
@@ -99,8 +99,8 @@ def test_a_folder_has_one_writer_without_fcntl(tmp_path: Path, platform: str) ->
     assert first.stdout is not None
     assert first.stdout.readline() == "locked\n"
     assert json.loads(path.read_text()) == {"pid": first.pid, "host": socket.gethostname(), "run": None}
-    said, _ = python(code, path, "try").communicate()
-    assert f"is being written by process {first.pid} on {socket.gethostname()}" in said
+    output, _ = python(code, path, "try").communicate()
+    assert f"is being written by process {first.pid} on {socket.gethostname()}" in output
     first.kill()
     first.communicate()
     assert path.exists()

@@ -64,9 +64,9 @@ def test_a_rate_is_shown_after_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: 
         for done in range(3):
             count(100)
             report(done + 1, 4)
-    told = capsys.readouterr().err
-    assert "4 slides" in told
-    assert "tiles/s" in told
+    reported = capsys.readouterr().err
+    assert "4 slides" in reported
+    assert "tiles/s" in reported
     calls: list[tuple[int, int]] = []
     with rated(lambda done, total: calls.append((done, total)), "slides", "tiles") as (report, count):
         count(100)
@@ -126,10 +126,10 @@ def test_the_bar_names_the_work_in_progress() -> None:
     ):
         name_work(bar, names)
         assert task.description == text
-    name_work(lambda done, total: None, ["a.svs"])  # a function of one's own hears of numbers only
+    name_work(lambda done, total: None, ["a.svs"])  # a callback gets only numbers
 
 
-def told(progress: object) -> None:
+def reported(progress: object) -> None:
     with narrated(progress, "training") as (report, note):  # type: ignore[arg-type]
         for done in range(3):
             note(f"step {done} [0.5]")
@@ -139,11 +139,11 @@ def told(progress: object) -> None:
 
 def test_notes_are_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     """Only lasting ones, unchanged, on standard error; no bar and no codes of a terminal."""
-    told(True)
+    reported(True)
     assert capsys.readouterr() == ("", "".join(f"training: epoch {k}: loss [0.5]\n" for k in range(3)))
-    told(None)
-    told(False)
-    told(lambda done, total: None)
+    reported(None)
+    reported(False)
+    reported(lambda done, total: None)
     assert capsys.readouterr() == ("", "")
 
 
@@ -155,7 +155,7 @@ def test_notes_are_in_the_row_of_the_bar_on_a_terminal(
     monkeypatch.setenv("TERM", "xterm")
     for width in ("110", "60"):
         monkeypatch.setenv("COLUMNS", width)
-        told(True)
+        reported(True)
         out, err = capsys.readouterr()
         assert out == ""
         assert "training" in err

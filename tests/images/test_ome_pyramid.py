@@ -81,7 +81,7 @@ def test_the_description_equals_that_of_tifffile(tmp_path: Path) -> None:
     assert open_slide(path).mpp == pytest.approx((0.25, 0.5))
     with tifffile.TiffFile(path) as tif:
         assert tif.ome_metadata is not None
-        assert "µm" in tif.ome_metadata  # Bio-Formats takes "&#181;m" for no unit, and the file for no OME-TIFF
+        assert "µm" in tif.ome_metadata  # for Bio-Formats "&#181;m" is no unit, and the file no OME-TIFF
         channel = ET.fromstring(tif.ome_metadata.encode()).find(f"{OME}Image/{OME}Pixels/{OME}Channel")
         assert channel is not None
         assert channel.attrib == {"ID": "Channel:0:0", "SamplesPerPixel": "3"}

@@ -153,10 +153,10 @@ def test_damaged_pixels_are_never_saved(tmp_path: Path, transform: object, damag
 
 def test_progress_is_reported_and_rises(tmp_path: Path) -> None:
     """In percent."""
-    told: list[tuple[int, int]] = []
-    smooth_view().save(tmp_path / "a.tif", progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told)
-    assert {total for _, total in told} == {100}
+    reported: list[tuple[int, int]] = []
+    smooth_view().save(tmp_path / "a.tif", progress=lambda done, total: reported.append((done, total)))
+    assert reported == sorted(reported)
+    assert {total for _, total in reported} == {100}
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, ValueError("mine"), OSError("mine too")])
@@ -180,15 +180,15 @@ def test_an_error_of_the_progress_callback_ends_the_saving(tmp_path: Path, raise
 def test_ctrl_c_ends_the_saving(tmp_path: Path) -> None:
     """In the main thread, while libvips works; no partial file remains."""
     slide, requests = counted_slide((12_000, 12_000))
-    told = threading.Event()
+    reported = threading.Event()
 
     def progress(done: int, total: int) -> None:
-        if not told.is_set():
-            told.set()
+        if not reported.is_set():
+            reported.set()
             _thread.interrupt_main()
 
     with pytest.raises(KeyboardInterrupt):
         slide.view().save(tmp_path / "a.tif", progress=progress)
-    assert told.is_set()
+    assert reported.is_set()
     assert len({place for place in requests if place[0] == 0}) < 47 * 47 / 2
     assert list(tmp_path.iterdir()) == []

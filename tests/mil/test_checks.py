@@ -105,8 +105,10 @@ def test_folds_with_different_classes_are_refused(folds: int, tmp_path: Path) ->
     labels = ["rare"] * 2 + ["m"] * 14 + ["n"] * 8
     patients = ["px"] * 2 + [f"p{k}" for k in range(22)]
     cohort = study(tmp_path, {"label": labels, "patient": patients})
-    said = r"no training slide in fold-\d is of class 'rare', which patient px of the cohort has: s0.pt, s1.pt; leave"
-    with pytest.raises(ConfigError, match=said):
+    expected_text = (
+        r"no training slide in fold-\d is of class 'rare', which patient px of the cohort has: s0.pt, s1.pt; leave"
+    )
+    with pytest.raises(ConfigError, match=expected_text):
         fit(cohort, quick(folds=folds, validation=0, monitor="none"), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -199,7 +201,7 @@ def test_the_c_index_of_folds_compares_within_folds(tmp_path: Path) -> None:
     assert fitted.metrics["test"]["c_index"].value == pytest.approx(right / pairs)
 
 
-# -- what is said while it runs ----------------------------------------------------------------------------------------
+# -- output during the training ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folds", [None, 2])
@@ -224,12 +226,12 @@ def test_the_command_prints_progress_and_valid_json(tmp_path: Path) -> None:
     """Lines on standard error, none with --json; standard output is one document."""
     cohort = study(tmp_path, {"label": LABELS})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(quick(bootstrap=20)))
-    asked = ["train", str(tmp_path / "config.yaml"), "--cohort", str(cohort), "--out"]
-    done = CliRunner().invoke(app, [*asked, str(tmp_path / "run")])
+    requested = ["train", str(tmp_path / "config.yaml"), "--cohort", str(cohort), "--out"]
+    done = CliRunner().invoke(app, [*requested, str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     assert "training: epoch 1: loss" in done.stderr
     assert "training: epoch" not in done.stdout
     assert "no intervals: 5 patients, fewer than 10" in done.stdout
-    quiet = CliRunner().invoke(app, [*asked, str(tmp_path / "other"), "--json"])
+    quiet = CliRunner().invoke(app, [*requested, str(tmp_path / "other"), "--json"])
     assert "training: epoch" not in quiet.stderr
     assert json.loads(quiet.stdout)["notes"] == {"val": "no intervals: 5 patients, fewer than 10"}

@@ -135,7 +135,7 @@ def test_which_epoch_is_kept(monitor: str, tmp_path: Path) -> None:
         "loss": int(np.argmin(losses)),
         "none": 7,
     }
-    assert best["loss"] < 7  # or it would not show
+    assert best["loss"] < 7  # else a difference would not be visible
     assert fitted.kept == (best[monitor],)
 
 

@@ -160,9 +160,9 @@ def test_each_tile_is_a_polygon_for_qupath(affine: Affine, tmp_path: Path) -> No
         ring = np.array(feature["geometry"]["coordinates"][0])
         assert ring[0].tolist() == ring[-1].tolist() == scores.coords[k].tolist()
         assert shoelace(ring[:-1]) == pytest.approx((64 * 2) ** 2, rel=1e-4)
-        told = feature["properties"]["measurements"]
-        assert told["probability 1"] == pytest.approx(scores.values[k])
-        assert told["attention"] == pytest.approx(scores.values[k] * 2)
+        reported = feature["properties"]["measurements"]
+        assert reported["probability 1"] == pytest.approx(scores.values[k])
+        assert reported["attention"] == pytest.approx(scores.values[k] * 2)
     read = Annotations.from_geojson(tmp_path / "a.geojson")
     names = {region.class_name for region in read.regions}
     assert names <= {f"probability 1 {a:.1g} to {a + 0.2:.1g}" for a in (0, 0.2, 0.4, 0.6, 0.8)}

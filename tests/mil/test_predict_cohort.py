@@ -80,9 +80,9 @@ def test_a_bad_slide_does_not_fail_the_others(trained: Trained, tmp_path: Path) 
     bad.write_bytes(b"no slide")
     done = run(trained.pixels, bad, trained.folder / "s1.svs", "--json", "--device", "cpu")
     assert done.exit_code == 1
-    told = json.loads(done.stdout)
-    assert [row["slide"] for row in told["predictions"]] == ["s1.svs"]
-    assert [row["slide"] for row in told["failed"]] == ["bad.svs"]
+    reported = json.loads(done.stdout)
+    assert [row["slide"] for row in reported["predictions"]] == ["s1.svs"]
+    assert [row["slide"] for row in reported["failed"]] == ["bad.svs"]
     assert "✗ bad.svs" in run(trained.pixels, bad, "--device", "cpu").stdout
 
 
@@ -93,9 +93,9 @@ def test_features_without_coordinates_have_no_pictures(trained: Trained, tmp_pat
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["predictions"][0]["files"] == ["tiles.csv"]
     assert "no heat map: f1.pt: positions of its tiles are unknown" in " ".join(done.stderr.split())
-    asked = run(trained.features, path, "--out", tmp_path / "asked", "--pyramid", "--device", "cpu", "--json")
-    assert asked.exit_code == 1
-    assert "positions of its tiles are unknown" in json.loads(asked.stdout)["failed"][0]["error"]
+    requested = run(trained.features, path, "--out", tmp_path / "requested", "--pyramid", "--device", "cpu", "--json")
+    assert requested.exit_code == 1
+    assert "positions of its tiles are unknown" in json.loads(requested.stdout)["failed"][0]["error"]
 
 
 def test_coordinates_in_um_are_drawn_with_the_mpp_of_the_slide(trained: Trained, tmp_path: Path) -> None:
@@ -137,15 +137,15 @@ def test_predictions_are_measured_where_the_truth_is_known(trained: Trained, tmp
     row[header.index("label")] = ""
     some = table.with_name("some.csv")
     some.write_text("\n".join([lines[0], ",".join(row), *lines[2:]]) + "\n")
-    told = json.loads(run(trained.features, some, "--json", "--device", "cpu").stdout)
-    known = told["predictions"][1:]
+    reported = json.loads(run(trained.features, some, "--json", "--device", "cpu").stdout)
+    known = reported["predictions"][1:]
     chances = {label: [r["probability_1"] for r in known if str(r["label"]) == label] for label in "01"}
     pairs = [(one > other) + 0.5 * (one == other) for one in chances["1"] for other in chances["0"]]
-    assert told["measured"] == len(lines) - 2 == len(known)
-    assert told["metrics"]["auroc"]["value"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
-    said = " ".join(run(trained.features, some, "--device", "cpu").stdout.split())
-    assert f"{len(known)} slides with a known truth" in said
-    assert "balanced accuracy" in said
+    assert reported["measured"] == len(lines) - 2 == len(known)
+    assert reported["metrics"]["auroc"]["value"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
+    shown = " ".join(run(trained.features, some, "--device", "cpu").stdout.split())
+    assert f"{len(known)} slides with a known truth" in shown
+    assert "balanced accuracy" in shown
     alone = json.loads(run(trained.features, trained.folder / "f" / "f1.pt", "--json", "--device", "cpu").stdout)
     assert (alone["measured"], alone["metrics"]) == (0, {})
 
@@ -156,8 +156,8 @@ def test_predictions_are_made_without_torchmetrics(trained: Trained, monkeypatch
     monkeypatch.setitem(sys.modules, "torchmetrics.functional", None)
     done = run(trained.features, trained.folder / "f" / "cohort.csv", "--json", "--device", "cpu")
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert (len(told["predictions"]), told["metrics"]) == (4, {})
+    reported = json.loads(done.stdout)
+    assert (len(reported["predictions"]), reported["metrics"]) == (4, {})
     assert "predictions are not measured" in done.stderr
     alone = run(trained.features, trained.folder / "f" / "f1.pt", "--json", "--device", "cpu")
     assert "not measured" not in alone.stderr
@@ -179,7 +179,7 @@ def test_slides_of_the_training_are_measured_separately(trained: Trained, tmp_pa
     AUROC is the share of pairs in the right order, counted here.
     """
     for k in range(3):
-        shutil.copy(trained.folder / "f" / f"f{k}.pt", tmp_path / f"copy{k}.pt")  # of the training, called otherwise
+        shutil.copy(trained.folder / "f" / f"f{k}.pt", tmp_path / f"copy{k}.pt")  # of the training, with another name
     torch.save(torch.load(trained.folder / "f" / "f3.pt") + 0.1, tmp_path / "f3.pt")  # of one of its slides, made again
     generator = torch.Generator().manual_seed(7)
     for k in range(4):
@@ -188,25 +188,25 @@ def test_slides_of_the_training_are_measured_separately(trained: Trained, tmp_pa
     cohort, out = truth(tmp_path, names), tmp_path / "out"
     done = run(trained.features, cohort, "--out", out, "--json", "--device", "cpu")
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert [row["part"] for row in told["predictions"]] == ["train"] * 4 + ["new"] * 4
+    reported = json.loads(done.stdout)
+    assert [row["part"] for row in reported["predictions"]] == ["train"] * 4 + ["new"] * 4
     with (out / "predictions.csv").open(newline="") as file:
         assert [row["part"] for row in csv.DictReader(file)] == ["train"] * 4 + ["new"] * 4
-    assert list(told["parts"]) == ["train", "new"]
-    for part, rows in (("train", told["predictions"][:4]), ("new", told["predictions"][4:])):
+    assert list(reported["parts"]) == ["train", "new"]
+    for part, rows in (("train", reported["predictions"][:4]), ("new", reported["predictions"][4:])):
         chances = {label: [r["probability_1"] for r in rows if str(r["label"]) == label] for label in "01"}
         pairs = [(one > other) + 0.5 * (one == other) for one in chances["1"] for other in chances["0"]]
-        found = told["parts"][part]
+        found = reported["parts"][part]
         assert found["measured"] == 4
         assert found["metrics"]["auroc"]["value"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
-    assert told["measured"] == 8
+    assert reported["measured"] == 8
     assert (
         "of 8 slides with a known truth 4 were used to train the model: their metrics do not hold for other slides"
         in done.stderr
     )
-    said = " ".join(run(trained.features, cohort, "--device", "cpu").stdout.split())
-    assert "4 slides with a known truth, used to train the model" in said
-    assert "4 slides with a known truth, not used in the training" in said
+    shown = " ".join(run(trained.features, cohort, "--device", "cpu").stdout.split())
+    assert "4 slides with a known truth, used to train the model" in shown
+    assert "4 slides with a known truth, not used in the training" in shown
 
 
 def test_validation_and_test_slides_are_measured_separately(tmp_path: Path) -> None:
@@ -214,9 +214,9 @@ def test_validation_and_test_slides_are_measured_separately(tmp_path: Path) -> N
     split = ["train"] * 6 + ["val"] * 4 + ["test"] * 4
     cohort = study(tmp_path / "f", {"label": [k % 2 for k in range(14)], "split": split})
     fit(cohort, quick(monitor="loss"), tmp_path / "run", progress=False)
-    told = json.loads(run(tmp_path / "run", cohort, "--json", "--device", "cpu").stdout)
-    assert [row["part"] for row in told["predictions"]] == split
-    assert {part: found["measured"] for part, found in told["parts"].items()} == {"train": 6, "val": 4, "test": 4}
+    reported = json.loads(run(tmp_path / "run", cohort, "--json", "--device", "cpu").stdout)
+    assert [row["part"] for row in reported["predictions"]] == split
+    assert {part: found["measured"] for part, found in reported["parts"].items()} == {"train": 6, "val": 4, "test": 4}
     for k in range(4):
         torch.save(torch.randn(5, 6, generator=torch.Generator().manual_seed(k)), tmp_path / f"n{k}.pt")
     new = run(tmp_path / "run", truth(tmp_path, [f"n{k}.pt" for k in range(4)]), "--json", "--device", "cpu")
@@ -266,20 +266,20 @@ def test_features_can_be_given_as_for_train(given: str, trained: Trained, tmp_pa
 def test_remedies_name_options_or_settings_of_the_command() -> None:
     """predict and train have no --min-tissue: a key of the settings is named."""
 
-    def said(error: SlideioPipeError, command: Callable[..., object]) -> str:
+    def shown(error: SlideioPipeError, command: Callable[..., object]) -> str:
         with worded(lambda _: command_words(command)):
             return str(error)
 
     tissue = NoTissueError("no tile has enough tissue", slide="a.svs", remedy="leave it out, or lower {min_tissue=}")
     for command in (train, predict):
-        assert said(tissue, command).endswith("leave it out, or lower grid.min_tissue")
-    assert said(tissue, export).endswith("leave it out, or lower --min-tissue")
+        assert shown(tissue, command).endswith("leave it out, or lower grid.min_tissue")
+    assert shown(tissue, export).endswith("leave it out, or lower --min-tissue")
     assert str(tissue).endswith("leave it out, or lower min_tissue")
     mpp = MissingResolutionError("no mpp", slide="a.svs", remedy="pass {slide_mpp=0.25}")
-    assert said(mpp, predict).endswith("pass --slide-mpp 0.25")
-    assert said(mpp, train).endswith('--set slide.slide_mpp=0.25, or 0.25 in the column "mpp" of the cohort')
+    assert shown(mpp, predict).endswith("pass --slide-mpp 0.25")
+    assert shown(mpp, train).endswith('--set slide.slide_mpp=0.25, or 0.25 in the column "mpp" of the cohort')
     encoder = ConfigError("no features", remedy="pass the encoder of the training: {encoder=…}")
-    assert said(encoder, predict).endswith("of the training: --encoder")
+    assert shown(encoder, predict).endswith("of the training: --encoder")
 
 
 def test_the_remedy_of_a_missing_mpp_fits_the_command(trained: Trained, tmp_path: Path) -> None:
@@ -292,8 +292,8 @@ def test_the_remedy_of_a_missing_mpp_fits_the_command(trained: Trained, tmp_path
     Image.new("RGB", (256, 256), "pink").save(tmp_path / "s1.png")
     config = quick(validation=0, monitor="none", epochs=1) | {"encoder": {"source": "small"}, "view": {"mpp": 0.5}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    asked = ["train", tmp_path / "config.yaml", "--cohort", tmp_path / "cohort.csv", "--out", tmp_path / "run"]
-    done = CliRunner().invoke(app, [str(word) for word in asked])
+    requested = ["train", tmp_path / "config.yaml", "--cohort", tmp_path / "cohort.csv", "--out", tmp_path / "run"]
+    done = CliRunner().invoke(app, [str(word) for word in requested])
     assert done.exit_code == 2
     advised = 'pass --set slide.slide_mpp=0.25, or 0.25 in the column "mpp" of the cohort: µm per level-0 pixel'
     assert advised in " ".join(done.stderr.split())
@@ -309,8 +309,8 @@ def test_the_remedy_of_a_blank_slide_in_a_training_is_a_setting(tmp_path: Path) 
         "encoder": {"source": "small"}, "view": {"mpp": 0.5}, "grid": {"tile_size": 32},
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    asked = ["train", tmp_path / "config.yaml", "--cohort", tmp_path / "cohort.csv", "--out", tmp_path / "run"]
-    done = CliRunner().invoke(app, [str(word) for word in asked])
+    requested = ["train", tmp_path / "config.yaml", "--cohort", tmp_path / "cohort.csv", "--out", tmp_path / "run"]
+    done = CliRunner().invoke(app, [str(word) for word in requested])
     assert done.exit_code == 2
     assert "lower grid.min_tissue" in " ".join(done.stderr.split())
     assert "--min-tissue" not in done.stderr

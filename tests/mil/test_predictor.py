@@ -59,7 +59,7 @@ def test_a_slide_is_predicted_as_by_encoder_and_model(trained: Trained) -> None:
     np.testing.assert_allclose(found.scores("instance"), torch.sigmoid(out.instances[:, 0]).numpy(), atol=1e-5)
     assert (found.coords == bag.coords).all()
     assert found.result["probability_1"] == pytest.approx(float(torch.sigmoid(out.logits[0])), abs=1e-5)
-    assert found.said == found.result  # the former name
+    assert found.output == found.result  # the former name
     assert (found.label, found.tile_size, found.slide) == (1, 32, "s1.svs")
     assert found.affine.a == pytest.approx(4)
 
@@ -137,8 +137,8 @@ def test_inputs_that_do_not_fit_the_checkpoint_are_refused(trained: Trained, tmp
     torch.save(torch.zeros(3, WIDTH + 1), tmp_path / "wide.pt")
     torch.save(torch.full((3, WIDTH), torch.nan), tmp_path / "nan.pt")
     torch.save(torch.zeros(0, WIDTH), tmp_path / "empty.pt")
-    for name, said in (("wide", "takes"), ("nan", "no numbers"), ("empty", "no tile")):
-        with pytest.raises(ConfigError, match=said):
+    for name, output in (("wide", "takes"), ("nan", "no numbers"), ("empty", "no tile")):
+        with pytest.raises(ConfigError, match=output):
             takes_features.predict(tmp_path / f"{name}.pt")
     with pytest.raises(ConfigError, match="run slideio-pipe features first"):
         takes_features.predict(trained.folder / "s0.svs")

@@ -214,7 +214,7 @@ def test_a_class_without_a_slide_is_in_no_mean(absent: int) -> None:
     perfect = measure(THREE, sure_of(labels), torch.tensor(labels).double(), bootstrap=200)
     assert all((m.value, m.low, m.high) == pytest.approx((1, 1, 1)) for m in perfect.values())
     logits = torch.from_numpy(rng.normal(size=(18, 3)) + 0.7 * np.eye(3)[labels])
-    logits[0] = sure_of([absent])[0]  # a slide that is taken for one of the absent class
+    logits[0] = sure_of([absent])[0]  # a slide that is predicted as the absent class
     chances = torch.softmax(logits, 1).numpy()
     found = measure(THREE, logits, torch.tensor(labels).double(), bootstrap=0)
     each = [oracle.roc_auc_score(np.array(labels) == k, chances[:, k]) for k in there]
@@ -258,8 +258,8 @@ def test_few_patients_have_no_interval(patients: int, has: bool) -> None:
 def test_a_note_warns_of_intervals_with_few_outcomes() -> None:
     """An interval depends on the scarcest class, or on the events."""
     one = torch.tensor([0.0] * 20 + [1.0] * 3)
-    said = "intervals rest on 3 patients with label 1: too few to trust them"
-    assert interval_note(Classification(("0", "1"), (1.0, 1.0)), one, range(23)) == said
+    output = "intervals rest on 3 patients with label 1: too few to trust them"
+    assert interval_note(Classification(("0", "1"), (1.0, 1.0)), one, range(23)) == output
     events = torch.stack([torch.arange(23).double(), one], 1)
     assert "3 patients with event 1" in str(interval_note(Survival(), events, range(23)))
 

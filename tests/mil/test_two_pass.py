@@ -386,7 +386,7 @@ for k in range(2):
         encoded.backward()
 if rank == 0:
     torch.save(gradients(network, head), sys.argv[1])
-dist.barrier()  # gloo aborts a process whose peer has left while it is at work
+dist.barrier()  # gloo aborts a process if the other one ends during its work
 dist.destroy_process_group()
 """
 

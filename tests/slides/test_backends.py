@@ -25,7 +25,7 @@ from slideio_pipe.slides.backends.array import NumpyBackend
 from slideio_pipe.slides.backends.base import Backend
 from slideio_pipe.slides.backends.tiff_header import read_header
 
-# The DICOM slide of others is a level of which the full resolution was left out.
+# The public DICOM slide is a level without its full resolution.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
 
 WIDTH, HEIGHT = 700, 500
@@ -468,7 +468,7 @@ def test_opening_decodes_nothing(tmp_path: Path, compression: str) -> None:
     backend = open_backend(path)
     assert backend.facts.pyramid.levels == (Size(700, 500), Size(175, 125), Size(43, 31))
     rect = Rect(0, 0, 64, 64)
-    for _ in range(2):  # libvips reports once, and gives black afterwards
+    for _ in range(2):  # libvips reports it once, and returns black afterwards
         try:
             pixels = fetch(backend.level_image(0), rect)
         except pyvips.Error:

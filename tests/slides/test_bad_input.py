@@ -29,7 +29,7 @@ from slideio_pipe.errors import (
     UnsupportedSlideError,
 )
 
-# The DICOM slide of others is a level of which the full resolution was left out.
+# The public DICOM slide is a level without its full resolution.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
 
 PIXELS = coordinate_pixels(300, 200)

@@ -103,7 +103,7 @@ def test_regions_are_interpolated_as_openslide_does(path: Path, level: int) -> N
             with openslide.OpenSlide(str(path)) as peer:
                 theirs = np.asarray(peer.read_region((x, y), level, (40, 30)).convert("RGB"))
                 mean_downsample = peer.level_downsamples[level]
-            # OpenSlide has one downsample for both axes, their mean: at the same place of the level the same pixels.
+            # OpenSlide has one downsample for both axes, their mean: equal positions of the level have equal pixels.
             place = (x * dx / mean_downsample, y * dy / mean_downsample)
             assert apart(slide.read_region(place, level, (40, 30)), theirs)[0] < 0.6
 

@@ -125,7 +125,7 @@ def test_a_part_of_a_slide_is_refused(
     path = make(tmp_path)
     for backend in ("auto", "array"):
         if backend == "array" and make in (ome_binary_only, ome_one_channel, tiff_under_a_name):
-            continue  # a TIFF is none of that backend's
+            continue  # that backend does not read TIFFs
         with pytest.raises(error) as caught:
             open_slide(path, slide_mpp=0.5, backend=backend)
         assert words in str(caught.value)

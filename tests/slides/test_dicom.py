@@ -17,7 +17,7 @@ from slideio_pipe import errors
 from slideio_pipe.errors import CorruptSlideError, UnsupportedSlideError
 from slideio_pipe.slides.slide import open_slide
 
-# 700 / 4 is 175, padded to 256: OpenSlide's downsample of that level is 3, which it never was.
+# 700 / 4 is 175, padded to 256: OpenSlide's downsample of that level is 3, which is wrong.
 PIXELS = coordinate_pixels(700, 500)
 
 

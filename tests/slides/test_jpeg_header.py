@@ -44,10 +44,10 @@ APP14 = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 @pytest.mark.parametrize(
     ("stream", "tagged", "holds"),
     [
-        (pillow(), False, True),  # JFIF knows no RGB
+        (pillow(), False, True),  # JFIF has no RGB
         (codecs("YCBCR"), False, True),
         (codecs("RGB"), True, False),  # Adobe's marker, transform 0, or ids "RGB"
-        (without(without(pillow(subsampling=0), 0xE0), 0xEE), False, False),  # says nothing: the tag decides
+        (without(without(pillow(subsampling=0), 0xE0), 0xEE), False, False),  # states nothing: the tag decides
         (without(without(pillow(subsampling=0), 0xE0), 0xEE), True, True),
         (without(pillow(subsampling=2), 0xE0), False, True),  # chroma subsampling
         (pillow()[:2] + APP14 + b"\x01" + pillow()[2:], False, True),

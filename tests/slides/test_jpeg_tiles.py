@@ -377,17 +377,17 @@ def test_tiles_that_share_no_stored_tiles_are_recognised(svs: Path) -> None:
 
 def test_each_stored_tile_is_decoded_once_for_a_raster_off_the_grid(svs: Path) -> None:
     """Though most tiles need four of them and come in batches, as from a stream."""
-    told: Counter[str] = Counter()
+    reported: Counter[str] = Counter()
     slide = sp.open_slide(svs)
     corners = [(x, y) for y in range(40, 700, 256) for x in range(30, 1100, 256)]
     grid = sp.TileGrid.from_coords(slide.view(), corners, 256)
     bag = sp.TileBag(slide.view(), grid)
-    bag.on_stage = lambda stage, start, end: told.update([stage])
+    bag.on_stage = lambda stage, start, end: reported.update([stage])
     for start in range(0, len(bag), 4):
         bag.read(np.arange(start, min(len(bag), start + 4)))
     needed = {((x + dx) // 256, (y + dy) // 256) for x, y in corners for dx in (0, 255) for dy in (0, 255)}
-    assert told["decode"] == len(needed)
-    assert told["fallback"] == 0
+    assert reported["decode"] == len(needed)
+    assert reported["fallback"] == 0
 
 
 def test_a_tile_that_the_file_leaves_out_is_white(tmp_path: Path) -> None:
@@ -444,10 +444,10 @@ def test_streams_that_the_fast_decoder_refuses_are_decoded_by_libvips(noisy: Pat
 
     damage(noisy, 5, without_a_scan)
     slide = sp.open_slide(noisy)
-    told: list[str] = []
+    reported: list[str] = []
     tiles = slide.stored_tiles(0)
     assert tiles is not None
     with pytest.raises(CorruptSlideError, match=r"tile \(1, 1\)"):
-        tiles.decode(1, 1, on_stage=lambda stage, start, end: told.append(stage))
-    tiles.decode(2, 1, on_stage=lambda stage, start, end: told.append(stage))
-    assert told == ["read", "decode"]
+        tiles.decode(1, 1, on_stage=lambda stage, start, end: reported.append(stage))
+    tiles.decode(2, 1, on_stage=lambda stage, start, end: reported.append(stage))
+    assert reported == ["read", "decode"]

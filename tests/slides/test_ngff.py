@@ -115,8 +115,8 @@ def test_channels_are_no_transparency(tmp_path: Path, version: str, channels: in
 def test_three_channels_of_fluorescence_are_refused(tmp_path: Path) -> None:
     """Their rendering metadata are blue, green, red; those of RGB are red, green, blue."""
     colours = ["FF0000", "00FF00", "0000FF"]
-    told = [{"label": name, "color": c} for name, c in zip(("DAPI", "FITC", "TRITC"), colours[::-1], strict=True)]
-    store = write(tmp_path / "a.zarr", "0.4", [[scale(1.0)]], omero={"channels": told})
+    reported = [{"label": name, "color": c} for name, c in zip(("DAPI", "FITC", "TRITC"), colours[::-1], strict=True)]
+    store = write(tmp_path / "a.zarr", "0.4", [[scale(1.0)]], omero={"channels": reported})
     with pytest.raises(UnsupportedSlideError, match="not red, green and blue \\(DAPI 0000FF"):
         open_slide(store)
     for right in (colours, ["FFFFFF"] * 3):

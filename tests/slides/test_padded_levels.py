@@ -36,7 +36,7 @@ def test_stated_downsamples_are_found(
     base = Size(*(up(side, t) if base_is_padded else side for side, t in zip(true, tile, strict=True)))
     sizes = [base, *(Size(*(up(-(-s // n), t) for s, t in zip(true, tile, strict=True))) for n in steps)]
     if len({size.width for size in sizes}) < len(sizes):
-        return  # a level that is no smaller: nobody writes one
+        return  # a level that is no smaller is never written
     stated = [(1.0, 1.0), *((n * 1.0004, n * 0.9996) for n in steps)]
     placed = place_levels(sizes, stated, [Size(*tile)] * len(sizes), "a")
     assert placed.kept == tuple(range(len(sizes)))

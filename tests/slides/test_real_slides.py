@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from slideio_pipe.commands.app import app
 from slideio_pipe.store import StoredBag, open_bag
 
-# The DICOM slide of others is a level of which the full resolution was left out.
+# The public DICOM slide is a level without its full resolution.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
 
 Level = NDArray[np.uint8]
@@ -111,16 +111,16 @@ def test_the_bag_of_a_whole_slide_equals_the_oracle(case: Case, slides: Path, tm
     """info and export at a stated resolution; all tiles are OpenSlide's or tifffile's, bit for bit."""
     path = slides / case.file
     options = case.options[:2] if case.options[0] == "--slide-mpp" else ()
-    told = json.loads(run("info", path, "--json", *options))
+    reported = json.loads(run("info", path, "--json", *options))
     level = case.oracle(path, case.level)
-    assert told["levels"][case.level]["size"] == [level.shape[1], level.shape[0]]
+    assert reported["levels"][case.level]["size"] == [level.shape[1], level.shape[0]]
 
     grid = ("--tissue", "none", "--edge", "pad", "--tile-size", case.tile)
     summary = json.loads(run("export", path, "--out", tmp_path, "--json", *grid, *case.options))
     bag = open_bag(summary["bag"])
     check_tiles(bag, level)
 
-    scale = np.array(told["levels"][case.level]["downsample"])
+    scale = np.array(reported["levels"][case.level]["downsample"])
     corners = bag.grid_index * case.tile * scale
     assert np.array_equal(bag.coords, np.floor(corners + 0.5))
     if case.mpp is None:

@@ -35,7 +35,7 @@ from slideio_pipe.export.config import load_config
 from slideio_pipe.geometry import Size
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 
-# The DICOM slide of others is a level of which the full resolution was left out.
+# The public DICOM slide is a level without its full resolution.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
 
 
@@ -193,7 +193,7 @@ def test_impossible_regions_are_refused(coordinate_slide: Path, level: int, size
         (25400 / 96, 64, None, "264.6 µm stated, the 96 dots per inch of image software"),
         (25400 / 300, 768, None, "84.67 µm stated, the 300 dots per inch of image software"),
         (25400 / 600, 1024, None, "42.33 µm stated, the 600 dots per inch of image software"),
-        (1000, 64, None, "1000 µm stated, one pixel per unit, as image software writes"),  # libvips' default
+        (1000, 64, None, "1000 µm stated, one pixel per unit, as image software writes"),  # default of libvips
         (1e4, 64, None, "1e+04 µm stated, one pixel per unit, as image software writes"),  # OpenSlide issue 328
         (90, 1024, None, "90 µm stated, which makes it 92.16 mm long, glass has 76"),
         (70, 1024, 70, "file"),
@@ -407,7 +407,7 @@ reader = sp.TileReader(slide.view(), 64)
 reader.read([[0, 0]])
 child = os.fork()
 if child == 0:
-    told = 0
+    refused = 0
     for attempt in (
         lambda: sp.open_slide({str(coordinate_slide)!r}),
         lambda: slide.read_region((0, 0), 0, (5, 5)),
@@ -417,8 +417,8 @@ if child == 0:
         try:
             attempt()
         except ForkError as error:
-            told += "spawn" in str(error)
-    os._exit(told)
+            refused += "spawn" in str(error)
+    os._exit(refused)
 _, status = os.waitpid(child, 0)
 print(os.waitstatus_to_exitcode(status))
 """

@@ -554,14 +554,14 @@ def test_grey_and_palettes_are_read_in_small_levels(tmp_path: Path, codec: str, 
 # --- what is refused, and why
 
 
-@pytest.mark.parametrize(("bits", "said"), [(4, "4-bit, not 8-bit"), (1, "1-bit"), (16, "uint16, not 8-bit")])
-def test_other_bit_depths_are_refused(tmp_path: Path, bits: int, said: str) -> None:
+@pytest.mark.parametrize(("bits", "output"), [(4, "4-bit, not 8-bit"), (1, "1-bit"), (16, "uint16, not 8-bit")])
+def test_other_bit_depths_are_refused(tmp_path: Path, bits: int, output: str) -> None:
     """4-bit samples unpack into bytes, but are not 8-bit."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, PIXELS[..., 0].astype(np.uint16 if bits == 16 else np.uint8), photometric="minisblack")
     with tifffile.TiffFile(path, mode="r+b") as tif:
         tif.pages[0].tags["BitsPerSample"].overwrite(bits)
-    with pytest.raises(UnsupportedSlideError, match=said):
+    with pytest.raises(UnsupportedSlideError, match=output):
         sp.open_slide(path)
 
 

@@ -75,14 +75,14 @@ def test_square_and_other_pixels_of_a_view(unequal: Unequal, mpp: Any) -> None:
     """Pillow's antialiased BILINEAR of the view's level, from the exact box of each tile."""
     slide = open_slide(unequal.path)
     view = slide.view(mpp=mpp)
-    asked = (mpp, mpp) if isinstance(mpp, float) else mpp
-    assert view.mpp == pytest.approx(asked, rel=0.02)
+    requested = (mpp, mpp) if isinstance(mpp, float) else mpp
+    assert view.mpp == pytest.approx(requested, rel=0.02)
     assert view.size == pytest.approx([side / down for side, down in zip(SIZE, view.downsample, strict=True)], abs=1)
     # The coarsest level that is fine enough along both axes.
     fits = [
         k
         for k, d in enumerate(unequal.downsamples)
-        if all(own * f <= m * 1.021 for own, f, m in zip(MPP, d, asked, strict=True))
+        if all(own * f <= m * 1.021 for own, f, m in zip(MPP, d, requested, strict=True))
     ]
     assert view.level == max(fits)
     level = Image.fromarray(unequal.levels[view.level])

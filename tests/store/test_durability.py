@@ -319,7 +319,7 @@ def test_a_folder_killed_between_two_renames_has_its_name_again(
     path = tmp_path / name
     write(path, 1)
     before = contents_of(path)
-    path.rename(path.with_name(path.name + ".replaced"))  # where a kill leaves it
+    path.rename(path.with_name(path.name + ".replaced"))  # as a kill leaves it
     (path.with_name(path.name + ".partial")).mkdir()
     with failing_on(path.with_name(path.name + ".partial")), pytest.raises(OutputError):
         write(path, 2)

@@ -34,10 +34,10 @@ class DamagedBag(MemoryBag):
     def __init__(self, *bad: int, count: int = 40) -> None:
         super().__init__(count)
         self.bad = set(bad)
-        self.asked: list[int] = []
+        self.requested: list[int] = []
 
     def read(self, indices, out=None, *, threads: int = 1):
-        self.asked += list(indices)
+        self.requested += list(indices)
         for k in indices:
             if int(k) in self.bad:
                 raise CorruptSlideError(f"tile {k} is damaged", slide=self.name)
@@ -102,7 +102,7 @@ def test_a_resumed_run_writes_the_same_bytes(tmp_path: Path) -> None:
     again = DamagedBag(5, 39)
     with pytest.warns(SkippedWarning, match="2 of 40"):
         stored = save_bag(again, tmp_path / "a", on_error="white")
-    assert 5 not in again.asked
+    assert 5 not in again.requested
     with pytest.warns(SkippedWarning):
         whole = save_bag(DamagedBag(5, 39), tmp_path / "b", on_error="white")
     assert contents(stored.path) == contents(whole.path)
@@ -145,7 +145,7 @@ def test_tissue_is_found_around_undecodable_tiles(tmp_path: Path, compression: s
     resolution = {"resolution": (1e4 / 2.0, 1e4 / 2.0), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression=compression, **resolution)
     with open_slide(path) as slide:
-        whole = find_tissue(slide, on_error="white")  # nothing to warn of
+        whole = find_tissue(slide, on_error="white")  # no warning
     damage(path, 0, 8 * 3 + 3, 8 * 0 + 0)  # inside of the tissue, and on glass
     with open_slide(path) as slide, pytest.raises(CorruptSlideError, match='pass on_error="white"'):
         find_tissue(slide)
@@ -157,7 +157,7 @@ def test_tissue_is_found_around_undecodable_tiles(tmp_path: Path, compression: s
     row, column = (slice(192, 256),) * 2  # px of 8 µm
     assert lost[row, column].mean() > 0.9
     outside = lost.copy()
-    outside[184:264, 184:264] = False  # what the filter of an overview reaches
+    outside[184:264, 184:264] = False  # the reach of the filter of an overview
     assert outside.sum() < 0.01 * whole.mask.sum()
 
 
@@ -224,12 +224,12 @@ def test_the_command_exports_a_damaged_slide_with_on_error(tmp_path: Path) -> No
     damage(path, 0, 5)
     options = ("--mpp", "native", "--tissue", "none", "--out", tmp_path / "bags")
     assert "could not be read and is white" in run("export", path, *options, "--on-error", "white").stderr
-    told = json.loads(
+    reported = json.loads(
         run("export", tmp_path / "slides", *options[:4], "--out", tmp_path / "b", "--json", code=1).stdout
     )
-    assert (told["done"], told["failed"]) == (0, 1)
+    assert (reported["done"], reported["failed"]) == (0, 1)
     again = ("export", tmp_path / "slides", *options[:4], "--out", tmp_path / "b", "--json", "--on-error", "white")
-    told = json.loads(run(*again).stdout)
-    assert (told["done"], told["failed"]) == (1, 0)
+    reported = json.loads(run(*again).stdout)
+    assert (reported["done"], reported["failed"]) == (1, 0)
     assert contents(tmp_path / "b" / "a.bag.zarr") == contents(tmp_path / "bags" / "a.bag.zarr")
     assert "--on-error is 'skp'" in run("export", path, *options, "--on-error", "skp", code=2).stderr

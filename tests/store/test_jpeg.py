@@ -269,12 +269,12 @@ def test_the_stated_psnr_equals_scikit_image(slide: Path, tmp_path: Path, qualit
     """Between the store's tiles and the bag's."""
     bag = bag_of(slide, mpp=0.5, tile_size=100)
     stored = save_bag(bag, tmp_path / "a.bag.zarr", pixels=f"jpeg:{quality}")
-    said = stored.attributes["pixels"]
-    assert (said["codec"], said["source"], said["quality"], said["chroma"]) == ("jpeg", False, quality, "4:4:4")
-    assert said["lossless"] is False
-    assert said["psnr_tiles"] == len(bag)
+    output = stored.attributes["pixels"]
+    assert (output["codec"], output["source"], output["quality"], output["chroma"]) == ("jpeg", False, quality, "4:4:4")
+    assert output["lossless"] is False
+    assert output["psnr_tiles"] == len(bag)
     expected = peak_signal_noise_ratio(bag[:].astype(np.float64), stored[:].astype(np.float64), data_range=255)
-    assert said["psnr_db"] == pytest.approx(expected, abs=0.006)
+    assert output["psnr_db"] == pytest.approx(expected, abs=0.006)
     np.testing.assert_array_equal(zarr.open_group(stored.path, mode="r")["tiles"][...], stored[:])
 
 
@@ -282,8 +282,8 @@ def test_tiles_without_loss_have_no_psnr(tmp_path: Path) -> None:
     """White tiles are exact; an infinite PSNR is no JSON number."""
     bag = MemoryBag(3, 32, 32)
     bag.tiles[:] = 255
-    said = save_bag(bag, tmp_path / "a.bag.zarr", pixels="jpeg:90").attributes["pixels"]
-    assert (said["psnr_db"], said["psnr_tiles"]) == (None, 3)
+    output = save_bag(bag, tmp_path / "a.bag.zarr", pixels="jpeg:90").attributes["pixels"]
+    assert (output["psnr_db"], output["psnr_tiles"]) == (None, 3)
 
 
 def test_the_psnr_of_a_large_bag_is_of_a_sample(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_jpeg_that_is_not_complete_is_refused(slide: Path, tmp_path: Path, confi
         open_bag(stored.path)
 
 
-# --- who reads it
+# --- readers
 
 
 READ = "import sys, zarr; print(int(zarr.open_group(sys.argv[1], mode='r')['tiles'][...].astype('i8').sum()))"
@@ -356,7 +356,7 @@ def test_zarr_reads_it_in_another_process(slide: Path, tmp_path: Path, pixels: s
     stored = save_bag(bag_of(slide), tmp_path / "a.bag.zarr", pixels=pixels)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     points = project["entry-points"]["zarr.codecs"]
-    installed = tmp_path / "site/slideio_pipe-0.1.0.dist-info"  # what installing leaves: the package and this
+    installed = tmp_path / "site/slideio_pipe-0.1.0.dist-info"  # installed files: the package and this
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: slideio-pipe\nVersion: 0.1.0\n")
     lines = [f"{name} = {where}" for name, where in points.items()]
@@ -419,7 +419,7 @@ def test_damaged_jpeg_never_writes_outside_its_slot(data: st.DataObject) -> None
     """For any bytes of a chunk: pixels or a ValueError, and no other slot changes."""
     jpeg = bytearray(MUTATED)
     for _ in range(data.draw(st.integers(1, 6))):
-        # Headers are the first 600 bytes of about 3,000, and where damage can do most.
+        # Headers are the first 600 bytes of about 3,000; damage there has the largest effect.
         at = data.draw(st.one_of(st.integers(0, 600), st.integers(0, len(jpeg) - 1)))
         jpeg[at] = data.draw(st.integers(0, 255))
     cut = data.draw(st.one_of(st.just(len(jpeg)), st.integers(0, len(jpeg))))

@@ -53,7 +53,7 @@ def zarrs_pipeline() -> Iterator[None]:
         yield
 
 
-# --- what any zarr reader sees
+# --- other zarr readers
 
 
 @pytest.mark.parametrize("count", [0, 1, SLOTS, 2 * SLOTS + 3])
@@ -411,7 +411,7 @@ def test_two_threads_cannot_write_one_bag(tmp_path: Path) -> None:
         assert len(first.result()) == 5
 
 
-# --- what is there already
+# --- existing outputs
 
 
 def test_an_existing_bag_is_kept_without_overwrite(tmp_path: Path) -> None:
@@ -473,7 +473,7 @@ def test_a_path_that_is_no_bag_is_never_removed(tmp_path: Path, where: str, kind
     assert before == (victim.read_bytes() if victim.is_file() else contents(victim))
 
 
-# --- where it cannot be written
+# --- disks and folders that cannot be written
 
 
 @pytest.fixture

@@ -242,7 +242,7 @@ def test_set_epoch_reaches_persistent_workers(slides: list[Path], options: dict[
             ("a.tif", "b.tif"), True
         )
     dataset.set_epoch(7)
-    assert torch.equal(tiles_of(loader)["a.tif"], expected["a.tif"])  # asked for: no warning
+    assert torch.equal(tiles_of(loader)["a.tif"], expected["a.tif"])  # on request: no warning
 
 
 def test_a_loop_without_set_epoch_is_warned_once(slides: list[Path]) -> None:
@@ -255,12 +255,12 @@ def test_a_loop_without_set_epoch_is_warned_once(slides: list[Path]) -> None:
     with pytest.warns(RepeatedDrawsWarning, match=r"read again in epoch 0.*dataset\.set_epoch") as caught:
         assert torch.equal(tiles_of(loader)["a.tif"], first["a.tif"])
     assert len(caught) == 1
-    list(loader)  # once is enough
+    list(loader)  # warned of once
     assert torch.equal(drawing(slides)[0].tiles, first["a.tif"])
     by_hand = drawing(slides)
     assert torch.equal(by_hand[0].tiles, by_hand[0].tiles)
     plain = torch.utils.data.DataLoader(sp.BagDataset(slides, PLAIN), batch_size=None)
-    assert len(list(plain)) == len(list(plain)) == 2  # nothing is drawn: nothing is repeated
+    assert len(list(plain)) == len(list(plain)) == 2  # without draws nothing is repeated
 
 
 @pytest.mark.system

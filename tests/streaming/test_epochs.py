@@ -83,7 +83,7 @@ def test_an_epoch_taken_by_count_ends(kind: str, take: Callable[[Iterator[Any], 
 
     epochs = [described(start(exhausted)) for _ in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]
-    kept = []  # iterators that are not exhausted, and still alive
+    kept = []  # iterators that are not exhausted, and still referenced
     for number, epoch in enumerate(epochs):
         kept.append(start(counted))
         assert described(take(kept[-1], len(epoch))) == epoch
@@ -198,7 +198,7 @@ def test_slides_that_are_in_no_epoch_are_a_warning() -> None:
     loader = open_loader(cohort, shuffle=False, rank=0, world_size=2)
     with pytest.warns(SkippedWarning, match="1 of 5 slides are in no epoch.*b4"):
         list(loader)
-    list(loader)  # said once, and by one process: any other warning is an error
+    list(loader)  # warned of once, by one process: any other warning is an error
     list(open_loader(cohort, shuffle=False, rank=1, world_size=2))
     loaders = [open_loader(cohort, rank=rank, world_size=2) for rank in range(2)]
     seen: set[int] = set()
@@ -290,8 +290,8 @@ def run_all(commands: list[list[str]], out: Path) -> list[dict[str, Any]]:
     ]
     try:
         for process in running:
-            said = process.communicate(timeout=240)
-            assert process.returncode == 0, said
+            output = process.communicate(timeout=240)
+            assert process.returncode == 0, output
     finally:
         for process in running:
             process.kill()
@@ -358,7 +358,7 @@ def test_the_example_draws_other_tiles_in_each_epoch(monkeypatch: pytest.MonkeyP
         warnings.simplefilter("ignore")  # of the Trainer, about its own settings
         trainer.fit(lightning_module.SlideClassifier(), taken)
     oracle = lightning_module.Bags(sp.Cohort.of(cohort), config, "cpu", shuffle=True)
-    epochs = [sorted(epoch) for epoch in seen]  # what is ready comes first: the order is not theirs alone
+    epochs = [sorted(epoch) for epoch in seen]  # ready items come first: the order depends on timing, too
     assert epochs == [sorted(described(oracle)) for _ in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]
 

@@ -469,7 +469,7 @@ def test_more_failures_than_max_failures_end_the_epoch() -> None:
     assert len(caught.value.exceptions) == 3
     with pytest.raises(CorruptSlideError, match="tile 0 is damaged") as first:
         list(open_loader(cohort))
-    assert "max_failures=5 after slides" in first.value.__notes__[0]  # how to go on all the same
+    assert "max_failures=5 after slides" in first.value.__notes__[0]  # how to continue nevertheless
 
 
 def test_a_bag_that_fails_midway_is_marked() -> None:

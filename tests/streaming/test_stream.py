@@ -444,7 +444,7 @@ def test_a_second_epoch_needs_a_new_stream() -> None:
     assert sum(len(batch) for batch in batches) == 5
     with pytest.raises(ConfigError, match="make a new one for each epoch"):
         iter(batches)
-    counted = open_stream(numbered_bag(5))  # as a Trainer does, which knows the length
+    counted = open_stream(numbered_bag(5))  # as a Trainer does, which has the length
     assert sum(len(batch) for batch in itertools.islice(counted, len(counted))) == 5
     with pytest.raises(ConfigError, match="make a new one for each epoch"):
         iter(counted)

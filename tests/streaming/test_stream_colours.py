@@ -30,7 +30,7 @@ from slideio_pipe import (
 from slideio_pipe.augment.executors.device import DeviceProgram
 from slideio_pipe.errors import ConfigError
 
-LEVELS = Normalize(0.0, 1.0, rescale=1.0)  # what is normalised like this is levels, not rounded to bytes
+LEVELS = Normalize(0.0, 1.0, rescale=1.0)  # normalised in this way, values are grey levels, not rounded to bytes
 PIXELS = np.tile(EVERY_COLOUR, (5, 7, 1))
 STRONG = A.Compose([StainJitter(alpha=0.3, beta=0.1), ColorJitter(0.3, 0.3, 0.3, 0.1)])
 SOMETIMES = A.Compose([RandomAffine(rotate=30), StainJitter(p=0.5), A.OneOf([ColorJitter(p=1), A.RandomGamma(p=1)])])

@@ -31,7 +31,7 @@ def saturation(rgb: np.ndarray, op: Saturation) -> np.ndarray:
 def hsv(rgb: np.ndarray, op: Hsv) -> np.ndarray:
     """Python's own colorsys, colour by colour; a chroma below a hundredth of a level is grey."""
     out = []
-    for red, green, blue in (rgb.reshape(-1, 3) / 255).tolist():  # Python's numbers: numpy's are slow one by one
+    for red, green, blue in (rgb.reshape(-1, 3) / 255).tolist():  # Python numbers: single numpy numbers are slow
         if max(red, green, blue) - min(red, green, blue) < 1e-4 / 255:
             red = green = blue
         h, s, v = colorsys.rgb_to_hsv(red, green, blue)
@@ -92,7 +92,7 @@ def _random_operation(rng: np.random.Generator, kinds: str) -> Operation:
     if kind == "s":
         return Saturation(factor=rng.uniform(0, 2))
     if kind == "h":
-        # Saturation is not raised: near-greys have no hue to speak of, and no two roundings agree on theirs.
+        # Saturation is not raised: near-greys have no stable hue, which depends on the rounding.
         saturation_shift, value_shift = rng.choice([0, 1], 2) * rng.uniform([-0.3, -0.2], [0, 0.2])
         return Hsv(turn=rng.uniform(-0.6, 0.6), saturation=saturation_shift, value=value_shift)
     if kind == "l":

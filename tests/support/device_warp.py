@@ -49,7 +49,7 @@ def warp(tiles: Tensor, affines: ArrayLike, size: Size, *, fill: int = 255) -> T
         rows = slice(first, first + step)
         a, b, c, d, e, f = numbers[rows, :, None, None].unbind(1)
         grid = torch.stack((a * x + (b * y + c), d * x + (e * y + f)), dim=-1)
-        # After subtracting ``fill``, zero outside stands for ``fill``.
+        # After subtracting ``fill``, zero outside means ``fill``.
         shifted = tiles[rows].to(torch.float32, memory_format=torch.contiguous_format) - fill
         out[rows] = functional.grid_sample(shifted, grid, padding_mode="zeros", align_corners=False) + (fill + 0.5)
     return out

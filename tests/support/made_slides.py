@@ -24,7 +24,7 @@ def made_slide(path: Path, **options: Any) -> SyntheticSlide:
         slide: SyntheticSlide = pickle.loads(truth.read_bytes())
         return dataclasses.replace(slide, path=Path(path))
     slide = write_synthetic_slide(path, **options)
-    own = kept.with_suffix(f".{os.getpid()}")  # another process may make the same one: whole or not there
+    own = kept.with_suffix(f".{os.getpid()}")  # another process may make the same one: written atomically
     shutil.copyfile(path, own)
     os.replace(own, kept)
     own.write_bytes(pickle.dumps(slide))

@@ -85,7 +85,7 @@ def test_lower_levels_are_area_means(levels: list[np.ndarray], fine: int, coarse
     difference = np.abs(levels[coarse] - expected)
     assert np.abs((levels[coarse] - expected).mean(axis=(0, 1))).max() < 0.6  # not shifted in colour
     assert difference.mean() < 4
-    # A shift by one pixel is far worse: the means are taken where they belong.
+    # A shift by one pixel differs far more: the means are at the right position.
     assert difference.mean() < 0.6 * np.abs(levels[coarse][:, 1:] - expected[:, :-1]).mean()
 
 

@@ -45,7 +45,7 @@ class Dask:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._programs: list[subprocess.Popen[bytes]] = []
-        # An address would have to be guessed; the file says it.
+        # The address is read from the file.
         self.scheduler = self.start("scheduler", "--port", "0", "--dashboard-address", ":0")
         facts = folder / "scheduler.json"
         until(facts.exists)
@@ -135,7 +135,7 @@ def test_a_task_that_fails_or_crashes_does_not_stop_the_others(dask: Dask, tmp_p
 
 def test_a_task_that_kills_dask_workers_is_retried_once(dask: Dask, tmp_path: Path) -> None:
     """If it kills a second one it has failed, and the others are done."""
-    mark = str(tmp_path / "mark")  # the second waits for the first, which would else lose an attempt to it
+    mark = str(tmp_path / "mark")  # the second waits for the first, which would otherwise lose an attempt because of it
     tasks = [("kill its worker once", mark), ("kill its worker", mark), *[("fine", str(n)) for n in range(20)]]
     found = list(pool(dask.address, tmp_path / "out").outcomes(tasks))
     assert len(found) == 22
@@ -265,8 +265,8 @@ def test_a_worker_with_another_disk_is_not_used(tmp_path: Path) -> None:
 
 def test_a_missing_scheduler_is_an_error(slides: Path, tmp_path: Path) -> None:
     """One sentence, on the command line, too."""
-    told = command("export", slides, "--out", tmp_path / "out", "--cluster", "tcp://127.0.0.1:9", code=2).stderr
-    assert "no Dask scheduler answers at tcp://127.0.0.1:9; check the address" in " ".join(told.split())
+    reported = command("export", slides, "--out", tmp_path / "out", "--cluster", "tcp://127.0.0.1:9", code=2).stderr
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9; check the address" in " ".join(reported.split())
     assert not (tmp_path / "out" / "run.lock").exists()
 
 
@@ -286,7 +286,7 @@ def test_an_invalid_cluster_is_refused(slides: Path, tmp_path: Path, monkeypatch
 
 # --- SLURM
 
-# They do what SLURM does, on this machine: run the script, end it.
+# They replace SLURM on this machine: run the script, end it.
 SBATCH = """#!/bin/sh
 grep -q refused "$1" && { echo "sbatch: error: Batch job submission failed: Invalid account" >&2; exit 1; }
 cp "$1" "$JOBS/script.$$"
@@ -302,7 +302,9 @@ for job in "$@"; do kill -KILL -- "-$job"; echo "$job" >> "$JOBS/cancelled"; don
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder in which programs in place of SLURM's record submitted and cancelled jobs."""
-    if importlib.util.find_spec("dask_jobqueue") is None:  # not imported: it would take Ctrl-C from the whole process
+    if (
+        importlib.util.find_spec("dask_jobqueue") is None
+    ):  # not imported: it would replace the process's handler of Ctrl-C
         pytest.skip("the extra [cluster] is not installed")
     programs, jobs = tmp_path / "bin", tmp_path / "jobs"
     programs.mkdir()
@@ -395,7 +397,7 @@ def test_an_export_on_a_real_slurm(slides: Path, tmp_path: Path) -> None:
     assert tree(tmp_path / "here") == tree(tmp_path / "out")
 
 
-# dask-jobqueue leaves a cluster behind, never started, when it is given what it does not know.
+# dask-jobqueue leaves a cluster, never started, if it gets unknown arguments.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_reason_of_sbatch_is_in_the_error(
     slurm: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -426,7 +428,7 @@ with ThreadPoolExecutor(1) as threads:
     importlib.import_module("slideio_pipe.cohort.workers.slurm")
     print(type(threads.submit(access, {str(CONFIGS / "slurm.yaml")!r}).result()).__name__)
 """
-    said = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    first, second = said.stdout.splitlines()
+    output = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    first, second = output.stdout.splitlines()
     assert "cannot be imported; import slideio_pipe.cohort.workers.slurm in the main thread" in first
     assert second == "SlurmJobs"

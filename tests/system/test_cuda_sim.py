@@ -15,7 +15,7 @@ FILES = (
     "streaming/stream", "streaming/device", "streaming/loader", "streaming/stream_colours", "features/encode_bag",
     "features/encoders", "mil/two_pass",
 )  # fmt: skip
-# Minutes of arithmetic on one stream, where nothing has to wait; "stream_colours" runs the same between streams.
+# Minutes of arithmetic on one stream, without waits; "stream_colours" runs the same between streams.
 ALSO_KNOWING_A_DEVICE = {"augment/device"}
 
 
@@ -51,9 +51,9 @@ def run(folder: Path, device: str, *files: str) -> str:
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
 def test_all_work_waits_for_its_inputs(folder: Path, device: str) -> None:
     """As late as possible and in two random orders; on the second device from threads whose device is the first."""
-    said = run(folder, device, *(f"tests/{name.replace('/', '/test_')}.py" for name in FILES))
-    assert " passed" in said
-    assert "skipped" not in said
+    output = run(folder, device, *(f"tests/{name.replace('/', '/test_')}.py" for name in FILES))
+    assert " passed" in output
+    assert "skipped" not in output
 
 
 def test_every_file_with_cuda_tests_is_run() -> None:

@@ -16,7 +16,7 @@ from paths import ROOT
 from tiny_training import quick, slides, study
 
 pytest.importorskip("lightning_fabric")
-SECONDS = 240  # a training of two epochs takes ten; one that hangs is ended
+SECONDS = 240  # a training of two epochs takes ten; a hanging one is killed
 
 
 def train(cohort: Path, config: dict[str, Any], out: Path, *options: str) -> tuple[int, str, str]:
@@ -24,7 +24,7 @@ def train(cohort: Path, config: dict[str, Any], out: Path, *options: str) -> tup
     config["fit"] |= {"devices": 2, "accelerator": "cpu"}
     settings = cohort.with_name("config.yaml")
     settings.write_text(yaml.safe_dump(config))
-    script = cohort.with_name("command.py")  # the second process runs it anew
+    script = cohort.with_name("command.py")  # the second process runs it again
     script.write_text("from slideio_pipe.commands.app import app\n\napp()\n")
     called = [sys.executable, str(script), "train", str(settings), "--cohort", str(cohort), "--out", str(out), *options]
     known = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -32,12 +32,12 @@ def train(cohort: Path, config: dict[str, Any], out: Path, *options: str) -> tup
         called, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        said, errors = process.communicate(timeout=SECONDS)
+        output, errors = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         pytest.fail(f"the training hangs; in its folder: {sorted(path.name for path in out.iterdir())}")
-    return process.returncode, said, errors
+    return process.returncode, output, errors
 
 
 @pytest.mark.parametrize("alone", ["val", "test"])
@@ -46,9 +46,9 @@ def test_one_evaluation_slide_for_two_processes(alone: str, tmp_path: Path) -> N
     split = ["train"] * 8 + [alone]
     cohort = study(tmp_path, {"label": [k % 2 for k in range(9)], "split": split})
     config = quick(monitor="loss" if alone == "val" else "none", validation=0)
-    code, said, errors = train(cohort, config, tmp_path / "run")
+    code, output, errors = train(cohort, config, tmp_path / "run")
     assert code == 0, errors
-    assert said.count("epochs: 2") == 1
+    assert output.count("epochs: 2") == 1
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["slides"] == {alone: 1}
 
 
@@ -62,6 +62,6 @@ def test_one_evaluation_slide_of_pixels_for_two_processes(tmp_path: Path) -> Non
         "view": {"mpp": 1.0}, "grid": {"tile_size": 32, "min_tissue": 0.3},
         "encoder": {"source": "small", "chunk_size": 16},
     }  # fmt: skip
-    code, said, errors = train(cohort, config, tmp_path / "run", "--json")
+    code, output, errors = train(cohort, config, tmp_path / "run", "--json")
     assert code == 0, errors
-    assert json.loads(said)["slides"] == {"val": 1}
+    assert json.loads(output)["slides"] == {"val": 1}

@@ -69,7 +69,7 @@ def is_whole(study: Path, out: Path) -> bool:
     return tree(out) == tree(study / "whole") and not left
 
 
-# --- slides that take their process along
+# --- slides that end their process
 
 
 @pytest.mark.parametrize(
@@ -139,11 +139,11 @@ def test_a_run_resumes_after_a_full_disk(study: Path, small_disk: Path) -> None:
     out = small_disk / "out"
     try:
         report = export(study, out)
-        told = str(report.failed[0].error)
+        reported = str(report.failed[0].error)
     except OutputError as error:
-        told = str(error)
-    assert "No space left on device" in told
-    assert "free some space and run again" in told
+        reported = str(error)
+    assert "No space left on device" in reported
+    assert "free some space and run again" in reported
     assert tree(out).items() <= tree(study / "whole").items()
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     assert export(study, out).failed == []

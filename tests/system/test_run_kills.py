@@ -27,9 +27,9 @@ def test_ctrl_c_prints_one_line(tmp_path: Path, after_s: float) -> None:
         time.sleep(0.01)
     time.sleep(after_s)
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, reported = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Traceback" not in told
+    assert "Traceback" not in reported
 
 
 @pytest.mark.parametrize("victim", ["run", "group", "worker"])
@@ -56,8 +56,8 @@ def test_an_export_killed_at_random_moments_writes_the_same_bytes(tmp_path: Path
             (os.killpg if victim == "group" else os.kill)(process.pid, signal.SIGKILL)
         process.wait()
         found = tree(out) if out.exists() else {}
-        assert found.items() <= expected.items()  # nothing half-written under a final name
-    for _ in range(20):  # an orphan may hold a lock for as long as it takes to notice
+        assert found.items() <= expected.items()  # no incomplete bag has a final name
+    for _ in range(20):  # a remaining worker keeps its lock until it ends
         done = subprocess.run(exporting(tmp_path / "slides", out), cwd=ROOT, capture_output=True, text=True)
         if done.returncode == 0:
             break

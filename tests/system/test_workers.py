@@ -154,8 +154,8 @@ def test_workers_ignore_ctrl_c(start: str, tmp_path: Path) -> None:
     )
     if start == "program":  # it does not import the script
         body = "import pool_tasks; work = pool_tasks.work\n" + body
-    said, err = script(tmp_path, body).communicate(timeout=120)
-    assert (said, err) == ("True\n", "")
+    output, err = script(tmp_path, body).communicate(timeout=120)
+    assert (output, err) == ("True\n", "")
 
 
 def test_ctrl_c_ends_running_workers_without_output(tmp_path: Path) -> None:

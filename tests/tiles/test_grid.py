@@ -303,11 +303,13 @@ def test_an_already_aligned_grid_has_no_warning(coordinate_slide: Path) -> None:
     np.testing.assert_array_equal(grid.origins, TileGrid(view, 256, stride=512).origins)
 
 
-@pytest.mark.parametrize(("asked", "laid"), [({"stride": 1}, 256), ({"stride": 383}, 256), ({"stride": 385}, 512)])
-def test_an_aligned_stride_is_the_nearest_multiple(coordinate_slide: Path, asked: dict, laid: int) -> None:
+@pytest.mark.parametrize(
+    ("requested", "snapped"), [({"stride": 1}, 256), ({"stride": 383}, 256), ({"stride": 385}, 512)]
+)
+def test_an_aligned_stride_is_the_nearest_multiple(coordinate_slide: Path, requested: dict, snapped: int) -> None:
     """Of the stored tile, and never 0."""
     with pytest.warns(AlignedGridWarning):
-        assert TileGrid(open_slide(coordinate_slide).view(), 256, **asked, align=True).config.step == laid
+        assert TileGrid(open_slide(coordinate_slide).view(), 256, **requested, align=True).config.step == snapped
 
 
 def test_an_aligned_grid_has_no_overlap(coordinate_slide: Path) -> None:

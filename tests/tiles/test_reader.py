@@ -27,7 +27,7 @@ from slideio_pipe.geometry import LevelChoice, Pyramid
 from slideio_pipe.slides import sampling
 from slideio_pipe.slides.view import SlideView
 
-# The DICOM slide of others is a level of which the full resolution was left out.
+# The public DICOM slide is a level without its full resolution.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
 
 RANDOM = np.random.default_rng(0)

@@ -24,7 +24,7 @@ from slideio_pipe.synthetic.slide import write_synthetic_slide
 from slideio_pipe.tiles.find_tissue import find_tissue
 from slideio_pipe.tiles.tissue_mask import TissueMask
 
-# The DICOM slide of others is a level of which the full resolution was left out.
+# The public DICOM slide is a level without its full resolution.
 pytestmark = pytest.mark.filterwarnings("ignore::slideio_pipe.errors.IncompleteSlideWarning")
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9))
@@ -161,7 +161,7 @@ def test_find_tissue_drops_specks_by_area_in_um():
     tissue = find_tissue(slide)
     assert tissue.mask[20:70, 20:90].all()
     outside = tissue.mask.copy()
-    outside[18:72, 18:92] = False  # the outline of dense tissue lies up to two pixels, 16 µm, in the glass
+    outside[18:72, 18:92] = False  # the outline of dense tissue is up to two pixels, 16 µm, in the glass
     assert not outside.any()
     for kept in (1000, 4000):
         assert find_tissue(slide, min_area_um2=kept).mask[82:88, 122:128].all()
@@ -241,7 +241,7 @@ def test_generated_slides_agree_with_their_plan(tmp_path):
 
 
 REAL = [
-    # slide, its mpp if the file has none, bounds of the tissue fraction judged by eye
+    # slide, its mpp if the file has none, bounds of the tissue fraction (visual estimate)
     ("CMU-1-Small-Region.svs", None, (0.35, 0.5)),
     ("TCGA-CR-7395-01A-01-TS1.svs", 0.5, (0.6, 0.72)),
     ("OS-2-ndpi.ome.tif", None, (0.8, 0.97)),

@@ -335,7 +335,7 @@ def test_the_staircase_of_a_real_scan_is_no_tissue(shared_data, slide_mpp):
     assert coloured.mean() < mask.mean() < coloured.mean() + 0.05
     assert mask[coloured].mean() > 0.99
     assert not mask[rgb.min(axis=2) >= 252].any()
-    # Glass beside a scan line, that only a little tissue reaches into.
+    # Glass beside a scan line, with little tissue.
     assert found.fractions([[2561, 0, 512, 512]])[0] < 0.1
 
 

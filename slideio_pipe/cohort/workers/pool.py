@@ -1,4 +1,4 @@
-"""A pool of worker processes, each with one task at a time: one that dies, hangs or grows fails only its task."""
+"""A pool of worker processes with one task at a time: a crash, a hang or too much memory fails only that task."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Attempt:
 
     def ended(self, ended: Ended) -> Outcome:
         """Return the outcome, from the worker's report."""
-        said, attempts = tuple(map(str, ended.warnings)), self.deaths + 1
-        return Outcome(self.task, ended.value, ended.error, ended.stage, ended.seconds, said, attempts=attempts)
+        warned, attempts = tuple(map(str, ended.warnings)), self.deaths + 1
+        return Outcome(self.task, ended.value, ended.error, ended.stage, ended.seconds, warned, attempts=attempts)
 
     def lost(self, reason: str, stage: str, seconds: float) -> Outcome | None:
         """Count an ended worker; return the outcome if it was the last attempt."""

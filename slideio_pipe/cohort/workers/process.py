@@ -306,8 +306,8 @@ def _serve(connection: Connection, work: Work, idle_s: float | None = None) -> N
             except Exception as raised:  # any error of a library for a damaged slide fails only that slide
                 value, error = None, portable(raised)
         found = {str(warning.message): warning.message for warning in caught}
-        said = [message if isinstance(message, SlideioPipeWarning) else text for text, message in found.items()]
-        connection.send(("done", value, error, tuple(said)))
+        warned = [message if isinstance(message, SlideioPipeWarning) else text for text, message in found.items()]
+        connection.send(("done", value, error, tuple(warned)))
 
 
 def portable(error: BaseException) -> SlideioPipeError:

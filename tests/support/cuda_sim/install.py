@@ -134,7 +134,7 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _made_on_host(factory: Any) -> Any:
-    """Return a function that makes a tensor on the host and brings it to the device that is asked for."""
+    """Return a function that makes a tensor on the host and moves it to the requested device."""
 
     def made(*arguments: Any, device: Any = None, **more: Any) -> torch.Tensor:
         if device is None or torch.device(device).type != "cuda":

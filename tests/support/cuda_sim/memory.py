@@ -12,7 +12,7 @@ from torch import Tensor
 from cuda_sim.scheduler import Simulation, Stream, simulation
 
 ROUND_TO = 512  # bytes
-UNSET = 0xAB  # of memory nobody wrote to
+UNSET = 0xAB  # of memory that was not written
 real_empty = torch.empty
 
 
@@ -40,7 +40,7 @@ class Memory:
         self._sim = sim
         self._free: defaultdict[tuple[Stream, int], list[Block]] = defaultdict(list)
         self._waiting: list[tuple[Block, list[tuple[Stream, int, int]]]] = []  # used by other streams: until when
-        self._page_locked: dict[int, Tensor] = {}  # kept, so that no address comes again
+        self._page_locked: dict[int, Tensor] = {}  # kept, so that no address is used twice
 
     def take(self, size: int, stream: Stream) -> Block:
         """Return a block for a stream: a freed one, if there is one."""

@@ -15,7 +15,7 @@ import torch
 import torch.cuda._sanitizer as sanitizer
 
 DEVICES = 2
-STREAMS_PER_DEVICE = 32  # torch hands them out in turns
+STREAMS_PER_DEVICE = 32  # torch returns them in turn
 POLICIES = ("lazy", "random", "eager")
 _STEPS = (0, 0, 1, 3, 8)  # of "random": how much is computed whenever something is queued
 

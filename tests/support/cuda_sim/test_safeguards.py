@@ -66,7 +66,7 @@ SAFEGUARDS = [
     ),
     Safeguard("features wait for their copy", Batches, "_receive", "sent.there.wait()", "pass"),
 ]
-# Where the line itself stays, a later one has to use the mark that was made too early.
+# If the line itself is kept, a later line uses the mark that was made too early.
 _THEN = {
     "the mark of the copy is behind it": ("copied = StreamMark.here(self.device, blocking=True)", "copied = early"),
     "the mark of the tiles is behind their normalisation": ("ready = StreamMark.here(self.device)", "ready = early"),
