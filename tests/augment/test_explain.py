@@ -111,7 +111,7 @@ def test_the_total_is_the_weighted_sum() -> None:
         (A.Compose([RandomAffine(), A.Rotate()]), "RandomAffine and Rotate both turn"),
         (A.Compose([A.Normalize(0.5, 0.5), A.HorizontalFlip()]), "normalisation is not the last step"),
         (A.Compose([A.MedianBlur()]), "MedianBlur is expensive"),
-        (A.Compose([StainJitter(), A.Blur()]), "keeps the whole transform off the device"),
+        (A.Compose([StainJitter(), A.Blur()]), "prevents the whole transform from running on the device"),
         (A.Compose([A.ElasticTransform()]), "ElasticTransform is refused: takes degrees for radians"),
     ],
 )

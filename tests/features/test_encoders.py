@@ -74,9 +74,9 @@ def test_a_description_beside_the_file_is_read(files: Path, tmp_path: Path, besi
 
 def test_a_network_without_a_description_is_refused(files: Path) -> None:
     """The error lists every way to describe its tiles."""
-    with pytest.raises(ConfigError, match=r"how tiles are normalised and how large.*normalize=.*script\.pt\.json"):
+    with pytest.raises(ConfigError, match=r"the normalisation of tiles and the size.*normalize=.*script\.pt\.json"):
         load_encoder(files / "script.pt")
-    with pytest.raises(ConfigError, match="how tiles are normalised"):
+    with pytest.raises(ConfigError, match="the normalisation of tiles is unknown"):
         load_encoder(files / "program.pt2")  # its size is in it
     with pytest.raises(ConfigError, match="how large tiles are"):
         load_encoder(network(), normalize="imagenet")

@@ -215,7 +215,7 @@ def test_scores_of_another_slide_are_refused(coordinate_slide: Path, tmp_path: P
     """Tiles outside would be drawn at wrong places; a JPEG is no pyramid."""
     far = scored(affine=Affine(2, 0, 5000, 0, 2, 0))
     with open_slide(coordinate_slide) as slide:
-        with pytest.raises(ConfigError, match="lie outside"):
+        with pytest.raises(ConfigError, match="are outside"):
             draw_heatmap(far, slide)
         with pytest.raises(ConfigError, match=r"end it in \.tif"):
             save_heatmap_pyramid(scored(), slide, tmp_path / "a.jpg")

@@ -59,7 +59,7 @@ def test_a_slide_is_predicted_as_by_encoder_and_model(trained: Trained) -> None:
     np.testing.assert_allclose(found.scores("instance"), torch.sigmoid(out.instances[:, 0]).numpy(), atol=1e-5)
     assert (found.coords == bag.coords).all()
     assert found.result["probability_1"] == pytest.approx(float(torch.sigmoid(out.logits[0])), abs=1e-5)
-    assert found.output == found.result  # the former name
+    assert found.said == found.result  # the former name
     assert (found.label, found.tile_size, found.slide) == (1, 32, "s1.svs")
     assert found.affine.a == pytest.approx(4)
 
@@ -145,7 +145,7 @@ def test_inputs_that_do_not_fit_the_checkpoint_are_refused(trained: Trained, tmp
     with pytest.raises(ConfigError, match="takes slides, not features"):
         takes_slides.predict(sp.open_features(trained.folder / "f" / "f0.pt"))
     torch.save({"version": 1, "state": 1}, tmp_path / "other.ckpt")
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="another program"):
         sp.load_predictor(tmp_path / "other.ckpt")
     with pytest.raises(ConfigError, match="no such checkpoint"):
         sp.load_predictor(tmp_path / "none.ckpt")
