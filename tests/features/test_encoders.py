@@ -78,7 +78,7 @@ def test_a_network_without_a_description_is_refused(files: Path) -> None:
         load_encoder(files / "script.pt")
     with pytest.raises(ConfigError, match="the normalisation of tiles is unknown"):
         load_encoder(files / "program.pt2")  # its size is in it
-    with pytest.raises(ConfigError, match="how large tiles are"):
+    with pytest.raises(ConfigError, match="the size of tiles is unknown"):
         load_encoder(network(), normalize="imagenet")
 
 
