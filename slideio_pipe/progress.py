@@ -153,7 +153,12 @@ def narrated(progress: Report | bool | None, what: str) -> Iterator[tuple[Report
     elif progress is False or (progress is None and not interactive):
         yield _silent, _silent
     elif not interactive:
-        yield _silent, _Lines(console, what)
+
+        def line(text: str, *, lasting: bool = False) -> None:
+            if lasting:
+                console.print(f"{what}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+        yield _silent, line
     else:
         column = TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
         columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), column)
@@ -174,17 +179,6 @@ def _console() -> tuple[Console, bool]:
         # Without ipywidgets, rich's bar does not work in a notebook: one line is printed at the end.
         return Console(stderr=True, force_jupyter=False), False
     return console, console.is_terminal or console.is_jupyter
-
-
-class _Lines:
-    """Prints texts as lines."""
-
-    def __init__(self, console: Console, what: str) -> None:
-        self._console, self._what = console, what
-
-    def __call__(self, text: str, *, lasting: bool = False) -> None:
-        if lasting:
-            self._console.print(f"{self._what}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _silent(*_: object, **__: object) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import albumentationsxl as A
@@ -16,9 +17,9 @@ import numpy as np
 from albumentationsxl.core.serialization import SERIALIZABLE_REGISTRY
 
 from slideio_pipe.augment.geometric_transforms import about_middle, mirrored, quarter_turns, resized, rotation
-from slideio_pipe.augment.operations import Hsv, Noise, Opaque, Operation, Tone
+from slideio_pipe.augment.operations import Hsv, Noise, Opaque, Tone
 from slideio_pipe.augment.stain_matrices import HED, as_stain, jitter
-from slideio_pipe.augment.transform_base import Context, OurTransform, Steps, uniform
+from slideio_pipe.augment.transform_base import Context, OurTransform, Steps, coloured, uniform
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size, round_half_up
 
@@ -34,24 +35,15 @@ class Verdict:
     """How a transform is handled, and why."""
 
     kind: Kind
-    why: str
+    why: str = ""
     instead: str = ""  # replacement for a refused transform
 
 
-def _right(why: str = "") -> Verdict:
-    return Verdict("right", why)
-
-
-def _corrected(why: str) -> Verdict:
-    return Verdict("corrected", why)
+_right, _corrected, _refused = partial(Verdict, "right"), partial(Verdict, "corrected"), partial(Verdict, "refused")
 
 
 def _opaque(why: str) -> Verdict:
     return Verdict("opaque", f"{why}; runs lazily only, after all geometry")
-
-
-def _refused(why: str, instead: str) -> Verdict:
-    return Verdict("refused", why, instead)
 
 
 _DEVICE = "leave it out: tiles are normalised on the device, with normalize=Normalize(...)"
@@ -281,10 +273,6 @@ def _transpose(transform: Any, rng: np.random.Generator, size: Size, context: Co
 # -- colour --------------------------------------------------------------------------------------------------------
 
 
-def _operations(*operations: Operation) -> Steps:
-    return Steps(operations=tuple(operation for operation in operations if not operation.is_identity))
-
-
 def _linear_tone(factor: float, shift: float) -> Tone:
     """Return factor·x + shift, x from 0 to 1, as a ``Tone``: half the contrast about twice the shift."""
     return Tone() if (factor, shift) == (1, 0) else Tone(brightness=2 * factor, contrast=0.5, pivot=2 * shift)
@@ -292,27 +280,27 @@ def _linear_tone(factor: float, shift: float) -> Tone:
 
 def _brightness_contrast(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     factor = max(0.0, 1 + uniform(rng, transform.contrast_limit))
-    return _operations(_linear_tone(factor, uniform(rng, transform.brightness_limit)))
+    return coloured(_linear_tone(factor, uniform(rng, transform.brightness_limit)))
 
 
 def _gamma(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     gamma = uniform(rng, transform.gamma_limit) / 100
     if not gamma > 0:
         raise ConfigError(f"RandomGamma: gamma={gamma:g}", remedy="pass gamma_limit=(80, 120), in percent, above 0")
-    return _operations(Tone(gamma=gamma))
+    return coloured(Tone(gamma=gamma))
 
 
 def _hsv(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     turn = uniform(rng, transform.hue_shift_limit) / 180
     saturation, value = uniform(rng, transform.sat_shift_limit) / 255, uniform(rng, transform.val_shift_limit) / 255
-    return _operations(Hsv(turn=turn, saturation=saturation, value=value))
+    return coloured(Hsv(turn=turn, saturation=saturation, value=value))
 
 
 def _hed_shift(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     limits = (transform.h_shift_limit, transform.e_shift_limit, transform.d_shift_limit)
     # The exponential keeps the factor above 0 and is 1 + shift for small shifts.
     alpha = np.exp([uniform(rng, limit) * _HED_UNIT for limit in limits])
-    return _operations(as_stain(*jitter(HED, alpha, owner="HEDShift")))
+    return coloured(as_stain(*jitter(HED, alpha, owner="HEDShift")))
 
 
 def _gauss_noise(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
@@ -320,7 +308,7 @@ def _gauss_noise(transform: Any, rng: np.random.Generator, size: Size, context: 
         raise ConfigError("GaussNoise: per_channel=False", remedy="leave it out: noise is drawn for each channel")
     sigma = math.sqrt(uniform(rng, transform.var_limit))
     seed = int(rng.integers(2**31))
-    return _operations(_linear_tone(1, transform.mean / 255), Noise(sigma=min(sigma, 255), seed=seed))
+    return coloured(_linear_tone(1, transform.mean / 255), Noise(sigma=min(sigma, 255), seed=seed))
 
 
 LOWERINGS: Mapping[str, Lowering] = {

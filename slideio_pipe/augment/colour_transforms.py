@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.augment.operations import Hsv, Lab, Matrix, Noise, Operation, Saturation, Tone, Triple
+from slideio_pipe.augment.operations import Hsv, Lab, Matrix, Noise, Saturation, Tone, Triple
 from slideio_pipe.augment.stain_matrices import (
     MACENKO_STRENGTH,
     as_matrix,
@@ -19,7 +19,17 @@ from slideio_pipe.augment.stain_matrices import (
     jitter_checked,
     named_basis,
 )
-from slideio_pipe.augment.transform_base import ColourTransform, Context, Range, Steps, number, span, triples, uniform
+from slideio_pipe.augment.transform_base import (
+    ColourTransform,
+    Context,
+    Range,
+    Steps,
+    coloured,
+    number,
+    span,
+    triples,
+    uniform,
+)
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Size
 
@@ -70,7 +80,7 @@ class StainJitter(ColourTransform):
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one map in optical density."""
         alpha, beta = rng.uniform(*self.alpha, 3), rng.uniform(*self.beta, 3)
-        return _steps(as_stain(*jitter_checked(_basis_of(self.basis, context, "StainJitter"), alpha, beta)))
+        return coloured(as_stain(*jitter_checked(_basis_of(self.basis, context, "StainJitter"), alpha, beta)))
 
 
 class StainNormalize(ColourTransform):
@@ -114,7 +124,7 @@ class StainNormalize(ColourTransform):
         factors = np.ones(3)
         if self.needs_slide and context.colour is not None and self.strength is not None:
             factors = np.clip(np.divide(self.strength, context.colour.strength), 1 / MAX_FACTOR, MAX_FACTOR)
-        return _steps(as_stain(exchange(source, named_basis(self.target, "StainNormalize"), factors)))
+        return coloured(as_stain(exchange(source, named_basis(self.target, "StainNormalize"), factors)))
 
 
 class ColorJitter(ColourTransform):
@@ -161,7 +171,7 @@ class ColorJitter(ColourTransform):
             Saturation(factor=uniform(rng, self.saturation)),
             Hsv(turn=uniform(rng, self.hue)),
         )
-        return _steps(*(operations[index] for index in order))
+        return coloured(*(operations[index] for index in order))
 
 
 class RandStainNA(ColourTransform):
@@ -213,7 +223,7 @@ class RandStainNA(ColourTransform):
         std = np.maximum(spreads + spread_widths * rng.standard_normal(3), spreads / MAX_FACTOR)
         own_mean, own_std = self._slide_statistics(context)
         gain = np.clip(std / own_std, 1 / MAX_FACTOR, MAX_FACTOR)
-        return _steps(Lab(gain=as_triple(gain), bias=as_triple(mean - gain * own_mean)))
+        return coloured(Lab(gain=as_triple(gain), bias=as_triple(mean - gain * own_mean)))
 
     def _slide_statistics(self, context: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if self.source == "cohort":
@@ -243,11 +253,7 @@ class GaussianNoise(ColourTransform):
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one operation with its own seed."""
-        return _steps(Noise(sigma=uniform(rng, self.sigma), seed=int(rng.integers(2**31))))
-
-
-def _steps(*operations: Operation) -> Steps:
-    return Steps(operations=tuple(operation for operation in operations if not operation.is_identity))
+        return coloured(Noise(sigma=uniform(rng, self.sigma), seed=int(rng.integers(2**31))))
 
 
 def _basis_argument(basis: Any, owner: str) -> str | Matrix:

@@ -48,6 +48,11 @@ class Steps(NamedTuple):
     fit: bool = False  # move the content to the corner of the smallest canvas that holds it; overrides ``canvas``
 
 
+def coloured(*operations: Operation) -> Steps:
+    """Return the steps of colour operations, without those that change nothing."""
+    return Steps(operations=tuple(operation for operation in operations if not operation.is_identity))
+
+
 class OurTransform:
     """Draws, executes and serialises; mixed into albumentationsxl's base classes."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from slideio_pipe.errors import BagFormatError, ConfigError, require
 from slideio_pipe.export.layouts.hdf5 import number
 from slideio_pipe.export.layouts.trident import level0_side
-from slideio_pipe.geometry import Mpp
+from slideio_pipe.geometry import Affine, Mpp
 from slideio_pipe.slides.resolution import checked_mpp
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.feature_arrays import encoder_names, is_feature_store, open_feature_store, stored_features
@@ -133,8 +132,7 @@ def _chosen(path: Path, encoder: str | None) -> str:
 def _side_level0(described: Mapping[str, Any]) -> float | None:
     """Return the side of a tile at level 0, also of a rotated one: rotation does not change areas."""
     try:
-        sx, b, _, d, sy, _ = (float(value) for value in described["view"]["affine"])
-        return float(described["grid"]["tile_size"]) * math.sqrt(abs(sx * sy - b * d))
+        return float(described["grid"]["tile_size"]) * Affine.from_tuple(described["view"]["affine"]).mean_stretch()
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -101,6 +101,7 @@ class VirtualTiff:
     def __init__(self, size: Size, tile: Size, read_tile: ReadTile, *, fail_on: str = "none") -> None:
         # libvips refuses tiles much larger than the image, so a single tile is cropped to it.
         self._tile = Size(min(tile.width, _multiple_of_16(size.width)), min(tile.height, _multiple_of_16(size.height)))
+        self._whole = Rect(0, 0, *size)
         self._feed = _Feed(_layout(size, self._tile), self._tile, read_tile)
         source = pyvips.SourceCustom()
         source.on_read(self._feed.read)
@@ -109,6 +110,12 @@ class VirtualTiff:
         # libvips calls back through handles owned by the Python source. pyvips copies an image's references to every
         # image derived from it; without this reference the process crashes when the last Python source is freed.
         self.image._references.append(source)
+
+    def raise_failure(self) -> None:
+        """Raise the exception the decoder raised for any tile, if there is one."""
+        failure = self.failure(self._whole)
+        if failure is not None:
+            raise failure.with_traceback(None)
 
     def failure(self, rect: Rect) -> BaseException | None:
         """Return the exception the decoder raised for a tile that ``rect`` touches, if any.

@@ -290,9 +290,7 @@ class SlideView:
     def _raise_failure(self) -> None:
         """Raise the first failure of any pixel of the view since it was made: libvips does not always report it."""
         if self._resampled is not None:
-            failure = self._resampled.failure(Rect(0, 0, *self.plain_size))
-            if failure is not None:
-                raise failure.with_traceback(None)
+            self._resampled.raise_failure()
         # These are not the level's own pixels, so they are not searched for black tiles: a non-black pixel suffices.
         whole = Rect(0, 0, *self.level_size)
         self.slide.raise_failure(self.level, whole, np.broadcast_to(np.uint8(255), (whole.height, whole.width, 3)))

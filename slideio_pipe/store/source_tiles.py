@@ -12,6 +12,7 @@ import numpy as np
 import simplejpeg
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError
+from slideio_pipe.slides.backends.base import undecodable
 from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_for, finest_jpeg, white_jpeg
 from slideio_pipe.tiles.bag import Bag
@@ -115,11 +116,7 @@ class SourceTiles:
             place = (
                 f"({column}, {row}) of level {self._level}, at ({column * self._side}, {row * self._side}) px there,"
             )
-            raise CorruptSlideError(
-                f"the stored tile {place} cannot be decoded ({error})",
-                slide=self._slide,
-                remedy="copy the slide again, or leave this region out",
-            ) from error
+            raise undecodable(f"the stored tile {place}", error, self._slide) from error
         return stream
 
 

@@ -25,17 +25,9 @@ CHUNK_PX = {"cpu": 2**16, "cuda": 2**24}
 class Statistics(Protocol):
     """Statistics of normalisation: (x · rescale − mean) / std."""
 
-    @property
-    def mean(self) -> tuple[float, float, float]:
-        """Red first, in units of the rescaled values."""
-
-    @property
-    def std(self) -> tuple[float, float, float]:
-        """Red first, in units of the rescaled values."""
-
-    @property
-    def rescale(self) -> float:
-        """Factor for a byte, applied first."""
+    mean: tuple[float, float, float]  # red first, in units of the rescaled values
+    std: tuple[float, float, float]  # likewise
+    rescale: float  # factor for a byte, applied first
 
 
 @dataclass(frozen=True, slots=True)

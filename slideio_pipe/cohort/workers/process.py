@@ -17,8 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError, SlideioPipeWarning
 
@@ -66,24 +67,7 @@ class LostError(Exception):
     """A worker ended or must be killed; the message follows "its worker process"."""
 
 
-class Process(Protocol):
-    """The parts of a process that a worker uses."""
-
-    @property
-    def pid(self) -> int | None:
-        """Return the process id."""
-
-    @property
-    def exitcode(self) -> int | None:
-        """Return the exit code, minus the signal that killed it; None while it runs."""
-
-    def join(self, timeout: float | None = None) -> None:
-        """Wait for the end."""
-
-    def kill(self) -> None:
-        """Kill the process."""
-
-
+Process: TypeAlias = "BaseProcess | _Program"
 Start = Callable[[], tuple[Connection, Process]]
 
 

@@ -6,7 +6,8 @@ import hashlib
 import logging
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -119,18 +120,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-class _reading:  # noqa: N801  # a context manager, used like a function
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     """Convert any error of torch for a file into one of ours, without its log messages."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._log = path, logging.getLogger("torch.export")
-
-    def __enter__(self) -> None:
-        self._level = self._log.level
-        self._log.setLevel(logging.CRITICAL)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self._log.setLevel(self._level)
-        if isinstance(error, Exception) and not isinstance(error, (ConfigError, MissingExtraError)):
-            message = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ConfigError(f"cannot be read ({message})", slide=str(self._path), remedy=_NOT_OPENED) from error
+    log = logging.getLogger("torch.export")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except (ConfigError, MissingExtraError):
+        raise
+    except Exception as error:
+        message = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(f"cannot be read ({message})", slide=str(path), remedy=_NOT_OPENED) from error
+    finally:
+        log.setLevel(level)

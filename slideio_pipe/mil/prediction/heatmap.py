@@ -92,9 +92,8 @@ def save_heatmap_pyramid(
         raise ConfigError("what is written is a TIFF", slide=str(path), remedy="end it in .tif")
     _check_within(scores, slide)
     view = slide.view(mpp=_finest(scores, slide, mpp))
-    colours = _Painter(scores.map, slide, view.choice, Affine.scaling(*view.downsample), blend)
-    image = VirtualTiff(view.size, _TILE, colours, fail_on="warning")
-    whole = Rect(0, 0, *view.size)
+    paint = partial(_paint_tile, scores.map, Sampler(slide), view.choice, Affine.scaling(*view.downsample), blend)
+    image = VirtualTiff(view.size, _TILE, paint, fail_on="warning")
     save_pyramid(
         image.image,
         path,
@@ -103,30 +102,20 @@ def save_heatmap_pyramid(
         overwrite=overwrite,
         progress=progress,
         name=slide.name,
-        check=partial(_raise_failure, image, whole),
+        check=image.raise_failure,
     )
     return path
 
 
-class _Painter:
-    """Computes the tiles of the pyramid's finest level on request."""
-
-    def __init__(self, scores: ScoreMap, slide: Slide, choice: LevelChoice, to_level0: Affine, blend: bool) -> None:
-        self._map, self._choice, self._to_level0, self._blend = scores, choice, to_level0, blend
-        self._sampler = Sampler(slide)
-
-    def __call__(self, column: int, row: int) -> NDArray[np.uint8]:
-        x, y = column * _TILE.width, row * _TILE.height
-        pixels = np.full((_TILE.height, _TILE.width, 3), 255, np.uint8)
-        if self._blend:
-            self._sampler.plain(self._choice, Rect(x, y, *_TILE), pixels)
-        return self._map.paint(pixels, self._to_level0 @ Affine.translation(x, y), blend=self._blend)
-
-
-def _raise_failure(image: VirtualTiff, whole: Rect) -> None:
-    failure = image.failure(whole)
-    if failure is not None:
-        raise failure.with_traceback(None)
+def _paint_tile(
+    scores: ScoreMap, sampler: Sampler, choice: LevelChoice, to_level0: Affine, blend: bool, column: int, row: int
+) -> NDArray[np.uint8]:
+    """Return a tile of the pyramid's finest level."""
+    x, y = column * _TILE.width, row * _TILE.height
+    pixels = np.full((_TILE.height, _TILE.width, 3), 255, np.uint8)
+    if blend:
+        sampler.plain(choice, Rect(x, y, *_TILE), pixels)
+    return scores.paint(pixels, to_level0 @ Affine.translation(x, y), blend=blend)
 
 
 def _finest(scores: TileScores, slide: Slide, mpp: float | str | None) -> Mpp | None:

@@ -26,6 +26,12 @@ class StaleLevelError(CorruptSlideError):
     """The pixels are wrong because others near them could not be decoded; fetched again, they are correct."""
 
 
+def undecodable(what: str, reason: object, slide: str) -> CorruptSlideError:
+    """Return the error of a stored tile, named with its place."""
+    remedy = "copy the slide again, or leave this region out"
+    return CorruptSlideError(f"{what} cannot be decoded ({reason})", slide=slide, remedy=remedy)
+
+
 @dataclass(frozen=True)
 class Facts:
     """Contents of a slide's header, read without decoding pixels."""

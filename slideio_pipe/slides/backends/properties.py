@@ -56,7 +56,7 @@ class SlideProperties(Mapping[str, str]):
             found.setdefault(name, value)
         if not _has_levels(found, facts.pyramid):
             found = {name: value for name, value in found.items() if not name.startswith("openslide.level[")}
-            found |= _tiles(facts.tile_sizes)
+            found |= _sides(facts.tile_sizes, "tile-")
         found |= _levels(facts.pyramid)
         return dict(sorted(found.items()))
 
@@ -109,13 +109,13 @@ def _has_levels(properties: Mapping[str, str], pyramid: Pyramid) -> bool:
     """Return whether properties describe the pyramid's levels, so that their tile sizes are valid too."""
     if properties.get("openslide.level-count") != str(len(pyramid.levels)):
         return False
-    return all(properties.get(name) == value for name, value in _sizes(pyramid).items())
+    return all(properties.get(name) == value for name, value in _sides(pyramid.levels).items())
 
 
-def _sizes(pyramid: Pyramid) -> dict[str, str]:
+def _sides(sizes: tuple[Size, ...], of: str = "") -> dict[str, str]:
     return {
-        f"openslide.level[{index}].{side}": str(getattr(size, side))
-        for index, size in enumerate(pyramid.levels)
+        f"openslide.level[{index}].{of}{side}": str(getattr(size, side))
+        for index, size in enumerate(sizes)
         for side in ("width", "height")
     }
 
@@ -125,15 +125,7 @@ def _levels(pyramid: Pyramid) -> dict[str, str]:
         f"openslide.level[{index}].downsample": _text(downsample_of(down))
         for index, down in enumerate(pyramid.downsamples)
     }
-    return {"openslide.level-count": str(len(pyramid.levels)), **_sizes(pyramid), **downs}
-
-
-def _tiles(sizes: tuple[Size, ...]) -> dict[str, str]:
-    return {
-        f"openslide.level[{index}].tile-{side}": str(getattr(size, side))
-        for index, size in enumerate(sizes)
-        for side in ("width", "height")
-    }
+    return {"openslide.level-count": str(len(pyramid.levels)), **_sides(pyramid.levels), **downs}
 
 
 def _text(number: float) -> str:

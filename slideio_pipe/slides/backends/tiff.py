@@ -17,7 +17,7 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning, 
 from slideio_pipe.geometry import Pyramid, Rect
 from slideio_pipe.images.vips import as_rgb
 from slideio_pipe.images.virtual_tiff import VirtualTiff
-from slideio_pipe.slides.backends.base import Facts, StaleLevelError, StoredTiles
+from slideio_pipe.slides.backends.base import Facts, StaleLevelError, StoredTiles, undecodable
 from slideio_pipe.slides.backends.jpeg_tiles import JpegTiles
 from slideio_pipe.slides.backends.tiff_decoder import CutStrips, TileDecoder
 from slideio_pipe.slides.backends.tiff_header import JPEG, TiffHeader, TiffPage, read_header
@@ -136,11 +136,7 @@ class TiffBackend:
                 reason = f"tile ({column}, {row}) of level {level} was lost beside one that cannot be decoded"
                 return StaleLevelError(reason, slide=self._path.name, remedy="read it again")
         except pyvips.Error as error:
-            return CorruptSlideError(
-                f"tile ({column}, {row}) of level {level} cannot be decoded ({_first_line(error)})",
-                slide=self._path.name,
-                remedy="copy the slide again, or leave this region out",
-            )
+            return undecodable(f"tile ({column}, {row}) of level {level}", _first_line(error), self._path.name)
         self._black.add((level, column, row))
         return None
 

@@ -15,9 +15,9 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.files import open_to_read, pread
 from slideio_pipe.geometry import Rect, Size
+from slideio_pipe.slides.backends.base import undecodable
 from slideio_pipe.slides.backends.jpeg_header import DAMAGE, complete_jpeg, read_frame
 from slideio_pipe.slides.backends.tiff_header import JPEG, TiffPage
 from slideio_pipe.slides.byte_cache import ByteCache
@@ -66,11 +66,8 @@ class TileDecoder:
         try:
             decoded = [self._decode(index, row) for index in range(first, first + planes * step, step)]
         except Exception as error:  # codecs may raise anything
-            raise CorruptSlideError(
-                f"{self._place(column, row)} cannot be decoded ({error or type(error).__name__})",
-                slide=self._slide,
-                remedy="copy the slide again, or leave this region out",
-            ) from error
+            reason = str(error) or type(error).__name__
+            raise undecodable(self._place(column, row), reason, self._slide) from error
         stored = [plane for plane, _ in decoded if plane is not None]
         if len(stored) < planes:
             return self.drawn(column, row)
