@@ -266,10 +266,6 @@ def _crop_or_pad(transform: Any, rng: np.random.Generator, size: Size, context: 
     return Steps(Affine.translation(x, y), canvas)
 
 
-def _transpose(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
-    return Steps(Affine(a=0, b=1, d=1, e=0), Size(size.height, size.width))
-
-
 # -- colour --------------------------------------------------------------------------------------------------------
 
 
@@ -316,7 +312,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "HorizontalFlip": lambda transform, rng, size, context: mirrored(size, horizontal=True, vertical=False),
     "VerticalFlip": lambda transform, rng, size, context: mirrored(size, horizontal=False, vertical=True),
     "Flip": _flip,
-    "Transpose": _transpose,
+    "Transpose": lambda transform, rng, size, context: Steps(Affine(0, 1, 0, 1, 0, 0), Size(size.height, size.width)),
     "RandomRotate90": lambda transform, rng, size, context: quarter_turns(int(rng.integers(4)), size),
     "Rotate": _rotate,
     "Affine": _affine,

@@ -54,7 +54,9 @@ def files_in(source: Path) -> list[Path] | None:
     if found:
         where = {path.parent for path in found}
         folders = f"{len(where)} folder{'' if len(where) == 1 else 's'}"
-        summary = f"{_count(len(found), 'file')} of slides {_are(found)} taken from {folders} below it"
+        summary = (
+            f"{_count(len(found), 'file')} of slides {'is' if len(found) == 1 else 'are'} taken from {folders} below it"
+        )
         warn_caller(PartsWarning(f"{folder}: no slides in it; {summary}"))
     return found
 
@@ -174,7 +176,3 @@ def _is_zarr(folder: Path) -> bool:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _are(found: Sequence[Path]) -> str:
-    return "is" if len(found) == 1 else "are"

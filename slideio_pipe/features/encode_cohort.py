@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from slideio_pipe.cohort.cohort import Cohort
-from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.config import checked
 from slideio_pipe.errors import ConfigError
@@ -209,15 +208,12 @@ def check_places(slides: Cohort, folder: Path | None) -> bool:
 
     Raise ConfigError if features are to be written beside pixels, and a source is not a bag on disk.
     """
-    slide = next((slide for slide in slides if not _is_bag(slide)), None)
+    others = (slide for slide in slides if not (isinstance(slide.source, Path) and is_bag_store(slide.source)))
+    slide = next(others, None)
     if slide is not None and folder is None:
         reason = "is no bag, so features have no place beside its pixels"
         raise ConfigError(reason, slide=slide.name, remedy="pass {out=…} with a folder for the features, or export it")
     return slide is None
-
-
-def _is_bag(slide: CohortSlide) -> bool:
-    return isinstance(slide.source, Path) and is_bag_store(slide.source)
 
 
 def _part(slides: Cohort, shard: str | None) -> tuple[Cohort, str | None]:

@@ -41,7 +41,8 @@ def divide(cohort: Cohort, fit: FitConfig, seed: int, task: TaskConfig | None = 
     SkippedWarning
         Some slides are in other splits, and are left out.
     """
-    column = _stratification_column(task or TaskConfig())
+    task = task or TaskConfig()
+    column = task.event if task.kind == "survival" else task.label
     if fit.folds is None:
         yield _by_split(cohort, fit, seed, column)
         return
@@ -58,11 +59,6 @@ def divide(cohort: Cohort, fit: FitConfig, seed: int, task: TaskConfig | None = 
         rest = [slide for slide in cohort if slide.fold != fold]
         train, validation = _validation(rest, fit, seed, column)
         yield Division(f"fold-{fold}", train, validation, cohort.where(fold=fold))
-
-
-def _stratification_column(task: TaskConfig) -> str:
-    """Return the column for stratification."""
-    return task.event if task.kind == "survival" else task.label
 
 
 def _by_split(cohort: Cohort, fit: FitConfig, seed: int, column: str) -> Division:

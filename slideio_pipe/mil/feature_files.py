@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
-from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.names import file_stem
 from slideio_pipe.cohort.table import TABLES, file_name, read_table
 from slideio_pipe.errors import ConfigError
@@ -65,7 +64,8 @@ def feature_cohort(cohort: Any, folder: str | Path) -> Cohort:
     slides = list(Cohort.of(cohort))
     found = [None if not isinstance(s.source, Path) else _file(place, s.source.name) for s in slides]
     _refuse_missing(place, [s.name for s, file in zip(slides, found, strict=True) if file is None])
-    found_all = Cohort(_with_features(s, file) for s, file in zip(slides, found, strict=True) if file is not None)
+    pairs = [(s, file) for s, file in zip(slides, found, strict=True) if file is not None]
+    found_all = Cohort(replace(slide, source=file, mask=None) for slide, file in pairs)
     _refuse_shared(found_all)
     return found_all
 
@@ -91,10 +91,6 @@ def tiling_of(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None
         }
     except (KeyError, TypeError):
         return None
-
-
-def _with_features(slide: CohortSlide, file: Path) -> CohortSlide:
-    return replace(slide, source=file, mask=None)
 
 
 def _of_table(path: Path, folder: Path) -> Cohort:

@@ -143,7 +143,7 @@ class Sender:
         self.dtype = torch.uint8 if normalize is None else dtype  # of the result
         self._float = dtype
         self.on_stage: OnTiming | None = None  # called with ("copy" | "device", start, end), after waiting
-        self._side = _side_stream(device) if device.type == "cuda" else None
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         # A copy, so that the caller's module is not moved to the device.
         self._normalize = None if normalize is None else deepcopy(normalize).to(device)
 
@@ -191,7 +191,3 @@ class Sender:
         if self._normalize is not None:
             return self._normalize.convert(planes, self.dtype)
         return planes.clone(memory_format=torch.preserve_format) if copy else planes
-
-
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -19,12 +19,10 @@ from slideio_pipe.augment.operations import (
     GREY_LEVELS,
     LUMA,
     UNIT_OF_RGB,
-    Hsv,
     Lab,
     Noise,
     Opaque,
     Operation,
-    Saturation,
     Stain,
     Tone,
 )
@@ -51,10 +49,6 @@ def _tone(planes: Planes, columns: Columns) -> Planes:
     return red, green, blue
 
 
-def _line_numbers(tone: Tone) -> Numbers:
-    return tone.brightness * tone.contrast, 255 * tone.pivot * (1 - tone.contrast)
-
-
 def _line(planes: Planes, columns: Columns) -> Planes:
     """Apply tones whose gamma is 1."""
     slope, lift = columns
@@ -62,19 +56,11 @@ def _line(planes: Planes, columns: Columns) -> Planes:
     return red, green, blue
 
 
-def _saturation_numbers(saturation: Saturation) -> Numbers:
-    return (saturation.factor,)
-
-
 def _saturation(planes: Planes, columns: Columns) -> Planes:
     (factor,) = columns
     red, green, blue = planes
     grey = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     return torch.lerp(grey, red, factor), torch.lerp(grey, green, factor), torch.lerp(grey, blue, factor)
-
-
-def _hsv_numbers(hsv: Hsv) -> Numbers:
-    return 6 * (hsv.turn % 1), hsv.saturation, 255 * hsv.value
 
 
 def _hsv(planes: Planes, columns: Columns) -> Planes:
@@ -204,9 +190,9 @@ class Step:
 
 STEPS: Mapping[str, Step] = {
     "tone": Step(3, _tone_numbers, _tone),
-    "line": Step(2, _line_numbers, _line),
-    "saturation": Step(1, _saturation_numbers, _saturation),
-    "hsv": Step(3, _hsv_numbers, _hsv),
+    "line": Step(2, lambda tone: (tone.brightness * tone.contrast, 255 * tone.pivot * (1 - tone.contrast)), _line),
+    "saturation": Step(1, lambda saturation: (saturation.factor,), _saturation),
+    "hsv": Step(3, lambda hsv: (6 * (hsv.turn % 1), hsv.saturation, 255 * hsv.value), _hsv),
     "stain": Step(12, _stain_numbers, _stain),
     "lab": Step(12, _lab_numbers, _lab),
     "noise": Step(3, _noise_numbers, _noise),

@@ -92,7 +92,9 @@ def compare_readers(
             raise ConfigError(f"{{{name}=}} is {value}", remedy="pass 1 or more")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        path = Path(slide) if slide is not None else _generated(folder)
+        path = folder / "generated.svs" if slide is None else Path(slide)
+        if slide is None:
+            write_synthetic_slide(path, size=(12_000, 9_000), seed=1)
         opened = stack.enter_context(_opened(path))
         readers = {OURS: PEERS[OURS]} | readers
         workers, missing = _started(stack, readers, chosen, python or sys.executable)
@@ -138,10 +140,6 @@ def _selected(known: Mapping[str, T], names: Sequence[str], what: str) -> dict[s
     if unknown:
         raise ConfigError(f'no {what} "{unknown[0]}"', remedy=f"choose from {', '.join(known)}")
     return {name: value for name, value in known.items() if not names or name in names}
-
-
-def _generated(folder: Path) -> Path:
-    return write_synthetic_slide(folder / "generated.svs", size=(12_000, 9_000), seed=1).path
 
 
 @contextmanager

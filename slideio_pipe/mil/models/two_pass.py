@@ -204,8 +204,8 @@ class EncodedBag:
             self._second_pass(parts, chosen or [0])
 
     def _second_pass(self, parts: Sequence[Tensor], chosen: Sequence[int]) -> None:
-        passes, found = self._passes, 0
-        with frozen_batch_norm(passes.encoder), _restored_random_state(self.features.device):
+        passes, found, device = self._passes, 0, self.features.device
+        with frozen_batch_norm(passes.encoder), torch.random.fork_rng([device] if device.type == "cuda" else []):
             for k, (chunk, _) in enumerate(_marked(self._chunks)):
                 found += len(chunk)
                 if k not in chosen:
@@ -320,10 +320,6 @@ def _set_random_state(state: Any, device: torch.device) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)
-
-
-def _restored_random_state(device: torch.device) -> AbstractContextManager[None]:
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def chunk_that_fits(encoder: nn.Module, tiles: Tensor) -> int:

@@ -257,7 +257,8 @@ class _Pictures:
         if slide.mpp is not None or path == slide.source:
             return slide
         if path is None:
-            return replace(slide, mpp=self.how.slide_mpp) if _is_of_features(slide) else slide
+            of_features = isinstance(slide.source, Path) and holds_features(slide.source)
+            return replace(slide, mpp=self.how.slide_mpp) if of_features else slide
         try:
             with open_slide(path, **self.how.in_cohort(None), backend=self.how.backend) as opened:
                 return slide if opened.mpp is None else replace(slide, mpp=opened.mpp.mean)
@@ -271,10 +272,6 @@ class _Pictures:
             return source
         names = (slide.name, stem(slide.name), *(() if not isinstance(source, Path) else (stem(source.name),)))
         return next((self.slides[name] for name in names if name in self.slides), None)
-
-
-def _is_of_features(slide: CohortSlide) -> bool:
-    return isinstance(slide.source, Path) and holds_features(slide.source)
 
 
 def _slides_of(folder: str | Path | None) -> dict[str, Path]:
