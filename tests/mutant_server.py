@@ -1,8 +1,8 @@
 """Tests for mutants.py, without starting Python and importing torch for each of them.
 
-A line of JSON comes in: the copy of the repository, the files to test, the seconds they may take. Every file runs in
-a fork of this process, which has imported the packages but nothing of ours. A line goes out: "killed" with the test
-that failed, "survived" or "time out".
+Input is a line of JSON: the copy of the repository, the files to test, the time limit in seconds. Every file runs in a
+fork of this process, which has imported other packages but not this one. Output is a line: "killed" with the test that
+failed, "survived" or "time out".
 """
 
 from __future__ import annotations

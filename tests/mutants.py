@@ -1,4 +1,4 @@
-"""Small random changes to the core modules, one at a time: how many do the tests notice?
+"""Make small random changes to the core modules, one at a time, and count how many fail a test.
 
     python -m venv mutation && mutation/bin/pip install cosmic-ray
     mutation/bin/python tests/mutants.py --python python --modules geometry tiles/grid --count 8 --seed 1
@@ -13,8 +13,8 @@ comparison by identity; bitwise operators for arithmetic ones and the other way 
 Every change is made in a copy of the repository, never in the checkout. The tests that run are the module's doctests
 and the files that TESTS names, up to the first failure. A change that takes over ``--timeout`` seconds is listed as
 "time out" and not counted: repeat it with more. A module without a survivor is tested once more without a change, so
-that broken tests cannot pass for good ones. One change takes 2 to 30 s of CPU. Printed are killed, survived and
-percentage per module, and the survivors with their lines: which of them change nothing is yours to judge.
+that broken tests are not counted as kills. One change takes 2 to 30 s of CPU. Printed are killed, survived and
+percentage per module, and the survivors with their lines: check by hand which of them change no result.
 """
 
 from __future__ import annotations

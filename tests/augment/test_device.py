@@ -340,8 +340,8 @@ def test_lazy_executor_agrees(name: str) -> None:
     assert np.abs(levels(DeviceProgram(CHAINS[name], normalize=None)(tiles))[0] - flat).max() <= 1
 
 
-def test_lazy_executor_turns_alike() -> None:
-    """A tile turned by the lazy executor is within one level, its borders included."""
+def test_the_lazy_executor_turns_tiles_to_within_a_level() -> None:
+    """Its borders included."""
     tiles = colours(n=1)
     image = pyvips.Image.new_from_array(levels(tiles)[0].astype(np.uint8)).copy(interpretation="srgb")
     turned = Draw(size=Size(96, 64), canvas=Size(90, 70), affine=ROTATION.as_tuple())

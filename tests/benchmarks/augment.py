@@ -38,14 +38,14 @@ Cost = tuple[float, float]  # CPU seconds, wall seconds
 
 
 def timed(run: Callable[[], Any]) -> Cost:
-    """Return what one call costs."""
+    """Return the cost of one call."""
     cpu, wall = time.process_time(), time.perf_counter()
     run()
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
 def alternating(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Cost]:
-    """Return the medians of every run; they take turns, after one round that does not count."""
+    """Return the medians of every run; runs alternate, after one round that does not count."""
     costs: dict[str, list[Cost]] = {name: [] for name in runs}
     for count in range(rounds + 1):
         for name, run in runs.items():
@@ -79,13 +79,13 @@ def picture(path: Path | None, side: int) -> np.ndarray:
 
 
 def sink(image: Any) -> Callable[[], Any]:
-    """Return what computes all of an image, by every thread of libvips."""
+    """Return a function that computes all of an image, by every thread of libvips."""
     # A crop is not in libvips' operation cache, and shares branches.
     return lambda: image.crop(0, 0, image.width, image.height).write_to_memory()
 
 
 def fetches(image: Any) -> Callable[[], Any]:
-    """Return what fetches every other 256-px tile of every other row."""
+    """Return a function that fetches every other 256-px tile of every other row."""
     region = pyvips.Region.new(image)
     places = [(x, y) for y in range(0, image.height - TILE, 4 * TILE) for x in range(0, image.width - TILE, 4 * TILE)]
     return lambda: [region.fetch(x, y, TILE, TILE) for x, y in places]
@@ -157,7 +157,7 @@ def on_tiles(pixels: np.ndarray) -> None:
 
 
 def building() -> None:
-    """Print the time to build the graph of a 100,000² image, and what was decoded meanwhile."""
+    """Print the time to build the graph of a 100,000² image, and what was decoded in that time."""
     read: list[tuple[int, int]] = []
 
     def read_tile(column: int, row: int) -> np.ndarray:
@@ -173,7 +173,7 @@ def building() -> None:
 
 
 def main() -> None:
-    """Run all of it."""
+    """Run all measurements."""
     parser = parser_of(__doc__)
     parser.add_argument("--image", type=Path, help="a picture to repeat; a generated slide without one")
     parser.add_argument("--side", type=int, default=3072, help="side of the image, px")

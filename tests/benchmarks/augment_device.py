@@ -33,7 +33,7 @@ CHAINS = ("stain", "tone+hsv+stain", "lab", "noise")
 
 
 def operations(name: str, rng: np.random.Generator) -> tuple[Operation, ...]:
-    """Return a chain with parameters of its own."""
+    """Return a chain with its own parameters."""
     jitter = np.eye(3) + rng.normal(0, 0.05, (3, 3))
     one = {
         "tone": Tone(brightness=rng.uniform(0.8, 1.2), contrast=rng.uniform(0.8, 1.2)),

@@ -83,7 +83,7 @@ def pillow(slide: Path, count: int, epoch: int) -> int:
 
 
 def _chosen(columns: int, rows: int, wanted: int) -> np.ndarray:
-    """Return a block of neighbouring tiles from the middle of the slide, in raster order: tissue comes in blocks."""
+    """Return a block of neighbouring tiles from the middle of the slide, in raster order."""
     side = math.ceil(math.sqrt(wanted))
     width, height = min(side, columns), min(math.ceil(wanted / side), rows)
     left, top = (columns - width) // 2, (rows - height) // 2

@@ -1,4 +1,4 @@
-"""What every benchmark shares: its arguments, `--quick` among them, and the check of its own result."""
+"""Shared by all benchmarks: arguments, `--quick` among them, and the check of the result."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 
 
 def parsed(parser: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
-    """Return the arguments; with `--quick` those of the command line that are left out have other defaults."""
+    """Return the arguments; with `--quick`, those that are not given have other defaults."""
     if parser.parse_known_args()[0].quick:
         parser.set_defaults(**quick)
     return parser.parse_args()
 
 
 def require(holds: bool, what: str) -> None:
-    """End with an exit code of 1 where a result is not what it has to be."""
+    """End with exit code 1 if a result is wrong."""
     if not holds:
         raise SystemExit(f"WRONG RESULT: {what}")

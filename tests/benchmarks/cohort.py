@@ -1,4 +1,4 @@
-"""What a run costs beside the work: scheduling empty work over many slides, and two workers against one.
+"""Costs of a run beside its work: scheduling of empty work over many slides, and two workers against one.
 
 python tests/benchmarks/cohort.py schedule --slides 50000
 python tests/benchmarks/cohort.py export --slides 64 --size 8192 6144
@@ -29,13 +29,13 @@ _DIFFERENT = 8  # slides that are drawn for `export`; the others are these again
 
 @dataclass(frozen=True)
 class Nothing:
-    """Work that does nothing."""
+    """Empty work."""
 
     folder: Path
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """There are none."""
+        """Return no settings."""
         return {}
 
     def output(self, slide: CohortSlide) -> Path:
@@ -48,7 +48,7 @@ class Nothing:
 
 
 def peak_mb() -> float:
-    """Return the most memory this process had, MB."""
+    """Return the peak memory of this process, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -92,7 +92,7 @@ def export(slides: int, folder: Path, size: tuple[int, int], turns: int) -> None
 
 
 def page(slides: int, folder: Path) -> None:
-    """Time the report of a folder in which everything is done; the memory it adds, and how large it is."""
+    """Time the report of a finished folder; print its size and the memory that it adds."""
     known = {"settings": "s" * 16, "fingerprint": "f" * 16}
     made = {
         "tiles": 1000,

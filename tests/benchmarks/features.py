@@ -1,10 +1,10 @@
-"""Features of many small slides against a plain loop per slide, and how long the device waits.
+"""Features of many small slides compared with a plain loop per slide, and the idle time of the device.
 
     python tests/benchmarks/features.py                    # makes 32 slides of 2048 × 1536 px first
     python tests/benchmarks/features.py --slides 8 --rounds 3 --tile-ms 5
 
-The plain loop is what extraction scripts do: slide after slide, OpenSlide reads a tile, Pillow resizes it, it is made a
-float tensor and normalised, batches end where the slide ends. It is given the coordinates; ours also finds the tissue.
+The plain loop is a typical extraction script: slide after slide, OpenSlide reads a tile, Pillow resizes it, and it is
+converted to a normalised float tensor; a batch ends with its slide. The loop gets the coordinates; we find the tissue.
 The encoder is a small CNN; for the idle time it is a device that takes `--tile-ms` for each tile and no CPU. Its idle
 share is the time between its first batch and the end of its last one in which it computes nothing.
 """
@@ -33,7 +33,7 @@ MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.2
 
 
 class Device(nn.Module):
-    """A small CNN, or a device that takes its time; notes when it computed."""
+    """A small CNN, or a device that takes a given time; records when it computes."""
 
     def __init__(self, tile_ms: float | None) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Device(nn.Module):
         return found
 
     def idle(self) -> float:
-        """Return the share of time in which nothing was computed, and forget it."""
+        """Return the share of time without computation, and reset it."""
         busy, whole = sum(b - a for a, b in self.spans), self.spans[-1][1] - self.spans[0][0]
         self.spans.clear()
         return 1 - busy / whole

@@ -1,4 +1,4 @@
-"""How much of the hardware the device half uses: normalisation, copy, stream, and a GPU under an encoder.
+"""How well the hardware is used by normalisation, copy and stream, and a GPU by an encoder.
 
 ::
 
@@ -86,7 +86,7 @@ class Bench:
         self.bag = JpegBag(batch * batches, size)
 
     def seconds(self, work: Callable[[], object], repeats: int = 10) -> float:
-        """Return the time of one call, the best of three rounds, after a call to warm up."""
+        """Return the time of one call, the best of three rounds, after a warm-up call."""
         work()
         rounds = []
         for _ in range(3):
@@ -97,7 +97,7 @@ class Bench:
         return min(rounds)
 
     def now(self) -> float:
-        """Return the time once the device has nothing left to do."""
+        """Return the time when the device has finished its work."""
         if self.cuda:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -169,7 +169,7 @@ class Bench:
 
     @torch.inference_mode()
     def encode(self, encoder: nn.Module) -> tuple[float, float]:
-        """Return seconds from the first tile to the last feature, and those in which the encoder worked."""
+        """Return seconds from the first tile to the last feature, and those in which the encoder computed."""
         start, spans = self.now(), []
         for batch in self.open():
             begin = self.mark()
@@ -178,7 +178,7 @@ class Bench:
         return self.now() - start, sum(a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in spans)
 
     def mark(self) -> Any:
-        """Return this moment: on CUDA an event in the encoder's stream."""
+        """Return the current time: on CUDA an event in the encoder's stream."""
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

@@ -1,4 +1,4 @@
-"""How often a percentile interval of 95 % of few patients holds the true AUROC.
+"""How often a percentile interval of 95 % of few patients contains the true AUROC.
 
     python tests/benchmarks/intervals.py          # 2 CPU-minutes
     python tests/benchmarks/intervals.py --quick  # seconds: rough
@@ -21,13 +21,13 @@ HELD |= {(1, 50): 0.28, (2, 50): 0.65, (5, 50): 0.86}
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Return the part of the pairs in the right order."""
+    """Return the fraction of pairs in the right order."""
     one, other = score[positive][:, None], score[~positive][None]
     return float((one > other).mean() + 0.5 * (one == other).mean())
 
 
 def covers(rng: np.random.Generator, with_it: int, without: int, times: int) -> bool:
-    """Return whether the interval of one sample holds the true value."""
+    """Return whether the interval of one sample contains the true value."""
     positive = np.arange(with_it + without) < with_it
     score = rng.normal(size=len(positive)) + positive
     drawn = rng.integers(len(positive), size=(times, len(positive)))

@@ -1,12 +1,12 @@
-"""Kill -9 of an export at random moments, again and again: nothing half-written is ever seen, nothing is lost.
+"""Kill -9 of an export at random moments, repeatedly: no incomplete bag has its final name, and none is lost.
 
 python tests/benchmarks/kills.py --times 100
 python tests/benchmarks/kills.py --times 20 --cluster     # a Dask scheduler and two workers; they are killed, too
 
-Each time an export of the same slides is started and, after a random while, either the run, one of its workers or the
+Each time an export of the same slides is started and, after a random time, either the run, one of its workers or the
 whole process group is killed. Then every bag that has its final name is compared with that of an undisturbed export,
-byte by byte. The next export goes on in the same folder; when one comes to its end, all bags are compared, and the
-next begins with an empty folder. With --quick the whole process group is killed once, while a bag is half written.
+byte by byte. The next export resumes in the same folder; when one is complete, all bags are compared, and the next one
+starts with an empty folder. With --quick the whole process group is killed once, while a bag is half written.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def children(pid: int) -> list[int]:
 
 
 def exporting(slides: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    """Start an export of many small tiles, in a process group of its own."""
+    """Start an export of many small tiles, in its own process group."""
     options = ["--mpp", "native", "--tile-size", "64", "--tissue", "none", "--threads", "1", *more]
     command = [sys.executable, "-m", "slideio_pipe", "export", str(slides), "--out", str(out), *options]
     return subprocess.Popen(
@@ -80,12 +80,12 @@ class Cluster:
         return [child for nanny in self.nannies for child in children(nanny)[-1:]]
 
     def close(self) -> None:
-        """End it."""
+        """End the cluster."""
         self._client.shutdown()
 
 
 def kill(victim: str, run: subprocess.Popen[bytes], cluster: Cluster | None, rng: random.Random) -> bool:
-    """Kill the victim; return whether there still was one."""
+    """Kill the victim; return whether one existed."""
     if run.poll() is not None:
         return False
     if victim == "worker":
@@ -105,7 +105,7 @@ def half_written(out: Path) -> list[Path]:
 
 
 def main(times: int, slides: int, side: int, seed: int, on_cluster: bool, scratch: Path, mid_write: bool) -> None:
-    """Kill so many times, at random or in the middle of a bag, and print what was found."""
+    """Kill this many times, at random or in the middle of a bag, and print the result."""
     rng, counts, problems = random.Random(seed), Counter[str](), list[str]()
     (scratch / "slides").mkdir()
     for k in range(slides):

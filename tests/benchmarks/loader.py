@@ -1,10 +1,10 @@
-"""What the loader adds to decoding, how soon it delivers, and what it holds.
+"""Overhead of the loader over decoding, the time to its first chunk, and its memory.
 
     python tests/benchmarks/loader.py                          # makes a 20,000 × 20,000 slide first
     python tests/benchmarks/loader.py --slide a.svs --rounds 5
 
 Rates are medians over interleaved rounds with their range; ratios are taken within a round. The "plain loop" reads the
-same tiles with `bag.read` and as many threads into one buffer and normalises them there: nothing runs beside it.
+same tiles with `bag.read` and as many threads into one buffer and normalises them there, without other work.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def make_loader(slides: list[Path], tiles: int, threads: int, **options: Any) ->
 
 
 def drained(loader: sp.BagLoader) -> int:
-    """Take every chunk and drop it."""
+    """Read every chunk and drop it."""
     return sum(len(chunk) for chunk in loader)
 
 
 def plain_loop(slide: Path, tiles: int, threads: int, normalize: sp.Normalize | None) -> int:
-    """Read the tiles in order, 64 at a time, into one buffer, and normalise them where they were read."""
+    """Read the tiles in order, 64 at a time, into one buffer, and normalise them there."""
     bag = sp.BagDataset([slide], CONFIG).open(0)
     tiles = min(tiles, len(bag))
     out = np.empty((64, *bag.shape[1:]), np.uint8)
@@ -78,7 +78,7 @@ def plain_loader(slide: Path, tiles: int, workers: int) -> int:
 
 
 def check(slide: Path) -> None:
-    """Compare chunks with the bag that they are of."""
+    """Compare chunks with their bag."""
     bag = sp.BagDataset([slide], CONFIG).open(0)
     for chunk in make_loader([slide], 32, 2, normalize=None, mix=2, chunk_size=8):
         same = np.array_equal(chunk.tiles.permute(0, 2, 3, 1).numpy(), bag.read(chunk.index))
@@ -86,7 +86,7 @@ def check(slide: Path) -> None:
 
 
 def rates(slide: Path, tiles: int, rounds: int) -> list[dict[str, Any]]:
-    """Return rates of every way, and what part of decoding alone it is."""
+    """Return rates of every way, as fractions of decoding only."""
     ways: dict[str, Callable[[], int]] = {}
     imagenet = sp.Normalize.imagenet()
     for threads in (1, 2):
@@ -138,7 +138,7 @@ def latency(slide: Path, rounds: int) -> dict[str, float]:
 
 
 def memory(slide: Path, slides: int, tiles: int) -> dict[str, Any]:
-    """Return what is resident beyond the start: over chunks of 1024 px, and over many slides opened and closed."""
+    """Return resident memory beyond the start: over chunks of 1024 px, and over many slides opened and closed."""
     process = psutil.Process()
     loader = make_loader([slide], 64, 2)
     drained(loader)  # imports, pools, caches
@@ -170,7 +170,7 @@ def memory(slide: Path, slides: int, tiles: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the table; memory in a process of its own."""
+    """Print the table; memory is measured in another process."""
     parser = parser_of(__doc__)
     parser.add_argument("--slide", type=Path)
     parser.add_argument("--tiles", type=int, default=1024)

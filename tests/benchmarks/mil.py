@@ -1,4 +1,4 @@
-"""Multiple-instance learning: what its training promises, printed.
+"""Multiple-instance learning: accuracy, gradient, memory and time of its training.
 
     python tests/benchmarks/mil.py musk --data ../shared/data  # accuracy beside Ilse et al. 2018; 20 CPU-minutes
     python tests/benchmarks/mil.py gradient                    # of two passes against plain back-propagation

@@ -1,4 +1,4 @@
-"""What two passes cost: memory for bags of any size, time against plain back-propagation."""
+"""Costs of two passes: memory for bags of any size, and time compared with plain back-propagation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 def resnet() -> nn.Module:
-    """Return what ResNet-18 is but for its classes."""
+    """Return ResNet-18 without its classifier."""
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
     layers.append(nn.MaxPool2d(3, 2, 1))
     width = 64
@@ -62,7 +62,7 @@ def resnet() -> nn.Module:
 
 
 class Drawn:
-    """A bag whose tiles are computed when they are read: one of any size, without its slide."""
+    """A bag of any size without a slide, whose tiles are computed when they are read."""
 
     name, label, view_mpp = "drawn", 1, Mpp(0.5, 0.5)
 
@@ -87,7 +87,7 @@ class Drawn:
 
 
 def memory(*, quick: bool = False) -> None:
-    """Print the peak memory of a step, each in a process of its own."""
+    """Print the peak memory of a step, each in its own process."""
     kind = "max_memory_allocated" if torch.cuda.is_available() else "peak resident"
     print(f"| tiles of {_SIDE} px | keep_gb | {kind}, MB | more than before the step, MB |\n|---|---|---|---|")
     for keep in ("0",) if quick else ("0", "default"):
@@ -107,7 +107,7 @@ def memory(*, quick: bool = False) -> None:
 
 
 def step(count: int, keep: str) -> None:
-    """Make one step over a bag, through the loader, and print the memory that it took."""
+    """Make one step over a bag, through the loader, and print its memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_gb = None if keep == "default" else float(keep)
     config = load_train_config({"encoder": {"source": "small", "chunk_size": _CHUNK, "keep_gb": keep_gb}})
@@ -136,7 +136,7 @@ def peak(device: torch.device) -> float:
 
 
 def times(rounds: int = 5, *, quick: bool = False) -> None:
-    """Print CPU time of two passes over that of plain back-propagation, taking turns."""
+    """Print CPU time of two passes divided by that of plain back-propagation, measured in turn."""
     print("| encoder | bag | two passes / plain: CPU time, median (least to most) | wall time |\n|---|---|---|---|")
     cases: list[tuple[str, nn.Module, int, int, int]] = [
         ("small", SmallEncoder(64), 64, 512, 64),

@@ -1,4 +1,4 @@
-"""The demo cohort end to end: whether it learns, and where it looks."""
+"""The demo cohort end to end: predictions, and attention on the lesions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mil-end-to-end.yaml"
 
 
 def settings(*, augmented: bool, seed: int = 0, quick: bool = False) -> TrainConfig:
-    """Return the configuration of ``configs``, with its transform of slides, or with its turns and no other stain."""
+    """Return the configuration of ``configs``, with its transform of slides, or with turns and without other stains."""
     config = load_train_config(CONFIG)
     fit_config = config.fit.model_copy(update={"accelerator": "cpu", "save_every": 10})
     update: dict[str, object] = {"fit": fit_config, "seed": seed}
@@ -38,14 +38,14 @@ def settings(*, augmented: bool, seed: int = 0, quick: bool = False) -> TrainCon
 
 
 def trained(folder: Path, *, augmented: bool, seed: int = 0, quick: bool = False) -> Fitted:
-    """Return the training on the cohort, made now or before; how long it took is in its history."""
+    """Return the training on the cohort, existing or new; its time is in its history."""
     cohort = write_mil_cohort(folder / "cohort", **(QUICK if quick else {}))
     name = f"{'drawn' if augmented else 'plain'}-{seed}"
     return fit(cohort, settings(augmented=augmented, seed=seed, quick=quick), folder / name)
 
 
 def predicted(fitted: Fitted, cohort: Path, *, every: bool = False) -> list[tuple[Prediction, NDArray[np.bool_]]]:
-    """Return what the model says of slides that test, or of every one, and which of their tiles are lesion by half."""
+    """Return predictions of the test slides, or of all, and which of their tiles are at least half lesion."""
     predictor = load_predictor(fitted.checkpoints[0])
     found = []
     slides = sp.Cohort.of(cohort)
@@ -72,7 +72,7 @@ def lesion_tiles(prediction: Prediction, outlines: Path) -> NDArray[np.bool_]:
 
 
 def figures(found: list[tuple[Prediction, NDArray[np.bool_]]]) -> dict[str, float]:
-    """Return how well slides are ranked and parted at 0.5, and how well attention ranks the tiles with lesion."""
+    """Return AUROC, sensitivity and specificity at 0.5, and the AUROC of attention for tiles with lesion."""
     labels = np.array([lesion.any() for _, lesion in found])
     chances = np.array([float(prediction.result["probability_1"]) for prediction, _ in found])
     tiles = [auroc(p.attention, lesion) for p, lesion in found if lesion.any()]
@@ -91,9 +91,9 @@ def auroc(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
 
 
 def end_to_end(folder: Path, seed: int = 0, *, quick: bool = False) -> None:
-    """Print what is reached on slides that were held out, and in which time.
+    """Print the results on held-out slides, and the time.
 
-    Quickly: on all of few slides, with stains as they are; too few epochs for drawn ones to lead anywhere for certain.
+    With --quick, on all of few slides and without drawn stains, which would need more epochs.
     """
     before = time.process_time()
     fitted = trained(folder, augmented=not quick, seed=seed, quick=quick)

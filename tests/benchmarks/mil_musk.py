@@ -1,4 +1,4 @@
-"""MUSK1 by attention MIL, as Ilse, Tomczak and Welling (ICML 2018) did it: five times 10-fold cross-validation."""
+"""MUSK1 by attention MIL, as in Ilse, Tomczak and Welling (ICML 2018): five times 10-fold cross-validation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_bags(path: Path) -> list[Bag]:
 
 
 def easy_bags(count: int = 40) -> list[Bag]:
-    """Return bags of noise, half of which are of another mean."""
+    """Return bags of noise, half of them with another mean."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for k in range(count):
@@ -56,16 +56,16 @@ def easy_bags(count: int = 40) -> list[Bag]:
 
 
 def parts(count: int, folds: int, generator: torch.Generator) -> list[list[int]]:
-    """Return which bags each fold tests."""
+    """Return the test bags of each fold."""
     order = torch.randperm(count, generator=generator).tolist()
     return [order[k::folds] for k in range(folds)]
 
 
 def trained(bags: list[Bag], folds: list[list[int]], pool: str, epochs: int, seed: int) -> list[MilModel]:
-    """Return a model for each fold, trained on the bags of the others, as it is after the last epoch.
+    """Return a model for each fold, trained on the bags of the other folds, after the last epoch.
 
-    All folds take the same bag at a time, in one call through vmap, but for the one that tests with it: its weights and
-    momentum stay as they are. Each is what a loop of its own would have made, nine times slower.
+    All folds train on the same bag at a time, in one call through vmap, except the fold that tests with it: its weights
+    and momentum do not change. Results equal those of one loop per fold, which takes nine times as long.
     """
     torch.manual_seed(seed)
     models = [
@@ -106,7 +106,7 @@ def _state(weights: list[Tensor], optimizer: torch.optim.Optimizer) -> list[Tens
 
 @torch.no_grad()
 def accuracy(model: MilModel, bags: list[Bag], test: list[int]) -> float:
-    """Return the part of the bags that are on the right side of a probability of a half."""
+    """Return the fraction of bags on the right side of a probability of 0.5."""
     return float(np.mean([(float(model(bags[k].features).logits) > 0) == bool(bags[k].label) for k in test]))
 
 
@@ -119,7 +119,7 @@ def musk(
     epochs: int = 100,
     quick: bool = False,
 ) -> None:
-    """Print accuracies beside the published ones; quickly: of bags that are easy to tell apart."""
+    """Print accuracies beside the published ones; with --quick, of bags that are easy to separate."""
     bags = easy_bags() if quick else read_bags(path)
     if quick:
         # After 10 epochs of 20 bags one fold still predicts one class; after 15 both folds are right.

@@ -72,13 +72,13 @@ def gradient(*, quick: bool = False) -> None:
 
 
 def noise(dtype: torch.dtype, size: int | None) -> Iterator[Iterable[Tensor]]:
-    """Yield one bag."""
+    """Yield one bag of noise."""
     bag = torch.rand(_TILES, 3, 32, 32, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
     yield bag.split(size or len(bag))
 
 
 def augmented(dtype: torch.dtype, size: int | None) -> Iterator[Iterable[Tensor]]:
-    """Yield the bag of a slide whose stain is drawn, and each of its tiles; nothing is kept between the passes."""
+    """Yield the bag of a slide with stains and tiles drawn; no tile is kept between the passes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.svs"
         sp.write_synthetic_slide(path, size=(1536, 1024), seed=4, lesions=1)
@@ -106,7 +106,7 @@ Bags = Callable[[torch.dtype, int | None], Iterator[Iterable[Tensor]]]
 
 
 def difference(bags: Bags, dtype: torch.dtype, size: int | None) -> str:
-    """Return how far the gradient of two passes is from that of the same tiles at once, in double precision."""
+    """Return the relative difference of two passes from one pass over the same tiles, in double precision."""
     for chunks in bags(dtype, size):
         ours, wanted = networks(dtype), networks(dtype)
         in_two_passes(*ours, chunks)
@@ -117,7 +117,7 @@ def difference(bags: Bags, dtype: torch.dtype, size: int | None) -> str:
 
 
 def two_processes(dtype: torch.dtype) -> str:
-    """Return how far the gradient averaged over two processes is from that of one."""
+    """Return the relative difference of the gradient averaged over two processes from that of one."""
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "gradient.pt"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -143,7 +143,7 @@ def shares(dtype: torch.dtype) -> list[Tensor]:
 
 
 def rank(dtype: torch.dtype, saved: Path) -> None:
-    """Be one of two processes: every second bag, gradients averaged after the last."""
+    """Run one of two processes: every second bag, gradients averaged after the last."""
     dist.init_process_group("gloo")
     encoder, model = (DistributedDataParallel(module) for module in networks(dtype))
     passes = TwoPass(encoder)

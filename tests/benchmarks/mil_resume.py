@@ -1,4 +1,4 @@
-"""A training that is killed in the middle of an epoch goes on to the weights of the undisturbed one."""
+"""A training killed within an epoch and resumed has the weights of the undisturbed one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KILLED_AT = (5, 14)  # steps of 6 in an epoch: both in its middle
 
 
 def settings(kind: str, folder: Path) -> dict[str, object]:
-    """Return a training of four epochs with all that is drawn: dropout, order, stains, turns."""
+    """Return a training of four epochs with all random parts: dropout, order, stains, turns."""
     fitting = {"epochs": 4, "bootstrap": 0, "accelerator": "cpu", "save_every": 1, "patience": None}
     model = {"embed": [16], "attention": 8, "dropout": 0.25}
     if kind == "features":
@@ -59,14 +59,14 @@ def resume(rounds: int = 1, *, quick: bool = False) -> None:
 
 
 def start(kind: str, folder: Path, out: Path) -> subprocess.Popen[bytes]:
-    """Begin a training in a process of its own, or go on with it."""
+    """Start or resume a training in its own process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", __file__, kind, str(folder), str(out)]
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
 def killed(kind: str, folder: Path, out: Path, steps: int) -> int:
-    """Kill a training once its checkpoint has so many steps; return how many it had."""
+    """Kill a training once its checkpoint has this many steps; return its number of steps."""
     process, last = start(kind, folder, out), out / "last.ckpt"
     while process.poll() is None:
         if last.exists() and read_checkpoint(last)["progress"]["step"] >= steps:

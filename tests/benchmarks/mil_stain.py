@@ -1,4 +1,4 @@
-"""Trained with stains as they are and with stains drawn: what becomes of both on slides of other laboratories."""
+"""Trainings with and without drawn stains, tested on slides of other laboratories."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def darkness(cohort: Path) -> float:
 
 
 def fresh_cohort(folder: Path, laboratory: str, quick: bool = False) -> Path:
-    """Return 40 slides that had no part in training, nor in choosing any setting of it."""
+    """Return 40 slides that were used neither for training nor to choose settings."""
     return write_mil_cohort(
         folder / f"fresh-{laboratory}", seed=FRESH, laboratory=laboratory, **(QUICK if quick else {})
     )
@@ -81,7 +81,7 @@ def _line(row: Row) -> str:
 
 
 def draw(rows: list[Row], cohorts: dict[str, Path], path: Path) -> None:
-    """Draw the same tissue as every laboratory stains it, and under it what both trainings reach there."""
+    """Draw the same tissue with the stains of every laboratory, and below the results of both trainings."""
     figure, axes = plt.subplots(2, len(cohorts), figsize=(2.1 * len(cohorts), 4.6), height_ratios=(2, 1.5))
     for (laboratory, cohort), above, below in zip(cohorts.items(), axes[0], axes[1], strict=True):
         above.imshow(_crop(cohort))
@@ -108,7 +108,7 @@ def _crop(cohort: Path) -> NDArray[np.uint8]:
 
 
 def _points(axes: Axes, rows: list[Row]) -> None:
-    """Draw a point for each seed, and the mean as a bar behind them."""
+    """Draw a point for each seed, and the mean as a bar behind the points."""
     for side, row in zip((-0.18, 0.18), rows, strict=True):
         for place, name in enumerate(SHOWN):
             values = [_value(each, name) for each in row["seeds"]]

@@ -1,13 +1,13 @@
-"""Bags of JPEG bytes: what writing and reading them costs, how large they are, and what chroma is worth.
+"""Bags of JPEG bytes: costs of writing and reading, sizes, and the effect of chroma subsampling.
 
 Run from the repository: ``python tests/benchmarks/store_jpeg.py [SLIDE] [--tiles 4096] [--rounds 5] [--folder DIR]``.
 SLIDE is tiled JPEG; without one, a slide of 12,288² is generated. The bag is of stored tiles with half or more tissue;
-``--min-tissue 0`` takes glass as well, whose tiles are so small that the JPEG tables of each are a third of them.
+``--min-tissue 0`` also uses glass, whose tiles are so small that JPEG tables are a third of each.
 
 - export: ``save_bag(pixels="source")`` against ``pixels="zstd"`` of the same bag, CPU-seconds and wall time, in turns;
-  medians of the ratios with their range. Size is against the bytes of those tiles in the slide.
+  medians of the ratios with their range. Size is relative to the bytes of those tiles in the slide.
 - reading: ``open_bag(...).read`` in sequence against a loop of ``simplejpeg.decode_jpeg`` over the same bytes, which
-  lie in memory for the loop. The same pixels, or it stops.
+  are in memory for the loop. Different pixels are an error.
 - chroma: JPEG of several qualities of tiles that were never JPEG before (a slide of JPEG 2000 beside the checkout,
   when there is one; else the generated slide's, halved) with full and with halved chroma.
 
@@ -40,14 +40,14 @@ Cost = tuple[float, float]  # seconds of CPU and of wall clock
 
 
 def timed(run: Callable[[], object]) -> Cost:
-    """Return what a call costs."""
+    """Return the cost of a call."""
     cpu, wall = time.process_time(), time.perf_counter()
     run()
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
 def in_turns(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[Cost]]:
-    """Return the costs of each, measured in turns; the first round fills caches and is left out."""
+    """Return the costs of each, measured in turn; the first round fills caches and is not counted."""
     costs: dict[str, list[Cost]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
@@ -154,7 +154,7 @@ def chroma_table(tiles: NDArray[np.uint8]) -> None:
 
 
 def raw_tiles(slide: Path) -> NDArray[np.uint8]:
-    """Return some tiles that were not JPEG in blocks of 8 px before: of JPEG 2000, or halved."""
+    """Return some tiles without earlier JPEG blocks of 8 px: of JPEG 2000, or halved."""
     source = JPEG2000 if JPEG2000.exists() else slide
     with open_slide(source, slide_mpp=0.25) as opened:
         view = opened.view(mpp=None if source == JPEG2000 else 0.5)
@@ -162,7 +162,7 @@ def raw_tiles(slide: Path) -> NDArray[np.uint8]:
 
 
 def main() -> None:
-    """Measure export and reading of a slide's own bytes, then print what chroma is worth."""
+    """Measure export and reading of a slide's own bytes, then print the effect of chroma subsampling."""
     parser = parser_of(__doc__)
     parser.add_argument("slide", type=Path, nargs="?")
     parser.add_argument("--tiles", type=int, default=4096, help="how many of the slide's tiles (default 4096)")

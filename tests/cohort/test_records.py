@@ -19,7 +19,7 @@ def records(folder: Path, *events: dict[str, Any], cohort: Cohort | None = None)
     return list(Records(folder, cohort))
 
 
-def test_the_worst_comes_first(tmp_path: Path) -> None:
+def test_the_worst_slides_are_first(tmp_path: Path) -> None:
     """Failed, quarantined, with warnings, few tiles or low coverage, the rest from few tiles to many, not done."""
     good = [event for k in range(5) for event in (start(f"good{k}"), done(f"good{k}", 100 + k))]
     found = records(

@@ -69,7 +69,7 @@ def test_every_preset_loads_and_exports(path: Path, tmp_path: Path) -> None:
         assert bag.shape[1] == config.grid.tile_size
 
 
-def test_there_are_presets() -> None:
+def test_presets_exist() -> None:
     """The defaults and at least two others."""
     assert {"export.yaml", "uni-224.yaml", "clam-like.yaml"} <= {path.name for path in PRESETS}
 

@@ -170,7 +170,7 @@ def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
     assert again.history == first.history
 
 
-def test_other_settings_are_refused_and_overwrite_starts_anew(tmp_path: Path) -> None:
+def test_other_settings_are_refused_and_overwrite_starts_again(tmp_path: Path) -> None:
     """A checkpoint belongs to one cohort and one configuration."""
     path = cohort(tmp_path)
     fit(path, settings(), tmp_path / "run", progress=False)

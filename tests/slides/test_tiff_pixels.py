@@ -174,7 +174,7 @@ def test_a_tile_of_too_few_bytes_is_damaged(tmp_path: Path) -> None:
         sp.open_slide(path).read_region((width - 1, height - 1), 0, (1, 1))
 
 
-def test_a_strip_that_is_a_whole_large_slide_is_refused(tmp_path: Path) -> None:
+def test_a_whole_large_slide_in_one_strip_is_refused(tmp_path: Path) -> None:
     """1.5 GB and more would have to be decoded at once; the file here has only a header."""
     path = write_ycbcr(tmp_path / "a.tif", chroma_blocks(1, 1), "zlib", (1, 1), tile=None, rows=64)
     with tifffile.TiffFile(path, mode="r+") as tif:

@@ -377,8 +377,8 @@ def test_a_state_of_another_loader_is_refused(change: dict[str, Any], words: str
 
 
 @pytest.mark.parametrize("mix", [0, 2])
-def test_whole_bags(mix: int) -> None:
-    """Each bag in one tensor, its tiles in the bag's own order, with label and coordinates."""
+def test_bags_are_delivered_in_one_tensor(mix: int) -> None:
+    """Their tiles are in the bag's own order, with label and coordinates."""
     cohort = bags(35, 4, 60)
     loader = open_loader(cohort, normalize=Normalize.half(), mix=mix, interleave=2, ordered=True)
     for source, whole in zip(cohort, loader.bags(), strict=True):

@@ -79,7 +79,7 @@ def figures(**changed: object) -> Profile:
     return Profile(**(values | changed))  # type: ignore[arg-type]
 
 
-def test_the_bottleneck_is_where_most_work_goes() -> None:
+def test_the_bottleneck_is_the_stage_with_most_work() -> None:
     """If the consumer waits; otherwise there is none."""
     assert figures().bottleneck == "decode"
     assert figures().verdict().startswith("decode takes 70% of the work, and the consumer waited 60% of the time: ")

@@ -1,4 +1,4 @@
-"""DICOM whole-slide images for tests: uncompressed, so that pixels are exact, or with frames as they are given."""
+"""DICOM whole-slide images for tests: uncompressed, so that pixels are exact, or with given frames."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def element(tag: int, kind: str, value: bytes | str | int | float | Sequence[byt
 
 
 def frames(pixels: np.ndarray, tile: int) -> list[bytes]:
-    """Return the tiles of an image in raster order, what is over its edge repeated from it."""
+    """Return the tiles of an image in raster order; pixels beyond its edge repeat the last ones."""
     height, width = pixels.shape[:2]
     padded = np.pad(pixels, ((0, -height % tile), (0, -width % tile), *[(0, 0)] * (pixels.ndim - 2)), mode="edge")
     places = ((y, x) for y in range(0, padded.shape[0], tile) for x in range(0, padded.shape[1], tile))

@@ -1,4 +1,4 @@
-"""Annotations on a slide in memory, views and bags of it, and where their pixels are on level 0."""
+"""Annotations on a slide in memory, views and bags of it, and level-0 positions of their pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOVES = A.Compose([RandomAffine(rotate=180, shear=10, scale=(0.8, 1.3)), Flip(p=
 
 
 def star(centre: tuple[float, float], radius: float, seed: int) -> np.ndarray:
-    """Return a ring with vertices of which none lies on a pixel centre."""
+    """Return a ring without vertices on pixel centres."""
     rng = np.random.default_rng(seed)
     angle = np.sort(rng.uniform(0, 2 * np.pi, 15))
     return rng.uniform(0.4, 1, (15, 1)) * radius * np.stack([np.cos(angle), np.sin(angle)], axis=1) + centre

@@ -1,4 +1,4 @@
-"""One small file of each kind that is read back later, and what it holds: ``python tests/support/earlier.py OUT.zip``.
+"""A small file of each kind for tests of later versions, and its content: ``python tests/support/earlier.py OUT.zip``.
 
 ``earlier.zip`` was written so in 2026-11 by version 0.1.0, before the package moved into its rooms. It is not written
 again: ``tests/ground/test_earlier.py`` opens it with the code of today.

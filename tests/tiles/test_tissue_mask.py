@@ -183,7 +183,7 @@ def test_find_tissue_on_glass_warns():
         assert find_tissue(FakeSlide(np.full((50, 50, 3), 240, np.uint8))).is_empty
 
 
-def test_method_none_takes_all_and_decodes_nothing():
+def test_method_none_keeps_everything_and_decodes_nothing():
     """The whole slide is tissue, and no overview is read."""
     slide = blank(1001, 703, mpp=0.5)
     slide.overview = None

@@ -118,7 +118,7 @@ class Stream:
             return number
 
     def run_until(self, number: int) -> None:
-        """Compute everything up to a number, and what it waits for."""
+        """Compute everything up to a number, and what it depends on."""
         with simulation().lock:
             while self.done < number:
                 work = self._queue.popleft()

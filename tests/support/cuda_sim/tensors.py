@@ -44,7 +44,7 @@ class SimulatedTensor(Tensor):
         return f"SimulatedTensor({tuple(self.shape)}, {self.dtype}, cuda:{self.index})"
 
     def record_stream(self, stream: Stream) -> None:
-        """Keep the memory from being handed on before a stream has come past the tensor's end."""
+        """Prevent reuse of the memory before a stream has passed the tensor's end."""
         self.owner.block.other_streams.add(stream)
 
     def data_ptr(self) -> int:
@@ -163,7 +163,7 @@ _shapes: dict[Any, Any] = {}  # working them out takes longer than computing sma
 
 
 def _result_shapes(func: Any, args: Any, kwargs: Any) -> Any:
-    """Return the results as meta tensors, or None where they depend on values."""
+    """Return the results as meta tensors, or None if they depend on values."""
     key = (func, _key(args), _key(kwargs))
     if key not in _shapes:
         meta = pytree.tree_map(_as_meta, (args, kwargs))
