@@ -17,7 +17,7 @@ for (const table of tables) {
       const numeric = !head.classList.contains("t");
       keyed.sort(([a], [b]) => {
         const [x, y] = numeric ? [number(a), number(b)] : [a || null, b || null];
-        if (x === null || y === null) return (x === null) - (y === null);  // what is unknown stays below
+        if (x === null || y === null) return (x === null) - (y === null);  // unknown values are always last
         const order = numeric ? x - y : x.localeCompare(y, undefined, { numeric: true });
         return up ? order : -order;
       });
@@ -25,7 +25,7 @@ for (const table of tables) {
     });
   }
 }
-const box = document.getElementById("filter"), said = document.getElementById("shown");
+const box = document.getElementById("filter"), summary = document.getElementById("shown");
 const filter = () => {
   const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
   let count = 0;
@@ -35,7 +35,7 @@ const filter = () => {
     row.hidden = !fits;
     count += fits;
   }
-  said.textContent = words.length ? `${count.toLocaleString("en")} of ${rows.length.toLocaleString("en")} slides` : "";
+  summary.textContent = words.length ? `${count.toLocaleString("en")} of ${rows.length.toLocaleString("en")} slides` : "";
 };
 let soon;
 box.addEventListener("input", () => { clearTimeout(soon); soon = setTimeout(filter, rows.length > 2000 ? 250 : 0); });
