@@ -29,12 +29,12 @@ def is_cohort(sources: Sequence[Path]) -> bool:
     return is_collection(first)
 
 
-def worker_options(workers: int | None, cluster: str | None) -> dict[str, Any]:
+def worker_options(workers: int | None, cluster: str | None, *, default: int | None = 1) -> dict[str, Any]:
     """Return --workers and --cluster as arguments of a run."""
     if workers is not None and cluster is not None:
         remedy = "leave out --workers: a cluster does as many slides at a time as its workers have threads"
         raise ConfigError("--workers and --cluster are both given", remedy=remedy)
-    return {"workers": workers or 1, "cluster": cluster}
+    return {"workers": default if workers is None else workers, "cluster": cluster}
 
 
 # For cohorts, the alternatives to options of one slide.

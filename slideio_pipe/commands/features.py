@@ -80,6 +80,7 @@ def features(
     }
     _refuse_unused(slides, given, config)
     check_places(slides, save)  # before networks are loaded
+    processes = cohort_commands.worker_options(workers, cluster, default=None)
     encoders = load_encoders(encoder, {"normalize": normalize, "input_size": input_size, "pooling": pooling})
     if config is None:
         given = _by_default(given, encoders)
@@ -95,8 +96,7 @@ def features(
         allow_empty=allow_empty,
         overwrite=overwrite,
         shard=shard,
-        workers=workers,
-        cluster=cluster,
+        **processes,
         time_limit_s=time_limit,
         memory_limit_gb=memory_limit,
         retry=retry,

@@ -161,6 +161,15 @@ def test_a_bad_slide_is_refused_in_one_line(bad: Bad, svs: Path, tmp_path: Path,
     assert not list(tmp_path.rglob("*.bag.zarr"))
 
 
+@pytest.mark.parametrize("command", ["export", "tissue", "features"])
+def test_workers_and_a_cluster_exclude_each_other(command: str, svs: Path, tmp_path: Path) -> None:
+    """Every command that takes both says so, before it starts anything."""
+    more = ["--encoder", "small"] if command == "features" else []
+    error = refused(command, svs, "--out", tmp_path / "out", "--workers", 2, "--cluster", "tcp://a:1", *more)
+    assert "--workers and --cluster are both given; leave out --workers" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_tissue_of_a_folder_needs_a_folder_for_masks(svs: Path, tmp_path: Path) -> None:
     """A folder is a cohort; the error says where masks are written."""
     error = refused("tissue", _directory(tmp_path, svs))
