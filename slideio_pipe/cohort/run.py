@@ -45,8 +45,9 @@ _MAX_NAME_BYTES = 240
 class CohortWork(Protocol):
     """The work done for each slide; can be pickled.
 
-    It may write a picture of a slide to ``report/<name>.jpg`` in the folder (``cohort_page.picture_file``), and have a
-    method ``recall(slide)`` that returns for an existing output what ``__call__`` would have returned.
+    It may write a picture of a slide to ``report/<name>.jpg`` in the folder (``report_page.picture_file``). It may have
+    a method ``recall(slide)``, which returns for an existing output what ``__call__`` would have returned, and warns
+    alike.
     """
 
     @property
@@ -293,10 +294,14 @@ class Run:
         with within_run(self.ledger.folder):
             remove_left_lock(self.work.output(slide))
         recall = getattr(self.work, "recall", None)
-        try:
-            return {} if recall is None else {"made": recall(slide)}
-        except (SlideioPipeError, OSError):  # opening the output raises it again
-            return {}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                made = {} if recall is None else {"made": recall(slide)}
+            except (SlideioPipeError, OSError):  # opening the output raises it again
+                return {}
+        found = list(dict.fromkeys(str(warning.message) for warning in caught))
+        return made | ({"warnings": found} if found else {})
 
     def _jobs(self) -> Iterator[Job]:
         """Yield the jobs, each when a worker is free for it."""

@@ -69,6 +69,13 @@ class TissueWork:
         made = {"mask": str(target), "tissue": round(mask.fraction, 4), "method": mask.method}
         return made | ({_MPP: how.slide_mpp} if from_settings else {})
 
+    def recall(self, slide: CohortSlide) -> dict[str, Any]:
+        """Return the entries of a mask that was written before a kill; warn as when the slide was opened for it."""
+        assert isinstance(slide.source, Path)
+        how = self.config.slide
+        open_slide(slide.source, **how.in_cohort(slide.mpp), backend=how.backend).close()
+        return {"mask": str(self.output(slide))}
+
 
 def tissue_cohort(
     cohort: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cohort_runs import Copying, run, slides
@@ -56,18 +57,24 @@ def test_a_picture_that_cannot_be_written_is_a_warning(study: Path, tmp_path: Pa
     assert "no picture for the report" in rows_of(tmp_path)["a.svs"]
 
 
-def test_a_bag_without_a_ledger_entry_is_on_the_page(study: Path, tmp_path: Path) -> None:
-    """After a kill between the two, its numbers are read from the bag."""
-    sp.export_cohort([study / "a.svs"], tmp_path, progress=False)
-    row = rows_of(tmp_path)["a.svs"]
+@pytest.mark.parametrize("run_over", [sp.export_cohort, sp.tissue_cohort], ids=lambda run: run.__name__)
+def test_an_output_without_a_ledger_entry_is_on_the_page(study: Path, tmp_path: Path, run_over: Any) -> None:
+    """After a kill between the two, its numbers are read from the output; the warning of the slide is there again."""
+    run_over([study / "b.svs"], tmp_path, progress=False)
+    row = rows_of(tmp_path)["b.svs"]
     lines = (tmp_path / "run.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "run.jsonl").write_bytes(b"".join(lines[:-1]))
-    assert sp.export_cohort([study / "a.svs"], tmp_path, progress=False).kept == 1
-    tiles = str(len(sp.open_bag(tmp_path / "a.bag.zarr")))
-    found = rows_of(tmp_path)["a.svs"].split()
-    assert tiles in row.split()
-    assert tiles in found
-    assert "nan" not in found
+    again = run_over([study / "b.svs"], tmp_path, progress=False)
+    assert (again.kept, again.warned) == (1, 1)
+    found = rows_of(tmp_path)["b.svs"]
+    assert "1 warning" in row
+    assert "1 warning" in found
+    assert "estimated from the 40× objective" in found
+    assert "nan" not in found.split()
+    if run_over is sp.export_cohort:
+        tiles = str(len(sp.open_bag(tmp_path / "b.bag.zarr")))
+        assert tiles in row.split()
+        assert tiles in found.split()
 
 
 def test_every_run_has_a_page(tmp_path: Path) -> None:

@@ -437,7 +437,7 @@ def test_corrupt_tiles_can_be_white_or_left_out(mix: int, whole: bool) -> None:
 def test_a_slide_with_over_a_tenth_of_bad_tiles_fails() -> None:
     """Whatever on_error is."""
     loader = open_loader(
-        [broken("a", 50, *range(20, 40)), bag("b", 12)], on_error="white", max_failures=1, ordered=True
+        [broken("a", 50, *range(20, 40)), bag("b", 12)], on_error="white", max_failures=1, ordered=True, threads=1
     )
     with pytest.warns(SkippedWarning, match="1 slide and"):
         names = [chunk.bag for chunk in loader]
