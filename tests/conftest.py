@@ -2,7 +2,8 @@
 
 Plain ``pytest`` leaves out the folders ``system``, ``learning`` and ``examples``, whose tests have the mark of that
 name, and the few tests of other rooms with such a mark; a path on the command line or ``-m`` brings them in. Whole
-folders are tested on all cores, single files and ``system`` in one process.
+folders are tested on all cores, single files in one process, ``system`` as well unless its files are kept together
+(``--dist=loadfile``, see ``.ci/run``).
 """
 
 from __future__ import annotations

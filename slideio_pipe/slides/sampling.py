@@ -26,7 +26,6 @@ from PIL import Image
 
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import (
-    FINE_ENOUGH,
     WHOLE_PX,
     WHOLE_SHRINKS,
     Affine,
@@ -199,7 +198,7 @@ class Sampler:
             From ``out`` px to plain px, corner-based.
         out : (H, W, 3) uint8, C-contiguous
         shrink : float
-            Shrink factor of the affine. Above ``FINE_ENOUGH`` plain pixels are blurred first, with the Gaussian of
+            Shrink factor of the affine. Where it changes a byte, plain pixels are blurred first, with the Gaussian of
             scikit-image's ``resize(anti_aliasing=True)``: σ = (shrink − 1) / 2.
         offset : (float, float)
             Offset of the sampled pixels in the plain ones, 0 to 1: flips and quarter turns of a tile between pixels
@@ -208,8 +207,7 @@ class Sampler:
         if offset != ON_GRID:
             affine = Affine.translation(-offset[0], -offset[1]) @ affine
         height, width = out.shape[:2]
-        blur = (shrink - 1) / 2 if shrink > FINE_ENOUGH else 0.0
-        blur = 0.0 if blur <= _NO_BLUR else blur
+        blur = (shrink - 1) / 2 if shrink > 1 + 2 * _NO_BLUR else 0.0
         rect = _reach(affine, Size(width, height), 1 + math.ceil(3 * blur))
         inside = rect.intersect(Rect(-1, -1, *(side + 2 for side in self.slide.pyramid.size_at(choice))))
         if not inside.width or not inside.height:
