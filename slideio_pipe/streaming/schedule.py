@@ -32,9 +32,9 @@ from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.ring import Buffer, BufferPool
 from slideio_pipe.streaming.stream import check_colours, colours_of, reader_of
 from slideio_pipe.tiles.bag import Bag, Label
+from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.failures import TileErrors, TileFailure
 from slideio_pipe.tiles.reader import READ_RUN
-from slideio_pipe.tiles.tile_bag import TileBag
 
 # Errors that make a slide fail; any other is a programming error and ends the epoch.
 SLIDE_ERRORS = (SlideioPipeError, OSError)
@@ -364,4 +364,4 @@ class EpochSchedule:
 
 def _storage_order(bag: Bag, chosen: Indices) -> Indices:
     """Return tiles in the order that decodes each stored tile of the slide once."""
-    return bag.storage_order(chosen) if isinstance(bag, TileBag) else chosen
+    return bag.storage_order(chosen) if isinstance(bag, DrawnBag) else chosen

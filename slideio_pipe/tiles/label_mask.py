@@ -22,6 +22,7 @@ from slideio_pipe.slides.frames import Frame, picture_affine, recorded_bounds
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.bag import Bag
+from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.mask_files import Annotation, read_picture, write_label_picture
 from slideio_pipe.tiles.outlines import mask_to_polygons
 from slideio_pipe.tiles.tile_bag import TileBag
@@ -216,7 +217,7 @@ def tile_affines(bag: Bag, indices: ArrayLike | None) -> Iterator[Affine]:
     Raise ConfigError if the bag is a stored bag of augmented tiles: the store has the transform, not its affines.
     """
     positions = np.arange(len(bag)) if indices is None else np.arange(len(bag))[np.asarray(indices, np.int64)]
-    if isinstance(bag, TileBag):
+    if isinstance(bag, DrawnBag):
         yield from bag.affines(positions)
         return
     made = bag.provenance()
