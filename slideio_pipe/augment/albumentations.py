@@ -16,12 +16,22 @@ import albumentationsxl as A
 import numpy as np
 from albumentationsxl.core.serialization import SERIALIZABLE_REGISTRY
 
-from slideio_pipe.augment.geometric_transforms import about_middle, mirrored, quarter_turns, resized, rotation
+from slideio_pipe.augment.elementwise import Number, every, floor, maximum, minimum, sqrt, tangent, trunc, where
+from slideio_pipe.augment.geometric_transforms import (
+    about_middle,
+    mirrored,
+    quarter_turns,
+    resized,
+    rotation,
+    scaled,
+    shifted,
+)
+from slideio_pipe.augment.operation_columns import operation
 from slideio_pipe.augment.operations import Hsv, Noise, Opaque, Tone
 from slideio_pipe.augment.stain_matrices import HED, as_stain, jitter
-from slideio_pipe.augment.transform_base import Context, OurTransform, Steps, coloured, uniform
+from slideio_pipe.augment.transform_base import Context, OurTransform, Steps, coloured, uniform, whole
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.geometry import Affine, Size, round_half_up
+from slideio_pipe.geometry import Affine, Size
 
 Kind = Literal["right", "corrected", "opaque", "refused"]
 Lowering = Callable[[Any, np.random.Generator, Size, Context], Steps]
@@ -156,8 +166,8 @@ def _serialised(transform: Any, rng: np.random.Generator) -> Opaque:
 
 
 def _flip(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
-    horizontal, vertical = [(False, True), (True, False), (True, True)][int(rng.integers(3))]
-    return mirrored(size, horizontal=horizontal, vertical=vertical)
+    drawn = whole(rng, 3)  # top-bottom, left-right, both
+    return mirrored(size, horizontal=drawn >= 1, vertical=drawn != 1)
 
 
 def _affine(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
@@ -170,18 +180,18 @@ def _affine(transform: Any, rng: np.random.Generator, size: Size, context: Conte
         scale_y = scale_x
     turn = uniform(rng, transform.rotate)
     # As scikit-image's AffineTransform, to which albumentationsxl passes every angle with inverted sign.
-    slant_x, slant_y = math.tan(math.radians(shear_x)), -math.tan(math.radians(shear_y))
-    linear = rotation(turn) @ Affine(b=slant_x) @ Affine.scaling(scale_x, scale_y) @ Affine(d=slant_y)
+    slant_x, slant_y = tangent(shear_x), -tangent(shear_y)
+    linear = rotation(turn) @ Affine(b=slant_x) @ scaled(scale_x, scale_y) @ Affine(d=slant_y)
     fit = bool(transform.fit_output or context.slide_wide)
     return Steps(about_middle(linear, size, shift), size, fit=fit)
 
 
-def _translation(transform: Any, rng: np.random.Generator, size: Size) -> tuple[float, float]:
+def _translation(transform: Any, rng: np.random.Generator, size: Size) -> tuple[Number, Number]:
     if transform.translate_percent is not None:
         x, y = (uniform(rng, transform.translate_percent[axis]) for axis in "xy")
         return x * size.width, y * size.height
     ranges = (_axis_range(transform.translate_px, axis) for axis in "xy")
-    x, y = (float(rng.integers(int(low), int(high), endpoint=True)) for low, high in ranges)
+    x, y = (1.0 * (int(low) + whole(rng, int(high) - int(low) + 1)) for low, high in ranges)
     return x, y
 
 
@@ -214,31 +224,35 @@ def _random_scale(transform: Any, rng: np.random.Generator, size: Size, context:
 
 
 def _longest(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
-    return _scaled(size, _one_of(transform.max_size, rng) / max(size), "LongestMaxSize")
+    return _scaled(size, _one_of(transform.max_size, rng) / maximum(*size), "LongestMaxSize")
 
 
 def _smallest(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
-    return _scaled(size, _one_of(transform.max_size, rng) / min(size), "SmallestMaxSize")
+    return _scaled(size, _one_of(transform.max_size, rng) / minimum(*size), "SmallestMaxSize")
 
 
-def _one_of(sizes: Any, rng: np.random.Generator) -> int:
-    return int(sizes) if isinstance(sizes, int) else int(sizes[int(rng.integers(len(sizes)))])
+def _one_of(sizes: Any, rng: np.random.Generator) -> Number:
+    if isinstance(sizes, int):
+        return int(sizes)
+    drawn = whole(rng, len(sizes))
+    return np.array(sizes, np.int64)[drawn] if isinstance(drawn, np.ndarray) else int(sizes[drawn])
 
 
-def _scaled(size: Size, factor: float, owner: str) -> Steps:
-    if not factor > 0:
-        raise ConfigError(f"{owner}: a scale of {factor:g}", remedy="pass limits that keep the scale above 0")
-    width, height = np.maximum(round_half_up(np.multiply(size, factor)), 1).tolist()
-    return resized(size, Size(width, height))
+def _scaled(size: Size, factor: Number, owner: str) -> Steps:
+    if not every(factor > 0):
+        raise ConfigError(f"{owner}: a scale of {np.min(factor):g}", remedy="pass limits that keep the scale above 0")
+    return resized(size, Size(*(maximum(floor(side * factor + 0.5), 1) for side in size)))
 
 
-def _cropped(size: Size, x: float, y: float, canvas: Size, owner: str) -> Steps:
-    if x < 0 or y < 0 or x + canvas.width > size.width or y + canvas.height > size.height or min(canvas) < 1:
+def _cropped(size: Size, x: Number, y: Number, canvas: Size, owner: str) -> Steps:
+    inside = (x >= 0) & (y >= 0) & (x + canvas.width <= size.width) & (y + canvas.height <= size.height)
+    if not every(inside) or min(canvas) < 1:
+        place, (width, height) = f"({np.min(x):g}, {np.min(y):g})", (np.min(side) for side in size)
         raise ConfigError(
-            f"{owner}: a crop of {canvas.width}x{canvas.height} px at ({x:g}, {y:g}) of {size.width}x{size.height} px",
+            f"{owner}: a crop of {canvas.width}x{canvas.height} px at {place} of {width}x{height} px",
             remedy="pass a crop inside the image, or use A.CropOrPad",
         )
-    return Steps(Affine.translation(-x, -y), canvas)
+    return Steps(shifted(-x, -y), canvas)
 
 
 def _crop(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
@@ -254,57 +268,61 @@ def _center_crop(transform: Any, rng: np.random.Generator, size: Size, context: 
 def _random_crop(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     canvas = Size(transform.width, transform.height)
     # As in albumentationsxl: the last position is used only if it is the only one.
-    x, y = (math.floor((whole - part) * rng.random()) for whole, part in zip(size, canvas, strict=True))
+    x, y = (floor((side - part) * rng.random()) for side, part in zip(size, canvas, strict=True))
     return _cropped(size, x, y, canvas, "RandomCrop")
 
 
 def _crop_or_pad(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     canvas, direction = Size(transform.width, transform.height), str(transform.direction)
     spare = (canvas.width - size.width, canvas.height - size.height)
-    x = 0 if "west" in direction else spare[0] if "east" in direction else math.trunc(spare[0] / 2)
-    y = 0 if "north" in direction else spare[1] if "south" in direction else math.trunc(spare[1] / 2)
-    return Steps(Affine.translation(x, y), canvas)
+    x = 0 if "west" in direction else spare[0] if "east" in direction else trunc(spare[0] / 2)
+    y = 0 if "north" in direction else spare[1] if "south" in direction else trunc(spare[1] / 2)
+    return Steps(shifted(x, y), canvas)
 
 
 # -- colour --------------------------------------------------------------------------------------------------------
 
 
-def _linear_tone(factor: float, shift: float) -> Tone:
+def _linear_tone(factor: Number, shift: Number) -> Any:
     """Return factor·x + shift, x from 0 to 1, as a ``Tone``: half the contrast about twice the shift."""
-    return Tone() if (factor, shift) == (1, 0) else Tone(brightness=2 * factor, contrast=0.5, pivot=2 * shift)
+    changes = (factor != 1) | (shift != 0)
+    brightness, contrast = where(changes, 2.0 * factor, 1.0), where(changes, 0.5, 1.0)
+    return operation(Tone, brightness=brightness, contrast=contrast, pivot=where(changes, 2.0 * shift, 0.5))
 
 
 def _brightness_contrast(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
-    factor = max(0.0, 1 + uniform(rng, transform.contrast_limit))
+    factor = maximum(0.0, 1 + uniform(rng, transform.contrast_limit))
     return coloured(_linear_tone(factor, uniform(rng, transform.brightness_limit)))
 
 
 def _gamma(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     gamma = uniform(rng, transform.gamma_limit) / 100
-    if not gamma > 0:
-        raise ConfigError(f"RandomGamma: gamma={gamma:g}", remedy="pass gamma_limit=(80, 120), in percent, above 0")
-    return coloured(Tone(gamma=gamma))
+    if not every(gamma > 0):
+        raise ConfigError(
+            f"RandomGamma: gamma={np.min(gamma):g}", remedy="pass gamma_limit=(80, 120), in percent, above 0"
+        )
+    return coloured(operation(Tone, gamma=gamma))
 
 
 def _hsv(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     turn = uniform(rng, transform.hue_shift_limit) / 180
     saturation, value = uniform(rng, transform.sat_shift_limit) / 255, uniform(rng, transform.val_shift_limit) / 255
-    return coloured(Hsv(turn=turn, saturation=saturation, value=value))
+    return coloured(operation(Hsv, turn=turn, saturation=saturation, value=value))
 
 
 def _hed_shift(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     limits = (transform.h_shift_limit, transform.e_shift_limit, transform.d_shift_limit)
     # The exponential keeps the factor above 0 and is 1 + shift for small shifts.
-    alpha = np.exp([uniform(rng, limit) * _HED_UNIT for limit in limits])
+    alpha = np.exp(np.array([uniform(rng, limit) * _HED_UNIT for limit in limits])).T
     return coloured(as_stain(*jitter(HED, alpha, owner="HEDShift")))
 
 
 def _gauss_noise(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:
     if not transform.per_channel:
         raise ConfigError("GaussNoise: per_channel=False", remedy="leave it out: noise is drawn for each channel")
-    sigma = math.sqrt(uniform(rng, transform.var_limit))
-    seed = int(rng.integers(2**31))
-    return coloured(_linear_tone(1, transform.mean / 255), Noise(sigma=min(sigma, 255), seed=seed))
+    sigma = minimum(sqrt(uniform(rng, transform.var_limit)), 255.0)
+    noise = operation(Noise, sigma=sigma, seed=whole(rng, 2**31))
+    return coloured(_linear_tone(1, transform.mean / 255), noise)
 
 
 LOWERINGS: Mapping[str, Lowering] = {
@@ -313,7 +331,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "VerticalFlip": lambda transform, rng, size, context: mirrored(size, horizontal=False, vertical=True),
     "Flip": _flip,
     "Transpose": lambda transform, rng, size, context: Steps(Affine(0, 1, 0, 1, 0, 0), Size(size.height, size.width)),
-    "RandomRotate90": lambda transform, rng, size, context: quarter_turns(int(rng.integers(4)), size),
+    "RandomRotate90": lambda transform, rng, size, context: quarter_turns(whole(rng, 4), size),
     "Rotate": _rotate,
     "Affine": _affine,
     "RandomScale": _random_scale,

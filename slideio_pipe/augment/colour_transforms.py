@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from slideio_pipe.augment.operation_columns import in_order, operation
 from slideio_pipe.augment.operations import Hsv, Lab, Matrix, Noise, Saturation, Tone, Triple
 from slideio_pipe.augment.stain_matrices import (
     MACENKO_STRENGTH,
@@ -29,6 +30,7 @@ from slideio_pipe.augment.transform_base import (
     span,
     triples,
     uniform,
+    whole,
 )
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Size
@@ -79,7 +81,7 @@ class StainJitter(ColourTransform):
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one map in optical density."""
-        alpha, beta = rng.uniform(*self.alpha, 3), rng.uniform(*self.beta, 3)
+        alpha, beta = uniform(rng, self.alpha, 3), uniform(rng, self.beta, 3)
         return coloured(as_stain(*jitter_checked(_basis_of(self.basis, context, "StainJitter"), alpha, beta)))
 
 
@@ -166,12 +168,12 @@ class ColorJitter(ColourTransform):
         """Return four operations, in the order drawn."""
         order = rng.permutation(4)
         operations = (
-            Tone(brightness=uniform(rng, self.brightness)),
-            Tone(contrast=uniform(rng, self.contrast), pivot=self.pivot),
-            Saturation(factor=uniform(rng, self.saturation)),
-            Hsv(turn=uniform(rng, self.hue)),
+            operation(Tone, brightness=uniform(rng, self.brightness)),
+            operation(Tone, contrast=uniform(rng, self.contrast), pivot=self.pivot),
+            operation(Saturation, factor=uniform(rng, self.saturation)),
+            operation(Hsv, turn=uniform(rng, self.hue)),
         )
-        return coloured(*(operations[index] for index in order))
+        return coloured(*in_order(order, *operations))
 
 
 class RandStainNA(ColourTransform):
@@ -223,7 +225,7 @@ class RandStainNA(ColourTransform):
         std = np.maximum(spreads + spread_widths * rng.standard_normal(3), spreads / MAX_FACTOR)
         own_mean, own_std = self._slide_statistics(context)
         gain = np.clip(std / own_std, 1 / MAX_FACTOR, MAX_FACTOR)
-        return coloured(Lab(gain=as_triple(gain), bias=as_triple(mean - gain * own_mean)))
+        return coloured(operation(Lab, gain=as_triple(gain), bias=as_triple(mean - gain * own_mean)))
 
     def _slide_statistics(self, context: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if self.source == "cohort":
@@ -253,7 +255,7 @@ class GaussianNoise(ColourTransform):
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one operation with its own seed."""
-        return coloured(Noise(sigma=uniform(rng, self.sigma), seed=int(rng.integers(2**31))))
+        return coloured(operation(Noise, sigma=uniform(rng, self.sigma), seed=whole(rng, 2**31)))
 
 
 def _basis_argument(basis: Any, owner: str) -> str | Matrix:
@@ -303,7 +305,8 @@ def _positive_triple(owner: str, name: str, values: Any) -> Triple:
     array = triples(owner, name, values)
     if not (array > 0).all():
         raise ConfigError(f"{owner}: {name}={values!r}", remedy="pass three numbers above 0")
-    return as_triple(array)
+    triple: Triple = as_triple(array)
+    return triple
 
 
 def _three_pairs(owner: str, name: str, values: Any) -> tuple[Range, Range, Range]:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from slideio_pipe.augment import colour_transforms, geometric_transforms  # noqa: F401
 from slideio_pipe.augment.albumentations import adopted, verdict
 from slideio_pipe.augment.draw import AffineTuple, Draw, seeded
+from slideio_pipe.augment.elementwise import Number, maximum, minimum
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.augment.stain_matrices import as_matrix, checked_basis
@@ -38,9 +39,9 @@ class MeasuredSlide(Protocol):
 
 
 # Products of rotations miss whole numbers by rounding: 1e-9 px over 100,000 px is far below the sampling resolution.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 # The same for the size of a canvas, measured after a product.
-_CANVAS_ROUNDING = 1e-6
+CANVAS_ROUNDING = 1e-6
 
 
 def draw(
@@ -81,12 +82,8 @@ def draw(
     >>> drawn.affine, drawn.operations
     ((-1.0, 0.0, 40.0, 0.0, -1.0, 30.0), ())
     """
-    if not isinstance(transform, A.BasicTransform | BaseCompose):
-        raise ConfigError(
-            f"{type(transform).__name__}: no albumentationsxl transform", remedy="pass A.Compose([...]) or a transform"
-        )
     check(transform)
-    plain = _checked_size(size)
+    plain = checked_size(size)
     context = Context(
         slide_wide=tile is None,
         basis=None if basis is None else as_matrix(checked_basis(basis, "basis")),
@@ -108,6 +105,10 @@ def check(transform: Any) -> None:
     ConfigError
         Names the transform, the reason and the replacement.
     """
+    if not isinstance(transform, A.BasicTransform | BaseCompose):
+        raise ConfigError(
+            f"{type(transform).__name__}: no albumentationsxl transform", remedy="pass A.Compose([...]) or a transform"
+        )
     for leaf in leaves(transform):
         judged = verdict(leaf)
         if judged.kind == "refused":
@@ -154,7 +155,8 @@ def _needing_slide(transform: Any) -> dict[str, OurTransform]:
     return {type(leaf).__name__: leaf for leaf in found}
 
 
-def _checked_size(size: Any) -> Size:
+def checked_size(size: Any) -> Size:
+    """Return the size of an image, at least one pixel."""
     width, height = size
     if width < 1 or height < 1:
         raise ConfigError(f"an image of {width}x{height} px", remedy="pass size=(width, height)")
@@ -186,15 +188,15 @@ class _DrawState:
             self._fit()
         else:
             canvas = self.canvas if steps.canvas is None else steps.canvas
-            found, whole = _bounds(steps.affine, self.canvas), (0, 0, *canvas)
-            if any(abs(a - b) > _CANVAS_ROUNDING for a, b in zip(found, whole, strict=True)):  # cropped or padded
+            found, whole = bounds(steps.affine, self.canvas), (0, 0, *canvas)
+            if any(abs(a - b) > CANVAS_ROUNDING for a, b in zip(found, whole, strict=True)):  # cropped or padded
                 self._before, self._content, self._since = self._since @ self._before, canvas, Affine()
             self.canvas = canvas
 
     def _fit(self) -> None:
-        left, top, right, bottom = _bounds(self._since, self._content)
+        left, top, right, bottom = bounds(self._since, self._content)
         self._since = Affine.translation(-left, -top) @ self._since
-        self.canvas = Size(*(max(1, math.ceil(side - _CANVAS_ROUNDING)) for side in (right - left, bottom - top)))
+        self.canvas = Size(*(max(1, math.ceil(side - CANVAS_ROUNDING)) for side in (right - left, bottom - top)))
 
     def affine(self) -> AffineTuple:
         """Return the whole affine, with values that differ from whole numbers only by rounding made whole."""
@@ -202,17 +204,17 @@ class _DrawState:
         return (a, b, c, d, e, f)
 
 
-def _bounds(affine: Affine, size: Size) -> tuple[float, float, float, float]:
+def bounds(affine: Affine, size: Size) -> tuple[Number, Number, Number, Number]:
     """Return the lowest x and y and the highest x and y of an image after an affine."""
     (width, height), (a, b, c, d, e, f) = size, affine.as_tuple()
     ax, bx, ay, by = a * width, b * height, d * width, e * height
-    left, top = c + min(0.0, ax) + min(0.0, bx), f + min(0.0, ay) + min(0.0, by)
-    return left, top, c + max(0.0, ax) + max(0.0, bx), f + max(0.0, ay) + max(0.0, by)
+    left, top = c + minimum(0.0, ax) + minimum(0.0, bx), f + minimum(0.0, ay) + minimum(0.0, by)
+    return left, top, c + maximum(0.0, ax) + maximum(0.0, bx), f + maximum(0.0, ay) + maximum(0.0, by)
 
 
 def _snapped(value: float) -> float:
     # Adding 0.0 turns −0.0 into 0.0, so that equal draws give equal JSON.
-    return float(round(value)) + 0.0 if abs(value - round(value)) < _ROUNDING else float(value)
+    return float(round(value)) + 0.0 if abs(value - round(value)) < ROUNDING else float(value)
 
 
 # -- walking -------------------------------------------------------------------------------------------------------
@@ -222,7 +224,7 @@ def _walk(transform: Any, path: _DrawState, *, forced: bool = False) -> None:
     """Draw as a call of the transform would, from the path's own generator."""
     if not isinstance(transform, BaseCompose):
         if path.rng.random() < transform.p or transform.always_apply or forced:
-            path.add(_drawn(transform, path))
+            path.add(drawn_steps(transform, path.rng, path.canvas, path.context))
     elif isinstance(transform, A.OneOf):
         _walk_chosen(transform, path, 1, replace=True, forced=forced)
     elif isinstance(transform, A.SomeOf):
@@ -260,11 +262,12 @@ def _walk_chosen(transform: Any, path: _DrawState, count: int, *, replace: bool,
         _walk(transform.transforms[index], path, forced=True)
 
 
-def _drawn(transform: Any, path: _DrawState) -> Steps:
+def drawn_steps(transform: Any, rng: np.random.Generator, canvas: Size, context: Context) -> Steps:
+    """Return what one transform, not a composition, draws for an image of the size ``canvas``."""
     try:
         if isinstance(transform, OurTransform):
-            return transform.draw_steps(path.rng, path.canvas, path.context)
-        return adopted(transform, path.rng, path.canvas, path.context)
+            return transform.draw_steps(rng, canvas, context)
+        return adopted(transform, rng, canvas, context)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(step) for step in problem["loc"])

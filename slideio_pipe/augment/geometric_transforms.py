@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from slideio_pipe.augment.transform_base import Context, GeometricTransform, Range, Steps, number, span, uniform
+from slideio_pipe.augment.elementwise import Number, cosine, every, exp, sine, sqrt, tangent, where
+from slideio_pipe.augment.transform_base import Context, GeometricTransform, Range, Steps, number, span, uniform, whole
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 
@@ -20,51 +21,67 @@ from slideio_pipe.geometry import Affine, Size
 RATIO: Range = (3 / 4, 4 / 3)
 
 
-def rotation(degrees: float) -> Affine:
+# Cosine and sine of whole quarter turns.
+_QUARTERS = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
+
+
+def rotation(degrees: Number) -> Affine:
     """Return the counter-clockwise rotation about the origin; quarter turns are exact.
 
     >>> rotation(90).apply([[1, 0]]).tolist()
     [[0.0, -1.0]]
     """
     quarters, rest = divmod(degrees, 90)
-    if rest == 0:
-        cosine, sine = [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)][int(quarters) % 4]
+    if isinstance(rest, np.ndarray):
+        exact = np.array(_QUARTERS).T[:, quarters.astype(np.int64) % 4]
+        x, y = np.where(rest == 0, exact, (cosine(degrees), sine(degrees)))
     else:
-        cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return Affine(a=cosine, b=sine, d=-sine, e=cosine)
+        x, y = (cosine(degrees), sine(degrees)) if rest else _QUARTERS[int(quarters) % 4]
+    return Affine(a=x, b=y, d=-y, e=x)
 
 
-def about_middle(linear: Affine, size: Size, shift: tuple[float, float] = (0.0, 0.0)) -> Affine:
+def about_middle(linear: Affine, size: Size, shift: tuple[Number, Number] = (0.0, 0.0)) -> Affine:
     """Return a linear map about the middle of an image, then shifted; written out because it runs once per tile."""
     x, y = size.width / 2, size.height / 2
     a, b, _, d, e, _ = linear.as_tuple()
     return Affine(a, b, x - a * x - b * y + shift[0], d, e, y - d * x - e * y + shift[1])
 
 
-def quarter_turns(count: int, size: Size) -> Steps:
+def scaled(x: Number, y: Number) -> Affine:
+    """Return the affine that multiplies x and y."""
+    return Affine(a=1.0 * x, e=1.0 * y)
+
+
+def shifted(x: Number, y: Number) -> Affine:
+    """Return the affine that adds to x and y."""
+    return Affine(c=1.0 * x, f=1.0 * y)
+
+
+def quarter_turns(count: Number, size: Size) -> Steps:
     """Return ``count`` counter-clockwise quarter turns, as ``numpy.rot90`` does; sides swap."""
-    count %= 4
-    if count == 0:
+    count = count % 4
+    if every(count == 0):
         return Steps()
-    canvas = Size(size.height, size.width) if count % 2 else size
-    turned = Affine.translation(canvas.width / 2, canvas.height / 2) @ rotation(90 * count)
-    return Steps(turned @ Affine.translation(-size.width / 2, -size.height / 2), canvas)
+    odd = count % 2 == 1
+    canvas = Size(where(odd, size.height, size.width), where(odd, size.width, size.height))
+    turned = shifted(canvas.width / 2, canvas.height / 2) @ rotation(90.0 * count)
+    return Steps(turned @ shifted(-size.width / 2, -size.height / 2), canvas)
 
 
-def mirrored(size: Size, *, horizontal: bool, vertical: bool) -> Steps:
+def mirrored(size: Size, *, horizontal: Any, vertical: Any) -> Steps:
     """Return the image mirrored left-right, top-bottom, or both."""
-    if not horizontal and not vertical:
+    if every((horizontal | vertical) == 0):
         return Steps()
-    x = Affine(a=-1, c=size.width) if horizontal else Affine()
-    y = Affine(e=-1, f=size.height) if vertical else Affine()
-    return Steps(x @ y, size)
+    x, y = (where(flag, -1.0, 1.0) for flag in (horizontal, vertical))
+    across, down = where(horizontal, 1.0 * size.width, 0.0), where(vertical, 1.0 * size.height, 0.0)
+    return Steps(Affine(x, 0.0, across, 0.0, y, down), size)
 
 
 def resized(size: Size, canvas: Size) -> Steps:
     """Return the whole image scaled to ``canvas``."""
-    if canvas == size:
+    if every(canvas.width == size.width) and every(canvas.height == size.height):
         return Steps()
-    return Steps(Affine.scaling(canvas.width / size.width, canvas.height / size.height), canvas)
+    return Steps(scaled(canvas.width / size.width, canvas.height / size.height), canvas)
 
 
 class RandomAffine(GeometricTransform):
@@ -113,15 +130,15 @@ class RandomAffine(GeometricTransform):
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one affine."""
-        mirror = -1.0 if rng.random() < 0.5 and self.flip else 1.0
-        shear = math.tan(math.radians(uniform(rng, self.shear)))
+        mirror = where((rng.random() < 0.5) & self.flip, -1.0, 1.0)
+        shear = tangent(uniform(rng, self.shear))
         factor = uniform(rng, self.scale)
         turn = rotation(uniform(rng, self.rotate))
         shift = (uniform(rng, self.translate) * size.width, uniform(rng, self.translate) * size.height)
         # rotation · scale · shear · mirror, column by column.
         a, b, d, e = (factor * side for side in (turn.a, turn.b, turn.d, turn.e))
         linear = Affine(a * mirror, a * shear + b, 0.0, d * mirror, d * shear + e, 0.0)
-        if linear == Affine() and (shift == (0, 0) or context.slide_wide):
+        if isinstance(mirror, float) and linear == Affine() and (shift == (0, 0) or context.slide_wide):
             return Steps()
         return Steps(about_middle(linear, size, shift), size, fit=context.slide_wide)
 
@@ -131,7 +148,7 @@ class Rotate90(GeometricTransform):
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one of four turns."""
-        return quarter_turns(int(rng.integers(4)), size)
+        return quarter_turns(whole(rng, 4), size)
 
 
 class Flip(GeometricTransform):
@@ -145,8 +162,8 @@ class Flip(GeometricTransform):
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one of up to four mirror images."""
-        across, down = rng.random(2) < 0.5
-        return mirrored(size, horizontal=bool(across) and self.horizontal, vertical=bool(down) and self.vertical)
+        across, down = (rng.random(2) < 0.5).T
+        return mirrored(size, horizontal=across & self.horizontal, vertical=down & self.vertical)
 
 
 class RandomResizedCrop(GeometricTransform):
@@ -185,11 +202,11 @@ class RandomResizedCrop(GeometricTransform):
                 "RandomResizedCrop: crops tiles, not slides", remedy="pass it as tile_transform, or use RandomAffine"
             )
         area = uniform(rng, self.scale)
-        ratio = math.exp(uniform(rng, (math.log(self.ratio[0]), math.log(self.ratio[1]))))
-        width, height = size.width * math.sqrt(area * ratio), size.height * math.sqrt(area / ratio)
-        x, y = (float(rng.random()) * (whole - part) for whole, part in ((size.width, width), (size.height, height)))
+        ratio = exp(uniform(rng, (math.log(self.ratio[0]), math.log(self.ratio[1]))))
+        width, height = size.width * sqrt(area * ratio), size.height * sqrt(area / ratio)
+        x, y = (rng.random() * (side - part) for side, part in ((size.width, width), (size.height, height)))
         canvas = Size(*self.size)
-        return Steps(Affine.scaling(canvas.width / width, canvas.height / height) @ Affine.translation(-x, -y), canvas)
+        return Steps(scaled(canvas.width / width, canvas.height / height) @ shifted(-x, -y), canvas)
 
 
 def _whole_size(owner: str, size: Any) -> tuple[int, int]:

@@ -7,9 +7,12 @@ without offset leaves it white.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from slideio_pipe.augment.operation_columns import operation
 from slideio_pipe.augment.operations import Matrix, Stain, Triple
 from slideio_pipe.errors import ConfigError
 
@@ -23,6 +26,7 @@ MACENKO_STRENGTH: Triple = (1.9705, 1.0308, 1.0)
 
 # Above this a basis amplifies noise a hundredfold: two of its stains are nearly equal, or all are in one plane.
 MAX_CONDITION = 100.0
+_EYE = np.eye(3)
 
 
 def optical_density(rgb: ArrayLike) -> NDArray[np.float64]:
@@ -102,15 +106,20 @@ def jitter(
 def jitter_checked(
     stains: NDArray[np.float64], alpha: ArrayLike, beta: ArrayLike, *, owner: str = "StainJitter"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what ``jitter`` returns, for a basis already validated."""
+    """Return what ``jitter`` returns, for a basis already validated; of (n, 3) numbers, n matrices and offsets."""
     factors, shifts = np.asarray(alpha, np.float64), np.asarray(beta, np.float64)
-    if factors.shape != (3,) or shifts.shape != (3,) or not np.isfinite([factors, shifts]).all():
+    if (
+        factors.shape[-1:] != (3,)
+        or shifts.shape[-1:] != (3,)
+        or not all(np.isfinite(each).all() for each in (factors, shifts))
+    ):
         raise ConfigError(f"{owner}: alpha={alpha!r}, beta={beta!r}", remedy="pass three finite numbers each")
     if not (factors > 0).all():
         raise ConfigError(f"{owner}: alpha={factors.tolist()} is not positive", remedy="pass alpha > 0")
     # Exactly the identity if nothing changes, without the rounding of the inverse.
-    matrix = np.eye(3) if (factors == 1).all() else stains.T @ np.diag(factors) @ np.linalg.inv(stains.T)
-    return matrix, stains.T @ shifts
+    matrix = stains.T @ (_EYE * factors[..., None, :]) @ np.linalg.inv(stains.T)
+    matrix[(factors == 1).all(-1)] = _EYE
+    return matrix, (stains.T @ shifts[..., None])[..., 0]
 
 
 def exchange(
@@ -123,14 +132,19 @@ def exchange(
     return np.asarray(new.T @ np.diag(np.asarray(factors, np.float64)) @ np.linalg.inv(old.T))
 
 
-def as_stain(matrix: NDArray[np.float64], offset: ArrayLike = (0.0, 0.0, 0.0)) -> Stain:
-    """Return the map as an operation."""
+def as_stain(matrix: NDArray[np.float64], offset: ArrayLike = (0.0, 0.0, 0.0)) -> Any:
+    """Return the map as an operation, or (n, 3, 3) maps as a column of them."""
+    if matrix.ndim == 3:
+        return operation(Stain, matrix=matrix, offset=np.broadcast_to(offset, (len(matrix), 3)))
     return Stain(matrix=as_matrix(matrix), offset=as_triple(offset))
 
 
-def as_triple(values: ArrayLike) -> Triple:
-    """Return three plain numbers."""
-    a, b, c = np.asarray(values, np.float64).tolist()
+def as_triple(values: ArrayLike) -> Any:
+    """Return three plain numbers; (n, 3) numbers of many tiles remain an array."""
+    array = np.asarray(values, np.float64)
+    if array.ndim == 2:
+        return array
+    a, b, c = array.tolist()
     return (a, b, c)
 
 

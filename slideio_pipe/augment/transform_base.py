@@ -22,6 +22,7 @@ import pyvips
 from numpy.typing import NDArray
 
 from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.elementwise import Number
 from slideio_pipe.augment.operations import Matrix, Operation
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.errors import ConfigError
@@ -40,15 +41,15 @@ class Context:
 
 
 class Steps(NamedTuple):
-    """The drawn result of one transform."""
+    """The drawn result of one transform, for one tile; or for many, with arrays as numbers of affine and canvas."""
 
     affine: Affine | None = None  # px before → px after; None moves nothing
     canvas: Size | None = None  # size after; None keeps the size
-    operations: tuple[Operation, ...] = ()
+    operations: tuple[Operation, ...] = ()  # a column of ``operation_columns`` each for many tiles
     fit: bool = False  # move the content to the corner of the smallest canvas that holds it; overrides ``canvas``
 
 
-def coloured(*operations: Operation) -> Steps:
+def coloured(*operations: Any) -> Steps:
     """Return the steps of colour operations, without those that change nothing."""
     return Steps(operations=tuple(operation for operation in operations if not operation.is_identity))
 
@@ -67,7 +68,11 @@ class OurTransform:
 
     @abstractmethod
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
-        """Return what to do to an image of ``size``, with all randomness from ``rng``."""
+        """Return what to do to an image of ``size``, with all randomness from ``rng``.
+
+        Ours are also called with ``streams.Streams``, for many tiles at once: numbers, sides of ``size`` and results
+        are arrays then. A class of a user is called for one tile at a time.
+        """
 
     # -- inside A.Compose ----------------------------------------------------------------------------------------
 
@@ -201,9 +206,18 @@ def number(owner: str, name: str, value: Any, *, low: float = -math.inf, high: f
     return float(value)
 
 
-def uniform(rng: np.random.Generator, values: Range) -> float:
-    """Return a uniform random number from the range."""
-    return float(rng.uniform(*values))
+def uniform(rng: np.random.Generator, values: Range, count: int | None = None) -> Number:
+    """Return a uniform random number from the range, or ``count``; as ``rng.uniform``, on every processor."""
+    low, high = float(values[0]), float(values[1])
+    if not 0 <= high - low < math.inf:
+        raise ConfigError(f"a range from {low:g} to {high:g}", remedy="pass finite limits that rise")
+    return low + (high - low) * rng.random(count)
+
+
+def whole(rng: np.random.Generator, count: int) -> Number:
+    """Return a whole number from 0 to ``count``, exclusive, each equally likely."""
+    number = rng.integers(count)
+    return number if isinstance(number, np.ndarray) else int(number)
 
 
 def triples(owner: str, name: str, values: Any) -> NDArray[np.float64]:

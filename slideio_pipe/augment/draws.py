@@ -1,0 +1,131 @@
+"""The draws of a tile transform for several tiles of one slide, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.operation_columns import NONE, NUMBERS, OPAQUE, kind_of, numbers_of, record_of
+from slideio_pipe.geometry import Affine, Size
+
+
+class Draws(Sequence[Draw]):
+    """Draws of several tiles of one slide; an item is the ``Draw`` that ``compose.draw`` gives for its tile.
+
+    Attributes
+    ----------
+    tiles : (n,) int64
+        Tile numbers; −1 for a draw of the whole slide.
+    size : Size
+        Of the plain tiles, px.
+    canvases : (n, 2) int64
+        Width and height of each augmented tile, px.
+    affines : (n, 6) float64
+        ``Draw.affine`` of each: plain px → augmented px.
+    kinds : (n, m) int8
+        Colour operations in their order, from the left without gaps; 0 where a tile has fewer than m. Constants of
+        ``operation_columns``.
+    numbers : (n, m, 12) float64
+        Their numbers, as ``operation_columns`` says; 0 where there is none.
+
+    Examples
+    --------
+    >>> plain = Draw(tile=3, size=Size(9, 9), canvas=Size(9, 9))
+    >>> draws = Draws.of([plain])
+    >>> draws.affines.tolist(), draws.kinds.shape, draws[0] == plain
+    ([[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]], (1, 0), True)
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        epoch: int,
+        slide: str,
+        size: Size,
+        tiles: NDArray[np.int64],
+        canvases: NDArray[np.int64],
+        affines: NDArray[np.float64],
+        kinds: NDArray[np.int8],
+        numbers: NDArray[np.float64],
+        records: Sequence[Draw | None] | None = None,
+    ) -> None:
+        self.seed, self.epoch, self.slide, self.size = seed, epoch, slide, size
+        self.tiles, self.canvases, self.affines, self.kinds, self.numbers = tiles, canvases, affines, kinds, numbers
+        # Items that are read already, or that arrays cannot hold: opaque operations.
+        self._records: list[Draw | None] = list(records or [None] * len(tiles))
+
+    @classmethod
+    def of(cls, draws: Sequence[Draw]) -> Draws:
+        """Return the arrays of records, which remain its items; at least one, all with the same plain size."""
+        if isinstance(draws, Draws):
+            return draws
+        most = max(len(draw.operations) for draw in draws)
+        missing = [0.0] * NUMBERS
+        kinds, numbers = [], []
+        for draw in draws:
+            rest = most - len(draw.operations)
+            kinds.append([*map(kind_of, draw.operations), *[NONE] * rest])
+            numbers.append([*map(numbers_of, draw.operations), *[missing] * rest])
+        first = draws[0]
+        return cls(
+            seed=first.seed, epoch=first.epoch, slide=first.slide, size=first.size,
+            tiles=np.array([-1 if draw.tile is None else draw.tile for draw in draws], np.int64),
+            canvases=np.array([draw.canvas for draw in draws], np.int64).reshape(-1, 2),
+            affines=np.array([draw.affine for draw in draws], np.float64).reshape(-1, 6),
+            kinds=np.array(kinds, np.int8).reshape(len(draws), most),
+            numbers=np.array(numbers, np.float64).reshape(len(draws), most, NUMBERS), records=draws,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    @overload
+    def __getitem__(self, key: int) -> Draw: ...
+    @overload
+    def __getitem__(self, key: slice) -> Draws: ...
+    def __getitem__(self, key: Any) -> Draw | Draws:
+        if isinstance(key, slice):
+            return self.only(np.arange(len(self))[key])
+        return self._record(range(len(self))[key])
+
+    def only(self, rows: ArrayLike) -> Draws:
+        """Return some of the draws, by position."""
+        places = np.asarray(rows, np.int64)
+        return Draws(
+            seed=self.seed, epoch=self.epoch, slide=self.slide, size=self.size, tiles=self.tiles[places],
+            canvases=self.canvases[places], affines=self.affines[places],
+            kinds=self.kinds[places], numbers=self.numbers[places],
+            records=[self._records[place] for place in places.tolist()],
+        )  # fmt: skip
+
+    def _record(self, row: int) -> Draw:
+        found = self._records[row]
+        if found is None:
+            found = self._records[row] = self._made(row)
+        return found
+
+    def _made(self, row: int) -> Draw:
+        a, b, c, d, e, f = self.affines[row].tolist()
+        kinds = self.kinds[row].tolist()
+        operations = (record_of(kind, self.numbers[row, place]) for place, kind in enumerate(kinds) if kind != NONE)
+        return Draw(
+            seed=self.seed, epoch=self.epoch, slide=self.slide, tile=int(self.tiles[row]), size=self.size,
+            canvas=Size(*self.canvases[row].tolist()), affine=(a, b, c, d, e, f), operations=tuple(operations),
+        )  # fmt: skip
+
+    @cached_property
+    def moves(self) -> NDArray[np.bool_]:
+        """(n,) whether any pixel moves."""
+        moved = (self.affines != Affine().as_tuple()).any(1)
+        return np.asarray(moved | (self.canvases != self.size).any(1))
+
+    @cached_property
+    def lowered(self) -> NDArray[np.bool_]:
+        """(n,) whether the draw runs completely on decoded batches."""
+        return np.asarray((self.kinds != OPAQUE).all(1))
