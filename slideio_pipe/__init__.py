@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.slides.slide import Slide as Slide
     from slideio_pipe.slides.slide import open_slide as open_slide
     from slideio_pipe.slides.view import SlideView as SlideView
+    from slideio_pipe.store import AugmentedBag as AugmentedBag
     from slideio_pipe.store import StoredBag as StoredBag
     from slideio_pipe.store import open_bag as open_bag
     from slideio_pipe.store import save_bag as save_bag
@@ -122,6 +123,7 @@ _PUBLIC = {
     "save_bag": "store",
     "open_bag": "store",
     "StoredBag": "store",
+    "AugmentedBag": "store",
     "write_synthetic_slide": "synthetic.slide",
     "SyntheticSlide": "synthetic.slide",
     "StainJitter": "augment.colour_transforms",

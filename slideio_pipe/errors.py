@@ -169,6 +169,8 @@ class OutputError(SlideioPipeError, OSError):
 class BagFormatError(SlideioPipeError, ValueError):
     """Not a bag store, or one that is damaged or of an unknown version."""
 
+    tile: int | None = None  # the only tile that is damaged, if that is all
+
 
 class MissingExtraError(SlideioPipeError, ImportError):
     """An optional package is needed and not installed."""

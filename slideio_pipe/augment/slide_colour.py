@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -140,10 +140,17 @@ def slide_colour(
     seed : int
         Seed of the sampling; the same seed gives the same numbers.
     """
-    tiles = list(_tissue_tiles(slide, mask, seed, owner))
+    return colour_of(_tissue_tiles(slide, mask, seed, owner), slide.name, owner=owner)
+
+
+def colour_of(tiles: Iterable[NDArray[np.uint8]], slide: str, *, owner: str) -> SlideColour:
+    """Measure stains and Lab statistics in tissue tiles of a slide, (h, w, 3) uint8 each, of any size.
+
+    Raise NoTissueError if they are only glass.
+    """
     pixels = np.concatenate([tile[::2, ::2].reshape(-1, 3) for tile in tiles])
-    basis = estimate_basis(pixels, owner=owner, slide=slide.name)
-    concentrations = _stained(pixels, owner, slide.name) @ np.linalg.inv(basis)
+    basis = estimate_basis(pixels, owner=owner, slide=slide)
+    concentrations = _stained(pixels, owner, slide) @ np.linalg.inv(basis)
     strength = np.percentile(concentrations, STRENGTH_PERCENTILE, axis=0)
     lab = _lab(pixels[::4])  # means need fewer pixels than percentiles
     return SlideColour(

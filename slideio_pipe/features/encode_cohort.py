@@ -140,6 +140,8 @@ def encode_cohort(
     bags_only = check_places(slides, folder)
     chosen = tuple(load_encoders(encoders))
     settings = tile_config(config, chosen)
+    if slide_transform is not None:
+        _refuse_stored(slides)
     described = None if slide_transform is None else slide_transform.to_dict()["transform"]
     threads = default_threads() if threads is None else at_least_one("threads", threads)
     how = EncodeSettings(str(place), batch_size, dtype, settings, slide_transform, threads, allow_empty)
@@ -201,6 +203,14 @@ def tile_config(config: Any, encoders: Iterable[Encoder]) -> LoaderConfig:
             reason = f"{name} is {value}, and features are of all tiles as they are"
             raise ConfigError(reason, remedy="leave it out; slide_transform is applied")
     return found
+
+
+def _refuse_stored(slides: Cohort) -> None:
+    """Raise ConfigError if there is a bag store: its features are those of the pixels beside them."""
+    stored = [slide.name for slide in slides if isinstance(slide.source, Path) and is_bag_store(slide.source)]
+    if stored:
+        reason = f"a transform, and {stored[0]} has its pixels already ({len(stored)} of {len(slides)} have)"
+        raise ConfigError(reason, remedy="pass slides, or leave the transform out")
 
 
 def check_places(slides: Cohort, folder: Path | None) -> bool:

@@ -208,7 +208,7 @@ class Sampler:
             affine = Affine.translation(-offset[0], -offset[1]) @ affine
         height, width = out.shape[:2]
         blur = (shrink - 1) / 2 if shrink > 1 + 2 * _NO_BLUR else 0.0
-        rect = _reach(affine, Size(width, height), 1 + math.ceil(3 * blur))
+        rect = _reach(affine, Size(width, height), 0 if _is_exact(affine) and not blur else 1 + math.ceil(3 * blur))
         inside = rect.intersect(Rect(-1, -1, *(side + 2 for side in self.slide.pyramid.size_at(choice))))
         if not inside.width or not inside.height:
             out[:] = self.outside
@@ -411,6 +411,12 @@ def _warp(pixels: NDArray[np.uint8], affine: Affine, out: NDArray[np.uint8], out
     four = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
     four = cv2.warpAffine(four, affine.matrix()[:2], (width, height), None, flags, cv2.BORDER_CONSTANT, border)
     cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, out)
+
+
+def _is_exact(affine: Affine) -> bool:
+    """Return whether an affine copies whole pixels: it mirrors or turns by quarters, and needs no pixel around."""
+    a, b, c, d, e, f = affine
+    return {abs(a), abs(b), abs(d), abs(e)} == {0.0, 1.0} and c == math.floor(c) and f == math.floor(f)
 
 
 def _reach(affine: Affine, size: Size, margin: int) -> Rect:

@@ -4,7 +4,8 @@ In: a bag. Out: a store, written whole or not at all, and ``StoredBag``, which r
 Open first: ``save.py``, then ``metadata.py`` and ``shards.py`` (the bytes); settings and defaults: ``config.py``.
 """
 
+from slideio_pipe.store.augmented_bag import AugmentedBag
 from slideio_pipe.store.save import open_bag, save_bag
 from slideio_pipe.store.stored_bag import StoredBag
 
-__all__ = ["StoredBag", "open_bag", "save_bag"]
+__all__ = ["AugmentedBag", "StoredBag", "open_bag", "save_bag"]

@@ -40,6 +40,8 @@ class TileCodec:
     zarr: tuple[dict[str, Any], ...] = ()  # zarr v3 metadata of the codecs after "bytes"
     serializer: dict[str, Any] | None = None  # zarr v3 metadata of the codec that replaces "bytes"
     pixels: Mapping[str, Any] = field(default_factory=dict)  # for attributes["tile_bag"]["pixels"]
+    # Stored bytes into (H // n, W // n, 3), n times smaller, for less than the full decode; None: there is no such way.
+    decode_reduced: Callable[[bytes, NDArray[np.uint8], int], None] | None = None
 
 
 def codec_for(pixels: str) -> TileCodec:
@@ -56,13 +58,23 @@ def codec_for(pixels: str) -> TileCodec:
         return TileCodec("zstd", _encode_zstd, _decode_zstd, (_zstd_metadata(),), pixels=_zstd_pixels())
     if pixels == "source":
         described = {"codec": "jpeg", "source": True, "lossless": True, "quality": None}
-        return TileCodec("source", None, _decode_jpeg, serializer={"name": zarr_jpeg.NAME}, pixels=described)
+        return _jpeg_codec("source", None, {"name": zarr_jpeg.NAME}, described)
     quality = jpeg_quality(pixels) if isinstance(pixels, str) else None
     if quality is None:
         remedy = 'pass {pixels="source"}, "jpeg:90" or another quality, "zstd" or "none"'
         raise ConfigError(f"{{pixels={pixels!r}}} is not a way to store tiles", remedy=remedy)
     metadata = {"name": zarr_jpeg.NAME, "configuration": {"level": quality, "subsampling": CHROMA}}
-    return TileCodec(pixels, _jpeg_encoder(quality), _decode_jpeg, serializer=metadata, pixels=_jpeg_pixels(quality))
+    return _jpeg_codec(pixels, _jpeg_encoder(quality), metadata, _jpeg_pixels(quality))
+
+
+def _jpeg_codec(
+    name: str,
+    encode: Callable[[NDArray[np.uint8]], bytes] | None,
+    serializer: dict[str, Any],
+    pixels: Mapping[str, Any],
+) -> TileCodec:
+    reduced = zarr_jpeg.decode_reduced
+    return TileCodec(name, encode, _decode_jpeg, serializer=serializer, pixels=pixels, decode_reduced=reduced)
 
 
 def codec_from_zarr(codecs: list[Mapping[str, Any]]) -> TileCodec | None:

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from slideio_pipe.config import Record
+from slideio_pipe.store.tile_layout import Beyond
 
 
 def jpeg_quality(pixels: str) -> int | None:
@@ -27,6 +28,13 @@ def _known_pixels(pixels: str) -> str:
 
 
 Pixels = Annotated[str, AfterValidator(_known_pixels)]
+
+
+class StoredConfig(Record):
+    """How tiles of a stored bag are augmented: what is beyond their edge. See ``AugmentedBag``."""
+
+    neighbours: bool = True  # the tiles stored beside them, where there are any; false: each tile alone
+    beyond: Beyond = "reflect"  # where no tile is stored: reflect or white
 
 
 class StoreConfig(Record):

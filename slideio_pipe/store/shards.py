@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import google_crc32c
 import numpy as np
 import simplejpeg
@@ -189,6 +190,32 @@ class ShardReader:
             for _ in pool.map(lambda span: self._read_part(numbers[span], out[span]), spans):
                 pass
 
+    def decoded(self, number: int, out: NDArray[np.uint8], reduce: int) -> None:
+        """Fill ``out`` with chunk ``number``, ``reduce`` times smaller in both directions.
+
+        JPEG is shrunk by its decoder, other pixels by means. Raise BagFormatError as ``read`` does.
+
+        Parameters
+        ----------
+        number : int
+        out : (height // reduce, width // reduce, 3) uint8, C-contiguous
+        reduce : 1, 2, 4 or 8
+            Divides the sides of a tile.
+        """
+        height, width = out.shape[:2]
+        if reduce == 1:
+            self.read(np.array([number]), out[None])
+        elif self._codec.decode_reduced is None:
+            full = np.empty((height * reduce, width * reduce, 3), np.uint8)
+            self.read(np.array([number]), full[None])
+            cv2.resize(full, (width, height), dst=out, interpolation=cv2.INTER_AREA)
+        else:
+            data = self.encoded(number)
+            try:
+                self._codec.decode_reduced(data, out, reduce)
+            except ValueError as error:
+                raise self._damaged(*divmod(number, self._grid.slots), f"cannot be decoded ({error})") from error
+
     def encoded(self, number: int, jpeg: tuple[int, int] | None = None) -> bytes:
         """Return the stored bytes of chunk ``number``; with ``jpeg``, check that it is a JPEG of this height and width.
 
@@ -323,7 +350,9 @@ class ShardReader:
 
     def _damaged(self, shard: int, slot: int, what: str) -> BagFormatError:
         number = shard * self._grid.slots + slot
-        return BagFormatError(f"tile {number} {what}", slide=str(self._grid.path(shard)), remedy=DAMAGED)
+        error = BagFormatError(f"tile {number} {what}", slide=str(self._grid.path(shard)), remedy=DAMAGED)
+        error.tile = number
+        return error
 
 
 def _run_bounds(offsets: NDArray[np.int64], tile_bytes: int) -> list[int]:

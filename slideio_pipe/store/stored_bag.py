@@ -130,6 +130,13 @@ class StoredBag(ArrayLikeBag, Closable):
                 self.on_stage("decode", begun, time.perf_counter())
         return out
 
+    def decoded(self, index: int, out: NDArray[np.uint8], reduce: int = 1) -> None:
+        """Fill ``out`` with tile ``index``, ``reduce`` times smaller: (H // reduce, W // reduce, 3) uint8.
+
+        ``reduce`` is 1, 2, 4 or 8, and divides H and W. Raise BagFormatError if the store is damaged.
+        """
+        self._reader.decoded(index, out, reduce)
+
     @property
     def holds_jpeg(self) -> bool:
         """Whether each tile is stored as a whole JPEG file."""

@@ -75,11 +75,19 @@ def decode_into(data: Any, pixels: NDArray[np.uint8]) -> None:
 
     Raise ValueError if it is damaged, or a picture of another size; nothing outside ``pixels`` is written.
     """
+    decode_reduced(data, pixels, 1)
+
+
+def decode_reduced(data: Any, pixels: NDArray[np.uint8], reduce: int) -> None:
+    """Decode a JPEG ``reduce`` (1, 2, 4 or 8) times smaller into ``pixels``, as ``decode_into`` does.
+
+    Its sides are ``reduce`` times those of ``pixels``: the shrink factor of the DCT is close to a mean of pixels.
+    """
     height, width = pixels.shape[:2]
     found = simplejpeg.decode_jpeg_header(data)[:2]
-    if found != (height, width):
-        raise ValueError(f"a JPEG of {found[1]}×{found[0]} px, not {width}×{height}")
-    simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=pixels)
+    if found != (height * reduce, width * reduce):
+        raise ValueError(f"a JPEG of {found[1]}×{found[0]} px, not {width * reduce}×{height * reduce}")
+    simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=height, min_width=width, min_factor=1, buffer=pixels)
 
 
 def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:

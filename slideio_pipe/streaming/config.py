@@ -11,6 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from slideio_pipe.config import Record, checked, load_record
 from slideio_pipe.slides.config import SlideConfig, ViewConfig
 from slideio_pipe.slides.frames import Frame
+from slideio_pipe.store.config import StoredConfig
 from slideio_pipe.tiles.config import GridConfig, TissueConfig
 
 
@@ -25,15 +26,18 @@ class LoaderConfig(Record):
     mask_frame: Frame | None = None
     slide_transform: str | None = None  # a YAML file of a transform, drawn once per slide and epoch
     tile_transform: str | None = None  # likewise, drawn once per tile and epoch
+    stored: StoredConfig = StoredConfig()  # how tiles of bag stores are augmented
     max_tiles: int | None = Field(default=None, ge=1)  # per bag, drawn again in every epoch; null: all
     seed: int = Field(default=0, ge=0)  # of every draw: transforms, tiles, order
 
     @model_serializer(mode="wrap")
-    def _drop_unset_frame(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the frame of masks if not given, so that settings equal those of older runs."""
+    def _drop_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out newer settings that are not given, so that settings equal those of older runs."""
         values: dict[str, Any] = dump(self)
         if self.mask_frame is None:
             values.pop("mask_frame", None)
+        if self.stored == StoredConfig():
+            values.pop("stored", None)
         return values
 
 

@@ -27,12 +27,14 @@ from slideio_pipe.geometry import Size
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.byte_cache import ByteCache
 from slideio_pipe.slides.slide import Slide, open_slide
-from slideio_pipe.store import StoredBag, open_bag
+from slideio_pipe.store import AugmentedBag, StoredBag, open_bag
+from slideio_pipe.store.augmented_bag import check_colours_only
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.streaming.shared_epoch import SharedEpoch, is_read_by_data_loader
 from slideio_pipe.streaming.whole_bag import WholeBag
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
+from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
@@ -59,6 +61,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         Resolution, tissue, grid, augmentation, tiles per bag and seed, such as ``configs/mil.yaml``.
     slide_transform, tile_transform : albumentationsxl transforms, optional
         Drawn once per slide and once per tile, again for every epoch (``set_epoch``); they replace those of ``config``.
+        Of a bag store, ``slide_transform`` may have colours only, and ``config.stored`` says what is beyond a tile's
+        edge: see ``AugmentedBag``.
 
     Raises
     ------
@@ -92,12 +96,20 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         self._counts: dict[int, int | None] = {}
         self._colours: dict[str, SlideColour] = {}  # measured when a transform needs it; about a second each
         drawn = self.slide_transform is not None or self.tile_transform is not None
-        ready = [slide.name for slide in self.cohort if not _is_slide(slide)]
-        if drawn and ready:
+        if drawn:
+            self._check_drawable()
+
+    def _check_drawable(self) -> None:
+        """Raise ConfigError if a transform is not possible for a bag of the cohort, before any is opened."""
+        ready = [slide.name for slide in self.cohort if not (_is_slide(slide) or _is_store(slide))]
+        if ready:
             raise ConfigError(
                 f"a transform, and {ready[0]} has its pixels already ({len(ready)} of {len(self.cohort)} have)",
-                remedy="pass slides, augment the bags themselves, or leave the transform out",
+                remedy="pass slides or stored bags, augment the bags themselves, or leave the transform out",
             )
+        stored = next((slide.name for slide in self.cohort if _is_store(slide)), None)
+        if stored is not None:
+            check_colours_only(self.slide_transform, stored)
 
     @property
     def epoch(self) -> int:
@@ -137,6 +149,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
     def _warn_of_repeats(self, number: int, epoch: int, bag: Bag, *, drawn: bool) -> None:
         """Warn once if a DataLoader reads a bag again in one epoch: its draws are the same."""
         drawn = drawn or self.slide_transform is not None or getattr(bag, "tile_transform", None) is not None
+        drawn = drawn or isinstance(bag, AugmentedBag)
         if drawn and is_read_by_data_loader() and self._shared.is_first_repeat(number, epoch):
             warn_caller(
                 RepeatedDrawsWarning(
@@ -160,7 +173,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         bag = self._opened(slide, self.epoch if epoch is None else epoch)
         if self.on_stage:
             self.on_stage("open", begun, time.perf_counter())
-            if isinstance(bag, TileBag | StoredBag):
+            if isinstance(bag, DrawnBag | StoredBag):
                 bag = copy.copy(bag)  # the caller's bag is not changed
                 bag.on_stage = self.on_stage
         if not len(bag):
@@ -172,13 +185,17 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
 
     def close(self, number: int, bag: Bag) -> None:
         """Release the file of a bag that ``open`` returned; bags given by the caller stay open."""
-        if bag is self.cohort[number].source:
+        slide = self.cohort[number]
+        if bag is slide.source:
             return
-        if isinstance(bag, StoredBag):
-            bag.close()
-        elif isinstance(bag, TileBag) and isinstance(bag.view.slide, Slide) and _is_slide(self.cohort[number]):
+        if isinstance(bag, AugmentedBag) and _is_store(slide) and "colour" in vars(bag.view.slide):
+            self._colours[slide.name] = bag.view.slide.colour
+        if isinstance(bag, StoredBag | AugmentedBag):
+            if isinstance(slide.source, Path):
+                bag.close()
+        elif isinstance(bag, TileBag) and isinstance(bag.view.slide, Slide) and _is_slide(slide):
             if "colour" in vars(bag.view.slide):  # measured once, for later epochs
-                self._colours[self.cohort[number].name] = bag.view.slide.colour
+                self._colours[slide.name] = bag.view.slide.colour
             bag.view.slide.close()
 
     def chosen(self, number: int, bag: Bag, epoch: int | None = None) -> NDArray[np.int64]:
@@ -255,10 +272,12 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
 
     def _opened(self, slide: CohortSlide, epoch: int) -> Bag:
         source = slide.source
+        if isinstance(source, StoredBag):
+            return self._augmented(source, slide, epoch)
         if not isinstance(source, Path):
             return _at_epoch(source, epoch)
         if not _is_slide(slide):
-            return open_bag(source)
+            return self._augmented(open_bag(source), slide, epoch)
         config = self.config
         opened = open_slide(source, **config.slide.in_cohort(slide.mpp), backend=config.slide.backend)
         if slide.name in self._colours:
@@ -267,6 +286,20 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         grid = TileGrid(view, tissue=self._tissue(slide, opened), **config.grid.model_dump())
         drawn = {"tile_transform": self.tile_transform, "seed": config.seed, "epoch": epoch}
         return TileBag(view, grid, label=slide.label, patient=slide.patient, **drawn)
+
+    def _augmented(self, bag: StoredBag, slide: CohortSlide, epoch: int) -> Bag:
+        """Return a stored bag with the draws of an epoch; without a transform, the bag itself."""
+        if self.slide_transform is None and self.tile_transform is None:
+            return bag
+        return AugmentedBag(
+            bag,
+            tile_transform=self.tile_transform,
+            slide_transform=self.slide_transform,
+            seed=self.config.seed,
+            epoch=epoch,
+            **self.config.stored.model_dump(),
+            colour=self._colours.get(slide.name),
+        )
 
     def _tissue(self, slide: CohortSlide, opened: Slide) -> TissueMask | None:
         """Return the tissue of a slide, found once: later epochs do not decode its overview again."""
@@ -307,6 +340,11 @@ def _is_slide(slide: CohortSlide) -> bool:
     return not (source.is_dir() and (is_bag_store(source) or source.name.endswith(SUFFIX)))
 
 
+def _is_store(slide: CohortSlide) -> bool:
+    """Return whether it is a bag store, opened or not."""
+    return isinstance(slide.source, StoredBag) or (isinstance(slide.source, Path) and not _is_slide(slide))
+
+
 def _count(slide: CohortSlide) -> int | None:
     """Return the number of tiles of a bag; None for a slide."""
     if not isinstance(slide.source, Path):
@@ -319,6 +357,8 @@ def _count(slide: CohortSlide) -> int | None:
 
 def _at_epoch(bag: Bag, epoch: int) -> Bag:
     """Return a bag with the tiles' draws of an epoch; its own epoch counts from 0."""
+    if isinstance(bag, AugmentedBag) and epoch:
+        return bag.at_epoch(bag.epoch + epoch)
     if not isinstance(bag, TileBag) or bag.tile_transform is None or not epoch:
         return bag
     drawn = {"tile_transform": bag.tile_transform, "seed": bag.seed, "epoch": bag.epoch + epoch}

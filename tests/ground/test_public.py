@@ -26,6 +26,7 @@ HEAVY = [
 ]
 PUBLIC = [
     "Annotations",
+    "AugmentedBag",
     "BagDataset",
     "BagLoader",
     "Cohort",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -20,6 +21,9 @@ MAX_PLAUSIBLE_MPP = 20.0
 
 # Called with the stage's name, start and end in seconds of time.perf_counter.
 OnTiming = Callable[[str, float, float], None]
+
+# Numbers of ``StoredTiles``, unique in this process.
+serials = itertools.count()
 
 
 class StaleLevelError(CorruptSlideError):

@@ -7,7 +7,6 @@ Full-size pixels equal those of libvips bit for bit: same library, same settings
 
 from __future__ import annotations
 
-import itertools
 import os
 import struct
 import time
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError
 from slideio_pipe.files import open_to_read, pread
 from slideio_pipe.geometry import Rect, Size
-from slideio_pipe.slides.backends.base import OnTiming
+from slideio_pipe.slides.backends.base import OnTiming, serials
 from slideio_pipe.slides.backends.jpeg_header import (
     DAMAGE,
     EXTRANEOUS,
@@ -39,7 +38,6 @@ from slideio_pipe.slides.backends.tiff_header import TiffPage
 _REMEDY = "copy the slide again, or leave this region out"
 # A row of blocks is 8 px high, 16 with chroma of half the height, which also uses the next row of chroma.
 _MCU, _CHROMA_REACH = 16, 2
-_serials = itertools.count()
 
 
 class JpegTiles:
@@ -70,7 +68,7 @@ class JpegTiles:
     def __init__(
         self, path: Path, page: TiffPage, fallback: Callable[[Rect], NDArray[np.uint8]], missing: TileDecoder
     ) -> None:
-        self.tile, self.size, self.serial = page.tile, page.size, next(_serials)
+        self.tile, self.size, self.serial = page.tile, page.size, next(serials)
         self.grid = Size(*(-(-side // tile) for side, tile in zip(page.size, page.tile, strict=True)))
         self._offsets, self._counts = page.page.dataoffsets, page.page.databytecounts
         self._tables: bytes = page.page.jpegtables or b""
