@@ -249,6 +249,31 @@ class Affine(NamedTuple):
         return math.sqrt(max(0.0, half - math.sqrt(max(0.0, half * half - area * area))))
 
 
+def products(outer: NDArray[np.float64], inner: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``outer @ inner`` of affines in arrays (..., 6), in the order a, b, c, d, e, f; shapes broadcast.
+
+    >>> products(np.array(Affine.scaling(2, 2)), np.array([Affine.translation(1, 0)])).tolist()
+    [[2.0, 0.0, 2.0, 0.0, 2.0, 0.0]]
+    """
+    (a, b, c, d, e, f), (g, h, i, j, k, m) = np.moveaxis(outer, -1, 0), np.moveaxis(inner, -1, 0)
+    rows = (a * g + b * j, a * h + b * k, a * i + b * m + c, d * g + e * j, d * h + e * k, d * i + e * m + f)
+    return np.stack(np.broadcast_arrays(*rows), axis=-1)
+
+
+def inverses(affines: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the inverses of affines (..., 6).
+
+    >>> inverses(np.array([[2.0, 0, 4, 0, 2, 6]])).tolist()
+    [[0.5, -0.0, -2.0, -0.0, 0.5, -3.0]]
+    """
+    a, b, c, d, e, f = np.moveaxis(affines, -1, 0)
+    area = a * e - b * d
+    if not area.all():
+        raise np.linalg.LinAlgError("a singular affine has no inverse")
+    g, h, j, k = e / area, -b / area, -d / area, a / area
+    return np.stack([g, h, -(g * c + h * f), j, k, -(j * c + k * f)], axis=-1)
+
+
 @dataclass(frozen=True, slots=True)
 class LevelChoice:
     """The level a view is read from, and the factor it is shrunk by."""

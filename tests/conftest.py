@@ -21,6 +21,8 @@ import pytest
 from hypothesis_profiles import PROFILE
 from paths import MADE_SLIDES, ROOT, TESTS
 
+from slideio_pipe.compiled.library import SWITCH
+
 if TYPE_CHECKING:
     from unequal_slide import Unequal
 
@@ -131,3 +133,10 @@ def unequal(request: pytest.FixtureRequest, tmp_path: Path) -> Unequal:
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the plots of trainings, which take half the time of a small one; test_plots.py is about them."""
     monkeypatch.setattr("slideio_pipe.mil.results.write_plots", lambda *_, **__: [])
+
+
+@pytest.fixture(params=["compiled", "opencv"])
+def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with the compiled tile programs, and with OpenCV and NumPy in their place."""
+    monkeypatch.setenv(SWITCH, "1" if request.param == "compiled" else "0")
+    return str(request.param)

@@ -37,6 +37,7 @@ from slideio_pipe.geometry import (
 )
 from slideio_pipe.slides.backends.base import OnTiming, StaleLevelError, StoredTiles
 from slideio_pipe.slides.tile_cache import SHARED
+from slideio_pipe.slides.warp import warp
 
 # Level pixels fetched at once when shrinking: 48 MB for any shrink factor.
 _MAX_FETCH_PX = 16_000_000
@@ -49,9 +50,14 @@ _PARTLY_BELOW = 0.8
 # An uneven shrink may stretch its finer axis by this factor from the mean: 4:3 into a square is 1.15.
 NEARLY = 1.2
 # Up to this σ the weights of a Gaussian's neighbours round to 0 of 256 in OpenCV: it would change no byte.
-_NO_BLUR = 0.28
+NO_BLUR = 0.28
 Offset = tuple[float, float]
 ON_GRID: Offset = (0.0, 0.0)
+
+
+def blur_of(shrink: float) -> float:
+    """Return the σ, px, of the Gaussian before pixels are sampled ``shrink`` times smaller; 0 where none is needed."""
+    return (shrink - 1) / 2 if shrink > 1 + 2 * NO_BLUR else 0.0
 
 
 class LevelSource(Protocol):
@@ -97,7 +103,7 @@ class Sampler:
 
         Such tiles need no cache and no filter: they are decoded directly into their slot.
         """
-        tiles, reduce = self.slide.stored_tiles(choice.level), self._decoder_shrink(choice)
+        tiles, reduce = self.slide.stored_tiles(choice.level), self.decoder_shrink(choice)
         if tiles is None or choice.shrink != (reduce, reduce):
             return None
         side, rest = divmod(tile_size * reduce, tiles.tile.width)
@@ -207,7 +213,7 @@ class Sampler:
         if offset != ON_GRID:
             affine = Affine.translation(-offset[0], -offset[1]) @ affine
         height, width = out.shape[:2]
-        blur = (shrink - 1) / 2 if shrink > 1 + 2 * _NO_BLUR else 0.0
+        blur = blur_of(shrink)
         rect = _reach(affine, Size(width, height), 0 if _is_exact(affine) and not blur else 1 + math.ceil(3 * blur))
         inside = rect.intersect(Rect(-1, -1, *(side + 2 for side in self.slide.pyramid.size_at(choice))))
         if not inside.width or not inside.height:
@@ -216,12 +222,8 @@ class Sampler:
         pixels = np.empty((inside.height, inside.width, 3), np.uint8)
         self.plain(choice, inside, pixels, offset=offset)
         start = time.perf_counter() if self.on_stage else 0.0
-        if blur:
-            pixels = cv2.GaussianBlur(pixels, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
-        # OpenCV puts pixel centres at whole numbers; ours are at halves.
-        half = Affine.translation(0.5, 0.5)
-        local = half.inverse() @ Affine.translation(-inside.x, -inside.y) @ affine @ half
-        _warp(pixels, local, out, self.outside)
+        local = Affine.translation(-inside.x, -inside.y) @ affine
+        warp(pixels, local, out, outside=self.outside, sigma=blur)
         if self.on_stage:
             self.on_stage("resample", start, time.perf_counter())
 
@@ -229,7 +231,7 @@ class Sampler:
         self, choice: LevelChoice, inside: Rect, target: NDArray[np.uint8], scattered: bool, offset: Offset = ON_GRID
     ) -> None:
         """Resample the level pixels of ``inside`` (px at ``choice``, shifted by ``offset``) into ``target``."""
-        reduce = self._decoder_shrink(choice)
+        reduce = self.decoder_shrink(choice)
         if choice.shrink == (reduce, reduce):
             if offset == ON_GRID:
                 self._level(choice.level, reduce, inside, target, scattered=scattered)
@@ -315,7 +317,14 @@ class Sampler:
         width, height = self.slide.pyramid.levels[level]
         return Rect(0, 0, -(-width // reduce), -(-height // reduce))
 
-    def _decoder_shrink(self, choice: LevelChoice) -> int:
+    def is_decoded(self, choice: LevelChoice) -> bool:
+        """Return whether the decoder alone gives the pixels at ``choice``, from stored JPEG tiles."""
+        if self.slide.stored_tiles(choice.level) is None:
+            return False
+        reduce = self.decoder_shrink(choice)
+        return choice.shrink == (reduce, reduce)
+
+    def decoder_shrink(self, choice: LevelChoice) -> int:
         """Return the shrink factor of the decoder: 1, 2, 4 or 8."""
         tiles = self.slide.stored_tiles(choice.level)
         if tiles is None:
@@ -354,6 +363,16 @@ class Sampler:
             if reduce == 1 or (column + 1) * tiles.tile.width <= self.slide.pyramid.levels[level].width:
                 return tiles.decode(column, row, reduce=reduce, rows=rows * reduce, on_stage=self.on_stage)
         return SHARED.get(tiles, key, partial(self._decode, tiles, level, column, row, reduce))
+
+    def decoded(self, level: int, reduce: int, column: int, row: int, rows: int | None = None) -> NDArray[np.uint8]:
+        """Return a stored tile of a level that has them, decoded ``reduce`` times smaller, C-contiguous.
+
+        ``rows`` is the number of its first rows that are needed; None keeps all of it in the cache.
+        """
+        tiles = self.slide.stored_tiles(level)
+        assert tiles is not None, "only levels of stored tiles are asked"
+        pixels = self._stored(tiles, level, column, row, reduce, tiles.tile.height // reduce if rows is None else rows)
+        return pixels if pixels.flags.c_contiguous else np.ascontiguousarray(pixels)
 
     def _decode(self, tiles: StoredTiles, level: int, column: int, row: int, reduce: int) -> NDArray[np.uint8]:
         """Return a stored tile, decoded ``reduce`` times smaller, as if the level continued beyond its edge."""
@@ -401,16 +420,6 @@ class Sampler:
             # A region does not keep the image's Python side alive, which is needed for a virtual TIFF's callbacks.
             known = regions[level] = (image, pyvips.Region.new(image))
         return known[1]
-
-
-def _warp(pixels: NDArray[np.uint8], affine: Affine, out: NDArray[np.uint8], outside: int) -> None:
-    """Write pixels into ``out`` through an affine from ``out`` to ``pixels``, pixel centres at whole numbers."""
-    # Of four channels OpenCV computes the same bytes in half the time, conversions included.
-    height, width = out.shape[:2]
-    flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, (outside,) * 4
-    four = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
-    four = cv2.warpAffine(four, affine.matrix()[:2], (width, height), None, flags, cv2.BORDER_CONSTANT, border)
-    cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, out)
 
 
 def _is_exact(affine: Affine) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slideio_pipe.compiled.library import load
 from slideio_pipe.errors import ConfigError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -148,15 +149,33 @@ class Normalize(nn.Module):
         """Fill ``out`` from a table of all 256 bytes: 0.08 ms per 256-px tile on 2 cores; arithmetic takes 0.7 ms.
 
         Measured by ``tests/benchmarks/gpu.py --device cpu``. The table is computed as in ``_compute``, so it is exact.
+        Where compiled arithmetic gives the table's own values, it is used: a quarter of the time.
         """
         table = torch.empty((256, 3, 1, 1), dtype=out.dtype)
         self._compute(torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1).expand(256, 3, 1, 1), table)
+        if out.dtype == torch.float16 and self._computed(tiles, out, table):
+            return
         # OpenCV has no half precision: 16-bit values are copied as integers with the same bits.
         bits = torch.int16 if out.itemsize == 2 else out.dtype
         n, _, height, width = tiles.shape
         rows = tiles.permute(0, 2, 3, 1).numpy().reshape(n * height, width, 3)
         target = out.permute(0, 2, 3, 1).view(bits).numpy().reshape(n * height, width, 3)
         cv2.LUT(rows, table.view(bits).numpy().reshape(1, 256, 3), dst=target)
+
+    def _computed(self, tiles: Tensor, out: Tensor, table: Tensor) -> bool:
+        """Fill ``out`` by the compiled programs, unless their arithmetic differs from the table by a bit."""
+        programs = load()
+        if programs is None:
+            return False
+        scale, offset = (np.ascontiguousarray(part.cpu().numpy().reshape(3)) for part in (self.scale, self.offset))
+        levels = np.arange(256, dtype=np.uint8).repeat(3)
+        found = np.empty(768, np.float16)
+        if not programs.half(levels, found, scale, offset) or found.tobytes() != table.numpy().tobytes():
+            return False
+        rows, target = (part.permute(0, 2, 3, 1) for part in (tiles, out))
+        if not (rows.is_contiguous() and target.is_contiguous()):
+            return False
+        return programs.half(rows.numpy(), target.numpy(), scale, offset)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move with the model, but stay float32: statistics cast to half would add a second rounding."""

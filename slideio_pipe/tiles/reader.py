@@ -4,7 +4,9 @@ A reader gets any list of tiles. It reads them in storage order, so that a store
 decoded once, and writes each into its slot of the caller's array. Threads share the decoded stored tiles.
 
 The affines of a tile's own draw and of its view are multiplied to one, sampled from the coarsest level that is fine
-enough (``sampling``); colours are applied to the decoded pixels.
+enough (``tile_plan``). Tiles that are sampled from stored JPEG tiles are made by compiled programs, geometry and
+colours in one call per run (``block_programs``). Others are made one by one: levels that are not JPEG, views at a
+fractional resolution, corners between pixels, transforms without a compiled form, systems without the library.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyvips
@@ -23,28 +25,22 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.draws import Draws
+from slideio_pipe.augment.executors.compiled import compiled, have_compiled_form
 from slideio_pipe.augment.executors.cpu import ColourProgram
 from slideio_pipe.augment.executors.cpu_steps import Scratch
 from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Opaque
+from slideio_pipe.compiled.library import load
+from slideio_pipe.compiled.records import OP
 from slideio_pipe.errors import ConfigError, CorruptSlideError
-from slideio_pipe.geometry import (
-    FINE_ENOUGH,
-    SAME_RESOLUTION,
-    WHOLE_SHRINKS,
-    Affine,
-    LevelChoice,
-    Rect,
-    Size,
-    split_position,
-    whole_where_nearly,
-)
+from slideio_pipe.geometry import Affine, LevelChoice, Rect, Size, split_position, whole_where_nearly
 from slideio_pipe.images.vips import check_process
 from slideio_pipe.slides.backends.base import OnTiming
-from slideio_pipe.slides.sampling import NEARLY, ON_GRID, Sampler
+from slideio_pipe.slides.block_programs import BlockPrograms, Placed
+from slideio_pipe.slides.sampling import ON_GRID, Sampler, blur_of
 from slideio_pipe.slides.view import SlideView
-
-ReadRun = Callable[[NDArray[np.int64]], None]
+from slideio_pipe.tiles.tile_plan import TilePlan, are_shifts
 
 # Tiles per job of a thread: enough that taking a job costs little, few enough that threads stay in one storage row.
 READ_RUN = 8
@@ -65,6 +61,16 @@ def no_memory(shape: tuple[int, ...], slide: str) -> ConfigError:
     size = f"{each:,.{0 if each >= 10 else 2}f} GB"
     reason = f"a tile of {width:,}×{height:,} px takes {size}, and there is no memory for {count:,} at once"
     return ConfigError(reason, slide=slide, remedy="pass a smaller {tile_size=}, a coarser {mpp=} or fewer threads")
+
+
+class _Job(NamedTuple):
+    """One read."""
+
+    corners: NDArray[Any]  # (n, 2) view px, whole or float64
+    draws: Draws | None
+    plan: TilePlan
+    target: NDArray[np.uint8]
+    colours: bool
 
 
 class TileReader:
@@ -132,14 +138,15 @@ class TileReader:
             The process was forked after libvips was used.
         """
         check_process()
-        if draws is not None and len({draw.canvas for draw in draws}) > 1:
+        draws = Draws.of(draws) if draws else None
+        if draws is not None and (draws.canvases != draws.canvases[0]).any():
             raise ConfigError(
                 "the tile transform draws tiles of different sizes",
                 slide=self.view.slide.name,
                 remedy="end it with Resize(height, width) or RandomResizedCrop(size)",
             )
         corners = whole_where_nearly(np.asarray(origins).reshape(-1, 2))
-        canvas = draws[0].canvas if draws else Size(self.tile_size, self.tile_size)
+        canvas = Size(*draws.canvases[0].tolist()) if draws else Size(self.tile_size, self.tile_size)
         shape = (len(corners), canvas.height, canvas.width, 3)
         target = empty_tiles(shape, self.view.slide.name) if out is None else out
         flags = target.flags
@@ -150,24 +157,87 @@ class TileReader:
                 remedy=f"pass uint8 {shape}",
             )
 
-        plain = draws is None and not self.view.moves and not (colours and self._graph is not None)
-        blocks = self._sampler.blocks(self.view.choice, corners, self.tile_size) if plain else None
-        off_grid = plain and (blocks is None or None in blocks.places)
-        scattered = off_grid and self._sampler.scattered(self.view.choice, corners, self.tile_size)
+        if len(corners):
+            job = _Job(corners, draws, self._plan(corners, draws), target, colours)
+            _in_threads(self._runs(job), threads)
+        return target
 
-        def read_run(positions: NDArray[np.int64]) -> None:
+    def _plan(self, corners: NDArray[Any], draws: Draws | None) -> TilePlan:
+        return TilePlan.of(self.view, corners, None if draws is None else draws.affines)
+
+    def _runs(self, job: _Job) -> list[Callable[[], None]]:
+        """Return what makes the tiles, ``READ_RUN`` of them each: whole stored tiles, compiled programs, the rest."""
+        order = self.storage_order(job.corners)
+        plain = job.draws is None and not self.view.moves and not (job.colours and self._graph is not None)
+        blocks = self._sampler.blocks(self.view.choice, job.corners, self.tile_size) if plain else None
+        off_grid = plain and (blocks is None or None in blocks.places)
+        scattered = off_grid and self._sampler.scattered(self.view.choice, job.corners, self.tile_size)
+        compiled = self._compiled(job)
+        if blocks is not None:
+            compiled &= np.array([place is None for place in blocks.places])
+        singly, together = order[~compiled[order]], order[compiled[order]]
+
+        def read_singly(positions: NDArray[np.int64]) -> None:
             for k in positions.tolist():
                 place = None if blocks is None else blocks.places[k]
                 if blocks is None or place is None:
-                    x, y = corners[k].tolist()
-                    self._read_tile(x, y, None if draws is None else draws[k], target[k], colours, scattered)
+                    self._read_tile(job, k, scattered)
                     continue
-                self._sampler.block(blocks, place, target[k])
-                if colours:
-                    self._colour(None, target[k], done=False)
+                self._sampler.block(blocks, place, job.target[k])
+                if job.colours:
+                    self._colour(None, job.target[k], done=False)
 
-        self._in_threads(read_run, self.storage_order(corners), threads)
-        return target
+        runs: list[Callable[[], None]] = [
+            partial(read_singly, singly[start : start + READ_RUN]) for start in range(0, len(singly), READ_RUN)
+        ]
+        if len(together):
+            programs = self._programs(job, together, scattered)
+            count = len(together)
+            runs += [partial(programs.run, at, min(READ_RUN, count - at)) for at in range(0, count, READ_RUN)]
+        return runs
+
+    def _compiled(self, job: _Job) -> NDArray[np.bool_]:
+        """Return which tiles are sampled from stored tiles and coloured by compiled programs."""
+        n, plan = len(job.corners), job.plan
+        if load() is None or (job.colours and (self._graph is not None or not self._view_is_compiled)):
+            return np.zeros(n, bool)
+        fits = np.zeros(n, bool)
+        for level in set(plan.levels.tolist()):
+            own = plan.levels == level
+            for shrink in {tuple(pair) for pair in plan.shrinks[own].tolist()}:
+                if self._sampler.is_decoded(LevelChoice(level, shrink)):
+                    fits |= own & (plan.shrinks == shrink).all(axis=1)
+        if not self.view.moves and job.corners.dtype.kind == "f":  # pixels of the tile begin at its own corner
+            fits &= (job.corners == np.floor(job.corners)).all(axis=1)
+        if job.colours and job.draws is not None:
+            fits &= have_compiled_form(job.draws.kinds)
+        return fits
+
+    def _programs(self, job: _Job, tiles: NDArray[np.int64], scattered: bool) -> BlockPrograms:
+        """Return the programs of some tiles, which are run in this order."""
+        programs, plan, target = load(), job.plan, job.target
+        assert programs is not None, "only compiled tiles have programs"
+        sigmas = np.array([blur_of(shrink) for shrink in plan.rest[tiles].tolist()])
+        reduces = plan.shrinks[tiles, 0].astype(np.int64)
+        placed = Placed(plan.levels[tiles], reduces, plan.affines[tiles], plan.shifts[tiles], sigmas)
+        canvas = Size(target.shape[2], target.shape[1])
+        addresses = target.ctypes.data + target.strides[0] * tiles.astype(np.uint64)
+        ops = self._tile_operations(job, tiles) if job.colours else None
+        return BlockPrograms(programs, self._sampler, placed, canvas, addresses, ops, scattered=scattered)
+
+    def _tile_operations(self, job: _Job, tiles: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the colour operations of tiles, (n, m) ``records.OP``, the view's first."""
+        parts = []
+        if self._program is not None and self._program.chain is not None:
+            parts.append(np.tile(self._program.chain, (len(tiles), 1)))
+        if job.draws is not None:
+            parts.append(compiled(job.draws.kinds[tiles], job.draws.numbers[tiles]))
+        return np.concatenate(parts, axis=1) if parts else np.zeros((len(tiles), 0), OP)
+
+    @cached_property
+    def _view_is_compiled(self) -> bool:
+        """Whether the view's colours, if any, have a compiled form."""
+        return self._program is None or self._program.chain is not None
 
     def storage_order(self, origins: NDArray[Any]) -> NDArray[np.int64]:
         """Return positions sorted by row of stored tiles, then by x: every stored tile is decoded once."""
@@ -177,80 +247,39 @@ class TileReader:
         rows = np.floor_divide(plain[:, 1], max(1.0, stored))
         return np.lexsort((plain[:, 1], plain[:, 0], rows)).astype(np.int64)
 
-    def _in_threads(self, read_run: ReadRun, order: NDArray[np.int64], threads: int) -> None:
-        if threads <= 1 or len(order) <= READ_RUN:
-            read_run(order)
-            return
-        runs = [order[start : start + READ_RUN] for start in range(0, len(order), READ_RUN)]
-        with ThreadPoolExecutor(min(threads, len(runs)), thread_name_prefix="slideio-read") as pool:
-            futures = [pool.submit(read_run, run) for run in runs]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
-
-    def _read_tile(
-        self, x: float, y: float, draw: Draw | None, slot: NDArray[np.uint8], colours: bool, scattered: bool
-    ) -> None:
-        lazily = colours and self._graph is not None
+    def _read_tile(self, job: _Job, k: int, scattered: bool) -> None:
+        (x, y), slot = job.corners[k].tolist(), job.target[k]
+        draw = None if job.draws is None else job.draws[k]
+        lazily = job.colours and self._graph is not None
         if lazily:
-            self._read_lazily(x, y, draw, slot)
+            self._read_lazily(job, k, draw)
         elif not self.view.moves and (draw is None or not draw.moves):
             left, top = math.floor(x), math.floor(y)
             rect = Rect(left, top, self.tile_size, self.tile_size)
             self._sampler.plain(self.view.choice, rect, slot, scattered=scattered, offset=(x - left, y - top))
         else:
-            self._read_drawn(x, y, draw, slot)
-        if colours:
+            self._read_drawn(job, k, slot)
+        if job.colours:
             begun = time.perf_counter() if self.on_stage else 0.0
             self._colour(draw, slot, done=lazily)
             if self.on_stage:
                 self.on_stage("augment", begun, time.perf_counter())
 
-    def _read_drawn(self, x: float, y: float, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
+    def _read_drawn(self, job: _Job, k: int, slot: NDArray[np.uint8]) -> None:
         """Sample a tile through the product of its own affine and the view's: one interpolation."""
-        to_view = Affine.translation(x, y)
-        if draw is not None and draw.moves:
-            to_view = to_view @ Affine.from_tuple(draw.affine).inverse()
-        to_plain = self.view.to_plain @ to_view
-        choice, to_choice, shrink = self._resolution(to_plain)
-        affine = to_choice @ to_plain
+        plan, (x, y) = job.plan, job.corners[k].tolist()
+        choice, affine = plan.choice(k), plan.affine(k)
         # The sampled pixels begin at the tile's start, so that a flip of the tile is exact.
         offset = ON_GRID
         if not self.view.moves and (x, y) != (math.floor(x), math.floor(y)):
-            corner = to_choice.apply((x, y))
-            offset = (split_position(corner[0])[1], split_position(corner[1])[1])
+            across, down = (plan.scales[k] * (x, y)).tolist()
+            offset = (split_position(across)[1], split_position(down)[1])
         shift = Affine.translation(-offset[0], -offset[1]) @ affine
-        if _is_shift(shift):
+        if are_shifts(np.array([shift]))[0]:
             rect = Rect(round(shift.c), round(shift.f), slot.shape[1], slot.shape[0])
             self._sampler.plain(choice, rect, slot, offset=offset)
         else:
-            self._sampler.drawn(choice, affine, slot, shrink=shrink, offset=offset)
-
-    def _resolution(self, to_plain: Affine) -> tuple[LevelChoice, Affine, float]:
-        """Return the level choice of a tile, the affine from the view's plain px to px there, and the remaining shrink.
-
-        A tile that shows more plain pixels than it has, by its own draw or its view's, is sampled from a coarser level:
-        a 1024-px tile shown in 224 px needs a sixteenth of the stored pixels. If one axis is shrunk more than the
-        other, their geometric mean decides, limited so that the finer axis is nearly fine enough: between keeping every
-        detail of one axis and the level that graphics hardware uses, that of the other axis.
-        """
-        view = self.view
-        shrink = min(to_plain.mean_stretch(), to_plain.least_stretch() * NEARLY)
-        if shrink <= 1 + SAME_RESOLUTION:
-            return view.choice, Affine(), 1.0
-        pyramid = view.slide.pyramid
-        dx, dy = (down * shrink for down in view.downsample)
-        level = pyramid.choose((dx * FINE_ENOUGH, dy * FINE_ENOUGH)).level
-        lx, ly = pyramid.downsamples[level]
-        left = min(dx / lx, dy / ly) * FINE_ENOUGH  # remaining shrink
-        whole = max((n for n in WHOLE_SHRINKS if n <= left), default=1)
-        choice = LevelChoice(level, (float(whole), float(whole)))
-        cx, cy = pyramid.downsample_at(choice)
-        return choice, Affine.scaling(view.downsample[0] / cx, view.downsample[1] / cy), min(dx / cx, dy / cy)
+            self._sampler.drawn(choice, affine, slot, shrink=float(plan.rest[k]), offset=offset)
 
     def _colour(self, draw: Draw | None, slot: NDArray[np.uint8], *, done: bool) -> None:
         """Apply the view's colours, unless already ``done``, and the tile's in one program, with one rounding."""
@@ -282,7 +311,8 @@ class TileReader:
         draw = self.view.draw
         return None if draw is None or draw.lowered else self.view.image
 
-    def _read_lazily(self, x: float, y: float, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
+    def _read_lazily(self, job: _Job, k: int, draw: Draw | None) -> None:
+        (x, y), slot = job.corners[k].tolist(), job.target[k]
         if draw is not None and draw.moves:
             names = ", ".join(o.name for o in self.view.draw.operations if isinstance(o, Opaque))  # type: ignore[union-attr]
             raise ConfigError(
@@ -291,7 +321,7 @@ class TileReader:
                 remedy="put the geometry into the slide's transform, or leave the other out",
             )
         # The graph gets each decoding error once, and black afterwards; a plain read raises it every time.
-        self._read_drawn(x, y, None, slot)
+        self._read_drawn(job, k, slot)
         left, upper = math.floor(x), math.floor(y)
         if (x, y) == (left, upper):
             self._crop(left, upper, slot)
@@ -321,8 +351,17 @@ class TileReader:
             slot[top : top + inside.height, left : left + inside.width] = pixels
 
 
-def _is_shift(affine: Affine) -> bool:
-    """Return whether an affine is only a shift by whole pixels."""
-    linear = (affine.a, affine.b, affine.d, affine.e)
-    is_identity = all(abs(value - one) < 1e-9 for value, one in zip(linear, (1, 0, 0, 1), strict=True))
-    return is_identity and all(abs(shift - round(shift)) < 1e-6 for shift in (affine.c, affine.f))
+def _in_threads(runs: Sequence[Callable[[], None]], threads: int) -> None:
+    if threads <= 1 or len(runs) <= 1:
+        for run in runs:
+            run()
+        return
+    with ThreadPoolExecutor(min(threads, len(runs)), thread_name_prefix="slideio-read") as pool:
+        futures = [pool.submit(run) for run in runs]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise

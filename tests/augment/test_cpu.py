@@ -19,6 +19,7 @@ from slideio_pipe.augment.executors.cpu import ColourProgram
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Opaque, Saturation, Stain, Tone
 from slideio_pipe.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("executor")
 STAIN = Stain(matrix=((1.1, 0.05, 0.0), (0.02, 0.9, 0.01), (0.0, 0.1, 1.05)), offset=(0.01, -0.02, 0.03))
 HSV = Hsv(turn=0.07, saturation=-0.1, value=0.05)
 JITTER = (Tone(contrast=1.2), HSV, STAIN)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slideio_pipe.augment.executors.cpu import Bytes, ColourProgram, Operations, _output, check_tiles
-from slideio_pipe.augment.executors.cpu_steps import Scratch
 from slideio_pipe.errors import ConfigError
 
 
@@ -30,7 +29,6 @@ def apply_cpu(tiles: Bytes, draws: Operations | Sequence[Operations], out: Bytes
     if tiles.ndim != 4 or len(draws) != len(tiles):
         raise ConfigError(f"{len(draws)} draws for tiles of shape {tiles.shape}", remedy="pass one draw per tile")
     out = _output(tiles, out)
-    scratch = Scratch()
     for tile, operations, result in zip(tiles, draws, out, strict=True):
-        ColourProgram(tuple(operations))._checked(tile, result, scratch)  # type: ignore[arg-type]
+        ColourProgram(tuple(operations)).apply(tile, result)  # type: ignore[arg-type]
     return out

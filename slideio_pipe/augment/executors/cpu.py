@@ -1,7 +1,8 @@
-"""Apply colour operations to decoded uint8 tiles: compiled once, run by OpenCV and numpy with the GIL released.
+"""Apply colour operations to decoded uint8 tiles, with the GIL released.
 
-Per 256-px tile and thread, on a 2.5 GHz x86 core: stain jitter 0.4 ms, tone + hue + stain 1.0 ms
-(``tests/benchmarks/augment.py``). Leading tones become one table of 256 entries.
+Two executors with the same contract, each within one level of float64: the compiled programs (``compiled/``), and
+OpenCV with NumPy, for operations without a compiled form (noise), for systems without the library, and as the tests'
+reference. In the second, leading tones become one table of 256 entries.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from slideio_pipe.augment.executors.compiled import compiled_chain
 from slideio_pipe.augment.executors.cpu_steps import CHUNK, LEADS, STEPS, Scratch, Step, as_is, bias_of, clip
 from slideio_pipe.augment.operations import Hsv, Noise, Opaque, Operation, Tone
+from slideio_pipe.compiled.library import load
 from slideio_pipe.errors import ConfigError
 
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -35,6 +38,8 @@ class ColourProgram:
         In the order they are applied.
     idle : deque of Scratch, optional
         Pool of work memory; programs that each run on one tile share one.
+    reference : bool
+        Use OpenCV and NumPy also where there is a compiled form.
 
     Notes
     -----
@@ -48,7 +53,7 @@ class ColourProgram:
     [[[51, 51, 51]]]
     """
 
-    def __init__(self, operations: Operations, *, idle: deque[Scratch] | None = None) -> None:
+    def __init__(self, operations: Operations, *, idle: deque[Scratch] | None = None, reference: bool = False) -> None:
         self.operations = tuple(operation for operation in operations if not operation.is_identity)
         for operation in self.operations:
             if isinstance(operation, Opaque):
@@ -57,6 +62,13 @@ class ColourProgram:
                 )
         # Not thread-local: Python sees a thread of libvips as a new thread at each call.
         self._idle: deque[Scratch] = deque() if idle is None else idle
+        self._programs = None if reference else load()
+        # As the compiled programs take it; None if it runs by OpenCV and NumPy.
+        self.chain = None if self._programs is None else compiled_chain(self.operations)
+        if self.chain is None:
+            self._prepare_reference()
+
+    def _prepare_reference(self) -> None:
         curve, rest = lead_curve(self.operations)
         self._table: Any = None  # uint8 to uint8, if there are only tones
         if not rest:
@@ -87,11 +99,19 @@ class ColourProgram:
             Seeds the noise together with the operation, in place of the tile's bytes.
         """
         check_tiles(tiles)
+        result = _output(tiles, out)
+        if self._programs is not None and self.chain is not None:
+            contiguous = np.ascontiguousarray(tiles)
+            target = result if result.flags.c_contiguous else np.empty(tiles.shape, np.uint8)
+            self._programs.colour(contiguous, target, self.chain)
+            if target is not result:
+                np.copyto(result, target)
+            return result
         try:
             scratch = self._idle.pop()
         except IndexError:
             scratch = Scratch()
-        done = self._checked(tiles, _output(tiles, out), scratch, place)
+        done = self._checked(tiles, result, scratch, place)
         self._idle.append(scratch)
         return done
 

@@ -1,0 +1,59 @@
+"""Commands of setuptools that put the compiled tile programs into the wheel (``[tool.setuptools.cmdclass]``).
+
+Setuptools loads this file alone, before the package is installed, so it finds ``compile_programs.py`` by its path.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from compile_programs import (  # type: ignore[import-not-found]  # noqa: E402
+    TARGET,
+    TARGETS,
+    compile_library,
+    own_target,
+)
+
+sys.path.remove(str(HERE))
+
+
+class BuildPrograms(build_py):  # type: ignore[misc]  # setuptools has no types
+    """Copy the Python files, and compile the programs beside them; where that fails, the package works without."""
+
+    def run(self) -> None:
+        """Build both."""
+        super().run()
+        name = own_target()
+        if name is None:
+            self.warn(f"no compiled tile programs for {platform.platform()}: OpenCV and NumPy are used, slower")
+            return
+        folder = HERE if self.editable_mode else Path(self.build_lib) / "slideio_pipe" / "compiled"
+        try:
+            compile_library(TARGETS[name], folder)
+        except (OSError, subprocess.CalledProcessError) as error:
+            if TARGET in os.environ:
+                raise
+            self.warn(f"tile programs were not compiled ({error}): OpenCV and NumPy are used, slower")
+
+
+class PlatformWheel(bdist_wheel):  # type: ignore[misc]  # setuptools has no types
+    """A wheel for any Python on one system and processor: ctypes calls the library, not Python's C interface."""
+
+    def finalize_options(self) -> None:
+        """Declare that the wheel has compiled code."""
+        self.distribution.has_ext_modules = lambda: own_target() is not None
+        super().finalize_options()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the wheel's tag."""
+        name = own_target()
+        return ("py3", "none", "any" if name is None else TARGETS[name].tag)

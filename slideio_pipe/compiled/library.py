@@ -1,0 +1,111 @@
+"""Load the compiled programs and call them; ctypes releases the GIL for each call."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slideio_pipe.compiled.records import TILE
+
+# Of one thread: a 1,024-px tile turned by 45° at the finest level that it may be sampled from takes 8 MB.
+_SCRATCH_BYTES = 2 * 2**20
+_FOLDER = Path(__file__).parent
+# Environment variable that turns the compiled programs off, to compare with OpenCV and NumPy.
+SWITCH = "SLIDEIO_PIPE_COMPILED"
+
+
+class Programs:
+    """The functions of the library.
+
+    Examples
+    --------
+    >>> from slideio_pipe.compiled.records import OP, TONE
+    >>> programs = load()
+    >>> halved = np.zeros(1, OP)
+    >>> halved["kind"], halved["p"][0, :3] = TONE, (0.5, 0, 1)
+    >>> pixels = np.full((4, 3), 101, np.uint8)
+    >>> if programs is not None:  # None: there is no library for this system
+    ...     programs.colour(pixels, pixels, halved)
+    ...     assert pixels.max() == 51
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._library = ctypes.CDLL(str(path))
+        pointer, whole, long = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+        self._run = _function(self._library, "tile_run", [pointer, whole, whole, whole, pointer, long], long)
+        self._colour = _function(self._library, "colour_run", [pointer, pointer, long, pointer, whole], None)
+        self._half = _function(self._library, "half_run", [pointer, pointer, long, pointer, pointer], whole)
+        self._instructions = _function(self._library, "instruction_set", [whole], whole)
+        self.built_from: str = _function(self._library, "built_from", [], ctypes.c_char_p)().decode()
+        self._local = threading.local()
+
+    def instruction_set(self, chosen: int = 0) -> int:
+        """Return the instruction set in use, 1, 2 or 3, after setting it, unless ``chosen`` is 0."""
+        return int(self._instructions(chosen))
+
+    def colour(self, pixels: NDArray[np.uint8], out: NDArray[np.uint8], ops: NDArray[Any]) -> None:
+        """Apply operations, (n,) ``records.OP``, to C-contiguous RGB pixels; ``out`` may be ``pixels``."""
+        self._colour(pixels.ctypes.data, out.ctypes.data, pixels.size // 3, ops.ctypes.data, len(ops))
+
+    def half(
+        self, pixels: NDArray[np.uint8], out: NDArray[Any], scale: NDArray[np.float32], offset: NDArray[np.float32]
+    ) -> bool:
+        """Write RGB pixels as 16-bit floats, value · scale + offset per channel; False if the processor cannot.
+
+        ``pixels`` and ``out`` are C-contiguous, (…, 3).
+        """
+        count = pixels.size // 3
+        done = self._half(pixels.ctypes.data, out.ctypes.data, count, scale.ctypes.data, offset.ctypes.data)
+        return bool(done)
+
+    def run(self, tiles: NDArray[Any], first: int, count: int, width: int, height: int) -> None:
+        """Run programs ``first`` to ``first + count`` of ``tiles``, (n,) ``records.TILE``, of tiles of one size.
+
+        What the programs point to must exist until the call returns.
+        """
+        scratch = self._scratch(_SCRATCH_BYTES)
+        start = tiles.ctypes.data + first * TILE.itemsize
+        needed = self._run(start, count, width, height, scratch.ctypes.data, scratch.size)
+        while needed:
+            if needed < 0:
+                raise MemoryError("a tile reaches more than 2 GB of its level")
+            scratch = self._scratch(needed)
+            needed = self._run(start, count, width, height, scratch.ctypes.data, scratch.size)
+
+    def _scratch(self, size: int) -> NDArray[np.uint8]:
+        """Return this thread's work memory, at least ``size`` bytes."""
+        scratch: NDArray[np.uint8] | None = getattr(self._local, "scratch", None)
+        if scratch is None or scratch.size < size:
+            scratch = self._local.scratch = np.empty(size, np.uint8)
+        return scratch
+
+
+def _function(library: ctypes.CDLL, name: str, takes: list[Any], gives: Any) -> Any:
+    function = getattr(library, name)
+    function.argtypes, function.restype = takes, gives
+    return function
+
+
+def load() -> Programs | None:
+    """Return the compiled programs; None if there is no library for this system, or ``SLIDEIO_PIPE_COMPILED`` is 0."""
+    return None if os.environ.get(SWITCH) == "0" else _loaded()
+
+
+@cache
+def _loaded() -> Programs | None:
+    for ending in ("so", "dylib", "dll"):
+        path = _FOLDER / f"tile_program.{ending}"
+        if path.exists():
+            try:
+                return Programs(path)
+            except OSError:  # made for another system
+                return None
+    return None

@@ -1,0 +1,68 @@
+"""Sample one piece of pixels through an affine, blurred first where it shrinks them."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from slideio_pipe.compiled.library import Programs, load
+from slideio_pipe.compiled.records import TILE
+from slideio_pipe.geometry import Affine
+
+
+def warp(
+    pixels: NDArray[np.uint8], affine: Affine, out: NDArray[np.uint8], *, outside: int = 255, sigma: float = 0.0
+) -> None:
+    """Write pixels into ``out`` through an affine from ``out`` px to px of ``pixels``, both corner-based; bilinear.
+
+    The compiled programs interpolate with weights of 14 bits; OpenCV, where there are none, at 1/32 of a pixel.
+
+    Parameters
+    ----------
+    pixels, out : (h, w, 3) uint8, C-contiguous
+    outside : int
+        Grey level around ``pixels``.
+    sigma : float
+        Standard deviation of a Gaussian on ``pixels``, px.
+
+    Examples
+    --------
+    >>> pixels = np.arange(4, dtype=np.uint8).reshape(1, 4, 1).repeat(3, axis=2)
+    >>> warp(pixels, Affine.translation(1, 0), out := np.empty((1, 4, 3), np.uint8))
+    >>> out[0, :, 0].tolist()
+    [1, 2, 3, 255]
+    """
+    # Pixel centres are at whole numbers in both executors; ours are at halves.
+    half = Affine.translation(0.5, 0.5)
+    centred = half.inverse() @ affine @ half
+    programs = load()
+    if programs is None:
+        _by_opencv(pixels, centred, out, outside, sigma)
+    else:
+        _compiled(programs, pixels, centred, out, outside, sigma)
+
+
+def _compiled(
+    programs: Programs, pixels: NDArray[np.uint8], centred: Affine, out: NDArray[np.uint8], outside: int, sigma: float
+) -> None:
+    height, width = pixels.shape[:2]
+    block = np.array([pixels.ctypes.data], np.uint64)
+    tile = np.zeros(1, TILE)
+    tile["affine"], tile["out"], tile["outside"], tile["sigma"] = centred, out.ctypes.data, outside, sigma
+    source = tile["source"]
+    source["blocks"], source["columns"], source["rows"] = block.ctypes.data, 1, 1
+    source["block_width"], source["block_height"] = width, height
+    source["level_width"], source["level_height"] = width, height
+    programs.run(tile, 0, 1, out.shape[1], out.shape[0])
+
+
+def _by_opencv(pixels: NDArray[np.uint8], centred: Affine, out: NDArray[np.uint8], outside: int, sigma: float) -> None:
+    if sigma:
+        pixels = np.asarray(cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE), np.uint8)
+    # Of four channels OpenCV computes the same bytes in half the time, conversions included.
+    height, width = out.shape[:2]
+    flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, (outside,) * 4
+    four = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
+    four = cv2.warpAffine(four, centred.matrix()[:2], (width, height), None, flags, cv2.BORDER_CONSTANT, border)
+    cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, out)
