@@ -185,3 +185,26 @@ def test_flat_images_has_help() -> None:
         check=True,
     ).stdout
     assert "python examples/flat_images.py --folder" in texts
+
+
+def test_augmented_stored_bags_train(tmp_path: Path) -> None:
+    """Slides are exported once, their stored tiles are drawn again in every epoch, and the loss falls."""
+    pytest.importorskip("lightning_fabric")
+    texts = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error::UserWarning:slideio_pipe",
+            ROOT / "examples" / "augment_stored_bags.py",
+            "--epochs",
+            "8",
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "from stored 48×48 px, neighbours, else reflected" in texts
+    first, last = (float(loss) for loss in re.findall(r"loss (\d\.\d+) to (\d\.\d+)", texts)[0])
+    assert last < 0.8 * first
+    assert not list(tmp_path.glob("slideio-pipe-*"))  # removed

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import albumentationsxl as A
 import pytest
 import torch
 from made_slides import made_slide
@@ -15,8 +16,10 @@ from paths import CONFIGS, ROOT, SUPPORT
 from pixel_training import settings
 from torch import Tensor
 
+from slideio_pipe.augment.geometric_transforms import RandomAffine, RandomResizedCrop
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.export.cohort import export_cohort
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.config import load_train_config
 from slideio_pipe.mil.fit import fit
@@ -201,3 +204,52 @@ def test_the_error_of_a_too_large_chunk_names_one_that_fits(slides: Path, tmp_pa
 
     with pytest.raises(ConfigError, match="a chunk of 16 tiles does not fit into memory; pass chunk_size=4"):
         fit(slides, settings(slides), tmp_path / "a", encoder=Greedy(), progress=False)
+
+
+@pytest.fixture(scope="module")
+def bags(slides: Path) -> Path:
+    """Return the manifest of the same slides as stored bags, with the tiles of ``settings``."""
+    tiles = {"view": {"mpp": 1.0}, "grid": {"tile_size": 32, "min_tissue": 0.3}, "store": {"pixels": "jpeg:95"}}
+    export_cohort(slides, slides.parent / "bags", tiles, progress=False)
+    rows = [f"bags/s{k}.bag.zarr,{k % 2}" for k in range(6)]
+    (slides.parent / "bags.csv").write_text("\n".join(["slide,label", *rows]))
+    turns = A.Compose([RandomAffine(rotate=180), RandomResizedCrop((24, 24), scale=(0.5, 1.0))])
+    A.save(turns, slides.parent / "turns.yaml", data_format="yaml")
+    return slides.parent / "bags.csv"
+
+
+@pytest.mark.parametrize("keep_gb", [0.0, 1.0])
+def test_the_second_pass_over_stored_bags_has_the_tiles_of_the_first(bags: Path, keep_gb: float) -> None:
+    """Turned, cropped and stained tiles, read again or kept, byte for byte; the next epoch draws others."""
+    values = settings(bags, augment=True) | {"tile_transform": str(bags.parent / "turns.yaml")}
+    values["encoder"]["keep_gb"] = keep_gb
+    encoder = tile_encoder(None, "small", None)
+    found = PixelSource(Cohort.of(bags), CPU, load_train_config(values), encoder.prepare, augment=True)
+    epochs: list[dict[int, Tensor]] = []
+    for epoch in (0, 1):
+        seen = {}
+        for example in found.epoch(epoch, shuffle=True):
+            assert example.pixels is not None
+            first, second = torch.cat(list(example.pixels)), torch.cat(list(example.pixels))
+            assert torch.equal(first, second)
+            assert first.shape[1:] == (3, 24, 24)
+            seen[example.number] = first
+        epochs.append(seen)
+    found.close()
+    assert sorted(epochs[0]) == list(range(6))
+    assert not any(torch.equal(epochs[0][number], epochs[1][number]) for number in range(6))
+
+
+def test_training_on_augmented_stored_bags(bags: Path, tmp_path: Path) -> None:
+    """Two trainings are equal, and differ from one without transforms; a rotation of whole slides is refused."""
+    drawn = settings(bags, augment=True) | {"tile_transform": str(bags.parent / "turns.yaml")}
+    runs = [
+        fit(bags, values, tmp_path / name, progress=False)
+        for name, values in (("a", drawn), ("b", drawn), ("plain", settings(bags)))
+    ]
+    first, again, plain = (read_checkpoint(fitted.checkpoints[0])["encoder"] for fitted in runs)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], plain[name]) for name in first)
+    turned = settings(bags) | {"slide_transform": str(CONFIGS / "mil-slides.yaml")}
+    with pytest.raises(ConfigError, match="Rotate90 of a slide_transform cannot move stored tiles"):
+        fit(bags, turned, tmp_path / "turned", progress=False)

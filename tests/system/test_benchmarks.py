@@ -23,7 +23,8 @@ NOT_IN_THE_SUITE = {
 RUNS = [
     "augment",
     "augment_device",
-    "bag_transform",
+    "bag_transform --case slide",
+    "bag_transform --case stored",
     "cohort schedule",
     "cohort export",
     "cohort page",
