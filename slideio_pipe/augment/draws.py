@@ -53,16 +53,18 @@ class Draws(Sequence[Draw]):
         affines: NDArray[np.float64],
         kinds: NDArray[np.int8],
         numbers: NDArray[np.float64],
-        records: Sequence[Draw | None] | None = None,
+        records: Sequence[Draw] | None = None,
     ) -> None:
         self.seed, self.epoch, self.slide, self.size = seed, epoch, slide, size
         self.tiles, self.canvases, self.affines, self.kinds, self.numbers = tiles, canvases, affines, kinds, numbers
-        # Items that are read already, or that arrays cannot hold: opaque operations.
-        self._records: list[Draw | None] = list(records or [None] * len(tiles))
+        self._records = None if records is None else list(records)
 
     @classmethod
     def of(cls, draws: Sequence[Draw]) -> Draws:
-        """Return the arrays of records, which remain its items; at least one, all with the same plain size."""
+        """Return the arrays of records, at least one, all with the same plain size.
+
+        The records remain the items: arrays have no place for the contents of opaque operations.
+        """
         if isinstance(draws, Draws):
             return draws
         most = max(len(draw.operations) for draw in draws)
@@ -92,7 +94,8 @@ class Draws(Sequence[Draw]):
     def __getitem__(self, key: Any) -> Draw | Draws:
         if isinstance(key, slice):
             return self.only(np.arange(len(self))[key])
-        return self._record(range(len(self))[key])
+        row = range(len(self))[key]
+        return self._record(row) if self._records is None else self._records[row]
 
     def only(self, rows: ArrayLike) -> Draws:
         """Return some of the draws, by position."""
@@ -101,16 +104,10 @@ class Draws(Sequence[Draw]):
             seed=self.seed, epoch=self.epoch, slide=self.slide, size=self.size, tiles=self.tiles[places],
             canvases=self.canvases[places], affines=self.affines[places],
             kinds=self.kinds[places], numbers=self.numbers[places],
-            records=[self._records[place] for place in places.tolist()],
+            records=None if self._records is None else [self._records[place] for place in places.tolist()],
         )  # fmt: skip
 
     def _record(self, row: int) -> Draw:
-        found = self._records[row]
-        if found is None:
-            found = self._records[row] = self._made(row)
-        return found
-
-    def _made(self, row: int) -> Draw:
         a, b, c, d, e, f = self.affines[row].tolist()
         kinds = self.kinds[row].tolist()
         operations = (record_of(kind, self.numbers[row, place]) for place, kind in enumerate(kinds) if kind != NONE)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.draws import Draws
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.files import Closable
@@ -126,7 +127,7 @@ class AugmentedBag(DrawnBag, Closable):
     def _read_at(
         self,
         positions: NDArray[np.int64],
-        draws: list[Draw] | None,
+        draws: Draws | None,
         out: NDArray[np.uint8] | None,
         *,
         threads: int,
@@ -227,14 +228,14 @@ def _colours(slide: StoredSlide, transform: Any, seed: int, epoch: int) -> Draw 
     return drawing.draw(transform, seed=seed, epoch=epoch, slide=slide.name, size=size, colour=colour)
 
 
-def reached_cells(draws: list[Draw], tile: int, slide: str) -> NDArray[np.int64]:
+def reached_cells(draws: Draws, tile: int, slide: str) -> NDArray[np.int64]:
     """Return the cells that drawn tiles reach, (n, 4): first column, first row, last column and last row.
 
     They are relative to the tile, and include what interpolation and blur may need. Raise ConfigError if a draw reaches
     further than a window.
     """
-    a, b, c, d, e, f = np.array([draw.affine for draw in draws]).T
-    width, height = np.array([draw.canvas for draw in draws]).T
+    a, b, c, d, e, f = draws.affines.T
+    width, height = draws.canvases.T
     area = a * e - b * d
     # The inverse affine, of the four corners of the canvas.
     x = np.stack([e * (px - c) - b * (py - f) for px, py in ((0, 0), (width, 0), (0, height), (width, height))]) / area

@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -230,6 +231,9 @@ class EpochSchedule:
         self._chunks.extend(chunks.values())
         in_chunks = np.isin(block.first + block.target // size, list(chunks))
         order, target = block.order[in_chunks], block.target[in_chunks]
+        if isinstance(open_bag.bag, DrawnBag):
+            with suppress(*SLIDE_ERRORS):  # reading the tile that has the error raises it
+                open_bag.bag.draw_ahead(order)
         for start in range(0, len(order), READ_RUN):
             places = target[start : start + READ_RUN]
             goals = [(chunks[block.first + int(p) // size], int(p) % size) for p in places]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.draws import Draws
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import package_versions
 from slideio_pipe.geometry import Affine
@@ -103,7 +103,7 @@ class TileBag(DrawnBag):
     def _read_at(
         self,
         positions: NDArray[np.int64],
-        draws: list[Draw] | None,
+        draws: Draws | None,
         out: NDArray[np.uint8] | None,
         *,
         threads: int,

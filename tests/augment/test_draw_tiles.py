@@ -260,7 +260,7 @@ def test_draws_are_a_sequence() -> None:
     """Items, slices, negative positions, and parts by position."""
     found = draw_tiles(TRANSFORMS["classic"], tiles=range(10, 30), size=(60, 50))
     assert [each.tile for each in found] == list(range(10, 30))
-    assert found[-1] == found[19] is found[19]
+    assert found[-1] == found[19] == found[np.int64(19)]
     assert [each.tile for each in found[4:8:2]] == [14, 16]
     assert [each.tile for each in found.only([3, 1])] == [13, 11]
     assert Draws.of(found) is found

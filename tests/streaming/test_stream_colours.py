@@ -162,9 +162,9 @@ def test_a_tile_is_drawn_once(colours: str, monkeypatch: pytest.MonkeyPatch) -> 
     """Pixels and colours share one draw; another epoch has another one."""
     bag, drawn = bag_of(None, STRONG), []
     made = TileBag._draw
-    monkeypatch.setattr(TileBag, "_draw", lambda self, index: (drawn.append(index), made(self, index))[1])
+    monkeypatch.setattr(TileBag, "_draw", lambda self, tiles: (drawn.extend(tiles), made(self, tiles))[1])
     delivered(bag, colours=colours)
-    assert sorted([*drawn, 0]) == list(range(len(bag)))  # the first was drawn for the bag's shape
+    assert sorted(drawn) == list(range(len(bag)))  # the first, drawn for the bag's shape, again with its run
     before = bag.operations(0)
     bag.epoch = 1
     assert bag.operations(0) != before
