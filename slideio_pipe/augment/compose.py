@@ -83,17 +83,26 @@ def draw(
     ((-1.0, 0.0, 40.0, 0.0, -1.0, 30.0), ())
     """
     check(transform)
-    plain = checked_size(size)
     context = Context(
         slide_wide=tile is None,
         basis=None if basis is None else as_matrix(checked_basis(basis, "basis")),
         colour=colour,
     )
-    path = _DrawState(seeded(int(seed), int(epoch), slide, _plain(tile)), plain, context)
+    number = None if tile is None else int(tile)
+    return draw_one(
+        transform, seed=int(seed), epoch=int(epoch), slide=slide, tile=number, size=checked_size(size), context=context
+    )
+
+
+def draw_one(
+    transform: Any, *, seed: int, epoch: int, slide: str, tile: int | None, size: Size, context: Context
+) -> Draw:
+    """Return what ``draw`` returns, for a transform that ``check`` has checked."""
+    path = _DrawState(seeded(seed, epoch, slide, tile), size, context)
     _walk(transform, path)
     return Draw(
-        seed=int(seed), epoch=int(epoch), slide=slide, tile=_plain(tile),
-        size=plain, canvas=path.canvas, affine=path.affine(), operations=tuple(path.operations),
+        seed=seed, epoch=epoch, slide=slide, tile=tile,
+        size=size, canvas=path.canvas, affine=path.affine(), operations=tuple(path.operations),
     )  # fmt: skip
 
 
@@ -161,10 +170,6 @@ def checked_size(size: Any) -> Size:
     if width < 1 or height < 1:
         raise ConfigError(f"an image of {width}x{height} px", remedy="pass size=(width, height)")
     return Size(int(width), int(height))
-
-
-def _plain(tile: int | None) -> int | None:
-    return None if tile is None else int(tile)
 
 
 class _DrawState:

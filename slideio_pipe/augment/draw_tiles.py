@@ -22,7 +22,7 @@ from slideio_pipe.augment.compose import (
     bounds,
     check,
     checked_size,
-    draw,
+    draw_one,
     drawn_steps,
     leaves,
 )
@@ -66,19 +66,21 @@ def draw_tiles(
 
     Examples
     --------
+    >>> from slideio_pipe import draw
     >>> draws = draw_tiles(A.HorizontalFlip(), tiles=range(200), size=(40, 30))
     >>> draws[7] == draw(A.HorizontalFlip(), tile=7, size=(40, 30)), 80 < draws.moves.sum() < 120
     (True, np.True_)
     """
     check(transform)
     numbers = np.asarray(tiles, np.int64).reshape(-1)
+    context = Context(colour=colour)
     key: dict[str, Any] = {"seed": int(seed), "epoch": int(epoch), "slide": slide, "size": checked_size(size)}
     if not len(numbers) or (len(numbers) >= _FEWEST and in_arrays(transform)):
         try:
-            return _together(transform, numbers, colour, **key)
+            return _together(transform, numbers, context, **key)
         except (ConfigError, ValueError):
             pass  # drawn one by one, the first tile that is wrong raises its own error
-    return Draws.of([draw(transform, tile=tile, colour=colour, **key) for tile in numbers.tolist()])
+    return Draws.of([draw_one(transform, tile=tile, context=context, **key) for tile in numbers.tolist()])
 
 
 def in_arrays(transform: Any) -> bool:
@@ -94,14 +96,14 @@ def in_arrays(transform: Any) -> bool:
 def _together(
     transform: Any,
     tiles: NDArray[np.int64],
-    colour: SlideColour | None,
+    context: Context,
     *,
     seed: int,
     epoch: int,
     slide: str,
     size: Size,
 ) -> Draws:
-    paths = _Paths(Streams.seeded(seed, epoch, slide, tiles.tolist()), size, Context(colour=colour))
+    paths = _Paths(Streams.seeded(seed, epoch, slide, tiles.tolist()), size, context)
     with np.errstate(all="ignore"):  # what is not finite is found below
         paths.walk(transform, np.arange(len(tiles)))
         affines, (kinds, numbers) = paths.affines(), paths.operations()

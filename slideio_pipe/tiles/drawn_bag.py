@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.draws import Draws
 from slideio_pipe.augment.operations import Opaque, Operation
+from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.slides.backends.base import OnTiming
@@ -74,13 +75,18 @@ class DrawnBag(ArrayLikeBag):
         return run
 
     def _draw(self, tiles: list[int]) -> Draws:
-        # albumentationsxl takes three seconds to import, so it is imported only for draws.
-        from slideio_pipe.augment.compose import measured
         from slideio_pipe.augment.draw_tiles import draw_tiles
 
-        colour = measured(self.view.slide, self.tile_transform)
-        key: dict[str, Any] = {"seed": self.seed, "epoch": self.epoch, "slide": self.name, "colour": colour}
+        key: dict[str, Any] = {"seed": self.seed, "epoch": self.epoch, "slide": self.name, "colour": self._colour}
         return draw_tiles(self.tile_transform, tiles=tiles, size=Size(self.tile_size, self.tile_size), **key)
+
+    @cached_property
+    def _colour(self) -> SlideColour | None:
+        """The slide's own colours, if the tile transform needs them."""
+        # albumentationsxl takes three seconds to import, so it is imported only for draws.
+        from slideio_pipe.augment.compose import measured
+
+        return measured(self.view.slide, self.tile_transform)
 
     @cached_property
     def _reader(self) -> TileReader:

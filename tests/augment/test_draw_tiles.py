@@ -79,7 +79,7 @@ def test_many_tiles_are_drawn_as_one(name: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_what_is_drawn_in_arrays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but transforms that run lazily only: none falls back to drawing one by one unseen."""
-    monkeypatch.setattr(module, "draw", None)
+    monkeypatch.setattr(module, "draw_one", None)
     transform = TRANSFORMS[name]
     assert in_arrays(transform) == (name != "Blur")
     if in_arrays(transform):
