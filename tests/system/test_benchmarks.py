@@ -28,6 +28,7 @@ RUNS = [
     "cohort schedule",
     "cohort export",
     "cohort page",
+    "draws",
     "explain_costs",
     "features",
     "gpu --device cpu",
