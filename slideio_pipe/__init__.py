@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.slides.view import SlideView as SlideView
     from slideio_pipe.store import AugmentedBag as AugmentedBag
     from slideio_pipe.store import StoredBag as StoredBag
+    from slideio_pipe.store import add_reduced as add_reduced
     from slideio_pipe.store import open_bag as open_bag
     from slideio_pipe.store import save_bag as save_bag
     from slideio_pipe.streaming.config import LoaderConfig as LoaderConfig
@@ -122,6 +123,7 @@ _PUBLIC = {
     "Normalize": "streaming.normalize",
     "save_bag": "store",
     "open_bag": "store",
+    "add_reduced": "store",
     "StoredBag": "store",
     "AugmentedBag": "store",
     "write_synthetic_slide": "synthetic.slide",

@@ -27,6 +27,7 @@ from slideio_pipe.errors import OutputError, SlideioPipeError
 from slideio_pipe.files import disk_errors, file_fingerprint, write_file
 from slideio_pipe.locks import WriterLock
 from slideio_pipe.store.feature_arrays import FOLDER as FEATURES
+from slideio_pipe.store.reduced import FOLDER as REDUCED
 
 FAILURES = ("slide", "stage", "error", "remedy")
 # First characters of a cell that a spreadsheet treats as a formula.
@@ -169,7 +170,7 @@ def fingerprint(path: Path) -> str:
         names = sorted(
             (entry.name, entry.stat().st_size if entry.is_file() else -1)
             for entry in found
-            if entry.name != FEATURES  # features added to a bag do not change the bag
+            if entry.name not in (FEATURES, REDUCED)  # what is added to a bag does not change the bag
         )
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 

@@ -5,7 +5,8 @@ Open first: ``save.py``, then ``metadata.py`` and ``shards.py`` (the bytes); set
 """
 
 from slideio_pipe.store.augmented_bag import AugmentedBag
+from slideio_pipe.store.reduced import add_reduced
 from slideio_pipe.store.save import open_bag, save_bag
 from slideio_pipe.store.stored_bag import StoredBag
 
-__all__ = ["AugmentedBag", "StoredBag", "open_bag", "save_bag"]
+__all__ = ["AugmentedBag", "StoredBag", "add_reduced", "open_bag", "save_bag"]

@@ -27,7 +27,8 @@ class AugmentedBag(DrawnBag, Closable):
 
     Draws are those of a ``TileBag`` over the slide, for the same seed, epoch and numbers of tiles. Pixels are the
     stored ones; their colours and geometry when the bag was stored stay. Geometry is sampled once, from the smallest
-    decoding of the stored tiles that is fine enough: a 1024-px JPEG tile shown in 224 px is decoded to a quarter.
+    decoding of the stored tiles that is fine enough: a 1024-px JPEG tile shown in 224 px is decoded to a quarter, or
+    read from its smaller copy, where ``add_reduced`` has stored one.
 
     Parameters
     ----------
@@ -96,8 +97,9 @@ class AugmentedBag(DrawnBag, Closable):
         for failure in made.get("failures", []):  # they are white
             self._layout.lose(int(failure["tile"]))
         self.slide_transform = slide_transform
-        slide = StoredSlide(stored, self._layout, colour)
-        view = SlideView(slide, LevelChoice(0, (1.0, 1.0)), _colours(slide, slide_transform, seed, epoch))
+        self._slide = StoredSlide(stored, self._layout, colour)
+        drawn = _colours(self._slide, slide_transform, seed, epoch)
+        view = SlideView(self._slide, LevelChoice(0, (1.0, 1.0)), drawn)
         super().__init__(view, width, tile_transform=tile_transform, seed=seed, epoch=epoch)
         self.shape = (count, self.canvas.height, self.canvas.width, 3)
         self.label, self.patient, self.view_mpp = stored.label, stored.patient, stored.view_mpp
@@ -135,11 +137,12 @@ class AugmentedBag(DrawnBag, Closable):
     ) -> NDArray[np.uint8]:
         if draws is None and (self.view.draw is None or not colours):
             return self.stored.read(positions, out, threads=threads)
-        reached = None if draws is None else reached_cells(draws, self.tile_size, self.name)
+        drawn = None if draws is None else Draws.of(draws)
+        reached = None if drawn is None else reached_cells(drawn, self.tile_size, self.name)
         while True:
             corners = self._layout.origins(positions, reached)
             try:
-                return self._reader.read(corners, out, draws=draws, colours=colours, threads=threads)
+                return self._reader.read(corners, out, draws=drawn, colours=colours, threads=threads)
             except BagFormatError as error:
                 # A damaged tile costs that tile: its neighbours are read as if it were not stored.
                 if error.tile is None or error.tile in positions:
@@ -163,12 +166,12 @@ class AugmentedBag(DrawnBag, Closable):
 
     def close(self) -> None:
         """Close the file descriptors of the stored bag; a later read opens new ones."""
-        self.stored.close()
+        self._slide.close()
 
     @property
     def _known_colour(self) -> SlideColour | None:
         """The stains and colour statistics of the bag, if they were measured: a copy does not measure them again."""
-        known: SlideColour | None = vars(self.view.slide).get("colour")
+        known: SlideColour | None = vars(self._slide).get("colour")
         return known
 
     def _settings(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A stored bag as the slide of a view: one level, whose stored tiles are those of the bag."""
+"""A stored bag as the slide of a view: one level, whose stored tiles are those of the bag, and one per smaller copy."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from slideio_pipe.errors import BagFormatError, ConfigError, MissingResolutionEr
 from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
 from slideio_pipe.slides.backends.base import OnTiming, serials
 from slideio_pipe.slides.tile_cache import SHARED
+from slideio_pipe.store.reduced import reduced_bags
 from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.store.tile_layout import Shown, TileLayout
 
 
 class BagTiles:
-    """The tiles of a stored bag as ``StoredTiles`` of a level that has the bag's layout; can be shared by threads.
+    """The tiles of a bag, or their smaller copies, as ``StoredTiles`` of a level that has the bag's layout.
 
-    JPEG tiles are decoded at a half, a quarter or an eighth by their DCT, others are shrunk by means.
+    Can be shared by threads. JPEG tiles are decoded at a half, a quarter or an eighth by their DCT, others are shrunk
+    by means.
     """
 
     def __init__(self, bag: StoredBag, layout: TileLayout) -> None:
         self._bag, self._layout = bag, layout
-        self.tile, self.grid = Size(layout.tile, layout.tile), layout.size
+        self.tile, self.grid = Size(bag.shape[2], bag.shape[1]), layout.size
         self.serial = next(serials)
 
     def stream(self, column: int, row: int) -> bytes | None:
@@ -85,7 +87,7 @@ class StoredSlide:
     bag : StoredBag
         With square tiles.
     layout : TileLayout
-        Where its tiles are on the one level.
+        Where its tiles are on each level.
     colour : SlideColour, optional
         The stains and colour statistics of the bag, if they are known; else they are measured when needed.
     """
@@ -94,16 +96,17 @@ class StoredSlide:
 
     def __init__(self, bag: StoredBag, layout: TileLayout, colour: SlideColour | None = None) -> None:
         self._bag, self.name, self.mpp = bag, bag.name, bag.view_mpp
-        self._tiles = BagTiles(bag, layout)
-        self.tile_sizes: tuple[Size, ...] = (self._tiles.tile,)
-        self.pyramid = Pyramid((Size(*(count * layout.tile for count in layout.size)),))
+        self._bags = (bag, *reduced_bags(bag).values())
+        self._levels = tuple(BagTiles(each, layout) for each in self._bags)
+        self.tile_sizes = tuple(tiles.tile for tiles in self._levels)
+        columns, rows = layout.size
+        self.pyramid = Pyramid(tuple(Size(columns * side, rows * side) for side, _ in self.tile_sizes))
         if colour is not None:
             self.colour = colour
 
     def stored_tiles(self, level: int) -> BagTiles:
-        """Return the bag's tiles; there is one level."""
-        del level
-        return self._tiles
+        """Return the bag's tiles, or from level 1 their smaller copies."""
+        return self._levels[level]
 
     @cached_property
     def colour(self) -> SlideColour:
@@ -116,7 +119,7 @@ class StoredSlide:
     def _sampled(self) -> list[NDArray[np.uint8]]:
         """Return a piece of up to 64 tiles; damaged ones are left out, as they are found when they are read."""
         rng = np.random.Generator(np.random.Philox(0))
-        count, side = len(self._bag), self._tiles.tile.width
+        count, side = len(self._bag), self.tile_sizes[0].width
         pieces: list[NDArray[np.uint8]] = []
         for number in np.sort(rng.choice(count, min(TILES, count), replace=False)).tolist():
             pixels = np.empty((side, side, 3), np.uint8)
@@ -151,6 +154,11 @@ class StoredSlide:
 
     def raise_failure(self, level: int, rect: Rect, pixels: NDArray[np.uint8]) -> None:
         """Do nothing: every failure is raised where the tile is decoded."""
+
+    def close(self) -> None:
+        """Close the file descriptors of the bag and of its copies; a later read opens new ones."""
+        for bag in self._bags:
+            bag.close()
 
     def renew(self) -> None:
         """Do nothing: a damaged tile is read again whenever it is needed."""

@@ -64,6 +64,7 @@ PUBLIC = [
     "TrainConfig",
     "TwoPass",
     "WholeBag",
+    "add_reduced",
     "convert",
     "draw",
     "encode_bag",

@@ -25,6 +25,7 @@ RUNS = [
     "augment_device",
     "bag_transform --case slide",
     "bag_transform --case stored",
+    "bag_transform --case reduced",
     "cohort schedule",
     "cohort export",
     "cohort page",
