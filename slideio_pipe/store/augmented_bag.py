@@ -137,12 +137,11 @@ class AugmentedBag(DrawnBag, Closable):
     ) -> NDArray[np.uint8]:
         if draws is None and (self.view.draw is None or not colours):
             return self.stored.read(positions, out, threads=threads)
-        drawn = None if draws is None else Draws.of(draws)
-        reached = None if drawn is None else reached_cells(drawn, self.tile_size, self.name)
+        reached = None if draws is None else reached_cells(draws, self.tile_size, self.name)
         while True:
             corners = self._layout.origins(positions, reached)
             try:
-                return self._reader.read(corners, out, draws=drawn, colours=colours, threads=threads)
+                return self._reader.read(corners, out, draws=draws, colours=colours, threads=threads)
             except BagFormatError as error:
                 # A damaged tile costs that tile: its neighbours are read as if it were not stored.
                 if error.tile is None or error.tile in positions:

@@ -1,8 +1,8 @@
 """Smaller copies of a stored bag's tiles: bags of their own inside the store, ``reduced/2``, ``reduced/4`` or ``8``.
 
-A JPEG of 1024 px takes 1.7 ms to decode even to a quarter, as all of its bytes are decoded; its copy of 256 px takes 0.3
-ms and a sixth of the space. Augmented tiles that are shown smaller are sampled from a copy, as tiles of a slide are from
-a coarser level.
+Decoding a JPEG of 1024 px takes 1.7 ms even to a quarter, as all of its bytes are decoded; its copy of 256 px takes
+0.3 ms and a sixth of the space. Augmented tiles that are shown smaller are sampled from a copy, as tiles of a slide are
+from a coarser level.
 """
 
 from __future__ import annotations

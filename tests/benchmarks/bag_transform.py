@@ -47,8 +47,8 @@ TRANSFORM = A.Compose(
 )
 
 
-def from_slide(slide: Path, count: int, epoch: int) -> int:
-    """Make (n, 3, 224, 224) float16 through one affine per tile and the pyramid; return n."""
+def from_slide(slide: Path, count: int, epoch: int) -> torch.Tensor:
+    """Return (n, 3, 224, 224) float16, made through one affine per tile and the pyramid."""
     with sp.open_slide(slide) as opened:
         view = opened.view()
         grid = sp.TileGrid(view, tile_size=TILE)
@@ -57,15 +57,15 @@ def from_slide(slide: Path, count: int, epoch: int) -> int:
         return _streamed(bag, _chosen(columns, rows, count))
 
 
-def from_store(store: Path, count: int, epoch: int) -> int:
-    """Make the same from a stored bag, across neighbouring tiles; return n."""
+def from_store(store: Path, count: int, epoch: int) -> torch.Tensor:
+    """Return the same from a stored bag, across neighbouring tiles."""
     with sp.AugmentedBag(sp.open_bag(store), tile_transform=TRANSFORM, seed=1, epoch=epoch) as bag:
         columns, rows = (bag.grid_index.max(axis=0) + 1).tolist()
         return _streamed(bag, _chosen(columns, rows, count))
 
 
-def openslide_pillow(slide: Path, count: int, epoch: int) -> int:
-    """Make the same by OpenSlide and Pillow, tile by tile; return n."""
+def openslide_pillow(slide: Path, count: int, epoch: int) -> torch.Tensor:
+    """Return the same by OpenSlide and Pillow, tile by tile."""
     rng = np.random.default_rng(epoch)
     opened = openslide.OpenSlide(str(slide))
     columns, rows = (side // TILE for side in opened.dimensions)
@@ -73,7 +73,7 @@ def openslide_pillow(slide: Path, count: int, epoch: int) -> int:
     for k in _chosen(columns, rows, count):
         corner = (int(k % columns) * TILE, int(k // columns) * TILE)
         done.append(_augmented(opened.read_region(corner, 0, (TILE, TILE)).convert("RGB"), rng))
-    return len(torch.stack(done))
+    return torch.stack(done)
 
 
 class Jpegs(torch.utils.data.Dataset[torch.Tensor]):
@@ -89,21 +89,25 @@ class Jpegs(torch.utils.data.Dataset[torch.Tensor]):
         return _augmented(Image.open(io.BytesIO(self.encoded[k])).convert("RGB"), self.rng)
 
 
-def data_loader_pillow(store: Path, count: int, epoch: int) -> int:
-    """Make the same by a DataLoader of Pillow over the stored JPEG bytes; return n."""
+def data_loader_pillow(store: Path, count: int, epoch: int) -> torch.Tensor:
+    """Return the same by a DataLoader of Pillow over the stored JPEG bytes."""
     bag = sp.open_bag(store)
     columns, rows = (bag.grid_index.max(axis=0) + 1).tolist()
     tiles = Jpegs(bag.encoded(_chosen(columns, rows, count)), epoch)
-    return len(torch.cat(list(torch.utils.data.DataLoader(tiles, batch_size=BATCH))))
+    return torch.cat(list(torch.utils.data.DataLoader(tiles, batch_size=BATCH)))
 
 
-def _streamed(bag: sp.TileBag | sp.AugmentedBag, chosen: np.ndarray) -> int:
+def _streamed(bag: sp.TileBag | sp.AugmentedBag, chosen: np.ndarray) -> torch.Tensor:
     normalize = sp.Normalize((0.5,) * 3, (0.5,) * 3)
     batches = sp.stream(bag, device="cpu", normalize=normalize, batch_size=BATCH, threads=1, indices=chosen)
-    made = torch.cat([batch.tiles for batch in batches])
+    return torch.cat([batch.tiles for batch in batches])
+
+
+def _check(name: str, made: torch.Tensor) -> None:
     usual = made.shape[1:] == (3, OUT, OUT) and made.dtype == torch.float16 and bool((made.abs() <= 1).all())
-    require(usual, f"tiles are {tuple(made.shape)} {made.dtype}, or beyond -1 to 1")
-    return len(made)
+    require(usual, f"{name}: tiles are {tuple(made.shape)} {made.dtype}, or beyond -1 to 1")
+    spread = made.float().std(dim=(1, 2, 3))
+    require(bool((spread > 0.01).any()), f"{name}: tiles are empty")
 
 
 def _augmented(image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
@@ -157,7 +161,7 @@ def main() -> None:
             args.slide
             or sp.write_synthetic_slide(Path(folder) / "a.svs", size=(args.side, args.side * 3 // 4), seed=1).path
         )
-        ways: dict[str, Callable[[Path, int, int], int]]
+        ways: dict[str, Callable[[Path, int, int], torch.Tensor]]
         if args.case == "slide":
             ways = {"slideio_pipe": from_slide, "OpenSlide + Pillow": openslide_pillow}
         else:
@@ -166,12 +170,12 @@ def main() -> None:
                 sp.add_reduced(sp.open_bag(source), 4, progress=False)
             ways = {"slideio_pipe": from_store, "DataLoader + Pillow": data_loader_pillow}
         cost: dict[str, list[float]] = {name: [] for name in ways}
-        for way in ways.values():
-            way(source, 4, 0)  # imports and caches
+        for name, way in ways.items():
+            _check(name, way(source, 4, 0))  # with imports and caches
         for epoch in range(args.rounds):
             for name, way in ways.items():
                 cpu, wall = time.process_time(), time.perf_counter()
-                tiles = way(source, args.tiles, epoch)
+                tiles = len(way(source, args.tiles, epoch))
                 require(tiles == args.tiles, f"{name} made {tiles} of {args.tiles} tiles")
                 cost[name].append((time.process_time() - cpu) / tiles * 1e3)
                 waited = (time.perf_counter() - wall) / tiles * 1e3

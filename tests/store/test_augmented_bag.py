@@ -17,7 +17,8 @@ from memory_bag import MemoryBag
 from pyramids import coordinate_pixels, write_pyramid
 
 import slideio_pipe as sp
-from slideio_pipe.errors import BagFormatError, ConfigError
+from slideio_pipe.cohort.ledger import fingerprint
+from slideio_pipe.errors import BagFormatError, ConfigError, OutputExistsError
 from slideio_pipe.store import StoredBag
 from slideio_pipe.store.tile_layout import Shown, TileLayout
 
@@ -438,3 +439,66 @@ def test_coordinates_of_a_slide_are_read_at_their_place(tmp_path: Path) -> None:
     bag = sp.AugmentedBag(stored, tile_transform=shifted)
     x, y = np.round(bag.affines([13])[0].apply((0, 0))).astype(int)
     np.testing.assert_array_equal(bag[13], coordinate_pixels(640, 420)[y : y + 60, x : x + 60])
+
+
+def test_shrunk_tiles_are_read_from_smaller_copies(slide: sp.Slide, tmp_path: Path) -> None:
+    """Lossless copies change no byte, and nothing else is decoded."""
+    stored = sp.save_bag(whole(slide, label=1), tmp_path / "a.bag.zarr", pixels="source", progress=False)
+    crop = A.Compose([sp.RandomAffine(rotate=20), sp.RandomResizedCrop((14, 14), scale=(0.9, 1.4))])
+    parts = (crop, MOVES["turned"])
+    before = [sp.AugmentedBag(stored, tile_transform=part, seed=1)[:] for part in parts]
+    name = fingerprint(stored.path)
+    copies = sp.add_reduced(stored, 4, pixels="zstd", progress=False)
+    assert fingerprint(stored.path) == name
+    assert (copies.shape, copies.view_mpp) == ((96, 16, 16, 3), (1.0, 1.0))
+    assert sp.open_bag(stored.path)[:].tobytes() == stored[:].tobytes()
+    for part, tiles in zip(parts, before, strict=True):
+        np.testing.assert_array_equal(sp.AugmentedBag(stored, tile_transform=part, seed=1)[:], tiles)
+    decoded: set[int] = set()
+    read = StoredBag.decoded
+
+    def noted(bag: StoredBag, index: int, out: np.ndarray, reduce: int = 1) -> None:
+        decoded.add(bag.shape[1])
+        read(bag, index, out, reduce)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoredBag, "decoded", noted)
+        sp.AugmentedBag(stored, tile_transform=crop, seed=1)[:]
+    assert decoded == {16}
+    with pytest.raises(OutputExistsError):
+        sp.add_reduced(stored, 4, progress=False)
+    lossy = sp.add_reduced(stored, 2, progress=False)
+    assert lossy.attributes["pixels"]["quality"] == 95
+    assert sp.AugmentedBag(stored).view.slide.pyramid.downsamples == ((1, 1), (2, 2), (4, 4))
+
+
+def test_smaller_copies_are_checked(slide: sp.Slide, tmp_path: Path) -> None:
+    """Their factor when they are made, and their tiles when they are read."""
+    stored = sp.save_bag(whole(slide), tmp_path / "a.bag.zarr", progress=False)
+    with pytest.raises(ConfigError, match="pass 2, 4 or 8, a divisor of their sides"):
+        sp.add_reduced(stored, 3, progress=False)
+    odd = sp.save_bag(MemoryBag(), tmp_path / "odd.bag.zarr", progress=False)
+    with pytest.raises(ConfigError, match="tiles of 6×4 px cannot be stored factor=4 times smaller"):
+        sp.add_reduced(odd, 4, progress=False)
+    sp.save_bag(MemoryBag(96, 16, 16), stored.path / "reduced" / "2", progress=False)
+    with pytest.raises(BagFormatError, match="96 tiles of 16×16 px are no copies of these"):
+        sp.AugmentedBag(stored, tile_transform=sp.Flip())
+    assert sp.open_bag(stored.path).shape == stored.shape
+
+
+def test_an_interrupted_copy_is_continued(slide: sp.Slide, tmp_path: Path) -> None:
+    """Until it is complete, tiles are read without it; a damaged tile makes none."""
+    stored = sp.save_bag(whole(slide), tmp_path / "a.bag.zarr", pixels="source", progress=False)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sp.add_reduced(stored, 4, progress=stop)
+    assert len(sp.AugmentedBag(stored).view.slide.pyramid.levels) == 1
+    sp.add_reduced(stored, 4, progress=False)
+    assert len(sp.AugmentedBag(stored).view.slide.pyramid.levels) == 2
+    damage(stored.path, next(stored.encoded([40])))
+    with pytest.raises(BagFormatError, match="tile 40 cannot be decoded"):
+        sp.add_reduced(sp.open_bag(stored.path), 2, progress=False)
+    assert not (stored.path / "reduced" / "2").exists()
