@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.operation_columns import NONE, NUMBERS, OPAQUE, kind_of, numbers_of, record_of
+from slideio_pipe.augment.operations import Operation
 from slideio_pipe.geometry import Affine, Size
 
 
@@ -107,13 +108,18 @@ class Draws(Sequence[Draw]):
             records=None if self._records is None else [self._records[place] for place in places.tolist()],
         )  # fmt: skip
 
+    def operations(self, row: int) -> tuple[Operation, ...]:
+        """Return the colour operations of one draw, by position: ``Draw.operations``."""
+        if self._records is not None:
+            return self._records[row].operations
+        kinds = self.kinds[row].tolist()
+        return tuple(record_of(kind, self.numbers[row, place]) for place, kind in enumerate(kinds) if kind != NONE)
+
     def _record(self, row: int) -> Draw:
         a, b, c, d, e, f = self.affines[row].tolist()
-        kinds = self.kinds[row].tolist()
-        operations = (record_of(kind, self.numbers[row, place]) for place, kind in enumerate(kinds) if kind != NONE)
         return Draw(
             seed=self.seed, epoch=self.epoch, slide=self.slide, tile=int(self.tiles[row]), size=self.size,
-            canvas=Size(*self.canvases[row].tolist()), affine=(a, b, c, d, e, f), operations=tuple(operations),
+            canvas=Size(*self.canvases[row].tolist()), affine=(a, b, c, d, e, f), operations=self.operations(row),
         )  # fmt: skip
 
     @cached_property

@@ -52,7 +52,15 @@ class DrawnBag(ArrayLikeBag):
 
     def draw(self, index: int) -> Draw:
         """Return the draw of the tile transform for tile ``index``; always the same."""
-        return self._run([int(index)])[0]
+        run, row = self._place(int(index))
+        return run[row]
+
+    def _place(self, tile: int) -> tuple[Draws, int]:
+        """Return the run that has a tile, and the tile's position there."""
+        found = self._drawn.get(tile)
+        if found is not None and (found[0].seed, found[0].epoch) == (self.seed, self.epoch):
+            return found
+        return self._run([tile]), 0
 
     def draw_ahead(self, indices: ArrayLike) -> None:
         """Draw tiles (n,) that will be read: hundreds at once take a tenth of the time of a few."""
@@ -125,7 +133,10 @@ class DrawnBag(ArrayLikeBag):
     def operations(self, index: int) -> tuple[Operation, ...]:
         """Return every colour operation of tile ``index``, the view's first: those that ``read_uncoloured`` skips."""
         view = () if self.view.draw is None else self.view.draw.operations
-        return view if self.tile_transform is None else view + self.draw(index).operations
+        if self.tile_transform is None:
+            return view
+        run, row = self._place(int(index))
+        return view + run.operations(row)
 
     @property
     def host_only(self) -> tuple[str, ...]:

@@ -46,6 +46,8 @@ def check_equal(many: Draws, one_by_one: list[Draw]) -> None:
     # JSON has a sign of zero, == does not.
     assert [each.model_dump_json() for each in many] == [each.model_dump_json() for each in one_by_one]
     expected = Draws.of(one_by_one)
+    for draws_of in (many, expected):
+        assert [draws_of.operations(row) for row in range(len(many))] == [each.operations for each in one_by_one]
     for name in ARRAYS:
         found, wanted = getattr(many, name), getattr(expected, name)
         assert found.dtype == wanted.dtype, name
