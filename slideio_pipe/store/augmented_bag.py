@@ -52,6 +52,11 @@ class AugmentedBag(DrawnBag, Closable):
     colour : SlideColour, optional
         Stains and colour statistics that were measured before, such as ``view.slide.colour`` of another epoch.
 
+    Attributes
+    ----------
+    alone : str
+        Why no tile has neighbours; empty if some have.
+
     Raises
     ------
     ConfigError
@@ -94,6 +99,8 @@ class AugmentedBag(DrawnBag, Closable):
             places, self.alone = None, "neighbours=False"
         self.stored, self.neighbours, self.beyond = stored, bool(neighbours), check_beyond(beyond, stored.name)
         self._layout = TileLayout(count, width, places, self.beyond)
+        if not (self.alone or self._layout.with_neighbours):
+            self.alone = "no tile is stored beside another"
         for failure in made.get("failures", []):  # they are white
             self._layout.lose(int(failure["tile"]))
         self.slide_transform = slide_transform

@@ -12,6 +12,7 @@ neighbours. One that reaches further is read in its window: what is beyond the s
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -23,8 +24,8 @@ from slideio_pipe.geometry import Affine, Size, round_half_up
 Beyond = Literal["reflect", "white"]
 # Cells of a window to each side of its tile: a tile shown 33 times smaller fills it.
 REACH = 16
-# Cells of all blocks: 4 bytes each. Tiles that are further apart have no neighbours anyway.
-_MAX_CELLS = 2**25
+# Cells of all blocks: 8 bytes each. A slide of 200,000 px a side has 10 million tiles of 64 px.
+_MAX_CELLS = 2**24
 
 
 class Shown(NamedTuple):
@@ -109,7 +110,8 @@ class TileLayout:
         columns, rows = (self.cells.max(axis=0) + 1).tolist() if count else (1, 1)
         self._numbers = np.full((rows, columns), -1, np.int32)
         self._numbers[self.cells[:, 1], self.cells[:, 0]] = np.arange(count, dtype=np.int32)
-        self._lost: set[int] = set()
+        self._lost: frozenset[int] = frozenset()
+        self._losing = threading.Lock()
         self._known = _sums(self._numbers >= 0)
         self._windows_from = rows + 1
         self._per_row = max(1, math.isqrt(count))
@@ -119,9 +121,10 @@ class TileLayout:
     @property
     def with_neighbours(self) -> int:
         """Number of tiles with a stored tile at their left, right, upper or lower edge."""
-        there = np.pad(self._numbers >= 0, 1)
-        beside = there[:-2, 1:-1] | there[2:, 1:-1] | there[1:-1, :-2] | there[1:-1, 2:]
-        return int((there[1:-1, 1:-1] & beside).sum())
+        there = np.pad(self._numbers >= 0, 1)  # the cell of a tile is one further
+        column, row = self.cells.T
+        beside = [there[row + 1 + dy, column + 1 + dx] for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+        return int(np.any(beside, axis=0).sum())
 
     def origins(self, positions: NDArray[np.int64], reached: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Return the corner of each of some tiles, (n, 2) px of the layout: in its block, or in its window.
@@ -161,11 +164,12 @@ class TileLayout:
 
     def lose(self, tile: int) -> None:
         """Show no longer a tile beside others: it is damaged."""
-        self._lost.add(tile)
-        there = self._numbers >= 0
-        column, row = self.cells[list(self._lost)].T
-        there[row, column] = False
-        self._known = _sums(there)
+        with self._losing:
+            self._lost |= {tile}
+            there = self._numbers >= 0
+            column, row = self.cells[list(self._lost)].T
+            there[row, column] = False
+            self._known = _sums(there)
 
     def _windows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the cells of some tiles in their windows."""

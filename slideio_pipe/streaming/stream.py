@@ -176,8 +176,8 @@ def stream(
         Where the drawn colours of the bag's view and tiles are computed. "host": by the decoding threads, rounded to
         bytes before normalisation. "device": with the normalisation, in one expression with one rounding at its end;
         at most a level different, noise has other values of the same distribution. On the CPU this takes three times
-        as long (``tests/benchmarks/stream_colours.py``), so "host" is the default. Tiles of a store already have their
-        colours: the device computes none.
+        as long (``tests/benchmarks/stream_colours.py``), so "host" is the default. Tiles of a ``StoredBag`` have their
+        colours: the device computes none; those of an ``AugmentedBag`` are drawn.
     on_error : {"raise", "white", "skip"}
         Handling of a tile that cannot be decoded: its error is raised, it is white, or it is skipped. The latter two
         list it in ``failures`` and warn at the end; with more than a tenth of the tiles they raise.

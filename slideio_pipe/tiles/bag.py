@@ -35,7 +35,7 @@ class Columns(Protocol):
 
 @runtime_checkable
 class Bag(Columns, Protocol):
-    """The parts of a bag that streams and stores use; ``TileBag`` and ``StoredBag`` are bags."""
+    """The parts of a bag that streams and stores use; such as ``TileBag``, ``StoredBag`` and ``AugmentedBag``."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]: ...
@@ -51,7 +51,7 @@ class Bag(Columns, Protocol):
 
 @runtime_checkable
 class UncolouredBag(Protocol):
-    """The parts that a stream uses of a bag whose colours are applied on the device; ``TileBag`` is one."""
+    """The parts that a stream uses of a bag whose colours are applied on the device: a ``DrawnBag``."""
 
     @property
     def host_only(self) -> tuple[str, ...]: ...

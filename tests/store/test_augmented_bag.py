@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import albumentationsxl as A
+import earlier
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -17,8 +21,9 @@ from memory_bag import MemoryBag
 from pyramids import coordinate_pixels, write_pyramid
 
 import slideio_pipe as sp
+from slideio_pipe.augment.executors.cpu import ColourProgram
 from slideio_pipe.cohort.ledger import fingerprint
-from slideio_pipe.errors import BagFormatError, ConfigError, OutputExistsError
+from slideio_pipe.errors import BagFormatError, ConfigError, NoTissueError, OutputExistsError
 from slideio_pipe.store import StoredBag
 from slideio_pipe.store.tile_layout import Shown, TileLayout
 
@@ -200,8 +205,6 @@ def test_draws_are_replayed_in_a_spawned_process(full: StoredBag, tmp_path: Path
     code = "import pickle, sys, zlib; print(zlib.crc32(pickle.load(open(sys.argv[1], 'rb'))[:].tobytes()))"
     command = [sys.executable, "-c", code, str(tmp_path / "bag.pickle")]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    import zlib
-
     assert int(found) == zlib.crc32(bag[:].tobytes())
 
 
@@ -220,8 +223,6 @@ def test_colours_alone_change_no_place(full: StoredBag) -> None:
     np.testing.assert_array_equal(sp.AugmentedBag(full)[:], full[:])
     bag = sp.AugmentedBag(full, slide_transform=COLOURS, seed=2)
     assert bag.operations(3) == bag.view.draw.operations  # type: ignore[union-attr]
-    from slideio_pipe.augment.executors.cpu import ColourProgram
-
     np.testing.assert_array_equal(bag[:], ColourProgram(bag.operations(0)).apply(full[:]))
     np.testing.assert_array_equal(bag.read_uncoloured(np.arange(4)), full[:4])
     assert bag.shape == full.shape
@@ -259,6 +260,7 @@ def test_random_corners_are_alone(slide: sp.Slide, tmp_path: Path) -> None:
     corners = np.random.default_rng(1).choice(400, (20, 2), replace=False) + 1
     stored = sp.save_bag(sp.TileBag.from_coords(view, corners, TILE), tmp_path / "r.bag.zarr", progress=False)
     bag = sp.AugmentedBag(stored, tile_transform=MOVES["turned"])
+    assert bag.alone == "no tile is stored beside another"
     for k, tile in enumerate(everything(bag)):
         expected = sampled(stored[k], places_of(bag.draw(k)), mode="reflect")
         assert np.abs(tile - expected).max() <= 1.5
@@ -276,8 +278,6 @@ def test_random_corners_are_alone(slide: sp.Slide, tmp_path: Path) -> None:
 
 def test_a_damaged_tile_costs_that_tile(holed: StoredBag, full: StoredBag, tmp_path: Path) -> None:
     """The others are read as if it were not stored, in any order of reading."""
-    import shutil
-
     lost = 40
     copy = tmp_path / "damaged.bag.zarr"
     shutil.copytree(full.path, copy)
@@ -502,3 +502,26 @@ def test_an_interrupted_copy_is_continued(slide: sp.Slide, tmp_path: Path) -> No
     with pytest.raises(BagFormatError, match="tile 40 cannot be decoded"):
         sp.add_reduced(sp.open_bag(stored.path), 2, progress=False)
     assert not (stored.path / "reduced" / "2").exists()
+
+
+def test_bags_of_earlier_versions_are_augmented(tmp_path: Path) -> None:
+    """Those of 0.1.0, in any encoding, with their neighbours."""
+    with zipfile.ZipFile(Path(earlier.__file__).with_suffix(".zip")) as archive:
+        archive.extractall(tmp_path)
+    names = ("zstd", "none", "source", "jpeg-90")
+    for name in names:
+        stored = sp.open_bag(tmp_path / "bags" / f"{name}.bag.zarr")
+        bag = sp.AugmentedBag(stored, tile_transform=A.HorizontalFlip(p=1))
+        np.testing.assert_array_equal(bag[:], stored[:][:, :, ::-1])
+        assert bag.alone == ""
+
+
+def test_an_empty_bag_is_augmented(slide: sp.Slide, tmp_path: Path) -> None:
+    """It has no tile; its stains cannot be measured."""
+    view = slide.view()
+    empty = sp.TileBag.from_coords(view, np.zeros((0, 2), np.int64), TILE)
+    stored = sp.save_bag(empty, tmp_path / "e.bag.zarr", progress=False)
+    bag = sp.AugmentedBag(stored, tile_transform=sp.RandomResizedCrop((20, 20)), slide_transform=COLOURS)
+    assert bag.read([]).shape == (0, 20, 20, 3)
+    with pytest.raises(NoTissueError, match=r'StainJitter: no tile .*pass StainJitter\(basis="hed"\)'):
+        sp.AugmentedBag(stored, tile_transform=sp.StainJitter(basis="slide"))

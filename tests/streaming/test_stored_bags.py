@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,52 @@ def test_features_are_of_stored_pixels(stores: list[Path], tmp_path: Path) -> No
     encoder = sp.load_encoder(network, name="tiny", normalize="imagenet", input_size=64)
     with pytest.raises(ConfigError, match="has its pixels already"):
         sp.encode_cohort(stores, encoder, tmp_path / "f", device="cpu", slide_transform=COLOURS)
+
+
+def test_no_file_stays_open(stores: list[Path]) -> None:
+    """Neither of a store nor of its smaller copies, after its bag was read."""
+
+    def opened() -> list[str]:
+        paths = (os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+        return [path for path in paths if ".bag.zarr" in path]
+
+    sp.add_reduced(sp.open_bag(stores[0]), 2, progress=False).close()
+    small = A.Compose([sp.RandomResizedCrop((24, 24), scale=(0.9, 1.0))])
+    dataset = sp.BagDataset(stores, PLAIN, tile_transform=small)
+    bag = dataset.open(0)
+    bag.read([0])
+    assert any("/reduced/2/" in path for path in opened())
+    dataset.close(0, bag)
+    assert opened() == []
+    assert len(dataset[1].tiles) == 35
+    assert opened() == []
+
+
+def test_stages_of_stored_bags_are_measured(stores: list[Path]) -> None:
+    """Decoding and augmentation of tiles, as of slides: ``profile`` shows them."""
+    dataset = sp.BagDataset(stores, PLAIN, tile_transform=TURNED, slide_transform=COLOURS)
+    stages: set[str] = set()
+    dataset.on_stage = lambda name, start, end: stages.add(name)
+    dataset[0]
+    assert {"open", "decode", "augment"} <= stages
+
+
+def test_a_damaged_store_costs_one_tile_of_a_loader(stores: list[Path]) -> None:
+    """White or skipped, with a warning; the others have the tiles of the whole store."""
+    turned = A.Compose([sp.RandomAffine(rotate=10, flip=False)])
+    with sp.open_bag(stores[0]) as bag:
+        whole, encoded = sp.AugmentedBag(bag, tile_transform=turned, seed=3)[:], next(bag.encoded([17]))
+    (shard,) = (file for file in (stores[0] / "tiles" / "c").rglob("*") if file.is_file())
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(encoded, encoded[:200] + bytes(len(encoded) - 200)))
+    dataset = sp.BagDataset(stores[:1], PLAIN, tile_transform=turned)
+    loader = sp.BagLoader(dataset, device="cpu", normalize=None, on_error="skip", ordered=True, chunk_size=8)
+    with loader, pytest.warns(sp.SlideioPipeWarning, match="1 tile could not be read"):
+        (found,) = list(loader.bags())
+    assert 17 not in found.index
+    assert len(found.index) == 34
+    column, row = np.divmod(found.index, 7)[::-1]
+    far = (np.abs(column - 17 % 7) > 1) | (np.abs(row - 17 // 7) > 1)
+    tiles = found.tiles.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(tiles[far], whole[found.index[far]])
+    assert (tiles[~far] != whole[found.index[~far]]).any()
