@@ -525,3 +525,24 @@ def test_an_empty_bag_is_augmented(slide: sp.Slide, tmp_path: Path) -> None:
     assert bag.read([]).shape == (0, 20, 20, 3)
     with pytest.raises(NoTissueError, match=r'StainJitter: no tile .*pass StainJitter\(basis="hed"\)'):
         sp.AugmentedBag(stored, tile_transform=sp.StainJitter(basis="slide"))
+
+
+def test_bags_without_a_slide_are_alone(tmp_path: Path) -> None:
+    """A store that does not say where its tiles are in a view has no neighbours."""
+    stored = sp.save_bag(MemoryBag(5, 8, 8), tmp_path / "m.bag.zarr", progress=False)
+    bag = sp.AugmentedBag(
+        stored, tile_transform=A.Compose([sp.RandomAffine(rotate=0, translate=(0.5, 0.5), flip=False)])
+    )
+    assert bag.alone == "it does not record where its tiles are in their view"
+    shifted = np.pad(stored[:], ((0, 0), (4, 4), (4, 4), (0, 0)), "symmetric")
+    for k in range(5):
+        x, y = (round(bag.draw(k).affine[place]) for place in (2, 5))
+        np.testing.assert_array_equal(bag[k], shifted[k, 4 - y : 12 - y, 4 - x : 12 - x])
+
+
+def test_a_bag_is_no_whole_picture(full: StoredBag) -> None:
+    """Its view shows no thumbnail and no image."""
+    view = sp.AugmentedBag(full, slide_transform=COLOURS).view
+    for picture in (view.plot, lambda: view.image):
+        with pytest.raises(ConfigError, match="a stored bag has tiles and no whole picture; open its slide"):
+            picture()
