@@ -162,7 +162,7 @@ class FeaturePool:
         sender = Sender(self._encoding.device, None, torch.float16)
         ring = BufferPool(sender, self._pace.slots, (self._pace.chunk_size, *dataset.tile_shape))
         flights = EpochSchedule(dataset, 0, range(len(pending)), {}, ring, self._pace)
-        stage = BackgroundIterator(flights.deliveries(), _PREFETCH)
+        stage = BackgroundIterator(flights.deliveries(), _PREFETCH, self._encoding.device)
         whole: list[_Pending] = []
         writing: dict[Future[dict[str, Any]], _Pending] = {}
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -55,6 +56,29 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
     MB per process, and would queue events and custom kernels on a stream of the wrong device.
     """
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def use_device(device: torch.device) -> None:
+    """Make a CUDA device this thread's current one for good: the first call of a thread that works for a stream."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+_copy_streams: dict[int, torch.cuda.Stream] = {}
+_copy_streams_lock = threading.Lock()
+
+
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return this process's stream for copies to a CUDA device: always the same one.
+
+    torch reuses freed device memory only on the stream that allocated it. With a new stream for each epoch, the memory
+    of every epoch would stay reserved.
+    """
+    number = int(device.index)
+    with _copy_streams_lock:
+        if number not in _copy_streams:
+            _copy_streams[number] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return _copy_streams[number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +150,7 @@ class Colours:
 
 
 class Sender:
-    """Copies uint8 tiles to one device and normalises them there; on CUDA on its own stream.
+    """Copies uint8 tiles to one device and normalises them there; on CUDA on the stream for copies.
 
     Parameters
     ----------
@@ -143,7 +167,8 @@ class Sender:
         self.dtype = torch.uint8 if normalize is None else dtype  # of the result
         self._float = dtype
         self.on_stage: OnTiming | None = None  # called with ("copy" | "device", start, end), after waiting
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._side = copy_stream(device) if device.type == "cuda" else None
+        self._ready: StreamMark | None = None  # of the tiles sent last
         # A copy, so that the caller's module is not moved to the device.
         self._normalize = None if normalize is None else deepcopy(normalize).to(device)
 
@@ -165,7 +190,7 @@ class Sender:
             copied = StreamMark.here(self.device, blocking=True)
             begun = self._report_stage("copy", begun)
             result = self._finish(raw, colours, copy=False)
-            ready = StreamMark.here(self.device)
+            self._ready = ready = StreamMark.here(self.device, blocking=True)
             self._report_stage("device", begun)
         return Sent(result, copied, ready)
 
@@ -173,15 +198,16 @@ class Sender:
         """Wait for a step and report its time if there is a callback; return its end."""
         if self.on_stage is None:
             return 0.0
-        self.drain()
+        if self._side is not None:
+            self._side.synchronize()
         ended = time.perf_counter()
         self.on_stage(stage, begun, ended)
         return ended
 
     def drain(self) -> None:
-        """Block until everything sent has arrived."""
-        if self._side is not None:
-            self._side.synchronize()
+        """Block until everything sent has arrived: then the statistics of the normalisation may be freed."""
+        if self._ready is not None:
+            self._ready.wait()
 
     def _finish(self, tiles: Tensor, colours: Colours | None, *, copy: bool) -> Tensor:
         """Return NHWC memory as NCHW channels_last tiles, which have the same order of bytes."""

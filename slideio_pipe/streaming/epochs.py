@@ -157,7 +157,7 @@ class Epochs:
         ring = BufferPool(self.sender, pace.slots, (pace.chunk_size, *self.dataset.tile_shape))
         order = self.order() + self.progress.extra
         schedule = EpochSchedule(self.dataset, self.epoch, order, self.progress.done(), ring, pace)
-        self._items = BackgroundIterator(schedule.deliveries(), self.prefetch)
+        self._items = BackgroundIterator(schedule.deliveries(), self.prefetch, self.sender.device)
         return self._items
 
     def _check_failures(self, failure: TileFailure) -> None:

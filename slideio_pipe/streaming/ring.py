@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from slideio_pipe.streaming.device import Colours, Sender, Sent, StreamMark
+from slideio_pipe.streaming.device import Colours, Sender, Sent, StreamMark, use_device
 
 T = TypeVar("T")
 
@@ -26,14 +26,18 @@ class _End:
 class BackgroundIterator(Generic[T]):
     """Runs a generator in one thread, at most ``ahead`` items before they are taken.
 
+    On CUDA an item counts until the device is done with it. A consumer may queue work on many items without waiting
+    for any of them, so a request for the next item marks the end of that work, and the thread makes one more item when
+    the mark is reached. The consumer itself never waits for a mark; items that it keeps are its own memory.
+
     The thread does not refer to the iterator's owner, so that a garbage-collected owner can stop it. A finaliser may
     run at any moment and in any thread, so only reentrant queues are used: ``SimpleQueue``.
     """
 
-    def __init__(self, items: Generator[T], ahead: int) -> None:
-        self._items = items
+    def __init__(self, items: Generator[T], ahead: int, device: torch.device) -> None:
+        self._items, self._device = items, device
         self._made: SimpleQueue[T | _End] = SimpleQueue()
-        self._permits: SimpleQueue[bool] = SimpleQueue()
+        self._permits: SimpleQueue[StreamMark | bool] = SimpleQueue()  # False: the end
         self._stopped = False
         for _ in range(ahead):
             self._permits.put(True)
@@ -45,9 +49,11 @@ class BackgroundIterator(Generic[T]):
 
     def take(self) -> T:
         """Return the next item, or raise the generator's exception; ``StopIteration`` at the end."""
+        # Of the caller's current stream, before it can use the new item.
+        permit = StreamMark.here(self._device, blocking=True) if self._device.type == "cuda" else True
         item = self._made.get()
         if not isinstance(item, _End):
-            self._permits.put(True)
+            self._permits.put(permit)
             return item
         self._made.put(_End())  # for later calls
         try:
@@ -71,8 +77,9 @@ class BackgroundIterator(Generic[T]):
     def _run(self) -> None:
         end = _End()
         try:
+            use_device(self._device)
             with closing(self._items):
-                while self._permits.get() and not self._stopped:
+                while self._is_permitted():
                     self._made.put(next(self._items))
         except StopIteration:
             pass
@@ -82,6 +89,13 @@ class BackgroundIterator(Generic[T]):
             atexit.unregister(self.close)
             self._made.put(end)
             del end
+
+    def _is_permitted(self) -> bool:
+        """Wait until one more item may exist; return False at the end."""
+        permit = self._permits.get()
+        if isinstance(permit, StreamMark) and not self._stopped:
+            permit.wait()
+        return permit is not False and not self._stopped
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +118,7 @@ class BufferPool:
 
     def __init__(self, sender: Sender, slots: int, shape: tuple[int, int, int, int]) -> None:
         self._free = deque(Buffer(sender.host_buffer(shape)) for _ in range(slots))
-        self._sender = sender
+        self._sender, self.device = sender, sender.device
         self.nbytes = sum(slot.memory.nbytes for slot in self._free)
 
     @property

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.streaming.chunks import Block, Chunk, FailedBag, Indices, LoaderSettings, plan_blocks
 from slideio_pipe.streaming.dataset import BagDataset
+from slideio_pipe.streaming.device import use_device
 from slideio_pipe.streaming.ring import Buffer, BufferPool
 from slideio_pipe.streaming.stream import check_colours, colours_of, reader_of
 from slideio_pipe.tiles.bag import Bag, Label
@@ -120,8 +121,9 @@ class EpochSchedule:
     def deliveries(self) -> Generator[Chunk | FailedBag]:
         """Yield the chunks of all bags, and the bags that failed."""
         pace = self._pace
-        self._openers = ThreadPoolExecutor(pace.bags_in_flight, "slideio_pipe.open")
-        self._readers = ThreadPoolExecutor(pace.threads, "slideio_pipe.read")
+        begin = partial(use_device, self._ring.device)
+        self._openers = ThreadPoolExecutor(pace.bags_in_flight, "slideio_pipe.open", initializer=begin)
+        self._readers = ThreadPoolExecutor(pace.threads, "slideio_pipe.read", initializer=begin)
         try:
             while True:
                 while not self._events.empty():

@@ -70,7 +70,7 @@ class TileStream(Iterator[TileBatch], Closable):
     ring_bytes : int
         Host memory of the ring: slots × batch size × bytes of a tile. One slot on the CPU, ``prefetch`` on CUDA.
     ahead_bytes : int
-        Device memory of the batches that may wait for the consumer: ``prefetch`` of them.
+        Device memory of the batches that may wait for the consumer: ``prefetch`` of them, beside the one in use.
     failures : list of TileFailure
         Tiles that could not be decoded, if ``on_error`` allows them.
     """
@@ -102,7 +102,7 @@ class TileStream(Iterator[TileBatch], Closable):
         self.ring_bytes = ring.nbytes
         self.ahead_bytes = prefetch * ring.nbytes // slots * sender.dtype.itemsize
         self._stage = BackgroundIterator(
-            _send_batches(bag, positions, ring, batch_size, threads, colours, tolerance), prefetch
+            _send_batches(bag, positions, ring, batch_size, threads, colours, tolerance), prefetch, sender.device
         )
         weakref.finalize(self, self._stage.stop).atexit = False
 
@@ -196,7 +196,9 @@ def stream(
     Notes
     -----
     An error of the bag's reader, such as ``CorruptSlideError``, is raised after the batches before it.
-    On CUDA the tiles are ready on the stream that is current when the batch is returned.
+    On CUDA the tiles are ready on the stream that is current when the batch is returned. A consumer that only queues
+    work is not waited for, and memory stays bounded: one more batch is prepared when the device has completed what was
+    queued on the current stream before the next batch was requested. Batches that the caller keeps are never reused.
     """
     check_bag(bag)
     sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))

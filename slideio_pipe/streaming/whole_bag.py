@@ -42,7 +42,7 @@ class BagAssembler:
 
     def add(self, item: Chunk, tiles: torch.Tensor) -> None:
         """Add a chunk."""
-        places = torch.from_numpy(item.places).to(tiles.device)
+        places = torch.from_numpy(item.places).to(tiles.device, non_blocking=True)
         self._tiles.index_copy_(0, places, tiles.permute(0, 2, 3, 1))
         self._coords[item.places], self._index[item.places] = item.coords, item.index
 

@@ -12,8 +12,8 @@ from cuda_sim.install import build, reason_not_to
 from paths import ROOT, SEARCHED, TESTS
 
 FILES = (
-    "streaming/stream", "streaming/device", "streaming/loader", "streaming/stream_colours", "features/encode_bag",
-    "features/encoders", "mil/two_pass",
+    "streaming/stream", "streaming/device", "streaming/ring", "streaming/loader", "streaming/stream_colours",
+    "features/encode_bag", "features/encoders", "mil/two_pass",
 )  # fmt: skip
 # Minutes of arithmetic on one stream, without waits; "stream_colours" runs the same between streams.
 ALSO_KNOWING_A_DEVICE = {"augment/device"}
@@ -70,4 +70,4 @@ def test_this_process_has_no_simulated_devices() -> None:
 
 def test_missing_waits_are_noticed(folder: Path) -> None:
     """Each removed safeguard makes a result wrong."""
-    assert "12 passed" in run(folder, "cuda:1", "tests/support/cuda_sim/test_safeguards.py")
+    assert "15 passed" in run(folder, "cuda:1", "tests/support/cuda_sim/test_safeguards.py")

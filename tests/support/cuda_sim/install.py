@@ -18,6 +18,7 @@ from cuda_sim import scheduler
 from cuda_sim.memory import Memory, real_empty
 from cuda_sim.scheduler import Simulation, simulation
 from cuda_sim.tensors import SimulatedTensor, allocate, launch
+from slideio_pipe.streaming import device as streaming_device
 
 MADE_FOR = "2.13.0"
 _FACTORIES = ("tensor", "arange", "zeros", "full", "ones", "rand", "randn", "randint")
@@ -47,7 +48,8 @@ def build(folder: Path) -> Path:
 
 
 def reset(policy: str, seed: int = 0) -> Simulation:
-    """Begin a simulation."""
+    """Begin a simulation, without the streams that the package keeps for its process."""
+    streaming_device._copy_streams.clear()
     sim = scheduler.start(Simulation(policy, seed))
     sim.memory = Memory(sim)
     return sim

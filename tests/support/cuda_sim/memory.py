@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +38,7 @@ class Memory:
 
     def __init__(self, sim: Simulation) -> None:
         self._sim = sim
+        self.reserved: Counter[int] = Counter()  # bytes of blocks by their size; none is ever returned to the device
         self._free: defaultdict[tuple[Stream, int], list[Block]] = defaultdict(list)
         self._waiting: list[tuple[Block, list[tuple[Stream, int, int]]]] = []  # used by other streams: until when
         self._page_locked: dict[int, Tensor] = {}  # kept, so that no address is used twice
@@ -49,9 +50,13 @@ class Memory:
             self._sim.contexts.add(stream.device_index)
             self._settle()
             free = self._free[stream, size]
-            block = free.pop() if free else Block(size, stream)
+            block = free.pop() if free else self._reserved(size, stream)
             block.other_streams = set()
             return block
+
+    def _reserved(self, size: int, stream: Stream) -> Block:
+        self.reserved[size] += size
+        return Block(size, stream)
 
     def free(self, block: Block) -> None:
         """Take a block back: at once, or when the other streams have passed this point."""

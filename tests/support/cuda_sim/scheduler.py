@@ -7,7 +7,7 @@ import itertools
 import random
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,6 +39,7 @@ class Simulation:
         self.sanitizer = sanitizer.EventHandler()
         self.races: list[Exception] = []
         self.contexts: set[int] = set()  # devices on which something made a context
+        self.host_waits: Counter[str] = Counter()  # by the name of the waiting thread
         self.numbers = itertools.count(1)
         self.thread = threading.local()  # .device, .streams
         self.streams: dict[tuple[int, int], Stream] = {}  # -1: the default stream of a device
@@ -48,6 +49,11 @@ class Simulation:
     def device(self) -> int:
         """Return the current device of this thread; every thread begins with 0."""
         return getattr(self.thread, "device", 0)
+
+    def count_wait(self) -> None:
+        """Count that this thread waits for a device."""
+        with self.lock:
+            self.host_waits[threading.current_thread().name] += 1
 
     def step(self) -> None:
         """Compute what the policy selects, after something was queued."""
@@ -139,6 +145,7 @@ class Stream:
     def synchronize(self) -> None:
         """Block until everything that was queued is computed."""
         sim = simulation()
+        sim.count_wait()
         sim.contexts.add(self.device_index)
         self.run_until(self.issued)
         sim.sanitizer._handle_stream_synchronization(self.cuda_stream)
@@ -194,6 +201,7 @@ class Event:
     def synchronize(self) -> None:
         """Block until the mark is reached. The runtime makes a context on the thread's device for that."""
         sim = simulation()
+        sim.count_wait()
         sim.contexts.add(sim.device())
         if self._mark is not None:
             self._mark[0].run_until(self._mark[1])
@@ -282,6 +290,7 @@ class DeviceContext:
 def synchronize(device: Any = None) -> None:
     """Block until everything that was queued on a device is computed."""
     sim, index = simulation(), index_of(device)
+    sim.count_wait()
     with sim.lock:
         sim.contexts.add(index)
         for stream in list(sim.streams.values()):

@@ -17,7 +17,7 @@ from torch import nn
 import slideio_pipe as sp
 from slideio_pipe.features.encode_bag import Batches
 from slideio_pipe.streaming.device import Sender, Sent, StreamMark
-from slideio_pipe.streaming.ring import Buffer
+from slideio_pipe.streaming.ring import BackgroundIterator, Buffer
 
 pytestmark = [pytest.mark.cuda, pytest.mark.one_order]
 
@@ -64,12 +64,18 @@ SAFEGUARDS = [
         "on_device(self.device), torch.cuda.stream",
         "torch.cuda.stream",
     ),
+    Safeguard(
+        "a thread of a stream begins on its device", BackgroundIterator, "_run", "use_device(self._device)", "pass"
+    ),
     Safeguard("features wait for their copy", Batches, "_receive", "sent.there.wait()", "pass"),
 ]
 # If the line itself is kept, a later line uses the mark that was made too early.
 _THEN = {
     "the mark of the copy is behind it": ("copied = StreamMark.here(self.device, blocking=True)", "copied = early"),
-    "the mark of the tiles is behind their normalisation": ("ready = StreamMark.here(self.device)", "ready = early"),
+    "the mark of the tiles is behind their normalisation": (
+        "ready = StreamMark.here(self.device, blocking=True)",
+        "ready = early",
+    ),
 }
 
 
@@ -115,6 +121,32 @@ def encoded() -> None:
     assert np.allclose(found, bag().tiles.mean((1, 2)) / 255, atol=1e-3)
 
 
+class DeviceBag(MemoryBag):
+    """A bag whose reader works on the device that is current in its thread."""
+
+    def read(self, indices: Any, out: Any = None, *, threads: int = 1) -> Any:
+        """Read tiles."""
+        torch.cuda.synchronize()
+        return super().read(indices, out, threads=threads)
+
+
+def sent() -> None:
+    """Send tiles from a thread whose device is another one."""
+    source, device = bag(), torch.device("cuda", 1)
+    sender = Sender(device, sp.Normalize(0.0, 1.0, rescale=1.0), torch.float32)
+    memory = sender.host_buffer(source.tiles.shape)
+    memory.numpy()[:] = source.tiles
+    assert np.array_equal(sender.send(memory).receive().cpu().permute(0, 2, 3, 1).numpy(), source.tiles)
+
+
+def decoded() -> None:
+    """Deliver the tiles of a bag that works on the device."""
+    assert sum(len(batch) for batch in sp.stream(DeviceBag(60, 40, 40), device="cuda:1", normalize=None)) == 60
+
+
+RUNS = [streamed, encoded, sent, decoded]
+
+
 def checked(run: Callable[[], None]) -> None:
     """Run something as late as possible; raise for wrong values, races, and device 0 being touched."""
     from cuda_sim.install import reset
@@ -125,7 +157,7 @@ def checked(run: Callable[[], None]) -> None:
     assert 0 not in sim.contexts, "device 0 was touched"
 
 
-@pytest.mark.parametrize("run", [streamed, encoded])
+@pytest.mark.parametrize("run", RUNS)
 def test_with_all_safeguards_results_are_right(run: Callable[[], None]) -> None:
     """On every path."""
     checked(run)
@@ -136,5 +168,5 @@ def test_without_a_safeguard_results_are_wrong(guard: Safeguard, monkeypatch: py
     """For each of them."""
     monkeypatch.setattr(guard.owner, guard.method, changed(guard))
     with pytest.raises(AssertionError):  # noqa: PT012
-        checked(streamed)
-        checked(encoded)
+        for run in RUNS:
+            checked(run)
