@@ -441,6 +441,31 @@ def test_coordinates_of_a_slide_are_read_at_their_place(tmp_path: Path) -> None:
     np.testing.assert_array_equal(bag[13], coordinate_pixels(640, 420)[y : y + 60, x : x + 60])
 
 
+def decoded_by(read: Any) -> list[tuple[int, int]]:
+    """Return (side of its tiles, tile) of every stored tile that a call decodes."""
+    found: list[tuple[int, int]] = []
+    decode = StoredBag.decoded
+
+    def noted(bag: StoredBag, index: int, out: np.ndarray, reduce: int = 1) -> None:
+        found.append((bag.shape[1], index))
+        decode(bag, index, out, reduce)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoredBag, "decoded", noted)
+        read()
+    return found
+
+
+def test_only_reached_tiles_are_decoded(full: StoredBag) -> None:
+    """Each once: of a mirrored tile itself; of all, turned, every tile, also for the windows at the edge."""
+    quarters = sp.AugmentedBag(full, tile_transform=MOVES["quarters"])
+    assert decoded_by(lambda: quarters[30]) == [(TILE, 30)]
+    turned = sp.AugmentedBag(full, tile_transform=sp.RandomAffine(rotate=(20, 20), flip=False))
+    assert sorted(decoded_by(lambda: turned[30])) == [(TILE, k) for k in (18, 29, 30, 31, 42)]
+    others = sp.AugmentedBag(full, tile_transform=sp.RandomAffine(rotate=(20, 20), flip=False))
+    assert sorted(decoded_by(lambda: others[:])) == [(TILE, k) for k in range(96)]
+
+
 def test_shrunk_tiles_are_read_from_smaller_copies(slide: sp.Slide, tmp_path: Path) -> None:
     """Lossless copies change no byte, and nothing else is decoded."""
     stored = sp.save_bag(whole(slide, label=1), tmp_path / "a.bag.zarr", pixels="source", progress=False)
@@ -454,17 +479,7 @@ def test_shrunk_tiles_are_read_from_smaller_copies(slide: sp.Slide, tmp_path: Pa
     assert sp.open_bag(stored.path)[:].tobytes() == stored[:].tobytes()
     for part, tiles in zip(parts, before, strict=True):
         np.testing.assert_array_equal(sp.AugmentedBag(stored, tile_transform=part, seed=1)[:], tiles)
-    decoded: set[int] = set()
-    read = StoredBag.decoded
-
-    def noted(bag: StoredBag, index: int, out: np.ndarray, reduce: int = 1) -> None:
-        decoded.add(bag.shape[1])
-        read(bag, index, out, reduce)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StoredBag, "decoded", noted)
-        sp.AugmentedBag(stored, tile_transform=crop, seed=1)[:]
-    assert decoded == {16}
+    assert {side for side, _ in decoded_by(lambda: sp.AugmentedBag(stored, tile_transform=crop, seed=1)[:])} == {16}
     with pytest.raises(OutputExistsError):
         sp.add_reduced(stored, 4, progress=False)
     lossy = sp.add_reduced(stored, 2, progress=False)
@@ -475,8 +490,9 @@ def test_shrunk_tiles_are_read_from_smaller_copies(slide: sp.Slide, tmp_path: Pa
 def test_smaller_copies_are_checked(slide: sp.Slide, tmp_path: Path) -> None:
     """Their factor when they are made, and their tiles when they are read."""
     stored = sp.save_bag(whole(slide), tmp_path / "a.bag.zarr", progress=False)
-    with pytest.raises(ConfigError, match="pass 2, 4 or 8, a divisor of their sides"):
-        sp.add_reduced(stored, 3, progress=False)
+    for factor in (3, 16):
+        with pytest.raises(ConfigError, match="pass 2, 4 or 8, a divisor of their sides"):
+            sp.add_reduced(stored, factor, progress=False)
     odd = sp.save_bag(MemoryBag(), tmp_path / "odd.bag.zarr", progress=False)
     with pytest.raises(ConfigError, match="tiles of 6×4 px cannot be stored factor=4 times smaller"):
         sp.add_reduced(odd, 4, progress=False)
