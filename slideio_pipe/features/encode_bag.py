@@ -5,7 +5,8 @@
     chunks of bag a, b, … ──▶ Batches of encoder 1 ──full batches──▶ network ──float16──▶ host ──▶ rows of a, b, …
                          └──▶ Batches of encoder 2 ──▶ …
 
-Every batch except the last is full. On CUDA a batch is copied back while the next one is computed.
+Every batch except the last is full. On CUDA features are copied back while later batches are computed, and the host
+waits for the device once, at the end: those that have arrived are stored whenever a batch was queued.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from slideio_pipe.streaming.stream import at_least_one, stream
 from slideio_pipe.tiles.bag import Bag, check_bag
 
 BATCH_SIZE = 64
-# Batches that may be in transfer from a device while the next one is computed.
-_MAX_TRANSFERS = 1
+# Batches of features that may be missing before the host waits for one. A stream has fewer batches on the device, so
+# that this waits only for tiles from elsewhere.
+_MAX_TRANSFERS = 32
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +64,16 @@ class _Sent:
     there: StreamMark | None
     parts: list[tuple[BagFeatures, NDArray[np.int64]]]
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the values may be read."""
+        return self.there is None or self.there.is_reached
+
+    def wait(self) -> None:
+        """Block until the values may be read."""
+        if self.there is not None and not self.there.is_reached:
+            self.there.wait()
+
 
 @dataclass(slots=True, eq=False)
 class Batches:
@@ -87,6 +99,8 @@ class Batches:
         """Compute the remaining tiles, and wait for all rows."""
         if self._waiting_tiles:
             self._compute(self._waiting_tiles)
+        if self._sent:
+            self._sent[-1].wait()  # one wait for all
         while self._sent:
             self._receive()
 
@@ -104,7 +118,7 @@ class Batches:
         self._waiting_tiles -= count
         self._sent.append(self._send(chosen, parts))
         self.count += 1
-        while len(self._sent) > (_MAX_TRANSFERS if self.encoder.device.type == "cuda" else 0):
+        while self._sent and (self._sent[0].is_there or len(self._sent) > _MAX_TRANSFERS):
             self._receive()
 
     def _send(self, chosen: list[Tensor], parts: list[tuple[BagFeatures, NDArray[np.int64]]]) -> _Sent:
@@ -118,8 +132,7 @@ class Batches:
 
     def _receive(self) -> None:
         sent = self._sent.popleft()
-        if sent.there is not None:
-            sent.there.wait()
+        sent.wait()
         values, start = sent.values.numpy(), 0
         for rows, index in sent.parts:
             rows.take(self.encoder.encoder.name, index, values[start : start + len(index)])

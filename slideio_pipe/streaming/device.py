@@ -99,6 +99,11 @@ class StreamMark:
         event.record(torch.cuda.current_stream(device))
         return cls(event, device)
 
+    @property
+    def is_reached(self) -> bool:
+        """Whether the device has completed everything before the mark; does not wait."""
+        return bool(self.event.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> None:
         """Block this thread until the device has completed everything before the mark."""
         with on_device(self.device):

@@ -131,14 +131,18 @@ class Normalize(nn.Module):
             return (tiles.to(torch.float32) * self.scale + self.offset).to(self.dtype)
         return self.convert(tiles, self.dtype)
 
-    def convert(self, tiles: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return (N, 3, H, W) uint8 tiles as ``dtype``; never a view: a cast in place corrupts overlapping tiles."""
-        out = torch.empty_like(tiles, dtype=dtype, memory_format=torch.preserve_format)
+    def convert(self, tiles: Tensor, dtype: torch.dtype, layout: torch.memory_format = torch.preserve_format) -> Tensor:
+        """Return (N, 3, H, W) uint8 tiles as ``dtype``, in the order of memory that a network takes.
+
+        It is never a view: a cast in place corrupts overlapping tiles. On CUDA it is one kernel.
+        """
         interleaved = tiles.is_contiguous(memory_format=torch.channels_last)
         if tiles.device.type == "cpu" and interleaved and 0 < tiles.numel() < OPENCV_MAX_VALUES:
+            out = torch.empty_like(tiles, dtype=dtype, memory_format=torch.preserve_format)
             self._look_up(tiles, out)
-        else:
-            self._compute(tiles, out)
+            return out if layout is torch.preserve_format else out.contiguous(memory_format=layout)
+        out = torch.empty_like(tiles, dtype=dtype, memory_format=layout)
+        self._compute(tiles, out)
         return out
 
     def _compute(self, tiles: Tensor, out: Tensor) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
 import pytest
 import torch
-from cuda_device import CUDA, DEVICES
+from counted_operations import CountedOperations
+from cuda_device import CUDA, DEVICES, simulated
 from made_slides import made_slide
 from memory_bag import MemoryBag
 from tiny_encoders import DIM, Reciprocal, Watched, network, reference
@@ -17,6 +20,7 @@ from torch import nn
 from slideio_pipe import TileBag, TileGrid, encode_bag, load_encoder, open_slide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features.encode_bag import Encoding
+from slideio_pipe.features.encoders.encoder import EncoderOnDevice
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD
 
@@ -206,3 +210,48 @@ def test_invalid_arguments_are_refused(wrong: dict[str, object]) -> None:
     """Each of them."""
     with pytest.raises(ConfigError):
         encode_bag(MemoryBag(2, 40, 40), tiny(40), **{"device": "cpu", **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.cuda
+def test_the_host_waits_for_the_device_at_the_end_only() -> None:
+    """However many batches there are; rows are stored meanwhile."""
+    sim, me, waits = simulated(), threading.current_thread().name, []
+    for count in (24, 240):
+        sim.host_waits.clear()
+        encode_bag(levelled_bag(count), tiny(40, "one"), device=CUDA, batch_size=6, dtype="float32")
+        waits.append(sim.host_waits[me])
+    assert waits[1] <= waits[0] + 1  # the last batch may have arrived or not
+
+
+class Noting(nn.Module):
+    """A network that notes the tiles it gets."""
+
+    def __init__(self, layout: torch.memory_format = torch.contiguous_format) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3).to(memory_format=layout)
+        self.seen: list[tuple[torch.dtype, bool, int]] = []
+        self.counted: CountedOperations | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Noting:
+        return self  # so that notes of the copy are found
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        last = tiles.is_contiguous(memory_format=torch.channels_last)
+        kernels = 0 if self.counted is None else self.counted.kernels
+        self.seen.append((tiles.dtype, last, kernels))
+        return tiles.float().mean((2, 3))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_tiles_are_normalised_straight_into_what_the_network_takes(layout: torch.memory_format, dtype: str) -> None:
+    """One kernel from bytes to its dtype and its order of memory: no second pass over the tiles."""
+    network = Noting(layout)
+    encoder = load_encoder(network, normalize="imagenet", input_size=40)
+    device = EncoderOnDevice(encoder, check_device(CUDA), getattr(torch, dtype))
+    tiles = torch.randint(0, 256, (5, 40, 40, 3), dtype=torch.uint8).to(CUDA).permute(0, 3, 1, 2)
+    network.seen.clear()
+    with CountedOperations() as network.counted:
+        device(tiles)
+    assert network.seen == [(getattr(torch, dtype), layout is torch.channels_last, 1)]

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_device import CUDA
+from counted_operations import CountedOperations
+from cuda_device import CUDA, simulated
 from memory_bag import MemoryBag
 from paths import ROOT, SUPPORT
 from small_networks import TILES, encoder, gradients, model, tiles
 from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.mil.models.tile_encoder import TileEncoder, TokenPooler
 from slideio_pipe.mil.models.two_pass import TwoPass, chunk_that_fits
 from slideio_pipe.streaming.normalize import Normalize
 from slideio_pipe.streaming.stream import stream
@@ -413,3 +416,41 @@ def test_two_processes_have_the_gradient_of_one(pool: str, tmp_path: Path) -> No
     bags = [tiles(65)[:40], tiles(65)[40:], tiles(65)[5:30], tiles(65)[30:33]]
     (sum((head(network(bag)).logits ** 2).sum() for bag in bags) / 4).backward()
     assert relative(torch.load(tmp_path / "g.pt"), gradients(network, head)) < 1e-9
+
+
+def passed(chunks: int) -> CountedOperations:
+    """Run both passes over chunks of 5 tiles under autocast, and return the operations."""
+    network, head = encoder(dtype=torch.float32), model(dtype=torch.float32)
+    bag = torch.rand(5 * chunks, 3, 6, 6)
+    with CountedOperations() as counted:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            encoded = TwoPass(network).encode(bag.split(5))
+        (head(encoded.features.float()).logits ** 2).sum().backward()
+        encoded.backward()
+    return counted
+
+
+def test_neither_pass_waits_for_the_device_per_chunk() -> None:
+    """Values are read back once per bag, however many chunks it has."""
+    assert passed(12).waits == passed(3).waits
+
+
+def test_weights_are_cast_once_per_pass() -> None:
+    """Not once per chunk; and once more with a graph, for the chunk that keeps its own."""
+    weights = 4  # of the two layers that autocast lowers
+    assert passed(3).names["cast of a weight"] == passed(12).names["cast of a weight"] == 3 * weights
+
+
+@pytest.mark.cuda
+def test_the_first_pass_does_not_wait_for_the_device_per_chunk() -> None:
+    """From bytes on the device to features, however many chunks there are."""
+    sim, me, waits = simulated(), threading.current_thread().name, []
+    network = encoder(dtype=torch.float32).eval().to(CUDA)
+    tiles_of = TileEncoder(TokenPooler(network, "small"), Normalize.imagenet(), "small")
+    for count in (20, 200):
+        batches = stream(MemoryBag(count, 12, 12), device=CUDA, normalize=None, batch_size=4)
+        with torch.no_grad():
+            sim.host_waits.clear()
+            TwoPass(network).encode(tiles_of.prepare(batch.tiles) for batch in batches)
+            waits.append(sim.host_waits[me])
+    assert waits[1] <= waits[0]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.features.encoders.cast_weights import with_cast_weights
 from slideio_pipe.files import package_versions
 from slideio_pipe.streaming.device import on_device, release_activations
 from slideio_pipe.streaming.normalize import TILE_DTYPES, Normalize
@@ -91,6 +92,10 @@ class EncoderOnDevice:
         self._normalize = deepcopy(encoder.normalize).to(device)
         self._half = encoder.autocast and device.type == "cuda" and dtype == torch.float16
         self._takes = encoder.dtype or parameter_dtype(encoder.module)
+        self._layout = memory_layout(encoder.module)
+        if self._half:
+            self._module = with_cast_weights(self._module, torch.float16)
+            self._takes = torch.float16 if self._takes == torch.float32 else self._takes
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Return (n, D) features of (n, 3, H, W) uint8 tiles, on the device.
@@ -111,10 +116,10 @@ class EncoderOnDevice:
         return pooled(self.encoder.name, found, len(pixels), self.encoder.pooling, pixels.shape[-1])[:count]
 
     def _pixels(self, tiles: Tensor) -> Tensor:
-        """Return tiles of the encoder's size, normalised, in the default memory order of networks."""
+        """Return tiles of the encoder's size, normalised straight into its dtype and its order of memory."""
         sized = resized(tiles, self.encoder.input_size, self.encoder.interpolation)
         kind = self._takes if self._takes in TILE_DTYPES else torch.float32
-        return self._normalize.convert(sized, kind).to(self._takes).contiguous()
+        return self._normalize.convert(sized, kind, self._layout).to(self._takes)
 
     def _run(self, pixels: Tensor) -> Any:
         name, (n, _, height, width) = self.encoder.name, pixels.shape
@@ -204,6 +209,13 @@ def parameter_dtype(module: nn.Module) -> torch.dtype:
     """Return the dtype of a network's parameters; float32 without any."""
     kinds = (value.dtype for value in (*module.parameters(), *module.buffers()) if value.is_floating_point())
     return next(kinds, torch.float32)
+
+
+def memory_layout(module: nn.Module) -> torch.memory_format:
+    """Return the order of memory of a network's convolutions: the default one, unless the caller has changed it."""
+    last = torch.channels_last
+    planes = (value for value in module.parameters() if value.ndim == 4 and not value.is_contiguous())
+    return last if any(value.is_contiguous(memory_format=last) for value in planes) else torch.contiguous_format
 
 
 def module_device(module: nn.Module) -> torch.device:

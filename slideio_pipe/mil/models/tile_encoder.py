@@ -53,7 +53,10 @@ class TileEncoder:
     def prepare(self, tiles: Tensor) -> Tensor:
         """Return (n, 3, H, W) uint8 tiles resized for the network and normalised."""
         sized = tiles if self.input_size is None else resized(tiles, self.input_size, self.interpolation)
-        return self.normalize.to(tiles.device).convert(sized, parameter_dtype(self.module))
+        normalize = self.normalize
+        if normalize.scale.device != tiles.device:  # a move of the statistics waits for the device
+            normalize.to(tiles.device)
+        return normalize.convert(sized, parameter_dtype(self.module))
 
     def width(self, side: int, device: torch.device) -> int:
         """Return the number of features per tile, from a white tile.

@@ -103,12 +103,14 @@ class TwoPass:
         autocast = _ambient_autocast()
         buffers = _buffers(self.encoder) if trains else {}
         graph: Tensor | None = None
-        with frozen_batch_norm(self.encoder):
+        with frozen_batch_norm(self.encoder), kept_casts():
             for number, (chunk, last) in enumerate(_marked(chunks)):
                 states.append(_random_state(chunk.device))
                 keeps = trains and last and keep_graph
                 syncs = sync and keeps and number == 0
-                with torch.set_grad_enabled(keeps), autocast(cache=keeps), self.synchronised(syncs):
+                if keeps:
+                    torch.clear_autocast_cache()  # weights cast without a graph have no gradient
+                with torch.set_grad_enabled(keeps), autocast(), self.synchronised(syncs):
                     found = self.forward(chunk)
                 features.append(found.detach())
                 graph = found if keeps else None
@@ -205,21 +207,27 @@ class EncodedBag:
 
     def _second_pass(self, parts: Sequence[Tensor], chosen: Sequence[int]) -> None:
         passes, found, device = self._passes, 0, self.features.device
-        with frozen_batch_norm(passes.encoder), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        same: dict[int, Tensor] = {}
+        with (
+            kept_casts(),
+            frozen_batch_norm(passes.encoder),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
             for k, (chunk, _) in enumerate(_marked(self._chunks)):
                 found += len(chunk)
                 if k not in chosen:
                     continue
                 _set_random_state(self._states[k], chunk.device)
                 with passes.synchronised(self._sync and k == chosen[-1]):
-                    with self._autocast(cache=True):
+                    with self._autocast():
                         repeated = passes.forward(chunk)
-                    self._check_same(k, repeated)
+                    same[k] = self._is_same(k, repeated)
                     error = passes.backward(repeated, parts[k])
                     if error is not None:
                         del repeated
                         raise passes.too_large(chunk) from error
                 if k == chosen[-1]:
+                    _check_same(same)
                     return
         raise ConfigError(f"the second pass has {found} tiles, the first {sum(self._sizes)}", remedy=_REMEDY)
 
@@ -229,8 +237,8 @@ class EncodedBag:
                 return chunk
         raise ConfigError("the second pass has no tile", remedy=_REMEDY)
 
-    def _check_same(self, number: int, repeated: Tensor) -> None:
-        """Raise if a chunk has changed: a wrong gradient would only show in poor results."""
+    def _is_same(self, number: int, repeated: Tensor) -> Tensor:
+        """Return whether a chunk has the features of the first pass, without waiting for its device."""
         start = sum(self._sizes[:number])
         before = self.features.detach()[start : start + self._sizes[number]]
         if repeated.shape != before.shape:
@@ -238,7 +246,14 @@ class EncodedBag:
             raise ConfigError(reason, remedy=_REMEDY)
         most = _TOLERANCE.get(repeated.dtype, 1e-3) * before.abs().max().clamp(min=1e-6)
         same = (repeated.detach() - before).abs().max() <= most
-        if not bool(same | ~before.isfinite().all()):  # NaN in the loss is left to the caller
+        return same | ~before.isfinite().all()  # NaN in the loss is left to the caller
+
+
+def _check_same(same: dict[int, Tensor]) -> None:
+    """Raise if a chunk has changed, with one wait for all: a wrong gradient would only show in poor results."""
+    flags = torch.stack(list(same.values())).tolist()
+    for number, flag in zip(same, flags, strict=True):
+        if not flag:
             raise ConfigError(f"chunk {number} has other features in the second pass", remedy=_REMEDY)
 
 
@@ -278,22 +293,33 @@ def _with_gradient(parts: Sequence[Tensor]) -> list[bool]:
 
 
 def _ambient_autocast() -> Any:
-    """Return a context manager that restores the caller's autocast, now and in the second pass.
-
-    Without a graph its cache is off: weights cast there would have no gradient later.
-    """
+    """Return a context manager that restores the caller's autocast, now and in the second pass."""
     kinds = [
         (kind, torch.get_autocast_dtype(kind)) for kind in ("cuda", "cpu", "xpu") if torch.is_autocast_enabled(kind)
     ]
 
     @contextmanager
-    def enter(*, cache: bool) -> Iterator[None]:
+    def enter() -> Iterator[None]:
         with ExitStack() as stack:
             for kind, dtype in kinds:
-                stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=cache))
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
             yield
 
     return enter
+
+
+@contextmanager
+def kept_casts() -> Iterator[None]:
+    """Context in which autocast keeps weights that it has cast, from one chunk to the next; none are kept after it.
+
+    Otherwise they are forgotten at the end of the outermost autocast, which here is each chunk's.
+    """
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
 
 
 def _buffers(encoder: nn.Module) -> dict[str, tuple[int, Tensor]]:

@@ -15,7 +15,7 @@ from memory_bag import MemoryBag
 from torch import nn
 
 import slideio_pipe as sp
-from slideio_pipe.features.encode_bag import Batches
+from slideio_pipe.features.encode_bag import Batches, _Sent
 from slideio_pipe.streaming.device import Sender, Sent, StreamMark
 from slideio_pipe.streaming.ring import BackgroundIterator, Buffer
 
@@ -67,7 +67,7 @@ SAFEGUARDS = [
     Safeguard(
         "a thread of a stream begins on its device", BackgroundIterator, "_run", "use_device(self._device)", "pass"
     ),
-    Safeguard("features wait for their copy", Batches, "_receive", "sent.there.wait()", "pass"),
+    Safeguard("features wait for their copy", _Sent, "wait", "self.there.wait()", "pass"),
 ]
 # If the line itself is kept, a later line uses the mark that was made too early.
 _THEN = {
