@@ -26,6 +26,7 @@ from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.cpu import ColourProgram, round_levels
 from slideio_pipe.augment.opaque_transform import run_opaque
 from slideio_pipe.augment.operations import Opaque, Operation, Saturation, Stain, Tone
+from slideio_pipe.compiled.library import load
 from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import FINE_ENOUGH, Affine, Size
@@ -191,7 +192,8 @@ def _by_copies(image: Any, affine: Affine, canvas: Size, outside: list[int]) -> 
 
 
 def _coloured(image: Any, operations: tuple[Operation, ...]) -> Any:
-    tabular = all(isinstance(operation, Tone | Saturation | Stain) for operation in operations)
+    # Compiled colours of tiles take a third of the time of tables and matrices.
+    tabular = load() is None and all(isinstance(operation, Tone | Saturation | Stain) for operation in operations)
     return (_by_tables if tabular else _by_tiles)(image, operations)
 
 
