@@ -76,29 +76,29 @@ INLINE void reach(const Tile *tile, int32_t width, int32_t height, double y, dou
 
 /* Copy px [x, end) of row y of the level to `out`; grey beyond the level. */
 INLINE void copy_row(const Source *source, int32_t outside, int32_t y, int32_t x, int32_t end, uint8_t *out) {
-  if (y < 0 || y >= source->level_height) {
+  const int32_t wide = source->block_width, high = source->block_height, below = y - source->top;
+  const int32_t row = below / high, inner_y = below % high;
+  if (y < 0 || y >= source->level_height || below < 0 || row >= source->rows) {
     memset(out, outside, (size_t)(end - x) * 3);
     return;
   }
-  const int32_t wide = source->block_width, high = source->block_height;
-  const int32_t row = y / high - source->row, inner_y = y % high;
-  if (x < 0) {
-    const int32_t count = at_most(0, end) - x;
-    memset(out, outside, (size_t)count * 3);
-    out += (size_t)count * 3, x += count;
+  const int32_t first = at_most(end, at_least(0, source->left));
+  if (x < first) {
+    memset(out, outside, (size_t)(first - x) * 3);
+    out += (size_t)(first - x) * 3, x = first;
   }
   const int32_t stop = at_most(end, source->level_width);
   while (x < stop) {
-    const int32_t column = x / wide - source->column, inner_x = x % wide, count = at_most(stop - x, wide - inner_x);
-    const int there = column >= 0 && column < source->columns && row >= 0 && row < source->rows;
-    const uint8_t *block = there ? source->blocks[(size_t)row * source->columns + column] : NULL;
+    const int32_t across = x - source->left, column = across / wide, inner_x = across % wide;
+    const int32_t count = at_most(stop - x, wide - inner_x);
+    const uint8_t *block = column < source->columns ? source->blocks[(size_t)row * source->columns + column] : NULL;
     if (block)
       memcpy(out, block + ((size_t)inner_y * wide + inner_x) * 3, (size_t)count * 3);
     else
       memset(out, outside, (size_t)count * 3);
     out += (size_t)count * 3, x += count;
   }
-  if (end > x) memset(out, outside, (size_t)(end - at_least(x, stop)) * 3);
+  if (end > x) memset(out, outside, (size_t)(end - x) * 3);
 }
 
 INLINE void gather(const Tile *tile, int32_t width, int32_t height, int32_t radius, const Patch *patch) {

@@ -31,11 +31,19 @@ typedef struct {
 /* Pixels of a level, decoded: a rectangle of blocks of equal size, row by row, each (height, width, 3) uint8. */
 typedef struct {
   const uint8_t *const *blocks;       /* rows * columns pointers; NULL is a block that the tile does not reach */
-  int32_t column, row;                /* of the first block */
+  int32_t left, top;                  /* level px of the first block's corner */
   int32_t columns, rows;              /* number of blocks */
   int32_t block_width, block_height;  /* px */
   int32_t level_width, level_height;  /* px; beyond is the grey level `outside` */
 } Source;
+
+/* How a tile's pixels come from the level's. */
+enum {
+  BY_SAMPLING = 0, /* bilinear, through any affine, after a Gaussian */
+  BY_COPYING = 1,  /* the affine is a shift by whole px */
+  BY_SHRINKING = 2 /* a triangle filter, antialiased: tile px i covers level px [a0 (a2 + i), a0 (a2 + i + 1)), and j
+                      [a4 (a5 + j), a4 (a5 + j + 1)) */
+};
 
 typedef struct {
   double affine[6]; /* x = a0 i + a1 j + a2, y = a3 i + a4 j + a5 : from tile px (i, j) to level px; centres are whole */
@@ -44,8 +52,9 @@ typedef struct {
   const Op *ops;
   int32_t op_count;
   int32_t outside;  /* grey level, 0 to 255 */
-  int32_t copies;   /* 1: the affine is a shift by whole px, and nothing is interpolated */
-  float sigma;      /* standard deviation of a Gaussian on the level's px before interpolating; 0: none */
+  int32_t way;
+  float sigma;      /* standard deviation of a Gaussian on the level's px before sampling; 0: none */
+  int32_t left, top, right, bottom; /* of a tile that is shrunk, the px inside the slide; around them is `outside` */
 } Tile;
 
 /* Run `count` programs of tiles of `width` x `height` px. Return 0; or the bytes of scratch memory that a tile needs, if

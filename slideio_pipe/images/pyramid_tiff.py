@@ -114,6 +114,7 @@ def _write_or_stop(
             raise
     if raised:
         raise raised[0]
+    report(100, 100)  # libvips reports from time to time, and of a small image never
 
 
 def _write(image: Any, partial: Path, mpp: Mpp | None, quality: int, description: str | None) -> None:

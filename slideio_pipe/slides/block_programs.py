@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.compiled.library import Programs
-from slideio_pipe.compiled.records import TILE
+from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, BY_SHRINKING, TILE
 from slideio_pipe.geometry import LevelChoice, Size
 from slideio_pipe.slides.sampling import Sampler
 
@@ -22,6 +22,10 @@ Floats = NDArray[np.float64]
 
 # Bilinear sampling reaches one pixel further than a tile's own corners.
 _REACH = 2
+# Tiles per run: enough that a run costs little, few enough that threads stay in one storage row.
+READ_RUN = 8
+# Decoded px that one run refers to at most, unless a single tile needs more: 12 MB.
+_RUN_PX = 4_000_000
 
 
 class Placed(NamedTuple):
@@ -29,8 +33,9 @@ class Placed(NamedTuple):
 
     levels: Ints  # (n,)
     reduces: Ints  # (n,) shrink factor of the decoder
-    affines: Floats  # (n, 6) from tile px to px of the reduced level, corner-based
-    shifts: NDArray[np.bool_]  # (n,) the affine only shifts by whole pixels
+    shrinks: Floats  # (n, 2) all of the shrink before the affine, along x and y; that beyond the decoder's is a filter
+    affines: Floats  # (n, 6) from tile px to px of the shrunk level, corner-based
+    ways: Ints  # (n,) of ``compiled.records``: by sampling, by copying, by shrinking
     sigmas: Floats  # (n,) of the Gaussian before sampling; 0 for none
 
 
@@ -67,24 +72,52 @@ class BlockPrograms:
         self._scattered, self._ops = scattered, ops
         self.tiles = np.zeros(len(targets), TILE)
         self.tiles["out"], self.tiles["outside"] = targets, sampler.outside
-        self.tiles["copies"], self.tiles["sigma"] = placed.shifts, placed.sigmas
-        self.tiles["affine"] = _centred(placed.affines, placed.shifts)
+        self.tiles["way"], self.tiles["sigma"] = placed.ways, placed.sigmas
+        self._set_affines()
         if ops is not None and ops.size:
             self.tiles["ops"] = ops.ctypes.data + ops.strides[0] * np.arange(len(ops), dtype=np.uint64)
             self.tiles["op_count"] = ops.shape[1]
         self._find_blocks()
 
+    def _set_affines(self) -> None:
+        """Set the affines as the programs take them, and keep those from tile px to px of the decoded level."""
+        placed, tiles = self._placed, self.tiles
+        a, b, c, d, e, f = placed.affines.T
+        # Pixel centres are at whole numbers in the programs; ours are at halves.
+        centred = np.stack([a, b, c + (a + b - 1) / 2, d, e, f + (d + e - 1) / 2], axis=1)
+        whole = np.round(placed.affines)
+        tiles["affine"] = np.where((placed.ways == BY_SAMPLING)[:, None], centred, whole)
+        self._affines = placed.affines
+        shrunk = placed.ways == BY_SHRINKING
+        if shrunk.any():
+            steps = placed.shrinks / placed.reduces[:, None]  # decoded px per px of the shrunk level
+            tiles["affine"][shrunk, 0], tiles["affine"][shrunk, 4] = steps[shrunk].T
+            self._affines = np.where(shrunk[:, None], whole * np.repeat(steps, 3, axis=1), placed.affines)
+            self._set_insides(shrunk)
+
+    def _set_insides(self, shrunk: NDArray[np.bool_]) -> None:
+        placed, tiles, canvas = self._placed, self.tiles, self._canvas
+        sizes = np.zeros((len(tiles), 2), np.int64)
+        for level, shrink in _distinct(placed.levels[shrunk], placed.shrinks[shrunk]):
+            size = self._sampler.slide.pyramid.size_at(LevelChoice(level, shrink))
+            sizes[(placed.levels == level) & (placed.shrinks == shrink).all(axis=1)] = size
+        corners = tiles["affine"][:, (2, 5)]
+        first, last = np.clip(-corners, 0, canvas), np.clip(sizes - corners, 0, canvas)
+        tiles["left"], tiles["top"] = first[:, 0], first[:, 1]
+        tiles["right"], tiles["bottom"] = last[:, 0], last[:, 1]
+
     def _find_blocks(self) -> None:
         """Set the rectangle of blocks of every tile, and list the blocks that it reaches."""
         levels, reduces = self._placed.levels, self._placed.reduces
-        sizes, blocks = self._sizes(levels, reduces)
-        first, last = _reached(self._placed, self._canvas)
+        sizes, blocks = self._sizes()
+        margins = self._margins()
+        first, last = _reached(self._affines, self._canvas, margins)
         inside = np.clip(first, 0, sizes), np.clip(last, -1, sizes - 1)  # px of the reduced level, inclusive
         start, stop = inside[0] // blocks, inside[1] // blocks
         count = np.where((last < 0) | (first >= sizes), 0, stop - start + 1)
         count[(count <= 0).any(axis=1)] = 0
         source = self.tiles["source"]
-        source["column"], source["row"] = start.T
+        source["left"], source["top"] = (start * blocks).T
         source["columns"], source["rows"] = count.T
         source["block_width"], source["block_height"] = blocks.T
         source["level_width"], source["level_height"] = sizes.T
@@ -94,7 +127,7 @@ class BlockPrograms:
         number = np.arange(len(owner)) - self._starts[owner]
         rows, columns = np.divmod(number, count[owner, 0])
         place = np.stack([start[owner, 0] + columns, start[owner, 1] + rows], axis=1)
-        self._wanted = self._touched(owner, place, blocks)
+        self._wanted = self._touched(owner, place, blocks, margins)
         # The lowest row of the block that its tile needs.
         self._rows = np.minimum(inside[1][owner, 1] - place[:, 1] * blocks[owner, 1] + 1, blocks[owner, 1])
         # One number per block of the slide: level, decoder's shrink, row, column.
@@ -103,24 +136,38 @@ class BlockPrograms:
         self._pointers = np.zeros(len(owner), np.uint64)
         source["blocks"] = self._pointers.ctypes.data + 8 * self._starts[:-1].astype(np.uint64)
 
-    def _sizes(self, levels: Ints, reduces: Ints) -> tuple[Ints, Ints]:
-        """Return the size of each tile's reduced level, and of its stored tiles, both (n, 2)."""
-        sizes, blocks = np.zeros((len(levels), 2), np.int64), np.ones((len(levels), 2), np.int64)
-        for level, reduce in {(int(level), int(reduce)) for level, reduce in zip(levels, reduces, strict=True)}:
-            own = (levels == level) & (reduces == reduce)
-            choice = LevelChoice(level, (float(reduce), float(reduce)))
+    def _sizes(self) -> tuple[Ints, Ints]:
+        """Return the size of each tile's decoded level, and of its stored tiles, both (n, 2)."""
+        placed = self._placed
+        sizes, blocks = np.zeros((len(self.tiles), 2), np.int64), np.ones((len(self.tiles), 2), np.int64)
+        for level, (reduce, _) in _distinct(placed.levels, np.repeat(placed.reduces[:, None], 2, axis=1)):
+            own = (placed.levels == level) & (placed.reduces == reduce)
             stored = self._sampler.slide.stored_tiles(level)
             assert stored is not None, "only levels of stored tiles have block programs"
-            sizes[own] = self._sampler.slide.pyramid.size_at(choice)
-            blocks[own] = np.array(stored.tile) // reduce
+            # Whole pixels of the view; a filter also reads the last one, of which a part is outside.
+            sizes[own] = self._sampler.slide.pyramid.size_at(LevelChoice(level, (reduce, reduce)))
+            level_size = np.array(self._sampler.slide.pyramid.levels[level])
+            sizes[own & (placed.ways == BY_SHRINKING)] = -(-level_size // int(reduce))
+            blocks[own] = np.array(stored.tile) // int(reduce)
         return sizes, blocks
 
-    def _touched(self, owner: Ints, place: Ints, blocks: Ints) -> NDArray[np.bool_]:
+    def _margins(self) -> Floats:
+        """Return (n,) how many px around its corners each tile reaches: none where whole pixels are copied."""
+        placed = self._placed
+        a, b, c, d, e, f = placed.affines.T
+        sides = np.abs(placed.affines[:, (0, 1, 3, 4)])
+        exact = (sides.max(axis=1) == 1) & (sides.sum(axis=1) == 2) & (np.abs(a * e - b * d) == 1)
+        exact &= (placed.sigmas == 0) & (c == np.round(c)) & (f == np.round(f))
+        margins = np.where((placed.ways == BY_COPYING) | exact, 0.0, _REACH + np.ceil(3 * placed.sigmas))
+        filtered = _REACH + np.ceil((placed.shrinks / placed.reduces[:, None]).max(axis=1))
+        return np.where(placed.ways == BY_SHRINKING, filtered, margins)
+
+    def _touched(self, owner: Ints, place: Ints, blocks: Ints, margins: Floats) -> NDArray[np.bool_]:
         """Return which of the listed blocks a turned tile touches: its corners' rectangle has others as well."""
-        affines = self._placed.affines[owner]
+        affines = self._affines[owner]
         a, b, c, d, e, f = affines.T
         middle = (place + 0.5) * blocks[owner] - np.stack([c, f], axis=1)
-        half = blocks[owner].max(axis=1) / 2 + _margins(self._placed)[owner]
+        half = blocks[owner].max(axis=1) / 2 + margins[owner]
         area = a * e - b * d
         across, down = (e * middle[:, 0] - b * middle[:, 1]) / area, (a * middle[:, 1] - d * middle[:, 0]) / area
         reach_across, reach_down = half * (abs(e) + abs(b)) / abs(area), half * (abs(a) + abs(d)) / abs(area)
@@ -129,6 +176,18 @@ class BlockPrograms:
             (across > -reach_across) & (across < width + reach_across)
             & (down > -reach_down) & (down < height + reach_down)
         )  # fmt: skip
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Return (first, count) of runs that together make all tiles in their order."""
+        source = self.tiles["source"]
+        each = source["columns"].astype(np.int64) * source["rows"] * source["block_width"] * source["block_height"]
+        runs, first, pixels = [], 0, 0
+        for k, needed in enumerate(each.tolist()):
+            if k > first and (k - first == READ_RUN or pixels + needed > _RUN_PX):
+                runs.append((first, k - first))
+                first, pixels = k, 0
+            pixels += needed
+        return [*runs, (first, len(each) - first)]
 
     def run(self, first: int, count: int) -> None:
         """Make tiles ``first`` to ``first + count``; can be called by several threads for different tiles.
@@ -156,34 +215,20 @@ class BlockPrograms:
         return self._sampler.decoded(level, reduce, column, row, rows if self._scattered else None)
 
 
-def _centred(affines: Floats, shifts: NDArray[np.bool_]) -> Floats:
-    """Return corner-based affines for pixel centres at whole numbers; shifts exactly whole."""
-    a, b, c, d, e, f = affines.T
-    centred = np.stack([a, b, c + (a + b - 1) / 2, d, e, f + (d + e - 1) / 2], axis=1)
-    whole = np.round(affines[shifts])
-    centred[shifts] = whole
-    return centred
+def _distinct(levels: Ints, pairs: NDArray[Any]) -> set[tuple[int, tuple[float, float]]]:
+    """Return the distinct levels (n,) with pairs of numbers (n, 2)."""
+    return {(level, (x, y)) for level, (x, y) in zip(levels.tolist(), pairs.tolist(), strict=True)}
 
 
-def _reached(placed: Placed, canvas: Size) -> tuple[Ints, Ints]:
+def _reached(affines: Floats, canvas: Size, margins: Floats) -> tuple[Ints, Ints]:
     """Return the first and the last px that each tile reaches, both (n, 2), inclusive."""
-    a, b, c, d, e, f = placed.affines.T
+    a, b, c, d, e, f = affines.T
     width, height = canvas
     origin = np.stack([c, f], axis=1)
     along = np.stack([a, d], axis=1) * width, np.stack([b, e], axis=1) * height
     low = origin + np.minimum(along[0], 0) + np.minimum(along[1], 0)
     high = origin + np.maximum(along[0], 0) + np.maximum(along[1], 0)
-    margin = _margins(placed)[:, None]
-    exact = margin == 0
-    first = np.where(exact, np.round(low), np.floor(low) - margin)
-    last = np.where(exact, np.round(high) - 1, np.ceil(high) + margin)
+    around, exact = margins[:, None], margins[:, None] == 0
+    first = np.where(exact, np.round(low), np.floor(low) - around)
+    last = np.where(exact, np.round(high) - 1, np.ceil(high) + around)
     return first.astype(np.int64), last.astype(np.int64)
-
-
-def _margins(placed: Placed) -> Floats:
-    """Return (n,) how many px around its corners each tile reaches: none where whole pixels are copied."""
-    a, b, c, d, e, f = placed.affines.T
-    sides = np.abs(placed.affines[:, (0, 1, 3, 4)])
-    exact = (sides.max(axis=1) == 1) & (sides.sum(axis=1) == 2) & (np.abs(a * e - b * d) == 1)
-    exact &= (placed.sigmas == 0) & (c == np.round(c)) & (f == np.round(f))
-    return np.where(placed.shifts | exact, 0.0, _REACH + np.ceil(3 * placed.sigmas))

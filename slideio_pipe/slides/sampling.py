@@ -36,8 +36,8 @@ from slideio_pipe.geometry import (
     split_position,
 )
 from slideio_pipe.slides.backends.base import OnTiming, StaleLevelError, StoredTiles
+from slideio_pipe.slides.resampling import shrink, warp
 from slideio_pipe.slides.tile_cache import SHARED
-from slideio_pipe.slides.warp import warp
 
 # Level pixels fetched at once when shrinking: 48 MB for any shrink factor.
 _MAX_FETCH_PX = 16_000_000
@@ -246,14 +246,8 @@ class Sampler:
             box = (x * sx, y * sy, (x + inside.width) * sx, (y + rows) * sy)
             pixels, source = self._source_pixels(choice.level, reduce, box, (sx, sy), scattered, offset)
             begun = time.perf_counter() if self.on_stage else 0.0
-            local = (
-                max(0.0, box[0] - source.x),
-                max(0.0, box[1] - source.y),
-                min(float(source.width), box[2] - source.x),
-                min(float(source.height), box[3] - source.y),
-            )
-            image = Image.fromarray(pixels).resize((inside.width, rows), Image.Resampling.BILINEAR, box=local)
-            target[first : first + rows] = np.asarray(image)
+            local = (box[0] - source.x, box[1] - source.y, box[2] - source.x, box[3] - source.y)
+            shrink(pixels, local, target[first : first + rows])
             if self.on_stage:
                 self.on_stage("resample", begun, time.perf_counter())
 
@@ -316,13 +310,6 @@ class Sampler:
         """Return the whole level in px decoded ``reduce`` times smaller."""
         width, height = self.slide.pyramid.levels[level]
         return Rect(0, 0, -(-width // reduce), -(-height // reduce))
-
-    def is_decoded(self, choice: LevelChoice) -> bool:
-        """Return whether the decoder alone gives the pixels at ``choice``, from stored JPEG tiles."""
-        if self.slide.stored_tiles(choice.level) is None:
-            return False
-        reduce = self.decoder_shrink(choice)
-        return choice.shrink == (reduce, reduce)
 
     def decoder_shrink(self, choice: LevelChoice) -> int:
         """Return the shrink factor of the decoder: 1, 2, 4 or 8."""

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
+from slideio_pipe.slides.block_programs import READ_RUN
 from slideio_pipe.streaming.chunks import Block, Chunk, FailedBag, Indices, LoaderSettings, plan_blocks
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import use_device
@@ -36,7 +37,6 @@ from slideio_pipe.streaming.stream import check_colours, colours_of, reader_of
 from slideio_pipe.tiles.bag import Bag, Label
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.failures import TileErrors, TileFailure
-from slideio_pipe.tiles.reader import READ_RUN
 
 # Errors that make a slide fail; any other is a programming error and ends the epoch.
 SLIDE_ERRORS = (SlideioPipeError, OSError)

@@ -32,18 +32,18 @@ from slideio_pipe.augment.executors.cpu_steps import Scratch
 from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.operations import Opaque
 from slideio_pipe.compiled.library import load
-from slideio_pipe.compiled.records import OP
+from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, BY_SHRINKING, OP
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import Affine, LevelChoice, Rect, Size, split_position, whole_where_nearly
 from slideio_pipe.images.vips import check_process
 from slideio_pipe.slides.backends.base import OnTiming
-from slideio_pipe.slides.block_programs import BlockPrograms, Placed
+from slideio_pipe.slides.block_programs import READ_RUN, BlockPrograms, Placed
 from slideio_pipe.slides.sampling import ON_GRID, Sampler, blur_of
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.tile_plan import TilePlan, are_shifts
 
-# Tiles per job of a thread: enough that taking a job costs little, few enough that threads stay in one storage row.
-READ_RUN = 8
+# Decoded px of a tile that a compiled program filters; those of larger ones are fetched in bands.
+_FILTERED_PX = 2_000_000
 
 
 def empty_tiles(shape: tuple[int, ...], slide: str) -> NDArray[np.uint8]:
@@ -166,7 +166,7 @@ class TileReader:
         return TilePlan.of(self.view, corners, None if draws is None else draws.affines)
 
     def _runs(self, job: _Job) -> list[Callable[[], None]]:
-        """Return what makes the tiles, ``READ_RUN`` of them each: whole stored tiles, compiled programs, the rest."""
+        """Return what makes the tiles, a run of them each: whole stored tiles, compiled programs, the rest."""
         order = self.storage_order(job.corners)
         plain = job.draws is None and not self.view.moves and not (job.colours and self._graph is not None)
         blocks = self._sampler.blocks(self.view.choice, job.corners, self.tile_size) if plain else None
@@ -192,34 +192,46 @@ class TileReader:
         ]
         if len(together):
             programs = self._programs(job, together, scattered)
-            count = len(together)
-            runs += [partial(programs.run, at, min(READ_RUN, count - at)) for at in range(0, count, READ_RUN)]
+            runs += [partial(programs.run, first, count) for first, count in programs.runs()]
         return runs
 
     def _compiled(self, job: _Job) -> NDArray[np.bool_]:
         """Return which tiles are sampled from stored tiles and coloured by compiled programs."""
         n, plan = len(job.corners), job.plan
-        if load() is None or (job.colours and (self._graph is not None or not self._view_is_compiled)):
-            return np.zeros(n, bool)
         fits = np.zeros(n, bool)
+        if load() is None or (job.colours and (self._graph is not None or not self._view_is_compiled)):
+            return fits
         for level in set(plan.levels.tolist()):
-            own = plan.levels == level
-            for shrink in {tuple(pair) for pair in plan.shrinks[own].tolist()}:
-                if self._sampler.is_decoded(LevelChoice(level, shrink)):
-                    fits |= own & (plan.shrinks == shrink).all(axis=1)
+            if self.view.slide.stored_tiles(level) is not None:
+                fits |= plan.levels == level
+        # A shift of filtered pixels is one step, another affine of them is two. Where a tile reaches very many pixels,
+        # they are filtered in bands.
+        left = plan.shrinks / self._reduces(plan)[:, None]
+        fits &= (left == 1).all(axis=1) | (plan.shifts & (left.prod(axis=1) * self.tile_size**2 < _FILTERED_PX))
         if not self.view.moves and job.corners.dtype.kind == "f":  # pixels of the tile begin at its own corner
             fits &= (job.corners == np.floor(job.corners)).all(axis=1)
         if job.colours and job.draws is not None:
             fits &= have_compiled_form(job.draws.kinds)
         return fits
 
+    def _reduces(self, plan: TilePlan) -> NDArray[np.int64]:
+        """Return the decoder's part (n,) of each tile's shrink."""
+        reduces = np.ones(len(plan.levels), np.int64)
+        pairs = zip(plan.levels.tolist(), map(tuple, plan.shrinks.tolist()), strict=True)
+        for level, shrink in set(pairs):
+            own = (plan.levels == level) & (plan.shrinks == shrink).all(axis=1)
+            reduces[own] = self._sampler.decoder_shrink(LevelChoice(level, shrink))
+        return reduces
+
     def _programs(self, job: _Job, tiles: NDArray[np.int64], scattered: bool) -> BlockPrograms:
         """Return the programs of some tiles, which are run in this order."""
         programs, plan, target = load(), job.plan, job.target
         assert programs is not None, "only compiled tiles have programs"
         sigmas = np.array([blur_of(shrink) for shrink in plan.rest[tiles].tolist()])
-        reduces = plan.shrinks[tiles, 0].astype(np.int64)
-        placed = Placed(plan.levels[tiles], reduces, plan.affines[tiles], plan.shifts[tiles], sigmas)
+        reduces, shrinks, shifts = self._reduces(plan)[tiles], plan.shrinks[tiles], plan.shifts[tiles]
+        decoded = (shrinks == reduces[:, None]).all(axis=1)
+        ways = np.where(shifts, np.where(decoded, BY_COPYING, BY_SHRINKING), BY_SAMPLING)
+        placed = Placed(plan.levels[tiles], reduces, shrinks, plan.affines[tiles], ways, sigmas)
         canvas = Size(target.shape[2], target.shape[1])
         addresses = target.ctypes.data + target.strides[0] * tiles.astype(np.uint64)
         ops = self._tile_operations(job, tiles) if job.colours else None

@@ -16,7 +16,7 @@ from augment_reference import COLOURS, random_chain
 from slideio_pipe.augment.executors.compiled import compiled_chain
 from slideio_pipe.compiled import compile_programs
 from slideio_pipe.compiled.library import SWITCH, Programs, load
-from slideio_pipe.compiled.records import OP, SOURCE, TILE
+from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, OP, SOURCE, TILE
 
 NOISE = np.random.default_rng(3).integers(0, 256, (300, 280, 3), np.uint8)
 
@@ -108,11 +108,11 @@ def test_blocks_of_any_size_are_one_level(programs: Programs, block: tuple[int, 
     source["blocks"], source["block_width"], source["block_height"] = addresses.ctypes.data, wide, high
     source["columns"], source["rows"] = padded.shape[1] // wide, padded.shape[0] // high
     out = np.empty((340, 330, 3), np.uint8)
-    tile["out"], tile["copies"], tile["affine"] = out.ctypes.data, 1, (1, 0, -20, 0, 1, -30)
+    tile["out"], tile["way"], tile["affine"] = out.ctypes.data, BY_COPYING, (1, 0, -20, 0, 1, -30)
     programs.run(tile, 0, 1, 330, 340)
     framed = np.pad(NOISE, ((30, 10), (20, 30), (0, 0)), constant_values=9)
     assert np.array_equal(out, framed)
-    tile["copies"], tile["affine"] = 0, (0.9, 0.4, -20.3, -0.4, 0.9, 70.1)
+    tile["way"], tile["affine"] = BY_SAMPLING, (0.9, 0.4, -20.3, -0.4, 0.9, 70.1)
     programs.run(tile, 0, 1, 330, 340)
     whole, address = one_block(NOISE, outside=9), np.array([NOISE.ctypes.data], np.uint64)
     expected = np.empty_like(out)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from slideio_pipe.compiled.library import SWITCH
 from slideio_pipe.geometry import Affine
 from slideio_pipe.slides import sampling
-from slideio_pipe.slides.warp import warp
+from slideio_pipe.slides.resampling import shrink, warp
 
 NOISE = np.random.default_rng(0).integers(0, 256, (301, 257, 3), np.uint8)
 HALF = Affine.translation(0.5, 0.5)
@@ -109,3 +110,49 @@ def test_a_blur_that_is_left_out_would_change_nothing() -> None:
     assert np.array_equal(blurred, NOISE)
     blurred = cv2.GaussianBlur(NOISE, (0, 0), sampling.NO_BLUR + 0.01, borderType=cv2.BORDER_REPLICATE)
     assert not np.array_equal(blurred, NOISE)
+
+
+SIZES = pytest.mark.parametrize("size", [(256, 256), (40, 31), (1, 1), (257, 301), (600, 500), (1300, 7)])
+
+
+@SIZES
+@pytest.mark.parametrize("box", [(0.0, 0.0, 257.0, 301.0), (13.37, 20.5, 200.01, 288.8)])
+def test_a_shrink_is_pillows(box: tuple[float, float, float, float], size: tuple[int, int], executor: str) -> None:
+    """Whole pictures and fractional boxes: a level at most, and in few values; enlarged as well."""
+    found = np.empty((size[1], size[0], 3), np.uint8)
+    shrink(NOISE, box, found)
+    # Pillow rounds after the first of two steps, and chooses by itself which axis that is.
+    across = Image.fromarray(NOISE).resize((size[0], 301), Image.Resampling.BILINEAR, box=(box[0], 0, box[2], 301))
+    rows_last = across.resize(size, Image.Resampling.BILINEAR, box=(0, box[1], size[0], box[3]))
+    once = Image.fromarray(NOISE).resize(size, Image.Resampling.BILINEAR, box=box)
+    differences = [np.abs(found - np.asarray(expected).astype(int)) for expected in (rows_last, once)]
+    assert min(difference.max() for difference in differences) <= 1
+    assert min((difference > 0).mean() for difference in differences) < 0.03
+
+
+def triangle_weights(start: float, step: float, count: int, size: int) -> np.ndarray:
+    """Return (count, size) float64: what each pixel of an axis is made of, cropped and normalised at its ends."""
+    reach = max(1.0, step)
+    centres = start + (np.arange(count) + 0.5) * step
+    weights = np.maximum(0, 1 - np.abs(np.arange(size) + 0.5 - centres[:, None]) / reach)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@SIZES
+@pytest.mark.parametrize("box", [(-0.4, 100.2, 256.9, 301.5), (0.5, -0.5, 257.5, 300.5), (30.1, 40.9, 33.3, 299.0)])
+def test_a_shrink_is_a_triangle_filter(box: tuple[float, float, float, float], size: tuple[int, int]) -> None:
+    """In float64, up to half a pixel beyond the edges; it rounds twice."""
+    found = np.empty((size[1], size[0], 3), np.uint8)
+    shrink(NOISE, box, found)
+    across = triangle_weights(box[0], (box[2] - box[0]) / size[0], size[0], 257)
+    down = triangle_weights(box[1], (box[3] - box[1]) / size[1], size[1], 301)
+    expected = np.einsum("ys,xt,stc->yxc", down, across, NOISE.astype(np.float64), optimize=True)
+    assert np.abs(found - expected).max() <= 1.05
+
+
+def test_white_shrinks_to_white(executor: str) -> None:
+    """Weights sum to one exactly."""
+    white = np.full((90, 80, 3), 255, np.uint8)
+    for side in (7, 33, 79, 200):
+        shrink(white, (0.3, 1.7, 78.1, 88.2), found := np.empty((side, side, 3), np.uint8))
+        assert found.min() == 255

@@ -1,13 +1,16 @@
-"""Sample one piece of pixels through an affine, blurred first where it shrinks them."""
+"""Sample one piece of pixels through an affine, or shrink it: by the compiled programs, else by OpenCV and Pillow."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from slideio_pipe.compiled.library import Programs, load
-from slideio_pipe.compiled.records import TILE
+from slideio_pipe.compiled.records import BY_SHRINKING, TILE
 from slideio_pipe.geometry import Affine
 
 
@@ -43,18 +46,64 @@ def warp(
         _compiled(programs, pixels, centred, out, outside, sigma)
 
 
-def _compiled(
-    programs: Programs, pixels: NDArray[np.uint8], centred: Affine, out: NDArray[np.uint8], outside: int, sigma: float
-) -> None:
+def shrink(pixels: NDArray[np.uint8], box: tuple[float, float, float, float], out: NDArray[np.uint8]) -> None:
+    """Write the part ``box`` (left, top, right, lower) of pixels into ``out``, by a triangle filter, antialiased.
+
+    The filter is Pillow's BILINEAR, also torchvision's antialiased resize: at the edges of ``pixels`` it is cropped and
+    normalised. An enlarged part is interpolated.
+
+    Parameters
+    ----------
+    pixels : (h, w, 3) uint8, C-contiguous
+    box : float
+        In px of ``pixels``; may begin between pixels, and extend half a pixel beyond them.
+    out : (H, W, 3) uint8
+
+    Examples
+    --------
+    >>> shrink(np.full((4, 4, 3), 90, np.uint8), (0.0, 0.0, 3.0, 3.0), out := np.empty((2, 2, 3), np.uint8))
+    >>> int(out.min()), int(out.max())
+    (90, 90)
+    """
+    programs = load()
+    if programs is None:
+        height, width = pixels.shape[:2]
+        inside = (max(0.0, box[0]), max(0.0, box[1]), min(float(width), box[2]), min(float(height), box[3]))
+        size = (out.shape[1], out.shape[0])
+        out[:] = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, box=inside))
+        return
+    target = out if out.flags.c_contiguous else np.empty(out.shape, np.uint8)
+    rows, columns = out.shape[:2]
+    across, down = (box[2] - box[0]) / columns, (box[3] - box[1]) / rows
+    tile, block = _program(pixels, target)
+    tile["affine"], tile["way"] = (across, 0, box[0] / across, 0, down, box[1] / down), BY_SHRINKING
+    tile["right"], tile["bottom"] = columns, rows
+    programs.run(tile, 0, 1, columns, rows)
+    del block
+    if target is not out:
+        out[:] = target
+
+
+def _program(pixels: NDArray[np.uint8], out: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[np.uint64]]:
+    """Return the program of a tile made from one piece of pixels, and the memory that it points to."""
     height, width = pixels.shape[:2]
     block = np.array([pixels.ctypes.data], np.uint64)
     tile = np.zeros(1, TILE)
-    tile["affine"], tile["out"], tile["outside"], tile["sigma"] = centred, out.ctypes.data, outside, sigma
+    tile["out"] = out.ctypes.data
     source = tile["source"]
     source["blocks"], source["columns"], source["rows"] = block.ctypes.data, 1, 1
     source["block_width"], source["block_height"] = width, height
     source["level_width"], source["level_height"] = width, height
+    return tile, block
+
+
+def _compiled(
+    programs: Programs, pixels: NDArray[np.uint8], centred: Affine, out: NDArray[np.uint8], outside: int, sigma: float
+) -> None:
+    tile, block = _program(pixels, out)
+    tile["affine"], tile["outside"], tile["sigma"] = centred, outside, sigma
     programs.run(tile, 0, 1, out.shape[1], out.shape[0])
+    del block
 
 
 def _by_opencv(pixels: NDArray[np.uint8], centred: Affine, out: NDArray[np.uint8], outside: int, sigma: float) -> None:
