@@ -7,6 +7,8 @@ from the cache, or decodes them, and is one call of compiled code.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from slideio_pipe.compiled.library import Programs
 from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, BY_SHRINKING, TILE
 from slideio_pipe.geometry import LevelChoice, Size
+from slideio_pipe.slides.backends.base import StoredTiles
 from slideio_pipe.slides.sampling import Sampler
 
 Ints = NDArray[np.int64]
@@ -22,9 +25,7 @@ Floats = NDArray[np.float64]
 
 # Bilinear sampling reaches one pixel further than a tile's own corners.
 _REACH = 2
-# Tiles per run: enough that a run costs little, few enough that threads stay in one storage row.
-READ_RUN = 8
-# Decoded px that one run refers to at most, unless a single tile needs more: 12 MB.
+# Decoded px that one call refers to at most, unless a single tile needs more: 12 MB.
 _RUN_PX = 4_000_000
 
 
@@ -39,8 +40,12 @@ class Placed(NamedTuple):
     sigmas: Floats  # (n,) of the Gaussian before sampling; 0 for none
 
 
+# A block that a tile needs: its number in the tile's rectangle, level, decoder's shrink, column, row, needed rows.
+_Need = tuple[int, int, int, int, int, int]
+
+
 class BlockPrograms:
-    """Programs of n tiles of one size.
+    """Programs of n tiles of one size; any of them can be run at any time, by any thread.
 
     Parameters
     ----------
@@ -49,10 +54,8 @@ class BlockPrograms:
     placed : Placed
     canvas : Size
         Of the tiles, px.
-    targets : (n,) uint64
-        Address of each tile's pixels, (height, width, 3) uint8.
-    ops : (n, m) records.OP, optional
-        Colour operations; must exist as long as this object, which keeps it.
+    ops : (n, m) records.OP
+        Colour operations of each tile.
     scattered : bool
         Whether few tiles need the same stored tiles: then only the needed rows of each are decoded.
     """
@@ -63,25 +66,23 @@ class BlockPrograms:
         sampler: Sampler,
         placed: Placed,
         canvas: Size,
-        targets: NDArray[np.uint64],
-        ops: NDArray[Any] | None,
+        ops: NDArray[Any],
         *,
         scattered: bool = False,
     ) -> None:
         self._programs, self._sampler, self._placed, self._canvas = programs, sampler, placed, canvas
-        self._scattered, self._ops = scattered, ops
-        self.tiles = np.zeros(len(targets), TILE)
-        self.tiles["out"], self.tiles["outside"] = targets, sampler.outside
-        self.tiles["way"], self.tiles["sigma"] = placed.ways, placed.sigmas
+        self._scattered, self._ops = scattered, np.ascontiguousarray(ops)
+        self._tiles = tiles = np.zeros(len(placed.levels), TILE)
+        tiles["outside"], tiles["way"], tiles["sigma"] = sampler.outside, placed.ways, placed.sigmas
         self._set_affines()
-        if ops is not None and ops.size:
-            self.tiles["ops"] = ops.ctypes.data + ops.strides[0] * np.arange(len(ops), dtype=np.uint64)
-            self.tiles["op_count"] = ops.shape[1]
+        if ops.size:
+            tiles["ops"] = self._ops.ctypes.data + self._ops.strides[0] * np.arange(len(ops), dtype=np.uint64)
+            tiles["op_count"] = ops.shape[1]
         self._find_blocks()
 
     def _set_affines(self) -> None:
         """Set the affines as the programs take them, and keep those from tile px to px of the decoded level."""
-        placed, tiles = self._placed, self.tiles
+        placed, tiles = self._placed, self._tiles
         a, b, c, d, e, f = placed.affines.T
         # Pixel centres are at whole numbers in the programs; ours are at halves.
         centred = np.stack([a, b, c + (a + b - 1) / 2, d, e, f + (d + e - 1) / 2], axis=1)
@@ -96,7 +97,7 @@ class BlockPrograms:
             self._set_insides(shrunk)
 
     def _set_insides(self, shrunk: NDArray[np.bool_]) -> None:
-        placed, tiles, canvas = self._placed, self.tiles, self._canvas
+        placed, tiles, canvas = self._placed, self._tiles, self._canvas
         sizes = np.zeros((len(tiles), 2), np.int64)
         for level, shrink in _distinct(placed.levels[shrunk], placed.shrinks[shrunk]):
             size = self._sampler.slide.pyramid.size_at(LevelChoice(level, shrink))
@@ -116,34 +117,37 @@ class BlockPrograms:
         start, stop = inside[0] // blocks, inside[1] // blocks
         count = np.where((last < 0) | (first >= sizes), 0, stop - start + 1)
         count[(count <= 0).any(axis=1)] = 0
-        source = self.tiles["source"]
+        source = self._tiles["source"]
         source["left"], source["top"] = (start * blocks).T
         source["columns"], source["rows"] = count.T
         source["block_width"], source["block_height"] = blocks.T
         source["level_width"], source["level_height"] = sizes.T
         each = count[:, 0] * count[:, 1]
-        self._starts = np.concatenate([[0], np.cumsum(each)])
+        starts = np.concatenate([[0], np.cumsum(each)])
         owner = np.repeat(np.arange(len(each)), each)
-        number = np.arange(len(owner)) - self._starts[owner]
+        number = np.arange(len(owner)) - starts[owner]
         rows, columns = np.divmod(number, count[owner, 0])
         place = np.stack([start[owner, 0] + columns, start[owner, 1] + rows], axis=1)
-        self._wanted = self._touched(owner, place, blocks, margins)
-        # The lowest row of the block that its tile needs.
-        self._rows = np.minimum(inside[1][owner, 1] - place[:, 1] * blocks[owner, 1] + 1, blocks[owner, 1])
-        # One number per block of the slide: level, decoder's shrink, row, column.
-        key = (levels[owner] << 4 | reduces[owner]) << 52 | place[:, 1] << 26 | place[:, 0]
-        self._keys, self._key_of = np.unique(key, return_inverse=True)
-        self._pointers = np.zeros(len(owner), np.uint64)
-        source["blocks"] = self._pointers.ctypes.data + 8 * self._starts[:-1].astype(np.uint64)
+        self._counts, self._px = each.tolist(), (each * blocks[:, 0] * blocks[:, 1]).tolist()
+        touched = np.flatnonzero(self._touched(owner, place, blocks, margins))
+        owner, place = owner[touched], place[touched]
+        lowest = np.minimum(inside[1][owner, 1] - place[:, 1] * blocks[owner, 1] + 1, blocks[owner, 1])
+        columns = (number[touched], levels[owner], reduces[owner], *place.T, lowest)
+        needs = zip(*(column.tolist() for column in columns), strict=True)
+        self._needs: list[list[_Need]] = [[] for _ in each]
+        for tile, need in zip(owner.tolist(), needs, strict=True):
+            self._needs[tile].append(need)
 
     def _sizes(self) -> tuple[Ints, Ints]:
         """Return the size of each tile's decoded level, and of its stored tiles, both (n, 2)."""
         placed = self._placed
-        sizes, blocks = np.zeros((len(self.tiles), 2), np.int64), np.ones((len(self.tiles), 2), np.int64)
+        self._stored: dict[int, StoredTiles] = {}
+        sizes, blocks = np.zeros((len(self._tiles), 2), np.int64), np.ones((len(self._tiles), 2), np.int64)
         for level, (reduce, _) in _distinct(placed.levels, np.repeat(placed.reduces[:, None], 2, axis=1)):
             own = (placed.levels == level) & (placed.reduces == reduce)
             stored = self._sampler.slide.stored_tiles(level)
             assert stored is not None, "only levels of stored tiles have block programs"
+            self._stored[level] = stored
             # Whole pixels of the view; a filter also reads the last one, of which a part is outside.
             sizes[own] = self._sampler.slide.pyramid.size_at(LevelChoice(level, (reduce, reduce)))
             level_size = np.array(self._sampler.slide.pyramid.levels[level])
@@ -177,42 +181,48 @@ class BlockPrograms:
             & (down > -reach_down) & (down < height + reach_down)
         )  # fmt: skip
 
-    def runs(self) -> list[tuple[int, int]]:
-        """Return (first, count) of runs that together make all tiles in their order."""
-        source = self.tiles["source"]
-        each = source["columns"].astype(np.int64) * source["rows"] * source["block_width"] * source["block_height"]
-        runs, first, pixels = [], 0, 0
-        for k, needed in enumerate(each.tolist()):
-            if k > first and (k - first == READ_RUN or pixels + needed > _RUN_PX):
-                runs.append((first, k - first))
-                first, pixels = k, 0
-            pixels += needed
-        return [*runs, (first, len(each) - first)]
-
-    def run(self, first: int, count: int) -> None:
-        """Make tiles ``first`` to ``first + count``; can be called by several threads for different tiles.
+    def run(self, numbers: Sequence[int], slots: Sequence[NDArray[np.uint8]]) -> None:
+        """Make tiles ``numbers`` in ``slots``, one (height, width, 3) C-contiguous array for each.
 
         Raise CorruptSlideError if a stored tile cannot be decoded.
         """
-        start, stop = self._starts[first], self._starts[first + count]
-        mine = np.flatnonzero(self._wanted[start:stop]) + start
-        numbers, inverse = np.unique(self._key_of[mine], return_inverse=True)
-        rows = np.zeros(len(numbers), np.int64)
-        np.maximum.at(rows, inverse, self._rows[mine])
-        decoded = [
-            self._block(key, need) for key, need in zip(self._keys[numbers].tolist(), rows.tolist(), strict=True)
-        ]
-        addresses = np.array([block.__array_interface__["data"][0] for block in decoded], np.uint64)
-        self._pointers[mine] = addresses[inverse] if len(mine) else 0
+        first, pixels = 0, 0
+        for k, number in enumerate(numbers):
+            if k > first and pixels + self._px[number] > _RUN_PX:
+                self._run(numbers[first:k], slots[first:k])
+                first, pixels = k, 0
+            pixels += self._px[number]
+        self._run(numbers[first:], slots[first:])
+
+    def _run(self, numbers: Sequence[int], slots: Sequence[NDArray[np.uint8]]) -> None:
+        tiles = self._tiles[list(numbers)]
+        starts = [0, *accumulate(self._counts[number] for number in numbers)]
+        # Of this run alone: another one of the same tiles may refer to other memory.
+        pointers = np.zeros(starts[-1], np.uint64)
+        blocks: dict[tuple[int, int, int, int], NDArray[np.uint8]] = {}
+        held = []  # the pointers do not keep their memory alive
+        for number, start in zip(numbers, starts, strict=False):
+            for place, level, reduce, column, row, rows in self._needs[number]:
+                key = (level, reduce, column, row)
+                block = blocks.get(key)
+                if block is None or len(block) < rows:
+                    needed = rows if self._scattered else None
+                    block = self._sampler.decoded(self._stored[level], level, reduce, column, row, needed)
+                    blocks[key] = block
+                    held.append(block)
+                pointers[start + place] = _address(block)
+        tiles["source"]["blocks"] = pointers.ctypes.data + 8 * np.array(starts[:-1], np.uint64)
+        tiles["out"] = [_address(slot) for slot in slots]
         begun = time.perf_counter() if self._sampler.on_stage else 0.0
-        self._programs.run(self.tiles, first, count, *self._canvas)
+        self._programs.run(tiles, 0, len(tiles), *self._canvas)
         if self._sampler.on_stage:
             self._sampler.on_stage("resample", begun, time.perf_counter())
 
-    def _block(self, key: int, rows: int) -> NDArray[np.uint8]:
-        """Return a decoded stored tile, C-contiguous, at least its first ``rows``."""
-        level, reduce, row, column = key >> 56, key >> 52 & 15, key >> 26 & 0x3FFFFFF, key & 0x3FFFFFF
-        return self._sampler.decoded(level, reduce, column, row, rows if self._scattered else None)
+
+def _address(pixels: NDArray[np.uint8]) -> int:
+    # A third of the time of ``ctypes.data``.
+    address: int = pixels.__array_interface__["data"][0]
+    return address
 
 
 def _distinct(levels: Ints, pairs: NDArray[Any]) -> set[tuple[int, tuple[float, float]]]:

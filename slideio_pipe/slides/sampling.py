@@ -351,14 +351,17 @@ class Sampler:
                 return tiles.decode(column, row, reduce=reduce, rows=rows * reduce, on_stage=self.on_stage)
         return SHARED.get(tiles, key, partial(self._decode, tiles, level, column, row, reduce))
 
-    def decoded(self, level: int, reduce: int, column: int, row: int, rows: int | None = None) -> NDArray[np.uint8]:
-        """Return a stored tile of a level that has them, decoded ``reduce`` times smaller, C-contiguous.
+    def decoded(
+        self, tiles: StoredTiles, level: int, reduce: int, column: int, row: int, rows: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Return one of a level's stored tiles, decoded ``reduce`` times smaller, C-contiguous.
 
         ``rows`` is the number of its first rows that are needed; None keeps all of it in the cache.
         """
-        tiles = self.slide.stored_tiles(level)
-        assert tiles is not None, "only levels of stored tiles are asked"
-        pixels = self._stored(tiles, level, column, row, reduce, tiles.tile.height // reduce if rows is None else rows)
+        pixels = SHARED.known(tiles, (reduce, column, row))
+        if pixels is None:
+            height = tiles.tile.height // reduce
+            pixels = self._stored(tiles, level, column, row, reduce, height if rows is None else rows)
         return pixels if pixels.flags.c_contiguous else np.ascontiguousarray(pixels)
 
     def _decode(self, tiles: StoredTiles, level: int, column: int, row: int, reduce: int) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from slideio_pipe.store.stored_slide import StoredSlide
 from slideio_pipe.store.tile_layout import REACH, TileLayout, check_beyond, tile_places
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.label_mask import tile_affines
+from slideio_pipe.tiles.read_plan import ReadPlan
 
 
 class AugmentedBag(DrawnBag, Closable):
@@ -133,6 +134,12 @@ class AugmentedBag(DrawnBag, Closable):
         positions = self._positions(indices)
         return self._drawn_affines(positions, list(tile_affines(self.stored, positions)))
 
+    def _plan(self, positions: NDArray[np.int64], draws: Draws | None, *, colours: bool) -> ReadPlan | None:
+        if draws is None and (self.view.draw is None or not colours):
+            return None
+        reached = None if draws is None else reached_cells(draws, self.tile_size, self.name)
+        return self._reader.plan(self._layout.origins(positions, reached), draws=draws, colours=colours)
+
     def _read_at(
         self,
         positions: NDArray[np.int64],
@@ -154,6 +161,7 @@ class AugmentedBag(DrawnBag, Closable):
                 if error.tile is None or error.tile in positions:
                     raise
                 self._layout.lose(error.tile)
+                self._planned.clear()
 
     def provenance(self) -> dict[str, Any]:
         """Return the provenance of the stored bag, and how its tiles are augmented."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.slides.block_programs import READ_RUN
 from slideio_pipe.streaming.device import Sent
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.failures import OnError, TileFailure
+from slideio_pipe.tiles.reader import READ_RUN
 
 Indices = NDArray[np.int64]
 

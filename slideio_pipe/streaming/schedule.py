@@ -28,7 +28,6 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
-from slideio_pipe.slides.block_programs import READ_RUN
 from slideio_pipe.streaming.chunks import Block, Chunk, FailedBag, Indices, LoaderSettings, plan_blocks
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import use_device
@@ -37,6 +36,7 @@ from slideio_pipe.streaming.stream import check_colours, colours_of, reader_of
 from slideio_pipe.tiles.bag import Bag, Label
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.failures import TileErrors, TileFailure
+from slideio_pipe.tiles.reader import READ_RUN
 
 # Errors that make a slide fail; any other is a programming error and ends the epoch.
 SLIDE_ERRORS = (SlideioPipeError, OSError)
@@ -235,7 +235,7 @@ class EpochSchedule:
         order, target = block.order[in_chunks], block.target[in_chunks]
         if isinstance(open_bag.bag, DrawnBag):
             with suppress(*SLIDE_ERRORS):  # reading the tile that has the error raises it
-                open_bag.bag.draw_ahead(order)
+                open_bag.bag.plan_ahead(order, colours=self._pace.colours != "device")
         for start in range(0, len(order), READ_RUN):
             places = target[start : start + READ_RUN]
             goals = [(chunks[block.first + int(p) // size], int(p) % size) for p in places]

@@ -6,6 +6,7 @@ import json
 import time
 from abc import abstractmethod
 from collections import OrderedDict
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -16,15 +17,20 @@ from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.draws import Draws
 from slideio_pipe.augment.operations import Opaque, Operation
 from slideio_pipe.augment.slide_colour import SlideColour
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError
 from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.bag import ArrayLikeBag
+from slideio_pipe.tiles.read_plan import ReadPlan
 from slideio_pipe.tiles.reader import TileReader
 
 # A draw is needed for a tile's pixels, colours and labels: recent ones are kept, up to 1 kB each.
 _DRAWS_KEPT = 4096
+
+
+# Seed and epoch of the draws, and whether colours are applied.
+_PlanKey = tuple[int, int, bool]
 
 
 class DrawnBag(ArrayLikeBag):
@@ -48,6 +54,8 @@ class DrawnBag(ArrayLikeBag):
         self.on_stage: OnTiming | None = None  # receives the timing of stages; set it before the first read
         # Tiles in the order in which they were drawn: the run of each, and its position there.
         self._drawn: OrderedDict[int, tuple[Draws, int]] = OrderedDict()
+        # Likewise tiles that will be read: the plan of each, its row there, and the inputs of its draws and colours.
+        self._planned: OrderedDict[int, tuple[ReadPlan, int, _PlanKey]] = OrderedDict()
         self.canvas = Size(tile_size, tile_size) if tile_transform is None else self.draw(0).canvas
 
     def draw(self, index: int) -> Draw:
@@ -66,6 +74,38 @@ class DrawnBag(ArrayLikeBag):
         """Draw tiles (n,) that will be read: hundreds at once take a tenth of the time of a few."""
         if self.tile_transform is not None:
             self._run(self._positions(indices).tolist())
+
+    def plan_ahead(self, indices: ArrayLike, *, colours: bool = True) -> None:
+        """Draw tiles (n,) that will be read, and plan their reading: a few tiles take as long as hundreds.
+
+        Raises
+        ------
+        ConfigError
+            The tile transform draws tiles of different sizes.
+        """
+        positions = self._positions(indices)
+        plan = self._plan(positions, self._draws(positions), colours=colours) if len(positions) else None
+        if plan is None:
+            return
+        key = (self.seed, self.epoch, colours)
+        for row, tile in enumerate(positions.tolist()):
+            self._planned.pop(tile, None)  # so that it is the newest
+            self._planned[tile] = (plan, row, key)
+        while len(self._planned) > max(_DRAWS_KEPT, len(positions)):
+            self._planned.popitem(last=False)
+
+    @abstractmethod
+    def _plan(self, positions: NDArray[np.int64], draws: Draws | None, *, colours: bool) -> ReadPlan | None:
+        """Return how tiles are read; None if they need no plan."""
+
+    def _rows(self, tiles: list[int], colours: bool) -> tuple[ReadPlan, list[int]] | None:
+        """Return the plan that has all of the tiles, and their rows; None if there is none."""
+        found = [self._planned.get(tile) for tile in tiles]
+        first = found[0]
+        if first is None or first[2] != (self.seed, self.epoch, colours):
+            return None
+        rows = [each[1] for each in found if each is not None and each[0] is first[0]]
+        return (first[0], rows) if len(rows) == len(tiles) else None
 
     def _run(self, tiles: list[int]) -> Draws:
         """Return the draws of tiles, which are drawn together unless they are kept from one run."""
@@ -160,6 +200,11 @@ class DrawnBag(ArrayLikeBag):
         self, indices: ArrayLike, out: NDArray[np.uint8] | None, *, threads: int, colours: bool
     ) -> NDArray[np.uint8]:
         positions = self._positions(indices)
+        planned = self._rows(positions.tolist(), colours) if self._planned and positions.size else None
+        if planned is not None:
+            # What raises is read again below, without the plan.
+            with suppress(CorruptSlideError, BagFormatError):
+                return self._reader.read_planned(*planned, out, threads=threads)
         begun = time.perf_counter() if self.on_stage else 0.0
         draws = self._draws(positions)
         if self.on_stage and draws:

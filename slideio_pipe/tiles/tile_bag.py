@@ -16,6 +16,7 @@ from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.grid import TileGrid
+from slideio_pipe.tiles.read_plan import ReadPlan
 
 
 class TileBag(DrawnBag):
@@ -99,6 +100,9 @@ class TileBag(DrawnBag):
         """Return ``indices`` in the order that decodes every stored tile of the slide once."""
         positions = self._positions(indices)
         return positions[self._reader.storage_order(self.grid.origins[positions])]
+
+    def _plan(self, positions: NDArray[np.int64], draws: Draws | None, *, colours: bool) -> ReadPlan | None:
+        return self._reader.plan(self.grid.origins[positions], draws=draws, colours=colours)
 
     def _read_at(
         self,

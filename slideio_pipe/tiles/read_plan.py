@@ -1,0 +1,146 @@
+"""How each tile of a read is made, decided for all of them at once; then any of them can be made, by any thread.
+
+Tiles that are sampled from stored JPEG tiles are made by compiled programs, geometry and colours in one call for
+several tiles. Tiles that are whole stored tiles are decoded into their place. Others are made one by one: levels that
+are not JPEG, corners between pixels, geometry at a fractional resolution, transforms without a compiled form, systems
+without the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slideio_pipe.augment.executors.compiled import compiled, have_compiled_form
+from slideio_pipe.compiled.library import load
+from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, BY_SHRINKING, OP
+from slideio_pipe.geometry import LevelChoice, Size
+from slideio_pipe.slides.block_programs import BlockPrograms, Placed
+from slideio_pipe.slides.sampling import Sampler, blur_of
+from slideio_pipe.tiles.single_tiles import SingleTiles, TileJob
+from slideio_pipe.tiles.tile_plan import TilePlan
+
+# Decoded px of a tile that a compiled program filters; those of larger ones are fetched in bands.
+_FILTERED_PX = 2_000_000
+
+
+class ReadPlan:
+    """The tiles of one read, planned; can be shared by threads.
+
+    Parameters
+    ----------
+    singles : SingleTiles
+    sampler : Sampler
+    job : TileJob
+        Of at least one tile.
+    order : (n,) int64
+        The tiles in storage order.
+
+    Attributes
+    ----------
+    canvas : Size
+        Of the tiles, px.
+    rank : list of int
+        Place of each tile in storage order.
+    """
+
+    def __init__(self, singles: SingleTiles, sampler: Sampler, job: TileJob, order: NDArray[np.int64]) -> None:
+        self._view, self._singles, self._sampler, self._job = singles.view, singles, sampler, job
+        self.rank: list[int] = np.argsort(order).tolist()
+        side = singles.tile_size
+        self.canvas = Size(side, side) if job.draws is None else Size(*job.draws.canvases[0].tolist())
+        plain = job.draws is None and not self._view.moves and not (job.colours and singles.graph is not None)
+        self._blocks = sampler.blocks(self._view.choice, job.corners, side) if plain else None
+        off_grid = plain and (self._blocks is None or None in self._blocks.places)
+        self._scattered = off_grid and sampler.scattered(self._view.choice, job.corners, side)
+        compiled = self._compiled(job)
+        if self._blocks is not None:
+            compiled &= np.array([place is None for place in self._blocks.places])
+        tiles = np.flatnonzero(compiled)
+        # The number of each tile's program; -1 for tiles that have none.
+        self._numbers = np.where(compiled, np.cumsum(compiled) - 1, -1).tolist()
+        self._together = self._programs(job, tiles) if len(tiles) else None
+
+    def read(self, rows: Sequence[int], slots: Sequence[NDArray[np.uint8]]) -> None:
+        """Write tiles ``rows`` into ``slots``, one C-contiguous (height, width, 3) array for each.
+
+        Raise CorruptSlideError if a tile cannot be decoded.
+        """
+        numbers, places = [], []
+        for row, slot in zip(rows, slots, strict=True):
+            if self._numbers[row] < 0:
+                self._read_single(row, slot)
+            else:
+                numbers.append(self._numbers[row])
+                places.append(slot)
+        if numbers and self._together is not None:
+            self._together.run(numbers, places)
+
+    def _read_single(self, row: int, slot: NDArray[np.uint8]) -> None:
+        place = None if self._blocks is None else self._blocks.places[row]
+        if self._blocks is None or place is None:
+            self._singles.read(self._job, row, slot, scattered=self._scattered)
+            return
+        self._sampler.block(self._blocks, place, slot)
+        if self._job.colours:
+            self._singles.colour(None, slot, done=False)
+
+    def _compiled(self, job: TileJob) -> NDArray[np.bool_]:
+        """Return which tiles are sampled from stored tiles and coloured by compiled programs."""
+        n, plan = len(job.corners), job.plan
+        fits = np.zeros(n, bool)
+        if load() is None or (job.colours and (self._singles.graph is not None or not self._view_is_compiled)):
+            return fits
+        for level in set(plan.levels.tolist()):
+            if self._view.slide.stored_tiles(level) is not None:
+                fits |= plan.levels == level
+        # A shift of filtered pixels is one step, another affine of them is two. Where a tile reaches very many pixels,
+        # they are filtered in bands.
+        left = plan.shrinks / self._reduces(plan)[:, None]
+        fits &= (left == 1).all(axis=1) | (
+            plan.shifts & (left.prod(axis=1) * self._singles.tile_size**2 < _FILTERED_PX)
+        )
+        if not self._view.moves and job.corners.dtype.kind == "f":  # pixels of the tile begin at its own corner
+            fits &= (job.corners == np.floor(job.corners)).all(axis=1)
+        if job.colours and job.draws is not None:
+            fits &= have_compiled_form(job.draws.kinds)
+        return fits
+
+    def _reduces(self, plan: TilePlan) -> NDArray[np.int64]:
+        """Return the decoder's part (n,) of each tile's shrink."""
+        reduces = np.ones(len(plan.levels), np.int64)
+        pairs = zip(plan.levels.tolist(), map(tuple, plan.shrinks.tolist()), strict=True)
+        for level, shrink in set(pairs):
+            own = (plan.levels == level) & (plan.shrinks == shrink).all(axis=1)
+            reduces[own] = self._sampler.decoder_shrink(LevelChoice(level, shrink))
+        return reduces
+
+    def _programs(self, job: TileJob, tiles: NDArray[np.int64]) -> BlockPrograms:
+        """Return the programs of some tiles."""
+        programs, plan = load(), job.plan
+        assert programs is not None, "only compiled tiles have programs"
+        sigmas = np.array([blur_of(shrink) for shrink in plan.rest[tiles].tolist()])
+        reduces, shrinks, shifts = self._reduces(plan)[tiles], plan.shrinks[tiles], plan.shifts[tiles]
+        decoded = (shrinks == reduces[:, None]).all(axis=1)
+        ways = np.where(shifts, np.where(decoded, BY_COPYING, BY_SHRINKING), BY_SAMPLING)
+        placed = Placed(plan.levels[tiles], reduces, shrinks, plan.affines[tiles], ways, sigmas)
+        ops = self._tile_operations(job, tiles) if job.colours else np.zeros((len(tiles), 0), OP)
+        return BlockPrograms(programs, self._sampler, placed, self.canvas, ops, scattered=self._scattered)
+
+    def _tile_operations(self, job: TileJob, tiles: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the colour operations of tiles, (n, m) ``records.OP``, the view's first."""
+        parts = []
+        if self._singles.program is not None and self._singles.program.chain is not None:
+            parts.append(np.tile(self._singles.program.chain, (len(tiles), 1)))
+        if job.draws is not None:
+            parts.append(compiled(job.draws.kinds[tiles], job.draws.numbers[tiles]))
+        return np.concatenate(parts, axis=1) if parts else np.zeros((len(tiles), 0), OP)
+
+    @cached_property
+    def _view_is_compiled(self) -> bool:
+        """Whether the view's colours, if any, have a compiled form."""
+        return self._singles.program is None or self._singles.program.chain is not None

@@ -1,0 +1,158 @@
+"""Read tiles one by one: those that no compiled program makes, by the sampler or through the view's libvips graph."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyvips
+from numpy.typing import NDArray
+from PIL import Image
+
+from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.draws import Draws
+from slideio_pipe.augment.executors.cpu import ColourProgram
+from slideio_pipe.augment.executors.cpu_steps import Scratch
+from slideio_pipe.augment.executors.lazy import apply_lazy
+from slideio_pipe.augment.operations import Opaque
+from slideio_pipe.errors import ConfigError, CorruptSlideError
+from slideio_pipe.geometry import Affine, Rect, Size, split_position
+from slideio_pipe.slides.backends.base import OnTiming
+from slideio_pipe.slides.sampling import ON_GRID, Sampler
+from slideio_pipe.slides.view import SlideView
+from slideio_pipe.tiles.tile_plan import TilePlan, are_shifts
+
+
+class TileJob(NamedTuple):
+    """Tiles to be read."""
+
+    corners: NDArray[Any]  # (n, 2) view px, whole or float64
+    draws: Draws | None
+    plan: TilePlan
+    colours: bool
+
+
+class SingleTiles:
+    """Reads tiles of one view, each by itself; can be shared by threads.
+
+    Parameters
+    ----------
+    view : SlideView
+    tile_size : int
+        Side in view px.
+    sampler : Sampler
+    on_stage : callable, optional
+        As for ``TileReader``.
+    """
+
+    def __init__(self, view: SlideView, tile_size: int, sampler: Sampler, on_stage: OnTiming | None) -> None:
+        self.view, self.tile_size, self._sampler, self.on_stage = view, tile_size, sampler, on_stage
+        self._idle: deque[Scratch] = deque()
+
+    def read(self, job: TileJob, k: int, slot: NDArray[np.uint8], *, scattered: bool) -> None:
+        """Write tile ``k`` of a job into ``slot``; ``scattered`` says whether few tiles need the same stored tiles."""
+        x, y = job.corners[k].tolist()
+        draw = None if job.draws is None else job.draws[k]
+        lazily = job.colours and self.graph is not None
+        if lazily:
+            self._read_lazily(job, k, draw, slot)
+        elif not self.view.moves and (draw is None or not draw.moves):
+            left, top = math.floor(x), math.floor(y)
+            rect = Rect(left, top, self.tile_size, self.tile_size)
+            self._sampler.plain(self.view.choice, rect, slot, scattered=scattered, offset=(x - left, y - top))
+        else:
+            self._read_drawn(job, k, slot)
+        if job.colours:
+            begun = time.perf_counter() if self.on_stage else 0.0
+            self.colour(draw, slot, done=lazily)
+            if self.on_stage:
+                self.on_stage("augment", begun, time.perf_counter())
+
+    def _read_drawn(self, job: TileJob, k: int, slot: NDArray[np.uint8]) -> None:
+        """Sample a tile through the product of its own affine and the view's: one interpolation."""
+        plan, (x, y) = job.plan, job.corners[k].tolist()
+        choice, affine = plan.choice(k), plan.affine(k)
+        # The sampled pixels begin at the tile's start, so that a flip of the tile is exact.
+        offset = ON_GRID
+        if not self.view.moves and (x, y) != (math.floor(x), math.floor(y)):
+            across, down = (plan.scales[k] * (x, y)).tolist()
+            offset = (split_position(across)[1], split_position(down)[1])
+        shift = Affine.translation(-offset[0], -offset[1]) @ affine
+        if are_shifts(np.array([shift]))[0]:
+            rect = Rect(round(shift.c), round(shift.f), slot.shape[1], slot.shape[0])
+            self._sampler.plain(choice, rect, slot, offset=offset)
+        else:
+            self._sampler.drawn(choice, affine, slot, shrink=float(plan.rest[k]), offset=offset)
+
+    def colour(self, draw: Draw | None, slot: NDArray[np.uint8], *, done: bool) -> None:
+        """Apply the view's colours, unless already ``done``, and the tile's in one program, with one rounding."""
+        own = () if draw is None else draw.operations
+        if not own:
+            if not done and self.program is not None:
+                self.program.apply(slot, slot)
+            return
+        shared = () if done or self.program is None else self.program.operations
+        if draw is not None and draw.lowered:
+            ColourProgram(shared + own, idle=self._idle).apply(slot, slot)
+        else:
+            image = pyvips.Image.new_from_array(slot).copy(interpretation="srgb")
+            size = Size(image.width, image.height)
+            both = Draw(size=size, canvas=size, operations=shared + own)
+            slot[:] = apply_lazy(image, both).numpy()
+
+    @cached_property
+    def program(self) -> ColourProgram | None:
+        """The colours of the view, compiled once; None without colours, or if the graph applies them."""
+        draw = self.view.draw
+        if draw is None or not draw.operations or not draw.lowered:
+            return None
+        return ColourProgram(draw.operations)
+
+    @cached_property
+    def graph(self) -> Any:
+        """The view's libvips graph, if one of its transforms runs only as a graph; else None."""
+        draw = self.view.draw
+        return None if draw is None or draw.lowered else self.view.image
+
+    def _read_lazily(self, job: TileJob, k: int, draw: Draw | None, slot: NDArray[np.uint8]) -> None:
+        x, y = job.corners[k].tolist()
+        if draw is not None and draw.moves:
+            names = ", ".join(o.name for o in self.view.draw.operations if isinstance(o, Opaque))  # type: ignore[union-attr]
+            raise ConfigError(
+                f"{names} runs lazily only, and tiles of such a view cannot be moved",
+                slide=self.view.slide.name,
+                remedy="put the geometry into the slide's transform, or leave the other out",
+            )
+        # The graph gets each decoding error once, and black afterwards; a plain read raises it every time.
+        self._read_drawn(job, k, slot)
+        left, upper = math.floor(x), math.floor(y)
+        if (x, y) == (left, upper):
+            self._crop(left, upper, slot)
+            return
+        side = self.tile_size
+        around = np.empty((side + 1, side + 1, 3), np.uint8)
+        self._crop(left, upper, around)
+        box = (x - left, y - upper, x - left + side, y - upper + side)
+        slot[:] = np.asarray(Image.fromarray(around).resize((side, side), Image.Resampling.BILINEAR, box=box))
+
+    def _crop(self, x: int, y: int, slot: NDArray[np.uint8]) -> None:
+        """Write whole pixels of the graph into ``slot``."""
+        height, width = slot.shape[:2]
+        inside = Rect(x, y, width, height).intersect(Rect(0, 0, *self.view.size))
+        slot[:] = self.view.outside_level
+        if inside.width and inside.height:
+            top, left = inside.y - y, inside.x - x
+            try:
+                pixels = self.graph.crop(*inside).numpy()
+            except pyvips.Error as error:
+                reason = " ".join(str(error).split())
+                raise CorruptSlideError(
+                    f"pixels near view px ({x}, {y}) cannot be decoded ({reason})",
+                    slide=self.view.slide.name,
+                    remedy="copy the slide again, or leave this region out",
+                ) from error
+            slot[top : top + inside.height, left : left + inside.width] = pixels
