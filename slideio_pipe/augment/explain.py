@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slideio_pipe.augment.albumentations import verdict
+from slideio_pipe.compiled.library import load
 from slideio_pipe.errors import ConfigError
 
 # CPU milliseconds per 256-px tile on one core, as tests/benchmarks/explain_costs.py prints them; other machines differ.
@@ -39,6 +40,7 @@ _MS_PER_TILE = {
     "ChannelDropout": 2.6,
 }
 _LAZY_MS = 5.5  # any other libvips graph: median of the above
+_NOT_COMPILED = frozenset({"GaussianNoise", "GaussNoise"})
 _TURNS = frozenset({"Affine", "Rotate", "RandomAffine"})
 _EXPENSIVE_MS = 5.0
 
@@ -184,6 +186,11 @@ def _warnings(found: tuple[Any, ...], steps: tuple[ExplainedStep, ...]) -> Itera
             yield f"{step.name} is refused: {step.why}"
         elif step.ms_per_tile is not None and step.ms_per_tile >= _EXPENSIVE_MS:
             yield f"{step.name} is expensive: about {step.ms_per_tile:.2g} ms per tile, and runs on the CPU only"
+    slow = [type(leaf).__name__ for leaf in found if type(leaf).__name__ in _NOT_COMPILED]
+    if load() is None:
+        yield "this system has no compiled tile programs (slideio-pipe doctor): costs are up to three times as high"
+    elif slow:
+        yield f"{' and '.join(dict.fromkeys(slow))} has no compiled form: tiles with it are made by OpenCV and NumPy"
     turns = [step.name for step in steps if step.name in _TURNS]
     if len(turns) > 1:
         yield f"{' and '.join(turns)} both turn: one of them is enough"

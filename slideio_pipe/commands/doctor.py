@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import tempfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from rich.markup import escape
 
 from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import out, print_json, reported
+from slideio_pipe.compiled.library import SWITCH, load
 from slideio_pipe.cores import usable_cores
 
 Status = Literal["ok", "optional", "problem"]
@@ -62,7 +64,22 @@ def _machine() -> list[Finding]:
     return [
         Finding("machine", "Python", platform.python_version()),
         Finding("machine", "system", f"{platform.system()} {platform.machine()}, {usable_cores()} cores"),
+        _tile_programs(),
     ]
+
+
+def _tile_programs() -> Finding:
+    """Return whether tiles are sampled and coloured by compiled code."""
+    programs = load()
+    if programs is None:
+        off = os.environ.get(SWITCH) == "0"
+        remedy = f"unset {SWITCH}" if off else "pip install 'ziglang==0.17.1', then install slideio-pipe again"
+        found = (
+            f"off, {SWITCH}=0" if off else "not compiled; OpenCV and NumPy: augmented tiles take three times as long"
+        )
+        return Finding("machine", "tile programs", found, "optional", remedy)
+    instructions = {1: "", 2: ", x86-64-v2", 3: ", x86-64-v3"}[programs.instruction_set()]
+    return Finding("machine", "tile programs", f"compiled{instructions}")
 
 
 def _packages() -> list[Finding]:

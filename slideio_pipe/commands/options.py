@@ -201,7 +201,7 @@ Peers = Annotated[
     list[str] | None,
     option(
         "--peer",
-        "simplejpeg, openslide, cucim, fastslide, tiffslide or pyvips; repeatable. "
+        "simplejpeg, openslide, cucim, fastslide, tiffslide, microtome or pyvips; repeatable. "
         r"\[default: all installed ones]",
         unit="READER",
     ),

@@ -216,7 +216,7 @@ class BlockPrograms:
         begun = time.perf_counter() if self._sampler.on_stage else 0.0
         self._programs.run(tiles, 0, len(tiles), *self._canvas)
         if self._sampler.on_stage:
-            self._sampler.on_stage("resample", begun, time.perf_counter())
+            self._sampler.on_stage("program", begun, time.perf_counter())
 
 
 def _address(pixels: NDArray[np.uint8]) -> int:

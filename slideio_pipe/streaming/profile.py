@@ -29,8 +29,9 @@ STAGES = {
     "read": "bytes from the file",
     "decode": "bytes to pixels",
     "fallback": "unusual tiles, slowly",
+    "program": "compiled: shrink, turn, colours",
     "resample": "shrink, turn, crop",
-    "augment": "draws and colours",
+    "augment": "draws, plans, other colours",
     "copy": "host to device",
     "device": "normalise",
 }
@@ -40,6 +41,7 @@ _ADVICE = {
     "decode": "{threads} of {cores} cores decode{more}; a coarser {{mpp=}}, or tiles aligned to the stored ones "
     "({{align=True}}), decode faster",
     "fallback": "the slide's codec is slow or its tiles are unusual: export the bag once as jpeg:90 or zstd",
+    "program": "choose an mpp that is stored, or its half, quarter or eighth; drop costly steps, see sp.explain",
     "resample": "choose an mpp that is stored, or its half, quarter or eighth: then nothing is left to filter",
     "augment": 'drop costly steps (sp.explain lists them), or colours="device" with a GPU',
     "copy": "larger chunks; a faster bus",
@@ -47,7 +49,7 @@ _ADVICE = {
 }
 # For stored bags, whose mpp and grid are fixed.
 _DECODE_STORED = '{threads} of {cores} cores decode{more}; bags saved with {{pixels="none"}} have nothing to decode'
-_OF_SLIDES = {"read", "fallback", "resample", "augment"}
+_OF_SLIDES = {"read", "fallback", "program", "resample", "augment"}
 # If the consumer waits longer than this fraction of the time, the loader is the bottleneck.
 _LOADER_BOUND_ABOVE = 0.05
 

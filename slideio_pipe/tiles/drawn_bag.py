@@ -84,7 +84,10 @@ class DrawnBag(ArrayLikeBag):
             The tile transform draws tiles of different sizes.
         """
         positions = self._positions(indices)
+        begun = time.perf_counter() if self.on_stage else 0.0
         plan = self._plan(positions, self._draws(positions), colours=colours) if len(positions) else None
+        if self.on_stage:
+            self.on_stage("augment", begun, time.perf_counter())
         if plan is None:
             return
         key = (self.seed, self.epoch, colours)

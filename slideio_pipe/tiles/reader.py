@@ -59,8 +59,8 @@ class TileReader:
     tile_size : int
         Side in view px.
     on_stage : callable, optional
-        Called with ("read" | "decode" | "fallback" | "resample" | "augment", start, end), ``time.perf_counter``
-        seconds, in the thread of the work.
+        Called with ("read" | "decode" | "fallback" | "program" | "resample" | "augment", start, end) in the thread of
+        the work; ``time.perf_counter`` seconds.
 
     Notes
     -----

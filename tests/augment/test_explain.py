@@ -22,6 +22,7 @@ from slideio_pipe import (
     open_slide,
 )
 from slideio_pipe.augment.albumentations import VERDICTS
+from slideio_pipe.compiled.library import SWITCH
 from slideio_pipe.errors import ConfigError
 
 OURS = [StainJitter(), ColorJitter(0.1), GaussianNoise(3), RandomAffine(), Flip(), RandomResizedCrop(64)]
@@ -160,3 +161,12 @@ def test_stain_normalisation_runs_on_pixels() -> None:
     """With its own cost."""
     step = explain(StainNormalize()).steps[0]
     assert (step.runs, step.ms_per_tile) == ("pixels: decoded tiles, device or lazy graph", 0.4)
+
+
+def test_what_has_no_compiled_form_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise, and everything on a system without the library."""
+    noisy = explain(A.Compose([ColorJitter(), GaussianNoise()]))
+    assert any("GaussianNoise has no compiled form" in warning for warning in noisy.warnings)
+    assert not any("compiled" in warning for warning in explain(ColorJitter()).warnings)
+    monkeypatch.setenv(SWITCH, "0")
+    assert any("no compiled tile programs" in warning for warning in explain(ColorJitter()).warnings)

@@ -62,3 +62,12 @@ def test_no_gpu_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     (finding,) = doctor._gpu()
     assert finding.status == "optional"
     assert "CUDA build of torch" in finding.remedy
+
+
+def test_compiled_tile_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the instruction set; without them the package works, slower."""
+    (found,) = [finding for finding in doctor.examine() if finding.what == "tile programs"]
+    assert found.found.startswith("compiled")
+    monkeypatch.setenv("SLIDEIO_PIPE_COMPILED", "0")
+    (found,) = [finding for finding in doctor.examine() if finding.what == "tile programs"]
+    assert (found.status, found.remedy) == ("optional", "unset SLIDEIO_PIPE_COMPILED")

@@ -28,14 +28,15 @@ def dataset(slide: Path, **values: object) -> sp.BagDataset:
     return sp.BagDataset([slide], {"view": {"mpp": "native"}, "tissue": {"method": "none"}, **values})
 
 
-def test_a_profile_has_every_stage_of_a_slide(slide: Path) -> None:
+def test_a_profile_has_every_stage_of_a_slide(slide: Path, executor: str) -> None:
     """Bytes, decoding, turning and shrinking, colours, the device; every tile is read."""
     transform = A.Compose([sp.RandomAffine(rotate=20), A.Resize(100, 100), sp.StainJitter()])
     cohort = sp.BagDataset([slide], {"view": {"mpp": "native"}, "tissue": {"method": "none"}}, tile_transform=transform)
     found = profile(cohort, threads=2, chunk_size=8)
     assert found.tiles == 7 * 5
     assert found.bags == 1
-    assert set(found.stages) == {"open", "read", "decode", "resample", "augment", "device"}
+    sampled = "program" if executor == "compiled" else "resample"
+    assert set(found.stages) == {"open", "read", "decode", sampled, "augment", "device"}
     assert all(spent > 0 for spent in found.stages.values())
     assert 0 < found.first_chunk_s <= found.wait_s <= found.seconds
 
@@ -43,7 +44,7 @@ def test_a_profile_has_every_stage_of_a_slide(slide: Path) -> None:
 def test_stages_on_one_thread_take_no_longer_than_the_run(slide: Path) -> None:
     """Those of the reader."""
     found = profile(dataset(slide), threads=1)
-    reading = sum(found.stages.get(stage, 0.0) for stage in ("read", "decode", "resample", "augment"))
+    reading = sum(found.stages.get(stage, 0.0) for stage in ("read", "decode", "program", "resample", "augment"))
     assert reading <= found.seconds
 
 
@@ -87,7 +88,9 @@ def test_the_bottleneck_is_the_stage_with_most_work() -> None:
     assert "waited 2%" in figures(wait_s=0.2).verdict()
 
 
-@pytest.mark.parametrize("stage", ["open", "read", "decode", "fallback", "resample", "augment", "copy", "device"])
+@pytest.mark.parametrize(
+    "stage", ["open", "read", "decode", "fallback", "program", "resample", "augment", "copy", "device"]
+)
 def test_every_bottleneck_has_a_remedy(stage: str) -> None:
     """One sentence without placeholders."""
     verdict = figures(stages={stage: 3.0}).verdict()

@@ -42,6 +42,7 @@ PEERS = {
         Peer("cucim", "cuCIM on the CPU", "cucim-cu12 click lazy_loader opencv-python-headless"),
         Peer("fastslide", "fastslide", "fastslide opencv-python-headless"),
         Peer("tiffslide", "tiffslide", "tiffslide opencv-python-headless"),
+        Peer("microtome", "microtome-wsi (Rust), whole stored tiles", "microtome-wsi"),
         Peer("pyvips", "pyvips Region.fetch", "pyvips pyvips-binary opencv-python-headless"),
     )
 }

@@ -178,6 +178,25 @@ def pyvips(job: Job) -> Iterator[Read]:
 
 
 @contextmanager
+def microtome(job: Job) -> Iterator[Read]:
+    """microtome-wsi, a reader in Rust: whole stored tiles, in its own threads, into an array of its own."""
+    import microtome
+
+    slide = microtome.open(job.slide)
+    level = slide.levels[0]
+    wide, high = level["tile_width"], level["tile_height"]
+    if (wide, high) != (job.side, job.side) or job.shrink > 1 or (job.origins % wide).any():
+        raise CannotError("it reads whole stored tiles alone")
+    columns = -(-level["width"] // wide)
+    numbers = (job.origins[:, 1] // high * columns + job.origins[:, 0] // wide).tolist()
+
+    def read() -> None:
+        job.out[:] = slide.read_batch(0, numbers, job.threads)
+
+    yield read
+
+
+@contextmanager
 def simplejpeg(job: Job) -> Iterator[Read]:
     """The lower bound of reading: ``pread`` and libjpeg-turbo on the stored tiles' own bytes, in a bare loop."""
     import tifffile
@@ -243,6 +262,7 @@ READERS: dict[str, tuple[Callable[[Job], AbstractContextManager[Read]], str, tup
     "cucim": (cucim, "cucim-cu12", ("cucim.clara", "cv2")),
     "fastslide": (fastslide, "fastslide", ("fastslide", "cv2")),
     "tiffslide": (tiffslide, "tiffslide", ("tiffslide", "cv2")),
+    "microtome": (microtome, "microtome-wsi", ("microtome",)),
     "pyvips": (pyvips, "pyvips", ("pyvips", "cv2")),
 }
 
