@@ -174,6 +174,8 @@ def _step(leaf: Any, p: float) -> ExplainedStep:
         why = judged.why or "one affine with all other geometry: pixels are sampled once"
         return ExplainedStep(name, p, "pyramid: one affine", why, "uint8", _MS_PER_TILE["geometry"])
     why = judged.why or "one formula, the same colours wherever it runs"
+    if name in _NOT_COMPILED:
+        why += "; no compiled form: tiles with it are made by OpenCV and NumPy"
     cost = _MS_PER_TILE.get(name, _LAZY_MS)
     return ExplainedStep(
         name, p, "pixels: decoded tiles, device or lazy graph", why, "float32 inside, one rounding", cost
@@ -186,11 +188,8 @@ def _warnings(found: tuple[Any, ...], steps: tuple[ExplainedStep, ...]) -> Itera
             yield f"{step.name} is refused: {step.why}"
         elif step.ms_per_tile is not None and step.ms_per_tile >= _EXPENSIVE_MS:
             yield f"{step.name} is expensive: about {step.ms_per_tile:.2g} ms per tile, and runs on the CPU only"
-    slow = [type(leaf).__name__ for leaf in found if type(leaf).__name__ in _NOT_COMPILED]
     if load() is None:
         yield "this system has no compiled tile programs (slideio-pipe doctor): costs are up to three times as high"
-    elif slow:
-        yield f"{' and '.join(dict.fromkeys(slow))} has no compiled form: tiles with it are made by OpenCV and NumPy"
     turns = [step.name for step in steps if step.name in _TURNS]
     if len(turns) > 1:
         yield f"{' and '.join(turns)} both turn: one of them is enough"

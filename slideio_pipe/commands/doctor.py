@@ -16,7 +16,6 @@ from rich.markup import escape
 
 from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import out, print_json, reported
-from slideio_pipe.compiled.library import SWITCH, load
 from slideio_pipe.cores import usable_cores
 
 Status = Literal["ok", "optional", "problem"]
@@ -70,6 +69,8 @@ def _machine() -> list[Finding]:
 
 def _tile_programs() -> Finding:
     """Return whether tiles are sampled and coloured by compiled code."""
+    from slideio_pipe.compiled.library import SWITCH, load  # loads NumPy, which --help does not need
+
     programs = load()
     if programs is None:
         off = os.environ.get(SWITCH) == "0"

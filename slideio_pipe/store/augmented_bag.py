@@ -89,7 +89,7 @@ class AugmentedBag(DrawnBag, Closable):
     ) -> None:
         if not isinstance(stored, StoredBag):
             reason = f"a {type(stored).__name__} is no stored bag"
-            raise ConfigError(reason, remedy="pass open_bag(path); a TileBag has a {tile_transform=} of its own")
+            raise ConfigError(reason, remedy="pass open_bag(path); a TileBag takes a tile_transform itself")
         count, height, width, _ = stored.shape
         if height != width:
             reason = f"tiles of {width}×{height} px cannot be augmented: they are not square"
@@ -221,13 +221,13 @@ def check_colours_only(transform: Any, slide: str | None = None) -> None:
     from slideio_pipe.augment.compose import leaves
 
     found = tuple(leaves(transform))
-    remedy = "put it into {tile_transform=}, or pass the slide in place of its stored tiles"
+    remedy = "pass it as tile_transform, or pass the slide in place of its stored tiles"
     for leaf in found:
         name = type(leaf).__name__
         if isinstance(leaf, A.DualTransform) and not isinstance(leaf, A.NoOp):
-            raise ConfigError(f"{name} of a {{slide_transform=}} cannot move stored tiles", slide=slide, remedy=remedy)
+            raise ConfigError(f"{name} of slide_transform cannot move stored tiles", slide=slide, remedy=remedy)
         if verdict(leaf).kind == "opaque":
-            reason = f"{name} of a {{slide_transform=}} runs only on a whole slide, and stored tiles are no whole one"
+            reason = f"{name} of slide_transform runs only on a whole slide, and stored tiles are no whole one"
             raise ConfigError(reason, slide=slide, remedy=remedy)
 
 

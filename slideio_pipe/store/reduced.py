@@ -67,7 +67,7 @@ def add_reduced(
     """
     _, height, width, _ = bag.shape
     if factor not in WHOLE_SHRINKS[1:] or height % factor or width % factor:
-        reason = f"tiles of {width}×{height} px cannot be stored {{factor={factor!r}}} times smaller"
+        reason = f"tiles of {width}×{height} px cannot be stored smaller by a factor of {factor!r}"
         raise ConfigError(reason, slide=bag.name, remedy="pass 2, 4 or 8, a divisor of their sides")
     pixels = pixels or ("jpeg:95" if bag.holds_jpeg else "zstd")
     return save_bag(

@@ -41,7 +41,7 @@ def check_beyond(value: str, slide: str) -> Beyond:
     for known in get_args(Beyond):
         if value == known:
             return known  # type: ignore[no-any-return]
-    raise ConfigError(f"{{beyond=}} is {value!r}", slide=slide, remedy='pass "reflect" or "white"')
+    raise ConfigError(f"beyond is {value!r}", slide=slide, remedy='pass "reflect" or "white"')
 
 
 def tile_places(

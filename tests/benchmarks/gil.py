@@ -60,7 +60,7 @@ def bag_of(path: Path, case: str) -> sp.TileBag:
     slide = sp.open_slide(path)
     own = slide.require_mpp().x
     if case == "off grid":
-        corners = np.array(sp.TileGrid(slide.view(), 256).coords) + [13, 77]
+        corners = sp.TileGrid(slide.view(), 256).coords + np.array([13, 77])
         return sp.TileBag.from_coords(slide.view(), corners, 256)
     if case == "bag transform":
         view = slide.view()
