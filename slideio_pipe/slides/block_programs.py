@@ -40,8 +40,10 @@ class Placed(NamedTuple):
     sigmas: Floats  # (n,) of the Gaussian before sampling; 0 for none
 
 
-# A block that a tile needs: its number in the tile's rectangle, level, decoder's shrink, column, row, needed rows.
-_Need = tuple[int, int, int, int, int, int]
+# A stored tile: level, decoder's shrink, column, row.
+_Key = tuple[int, int, int, int]
+# One that a tile needs: its number in the tile's rectangle, and how many of its rows.
+_Need = tuple[int, _Key, int]
 
 
 class BlockPrograms:
@@ -128,15 +130,16 @@ class BlockPrograms:
         number = np.arange(len(owner)) - starts[owner]
         rows, columns = np.divmod(number, count[owner, 0])
         place = np.stack([start[owner, 0] + columns, start[owner, 1] + rows], axis=1)
-        self._counts, self._px = each.tolist(), (each * blocks[:, 0] * blocks[:, 1]).tolist()
+        self._counts: list[int] = each.tolist()
         touched = np.flatnonzero(self._touched(owner, place, blocks, margins))
         owner, place = owner[touched], place[touched]
         lowest = np.minimum(inside[1][owner, 1] - place[:, 1] * blocks[owner, 1] + 1, blocks[owner, 1])
-        columns = (number[touched], levels[owner], reduces[owner], *place.T, lowest)
-        needs = zip(*(column.tolist() for column in columns), strict=True)
+        keys = zip(levels[owner].tolist(), reduces[owner].tolist(), *place.T.tolist(), strict=True)
+        needs = zip(number[touched].tolist(), keys, lowest.tolist(), strict=True)
         self._needs: list[list[_Need]] = [[] for _ in each]
         for tile, need in zip(owner.tolist(), needs, strict=True):
             self._needs[tile].append(need)
+        self._px: list[int] = (np.bincount(owner, minlength=len(each)) * blocks.prod(axis=1)).tolist()
 
     def _sizes(self) -> tuple[Ints, Ints]:
         """Return the size of each tile's decoded level, and of its stored tiles, both (n, 2)."""
@@ -197,26 +200,32 @@ class BlockPrograms:
     def _run(self, numbers: Sequence[int], slots: Sequence[NDArray[np.uint8]]) -> None:
         tiles = self._tiles[list(numbers)]
         starts = [0, *accumulate(self._counts[number] for number in numbers)]
-        # Of this run alone: another one of the same tiles may refer to other memory.
-        pointers = np.zeros(starts[-1], np.uint64)
-        blocks: dict[tuple[int, int, int, int], NDArray[np.uint8]] = {}
-        held = []  # the pointers do not keep their memory alive
+        places = [0] * starts[-1]
+        addresses: dict[_Key, tuple[int, int]] = {}
+        held = []  # pointers do not keep their memory alive
         for number, start in zip(numbers, starts, strict=False):
-            for place, level, reduce, column, row, rows in self._needs[number]:
-                key = (level, reduce, column, row)
-                block = blocks.get(key)
-                if block is None or len(block) < rows:
-                    needed = rows if self._scattered else None
-                    block = self._sampler.decoded(self._stored[level], level, reduce, column, row, needed)
-                    blocks[key] = block
+            for place, key, rows in self._needs[number]:
+                address, there = addresses.get(key, (0, 0))
+                if there < rows:
+                    block = self._block(key, rows)
                     held.append(block)
-                pointers[start + place] = _address(block)
+                    address = _address(block)
+                    addresses[key] = address, len(block)
+                places[start + place] = address
+        # Of this run alone: another one of the same tiles may refer to other memory.
+        pointers = np.array(places, np.uint64)
         tiles["source"]["blocks"] = pointers.ctypes.data + 8 * np.array(starts[:-1], np.uint64)
         tiles["out"] = [_address(slot) for slot in slots]
         begun = time.perf_counter() if self._sampler.on_stage else 0.0
         self._programs.run(tiles, 0, len(tiles), *self._canvas)
         if self._sampler.on_stage:
             self._sampler.on_stage("program", begun, time.perf_counter())
+
+    def _block(self, key: _Key, rows: int) -> NDArray[np.uint8]:
+        """Return a decoded stored tile, at least its first ``rows``."""
+        level, reduce, column, row = key
+        needed = rows if self._scattered else None
+        return self._sampler.decoded(self._stored[level], level, reduce, column, row, needed)
 
 
 def _address(pixels: NDArray[np.uint8]) -> int:

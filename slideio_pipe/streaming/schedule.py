@@ -17,7 +17,6 @@ import threading
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -32,7 +31,7 @@ from slideio_pipe.streaming.chunks import Block, Chunk, FailedBag, Indices, Load
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import use_device
 from slideio_pipe.streaming.ring import Buffer, BufferPool
-from slideio_pipe.streaming.stream import check_colours, colours_of, reader_of
+from slideio_pipe.streaming.stream import check_colours, colours_of, plan_ahead, reader_of
 from slideio_pipe.tiles.bag import Bag, Label
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.failures import TileErrors, TileFailure
@@ -233,9 +232,8 @@ class EpochSchedule:
         self._chunks.extend(chunks.values())
         in_chunks = np.isin(block.first + block.target // size, list(chunks))
         order, target = block.order[in_chunks], block.target[in_chunks]
-        if isinstance(open_bag.bag, DrawnBag):
-            with suppress(*SLIDE_ERRORS):  # reading the tile that has the error raises it
-                open_bag.bag.plan_ahead(order, colours=self._pace.colours != "device")
+        assert open_bag.bag is not None
+        plan_ahead(open_bag.bag, order, self._pace.colours)
         for start in range(0, len(order), READ_RUN):
             places = target[start : start + READ_RUN]
             goals = [(chunks[block.first + int(p) // size], int(p) % size) for p in places]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -31,6 +31,7 @@ from slideio_pipe.streaming.device import Colours, Sender, Sent, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.tiles.bag import Bag, Label, UncolouredBag, check_bag
+from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.failures import Read, TileErrors, check_on_error, warn_of
 
 COLOURS = ("host", "device")
@@ -215,6 +216,10 @@ def stream(
     )
 
 
+# Tiles that are planned together: planning a few takes as long as hundreds.
+_PLANNED = 256
+
+
 def default_threads() -> int:
     """Return the number of cores this process may use minus one, at least one."""
     return max(1, usable_cores() - 1)
@@ -231,8 +236,12 @@ def _send_batches(
 ) -> Generator[tuple[Sent, NDArray[np.int64]]]:
     read = reader_of(bag, colours, threads)
     with closing(ring):
+        planned = 0
         for start in range(0, len(positions), batch_size):
             index = positions[start : start + batch_size]
+            if start >= planned:
+                planned = start + max(batch_size, _PLANNED)
+                plan_ahead(bag, positions[start:planned], colours)
             slot = ring.take()
             tiles = slot.claim(len(index))
             bad = tolerance.read(read, index, tiles.numpy())
@@ -240,6 +249,13 @@ def _send_batches(
                 valid = np.delete(np.arange(len(index)), bad)
                 tiles, index = tiles[torch.from_numpy(valid)], index[valid]
             yield ring.send(slot, tiles, colours_of(bag, index, colours)), index
+
+
+def plan_ahead(bag: Bag, index: NDArray[np.int64], colours: str) -> None:
+    """Plan tiles of a bag that will be read a few at a time; errors are raised when the tile that has one is read."""
+    if isinstance(bag, DrawnBag):
+        with suppress(SlideioPipeError, OSError):
+            bag.plan_ahead(index, colours=colours != "device")
 
 
 def reader_of(bag: Bag, colours: str, threads: int = 1) -> Read:

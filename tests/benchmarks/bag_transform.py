@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import albumentationsxl as A
 import cv2
@@ -34,6 +35,7 @@ from PIL import Image, ImageEnhance
 
 import slideio_pipe as sp
 
+Batches: TypeAlias = Iterator[torch.Tensor]  # (16, 3, 224, 224) float16
 TILE, OUT, BATCH = 1024, 224, 16
 JITTER = (0.2, 0.2, 0.2, 0.05)
 TRANSFORM = A.Compose(
@@ -47,25 +49,25 @@ TRANSFORM = A.Compose(
 )
 
 
-def from_slide(slide: Path, count: int, epoch: int) -> torch.Tensor:
-    """Return (n, 3, 224, 224) float16, made through one affine per tile and the pyramid."""
+def from_slide(slide: Path, count: int, epoch: int) -> Batches:
+    """Yield (n, 3, 224, 224) float16, made through one affine per tile and the pyramid."""
     with sp.open_slide(slide) as opened:
         view = opened.view()
         grid = sp.TileGrid(view, tile_size=TILE)
         bag = sp.TileBag(view, grid, tile_transform=TRANSFORM, seed=1, epoch=epoch)
         columns, rows = (side // TILE for side in opened.dimensions)
-        return _streamed(bag, _chosen(columns, rows, count))
+        yield from _streamed(bag, _chosen(columns, rows, count))
 
 
-def from_store(store: Path, count: int, epoch: int) -> torch.Tensor:
-    """Return the same from a stored bag, across neighbouring tiles."""
+def from_store(store: Path, count: int, epoch: int) -> Batches:
+    """Yield the same from a stored bag, across neighbouring tiles."""
     with sp.AugmentedBag(sp.open_bag(store), tile_transform=TRANSFORM, seed=1, epoch=epoch) as bag:
         columns, rows = (bag.grid_index.max(axis=0) + 1).tolist()
-        return _streamed(bag, _chosen(columns, rows, count))
+        yield from _streamed(bag, _chosen(columns, rows, count))
 
 
-def openslide_pillow(slide: Path, count: int, epoch: int) -> torch.Tensor:
-    """Return the same by OpenSlide and Pillow, tile by tile."""
+def openslide_pillow(slide: Path, count: int, epoch: int) -> Batches:
+    """Yield the same by OpenSlide and Pillow, tile by tile."""
     rng = np.random.default_rng(epoch)
     opened = openslide.OpenSlide(str(slide))
     columns, rows = (side // TILE for side in opened.dimensions)
@@ -73,7 +75,11 @@ def openslide_pillow(slide: Path, count: int, epoch: int) -> torch.Tensor:
     for k in _chosen(columns, rows, count):
         corner = (int(k % columns) * TILE, int(k // columns) * TILE)
         done.append(_augmented(opened.read_region(corner, 0, (TILE, TILE)).convert("RGB"), rng))
-    return torch.stack(done)
+        if len(done) == BATCH:
+            yield torch.stack(done)
+            done = []
+    if done:
+        yield torch.stack(done)
 
 
 class Jpegs(torch.utils.data.Dataset[torch.Tensor]):
@@ -89,18 +95,19 @@ class Jpegs(torch.utils.data.Dataset[torch.Tensor]):
         return _augmented(Image.open(io.BytesIO(self.encoded[k])).convert("RGB"), self.rng)
 
 
-def data_loader_pillow(store: Path, count: int, epoch: int) -> torch.Tensor:
-    """Return the same by a DataLoader of Pillow over the stored JPEG bytes."""
+def data_loader_pillow(store: Path, count: int, epoch: int) -> Batches:
+    """Yield the same by a DataLoader of Pillow over the stored JPEG bytes."""
     bag = sp.open_bag(store)
     columns, rows = (bag.grid_index.max(axis=0) + 1).tolist()
     tiles = Jpegs(bag.encoded(_chosen(columns, rows, count)), epoch)
-    return torch.cat(list(torch.utils.data.DataLoader(tiles, batch_size=BATCH)))
+    yield from torch.utils.data.DataLoader(tiles, batch_size=BATCH)
 
 
-def _streamed(bag: sp.TileBag | sp.AugmentedBag, chosen: np.ndarray) -> torch.Tensor:
+def _streamed(bag: sp.TileBag | sp.AugmentedBag, chosen: np.ndarray) -> Batches:
     normalize = sp.Normalize((0.5,) * 3, (0.5,) * 3)
     batches = sp.stream(bag, device="cpu", normalize=normalize, batch_size=BATCH, threads=1, indices=chosen)
-    return torch.cat([batch.tiles for batch in batches])
+    for batch in batches:
+        yield batch.tiles
 
 
 def _check(name: str, made: torch.Tensor) -> None:
@@ -161,7 +168,7 @@ def main() -> None:
             args.slide
             or sp.write_synthetic_slide(Path(folder) / "a.svs", size=(args.side, args.side * 3 // 4), seed=1).path
         )
-        ways: dict[str, Callable[[Path, int, int], torch.Tensor]]
+        ways: dict[str, Callable[[Path, int, int], Batches]]
         if args.case == "slide":
             ways = {"slideio_pipe": from_slide, "OpenSlide + Pillow": openslide_pillow}
         else:
@@ -171,11 +178,11 @@ def main() -> None:
             ways = {"slideio_pipe": from_store, "DataLoader + Pillow": data_loader_pillow}
         cost: dict[str, list[float]] = {name: [] for name in ways}
         for name, way in ways.items():
-            _check(name, way(source, 4, 0))  # with imports and caches
+            _check(name, torch.cat(list(way(source, 4, 0))))  # with imports and caches
         for epoch in range(args.rounds):
             for name, way in ways.items():
                 cpu, wall = time.process_time(), time.perf_counter()
-                tiles = len(way(source, args.tiles, epoch))
+                tiles = sum(len(batch) for batch in way(source, args.tiles, epoch))  # each is dropped, as in training
                 require(tiles == args.tiles, f"{name} made {tiles} of {args.tiles} tiles")
                 cost[name].append((time.process_time() - cpu) / tiles * 1e3)
                 waited = (time.perf_counter() - wall) / tiles * 1e3

@@ -138,7 +138,7 @@ def test_what_is_beyond_a_tile_is_a_setting(stores: list[Path]) -> None:
 
 @pytest.mark.parametrize(
     ("transform", "reason"),
-    [(sp.RandomAffine(p=0.01), "RandomAffine of slide_transform cannot move stored tiles; put it into tile_tran"),
+    [(sp.RandomAffine(p=0.01), "RandomAffine of slide_transform cannot move stored tiles; pass it as tile_tran"),
      (A.Blur(), "Blur of slide_transform runs only on a whole slide")],
 )  # fmt: skip
 def test_geometry_of_a_bag_is_refused_before_it_is_opened(stores: list[Path], transform: Any, reason: str) -> None:

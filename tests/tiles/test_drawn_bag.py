@@ -82,11 +82,11 @@ def test_a_limited_number_of_draws_is_kept(runs: list[list[int]], monkeypatch: p
 
 
 @pytest.mark.parametrize("colours", ["host", "device"])
-def test_streams_draw_every_batch_once(colours: str, runs: list[list[int]]) -> None:
-    """Together, and not again for the colours on the device."""
+def test_streams_draw_batches_together(colours: str, runs: list[list[int]]) -> None:
+    """Hundreds of tiles at once, and not again for the colours on the device."""
     with stream(bag_of(), device="cpu", normalize=None, batch_size=9, threads=2, colours=colours) as batches:
         assert sum(len(batch.index) for batch in batches) == 20
-    assert sorted(map(len, runs)) == [1, 2, 9, 9]
+    assert sorted(map(len, runs)) == [1, 20]
 
 
 @pytest.mark.parametrize("colours", ["host", "device"])
@@ -97,3 +97,39 @@ def test_loaders_draw_every_block_once(mix: int, expected: list[int], colours: s
     loader = BagLoader(dataset, device="cpu", normalize=None, chunk_size=16, threads=2, mix=mix, colours=colours)
     assert sum(len(chunk.tiles) for chunk in loader) == 20
     assert sorted(len(run) for run in runs if run != [0]) == expected
+
+
+def test_planned_tiles_are_the_same_pixels(executor: str) -> None:
+    """In any order, by any thread, with and without colours, and of another epoch: a plan is for one."""
+    bag, plain = bag_of(), bag_of()
+    for bag.epoch in (0, 1):
+        plain.epoch = bag.epoch
+        expected, uncoloured = plain.read(np.arange(20)), plain.read_uncoloured(np.arange(20))
+        bag.plan_ahead(np.arange(20)[::-1])
+        with ThreadPoolExecutor(4) as pool:
+            parts = list(pool.map(bag.read, np.arange(20).reshape(5, 4)))
+        assert np.array_equal(np.concatenate(parts), expected)
+        assert np.array_equal(bag.read([19, 0, 19], threads=2), expected[[19, 0, 19]])
+        assert np.array_equal(bag.read_uncoloured(np.arange(20)), uncoloured)
+        bag.plan_ahead(np.arange(4), colours=False)
+        assert np.array_equal(bag.read_uncoloured([3, 1]), uncoloured[[3, 1]])
+        assert np.array_equal(bag.read([3, 1, 7]), expected[[3, 1, 7]])
+
+
+def test_planning_nothing_and_wrong_tiles() -> None:
+    """Nothing to do, or NumPy's error."""
+    bag = bag_of()
+    bag.plan_ahead([])
+    with pytest.raises(IndexError):
+        bag.plan_ahead([20])
+
+
+def test_a_limited_number_of_plans_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are dropped first; tiles of two plans, and of none, are read all the same."""
+    monkeypatch.setattr(drawn_bag, "_DRAWS_KEPT", 6)
+    bag, expected = bag_of(), bag_of()[:]
+    for tiles in ([1, 2, 3, 4], [5, 6, 7], [8]):
+        bag.plan_ahead(tiles)
+    assert sorted(bag._planned) == [3, 4, 5, 6, 7, 8]
+    for tiles in ([1, 2], [3, 4], [4, 5], [8, 7, 6]):
+        assert np.array_equal(bag.read(tiles), expected[tiles])
