@@ -7,6 +7,7 @@ that an operation does not have are 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +63,32 @@ class Column(NamedTuple):
     def is_identity(self) -> bool:
         """Return False: tiles differ."""
         return False
+
+
+class OperationColumns(NamedTuple):
+    """Every operation of each of n tiles, or one row for all tiles of a batch."""
+
+    kinds: NDArray[np.int8]  # (n, m); ``NONE`` where nothing changes
+    numbers: NDArray[np.float64]  # (n, m, 12)
+    shared: bool = False  # whether the one row is for all tiles
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Operation]], *, shared: bool = False) -> OperationColumns:
+        """Return the arrays of records, one sequence for each tile; those that change nothing are left out."""
+        kept = [[each for each in row if not each.is_identity] for row in rows]
+        most = max(map(len, kept), default=0)
+        kinds, numbers = np.zeros((len(kept), most), np.int8), np.zeros((len(kept), most, NUMBERS))
+        for row, operations in enumerate(kept):
+            for place, each in enumerate(operations):
+                kinds[row, place], numbers[row, place] = kind_of(each), numbers_of(each)
+        return cls(kinds, numbers, shared)
+
+    def after(self, first: OperationColumns) -> OperationColumns:
+        """Return these operations of each tile after those of ``first``, which are one row for all."""
+        count = len(self.kinds)
+        kinds = np.concatenate([np.repeat(first.kinds, count, axis=0), self.kinds], axis=1)
+        numbers = np.concatenate([np.repeat(first.numbers, count, axis=0), self.numbers], axis=1)
+        return OperationColumns(kinds, numbers)
 
 
 def operation(record: type[Record], **fields: Any) -> Any:

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slideio_pipe.augment.executors.device import DeviceProgram
+from slideio_pipe.augment.operation_columns import OperationColumns
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.slides.backends.base import OnTiming
@@ -143,15 +145,21 @@ class Sent:
 class Colours:
     """The colour operations of a batch of tiles on the device, applied before normalisation."""
 
-    operations: Sequence[tuple[Operation, ...]]  # one tuple per tile
+    operations: OperationColumns | Sequence[tuple[Operation, ...]]  # arrays, or one tuple per tile
     places: Sequence[int]  # positions of the tiles in their bag: they seed the noise, together with the operations
 
     def applied(self, tiles: Tensor, normalize: Normalize | None, dtype: torch.dtype) -> Tensor:
         """Return (n, 3, H, W) uint8 tiles coloured and normalised in one expression with one rounding."""
-        first = self.operations[0]
-        shared = all(entry is first for entry in self.operations)  # only the view's: the numbers are sent once
-        program = DeviceProgram(first if shared else self.operations, normalize=normalize, dtype=dtype)
-        return program(tiles, places=self.places)
+        operations: Any = self.operations
+        if not isinstance(operations, OperationColumns) and all(entry is operations[0] for entry in operations):
+            operations = operations[0]  # only the view's: the numbers are sent once
+        return DeviceProgram(operations, normalize=normalize, dtype=dtype)(tiles, places=self.places)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no tile changes."""
+        columns = self.operations
+        return not (columns.kinds.any() if isinstance(columns, OperationColumns) else any(columns))
 
 
 class Sender:
@@ -217,7 +225,7 @@ class Sender:
     def _finish(self, tiles: Tensor, colours: Colours | None, *, copy: bool) -> Tensor:
         """Return NHWC memory as NCHW channels_last tiles, which have the same order of bytes."""
         planes = tiles.permute(0, 3, 1, 2)
-        if colours is not None and any(colours.operations):
+        if colours is not None and not colours.is_identity:
             return colours.applied(planes, self._normalize, self._float)
         if self._normalize is not None:
             return self._normalize.convert(planes, self.dtype)

@@ -30,7 +30,7 @@ from slideio_pipe.files import Closable
 from slideio_pipe.streaming.device import Colours, Sender, Sent, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
-from slideio_pipe.tiles.bag import Bag, Label, UncolouredBag, check_bag
+from slideio_pipe.tiles.bag import Bag, ColourColumnsBag, Label, UncolouredBag, check_bag
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.failures import Read, TileErrors, check_on_error, warn_of
 
@@ -270,6 +270,8 @@ def colours_of(bag: Bag, index: NDArray[np.int64], colours: str) -> Colours | No
     if colours != "device" or not isinstance(bag, UncolouredBag):
         return None
     places = index.tolist()
+    if isinstance(bag, ColourColumnsBag):
+        return Colours(bag.colour_columns(index), places)
     return Colours([bag.operations(k) for k in places], places)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from slideio_pipe.augment.operation_columns import OperationColumns
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
@@ -59,6 +60,13 @@ class UncolouredBag(Protocol):
     def read_uncoloured(
         self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1
     ) -> NDArray[np.uint8]: ...
+
+
+@runtime_checkable
+class ColourColumnsBag(Protocol):
+    """What a stream uses, if an ``UncolouredBag`` has it, in place of one record per operation and tile."""
+
+    def colour_columns(self, indices: ArrayLike) -> OperationColumns: ...
 
 
 class ArrayLikeBag(ABC):

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.draws import Draws
+from slideio_pipe.augment.operation_columns import OperationColumns
 from slideio_pipe.augment.operations import Opaque, Operation
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError
@@ -180,6 +181,15 @@ class DrawnBag(ArrayLikeBag):
             return view
         run, row = self._place(int(index))
         return view + run.operations(row)
+
+    def colour_columns(self, indices: ArrayLike) -> OperationColumns:
+        """Return ``operations`` of tiles (n,) as arrays; one row for all of them without a transform per tile."""
+        drawn = () if self.view.draw is None else self.view.draw.operations
+        view = OperationColumns.of([drawn], shared=True)
+        if self.tile_transform is None:
+            return view
+        run = self._run(self._positions(indices).tolist())
+        return OperationColumns(run.kinds, run.numbers).after(view)
 
     @property
     def host_only(self) -> tuple[str, ...]:

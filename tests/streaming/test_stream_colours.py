@@ -9,7 +9,7 @@ import albumentationsxl as A
 import numpy as np
 import pytest
 import torch
-from array_bag import numbered_bag, stream_threads
+from array_bag import ArrayBag, numbered_bag, stream_threads
 from augment_reference import COLOURS as EVERY_COLOUR
 from cuda_device import DEVICES
 
@@ -150,11 +150,35 @@ def test_colours_of_a_view_are_sent_as_one_row(monkeypatch: pytest.MonkeyPatch) 
 
     def counted(self: DeviceProgram, *arguments: Any, **options: Any) -> None:
         made(self, *arguments, **options)
-        counts.append([len(group.numbers) for group in self.groups])
+        counts.append(len(self.columns.numbers))
 
     monkeypatch.setattr(DeviceProgram, "__init__", counted)
     delivered(bag_of(STRONG), colours="device", batch_size=16)
-    assert {tuple(each) for each in counts} == {(1,)}
+    assert set(counts) == {1}
+
+
+class RecordsBag(ArrayBag):
+    """A bag of another package: it has the records of its colours, not their arrays."""
+
+    host_only = ()
+
+    def __init__(self, bag: TileBag) -> None:
+        super().__init__(bag.read_uncoloured(np.arange(len(bag))))
+        self.operations = bag.operations
+
+    def read_uncoloured(self, indices: Any, out: Any = None, *, threads: int = 1) -> Any:
+        """Return the tiles, which have no colours yet."""
+        return self.read(indices, out, threads=threads)
+
+
+def test_colours_are_sent_as_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No record is made per operation and tile; a bag of another package, which has records only, is the same."""
+    bag = bag_of(STRONG, STRONG)
+    wanted = delivered(bag, colours="device", batch_size=16)
+    monkeypatch.setattr(TileBag, "operations", lambda self, index: pytest.fail("a record"))
+    assert torch.equal(delivered(bag, colours="device", batch_size=16), wanted)
+    monkeypatch.undo()
+    assert torch.equal(delivered(RecordsBag(bag), colours="device", batch_size=16), wanted)
 
 
 @pytest.mark.parametrize("colours", ["host", "device"])

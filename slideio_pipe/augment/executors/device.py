@@ -6,16 +6,18 @@ The same code runs on the CPU and on CUDA.
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from slideio_pipe.augment.executors.device_steps import STEPS, augmented, hashed, kind_of
-from slideio_pipe.augment.operations import Operation
+from slideio_pipe.augment.executors.device_columns import KINDS, DeviceColumns, Slot
+from slideio_pipe.augment.executors.device_steps import LAB_CONSTANTS, chained, hashed, stepped
+from slideio_pipe.augment.operation_columns import OperationColumns
+from slideio_pipe.augment.operations import Opaque, Operation
 from slideio_pipe.errors import ConfigError
 
 # Pixels per pass. On a CPU temporaries stay in the second-level cache; on a device they stay under a few GB.
@@ -30,26 +32,6 @@ class Statistics(Protocol):
     rescale: float  # factor for a byte, applied first
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Tiles with the same kinds of operations in the same order: only the numbers differ."""
-
-    kinds: tuple[str, ...]
-    tiles: Tensor | None  # (m,) int64 indices into the batch; None: all
-    numbers: Tensor  # (m, P) float32, or (1, P) for all tiles
-
-    @classmethod
-    def of(cls, operations: Sequence[tuple[Operation, ...]], tiles: Sequence[int] | None) -> Group:
-        """Return the group of ``tiles`` and their operations, one tuple each, or one tuple for all."""
-        kinds = tuple(kind_of(operation) for operation in operations[0])
-        rows = [
-            [n for kind, step in zip(kinds, steps, strict=True) for n in STEPS[kind].numbers(step)]
-            for steps in operations
-        ]
-        numbers = torch.tensor(rows, dtype=torch.float32).view(len(rows), -1)
-        return cls(kinds, None if tiles is None else torch.tensor(tiles), numbers)
-
-
 class DeviceProgram:
     """The drawn operations of a batch of tiles, run on the tiles' device.
 
@@ -57,9 +39,9 @@ class DeviceProgram:
 
     Parameters
     ----------
-    operations : sequence of tuples of operations, or one tuple
-        One tuple per tile, or one for all tiles. Tiles with the same kinds in the same order run together with their
-        own numbers: a batch takes one pass per order of kinds.
+    operations : OperationColumns, sequence of tuples of operations, or one tuple
+        One row or tuple per tile, or one for all tiles. Tiles with different orders of operations run together with
+        their own numbers: a batch takes one pass per slot, see ``device_columns``.
     normalize : object with mean, std and rescale, or None
         Applied after the operations, for instance a ``Normalize``. None: uint8 results, rounded half up.
     dtype : torch.dtype
@@ -83,7 +65,7 @@ class DeviceProgram:
 
     def __init__(
         self,
-        operations: Sequence[tuple[Operation, ...]] | tuple[Operation, ...],
+        operations: OperationColumns | Sequence[tuple[Operation, ...]] | tuple[Operation, ...],
         *,
         normalize: Statistics | None,
         dtype: torch.dtype = torch.float16,
@@ -92,12 +74,9 @@ class DeviceProgram:
         if dtype not in (torch.float16, torch.bfloat16, torch.float32):
             raise ConfigError(f"tiles cannot be {dtype}", remedy="pass float16, bfloat16 or float32")
         self.dtype = torch.uint8 if normalize is None else dtype  # of the result
-        self.count: int | None = None  # tiles of a batch; None: any
-        if any(not isinstance(entry, tuple) for entry in operations) or operations == ():
-            self.groups = [Group.of([_kept(operations)], None)]
-        else:
-            self.count = len(operations)
-            self.groups = _grouped([_kept(entry) for entry in operations])
+        columns = operations if isinstance(operations, OperationColumns) else _columns_of(operations)
+        self.columns = DeviceColumns.of(columns)
+        self.count = None if columns.shared else len(columns.kinds)  # tiles of a batch; None: any
         self._finish = _finish_numbers(normalize)
         self.compile = compile
 
@@ -124,54 +103,120 @@ class DeviceProgram:
             raise ConfigError(f"{len(places)} places for {len(tiles)} tiles", remedy="pass one per tile")
         n, _, height, width = tiles.shape
         out = torch.empty((n, height, width, 3), dtype=self.dtype, device=tiles.device).permute(0, 3, 1, 2)
-        for group in self.groups:
-            if group.tiles is None:
-                self._fill(out, tiles, group, places)
-            else:
-                members = group.tiles.to(tiles.device, non_blocking=True)
-                part = torch.empty_like(out[: len(members)])
-                group_places = None if places is None else [places[k] for k in group.tiles.tolist()]
-                self._fill(part, tiles[members], group, group_places)
-                out[members] = part
+        salts = _salts(tiles, places) if (self.columns.kinds == KINDS.index("noise")).any() else None
+        if self.compile:
+            self._run_compiled(out, tiles, salts)
+            return out
+        step = _tiles_per_pass(tiles)
+        for first in range(0, n, step):
+            rows = slice(first, first + step)
+            self._run(out[rows], tiles[rows], rows, None if salts is None else salts[rows])
         return out
 
-    def _fill(self, out: Tensor, tiles: Tensor, group: Group, places: Sequence[int] | None) -> None:
-        """Fill ``out`` with the group's tiles, one chunk at a time."""
-        if self.dtype == torch.uint8 and not group.kinds:
-            out.copy_(tiles)
-            return
-        # The last step of every chain: normalisation, or rounding.
-        last = torch.tensor(self._finish).expand(len(group.numbers), 6)
-        numbers = torch.cat((group.numbers, last), dim=1).to(tiles.device, non_blocking=True)
-        if "noise" in group.kinds:
-            numbers = _salted(numbers, group.kinds, _digests(tiles, places))
-        if self.compile:
-            out.copy_(_compiled(group.kinds)(tiles, numbers, out.dtype))
-            return
-        step = _tiles_per_pass(tiles)
-        for first in range(0, len(tiles), step):
-            rows = slice(first, first + step)
-            planes = augmented(tiles[rows], group.kinds, numbers if len(numbers) == 1 else numbers[rows])
-            for channel, plane in enumerate(planes):
-                out[rows, channel] = plane  # ``plane`` includes +0.5: conversion to bytes truncates
+    def _run(self, out: Tensor, tiles: Tensor, rows: slice, salts: Tensor | None) -> None:
+        """Fill ``out`` with some tiles, gathering for each slot those that it changes."""
+        slots = self.columns.slots(slice(None) if self.count is None else rows)
+        sent = _Sent.of(self.columns, slots, rows.start if self.count else 0, self._finish, tiles.device)
+        found = chained(tiles, (), ())
+        for slot, members, numbers in zip(slots, sent.members, sent.numbers, strict=True):
+            kind, everywhere = KINDS[slot.kind], self.count is None or len(slot.tiles) == len(tiles)
+            if kind == "noise" and salts is not None:
+                numbers = _salted(numbers, salts if everywhere else salts[members])
+            if everywhere:
+                found = stepped(kind, found, numbers)
+            else:
+                found.index_copy_(0, members, stepped(kind, found.index_select(0, members), numbers))
+        _finished(found, sent.scale, sent.offset, out)
+
+    def _run_compiled(self, out: Tensor, tiles: Tensor, salts: Tensor | None) -> None:
+        """Fill ``out`` with one fused expression per order of kinds."""
+        orders, order_of = np.unique(self.columns.kinds, axis=0, return_inverse=True)
+        for number in range(len(orders)):
+            rows = np.flatnonzero(order_of.ravel() == number)
+            part = DeviceColumns(self.columns.kinds[rows], self.columns.numbers[rows])
+            slots = part.slots()
+            sent = _Sent.of(part, slots, 0, self._finish, tiles.device)
+            members = None if len(orders) == 1 else torch.from_numpy(rows).to(tiles.device, non_blocking=True)
+            chosen = tiles if members is None else tiles[members]
+            kinds, numbers = tuple(KINDS[slot.kind] for slot in slots), list(sent.numbers)
+            for k in range(len(kinds)):
+                if kinds[k] == "noise" and salts is not None:
+                    numbers[k] = _salted(numbers[k], salts if members is None else salts[members])
+            found = _compiled(kinds)(chosen, numbers, sent.scale, sent.offset, out.dtype)
+            if members is None:
+                out.copy_(found)
+            else:
+                out[members] = found
+
+
+class _Sent(NamedTuple):
+    """The numbers of a pass on the device: one copy for all slots."""
+
+    members: Sequence[Tensor]  # (k,) int64 of each slot
+    numbers: Sequence[Tensor]  # (k, P) float32 of each slot
+    scale: Tensor  # (3, 1, 1) of the last step: normalisation, or rounding
+    offset: Tensor  # likewise
+
+    @classmethod
+    def of(
+        cls, columns: DeviceColumns, slots: Sequence[Slot], first: int, finish: Sequence[float], device: torch.device
+    ) -> _Sent:
+        """Send the numbers of slots, whose tiles begin with row ``first`` of the columns."""
+        blocks = [_block(columns, slot, first) for slot in slots]
+        flat = np.concatenate([*(block.ravel() for block in blocks), np.asarray(finish, np.float32)])
+        sizes = [*(block.size for block in blocks), 3, 3]
+        *parts, scale, offset = torch.split(torch.from_numpy(flat).to(device, non_blocking=True), sizes)
+        tiles = np.concatenate([slot.tiles for slot in slots]) if slots else np.zeros(0, np.int64)
+        sent = torch.from_numpy(tiles).to(device, non_blocking=True)
+        members = torch.split(sent, [len(slot.tiles) for slot in slots])
+        shaped = [part.view(block.shape) for part, block in zip(parts, blocks, strict=True)]
+        return cls(members, shaped, scale.view(3, 1, 1), offset.view(3, 1, 1))
+
+
+def _block(columns: DeviceColumns, slot: Slot, first: int) -> NDArray[np.float32]:
+    """Return the (k, P) numbers of a slot, with the constants of its kind."""
+    block = columns.numbers[first + slot.tiles, slot.steps]
+    if KINDS[slot.kind] != "lab":
+        return block
+    constants = np.tile(np.asarray(LAB_CONSTANTS, np.float32), (len(block), 1))
+    return np.concatenate([block, constants], axis=1)
+
+
+def _finished(tiles: Tensor, scale: Tensor, offset: Tensor, out: Tensor) -> None:
+    """Write float tiles as normalised values or bytes, with one rounding."""
+    if out.dtype == torch.uint8:
+        out.copy_(tiles.add_(offset))  # conversion to bytes truncates
+    else:
+        found = tiles.mul_(scale).add_(offset)
+        for channel in range(3):  # takes half the time of one copy that also changes the order of memory on a CPU
+            out[:, channel] = found[:, channel]
 
 
 @functools.cache
-def _compiled(kinds: tuple[str, ...]) -> Callable[[Tensor, Tensor, torch.dtype], Tensor]:
+def _compiled(kinds: tuple[str, ...]) -> Callable[[Tensor, list[Tensor], Tensor, Tensor, torch.dtype], Tensor]:
     """Return the expression for these kinds, fused by torch.compile at its first call."""
 
-    def fused(tiles: Tensor, numbers: Tensor, dtype: torch.dtype) -> Tensor:
-        return torch.stack(augmented(tiles, kinds, numbers), dim=-1).to(dtype).permute(0, 3, 1, 2)
+    def fused(tiles: Tensor, numbers: list[Tensor], scale: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+        found = chained(tiles, kinds, numbers) * scale + offset
+        return found.to(dtype, memory_format=torch.channels_last)
 
     # torch compiles a code object at most eight times, then runs it uncompiled: each order of kinds gets its own.
     fused.__code__ = fused.__code__.replace(co_name="_".join(("fused", *kinds)))
     return torch.compile(fused, dynamic=True)
 
 
+def _salts(tiles: Tensor, places: Sequence[int] | None) -> Tensor:
+    """Return (n, 2) int64 summands for the keys of noise, from what identifies each tile."""
+    digests = _digests(tiles, places)
+    low, high = digests & 0xFFFFFFFF, (digests >> 32) & 0xFFFFFFFF
+    salts = torch.stack([hashed(low, high, salt) >> 8 for salt in (1, 2)], dim=1)
+    return salts.to(tiles.device, non_blocking=True)
+
+
 def _digests(tiles: Tensor, places: Sequence[int] | None) -> Tensor:
-    """Return (n,) int64 that identify tiles: their places, or sums of their bytes with random weights of 24 bits."""
+    """Return (n,) int64 that identify tiles: their places, on the host, or sums of bytes with weights of 24 bits."""
     if places is not None:
-        return torch.tensor(places, dtype=torch.int64).to(tiles.device, non_blocking=True)
+        return torch.tensor(places, dtype=torch.int64)
     values = tiles.permute(0, 2, 3, 1).reshape(len(tiles), -1)
     weights = hashed(torch.arange(values.shape[1], device=tiles.device), 0, 0) >> 8
     step = _tiles_per_pass(tiles)
@@ -179,17 +224,11 @@ def _digests(tiles: Tensor, places: Sequence[int] | None) -> Tensor:
     return torch.cat(parts) if parts else weights[:0]
 
 
-def _salted(numbers: Tensor, kinds: tuple[str, ...], digests: Tensor) -> Tensor:
-    """Return the numbers, one row per tile, with the keys of noise changed by the tile's digest."""
-    low, high = digests & 0xFFFFFFFF, (digests >> 32) & 0xFFFFFFFF
-    salts = torch.stack([hashed(low, high, salt) >> 8 for salt in (1, 2)], dim=1)
-    result = numbers.expand(len(digests), -1).clone()
-    column = 0
-    for kind in kinds:
-        if kind == "noise":
-            keys = result[:, column + 1 : column + 3]
-            keys.copy_((keys.long() + salts) & 0xFFFFFF)
-        column += STEPS[kind].width
+def _salted(numbers: Tensor, salts: Tensor) -> Tensor:
+    """Return the numbers of noise, one row per tile, with its keys changed."""
+    result = numbers.expand(len(salts), -1).clone()
+    keys = result[:, 1:3]
+    keys.copy_((keys.long() + salts) & 0xFFFFFF)
     return result
 
 
@@ -197,17 +236,16 @@ def _tiles_per_pass(tiles: Tensor) -> int:
     return max(1, CHUNK_PX[tiles.device.type] // max(1, tiles.shape[2] * tiles.shape[3]))
 
 
-def _kept(operations: Any) -> tuple[Operation, ...]:
-    return tuple(operation for operation in operations if not operation.is_identity)
-
-
-def _grouped(operations: Sequence[tuple[Operation, ...]]) -> list[Group]:
-    members: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
-    for tile, steps in enumerate(operations):
-        members[tuple(kind_of(step) for step in steps)].append(tile)
-    if len(members) == 1:
-        return [Group.of(operations, None)]
-    return [Group.of([operations[tile] for tile in tiles], tiles) for tiles in members.values()]
+def _columns_of(operations: Sequence[tuple[Operation, ...]] | tuple[Operation, ...]) -> OperationColumns:
+    """Return records as arrays: one row per tuple, or one for all tiles."""
+    shared = any(not isinstance(entry, tuple) for entry in operations) or operations == ()
+    rows: Any = [operations] if shared else operations
+    for operation in (operation for row in rows for operation in row):
+        if isinstance(operation, Opaque):
+            raise ConfigError(
+                f"{operation.name} cannot run on a batch of tiles", remedy="use it in the transform of the slide"
+            )
+    return OperationColumns.of(rows, shared=shared)
 
 
 def _finish_numbers(normalize: Statistics | None) -> list[float]:

@@ -1,110 +1,68 @@
-"""Colour operations as torch expressions on float planes, with the numbers of many tiles as columns.
+"""Colour operations as torch expressions on float tiles, with the numbers of many tiles as columns.
 
-No expression branches on a pixel: all choices are made on the host, from the records. So they run identically on the
-CPU and on CUDA, and torch.compile fuses a chain into one kernel.
+No expression branches on a pixel: all choices are made on the host, from the numbers. So they run identically on the
+CPU and on CUDA, and torch.compile fuses a chain into one kernel. All three channels are computed in one call.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from slideio_pipe.augment.operations import (
-    GREY_LEVELS,
-    LUMA,
-    UNIT_OF_RGB,
-    Lab,
-    Noise,
-    Opaque,
-    Operation,
-    Stain,
-    Tone,
-)
-from slideio_pipe.errors import ConfigError
-
-Planes = tuple[Tensor, Tensor, Tensor]  # red, green, blue: (n, H, W) float32, 0 to 255
-Columns = Sequence[Tensor]  # the numbers of one operation: each (n, 1, 1), or (1, 1, 1) for all tiles
-Numbers = Sequence[float]
+from slideio_pipe.augment.operations import GREY_LEVELS, UNIT_OF_RGB
 
 RGB_OF_UNIT = np.linalg.inv(UNIT_OF_RGB)
+# Each channel of a hue is full over a third of the circle, empty over another third, and linear between them. What it
+# lacks, red first: summand + factor · |sixths − centre|, clipped to 0…1.
+HSV_SHAPE = (3.0, 2.0, 4.0, -1.0, 1.0, 1.0, 2.0, -1.0, -1.0)  # centres, factors, summands
+LAB_CONSTANTS = (*UNIT_OF_RGB.ravel().tolist(), *RGB_OF_UNIT.ravel().tolist())  # appended to a Lab step's numbers
 
 LOG2_E = math.log2(math.e)
 TINY = 1e-30  # avoids 0 / 0
 
 
-def _tone_numbers(tone: Tone) -> Numbers:
-    slope = tone.brightness * tone.contrast / 255
-    return slope, tone.pivot * (1 - tone.contrast), tone.gamma
+def _mix(tiles: Tensor, numbers: Tensor) -> Tensor:
+    """Apply a matrix and an offset: tones whose gamma is 1, saturation."""
+    return _product(tiles, numbers[:, :9]).add_(numbers[:, 9:12])
 
 
-def _tone(planes: Planes, columns: Columns) -> Planes:
-    slope, lift, gamma = columns
-    red, green, blue = (255 * _power((plane * slope + lift).clamp(0, 1), gamma) for plane in planes)
-    return red, green, blue
+def _tone(tiles: Tensor, numbers: Tensor) -> Tensor:
+    slope, lift, gamma = numbers[:, 0:1], numbers[:, 1:2], numbers[:, 2:3]
+    return _power((tiles * slope + lift).clamp_(0, 1), gamma).mul_(255)
 
 
-def _line(planes: Planes, columns: Columns) -> Planes:
-    """Apply tones whose gamma is 1."""
-    slope, lift = columns
-    red, green, blue = (plane * slope + lift for plane in planes)
-    return red, green, blue
-
-
-def _saturation(planes: Planes, columns: Columns) -> Planes:
-    (factor,) = columns
-    red, green, blue = planes
-    grey = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
-    return torch.lerp(grey, red, factor), torch.lerp(grey, green, factor), torch.lerp(grey, blue, factor)
-
-
-def _hsv(planes: Planes, columns: Columns) -> Planes:
-    turn, more_saturation, more_value = columns
-    red, green, blue = planes
-    largest = torch.maximum(torch.maximum(red, green), blue)
-    least = torch.minimum(torch.minimum(red, green), blue)
+def _hsv(tiles: Tensor, numbers: Tensor) -> Tensor:
+    turn, more_saturation, more_value = numbers[:, 0:1], numbers[:, 1:2], numbers[:, 2:3]
+    centre, factor, summand = numbers[:, 3:6], numbers[:, 6:9], numbers[:, 9:12]
+    red, green, blue = tiles[:, 0:1], tiles[:, 1:2], tiles[:, 2:3]
+    largest, least = tiles.amax(1, keepdim=True), tiles.amin(1, keepdim=True)
     chroma = largest - least
     # Hue in sixths of a circle: its distance from red, 0 to 3, with the sign of its side.
     distance = (chroma - least + green + blue - red) / chroma.clamp(min=GREY_LEVELS)
-    coloured = (chroma - GREY_LEVELS).sign().clamp(min=0)
+    coloured = (chroma - GREY_LEVELS).sign_().clamp_(min=0)
     sixths = torch.copysign(distance, green - blue) * coloured + turn
     sixths = sixths - 6 * torch.floor(sixths / 6)
-    saturation = (chroma / largest.clamp(min=TINY) + more_saturation).clamp(0, 1)
-    value = (largest + more_value).clamp(0, 255)
-    # Each channel is full over a third of the circle, empty over another third, and linear between them.
-    full = ((sixths - 3).abs() - 1, 2 - (sixths - 2).abs(), 2 - (sixths - 4).abs())
-    red, green, blue = (value * (1 - saturation * (1 - part.clamp(0, 1))) for part in full)
-    return red, green, blue
+    saturation = (chroma / largest.clamp(min=TINY) + more_saturation).clamp_(0, 1)
+    value = (largest + more_value).clamp_(0, 255)
+    lacking = torch.addcmul(summand, factor, (sixths - centre).abs_()).clamp_(0, 1)
+    return torch.addcmul(value, value * saturation, lacking, value=-1)
 
 
-def _stain_numbers(stain: Stain) -> Numbers:
-    return *np.ravel(stain.matrix), *(-LOG2_E * offset for offset in stain.offset)
-
-
-def _stain(planes: Planes, columns: Columns) -> Planes:
+def _stain(tiles: Tensor, numbers: Tensor) -> Tensor:
     # Base 2 gives the same result with a matrix; (x + 1)/256 makes white exactly 0, so it stays white.
-    logs = tuple(torch.log2((plane + 1) * (1 / 256)) for plane in planes)
-    red, green, blue = (256 * torch.exp2(moved) - 1 for moved in _mix(logs, columns[:9], columns[9:]))
-    return red, green, blue
+    logs = torch.log2((tiles + 1) * (1 / 256))
+    return _mix(logs, numbers).exp2_().mul_(256).sub_(1)
 
 
-def _lab_numbers(lab: Lab) -> Numbers:
-    mix = lab.mix()
-    return *mix[:, :3].ravel(), *mix[:, 3]
-
-
-def _lab(planes: Planes, columns: Columns) -> Planes:
-    linear = tuple(_linear_light(plane * (1 / 255)) for plane in planes)
-    roots = tuple(_lab_root(plane) for plane in _mix(linear, UNIT_OF_RGB.ravel().tolist()))
-    x, y, z = _mix(roots, columns[:9], columns[9:])
-    units = tuple(_lab_cube(plane) for plane in (x, y, z.clamp(min=0)))  # z as in scikit-image
-    red, green, blue = (255 * _encoded_light(plane) for plane in _mix(units, RGB_OF_UNIT.ravel().tolist()))
-    return red, green, blue
+def _lab(tiles: Tensor, numbers: Tensor) -> Tensor:
+    linear = _linear_light(tiles * (1 / 255))
+    moved = _mix(_lab_root(_product(linear, numbers[:, 12:21])), numbers)
+    moved[:, 2].clamp_(min=0)  # z as in scikit-image
+    return _encoded_light(_product(_lab_cube(moved), numbers[:, 21:30])).mul_(255)
 
 
 def _linear_light(encoded: Tensor) -> Tensor:
@@ -125,39 +83,31 @@ def _lab_cube(root: Tensor) -> Tensor:
 
 def _power(base: Tensor, exponent: Tensor | float) -> Tensor:
     """Return base^exponent for bases from 0; takes a quarter of the time of torch's own on a CPU."""
-    return torch.exp2(torch.log2(base) * exponent)
+    return torch.log2(base).mul_(exponent).exp2_()
 
 
 def _from(value: Tensor, threshold: float, above: Tensor, below: Tensor) -> Tensor:
     """Return ``above`` where ``value`` exceeds the threshold, else ``below``, in a third of torch.where's time."""
-    return torch.lerp(below, above, (value - threshold).sign().clamp(min=0))
+    return torch.lerp(below, above, (value - threshold).sign_().clamp_(min=0))
 
 
-def _mix(planes: tuple[Tensor, ...], matrix: Sequence[Any], offset: Sequence[Any] = (0.0, 0.0, 0.0)) -> Planes:
-    """Return matrix · planes + offset; written out, because a matrix product on CUDA may run in TF32."""
-    x, y, z = planes
-    first, second, third = (
-        matrix[3 * row] * x + matrix[3 * row + 1] * y + (matrix[3 * row + 2] * z + offset[row]) for row in range(3)
-    )
-    return first, second, third
+def _product(tiles: Tensor, matrix: Tensor) -> Tensor:
+    """Return matrix · tiles, for (n, 9, 1, 1) matrices; written out, because a product on CUDA may run in TF32."""
+    of_red, of_green, of_blue = (matrix[:, first::3] for first in range(3))
+    made = of_blue * tiles[:, 2:3]
+    return made.addcmul_(of_green, tiles[:, 1:2]).addcmul_(of_red, tiles[:, 0:1])
 
 
-def _noise_numbers(noise: Noise) -> Numbers:
-    # Two keys of 24 bits, which float32 holds exactly.
-    keys = np.random.SeedSequence(noise.seed).generate_state(2, np.uint32) >> 8
-    return noise.sigma, float(keys[0]), float(keys[1])
-
-
-def _noise(planes: Planes, columns: Columns) -> Planes:
-    sigma, first, second = columns
+def _noise(tiles: Tensor, numbers: Tensor) -> Tensor:
+    """Add noise; ``numbers`` are the deviation and two keys."""
+    sigma, first, second = numbers[:, 0:1], numbers[:, 1], numbers[:, 2]
     keys = first.long() << 8, second.long() << 8
-    height, width = planes[0].shape[-2:]
-    pixels = 2 * torch.arange(height * width, device=sigma.device).view(height, width)
+    height, width = tiles.shape[-2:]
+    pixels = 2 * torch.arange(height * width, device=tiles.device).view(height, width)
     radius, angle = _polar(hashed(pixels, *keys))
     other_radius, other_angle = _polar(hashed(pixels + 1, *keys))
     normal = (radius * torch.cos(angle), radius * torch.sin(angle), other_radius * torch.cos(other_angle))
-    red, green, blue = (plane + sigma * value for plane, value in zip(planes, normal, strict=True))
-    return red, green, blue
+    return tiles + sigma * torch.stack(normal, dim=1)
 
 
 def _polar(bits: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,51 +129,20 @@ def hashed(counter: Tensor, first: Tensor | int, second: Tensor | int) -> Tensor
     return bits ^ (bits >> 15)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One kind of operation: its numbers, computed on the host in float64, and its effect on pixels."""
-
-    width: int  # how many numbers
-    numbers: Callable[[Any], Numbers]
-    apply: Callable[[Planes, Columns], Planes]
+# Each takes (n, 3, H, W) float32 tiles, RGB from 0 to 255, and (n, P, 1, 1) or (1, P, 1, 1) numbers; not clipped.
+STEPS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mix": _mix, "tone": _tone, "noise": _noise, "stain": _stain, "hsv": _hsv, "lab": _lab
+}  # fmt: skip
 
 
-STEPS: Mapping[str, Step] = {
-    "tone": Step(3, _tone_numbers, _tone),
-    "line": Step(2, lambda tone: (tone.brightness * tone.contrast, 255 * tone.pivot * (1 - tone.contrast)), _line),
-    "saturation": Step(1, lambda saturation: (saturation.factor,), _saturation),
-    "hsv": Step(3, lambda hsv: (6 * (hsv.turn % 1), hsv.saturation, 255 * hsv.value), _hsv),
-    "stain": Step(12, _stain_numbers, _stain),
-    "lab": Step(12, _lab_numbers, _lab),
-    "noise": Step(3, _noise_numbers, _noise),
-}
+def stepped(kind: str, tiles: Tensor, numbers: Tensor) -> Tensor:
+    """Return tiles after one operation, with (n, P) or (1, P) numbers, clipped to 0…255."""
+    return STEPS[kind](tiles, numbers[:, :, None, None]).clamp_(0, 255)
 
 
-def kind_of(operation: Operation) -> str:
-    if isinstance(operation, Opaque):
-        raise ConfigError(
-            f"{operation.name} cannot run on a batch of tiles", remedy="use it in the transform of the slide"
-        )
-    return "line" if isinstance(operation, Tone) and operation.gamma == 1 else operation.kind
-
-
-def augmented(tiles: Tensor, kinds: tuple[str, ...], numbers: Tensor) -> Planes:
-    """Return tiles after operations of these kinds, without the final rounding.
-
-    Parameters
-    ----------
-    tiles : (n, 3, H, W) uint8
-        RGB.
-    kinds : tuple of str
-        Keys of ``STEPS``.
-    numbers : (n, P) or (1, P) float32
-        The steps' ``numbers``, concatenated; then three factors and three summands.
-    """
-    planes: Planes = tiles[:, 0].float(), tiles[:, 1].float(), tiles[:, 2].float()
-    columns = list(numbers[:, :, None, None].unbind(1))
-    for kind in kinds:
-        step = STEPS[kind]
-        red, green, blue = step.apply(planes, columns[: step.width])
-        planes, columns = (red.clamp(0, 255), green.clamp(0, 255), blue.clamp(0, 255)), columns[step.width :]
-    red, green, blue = (plane * columns[channel] + columns[3 + channel] for channel, plane in enumerate(planes))
-    return red, green, blue
+def chained(tiles: Tensor, kinds: Sequence[str], numbers: Sequence[Tensor]) -> Tensor:
+    """Return uint8 tiles as float32 after several operations, which all of them have."""
+    found = tiles.to(torch.float32, memory_format=torch.contiguous_format)
+    for kind, each in zip(kinds, numbers, strict=True):
+        found = stepped(kind, found, each)
+    return found
