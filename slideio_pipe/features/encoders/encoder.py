@@ -29,7 +29,8 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 class Encoder:
     """A network and the tiles it needs; made by ``load_encoder``.
 
-    Its module is in evaluation mode, and is moved to the device of the encoding.
+    Its module is in evaluation mode, and is moved to the device of the encoding. Tiles have the order of memory of its
+    convolutions, which ``module.to(memory_format=torch.channels_last)`` changes.
     """
 
     name: str  # name of its features
