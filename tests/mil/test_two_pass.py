@@ -454,3 +454,24 @@ def test_the_first_pass_does_not_wait_for_the_device_per_chunk() -> None:
             TwoPass(network).encode(tiles_of.prepare(batch.tiles) for batch in batches)
             waits.append(sim.host_waits[me])
     assert waits[1] <= waits[0]
+
+
+class Lowered(nn.Sequential):
+    """A network that computes under an autocast of its own, as those of Lightning do."""
+
+    def forward(self, bag: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(bag).float()
+
+
+@pytest.mark.parametrize("keep_graph", [True, False])
+def test_weights_cast_without_a_graph_are_not_used_with_one(keep_graph: bool) -> None:
+    """Casts are kept from one chunk to the next, but not from the first pass to the second, nor after them."""
+    network = Lowered(*encoder(dtype=torch.float32))
+    head, bag = model(dtype=torch.float32), tiles(dtype=torch.float32)
+    found, wanted = chunked(network, head, bag, 33, keep_graph=keep_graph), full(network, head, bag)
+    assert relative(found, wanted) < 0.02
+    with torch.no_grad():
+        before = TwoPass(network).encode(bag.split(7)).features
+        network[0].weight.mul_(2)
+        assert not torch.equal(TwoPass(network).encode(bag.split(7)).features, before)

@@ -109,7 +109,7 @@ class TwoPass:
                 keeps = trains and last and keep_graph
                 syncs = sync and keeps and number == 0
                 if keeps:
-                    torch.clear_autocast_cache()  # weights cast without a graph have no gradient
+                    torch.clear_autocast_cache()  # of casts without a graph, which have no gradient
                 with torch.set_grad_enabled(keeps), autocast(), self.synchronised(syncs):
                     found = self.forward(chunk)
                 features.append(found.detach())
