@@ -68,6 +68,18 @@ def test_version_and_help_load_no_heavy_packages() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_info_loads_only_what_its_slide_needs(truth: SyntheticSlide) -> None:
+    """Not torch, albumentationsxl, zarr and scikit-image: they take longer than opening a slide."""
+    code = (
+        "import sys; from slideio_pipe.commands.app import app\n"
+        "from typer.testing import CliRunner\n"
+        f"assert CliRunner().invoke(app, ['info', {str(truth.path)!r}]).exit_code == 0\n"
+        "print([name for name in ('torch', 'albumentationsxl', 'zarr', 'skimage', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_version() -> None:
     """The version of the package is printed."""
     assert run("--version").stdout == f"slideio-pipe {sp.__version__}\n"

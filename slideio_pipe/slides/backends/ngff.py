@@ -12,13 +12,14 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import zarr
+from typing import TYPE_CHECKING, Any
 
 from slideio_pipe.errors import CorruptSlideError, LeftOutLevelsWarning, UnsupportedSlideError, warn_caller
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.slides.backends.units import um_per
+
+if TYPE_CHECKING:  # imported where a store is opened: it takes 0.15 s
+    import zarr
 
 _RENDER = "render it to one 8-bit RGB plane first"
 # Names of a converted slide's images beside the scan.
@@ -82,6 +83,8 @@ def find_series(group: zarr.Group, path: Path) -> Series | None:
             remedy=f"each is a slide of its own: pass {' or '.join(f'{path.name}/{scan}' for scan in scans[:5])}",
         )
     scan = group[scans[0]]
+    import zarr
+
     if not isinstance(scan, zarr.Group) or "multiscales" not in attributes_of(scan):
         raise _incomplete(f"image {scans[0]} of the bioformats2raw store has no multiscales metadata", path.name)
     return Series(scans[0], associated)
@@ -173,6 +176,8 @@ def _array(group: zarr.Group, path: str, slide: str) -> Any:
         found = group[path]
     except Exception as error:  # a damaged store may raise many classes in zarr
         raise _incomplete(f"level {path} is missing ({type(error).__name__})", slide) from error
+    import zarr
+
     if not isinstance(found, zarr.Array):
         raise _incomplete(f"level {path} is no array", slide)
     return found
