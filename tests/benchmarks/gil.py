@@ -74,9 +74,13 @@ def bag_of(path: Path, case: str) -> sp.TileBag:
     return sp.TileBag(view, sp.TileGrid(view, 256))
 
 
-def blocks_of(bag: sp.TileBag, epoch: int) -> list[np.ndarray]:
+def of_epoch(bag: sp.TileBag, epoch: int) -> sp.TileBag:
+    """Return the bag of another epoch: a loader opens a new one as well."""
+    return sp.TileBag(bag.view, bag.grid, tile_transform=bag.tile_transform, seed=1, epoch=epoch)
+
+
+def blocks_of(bag: sp.TileBag) -> list[np.ndarray]:
     """Return the blocks of an epoch, in storage order."""
-    bag.epoch = epoch
     order = bag.storage_order(np.arange(len(bag)))
     return [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
 
@@ -91,7 +95,8 @@ def read_for(path: Path, case: str, seconds: float) -> None:
     begun, cpu, count, epoch = time.perf_counter(), time.process_time(), 0, 0
     while time.perf_counter() - begun < seconds:
         epoch += 1
-        for block in blocks_of(bag, epoch):
+        bag = of_epoch(bag, epoch)
+        for block in blocks_of(bag):
             bag.plan_ahead(block)
             for start in range(0, len(block), READ_RUN):
                 run = block[start : start + READ_RUN]
@@ -134,7 +139,7 @@ def saturation(path: Path, threads: int, seconds: float) -> float:
     bag = bag_of(path, "bag transform")
     local, done = threading.local(), [0]
 
-    def read(run: np.ndarray) -> None:
+    def read(bag: sp.TileBag, run: np.ndarray) -> None:
         if not hasattr(local, "out"):
             local.out = np.empty((READ_RUN, *bag.shape[1:]), np.uint8)
         bag.read(run, local.out[: len(run)])
@@ -148,9 +153,10 @@ def saturation(path: Path, threads: int, seconds: float) -> float:
         waiting: list[Any] = []
         while time.perf_counter() - begun < seconds:
             epoch += 1
-            for block in blocks_of(bag, epoch):
+            bag = of_epoch(bag, epoch)
+            for block in blocks_of(bag):
                 bag.plan_ahead(block)
-                waiting += [pool.submit(read, block[k : k + READ_RUN]) for k in range(0, len(block), READ_RUN)]
+                waiting += [pool.submit(read, bag, block[k : k + READ_RUN]) for k in range(0, len(block), READ_RUN)]
                 while len(waiting) > 2 * threads:
                     waiting.pop(0).result()
         for each in waiting:

@@ -14,6 +14,7 @@ from paths import BENCHMARKS, ROOT
 
 PARTS = {"benchmark", "mil_costs", "mil_learning", "mil_musk", "mil_passes", "mil_resume", "mil_stain"}
 NOT_IN_THE_SUITE = {
+    "gil": "needs py-spy and the right to look at another process",
     "mil end-to-end": "25 CPU-seconds: it trains until it looks at the lesions",
     "mil resume": "45 CPU-seconds: four trainings; tests/mil/test_fit.py kills one",
     "mil stain": "60 CPU-seconds: two trainings, three cohorts",
@@ -32,6 +33,7 @@ RUNS = [
     "draws",
     "explain_costs",
     "features",
+    "gil --saturation",
     "gpu --device cpu",
     "intervals",
     "kills",
