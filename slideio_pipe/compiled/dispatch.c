@@ -3,12 +3,6 @@
 
 #include "tile_program.h"
 
-#if defined(_WIN32)
-#define PUBLIC __declspec(dllexport)
-#else
-#define PUBLIC __attribute__((visibility("default")))
-#endif
-
 PUBLIC const char *built_from(void) { return BUILT_FROM; }
 
 #define COPIES(SUFFIX)                                                                      \

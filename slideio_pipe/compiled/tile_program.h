@@ -13,6 +13,12 @@
 
 #include <stdint.h>
 
+#if defined(_WIN32)
+#define PUBLIC __declspec(dllexport)
+#else
+#define PUBLIC __attribute__((visibility("default")))
+#endif
+
 /* A colour operation. The formulas are those of slideio_pipe/augment/operations.py; its numbers are prepared there. */
 enum {
   OP_NONE = 0,
@@ -59,19 +65,19 @@ typedef struct {
 
 /* Run `count` programs of tiles of `width` x `height` px. Return 0; or the bytes of scratch memory that a tile needs, if
    `size` is less, without having made that tile; or -1 if a tile reaches more than 2 GB. */
-int64_t tile_run(const Tile *tiles, int32_t count, int32_t width, int32_t height, uint8_t *scratch, int64_t size);
+PUBLIC int64_t tile_run(const Tile *tiles, int32_t count, int32_t width, int32_t height, uint8_t *scratch, int64_t size);
 
 /* Apply operations to `count` RGB pixels; `out` may be `in`. */
-void colour_run(const uint8_t *in, uint8_t *out, int64_t count, const Op *ops, int32_t op_count);
+PUBLIC void colour_run(const uint8_t *in, uint8_t *out, int64_t count, const Op *ops, int32_t op_count);
 
 /* Write `count` RGB pixels as half precision, value * scale[channel] + offset[channel]. Return 0, with nothing done, on a
    processor without that conversion. */
-int32_t half_run(const uint8_t *in, uint16_t *out, int64_t count, const float *scale, const float *offset);
+PUBLIC int32_t half_run(const uint8_t *in, uint16_t *out, int64_t count, const float *scale, const float *offset);
 
 /* The instruction set in use, 2 or 3 (x86-64-v2, -v3), or 1: the only one. A number other than 0 sets it. */
-int32_t instruction_set(int32_t chosen);
+PUBLIC int32_t instruction_set(int32_t chosen);
 
 /* The digest of the sources that the library was compiled from (compile_programs.py). */
-const char *built_from(void);
+PUBLIC const char *built_from(void);
 
 #endif
