@@ -14,6 +14,8 @@ from slideio_pipe.tiles.find_tissue import find_tissue
 from slideio_pipe.tiles.tissue_mask import TissueMask
 
 TILE = 256  # px
+# 0.6 µm of a scan at 0.25 µm: 600 px of level 0 become 250.
+FRACTIONAL_TILE, FRACTION = 250, 2.4
 OFF_GRID = (100, 60)  # px from the stored grid, x and y: every tile overlaps four stored ones
 
 
@@ -35,6 +37,7 @@ CASES = {
             {"cucim": 1.05, "openslide": 8.0, "simplejpeg": 0.95},
         ),
         Case("half", f"{TILE} px at half the stored resolution", {"cucim": 1.6, "openslide": 15.0}),
+        Case("fractional", f"{FRACTIONAL_TILE} px at {FRACTION} times the stored mpp, side by side", {"cucim": 3.0}),
         Case("off-grid", f"{TILE} px off the stored grid, side by side, in raster order", {"cucim": 1.8}),
         Case("sparse", f"a tenth of the tiles off the stored grid, {TILE} px, in random order", {"cucim": 1.0}),
         Case("threads", "two threads over one: stored tiles, wall time", {"slideio_pipe": 1.8}),
@@ -42,7 +45,7 @@ CASES = {
         Case("slides", "resident memory over 200 slides opened, read and closed"),
     )
 }
-READING = ("aligned", "half", "off-grid", "sparse")
+READING = ("aligned", "half", "fractional", "off-grid", "sparse")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Tiles:
     """The tiles of a reading case."""
 
     tile: int  # px
-    shrink: int  # level-0 px per tile px
+    shrink: float  # level-0 px per tile px
     origins: NDArray[np.int64]  # (n, 2) top-left corners, level-0 px, in reading order
 
 
@@ -61,10 +64,10 @@ def tiles_of(case: str, slide: Slide, tissue: TissueMask, count: int) -> Tiles:
     ConfigError if no such tile fits into the slide.
     """
     stored = slide.tile_sizes[0].width
-    tile = stored if case in ("aligned", "threads") else TILE
-    shrink = 2 if case == "half" else 1
+    tile = stored if case in ("aligned", "threads") else FRACTIONAL_TILE if case == "fractional" else TILE
+    shrink = {"half": 2.0, "fractional": FRACTION}.get(case, 1.0)
     first = OFF_GRID if case in ("off-grid", "sparse") else (0, 0)
-    side = tile * shrink
+    side = round(tile * shrink)
     starts = [np.arange(start, length - side + 1, side) for start, length in zip(first, slide.dimensions, strict=True)]
     origins = np.stack([axis.ravel() for axis in np.meshgrid(*starts)], axis=1).astype(np.int64)
     if len(origins):

@@ -37,14 +37,14 @@ class Job:
     slide: str
     origins: Any  # (n, 2) int64, top-left corners x, y, level-0 px
     tile: int  # side of a tile, px
-    shrink: int  # level-0 px per tile px
+    shrink: float  # level-0 px per tile px
     threads: int
     out: Any  # (n, tile, tile, 3) uint8
 
     @property
     def side(self) -> int:
         """Side of a tile in level-0 px."""
-        return self.tile * self.shrink
+        return round(self.tile * self.shrink)
 
 
 class CannotError(Exception):
@@ -237,7 +237,7 @@ def _bare_loop(job: Job, descriptor: int, head: bytes, tile: int, streams: list[
         raise CannotError(f"the decoder does not shrink by {job.shrink}")
     decode, pread = simplejpeg.decode_jpeg, os.pread
     numbers = {corner: k for k, corner in enumerate(map(tuple, job.origins.tolist()))}
-    step, per_side = tile // job.shrink, job.side // tile
+    step, per_side = tile // int(job.shrink), job.side // tile
     smaller = {} if job.shrink == 1 else {"min_height": step, "min_width": step, "min_factor": 1}
 
     def fill(origins: Any, slots: Any) -> None:
