@@ -74,7 +74,8 @@ def _tile_programs() -> Finding:
     programs = load()
     if programs is None:
         off = os.environ.get(SWITCH) == "0"
-        remedy = f"unset {SWITCH}" if off else "pip install 'ziglang==0.17.1', then install slideio-pipe again"
+        build = "install slideio-pipe again; in a checkout: python slideio_pipe/compiled/compile_programs.py"
+        remedy = f"unset {SWITCH}" if off else build
         found = (
             f"off, {SWITCH}=0" if off else "not compiled; OpenCV and NumPy: augmented tiles take three times as long"
         )

@@ -193,7 +193,7 @@ Cases = Annotated[
     list[str] | None,
     option(
         "--case",
-        r"aligned, half, off-grid, sparse, threads, memory or slides; repeatable. \[default: all]",
+        r"aligned, half, fractional, off-grid, sparse, threads, memory or slides; repeatable. \[default: all]",
         unit="CASE",
     ),
 ]

@@ -77,6 +77,11 @@ def digest() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 
 
+def has_sources() -> bool:
+    """Return whether the sources are beside this file."""
+    return (HERE / "tile_program.h").exists()
+
+
 def compile_library(target: Target, folder: Path) -> Path:
     """Compile the programs for a target; return the library in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slideio_pipe.compiled.compile_programs import digest, has_sources
 from slideio_pipe.compiled.records import TILE
 
 # Of one thread: a 1,024-px tile turned by 45° at the finest level that it may be sampled from takes 8 MB.
@@ -24,16 +25,17 @@ SWITCH = "SLIDEIO_PIPE_COMPILED"
 class Programs:
     """The functions of the library.
 
-    Examples
-    --------
-    >>> from slideio_pipe.compiled.records import OP, TONE
-    >>> programs = load()
-    >>> halved = np.zeros(1, OP)
-    >>> halved["kind"], halved["p"][0, :3] = TONE, (0.5, 0, 1)
-    >>> pixels = np.full((4, 3), 101, np.uint8)
-    >>> if programs is not None:  # None: there is no library for this system
-    ...     programs.colour(pixels, pixels, halved)
-    ...     assert pixels.max() == 51
+        Examples
+        --------
+        >>> from slideio_pipe.compiled.compile_programs import digest, has_sources
+    from slideio_pipe.compiled.records import OP, TONE
+        >>> programs = load()
+        >>> halved = np.zeros(1, OP)
+        >>> halved["kind"], halved["p"][0, :3] = TONE, (0.5, 0, 1)
+        >>> pixels = np.full((4, 3), 101, np.uint8)
+        >>> if programs is not None:  # None: there is no library for this system
+        ...     programs.colour(pixels, pixels, halved)
+        ...     assert pixels.max() == 51
     """
 
     def __init__(self, path: Path) -> None:
@@ -105,7 +107,9 @@ def _loaded() -> Programs | None:
         path = _FOLDER / f"tile_program.{ending}"
         if path.exists():
             try:
-                return Programs(path)
-            except OSError:  # made for another system
+                found = Programs(path)
+            except (OSError, AttributeError):  # made for another system, or long ago
                 return None
+            # Another layout of the structs would crash; an installation may have no sources.
+            return found if found.built_from == digest() or not has_sources() else None
     return None

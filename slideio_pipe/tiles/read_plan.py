@@ -9,7 +9,6 @@ without the library.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,8 @@ from slideio_pipe.tiles.tile_plan import TilePlan
 
 # Decoded px of a tile that a compiled program filters; those of larger ones are fetched in bands.
 _FILTERED_PX = 2_000_000
+# Up to this many tiles that are only copied are made one by one: making their programs takes longer.
+_FEW = 4
 
 
 class ReadPlan:
@@ -50,20 +51,20 @@ class ReadPlan:
 
     def __init__(self, singles: SingleTiles, sampler: Sampler, job: TileJob, order: NDArray[np.int64]) -> None:
         self._view, self._singles, self._sampler, self._job = singles.view, singles, sampler, job
-        self.rank: list[int] = np.argsort(order).tolist()
+        self.rank: list[int] = np.argsort(order).tolist() if len(order) > 1 else [0]
         side = singles.tile_size
         self.canvas = Size(side, side) if job.draws is None else Size(*job.draws.canvases[0].tolist())
         plain = job.draws is None and not self._view.moves and not (job.colours and singles.graph is not None)
         self._blocks = sampler.blocks(self._view.choice, job.corners, side) if plain else None
         off_grid = plain and (self._blocks is None or None in self._blocks.places)
         self._scattered = off_grid and sampler.scattered(self._view.choice, job.corners, side)
-        compiled = self._compiled(job)
-        if self._blocks is not None:
-            compiled &= np.array([place is None for place in self._blocks.places])
-        tiles = np.flatnonzero(compiled)
         # The number of each tile's program; -1 for tiles that have none.
-        self._numbers = np.where(compiled, np.cumsum(compiled) - 1, -1).tolist()
-        self._together = self._programs(job, tiles) if len(tiles) else None
+        self._numbers = [-1] * len(job.corners)
+        self._together: BlockPrograms | None = None
+        # Few tiles that are only copied: the same bytes in less time.
+        few = plain and len(job.corners) <= _FEW and self._reduce == self._view.choice.shrink
+        if (off_grid or not plain) and not few and self._can_compile(job):
+            self._compile(job)
 
     def read(self, rows: Sequence[int], slots: Sequence[NDArray[np.uint8]]) -> None:
         """Write tiles ``rows`` into ``slots``, one C-contiguous (height, width, 3) array for each.
@@ -89,21 +90,42 @@ class ReadPlan:
         if self._job.colours:
             self._singles.colour(None, slot, done=False)
 
-    def _compiled(self, job: TileJob) -> NDArray[np.bool_]:
+    def _can_compile(self, job: TileJob) -> bool:
+        """Return whether there is a library, and the view's colours, if they are applied, have a compiled form."""
+        if load() is None or (job.colours and self._singles.graph is not None):
+            return False
+        program = self._singles.program
+        return not job.colours or program is None or program.chain is not None
+
+    @property
+    def _reduce(self) -> tuple[float, float]:
+        """The decoder's part of the view's shrink."""
+        reduce = float(self._sampler.decoder_shrink(self._view.choice))
+        return reduce, reduce
+
+    def _compile(self, job: TileJob) -> None:
+        """Make the programs of the tiles that have one."""
+        reduces = self._reduces(job.plan)
+        fits = self._fitting(job, reduces)
+        if self._blocks is not None:
+            fits &= np.array([place is None for place in self._blocks.places])
+        tiles = np.flatnonzero(fits)
+        if len(tiles):
+            self._numbers = np.where(fits, np.cumsum(fits) - 1, -1).tolist()
+            self._together = self._programs(job, tiles, reduces[tiles])
+
+    def _fitting(self, job: TileJob, reduces: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which tiles are sampled from stored tiles and coloured by compiled programs."""
-        n, plan = len(job.corners), job.plan
-        fits = np.zeros(n, bool)
-        if load() is None or (job.colours and (self._singles.graph is not None or not self._view_is_compiled)):
-            return fits
+        plan = job.plan
+        fits = np.zeros(len(job.corners), bool)
         for level in set(plan.levels.tolist()):
             if self._view.slide.stored_tiles(level) is not None:
                 fits |= plan.levels == level
         # A shift of filtered pixels is one step, another affine of them is two. Where a tile reaches very many pixels,
         # they are filtered in bands.
-        left = plan.shrinks / self._reduces(plan)[:, None]
-        fits &= (left == 1).all(axis=1) | (
-            plan.shifts & (left.prod(axis=1) * self._singles.tile_size**2 < _FILTERED_PX)
-        )
+        left = plan.shrinks / reduces[:, None]
+        reached = left.prod(axis=1) * self._singles.tile_size**2
+        fits &= (left == 1).all(axis=1) | (plan.shifts & (reached < _FILTERED_PX))
         if not self._view.moves and job.corners.dtype.kind == "f":  # pixels of the tile begin at its own corner
             fits &= (job.corners == np.floor(job.corners)).all(axis=1)
         if job.colours and job.draws is not None:
@@ -119,12 +141,12 @@ class ReadPlan:
             reduces[own] = self._sampler.decoder_shrink(LevelChoice(level, shrink))
         return reduces
 
-    def _programs(self, job: TileJob, tiles: NDArray[np.int64]) -> BlockPrograms:
-        """Return the programs of some tiles."""
+    def _programs(self, job: TileJob, tiles: NDArray[np.int64], reduces: NDArray[np.int64]) -> BlockPrograms:
+        """Return the programs of some tiles, whose decoder's shrink is ``reduces``."""
         programs, plan = load(), job.plan
         assert programs is not None, "only compiled tiles have programs"
         sigmas = np.array([blur_of(shrink) for shrink in plan.rest[tiles].tolist()])
-        reduces, shrinks, shifts = self._reduces(plan)[tiles], plan.shrinks[tiles], plan.shifts[tiles]
+        shrinks, shifts = plan.shrinks[tiles], plan.shifts[tiles]
         decoded = (shrinks == reduces[:, None]).all(axis=1)
         ways = np.where(shifts, np.where(decoded, BY_COPYING, BY_SHRINKING), BY_SAMPLING)
         placed = Placed(plan.levels[tiles], reduces, shrinks, plan.affines[tiles], ways, sigmas)
@@ -139,8 +161,3 @@ class ReadPlan:
         if job.draws is not None:
             parts.append(compiled(job.draws.kinds[tiles], job.draws.numbers[tiles]))
         return np.concatenate(parts, axis=1) if parts else np.zeros((len(tiles), 0), OP)
-
-    @cached_property
-    def _view_is_compiled(self) -> bool:
-        """Whether the view's colours, if any, have a compiled form."""
-        return self._singles.program is None or self._singles.program.chain is not None

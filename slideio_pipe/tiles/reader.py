@@ -27,7 +27,6 @@ from slideio_pipe.slides.sampling import Sampler
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.read_plan import ReadPlan
 from slideio_pipe.tiles.single_tiles import SingleTiles, TileJob
-from slideio_pipe.tiles.tile_plan import TilePlan
 
 # Tiles per job of a thread: enough that taking a job costs little, few enough that threads stay in one storage row.
 READ_RUN = 8
@@ -133,6 +132,9 @@ class TileReader:
                 slide=self.view.slide.name,
                 remedy=f"pass uint8 {shape}",
             )
+        if len(rows) == 1:
+            plan.read(rows, [target[0]])
+            return target
         order = sorted(range(len(rows)), key=lambda k: plan.rank[rows[k]])
         runs = [order[start : start + READ_RUN] for start in range(0, len(order), READ_RUN)]
         jobs = [partial(plan.read, [rows[k] for k in run], [target[k] for k in run]) for run in runs]
@@ -155,12 +157,13 @@ class TileReader:
                 slide=self.view.slide.name,
                 remedy="end it with Resize(height, width) or RandomResizedCrop(size)",
             )
-        places = TilePlan.of(self.view, corners, None if arrays is None else arrays.affines)
-        job = TileJob(corners, arrays, places, colours)
+        job = TileJob(self.view, corners, arrays, colours)
         return ReadPlan(self._singles, self._sampler, job, self.storage_order(corners))
 
     def storage_order(self, origins: NDArray[Any]) -> NDArray[np.int64]:
         """Return positions sorted by row of stored tiles, then by x: every stored tile is decoded once."""
+        if len(origins) == 1:
+            return np.zeros(1, np.int64)
         view = self.view
         plain = view.to_plain.apply(origins + 0.5 * self.tile_size) if view.draw else origins
         stored = view.slide.tile_sizes[view.level].height / view.choice.shrink[1]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyvips
@@ -27,13 +28,19 @@ from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.tile_plan import TilePlan, are_shifts
 
 
-class TileJob(NamedTuple):
+@dataclass(frozen=True)
+class TileJob:
     """Tiles to be read."""
 
+    view: SlideView
     corners: NDArray[Any]  # (n, 2) view px, whole or float64
     draws: Draws | None
-    plan: TilePlan
     colours: bool
+
+    @cached_property
+    def plan(self) -> TilePlan:
+        """Where each is sampled from; tiles that are whole stored tiles do not need it."""
+        return TilePlan.of(self.view, self.corners, None if self.draws is None else self.draws.affines)
 
 
 class SingleTiles:

@@ -66,12 +66,24 @@ class TilePlan:
     def of(cls, view: SlideView, origins: NDArray[Any], draws: Floats | None) -> TilePlan:
         """Return the plan for tiles at ``origins`` (n, 2), view px, whose draws have the affines ``draws`` (n, 6)."""
         place = np.zeros((len(origins), 6))
-        place[:, (0, 4)], place[:, (2, 5)] = 1, origins
+        place[:, 0] = place[:, 4] = 1
+        place[:, 2], place[:, 5] = origins.T
+        if draws is None and not view.moves:
+            return cls._shifted(view, place)
         to_view = place if draws is None else products(place, inverses(draws))
         to_plain = products(np.array(view.to_plain), to_view) if view.moves else to_view
         levels, shrinks, scales, rest = _resolutions(view, to_plain)
         affines = to_plain * np.repeat(scales, 3, axis=1)
         return cls(levels, shrinks, to_plain, affines, scales, rest, are_shifts(affines))
+
+    @classmethod
+    def _shifted(cls, view: SlideView, place: Floats) -> TilePlan:
+        """Return the plan of tiles that are only shifted, by ``place``."""
+        count, own = len(place), view.choice
+        levels, shrinks, ones = np.full(count, own.level), np.tile(np.array(own.shrink), (count, 1)), np.ones(count)
+        corners = place[:, (2, 5)]
+        shifts = np.asarray((corners == np.floor(corners)).all(axis=1))
+        return cls(levels, shrinks, place, place, np.ones((count, 2)), ones, shifts)
 
     def choice(self, k: int) -> LevelChoice:
         """Return the resolution of tile ``k``."""

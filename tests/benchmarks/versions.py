@@ -37,6 +37,7 @@ view = slide.view(mpp=mpp, transform=colours, seed=1)
 grid = sp.TileGrid(view, 256, stride=192 if case == "off grid" else 256)
 bag = sp.TileBag(view, sp.TileGrid.from_coords(view, grid.coords[:limit], 256, nearest=True), tile_transform=tiles)
 order = np.random.default_rng(0).permutation(len(bag))
+sp.save_bag  # imported
 clock = time.process_time()
 if case == "random":
     count = sum(len(bag.read(order[k : k + 1])) for k in range(len(order)))

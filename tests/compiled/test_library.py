@@ -14,7 +14,7 @@ import pytest
 from augment_reference import COLOURS, random_chain
 
 from slideio_pipe.augment.executors.compiled import compiled_chain
-from slideio_pipe.compiled import compile_programs
+from slideio_pipe.compiled import compile_programs, library
 from slideio_pipe.compiled.library import SWITCH, Programs, load
 from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, OP, SOURCE, TILE
 
@@ -34,6 +34,14 @@ def programs() -> Iterator[Programs]:
 def test_the_library_was_compiled_from_these_sources(programs: Programs) -> None:
     """After a change of the C files: python slideio_pipe/compiled/compile_programs.py."""
     assert programs.built_from == compile_programs.digest()
+
+
+def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could take other structs; the other executor is used."""
+    monkeypatch.setattr(library, "digest", lambda: "another")
+    library._loaded.cache_clear()
+    assert load() is None
+    library._loaded.cache_clear()
 
 
 def test_records_have_the_layout_of_the_structs(tmp_path: Path) -> None:

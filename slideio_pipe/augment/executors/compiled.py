@@ -14,6 +14,7 @@ from slideio_pipe.augment.operation_columns import (
     LAB,
     NONE,
     NUMBERS,
+    OPAQUE,
     SATURATION,
     STAIN,
     TONE,
@@ -40,7 +41,7 @@ def compiled_chain(operations: Sequence[Operation]) -> NDArray[Any] | None:
 
 def have_compiled_form(kinds: NDArray[np.int8]) -> NDArray[np.bool_]:
     """Return (n,) whether all operations of a tile do, from their kinds (n, m)."""
-    return np.asarray(np.isin(kinds, (NONE, *_PREPARED)).all(axis=1))
+    return np.asarray(_COMPILED[kinds].all(axis=1))
 
 
 def compiled(kinds: NDArray[np.int8], numbers: Floats) -> NDArray[Any]:
@@ -84,3 +85,5 @@ def _lab(values: Floats) -> Floats:
 
 
 _PREPARED = {TONE: _tone, SATURATION: _saturation, HSV: _hsv, STAIN: _stain, LAB: _lab}
+# By kind, whether it has a compiled form.
+_COMPILED = np.array([kind in (NONE, *_PREPARED) for kind in range(OPAQUE + 1)])
