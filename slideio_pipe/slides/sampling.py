@@ -123,11 +123,12 @@ class Sampler:
             return False
         first = np.floor_divide(corners * choice.shrink, tiles.tile).astype(np.int64)
         last = np.floor_divide((corners + tile_size) * choice.shrink - 1, tiles.tile).astype(np.int64)
-        needed = int((last - first + 1).prod(axis=1).sum())
-        shared: set[tuple[int, int]] = set()
-        for (left, upper), (right, lower) in zip(first.tolist(), last.tolist(), strict=True):
-            shared.update((x, y) for y in range(upper, lower + 1) for x in range(left, right + 1))
-        return len(shared) > _SCATTERED_FROM * needed
+        columns = last[:, 0] - first[:, 0] + 1
+        each = columns * (last[:, 1] - first[:, 1] + 1)
+        owner = np.repeat(np.arange(len(each)), each)
+        rows, across = np.divmod(np.arange(len(owner)) - (np.cumsum(each) - each)[owner], columns[owner])
+        places = ((first[owner, 1] + rows) << 32) + first[owner, 0] + across
+        return len(np.unique(places)) > _SCATTERED_FROM * len(owner)
 
     def block(self, blocks: Blocks, place: tuple[int, int], out: NDArray[np.uint8]) -> None:
         """Write a tile that consists of whole stored tiles into ``out``."""
