@@ -160,7 +160,7 @@ def test_an_object_that_is_no_transform_is_a_config_error(thing: object) -> None
 def test_stain_normalisation_runs_on_pixels() -> None:
     """With its own cost."""
     step = explain(StainNormalize()).steps[0]
-    assert (step.runs, step.ms_per_tile) == ("pixels: decoded tiles, device or lazy graph", 0.4)
+    assert (step.runs, step.ms_per_tile) == ("pixels: decoded tiles, device or lazy graph", 0.25)
 
 
 def test_what_has_no_compiled_form_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
