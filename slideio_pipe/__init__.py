@@ -68,6 +68,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.streaming.profile import profile as profile
     from slideio_pipe.streaming.stream import TileBatch as TileBatch
     from slideio_pipe.streaming.stream import stream as stream
+    from slideio_pipe.streaming.thread_scan import scan_threads as scan_threads
     from slideio_pipe.streaming.whole_bag import WholeBag as WholeBag
     from slideio_pipe.synthetic.slide import SyntheticSlide as SyntheticSlide
     from slideio_pipe.synthetic.slide import write_synthetic_slide as write_synthetic_slide
@@ -112,6 +113,7 @@ _PUBLIC = {
     "BagLoader": "streaming.loader",
     "WholeBag": "streaming.whole_bag",
     "profile": "streaming.profile",
+    "scan_threads": "streaming.thread_scan",
     "fit": "mil.fit",
     "Fitted": "mil.results",
     "TrainConfig": "mil.config",

@@ -233,6 +233,9 @@ StepMs = Annotated[
 ProfiledTiles = Annotated[
     int | None, option("--tiles", r"Stop after this many tiles. \[default: the whole cohort]", unit="n", min=1)
 ]
+Scan = Annotated[
+    bool, option("--scan", "Try 1, 2, 4, … threads up to the cores; print which number is enough, and what more bring.")
+]
 Trace = Annotated[Path | None, of_output("--trace", "Write every span of every thread, for Perfetto.", unit="JSON")]
 
 Workers = Annotated[

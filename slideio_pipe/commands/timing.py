@@ -10,7 +10,10 @@ from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import out, print_json, reported, say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from slideio_pipe.streaming.profile import Profile
+    from slideio_pipe.streaming.thread_scan import ThreadScan
 
 
 @reported
@@ -55,12 +58,13 @@ def profile(
     step_ms: options.StepMs = 0.0,
     max_failures: options.MaxFailures = 0,
     tiles: options.ProfiledTiles = None,
+    scan: options.Scan = False,
     trace: options.Trace = None,
     as_json: options.Json = False,
 ) -> None:
     """Show the time per stage from slide to device: share and rate of each, the bottleneck, and advice.
 
-    Tiles go through the loader as in training. --step-ms simulates a model's step.
+    Tiles go through the loader as in training. --step-ms simulates a model's step. --scan finds the number of threads.
 
     Example: [bold]slideio-pipe profile a.svs --tiles 2000 --step-ms 15 --trace trace.json[/]
     """
@@ -81,6 +85,15 @@ def profile(
     dataset = BagDataset(sources, checked(LoaderConfig, None, **values))
     loader: dict[str, Any] = {"threads": threads, "chunk_size": chunk_size, "mix": mix, "max_failures": max_failures}
     progress = False if as_json else None
+    if scan:
+        _refuse_with_scan(threads, trace)
+        from slideio_pipe.streaming.thread_scan import scan_threads
+
+        del loader["threads"]
+        shared: dict[str, Any] = {"device": device, "max_tiles": tiles, "step_ms": step_ms, "progress": progress}
+        threadwise = scan_threads(dataset, **shared, **loader)
+        _print_scan(threadwise, as_json=as_json)
+        return
     found = measure(dataset, device=device, max_tiles=tiles, step_ms=step_ms, trace=trace, progress=progress, **loader)
     if as_json:
         print_json(found.to_json() | {"trace": None if trace is None else str(trace)})
@@ -88,6 +101,31 @@ def profile(
     _print_profile(found)
     if trace is not None:
         say(f"trace: {trace} (open it at https://ui.perfetto.dev)")
+
+
+def _refuse_with_scan(threads: int | None, trace: Path | None) -> None:
+    from slideio_pipe.errors import ConfigError
+
+    if threads is not None or trace is not None:
+        given = "--threads" if threads is not None else "--trace"
+        raise ConfigError(f"--scan together with {given}", remedy="leave one of them out")
+
+
+def _print_scan(found: ThreadScan, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found.to_json())
+        return
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for heading in ("threads", "tiles/s", "over the first", "first chunk", "consumer waited"):
+        table.add_column(heading, justify="right")
+    for run in found.runs:
+        share = run.wait_s / run.seconds if run.seconds else 0.0
+        table.add_row(
+            str(run.threads), f"{run.rate:,.0f}", f"{run.rate / found.runs[0].rate:.2f}×", f"{run.first_chunk_s:.2f} s",
+            f"{share:.0%}", style="bold" if run is found.best else None,
+        )  # fmt: skip
+    out.print(table)
+    say(found.verdict(), style="bold")
 
 
 def _print_profile(found: Profile) -> None:
