@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from contextlib import suppress
 
 import torch
 
-# Indices in the tensor: the epoch, whether the warning was given, then the epoch (from 1) in which each bag was read.
+# Indices in the tensor: the epoch, the process that warned, then the epoch (from 1) in which each bag was read.
 _EPOCH, _WARNED, _READ = 0, 1, 2
+# Once per dataset: longer than a worker that was about to write may be interrupted on a busy machine.
+_OTHERS_WRITE_S = 0.1
 
 
 class SharedEpoch:
@@ -44,8 +48,10 @@ class SharedEpoch:
         self._values[place] = epoch + 1
         if not is_repeat or self._values[_WARNED]:
             return False
-        self._values[_WARNED] = 1
-        return True
+        # Two workers may be here at once. Both write, wait until the other has written, and the last one warns.
+        self._values[_WARNED] = os.getpid()
+        time.sleep(_OTHERS_WRITE_S)
+        return int(self._values[_WARNED]) == os.getpid()
 
     def _share(self) -> None:
         with suppress(RuntimeError):  # without shared memory a persistent worker repeats its draws and warns
