@@ -25,17 +25,16 @@ SWITCH = "SLIDEIO_PIPE_COMPILED"
 class Programs:
     """The functions of the library.
 
-        Examples
-        --------
-        >>> from slideio_pipe.compiled.compile_programs import digest, has_sources
-    from slideio_pipe.compiled.records import OP, TONE
-        >>> programs = load()
-        >>> halved = np.zeros(1, OP)
-        >>> halved["kind"], halved["p"][0, :3] = TONE, (0.5, 0, 1)
-        >>> pixels = np.full((4, 3), 101, np.uint8)
-        >>> if programs is not None:  # None: there is no library for this system
-        ...     programs.colour(pixels, pixels, halved)
-        ...     assert pixels.max() == 51
+    Examples
+    --------
+    >>> from slideio_pipe.compiled.records import OP, TONE
+    >>> programs = load()
+    >>> halved = np.zeros(1, OP)
+    >>> halved["kind"], halved["p"][0, :3] = TONE, (0.5, 0, 1)
+    >>> pixels = np.full((4, 3), 101, np.uint8)
+    >>> if programs is not None:  # None: there is no library for this system
+    ...     programs.colour(pixels, pixels, halved)
+    ...     assert pixels.max() == 51
     """
 
     def __init__(self, path: Path) -> None:

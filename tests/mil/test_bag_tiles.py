@@ -251,5 +251,5 @@ def test_training_on_augmented_stored_bags(bags: Path, tmp_path: Path) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], plain[name]) for name in first)
     turned = settings(bags) | {"slide_transform": str(CONFIGS / "mil-slides.yaml")}
-    with pytest.raises(ConfigError, match="Rotate90 of a slide_transform cannot move stored tiles"):
+    with pytest.raises(ConfigError, match="Rotate90 of slide_transform cannot move stored tiles"):
         fit(bags, turned, tmp_path / "turned", progress=False)
