@@ -85,6 +85,7 @@ PUBLIC = [
     "profile",
     "run_cohort",
     "save_bag",
+    "scan_threads",
     "split_cohort",
     "stream",
     "tissue_cohort",
