@@ -68,6 +68,7 @@ def test_every_transform_has_stored_draws() -> None:
     assert stored().keys() == TRANSFORMS.keys() == draws().keys()
 
 
+@pytest.mark.combinations
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", FITTING)
 def test_many_tiles_are_drawn_as_one(name: str, size: tuple[int, int]) -> None:

@@ -197,6 +197,7 @@ def test_threads_and_orders_do_not_change_a_byte(holed: StoredBag, beyond: str) 
     np.testing.assert_array_equal(np.sort(bag.storage_order(order)), np.arange(len(bag)))
 
 
+@pytest.mark.system
 def test_draws_are_replayed_in_a_spawned_process(full: StoredBag, tmp_path: Path) -> None:
     """The bag is pickled by the path of its store."""
     bag = sp.AugmentedBag(full, tile_transform=CHAIN, slide_transform=COLOURS, seed=8)

@@ -90,6 +90,7 @@ def test_a_loader_delivers_augmented_tiles(stores: list[Path], colours: str) -> 
                 assert int(difference.abs().max()) <= (0 if colours == "host" else 1)
 
 
+@pytest.mark.system
 def test_a_data_loader_with_spawned_workers(stores: list[Path]) -> None:
     """Workers open the stores by path, with the same draws."""
     dataset = sp.BagDataset(stores, PLAIN, slide_transform=COLOURS, tile_transform=TURNED)
