@@ -113,13 +113,14 @@ def test_readers_deliver_the_same_pixels(compared: Comparison) -> None:
     for table in compared.tables[:-1]:
         assert [row.reader for row in table.rows] == [OURS, *HERE]
         done = [row for row in table.rows if row.tiles_per_cpu_s is not None]
-        if table.case.name != "half":
+        if table.case.name not in ("half", "fractional"):
             assert len({row.sha256 for row in done}) == 1
             assert all(row.largest_difference == 0 for row in done[1:])
         else:
-            assert all(row.mean_difference < 1 for row in done[1:])  # type: ignore[operator]
+            most = 1 if table.case.name == "half" else 1.5
+            assert all(row.mean_difference < most for row in done[1:])  # type: ignore[operator]
         for row in table.rows:
-            if row.reader == "simplejpeg" and table.case.name in ("off-grid", "sparse"):
+            if row.reader == "simplejpeg" and table.case.name in ("fractional", "off-grid", "sparse"):
                 assert row.note == "not for this: tiles off the stored grid"
                 assert row.ratio is None
             else:
