@@ -1,6 +1,6 @@
 """Where the tiles of a stored bag are beside each other, and what is where no tile is stored.
 
-The tiles are laid out in cells of their size, on a level that exists only as numbers::
+Each tile has a cell of its size on a level, of which only the numbers exist::
 
     blocks    tiles whose corners differ by whole tiles, side by side as on the slide; other corners have other blocks
     windows   per tile, the cells around it: its neighbours, and where there is none its mirror image, or white

@@ -71,11 +71,6 @@ class DrawnBag(ArrayLikeBag):
             return found
         return self._run([tile]), 0
 
-    def draw_ahead(self, indices: ArrayLike) -> None:
-        """Draw tiles (n,) that will be read: hundreds at once take a tenth of the time of a few."""
-        if self.tile_transform is not None:
-            self._run(self._positions(indices).tolist())
-
     def plan_ahead(self, indices: ArrayLike, *, colours: bool = True) -> None:
         """Draw tiles (n,) that will be read, and plan their reading: a few tiles take as long as hundreds.
 

@@ -52,19 +52,19 @@ def test_tiles_that_are_read_together_are_drawn_together(runs: list[list[int]]) 
 def test_drawing_ahead_draws_for_reads_of_a_few(runs: list[list[int]]) -> None:
     """By any thread; without a transform there is nothing to draw."""
     bag = bag_of()
-    bag.draw_ahead(np.arange(20))
+    bag.plan_ahead(np.arange(20))
     with ThreadPoolExecutor(4) as pool:
         parts = list(pool.map(bag.read, np.arange(20).reshape(5, 4)))
     assert runs == [[0], list(range(20))]
     assert np.array_equal(np.concatenate(parts), bag_of()[:])
-    TileBag(bag.view, bag.grid).draw_ahead([1])
+    TileBag(bag.view, bag.grid).plan_ahead([1])
 
 
 def test_draws_are_those_of_each_tile_alone() -> None:
     """In arrays or not, and after the epoch of a bag is changed."""
     bag = bag_of()
     for bag.epoch in (0, 3):
-        bag.draw_ahead(range(20))
+        bag.plan_ahead(range(20))
         key: dict[str, Any] = {"seed": 2, "epoch": bag.epoch, "slide": bag.name, "size": (100, 100)}
         assert [bag.draw(k) for k in range(20)] == [draw(TRANSFORM, tile=k, **key) for k in range(20)]
 
@@ -73,11 +73,11 @@ def test_a_limited_number_of_draws_is_kept(runs: list[list[int]], monkeypatch: p
     """The oldest are dropped first; a run is kept whole."""
     monkeypatch.setattr(drawn_bag, "_DRAWS_KEPT", 6)
     bag = bag_of()
-    bag.draw_ahead([1, 2, 3, 4])
-    bag.draw_ahead([5, 6, 7])
+    bag.plan_ahead([1, 2, 3, 4])
+    bag.plan_ahead([5, 6, 7])
     del runs[:]
     for tiles in ([5, 6, 7], [2, 4], [1, 2], [2, 1], [10, 11, 12, 13, 14, 15, 16], [10, 16]):
-        bag.draw_ahead(tiles)
+        bag.plan_ahead(tiles)
     assert runs == [[1, 2], [10, 11, 12, 13, 14, 15, 16]]
 
 
