@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
+    from slideio_pipe.augment.build_draw import build_draw as build_draw
     from slideio_pipe.augment.colour_transforms import ColorJitter as ColorJitter
     from slideio_pipe.augment.colour_transforms import GaussianNoise as GaussianNoise
     from slideio_pipe.augment.colour_transforms import RandStainNA as RandStainNA
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.augment.geometric_transforms import RandomAffine as RandomAffine
     from slideio_pipe.augment.geometric_transforms import RandomResizedCrop as RandomResizedCrop
     from slideio_pipe.augment.geometric_transforms import Rotate90 as Rotate90
+    from slideio_pipe.augment.replay import Replay as Replay
     from slideio_pipe.cohort.cohort import Cohort as Cohort
     from slideio_pipe.cohort.run import RunReport as RunReport
     from slideio_pipe.cohort.run import run_cohort as run_cohort
@@ -139,7 +141,9 @@ _PUBLIC = {
     "Rotate90": "augment.geometric_transforms",
     "Flip": "augment.geometric_transforms",
     "RandomResizedCrop": "augment.geometric_transforms",
+    "Replay": "augment.replay",
     "Draw": "augment.draw",
+    "build_draw": "augment.build_draw",
     "draw": "augment.compose",
     "load_transform": "augment.compose",
     "explain": "augment.explain",

@@ -16,8 +16,7 @@ import albumentationsxl as A
 import numpy as np
 from albumentationsxl.core.serialization import SERIALIZABLE_REGISTRY
 
-from slideio_pipe.augment.elementwise import Number, every, floor, maximum, minimum, sqrt, tangent, trunc, where
-from slideio_pipe.augment.geometric_transforms import (
+from slideio_pipe.augment.affines import (
     about_middle,
     mirrored,
     quarter_turns,
@@ -26,10 +25,12 @@ from slideio_pipe.augment.geometric_transforms import (
     scaled,
     shifted,
 )
+from slideio_pipe.augment.elementwise import Number, every, floor, maximum, minimum, sqrt, tangent, trunc, where
 from slideio_pipe.augment.operation_columns import operation
 from slideio_pipe.augment.operations import Hsv, Noise, Opaque, Tone
 from slideio_pipe.augment.stain_matrices import HED, as_stain, jitter
-from slideio_pipe.augment.transform_base import Context, OurTransform, Steps, coloured, uniform, whole
+from slideio_pipe.augment.steps import Steps, coloured
+from slideio_pipe.augment.transform_base import Context, OurTransform, uniform, whole
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 
@@ -121,7 +122,7 @@ def verdict(transform: Any) -> Verdict:
     ('right', 'refused')
     """
     if isinstance(transform, OurTransform):
-        return _right()
+        return _right() if transform.lowered else _opaque("repeats a draw with a transform that is not translated")
     name = type(transform).__name__
     if type(transform) is getattr(A, name, None):
         return VERDICTS[name]

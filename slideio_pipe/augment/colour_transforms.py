@@ -20,12 +20,11 @@ from slideio_pipe.augment.stain_matrices import (
     jitter_checked,
     named_basis,
 )
+from slideio_pipe.augment.steps import Steps, coloured
 from slideio_pipe.augment.transform_base import (
     ColourTransform,
     Context,
     Range,
-    Steps,
-    coloured,
     number,
     span,
     triples,

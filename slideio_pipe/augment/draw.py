@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
+import yaml
 from pydantic import Field, model_validator
 
 from slideio_pipe.augment.operations import Opaque, Operation
-from slideio_pipe.config import Record
+from slideio_pipe.config import Record, validated
+from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 
 AffineTuple = tuple[float, float, float, float, float, float]
@@ -72,9 +75,71 @@ class Draw(Record):
         return ", ".join([*parts, *(operation.kind for operation in self.operations)]) or "identity"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON values; ``Draw.model_validate`` reads it."""
+        """Return the record as JSON values; ``Draw.from_json`` reads it."""
         value: dict[str, Any] = json.loads(self.model_dump_json())
         return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any] | str) -> Self:
+        """Return the draw that ``to_json`` wrote, as a mapping or as JSON text; exact to the last bit.
+
+        Raises
+        ------
+        ConfigError
+            It is no JSON of a draw; the message names what is wrong.
+
+        Examples
+        --------
+        >>> drawn = Draw(size=Size(4, 3), canvas=Size(4, 3), operations=({"kind": "saturation", "factor": 0.5},))
+        >>> Draw.from_json(json.dumps(drawn.to_json())) == drawn
+        True
+        """
+        remedy = "pass what Draw.to_json returned"
+        try:
+            values = json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ConfigError(f"a draw that is no JSON ({error})", remedy=remedy) from None
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a draw of type {type(values).__name__}", remedy=remedy)
+        return validated(cls, "a draw", values, remedy)
+
+    def to_yaml(self) -> str:
+        """Return a configuration, as in ``configs/``, whose transform repeats this draw; ``load_transform`` reads it.
+
+        Examples
+        --------
+        >>> grey = {"kind": "saturation", "factor": 0.0}
+        >>> print(Draw(size=Size(4, 3), canvas=Size(4, 3), operations=(grey,)).to_yaml())
+        transform:
+          __class_fullname__: slideio_pipe.Replay
+          draw:
+            size: [4, 3]
+            canvas: [4, 3]
+            operations:
+            - {kind: saturation, factor: 0.0}
+        <BLANKLINE>
+        """
+        written = {"transform": {"__class_fullname__": "slideio_pipe.Replay", "draw": self._changed()}}
+        return yaml.safe_dump(written, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+
+    def to_python(self) -> str:
+        """Return a line of Python that makes this draw, after ``import slideio_pipe as sp``.
+
+        Examples
+        --------
+        >>> Draw(size=Size(4, 3), canvas=Size(4, 3)).to_python()
+        "sp.Draw.from_json({'size': [4, 3], 'canvas': [4, 3]})"
+        """
+        return f"sp.Draw.from_json({self._changed()!r})"
+
+    def _changed(self) -> dict[str, Any]:
+        """Return the JSON values that are not the defaults."""
+        values: dict[str, Any] = json.loads(self.model_dump_json(exclude_defaults=True))
+        if self.operations:  # with the kinds, which are defaults
+            values["operations"] = [
+                {"kind": each.kind} | each.model_dump(mode="json", exclude_defaults=True) for each in self.operations
+            ]
+        return values
 
 
 def seeded(*key: object) -> np.random.Generator:

@@ -16,21 +16,14 @@ from albumentationsxl.core.composition import BaseCompose
 from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.albumentations import verdict
-from slideio_pipe.augment.compose import (
-    CANVAS_ROUNDING,
-    ROUNDING,
-    bounds,
-    check,
-    checked_size,
-    draw_one,
-    drawn_steps,
-    leaves,
-)
+from slideio_pipe.augment.compose import check, draw_one, drawn_steps, leaves
 from slideio_pipe.augment.draws import Draws
 from slideio_pipe.augment.operation_columns import NONE, NUMBERS, Column, repeated
+from slideio_pipe.augment.placement import CANVAS_ROUNDING, ROUNDING, bounds, checked_size
 from slideio_pipe.augment.slide_colour import SlideColour
+from slideio_pipe.augment.steps import Steps
 from slideio_pipe.augment.streams import Streams
-from slideio_pipe.augment.transform_base import Context, OurTransform, Steps
+from slideio_pipe.augment.transform_base import Context, OurTransform
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 
@@ -86,9 +79,8 @@ def draw_tiles(
 def in_arrays(transform: Any) -> bool:
     """Return whether tiles can be drawn together: every part is ours or translated to ours, none a user's class."""
     return all(
-        type(leaf).__module__.startswith("slideio_pipe.")
-        if isinstance(leaf, OurTransform)
-        else verdict(leaf).kind in ("right", "corrected")
+        verdict(leaf).kind in ("right", "corrected")
+        and (not isinstance(leaf, OurTransform) or type(leaf).__module__.startswith("slideio_pipe."))
         for leaf in leaves(transform)
     )
 

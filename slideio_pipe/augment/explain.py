@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slideio_pipe.augment.albumentations import verdict
+from slideio_pipe.augment.replay import Replay
 from slideio_pipe.compiled.library import load
 from slideio_pipe.errors import ConfigError
 
@@ -41,6 +42,16 @@ _MS_PER_TILE = {
     "ChannelDropout": 1.5,
 }
 _LAZY_MS = 2.1  # any other libvips graph: median of the above
+# The transform whose cost is that of an operation.
+_COSTS_AS = {
+    "tone": "RandomBrightnessContrast",
+    "saturation": "HueSaturationValue",
+    "hsv": "HueSaturationValue",
+    "stain": "StainJitter",
+    "lab": "RandStainNA",
+    "noise": "GaussianNoise",
+}
+_PIXELS, _FLOAT = "pixels: decoded tiles, device or lazy graph", "float32 inside, one rounding"
 _NOT_COMPILED = frozenset({"GaussianNoise", "GaussNoise"})
 _TURNS = frozenset({"Affine", "Rotate", "RandomAffine"})
 _EXPENSIVE_MS = 5.0
@@ -171,6 +182,8 @@ def _step(leaf: Any, p: float) -> ExplainedStep:
         return ExplainedStep(name, p, "refused", f"{judged.why}; instead: {judged.instead}", "–", None)
     if judged.kind == "opaque":
         return ExplainedStep(name, p, "lazy libvips graph only", judged.why, "uint8", _MS_PER_TILE.get(name, _LAZY_MS))
+    if isinstance(leaf, Replay) and leaf.lowered:
+        return _replayed(leaf, p)
     if isinstance(leaf, A.DualTransform):
         why = judged.why or "one affine with all other geometry: pixels are sampled once"
         return ExplainedStep(name, p, "pyramid: one affine", why, "uint8", _MS_PER_TILE["geometry"])
@@ -178,9 +191,15 @@ def _step(leaf: Any, p: float) -> ExplainedStep:
     if name in _NOT_COMPILED:
         why += "; no compiled form: tiles with it are made by OpenCV and NumPy"
     cost = _MS_PER_TILE.get(name, _LAZY_MS)
-    return ExplainedStep(
-        name, p, "pixels: decoded tiles, device or lazy graph", why, "float32 inside, one rounding", cost
-    )
+    return ExplainedStep(name, p, _PIXELS, why, _FLOAT, cost)
+
+
+def _replayed(leaf: Replay, p: float) -> ExplainedStep:
+    """Return the step of a draw that is repeated, which may move pixels, change colours, or both."""
+    moves, kinds = leaf.record.moves, [each.kind for each in leaf.record.operations]
+    runs = ("pyramid: one affine" + (", then pixels" if kinds else "")) if moves else _PIXELS
+    cost = _MS_PER_TILE["geometry"] * moves + sum(_MS_PER_TILE[_COSTS_AS[kind]] for kind in kinds)
+    return ExplainedStep("Replay", p, runs, "repeats a draw: nothing is random", _FLOAT, cost)
 
 
 def _warnings(found: tuple[Any, ...], steps: tuple[ExplainedStep, ...]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import albumentationsxl as A
 import numpy as np
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.elementwise import Number
-from slideio_pipe.augment.operations import Matrix, Operation
+from slideio_pipe.augment.operations import Matrix
 from slideio_pipe.augment.slide_colour import SlideColour
+from slideio_pipe.augment.steps import Steps
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 
@@ -40,25 +41,12 @@ class Context:
     colour: SlideColour | None = None  # all measured colours of the slide, if known
 
 
-class Steps(NamedTuple):
-    """The drawn result of one transform, for one tile; or for many, with arrays as numbers of affine and canvas."""
-
-    affine: Affine | None = None  # px before → px after; None moves nothing
-    canvas: Size | None = None  # size after; None keeps the size
-    operations: tuple[Operation, ...] = ()  # a column of ``operation_columns`` each for many tiles
-    fit: bool = False  # move the content to the corner of the smallest canvas that holds it; overrides ``canvas``
-
-
-def coloured(*operations: Any) -> Steps:
-    """Return the steps of colour operations, without those that change nothing."""
-    return Steps(operations=tuple(operation for operation in operations if not operation.is_identity))
-
-
 class OurTransform:
     """Draws, executes and serialises; mixed into albumentationsxl's base classes."""
 
     p: float
     always_apply: bool
+    lowered = True  # whether it draws no opaque operation
     needs_slide = False  # whether the slide's own colours must be measured first
     without_slide = ""  # the argument with which they need not be
 

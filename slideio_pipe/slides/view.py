@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import numpy as np
 import pyvips
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from slideio_pipe.arguments import whole_number
+from slideio_pipe.augment.build_draw import Adjustments, build_draw
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.slide_colour import SlideColour
@@ -128,6 +129,34 @@ class SlideView:
                 stacklevel=3,
             )
         return cls(slide, choice)
+
+    def adjusted(self, **values: Unpack[Adjustments]) -> SlideView:
+        """Return the view with stains, colours, turn, mirror and scale exactly as given, lazily.
+
+        Parameters
+        ----------
+        values
+            Those of ``build_draw``; with ``basis="slide"`` the slide's own stains are measured.
+
+        Raises
+        ------
+        ConfigError
+            A value is out of its bounds, or the view has a draw already.
+
+        Examples
+        --------
+        >>> from slideio_pipe import open_slide
+        >>> view = open_slide(np.zeros((600, 800, 3), np.uint8), slide_mpp=0.25).view(mpp=0.5)
+        >>> view.adjusted(haematoxylin=1.3, turn=90)
+        SlideView(array: 300×400 px at 0.5 µm, level 0 shrunk 2×, turned 90°, stain)
+        """
+        if self.draw is not None:
+            remedy = "call it on a view without one: slide.view(mpp=...).adjusted(...)"
+            raise ConfigError("the view has a draw already", slide=self.slide.name, remedy=remedy)
+        given: Any = dict(values)
+        if isinstance(given.get("basis"), str) and given["basis"] == "slide":
+            given["basis"] = self.slide.colour.basis
+        return replace(self, draw=build_draw(self.plain_size, slide=self.slide.name, **given))
 
     @property
     def level(self) -> int:

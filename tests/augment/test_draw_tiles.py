@@ -14,15 +14,17 @@ from hypothesis_profiles import examples
 
 import slideio_pipe as sp
 from slideio_pipe.augment import draw_tiles as module
+from slideio_pipe.augment.affines import mirrored
 from slideio_pipe.augment.compose import draw
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.draw_tiles import draw_tiles, in_arrays
 from slideio_pipe.augment.draws import Draws
-from slideio_pipe.augment.geometric_transforms import RandomAffine, mirrored
+from slideio_pipe.augment.geometric_transforms import RandomAffine
 from slideio_pipe.augment.operation_columns import LAB, NOISE, OPAQUE, STAIN, TONE
 from slideio_pipe.augment.operations import Stain
 from slideio_pipe.augment.slide_colour import SlideColour
-from slideio_pipe.augment.transform_base import Context, Steps
+from slideio_pipe.augment.steps import Steps
+from slideio_pipe.augment.transform_base import Context
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Size
 

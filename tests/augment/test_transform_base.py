@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis_profiles import examples
 
+from slideio_pipe.augment.affines import mirrored, quarter_turns, rotation
 from slideio_pipe.augment.colour_transforms import (
     ColorJitter,
     GaussianNoise,
@@ -28,14 +29,12 @@ from slideio_pipe.augment.geometric_transforms import (
     RandomAffine,
     RandomResizedCrop,
     Rotate90,
-    mirrored,
-    quarter_turns,
-    rotation,
 )
 from slideio_pipe.augment.operations import Hsv, Lab, Noise, Saturation, Stain, Tone
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.augment.stain_matrices import HED, MACENKO_STRENGTH, as_matrix, named_basis, optical_density
-from slideio_pipe.augment.transform_base import Context, Steps, move_mask, span
+from slideio_pipe.augment.steps import Steps
+from slideio_pipe.augment.transform_base import Context, move_mask, span
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, Size
 
