@@ -50,6 +50,35 @@ def place(value: Any, *, slide: str | None = None) -> tuple[float, float]:
     return found
 
 
+# Largest picture that is made in memory: 0.8 GB.
+_MOST_PX = 2**28
+
+
+def picture_size(value: Any, *, slide: str | None = None) -> tuple[int, int]:
+    """Return the size of a picture in px, given as one side or as (width, height).
+
+    Raise ConfigError if it is not at least one px, or would take more than 0.8 GB.
+
+    Examples
+    --------
+    >>> picture_size(256), picture_size((300, 200))
+    ((256, 256), (300, 200))
+    """
+    sides = pair(value, "a size", slide=slide) if hasattr(value, "__len__") else (value, value)
+    width, height = (whole_number(side, "a side", slide=slide, least=1) for side in sides)
+    if width * height > _MOST_PX:
+        reason = f"a picture of {width:,}×{height:,} px takes {3e-9 * width * height:,.1f} GB"
+        raise ConfigError(reason, slide=slide, remedy="pass a smaller size or a coarser {mpp=}")
+    return width, height
+
+
+def no_index(what: str, instead: str, name: str) -> ConfigError:
+    """Return the error of square brackets on what has no index."""
+    return ConfigError(
+        f"{what} has no index", slide=name, remedy=f"pixels at a place are {instead}, x and y level-0 px"
+    )
+
+
 def _whole(value: Any) -> int | None:
     try:
         return operator.index(value)

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyvips
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.arguments import pair, place, whole_number
+from slideio_pipe.arguments import no_index, whole_number
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.slide_colour import SlideColour, slide_colour
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.files import Closable, file_fingerprint
-from slideio_pipe.geometry import Affine, Mpp, Rect, Size
+from slideio_pipe.geometry import Affine, Mpp, Rect
 from slideio_pipe.images import picture
 from slideio_pipe.images.vips import check_process
 from slideio_pipe.slides.associated_images import AssociatedImages
@@ -28,7 +28,7 @@ from slideio_pipe.slides.backends.array import NumpyBackend
 from slideio_pipe.slides.backends.base import Backend, Facts, StoredTiles
 from slideio_pipe.slides.backends.properties import with_openslide_names
 from slideio_pipe.slides.header import SlideHeader
-from slideio_pipe.slides.regions import read_region, readable_view, thumbnail_of, whole_view
+from slideio_pipe.slides.regions import part_of, read_region, readable_view, thumbnail_of, whole_view
 from slideio_pipe.slides.resolution import checked_mpp, resolve_mpp
 from slideio_pipe.slides.view import SlideView
 
@@ -263,11 +263,46 @@ class Slide(SlideHeader, Closable):
         outside : {"white", "black"}
             Colour outside the slide; OpenSlide's ``read_region(…).convert("RGB")`` is black there.
         """
-        level, location = self._level(level), place(location, slide=self.name)
-        width, height = (
-            whole_number(side, "a side", slide=self.name) for side in pair(size, "a size", slide=self.name)
-        )
-        return read_region(self, location, level, Size(width, height), outside)
+        return read_region(self, location, self._level(level), size, outside)
+
+    def region(
+        self,
+        x: float,
+        y: float,
+        *,
+        mpp: float | tuple[float, float] | None = None,
+        size: int | tuple[int, int] = 512,
+        outside: str = "white",
+    ) -> Image.Image:
+        """Return the pixels at a place as a picture; displayed in a notebook, an array by ``np.asarray``.
+
+        Parameters
+        ----------
+        x, y : float
+            Top-left corner in **level-0** pixels, as in OpenSlide; between pixels they are interpolated.
+        mpp : float or (float, float), optional
+            µm per pixel of the picture; None is level 0 as stored.
+        size : int or (int, int)
+            Width and height in pixels of the picture.
+        outside : {"white", "black"}
+            Colour outside the slide.
+
+        Raises
+        ------
+        ConfigError, MissingResolutionError, CorruptSlideError
+            An argument is impossible; the slide's own resolution is unknown; pixels cannot be decoded.
+
+        Examples
+        --------
+        >>> slide = open_slide(np.zeros((600, 800, 3), np.uint8), slide_mpp=0.25)
+        >>> slide.region(700, 100, mpp=0.5, size=(300, 200)).size
+        (300, 200)
+        """
+        return self.view(mpp=mpp, outside=outside).crop(x, y, size)
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        """Raise ConfigError: a place has a resolution and a frame, which an index has not."""
+        raise no_index("a slide", "slide.region(x, y, mpp=..., size=...)", self.name)
 
     def overview(self, mpp: float) -> tuple[NDArray[np.uint8], Affine]:
         """Return the whole slide at ``mpp`` µm per pixel, or at level 0 if that is coarser, and its affine.
@@ -315,10 +350,26 @@ class Slide(SlideHeader, Closable):
         if self.path is not None:
             self._opened = open_backend(self.path, self.facts.backend)
 
-    def plot(self, max_size: int = 1024) -> Image.Image:
-        """Return a thumbnail with a scale bar; displayed in a notebook, else save it with ``.save("a.png")``."""
-        image = picture.fit(self.thumbnail(max_size), max_size)
-        return image if self.mpp is None else picture.scale_bar(image, self.mpp.x * self.dimensions.width / image.width)
+    def plot(self, max_size: int = 1024, *, region: tuple[float, float, int, int] | None = None) -> Image.Image:
+        """Return a thumbnail with a scale bar; displayed in a notebook, else save it with ``.save("a.png")``.
+
+        Parameters
+        ----------
+        max_size : int
+            Longer side in px.
+        region : (x, y, width, height), optional
+            Only this rectangle, level-0 px.
+
+        Examples
+        --------
+        >>> open_slide(np.zeros((600, 800, 3), np.uint8)).plot(100, region=(200, 100, 400, 300)).size
+        (100, 75)
+        """
+        if region is None:
+            image, width = picture.fit(self.thumbnail(max_size), max_size), float(self.dimensions.width)
+        else:
+            image, width = part_of(self, region, whole_number(max_size, "a longer side", slide=self.name, least=1))
+        return image if self.mpp is None else picture.scale_bar(image, self.mpp.x * width / image.width)
 
     def _repr_html_(self) -> str:
         return picture.card(self.name, self.describe(), [self.plot(420)])

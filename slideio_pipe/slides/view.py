@@ -7,14 +7,14 @@ import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, Unpack
+from typing import Any, NoReturn, Protocol, Unpack
 
 import numpy as np
 import pyvips
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from slideio_pipe.arguments import whole_number
+from slideio_pipe.arguments import no_index, picture_size, place, whole_number
 from slideio_pipe.augment.build_draw import Adjustments, build_draw
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.lazy import apply_lazy
@@ -25,6 +25,7 @@ from slideio_pipe.images import picture
 from slideio_pipe.images.pyramid_tiff import save_pyramid
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 from slideio_pipe.progress import Report
+from slideio_pipe.slides.crops import crop_drawn, crop_plain
 from slideio_pipe.slides.sampling import LevelSource, Sampler
 
 
@@ -268,6 +269,46 @@ class SlideView:
         )
         image = pyvips.Image.new_from_array(small)
         return np.asarray(apply_lazy(image, scaled, outside=self.outside_level).numpy(), np.uint8)
+
+    def crop(self, x: float, y: float, size: int | tuple[int, int] = 512) -> Image.Image:
+        """Return the pixels at a place, augmentation included, as a picture; white outside, as everywhere.
+
+        Parameters
+        ----------
+        x, y : float
+            Top-left corner in **level-0** pixels, as the coordinates of a bag: ``view.crop(*bag.coords[3], 256)``. In a
+            plain view a corner between view pixels is read exactly there; in an augmented one at the nearest pixel.
+        size : int or (int, int)
+            Width and height in view pixels.
+
+        Raises
+        ------
+        ConfigError
+            The place or the size is no such number, or the picture would not fit in memory.
+        CorruptSlideError
+            Pixels cannot be decoded.
+
+        Examples
+        --------
+        >>> from slideio_pipe import open_slide
+        >>> view = open_slide(np.zeros((600, 800, 3), np.uint8), slide_mpp=0.25).view(mpp=0.5)
+        >>> view.crop(790, 10, (64, 32)).size
+        (64, 32)
+        """
+        corner = place((x, y), slide=self.slide.name)
+        width, height = picture_size(size, slide=self.slide.name)
+        out = np.empty((height, width, 3), np.uint8)
+        left, top = self.places(corner).tolist()
+        if self.draw is None:
+            crop_plain(self, (left, top), out)
+        else:
+            column, row = round_half_up((left, top)).tolist()
+            crop_drawn(self, column, row, out)
+        return Image.fromarray(out)
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        """Raise ConfigError: a place has a resolution and a frame, which an index has not."""
+        raise no_index("a view", "view.crop(x, y, size)", self.slide.name)
 
     def plot(self, max_size: int = 1024) -> Image.Image:
         """Return a thumbnail of the view; displayed in a notebook."""
