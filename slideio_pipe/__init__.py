@@ -81,6 +81,8 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.tiles.reader import TileReader as TileReader
     from slideio_pipe.tiles.tile_bag import TileBag as TileBag
     from slideio_pipe.tiles.tissue_mask import TissueMask as TissueMask
+    from slideio_pipe.viewer.explore import Explorer as Explorer
+    from slideio_pipe.viewer.explore import explore as explore
 
 __version__ = "0.1.0"
 
@@ -150,6 +152,8 @@ _PUBLIC = {
     "convert": "export.convert",
     "from_clam": "export.layouts",
     "from_trident": "export.layouts",
+    "explore": "viewer.explore",
+    "Explorer": "viewer.explore",
     "SlideioPipeError": "errors",
     "SlideioPipeWarning": "errors",
 }

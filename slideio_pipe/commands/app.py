@@ -22,6 +22,7 @@ from slideio_pipe.commands.terminal import say
 from slideio_pipe.commands.timing import bench, profile
 from slideio_pipe.commands.tissue import tissue
 from slideio_pipe.commands.train import train
+from slideio_pipe.commands.view import view
 
 # Each command imports what it needs when it runs: torch alone takes seconds, and --help should be instant.
 app = typer.Typer(
@@ -64,5 +65,5 @@ def _root(
     del version
 
 
-for command in (info, tissue, export, demo, doctor, split, features, train, predict, convert, bench, profile):
+for command in (info, view, tissue, export, demo, doctor, split, features, train, predict, convert, bench, profile):
     app.command()(command)

@@ -334,6 +334,35 @@ SplitBy = Annotated[
     str | None, option("--by", r"Stratify by this column, such as grade or event. \[default: label]", unit="column")
 ]
 
+of_server = _panel("Server")
+Shown = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Slides or bags (.bag.zarr), a folder or pattern of them, or a CSV or Parquet file with a column slide.",
+        metavar="SLIDE|BAG|COHORT",
+    ),
+]
+ShownTransform = Annotated[
+    Path | None,
+    option("--transform", r"Augmentation with controls. \[default: stains, colours, turn, mirror, scale]", unit="YAML"),
+]
+ShownSeed = Annotated[int, option("--seed", "Seed of the first draw.", unit="n", min=0)]
+ShownMpp = Annotated[
+    float | None,
+    of_slide("--mpp", r"µm per pixel at full zoom, at which transforms are drawn. \[default: level 0]", unit="µm"),
+]
+Port = Annotated[
+    int, of_server("--port", "Port; 0: any free one. If it is in use, the next free one.", unit="n", min=0, max=65535)
+]
+NoBrowser = Annotated[bool, of_server("--no-browser", "Print the link, and open no browser.")]
+Hosts = Annotated[
+    list[str] | None,
+    of_server("--host", "Name under which the page is opened through a proxy. Repeatable.", unit="NAME"),
+]
+PatientLabels = Annotated[
+    bool, of_slide("--labels", "Show label and macro images too, which may show a patient's name.")
+]
+
 
 def settings_of(slide: Path, file: Path | None, given: dict[str, dict[str, Any]]) -> ExportConfig:
     """Return the configuration of the file, or the default one, overridden by the given options."""

@@ -1,0 +1,67 @@
+"""``slideio-pipe view``: look at slides in the browser, under a live augmentation."""
+
+from __future__ import annotations
+
+import time
+
+from slideio_pipe.commands import options
+from slideio_pipe.commands.terminal import reported, say, warn
+
+
+@reported
+def view(
+    slides: options.Shown,
+    transform: options.ShownTransform = None,
+    seed: options.ShownSeed = 0,
+    mpp: options.ShownMpp = None,
+    slide_mpp: options.CohortMpp = None,
+    backend: options.Backend = None,
+    port: options.Port = 8970,
+    no_browser: options.NoBrowser = False,
+    hosts: options.Hosts = None,
+    labels: options.PatientLabels = False,
+) -> None:
+    """Look at slides in the browser: zoom, layers, and any augmentation live.
+
+    It serves this computer only, until Ctrl+C. On another computer: ssh -L 8970:localhost:8970 HOST, and open the
+    printed link here.
+
+    Example: [bold]slideio-pipe view a.svs[/]
+
+    A cohort under an augmentation: [bold]slideio-pipe view cohort.csv --transform configs/stain-light.yaml[/]
+    """
+    from slideio_pipe.viewer.explore import explore
+
+    drawn = None
+    if transform is not None:
+        from slideio_pipe.augment.compose import load_transform
+
+        drawn = load_transform(transform)
+    viewer = explore(
+        slides if len(slides) > 1 else slides[0],
+        transform=drawn,
+        seed=seed,
+        mpp=mpp,
+        slide_mpp=slide_mpp,
+        backend=backend or "auto",
+        port=port,
+        hosts=hosts or (),
+        labels=labels,
+    )
+    with viewer:
+        if port not in (0, viewer.port):
+            warn(f"port {port} is in use; {viewer.port} is used")
+        say(f"open {viewer.url}")
+        if not no_browser and not viewer.open():
+            warn("no browser was found; open the link yourself")
+        say("Ctrl+C ends the viewer")
+        wait_for_interrupt()
+
+
+def wait_for_interrupt() -> None:
+    """Return when the user ends the program."""
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        say("ended")

@@ -1,0 +1,134 @@
+"""Explore slides in the browser: ``explore`` starts the viewer and returns a handle to it."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from slideio_pipe.viewer.drawn import DrawnSlides
+from slideio_pipe.viewer.pages import Pages
+from slideio_pipe.viewer.scene import Scene
+from slideio_pipe.viewer.server import ViewerServer
+from slideio_pipe.viewer.tile_source import TileSource
+
+
+class Explorer:
+    """A running viewer; a context manager.
+
+    Attributes
+    ----------
+    url : str
+        The address of its page, with the token that the page needs.
+    port : int
+        The port of this computer that is used.
+    """
+
+    def __init__(self, server: ViewerServer, source: TileSource, scene: Scene) -> None:
+        self._server, self._source, self._scene = server, source, scene
+        self._closed = False
+
+    @property
+    def url(self) -> str:
+        """The address of the page."""
+        return self._server.url
+
+    @property
+    def port(self) -> int:
+        """The port that is used."""
+        return self._server.port
+
+    def open(self) -> bool:
+        """Open the page in the default browser; return whether there is one."""
+        try:
+            return webbrowser.open(self.url)
+        except webbrowser.Error:
+            return False
+
+    def close(self) -> None:
+        """End the viewer: its page no longer works, and the port is free."""
+        if not self._closed:
+            self._closed = True
+            self._server.stop()
+            self._source.close()
+            self._scene.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Explorer({'closed' if self._closed else self.url})"
+
+
+def explore(
+    source: Any,
+    *,
+    transform: Any = None,
+    seed: int = 0,
+    mpp: float | None = None,
+    slide_mpp: float | None = None,
+    backend: str = "auto",
+    port: int = 0,
+    browser: bool = False,
+    hosts: Sequence[str] = (),
+    labels: bool = False,
+) -> Explorer:
+    """Start a viewer of slides in the browser, and return a handle with its address.
+
+    The viewer runs in threads of this process until ``close``, and serves this computer only.
+
+    Parameters
+    ----------
+    source : path, Slide, SlideView, bag, Cohort, or a list of these
+        A folder, a pattern or a manifest shows all their slides.
+    transform : an albumentationsxl transform, optional
+        The augmentation that the page's controls are made from; by default stains, colours, turn, mirror and scale.
+    seed : int
+        Seed of the first draw.
+    mpp : float, optional
+        µm per pixel at full zoom, the resolution that the transform is drawn at; by default level 0.
+    slide_mpp : float, optional
+        µm per level-0 pixel, for files that state none.
+    backend : {"auto", "tiff", "openslide", "array"}
+        Backend that reads files.
+    port : int
+        Port; 0 is any free one. If it is in use, the next free one is taken.
+    browser : bool
+        Whether to open the page.
+    hosts : sequence of str
+        Names besides localhost under which the page is opened, such as that of a JupyterHub.
+    labels : bool
+        Whether label and macro images, which may show a patient's name, can be seen.
+
+    Raises
+    ------
+    ConfigError, SlideNotFoundError
+        There is no slide, or no port.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from slideio_pipe import open_slide
+    >>> with explore(open_slide(np.zeros((600, 800, 3), np.uint8))) as viewer:
+    ...     viewer.url.startswith("http://127.0.0.1:")
+    True
+    """
+    scene = Scene(source, mpp=mpp, backend=backend, slide_mpp=slide_mpp)
+    tiles = TileSource()
+    pages = Pages(scene, DrawnSlides(scene), tiles, {"seed": seed}, private_images=labels)
+    try:
+        server = ViewerServer(pages, port, hosts)
+    except BaseException:
+        tiles.close()
+        raise
+    server.start()
+    viewer = Explorer(server, tiles, scene)
+    if browser:
+        viewer.open()
+    return viewer

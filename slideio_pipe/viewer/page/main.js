@@ -1,0 +1,107 @@
+// Starts the page: opens the first slide and connects the parts.
+
+import { json, whenGone } from "./api.js";
+import { useKeys } from "./keys.js";
+import { notify } from "./notice.js";
+import { Pane } from "./pane.js";
+import { Readout, micrometres } from "./readout.js";
+import { SlideList } from "./slides.js";
+
+const element = (id) => document.getElementById(id);
+
+function surround(name) {
+  document.documentElement.dataset.surround = name;
+  element("surround").textContent = name === "dark" ? "Light" : "Dark";
+  try {
+    localStorage.setItem("slideio-pipe-surround", name);
+  } catch { /* not kept in a sandbox */ }
+}
+
+function firstSurround() {
+  try {
+    const kept = localStorage.getItem("slideio-pipe-surround");
+    if (kept) return kept;
+  } catch { /* not kept in a sandbox */ }
+  return matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark";
+}
+
+function factsText(slide) {
+  const [width, height] = slide.level0;
+  const parts = [`${width.toLocaleString("en-US")} × ${height.toLocaleString("en-US")} px`];
+  if (slide.mpp) {
+    const [x, y] = slide.mpp;
+    parts.push(`${Number(((x + y) / 2).toPrecision(4))} µm per pixel`);
+    parts.push(`${micrometres(width * x)} × ${micrometres(height * y)}`);
+  } else parts.push("resolution unknown: lengths are in pixels");
+  if (slide.vendor) parts.push(slide.vendor);
+  if (slide.label !== null) parts.push(`label ${slide.label}`);
+  return parts.join(" · ");
+}
+
+class Viewer {
+  constructor(scene) {
+    this.scene = scene;
+    const drawer = new URLSearchParams(location.search).get("drawer") || "canvas";
+    this.main = new Pane(element("augmented"), { navigator: true, drawer });
+    this.readout = new Readout(this.main);
+    this.list = new SlideList(scene.slides, (slide) => this.show(slide));
+    this.main.onDamaged = (problem) => notify(problem);
+    const pointer = (event) => {
+      const box = this.main.element.getBoundingClientRect();
+      this.readout.pointer(event.clientX - box.left, event.clientY - box.top);
+    };
+    this.main.element.addEventListener("pointermove", pointer);
+    this.main.element.addEventListener("pointerleave", () => { element("at").textContent = ""; });
+  }
+
+  async show(slide) {
+    this.list.mark(slide);
+    element("name").textContent = document.title = slide.name;
+    element("facts").textContent = "";
+    try {
+      const facts = await json(`slides/${slide.id}/facts.json`);
+      const { size, downsample } = facts;
+      facts.level0 = facts.levels[0] || size.map((side, k) => Math.round(side * downsample[k]));
+      this.slide = facts;
+      notify("");
+      element("facts").textContent = factsText(facts);
+      element("facts").title = factsText(facts);
+      await this.main.open(facts);
+    } catch (error) {
+      notify(error.message);
+    }
+  }
+
+  full() {
+    const { viewport } = this.main.viewer;
+    viewport.zoomTo(viewport.getZoom() * this.readout.shrink);
+  }
+}
+
+function toggle(id) {
+  element(id).hidden = !element(id).hidden;
+}
+
+async function start() {
+  surround(firstSurround());
+  element("surround").addEventListener("click", () => actions.d());
+  element("help-open").addEventListener("click", () => element("help").showModal());
+  element("panel-toggle").addEventListener("click", () => toggle("panel"));
+  whenGone((gone) => notify(gone ? "The viewer has ended, or cannot be reached. Start it again, and open its new link." : ""));
+  const viewer = new Viewer(await json("scene.json"));
+  window.viewer = viewer; // for tests, and for the console
+  const actions = {
+    "?": () => element("help").showModal(),
+    d: () => surround(document.documentElement.dataset.surround === "dark" ? "light" : "dark"),
+    f: () => viewer.full(),
+    l: () => viewer.list.toggle(),
+    p: () => toggle("panel"),
+    "[": () => viewer.list.step(-1),
+    "]": () => viewer.list.step(1),
+    peek: (on) => viewer.main.peek(on),
+  };
+  useKeys(viewer.main, actions);
+  await viewer.show(viewer.scene.slides[0]);
+}
+
+start().catch((error) => notify(error.message));

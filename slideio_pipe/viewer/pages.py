@@ -1,0 +1,177 @@
+"""What each address of the viewer answers.
+
+Addresses name slides by id and draws by digest, so a tile's address never means other pixels:
+``slides/s0/tiles/<digest>/<zoom>/<column>_<row>.jpg``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideNotFoundError
+from slideio_pipe.geometry import Size
+from slideio_pipe.images import picture
+from slideio_pipe.viewer.drawn import PLAIN, DrawnSlides
+from slideio_pipe.viewer.scene import PRIVATE_IMAGES, Scene, facts_of
+from slideio_pipe.viewer.server import Reply, Request
+from slideio_pipe.viewer.tile_source import TileSource, to_jpeg
+
+PAGE = Path(__file__).parent / "page"
+_KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
+THUMBNAIL = 160  # px
+MOST_REGION = 2048  # px, a side of a picture that is made at once
+
+Route = tuple[re.Pattern[str], Callable[..., Reply]]
+
+
+class Pages:
+    """Answers the requests of a viewer's page.
+
+    Parameters
+    ----------
+    scene : Scene
+    drawn : DrawnSlides
+        The draws that the page has made.
+    source : TileSource
+    settings : dict
+        What the page is told when it starts: JSON values.
+    private_images : bool
+        Whether label and macro images, which may show a patient's name, are served.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        drawn: DrawnSlides,
+        source: TileSource,
+        settings: dict[str, Any],
+        *,
+        private_images: bool = False,
+    ) -> None:
+        self.scene, self.drawn, self.source, self.settings = scene, drawn, source, settings
+        self.private_images = private_images
+        # Files of the page are listed once: no address is ever joined to a path.
+        self._files = {file.name: file for file in PAGE.iterdir() if file.suffix in _KINDS}
+        slide, digest, number = r"slides/(s\d{1,9})", r"([0-9a-f]{16}|plain)", r"(\d{1,9})"
+        self._routes: list[tuple[str, re.Pattern[str], Callable[..., Reply]]] = []
+        self.add("GET", r"", self._index)
+        self.add("GET", r"page/([\w.-]+)", self._file)
+        self.add("GET", r"scene\.json", self._scene)
+        self.add("GET", rf"{slide}/facts\.json", self._facts)
+        self.add("GET", rf"{slide}/thumbnail\.jpg", self._thumbnail)
+        self.add("GET", rf"{slide}/associated/(\w+)\.jpg", self._associated)
+        self.add("GET", rf"{slide}/tiles/{digest}/{number}/{number}_{number}\.jpg", self._tile)
+        self.add("GET", rf"{slide}/region/{digest}\.jpg", self._region)
+        self.add("POST", rf"{slide}/draws", self._draw)
+        self.add("GET", rf"{slide}/colours/{digest}\.bin", self._colours)
+
+    def add(self, method: str, pattern: str, answer: Callable[..., Reply]) -> None:
+        """Answer addresses of a pattern by a function of the request and the pattern's groups."""
+        self._routes.append((method, re.compile(pattern), answer))
+
+    def __call__(self, request: Request) -> Reply:
+        method = "GET" if request.body is None else "POST"
+        for verb, pattern, answer in self._routes:
+            found = pattern.fullmatch(request.path)
+            if found and verb == method:
+                return answer(request, *found.groups())
+        raise SlideNotFoundError("nothing is at this address", remedy="reload the page")
+
+    # -- the page ----------------------------------------------------------------------------------------------------
+
+    def _index(self, request: Request) -> Reply:
+        return self._file(request, "index.html")
+
+    def _file(self, request: Request, name: str) -> Reply:
+        if name not in self._files:
+            raise SlideNotFoundError("nothing is at this address", remedy="reload the page")
+        file = self._files[name]
+        return Reply(file.read_bytes(), _KINDS[file.suffix])
+
+    def _scene(self, request: Request) -> Reply:
+        return Reply.json({"slides": [each.to_json() for each in self.scene.slides.values()]} | self.settings)
+
+    # -- slides ------------------------------------------------------------------------------------------------------
+
+    def _facts(self, request: Request, key: str) -> Reply:
+        facts = facts_of(self.scene.view(key)) | {"controls": self.drawn.controls(key)}
+        if not self.private_images:
+            facts["associated"] = [name for name in facts["associated"] if name not in PRIVATE_IMAGES]
+        return Reply.json(self.scene[key].to_json() | facts)
+
+    def _thumbnail(self, request: Request, key: str) -> Reply:
+        def made() -> bytes:
+            small = picture.fit(self.scene.view(key).slide.thumbnail(2 * THUMBNAIL), THUMBNAIL)
+            return to_jpeg(np.asarray(small.convert("RGB")))
+
+        return self._image(request, made, immutable=True)
+
+    def _associated(self, request: Request, key: str, name: str) -> Reply:
+        if name in PRIVATE_IMAGES and not self.private_images:
+            raise ConfigError(f"the {name} image may show a name", remedy="start the viewer with {labels=True}")
+        slide = self.scene.view(key).slide
+        images = getattr(slide, "associated_images", {})
+        if name not in images:
+            raise SlideNotFoundError(f"there is no image {name}", slide=slide.name)
+        return self._image(request, lambda: to_jpeg(images[name]), immutable=True)
+
+    # -- pixels ------------------------------------------------------------------------------------------------------
+
+    def _tile(self, request: Request, key: str, digest: str, zoom: str, column: str, row: str) -> Reply:
+        def made() -> bytes:
+            tiles = self.source.tiles(f"{key}/{digest}", lambda: self.drawn.view(key, digest))
+            return to_jpeg(tiles.tile(int(zoom), int(column), int(row)))
+
+        return self._image(request, made, immutable=True)
+
+    def _region(self, request: Request, key: str, digest: str) -> Reply:
+        """Return a picture around a place: ``x`` and ``y`` level-0 px, ``shrink`` view px per px, ``width``, ``height``."""
+        x, y, shrink = (_number(request, name) for name in ("x", "y", "shrink"))
+        size = Size(*(min(MOST_REGION, max(1, int(_number(request, name)))) for name in ("width", "height")))
+
+        def made() -> bytes:
+            tiles = self.source.tiles(f"{key}/{digest}", lambda: self.drawn.view(key, digest))
+            middle = tiles.view.places([(x, y)])[0]
+            factor = max(1.0, shrink)
+            corner = (float(middle[0] - size.width * factor / 2), float(middle[1] - size.height * factor / 2))
+            return to_jpeg(tiles.region(corner, factor, size))
+
+        return self._image(request, made, immutable=True)
+
+    def _image(self, request: Request, made: Callable[[], bytes], *, immutable: bool = False) -> Reply:
+        """Make an image in one of the threads for pixels, unless the page has given it up before its turn."""
+        try:
+            content = self.source.submit(made, request.wanted).result()
+        except CancelledError:
+            content = None
+        except CorruptSlideError as error:
+            return Reply.json({"problem": " ".join(str(error).split()), "damaged": True}, 422)
+        if content is None:
+            return Reply.json({"problem": "given up"}, 410)
+        return Reply(content, "image/jpeg", immutable=immutable)
+
+    # -- draws -------------------------------------------------------------------------------------------------------
+
+    def _draw(self, request: Request, key: str) -> Reply:
+        return Reply.json(self.drawn.make(key, request.body))
+
+    def _colours(self, request: Request, key: str, digest: str) -> Reply:
+        if digest == PLAIN:
+            raise SlideNotFoundError("a plain slide has no colour table")
+        return Reply(self.drawn.colours(key, digest), "application/octet-stream", immutable=True)
+
+
+def _number(request: Request, name: str) -> float:
+    try:
+        value = float(request.query[name])
+    except (KeyError, ValueError):
+        raise ConfigError(f'no number "{name}"', remedy="reload the page") from None
+    if not np.isfinite(value):
+        raise ConfigError(f"{name} is {value}", remedy="reload the page")
+    return value
