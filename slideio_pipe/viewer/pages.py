@@ -131,7 +131,7 @@ class Pages:
         return self._image(request, made, immutable=True)
 
     def _region(self, request: Request, key: str, digest: str) -> Reply:
-        """Return a picture around a place: ``x`` and ``y`` level-0 px, ``shrink`` view px per px, ``width``, ``height``."""
+        """Return a picture around a place: x and y in level-0 px, shrink in view px per px, width and height."""
         x, y, shrink = (_number(request, name) for name in ("x", "y", "shrink"))
         size = Size(*(min(MOST_REGION, max(1, int(_number(request, name)))) for name in ("width", "height")))
 

@@ -11,6 +11,7 @@ import secrets
 import select
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -77,7 +78,7 @@ class ViewerServer(ThreadingHTTPServer):
     def __init__(self, answer: Answer, port: int = 0, hosts: Sequence[str] = ()) -> None:
         self.answer, self.token = answer, secrets.token_urlsafe(18)
         self.hosts = frozenset(host.lower() for host in (*LOCAL_HOSTS, *hosts))
-        self.asked_port = port
+        self._connections: set[socket.socket] = set()
         super().__init__((LOOPBACK, port), _Handler, bind_and_activate=False)
         self._bind(port)
         self._thread = Thread(target=self.serve_forever, name="slideio-viewer", daemon=True)
@@ -118,6 +119,17 @@ class ViewerServer(ThreadingHTTPServer):
             self.shutdown()
             self._thread.join()
         self.server_close()
+        for connection in list(self._connections):  # pages keep theirs open
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one connection until it is closed."""
+        self._connections.add(request)
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._connections.discard(request)
 
     def server_bind(self) -> None:
         """Bind without a name server: ``HTTPServer`` looks the host's name up, which can take seconds."""

@@ -91,7 +91,8 @@ class ViewTiles:
             reason = f"no tile {column}, {row} at zoom {zoom}"
             raise ConfigError(reason, slide=self.view.slide.name, remedy="reload the page")
         corner = (column * TILE * factor, row * TILE * factor)
-        return self.region(corner, factor, Size(TILE, TILE))[:height, :width]
+        pixels: NDArray[np.uint8] = self.region(corner, factor, Size(TILE, TILE))[:height, :width]
+        return pixels
 
     def region(self, corner: tuple[float, float], factor: float, size: Size) -> NDArray[np.uint8]:
         """Return a rectangle of the view, ``factor`` times smaller, of any size; outside the slide it is white.
@@ -109,15 +110,16 @@ class ViewTiles:
             return self._coarse_region(corner, factor, size)
         side = math.ceil(max(size) * factor)
         plain = Draw(size=Size(side, side), canvas=size, affine=(1 / factor, 0.0, 0.0, 0.0, 1 / factor, 0.0))
-        return self._reader(side).read([corner], draws=[plain])[0]
+        pixels: NDArray[np.uint8] = self._reader(side).read([corner], draws=[plain])[0]
+        return pixels
 
     def _coarse_region(self, corner: tuple[float, float], factor: float, size: Size) -> NDArray[np.uint8]:
         """Return a region under a draw that runs as a libvips graph only: of a view at that resolution."""
         coarse = coarser(self.view, factor)
         x, y = (place / factor for place in corner)
         side = max(size)
-        read = TileReader(coarse, side).read([(x, y)])[0]
-        return read[: size.height, : size.width]
+        pixels: NDArray[np.uint8] = TileReader(coarse, side).read([(x, y)])[0]
+        return pixels[: size.height, : size.width]
 
     def _reader(self, side: int) -> TileReader:
         with self._lock:
@@ -143,9 +145,7 @@ def coarser(view: SlideView, factor: float) -> SlideView:
     stretch = Affine.scaling(before.width / plain.width, before.height / plain.height)
     affine = Affine.scaling(1 / factor, 1 / factor) @ Affine.from_tuple(draw.affine) @ stretch
     canvas = Size(*(max(1, math.ceil(side / factor)) for side in draw.canvas))
-    return replace(
-        small, draw=draw.model_copy(update={"size": plain, "canvas": canvas, "affine": affine.as_tuple()})
-    )
+    return replace(small, draw=draw.model_copy(update={"size": plain, "canvas": canvas, "affine": affine.as_tuple()}))
 
 
 class TileSource:

@@ -41,7 +41,7 @@ function factsText(slide) {
 class Viewer {
   constructor(scene) {
     this.scene = scene;
-    const drawer = new URLSearchParams(location.search).get("drawer") || "canvas";
+    const drawer = new URLSearchParams(location.search).get("drawer");
     this.main = new Pane(element("augmented"), { navigator: true, drawer });
     this.readout = new Readout(this.main);
     this.list = new SlideList(scene.slides, (slide) => this.show(slide));

@@ -2,7 +2,8 @@
 //
 // The middle of the slide is at the origin of the picture's world, and one unit is the width of the plain slide.
 
-import { IDENTITY, apply, inverse, parts, scaling, shift, times } from "./affine.js";
+import { IDENTITY, apply, inverse, parts, scale, scaling, shift, times } from "./affine.js";
+import { sharpDrawer } from "./drawer.js";
 import { ColourPreview } from "./preview.js";
 import { tileSource } from "./tiles.js";
 
@@ -18,9 +19,10 @@ const OPTIONS = {
 };
 
 export class Pane {
-  constructor(element, { navigator = false, drawer = "canvas" } = {}) {
+  constructor(element, { navigator = false, drawer = null } = {}) {
     this.viewer = OpenSeadragon({
-      ...OPTIONS, element, drawer, showNavigator: navigator, navigatorPosition: "BOTTOM_RIGHT", navigatorSizeRatio: 0.16,
+      ...OPTIONS, element, drawer: drawer || sharpDrawer(), showNavigator: navigator, navigatorPosition: "BOTTOM_RIGHT",
+      navigatorSizeRatio: 0.16,
     });
     this.viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; }); // keys.js has all keys
     this.element = element;
@@ -70,6 +72,21 @@ export class Pane {
   // Level-0 px of a position in this element.
   level0At(x, y) {
     return apply(inverse(this.level0ToScreen), x, y);
+  }
+
+  // Show level-0 px (x, y) in the upper left corner, `shrink` level-0 px per px of the screen.
+  lookAt([x, y], shrink) {
+    const { viewport } = this.viewer;
+    viewport.zoomTo(viewport.getZoom(true) / (shrink * scale(this.level0ToScreen)), null, true);
+    const [left, top] = apply(this.level0ToScreen, x, y);
+    viewport.panBy(viewport.deltaPointsFromPixels(new OpenSeadragon.Point(left, top), true), true);
+    this.viewer.forceRedraw();
+  }
+
+  // Whether every tile of what is shown is there.
+  get settled() {
+    if (!this.plain || this.pending || this.waiting) return false;
+    return (this.exact || this.plain).getFullyLoaded();
   }
 
   get middle() {

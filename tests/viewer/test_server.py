@@ -1,0 +1,202 @@
+"""The viewer's server answers only those who know its link, and nothing but what was named."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import simplejpeg
+from pyramids import coordinate_pixels, write_pyramid
+
+import slideio_pipe as sp
+from slideio_pipe.errors import ConfigError
+from slideio_pipe.viewer.explore import Explorer
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    """A slide of 1500×1100 px whose pixels encode their coordinates."""
+    return write_pyramid(tmp_path / "named.tif", coordinate_pixels(1500, 1100))
+
+
+@pytest.fixture
+def viewer(slide: Path) -> Iterator[Explorer]:
+    """A viewer of that slide."""
+    with sp.explore(slide) as running:
+        yield running
+
+
+def ask(
+    viewer: Explorer,
+    path: str,
+    *,
+    method: str = "GET",
+    token: str | None = None,
+    body: object = None,
+    **headers: str,
+) -> tuple[int, bytes, dict[str, str]]:
+    """Send a request, and return status, content and headers."""
+    connection = http.client.HTTPConnection("127.0.0.1", viewer.port, timeout=30)
+    known = urlsplit(viewer.url).path.strip("/")
+    content = None if body is None else json.dumps(body)
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    if body is not None:
+        sent.setdefault("Content-Type", "application/json")
+    connection.putrequest(method, f"/{known if token is None else token}/{path}", skip_host="Host" in sent)
+    for name, value in sent.items():
+        connection.putheader(name, value)
+    if content is not None:
+        connection.putheader("Content-Length", str(len(content)))
+    connection.endheaders(None if content is None else content.encode())
+    reply = connection.getresponse()
+    answer = reply.status, reply.read(), {name.lower(): value for name, value in reply.getheaders()}
+    connection.close()
+    return answer
+
+
+def test_the_page_and_its_facts(viewer: Explorer) -> None:
+    """The page, its files and the facts of the slide are served."""
+    status, content, headers = ask(viewer, "")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert b"<title>" in content
+    assert "default-src 'none'" in headers["content-security-policy"]
+    facts = json.loads(ask(viewer, "slides/s0/facts.json")[1])
+    assert facts["size"] == [1500, 1100]
+    assert facts["name"] == "named.tif"
+    assert ask(viewer, "page/openseadragon.min.js")[0] == 200
+    assert b"Redistribution" in ask(viewer, "page/openseadragon-LICENSE.txt")[1]
+
+
+def test_the_page_loads_nothing_from_other_servers() -> None:
+    """No file of the page names an address of the internet to load from."""
+    page = Path(sp.__file__).parent / "viewer" / "page"
+    for file in page.iterdir():
+        if file.suffix in (".html", ".css", ".js") and not file.name.startswith("openseadragon"):
+            assert "http://" not in file.read_text(encoding="utf-8"), file.name
+            assert "https://" not in file.read_text(encoding="utf-8"), file.name
+
+
+def test_a_tile_is_the_slides_pixels(viewer: Explorer, slide: Path) -> None:
+    """A tile at full resolution equals the slide's own pixels within the error of JPEG, and may be kept for ever."""
+    status, content, headers = ask(viewer, "slides/s0/tiles/plain/0/1_1.jpg")
+    assert status == 200
+    assert "immutable" in headers["cache-control"]
+    decoded = simplejpeg.decode_jpeg(content)
+    with sp.open_slide(slide) as opened:
+        true = opened.read_region((512, 512), 0, (512, 512))
+    assert decoded.shape == true.shape
+    assert np.abs(decoded.astype(int) - true).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "page/../server.py",
+        "page/%2e%2e/server.py",
+        "page//etc/passwd",
+        "page/..%2f..%2fpyproject.toml",
+        "../explore.py",
+        "slides/../../etc/passwd",
+        "slides/named.tif/facts.json",
+        "slides/s0/tiles/plain/0/-1_0.jpg",
+        "slides/s0/tiles/../../facts.json",
+        "page/__init__.py",
+    ],
+)
+def test_no_other_file_is_served(viewer: Explorer, path: str) -> None:
+    """Addresses that climb out of the page or name files are not there."""
+    status, content, _ = ask(viewer, path)
+    assert status == 404
+    assert "problem" in json.loads(content)
+
+
+@pytest.mark.parametrize(
+    "path", ["slides/s1/facts.json", "slides/s0/tiles/plain/0/9_9.jpg", "slides/s0/tiles/plain/9/0_0.jpg"]
+)
+def test_what_is_not_there_is_said(viewer: Explorer, path: str) -> None:
+    """An unknown slide and a tile outside the slide are errors with a message."""
+    status, content, _ = ask(viewer, path)
+    assert status == 422
+    assert json.loads(content)["problem"]
+
+
+@pytest.mark.parametrize("token", ["", "x" * 24, "scene.json"])
+def test_the_token_is_needed(viewer: Explorer, token: str) -> None:
+    """Without the token of the link nothing is served."""
+    assert ask(viewer, "scene.json", token=token)[0] == 404
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[::1"])
+def test_other_names_of_this_computer_are_refused(viewer: Explorer, host: str) -> None:
+    """A page of another site that points its own name to this computer gets nothing."""
+    assert ask(viewer, "scene.json", Host=host)[0] == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "[::1]:9", "LOCALHOST:80"])
+def test_this_computer_is_known(viewer: Explorer, host: str) -> None:
+    """Any port is right: a tunnel has another one."""
+    assert ask(viewer, "scene.json", Host=host)[0] == 200
+
+
+def test_a_hub_is_known_if_named(slide: Path) -> None:
+    """Behind a proxy, its name is accepted if it was given."""
+    with sp.explore(slide, hosts=["hub.example"]) as viewer:
+        assert ask(viewer, "scene.json", Host="hub.example")[0] == 200
+
+
+def test_other_pages_cannot_send(viewer: Explorer) -> None:
+    """A form of another site is refused: its origin, and its kind of content."""
+    assert ask(viewer, "slides/s0/draws", method="POST", body={}, Origin="http://evil.example")[0] == 403
+    assert ask(viewer, "slides/s0/draws", method="POST", body={}, Content_Type="text/plain")[0] == 403
+
+
+def test_the_error_of_bad_content_is_said(viewer: Explorer) -> None:
+    """What is no JSON, and what is too long, is refused; the server goes on."""
+    connection = http.client.HTTPConnection("127.0.0.1", viewer.port, timeout=30)
+    path = urlsplit(viewer.url).path
+    connection.request("POST", f"{path}slides/s0/draws", b"{", {"Content-Type": "application/json"})
+    assert connection.getresponse().status == 400
+    connection.close()
+    connection = http.client.HTTPConnection("127.0.0.1", viewer.port, timeout=30)
+    connection.putrequest("POST", f"{path}slides/s0/draws")
+    connection.putheader("Content-Length", str(1 << 40))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+    assert ask(viewer, "scene.json")[0] == 200
+
+
+def test_a_port_in_use(slide: Path) -> None:
+    """The next free port is taken."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with sp.explore(slide, port=port) as viewer:
+            assert port < viewer.port <= port + 20
+            assert ask(viewer, "scene.json")[0] == 200
+
+
+def test_an_impossible_port(slide: Path) -> None:
+    """It is named in the error."""
+    with pytest.raises(ConfigError, match="port=70000"):
+        sp.explore(slide, port=70000)
+
+
+def test_it_serves_this_computer_only(viewer: Explorer) -> None:
+    """It is bound to the loopback address."""
+    assert viewer._server.socket.getsockname()[0] == "127.0.0.1"
+
+
+def test_closing_ends_it(slide: Path) -> None:
+    """After ``close`` nothing answers, and closing again does nothing."""
+    viewer = sp.explore(slide)
+    viewer.close()
+    viewer.close()
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", viewer.port), timeout=5):
+        pass
+    assert repr(viewer) == "Explorer(closed)"
