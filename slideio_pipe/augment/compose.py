@@ -92,8 +92,8 @@ def draw_one(
     transform: Any, *, seed: int, epoch: int, slide: str, tile: int | None, size: Size, context: Context
 ) -> Draw:
     """Return what ``draw`` returns, for a transform that ``check`` has checked."""
-    path = _DrawState(seeded(seed, epoch, slide, tile), size, context)
-    _walk(transform, path)
+    path = DrawState(seeded(seed, epoch, slide, tile), size, context)
+    walk(transform, path)
     return Draw(
         seed=seed, epoch=epoch, slide=slide, tile=tile,
         size=size, canvas=path.canvas, affine=path.affine(), operations=tuple(path.operations),
@@ -158,13 +158,17 @@ def _needing_slide(transform: Any) -> dict[str, OurTransform]:
     return {type(leaf).__name__: leaf for leaf in found}
 
 
-class _DrawState(Placement):
+class DrawState(Placement):
     """State of a draw: the geometry so far, and the operations."""
 
     def __init__(self, rng: np.random.Generator, size: Size, context: Context) -> None:
         super().__init__(size)
         self.rng, self.context = rng, context
         self.operations: list[Operation] = []
+
+    def run(self, transform: Any) -> None:
+        """Draw one transform, not a composition, and append it."""
+        self.add(drawn_steps(transform, self.rng, self.canvas, self.context))
 
     def add(self, steps: Steps) -> None:
         """Append what one transform drew."""
@@ -175,17 +179,17 @@ class _DrawState(Placement):
 # -- walking -------------------------------------------------------------------------------------------------------
 
 
-def _walk(transform: Any, path: _DrawState, *, forced: bool = False) -> None:
+def walk(transform: Any, path: DrawState, *, forced: bool = False) -> None:
     """Draw as a call of the transform would, from the path's own generator."""
     if not isinstance(transform, BaseCompose):
         if path.rng.random() < transform.p or transform.always_apply or forced:
-            path.add(drawn_steps(transform, path.rng, path.canvas, path.context))
+            path.run(transform)
     elif isinstance(transform, A.OneOf):
         _walk_chosen(transform, path, 1, replace=True, forced=forced)
     elif isinstance(transform, A.SomeOf):
         _walk_chosen(transform, path, transform.n, replace=transform.replace, forced=forced)
     elif isinstance(transform, A.OneOrOther):
-        _walk(transform.transforms[0 if path.rng.random() < transform.p else -1], path, forced=True)
+        walk(transform.transforms[0 if path.rng.random() < transform.p else -1], path, forced=True)
     elif isinstance(transform, A.Sequential):
         # albumentationsxl's Sequential always runs: its p is only a weight in OneOf.
         _walk_all(transform.transforms, path)
@@ -201,12 +205,12 @@ def _walk(transform: Any, path: _DrawState, *, forced: bool = False) -> None:
         )
 
 
-def _walk_all(transforms: Sequence[Any], path: _DrawState) -> None:
+def _walk_all(transforms: Sequence[Any], path: DrawState) -> None:
     for transform in transforms:
-        _walk(transform, path)
+        walk(transform, path)
 
 
-def _walk_chosen(transform: Any, path: _DrawState, count: int, *, replace: bool, forced: bool) -> None:
+def _walk_chosen(transform: Any, path: DrawState, count: int, *, replace: bool, forced: bool) -> None:
     if not forced and path.rng.random() >= transform.p:
         return
     try:
@@ -214,7 +218,7 @@ def _walk_chosen(transform: Any, path: _DrawState, count: int, *, replace: bool,
     except ValueError as error:
         raise ConfigError(f"{type(transform).__name__}: {error}", remedy="pass n up to the number of parts") from error
     for index in chosen:
-        _walk(transform.transforms[index], path, forced=True)
+        walk(transform.transforms[index], path, forced=True)
 
 
 def drawn_steps(transform: Any, rng: np.random.Generator, canvas: Size, context: Context) -> Steps:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from slideio_pipe.arguments import whole_number
+from slideio_pipe.viewer.controls import AdjustPanel, Panel
 from slideio_pipe.viewer.drawn import DrawnSlides
 from slideio_pipe.viewer.pages import Pages
 from slideio_pipe.viewer.scene import Scene
@@ -120,8 +122,14 @@ def explore(
     True
     """
     scene = Scene(source, mpp=mpp, backend=backend, slide_mpp=slide_mpp)
+    panel: Panel = AdjustPanel()
+    if transform is not None:
+        from slideio_pipe.viewer.transform_controls import TransformPanel  # imports albumentationsxl, which takes 2 s
+
+        panel = TransformPanel(transform)
     tiles = TileSource()
-    pages = Pages(scene, DrawnSlides(scene), tiles, {"seed": seed}, private_images=labels)
+    settings = {"seed": whole_number(seed, "a seed", least=0), "start": "plain" if transform is None else "seed"}
+    pages = Pages(scene, DrawnSlides(scene, panel), tiles, settings, private_images=labels)
     try:
         server = ViewerServer(pages, port, hosts)
     except BaseException:

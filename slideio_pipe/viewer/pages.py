@@ -17,10 +17,10 @@ import numpy as np
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideNotFoundError
 from slideio_pipe.geometry import Size
 from slideio_pipe.images import picture
-from slideio_pipe.viewer.drawn import PLAIN, DrawnSlides
+from slideio_pipe.viewer.drawn import DrawnSlides
 from slideio_pipe.viewer.scene import PRIVATE_IMAGES, Scene, facts_of
 from slideio_pipe.viewer.server import Reply, Request
-from slideio_pipe.viewer.tile_source import TileSource, to_jpeg
+from slideio_pipe.viewer.tile_source import TileSource, ViewTiles, to_jpeg
 
 PAGE = Path(__file__).parent / "page"
 _KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
@@ -69,7 +69,7 @@ class Pages:
         self.add("GET", rf"{slide}/tiles/{digest}/{number}/{number}_{number}\.jpg", self._tile)
         self.add("GET", rf"{slide}/region/{digest}\.jpg", self._region)
         self.add("POST", rf"{slide}/draws", self._draw)
-        self.add("GET", rf"{slide}/colours/{digest}\.bin", self._colours)
+        self.add("GET", rf"colours/{digest}\.bin", self._colours)
 
     def add(self, method: str, pattern: str, answer: Callable[..., Reply]) -> None:
         """Answer addresses of a pattern by a function of the request and the pattern's groups."""
@@ -95,12 +95,15 @@ class Pages:
         return Reply(file.read_bytes(), _KINDS[file.suffix])
 
     def _scene(self, request: Request) -> Reply:
-        return Reply.json({"slides": [each.to_json() for each in self.scene.slides.values()]} | self.settings)
+        panel = self.drawn.panel
+        controls = [control.to_json() for control in panel.controls]
+        slides = [each.to_json() for each in self.scene.slides.values()]
+        return Reply.json({"slides": slides, "controls": controls, "notes": panel.notes} | self.settings)
 
     # -- slides ------------------------------------------------------------------------------------------------------
 
     def _facts(self, request: Request, key: str) -> Reply:
-        facts = facts_of(self.scene.view(key)) | {"controls": self.drawn.controls(key)}
+        facts = facts_of(self.scene.view(key))
         if not self.private_images:
             facts["associated"] = [name for name in facts["associated"] if name not in PRIVATE_IMAGES]
         return Reply.json(self.scene[key].to_json() | facts)
@@ -125,10 +128,12 @@ class Pages:
 
     def _tile(self, request: Request, key: str, digest: str, zoom: str, column: str, row: str) -> Reply:
         def made() -> bytes:
-            tiles = self.source.tiles(f"{key}/{digest}", lambda: self.drawn.view(key, digest))
-            return to_jpeg(tiles.tile(int(zoom), int(column), int(row)))
+            return to_jpeg(self._view_tiles(key, digest).tile(int(zoom), int(column), int(row)))
 
         return self._image(request, made, immutable=True)
+
+    def _view_tiles(self, key: str, digest: str) -> ViewTiles:
+        return self.source.tiles(f"{key}/{digest}", lambda: self.drawn.view(key, digest))
 
     def _region(self, request: Request, key: str, digest: str) -> Reply:
         """Return a picture around a place: x and y in level-0 px, shrink in view px per px, width and height."""
@@ -136,7 +141,7 @@ class Pages:
         size = Size(*(min(MOST_REGION, max(1, int(_number(request, name)))) for name in ("width", "height")))
 
         def made() -> bytes:
-            tiles = self.source.tiles(f"{key}/{digest}", lambda: self.drawn.view(key, digest))
+            tiles = self._view_tiles(key, digest)
             middle = tiles.view.places([(x, y)])[0]
             factor = max(1.0, shrink)
             corner = (float(middle[0] - size.width * factor / 2), float(middle[1] - size.height * factor / 2))
@@ -161,10 +166,8 @@ class Pages:
     def _draw(self, request: Request, key: str) -> Reply:
         return Reply.json(self.drawn.make(key, request.body))
 
-    def _colours(self, request: Request, key: str, digest: str) -> Reply:
-        if digest == PLAIN:
-            raise SlideNotFoundError("a plain slide has no colour table")
-        return Reply(self.drawn.colours(key, digest), "application/octet-stream", immutable=True)
+    def _colours(self, request: Request, digest: str) -> Reply:
+        return Reply(self.drawn.colours(digest), "application/octet-stream", immutable=True)
 
 
 def _number(request: Request, name: str) -> float:

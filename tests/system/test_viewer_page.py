@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from browser import Browser, chromium
+from browser import Browser
 from made_slides import made_slide
-from numpy.typing import NDArray
+from pixel_noise import decibels
 
 import slideio_pipe as sp
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[Any]:
-    """One browser for all tests."""
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(started: Any) -> Iterator[Browser]:
-    """A new window of 1000×700 px."""
-    window = started.new_page(viewport={"width": 1000, "height": 700})
-    opened = Browser(window)
-    yield opened
-    window.close()
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +19,6 @@ def slide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("slides") / "a.svs"
     made_slide(path, size=(4000, 3000), seed=5, lesions=1, pieces=1)
     return path
-
-
-def decibels(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Return the ratio of the largest signal to the noise between two images."""
-    return float(10 * np.log10(255**2 / np.mean((one.astype(float) - other) ** 2)))
 
 
 def test_the_screen_shows_the_slides_pixels(browser: Browser, slide_file: Path) -> None:

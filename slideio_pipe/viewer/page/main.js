@@ -1,6 +1,8 @@
 // Starts the page: opens the first slide and connects the parts.
 
 import { json, whenGone } from "./api.js";
+import { Augmentation } from "./augment.js";
+import { Comparison } from "./compare.js";
 import { useKeys } from "./keys.js";
 import { notify } from "./notice.js";
 import { Pane } from "./pane.js";
@@ -46,6 +48,10 @@ class Viewer {
     this.readout = new Readout(this.main);
     this.list = new SlideList(scene.slides, (slide) => this.show(slide));
     this.main.onDamaged = (problem) => notify(problem);
+    this.augmentation = new Augmentation(element("augment").querySelector(".body"), scene, (draw, exact) =>
+      this.showDraw(draw, exact));
+    this.comparison = new Comparison(this.main, this.augmentation);
+    this.fresh = true;
     const pointer = (event) => {
       const box = this.main.element.getBoundingClientRect();
       this.readout.pointer(event.clientX - box.left, event.clientY - box.top);
@@ -66,7 +72,22 @@ class Viewer {
       notify("");
       element("facts").textContent = factsText(facts);
       element("facts").title = factsText(facts);
+      this.augmentation.open(facts);
       await this.main.open(facts);
+      await this.comparison.open(facts);
+      if (this.fresh && this.scene.start === "seed") await this.augmentation.draw();
+      else if (!this.fresh) await this.augmentation.repeat();
+      this.fresh = false;
+    } catch (error) {
+      notify(error.message);
+    }
+  }
+
+  // Show a draw: at once as a preview, or by its exact tiles, which take the preview's place.
+  async showDraw(draw, exact) {
+    try {
+      if (exact) await this.main.showDraw(draw);
+      else await this.main.previewDraw(draw);
     } catch (error) {
       notify(error.message);
     }
@@ -94,6 +115,11 @@ async function start() {
     "?": () => element("help").showModal(),
     d: () => surround(document.documentElement.dataset.surround === "dark" ? "light" : "dark"),
     f: () => viewer.full(),
+    " ": () => viewer.augmentation.again(),
+    1: () => viewer.comparison.use("one"),
+    2: () => viewer.comparison.use("side"),
+    3: () => viewer.comparison.use("wipe"),
+    4: () => viewer.comparison.use("eight"),
     l: () => viewer.list.toggle(),
     p: () => toggle("panel"),
     "[": () => viewer.list.step(-1),

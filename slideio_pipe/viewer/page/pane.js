@@ -7,7 +7,7 @@ import { sharpDrawer } from "./drawer.js";
 import { ColourPreview } from "./preview.js";
 import { tileSource } from "./tiles.js";
 
-export const PLAIN = { digest: "plain", affine: IDENTITY, size: null, coloured: false };
+export const PLAIN = { digest: "plain", affine: IDENTITY, size: null, colours: "" };
 
 const OPTIONS = {
   showNavigationControl: false, showZoomControl: false, maxTilesPerFrame: 16, imageLoaderLimit: 6, animationTime: 0.3,
@@ -56,12 +56,17 @@ export class Pane {
     return times(scaling(1 / width), times(moved, scaling(1 / downX, 1 / downY)));
   }
 
+  worldOf(x, y) {
+    return apply(this.toWorld, x, y);
+  }
+
   // From the world to px of this element.
   get toScreen() {
     const { viewport } = this.viewer;
     const at = (x, y) => viewport.viewportToViewerElementCoordinates(new OpenSeadragon.Point(x, y));
     const [origin, right, down] = [at(0, 0), at(1, 0), at(0, 1)];
-    return [right.x - origin.x, down.x - origin.x, origin.x, right.y - origin.y, down.y - origin.y, origin.y];
+    const seen = [right.x - origin.x, down.x - origin.x, origin.x, right.y - origin.y, down.y - origin.y, origin.y];
+    return viewport.getFlip() ? times([-1, 0, this.element.clientWidth, 0, 1, 0], seen) : seen;
   }
 
   // From level-0 px to px of this element.
@@ -107,10 +112,12 @@ export class Pane {
 
   // Show a draw at once: plain tiles, turned by the viewer and coloured by a table. False if only the server can.
   async previewDraw(draw) {
-    if (!parts(draw.affine).even || draw.server_only) return false;
-    const table = draw.coloured ? await this.preview.load(this.slide.id, draw) : null;
+    if (!parts(draw.affine).even) return false;
     this.turn += 1; // exact tiles of an earlier draw that still load are no longer wanted
+    const { turn } = this;
     this.dropPending();
+    const table = draw.colours ? await this.preview.load(draw.colours) : null;
+    if (turn !== this.turn) return false;
     this.shown = draw;
     this.placePlain(draw);
     this.plain.setOpacity(1);
@@ -131,6 +138,7 @@ export class Pane {
   }
 
   dropPending() {
+    this.waiting = false;
     if (this.pending) this.viewer.world.removeItem(this.pending);
     this.pending = null;
   }
@@ -146,11 +154,13 @@ export class Pane {
       await this.previewDraw(draw);
       return true;
     }
+    this.waiting = true;
     const item = await this.add(draw, 0);
     if (turn !== this.turn) {
       this.viewer.world.removeItem(item);
       return false;
     }
+    this.waiting = false;
     this.pending = item;
     await loaded(item);
     if (turn !== this.turn) return false;

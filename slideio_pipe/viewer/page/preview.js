@@ -31,14 +31,14 @@ export class ColourPreview {
     viewer.addHandler("update-viewport", () => this.active && this.paint());
   }
 
-  async load(slide, draw) {
-    const key = `${slide}/${draw.digest}`;
-    if (!this.tables.has(key)) {
-      const reply = await ask(`slides/${slide}/colours/${draw.digest}.bin`);
-      this.tables.set(key, new Uint8Array(await reply.arrayBuffer()));
+  // Return the table of colours with a digest.
+  async load(digest) {
+    if (!this.tables.has(digest)) {
+      const reply = await ask(`colours/${digest}.bin`);
+      this.tables.set(digest, new Uint8Array(await reply.arrayBuffer()));
       if (this.tables.size > 8) this.tables.delete(this.tables.keys().next().value);
     }
-    return this.tables.get(key);
+    return this.tables.get(digest);
   }
 
   // Colour every frame with a table; null shows the plain colours.
