@@ -224,6 +224,10 @@ LoaderThreads = Annotated[
     int | None,
     option("--threads", r"Number of decoding threads. \[default: one fewer than the cores]", unit="n", min=1),
 ]
+ReadingWorkers = Annotated[
+    int,
+    option("--workers", "Worker processes that read in place of threads: for many cores. 0: none.", unit="n", min=0),
+]
 ChunkSize = Annotated[int, option("--chunk-size", "Tiles per chunk.", unit="n", min=1)]
 Mix = Annotated[int, option("--mix", "Chunks over which tiles are shuffled; 0: no shuffling.", unit="n", min=0)]
 ProfileDevice = Annotated[str, option("--device", "Device of the tiles.", unit="cpu|cuda")]
@@ -234,7 +238,7 @@ ProfiledTiles = Annotated[
     int | None, option("--tiles", r"Stop after this many tiles. \[default: the whole cohort]", unit="n", min=1)
 ]
 Scan = Annotated[
-    bool, option("--scan", "Try 1, 2, 4, … threads up to the cores; print which number is enough, and what more bring.")
+    bool, option("--scan", "Try 1, 2, 4, … threads, then worker processes, up to the cores; print what is enough.")
 ]
 Trace = Annotated[Path | None, of_output("--trace", "Write every span of every thread, for Perfetto.", unit="JSON")]
 

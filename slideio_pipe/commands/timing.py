@@ -52,6 +52,7 @@ def profile(
     tile_size: options.TileSize = None,
     slide_mpp: options.SlideMpp = None,
     threads: options.LoaderThreads = None,
+    workers: options.ReadingWorkers = 0,
     chunk_size: options.ChunkSize = 64,
     mix: options.Mix = 0,
     device: options.ProfileDevice = "cpu",
@@ -64,7 +65,8 @@ def profile(
 ) -> None:
     """Show the time per stage from slide to device: share and rate of each, the bottleneck, and advice.
 
-    Tiles go through the loader as in training. --step-ms simulates a model's step. --scan finds the number of threads.
+    Tiles go through the loader as in training. --step-ms simulates a model's step. --scan finds the best number of
+    threads, or of worker processes.
 
     Example: [bold]slideio-pipe profile a.svs --tiles 2000 --step-ms 15 --trace trace.json[/]
     """
@@ -83,13 +85,14 @@ def profile(
         raise SlideNotFoundError("no such file", slide=str(missing), remedy="check the path")
     sources: Any = cohort[0] if len(cohort) == 1 and cohort[0].suffix.lower() == ".csv" else cohort
     dataset = BagDataset(sources, checked(LoaderConfig, None, **values))
-    loader: dict[str, Any] = {"threads": threads, "chunk_size": chunk_size, "mix": mix, "max_failures": max_failures}
+    loader: dict[str, Any] = {"threads": threads, "workers": workers}
+    loader |= {"chunk_size": chunk_size, "mix": mix, "max_failures": max_failures}
     progress = False if as_json else None
     if scan:
-        _refuse_with_scan(threads, trace)
+        _refuse_with_scan(threads, workers, trace)
         from slideio_pipe.streaming.thread_scan import scan_threads
 
-        del loader["threads"]
+        del loader["threads"], loader["workers"]
         shared: dict[str, Any] = {"device": device, "max_tiles": tiles, "step_ms": step_ms, "progress": progress}
         threadwise = scan_threads(dataset, **shared, **loader)
         _print_scan(threadwise, as_json=as_json)
@@ -103,12 +106,13 @@ def profile(
         say(f"trace: {trace} (open it at https://ui.perfetto.dev)")
 
 
-def _refuse_with_scan(threads: int | None, trace: Path | None) -> None:
+def _refuse_with_scan(threads: int | None, workers: int, trace: Path | None) -> None:
     from slideio_pipe.errors import ConfigError
 
-    if threads is not None or trace is not None:
-        given = "--threads" if threads is not None else "--trace"
-        raise ConfigError(f"--scan together with {given}", remedy="leave one of them out")
+    given = {"--threads": threads is not None, "--workers": workers, "--trace": trace is not None}
+    option = next((name for name, is_given in given.items() if is_given), None)
+    if option is not None:
+        raise ConfigError(f"--scan together with {option}", remedy="leave one of them out")
 
 
 def _print_scan(found: ThreadScan, *, as_json: bool) -> None:
@@ -116,13 +120,14 @@ def _print_scan(found: ThreadScan, *, as_json: bool) -> None:
         print_json(found.to_json())
         return
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for heading in ("threads", "tiles/s", "over the first", "first chunk", "consumer waited"):
+    for heading in ("threads", "workers", "tiles/s", "over the first", "first chunk", "consumer waited"):
         table.add_column(heading, justify="right")
     for run in found.runs:
         share = run.wait_s / run.seconds if run.seconds else 0.0
         table.add_row(
-            str(run.threads), f"{run.rate:,.0f}", f"{run.rate / found.runs[0].rate:.2f}×", f"{run.first_chunk_s:.2f} s",
-            f"{share:.0%}", style="bold" if run is found.best else None,
+            "" if run.workers else str(run.threads), str(run.workers or ""), f"{run.steady_rate:,.0f}",
+            f"{run.steady_rate / found.runs[0].steady_rate:.2f}×", f"{run.first_chunk_s:.2f} s", f"{share:.0%}",
+            style="bold" if run is found.best else None,
         )  # fmt: skip
     out.print(table)
     say(found.verdict(), style="bold")
@@ -141,9 +146,10 @@ def _print_profile(found: Profile) -> None:
         )
     out.print(table)
     bags = f"{found.bags:,} whole bag{'' if found.bags == 1 else 's'}"
+    readers = "worker" if found.workers else "thread"
     say(
         f"{found.tiles:,} tiles, {bags}, in {found.seconds:.1f} s: {found.rate:,.0f} tiles/s on {found.threads} "
-        f"thread{'' if found.threads == 1 else 's'}; first chunk after {found.first_chunk_s:.2f} s"
+        f"{readers}{'' if found.threads == 1 else 's'}; first chunk after {found.first_chunk_s:.2f} s"
     )
     say(f"the consumer worked {found.consumer_s:.2f} s and waited {found.wait_s:.2f} s; memory {found.memory}")
     say(found.verdict(), style="bold")

@@ -160,7 +160,8 @@ class FeaturePool:
 
     def _encoded(self, pending: list[_Pending], dataset: _Slides) -> Iterator[Outcome]:
         sender = Sender(self._encoding.device, None, torch.float16)
-        ring = BufferPool(sender, self._pace.slots, (self._pace.chunk_size, *dataset.tile_shape))
+        shape = (self._pace.chunk_size, *dataset.tile_shape)
+        ring = BufferPool(sender, sender.host_buffers(self._pace.slots, shape))
         flights = EpochSchedule(dataset, 0, range(len(pending)), {}, ring, self._pace)
         stage = BackgroundIterator(flights.deliveries(), _PREFETCH, self._encoding.device)
         whole: list[_Pending] = []

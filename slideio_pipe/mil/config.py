@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from slideio_pipe.config import Record, checked, load_record
 from slideio_pipe.streaming.config import LoaderConfig
@@ -54,6 +54,16 @@ class EncoderConfig(Record):
     lr: Rate | None = None  # None: that of ``fit``
     chunk_size: int = Field(default=64, ge=1)  # tiles encoded at a time
     keep_gb: float | None = Field(default=None, ge=0)  # memory of tiles kept for the second pass; None: automatic
+    # Processes that read tiles in place of threads, and as many for the validation; 0: threads.
+    workers: int = Field(default=0, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _drop_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a newer setting that is not given, so that settings equal those of older runs."""
+        values: dict[str, Any] = dump(self)
+        if not self.workers:
+            values.pop("workers", None)
+        return values
 
 
 class FitConfig(Record):

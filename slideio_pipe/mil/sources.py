@@ -201,6 +201,7 @@ class PixelSource:
                 device=device,
                 normalize=None,
                 chunk_size=config.encoder.chunk_size,
+                workers=config.encoder.workers,
                 ordered=True,
                 shuffle=shuffle,
                 max_failures=config.fit.max_failures,

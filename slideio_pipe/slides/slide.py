@@ -379,7 +379,8 @@ class Slide(SlideHeader, Closable):
         self._opened = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, self._reopen
+        # Colours take about a second to measure: a copy in another process has those that are known.
+        return _reopen, self._reopen, {"colour": self.colour} if "colour" in vars(self) else None
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same file (or the same array object), read with the same backend and resolution."""

@@ -64,6 +64,10 @@ class DecodedTiles:
         """Memory of the cached tiles."""
         return self._tiles.nbytes
 
+    def limit(self, max_bytes: int) -> None:
+        """Set the memory limit; what is above it is dropped when the next tile is kept."""
+        self._tiles.max_bytes = max_bytes
+
     def known(self, owner: Owner, tile: object) -> NDArray[np.uint8] | None:
         """Return the owner's ``tile`` if it is cached; callers must not write to it."""
         if self._deleted_owners:

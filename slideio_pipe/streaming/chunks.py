@@ -28,11 +28,15 @@ class LoaderSettings:
     ordered: bool
     on_error: OnError
     colours: str
+    workers: int = 0  # reading processes in place of threads
 
     @property
     def slots(self) -> int:
-        """Slots that keep every reader busy while one chunk is sent and one block is being completed."""
-        busy = -(-self.threads * READ_RUN // self.chunk_size)
+        """Slots that keep every reader busy while one chunk is sent and one block is being completed.
+
+        A worker has two runs: it begins one while the answer to the other is on its way.
+        """
+        busy = -(-(2 * self.workers or self.threads) * READ_RUN // self.chunk_size)
         block = max(1, self.mix)
         return block + max(block, busy) + 1
 

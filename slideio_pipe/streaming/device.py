@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -189,6 +190,27 @@ class Sender:
         """Return uninitialised uint8 host memory, page-locked if that allows asynchronous copies."""
         with on_device(self.device):
             return torch.empty(shape, dtype=torch.uint8, pin_memory=self._side is not None)
+
+    def host_buffers(self, count: int, shape: tuple[int, ...]) -> list[Tensor]:
+        """Return memory for several batches."""
+        return [self.host_buffer(shape) for _ in range(count)]
+
+    def lock_pages(self, memory: Tensor) -> Callable[[], None]:
+        """Page-lock host memory that is not torch's, if that allows asynchronous copies; return what undoes it.
+
+        Raise ConfigError if the driver refuses.
+        """
+        if self._side is None:
+            return lambda: None
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        with on_device(self.device):
+            failed = int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+        if failed:
+            raise ConfigError(
+                f"{memory.nbytes / 1e6:,.0f} MB of memory cannot be page-locked (CUDA error {failed})",
+                remedy="pass {workers=0}, or smaller chunks",
+            )
+        return partial(runtime.cudaHostUnregister, memory.data_ptr())
 
     def send(self, tiles: Tensor, colours: Colours | None = None) -> Sent:
         """Start sending (n, H, W, 3) uint8 host tiles; the result never shares their memory."""

@@ -11,6 +11,8 @@ from slideio_pipe.errors import FailedSlidesError, SkippedWarning, warn_caller
 from slideio_pipe.streaming.chunks import Chunk, FailedBag, LoaderSettings, Progress
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import Sender
+from slideio_pipe.streaming.reading_threads import Readers, ReadingThreads
+from slideio_pipe.streaming.reading_workers import ReadingWorkers, WorkerReaders
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.streaming.schedule import EpochSchedule
 from slideio_pipe.streaming.shares import Share
@@ -43,6 +45,8 @@ class Epochs:
     count: int = 0  # bags of the latest epoch
     _order: tuple[tuple[int, int, int], list[int]] | None = None
     _items: Items | None = None  # of the running iteration
+    _workers: ReadingWorkers | None = None
+    _abandoned: bool = False  # the loader was deleted: no epoch follows
     _warned_of_dropped: bool = False
 
     def go_to(self, epoch: int, progress: Progress | None = None) -> None:
@@ -147,6 +151,19 @@ class Epochs:
         if items is not None:
             items.close()
 
+    def close_workers(self) -> None:
+        """Stop the running epoch, and end the worker processes; another epoch starts new ones."""
+        self.close()
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.close()
+
+    def abandon(self) -> None:
+        """End the worker processes after the running epoch; for the finaliser of the loader: never blocks."""
+        self._abandoned = True
+        if self._workers is not None:
+            self._workers.abandon()
+
     def no_tiles(self) -> torch.Tensor:
         """Return a tensor of no tiles, for the end of a bag that failed midway."""
         shape = (0, *self.dataset.tile_shape)
@@ -154,11 +171,24 @@ class Epochs:
 
     def _read(self, *, whole: bool) -> Items:
         pace = replace(self.pace, interleave=1) if whole else self.pace
-        ring = BufferPool(self.sender, pace.slots, (pace.chunk_size, *self.dataset.tile_shape))
         order = self.order() + self.progress.extra
-        schedule = EpochSchedule(self.dataset, self.epoch, order, self.progress.done(), ring, pace)
+        ring, readers = self._start_readers()
+        schedule = EpochSchedule(self.dataset, self.epoch, order, self.progress.done(), ring, pace, readers)
         self._items = BackgroundIterator(schedule.deliveries(), self.prefetch, self.sender.device)
         return self._items
+
+    def _start_readers(self) -> tuple[BufferPool, Readers]:
+        """Return the buffers and readers of an epoch; worker processes and their memory stay for the next."""
+        pace = self.pace
+        shape = (pace.chunk_size, *self.dataset.tile_shape)
+        if not pace.workers:
+            buffers = self.sender.host_buffers(pace.slots, shape)
+            return BufferPool(self.sender, buffers), ReadingThreads(pace.threads, self.sender.device)
+        if self._workers is None:
+            self._workers = ReadingWorkers(pace.workers, self.sender, pace.slots, shape)
+            self._workers.abandoned = self._abandoned
+        readers = WorkerReaders(self._workers, self.dataset.on_stage)
+        return BufferPool(self.sender, self._workers.buffers), readers
 
     def _check_failures(self, failure: TileFailure) -> None:
         failed = len(self.progress.failed)

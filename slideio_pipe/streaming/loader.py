@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import Sender, check_device
 from slideio_pipe.streaming.epochs import Epochs
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
+from slideio_pipe.streaming.reading_workers import worker_cache_bytes
 from slideio_pipe.streaming.shares import share_of
 from slideio_pipe.streaming.stream import at_least, at_least_one, check_colours, check_normalize, default_threads
 from slideio_pipe.tiles.failures import TileFailure, check_on_error
@@ -71,6 +73,11 @@ class BagLoader(Closable):
         Chunks that may be ready in advance.
     threads : int, optional
         Number of decoding threads; by default one fewer than the cores.
+    workers : int
+        Number of worker processes that read in place of threads, each with one: for machines with many cores, where
+        Python's lock limits threads. 0: none; ``scan_threads`` finds the best number. They write into the shared
+        memory of the loader, stay for all epochs, and end with ``close()``, the loader, or this process. The tiles are
+        the same. In a script, read below ``if __name__ == "__main__":``.
     rank, world_size : int, optional
         The share of bags of this process; by default torch.distributed's when an epoch starts, else all bags.
     even : {"drop", "pad", "none"}
@@ -98,7 +105,7 @@ class BagLoader(Closable):
     epoch : int
         The running epoch, or the next: an epoch ends when its last chunk has been returned.
     threads : int
-        Number of decoding threads.
+        Number of decoding threads, or of workers.
 
     Raises
     ------
@@ -130,6 +137,7 @@ class BagLoader(Closable):
         bags_in_flight: int = 2,
         prefetch: int = 3,
         threads: int | None = None,
+        workers: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
         even: str = "drop",
@@ -141,9 +149,15 @@ class BagLoader(Closable):
             raise ConfigError(f"a loader of a {type(dataset).__name__}", remedy="pass BagDataset(cohort, config)")
         self.dataset, self.shuffle = dataset, shuffle
         self._sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))
+        workers = at_least(0, "workers", workers)
+        if workers and threads is not None:
+            raise ConfigError(
+                f"{{threads={threads}}} and {{workers={workers}}}", remedy="pass one of them: a worker has one thread"
+            )
         self._pace = pace = LoaderSettings(
             chunk_size=at_least_one("chunk_size", chunk_size),
-            threads=default_threads() if threads is None else at_least_one("threads", threads),
+            threads=workers or (default_threads() if threads is None else at_least_one("threads", threads)),
+            workers=workers,
             bags_in_flight=max(at_least_one("bags_in_flight", bags_in_flight), interleave),
             interleave=at_least_one("interleave", interleave),
             mix=at_least(0, "mix", mix),
@@ -157,10 +171,13 @@ class BagLoader(Closable):
         self._share = share_of(rank, world_size, even)
         slot = int(np.prod((pace.chunk_size, *dataset.tile_shape)))
         ahead = prefetch * slot * self._sender.dtype.itemsize
-        self.memory = LoaderMemory(pace.slots * slot, ahead, SHARED.max_bytes)
+        cache = workers * worker_cache_bytes(workers) if workers else SHARED.max_bytes
+        self.memory = LoaderMemory(pace.slots * slot, ahead, cache)
         self._epochs = Epochs(
             dataset, self._sender, pace, self._share, prefetch=prefetch, shuffle=shuffle, max_failures=self.max_failures
         )
+        if workers:
+            weakref.finalize(self, self._epochs.abandon).atexit = False
 
     @property
     def epoch(self) -> int:
@@ -297,8 +314,8 @@ class BagLoader(Closable):
             raise FailedSlidesError(f"{len(errors)} of {self._epochs.count} slides failed", errors)
 
     def close(self) -> None:
-        """Stop the running epoch: its threads, files and ring."""
-        self._epochs.close()
+        """Stop the running epoch: its threads, files and ring; and end the worker processes."""
+        self._epochs.close_workers()
 
     def __repr__(self) -> str:
         share = "" if self.world_size == 1 else f", rank {self.rank} of {self.world_size}"

@@ -115,17 +115,25 @@ class Profile:
     seconds: float  # wall time
     tiles: int
     bags: int
-    threads: int
+    threads: int  # or workers
     first_chunk_s: float  # from the start to the first chunk
     wait_s: float  # total wait of the consumer for chunks, including the first
     consumer_s: float  # total work of the consumer
     stages: Mapping[str, float]  # thread-seconds per stage
     memory: str
+    workers: int = 0  # worker processes that read in place of threads
+    first_tiles: int = 0  # tiles of the first chunk
 
     @property
     def rate(self) -> float:
         """Tiles per second of wall time."""
         return self.tiles / self.seconds if self.seconds else 0.0
+
+    @property
+    def steady_rate(self) -> float:
+        """Tiles per second after the first chunk: without the time to open a slide and to start worker processes."""
+        seconds = self.seconds - self.first_chunk_s
+        return (self.tiles - self.first_tiles) / seconds if self.tiles > self.first_tiles and seconds else self.rate
 
     @property
     def bottleneck(self) -> str:
@@ -163,7 +171,9 @@ class Profile:
             "tiles": self.tiles,
             "bags": self.bags,
             "tiles_per_second": self.rate,
+            "tiles_per_second_after_first_chunk": self.steady_rate,
             "threads": self.threads,
+            "workers": self.workers,
             "first_chunk_seconds": self.first_chunk_s,
             "wait_seconds": self.wait_s,
             "consumer_seconds": self.consumer_s,
@@ -201,7 +211,7 @@ def profile(
         File for Perfetto (ui.perfetto.dev) with every span of every thread.
     progress : callable or bool, optional
     **loader
-        Passed to ``BagLoader``: threads, chunk_size, mix, bags_in_flight, …
+        Passed to ``BagLoader``: threads, workers, chunk_size, mix, bags_in_flight, …
 
     Raises
     ------
@@ -227,7 +237,7 @@ def profile(
     watched = BagLoader(dataset, device=device, normalize=normalize or Normalize.imagenet(), **loader)
     watched.watch(clock)
     begun = time.perf_counter()
-    tiles = bags = 0
+    tiles = bags = first_tiles = 0
     first = waited = worked = 0.0
     with reporting(progress, "profiling") as report:
         chunks = iter(watched)
@@ -238,7 +248,8 @@ def profile(
             waited += came - requested_at
             if chunk is None:
                 break
-            first = first or came - begun
+            if not first:
+                first, first_tiles = came - begun, len(chunk)
             tiles, bags = tiles + len(chunk), bags + chunk.last
             report(tiles, max_tiles or tiles)
             if step_ms:
@@ -255,7 +266,10 @@ def profile(
     if trace is not None:
         _write_trace(Path(trace), clock)
     stages = {stage: clock.totals[stage] for stage in STAGES if clock.totals.get(stage)}
-    return Profile(seconds, tiles, bags, watched.threads, first, waited, worked, stages, str(watched.memory))
+    return Profile(
+        seconds, tiles, bags, watched.threads, first, waited, worked, stages, str(watched.memory),
+        workers=int(loader.get("workers", 0)), first_tiles=first_tiles,
+    )  # fmt: skip
 
 
 def _write_trace(path: Path, clock: Clock) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -103,6 +103,7 @@ class Buffer:
     """Host memory for one batch of tiles."""
 
     memory: torch.Tensor  # (n, H, W, 3) uint8
+    number: int  # in its pool
     copied: StreamMark | None = None  # mark after the last copy out of it
 
     def claim(self, n: int) -> torch.Tensor:
@@ -114,10 +115,17 @@ class Buffer:
 
 
 class BufferPool:
-    """Slots of host memory, allocated once and used in turn by one thread."""
+    """Slots of host memory, allocated once and used in turn by one thread.
 
-    def __init__(self, sender: Sender, slots: int, shape: tuple[int, int, int, int]) -> None:
-        self._free = deque(Buffer(sender.host_buffer(shape)) for _ in range(slots))
+    Parameters
+    ----------
+    sender : Sender
+    memory : sequence of tensor
+        One (n, H, W, 3) uint8 tensor per slot, such as ``sender.host_buffers(...)``.
+    """
+
+    def __init__(self, sender: Sender, memory: Sequence[torch.Tensor]) -> None:
+        self._free = deque(Buffer(slot, number) for number, slot in enumerate(memory))
         self._sender, self.device = sender, sender.device
         self.nbytes = sum(slot.memory.nbytes for slot in self._free)
 

@@ -24,18 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.streaming.chunks import Block, Chunk, FailedBag, Indices, LoaderSettings, plan_blocks
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import use_device
+from slideio_pipe.streaming.reading_threads import BagReading, Readers, ReadingThreads
 from slideio_pipe.streaming.ring import Buffer, BufferPool
-from slideio_pipe.streaming.stream import check_colours, colours_of, plan_ahead, reader_of
+from slideio_pipe.streaming.stream import check_colours, colours_of
 from slideio_pipe.tiles.bag import Bag, Label
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.failures import TileErrors, TileFailure
-from slideio_pipe.tiles.reader import READ_RUN
 
 # Errors that make a slide fail; any other is a programming error and ends the epoch.
 SLIDE_ERRORS = (SlideioPipeError, OSError)
@@ -46,8 +45,7 @@ class _Chunk:
     open_bag: _OpenBag
     number: int
     index: Indices  # in the order of delivery
-    slot: Buffer | None = None
-    tiles: NDArray[np.uint8] | None = None  # of the slot
+    slot: Buffer
     waiting: int = 0  # tiles not decoded yet
     bad: list[int] = field(default_factory=list)
     error: BaseException | None = None
@@ -72,8 +70,9 @@ class _OpenBag:
     chunks_left: int = 0  # not delivered yet
     delivered: bool = False  # any chunk, in this run or before
     running: int = 0  # runs that write into its slots
-    over: bool = False
-    tolerance: TileErrors | None = None
+    over: bool = False  # delivered or failed
+    reading: BagReading | None = None
+    has_failed: bool = False  # a run did: the others are not needed
     reported: int = 0  # failures of tiles that were delivered
 
 
@@ -91,6 +90,8 @@ class EpochSchedule:
     ring : BufferPool
         At least ``pace.slots`` slots of the dataset's tile shape.
     pace : LoaderSettings
+    readers : Readers, optional
+        By default ``pace.threads`` threads; closed at the end.
     """
 
     def __init__(
@@ -101,8 +102,10 @@ class EpochSchedule:
         done: Mapping[int, Collection[int] | None],
         ring: BufferPool,
         pace: LoaderSettings,
+        readers: Readers | None = None,
     ) -> None:
         self._dataset, self._epoch, self._ring, self._pace = dataset, epoch, ring, pace
+        self._readers = readers or ReadingThreads(pace.threads, ring.device)
         self._waiting = deque(
             _OpenBag(number, slide, dataset.cohort[slide].name, done.get(number, ()) or ())
             for number, slide in enumerate(order)
@@ -115,14 +118,12 @@ class EpochSchedule:
         self._leaving = 0  # runs of finished bags
         self._events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._stopping = threading.Event()
-        self._local = threading.local()
 
     def deliveries(self) -> Generator[Chunk | FailedBag]:
         """Yield the chunks of all bags, and the bags that failed."""
-        pace = self._pace
-        begin = partial(use_device, self._ring.device)
-        self._openers = ThreadPoolExecutor(pace.bags_in_flight, "slideio_pipe.open", initializer=begin)
-        self._readers = ThreadPoolExecutor(pace.threads, "slideio_pipe.read", initializer=begin)
+        self._openers = ThreadPoolExecutor(
+            self._pace.bags_in_flight, "slideio_pipe.open", initializer=partial(use_device, self._ring.device)
+        )
         try:
             while True:
                 while not self._events.empty():
@@ -141,7 +142,7 @@ class EpochSchedule:
         finally:
             self._stopping.set()
             self._openers.shutdown(cancel_futures=True)
-            self._readers.shutdown(cancel_futures=True)
+            self._readers.close()
             self._ring.close()
             for open_bag in (*self._opening, *self._active):
                 self._close(open_bag)
@@ -171,15 +172,20 @@ class EpochSchedule:
             open_bag.label = dataset.label(open_bag.slide, bag)
             open_bag.patient = dataset.patient(open_bag.slide, bag)
             open_bag.chosen = chosen = dataset.chosen(open_bag.slide, bag, self._epoch)
-            open_bag.tolerance = TileErrors(open_bag.name, len(chosen), pace.on_error)
-            open_bag.blocks = plan_blocks(
-                _storage_order(bag, chosen), pace, dataset.rng(self._epoch, "mix", open_bag.name), open_bag.done
-            )
+            order = _storage_order(bag, chosen)
+            tolerance = TileErrors(open_bag.name, len(chosen), pace.on_error)
+            reading = BagReading(bag, order, tolerance, pace.colours, partial(self._is_wanted, open_bag))
+            self._readers.begin(reading)
+            open_bag.reading = reading
+            open_bag.blocks = plan_blocks(order, pace, dataset.rng(self._epoch, "mix", open_bag.name), open_bag.done)
             open_bag.next_block = next(open_bag.blocks, None)
             open_bag.chunks_left = -(-len(chosen) // pace.chunk_size) - len(open_bag.done)
             open_bag.delivered = bool(open_bag.done)
         except SLIDE_ERRORS as error:
             open_bag.error = error
+
+    def _is_wanted(self, open_bag: _OpenBag) -> bool:
+        return not (self._stopping.is_set() or open_bag.over or open_bag.has_failed)
 
     # -- decoding ------------------------------------------------------------------------------------------------
 
@@ -230,48 +236,20 @@ class EpochSchedule:
             index = tiles_of[start : start + size]
             chunks[number] = _Chunk(open_bag, number, index, self._ring.take(), waiting=len(index))
         self._chunks.extend(chunks.values())
+        first = block.first * size  # its first tile, in the bag's order
         in_chunks = np.isin(block.first + block.target // size, list(chunks))
-        order, target = block.order[in_chunks], block.target[in_chunks]
-        assert open_bag.bag is not None
-        plan_ahead(open_bag.bag, order, self._pace.colours)
-        for start in range(0, len(order), READ_RUN):
-            places = target[start : start + READ_RUN]
-            goals = [(chunks[block.first + int(p) // size], int(p) % size) for p in places]
+        reading = open_bag.reading
+        assert reading is not None
+        for run in self._readers.runs(reading, first + np.flatnonzero(in_chunks)):
+            goals = [
+                (chunks[block.first + place // size], place % size) for place in block.target[run - first].tolist()
+            ]
             open_bag.running += 1
-            future = self._readers.submit(self._read, open_bag, order[start : start + READ_RUN], goals)
+            future = self._readers.submit(reading, run, [(chunk.slot, place) for chunk, place in goals])
             future.add_done_callback(partial(self._report, open_bag, goals))
 
     def _report(self, open_bag: _OpenBag, goals: list[tuple[_Chunk, int]], run: Future[list[int]]) -> None:
         self._events.put((open_bag, goals, run))
-
-    def _read(self, open_bag: _OpenBag, index: Indices, goals: list[tuple[_Chunk, int]]) -> list[int]:
-        """Decode a run into its slots, in a reader's thread; return the positions of its bad tiles."""
-        if self._stopping.is_set() or open_bag.over or any(chunk.error is not None for chunk, _ in goals):
-            return []
-        assert open_bag.bag is not None
-        assert open_bag.tolerance is not None
-        read = reader_of(open_bag.bag, self._pace.colours)
-        chunk, start = goals[0]
-        if not self._pace.mix:  # directly into the slot
-            return open_bag.tolerance.read(read, index, self._claim(chunk)[start : start + len(index)])
-        scratch = self._scratch(open_bag.bag)[: len(index)]
-        bad = open_bag.tolerance.read(read, index, scratch)
-        for tile, (chunk, place) in zip(scratch, goals, strict=True):
-            self._claim(chunk)[place] = tile
-        return bad
-
-    def _claim(self, chunk: _Chunk) -> NDArray[np.uint8]:
-        slot = chunk.slot
-        assert slot is not None
-        tiles: NDArray[np.uint8] = slot.claim(len(chunk.index)).numpy()
-        return tiles
-
-    def _scratch(self, bag: Bag) -> NDArray[np.uint8]:
-        """Return this thread's memory for one run of tiles of different chunks."""
-        if getattr(self._local, "tiles", None) is None:
-            self._local.tiles = np.empty((READ_RUN, *bag.shape[1:]), np.uint8)
-        tiles: NDArray[np.uint8] = self._local.tiles
-        return tiles
 
     def _handle(self, event: tuple[Any, ...]) -> None:
         """Handle the end of a run; the event of an opening only wakes this thread."""
@@ -282,6 +260,7 @@ class EpochSchedule:
         error = None if future.cancelled() else future.exception()
         if error is not None and not isinstance(error, SLIDE_ERRORS):
             raise error
+        open_bag.has_failed = open_bag.has_failed or error is not None
         bad = [] if error is not None or future.cancelled() else future.result()
         for k, (chunk, place) in enumerate(goals):
             chunk.waiting -= 1
@@ -313,8 +292,7 @@ class EpochSchedule:
     def _deliver(self, chunk: _Chunk) -> Chunk:
         open_bag, index = chunk.open_bag, chunk.index
         assert open_bag.bag is not None
-        assert open_bag.tolerance is not None
-        assert chunk.slot is not None
+        assert open_bag.reading is not None
         self._chunks.remove(chunk)
         tiles = chunk.slot.memory[: len(index)]
         if chunk.bad and self._pace.on_error == "skip":
@@ -323,7 +301,7 @@ class EpochSchedule:
         sent = self._ring.send(chunk.slot, tiles, colours_of(open_bag.bag, index, self._pace.colours))
         open_bag.chunks_left -= 1
         open_bag.delivered = True
-        failures = tuple(open_bag.tolerance.failures[open_bag.reported :])
+        failures = tuple(open_bag.reading.tolerance.failures[open_bag.reported :])
         open_bag.reported += len(failures)
         delivery = Chunk(
             open_bag.number,
@@ -353,7 +331,7 @@ class EpochSchedule:
             self._issuing.remove(open_bag)
         for chunk in [chunk for chunk in self._chunks if chunk.open_bag is open_bag]:
             self._chunks.remove(chunk)
-            if not chunk.waiting and chunk.slot is not None:
+            if not chunk.waiting:
                 self._ring.give_back(chunk.slot)
         self._leaving += open_bag.running
         if not open_bag.running:
@@ -362,6 +340,8 @@ class EpochSchedule:
 
     def _close(self, open_bag: _OpenBag) -> None:
         bag, open_bag.bag = open_bag.bag, None
+        if open_bag.reading is not None:
+            self._readers.finish(open_bag.reading)
         if bag is not None:
             self._dataset.close(open_bag.slide, bag)
 

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral
 from typing import Self
 
@@ -27,12 +26,12 @@ from numpy.typing import ArrayLike, NDArray
 from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.files import Closable
+from slideio_pipe.streaming.bag_reads import PLANNED, plan_ahead, reader_of
 from slideio_pipe.streaming.device import Colours, Sender, Sent, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.tiles.bag import Bag, ColourColumnsBag, Label, UncolouredBag, check_bag
-from slideio_pipe.tiles.drawn_bag import DrawnBag
-from slideio_pipe.tiles.failures import Read, TileErrors, check_on_error, warn_of
+from slideio_pipe.tiles.failures import TileErrors, check_on_error, warn_of
 
 COLOURS = ("host", "device")
 
@@ -99,7 +98,8 @@ class TileStream(Iterator[TileBatch], Closable):
         prefetch = min(prefetch, len(self))
         # On the CPU the same thread normalises a slot's tiles and then frees it.
         slots = prefetch if sender.device.type == "cuda" else 1
-        ring = BufferPool(sender, slots, (min(batch_size, len(positions)), *_tile_shape(bag)))
+        shape = (min(batch_size, len(positions)), *_tile_shape(bag))
+        ring = BufferPool(sender, sender.host_buffers(slots, shape))
         self.ring_bytes = ring.nbytes
         self.ahead_bytes = prefetch * ring.nbytes // slots * sender.dtype.itemsize
         self._stage = BackgroundIterator(
@@ -216,10 +216,6 @@ def stream(
     )
 
 
-# Tiles that are planned together: planning a few takes as long as hundreds.
-_PLANNED = 256
-
-
 def default_threads() -> int:
     """Return the number of cores this process may use minus one, at least one."""
     return max(1, usable_cores() - 1)
@@ -240,7 +236,7 @@ def _send_batches(
         for start in range(0, len(positions), batch_size):
             index = positions[start : start + batch_size]
             if start >= planned:
-                planned = start + max(batch_size, _PLANNED)
+                planned = start + max(batch_size, PLANNED)
                 plan_ahead(bag, positions[start:planned], colours)
             slot = ring.take()
             tiles = slot.claim(len(index))
@@ -249,20 +245,6 @@ def _send_batches(
                 valid = np.delete(np.arange(len(index)), bad)
                 tiles, index = tiles[torch.from_numpy(valid)], index[valid]
             yield ring.send(slot, tiles, colours_of(bag, index, colours)), index
-
-
-def plan_ahead(bag: Bag, index: NDArray[np.int64], colours: str) -> None:
-    """Plan tiles of a bag that will be read a few at a time; errors are raised when the tile that has one is read."""
-    if isinstance(bag, DrawnBag):
-        with suppress(SlideioPipeError, OSError):
-            bag.plan_ahead(index, colours=colours != "device")
-
-
-def reader_of(bag: Bag, colours: str, threads: int = 1) -> Read:
-    """Return the function that reads tiles of a bag: with their colours, or without those computed on the device."""
-    if colours == "device" and isinstance(bag, UncolouredBag):
-        return partial(bag.read_uncoloured, threads=threads)
-    return partial(bag.read, threads=threads)
 
 
 def colours_of(bag: Bag, index: NDArray[np.int64], colours: str) -> Colours | None:

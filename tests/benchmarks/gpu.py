@@ -141,7 +141,7 @@ class Bench:
     def copies(self) -> list[Row]:
         """Tiles per second to the device and normalised, three ways."""
         sender = Sender(self.device, self.normalize, torch.float16)
-        ring = BufferPool(sender, 3 if self.cuda else 1, tuple(self.host.shape))
+        ring = BufferPool(sender, sender.host_buffers(3 if self.cuda else 1, tuple(self.host.shape)))
         on_cpu = Normalize.imagenet(dtype=torch.float32)
         raw = sender.host_buffer(tuple(self.host.shape))
         target = torch.empty_like(raw, device=self.device)

@@ -48,16 +48,39 @@ def test_the_fewest_threads_that_are_enough(rates: tuple[tuple[int, float], ...]
 def test_every_count_reads_the_same_tiles(slide: Path) -> None:
     """By default powers of two up to the cores."""
     dataset = sp.BagDataset([slide], {"view": {"mpp": "native"}, "tissue": {"method": "none"}})
-    found = sp.scan_threads(dataset, [2, 1, 2], max_tiles=20, chunk_size=8)
+    found = sp.scan_threads(dataset, [2, 1, 2], workers=(), max_tiles=20, chunk_size=8)
     assert [run.threads for run in found.runs] == [1, 2]
     assert {run.tiles for run in found.runs} == {24}
-    usual = sp.scan_threads(dataset, max_tiles=8, chunk_size=8)
+    usual = sp.scan_threads(dataset, workers=(), max_tiles=8, chunk_size=8)
     assert (usual.runs[0].threads, usual.runs[-1].threads) == (1, usable_cores())
     for counts in ([], [0, 1]):
         with pytest.raises(ConfigError, match="as numbers of threads; pass whole numbers from 1 on"):
             sp.scan_threads(dataset, counts)
 
 
+@pytest.mark.parametrize(
+    ("rate", "best", "said"),
+    [
+        (195, 0, "set threads=2. 4 worker processes would bring +3%."),
+        (300, 4, "2 threads read 190 tiles/s, 1.9 times one thread. 4 worker processes bring +58% over threads: set work"),
+    ],
+)
+def test_worker_processes_are_chosen_if_they_bring_more(rate: int, best: int, said: str) -> None:
+    """More than 5 % above the best number of threads."""
+    threads = measured((1, 100), (2, 190), (4, 190)).runs
+    found = ThreadScan((*threads, Profile(1.0, rate, 1, 4, 0, 0, 0, {}, "", workers=4)))
+    assert found.best.workers == best
+    assert said in found.verdict()
+
+
+def test_the_start_is_not_counted() -> None:
+    """The rate of a scan is that after the first chunk."""
+    run = Profile(3.0, 300, 1, 2, 2.0, 0, 0, {}, "", workers=2, first_tiles=100)
+    assert run.steady_rate == 200
+    assert run.rate == 100
+
+
+@pytest.mark.system
 def test_the_command_prints_a_row_per_count(slide: Path) -> None:
     """And what to set; as JSON as well; not with a fixed number of threads."""
     arguments = ("profile", slide, "--scan", "--tiles", 16, "--chunk-size", 8)

@@ -27,7 +27,7 @@ class ArrayBag:
         self.label, self.view_mpp = None, None
         self.read_sizes: list[int] = []
         self.thread_counts: set[int] = set()
-        self.before_read: Callable[[np.ndarray], None] = lambda indices: None
+        self.before_read: Callable[[np.ndarray], None] = _unchanged
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -46,6 +46,10 @@ class ArrayBag:
 
     def provenance(self) -> dict[str, Any]:
         return {"version": 1}
+
+
+def _unchanged(indices: np.ndarray) -> None:
+    """Do nothing: a function of a module, so that a bag can be sent to a worker process."""
 
 
 def numbered_bag(count: int, size: tuple[int, int] = (4, 6)) -> ArrayBag:

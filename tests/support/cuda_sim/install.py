@@ -100,11 +100,18 @@ def _replacements() -> dict[str, Any]:
         "synchronize": scheduler.synchronize,
         "_sleep": lambda cycles: launch(simulation().device(), "sleep", lambda: None, [], []),
         "empty_cache": lambda: None,
+        "cudart": _runtime,
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": lambda *_: None,
         "get_device_name": lambda *_: "simulated",
         "mem_get_info": lambda *_: (10**11, 10**11),
     }
+
+
+def _runtime() -> Any:
+    """Return what is used of the runtime's own functions."""
+    memory = simulation().memory
+    return SimpleNamespace(cudaHostRegister=memory.register, cudaHostUnregister=memory.unregister)
 
 
 def _empty(size: Any, dtype: Any = None, layout: Any = None, device: Any = None, **more: Any) -> SimulatedTensor:

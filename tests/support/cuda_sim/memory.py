@@ -42,6 +42,7 @@ class Memory:
         self._free: defaultdict[tuple[Stream, int], list[Block]] = defaultdict(list)
         self._waiting: list[tuple[Block, list[tuple[Stream, int, int]]]] = []  # used by other streams: until when
         self._page_locked: dict[int, Tensor] = {}  # kept, so that no address is used twice
+        self._registered: dict[int, int] = {}  # pointers of memory of others: bytes
 
     def take(self, size: int, stream: Stream) -> Block:
         """Return a block for a stream: a freed one, if there is one."""
@@ -93,6 +94,19 @@ class Memory:
         self._page_locked[made.untyped_storage().data_ptr()] = made
         return made
 
+    def register(self, pointer: int, nbytes: int, flags: int) -> int:
+        """Page-lock memory that is not the runtime's, as ``cudaHostRegister``; return an error code, 0 if none."""
+        if pointer in self._registered:
+            return 712  # cudaErrorHostMemoryAlreadyRegistered
+        self._registered[pointer] = nbytes
+        return 0
+
+    def unregister(self, pointer: int) -> int:
+        """Undo ``register``; return an error code, 0 if none."""
+        return 0 if self._registered.pop(pointer, None) is not None else 713  # cudaErrorHostMemoryNotRegistered
+
     def is_page_locked(self, tensor: Tensor) -> bool:
         """Return whether a tensor of the CPU is in such memory."""
-        return tensor.untyped_storage().data_ptr() in self._page_locked
+        first = tensor.data_ptr()
+        registered = any(start <= first < start + nbytes for start, nbytes in self._registered.items())
+        return registered or tensor.untyped_storage().data_ptr() in self._page_locked
