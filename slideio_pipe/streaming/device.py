@@ -21,6 +21,7 @@ from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.streaming.normalize import Normalize
+from slideio_pipe.streaming.reused_memory import ReusedMemory
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -183,6 +184,7 @@ class Sender:
         self.on_stage: OnTiming | None = None  # called with ("copy" | "device", start, end), after waiting
         self._side = copy_stream(device) if device.type == "cuda" else None
         self._ready: StreamMark | None = None  # of the tiles sent last
+        self._results = ReusedMemory()  # on the CPU
         # A copy, so that the caller's module is not moved to the device.
         self._normalize = None if normalize is None else deepcopy(normalize).to(device)
 
@@ -249,6 +251,10 @@ class Sender:
         planes = tiles.permute(0, 3, 1, 2)
         if colours is not None and not colours.is_identity:
             return colours.applied(planes, self._normalize, self._float)
-        if self._normalize is not None:
-            return self._normalize.convert(planes, self.dtype)
-        return planes.clone(memory_format=torch.preserve_format) if copy else planes
+        if not copy:
+            return planes if self._normalize is None else self._normalize.convert(planes, self.dtype)
+        made = self._results.empty(tuple(tiles.shape), self.dtype).permute(0, 3, 1, 2)
+        if self._normalize is None:
+            return made.copy_(planes)
+        self._normalize.convert_into(planes, made)
+        return made

@@ -136,14 +136,17 @@ class Normalize(nn.Module):
 
         It is never a view: a cast in place corrupts overlapping tiles. On CUDA it is one kernel.
         """
-        interleaved = tiles.is_contiguous(memory_format=torch.channels_last)
-        if tiles.device.type == "cpu" and interleaved and 0 < tiles.numel() < OPENCV_MAX_VALUES:
+        if _is_looked_up(tiles):
             out = torch.empty_like(tiles, dtype=dtype, memory_format=torch.preserve_format)
             self._look_up(tiles, out)
             return out if layout is torch.preserve_format else out.contiguous(memory_format=layout)
         out = torch.empty_like(tiles, dtype=dtype, memory_format=layout)
         self._compute(tiles, out)
         return out
+
+    def convert_into(self, tiles: Tensor, out: Tensor) -> None:
+        """Fill ``out``, which has the shape and the order of memory of (N, 3, H, W) uint8 tiles, as ``convert``."""
+        (self._look_up if _is_looked_up(tiles) else self._compute)(tiles, out)
 
     def _compute(self, tiles: Tensor, out: Tensor) -> None:
         """Fill ``out`` by arithmetic; on CUDA one kernel that reads bytes and writes rounded values."""
@@ -212,6 +215,12 @@ class Normalize(nn.Module):
         """Return the statistics, for ``repr``."""
         rescale = "1/255" if self.rescale == 1 / 255 else f"{self.rescale:g}"
         return f"mean={self.mean}, std={self.std}, rescale={rescale}, dtype={self.dtype}"
+
+
+def _is_looked_up(tiles: Tensor) -> bool:
+    """Return whether a table is faster than arithmetic: on the CPU, for bytes that OpenCV can take as an image."""
+    interleaved = tiles.is_contiguous(memory_format=torch.channels_last)
+    return tiles.device.type == "cpu" and interleaved and 0 < tiles.numel() < OPENCV_MAX_VALUES
 
 
 def _from_timm(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -236,13 +236,12 @@ def profile(
     clock = Clock(spans=trace is not None)
     watched = BagLoader(dataset, device=device, normalize=normalize or Normalize.imagenet(), **loader)
     watched.watch(clock)
-    begun = time.perf_counter()
+    begun = requested_at = time.perf_counter()
     tiles = bags = first_tiles = 0
     first = waited = worked = 0.0
     with reporting(progress, "profiling") as report:
         chunks = iter(watched)
         while True:
-            requested_at = time.perf_counter()
             chunk = next(chunks, None)
             came = time.perf_counter()
             waited += came - requested_at
@@ -260,6 +259,7 @@ def profile(
             if max_tiles is not None and tiles >= max_tiles:
                 break
             del chunk
+            requested_at = time.perf_counter()
         seconds = time.perf_counter() - begun
         watched.close()
         watched.watch(None)

@@ -62,7 +62,11 @@ def test_every_count_reads_the_same_tiles(slide: Path) -> None:
     ("rate", "best", "said"),
     [
         (195, 0, "set threads=2. 4 worker processes would bring +3%."),
-        (300, 4, "2 threads read 190 tiles/s, 1.9 times one thread. 4 worker processes bring +58% over threads: set work"),
+        (
+            300,
+            4,
+            "2 threads read 190 tiles/s, 1.9 times one thread. 4 worker processes bring +58% over threads: set work",
+        ),
     ],
 )
 def test_worker_processes_are_chosen_if_they_bring_more(rate: int, best: int, said: str) -> None:
