@@ -14,6 +14,7 @@ from slideio_pipe.augment.slide_colour import TILE_PX, TILES, SlideColour, colou
 from slideio_pipe.errors import BagFormatError, ConfigError, MissingResolutionError, NoTissueError
 from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
 from slideio_pipe.slides.backends.base import OnTiming, serials
+from slideio_pipe.slides.pixel_memory import PIXELS
 from slideio_pipe.slides.tile_cache import SHARED
 from slideio_pipe.store.reduced import reduced_bags
 from slideio_pipe.store.stored_bag import StoredBag
@@ -55,7 +56,7 @@ class BagTiles:
         """
         del rows  # all of them
         side = self.tile.width // reduce
-        pixels = np.empty((side, side, 3), np.uint8) if out is None else out
+        pixels = PIXELS.empty((side, side, 3)) if out is None else out
         shown = self._layout.shown(column, row)
         if shown is None:
             pixels[:] = 255
@@ -65,7 +66,7 @@ class BagTiles:
             return self._decode(shown, pixels, reduce, on_stage)
         # A tile is decoded once for its block and for all windows that show it.
         key = (reduce, *self._layout.cells[shown.tile].tolist())
-        make = partial(self._decode, shown, np.empty((side, side, 3), np.uint8), reduce, on_stage)
+        make = partial(self._decode, shown, PIXELS.empty((side, side, 3)), reduce, on_stage)
         pixels[:] = SHARED.get(self, key, make)[:: -1 if shown.down else 1, :: -1 if shown.across else 1]
         return pixels
 

@@ -34,6 +34,7 @@ from slideio_pipe.slides.backends.jpeg_header import (
 )
 from slideio_pipe.slides.backends.tiff_decoder import TileDecoder
 from slideio_pipe.slides.backends.tiff_header import TiffPage
+from slideio_pipe.slides.pixel_memory import PIXELS
 
 _REMEDY = "copy the slide again, or leave this region out"
 # A row of blocks is 8 px high, 16 with chroma of half the height, which also uses the next row of chroma.
@@ -136,7 +137,7 @@ class JpegTiles:
         frame = None if data is None else self._frame(data)
         if rows is not None and data is not None and frame is not None:
             height, data = self._cut(data, frame, rows)
-        pixels = np.empty((height // reduce, self.tile.width // reduce, 3), np.uint8) if out is None else out
+        pixels = PIXELS.empty((height // reduce, self.tile.width // reduce, 3)) if out is None else out
         if data is None:
             pixels[:] = _reduced(self._missing.drawn(column, row), reduce)
         elif frame is None or not self._decode(data, column, row, pixels, partly=height < self.tile.height):
