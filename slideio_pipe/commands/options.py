@@ -338,7 +338,7 @@ SplitBy = Annotated[
     str | None, option("--by", r"Stratify by this column, such as grade or event. \[default: label]", unit="column")
 ]
 
-of_server = _panel("Server")
+of_layers, of_server = _panel("Layers"), _panel("Server")
 Shown = Annotated[
     list[Path],
     typer.Argument(
@@ -354,6 +354,19 @@ ShownSeed = Annotated[int, option("--seed", "Seed of the first draw.", unit="n",
 ShownMpp = Annotated[
     float | None,
     of_slide("--mpp", r"µm per pixel at full zoom, at which transforms are drawn. \[default: level 0]", unit="µm"),
+]
+ShownAnnotations = Annotated[
+    Path | None,
+    of_layers(
+        "--annotations", "Polygons or labels over the slide; a folder has a file per slide.", unit="GEOJSON|PNG|FOLDER"
+    ),
+]
+ShownScores = Annotated[
+    Path | None, of_layers("--scores", "tiles.csv of predict, or the folder that predict wrote.", unit="CSV|FOLDER")
+]
+ShownConfig = Annotated[
+    Path | None,
+    of_layers("--config", "Tissue and grid of the layers, as in configs/export.yaml.", unit="YAML"),
 ]
 Port = Annotated[
     int, of_server("--port", "Port; 0: any free one. If it is in use, the next free one.", unit="n", min=0, max=65535)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any
 
 from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import reported, say, warn
@@ -13,6 +15,9 @@ def view(
     slides: options.Shown,
     transform: options.ShownTransform = None,
     seed: options.ShownSeed = 0,
+    annotations: options.ShownAnnotations = None,
+    scores: options.ShownScores = None,
+    config: options.ShownConfig = None,
     mpp: options.ShownMpp = None,
     slide_mpp: options.CohortMpp = None,
     backend: options.Backend = None,
@@ -41,6 +46,9 @@ def view(
         slides if len(slides) > 1 else slides[0],
         transform=drawn,
         seed=seed,
+        annotations=annotations,
+        scores=scores,
+        **_layers(config),
         mpp=mpp,
         slide_mpp=slide_mpp,
         backend=backend or "auto",
@@ -56,6 +64,16 @@ def view(
             warn("no browser was found; open the link yourself")
         say("Ctrl+C ends the viewer")
         wait_for_interrupt()
+
+
+def _layers(config: Path | None) -> dict[str, Any]:
+    """Return the tissue and the grid of an export's configuration."""
+    if config is None:
+        return {}
+    from slideio_pipe.export.config import load_config
+
+    settings = load_config(config)
+    return {"tissue": settings.tissue, "grid": settings.grid, "tile_mpp": settings.view.mpp}
 
 
 def wait_for_interrupt() -> None:

@@ -8,8 +8,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from slideio_pipe.arguments import whole_number
+from slideio_pipe.tiles.config import GridConfig, TissueConfig
 from slideio_pipe.viewer.controls import AdjustPanel, Panel
 from slideio_pipe.viewer.drawn import DrawnSlides
+from slideio_pipe.viewer.layers import Layers, LayerSettings
 from slideio_pipe.viewer.pages import Pages
 from slideio_pipe.viewer.scene import Scene
 from slideio_pipe.viewer.server import ViewerServer
@@ -73,6 +75,11 @@ def explore(
     *,
     transform: Any = None,
     seed: int = 0,
+    annotations: Any = None,
+    scores: Any = None,
+    tissue: TissueConfig | None = None,
+    grid: GridConfig | None = None,
+    tile_mpp: float | None = 0.5,
     mpp: float | None = None,
     slide_mpp: float | None = None,
     backend: str = "auto",
@@ -93,6 +100,16 @@ def explore(
         The augmentation that the page's controls are made from; by default stains, colours, turn, mirror and scale.
     seed : int
         Seed of the first draw.
+    annotations : path, Annotations, LabelMask, or mapping of slide names to these, optional
+        Polygons or labels to draw over the slides. A folder has a file per slide, named as the slide.
+    scores : path, Prediction, list of Prediction, or mapping of slide names to these, optional
+        Scores of tiles: ``tiles.csv``, or the folder that ``slideio-pipe predict`` wrote.
+    tissue : TissueConfig, optional
+        How tissue is found.
+    grid : GridConfig, optional
+        The tiles of the layer "grid".
+    tile_mpp : float, optional
+        µm per pixel of these tiles; None is level 0 as stored.
     mpp : float, optional
         µm per pixel at full zoom, the resolution that the transform is drawn at; by default level 0.
     slide_mpp : float, optional
@@ -129,7 +146,8 @@ def explore(
         panel = TransformPanel(transform)
     tiles = TileSource()
     settings = {"seed": whole_number(seed, "a seed", least=0), "start": "plain" if transform is None else "seed"}
-    pages = Pages(scene, DrawnSlides(scene, panel), tiles, settings, private_images=labels)
+    layers = Layers(scene, LayerSettings(tissue or TissueConfig(), grid or GridConfig(), tile_mpp, annotations, scores))
+    pages = Pages(scene, DrawnSlides(scene, panel), tiles, layers, settings, private_images=labels)
     try:
         server = ViewerServer(pages, port, hosts)
     except BaseException:

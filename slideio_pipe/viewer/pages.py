@@ -18,6 +18,8 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideNotFoundErr
 from slideio_pipe.geometry import Size
 from slideio_pipe.images import picture
 from slideio_pipe.viewer.drawn import DrawnSlides
+from slideio_pipe.viewer.layers import Layers
+from slideio_pipe.viewer.nearest import nearest_tiles
 from slideio_pipe.viewer.scene import PRIVATE_IMAGES, Scene, facts_of
 from slideio_pipe.viewer.server import Reply, Request
 from slideio_pipe.viewer.tile_source import TileSource, ViewTiles, to_jpeg
@@ -39,6 +41,8 @@ class Pages:
     drawn : DrawnSlides
         The draws that the page has made.
     source : TileSource
+    layers : Layers
+        What is drawn over the slides.
     settings : dict
         What the page is told when it starts: JSON values.
     private_images : bool
@@ -50,11 +54,12 @@ class Pages:
         scene: Scene,
         drawn: DrawnSlides,
         source: TileSource,
+        layers: Layers,
         settings: dict[str, Any],
         *,
         private_images: bool = False,
     ) -> None:
-        self.scene, self.drawn, self.source, self.settings = scene, drawn, source, settings
+        self.scene, self.drawn, self.source, self.layers, self.settings = scene, drawn, source, layers, settings
         self.private_images = private_images
         # Files of the page are listed once: no address is ever joined to a path.
         self._files = {file.name: file for file in PAGE.iterdir() if file.suffix in _KINDS}
@@ -68,6 +73,8 @@ class Pages:
         self.add("GET", rf"{slide}/associated/(\w+)\.jpg", self._associated)
         self.add("GET", rf"{slide}/tiles/{digest}/{number}/{number}_{number}\.jpg", self._tile)
         self.add("GET", rf"{slide}/region/{digest}\.jpg", self._region)
+        self.add("GET", rf"{slide}/layers/(tissue|grid|annotations|tiles|scores)\.json", self._layer)
+        self.add("GET", rf"{slide}/nearest\.json", self._nearest)
         self.add("POST", rf"{slide}/draws", self._draw)
         self.add("GET", rf"colours/{digest}\.bin", self._colours)
 
@@ -103,7 +110,7 @@ class Pages:
     # -- slides ------------------------------------------------------------------------------------------------------
 
     def _facts(self, request: Request, key: str) -> Reply:
-        facts = facts_of(self.scene.view(key))
+        facts = facts_of(self.scene.view(key)) | {"layers": self.layers.listed(key)}
         if not self.private_images:
             facts["associated"] = [name for name in facts["associated"] if name not in PRIVATE_IMAGES]
         return Reply.json(self.scene[key].to_json() | facts)
@@ -160,6 +167,15 @@ class Pages:
         if content is None:
             return Reply.json({"problem": "given up"}, 410)
         return Reply(content, "image/jpeg", immutable=immutable)
+
+    # -- layers ------------------------------------------------------------------------------------------------------
+
+    def _layer(self, request: Request, key: str, name: str) -> Reply:
+        return Reply.json(getattr(self.layers, name)(key, request.query))
+
+    def _nearest(self, request: Request, key: str) -> Reply:
+        number, source = int(_number(request, "tile")), self.scene[key].source
+        return Reply.json(nearest_tiles(source, number, request.query.get("encoder")))
 
     # -- draws -------------------------------------------------------------------------------------------------------
 

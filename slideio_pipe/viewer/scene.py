@@ -19,6 +19,7 @@ from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.tile_bag import TileBag
+from slideio_pipe.viewer.nearest import encoders_of
 
 OPEN_SLIDES = 8
 # Images of the slide's file that may show a patient's name.
@@ -41,7 +42,8 @@ class ShownSlide:
 
     def to_json(self) -> dict[str, Any]:
         """Return what the list of slides shows."""
-        return {"id": self.id, "name": self.name, "label": self.label, "split": self.split}
+        facts = {"id": self.id, "name": self.name, "label": self.label, "split": self.split}
+        return facts | {"encoders": list(encoders_of(self.source))}
 
 
 class Scene:

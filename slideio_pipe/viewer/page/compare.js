@@ -39,6 +39,7 @@ export class Comparison {
       this.original = new Pane(element("original"));
       this.original.frameHandlers.push(() => this.follow(this.original, this.main));
       this.original.onDamaged = this.main.onDamaged;
+      this.onOriginal?.(this.original);
       await this.original.open(this.slide);
     }
     await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))); // the new widths

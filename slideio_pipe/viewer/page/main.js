@@ -4,8 +4,10 @@ import { json, whenGone } from "./api.js";
 import { Augmentation } from "./augment.js";
 import { Comparison } from "./compare.js";
 import { useKeys } from "./keys.js";
+import { Layers } from "./layers.js";
 import { notify } from "./notice.js";
 import { Pane } from "./pane.js";
+import { Place } from "./place.js";
 import { Readout, micrometres } from "./readout.js";
 import { SlideList } from "./slides.js";
 
@@ -51,6 +53,9 @@ class Viewer {
     this.augmentation = new Augmentation(element("augment").querySelector(".body"), scene, (draw, exact) =>
       this.showDraw(draw, exact));
     this.comparison = new Comparison(this.main, this.augmentation);
+    this.layers = new Layers(element("layers").querySelector(".body"), this.main);
+    this.comparison.onOriginal = (pane) => this.layers.over(pane);
+    this.place = new Place(element("place").querySelector(".body"), this);
     this.fresh = true;
     const pointer = (event) => {
       const box = this.main.element.getBoundingClientRect();
@@ -74,6 +79,8 @@ class Viewer {
       element("facts").title = factsText(facts);
       this.augmentation.open(facts);
       await this.main.open(facts);
+      this.layers.open(facts);
+      this.place.clear();
       await this.comparison.open(facts);
       if (this.fresh && this.scene.start === "seed") await this.augmentation.draw();
       else if (!this.fresh) await this.augmentation.repeat();
@@ -116,6 +123,11 @@ async function start() {
     d: () => surround(document.documentElement.dataset.surround === "dark" ? "light" : "dark"),
     f: () => viewer.full(),
     " ": () => viewer.augmentation.again(),
+    t: () => viewer.layers.toggle("tissue"),
+    g: () => viewer.layers.toggle("grid"),
+    a: () => viewer.layers.toggle("annotations"),
+    b: () => viewer.layers.toggle("tiles"),
+    s: () => viewer.layers.toggle("scores"),
     1: () => viewer.comparison.use("one"),
     2: () => viewer.comparison.use("side"),
     3: () => viewer.comparison.use("wipe"),

@@ -88,6 +88,12 @@ export class Pane {
     this.viewer.forceRedraw();
   }
 
+  // Move level-0 px (x, y) to the middle.
+  moveTo(x, y) {
+    const [worldX, worldY] = this.worldOf(x, y);
+    this.viewer.viewport.panTo(new OpenSeadragon.Point(worldX, worldY));
+  }
+
   // Whether every tile of what is shown is there.
   get settled() {
     if (!this.plain || this.pending || this.waiting) return false;
