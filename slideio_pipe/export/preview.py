@@ -6,22 +6,33 @@ import numpy as np
 from PIL import Image
 
 from slideio_pipe.images import picture
+from slideio_pipe.images.explained import explained
+from slideio_pipe.images.lettering import text_px
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.tile_bag import TileBag
+
+# Longer side of a slide, and side of a tile, in the sheet.
+_SIDE_PX, _TILE_PX = 640, 118
 
 
 def sheet(slide: Slide, bag: TileBag) -> Image.Image:
     """Return a picture of an export: the slide, its tissue and tiles, and a montage of the bag."""
     mask, mpp = bag.grid.mask, bag.view_mpp
-    tissue = "" if mask is None else f", {mask.fraction:.0%} of the slide is tissue"
+    tissue = "" if mask is None else f", {mask.fraction:.0%} tissue"
     label = "" if bag.label is None else f", label {bag.label}"
-    at = "" if mpp is None else f", {mpp.mean:.3g} µm per pixel"
+    at = "" if mpp is None else f" of {mpp.mean:.3g} µm"
+    plain = picture.fit(slide.thumbnail(_SIDE_PX), _SIDE_PX)
+    tiled = bag.grid.drawn(_SIDE_PX)
+    shown, tile_px = bag.plot(20, _TILE_PX, titled=False), max(1.0, bag.shape[2] / _TILE_PX)
+    um = None if slide.mpp is None else slide.mpp.x * slide.dimensions.width / plain.width
+    px = text_px(plain.width + tiled.width + shown.width)
     return picture.beside(
         [
-            picture.captioned(slide.plot(640), f"{bag.name}{label}"),
-            picture.captioned(bag.grid.plot(640), f"{len(bag):,} tiles{tissue}"),
-            picture.captioned(bag.plot(20, 118), f"tiles of the bag{at}"),
-        ]
+            explained(plain, f"{bag.name}{label}", um_per_px=um, px=px),
+            explained(tiled, f"{len(bag):,} tiles{tissue}", keys=bag.grid.legend(), px=px),
+            explained(shown, f"{bag.shape[2]} px{at}", um_per_px=None if mpp is None else mpp.x * tile_px, px=px),
+        ],
+        gap=0,
     )
 
 

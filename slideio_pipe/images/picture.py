@@ -6,28 +6,30 @@ import base64
 import html
 import io
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from slideio_pipe.errors import ConfigError, OutputError, OutputExistsError
 from slideio_pipe.files import make_folder, write_file
+from slideio_pipe.images.explained import Key, bar_of, explained
+from slideio_pipe.images.lettering import INK, PAPER, font, shortened, text_px, text_width
 
 TISSUE = (0, 150, 110)  # green-blue: far from eosin, haematoxylin and DAB
 TILE = (20, 60, 200)
-# Colours of label classes, repeated in turn: P. Tol's "bright" scheme, distinguishable with any colour vision.
-CLASSES = ((238, 102, 119), (68, 119, 170), (34, 136, 51), (204, 187, 68), (102, 204, 238), (170, 51, 119))
-_INK, _PAPER = (40, 40, 40), (255, 255, 255)
-_CAPTION_PX = 26
-# Replacements for characters missing in Pillow's built-in font; beyond ASCII it has only "°".
-_GLYPHS = str.maketrans({"µ": "u", "μ": "u", "×": "x", "–": "-", "—": "-", "−": "-", "…": "..."})
-# Possible lengths of a scale bar, in µm.
-_BAR_LENGTHS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
+TISSUE_KEYS = (Key("tissue outline", TISSUE, "line"), Key("no tissue: faded", (232, 228, 232)))
+# Tiles of a grid that are not kept.
+DROPPED = (175, 175, 175)
+# Colours of label classes, repeated in turn: P. Tol's "bright" scheme, distinguishable with any colour vision, then
+# others of his "muted" and "vibrant" ones.
+CLASSES = (
+    (238, 102, 119), (68, 119, 170), (34, 136, 51), (204, 187, 68), (102, 204, 238), (170, 51, 119),
+    (51, 34, 136), (238, 119, 51), (0, 153, 136), (136, 34, 85), (153, 153, 51), (85, 85, 85),
+)  # fmt: skip
 
 
 def fit(rgb: NDArray[np.uint8], max_size: int) -> Image.Image:
@@ -60,6 +62,13 @@ def label_colours() -> NDArray[np.uint8]:
     return np.array([(255, 255, 255), *classes], dtype=np.uint8)
 
 
+def label_keys(labels: NDArray[np.uint8], classes: Mapping[str, int]) -> list[Key]:
+    """Return the meaning of the colours of the labels in a picture, in the order of their values."""
+    names, colours = {value: name for name, value in classes.items()}, label_colours()
+    found = [value for value in np.unique(labels).tolist() if value]
+    return [Key(names.get(value, f"label {value}"), tuple(colours[value].tolist())) for value in found]
+
+
 def tint_labels(image: Image.Image, labels: NDArray[np.uint8]) -> Image.Image:
     """Return the image blended half and half with the colours of labels of the same size; label 0 is unchanged."""
     shown = np.asarray(image.convert("RGB"))
@@ -87,54 +96,50 @@ def montage(tiles: NDArray[np.uint8], *, columns: int | None = None, tile_px: in
     pictures = [fit(tile, tile_px) for tile in tiles]
     width, height = pictures[0].size
     rows = -(-count // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), _PAPER)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), PAPER)
     for k, picture in enumerate(pictures):
         sheet.paste(picture, ((k % columns) * (width + gap), (k // columns) * (height + gap)))
     return sheet
 
 
 def captioned(image: Image.Image, caption: str) -> Image.Image:
-    """Return the image with a line of text above it."""
-    sheet = Image.new("RGB", (image.width, image.height + _CAPTION_PX), _PAPER)
-    ImageDraw.Draw(sheet).text((2, 4), drawable(caption), _INK, ImageFont.load_default(15))
-    sheet.paste(image, (0, _CAPTION_PX))
+    """Return the image with a line of text above it, readable when it is shown 600 px wide."""
+    px = text_px(image.width)
+    line = round(px * 1.75)
+    sheet = Image.new("RGB", (image.width, image.height + line), PAPER)
+    ImageDraw.Draw(sheet).text((2, round(px * 0.2)), shortened(caption, px, image.width - 2), INK, font(px))
+    sheet.paste(image, (0, line))
     return sheet
-
-
-def drawable(text: str) -> str:
-    """Return the text without accents, with "?" for other characters that the font lacks."""
-    plain = unicodedata.normalize("NFKD", text.translate(_GLYPHS))
-    letters = (c for c in plain if not unicodedata.combining(c))
-    return "".join(c if c.isascii() or c == "°" else "?" for c in letters)
 
 
 def scale_bar(image: Image.Image, um_per_px: float) -> Image.Image:
     """Return the image with a scale bar of a round length, about a fifth of its width, at the lower left."""
-    target_um = image.width * um_per_px / 5
-    length = max((um for um in _BAR_LENGTHS_UM if um <= target_um), default=_BAR_LENGTHS_UM[0])
-    pixels = round(length / um_per_px)
-    if pixels < 8 or pixels > image.width - 16 or image.height < 48:
+    bar = bar_of(image.width, um_per_px)
+    if bar is None or image.height < 48:
         return image
-    shown = image.copy()
+    shown, px = image.copy(), text_px(image.width)
     draw = ImageDraw.Draw(shown)
-    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length} um"
-    font = ImageFont.load_default(14)
     left, bottom = 10, image.height - 10
-    right = left + max(pixels, round(draw.textlength(label, font)))
-    draw.rectangle((left - 5, bottom - 26, right + 5, bottom + 5), (255, 255, 255))
-    draw.rectangle((left, bottom - 3, left + pixels, bottom), _INK)
-    draw.text((left, bottom - 24), label, _INK, font)
-    if "u" in label:  # the font has no µ: draw the stem of µ on the u
-        stem = left + round(draw.textlength(label[:-2], font)) + 1
-        line = round(draw.textbbox((left, bottom - 24), "u", font)[3])
-        draw.line((stem, line - 2, stem, line + 3), _INK)
+    right, upper = left + max(bar.px, text_width(bar.text, px)), bottom - round(px * 1.7)
+    draw.rectangle((left - 5, upper - 2, right + 5, bottom + 5), PAPER)
+    draw.rectangle((left, bottom - 3, left + bar.px - 1, bottom), INK)
+    draw.text((left, upper), bar.text, INK, font(px))
     return shown
+
+
+def finished(
+    image: Image.Image, title: str, *, titled: bool, um_per_px: float | None = None, keys: Sequence[Key] = ()
+) -> Image.Image:
+    """Return a picture with its title, scale bar and legend; without a title, for a card, its scale bar only."""
+    if titled:
+        return explained(image, title, um_per_px=um_per_px, keys=keys)
+    return image if um_per_px is None else scale_bar(image, um_per_px)
 
 
 def beside(images: Sequence[Image.Image], gap: int = 16) -> Image.Image:
     """Return images side by side, their tops aligned."""
     width = sum(image.width for image in images) + gap * (len(images) - 1)
-    sheet = Image.new("RGB", (width, max(image.height for image in images)), _PAPER)
+    sheet = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
     left = 0
     for image in images:
         sheet.paste(image, (left, 0))
@@ -145,7 +150,7 @@ def beside(images: Sequence[Image.Image], gap: int = 16) -> Image.Image:
 def above(images: Sequence[Image.Image], gap: int = 16) -> Image.Image:
     """Return images below each other, their left sides aligned."""
     height = sum(image.height for image in images) + gap * (len(images) - 1)
-    sheet = Image.new("RGB", (max(image.width for image in images), height), _PAPER)
+    sheet = Image.new("RGB", (max(image.width for image in images), height), PAPER)
     top = 0
     for image in images:
         sheet.paste(image, (0, top))
@@ -153,8 +158,11 @@ def above(images: Sequence[Image.Image], gap: int = 16) -> Image.Image:
     return sheet
 
 
-def card(title: str, facts: Mapping[str, object], images: Iterable[Image.Image]) -> str:
-    """Return an HTML card for notebooks: pictures on the left, a table of facts on the right; text is escaped."""
+def card(title: str, facts: Mapping[str, object], images: Iterable[Image.Image], keys: Sequence[Key] = ()) -> str:
+    """Return an HTML card for notebooks: pictures with a legend on the left, a table of facts on the right.
+
+    Text is escaped.
+    """
     pictures = "".join(f'<img style="max-width:420px" src="{_data_url(image)}">' for image in images)
     rows = "".join(
         f'<tr><td style="text-align:left;opacity:.65;padding-right:12px">{html.escape(name)}</td>'
@@ -163,9 +171,24 @@ def card(title: str, facts: Mapping[str, object], images: Iterable[Image.Image])
     )
     return (
         '<div style="display:flex;gap:16px;align-items:flex-start">'
-        f"<div>{pictures}</div>"
+        f"<div>{pictures}{_legend(keys)}</div>"
         f"<div><b>{html.escape(title)}</b><table>{rows}</table></div></div>"
     )
+
+
+def _legend(keys: Sequence[Key]) -> str:
+    """Return the meaning of a picture's colours as HTML."""
+    marks = {
+        "area": "height:.8em;background:",
+        "line": "height:0;border-top:2px solid ",
+        "box": "height:.7em;border:2px solid ",
+    }
+    shown = "".join(
+        '<span style="margin-right:14px;white-space:nowrap"><i style="display:inline-block;width:1em;'
+        f'vertical-align:middle;margin-right:5px;{marks[key.mark]}rgb{key.colour}"></i>{html.escape(key.text)}</span>'
+        for key in keys
+    )
+    return f'<div style="max-width:420px">{shown}</div>' if keys else ""
 
 
 def _data_url(image: Image.Image) -> str:

@@ -350,29 +350,40 @@ class Slide(SlideHeader, Closable):
         if self.path is not None:
             self._opened = open_backend(self.path, self.facts.backend)
 
-    def plot(self, max_size: int = 1024, *, region: tuple[float, float, int, int] | None = None) -> Image.Image:
-        """Return a thumbnail with a scale bar; displayed in a notebook, else save it with ``.save("a.png")``.
+    def plot(
+        self, max_size: int = 1024, *, region: tuple[float, float, int, int] | None = None, titled: bool = True
+    ) -> Image.Image:
+        """Return a thumbnail with title and scale bar; displayed in a notebook, else save it with ``.save("a.png")``.
 
         Parameters
         ----------
         max_size : int
-            Longer side in px.
+            Longer side of the slide in px.
         region : (x, y, width, height), optional
             Only this rectangle, level-0 px.
+        titled : bool
+            Whether it has a title and margins; else only a scale bar, in its corner.
 
         Examples
         --------
-        >>> open_slide(np.zeros((600, 800, 3), np.uint8)).plot(100, region=(200, 100, 400, 300)).size
+        >>> open_slide(np.zeros((600, 800, 3), np.uint8)).plot(100, region=(200, 100, 400, 300), titled=False).size
         (100, 75)
         """
         if region is None:
             image, width = picture.fit(self.thumbnail(max_size), max_size), float(self.dimensions.width)
         else:
             image, width = part_of(self, region, whole_number(max_size, "a longer side", slide=self.name, least=1))
-        return image if self.mpp is None else picture.scale_bar(image, self.mpp.x * width / image.width)
+        um_per_px = None if self.mpp is None else self.mpp.x * width / image.width
+        return picture.finished(image, self._title(region), titled=titled, um_per_px=um_per_px)
+
+    def _title(self, region: tuple[float, float, int, int] | None) -> str:
+        across, down = self.dimensions if region is None else region[2:]
+        at = "" if region is None else f", from x {region[0]:,.0f}, y {region[1]:,.0f}"
+        mpp = "" if self.mpp is None else f" of {self.mpp.mean:.3g} µm"
+        return f"{self.name}: {across:,} × {down:,} px{mpp}{at}"
 
     def _repr_html_(self) -> str:
-        return picture.card(self.name, self.describe(), [self.plot(420)])
+        return picture.card(self.name, self.describe(), [self.plot(420, titled=False)])
 
     def close(self) -> None:
         """Release the file, which is closed when no image of it is in use; views and bags cannot read then."""

@@ -310,16 +310,23 @@ class SlideView:
         """Raise ConfigError: a place has a resolution and a frame, which an index has not."""
         raise no_index("a view", "view.crop(x, y, size)", self.slide.name)
 
-    def plot(self, max_size: int = 1024) -> Image.Image:
-        """Return a thumbnail of the view; displayed in a notebook."""
-        return picture.fit(self.thumbnail(max_size), max_size)
+    def plot(self, max_size: int = 1024, *, titled: bool = True) -> Image.Image:
+        """Return a thumbnail with title and scale bar; displayed in a notebook.
+
+        Without title it has a scale bar only, in its corner.
+        """
+        image, mpp = picture.fit(self.thumbnail(max_size), max_size), self.mpp
+        um_per_px = None if mpp is None else mpp.x * self.size.width / image.width
+        at = "level 0" if mpp is None else f"{mpp.mean:.3g} µm"
+        title = f"{self.slide.name} at {at}" + ("" if self.draw is None else f", {self.draw.summary()}")
+        return picture.finished(image, title, titled=titled, um_per_px=um_per_px)
 
     def _repr_html_(self) -> str:
         mpp = "unknown" if self.mpp is None else f"{self.mpp.mean:.4g} µm"
         facts = {"size": f"{self.size.width:,} × {self.size.height:,} px", "mpp": mpp, "level": self.level}
         if self.draw is not None:
             facts["drawn"] = self.draw.summary()
-        return picture.card(f"View of {self.slide.name}", facts, [self.plot(420)])
+        return picture.card(f"View of {self.slide.name}", facts, [self.plot(420, titled=False)])
 
     def memory_bytes(self) -> dict[str, int]:
         """Return the memory in bytes that the whole view would take, per dtype."""

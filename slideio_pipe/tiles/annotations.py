@@ -229,13 +229,19 @@ class Annotations(TileLabels):
                 labels[polygons_to_mask(polygons, width, height)] = value
         return labels
 
-    def plot(self, over: Slide | SlideView, max_size: int = 1024) -> Image.Image:
-        """Return a thumbnail of a slide or view with the annotations drawn on it."""
+    def plot(self, over: Slide | SlideView, max_size: int = 1024, *, titled: bool = True) -> Image.Image:
+        """Return a thumbnail of a slide or view with the annotations drawn on it.
+
+        It has a title, a scale bar and a legend of the classes; without title only a scale bar, in its corner.
+        """
         view = over.view() if isinstance(over, Slide) else over
-        image = view.plot(max_size)
+        image = picture.fit(view.thumbnail(max_size), max_size)
         scale = Affine.scaling(view.size.width / image.width, view.size.height / image.height)
-        return picture.tint_labels(
-            image, self._within(view.slide.bounds).raster(Size(*image.size), view.affine @ scale)
+        labels = self._within(view.slide.bounds).raster(Size(*image.size), view.affine @ scale)
+        um_per_px = None if view.mpp is None else view.mpp.x * scale.a
+        title, keys = f"annotations of {view.slide.name}", picture.label_keys(labels, self.classes)
+        return picture.finished(
+            picture.tint_labels(image, labels), title, titled=titled, um_per_px=um_per_px, keys=keys
         )
 
     def __len__(self) -> int:

@@ -115,10 +115,21 @@ class ArrayLikeBag(ABC):
         for start in range(0, len(self), 64):
             yield from self[start : start + 64]
 
-    def plot(self, count: int = 25, tile_px: int = 128) -> Image.Image:
-        """Return a montage of at most ``count`` tiles, evenly spaced over the bag."""
+    def plot(self, count: int = 25, tile_px: int = 128, *, titled: bool = True) -> Image.Image:
+        """Return a montage of at most ``count`` tiles, evenly spaced over the bag, with a title and a scale bar.
+
+        Without title, it is the montage alone.
+        """
         chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
-        return picture.montage(self.read(chosen), tile_px=tile_px)
+        image = picture.montage(self.read(chosen), tile_px=tile_px)
+        if not titled:
+            return image
+        side, mpp = self.shape[2], self.view_mpp
+        um_per_px = None if mpp is None else mpp.x * max(1.0, max(self.shape[1:3]) / tile_px)
+        at = "" if mpp is None else f" of {mpp.mean:.3g} µm"
+        some = f"{len(chosen):,} of {len(self):,} tiles" if len(chosen) < len(self) else f"{len(self):,} tiles"
+        title = f"{self.name}: {some} of {side} px{at}"
+        return picture.finished(image, title, titled=True, um_per_px=um_per_px)
 
     def _repr_html_(self) -> str:
         coords, mpp = self.coords, self.view_mpp
@@ -129,7 +140,7 @@ class ArrayLikeBag(ABC):
             "level-0 x": f"{coords[:, 0].min():,} to {coords[:, 0].max():,}" if len(self) else "none",
             "level-0 y": f"{coords[:, 1].min():,} to {coords[:, 1].max():,}" if len(self) else "none",
         }
-        return picture.card(f"Bag of {self.name}", facts, [self.plot(25, 80)])
+        return picture.card(f"Bag of {self.name}", facts, [self.plot(25, 80, titled=False)])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:

@@ -14,6 +14,7 @@ from slideio_pipe.config import checked
 from slideio_pipe.errors import AlignedGridWarning, ConfigError, EmptyTissueWarning
 from slideio_pipe.geometry import Size, round_half_up, whole_where_nearly
 from slideio_pipe.images import picture
+from slideio_pipe.images.explained import Key
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.config import Edge, GridConfig
 from slideio_pipe.tiles.tissue_mask import TissueMask
@@ -224,20 +225,55 @@ class TileGrid:
             hit[rows, max(0, int(x / sx)) : math.ceil((x + self.tile_size) / sx)] = True
         return float((mask.mask & hit).sum() / max(1, mask.mask.sum()))
 
-    def plot(self, max_size: int = 1024) -> Image.Image:
-        """Return the slide with the tissue outlined and every tile as a box."""
-        image = self.view.plot(max_size)
+    def plot(self, max_size: int = 1024, *, titled: bool = True) -> Image.Image:
+        """Return the slide with the tissue outlined, every tile as a box, and the tiles that were dropped in grey.
+
+        It has a title, a scale bar and a legend; without title only a scale bar, in its corner.
+        """
+        image, mpp = self.drawn(max_size), self.view.mpp
+        um_per_px, at = (
+            (None, "") if mpp is None else (mpp.x * self.view.size.width / image.width, f" of {mpp.mean:.3g} µm")
+        )
+        title = f"{self.view.slide.name}: {len(self):,} tiles of {self.tile_size} px{at}"
+        return picture.finished(image, title, titled=titled, um_per_px=um_per_px, keys=self.legend())
+
+    def drawn(self, max_size: int) -> Image.Image:
+        """Return the picture of ``plot`` without title, scale bar and legend."""
+        image = picture.fit(self.view.thumbnail(max_size), max_size)
         if self.mask is not None:
             image = picture.tint_mask(image, (self.mask.through(self.view) if self.view.moves else self.mask).mask)
-        side = np.full_like(self.origins, self.tile_size)
-        return picture.draw_boxes(image, np.hstack([self.origins, side]) * (image.width / self.view.size.width))
+        scale = image.width / self.view.size.width
+        for origins, colour in ((self.dropped(), picture.DROPPED), (self.origins, picture.TILE)):
+            side = np.full_like(origins, self.tile_size)
+            image = picture.draw_boxes(image, np.hstack([origins, side]) * scale, colour)
+        return image
+
+    def dropped(self) -> NDArray[np.int64]:
+        """Return the corners, (n, 2) view px, of tiles without enough tissue; there are none for given corners."""
+        if not self.shape.width:
+            return np.zeros((0, 2), np.int64)
+        columns, rows = (np.asarray(_positions(side, self.config)) for side in self.view.size)
+        kept = np.zeros(self.shape, bool)
+        kept[self.index[:, 0], self.index[:, 1]] = True
+        column, row = np.nonzero(~kept)
+        return np.stack([columns[column], rows[row]], axis=1).astype(np.int64)
+
+    def legend(self) -> list[Key]:
+        """Return the meaning of the colours of ``plot``."""
+        keys = [] if self.mask is None else list(picture.TISSUE_KEYS)
+        keys.append(Key(f"{len(self):,} tiles", picture.TILE, "box"))
+        dropped = len(self.dropped())
+        least = f"under {self.config.min_tissue:.0%} tissue"
+        return [*keys, Key(f"{dropped:,} dropped: {least}", picture.DROPPED, "box")] if dropped else keys
 
     def _repr_html_(self) -> str:
         facts = {
             "tiles": f"{len(self):,}",
             **{k: v for k, v in self.provenance().items() if v not in (None, False, {})},
         }
-        return picture.card(f"Tile grid of {self.view.slide.name}", facts, [self.plot(420)])
+        return picture.card(
+            f"Tile grid of {self.view.slide.name}", facts, [self.plot(420, titled=False)], self.legend()
+        )
 
     def __len__(self) -> int:
         return len(self.origins)

@@ -190,11 +190,14 @@ class LabelMask(TileLabels):
         """Write the values as an 8-bit grey PNG."""
         write_label_picture(Path(path), np.asarray(self.mask), overwrite=overwrite)
 
-    def plot(self, max_size: int = 1024) -> Image.Image:
-        """Return the labels as a picture, one colour per value, on white."""
+    def plot(self, max_size: int = 1024, *, titled: bool = True) -> Image.Image:
+        """Return the labels as a picture, one colour per value, on white, with a title and the names of the classes."""
         height, width = self.mask.shape
         step = max(1, math.ceil(max(height, width) / max_size))
-        return Image.fromarray(picture.label_colours()[np.asarray(self.mask[::step, ::step])])
+        labels = np.asarray(self.mask[::step, ::step])
+        image = Image.fromarray(picture.label_colours()[labels])
+        keys = picture.label_keys(labels, self.classes)
+        return picture.finished(image, f"labels of {self.slide_name or 'a slide'}", titled=titled, keys=keys)
 
     def __repr__(self) -> str:
         names = ", ".join(f"{value} {name}" for name, value in self.classes.items()) or "no names"

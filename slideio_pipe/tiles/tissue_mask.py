@@ -19,6 +19,7 @@ from PIL import Image
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning
 from slideio_pipe.geometry import Affine, Mpp, Rect, Size
 from slideio_pipe.images import picture
+from slideio_pipe.images.explained import Key
 from slideio_pipe.slides.frames import Frame, frame_corner, picture_affine
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.slides.view import SlideView
@@ -188,19 +189,29 @@ class TissueMask:
             "settings": dict(self.settings),
         }
 
-    def plot(self, slide: Slide | None = None, max_size: int = 1024) -> Image.Image:
-        """Return the mask as a picture: over a thumbnail of ``slide`` if given, else tissue on white."""
+    def plot(self, slide: Slide | None = None, max_size: int = 1024, *, titled: bool = True) -> Image.Image:
+        """Return the mask as a picture: over a thumbnail of ``slide`` if given, else tissue on white.
+
+        It has a title, a scale bar and a legend; without title only a scale bar, in its corner.
+        """
         if slide is not None:
-            return picture.tint_mask(picture.fit(slide.thumbnail(max_size), max_size), self.mask)
-        colours = np.where(self.mask[..., None], np.array(picture.TISSUE, np.uint8), np.uint8(255))
-        return picture.fit(colours.astype(np.uint8), max_size)
+            image = picture.tint_mask(picture.fit(slide.thumbnail(max_size), max_size), self.mask)
+            keys = list(picture.TISSUE_KEYS)
+        else:
+            colours = np.where(self.mask[..., None], np.array(picture.TISSUE, np.uint8), np.uint8(255))
+            image, keys = picture.fit(colours.astype(np.uint8), max_size), [Key("tissue", picture.TISSUE)]
+        um_per_px = None if self.mpp is None else self.mpp.x * self.mask.shape[1] / image.width
+        of = f" of {self.slide_name}" if self.slide_name else ""
+        title = f"tissue{of}: {self.fraction:.1%} of the slide, {self.method}"
+        return picture.finished(image, title, titled=titled, um_per_px=um_per_px, keys=keys)
 
     def _repr_html_(self) -> str:
         size = f"{self.mask.shape[1]}×{self.mask.shape[0]} px"
         facts = {"tissue": f"{self.fraction:.1%}", "method": self.method, "mask": size}
         if self.mpp is not None:
             facts |= {"area": f"{self.area_um2 / 1e6:.2f} mm²", "mpp": f"{self.mpp.mean:.3g} µm"}
-        return picture.card(f"Tissue of {self.slide_name}", facts, [self.plot(max_size=420)])
+        pictures, keys = [self.plot(max_size=420, titled=False)], [Key("tissue", picture.TISSUE)]
+        return picture.card(f"Tissue of {self.slide_name}", facts, pictures, keys)
 
     def __repr__(self) -> str:
         height, width = self.mask.shape

@@ -125,6 +125,32 @@ def test_tissue_is_visible_below_the_colours() -> None:
     assert ((middle > 0.4) & (middle < 0.9)).mean() > 0.95
 
 
+def test_attention_at_or_below_its_mean_leaves_the_tissue_as_it_is() -> None:
+    """Pixel for pixel; above the mean, colours become more opaque as attention rises, without a jump."""
+    times_mean = np.array([0.1, 1.0, 1.05, 2.0, 30.0])
+    scale = ColourScale.of_attention(times_mean)
+    coords = np.array([(k * 100, 0) for k in range(5)])
+    scores = TileScores("s", times_mean, scale, coords, 100.0, Affine())
+    pixels = np.full((100, 500, 3), (190, 90, 160), np.uint8)
+    painted = scores.map.paint(pixels, Affine())
+    assert np.array_equal(painted[:, :200], pixels[:, :200])
+    changes = [int(np.abs(painted[50, k * 100 + 50].astype(int) - pixels[0, 0]).max()) for k in range(5)]
+    assert 0 < changes[2] < 20 < changes[3]
+    assert np.abs(painted[50, 450].astype(int) - scale.colours(30.0)).max() < 60
+    assert scale.opacity([0.1, 1.0]).tolist() == [0, 0]
+    assert scale.opacity(30.0) == pytest.approx(0.8)
+
+
+def test_the_bar_has_the_colours_of_its_scale() -> None:
+    """With × for times; attention fades to paper at its mean."""
+    scale = ColourScale.of_attention(np.array([0.1, 20.0]))
+    column = np.asarray(scale.bar(300))[:, 5]
+    assert (column == scale.colours(20.0)).all(-1).any()
+    assert ((column != 255).any(-1) & (column.min(-1) > 200)).any()
+    assert scale.shown(20.0) == "20×"
+    assert scale.text(20.0) == "20x"  # as in the classes of QuPath's files
+
+
 def test_colours_equal_matplotlibs_inferno() -> None:
     """Without its black end; brighter always means higher."""
     matplotlib = pytest.importorskip("matplotlib")
@@ -236,7 +262,7 @@ def test_the_highest_tiles_have_the_slides_pixels() -> None:
     slide = open_slide(pixels, slide_mpp=0.25)
     drawn = np.asarray(draw_top_tiles(scores, slide, 4, tile_px=64))
     x, y = scores.coords[int(np.argmax(scores.values))].tolist()
-    top, left = 16 + 26 + 3, 16 + 3  # margin, caption, frame
+    top, left = 14 + 24 + 3, 14 + 3  # margin, title, frame
     assert (drawn[top : top + 64, left : left + 64] == pixels[y : y + 64, x : x + 64]).all()
     view = slide.view()
     bag = TileBag.from_coords(view, scores.coords, 64)

@@ -350,7 +350,7 @@ def test_a_thumbnail_is_the_view_made_smaller(transform: object) -> None:
     )
     far = scipy.ndimage.zoom(inner(view, 12).astype(float), factors[:2], order=1, grid_mode=True, mode="nearest") > 0.99
     assert np.percentile(np.abs(expected - small)[far], 99) <= 10  # a pixel of the thumbnail
-    assert max(view.plot(200).size) == 200
+    assert max(view.plot(200, titled=False).size) == 200
 
 
 # -- graphs that are not lowered --------------------------------------------------------------------------------------
@@ -471,7 +471,7 @@ def test_corners_and_coords_of_a_turned_grid() -> None:
     sides = np.linalg.norm(np.roll(corners, -1, axis=1) - corners, axis=-1)
     assert np.allclose(sides, 128)
     assert np.allclose(np.linalg.norm(corners[:, 0] - corners[:, 2], axis=-1), 128 * math.sqrt(2))
-    assert max(grid.plot(300).size) == 300
+    assert max(grid.plot(300, titled=False).size) == max(grid.drawn(300).size) == 300
 
 
 @pytest.mark.parametrize("transform", [A.HorizontalFlip(p=1), turned(180), turned(90), A.VerticalFlip(p=1)])

@@ -151,11 +151,11 @@ def test_a_tile_that_cannot_be_decoded_is_an_error_each_time(shared_data: Path) 
 def test_plot_of_a_region_is_that_region(path: Path) -> None:
     """At most as large as wanted; without a scale bar where the resolution is unknown."""
     slide = sp.open_slide(PIXELS)
-    assert np.array_equal(pixels(slide.plot(400, region=(100, 60, 300, 200))), PIXELS[60:260, 100:400])
-    half = slide.plot(200, region=(100, 60, 400, 200))
+    assert np.array_equal(pixels(slide.plot(400, region=(100, 60, 300, 200), titled=False)), PIXELS[60:260, 100:400])
+    half = slide.plot(200, region=(100, 60, 400, 200), titled=False)
     assert half.size == (200, 100)
-    assert np.array_equal(pixels(half), pixels(slide.plot(512).crop((50, 30, 250, 130))))
-    barred = sp.open_slide(path).plot(400, region=(100, 60, 300, 200))
+    assert np.array_equal(pixels(half), pixels(slide.plot(512, titled=False).crop((50, 30, 250, 130))))
+    barred = sp.open_slide(path).plot(400, region=(100, 60, 300, 200), titled=False)
     assert not np.array_equal(pixels(barred), PIXELS[60:260, 100:400])
 
 

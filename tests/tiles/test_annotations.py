@@ -212,11 +212,13 @@ def test_annotations_can_be_pickled() -> None:
 def test_a_plot_shows_labels() -> None:
     """It has the size of the view's plot, and colours only where there are labels."""
     view = view_of()
-    plain, shown = np.asarray(view.plot(450)), np.asarray(DRAWN.plot(view, 450))
+    plain, shown = np.asarray(view.plot(450, titled=False)), np.asarray(DRAWN.plot(view, 450, titled=False))
     labels = DRAWN.raster((450, 350), Affine.scaling(2, 2))
     assert shown.shape == plain.shape
     assert np.array_equal((shown != plain).any(axis=-1), labels > 0)
-    assert np.array_equal(np.asarray(DRAWN.plot(view.slide, 450)), shown)  # as TissueMask.plot takes a slide
+    assert np.array_equal(
+        np.asarray(DRAWN.plot(view.slide, 450, titled=False)), shown
+    )  # as TissueMask.plot takes a slide
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_label_masks_can_be_pickled_and_plotted() -> None:
     """And printed."""
     assert np.array_equal(pickle.loads(pickle.dumps(MASK)).mask, COARSE)
     assert repr(MASK) == "LabelMask(x.svs: 90x70 px, 1 a, 2 b, 3 c, 4 d)"
-    shown = np.asarray(MASK.plot(50))
+    shown = np.asarray(MASK.plot(50, titled=False))
     assert shown.shape == (35, 45, 3)
     assert np.array_equal((shown == 255).all(axis=-1), COARSE[::2, ::2] == 0)
 

@@ -9,15 +9,18 @@ from itertools import pairwise
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from slideio_pipe.images import picture
+from slideio_pipe.images.lettering import INK, LEAST_PX, PAPER, drawable, font, text_width
 
 # "inferno" of S. van der Walt and N. Smith (https://bids.github.io/colormap): (256, 3) RGB.
 _INFERNO = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO).reshape(256, 3)[:, ::-1]
 # Its first colours are skipped: black over tissue looks like ink.
 _FIRST = 56
-_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+# Opacity of the colours over tissue, for the lowest and the highest score: tissue stays visible.
+FAINT, OPAQUE = 0.5, 0.8
+# The colours of attention, which begin at its mean, are as opaque as they get from this place of the scale.
+FULL_FROM = 0.3
 _ROUND = (1.0, 2.0, 5.0)
 # A scale of attention ends at least at this multiple of the mean, so that noise about the mean stays dark.
 _MIN_TOP = 4.0
@@ -116,28 +119,51 @@ class ColourScale:
         red, green, blue = _MAP[round(float(ends.mean()) * 255)].tolist()
         return red, green, blue
 
-    def bar(self, height: int) -> Image.Image:
-        """Return a vertical colour bar with its numbers."""
-        font, line = ImageFont.load_default(14), 20
+    def shown(self, value: float) -> str:
+        """Return a score as text for pictures.
+
+        >>> ColourScale.of_attention(np.array([0.1, 23.0])).shown(20.0)
+        '20×'
+        """
+        return self.text(value).replace("x", "×") if self.logarithmic else self.text(value)
+
+    def bar(self, height: int, px: int = LEAST_PX) -> Image.Image:
+        """Return a vertical colour bar with its numbers, in text of ``px``."""
+        line, wide, gap = round(px * 1.4), round(px * 1.3), round(px * 0.9)
         texts = [self.name.replace("probability", "probability of"), *([self.unit] if self.unit else [])]
-        texts = [picture.drawable(word) for word in texts]
-        draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-        labels = [self.text(tick) for tick in self.ticks]
-        width = round(
-            max([40 + max(draw.textlength(text, font) for text in labels)] + [draw.textlength(w, font) for w in texts])
-        )
-        sheet = Image.new("RGB", (width + 4, height), _PAPER)
+        rest = ["below: the", "slide alone"] if self.logarithmic else []
+        labels = [self.shown(tick) for tick in self.ticks]
+        widths = [wide + round(px * 0.8) + max(text_width(label, px) for label in labels)]
+        widths += [text_width(drawable(word), px) for word in [*texts, *rest]]
+        sheet = Image.new("RGB", (max(widths) + 4, height), PAPER)
         draw = ImageDraw.Draw(sheet)
         for number, word in enumerate(texts):
-            draw.text((0, number * line), word, _INK, font)
-        top, bottom = len(texts) * line + 12, height - 12
-        ramp = _MAP[np.linspace(255, 0, bottom - top).round().astype(np.int64)]
-        sheet.paste(Image.fromarray(np.repeat(ramp[:, None], 18, 1)), (0, top))
+            draw.text((0, number * line), drawable(word), INK, font(px))
+        top, bottom = len(texts) * line + gap, height - gap - len(rest) * line
+        ramp = self._ramp(np.linspace(1, 0, bottom - top))
+        sheet.paste(Image.fromarray(np.repeat(ramp[:, None], wide, 1)), (0, top))
         for tick, label in zip(self.ticks, labels, strict=True):
             y = bottom - 1 - float(self.position([tick])[0]) * (bottom - top - 1)
-            draw.line((18, y, 23, y), _INK)
-            draw.text((28, y - 8), label, _INK, font)
+            draw.line((wide, y, wide + round(px * 0.4), y), INK, max(1, px // 14))
+            draw.text((wide + round(px * 0.7), y), label, INK, font(px), anchor="lm")
+        for number, word in enumerate(rest):
+            draw.text((0, bottom + round(gap * 0.6) + number * line), word, INK, font(px))
         return sheet
+
+    def opacity(self, values: ArrayLike) -> NDArray[np.float32]:
+        """Return how much of the colour is seen over tissue, 0 to 1; nothing of attention at or below its mean."""
+        place = self.position(values)
+        if self.logarithmic:
+            return np.asarray(OPAQUE * np.minimum(1.0, place / FULL_FROM), np.float32)
+        return np.asarray(FAINT + (OPAQUE - FAINT) * place, np.float32)
+
+    def _ramp(self, places: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Return the colours of places on the scale as they are over white."""
+        colours = _MAP[np.rint(places * 255).astype(np.int64)].astype(np.float64)
+        if self.logarithmic:
+            seen = np.minimum(1.0, places / FULL_FROM)[:, None]
+            colours = colours * seen + 255 * (1 - seen)
+        return np.rint(colours).astype(np.uint8)
 
 
 def _map() -> NDArray[np.uint8]:

@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Rect, Size
 from slideio_pipe.images import picture
+from slideio_pipe.images.explained import explained
+from slideio_pipe.images.lettering import text_px
 from slideio_pipe.images.pyramid_tiff import save_pyramid
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 from slideio_pipe.mil.prediction.score_map import ScoreMap, TileScores
@@ -21,11 +23,10 @@ from slideio_pipe.slides.slide import Slide
 
 _TILE = Size(256, 256)
 _QUALITY = 90
-_GAP_PX = 16
 
 
 def draw_heatmap(scores: TileScores, slide: Slide | None, max_size: int = 640) -> Image.Image:
-    """Return the slide, the slide with scores, and the colour bar.
+    """Return the slide, the slide with scores, each with title and scale bar, and the colour bar.
 
     Parameters
     ----------
@@ -36,6 +37,7 @@ def draw_heatmap(scores: TileScores, slide: Slide | None, max_size: int = 640) -
         Longer side of each of the two pictures, px.
     """
     heading = scores.title or scores.scale.name
+    um_per_px = None
     if slide is None:
         corners = scores.corners_level0().reshape(-1, 2)
         low, high = corners.min(0), corners.max(0)
@@ -49,14 +51,14 @@ def draw_heatmap(scores: TileScores, slide: Slide | None, max_size: int = 640) -
         pixels = slide.thumbnail(max_size)
         high_px, wide_px = pixels.shape[:2]
         to_level0 = Affine.scaling(slide.dimensions.width / wide_px, slide.dimensions.height / high_px)
-        plain = Image.fromarray(pixels)
-        if slide.mpp is not None:
-            plain = picture.scale_bar(plain, slide.mpp.x * to_level0.a)
-        panels = [plain, Image.fromarray(scores.map.paint(pixels, to_level0))]
-    captions = [f"{scores.slide}: {heading}"] if slide is None else [scores.slide, heading]
-    shown = [picture.captioned(panel, caption) for panel, caption in zip(panels, captions, strict=True)]
-    bar = scores.scale.bar(min(shown[-1].height, 320))
-    return ImageOps.expand(picture.beside([*shown, bar], _GAP_PX), _GAP_PX, "white")
+        panels = [Image.fromarray(pixels), Image.fromarray(scores.map.paint(pixels, to_level0))]
+        um_per_px = None if slide.mpp is None else slide.mpp.x * to_level0.a
+    px = text_px(sum(panel.width for panel in panels))
+    titles = [f"{scores.slide}: {heading}"] if slide is None else [scores.slide, heading]
+    shown = [explained(panel, title, um_per_px=um_per_px, px=px) for panel, title in zip(panels, titles, strict=True)]
+    bar = scores.scale.bar(min(max(12 * px, panels[-1].height), round(28 * px)), px)
+    framed = ImageOps.expand(bar, (0, round(px * 2.7), px, px), "white")
+    return picture.beside([*shown, framed], gap=0)
 
 
 def save_heatmap_pyramid(

@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.geometry import Affine
-from slideio_pipe.mil.prediction.colour_scale import ColourScale
+from slideio_pipe.mil.prediction.colour_scale import FAINT, ColourScale
 from slideio_pipe.tiles.tissue_mask import TissueMask
 
-# Opacity of the colours for the lowest and the highest score: tissue must stay visible.
-_OPACITY = (0.5, 0.8)
 # Maximum px of the map per side of a tile, used where overlapping steps have no larger divisor.
 _MOST_PER_TILE = 16
 _MOST_PX = 16_000_000
@@ -69,16 +67,14 @@ class ScoreMap:
 
     @cached_property
     def _opacity(self) -> NDArray[np.float32]:
-        low, high = _OPACITY
-        position = self.scale.position(np.nan_to_num(self.values, nan=self.scale.low))
-        return (low + (high - low) * position).astype(np.float32)
+        return self.scale.opacity(np.nan_to_num(self.values, nan=self.scale.low))
 
     @cached_property
     def _covered(self) -> NDArray[np.bool_]:
         return ~np.isnan(self.values)
 
     def paint(self, rgb: NDArray[np.uint8], to_level0: Affine, *, blend: bool = True) -> NDArray[np.uint8]:
-        """Return pixels of the slide overlaid with the scores, grey where there are scores.
+        """Return pixels of the slide overlaid with the scores; grey under colours, unchanged where there is none.
 
         Parameters
         ----------
@@ -101,7 +97,10 @@ class ScoreMap:
             pixels = rgb[covered].astype(np.float32)
             grey = (pixels @ np.array([0.299, 0.587, 0.114], np.float32))[:, None]  # luma of ITU-R BT.601
             opacity = self._opacity[row, column][covered][:, None]
-            colour = np.rint(colour * opacity + grey * (1 - opacity)).astype(np.uint8)
+            # The tissue's own colours fade where the scores' colours begin.
+            seen = np.minimum(1, opacity / FAINT)
+            tissue = pixels * (1 - seen) + grey * seen
+            colour = np.rint(colour * opacity + tissue * (1 - opacity)).astype(np.uint8)
         painted[covered] = colour
         return painted
 

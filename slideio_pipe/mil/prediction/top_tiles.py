@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.images import picture
+from slideio_pipe.images.explained import explained
+from slideio_pipe.images.lettering import INK, PAPER, QUIET, font, text_px
 from slideio_pipe.mil.prediction.score_map import TileScores
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.tile_bag import TileBag
 
-_INK, _QUIET, _PAPER = (40, 40, 40), (120, 120, 120), (255, 255, 255)
-_GAP_PX, _FRAME_PX, _TEXT_PX = 10, 3, 38
+_GAP_PX, _FRAME_PX = 10, 3
 # Largest side of a shown tile in px.
 _MOST_PX = 256
 
@@ -36,24 +36,34 @@ def draw_top_tiles(
     """
     order = np.argsort(-scores.values, kind="stable")[:count]
     tiles = _read(scores, pixels, order)
-    step_x, step_y = tile_px + 2 * _FRAME_PX + _GAP_PX, tile_px + 2 * _FRAME_PX + _TEXT_PX + _GAP_PX
     columns = min(columns, max(1, len(order)))
+    side = tile_px + 2 * _FRAME_PX
+    px = min(text_px(columns * (side + _GAP_PX)), side // 7)  # a line has up to eleven letters
+    line = round(px * 1.35)
+    step_x, step_y = side + _GAP_PX, side + 3 * line + _GAP_PX
     rows = -(-len(order) // columns)
-    sheet = Image.new("RGB", (columns * step_x - _GAP_PX, max(1, rows * step_y - _GAP_PX)), _PAPER)
+    sheet = Image.new("RGB", (columns * step_x - _GAP_PX, max(1, rows * step_y - _GAP_PX)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(14), ImageFont.load_default(11)
     for place, (k, tile) in enumerate(zip(order.tolist(), tiles, strict=True)):
         x, y = (place % columns) * step_x, (place // columns) * step_y
-        side = tile_px + 2 * _FRAME_PX
         red, green, blue = scores.scale.colours(scores.values[k]).tolist()
         draw.rectangle((x, y, x + side - 1, y + side - 1), (red, green, blue))
         shown = Image.fromarray(tile).resize((tile_px, tile_px), Image.Resampling.LANCZOS)
         sheet.paste(shown, (x + _FRAME_PX, y + _FRAME_PX))
         left, top = scores.coords[k].tolist()
-        draw.text((x + 1, y + side + 3), scores.scale.text(float(f"{scores.values[k]:.3g}")), _INK, large)
-        draw.text((x + 1, y + side + 22), f"x {left:,}  y {top:,}", _QUIET, small)
-    title = f"{scores.slide}: highest {scores.scale.name}{' (' + scores.scale.unit + ')' if scores.scale.unit else ''}"
-    return ImageOps.expand(picture.captioned(sheet, title), 16, "white")
+        lines = (scores.scale.shown(float(f"{scores.values[k]:.3g}")), f"x {left:,}", f"y {top:,}")
+        for number, text in enumerate(lines):
+            draw.text((x + 1, y + side + 2 + number * line), text, QUIET if number else INK, font(px))
+    unit = f", {scores.scale.unit}" if scores.scale.unit else ""
+    title = f"{scores.slide}: highest {scores.scale.name}{unit}; frames have the colours of the heat map"
+    return explained(sheet, title, um_per_px=_um_per_px(scores, pixels, tile_px))
+
+
+def _um_per_px(scores: TileScores, pixels: Slide | Bag, tile_px: int) -> float | None:
+    """Return the resolution of the shown tiles, if it is known."""
+    if isinstance(pixels, Slide):
+        return None if pixels.mpp is None else pixels.mpp.x * scores.side_level0 / tile_px
+    return None if pixels.view_mpp is None else pixels.view_mpp.x * pixels.shape[2] / tile_px
 
 
 def _read(scores: TileScores, pixels: Slide | Bag, order: NDArray[np.int64]) -> NDArray[np.uint8]:
