@@ -21,7 +21,9 @@ from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 # Colours of P. Tol's "bright" scheme, distinguishable with any colour vision.
 _COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
 _INK, _QUIET, _GRID = "#282828", "#8a8a8a", "#e4e4e4"
-_WIDE_IN, _HIGH_IN, _DPI = 5.6, 4.8, 160
+_WIDE_IN, _HIGH_IN, _DPI = 5.6, 5.0, 160
+_MARGIN_IN, _LINE_IN = 0.12, 0.23
+_DASHED = {"color": _QUIET, "linewidth": 1, "linestyle": (0, (4, 3))}
 Models = NDArray[np.int64]  # number of the model of each prediction
 _PARTS = {"val": "validation", "test": "test"}
 
@@ -118,8 +120,12 @@ def _plain(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend(axes: Any, place: str) -> None:
-    axes.legend(loc=place, fontsize=11, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=_INK)
+def _legend(figure: Any) -> None:
+    """Explain the lines below the plot, where they hide no curve; the plot keeps its size."""
+    legend = figure.legend(loc="outside lower left", fontsize=11, frameon=False, labelcolor=_INK)
+    wide, high = figure.get_size_inches()
+    figure.set_size_inches(wide, high + _LINE_IN * (len(legend.get_texts()) - 1))
+    figure.get_layout_engine().set(w_pad=_MARGIN_IN, h_pad=_MARGIN_IN)
 
 
 def _name(task: Classification, number: int) -> str:
@@ -128,7 +134,7 @@ def _name(task: Classification, number: int) -> str:
 
 def _roc(task: Classification, curves: Any, metrics: Mapping[str, Metric], slides: str) -> Any:
     figure, axes = _figure(f"ROC ({slides})", "false positive rate", "true positive rate")
-    axes.plot([0, 1], [0, 1], color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot([0, 1], [0, 1], label="chance", **_DASHED)
     for n, (k, truth, chance) in enumerate(curves):
         false, true = roc_curve(truth, chance)
         area = float(np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2))
@@ -137,7 +143,7 @@ def _roc(task: Classification, curves: Any, metrics: Mapping[str, Metric], slide
     _square(axes)
     if len(task.classes) > 2:
         axes.plot([], [], " ", label=f"mean AUROC {_stated(metrics.get('auroc'))}")
-    _legend(axes, "lower right")
+    _legend(figure)
     return figure
 
 
@@ -150,11 +156,12 @@ def _precision_recall(task: Classification, curves: Any, metrics: Mapping[str, M
         label = f"AUPRC {_stated(metrics.get('auprc'))}" if len(task.classes) == 2 else f"{_name(task, k)}: {mean:.3f}"
         # Average precision is the area below these steps.
         axes.step(recall, precision, where="pre", color=colour, linewidth=2.2, label=label, clip_on=False)
-        axes.axhline(truth.mean(), color=colour if len(curves) > 1 else _QUIET, linewidth=1, linestyle=(0, (4, 3)))
+        dashed = _DASHED | ({"color": colour} if len(curves) > 1 else {})
+        axes.axhline(truth.mean(), label=None if n else "chance", **dashed)
     _square(axes)
     if len(task.classes) > 2:
         axes.plot([], [], " ", label=f"mean AUPRC {_stated(metrics.get('auprc'))}")
-    _legend(axes, "lower left")
+    _legend(figure)
     return figure
 
 
@@ -168,9 +175,9 @@ def _calibration(task: Classification, chances: Any, classes: Any, slides: str) 
         across, up = "probability of the predicted class", "fraction correct"
     found = Calibration.of(truth, chance)
     figure, axes = _figure(f"calibration ({slides})", across, up)
-    axes.plot([0, 1], [0, 1], color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot([0, 1], [0, 1], label="perfect", **_DASHED)
     reach = np.clip([found.observed - found.low, found.high - found.observed], 0, 1)
-    label = f"calibration error {found.error:.3f}"
+    label = f"calibration error {found.error:.3f}; numbers are slides"
     axes.errorbar(
         found.predicted, found.observed, reach, color=_COLOURS[0], fmt="o-", markersize=6, linewidth=1.8,
         elinewidth=1.2, capsize=3, label=label, clip_on=False,
@@ -179,11 +186,11 @@ def _calibration(task: Classification, chances: Any, classes: Any, slides: str) 
         below = y > 0.93
         at = found.low[np.flatnonzero(found.predicted == x)[0]] if below else y
         axes.annotate(
-            f"{count:,}", (x, at), (0, -13 if below else 4), textcoords="offset points", ha="center", fontsize=10,
-            color=_QUIET,
+            f"{count:,}", (x, at), (-7 if x > 0.5 else 7, -13 if below else 3), textcoords="offset points",
+            ha="right" if x > 0.5 else "left", fontsize=10, color=_QUIET,
         )  # fmt: skip
     _square(axes)
-    _legend(axes, "lower right")
+    _legend(figure)
     return figure
 
 
@@ -192,15 +199,15 @@ def _regression(task: Regression, logits: Any, targets: Any, metrics: Mapping[st
     figure, axes = _figure(f"{task.column} ({slides})", f"true {task.column}", f"predicted {task.column}")
     ends = np.array([min(predicted.min(), targets.min()), max(predicted.max(), targets.max())])
     ends += np.array([-0.05, 0.05]) * max(float(np.ptp(ends)), 1e-9)
-    axes.plot(ends, ends, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(ends, ends, label="predicted = true", **_DASHED)
     size = 34 if len(targets) <= 300 else 12
     axes.scatter(targets, predicted, s=size, color=_COLOURS[0], alpha=0.75, linewidths=0)
     axes.set_xlim(*ends)
     axes.set_ylim(*ends)
     axes.set_aspect("equal")
     texts = [f"R² {_stated(metrics.get('r2'))}", f"MAE {_stated(metrics.get('mae'))}"]
-    axes.plot([], [], " ", label="\n".join(texts))
-    axes.legend(loc="upper left", fontsize=11, frameon=False, handlelength=0, labelcolor=_INK)
+    axes.plot([], [], " ", label=", ".join(texts))
+    _legend(figure)
     return figure
 
 
@@ -219,12 +226,12 @@ def _survival(risk: Any, targets: Any, models: Models, metrics: Mapping[str, Met
         axes.step(x, y, where="post", color=colour, linewidth=2.2, label=label)
         censored = time[group][~event[group]]
         at = survive[np.searchsorted(times, censored, side="right") - 1]
-        axes.plot(censored, at, "|", color=colour, markersize=8, markeredgewidth=1.2)
+        axes.plot(censored, at, "|", color=colour, markersize=8, markeredgewidth=1.2, label=f"{name}: censored")
     text = f"C-index {_stated(metrics.get('c_index'))}"
     axes.plot([], [], " ", label=text if math.isnan(p) else f"{text}; log-rank {_p(p)}")
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.02)
-    figure.legend(loc="outside lower left", fontsize=11, frameon=False, labelcolor=_INK)
+    _legend(figure)
     return figure
 
 
@@ -255,7 +262,7 @@ def _history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         panels[1].set_ylabel(_metric_name(leading.removeprefix("val_")), fontsize=12, color=_INK)
     panels[-1].set_xlabel("epoch, from 0", fontsize=12, color=_INK)
     panels[-1].xaxis.set_major_locator(require("matplotlib.ticker", "train").MaxNLocator(integer=True))
-    _legend(panels[0], "best")
+    _legend(figure)
     return figure
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
+from slideio_pipe.arguments import no_index
 from slideio_pipe.errors import MissingResolutionError
 from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
 from slideio_pipe.slides.backends.base import Facts
@@ -101,6 +103,10 @@ class SlideHeader:
                 remedy="pass {slide_mpp=0.25}: µm per level-0 pixel, 0.25 is usual for a 40× scan, 0.5 for 20×",
             )
         return self.mpp
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        """Raise ConfigError: a place has a resolution and a frame, which an index has not."""
+        raise no_index("a slide", "slide.region(x, y, mpp=..., size=...)", self.name)
 
     def describe(self) -> dict[str, str]:
         """Return the main facts of the slide as text."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,6 @@ from PIL import Image
 from slideio_pipe.arguments import pair, place, whole_number
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import LevelChoice, Rect, Size, split_position
-from slideio_pipe.images import picture
 from slideio_pipe.slides.sampling import Sampler
 from slideio_pipe.slides.view import OUTSIDE, PyramidSource, SlideView
 
@@ -99,23 +98,6 @@ def thumbnail_of(slide: RegionSource, max_size: int) -> NDArray[np.uint8]:
         return pixels
     size = [max(1, round(side * max_size / max(pixels.shape))) for side in pixels.shape[1::-1]]
     return np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BILINEAR))
-
-
-def part_of(slide: RegionSource, region: Any, max_size: int) -> tuple[Image.Image, float]:
-    """Return a part of a slide, its longer side at most ``max_size`` px, and its width in level-0 px.
-
-    Raise ConfigError if ``region`` is not (x, y, width, height) in level-0 px.
-    """
-    x, y, *size = region if hasattr(region, "__len__") and len(region) == 4 else (0, 0)
-    if not size:
-        remedy = "pass (x, y, width, height) in level-0 px"
-        raise ConfigError(f"a region of {region!r}", slide=slide.name, remedy=remedy)
-    width, height = (whole_number(side, "a side of a region", slide=slide.name, least=1) for side in size)
-    factor = max(1.0, max(width, height) / max_size)
-    view = SlideView(slide, slide.pyramid.choose((factor, factor)))
-    across, down = view.downsample
-    cropped = view.crop(x, y, (max(1, round(width / across)), max(1, round(height / down))))
-    return picture.fit(np.asarray(cropped), max_size), cropped.width * across
 
 
 def _halves(rect: Rect, tile: Size) -> list[Rect]:

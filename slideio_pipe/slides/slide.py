@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyvips
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.arguments import no_index, whole_number
+from slideio_pipe.arguments import whole_number
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.slide_colour import SlideColour, slide_colour
 from slideio_pipe.errors import ConfigError, CorruptSlideError
+from slideio_pipe.explorable import Explorable
 from slideio_pipe.files import Closable, file_fingerprint
 from slideio_pipe.geometry import Affine, Mpp, Rect
 from slideio_pipe.images import picture
@@ -28,8 +29,9 @@ from slideio_pipe.slides.backends.array import NumpyBackend
 from slideio_pipe.slides.backends.base import Backend, Facts, StoredTiles
 from slideio_pipe.slides.backends.properties import with_openslide_names
 from slideio_pipe.slides.header import SlideHeader
-from slideio_pipe.slides.regions import part_of, read_region, readable_view, thumbnail_of, whole_view
+from slideio_pipe.slides.regions import read_region, readable_view, thumbnail_of, whole_view
 from slideio_pipe.slides.resolution import checked_mpp, resolve_mpp
+from slideio_pipe.slides.slide_picture import slide_picture
 from slideio_pipe.slides.view import SlideView
 
 
@@ -90,7 +92,7 @@ def open_slide(
         ) from error
 
 
-class Slide(SlideHeader, Closable):
+class Slide(SlideHeader, Explorable, Closable):
     """An open slide, made by ``open_slide``; pickled by path; a context manager.
 
     Attributes
@@ -300,10 +302,6 @@ class Slide(SlideHeader, Closable):
         """
         return self.view(mpp=mpp, outside=outside).crop(x, y, size)
 
-    def __getitem__(self, key: Any) -> NoReturn:
-        """Raise ConfigError: a place has a resolution and a frame, which an index has not."""
-        raise no_index("a slide", "slide.region(x, y, mpp=..., size=...)", self.name)
-
     def overview(self, mpp: float) -> tuple[NDArray[np.uint8], Affine]:
         """Return the whole slide at ``mpp`` µm per pixel, or at level 0 if that is coarser, and its affine.
 
@@ -369,18 +367,7 @@ class Slide(SlideHeader, Closable):
         >>> open_slide(np.zeros((600, 800, 3), np.uint8)).plot(100, region=(200, 100, 400, 300), titled=False).size
         (100, 75)
         """
-        if region is None:
-            image, width = picture.fit(self.thumbnail(max_size), max_size), float(self.dimensions.width)
-        else:
-            image, width = part_of(self, region, whole_number(max_size, "a longer side", slide=self.name, least=1))
-        um_per_px = None if self.mpp is None else self.mpp.x * width / image.width
-        return picture.finished(image, self._title(region), titled=titled, um_per_px=um_per_px)
-
-    def _title(self, region: tuple[float, float, int, int] | None) -> str:
-        across, down = self.dimensions if region is None else region[2:]
-        at = "" if region is None else f", from x {region[0]:,.0f}, y {region[1]:,.0f}"
-        mpp = "" if self.mpp is None else f" of {self.mpp.mean:.3g} µm"
-        return f"{self.name}: {across:,} × {down:,} px{mpp}{at}"
+        return slide_picture(self, max_size, region, titled=titled)
 
     def _repr_html_(self) -> str:
         return picture.card(self.name, self.describe(), [self.plot(420, titled=False)])

@@ -20,6 +20,7 @@ from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.errors import ConfigError, CorruptSlideError, UpsamplingWarning
+from slideio_pipe.explorable import Explorable
 from slideio_pipe.geometry import SAME_RESOLUTION, Affine, LevelChoice, Mpp, Rect, Size, round_half_up
 from slideio_pipe.images import picture
 from slideio_pipe.images.pyramid_tiff import save_pyramid
@@ -55,7 +56,7 @@ _TILE = Size(256, 256)
 
 
 @dataclass(frozen=True)
-class SlideView:
+class SlideView(Explorable):
     """A whole slide at ``mpp``, lazily; nothing is decoded until pixels are read.
 
     Make one with ``Slide.view``. View pixels are numbered from the slide's top-left corner.

@@ -14,6 +14,7 @@ from PIL import Image
 from slideio_pipe.augment.operation_columns import OperationColumns
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.explorable import Explorable
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.images import picture
 
@@ -69,7 +70,7 @@ class ColourColumnsBag(Protocol):
     def colour_columns(self, indices: ArrayLike) -> OperationColumns: ...
 
 
-class ArrayLikeBag(ABC):
+class ArrayLikeBag(Explorable, ABC):
     """Numpy-style reading on top of ``read``: ``bag[3]``, ``bag[10:20]``, ``bag[[5, 1]]``, ``bag[mask]``, iteration."""
 
     dtype = np.dtype(np.uint8)

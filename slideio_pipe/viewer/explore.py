@@ -12,6 +12,7 @@ from slideio_pipe.tiles.config import GridConfig, TissueConfig
 from slideio_pipe.viewer.controls import AdjustPanel, Panel
 from slideio_pipe.viewer.drawn import DrawnSlides
 from slideio_pipe.viewer.layers import Layers, LayerSettings
+from slideio_pipe.viewer.notebook import notebook_bundle
 from slideio_pipe.viewer.pages import Pages
 from slideio_pipe.viewer.scene import Scene
 from slideio_pipe.viewer.server import ViewerServer
@@ -65,6 +66,10 @@ class Explorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """Return what a notebook shows: the page where the browser reaches it, else a picture that zooms."""
+        return notebook_bundle(self, self._scene, running=not self._closed) | {"text/plain": repr(self)}
 
     def __repr__(self) -> str:
         return f"Explorer({'closed' if self._closed else self.url})"

@@ -66,11 +66,11 @@ def test_slide_to_batches_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         html = outputs[cell][-1].data["text/html"]
         assert all(part in html for part in [*parts, "data:image/png;base64,"])
     sizes = {cell: shown(outputs[cell][-1]).size for cell in ("tissue", "grid", "tile", "coords", "round")}
-    assert sizes == {
-        "tissue": (700, 583),
-        "grid": (700, 583),
+    assert sizes == {  # of plots with their margins, titles and legends
+        "tissue": (700 + 28, 583 + 84),
+        "grid": (700 + 28, 583 + 108),
         "tile": (256, 256),
-        "coords": (486, 486),
+        "coords": (486 + 28, 486 + 84),
         "round": (784, 512),
     }
 

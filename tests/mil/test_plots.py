@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tiny_training import quick, study
 
+from slideio_pipe.mil import plots
 from slideio_pipe.mil.curves import Calibration, kaplan_meier, log_rank, precision_recall_curve, roc_curve
 from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.metrics import measure
@@ -157,6 +158,25 @@ def test_every_task_has_its_plots(task: Task, names: set[str], tmp_path: Path) -
         assert pixels[:5, :5].min() == 255
         assert (pixels < 200).any(axis=2).mean() > 0.003
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(("task", "names"), CASES, ids=["two", "three", "number", "survival"])
+def test_no_curve_is_hidden_by_its_legend(task: Task, names: set[str]) -> None:
+    """Every plot explains its lines, outside its axes and inside the picture."""
+    logits, targets = predicted(task, 24)
+    metrics, models = measure(task, logits, targets, bootstrap=0), np.zeros(24, np.int64)
+    figures = plots._of_task(task, logits.double(), targets, models, metrics, "test")
+    figures["history"] = plots._history({"": HISTORY})
+    assert set(figures) == names
+    for figure in figures.values():
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        assert not any(axes.get_legend() for axes in figure.axes)
+        assert legend.get_texts()
+        box = legend.get_window_extent()
+        assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0
 
 
 @pytest.mark.parametrize("case", ["one class", "one slide", "none", "all alike"])

@@ -18,7 +18,7 @@ _INFERNO = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERN
 # Its first colours are skipped: black over tissue looks like ink.
 _FIRST = 56
 # Opacity of the colours over tissue, for the lowest and the highest score: tissue stays visible.
-FAINT, OPAQUE = 0.5, 0.8
+FAINT, OPAQUE = 0.5, 0.65
 # The colours of attention, which begin at its mean, are as opaque as they get from this place of the scale.
 FULL_FROM = 0.3
 _ROUND = (1.0, 2.0, 5.0)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from slideio_pipe.cohort.table import csv_bytes
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.explorable import explored
 from slideio_pipe.files import write_file
 from slideio_pipe.geometry import Affine, Mpp, Rect
 from slideio_pipe.mil.prediction.colour_scale import ColourScale
@@ -155,6 +156,18 @@ class Prediction:
     def plot_tiles(self, pixels: Slide | Bag, count: int = 16, *, scores: Scores | None = None) -> Image.Image:
         """Return the tiles with the highest scores, read from the slide or from the bag that was predicted."""
         return draw_top_tiles(self.tile_scores(scores), pixels, count)
+
+    def explore(self, slide: Slide, **options: Any) -> Any:
+        """Show the slide with these scores in the viewer; see ``Slide.explore``.
+
+        Parameters
+        ----------
+        slide : Slide
+            The slide that was predicted.
+        options
+            Those of ``slideio_pipe.explore``.
+        """
+        return explored(slide, scores=self, **options)
 
     def save_pyramid(
         self,

@@ -142,4 +142,5 @@ async function start() {
   await viewer.show(viewer.scene.slides[0]);
 }
 
-start().catch((error) => notify(error.message));
+// A notebook around this page shows it once it is there.
+start().then(() => window.parent.postMessage("slideio-pipe: shown", "*")).catch((error) => notify(error.message));
