@@ -30,8 +30,8 @@ class Explorer:
         The port of this computer that is used.
     """
 
-    def __init__(self, server: ViewerServer, source: TileSource, scene: Scene) -> None:
-        self._server, self._source, self._scene = server, source, scene
+    def __init__(self, server: ViewerServer, source: TileSource, scene: Scene, scores: Any = None) -> None:
+        self._server, self._source, self._scene, self._scores = server, source, scene, scores
         self._closed = False
 
     @property
@@ -69,7 +69,7 @@ class Explorer:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Return what a notebook shows: the page where the browser reaches it, else a picture that zooms."""
-        return notebook_bundle(self, self._scene, running=not self._closed) | {"text/plain": repr(self)}
+        return notebook_bundle(self, self._scene, self._scores, running=not self._closed) | {"text/plain": repr(self)}
 
     def __repr__(self) -> str:
         return f"Explorer({'closed' if self._closed else self.url})"
@@ -159,7 +159,7 @@ def explore(
         tiles.close()
         raise
     server.start()
-    viewer = Explorer(server, tiles, scene)
+    viewer = Explorer(server, tiles, scene, scores)
     if browser:
         viewer.open()
     return viewer

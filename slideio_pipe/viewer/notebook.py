@@ -16,6 +16,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from PIL import Image
 
 from slideio_pipe.errors import SlideioPipeError
@@ -54,8 +55,8 @@ class ScenePicture(NamedTuple):
     keys: tuple[Key, ...] = ()
 
 
-def scene_picture(scene: Scene) -> ScenePicture:
-    """Return a picture of the first slide of a viewer, with the tiles if it is a bag.
+def scene_picture(scene: Scene, scores: Any = None) -> ScenePicture:
+    """Return a picture of the first slide of a viewer, with the tiles if it is a bag, or with a prediction's scores.
 
     Raise SlideioPipeError if it cannot be read.
     """
@@ -68,7 +69,17 @@ def scene_picture(scene: Scene) -> ScenePicture:
         grid = shown.source.grid
         return _of_view(view, grid.drawn(SNAPSHOT_PX), f"{len(grid):,} tiles of {shown.name}{others}", grid.legend())
     drawn = "" if view.draw is None else f", {view.draw.summary()}"
-    return _of_view(view, picture.fit(view.thumbnail(SNAPSHOT_PX), SNAPSHOT_PX), f"{shown.name}{drawn}{others}", [])
+    plain = _of_view(view, picture.fit(view.thumbnail(SNAPSHOT_PX), SNAPSHOT_PX), f"{shown.name}{drawn}{others}", [])
+    return _with_scores(plain, scores) if hasattr(scores, "tile_scores") else plain
+
+
+def _with_scores(plain: ScenePicture, prediction: Any) -> ScenePicture:
+    """Return the picture overlaid with the scores of a prediction, and the meaning of their colours."""
+    found = prediction.tile_scores()
+    scale, affine = found.scale, plain.affine
+    painted = Image.fromarray(found.map.paint(np.asarray(plain.image.convert("RGB")), affine))
+    keys = [Key(f"{scale.name} {scale.shown(tick)}", tuple(scale.colours(tick).tolist())) for tick in scale.ticks[::-1]]
+    return plain._replace(image=painted, title=f"{plain.title}: {found.title}", keys=tuple(keys))
 
 
 def _of_view(view: SlideView, image: Image.Image, title: str, keys: list[Key]) -> ScenePicture:
@@ -77,10 +88,10 @@ def _of_view(view: SlideView, image: Image.Image, title: str, keys: list[Key]) -
     return ScenePicture(image, title, um_per_px, view.affine @ Affine.scaling(across, down), tuple(keys))
 
 
-def notebook_bundle(viewer: RunningViewer, scene: Scene, *, running: bool) -> dict[str, Any]:
+def notebook_bundle(viewer: RunningViewer, scene: Scene, scores: Any, *, running: bool) -> dict[str, Any]:
     """Return what a notebook shows: HTML, and a still picture for exports that leave HTML out."""
     try:
-        found = scene_picture(scene)
+        found = scene_picture(scene, scores)
     except SlideioPipeError as error:
         problem = f"<p>no picture: {html.escape(str(error))}</p>"
         return {"text/html": _live(viewer, problem) if running else problem}

@@ -17,6 +17,7 @@ from pyramids import write_pyramid
 import slideio_pipe as sp
 from slideio_pipe.geometry import Affine
 from slideio_pipe.images.explained import Key
+from slideio_pipe.mil.tasks import Classification
 from slideio_pipe.viewer import notebook
 from slideio_pipe.viewer.snapshot import SNAPSHOT_PX, snapshot_html
 
@@ -110,6 +111,39 @@ def test_a_bag_is_shown_with_its_tiles(path: Path, tmp_path: Path) -> None:
     stored = sp.save_bag(bag, tmp_path / "a.bag.zarr")
     with stored.explore() as viewer:
         assert notebook.scene_picture(viewer._scene).title == "tiles of named.tif"
+
+
+def test_a_prediction_is_explored_on_its_slide(path: Path) -> None:
+    """The viewer has its scores; the picture shows them, with the meaning of their colours."""
+    slide = sp.open_slide(path)
+    grid = sp.TileGrid(slide.view(), 300)
+    attention = np.zeros(len(grid))
+    attention[5] = 1.0
+    task = Classification(("0", "1"), (1.0, 1.0))
+    prediction = sp.Prediction(
+        slide=slide.name,
+        result={"predicted": "1", "probability_0": 0.1, "probability_1": 0.9},
+        logits=np.array([2.2]),
+        attention=attention,
+        instances=None,
+        instance_names=(),
+        coords=grid.coords,
+        tile_size=300.0,
+        affine=Affine(),
+        view_mpp=slide.mpp,
+        task=task,
+    )
+    with prediction.explore(slide) as viewer:
+        assert viewer._scores is prediction
+        found = notebook.scene_picture(viewer._scene, prediction)
+        assert "image/jpeg" in viewer._repr_mimebundle_()
+    assert found.title == "named.tif: predicted 1 (90.0 %)"
+    assert found.keys[-1].text == "attention 1×"
+    changed = (np.asarray(found.image).astype(int) != PIXELS).any(-1)
+    x, y = grid.coords[5]
+    assert changed[y : y + 300, x : x + 300].mean() > 0.99
+    changed[y : y + 300, x : x + 300] = False
+    assert not changed.any()
 
 
 def test_a_slide_that_is_gone_is_said(path: Path) -> None:
