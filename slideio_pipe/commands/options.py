@@ -355,6 +355,10 @@ ShownMpp = Annotated[
     float | None,
     of_slide("--mpp", r"µm per pixel at full zoom, at which transforms are drawn. \[default: level 0]", unit="µm"),
 ]
+SlidesOfBags = Annotated[
+    Path | None,
+    of_slide("--slides", "Folder of the slides of bags; else of a bag its stored tiles are shown.", unit="FOLDER"),
+]
 ShownAnnotations = Annotated[
     Path | None,
     of_layers(
@@ -367,6 +371,10 @@ ShownScores = Annotated[
 ShownConfig = Annotated[
     Path | None,
     of_layers("--config", "Tissue and grid of the layers, as in configs/export.yaml.", unit="YAML"),
+]
+SaveTo = Annotated[
+    Path | None,
+    of_output("--save-to", "Folder that the page may save settings, masks and regions to.", unit="FOLDER"),
 ]
 Port = Annotated[
     int, of_server("--port", "Port; 0: any free one. If it is in use, the next free one.", unit="n", min=0, max=65535)

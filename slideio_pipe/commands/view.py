@@ -18,6 +18,7 @@ def view(
     annotations: options.ShownAnnotations = None,
     scores: options.ShownScores = None,
     config: options.ShownConfig = None,
+    slide_folder: options.SlidesOfBags = None,
     mpp: options.ShownMpp = None,
     slide_mpp: options.CohortMpp = None,
     backend: options.Backend = None,
@@ -25,6 +26,7 @@ def view(
     no_browser: options.NoBrowser = False,
     hosts: options.Hosts = None,
     labels: options.PatientLabels = False,
+    save_to: options.SaveTo = None,
 ) -> None:
     """Look at slides in the browser: zoom, layers, and any augmentation live.
 
@@ -49,12 +51,14 @@ def view(
         annotations=annotations,
         scores=scores,
         **_layers(config),
+        slides=slide_folder,
         mpp=mpp,
         slide_mpp=slide_mpp,
         backend=backend or "auto",
         port=port,
         hosts=hosts or (),
         labels=labels,
+        save_to=save_to,
     )
     with viewer:
         if port not in (0, viewer.port):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from slideio_pipe.arguments import whole_number
 from slideio_pipe.tiles.config import GridConfig, TissueConfig
 from slideio_pipe.viewer.controls import AdjustPanel, Panel
 from slideio_pipe.viewer.drawn import DrawnSlides
+from slideio_pipe.viewer.editing import SaveFolder
 from slideio_pipe.viewer.layers import Layers, LayerSettings
 from slideio_pipe.viewer.notebook import notebook_bundle
 from slideio_pipe.viewer.pages import Pages
@@ -85,6 +87,7 @@ def explore(
     tissue: TissueConfig | None = None,
     grid: GridConfig | None = None,
     tile_mpp: float | None = 0.5,
+    slides: str | Path | None = None,
     mpp: float | None = None,
     slide_mpp: float | None = None,
     backend: str = "auto",
@@ -92,6 +95,7 @@ def explore(
     browser: bool = False,
     hosts: Sequence[str] = (),
     labels: bool = False,
+    save_to: str | Path | None = None,
 ) -> Explorer:
     """Start a viewer of slides in the browser, and return a handle with its address.
 
@@ -115,6 +119,8 @@ def explore(
         The tiles of the layer "grid".
     tile_mpp : float, optional
         µm per pixel of these tiles; None is level 0 as stored.
+    slides : path, optional
+        Folder of the slides of stored bags. Of a bag without its slide, the stored tiles are shown.
     mpp : float, optional
         µm per pixel at full zoom, the resolution that the transform is drawn at; by default level 0.
     slide_mpp : float, optional
@@ -129,6 +135,9 @@ def explore(
         Names besides localhost under which the page is opened, such as that of a JupyterHub.
     labels : bool
         Whether label and macro images, which may show a patient's name, can be seen.
+    save_to : path, optional
+        The folder that the page may save to: settings for an export, corrected masks and regions. Without it nothing
+        is written; GeoJSON can be downloaded in any case.
 
     Raises
     ------
@@ -143,7 +152,8 @@ def explore(
     ...     viewer.url.startswith("http://127.0.0.1:")
     True
     """
-    scene = Scene(source, mpp=mpp, backend=backend, slide_mpp=slide_mpp)
+    folder = None if slides is None else Path(slides).expanduser()
+    scene = Scene(source, slides=folder, mpp=mpp, backend=backend, slide_mpp=slide_mpp)
     panel: Panel = AdjustPanel()
     if transform is not None:
         from slideio_pipe.viewer.transform_controls import TransformPanel  # imports albumentationsxl, which takes 2 s
@@ -152,7 +162,8 @@ def explore(
     tiles = TileSource()
     settings = {"seed": whole_number(seed, "a seed", least=0), "start": "plain" if transform is None else "seed"}
     layers = Layers(scene, LayerSettings(tissue or TissueConfig(), grid or GridConfig(), tile_mpp, annotations, scores))
-    pages = Pages(scene, DrawnSlides(scene, panel), tiles, layers, settings, private_images=labels)
+    saved = None if save_to is None else SaveFolder(Path(save_to).expanduser().absolute())
+    pages = Pages(scene, DrawnSlides(scene, panel), tiles, layers, settings, private_images=labels, folder=saved)
     try:
         server = ViewerServer(pages, port, hosts)
     except BaseException:

@@ -6,6 +6,7 @@ import base64
 import io
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock, RLock
 from typing import Any
@@ -24,6 +25,7 @@ from slideio_pipe.tiles.find_tissue import find_tissue, tissue_of
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tissue_mask import TissueMask
 from slideio_pipe.viewer.attachments import TileScores, annotations_of, scores_of
+from slideio_pipe.viewer.editing import Edit, SaveFolder, corrected, export_settings, geojson_of, regions_of
 from slideio_pipe.viewer.scene import Scene
 
 MASKS_KEPT = 16
@@ -67,8 +69,11 @@ class Layers:
             given["threshold"] = None
         return checked(TissueConfig, None, **(self.settings.tissue.model_dump() | given))
 
-    def mask(self, key: str, query: dict[str, str]) -> TissueMask:
-        """Return the tissue of a slide: with the page's settings, or else its own mask, if it has one."""
+    def mask(self, key: str, query: dict[str, str], edits: Sequence[Edit] = ()) -> TissueMask:
+        """Return the tissue of a slide: with the page's settings, or else its own mask, if it has one; corrected."""
+        return corrected(self._plain_mask(key, query), edits)
+
+    def _plain_mask(self, key: str, query: dict[str, str]) -> TissueMask:
         asked = any(name in TissueConfig.model_fields for name in query)
         config = self.tissue_config(query) if asked else None
         with self._lock:
@@ -95,10 +100,10 @@ class Layers:
             settings = (config or self.settings.tissue).model_dump()
             return find_tissue(slide, **settings, on_error="white")
 
-    def tissue(self, key: str, query: dict[str, str]) -> dict[str, Any]:
+    def tissue(self, key: str, query: dict[str, str], edits: Sequence[Edit] = ()) -> dict[str, Any]:
         """Return a mask as a picture with its place."""
-        mask = self.mask(key, query)
-        used = mask.settings.get("threshold")
+        mask = self.mask(key, query, edits)
+        used = mask.settings.get("used_threshold")
         area = None if mask.mpp is None else round(mask.area_um2 / 1e6, 3)
         return {
             "picture": _picture(mask.mask),
@@ -111,15 +116,9 @@ class Layers:
 
     # -- grid --------------------------------------------------------------------------------------------------------
 
-    def grid(self, key: str, query: dict[str, str]) -> dict[str, Any]:
+    def grid(self, key: str, query: dict[str, str], edits: Sequence[Edit] = ()) -> dict[str, Any]:
         """Return every tile of a grid with its tissue fraction, in rows from the top."""
-        given = {
-            name: value for name, value in query.items() if name in ("tile_size", "min_tissue", "stride") and value
-        }
-        known = self.settings.grid.model_dump()
-        if "tile_size" in given and "stride" not in given:
-            known |= {"stride": None, "overlap": None}
-        config = checked(GridConfig, None, **(known | given | {"align": False}))
+        config = self.grid_config(query)
         slide = self.slide(key)
         view = slide.view(mpp=_mpp(query, self.settings.mpp if slide.mpp is not None else None))
         across, down = view.downsample
@@ -129,7 +128,7 @@ class Layers:
         grid = TileGrid(view, config.tile_size, stride=config.step, edge=config.edge)
         side = (across * config.tile_size, down * config.tile_size)
         rects = np.concatenate([grid.origins * (across, down), np.broadcast_to(side, (len(grid.origins), 2))], axis=1)
-        fractions = self.mask(key, query).fractions(rects)
+        fractions = self.mask(key, query, edits).fractions(rects)
         kept = int((fractions >= config.min_tissue - 1e-6).sum())
         return {
             "corner": [0.0, 0.0],
@@ -144,9 +143,28 @@ class Layers:
             "mpp": None if view.mpp is None else round(view.mpp.mean, 6),
         }
 
+    def grid_config(self, query: dict[str, str]) -> GridConfig:
+        """Return the grid of a page, where it has given one."""
+        given = {name: query[name] for name in ("tile_size", "min_tissue", "stride") if query.get(name)}
+        known = self.settings.grid.model_dump()
+        if "tile_size" in given and "stride" not in given:
+            known |= {"stride": None, "overlap": None}
+        return checked(GridConfig, None, **(known | given | {"align": False}))
+
+    def save(self, key: str, folder: SaveFolder, query: dict[str, str], edits: Sequence[Edit]) -> list[str]:
+        """Write the settings, the mask and the regions of a slide; return the paths of the files."""
+        slide, mpp = self.slide(key), _mpp(query, self.settings.mpp)
+        settings = export_settings(self.tissue_config(query), self.grid_config(query), mpp)
+        return folder.save(slide, self.mask(key, query, edits), edits, settings)
+
+    def geojson(self, key: str, what: str, query: dict[str, str], edits: Sequence[Edit]) -> bytes:
+        """Return the mask ("tissue") or the regions with a class ("regions") as GeoJSON for QuPath."""
+        found = self.mask(key, query, edits) if what == "tissue" else regions_of(edits)
+        return geojson_of(found, self.slide(key))
+
     # -- annotations, tiles, scores ----------------------------------------------------------------------------------
 
-    def annotations(self, key: str, query: dict[str, str]) -> dict[str, Any]:
+    def annotations(self, key: str, query: dict[str, str], edits: Sequence[Edit] = ()) -> dict[str, Any]:
         """Return the polygons of a slide with the colours of their classes."""
         if self.settings.annotations is None:
             return {"classes": [], "regions": []}
@@ -154,12 +172,12 @@ class Layers:
         found = annotations_of(self.settings.annotations, slide, alone=self._alone)
         return {"classes": [], "regions": []} if found is None else _regions(found)
 
-    def tiles(self, key: str, query: dict[str, str]) -> dict[str, Any]:
+    def tiles(self, key: str, query: dict[str, str], edits: Sequence[Edit] = ()) -> dict[str, Any]:
         """Return the tiles of a bag."""
         found = tiles_of(self.scene[key].source)
         return {} if found is None else _tile_values(found)
 
-    def scores(self, key: str, query: dict[str, str]) -> dict[str, Any]:
+    def scores(self, key: str, query: dict[str, str], edits: Sequence[Edit] = ()) -> dict[str, Any]:
         """Return the scores of tiles."""
         given = self.settings.scores
         found = None if given is None else scores_of(given, self.scene[key].name, alone=self._alone)

@@ -7,7 +7,7 @@ Addresses name slides by id and draws by digest, so a tile's address never means
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideNotFoundErr
 from slideio_pipe.geometry import Size
 from slideio_pipe.images import picture
 from slideio_pipe.viewer.drawn import DrawnSlides
+from slideio_pipe.viewer.editing import Edit, SaveFolder, edits_of
 from slideio_pipe.viewer.layers import Layers
 from slideio_pipe.viewer.nearest import nearest_tiles
 from slideio_pipe.viewer.scene import PRIVATE_IMAGES, Scene, facts_of
@@ -47,6 +48,8 @@ class Pages:
         What the page is told when it starts: JSON values.
     private_images : bool
         Whether label and macro images, which may show a patient's name, are served.
+    folder : SaveFolder, optional
+        Where the page may save; nowhere by default.
     """
 
     def __init__(
@@ -58,9 +61,10 @@ class Pages:
         settings: dict[str, Any],
         *,
         private_images: bool = False,
+        folder: SaveFolder | None = None,
     ) -> None:
         self.scene, self.drawn, self.source, self.layers, self.settings = scene, drawn, source, layers, settings
-        self.private_images = private_images
+        self.private_images, self.folder = private_images, folder
         # Files of the page are listed once: no address is ever joined to a path.
         self._files = {file.name: file for file in PAGE.iterdir() if file.suffix in _KINDS}
         slide, digest, number = r"slides/(s\d{1,9})", r"([0-9a-f]{16}|plain)", r"(\d{1,9})"
@@ -74,6 +78,9 @@ class Pages:
         self.add("GET", rf"{slide}/tiles/{digest}/{number}/{number}_{number}\.jpg", self._tile)
         self.add("GET", rf"{slide}/region/{digest}\.jpg", self._region)
         self.add("GET", rf"{slide}/layers/(tissue|grid|annotations|tiles|scores)\.json", self._layer)
+        self.add("POST", rf"{slide}/layers/(tissue|grid)\.json", self._layer)
+        self.add("POST", rf"{slide}/(tissue|regions)\.geojson", self._geojson)
+        self.add("POST", rf"{slide}/save", self._save)
         self.add("GET", rf"{slide}/nearest\.json", self._nearest)
         self.add("POST", rf"{slide}/draws", self._draw)
         self.add("GET", rf"colours/{digest}\.bin", self._colours)
@@ -105,7 +112,9 @@ class Pages:
         panel = self.drawn.panel
         controls = [control.to_json() for control in panel.controls]
         slides = [each.to_json() for each in self.scene.slides.values()]
-        return Reply.json({"slides": slides, "controls": controls, "notes": panel.notes} | self.settings)
+        page = {"slides": slides, "controls": controls, "notes": panel.notes, "saves": self.folder is not None}
+        tissue = self.layers.settings.tissue.model_dump(mode="json")
+        return Reply.json(page | {"tissue": tissue} | self.settings)
 
     # -- slides ------------------------------------------------------------------------------------------------------
 
@@ -171,7 +180,17 @@ class Pages:
     # -- layers ------------------------------------------------------------------------------------------------------
 
     def _layer(self, request: Request, key: str, name: str) -> Reply:
-        return Reply.json(getattr(self.layers, name)(key, request.query))
+        query, edits = _edited(request)
+        return Reply.json(getattr(self.layers, name)(key, query, edits))
+
+    def _geojson(self, request: Request, key: str, what: str) -> Reply:
+        return Reply(self.layers.geojson(key, what, *_edited(request)), "application/geo+json")
+
+    def _save(self, request: Request, key: str) -> Reply:
+        if self.folder is None:
+            remedy = "start the viewer with {save_to=…}, the folder for files"
+            raise ConfigError("this viewer writes no files", remedy=remedy)
+        return Reply.json({"files": self.layers.save(key, self.folder, *_edited(request))})
 
     def _nearest(self, request: Request, key: str) -> Reply:
         number, source = int(_number(request, "tile")), self.scene[key].source
@@ -184,6 +203,17 @@ class Pages:
 
     def _colours(self, request: Request, digest: str) -> Reply:
         return Reply(self.drawn.colours(digest), "application/octet-stream", immutable=True)
+
+
+def _edited(request: Request) -> tuple[dict[str, str], tuple[Edit, ...]]:
+    """Return the settings and the edits of a page: of the address, or of the JSON that was sent."""
+    if request.body is None:
+        return request.query, ()
+    body = request.body
+    if not isinstance(body, Mapping) or not isinstance(body.get("settings", {}), Mapping):
+        raise ConfigError("these are no settings", remedy="reload the page")
+    settings = {str(name): str(value) for name, value in body.get("settings", {}).items()}
+    return settings, edits_of(body.get("edits", ()))
 
 
 def _number(request: Request, name: str) -> float:

@@ -15,10 +15,15 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
-from slideio_pipe.errors import ConfigError, SlideioPipeError
+from slideio_pipe.errors import ConfigError
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.slides.view import SlideView
+from slideio_pipe.store import open_bag
+from slideio_pipe.store.metadata import is_bag_store
+from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.tiles.tile_bag import TileBag
+from slideio_pipe.viewer.attachments import stem_of
+from slideio_pipe.viewer.bag_slide import BagSlide
 from slideio_pipe.viewer.nearest import encoders_of
 
 OPEN_SLIDES = 8
@@ -53,6 +58,8 @@ class Scene:
     ----------
     source : path, Slide, SlideView, bag, Cohort, or a list of these
         What ``Cohort.of`` takes, and open slides and views.
+    slides : Path, optional
+        Folder of the slides of stored bags. Of a bag without its slide, the stored tiles are shown.
     mpp : float, optional
         µm per view pixel; None is level 0 as stored. A view, or a bag's view, keeps its own.
     backend : str
@@ -62,9 +69,17 @@ class Scene:
     """
 
     def __init__(
-        self, source: Any, *, mpp: float | None = None, backend: str = "auto", slide_mpp: float | None = None
+        self,
+        source: Any,
+        *,
+        slides: Path | None = None,
+        mpp: float | None = None,
+        backend: str = "auto",
+        slide_mpp: float | None = None,
     ) -> None:
-        self._mpp, self._backend, self._slide_mpp = mpp, backend, slide_mpp
+        self._mpp, self._backend, self._slide_mpp, self._folder = mpp, backend, slide_mpp, slides
+        if slides is not None and not slides.is_dir():
+            raise ConfigError("{slides=} is no folder", slide=str(slides), remedy="pass the folder of the bags' slides")
         shown = [_shown(number, item) for number, item in enumerate(_items(source))]
         if not shown:
             raise ConfigError("there is no slide to show", remedy="pass a slide, a bag, a folder or a cohort")
@@ -111,12 +126,26 @@ class Scene:
             return source.view(mpp=self._mpp)
         if isinstance(source, TileBag):
             return source.view
+        if isinstance(source, StoredBag):
+            path = self._slide_of(source)
+            return BagSlide(source).view() if path is None else self._opened_file(path, shown).view(mpp=self._mpp)
         if isinstance(source, Path):
             return self._opened_file(source, shown).view(mpp=self._mpp)
         raise ConfigError(f"a {type(source).__name__} cannot be shown", remedy="pass a slide or a bag")
 
     def _opened_file(self, path: Path, shown: ShownSlide) -> Slide:
         return open_slide(path, slide_mpp=shown.slide_mpp, default_mpp=self._slide_mpp, backend=self._backend)
+
+    def _slide_of(self, bag: StoredBag) -> Path | None:
+        """Return the file of a bag's slide: among the slides of the viewer, or in the folder of slides."""
+        names = {bag.name, stem_of(bag.name)}
+        for other in self.slides.values():
+            if isinstance(other.source, Path) and names & {other.source.name, other.source.stem}:
+                return other.source
+        if self._folder is None:
+            return None
+        found = (file for file in sorted(self._folder.iterdir()) if names & {file.name, file.stem})
+        return next((file for file in found if not is_bag_store(file)), None)
 
     def close(self) -> None:
         """Forget every open slide."""
@@ -138,7 +167,11 @@ def _shown(number: int, item: Any) -> ShownSlide:
     key = f"s{number}"
     if isinstance(item, CohortSlide):
         label = None if item.label is None else str(item.label)
-        return ShownSlide(key, item.name, item.source, label, item.patient, item.split, item.mpp, item.mask)
+        source = item.source
+        if isinstance(source, Path) and is_bag_store(source):
+            source = open_bag(source)
+            label = label or (None if source.label is None else str(source.label))
+        return ShownSlide(key, item.name, source, label, item.patient, item.split, item.mpp, item.mask)
     if isinstance(item, Slide):
         return ShownSlide(key, item.name, item)
     if isinstance(item, SlideView):
@@ -153,9 +186,12 @@ def facts_of(view: SlideView) -> dict[str, Any]:
     """Return what a page needs to show a view: sizes and resolution, JSON values."""
     slide = view.slide
     mpp, facts = slide.mpp, getattr(slide, "facts", None)
+    if isinstance(slide, BagSlide):
+        return _bag_facts(slide)
     return {
         "size": list(view.plain_size),
         "downsample": list(view.downsample),
+        "note": "",
         "mpp": None if mpp is None else list(mpp),
         "mpp_source": getattr(slide, "mpp_source", ""),
         "vendor": getattr(slide, "vendor", ""),
@@ -165,6 +201,18 @@ def facts_of(view: SlideView) -> dict[str, Any]:
     }
 
 
-def problem_of(error: SlideioPipeError) -> str:
-    """Return an error as one line for a page."""
-    return " ".join(str(error).split())
+def _bag_facts(slide: BagSlide) -> dict[str, Any]:
+    """Return the facts of a bag without its slide; its level 0 is that of the slide, if its tiles are in place."""
+    size, down, mpp = slide.pyramid.levels[0], slide.downsample, slide.mpp
+    where = "where they were" if slide.in_place else "in the order of the bag"
+    return {
+        "size": list(size),
+        "downsample": list(down),
+        "note": f"The slide is not there: its stored tiles are shown, {where}.",
+        "mpp": None if mpp is None else [mpp.x / down[0], mpp.y / down[1]],
+        "mpp_source": "the bag",
+        "vendor": "",
+        "objective_power": None,
+        "levels": [[round(side * by) for side, by in zip(size, down, strict=True)]],
+        "associated": [],
+    }

@@ -1,6 +1,6 @@
 // The layers over the slide: switches, opacity, legends; drawn over every pane.
 
-import { json } from "./api.js";
+import { json, send } from "./api.js";
 import { apply, inverse } from "./affine.js";
 import { GridLayer, MaskLayer, RegionLayer, TileLayer } from "./drawn_layers.js";
 import { gradient, rounded } from "./values.js";
@@ -93,8 +93,7 @@ export class Layers {
     const row = this.rows[id];
     if (!this.loaded[id]) row.legend.textContent = "computing…";
     try {
-      const query = id === "grid" ? { ...this.query.tissue, ...this.query.grid } : this.query[id] || {};
-      const found = await json(`slides/${slide.id}/layers/${id}.json?${new URLSearchParams(query)}`);
+      const found = await this.fetch(id);
       const made = await this.made(id, found);
       if (slide !== this.slide || turn !== this.state[id].turn) return;
       this.loaded[id] = made;
@@ -103,6 +102,14 @@ export class Layers {
       if (slide === this.slide && turn === this.state[id].turn) row.legend.textContent = error.message;
     }
     this.redraw();
+  }
+
+  // Corrections by hand are sent with the settings; without any the address says everything.
+  fetch(id) {
+    const path = `slides/${this.slide.id}/layers/${id}.json`;
+    const settings = id === "grid" ? { ...this.query.tissue, ...this.query.grid } : this.query[id] || {};
+    const edits = id === "tissue" || id === "grid" ? this.edits?.() || [] : [];
+    return edits.length ? send(path, { settings, edits }) : json(`${path}?${new URLSearchParams(settings)}`);
   }
 
   async made(id, found) {

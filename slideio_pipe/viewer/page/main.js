@@ -10,6 +10,7 @@ import { Pane } from "./pane.js";
 import { Place } from "./place.js";
 import { Readout, micrometres } from "./readout.js";
 import { SlideList } from "./slides.js";
+import { Tissue } from "./tissue.js";
 
 const element = (id) => document.getElementById(id);
 
@@ -55,6 +56,7 @@ class Viewer {
     this.comparison = new Comparison(this.main, this.augmentation);
     this.layers = new Layers(element("layers").querySelector(".body"), this.main);
     this.comparison.onOriginal = (pane) => this.layers.over(pane);
+    this.regions = new Tissue(element("tissue").querySelector(".body"), this, scene);
     this.place = new Place(element("place").querySelector(".body"), this);
     this.fresh = true;
     const pointer = (event) => {
@@ -74,12 +76,14 @@ class Viewer {
       const { size, downsample } = facts;
       facts.level0 = facts.levels[0] || size.map((side, k) => Math.round(side * downsample[k]));
       this.slide = facts;
-      notify("");
+      notify(facts.note, { good: true });
       element("facts").textContent = factsText(facts);
       element("facts").title = factsText(facts);
       this.augmentation.open(facts);
       await this.main.open(facts);
       this.layers.open(facts);
+      element("tissue").hidden = !facts.layers.includes("tissue");
+      this.regions.open();
       this.place.clear();
       await this.comparison.open(facts);
       if (this.fresh && this.scene.start === "seed") await this.augmentation.draw();

@@ -22,7 +22,7 @@ export class Pane {
   constructor(element, { navigator = false, drawer = null } = {}) {
     this.viewer = OpenSeadragon({
       ...OPTIONS, element, drawer: drawer || sharpDrawer(), showNavigator: navigator, navigatorPosition: "BOTTOM_RIGHT",
-      navigatorSizeRatio: 0.16,
+      navigatorSizeRatio: 0.16, navigatorAutoFade: false,
     });
     this.viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; }); // keys.js has all keys
     this.element = element;
