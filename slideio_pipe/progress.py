@@ -12,7 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 Report = Callable[[int, int], object]  # (done, total)
-_LONGEST = 30  # characters of a name beside a bar
+# Characters of a name beside a bar, and of what else the line has in a narrow terminal.
+_LONGEST, _SHORTEST, _REST = 30, 12, 62
+# A narrower terminal has no place for the time since the start.
+_WIDE = 100
 
 
 class Bar:
@@ -39,8 +42,10 @@ class Bar:
 
     def name(self, names: Sequence[str]) -> None:
         """Show the first name being processed and the number of others."""
+        longest = max(_SHORTEST, min(_LONGEST, self._progress.console.width - _REST))
         first = names[0] if names else ""
-        first = first if len(first) <= _LONGEST else first[: _LONGEST - 1] + "…"
+        if len(first) > longest:  # its beginning and its ending
+            first = f"{first[: longest - longest // 2]}…{first[len(first) - longest // 2 + 1 :]}"
         more = f" +{len(names) - 1}" if len(names) > 1 else ""
         self._progress.update(self._task, description=f"{self._what} · {first}{more}" if names else self._what)
 
@@ -104,13 +109,15 @@ def rated(progress: Report | bool | None, what: str, noun: str) -> Iterator[tupl
     if progress is False or (progress is None and not interactive):
         yield _silent, _silent
         return
+    elapsed = [TimeElapsedColumn()] if console.width >= _WIDE else []
+    rate = TextColumn("{task.fields[rate]}")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        *elapsed,
         TimeRemainingColumn(),
-        TextColumn("{task.fields[rate]}"),
+        rate,
     )
     counted = 0
     # The finished bar is cleared from a terminal; a log with ``progress=True`` keeps its last line.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -65,5 +67,11 @@ def _root(
     del version
 
 
+def _help(command: Callable[..., object]) -> str:
+    """Return the docstring of a command with each paragraph on one line, which the terminal's width breaks."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 for command in (info, view, tissue, export, demo, doctor, split, features, train, predict, convert, bench, profile):
-    app.command()(command)
+    app.command(help=_help(command))(command)

@@ -53,9 +53,9 @@ def demo(
     bag = folder / Path(report["slides"][1]["bag"]).name
     called = called_as()
     say("next:", style="bold")
-    say(f"  {called} info {folder}/tumour.svs --mpp 0.5")
-    say(f"  {called} export YOUR_SLIDE.svs --out bags/")
-    say(f'  in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag}")')
+    say(f"  {called} info {folder}/tumour.svs --mpp 0.5", copied=True)
+    say(f"  {called} export YOUR_SLIDE.svs --out bags/", copied=True)
+    say(f'  in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag}")', copied=True)
 
 
 def demo_cohort(folder: Path, *, as_json: bool) -> None:
@@ -69,8 +69,8 @@ def demo_cohort(folder: Path, *, as_json: bool) -> None:
     called = called_as()
     say("next:", style="bold")
     say(f"  open {done['report']} in a browser")
-    say(f"  {called} split {folder}/cohort.csv --folds 3 --out {folder}/folds.csv")
-    say(f"  {called} export YOUR_COHORT.csv --out bags/ --workers 4")
+    say(f"  {called} split {folder}/cohort.csv --folds 3 --out {folder}/folds.csv", copied=True)
+    say(f"  {called} export YOUR_COHORT.csv --out bags/ --workers 4", copied=True)
 
 
 def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
@@ -92,8 +92,11 @@ def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
     say(f"outlines of the lesions: {folder}/lesions/*.geojson")
     say("next:", style="bold")
     if split is not None:
-        say(f"  {called} predict run/ {manifest} --out seen-{laboratory}/   # run/: trained on usual stains")
+        say(f"  {called} predict run/ {manifest} --out seen-{laboratory}/", copied=True)
+        say("    run/: trained on usual stains")
         return
-    say(f"  {called} train configs/mil-end-to-end.yaml --cohort {manifest} --out run/   # seven minutes on two cores")
-    say(f"  {called} predict run/ {folder}/slides/s13.svs --out seen/")
-    say(f"  {called} demo --mil --laboratory faded --out {folder}-faded/   # the test slides with another stain")
+    say(f"  {called} train configs/mil-end-to-end.yaml --cohort {manifest} --out run/", copied=True)
+    say("    seven minutes on two cores")
+    say(f"  {called} predict run/ {folder}/slides/s13.svs --out seen/", copied=True)
+    say(f"  {called} demo --mil --laboratory faded --out {folder}-faded/", copied=True)
+    say("    the test slides with another stain")

@@ -200,6 +200,6 @@ def doctor(as_json: options.Json = False) -> None:
             line = f"{marks[finding.status]} {escape(finding.what):<40}{escape(finding.found)}"
             out.print(line, soft_wrap=True)
             if finding.remedy:
-                out.print(f"  [dim]{escape(finding.remedy)}[/]", soft_wrap=True)
+                out.print(f"  [dim]{escape(finding.remedy)}[/]", soft_wrap=not out.is_terminal)
     if any(finding.status == "problem" for finding in findings):
         raise typer.Exit(2)

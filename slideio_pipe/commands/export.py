@@ -131,7 +131,7 @@ def _print_export(done: Exported, picture: Path | None) -> None:
     say(f"bag: {bag.path}")
     if picture is not None:
         say(f"picture: {picture}")
-    say(f'in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag.path}")')
+    say(f'in Python: import slideio_pipe as sp; bag = sp.open_bag("{bag.path}")', copied=True)
 
 
 def _loss(quality: int, chroma: str, psnr_db: float | None, psnr_tiles: int, **_: Any) -> str:

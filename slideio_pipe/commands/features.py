@@ -137,4 +137,4 @@ def _print_report(report: FeatureReport, folder: Path | None) -> None:
     cohort_commands.print_counts(report, "encoded", f"{report.tiles:,} tiles, {report.seconds:.1f} s{rate}")
     say(f"features: {made} in {folder or 'the bags'}, on {report.device}")
     where = "<slide>.bag.zarr" if folder is None else f"{folder}/<slide>.features.zarr"
-    say(f'in Python: import slideio_pipe as sp; bag = sp.open_features("{where}")')
+    say(f'in Python: import slideio_pipe as sp; bag = sp.open_features("{where}")', copied=True)

@@ -278,7 +278,7 @@ Encoders = Annotated[
     list[str],
     of_encoding(
         "--encoder",
-        "timm:NAME, timm:NAME@weights.safetensors, hf:NAME, hf:FOLDER; or a file of TorchScript or of an exported "
+        "timm:NAME, timm:NAME@FILE (weights), hf:NAME, hf:FOLDER; or a file of TorchScript or of an exported "
         "program (.pt2), which are code: load only those you trust. uni=timm:NAME sets a name. Repeatable.",
         unit="ENCODER",
     ),

@@ -42,11 +42,11 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
                 with _plain_warnings(words):
                     return command(*args, **kwargs)
             except SlideioPipeError as error:
-                err.print(f"[bold red]error[/]: {escape(one_line(error))}", soft_wrap=True)
+                _prose(err, f"[bold red]error[/]: {escape(one_line(error))}")
                 raise typer.Exit(2) from None
             except KeyboardInterrupt:
                 what_now = "; run the same command again to resume" if command.__name__ in _RESUMED else ""
-                err.print(f"interrupted{what_now}", soft_wrap=True)
+                _prose(err, f"interrupted{what_now}")
                 raise typer.Exit(130) from None
 
     return run
@@ -85,12 +85,17 @@ def _plain_warnings(words: Words) -> Iterator[None]:
 
 def warn(text: str) -> None:
     """Print a warning on standard error."""
-    err.print(f"[yellow]warning[/]: {escape(text)}", soft_wrap=True)
+    _prose(err, f"[yellow]warning[/]: {escape(text)}")
 
 
-def say(text: str, *, style: str | None = None) -> None:
-    """Print a line of text unchanged and never wrapped, so that it can be copied."""
-    out.print(text, style=style, markup=False, soft_wrap=True)
+def say(text: str, *, style: str | None = None, copied: bool = False) -> None:
+    """Print a line of text, on a terminal broken between words; never if it is to be ``copied``, as a command is."""
+    out.print(text, style=style, markup=False, soft_wrap=copied or not out.is_terminal)
+
+
+def _prose(console: Console, text: str) -> None:
+    """Print a message, with markup, as one line, or on a terminal broken between words."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def print_failures(failed: Sequence[tuple[str, Exception]], listed: Path | None) -> None:
@@ -104,7 +109,7 @@ def print_failures(failed: Sequence[tuple[str, Exception]], listed: Path | None)
 
 def print_failure(name: str, error: Exception) -> None:
     """Print the name of a slide and why it failed."""
-    out.print(f"[red]✗[/] {escape(name)}: {escape(one_line(error).removeprefix(f'{name}: '))}", soft_wrap=True)
+    _prose(out, f"[red]✗[/] {escape(name)}: {escape(one_line(error).removeprefix(f'{name}: '))}")
 
 
 def called_as() -> str:

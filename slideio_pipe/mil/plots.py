@@ -259,14 +259,15 @@ def _history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     panels[0].set_ylabel("loss", fontsize=12, color=_INK)
     panels[0].set_title(f"training{f', {len(histories)} folds' if several else ''}", loc="left", fontsize=12)
     if leading:
-        panels[1].set_ylabel(_metric_name(leading.removeprefix("val_")), fontsize=12, color=_INK)
+        panels[1].set_ylabel(metric_name(leading.removeprefix("val_")), fontsize=12, color=_INK)
     panels[-1].set_xlabel("epoch, from 0", fontsize=12, color=_INK)
     panels[-1].xaxis.set_major_locator(require("matplotlib.ticker", "train").MaxNLocator(integer=True))
     _legend(figure)
     return figure
 
 
-def _metric_name(name: str) -> str:
+def metric_name(name: str) -> str:
+    """Return the name of a metric as it is written in texts."""
     known = {"auroc": "AUROC", "auprc": "AUPRC", "r2": "R²", "c_index": "C-index", "mae": "MAE"}
     return known.get(name, name.replace("_", " "))
 

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from slideio_pipe.cohort.cohort import Cohort
@@ -18,18 +21,20 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.table import columns_of, csv_bytes
 from slideio_pipe.errors import MissingExtraError, SkippedWarning
 from slideio_pipe.files import write_file
+from slideio_pipe.images import picture
 from slideio_pipe.mil.config import TrainConfig, dump
 from slideio_pipe.mil.divisions import Division
 from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure
-from slideio_pipe.mil.plots import write_plots
+from slideio_pipe.mil.plots import metric_name, write_plots
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 
 PARTS = ("val", "test")
+PART_NAMES = {"val": "validation"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Fitted:
-    """The results of a training in its folder."""
+    """The results of a training in its folder; printed and shown in notebooks as a table of the metrics."""
 
     folder: Path
     checkpoints: tuple[Path, ...]  # the best one of each division
@@ -44,6 +49,37 @@ class Fitted:
         """The predictions of the validation and test slides."""
         return self.folder / "predictions.csv"
 
+    def table(self) -> list[tuple[str, str, str, str]]:
+        """Return (part, metric, value, 95 % interval) of each metric, as text."""
+        rows = []
+        for part, found in self.metrics.items():
+            name = f"{PART_NAMES.get(part, part)}, {self.slides[part]:,} slides"
+            for key, metric in found.items():
+                value = "not defined" if math.isnan(metric.value) else f"{metric.value:.3f}"
+                interval = "" if math.isnan(metric.low) else f"{metric.low:.3f} to {metric.high:.3f}"
+                rows.append((name, metric_name(key), value, interval))
+        return rows
+
+    def _course(self) -> str:
+        """Return the number of epochs and which was kept, of each division."""
+        epochs = ", ".join(str(len(rows)) for rows in self.history)
+        return f"epochs: {epochs}; kept, from 0: {', '.join(str(epoch) for epoch in self.kept)}"
+
+    def __repr__(self) -> str:
+        rows = [("part", "metric", "value", "95 % interval"), *self.table()]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([f"Fitted in {self.folder}: {self._course()}", *lines])
+
+    def _repr_html_(self) -> str:
+        facts = {"course": self._course()}
+        for part, metric, value, interval in self.table():
+            facts[f"{part}: {metric}"] = f"{value} ({interval})" if interval else value
+        facts |= {f"note, {PART_NAMES.get(part, part)}": note for part, note in self.notes.items()}
+        plots = [self.folder / "plots" / f"{name}.png" for name in ("history", "roc", "regression", "survival")]
+        shown = [picture.fit(_pixels(file), 420) for file in plots if file.exists()]
+        return picture.card(f"Training in {self.folder}", facts, shown)
+
     def summary(self) -> dict[str, Any]:
         """Return the results as JSON values; undefined numbers are None."""
         return {
@@ -57,6 +93,11 @@ class Fitted:
             },
             "notes": dict(self.notes),
         }
+
+
+def _pixels(file: Path) -> NDArray[np.uint8]:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 @dataclass(slots=True)

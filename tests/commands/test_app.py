@@ -55,6 +55,13 @@ def contents(bag: Path) -> dict[str, bytes]:
 # --- the program as a whole
 
 
+def test_help_is_not_broken_within_its_paragraphs() -> None:
+    """By the terminal's width alone: in a wide one, each paragraph of a command is one line."""
+    text = run("train", "--help", columns=400).stdout
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert any(line.startswith("Run it again") and line.endswith("TensorBoard's events.") for line in lines)
+
+
 def test_version_and_help_load_no_heavy_packages() -> None:
     """--help, --version and the help of every command do without torch, libvips, zarr and scikit-image."""
     code = (
@@ -181,7 +188,7 @@ def test_tissue_is_written_for_qupath_as_mask_and_as_picture(truth: SyntheticSli
         pixels = np.asarray(opened)
     assert set(np.unique(pixels)) == {0, 255}
     assert (pixels > 0).mean() == pytest.approx(reported["fraction"], abs=0.01)
-    assert picture_size(picture) == (1024, 819)
+    assert picture_size(picture) == (1024 + 38, 819 + 113)  # with margins, title and legend
 
 
 def test_tissue_takes_method_resolution_and_file(truth: SyntheticSlide, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 import sys
 
 import pytest
+from rich.console import Console
 from rich.progress import Progress
 
+from slideio_pipe import progress
 from slideio_pipe.progress import Bar, name_work, narrated, note_kept, rated, reporting
 
 
@@ -114,19 +117,38 @@ def test_kept_work_does_not_count_for_the_rate() -> None:
 
 
 def test_the_bar_names_the_work_in_progress() -> None:
-    """The first slide and the number of others; long names are cut."""
-    shown = Progress(disable=True)
+    """The first slide and the number of others; long names are cut in their middle."""
+    shown = Progress(disable=True, console=Console(width=120))
     bar = Bar(shown, "3 slides")
     (task,) = shown.tasks
     for names, text in (
         (["a.svs"], "3 slides · a.svs"),
         (["a.svs", "b.svs", "c.svs"], "3 slides · a.svs +2"),
-        (["x" * 40], "3 slides · " + "x" * 29 + "…"),
+        (["x" * 40 + ".svs"], "3 slides · " + "x" * 15 + "…" + "x" * 10 + ".svs"),
         ([], "3 slides"),
     ):
         name_work(bar, names)
         assert task.description == text
     name_work(lambda done, total: None, ["a.svs"])  # a callback gets only numbers
+
+
+def test_a_line_of_80_columns_has_the_counts_and_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside a long name: they are not cut."""
+    screen = io.StringIO()
+    console = Console(file=screen, width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr(progress, "_console", lambda: (console, True))
+    with rated(None, "240 slides", "tiles") as (report, count):
+        report(3, 240)
+        name_work(report, ["TCGA-CR-7395-01A-01-TS1.8b0a5bb0-cc23-4ee6-9f60.svs", "b.svs"])
+        count(1)
+        report._progress.update(report._task, rate="1,234 tiles/s")  # type: ignore[attr-defined]
+        report._progress.refresh()  # type: ignore[attr-defined]
+    line = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", screen.getvalue()).rstrip())[-1]
+    assert line.startswith("240 slides · TCGA-CR-7…")
+    assert ".svs +1" in line
+    assert "3/240" in line
+    assert line.rstrip().endswith("1,234 tiles/s")
+    assert len(line.rstrip()) <= 80
 
 
 def reported(progress: object) -> None:

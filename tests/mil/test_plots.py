@@ -205,3 +205,13 @@ def test_a_training_writes_them(tmp_path: Path) -> None:
     fitted = fit(cohort, quick(validation=0, monitor="none"), tmp_path / "run", progress=False)
     names = {"roc.png", "precision_recall.png", "calibration.png", "history.png"}
     assert {file.name for file in (fitted.folder / "plots").iterdir()} == names
+    # Printed, it is a table; a notebook shows the table beside the plots.
+    first, heading, *rows = repr(fitted).splitlines()
+    assert str(fitted.folder) in first
+    assert heading.split("  ")[0] == "part"
+    assert len(rows) == sum(len(found) for found in fitted.metrics.values())
+    area = fitted.metrics["test"]["auroc"]
+    assert any(row.split()[:4] == ["test,", "4", "slides", "AUROC"] and f"{area.value:.3f}" in row for row in rows)
+    html = fitted._repr_html_()
+    assert html.count("<img") == 2
+    assert all(f"{part}: {metric}" in html for part, metric, *_ in fitted.table())
