@@ -50,7 +50,12 @@ class Browser:
 
     def settled(self) -> None:
         """Wait until every tile of the main picture is there, and the draw that was asked for is shown."""
+        self.frames()
         self.until("viewer.main.settled")
+        self.frames()
+
+    def frames(self) -> None:
+        """Wait until what was asked for is drawn."""
         self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def until(self, condition: str) -> None:

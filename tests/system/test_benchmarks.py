@@ -47,6 +47,7 @@ RUNS = [
     "store_jpeg",
     "stream_colours",
     "versions",
+    "viewer",
 ]
 
 
