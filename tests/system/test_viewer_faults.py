@@ -41,7 +41,7 @@ def command(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
         yield process, found[1]
     finally:
         process.kill()
-        process.wait(30)
+        process.communicate(timeout=30)  # closes its pipes
 
 
 def damage(path: Path) -> None:
