@@ -183,7 +183,7 @@ class Epochs:
         shape = (pace.chunk_size, *self.dataset.tile_shape)
         if not pace.workers:
             buffers = self.sender.host_buffers(pace.slots, shape)
-            return BufferPool(self.sender, buffers), ReadingThreads(pace.threads, self.sender.device)
+            return BufferPool(self.sender, buffers), ReadingThreads(pace.threads, pace.chunk_size, self.sender.device)
         if self._workers is None:
             self._workers = ReadingWorkers(pace.workers, self.sender, pace.slots, shape)
             self._workers.abandoned = self._abandoned

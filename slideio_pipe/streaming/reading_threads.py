@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slideio_pipe.streaming.bag_reads import Indices, plan_ahead, reader_of
+from slideio_pipe.streaming.bag_reads import PLANNED, Indices, plan_ahead, reader_of
 from slideio_pipe.streaming.device import use_device
 from slideio_pipe.streaming.ring import Buffer
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.failures import TileErrors
 from slideio_pipe.tiles.reader import READ_RUN
+
+# A thread takes at most so many tiles at a time: the first chunk is complete after the work for one chunk.
+_LONGEST_RUN = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,29 +65,38 @@ class ReadingThreads:
     ----------
     count : int
         Number of threads.
+    chunk_size : int
+        Tiles per chunk: every thread has about two runs of it.
     device : torch.device
         Where the tiles will be sent.
     """
 
-    def __init__(self, count: int, device: torch.device) -> None:
+    def __init__(self, count: int, chunk_size: int, device: torch.device) -> None:
+        self._run = min(_LONGEST_RUN, max(READ_RUN, chunk_size // (2 * count)))
+        self._planned: dict[BagReading, int] = {}  # tiles of a bag's order up to here are planned
         self._pool = ThreadPoolExecutor(count, "slideio_pipe.read", initializer=partial(use_device, device))
         self._local = threading.local()
 
     def begin(self, reading: BagReading) -> None:
-        """Prepare nothing."""
+        """Note that nothing is planned."""
+        self._planned[reading] = 0
 
     def runs(self, reading: BagReading, positions: Indices) -> Iterator[Indices]:
-        """Plan the tiles, and divide them into short runs: a few tiles of one row of stored tiles each."""
-        plan_ahead(reading.bag, reading.order[positions], reading.colours)
-        for start in range(0, len(positions), READ_RUN):
-            yield positions[start : start + READ_RUN]
+        """Plan these tiles, and more if they are few, and divide them into short runs of one row of stored tiles."""
+        first, stop = int(positions[0]), int(positions[-1]) + 1
+        if stop > self._planned[reading]:
+            self._planned[reading] = planned = max(stop, first + PLANNED)
+            plan_ahead(reading.bag, reading.order[first:planned], reading.colours)
+        for start in range(0, len(positions), self._run):
+            yield positions[start : start + self._run]
 
     def submit(self, reading: BagReading, run: Indices, goals: Goals) -> Future[list[int]]:
         """Start to read a run into its goals; the result is the positions in the run of its bad tiles."""
         return self._pool.submit(self._read, reading, run, goals)
 
     def finish(self, reading: BagReading) -> None:
-        """Release nothing: the bag is the caller's."""
+        """Forget what was planned."""
+        self._planned.pop(reading, None)
 
     def close(self) -> None:
         """Cancel runs that have not begun, and wait for the others."""
@@ -106,6 +118,6 @@ class ReadingThreads:
     def _scratch(self, bag: Bag) -> NDArray[np.uint8]:
         """Return this thread's memory for one run of tiles of different chunks."""
         if getattr(self._local, "tiles", None) is None:
-            self._local.tiles = np.empty((READ_RUN, *bag.shape[1:]), np.uint8)
+            self._local.tiles = np.empty((self._run, *bag.shape[1:]), np.uint8)
         tiles: NDArray[np.uint8] = self._local.tiles
         return tiles

@@ -105,7 +105,7 @@ class EpochSchedule:
         readers: Readers | None = None,
     ) -> None:
         self._dataset, self._epoch, self._ring, self._pace = dataset, epoch, ring, pace
-        self._readers = readers or ReadingThreads(pace.threads, ring.device)
+        self._readers = readers or ReadingThreads(pace.threads, pace.chunk_size, ring.device)
         self._waiting = deque(
             _OpenBag(number, slide, dataset.cohort[slide].name, done.get(number, ()) or ())
             for number, slide in enumerate(order)
