@@ -27,7 +27,9 @@ PAGE, PICTURES = "report.html", "report"
 PICTURED = 1000
 # Entries that are equal for all slides, or are shown elsewhere on the page.
 _LEFT_OUT = {"slide", "bag", "tile_size", "seconds", "warnings"}
-_LONGEST = 60
+_LONGEST, _LONGEST_WORD = 60, 16
+# Entries that are text, such as the file of a slide's features.
+_TEXTS = {"features", "encoders", "mask", "geojson", "picture", "method", "note"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ def write_page(folder: Path, cohort: Cohort | None, numbers: Mapping[str, Any]) 
     path = folder / PAGE
     records, title = Records(folder, cohort), "/".join(folder.absolute().parts[-2:]).lstrip("/")
     with replacing(path) as partial, partial.open("w", encoding="utf-8", errors="replace") as file:
-        file.writelines(page(title, records, numbers, lambda name: picture_file(folder, name)))
+        drawn = (lambda name: picture_file(folder, name)) if (folder / PICTURES).is_dir() else None
+        file.writelines(page(title, records, numbers, drawn))
     return path, records.counts["warned"]
 
 
@@ -106,7 +109,10 @@ def page(
         bad=(FAILED, QUARANTINED),
         **_summary(records, numbers),
         columns=columns,
+        pictures=picture is not None,
+        covered="tissue_covered" in records.columns,
         cells=lambda record: [(column.is_text, column.cell(record)) for column in columns],
+        text_class=_text_class,
         pictured=pictured,
         worst=islice(rows, pictured),
         picture=lambda record: None if picture is None else _picture(record, picture(record.slide)),
@@ -207,9 +213,19 @@ def _column(key: str) -> Column:
             return ""
         if isinstance(value, float):
             return f"{value:,.4g}"
-        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)[:_LONGEST]
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _short(str(value))
 
-    return Column(key.replace("_", " "), cell)
+    return Column(key.replace("_", " "), cell, key in _TEXTS)
+
+
+def _text_class(text: str) -> str:
+    """Return the class of a cell with text; a long word may be broken anywhere, so that it does not widen the page."""
+    return "t long" if max(map(len, text.split()), default=0) > _LONGEST_WORD else "t"
+
+
+def _short(text: str) -> str:
+    """Return a long text without its middle: the end of a path tells more than its beginning."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[len(text) - _LONGEST // 2 + 1 :]}"
 
 
 def _figure(key: str, digits: int = 0, scale: float = 1.0) -> Callable[[SlideRecord], str]:
@@ -234,7 +250,7 @@ _NOTED: dict[str, Column] = {
     "tissue": Column("tissue %", _figure("tissue", 1, 100)),
     "tissue_covered": Column("covered %", _figure("tissue_covered", 1, 100)),
     "mpp": Column("µm/px", _mpp),
-    "mpp_source": Column("mpp from", lambda record: str(record.made.get("mpp_source") or "")[:_LONGEST], True),
+    "mpp_source": Column("mpp from", lambda record: _short(str(record.made.get("mpp_source") or "")), True),
     "bytes": Column("MB", _figure("bytes", 1, 1e-6)),
     "tiles_per_second": Column("tiles/s", _figure("tiles_per_second")),
 }

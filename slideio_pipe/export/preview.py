@@ -11,6 +11,8 @@ from slideio_pipe.images.lettering import text_px
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.tile_bag import TileBag
 
+# Size of text in an overview, which a report shows at two fifths of its size.
+_SMALL_PX = 26
 # Longer side of a slide, and side of a tile, in the sheet.
 _SIDE_PX, _TILE_PX = 640, 118
 
@@ -45,5 +47,5 @@ def overview(slide: Slide, bag: TileBag, side_px: int = 320) -> Image.Image:
     least = corners.min(axis=1)
     tiles = picture.draw_boxes(tissue, np.hstack([least, corners.max(axis=1) - least]))
     width = slide.dimensions.width / plain.width
-    shown = plain if slide.mpp is None else picture.scale_bar(plain, slide.mpp.x * width)
+    shown = plain if slide.mpp is None else picture.scale_bar(plain, slide.mpp.x * width, px=_SMALL_PX)
     return picture.beside([shown, tissue, tiles], gap=6)

@@ -112,12 +112,12 @@ def captioned(image: Image.Image, caption: str) -> Image.Image:
     return sheet
 
 
-def scale_bar(image: Image.Image, um_per_px: float) -> Image.Image:
-    """Return the image with a scale bar of a round length, about a fifth of its width, at the lower left."""
+def scale_bar(image: Image.Image, um_per_px: float, *, px: int | None = None) -> Image.Image:
+    """Return the image with a scale bar of a round length, about a fifth of its width, at the lower left, in text of ``px``."""
     bar = bar_of(image.width, um_per_px)
     if bar is None or image.height < 48:
         return image
-    shown, px = image.copy(), text_px(image.width)
+    shown, px = image.copy(), text_px(image.width) if px is None else px
     draw = ImageDraw.Draw(shown)
     left, bottom = 10, image.height - 10
     right, upper = left + max(bar.px, text_width(bar.text, px)), bottom - round(px * 1.7)

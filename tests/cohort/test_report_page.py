@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from browser import chromium
 from page_reader import Page
 from PIL import Image
 from run_events import done, failed, start
@@ -92,6 +93,36 @@ def test_names_and_errors_are_escaped(tmp_path: Path, name: str) -> None:
         assert (tmp_path / unquote(str(image["src"]))).exists()
         assert name in str(image["alt"])
         assert (image["loading"], image["width"], image["height"]) == ("lazy", "30", "10")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_long_names_do_not_widen_the_page(tmp_path: Path, width: int) -> None:
+    """Of slides, labels, patients, encoders and files without a place to break them; numbers stay on one line."""
+    name, long = "x" * 120 + ".svs", "unbreakable_" * 12
+    event = done(name, 123_456, warnings=[long])
+    event["made"] |= {"mpp": [0.2528, 0.2529], "mpp_source": long, "tissue": 0.25, "tissue_covered": 0.5}
+    event["made"] |= {"bytes": 123_456_789, "tiles_per_second": 12_345.6, "features": f"/data/{long}", "encoders": long}
+    draw(tmp_path, name)
+    about = {"label": long[:40], "patient": long[:60], "split": "train"}
+    (tmp_path / "a.html").write_text(written(tmp_path, start(name, **about), event, failed(f"b{name}", long)))
+    with chromium() as browser:
+        shown = browser.new_page(viewport={"width": width, "height": 800})
+        shown.goto((tmp_path / "a.html").as_uri())
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        fits = "cells => cells.map((cell) => [cell.innerText, cell.scrollWidth <= cell.clientWidth])"
+        cells = shown.eval_on_selector_all("td:not(.t):not(:first-child)", fits)
+        assert ["123,456", True] in cells
+        assert all(inside for _, inside in cells)
+
+
+def test_the_colours_of_pictures_are_explained_where_there_are_some(tmp_path: Path) -> None:
+    """The tissue line and the tiles; a page without pictures does not speak of them."""
+    records = (start("a"), done("a", 5))
+    draw(tmp_path, "a")
+    assert "tissue outline" in written(tmp_path, *records)
+    text = "".join(page("features", Records(tmp_path), NUMBERS, None))
+    assert "picture" not in re.sub(r"<style>.*?</style>|<script>.*?</script>", "", text, flags=re.DOTALL)
 
 
 def test_an_incomplete_picture_is_left_out(tmp_path: Path) -> None:
