@@ -113,7 +113,7 @@ def captioned(image: Image.Image, caption: str) -> Image.Image:
 
 
 def scale_bar(image: Image.Image, um_per_px: float, *, px: int | None = None) -> Image.Image:
-    """Return the image with a scale bar of a round length, about a fifth of its width, at the lower left, in text of ``px``."""
+    """Return the image with a scale bar of a round length, about a fifth of its width, at the lower left."""
     bar = bar_of(image.width, um_per_px)
     if bar is None or image.height < 48:
         return image
