@@ -18,9 +18,10 @@ INLINE double triangle(double x) {
   return x < 1 ? 1 - x : 0;
 }
 
-/* Most level px of a plain px, of a level of `size` px. */
+/* Most level px of a plain px, of a level of `size` px: an interval of length n holds at most n centres, rounded up, and
+   rounding errors could hold one more. */
 INLINE int32_t most_taps(double shrink, int32_t size) {
-  return (int32_t)lower_of(size, 2 * ceil_of(shrink > 1 ? shrink : 1) + 2);
+  return (int32_t)lower_of(size, ceil_of(2 * (shrink > 1 ? shrink : 1) + 1e-3));
 }
 
 /* Find the taps of the plain px at `place` of a level of `size` px, and their weights, which sum to 1. */
@@ -73,7 +74,7 @@ INLINE Sums add_pair(Sums sums, const uint8_t *pixels, int32_t weights) {
   const __m128i two = _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)pixels), order);
   return _mm_add_epi32(sums, _mm_madd_epi16(two, _mm_set1_epi32(weights)));
 }
-INLINE Sums no_sums(void) { return _mm_setzero_si128(); }
+INLINE Sums half_of_one(void) { return _mm_set1_epi32(8192); }
 #else
 typedef int32_t Sums __attribute__((vector_size(16)));
 INLINE Sums add_pair(Sums sums, const uint8_t *p, int32_t weights) {
@@ -81,38 +82,93 @@ INLINE Sums add_pair(Sums sums, const uint8_t *p, int32_t weights) {
   const Sums pair = {a * p[0] + b * p[3], a * p[1] + b * p[4], a * p[2] + b * p[5], 0};
   return sums + pair;
 }
-INLINE Sums no_sums(void) { return (Sums){0, 0, 0, 0}; }
+INLINE Sums half_of_one(void) { return (Sums){8192, 8192, 8192, 8192}; }
 #endif
 
-INLINE void filter_line(const Shrinker *s, int32_t columns, Filtered *out) {
-  for (int32_t i = 0; i < columns; i++) {
-    const uint8_t *pixels = s->line + s->offsets[i];
-    const int32_t *weights = s->weights + (size_t)i * s->pairs;
-    Sums sums = no_sums();
-    for (int32_t k = 0; k < s->pairs; k++) sums = add_pair(sums, pixels + 6 * k, weights[k]);
+/* Return the weighted sum of the level px of column i, per channel, in 14 bits, with a half for rounding. */
+INLINE Sums filter_px(const Shrinker *s, int32_t i, int32_t pairs) {
+  const uint8_t *pixels = s->line + s->offsets[i];
+  const int32_t *weights = s->weights + (size_t)i * pairs;
+  Sums sums = half_of_one();
+  for (int32_t k = 0; k < pairs; k++) sums = add_pair(sums, pixels + 6 * k, weights[k]);
+  return sums;
+}
+
+INLINE void filter_columns(const Shrinker *s, int32_t columns, Filtered *out, int32_t pairs) {
+  int32_t i = 0;
+#if defined(__SSE4_1__)
+  /* Four pixels of three channels become three planes of four. */
+  for (; i + 4 <= columns; i += 4) {
+    const __m128i a = filter_px(s, i, pairs), b = filter_px(s, i + 1, pairs);
+    const __m128i c = filter_px(s, i + 2, pairs), d = filter_px(s, i + 3, pairs);
+    const __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d);
+    const __m128i blue = _mm_unpacklo_epi64(_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d));
+#define PUT(P, V) _mm_store_ps(&out->P[i], _mm_cvtepi32_ps(_mm_srli_epi32(V, 14)))
+    PUT(r, _mm_unpacklo_epi64(ab, cd));
+    PUT(g, _mm_unpackhi_epi64(ab, cd));
+    PUT(b, blue);
+#undef PUT
+  }
+#endif
+  for (; i < columns; i++) {
+    const Sums sums = filter_px(s, i, pairs);
     int32_t sum[4];
     memcpy(sum, &sums, 16);
-    out->r[i] = (float)((sum[0] + 8192) >> 14);
-    out->g[i] = (float)((sum[1] + 8192) >> 14);
-    out->b[i] = (float)((sum[2] + 8192) >> 14);
+    out->r[i] = (float)(sum[0] >> 14);
+    out->g[i] = (float)(sum[1] >> 14);
+    out->b[i] = (float)(sum[2] >> 14);
+  }
+}
+
+static void filter_line(const Shrinker *s, int32_t columns, Filtered *out) {
+  switch (s->pairs) { /* loops of known length are unrolled */
+    case 1: filter_columns(s, columns, out, 1); break;
+    case 2: filter_columns(s, columns, out, 2); break;
+    case 3: filter_columns(s, columns, out, 3); break;
+    default: filter_columns(s, columns, out, s->pairs);
+  }
+}
+
+/* Add weighted rows from `k` on to one plane that begins with 0.5; `last`: then cut to whole levels. */
+INLINE void sum_plane(const float *const *in, const float *weights, int32_t count, int32_t columns, float *restrict out,
+                      int first, int last) {
+  for (int32_t i = 0; i < columns; i++) {
+    float sum = first ? 0.5f : out[i];
+    for (int32_t k = 0; k < count; k++) sum += weights[k] * in[k][i];
+    out[i] = last ? (float)(int32_t)sum : sum;
   }
 }
 
 /* Sum filtered rows by their weights, rounded half up to levels, into the planes of `row`. */
-INLINE void sum_rows(const Shrinker *s, Taps taps, const double *weights, int32_t columns, Row *row) {
-  for (int32_t k = 0; k < taps.count; k++) {
-    const Filtered *in = &s->rows[(taps.first + k) % s->row_count];
-    const float weight = (float)weights[k];
-    for (int32_t i = 0; i < columns; i++) {
-      row->r[i] = (k ? row->r[i] : 0.5f) + weight * in->r[i];
-      row->g[i] = (k ? row->g[i] : 0.5f) + weight * in->g[i];
-      row->b[i] = (k ? row->b[i] : 0.5f) + weight * in->b[i];
+static void sum_rows(const Shrinker *s, Taps taps, const double *weights, int32_t columns, Row *row) {
+  enum { AT_ONCE = 4 };
+  for (int32_t k = 0; k < taps.count; k += AT_ONCE) {
+    const int32_t count = at_most(AT_ONCE, taps.count - k), first = k == 0, last = k + count == taps.count;
+    const Filtered *in[AT_ONCE];
+    float weight[AT_ONCE];
+    for (int32_t n = 0; n < count; n++) {
+      in[n] = &s->rows[(taps.first + k + n) % s->row_count];
+      weight[n] = (float)weights[k + n];
     }
+#define PLANE_OF(P, COUNT, LAST)                                                       \
+  {                                                                                    \
+    const float *planes[COUNT];                                                        \
+    for (int32_t n = 0; n < (COUNT); n++) planes[n] = in[n]->P;                        \
+    sum_plane(planes, weight, COUNT, columns, row->P, first, LAST);                    \
   }
-  for (int32_t i = 0; i < columns; i++) {
-    row->r[i] = (float)(int32_t)row->r[i];
-    row->g[i] = (float)(int32_t)row->g[i];
-    row->b[i] = (float)(int32_t)row->b[i];
+#define PLANES(COUNT, LAST) PLANE_OF(r, COUNT, LAST) PLANE_OF(g, COUNT, LAST) PLANE_OF(b, COUNT, LAST)
+    if (!last) {
+      PLANES(AT_ONCE, 0)
+      continue;
+    }
+    switch (count) {
+      case 1: PLANES(1, 1) break;
+      case 2: PLANES(2, 1) break;
+      case 3: PLANES(3, 1) break;
+      default: PLANES(AT_ONCE, 1)
+    }
+#undef PLANES
+#undef PLANE_OF
   }
 }
 
