@@ -95,7 +95,7 @@ def compile_library(target: Target, folder: Path) -> Path:
             source = ["-c", str(HERE / "tile_program.c"), f"-DSUFFIX={suffix}", f"-mcpu={processor}"]
             subprocess.run([*zig, *source, "-o", objects[-1]], check=True)
         linked = Path(made) / target.library
-        last = [str(HERE / "dispatch.c"), f'-DBUILT_FROM="{digest()}"', *objects]
+        last = [str(HERE / "dispatch.c"), str(HERE / "stored_tiles.c"), f'-DBUILT_FROM="{digest()}"', *objects]
         subprocess.run([*zig, "-shared", "-s", *last, "-o", str(linked)], check=True)
         partial = folder / f".{target.library}.partial"
         partial.write_bytes(linked.read_bytes())

@@ -13,17 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.compiled.compile_programs import digest, has_sources
+from slideio_pipe.compiled.jpeg_decoder import decoder_functions
 from slideio_pipe.compiled.records import TILE
 
 # Of one thread: a 1,024-px tile turned by 45° at the finest level that it may be sampled from takes 8 MB.
 _SCRATCH_BYTES = 2 * 2**20
 _FOLDER = Path(__file__).parent
+_BYTE = ctypes.c_char
 # Environment variable that turns the compiled programs off, to compare with OpenCV and NumPy.
 SWITCH = "SLIDEIO_PIPE_COMPILED"
 
 
 class Programs:
     """The functions of the library.
+
+    Attributes
+    ----------
+    decodes : bool
+        Whether ``decode`` may be called: whether a JPEG decoder was found.
 
     Examples
     --------
@@ -46,6 +53,10 @@ class Programs:
         self._half = _function(self._library, "half_run", [pointer, pointer, long, pointer, pointer], whole)
         self._instructions = _function(self._library, "instruction_set", [whole], whole)
         self.built_from: str = _function(self._library, "built_from", [], ctypes.c_char_p)().decode()
+        self._decode = _function(self._library, "decode_run", [pointer, whole, pointer, long], long)
+        functions = decoder_functions()
+        use = _function(self._library, "decode_use", [pointer], whole)
+        self.decodes = functions is not None and bool(use(functions))
         self._local = threading.local()
 
     def instruction_set(self, chosen: int = 0) -> int:
@@ -74,12 +85,21 @@ class Programs:
         """
         scratch = self._scratch(_SCRATCH_BYTES)
         start = tiles.ctypes.data + first * TILE.itemsize
-        needed = self._run(start, count, width, height, scratch.ctypes.data, scratch.size)
+        needed = self._run(start, count, width, height, address(scratch), scratch.size)
         while needed:
             if needed < 0:
                 raise MemoryError("a tile reaches more than 2 GB of its level")
             scratch = self._scratch(needed)
-            needed = self._run(start, count, width, height, scratch.ctypes.data, scratch.size)
+            needed = self._run(start, count, width, height, address(scratch), scratch.size)
+
+    def decode(self, tiles: NDArray[Any], longest: int) -> float:
+        """Decode stored tiles, (n,) ``records.STORED_TILE``; return the seconds that reading the file took.
+
+        Those without ``done`` afterwards were not decoded. ``longest`` is the number of bytes of the longest stream
+        with its head. What the tiles point to must exist until the call returns.
+        """
+        scratch = self._scratch(longest)
+        return float(self._decode(tiles.ctypes.data, len(tiles), address(scratch), scratch.size) / 1e9)
 
     def _scratch(self, size: int) -> NDArray[np.uint8]:
         """Return this thread's work memory, at least ``size`` bytes."""
@@ -87,6 +107,11 @@ class Programs:
         if scratch is None or scratch.size < size:
             scratch = self._local.scratch = np.empty(size, np.uint8)
         return scratch
+
+
+def address(array: NDArray[Any]) -> int:
+    """Return where the memory of a C-contiguous, writeable array begins, not of an empty one; faster than NumPy's."""
+    return ctypes.addressof(_BYTE.from_buffer(array))  # type: ignore[arg-type]  # NumPy does not declare its buffers
 
 
 def _function(library: ctypes.CDLL, name: str, takes: list[Any], gives: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The structs of ``tile_program.h`` as NumPy types, field by field."""
+"""The structs of ``tile_program.h`` and ``stored_tiles.h`` as NumPy types, field by field."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ TILE = np.dtype(
         ("affine", "f8", 6), ("source", SOURCE), ("out", "u8"), ("ops", "u8"), ("op_count", "i4"),
         ("outside", "i4"), ("way", "i4"), ("sigma", "f4"),
         ("left", "i4"), ("top", "i4"), ("right", "i4"), ("bottom", "i4"),
+    ],
+    align=True,
+)  # fmt: skip
+
+STORED = np.dtype(
+    [
+        ("head", "u8"), ("head_bytes", "i4"), ("descriptor", "i4"), ("width", "i4"), ("height", "i4"),
+        ("ycbcr", "i4"), ("unused", "i4"),
+    ],
+    align=True,
+)  # fmt: skip
+
+STORED_TILE = np.dtype(
+    [
+        ("level", "u8"), ("offset", "i8"), ("bytes", "i8"), ("out", "u8"), ("stride", "i4"), ("rows", "i4"),
+        ("reduce", "i4"), ("done", "i4"),
     ],
     align=True,
 )  # fmt: skip

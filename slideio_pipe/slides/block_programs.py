@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.compiled.library import Programs
+from slideio_pipe.compiled.library import Programs, address
 from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, BY_SHRINKING, TILE
 from slideio_pipe.geometry import LevelChoice, Size
 from slideio_pipe.slides.backends.base import StoredTiles
 from slideio_pipe.slides.sampling import Sampler
+from slideio_pipe.slides.stored_run import Key, StoredRuns
+from slideio_pipe.slides.tile_cache import Block
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -38,12 +39,6 @@ class Placed(NamedTuple):
     affines: Floats  # (n, 6) from tile px to px of the shrunk level, corner-based
     ways: Ints  # (n,) of ``compiled.records``: by sampling, by copying, by shrinking
     sigmas: Floats  # (n,) of the Gaussian before sampling; 0 for none
-
-
-# A stored tile: level, decoder's shrink, column, row.
-_Key = tuple[int, int, int, int]
-# One that a tile needs: its number in the tile's rectangle, and how many of its rows.
-_Need = tuple[int, _Key, int]
 
 
 class BlockPrograms:
@@ -110,7 +105,12 @@ class BlockPrograms:
         tiles["right"], tiles["bottom"] = last[:, 0], last[:, 1]
 
     def _find_blocks(self) -> None:
-        """Set the rectangle of blocks of every tile, and list the blocks that it reaches."""
+        """Set the rectangle of blocks of every tile, and list the blocks that it reaches.
+
+        ``_places`` is the first place in the rectangle of each tile, all rectangles being one after the other;
+        ``_needs`` is the first block that each tile reaches, these being one after the other: ``_needed_at`` is the
+        place of each, ``_lowest`` how many of its rows are needed, ``_keys_of`` the number of its key.
+        """
         levels, reduces = self._placed.levels, self._placed.reduces
         sizes, blocks = self._sizes()
         margins = self._margins()
@@ -125,21 +125,27 @@ class BlockPrograms:
         source["block_width"], source["block_height"] = blocks.T
         source["level_width"], source["level_height"] = sizes.T
         each = count[:, 0] * count[:, 1]
-        starts = np.concatenate([[0], np.cumsum(each)])
+        self._places = _starts(each)
         owner = np.repeat(np.arange(len(each)), each)
-        number = np.arange(len(owner)) - starts[owner]
-        rows, columns = np.divmod(number, count[owner, 0])
+        rows, columns = np.divmod(np.arange(len(owner)) - self._places[owner], count[owner, 0])
         place = np.stack([start[owner, 0] + columns, start[owner, 1] + rows], axis=1)
-        self._counts: list[int] = each.tolist()
         touched = np.flatnonzero(self._touched(owner, place, blocks, margins))
         owner, place = owner[touched], place[touched]
-        lowest = np.minimum(inside[1][owner, 1] - place[:, 1] * blocks[owner, 1] + 1, blocks[owner, 1])
-        keys = zip(levels[owner].tolist(), reduces[owner].tolist(), *place.T.tolist(), strict=True)
-        needs = zip(number[touched].tolist(), keys, lowest.tolist(), strict=True)
-        self._needs: list[list[_Need]] = [[] for _ in each]
-        for tile, need in zip(owner.tolist(), needs, strict=True):
-            self._needs[tile].append(need)
-        self._px: list[int] = (np.bincount(owner, minlength=len(each)) * blocks.prod(axis=1)).tolist()
+        self._needed_at = touched
+        self._lowest = np.minimum(inside[1][owner, 1] - place[:, 1] * blocks[owner, 1] + 1, blocks[owner, 1])
+        needs = np.bincount(owner, minlength=len(each))
+        self._needs = _starts(needs)
+        self._px: list[int] = (needs * blocks.prod(axis=1)).tolist()
+        self._set_keys(np.column_stack([levels[owner], reduces[owner], place]))
+
+    def _set_keys(self, keys: Ints) -> None:
+        """Number the distinct ones of the stored tiles (m, 4) that are needed: level, shrink, column, row."""
+        level, reduce, column, row = keys.T
+        codes = (level * 16 + reduce << 52) + (row << 26) + column
+        _, first, self._keys_of = np.unique(codes, return_index=True, return_inverse=True)
+        self._keys: list[Key] = list(zip(*keys[first].T.tolist(), strict=True))
+        self._runs = StoredRuns(self._sampler, self._stored)
+        self._cached = [self._runs.cache_key(key) for key in self._keys]
 
     def _sizes(self) -> tuple[Ints, Ints]:
         """Return the size of each tile's decoded level, and of its stored tiles, both (n, 2)."""
@@ -198,40 +204,58 @@ class BlockPrograms:
         self._run(numbers[first:], slots[first:])
 
     def _run(self, numbers: Sequence[int], slots: Sequence[NDArray[np.uint8]]) -> None:
-        tiles = self._tiles[list(numbers)]
-        starts = [0, *accumulate(self._counts[number] for number in numbers)]
-        places = [0] * starts[-1]
-        addresses: dict[_Key, tuple[int, int]] = {}
-        held = []  # pointers do not keep their memory alive
-        for number, start in zip(numbers, starts, strict=False):
-            for place, key, rows in self._needs[number]:
-                address, there = addresses.get(key, (0, 0))
-                if there < rows:
-                    block = self._block(key, rows)
-                    held.append(block)
-                    address = _address(block)
-                    addresses[key] = address, len(block)
-                places[start + place] = address
+        chosen = np.asarray(numbers)
+        needed, starts, at, count = self._needs_of(chosen)
+        keys = self._keys_of[needed]
+        blocks, addresses = self._blocks(keys, needed)
         # Of this run alone: another one of the same tiles may refer to other memory.
-        pointers = np.array(places, np.uint64)
-        tiles["source"]["blocks"] = pointers.ctypes.data + 8 * np.array(starts[:-1], np.uint64)
-        tiles["out"] = [_address(slot) for slot in slots]
+        pointers = np.zeros(max(1, count), np.uint64)
+        pointers[at] = addresses[keys]
+        tiles = self._tiles[chosen]
+        tiles["source"]["blocks"] = address(pointers) + 8 * starts
+        tiles["out"] = [address(slot) for slot in slots]
         begun = time.perf_counter() if self._sampler.on_stage else 0.0
         self._programs.run(tiles, 0, len(tiles), *self._canvas)
         if self._sampler.on_stage:
             self._sampler.on_stage("program", begun, time.perf_counter())
+        del blocks  # pointers do not keep their memory alive
 
-    def _block(self, key: _Key, rows: int) -> NDArray[np.uint8]:
-        """Return a decoded stored tile, at least its first ``rows``."""
-        level, reduce, column, row = key
-        needed = rows if self._scattered else None
-        return self._sampler.decoded(self._stored[level], level, reduce, column, row, needed)
+    def _needs_of(self, chosen: Ints) -> tuple[slice | Ints, Ints, Ints, int]:
+        """Return which needs tiles have, and, in a run of these alone, the start of each tile's rectangle of blocks,
+        the place of each need, and the number of places."""
+        first, last = int(chosen[0]), int(chosen[-1])
+        if last - first == len(chosen) - 1 and (np.diff(chosen) == 1).all():
+            needed = slice(int(self._needs[first]), int(self._needs[last + 1]))
+            starts = self._places[first : last + 2] - self._places[first]
+            return needed, starts[:-1], self._needed_at[needed] - self._places[first], int(starts[-1])
+        counts = self._needs[chosen + 1] - self._needs[chosen]
+        own = np.arange(counts.sum()) - np.repeat(_starts(counts)[:-1] - self._needs[chosen], counts)
+        starts = _starts(self._places[chosen + 1] - self._places[chosen])
+        shift = np.repeat(starts[:-1] - self._places[chosen], counts)
+        return own, starts[:-1], self._needed_at[own] + shift, int(starts[-1])
+
+    def _blocks(self, wanted: Ints, needed: slice | Ints) -> tuple[list[Block], NDArray[np.uint64]]:
+        """Return the stored tiles that are ``wanted``, the numbers of keys, decoded, at least the rows of each that
+        are ``needed``; and the address of each, by the number of its key."""
+        present = np.zeros(len(self._keys), bool)
+        present[wanted] = True
+        distinct = present.nonzero()[0]
+        rows, keys = None, distinct.tolist()
+        if self._scattered:
+            most = np.zeros(len(present), np.int64)
+            np.maximum.at(most, wanted, self._lowest[needed])
+            rows = most[distinct].tolist()
+        blocks = self._runs.blocks([self._keys[k] for k in keys], [self._cached[k] for k in keys], rows)
+        addresses = np.empty(len(present), np.uint64)
+        addresses[distinct] = [start for _, start in blocks]
+        return blocks, addresses
 
 
-def _address(pixels: NDArray[np.uint8]) -> int:
-    # A third of the time of ``ctypes.data``.
-    address: int = pixels.__array_interface__["data"][0]
-    return address
+def _starts(counts: Ints) -> Ints:
+    """Return where each of n parts of given lengths begins, and where the last ends, (n + 1,)."""
+    starts = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts
 
 
 def _distinct(levels: Ints, pairs: NDArray[Any]) -> set[tuple[int, tuple[float, float]]]:

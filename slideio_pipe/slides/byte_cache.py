@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -43,14 +43,34 @@ class ByteCache(Generic[K, V]):
             self._kept.move_to_end(key)
             return found[0]
 
+    def get_all(self, keys: Iterable[K]) -> list[V | None]:
+        """Return the value of each key; None for those that are not kept."""
+        kept = self._kept
+        values: list[V | None] = []
+        with self._lock:
+            for key in keys:
+                found = kept.get(key)
+                if found is None:
+                    values.append(None)
+                else:
+                    kept.move_to_end(key)
+                    values.append(found[0])
+        return values
+
     def keep(self, key: K, value: V, nbytes: int) -> None:
         """Keep a value of so many bytes, unless ``key`` has one; the least recently used values make room."""
+        self.keep_all([key], [value], [nbytes])
+
+    def keep_all(self, keys: Sequence[K], values: Sequence[V], sizes: Sequence[int]) -> None:
+        """Keep several values as ``keep`` does."""
+        kept = self._kept
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = value, nbytes
-                self.nbytes += nbytes
+            for key, value, nbytes in zip(keys, values, sizes, strict=True):
+                if key not in kept:
+                    kept[key] = value, nbytes
+                    self.nbytes += nbytes
             while self.nbytes > self.max_bytes:
-                self.nbytes -= self._kept.popitem(last=False)[1][1]
+                self.nbytes -= kept.popitem(last=False)[1][1]
 
     def drop(self, is_gone: Callable[[K], bool]) -> None:
         """Drop the values of some keys."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +24,7 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image
 
+from slideio_pipe.compiled.library import address
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import (
     WHOLE_PX,
@@ -130,21 +131,33 @@ class Sampler:
         places = ((first[owner, 1] + rows) << 32) + first[owner, 0] + across
         return len(np.unique(places)) > _SCATTERED_FROM * len(owner)
 
-    def block(self, blocks: Blocks, place: tuple[int, int], out: NDArray[np.uint8]) -> None:
-        """Write a tile that consists of whole stored tiles into ``out``."""
+    def read_blocks(
+        self, blocks: Blocks, places: Sequence[tuple[int, int]], slots: Sequence[NDArray[np.uint8]]
+    ) -> None:
+        """Write tiles that consist of whole stored tiles into their slots; ``places`` are those of ``blocks``."""
+        side, width = blocks.side, blocks.tiles.tile.width // blocks.reduce
+        stride = side * width * 3
+        cells = [(column + x, row + y) for column, row in places for y in range(side) for x in range(side)]
+        steps = [width * (y * stride + 3 * x) for y in range(side) for x in range(side)]
+        addresses = [start + step for start in map(address, slots) for step in steps]
+        left = blocks.tiles.decode_at(
+            cells, addresses, stride=stride, rows=width, reduce=blocks.reduce, on_stage=self.on_stage
+        )
+        for k in left:
+            slot, (y, x) = slots[k // side**2], divmod(k % side**2, side)
+            out = slot[y * width : (y + 1) * width, x * width : (x + 1) * width]
+            self._read_block(blocks, cells[k], out)
+
+    def _read_block(self, blocks: Blocks, place: tuple[int, int], out: NDArray[np.uint8]) -> None:
+        """Write one stored tile into ``out``."""
         column, row = place
-        tiles, reduce = blocks.tiles, blocks.reduce
-        if blocks.side == 1:
-            tiles.decode(column, row, out, reduce=reduce, on_stage=self.on_stage)
+        if out.flags.c_contiguous:
+            blocks.tiles.decode(column, row, out, reduce=blocks.reduce, on_stage=self.on_stage)
             return
-        width = tiles.tile.width // reduce
         scratch = getattr(self._local, "scratch", None)
-        if scratch is None or scratch.shape[0] != width:
-            scratch = self._local.scratch = np.empty((width, width, 3), np.uint8)
-        for y in range(blocks.side):
-            for x in range(blocks.side):
-                tiles.decode(column + x, row + y, scratch, reduce=reduce, on_stage=self.on_stage)
-                out[y * width : (y + 1) * width, x * width : (x + 1) * width] = scratch
+        if scratch is None or scratch.shape != out.shape:
+            scratch = self._local.scratch = np.empty(out.shape, np.uint8)
+        out[:] = blocks.tiles.decode(column, row, scratch, reduce=blocks.reduce, on_stage=self.on_stage)
 
     def plain(
         self,
@@ -343,14 +356,24 @@ class Sampler:
         self, tiles: StoredTiles, level: int, column: int, row: int, reduce: int, rows: int
     ) -> NDArray[np.uint8]:
         """Return a stored tile, or at least its first ``rows``; partial tiles are not cached."""
-        key, height = (reduce, column, row), tiles.tile.height
-        if rows * reduce < _PARTLY_BELOW * height and (row + 1) * height <= self.slide.pyramid.levels[level].height:
+        key = (reduce, column, row)
+        if self.partly(tiles, level, row, rows * reduce):
             known = SHARED.known(tiles, key)
             if known is not None:
                 return known
             if reduce == 1 or (column + 1) * tiles.tile.width <= self.slide.pyramid.levels[level].width:
                 return tiles.decode(column, row, reduce=reduce, rows=rows * reduce, on_stage=self.on_stage)
         return SHARED.get(tiles, key, partial(self._decode, tiles, level, column, row, reduce))
+
+    def partly(self, tiles: StoredTiles, level: int, row: int, rows: int) -> bool:
+        """Return whether a stored tile is decoded partly if its first ``rows``, level px, are needed."""
+        height = tiles.tile.height
+        return rows < _PARTLY_BELOW * height and (row + 1) * height <= self.slide.pyramid.levels[level].height
+
+    def is_whole(self, tiles: StoredTiles, level: int, column: int, row: int) -> bool:
+        """Return whether all of a stored tile is inside the level."""
+        width, height = self.slide.pyramid.levels[level]
+        return (column + 1) * tiles.tile.width <= width and (row + 1) * tiles.tile.height <= height
 
     def decoded(
         self, tiles: StoredTiles, level: int, reduce: int, column: int, row: int, rows: int | None = None

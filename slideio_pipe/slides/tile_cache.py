@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slideio_pipe.compiled.library import address
 from slideio_pipe.slides.byte_cache import ByteCache
 
 # Two rows of stored tiles of a level 80,000 px wide: needed by tiles off the stored grid, read row by row.
@@ -23,6 +24,10 @@ class Owner(Protocol):
     @property
     def serial(self) -> int:
         """A number that is unique in this process."""
+
+
+# A decoded tile, and where its memory begins; a plain tuple, because there are thousands a second.
+Block = tuple[NDArray[np.uint8], int]
 
 
 class DecodedTiles:
@@ -48,7 +53,7 @@ class DecodedTiles:
     """
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
-        self._tiles: ByteCache[tuple[int, object], NDArray[np.uint8]] = ByteCache(max_bytes)
+        self._tiles: ByteCache[tuple[int, object], Block] = ByteCache(max_bytes)
         self._owners: set[int] = set()
         # A finaliser can run at any moment, even while this thread holds the lock: it only appends here.
         self._deleted_owners: deque[int] = deque()
@@ -70,9 +75,14 @@ class DecodedTiles:
 
     def known(self, owner: Owner, tile: object) -> NDArray[np.uint8] | None:
         """Return the owner's ``tile`` if it is cached; callers must not write to it."""
+        found = self.known_run([(owner.serial, tile)])[0]
+        return None if found is None else found[0]
+
+    def known_run(self, keys: Iterable[tuple[int, object]]) -> list[Block | None]:
+        """Return those tiles, (owner's serial number, tile), that are cached, else None."""
         if self._deleted_owners:
             self._drop_deleted()
-        return self._tiles.get((owner.serial, tile))
+        return self._tiles.get_all(keys)
 
     def get(self, owner: Owner, tile: object, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """Return the owner's ``tile``, computed if needed; callers must not write to it."""
@@ -80,12 +90,19 @@ class DecodedTiles:
         if known is not None:
             return known
         made = make()
-        with self._lock:
-            if owner.serial not in self._owners:
-                self._owners.add(owner.serial)
-                weakref.finalize(owner, self._deleted_owners.append, owner.serial).atexit = False
-        self._tiles.keep((owner.serial, tile), made, made.nbytes)
+        self.keep(owner, [tile], [(made, address(made))])
         return made
+
+    def keep(self, owner: Owner, tiles: Iterable[object], blocks: Sequence[Block]) -> None:
+        """Keep some of the owner's tiles, those that are not kept already."""
+        serial = owner.serial
+        if serial not in self._owners:
+            with self._lock:
+                if serial not in self._owners:
+                    self._owners.add(serial)
+                    weakref.finalize(owner, self._deleted_owners.append, serial).atexit = False
+        sizes = [pixels.nbytes for pixels, _ in blocks]
+        self._tiles.keep_all([(serial, tile) for tile in tiles], blocks, sizes)
 
     def _drop_deleted(self) -> None:
         with self._lock:

@@ -71,24 +71,29 @@ class ReadPlan:
 
         Raise CorruptSlideError if a tile cannot be decoded.
         """
-        numbers, places = [], []
+        whole = [] if self._blocks is None else [k for k, row in enumerate(rows) if self._blocks.places[row]]
+        if whole:
+            self._read_whole([rows[k] for k in whole], [slots[k] for k in whole])
+            if len(whole) == len(rows):
+                return
+        numbers, targets = [], []
         for row, slot in zip(rows, slots, strict=True):
-            if self._numbers[row] < 0:
-                self._read_single(row, slot)
-            else:
+            if self._numbers[row] >= 0:
                 numbers.append(self._numbers[row])
-                places.append(slot)
+                targets.append(slot)
+            elif self._blocks is None or self._blocks.places[row] is None:
+                self._singles.read(self._job, row, slot, scattered=self._scattered)
         if numbers and self._together is not None:
-            self._together.run(numbers, places)
+            self._together.run(numbers, targets)
 
-    def _read_single(self, row: int, slot: NDArray[np.uint8]) -> None:
-        place = None if self._blocks is None else self._blocks.places[row]
-        if self._blocks is None or place is None:
-            self._singles.read(self._job, row, slot, scattered=self._scattered)
-            return
-        self._sampler.block(self._blocks, place, slot)
+    def _read_whole(self, rows: Sequence[int], slots: Sequence[NDArray[np.uint8]]) -> None:
+        """Write tiles that consist of whole stored tiles into ``slots``."""
+        assert self._blocks is not None, "such tiles have places in blocks"
+        places = [place for place in (self._blocks.places[row] for row in rows) if place is not None]
+        self._sampler.read_blocks(self._blocks, places, slots)
         if self._job.colours:
-            self._singles.colour(None, slot, done=False)
+            for slot in slots:
+                self._singles.colour(None, slot, done=False)
 
     def _can_compile(self, job: TileJob) -> bool:
         """Return whether there is a library, and the view's colours, if they are applied, have a compiled form."""

@@ -32,7 +32,6 @@ from benchmark import parsed, parser_of, require
 
 import slideio_pipe as sp
 from slideio_pipe.compiled import library
-from slideio_pipe.slides.backends import jpeg_tiles
 from slideio_pipe.tiles.reader import READ_RUN
 
 BLOCK = 256
@@ -146,9 +145,11 @@ def saturation(path: Path, threads: int, seconds: float) -> float:
         slept["run"] += 1
         time.sleep(PROGRAM_MS * count / 1e3)
 
-    def decode(*_: Any, **__: Any) -> None:
-        slept["decode"] += 1
-        time.sleep(DECODE_MS / 1e3)
+    def decode(_: Any, tiles: Any, longest: int) -> float:
+        slept["decode"] += len(tiles)
+        time.sleep(DECODE_MS * len(tiles) / 1e3)
+        tiles["done"] = 1
+        return 0.0
 
     bag = bag_of(path, "bag transform")
     local, done = threading.local(), [0]
@@ -161,7 +162,7 @@ def saturation(path: Path, threads: int, seconds: float) -> float:
             done[0] += len(run)
 
     library.Programs.run = program  # type: ignore[method-assign]
-    jpeg_tiles.simplejpeg.decode_jpeg = decode
+    library.Programs.decode = decode  # type: ignore[method-assign]
     with ThreadPoolExecutor(threads) as pool:
         begun, epoch = time.perf_counter(), 0
         waiting: list[Any] = []

@@ -16,7 +16,7 @@ from augment_reference import COLOURS, random_chain
 from slideio_pipe.augment.executors.compiled import compiled_chain
 from slideio_pipe.compiled import compile_programs, library
 from slideio_pipe.compiled.library import SWITCH, Programs, load
-from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, OP, SOURCE, TILE
+from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, OP, SOURCE, STORED, STORED_TILE, TILE
 
 NOISE = np.random.default_rng(3).integers(0, 256, (300, 280, 3), np.uint8)
 
@@ -46,17 +46,18 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
 
 def test_records_have_the_layout_of_the_structs(tmp_path: Path) -> None:
     """Sizes and offsets as the C compiler computes them."""
-    printed = [f'printf("%zu ", sizeof({name}));' for name in ("Op", "Source", "Tile")]
-    printed += [f'printf("%zu ", offsetof(Source, {name}));' for name in SOURCE.names or ()]
-    printed += [f'printf("%zu ", offsetof(Tile, {name}));' for name in TILE.names or ()]
-    header = Path(compile_programs.__file__).with_name("tile_program.h")
+    kinds = {"Source": SOURCE, "Tile": TILE, "Stored": STORED, "StoredTile": STORED_TILE}
+    printed = [f'printf("%zu ", sizeof({name}));' for name in ("Op", *kinds)]
+    fields = [(struct, name) for struct, kind in kinds.items() for name in kind.names or ()]
+    printed += [f'printf("%zu ", offsetof({struct}, {name}));' for struct, name in fields]
+    header = Path(compile_programs.__file__).with_name("stored_tiles.h")
     code = f'#include "{header}"\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {{ {" ".join(printed)} }}'
     (tmp_path / "a.c").write_text(code)
     command = [sys.executable, "-m", "ziglang", "cc", str(tmp_path / "a.c"), "-o", str(tmp_path / "a")]
     subprocess.run(command, check=True, capture_output=True)
     found = [int(number) for number in subprocess.check_output([tmp_path / "a"]).split()]
-    offsets = [kind.fields[name][1] for kind in (SOURCE, TILE) for name in kind.names or ()]  # type: ignore[index]
-    assert found == [OP.itemsize, SOURCE.itemsize, TILE.itemsize, *offsets]
+    offsets = [kinds[struct].fields[name][1] for struct, name in fields]  # type: ignore[index]
+    assert found == [OP.itemsize, *(kind.itemsize for kind in kinds.values()), *offsets]
 
 
 @pytest.mark.parametrize("seed", range(20))

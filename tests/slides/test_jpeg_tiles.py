@@ -311,7 +311,7 @@ def test_tiles_of_whole_stored_tiles_equal_other_ways(svs: Path, shrink: float) 
     for corner, place in zip(corners.tolist(), blocks.places, strict=True):
         if place is not None:
             out, expected = np.zeros((2, 256, 256, 3), np.uint8)
-            sampler.block(blocks, place, out)
+            sampler.read_blocks(blocks, [place], [out])
             sampler.plain(choice, Rect(*corner, 256, 256), expected)
             np.testing.assert_array_equal(out, expected)
 

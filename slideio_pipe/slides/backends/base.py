@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -80,6 +80,24 @@ class StoredTiles(Protocol):
 
         With ``rows``, only the first rows are needed, in level px: at least these are returned.
         """
+
+    def decode_at(
+        self,
+        places: Sequence[tuple[int, int]],
+        addresses: Sequence[int],
+        *,
+        stride: int,
+        rows: int | Sequence[int],
+        reduce: int = 1,
+        on_stage: OnTiming | None = None,
+    ) -> list[int]:
+        """Decode tiles at ``places`` (column, row) to addresses of memory, together, without the GIL.
+
+        Return the numbers of those that were not decoded: ``decode`` draws them, or says what is wrong.
+        """
+
+    def rows_for(self, rows: int) -> int:
+        """Return how many rows, level px, are decoded if the first ``rows`` are needed."""
 
 
 class Backend(Protocol):

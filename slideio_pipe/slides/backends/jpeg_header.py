@@ -118,7 +118,12 @@ def complete_jpeg(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:
     start = 2
     if not ycbcr and data[2:4] == b"\xff\xe0":
         start = 4 + int.from_bytes(data[4:6], "big")
-    return b"".join((_ADOBE_YCBCR if ycbcr else _ADOBE_RGB, tables[2:-2], data[start:]))
+    return b"".join((jpeg_head(tables, ycbcr=ycbcr), data[start:]))
+
+
+def jpeg_head(tables: bytes, *, ycbcr: bool) -> bytes:
+    """Return what ``complete_jpeg`` puts before a tile's own bytes."""
+    return (_ADOBE_YCBCR if ycbcr else _ADOBE_RGB) + tables[2:-2]
 
 
 def frame_place(stream: bytes) -> int | None:

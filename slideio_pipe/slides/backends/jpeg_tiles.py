@@ -11,14 +11,17 @@ import os
 import struct
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from slideio_pipe.compiled.library import address, load
+from slideio_pipe.compiled.records import STORED, STORED_TILE
 from slideio_pipe.errors import CorruptSlideError, SlideioPipeError
 from slideio_pipe.files import open_to_read, pread
 from slideio_pipe.geometry import Rect, Size
@@ -30,6 +33,7 @@ from slideio_pipe.slides.backends.jpeg_header import (
     cut_to,
     frame_place,
     is_sequential,
+    jpeg_head,
     read_frame,
 )
 from slideio_pipe.slides.backends.tiff_decoder import TileDecoder
@@ -39,6 +43,8 @@ from slideio_pipe.slides.pixel_memory import PIXELS
 _REMEDY = "copy the slide again, or leave this region out"
 # A row of blocks is 8 px high, 16 with chroma of half the height, which also uses the next row of chroma.
 _MCU, _CHROMA_REACH = 16, 2
+# Bytes of a stored tile that is decoded together with others; a wrong header may state any number.
+_MOST_BYTES = 2**26
 
 
 class JpegTiles:
@@ -79,6 +85,17 @@ class JpegTiles:
         self._slide, self._directory = path.name, page.directory
         self._fd = open_to_read(path)
         weakref.finalize(self, os.close, self._fd)
+        self._head = np.frombuffer(bytearray(jpeg_head(self._tables, ycbcr=self._ycbcr)), np.uint8)
+        self._record = self._level_record()
+        self._record_at = self._record.ctypes.data
+
+    def _level_record(self) -> NDArray[Any]:
+        """Return what all tiles have in common for the compiled decoder; it refers to ``_head``."""
+        record = np.zeros(1, STORED)
+        record["head"] = address(self._head)
+        record["head_bytes"], record["descriptor"], record["ycbcr"] = len(self._head), self._fd, self._ycbcr
+        record["width"], record["height"] = self.tile
+        return record
 
     def stream(self, column: int, row: int) -> bytes | None:
         """Return a stored tile as a complete JPEG, or None if nothing is stored.
@@ -148,6 +165,57 @@ class JpegTiles:
             on_stage("decode" if fast else "fallback", read, time.perf_counter())
         return pixels
 
+    def decode_at(
+        self,
+        places: Sequence[tuple[int, int]],
+        addresses: Sequence[int],
+        *,
+        stride: int,
+        rows: int | Sequence[int],
+        reduce: int = 1,
+        on_stage: OnTiming | None = None,
+    ) -> list[int]:
+        """Decode tiles at ``places`` (column, row), each to its address, in one call that does not hold the GIL.
+
+        Return the numbers of those that were not decoded: that are missing, damaged or of another kind; ``decode``
+        draws them, or says what is wrong.
+
+        Parameters
+        ----------
+        places : sequence of (int, int)
+        addresses : sequence of int
+            Of the first pixel of each in memory that exists until the call returns.
+        stride : int
+            Bytes from one row of pixels to the next.
+        rows : int, or one for each tile
+            Rows of pixels that are decoded; decoding stops after them.
+        reduce, on_stage
+            As for ``decode``.
+        """
+        programs, every = load(), list(range(len(places)))
+        if programs is None or not programs.decodes:
+            return every
+        begun, columns = time.perf_counter() if on_stage else 0.0, self.grid.width
+        numbers = [row * columns + column for column, row in places]
+        tiles = np.zeros(len(places), STORED_TILE)
+        try:
+            counts = [self._counts[number] for number in numbers]
+            tiles["offset"], tiles["bytes"] = [self._offsets[number] for number in numbers], counts
+        except (IndexError, OverflowError, ValueError):
+            return every
+        tiles["level"], tiles["out"] = self._record_at, addresses
+        tiles["stride"], tiles["rows"], tiles["reduce"] = stride, rows, reduce
+        read = programs.decode(tiles, min(max(counts), _MOST_BYTES) + len(self._head))
+        if on_stage:
+            on_stage("read", begun, begun + read)
+            on_stage("decode", begun + read, time.perf_counter())
+        done = tiles["done"].tolist()
+        return [] if all(done) else [k for k in every if not done[k]]
+
+    def rows_for(self, rows: int) -> int:
+        """Return how many rows, a few more for their chroma, are decoded if the first ``rows`` are needed."""
+        return min(self.tile.height, -(-(rows + _CHROMA_REACH) // _MCU) * _MCU)
+
     def _frame(self, data: bytes) -> int | None:
         """Return the offset of the frame header, or None unless it declares the tile's own size.
 
@@ -164,8 +232,8 @@ class JpegTiles:
 
     def _cut(self, data: bytes, frame: int, rows: int) -> tuple[int, bytes]:
         """Return the number of decoded rows, ``rows`` and a few more that their chroma needs, and their stream."""
-        needed = -(-(rows + _CHROMA_REACH) // _MCU) * _MCU
-        if needed >= self.tile.height or not is_sequential(data, frame):
+        needed = self.rows_for(rows)
+        if needed == self.tile.height or not is_sequential(data, frame):
             return self.tile.height, data
         return needed, cut_to(data, frame, needed)
 
