@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from slideio_pipe.compiled.library import address
 from slideio_pipe.slides.backends.base import StoredTiles
+from slideio_pipe.slides.pixel_memory import PIXELS
 from slideio_pipe.slides.sampling import Sampler
 from slideio_pipe.slides.tile_cache import SHARED, Block
 
@@ -66,7 +65,7 @@ class StoredRuns:
         # Of a tile that is cut by the level's edge, what is beyond must not be mixed into the shrunk pixels.
         together = [k for k, (_, _, c, r) in enumerate(keys) if reduce == 1 or sampler.is_whole(tiles, level, c, r)]
         partial = {} if rows is None else {k: self._partly(keys[k], rows[k]) for k in together}
-        made = [np.empty((partial.get(k) or height, width, 3), np.uint8) for k in together]
+        made = [PIXELS.empty((partial.get(k) or height, width, 3)) for k in together]
         places = [address(pixels) for pixels in made]
         rows_of = [len(pixels) for pixels in made] if partial else height
         left = tiles.decode_at(

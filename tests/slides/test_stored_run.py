@@ -181,3 +181,14 @@ def test_few_needed_rows_are_not_kept(tmp_path: Path) -> None:
     part, whole = runs.blocks(keys, cached, [20, 250])
     assert (len(part[0]), len(whole[0])) == (32, 256)
     assert [block is None for block in SHARED.known_run(cached)] == [True, False]
+
+
+def test_a_run_of_tiles_at_the_edge_alone_is_decoded_one_by_one(tmp_path: Path) -> None:
+    """None of them can be decoded together."""
+    slide = sp.open_slide(made_slide(tmp_path / "a.svs", size=(1100, 900), seed=3).path)
+    tiles, sampler = slide.stored_tiles(0), Sampler(slide)
+    assert tiles is not None
+    runs = StoredRuns(sampler, {0: tiles})
+    key = (0, 2, 4, 0)
+    (pixels, _) = runs.blocks([key], [runs.cache_key(key)])[0]
+    np.testing.assert_array_equal(pixels, sampler.decoded(tiles, 0, 2, 4, 0))

@@ -193,7 +193,7 @@ class JpegTiles:
             As for ``decode``.
         """
         programs, every = load(), list(range(len(places)))
-        if programs is None or not programs.decodes:
+        if programs is None or not programs.decodes or not places:
             return every
         begun, columns = time.perf_counter() if on_stage else 0.0, self.grid.width
         numbers = [row * columns + column for column, row in places]
