@@ -342,15 +342,18 @@ of_layers, of_server = _panel("Layers"), _panel("Server")
 Shown = Annotated[
     list[Path],
     typer.Argument(
-        help="Slides or bags (.bag.zarr), a folder or pattern of them, or a CSV or Parquet file with a column slide.",
-        metavar="SLIDE|BAG|COHORT",
+        help="Slides or bags (.bag.zarr), a folder or pattern of them, or a CSV or Parquet file with a column slide; "
+        "the folder of a training, to see slides as it saw them.",
+        metavar="SLIDE|BAG|COHORT|TRAINING",
     ),
 ]
 ShownTransform = Annotated[
     Path | None,
     option("--transform", r"Augmentation with controls. \[default: stains, colours, turn, mirror, scale]", unit="YAML"),
 ]
-ShownSeed = Annotated[int, option("--seed", "Seed of the first draw.", unit="n", min=0)]
+ShownSeed = Annotated[
+    int | None, option("--seed", r"Seed of the first draw. \[default: the training's, or 0]", unit="n", min=0)
+]
 ShownMpp = Annotated[
     float | None,
     of_slide("--mpp", r"µm per pixel at full zoom, at which transforms are drawn. \[default: level 0]", unit="µm"),

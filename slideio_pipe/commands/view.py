@@ -14,7 +14,7 @@ from slideio_pipe.commands.terminal import reported, say, warn
 def view(
     slides: options.Shown,
     transform: options.ShownTransform = None,
-    seed: options.ShownSeed = 0,
+    seed: options.ShownSeed = None,
     annotations: options.ShownAnnotations = None,
     scores: options.ShownScores = None,
     config: options.ShownConfig = None,
@@ -36,6 +36,8 @@ def view(
     Example: [bold]slideio-pipe view a.svs[/]
 
     A cohort under an augmentation: [bold]slideio-pipe view cohort.csv --transform configs/stain-light.yaml[/]
+
+    What a training saw in any epoch: [bold]slideio-pipe view run/[/]
     """
     from slideio_pipe.viewer.explore import explore
 

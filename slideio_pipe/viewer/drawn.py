@@ -111,7 +111,7 @@ class DrawnSlides:
             "colours": colours,
             "size": list(draw.canvas),
             "affine": list(draw.affine),
-            "summary": "as scanned" if draw.is_identity else draw.summary(),
+            "summary": summary_of(draw),
             "values": made.values,
             "json": json.dumps(draw.to_json()),
             "yaml": draw.to_yaml(),
@@ -121,6 +121,24 @@ class DrawnSlides:
     def colours(self, digest: str) -> bytes:
         """Return the table of colours with a digest."""
         return colour_table(self._found(self._colours, digest))
+
+
+# What operations are called on the page.
+_WORDS = {"tone": "brightness", "hsv": "hue", "lab": "colour statistics"}
+
+
+def summary_of(draw: Draw) -> str:
+    """Return a draw as a short text in plain words.
+
+    >>> summary_of(Draw(size=Size(4, 3), canvas=Size(4, 3), operations=({"kind": "hsv", "turn": 0.1},)))
+    'hue'
+    """
+    if draw.is_identity:
+        return "as scanned"
+    moved = draw.model_copy(update={"operations": ()})
+    words = [moved.summary()] if draw.moves else []
+    kinds = [getattr(each, "name", "") or _WORDS.get(each.kind, each.kind) for each in draw.operations]
+    return ", ".join([*words, *dict.fromkeys(kinds)])
 
 
 def _fitted(draw: Draw, view: SlideView) -> Draw:

@@ -19,6 +19,7 @@ from slideio_pipe.viewer.pages import Pages
 from slideio_pipe.viewer.scene import Scene
 from slideio_pipe.viewer.server import ViewerServer
 from slideio_pipe.viewer.tile_source import TileSource
+from slideio_pipe.viewer.trained import split_trainings
 
 
 class Explorer:
@@ -81,7 +82,7 @@ def explore(
     source: Any,
     *,
     transform: Any = None,
-    seed: int = 0,
+    seed: int | None = None,
     annotations: Any = None,
     scores: Any = None,
     tissue: TissueConfig | None = None,
@@ -104,11 +105,12 @@ def explore(
     Parameters
     ----------
     source : path, Slide, SlideView, bag, Cohort, or a list of these
-        A folder, a pattern or a manifest shows all their slides.
+        A folder, a pattern or a manifest shows all their slides. The folder of a training, or its checkpoint, shows
+        them as the training saw them: with its transform, seed and resolution; its own slides if no others are given.
     transform : an albumentationsxl transform, optional
         The augmentation that the page's controls are made from; by default stains, colours, turn, mirror and scale.
-    seed : int
-        Seed of the first draw.
+    seed : int, optional
+        Seed of the first draw; by default that of the training, or 0.
     annotations : path, Annotations, LabelMask, or mapping of slide names to these, optional
         Polygons or labels to draw over the slides. A folder has a file per slide, named as the slide.
     scores : path, Prediction, list of Prediction, or mapping of slide names to these, optional
@@ -152,6 +154,13 @@ def explore(
     ...     viewer.url.startswith("http://127.0.0.1:")
     True
     """
+    source, training = split_trainings(source)
+    if training is not None:
+        config = training.config
+        transform = training.transform() if transform is None else transform
+        seed = config.seed if seed is None else seed
+        mpp, tissue, grid = mpp or config.view.mpp, tissue or config.tissue, grid or config.grid
+        slide_mpp = slide_mpp or config.slide.slide_mpp
     folder = None if slides is None else Path(slides).expanduser()
     scene = Scene(source, slides=folder, mpp=mpp, backend=backend, slide_mpp=slide_mpp)
     panel: Panel = AdjustPanel()
@@ -160,7 +169,7 @@ def explore(
 
         panel = TransformPanel(transform)
     tiles = TileSource()
-    settings = {"seed": whole_number(seed, "a seed", least=0), "start": "plain" if transform is None else "seed"}
+    settings = {"seed": whole_number(seed or 0, "a seed", least=0), "start": "plain" if transform is None else "seed"}
     layers = Layers(scene, LayerSettings(tissue or TissueConfig(), grid or GridConfig(), tile_mpp, annotations, scores))
     saved = None if save_to is None else SaveFolder(Path(save_to).expanduser().absolute())
     pages = Pages(scene, DrawnSlides(scene, panel), tiles, layers, settings, private_images=labels, folder=saved)

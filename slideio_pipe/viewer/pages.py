@@ -120,6 +120,8 @@ class Pages:
 
     def _facts(self, request: Request, key: str) -> Reply:
         facts = facts_of(self.scene.view(key)) | {"layers": self.layers.listed(key)}
+        own = self.scene.own_draw(key)
+        facts["draw"] = None if own is None else own.to_json()
         if not self.private_images:
             facts["associated"] = [name for name in facts["associated"] if name not in PRIVATE_IMAGES]
         return Reply.json(self.scene[key].to_json() | facts)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
+from slideio_pipe.augment.draw import Draw
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.slides.view import SlideView
-from slideio_pipe.store import open_bag
+from slideio_pipe.store import AugmentedBag, open_bag
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.tiles.tile_bag import TileBag
@@ -113,19 +114,25 @@ class Scene:
                 self._views.popitem(last=False)
             return kept
 
-    def close_slide(self, key: str) -> None:
-        """Forget an open slide, so that its file is opened again."""
-        with self._lock:
-            self._views.pop(key, None)
+    def own_draw(self, key: str) -> Draw | None:
+        """Return the draw that a view or a bag came with; None if it has none."""
+        source = self[key].source
+        view = source if isinstance(source, SlideView) else getattr(source, "view", None)
+        if isinstance(view, SlideView):
+            return view.draw
+        if isinstance(source, StoredBag):
+            stored = (source.provenance().get("view") or {}).get("draw")
+            return None if stored is None else Draw.from_json(stored)
+        return None
 
     def _open(self, shown: ShownSlide) -> SlideView:
         source = shown.source
         if isinstance(source, SlideView):
-            return source
+            return replace(source, draw=None)
         if isinstance(source, Slide):
             return source.view(mpp=self._mpp)
         if isinstance(source, TileBag):
-            return source.view
+            return replace(source.view, draw=None)
         if isinstance(source, StoredBag):
             path = self._slide_of(source)
             return BagSlide(source).view() if path is None else self._opened_file(path, shown).view(mpp=self._mpp)
@@ -165,6 +172,8 @@ def _items(source: Any) -> Iterable[Any]:
 
 def _shown(number: int, item: Any) -> ShownSlide:
     key = f"s{number}"
+    if isinstance(item, AugmentedBag):  # its tiles are those of the stored one
+        item = item.stored
     if isinstance(item, CohortSlide):
         label = None if item.label is None else str(item.label)
         source = item.source

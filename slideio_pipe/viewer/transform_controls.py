@@ -187,7 +187,10 @@ class TransformPanel:
     def notes(self) -> list[str]:
         """What a user of the controls should know."""
         slow = [type(part.leaf).__name__ for part in self._parts if verdict(part.leaf).kind == "opaque"]
-        said = [f"{name} runs as a whole image only: it has no quick preview" for name in dict.fromkeys(slow)]
+        said = [
+            f"{name} runs as a whole image only: no quick preview; zoomed out, it acts on the pixels shown"
+            for name in dict.fromkeys(slow)
+        ]
         return [*self.problems, *said]
 
     def of_values(self, view: SlideView, values: Mapping[str, Any]) -> Drawn:

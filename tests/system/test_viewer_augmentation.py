@@ -173,6 +173,19 @@ def test_what_is_copied_makes_the_view(browser: Browser, slide: sp.Slide, tmp_pa
         assert browser.get("viewer.main.shown.affine") == pytest.approx(wanted.affine)
 
 
+def test_a_view_starts_with_its_draw(browser: Browser, slide: sp.Slide) -> None:
+    """The draw that a view came with is on the screen, and comes back after it was taken away."""
+    view = slide.view(transform=TRANSFORM, seed=8)
+    with sp.explore(view) as viewer:
+        browser.open(viewer.url)
+        for _ in range(2):
+            browser.until("viewer.main.exact !== null")
+            assert browser.get("viewer.main.shown.affine") == pytest.approx(view.draw.affine)
+            browser.page.click("#as-scanned")
+            browser.until("viewer.main.exact === null")
+            browser.page.click("#own-draw")
+
+
 def test_side_by_side_and_wipe_show_the_same_place(browser: Browser, slide: sp.Slide) -> None:
     """Both pictures have the same tissue in the middle; in a wipe it is turned alike."""
     with sp.explore(slide) as viewer:

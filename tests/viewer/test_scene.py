@@ -40,6 +40,18 @@ def test_everything_that_is_a_slide(file: Path) -> None:
         assert scene["s3"].label == "tumour"
 
 
+def test_a_view_keeps_its_draw(file: Path, tmp_path: Path) -> None:
+    """The plain slide is shown under the draw of a view or a bag, stored or not."""
+    with sp.open_slide(file) as slide:
+        view = slide.view(mpp=0.5).adjusted(eosin=0.7, turn=20)
+        bag = sp.TileBag(view, sp.TileGrid(view, 128))
+        sp.save_bag(bag, tmp_path / "a.bag.zarr", progress=False)
+        scene = Scene([view, bag, sp.open_bag(tmp_path / "a.bag.zarr"), slide])
+        assert [scene.own_draw(key) for key in scene.slides] == [view.draw, view.draw, view.draw, None]
+        assert all(scene.view(key).draw is None for key in ("s0", "s1", "s3"))
+        assert scene.view("s0").plain_size == view.plain_size
+
+
 def test_a_cohort_has_names_labels_and_splits(file: Path, tmp_path: Path) -> None:
     """They are those of its table; slides are opened when they are looked at, and few stay open."""
     table = tmp_path / "cohort.csv"

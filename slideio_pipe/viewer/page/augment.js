@@ -23,7 +23,8 @@ export class Augmentation {
   build(body, notes, seed) {
     body.innerHTML = `
       <div class="row"><button type="button" class="main" id="draw-again" title="Draw with the next seed (Space)">Draw again</button>
-        <button type="button" id="as-scanned" title="Take every change back">As scanned</button></div>
+        <button type="button" id="as-scanned" title="Take every change back">As scanned</button>
+        <button type="button" id="own-draw" title="The draw that this view or bag came with" hidden>Own draw</button></div>
       <div class="row"><label>Seed <input type="number" id="seed" min="0" step="1"></label>
         <label>Epoch <input type="number" id="epoch" min="0" step="1" value="0"></label></div>
       <p id="summary" class="soft" aria-live="polite">as scanned</p>
@@ -48,6 +49,8 @@ export class Augmentation {
     this.summary = find("#summary");
     find("#draw-again").addEventListener("click", () => this.again());
     find("#as-scanned").addEventListener("click", () => this.reset());
+    this.ownButton = find("#own-draw");
+    this.ownButton.addEventListener("click", () => this.own());
     for (const field of [this.seed, this.epoch]) field.addEventListener("change", () => this.draw());
     body.querySelectorAll("[data-copy]").forEach((button) =>
       button.addEventListener("click", () => this.copy(button.dataset.copy)));
@@ -210,7 +213,13 @@ export class Augmentation {
     this.slide = slide;
     this.latest = null;
     this.exactShown = false;
+    this.ownButton.hidden = !slide.draw;
     this.mark();
+  }
+
+  // Show the draw that a view or a bag came with.
+  own() {
+    return this.ask({ draw: this.slide.draw }, true);
   }
 
   again() {
