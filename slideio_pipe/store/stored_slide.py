@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from slideio_pipe.augment.slide_colour import TILE_PX, TILES, SlideColour, colour_of
 from slideio_pipe.errors import BagFormatError, ConfigError, MissingResolutionError, NoTissueError
 from slideio_pipe.geometry import Mpp, Pyramid, Rect, Size
-from slideio_pipe.slides.backends.base import OnTiming, serials
+from slideio_pipe.slides.backends.base import OnTiming, SeparateTiles, serials
 from slideio_pipe.slides.pixel_memory import PIXELS
 from slideio_pipe.slides.tile_cache import SHARED
 from slideio_pipe.store.reduced import reduced_bags
@@ -22,7 +21,7 @@ from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.store.tile_layout import Shown, TileLayout
 
 
-class BagTiles:
+class BagTiles(SeparateTiles):
     """The tiles of a bag, or their smaller copies, as ``StoredTiles`` of a level that has the bag's layout.
 
     Can be shared by threads. JPEG tiles are decoded at a half, a quarter or an eighth by their DCT, others are shrunk
@@ -40,25 +39,6 @@ class BagTiles:
         if shown is None or shown.across or shown.down or not self._bag.holds_jpeg:
             return None
         return next(self._bag.encoded([shown.tile]))
-
-    def decode_at(
-        self,
-        places: Sequence[tuple[int, int]],
-        addresses: Sequence[int],
-        *,
-        stride: int,
-        rows: int | Sequence[int],
-        reduce: int = 1,
-        on_stage: OnTiming | None = None,
-    ) -> list[int]:
-        """Decode none of the tiles: return all their numbers."""
-        del addresses, stride, rows, reduce, on_stage
-        return list(range(len(places)))
-
-    def rows_for(self, rows: int) -> int:
-        """Return the number of rows of a tile: all are decoded."""
-        del rows
-        return self.tile.height
 
     def decode(
         self,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.errors import ConfigError, MissingResolutionError
 from slideio_pipe.geometry import Affine, LevelChoice, Mpp, Pyramid, Rect, Size
-from slideio_pipe.slides.backends.base import OnTiming, serials
+from slideio_pipe.slides.backends.base import OnTiming, SeparateTiles, serials
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.viewer.tile_source import ViewTiles
@@ -53,7 +53,7 @@ def _cells_of(bag: StoredBag) -> _Cells:
     return _Cells(sheet, Size(columns, max(1, -(-len(bag) // columns))), False, (1.0, 1.0))
 
 
-class _CellTiles:
+class _CellTiles(SeparateTiles):
     """The bag's tiles as stored tiles of a level, which a ``TileReader`` reads; white where there is none."""
 
     def __init__(self, bag: StoredBag, cells: _Cells) -> None:

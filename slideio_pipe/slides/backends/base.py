@@ -100,6 +100,22 @@ class StoredTiles(Protocol):
         """Return how many rows, level px, are decoded if the first ``rows`` are needed."""
 
 
+class SeparateTiles:
+    """The base class of ``StoredTiles`` that are decoded one by one only."""
+
+    tile: Size
+
+    def decode_at(self, places: Sequence[tuple[int, int]], addresses: Sequence[int], **options: Any) -> list[int]:
+        """Decode none of the tiles: return all their numbers."""
+        del addresses, options
+        return list(range(len(places)))
+
+    def rows_for(self, rows: int) -> int:
+        """Return the number of rows of a tile: all are decoded."""
+        del rows
+        return self.tile.height
+
+
 class Backend(Protocol):
     """One open slide. Opening is cheap; nothing is decoded until an image's pixels are fetched.
 
