@@ -9,6 +9,9 @@ from typing import Any
 from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import reported, say, warn
 
+# Decoded stored tiles that are kept: a few screens. Of the package's usual 128 MB an hour of dragging used them all.
+DECODED_BYTES = 64_000_000
+
 
 @reported
 def view(
@@ -39,8 +42,10 @@ def view(
 
     What a training saw in any epoch: [bold]slideio-pipe view run/[/]
     """
+    from slideio_pipe.slides.tile_cache import SHARED
     from slideio_pipe.viewer.explore import explore
 
+    SHARED.limit(DECODED_BYTES)
     drawn = None
     if transform is not None:
         from slideio_pipe.augment.compose import load_transform

@@ -23,6 +23,8 @@ from slideio_pipe.errors import ConfigError, SlideioPipeError
 LOOPBACK = "127.0.0.1"
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 PORTS_TRIED = 20
+# Of all pages together; a browser opens six for each page, and asks one thing at a time in each.
+MOST_CONNECTIONS = 48
 MOST_BODY_BYTES = 4 << 20
 # Nothing from other servers, no frames of others, no inline scripts.
 CONTENT_POLICY = (
@@ -122,6 +124,10 @@ class ViewerServer(ThreadingHTTPServer):
         for connection in list(self._connections):  # pages keep theirs open
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Return whether a connection is answered; beyond the limit it is closed, and a browser tries again."""
+        return len(self._connections) < MOST_CONNECTIONS
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer one connection until it is closed."""

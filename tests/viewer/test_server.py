@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,11 +14,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import simplejpeg
+from made_slides import made_slide
 from pyramids import coordinate_pixels, write_pyramid
 
 import slideio_pipe as sp
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.viewer.explore import Explorer
+from slideio_pipe.viewer.server import MOST_CONNECTIONS, Reply, Request, ViewerServer
 
 
 @pytest.fixture
@@ -200,3 +204,67 @@ def test_closing_ends_it(slide: Path) -> None:
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", viewer.port), timeout=5):
         pass
     assert repr(viewer) == "Explorer(closed)"
+
+
+def test_label_images_are_not_served_unless_asked_for(tmp_path: Path) -> None:
+    """They may show a name; with ``labels`` they are listed and served, else neither."""
+    path = tmp_path / "a.svs"
+    made_slide(path, size=(1500, 1200), seed=3, lesions=1, pieces=1)
+    with sp.explore(path) as viewer:
+        facts = json.loads(ask(viewer, "slides/s0/facts.json")[1])
+        assert facts["associated"] == ["thumbnail"]
+        for name in ("label", "macro"):
+            status, content, _ = ask(viewer, f"slides/s0/associated/{name}.jpg")
+            assert (status, b"may show a name" in content) == (422, True)
+        assert ask(viewer, "slides/s0/associated/thumbnail.jpg")[0] == 200
+        assert ask(viewer, "slides/s0/associated/other.jpg")[0] == 404
+    with sp.explore(path, labels=True) as viewer:
+        assert "label" in json.loads(ask(viewer, "slides/s0/facts.json")[1])["associated"]
+        assert simplejpeg.decode_jpeg(ask(viewer, "slides/s0/associated/label.jpg")[1]).ndim == 3
+
+
+def test_a_page_that_leaves_is_noticed() -> None:
+    """A request whose connection was closed meanwhile is no longer wanted; one that waits is."""
+    asked, go, wanted = threading.Event(), threading.Event(), list[bool]()
+
+    def answer(request: Request) -> Reply:
+        asked.set()
+        go.wait(30)
+        wanted.append(request.wanted())
+        return Reply(b"x")
+
+    server = ViewerServer(answer)
+    server.start()
+    for leaves in (True, False):
+        asked.clear()
+        go.clear()
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request("GET", f"/{server.token}/a")
+        assert asked.wait(30)
+        if leaves:
+            connection.close()
+        go.set()
+        if not leaves:
+            assert connection.getresponse().read() == b"x"
+            connection.close()
+        deadline = time.monotonic() + 30
+        while len(wanted) < 1 + (not leaves) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert wanted == [False, True]
+    server.stop()
+
+
+def test_connections_are_limited(slide: Path) -> None:
+    """Beyond the limit a connection is closed; when others end, new ones are answered."""
+    with sp.explore(slide) as viewer:
+        held = [socket.create_connection(("127.0.0.1", viewer.port), timeout=30) for _ in range(MOST_CONNECTIONS)]
+        deadline = time.monotonic() + 30
+        while len(viewer._server._connections) < MOST_CONNECTIONS and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with socket.create_connection(("127.0.0.1", viewer.port), timeout=30) as late:
+            assert late.recv(1) == b""
+        for each in held:
+            each.close()
+        while viewer._server._connections and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert ask(viewer, "scene.json")[0] == 200

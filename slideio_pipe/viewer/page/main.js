@@ -2,6 +2,7 @@
 
 import { json, whenGone } from "./api.js";
 import { Augmentation } from "./augment.js";
+import { showAbout } from "./about.js";
 import { Comparison } from "./compare.js";
 import { useKeys } from "./keys.js";
 import { Layers } from "./layers.js";
@@ -79,6 +80,7 @@ class Viewer {
       notify(facts.note, { good: true });
       element("facts").textContent = factsText(facts);
       element("facts").title = factsText(facts);
+      showAbout(element("about").querySelector(".body"), facts);
       this.augmentation.open(facts);
       await this.main.open(facts);
       this.layers.open(facts);
