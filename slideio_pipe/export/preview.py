@@ -27,12 +27,13 @@ def sheet(slide: Slide, bag: TileBag) -> Image.Image:
     tiled = bag.grid.drawn(_SIDE_PX)
     shown, tile_px = bag.plot(20, _TILE_PX, titled=False), max(1.0, bag.shape[2] / _TILE_PX)
     um = None if slide.mpp is None else slide.mpp.x * slide.dimensions.width / plain.width
+    tile_um = None if mpp is None else mpp.x * tile_px
     px = text_px(plain.width + tiled.width + shown.width)
     return picture.beside(
         [
             explained(plain, f"{bag.name}{label}", um_per_px=um, px=px),
             explained(tiled, f"{len(bag):,} tiles{tissue}", keys=bag.grid.legend(), px=px),
-            explained(shown, f"{bag.shape[2]} px{at}", um_per_px=None if mpp is None else mpp.x * tile_px, px=px),
+            explained(shown, f"tiles of {bag.shape[2]} px{at}", um_per_px=tile_um, px=px),
         ],
         gap=0,
     )

@@ -113,6 +113,26 @@ def test_cohort_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("default")
+def test_seeing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell runs: places, the viewer with its still picture, one draw as a picture and as texts."""
+    outputs = run("06_see_it.ipynb", tmp_path, monkeypatch)
+    for cell in ("setup", "part", "place", "draw", "crop", "again"):
+        assert min(shown(outputs[cell][-1]).size) >= 250
+    for cell in ("explore", "bag"):
+        data = outputs[cell][-1].data
+        assert "srcdoc" in data["text/html"]
+        assert data["text/plain"].removeprefix("Explorer(").removesuffix(")") in data["text/html"]
+        assert Image.open(io.BytesIO(base64.b64decode(data["image/jpeg"]))).width > 700
+    texts = printed(outputs)
+    assert "slide.region(x, y, mpp=..., size=...)" in texts["index"]
+    assert "turned 20°, stain" in texts["draw"]
+    assert re.search(r": [0-2] of 255 levels", texts["crop"])
+    assert "sp.Draw.from_json({" in texts["text"]
+    assert "__class_fullname__: slideio_pipe.Replay" in texts["text"]
+    assert texts["close"] == "Explorer(closed) Explorer(closed)\n"
+
+
+@pytest.mark.filterwarnings("default")
 def test_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell runs: features, folds much better than chance, and attention on the lesions."""
     outputs = run("04_train_mil.ipynb", tmp_path, monkeypatch)
