@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from slideio_pipe.compiled.records import TILE
 _SCRATCH_BYTES = 2 * 2**20
 _FOLDER = Path(__file__).parent
 _BYTE = ctypes.c_char
+# C-contiguous arrays of one shape for the pixels of tiles, or one array of them.
+Slots = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 # Environment variable that turns the compiled programs off, to compare with OpenCV and NumPy.
 SWITCH = "SLIDEIO_PIPE_COMPILED"
 
@@ -112,6 +115,14 @@ class Programs:
 def address(array: NDArray[Any]) -> int:
     """Return where the memory of a C-contiguous, writeable array begins, not of an empty one; faster than NumPy's."""
     return ctypes.addressof(_BYTE.from_buffer(array))  # type: ignore[arg-type]  # NumPy does not declare its buffers
+
+
+def addresses(slots: Slots) -> list[int]:
+    """Return where the memory of each slot begins."""
+    if isinstance(slots, np.ndarray):
+        start, step = address(slots), slots.strides[0]
+        return [start + step * k for k in range(len(slots))]
+    return [address(slot) for slot in slots]
 
 
 def _function(library: ctypes.CDLL, name: str, takes: list[Any], gives: Any) -> Any:

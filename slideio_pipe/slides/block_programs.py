@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.compiled.library import Programs, address
+from slideio_pipe.compiled.library import Programs, Slots, address, addresses
 from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, BY_SHRINKING, TILE
 from slideio_pipe.geometry import LevelChoice, Size
 from slideio_pipe.slides.backends.base import StoredTiles
@@ -190,7 +190,7 @@ class BlockPrograms:
             & (down > -reach_down) & (down < height + reach_down)
         )  # fmt: skip
 
-    def run(self, numbers: Sequence[int], slots: Sequence[NDArray[np.uint8]]) -> None:
+    def run(self, numbers: Sequence[int], slots: Slots) -> None:
         """Make tiles ``numbers`` in ``slots``, one (height, width, 3) C-contiguous array for each.
 
         Raise CorruptSlideError if a stored tile cannot be decoded.
@@ -203,17 +203,17 @@ class BlockPrograms:
             pixels += self._px[number]
         self._run(numbers[first:], slots[first:])
 
-    def _run(self, numbers: Sequence[int], slots: Sequence[NDArray[np.uint8]]) -> None:
+    def _run(self, numbers: Sequence[int], slots: Slots) -> None:
         chosen = np.asarray(numbers)
         needed, starts, at, count = self._needs_of(chosen)
         keys = self._keys_of[needed]
-        blocks, addresses = self._blocks(keys, needed)
+        blocks, starts_of = self._blocks(keys, needed)
         # Of this run alone: another one of the same tiles may refer to other memory.
         pointers = np.zeros(max(1, count), np.uint64)
-        pointers[at] = addresses[keys]
+        pointers[at] = starts_of[keys]
         tiles = self._tiles[chosen]
         tiles["source"]["blocks"] = address(pointers) + 8 * starts
-        tiles["out"] = [address(slot) for slot in slots]
+        tiles["out"] = addresses(slots)
         begun = time.perf_counter() if self._sampler.on_stage else 0.0
         self._programs.run(tiles, 0, len(tiles), *self._canvas)
         if self._sampler.on_stage:
@@ -246,9 +246,9 @@ class BlockPrograms:
             np.maximum.at(most, wanted, self._lowest[needed])
             rows = most[distinct].tolist()
         blocks = self._runs.blocks([self._keys[k] for k in keys], [self._cached[k] for k in keys], rows)
-        addresses = np.empty(len(present), np.uint64)
-        addresses[distinct] = [start for _, start in blocks]
-        return blocks, addresses
+        starts = np.empty(len(present), np.uint64)
+        starts[distinct] = [start for _, start in blocks]
+        return blocks, starts
 
 
 def _starts(counts: Ints) -> Ints:

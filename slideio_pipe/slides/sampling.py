@@ -24,7 +24,7 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image
 
-from slideio_pipe.compiled.library import address
+from slideio_pipe.compiled.library import Slots, addresses
 from slideio_pipe.errors import CorruptSlideError
 from slideio_pipe.geometry import (
     WHOLE_PX,
@@ -59,6 +59,11 @@ ON_GRID: Offset = (0.0, 0.0)
 def blur_of(shrink: float) -> float:
     """Return the σ, px, of the Gaussian before pixels are sampled ``shrink`` times smaller; 0 where none is needed."""
     return (shrink - 1) / 2 if shrink > 1 + 2 * NO_BLUR else 0.0
+
+
+def blurs_of(shrinks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what ``blur_of`` returns, for (n,) shrinks."""
+    return np.where(shrinks > 1 + 2 * NO_BLUR, (shrinks - 1) / 2, 0.0)
 
 
 class LevelSource(Protocol):
@@ -131,17 +136,15 @@ class Sampler:
         places = ((first[owner, 1] + rows) << 32) + first[owner, 0] + across
         return len(np.unique(places)) > _SCATTERED_FROM * len(owner)
 
-    def read_blocks(
-        self, blocks: Blocks, places: Sequence[tuple[int, int]], slots: Sequence[NDArray[np.uint8]]
-    ) -> None:
+    def read_blocks(self, blocks: Blocks, places: Sequence[tuple[int, int]], slots: Slots) -> None:
         """Write tiles that consist of whole stored tiles into their slots; ``places`` are those of ``blocks``."""
         side, width = blocks.side, blocks.tiles.tile.width // blocks.reduce
         stride = side * width * 3
         cells = [(column + x, row + y) for column, row in places for y in range(side) for x in range(side)]
         steps = [width * (y * stride + 3 * x) for y in range(side) for x in range(side)]
-        addresses = [start + step for start in map(address, slots) for step in steps]
+        goals = [start + step for start in addresses(slots) for step in steps]
         left = blocks.tiles.decode_at(
-            cells, addresses, stride=stride, rows=width, reduce=blocks.reduce, on_stage=self.on_stage
+            cells, goals, stride=stride, rows=width, reduce=blocks.reduce, on_stage=self.on_stage
         )
         for k in left:
             slot, (y, x) = slots[k // side**2], divmod(k % side**2, side)

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.augment.executors.compiled import compiled, have_compiled_form
-from slideio_pipe.compiled.library import load
+from slideio_pipe.compiled.library import Slots, load
 from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, BY_SHRINKING, OP
 from slideio_pipe.geometry import LevelChoice, Size
 from slideio_pipe.slides.block_programs import BlockPrograms, Placed
-from slideio_pipe.slides.sampling import Sampler, blur_of
+from slideio_pipe.slides.sampling import Sampler, blurs_of
 from slideio_pipe.tiles.single_tiles import SingleTiles, TileJob
 from slideio_pipe.tiles.tile_plan import TilePlan
 
@@ -66,16 +66,21 @@ class ReadPlan:
         if (off_grid or not plain) and not few and self._can_compile(job):
             self._compile(job)
 
-    def read(self, rows: Sequence[int], slots: Sequence[NDArray[np.uint8]]) -> None:
+    def read(self, rows: Sequence[int], slots: Slots) -> None:
         """Write tiles ``rows`` into ``slots``, one C-contiguous (height, width, 3) array for each.
 
         Raise CorruptSlideError if a tile cannot be decoded.
         """
         whole = [] if self._blocks is None else [k for k, row in enumerate(rows) if self._blocks.places[row]]
+        if len(whole) == len(rows):
+            self._read_whole(rows, slots)
+            return
         if whole:
             self._read_whole([rows[k] for k in whole], [slots[k] for k in whole])
-            if len(whole) == len(rows):
-                return
+        numbers: list[int] = [self._numbers[row] for row in rows]
+        if self._together is not None and min(numbers) >= 0:
+            self._together.run(numbers, slots)
+            return
         numbers, targets = [], []
         for row, slot in zip(rows, slots, strict=True):
             if self._numbers[row] >= 0:
@@ -86,14 +91,19 @@ class ReadPlan:
         if numbers and self._together is not None:
             self._together.run(numbers, targets)
 
-    def _read_whole(self, rows: Sequence[int], slots: Sequence[NDArray[np.uint8]]) -> None:
+    def _read_whole(self, rows: Sequence[int], slots: Slots) -> None:
         """Write tiles that consist of whole stored tiles into ``slots``."""
         assert self._blocks is not None, "such tiles have places in blocks"
         places = [place for place in (self._blocks.places[row] for row in rows) if place is not None]
         self._sampler.read_blocks(self._blocks, places, slots)
-        if self._job.colours:
-            for slot in slots:
-                self._singles.colour(None, slot, done=False)
+        program = self._singles.program if self._job.colours else None
+        if program is None:
+            return
+        if program.chain is not None and isinstance(slots, np.ndarray):  # noise is seeded by each tile's bytes
+            program.apply(slots, slots)
+            return
+        for slot in slots:
+            program.apply(slot, slot)
 
     def _can_compile(self, job: TileJob) -> bool:
         """Return whether there is a library, and the view's colours, if they are applied, have a compiled form."""
@@ -150,7 +160,7 @@ class ReadPlan:
         """Return the programs of some tiles, whose decoder's shrink is ``reduces``."""
         programs, plan = load(), job.plan
         assert programs is not None, "only compiled tiles have programs"
-        sigmas = np.array([blur_of(shrink) for shrink in plan.rest[tiles].tolist()])
+        sigmas = blurs_of(plan.rest[tiles])
         shrinks, shifts = plan.shrinks[tiles], plan.shifts[tiles]
         decoded = (shrinks == reduces[:, None]).all(axis=1)
         ways = np.where(shifts, np.where(decoded, BY_COPYING, BY_SHRINKING), BY_SAMPLING)

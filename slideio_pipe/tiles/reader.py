@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.draws import Draws
+from slideio_pipe.compiled.library import Slots
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import whole_where_nearly
 from slideio_pipe.images.vips import check_process
@@ -137,7 +138,7 @@ class TileReader:
             return target
         order = sorted(range(len(rows)), key=lambda k: plan.rank[rows[k]])
         runs = [order[start : start + READ_RUN] for start in range(0, len(order), READ_RUN)]
-        jobs = [partial(plan.read, [rows[k] for k in run], [target[k] for k in run]) for run in runs]
+        jobs = [partial(plan.read, [rows[k] for k in run], _slots(target, run)) for run in runs]
         _in_threads(jobs, threads)
         return target
 
@@ -169,6 +170,12 @@ class TileReader:
         stored = view.slide.tile_sizes[view.level].height / view.choice.shrink[1]
         rows = np.floor_divide(plain[:, 1], max(1.0, stored))
         return np.lexsort((plain[:, 1], plain[:, 0], rows)).astype(np.int64)
+
+
+def _slots(target: NDArray[np.uint8], run: list[int]) -> Slots:
+    """Return the places of a run of tiles in ``target``: one array if they are neighbours in order."""
+    first, last = run[0], run[-1]
+    return target[first : last + 1] if run == list(range(first, last + 1)) else [target[k] for k in run]
 
 
 def _in_threads(runs: Sequence[Callable[[], None]], threads: int) -> None:
