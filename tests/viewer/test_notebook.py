@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,31 +227,61 @@ def test_the_live_page_takes_the_place_of_the_picture(browser: Any, path: Path) 
         page.close()
 
 
+def asked(port: int, path: str, host: str) -> tuple[int, str, bytes]:
+    """Return status, type and content of an address of a viewer, under a name of its server."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path, headers={"Host": host})
+    reply = connection.getresponse()
+    found = reply.status, reply.headers.get_content_type(), reply.read()
+    connection.close()
+    return found
+
+
+def behind_a_hub(browser: Any, viewer: sp.Explorer) -> Any:
+    """Return JupyterLab's page with the viewer's output, on another computer, which has a proxy to the kernel's."""
+    config = '<script id="jupyter-config-data" type="application/json">{"baseUrl": "/user/me"}</script>'
+    output = f"<!doctype html><meta charset=utf-8><body>{config}{viewer._repr_mimebundle_()['text/html']}"
+    prefix = f"http://hub.test/user/me/proxy/{viewer.port}/"
+
+    def answer(route: Any) -> None:
+        url = route.request.url
+        if url.startswith(prefix):
+            status, kind, content = asked(viewer.port, f"/{url[len(prefix) :]}", "hub.test")
+            route.fulfill(status=status, content_type=kind, body=content)
+        elif url == "http://hub.test/lab":
+            route.fulfill(body=output, content_type="text/html")
+        else:
+            route.abort()  # the kernel's own address is not this computer's
+
+    page = browser.new_page()
+    page.route("**/*", answer)
+    page.goto("http://hub.test/lab")
+    return page
+
+
 @pytest.mark.system
 def test_the_page_is_reached_through_the_notebooks_proxy(browser: Any, path: Path) -> None:
     """Where the kernel is on another computer: all its addresses are relative to the proxied one."""
     with sp.open_slide(path).explore(hosts=["hub.test"]) as viewer:
-        config = '<script id="jupyter-config-data" type="application/json">{"baseUrl": "/user/me"}</script>'
-        notebook_page = f"<!doctype html><meta charset=utf-8><body>{config}{viewer._repr_mimebundle_()['text/html']}"
-        prefix = f"http://hub.test/user/me/proxy/{viewer.port}/"
-
-        def answer(route: Any) -> None:
-            url = route.request.url
-            if url.startswith(prefix):
-                own = f"http://127.0.0.1:{viewer.port}/{url[len(prefix) :]}"
-                route.fulfill(response=route.fetch(url=own, headers={"Host": "hub.test"}))
-            elif url == "http://hub.test/lab":
-                route.fulfill(body=notebook_page, content_type="text/html")
-            else:
-                route.abort()  # the kernel's own address is not this computer's
-
-        page = browser.new_page()
-        page.route("**/*", answer)
-        page.goto("http://hub.test/lab")
+        page = behind_a_hub(browser, viewer)
         page.wait_for_function("!document.querySelector('iframe[srcdoc]')", timeout=60_000)
         (frame,) = page.query_selector_all("iframe")
         assert frame.get_attribute("src") == f"/user/me/proxy/{viewer.port}/{viewer.url.split('/', 3)[3]}"
         assert frame.content_frame().inner_text("#name") == "named.tif"
+        page.unroute_all(behavior="ignoreErrors")
+        page.close()
+
+
+@pytest.mark.system
+def test_a_proxy_whose_name_is_not_known_is_said(browser: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the argument that lets its name in; the picture stays."""
+    monkeypatch.setattr(notebook, "_PATIENCE_MS", 2_000)
+    with sp.open_slide(path).explore() as viewer:
+        page = behind_a_hub(browser, viewer)
+        page.wait_for_function("document.querySelectorAll('iframe').length === 1")
+        assert 'explore(hosts=["hub.test"])' in page.inner_text("body")
+        picture_frame(page)
+        page.unroute_all(behavior="ignoreErrors")
         page.close()
 
 
@@ -264,5 +295,6 @@ def test_the_picture_stays_where_the_viewer_is_not_reached(
         html = viewer._repr_mimebundle_()["text/html"]
     page = shown(browser, html)
     page.wait_for_function("document.querySelectorAll('iframe').length === 1")
+    assert "not reached from here. This picture zooms." in page.inner_text("body")
     picture_frame(page)
     page.close()

@@ -28,5 +28,13 @@
     found.style.visibility = "visible";
   };
   window.addEventListener("message", answer);
-  setTimeout(() => { if (frames.every((frame) => frame.style.visibility === "hidden")) end(); }, values.patience_ms);
+  setTimeout(() => {
+    if (frames.some((frame) => frame.style.visibility === "visible")) return;
+    end();
+    const hint = document.createElement("p");
+    hint.textContent = "The live page is not reached from here"
+      + (frames.length > 1 ? `; through a proxy it needs explore(hosts=["${location.hostname}"])` : "")
+      + ". This picture zooms.";
+    box.after(hint);
+  }, values.patience_ms);
 })
