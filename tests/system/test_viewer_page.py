@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +69,24 @@ def test_keys(browser: Browser, slide_file: Path) -> None:
         first = browser.get("document.documentElement.dataset.surround")
         browser.page.keyboard.press("d")
         assert {first, browser.get("document.documentElement.dataset.surround")} == {"dark", "light"}
+
+
+@pytest.mark.parametrize(("width", "height"), [(1024, 640), (1280, 800), (2560, 1440)])
+def test_everything_is_inside_the_window(
+    started: Any, slide_file: Path, tmp_path: Path, width: int, height: int
+) -> None:
+    """On a laptop and on a large screen nothing is cut off at the right, whatever the name of the slide."""
+    longest = tmp_path / f"{'a long name of a slide ' * 6}.svs"
+    longest.write_bytes(slide_file.read_bytes())
+    window = started.new_page(viewport={"width": width, "height": height})
+    browser = Browser(window)
+    with sp.explore([longest, slide_file]) as viewer:
+        browser.open(viewer.url)
+        for part in ("#bar", "#panel", "#status", "#panel-toggle", "#zoom", "#stage", "[data-copy=json]"):
+            box = browser.page.locator(part).bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+    window.close()
 
 
 def test_a_slide_without_resolution(browser: Browser) -> None:
