@@ -13,6 +13,8 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from browser import CHROMIUM
+from made_slides import made_slide
 from nbclient import NotebookClient
 from paths import ROOT
 from PIL import Image
@@ -228,3 +230,21 @@ def test_augmented_stored_bags_train(tmp_path: Path) -> None:
     first, last = (float(loss) for loss in re.findall(r"loss (\d\.\d+) to (\d\.\d+)", texts)[0])
     assert last < 0.8 * first
     assert not list(tmp_path.glob("slideio-pipe-*"))  # removed
+
+
+def test_the_picture_of_the_viewer(tmp_path: Path) -> None:
+    """Two screenshots: the whole slide beside its augmented self, and the same at its nuclei, which differ."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    made_slide(tmp_path / "a.svs", size=(3000, 2200), seed=3)
+    subprocess.run(
+        [sys.executable, ROOT / "examples" / "viewer_picture.py", tmp_path / "a.svs", "--at", "1200", "900"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        check=True,
+    )
+    picture = np.asarray(Image.open(tmp_path / "viewer.jpg").convert("RGB"), float)
+    assert picture.shape == (2 * 720 + 8, 1280, 3)
+    original, augmented = picture[800:1400, :470], picture[800:1400, 480:820]
+    assert np.abs(original.mean((0, 1)) - augmented.mean((0, 1))).max() > 5
+    assert original.std() > 10
