@@ -12,6 +12,7 @@ import pytest
 
 from slideio_pipe import BagDataset, BagLoader, ColorJitter, RandomAffine, TileBag, TileGrid, draw, open_slide, stream
 from slideio_pipe.augment import draw_tiles as module
+from slideio_pipe.streaming import reading_threads
 from slideio_pipe.tiles import drawn_bag
 
 TRANSFORM = A.Compose([RandomAffine(rotate=30), ColorJitter()])
@@ -90,9 +91,12 @@ def test_streams_draw_batches_together(colours: str, runs: list[list[int]]) -> N
 
 
 @pytest.mark.parametrize("colours", ["host", "device"])
-@pytest.mark.parametrize(("mix", "expected"), [(0, [4, 16]), (2, [20])])
-def test_loaders_draw_every_block_once(mix: int, expected: list[int], colours: str, runs: list[list[int]]) -> None:
-    """Readers decode eight tiles at a time; the chunks that are mixed are drawn together."""
+@pytest.mark.parametrize(("planned", "mix", "expected"), [(8, 0, [4, 16]), (8, 2, [20]), (256, 0, [20])])
+def test_loaders_draw_every_block_once(
+    planned: int, mix: int, expected: list[int], colours: str, runs: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers decode eight tiles at a time; at least a chunk, or the chunks that are mixed, are drawn together."""
+    monkeypatch.setattr(reading_threads, "PLANNED", planned)
     dataset = BagDataset([bag_of()])
     loader = BagLoader(dataset, device="cpu", normalize=None, chunk_size=16, threads=2, mix=mix, colours=colours)
     assert sum(len(chunk.tiles) for chunk in loader) == 20
