@@ -22,6 +22,8 @@ from slideio_pipe.images.lettering import INK, PAPER, font, shortened, text_px, 
 TISSUE = (0, 150, 110)  # green-blue: far from eosin, haematoxylin and DAB
 TILE = (20, 60, 200)
 TISSUE_KEYS = (Key("tissue outline", TISSUE, "line"), Key("no tissue: faded", (232, 228, 232)))
+# Opacity of a box's inside, and the side from which it has an outline.
+_FILL, _OUTLINED_FROM_PX = 22, 4
 # Tiles of a grid that are not kept.
 DROPPED = (175, 175, 175)
 # Colours of label classes, repeated in turn: P. Tol's "bright" scheme, distinguishable with any colour vision, then
@@ -78,13 +80,27 @@ def tint_labels(image: Image.Image, labels: NDArray[np.uint8]) -> Image.Image:
 
 def draw_boxes(image: Image.Image, boxes: ArrayLike, colour: tuple[int, int, int] = TILE) -> Image.Image:
     """Return the image with (N, 4) rectangles x, y, width, height (image px) filled lightly and outlined."""
-    base = image.convert("RGBA")
+    base, places = image.convert("RGBA"), np.asarray(boxes, np.float64).reshape(-1, 4)
+    tiny = places[:, 2:].min(axis=1, initial=np.inf) < _OUTLINED_FROM_PX
     layer = Image.new("RGBA", base.size, (0, 0, 0, 0))
+    if tiny.any():  # a fine grid has millions
+        layer.paste((*colour, _FILL), mask=Image.fromarray(_union(places[tiny], base.size)))
     draw = ImageDraw.Draw(layer)
-    for x, y, width, height in np.asarray(boxes, np.float64).reshape(-1, 4):
-        outline = (*colour, 200) if min(width, height) >= 4 else None
-        draw.rectangle((x, y, x + max(1.0, width - 1), y + max(1.0, height - 1)), (*colour, 22), outline)
+    for x, y, width, height in places[~tiny]:
+        draw.rectangle((x, y, x + max(1.0, width - 1), y + max(1.0, height - 1)), (*colour, _FILL), (*colour, 200))
     return Image.alpha_composite(base, layer).convert("RGB")
+
+
+def _union(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return (height, width) uint8, 255 where some box is, each at least one px."""
+    width, height = size
+    low = np.clip(np.floor(boxes[:, :2] + 0.5).astype(np.int64), 0, (width - 1, height - 1))
+    high = np.clip(np.floor(boxes[:, :2] + boxes[:, 2:] + 0.5).astype(np.int64), low + 1, (width, height))
+    steps = np.zeros((height + 1) * (width + 1), np.int64)
+    for x, y, sign in ((low, low, 1), (high, high, 1), (low, high, -1), (high, low, -1)):
+        steps += sign * np.bincount(y[:, 1] * (width + 1) + x[:, 0], minlength=len(steps))
+    counts = steps.reshape(height + 1, width + 1).cumsum(0).cumsum(1)[:height, :width]
+    return np.where(counts > 0, np.uint8(255), np.uint8(0))
 
 
 def montage(tiles: NDArray[np.uint8], *, columns: int | None = None, tile_px: int = 128, gap: int = 3) -> Image.Image:

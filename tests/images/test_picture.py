@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 
 import numpy as np
@@ -69,6 +70,20 @@ def test_a_box_smaller_than_a_pixel_is_visible() -> None:
     """Tiles of a huge slide are drawn; no tiles draw nothing."""
     assert (pixels(picture.draw_boxes(Image.fromarray(GREY), [[10.2, 20.4, 0.3, 0.3]])) != 120).any()
     assert (pixels(picture.draw_boxes(Image.fromarray(GREY), np.zeros((0, 4)))) == 120).all()
+
+
+def test_tiny_boxes_cover_the_pixels_of_a_loop() -> None:
+    """Each at least one px, overlapping ones are not darker; a million takes no loop."""
+    boxes = np.random.default_rng(0).uniform((-3, -3, 0.2, 0.2), (103, 63, 3.9, 3.9), (600, 4))
+    wanted = np.zeros((60, 100), bool)
+    for x, y, width, height in boxes:
+        left, top = min(max(0, math.floor(x + 0.5)), 99), min(max(0, math.floor(y + 0.5)), 59)
+        right, lower = max(math.floor(x + width + 0.5), left + 1), max(math.floor(y + height + 0.5), top + 1)
+        wanted[top:lower, left:right] = True
+    shown = pixels(picture.draw_boxes(Image.fromarray(GREY), boxes))
+    assert 0.2 < wanted.mean() < 0.9
+    assert np.array_equal((shown != 120).any(axis=2), wanted)
+    assert len(np.unique(shown[wanted], axis=0)) == 1
 
 
 def test_a_montage_shows_tiles_in_order() -> None:
