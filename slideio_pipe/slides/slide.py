@@ -18,10 +18,10 @@ from slideio_pipe.arguments import whole_number
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.slide_colour import SlideColour, slide_colour
 from slideio_pipe.errors import ConfigError, CorruptSlideError
-from slideio_pipe.explorable import Explorable
 from slideio_pipe.files import Closable, file_fingerprint
 from slideio_pipe.geometry import Affine, Mpp, Rect
 from slideio_pipe.images import picture
+from slideio_pipe.images.explorable import Explorable
 from slideio_pipe.images.vips import check_process
 from slideio_pipe.slides.associated_images import AssociatedImages
 from slideio_pipe.slides.backends import open_backend

@@ -20,9 +20,9 @@ from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.errors import ConfigError, CorruptSlideError, UpsamplingWarning
-from slideio_pipe.explorable import Explorable
 from slideio_pipe.geometry import SAME_RESOLUTION, Affine, LevelChoice, Mpp, Rect, Size, round_half_up
 from slideio_pipe.images import picture
+from slideio_pipe.images.explorable import Explorable
 from slideio_pipe.images.pyramid_tiff import save_pyramid
 from slideio_pipe.images.virtual_tiff import VirtualTiff
 from slideio_pipe.progress import Report

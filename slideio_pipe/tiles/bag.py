@@ -14,9 +14,9 @@ from PIL import Image
 from slideio_pipe.augment.operation_columns import OperationColumns
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.explorable import Explorable
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.images import picture
+from slideio_pipe.images.explorable import Explorable
 
 Label = int | float | str | None
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from slideio_pipe.cohort.table import csv_bytes
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.explorable import explored
 from slideio_pipe.files import write_file
 from slideio_pipe.geometry import Affine, Mpp, Rect
+from slideio_pipe.images.explorable import explored
 from slideio_pipe.mil.prediction.colour_scale import ColourScale
 from slideio_pipe.mil.prediction.heatmap import draw_heatmap, save_heatmap_pyramid
 from slideio_pipe.mil.prediction.score_map import TileScores
