@@ -44,11 +44,6 @@ class Edit:
     ring: NDArray[np.float64]
     class_name: str = ""
 
-    @property
-    def key(self) -> tuple[str, bytes, str]:
-        """What distinguishes it from others."""
-        return self.kind, self.ring.tobytes(), self.class_name
-
 
 def edits_of(sent: Any) -> tuple[Edit, ...]:
     """Return the edits that a page sent; raise ConfigError for what is none."""

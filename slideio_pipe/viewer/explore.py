@@ -31,6 +31,17 @@ class Explorer:
         The address of its page, with the token that the page needs.
     port : int
         The port of this computer that is used.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from slideio_pipe import open_slide
+    >>> viewer = explore(open_slide(np.zeros((600, 800, 3), np.uint8)))
+    >>> viewer.port > 0
+    True
+    >>> viewer.close()
+    >>> viewer
+    Explorer(closed)
     """
 
     def __init__(self, server: ViewerServer, source: TileSource, scene: Scene, scores: Any = None) -> None:

@@ -30,8 +30,6 @@ _KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/
 THUMBNAIL = 160  # px
 MOST_REGION = 2048  # px, a side of a picture that is made at once
 
-Route = tuple[re.Pattern[str], Callable[..., Reply]]
-
 
 class Pages:
     """Answers the requests of a viewer's page.
@@ -161,7 +159,7 @@ class Pages:
         def made() -> bytes:
             tiles = self._view_tiles(key, digest)
             middle = tiles.view.places([(x, y)])[0]
-            factor = max(1.0, shrink)
+            factor = min(max(1.0, shrink), float(1 << tiles.zooms))  # not smaller than one tile
             corner = (float(middle[0] - size.width * factor / 2), float(middle[1] - size.height * factor / 2))
             return to_jpeg(tiles.region(corner, factor, size))
 

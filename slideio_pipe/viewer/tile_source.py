@@ -176,12 +176,6 @@ class TileSource:
                 self._open.popitem(last=False)
             return kept
 
-    def forget(self, prefix: str = "") -> None:
-        """Drop the readers of views whose key begins so."""
-        with self._lock:
-            for key in [key for key in self._open if key.startswith(prefix)]:
-                del self._open[key]
-
     def submit(self, work: Callable[[], bytes], wanted: Callable[[], bool]) -> Future[bytes | None]:
         """Run work in a thread for pixels; its result is None if it was no longer wanted when its turn came."""
         return self._pool.submit(lambda: work() if wanted() else None)
@@ -189,4 +183,5 @@ class TileSource:
     def close(self) -> None:
         """End the threads and drop every reader."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self.forget()
+        with self._lock:
+            self._open.clear()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +65,29 @@ def test_the_command(browser: Browser, file: Path) -> None:
         assert browser.text("#name") == "a.svs"
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
+
+
+def test_a_port_in_use_and_no_browser(file: Path) -> None:
+    """The next port is taken, and said; where there is no browser the link is printed all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = [sys.executable, "-m", "slideio_pipe", "view", str(file), "--port", str(port)]
+        bare = {
+            name: value for name, value in os.environ.items() if name not in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")
+        }
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=bare | {"PATH": "", "COLUMNS": "200"}
+        )
+        try:
+            assert process.stdout is not None
+            link = process.stdout.readline()
+            assert f"127.0.0.1:{port + 1}/" in link
+            assert "Ctrl+C" in process.stdout.readline()
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+    assert f"port {port} is in use; {port + 1} is used" in said
+    assert "no browser was found; open the link yourself" in said
 
 
 def test_a_killed_server(browser: Browser, file: Path) -> None:

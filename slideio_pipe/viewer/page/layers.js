@@ -201,7 +201,7 @@ export class Layers {
     const [low, high] = layer.range;
     const what = layer.chosen === "attention" ? "attention, times its mean" : layer.chosen || "";
     box.append(bar("heat", rounded(low), rounded(high), what));
-    const cut = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 1, step: 0.005, value: layer.cut });
+    const cut = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 1, step: "any", value: layer.cut });
     cut.id = "score-cut";
     const said = document.createElement("p");
     said.className = "soft";
