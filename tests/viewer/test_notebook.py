@@ -166,6 +166,7 @@ def test_the_picture_zooms_and_pans(browser: Any) -> None:
     scale = Affine.scaling(4, 4)
     page = shown(browser, snapshot_html(PIXELS, title="a.svs", um_per_px=2.0, affine=scale, height_px=480))
     frame = picture_frame(page)
+    frame.wait_for_function("scale > 0")
     whole = frame.evaluate("scale")
     assert whole == pytest.approx(0.98 * min(898 / 1200, 478 / 900), rel=0.01)
     page.mouse.move(450, 240)
