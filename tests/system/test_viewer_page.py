@@ -86,6 +86,10 @@ def test_everything_is_inside_the_window(
             box = browser.page.locator(part).bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width
+        for heading in browser.page.locator("#panel summary:visible").all():
+            if "Load a draw" not in heading.inner_text():
+                box = heading.bounding_box()
+                assert 0 <= box["y"] <= height - box["height"]
     window.close()
 
 
