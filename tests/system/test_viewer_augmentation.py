@@ -173,6 +173,46 @@ def test_what_is_copied_makes_the_view(browser: Browser, slide: sp.Slide, tmp_pa
         assert browser.get("viewer.main.shown.affine") == pytest.approx(wanted.affine)
 
 
+def test_the_next_slide_has_the_same_seed_or_values(browser: Browser, slide: sp.Slide, tmp_path: Path) -> None:
+    """A seed draws anew for every slide, as a training does; values that were set by hand stay."""
+    other = tmp_path / "b.svs"
+    other.write_bytes(slide.path.read_bytes())
+    with sp.explore([slide, other], transform=TRANSFORM, seed=4) as viewer, sp.open_slide(other) as second:
+        browser.open(viewer.url)
+        browser.until("viewer.main.exact !== null")
+        browser.page.keyboard.press(" ")  # seed 5
+        browser.until("viewer.augmentation.latest && JSON.parse(viewer.augmentation.latest.json).seed === 5")
+        browser.page.keyboard.press("]")
+        browser.until("viewer.slide.name === 'b.svs' && !!viewer.augmentation.latest")
+        true = second.view(transform=TRANSFORM, seed=5).draw
+        assert json.loads(browser.get("viewer.augmentation.latest.json")) == true.to_json()
+        browser.page.evaluate("() => viewer.augmentation.set('0.0', 1.21, true)")
+        browser.until("viewer.augmentation.exactShown && !viewer.augmentation.asking")
+        browser.page.keyboard.press("[")
+        browser.until("viewer.slide.name === 'a.svs' && !!viewer.augmentation.latest")
+        assert browser.get("viewer.augmentation.values['0.0']") == pytest.approx(1.21)
+
+
+def test_the_original_is_seen_while_a_key_is_held(browser: Browser, slide: sp.Slide) -> None:
+    """The plain pixels are shown in the draw's place, and the draw again when the key is let go."""
+    with sp.explore(slide) as viewer:
+        browser.open(viewer.url)
+        move(browser, eosin=0.4, turn=15)
+        browser.look_at(*PLACE)
+        augmented = browser.pixels()
+        browser.page.keyboard.down("o")
+        browser.until("viewer.main.plain.getOpacity() === 1 && viewer.main.plain.getFullyLoaded()")
+        browser.settled()
+        plain = browser.pixels()
+        browser.page.keyboard.up("o")
+        browser.settled()
+        assert decibels(augmented, browser.pixels()) > 45
+        assert decibels(augmented, plain) < 25
+        turned = slide.view().adjusted(turn=15)
+        corner = tuple(np.round(turned.places([PLACE])[0]).astype(int).tolist())
+        assert decibels(plain, true_pixels(turned, corner, plain)) > 24  # turned by the browser
+
+
 def test_a_view_starts_with_its_draw(browser: Browser, slide: sp.Slide) -> None:
     """The draw that a view came with is on the screen, and comes back after it was taken away."""
     view = slide.view(transform=TRANSFORM, seed=8)

@@ -185,6 +185,7 @@ export class Augmentation {
         const draw = await send(`slides/${this.slide.id}/draws`, now);
         this.draws = (this.draws || 0) + 1;
         this.latest = draw;
+        this.last = now;
         this.exactShown = false;
         if (!now.values) this.take(draw);
         this.summary.textContent = draw.summary;
@@ -219,7 +220,7 @@ export class Augmentation {
 
   // Show the draw that a view or a bag came with.
   own() {
-    return this.ask({ draw: this.slide.draw }, true);
+    return this.ask({ draw: this.slide.draw, own: true }, true);
   }
 
   again() {
@@ -232,9 +233,11 @@ export class Augmentation {
     return this.ask({ seed: Number(this.seed.value), epoch: Number(this.epoch.value), locked }, true);
   }
 
-  // The same values on another slide, or after a reload.
+  // What was last asked for, on another slide: the same seed draws other values there, as in a training.
   repeat() {
-    return this.ask({ values: this.values }, true);
+    if (this.last?.own) return this.reset();
+    if (this.last?.draw) return this.ask(this.last, true);
+    return this.last?.values ? this.ask({ values: this.values }, true) : this.draw();
   }
 
   reset() {

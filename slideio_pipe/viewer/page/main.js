@@ -88,9 +88,9 @@ class Viewer {
       this.regions.open();
       this.place.clear();
       await this.comparison.open(facts);
-      if (this.fresh && facts.draw) await this.augmentation.own();
+      if (facts.draw) await this.augmentation.own();
       else if (this.fresh && this.scene.start === "seed") await this.augmentation.draw();
-      else if (!this.fresh) await this.augmentation.repeat();
+      else if (this.augmentation.last) await this.augmentation.repeat();
       this.fresh = false;
     } catch (error) {
       notify(error.message);
