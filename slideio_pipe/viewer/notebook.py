@@ -78,7 +78,9 @@ def _with_scores(plain: ScenePicture, prediction: Any) -> ScenePicture:
     found = prediction.tile_scores()
     scale, affine = found.scale, plain.affine
     painted = Image.fromarray(found.map.paint(np.asarray(plain.image.convert("RGB")), affine))
-    keys = [Key(f"{scale.name} {scale.shown(tick)}", tuple(scale.colours(tick).tolist())) for tick in scale.ticks[::-1]]
+    # Attention at its mean, the first tick, has no colour.
+    ticks = scale.ticks[:0:-1] if scale.logarithmic else scale.ticks[::-1]
+    keys = [Key(f"{scale.name} {scale.shown(tick)}", tuple(scale.colours(tick).tolist())) for tick in ticks]
     return plain._replace(image=painted, title=f"{plain.title}: {found.title}", keys=tuple(keys))
 
 
