@@ -7,6 +7,7 @@ It answers GET without side effects, and POST with JSON. What an address means i
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import select
 import socket
@@ -139,7 +140,8 @@ class ViewerServer(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Bind without a name server: ``HTTPServer`` looks the host's name up, which can take seconds."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # on Windows it would share the port of another program
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = LOOPBACK, self.port

@@ -19,6 +19,7 @@ from pyramids import coordinate_pixels, write_pyramid
 
 import slideio_pipe as sp
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.store.feature_arrays import add_features
 from slideio_pipe.viewer.explore import Explorer
 from slideio_pipe.viewer.server import MOST_CONNECTIONS, Reply, Request, ViewerServer
 
@@ -268,3 +269,32 @@ def test_connections_are_limited(slide: Path) -> None:
         while viewer._server._connections and time.monotonic() < deadline:
             time.sleep(0.01)
         assert ask(viewer, "scene.json")[0] == 200
+
+
+def test_nothing_is_written_unless_a_folder_was_given(viewer: Explorer, slide: Path) -> None:
+    """Saving is refused, with what to do; with a folder the files are there."""
+    before = sorted(slide.parent.rglob("*"))
+    status, content, _ = ask(viewer, "slides/s0/save", method="POST", body={"settings": {}, "edits": []})
+    assert (status, b"save_to" in content) == (422, True)
+    assert sorted(slide.parent.rglob("*")) == before
+    with sp.explore(slide, save_to=slide.parent / "saved") as other:
+        status, content, _ = ask(other, "slides/s0/save", method="POST", body={"settings": {"threshold": "0.1"}})
+        assert status == 200
+        assert [Path(file).name for file in json.loads(content)["files"]] == ["tissue.yaml", "named.geojson"]
+
+
+def test_tiles_that_look_alike_of_a_stored_bag(slide: Path, tmp_path: Path) -> None:
+    """They are found by the features that are stored beside its tiles."""
+    with sp.open_slide(slide) as opened:
+        view = opened.view()
+        sp.save_bag(sp.TileBag(view, sp.TileGrid(view, 256)), tmp_path / "named.bag.zarr", progress=False)
+    count = len(sp.open_bag(tmp_path / "named.bag.zarr"))
+    angles = np.linspace(0, 1, count)
+    features = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    add_features(tmp_path / "named.bag.zarr", "tiny", features, {"name": "tiny"})
+    with sp.explore(tmp_path / "named.bag.zarr", slides=slide.parent) as viewer:
+        assert json.loads(ask(viewer, "scene.json")[1])["slides"][0]["encoders"] == ["tiny"]
+        found = json.loads(ask(viewer, "slides/s0/nearest.json?tile=10")[1])
+        assert sorted(found["tiles"][:2]) == [9, 11]
+        assert ask(viewer, "slides/s0/nearest.json?tile=999")[0] == 422
+        assert json.loads(ask(viewer, "slides/s0/layers/tiles.json")[1])["count"] == count
