@@ -4,6 +4,7 @@
     python tests/benchmarks/gil.py                       # every case, 8 seconds each
     python tests/benchmarks/gil.py --case "bag transform" --seconds 20
     python tests/benchmarks/gil.py --saturation          # without py-spy
+    python tests/benchmarks/gil.py --workers 2           # CPU time of a loader's process with worker processes
 
 A process reads tiles in one thread as a loader does: it plans a block of 256 tiles, then reads runs of eight into a
 buffer. py-spy looks at it 500 times a second and counts how often the thread holds the lock. That share of the CPU-time
@@ -106,22 +107,20 @@ def read_for(path: Path, case: str, seconds: float) -> None:
     print(count, time.process_time() - cpu, flush=True)
 
 
-def load_for(path: Path, case: str, seconds: float, workers: int) -> None:
-    """Read a case again and again through a loader with worker processes, and print tiles and CPU-seconds."""
+def with_workers(path: Path, case: str, seconds: float, workers: int) -> float:
+    """Return µs of CPU per tile of the process whose loader reads with worker processes; copying a tile included."""
     bag = bag_of(path, case)
     with sp.BagLoader(sp.BagDataset([bag]), device="cpu", normalize=None, workers=workers) as loader:
         sum(len(chunk) for chunk in loader)  # starts the processes
-        print("ready", flush=True)
         count, begun, cpu = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - begun < seconds:
             count += sum(len(chunk) for chunk in loader)
-        print(count, time.process_time() - cpu, flush=True)
+        return (time.process_time() - cpu) / count * 1e6
 
 
-def share_with_lock(path: Path, case: str, seconds: float, workers: int) -> tuple[float, float]:
-    """Return the share of its CPU time in which a process holds the lock, and µs of that per tile."""
+def share_with_lock(path: Path, case: str, seconds: float) -> tuple[float, float]:
+    """Return the share of its time in which the thread holds the lock, and µs of CPU per tile."""
     command = [sys.executable, __file__, "--read", case, "--slide", str(path), "--seconds", str(seconds)]
-    command += ["--workers", str(workers)]
     with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         require(run.stdout.readline().strip() == "ready", f"{case}: the reading process did not start")
@@ -132,8 +131,7 @@ def share_with_lock(path: Path, case: str, seconds: float, workers: int) -> tupl
         held = sum(int(line.rsplit(" ", 1)[1]) for line in counts.read_text().splitlines())
         tiles, took = map(float, run.stdout.readline().split())
     share = held / (rate * (int(seconds) - 1))
-    # A reading thread never waits, so its CPU time is its time; a process with workers mostly waits for them.
-    return share, share * (seconds if workers else took) / tiles * 1e6
+    return share, share * took / tiles * 1e6
 
 
 def saturation(path: Path, threads: int, seconds: float) -> float:
@@ -193,9 +191,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="read by a loader with so many processes")
     parser.add_argument("--read", choices=GOALS, help="read one case in this process")
     args = parsed(parser, seconds=2, side=3072)
-    if args.read and args.workers:
-        load_for(args.slide, args.read, args.seconds, args.workers)
-        return
     if args.read:
         read_for(args.slide, args.read, args.seconds)
         return
@@ -205,9 +200,14 @@ def main() -> None:
         if args.saturation:
             print(f"{saturation(slide, args.threads, args.seconds):,.0f} tiles/s (goal 20,000)")
             return
+        if args.workers:
+            for case in args.case or GOALS:
+                each = with_workers(slide, case, args.seconds, args.workers)
+                print(f"{case:16} {each:7.1f} µs per tile of a loader with {args.workers} workers")
+            return
         print(f"{'case':16} {'share':>7} {'µs per tile':>12} {'goal':>6}   load {os.getloadavg()[0]:.1f}")
         for case in args.case or GOALS:
-            share, each = share_with_lock(slide, case, args.seconds, args.workers)
+            share, each = share_with_lock(slide, case, args.seconds)
             print(f"{case:16} {share:7.1%} {each:12.1f} {GOALS[case]:6}")
 
 
