@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-# Blocks that are kept free: one is filled while the consumer drops another.
-_KEPT = 2
+# Blocks that are kept free: the next is taken soon after the consumer dropped one.
+_KEPT = 1
 # Smaller tensors have memory of their own: it costs little, and a kept one would hold a whole block.
 _LEAST_BYTES = 1 << 20
+# Larger ones, too: a free block would be as much as everything else that a loader holds.
+_MOST_BYTES = 128 << 20
 
 
 class ReusedMemory:
@@ -39,6 +41,8 @@ class ReusedMemory:
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised, contiguous tensor of the CPU."""
         nbytes = int(np.prod(shape)) * dtype.itemsize
+        if nbytes > _MOST_BYTES:
+            return torch.empty(shape, dtype=dtype)
         self._block_bytes = max(self._block_bytes, nbytes)
         if nbytes < max(_LEAST_BYTES, self._block_bytes // 2):
             return torch.empty(shape, dtype=dtype)

@@ -340,8 +340,9 @@ class EpochSchedule:
 
     def _close(self, open_bag: _OpenBag) -> None:
         bag, open_bag.bag = open_bag.bag, None
-        if open_bag.reading is not None:
-            self._readers.finish(open_bag.reading)
+        reading, open_bag.reading = open_bag.reading, None  # it refers to the bag, and to this record
+        if reading is not None:
+            self._readers.finish(reading)
         if bag is not None:
             self._dataset.close(open_bag.slide, bag)
 

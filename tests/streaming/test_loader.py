@@ -15,6 +15,7 @@ from typing import Any
 
 import albumentationsxl as A
 import numpy as np
+import psutil
 import pytest
 import tifffile
 import torch
@@ -644,6 +645,21 @@ def test_tiles_of_slides_are_delivered(tmp_path: Path, mix: int) -> None:
             np.testing.assert_array_equal(tile.permute(1, 2, 0).numpy(), pixels[y : y + 90, x : x + 90])
         found += seen([chunk])
     assert sorted(found) == [(name, k) for name in ("a.tif", "b.tif", "c.tif") for k in range(70)]
+
+
+def test_files_of_read_slides_are_closed(tmp_path: Path) -> None:
+    """When the bag is over, without a collection of garbage."""
+    paths = coordinate_slides(tmp_path, *(f"{k}.tif" for k in range(12)))
+    opened = []
+    gc.collect()
+    gc.disable()
+    try:
+        for chunk in open_loader(paths, PLAIN, chunk_size=100, bags_in_flight=1, ordered=True):
+            opened.append(sum(file.path.endswith(".tif") for file in psutil.Process().open_files()))
+            del chunk
+    finally:
+        gc.enable()
+    assert max(opened) <= 3
 
 
 def test_augmented_slides_do_not_depend_on_threads(tmp_path: Path) -> None:

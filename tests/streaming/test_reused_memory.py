@@ -31,7 +31,7 @@ def test_few_blocks_are_kept() -> None:
     memory = ReusedMemory()
     many = [memory.empty(BIG, torch.uint8) for _ in range(10)]
     del many
-    assert len(memory._free) == 2
+    assert len(memory._free) == 1
 
 
 @pytest.mark.parametrize("count", [1, 20, 31])
@@ -42,6 +42,14 @@ def test_small_tensors_have_their_own_memory(count: int) -> None:
     small = memory.empty((count, *BIG[1:]), torch.uint8)
     assert small.untyped_storage().nbytes() == count * 96 * 96 * 3
     assert memory.empty((40, *BIG[1:]), torch.uint8).untyped_storage().nbytes() == 40 * 96 * 96 * 3
+
+
+def test_very_large_tensors_are_not_kept() -> None:
+    """A free block is at most 128 MB."""
+    memory = ReusedMemory()
+    large = memory.empty((129 << 20,), torch.uint8)
+    del large
+    assert not memory._free
 
 
 def test_larger_tensors_replace_the_blocks() -> None:
