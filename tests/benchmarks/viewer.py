@@ -6,14 +6,13 @@
 Prints the time from the command to the first tiles; ms per 512-px tile, median and 95th percentile, at every zoom, one
 at a time and four at once, plain, stained, and stained and turned; the screens of new draws; the table of the preview;
 and the memory of the process while a hand drags sliders. Beside them plain tiles of OpenSlide's deep zoom, and those of
-large_image if it is installed. With --browser, also the times in headless Chromium.
+large_image and TIAToolbox if the Python of --python has them. With --browser, also the times in headless Chromium.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
-import io
 import itertools
 import json
 import re
@@ -21,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import local
@@ -180,41 +179,14 @@ def print_memory(client: Client, process: subprocess.Popen[str], draws: int) -> 
     print(f"{draws} draws dragged: resident {at_start / 1e6:.0f} MB before, at most {most / 1e6:.0f} MB")
 
 
-def peers(slide: Path) -> Iterator[tuple[str, Callable[[int, int, int], Any]]]:
-    """Yield other makers of plain tiles: (halvings, column, row) to a JPEG."""
-    import openslide
-    from openslide.deepzoom import DeepZoomGenerator
-
-    deep = DeepZoomGenerator(openslide.OpenSlide(str(slide)), tile_size=TILE, overlap=0)
-
-    def of_openslide(zoom: int, column: int, row: int) -> None:
-        deep.get_tile(deep.level_count - 1 - zoom, (column, row)).save(io.BytesIO(), "JPEG", quality=90, subsampling=0)
-
-    yield "OpenSlide deep zoom", of_openslide
-    try:
-        import large_image  # type: ignore[import-not-found]
-    except ImportError:
-        return
-    source = large_image.open(str(slide), encoding="JPEG", jpegQuality=90, jpegSubsampling=0)
-
-    def of_large_image(zoom: int, column: int, row: int) -> None:
-        """Return the pixels of one of our tiles: its own are as large as those of the file."""
-        side = TILE << zoom
-        region = {"left": column * side, "top": row * side, "width": side, "height": side, "units": "base_pixels"}
-        source.getRegion(region=region, output={"maxWidth": TILE, "maxHeight": TILE}, encoding="JPEG")
-
-    yield "large_image", of_large_image
-
-
-def print_peers(slide: Path, size: list[int], count: int) -> None:
+def print_peers(slide: Path, size: list[int], count: int, python: Path) -> None:
     """Print the times of plain tiles made by others, without a server."""
-    zooms = range(zooms_of(Size(*size)))
-    for name, make in peers(slide):
-        rng, times = np.random.default_rng(0), []
-        with ThreadPoolExecutor(1) as pool:
-            for zoom in zooms:
-                items = [(zoom, *place) for place in places(size, zoom, count, rng)]
-                times.append("{:.1f}/{:.0f}".format(*milliseconds(make, items, pool)))
+    rng, script = np.random.default_rng(0), Path(__file__).with_name("tile_peers.py")
+    wanted = [places(size, zoom, count, rng) for zoom in range(zooms_of(Size(*size)))]
+    request = json.dumps({"slide": str(slide), "side": TILE, "places": wanted})
+    done = subprocess.run([python, script], input=request, stdout=subprocess.PIPE, text=True, check=True)
+    for name, zooms in json.loads(done.stdout.splitlines()[-1]).items():
+        times = ["{:.1f}/{:.0f}".format(*np.percentile(spent, (50, 95))) for spent in zooms]
         print(f"  {name}, without a server, plain {'  '.join(times)}")
 
 
@@ -276,7 +248,7 @@ def run(args: argparse.Namespace, slide: Path) -> None:
         size = json.loads(client.ask("slides/s0/facts.json"))["size"]
         print(f"{size[0]:,} × {size[1]:,} px; after the command: {said}")
         print_tiles(client, args.tiles)
-        print_peers(slide, size, args.tiles)
+        print_peers(slide, size, args.tiles, args.python)
         print_screens(client, args.screens)
         print_memory(client, process, args.draws)
         if args.browser:
@@ -294,6 +266,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=60, help="per zoom and draw")
     parser.add_argument("--screens", type=int, default=12, help="of new draws")
     parser.add_argument("--draws", type=int, default=600, help="that are dragged through")
+    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="with large_image and TIAToolbox")
     parser.add_argument("--browser", action="store_true", help="also measure in headless Chromium")
     args = parsed(parser, side=2048, tiles=3, screens=2, draws=12)
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from paths import BENCHMARKS, ROOT
 
-PARTS = {"benchmark", "mil_costs", "mil_learning", "mil_musk", "mil_passes", "mil_resume", "mil_stain"}
+PARTS = {"benchmark", "mil_costs", "mil_learning", "mil_musk", "mil_passes", "mil_resume", "mil_stain", "tile_peers"}
 NOT_IN_THE_SUITE = {
     "gil": "needs py-spy and the right to look at another process",
     "mil end-to-end": "25 CPU-seconds: it trains until it looks at the lesions",
