@@ -49,6 +49,8 @@ class ChunkStream(Iterator[TileBatch], Closable):
             try:
                 item = self._stage.take()
             except StopIteration:
+                if not self._epochs.is_running(self._stage):  # another thread closed it while this one waited
+                    continue
                 more = self._epochs.read_replacements(whole=self._whole)
                 if more is None:
                     self._end()

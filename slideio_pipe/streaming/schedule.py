@@ -72,7 +72,6 @@ class _OpenBag:
     running: int = 0  # runs that write into its slots
     over: bool = False  # delivered or failed
     reading: BagReading | None = None
-    has_failed: bool = False  # a run did: the others are not needed
     reported: int = 0  # failures of tiles that were delivered
 
 
@@ -185,7 +184,8 @@ class EpochSchedule:
             open_bag.error = error
 
     def _is_wanted(self, open_bag: _OpenBag) -> bool:
-        return not (self._stopping.is_set() or open_bag.over or open_bag.has_failed)
+        # After a run failed the others are still read: their chunks may be delivered before the one that failed.
+        return not (self._stopping.is_set() or open_bag.over)
 
     # -- decoding ------------------------------------------------------------------------------------------------
 
@@ -260,7 +260,6 @@ class EpochSchedule:
         error = None if future.cancelled() else future.exception()
         if error is not None and not isinstance(error, SLIDE_ERRORS):
             raise error
-        open_bag.has_failed = open_bag.has_failed or error is not None
         bad = [] if error is not None or future.cancelled() else future.result()
         for k, (chunk, place) in enumerate(goals):
             chunk.waiting -= 1

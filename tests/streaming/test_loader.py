@@ -464,6 +464,42 @@ def test_slides_that_fail_are_counted(ordered: bool) -> None:
     assert loader.epoch == 1
 
 
+def test_chunks_before_a_failure_are_complete() -> None:
+    """A chunk that is delivered while another one of its bag has failed in part has its own tiles, read to the end."""
+    source, delivered = bag("a", 128), threading.Event()
+
+    def before_read(indices: np.ndarray) -> None:
+        if 0 in indices:
+            raise CorruptSlideError("damaged", slide="a")
+        if indices[0] < 64:
+            delivered.wait(20)  # the rest of the failed chunk is read after the other chunk
+        time.sleep(0.05)
+
+    def read(loader: BagLoader) -> None:
+        for chunk in loader:
+            if chunk.bag == "a" and len(chunk):
+                np.testing.assert_array_equal(chunk.tiles.permute(0, 2, 3, 1).numpy(), source.tiles[chunk.index])
+                delivered.set()
+
+    source.before_read = before_read
+    loader = open_loader([source, bag("b", 9)], chunk_size=64, threads=2, max_failures=1)
+    with pytest.warns(SkippedWarning, match="damaged"):
+        read(loader)
+    assert delivered.is_set()
+
+
+def test_an_epoch_that_is_closed_elsewhere_does_not_end_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread closes the loader when an iterator has begun to wait: the tiles that are missing are an error."""
+    loader = open_loader(bags(50))
+    chunks = iter(loader)
+    next(chunks)
+    take = chunks._stage.take
+    monkeypatch.setattr(chunks._stage, "take", lambda: (loader.close(), take())[1])
+    with pytest.raises(ConfigError, match="the iterator was closed"):
+        next(chunks)
+    assert loader.epoch == 0
+
+
 def test_more_failures_than_max_failures_end_the_epoch() -> None:
     """With a group of all errors; with max_failures=0 the error itself is raised."""
     cohort = [broken(name, 5, 0) for name in "abcd"]
