@@ -116,13 +116,15 @@ class SaveFolder:
     _own: set[Path] = field(default_factory=set)
 
     def write(self, name: str, content: bytes) -> str:
-        """Write a file, and return its path."""
+        """Write a file, and return its path; a file that is there with the same content is left as it is."""
         make_folder(self.folder)
         path = self.folder / Path(name).name
+        if _holds(path, content):
+            return str(path)
         try:
             write_file(path, content, overwrite=path in self._own)
         except OutputExistsError:
-            remedy = "start the viewer with another {save_to=}, or move the file"
+            remedy = "move that file, or start the viewer with another folder to save to"
             raise OutputExistsError("already there", slide=str(path), remedy=remedy) from None
         self._own.add(path)
         return str(path)
@@ -142,7 +144,12 @@ class SaveFolder:
             Of ``ExportConfig``, as JSON values.
         """
         stem = stem_of(slide.name)
-        head = "# Settings of tissue and tiles, made in the viewer: slideio-pipe export SLIDE --config tissue.yaml\n"
+        # Without --mask an export would find the tissue again, and leave out what was corrected by hand. No slide is
+        # named: the next slide with these settings has the same file.
+        head = (
+            "# Settings of tissue and tiles, made in the viewer. With the mask as it was saved, corrections included:\n"
+            "# slideio-pipe export SLIDE --config tissue.yaml --mask SLIDE.geojson\n"
+        )
         text = head + yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
         written = [
             self.write("tissue.yaml", text.encode()),
@@ -152,6 +159,13 @@ class SaveFolder:
         if len(regions):
             written.append(self.write(f"{stem}.regions.geojson", geojson_of(regions, slide)))
         return written
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def export_settings(tissue: TissueConfig, grid: GridConfig, mpp: float | None) -> dict[str, Any]:

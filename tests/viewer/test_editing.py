@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run
 from made_slides import made_slide
 from numpy.typing import NDArray
 
@@ -71,6 +73,31 @@ def test_files_of_others_are_kept(slide: Slide, tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="already there"):
         layers.save("s0", SaveFolder(tmp_path), {}, ())
     assert (tmp_path / "a.geojson").read_text() == "mine"
+
+
+def test_another_session_saves_the_next_slide(slide: Slide, tmp_path: Path) -> None:
+    """Settings that are there already are left as they are; other settings do not replace them."""
+    layers = Layers(Scene(slide), LayerSettings(TissueConfig(), GridConfig(), 0.5))
+    settings, mask = map(Path, layers.save("s0", SaveFolder(tmp_path), {}, ()))
+    mask.rename(tmp_path / "slide of the first session.geojson")
+    before = settings.read_bytes()
+    assert [Path(file) for file in layers.save("s0", SaveFolder(tmp_path), {}, ())] == [settings, mask]
+    with pytest.raises(OutputExistsError, match="already there; move that file"):
+        layers.save("s0", SaveFolder(tmp_path), {"tile_size": "128"}, ())
+    assert settings.read_bytes() == before
+
+
+def test_the_settings_name_the_mask(slide: Slide, tmp_path: Path) -> None:
+    """The command in the saved settings exports what was corrected; without the mask it would be lost."""
+    layers = Layers(Scene(slide), LayerSettings(TissueConfig(), GridConfig(), 0.5))
+    erase = Edit("erase", box(0, 0, 1504, 2400))
+    settings, mask = layers.save("s0", SaveFolder(tmp_path), {"tile_size": "128"}, (erase,))
+    line = next(line for line in Path(settings).read_text().splitlines() if "slideio-pipe export" in line)
+    names = {"SLIDE": str(slide.path), "tissue.yaml": settings, "SLIDE.geojson": mask}
+    run(*[names.get(word, word) for word in shlex.split(line.strip("# "))[1:]], "--out", tmp_path)
+    coords = np.asarray(sp.open_bag(tmp_path / "a.bag.zarr").coords)
+    assert len(coords) > 0
+    assert coords[:, 0].min() >= 1504 - 128  # level-0 px; tiles are 256 px wide, and half of each is tissue
 
 
 def test_names_stay_in_the_folder(tmp_path: Path) -> None:
