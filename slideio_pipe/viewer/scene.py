@@ -217,7 +217,7 @@ def _bag_facts(slide: BagSlide) -> dict[str, Any]:
     return {
         "size": list(size),
         "downsample": list(down),
-        "note": f"The slide is not there: its stored tiles are shown, {where}.",
+        "note": f"The slide is not there: its stored tiles are shown, {where}. To see the slide, start with --slides.",
         "mpp": None if mpp is None else [mpp.x / down[0], mpp.y / down[1]],
         "mpp_source": "the bag",
         "vendor": "",

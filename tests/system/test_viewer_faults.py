@@ -177,6 +177,8 @@ def test_a_cohort(browser: Browser, file: Path) -> None:
         browser.until("[...document.querySelectorAll('#slide-list img')].every(image => image.naturalWidth > 100)")
         browser.page.fill("#filter", "tumour train")
         assert browser.text("#filter-count") == "2 of 4 slides"
+        browser.page.press("#filter", "Enter")
+        browser.until("viewer.slide.name === 'case 1' && document.activeElement.id !== 'filter'")
         browser.page.click("#slide-list li:not([hidden]):last-child button")
         browser.until("viewer.slide.name === 'case 3'")
         browser.page.click("#name")

@@ -71,6 +71,23 @@ def test_keys(browser: Browser, slide_file: Path) -> None:
         assert {first, browser.get("document.documentElement.dataset.surround")} == {"dark", "light"}
 
 
+def test_the_place_under_the_pointer_stays_at_full_resolution(browser: Browser, slide_file: Path) -> None:
+    """``f`` zooms to the pointer; a click there gives the Python of a region with that place in its middle."""
+    with sp.explore(slide_file) as viewer:
+        browser.open(viewer.url)
+        box = browser.page.locator("#augmented").bounding_box()
+        at = (box["width"] / 3, box["height"] / 2)
+        browser.page.mouse.move(box["x"] + at[0], box["y"] + at[1])
+        before = browser.get(f"viewer.main.level0At({at[0]}, {at[1]})")
+        browser.page.keyboard.press("f")
+        browser.until("Math.abs(viewer.readout.shrink - 1) < 1e-3")
+        after = browser.get(f"viewer.main.level0At({at[0]}, {at[1]})")
+        assert after == pytest.approx(before, abs=2)
+        browser.page.mouse.click(box["x"] + at[0], box["y"] + at[1])
+        left, top = (int(place) - 256 for place in browser.get(f"viewer.main.level0At({at[0]}, {at[1]})"))
+        assert f"slide.region({left}, {top}, size=512)" in browser.text("#place")
+
+
 @pytest.mark.parametrize(("width", "height"), [(1024, 640), (1280, 800), (2560, 1440)])
 def test_everything_is_inside_the_window(
     started: Any, slide_file: Path, tmp_path: Path, width: int, height: int

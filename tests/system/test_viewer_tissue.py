@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from browser import Browser
+from command_line import run
 from made_slides import made_slide
 
 import slideio_pipe as sp
@@ -62,6 +66,46 @@ def test_sliders_are_the_settings(browser: Browser, slide: sp.Slide) -> None:
     assert not browser.problems
 
 
+def test_the_threshold_is_moved_at_once(browser: Browser, slide: sp.Slide) -> None:
+    """Moving the threshold ends the automatic one; ticking it again brings it back."""
+    with sp.explore(slide) as viewer:
+        opened(browser, viewer.url)
+        automatic = browser.get("viewer.layers.loaded.tissue.facts.fraction")
+        assert browser.page.is_checked("#tissue-auto")
+        browser.page.fill("#tissue-threshold", "0.3")
+        true = sp.find_tissue(slide, threshold=0.3)
+        assert abs(true.fraction - automatic) > 0.01
+        browser.until(f"Math.abs(viewer.layers.loaded.tissue.facts.fraction - {true.fraction}) < 1e-6")
+        assert not browser.page.is_checked("#tissue-auto")
+        browser.page.check("#tissue-auto")
+        browser.until(f"Math.abs(viewer.layers.loaded.tissue.facts.fraction - {automatic}) < 1e-6")
+    assert not browser.problems
+
+
+def test_a_page_with_unsaved_drawings_asks_before_it_is_left(browser: Browser, slide: sp.Slide) -> None:
+    """It asks once something is drawn; no longer when Ctrl+Z has taken that back."""
+    asked: list[str] = []
+
+    def answer(dialog: Any) -> None:
+        asked.append(dialog.type)
+        dialog.accept()
+
+    browser.page.on("dialog", answer)
+    with sp.explore(slide) as viewer:
+        opened(browser, viewer.url)
+        draw_around(browser, "add", [(10, 10), (900, 10), (900, 900), (10, 900)])
+        browser.until("document.getElementById('edit-count').textContent === 'Drawn: 1 added.'")
+        browser.open(viewer.url)
+        assert asked == ["beforeunload"]
+        opened(browser, viewer.url)
+        draw_around(browser, "add", [(10, 10), (900, 10), (900, 900), (10, 900)])
+        browser.until("document.getElementById('edit-count').textContent === 'Drawn: 1 added.'")
+        browser.page.keyboard.press("Control+z")
+        assert browser.text("#edit-count") == "Nothing is drawn."
+        browser.open(viewer.url)
+        assert asked == ["beforeunload"]
+
+
 def test_a_corrected_mask_is_saved(browser: Browser, slide: sp.Slide, tmp_path: Path) -> None:
     """Tissue erased and a region drawn with the mouse are in the files that an export and QuPath read."""
     with sp.explore(slide, save_to=tmp_path / "saved") as viewer:
@@ -78,7 +122,15 @@ def test_a_corrected_mask_is_saved(browser: Browser, slide: sp.Slide, tmp_path: 
         assert browser.text("#edit-count") == "Drawn: 1 erased, 1 with a class."
         browser.page.click("#save")
         browser.until("document.getElementById('notice').textContent.startsWith('Saved')")
+        browser.page.click("#notice")
+        assert not browser.page.locator("#notice").is_visible()
+        command = shlex.split(browser.text("#saved code"))
     saved = tmp_path / "saved"
+    assert command[:3] == ["slideio-pipe", "export", "a.svs"]
+    run("export", slide.path, *command[3:], "--out", tmp_path)
+    tiles = np.asarray(sp.open_bag(tmp_path / "a.bag.zarr").coords)  # of 512 level-0 px
+    assert len(tiles) > 0
+    assert not ((tiles > (left - 64, top - 64)) & (tiles + 512 < (right + 64, bottom + 64))).all(1).any()
     assert sorted(file.name for file in saved.iterdir()) == ["a.geojson", "a.regions.geojson", "tissue.yaml"]
     after = sp.TissueMask.from_geojson(saved / "a.geojson", slide)
     assert after.fractions(inner)[0] == 0

@@ -11,6 +11,7 @@ export function showAbout(body, slide) {
     ["Format", slide.vendor || "not stated"],
     ...slide.levels.map(([width, height], k) => [`Level ${k}`, `${number(width)} × ${number(height)} px`]),
   ];
+  if (slide.note) rows.push(["Note", slide.note]);
   if (slide.label !== null) rows.push(["Label", slide.label]);
   if (slide.split !== null) rows.push(["Split", slide.split]);
   const table = document.createElement("table");

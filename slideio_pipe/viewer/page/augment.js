@@ -276,8 +276,7 @@ export async function copyText(text, said) {
     field.remove();
   }
   window.lastCopied = text; // for tests
-  notify(said, { good: true });
-  setTimeout(() => notify(""), 1600);
+  notify(said, { good: true, stays: 1600 });
 }
 
 function shown(value, { low, high, unit }) {

@@ -62,10 +62,14 @@ class Viewer {
     this.fresh = true;
     const pointer = (event) => {
       const box = this.main.element.getBoundingClientRect();
-      this.readout.pointer(event.clientX - box.left, event.clientY - box.top);
+      this.at = [event.clientX - box.left, event.clientY - box.top];
+      this.readout.pointer(...this.at);
     };
     this.main.element.addEventListener("pointermove", pointer);
-    this.main.element.addEventListener("pointerleave", () => { element("at").textContent = ""; });
+    this.main.element.addEventListener("pointerleave", () => {
+      this.at = null;
+      element("at").textContent = "";
+    });
   }
 
   async show(slide) {
@@ -107,9 +111,11 @@ class Viewer {
     }
   }
 
+  // Full resolution; what is under the pointer stays there.
   full() {
     const { viewport } = this.main.viewer;
-    viewport.zoomTo(viewport.getZoom() * this.readout.shrink);
+    const fixed = this.at && viewport.pointFromPixel(new OpenSeadragon.Point(...this.at));
+    viewport.zoomTo(viewport.getZoom() * this.readout.shrink, fixed || undefined);
   }
 }
 

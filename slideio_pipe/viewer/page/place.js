@@ -3,6 +3,7 @@
 import { base, json } from "./api.js";
 import { copyText } from "./augment.js";
 
+const SIDE = 512; // px of the region whose middle is the place
 const whole = (value) => Math.round(value).toLocaleString("en-US");
 
 export class Place {
@@ -53,7 +54,8 @@ export class Place {
       const [[left, top], [right]] = tile.outline;
       return `slide.region(${Math.round(left)}, ${Math.round(top)}, size=${Math.round(right - left)})`;
     }
-    return `slide.region(${Math.floor(x)}, ${Math.floor(y)}, size=512)`;
+    const [left, top] = [x, y].map((middle) => Math.floor(middle) - SIDE / 2);
+    return `slide.region(${left}, ${top}, size=${SIDE})`;
   }
 
   // The tiles of the bag that look most alike, by their features.

@@ -13,6 +13,12 @@ export class SlideList {
     const several = slides.length > 1;
     element("slides").hidden = element("list-toggle").hidden = !several;
     element("filter").addEventListener("input", () => this.filter(element("filter").value));
+    element("filter").addEventListener("keydown", (event) => {
+      const first = this.items.find(({ row }) => !row.hidden);
+      if (event.key !== "Enter" || !first) return;
+      this.choose(first.slide);
+      element("filter").blur(); // keys are for the slide again
+    });
     element("list-toggle").addEventListener("click", () => this.toggle());
     this.filter("");
   }

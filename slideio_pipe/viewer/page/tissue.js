@@ -17,6 +17,7 @@ export class Tissue {
     this.viewer = viewer;
     this.layers = viewer.layers;
     this.edits = new Map(); // by slide
+    this.unsaved = new Set(); // ids of slides with something drawn since the last file
     this.settings = {};
     this.first = tissue;
     this.build(saves);
@@ -38,7 +39,7 @@ export class Tissue {
     this.body.innerHTML = `
       <label class="row">Method <select id="tissue-method"><option value="otsu">density and texture (otsu)</option>
         <option value="threshold">saturation (threshold)</option></select></label>
-      <label class="row check"><input type="checkbox" id="tissue-auto" checked> Threshold chosen for this slide</label>
+      <label class="row check"><input type="checkbox" id="tissue-auto" checked> Automatic threshold, for each slide</label>
       <div id="tissue-sliders"></div>
       <label class="row check"><input type="checkbox" id="tissue-pen" checked> Leave out pen marks</label>
       <h3>By hand</h3>
@@ -49,11 +50,13 @@ export class Tissue {
       <label class="row" id="class-row" hidden>Class <input type="text" id="region-class" value="Tumor" list="region-classes"></label>
       <datalist id="region-classes"><option>Tumor</option><option>Stroma</option><option>Necrosis</option>
         <option>Immune cells</option><option>Artefact</option></datalist>
+      <p class="soft" id="draw-hint" hidden>Hold the mouse button and draw around it on the slide. Esc: move the slide again.</p>
       <p class="soft" id="edit-count">Nothing is drawn.</p>
       <div class="row"><button type="button" id="undo" disabled>Undo</button>
         <button type="button" id="mask-download" title="The mask, for QuPath">Mask as GeoJSON</button>
         <button type="button" id="regions-download" title="Regions with a class, for QuPath" disabled>Regions as GeoJSON</button></div>
-      <div class="row" id="save-row"><button type="button" class="main" id="save">Save settings and mask</button></div>`;
+      <div class="row" id="save-row"><button type="button" class="main" id="save">Save settings and mask</button></div>
+      <div id="saved" hidden><p class="soft">To export with this mask:</p><code></code></div>`;
     const find = (id) => this.body.querySelector(`#${id}`);
     find("save-row").hidden = !saves;
     this.sliders = Object.fromEntries(SLIDERS.map((slider) => [slider[0], this.slider(find("tissue-sliders"), slider)]));
@@ -61,10 +64,9 @@ export class Tissue {
     find("tissue-pen").addEventListener("change", (event) => this.set("ignore_pen", event.target.checked));
     find("tissue-auto").addEventListener("change", (event) => {
       const { input } = this.sliders.threshold;
-      input.disabled = event.target.checked;
       this.set("threshold", event.target.checked ? "" : input.value);
     });
-    find("tissue-auto").checked = this.sliders.threshold.input.disabled = this.first.threshold === null;
+    find("tissue-auto").checked = this.first.threshold === null;
     find("tissue-pen").checked = this.first.ignore_pen;
     find("tissue-method").value = this.first.method === "threshold" ? "threshold" : "otsu";
     this.body.querySelectorAll("[data-tool]").forEach((button) => button.addEventListener("click", () =>
@@ -74,6 +76,13 @@ export class Tissue {
     find("regions-download").addEventListener("click", () => this.download("regions"));
     find("save").addEventListener("click", () => this.save());
     this.find = find;
+    this.body.parentElement.addEventListener("toggle", () => this.unfolded());
+  }
+
+  // On a small screen the part of augmentation makes room.
+  unfolded() {
+    const part = this.body.parentElement;
+    if (part.open && part.scrollHeight > part.clientHeight) document.getElementById("augment").open = false;
   }
 
   // A slider whose area is shown, and moved, as the side of a square.
@@ -93,6 +102,7 @@ export class Tissue {
     };
     input.addEventListener("input", () => {
       show();
+      if (name === "threshold") this.find("tissue-auto").checked = false;
       this.set(name, area ? Number(input.value) ** 2 : Number(input.value));
     });
     show();
@@ -134,6 +144,7 @@ export class Tissue {
   open() {
     this.use(null);
     this.count();
+    this.find("saved").hidden = true;
   }
 
   // -- by hand --------------------------------------------------------------------------------------------------
@@ -143,6 +154,7 @@ export class Tissue {
     this.body.querySelectorAll("[data-tool]").forEach((button) =>
       button.setAttribute("aria-pressed", String(button.dataset.tool === tool)));
     this.find("class-row").hidden = tool !== "region";
+    this.find("draw-hint").hidden = !tool;
     this.viewer.main.viewer.setMouseNavEnabled(!tool);
     this.viewer.main.element.classList.toggle("drawing", Boolean(tool));
   }
@@ -174,6 +186,14 @@ export class Tissue {
         this.use(null);
         this.layers.redraw();
       }
+      const typing = event.target.matches("input[type=text], input[type=search], input[type=number], textarea");
+      if (event.key === "z" && (event.ctrlKey || event.metaKey) && !typing && this.current.length) {
+        event.preventDefault(); // else the browser also takes back what was typed
+        this.undo();
+      }
+    });
+    window.addEventListener("beforeunload", (event) => {
+      if (this.unsaved.size) event.preventDefault();
     });
   }
 
@@ -189,6 +209,9 @@ export class Tissue {
   }
 
   changed(edit) {
+    const { id } = this.viewer.slide;
+    if (this.current.length) this.unsaved.add(id);
+    else this.unsaved.delete(id);
     this.count();
     this.layers.redraw();
     if (edit && edit.kind !== "region") this.refresh();
@@ -221,8 +244,16 @@ export class Tissue {
 
   async save() {
     try {
-      const { files } = await send(`slides/${this.viewer.slide.id}/save`, this.sent);
+      const { slide } = this.viewer;
+      const { files } = await send(`slides/${slide.id}/save`, this.sent);
+      this.unsaved.delete(slide.id);
       notify(`Saved: ${files.join(", ")}`, { good: true });
+      const [settings, mask] = files.map(quoted);
+      const saved = this.find("saved");
+      saved.hidden = false;
+      saved.querySelector("code").textContent =
+        `slideio-pipe export ${quoted(slide.name)} --config ${settings} --mask ${mask}`;
+      saved.scrollIntoView({ block: "nearest" });
     } catch (error) {
       notify(error.message);
     }
@@ -237,11 +268,18 @@ export class Tissue {
       link.href = URL.createObjectURL(await reply.blob());
       link.download = `${slide.name.replace(/\.[^.]*$/, "")}${what === "regions" ? ".regions" : ""}.geojson`;
       link.click();
+      this.unsaved.delete(slide.id);
       setTimeout(() => URL.revokeObjectURL(link.href), 10000);
     } catch (error) {
       notify(error.message);
     }
   }
+}
+
+// A word of a command line, which no shell takes for anything else.
+function quoted(word) {
+  if (/^[\w./:-]+$/.test(word)) return word;
+  return /["$`!]/.test(word) ? `'${word.replaceAll("'", "'\\''")}'` : `"${word}"`;
 }
 
 function outline(context, affine, ring, kind, name) {
@@ -258,5 +296,11 @@ function outline(context, affine, ring, kind, name) {
   context.fill();
   context.globalAlpha = 1;
   context.stroke();
-  if (name) context.fillText(name, ...apply(affine, ...ring[0]));
+  if (!name) return;
+  const [x, y] = apply(affine, ...ring[0]);
+  context.lineWidth = 4; // a white rim: the name is read on dark tissue too
+  context.lineJoin = "round";
+  context.strokeStyle = "#fff";
+  context.strokeText(name, x, y - 7);
+  context.fillText(name, x, y - 7);
 }
