@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from slideio_pipe.errors import SlideioPipeError
+from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.files import Closable
 from slideio_pipe.slides.tile_cache import SHARED
 from slideio_pipe.store.stored_bag import StoredBag
@@ -83,7 +83,7 @@ class _ReadBag:
 
     @classmethod
     def of(cls, opened: OpenedBag) -> _ReadBag:
-        bag: Bag = pickle.loads(opened.pickled)
+        bag = _unpickled(opened.pickled)
         spans: list[Span] = []
         if opened.timed and isinstance(bag, DrawnBag | StoredBag):
             bag.on_stage = lambda stage, start, end: spans.append((stage, start, end))
@@ -93,6 +93,19 @@ class _ReadBag:
         source = self.bag.view.slide if isinstance(self.bag, TileBag) else self.bag
         if isinstance(source, Closable):
             source.close()
+
+
+def _unpickled(content: bytes) -> Bag:
+    try:
+        bag: Bag = pickle.loads(content)
+    except SlideioPipeError:
+        raise
+    except Exception as error:  # whatever the members of another's bag or transform raise
+        raise ConfigError(
+            f"its bag cannot be made in a worker process ({type(error).__name__}: {error})",
+            remedy="pass {workers=0}, or define its classes and functions in a module",
+        ) from error
+    return bag
 
 
 @dataclass(slots=True, eq=False)

@@ -184,7 +184,7 @@ class Epochs:
         if not pace.workers:
             buffers = self.sender.host_buffers(pace.slots, shape)
             return BufferPool(self.sender, buffers), ReadingThreads(pace.threads, pace.chunk_size, self.sender.device)
-        if self._workers is None:
+        if self._workers is None or not self._workers.is_ours:
             self._workers = ReadingWorkers(pace.workers, self.sender, pace.slots, shape)
             self._workers.abandoned = self._abandoned
         readers = WorkerReaders(self._workers, self.dataset.on_stage)

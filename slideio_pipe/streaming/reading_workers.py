@@ -12,6 +12,8 @@ with its first task. Every process reads a part of the bag of its own, so that f
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
 import threading
 import warnings
@@ -83,6 +85,12 @@ class ReadingWorkers:
     """
 
     def __init__(self, workers: int, sender: Sender, slots: int, shape: tuple[int, ...]) -> None:
+        if multiprocessing.current_process().daemon:
+            raise ConfigError(
+                "a loader with worker processes in a process that may have none, such as a worker of a DataLoader",
+                remedy="pass {workers=0} there",
+            )
+        self._owner = os.getpid()
         self.chunk_size, self.tile_shape = shape[0], shape[1:]
         self.memory = SharedMemory(slots * int(np.prod(shape)))
         pool = torch.from_numpy(self.memory.array).reshape(slots, *shape)
@@ -92,6 +100,11 @@ class ReadingWorkers:
         self.in_use = self.abandoned = False
         self._numbers = count()
         self._reads = BagReads(self.memory, self.tile_shape, worker_cache_bytes(workers))  # type: ignore[arg-type]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process has started them: one that was forked from it may not use or end them."""
+        return self._owner == os.getpid()
 
     def ready(self, seat: _Seat) -> Worker:
         """Return the process of a seat; start it if there is none."""
@@ -106,11 +119,11 @@ class ReadingWorkers:
             self.hang_up()
 
     def hang_up(self) -> None:
-        """Close the pipes, which ends the processes."""
+        """End the processes without waiting for them."""
         for seat in self.seats:
             worker, seat.worker = seat.worker, None
             if worker is not None:
-                worker.connection.close()
+                worker.hang_up()
 
     def next_bag(self) -> int:
         """Return a number for a bag that no other has had in these processes."""
@@ -118,6 +131,8 @@ class ReadingWorkers:
 
     def close(self) -> None:
         """End the processes and unlock the memory: no epoch may be running."""
+        if not self.is_ours:
+            return
         for seat in self.seats:
             seat.leave(kill=False)
         unlock, self._unlock = self._unlock, None
@@ -237,11 +252,12 @@ class WorkerReaders:
                 if not started:
                     raise ConfigError(f"no worker process starts (one {lost})", remedy=NO_START) from None
                 continue
-            seat.bags.add(bag.number)
             for warning in ended.warnings:
                 _warn(warning)
             if ended.error is not None:
+                ended.error.slide = ended.error.slide or bag.reading.bag.name  # libraries do not name it
                 raise ended.error
+            seat.bags = {bag.number, *seat.bags.intersection(in_use)}
             result: ReadResult = ended.value
             return result
         raise WorkerError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from command_line import run
 from cuda_device import CUDA
 from made_slides import made_slide
 from paths import ROOT
-from worker_bags import FatalBag
+from worker_bags import FatalBag, UnmadeBag
 
 import slideio_pipe as sp
 from slideio_pipe.cohort.cohort import Cohort
@@ -230,6 +231,71 @@ def test_what_cannot_be_sent_is_refused() -> None:
     words = r"cannot be sent to a worker process .*lambda.*pass workers=0"
     with open_loader([source], threads=None, workers=1) as loader, pytest.raises(ConfigError, match=words):
         list(loader)
+
+
+def test_a_bag_that_cannot_be_made_in_a_worker_is_named() -> None:
+    """With the reason and a way out; the others are read."""
+    cohort = [UnmadeBag(bag("a", 100).tiles, "a"), bag("b", 40)]
+    with open_loader(cohort, threads=None, workers=2, max_failures=1) as loader:
+        with pytest.warns(SkippedWarning, match=r"a: its bag .*RuntimeError: no licence here.*pass workers=0"):
+            assert {chunk.bag for chunk in loader} == {"b"}
+        assert isinstance(loader.failures[0].error, ConfigError)
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12: the tests are about it
+def test_a_forked_process_does_not_use_its_parents_workers() -> None:
+    """Both would write into one memory: it starts its own, and leaves the parent's alone."""
+    source = bag("a", 200)
+    with open_loader([source], threads=None, workers=1, ordered=True) as loader:
+        next(iter(loader))
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        child = context.Process(target=_read_all, args=(loader, theirs))
+        child.start()
+        tiles = torch.cat([chunk.tiles for chunk in loader]).permute(0, 2, 3, 1).numpy()
+        np.testing.assert_array_equal(tiles, source.tiles)
+        assert ours.poll(120)
+        np.testing.assert_array_equal(ours.recv(), source.tiles)
+        child.join()
+        assert child.exitcode == 0
+
+
+def _read_all(loader: BagLoader, answer: Any) -> None:
+    answer.send(np.concatenate([chunk.tiles.permute(0, 2, 3, 1).numpy() for chunk in loader]))
+    loader.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12: the tests are about it
+def test_workers_end_although_a_forked_process_has_their_pipes() -> None:
+    """By ``close``, and with the loader."""
+    for close in (True, False):
+        loader = open_loader(bags(20), threads=None, workers=1)
+        list(loader)
+        (worker,) = multiprocessing.active_children()
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,))
+        child.start()
+        try:
+            if close:
+                loader.close()
+                assert worker.exitcode == 0
+            del loader
+            wait_until(lambda worker=worker: not worker.is_alive())  # type: ignore[misc]
+        finally:
+            child.kill()
+            child.join()
+
+
+class _InWorkers(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (chunk.tiles for chunk in open_loader(bags(20), threads=None, workers=1))
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12: the tests are about it
+def test_a_worker_of_a_data_loader_has_no_workers() -> None:
+    """It may not start processes, and says so."""
+    with pytest.raises(ConfigError, match="such as a worker of a DataLoader; pass workers=0"):
+        list(torch.utils.data.DataLoader(_InWorkers(), batch_size=None, num_workers=1))
+    gc.collect()  # the traceback keeps the DataLoader, and it its worker
 
 
 @pytest.mark.cuda

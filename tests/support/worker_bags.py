@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_bag import ArrayBag
@@ -31,6 +32,17 @@ class _Kill:
                 return
             self.once.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class UnmadeBag(ArrayBag):
+    """Cannot be unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _refuse, ()
+
+
+def _refuse() -> None:
+    raise RuntimeError("no licence here")
 
 
 class SlowBag(ArrayBag):

@@ -130,8 +130,15 @@ class Worker:
 
     def dismiss(self) -> None:
         """End an idle worker."""
-        self.connection.close()
+        self.hang_up()
         self.process.join(5)
+
+    def hang_up(self) -> None:
+        """Make an idle worker end, without waiting for it."""
+        with suppress(OSError):  # it has ended
+            # Nothing to unpickle is the end. A process that was forked from this one keeps a copy of the pipe open.
+            self.connection.send_bytes(b"")
+        self.connection.close()
 
     def kill(self) -> None:
         """Kill it, and wait for the end."""
