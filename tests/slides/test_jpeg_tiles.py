@@ -451,3 +451,20 @@ def test_streams_that_the_fast_decoder_refuses_are_decoded_by_libvips(noisy: Pat
         tiles.decode(1, 1, on_stage=lambda stage, start, end: reported.append(stage))
     tiles.decode(2, 1, on_stage=lambda stage, start, end: reported.append(stage))
     assert reported == ["read", "decode"]
+
+
+def test_a_part_of_a_tile_that_another_decoder_must_decode(svs: Path, tmp_path: Path) -> None:
+    """Its chroma has a size that libjpeg-turbo's simple interface does not name; libvips decodes the whole tile."""
+    path = tmp_path / "b.svs"
+    path.write_bytes(svs.read_bytes())
+    tiles = tiles_of(path)
+    offset, data = int(tiles._offsets[0]), bytearray(os.pread(tiles._fd, int(tiles._counts[0]), int(tiles._offsets[0])))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 14] = 0x21  # of the second component
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+    slide = sp.open_slide(path)
+    tiles = slide.stored_tiles(0)  # type: ignore[assignment]
+    whole = tiles.decode(0, 0)
+    np.testing.assert_array_equal(tiles.decode(0, 0, rows=40)[:40], whole[:40])

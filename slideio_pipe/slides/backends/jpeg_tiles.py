@@ -148,17 +148,17 @@ class JpegTiles:
             Called with ("read" | "decode" | "fallback", start, end), ``time.perf_counter`` seconds.
         """
         start = time.perf_counter() if on_stage else 0.0
-        data = self.stream(column, row)
+        data = whole = self.stream(column, row)
         read = time.perf_counter() if on_stage else 0.0
         height, fast = self.tile.height, True
         frame = None if data is None else self._frame(data)
         if rows is not None and data is not None and frame is not None:
             height, data = self._cut(data, frame, rows)
         pixels = PIXELS.empty((height // reduce, self.tile.width // reduce, 3)) if out is None else out
-        if data is None:
+        if data is None or whole is None:
             pixels[:] = _reduced(self._missing.drawn(column, row), reduce)
         elif frame is None or not self._decode(data, column, row, pixels, partly=height < self.tile.height):
-            self._decode_fallback(data, column, row, pixels, reduce)
+            self._decode_fallback(whole, column, row, pixels, reduce)
             fast = False
         if on_stage:
             on_stage("read", start, read)
