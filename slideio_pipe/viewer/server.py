@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -84,7 +85,9 @@ class ViewerServer(ThreadingHTTPServer):
         self._connections: set[socket.socket] = set()
         super().__init__((LOOPBACK, port), _Handler, bind_and_activate=False)
         self._bind(port)
-        self._thread = Thread(target=self.serve_forever, name="slideio-viewer", daemon=True)
+        # It looks for its end this often: `close` waits for it.
+        serve = partial(self.serve_forever, poll_interval=0.05)
+        self._thread = Thread(target=serve, name="slideio-viewer", daemon=True)
 
     def _bind(self, port: int) -> None:
         last: OSError | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
 import threading
 import time
@@ -24,10 +25,16 @@ from slideio_pipe.viewer.explore import Explorer
 from slideio_pipe.viewer.server import MOST_CONNECTIONS, Reply, Request, ViewerServer
 
 
-@pytest.fixture
-def slide(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A slide of 1500×1100 px whose pixels encode their coordinates."""
-    return write_pyramid(tmp_path / "named.tif", coordinate_pixels(1500, 1100))
+    return write_pyramid(tmp_path_factory.mktemp("written") / "named.tif", coordinate_pixels(1500, 1100))
+
+
+@pytest.fixture
+def slide(written: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copy(written, tmp_path))
 
 
 @pytest.fixture
