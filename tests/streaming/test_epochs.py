@@ -295,7 +295,7 @@ def run_all(commands: list[list[str]], out: Path) -> list[dict[str, Any]]:
     finally:
         for process in running:
             process.kill()
-            process.wait()
+            process.communicate()  # closes its pipes
     return [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
 
 
