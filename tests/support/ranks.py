@@ -80,9 +80,10 @@ def with_torch(rank: int, world_size: int, init: str, even: str, kind: str, brok
                 optimizer.zero_grad()
                 steps[-1].append(item.bag)
     place = [loader.epoch, len(loader.bags())]
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
     weights = [p.detach().flatten()[:4].tolist() for p in model.parameters()]
+    torch.distributed.barrier()
+    del model, optimizer  # it has the process group, whose threads would end with the interpreter
+    torch.distributed.destroy_process_group()
     return {"steps": steps, "chunks": chunks, "weights": weights, "place": place}
 
 
