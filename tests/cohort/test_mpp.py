@@ -87,6 +87,7 @@ def test_data_sets_use_the_same_mpp_as_an_export(study: Path, override: bool, ex
     assert found == pytest.approx(expected)
 
 
+@pytest.mark.system
 @CASES
 def test_the_manifest_of_masks_keeps_the_mpp(
     study: Path, tmp_path: Path, override: bool, expected: dict[str, float]

@@ -26,6 +26,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.system
 def test_export_of_a_manifest_lists_failures_and_resumes(study: Path, tmp_path: Path) -> None:
     """Bags have their labels; failures are printed, listed, and set the exit code."""
     text = run("export", study / "cohort.csv", "--out", tmp_path, "--workers", 2, code=1).stdout

@@ -33,6 +33,7 @@ def table(manifest: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.system
 def test_the_table_agrees_with_the_slides(cohort: Path) -> None:
     """Label, grade and outlines agree; so does the lesion's share of the tissue, counted in the slide's pixels.
 
@@ -125,6 +126,7 @@ def test_a_folder_of_another_cohort_is_refused(cohort: Path) -> None:
             write_mil_cohort(cohort.parent, 8, **({"size": SIZE} | other))
 
 
+@pytest.mark.system
 def test_the_command_makes_the_study_and_prints_the_next_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

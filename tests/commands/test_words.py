@@ -68,6 +68,7 @@ def test_an_error_with_four_arguments_names_them_all(slides: Path, tmp_path: Pat
     assert "no.geojson: no such file; check the path" in missing
 
 
+@pytest.mark.system
 def test_errors_of_a_cohort_name_options_or_columns(slides: Path, tmp_path: Path) -> None:
     """As the run was started: by command or in Python; following the remedies works."""
     output = run("export", slides / "cohort.csv", "--out", tmp_path / "a", code=1).stdout

@@ -208,6 +208,7 @@ def test_the_command_lists_failures(tmp_path: Path) -> None:
     assert (reported["bags"], reported["kept"], list(reported["failed"])) == (2, 2, ["b.bag.zarr"])
 
 
+@pytest.mark.system
 def test_coordinates_of_a_study_become_bags(tmp_path: Path) -> None:
     """A file without a slide fails alone; a second run keeps existing bags."""
     pytest.importorskip("h5py")
@@ -228,6 +229,7 @@ def test_coordinates_of_a_study_become_bags(tmp_path: Path) -> None:
     assert (reported["done"], reported["kept"], reported["failed"]) == (0, 2, 1)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("workers", [None, 1])
 def test_progress_counts_tiles(tmp_path: Path, workers: int | None) -> None:
     """Of all bags: none at first, then those of kept bags, at the end all, including failed bags."""

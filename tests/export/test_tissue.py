@@ -83,6 +83,7 @@ def test_a_manifest_is_not_replaced_without_overwrite(study: Path, masks: Path, 
         sp.tissue_cohort(study / "cohort.csv", masks, manifest=tmp_path / "masks.txt.gz")
 
 
+@pytest.mark.system
 def test_the_command_writes_masks_and_lists_failures(study: Path, tmp_path: Path) -> None:
     """Pictures instead of outlines; the exit code is 1 if a slide failed."""
     manifest = tmp_path / "masks.csv"

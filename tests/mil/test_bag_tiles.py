@@ -240,6 +240,7 @@ def test_the_second_pass_over_stored_bags_has_the_tiles_of_the_first(bags: Path,
     assert not any(torch.equal(epochs[0][number], epochs[1][number]) for number in range(6))
 
 
+@pytest.mark.system
 def test_training_on_augmented_stored_bags(bags: Path, tmp_path: Path) -> None:
     """Two trainings are equal, and differ from one without transforms; a rotation of whole slides is refused."""
     drawn = settings(bags, augment=True) | {"tile_transform": str(bags.parent / "turns.yaml")}

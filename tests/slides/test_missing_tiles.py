@@ -266,6 +266,7 @@ def sparse_files(folder: Path) -> Iterator[tuple[str, Path, np.ndarray]]:
             yield path.stem, path, expected
 
 
+@pytest.mark.system
 def test_sparse_tiles_are_white_in_every_codec_and_reader(tmp_path: Path) -> None:
     """The others equal tifffile's, also beside a sparse one."""
     for name, path, expected in sparse_files(tmp_path):

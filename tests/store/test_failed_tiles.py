@@ -217,6 +217,7 @@ def test_tiles_beside_a_damaged_one_are_right(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tile, 255 if touches else pixels[y : y + 200, x : x + 200])
 
 
+@pytest.mark.system
 def test_the_command_exports_a_damaged_slide_with_on_error(tmp_path: Path) -> None:
     """One slide or a cohort; remedies name the option, and unknown values are refused first."""
     (tmp_path / "slides").mkdir()
