@@ -43,7 +43,7 @@ class Pages:
     layers : Layers
         What is drawn over the slides.
     settings : dict
-        What the page is told when it starts: JSON values.
+        Facts that the page loads when it starts: JSON values.
     private_images : bool
         Whether label and macro images, which may show a patient's name, are served.
     folder : SaveFolder, optional

@@ -18,7 +18,7 @@ from PIL import Image
 from slideio_pipe.geometry import Affine
 from slideio_pipe.images.explained import Key
 
-# Longer side of the picture: a slide at a tenth of its width is told from its neighbour, at about 2.3 MB of HTML.
+# Longer side of the picture: a slide of 25,000 px at a tenth of its size, about 2.3 MB of HTML.
 SNAPSHOT_PX = 2500
 # Longer side of the still picture, which is shown where a page is printed or its frames are left out.
 STILL_PX = 800

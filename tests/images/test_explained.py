@@ -100,7 +100,7 @@ def slide() -> Slide:
 
 
 def says(image: Image.Image, *texts: str) -> None:
-    """Fail unless each text is written in the picture."""
+    """Fail unless each text is written in the picture: ``place_of`` raises AssertionError where it is not."""
     shown = pixels(image)
     for text in texts:
         place_of(written(text, text_px(400)), shown)
