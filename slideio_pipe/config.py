@@ -120,14 +120,14 @@ def _suggestion(record: type[Record], place: tuple[int | str, ...]) -> str:
     *path, name = map(str, place)
     section: type[Record] | None = record
     for step in path:
-        section = None if section is None else _sections(section).get(step)
+        section = None if section is None else sections(section).get(step)
     similar = [] if section is None else difflib.get_close_matches(name, list(section.model_fields), 1, 0.7)
-    elsewhere = [f"{at}.{name}" for at, other in _sections(record).items() if name in other.model_fields]
+    elsewhere = [f"{at}.{name}" for at, other in sections(record).items() if name in other.model_fields]
     candidates = [".".join([*path, *similar]) if similar else "", *elsewhere]
     return next((f', did you mean "{key}"?' for key in candidates if key), "")
 
 
-def _sections(record: type[Record]) -> dict[str, type[Record]]:
+def sections(record: type[Record]) -> dict[str, type[Record]]:
     """Return the fields of a record that are records themselves."""
     found = {}
     for name, field in record.model_fields.items():

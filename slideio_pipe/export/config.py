@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from slideio_pipe.config import Record, load_record, validated
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.slides.config import SlideConfig, ViewConfig
@@ -16,11 +18,11 @@ from slideio_pipe.tiles.config import GridConfig, TissueConfig
 class ExportConfig(Record):
     """Settings of ``slideio-pipe export``: from a slide to a bag on disk."""
 
-    slide: SlideConfig = SlideConfig()
-    view: ViewConfig = ViewConfig()
-    tissue: TissueConfig = TissueConfig()
-    grid: GridConfig = GridConfig()
-    store: StoreConfig = StoreConfig()
+    slide: SlideConfig = Field(default=SlideConfig(), description="How slides are opened.")
+    view: ViewConfig = Field(default=ViewConfig(), description="The resolution at which tiles are read.")
+    tissue: TissueConfig = Field(default=TissueConfig(), description="How tissue is found.")
+    grid: GridConfig = Field(default=GridConfig(), description="Size and places of the tiles.")
+    store: StoreConfig = Field(default=StoreConfig(), description="How pixels are stored.")
 
 
 def load_config(path: str | Path) -> ExportConfig:

@@ -19,23 +19,43 @@ Rate = Annotated[float, Field(gt=0)]
 class TaskConfig(Record):
     """What is predicted, and the cohort's columns for it."""
 
-    kind: Literal["classification", "regression", "survival"] = "classification"
-    label: str = "label"  # column of the classes or numbers
-    classes: tuple[str, ...] | None = None  # their order; None: those of the training slides, sorted
-    balanced: bool = True  # slides of rare classes get larger weights
-    time: str = "time"  # survival: column of the time to the event or to censoring
-    event: str = "event"  # survival: column that is 1 if the event happened, else 0
+    kind: Literal["classification", "regression", "survival"] = Field(
+        default="classification", description="What is predicted: a class, a number, or the time to an event."
+    )
+    label: str = Field(default="label", description="Column of the classes, or of the numbers.")
+    classes: tuple[str, ...] | None = Field(
+        default=None,
+        description="Classes in their order, such as [low, high]; any other label is an error. null: those of the "
+        "training slides, sorted.",
+    )
+    balanced: bool = Field(default=True, description="Slides of rare classes get larger weights.")
+    time: str = Field(
+        default="time", description="Survival: column of the time to the event, or to the last follow-up, in any unit."
+    )
+    event: str = Field(default="event", description="Survival: column that is 1 where the event happened, else 0.")
 
 
 class ModelConfig(Record):
     """The model from features to the prediction."""
 
-    name: str = "gated"  # gated, attention, mean, max, or torchmil:NAME
-    embed: tuple[Annotated[int, Field(ge=1)], ...] = (256,)
-    attention: int = Field(default=128, ge=1)
-    dropout: Share = 0.25
-    standardize: bool = True  # scale features to mean 0, deviation 1 over the training tiles; not with an encoder
-    settings: dict[str, Any] = Field(default_factory=dict)  # arguments of a torchmil model
+    name: str = Field(
+        default="gated",
+        description="The model: gated or attention (Ilse et al. 2018), mean, max, or torchmil:NAME, such as "
+        "torchmil:TransMIL.",
+    )
+    embed: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(256,), description="Widths of the layers before the attention. []: none."
+    )
+    attention: int = Field(default=128, ge=1, description="Width of the attention.")
+    dropout: Share = Field(default=0.25, description="Fraction of values that is set to 0 after each layer of embed.")
+    standardize: bool = Field(
+        default=True,
+        description="Scale features to mean 0, deviation 1 over the training tiles; not with encoder.source.",
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Arguments of a model of torchmil, in place of embed, attention and dropout.",
+    )
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of ``build_model`` except the name and the sizes."""
@@ -47,15 +67,35 @@ class ModelConfig(Record):
 class EncoderConfig(Record):
     """The encoder from tiles to features, or the features to read."""
 
-    source: str | None = None  # "small", timm:NAME, hf:NAME or a path: trained end to end. None: read features
-    folder: str | None = None  # folder of features, relative to the YAML file; None: the cohort lists their files
-    features: str | None = None  # encoder of the features, if a store has several
-    trainable: bool = True
-    lr: Rate | None = None  # None: that of ``fit``
-    chunk_size: int = Field(default=64, ge=1)  # tiles encoded at a time
-    keep_gb: float | None = Field(default=None, ge=0)  # memory of tiles kept for the second pass; None: automatic
-    # Processes that read tiles in place of threads, and as many for the validation; 0: threads.
-    workers: int = Field(default=0, ge=0)
+    source: str | None = Field(
+        default=None,
+        description="Encoder that is trained end to end from tiles: small, timm:NAME, hf:NAME or a file. null: "
+        "features are read.",
+    )
+    folder: str | None = Field(
+        default=None,
+        description="Folder of features, relative to this file (--features). null: the cohort lists their files.",
+    )
+    features: str | None = Field(
+        default=None, description="Name of the encoder, if a store has features of several. null: the only one."
+    )
+    trainable: bool = Field(default=True, description="Train the encoder too. false: only the model behind it.")
+    lr: Rate | None = Field(default=None, description="Learning rate of the encoder. null: fit.lr.")
+    chunk_size: int = Field(
+        default=64, ge=1, description="Tiles encoded at a time: limits memory, does not change the gradient."
+    )
+    keep_gb: float | None = Field(
+        default=None,
+        ge=0,
+        description="Memory for tiles kept for the second pass, GB. null: 0.5 on the CPU, half of the free memory on "
+        "CUDA.",
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="Worker processes that read tiles in place of threads, and as many for the validation: for many "
+        "cores (slideio-pipe profile --scan). 0: threads.",
+    )
 
     @model_serializer(mode="wrap")
     def _drop_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -69,33 +109,64 @@ class EncoderConfig(Record):
 class FitConfig(Record):
     """Settings of the optimisation."""
 
-    epochs: int = Field(default=50, ge=1)
-    lr: Rate = 1e-4
-    weight_decay: float = Field(default=1e-2, ge=0)
-    warmup: Share = 0.05  # fraction of all steps in which the learning rate rises
-    schedule: Literal["cosine", "constant"] = "cosine"  # afterwards
-    bags_per_step: int = Field(default=1, ge=1)
-    clip: Rate | None = 1.0  # norm of the gradient
-    patience: int | None = Field(default=10, ge=1)  # epochs without a better validation; None: all epochs
-    monitor: Literal["loss", "metric", "none"] = "metric"  # metric: AUROC, R² or C-index; none: the last epoch is kept
-    validation: Share = 0.2  # fraction of the training slides, if the cohort has no split "val"
-    folds: int | None = Field(default=None, ge=2)  # cross-validation; None: use the column "split"
-    precision: str = "32-true"  # see Lightning Fabric
-    devices: int = Field(default=1, ge=1)
-    accelerator: str = "auto"
-    save_every: int | None = Field(default=None, ge=1)  # steps between checkpoints within an epoch
-    max_failures: int = Field(default=0, ge=0)  # slides that may fail per epoch
-    bootstrap: int = Field(default=1000, ge=0)  # resamplings of a confidence interval
+    epochs: int = Field(default=50, ge=1, description="Maximum number of epochs; see patience.")
+    lr: Rate = Field(default=1e-4, description="Learning rate of AdamW.")
+    weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay of AdamW.")
+    warmup: Share = Field(default=0.05, description="Fraction of all steps in which the learning rate rises.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="Learning rate after the warm-up: falling as a cosine to 0, or constant."
+    )
+    bags_per_step: int = Field(
+        default=1, ge=1, description="Slides whose gradients are averaged in a step. Survival needs at least 2."
+    )
+    clip: Rate | None = Field(default=1.0, description="Maximum norm of the gradient. null: no limit.")
+    patience: int | None = Field(
+        default=10,
+        ge=1,
+        description="Epochs without improvement of the validation until the training ends. null: all epochs.",
+    )
+    monitor: Literal["loss", "metric", "none"] = Field(
+        default="metric",
+        description="Value of the validation that chooses the epoch: metric (AUROC, R² or C-index) or loss. none: the "
+        "last epoch is kept.",
+    )
+    validation: Share = Field(
+        default=0.2,
+        description='Fraction of the training patients for validation, if the cohort has no split "val".',
+    )
+    folds: int | None = Field(
+        default=None, ge=2, description='Folds of a cross-validation. null: by the column "split".'
+    )
+    precision: str = Field(
+        default="32-true",
+        description="Precision of the computation, as in Lightning Fabric: 32-true, bf16-mixed, 16-mixed, 64-true.",
+    )
+    devices: int = Field(default=1, ge=1, description="Processes, each with a device and its share of the slides.")
+    accelerator: str = Field(default="auto", description="Kind of device: auto, cpu or cuda. auto: cuda if available.")
+    save_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Steps between checkpoints within an epoch. null: one checkpoint after each epoch.",
+    )
+    max_failures: int = Field(default=0, ge=0, description="Slides of an epoch that may fail to be read.")
+    bootstrap: int = Field(
+        default=1000, ge=0, description="Resamplings of patients for a confidence interval of 95 %. 0: no intervals."
+    )
 
 
 class TrainConfig(LoaderConfig):
     """Settings of a training with ``slideio-pipe train`` and ``fit``."""
 
-    cohort: str | None = None  # relative to the YAML file; used if no cohort is passed
-    task: TaskConfig = TaskConfig()
-    model: ModelConfig = ModelConfig()
-    encoder: EncoderConfig = EncoderConfig()
-    fit: FitConfig = FitConfig()
+    cohort: str | None = Field(
+        default=None,
+        description="CSV or Parquet file of the cohort, relative to this file. null: it is passed (--cohort).",
+    )
+    task: TaskConfig = Field(default=TaskConfig(), description="What is predicted, and the cohort's columns for it.")
+    model: ModelConfig = Field(default=ModelConfig(), description="The model from features to the prediction.")
+    encoder: EncoderConfig = Field(
+        default=EncoderConfig(), description="The encoder from tiles to features, or the features to read."
+    )
+    fit: FitConfig = Field(default=FitConfig(), description="The optimisation, its validation and its devices.")
 
     @model_validator(mode="after")
     def _survival_steps(self) -> Self:

@@ -24,10 +24,17 @@ SlideResolution = Annotated[Resolution, AfterValidator(_possible)]  # µm per le
 class SlideConfig(Record):
     """How slides are opened."""
 
-    # µm per level-0 px: for one slide it replaces the file's value; for a cohort it is used where files state none.
-    slide_mpp: SlideResolution | None = None
-    slide_mpp_override: bool = False  # in a cohort, slide_mpp also replaces the files' values
-    backend: Literal["auto", "tiff", "openslide", "array"] = "auto"
+    slide_mpp: SlideResolution | None = Field(
+        default=None,
+        description="µm per level-0 px: for one slide it replaces the file's value; for a cohort it is used where "
+        "files state none. null: slides without a resolution are refused.",
+    )
+    slide_mpp_override: bool = Field(
+        default=False, description="In a cohort, slide_mpp also replaces the values that files state."
+    )
+    backend: Literal["auto", "tiff", "openslide", "array"] = Field(
+        default="auto", description="Reader of the slides. auto: chosen from the file."
+    )
 
     def in_cohort(self, own: float | None) -> dict[str, float | None]:
         """Return ``slide_mpp`` and ``default_mpp`` of ``open_slide`` for a slide of a cohort with manifest mpp ``own``.
@@ -53,7 +60,10 @@ class SlideConfig(Record):
 class ViewConfig(Record):
     """Settings of a view."""
 
-    mpp: Resolution | None = 0.5  # µm per view px, "20×"; None, in YAML also "native", is level 0 as stored
+    mpp: Resolution | None = Field(
+        default=0.5,
+        description='µm per tile px: 0.5 is what "20x" usually means, 0.25 "40x". null or native: level 0 as stored.',
+    )
 
     @field_validator("mpp", mode="before")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from slideio_pipe.config import Record
 from slideio_pipe.store.tile_layout import Beyond
@@ -33,11 +33,21 @@ Pixels = Annotated[str, AfterValidator(_known_pixels)]
 class StoredConfig(Record):
     """How tiles of a stored bag are augmented: what is beyond their edge. See ``AugmentedBag``."""
 
-    neighbours: bool = True  # the tiles stored beside them, where there are any; false: each tile alone
-    beyond: Beyond = "reflect"  # where no tile is stored: reflect or white
+    neighbours: bool = Field(
+        default=True,
+        description="Geometric transforms also sample the tiles stored beside a tile. false: each tile alone; "
+        "decodes less.",
+    )
+    beyond: Beyond = Field(
+        default="reflect", description="What is sampled where no tile is stored: the tile's mirror image, or white."
+    )
 
 
 class StoreConfig(Record):
     """Settings of a bag store."""
 
-    pixels: Pixels = "zstd"  # or "source", the slide's own JPEG bytes; "jpeg:Q"; "none"
+    pixels: Pixels = Field(
+        default="zstd",
+        description="Encoding of pixels. zstd: lossless; source: the JPEG bytes of the slide (needs grid.align); "
+        "jpeg:Q: JPEG of quality Q, 1 to 100; none: raw.",
+    )

@@ -18,17 +18,32 @@ from slideio_pipe.tiles.config import GridConfig, TissueConfig
 class LoaderConfig(Record):
     """Settings of ``BagDataset``: from slides to the bags of a training."""
 
-    slide: SlideConfig = SlideConfig()
-    view: ViewConfig = ViewConfig()
-    tissue: TissueConfig = TissueConfig()
-    grid: GridConfig = GridConfig()
-    # Frame of the cohort's masks; null: QuPath's for GeoJSON, and from the shape for pictures.
-    mask_frame: Frame | None = None
-    slide_transform: str | None = None  # a YAML file of a transform, drawn once per slide and epoch
-    tile_transform: str | None = None  # likewise, drawn once per tile and epoch
-    stored: StoredConfig = StoredConfig()  # how tiles of bag stores are augmented
-    max_tiles: int | None = Field(default=None, ge=1)  # per bag, drawn again in every epoch; null: all
-    seed: int = Field(default=0, ge=0)  # of every draw: transforms, tiles, order
+    slide: SlideConfig = Field(default=SlideConfig(), description="How slides are opened.")
+    view: ViewConfig = Field(default=ViewConfig(), description="The resolution at which tiles are read.")
+    tissue: TissueConfig = Field(default=TissueConfig(), description="How tissue is found.")
+    grid: GridConfig = Field(default=GridConfig(), description="Size and places of the tiles.")
+    mask_frame: Frame | None = Field(
+        default=None,
+        description="Origin of the cohort's masks: qupath (corner of the scanned area) or level0 (corner of level 0). "
+        "null: qupath; for pictures, from their shape.",
+    )
+    slide_transform: str | None = Field(
+        default=None,
+        description="A transform, drawn once per slide and epoch: a YAML file relative to this one, or a preset such "
+        "as stain-light. For bag stores (.bag.zarr) only colours. null: none.",
+    )
+    tile_transform: str | None = Field(
+        default=None,
+        description="A transform, drawn once per tile and epoch: a YAML file relative to this one, or a preset. "
+        "null: none.",
+    )
+    stored: StoredConfig = Field(
+        default=StoredConfig(), description="How tiles of bag stores (.bag.zarr) are augmented."
+    )
+    max_tiles: int | None = Field(
+        default=None, ge=1, description="Maximum number of tiles per slide, drawn again for each epoch. null: all."
+    )
+    seed: int = Field(default=0, ge=0, description="Random seed of transforms, tiles and order.")
 
     @model_serializer(mode="wrap")
     def _drop_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -17,23 +17,51 @@ Area = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # µm²
 class TissueConfig(Record):
     """Settings of ``find_tissue``, with its defaults."""
 
-    method: TissueMethod = "otsu"
-    mpp: Resolution = 8.0  # µm per mask px
-    min_area_um2: Area = 128.0**2  # smaller regions are dropped; one tile of 256 px at 0.5 µm
-    max_hole_um2: Area = 128.0**2  # enclosed holes up to this are filled
-    ignore_pen: bool = True  # leave out red, green, blue and black ink
-    threshold: Area | None = None  # replaces the method's own; its unit depends on the method
+    method: TissueMethod = Field(
+        default="otsu",
+        description="Method of finding tissue. otsu: optical density and texture; threshold: saturation; none: every "
+        "tile is kept.",
+    )
+    mpp: Resolution = Field(default=8.0, description="µm per px of the tissue mask.")
+    min_area_um2: Area = Field(
+        default=128.0**2,
+        description="Smaller pieces of tissue are dropped, µm². The default is the area of a tile of 256 px at 0.5 µm.",
+    )
+    max_hole_um2: Area = Field(default=128.0**2, description="Enclosed holes up to this area are filled, µm².")
+    ignore_pen: bool = Field(
+        default=True,
+        description="Leave out red, green, blue and black ink. Use false for stains of such colours (trichrome).",
+    )
+    threshold: Area | None = Field(
+        default=None,
+        description="Threshold of tissue: optical density (otsu) or saturation, 0 to 1 (threshold). null: found for "
+        "each slide.",
+    )
 
 
 class GridConfig(Record):
     """Settings of the tile grid over a view."""
 
-    tile_size: int = Field(default=256, ge=1)  # view px
-    stride: int | None = Field(default=None, ge=1)  # view px; tile_size when neither stride nor overlap is given
-    overlap: int | None = Field(default=None, ge=0)  # view px; tile_size - stride
-    edge: Edge = "drop"
-    min_tissue: float = Field(default=0.5, ge=0, le=1)  # fraction of a kept tile
-    align: bool = False  # align to the stored tiles: the sizes above are snapped to them
+    tile_size: int = Field(default=256, ge=1, description="Side of a tile, tile px.")
+    stride: int | None = Field(
+        default=None, ge=1, description="Distance between neighbouring tiles, tile px. null: tile_size - overlap."
+    )
+    overlap: int | None = Field(
+        default=None, ge=0, description="Overlap of neighbouring tiles, tile px, instead of stride. null: none."
+    )
+    edge: Edge = Field(
+        default="drop",
+        description="Tiles across the right and lower edge of the slide: drop, shift (inside the slide) or pad (with "
+        "white).",
+    )
+    min_tissue: float = Field(
+        default=0.5, ge=0, le=1, description="Fraction of a tile that must be tissue. 0 keeps every tile."
+    )
+    align: bool = Field(
+        default=False,
+        description="Align tiles to those stored in the file, which are read fastest; tile_size, stride and edge are "
+        "changed to fit.",
+    )
 
     @model_validator(mode="after")
     def _check_step(self) -> Self:

@@ -16,21 +16,43 @@ class ClusterConfig(Record):
     Names are those of ``dask_jobqueue.SLURMCluster``, except ``jobs``, ``wait_s`` and ``options``.
     """
 
-    jobs: int = Field(ge=1)
-    cores: int = Field(ge=1)  # of a job, and slides at a time; each is decoded by one thread
-    memory: str  # of a job, "16GB"
-    walltime: str | None = None  # of a job, "12:00:00"; expired jobs are submitted again
-    queue: str | None = None  # partition
-    account: str | None = None
-    job_name: str | None = None
-    job_extra_directives: tuple[str, ...] = ()  # "--constraint=ssd", without #SBATCH
-    job_script_prologue: tuple[str, ...] = ()  # lines before the worker: module load …
-    log_directory: str | None = None  # folder of the jobs' output
-    local_directory: str | None = None  # folder of the workers' own files
-    interface: str | None = None  # network: ib0
-    python: str | None = None  # interpreter of the jobs; null: this one
-    wait_s: float | None = Field(default=None, gt=0)  # maximum time without a running job; null: unlimited
-    options: dict[str, Any] = {}  # noqa: RUF012 - copied by pydantic; other arguments of SLURMCluster
+    jobs: int = Field(
+        ge=1, description="Number of jobs. Jobs that are preempted or reach their walltime are submitted again."
+    )
+    cores: int = Field(
+        ge=1,
+        description="Cores of a job, and slides at a time in it: each is decoded by one thread of its own process.",
+    )
+    memory: str = Field(description='Memory of a job, such as "16GB". A slide takes 0.3 to 0.6 GB.')
+    walltime: str | None = Field(
+        default=None, description='Time limit of a job, "12:00:00", not of the run. null: that of the partition.'
+    )
+    queue: str | None = Field(default=None, description="Partition. null: SLURM's default.")
+    account: str | None = Field(default=None, description="Account that is charged. null: SLURM's default.")
+    job_name: str | None = Field(default=None, description="Name of the jobs. null: dask-worker.")
+    job_extra_directives: tuple[str, ...] = Field(
+        default=(), description='Further directives of sbatch, without #SBATCH, such as ["--constraint=ssd"].'
+    )
+    job_script_prologue: tuple[str, ...] = Field(
+        default=(), description='Lines of the job script before the worker, such as ["module load python/3.11"].'
+    )
+    log_directory: str | None = Field(default=None, description="Folder of the jobs' output. null: the current folder.")
+    local_directory: str | None = Field(
+        default=None,
+        description="Folder of the workers' own files: the node's disk, if it has one. null: Dask's choice.",
+    )
+    interface: str | None = Field(
+        default=None, description="Network between the jobs and this machine, such as ib0. null: Dask's choice."
+    )
+    python: str | None = Field(
+        default=None, description="Python interpreter of the jobs. null: the one of this command."
+    )
+    wait_s: float | None = Field(
+        default=None, gt=0, description="Seconds without a running job after which the run ends. null: no limit."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of dask_jobqueue.SLURMCluster, passed on unchanged."
+    )
 
 
 def load_cluster_config(path: str | Path) -> ClusterConfig:
