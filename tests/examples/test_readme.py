@@ -6,9 +6,8 @@ import ast
 import re
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
+from page_files import write_study
 from paths import ROOT
 from typer.testing import CliRunner
 
@@ -21,20 +20,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def blocks(language: str) -> list[str]:
     """Return the fenced blocks of a language."""
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def write_study(folder: Path) -> None:
-    """Write study.csv and the features of its slides as TRIDENT does, by an encoder called uni."""
-    (folder / "uni").mkdir()
-    rng = np.random.default_rng(0)
-    for k in range(10):
-        with h5py.File(folder / "uni" / f"s{k}.h5", "w") as file:
-            features = file.create_dataset("features", data=rng.normal(size=(12, 8)).astype(np.float32) + k % 2)
-            features.attrs["encoder"] = "uni"
-            coords = file.create_dataset("coords", data=np.stack([np.arange(12) % 4, np.arange(12) // 4], 1) * 512)
-            coords.attrs["patch_size_level0"] = 512
-    rows = "".join(f"s{k}.svs,p{k},{k % 2}\n" for k in range(10))
-    (folder / "study.csv").write_text(f"slide,patient,label\n{rows}", encoding="utf-8")
 
 
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
