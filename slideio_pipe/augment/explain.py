@@ -69,7 +69,7 @@ class ExplainedStep:
     ms_per_tile: float | None  # of 256 px; None when it does not run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """The steps of a transform in order, and warnings; can be printed and shown in notebooks."""
 
@@ -92,7 +92,7 @@ class Explanation:
             yield step.name, f"{step.p:.3g}", step.runs, step.why, step.dtype, cost
 
     def __str__(self) -> str:
-        console = Console(width=120, color_system=None)
+        console = Console(width=100, color_system=None)
         table = Table(title=self.where or None, title_justify="left")
         for heading in _HEADINGS:
             table.add_column(heading)
@@ -104,6 +104,8 @@ class Explanation:
             for warning in self.warnings:
                 console.print(f"! {warning}", markup=False)
         return captured.get()
+
+    __repr__ = __str__  # a terminal shows the table, as a notebook does
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th style="text-align:left">{heading}</th>' for heading in _HEADINGS)

@@ -137,6 +137,7 @@ def test_text_json_and_html_have_the_same_content() -> None:
         assert step.name in written
         assert f">{step.name}<" in page
     assert "200×150 px at 0.5 µm" in str(found)
+    assert repr(found) == str(found)  # a plain terminal shows the table, as a notebook does
     assert found.where == repr(view)
     assert page.count("<tr>") == 4
     assert page.count("<li>") == len(found.warnings) > 0
