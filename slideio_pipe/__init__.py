@@ -5,13 +5,15 @@ Everything public is here and is loaded on first use: ``import slideio_pipe as s
 The folders are rooms; each says in its ``__init__.py`` what it is for, and README.md is the map. The modules beside
 this file are the ground of all rooms: ``errors`` (every exception and warning), ``arguments`` (numbers as callers give
 them), ``geometry`` (sizes, affines, levels), ``config`` (records of settings, YAML), ``files`` (written whole or not at
-all), ``locks`` (one writer), ``cores`` (how many a process may use), ``progress`` (bars and log lines).
+all), ``locks`` (one writer), ``cores`` (how many a process may use), ``progress`` (bars and log lines), ``version``.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from slideio_pipe.version import __version__ as __version__
 
 if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.augment.build_draw import build_draw as build_draw
@@ -83,8 +85,6 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.tiles.tissue_mask import TissueMask as TissueMask
     from slideio_pipe.viewer.explore import Explorer as Explorer
     from slideio_pipe.viewer.explore import explore as explore
-
-__version__ = "0.1.0"
 
 _PUBLIC = {
     "open_slide": "slides.slide",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from slideio_pipe.errors import OutputError, OutputExistsError, SlideioPipeError
+from slideio_pipe.version import __version__
 
 REMEDIES = {
     errno.ENOSPC: "free some space and run again: what is finished is kept",
@@ -240,8 +241,8 @@ def file_fingerprint(path: Path) -> str:
 
 def package_versions() -> dict[str, str]:
     """Return the versions that pixels depend on."""
-    names = ("slideio-pipe", "pyvips-binary", "openslide-bin", "imagecodecs", "pillow")
-    found = {}
+    names = ("pyvips-binary", "openslide-bin", "imagecodecs", "pillow")
+    found = {"slideio-pipe": __version__}
     for name in names:
         try:
             found[name] = importlib.metadata.version(name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,8 @@ class BuildPrograms(build_py):  # type: ignore[misc]  # setuptools has no types
 
     def run(self) -> None:
         """Build both."""
+        if not self.editable_mode:  # an earlier build's modules, and its library for another system, would be kept
+            shutil.rmtree(Path(self.build_lib) / "slideio_pipe", ignore_errors=True)
         super().run()
         name = own_target()
         if name is None:

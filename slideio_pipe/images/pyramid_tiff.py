@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -15,6 +14,7 @@ from slideio_pipe.files import replacing
 from slideio_pipe.geometry import Mpp, Size
 from slideio_pipe.images import ome_xml
 from slideio_pipe.progress import Report, reporting
+from slideio_pipe.version import __version__
 
 _TILE = 256
 # A classic TIFF is limited to 4 GiB; JPEG of tissue takes about a tenth of the raw bytes, JPEG of noise far more.
@@ -75,12 +75,8 @@ def is_ome(path: Path) -> bool:
 
 
 def _description(image: Any, mpp: Mpp | None, name: str) -> str:
-    try:
-        version = importlib.metadata.version("slideio-pipe")
-    except importlib.metadata.PackageNotFoundError:  # run from sources, not installed
-        version = "?"
     size = Size(image.width, image.height)
-    return ome_xml.rgb_image(size, mpp, name=name, creator=f"slideio-pipe {version}")
+    return ome_xml.rgb_image(size, mpp, name=name, creator=f"slideio-pipe {__version__}")
 
 
 def _write_or_stop(

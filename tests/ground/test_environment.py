@@ -49,10 +49,10 @@ def test_every_dependency_has_a_tested_pin() -> None:
 
 
 def test_files_that_are_no_python_are_in_the_wheel() -> None:
-    """Every such file is declared as package data."""
+    """Every such file is declared as package data, but the library that is compiled into the wheel."""
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     package = ROOT / "slideio_pipe"
     declared_files = {path for pattern in setuptools["package-data"]["slideio_pipe"] for path in package.glob(pattern)}
     files = {path for path in package.rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc", ".md")}
     assert package / "cohort" / "report_page.html" in files
-    assert files == declared_files
+    assert {path for path in files if path.stem != "tile_program" or path.suffix in (".c", ".h")} == declared_files

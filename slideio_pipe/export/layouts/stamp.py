@@ -13,8 +13,8 @@ from slideio_pipe.export.layouts.hdf5 import write_hdf5
 from slideio_pipe.export.layouts.item import BagRow, Item, Layout
 from slideio_pipe.export.layouts.label_table import write_labels, write_rows
 from slideio_pipe.export.layouts.places import Places
-from slideio_pipe.files import package_versions
 from slideio_pipe.tiles.bag import Label
+from slideio_pipe.version import __version__
 
 # STAMP refuses files of a version newer than itself.
 STAMP_VERSION = "2.1.0"
@@ -54,7 +54,7 @@ class Stamp(Layout):
                 "unit": "um",
                 "tile_size_um": places.tile_size * places.downsample[0] * places.slide_mpp.x,
                 "tile_size_px": places.tile_size,
-                "code_hash": f"slideio-pipe-{package_versions().get('slideio-pipe', '')}",
+                "code_hash": f"slideio-pipe-{__version__}",
                 "feat_type": "tile",
             }
             | item.patient_attributes,
