@@ -4,8 +4,9 @@ Everything public is here and is loaded on first use: ``import slideio_pipe as s
 
 The folders are rooms; each says in its ``__init__.py`` what it is for, and README.md is the map. The modules beside
 this file are the ground of all rooms: ``errors`` (every exception and warning), ``arguments`` (numbers as callers give
-them), ``geometry`` (sizes, affines, levels), ``config`` (records of settings, YAML), ``files`` (written whole or not at
-all), ``locks`` (one writer), ``cores`` (how many a process may use), ``progress`` (bars and log lines), ``version``.
+them), ``geometry`` (sizes, affines, levels), ``config`` (records of settings, YAML), ``presets`` (settings by name),
+``files`` (written whole or not at all), ``locks`` (one writer), ``cores`` (how many a process may use), ``progress``
+(bars and log lines), ``version``.
 """
 
 from __future__ import annotations

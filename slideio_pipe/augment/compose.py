@@ -28,6 +28,7 @@ from slideio_pipe.augment.transform_base import Context, OurTransform
 from slideio_pipe.config import read_yaml
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Size
+from slideio_pipe.presets import settings_file
 
 
 class MeasuredSlide(Protocol):
@@ -239,16 +240,17 @@ def drawn_steps(transform: Any, rng: np.random.Generator, canvas: Size, context:
 
 
 def load_transform(path: str | Path) -> Any:
-    """Return the transform in a YAML or JSON file, as written by ``A.save`` and in ``configs/``.
+    """Return the transform in a YAML or JSON file, as written by ``A.save``, or of a preset by its name.
 
     Raises
     ------
     ConfigError
         The file is missing or not a mapping, or has a transform or an argument that does not exist.
     """
-    written = read_yaml(path, "see configs/stain-light.yaml")
+    path = settings_file(path, "transform")
+    written = read_yaml(path, "see slideio-pipe config show stain-light")
     if not isinstance(written, Mapping) or "transform" not in written:
-        raise ConfigError('has no "transform"', slide=str(path), remedy="see configs/stain-light.yaml")
+        raise ConfigError('has no "transform"', slide=str(path), remedy="see slideio-pipe config show stain-light")
     unknown = set(written) - {"transform", "__version__"}
     if unknown:
         raise ConfigError(f'unknown key "{min(map(str, unknown))}"', slide=str(path), remedy='keep "transform" alone')
@@ -257,7 +259,7 @@ def load_transform(path: str | Path) -> Any:
 
 def _built(written: Any, where: str) -> Any:
     if not isinstance(written, Mapping) or not isinstance(written.get("__class_fullname__"), str):
-        raise ConfigError('no "__class_fullname__"', slide=where, remedy="see configs/stain-light.yaml")
+        raise ConfigError('no "__class_fullname__"', slide=where, remedy="see slideio-pipe config show stain-light")
     name = shorten_class_name(written["__class_fullname__"])
     made = SERIALIZABLE_REGISTRY.get(name)
     if made is None or name in NON_SERIALIZABLE_REGISTRY:

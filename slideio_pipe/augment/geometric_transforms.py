@@ -89,7 +89,15 @@ class Rotate90(GeometricTransform):
 
 
 class Flip(GeometricTransform):
-    """Mirror left-right in half of the draws, and top-bottom in half of the draws; exact."""
+    """Mirror left-right in half of the draws, and top-bottom in half of the draws; exact.
+
+    Parameters
+    ----------
+    horizontal : bool
+        Mirror left-right.
+    vertical : bool
+        Mirror top-bottom.
+    """
 
     def __init__(
         self, horizontal: bool = True, vertical: bool = True, *, always_apply: bool = False, p: float = 1.0

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from slideio_pipe import __version__
+from slideio_pipe.commands.config import explain, list_presets, schema, show
 from slideio_pipe.commands.convert import convert
 from slideio_pipe.commands.demo import demo
 from slideio_pipe.commands.doctor import doctor
@@ -32,7 +33,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
@@ -75,3 +75,7 @@ def _help(command: Callable[..., object]) -> str:
 
 for command in (info, view, tissue, export, demo, doctor, split, features, train, predict, convert, bench, profile):
     app.command(help=_help(command))(command)
+configuration = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Presets, and what settings mean.")
+for name, command in (("list", list_presets), ("show", show), ("explain", explain), ("schema", schema)):
+    configuration.command(name, help=_help(command))(command)
+app.add_typer(configuration, name="config")

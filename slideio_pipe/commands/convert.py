@@ -10,6 +10,7 @@ import typer
 
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
+from slideio_pipe.commands.completion import LAYOUTS, one_of
 from slideio_pipe.commands.terminal import print_failures, print_json, reported, say
 from slideio_pipe.errors import ConfigError, SkippedWarning
 
@@ -31,7 +32,7 @@ Sources = Annotated[
 ]
 To = Annotated[
     str | None,
-    options.option("--to", "clam, clam-pixels, trident, stamp, torchmil, webdataset, memmap, hf.", unit="LAYOUT"),
+    options.option("--to", f"{', '.join(LAYOUTS)}.", unit="LAYOUT", autocompletion=one_of(*LAYOUTS)),
 ]
 From = Annotated[
     str | None,

@@ -24,7 +24,7 @@ def demo(
     write a report. The three failures are intended, and the exit code is 0.
 
     With --mil: make 40 slides, half of them with a lesion of 2 % of the tissue, and a table of targets for a model; it
-    takes two minutes. The trainings in configs/ run on them. With --laboratory, make the test slides only, stained
+    takes two minutes. The presets mil-… train on them. With --laboratory, make the test slides only, stained
     as in another laboratory.
 
     Example: [bold]slideio-pipe demo[/]
@@ -95,7 +95,7 @@ def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
         say(f"  {called} predict run/ {manifest} --out seen-{laboratory}/", copied=True)
         say("    run/: trained on usual stains")
         return
-    say(f"  {called} train configs/mil-end-to-end.yaml --cohort {manifest} --out run/", copied=True)
+    say(f"  {called} train --config mil-end-to-end --cohort {manifest} --out run/", copied=True)
     say("    seven minutes on two cores")
     say(f"  {called} predict run/ {folder}/slides/s13.svs --out seen/", copied=True)
     say(f"  {called} demo --mil --laboratory faded --out {folder}-faded/", copied=True)

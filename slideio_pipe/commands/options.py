@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slideio_pipe.commands.terminal import err
+from slideio_pipe.commands.completion import preset_names
+from slideio_pipe.commands.terminal import note
 from slideio_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,7 +66,13 @@ Backend = Annotated[
     of_slide("--backend", r"Backend that reads the slide. \[default: auto]", unit="auto|tiff|openslide|array"),
 ]
 Config = Annotated[
-    Path | None, option("--config", "Settings, as in configs/export.yaml; options override them.", unit="YAML")
+    Path | None,
+    option(
+        "--config",
+        "Settings: a file, or a preset such as uni-224 (slideio-pipe config list); options override them.",
+        unit="YAML|PRESET",
+        autocompletion=preset_names("export"),
+    ),
 ]
 Picture = Annotated[Path | None, of_output("--picture", "Write a picture of the result.", unit="PNG")]
 Overwrite = Annotated[bool, of_output("--overwrite", "Replace existing files.")]
@@ -218,7 +225,13 @@ ProfiledCohort = Annotated[
 ]
 MaxFailures = Annotated[int, option("--max-failures", "Slides that may fail; they are listed.", unit="n", min=0)]
 LoaderFile = Annotated[
-    Path | None, option("--config", "Settings, as in configs/mil.yaml; options override them.", unit="YAML")
+    Path | None,
+    option(
+        "--config",
+        "Settings: a file, or a preset such as mil (slideio-pipe config list); options override them.",
+        unit="YAML|PRESET",
+        autocompletion=preset_names("export", "train"),
+    ),
 ]
 LoaderThreads = Annotated[
     int | None,
@@ -258,7 +271,7 @@ Cluster = Annotated[
     str | None,
     of_cohort(
         "--cluster",
-        "A Dask scheduler, or SLURM resources (configs/slurm.yaml), instead of --workers.",
+        "A Dask scheduler, or a file of SLURM resources (slideio-pipe config show slurm), instead of --workers.",
         unit="tcp://…|YAML",
     ),
 ]
@@ -349,7 +362,13 @@ Shown = Annotated[
 ]
 ShownTransform = Annotated[
     Path | None,
-    option("--transform", r"Augmentation with controls. \[default: stains, colours, turn, mirror, scale]", unit="YAML"),
+    option(
+        "--transform",
+        "Augmentation with controls: a file, or a preset such as stain-light. "
+        r"\[default: stains, colours, turn, mirror, scale]",
+        unit="YAML|PRESET",
+        autocompletion=preset_names("transform"),
+    ),
 ]
 ShownSeed = Annotated[
     int | None, option("--seed", r"Seed of the first draw. \[default: the training's, or 0]", unit="n", min=0)
@@ -373,7 +392,12 @@ ShownScores = Annotated[
 ]
 ShownConfig = Annotated[
     Path | None,
-    of_layers("--config", "Tissue and grid of the layers, as in configs/export.yaml.", unit="YAML"),
+    of_layers(
+        "--config",
+        "Tissue and grid of the layers: a file, or a preset such as uni-224.",
+        unit="YAML|PRESET",
+        autocompletion=preset_names("export"),
+    ),
 ]
 SaveTo = Annotated[
     Path | None,
@@ -415,5 +439,5 @@ def mpp_of(magnification: float, mpp: str | None) -> float:
     if not (math.isfinite(magnification) and magnification > 0):
         raise ConfigError(f"--mag {magnification:g} is no magnification", remedy="pass 20, 40, …")
     found = magnification_to_mpp(magnification)
-    err.print(f"--mag {magnification:g} means {found:g} µm per pixel", soft_wrap=True)
+    note(f"--mag {magnification:g} means {found:g} µm per pixel")
     return found

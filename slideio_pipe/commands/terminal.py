@@ -88,6 +88,11 @@ def warn(text: str) -> None:
     _prose(err, f"[yellow]warning[/]: {escape(text)}")
 
 
+def note(text: str) -> None:
+    """Print what a user should know on standard error, beside the result."""
+    _prose(err, escape(text))
+
+
 def say(text: str, *, style: str | None = None, copied: bool = False) -> None:
     """Print a line of text, on a terminal broken between words; never if it is to be ``copied``, as a command is."""
     out.print(text, style=style, markup=False, soft_wrap=copied or not out.is_terminal)

@@ -12,17 +12,32 @@ import typer
 import yaml
 
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import print_json, print_metrics, reported, say
+from slideio_pipe.commands.completion import changes as completed_changes
+from slideio_pipe.commands.completion import preset_names
+from slideio_pipe.commands.terminal import note, print_json, print_metrics, reported, say
 from slideio_pipe.errors import ConfigError, SlideioPipeWarning
 
 if TYPE_CHECKING:
     from slideio_pipe.mil.config import TrainConfig
     from slideio_pipe.mil.results import Fitted
 
-Settings = Annotated[Path, typer.Argument(help="YAML, such as configs/mil.yaml.", metavar="CONFIG")]
+Settings = Annotated[
+    Path | None, typer.Argument(help="The settings, instead of --config.", metavar="CONFIG", show_default=False)
+]
+SettingsFile = Annotated[
+    Path | None,
+    options.option(
+        "--config",
+        r"Settings: a file, or a preset (slideio-pipe config list). \[default: the preset mil]",
+        unit="YAML|PRESET",
+        autocompletion=preset_names("train"),
+    ),
+]
 CohortFile = Annotated[
     Path | None,
-    options.option("--cohort", "CSV or Parquet with slides and labels; by default the one in CONFIG.", unit="PATH"),
+    options.option(
+        "--cohort", "CSV or Parquet with slides and labels; by default the one in the settings.", unit="PATH"
+    ),
 ]
 Features = Annotated[
     Path | None, options.option("--features", "Folder of <slide>.features.zarr, .bag.zarr, .h5 or .pt.", unit="FOLDER")
@@ -30,14 +45,20 @@ Features = Annotated[
 Folder = Annotated[Path, options.of_output("--out -o", "Folder of the run.", unit="FOLDER")]
 Set = Annotated[
     list[str] | None,
-    options.option("--set", "Override a setting of CONFIG, such as fit.epochs=20; repeatable.", unit="KEY=VALUE"),
+    options.option(
+        "--set",
+        "Override a setting, such as fit.epochs=20 (slideio-pipe config explain); repeatable.",
+        unit="KEY=VALUE",
+        autocompletion=completed_changes,
+    ),
 ]
 Anew = Annotated[bool, options.of_output("--overwrite", "Start again if FOLDER contains another training.")]
 
 
 @reported
 def train(
-    config: Settings,
+    config: Settings = None,
+    settings_file: SettingsFile = None,
     cohort: CohortFile = None,
     features: Features = None,
     save: Folder = Path("run"),
@@ -50,16 +71,16 @@ def train(
     Run it again after an interruption to continue from the last checkpoint. FOLDER gets best.ckpt, predictions.csv,
     metrics.json, history.csv and TensorBoard's events.
 
-    Example: [bold]slideio-pipe train configs/mil.yaml --cohort cohort.csv --features features/ --out run/[/]
+    Example: [bold]slideio-pipe train --cohort cohort.csv --features features/ --out run/[/]
 
-    Five folds: [bold]slideio-pipe train configs/mil.yaml --cohort cohort.csv --set fit.folds=5 --out run/[/]
+    Five folds: [bold]slideio-pipe train --config mil-survival --cohort cohort.csv --set fit.folds=5 --out run/[/]
     """
     from slideio_pipe.mil.config import load_train_config
     from slideio_pipe.mil.fit import fit
 
     if int(os.environ.get("LOCAL_RANK", "0")):  # another process of this training: only the first one prints
         warnings.simplefilter("ignore", SlideioPipeWarning)
-    settings = changed(load_train_config(config), changes or ())
+    settings = changed(load_train_config(_chosen(config, settings_file)), changes or ())
     if features is not None:
         encoder = settings.encoder.model_copy(update={"folder": str(features)})
         settings = settings.model_copy(update={"encoder": encoder})
@@ -70,6 +91,15 @@ def train(
         print_json(fitted.summary())
     else:
         _print(fitted)
+
+
+def _chosen(argument: Path | None, option: Path | None) -> Path:
+    """Return the settings to use: a file, or the name of a preset."""
+    if argument is not None and option is not None:
+        raise ConfigError(f"CONFIG ({argument}) and --config are both given", remedy="give one of them")
+    if argument is None and option is None:
+        note("settings: the preset mil (slideio-pipe config show mil)")
+    return argument or option or Path("mil")
 
 
 def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:

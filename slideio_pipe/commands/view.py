@@ -38,7 +38,7 @@ def view(
 
     Example: [bold]slideio-pipe view a.svs[/]
 
-    A cohort under an augmentation: [bold]slideio-pipe view cohort.csv --transform configs/stain-light.yaml[/]
+    A cohort under an augmentation: [bold]slideio-pipe view cohort.csv --transform stain-light[/]
 
     What a training saw in any epoch: [bold]slideio-pipe view run/[/]
     """

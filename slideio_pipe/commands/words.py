@@ -19,8 +19,8 @@ OPTIONS = {
 RECORDS = {
     "ExportConfig": "slideio-pipe export --help",
     "GridConfig": "slideio-pipe export --help",
-    "LoaderConfig": "configs/mil.yaml",
-    "TrainConfig": "configs/mil.yaml",
+    "LoaderConfig": "slideio-pipe config show mil",
+    "TrainConfig": "slideio-pipe config show mil",
 }
 # Keys in the settings of a training or a loader, for commands without the option.
 SETTINGS = {

@@ -1,4 +1,4 @@
-"""Commands of setuptools that put the compiled tile programs into the wheel (``[tool.setuptools.cmdclass]``).
+"""Commands of setuptools that put compiled tile programs and presets into the wheel (``[tool.setuptools.cmdclass]``).
 
 Setuptools loads this file alone, before the package is installed, so it finds ``compile_programs.py`` by its path.
 """
@@ -16,6 +16,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / "configs"
 sys.path.insert(0, str(HERE))
 from compile_programs import (  # type: ignore[import-not-found]  # noqa: E402
     TARGET,
@@ -28,13 +29,15 @@ sys.path.remove(str(HERE))
 
 
 class BuildPrograms(build_py):  # type: ignore[misc]  # setuptools has no types
-    """Copy the Python files, and compile the programs beside them; where that fails, the package works without."""
+    """Copy the Python files and presets, and compile the programs; where that fails, the package works without."""
 
     def run(self) -> None:
-        """Build both."""
+        """Build all."""
         if not self.editable_mode:  # an earlier build's modules, and its library for another system, would be kept
             shutil.rmtree(Path(self.build_lib) / "slideio_pipe", ignore_errors=True)
         super().run()
+        if not self.editable_mode:
+            copy_presets(Path(self.build_lib) / "slideio_pipe" / "configs")
         name = own_target()
         if name is None:
             self.warn(f"no compiled tile programs for {platform.platform()}: OpenCV and NumPy are used, slower")
@@ -46,6 +49,17 @@ class BuildPrograms(build_py):  # type: ignore[misc]  # setuptools has no types
             if TARGET in os.environ:
                 raise
             self.warn(f"tile programs were not compiled ({error}): OpenCV and NumPy are used, slower")
+
+
+def copy_presets(folder: Path) -> None:
+    """Copy presets and their schemas from the checkout's ``configs/`` into a folder of the package."""
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier build
+    folder.mkdir(parents=True)
+    files = [file for ending in ("*.yaml", "*.json") for file in CONFIGS.glob(ending)]
+    if not files:
+        raise FileNotFoundError(f"no presets in {CONFIGS}")
+    for file in files:
+        shutil.copy(file, folder)
 
 
 class PlatformWheel(bdist_wheel):  # type: ignore[misc]  # setuptools has no types

@@ -10,9 +10,12 @@ from pydantic import Field
 
 from slideio_pipe.config import Record, load_record, validated
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.presets import settings_file
 from slideio_pipe.slides.config import SlideConfig, ViewConfig
 from slideio_pipe.store.config import StoreConfig
 from slideio_pipe.tiles.config import GridConfig, TissueConfig
+
+EXAMPLE = "see slideio-pipe config show export"  # remedy of errors: every key
 
 
 class ExportConfig(Record):
@@ -26,15 +29,16 @@ class ExportConfig(Record):
 
 
 def load_config(path: str | Path) -> ExportConfig:
-    """Read an export configuration from YAML; missing keys have their defaults.
+    """Read an export configuration from YAML or a preset by name; missing keys have their defaults.
 
     Raise ConfigError if the file is missing, is not a YAML mapping, or has unknown keys or impossible values.
     """
-    return load_record(ExportConfig, path, "see configs/export.yaml")
+    return load_record(ExportConfig, settings_file(path, "export"), EXAMPLE)
 
 
 def export_config(source: ExportConfig | str | Path | Mapping[str, Any] | None) -> ExportConfig:
-    """Return an export configuration from a record, a YAML file, a dictionary, or None for the defaults.
+    """Return an export configuration from a record, a YAML file, the name of a preset, a dictionary,
+    or None for the defaults.
 
     Raise ConfigError if it is none of these, the file is missing or not a YAML mapping, or keys are unknown or values
     impossible.
@@ -42,8 +46,8 @@ def export_config(source: ExportConfig | str | Path | Mapping[str, Any] | None) 
     if isinstance(source, ExportConfig):
         return source
     if source is None or isinstance(source, Mapping):
-        return validated(ExportConfig, None, dict(source or {}), "see configs/export.yaml")
+        return validated(ExportConfig, None, dict(source or {}), EXAMPLE)
     if isinstance(source, str | Path):
         return load_config(source)
-    remedy = "pass an ExportConfig, the path of a YAML file, or a dictionary"
+    remedy = "pass an ExportConfig, the path of a YAML file, the name of a preset, or a dictionary"
     raise ConfigError(f"a configuration is no {type(source).__name__}", remedy=remedy)

@@ -149,4 +149,6 @@ def made_fabric(fit: FitConfig) -> Any:
     except (ValueError, TypeError, RuntimeError, kind) as error:
         reason = " ".join(str(error).split())
         settings = f"fit.precision {fit.precision}, fit.accelerator {fit.accelerator}, fit.devices {fit.devices}"
-        raise ConfigError(f"cannot train with {settings} ({reason})", remedy="see configs/mil.yaml") from error
+        raise ConfigError(
+            f"cannot train with {settings} ({reason})", remedy="see slideio-pipe config show mil"
+        ) from error

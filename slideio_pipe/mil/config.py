@@ -10,7 +10,8 @@ import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from slideio_pipe.config import Record, checked, load_record
-from slideio_pipe.streaming.config import LoaderConfig
+from slideio_pipe.presets import settings_file, transform_named_in
+from slideio_pipe.streaming.config import EXAMPLE, LoaderConfig
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -181,7 +182,7 @@ class TrainConfig(LoaderConfig):
 
 
 def load_train_config(source: TrainConfig | str | Path | Mapping[str, Any] | None) -> TrainConfig:
-    """Return the settings of a training from YAML or a dictionary; missing keys have their defaults.
+    """Return the settings of a training from YAML, a preset by name or a dictionary; missing keys have their defaults.
 
     Raise ConfigError if the file is missing, is not a YAML mapping, or has unknown keys or impossible values.
 
@@ -194,13 +195,18 @@ def load_train_config(source: TrainConfig | str | Path | Mapping[str, Any] | Non
         return source
     if source is None or isinstance(source, Mapping):
         return checked(TrainConfig, None, **dict(source or {}))
-    return _with_resolved_paths(load_record(TrainConfig, source, "see configs/mil.yaml"), Path(source).parent)
+    file = settings_file(source, "train", "export")
+    return _with_resolved_paths(load_record(TrainConfig, file, EXAMPLE), file.parent)
 
 
 def _with_resolved_paths(config: TrainConfig, folder: Path) -> TrainConfig:
     """Return settings with paths resolved relative to their YAML file."""
-    files = {name: getattr(config, name) for name in ("slide_transform", "tile_transform", "cohort")}
-    update: dict[str, Any] = {name: str(folder / file) for name, file in files.items() if file is not None}
+    files = {name: getattr(config, name) for name in ("slide_transform", "tile_transform")}
+    update: dict[str, Any] = {
+        name: transform_named_in(folder, file) for name, file in files.items() if file is not None
+    }
+    if config.cohort is not None:
+        update["cohort"] = str(folder / config.cohort)
     if config.encoder.folder is not None:
         update["encoder"] = config.encoder.model_copy(update={"folder": str(folder / config.encoder.folder)})
     return config.model_copy(update=update)

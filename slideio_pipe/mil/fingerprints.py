@@ -20,6 +20,7 @@ from slideio_pipe.cohort.names import file_stem
 from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.mil.feature_files import ENDINGS
 from slideio_pipe.mil.tasks import Task
+from slideio_pipe.presets import settings_file
 
 PARTS = ("train", "val", "test")
 _FEATURES, _FILE, _FOLDER = "features ", "file ", "folder "  # kinds of content
@@ -62,17 +63,18 @@ def slide_entries(cohort: Cohort | None, task: Task, contents: Sequence[str | No
 def contents(config: TrainConfig) -> dict[str, str]:
     """Return fingerprints of the files that settings name: transforms, and an encoder's network."""
     files = {name: getattr(config, name) for name in ("slide_transform", "tile_transform")}
-    found = {name: _settings_fingerprint(Path(file)) for name, file in files.items() if file is not None}
+    found = {name: _settings_fingerprint(file) for name, file in files.items() if file is not None}
     source = config.encoder.source
     if source is not None and Path(source).expanduser().is_file():
         found["encoder"] = _fingerprint(Path(source).expanduser()) or ""
     return found
 
 
-def _settings_fingerprint(path: Path) -> str:
+def _settings_fingerprint(transform: str) -> str:
     """Return a fingerprint of settings in YAML, without comments."""
     try:
-        content = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True, default=str)
+        text = settings_file(transform, "transform").read_text(encoding="utf-8")
+        content = json.dumps(yaml.safe_load(text), sort_keys=True, default=str)
     except (OSError, ValueError, yaml.YAMLError):  # reading it will raise the error
         return ""
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -63,6 +63,7 @@ class ViewConfig(Record):
     mpp: Resolution | None = Field(
         default=0.5,
         description='µm per tile px: 0.5 is what "20x" usually means, 0.25 "40x". null or native: level 0 as stored.',
+        json_schema_extra={"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"enum": ["native", None]}]},
     )
 
     @field_validator("mpp", mode="before")

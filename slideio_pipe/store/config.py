@@ -27,7 +27,8 @@ def _known_pixels(pixels: str) -> str:
     return pixels
 
 
-Pixels = Annotated[str, AfterValidator(_known_pixels)]
+_ANY_PIXELS = {"anyOf": [{"enum": ["zstd", "source", "none"]}, {"pattern": "^jpeg:([1-9][0-9]?|100)$"}]}
+Pixels = Annotated[str, AfterValidator(_known_pixels), Field(json_schema_extra=_ANY_PIXELS)]
 
 
 class StoredConfig(Record):

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from slideio_pipe.config import Record, checked, load_record
+from slideio_pipe.presets import settings_file, transform_named_in
 from slideio_pipe.slides.config import SlideConfig, ViewConfig
 from slideio_pipe.slides.frames import Frame
 from slideio_pipe.store.config import StoredConfig
@@ -56,19 +57,21 @@ class LoaderConfig(Record):
         return values
 
 
+EXAMPLE = "see slideio-pipe config show mil"  # remedy of errors: every key
 # Other sections of a training's file, read by mil.settings: a loader accepts the file and ignores them.
 TRAINING_SECTIONS = ("cohort", "task", "model", "encoder", "fit")
 
 
 def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderConfig:
-    """Return a loader's configuration from YAML or a dictionary; missing keys have their defaults.
+    """Return a loader's configuration from YAML, a preset by name or a dictionary; missing keys have their defaults.
 
     Paths of transforms are relative to the YAML file. Sections of the training are ignored. Raise ConfigError if the
     file is missing, is not a YAML mapping, or has unknown keys or impossible values.
     """
     if source is None or isinstance(source, Mapping):
         return checked(LoaderConfig, None, **dict(source or {}))
-    config = load_record(LoaderConfig, source, "see configs/mil.yaml", TRAINING_SECTIONS)
+    file = settings_file(source, "train", "export")
+    config = load_record(LoaderConfig, file, EXAMPLE, TRAINING_SECTIONS)
     files = {"slide_transform": config.slide_transform, "tile_transform": config.tile_transform}
-    folder = Path(source).parent
-    return config.model_copy(update={key: str(folder / file) for key, file in files.items() if file is not None})
+    named = {key: transform_named_in(file.parent, value) for key, value in files.items() if value is not None}
+    return config.model_copy(update=named)

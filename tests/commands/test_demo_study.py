@@ -134,7 +134,7 @@ def test_the_command_makes_the_study_and_prints_the_next_command(
     monkeypatch.setattr(demo_mil, "write_mil_cohort", partial(write_mil_cohort, slides=8, size=(512, 384)))
     output = CliRunner().invoke(app, ["demo", "--mil", "--out", str(tmp_path)])
     assert output.exit_code == 0
-    assert f"train configs/mil-end-to-end.yaml --cohort {tmp_path / 'cohort.csv'}" in " ".join(output.stdout.split())
+    assert f"train --config mil-end-to-end --cohort {tmp_path / 'cohort.csv'}" in " ".join(output.stdout.split())
     found = json.loads(CliRunner().invoke(app, ["demo", "--mil", "--out", str(tmp_path), "--json"]).stdout)
     assert found == {"cohort": str(tmp_path / "cohort.csv"), "slides": 8, "lesions": str(tmp_path / "lesions")}
     faded = tmp_path / "faded"

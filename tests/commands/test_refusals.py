@@ -238,7 +238,7 @@ SETTINGS = {
     "missing configuration": (("--config", "missing.yaml"), ("missing.yaml", "check the path")),
     "configuration of something else": (
         ("--config", ROOT / "environment.yml"),
-        ('unknown key "name"', "see configs/export.yaml"),
+        ('unknown key "name"', "see slideio-pipe config show export"),
     ),
 }
 

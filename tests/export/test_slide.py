@@ -20,11 +20,12 @@ from slideio_pipe.export import slide as export
 from slideio_pipe.export.config import ExportConfig, load_config
 from slideio_pipe.export.slide import bag_path, export_slide, plan_bag
 from slideio_pipe.images.picture import PICTURES, save_picture
+from slideio_pipe.presets import presets
 from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.config import GridConfig, TissueConfig
 
-PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if f"--config configs/{path.name}" in path.read_text("utf-8"))
+PRESETS = [preset.path for preset in presets().values() if preset.kind == "export"]
 EVERY_TILE = ExportConfig(view=ViewConfig(mpp=None), grid=GridConfig(tile_size=100), tissue=TissueConfig(method="none"))
 
 

@@ -151,7 +151,7 @@ def test_contradicting_values_are_refused(values: dict[str, int], reason: str) -
         ("tile_size: 256", 'unknown key "tile_size", did you mean "grid.tile_size"?'),
         ("grid: {tilesize: 256}", 'unknown key "grid.tilesize", did you mean "grid.tile_size"?'),
         ("gird: {tile_size: 256}", 'unknown key "gird", did you mean "grid"?'),
-        ("grid: {colour: red}", 'unknown key "grid.colour"; see configs/export.yaml'),
+        ("grid: {colour: red}", 'unknown key "grid.colour"; see slideio-pipe config show export'),
         ("grid: {tile_size: !!python/object:os.system {}}", "is no YAML"),
     ],
 )

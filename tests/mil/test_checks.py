@@ -155,7 +155,9 @@ def test_more_processes_than_training_slides_are_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize("fitting", [{"precision": "fp16"}, {"accelerator": "abacus"}])
 def test_errors_of_lightning_are_config_errors(fitting: dict[str, Any], tmp_path: Path) -> None:
     """With the settings that cause them."""
-    with pytest.raises(ConfigError, match=f"cannot train with .*{next(iter(fitting.values()))}.*see configs/mil.yaml"):
+    with pytest.raises(
+        ConfigError, match=f"cannot train with .*{next(iter(fitting.values()))}.*see slideio-pipe config show mil"
+    ):
         fit(study(tmp_path, {"label": LABELS}), quick(**fitting), tmp_path / "run", progress=False)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from slideio_pipe.config import Record, load_record
+from slideio_pipe.presets import settings_file
 
 
 class ClusterConfig(Record):
@@ -60,4 +61,4 @@ def load_cluster_config(path: str | Path) -> ClusterConfig:
 
     Raise ConfigError if the file is missing, is not a YAML mapping, or has unknown keys or impossible values.
     """
-    return load_record(ClusterConfig, path, "see configs/slurm.yaml")
+    return load_record(ClusterConfig, settings_file(path, "cluster"), "see slideio-pipe config show slurm")

@@ -24,6 +24,7 @@ from slideio_pipe.cohort.workers.dask_run import ANSWER_S, Access, ClusterRun
 from slideio_pipe.cohort.workers.pool import Outcome, Pool, WorkerPool
 from slideio_pipe.cohort.workers.process import Limits, Work
 from slideio_pipe.errors import ConfigError, WorkerError, require
+from slideio_pipe.presets import settings_file
 
 _SLURM = "slideio_pipe.cohort.workers.slurm"
 _WAIT_S = 60.0  # maximum time without workers
@@ -70,9 +71,9 @@ def access(cluster: str | Path) -> Access:
     """
     if "://" in str(cluster):
         return _Scheduler(str(cluster))
-    path = Path(cluster).expanduser()
+    path = settings_file(cluster, "cluster")
     if path.suffix.lower() not in (".yaml", ".yml"):
-        remedy = 'pass {cluster="tcp://host:8786"} or a YAML file like configs/slurm.yaml'
+        remedy = 'pass {cluster="tcp://host:8786"} or a YAML file like that of slideio-pipe config show slurm'
         raise ConfigError(f"{cluster} is no cluster", remedy=remedy)
     config = load_cluster_config(path)
     if _SLURM not in sys.modules and threading.current_thread() is not threading.main_thread():

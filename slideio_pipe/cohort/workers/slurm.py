@@ -82,7 +82,7 @@ class SlurmJobs:
         try:
             cluster = SLURMCluster(job_cls=_job_class(self._refused), **arguments(self._config))
         except (TypeError, ValueError) as error:
-            remedy = "see configs/slurm.yaml and the arguments of dask_jobqueue.SLURMCluster"
+            remedy = "see slideio-pipe config show slurm and the arguments of dask_jobqueue.SLURMCluster"
             raise ConfigError(" ".join(str(error).split()), slide=self._where, remedy=remedy) from error
         with cluster:
             yield cluster

@@ -1,0 +1,31 @@
+"""Write the schemas of ``configs/`` from the code: ``python -m slideio_pipe.commands.documentation.write_pages``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from slideio_pipe.commands.documentation.schemas import schemas
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def made_files() -> dict[str, str]:
+    """Return the contents of the files that are made from the code, by their path in the checkout."""
+    return {
+        f"configs/{name}": json.dumps(schema, indent=2, ensure_ascii=False) + "\n" for name, schema in schemas().items()
+    }
+
+
+def main() -> None:
+    """Write the files that differ."""
+    for name, text in made_files().items():
+        file = ROOT / name
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            print(f"written: {name}")
+
+
+if __name__ == "__main__":
+    main()
