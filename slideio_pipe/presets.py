@@ -67,7 +67,8 @@ def _preset(path: Path) -> Preset:
     preset = Preset(path.stem, path, "export", "")
     text = preset.text()
     keys = {line.partition(":")[0] for line in text.splitlines()}
-    kind = next((kind for kind, own in _KEYS.items() if not keys.isdisjoint(own)), "export")
+    kinds: list[Kind] = [kind for kind, own in _KEYS.items() if not keys.isdisjoint(own)]
+    kind = kinds[0] if kinds else "export"
     return Preset(path.stem, path, kind, text.partition("\n")[0].removeprefix("#").strip())
 
 

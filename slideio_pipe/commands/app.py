@@ -73,9 +73,15 @@ def _help(command: Callable[..., object]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-for command in (info, view, tissue, export, demo, doctor, split, features, train, predict, convert, bench, profile):
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    info, view, tissue, export, demo, doctor, split, features, train, predict, convert, bench, profile
+)  # fmt: skip
+_OF_CONFIG: dict[str, Callable[..., None]] = {
+    "list": list_presets, "show": show, "explain": explain, "schema": schema
+}  # fmt: skip
+for command in _COMMANDS:
     app.command(help=_help(command))(command)
 configuration = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Presets, and what settings mean.")
-for name, command in (("list", list_presets), ("show", show), ("explain", explain), ("schema", schema)):
+for name, command in _OF_CONFIG.items():
     configuration.command(name, help=_help(command))(command)
 app.add_typer(configuration, name="config")

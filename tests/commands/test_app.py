@@ -438,6 +438,11 @@ def test_doctor_reports_installed_parts_and_broken_ones(monkeypatch: pytest.Monk
 # --- interrupted
 
 
+def finished_shards(bag: Path) -> list[Path]:
+    """Return the shards that were written completely."""
+    return [file for file in bag.glob("tiles/c/*/*/*/*") if file.suffix != ".partial"]
+
+
 @pytest.mark.system
 def test_ctrl_c_ends_without_a_traceback_and_the_next_run_resumes(tmp_path: Path) -> None:
     """Exit code 130, nothing under the final name; the resumed bag has the same bytes."""
@@ -448,7 +453,7 @@ def test_ctrl_c_ends_without_a_traceback_and_the_next_run_resumes(tmp_path: Path
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     partial = tmp_path / "bags" / "noise.bag.zarr.partial"
     try:
-        while not list(partial.glob("tiles/c/*/*/*/*")) and process.poll() is None:
+        while not finished_shards(partial) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
@@ -459,7 +464,7 @@ def test_ctrl_c_ends_without_a_traceback_and_the_next_run_resumes(tmp_path: Path
     assert error == "interrupted; run the same command again to resume\n"
     assert [entry.name for entry in (tmp_path / "bags").iterdir()] == [partial.name]
 
-    kept = {file: file.stat().st_mtime_ns for file in partial.glob("tiles/c/*/*/*/*") if file.suffix != ".partial"}
+    kept = {file: file.stat().st_mtime_ns for file in finished_shards(partial)}
     assert kept
     run("export", slide, "--out", tmp_path / "bags", *grid)
     undisturbed = exported(slide, "--out", tmp_path / "again", *grid)[1]
