@@ -6,8 +6,6 @@ The folders are rooms; each says in its ``__init__.py`` what it is for, and READ
 this file are the ground of all rooms: ``errors`` (every exception and warning), ``arguments`` (numbers as callers give
 them), ``geometry`` (sizes, affines, levels), ``config`` (records of settings, YAML), ``presets`` (settings by name),
 ``files`` (written whole or not at all), ``locks`` (one writer), ``cores`` (how many a process may use), ``progress``
-them), ``geometry`` (sizes, affines, levels), ``config`` (records of settings, YAML), ``presets`` (settings by name),
-``files`` (written whole or not at all), ``locks`` (one writer), ``cores`` (how many a process may use), ``progress``
 (bars and log lines), ``version``.
 """
 

@@ -53,7 +53,6 @@ class BuildPrograms(build_py):  # type: ignore[misc]  # setuptools has no types
 
 def copy_presets(folder: Path) -> None:
     """Copy presets and their schemas from the checkout's ``configs/`` into a folder of the package."""
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier build
     folder.mkdir(parents=True)
     files = [file for ending in ("*.yaml", "*.json") for file in CONFIGS.glob(ending)]
     if not files:

@@ -143,6 +143,9 @@ def test_the_wheel_has_all_that_it_needs_and_nothing_else(built: Built) -> None:
     assert {name.partition("/")[0] for name in names} == {"slideio_pipe", about}
     tracked = set(git(built.checkout, "ls-files").splitlines())
     made = {"slideio_pipe/_version.py", "slideio_pipe/compiled/tile_program.so"}
+    presets = {file.name for file in (ROOT / "configs").iterdir() if file.suffix in (".yaml", ".json")}
+    assert {name for name in names if "/configs/" in name} == {f"slideio_pipe/configs/{name}" for name in presets}
+    made |= {f"slideio_pipe/configs/{name}" for name in presets}
     assert {name for name in names if name.startswith("slideio_pipe/")} - made <= tracked
     python = {name for name in tracked if name.startswith("slideio_pipe/") and name.endswith(".py")}
     assert python <= names
@@ -175,6 +178,8 @@ def test_an_installed_wheel_runs(built: Built, tmp_path: Path) -> None:
     assert version == "slideio-pipe 9.8.7\n"
     subprocess.run([*program, "demo"], env=environment, cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / "slideio-pipe-demo" / "demo.png").stat().st_size > 10_000
+    shown = subprocess.check_output([*program, "config", "show", "uni-224"], env=environment, cwd=tmp_path, text=True)
+    assert "tile_size: 224" in shown
     code = "from slideio_pipe.compiled.library import load; print(load().path)"
     loaded = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=tmp_path, text=True)
     assert Path(loaded.strip()).is_relative_to(site)
