@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.files import not_there
 
 
 class Record(BaseModel):
@@ -60,7 +61,7 @@ def read_yaml(path: str | Path, remedy: str) -> Any:
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", slide=str(path), remedy="check the path") from error
+        raise not_there(ConfigError, f"cannot be read ({error.strerror})", path) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"is no YAML ({reason})", slide=str(path), remedy=remedy) from error

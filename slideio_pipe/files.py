@@ -6,6 +6,7 @@ import errno
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import threading
 from abc import ABC, abstractmethod
@@ -31,6 +32,11 @@ REMEDIES = {
 }
 
 
+# In a path or behind a folder: "s3://bucket/a.svs" as a Path has one slash. One letter and a colon are a drive.
+_ADDRESS = re.compile(r"(?:^|[/\\])([A-Za-z][\w+.:-]+):[/\\]+(.*)")
+TO_PATH = "copy it to a disk, or mount it, and pass the path (guide, page 14)"
+
+
 class Closable(ABC):
     """What holds files or threads until ``close``; a ``with`` block closes it."""
 
@@ -48,6 +54,7 @@ class Closable(ABC):
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn an error of the operating system into an OutputError with ``path``, the reason and the remedy."""
+    _refuse_address(path)
     try:
         yield
     except SlideioPipeError:  # some are OSErrors: an undecodable tile of the slide is no error of the output
@@ -187,8 +194,49 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def address_in(path: str | Path) -> str | None:
+    """Return the address that was given in place of a path, such as s3://bucket/a.svs; None for a path.
+
+    Examples
+    --------
+    >>> address_in(Path("s3://bucket/a.svs").absolute()), address_in("C:/slides/a.svs"), address_in("/slides/a.svs")
+    ('s3://bucket/a.svs', None, None)
+    """
+    found = _ADDRESS.search(str(path))
+    if found is None or os.path.exists(str(path)[: found.end(1) + 1]):  # a folder may be called "study:"
+        return None
+    return f"{found[1]}://{found[2]}"
+
+
+def not_there(
+    kind: type[SlideioPipeError], reason: str, path: str | Path, remedy: str = "check the path"
+) -> SlideioPipeError:
+    """Return the error for a path at which nothing is; for an address, its reason is that it is no path.
+
+    Examples
+    --------
+    >>> print(not_there(SlideioPipeError, "no such file", "a.svs"))
+    a.svs: no such file; check the path
+    >>> print(not_there(SlideioPipeError, "no such file", "s3://bucket/a.svs"))
+    s3://bucket/a.svs: an address, not a file; copy it to a disk, or mount it, and pass the path (guide, page 14)
+    """
+    address = address_in(path)
+    if address is None:
+        return kind(reason, slide=str(path), remedy=remedy)
+    return kind("an address, not a file", slide=address, remedy=TO_PATH)
+
+
+def _refuse_address(output: Path) -> None:
+    """Raise OutputError for an address as an output, which would be written here, into a folder called "s3:"."""
+    address = address_in(output)
+    if address is not None:
+        remedy = "write to a disk or a mounted folder, then copy it there (guide, page 14)"
+        raise OutputError("an address, not a folder", slide=address, remedy=remedy)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder for outputs, and those above it; raise OutputError if it cannot be made."""
+    _refuse_address(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -13,6 +13,7 @@ from slideio_pipe.cohort.slide_files import dicom_series, is_named_dicom
 from slideio_pipe.cohort.split_names import split_of
 from slideio_pipe.cohort.table import is_windows_path
 from slideio_pipe.errors import AlikeLabelsWarning
+from slideio_pipe.files import TO_PATH, address_in
 
 # Similarity from which an unknown column counts as a misspelling of a missing one.
 _SIMILAR = 0.8
@@ -53,6 +54,8 @@ def slide_problems(slide: CohortSlide, root: str | Path | None) -> Iterator[str]
             # Checked before existence, so that a hostile manifest cannot probe other folders.
             if root is not None and not file.resolve().is_relative_to(Path(root).expanduser().resolve()):
                 yield f"{what} {file} is outside of {root}"
+            elif not file.exists() and (address := address_in(file)) is not None:
+                yield f"{what} {address} is an address, not a file ({TO_PATH})"
             elif not file.exists():
                 hint = " (write its path with / instead of \\)" if is_windows_path(file.name) else ""
                 yield f"no such {what} {file}{hint}"

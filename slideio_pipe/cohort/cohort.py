@@ -22,6 +22,7 @@ from slideio_pipe.cohort.slide_files import SLIDES, slides_in, slides_of
 from slideio_pipe.cohort.split_names import split_of
 from slideio_pipe.cohort.table import TABLES, Table, file_name, read_table, write_table
 from slideio_pipe.errors import ConfigError, MissingCellsWarning, warn_caller
+from slideio_pipe.files import not_there
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
 
 # Maximum number of problems in one message.
@@ -121,7 +122,7 @@ class Cohort(Sequence[CohortSlide]):
         if slides is None:
             return cls.of_table(path, read_table(path), root)
         if not slides:
-            raise ConfigError("no slides are there", slide=str(path), remedy="check the path")
+            raise not_there(ConfigError, "no slides are there", path)
         return cls.of(slides, root=root)
 
     @classmethod

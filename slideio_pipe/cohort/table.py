@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from slideio_pipe.errors import ConfigError, require
-from slideio_pipe.files import write_file
+from slideio_pipe.files import not_there, write_file
 
 TABLES = (".csv", ".tsv", ".txt", ".parquet")
 # Column names of CLAM and other tools.
@@ -96,7 +96,7 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", slide=str(path), remedy="check the path") from error
+        raise not_there(ConfigError, f"cannot be read ({error.strerror})", path) from error
     except UnicodeDecodeError as error:
         raise ConfigError("is no CSV in UTF-8", slide=str(path), remedy="save it as CSV, UTF-8") from error
 

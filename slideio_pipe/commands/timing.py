@@ -72,6 +72,7 @@ def profile(
     """
     from slideio_pipe.config import checked
     from slideio_pipe.errors import SlideNotFoundError
+    from slideio_pipe.files import not_there
     from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
     from slideio_pipe.streaming.dataset import BagDataset
     from slideio_pipe.streaming.profile import profile as measure
@@ -82,7 +83,7 @@ def profile(
     values["grid"] |= {} if tile_size is None else {"tile_size": tile_size}
     missing = next((path for path in cohort if not path.exists()), None)
     if missing is not None:
-        raise SlideNotFoundError("no such file", slide=str(missing), remedy="check the path")
+        raise not_there(SlideNotFoundError, "no such file", missing)
     sources: Any = cohort[0] if len(cohort) == 1 and cohort[0].suffix.lower() == ".csv" else cohort
     dataset = BagDataset(sources, checked(LoaderConfig, None, **values))
     loader: dict[str, Any] = {"threads": threads, "workers": workers}

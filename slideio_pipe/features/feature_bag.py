@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from slideio_pipe.errors import BagFormatError, ConfigError, require
 from slideio_pipe.export.layouts.hdf5 import number
 from slideio_pipe.export.layouts.trident import level0_side
+from slideio_pipe.files import not_there
 from slideio_pipe.geometry import Affine, Mpp
 from slideio_pipe.slides.resolution import checked_mpp
 from slideio_pipe.store import open_bag
@@ -80,7 +81,7 @@ def open_features(path: str | Path, encoder: str | None = None, *, slide_mpp: fl
         checked_mpp("slide_mpp", slide_mpp)
     file = Path(path).expanduser()
     if not file.exists():
-        raise BagFormatError("no features: nothing is there", slide=str(file), remedy="check the path")
+        raise not_there(BagFormatError, "no features: nothing is there", file)
     if file.is_dir():
         return _from_store(file, encoder)
     if file.suffix.lower() in HDF5:

@@ -12,7 +12,7 @@ from torch import nn
 
 from slideio_pipe.cohort.run import differences
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.files import disk_errors, package_versions, put_in_place
+from slideio_pipe.files import disk_errors, not_there, package_versions, put_in_place
 from slideio_pipe.mil.fingerprints import other_slides
 
 VERSION = 1
@@ -149,7 +149,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise ConfigError(f"is of version {found['version']}", slide=str(path), remedy="update slideio_pipe")
         return dict(found)
     except FileNotFoundError as error:
-        raise ConfigError("no such checkpoint", slide=str(path), remedy="check the path") from error
+        raise not_there(ConfigError, "no such checkpoint", path) from error
     except ConfigError:
         raise
     except Exception as error:  # torch has no specific error for other files

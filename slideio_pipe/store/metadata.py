@@ -25,6 +25,7 @@ from zarr.codecs import BytesCodec
 from zarr.storage import MemoryStore
 
 from slideio_pipe.errors import BagFormatError, ConfigError
+from slideio_pipe.files import not_there
 from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_from_zarr
 from slideio_pipe.store.shards import ShardGrid
@@ -196,7 +197,7 @@ def _metadata(path: Path, node: str) -> dict[str, Any]:
 
 def _attributes(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise BagFormatError("no bag store: no such folder", slide=str(path), remedy="check the path")
+        raise not_there(BagFormatError, "no bag store: no such folder", path)
     if not (path / "zarr.json").exists():
         remedy = "pass the .bag.zarr folder that save_bag wrote"
         raise BagFormatError("no bag store: no zarr.json is there", slide=str(path), remedy=remedy)

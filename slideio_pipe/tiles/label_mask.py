@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from slideio_pipe.errors import ConfigError, SlideNotFoundError
+from slideio_pipe.files import not_there
 from slideio_pipe.geometry import Affine, Rect, Size, round_half_up
 from slideio_pipe.images import picture
 from slideio_pipe.slides.frames import Frame, picture_affine, recorded_bounds
@@ -271,7 +272,7 @@ def _tiff_pixels(path: Path) -> NDArray[Any]:
                 pixels: NDArray[Any] = page.asarray()
                 return pixels.reshape(*shape[:2], -1)
     except FileNotFoundError:
-        raise SlideNotFoundError("no such file", slide=str(path), remedy="check the path") from None
+        raise not_there(SlideNotFoundError, "no such file", path) from None
     except Exception as error:  # tifffile and the codecs may raise anything
         raise ConfigError(
             f"the labels cannot be read ({error})", slide=str(path), remedy="pass a grey TIFF or PNG"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from slideio_pipe.errors import ConfigError, SlideNotFoundError
-from slideio_pipe.files import write_file
+from slideio_pipe.files import not_there, write_file
 from slideio_pipe.tiles.outlines import Polygon
 
 # QuPath ignores classes that end in an asterisk in most operations; this one also without it.
@@ -101,7 +101,7 @@ def read_picture(path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
                 pixels = np.asarray(picture)
                 bands = picture.getbands()
     except FileNotFoundError:
-        raise _missing(path) from None
+        raise not_there(SlideNotFoundError, "no such file", path) from None
     except (Image.DecompressionBombError, MemoryError) as error:
         raise _too_large(path, error) from error
     except (UnidentifiedImageError, OSError) as error:
@@ -142,7 +142,7 @@ def read_annotations(path: Path, classes: Sequence[str] | None = None) -> list[A
     try:
         found = parse_geojson(json.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
-        raise _missing(path) from None
+        raise not_there(SlideNotFoundError, "no such file", path) from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise ConfigError(
@@ -231,7 +231,3 @@ def _polygon(rings: Any) -> Polygon:
             raise ValueError(f"a ring of {len(vertices)} vertices")
         polygon.append(vertices[:, :2])
     return polygon
-
-
-def _missing(path: Path) -> SlideNotFoundError:
-    return SlideNotFoundError("no such file", slide=str(path), remedy="check the path")

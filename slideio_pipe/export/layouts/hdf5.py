@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from slideio_pipe.errors import BagFormatError, ConfigError, require
 from slideio_pipe.export.layouts.item import Item
 from slideio_pipe.export.layouts.places import Places
-from slideio_pipe.files import replacing
+from slideio_pipe.files import not_there, replacing
 from slideio_pipe.geometry import whole_where_nearly
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.slides.view import MAX_UPSAMPLING, SlideView
@@ -51,7 +51,7 @@ def read_coords(path: str | Path) -> tuple[NDArray[Any], dict[str, Any]]:
     h5py = require("h5py", "hdf5")
     file = Path(path).expanduser()
     if not file.is_file():
-        raise BagFormatError("no such file", slide=str(file), remedy="check the path")
+        raise not_there(BagFormatError, "no such file", file)
     try:
         with h5py.File(file, "r") as opened:
             coords = np.asarray(opened["coords"])

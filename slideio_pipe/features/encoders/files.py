@@ -19,6 +19,7 @@ from torch.export.passes import move_to_device_pass
 from slideio_pipe.config import read_yaml
 from slideio_pipe.errors import ConfigError, MissingExtraError, require
 from slideio_pipe.features.encoders.facts import EncoderFacts
+from slideio_pipe.files import not_there
 
 SIDECARS = (".json", ".yaml", ".yml")
 _NOT_OPENED = (
@@ -54,7 +55,7 @@ def from_file(path: Path) -> EncoderFacts:
     Raise ConfigError if it cannot be read, or is neither TorchScript nor an exported program.
     """
     if not path.is_file():
-        raise ConfigError("no encoder is there", slide=str(path), remedy="check the path, or pass timm:NAME or hf:NAME")
+        raise not_there(ConfigError, "no encoder is there", path, "check the path, or pass timm:NAME or hf:NAME")
     with _reading(path):
         names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     if any(name.endswith("archive_format") for name in names):

@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SlideNotFoundError, UnsupportedSlideError
+from slideio_pipe.files import not_there
 from slideio_pipe.slides.backends.array import FlatBackend, ZarrBackend, is_zarr
 from slideio_pipe.slides.backends.base import Backend
 from slideio_pipe.slides.backends.companions import check_companions, check_ome, check_picture
@@ -67,7 +68,7 @@ def _check_readable(path: Path) -> None:
         raise
     except (OSError, ValueError) as error:  # also a name too long, or with a null character
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"no such file ({error})"
-        raise SlideNotFoundError(reason, slide=str(path), remedy="check the path") from error
+        raise not_there(SlideNotFoundError, reason, path) from error
     if stat.S_ISDIR(mode):
         return
     if not stat.S_ISREG(mode):  # a pipe would block, a device would never end
