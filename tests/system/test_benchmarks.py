@@ -43,6 +43,7 @@ RUNS = [
     "mil memory",
     "mil musk",
     "save_view",
+    "settings",
     "store",
     "store_jpeg",
     "stream_colours",
