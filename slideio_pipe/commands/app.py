@@ -15,6 +15,7 @@ from slideio_pipe import __version__
 from slideio_pipe.commands.config import explain, list_presets, schema, show
 from slideio_pipe.commands.convert import convert
 from slideio_pipe.commands.demo import demo
+from slideio_pipe.commands.docs import docs
 from slideio_pipe.commands.doctor import doctor
 from slideio_pipe.commands.export import export
 from slideio_pipe.commands.features import features
@@ -74,7 +75,7 @@ def _help(command: Callable[..., object]) -> str:
 
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    info, view, tissue, export, demo, doctor, split, features, train, predict, convert, bench, profile
+    info, view, tissue, export, demo, doctor, split, features, train, predict, convert, bench, profile, docs
 )  # fmt: skip
 _OF_CONFIG: dict[str, Callable[..., None]] = {
     "list": list_presets, "show": show, "explain": explain, "schema": schema

@@ -407,6 +407,10 @@ Port = Annotated[
     int, of_server("--port", "Port; 0: any free one. If it is in use, the next free one.", unit="n", min=0, max=65535)
 ]
 NoBrowser = Annotated[bool, of_server("--no-browser", "Print the link, and open no browser.")]
+Question = Annotated[
+    list[str] | None, typer.Argument(help="What you want to know. Without it, the browser opens.", metavar="[QUESTION]")
+]
+HitCount = Annotated[int, option("--count", "Number of pages.", unit="n", min=1)]
 Hosts = Annotated[
     list[str] | None,
     of_server("--host", "Name under which the page is opened through a proxy. Repeatable.", unit="NAME"),

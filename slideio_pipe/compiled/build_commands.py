@@ -25,11 +25,16 @@ from compile_programs import (  # type: ignore[import-not-found]  # noqa: E402
     own_target,
 )
 
+DOCUMENTATION = HERE.parent / "commands" / "documentation"
+sys.path.insert(0, str(DOCUMENTATION))
+from site_build import build_site  # type: ignore[import-not-found]  # noqa: E402
+
 sys.path.remove(str(HERE))
+sys.path.remove(str(DOCUMENTATION))
 
 
 class BuildPrograms(build_py):  # type: ignore[misc]  # setuptools has no types
-    """Copy the Python files and presets, and compile the programs; where that fails, the package works without."""
+    """Copy the Python files and presets, build documentation and programs; without these two, the package works."""
 
     def run(self) -> None:
         """Build all."""
@@ -38,6 +43,7 @@ class BuildPrograms(build_py):  # type: ignore[misc]  # setuptools has no types
         super().run()
         if not self.editable_mode:
             copy_presets(Path(self.build_lib) / "slideio_pipe" / "configs")
+            self.build_documentation()  # an editable installation builds it when it is first opened
         name = own_target()
         if name is None:
             self.warn(f"no compiled tile programs for {platform.platform()}: OpenCV and NumPy are used, slower")
@@ -49,6 +55,14 @@ class BuildPrograms(build_py):  # type: ignore[misc]  # setuptools has no types
             if TARGET in os.environ:
                 raise
             self.warn(f"tile programs were not compiled ({error}): OpenCV and NumPy are used, slower")
+
+    def build_documentation(self) -> None:
+        """Build the site that ``slideio-pipe docs`` opens; where mkdocs is missing, the package works without."""
+        folder = Path(self.build_lib) / "slideio_pipe" / "commands" / "documentation" / "site"
+        try:
+            build_site(folder)
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.warn(f"the documentation was not built: {getattr(error, 'stderr', '') or error}")
 
 
 def copy_presets(folder: Path) -> None:

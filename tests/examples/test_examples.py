@@ -15,34 +15,33 @@ import numpy as np
 import pytest
 from browser import CHROMIUM
 from made_slides import made_slide
-from nbclient import NotebookClient
+from notebooks import FOLDER, NOTEBOOKS, execute, kinds
 from paths import ROOT
 from PIL import Image
 
-NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+MOST_BYTES = 600_000  # of a notebook with its pictures
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_stored_without_outputs(path: Path) -> None:
-    """Without counts, with one stable name per cell: a change of the notebook is a change of its text."""
+def test_notebooks_are_stored_with_outputs(path: Path) -> None:
+    """Executed from top to bottom, of moderate size, without traces of the machine; each cell has a stable name."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    cells = notebook.cells
-    assert len({cell.id for cell in cells}) == len(cells)
-    for cell in cells:
-        if cell.cell_type == "code":
-            assert cell.outputs == []
-            assert cell.execution_count is None
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert sum(bool(cell.outputs) for cell in code) > len(code) / 2
+    assert sum("image/jpeg" in o.get("data", {}) for cell in code for o in cell.outputs) >= 2
+    text = path.read_text(encoding="utf-8")
+    assert len(text.encode()) < MOST_BYTES
+    assert not [word for word in ("image/png", "/root/", str(ROOT)) if word in text]
+    assert not [cell.id for cell in code if "execution" in cell.metadata]
 
 
-def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[nbformat.NotebookNode]]:
-    """Run a notebook in a new kernel, with our warnings as errors, and return what each cell shows."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("PYTHONWARNINGS", "error::slideio_pipe.errors.SlideioPipeWarning")
-    monkeypatch.setenv("TMPDIR", str(folder))
-    notebook = nbformat.read(ROOT / "examples" / name, as_version=4)
-    client = NotebookClient(notebook, kernel_name="python3", timeout=300, resources={"metadata": {"path": folder}})
-    client.execute()
+def run(name: str, folder: Path) -> dict[str, list[nbformat.NotebookNode]]:
+    """Run a notebook, and return what each cell shows: nothing on standard error, and what the stored one shows."""
+    notebook = execute(FOLDER / name, folder)
+    assert kinds(notebook) == kinds(nbformat.read(FOLDER / name, as_version=4))
     outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
     assert not [o for out in outputs.values() for o in out if o.get("name") == "stderr"]
     return outputs
@@ -60,9 +59,9 @@ def shown(output: nbformat.NotebookNode) -> Image.Image:
 
 # Warnings of the Jupyter client about the event loop and its sockets do not concern this package.
 @pytest.mark.filterwarnings("default")
-def test_slide_to_batches_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slide_to_batches_runs(tmp_path: Path) -> None:
     """Every cell runs in a fresh kernel, without a warning, and slide, mask, grid, bag and tiles are shown."""
-    outputs = run("01_slide_to_batches.ipynb", tmp_path, monkeypatch)
+    outputs = run("01_slide_to_batches.ipynb", tmp_path)
     assert "float16" in "".join(printed(outputs).values())
     for cell, parts in {"open": ["6,000 × 5,000 px", "0.25 µm"], "bag": ["256×256 px", "label"]}.items():
         html = outputs[cell][-1].data["text/html"]
@@ -78,9 +77,9 @@ def test_slide_to_batches_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.filterwarnings("default")
-def test_augmentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augmentation_runs(tmp_path: Path) -> None:
     """Every cell runs: eight draws, bags before and after, real tissue in the corners, the table, the refusal."""
-    outputs = run("02_augmentation.ipynb", tmp_path, monkeypatch)
+    outputs = run("02_augmentation.ipynb", tmp_path)
     for cell in ("eight", "bag", "rotated", "tiles", "batch"):
         assert min(shown(outputs[cell][-1]).size) > 300
     three_rows = np.asarray(shown(outputs["tiles"][-1]))
@@ -99,9 +98,9 @@ def test_augmentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.filterwarnings("default")
-def test_cohort_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cohort_runs(tmp_path: Path) -> None:
     """Every cell runs: all problems at once, three failures, one put right, nine kept, bags, layouts, the report."""
-    outputs = run("03_cohort.ipynb", tmp_path, monkeypatch)
+    outputs = run("03_cohort.ipynb", tmp_path)
     texts = printed(outputs)
     assert "3 problems" in texts["check"]
     assert "patients in both: set()" in texts["split"]
@@ -115,9 +114,9 @@ def test_cohort_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("default")
-def test_seeing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeing_runs(tmp_path: Path) -> None:
     """Every cell runs: places, the viewer with its still picture, one draw as a picture and as texts."""
-    outputs = run("06_see_it.ipynb", tmp_path, monkeypatch)
+    outputs = run("06_see_it.ipynb", tmp_path)
     for cell in ("setup", "part", "place", "draw", "crop", "again"):
         assert min(shown(outputs[cell][-1]).size) >= 250
     for cell in ("explore", "bag"):
@@ -135,9 +134,9 @@ def test_seeing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("default")
-def test_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_runs(tmp_path: Path) -> None:
     """Every cell runs: features, folds much better than chance, and attention on the lesions."""
-    outputs = run("04_train_mil.ipynb", tmp_path, monkeypatch)
+    outputs = run("04_train_mil.ipynb", tmp_path)
     texts = printed(outputs)
     assert re.match(r"[0-9,]+ tiles of 20 slides", texts["features"])
     assert float(re.findall(r"auroc +([0-9.]+)", texts["fit"])[0]) > 0.8
@@ -150,9 +149,9 @@ def test_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("default")
-def test_end_to_end_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_to_end_runs(tmp_path: Path) -> None:
     """Every cell runs: the gradient is exact, the network learns, and its attention is on the lesions."""
-    outputs = run("05_end_to_end.ipynb", tmp_path, monkeypatch)
+    outputs = run("05_end_to_end.ipynb", tmp_path)
     texts = printed(outputs)
     assert texts["stream"].count("last") == 1
     differences = [float(number) for number in re.findall(r"difference (\S+)", texts["gradient"])]

@@ -1,10 +1,11 @@
-"""Write the schemas of ``configs/`` from the code: ``python -m slideio_pipe.commands.documentation.write_pages``."""
+"""Write schemas and pages from the code: ``python -m slideio_pipe.commands.documentation.write_pages``."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from slideio_pipe.commands.documentation.reference_pages import reference_pages
 from slideio_pipe.commands.documentation.schemas import schemas
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -12,9 +13,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def made_files() -> dict[str, str]:
     """Return the contents of the files that are made from the code, by their path in the checkout."""
-    return {
+    written = {
         f"configs/{name}": json.dumps(schema, indent=2, ensure_ascii=False) + "\n" for name, schema in schemas().items()
     }
+    return written | {f"examples/guide/reference/{name}": text for name, text in reference_pages().items()}
 
 
 def main() -> None:

@@ -120,6 +120,8 @@ def from_clam(
 ) -> TileBag | PixelFile:
     """Return CLAM's coordinates as a bag of pixels, in the order of the file.
 
+    Pixels are sampled exactly at the corners, also between pixels of the resolution that is read.
+
     Parameters
     ----------
     coords_file : str or Path
@@ -135,8 +137,6 @@ def from_clam(
         The slide's label.
     outside : {"white", "black"}
         Colour beyond the slide's edge; CLAM uses black.
-
-    Pixels are sampled exactly at the corners, also between pixels of the resolution that is read.
 
     Raises
     ------
