@@ -16,7 +16,7 @@ from slideio_pipe.commands.config import explain, list_presets, schema, show
 from slideio_pipe.commands.convert import convert
 from slideio_pipe.commands.demo import demo
 from slideio_pipe.commands.docs import docs
-from slideio_pipe.commands.doctor import doctor
+from slideio_pipe.commands.doctor.command import doctor
 from slideio_pipe.commands.export import export
 from slideio_pipe.commands.features import features
 from slideio_pipe.commands.info import info

@@ -429,7 +429,7 @@ def test_doctor_reports_installed_parts_and_broken_ones(monkeypatch: pytest.Monk
     def broken(folder: Path) -> str:
         raise OSError("libvips is [not] there")
 
-    monkeypatch.setattr("slideio_pipe.commands.doctor._prove_tiff", broken)
+    monkeypatch.setattr("slideio_pipe.commands.doctor.formats._prove_tiff", broken)
     result = run("doctor", code=2)
     assert re.search(r"✗ Aperio SVS.*libvips fails: libvips is \[not\] there", result.stdout)
     assert json.loads(run("doctor", "--json", code=2).stdout)["healthy"] is False

@@ -141,7 +141,7 @@ def test_there_are_remedies_to_check() -> None:
 def test_options_that_a_remedy_names_exist(place: str, text: str) -> None:
     """Spelt as on the command line, without Python values."""
     shown = in_options(SlideioPipeError("reason", remedy=text))
-    ours = re.sub(r"\b(pip|conda|python|git)\b[^;]*", "", shown)
+    ours = re.sub(r"\b(pip|conda|python|git|docker)\b[^;]*", "", shown)
     for option, value in re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*)(?: (None|True|False)\b)?", ours):
         assert option in OPTIONS, f"{place}: {shown}"
         assert not value, f"{place}: {shown}"
