@@ -68,6 +68,11 @@ def test_it_needs_no_internet(site: Path) -> None:
     assert not [style for style in styles if re.search(r"url\(\W*https?:|@import", style)]
 
 
+def test_every_block_of_code_is_one(site: Path) -> None:
+    """No fence of a block is shown as text."""
+    assert not [page.name for page in site.rglob("*.html") if "```" in page.read_text(encoding="utf-8")]
+
+
 def public_members() -> Iterator[str]:
     """Yield the public names, and the public methods and properties of the classes, also inherited from ours."""
     for name in sp.__all__:

@@ -19,6 +19,8 @@ from mkdocs.structure.files import File
 _LINK = re.compile(
     r"^```.*?^```|`[^`\n]*`(?!\])|(?<!!)\[(?P<text>[^\]]*)\]\((?P<link>[^)\s]+)\)", re.DOTALL | re.MULTILINE
 )
+# What a test of the pages reads: blocks that should fail. A fence with two words is no code for Markdown.
+_RAISES = re.compile(r"^(```(?:python|bash)) raises$", re.MULTILINE)
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".txt": "text", ".json": "json", ".cff": "yaml"}
 FOLDER = "files"  # in the site: files of the repository outside the guide
 
@@ -62,7 +64,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         known = files.get_file_from_path(_page_of(target)) is not None
         return f"[{text}]({posixpath.relpath(_page_of(target), here or '.')}{hash_}{anchor})" if known else text
 
-    return _LINK.sub(point, markdown)
+    return _RAISES.sub(r"\1", _LINK.sub(point, markdown))
 
 
 def _target(here: str, path: str) -> str | None:
