@@ -12,6 +12,7 @@ them), ``geometry`` (sizes, affines, levels), ``config`` (records of settings, Y
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from slideio_pipe.version import __version__ as __version__
@@ -86,6 +87,9 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.tiles.tissue_mask import TissueMask as TissueMask
     from slideio_pipe.viewer.explore import Explorer as Explorer
     from slideio_pipe.viewer.explore import explore as explore
+
+# Programs choose what is shown of the package's log; the command line does with -v.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _PUBLIC = {
     "open_slide": "slides.slide",

@@ -19,7 +19,7 @@ _KEYS: dict[Kind, tuple[str, ...]] = {
     "train": ("task", "model", "encoder", "fit"),
 }
 _USES: dict[Kind, str] = {
-    "export": "--config of export, tissue, features, view, profile and train",
+    "export": "--config of export, tissue, features and view",
     "train": "--config of train and profile",
     "transform": "--transform of view; slide_transform and tile_transform in settings",
     "cluster": "--cluster of export, tissue and features",

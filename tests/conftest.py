@@ -21,8 +21,6 @@ import pytest
 from hypothesis_profiles import PROFILE
 from paths import MADE_SLIDES, ROOT, TESTS
 
-from slideio_pipe.compiled.library import SWITCH
-
 if TYPE_CHECKING:
     from unequal_slide import Unequal
 
@@ -138,5 +136,5 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["compiled", "opencv"])
 def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a test with the compiled tile programs, and with OpenCV and NumPy in their place."""
-    monkeypatch.setenv(SWITCH, "1" if request.param == "compiled" else "0")
+    monkeypatch.setattr("slideio_pipe.compiled.library._in_use", request.param == "compiled")
     return str(request.param)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -34,6 +35,8 @@ from slideio_pipe.errors import (
 from slideio_pipe.files import package_versions
 from slideio_pipe.locks import remove_left_lock, within_run
 from slideio_pipe.progress import Report, name_work, note_kept, reporting
+
+_LOG = logging.getLogger(__name__)
 
 # Consecutive write failures before the run stops: the disk is at fault.
 _MAX_WRITE_FAILURES = 3
@@ -259,6 +262,9 @@ class Run:
     def go(self, pool: Pool, who: Mapping[str, Any], progress: Report) -> None:
         """Process the remaining slides, and record the outcomes, also after an interruption."""
         begun, started = time.perf_counter(), datetime.now(UTC)
+        _LOG.info(
+            "%d slides in %s: %d are in its ledger", len(self.cohort), self.ledger.folder, len(self.ledger.entries)
+        )
         self.progress, self.total = progress, sum(map(self.weight, self.cohort))
         note_kept(progress, 0, self.total)
         state = "interrupted"
@@ -270,6 +276,8 @@ class Run:
         finally:
             outcomes.close()  # the workers end before the lock is released
             self.report.seconds = time.perf_counter() - begun
+            counts = (self.report.done, self.report.kept, len(self.report.failed))
+            _LOG.info("%s: %d done, %d kept, %d failed in %.1f s", state, *counts, self.report.seconds)
             times = {"state": state, "started": started.isoformat(), "ended": datetime.now(UTC).isoformat()}
             place = {"host": socket.gethostname(), "cores": usable_cores(), **who}
             about = {"settings": dict(self.work.settings), "packages": package_versions()}
@@ -344,6 +352,7 @@ class Run:
             elif slide.name in self.ledger.failed:  # its file had changed and changed back
                 self.ledger.note(slide.name, known)
             self.report.kept += 1
+            _LOG.debug("%s: kept, done before with these settings", slide.name)
             return None
         if (
             known.event == "done" and not same and not self.overwrite
@@ -363,6 +372,7 @@ class Run:
             made = {"made": outcome.value} if outcome.error is None else self._recalled(job.slide)
             self.ledger.note(job.slide.name, replace(job.entry, event="done"), **cost, **made)
             self.report.done += 1
+            _LOG.info("%s: done in %.1f s", job.slide.name, outcome.seconds)
             self.report.tiles += int((made.get("made") or {}).get("tiles") or 0)
             self.unwritable = 0
         else:
@@ -388,6 +398,7 @@ class Run:
         with worded(cohort_words):
             self.ledger.fail(name, stage, error, **cost)
         self.report.failed.append(SlideFailure(name, stage, error))
+        _LOG.info("%s: failed at %s (%s)", name, stage or "the start", type(error).__name__)
 
 
 def _located(slide: CohortSlide) -> CohortSlide:

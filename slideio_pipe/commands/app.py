@@ -17,6 +17,8 @@ from slideio_pipe.commands.convert import convert
 from slideio_pipe.commands.demo import demo
 from slideio_pipe.commands.docs import docs
 from slideio_pipe.commands.doctor.command import doctor
+from slideio_pipe.commands.environment import Command
+from slideio_pipe.commands.exit_codes import ExitCode, exit_codes_text
 from slideio_pipe.commands.export import export
 from slideio_pipe.commands.features import features
 from slideio_pipe.commands.info import info
@@ -26,6 +28,7 @@ from slideio_pipe.commands.terminal import say
 from slideio_pipe.commands.timing import bench, profile
 from slideio_pipe.commands.tissue import tissue
 from slideio_pipe.commands.train import train
+from slideio_pipe.commands.verbosity import Quiet, Verbose, talking
 from slideio_pipe.commands.view import view
 
 # Each command imports what it needs when it runs: torch alone takes seconds, and --help should be instant.
@@ -46,7 +49,7 @@ def main() -> None:
     try:
         app(prog_name="slideio-pipe")
     except KeyboardInterrupt:  # before a command began, during imports
-        raise SystemExit(130) from None
+        raise SystemExit(ExitCode.INTERRUPTED) from None
 
 
 def _version(requested: bool) -> None:
@@ -55,17 +58,25 @@ def _version(requested: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+_EPILOG = (
+    f"{exit_codes_text()} Every option has an environment variable: SLIDEIO_PIPE_EXPORT_WORKERS=4 is "
+    "export --workers 4."
+)
+
+
+@app.callback(epilog=_EPILOG)
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Gigapixel pathology slides to tile bags and normalised float16 batches.
 
     Example: [bold]slideio-pipe export a.svs --out bags/[/]
     """
-    del version
+    del version, verbose, quiet  # the commands read the last two: they are accepted after their names as well
 
 
 def _help(command: Callable[..., object]) -> str:
@@ -81,8 +92,8 @@ _OF_CONFIG: dict[str, Callable[..., None]] = {
     "list": list_presets, "show": show, "explain": explain, "schema": schema
 }  # fmt: skip
 for command in _COMMANDS:
-    app.command(help=_help(command))(command)
+    app.command(help=_help(command), cls=Command)(talking(command))
 configuration = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Presets, and what settings mean.")
 for name, command in _OF_CONFIG.items():
-    configuration.command(name, help=_help(command))(command)
+    configuration.command(name, help=_help(command), cls=Command)(talking(command))
 app.add_typer(configuration, name="config")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from slideio_pipe.commands.terminal import print_failures, print_json, say
+from slideio_pipe.commands.exit_codes import ExitCode
+from slideio_pipe.commands.terminal import print_failures, print_json, say, shown
 from slideio_pipe.errors import ConfigError, worded
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def export_many(
     if folder.suffix == ".zarr" or folder.is_file():
         raise ConfigError("is no folder for the bags of a cohort", slide=str(folder), remedy="pass a folder to --out")
     cohort = cohort_of(sources, root)
-    report = export_cohort(cohort, folder, config, progress=False if as_json else None, **settings)
+    report = export_cohort(cohort, folder, config, progress=shown(as_json), **settings)
     finish(report, as_json, _print_report)
 
 
@@ -78,7 +79,7 @@ def finish(report: Any, as_json: bool, show: Callable[[Any], object]) -> None:
     else:
         show(report)
     if report.failed:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.SOME_FAILED)
 
 
 def cohort_of(sources: Sequence[Path], root: Path | None) -> Cohort:

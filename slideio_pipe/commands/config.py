@@ -112,7 +112,9 @@ def schema(kind: SchemaKind = "settings") -> None:
 
 def default_text(setting: Setting) -> str:
     """Return a default as written in YAML."""
-    return "none, it must be given" if setting.required else json.dumps(setting.default, ensure_ascii=False)
+    if setting.required:
+        return "none, it must be given"
+    return setting.default if isinstance(setting.default, str) else json.dumps(setting.default, ensure_ascii=False)
 
 
 def _print_setting(setting: Setting) -> None:

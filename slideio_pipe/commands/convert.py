@@ -11,7 +11,8 @@ import typer
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
 from slideio_pipe.commands.completion import LAYOUTS, one_of
-from slideio_pipe.commands.terminal import print_failures, print_json, reported, say
+from slideio_pipe.commands.exit_codes import ExitCode
+from slideio_pipe.commands.terminal import print_failures, print_json, reported, say, shown
 from slideio_pipe.errors import ConfigError, SkippedWarning
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def convert(
     """
     if (to is None) == (source is None):
         raise ConfigError("one of --to and --from is needed", remedy="pass --to clam, or --from clam with --slides")
-    progress = False if as_json else None
+    progress = shown(as_json)
     sizes = {"--tile-size": tile_size, "--tile-size-level0": tile_size_level0}
     if source is not None and (features or instance_labels):
         raise ConfigError("--features or --instance-labels with --from", remedy="leave them out: they are for --to")
@@ -124,7 +125,7 @@ def convert(
             done = write(sources, to, folder, features=features, encoder=encoder, **more)
         _print_converted(done, as_json)
         if done.failed:
-            raise typer.Exit(1)
+            raise typer.Exit(ExitCode.SOME_FAILED)
         return
     assert source is not None
     from slideio_pipe.export.import_bags import ImportWork

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import called_as, print_json, reported, say
+from slideio_pipe.commands.terminal import called_as, print_json, reported, say, shown
 from slideio_pipe.errors import ConfigError
 
 
@@ -79,7 +79,7 @@ def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
     from slideio_pipe.commands.demos.study import write_mil_cohort
     from slideio_pipe.progress import reporting
 
-    with reporting(False if as_json else None, "slides") as report:
+    with reporting(shown(as_json), "slides") as report:
         # Only test slides in another stain: tissue of the training in any stain would give optimistic results.
         split = None if laboratory == "usual" else "test"
         manifest = write_mil_cohort(folder, laboratory=laboratory, split=split, progress=report)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
 from slideio_pipe.commands.options import mpp_of, settings_of
-from slideio_pipe.commands.terminal import print_json, reported, say
+from slideio_pipe.commands.terminal import print_json, reported, say, shown
 from slideio_pipe.files import size_text
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def export(
         allow_empty=allow_empty,
         on_error=on_error or "raise",
         threads=threads,
-        progress=False if as_json else None,
+        progress=shown(as_json),
     )
     if as_json:
         print_json(done.summary())

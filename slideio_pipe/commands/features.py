@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
 from slideio_pipe.commands.options import mpp_of, settings_of
-from slideio_pipe.commands.terminal import reported, say
+from slideio_pipe.commands.terminal import reported, say, shown
 from slideio_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def features(
         time_limit_s=time_limit,
         memory_limit_gb=memory_limit,
         retry=retry,
-        progress=False if as_json else None,
+        progress=shown(as_json),
     )
     cohort_commands.finish(done, as_json, lambda report: _print_report(report, save))
 

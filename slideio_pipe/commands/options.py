@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def _panel(title: str | None) -> Callable[..., Any]:
     """Return a function that makes the options of one panel of the help screen."""
 
-    def option(names: str, text: str, *, unit: str | None = None, **more: Any) -> Any:
+    def option(names: str, text: str, *, unit: str = "", **more: Any) -> Any:
         return typer.Option(*names.split(), metavar=unit, help=text, rich_help_panel=title, **more)
 
     return option
@@ -31,7 +31,9 @@ option = _panel(None)
 of_slide, of_tiles, of_tissue = _panel("Slide"), _panel("Resolution and tiles"), _panel("Tissue")
 of_output, of_cohort, of_encoding = _panel("Output"), _panel("Cohorts"), _panel("Encoding")
 
-SlideFile = Annotated[Path, typer.Argument(help="SVS, TIFF, NDPI, MRXS, SCN, DICOM, OME-Zarr, PNG…")]
+SlideFile = Annotated[
+    Path, typer.Argument(help="A slide: SVS, TIFF, NDPI, MRXS, SCN, DICOM, OME-Zarr, PNG…", metavar="SLIDE")
+]
 Exported = Annotated[
     list[Path],
     typer.Argument(
@@ -63,7 +65,7 @@ CohortMppOverride = Annotated[
 ]
 Backend = Annotated[
     str | None,
-    of_slide("--backend", r"Backend that reads the slide. \[default: auto]", unit="auto|tiff|openslide|array"),
+    of_slide("--backend", r"Reader of the slide: auto, tiff, openslide or array. \[default: auto]", unit="NAME"),
 ]
 Config = Annotated[
     Path | None,

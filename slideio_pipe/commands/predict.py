@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import out, print_failure, print_metrics, reported, say
+from slideio_pipe.commands.terminal import out, print_failure, print_metrics, reported, say, shown
 from slideio_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def predict(
         pyramid=pyramid,
         frame=checked_frame(frame or "qupath"),
         overwrite=overwrite,
-        progress=False if as_json else None,
+        progress=shown(as_json),
     )
     cohort_commands.finish(found, as_json, lambda report: _print(report, save))
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from slideio_pipe.commands.exit_codes import ExitCode
 from slideio_pipe.commands.words import command_words
 from slideio_pipe.errors import EmptyTissueWarning, SlideioPipeError, SlideioPipeWarning, Words, worded
 
@@ -26,6 +28,7 @@ R = TypeVar("R")
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
+QUIET: ContextVar[bool] = ContextVar("quiet", default=False)  # only errors and results are printed
 _SHOWN = 5  # failures
 # Commands that resume when they are run again.
 _RESUMED = ("convert", "export", "features", "train", "tissue")
@@ -42,14 +45,24 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
                 with _plain_warnings(words):
                     return command(*args, **kwargs)
             except SlideioPipeError as error:
-                _prose(err, f"[bold red]error[/]: {escape(one_line(error))}")
-                raise typer.Exit(2) from None
+                raise report_error(error) from None
             except KeyboardInterrupt:
                 what_now = "; run the same command again to resume" if command.__name__ in _RESUMED else ""
                 _prose(err, f"interrupted{what_now}")
-                raise typer.Exit(130) from None
+                raise typer.Exit(ExitCode.INTERRUPTED) from None
 
     return run
+
+
+def report_error(error: Exception) -> typer.Exit:
+    """Print an error as one line on standard error, and return what ends the command."""
+    _prose(err, f"[bold red]error[/]: {escape(one_line(error))}")
+    return typer.Exit(ExitCode.ERROR)
+
+
+def shown(as_json: bool) -> bool | None:
+    """Return ``progress`` for the library: no bars with --json or --quiet."""
+    return False if as_json or QUIET.get() else None
 
 
 def one_line(error: Exception) -> str:
@@ -85,12 +98,14 @@ def _plain_warnings(words: Words) -> Iterator[None]:
 
 def warn(text: str) -> None:
     """Print a warning on standard error."""
-    _prose(err, f"[yellow]warning[/]: {escape(text)}")
+    if not QUIET.get():
+        _prose(err, f"[yellow]warning[/]: {escape(text)}")
 
 
 def note(text: str) -> None:
     """Print what a user should know on standard error, beside the result."""
-    _prose(err, escape(text))
+    if not QUIET.get():
+        _prose(err, escape(text))
 
 
 def say(text: str, *, style: str | None = None, copied: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import out, print_json, reported, say
+from slideio_pipe.commands.terminal import out, print_json, reported, say, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ def bench(
     from slideio_pipe.commands.bench.run import compare_readers
 
     chosen: dict[str, Any] = {"cases": cases or (), "peers": peers or (), "rounds": rounds, "tiles": tiles}
-    found = compare_readers(slide, **chosen, python=python, progress=False if as_json else None)
+    found = compare_readers(slide, **chosen, python=python, progress=shown(as_json))
     if as_json:
         print_json(found.as_json())
     else:
@@ -88,7 +88,7 @@ def profile(
     dataset = BagDataset(sources, checked(LoaderConfig, None, **values))
     loader: dict[str, Any] = {"threads": threads, "workers": workers}
     loader |= {"chunk_size": chunk_size, "mix": mix, "max_failures": max_failures}
-    progress = False if as_json else None
+    progress = shown(as_json)
     if scan:
         _refuse_with_scan(threads, workers, trace)
         from slideio_pipe.streaming.thread_scan import scan_threads

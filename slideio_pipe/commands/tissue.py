@@ -10,8 +10,9 @@ import typer
 
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
+from slideio_pipe.commands.exit_codes import ExitCode
 from slideio_pipe.commands.options import settings_of
-from slideio_pipe.commands.terminal import print_json, reported, say
+from slideio_pipe.commands.terminal import print_json, reported, say, shown
 from slideio_pipe.errors import ConfigError, NoTissueError
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _find_many(
         raise ConfigError(reason, slide=str(sources[0]), remedy="pass --out masks/, or one slide file")
     # By its path, if it has one: the manifest must not overwrite the cohort without --overwrite.
     given = sources[0] if len(sources) == 1 else cohort
-    report = tissue_cohort(given, save, config, progress=False if as_json else None, **settings)
+    report = tissue_cohort(given, save, config, progress=shown(as_json), **settings)
     if as_json:
         manifest = None if settings["manifest"] is None else str(settings["manifest"])
         print_json(report.summary() | {"manifest": manifest})
@@ -142,4 +143,4 @@ def _find_many(
         if settings["manifest"] is not None:
             say(f"manifest: {settings['manifest']}")
     if report.failed:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.SOME_FAILED)

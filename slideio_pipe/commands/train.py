@@ -14,7 +14,7 @@ import yaml
 from slideio_pipe.commands import options
 from slideio_pipe.commands.completion import changes as completed_changes
 from slideio_pipe.commands.completion import preset_names
-from slideio_pipe.commands.terminal import note, print_json, print_metrics, reported, say
+from slideio_pipe.commands.terminal import note, print_json, print_metrics, reported, say, shown
 from slideio_pipe.errors import ConfigError, SlideioPipeWarning
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def train(
     if features is not None:
         encoder = settings.encoder.model_copy(update={"folder": str(features)})
         settings = settings.model_copy(update={"encoder": encoder})
-    fitted = fit(cohort, settings, save, overwrite=overwrite, progress=not as_json)
+    fitted = fit(cohort, settings, save, overwrite=overwrite, progress=shown(as_json) is None)
     if not _is_first():  # each process of a training runs this command
         return
     if as_json:

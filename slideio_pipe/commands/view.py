@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import reported, say, warn
+from slideio_pipe.commands.terminal import print_json, reported, say, warn
 
 # Decoded stored tiles that are kept: a few screens. Of the package's usual 128 MB an hour of dragging used them all.
 DECODED_BYTES = 64_000_000
@@ -30,6 +31,7 @@ def view(
     hosts: options.Hosts = None,
     labels: options.PatientLabels = False,
     save_to: options.SaveTo = None,
+    as_json: options.Json = False,
 ) -> None:
     """Look at slides in the browser: zoom, layers, and any augmentation live.
 
@@ -70,11 +72,18 @@ def view(
     with viewer:
         if port not in (0, viewer.port):
             warn(f"port {port} is in use; {viewer.port} is used")
-        say(f"open {viewer.url}")
+        if as_json:
+            print_json({"url": viewer.url, "port": viewer.port, "save_to": None if save_to is None else str(save_to)})
+            sys.stdout.flush()  # for the program that reads it while the viewer runs
+        else:
+            say(f"open {viewer.url}")
         if not no_browser and not viewer.open():
             warn("no browser was found; open the link yourself")
-        say("Ctrl+C ends the viewer")
+        if not as_json:
+            say("Ctrl+C ends the viewer")
         wait_for_interrupt()
+        if not as_json:
+            say("ended")
 
 
 def _layers(config: Path | None) -> dict[str, Any]:
@@ -93,4 +102,4 @@ def wait_for_interrupt() -> None:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        say("ended")
+        return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -23,8 +22,7 @@ _FOLDER = Path(__file__).parent
 _BYTE = ctypes.c_char
 # C-contiguous arrays of one shape for the pixels of tiles, or one array of them.
 Slots = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
-# Environment variable that turns the compiled programs off, to compare with OpenCV and NumPy.
-SWITCH = "SLIDEIO_PIPE_COMPILED"
+_in_use = True  # in this process; see ``use_compiled``
 
 
 class Programs:
@@ -131,9 +129,31 @@ def _function(library: ctypes.CDLL, name: str, takes: list[Any], gives: Any) -> 
     return function
 
 
+def use_compiled(use: bool) -> None:
+    """Use the compiled programs, as by default, or OpenCV and NumPy in their place, to compare them.
+
+    The choice is of this process and of the worker processes that the package starts afterwards. On the command line
+    it is the environment variable SLIDEIO_PIPE_COMPILED, 0 or 1.
+
+    Examples
+    --------
+    >>> use_compiled(False)
+    >>> load() is None
+    True
+    >>> use_compiled(True)
+    """
+    global _in_use
+    _in_use = use
+
+
+def is_compiled_used() -> bool:
+    """Return the choice of ``use_compiled``, also where there is no library for this system."""
+    return _in_use
+
+
 def load() -> Programs | None:
-    """Return the compiled programs; None if there is no library for this system, or ``SLIDEIO_PIPE_COMPILED`` is 0."""
-    return None if os.environ.get(SWITCH) == "0" else _loaded()
+    """Return the compiled programs; None if there is no library for this system, or they are not to be used."""
+    return _loaded() if _in_use else None
 
 
 @cache

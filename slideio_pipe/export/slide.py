@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import time
@@ -29,6 +30,8 @@ from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
+
+_LOG = logging.getLogger(__name__)
 
 # Minimum fraction of the raw bytes after encoding: glass compresses well, tissue to about a half. JPEG: any.
 _MIN_SIZE = {"none": 1.0, "zstd": 0.2}
@@ -166,12 +169,15 @@ def export_slide(
             mask_frame=mask_frame,
             on_error=on_error,
         )
+        planned = time.perf_counter()
+        _LOG.info("%s: tissue and %d tiles found in %.1f s", bag.name, len(bag), planned - started)
         if on_plan is not None:
             on_plan(slide, bag)
         if not len(bag) and not allow_empty:
             raise _nothing_to_export(bag, tissue_file)
         if exists:
             kept = _same(target, bag, config.store.pixels)
+            _LOG.info("%s: kept, it has these tiles and settings", target)
             if drawing is not None and not drawing.exists():
                 save_picture(sheet(slide, bag), drawing, overwrite=False)
             return Exported(kept, time.perf_counter() - started, bag.grid.covered(), written=0, kept=True)
@@ -189,6 +195,8 @@ def export_slide(
                 progress=counted,
             )
         seconds = time.perf_counter() - started
+        before = f", {counted.before} tiles of an interrupted run are kept" if counted.before > 0 else ""
+        _LOG.info("%s: written in %.1f s%s", bag.name, seconds + started - planned, before)
         if drawing is not None:
             save_picture(sheet(slide, bag), drawing, overwrite=overwrite)
     return Exported(stored, seconds, bag.grid.covered(), len(bag) - counted.before)

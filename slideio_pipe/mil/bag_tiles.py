@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from slideio_pipe.errors import SlideioPipeError
 from slideio_pipe.streaming.chunk_stream import ChunkStream
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.stream import TileBatch, stream
+
+_LOG = logging.getLogger(__name__)
 
 # Default memory for kept tiles: this size on the CPU, this fraction of the free memory on CUDA.
 _KEPT_BYTES = 512 * 2**20
@@ -109,9 +112,9 @@ def room_for_tiles(device: torch.device, keep_gb: float | None) -> int:
     """Return the bytes of tiles to keep between the two passes."""
     if keep_gb is not None:
         return round(keep_gb * 1e9)
-    if device.type == "cuda":
-        return round(_KEPT_FRACTION * torch.cuda.mem_get_info(device)[0])
-    return _KEPT_BYTES
+    room = round(_KEPT_FRACTION * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else _KEPT_BYTES
+    _LOG.info("%.1f GB for tiles that are kept for the second pass on %s (encoder.keep_gb)", room / 1e9, device)
+    return room
 
 
 def _cut(batches: Iterator[Tensor], sizes: list[int]) -> Iterator[Tensor]:

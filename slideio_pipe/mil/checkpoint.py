@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from slideio_pipe.cohort.run import differences
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import disk_errors, not_there, package_versions, put_in_place
 from slideio_pipe.mil.fingerprints import other_slides
+
+_LOG = logging.getLogger(__name__)
 
 VERSION = 1
 
@@ -73,6 +76,7 @@ class Checkpoints:
         if not self.last.exists():
             if self.best.exists():  # it would be overwritten
                 self._refuse_other(read_checkpoint(self.best), self.best)
+            _LOG.info("%s: starts, there is no checkpoint", self.folder)
             return None
         state = self._modules(training) | {"optimizer": training.optimizer}
         known = read_checkpoint(self.last)
@@ -81,6 +85,7 @@ class Checkpoints:
         training.scheduler.load_state_dict(known["scheduler"])
         for name, value in known["progress"].items():
             setattr(training.progress, name, value)
+        _LOG.info("%s: resumes from %s: %s", self.folder, self.last.name, known["progress"])
         sources = known["sources"]
         return None if sources is None else dict(sources[training.fabric.global_rank])
 

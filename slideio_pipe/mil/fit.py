@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 from slideio_pipe.mil.training import Training
 from slideio_pipe.progress import Report, narrated
 from slideio_pipe.streaming.normalize import Normalize
+
+_LOG = logging.getLogger(__name__)
 
 # Settings that may differ between a training and its continuation.
 _CHANGEABLE: Any = {"cohort": True, "encoder": {"folder"}, "fit": {"save_every"}}
@@ -162,6 +165,9 @@ class _Run:
     def division(self, division: Division, task: Task, progress: Report | bool | None) -> Predicted:
         """Train on one division, and predict with its best model."""
         folder = self.folder / division.name
+        sizes = {"train": division.train, "validation": division.validation, "test": division.test}
+        counts = ", ".join(f"{name} {len(cohort)}" for name, cohort in sizes.items() if cohort is not None)
+        _LOG.info("%s: slides: %s; device %s", folder, counts, self.fabric.device)
         tiles = self._tile_encoder()
         train = self._source(division.train, tiles, augment=True)
         others = {"val": division.validation, "test": division.test}
@@ -195,6 +201,7 @@ class _Run:
                 on_epoch=self._log(folder), note=note,
             )  # fmt: skip
             ended = training.run(report)
+        _LOG.info("%s: %d epochs; epoch %s is kept", folder, len(ended.history), ended.best_epoch)
         checkpoints.load_best(training)
         parts = {name: self._predict(training, source) for name, source in sources.items()}
         for source in (train, *sources.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from slideio_pipe.mil.feature_files import tiling_of
 from slideio_pipe.mil.fingerprints import features_fingerprint, file_of
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.loader import BagLoader
+
+_LOG = logging.getLogger(__name__)
 
 # Features of a cohort up to this size are kept in memory; above it they are read again in each epoch.
 _KEPT_BYTES = 4 * 2**30
@@ -161,6 +164,7 @@ class FeatureSource:
             shown = "; ".join(problems[:_SHOWN])
             more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             raise ConfigError(f"{shown}{more}", remedy="leave these slides out, or compute their features again")
+        _LOG.info("features of %d of %d slides are kept in memory", len(self._kept), len(self.cohort))
         return next(iter(widths)), next(iter(encoders))
 
     def _read(self, number: int) -> tuple[str | None, Tensor, NDArray[np.int64] | None]:

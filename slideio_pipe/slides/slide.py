@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -33,6 +34,8 @@ from slideio_pipe.slides.regions import read_region, readable_view, thumbnail_of
 from slideio_pipe.slides.resolution import checked_mpp, resolve_mpp
 from slideio_pipe.slides.slide_picture import slide_picture
 from slideio_pipe.slides.view import SlideView
+
+_LOG = logging.getLogger(__name__)
 
 
 def open_slide(
@@ -85,11 +88,16 @@ def open_slide(
     resolved = Path(path).expanduser().absolute()  # a worker that reopens it may have another working directory
     check_process()
     try:
-        return Slide(resolved, open_backend(resolved, backend), given, default_mpp=default, backend=backend)
+        slide = Slide(resolved, open_backend(resolved, backend), given, default_mpp=default, backend=backend)
     except pyvips.Error as error:
         raise CorruptSlideError(
             f"libvips cannot open it ({error})", slide=resolved.name, remedy="copy the slide again"
         ) from error
+    _LOG.debug(
+        "%s: reader %s, %s, %d × %d px, %d levels, mpp from %s",
+        slide.name, slide.facts.backend, slide.vendor, *slide.dimensions, len(slide.level_dimensions), slide.mpp_source,
+    )  # fmt: skip
+    return slide
 
 
 class Slide(SlideHeader, Explorable, Closable):

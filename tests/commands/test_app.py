@@ -110,7 +110,7 @@ def test_the_help_of_export_states_the_defaults() -> None:
         r"--tissue otsu\|threshold\|none": config.tissue.method,
         "--min-tissue 0…1": config.grid.min_tissue,
         r"--pixels zstd\|source\|jpeg:Q\|none": config.store.pixels,
-        r"--backend auto\|tiff\|openslide\|array": config.slide.backend,
+        "--backend NAME": config.slide.backend,
     }
     for option, default in shown.items():
         assert re.search(rf"{option} [^\[]*\[default: {default}\]", text), option

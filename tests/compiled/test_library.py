@@ -14,8 +14,9 @@ import pytest
 from augment_reference import COLOURS, random_chain
 
 from slideio_pipe.augment.executors.compiled import compiled_chain
+from slideio_pipe.cohort.workers.pool import WorkerPool
 from slideio_pipe.compiled import compile_programs, library
-from slideio_pipe.compiled.library import SWITCH, Programs, load
+from slideio_pipe.compiled.library import Programs, load, use_compiled
 from slideio_pipe.compiled.records import BY_COPYING, BY_SAMPLING, OP, SOURCE, STORED, STORED_TILE, TILE
 
 NOISE = np.random.default_rng(3).integers(0, 256, (300, 280, 3), np.uint8)
@@ -159,10 +160,24 @@ def test_threads_have_their_own_work_memory(programs: Programs) -> None:
     assert all(np.array_equal(tile, made(number)) for number, tile in enumerate(together))
 
 
-def test_the_variable_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For comparisons with the other executor."""
-    monkeypatch.setenv(SWITCH, "0")
-    assert load() is None
+def test_it_can_be_turned_off_in_this_process_and_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For comparisons with the other executor; the library reads no environment variable."""
+    monkeypatch.setenv("SLIDEIO_PIPE_COMPILED", "0")
+    assert load() is not None
+    try:
+        use_compiled(False)
+        assert load() is None
+        (without,) = WorkerPool(_programs_are_there, 1).outcomes(["task"])
+    finally:
+        use_compiled(True)
+    (with_them,) = WorkerPool(_programs_are_there, 1).outcomes(["task"])
+    assert (without.value, with_them.value) == (False, True)
+
+
+def _programs_are_there(task: str, on_stage: object) -> bool:
+    """Return whether a worker has compiled programs."""
+    del task, on_stage
+    return load() is not None
 
 
 @pytest.mark.parametrize("instructions", [2, 3])

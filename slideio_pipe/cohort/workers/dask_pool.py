@@ -22,7 +22,7 @@ from typing import Any
 from slideio_pipe.cohort.workers.config import load_cluster_config
 from slideio_pipe.cohort.workers.dask_run import ANSWER_S, Access, ClusterRun
 from slideio_pipe.cohort.workers.pool import Outcome, Pool, WorkerPool
-from slideio_pipe.cohort.workers.process import Limits, Work
+from slideio_pipe.cohort.workers.process import Limits, Work, as_here
 from slideio_pipe.errors import ConfigError, WorkerError, require
 from slideio_pipe.presets import settings_file
 
@@ -125,7 +125,7 @@ class DaskPool:
         """
         import cloudpickle
 
-        work = cloudpickle.dumps(self.work)
+        work = cloudpickle.dumps(as_here(self.work))
         mark = (self.folder / "run.lock").read_bytes()
         with _quiet(), self.cluster.connected() as client:
             run = ClusterRun(client, self.cluster, work, str(self.folder), mark, self.limits)

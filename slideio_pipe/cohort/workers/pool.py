@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -12,6 +13,8 @@ from typing import Any, Protocol
 
 from slideio_pipe.cohort.workers.process import Ended, Limits, LostError, OnProgress, Work, Worker, spawned
 from slideio_pipe.errors import ConfigError, SlideioPipeError, WorkerError
+
+_LOG = logging.getLogger(__name__)
 
 __all__ = ["ATTEMPTS", "Attempt", "OnProgress", "Outcome", "Pool", "ThisProcess", "Work", "WorkerPool"]
 
@@ -174,6 +177,7 @@ class WorkerPool:
 
     def _lost(self, worker: Worker, reason: str) -> Outcome | None:
         """Retry the task of a dead worker in another one, or give it up."""
+        _LOG.info("worker process %s %s, at %s", worker.process.pid, reason, worker.stage or "its start")
         worker.kill()
         attempt = self._busy.pop(worker)
         found = None

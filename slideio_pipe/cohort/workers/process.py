@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import multiprocessing
 import os
@@ -21,7 +22,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from slideio_pipe.compiled.library import is_compiled_used, use_compiled
 from slideio_pipe.errors import ConfigError, SlideioPipeError, SlideioPipeWarning
+
+_LOG = logging.getLogger(__name__)
 
 _PROC = Path("/proc")
 _HAS_SIGMASK = hasattr(signal, "pthread_sigmask")  # Windows has none, and no resource tracker
@@ -76,6 +80,7 @@ class Worker:
 
     def __init__(self, start: Start) -> None:
         self.connection, self.process = start()
+        _LOG.info("worker process %s started", self.process.pid)
         self.is_ready, self.stage, self.began = False, "", time.monotonic()
 
     def begin(self, task: Any) -> None:
@@ -130,6 +135,7 @@ class Worker:
 
     def dismiss(self) -> None:
         """End an idle worker."""
+        _LOG.info("worker process %s is no longer needed", self.process.pid)
         self.hang_up()
         self.process.join(5)
 
@@ -160,11 +166,29 @@ class Worker:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
+@dataclass(frozen=True, slots=True)
+class AsHere:
+    """A work that uses compiled tile programs in a worker if, and only if, the process that made this uses them."""
+
+    work: Work
+    compiled: bool
+
+    def __call__(self, task: Any, on_stage: OnProgress) -> Any:
+        """Process a task."""
+        use_compiled(self.compiled)
+        return self.work(task, on_stage)
+
+
+def as_here(work: Work) -> Work:
+    """Return a work for another process with the choices of this one."""
+    return AsHere(work, is_compiled_used())
+
+
 def spawned(work: Work) -> tuple[Connection, Process]:
     """Start a worker with multiprocessing, which also supports works defined in a script."""
     context = multiprocessing.get_context("spawn")  # libvips does not survive a fork
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve_with_parent, args=(theirs, work), daemon=True)
+    process = context.Process(target=_serve_with_parent, args=(theirs, as_here(work)), daemon=True)
     # A Ctrl-C during its imports would end it with a traceback: signals blocked here stay blocked there. The
     # first start of a process also starts multiprocessing's resource tracker, which unblocks the signal: start it now.
     if _HAS_SIGMASK:

@@ -90,7 +90,9 @@ def by_region(job: Job, region: Callable[[int, int], Any]) -> Fill:
 def slideio_pipe(job: Job) -> Iterator[Read]:
     """Ours: a bag of the given coordinates, read in one call."""
     import slideio_pipe as sp
+    from slideio_pipe.commands.environment import choose_programs
 
+    choose_programs()
     with sp.open_slide(job.slide, slide_mpp=1.0) as slide:
         view = slide.view(mpp=float(job.shrink))
         if view.level:

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from slideio_pipe.commands import options
 from slideio_pipe.commands.doctor.findings import Finding, error_text, report_of
+from slideio_pipe.commands.exit_codes import ExitCode
 from slideio_pipe.commands.terminal import out, print_json, reported
 
 _MARKS = {
@@ -68,7 +69,7 @@ def doctor(
     else:
         _print(findings)
     if any(finding.status == "problem" for finding in findings):
-        raise typer.Exit(2)
+        raise typer.Exit(ExitCode.ERROR)
 
 
 def _print(findings: list[Finding]) -> None:

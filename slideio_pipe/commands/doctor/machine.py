@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import slideio_pipe
 from slideio_pipe.commands.doctor.findings import Finding, guarded
+from slideio_pipe.commands.environment import COMPILED
 from slideio_pipe.cores import usable_cores
 from slideio_pipe.files import size_text
 
@@ -54,15 +54,15 @@ def examine_gpu() -> list[Finding]:
 
 def _tile_programs() -> Finding:
     """Return whether tiles are sampled and coloured by compiled code."""
-    from slideio_pipe.compiled.library import SWITCH, load  # loads NumPy, which --help does not need
+    from slideio_pipe.compiled.library import is_compiled_used, load  # loads NumPy, which --help does not need
 
     programs = load()
     if programs is None:
-        off = os.environ.get(SWITCH) == "0"
+        off = not is_compiled_used()
         build = "install slideio-pipe again; in a checkout: python slideio_pipe/compiled/compile_programs.py"
-        remedy = f"unset {SWITCH}" if off else build
+        remedy = f"unset {COMPILED}" if off else build
         found = (
-            f"off, {SWITCH}=0" if off else "not compiled; OpenCV and NumPy: augmented tiles take three times as long"
+            f"off, {COMPILED}=0" if off else "not compiled; OpenCV and NumPy: augmented tiles take three times as long"
         )
         return Finding("machine", "tile programs", found, "optional", remedy)
     instructions = {1: "", 2: ", x86-64-v2", 3: ", x86-64-v3"}[programs.instruction_set()]
