@@ -108,7 +108,7 @@ class Clock:
         return {"traceEvents": [*names, *events], "displayTimeUnit": "ms"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Profile:
     """The measured times of a run through the loader."""
 
@@ -154,6 +154,9 @@ class Profile:
         advice = (_DECODE_STORED if stored else _ADVICE[stage]).format(threads=self.threads, cores=cores, more=more)
         spent = f"{stage} takes {share:.0%} of the work, and the consumer waited {waited:.0%} of the time"
         return in_words(f"{spent}: {advice}.")
+
+    def __repr__(self) -> str:
+        return f"Profile({self.tiles:,} tiles of {self.bags} bags, {self.rate:,.0f} tiles/s. {self.verdict()})"
 
     def rows(self) -> Iterator[tuple[str, float, float, float, float]]:
         """Yield (stage, thread-seconds, share of the work, ms per tile, tiles per second and thread)."""

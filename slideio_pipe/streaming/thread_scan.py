@@ -17,7 +17,7 @@ _ENOUGH = 0.95
 _TILES = 2000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ThreadScan:
     """Profiles of the same tiles with different numbers of threads, then of worker processes, fewest first."""
 
@@ -52,6 +52,9 @@ class ThreadScan:
         if best.workers:
             return f"{found} {_processes(best.workers)} bring {gain:+.0%} over threads: set workers={best.workers}."
         return f"{found} {advice} {_processes(other.workers)} would bring {gain:+.0%}."
+
+    def __repr__(self) -> str:
+        return f"ThreadScan({len(self.runs)} runs. {self.verdict()})"
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""

@@ -86,6 +86,7 @@ def test_the_bottleneck_is_the_stage_with_most_work() -> None:
     assert figures().verdict().startswith("decode takes 70% of the work, and the consumer waited 60% of the time: ")
     assert figures(wait_s=0.2).bottleneck == "consumer"
     assert "waited 2%" in figures(wait_s=0.2).verdict()
+    assert figures().verdict() in repr(figures())  # a notebook shows what to change
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def test_the_fewest_threads_that_are_enough(rates: tuple[tuple[int, float], ...]
     found = measured(*rates)
     assert found.best.threads == best
     assert found.verdict().startswith(said)
+    assert repr(found) == f"ThreadScan({len(found.runs)} runs. {found.verdict()})"
 
 
 def test_every_count_reads_the_same_tiles(slide: Path) -> None:
