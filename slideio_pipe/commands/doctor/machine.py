@@ -1,4 +1,4 @@
-"""The machine: Python, cores, compiled tile programs, disk, shared memory, GPU; the viewer's page, the documentation."""
+"""The machine: Python, cores, tile programs, disk, shared memory, GPU; the viewer's page and the documentation."""
 
 from __future__ import annotations
 
