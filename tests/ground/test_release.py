@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -122,3 +123,21 @@ def test_links_of_the_readme_work_on_pypi(tmp_path: Path) -> None:
     links = re.findall(r"\]\(([^)]*)\)", (tmp_path / "README.md").read_text())
     assert links
     assert not [link for link in links if not link.startswith(("https://", "#"))]
+
+
+def test_the_container_is_built_from_what_the_wheel_needs() -> None:
+    """Every copied path exists; the files of the licence, the README, presets and pages are among them."""
+    text = (ROOT / "configs" / "Dockerfile").read_text(encoding="utf-8")
+    copied = [name for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.M) for name in line.split()[:-1]]
+    assert not [name for name in copied if not (ROOT / name).exists()]
+    licences = {file.relative_to(ROOT).parts[0] for file in licence_files()}
+    assert {"pyproject.toml", PYPROJECT["project"]["readme"], "configs", "slideio_pipe"} | licences <= set(copied)
+    (pages,) = re.findall(r"^docs_dir: \.\./(.*)$", (ROOT / "configs" / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert pages in copied
+    assert re.findall(r"^USER (\d+)$", text, re.M) == ["1000"]
+    assert re.findall(r"^ENTRYPOINT (.*)$", text, re.M) == [json.dumps(list(PYPROJECT["project"]["scripts"]))]
+
+
+def licence_files() -> list[Path]:
+    """Return the files that go into the distributions' metadata."""
+    return [file for pattern in PYPROJECT["project"]["license-files"] for file in ROOT.glob(pattern)]
