@@ -271,7 +271,13 @@ class FailedSlidesError(SlideioPipeError, ExceptionGroup):
 
 
 class SlideioPipeWarning(UserWarning):
-    """The root of all warnings of this package; they name arguments as errors do."""
+    """The root of all warnings of this package; they name arguments as errors do.
+
+    Examples
+    --------
+    >>> str(SlideioPipeWarning("no tile has 50% tissue; lower {min_tissue=}"))
+    'no tile has 50% tissue; lower min_tissue'
+    """
 
     def __str__(self) -> str:
         return in_words(super().__str__())

@@ -96,6 +96,12 @@ class StainNormalize(ColourTransform):
     strength : (3,) numbers, optional
         Target 99th percentile of each concentration, natural optical density; by default Macenko's for target
         "macenko", else unchanged. Has an effect only where the slide's own is measured, that is, for basis "slide".
+
+    Examples
+    --------
+    >>> from slideio_pipe import draw
+    >>> draw(StainNormalize("macenko", basis="hed"), seed=1, size=(40, 30)).operations[0].kind
+    'stain'
     """
 
     without_slide = 'basis="hed"'
@@ -142,6 +148,13 @@ class ColorJitter(ColourTransform):
         Fraction of the colour circle, at most 0.5; 0.1 means −0.1 to 0.1. Wraps.
     pivot : number
         The value that contrast leaves unchanged, 0 to 1.
+
+    Examples
+    --------
+    >>> from slideio_pipe import draw
+    >>> drawn = draw(ColorJitter(brightness=0.2, contrast=0, saturation=0, hue=0), seed=1, size=(40, 30))
+    >>> [operation.kind for operation in drawn.operations]
+    ['tone']
     """
 
     def __init__(
@@ -189,6 +202,13 @@ class RandStainNA(ColourTransform):
     source : "slide", "cohort" or (mean of L, a, b), (deviation of L, a, b)
         Statistics of the image: measured, or the cohort's average, which needs no measurement and jitters without
         normalising.
+
+    Examples
+    --------
+    >>> from slideio_pipe import draw
+    >>> jitter = RandStainNA(source=[[61.97, 23.19, -11.19], [14.47, 8.13, 6.13]])
+    >>> draw(jitter, seed=1, size=(40, 30)).operations[0].kind
+    'lab'
     """
 
     without_slide = 'source="cohort"'
@@ -246,6 +266,12 @@ class GaussianNoise(ColourTransform):
     ----------
     sigma : number or (low, high)
         Standard deviation in levels of 255; a number is used in every draw.
+
+    Examples
+    --------
+    >>> from slideio_pipe import draw
+    >>> draw(GaussianNoise(sigma=4), seed=1, size=(40, 30)).operations[0].kind
+    'noise'
     """
 
     def __init__(self, sigma: float | Range = (0.0, 8.0), *, always_apply: bool = False, p: float = 1.0) -> None:

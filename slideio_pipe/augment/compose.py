@@ -246,6 +246,11 @@ def load_transform(path: str | Path) -> Any:
     ------
     ConfigError
         The file is missing or not a mapping, or has a transform or an argument that does not exist.
+
+    Examples
+    --------
+    >>> type(load_transform("stain-light")).__name__
+    'Compose'
     """
     path = settings_file(path, "transform")
     written = read_yaml(path, "see slideio-pipe config show stain-light")

@@ -81,7 +81,14 @@ class RandomAffine(GeometricTransform):
 
 
 class Rotate90(GeometricTransform):
-    """Zero to three quarter turns, equally likely; exact, and the sides swap."""
+    """Zero to three quarter turns, equally likely; exact, and the sides swap.
+
+    Examples
+    --------
+    >>> from slideio_pipe import draw
+    >>> sorted({tuple(draw(Rotate90(), seed=seed, size=(40, 30)).canvas) for seed in range(20)})
+    [(30, 40), (40, 30)]
+    """
 
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one of four turns."""
@@ -97,6 +104,13 @@ class Flip(GeometricTransform):
         Mirror left-right.
     vertical : bool
         Mirror top-bottom.
+
+    Examples
+    --------
+    >>> from slideio_pipe import draw
+    >>> drawn = [draw(Flip(vertical=False), seed=seed, size=(40, 30)) for seed in range(20)]
+    >>> sorted({draw.affine[:3] for draw in drawn})
+    [(-1.0, 0.0, 40.0), (1.0, 0.0, 0.0)]
     """
 
     def __init__(
@@ -123,6 +137,12 @@ class RandomResizedCrop(GeometricTransform):
         surrounding tissue and contains the whole tile; torchvision would return only the tile.
     ratio : (low, high)
         Width by height of the crop, relative to the tile; uniform in its logarithm, as in torchvision.
+
+    Examples
+    --------
+    >>> from slideio_pipe import draw
+    >>> draw(RandomResizedCrop(224, scale=(0.5, 1.5)), tile=0, size=(256, 256)).canvas
+    Size(width=224, height=224)
     """
 
     def __init__(

@@ -224,7 +224,7 @@ def _text_class(text: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Return a long text without its middle: the end of a path tells more than its beginning."""
+    """Return a long text without its middle: the end of a path says more than its beginning."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[len(text) - _LONGEST // 2 + 1 :]}"
 
 

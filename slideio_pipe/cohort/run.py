@@ -75,7 +75,14 @@ class SlideFailure:
 
 @dataclass(slots=True)
 class RunReport:
-    """The results of a run."""
+    """The results of a run.
+
+    Examples
+    --------
+    >>> report = RunReport(Path("bags"), slides=12, done=9, kept=2)
+    >>> report.done, report.kept, report.failed
+    (9, 2, [])
+    """
 
     folder: Path
     slides: int

@@ -71,6 +71,13 @@ def fold_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0, stratify: bool
     ------
     ConfigError
         Fewer than two folds, fewer patients than folds, or there is no such column.
+
+    Examples
+    --------
+    >>> slides = [CohortSlide(f"{k}.svs", f"{k}.svs", label=k % 2, patient=f"p{k // 2}") for k in range(40)]
+    >>> cohort = fold_cohort(Cohort.unchecked(slides), 5, seed=7)
+    >>> Counter(slide.fold for slide in cohort) == dict.fromkeys(range(5), 8)
+    True
     """
     if folds < 2:
         raise ConfigError(f"folds is {folds}", remedy="pass 2 or more")

@@ -28,7 +28,14 @@ _ARRAYS = ("features", "feats")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureBag:
-    """The features of one slide's tiles, one row per tile; opened by ``open_features``."""
+    """The features of one slide's tiles, one row per tile; opened by ``open_features``.
+
+    Examples
+    --------
+    >>> bag = FeatureBag("a", np.zeros((2, 8)), np.array([[0, 0], [512, 0]]), 512, 1, "tiny", None)
+    >>> len(bag), bag.features.shape, bag.label
+    (2, (2, 8), 1)
+    """
 
     name: str  # the slide's name, if the file states it
     features: NDArray[Any]  # (N, D), memory-mapped if from a store

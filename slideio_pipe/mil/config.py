@@ -156,7 +156,14 @@ class FitConfig(Record):
 
 
 class TrainConfig(LoaderConfig):
-    """Settings of a training with ``slideio-pipe train`` and ``fit``."""
+    """Settings of a training with ``slideio-pipe train`` and ``fit``.
+
+    Examples
+    --------
+    >>> config = TrainConfig(fit={"epochs": 20, "folds": 5})
+    >>> config.fit.folds, config.model.name
+    (5, 'gated')
+    """
 
     cohort: str | None = Field(
         default=None,

@@ -40,6 +40,15 @@ class StoredBag(ArrayLikeBag, Closable):
     ------
     BagFormatError
         The path is not a bag store, or is a newer or damaged one.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from slideio_pipe import TileBag, TileGrid, open_slide, save_bag
+    >>> view = open_slide(np.full((300, 500, 3), 90, np.uint8), slide_mpp=0.5).view()
+    >>> bag = save_bag(TileBag(view, TileGrid(view, tile_size=100), label=1), f"{tempfile.mkdtemp()}/a.bag.zarr")
+    >>> bag[3].shape, bag[:5].shape, bag.label
+    ((100, 100, 3), (5, 100, 100, 3), 1)
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -42,7 +42,7 @@ class ChunkStream(Iterator[TileBatch], Closable):
         raise StopIteration
 
     def take(self) -> Chunk | FailedBag | None:
-        """Return the next delivery, or None at the end of the epoch."""
+        """Return the next chunk or failed bag, or None at the end of the epoch."""
         while not self._ended:
             if not self._epochs.is_running(self._stage):
                 raise ConfigError("the iterator was closed, perhaps by another one", remedy="iterate the loader again")
@@ -69,19 +69,19 @@ class ChunkStream(Iterator[TileBatch], Closable):
         return None
 
     def take_tiles(self, item: Chunk) -> torch.Tensor:
-        """Return the tiles of a delivery, ready on the device's current stream."""
+        """Return the tiles of a chunk, ready on the device's current stream."""
         return item.sent.receive()
 
     def _run(self, items: Items) -> None:
         self._stage = items
         weakref.finalize(self, items.stop).atexit = False
 
-    def _end_mark(self, loss: FailedBag) -> TileBatch:
+    def _end_mark(self, failed: FailedBag) -> TileBatch:
         """Return the last batch of a bag that failed after some of its chunks were delivered."""
         nothing = np.zeros((0, 2), np.int64)
-        failure = loss.failure
+        failure = failed.failure
         return TileBatch(
-            self._epochs.no_tiles(), nothing, nothing[:, 0], failure.slide, True, loss.label, failure.error
+            self._epochs.no_tiles(), nothing, nothing[:, 0], failure.slide, True, failed.label, failure.error
         )
 
     def _end(self) -> None:

@@ -90,7 +90,7 @@ class Chunk:
     label: Label
     total: int  # tiles of the bag that the epoch uses
     last: bool
-    failures: tuple[TileFailure, ...]  # tiles that could not be decoded since the last delivery of the bag
+    failures: tuple[TileFailure, ...]  # tiles that could not be decoded since the last chunk of the bag
     patient: str | None = None  # patient of the slide, if known
 
 

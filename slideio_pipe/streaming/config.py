@@ -17,7 +17,14 @@ from slideio_pipe.tiles.config import GridConfig, TissueConfig
 
 
 class LoaderConfig(Record):
-    """Settings of ``BagDataset``: from slides to the bags of a training."""
+    """Settings of ``BagDataset``: from slides to the bags of a training.
+
+    Examples
+    --------
+    >>> config = LoaderConfig(view={"mpp": 1.0}, max_tiles=2000)
+    >>> config.view.mpp, config.grid.tile_size
+    (1.0, 256)
+    """
 
     slide: SlideConfig = Field(default=SlideConfig(), description="How slides are opened.")
     view: ViewConfig = Field(default=ViewConfig(), description="The resolution at which tiles are read.")

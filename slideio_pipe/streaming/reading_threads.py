@@ -95,7 +95,7 @@ class ReadingThreads:
         return self._pool.submit(self._read, reading, run, goals)
 
     def finish(self, reading: BagReading) -> None:
-        """Forget what was planned."""
+        """Drop what was planned."""
         self._planned.pop(reading, None)
 
     def close(self) -> None:

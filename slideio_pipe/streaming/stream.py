@@ -41,6 +41,13 @@ class TileBatch:
     """Some tiles of one bag, on the device.
 
     It owns its memory: it stays valid after the next batch and after the stream is closed.
+
+    Examples
+    --------
+    >>> tiles = torch.zeros(2, 3, 64, 64, dtype=torch.float16)
+    >>> batch = TileBatch(tiles, np.array([[0, 0], [256, 0]]), np.array([0, 1]), bag="a", last=True, label=1)
+    >>> len(batch), batch.coords[1].tolist(), batch.label
+    (2, [256, 0], 1)
     """
 
     tiles: torch.Tensor  # (n, 3, H, W) channels_last
@@ -200,6 +207,17 @@ def stream(
     On CUDA the tiles are ready on the stream that is current when the batch is returned. A consumer that only queues
     work is not waited for, and memory stays bounded: one more batch is prepared when the device has completed what was
     queued on the current stream before the next batch was requested. Batches that the caller keeps are never reused.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from slideio_pipe import Normalize, TileBag, TileGrid, open_slide
+    >>> view = open_slide(np.full((300, 500, 3), 90, np.uint8), slide_mpp=0.5).view()
+    >>> bag = TileBag(view, TileGrid(view, tile_size=100))
+    >>> for batch in stream(bag, device="cpu", normalize=Normalize.half(), batch_size=10):
+    ...     tuple(batch.tiles.shape), str(batch.tiles.dtype), batch.last
+    ((10, 3, 100, 100), 'torch.float16', False)
+    ((5, 3, 100, 100), 'torch.float16', True)
     """
     check_bag(bag)
     sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))

@@ -104,6 +104,15 @@ def scan_threads(
     ------
     ConfigError
         A count is less than 1, or there is none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from slideio_pipe import TileBag, TileGrid, open_slide
+    >>> view = open_slide(np.full((300, 500, 3), 90, np.uint8), slide_mpp=0.5).view()
+    >>> scan = scan_threads(BagDataset([TileBag(view, TileGrid(view, tile_size=100))]), [1])
+    >>> type(scan).__name__
+    'ThreadScan'
     """
     chosen = sorted(set(_usual_counts() if counts is None else counts))
     if not chosen or chosen[0] < 1:

@@ -14,7 +14,14 @@ from slideio_pipe.tiles.bag import Label
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WholeBag:
-    """The selected tiles of one slide in one tensor."""
+    """The selected tiles of one slide in one tensor.
+
+    Examples
+    --------
+    >>> whole = WholeBag(torch.zeros(2, 3, 64, 64), np.array([[0, 0], [256, 0]]), np.array([0, 1]), bag="a", label=1)
+    >>> len(whole), whole.coords[1].tolist(), whole.label
+    (2, [256, 0], 1)
+    """
 
     tiles: torch.Tensor  # (n, 3, H, W) channels_last
     coords: NDArray[np.int64]  # (n, 2) level-0 px, x and y

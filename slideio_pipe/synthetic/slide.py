@@ -27,6 +27,13 @@ class SyntheticSlide:
     """A written slide and its ground truth.
 
     Equal arguments of `write_synthetic_slide` give equal bytes and equal truth.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> made = write_synthetic_slide(f"{tempfile.mkdtemp()}/a.svs", size=(512, 384), seed=3, lesions=0)
+    >>> made.label, len(made.lesion_boxes), made.tissue_mask(downsample=16).shape
+    (0, 0, (24, 32))
     """
 
     path: Path

@@ -61,6 +61,15 @@ def find_tissue(
         No tissue was found.
     SkippedWarning
         Some places cannot be decoded.
+
+    Examples
+    --------
+    >>> from slideio_pipe import open_slide
+    >>> pixels = np.full((800, 1000, 3), 243, np.uint8)
+    >>> pixels[200:600, 250:750] = 150, 80, 140
+    >>> tissue = find_tissue(open_slide(pixels, slide_mpp=2.0))
+    >>> 0.24 < tissue.fraction < 0.27
+    True
     """
     check_slide(slide)
     if method not in METHODS:

@@ -155,7 +155,7 @@ class Scene:
         return next((file for file in found if not is_bag_store(file)), None)
 
     def close(self) -> None:
-        """Forget every open slide."""
+        """Drop every open slide."""
         with self._lock:
             self._views.clear()
 

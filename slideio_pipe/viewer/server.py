@@ -64,7 +64,7 @@ Answer = Callable[[Request], Reply]
 
 
 class ViewerServer(ThreadingHTTPServer):
-    """Serves one viewer to the pages that know its token.
+    """Serves one viewer to the pages that have its token.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         return origin is None or _host_of(urlsplit(origin).netloc) in self.server.hosts
 
     def _waiting(self) -> bool:
-        """Return whether the connection is still open: a page that no longer wants a tile closes it."""
+        """Return whether the connection is still open: a page closes it when it no longer shows the tile."""
         try:
             readable, _, _ = select.select([self.connection], [], [], 0)
             return not readable or bool(self.connection.recv(1, socket.MSG_PEEK))

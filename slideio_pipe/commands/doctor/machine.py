@@ -1,4 +1,4 @@
-"""The machine: Python, cores, tile programs, disk, shared memory, GPU; the viewer's page and the documentation."""
+"""The machine: Python, cores, compiled tile programs, disk, shared memory, GPU; and the files of the viewer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slideio_pipe.cores import usable_cores
 from slideio_pipe.files import size_text
 
 _SHARED_MEMORY = Path("/dev/shm")
-# torch's DataLoader passes bags of its workers through it; containers have 64 MB of it unless they are told otherwise.
+# torch's DataLoader passes bags of its workers through it; containers have 64 MB unless they are started with more.
 _ENOUGH_SHARED_BYTES = 10**9
 # A thousand bags of a thousand 256-px tiles take 100 to 200 GB; below this, not even one export fits.
 _ENOUGH_DISK_BYTES = 2 * 10**9
@@ -30,7 +30,6 @@ def examine_machine() -> list[Finding]:
         ),
         "shared memory": _shared_memory,
         "viewer": _viewer,
-        "documentation": _documentation,
     }
     about = f"{platform.system()} {platform.machine()}, {usable_cores()} cores"
     return [
@@ -87,16 +86,6 @@ def _shared_memory() -> Finding:
         remedy = "BagLoader does not need it; for torch's DataLoader with workers: docker run --shm-size=8g"
         return Finding("machine", "shared memory", found, "optional", remedy)
     return Finding("machine", "shared memory", found)
-
-
-def _documentation() -> Finding:
-    from slideio_pipe.commands.documentation.site_build import SETTINGS, SHIPPED
-
-    if (SHIPPED / "index.html").is_file():
-        return Finding("machine", "documentation", f"a copy is in {SHIPPED}")
-    if SETTINGS.is_file():
-        return Finding("machine", "documentation", "built from this checkout when it is first opened", "untried")
-    return Finding("machine", "documentation", "this installation has none", "optional", "install it from a wheel")
 
 
 def _viewer() -> Finding:

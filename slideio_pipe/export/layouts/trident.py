@@ -137,6 +137,15 @@ def from_trident(
         ``patches/<slide>_patches.h5``, or a file of features with the same attributes.
     slide, tile_size, tile_size_level0, label, outside
         As for ``from_clam``; the slide is required.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from slideio_pipe import TileGrid, convert, open_slide
+    >>> slide = open_slide(np.zeros((300, 500, 3), np.uint8), slide_mpp=0.5)
+    >>> done = convert(TileBag(slide.view(), TileGrid(slide.view(), tile_size=100)), "trident", tempfile.mkdtemp())
+    >>> len(from_trident(done.paths[0], slide))
+    15
     """
     coords, attributes = read_coords(coords_file)
     grid = grid_downsample(attributes) if tile_size is None and tile_size_level0 is None else None

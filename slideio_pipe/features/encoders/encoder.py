@@ -31,6 +31,14 @@ class Encoder:
 
     Its module is in evaluation mode, and is moved to the device of the encoding. Tiles have the order of memory of its
     convolutions, which ``module.to(memory_format=torch.channels_last)`` changes.
+
+    Examples
+    --------
+    >>> from slideio_pipe import load_encoder
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 7, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> encoder = load_encoder(network, name="tiny", normalize="imagenet", input_size=64)
+    >>> encoder.name, encoder.dim, encoder.input_size
+    ('tiny', 8, 64)
     """
 
     name: str  # name of its features

@@ -312,7 +312,7 @@ def _ambient_autocast() -> Any:
 def kept_casts() -> Iterator[None]:
     """Context in which autocast keeps weights that it has cast, from one chunk to the next; none are kept after it.
 
-    Otherwise they are forgotten at the end of the outermost autocast, which here is each chunk's.
+    Otherwise they are dropped at the end of the outermost autocast, which here is each chunk's.
     """
     torch.autocast_increment_nesting()
     try:
