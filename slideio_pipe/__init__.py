@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.features.encode_bag import encode_bag as encode_bag
     from slideio_pipe.features.encode_cohort import encode_cohort as encode_cohort
     from slideio_pipe.features.encoders import Encoder as Encoder
+    from slideio_pipe.features.encoders import known_encoders as known_encoders
     from slideio_pipe.features.encoders import load_encoder as load_encoder
     from slideio_pipe.features.feature_bag import FeatureBag as FeatureBag
     from slideio_pipe.features.feature_bag import open_features as open_features
@@ -113,6 +114,7 @@ _PUBLIC = {
     "tissue_cohort": "export.tissue",
     "Encoder": "features.encoders",
     "load_encoder": "features.encoders",
+    "known_encoders": "features.encoders",
     "encode_bag": "features.encode_bag",
     "encode_cohort": "features.encode_cohort",
     "open_features": "features.feature_bag",

@@ -30,6 +30,7 @@
     ├── AlikeLabelsWarning           two labels of a cohort, one of which may be misspelt
     ├── RepeatedDrawsWarning         a DataLoader reads a bag again with the same draws
     ├── MissingCellsWarning          cells of a manifest that count as empty, such as NA
+    ├── EncoderSettingsWarning       an encoder's settings contradict its hub's, or tiles are not what it is meant for
     └── UpsamplingWarning            a view finer than the slide
 
 A reason or a remedy writes an argument of Python in braces, with its value or without: "pass {slide_mpp=0.25}", "lower
@@ -329,6 +330,10 @@ class MissingCellsWarning(SlideioPipeWarning):
 
 class RepeatedDrawsWarning(SlideioPipeWarning):
     """A DataLoader reads a bag twice in one epoch, with the same tiles and transforms."""
+
+
+class EncoderSettingsWarning(SlideioPipeWarning):
+    """Settings of an encoder contradict those on its hub, or its tiles have another scale than it is meant for."""
 
 
 class UpsamplingWarning(SlideioPipeWarning):

@@ -17,6 +17,7 @@ from slideio_pipe.commands.convert import convert
 from slideio_pipe.commands.demo import demo
 from slideio_pipe.commands.docs import docs
 from slideio_pipe.commands.doctor.command import doctor
+from slideio_pipe.commands.encoders import encoders
 from slideio_pipe.commands.environment import Command
 from slideio_pipe.commands.exit_codes import ExitCode, exit_codes_text
 from slideio_pipe.commands.export import export
@@ -86,7 +87,8 @@ def _help(command: Callable[..., object]) -> str:
 
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    info, view, tissue, export, demo, doctor, split, features, train, predict, convert, bench, profile, docs
+    info, view, tissue, export, demo, doctor, split, encoders, features, train, predict, convert,
+    bench, profile, docs
 )  # fmt: skip
 _OF_CONFIG: dict[str, Callable[..., None]] = {
     "list": list_presets, "show": show, "explain": explain, "schema": schema

@@ -33,6 +33,14 @@ def changes(incomplete: str) -> list[tuple[str, str]]:
     return [(f"{one.key}=", one.description) for one in found if one.key.startswith(incomplete)]
 
 
+def encoder_names(incomplete: str) -> list[tuple[str, str]]:
+    """Complete the names of known encoders."""
+    from slideio_pipe.features.encoders.known import known_encoders
+
+    found = [encoder for encoder in known_encoders() if encoder.name.startswith(incomplete.lower())]
+    return [(encoder.name, f"{encoder.width:,} features; {encoder.licence}") for encoder in found]
+
+
 def one_of(*words: str) -> Callable[[str], list[str]]:
     """Return a function that completes one of some words."""
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]

@@ -27,6 +27,8 @@ def features(
     normalize: options.Normalization = None,
     input_size: options.InputSize = None,
     pooling: options.TokenPooling = None,
+    precision: options.Precision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     batch_size: options.BatchSize = 64,
     device: options.EncoderDevice = None,
     dtype: options.FeatureDtype = "float16",
@@ -61,9 +63,9 @@ def features(
     added later. Slides that fail are listed in failures.csv, the others are encoded, and the exit code is 1. A slide
     that crashes its reader ends the run, unless --workers or --cluster encode each slide in its own process.
 
-    Example: [bold]slideio-pipe features bags/ --encoder timm:hf-hub:MahmoodLab/UNI[/]
+    Example: [bold]slideio-pipe features bags/ --encoder uni[/]
 
-    Without pixels on disk: [bold]slideio-pipe features slides/ --encoder uni.pt2 --encoder hf:owkin/phikon --out f/[/]
+    Without pixels on disk: [bold]slideio-pipe features slides/ --encoder mine.pt2 --encoder phikon --out f/[/]
     """
     from slideio_pipe.features.encode_cohort import check_places, encode_cohort
     from slideio_pipe.features.encoders import load_encoders
@@ -79,10 +81,11 @@ def features(
         "grid": grid | {"align": align or None},
     }
     _refuse_unused(slides, given, config)
-    check_places(slides, save)  # before networks are loaded
+    of_bags = check_places(slides, save)  # before networks are loaded
     processes = cohort_commands.worker_options(workers, cluster, default=None)
-    encoders = load_encoders(encoder, {"normalize": normalize, "input_size": input_size, "pooling": pooling})
-    if config is None:
+    otherwise = {"normalize": normalize, "input_size": input_size, "pooling": pooling}
+    encoders = load_encoders(encoder, otherwise, precision=precision, trust_remote_code=trust_remote_code)
+    if config is None and not of_bags:
         given = _by_default(given, encoders)
     done = encode_cohort(
         slides,
@@ -107,14 +110,13 @@ def features(
 
 def _by_default(given: dict[str, dict[str, Any]], encoders: Iterable[Encoder]) -> dict[str, dict[str, Any]]:
     """Return the options, with missing values set from the encoders."""
-    from slideio_pipe.features.encode_cohort import tile_config
+    from slideio_pipe.features.encoders.encoder_tiles import common_mpp, common_size
 
-    defaults = tile_config(None, encoders)
     view, grid = dict(given["view"]), dict(given["grid"])
     if view["mpp"] is None:
-        view["mpp"] = defaults.view.mpp
+        view["mpp"] = common_mpp(encoders)
     if grid["tile_size"] is None:
-        grid["tile_size"] = defaults.grid.tile_size
+        grid["tile_size"] = common_size(encoders)
     return given | {"view": view, "grid": grid}
 
 

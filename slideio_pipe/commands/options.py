@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slideio_pipe.commands.completion import preset_names
+from slideio_pipe.commands.completion import encoder_names, preset_names
 from slideio_pipe.commands.terminal import note
 from slideio_pipe.errors import ConfigError
 
@@ -293,9 +293,11 @@ Encoders = Annotated[
     list[str],
     of_encoding(
         "--encoder",
-        "timm:NAME, timm:NAME@FILE (weights), hf:NAME, hf:FOLDER; or a file of TorchScript or of an exported "
-        "program (.pt2), which are code: load only those you trust. uni=timm:NAME sets a name. Repeatable.",
+        "A name, such as uni (slideio-pipe encoders lists them), or uni@FILE (weights); timm:NAME, timm:NAME@FILE, "
+        "hf:NAME, hf:FOLDER; or a file of TorchScript or of an exported program (.pt2), which are code: load only "
+        "those you trust. mine=timm:NAME sets a name. Repeatable.",
         unit="ENCODER",
+        autocompletion=encoder_names,
     ),
 ]
 Normalization = Annotated[
@@ -308,8 +310,25 @@ Normalization = Annotated[
 ]
 InputSize = Annotated[int | None, of_encoding("--input-size", "Likewise: side of the square input.", unit="px", min=1)]
 TokenPooling = Annotated[
-    str | None, of_encoding("--pooling", "Likewise: pooling of a tile's tokens.", unit="class|mean")
+    str | None, of_encoding("--pooling", "Likewise: pooling of a tile's tokens.", unit="class|mean|class+mean")
 ]
+Precision = Annotated[
+    str | None,
+    of_encoding(
+        "--precision",
+        r"float16, bfloat16 or float32: of the computation on a GPU, for features in float16. "
+        r"\[default: the encoder's, else float16]",
+        unit="DTYPE",
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool, of_encoding("--trust-remote-code", "Run the code that an encoder's repository on the hub contains.")
+]
+KnownName = Annotated[
+    str | None,
+    typer.Argument(help="Name of an encoder. By default all are listed.", metavar="NAME", autocompletion=encoder_names),
+]
+OnThisMachine = Annotated[bool, option("--installed", "Only encoders whose weights and package are on this machine.")]
 FeatureDtype = Annotated[
     str, of_encoding("--dtype", "Dtype of the features, and of the computation on a GPU.", unit="float16|float32")
 ]
@@ -319,7 +338,7 @@ EncoderTileSize = Annotated[
     int | None,
     of_tiles(
         "--tile-size --patch-size",
-        r"Side of a tile of slides; resized for the encoder. \[default: the (largest) input size]",
+        r"Side of a tile of slides; resized for the encoder. \[default: the encoder's, else its input size]",
         unit="px",
     ),
 ]

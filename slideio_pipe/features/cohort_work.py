@@ -21,6 +21,7 @@ from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import OnProgress
 from slideio_pipe.errors import ConfigError, OutputExistsError
 from slideio_pipe.features.encoders import Encoder, load_encoder
+from slideio_pipe.features.encoders.known import split_weights
 from slideio_pipe.features.encoding_pool import BagMetadata, EncodeSettings, FeaturePool
 from slideio_pipe.locks import within_run
 from slideio_pipe.store.feature_arrays import (
@@ -198,11 +199,14 @@ class _EncoderSource:
 
 def _to_source(encoder: Encoder) -> Encoder | _EncoderSource:
     file = Path(encoder.source)
-    if not encoder.source.startswith(("timm:", "hf:")) and not file.is_file():
+    known = split_weights(encoder.source)[0]
+    if not encoder.source.startswith(("timm:", "hf:")) and not file.is_file() and known is None:
         return encoder
     source = str(file.absolute()) if file.is_file() else encoder.source
-    given = {name: getattr(encoder, name) for name in ("name", "normalize", "input_size", "mpp", "interpolation")} | {
-        "pooling": None if encoder.pooling == "none" else encoder.pooling
+    names = ("name", "normalize", "input_size", "mpp", "interpolation", "precision")
+    given = {name: getattr(encoder, name) for name in names} | {
+        "pooling": None if encoder.pooling == "none" else encoder.pooling,
+        "trust_remote_code": known is not None and known.remote_code,  # it was allowed when this encoder was loaded
     }
     return _EncoderSource(source, encoder.digest, given)
 
@@ -231,7 +235,7 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return the difference between two encoders of one name."""
     differences = [
         f"{key} was {before.get(key)}, is {now.get(key)}"
-        for key in ("weights", "input_size", "interpolation", "pooling", "mpp", "normalize", "dtype")
+        for key in ("weights", "input_size", "interpolation", "pooling", "mpp", "normalize", "dtype", "precision")
         if before.get(key) != now.get(key)
     ]
     return "; ".join(differences) or "of another digest"

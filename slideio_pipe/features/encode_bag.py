@@ -24,6 +24,7 @@ from torch import Tensor
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features.encoders import Encoder, EncoderOnDevice, load_encoders
 from slideio_pipe.features.encoders.encoder import DTYPES
+from slideio_pipe.features.encoders.encoder_tiles import warn_scale_of_bag
 from slideio_pipe.features.encoders.loading import Source
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.streaming.device import StreamMark, check_device, on_device
@@ -226,7 +227,9 @@ def encode_bag(
     (15, 8)
     """
     check_bag(bag)
-    encoding = Encoding(load_encoders(encoders), device=device, batch_size=batch_size, dtype=dtype)
+    chosen = load_encoders(encoders)
+    warn_scale_of_bag(chosen, bag.provenance())
+    encoding = Encoding(chosen, device=device, batch_size=batch_size, dtype=dtype)
     rows = encoding.rows(bag.name, np.asarray(bag.coords), list(encoding.batches))
     chunks = stream(bag, device=encoding.device, normalize=None, batch_size=batch_size, threads=threads)
     done = 0

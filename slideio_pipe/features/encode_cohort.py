@@ -19,6 +19,7 @@ from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.features.cohort_work import FeatureWork, check_portable
 from slideio_pipe.features.encode_bag import BATCH_SIZE, check_feature_dtype
 from slideio_pipe.features.encoders import Encoder, load_encoders
+from slideio_pipe.features.encoders.encoder_tiles import common_mpp, common_size, warn_scale
 from slideio_pipe.features.encoders.loading import Source
 from slideio_pipe.features.encoding_pool import EncodeSettings, FeaturePool
 from slideio_pipe.progress import Report, rated
@@ -82,8 +83,8 @@ def encode_cohort(
         The folder of ``<slide>.features.zarr`` and of the run's files. By default features are written into bags,
         beside their pixels (``features/<encoder>``), and the run's files into ``runs/features`` below the bags' folder.
     config : LoaderConfig, ExportConfig, path or dict, optional
-        Settings of the tiles. By default tiles have the encoders' input size (the largest), at the encoders' mpp if
-        stated, else at 0.5 µm. Bags already have tiles.
+        Settings of the tiles. By default tiles have the size and the mpp that the encoders are meant for: of several
+        the largest size (their input size if they state none), at 0.5 µm if no mpp is stated. Bags already have tiles.
     device : str or torch.device, optional
         "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
     batch_size : int
@@ -115,7 +116,8 @@ def encode_cohort(
     Raises
     ------
     ConfigError
-        The cohort or an encoder has errors, listed together; or features of other settings exist.
+        The cohort or an encoder has errors, listed together; the encoders are meant for tiles of different mpp, and
+        none is configured; or features of other settings exist.
     OutputError
         Another run writes into this folder, or the folder cannot be written.
 
@@ -139,7 +141,7 @@ def encode_cohort(
     folder = None if out is None else Path(out).expanduser().absolute()
     bags_only = check_places(slides, folder)
     chosen = tuple(load_encoders(encoders))
-    settings = tile_config(config, chosen)
+    settings = tile_config({} if bags_only and config is None else config, chosen)
     if slide_transform is not None:
         _refuse_stored(slides)
     described = None if slide_transform is None else slide_transform.to_dict()["transform"]
@@ -148,6 +150,8 @@ def encode_cohort(
     in_workers = workers is not None or cluster is not None
     if not in_workers and (time_limit_s is not None or memory_limit_gb is not None):
         raise ConfigError("limits are for worker processes", remedy="pass {workers=1} or more")
+    if not bags_only:
+        warn_scale(chosen, settings.grid.tile_size, settings.view.mpp)
     tiling = None if bags_only else settings
     work = FeatureWork(chosen, folder, tiling, described, dtype, how if in_workers else None)
     if not overwrite:
@@ -193,9 +197,9 @@ def tile_config(config: Any, encoders: Iterable[Encoder]) -> LoaderConfig:
     elif isinstance(config, ExportConfig):
         found = checked(LoaderConfig, None, **config.model_dump(exclude={"store"}))
     elif config is None:
-        sizes, mpps = [e.input_size for e in known], {e.mpp for e in known if e.mpp is not None}
-        view = {"view": {"mpp": mpps.pop()}} if len(mpps) == 1 else {}
-        found = checked(LoaderConfig, None, grid={"tile_size": max(sizes, default=256)}, **view)
+        mpp = common_mpp(known)
+        view = {} if mpp is None else {"view": {"mpp": mpp}}
+        found = checked(LoaderConfig, None, grid={"tile_size": common_size(known)}, **view)
     else:
         found = load_loader_config(config)
     for name, value in (("max_tiles", found.max_tiles), ("tile_transform", found.tile_transform)):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch import nn
 
 from slideio_pipe import Normalize, load_encoder
 from slideio_pipe.errors import ConfigError, MissingExtraError
-from slideio_pipe.features.encoders import EncoderOnDevice, load_encoders
-from slideio_pipe.features.encoders.encoder import resized, resized_in_float
+from slideio_pipe.features.encoders import Encoder, EncoderOnDevice, load_encoders
+from slideio_pipe.features.encoders.encoder import fitted, resized, resized_in_float
 from slideio_pipe.streaming.device import check_device
 
 CPU = torch.device("cpu")
@@ -132,6 +133,32 @@ def test_tokens_are_pooled(pooling: str, expected: float) -> None:
     assert (encode(encoder, some_tiles(2)) == expected).all()
 
 
+class Numbered(nn.Module):
+    """Returns six tokens per tile: the k-th is k times the tile's mean."""
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        return tiles.mean((1, 2, 3))[:, None, None] * torch.arange(6.0)[None, :, None].expand(1, 6, 2)
+
+
+@pytest.mark.parametrize(("prefix", "mean"), [(1, 3.0), (2, 3.5), (5, 5.0)])
+def test_the_class_token_is_followed_by_the_mean_of_the_patches(tmp_path: Path, prefix: int, mean: float) -> None:
+    """Registers, which are between them, are skipped: their number is in the configuration."""
+    encoder = Encoder("a", Numbered(), Normalize.identity(), 32, 4, pooling="class+mean", prefix_tokens=prefix)
+    grey = some_tiles(2).numpy().astype(np.float64).mean((1, 2, 3)) / 255
+    expected = np.stack([0 * grey, 0 * grey, mean * grey, mean * grey], 1)
+    np.testing.assert_allclose(encode(encoder, some_tiles(2)), expected, rtol=1e-5)
+    write_torchscript(tmp_path / "a.pt", model=Numbered())
+    (tmp_path / "a.json").write_text(json.dumps(SAID | {"pooling": "class+mean", "prefix_tokens": prefix}))
+    assert load_encoder(tmp_path / "a.pt").prefix_tokens == prefix
+
+
+def test_tokens_of_which_none_is_a_patch_are_refused() -> None:
+    """All six are class token and registers."""
+    encoder = Encoder("a", Numbered(), Normalize.identity(), 32, 4, pooling="class+mean", prefix_tokens=6)
+    with pytest.raises(ConfigError, match=r"a returns 6 tokens per tile, 6 of which are not of patches"):
+        encode(encoder, some_tiles(2))
+
+
 class Maps(nn.Module):
     """Returns maps: each px is the mean of its part of the tile, times a number for the channel."""
 
@@ -184,6 +211,31 @@ def test_tiles_of_another_size_are_resized_as_pillow_does(resize: Any, interpola
     assert np.abs(found[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize(("side", "resize", "crop"), [(48, 40, 32), (40, 40, 32), (48, 41, 32), (48, 32, 32)])
+def test_the_centre_is_cropped_after_a_resize(side: int, resize: int, crop: int) -> None:
+    """The same px as with Pillow and torchvision's rule for the middle; layouts in memory do not matter."""
+    tiles = some_tiles(2, side)
+    for order in (torch.contiguous_format, torch.channels_last):
+        found = fitted(tiles.contiguous(memory_format=order), crop, "bilinear", resize)
+        top = round((resize - crop) / 2.0)
+        for tile, seen in zip(tiles, found, strict=True):
+            picture = Image.fromarray(tile.permute(1, 2, 0).numpy()).resize((resize,) * 2, Image.Resampling.BILINEAR)
+            expected = np.asarray(picture)[top : top + crop, top : top + crop].astype(int)
+            assert np.abs(seen.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+
+
+def test_cropped_tiles_are_encoded_as_crops_of_the_caller(tmp_path: Path) -> None:
+    """A resize in the configuration is that of its input size: with another input size tiles are resized whole."""
+    write_torchscript(tmp_path / "a.pt")
+    (tmp_path / "a.json").write_text(json.dumps(SAID | {"resize": 40}))
+    cropping = load_encoder(tmp_path / "a.pt")
+    whole = load_encoder(network(), normalize=cropping.normalize, input_size=32)
+    assert np.allclose(
+        encode(cropping, some_tiles(3, 40)), encode(whole, some_tiles(3, 40)[:, :, 4:36, 4:36]), atol=1e-6
+    )
+    assert load_encoder(tmp_path / "a.pt", input_size=48).resize is None
+
+
 def test_tiles_of_its_size_are_not_resized() -> None:
     """They are not even copied."""
     tiles = some_tiles()
@@ -210,6 +262,16 @@ def test_the_digest_depends_on_weights_and_tiles() -> None:
     assert len({base.digest, *(encoder.digest for encoder in others)}) == 5
 
 
+def test_newer_settings_change_the_digest_only_where_they_are_used() -> None:
+    """Features of earlier versions keep their digest; where tiles are read from is no part of it."""
+    base = load_encoder(network(), normalize="imagenet", input_size=32)
+    assert not {"resize", "precision", "prefix_tokens"} & set(base.describe())
+    assert replace(base, tile_size=64, other_mpps=(0.5,), prefix_tokens=5).digest == base.digest
+    changed = [{"resize": 40}, {"precision": "bfloat16"}, {"pooling": "class+mean"}]
+    changed.append({"pooling": "class+mean", "prefix_tokens": 5})
+    assert len({base.digest, *(replace(base, **change).digest for change in changed)}) == 5
+
+
 def test_names_of_encoders(files: Path) -> None:
     """A name before the source; equal names are refused; a name must be a valid folder name."""
     otherwise = {"normalize": "imagenet", "input_size": 32}
@@ -223,11 +285,18 @@ def test_names_of_encoders(files: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"input_size": 0}, {"input_size": (3, 32, 48)}, {"mpp": -1}, {"normalize": "imagenette"}, {"pooling": "max"}],
+    [
+        {"input_size": 0},
+        {"input_size": (3, 32, 48)},
+        {"mpp": -1},
+        {"normalize": "imagenette"},
+        {"pooling": "max"},
+        {"precision": "float8"},
+    ],
 )
 def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
     """Each is named."""
-    with pytest.raises(ConfigError, match=r"input_size|mpp|imagenette|pooling"):
+    with pytest.raises(ConfigError, match=r"input_size|mpp|imagenette|pooling|precision"):
         load_encoder(network(), **{"normalize": "imagenet", "input_size": 32, **wrong})
 
 
@@ -374,12 +443,16 @@ def test_a_missing_timm_is_an_error_with_the_install_command() -> None:
 
 
 @pytest.mark.cuda
-def test_cuda_computes_in_half_precision() -> None:
-    """Within the precision of float16."""
+@pytest.mark.parametrize(
+    ("precision", "atol"), [(None, 5e-3), ("float16", 5e-3), ("bfloat16", 4e-2), ("float32", 1e-3)]
+)
+def test_cuda_computes_in_the_precision_of_the_encoder(precision: str | None, atol: float) -> None:
+    """Within the precision of its dtype; features are float16 in any case."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    encoder = load_encoder(network(), normalize="imagenet", input_size=32)
+    encoder = load_encoder(network(), normalize="imagenet", input_size=32, precision=precision)
     expected = encode(encoder, some_tiles())
     device = check_device(CUDA)
     found = EncoderOnDevice(encoder, device, torch.float16)(some_tiles().to(device))
-    assert np.allclose(found.float().cpu().numpy(), expected, atol=5e-3)
+    assert found.dtype == torch.float16
+    assert np.allclose(found.float().cpu().numpy(), expected, atol=atol)

@@ -80,6 +80,7 @@ PUBLIC = [
     "fold_cohort",
     "from_clam",
     "from_trident",
+    "known_encoders",
     "load_encoder",
     "load_predictor",
     "load_transform",

@@ -19,10 +19,12 @@ from slideio_pipe.streaming.device import on_device, release_activations
 from slideio_pipe.streaming.normalize import TILE_DTYPES, Normalize
 
 Interpolation = Literal["bilinear", "bicubic"]
-Pooling = Literal["none", "class", "mean"]
+Pooling = Literal["none", "class", "mean", "class+mean"]
+Precision = Literal["float16", "bfloat16", "float32"]
 # Minimum px of a tile per px of maps used as features: those of backbones are 16 or 32.
 _LEAST_STRIDE = 8
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
+_COMPUTED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": None}  # dtype of autocast
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,12 +50,17 @@ class Encoder:
     dim: int  # features per tile
     mpp: float | None = None  # µm per px it was trained at, if known
     interpolation: Interpolation = "bicubic"  # for resizing tiles to input_size; antialiased
-    pooling: Pooling = "none"  # for (n, tokens, D) outputs: the first token, or their mean
+    pooling: Pooling = "none"  # for (n, tokens, D) outputs: the first token, their mean, or first and mean of patches
     source: str = ""  # source it was loaded from
     weights: str = ""  # digest of its weights
     batch: int | None = None  # fixed batch size of an exported program
     dtype: torch.dtype | None = None  # input dtype; None: that of its parameters
     autocast: bool = True  # whether it may compute in float16 on CUDA
+    prefix_tokens: int = 1  # tokens before those of patches, such as the class token and registers
+    resize: int | None = None  # side to which tiles are resized, px, before the centre is cropped; None: input_size
+    precision: Precision | None = None  # of computation on CUDA for float16 features; None: float16
+    tile_size: int | None = None  # side of the tiles it is meant for, px at mpp; None: input_size
+    other_mpps: tuple[float, ...] = ()  # other µm per px it was trained at
 
     @property
     def digest(self) -> str:
@@ -64,7 +71,7 @@ class Encoder:
     def describe(self) -> dict[str, Any]:
         """Return the encoder's attributes for its features, as JSON values."""
         normalize = self.normalize
-        return {
+        described = {
             "name": self.name,
             "source": self.source,
             "weights": self.weights,
@@ -76,6 +83,11 @@ class Encoder:
             "dim": self.dim,
             "packages": {**package_versions(), "torch": torch.__version__},
         }
+        # Left out where they are not used, so that digests equal those of earlier versions.
+        if self.pooling == "class+mean":
+            described["prefix_tokens"] = self.prefix_tokens
+        newer = {"resize": self.resize, "precision": self.precision}
+        return described | {key: value for key, value in newer.items() if value is not None}
 
     def __repr__(self) -> str:
         at = "" if self.mpp is None else f" at {self.mpp:g} µm"
@@ -99,19 +111,20 @@ class EncoderOnDevice:
         self.encoder, self.device, self.dtype = encoder, device, dtype
         self._module = encoder.module.to(device)
         self._normalize = deepcopy(encoder.normalize).to(device)
-        self._half = encoder.autocast and device.type == "cuda" and dtype == torch.float16
+        lowers = encoder.autocast and device.type == "cuda" and dtype == torch.float16
+        self._lower = _COMPUTED[encoder.precision or "float16"] if lowers else None
         self._takes = encoder.dtype or parameter_dtype(encoder.module)
         self._layout = memory_layout(encoder.module)
-        if self._half:
-            self._module = with_cast_weights(self._module, torch.float16)
-            self._takes = torch.float16 if self._takes == torch.float32 else self._takes
+        if self._lower is not None:
+            self._module = with_cast_weights(self._module, self._lower)
+            self._takes = self._lower if self._takes == torch.float32 else self._takes
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Return (n, D) features of (n, 3, H, W) uint8 tiles, on the device.
 
         Raise ConfigError if the network does not accept the tiles, returns another shape, or runs out of memory.
         """
-        autocast = torch.autocast("cuda", torch.float16) if self._half else contextlib.nullcontext()
+        autocast = contextlib.nullcontext() if self._lower is None else torch.autocast("cuda", self._lower)
         with on_device(self.device), torch.inference_mode(), autocast:
             size = self.encoder.batch or len(tiles)
             found = [self._encoded(tiles[start : start + size]) for start in range(0, len(tiles), size)]
@@ -122,11 +135,13 @@ class EncoderOnDevice:
         if self.encoder.batch is not None and count < self.encoder.batch:  # padding rows
             pixels = torch.cat([pixels, pixels[:1].expand(self.encoder.batch - count, -1, -1, -1)])
         found = self._run(pixels)
-        return pooled(self.encoder.name, found, len(pixels), self.encoder.pooling, pixels.shape[-1])[:count]
+        encoder, side = self.encoder, pixels.shape[-1]
+        return pooled(encoder.name, found, len(pixels), encoder.pooling, side, encoder.prefix_tokens)[:count]
 
     def _pixels(self, tiles: Tensor) -> Tensor:
         """Return tiles of the encoder's size, normalised straight into its dtype and its order of memory."""
-        sized = resized(tiles, self.encoder.input_size, self.encoder.interpolation)
+        encoder = self.encoder
+        sized = fitted(tiles, encoder.input_size, encoder.interpolation, encoder.resize)
         kind = self._takes if self._takes in TILE_DTYPES else torch.float32
         return self._normalize.convert(sized, kind, self._layout).to(self._takes)
 
@@ -144,6 +159,18 @@ class EncoderOnDevice:
             raise ConfigError(
                 reason, remedy="check {input_size=}, or wrap it in a module that takes (n, 3, H, W)"
             ) from error
+
+
+def fitted(tiles: Tensor, input_size: int, interpolation: Interpolation, resize: int | None = None) -> Tensor:
+    """Return (n, 3, H, W) uint8 tiles as a network's input: resized whole, or to ``resize`` px and cropped.
+
+    The crop begins where torchvision's CenterCrop does.
+    """
+    if resize is None or resize == input_size:
+        return resized(tiles, input_size, interpolation)
+    found = resized(tiles, resize, interpolation)
+    start = round((resize - input_size) / 2)
+    return found[:, :, start : start + input_size, start : start + input_size]
 
 
 def resized(tiles: Tensor, side: int, interpolation: Interpolation) -> Tensor:
@@ -173,8 +200,10 @@ def resized_in_float(tiles: Tensor, side: int, interpolation: Interpolation) -> 
     return found.round_().clamp_(0, 255).to(torch.uint8, memory_format=torch.channels_last)
 
 
-def pooled(name: str, output: Any, count: int, pooling: Pooling, side: int) -> Tensor:
+def pooled(name: str, output: Any, count: int, pooling: Pooling, side: int, prefix_tokens: int = 1) -> Tensor:
     """Return the output of a network for ``count`` tiles of ``side`` px as (count, D).
+
+    With the pooling "class+mean" as (count, 2 D): the first token, and the mean of those after ``prefix_tokens``.
 
     Raise ConfigError if it is not a tensor with one row per tile, or has tokens or fine maps and ``pooling`` is not
     given.
@@ -193,7 +222,12 @@ def pooled(name: str, output: Any, count: int, pooling: Pooling, side: int) -> T
     if pooling == "none":
         remedy = 'pass {pooling="class"} for the first token, or {pooling="mean"}'
         raise ConfigError(f"{name} returns {shape[1]} tokens per tile, {shape}", remedy=remedy)
-    return output[:, 0] if pooling == "class" else output.mean(1)
+    if pooling != "class+mean":
+        return output[:, 0] if pooling == "class" else output.mean(1)
+    if shape[1] <= prefix_tokens:
+        reason = f"{name} returns {shape[1]} tokens per tile, {prefix_tokens} of which are not of patches"
+        raise ConfigError(reason, remedy='pass {pooling="class"}')
+    return torch.cat([output[:, 0], output[:, prefix_tokens:].mean(1)], 1)
 
 
 def _of_maps(name: str, output: Tensor, pooling: Pooling, side: int) -> Tensor:

@@ -24,6 +24,7 @@ class EncoderFacts:
     batch: int | None = None
     dtype: torch.dtype | None = None
     autocast: bool = True
+    width: int | None = None  # features per tile, of a known encoder
 
 
 def weights_digest(module: nn.Module) -> str:

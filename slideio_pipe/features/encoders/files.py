@@ -55,7 +55,8 @@ def from_file(path: Path) -> EncoderFacts:
     Raise ConfigError if it cannot be read, or is neither TorchScript nor an exported program.
     """
     if not path.is_file():
-        raise not_there(ConfigError, "no encoder is there", path, "check the path, or pass timm:NAME or hf:NAME")
+        remedy = "check the path; or pass timm:NAME, hf:NAME, or a name that slideio-pipe encoders lists"
+        raise not_there(ConfigError, "no encoder is there", path, remedy)
     with _reading(path):
         names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     if any(name.endswith("archive_format") for name in names):

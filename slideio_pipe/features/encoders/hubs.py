@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,16 @@ def from_timm(name: str) -> EncoderFacts:
         raise _unavailable(f"timm:{name}", error) from error
     config = dict(module.pretrained_cfg)
     if file:
-        _load_weights(module, Path(file).expanduser(), str(config.get("classifier") or "head"))
+        weights = Path(file).expanduser()
+        load_state(module, read_weights(weights), weights, str(config.get("classifier") or "head"))
     return EncoderFacts(module, _last(called), f"timm:{name}", weights_digest(module), config)
 
 
-def _load_weights(module: nn.Module, file: Path, head: str) -> None:
-    """Load weights into a network: all must be present, and only those of a classifier may be unused.
+def load_state(module: nn.Module, state: Mapping[str, Any], file: Path, head: str = "head") -> None:
+    """Load the weights of a file into a network: all must be present, and only those of a classifier may be unused.
 
     Without the classifier, timm would leave weights that a file lacks at random values.
     """
-    state = read_weights(file)
     try:
         found = module.load_state_dict(state, strict=False)
     except RuntimeError as error:  # other shapes
@@ -81,22 +82,30 @@ def from_hugging_face(name: str) -> EncoderFacts:
     transformers = require("transformers", "transformers")
     folder = Path(name).expanduser()
     place = str(folder) if folder.is_dir() else name
-    log = transformers.utils.logging
-    shown = log.is_progress_bar_enabled()
-    log.disable_progress_bar()  # for weights on disk
     try:
-        model = transformers.AutoModel.from_pretrained(place)
+        with quiet_transformers():
+            model = transformers.AutoModel.from_pretrained(place)
     except Exception as error:  # as with timm
         raise _unavailable(f"hf:{name}", error) from error
+    module = Tokens(model)
+    pooling = "class" if module.has_class_token else "none"
+    return EncoderFacts(module, _last(place), f"hf:{name}", weights_digest(model), preprocessor(place), pooling)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Load models without progress bars, which transformers shows for weights on disk as well."""
+    log = require("transformers", "transformers").utils.logging
+    shown = log.is_progress_bar_enabled()
+    log.disable_progress_bar()
+    try:
+        yield
     finally:
         if shown:
             log.enable_progress_bar()
-    module = Tokens(model)
-    pooling = "class" if module.has_class_token else "none"
-    return EncoderFacts(module, _last(place), f"hf:{name}", weights_digest(model), _preprocessor(place), pooling)
 
 
-def _preprocessor(place: str) -> Mapping[str, Any]:
+def preprocessor(place: str) -> Mapping[str, Any]:
     """Return the configuration of a model's image processor; {} without one."""
     file = Path(place) / PREPROCESSOR
     if not Path(place).is_dir():

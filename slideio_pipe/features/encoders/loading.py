@@ -13,10 +13,19 @@ import torch
 from torch import nn
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.features.encoders.encoder import Encoder, EncoderOnDevice, Interpolation, Pooling, module_device
+from slideio_pipe.features.encoders.encoder import (
+    Encoder,
+    EncoderOnDevice,
+    Interpolation,
+    Pooling,
+    Precision,
+    module_device,
+)
 from slideio_pipe.features.encoders.facts import EncoderFacts, weights_digest
 from slideio_pipe.features.encoders.files import from_file
 from slideio_pipe.features.encoders.hubs import from_hugging_face, from_timm
+from slideio_pipe.features.encoders.known import similar_names, split_weights
+from slideio_pipe.features.encoders.known_networks import from_known
 from slideio_pipe.streaming.normalize import Normalize
 
 NORMALIZATIONS = {"imagenet": Normalize.imagenet, "half": Normalize.half, "identity": Normalize.identity}
@@ -25,6 +34,9 @@ _NAMED = re.compile(r"([\w+-][\w.+-]*)=(.+)")
 _NAME = re.compile(r"[\w+-][\w.+-]*")
 # Pillow's numbers, used in Hugging Face's files.
 _PILLOW = {2: "bilinear", 3: "bicubic"}
+
+# Numbers of px or tokens that only some configurations state.
+_SIZES = ("resize", "tile_size", "prefix_tokens")
 
 Source = str | Path | nn.Module | Encoder
 
@@ -38,14 +50,18 @@ def load_encoder(
     mpp: float | None = None,
     interpolation: str | None = None,
     pooling: str | None = None,
+    precision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Encoder:
     """Return an encoder from a network, a file or a name, tested on one white tile.
 
     Parameters
     ----------
     source : nn.Module, str or Path
-        A network, which is set to evaluation mode; a file of TorchScript or of an exported program (``.pt2``); or
-        ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``hf:NAME`` or ``hf:FOLDER``. ``uni=timm:NAME`` sets a name.
+        The name of a known encoder, such as ``uni``, with weights of the hub's cache or of the hub, or
+        ``uni@weights.bin`` (see ``known_encoders``); a network, which is set to evaluation mode; a file of TorchScript
+        or of an exported program (``.pt2``); or ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``hf:NAME`` or
+        ``hf:FOLDER``. ``mine=timm:NAME`` sets a name.
         TorchScript and exported programs are code: load only those you trust. Pickled networks are never loaded.
     name : str, optional
         Name of its features; by default the file's name, or the model's.
@@ -54,22 +70,31 @@ def load_encoder(
         ``mean`` and ``std`` in ``<file>.json`` or ``<file>.yaml``.
     input_size : int, optional
         Side of its square input in px; by default from its configuration. Tiles of another size are resized whole,
-        never cropped.
+        and cropped only if the authors of a known encoder do so.
     mpp : float, optional
         µm per px it was trained at.
     interpolation : "bilinear" or "bicubic", optional
         Interpolation for resizing tiles, antialiased; by default from its configuration, else bicubic.
-    pooling : "class" or "mean", optional
-        For (n, tokens, D) outputs: the first token or the mean. By default the class token for transformers models
-        that have one (others return their pooled output). (n, D, h, w) outputs
-        are averaged; maps finer than 8 px of the tile, as in segmentation, only with "mean".
+    pooling : "class", "mean" or "class+mean", optional
+        For (n, tokens, D) outputs: the first token, the mean, or the first token followed by the mean of the patch
+        tokens. By default the class token for transformers models that have one (others return their pooled output).
+        (n, D, h, w) outputs are averaged; maps finer than 8 px of the tile, as in segmentation, only with "mean".
+    precision : "float16", "bfloat16" or "float32", optional
+        Of the computation on CUDA when features are float16; by default that of a known encoder, else float16.
+    trust_remote_code : bool
+        Run the code in a known encoder's repository on the hub, if its network is code there.
 
     Raises
     ------
     ConfigError
         It cannot be loaded, the tiles it needs are unknown, or it does not return one row of numbers per tile.
     MissingExtraError
-        timm or transformers is not installed.
+        timm, transformers or a package of the encoder's authors is not installed.
+
+    Warns
+    -----
+    EncoderSettingsWarning
+        A known encoder's configuration on the hub contradicts that of its authors, which is used.
 
     Examples
     --------
@@ -77,19 +102,27 @@ def load_encoder(
     >>> load_encoder(network, name="tiny", normalize="imagenet", input_size=64)
     Encoder(tiny: 64×64 px to 8 features)
     """
-    given = {"normalize": normalize, "input_size": input_size, "mpp": mpp}
-    return _loaded(source, {**given, "interpolation": interpolation, "pooling": pooling, "name": name}, {})
+    given = {"normalize": normalize, "input_size": input_size, "mpp": mpp, "name": name, "precision": precision}
+    given |= {"interpolation": interpolation, "pooling": pooling}
+    return _loaded(source, given, {}, trust_remote_code)
 
 
-def load_encoders(sources: Source | Iterable[Source], otherwise: Mapping[str, Any] | None = None) -> list[Encoder]:
+def load_encoders(
+    sources: Source | Iterable[Source],
+    otherwise: Mapping[str, Any] | None = None,
+    *,
+    precision: str | None = None,
+    trust_remote_code: bool = False,
+) -> list[Encoder]:
     """Return encoders with different names; ``otherwise`` holds defaults for missing configuration values.
 
     Raise ConfigError if two have the same name, and what ``load_encoder`` raises.
     """
     several = [sources] if isinstance(sources, Source) else list(sources)
     if not several:
-        raise ConfigError("no encoder", remedy='pass encoders, such as "timm:NAME"')
-    encoders = [_loaded(source, {}, otherwise or {}) for source in several]
+        raise ConfigError("no encoder", remedy='pass encoders, such as "uni" or "timm:NAME"')
+    given = {"precision": precision}
+    encoders = [_loaded(source, given, otherwise or {}, trust_remote_code) for source in several]
     names = [encoder.name for encoder in encoders]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -98,10 +131,10 @@ def load_encoders(sources: Source | Iterable[Source], otherwise: Mapping[str, An
     return encoders
 
 
-def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Encoder:
+def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, Any], trust_remote_code: bool) -> Encoder:
     if isinstance(source, Encoder):
         return source
-    called, facts = _facts(source)
+    called, facts = _facts(source, trust_remote_code)
     config = facts.config.get("pretrained_cfg", facts.config)
     chosen = {key: value for key, value in given.items() if value is not None}
 
@@ -112,11 +145,13 @@ def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, An
     normalize = choose("normalize", _normalize(config))
     size = choose("input_size", _size(config))
     _refuse_unknown(facts, normalize, size)
+    size = _check_size("input_size", size, facts.source)
+    precision = choose("precision", config.get("precision"))
     encoder = Encoder(
         name=_check_name(str(name)),
         module=facts.module.eval(),
         normalize=_named_normalize(normalize),
-        input_size=_check_size(size, facts.source),
+        input_size=size,
         dim=0,
         mpp=_check_mpp(choose("mpp", config.get("mpp")), facts.source),
         interpolation=_check(
@@ -128,11 +163,30 @@ def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, An
         batch=facts.batch,
         dtype=facts.dtype,
         autocast=facts.autocast,
+        precision=None if precision is None else _check("precision", precision, Precision),
+        **_tile_facts(config, size, facts.source),
     )
-    return replace(encoder, dim=_output_width(encoder))
+    return _checked_width(replace(encoder, dim=_output_width(encoder)), facts, chosen)
 
 
-def _facts(source: str | Path | nn.Module) -> tuple[str | None, EncoderFacts]:
+def _tile_facts(config: Mapping[str, Any], input_size: int, source: str) -> dict[str, Any]:
+    """Return what only some configurations state; a resize before a crop is that for their own input size."""
+    found = {key: _check_size(key, config[key], source) for key in _SIZES if config.get(key) is not None}
+    if found.get("resize") is not None and _size(config) != input_size:
+        del found["resize"]
+    others = tuple(_check_mpp(value, source) for value in config.get("other_mpps") or ())
+    return found | {"other_mpps": others}
+
+
+def _checked_width(encoder: Encoder, facts: EncoderFacts, chosen: Mapping[str, Any]) -> Encoder:
+    """Return an encoder; raise ConfigError if it is a known one, as it stands, with another number of features."""
+    if facts.width is not None and "pooling" not in chosen and encoder.dim != facts.width:
+        reason = f"{encoder.name} has {facts.width:,} features per tile, and these weights give {encoder.dim:,}"
+        raise ConfigError(reason, slide=facts.source, remedy="pass the weights of this encoder")
+    return encoder
+
+
+def _facts(source: str | Path | nn.Module, trust_remote_code: bool) -> tuple[str | None, EncoderFacts]:
     """Return the name before a source's "=", and the network's facts."""
     if isinstance(source, nn.Module):
         config = getattr(source, "pretrained_cfg", None)  # timm
@@ -141,11 +195,18 @@ def _facts(source: str | Path | nn.Module) -> tuple[str | None, EncoderFacts]:
         return None, EncoderFacts(source, kind, f"{type(source).__module__}.{kind}", weights_digest(source), config)
     text, named = str(source), _NAMED.fullmatch(str(source))
     if named and not Path(text).expanduser().exists():
-        return named[1], _facts(named[2])[1]
+        return named[1], _facts(named[2], trust_remote_code)[1]
     for prefix, load in (("timm:", from_timm), ("hf:", from_hugging_face)):
         if text.startswith(prefix):
             return None, load(text.removeprefix(prefix))
-    return None, from_file(Path(text).expanduser())
+    known, weights = split_weights(text)
+    if known is not None:
+        return None, from_known(known, weights, trust_remote_code=trust_remote_code)
+    file = Path(text).expanduser()
+    if not file.exists() and (similar := similar_names(text.partition("@")[0])):
+        remedy = f"did you mean {similar}? slideio-pipe encoders lists the names"
+        raise ConfigError("no encoder has this name, and no file", slide=text, remedy=remedy)
+    return None, from_file(file)
 
 
 def _output_width(encoder: Encoder) -> int:
@@ -199,13 +260,12 @@ def _refuse_unknown(facts: EncoderFacts, normalize: Any, size: Any) -> None:
         raise ConfigError(f"{what} {verb} unknown", slide=facts.source, remedy=remedy)
 
 
-def _check_size(value: Any, source: str) -> int:
+def _check_size(name: str, value: Any, source: str) -> int:
     sides = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     sides = sides[-2:]  # timm: channels, height, width
     if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides) or len(set(sides)) != 1:
-        raise ConfigError(
-            f"{{input_size=}} is {value!r}, no side of a square", slide=source, remedy="pass {input_size=224}"
-        )
+        reason = f"{name} is {value!r}, no side of a square"
+        raise ConfigError(reason, slide=source, remedy="pass {input_size=224}")
     return int(sides[0])
 
 
