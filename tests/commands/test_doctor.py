@@ -105,6 +105,22 @@ def test_small_disks_and_shared_memory_are_named(monkeypatch: pytest.MonkeyPatch
     assert {found["disk"].status, found["temporary files"].status, found["shared memory"].status} == {"ok"}
 
 
+def test_the_copy_of_the_documentation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a wheel; a checkout builds it, and an installation that has neither says so."""
+
+    def found() -> tuple[str, str]:
+        (line,) = [finding for finding in machine.examine_machine() if finding.what == "documentation"]
+        return line.status, line.found
+
+    built = "slideio_pipe.commands.documentation.site_build"
+    monkeypatch.setattr(f"{built}.SHIPPED", tmp_path)
+    assert found() == ("untried", "built from this checkout when it is first opened")
+    monkeypatch.setattr(f"{built}.SETTINGS", tmp_path / "mkdocs.yml")
+    assert found() == ("optional", "this installation has none")
+    (tmp_path / "index.html").touch()
+    assert found() == ("ok", f"a copy is in {tmp_path}")
+
+
 def test_a_viewer_without_its_page_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after an incomplete installation."""
     monkeypatch.setattr("slideio_pipe.__file__", str(tmp_path / "__init__.py"))

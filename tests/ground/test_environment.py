@@ -1,4 +1,4 @@
-"""pyproject.toml, environment.yml and the tested pins agree."""
+"""pyproject.toml, environment.yml, the recipe for conda and the tested pins agree."""
 
 from __future__ import annotations
 
@@ -37,6 +37,27 @@ def test_conda_environment_has_the_same_packages_and_bounds() -> None:
     assert conda.pop("python") == ">=3.11"
     conda.pop("pip")
     assert conda == {CONDA_NAMES.get(name, name): bounds for name, bounds in declared().items()}
+
+
+def test_the_conda_recipe_has_the_same_packages_and_bounds() -> None:
+    """But albumentationsxl, which is not on conda-forge; and it is built with what pyproject.toml builds with."""
+    recipe = yaml.safe_load((CONFIGS / "conda" / "recipe.yaml").read_text(encoding="utf-8"))
+    run = dict(split(entry) for entry in recipe["requirements"]["run"])
+    assert run.pop("python") == ">=3.11"
+    expected = {CONDA_NAMES.get(name, name): bounds for name, bounds in declared().items()}
+    del expected["albumentationsxl"]
+    assert run == expected
+    host = dict(split(entry) for entry in recipe["requirements"]["host"])
+    assert (host.pop("python"), host.pop("pip")) == (">=3.11", "")
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    needed = dict(split(requirement) for requirement in pyproject["build-system"]["requires"])
+    del needed["ziglang"]
+    assert host == needed
+    project = pyproject["project"]
+    assert recipe["about"]["summary"] == project["description"]
+    assert recipe["about"]["license"] == project["license"]
+    (script,) = recipe["build"]["python"]["entry_points"]
+    assert dict([script.split(" = ")]) == project["scripts"]
 
 
 def test_every_dependency_has_a_tested_pin() -> None:

@@ -33,6 +33,10 @@ SHIPPED = [
     "viewer/page/openseadragon.min.js",
     "compiled/tile_program.c",
     "compiled/tile_program.so",
+    "configs/mil.yaml",
+    "configs/schema.json",
+    "commands/documentation/site/index.html",
+    "commands/documentation/site/search/search_index.json",
 ]
 PLATFORM_BUILD = f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/slideio_pipe"
 LITTER = [
@@ -146,6 +150,7 @@ def test_the_wheel_has_all_that_it_needs_and_nothing_else(built: Built) -> None:
     presets = {file.name for file in (ROOT / "configs").iterdir() if file.suffix in (".yaml", ".json")}
     assert {name for name in names if "/configs/" in name} == {f"slideio_pipe/configs/{name}" for name in presets}
     made |= {f"slideio_pipe/configs/{name}" for name in presets}
+    made |= {name for name in names if name.startswith("slideio_pipe/commands/documentation/site/")}
     assert {name for name in names if name.startswith("slideio_pipe/")} - made <= tracked
     python = {name for name in tracked if name.startswith("slideio_pipe/") and name.endswith(".py")}
     assert python <= names

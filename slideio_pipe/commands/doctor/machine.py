@@ -1,4 +1,4 @@
-"""The machine: Python, cores, compiled tile programs, disk, shared memory, GPU; and the files of the viewer."""
+"""The machine: Python, cores, tile programs, disk, shared memory, GPU; the viewer's page and the documentation."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def examine_machine() -> list[Finding]:
         ),
         "shared memory": _shared_memory,
         "viewer": _viewer,
+        "documentation": _documentation,
     }
     about = f"{platform.system()} {platform.machine()}, {usable_cores()} cores"
     return [
@@ -86,6 +87,16 @@ def _shared_memory() -> Finding:
         remedy = "BagLoader does not need it; for torch's DataLoader with workers: docker run --shm-size=8g"
         return Finding("machine", "shared memory", found, "optional", remedy)
     return Finding("machine", "shared memory", found)
+
+
+def _documentation() -> Finding:
+    from slideio_pipe.commands.documentation.site_build import SETTINGS, SHIPPED
+
+    if (SHIPPED / "index.html").is_file():
+        return Finding("machine", "documentation", f"a copy is in {SHIPPED}")
+    if SETTINGS.is_file():
+        return Finding("machine", "documentation", "built from this checkout when it is first opened", "untried")
+    return Finding("machine", "documentation", "this installation has none", "optional", "install it from a wheel")
 
 
 def _viewer() -> Finding:
