@@ -63,7 +63,9 @@ def read_yaml(path: str | Path, remedy: str) -> Any:
     except OSError as error:
         raise not_there(ConfigError, f"cannot be read ({error.strerror})", path) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f"line {mark.line + 1}: "
+        reason = where + " ".join(str(getattr(error, "problem", None) or error).split())
         raise ConfigError(f"is no YAML ({reason})", slide=str(path), remedy=remedy) from error
 
 

@@ -155,7 +155,7 @@ def run_cohort(
         Retry the slides that ended their worker process.
     cluster : str or Path, optional
         A cluster instead of ``workers`` processes of this machine, with the same limits: a Dask scheduler,
-        ``tcp://host:8786``, or a YAML file with the SLURM resources, such as ``configs/slurm.yaml``. See ``cluster``.
+        ``tcp://host:8786``, or a YAML file with the SLURM resources, such as the preset ``slurm``. See ``cluster``.
     pool : Pool, optional
         A pool for ``Job``s, instead of both.
     notes : str or Path, optional

@@ -95,12 +95,21 @@ def find(name: str) -> list[Setting]:
     hits = [setting for key, setting in known.items() if name in (key, key.rpartition(".")[2])]
     if hits:
         return hits
-    last = name.rpartition(".")[2]
-    close = difflib.get_close_matches(name, known, 3, 0.6)
-    close += [key for key in known if difflib.SequenceMatcher(None, key.rpartition(".")[2], last).ratio() > 0.75]
-    shown = ", ".join(dict.fromkeys(close))
-    remedy = f"did you mean {shown}?" if close else "slideio-pipe config explain lists all keys"
+    close = similar_keys(name)
+    remedy = f"did you mean {', '.join(close)}?" if close else "slideio-pipe config explain lists all keys"
     raise ConfigError(f'there is no setting "{name}"', remedy=remedy)
+
+
+def similar_keys(name: str) -> list[str]:
+    """Return keys that are like a misspelt one: as a whole, or without the section.
+
+    >>> similar_keys("fit.epoch")[0], similar_keys("tilesize")
+    ('fit.epochs', ['grid.tile_size'])
+    """
+    last, known = name.rpartition(".")[2], list(settings())
+    close = difflib.get_close_matches(name, known, 3, 0.7)
+    close += [key for key in known if difflib.SequenceMatcher(None, key.rpartition(".")[2], last).ratio() > 0.75]
+    return list(dict.fromkeys(close))
 
 
 def _schema(name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import yaml
 from slideio_pipe.commands import options
 from slideio_pipe.commands.completion import changes as completed_changes
 from slideio_pipe.commands.completion import preset_names
+from slideio_pipe.commands.settings import settings, similar_keys
 from slideio_pipe.commands.terminal import note, print_json, print_metrics, reported, say, shown
 from slideio_pipe.errors import ConfigError, SlideioPipeWarning
 
@@ -80,11 +81,11 @@ def train(
 
     if int(os.environ.get("LOCAL_RANK", "0")):  # another process of this training: only the first one prints
         warnings.simplefilter("ignore", SlideioPipeWarning)
-    settings = changed(load_train_config(_chosen(config, settings_file)), changes or ())
+    chosen = changed(load_train_config(_chosen(config, settings_file)), changes or ())
     if features is not None:
-        encoder = settings.encoder.model_copy(update={"folder": str(features)})
-        settings = settings.model_copy(update={"encoder": encoder})
-    fitted = fit(cohort, settings, save, overwrite=overwrite, progress=shown(as_json) is None)
+        encoder = chosen.encoder.model_copy(update={"folder": str(features)})
+        chosen = chosen.model_copy(update={"encoder": encoder})
+    fitted = fit(cohort, chosen, save, overwrite=overwrite, progress=shown(as_json) is None)
     if not _is_first():  # each process of a training runs this command
         return
     if as_json:
@@ -114,16 +115,27 @@ def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
     for change in changes:
         place, equals, text = change.partition("=")
         *sections, key = place.strip().split(".")
-        inside: Any = values
+        if not equals:
+            raise ConfigError(f"--set {change} has no value", remedy=f"pass --set {change}=VALUE")
+        if sections != ["model", "settings"]:
+            _check_key(place.strip())
+        inside = values
         for section in sections:
-            inside = inside.get(section) if isinstance(inside, dict) else None
-        if not equals or not isinstance(inside, dict) or (key not in inside and sections != ["model", "settings"]):
-            raise ConfigError(f"--set {change} names no setting", remedy="pass one such as fit.epochs=20")
+            inside = inside.setdefault(section, {})
         try:
             inside[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {change} is no YAML", remedy="pass one such as fit.epochs=20") from error
     return checked(TrainConfig, "--set", **values)
+
+
+def _check_key(key: str) -> None:
+    """Raise ConfigError, with similar keys, if a training has no such setting."""
+    own = {name for name, one in settings().items() if "train" in one.commands and not one.keys}
+    if key not in own:
+        close = [name for name in similar_keys(key) if name in own]
+        hint = f"did you mean {', '.join(close)}?" if close else "slideio-pipe config explain lists all keys"
+        raise ConfigError(f'--set {key}: there is no setting "{key}" of a training', remedy=hint)
 
 
 def _is_first() -> bool:

@@ -131,7 +131,7 @@ def export_cohort(
         A manifest, a folder, a pattern or a list of slides; see ``Cohort.of``.
     out : str or Path
         The folder of the bags, ``<name>.bag.zarr``, and of ``report.html``, ``run.json`` and ``failures.csv``.
-    config : ExportConfig, path of a YAML file or dict, optional
+    config : ExportConfig, path of a YAML file, name of a preset such as ``"uni-224"`` or dict, optional
         Resolution, tissue, grid and codec; mpp and mask of a slide come from the cohort.
     workers : int
         Number of processes. In a script, call it below ``if __name__ == "__main__":``.
@@ -152,7 +152,7 @@ def export_cohort(
     mask_frame : {"qupath", "level0"}, optional
         Frame of the cohort's masks; see ``export_slide``.
     cluster : str or Path, optional
-        A Dask scheduler, ``tcp://host:8786``, or a YAML file like ``configs/slurm.yaml``, instead of ``workers``
+        A Dask scheduler, ``tcp://host:8786``, or a YAML file like the preset ``slurm``, instead of ``workers``
         processes of this machine. Slides and ``out`` must be on a disk that all see under the same path.
     progress : callable, bool or None
         See ``progress.reporting``; counts slides.

@@ -105,7 +105,7 @@ def tissue_cohort(
         A manifest, a folder, a pattern or a list of slides; see ``Cohort.of``.
     out : str or Path
         The folder of the masks, ``<name>.geojson``, of ``run.json`` and of ``failures.csv``.
-    config : ExportConfig, path of a YAML file or dict, optional
+    config : ExportConfig, path of a YAML file, name of a preset or dict, optional
         Its sections slide and tissue are used; mpp of a slide comes from the cohort.
     form : "geojson" or "png"
         Outlines, or a grey picture of the whole slide.

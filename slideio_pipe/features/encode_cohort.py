@@ -82,7 +82,7 @@ def encode_cohort(
     out : str or Path, optional
         The folder of ``<slide>.features.zarr`` and of the run's files. By default features are written into bags,
         beside their pixels (``features/<encoder>``), and the run's files into ``runs/features`` below the bags' folder.
-    config : LoaderConfig, ExportConfig, path or dict, optional
+    config : LoaderConfig, ExportConfig, path, name of a preset or dict, optional
         Settings of the tiles. By default tiles have the size and the mpp that the encoders are meant for: of several
         the largest size (their input size if they state none), at 0.5 µm if no mpp is stated. Bags already have tiles.
     device : str or torch.device, optional

@@ -58,8 +58,8 @@ def fit(
     ----------
     cohort : path, list or Cohort
         With labels. Its slides are files of features, or, if an encoder is trained, slides or bag stores.
-    config : TrainConfig, path or dict, optional
-        Such as ``configs/mil.yaml``.
+    config : TrainConfig, path, name of a preset or dict, optional
+        Such as ``"mil"``; ``slideio-pipe config list`` shows the presets.
     out : str or Path
         The folder of the run.
     encoder : nn.Module, optional

@@ -57,8 +57,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
     ----------
     cohort : path, list or Cohort
         A CSV, or a list of slides, bag stores (``.bag.zarr``) or bags. See ``Cohort.of``.
-    config : LoaderConfig, path or dict, optional
-        Resolution, tissue, grid, augmentation, tiles per bag and seed, such as ``configs/mil.yaml``.
+    config : LoaderConfig, path, name of a preset or dict, optional
+        Resolution, tissue, grid, augmentation, tiles per bag and seed, such as ``"uni-224"``.
     slide_transform, tile_transform : albumentationsxl transforms, optional
         Drawn once per slide and once per tile, again for every epoch (``set_epoch``); they replace those of ``config``.
         Of a bag store, ``slide_transform`` may have colours only, and ``config.stored`` says what is beyond a tile's

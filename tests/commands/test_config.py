@@ -21,6 +21,7 @@ from slideio_pipe.commands.completion import LAYOUTS
 from slideio_pipe.commands.documentation.schemas import schemas
 from slideio_pipe.commands.documentation.write_pages import made_files
 from slideio_pipe.commands.settings import CLUSTER_READERS, READERS, settings
+from slideio_pipe.commands.train import changed
 from slideio_pipe.config import Record, sections
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.export.config import ExportConfig, load_config
@@ -279,3 +280,41 @@ def test_the_shell_completes_names(words: str, expected: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert expected in done.stdout, done.stderr
     assert done.stderr.strip() == "False"
+
+
+# --- train
+
+
+@pytest.mark.parametrize("key", [key for key, one in settings().items() if "train" in one.commands and not one.keys])
+def test_every_key_of_a_training_can_be_set(key: str) -> None:
+    """To its default, as ``explain`` shows; newer keys, which are left out of recorded settings, as well."""
+    assert changed(TrainConfig(), [f"{key}={json.dumps(settings()[key].default)}"]) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("fit.epoch=3", "did you mean fit.epochs"),
+        ("epochs=3", "did you mean fit.epochs"),
+        ("encoder.worker=2", "did you mean encoder.workers"),
+        ("grid=3", "there is no setting"),
+        ("store.pixels=zstd", 'there is no setting "store.pixels" of a training'),
+        ("fit.epochs", "pass --set fit.epochs=VALUE"),
+        ("fit.epochs=[", "is no YAML"),
+        ("fit.epochs=0", "should be at least 1"),
+    ],
+)
+def test_a_wrong_change_is_refused(change: str, words: str) -> None:
+    """With a similar key, or what is missing."""
+    with pytest.raises(ConfigError) as raised:
+        changed(TrainConfig(), [change])
+    assert words in str(raised.value)
+
+
+def test_train_uses_the_preset_mil_by_default(tmp_path: Path) -> None:
+    """And says so; CONFIG and --config are the same, and only one of them is given."""
+    missing = tmp_path / "none.csv"
+    assert "the preset mil" in run("train", "--cohort", missing, code=2).stderr
+    assert "the preset mil" not in run("train", "--config", "mil", "--cohort", missing, code=2).stderr
+    assert "the preset mil" not in run("train", "mil", "--cohort", missing, code=2).stderr
+    assert "both given" in run("train", "mil", "--config", "mil", "--cohort", missing, code=2).stderr
