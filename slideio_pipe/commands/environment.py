@@ -26,11 +26,10 @@ class Command(TyperCommand):
     """A command whose options have environment variables, named after the command and the option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give each option its variable; messages and the help show those that are set."""
-        names = dict(variables(ctx))
-        for variable, option in names.items():
+        """Give each option its variable; messages name those that are set, a help screen has no room for them."""
+        for variable, option in variables(ctx):
             option.envvar = variable
-            option.show_envvar = bool(os.environ.get(variable))
+            option.show_envvar = bool(os.environ.get(variable)) and "--help" not in args
         remaining: list[str] = super().parse_args(ctx, args)
         return remaining
 
