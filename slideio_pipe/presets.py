@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.files import not_there
 
 Kind = Literal["export", "train", "transform", "cluster"]
 KINDS: tuple[Kind, ...] = ("export", "train", "transform", "cluster")
@@ -105,7 +106,7 @@ def settings_file(source: str | Path, *kinds: Kind) -> Path:
         remedy = f"{hint}slideio-pipe config list shows the presets"
         raise ConfigError("no file and no preset has this name", slide=str(source), remedy=remedy)
     if close and not path.exists():
-        raise ConfigError("no such file", slide=str(source), remedy=f'check the path, or pass the preset "{close[0]}"')
+        raise not_there(ConfigError, "no such file", source, f'check the path, or pass the preset "{close[0]}"')
     return path  # whoever reads it raises, if it is not there
 
 
