@@ -111,7 +111,7 @@ def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
     from slideio_pipe.config import checked
     from slideio_pipe.mil.config import TrainConfig
 
-    values: dict[str, Any] = config.model_dump()
+    values: dict[str, Any] = config.model_dump(exclude_unset=True)  # what is left out may depend on the encoder
     for change in changes:
         place, equals, text = change.partition("=")
         *sections, key = place.strip().split(".")

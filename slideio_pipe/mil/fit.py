@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError, require
+from slideio_pipe.features.encoders.encoder_tiles import warn_scale
+from slideio_pipe.features.encoders.known import known_source
 from slideio_pipe.files import disk_errors
 from slideio_pipe.locks import WriterLock
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.checks import check_divisions, made_fabric, try_model
-from slideio_pipe.mil.config import TrainConfig, load_train_config
+from slideio_pipe.mil.config import TrainConfig, load_train_config, with_tiles_of
 from slideio_pipe.mil.divisions import Division, divide
 from slideio_pipe.mil.feature_files import feature_cohort, holds_features
 from slideio_pipe.mil.fingerprints import contents, slide_entries
@@ -59,7 +61,8 @@ def fit(
     cohort : path, list or Cohort
         With labels. Its slides are files of features, or, if an encoder is trained, slides or bag stores.
     config : TrainConfig, path, name of a preset or dict, optional
-        Such as ``"mil"``; ``slideio-pipe config list`` shows the presets.
+        Such as ``"mil"``; ``slideio-pipe config list`` shows the presets. Tiles for an encoder by name
+        (``encoder.source: uni``) have the size and the mpp that it is meant for, where the settings have none.
     out : str or Path
         The folder of the run.
     encoder : nn.Module, optional
@@ -85,7 +88,7 @@ def fit(
     given = settings.cohort if cohort is None else cohort
     if given is None:
         raise ConfigError("no cohort", remedy="pass one, or name it in the configuration")
-    settings = _with_absolute_paths(settings, given)
+    settings = _with_absolute_paths(_with_encoder_tiles(settings, encoder), given)
     where = settings.encoder.folder
     slides = Cohort.of(given) if where is None else feature_cohort(given, where)
     if encoder is None and settings.encoder.source is None:
@@ -119,6 +122,16 @@ def _with_absolute_paths(config: TrainConfig, cohort: Any) -> TrainConfig:
     encoder = config.encoder if folder is None else config.encoder.model_copy(update={"folder": _absolute(folder)})
     named = _absolute(cohort) if isinstance(cohort, str | Path) else None
     return config.model_copy(update={"encoder": encoder, "cohort": named})
+
+
+def _with_encoder_tiles(config: TrainConfig, encoder: nn.Module | None) -> TrainConfig:
+    """Return settings of tiles as the known encoder that is trained needs them, unless they are set."""
+    known = known_source(config.encoder.source) if encoder is None else None
+    if known is None:
+        return config
+    found = with_tiles_of(config, known)
+    warn_scale([known], found.grid.tile_size, found.view.mpp)
+    return found
 
 
 def _absolute(path: str | Path) -> str:

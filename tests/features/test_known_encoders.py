@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import run
+from tiny_encoders import write_torchscript
 from torch import nn
 
-from slideio_pipe import load_encoder
+from slideio_pipe import TileBag, TileGrid, load_encoder, open_features, open_slide
 from slideio_pipe.errors import ConfigError, EncoderSettingsWarning, MissingExtraError
+from slideio_pipe.features.cohort_work import FeatureWork
 from slideio_pipe.features.encoders import EncoderOnDevice, known
 from slideio_pipe.features.encoders.conv_stem import ConvStem
 from slideio_pipe.features.encoders.known import known_encoder, known_encoders
 from slideio_pipe.features.encoders.weight_files import has_weights, weights_file
+from slideio_pipe.synthetic.slide import write_synthetic_slide
 
 CPU = torch.device("cpu")
 ASKED_FOR = {
@@ -387,3 +392,54 @@ def test_the_stem_of_ctranspath_halves_a_tile_twice() -> None:
     assert shapes == {"proj.0.weight": (12, 3, 3, 3), "proj.3.weight": (24, 12, 3, 3), "proj.6.weight": (96, 24, 1, 1)}
     assert stem(torch.zeros(2, 3, 224, 224)).shape == (2, 56, 56, 96)
     assert stem.grid_size == (56, 56)
+
+
+# --- features
+
+
+@pytest.fixture(scope="module")
+def phikon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the network of phikon, of one layer with random weights."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("phikon")
+    plain_model(transformers, "phikon")[0].save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_encoders_by_name_are_loaded_again_in_worker_processes(phikon: Path) -> None:
+    """What is sent is the name, not the weights; the settings given here are those there."""
+    encoder = load_encoder(f"mine=phikon@{phikon}", mpp=0.25, precision="bfloat16")
+    work = FeatureWork((encoder,), None, None, None, "float32")
+    sent = pickle.dumps(work)
+    assert len(sent) < 10_000
+    (found,) = pickle.loads(sent).encoders
+    assert (found.name, found.digest, found.mpp, found.precision) == ("mine", encoder.digest, 0.25, "bfloat16")
+    np.testing.assert_array_equal(encode(found, tiles(1)), encode(encoder, tiles(1)))
+
+
+@pytest.mark.system
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_slides_are_read_as_the_encoder_needs_them(phikon: Path, tmp_path: Path) -> None:
+    """A slide at 0.25 µm is read in tiles of 224 px at 0.5 µm; two encoders for different mpp are refused."""
+    transformers = pytest.importorskip("transformers")
+    model, run_plain = plain_model(transformers, "phikon")
+    model.save_pretrained(tmp_path / "phikon")
+    write_synthetic_slide(tmp_path / "a.svs", size=(1024, 1024), seed=3, mpp=0.25)
+    out, source = tmp_path / "f", f"phikon@{tmp_path / 'phikon'}"
+    run("features", tmp_path / "a.svs", "--encoder", source, "--out", out, "--device", "cpu", "--tissue", "none")
+    found = open_features(out / "a.features.zarr", "phikon")
+    assert found.tile_size_level0 == pytest.approx(448)
+    view = open_slide(tmp_path / "a.svs").view(mpp=0.5)
+    batch = torch.from_numpy(TileBag(view, TileGrid(view, tile_size=224))[:]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = run_plain(batch).numpy()
+    np.testing.assert_allclose(found.features.astype(np.float32), expected, atol=5e-3)
+    (tmp_path / "b.pt.json").write_text('{"mean": 0.5, "std": 0.5, "input_size": 32, "mpp": 1.0}')
+    write_torchscript(tmp_path / "b.pt")
+    done = run(
+        *("features", tmp_path / "a.svs", "--encoder", source, "--encoder", tmp_path / "b.pt", "--out", tmp_path / "g"),
+        code=2,
+    )
+    text = " ".join(done.output.split())
+    assert "phikon at 0.5 µm and b at 1 µm; compute their features one after the other, or pass --mpp 0.5" in text

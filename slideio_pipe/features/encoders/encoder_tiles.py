@@ -7,6 +7,7 @@ from typing import Any
 
 from slideio_pipe.errors import ConfigError, EncoderSettingsWarning, warn_caller
 from slideio_pipe.features.encoders.encoder import Encoder
+from slideio_pipe.features.encoders.known import KnownEncoder
 
 # Tiles may have this many times the scale that an encoder is meant for, or one part of it, without a warning.
 _SCALE = 1.25
@@ -31,7 +32,7 @@ def common_mpp(encoders: Iterable[Encoder]) -> float | None:
     return next(iter(stated), None)
 
 
-def warn_scale(encoders: Iterable[Encoder], tile_size: int, mpp: Any) -> None:
+def warn_scale(encoders: Iterable[Encoder | KnownEncoder], tile_size: int, mpp: Any) -> None:
     """Warn of encoders whose tiles have another scale than they are meant for: they see cells of another size.
 
     Without a warning if ``mpp`` is no number: it is unknown, or that of each slide's level 0.

@@ -121,6 +121,19 @@ def split_weights(source: str) -> tuple[KnownEncoder | None, str]:
     return found, weights
 
 
+def known_source(source: str | None) -> KnownEncoder | None:
+    """Return the known encoder that a source of ``load_encoder`` names, None for other sources.
+
+    Examples
+    --------
+    >>> known_source("mine=uni@/data/pytorch_model.bin").name
+    'uni'
+    """
+    if source is None:
+        return None
+    return split_weights(source)[0] or split_weights(source.partition("=")[2])[0]
+
+
 def _plain(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features.encoders import Encoder, load_encoder
-from slideio_pipe.features.encoders.encoder import Interpolation, Pooling, parameter_dtype, pooled, resized
+from slideio_pipe.features.encoders.encoder import Interpolation, Pooling, fitted, parameter_dtype, pooled
 from slideio_pipe.mil.models.small_encoder import SmallEncoder
 from slideio_pipe.streaming.normalize import Normalize
 
@@ -25,18 +25,21 @@ class TokenPooler(nn.Module):
     network : nn.Module
     name : str
         For messages.
-    pooling : {"none", "class", "mean"}
+    pooling : {"none", "class", "mean", "class+mean"}
         Pooling of tokens.
+    prefix_tokens : int
+        Tokens before those of patches.
     """
 
-    def __init__(self, network: nn.Module, name: str, pooling: Pooling = "none") -> None:
+    def __init__(self, network: nn.Module, name: str, pooling: Pooling = "none", prefix_tokens: int = 1) -> None:
         super().__init__()
         self.network = network
-        self._name, self._pooling = name, pooling
+        self._name, self._pooling, self._prefix_tokens = name, pooling, prefix_tokens
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Return (n, D) features of normalised tiles."""
-        return pooled(self._name, self.network(tiles), len(tiles), self._pooling, tiles.shape[-1])
+        found = self.network(tiles)
+        return pooled(self._name, found, len(tiles), self._pooling, tiles.shape[-1], self._prefix_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,12 @@ class TileEncoder:
     input_size: int | None = None  # side of its square input; None: any
     interpolation: Interpolation = "bicubic"
     source: str | None = None  # None: the caller's own network
+    resize: int | None = None  # side to which tiles are resized, px, before the centre is cropped; None: input_size
 
     def prepare(self, tiles: Tensor) -> Tensor:
         """Return (n, 3, H, W) uint8 tiles resized for the network and normalised."""
-        sized = tiles if self.input_size is None else resized(tiles, self.input_size, self.interpolation)
+        side = self.input_size
+        sized = tiles if side is None else fitted(tiles, side, self.interpolation, self.resize)
         normalize = self.normalize
         if normalize.scale.device != tiles.device:  # a move of the statistics waits for the device
             normalize.to(tiles.device)
@@ -79,7 +84,8 @@ class TileEncoder:
     def about(self) -> dict[str, Any]:
         """Return the encoder's entries for a checkpoint, as JSON values."""
         normalize = self.normalize
-        return {
+        cropped = {} if self.resize is None else {"resize": self.resize}
+        return cropped | {
             "name": self.name,
             "source": self.source,
             "input_size": self.input_size,
@@ -111,10 +117,11 @@ def from_encoder(loaded: Encoder, source: str | None = None) -> TileEncoder:
         reason = f"{loaded.name} takes batches of {loaded.batch} tiles and no others"
         raise ConfigError(reason, remedy="export it with a dynamic batch size")
     return TileEncoder(
-        TokenPooler(loaded.module, loaded.name, loaded.pooling),
+        TokenPooler(loaded.module, loaded.name, loaded.pooling, loaded.prefix_tokens),
         loaded.normalize,
         loaded.name,
         loaded.input_size,
         loaded.interpolation,
         source,
+        loaded.resize,
     )

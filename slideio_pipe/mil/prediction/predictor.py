@@ -315,9 +315,8 @@ def _encoder(
     stated = Normalize(facts["mean"], facts["std"], rescale=facts["rescale"])
     found = tile_encoder(network, source or about["source"], stated)
     _fill(found.module, known["encoder"], path, f"encoder {about['name']}")
-    return TileEncoder(
-        found.module, stated, about["name"], about["input_size"], about["interpolation"], about["source"]
-    )
+    tiles = about["input_size"], about["interpolation"]
+    return TileEncoder(found.module, stated, about["name"], *tiles, about["source"], about.get("resize"))
 
 
 def _check_maker(
