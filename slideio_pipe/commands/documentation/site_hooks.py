@@ -23,6 +23,9 @@ _LINK = re.compile(
 _RAISES = re.compile(r"^(```(?:python|bash)) raises$", re.MULTILINE)
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".txt": "text", ".json": "json", ".cff": "yaml"}
 FOLDER = "files"  # in the site: files of the repository outside the guide
+# Of pages in the search, by the beginning of their path, as in site_search.py: the guide answers questions, its index
+# has the words of all, and the reference of Python the most words.
+_BOOSTS = {"index": 0.5, "notebooks/": 1, "reference/python/": 0.5, "reference/": 1, f"{FOLDER}/": 0.5, "": 4}
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -43,10 +46,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Point links at the pages that stand for notebooks and for files outside the guide."""
     del config
-    # The guide answers questions; the reference of Python has the most words. As in site_search.py.
-    boost = (
-        4 if "/" not in page.file.src_uri else 0.5 if page.file.src_uri.startswith(("reference/python/", FOLDER)) else 1
-    )
+    boost = next(number for start, number in _BOOSTS.items() if page.file.src_uri.startswith(start))
     page.meta.setdefault("search", {"boost": boost})
     here = posixpath.dirname(page.file.src_uri)
 

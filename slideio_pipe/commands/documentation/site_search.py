@@ -14,7 +14,14 @@ from pathlib import Path
 # A word of a heading counts as much as this many of the text.
 _HEADING = 6
 # The guide answers questions; the reference of Python has the most words.
-_WEIGHTS = (("reference/python/", 0.5), ("reference/", 0.8), ("notebooks/", 0.8), ("files/", 0.4), ("", 1.0))
+_WEIGHTS = (
+    ("reference/python/", 0.5),
+    ("reference/", 0.8),
+    ("notebooks/", 0.8),
+    ("index", 0.5),
+    ("files/", 0.4),
+    ("", 1.0),
+)
 # Okapi BM25 with the usual constants: Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009.
 _K1, _B = 1.2, 0.75
 # Words that every page has.
