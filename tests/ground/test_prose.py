@@ -30,10 +30,10 @@ NOT_USED = {
     r"deliveries|(a|the next|the last|each) delivery": "chunk, batch",
     r"magic(al)?": "",
 }
-# Words in names of other tools, and of files and options that they have.
+# Words in names of other tools, of their files and options; the patches of a vision transformer.
 ALLOWED = {
     r"patch(es)?": r"CLAM|TRIDENT|STAMP|clam|trident|torchmil|patches/|_patches|--patch-size|patch_size|say \*?patch|"
-    r"called patch|pathology-whole-slide-data",
+    r"called patch|^slideio_pipe/features/encoders/|[Tt]okens before those of patches|pathology-whole-slide-data",
 }
 
 
@@ -69,7 +69,7 @@ def unusual_words() -> Iterator[str]:
     for where, text in prose():
         for pattern, compiled in patterns.items():
             found = compiled.search(text)
-            if found and not (pattern in ALLOWED and re.search(ALLOWED[pattern], text)):
+            if found and not (pattern in ALLOWED and re.search(ALLOWED[pattern], f"{where} {text}")):
                 yield f"{where}: {found[0]!r} {NOT_USED[pattern] and f'({NOT_USED[pattern]})'} in {text.strip()!r}"
 
 

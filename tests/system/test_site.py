@@ -132,8 +132,8 @@ def test_the_search_of_the_site_finds_the_page_of_each_question(site: Path, brow
         page.wait_for_function(f"document.querySelector('input[name=query]').value === {asked}")
         page.wait_for_selector(".md-search-result__item > a")
         page.wait_for_timeout(400)  # the list follows the last key
-        links = [link.get_attribute("href") for link in page.query_selector_all(".md-search-result__item > a")[:3]]
-        found = [Path(link.partition("?")[0].partition("#")[0]).stem for link in links]
+        links = [link.get_attribute("href") for link in page.query_selector_all(".md-search-result__list li > a")]
+        found = list(dict.fromkeys(Path(link.partition("?")[0].partition("#")[0]).stem for link in links))[:3]
         if not set(found) & set(wanted):
             wrong[question] = found
     assert not wrong

@@ -115,6 +115,10 @@ ERROR_EXAMPLES = {
         "dataset.set_epoch(epoch) before each epoch",
         "Call `dataset.set_epoch(epoch)` before each epoch, or use `sp.BagLoader`, which does.",
     ),
+    "EncoderSettingsWarning": (
+        "uni: config.json of MahmoodLab/UNI says bicubic; used is bilinear (slideio-pipe encoders uni says why)",
+        "Nothing, if you follow the authors; otherwise pass `interpolation=`, `pooling=` or `normalize=` yourself.",
+    ),
     "UpsamplingWarning": (
         "a.svs: 0.25 µm wanted of a slide scanned at 0.5 µm; its pixels are interpolated",
         "Choose an mpp that the slide has.",
