@@ -18,7 +18,6 @@ from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.tiles.bag import Bag, UncolouredBag
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.failures import OnError, Read, TileErrors
-from slideio_pipe.tiles.patient_bag import PatientBag
 from slideio_pipe.tiles.tile_bag import TileBag
 
 Indices = NDArray[np.int64]
@@ -30,7 +29,7 @@ PLANNED = 256
 
 def plan_ahead(bag: Bag, index: Indices, colours: str) -> None:
     """Plan tiles of a bag that will be read a few at a time; errors are raised when the tile that has one is read."""
-    if isinstance(bag, DrawnBag | PatientBag):
+    if isinstance(bag, DrawnBag):
         with suppress(SlideioPipeError, OSError):
             bag.plan_ahead(index, colours=colours != "device")
 
@@ -86,15 +85,14 @@ class _ReadBag:
     def of(cls, opened: OpenedBag) -> _ReadBag:
         bag = _unpickled(opened.pickled)
         spans: list[Span] = []
-        if opened.timed and isinstance(bag, DrawnBag | StoredBag | PatientBag):
+        if opened.timed and isinstance(bag, DrawnBag | StoredBag):
             bag.on_stage = lambda stage, start, end: spans.append((stage, start, end))
         return cls(bag, opened, spans)
 
     def close(self) -> None:
-        for bag in self.bag.slides if isinstance(self.bag, PatientBag) else (self.bag,):
-            source = bag.view.slide if isinstance(bag, TileBag) else bag
-            if isinstance(source, Closable):
-                source.close()
+        source = self.bag.view.slide if isinstance(self.bag, TileBag) else self.bag
+        if isinstance(source, Closable):
+            source.close()
 
 
 def _unpickled(content: bytes) -> Bag:

@@ -42,7 +42,6 @@ PUBLIC = [
     "LoaderConfig",
     "MilModel",
     "Normalize",
-    "PatientBag",
     "Prediction",
     "Predictor",
     "RandStainNA",
