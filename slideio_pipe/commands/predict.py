@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
+from slideio_pipe.commands.completion import encoder_names
 from slideio_pipe.commands.terminal import out, print_failure, print_metrics, reported, say, shown
 from slideio_pipe.errors import ConfigError
 
@@ -60,8 +61,9 @@ Encoder = Annotated[
     options.option(
         "--encoder",
         "For a model that was trained with your own network, that network as a file; for a model of features, "
-        "their encoder, to predict from slides: timm:NAME, hf:NAME, a.pt2.",
+        "their encoder, to predict from slides: a name such as uni, timm:NAME, hf:NAME, a.pt2.",
         unit="ENCODER",
+        autocompletion=encoder_names,
     ),
 ]
 Features = Annotated[
@@ -86,6 +88,7 @@ def predict(
     slide_folder: SlideFolder = None,
     features: Features = None,
     encoder: Encoder = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     device: Device = None,
     slide_mpp: options.CohortMpp = None,
     root: options.Root = None,
@@ -114,7 +117,7 @@ def predict(
         raise ConfigError("--pyramid without --out", remedy="pass --out FOLDER")
     kind = checked_scores(scores)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = load_predictor(checkpoint, encoder=encoder, device=target)
+    predictor = load_predictor(checkpoint, encoder=encoder, device=target, trust_remote_code=trust_remote_code)
     found = predict_cohort(
         predictor,
         _cohort(slides, root, features, takes_features=predictor.encoder is None),

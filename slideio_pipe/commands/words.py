@@ -35,6 +35,7 @@ SETTINGS = {
     "edge": "grid.edge",
     "align": "grid.align",
     "encoder": "encoder.source",
+    "trust_remote_code": "encoder.trust_remote_code",
     "features": "encoder.folder",
     "batch_size": "encoder.chunk_size",
     "chunk_size": "encoder.chunk_size",

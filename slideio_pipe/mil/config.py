@@ -82,6 +82,10 @@ class EncoderConfig(Record):
     features: str | None = Field(
         default=None, description="Name of the encoder, if a store has features of several. null: the only one."
     )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run the code that the repository of an encoder by name contains, if its network is code there.",
+    )
     trainable: bool = Field(default=True, description="Train the encoder too. false: only the model behind it.")
     lr: Rate | None = Field(default=None, description="Learning rate of the encoder. null: fit.lr.")
     chunk_size: int = Field(
@@ -102,10 +106,11 @@ class EncoderConfig(Record):
 
     @model_serializer(mode="wrap")
     def _drop_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a newer setting that is not given, so that settings equal those of older runs."""
+        """Leave out newer settings that are not given, so that settings equal those of older runs."""
         values: dict[str, Any] = dump(self)
-        if not self.workers:
-            values.pop("workers", None)
+        for name in ("workers", "trust_remote_code"):
+            if not getattr(self, name):
+                values.pop(name, None)
         return values
 
 

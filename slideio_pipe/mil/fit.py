@@ -235,7 +235,8 @@ class _Run:
         if self.encoder is None and self.config.encoder.source is None:
             return None
         torch.manual_seed(self.config.seed)
-        return tile_encoder(self.encoder, self.config.encoder.source, self.normalize)
+        chosen = self.config.encoder
+        return tile_encoder(self.encoder, chosen.source, self.normalize, trust_remote_code=chosen.trust_remote_code)
 
     def _source(self, cohort: Cohort, tiles: TileEncoder | None, *, augment: bool) -> Source:
         share = {"rank": int(self.fabric.global_rank), "world_size": int(self.fabric.world_size)}

@@ -16,12 +16,16 @@ from tiny_encoders import write_torchscript
 from torch import nn
 
 from slideio_pipe import TileBag, TileGrid, load_encoder, open_features, open_slide
-from slideio_pipe.errors import ConfigError, EncoderSettingsWarning, MissingExtraError
+from slideio_pipe.commands.train import train
+from slideio_pipe.commands.words import command_words
+from slideio_pipe.errors import ConfigError, EncoderSettingsWarning, MissingExtraError, worded
 from slideio_pipe.features.cohort_work import FeatureWork
 from slideio_pipe.features.encoders import EncoderOnDevice, known
 from slideio_pipe.features.encoders.conv_stem import ConvStem
 from slideio_pipe.features.encoders.known import known_encoder, known_encoders
 from slideio_pipe.features.encoders.weight_files import has_weights, weights_file
+from slideio_pipe.mil.config import load_train_config
+from slideio_pipe.mil.models.tile_encoder import tile_encoder
 from slideio_pipe.synthetic.slide import write_synthetic_slide
 
 CPU = torch.device("cpu")
@@ -443,3 +447,18 @@ def test_slides_are_read_as_the_encoder_needs_them(phikon: Path, tmp_path: Path)
     )
     text = " ".join(done.output.split())
     assert "phikon at 0.5 µm and b at 1 µm; compute their features one after the other, or pass --mpp 0.5" in text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_training_runs_code_of_a_repository_only_if_its_settings_allow_it() -> None:
+    """The setting is named by the error, and is not written where it is not used."""
+    with pytest.raises(ConfigError, match="trust_remote_code=True"):
+        tile_encoder(None, "hibou-b", None)
+    assert "trust_remote_code" not in load_train_config({}).model_dump()["encoder"]
+    allowed = load_train_config({"encoder": {"source": "hibou-b", "trust_remote_code": True}})
+    assert allowed.model_dump()["encoder"]["trust_remote_code"] is True
+    with (
+        worded(lambda _: command_words(train)),
+        pytest.raises(ConfigError, match=r"--set encoder\.trust_remote_code=True"),
+    ):
+        tile_encoder(None, "hibou-b", None)

@@ -31,6 +31,7 @@ try:
 except (ImportError, RuntimeError):  # RuntimeError: a torchvision of another torch
     pytest.skip("timm needs a torchvision that belongs to this torch", allow_module_level=True)
 
+pytestmark = pytest.mark.system  # two minutes
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,) * 3, (0.5,) * 3

@@ -94,7 +94,9 @@ class TileEncoder:
         }
 
 
-def tile_encoder(network: nn.Module | None, source: str | None, normalize: Normalize | None) -> TileEncoder:
+def tile_encoder(
+    network: nn.Module | None, source: str | None, normalize: Normalize | None, *, trust_remote_code: bool = False
+) -> TileEncoder:
     """Return the encoder of a training: the caller's network, the small one, or one from ``load_encoder``.
 
     Raise ConfigError if it cannot be loaded.
@@ -105,7 +107,7 @@ def tile_encoder(network: nn.Module | None, source: str | None, normalize: Norma
     assert source is not None
     if source == SMALL:
         return TileEncoder(TokenPooler(SmallEncoder(), SMALL), normalize or Normalize.imagenet(), SMALL, source=SMALL)
-    return from_encoder(load_encoder(source, normalize=normalize), source)
+    return from_encoder(load_encoder(source, normalize=normalize, trust_remote_code=trust_remote_code), source)
 
 
 def from_encoder(loaded: Encoder, source: str | None = None) -> TileEncoder:

@@ -225,6 +225,7 @@ def load_predictor(
     encoder: nn.Module | Encoder | str | Path | None = None,
     normalize: Normalize | None = None,
     device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
 ) -> Predictor:
     """Return the model of a training, ready to predict, from its ``best.ckpt``.
 
@@ -239,6 +240,8 @@ def load_predictor(
     normalize : Normalize, optional
         Normalisation of an encoder for a model of features, if its own configuration states none.
     device : str or torch.device
+    trust_remote_code : bool
+        Run the code in the repository of an encoder by name, if its network is code there; see ``load_encoder``.
 
     Raises
     ------
@@ -264,7 +267,7 @@ def load_predictor(
     task, config = task_of(recorded["task"]), checked(TrainConfig, str(path), **recorded["config"])
     model = build_model(config.model.name, recorded["width"], task.outputs, **config.model.arguments())
     _fill(model, known["model"], path, "the model")
-    tiles = _encoder(path, recorded, known, encoder, normalize)
+    tiles = _encoder(path, recorded, known, encoder, normalize, trust_remote_code)
     if tiles is not None:
         tiles.module.to(target).eval()
         if "encoder" not in known:
@@ -297,6 +300,7 @@ def _encoder(
     known: Mapping[str, Any],
     given: nn.Module | Encoder | str | Path | None,
     normalize: Normalize | None,
+    trust_remote_code: bool,
 ) -> TileEncoder | None:
     """Return the encoder, with its trained weights."""
     if isinstance(given, Encoder):
@@ -307,13 +311,15 @@ def _encoder(
     source = None if given is None or network is not None else str(given)
     about = recorded.get("encoder")
     if about is None:
-        return None if given is None else tile_encoder(network, source, normalize)
+        if given is None:
+            return None
+        return tile_encoder(network, source, normalize, trust_remote_code=trust_remote_code)
     if given is None and about["source"] is None:
         reason = f"the training was given a network of its own, {about['name']}, which no checkpoint can make"
         raise ConfigError(reason, slide=str(path), remedy="pass that network as {encoder=…}")
     facts = about["normalize"]
     stated = Normalize(facts["mean"], facts["std"], rescale=facts["rescale"])
-    found = tile_encoder(network, source or about["source"], stated)
+    found = tile_encoder(network, source or about["source"], stated, trust_remote_code=trust_remote_code)
     _fill(found.module, known["encoder"], path, f"encoder {about['name']}")
     tiles = about["input_size"], about["interpolation"]
     return TileEncoder(found.module, stated, about["name"], *tiles, about["source"], about.get("resize"))
