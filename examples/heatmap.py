@@ -2,9 +2,9 @@
 
     python examples/heatmap.py run/best.ckpt a.svs --out heatmap.jpg
 
-``examples/guide/pictures/heatmap.jpg`` shows a generated slide with a lesion of 2 % of its tissue, not used for training, and a model
-trained end to end on 20 other slides with one label each: ``tests/benchmarks/mil.py stain`` trains it with
-``configs/mil-end-to-end.yaml`` and makes the slide, ``fresh-usual/slides/s01.svs``.
+``examples/guide/pictures/heatmap.jpg`` shows a generated slide with a lesion of 2 % of its tissue, not used for
+training, and a model trained end to end on 20 other slides with one label each: ``tests/benchmarks/mil.py stain``
+trains it with ``configs/mil-end-to-end.yaml`` and makes the slide, ``fresh-usual/slides/s01.svs``.
 """
 
 from __future__ import annotations
