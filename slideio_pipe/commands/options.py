@@ -446,12 +446,12 @@ def settings_of(slide: Path, file: Path | None, given: dict[str, dict[str, Any]]
     from slideio_pipe.config import checked
     from slideio_pipe.export.config import ExportConfig, load_config
 
-    values = (load_config(file) if file else ExportConfig()).model_dump()
+    values = (load_config(file) if file else ExportConfig()).model_dump(exclude_unset=True)
     for stage, options in given.items():
         chosen = {name: value for name, value in options.items() if value is not None}
         if "stride" in chosen or "overlap" in chosen:  # one replaces the other
-            values[stage] |= {"stride": None, "overlap": None}
-        values[stage] |= chosen
+            chosen = {"stride": None, "overlap": None} | chosen
+        values[stage] = values.get(stage, {}) | chosen
     return checked(ExportConfig, slide.name, **values)
 
 

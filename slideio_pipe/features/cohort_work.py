@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from slideio_pipe.cohort.names import SUFFIX as BAG_SUFFIX
 from slideio_pipe.cohort.names import bag_name
 from slideio_pipe.cohort.run import Job
 from slideio_pipe.cohort.workers.pool import OnProgress
-from slideio_pipe.errors import ConfigError, OutputExistsError
+from slideio_pipe.errors import ConfigError, EncoderSettingsWarning, OutputExistsError
 from slideio_pipe.features.encoders import Encoder, load_encoder
 from slideio_pipe.features.encoders.known import split_weights
 from slideio_pipe.features.encoding_pool import BagMetadata, EncodeSettings, FeaturePool
@@ -214,7 +215,8 @@ def _to_source(encoder: Encoder) -> Encoder | _EncoderSource:
 def _from_source(encoder: Encoder | _EncoderSource) -> Encoder:
     if isinstance(encoder, Encoder):
         return encoder
-    loaded = load_encoder(encoder.source, **encoder.given)
+    with warnings.catch_warnings(action="ignore", category=EncoderSettingsWarning):  # it was shown before
+        loaded = load_encoder(encoder.source, **encoder.given)
     if loaded.digest != encoder.digest:
         raise ConfigError("is another network here", slide=encoder.source, remedy="use the same file everywhere")
     return loaded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,22 @@ import torch
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.config import checked
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.features.cohort_work import FeatureWork, check_portable
 from slideio_pipe.features.encode_bag import BATCH_SIZE, check_feature_dtype
 from slideio_pipe.features.encoders import Encoder, load_encoders
-from slideio_pipe.features.encoders.encoder_tiles import common_mpp, common_size, warn_scale
+from slideio_pipe.features.encoders.encoder_tiles import (
+    common_mpp,
+    common_size,
+    warn_scale,
+    warn_scale_of_bag,
+    with_tiles_of,
+)
 from slideio_pipe.features.encoders.loading import Source
 from slideio_pipe.features.encoding_pool import EncodeSettings, FeaturePool
 from slideio_pipe.progress import Report, rated
+from slideio_pipe.store import open_bag
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.streaming.device import check_device
@@ -84,7 +92,8 @@ def encode_cohort(
         beside their pixels (``features/<encoder>``), and the run's files into ``runs/features`` below the bags' folder.
     config : LoaderConfig, ExportConfig, path, name of a preset or dict, optional
         Settings of the tiles. By default tiles have the size and the mpp that the encoders are meant for: of several
-        the largest size (their input size if they state none), at 0.5 µm if no mpp is stated. Bags already have tiles.
+        the largest size (their input size if they state none), at 0.5 µm if no mpp is stated. Settings that leave these
+        two out have those of known encoders. Bags already have tiles.
     device : str or torch.device, optional
         "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
     batch_size : int
@@ -141,7 +150,7 @@ def encode_cohort(
     folder = None if out is None else Path(out).expanduser().absolute()
     bags_only = check_places(slides, folder)
     chosen = tuple(load_encoders(encoders))
-    settings = tile_config({} if bags_only and config is None else config, chosen)
+    settings = tile_config(config, () if bags_only else chosen)
     if slide_transform is not None:
         _refuse_stored(slides)
     described = None if slide_transform is None else slide_transform.to_dict()["transform"]
@@ -150,7 +159,9 @@ def encode_cohort(
     in_workers = workers is not None or cluster is not None
     if not in_workers and (time_limit_s is not None or memory_limit_gb is not None):
         raise ConfigError("limits are for worker processes", remedy="pass {workers=1} or more")
-    if not bags_only:
+    if bags_only:
+        _warn_scale_of_bags(chosen, slides)
+    else:
         warn_scale(chosen, settings.grid.tile_size, settings.view.mpp)
     tiling = None if bags_only else settings
     work = FeatureWork(chosen, folder, tiling, described, dtype, how if in_workers else None)
@@ -195,18 +206,27 @@ def tile_config(config: Any, encoders: Iterable[Encoder]) -> LoaderConfig:
     if isinstance(config, LoaderConfig):
         found = config
     elif isinstance(config, ExportConfig):
-        found = checked(LoaderConfig, None, **config.model_dump(exclude={"store"}))
+        found = checked(LoaderConfig, None, **config.model_dump(exclude={"store"}, exclude_unset=True))
     elif config is None:
         mpp = common_mpp(known)
         view = {} if mpp is None else {"view": {"mpp": mpp}}
         found = checked(LoaderConfig, None, grid={"tile_size": common_size(known)}, **view)
     else:
         found = load_loader_config(config)
+    found = with_tiles_of(found, known)
     for name, value in (("max_tiles", found.max_tiles), ("tile_transform", found.tile_transform)):
         if value is not None:
             reason = f"{name} is {value}, and features are of all tiles as they are"
             raise ConfigError(reason, remedy="leave it out; slide_transform is applied")
     return found
+
+
+def _warn_scale_of_bags(encoders: Iterable[Encoder], slides: Cohort) -> None:
+    """Warn if the tiles of the first bag have another scale than encoders are meant for."""
+    first = next(iter(slides)).source
+    assert isinstance(first, Path)  # check_places
+    with suppress(SlideioPipeError), open_bag(first) as bag:  # a damaged bag is listed later
+        warn_scale_of_bag(encoders, bag.provenance())
 
 
 def _refuse_stored(slides: Cohort) -> None:

@@ -10,7 +10,6 @@ import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from slideio_pipe.config import Record, checked, load_record
-from slideio_pipe.features.encoders.known import KnownEncoder
 from slideio_pipe.presets import settings_file, transform_named_in
 from slideio_pipe.streaming.config import EXAMPLE, LoaderConfig
 
@@ -211,27 +210,6 @@ def load_train_config(source: TrainConfig | str | Path | Mapping[str, Any] | Non
         return checked(TrainConfig, None, **dict(source or {}))
     file = settings_file(source, "train", "export")
     return _with_resolved_paths(load_record(TrainConfig, file, EXAMPLE), file.parent)
-
-
-def with_tiles_of(config: TrainConfig, encoder: KnownEncoder) -> TrainConfig:
-    """Return settings whose tiles have the size and the mpp that an encoder is meant for, where they are not set.
-
-    Examples
-    --------
-    >>> from slideio_pipe.features.encoders.known import named_encoder
-    >>> tiles = with_tiles_of(load_train_config({"view": {"mpp": 1.0}}), named_encoder("virchow"))
-    >>> tiles.grid.tile_size, tiles.view.mpp
-    (224, 1.0)
-    """
-    meant: dict[str, dict[str, Any]] = {"grid": {"tile_size": encoder.tile_size}}
-    if encoder.mpp is not None:
-        meant["view"] = {"mpp": encoder.mpp}
-    update = {}
-    for name, values in meant.items():
-        section = getattr(config, name)
-        missing = {key: value for key, value in values.items() if key not in section.model_fields_set}
-        update[name] = section.model_copy(update=missing)
-    return config.model_copy(update=update)
 
 
 def _with_resolved_paths(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.errors import ConfigError, require
-from slideio_pipe.features.encoders.encoder_tiles import warn_scale
+from slideio_pipe.features.encoders.encoder_tiles import warn_scale, with_tiles_of
 from slideio_pipe.features.encoders.known import known_source
 from slideio_pipe.files import disk_errors
 from slideio_pipe.locks import WriterLock
 from slideio_pipe.mil.checkpoint import Checkpoints, about
 from slideio_pipe.mil.checks import check_divisions, made_fabric, try_model
-from slideio_pipe.mil.config import TrainConfig, load_train_config, with_tiles_of
+from slideio_pipe.mil.config import TrainConfig, load_train_config
 from slideio_pipe.mil.divisions import Division, divide
 from slideio_pipe.mil.feature_files import feature_cohort, holds_features
 from slideio_pipe.mil.fingerprints import contents, slide_entries
@@ -129,7 +129,7 @@ def _with_encoder_tiles(config: TrainConfig, encoder: nn.Module | None) -> Train
     known = known_source(config.encoder.source) if encoder is None else None
     if known is None:
         return config
-    found = with_tiles_of(config, known)
+    found = with_tiles_of(config, [known])
     warn_scale([known], found.grid.tile_size, found.view.mpp)
     return found
 

@@ -53,7 +53,7 @@ class SlideConfig(Record):
         """Leave out the override if it is off, so that settings equal those of older runs."""
         values: dict[str, Any] = dump(self)
         if self.slide_mpp is None and not self.slide_mpp_override:
-            del values["slide_mpp_override"]
+            values.pop("slide_mpp_override", None)
         return values
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny_encoders import network
 
-from slideio_pipe import TileBag, TileGrid, encode_bag, load_encoder, open_slide
+from slideio_pipe import TileBag, TileGrid, encode_bag, load_encoder, open_slide, save_bag
 from slideio_pipe.errors import ConfigError, EncoderSettingsWarning
+from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.features.encode_cohort import encode_cohort, tile_config
 from slideio_pipe.features.encoders import Encoder
 from slideio_pipe.features.encoders.encoder_tiles import warn_scale
@@ -29,6 +31,18 @@ def test_tiles_have_the_size_and_the_mpp_of_the_encoder() -> None:
     assert (both.grid.tile_size, both.view.mpp) == (64, 1.0)
     assert (tile_config(None, [encoder()]).grid.tile_size, tile_config(None, [encoder()]).view.mpp) == (32, 0.5)
     assert tile_config({"grid": {"tile_size": 48}}, [meant]).grid.tile_size == 48
+
+
+@pytest.mark.parametrize("form", ["dict", "ExportConfig", "file"])
+def test_settings_without_tiles_have_those_of_a_known_encoder(form: str, tmp_path: Path) -> None:
+    """Each of size and mpp alone; encoders that state no tile size leave settings as they were in earlier versions."""
+    partly = {"view": {"mpp": 2.0}, "tissue": {"method": "none"}}
+    (tmp_path / "a.yaml").write_text(str(partly))
+    config = {"dict": partly, "ExportConfig": ExportConfig.model_validate(partly), "file": tmp_path / "a.yaml"}[form]
+    found = tile_config(config, [encoder(tile_size=64, mpp=1.0)])
+    assert (found.grid.tile_size, found.view.mpp, found.tissue.method) == (64, 2.0, "none")
+    assert tile_config(config, [encoder(mpp=1.0)]).grid.tile_size == 256
+    assert tile_config({"tissue": {"method": "none"}}, [encoder(tile_size=64, mpp=1.0)]).view.mpp == 1.0
 
 
 def test_encoders_for_different_mpp_are_refused_together() -> None:
@@ -79,3 +93,6 @@ def test_features_of_tiles_of_another_scale_are_warned_of(tmp_path: Any) -> None
     with pytest.warns(EncoderSettingsWarning, match=r"a sees 2 µm per px") as seen:
         encode_cohort(tmp_path, encoder(mpp=0.5), tmp_path / "f", config, device="cpu", progress=False)
     assert len(seen) == 1
+    save_bag(bag, tmp_path / "a.bag.zarr", progress=False)
+    with pytest.warns(EncoderSettingsWarning, match=r"a sees 1.6 µm per px and is meant for 0.5"):
+        encode_cohort([tmp_path / "a.bag.zarr"], encoder(mpp=0.5), device="cpu", progress=False)

@@ -18,15 +18,16 @@ from slideio_pipe import Normalize, load_predictor
 from slideio_pipe.commands.train import changed
 from slideio_pipe.errors import EncoderSettingsWarning
 from slideio_pipe.features.encoders import Encoder
+from slideio_pipe.features.encoders.encoder_tiles import with_tiles_of
 from slideio_pipe.features.encoders.known import named_encoder
-from slideio_pipe.mil.config import load_train_config, with_tiles_of
+from slideio_pipe.mil.config import load_train_config
 from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.models.tile_encoder import from_encoder
 
 
 def tiles_of(config: Any, name: str) -> tuple[int, Any]:
     """Return size and mpp of the tiles."""
-    found = with_tiles_of(config, named_encoder(name))
+    found = with_tiles_of(config, [named_encoder(name)])
     return found.grid.tile_size, found.view.mpp
 
 
@@ -38,6 +39,8 @@ def test_settings_have_precedence_over_the_encoder() -> None:
     assert tiles_of(load_train_config({}), "dinov2-b") == (224, 0.5)  # no mpp is meant: the default
     assert tiles_of(changed(load_train_config({}), ["fit.epochs=3"]), "ctranspath") == (224, 1.0)
     assert tiles_of(changed(load_train_config({}), ["grid.tile_size=128"]), "ctranspath") == (128, 1.0)
+    of_slides = load_train_config({"slide": {"backend": "auto"}})
+    assert tiles_of(changed(of_slides, ["slide.backend=tiff"]), "ctranspath") == (224, 1.0)
 
 
 class Tokens(nn.Module):

@@ -34,6 +34,7 @@ SHIPPED = [
     "compiled/tile_program.c",
     "compiled/tile_program.so",
     "configs/mil.yaml",
+    "features/encoders/known.yaml",
     "configs/schema.json",
     "commands/documentation/site/index.html",
     "commands/documentation/site/search/search_index.json",

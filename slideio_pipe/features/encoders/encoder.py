@@ -91,7 +91,9 @@ class Encoder:
 
     def __repr__(self) -> str:
         at = "" if self.mpp is None else f" at {self.mpp:g} µm"
-        return f"Encoder({self.name}: {self.input_size}×{self.input_size} px{at} to {self.dim:,} features)"
+        side = self.tile_size or self.input_size
+        resized = "" if side == self.input_size else f", as {self.input_size}×{self.input_size},"
+        return f"Encoder({self.name}: {side}×{side} px{at}{resized} to {self.dim:,} features)"
 
 
 class EncoderOnDevice:
