@@ -83,6 +83,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.tiles.find_tissue import find_tissue as find_tissue
     from slideio_pipe.tiles.grid import TileGrid as TileGrid
     from slideio_pipe.tiles.label_mask import LabelMask as LabelMask
+    from slideio_pipe.tiles.patient_bag import PatientBag as PatientBag
     from slideio_pipe.tiles.reader import TileReader as TileReader
     from slideio_pipe.tiles.tile_bag import TileBag as TileBag
     from slideio_pipe.tiles.tissue_mask import TissueMask as TissueMask
@@ -103,6 +104,7 @@ _PUBLIC = {
     "TileGrid": "tiles.grid",
     "TileReader": "tiles.reader",
     "TileBag": "tiles.tile_bag",
+    "PatientBag": "tiles.patient_bag",
     "stream": "streaming.stream",
     "TileBatch": "streaming.stream",
     "Cohort": "cohort.cohort",

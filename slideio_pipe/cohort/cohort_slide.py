@@ -25,6 +25,11 @@ class CohortSlide:
     fold: int | None = None  # the fold in which it is tested, from 0
     other: tuple[tuple[str, str], ...] = ()  # other columns of the manifest, unchanged
 
+    @property
+    def patient_key(self) -> tuple[str, str]:
+        """The patient as a key, or the slide; the kind comes first, because a patient and a slide may share a name."""
+        return ("slide", self.name) if self.patient is None else ("patient", self.patient)
+
 
 def cohort_words(words: Words) -> Words:
     """Return the words of a surface for a slide of a cohort, whose table has columns for some arguments.

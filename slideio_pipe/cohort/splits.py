@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 
 from slideio_pipe.cohort.cohort import Cohort
-from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.tiles.bag import Label
 
@@ -59,7 +58,7 @@ def split_cohort(
         raise ConfigError(f"the fractions {chosen} do not add up to 1", remedy="pass positive ones that do")
     part_of = _assigned(cohort, list(chosen.values()), seed, stratify)
     names = list(chosen)
-    return Cohort.unchecked(replace(slide, split=names[part_of[_patient(slide)]]) for slide in cohort)
+    return Cohort.unchecked(replace(slide, split=names[part_of[slide.patient_key]]) for slide in cohort)
 
 
 def fold_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0, stratify: bool | str = True) -> Cohort:
@@ -82,12 +81,7 @@ def fold_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0, stratify: bool
     if folds < 2:
         raise ConfigError(f"folds is {folds}", remedy="pass 2 or more")
     part_of = _assigned(cohort, [1 / folds] * folds, seed, stratify)
-    return Cohort.unchecked(replace(slide, fold=part_of[_patient(slide)]) for slide in cohort)
-
-
-def _patient(slide: CohortSlide) -> tuple[str, str]:
-    """Return the patient of a slide as a key; the kind comes first, because a patient and a slide may share a name."""
-    return ("slide", slide.name) if slide.patient is None else ("patient", slide.patient)
+    return Cohort.unchecked(replace(slide, fold=part_of[slide.patient_key]) for slide in cohort)
 
 
 def _assigned(
@@ -96,7 +90,7 @@ def _assigned(
     """Return the number of each patient's part."""
     labels: dict[tuple[str, str], list[Label]] = defaultdict(list)
     for slide, label in zip(cohort, _classes(cohort, stratify), strict=True):
-        labels[_patient(slide)].append(label)
+        labels[slide.patient_key].append(label)
     if len(labels) < len(fractions):
         raise ConfigError(f"{len(labels)} patients for {len(fractions)} parts", remedy="pass fewer parts")
     strata: dict[str, list[tuple[str, str]]] = defaultdict(list)

@@ -150,7 +150,7 @@ def _print(fitted: Fitted) -> None:
         if metrics:
             count = fitted.slides[part]
             name = {"val": "validation"}.get(part, part)
-            print_metrics(f"{name}, {count:,} slide{'' if count == 1 else 's'}", metrics)
+            print_metrics(f"{name}, {count:,} {fitted.unit}{'' if count == 1 else 's'}", metrics)
             if part in fitted.notes:
                 say(fitted.notes[part])
     epochs = ", ".join(str(len(rows)) for rows in fitted.history)

@@ -26,7 +26,7 @@ from slideio_pipe.files import make_folder, write_file
 from slideio_pipe.progress import Report
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide, open_slide
-from slideio_pipe.store import open_bag
+from slideio_pipe.store import StoredBag
 from slideio_pipe.store.failed_tiles import check_store_on_error
 from slideio_pipe.tiles.tile_bag import TileBag
 
@@ -85,7 +85,7 @@ class ExportWork:
         """Return the entries of a bag that was written before a kill; warn as when the slide was opened for it."""
         assert isinstance(slide.source, Path)
         open_slide(slide.source, **self.config.slide.in_cohort(slide.mpp), backend=self.config.slide.backend).close()
-        with open_bag(self.output(slide)) as bag:
+        with StoredBag(self.output(slide)) as bag:
             known = Exported(bag, math.nan, math.nan).summary()
         known |= {} if slide.mpp is None else {"mpp_source": "the cohort"}
         return {key: value for key, value in known.items() if key not in _UNKNOWN}

@@ -32,7 +32,7 @@ from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout, wr
 from slideio_pipe.export.layouts.registry import UNNAMED, Converted, Extras, Sources, layout_of
 from slideio_pipe.files import file_fingerprint
 from slideio_pipe.progress import Report, reporting
-from slideio_pipe.store import StoredBag, open_bag
+from slideio_pipe.store import StoredBag
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
 from slideio_pipe.tiles.failures import TileFailure
@@ -354,7 +354,7 @@ def _warn_of_empty(to: str, names: Sequence[str]) -> None:
 
 
 def _opened(source: str | Path | Bag) -> Any:
-    return nullcontext(source) if isinstance(source, Bag) else open_bag(source)
+    return nullcontext(source) if isinstance(source, Bag) else StoredBag(source)
 
 
 def _fingerprint(source: Any, stem: str) -> str | None:

@@ -22,6 +22,7 @@ from slideio_pipe.slides.config import SlideConfig
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.store import StoredBag, save_bag
 from slideio_pipe.tiles.bag import Label
+from slideio_pipe.tiles.tile_bag import TileBag
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ImportWork:
             return save_bag(found, target, progress=progress, **how)
         how_opened: dict[str, Any] = {"slide_mpp": self.slide_mpp} if mpps is None else dict(mpps)
         with open_slide(slide_of(file, self.slides), **how_opened) as slide:
-            bag = readers[self.source](file, slide, **self.sizes, label=label, outside=self.outside)
+            bag: TileBag = readers[self.source](file, slide, **self.sizes, label=label, outside=self.outside)
             bag.patient = patient
             return save_bag(bag, bag_path(slide, out), progress=progress, **how)
 

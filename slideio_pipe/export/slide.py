@@ -22,7 +22,7 @@ from slideio_pipe.images.picture import picture_path, save_picture
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slides.frames import Frame
 from slideio_pipe.slides.slide import Slide, open_slide
-from slideio_pipe.store import StoredBag, open_bag, save_bag
+from slideio_pipe.store import StoredBag, save_bag
 from slideio_pipe.store.codecs import codec_for
 from slideio_pipe.store.config import Pixels
 from slideio_pipe.store.failed_tiles import check_store_on_error
@@ -228,7 +228,7 @@ def _same(target: Path, bag: TileBag, pixels: Pixels) -> StoredBag:
     about = {"codec": codec.name, **codec.pixels}
     planned = json.loads(json.dumps(bag.provenance()))
     try:
-        stored = open_bag(target)
+        stored = StoredBag(target)
     except (SlideioPipeError, OSError) as error:
         raise _exists(target) from error
     known, settings = stored.attributes["pixels"], stored.provenance()

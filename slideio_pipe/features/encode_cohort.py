@@ -218,7 +218,7 @@ def tile_config(config: Any, encoders: Iterable[Encoder]) -> LoaderConfig:
         if value is not None:
             reason = f"{name} is {value}, and features are of all tiles as they are"
             raise ConfigError(reason, remedy="leave it out; slide_transform is applied")
-    return found
+    return found.model_copy(update={"unit": "slide"})  # a patient's features are those of its slides
 
 
 def _warn_scale_of_bags(encoders: Iterable[Encoder], slides: Cohort) -> None:

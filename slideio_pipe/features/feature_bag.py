@@ -16,7 +16,7 @@ from slideio_pipe.export.layouts.trident import level0_side
 from slideio_pipe.files import not_there
 from slideio_pipe.geometry import Affine, Mpp
 from slideio_pipe.slides.resolution import checked_mpp
-from slideio_pipe.store import open_bag
+from slideio_pipe.store import StoredBag
 from slideio_pipe.store.feature_arrays import encoder_names, is_feature_store, open_feature_store, stored_features
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.tiles.bag import Label
@@ -104,7 +104,7 @@ def _from_store(path: Path, encoder: str | None) -> FeatureBag:
         store = open_feature_store(path)
         described, count, coords = store.attributes, store.tiles, store.columns["coords"]
     elif is_bag_store(path):
-        with open_bag(path) as bag:
+        with StoredBag(path) as bag:
             described, count, coords = bag.provenance(), len(bag), bag.coords
     else:
         raise BagFormatError("no store of features", slide=str(path), remedy="pass a .bag.zarr or a .features.zarr")

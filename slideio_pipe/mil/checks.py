@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.patients import unit_of
 from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError, require
 from slideio_pipe.features.feature_bag import open_features
 from slideio_pipe.mil.columns import class_of
@@ -49,12 +50,13 @@ def _check_classes(divisions: Sequence[Division], division: Division, task: Task
     names = [class_of(label) for label in Cohort.unchecked(slides).column(task.column)]
     for name in sorted({name for name in names if name is not None} - set(task.classes)):
         of_class = [slide for slide, its in zip(slides, names, strict=True) if its == name]
+        unit = unit_of(of_class)
         patients = sorted({slide.patient or slide.name for slide in of_class})
         who = f"patient {patients[0]}" if len(patients) == 1 else f"{len(patients)} patients"
         shown = ", ".join(slide.name for slide in of_class[:_SHOWN]) + (", …" if len(of_class) > _SHOWN else "")
         raise ConfigError(
-            f"no training slide{_in(division)} is of class {name!r}, which {who} of the cohort has: {shown}",
-            remedy="leave these slides out, join the class with another, or split so that every fold trains on it",
+            f"no training {unit}{_in(division)} is of class {name!r}, which {who} of the cohort has: {shown}",
+            remedy=f"leave these {unit}s out, join the class with another, or split so that every fold trains on it",
         )
 
 
@@ -62,8 +64,8 @@ def _check_share(division: Division, fit: FitConfig) -> None:
     count = len(division.train)
     if count < fit.devices:
         raise ConfigError(
-            f"{count} training slide{'' if count == 1 else 's'}{_in(division)} for {fit.devices} devices: "
-            "each process needs one at least",
+            f"{count} training {unit_of(division.train)}{'' if count == 1 else 's'}{_in(division)} "
+            f"for {fit.devices} devices: each process needs one at least",
             remedy=f"set fit.devices to {count} or lower",
         )
 
@@ -76,13 +78,14 @@ def _check_validation(division: Division, task: Task, config: TrainConfig) -> No
         targets = task.targets(list(cohort))
         unknown = targets.isnan().reshape(len(cohort), -1).any(1).tolist()
         names = [slide.name for slide, missing in zip(cohort, unknown, strict=True) if missing]
+        unit = unit_of(cohort)
         if names and part == "val":
             raise ConfigError(
-                f"{len(names)} validation slides have no valid label: {', '.join(names[:_SHOWN])}",
-                remedy="fill it in, or leave these slides out",
+                f"{len(names)} validation {unit}s have no valid label: {', '.join(names[:_SHOWN])}",
+                remedy=f"fill it in, or leave these {unit}s out",
             )
         if names:
-            reason = f"{len(names)} test slides have no valid label, so they are predicted and not measured"
+            reason = f"{len(names)} test {unit}s have no valid label, so they are predicted and not measured"
             warnings.warn(f"{reason}: {', '.join(names[:_SHOWN])}", SkippedWarning, stacklevel=4)
         if part == "val" and config.fit.monitor != "none":
             _check_monitor(division, task, targets, config.fit.monitor)
@@ -90,18 +93,18 @@ def _check_validation(division: Division, task: Task, config: TrainConfig) -> No
 
 def _check_monitor(division: Division, task: Task, targets: torch.Tensor, monitor: str) -> None:
     """Refuse to choose an epoch by a number that is constant or undefined."""
-    count, where = len(targets), _in(division)
+    count, where, unit = len(targets), _in(division), unit_of(division.train)
     if isinstance(task, Classification) and monitor == "metric" and len(torch.unique(targets)) < 2:
         raise ConfigError(
-            f"all {count} validation slides{where} have one label: their AUROC is not defined",
+            f"all {count} validation {unit}s{where} have one label: their AUROC is not defined",
             remedy="set fit.monitor to loss, or fit.validation higher",
         )
     if isinstance(task, Survival) and not comparable(targets.numpy()).any():
         events = int(targets[:, 1].sum())
         raise ConfigError(
-            f"no two of the {count} validation slides{where} can be compared ({events} with {task.event} 1): "
+            f"no two of the {count} validation {unit}s{where} can be compared ({events} with {task.event} 1): "
             f"their {'C-index' if monitor == 'metric' else 'loss'} is not defined",
-            remedy="set fit.validation higher, use slides with an event for validation, or set fit.monitor to none",
+            remedy=f"set fit.validation higher, use {unit}s with an event for validation, or set fit.monitor to none",
         )
 
 

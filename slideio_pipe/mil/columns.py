@@ -9,6 +9,7 @@ from typing import Any
 
 from slideio_pipe.cohort.cells import has_decimal_comma, is_decimal, labels_of
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.patients import counted, unit_of
 from slideio_pipe.errors import ConfigError
 
 _SHOWN = 5
@@ -81,7 +82,7 @@ def read_column(
     ]
     if found:
         shown = ", ".join(f"{name} ({cell})" for name, cell in found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
-        reason = f"{column} of {len(found)} slide{'' if len(found) == 1 else 's'} is not {wanted}: {shown}"
+        reason = f"{column} of {counted(len(found), slides)} is not {wanted}: {shown}"
         raise ConfigError(reason, remedy=_remedy([cell for _, cell in found]))
     return values
 
@@ -100,6 +101,6 @@ def refuse_missing(slides: Sequence[CohortSlide], missing: Sequence[bool], colum
     if names:
         shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
         raise ConfigError(
-            f"{len(names)} of {len(slides)} training slides have no {column}: {shown}",
-            remedy="fill it in, or leave these slides out",
+            f"{len(names)} of {len(slides)} training {unit_of(slides)}s have no {column}: {shown}",
+            remedy=f"fill it in, or leave these {unit_of(slides)}s out",
         )

@@ -35,6 +35,11 @@ class TaskConfig(Record):
     )
     event: str = Field(default="event", description="Survival: column that is 1 where the event happened, else 0.")
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the cohort with what is predicted."""
+        return (self.time, self.event) if self.kind == "survival" else (self.label,)
+
 
 class ModelConfig(Record):
     """The model from features to the prediction."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from slideio_pipe.cohort.checks import is_misspelt
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.patients import counted, unit_of
 from slideio_pipe.cohort.split_names import NAMES, split_of
 from slideio_pipe.cohort.splits import fold_cohort, split_cohort
 from slideio_pipe.errors import ConfigError, SkippedWarning, warn_caller
@@ -69,7 +70,8 @@ def _by_split(cohort: Cohort, fit: FitConfig, seed: int, column: str) -> Divisio
     _refuse_misspelt(cohort)
     if not learning:
         available = ", ".join(sorted(str(name) for name in splits if name is not None)) or "none"
-        raise ConfigError(f"no slide to train on (splits: {available})", remedy='fill the column "split" with train')
+        reason = f"no {unit_of(cohort)} to train on (splits: {available})"
+        raise ConfigError(reason, remedy='fill the column "split" with train')
     _warn_of_unused(cohort, used=("train", "val", "test", trained_on))
     test = cohort.where(split="test") if "test" in splits else None
     if "val" in splits:
@@ -83,21 +85,16 @@ def _refuse_misspelt(cohort: Cohort) -> None:
     for name, count in counts.items():
         intended = next((known for known in NAMES if is_misspelt(name, known)), None)
         if intended is not None:
-            raise ConfigError(
-                f"split {name!r} ({_slides(count)}) looks like {intended!r}", remedy='correct the column "split"'
-            )
+            reason = f"split {name!r} ({counted(count, cohort)}) looks like {intended!r}"
+            raise ConfigError(reason, remedy='correct the column "split"')
 
 
 def _warn_of_unused(cohort: Cohort, *, used: Sequence[str | None]) -> None:
     counts = Counter(slide.split or "none" for slide in cohort if split_of(slide.split) not in used)
     if counts:
-        each = ", ".join(f"{name} ({_slides(count)})" for name, count in counts.items())
-        reason = f"slides of these splits are left out, they are none of {', '.join(PARTS)}: {each}"
+        each = ", ".join(f"{name} ({counted(count, cohort)})" for name, count in counts.items())
+        reason = f"{unit_of(cohort)}s of these splits are left out, they are none of {', '.join(PARTS)}: {each}"
         warn_caller(SkippedWarning(reason))
-
-
-def _slides(count: int) -> str:
-    return f"{count:,} slide{'' if count == 1 else 's'}"
 
 
 def _validation(slides: list[CohortSlide], fit: FitConfig, seed: int, column: str) -> tuple[Cohort, Cohort | None]:
@@ -108,7 +105,7 @@ def _validation(slides: list[CohortSlide], fit: FitConfig, seed: int, column: st
     divided = split_cohort(everyone, parts, seed=seed, stratify=column)
     if not all(any(slide.split == name for slide in divided) for name in ("train", "val")):
         raise ConfigError(
-            f"{len(slides)} slides are too few for a validation {fit.validation:.0%} of them",
+            f"{len(slides)} {unit_of(slides)}s are too few for a validation {fit.validation:.0%} of them",
             remedy="set fit.validation to 0, or higher",
         )
     return divided.where(split="train"), divided.where(split="val")

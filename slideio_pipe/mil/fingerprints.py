@@ -17,16 +17,18 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.ledger import fingerprint
 from slideio_pipe.cohort.names import file_stem
+from slideio_pipe.cohort.patients import CohortPatient
 from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.mil.feature_files import ENDINGS
 from slideio_pipe.mil.tasks import Task
 from slideio_pipe.presets import settings_file
 
 PARTS = ("train", "val", "test")
-_FEATURES, _FILE, _FOLDER = "features ", "file ", "folder "  # kinds of content
+_FEATURES, _FILE, _FOLDER, _PATIENT = "features ", "file ", "folder ", "patient "  # kinds of content
 _SHOWN = 5  # slides, in messages
 # Fields of a slide's entry, after its name.
 _FACTS = ("label", "resolution", "content", "mask")
+_SLIDES = len(_FACTS)  # the place of a patient's slides after them
 
 
 def features_fingerprint(features: NDArray[Any]) -> str:
@@ -49,15 +51,37 @@ def _fingerprint(path: Path | None) -> str | None:
         return None
 
 
-def slide_entries(cohort: Cohort | None, task: Task, contents: Sequence[str | None]) -> list[list[Any]]:
-    """Return [name, target, mpp, content, mask] of every slide, as JSON values for a checkpoint."""
+def joined_contents(row: CohortSlide, contents: Sequence[str | None]) -> str | None:
+    """Return the fingerprint of a slide, or one over the fingerprints of a patient's slides."""
+    if not isinstance(row, CohortPatient):
+        return contents[0]
+    facts = [
+        [slide.name, slide.mpp, content, _fingerprint(slide.mask)]
+        for slide, content in zip(row.slides, contents, strict=True)
+    ]
+    return _PATIENT + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def slide_entries(cohort: Cohort | None, task: Task, contents: Sequence[Sequence[str | None]]) -> list[list[Any]]:
+    """Return [name, target, mpp, content, mask] of every row, as JSON values for a checkpoint.
+
+    For a patient followed by [name, content] of each slide. ``contents`` has those of each row's slides.
+    """
     if cohort is None:
         return []
     targets = task.targets(list(cohort)).reshape(len(cohort), -1).tolist()
     return [
-        [slide.name, " ".join(f"{value:.12g}" for value in target), slide.mpp, content, _fingerprint(slide.mask)]
-        for slide, target, content in zip(cohort, targets, contents, strict=True)
+        _entry(row, " ".join(f"{value:.12g}" for value in target), of_slides)
+        for row, target, of_slides in zip(cohort, targets, contents, strict=True)
     ]
+
+
+def _entry(row: CohortSlide, target: str, contents: Sequence[str | None]) -> list[Any]:
+    joined = joined_contents(row, contents)
+    if not isinstance(row, CohortPatient):
+        return [row.name, target, row.mpp, joined, _fingerprint(row.mask)]
+    of_slides = [[slide.name, content] for slide, content in zip(row.slides, contents, strict=True)]
+    return [row.name, target, None, joined, None, of_slides]
 
 
 def contents(config: TrainConfig) -> dict[str, str]:
@@ -115,6 +139,10 @@ class KnownSlides:
                 self._by_name.setdefault(stem(str(name)), (part, content))
                 if content is not None:
                     self._by_content.setdefault(content, part)
+                for slide, its in facts[_SLIDES] if len(facts) > _SLIDES else ():
+                    self._by_name.setdefault(stem(str(slide)), (part, its))
+                    if its is not None:
+                        self._by_content.setdefault(its, part)
 
     def part(self, name: str, content: str | None) -> str | None:
         """Return "train", "val" or "test", or None for a slide that is not in the training.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.patients import by_patient
 from slideio_pipe.errors import ConfigError, require
 from slideio_pipe.features.encoders.encoder_tiles import warn_scale, with_tiles_of
 from slideio_pipe.features.encoders.known import known_source
@@ -93,6 +94,8 @@ def fit(
     slides = Cohort.of(given) if where is None else feature_cohort(given, where)
     if encoder is None and settings.encoder.source is None:
         _refuse_slides(slides)
+    if settings.unit == "patient":
+        slides = by_patient(slides, settings.task.columns)
     divisions = list(divide(slides, settings.fit, settings.seed, settings.task))
     tasks = [task_for(division.train, settings) for division in divisions]
     check_divisions(divisions, tasks, settings)

@@ -38,6 +38,7 @@ def write_plots(
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     strata: Sequence[int] | None = None,
+    unit: str = "slide",
 ) -> list[Path]:
     """Write the plots of a training into a folder, replacing existing ones; return their files.
 
@@ -60,10 +61,12 @@ def write_plots(
         The rows of ``history.csv`` of each division.
     strata : sequence of int, optional
         The model of each prediction: risks are compared within each.
+    unit : str
+        What is predicted: "slide" or "patient".
     """
     figures: dict[str, Any] = {}
     if len(logits):
-        slides = f"{_PARTS.get(part, part)}, {len(logits):,} slide{'' if len(logits) == 1 else 's'}"
+        slides = f"{_PARTS.get(part, part)}, {len(logits):,} {unit}{'' if len(logits) == 1 else 's'}"
         models = np.zeros(len(logits), np.int64) if strata is None else np.asarray(strata, np.int64)
         figures = _of_task(task, logits.detach().double().cpu(), targets.cpu(), models, metrics, slides)
     if any(len(rows) for rows in histories.values()):
@@ -76,6 +79,11 @@ def write_plots(
         files.append(folder / f"{name}.png")
         write_file(files[-1], buffer.getvalue(), overwrite=True)
     return files
+
+
+def _noun(counted: str) -> str:
+    """Return the noun of a counted text such as "test, 12 slides"."""
+    return "patients" if "patient" in counted else "slides"
 
 
 def _of_task(
@@ -177,7 +185,7 @@ def _calibration(task: Classification, chances: Any, classes: Any, slides: str) 
     figure, axes = _figure(f"calibration ({slides})", across, up)
     axes.plot([0, 1], [0, 1], label="perfect", **_DASHED)
     reach = np.clip([found.observed - found.low, found.high - found.observed], 0, 1)
-    label = f"calibration error {found.error:.3f}; numbers are slides"
+    label = f"calibration error {found.error:.3f}; numbers are {_noun(slides)}"
     axes.errorbar(
         found.predicted, found.observed, reach, color=_COLOURS[0], fmt="o-", markersize=6, linewidth=1.8,
         elinewidth=1.2, capsize=3, label=label, clip_on=False,
@@ -221,7 +229,7 @@ def _survival(risk: Any, targets: Any, models: Models, metrics: Mapping[str, Met
             continue
         times, survive = kaplan_meier(time[group], event[group])
         last = float(time[group].max())
-        label = f"{name} half of risks: {int(group.sum()):,} slides, {int(event[group].sum()):,} events"
+        label = f"{name} half of risks: {int(group.sum()):,} {_noun(slides)}, {int(event[group].sum()):,} events"
         x, y = np.append(times, max(last, times[-1])), np.append(survive, survive[-1])
         axes.step(x, y, where="post", color=colour, linewidth=2.2, label=label)
         censored = time[group][~event[group]]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.patients import CohortPatient
 from slideio_pipe.cohort.table import columns_of, csv_bytes
 from slideio_pipe.errors import MissingExtraError, SkippedWarning
 from slideio_pipe.files import write_file
@@ -40,9 +41,10 @@ class Fitted:
     checkpoints: tuple[Path, ...]  # the best one of each division
     metrics: Mapping[str, Mapping[str, Metric]]  # of "val" and "test": by name
     history: tuple[list[dict[str, Any]], ...]  # per division, a row per epoch
-    slides: Mapping[str, int]  # number of labelled slides in "val" and "test"
+    slides: Mapping[str, int]  # number of labelled slides, or patients, in "val" and "test"
     kept: tuple[int, ...]  # the epoch of each checkpoint, from 0
     notes: Mapping[str, str] = field(default_factory=dict)  # on the intervals of "val" and "test", if any
+    unit: str = "slide"  # what is predicted: a slide or a patient
 
     @property
     def predictions(self) -> Path:
@@ -53,7 +55,7 @@ class Fitted:
         """Return (part, metric, value, 95 % interval) of each metric, as text."""
         rows = []
         for part, found in self.metrics.items():
-            name = f"{PART_NAMES.get(part, part)}, {self.slides[part]:,} slides"
+            name = f"{PART_NAMES.get(part, part)}, {self.slides[part]:,} {self.unit}s"
             for key, metric in found.items():
                 value = "not defined" if math.isnan(metric.value) else f"{metric.value:.3f}"
                 interval = "" if math.isnan(metric.low) else f"{metric.low:.3f} to {metric.high:.3f}"
@@ -88,6 +90,7 @@ class Fitted:
             "epochs": [len(rows) for rows in self.history],
             "kept_epochs": list(self.kept),
             "slides": dict(self.slides),
+            **({} if self.unit == "slide" else {"unit": self.unit}),
             "metrics": {
                 part: {name: metric.summary() for name, metric in found.items()} for part, found in self.metrics.items()
             },
@@ -119,7 +122,7 @@ def fitted_of(folder: Path, runs: Sequence[Predicted], config: TrainConfig) -> F
     counts = {part: len(_pooled(runs, part).slides) for part in parts}
     notes = {part: note for part in parts if config.fit.bootstrap and (note := _note(runs, part)) is not None}
     checkpoints, histories, kept = zip(*((run.checkpoint, run.history, run.kept) for run in runs), strict=True)
-    return Fitted(folder, checkpoints, metrics, histories, counts, kept, notes)
+    return Fitted(folder, checkpoints, metrics, histories, counts, kept, notes, config.unit)
 
 
 def write_outcome(fitted: Fitted, runs: Sequence[Predicted], config: TrainConfig) -> None:
@@ -191,7 +194,17 @@ def _draw(fitted: Fitted, runs: Sequence[Predicted]) -> None:
     metrics = fitted.metrics.get(part, {})
     place = fitted.folder / "plots"
     try:
-        write_plots(place, runs[0].task, part, found.logits, found.targets, metrics, histories, strata=found.folds)
+        write_plots(
+            place,
+            runs[0].task,
+            part,
+            found.logits,
+            found.targets,
+            metrics,
+            histories,
+            strata=found.folds,
+            unit=fitted.unit,
+        )
     except MissingExtraError as error:  # matplotlib is missing: the training's other files exist
         warnings.warn(f"no plots: {error}", SkippedWarning, stacklevel=2)
 
@@ -201,9 +214,16 @@ def _predictions(runs: Sequence[Predicted]) -> bytes:
     for run in runs:
         for part, (cohort, logits, _) in run.parts.items():
             for slide, logit in zip(cohort, logits, strict=True):
-                known = {"slide": slide.name, "patient": slide.patient or "", "division": run.division.name}
+                known = names_of(slide) | {"division": run.division.name}
                 rows.append(known | {"split": part, "label": _label(slide, run.task)} | run.task.predict(logit))
     return csv_bytes(columns_of(rows), rows) if rows else b""
+
+
+def names_of(row: CohortSlide) -> dict[str, Any]:
+    """Return the first columns of ``predictions.csv``: the slide and its patient, or the patient and its slides."""
+    if isinstance(row, CohortPatient):
+        return {"patient": row.name, "slides": len(row.slides)}
+    return {"slide": row.name, "patient": row.patient or ""}
 
 
 def _label(slide: Any, task: Task) -> Any:

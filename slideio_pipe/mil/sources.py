@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,15 @@ from torch import Tensor
 
 from slideio_pipe.augment.draw import seeded
 from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.patients import slides_of_row
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.features.feature_bag import FeatureBag, open_features
 from slideio_pipe.mil.bag_tiles import PixelBag, room_for_tiles
 from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.mil.feature_files import tiling_of
 from slideio_pipe.mil.fingerprints import features_fingerprint, file_of
+from slideio_pipe.mil.models.slides_apart import slides_apart
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.loader import BagLoader
 
@@ -39,11 +42,11 @@ class Example:
     number: int  # number of its slide in the cohort
     features: Tensor | None  # (N, D), on the device
     pixels: PixelBag | None
-    places: NDArray[np.int64] | None = None  # level-0 px of the features' tiles, (N, 2)
+    places: NDArray[np.int64] | None = None  # of the features' tiles, (N, 2)
 
     @property
     def coords(self) -> NDArray[np.int64] | None:
-        """Level-0 px of the tiles, (N, 2); for pixels, available after encoding."""
+        """Level-0 px of the tiles, (N, 2), of patients see ``slides_apart``; for pixels, available after encoding."""
         return self.places if self.pixels is None else self.pixels.coords
 
 
@@ -52,8 +55,8 @@ class Source(Protocol):
 
     cohort: Cohort
 
-    def contents(self) -> list[str | None]:
-        """Return a fingerprint of each slide's content."""
+    def contents(self) -> list[list[str | None]]:
+        """Return a fingerprint of the content of each row's slides."""
 
     def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
         """Yield this process's bags of an epoch, or those that remain after ``state``."""
@@ -98,9 +101,9 @@ class FeatureSource:
         self._kept: dict[int, tuple[Tensor, NDArray[np.int64] | None]] = {}
         self._position = 0
         self._moments: list[tuple[int, Tensor, Tensor]] = []
-        self._contents: list[str | None] = []
+        self._contents: list[list[str | None]] = []
         self.width, self.encoder = self._check()
-        self.tiling = tiling_of(self._open(0).provenance)  # that of the first slide
+        self.tiling = tiling_of(self._open(slides_of_row(cohort[0])[0]).provenance)  # that of the first slide
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of every feature over all tiles, (D,) each, float64."""
@@ -109,7 +112,7 @@ class FeatureSource:
         spread = torch.stack([(square + (m - mean) ** 2) * n for n, m, square in self._moments]).sum(0) / count
         return mean, spread.sqrt()
 
-    def contents(self) -> list[str | None]:
+    def contents(self) -> list[list[str | None]]:
         return self._contents
 
     def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
@@ -118,7 +121,7 @@ class FeatureSource:
             order = seeded(self._seed, epoch, "order").permutation(len(self.cohort))
         self._position = 0 if state is None else int(state["position"])
         for number in order[self._rank :: self._world_size][self._position :].tolist():
-            features, coords = self._kept[number] if number in self._kept else self._read(number)[1:]
+            features, coords = self._kept[number] if number in self._kept else self._read(number)
             if shuffle and self._max_tiles is not None and len(features) > self._max_tiles:
                 rng = seeded(self._seed, epoch, self.cohort[number].name)
                 chosen = np.sort(rng.choice(len(features), self._max_tiles, replace=False))
@@ -136,26 +139,30 @@ class FeatureSource:
         """Read all features once, keep those that fit in memory, and return their width and encoder."""
         problems, widths, encoders, room = [], dict[int, str](), dict[str | None, str](), _KEPT_BYTES
         self._moments.clear()
-        self._contents = [None] * len(self.cohort)
+        self._contents = [[] for _ in self.cohort]
         for number, slide in enumerate(self.cohort):
-            try:
-                encoder, features, places = self._read(number)
-            except SlideioPipeError as error:
-                problems.append(f"{slide.name}: {error.reason}")
+            parts, contents = [], list[str | None]()
+            for part in slides_of_row(slide):
+                try:
+                    found = self._read_slide(part)
+                except SlideioPipeError as error:
+                    problems.append(f"{part.name}: {error.reason}")
+                    continue
+                problems += _problems(part.name, found.features)
+                if not len(found.features):
+                    continue
+                widths.setdefault(found.features.shape[1], part.name)
+                encoders.setdefault(found.encoder, part.name)
+                self._moments.append(_moments(found.features))
+                contents.append(features_fingerprint(found.features.numpy()))
+                parts.append(found)
+            if problems or len(widths) > 1:  # raised below, with those of the other slides
                 continue
-            if not len(features):
-                problems.append(f"{slide.name}: has no tile")
-                continue
-            if not bool(torch.isfinite(features).all()):
-                rows = int((~torch.isfinite(features)).any(1).sum())
-                problems.append(f"{slide.name}: {rows} of {len(features)} tiles have features that are no numbers")
-            widths.setdefault(features.shape[1], slide.name)
-            encoders.setdefault(encoder, slide.name)
-            self._moments.append(_moments(features))
-            self._contents[number] = features_fingerprint(features.numpy())
-            room -= features.numel() * features.itemsize
+            self._contents[number] = contents
+            joined = _joined(parts)
+            room -= joined.features.numel() * joined.features.itemsize
             if room >= 0:
-                self._kept[number] = features, places
+                self._kept[number] = joined.features, joined.places
         if len(widths) > 1:
             problems.append("features of several widths: " + _each(widths))
         if len(encoders) > 1:
@@ -167,16 +174,19 @@ class FeatureSource:
         _LOG.info("features of %d of %d slides are kept in memory", len(self._kept), len(self.cohort))
         return next(iter(widths)), next(iter(encoders))
 
-    def _read(self, number: int) -> tuple[str | None, Tensor, NDArray[np.int64] | None]:
-        opened = self._open(number)
-        places = None if opened.coords is None else np.asarray(opened.coords)
-        return opened.encoder, torch.from_numpy(np.array(opened.features)), places
+    def _read(self, number: int) -> tuple[Tensor, NDArray[np.int64] | None]:
+        joined = _joined([self._read_slide(slide) for slide in slides_of_row(self.cohort[number])])
+        return joined.features, joined.places
 
-    def _open(self, number: int) -> FeatureBag:
-        source = self.cohort[number].source
-        if not isinstance(source, Path):
+    def _read_slide(self, slide: CohortSlide) -> _SlideFeatures:
+        opened = self._open(slide)
+        places = None if opened.coords is None else np.asarray(opened.coords)
+        return _SlideFeatures(opened.encoder, torch.from_numpy(np.array(opened.features)), places)
+
+    def _open(self, slide: CohortSlide) -> FeatureBag:
+        if not isinstance(slide.source, Path):
             raise ConfigError("is an open bag, no file of features", remedy="save it and compute its features")
-        return open_features(source, self._encoder)
+        return open_features(slide.source, self._encoder)
 
 
 class PixelSource:
@@ -217,8 +227,8 @@ class PixelSource:
         }
         self._running = self._loaders[True]
 
-    def contents(self) -> list[str | None]:
-        return [file_of(slide) for slide in self.cohort]
+    def contents(self) -> list[list[str | None]]:
+        return [[file_of(slide) for slide in slides_of_row(row)] for row in self.cohort]
 
     def epoch(self, epoch: int, *, shuffle: bool, state: Mapping[str, Any] | None = None) -> Generator[Example]:
         loader = self._running = self._loaders[shuffle]
@@ -242,6 +252,35 @@ class PixelSource:
     def close(self) -> None:
         for loader in self._loaders.values():
             loader.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _SlideFeatures:
+    """The features of a slide, or of all slides of a patient."""
+
+    encoder: str | None
+    features: Tensor  # (N, D)
+    places: NDArray[np.int64] | None  # (N, 2)
+
+
+def _joined(parts: Sequence[_SlideFeatures]) -> _SlideFeatures:
+    """Return the features of a patient: those of its slides, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    places = [part.places for part in parts if part.places is not None]
+    counts = [len(part.features) for part in parts]
+    apart = None
+    if len(places) == len(parts):
+        apart = slides_apart(np.concatenate(places), np.repeat(np.arange(len(parts)), counts))
+    return _SlideFeatures(parts[0].encoder, torch.cat([part.features for part in parts]), apart)
+
+
+def _problems(name: str, features: Tensor) -> Iterator[str]:
+    if not len(features):
+        yield f"{name}: has no tile"
+    elif not bool(torch.isfinite(features).all()):
+        rows = int((~torch.isfinite(features)).any(1).sum())
+        yield f"{name}: {rows} of {len(features)} tiles have features that are no numbers"
 
 
 def _moments(features: Tensor) -> tuple[int, Tensor, Tensor]:

@@ -12,34 +12,37 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.cores import decoding_threads
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.files import disk_errors
+from slideio_pipe.files import disk_errors, make_folder
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store.codecs import TileCodec, codec_for
 from slideio_pipe.store.failed_tiles import FailedTiles, check_store_on_error
 from slideio_pipe.store.metadata import skeleton, tiles_per_shard
 from slideio_pipe.store.partial import PartialStore
+from slideio_pipe.store.patient_index import is_patient_index, open_patient, save_patient
 from slideio_pipe.store.psnr import with_loss
 from slideio_pipe.store.shards import ShardGrid, is_finished, write_shard
 from slideio_pipe.store.source_tiles import SourceTiles
 from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.tiles.bag import Bag, check_bag
 from slideio_pipe.tiles.failures import TileErrors
+from slideio_pipe.tiles.patient_bag import PatientBag
 from slideio_pipe.tiles.reader import empty_tiles, no_memory
 
 
-def open_bag(path: str | Path) -> StoredBag:
-    """Return the bag stored at ``path``; no tile is read.
+def open_bag(path: str | Path) -> StoredBag | PatientBag:
+    """Return the bag stored at ``path``, a slide's or a patient's; no tile is read.
 
     Raises
     ------
     BagFormatError
-        The path is not a bag store, or is a newer or damaged one.
+        The path is not a bag store, or is a newer or damaged one; or a bag of a patient's slide is not there.
 
     Examples
     --------
@@ -48,9 +51,22 @@ def open_bag(path: str | Path) -> StoredBag:
     ...
     slideio_pipe.errors.BagFormatError: ...nowhere.bag.zarr: no bag store: no such folder; check the path
     """
-    return StoredBag(path)
+    file = Path(path)
+    return open_patient(file) if is_patient_index(file) else StoredBag(file)
 
 
+@overload
+def save_bag(  # type: ignore[overload-overlap]  # a PatientBag is a Bag, too
+    bag: PatientBag,
+    path: str | Path,
+    *,
+    pixels: str = "zstd",
+    overwrite: bool = False,
+    on_error: str = "raise",
+    threads: int | None = None,
+    progress: Report | bool | None = None,
+) -> PatientBag: ...
+@overload
 def save_bag(
     bag: Bag,
     path: str | Path,
@@ -60,19 +76,33 @@ def save_bag(
     on_error: str = "raise",
     threads: int | None = None,
     progress: Report | bool | None = None,
-) -> StoredBag:
+) -> StoredBag: ...
+def save_bag(
+    bag: Bag,
+    path: str | Path,
+    *,
+    pixels: str = "zstd",
+    overwrite: bool = False,
+    on_error: str = "raise",
+    threads: int | None = None,
+    progress: Report | bool | None = None,
+) -> StoredBag | PatientBag:
     """Store a bag in a format that any zarr v3 reader can open, and return it opened from the store.
 
     The output gets its name when it is complete; until then it is ``<path>.partial``. After a failure or a kill the
     same call continues it, with the same bytes as without an interruption. Memory: two shards of raw tiles, each at
     most 512 tiles and 128 MiB (or one larger tile), and two encoded tiles per thread.
 
+    Of a ``PatientBag`` a small file is written that names the stored bags of its slides; no pixel is copied, and the
+    other arguments than ``overwrite`` do not matter.
+
     Parameters
     ----------
-    bag : TileBag, StoredBag or the like
+    bag : TileBag, StoredBag, PatientBag or the like
         What to store.
     path : str or Path
-        The folder to create, by convention ``<slide>.bag.zarr``. Missing parent folders are created.
+        The folder to create, by convention ``<slide>.bag.zarr``; of a patient a file, by convention
+        ``<patient>.patient.json``. Missing parent folders are created.
     pixels : "zstd", "source", "jpeg:Q" or "none"
         Lossless zstd; the JPEG bytes of the slide, unchanged, which requires tiles equal to stored ones
         (``TileGrid(align=True)``) and decodes nothing; JPEG of quality Q (1 to 100) with full chroma, whose PSNR
@@ -90,7 +120,7 @@ def save_bag(
 
     Returns
     -------
-    StoredBag
+    StoredBag or PatientBag
 
     Raises
     ------
@@ -115,6 +145,9 @@ def save_bag(
     StoredBag(array: 15 tiles of 100×100 px at 0.5 µm, zstd, label 1) (2, 100, 100, 3)
     """
     check_bag(bag)
+    if isinstance(bag, PatientBag):
+        make_folder(Path(path).absolute().parent)
+        return save_patient(bag, path, overwrite=overwrite)
     codec, on_tile_error = codec_for(pixels), check_store_on_error(on_error)  # checked before any work
     threads = decoding_threads() if threads is None else threads
     if threads < 1:
@@ -141,7 +174,7 @@ def save_bag(
             unread.delete_notes()
         unfinished.publish()
     unread.warn()
-    return open_bag(target)
+    return StoredBag(target)
 
 
 @contextmanager

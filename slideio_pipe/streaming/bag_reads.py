@@ -18,6 +18,7 @@ from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.tiles.bag import Bag, UncolouredBag
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.failures import OnError, Read, TileErrors
+from slideio_pipe.tiles.patient_bag import PatientBag
 from slideio_pipe.tiles.tile_bag import TileBag
 
 Indices = NDArray[np.int64]
@@ -29,7 +30,7 @@ PLANNED = 256
 
 def plan_ahead(bag: Bag, index: Indices, colours: str) -> None:
     """Plan tiles of a bag that will be read a few at a time; errors are raised when the tile that has one is read."""
-    if isinstance(bag, DrawnBag):
+    if isinstance(bag, DrawnBag | PatientBag):
         with suppress(SlideioPipeError, OSError):
             bag.plan_ahead(index, colours=colours != "device")
 
@@ -85,14 +86,15 @@ class _ReadBag:
     def of(cls, opened: OpenedBag) -> _ReadBag:
         bag = _unpickled(opened.pickled)
         spans: list[Span] = []
-        if opened.timed and isinstance(bag, DrawnBag | StoredBag):
+        if opened.timed and isinstance(bag, DrawnBag | StoredBag | PatientBag):
             bag.on_stage = lambda stage, start, end: spans.append((stage, start, end))
         return cls(bag, opened, spans)
 
     def close(self) -> None:
-        source = self.bag.view.slide if isinstance(self.bag, TileBag) else self.bag
-        if isinstance(source, Closable):
-            source.close()
+        for bag in self.bag.slides if isinstance(self.bag, PatientBag) else (self.bag,):
+            source = bag.view.slide if isinstance(bag, TileBag) else bag
+            if isinstance(source, Closable):
+                source.close()
 
 
 def _unpickled(content: bytes) -> Bag:

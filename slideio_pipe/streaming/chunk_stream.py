@@ -36,7 +36,10 @@ class ChunkStream(Iterator[TileBatch], Closable):
         while (item := self.take()) is not None:
             if isinstance(item, Chunk):
                 tiles = self.take_tiles(item)
-                return TileBatch(tiles, item.coords, item.index, item.bag, item.last, item.label)
+                return TileBatch(
+                    tiles, item.coords, item.index, item.bag, item.last, item.label,
+                    slide_index=item.slide_index, slides=item.slides,
+                )  # fmt: skip
             if item.began:
                 return self._end_mark(item)
         raise StopIteration

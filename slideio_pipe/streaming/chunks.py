@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from slideio_pipe.streaming.device import Sent
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.failures import OnError, TileFailure
+from slideio_pipe.tiles.patient_bag import no_slides
 from slideio_pipe.tiles.reader import READ_RUN
 
 Indices = NDArray[np.int64]
@@ -92,6 +93,8 @@ class Chunk:
     last: bool
     failures: tuple[TileFailure, ...]  # tiles that could not be decoded since the last chunk of the bag
     patient: str | None = None  # patient of the slide, if known
+    slide_index: Indices = field(default_factory=no_slides)  # number of each tile's slide in ``slides``
+    slides: tuple[str, ...] = ()  # names of the bag's slides
 
 
 @dataclass(frozen=True, slots=True)

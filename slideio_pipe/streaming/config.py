@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -26,6 +26,10 @@ class LoaderConfig(Record):
     (1.0, 256)
     """
 
+    unit: Literal["slide", "patient"] = Field(
+        default="slide",
+        description="What a bag is: slide, or patient: all slides of a patient, with one label for all of them.",
+    )
     slide: SlideConfig = Field(default=SlideConfig(), description="How slides are opened.")
     view: ViewConfig = Field(default=ViewConfig(), description="The resolution at which tiles are read.")
     tissue: TissueConfig = Field(default=TissueConfig(), description="How tissue is found.")
@@ -49,7 +53,7 @@ class LoaderConfig(Record):
         default=StoredConfig(), description="How tiles of bag stores (.bag.zarr) are augmented."
     )
     max_tiles: int | None = Field(
-        default=None, ge=1, description="Maximum number of tiles per slide, drawn again for each epoch. null: all."
+        default=None, ge=1, description="Maximum number of tiles per bag, drawn again for each epoch. null: all."
     )
     seed: int = Field(default=0, ge=0, description="Random seed of transforms, tiles and order.")
 
@@ -61,6 +65,8 @@ class LoaderConfig(Record):
             values.pop("mask_frame", None)
         if self.stored == StoredConfig():
             values.pop("stored", None)
+        if self.unit == "slide":
+            values.pop("unit", None)
         return values
 
 

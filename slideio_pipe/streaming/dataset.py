@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import pickle
 import time
-import zlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,34 +16,25 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.augment.draw import seeded
-from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
-from slideio_pipe.cohort.names import SUFFIX
+from slideio_pipe.cohort.patients import CohortPatient, by_patient, counted, slides_of_row
 from slideio_pipe.errors import ConfigError, NoTissueError, RepeatedDrawsWarning, SlideioPipeError, warn_caller
 from slideio_pipe.geometry import Size
 from slideio_pipe.slides.backends.base import OnTiming
-from slideio_pipe.slides.byte_cache import ByteCache
-from slideio_pipe.slides.slide import Slide, open_slide
-from slideio_pipe.store import AugmentedBag, StoredBag, open_bag
+from slideio_pipe.store import AugmentedBag, StoredBag
 from slideio_pipe.store.augmented_bag import check_colours_only
-from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.streaming.shared_epoch import SharedEpoch, is_read_by_data_loader
+from slideio_pipe.streaming.slide_opener import SlideOpener, count_stored, is_slide, is_store
 from slideio_pipe.streaming.whole_bag import WholeBag
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
 from slideio_pipe.tiles.drawn_bag import DrawnBag
-from slideio_pipe.tiles.find_tissue import tissue_of
-from slideio_pipe.tiles.grid import TileGrid
-from slideio_pipe.tiles.tile_bag import TileBag
-from slideio_pipe.tiles.tissue_mask import TissueMask
-
-# Memory limit of a cohort's tissue masks, compressed: about 20 KB each, so 3,000 slides.
-_MASK_BYTES = 64 * 2**20
+from slideio_pipe.tiles.patient_bag import PatientBag, slide_index_of, slide_names_of
 
 
 class BagDataset(torch.utils.data.Dataset[WholeBag]):
-    """The bags of a cohort, one per slide; slides are opened on access, and no file stays open.
+    """The bags of a cohort, one per slide or patient; slides are opened on access, and no file stays open.
 
     ``dataset[3]`` is the whole bag of one slide as uint8, for a plain ``torch.utils.data.DataLoader`` with
     ``batch_size=None`` (and ``multiprocessing_context="spawn"`` if it has workers). Such a loop must call
@@ -58,7 +47,9 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
     cohort : path, list or Cohort
         A CSV, or a list of slides, bag stores (``.bag.zarr``) or bags. See ``Cohort.of``.
     config : LoaderConfig, path, name of a preset or dict, optional
-        Resolution, tissue, grid, augmentation, tiles per bag and seed, such as ``"uni-224"``.
+        Resolution, tissue, grid, augmentation, tiles per bag and seed, such as ``"uni-224"``. With ``unit: patient`` a
+        bag is the ``PatientBag`` of all slides with one value in the column "patient", and its rows in
+        ``dataset.cohort`` are patients; the draws of each slide are as in its own bag.
     slide_transform, tile_transform : albumentationsxl transforms, optional
         Drawn once per slide and once per tile, again for every epoch (``set_epoch``); they replace those of ``config``.
         Of a bag store, ``slide_transform`` may have colours only, and ``config.stored`` says what is beyond a tile's
@@ -86,28 +77,30 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         slide_transform: Any = None,
         tile_transform: Any = None,
     ) -> None:
-        self.cohort = Cohort.of(cohort)
         self.config = config if isinstance(config, LoaderConfig) else load_loader_config(config)
+        self.cohort = Cohort.of(cohort)
+        if self.config.unit == "patient":
+            self.cohort = by_patient(self.cohort)
         self.slide_transform = _transform(slide_transform, self.config.slide_transform)
         self.tile_transform = _transform(tile_transform, self.config.tile_transform)
         self._shared = SharedEpoch(len(self.cohort))
         self.on_stage: OnTiming | None = None  # called with the stages of opening and reading, and their times
-        self._masks: ByteCache[str, bytes] = ByteCache(_MASK_BYTES)
         self._counts: dict[int, int | None] = {}
-        self._colours: dict[str, SlideColour] = {}  # measured when a transform needs it; about a second each
+        self._slides = SlideOpener(self.config, self.slide_transform, self.tile_transform)
         drawn = self.slide_transform is not None or self.tile_transform is not None
         if drawn:
             self._check_drawable()
 
     def _check_drawable(self) -> None:
         """Raise ConfigError if a transform is not possible for a bag of the cohort, before any is opened."""
-        ready = [slide.name for slide in self.cohort if not (_is_slide(slide) or _is_store(slide))]
+        slides = self._every_slide()
+        ready = [slide.name for slide in slides if not (is_slide(slide) or is_store(slide))]
         if ready:
             raise ConfigError(
-                f"a transform, and {ready[0]} has its pixels already ({len(ready)} of {len(self.cohort)} have)",
+                f"a transform, and {ready[0]} has its pixels already ({len(ready)} of {len(slides)} have)",
                 remedy="pass slides or stored bags, augment the bags themselves, or leave the transform out",
             )
-        stored = next((slide.name for slide in self.cohort if _is_store(slide)), None)
+        stored = next((slide.name for slide in slides if is_store(slide)), None)
         if stored is not None:
             check_colours_only(self.slide_transform, stored)
 
@@ -142,14 +135,17 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             self._warn_of_repeats(number, epoch, bag, drawn=len(index) < len(bag))
             tiles = torch.from_numpy(bag.read(index)).permute(0, 3, 1, 2)
             known = self.label(number, bag), self.patient(number, bag)
-            return WholeBag(tiles, np.asarray(bag.coords)[index], index, slide.name, *known)
+            coords, of_slides = np.asarray(bag.coords)[index], slide_index_of(bag, index)
+            return WholeBag(tiles, coords, index, slide.name, *known, of_slides, slide_names_of(bag))
         finally:
             self.close(number, bag)
 
     def _warn_of_repeats(self, number: int, epoch: int, bag: Bag, *, drawn: bool) -> None:
         """Warn once if a DataLoader reads a bag again in one epoch: its draws are the same."""
-        drawn = drawn or self.slide_transform is not None or getattr(bag, "tile_transform", None) is not None
-        drawn = drawn or isinstance(bag, AugmentedBag)
+        bags = bag.slides if isinstance(bag, PatientBag) else (bag,)
+        drawn = drawn or self.slide_transform is not None
+        drawn = drawn or any(getattr(each, "tile_transform", None) is not None for each in bags)
+        drawn = drawn or any(isinstance(each, AugmentedBag) for each in bags)
         if drawn and is_read_by_data_loader() and self._shared.is_first_repeat(number, epoch):
             warn_caller(
                 RepeatedDrawsWarning(
@@ -161,16 +157,30 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
     def open(self, number: int, epoch: int | None = None) -> Bag:
         """Return the bag of a slide: opened, tissue found, tiles placed, transforms drawn; no tile is decoded.
 
+        Of a patient, the ``PatientBag`` of its slides; if one of them fails, the patient does.
+
         Raises
         ------
         NoTissueError
-            It has no tiles.
+            It has no tiles, or a slide of the patient has none.
         SlideioPipeError
             Errors of opening the slide and finding tissue.
         """
-        slide = self.cohort[number]
+        row, at = self.cohort[number], self.epoch if epoch is None else epoch
+        if not isinstance(row, CohortPatient):
+            return self._open_slide(row, at)
+        bags: list[Bag] = []
+        try:
+            bags.extend(self._open_slide(slide, at) for slide in row.slides)
+            return PatientBag(bags, patient=row.name, label=row.label)
+        except BaseException:
+            for slide, bag in zip(row.slides, bags, strict=False):
+                self._slides.close(slide, bag)
+            raise
+
+    def _open_slide(self, slide: CohortSlide, epoch: int) -> Bag:
         begun = time.perf_counter() if self.on_stage else 0.0
-        bag = self._opened(slide, self.epoch if epoch is None else epoch)
+        bag = self._opened(slide, epoch)
         if self.on_stage:
             self.on_stage("open", begun, time.perf_counter())
             if isinstance(bag, DrawnBag | StoredBag):
@@ -184,19 +194,11 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         return bag
 
     def close(self, number: int, bag: Bag) -> None:
-        """Release the file of a bag that ``open`` returned; bags given by the caller stay open."""
-        slide = self.cohort[number]
-        if bag is slide.source:
-            return
-        if isinstance(bag, AugmentedBag) and _is_store(slide) and "colour" in vars(bag.view.slide):
-            self._colours[slide.name] = bag.view.slide.colour
-        if isinstance(bag, StoredBag | AugmentedBag):
-            if isinstance(slide.source, Path):
-                bag.close()
-        elif isinstance(bag, TileBag) and isinstance(bag.view.slide, Slide) and _is_slide(slide):
-            if "colour" in vars(bag.view.slide):  # measured once, for later epochs
-                self._colours[slide.name] = bag.view.slide.colour
-            bag.view.slide.close()
+        """Release the files of a bag that ``open`` returned; bags given by the caller stay open."""
+        row = self.cohort[number]
+        bags = bag.slides if isinstance(row, CohortPatient) and isinstance(bag, PatientBag) else (bag,)
+        for slide, each in zip(slides_of_row(row), bags, strict=True):
+            self._slides.close(slide, each)
 
     def chosen(self, number: int, bag: Bag, epoch: int | None = None) -> NDArray[np.int64]:
         """Return the tiles of a bag that an epoch uses, ascending: all, or ``max_tiles`` of them, drawn per epoch."""
@@ -208,17 +210,18 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
 
     def count_tiles(self, number: int) -> int | None:
         """Return the number of a bag's tiles that an epoch uses; None if its slide must be opened to find out."""
-        slide = self.cohort[number]
         if number not in self._counts:
             try:
-                self._counts[number] = _count(slide)
+                counts = [count_stored(slide) for slide in slides_of_row(self.cohort[number])]
+                known = [count for count in counts if count is not None]
+                self._counts[number] = sum(known) if len(known) == len(counts) else None
             except SlideioPipeError:  # raised with more details in the epoch
                 return None
         count, limit = self._counts[number], self.config.max_tiles
         return count if count is None or limit is None else min(count, limit)
 
     def label(self, number: int, bag: Bag) -> Label:
-        """Return the label of a slide: the cohort's, else the bag's own."""
+        """Return the label of a slide or patient: the cohort's, else the bag's own."""
         label = self.cohort[number].label
         return bag.label if label is None else label
 
@@ -230,6 +233,13 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         """Return the generator that depends only on (seed, epoch, what)."""
         return seeded(self.config.seed, epoch, *what)
 
+    def _opened(self, slide: CohortSlide, epoch: int) -> Bag:
+        return self._slides.open(slide, epoch)
+
+    def _every_slide(self) -> list[CohortSlide]:
+        """Return the slides of all rows."""
+        return [slide for row in self.cohort for slide in slides_of_row(row)]
+
     @cached_property
     def tile_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of every tile: from the configuration if possible, else from the first bag.
@@ -240,7 +250,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             No bag can be opened; the error is that of the first.
         """
         side = self.config.grid.tile_size
-        if any(_is_slide(slide) for slide in self.cohort) and not self.config.grid.align:
+        if any(is_slide(slide) for slide in self._every_slide()) and not self.config.grid.align:
             if self.tile_transform is None:
                 return side, side, 3
             from slideio_pipe.augment.compose import draw, needs_slide  # imports albumentationsxl
@@ -252,7 +262,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
 
     def _first_shape(self) -> tuple[int, int, int]:
         failures: list[SlideioPipeError] = []
-        for slide in self.cohort:
+        for slide in self._every_slide():
             try:
                 _, height, width, channels = self._opened(slide, 0).shape
             except SlideioPipeError as error:
@@ -266,60 +276,15 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         transforms = [
             None if t is None else t.to_dict()["transform"] for t in (self.slide_transform, self.tile_transform)
         ]
-        slides = [[slide.name, slide.mpp, str(slide.mask)] for slide in self.cohort]
-        known = json.dumps([slides, self.config.model_dump(mode="json"), transforms], sort_keys=True, default=str)
+        slides = [[slide.name, slide.mpp, str(slide.mask)] for slide in self._every_slide()]
+        patients = [[row.name, len(slides_of_row(row))] for row in self.cohort] if self.config.unit == "patient" else []
+        known = json.dumps(
+            [slides + patients, self.config.model_dump(mode="json"), transforms], sort_keys=True, default=str
+        )
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
-    def _opened(self, slide: CohortSlide, epoch: int) -> Bag:
-        source = slide.source
-        if isinstance(source, StoredBag):
-            return self._augmented(source, slide, epoch)
-        if not isinstance(source, Path):
-            return _at_epoch(source, epoch)
-        if not _is_slide(slide):
-            return self._augmented(open_bag(source), slide, epoch)
-        config = self.config
-        opened = open_slide(source, **config.slide.in_cohort(slide.mpp), backend=config.slide.backend)
-        if slide.name in self._colours:
-            opened.colour = self._colours[slide.name]
-        view = opened.view(mpp=config.view.mpp, transform=self.slide_transform, seed=config.seed, epoch=epoch)
-        grid = TileGrid(view, tissue=self._tissue(slide, opened), **config.grid.model_dump())
-        drawn = {"tile_transform": self.tile_transform, "seed": config.seed, "epoch": epoch}
-        return TileBag(view, grid, label=slide.label, patient=slide.patient, **drawn)
-
-    def _augmented(self, bag: StoredBag, slide: CohortSlide, epoch: int) -> Bag:
-        """Return a stored bag with the draws of an epoch; without a transform, the bag itself."""
-        if self.slide_transform is None and self.tile_transform is None:
-            return bag
-        return AugmentedBag(
-            bag,
-            tile_transform=self.tile_transform,
-            slide_transform=self.slide_transform,
-            seed=self.config.seed,
-            epoch=epoch,
-            **self.config.stored.model_dump(),
-            colour=self._colours.get(slide.name),
-        )
-
-    def _tissue(self, slide: CohortSlide, opened: Slide) -> TissueMask | None:
-        """Return the tissue of a slide, found once: later epochs do not decode its overview again."""
-        config = self.config.tissue
-        if slide.mask is None and config.method == "none":
-            return None
-        packed = self._masks.get(slide.name)
-        if packed is not None:
-            known: TissueMask = pickle.loads(zlib.decompress(packed))
-            return known
-        found = tissue_of(opened, config, slide.mask, frame=self.config.mask_frame)
-        packed = zlib.compress(pickle.dumps(found), 1)
-        self._masks.keep(slide.name, packed, len(packed))
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_masks": ByteCache(_MASK_BYTES)}
-
     def __repr__(self) -> str:
-        return f"BagDataset({len(self):,} slide{'' if len(self) == 1 else 's'})"
+        return f"BagDataset({counted(len(self), self.cohort)})"
 
 
 def _transform(given: Any, file: str | None) -> Any:
@@ -330,36 +295,3 @@ def _transform(given: Any, file: str | None) -> Any:
     transform = load_transform(file) if given is None and file is not None else given
     check(transform)
     return transform
-
-
-def _is_slide(slide: CohortSlide) -> bool:
-    """Return whether tiles must still be placed: it is a path, and not a bag store."""
-    source = slide.source
-    if not isinstance(source, Path):
-        return False
-    return not (source.is_dir() and (is_bag_store(source) or source.name.endswith(SUFFIX)))
-
-
-def _is_store(slide: CohortSlide) -> bool:
-    """Return whether it is a bag store, opened or not."""
-    return isinstance(slide.source, StoredBag) or (isinstance(slide.source, Path) and not _is_slide(slide))
-
-
-def _count(slide: CohortSlide) -> int | None:
-    """Return the number of tiles of a bag; None for a slide."""
-    if not isinstance(slide.source, Path):
-        return len(slide.source)
-    if _is_slide(slide):
-        return None
-    with open_bag(slide.source) as bag:
-        return len(bag)
-
-
-def _at_epoch(bag: Bag, epoch: int) -> Bag:
-    """Return a bag with the tiles' draws of an epoch; its own epoch counts from 0."""
-    if isinstance(bag, AugmentedBag) and epoch:
-        return bag.at_epoch(bag.epoch + epoch)
-    if not isinstance(bag, TileBag) or bag.tile_transform is None or not epoch:
-        return bag
-    drawn = {"tile_transform": bag.tile_transform, "seed": bag.seed, "epoch": bag.epoch + epoch}
-    return TileBag(bag.view, bag.grid, label=bag.label, patient=bag.patient, **drawn)

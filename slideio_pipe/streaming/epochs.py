@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from slideio_pipe.cohort.patients import unit_of
 from slideio_pipe.errors import FailedSlidesError, SkippedWarning, warn_caller
 from slideio_pipe.streaming.chunks import Chunk, FailedBag, LoaderSettings, Progress
 from slideio_pipe.streaming.dataset import BagDataset
@@ -109,7 +110,7 @@ class Epochs:
         spare = own + others
         if not spare:
             errors = [failure.error for failure in self.failures if failure.tile is None]
-            raise FailedSlidesError("no slide can be read", errors, remedy="check the disk they are on")
+            raise FailedSlidesError(f"no {self._unit} can be read", errors, remedy="check the disk they are on")
         begun = len(self.progress.extra)
         self.progress.extra += [spare[(begun + k) % len(spare)] for k in range(self.progress.missing)]
         self.close()
@@ -139,7 +140,7 @@ class Epochs:
         self.close()
         self.epoch, self.progress = self.epoch + 1, Progress()
         if self.failures:
-            warn_of(self.failures)
+            warn_of(self.failures, self._unit)
 
     def is_running(self, items: Items) -> bool:
         """Return whether these items are still the running iteration."""
@@ -190,6 +191,10 @@ class Epochs:
         readers = WorkerReaders(self._workers, self.dataset.on_stage)
         return BufferPool(self.sender, self._workers.buffers), readers
 
+    @property
+    def _unit(self) -> str:
+        return unit_of(self.dataset.cohort)
+
     def _check_failures(self, failure: TileFailure) -> None:
         failed = len(self.progress.failed)
         if failed <= self.max_failures:
@@ -200,7 +205,7 @@ class Epochs:
             raise failure.error
         errors = [failure.error for failure in self.failures if failure.tile is None]
         raise FailedSlidesError(
-            f"{failed} slides failed, {self.max_failures} may",
+            f"{failed} {self._unit}s failed, {self.max_failures} may",
             errors,
             remedy="leave them out of the cohort, or raise {max_failures=}",
         )
@@ -214,7 +219,7 @@ class Epochs:
         names = ", ".join(slide.name for slide in list(self.dataset.cohort)[-dropped:])
         warn_caller(
             SkippedWarning(
-                f"{dropped} of {len(self.dataset)} slides are in no epoch, so that {self.share.world_size} processes "
-                f'read equally many: {names}; pass shuffle=True, or even="pad" or "none"'
+                f"{dropped} of {len(self.dataset)} {self._unit}s are in no epoch, so that {self.share.world_size} "
+                f'processes read equally many: {names}; pass shuffle=True, or even="pad" or "none"'
             )
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from slideio_pipe.cohort.patients import unit_of
 from slideio_pipe.errors import ConfigError, FailedSlidesError
 from slideio_pipe.files import Closable
 from slideio_pipe.slides.backends.base import OnTiming
@@ -92,9 +93,9 @@ class BagLoader(Closable):
         Handling of a tile that cannot be decoded: its slide fails, it is white, or it is skipped. A slide with more
         than a tenth of bad tiles fails in any case.
     max_failures : int
-        Slides that may fail in an epoch. They are skipped, listed in ``failures``, and the epoch ends with one
-        ``SkippedWarning``; ``raise_failures()`` raises an error instead. Beyond that, ``FailedSlidesError`` ends the
-        epoch; with 0, the slide's own error.
+        Slides that may fail in an epoch, or patients, of which any slide may be the cause. They are skipped, listed in
+        ``failures``, and the epoch ends with one ``SkippedWarning``; ``raise_failures()`` raises an error instead.
+        Beyond that, ``FailedSlidesError`` ends the epoch; with 0, the slide's own error.
 
     Attributes
     ----------
@@ -311,7 +312,9 @@ class BagLoader(Closable):
         """Raise one ``FailedSlidesError`` for all slides that failed in the latest epoch, if any."""
         errors = [failure.error for failure in self.failures if failure.tile is None]
         if errors:
-            raise FailedSlidesError(f"{len(errors)} of {self._epochs.count} slides failed", errors)
+            raise FailedSlidesError(
+                f"{len(errors)} of {self._epochs.count} {unit_of(self.dataset.cohort)}s failed", errors
+            )
 
     def close(self) -> None:
         """Stop the running epoch: its threads, files and ring; and end the worker processes."""

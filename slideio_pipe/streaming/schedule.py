@@ -35,6 +35,7 @@ from slideio_pipe.streaming.stream import check_colours, colours_of
 from slideio_pipe.tiles.bag import Bag, Label
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.failures import TileErrors, TileFailure
+from slideio_pipe.tiles.patient_bag import PatientBag, slide_index_of, slide_names_of
 
 # Errors that make a slide fail; any other is a programming error and ends the epoch.
 SLIDE_ERRORS = (SlideioPipeError, OSError)
@@ -315,6 +316,8 @@ class EpochSchedule:
             not open_bag.chunks_left,
             failures,
             open_bag.patient,
+            slide_index_of(open_bag.bag, index),
+            slide_names_of(open_bag.bag),
         )
         if delivery.last:
             open_bag.over = True
@@ -348,4 +351,4 @@ class EpochSchedule:
 
 def _storage_order(bag: Bag, chosen: Indices) -> Indices:
     """Return tiles in the order that decodes each stored tile of the slide once."""
-    return bag.storage_order(chosen) if isinstance(bag, DrawnBag) else chosen
+    return bag.storage_order(chosen) if isinstance(bag, DrawnBag | PatientBag) else chosen

@@ -15,7 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Self
 
@@ -32,6 +32,7 @@ from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.tiles.bag import Bag, ColourColumnsBag, Label, UncolouredBag, check_bag
 from slideio_pipe.tiles.failures import TileErrors, check_on_error, warn_of
+from slideio_pipe.tiles.patient_bag import no_slides, slide_index_of, slide_names_of
 
 COLOURS = ("host", "device")
 
@@ -51,12 +52,14 @@ class TileBatch:
     """
 
     tiles: torch.Tensor  # (n, 3, H, W) channels_last
-    coords: NDArray[np.int64]  # (n, 2) level-0 px, x and y
+    coords: NDArray[np.int64]  # (n, 2) level-0 px of the tile's slide, x and y
     index: NDArray[np.int64]  # (n,) position in the bag
     bag: str  # name of the bag
     last: bool  # whether this is the bag's last batch
     label: Label = None
     error: SlideioPipeError | OSError | None = None  # why the bag ends here, incomplete and without tiles
+    slide_index: NDArray[np.int64] = field(default_factory=no_slides)  # (n,) number of each tile's slide in ``slides``
+    slides: tuple[str, ...] = ()  # names of the bag's slides: several of a patient's
 
     def __len__(self) -> int:
         return len(self.index)
@@ -138,7 +141,10 @@ class TileStream(Iterator[TileBatch], Closable):
             raise
         self._taken += 1
         coords = np.asarray(self._bag.coords)[index]
-        return TileBatch(tiles, coords, index, self._bag.name, self._taken == len(self), self._bag.label)
+        return TileBatch(
+            tiles, coords, index, self._bag.name, self._taken == len(self), self._bag.label,
+            slide_index=slide_index_of(self._bag, index), slides=slide_names_of(self._bag),
+        )  # fmt: skip
 
     def close(self) -> None:
         """End the thread, drop batches that were not delivered, and free the ring."""

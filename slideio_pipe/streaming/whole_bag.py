@@ -1,8 +1,8 @@
-"""All tiles of one slide in one tensor, at once or gathered from chunks."""
+"""All tiles of one slide or patient in one tensor, at once or gathered from chunks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from slideio_pipe.streaming.chunks import Chunk
 from slideio_pipe.tiles.bag import Label
+from slideio_pipe.tiles.patient_bag import no_slides
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WholeBag:
-    """The selected tiles of one slide in one tensor.
+    """The selected tiles of one slide, or of a patient's slides, in one tensor.
 
     Examples
     --------
@@ -24,11 +25,13 @@ class WholeBag:
     """
 
     tiles: torch.Tensor  # (n, 3, H, W) channels_last
-    coords: NDArray[np.int64]  # (n, 2) level-0 px, x and y
+    coords: NDArray[np.int64]  # (n, 2) level-0 px of the tile's slide, x and y
     index: NDArray[np.int64]  # (n,) position in the bag, ascending
-    bag: str  # name of the slide in the cohort
+    bag: str  # name of the slide or patient in the cohort
     label: Label = None
     patient: str | None = None  # patient of the slide, if known
+    slide_index: NDArray[np.int64] = field(default_factory=no_slides)  # (n,) number of each tile's slide in ``slides``
+    slides: tuple[str, ...] = ()  # names of the slides
 
     def __len__(self) -> int:
         return len(self.index)
@@ -46,12 +49,14 @@ class BagAssembler:
         self._tiles = torch.empty((first.total, height, width, channels), dtype=tiles.dtype, device=tiles.device)
         self._coords = np.zeros((first.total, 2), np.int64)
         self._index = np.full(first.total, -1, np.int64)
+        self._slide_index = np.zeros(first.total, np.int64)
 
     def add(self, item: Chunk, tiles: torch.Tensor) -> None:
         """Add a chunk."""
         places = torch.from_numpy(item.places).to(tiles.device, non_blocking=True)
         self._tiles.index_copy_(0, places, tiles.permute(0, 2, 3, 1))
         self._coords[item.places], self._index[item.places] = item.coords, item.index
+        self._slide_index[item.places] = item.slide_index
 
     def bag(self, last: Chunk) -> WholeBag:
         """Return the bag, without tiles that were skipped."""
@@ -59,5 +64,6 @@ class BagAssembler:
         if not came.all():
             tiles = tiles[torch.from_numpy(came).to(tiles.device)]
         return WholeBag(
-            tiles.permute(0, 3, 1, 2), self._coords[came], self._index[came], last.bag, last.label, last.patient
-        )
+            tiles.permute(0, 3, 1, 2), self._coords[came], self._index[came], last.bag, last.label, last.patient,
+            self._slide_index[came], last.slides,
+        )  # fmt: skip

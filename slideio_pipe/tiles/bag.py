@@ -91,6 +91,17 @@ class ArrayLikeBag(Explorable, ABC):
     def __len__(self) -> int:
         return self.shape[0]
 
+    def _positions(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """Return positions of tiles, a copy; negative indices count from the end."""
+        positions, count = np.array(indices, np.int64), len(self)
+        if positions.size:
+            least, most = positions.min(), positions.max()
+            if least < -count or most >= count:
+                raise IndexError(f"tile {most if most >= count else least} of a bag of {count}")
+            if least < 0:
+                positions[positions < 0] += count
+        return positions
+
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         first, *rest = key if isinstance(key, tuple) and key else (key,)
         if isinstance(first, (int, np.integer)) and not isinstance(first, bool):

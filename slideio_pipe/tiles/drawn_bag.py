@@ -221,17 +221,6 @@ class DrawnBag(ArrayLikeBag):
             return np.empty((0, *self.shape[1:]), np.uint8) if out is None else out
         return self._read_at(positions, draws, out, threads=threads, colours=colours)
 
-    def _positions(self, indices: ArrayLike) -> NDArray[np.int64]:
-        """Return positions of tiles, a copy; negative indices count from the end."""
-        positions, count = np.array(indices, np.int64), len(self)
-        if positions.size:
-            least, most = positions.min(), positions.max()
-            if least < -count or most >= count:
-                raise IndexError(f"tile {most if most >= count else least} of a bag of {count}")
-            if least < 0:
-                positions[positions < 0] += count
-        return positions
-
     def _draws(self, positions: NDArray[np.int64]) -> Draws | None:
         if self.tile_transform is None:
             return None

@@ -100,9 +100,9 @@ class TileErrors:
             ) from error
 
 
-def warn_of(failures: Sequence[TileFailure]) -> None:
-    """Give one warning for everything that was skipped."""
+def warn_of(failures: Sequence[TileFailure], unit: str = "slide") -> None:
+    """Give one warning for everything that was skipped: tiles, and bags, which are slides or patients."""
     slides = sum(failure.tile is None for failure in failures)
-    counts = [(slides, "slide"), (len(failures) - slides, "tile")]
+    counts = [(slides, unit), (len(failures) - slides, "tile")]
     what = " and ".join(f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n)
     warn_caller(SkippedWarning(f"{what} could not be read, such as {failures[0]}"))

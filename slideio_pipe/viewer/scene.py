@@ -19,9 +19,9 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.slides.view import SlideView
-from slideio_pipe.store import AugmentedBag, open_bag
+from slideio_pipe.store import AugmentedBag, StoredBag
 from slideio_pipe.store.metadata import is_bag_store
-from slideio_pipe.store.stored_bag import StoredBag
+from slideio_pipe.tiles.patient_bag import PatientBag
 from slideio_pipe.tiles.tile_bag import TileBag
 from slideio_pipe.viewer.attachments import stem_of
 from slideio_pipe.viewer.bag_slide import BagSlide
@@ -163,6 +163,8 @@ class Scene:
 def _items(source: Any) -> Iterable[Any]:
     if isinstance(source, Slide | SlideView | TileBag):
         return [source]
+    if isinstance(source, PatientBag):
+        return source.slides
     if isinstance(source, Sequence) and not isinstance(source, str | Cohort):
         return [item for each in source for item in _items(each)]
     if isinstance(source, str | Path | Cohort):
@@ -178,7 +180,7 @@ def _shown(number: int, item: Any) -> ShownSlide:
         label = None if item.label is None else str(item.label)
         source = item.source
         if isinstance(source, Path) and is_bag_store(source):
-            source = open_bag(source)
+            source = StoredBag(source)
             label = label or (None if source.label is None else str(source.label))
         return ShownSlide(key, item.name, source, label, item.patient, item.split, item.mpp, item.mask)
     if isinstance(item, Slide):

@@ -42,6 +42,7 @@ PUBLIC = [
     "LoaderConfig",
     "MilModel",
     "Normalize",
+    "PatientBag",
     "Prediction",
     "Predictor",
     "RandStainNA",

@@ -32,7 +32,7 @@ from slideio_pipe.progress import Report, reporting
 from slideio_pipe.slides.config import SlideConfig
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide, open_slide
-from slideio_pipe.store import open_bag
+from slideio_pipe.store import StoredBag
 from slideio_pipe.store.metadata import is_bag_store
 
 TABLE = "predictions.csv"
@@ -244,7 +244,7 @@ class _Pictures:
         elif isinstance(slide.source, Path) and not is_bag_store(slide.source):
             return False
         elif isinstance(slide.source, Path):
-            with open_bag(slide.source) as bag:
+            with StoredBag(slide.source) as bag:
                 drawn = prediction.plot_tiles(bag, self.count, scores=self.scores)
         else:
             drawn = prediction.plot_tiles(slide.source, self.count, scores=self.scores)

@@ -265,6 +265,8 @@ def load_predictor(
         raise ConfigError("is a checkpoint of another program", slide=str(path), remedy="pass best.ckpt of a training")
     target = check_device(device)
     task, config = task_of(recorded["task"]), checked(TrainConfig, str(path), **recorded["config"])
+    if config.unit == "patient":
+        raise ConfigError("its bags are patients, which cannot be predicted yet", slide=str(path))
     model = build_model(config.model.name, recorded["width"], task.outputs, **config.model.arguments())
     _fill(model, known["model"], path, "the model")
     tiles = _encoder(path, recorded, known, encoder, normalize, trust_remote_code)

@@ -1,0 +1,140 @@
+"""Open one slide of a cohort as a bag: from the slide, its stored bag, or a bag of the caller."""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+from pathlib import Path
+from typing import Any
+
+from slideio_pipe.augment.slide_colour import SlideColour
+from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.names import SUFFIX
+from slideio_pipe.slides.byte_cache import ByteCache
+from slideio_pipe.slides.slide import Slide, open_slide
+from slideio_pipe.store import AugmentedBag, StoredBag
+from slideio_pipe.store.metadata import is_bag_store
+from slideio_pipe.streaming.config import LoaderConfig
+from slideio_pipe.tiles.bag import Bag
+from slideio_pipe.tiles.find_tissue import tissue_of
+from slideio_pipe.tiles.grid import TileGrid
+from slideio_pipe.tiles.patient_bag import PatientBag
+from slideio_pipe.tiles.tile_bag import TileBag
+from slideio_pipe.tiles.tissue_mask import TissueMask
+
+# Memory limit of a cohort's tissue masks, compressed: about 20 KB each, so 3,000 slides.
+_MASK_BYTES = 64 * 2**20
+
+
+class SlideOpener:
+    """Opens slides with the settings and transforms of a data set; keeps tissue and measured colours for later epochs.
+
+    Parameters
+    ----------
+    config : LoaderConfig
+    slide_transform, tile_transform : albumentationsxl transforms, or None
+    """
+
+    def __init__(self, config: LoaderConfig, slide_transform: Any, tile_transform: Any) -> None:
+        self.config, self.slide_transform, self.tile_transform = config, slide_transform, tile_transform
+        self._masks: ByteCache[str, bytes] = ByteCache(_MASK_BYTES)
+        self._colours: dict[str, SlideColour] = {}  # measured when a transform needs it; about a second each
+
+    def open(self, slide: CohortSlide, epoch: int) -> Bag:
+        """Return the bag of a slide with the draws of an epoch; no tile is decoded."""
+        source = slide.source
+        if isinstance(source, StoredBag):
+            return self._augmented(source, slide, epoch)
+        if not isinstance(source, Path):
+            return _at_epoch(source, epoch)
+        if not is_slide(slide):
+            return self._augmented(StoredBag(source), slide, epoch)
+        config = self.config
+        opened = open_slide(source, **config.slide.in_cohort(slide.mpp), backend=config.slide.backend)
+        if slide.name in self._colours:
+            opened.colour = self._colours[slide.name]
+        view = opened.view(mpp=config.view.mpp, transform=self.slide_transform, seed=config.seed, epoch=epoch)
+        grid = TileGrid(view, tissue=self._tissue(slide, opened), **config.grid.model_dump())
+        drawn = {"tile_transform": self.tile_transform, "seed": config.seed, "epoch": epoch}
+        return TileBag(view, grid, label=slide.label, patient=slide.patient, **drawn)
+
+    def close(self, slide: CohortSlide, bag: Bag) -> None:
+        """Release the file of a bag that ``open`` returned; bags given by the caller stay open."""
+        if bag is slide.source:
+            return
+        if isinstance(bag, AugmentedBag) and is_store(slide) and "colour" in vars(bag.view.slide):
+            self._colours[slide.name] = bag.view.slide.colour
+        if isinstance(bag, StoredBag | AugmentedBag):
+            if isinstance(slide.source, Path):
+                bag.close()
+        elif isinstance(bag, TileBag) and isinstance(bag.view.slide, Slide) and is_slide(slide):
+            if "colour" in vars(bag.view.slide):  # measured once, for later epochs
+                self._colours[slide.name] = bag.view.slide.colour
+            bag.view.slide.close()
+
+    def _augmented(self, bag: StoredBag, slide: CohortSlide, epoch: int) -> Bag:
+        """Return a stored bag with the draws of an epoch; without a transform, the bag itself."""
+        if self.slide_transform is None and self.tile_transform is None:
+            return bag
+        return AugmentedBag(
+            bag,
+            tile_transform=self.tile_transform,
+            slide_transform=self.slide_transform,
+            seed=self.config.seed,
+            epoch=epoch,
+            **self.config.stored.model_dump(),
+            colour=self._colours.get(slide.name),
+        )
+
+    def _tissue(self, slide: CohortSlide, opened: Slide) -> TissueMask | None:
+        """Return the tissue of a slide, found once: later epochs do not decode its overview again."""
+        config = self.config.tissue
+        if slide.mask is None and config.method == "none":
+            return None
+        packed = self._masks.get(slide.name)
+        if packed is not None:
+            known: TissueMask = pickle.loads(zlib.decompress(packed))
+            return known
+        found = tissue_of(opened, config, slide.mask, frame=self.config.mask_frame)
+        packed = zlib.compress(pickle.dumps(found), 1)
+        self._masks.keep(slide.name, packed, len(packed))
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_masks": ByteCache(_MASK_BYTES)}
+
+
+def is_slide(slide: CohortSlide) -> bool:
+    """Return whether tiles must still be placed: it is a path, and not a bag store."""
+    source = slide.source
+    if not isinstance(source, Path):
+        return False
+    return not (source.is_dir() and (is_bag_store(source) or source.name.endswith(SUFFIX)))
+
+
+def is_store(slide: CohortSlide) -> bool:
+    """Return whether it is a bag store, opened or not."""
+    return isinstance(slide.source, StoredBag) or (isinstance(slide.source, Path) and not is_slide(slide))
+
+
+def count_stored(slide: CohortSlide) -> int | None:
+    """Return the number of tiles of a bag; None for a slide."""
+    if not isinstance(slide.source, Path):
+        return len(slide.source)
+    if is_slide(slide):
+        return None
+    with StoredBag(slide.source) as bag:
+        return len(bag)
+
+
+def _at_epoch(bag: Bag, epoch: int) -> Bag:
+    """Return a bag with the tiles' draws of an epoch; its own epoch counts from 0."""
+    if isinstance(bag, PatientBag):
+        slides = [_at_epoch(slide, epoch) for slide in bag.slides]
+        return PatientBag(slides, patient=bag.patient, label=bag.label) if epoch else bag
+    if isinstance(bag, AugmentedBag) and epoch:
+        return bag.at_epoch(bag.epoch + epoch)
+    if not isinstance(bag, TileBag) or bag.tile_transform is None or not epoch:
+        return bag
+    drawn = {"tile_transform": bag.tile_transform, "seed": bag.seed, "epoch": bag.epoch + epoch}
+    return TileBag(bag.view, bag.grid, label=bag.label, patient=bag.patient, **drawn)
