@@ -161,7 +161,7 @@ def _print(found: PredictedCohort, save: Path | None) -> None:
     if len(rows) > _SHOWN:
         say(f"and {len(rows) - _SHOWN:,} more")
     for part, measured in found.parts.items():
-        count = f"{measured.slides:,} slide{'' if measured.slides == 1 else 's'} with a known truth"
+        count = f"{measured.slides:,} {found.unit}{'' if measured.slides == 1 else 's'} with a known truth"
         print_metrics(f"{count}{_PARTS[part]}", measured.metrics)
         if measured.note is not None:
             say(measured.note)
@@ -172,7 +172,7 @@ def _print(found: PredictedCohort, save: Path | None) -> None:
         say(f"predictions: {found.table}")
         first = next((slide for slide in found.slides if slide.folder is not None), None)
         if first is not None:
-            more = " (a folder for each slide)" if len(rows) > 1 else ""
+            more = f" (a folder for each {found.unit})" if len(rows) > 1 else ""
             say(f"pictures: {first.folder}: {', '.join(first.files)}{more}")
     elif save is None and rows:
         say("for heat maps and the most attended tiles, pass --out FOLDER")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slideio_pipe.errors import SlideioPipeError
+from slideio_pipe.mil.models.slides_apart import slides_apart
 from slideio_pipe.streaming.chunk_stream import ChunkStream
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.stream import TileBatch, stream
@@ -50,12 +51,14 @@ class PixelBag:
     _kept: list[Tensor | None] = field(default_factory=list)  # uint8; None: read again
     _index: list[NDArray[np.int64]] = field(default_factory=list)
     _coords: list[NDArray[np.int64]] = field(default_factory=list)
+    _slides: list[NDArray[np.int64]] = field(default_factory=list)
     _read: bool = False
 
     @property
     def coords(self) -> NDArray[np.int64]:
-        """Level-0 px of the tiles, (N, 2), available after the first iteration."""
-        return np.concatenate(self._coords)
+        """Level-0 px of the tiles, (N, 2), of patients see ``slides_apart``; available after the first iteration."""
+        coords, slides = np.concatenate(self._coords), np.concatenate(self._slides)
+        return slides_apart(coords, slides) if len(self.first.slides) > 1 else coords
 
     def __iter__(self) -> Iterator[Tensor]:
         chunks = self._reread() if self._read else self._from_epoch()
@@ -80,6 +83,7 @@ class PixelBag:
             self._kept.append(chunk.tiles if room >= 0 else None)
             self._index.append(chunk.index)
             self._coords.append(chunk.coords)
+            self._slides.append(chunk.slide_index)
             self._read = chunk.last
             yield chunk.tiles
             if chunk.last:

@@ -19,6 +19,8 @@ def slides_apart(coords: NDArray[np.int64], slide_index: NDArray[np.int64]) -> N
     >>> slides_apart(np.array([[0, 0], [512, 0], [0, 0], [256, 256]]), np.array([0, 0, 1, 1])).tolist()
     [[0, 0], [1, 0], [101, 1], [102, 2]]
     """
+    if not slide_index.any():  # of one slide: as they are
+        return coords
     found = np.zeros(coords.shape, np.int64)
     column = 0
     for number in np.unique(slide_index).tolist():

@@ -12,6 +12,7 @@ from typing import Any
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.names import file_stem
+from slideio_pipe.cohort.patients import CohortPatient, by_patient
 from slideio_pipe.cohort.slide_files import files_in
 from slideio_pipe.cohort.table import columns_of, csv_bytes
 from slideio_pipe.errors import (
@@ -19,11 +20,13 @@ from slideio_pipe.errors import (
     OutputExistsError,
     SkippedWarning,
     SlideioPipeError,
+    SlideioPipeWarning,
+    warn_caller,
 )
 from slideio_pipe.files import make_folder, write_file
 from slideio_pipe.images.picture import save_picture
 from slideio_pipe.mil.feature_files import ENDINGS, holds_features
-from slideio_pipe.mil.fingerprints import stem
+from slideio_pipe.mil.fingerprints import KnownSlides, stem
 from slideio_pipe.mil.metrics import Metric
 from slideio_pipe.mil.prediction.prediction import Prediction, Scores, checked_scores
 from slideio_pipe.mil.prediction.predictor import Predictor
@@ -67,6 +70,11 @@ class PredictedCohort:
     parts: Mapping[str, Measured] = field(default_factory=dict)  # of these, by part of the training
 
     @property
+    def unit(self) -> str:
+        """What a row of the table is: a slide or a patient."""
+        return "patient" if any(one.prediction is not None and one.prediction.parts for one in self.slides) else "slide"
+
+    @property
     def failed(self) -> tuple[PredictedSlide, ...]:
         """The slides without a prediction, or without some of their files."""
         return tuple(slide for slide in self.slides if slide.error is not None)
@@ -102,7 +110,10 @@ def predict_cohort(
     frame: Frame = "qupath",
     progress: Report | bool | None = None,
 ) -> PredictedCohort:
-    """Predict slides, one by one; a slide that fails does not stop the others.
+    """Predict slides, or patients, one by one; one that fails does not stop the others.
+
+    A model that was trained by patient predicts all slides of a patient together. A patient fails with any of its
+    slides: a prediction from some of them would look like one from all.
 
     If the cohort has the true values (labels, or the columns of the training), the predictions are also measured with
     the training's metrics: all together, and by part of the training, if the checkpoint has its slides.
@@ -114,7 +125,8 @@ def predict_cohort(
         Slides; or bags or features if the predictor uses these.
     out : path, optional
         Folder for ``predictions.csv`` and, per slide, ``<slide>/heatmap.png``, ``heatmap.geojson``, ``tiles.png``,
-        ``tiles.csv`` and, with ``pyramid``, ``heatmap.ome.tif``. None writes nothing.
+        ``tiles.csv`` and, with ``pyramid``, ``heatmap.ome.tif``; of patients ``<patient>/<slide>/…``. None writes
+        nothing.
     scores : {"attention", "instance"}, optional
         See ``Prediction.scores``.
     slides : path, optional
@@ -142,7 +154,7 @@ def predict_cohort(
     """
     checked_scores(scores)
     frame_corner(frame, None)
-    found = cohort if isinstance(cohort, Cohort) else Cohort.of(cohort)
+    found = _rows(predictor, cohort if isinstance(cohort, Cohort) else Cohort.of(cohort))
     place = None if out is None else Path(out).expanduser()
     folders = _folders(found, place)
     if place is not None and not overwrite and (place / TABLE).exists():
@@ -180,7 +192,7 @@ def _predict_one(predictor: Predictor, slide: CohortSlide, folder: Path | None, 
         prediction = predictor.predict(slide)
     except SlideioPipeError as error:
         return PredictedSlide(slide.name, None, error=error)
-    part = predictor.known.part(prediction.slide, prediction.content) or NEW
+    part = _part_of(predictor.known, prediction)
     if folder is None:
         return PredictedSlide(slide.name, prediction, part=part)
     try:
@@ -188,6 +200,29 @@ def _predict_one(predictor: Predictor, slide: CohortSlide, folder: Path | None, 
     except SlideioPipeError as error:
         return PredictedSlide(slide.name, prediction, folder, error=error, part=part)
     return PredictedSlide(slide.name, prediction, folder, tuple(files), part=part)
+
+
+def _part_of(known: KnownSlides, prediction: Prediction) -> str:
+    """Return the part of the training that a slide, or any slide of a patient, was in."""
+    of_patient = prediction.slides if prediction.parts else ()
+    found = (known.part(each.slide, each.content) for each in (prediction, *of_patient))
+    return next((part for part in found if part is not None), NEW)
+
+
+def _rows(predictor: Predictor, cohort: Cohort) -> Cohort:
+    """Return the cohort by patient if the model was trained by patient, and the cohort has them."""
+    if predictor.config.unit == "slide":
+        return cohort
+    if all(slide.patient is None for slide in cohort):
+        reason = "the model was trained by patient, and no slide has one: each is predicted as a patient of its own"
+        warn_caller(SlideioPipeWarning(reason))
+        return cohort
+    columns = [name for name in predictor.config.task.columns if name == "label" or _has_column(cohort, name)]
+    return by_patient(cohort, columns)
+
+
+def _has_column(cohort: Cohort, name: str) -> bool:
+    return any(name in dict(slide.other) for slide in cohort)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +237,16 @@ class _Pictures:
     how: SlideConfig = field(default_factory=SlideConfig)  # settings for opening slides, such as the mpp
     frame: Frame = "qupath"
 
-    def write(self, prediction: Prediction, slide: CohortSlide, folder: Path) -> list[str]:
+    def write(self, prediction: Prediction, row: CohortSlide, folder: Path) -> list[str]:
+        """Write the files of a slide, or of each slide of a patient into a folder of its own; return their names."""
+        if not isinstance(row, CohortPatient):
+            return self._write(prediction, row, folder)
+        files = []
+        for of_slide, slide, inside in zip(prediction.slides, row.slides, _names(row.slides, folder), strict=True):
+            files += [f"{inside}/{name}" for name in self._write(of_slide, slide, folder / inside)]
+        return files
+
+    def _write(self, prediction: Prediction, slide: CohortSlide, folder: Path) -> list[str]:
         existing = [name for name in FILES if (folder / name).exists()]
         if existing and not self.overwrite:
             raise OutputExistsError("is there already", slide=str(folder / existing[0]), remedy="pass {overwrite=True}")
@@ -253,6 +297,8 @@ class _Pictures:
 
     def with_mpp(self, slide: CohortSlide) -> CohortSlide:
         """Return the slide with the mpp stated by the file of its pixels: features in µm need it."""
+        if isinstance(slide, CohortPatient):
+            return replace(slide, slides=tuple(self.with_mpp(each) for each in slide.slides))
         path = self._slide(slide)
         if slide.mpp is not None or path == slide.source:
             return slide
@@ -287,12 +333,16 @@ def _folders(cohort: Cohort, place: Path | None) -> list[Path | None]:
     """Return the folder of each slide; raise ConfigError if two slides would share one: a.svs and a.tif."""
     if place is None:
         return [None] * len(cohort)
-    names = [stem(slide.name).replace("/", "_") for slide in cohort]
+    return [place / name for name in _names(cohort, place)]
+
+
+def _names(rows: Sequence[CohortSlide], place: Path) -> list[str]:
+    names = [stem(slide.name).replace("/", "_") for slide in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         remedy = 'give them different names in the column "name"'
         raise ConfigError(f"several slides would be written to {place / twice[0]}", remedy=remedy)
-    return [place / name for name in names]
+    return names
 
 
 def _table(done: Sequence[PredictedSlide]) -> bytes:

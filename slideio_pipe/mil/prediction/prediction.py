@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from slideio_pipe.mil.prediction.colour_scale import ColourScale
 from slideio_pipe.mil.prediction.heatmap import draw_heatmap, save_heatmap_pyramid
 from slideio_pipe.mil.prediction.score_map import TileScores
 from slideio_pipe.mil.prediction.score_regions import MOST_TILES, write_regions
+from slideio_pipe.mil.prediction.slide_tiles import SlideTiles
 from slideio_pipe.mil.prediction.top_tiles import draw_top_tiles
 from slideio_pipe.mil.tasks import Classification, Regression, Task
 from slideio_pipe.progress import Report
@@ -33,7 +34,7 @@ SCORES: tuple[Scores, ...] = ("attention", "instance")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """A model's prediction for a slide, with scores and positions of its tiles; made by ``Predictor.predict``.
+    """A model's prediction for a slide or a patient, with scores of its tiles; made by ``Predictor.predict``.
 
     Tile k is the square of ``tile_size`` px of the view at ``coords[k]``; the affine maps it to level 0.
     """
@@ -54,9 +55,40 @@ class Prediction:
     tissue: TissueMask | None = field(default=None, repr=False)  # if it was found for this prediction
     content: str | None = field(default=None, repr=False)  # fingerprint of its file or features
     bounds: Rect | None = None  # scanned part of level 0, if stated: origin of QuPath
+    parts: tuple[SlideTiles, ...] = field(default=(), repr=False)  # of a patient: the tiles of each slide, in order
+    whole: Prediction | None = field(default=None, repr=False)  # of a slide of a patient: the patient's prediction
 
     def __len__(self) -> int:
         return len(self.attention)
+
+    @property
+    def slides(self) -> tuple[Prediction, ...]:
+        """The prediction on each slide of a patient; of a slide, itself.
+
+        Each has the patient's result and the scores of its own tiles. Attention is a tile's share among all tiles of
+        the patient, and so are its mean, percentiles and colours: the slides of a patient can be compared.
+        """
+        if not self.parts:
+            return (self,)
+        ends = np.cumsum([part.count for part in self.parts]).tolist()
+        found = []
+        for part, end in zip(self.parts, ends, strict=True):
+            rows = slice(end - part.count, end)
+            scores: dict[str, Any] = {"attention": self.attention[rows]}
+            if self.instances is not None:
+                scores["instances"] = self.instances[rows]
+            found.append(replace(self, **part.fields(), **scores, parts=(), whole=self))
+        return tuple(found)
+
+    @property
+    def _patient(self) -> Prediction:
+        """The prediction over all tiles that the model saw together."""
+        return self.whole or self
+
+    @property
+    def times_mean(self) -> NDArray[np.float64]:
+        """The attention of each tile as a multiple of the mean, (N,): over the slide, or all slides of a patient."""
+        return self.attention * len(self._patient)
 
     @property
     def said(self) -> dict[str, Any]:
@@ -66,7 +98,8 @@ class Prediction:
     @property
     def default_scores(self) -> Scores:
         """Attention, or the tiles' own predictions if attention is equal for all tiles (mean pooling)."""
-        flat = float(self.attention.max()) - float(self.attention.min()) <= 1e-6 * float(self.attention.max())
+        attention = self._patient.attention
+        flat = float(attention.max()) - float(attention.min()) <= 1e-6 * float(attention.max())
         return "instance" if flat and self.instances is not None else "attention"
 
     @property
@@ -99,8 +132,11 @@ class Prediction:
         return self.instances[:, self.instance_column]
 
     def percentiles(self) -> NDArray[np.float64]:
-        """Return the fraction of the slide's tiles with at most the attention of each, (N,), 0 to 1."""
-        return percentiles(self.attention)
+        """Return the fraction of tiles with at most the attention of each, (N,), 0 to 1.
+
+        Of the slide's tiles, or of those of all slides of a patient.
+        """
+        return percentiles(self.attention, self._patient.attention)
 
     def top(self, count: int, kind: Scores | None = None) -> NDArray[np.int64]:
         """Return the tiles with the highest scores, highest first."""
@@ -114,6 +150,9 @@ class Prediction:
         ConfigError
             They are unknown.
         """
+        if self.parts:
+            remedy = "pass one of them: prediction.slides[0]"
+            raise ConfigError("each slide of a patient has its own positions", slide=self.slide, remedy=remedy)
         if self.coords is None or self.tile_size is None:
             reason = "positions of its tiles are unknown" if self.coords is None else "size of its tiles is unknown"
             remedy = (
@@ -123,7 +162,7 @@ class Prediction:
         return self.coords, self.tile_size
 
     def tile_scores(self, kind: Scores | None = None) -> TileScores:
-        """Return scores with positions and colours; attention as multiples of its mean over the slide.
+        """Return scores with positions and colours; attention as multiples of its mean over the slide or the patient.
 
         Raises
         ------
@@ -133,16 +172,17 @@ class Prediction:
         chosen = checked_scores(kind) or self.default_scores
         values, (coords, side) = self.scores(chosen), self.places()
         if chosen == "attention":
-            values = values * len(values)
-            scale = ColourScale.of_attention(values)
+            values = self.times_mean
+            scale = ColourScale.of_attention(self._patient.times_mean)
         elif isinstance(self.task, Classification):
             scale = ColourScale.of_probability(f"probability {self.task.classes[self.instance_column]}")
         else:
-            scale = ColourScale.of_numbers(self.instance_names[-1], values)
+            scale = ColourScale.of_numbers(self.instance_names[-1], self._patient.scores(chosen))
         return TileScores(self.slide, values, scale, coords, side, self.affine, self._title(), self.tissue)
 
     def _title(self) -> str:
         text = f"predicted {self.sentence()}" if "predicted" in self.result else self.sentence()
+        text = text if self.whole is None else f"patient {self.whole.slide}, {text}"
         if not isinstance(self.task, Classification | Regression) or self.label is None:
             return text
         return f"{text}, label {self.label}"
@@ -203,7 +243,7 @@ class Prediction:
         its bounds.
         """
         corner = frame_corner(frame, self.bounds if slide is None else slide.bounds)
-        measured = {"attention percentile": self.percentiles(), "attention": self.attention * len(self)}
+        measured = {"attention percentile": self.percentiles(), "attention": self.times_mean}
         for number, name in enumerate(self.instance_names):
             if self.instances is not None:
                 measured[name.replace("_", " ")] = self.instances[:, number]
@@ -213,8 +253,13 @@ class Prediction:
         )
 
     def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write a row per tile: its position (level-0 px), attention, its percentile, and its own prediction."""
+        """Write a row per tile: its position (level-0 px), attention, its percentile, and its own prediction.
+
+        Of a patient also the slide; positions are those of the slides' own files: ``prediction.slides``.
+        """
         columns: dict[str, NDArray[Any]] = {"tile": np.arange(len(self))}
+        if self.parts:
+            columns["slide"] = np.repeat([part.slide for part in self.parts], [part.count for part in self.parts])
         if self.coords is not None:
             columns |= {"x": self.coords[:, 0], "y": self.coords[:, 1]}
         columns |= {"attention": self.attention, "attention_percentile": self.percentiles()}
@@ -233,7 +278,10 @@ class Prediction:
 
     def row(self) -> dict[str, Any]:
         """Return its row of ``predictions.csv``."""
-        known = {"slide": self.slide, "patient": self.patient or "", "label": "" if self.label is None else self.label}
+        known: dict[str, Any] = {"slide": self.slide, "patient": self.patient or ""}
+        if self.parts:
+            known = {"patient": self.slide, "slides": len(self.parts)}
+        known["label"] = "" if self.label is None else self.label
         return known | self.result | {"tiles": len(self)}
 
     def summary(self) -> dict[str, Any]:
@@ -244,13 +292,14 @@ class Prediction:
         return f"Prediction({self.slide}: {self.sentence()}, {len(self):,} tiles)"
 
 
-def percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the fraction of values that are no larger than each, (N,).
+def percentiles(values: NDArray[np.float64], among: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Return the fraction of values, or of those of ``among``, that are no larger than each, (N,).
 
     >>> percentiles(np.array([0.1, 0.5, 0.1, 0.3])).tolist()
     [0.5, 1.0, 0.5, 0.75]
     """
-    return np.searchsorted(np.sort(values), values, side="right") / max(1, len(values))
+    every = values if among is None else among
+    return np.searchsorted(np.sort(every), values, side="right") / max(1, len(every))
 
 
 def sentence(result: dict[str, Any], task: Task) -> str:

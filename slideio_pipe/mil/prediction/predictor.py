@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.patients import CohortPatient, slides_of_row
 from slideio_pipe.config import checked
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features.encoders import Encoder
@@ -22,21 +23,22 @@ from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.mil.feature_files import holds_features
-from slideio_pipe.mil.fingerprints import KnownSlides, features_fingerprint, file_of
+from slideio_pipe.mil.fingerprints import KnownSlides, features_fingerprint, file_of, joined_contents
 from slideio_pipe.mil.models.bag_model import MilOutput
 from slideio_pipe.mil.models.mil_model import build_model
+from slideio_pipe.mil.models.slides_apart import slides_apart
 from slideio_pipe.mil.models.tile_encoder import TileEncoder, from_encoder, tile_encoder
 from slideio_pipe.mil.models.two_pass import TwoPass
 from slideio_pipe.mil.prediction.prediction import Prediction
+from slideio_pipe.mil.prediction.slide_tiles import SlideTiles
 from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
-from slideio_pipe.slides.frames import recorded_bounds
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import Normalize
 from slideio_pipe.streaming.stream import stream
 from slideio_pipe.tiles.bag import Bag, Label
-from slideio_pipe.tiles.tile_bag import TileBag
+from slideio_pipe.tiles.patient_bag import PatientBag
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +63,7 @@ class Predictor:
         *,
         slide_mpp: float | None = None,
     ) -> Prediction:
-        """Return the prediction for one slide.
+        """Return the prediction for one slide or patient.
 
         Tiles are read, encoded and freed ``config.encoder.chunk_size`` at a time; only the features grow with the bag.
         Nothing is augmented and no tile is skipped.
@@ -69,7 +71,8 @@ class Predictor:
         Parameters
         ----------
         source : path, bag, FeatureBag or CohortSlide
-            With an encoder: a slide, a ``.bag.zarr``, or an open bag. Without: any source of ``open_features``.
+            With an encoder: a slide, a ``.bag.zarr``, or an open bag. Without: any source of ``open_features``. All
+            slides of a patient: a ``PatientBag``, or a row of a cohort by patient.
         label : int, float or str, optional
             Label of the slide; by default that of the bag.
         slide_mpp : float, optional
@@ -87,18 +90,31 @@ class Predictor:
         if isinstance(source, FeatureBag):
             return self._of_features(source, None, label)
         slide = _as_slide(source, label, slide_mpp)
+        kinds = [self._is_features(each) for each in slides_of_row(slide)]
+        if not any(kinds):
+            return self._of_pixels(slide)
+        if not all(kinds):
+            reason = "some of its slides are features, others are not"
+            raise ConfigError(reason, slide=slide.name, remedy="pass all of them as one kind")
+        name = self.config.encoder.features or self.features
+        bags = [open_features(Path(str(each.source)), name, slide_mpp=each.mpp) for each in slides_of_row(slide)]
+        if isinstance(slide, CohortPatient):
+            return self._of_patient(slide, bags)
+        return self._of_features(bags[0], source if isinstance(source, CohortSlide) else None, slide.label)
+
+    def _is_features(self, slide: CohortSlide) -> bool:
+        """Return whether the features of a slide are used; raise ConfigError if it has none and there is no encoder."""
         holds = isinstance(slide.source, Path) and holds_features(slide.source, pixels=self.encoder is not None)
         of_bag = isinstance(slide.source, Path) and is_bag_store(slide.source)
         if self.encoder is not None and not (holds and (self.takes_features or not of_bag)):
-            return self._of_pixels(slide)
+            return False
         if not isinstance(slide.source, Path) or not holds:
             raise self._no_encoder(str(slide.source) if isinstance(slide.source, Path) else slide.name)
-        opened = open_features(slide.source, self.config.encoder.features or self.features, slide_mpp=slide.mpp)
-        return self._of_features(opened, source if isinstance(source, CohortSlide) else None, slide.label)
+        return True
 
     def _of_pixels(self, slide: CohortSlide) -> Prediction:
         assert self.encoder is not None
-        plain = {"slide_transform": None, "tile_transform": None, "max_tiles": None}
+        plain = {"slide_transform": None, "tile_transform": None, "max_tiles": None, "unit": "slide"}
         dataset = BagDataset(Cohort.unchecked([slide]), self.config.loader.model_copy(update=plain))
         bag = dataset.open(0)
         try:
@@ -107,25 +123,45 @@ class Predictor:
             if (height, width) != (side, side) and not self.config.grid.align:
                 reason = f"its tiles have {width}×{height} px, the model was trained on {side}×{side}"
                 raise ConfigError(reason, slide=slide.name, remedy="predict from the slide itself")
-            out = self._output(TwoPass(self.encoder.module).encode(self._chunks(bag)).features, np.asarray(bag.coords))
-            tissue = bag.grid.mask if isinstance(bag, TileBag) else None
-            view = bag.provenance().get("view") or {}
-            label = dataset.label(0, bag)
-            return self._prediction(
-                out,
-                slide=slide.name,
-                patient=dataset.patient(0, bag),
-                label=label,
-                coords=np.asarray(bag.coords),
-                tile_size=float(width),
-                affine=_affine(view),
-                view_mpp=bag.view_mpp,
-                tissue=tissue,
-                content=file_of(slide),
-                bounds=recorded_bounds(bag.provenance()),
-            )
+            places = np.asarray(bag.coords)
+            if isinstance(bag, PatientBag):
+                places = slides_apart(places, bag.slide_index)
+            out = self._output(TwoPass(self.encoder.module).encode(self._chunks(bag)).features, places)
+            known = {"patient": dataset.patient(0, bag), "label": dataset.label(0, bag)}
+            if not isinstance(bag, PatientBag):
+                return self._prediction(out, **SlideTiles.of_bag(bag, file_of(slide), slide.name).fields(), **known)
+            rows = slide.slides if isinstance(slide, CohortPatient) else [None] * len(bag.slides)
+            parts = [
+                SlideTiles.of_bag(each, None if row is None else file_of(row), None if row is None else row.name)
+                for each, row in zip(bag.slides, rows, strict=True)
+            ]
+            return self._prediction_of(slide, out, parts, **known)
         finally:
             dataset.close(0, bag)
+
+    def _prediction_of(self, row: CohortSlide, out: MilOutput, parts: list[SlideTiles], **known: Any) -> Prediction:
+        """Return the prediction for a patient, from the tiles of its slides."""
+        content = joined_contents(row, [part.content for part in parts]) if isinstance(row, CohortPatient) else None
+        nowhere = SlideTiles(row.name, len(out.attention), None, None, Affine(), parts[0].view_mpp, None, content)
+        return self._prediction(out, **nowhere.fields(), parts=tuple(parts), **known)
+
+    def _of_patient(self, patient: CohortPatient, bags: list[FeatureBag]) -> Prediction:
+        """Return the prediction for a patient from the features of its slides."""
+        for slide, bag in zip(patient.slides, bags, strict=True):
+            self._check_features(bag, slide.name)
+        values = [np.array(bag.features) for bag in bags]
+        coords = [bag.coords for bag in bags if bag.coords is not None]
+        places = None
+        if len(coords) == len(bags):
+            places = slides_apart(np.concatenate(coords), np.repeat(np.arange(len(bags)), [len(bag) for bag in bags]))
+        parts = [
+            SlideTiles.of_features(
+                bag, features_fingerprint(found), bag.name if _is_unnamed(slide, bag) else slide.name
+            )
+            for slide, bag, found in zip(patient.slides, bags, values, strict=True)
+        ]
+        out = self._output(torch.from_numpy(np.concatenate(values)).to(self.device), places)
+        return self._prediction_of(patient, out, parts, patient=patient.patient, label=patient.label)
 
     def _chunks(self, bag: Bag) -> Iterator[Tensor]:
         """Yield the tiles as input of the encoder; one pass only."""
@@ -143,21 +179,11 @@ class Predictor:
         self._check_features(bag, name)
         features = np.array(bag.features)
         values = torch.from_numpy(features).to(self.device)
-        # Positions of rotated tiles are known if their view is; else tiles are squares of level 0.
-        view = bag.provenance.get("view") or {}
-        known = "affine" in view and "grid" in bag.provenance
-        side = float(bag.provenance["grid"]["tile_size"]) if known else bag.tile_size_level0
         return self._prediction(
             self._output(values, bag.coords),
-            slide=name,
+            **SlideTiles.of_features(bag, features_fingerprint(features), name).fields(),
             patient=bag.patient if slide is None else slide.patient or bag.patient,
             label=bag.label if label is None else label,
-            coords=bag.coords,
-            tile_size=side,
-            affine=_affine(view) if known else Affine(),
-            view_mpp=bag.view_mpp,
-            content=features_fingerprint(features),
-            bounds=recorded_bounds(bag.provenance),
         )
 
     def _check_features(self, bag: FeatureBag, name: str) -> None:
@@ -265,8 +291,6 @@ def load_predictor(
         raise ConfigError("is a checkpoint of another program", slide=str(path), remedy="pass best.ckpt of a training")
     target = check_device(device)
     task, config = task_of(recorded["task"]), checked(TrainConfig, str(path), **recorded["config"])
-    if config.unit == "patient":
-        raise ConfigError("its bags are patients, which cannot be predicted yet", slide=str(path))
     model = build_model(config.model.name, recorded["width"], task.outputs, **config.model.arguments())
     _fill(model, known["model"], path, "the model")
     tiles = _encoder(path, recorded, known, encoder, normalize, trust_remote_code)
@@ -364,7 +388,3 @@ def _as_slide(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide
 def _is_unnamed(slide: CohortSlide, bag: FeatureBag) -> bool:
     """Return whether a slide is named after its feature store, which has the real name."""
     return "slide" in bag.provenance and isinstance(slide.source, Path) and slide.name == slide.source.name
-
-
-def _affine(view: Mapping[str, Any]) -> Affine:
-    return Affine.from_tuple(view["affine"]) if view.get("affine") else Affine()

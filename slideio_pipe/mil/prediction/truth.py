@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.patients import counted
 from slideio_pipe.errors import ConfigError, MissingExtraError, SlideioPipeWarning, warn_caller
 from slideio_pipe.mil.fingerprints import PARTS
 from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure
@@ -68,7 +69,7 @@ def measure_predictions(task: Task, found: Sequence[Predicted], bootstrap: int) 
     except (ConfigError, MissingExtraError) as error:  # predictions are still written
         warnings.warn(f"predictions are not measured: {error}", SlideioPipeWarning, stacklevel=4)
         return nothing
-    _warn_of_trained(parts, len(known))
+    _warn_of_trained(parts, counted(len(known), [one.slide for one in known]))
     return every, parts
 
 
@@ -85,12 +86,10 @@ def _has_columns(task: Task, slides: Sequence[CohortSlide]) -> bool:
     return all(name == "label" or any(name in dict(slide.other) for slide in slides) for name in columns)
 
 
-def _warn_of_trained(parts: Mapping[str, Measured], count: int) -> None:
+def _warn_of_trained(parts: Mapping[str, Measured], count: str) -> None:
     """Warn that metrics of training slides do not hold for other slides."""
     roles = {"train": "were used to train the model", "val": "were used to choose its epoch"}
     found = [f"{parts[part].slides:,} {what}" for part, what in roles.items() if part in parts]
     if found:
-        reason = (
-            f"of {count:,} slides with a known truth {' and '.join(found)}: their metrics do not hold for other slides"
-        )
+        reason = f"of {count} with a known truth {' and '.join(found)}: their metrics do not hold for other slides"
         warn_caller(SlideioPipeWarning(reason))
