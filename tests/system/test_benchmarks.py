@@ -39,6 +39,7 @@ RUNS = [
     "kills",
     "loader",
     "memory",
+    "patients",
     "mil gradient",
     "mil memory",
     "mil musk",
