@@ -139,6 +139,14 @@ def test_metadata_are_valid_and_those_of_the_project(built: Built) -> None:
     assert plain == {str(Requirement(line)) for line in PROJECT["dependencies"]}
 
 
+def test_an_index_accepts_them(built: Built) -> None:
+    """As ``twine check --strict`` says, which also renders the README."""
+    command = [sys.executable, "-m", "twine", "check", "--strict", str(built.wheel), str(built.sdist)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
+
+
 def test_the_wheel_has_all_that_it_needs_and_nothing_else(built: Built) -> None:
     """The package, its metadata and licences; no other library, no leftovers of a used checkout."""
     names, about = built.in_wheel(), "slideio_pipe-9.8.7.dist-info"
