@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import run
+from safetensors.torch import load_file, save_file
 from tiny_encoders import write_torchscript
 from torch import nn
 
@@ -318,21 +320,27 @@ class Hibou(PreTrainedModel):
 """
 
 
+def remote_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> Path:
+    """Return a copy of a repository whose network is code."""
+    pytest.importorskip("transformers")
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder / "modules"))
+    copy = folder / "repository"
+    copy.mkdir()
+    (copy / "modeling_hibou.py").write_text(code)
+    auto = {"AutoConfig": "modeling_hibou.HibouConfig", "AutoModel": "modeling_hibou.Hibou"}
+    (copy / "config.json").write_text(json.dumps({"model_type": "hibou_test", "auto_map": auto}))
+    state = {"layer.weight": torch.randn(768, 3), "layer.bias": torch.zeros(768)}
+    save_file(state, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_code_of_a_repository_runs_only_if_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hibou's network is code in its repository."""
-    pytest.importorskip("transformers")
-    from safetensors.torch import save_file
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    folder = tmp_path / "hibou"
-    folder.mkdir()
-    (folder / "modeling_hibou.py").write_text(REMOTE)
-    auto = {"AutoConfig": "modeling_hibou.HibouConfig", "AutoModel": "modeling_hibou.Hibou"}
-    (folder / "config.json").write_text(str({"model_type": "hibou_test", "auto_map": auto}).replace("'", '"'))
-    weight = torch.randn(768, 3)
-    save_file({"layer.weight": weight, "layer.bias": torch.zeros(768)}, folder / "model.safetensors", {"format": "pt"})
+    folder = remote_folder(tmp_path, monkeypatch, REMOTE)
+    weight = load_file(folder / "model.safetensors")["layer.weight"]
     with pytest.raises(
         ConfigError, match=r"hibou-b: its network is code in the repository histai/hibou-b.*trust_remote"
     ):
@@ -341,6 +349,44 @@ def test_code_of_a_repository_runs_only_if_it_is_allowed(tmp_path: Path, monkeyp
     statistics = (0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816)
     expected = normalised(tiles(), *statistics).mean((2, 3)) @ weight.T
     np.testing.assert_allclose(encode(encoder, tiles()), expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_code_that_fails_is_not_called_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has the message of transformers, and what is known of its versions."""
+    folder = remote_folder(tmp_path, monkeypatch, "import of_an_older_version\n" + REMOTE)
+    words = (
+        r"cannot build hibou-b from this \(.*of_an_older_version.*the code is the repository's; transformers before 5"
+    )
+    with pytest.raises(ConfigError, match=words):
+        load_encoder(f"hibou-b@{folder}", trust_remote_code=True)
+
+
+TITAN = (
+    REMOTE
+    + """
+    def return_conch(self):
+        class Conch(torch.nn.Module):
+            def __init__(self, layer):
+                super().__init__()
+                self.layer = layer
+            def forward(self, tiles):
+                return self.layer(tiles.mean((2, 3)))
+        return Conch(self.layer), None
+"""
+)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_conch_is_a_part_of_titan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 512 px are resized to 448, and normalised with ImageNet's statistics, not those of CLIP."""
+    folder = remote_folder(tmp_path, monkeypatch, TITAN)
+    encoder = load_encoder(f"conch-v1.5@{folder}", trust_remote_code=True)
+    grey = torch.full((2, 3, 512, 512), 90, dtype=torch.uint8)
+    weight = load_file(folder / "model.safetensors")["layer.weight"]
+    expected = normalised(grey[:, :, :448, :448], *IMAGENET).mean((2, 3)) @ weight.T
+    np.testing.assert_allclose(encode(encoder, grey), expected.numpy(), atol=1e-4)
+    assert (encoder.tile_size, encoder.input_size, encoder.dim) == (512, 448, 768)
 
 
 # --- networks of their authors

@@ -16,11 +16,14 @@ from slideio_pipe.errors import ConfigError, EncoderSettingsWarning, MissingExtr
 from slideio_pipe.features.encoders.conv_stem import ConvStem
 from slideio_pipe.features.encoders.facts import EncoderFacts, weights_digest
 from slideio_pipe.features.encoders.files import read_weights
-from slideio_pipe.features.encoders.hubs import load_state, preprocessor, quiet_transformers
+from slideio_pipe.features.encoders.hubs import PREPROCESSOR, load_state, preprocessor, quiet_transformers
 from slideio_pipe.features.encoders.known import KnownEncoder
 from slideio_pipe.features.encoders.weight_files import (
+    TIMM_SETTINGS,
+    cached_file,
+    fetch_settings,
     first_line,
-    hub_config,
+    has_weights,
     install_command,
     refuse_others,
     unavailable,
@@ -107,7 +110,7 @@ def _timm(encoder: KnownEncoder, weights: str) -> tuple[nn.Module, str]:
     load_state(module, _renamed(module, state, file), file)
     for name in encoder.removed:
         setattr(module, name, nn.Identity())
-    _warn_other_settings(encoder, _timm_settings(hub_config(encoder, file)), "config.json")
+    _warn_other_settings(encoder, _timm_settings(file.with_name(TIMM_SETTINGS)), TIMM_SETTINGS)
     return module, weights_digest(module)
 
 
@@ -128,7 +131,10 @@ def _transformers(encoder: KnownEncoder, weights: str) -> tuple[nn.Module, str]:
     kind = getattr(require("transformers", "transformers"), encoder.architecture)
     place = _folder(encoder, weights)
     model = _pretrained(encoder, kind, place, **encoder.arguments)
-    _warn_other_settings(encoder, _processor_settings(preprocessor(place)), "preprocessor_config.json")
+    folder = Path(place) if Path(place).is_dir() else None
+    file = cached_file(encoder, PREPROCESSOR) if folder is None else folder / PREPROCESSOR
+    said = {} if file is None else preprocessor(str(file.parent))
+    _warn_other_settings(encoder, _processor_settings(said), PREPROCESSOR)
     assert encoder.output is not None
     return Selected(model, encoder.output), weights_digest(model)
 
@@ -175,20 +181,28 @@ def _pretrained(encoder: KnownEncoder, kind: Any, place: str, **arguments: Any) 
     with quiet_transformers():
         try:
             return kind.from_pretrained(place, local_files_only=True, **more)
-        except Exception as local:  # transformers and the hub raise a dozen classes
-            if Path(place).is_dir():
-                reason = f"is no model of {encoder.name} ({first_line(local)})"
-                raise ConfigError(reason, slide=place, remedy=f"copy {encoder.hub} again") from local
+        except Exception as error:  # transformers and the hub raise a dozen classes
+            if Path(place).is_dir() or (has_weights(encoder) and not isinstance(error, OSError)):  # OSError: no file
+                raise _not_built(encoder, place, error) from error
         try:
-            return kind.from_pretrained(place, **more)
+            model = kind.from_pretrained(place, **more)
         except Exception as error:
-            raise unavailable(encoder, error) from error
+            raise (
+                _not_built(encoder, place, error) if has_weights(encoder) else unavailable(encoder, error)
+            ) from error
+    fetch_settings(encoder, PREPROCESSOR)
+    return model
 
 
-def _timm_settings(file: Path | None) -> dict[str, Any]:
-    """Return what timm's configuration on the hub says of tiles."""
-    if file is None:
-        return {}
+def _not_built(encoder: KnownEncoder, place: str, error: Exception) -> ConfigError:
+    version = require("transformers", "transformers").__version__
+    reason = f"transformers {version} cannot build {encoder.name} from this ({first_line(error)})"
+    hint = encoder.notes.get("library", "").removesuffix(".")
+    return ConfigError(reason, slide=place, remedy=hint or f"copy {encoder.hub} again")
+
+
+def _timm_settings(file: Path) -> dict[str, Any]:
+    """Return what timm's configuration beside weights of the hub says of tiles; {} without one."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))["pretrained_cfg"]
         size = found["input_size"][-1]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 
 from slideio_pipe.errors import ConfigError, require
 from slideio_pipe.features.encoders.known import KnownEncoder, known_encoders
 
-_CONFIG = "config.json"
+TIMM_SETTINGS = "config.json"
 # How to install what builds an encoder.
 _AUTHORS_PACKAGES = {"conch": "pip install git+https://github.com/mahmoodlab/CONCH.git"}
 
@@ -63,17 +64,10 @@ def weights_file(encoder: KnownEncoder, given: str) -> Path:
     return _download(encoder) if found is None else found
 
 
-def hub_config(encoder: KnownEncoder, weights: Path) -> Path | None:
-    """Return config.json beside weights of the hub, downloaded if need be; None without one."""
-    beside = weights.with_name(_CONFIG)
-    if beside.is_file():
-        return beside
-    if cached_file(encoder, weights.name) != weights:  # a file of the caller's
-        return None
-    try:
-        return Path(require("huggingface_hub", "transformers").hf_hub_download(encoder.hub, _CONFIG))
-    except Exception:  # the hub raises a dozen classes; the configuration is only compared
-        return None
+def fetch_settings(encoder: KnownEncoder, name: str) -> None:
+    """Download a file of settings into the hub's cache, where weights were just downloaded; do nothing without it."""
+    with suppress(Exception):  # the hub raises a dozen classes; the settings are only compared with ours
+        require("huggingface_hub", "transformers").hf_hub_download(encoder.hub, name)
 
 
 def unavailable(encoder: KnownEncoder, error: BaseException | str) -> ConfigError:
@@ -100,7 +94,9 @@ def _download(encoder: KnownEncoder) -> Path:
     hub, errors = (require(name, "transformers") for name in ("huggingface_hub", "huggingface_hub.errors"))
     for name in encoder.files:
         try:
-            return Path(hub.hf_hub_download(encoder.hub, name))
+            found = Path(hub.hf_hub_download(encoder.hub, name))
+            fetch_settings(encoder, TIMM_SETTINGS)
+            return found
         except Exception as error:  # the hub and its network raise a dozen classes
             absent = isinstance(error, errors.EntryNotFoundError) and not isinstance(error, FileNotFoundError)
             if name == encoder.files[-1] or not absent:  # FileNotFoundError: not in the cache, and no network
