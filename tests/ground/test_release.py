@@ -62,7 +62,8 @@ def test_the_version_is_that_of_the_build(built: bool, version: str, tmp_path: P
     if built:
         template = PYPROJECT["tool"]["setuptools_scm"]["version_file_template"]
         (package / "_version.py").write_text(template.format(version=version))
-    command = [sys.executable, "-c", "import slideio_pipe; print(slideio_pipe.__version__)"]
+    # Without site-packages: an editable installation would find the module that is missing here.
+    command = [sys.executable, "-S", "-c", "import slideio_pipe; print(slideio_pipe.__version__)"]
     assert subprocess.check_output(command, cwd=tmp_path, text=True).strip() == version == str(Version(version))
 
 
@@ -81,7 +82,7 @@ def test_every_python_that_is_claimed_is_tested() -> None:
     claimed = re.findall(
         r"^Programming Language :: Python :: (3\.\d+)$", "\n".join(PYPROJECT["project"]["classifiers"]), re.M
     )
-    assert claimed == WORKFLOW["jobs"]["quick-tests"]["strategy"]["matrix"]["python"]
+    assert set(claimed) <= set(WORKFLOW["jobs"]["quick-tests"]["strategy"]["matrix"]["python"])
     assert PYPROJECT["project"]["requires-python"] == f">={claimed[0]}"
 
 
