@@ -29,7 +29,7 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.commands.app import app
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.export.config import ExportConfig
-from slideio_pipe.streaming import dataset
+from slideio_pipe.streaming import slide_opener
 from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 PLAIN = {"view": {"mpp": None}, "tissue": {"method": "none"}}
@@ -88,8 +88,8 @@ def check(path: Path, side: int) -> None:
 def test_slides_are_encoded_without_bags(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every slide is opened once, every batch but the last is full, and features are those of its tiles."""
     opened: list[Path] = []
-    plain = dataset.open_slide
-    monkeypatch.setattr(dataset, "open_slide", lambda path, **more: (opened.append(path), plain(path, **more))[1])
+    plain = slide_opener.open_slide
+    monkeypatch.setattr(slide_opener, "open_slide", lambda path, **more: (opened.append(path), plain(path, **more))[1])
     watched = Watched(network())
     encoder = tiny(model=watched)
     watched.batches.clear()

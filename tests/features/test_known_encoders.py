@@ -47,6 +47,7 @@ ASKED_FOR = {
     "hibou-b",
     "hibou-l",
     "ctranspath",
+    "retccl",
     "kaiko-s8",
     "kaiko-s16",
     "kaiko-b8",

@@ -181,9 +181,9 @@ def features_of(name: str, tiles: np.ndarray) -> np.ndarray:
 
 
 def test_every_encoder_of_timm_has_a_plain_loop() -> None:
-    """Two more have tests of their own."""
+    """Three more have tests of their own."""
     of_timm = {encoder.name for encoder in known_encoders() if encoder.library == "timm"}
-    assert of_timm == {*PLAIN, "ctranspath", "resnet50"}
+    assert of_timm == {*PLAIN, "ctranspath", "resnet50", "retccl"}
 
 
 @pytest.mark.parametrize("side", ["meant", "larger"])
@@ -283,6 +283,18 @@ def test_resnet50_ends_after_its_third_stage(tmp_path: Path) -> None:
     found = features_of(f"resnet50@{tmp_path / 'w.bin'}", tiles)
     assert found.shape == (3, 1024)
     np.testing.assert_allclose(found, expected, atol=2e-2, rtol=1e-3)
+
+
+def test_retccl_takes_tiles_of_256_px_whole(tmp_path: Path) -> None:
+    """All stages, and the mean of the last maps."""
+    network = Plain("resnet50", {"num_classes": 0}, 256, IMAGENET, BILINEAR, 2048, fewer={}).network()
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    tiles = some_tiles(256)
+    pixels = (tiles / 255 - np.array(IMAGENET[0])) / np.array(IMAGENET[1])
+    with torch.no_grad():
+        maps = network.forward_features(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())
+    found = features_of(f"retccl@{tmp_path / 'w.pth'}", tiles)
+    np.testing.assert_allclose(found, maps.mean((2, 3)).numpy(), atol=1e-4, rtol=1e-3)
 
 
 def test_positions_have_the_grid_of_the_weights(tmp_path: Path, fewer_blocks: Any) -> None:
