@@ -31,6 +31,8 @@
     ├── RepeatedDrawsWarning         a DataLoader reads a bag again with the same draws
     ├── MissingCellsWarning          cells of a manifest that count as empty, such as NA
     ├── EncoderSettingsWarning       an encoder's settings contradict its hub's, or tiles are not what it is meant for
+    ├── NumericIdsWarning            ids that a table stores as numbers, without leading zeros
+    ├── UnmatchedWarning             rows of a table or files of a folder without a counterpart
     └── UpsamplingWarning            a view finer than the slide
 
 A reason or a remedy writes an argument of Python in braces, with its value or without: "pass {slide_mpp=0.25}", "lower
@@ -177,7 +179,7 @@ class MissingExtraError(SlideioPipeError, ImportError):
     """An optional package is needed and not installed."""
 
 
-def require(package: str, extra: str) -> Any:
+def require(package: str, extra: str | None = None) -> Any:
     """Import an optional package, or a module of one.
 
     Raise MissingExtraError if it is not installed, or is installed and cannot be imported.
@@ -186,8 +188,8 @@ def require(package: str, extra: str) -> Any:
     ----------
     package : str
         Its name, such as "h5py" or "pyarrow.parquet".
-    extra : str
-        The extra of slideio-pipe that installs it.
+    extra : str, optional
+        The extra of slideio-pipe that installs it; by default there is none.
 
     Examples
     --------
@@ -206,10 +208,10 @@ def require(package: str, extra: str) -> Any:
         raise _not_importable(package.partition(".")[0], extra, error) from error
 
 
-def _not_importable(package: str, extra: str, error: Exception) -> MissingExtraError:
+def _not_importable(package: str, extra: str | None, error: Exception) -> MissingExtraError:
     missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
     if missing.partition(".")[0] == package:
-        remedy = f'pip install "slideio-pipe[{extra}]"'
+        remedy = f"pip install {package}" if extra is None else f'pip install "slideio-pipe[{extra}]"'
         return MissingExtraError(f"{package} is needed and not installed", remedy=remedy)
     message = next(iter(str(error).strip().splitlines()), type(error).__name__)
     reason = f"{package} is needed and installed, but cannot be imported ({type(error).__name__}: {message})"
@@ -326,6 +328,18 @@ class AlikeLabelsWarning(SlideioPipeWarning):
 
 class MissingCellsWarning(SlideioPipeWarning):
     """Words of a cohort's table count as missing values but may be values: a class called "None"."""
+
+
+class NumericIdsWarning(SlideioPipeWarning):
+    """Ids of a table are stored as numbers, as Excel does: leading zeros that they had are lost."""
+
+
+class UnmatchedWarning(SlideioPipeWarning):
+    """Rows of a table, slides of a cohort or files of a folder have no counterpart; ``names`` are all of them."""
+
+    def __init__(self, text: str, *, names: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.names = tuple(names)
 
 
 class RepeatedDrawsWarning(SlideioPipeWarning):

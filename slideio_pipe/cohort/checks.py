@@ -34,15 +34,19 @@ def series_problems(places: Sequence[str], slides: Sequence[CohortSlide], root: 
 
 
 def header_problems(header: Sequence[str]) -> Iterator[str]:
-    for name in {name for name in header if header.count(name) > 1 and name in COLUMNS}:
-        yield f'column "{name}" is there twice'
-    unknown = {name.lower(): name for name in header if name not in COLUMNS}
+    unknown = {name.lower(): name for name in header if name not in COLUMNS and not _is_other(name)}
     for name in COLUMNS:
         alike = [] if name in header else difflib.get_close_matches(name, unknown, 1, _SIMILAR)
         if alike:
             yield f'column "{unknown[alike[0]]}" looks like "{name}"; call it "{name}"'
         elif name == "slide" and name not in header:
-            yield f'no column "slide" (there are: {", ".join(header)})'
+            listed = ", ".join(header)
+            yield f'no column "slide" (there are: {listed}); {{columns="slide=…"}} says which it is'
+
+
+def _is_other(name: str) -> bool:
+    """Return whether a column is not a misspelt one of ours: a person's "Name", a numbered "fold_0"."""
+    return name.lower() == "name" or name[-1:].isdigit()
 
 
 def slide_problems(slide: CohortSlide, root: str | Path | None) -> Iterator[str]:

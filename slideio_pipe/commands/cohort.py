@@ -17,17 +17,13 @@ if TYPE_CHECKING:
     from slideio_pipe.cohort.run import RunReport
     from slideio_pipe.export.config import ExportConfig
 
-_MANIFESTS = (".csv", ".tsv", ".parquet")
-
 
 def is_cohort(sources: Sequence[Path]) -> bool:
     """Return whether sources are more than one slide: several, a manifest, a pattern, a folder of slides."""
-    first = sources[0]
-    if len(sources) > 1 or first.suffix.lower() in _MANIFESTS:
-        return True
     from slideio_pipe.cohort.slide_files import is_collection
+    from slideio_pipe.cohort.table import is_table
 
-    return is_collection(first)
+    return len(sources) > 1 or is_table(sources[0]) or is_collection(sources[0])
 
 
 def worker_options(workers: int | None, cluster: str | None, *, default: int | None = 1) -> dict[str, Any]:
@@ -55,6 +51,7 @@ def export_many(
     *,
     one_slide: Mapping[str, object],
     root: Path | None,
+    tables: Mapping[str, Any],
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -67,7 +64,7 @@ def export_many(
     folder = Path.cwd() if save is None else save
     if folder.suffix == ".zarr" or folder.is_file():
         raise ConfigError("is no folder for the bags of a cohort", slide=str(folder), remedy="pass a folder to --out")
-    cohort = cohort_of(sources, root)
+    cohort = cohort_of(sources, root, tables)
     report = export_cohort(cohort, folder, config, progress=shown(as_json), **settings)
     finish(report, as_json, _print_report)
 
@@ -82,13 +79,18 @@ def finish(report: Any, as_json: bool, show: Callable[[Any], object]) -> None:
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
-def cohort_of(sources: Sequence[Path], root: Path | None) -> Cohort:
-    """Return the cohort of a command's sources: one manifest, folder or pattern, or several slides."""
+def table_options(slides: Path | None, clinical: Path | None, columns: Sequence[str] | None) -> dict[str, Any]:
+    """Return the given ones of --slides, --clinical and --column as arguments of ``Cohort.of``."""
+    given = {"slides": slides, "clinical": clinical, "columns": columns or None}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def cohort_of(sources: Sequence[Path], root: Path | None, tables: Mapping[str, Any] | None = None) -> Cohort:
+    """Return the cohort of a command's sources: one table, folder or pattern, or several slides."""
     from slideio_pipe.cohort.cohort import Cohort
 
-    if len(sources) == 1 and is_cohort(sources):
-        return Cohort.of(sources[0], root=root)
-    return Cohort.of(sources, root=root)
+    source = sources[0] if len(sources) == 1 and is_cohort(sources) else sources
+    return Cohort.of(source, root=root, **(tables or {}))
 
 
 def _print_report(report: RunReport) -> None:

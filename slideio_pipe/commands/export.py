@@ -48,6 +48,9 @@ def export(
     time_limit: options.TimeLimit = None,
     memory_limit: options.MemoryLimit = None,
     retry: options.Retry = False,
+    slide_folder: options.SlidesOfTable = None,
+    clinical: options.Clinical = None,
+    column: options.ColumnNames = None,
     root: options.Root = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -60,6 +63,8 @@ def export(
     Example: [bold]slideio-pipe export a.svs --out bags/ --mpp 0.5 --tile-size 256[/]
 
     A cohort: [bold]slideio-pipe export cohort.csv --out bags/ --workers 4[/]
+
+    A table of ids, and the folder of their slides: [bold]slideio-pipe export ids.xlsx --slides raw/ --out bags/[/]
     """
     from slideio_pipe.export.slide import export_slide
     from slideio_pipe.slides.frames import checked_frame
@@ -73,13 +78,15 @@ def export(
         "store": {"pixels": pixels},
     }
     settings = settings_of(slides[0], config, given)
-    if workers is not None or cluster is not None or cohort_commands.is_cohort(slides):
+    tables = cohort_commands.table_options(slide_folder, clinical, column)
+    if workers is not None or cluster is not None or tables or cohort_commands.is_cohort(slides):
         cohort_commands.export_many(
             slides,
             save,
             settings,
             one_slide={"--label": label, "--patient": patient, "--mask": mask, "--picture": picture},
             root=root,
+            tables=tables,
             as_json=as_json,
             **cohort_commands.worker_options(workers, cluster),
             threads=threads,

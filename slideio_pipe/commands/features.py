@@ -53,6 +53,9 @@ def features(
     time_limit: options.TimeLimit = None,
     memory_limit: options.MemoryLimit = None,
     retry: options.Retry = False,
+    slide_folder: options.SlidesOfTable = None,
+    clinical: options.Clinical = None,
+    column: options.ColumnNames = None,
     root: options.Root = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -72,7 +75,8 @@ def features(
 
     if save is not None and (save.suffix == ".zarr" or save.is_file()):
         raise ConfigError("is no folder for features", slide=str(save), remedy="pass a folder to --out")
-    slides = cohort_commands.cohort_of(cohort, root)
+    tables = cohort_commands.table_options(slide_folder, clinical, column)
+    slides = cohort_commands.cohort_of(cohort, root, tables)
     grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
     given: dict[str, dict[str, Any]] = {
         "slide": {"slide_mpp": slide_mpp, "slide_mpp_override": slide_mpp_override or None, "backend": backend},

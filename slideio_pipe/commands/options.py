@@ -37,7 +37,8 @@ SlideFile = Annotated[
 Exported = Annotated[
     list[Path],
     typer.Argument(
-        help="A slide; or a cohort: several slides, a folder, a pattern, or a CSV or Parquet file with a column slide.",
+        help="A slide; or a cohort: several slides, a folder, a pattern, or a table with a column slide (CSV, TSV, "
+        "Excel, Parquet).",
         metavar="SLIDE|COHORT",
     ),
 ]
@@ -96,7 +97,7 @@ MaskForm = Annotated[
     str | None, of_cohort("--format", r"File format of a cohort's masks. \[default: geojson]", unit="geojson|png")
 ]
 MaskManifest = Annotated[
-    Path | None, of_cohort("--manifest", "Write the cohort with its masks, for export.", unit="CSV")
+    Path | None, of_cohort("--manifest", "Write the cohort with its masks, for export.", unit="TABLE")
 ]
 Method = Annotated[
     str | None, option("--method", r"Method of finding tissue. \[default: otsu]", unit="otsu|threshold|none")
@@ -223,7 +224,11 @@ OtherPython = Annotated[
 ]
 
 ProfiledCohort = Annotated[
-    list[Path], typer.Argument(help="Slides or bags (.bag.zarr), or one CSV with a column slide.", metavar="SLIDE|CSV")
+    list[Path],
+    typer.Argument(
+        help="Slides or bags (.bag.zarr), a folder of them, or a table with a column slide (CSV, TSV, Excel, Parquet).",
+        metavar="SLIDE|COHORT",
+    ),
 ]
 MaxFailures = Annotated[int, option("--max-failures", "Slides that may fail; they are listed.", unit="n", min=0)]
 LoaderFile = Annotated[
@@ -280,12 +285,35 @@ Cluster = Annotated[
 TimeLimit = Annotated[float | None, of_cohort("--time-limit", "Time limit per slide.", unit="s")]
 MemoryLimit = Annotated[float | None, of_cohort("--memory-limit", "Memory limit per process.", unit="GB")]
 Retry = Annotated[bool, of_cohort("--retry", "Retry slides that crashed or exceeded a limit twice.")]
+SlidesOfTable = Annotated[
+    Path | None,
+    of_cohort(
+        "--slides",
+        "Folder of the slides (or bags, or features) that a table names by ids; its subfolders are searched.",
+        unit="FOLDER",
+    ),
+]
+Clinical = Annotated[
+    Path | None,
+    of_cohort(
+        "--clinical", "Table of patients, with labels for example, that is joined to the table of slides.", unit="TABLE"
+    ),
+]
+ColumnNames = Annotated[
+    list[str] | None,
+    of_cohort(
+        "--column",
+        "Which column of a table is the slide, label, patient, mpp, mask, split or fold: label=isMSIH. Repeatable.",
+        unit="NAME=COLUMN",
+    ),
+]
 Root = Annotated[Path | None, of_cohort("--root", "Folder that must contain all slides.", unit="FOLDER")]
 
 Encoded = Annotated[
     list[Path],
     typer.Argument(
-        help="Bags (.bag.zarr) or slides, a folder or pattern of them, or a CSV or Parquet file with a column slide.",
+        help="Bags (.bag.zarr) or slides, a folder or pattern of them, or a table with a column slide (CSV, TSV, "
+        "Excel, Parquet).",
         metavar="COHORT",
     ),
 ]
@@ -356,10 +384,16 @@ Shard = Annotated[
 ]
 
 Manifest = Annotated[
-    Path, typer.Argument(help="A CSV or Parquet file with a column slide; a folder; a pattern.", metavar="COHORT")
+    Path,
+    typer.Argument(
+        help="A table with a column slide (CSV, TSV, Excel, Parquet); a folder; a pattern.", metavar="COHORT"
+    ),
 ]
 ManifestOut = Annotated[
-    Path | None, of_output("--out -o", r"The manifest to write. \[default: the given one]", unit="CSV")
+    Path | None,
+    of_output(
+        "--out -o", r"The manifest to write: .csv, .tsv, .xlsx or .parquet. \[default: the given one]", unit="TABLE"
+    ),
 ]
 Parts = Annotated[
     str | None,
@@ -376,8 +410,8 @@ of_layers, of_server = _panel("Layers"), _panel("Server")
 Shown = Annotated[
     list[Path],
     typer.Argument(
-        help="Slides or bags (.bag.zarr), a folder or pattern of them, or a CSV or Parquet file with a column slide; "
-        "the folder of a training, to see slides as it saw them.",
+        help="Slides or bags (.bag.zarr), a folder or pattern of them, or a table with a column slide (CSV, TSV, "
+        "Excel, Parquet); the folder of a training, to see slides as it saw them.",
         metavar="SLIDE|BAG|COHORT|TRAINING",
     ),
 ]
@@ -400,7 +434,11 @@ ShownMpp = Annotated[
 ]
 SlidesOfBags = Annotated[
     Path | None,
-    of_slide("--slides", "Folder of the slides of bags; else of a bag its stored tiles are shown.", unit="FOLDER"),
+    of_slide(
+        "--slides",
+        "Folder of the slides of bags, else of a bag its stored tiles are shown; of a table, the folder of its ids.",
+        unit="FOLDER",
+    ),
 ]
 ShownAnnotations = Annotated[
     Path | None,

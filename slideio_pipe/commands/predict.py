@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,6 +15,8 @@ from slideio_pipe.commands.terminal import out, print_failure, print_metrics, re
 from slideio_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.mil.prediction.predict_cohort import PredictedCohort
 
@@ -31,7 +33,7 @@ Checkpoint = Annotated[Path, typer.Argument(help="best.ckpt of a training, or it
 Slides = Annotated[
     list[Path],
     typer.Argument(
-        help="Slides, or a folder, a pattern, a CSV or a Parquet file of them; features (.features.zarr, .bag.zarr, "
+        help="Slides, or a folder, a pattern or a table of them; features (.features.zarr, .bag.zarr, "
         ".h5, .pt) for a model of features.",
         metavar="SLIDE|COHORT",
     ),
@@ -53,7 +55,9 @@ Pyramid = Annotated[bool, options.of_output("--pyramid", "Also write heatmap.ome
 SlideFolder = Annotated[
     Path | None,
     options.option(
-        "--slides", "Folder of the slides of bags or features, for pictures of their tissue.", unit="FOLDER"
+        "--slides",
+        "Folder of the slides of bags or features, for pictures of their tissue; of a table, the folder of its ids.",
+        unit="FOLDER",
     ),
 ]
 Encoder = Annotated[
@@ -91,6 +95,8 @@ def predict(
     trust_remote_code: options.TrustRemoteCode = False,
     device: Device = None,
     slide_mpp: options.CohortMpp = None,
+    clinical: options.Clinical = None,
+    column: options.ColumnNames = None,
     root: options.Root = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -108,6 +114,7 @@ def predict(
     """
     import torch
 
+    from slideio_pipe.cohort.table import is_table
     from slideio_pipe.mil.prediction.predict_cohort import predict_cohort
     from slideio_pipe.mil.prediction.prediction import checked_scores
     from slideio_pipe.mil.prediction.predictor import load_predictor
@@ -118,12 +125,18 @@ def predict(
     kind = checked_scores(scores)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     predictor = load_predictor(checkpoint, encoder=encoder, device=target, trust_remote_code=trust_remote_code)
+    tables = cohort_commands.table_options(None, clinical, column)
+    if len(slides) == 1 and is_table(slides[0]):
+        cohort, pictured = _of_table(slides[0], root, features, slide_folder, tables)
+    else:
+        cohort = _cohort(slides, root, features, takes_features=predictor.encoder is None, tables=tables)
+        pictured = slide_folder
     found = predict_cohort(
         predictor,
-        _cohort(slides, root, features, takes_features=predictor.encoder is None),
+        cohort,
         save,
         scores=kind,
-        slides=slide_folder,
+        slides=pictured,
         slide_mpp=slide_mpp,
         pyramid=pyramid,
         frame=checked_frame(frame or "qupath"),
@@ -133,11 +146,32 @@ def predict(
     cohort_commands.finish(found, as_json, lambda report: _print(report, save))
 
 
-def _cohort(sources: list[Path], root: Path | None, features: Path | None, *, takes_features: bool) -> Cohort:
+def _of_table(
+    source: Path, root: Path | None, features: Path | None, folder: Path | None, tables: Mapping[str, Any]
+) -> tuple[Cohort, Path | None]:
+    """Return the slides or features of a table, and the folder of --slides if it is for pictures, not for ids."""
+    from slideio_pipe.cohort.cohort import Cohort
+    from slideio_pipe.cohort.slide_search import join_files
+    from slideio_pipe.cohort.study_table import study_table
+    from slideio_pipe.mil.feature_files import feature_cohort
+
+    table = study_table(source, **tables)
+    if features is not None:
+        return feature_cohort(table, features), folder
+    joined = table if folder is None else join_files(table, folder)
+    is_for_ids = [row.get("slide") for row in joined.rows] != [row.get("slide") for row in table.rows]
+    return Cohort.from_table(joined, root), None if is_for_ids else folder
+
+
+def _cohort(
+    sources: list[Path], root: Path | None, features: Path | None, *, takes_features: bool, tables: Mapping[str, Any]
+) -> Cohort:
     """Return the slides, or their features if the model uses these."""
     from slideio_pipe.cohort.cohort import Cohort
     from slideio_pipe.mil.feature_files import feature_cohort, features_in
 
+    if tables:
+        return cohort_commands.cohort_of(sources, root, tables)  # which refuses them
     if features is not None:
         return feature_cohort(sources[0] if len(sources) == 1 else cohort_commands.cohort_of(sources, root), features)
     listed = features_in(sources[0]) if takes_features and len(sources) == 1 else []

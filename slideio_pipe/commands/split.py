@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import print_json, reported, say
 from slideio_pipe.errors import ConfigError
@@ -13,6 +14,9 @@ from slideio_pipe.errors import ConfigError
 def split(
     cohort: options.Manifest,
     save: options.ManifestOut = None,
+    slide_folder: options.SlidesOfTable = None,
+    clinical: options.Clinical = None,
+    column: options.ColumnNames = None,
     parts: options.Parts = None,
     folds: options.Folds = None,
     seed: options.Seed = 0,
@@ -28,7 +32,7 @@ def split(
 
     Example: [bold]slideio-pipe split cohort.csv --folds 5 --out folds.csv[/]
     """
-    from slideio_pipe.cohort.cohort import Cohort
+    from slideio_pipe.cohort.excel import EXCEL, sheet_of
     from slideio_pipe.cohort.splits import fold_cohort, split_cohort
 
     if parts is not None and folds is not None:
@@ -37,10 +41,14 @@ def split(
         raise ConfigError("--plain and --by are both given", remedy="give one of them")
     stratify = not plain if by is None else by
     target = cohort if save is None else save
+    if save is None and sheet_of(cohort)[0].suffix.lower() in EXCEL:
+        remedy = "pass --out with another name: sheets and formats of an Excel file would be lost"
+        raise ConfigError("is not written back", slide=str(target), remedy=remedy)
     if target.exists() and not overwrite:
         remedy = "pass --overwrite to write it back, or --out with another name"
         raise ConfigError("is there already", slide=str(target), remedy=remedy)
-    found = Cohort.of(cohort)
+    tables = cohort_commands.table_options(slide_folder, clinical, column)
+    found = cohort_commands.cohort_of([cohort], None, tables)
     if folds is not None:
         done = fold_cohort(found, folds, seed=seed, stratify=stratify)
     else:

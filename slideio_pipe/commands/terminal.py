@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import shutil
 import sys
@@ -42,7 +43,7 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
         words = command_words(command)
         with worded(lambda _: words):
             try:
-                with _plain_warnings(words):
+                with _plain_warnings(words), _printed_notes():
                     return command(*args, **kwargs)
             except SlideioPipeError as error:
                 raise report_error(error) from None
@@ -94,6 +95,36 @@ def _plain_warnings(words: Words) -> Iterator[None]:
         finally:
             for text in empty:
                 warn(text)
+
+
+class _Notes(logging.Handler):
+    """Prints what was chosen while a table was read, once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._said:
+            self._said.add(text)
+            note(text)
+
+
+@contextmanager
+def _printed_notes() -> Iterator[None]:
+    """Print the notes of cohorts on standard error, with -v as well only once."""
+    log, handler = logging.getLogger("slideio_pipe.cohort.notes"), _Notes()
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]
 
 
 def warn(text: str) -> None:

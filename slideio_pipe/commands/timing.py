@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import out, print_json, reported, say, shown
 
@@ -58,6 +59,9 @@ def profile(
     device: options.ProfileDevice = "cpu",
     step_ms: options.StepMs = 0.0,
     max_failures: options.MaxFailures = 0,
+    slide_folder: options.SlidesOfTable = None,
+    clinical: options.Clinical = None,
+    column: options.ColumnNames = None,
     tiles: options.ProfiledTiles = None,
     scan: options.Scan = False,
     trace: options.Trace = None,
@@ -81,10 +85,11 @@ def profile(
     values["view"] |= {} if mpp is None else {"mpp": mpp}
     values["slide"] |= {} if slide_mpp is None else {"slide_mpp": slide_mpp}
     values["grid"] |= {} if tile_size is None else {"tile_size": tile_size}
-    missing = next((path for path in cohort if not path.exists()), None)
+    missing = next((path for path in cohort if not (path.exists() or cohort_commands.is_cohort([path]))), None)
     if missing is not None:
         raise not_there(SlideNotFoundError, "no such file", missing)
-    sources: Any = cohort[0] if len(cohort) == 1 and cohort[0].suffix.lower() == ".csv" else cohort
+    tables = cohort_commands.table_options(slide_folder, clinical, column)
+    sources = cohort_commands.cohort_of(cohort, None, tables)
     dataset = BagDataset(sources, checked(LoaderConfig, None, **values))
     loader: dict[str, Any] = {"threads": threads, "workers": workers}
     loader |= {"chunk_size": chunk_size, "mix": mix, "max_failures": max_failures}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,9 @@ def tissue(
     time_limit: options.TimeLimit = None,
     memory_limit: options.MemoryLimit = None,
     retry: options.Retry = False,
+    slide_folder: options.SlidesOfTable = None,
+    clinical: options.Clinical = None,
+    column: options.ColumnNames = None,
     root: options.Root = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -61,13 +64,15 @@ def tissue(
     opening = {"slide_mpp": slide_mpp, "slide_mpp_override": slide_mpp_override or None, "backend": backend}
     given = {"slide": opening, "tissue": {"method": method, "mpp": mpp}}
     settings = settings_of(slides[0], config, given)
-    if workers is not None or cluster is not None or cohort_commands.is_cohort(slides):
+    tables = cohort_commands.table_options(slide_folder, clinical, column)
+    if workers is not None or cluster is not None or tables or cohort_commands.is_cohort(slides):
         _find_many(
             slides,
             save,
             settings,
             picture,
             root,
+            tables,
             as_json,
             form=form or "geojson",
             manifest=manifest,
@@ -117,13 +122,14 @@ def _find_many(
     config: ExportConfig,
     picture: Path | None,
     root: Path | None,
+    tables: Mapping[str, Any],
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Find the tissue of a cohort and print the result; exit code 1 if slides failed."""
     from slideio_pipe.export.tissue import tissue_cohort
 
-    cohort = cohort_commands.cohort_of(sources, root)
+    cohort = cohort_commands.cohort_of(sources, root, tables)
     if picture is not None:
         raise ConfigError("--picture is for one slide", remedy="leave it out")
     if save is None or save.suffix.lower() in (".png", ".geojson", ".json") or save.is_file():
@@ -132,7 +138,7 @@ def _find_many(
         )
         raise ConfigError(reason, slide=str(sources[0]), remedy="pass --out masks/, or one slide file")
     # By its path, if it has one: the manifest must not overwrite the cohort without --overwrite.
-    given = sources[0] if len(sources) == 1 else cohort
+    given = sources[0] if len(sources) == 1 and not tables else cohort
     report = tissue_cohort(given, save, config, progress=shown(as_json), **settings)
     if as_json:
         manifest = None if settings["manifest"] is None else str(settings["manifest"])

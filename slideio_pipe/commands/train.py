@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
+from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
 from slideio_pipe.commands.completion import changes as completed_changes
 from slideio_pipe.commands.completion import preset_names
@@ -19,6 +20,7 @@ from slideio_pipe.commands.terminal import note, print_json, print_metrics, repo
 from slideio_pipe.errors import ConfigError, SlideioPipeWarning
 
 if TYPE_CHECKING:
+    from slideio_pipe.cohort.table import Table
     from slideio_pipe.mil.config import TrainConfig
     from slideio_pipe.mil.results import Fitted
 
@@ -37,7 +39,9 @@ SettingsFile = Annotated[
 CohortFile = Annotated[
     Path | None,
     options.option(
-        "--cohort", "CSV or Parquet with slides and labels; by default the one in the settings.", unit="PATH"
+        "--cohort",
+        "Table with slides and labels (CSV, TSV, Excel, Parquet); by default the one in the settings.",
+        unit="TABLE",
     ),
 ]
 Features = Annotated[
@@ -62,6 +66,9 @@ def train(
     settings_file: SettingsFile = None,
     cohort: CohortFile = None,
     features: Features = None,
+    slide_folder: options.SlidesOfTable = None,
+    clinical: options.Clinical = None,
+    column: options.ColumnNames = None,
     save: Folder = Path("run"),
     changes: Set = None,
     overwrite: Anew = False,
@@ -85,7 +92,9 @@ def train(
     if features is not None:
         encoder = chosen.encoder.model_copy(update={"folder": str(features)})
         chosen = chosen.model_copy(update={"encoder": encoder})
-    fitted = fit(cohort, chosen, save, overwrite=overwrite, progress=shown(as_json) is None)
+    tables = cohort_commands.table_options(slide_folder, clinical, column)
+    study = _study(cohort, chosen, tables) if tables else cohort
+    fitted = fit(study, chosen, save, overwrite=overwrite, progress=shown(as_json) is None)
     if not _is_first():  # each process of a training runs this command
         return
     if as_json:
@@ -101,6 +110,16 @@ def _chosen(argument: Path | None, option: Path | None) -> Path:
     if argument is None and option is None:
         note("settings: the preset mil (slideio-pipe config show mil)")
     return argument or option or Path("mil")
+
+
+def _study(cohort: Path | None, config: TrainConfig, tables: Mapping[str, Any]) -> Table:
+    """Return the table of a cohort, with what the options add to it."""
+    from slideio_pipe.cohort.study_table import study_table
+
+    given = cohort if cohort is not None else config.cohort
+    if given is None:
+        raise ConfigError("no cohort", remedy="pass --cohort with a table")
+    return study_table(given, **tables)
 
 
 def changed(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:

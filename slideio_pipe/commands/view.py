@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
 from slideio_pipe.commands.terminal import print_json, reported, say, warn
 
@@ -23,6 +24,8 @@ def view(
     scores: options.ShownScores = None,
     config: options.ShownConfig = None,
     slide_folder: options.SlidesOfBags = None,
+    clinical: options.Clinical = None,
+    column: options.ColumnNames = None,
     mpp: options.ShownMpp = None,
     slide_mpp: options.CohortMpp = None,
     backend: options.Backend = None,
@@ -54,7 +57,7 @@ def view(
 
         drawn = load_transform(transform)
     viewer = explore(
-        slides if len(slides) > 1 else slides[0],
+        _shown(slides, slide_folder, clinical, column),
         transform=drawn,
         seed=seed,
         annotations=annotations,
@@ -84,6 +87,16 @@ def view(
         wait_for_interrupt()
         if not as_json:
             say("ended")
+
+
+def _shown(slides: list[Path], folder: Path | None, clinical: Path | None, columns: list[str] | None) -> Any:
+    """Return the cohort of a table; other sources as they are."""
+    from slideio_pipe.cohort.table import is_table
+
+    tables = cohort_commands.table_options(folder if is_table(slides[0]) else None, clinical, columns)
+    if tables or (len(slides) == 1 and is_table(slides[0])):
+        return cohort_commands.cohort_of(slides, None, tables)
+    return slides if len(slides) > 1 else slides[0]
 
 
 def _layers(config: Path | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ OPTIONS = {
     "default_mpp": "--slide-mpp",
     "source": "--from",
     "max_tiles": "--tiles",
+    "columns": "--column",
 }
 # Where the configuration records that messages name are documented.
 RECORDS = {

@@ -23,7 +23,7 @@ from slideio_pipe.cohort.ledger import Entry, Ledger
 from slideio_pipe.cohort.names import file_stem
 from slideio_pipe.cohort.run import Job, Run, RunReport, Task
 from slideio_pipe.cohort.slide_files import is_collection
-from slideio_pipe.cohort.table import TABLES
+from slideio_pipe.cohort.table import is_table
 from slideio_pipe.cohort.workers.pool import OnProgress, ThisProcess, WorkerPool
 from slideio_pipe.cores import decoding_threads
 from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, SlideioPipeError, warn_caller
@@ -182,7 +182,7 @@ def _study(bags: Any, root: str | Path | None) -> list[CohortSlide] | Bag | str 
         return bags
     if isinstance(bags, str | Path):
         path = Path(bags).expanduser()
-        is_one = is_bag_store(path) or (not is_collection(path) and path.suffix.lower() not in TABLES)
+        is_one = is_bag_store(path) or (not is_collection(path) and not is_table(path))
         return bags if is_one and root is None else list(Cohort.of(path, root=root))
     if isinstance(bags, Cohort):
         return list(Cohort.of(bags, root=root))

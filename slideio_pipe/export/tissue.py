@@ -183,7 +183,7 @@ def with_masks(slides: Cohort, work: TissueWork, failed: set[str]) -> Cohort:
 def _check_manifest(target: Path, cohort: Any, slides: Cohort, overwrite: bool) -> None:
     """Refuse to overwrite the cohort itself, or a file that is not a manifest of these slides."""
     if target.suffix.lower() not in TABLES:
-        raise ConfigError("is no table", slide=str(target), remedy="end the manifest in .csv or .parquet")
+        raise ConfigError("is no table", slide=str(target), remedy="end the manifest in .csv, .tsv, .xlsx or .parquet")
     if overwrite or not target.exists():
         return
     remedy = "pass {overwrite=True} or another name for the manifest"

@@ -10,7 +10,7 @@ from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.names import file_stem
-from slideio_pipe.cohort.table import TABLES, file_name, read_table
+from slideio_pipe.cohort.table import Table, file_name, is_table, read_table
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.store.feature_arrays import encoder_names
 from slideio_pipe.store.metadata import is_bag_store
@@ -59,10 +59,10 @@ def feature_cohort(cohort: Any, folder: str | Path) -> Cohort:
     place = Path(folder).expanduser().absolute()
     if not place.is_dir():
         raise ConfigError("is no folder of features", slide=str(folder), remedy="run slideio-pipe features")
-    if isinstance(cohort, str | Path) and Path(cohort).suffix.lower() in TABLES:
-        return _of_table(Path(cohort).expanduser(), place)
+    if isinstance(cohort, Table) or is_table(cohort):
+        return _of_table(cohort if isinstance(cohort, Table) else read_table(cohort), place)
     slides = list(Cohort.of(cohort))
-    found = [None if not isinstance(s.source, Path) else _file(place, s.source.name) for s in slides]
+    found = [None if not isinstance(s.source, Path) else _file(place, s.source.name, s.name) for s in slides]
     _refuse_missing(place, [s.name for s, file in zip(slides, found, strict=True) if file is None])
     pairs = [(s, file) for s, file in zip(slides, found, strict=True) if file is not None]
     found_all = Cohort(replace(slide, source=file, mask=None) for slide, file in pairs)
@@ -93,8 +93,7 @@ def tiling_of(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None
         return None
 
 
-def _of_table(path: Path, folder: Path) -> Cohort:
-    table = read_table(path)
+def _of_table(table: Table, folder: Path) -> Cohort:
     rows, missing = [], []
     for cells in table.rows:
         slide = file_name(cells.get("slide", ""))
@@ -104,14 +103,15 @@ def _of_table(path: Path, folder: Path) -> Cohort:
         rows.append({**cells, "slide": str(file or ""), "name": cells.get("name") or slide, "mask": ""})
     _refuse_missing(folder, missing)
     header = table.header if "name" in table.header else (*table.header, "name")
-    cohort = Cohort.of_table(path, replace(table, header=header, rows=tuple(rows)))
+    cohort = Cohort.from_table(replace(table, header=header, rows=tuple(rows)))
     _refuse_shared(cohort)
     return cohort
 
 
-def _file(folder: Path, name: str) -> Path | None:
-    """Return the features of a slide, named after it with or without its ending."""
-    candidates = [folder / f"{stem}{ending}" for stem in dict.fromkeys((name, file_stem(name))) for ending in ENDINGS]
+def _file(folder: Path, *names: str) -> Path | None:
+    """Return the features of a slide, named after its file or its id, with or without its ending."""
+    stems = dict.fromkeys(stem for name in names for stem in (name, file_stem(name)))
+    candidates = [folder / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
     return next((file for file in candidates if file.exists()), None)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
+from slideio_pipe.cohort.table import is_table
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.slides.view import SlideView
@@ -165,6 +166,8 @@ def _items(source: Any) -> Iterable[Any]:
         return [source]
     if isinstance(source, PatientBag):
         return source.slides
+    if is_table(source):
+        return Cohort.of(source)
     if isinstance(source, Sequence) and not isinstance(source, str | Cohort):
         return [item for each in source for item in _items(each)]
     if isinstance(source, str | Path | Cohort):

@@ -61,6 +61,8 @@ USES: list[tuple[str, str, Callable[[Path], Any]]] = [
     ("hf", "pyarrow", _convert("hf")),
     ("parquet", "pyarrow", lambda folder: read_table(folder / "a.parquet")),
     ("parquet", "pyarrow", lambda folder: write_table(folder / "a.parquet", ["slide"], [{"slide": "a.svs"}])),
+    ("excel", "openpyxl", lambda folder: read_table(folder / "a.xlsx")),
+    ("excel", "openpyxl", lambda folder: write_table(folder / "a.xlsx", ["slide"], [{"slide": "a.svs"}])),
     ("timm", "timm", lambda _: load_encoder("timm:resnet18")),
     ("timm", "safetensors", lambda folder: read_weights(folder / "a.safetensors")),
     ("transformers", "transformers", lambda folder: load_encoder(f"hf:{folder}")),
