@@ -96,9 +96,10 @@ def warn_of_numbers(name: str, cells: Sequence[str], where: str | None) -> None:
     numbers = sorted({int(cell) for cell in cells if cell.isdigit() and cell.isascii()})
     if len({len(str(number)) for number in numbers}) < 2 or numbers[-1] - numbers[0] < len(numbers):
         return
+    head = "" if where is None else f"{where}: "
     reason = (
-        f'{f"{where}: " if where else ""}the ids in the column "{name}" are stored as numbers, which have no leading '
-        f"zeros ({numbers[0]}, {numbers[-1]}); if your ids have them, store the column as text"
+        f'{head}the ids in the column "{name}" are stored as numbers, which have no leading zeros ({numbers[0]}, '
+        f"{numbers[-1]}); if your ids have them, store the column as text"
     )
     warn_caller(NumericIdsWarning(reason))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from slideio_pipe.cohort.cells import value_of
-from slideio_pipe.cohort.slide_files import SLIDES, dicom_series, is_named_dicom, without_companions
+from slideio_pipe.cohort.slide_files import SLIDES, dicom_series, without_companions
 from slideio_pipe.cohort.table import Table, file_name
 from slideio_pipe.errors import ConfigError, UnmatchedWarning, warn_caller
 
@@ -21,6 +21,7 @@ _KINDS = {
     "features": (".features.zarr", ".h5", ".hdf5", ".pt"),
     "pictures": (".png", ".jpg", ".jpeg"),
 }
+_DICOM = (".dcm", ".dicom")
 _STORES = (*_KINDS["bags"], ".features.zarr")
 _ENDINGS = sorted({".ome.tif", ".ome.tiff", ".ome.zarr", *(e for kind in _KINDS.values() for e in kind)}, key=len)
 _ENDING = re.compile(f"({'|'.join(re.escape(ending) for ending in reversed(_ENDINGS))})$", re.IGNORECASE)
@@ -78,7 +79,7 @@ class FoundFiles:
             self.keys[number][key].append(path)  # the last: a.svs.h5 is of a.svs, and of a
         if barcode_of(stem) != stem:
             self.keys[5][barcode_of(stem)].append(path)
-        if inner and is_named_dicom(Path(name)):  # the files of a folder are one slide
+        if inner and name.lower().endswith(_DICOM):  # the files of a folder are one slide
             parts = inner.split("/")
             above = {key for k in range(len(parts)) for key in (parts[k], "/".join(parts[: k + 1]))}
             for key in above:
@@ -162,8 +163,8 @@ def join_files(table: Table, folder: str | Path) -> Table:
     if problems or missing:
         raise _problem(table, files, problems, missing, left)
     if left and places_of:  # with paths alone, the folder is for something else: pictures of the slides of bags
-        what = f"of {len(files.files):,} {files.kind} are in no row"
-        warn_caller(UnmatchedWarning(f"{place}: {listed(left, what)}", names=left))
+        reason = f"{place}: {len(left):,} of {len(files.files):,} {files.kind} are in no row: {listed(left)}"
+        warn_caller(UnmatchedWarning(reason, names=left))
     header = table.header if "name" in table.header else (*table.header, "name")
     return replace(table, header=header, rows=tuple(rows))
 
@@ -177,14 +178,14 @@ def _problem(
         named += [f"and {len(missing) - _SHOWN:,} more"] if len(missing) > _SHOWN else []
         reasons.append(f"{len(missing):,} of {len(table.rows):,} ids have no file below {files.folder}")
         reasons[-1] += f": {', '.join(named)}"
-        reasons += [listed(left, f"{files.kind} there are in no row")] if left else []
+        reasons += [f"{len(left):,} {files.kind} there are in no row: {listed(left)}"] if left else []
     return ConfigError("; ".join(reasons), slide=table.where, remedy="correct the ids, or leave these rows out")
 
 
-def listed(names: Sequence[str], what: str) -> str:
-    """Return a count and the first names."""
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and the number of others."""
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return f"{len(names):,} {what}: {', '.join(names[:_SHOWN])}{more}"
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _is_twice(found: Sequence[tuple[str, str, bool]]) -> bool:

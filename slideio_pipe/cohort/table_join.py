@@ -96,8 +96,9 @@ def _report_unmatched(left: Table, right: Table, on: str, rows_of: Mapping[str, 
         raise ConfigError(reason, remedy=f'write the column "{on}" alike in both')
     for keys, here, there in ((without, left, right), (unused, right, left)):
         if keys:
-            what = f"of {len(ids if here is left else rows_of):,} values of {on} are not in {there.where}"
-            warn_caller(UnmatchedWarning(f"{here.where}: {listed(keys, what)}", names=keys))
+            count = len(ids if here is left else rows_of)
+            reason = f"{here.where}: {len(keys):,} of {count:,} values of {on} are not in {there.where}: {listed(keys)}"
+            warn_caller(UnmatchedWarning(reason, names=keys))
     empty = sum(not _id(cells, on) for cells in left.rows)
     if empty:
         warn_caller(UnmatchedWarning(f"{left.where}: {empty:,} rows have no {on}, and get no cells of {right.where}"))

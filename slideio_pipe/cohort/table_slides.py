@@ -28,7 +28,7 @@ def slides_of_table(table: Table) -> tuple[list[CohortSlide], list[str]]:
             problems.append(f"{place}: no slide")
         slides.append(
             CohortSlide(
-                source=table.folder / Path(source).expanduser(),
+                source=table.folder / (Path(source).expanduser() if source.startswith("~") else source),
                 name=row.get("name") or file_name(source),
                 mpp=None if isinstance(mpp, str) else mpp,
                 mask=table.folder / Path(mask).expanduser() if mask else None,

@@ -36,6 +36,7 @@ RUNS = [
     "gil --saturation",
     "gpu --device cpu",
     "intervals",
+    "join_ids",
     "kills",
     "loader",
     "memory",

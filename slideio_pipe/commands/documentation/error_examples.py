@@ -106,6 +106,16 @@ ERROR_EXAMPLES = {
         "label 'tumuor' (1×) may be 'tumour' (40×) misspelt",
         "Correct the label, or ignore the warning if both are classes.",
     ),
+    "NumericIdsWarning": (
+        'table.xlsx: the ids in the column "PATIENT" are stored as numbers, which have no leading zeros (71, 1234); if '
+        "your ids have them, store the column as text",
+        "If ids begin with zeros, format the column as text in Excel and write them again; read a CSV with "
+        "`dtype=str` in pandas.",
+    ),
+    "UnmatchedWarning": (
+        "slides.csv: 1 of 40 values of patient are not in clini.xlsx: p7",
+        "Check whether the ids are written alike in both. `warning.names` are all of them.",
+    ),
     "MissingCellsWarning": (
         "3 cells of the column \"label\" are 'None', which counts as no label; if it is one, rename it",
         "Rename the class if it is one.",
