@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,15 @@ def test_a_file_known_to_be_of_another_encoder_is_refused(tmp_path: Path, monkey
         weights_file(other, str(file))
 
 
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is there")
+def test_a_missing_timm_is_an_error_with_the_install_command(tmp_path: Path) -> None:
+    """Before weights are looked for."""
+    with pytest.raises(
+        MissingExtraError, match=r"timm is needed and not installed; pip install \"slideio-pipe\[timm\]"
+    ):
+        load_encoder(f"uni@{tmp_path / 'nowhere.bin'}")
+
+
 # --- networks of transformers
 
 
@@ -300,6 +310,19 @@ def test_a_model_of_another_width_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no transformers model is there.*phikon@FOLDER"):
         load_encoder(f"phikon@{tmp_path / 'nothing'}")
     assert load_encoder(f"phikon@{tmp_path}", pooling="class+mean").dim == 96
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_model_with_missing_weights_is_refused(tmp_path: Path, phikon: Path) -> None:
+    """Which transformers would leave at random values."""
+    state = load_file(phikon / "model.safetensors")
+    lost = next(key for key in state if "layernorm" in key and key.endswith("weight"))
+    save_file(
+        {key: value for key, value in state.items() if key != lost}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    (tmp_path / "config.json").write_bytes((phikon / "config.json").read_bytes())
+    with pytest.raises(ConfigError, match=r"the weights lack .*layernorm.*weight; pass the weights of phikon"):
+        load_encoder(f"phikon@{tmp_path}")
 
 
 REMOTE = """

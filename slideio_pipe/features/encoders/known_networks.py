@@ -177,20 +177,30 @@ def _folder(encoder: KnownEncoder, weights: str) -> str:
 
 def _pretrained(encoder: KnownEncoder, kind: Any, place: str, **arguments: Any) -> Any:
     """Return a transformers model from a folder, the hub's cache or the hub."""
-    more = arguments | ({"trust_remote_code": True} if encoder.remote_code else {})
+    more = arguments | ({"trust_remote_code": True} if encoder.remote_code else {}) | {"output_loading_info": True}
     with quiet_transformers():
         try:
-            return kind.from_pretrained(place, local_files_only=True, **more)
+            return _complete(encoder, place, *kind.from_pretrained(place, local_files_only=True, **more))
+        except ConfigError:
+            raise
         except Exception as error:  # transformers and the hub raise a dozen classes
             if Path(place).is_dir() or (has_weights(encoder) and not isinstance(error, OSError)):  # OSError: no file
                 raise _not_built(encoder, place, error) from error
         try:
-            model = kind.from_pretrained(place, **more)
+            model, loading = kind.from_pretrained(place, **more)
         except Exception as error:
-            raise (
-                _not_built(encoder, place, error) if has_weights(encoder) else unavailable(encoder, error)
-            ) from error
+            here = has_weights(encoder)
+            raise (_not_built(encoder, place, error) if here else unavailable(encoder, error)) from error
     fetch_settings(encoder, PREPROCESSOR)
+    return _complete(encoder, place, model, loading)
+
+
+def _complete(encoder: KnownEncoder, place: str, model: Any, loading: Mapping[str, Any]) -> Any:
+    """Return a transformers model; raise ConfigError if some of its weights are missing, which are then random."""
+    missing = sorted(loading["missing_keys"])
+    if missing and not encoder.remote_code:  # code of a repository may compute some of its parameters
+        reason = f"the weights lack {', '.join(missing[:3])}" + (f" and {len(missing) - 3} more" if missing[3:] else "")
+        raise ConfigError(reason, slide=place, remedy=f"pass the weights of {encoder.name}: {encoder.url}")
     return model
 
 
