@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from slideio_pipe.cohort.cells import value_of
@@ -12,7 +13,10 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.split_names import split_of
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.store.patient_index import is_patient_index, open_patient
+from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.tiles.bag import Label
+from slideio_pipe.tiles.patient_bag import PatientBag
 
 _SHOWN = 20
 
@@ -47,7 +51,8 @@ def by_patient(cohort: Cohort, columns: Sequence[str] = ("label",)) -> Cohort:
     """Return the cohort with one row per patient, in the order of their first slides.
 
     A slide without a patient is a patient of its own, as in ``split_cohort``. In ``columns``, all slides of a patient
-    have the same cell or none. Of other columns, cells that differ are left empty. A cohort by patient stays as it is.
+    have the same cell or none. Of other columns, cells that differ are left empty. A cohort by patient stays as it is,
+    and a row with a patient's bag, stored or open, is the patient with the slides of the bag.
 
     Parameters
     ----------
@@ -68,6 +73,7 @@ def by_patient(cohort: Cohort, columns: Sequence[str] = ("label",)) -> Cohort:
     """
     if unit_of(cohort) == "patient":
         return cohort
+    cohort = Cohort.unchecked(slide for row in cohort for slide in _slides_in(row))
     if all(slide.patient is None for slide in cohort):
         remedy = 'fill the column "patient", or set unit to slide'
         raise ConfigError("a bag is a patient, and no slide has one", remedy=remedy)
@@ -87,6 +93,20 @@ def by_patient(cohort: Cohort, columns: Sequence[str] = ("label",)) -> Cohort:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ConfigError(f"{shown}{more}", remedy="correct the cohort, or set unit to slide")
     return Cohort.unchecked(rows)
+
+
+def _slides_in(row: CohortSlide) -> Iterator[CohortSlide]:
+    """Yield the slides of a row: of a patient's bag, stored or open, the bags of its slides."""
+    bag = row.source
+    if isinstance(bag, Path) and is_patient_index(bag):
+        bag = open_patient(bag)
+    if not isinstance(bag, PatientBag):
+        yield row
+        return
+    label = bag.label if row.label is None else row.label
+    for slide in bag.slides:
+        source = slide.path if isinstance(slide, StoredBag) else slide  # by path, so that it is closed after reading
+        yield replace(row, source=source, name=slide.name, label=label, patient=row.patient or bag.name)
 
 
 def _same_names(keys: Sequence[tuple[str, str]]) -> Iterator[str]:

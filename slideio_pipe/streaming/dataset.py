@@ -45,7 +45,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
     Parameters
     ----------
     cohort : path, list or Cohort
-        A CSV, or a list of slides, bag stores (``.bag.zarr``) or bags. See ``Cohort.of``.
+        A CSV, or a list of slides, bag stores (``.bag.zarr``) or bags; with ``unit: patient`` also of stored patients
+        (``.patient.json``). See ``Cohort.of``.
     config : LoaderConfig, path, name of a preset or dict, optional
         Resolution, tissue, grid, augmentation, tiles per bag and seed, such as ``"uni-224"``. With ``unit: patient`` a
         bag is the ``PatientBag`` of all slides with one value in the column "patient", and its rows in

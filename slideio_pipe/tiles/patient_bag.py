@@ -1,4 +1,4 @@
-"""The tiles of all slides of a patient as one bag; every tile knows its slide, and no pixel is copied."""
+"""The tiles of all slides of a patient as one bag, with the slide of each tile; no pixel is copied."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,10 +85,13 @@ def scores_of(given: Any, name: str, *, alone: bool) -> TileScores | None:
     alone : bool
         Whether it is the only slide.
     """
+    if hasattr(given, "slides") and given.parts:  # the prediction of a patient
+        given = given.slides
     if isinstance(given, Sequence) and not isinstance(given, str):
         given = {each.slide: each for each in given}
     if isinstance(given, str | Path) and Path(given).is_dir():
         folders = [Path(given) / part for part in (name, stem_of(name), "")]
+        folders += sorted(Path(given).glob(f"*/{glob.escape(stem_of(name))}"))  # below the folder of its patient
         given = next((folder / "tiles.csv" for folder in folders if (folder / "tiles.csv").is_file()), None)
         alone = True
     found = _chosen(given, name, (".csv",), alone=alone)
@@ -101,7 +105,7 @@ def scores_of(given: Any, name: str, *, alone: bool) -> TileScores | None:
         return None
     coords, side = found.places()
     affine = found.affine
-    values = {"attention": found.attention * len(found)}
+    values = {"attention": found.times_mean}
     if found.instances is not None:
         values |= {
             label.replace("_", " "): found.instances[:, place] for place, label in enumerate(found.instance_names)

@@ -21,6 +21,7 @@ from slideio_pipe.commands.app import app
 from slideio_pipe.errors import ConfigError, SkippedWarning, SlideioPipeError, SlideioPipeWarning
 from slideio_pipe.mil.fit import fit
 from slideio_pipe.mil.prediction.predict_cohort import predict_cohort
+from slideio_pipe.viewer.attachments import scores_of
 
 pytest.importorskip("lightning_fabric")
 
@@ -182,6 +183,13 @@ def test_heat_maps_of_a_patients_slides_have_one_scale(on_pixels: Trained, tmp_p
     shapes = json.loads((tmp_path / "P0" / "p0-0" / "heatmap.geojson").read_text())["features"]
     shown = [shape["properties"]["measurements"]["attention"] for shape in shapes]
     assert max(shown) == pytest.approx(prediction.slides[0].times_mean.max(), rel=1e-3)
+    for given in (prediction, tmp_path):  # the viewer finds the scores of each slide
+        scores = scores_of(given, "p0-1.svs", alone=False)
+        assert scores is not None
+        assert len(scores.coords) == len(prediction.slides[1])
+    of_patient = scores_of(prediction, "p0-1.svs", alone=False)
+    assert of_patient is not None
+    assert np.array_equal(of_patient.values["attention"], prediction.slides[1].times_mean)
 
 
 def test_some_slides_as_features_and_others_as_pixels_are_refused(on_features: Trained, on_pixels: Trained) -> None:

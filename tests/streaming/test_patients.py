@@ -189,3 +189,25 @@ def test_bags_of_patients_that_the_caller_made_keep_their_slides(study: Path) ->
     (found,) = sp.BagLoader(sp.BagDataset([own]), device="cpu", normalize=None).bags()
     assert (found.bag, found.patient, found.label) == ("A", "A", 0)
     assert np.array_equal(found.slide_index, own.slide_index)
+
+
+@pytest.mark.parametrize("kind", ["path", "stored", "open"])
+def test_bags_of_patients_are_their_slides_again(study: Path, tmp_path: Path, kind: str) -> None:
+    """A stored patient by its path, opened, or a bag in memory: with unit patient its slides can be augmented."""
+    slides = sp.BagDataset(study / "cohort.csv", READ | {"unit": "slide"})
+    bags = [slides.open(0), slides.open(1)]
+    wanted = np.concatenate([bag[:] for bag in bags])
+    if kind != "open":
+        bags = [sp.save_bag(bag, tmp_path / f"{bag.name}.bag.zarr", progress=False) for bag in bags]
+    patient: Any = sp.PatientBag(bags, patient="A", label=0)
+    if kind == "path":
+        sp.save_bag(patient, tmp_path / "A.patient.json")
+        patient = tmp_path / "A.patient.json"
+    found = sp.BagDataset([patient], {"unit": "patient"})[0]
+    assert (found.bag, found.label, found.patient, found.slides) == ("A", 0, "A", ("A0.tif", "A1.tif"))
+    assert np.array_equal(found.tiles.permute(0, 2, 3, 1).numpy(), wanted)
+    assert found.slide_index.tolist() == [0] * len(bags[0]) + [1] * len(bags[1])
+    if kind != "open":
+        drawn = sp.BagDataset([patient], {"unit": "patient"}, tile_transform=sp.Flip(p=1)).open(0)
+        assert all(isinstance(slide, sp.AugmentedBag) for slide in drawn.slides)
+        drawn.close()
