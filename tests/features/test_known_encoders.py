@@ -313,6 +313,16 @@ def test_a_model_of_another_width_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_model_in_the_cache_of_the_hub_needs_no_network(hub: Path, phikon: Path) -> None:
+    """Only its name is passed; features are those of the same folder."""
+    for file in phikon.iterdir():
+        put(hub, "owkin/phikon", file.name, file.read_bytes())
+    encoder = load_encoder("phikon")
+    assert (encoder.name, encoder.source) == ("phikon", "phikon")
+    np.testing.assert_array_equal(encode(encoder, tiles(1)), encode(load_encoder(f"phikon@{phikon}"), tiles(1)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_model_with_missing_weights_is_refused(tmp_path: Path, phikon: Path) -> None:
     """Which transformers would leave at random values."""
     state = load_file(phikon / "model.safetensors")

@@ -348,6 +348,25 @@ def test_the_number_of_parameters_is_the_published_one(name: str) -> None:
     assert sum(value.numel() for value in network.parameters()) == pytest.approx(encoder.parameters * 1e6, rel=0.02)
 
 
+def test_weights_in_the_cache_of_the_hub_need_no_network(
+    tmp_path: Path, fewer_blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the name is passed; also the configuration beside the weights is read from there."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "models--Wangyh--mSTAR"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("1" * 40)
+    snapshot = folder / "snapshots" / ("1" * 40)
+    snapshot.mkdir(parents=True)
+    hub_folder(snapshot, "mstar", mean=[0.5] * 3).rename(snapshot / "pytorch_model.bin")
+    fewer_blocks("mstar", TWO)
+    with pytest.warns(EncoderSettingsWarning, match=r"config\.json of Wangyh/mSTAR says mean 0\.5 0\.5 0\.5"):
+        encoder = load_encoder("mstar")
+    assert (encoder.source, encoder.dim) == ("mstar", 1024)
+
+
 def hub_folder(folder: Path, name: str, **said: Any) -> Path:
     """Write weights of a plain network with a configuration of timm, as on the hub; return the weights."""
     torch.save(PLAIN[name].network().state_dict(), folder / "w.bin")
