@@ -108,10 +108,13 @@ class FoundFiles:
         inner = {path for series in dicom_series(self.folder / path for path in files) for path in series[1:]}
         return [path for path in files if self.folder / path not in inner]
 
-    def use(self, path: Path) -> None:
-        """Count a file as one that has a row, if it is in the folder."""
-        if path.absolute().is_relative_to(self.folder):
-            self.used.add(path.absolute().relative_to(self.folder).as_posix())
+    def use(self, path: Path) -> str | None:
+        """Count a file as one that has a row, and return its path in the folder; None if it is elsewhere."""
+        if not path.absolute().is_relative_to(self.folder):
+            return None
+        inner = path.absolute().relative_to(self.folder).as_posix()
+        self.used.add(inner)
+        return inner
 
     def hint(self, cell: str) -> str:
         """Return what is similar to an id without a file."""
@@ -139,34 +142,56 @@ def join_files(table: Table, folder: str | Path) -> Table:
         Ids without a file, with several, or two ids of one file; all together.
     """
     place = Path(folder).expanduser().absolute()
-    files, beside = FoundFiles.below(place), _names(table.folder)
-    rows, problems = [], []
-    places_of: dict[str, list[tuple[str, str, bool]]] = defaultdict(list)
-    missing: list[tuple[str, str]] = []
-    for where, cells in zip(table.places, table.rows, strict=True):
-        cell = value_of(cells.get("slide", ""))
-        if not cell or _exists(cell, table.folder, beside):
-            files.use(table.folder / Path(cell).expanduser())
-            rows.append(cells)
-            continue
-        found = files.of(cell)
-        if len(found) == 1:
-            named = value_of(cells.get("name", ""))
-            places_of[found[0]].append((where, cell, bool(named)))
-            rows.append(cells | {"slide": str(place / found[0]), "name": named or file_name(cell)})
-        elif found:
-            problems.append(f'{where}: "{cell}" has {len(found)} {files.kind}: {" and ".join(found[:3])}')
-        else:
-            missing.append((where, cell))
-    problems += [_twice(path, found) for path, found in places_of.items() if _is_twice(found)]
+    join = _Join(FoundFiles.below(place), table.folder, _names(table.folder))
+    rows = tuple(join.row(where, cells) for where, cells in zip(table.places, table.rows, strict=True))
+    files, problems = join.files, join.all_problems()
     left = [path for path in files.files if path not in files.used]
-    if problems or missing:
-        raise _problem(table, files, problems, missing, left)
-    if left and places_of:  # with paths alone, the folder is for something else: pictures of the slides of bags
+    if problems or join.missing:
+        raise _problem(table, files, problems, join.missing, left)
+    if left and join.joined:  # with paths alone, the folder is for something else: pictures of the slides of bags
         reason = f"{place}: {len(left):,} of {len(files.files):,} {files.kind} are in no row: {listed(left)}"
         warn_caller(UnmatchedWarning(reason, names=left))
     header = table.header if "name" in table.header else (*table.header, "name")
-    return replace(table, header=header, rows=tuple(rows))
+    return replace(table, header=header, rows=rows)
+
+
+@dataclass
+class _Join:
+    """The rows of a table so far, and what is wrong with them."""
+
+    files: FoundFiles
+    table_folder: Path
+    beside: set[str]  # names in the table's folder
+    problems: list[str] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)  # place and id
+    rows_of: dict[str, list[tuple[str, str, bool]]] = field(default_factory=lambda: defaultdict(list))
+    joined: bool = False
+
+    def row(self, where: str, cells: dict[str, str]) -> dict[str, str]:
+        """Return a row with the path of its file, if there is one."""
+        cell, named = value_of(cells.get("slide", "")), value_of(cells.get("name", ""))
+        if not cell:
+            return cells
+        if _exists(cell, self.table_folder, self.beside):
+            inside = self.files.use(self.table_folder / Path(cell).expanduser())
+            if inside is not None:
+                self.rows_of[inside].append((where, cell, bool(named)))
+            return cells
+        self.joined = True
+        found = self.files.of(cell)
+        if len(found) == 1:
+            self.rows_of[found[0]].append((where, cell, bool(named)))
+            return cells | {"slide": str(self.files.folder / found[0]), "name": named or file_name(cell)}
+        if found:
+            listed_files = " and ".join(found[:3])
+            self.problems.append(f'{where}: "{cell}" has {len(found)} {self.files.kind}: {listed_files}')
+        else:
+            self.missing.append((where, cell))
+        return cells
+
+    def all_problems(self) -> list[str]:
+        """Return ids of several files, and files of several ids."""
+        return [*self.problems, *(_twice(path, rows) for path, rows in self.rows_of.items() if _is_twice(rows))]
 
 
 def _problem(

@@ -100,9 +100,12 @@ def test_ids_that_are_not_clear_are_refused(tmp_path: Path, files: list[str], ce
         Cohort.of([{"slide": cell}], slides=tmp_path)
 
 
-def test_two_ids_of_one_file_are_refused(tmp_path: Path) -> None:
+def test_two_ids_of_one_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are equal without their endings; not if the column "name" tells them apart."""
     touched(tmp_path, "a.svs")
+    with pytest.raises(ConfigError, match=r'row 1 \("a"\) and row 2 \("a.svs"\) are both a\.svs'):
+        Cohort.of([{"slide": "a"}, {"slide": "a.svs"}], slides=tmp_path)
+    monkeypatch.chdir(tmp_path)  # where the second one is a path
     with pytest.raises(ConfigError, match=r'row 1 \("a"\) and row 2 \("a.svs"\) are both a\.svs'):
         Cohort.of([{"slide": "a"}, {"slide": "a.svs"}], slides=tmp_path)
     rows = [{"slide": "a", "name": "left"}, {"slide": "a", "name": "right"}]

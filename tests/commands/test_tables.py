@@ -79,6 +79,21 @@ def test_profile_takes_the_tables(study: Path) -> None:
     assert found["bags"] == 2
 
 
+def test_view_shows_the_joined_slides(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under their ids; the command ends as if Ctrl+C were pressed."""
+    seen = []
+    explore = sp.explore
+
+    def shown(source: sp.Cohort, **settings: object) -> sp.Explorer:
+        seen.extend((slide.name, slide.label) for slide in source)
+        return explore(source, **settings)
+
+    monkeypatch.setattr("slideio_pipe.viewer.explore.explore", shown)
+    monkeypatch.setattr("slideio_pipe.commands.view.wait_for_interrupt", lambda: None)
+    run("view", study / "slides.tsv", "--no-browser", "--port", 0, *options(study))
+    assert seen == [("01", "wild"), ("1.svs", "mutated")]
+
+
 def test_leftovers_and_errors_are_printed(study: Path, tmp_path: Path) -> None:
     """With the names of options."""
     (tmp_path / "one.csv").write_text("slide_id,wsi\n01,x\n")

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from made_slides import made_slide
 
@@ -68,6 +69,13 @@ def test_a_cohort_has_names_labels_and_splits(file: Path, tmp_path: Path) -> Non
         scene.view(key)
     assert len(scene._views) == OPEN_SLIDES
     assert "path" not in str(scene["s1"].to_json())
+
+
+def test_a_dataframe_is_a_cohort(file: Path) -> None:
+    """As its file is."""
+    frame = pandas.DataFrame({"slide": [str(file)], "name": ["one"], "label": ["tumour"]})
+    (shown,) = Scene(frame).slides.values()
+    assert (shown.name, shown.label, shown.source) == ("one", "tumour", file)
 
 
 def test_a_stored_bag_with_its_slide(file: Path, tmp_path: Path) -> None:
