@@ -46,6 +46,7 @@ def split_cohort(
 
     Examples
     --------
+    >>> from slideio_pipe.cohort.cohort_slide import CohortSlide
     >>> slides = [CohortSlide(f"{k}.svs", f"{k}.svs", label=k % 2, patient=f"p{k // 2}") for k in range(40)]
     >>> cohort = split_cohort(Cohort.unchecked(slides), {"train": 0.8, "test": 0.2}, seed=7)
     >>> Counter(slide.split for slide in cohort) == {"train": 32, "test": 8}
@@ -73,6 +74,7 @@ def fold_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0, stratify: bool
 
     Examples
     --------
+    >>> from slideio_pipe.cohort.cohort_slide import CohortSlide
     >>> slides = [CohortSlide(f"{k}.svs", f"{k}.svs", label=k % 2, patient=f"p{k // 2}") for k in range(40)]
     >>> cohort = fold_cohort(Cohort.unchecked(slides), 5, seed=7)
     >>> Counter(slide.fold for slide in cohort) == dict.fromkeys(range(5), 8)
