@@ -200,3 +200,18 @@ def test_some_slides_as_features_and_others_as_pixels_are_refused(on_features: T
     mixed = CohortPatient(patient.source, "p3", slides=(*patient.slides, pixels))
     with pytest.raises(SlideioPipeError, match=r"p0-0\.svs"):
         predictor.predict(mixed)
+
+
+def test_training_goes_on_without_a_patient_whose_slide_is_broken(on_pixels: Trained, tmp_path: Path) -> None:
+    """With ``max_failures``; without it the training ends with the slide's error."""
+    for file in on_pixels.cohort.parent.glob("*.svs"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "p2-1.svs").write_bytes((tmp_path / "p2-1.svs").read_bytes()[:3000])
+    (tmp_path / "cohort.csv").write_text(on_pixels.cohort.read_text())
+    config = PIXELS | {"unit": "patient"}
+    with pytest.raises(SlideioPipeError, match=r"p2-1\.svs"):
+        fit(tmp_path / "cohort.csv", config, tmp_path / "strict", progress=False)
+    allowed = config | {"fit": PIXELS["fit"] | {"max_failures": 1}}
+    with pytest.warns(SkippedWarning, match=r"1 patient could not be read, such as .*p2-1\.svs"):
+        fitted = fit(tmp_path / "cohort.csv", allowed, tmp_path / "run", progress=False)
+    assert len(fitted.history[0]) == 1
