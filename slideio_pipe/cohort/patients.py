@@ -73,7 +73,7 @@ def by_patient(cohort: Cohort, columns: Sequence[str] = ("label",)) -> Cohort:
     """
     if unit_of(cohort) == "patient":
         return cohort
-    cohort = Cohort.unchecked(slide for row in cohort for slide in _slides_in(row))
+    cohort = by_slide(cohort)
     if all(slide.patient is None for slide in cohort):
         remedy = 'fill the column "patient", or set unit to slide'
         raise ConfigError("a bag is a patient, and no slide has one", remedy=remedy)
@@ -93,6 +93,11 @@ def by_patient(cohort: Cohort, columns: Sequence[str] = ("label",)) -> Cohort:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ConfigError(f"{shown}{more}", remedy="correct the cohort, or set unit to slide")
     return Cohort.unchecked(rows)
+
+
+def by_slide(cohort: Cohort) -> Cohort:
+    """Return the cohort with one row per slide: bags of patients, stored or open, as the bags of their slides."""
+    return Cohort.unchecked(slide for row in cohort for slide in _slides_in(row))
 
 
 def _slides_in(row: CohortSlide) -> Iterator[CohortSlide]:

@@ -145,7 +145,7 @@ def test_a_patient_with_a_broken_slide_fails_and_the_others_are_predicted(on_fea
     assert "p1-1.pt" in found["failed"][0]["error"]
 
 
-def test_a_patient_is_predicted_from_the_pixels_of_all_slides(on_pixels: Trained) -> None:
+def test_a_patient_is_predicted_from_the_pixels_of_all_slides(on_pixels: Trained, tmp_path: Path) -> None:
     predictor = sp.load_predictor(on_pixels.checkpoint)
     cohort = by_patient(sp.Cohort.of(on_pixels.cohort))
     found = predictor.predict(cohort[0])
@@ -162,6 +162,14 @@ def test_a_patient_is_predicted_from_the_pixels_of_all_slides(on_pixels: Trained
         assert slide.affine.a == pytest.approx(bag.view.downsample[0])
     of_bag = predictor.predict(sp.PatientBag(bags, patient="P0"))
     assert np.array_equal(of_bag.attention, found.attention)
+    stored = [sp.save_bag(bag, tmp_path / f"{bag.name}.bag.zarr", progress=False) for bag in bags]
+    sp.save_bag(sp.PatientBag(stored, patient="P0"), tmp_path / "P0.patient.json")
+    of_index = predictor.predict(tmp_path / "P0.patient.json")
+    assert np.array_equal(of_index.attention, found.attention)
+    assert [slide.slide for slide in of_index.slides] == ["p0-0.svs", "p0-1.svs"]
+    with pytest.warns(SlideioPipeWarning, match="of 1 patient with a known truth 1 were used to train"):
+        in_cohort = predict_cohort(predictor, [tmp_path / "P0.patient.json"], progress=False)
+    assert [one.name for one in in_cohort.slides] == ["P0"]
     for k, bag in enumerate(bags):
         slides.close(k, bag)
 

@@ -12,7 +12,7 @@ from typing import Any
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.names import file_stem
-from slideio_pipe.cohort.patients import CohortPatient, by_patient
+from slideio_pipe.cohort.patients import CohortPatient, by_patient, by_slide
 from slideio_pipe.cohort.slide_files import files_in
 from slideio_pipe.cohort.table import columns_of, csv_bytes
 from slideio_pipe.errors import (
@@ -213,6 +213,7 @@ def _rows(predictor: Predictor, cohort: Cohort) -> Cohort:
     """Return the cohort by patient if the model was trained by patient, and the cohort has them."""
     if predictor.config.unit == "slide":
         return cohort
+    cohort = by_slide(cohort)
     if all(slide.patient is None for slide in cohort):
         reason = "the model was trained by patient, and no slide has one: each is predicted as a patient of its own"
         warn_caller(SlideioPipeWarning(reason))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
-from slideio_pipe.cohort.patients import CohortPatient, slides_of_row
+from slideio_pipe.cohort.patients import CohortPatient, by_patient, by_slide, slides_of_row
 from slideio_pipe.config import checked
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features.encoders import Encoder
@@ -33,6 +33,7 @@ from slideio_pipe.mil.prediction.prediction import Prediction
 from slideio_pipe.mil.prediction.slide_tiles import SlideTiles
 from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
 from slideio_pipe.store.metadata import is_bag_store
+from slideio_pipe.store.patient_index import is_patient_index
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import Normalize
@@ -72,7 +73,8 @@ class Predictor:
         ----------
         source : path, bag, FeatureBag or CohortSlide
             With an encoder: a slide, a ``.bag.zarr``, or an open bag. Without: any source of ``open_features``. All
-            slides of a patient: a ``PatientBag``, or a row of a cohort by patient.
+            slides of a patient: a ``PatientBag``, also
+            stored, or a row of a cohort by patient.
         label : int, float or str, optional
             Label of the slide; by default that of the bag.
         slide_mpp : float, optional
@@ -130,11 +132,8 @@ class Predictor:
             known = {"patient": dataset.patient(0, bag), "label": dataset.label(0, bag)}
             if not isinstance(bag, PatientBag):
                 return self._prediction(out, **SlideTiles.of_bag(bag, file_of(slide), slide.name).fields(), **known)
-            rows = slide.slides if isinstance(slide, CohortPatient) else [None] * len(bag.slides)
-            parts = [
-                SlideTiles.of_bag(each, None if row is None else file_of(row), None if row is None else row.name)
-                for each, row in zip(bag.slides, rows, strict=True)
-            ]
+            rows = zip(bag.slides, slides_of_row(slide), strict=True)
+            parts = [SlideTiles.of_bag(each, file_of(row), row.name) for each, row in rows]
             return self._prediction_of(slide, out, parts, **known)
         finally:
             dataset.close(0, bag)
@@ -381,6 +380,9 @@ def _as_slide(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide
         found = Cohort([CohortSlide(path, path.name)])[0]
     else:
         found = Cohort.of([source])[0]
+    bag = found.source
+    if isinstance(bag, PatientBag) or (isinstance(bag, Path) and is_patient_index(bag)):
+        found = by_patient(by_slide(Cohort.unchecked([found])))[0]
     mpp = found.mpp if slide_mpp is None else slide_mpp
     return replace(found, label=found.label if label is None else label, mpp=mpp)
 
