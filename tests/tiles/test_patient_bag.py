@@ -14,6 +14,7 @@ from pyramids import coordinate_pixels, write_pyramid
 
 import slideio_pipe as sp
 from slideio_pipe.errors import BagFormatError, ConfigError, OutputExistsError
+from slideio_pipe.mil.models.small_encoder import SmallEncoder
 
 SIDE = 64
 
@@ -207,3 +208,12 @@ def test_stored_bags_of_a_patient_are_augmented_slide_by_slide(stored: sp.Patien
     drawn = [sp.AugmentedBag(slide, tile_transform=sp.Flip(), seed=1) for slide in stored.slides]
     bag = sp.PatientBag(drawn)
     assert np.array_equal(bag[:], np.concatenate([slide[:] for slide in drawn]))
+
+
+def test_the_features_of_a_patient_are_those_of_its_slides(bag: sp.PatientBag, slides: list[sp.TileBag]) -> None:
+    torch.manual_seed(0)
+    encoder = sp.load_encoder(SmallEncoder(8), normalize="imagenet", input_size=SIDE)
+    found, *apart = (sp.encode_bag(each, encoder, device="cpu", progress=False) for each in (bag, *slides))
+    for name, values in found.items():
+        np.testing.assert_allclose(values, np.concatenate([each[name] for each in apart]), atol=1e-2)
+    assert found
