@@ -11,7 +11,7 @@ from rich.markup import escape
 from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
 from slideio_pipe.commands.completion import encoder_names
-from slideio_pipe.commands.terminal import out, print_failure, print_metrics, reported, say, shown
+from slideio_pipe.commands.terminal import out, print_failure, print_metrics, reported, say, shown, warn
 from slideio_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def predict(
     from slideio_pipe.mil.prediction.predict_cohort import predict_cohort
     from slideio_pipe.mil.prediction.prediction import checked_scores
     from slideio_pipe.mil.prediction.predictor import load_predictor
+    from slideio_pipe.mil.run_folder import is_unfinished
     from slideio_pipe.slides.frames import checked_frame
 
     if save is None and pyramid:
@@ -125,6 +126,8 @@ def predict(
     kind = checked_scores(scores)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     predictor = load_predictor(checkpoint, encoder=encoder, device=target, trust_remote_code=trust_remote_code)
+    if is_unfinished(checkpoint):
+        warn(f"{checkpoint}: this training is not finished; the model is that of its best epoch so far")
     tables = cohort_commands.table_options(None, clinical, column)
     if len(slides) == 1 and is_table(slides[0]):
         cohort, pictured = _of_table(slides[0], root, features, slide_folder, tables)

@@ -49,6 +49,19 @@ def remove_training(folder: Path, name: str) -> None:
         plot.unlink()
 
 
+def is_unfinished(checkpoint: Path) -> bool:
+    """Return whether a checkpoint (or the folder that has it) is in the folder of a training that goes on, or stopped.
+
+    A finished one has ``metrics.json``. A checkpoint that was copied elsewhere, without ``last.ckpt``, is not judged.
+
+    >>> is_unfinished(Path("copied/best.ckpt"))
+    False
+    """
+    place = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    run = place.parent if place.name.startswith("fold-") else place
+    return (place / "last.ckpt").exists() and not (run / "metrics.json").exists()
+
+
 def _trained(folder: Path) -> set[str]:
     """Return the divisions that have checkpoints; "" is a training without folds."""
     places = {"": folder} | {path.name: path for path in folder.glob("fold-*") if path.is_dir()}

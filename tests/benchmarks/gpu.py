@@ -53,6 +53,10 @@ class JpegBag:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def provenance(self) -> dict[str, Any]:
+        """Return nothing: these tiles are of no slide."""
+        return {}
+
     def read(self, indices: Any, out: Any, *, threads: int) -> Any:
         """Decode tiles into ``out``, each thread a run of them."""
 

@@ -74,6 +74,18 @@ def test_slides_get_a_table_and_a_folder_each(trained: Trained, tmp_path: Path) 
     assert "pass --overwrite" in again.stderr
 
 
+def test_the_model_of_an_unfinished_training_is_said_to_be_one(trained: Trained, tmp_path: Path) -> None:
+    """A run without its metrics goes on or was stopped; a checkpoint that was copied elsewhere is not judged."""
+    place = trained.pixels if trained.pixels.is_dir() else trained.pixels.parent
+    shutil.copytree(place, tmp_path / "run")
+    slide = trained.folder / "s0.svs"
+    assert "not finished" not in run(tmp_path / "run", slide, "--device", "cpu").stderr
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert "this training is not finished" in run(tmp_path / "run", slide, "--device", "cpu").stderr
+    (tmp_path / "run" / "last.ckpt").unlink()
+    assert "not finished" not in run(tmp_path / "run" / "best.ckpt", slide, "--device", "cpu").stderr
+
+
 def test_a_bad_slide_does_not_fail_the_others(trained: Trained, tmp_path: Path) -> None:
     """It is listed, and the exit code is 1."""
     bad = tmp_path / "bad.svs"
