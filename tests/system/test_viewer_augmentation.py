@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import albumentationsxl as A
 import numpy as np
@@ -256,6 +257,22 @@ def test_eight_draws(browser: Browser, slide: sp.Slide) -> None:
         browser.until("viewer.augmentation.latest && JSON.parse(viewer.augmentation.latest.json).seed === 5")
         browser.until("viewer.main.exact !== null")
         assert browser.get("viewer.comparison.mode") == "one"
+
+
+def test_eight_draws_have_the_middle_of_a_narrow_pane(browser: Browser, slide: sp.Slide) -> None:
+    """From side by side, where the pane is half as wide: the place in its middle, not that at its edge."""
+    with sp.explore(slide, transform=TRANSFORM) as viewer:
+        browser.open(viewer.url)
+        browser.page.keyboard.press("2")
+        browser.until("viewer.comparison.original && viewer.comparison.original.plain")
+        browser.page.wait_for_timeout(300)  # the widths follow in two frames
+        middle = browser.get("viewer.main.middle")
+        browser.page.keyboard.press("4")
+        browser.until("document.querySelectorAll('#eight img').length === 8")
+        for k in range(8):
+            source = browser.get(f"document.querySelectorAll('#eight img')[{k}].src")
+            asked = parse_qs(urlsplit(source).query)
+            assert [float(asked[axis][0]) for axis in "xy"] == pytest.approx(middle, abs=1)
 
 
 def test_a_transform_of_whole_images_has_no_quick_preview(browser: Browser, slide: sp.Slide) -> None:

@@ -25,6 +25,7 @@ export class Comparison {
   }
 
   async use(mode) {
+    const { middle } = this.main; // before the pane has another width
     this.mode = mode;
     this.stage.dataset.mode = mode;
     document.querySelectorAll("#modes button").forEach((button) =>
@@ -32,7 +33,7 @@ export class Comparison {
     element("wipe").hidden = mode !== "wipe";
     element("eight").hidden = mode !== "eight";
     if (mode === "eight") {
-      await this.eight();
+      await this.eight(middle);
       return;
     }
     if (mode !== "one" && !this.original) {
@@ -96,9 +97,8 @@ export class Comparison {
   }
 
   // Eight draws with the next seeds, of the place in the middle; a click takes one.
-  async eight() {
+  async eight([x, y]) {
     const box = element("eight");
-    const [x, y] = this.main.middle;
     const side = Math.max(64, Math.round(box.clientWidth / 4));
     const tall = Math.max(64, Math.round(box.clientHeight / 2));
     const down = (this.slide.downsample[0] + this.slide.downsample[1]) / 2;
