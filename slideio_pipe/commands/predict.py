@@ -127,7 +127,8 @@ def predict(
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     predictor = load_predictor(checkpoint, encoder=encoder, device=target, trust_remote_code=trust_remote_code)
     if is_unfinished(checkpoint):
-        warn(f"{checkpoint}: this training is not finished; the model is that of its best epoch so far")
+        kept = "last" if predictor.config.fit.monitor == "none" else "best"
+        warn(f"{checkpoint}: this training is not finished; the model is that of its {kept} epoch so far")
     tables = cohort_commands.table_options(None, clinical, column)
     if len(slides) == 1 and is_table(slides[0]):
         cohort, pictured = _of_table(slides[0], root, features, slide_folder, tables)

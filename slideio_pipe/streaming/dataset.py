@@ -63,6 +63,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
 
     Examples
     --------
+    >>> from slideio_pipe import TileBag, TileGrid, open_slide
     >>> slides = [open_slide(np.full((300, 500, 3), 90, np.uint8), slide_mpp=0.5)]
     >>> bags = [TileBag(slide.view(), TileGrid(slide.view(), tile_size=100), label=1) for slide in slides]
     >>> dataset = BagDataset(bags)

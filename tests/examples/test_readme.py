@@ -74,7 +74,7 @@ def test_the_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_it_stays_short() -> None:
     """The README is about one screen and a half of prose; the guide has the rest."""
     prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    assert len(re.sub(r"\]\([^)]*\)", "]", prose).split()) < 760
+    assert len(re.sub(r"\]\([^)]*\)", "]", prose).split()) < 800
 
 
 def test_links_resolve() -> None:

@@ -71,7 +71,7 @@ def write_patient_cohort(
     --------
     >>> import tempfile
     >>> Cohort.of(write_patient_cohort(tempfile.mkdtemp(), 10, size_um=(128, 96)))
-    Cohort(23 slides, labels 0 and 1)
+    Cohort(22 slides, labels 0 and 1)
     """
     if patients < 10:
         raise ConfigError(f"a study of {patients} patients", remedy="pass patients=10 or more")

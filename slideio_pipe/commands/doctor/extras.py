@@ -40,12 +40,14 @@ def examine_extras(every: bool) -> list[Finding]:
         names = extras()
     except importlib.metadata.PackageNotFoundError:
         return []  # the finding about packages says so
+    # Requirements are parsed in this thread: Python 3.11 can fail if several threads parse at the same time
+    # (SystemError "AST constructor recursion depth mismatch", CPython issue 106905). Threads wait for processes.
+    found = [(name, [installed(requirement) for requirement in requirements(name)]) for name in names]
     with ThreadPoolExecutor(max(1, usable_cores())) as pool:
-        return list(pool.map(lambda name: _of_extra(name, every), names))
+        return list(pool.map(lambda one: _of_extra(one[0], one[1], every), found))
 
 
-def _of_extra(extra: str, every: bool) -> Finding:
-    packages = [installed(requirement) for requirement in requirements(extra)]
+def _of_extra(extra: str, packages: list[Installed], every: bool) -> Finding:
     missing = [package.requirement.name for package in packages if not package.version]
     install = f'pip install "{PROJECT}[{extra}]"'
     if missing:
