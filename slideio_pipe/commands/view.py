@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from pathlib import Path
@@ -80,6 +81,9 @@ def view(
             sys.stdout.flush()  # for the program that reads it while the viewer runs
         else:
             say(f"open {viewer.url}")
+            if no_browser:
+                tunnel = f"ssh -L {viewer.port}:localhost:{viewer.port} {socket.gethostname()}"
+                say(f"on another computer, run this there first: {tunnel}", copied=True)
         if not no_browser and not viewer.open():
             warn("no browser was found; open the link yourself")
         if not as_json:

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import tempfile
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,12 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
 
 
 def kinds(notebook: nbformat.NotebookNode) -> dict[str, list[str]]:
-    """Return what each cell of code shows: names of streams, and of each displayed object the best kind."""
-    return {cell.id: [_kind(output) for output in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"}
+    """Return what each cell of code shows: names of streams, and of displayed objects the best kind.
+
+    Consecutive outputs of one kind count once: how often a kernel sends what a cell prints depends on the machine.
+    """
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return {cell.id: [kind for kind, _ in groupby(map(_kind, cell.outputs))] for cell in cells}
 
 
 def _kind(output: nbformat.NotebookNode) -> str:
