@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import albumentationsxl as A
 import pytest
@@ -59,8 +60,11 @@ def damage(path: Path) -> None:
 
 
 def test_the_command(browser: Browser, file: Path) -> None:
-    """It prints a link that works, and ends with Ctrl+C."""
+    """It prints a link that works, the way to it from another computer, and ends with Ctrl+C."""
     with command(file, "--port", 0) as (process, link):
+        assert process.stdout is not None
+        port = urlsplit(link).port
+        assert f"ssh -L {port}:localhost:{port} {socket.gethostname()}" in process.stdout.readline()
         browser.open(link)
         assert browser.text("#name") == "a.svs"
         process.send_signal(signal.SIGINT)
