@@ -272,8 +272,8 @@ def test_a_missing_scheduler_is_an_error(slides: Path, tmp_path: Path) -> None:
 
 def test_an_invalid_cluster_is_refused(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything starts; without Dask the sentence has the install command."""
-    with pytest.raises(ConfigError, match=r"slurm is no cluster; pass cluster="):
-        pool_for("slurm", work, folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"slurmy: no file and no preset has this name; did you mean \"slurm\""):
+        pool_for("slurmy", work, folder=tmp_path)
     with pytest.raises(ConfigError, match="cannot be read"):
         pool_for("nowhere.yaml", work, folder=tmp_path)
     assert isinstance(pool_for(None, work, folder=tmp_path), WorkerPool)

@@ -104,6 +104,7 @@ def _replacements() -> dict[str, Any]:
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": lambda *_: None,
         "get_device_name": lambda *_: "simulated",
+        "is_bf16_supported": lambda *_, **__: True,
         "mem_get_info": lambda *_: (10**11, 10**11),
     }
 
