@@ -421,6 +421,7 @@ def test_warnings_are_one_line_each(truth: SyntheticSlide, tmp_path: Path) -> No
 # --- doctor
 
 
+@pytest.mark.system
 def test_doctor_reports_installed_parts_and_broken_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """As text and as JSON; a broken part is marked and the exit code is 2."""
     assert "reads what was written" in run("doctor").stdout

@@ -13,6 +13,7 @@ from made_metadata import write_metadata
 from slideio_pipe.commands.doctor import command, extras, findings, formats, machine, packages
 
 
+@pytest.mark.system
 def test_a_healthy_installation_has_no_problem() -> None:
     """Every reader reads the written files, and versions are the installed ones."""
     found = command.examine()
@@ -70,6 +71,7 @@ def test_files_without_metadata_are_one_line(monkeypatch: pytest.MonkeyPatch) ->
     assert extras.examine_extras(every=False) == []
 
 
+@pytest.mark.system
 def test_a_group_that_cannot_be_examined_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other groups are still examined."""
 

@@ -46,6 +46,7 @@ def test_spelling() -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.system
 def test_spelling_is_british() -> None:
     """As in the names of this package: colour, normalise, centre. Code and parameters keep their names."""
     codespell = pytest.importorskip("codespell_lib")
@@ -73,6 +74,7 @@ def unusual_words() -> Iterator[str]:
                 yield f"{where}: {found[0]!r} {NOT_USED[pattern] and f'({NOT_USED[pattern]})'} in {text.strip()!r}"
 
 
+@pytest.mark.system
 def test_words_are_plain_and_those_of_the_field() -> None:
     """A tile is never a patch, except in names of other tools; nothing of the package hopes, knows or tells."""
     assert list(unusual_words()) == []
