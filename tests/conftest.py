@@ -1,7 +1,8 @@
 """What runs when, and fixtures that several test modules share.
 
 Plain ``pytest`` leaves out the folders ``system``, ``learning`` and ``examples``, whose tests have the mark of that
-name, and the few tests of other rooms with such a mark; a path on the command line or ``-m`` brings them in. Whole
+name, and the tests of other rooms with such a mark or the mark ``slow`` (about a second or more); a path on the command
+line or ``-m`` brings them in. Whole
 folders are tested on all cores, single files in one process, ``system`` as well unless its files are kept together
 (``--dist=loadfile``, see ``.ci/run``).
 """
@@ -34,7 +35,8 @@ os.environ.pop("COLUMNS", None)
 collect_ignore_glob = ["mut*.py"]  # mutants.py needs cosmic-ray, in an environment of its own
 
 LONG = ("system", "learning", "examples")
-QUICK = "not (system or learning or examples)"
+QUICK = "not (system or learning or examples or slow)"
+DEMOS = ROOT / "slideio_pipe" / "commands" / "demos"
 MOST_WORKERS = 8
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -63,6 +65,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for mark in LONG:
             if (TESTS / mark) in item.path.parents:
                 item.add_marker(mark)
+        if isinstance(item, pytest.DoctestItem) and item.path.parent == DEMOS:  # each makes slides
+            item.add_marker("slow")
     named = config.option.keyword or any("::" in argument for argument in config.args)
     if PROFILE == "dev" and not named:
         kept = [item for same in by_function(items) for item in (fewer(same) if len(same) > 1 else same)]

@@ -151,6 +151,7 @@ def test_executors_agree_on_real_tissue(seed: int, shared_data: Path) -> None:
         assert np.abs(image[:64, :64] - reference.apply(tissue[:64, :64], chain)).max() <= 1, chain
 
 
+@pytest.mark.slow
 def test_executors_agree_on_a_turned_generated_slide(tmp_path: Path) -> None:
     """The lazy slide, turned and coloured, equals the turned slide with its decoded pixels coloured."""
     path = tmp_path / "slide.svs"

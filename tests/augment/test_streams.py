@@ -44,6 +44,7 @@ def test_numbers_are_those_of_numpy(calls: list[tuple[str, int]]) -> None:
         assert found.tolist() == [np.asarray(CALLS[name](own[row])).tolist() for row in rows], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_a_thousand_streams_are_those_of_numpy(name: str) -> None:
     """Twenty numbers of each, more than the words that are made at first."""

@@ -58,6 +58,7 @@ def mpps(bags: Path) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 @CASES
 def test_exports_use_the_mpp_of_the_settings(
     study: Path, tmp_path: Path, override: bool, expected: dict[str, float]
@@ -68,6 +69,7 @@ def test_exports_use_the_mpp_of_the_settings(
     assert mpps(tmp_path) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @CASES
 def test_the_options_of_the_command_do_the_same(
     study: Path, tmp_path: Path, override: bool, expected: dict[str, float]
@@ -107,6 +109,7 @@ def test_the_manifest_of_masks_keeps_the_mpp(
     assert mpps(tmp_path / "bags") == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @CASES
 def test_imported_coordinates_use_the_same_mpp(
     study: Path, tmp_path: Path, override: bool, expected: dict[str, float]

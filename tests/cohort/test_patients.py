@@ -78,6 +78,7 @@ def features(bags: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_bags_and_their_stores_keep_the_patient(bags: Path) -> None:
     """The manifest's patient is in the store's JSON, and in the bag opened from it."""
     for name, patient in PATIENTS.items():
@@ -261,6 +262,7 @@ def test_the_export_command_has_an_option_patient(study: Path) -> None:
         assert bag.patient == "p7"
 
 
+@pytest.mark.slow
 def test_coordinates_of_a_study_keep_the_patient(study: Path, bags: Path) -> None:
     """Imported from CLAM by a manifest of its files."""
     sp.convert(bags, "clam", study / "clam")

@@ -143,6 +143,7 @@ def test_a_page_of_many_slides_has_pictures_of_the_worst(tmp_path: Path) -> None
     assert len(found.all("img")) == 1
 
 
+@pytest.mark.slow
 def test_the_page_of_many_slides_needs_little_memory(tmp_path: Path) -> None:
     """Less than 1 kB for each of 5,000 slides: the page is never whole in memory."""
     slides = 5000

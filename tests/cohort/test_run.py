@@ -18,6 +18,7 @@ from slideio_pipe.errors import ConfigError, OutputError
 from slideio_pipe.progress import Bar
 
 
+@pytest.mark.slow
 def test_failed_slides_are_listed_and_the_others_are_done(tmp_path: Path) -> None:
     """With stage, error and remedy, in cells that no spreadsheet evaluates; the next run tries them again."""
     cohort, out = slides(tmp_path, a="1", b="damaged", c="3"), tmp_path / "out"
@@ -44,6 +45,7 @@ class Watched(Bar):
         super().name(names)
 
 
+@pytest.mark.slow
 def test_the_bar_names_the_slides_in_progress(tmp_path: Path) -> None:
     """Those of the workers, and none that was done before."""
     bar = Watched()
@@ -58,6 +60,7 @@ def test_the_bar_names_the_slides_in_progress(tmp_path: Path) -> None:
     assert {name for names in shown for name in names} == {"c"}
 
 
+@pytest.mark.slow
 def test_the_list_of_failures_is_of_the_last_run(tmp_path: Path) -> None:
     """A slide that failed before and is done now is not in it."""
     cohort, out = slides(tmp_path, a="damaged", b="2", c="damaged"), tmp_path / "out"
@@ -83,6 +86,7 @@ def test_a_slide_that_kills_two_workers_is_left_out_of_later_runs(tmp_path: Path
     assert "SIGSEGV" in str(run(cohort, out, retry=True).failed[0].error)
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_before_anything_starts(tmp_path: Path) -> None:
     """The error names them; overwrite repeats only the slides that differ."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
@@ -94,6 +98,7 @@ def test_other_settings_are_refused_before_anything_starts(tmp_path: Path) -> No
     assert counts(run(cohort, out, scale=2, overwrite=True)) == (0, 2, 0)
 
 
+@pytest.mark.slow
 def test_a_changed_label_is_a_changed_setting(tmp_path: Path) -> None:
     """Labels are stored in the outputs."""
     (slide,), out = slides(tmp_path, a="1"), tmp_path / "out"
@@ -114,6 +119,7 @@ def test_a_file_that_cannot_be_read_fails_only_its_slide(tmp_path: Path) -> None
     assert "No such file" in failures(out)[0]["error"]
 
 
+@pytest.mark.slow
 def test_a_replaced_file_fails_its_slide(tmp_path: Path) -> None:
     """Unless its output may be overwritten."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
@@ -125,6 +131,7 @@ def test_a_replaced_file_fails_its_slide(tmp_path: Path) -> None:
     assert (out / "a.out").read_text() == "9"
 
 
+@pytest.mark.slow
 def test_an_output_that_was_removed_is_made_again(tmp_path: Path) -> None:
     """An entry in the ledger is not enough."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
@@ -133,6 +140,7 @@ def test_an_output_that_was_removed_is_made_again(tmp_path: Path) -> None:
     assert counts(run(cohort, out)) == (1, 1, 0)
 
 
+@pytest.mark.slow
 def test_an_output_that_this_run_did_not_write_is_not_replaced(tmp_path: Path) -> None:
     """Neither by the first run nor by later ones."""
     cohort, out = slides(tmp_path, a="1"), tmp_path / "out"
@@ -178,6 +186,7 @@ def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
     assert json.loads((out / "run.json").read_text())["state"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_at_once_and_can_be_resumed(tmp_path: Path) -> None:
     """Ctrl-C is raised at once, and no lock is left."""
     cohort, out = slides(tmp_path, a="1", b=f"interrupt {os.getpid()}"), tmp_path / "out"

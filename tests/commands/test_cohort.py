@@ -41,6 +41,7 @@ def test_export_of_a_manifest_lists_failures_and_resumes(study: Path, tmp_path: 
     assert again["failures"] == str(tmp_path / "failures.csv")
 
 
+@pytest.mark.slow
 def test_warnings_of_workers_are_counted_in_one_line(study: Path, tmp_path: Path) -> None:
     """Which names the file that has them."""
     (tmp_path / "mag.svs").write_bytes((study / "s0.svs").read_bytes().replace(b"|MPP = ", b"|Xpp = "))
@@ -48,6 +49,7 @@ def test_warnings_of_workers_are_counted_in_one_line(study: Path, tmp_path: Path
     assert f"1 slide with warnings: {tmp_path / 'bags' / 'report.html'}" in text
 
 
+@pytest.mark.slow
 def test_the_refusal_of_other_settings_names_an_option(study: Path, tmp_path: Path) -> None:
     """Of the command."""
     run("export", study / "s0.svs", study / "s1.svs", "--out", tmp_path)

@@ -68,6 +68,7 @@ def test_every_public_name_has_an_example(name: str) -> None:
     assert in_guide or any(doctest.DocTestParser().get_examples(text) for text in texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_error_is_explained_by_a_message_of_the_code(name: str) -> None:
     """The typical message of the page is one that a line of the package writes."""

@@ -34,6 +34,7 @@ def options(study: Path) -> list[object]:
     return ["--slides", study / "raw", "--clinical", study / "clini.csv", "--column", "label=KRAS"]
 
 
+@pytest.mark.slow
 def test_export_says_which_columns_were_taken_and_uses_them(study: Path, tmp_path: Path) -> None:
     """Bags have the ids, labels and patients of the tables."""
     done = run("export", study / "slides.tsv", "--out", tmp_path, "--tissue", "none", *options(study), columns=300)
@@ -43,6 +44,7 @@ def test_export_says_which_columns_were_taken_and_uses_them(study: Path, tmp_pat
     assert [(bag.label, bag.patient) for bag in bags] == [("wild", "p1"), ("mutated", "p2")]
 
 
+@pytest.mark.slow
 def test_tissue_writes_a_manifest_of_the_joined_slides(study: Path, tmp_path: Path) -> None:
     """With paths, so that it needs no folder any more."""
     run("tissue", study / "slides.tsv", "--out", tmp_path / "masks", "--manifest", tmp_path / "m.csv", *options(study))

@@ -35,6 +35,7 @@ def rows_of(folder: Path) -> dict[str, str]:
     return {row.split()[0]: row for row in Page((folder / "report.html").read_text()).rows[1:]}
 
 
+@pytest.mark.slow
 def test_the_page_shows_pictures_and_warnings(study: Path, tmp_path: Path) -> None:
     """Slide, tissue and tiles side by side; warnings are counted; a kept slide remains on the page."""
     report = sp.export_cohort(study, tmp_path, progress=False)
@@ -49,6 +50,7 @@ def test_the_page_shows_pictures_and_warnings(study: Path, tmp_path: Path) -> No
     assert json.loads((tmp_path / "run.json").read_text())["report"] == str(tmp_path / "report.html")
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_written_is_a_warning(study: Path, tmp_path: Path) -> None:
     """The slide does not fail, and the bag is the same."""
     (tmp_path / "report").touch()
@@ -57,6 +59,7 @@ def test_a_picture_that_cannot_be_written_is_a_warning(study: Path, tmp_path: Pa
     assert "no picture for the report" in rows_of(tmp_path)["a.svs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_over", [sp.export_cohort, sp.tissue_cohort], ids=lambda run: run.__name__)
 def test_an_output_without_a_ledger_entry_is_on_the_page(study: Path, tmp_path: Path, run_over: Any) -> None:
     """After a kill between the two, its numbers are read from the output; the warning of the slide is there again."""
@@ -89,6 +92,7 @@ def test_every_run_has_a_page(tmp_path: Path) -> None:
     assert "not done yet" in rows["c"]
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     """If the run also ends with an error, only the error is reported."""
     out = tmp_path / "out"
@@ -101,6 +105,7 @@ def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
         run_cohort(Copying(out), full, out, progress=False)
 
 
+@pytest.mark.slow
 def test_a_file_that_was_replaced_and_restored(tmp_path: Path) -> None:
     """The other file fails; after the first one is restored, the slide counts as done."""
     cohort, out = slides(tmp_path, a="1"), tmp_path / "out"

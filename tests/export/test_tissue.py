@@ -34,6 +34,7 @@ def masks(study: Path) -> Path:
     return study / "masks"
 
 
+@pytest.mark.slow
 def test_masks_equal_those_of_single_slides(study: Path, masks: Path, tmp_path: Path) -> None:
     """The same bytes as the command for one slide writes."""
     run("tissue", study / "s1.svs", "--out", tmp_path / "one.geojson")
@@ -50,6 +51,7 @@ def test_the_manifest_names_the_masks(study: Path, masks: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_corrected_mask_is_kept_and_used(study: Path, masks: Path, tmp_path: Path) -> None:
     """A second run keeps existing masks; the export reads the file as it is."""
     square = [[0, 0], [512, 0], [512, 512], [0, 512], [0, 0]]
@@ -63,6 +65,7 @@ def test_a_corrected_mask_is_kept_and_used(study: Path, masks: Path, tmp_path: P
     assert sorted(sp.open_bag(tmp_path / "s0.bag.zarr").coords.tolist()) == [[0, 0], [0, 256], [256, 0], [256, 256]]
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_and_masks_of_the_cohort_kept(study: Path, masks: Path, tmp_path: Path) -> None:
     """As by an export; a slide that has a mask already is not opened."""
     config = ExportConfig(tissue=TissueConfig(mpp=16.0))

@@ -104,6 +104,7 @@ def test_slides_are_encoded_without_bags(slides: Path, tmp_path: Path, monkeypat
     assert counts(encode(slides, tiny(model=watched), tmp_path / "out")) == (0, len(SIDES), 0, 0)
 
 
+@pytest.mark.slow
 def test_features_are_stored_in_the_bags(slides: Path, tmp_path: Path) -> None:
     """Each bag gets its own; a repeated export keeps the bags; a bag that is made again has none."""
     config = ExportConfig.model_validate(PLAIN | {"grid": {"tile_size": 32}})
@@ -179,6 +180,7 @@ def test_a_slide_that_fails_does_not_fail_the_others(slides: Path, tmp_path: Pat
     assert counts(encode(slides, encoder, tmp_path / "out", dtype="float32")) == (1, len(SIDES), 0, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::slideio_pipe.SlideioPipeWarning")
 def test_slides_without_tissue_fail(slides: Path, tmp_path: Path) -> None:
     """Unless features without rows are allowed; empty bags always have them."""
@@ -315,6 +317,7 @@ def test_the_command_prints_the_result(tmp_path: Path, slides: Path, encoder_fil
     assert json.loads(result.stdout)["kept"] == 6
 
 
+@pytest.mark.slow
 def test_refusals_name_options_of_the_command(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
     """The Python function names its arguments."""
 

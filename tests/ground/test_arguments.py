@@ -60,6 +60,7 @@ def settings_as(kind: str, folder: Path) -> Any:
     return file if kind == "path" else str(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [sp.export_cohort, sp.tissue_cohort], ids=lambda run: run.__name__)
 def test_settings_of_a_cohort_may_be_a_dictionary_or_a_file(
     coordinate_slide: Path, tmp_path: Path, run: Callable[..., Any]

@@ -58,6 +58,7 @@ def test_bags_equal_those_of_0_1_0(files: Path, tmp_path: Path) -> None:
             assert np.array_equal(now.coords, stored.coords)
 
 
+@pytest.mark.slow
 def test_a_run_of_0_1_0_can_be_resumed(files: Path) -> None:
     """Finished bags are kept, the quarantined slide is not tried again; bytes do not change."""
     before = {path: path.read_bytes() for path in (files / "export").glob("*.bag.zarr/**/*") if path.is_file()}

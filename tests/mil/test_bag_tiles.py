@@ -55,6 +55,7 @@ def source(slides: Path, keep_gb: float, *, augment: bool) -> PixelSource:
     return PixelSource(Cohort.of(slides), CPU, load_train_config(values), encoder.prepare, augment=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("keep_gb", [0.0, 0.0001, 1.0])
 def test_the_second_pass_has_the_tiles_of_the_first(slides: Path, keep_gb: float, augment: bool) -> None:
@@ -114,6 +115,7 @@ def test_the_gradient_from_slides_equals_that_of_whole_bags(slides: Path) -> Non
     assert float((got - full).norm() / full.norm()) < 1e-9
 
 
+@pytest.mark.slow
 def test_training_end_to_end_changes_the_encoder(slides: Path, tmp_path: Path) -> None:
     """With ``trainable: false`` it does not."""
     changed = fit(slides, settings(slides, augment=True), tmp_path / "a", progress=False)
@@ -218,6 +220,7 @@ def bags(slides: Path) -> Path:
     return slides.parent / "bags.csv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_gb", [0.0, 1.0])
 def test_the_second_pass_over_stored_bags_has_the_tiles_of_the_first(bags: Path, keep_gb: float) -> None:
     """Turned, cropped and stained tiles, read again or kept, byte for byte; the next epoch draws others."""

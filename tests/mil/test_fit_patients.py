@@ -61,6 +61,7 @@ def test_max_tiles_counts_the_tiles_of_a_patient(study: Path) -> None:
     assert max(len(example.features) for example in source.epoch(0, shuffle=True)) == 5
 
 
+@pytest.mark.slow
 def test_every_patient_is_predicted_once_and_tested_in_one_fold(fitted: sp.Fitted) -> None:
     tested = [row for row in rows(fitted.predictions) if row["split"] == "test"]
     assert sorted(row["patient"] for row in tested) == sorted(f"p{k}" for k in range(24))
@@ -128,6 +129,7 @@ def test_numbers_and_events_are_trained_by_patient(task: dict, columns: tuple[st
     assert found.slides == {"val": len(rows(found.predictions))}
 
 
+@pytest.mark.slow
 def test_a_training_by_patient_continues_where_it_was(study: Path, tmp_path: Path) -> None:
     whole = fit(study, settings(validation=0.25), tmp_path / "whole", progress=False)
     partly = settings(validation=0.25, save_every=2)

@@ -55,6 +55,7 @@ def under(scores: TileScores, x: float, y: float, *, rounded: float = 0.0) -> fl
 TURNED = Affine(1.6, -1.2, 900.0, 1.2, 1.6, 40.0)  # by 37 degrees, 2 level-0 px per view px
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tile", "stride", "affine"),
     [(64, 64, Affine.scaling(2, 2)), (64, 32, Affine.scaling(2, 2)), (64, 48, Affine.scaling(2, 2)), (64, 64, TURNED)],

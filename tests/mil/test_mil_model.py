@@ -178,6 +178,7 @@ class Exported(nn.Module):
         return out.logits, out.attention
 
 
+@pytest.mark.slow
 @pytest.mark.combinations
 @pytest.mark.parametrize("pool", ["gated", "attention", "mean", "max"])
 @pytest.mark.filterwarnings("ignore")  # of torch's exporters

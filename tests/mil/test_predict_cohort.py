@@ -52,6 +52,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["predict", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_slides_get_a_table_and_a_folder_each(trained: Trained, tmp_path: Path) -> None:
     """Other tools open the files; nothing is replaced without --overwrite."""
     out = tmp_path / "out"

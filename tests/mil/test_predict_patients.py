@@ -145,6 +145,7 @@ def test_a_patient_with_a_broken_slide_fails_and_the_others_are_predicted(on_fea
     assert "p1-1.pt" in found["failed"][0]["error"]
 
 
+@pytest.mark.slow
 def test_a_patient_is_predicted_from_the_pixels_of_all_slides(on_pixels: Trained, tmp_path: Path) -> None:
     predictor = sp.load_predictor(on_pixels.checkpoint)
     cohort = by_patient(sp.Cohort.of(on_pixels.cohort))
@@ -174,6 +175,7 @@ def test_a_patient_is_predicted_from_the_pixels_of_all_slides(on_pixels: Trained
         slides.close(k, bag)
 
 
+@pytest.mark.slow
 def test_heat_maps_of_a_patients_slides_have_one_scale(on_pixels: Trained, tmp_path: Path) -> None:
     predictor = sp.load_predictor(on_pixels.checkpoint)
     with pytest.warns(SlideioPipeWarning, match="of 3 patients with a known truth 3 were used to train"):

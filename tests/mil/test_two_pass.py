@@ -263,6 +263,7 @@ class Greedy(nn.Module):
         return self.inside(bag)
 
 
+@pytest.mark.slow
 def test_the_error_of_out_of_memory_names_a_chunk_size_that_fits() -> None:
     """Found by halving."""
     with pytest.raises(ConfigError, match="a chunk of 64 tiles does not fit into memory; pass chunk_size=16"):

@@ -152,6 +152,7 @@ def test_a_box_from_qupaths_origin_covers_the_bounds(path: Path, tmp_path: Path)
         picture_affine((WIDTH, HEIGHT), slide, "image", what="labels", path="q.png")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["with the slide", "without", "level 0"])
 def test_annotations_label_the_tiles_they_are_drawn_on(path: Path, tmp_path: Path, how: str) -> None:
     """Of a bag, of its store and through a view: dark pixels are under the box."""
@@ -270,6 +271,7 @@ def test_coordinates_of_clam_and_trident_are_of_level_0(path: Path, tmp_path: Pa
     assert np.array_equal(tile, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.combinations
 @pytest.mark.parametrize("frame", [None, "qupath", "level0"])
 @pytest.mark.parametrize("ending", ["geojson", "png"])

@@ -148,6 +148,7 @@ def test_regions_equal_openslide_at_level_0(shared_data: Path, file: str) -> Non
             assert np.array_equal(slide.read_region((x, y), 0, (97, 83)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [TCGA, "boxes.tiff"])
 def test_lower_levels_equal_the_stored_level(shared_data: Path, file: str) -> None:
     """Every level equals tifffile's page; a region at a whole pixel of it is a part of it."""

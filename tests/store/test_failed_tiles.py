@@ -134,6 +134,7 @@ def test_tiles_are_not_left_out_of_a_store(tmp_path: Path) -> None:
         save_bag(MemoryBag(), tmp_path / "a", on_error="ignore")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["jpeg", "deflate"])
 def test_tissue_is_found_around_undecodable_tiles(tmp_path: Path, compression: str) -> None:
     """They count as glass; the rest is as without damage."""
@@ -172,6 +173,7 @@ def test_a_slide_with_over_a_quarter_lost_has_no_tissue_mask(tmp_path: Path) -> 
         find_tissue(slide, on_error="white")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pixels", "align"), [("zstd", False), ("source", True)])
 def test_a_damaged_slide_is_exported(tmp_path: Path, pixels: str, align: bool) -> None:
     """Lost tiles are white, and all other pixels equal those of the undamaged slide."""

@@ -83,6 +83,7 @@ def test_zarrs_reads_the_same_tiles(tmp_path: Path, pixels: str) -> None:
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.bag.zarr/tiles", mode="r")[...], bag.tiles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write_empty_chunks", [False, True])
 def test_a_bag_that_zarr_wrote_is_read(tmp_path: Path, pixels: str, write_empty_chunks: bool) -> None:
     """zarr omits tiles that equal the fill value, single ones or a whole shard: they are read as such."""
@@ -199,6 +200,7 @@ def test_a_closed_bag_can_be_read_again(saved: tuple[StoredBag, MemoryBag]) -> N
     np.testing.assert_array_equal(stored[4], bag.tiles[4])
 
 
+@pytest.mark.slow
 def test_many_threads_share_a_bag_of_many_shards(tmp_path: Path, pixels: str) -> None:
     """Eight threads read all over 40 shards, while files are opened and closed: each gets its tiles."""
     bag = MemoryBag(40 * SLOTS, 2, 2)

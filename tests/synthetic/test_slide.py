@@ -274,6 +274,7 @@ def test_masks_need_a_positive_downsample(slide: SyntheticSlide, downsample: flo
         slide.tissue_mask(downsample)
 
 
+@pytest.mark.slow
 def test_a_stain_changes_only_colours(tmp_path: Path) -> None:
     """The default changes nothing; more haematoxylin darkens red, a turn of the hue does not change glass."""
     size, made = (512, 384), {}

@@ -95,6 +95,7 @@ def test_a_mask_maps_through_a_view_and_back(view: str) -> None:
     assert np.array_equal(seen.labels(bag)[sure], smooth.labels(bag)[sure])
 
 
+@pytest.mark.slow
 def test_polygons_of_labels_fill_the_same_pixels(tmp_path: Path) -> None:
     """To annotations, to QuPath's GeoJSON and back: every pixel, every class."""
     drawn = Annotations.from_labels(MASK)

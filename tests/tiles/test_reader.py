@@ -45,6 +45,7 @@ def openslide_tile(slide: openslide.OpenSlide, x: int, y: int, size: int) -> np.
     return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
 
 
+@pytest.mark.slow
 @pytest.mark.combinations
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize(
@@ -74,6 +75,7 @@ def test_tiles_equal_openslide(shared_data: Path, file: str, stride: int, thread
             assert np.array_equal(tile, expected[x, y]), (name, x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "page", "mpp"),
     [

@@ -67,6 +67,7 @@ def test_a_snapshot_needs_nothing_else() -> None:
     assert "rgb(238, 102, 119)" in text
 
 
+@pytest.mark.slow
 def test_a_large_picture_is_about_as_large_as_stated() -> None:
     """2,500 px of detailed tissue take a few MB."""
     rng = np.random.default_rng(0)
