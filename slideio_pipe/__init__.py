@@ -83,6 +83,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.tiles.find_tissue import find_tissue as find_tissue
     from slideio_pipe.tiles.grid import TileGrid as TileGrid
     from slideio_pipe.tiles.label_mask import LabelMask as LabelMask
+    from slideio_pipe.tiles.multi_crop import MultiCrop as MultiCrop
     from slideio_pipe.tiles.patient_bag import PatientBag as PatientBag
     from slideio_pipe.tiles.reader import TileReader as TileReader
     from slideio_pipe.tiles.tile_bag import TileBag as TileBag
@@ -107,6 +108,7 @@ _PUBLIC = {
     "PatientBag": "tiles.patient_bag",
     "stream": "streaming.stream",
     "TileBatch": "streaming.stream",
+    "MultiCrop": "tiles.multi_crop",
     "Cohort": "cohort.cohort",
     "split_cohort": "cohort.splits",
     "fold_cohort": "cohort.splits",

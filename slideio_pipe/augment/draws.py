@@ -85,6 +85,38 @@ class Draws(Sequence[Draw]):
             numbers=np.array(numbers, np.float64).reshape(len(draws), most, NUMBERS), records=draws,
         )  # fmt: skip
 
+    @classmethod
+    def in_turns(cls, several: Sequence[Draws]) -> Draws:
+        """Return the draws of n tiles by each of k transforms, k for each tile one after the other: n·k draws.
+
+        All have the same tiles and the same plain size. Seed and epoch are those of the first.
+
+        Examples
+        --------
+        >>> plain = Draw(tile=3, size=Size(9, 9), canvas=Size(9, 9))
+        >>> moved = Draw(tile=3, size=Size(9, 9), canvas=Size(9, 9), affine=(1, 0, 2, 0, 1, 0))
+        >>> Draws.in_turns([Draws.of([plain]), Draws.of([moved])]).affines[:, 2].tolist()
+        [0.0, 2.0]
+        """
+        first, count = several[0], len(several)
+        most = max(draws.kinds.shape[1] for draws in several)
+        kinds = np.full((len(first), count, most), NONE, np.int8)
+        numbers = np.zeros((len(first), count, most, NUMBERS))
+        for place, draws in enumerate(several):
+            kinds[:, place, : draws.kinds.shape[1]] = draws.kinds
+            numbers[:, place, : draws.kinds.shape[1]] = draws.numbers
+        records = None
+        if any(draws._records is not None for draws in several):
+            records = [draws[row] for row in range(len(first)) for draws in several]
+        return cls(
+            seed=first.seed, epoch=first.epoch, slide=first.slide, size=first.size,
+            tiles=np.repeat(first.tiles, count),
+            canvases=np.stack([draws.canvases for draws in several], axis=1).reshape(-1, 2),
+            affines=np.stack([draws.affines for draws in several], axis=1).reshape(-1, 6),
+            kinds=kinds.reshape(len(first) * count, most),
+            numbers=numbers.reshape(len(first) * count, most, NUMBERS), records=records,
+        )  # fmt: skip
+
     def __len__(self) -> int:
         return len(self.tiles)
 

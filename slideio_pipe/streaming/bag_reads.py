@@ -15,11 +15,12 @@ from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.files import Closable
 from slideio_pipe.slides.tile_cache import SHARED
 from slideio_pipe.store.stored_bag import StoredBag
-from slideio_pipe.tiles.bag import Bag, UncolouredBag
+from slideio_pipe.tiles.bag import Bag, PlannedBag, UncolouredBag
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.failures import OnError, Read, TileErrors
 from slideio_pipe.tiles.patient_bag import PatientBag
 from slideio_pipe.tiles.tile_bag import TileBag
+from slideio_pipe.tiles.views_bag import ViewsBag
 
 Indices = NDArray[np.int64]
 Span = tuple[str, float, float]  # a stage, and its begin and end: ``time.perf_counter`` seconds
@@ -30,7 +31,7 @@ PLANNED = 256
 
 def plan_ahead(bag: Bag, index: Indices, colours: str) -> None:
     """Plan tiles of a bag that will be read a few at a time; errors are raised when the tile that has one is read."""
-    if isinstance(bag, DrawnBag | PatientBag):
+    if isinstance(bag, PlannedBag):
         with suppress(SlideioPipeError, OSError):
             bag.plan_ahead(index, colours=colours != "device")
 
@@ -86,12 +87,13 @@ class _ReadBag:
     def of(cls, opened: OpenedBag) -> _ReadBag:
         bag = _unpickled(opened.pickled)
         spans: list[Span] = []
-        if opened.timed and isinstance(bag, DrawnBag | StoredBag | PatientBag):
+        if opened.timed and isinstance(bag, DrawnBag | StoredBag | PatientBag | ViewsBag):
             bag.on_stage = lambda stage, start, end: spans.append((stage, start, end))
         return cls(bag, opened, spans)
 
     def close(self) -> None:
-        for bag in self.bag.slides if isinstance(self.bag, PatientBag) else (self.bag,):
+        for each in self.bag.slides if isinstance(self.bag, PatientBag) else (self.bag,):
+            bag = each.bag if isinstance(each, ViewsBag) else each
             source = bag.view.slide if isinstance(bag, TileBag) else bag
             if isinstance(source, Closable):
                 source.close()

@@ -14,6 +14,7 @@ from slideio_pipe.files import Closable
 from slideio_pipe.streaming.chunks import Chunk, FailedBag
 from slideio_pipe.streaming.epochs import Epochs, Items
 from slideio_pipe.streaming.stream import TileBatch
+from slideio_pipe.streaming.views import tiles_and_views
 from slideio_pipe.streaming.whole_bag import BagAssembler, WholeBag
 
 
@@ -35,10 +36,10 @@ class ChunkStream(Iterator[TileBatch], Closable):
     def __next__(self) -> TileBatch:
         while (item := self.take()) is not None:
             if isinstance(item, Chunk):
-                tiles = self.take_tiles(item)
+                tiles, views = tiles_and_views(self.take_tiles(item), self._epochs.dataset.views)
                 return TileBatch(
                     tiles, item.coords, item.index, item.bag, item.last, item.label,
-                    slide_index=item.slide_index, slides=item.slides,
+                    slide_index=item.slide_index, slides=item.slides, views=views,
                 )  # fmt: skip
             if item.began:
                 return self._end_mark(item)
@@ -83,9 +84,8 @@ class ChunkStream(Iterator[TileBatch], Closable):
         """Return the last batch of a bag that failed after some of its chunks were delivered."""
         nothing = np.zeros((0, 2), np.int64)
         failure = failed.failure
-        return TileBatch(
-            self._epochs.no_tiles(), nothing, nothing[:, 0], failure.slide, True, failed.label, failure.error
-        )
+        tiles, views = tiles_and_views(self._epochs.no_tiles(), self._epochs.dataset.views)
+        return TileBatch(tiles, nothing, nothing[:, 0], failure.slide, True, failed.label, failure.error, views=views)
 
     def _end(self) -> None:
         self._ended = True
@@ -135,7 +135,7 @@ class BagStream(Iterator[WholeBag], Closable):
             whole = whole or BagAssembler(item, tiles)
             whole.add(item, tiles)
             if item.last:
-                return whole.bag(item)
+                return whole.bag(item, self._epochs.dataset.views)
         raise StopIteration
 
     def close(self) -> None:

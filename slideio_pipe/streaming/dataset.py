@@ -27,10 +27,13 @@ from slideio_pipe.store.augmented_bag import check_colours_only
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.streaming.shared_epoch import SharedEpoch, is_read_by_data_loader
 from slideio_pipe.streaming.slide_opener import SlideOpener, count_stored, is_slide, is_store
+from slideio_pipe.streaming.views import check_views, tiles_and_views
 from slideio_pipe.streaming.whole_bag import WholeBag
 from slideio_pipe.tiles.bag import Bag, Label, patient_of
 from slideio_pipe.tiles.drawn_bag import DrawnBag
+from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import PatientBag, slide_index_of, slide_names_of
+from slideio_pipe.tiles.views_bag import ViewsBag
 
 
 class BagDataset(torch.utils.data.Dataset[WholeBag]):
@@ -55,6 +58,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         Drawn once per slide and once per tile, again for every epoch (``set_epoch``); they replace those of ``config``.
         Of a bag store, ``slide_transform`` may have colours only, and ``config.stored`` says what is beyond a tile's
         edge: see ``AugmentedBag``.
+    views : MultiCrop, optional
+        Several draws of each tile, in place of a transform per tile: ``chunk.views`` of a ``BagLoader``.
 
     Raises
     ------
@@ -78,6 +83,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         *,
         slide_transform: Any = None,
         tile_transform: Any = None,
+        views: MultiCrop | None = None,
     ) -> None:
         self.config = config if isinstance(config, LoaderConfig) else load_loader_config(config)
         self.cohort = Cohort.of(cohort)
@@ -85,10 +91,15 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             self.cohort = by_patient(self.cohort)
         self.slide_transform = _transform(slide_transform, self.config.slide_transform)
         self.tile_transform = _transform(tile_transform, self.config.tile_transform)
+        check_views(views, "host")
+        if views is not None and self.tile_transform is not None:
+            remedy = "leave one of them out: MultiCrop(global_transform=…, local_transform=…) is of the views"
+            raise ConfigError("views, and a transform per tile", remedy=remedy)
+        self.views = views
         self._shared = SharedEpoch(len(self.cohort))
         self.on_stage: OnTiming | None = None  # called with the stages of opening and reading, and their times
         self._counts: dict[int, int | None] = {}
-        self._slides = SlideOpener(self.config, self.slide_transform, self.tile_transform)
+        self._slides = SlideOpener(self.config, self.slide_transform, self.tile_transform, views)
         drawn = self.slide_transform is not None or self.tile_transform is not None
         if drawn:
             self._check_drawable()
@@ -135,17 +146,17 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         try:
             index = self.chosen(number, bag, epoch)
             self._warn_of_repeats(number, epoch, bag, drawn=len(index) < len(bag))
-            tiles = torch.from_numpy(bag.read(index)).permute(0, 3, 1, 2)
+            tiles, views = tiles_and_views(torch.from_numpy(bag.read(index)).permute(0, 3, 1, 2), self.views)
             known = self.label(number, bag), self.patient(number, bag)
             coords, of_slides = np.asarray(bag.coords)[index], slide_index_of(bag, index)
-            return WholeBag(tiles, coords, index, slide.name, *known, of_slides, slide_names_of(bag))
+            return WholeBag(tiles, coords, index, slide.name, *known, of_slides, slide_names_of(bag), views)
         finally:
             self.close(number, bag)
 
     def _warn_of_repeats(self, number: int, epoch: int, bag: Bag, *, drawn: bool) -> None:
         """Warn once if a DataLoader reads a bag again in one epoch: its draws are the same."""
         bags = bag.slides if isinstance(bag, PatientBag) else (bag,)
-        drawn = drawn or self.slide_transform is not None
+        drawn = drawn or self.slide_transform is not None or self.views is not None
         drawn = drawn or any(getattr(each, "tile_transform", None) is not None for each in bags)
         drawn = drawn or any(isinstance(each, AugmentedBag) for each in bags)
         if drawn and is_read_by_data_loader() and self._shared.is_first_repeat(number, epoch):
@@ -185,7 +196,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         bag = self._opened(slide, epoch)
         if self.on_stage:
             self.on_stage("open", begun, time.perf_counter())
-            if isinstance(bag, DrawnBag | StoredBag):
+            if isinstance(bag, DrawnBag | StoredBag | ViewsBag):
                 bag = copy.copy(bag)  # the caller's bag is not changed
                 bag.on_stage = self.on_stage
         if not len(bag):
@@ -252,6 +263,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             No bag can be opened; the error is that of the first.
         """
         side = self.config.grid.tile_size
+        if self.views is not None:
+            return self.views.packed_shape
         if any(is_slide(slide) for slide in self._every_slide()) and not self.config.grid.align:
             if self.tile_transform is None:
                 return side, side, 3
@@ -280,8 +293,9 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         ]
         slides = [[slide.name, slide.mpp, str(slide.mask)] for slide in self._every_slide()]
         patients = [[row.name, len(slides_of_row(row))] for row in self.cohort] if self.config.unit == "patient" else []
+        views = [] if self.views is None else [self.views.to_dict()]
         known = json.dumps(
-            [slides + patients, self.config.model_dump(mode="json"), transforms], sort_keys=True, default=str
+            [slides + patients, self.config.model_dump(mode="json"), transforms, *views], sort_keys=True, default=str
         )
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 

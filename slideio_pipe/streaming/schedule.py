@@ -32,10 +32,9 @@ from slideio_pipe.streaming.device import use_device
 from slideio_pipe.streaming.reading_threads import BagReading, Readers, ReadingThreads
 from slideio_pipe.streaming.ring import Buffer, BufferPool
 from slideio_pipe.streaming.stream import check_colours, colours_of
-from slideio_pipe.tiles.bag import Bag, Label
-from slideio_pipe.tiles.drawn_bag import DrawnBag
+from slideio_pipe.tiles.bag import Bag, Label, PlannedBag
 from slideio_pipe.tiles.failures import TileErrors, TileFailure
-from slideio_pipe.tiles.patient_bag import PatientBag, slide_index_of, slide_names_of
+from slideio_pipe.tiles.patient_bag import slide_index_of, slide_names_of
 
 # Errors that make a slide fail; any other is a programming error and ends the epoch.
 SLIDE_ERRORS = (SlideioPipeError, OSError)
@@ -351,4 +350,4 @@ class EpochSchedule:
 
 def _storage_order(bag: Bag, chosen: Indices) -> Indices:
     """Return tiles in the order that decodes each stored tile of the slide once."""
-    return bag.storage_order(chosen) if isinstance(bag, DrawnBag | PatientBag) else chosen
+    return bag.storage_order(chosen) if isinstance(bag, PlannedBag) else chosen

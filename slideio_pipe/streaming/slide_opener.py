@@ -15,12 +15,15 @@ from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import AugmentedBag, StoredBag
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig
+from slideio_pipe.streaming.views import with_views
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.grid import TileGrid
+from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import PatientBag
 from slideio_pipe.tiles.tile_bag import TileBag
 from slideio_pipe.tiles.tissue_mask import TissueMask
+from slideio_pipe.tiles.views_bag import ViewsBag
 
 # Memory limit of a cohort's tissue masks, compressed: about 20 KB each, so 3,000 slides.
 _MASK_BYTES = 64 * 2**20
@@ -33,20 +36,27 @@ class SlideOpener:
     ----------
     config : LoaderConfig
     slide_transform, tile_transform : albumentationsxl transforms, or None
+    views : MultiCrop, optional
     """
 
-    def __init__(self, config: LoaderConfig, slide_transform: Any, tile_transform: Any) -> None:
+    def __init__(
+        self, config: LoaderConfig, slide_transform: Any, tile_transform: Any, views: MultiCrop | None = None
+    ) -> None:
         self.config, self.slide_transform, self.tile_transform = config, slide_transform, tile_transform
+        self.views = views
         self._masks: ByteCache[str, bytes] = ByteCache(_MASK_BYTES)
         self._colours: dict[str, SlideColour] = {}  # measured when a transform needs it; about a second each
 
     def open(self, slide: CohortSlide, epoch: int) -> Bag:
-        """Return the bag of a slide with the draws of an epoch; no tile is decoded."""
+        """Return the bag of a slide with the draws of an epoch, or of its packed views; no tile is decoded."""
+        return with_views(self._open(slide, epoch), self.views)
+
+    def _open(self, slide: CohortSlide, epoch: int) -> Bag:
         source = slide.source
         if isinstance(source, StoredBag):
             return self._augmented(source, slide, epoch)
         if not isinstance(source, Path):
-            return _at_epoch(source, epoch)
+            return _at_epoch(source, epoch, drawn=self.views is not None)
         if not is_slide(slide):
             return self._augmented(StoredBag(source), slide, epoch)
         config = self.config
@@ -60,6 +70,8 @@ class SlideOpener:
 
     def close(self, slide: CohortSlide, bag: Bag) -> None:
         """Release the file of a bag that ``open`` returned; bags given by the caller stay open."""
+        if isinstance(bag, ViewsBag):
+            bag = bag.bag
         if bag is slide.source:
             return
         if isinstance(bag, AugmentedBag) and is_store(slide) and "colour" in vars(bag.view.slide):
@@ -73,8 +85,8 @@ class SlideOpener:
             bag.view.slide.close()
 
     def _augmented(self, bag: StoredBag, slide: CohortSlide, epoch: int) -> Bag:
-        """Return a stored bag with the draws of an epoch; without a transform, the bag itself."""
-        if self.slide_transform is None and self.tile_transform is None:
+        """Return a stored bag with the draws of an epoch; without a transform and views, the bag itself."""
+        if self.slide_transform is None and self.tile_transform is None and self.views is None:
             return bag
         return AugmentedBag(
             bag,
@@ -127,14 +139,17 @@ def count_stored(slide: CohortSlide) -> int | None:
         return len(bag)
 
 
-def _at_epoch(bag: Bag, epoch: int) -> Bag:
-    """Return a bag with the tiles' draws of an epoch; its own epoch counts from 0."""
+def _at_epoch(bag: Bag, epoch: int, *, drawn: bool) -> Bag:
+    """Return a bag with the tiles' draws of an epoch; its own epoch counts from 0.
+
+    ``drawn`` says whether there are draws beside those of a transform of its own: views.
+    """
     if isinstance(bag, PatientBag):
-        slides = [_at_epoch(slide, epoch) for slide in bag.slides]
+        slides = [_at_epoch(slide, epoch, drawn=drawn) for slide in bag.slides]
         return PatientBag(slides, patient=bag.patient, label=bag.label) if epoch else bag
     if isinstance(bag, AugmentedBag) and epoch:
         return bag.at_epoch(bag.epoch + epoch)
-    if not isinstance(bag, TileBag) or bag.tile_transform is None or not epoch:
+    if not isinstance(bag, TileBag) or not epoch or (bag.tile_transform is None and not drawn):
         return bag
-    drawn = {"tile_transform": bag.tile_transform, "seed": bag.seed, "epoch": bag.epoch + epoch}
-    return TileBag(bag.view, bag.grid, label=bag.label, patient=bag.patient, **drawn)
+    settings = {"tile_transform": bag.tile_transform, "seed": bag.seed, "epoch": bag.epoch + epoch}
+    return TileBag(bag.view, bag.grid, label=bag.label, patient=bag.patient, **settings)

@@ -13,7 +13,7 @@ waits for the event of the normalisation. On the CPU the same code runs without 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -30,8 +30,10 @@ from slideio_pipe.streaming.bag_reads import PLANNED, plan_ahead, reader_of
 from slideio_pipe.streaming.device import Colours, Sender, Sent, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
+from slideio_pipe.streaming.views import check_views, tiles_and_views, with_views
 from slideio_pipe.tiles.bag import Bag, ColourColumnsBag, Label, UncolouredBag, check_bag
 from slideio_pipe.tiles.failures import TileErrors, check_on_error, warn_of
+from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import no_slides, slide_index_of, slide_names_of
 
 COLOURS = ("host", "device")
@@ -51,7 +53,7 @@ class TileBatch:
     (2, [256, 0], 1)
     """
 
-    tiles: torch.Tensor  # (n, 3, H, W) channels_last
+    tiles: torch.Tensor  # (n, 3, H, W) channels_last; with ``views``, the first view of each tile
     coords: NDArray[np.int64]  # (n, 2) level-0 px of the tile's slide, x and y
     index: NDArray[np.int64]  # (n,) position in the bag
     bag: str  # name of the bag
@@ -60,6 +62,8 @@ class TileBatch:
     error: SlideioPipeError | OSError | None = None  # why the bag ends here, incomplete and without tiles
     slide_index: NDArray[np.int64] = field(default_factory=no_slides)  # (n,) number of each tile's slide in ``slides``
     slides: tuple[str, ...] = ()  # names of the bag's slides: several of a patient's
+    # "global" and "local" of a ``MultiCrop``: (n, views, 3, h, w), each view channels_last
+    views: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -96,7 +100,9 @@ class TileStream(Iterator[TileBatch], Closable):
         threads: int,
         colours: str = "host",
         tolerance: TileErrors,
+        views: MultiCrop | None = None,
     ) -> None:
+        self._views = views
         self._bag, self._positions, self._batch_size = bag, positions, batch_size
         self._taken = 0
         self._ended = False
@@ -130,7 +136,7 @@ class TileStream(Iterator[TileBatch], Closable):
             raise StopIteration
         try:
             sent, index = self._stage.take()
-            tiles = sent.receive()
+            tiles, views = tiles_and_views(sent.receive(), self._views)
         except BaseException as end:
             # The caller may continue after an interrupt; everything else ends the stream.
             if not isinstance(end, KeyboardInterrupt):
@@ -143,7 +149,7 @@ class TileStream(Iterator[TileBatch], Closable):
         coords = np.asarray(self._bag.coords)[index]
         return TileBatch(
             tiles, coords, index, self._bag.name, self._taken == len(self), self._bag.label,
-            slide_index=slide_index_of(self._bag, index), slides=slide_names_of(self._bag),
+            slide_index=slide_index_of(self._bag, index), slides=slide_names_of(self._bag), views=views,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -165,6 +171,7 @@ def stream(
     indices: ArrayLike | None = None,
     colours: str = "host",
     on_error: str = "raise",
+    views: MultiCrop | None = None,
 ) -> TileStream:
     """Return the tiles of a bag as batches on a device, decoded ahead of the consumer.
 
@@ -195,6 +202,10 @@ def stream(
     on_error : {"raise", "white", "skip"}
         Handling of a tile that cannot be decoded: its error is raised, it is white, or it is skipped. The latter two
         list it in ``failures`` and warn at the end; with more than a tenth of the tiles they raise.
+    views : MultiCrop, optional
+        Several draws of each tile, for self-supervised training: ``batch.views``. The stored tiles are decoded once
+        for all of them. Seed and epoch of the draws are the bag's; a stored bag is read as ``AugmentedBag(bag)``. The
+        bag has no transform per tile; its view's transform stays, the same for all views of an epoch.
 
     Returns
     -------
@@ -226,6 +237,8 @@ def stream(
     ((5, 3, 100, 100), 'torch.float16', True)
     """
     check_bag(bag)
+    check_views(views, colours)
+    bag = with_views(bag, views)
     sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))
     positions = _positions(indices, _tile_count(bag), bag.name)
     return TileStream(
@@ -237,6 +250,7 @@ def stream(
         threads=default_threads() if threads is None else at_least_one("threads", threads),
         colours=check_colours(colours, bag),
         tolerance=TileErrors(bag.name, len(positions), check_on_error(on_error)),
+        views=views,
     )
 
 

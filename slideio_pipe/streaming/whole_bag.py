@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.streaming.chunks import Chunk
+from slideio_pipe.streaming.views import tiles_and_views
 from slideio_pipe.tiles.bag import Label
+from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import no_slides
 
 
@@ -24,7 +27,7 @@ class WholeBag:
     (2, [256, 0], 1)
     """
 
-    tiles: torch.Tensor  # (n, 3, H, W) channels_last
+    tiles: torch.Tensor  # (n, 3, H, W) channels_last; with ``views``, the first view of each tile
     coords: NDArray[np.int64]  # (n, 2) level-0 px of the tile's slide, x and y
     index: NDArray[np.int64]  # (n,) position in the bag, ascending
     bag: str  # name of the slide or patient in the cohort
@@ -32,6 +35,7 @@ class WholeBag:
     patient: str | None = None  # patient of the slide, if known
     slide_index: NDArray[np.int64] = field(default_factory=no_slides)  # (n,) number of each tile's slide in ``slides``
     slides: tuple[str, ...] = ()  # names of the slides
+    views: Mapping[str, torch.Tensor] = field(default_factory=dict)  # as those of a ``TileBatch``
 
     def __len__(self) -> int:
         return len(self.index)
@@ -58,12 +62,13 @@ class BagAssembler:
         self._coords[item.places], self._index[item.places] = item.coords, item.index
         self._slide_index[item.places] = item.slide_index
 
-    def bag(self, last: Chunk) -> WholeBag:
+    def bag(self, last: Chunk, views: MultiCrop | None = None) -> WholeBag:
         """Return the bag, without tiles that were skipped."""
         tiles, came = self._tiles, self._index >= 0
         if not came.all():
             tiles = tiles[torch.from_numpy(came).to(tiles.device)]
+        shown, of_views = tiles_and_views(tiles.permute(0, 3, 1, 2), views)
         return WholeBag(
-            tiles.permute(0, 3, 1, 2), self._coords[came], self._index[came], last.bag, last.label, last.patient,
-            self._slide_index[came], last.slides,
+            shown, self._coords[came], self._index[came], last.bag, last.label, last.patient,
+            self._slide_index[came], last.slides, of_views,
         )  # fmt: skip

@@ -70,6 +70,14 @@ class ColourColumnsBag(Protocol):
     def colour_columns(self, indices: ArrayLike) -> OperationColumns: ...
 
 
+@runtime_checkable
+class PlannedBag(Protocol):
+    """A bag whose tiles are read faster if those that will be read are known before, and in the order of the file."""
+
+    def storage_order(self, indices: ArrayLike) -> NDArray[np.int64]: ...
+    def plan_ahead(self, indices: ArrayLike, *, colours: bool = True) -> None: ...
+
+
 class ArrayLikeBag(Explorable, ABC):
     """Numpy-style reading on top of ``read``: ``bag[3]``, ``bag[10:20]``, ``bag[[5, 1]]``, ``bag[mask]``, iteration."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from abc import abstractmethod
 from collections import OrderedDict
 from contextlib import suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -71,6 +72,15 @@ class DrawnBag(ArrayLikeBag):
             return found
         return self._run([tile]), 0
 
+    def redrawn(self, tile_transform: Any, seed: int) -> Self:
+        """Return the bag with another transform per tile and another seed; its places and its reader are shared."""
+        other = copy.copy(self)
+        vars(other).pop("_colour", None)
+        DrawnBag.__init__(other, self.view, self.tile_size, tile_transform=tile_transform, seed=seed, epoch=self.epoch)
+        other.shape = (len(self), other.canvas.height, other.canvas.width, 3)
+        other.on_stage = self.on_stage
+        return other
+
     def plan_ahead(self, indices: ArrayLike, *, colours: bool = True) -> None:
         """Draw tiles (n,) that will be read, and plan their reading: a few tiles take as long as hundreds.
 
@@ -92,6 +102,24 @@ class DrawnBag(ArrayLikeBag):
             self._planned[tile] = (plan, row, key)
         while len(self._planned) > max(_DRAWS_KEPT, len(positions)):
             self._planned.popitem(last=False)
+
+    def draws(self, indices: ArrayLike) -> Draws | None:
+        """Return the draws of tiles (n,); None without a transform per tile.
+
+        Raises
+        ------
+        ConfigError
+            The tile transform draws tiles of different sizes.
+        """
+        return self._draws(self._positions(indices))
+
+    def plan_draws(self, indices: ArrayLike, draws: Draws) -> ReadPlan | None:
+        """Return how tiles (n,), some of them several times, are read with other draws, one for each."""
+        return self._plan(self._positions(indices), draws, colours=True)
+
+    def read_draws(self, indices: ArrayLike, draws: Draws, *, threads: int = 1) -> NDArray[np.uint8]:
+        """Return tiles (n,), some of them several times, with other draws, one for each: (n, height, width, 3)."""
+        return self._read_at(self._positions(indices), draws, None, threads=threads, colours=True)
 
     @abstractmethod
     def _plan(self, positions: NDArray[np.int64], draws: Draws | None, *, colours: bool) -> ReadPlan | None:
@@ -148,6 +176,10 @@ class DrawnBag(ArrayLikeBag):
             A tile cannot be decoded.
         """
         return self._read(indices, out, threads=threads, colours=True)
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """Return JSON values from which the bag can be made again; stores keep them."""
 
     @abstractmethod
     def storage_order(self, indices: ArrayLike) -> NDArray[np.int64]:

@@ -14,8 +14,7 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import Closable
 from slideio_pipe.geometry import SAME_RESOLUTION, Mpp
 from slideio_pipe.slides.backends.base import OnTiming
-from slideio_pipe.tiles.bag import ArrayLikeBag, Bag, Label, UncolouredBag, check_bag, patient_of
-from slideio_pipe.tiles.drawn_bag import DrawnBag
+from slideio_pipe.tiles.bag import ArrayLikeBag, Bag, Label, PlannedBag, UncolouredBag, check_bag, patient_of
 from slideio_pipe.tiles.reader import empty_tiles
 
 _Read = Callable[[NDArray[np.int64], NDArray[np.uint8]], object]
@@ -142,14 +141,14 @@ class PatientBag(ArrayLikeBag, Closable):
         """Return ``indices`` slide by slide, in the order that decodes every stored tile once."""
         found = [np.zeros(0, np.int64)]
         for bag, rows, inside in self._by_slide(positions := self._positions(indices)):
-            ordered = bag.storage_order(inside) if isinstance(bag, DrawnBag) else inside
+            ordered = bag.storage_order(inside) if isinstance(bag, PlannedBag) else inside
             found.append(ordered + (positions[rows[0]] - inside[0]))
         return np.concatenate(found)
 
     def plan_ahead(self, indices: ArrayLike, *, colours: bool = True) -> None:
         """Plan the reading of tiles, as ``DrawnBag.plan_ahead`` does for each slide."""
         for bag, _, inside in self._by_slide(self._positions(indices)):
-            if isinstance(bag, DrawnBag):
+            if isinstance(bag, PlannedBag):
                 bag.plan_ahead(inside, colours=colours)
 
     def provenance(self) -> dict[str, Any]:

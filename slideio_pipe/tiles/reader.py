@@ -139,7 +139,7 @@ class TileReader:
         order = sorted(range(len(rows)), key=lambda k: plan.rank[rows[k]])
         runs = [order[start : start + READ_RUN] for start in range(0, len(order), READ_RUN)]
         jobs = [partial(plan.read, [rows[k] for k in run], _slots(target, run)) for run in runs]
-        _in_threads(jobs, threads)
+        in_threads(jobs, threads)
         return target
 
     def plan(self, origins: ArrayLike, *, draws: Sequence[Draw] | None = None, colours: bool = True) -> ReadPlan | None:
@@ -178,7 +178,8 @@ def _slots(target: NDArray[np.uint8], run: list[int]) -> Slots:
     return target[first : last + 1] if run == list(range(first, last + 1)) else [target[k] for k in run]
 
 
-def _in_threads(runs: Sequence[Callable[[], None]], threads: int) -> None:
+def in_threads(runs: Sequence[Callable[[], None]], threads: int) -> None:
+    """Call every function, in that many threads; raise the error of the first that fails."""
     if threads <= 1 or len(runs) <= 1:
         for run in runs:
             run()

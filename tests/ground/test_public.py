@@ -41,6 +41,7 @@ PUBLIC = [
     "LabelMask",
     "LoaderConfig",
     "MilModel",
+    "MultiCrop",
     "Normalize",
     "PatientBag",
     "Prediction",

@@ -51,6 +51,7 @@ RUNS = [
     "stream_colours",
     "versions",
     "viewer",
+    "views",
 ]
 
 
