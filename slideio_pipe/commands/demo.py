@@ -96,7 +96,7 @@ def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
         say("    run/: trained on usual stains")
         return
     say(f"  {called} train --config mil-end-to-end --cohort {manifest} --out run/", copied=True)
-    say("    seven minutes on two cores")
+    say("    three to seven minutes on two cores")
     say(f"  {called} predict run/ {folder}/slides/s13.svs --out seen/", copied=True)
     say(f"  {called} demo --mil --laboratory faded --out {folder}-faded/", copied=True)
     say("    the test slides with another stain")

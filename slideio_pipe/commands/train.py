@@ -172,7 +172,6 @@ def _print(fitted: Fitted) -> None:
             print_metrics(f"{name}, {count:,} {fitted.unit}{'' if count == 1 else 's'}", metrics)
             if part in fitted.notes:
                 say(fitted.notes[part])
-    epochs = ", ".join(str(len(rows)) for rows in fitted.history)
-    say(f"epochs: {epochs}; kept, from 0: {', '.join(str(epoch) for epoch in fitted.kept)}")
+    say(fitted.course())
     say(f"model: {', '.join(str(path) for path in fitted.checkpoints)}")
     say(f"predictions: {fitted.predictions}")

@@ -18,21 +18,21 @@ def step_words(slides: int, of: int, loss: float) -> str:
     return f"{slides:,}/{of:,} slides, loss {loss:.3f}"
 
 
-def epoch_words(now: Progress, *, chosen: bool = True) -> str:
-    """Return the result of the latest epoch; epochs are numbered from 0, as in history.csv.
+def epoch_words(now: Progress, epochs: int, *, chosen: bool = True) -> str:
+    """Return the result of the latest of ``epochs`` epochs; they are numbered from 0, as in history.csv.
 
     ``chosen``: the best epoch is kept; otherwise the last one is, whatever its validation.
 
     >>> row = {"epoch": 4, "lr": 1e-4, "loss": 0.51, "val_loss": 0.6, "val_auroc": 0.875, "val_auprc": 0.8}
-    >>> epoch_words(Progress(best_epoch=3, history=[row]))
-    'epoch 4: loss 0.510, validation loss 0.600, auroc 0.875; best so far: 3'
-    >>> epoch_words(Progress(best_epoch=4, history=[row]), chosen=False)
-    'epoch 4: loss 0.510, validation loss 0.600, auroc 0.875'
+    >>> epoch_words(Progress(best_epoch=3, history=[row]), 50)
+    'epoch 4 of 50: loss 0.510, validation loss 0.600, auroc 0.875; best so far: 3'
+    >>> epoch_words(Progress(best_epoch=4, history=[row]), 50, chosen=False)
+    'epoch 4 of 50: loss 0.510, validation loss 0.600, auroc 0.875'
     """
     row = now.history[-1]
     parts = [f"loss {row['loss']:.3f}", *_validation(row)]
     best = f"; best so far: {now.best_epoch}" if chosen and "val_loss" in row and now.best_epoch >= 0 else ""
-    return f"epoch {row['epoch']}: {', '.join(parts)}{best}"
+    return f"epoch {row['epoch']} of {epochs}: {', '.join(parts)}{best}"
 
 
 def _validation(row: Mapping[str, Any]) -> list[str]:

@@ -62,19 +62,20 @@ class Fitted:
                 rows.append((name, metric_name(key), value, interval))
         return rows
 
-    def _course(self) -> str:
+    def course(self) -> str:
         """Return the number of epochs and which was kept, of each division."""
         epochs = ", ".join(str(len(rows)) for rows in self.history)
-        return f"epochs: {epochs}; kept, from 0: {', '.join(str(epoch) for epoch in self.kept)}"
+        kept = ", ".join(str(epoch) for epoch in self.kept)
+        return f"{epochs} epochs; kept: epoch{'s' if len(self.kept) > 1 else ''} {kept}, counted from 0"
 
     def __repr__(self) -> str:
         rows = [("part", "metric", "value", "95 % interval"), *self.table()]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([f"Fitted in {self.folder}: {self._course()}", *lines])
+        return "\n".join([f"Fitted in {self.folder}: {self.course()}", *lines])
 
     def _repr_html_(self) -> str:
-        facts = {"course": self._course()}
+        facts = {"course": self.course()}
         for part, metric, value, interval in self.table():
             facts[f"{part}: {metric}"] = f"{value} ({interval})" if interval else value
         facts |= {f"note, {PART_NAMES.get(part, part)}": note for part, note in self.notes.items()}

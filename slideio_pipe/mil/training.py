@@ -235,7 +235,7 @@ class Training:
         if self.fabric.is_global_zero:
             self._on_epoch(now.history)
         if self._note is not None:
-            self._note(epoch_words(now, chosen=fit.monitor != "none"), lasting=True)
+            self._note(epoch_words(now, fit.epochs, chosen=fit.monitor != "none"), lasting=True)
 
     def _is_better(self, row: dict[str, Any]) -> bool:
         """Compare this epoch with the best so far; at equal metrics the lower loss is better."""

@@ -48,7 +48,7 @@ def test_one_evaluation_slide_for_two_processes(alone: str, tmp_path: Path) -> N
     config = quick(monitor="loss" if alone == "val" else "none", validation=0)
     code, output, errors = train(cohort, config, tmp_path / "run")
     assert code == 0, errors
-    assert output.count("epochs: 2") == 1
+    assert output.count("2 epochs; kept") == 1
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["slides"] == {alone: 1}
 
 

@@ -244,6 +244,23 @@ def test_side_by_side_and_wipe_show_the_same_place(browser: Browser, slide: sp.S
         assert other == pytest.approx(one, abs=0.6)
 
 
+def test_a_slide_that_is_seen_as_a_whole_stays_whole(browser: Browser, slide: sp.Slide) -> None:
+    """In panes of half the width, too, under a draw that turns it; a place that was looked at stays."""
+    with sp.explore(slide) as viewer:
+        browser.open(viewer.url)
+        move(browser, turn=40)
+        assert browser.get("viewer.main.whole")
+        browser.page.keyboard.press("2")
+        browser.until("viewer.comparison.mode === 'side' && viewer.comparison.arranged")
+        assert browser.get("viewer.main.whole")
+        browser.look_at(900, 700, 3)
+        middle = browser.get("viewer.main.middle")
+        browser.page.keyboard.press("1")
+        browser.until("viewer.comparison.mode === 'one' && viewer.comparison.arranged")
+        assert browser.get("viewer.main.middle") == pytest.approx(middle, abs=2)
+        assert not browser.get("viewer.main.whole")
+
+
 def test_eight_draws(browser: Browser, slide: sp.Slide) -> None:
     """Eight seeds of the place are shown; a click takes one."""
     with sp.explore(slide, transform=TRANSFORM) as viewer:
@@ -264,8 +281,7 @@ def test_eight_draws_have_the_middle_of_a_narrow_pane(browser: Browser, slide: s
     with sp.explore(slide, transform=TRANSFORM) as viewer:
         browser.open(viewer.url)
         browser.page.keyboard.press("2")
-        browser.until("viewer.comparison.original && viewer.comparison.original.plain")
-        browser.page.wait_for_timeout(300)  # the widths follow in two frames
+        browser.until("viewer.comparison.mode === 'side' && viewer.comparison.arranged")
         middle = browser.get("viewer.main.middle")
         browser.page.keyboard.press("4")
         browser.until("document.querySelectorAll('#eight img').length === 8")

@@ -140,7 +140,7 @@ class ColourScale:
         for number, word in enumerate(texts):
             draw.text((0, number * line), drawable(word), INK, font(px))
         top, bottom = len(texts) * line + gap, height - gap - len(rest) * line
-        ramp = self._ramp(np.linspace(1, 0, bottom - top))
+        ramp = self._over_white(np.linspace(1, 0, bottom - top))
         sheet.paste(Image.fromarray(np.repeat(ramp[:, None], wide, 1)), (0, top))
         for tick, label in zip(self.ticks, labels, strict=True):
             y = bottom - 1 - float(self.position([tick])[0]) * (bottom - top - 1)
@@ -157,11 +157,15 @@ class ColourScale:
             return np.asarray(OPAQUE * np.minimum(1.0, place / FULL_FROM), np.float32)
         return np.asarray(FAINT + (OPAQUE - FAINT) * place, np.float32)
 
-    def _ramp(self, places: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def frames(self, values: ArrayLike) -> NDArray[np.uint8]:
+        """Return the (…, 3) uint8 RGB of scores as the colour bar shows them: attention below its mean is white."""
+        return self._over_white(self.position(values))
+
+    def _over_white(self, places: NDArray[np.float64]) -> NDArray[np.uint8]:
         """Return the colours of places on the scale as they are over white."""
         colours = _MAP[np.rint(places * 255).astype(np.int64)].astype(np.float64)
         if self.logarithmic:
-            seen = np.minimum(1.0, places / FULL_FROM)[:, None]
+            seen = np.minimum(1.0, places / FULL_FROM)[..., None]
             colours = colours * seen + 255 * (1 - seen)
         return np.rint(colours).astype(np.uint8)
 

@@ -46,7 +46,7 @@ def draw_top_tiles(
     draw = ImageDraw.Draw(sheet)
     for place, (k, tile) in enumerate(zip(order.tolist(), tiles, strict=True)):
         x, y = (place % columns) * step_x, (place // columns) * step_y
-        red, green, blue = scores.scale.colours(scores.values[k]).tolist()
+        red, green, blue = scores.scale.frames(scores.values[k]).tolist()
         draw.rectangle((x, y, x + side - 1, y + side - 1), (red, green, blue))
         shown = Image.fromarray(tile).resize((tile_px, tile_px), Image.Resampling.LANCZOS)
         sheet.paste(shown, (x + _FRAME_PX, y + _FRAME_PX))

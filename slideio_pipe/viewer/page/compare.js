@@ -25,8 +25,9 @@ export class Comparison {
   }
 
   async use(mode) {
-    const { middle } = this.main; // before the pane has another width
+    const { middle, whole } = this.main; // before the pane has another width
     this.mode = mode;
+    this.arranged = false;
     this.stage.dataset.mode = mode;
     document.querySelectorAll("#modes button").forEach((button) =>
       button.setAttribute("aria-pressed", String(button.dataset.mode === mode)));
@@ -45,8 +46,10 @@ export class Comparison {
     }
     await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))); // the new widths
     for (const pane of [this.main, this.original]) if (pane) pane.viewer.forceResize();
+    if (whole) this.main.viewer.viewport.goHome(true); // what was seen as a whole stays whole
     this.follow(this.main, this.original);
     this.main.viewer.forceRedraw();
+    this.arranged = true;
   }
 
   // Show in one pane the tissue that is in the middle of the other, as large. In a wipe it is turned alike.

@@ -106,6 +106,13 @@ export class Pane {
     return this.level0At(clientWidth / 2, clientHeight / 2);
   }
 
+  // Whether the slide is seen as a whole; a draw that turns it may reach beyond the pane.
+  get whole() {
+    const { x, y, width, height } = this.viewer.viewport.getBoundsNoRotate(true);
+    const [right, bottom] = [0.5, (0.5 * this.slide.size[1]) / this.slide.size[0]];
+    return Math.max(x + right, y + bottom, right - x - width, bottom - y - height) < 1e-6;
+  }
+
   add(draw, opacity) {
     const [width, height] = this.slide.size;
     const size = draw.size || this.slide.size;
