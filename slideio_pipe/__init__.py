@@ -80,6 +80,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.synthetic.slide import SyntheticSlide as SyntheticSlide
     from slideio_pipe.synthetic.slide import write_synthetic_slide as write_synthetic_slide
     from slideio_pipe.tiles.annotations import Annotations as Annotations
+    from slideio_pipe.tiles.context_bag import ContextBag as ContextBag
     from slideio_pipe.tiles.find_tissue import find_tissue as find_tissue
     from slideio_pipe.tiles.grid import TileGrid as TileGrid
     from slideio_pipe.tiles.label_mask import LabelMask as LabelMask
@@ -105,6 +106,7 @@ _PUBLIC = {
     "TileGrid": "tiles.grid",
     "TileReader": "tiles.reader",
     "TileBag": "tiles.tile_bag",
+    "ContextBag": "tiles.context_bag",
     "PatientBag": "tiles.patient_bag",
     "stream": "streaming.stream",
     "TileBatch": "streaming.stream",

@@ -140,6 +140,17 @@ class Draws(Sequence[Draw]):
             records=None if self._records is None else [self._records[place] for place in places.tolist()],
         )  # fmt: skip
 
+    def with_affines(self, affines: NDArray[np.float64]) -> Draws:
+        """Return the draws with other affines (n, 6)."""
+        records = self._records
+        if records is not None:
+            moved = zip(records, affines.tolist(), strict=True)
+            records = [record.model_copy(update={"affine": tuple(affine)}) for record, affine in moved]
+        return Draws(
+            seed=self.seed, epoch=self.epoch, slide=self.slide, size=self.size, tiles=self.tiles,
+            canvases=self.canvases, affines=affines, kinds=self.kinds, numbers=self.numbers, records=records,
+        )  # fmt: skip
+
     def operations(self, row: int) -> tuple[Operation, ...]:
         """Return the colour operations of one draw, by position: ``Draw.operations``."""
         if self._records is not None:

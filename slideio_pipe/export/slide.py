@@ -27,6 +27,7 @@ from slideio_pipe.store.codecs import codec_for
 from slideio_pipe.store.config import Pixels
 from slideio_pipe.store.failed_tiles import check_store_on_error
 from slideio_pipe.tiles.bag import Label
+from slideio_pipe.tiles.context_bag import bag_of
 from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
@@ -289,7 +290,7 @@ def plan_bag(
     view = slide.view(mpp=config.view.mpp)
     tissue = tissue_of(slide, config.tissue, tissue_file, frame=mask_frame, on_error=on_error)
     grid = TileGrid(view, tissue=tissue, **config.grid.model_dump())
-    return TileBag(view, grid, label=label, patient=patient)
+    return bag_of(view, grid, config.view, label=label, patient=patient)
 
 
 def bag_path(slide: Slide, out: str | Path | None) -> Path:

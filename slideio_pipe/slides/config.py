@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from slideio_pipe.config import Record
-from slideio_pipe.geometry import too_fine
+from slideio_pipe.geometry import SAME_RESOLUTION, too_fine
 
 Resolution = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # µm per px
 
@@ -66,7 +74,28 @@ class ViewConfig(Record):
         json_schema_extra={"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"enum": ["native", None]}]},
     )
 
+    context: tuple[Resolution, ...] = Field(
+        default=(),
+        description="Further magnifications, µm per px, coarser than mpp and ascending: with each tile come concentric "
+        "ones of the same size in px, which show a larger field. Empty: none.",
+    )
+
     @field_validator("mpp", mode="before")
     @classmethod
     def _native(cls, value: object) -> object:
         return None if value == "native" else value
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        for finer, coarser in pairwise((*(() if self.mpp is None else (self.mpp,)), *self.context)):
+            if coarser <= finer * (1 + SAME_RESOLUTION):
+                raise ValueError(f"context: {coarser:g} µm is not coarser than {finer:g} µm; list them ascending")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _drop_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out further magnifications if there are none, so that settings equal those of older runs."""
+        values: dict[str, Any] = dump(self)
+        if not self.context:
+            values.pop("context", None)
+        return values

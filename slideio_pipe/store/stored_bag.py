@@ -160,7 +160,7 @@ class StoredBag(ArrayLikeBag, Closable):
             The store is damaged, or bytes are not a JPEG of a tile's size.
         """
         for number in np.asarray(indices, dtype=np.int64).tolist():
-            yield self._reader.encoded(number, self.shape[1:3] if self.holds_jpeg else None)
+            yield self._reader.encoded(number, (self.shape[-3], self.shape[-2]) if self.holds_jpeg else None)
 
     def close(self) -> None:
         """Close the file descriptors; a later read opens new ones."""

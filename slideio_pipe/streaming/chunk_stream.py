@@ -39,7 +39,7 @@ class ChunkStream(Iterator[TileBatch], Closable):
                 tiles, views = tiles_and_views(self.take_tiles(item), self._epochs.dataset.views)
                 return TileBatch(
                     tiles, item.coords, item.index, item.bag, item.last, item.label,
-                    slide_index=item.slide_index, slides=item.slides, views=views,
+                    slide_index=item.slide_index, slides=item.slides, views=views, nominal_mpps=item.nominal_mpps,
                 )  # fmt: skip
             if item.began:
                 return self._end_mark(item)

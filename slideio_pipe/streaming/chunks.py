@@ -95,6 +95,7 @@ class Chunk:
     patient: str | None = None  # patient of the slide, if known
     slide_index: Indices = field(default_factory=no_slides)  # number of each tile's slide in ``slides``
     slides: tuple[str, ...] = ()  # names of the bag's slides
+    nominal_mpps: tuple[float, ...] = ()  # of several magnifications
 
 
 @dataclass(frozen=True, slots=True)

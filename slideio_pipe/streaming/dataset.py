@@ -29,7 +29,7 @@ from slideio_pipe.streaming.shared_epoch import SharedEpoch, is_read_by_data_loa
 from slideio_pipe.streaming.slide_opener import SlideOpener, count_stored, is_slide, is_store
 from slideio_pipe.streaming.views import check_views, tiles_and_views
 from slideio_pipe.streaming.whole_bag import WholeBag
-from slideio_pipe.tiles.bag import Bag, Label, patient_of
+from slideio_pipe.tiles.bag import Bag, Label, nominal_mpps_of, patient_of
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import PatientBag, slide_index_of, slide_names_of
@@ -146,10 +146,11 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         try:
             index = self.chosen(number, bag, epoch)
             self._warn_of_repeats(number, epoch, bag, drawn=len(index) < len(bag))
-            tiles, views = tiles_and_views(torch.from_numpy(bag.read(index)).permute(0, 3, 1, 2), self.views)
+            tiles, views = tiles_and_views(torch.from_numpy(bag.read(index)).movedim(-1, -3), self.views)
             known = self.label(number, bag), self.patient(number, bag)
             coords, of_slides = np.asarray(bag.coords)[index], slide_index_of(bag, index)
-            return WholeBag(tiles, coords, index, slide.name, *known, of_slides, slide_names_of(bag), views)
+            names, mpps = slide_names_of(bag), nominal_mpps_of(bag)
+            return WholeBag(tiles, coords, index, slide.name, *known, of_slides, names, views, mpps)
         finally:
             self.close(number, bag)
 
@@ -254,36 +255,39 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         return [slide for row in self.cohort for slide in slides_of_row(row)]
 
     @cached_property
-    def tile_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of every tile: from the configuration if possible, else from the first bag.
+    def tile_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of every tile, after the number of magnifications if there are several.
+
+        From the configuration if possible, else from the first bag.
 
         Raises
         ------
         SlideioPipeError
             No bag can be opened; the error is that of the first.
         """
-        side = self.config.grid.tile_size
+        side, further = self.config.grid.tile_size, len(self.config.view.context)
+        scales = (1 + further,) if further else ()
         if self.views is not None:
             return self.views.packed_shape
         if any(is_slide(slide) for slide in self._every_slide()) and not self.config.grid.align:
             if self.tile_transform is None:
-                return side, side, 3
+                return *scales, side, side, 3
             from slideio_pipe.augment.compose import draw, needs_slide  # imports albumentationsxl
 
             if not needs_slide(self.tile_transform):
                 size = draw(self.tile_transform, tile=0, size=Size(side, side)).canvas
-                return size.height, size.width, 3
+                return *scales, size.height, size.width, 3
         return self._first_shape()
 
-    def _first_shape(self) -> tuple[int, int, int]:
+    def _first_shape(self) -> tuple[int, ...]:
         failures: list[SlideioPipeError] = []
         for slide in self._every_slide():
             try:
-                _, height, width, channels = self._opened(slide, 0).shape
+                _, *tile_shape = self._opened(slide, 0).shape
             except SlideioPipeError as error:
                 failures.append(error)
             else:
-                return height, width, channels
+                return tuple(tile_shape)
         raise failures[0]
 
     def digest(self) -> str:

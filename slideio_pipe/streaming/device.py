@@ -216,7 +216,7 @@ class Sender:
         return partial(runtime.cudaHostUnregister, memory.data_ptr())
 
     def send(self, tiles: Tensor, colours: Colours | None = None) -> Sent:
-        """Start sending (n, H, W, 3) uint8 host tiles; the result never shares their memory."""
+        """Start sending (n, H, W, 3) or (n, S, H, W, 3) uint8 host tiles; the result never shares their memory."""
         begun = time.perf_counter() if self.on_stage else 0.0
         if self._side is None:
             sent = Sent(self._finish(tiles, colours, copy=True), None, None)
@@ -249,6 +249,9 @@ class Sender:
 
     def _finish(self, tiles: Tensor, colours: Colours | None, *, copy: bool) -> Tensor:
         """Return NHWC memory as NCHW channels_last tiles, which have the same order of bytes."""
+        if tiles.ndim == 5:  # several magnifications of each tile, one after another
+            one_by_one = self._finish(tiles.flatten(0, 1), colours, copy=copy)
+            return one_by_one.view(*tiles.shape[:2], *one_by_one.shape[1:])
         planes = tiles.permute(0, 3, 1, 2)
         if colours is not None and not colours.is_identity:
             return colours.applied(planes, self._normalize, self._float)

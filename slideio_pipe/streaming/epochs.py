@@ -168,7 +168,7 @@ class Epochs:
     def no_tiles(self) -> torch.Tensor:
         """Return a tensor of no tiles, for the end of a bag that failed midway."""
         shape = (0, *self.dataset.tile_shape)
-        return torch.empty(shape, dtype=self.sender.dtype, device=self.sender.device).permute(0, 3, 1, 2)
+        return torch.empty(shape, dtype=self.sender.dtype, device=self.sender.device).movedim(-1, -3)
 
     def _read(self, *, whole: bool) -> Items:
         pace = replace(self.pace, interleave=1) if whole else self.pace

@@ -102,7 +102,7 @@ class BackgroundIterator(Generic[T]):
 class Buffer:
     """Host memory for one batch of tiles."""
 
-    memory: torch.Tensor  # (n, H, W, 3) uint8
+    memory: torch.Tensor  # (n, H, W, 3) uint8, or (n, S, H, W, 3)
     number: int  # in its pool
     copied: StreamMark | None = None  # mark after the last copy out of it
 

@@ -32,7 +32,7 @@ from slideio_pipe.streaming.device import use_device
 from slideio_pipe.streaming.reading_threads import BagReading, Readers, ReadingThreads
 from slideio_pipe.streaming.ring import Buffer, BufferPool
 from slideio_pipe.streaming.stream import check_colours, colours_of
-from slideio_pipe.tiles.bag import Bag, Label, PlannedBag
+from slideio_pipe.tiles.bag import Bag, Label, PlannedBag, nominal_mpps_of
 from slideio_pipe.tiles.failures import TileErrors, TileFailure
 from slideio_pipe.tiles.patient_bag import slide_index_of, slide_names_of
 
@@ -161,9 +161,8 @@ class EpochSchedule:
         try:
             open_bag.bag = bag = dataset.open(open_bag.slide, self._epoch)
             if tuple(bag.shape[1:]) != tuple(dataset.tile_shape):
-                (h, w, _), (height, width, _) = bag.shape[1:], dataset.tile_shape
                 raise ConfigError(
-                    f"tiles of {w}×{h} px among those of {width}×{height} px",
+                    f"tiles of {_described(bag.shape[1:])} among those of {_described(dataset.tile_shape)}",
                     slide=open_bag.name,
                     remedy="leave it out, or write all bags with one configuration",
                 )
@@ -317,6 +316,7 @@ class EpochSchedule:
             open_bag.patient,
             slide_index_of(open_bag.bag, index),
             slide_names_of(open_bag.bag),
+            nominal_mpps_of(open_bag.bag),
         )
         if delivery.last:
             open_bag.over = True
@@ -346,6 +346,12 @@ class EpochSchedule:
             self._readers.finish(reading)
         if bag is not None:
             self._dataset.close(open_bag.slide, bag)
+
+
+def _described(tile_shape: tuple[int, ...]) -> str:
+    """Return the shape of tiles as text: "256×256 px", "256×256 px at 2 magnifications"."""
+    *scales, height, width, _ = tile_shape
+    return f"{width}×{height} px" + "".join(f" at {count} magnifications" for count in scales)
 
 
 def _storage_order(bag: Bag, chosen: Indices) -> Indices:

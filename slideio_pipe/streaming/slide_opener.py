@@ -17,6 +17,7 @@ from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig
 from slideio_pipe.streaming.views import with_views
 from slideio_pipe.tiles.bag import Bag
+from slideio_pipe.tiles.context_bag import bag_of
 from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.multi_crop import MultiCrop
@@ -66,7 +67,8 @@ class SlideOpener:
         view = opened.view(mpp=config.view.mpp, transform=self.slide_transform, seed=config.seed, epoch=epoch)
         grid = TileGrid(view, tissue=self._tissue(slide, opened), **config.grid.model_dump())
         drawn = {"tile_transform": self.tile_transform, "seed": config.seed, "epoch": epoch}
-        return TileBag(view, grid, label=slide.label, patient=slide.patient, **drawn)
+        known = {"label": slide.label, "patient": slide.patient}
+        return bag_of(view, grid, config.view, **known, **drawn)
 
     def close(self, slide: CohortSlide, bag: Bag) -> None:
         """Release the file of a bag that ``open`` returned; bags given by the caller stay open."""
@@ -151,5 +153,4 @@ def _at_epoch(bag: Bag, epoch: int, *, drawn: bool) -> Bag:
         return bag.at_epoch(bag.epoch + epoch)
     if not isinstance(bag, TileBag) or not epoch or (bag.tile_transform is None and not drawn):
         return bag
-    settings = {"tile_transform": bag.tile_transform, "seed": bag.seed, "epoch": bag.epoch + epoch}
-    return TileBag(bag.view, bag.grid, label=bag.label, patient=bag.patient, **settings)
+    return bag.at_epoch(bag.epoch + epoch)

@@ -31,7 +31,16 @@ from slideio_pipe.streaming.device import Colours, Sender, Sent, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.streaming.views import check_views, tiles_and_views, with_views
-from slideio_pipe.tiles.bag import Bag, ColourColumnsBag, Label, UncolouredBag, check_bag
+from slideio_pipe.streaming.whole_bag import tiles_by_mpp
+from slideio_pipe.tiles.bag import (
+    Bag,
+    ColourColumnsBag,
+    Label,
+    UncolouredBag,
+    check_bag,
+    nominal_mpps_of,
+    scale_count,
+)
 from slideio_pipe.tiles.failures import TileErrors, check_on_error, warn_of
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import no_slides, slide_index_of, slide_names_of
@@ -53,7 +62,8 @@ class TileBatch:
     (2, [256, 0], 1)
     """
 
-    tiles: torch.Tensor  # (n, 3, H, W) channels_last; with ``views``, the first view of each tile
+    # (n, 3, H, W) channels_last; with ``views``, the first view of each tile; (n, S, 3, H, W) with S magnifications
+    tiles: torch.Tensor
     coords: NDArray[np.int64]  # (n, 2) level-0 px of the tile's slide, x and y
     index: NDArray[np.int64]  # (n,) position in the bag
     bag: str  # name of the bag
@@ -64,9 +74,14 @@ class TileBatch:
     slides: tuple[str, ...] = ()  # names of the bag's slides: several of a patient's
     # "global" and "local" of a ``MultiCrop``: (n, views, 3, h, w), each view channels_last
     views: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    nominal_mpps: tuple[float, ...] = ()  # of a ``ContextBag``: µm per px of each of its magnifications, as asked for
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def by_mpp(self) -> dict[float, torch.Tensor]:
+        """Return the tiles of each magnification of a ``ContextBag``, (n, 3, H, W), by its µm per px; no copies."""
+        return tiles_by_mpp(self.tiles, self.nominal_mpps)
 
     def __repr__(self) -> str:
         kind = f"{tuple(self.tiles.shape)} {str(self.tiles.dtype).removeprefix('torch.')} on {self.tiles.device}"
@@ -114,7 +129,7 @@ class TileStream(Iterator[TileBatch], Closable):
         prefetch = min(prefetch, len(self))
         # On the CPU the same thread normalises a slot's tiles and then frees it.
         slots = prefetch if sender.device.type == "cuda" else 1
-        shape = (min(batch_size, len(positions)), *_tile_shape(bag))
+        shape = (min(batch_size, len(positions)), *bag.shape[1:])
         ring = BufferPool(sender, sender.host_buffers(slots, shape))
         self.ring_bytes = ring.nbytes
         self.ahead_bytes = prefetch * ring.nbytes // slots * sender.dtype.itemsize
@@ -150,6 +165,7 @@ class TileStream(Iterator[TileBatch], Closable):
         return TileBatch(
             tiles, coords, index, self._bag.name, self._taken == len(self), self._bag.label,
             slide_index=slide_index_of(self._bag, index), slides=slide_names_of(self._bag), views=views,
+            nominal_mpps=nominal_mpps_of(self._bag),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -210,7 +226,9 @@ def stream(
     Returns
     -------
     TileStream
-        An iterator over ``TileBatch``. An empty bag yields nothing.
+        An iterator over ``TileBatch``. An empty bag yields nothing. Batches of a ``ContextBag`` have one tensor
+    (n, S, 3, H, W): ``tiles.flatten(0, 1)`` is (n·S, 3, H, W) channels_last for one call of a network,
+    ``batch.by_mpp()`` has each magnification by its µm per px; neither copies.
 
     Raises
     ------
@@ -289,23 +307,20 @@ def colours_of(bag: Bag, index: NDArray[np.int64], colours: str) -> Colours | No
     """Return the colour operations of tiles that the device must compute."""
     if colours != "device" or not isinstance(bag, UncolouredBag):
         return None
-    places = index.tolist()
+    scales = scale_count(bag)
+    places = (index[:, None] * scales + np.arange(scales)).ravel().tolist()
     if isinstance(bag, ColourColumnsBag):
         return Colours(bag.colour_columns(index), places)
-    return Colours([bag.operations(k) for k in places], places)
+    return Colours([operations for k in index.tolist() for operations in [bag.operations(k)] * scales], places)
 
 
 def _tile_count(bag: Bag) -> int:
     if not hasattr(bag, "shape") or not hasattr(bag, "read"):
         raise ConfigError(f"a stream of a {type(bag).__name__}", remedy="pass one bag: TileBag(…) or open_bag(…)")
-    if len(bag.shape) != 4 or bag.shape[3] != 3:
-        raise ConfigError(f"a bag of the shape {tuple(bag.shape)}", slide=bag.name, remedy="pass (N, H, W, 3)")
+    if len(bag.shape) not in (4, 5) or bag.shape[-1] != 3:
+        remedy = "pass (N, H, W, 3), or (N, S, H, W, 3) with S magnifications"
+        raise ConfigError(f"a bag of the shape {tuple(bag.shape)}", slide=bag.name, remedy=remedy)
     return bag.shape[0]
-
-
-def _tile_shape(bag: Bag) -> tuple[int, int, int]:
-    _, height, width, channels = bag.shape
-    return height, width, channels
 
 
 def _positions(indices: ArrayLike | None, count: int, name: str) -> NDArray[np.int64]:

@@ -26,6 +26,9 @@ def with_views(bag: Bag, views: MultiCrop | None) -> Bag:
     if isinstance(bag, PatientBag):
         slides = [with_views(slide, views) for slide in bag.slides]
         return PatientBag(slides, patient=bag.patient, label=bag.label)
+    if len(bag.shape) == 5:
+        remedy = "leave out view.context, or pass the bag of one magnification: bag.at(0)"
+        raise ConfigError("views of tiles at several magnifications", slide=bag.name, remedy=remedy)
     if isinstance(bag, StoredBag):
         return ViewsBag(AugmentedBag(bag), views)
     if not isinstance(bag, DrawnBag):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from slideio_pipe.errors import ConfigError
 from slideio_pipe.streaming.chunks import Chunk
 from slideio_pipe.streaming.views import tiles_and_views
 from slideio_pipe.tiles.bag import Label
@@ -27,7 +28,8 @@ class WholeBag:
     (2, [256, 0], 1)
     """
 
-    tiles: torch.Tensor  # (n, 3, H, W) channels_last; with ``views``, the first view of each tile
+    # (n, 3, H, W) channels_last; with ``views``, the first view of each tile; (n, S, 3, H, W) with S magnifications
+    tiles: torch.Tensor
     coords: NDArray[np.int64]  # (n, 2) level-0 px of the tile's slide, x and y
     index: NDArray[np.int64]  # (n,) position in the bag, ascending
     bag: str  # name of the slide or patient in the cohort
@@ -36,9 +38,14 @@ class WholeBag:
     slide_index: NDArray[np.int64] = field(default_factory=no_slides)  # (n,) number of each tile's slide in ``slides``
     slides: tuple[str, ...] = ()  # names of the slides
     views: Mapping[str, torch.Tensor] = field(default_factory=dict)  # as those of a ``TileBatch``
+    nominal_mpps: tuple[float, ...] = ()  # of a ``ContextBag``: µm per px of each of its magnifications, as asked for
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def by_mpp(self) -> dict[float, torch.Tensor]:
+        """Return the tiles of each magnification of a ``ContextBag``, (n, 3, H, W), by its µm per px; no copies."""
+        return tiles_by_mpp(self.tiles, self.nominal_mpps)
 
     def __repr__(self) -> str:
         kind = f"{tuple(self.tiles.shape)} {str(self.tiles.dtype).removeprefix('torch.')} on {self.tiles.device}"
@@ -49,8 +56,8 @@ class BagAssembler:
     """Gathers the chunks of a bag."""
 
     def __init__(self, first: Chunk, tiles: torch.Tensor) -> None:
-        _, channels, height, width = tiles.shape
-        self._tiles = torch.empty((first.total, height, width, channels), dtype=tiles.dtype, device=tiles.device)
+        shape = (first.total, *tiles.movedim(-3, -1).shape[1:])
+        self._tiles = torch.empty(shape, dtype=tiles.dtype, device=tiles.device)
         self._coords = np.zeros((first.total, 2), np.int64)
         self._index = np.full(first.total, -1, np.int64)
         self._slide_index = np.zeros(first.total, np.int64)
@@ -58,7 +65,7 @@ class BagAssembler:
     def add(self, item: Chunk, tiles: torch.Tensor) -> None:
         """Add a chunk."""
         places = torch.from_numpy(item.places).to(tiles.device, non_blocking=True)
-        self._tiles.index_copy_(0, places, tiles.permute(0, 2, 3, 1))
+        self._tiles.index_copy_(0, places, tiles.movedim(-3, -1))
         self._coords[item.places], self._index[item.places] = item.coords, item.index
         self._slide_index[item.places] = item.slide_index
 
@@ -67,8 +74,19 @@ class BagAssembler:
         tiles, came = self._tiles, self._index >= 0
         if not came.all():
             tiles = tiles[torch.from_numpy(came).to(tiles.device)]
-        shown, of_views = tiles_and_views(tiles.permute(0, 3, 1, 2), views)
+        shown, of_views = tiles_and_views(tiles.movedim(-1, -3), views)
         return WholeBag(
             shown, self._coords[came], self._index[came], last.bag, last.label, last.patient,
-            self._slide_index[came], last.slides, of_views,
+            self._slide_index[came], last.slides, of_views, last.nominal_mpps,
         )  # fmt: skip
+
+
+def tiles_by_mpp(tiles: torch.Tensor, mpps: Sequence[float]) -> dict[float, torch.Tensor]:
+    """Return (n, S, 3, H, W) tiles as a dictionary of (n, 3, H, W), by the µm per px of each magnification.
+
+    Raise ConfigError for tiles of one magnification, of which no resolution is given.
+    """
+    if tiles.ndim != 5:
+        remedy = "use .tiles, or make a ContextBag"
+        raise ConfigError(f"tiles of one magnification, {tuple(tiles.shape)}", remedy=remedy)
+    return dict(zip(mpps, tiles.unbind(1), strict=True))

@@ -40,7 +40,7 @@ class Bag(Columns, Protocol):
     """The parts of a bag that streams and stores use; such as ``TileBag``, ``StoredBag`` and ``AugmentedBag``."""
 
     @property
-    def shape(self) -> tuple[int, int, int, int]: ...
+    def shape(self) -> tuple[int, ...]: ...
     @property
     def label(self) -> Label: ...
     @property
@@ -84,7 +84,7 @@ class ArrayLikeBag(Explorable, ABC):
     dtype = np.dtype(np.uint8)
     ndim = 4
     name: str  # the slide's
-    shape: tuple[int, int, int, int]  # (N, H, W, 3)
+    shape: tuple[int, ...]  # (N, H, W, 3); (N, S, H, W, 3) with S magnifications
     coords: NDArray[np.int64]  # (N, 2) top-left corners (x, y), level-0 px
     grid_index: NDArray[np.int32]  # (N, 2) column and row
     tissue: NDArray[np.float32]  # (N,) tissue fraction, NaN without a mask
@@ -144,18 +144,18 @@ class ArrayLikeBag(Explorable, ABC):
         image = picture.montage(self.read(chosen), tile_px=tile_px)
         if not titled:
             return image
-        side, mpp = self.shape[2], self.view_mpp
-        um_per_px = None if mpp is None else mpp.x * max(1.0, max(self.shape[1:3]) / tile_px)
+        side, mpp = self.shape[-2], self.view_mpp
+        um_per_px = None if mpp is None else mpp.x * max(1.0, max(self.shape[-3:-1]) / tile_px)
         at = "" if mpp is None else f" of {mpp.mean:.3g} µm"
         some = f"{len(chosen):,} of {len(self):,} tiles" if len(chosen) < len(self) else f"{len(self):,} tiles"
         title = f"{self.name}: {some} of {side} px{at}"
         return picture.finished(image, title, titled=True, um_per_px=um_per_px)
 
     def _repr_html_(self) -> str:
-        coords, mpp = self.coords, self.view_mpp
+        coords, mpps = self.coords, [mpp for mpp in getattr(self, "mpps", (self.view_mpp,)) if mpp is not None]
         facts = {
-            "tiles": f"{len(self):,} of {self.shape[2]}×{self.shape[1]} px",
-            "mpp": "unknown" if mpp is None else f"{mpp.mean:.4g} µm",
+            "tiles": f"{len(self):,} of {self.shape[-2]}×{self.shape[-3]} px",
+            "mpp": ", ".join(f"{mpp.mean:.4g} µm" for mpp in mpps) or "unknown",
             "label": "none" if self.label is None else self.label,
             "level-0 x": f"{coords[:, 0].min():,} to {coords[:, 0].max():,}" if len(self) else "none",
             "level-0 y": f"{coords[:, 1].min():,} to {coords[:, 1].max():,}" if len(self) else "none",
@@ -167,6 +167,16 @@ class ArrayLikeBag(Explorable, ABC):
             raise ValueError("a bag's tiles are decoded on demand; an array of them is always a copy")
         pixels = self[:]
         return np.asarray(pixels, dtype=dtype)
+
+
+def scale_count(bag: Bag) -> int:
+    """Return the number of magnifications of each tile: 1 for a bag (N, H, W, 3)."""
+    return 1 if len(bag.shape) == 4 else bag.shape[1]
+
+
+def nominal_mpps_of(bag: Bag) -> tuple[float, ...]:
+    """Return the resolutions that were asked for, µm per px; none for a bag (N, H, W, 3)."""
+    return tuple(getattr(bag, "nominal_mpps", ()))
 
 
 def check_bag(bag: object) -> None:

@@ -54,6 +54,7 @@ class DrawnBag(ArrayLikeBag):
         self.view, self.tile_size, self.name = view, tile_size, view.slide.name
         self.tile_transform, self.seed, self.epoch = tile_transform, int(seed), int(epoch)
         self.on_stage: OnTiming | None = None  # receives the timing of stages; set it before the first read
+        self.keep_stored_tiles = False  # whether another bag reads the same ones; set it before the first read
         # Tiles in the order in which they were drawn: the run of each, and its position there.
         self._drawn: OrderedDict[int, tuple[Draws, int]] = OrderedDict()
         # Likewise tiles that will be read: the plan of each, its row there, and the inputs of its draws and colours.
@@ -165,7 +166,7 @@ class DrawnBag(ArrayLikeBag):
 
     @cached_property
     def _reader(self) -> TileReader:
-        return TileReader(self.view, self.tile_size, on_stage=self.on_stage)
+        return TileReader(self.view, self.tile_size, on_stage=self.on_stage, keep=self.keep_stored_tiles)
 
     def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
         """Return tiles ``indices`` (n,), decoded in storage order into ``out`` (n, H, W, 3) uint8.
@@ -257,8 +258,7 @@ class DrawnBag(ArrayLikeBag):
         if self.tile_transform is None:
             return None
         draws = self._run(positions.tolist())
-        height, width = self.shape[1:3]
-        if (draws.canvases != (width, height)).any():
+        if (draws.canvases != self.canvas).any():
             raise ConfigError(
                 "the tile transform draws tiles of different sizes",
                 slide=self.name,

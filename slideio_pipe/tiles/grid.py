@@ -155,9 +155,7 @@ class TileGrid:
         [[50.5, 25.0]]
         """
         name = _check_view(view).slide.name
-        grid = cls.__new__(cls)
-        grid.config = checked(GridConfig, name, tile_size=tile_size, edge="pad", min_tissue=0.0)
-        grid.view, grid.tile_size, grid.mask, grid.changes = view, grid.config.tile_size, None, {}
+        tile_size = checked(GridConfig, name, tile_size=tile_size, edge="pad", min_tissue=0.0).tile_size
         given = np.asarray(coords)
         if given.size == 0:
             given = np.zeros((0, 2), np.int64)
@@ -170,7 +168,7 @@ class TileGrid:
             )
         level0 = given.astype(np.int64) if given.dtype.kind in "iu" else round_half_up(given)
         origins = view.from_level0(given) if nearest else whole_where_nearly(view.places(given))
-        reach = _footprint(view, grid.tile_size)
+        reach = _footprint(view, tile_size)
         low, high = level0 + reach.min(axis=0), level0 + reach.max(axis=0)
         outside = ((high <= 0) | (low >= np.array(view.slide.pyramid.levels[0]))).any(axis=1)
         if outside.any():
@@ -181,9 +179,29 @@ class TileGrid:
                 slide=name,
                 remedy="coordinates are level-0 pixels, x first; were they made for another slide or level?",
             )
+        return cls._of_corners(view, origins, level0, origins // tile_size, tile_size)
+
+    @classmethod
+    def _of_corners(
+        cls, view: SlideView, origins: NDArray[Any], coords: NDArray[np.int64], index: NDArray[Any], tile_size: int
+    ) -> TileGrid:
+        """Return tiles at corners in view px and in level-0 px, with their column and row."""
+        grid = cls.__new__(cls)
+        grid.config = GridConfig(tile_size=tile_size, edge="pad", min_tissue=0.0)
+        grid.view, grid.tile_size, grid.mask, grid.changes = view, tile_size, None, {}
         grid.shape = Size(0, 0)
-        grid._set(origins, level0, origins // grid.tile_size, np.full(len(origins), np.nan, np.float32))
+        grid._set(origins, coords, index, np.full(len(origins), np.nan, np.float32))
         return grid
+
+    def concentric(self, view: SlideView) -> TileGrid:
+        """Return tiles of the same size in px, around the centres of these, of another view of the slide.
+
+        Corners are exact, also between pixels of the view. A tile's column and row are those of the tile it surrounds.
+        """
+        middle = np.full(2, self.tile_size / 2)
+        centres = self.view.affine.apply(self.origins + middle)
+        origins = whole_where_nearly(view.places(centres) - middle)
+        return self._of_corners(view, origins, view.to_level0(origins), self.index, self.tile_size)
 
     def _set(
         self, origins: NDArray[Any], coords: NDArray[np.int64], index: NDArray[Any], tissue: NDArray[np.float32]

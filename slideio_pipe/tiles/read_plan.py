@@ -40,6 +40,8 @@ class ReadPlan:
         Of at least one tile.
     order : (n,) int64
         The tiles in storage order.
+    keep : bool
+        Whether whole stored tiles are kept decoded.
 
     Attributes
     ----------
@@ -49,15 +51,17 @@ class ReadPlan:
         Place of each tile in storage order.
     """
 
-    def __init__(self, singles: SingleTiles, sampler: Sampler, job: TileJob, order: NDArray[np.int64]) -> None:
+    def __init__(
+        self, singles: SingleTiles, sampler: Sampler, job: TileJob, order: NDArray[np.int64], *, keep: bool = False
+    ) -> None:
         self._view, self._singles, self._sampler, self._job = singles.view, singles, sampler, job
         self.rank: list[int] = np.argsort(order).tolist() if len(order) > 1 else [0]
         side = singles.tile_size
         self.canvas = Size(side, side) if job.draws is None else Size(*job.draws.canvases[0].tolist())
         plain = job.draws is None and not self._view.moves and not (job.colours and singles.graph is not None)
-        self._blocks = sampler.blocks(self._view.choice, job.corners, side) if plain else None
+        self._blocks = sampler.blocks(self._view.choice, job.corners, side) if plain and not keep else None
         off_grid = plain and (self._blocks is None or None in self._blocks.places)
-        self._scattered = off_grid and sampler.scattered(self._view.choice, job.corners, side)
+        self._scattered = off_grid and not keep and sampler.scattered(self._view.choice, job.corners, side)
         # The number of each tile's program; -1 for tiles that have none.
         self._numbers = [-1] * len(job.corners)
         self._together: BlockPrograms | None = None

@@ -61,6 +61,8 @@ class TileReader:
     on_stage : callable, optional
         Called with ("read" | "decode" | "fallback" | "program" | "resample" | "augment", start, end) in the thread of
         the work; ``time.perf_counter`` seconds.
+    keep : bool
+        Whether stored tiles that are whole tiles of the view are kept decoded, for another reader of the same level.
 
     Notes
     -----
@@ -77,8 +79,10 @@ class TileReader:
     True
     """
 
-    def __init__(self, view: SlideView, tile_size: int, *, on_stage: OnTiming | None = None) -> None:
-        self.view, self.tile_size, self.on_stage = view, tile_size, on_stage
+    def __init__(
+        self, view: SlideView, tile_size: int, *, on_stage: OnTiming | None = None, keep: bool = False
+    ) -> None:
+        self.view, self.tile_size, self.on_stage, self._keep = view, tile_size, on_stage, keep
         self._sampler = Sampler(view.slide, on_stage, outside=view.outside_level)
         self._singles = SingleTiles(view, tile_size, self._sampler, on_stage)
 
@@ -115,6 +119,8 @@ class TileReader:
             The process was forked after libvips was used.
         """
         plan = self.plan(origins, draws=draws, colours=colours)
+        if out is not None and plan is not None and not out.flags.c_contiguous:
+            raise self._wrong_array(out, self._shape(plan, len(plan.rank)))
         if plan is None:
             return np.empty((0, self.tile_size, self.tile_size, 3), np.uint8) if out is None else out
         return self.read_planned(plan, range(len(plan.rank)), out, threads=threads)
@@ -122,17 +128,13 @@ class TileReader:
     def read_planned(
         self, plan: ReadPlan, rows: Sequence[int], out: NDArray[np.uint8] | None = None, *, threads: int = 1
     ) -> NDArray[np.uint8]:
-        """Read tiles ``rows`` of a plan into ``out``, as ``read`` does."""
+        """Read tiles ``rows`` of a plan into ``out``, as ``read`` does; each tile must be C-contiguous."""
         check_process()
-        shape = (len(rows), plan.canvas.height, plan.canvas.width, 3)
+        shape = self._shape(plan, len(rows))
         target = empty_tiles(shape, self.view.slide.name) if out is None else out
-        flags = target.flags
-        if target.shape != shape or target.dtype != np.uint8 or not (flags.c_contiguous and flags.writeable):
-            raise ConfigError(
-                f"out has shape {target.shape} and type {target.dtype}, or is not C-contiguous and writeable",
-                slide=self.view.slide.name,
-                remedy=f"pass uint8 {shape}",
-            )
+        contiguous = target[:1].flags.c_contiguous  # the tiles of one scale are not neighbours in memory
+        if target.shape != shape or target.dtype != np.uint8 or not (contiguous and target.flags.writeable):
+            raise self._wrong_array(target, shape)
         if len(rows) == 1:
             plan.read(rows, [target[0]])
             return target
@@ -141,6 +143,17 @@ class TileReader:
         jobs = [partial(plan.read, [rows[k] for k in run], _slots(target, run)) for run in runs]
         in_threads(jobs, threads)
         return target
+
+    @staticmethod
+    def _shape(plan: ReadPlan, count: int) -> tuple[int, ...]:
+        return count, plan.canvas.height, plan.canvas.width, 3
+
+    def _wrong_array(self, out: NDArray[Any], shape: tuple[int, ...]) -> ConfigError:
+        return ConfigError(
+            f"out has shape {out.shape} and type {out.dtype}, or is not C-contiguous and writeable",
+            slide=self.view.slide.name,
+            remedy=f"pass uint8 {shape}",
+        )
 
     def plan(self, origins: ArrayLike, *, draws: Sequence[Draw] | None = None, colours: bool = True) -> ReadPlan | None:
         """Return how tiles at ``origins`` are made, of which any can be read later; None if there is none.
@@ -159,7 +172,7 @@ class TileReader:
                 remedy="end it with Resize(height, width) or RandomResizedCrop(size)",
             )
         job = TileJob(self.view, corners, arrays, colours)
-        return ReadPlan(self._singles, self._sampler, job, self.storage_order(corners))
+        return ReadPlan(self._singles, self._sampler, job, self.storage_order(corners), keep=self._keep)
 
     def storage_order(self, origins: NDArray[Any]) -> NDArray[np.int64]:
         """Return positions sorted by row of stored tiles, then by x: every stored tile is decoded once."""
@@ -173,9 +186,10 @@ class TileReader:
 
 
 def _slots(target: NDArray[np.uint8], run: list[int]) -> Slots:
-    """Return the places of a run of tiles in ``target``: one array if they are neighbours in order."""
+    """Return the places of a run of tiles in ``target``: one array if they are neighbours in order and in memory."""
     first, last = run[0], run[-1]
-    return target[first : last + 1] if run == list(range(first, last + 1)) else [target[k] for k in run]
+    neighbours = target.flags.c_contiguous and run == list(range(first, last + 1))
+    return target[first : last + 1] if neighbours else [target[k] for k in run]
 
 
 def in_threads(runs: Sequence[Callable[[], None]], threads: int) -> None:

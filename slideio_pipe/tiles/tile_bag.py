@@ -96,6 +96,12 @@ class TileBag(DrawnBag):
         nearest = bool(options.pop("nearest", False))
         return cls(view, TileGrid.from_coords(view, coords, tile_size, nearest=nearest), **options)
 
+    def at_epoch(self, epoch: int) -> TileBag:
+        """Return the bag with the draws of another epoch."""
+        made, given = self.__reduce__()
+        bag: TileBag = partial(made, epoch=epoch)(*given)
+        return bag
+
     def storage_order(self, indices: ArrayLike) -> NDArray[np.int64]:
         """Return ``indices`` in the order that decodes every stored tile of the slide once."""
         positions = self._positions(indices)
@@ -113,7 +119,9 @@ class TileBag(DrawnBag):
         threads: int,
         colours: bool,
     ) -> NDArray[np.uint8]:
-        return self._reader.read(self.grid.origins[positions], out, draws=draws, colours=colours, threads=threads)
+        plan = self._plan(positions, draws, colours=colours)
+        assert plan is not None, "there is at least one tile"
+        return self._reader.read_planned(plan, range(len(positions)), out, threads=threads)
 
     def affines(self, indices: ArrayLike) -> list[Affine]:
         """Return one affine for each of tiles ``indices`` (n,), from its px to level-0 px."""

@@ -31,6 +31,7 @@ PUBLIC = [
     "BagLoader",
     "Cohort",
     "ColorJitter",
+    "ContextBag",
     "Draw",
     "Encoder",
     "Explorer",
