@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyvips
@@ -158,18 +158,18 @@ class Slide(SlideHeader, Explorable, Closable):
     def view(
         self,
         *,
-        mpp: float | tuple[float, float] | None = None,
+        mpp: float | tuple[float, float] | Literal["native"] | None = None,
         transform: Any = None,
         seed: int = 0,
         epoch: int = 0,
         draw: Draw | None = None,
         outside: str = "white",
     ) -> SlideView:
-        """Return the slide at ``mpp`` µm per pixel, lazily; None is level 0 as stored.
+        """Return the slide at ``mpp`` µm per pixel, lazily; None or "native" is level 0 as stored.
 
         Parameters
         ----------
-        mpp : float or (float, float), optional
+        mpp : float, (float, float) or "native", optional
             µm per view pixel.
         transform : an albumentationsxl transform, optional
             Drawn once for the whole slide: all tiles of the view share its stain, colours and rotation.
@@ -280,7 +280,7 @@ class Slide(SlideHeader, Explorable, Closable):
         x: float,
         y: float,
         *,
-        mpp: float | tuple[float, float] | None = None,
+        mpp: float | tuple[float, float] | Literal["native"] | None = None,
         size: int | tuple[int, int] = 512,
         outside: str = "white",
     ) -> Image.Image:
@@ -290,8 +290,8 @@ class Slide(SlideHeader, Explorable, Closable):
         ----------
         x, y : float
             Top-left corner in **level-0** pixels, as in OpenSlide; between pixels they are interpolated.
-        mpp : float or (float, float), optional
-            µm per pixel of the picture; None is level 0 as stored.
+        mpp : float, (float, float) or "native", optional
+            µm per pixel of the picture; None or "native" is level 0 as stored.
         size : int or (int, int)
             Width and height in pixels of the picture.
         outside : {"white", "black"}

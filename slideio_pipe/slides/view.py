@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, Unpack
+from typing import Any, Literal, NoReturn, Protocol, Unpack
 
 import numpy as np
 import pyvips
@@ -93,8 +93,8 @@ class SlideView(Explorable):
             raise ConfigError(f"outside is {self.outside!r}", slide=self.slide.name, remedy=remedy)
 
     @classmethod
-    def at(cls, slide: PyramidSource, mpp: float | tuple[float, float] | None) -> SlideView:
-        """Return the view of ``slide`` at ``mpp`` µm per pixel; None is level 0 as stored, which needs no slide mpp.
+    def at(cls, slide: PyramidSource, mpp: float | tuple[float, float] | Literal["native"] | None) -> SlideView:
+        """Return the view of ``slide`` at ``mpp`` µm per pixel; None or "native" is level 0 as stored, which needs no mpp.
 
         The coarsest level whose mpp is at most ``mpp`` is read. Within 2 % of the level, or of 2, 4 or 8 times its mpp,
         ``mpp`` is rounded to that, and ``SlideView.mpp`` is the exact value: 0.5 µm of a 0.2528-µm scan is 0.5056 µm.
@@ -106,7 +106,7 @@ class SlideView(Explorable):
         ConfigError
             ``mpp`` is not a positive number.
         """
-        if mpp is None:
+        if mpp is None or mpp == "native":
             return cls(slide, LevelChoice(0, (1.0, 1.0)))
         target = Mpp.parse(mpp)
         if target is None:

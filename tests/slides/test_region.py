@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import albumentationsxl as A
 import numpy as np
@@ -54,12 +55,13 @@ def test_between_levels_it_is_the_shrunk_area(tmp_path: Path) -> None:
     assert np.abs(found - wanted)[inner].max() <= 1
 
 
-def test_without_mpp_it_is_level_0_and_needs_no_resolution(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mpp", [None, "native"])
+def test_without_mpp_it_is_level_0_and_needs_no_resolution(tmp_path: Path, mpp: Literal["native"] | None) -> None:
     """A size of one number is a square."""
     path = write_pyramid(tmp_path / "a.tif", PIXELS, (1, 4), tile=128, mpp=None)
     slide = sp.open_slide(path)
-    assert np.array_equal(pixels(slide.region(40, 30, size=64)), PIXELS[30:94, 40:104])
-    assert slide.region(0, 0).size == (512, 512)
+    assert np.array_equal(pixels(slide.region(40, 30, mpp=mpp, size=64)), PIXELS[30:94, 40:104])
+    assert slide.region(0, 0, mpp=mpp).size == (512, 512)
     with pytest.raises(MissingResolutionError):
         slide.region(40, 30, mpp=0.5)
 
