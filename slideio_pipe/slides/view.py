@@ -94,7 +94,7 @@ class SlideView(Explorable):
 
     @classmethod
     def at(cls, slide: PyramidSource, mpp: float | tuple[float, float] | Literal["native"] | None) -> SlideView:
-        """Return the view of ``slide`` at ``mpp`` µm per pixel; None or "native" is level 0 as stored, which needs no mpp.
+        """Return the view of ``slide`` at ``mpp`` µm per pixel; None or "native": level 0 as stored, without mpp.
 
         The coarsest level whose mpp is at most ``mpp`` is read. Within 2 % of the level, or of 2, 4 or 8 times its mpp,
         ``mpp`` is rounded to that, and ``SlideView.mpp`` is the exact value: 0.5 µm of a 0.2528-µm scan is 0.5056 µm.
