@@ -87,6 +87,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.tiles.multi_crop import MultiCrop as MultiCrop
     from slideio_pipe.tiles.patient_bag import PatientBag as PatientBag
     from slideio_pipe.tiles.reader import TileReader as TileReader
+    from slideio_pipe.tiles.targets import Targets as Targets
     from slideio_pipe.tiles.tile_bag import TileBag as TileBag
     from slideio_pipe.tiles.tissue_mask import TissueMask as TissueMask
     from slideio_pipe.viewer.explore import Explorer as Explorer
@@ -102,6 +103,7 @@ _PUBLIC = {
     "find_tissue": "tiles.find_tissue",
     "TissueMask": "tiles.tissue_mask",
     "Annotations": "tiles.annotations",
+    "Targets": "tiles.targets",
     "LabelMask": "tiles.label_mask",
     "TileGrid": "tiles.grid",
     "TileReader": "tiles.reader",

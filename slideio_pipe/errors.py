@@ -28,6 +28,7 @@
     ├── PartsWarning                 several files were found to be one slide
     ├── ClusterWarning               workers of a cluster that cannot be used
     ├── AlikeLabelsWarning           two labels of a cohort, one of which may be misspelt
+    ├── OutsideSlideWarning          points or boxes that are not on their slide
     ├── RepeatedDrawsWarning         a DataLoader reads a bag again with the same draws
     ├── MissingCellsWarning          cells of a manifest that count as empty, such as NA
     ├── EncoderSettingsWarning       an encoder's settings contradict its hub's, or tiles are not what it is meant for
@@ -340,6 +341,10 @@ class UnmatchedWarning(SlideioPipeWarning):
     def __init__(self, text: str, *, names: Sequence[str] = ()) -> None:
         super().__init__(text)
         self.names = tuple(names)
+
+
+class OutsideSlideWarning(SlideioPipeWarning):
+    """Many points or boxes of annotations are outside their slide: they may be in another frame, or of another one."""
 
 
 class RepeatedDrawsWarning(SlideioPipeWarning):

@@ -18,6 +18,7 @@ from PIL import Image
 from slideio_pipe.arguments import whole_number
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.slide_colour import SlideColour, slide_colour
+from slideio_pipe.augment.target_rules import target_params
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.files import Closable, file_fingerprint
 from slideio_pipe.geometry import Affine, Mpp, Rect
@@ -203,7 +204,7 @@ class Slide(SlideHeader, Explorable, Closable):
 
         colour = drawing.measured(self, transform)
         drawn = drawing.draw(transform, seed=seed, epoch=epoch, slide=self.name, size=view.plain_size, colour=colour)
-        return replace(view, draw=drawn)
+        return replace(view, draw=drawn, target_params=target_params(transform))
 
     @cached_property
     def colour(self) -> SlideColour:

@@ -19,6 +19,7 @@ from slideio_pipe.augment.build_draw import Adjustments, build_draw
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.slide_colour import SlideColour
+from slideio_pipe.augment.target_rules import TargetParams
 from slideio_pipe.errors import ConfigError, CorruptSlideError, UpsamplingWarning
 from slideio_pipe.geometry import SAME_RESOLUTION, Affine, LevelChoice, Mpp, Rect, Size, round_half_up
 from slideio_pipe.images import picture
@@ -71,6 +72,8 @@ class SlideView(Explorable):
         An augmentation drawn for this slide at this resolution, applied to every pixel of the view.
     outside : {"white", "black"}
         Colour beyond the slide's edge: in tiles that extend over it, and in the corners of a rotated slide.
+    target_params : TargetParams
+        ``bbox_params`` and ``keypoint_params`` of the transform that was drawn: which boxes and points are kept.
 
     Examples
     --------
@@ -86,6 +89,7 @@ class SlideView(Explorable):
     choice: LevelChoice
     draw: Draw | None = field(default=None, hash=False)  # may contain a transform, which is a dict
     outside: str = "white"
+    target_params: TargetParams = field(default=TargetParams(), compare=False)
 
     def __post_init__(self) -> None:
         if self.outside not in OUTSIDE:

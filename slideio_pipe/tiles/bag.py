@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,7 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.images import picture
 from slideio_pipe.images.explorable import Explorable
+from slideio_pipe.tiles.targets import Targets
 
 Label = int | float | str | None
 
@@ -33,6 +34,12 @@ class Columns(Protocol):
     @property
     def tissue(self) -> NDArray[np.float32]: ...
     def __len__(self) -> int: ...
+
+
+class TargetSource(Protocol):
+    """Boxes and points of a slide, for its tiles: ``Annotations``."""
+
+    def targets(self, bag: Any, indices: ArrayLike | None = None) -> list[Targets]: ...
 
 
 @runtime_checkable
@@ -91,10 +98,43 @@ class ArrayLikeBag(Explorable, ABC):
     label: Label
     patient: str | None = None  # patient of the slide, if known
     view_mpp: Mpp | None  # µm per tile pixel
+    annotations: TargetSource | None = None  # boxes and points of the slide, for ``targets``
 
     @abstractmethod
     def read(self, indices: ArrayLike, out: NDArray[np.uint8] | None = None, *, threads: int = 1) -> NDArray[np.uint8]:
         """Return tiles ``indices``, (n, H, W, 3) uint8, in ``out`` if given."""
+
+    @overload
+    def targets(self, indices: int) -> Targets: ...
+    @overload
+    def targets(self, indices: ArrayLike | None = None) -> list[Targets]: ...
+    def targets(self, indices: ArrayLike | None = None) -> Targets | list[Targets]:
+        """Return the boxes and points of one tile, or of each of several, in px of the tile after all its draws.
+
+        Parameters
+        ----------
+        indices : int or (n,) int array, optional
+            Positions in the bag; all by default.
+
+        Raises
+        ------
+        ConfigError
+            The bag has no annotations; ``TileBag(…, annotations=…)`` or ``bag.annotations = …`` gives it some.
+        """
+        if indices is not None and np.ndim(indices) == 0:
+            return self._targets(self._positions(np.reshape(indices, 1)))[0]
+        return self._targets(np.arange(len(self)) if indices is None else self._positions(indices))
+
+    @property
+    def annotated(self) -> bool:
+        """Whether ``targets`` has something to return."""
+        return self.annotations is not None
+
+    def _targets(self, positions: NDArray[np.int64]) -> list[Targets]:
+        if self.annotations is None:
+            remedy = "pass TileBag(…, annotations=Annotations.from_geojson(…)), or set bag.annotations"
+            raise ConfigError("the bag has no annotations", slide=self.name, remedy=remedy)
+        return self.annotations.targets(self, positions)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -194,3 +234,10 @@ def patient_of(bag: Bag) -> str | None:
     """Return the patient of a bag's slide; None if unknown, as for bags of other packages."""
     patient = getattr(bag, "patient", None)
     return None if patient is None else str(patient)
+
+
+def targets_of_batch(bag: Bag, positions: NDArray[np.int64]) -> tuple[Targets, ...] | None:
+    """Return the boxes and points of some tiles; None if the bag has no annotations."""
+    if not isinstance(bag, ArrayLikeBag) or not bag.annotated:
+        return None
+    return tuple(bag.targets(positions))

@@ -19,6 +19,7 @@ from slideio_pipe.augment.draws import Draws
 from slideio_pipe.augment.operation_columns import OperationColumns
 from slideio_pipe.augment.operations import Opaque, Operation
 from slideio_pipe.augment.slide_colour import SlideColour
+from slideio_pipe.augment.target_rules import TargetRules, target_params
 from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError
 from slideio_pipe.geometry import Affine, Size
 from slideio_pipe.slides.backends.base import OnTiming
@@ -163,6 +164,17 @@ class DrawnBag(ArrayLikeBag):
         from slideio_pipe.augment.compose import measured
 
         return measured(self.view.slide, self.tile_transform)
+
+    @property
+    def target_rules(self) -> TargetRules:
+        """Which boxes and points of tiles are kept: as the tiles' ``Compose`` has it, else the view's.
+
+        Raises
+        ------
+        ConfigError
+            A parameter of the ``Compose`` is impossible, or cannot be followed for annotations.
+        """
+        return TargetRules.of(*target_params(self.tile_transform)).otherwise(TargetRules.of(*self.view.target_params))
 
     @cached_property
     def _reader(self) -> TileReader:

@@ -6,9 +6,9 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ IGNORED = "Ignore"
 UNCLASSIFIED = "unclassified"
 Colour = tuple[int, int, int]
 TISSUE: Colour = (0, 160, 80)
+Parsed = TypeVar("Parsed")
 _GEOMETRIES = ("Polygon", "MultiPolygon", "Point", "MultiPoint", "LineString", "MultiLineString")
 
 
@@ -33,31 +34,50 @@ class Annotation(NamedTuple):
     polygon: Polygon
 
 
+class ClassPoints(NamedTuple):
+    """Points of one class, and its name, or None."""
+
+    class_name: str | None
+    xy: NDArray[np.float64]  # (n, 2)
+
+
+class Shapes(NamedTuple):
+    """What a GeoJSON file has: polygons and points."""
+
+    polygons: list[Annotation]
+    points: list[ClassPoints]
+
+
 def write_polygons(path: Path, polygons: Iterable[Polygon], *, overwrite: bool) -> None:
     """Write polygons as annotations of class Tissue."""
     write_annotations(path, [Annotation("Tissue", each) for each in polygons], {"Tissue": TISSUE}, overwrite=overwrite)
 
 
 def write_annotations(
-    path: Path, annotations: Iterable[Annotation], colours: Mapping[str, Colour], *, overwrite: bool
+    path: Path,
+    annotations: Iterable[Annotation],
+    colours: Mapping[str, Colour],
+    *,
+    points: Iterable[ClassPoints] = (),
+    overwrite: bool,
 ) -> None:
-    """Write polygons in QuPath's format, each class in its colour."""
-    features = [_feature(annotation, colours) for annotation in annotations]
+    """Write polygons and points in QuPath's format, each class in its colour; the points of a class are one object."""
+    features = [_feature(name, "Polygon", _closed(polygon), colours) for name, polygon in annotations]
+    features += [_feature(name, "MultiPoint", np.round(xy, 3).tolist(), colours) for name, xy in points if len(xy)]
     text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
     write_file(path, text.encode(), overwrite=overwrite)
 
 
-def _feature(annotation: Annotation, colours: Mapping[str, Colour]) -> dict[str, Any]:
-    rings = [np.round(ring, 3) for ring in annotation.polygon]
+def _feature(name: str | None, kind: str, coordinates: Any, colours: Mapping[str, Colour]) -> dict[str, Any]:
     properties: dict[str, Any] = {"objectType": "annotation"}
-    name = annotation.class_name
     if name is not None:
         properties["classification"] = {"name": name} | ({"color": list(colours[name])} if name in colours else {})
-    return {
-        "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [[*r.tolist(), r[0].tolist()] for r in rings]},
-        "properties": properties,
-    }
+    return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, "properties": properties}
+
+
+def _closed(polygon: Polygon) -> list[list[list[float]]]:
+    rings = [np.round(ring, 3) for ring in polygon]
+    return [[*ring.tolist(), ring[0].tolist()] for ring in rings]
 
 
 def write_mask(path: Path, mask: NDArray[np.bool_], *, overwrite: bool) -> None:
@@ -137,26 +157,61 @@ def read_polygons(path: Path, classes: Sequence[str] | None = None) -> list[Poly
 
 def read_annotations(path: Path, classes: Sequence[str] | None = None) -> list[Annotation]:
     """Return the polygons in a GeoJSON file with their classes; see ``read_polygons``."""
+    check_class_names(path, classes)
+    return read_selected(path, Shapes(_parsed(path, parse_geojson, "polygons"), []), classes).polygons
+
+
+def read_shapes(path: Path, classes: Sequence[str] | None = None) -> Shapes:
+    """Return the polygons and points in a GeoJSON file, in its own coordinates; lines are ignored.
+
+    Raise ConfigError if the file is not GeoJSON of polygons or points, or has none of the classes.
+    """
+    check_class_names(path, classes)
+    return read_selected(path, _parsed(path, parse_shapes, "polygons or points"), classes)
+
+
+def check_class_names(path: Path, classes: Sequence[str] | None) -> None:
+    """Raise ConfigError if the names of classes are not a list of names."""
     if classes is not None and (isinstance(classes, str) or not classes):
         raise ConfigError(f"classes is {classes!r}", slide=str(path), remedy='pass a list of names, such as ["Tissue"]')
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON document; raise SlideNotFoundError without a file, and what ``json`` raises."""
     try:
-        found = parse_geojson(json.loads(path.read_text(encoding="utf-8-sig")))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise not_there(SlideNotFoundError, "no such file", path) from None
+
+
+def _parsed(path: Path, parse: Callable[[Any], Parsed], what: str) -> Parsed:
+    try:
+        return parse(read_json(path))
+    except SlideNotFoundError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"not the GeoJSON of polygons ({reason})", slide=str(path), remedy="export from QuPath as GeoJSON"
+            f"not the GeoJSON of {what} ({reason})", slide=str(path), remedy="export from QuPath as GeoJSON"
         ) from error
-    selected = [each for each in found if _is_selected(each.class_name, classes)]
-    if found and not selected:
-        what = "every polygon is of an ignored class" if classes is None else f"no polygon of {', '.join(classes)}"
-        names = ", ".join(sorted({each.class_name or UNCLASSIFIED for each in found}))
-        raise ConfigError(f"{what}; classes found: {names}", slide=str(path), remedy="name one of these in classes=[…]")
+
+
+def read_selected(path: Path, found: Shapes, classes: Sequence[str] | None) -> Shapes:
+    """Return what is of the classes; raise ConfigError if nothing is, in a file with something."""
+    selected = Shapes(
+        [each for each in found.polygons if is_selected(each.class_name, classes)],
+        [each for each in found.points if is_selected(each.class_name, classes)],
+    )
+    if any(found) and not any(selected):
+        what = "point" if not found.polygons else "polygon" if not found.points else "polygon or point"
+        reason = f"every {what} is of an ignored class" if classes is None else f"no {what} of {', '.join(classes)}"
+        names = ", ".join(sorted({each.class_name or UNCLASSIFIED for kind in found for each in kind}))
+        reason = f"{reason}; classes found: {names}"
+        raise ConfigError(reason, slide=str(path), remedy="name one of these in classes=[…]")
     return selected
 
 
-def _is_selected(class_name: str | None, classes: Sequence[str] | None) -> bool:
+def is_selected(class_name: str | None, classes: Sequence[str] | None) -> bool:
     """Return whether a class is in ``classes``, or, without ``classes``, is not ignored by QuPath."""
     if classes is not None:
         return (class_name or UNCLASSIFIED) in classes
@@ -175,12 +230,32 @@ def parse_geojson(document: Any) -> list[Annotation]:
     for class_name, geometry in geometries:
         kind = geometry["type"]
         if kind == "Polygon":
-            found.append(Annotation(class_name, _polygon(geometry["coordinates"])))
+            found.append(Annotation(class_name, polygon_of(geometry["coordinates"])))
         elif kind == "MultiPolygon":
-            found += [Annotation(class_name, _polygon(rings)) for rings in geometry["coordinates"]]
+            found += [Annotation(class_name, polygon_of(rings)) for rings in geometry["coordinates"]]
     if geometries and not found:
         raise ValueError("points or lines, no polygon")
     return [each for each in found if each.polygon]
+
+
+def parse_shapes(document: Any) -> Shapes:
+    """Return the polygons and the points in a parsed GeoJSON document, as ``parse_geojson`` does; lines are ignored."""
+    geometries = list(_geometries(document, None))
+    kinds = {geometry["type"] for _, geometry in geometries}
+    polygons = parse_geojson(document) if kinds & {"Polygon", "MultiPolygon"} else []
+    points = [ClassPoints(name, points_of(shape)) for name, shape in geometries if shape["type"].endswith("Point")]
+    if kinds and not polygons and not points:
+        raise ValueError("lines, no polygon and no point")
+    return Shapes(polygons, points)
+
+
+def points_of(geometry: dict[str, Any]) -> NDArray[np.float64]:
+    """Return the (n, 2) places of a Point or MultiPoint; raise ValueError if they are none."""
+    places = geometry["coordinates"] if geometry["type"] == "MultiPoint" else [geometry["coordinates"]]
+    xy = np.asarray(places, np.float64) if places else np.zeros((0, 2))
+    if xy.ndim != 2 or xy.shape[1] < 2 or not np.isfinite(xy).all():
+        raise ValueError("a point that is no x, y")
+    return xy[:, :2]
 
 
 def _geometries(node: Any, class_name: str | None) -> Iterator[tuple[str | None, dict[str, Any]]]:
@@ -196,7 +271,7 @@ def _geometries(node: Any, class_name: str | None) -> Iterator[tuple[str | None,
         yield from _geometries(_member(node, "geometries"), class_name)
     elif kind == "Feature":
         if node.get("geometry") is not None:  # a feature may have no geometry
-            yield from _geometries(node["geometry"], _class_name(node))
+            yield from _geometries(node["geometry"], class_name_of(node))
     elif kind in _GEOMETRIES:
         _member(node, "coordinates")
         yield class_name, node
@@ -204,7 +279,7 @@ def _geometries(node: Any, class_name: str | None) -> Iterator[tuple[str | None,
         raise ValueError(f"unknown type {kind!r}" if kind else "no GeoJSON object")
 
 
-def _class_name(feature: dict[str, Any]) -> str | None:
+def class_name_of(feature: dict[str, Any]) -> str | None:
     """Return the class of a feature: one name, or, since QuPath 0.4, a list of ``names`` for a derived class."""
     properties = feature.get("properties")
     found = properties.get("classification") if isinstance(properties, dict) else None
@@ -221,7 +296,8 @@ def _member(node: dict[str, Any], name: str) -> list[Any]:
     return value
 
 
-def _polygon(rings: Any) -> Polygon:
+def polygon_of(rings: Any) -> Polygon:
+    """Return the rings of a Polygon; raise ValueError if one is none."""
     polygon = []
     for ring in rings:
         vertices = np.asarray(ring, dtype=np.float64)

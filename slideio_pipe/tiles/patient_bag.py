@@ -16,6 +16,7 @@ from slideio_pipe.geometry import SAME_RESOLUTION, Mpp
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.tiles.bag import ArrayLikeBag, Bag, Label, PlannedBag, UncolouredBag, check_bag, patient_of
 from slideio_pipe.tiles.reader import empty_tiles
+from slideio_pipe.tiles.targets import Targets
 
 _Read = Callable[[NDArray[np.int64], NDArray[np.uint8]], object]
 
@@ -150,6 +151,20 @@ class PatientBag(ArrayLikeBag, Closable):
         for bag, _, inside in self._by_slide(self._positions(indices)):
             if isinstance(bag, PlannedBag):
                 bag.plan_ahead(inside, colours=colours)
+
+    @property
+    def annotated(self) -> bool:
+        """Whether the bags of the slides have annotations."""
+        return any(isinstance(slide, ArrayLikeBag) and slide.annotated for slide in self.slides)
+
+    def _targets(self, positions: NDArray[np.int64]) -> list[Targets]:
+        found: dict[int, Targets] = {}
+        for bag, rows, inside in self._by_slide(positions):
+            if not isinstance(bag, ArrayLikeBag) or not bag.annotated:
+                remedy = "give each of the patient's bags its annotations, empty ones if it has none"
+                raise ConfigError("the bag of a slide has no annotations", slide=bag.name, remedy=remedy)
+            found |= zip(rows.tolist(), bag.targets(inside), strict=True)
+        return [found[row] for row in range(len(positions))]
 
     def provenance(self) -> dict[str, Any]:
         """Return the patient, the label, and the provenance of each slide's bag, JSON values."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,11 +12,17 @@ from slideio_pipe.augment.draws import Draws
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import package_versions
 from slideio_pipe.geometry import Affine
-from slideio_pipe.slides.view import SlideView
-from slideio_pipe.tiles.bag import Label
+from slideio_pipe.slides.view import PyramidSource, SlideView
+from slideio_pipe.tiles.bag import Label, TargetSource
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.read_plan import ReadPlan
+
+
+class PlacedSource(TargetSource, Protocol):
+    """Boxes and points that can be placed on a slide: ``Annotations``."""
+
+    def on(self, slide: PyramidSource) -> TargetSource: ...
 
 
 class TileBag(DrawnBag):
@@ -36,6 +42,9 @@ class TileBag(DrawnBag):
         rotated tile has tissue in its corners, not black, and a tile shown smaller is read from a coarser level.
     seed, epoch : int
         Inputs of the tiles' draws, with the slide's name and the tile's number.
+    annotations : Annotations, optional
+        Boxes and points of the slide: ``bag.targets`` and the batches of a stream have those of each tile, and
+        ``bbox_params`` and ``keypoint_params`` of the transform's ``Compose`` decide which.
 
     Raises
     ------
@@ -63,6 +72,7 @@ class TileBag(DrawnBag):
         tile_transform: Any = None,
         seed: int = 0,
         epoch: int = 0,
+        annotations: PlacedSource | None = None,
     ) -> None:
         if not isinstance(view, SlideView) or not isinstance(grid, TileGrid):
             raise ConfigError(
@@ -79,6 +89,9 @@ class TileBag(DrawnBag):
         self.grid, self.label, self.patient, self.view_mpp = grid, label, patient, view.mpp
         self.shape = (len(grid), self.canvas.height, self.canvas.width, 3)
         self.coords, self.grid_index, self.tissue = grid.coords, grid.index, grid.tissue
+        self.annotations = None if annotations is None else _placed(annotations, view)
+        if annotations is not None:
+            _ = self.target_rules  # impossible parameters raise now, not in the first batch
 
     @classmethod
     def from_coords(cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, **options: Any) -> TileBag:
@@ -156,10 +169,19 @@ class TileBag(DrawnBag):
 
     def __reduce__(self) -> tuple[Any, ...]:
         drawn = {"tile_transform": self.tile_transform, "seed": self.seed, "epoch": self.epoch}
-        return partial(TileBag, label=self.label, patient=self.patient, **drawn), (self.view, self.grid)
+        known: dict[str, Any] = {"label": self.label, "patient": self.patient, "annotations": self.annotations}
+        return partial(TileBag, **known, **drawn), (self.view, self.grid)
 
     def __repr__(self) -> str:
         n, h, w, _ = self.shape
         at = "" if self.view_mpp is None else f" at {self.view_mpp.mean:.4g} µm"
         label = "" if self.label is None else f", label {self.label}"
         return f"TileBag({self.name}: {n:,} tiles of {w}×{h} px{at} from level {self.view.level}{label})"
+
+
+def _placed(annotations: Any, view: SlideView) -> TargetSource:
+    if not hasattr(annotations, "on") or not hasattr(annotations, "targets"):
+        remedy = "pass Annotations.from_geojson(…) or Annotations.from_cells(…)"
+        raise ConfigError(f"annotations are a {type(annotations).__name__}", slide=view.slide.name, remedy=remedy)
+    placed: TargetSource = annotations.on(view.slide)
+    return placed

@@ -61,6 +61,7 @@ PUBLIC = [
     "StainNormalize",
     "StoredBag",
     "SyntheticSlide",
+    "Targets",
     "TileBag",
     "TileBatch",
     "TileGrid",

@@ -243,7 +243,7 @@ def test_files_without_the_requested_classes_are_refused(tmp_path: Path) -> None
     """A missing file, a wrong class, a string for a list, an invalid label."""
     with pytest.raises(SlideNotFoundError):
         Annotations.from_geojson(tmp_path / "none.geojson")
-    with pytest.raises(ConfigError, match="no polygon of tumour; classes found: Ignore"):
+    with pytest.raises(ConfigError, match="no polygon or point of tumour; classes found: Ignore"):
         Annotations.from_geojson(qupath(tmp_path), ["tumour"])
     with pytest.raises(ConfigError, match="pass a list of names"):
         Annotations.from_geojson(qupath(tmp_path), "Tumor")  # type: ignore[arg-type]

@@ -120,6 +120,11 @@ ERROR_EXAMPLES = {
         "3 cells of the column \"label\" are 'None', which counts as no label; if it is one, rename it",
         "Rename the class if it is one.",
     ),
+    "OutsideSlideWarning": (
+        "a.svs: 120 of 400 points and boxes are outside the slide, 2,048×1,536 px at level 0; they reach from "
+        "(300, 280) to (2,310, 1,790)",
+        'Check that they are of this slide; pass `frame="level0"`, `frame="qupath"` or `mpp=` where they were read.',
+    ),
     "RepeatedDrawsWarning": (
         "a is read again in epoch 0, with the tiles and transforms that were drawn before; call "
         "dataset.set_epoch(epoch) before each epoch",
