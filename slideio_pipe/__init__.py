@@ -53,9 +53,14 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.features.feature_bag import FeatureBag as FeatureBag
     from slideio_pipe.features.feature_bag import open_features as open_features
     from slideio_pipe.mil.config import TrainConfig as TrainConfig
+    from slideio_pipe.mil.feature_dataset import FeatureDataset as FeatureDataset
+    from slideio_pipe.mil.feature_dataset import pad_features as pad_features
     from slideio_pipe.mil.fit import fit as fit
     from slideio_pipe.mil.models.mil_model import MilModel as MilModel
+    from slideio_pipe.mil.models.own_model import Aggregator as Aggregator
     from slideio_pipe.mil.models.two_pass import TwoPass as TwoPass
+    from slideio_pipe.mil.objective import OwnLoss as OwnLoss
+    from slideio_pipe.mil.objective import OwnMetric as OwnMetric
     from slideio_pipe.mil.prediction.prediction import Prediction as Prediction
     from slideio_pipe.mil.prediction.predictor import Predictor as Predictor
     from slideio_pipe.mil.prediction.predictor import load_predictor as load_predictor
@@ -138,6 +143,11 @@ _PUBLIC = {
     "TrainConfig": "mil.config",
     "MilModel": "mil.models.mil_model",
     "TwoPass": "mil.models.two_pass",
+    "Aggregator": "mil.models.own_model",
+    "OwnLoss": "mil.objective",
+    "OwnMetric": "mil.objective",
+    "FeatureDataset": "mil.feature_dataset",
+    "pad_features": "mil.feature_dataset",
     "load_predictor": "mil.prediction.predictor",
     "Predictor": "mil.prediction.predictor",
     "Prediction": "mil.prediction.prediction",

@@ -70,6 +70,15 @@ Encoder = Annotated[
         autocompletion=encoder_names,
     ),
 ]
+Model = Annotated[
+    str | None,
+    options.option(
+        "--model",
+        "For a model that was trained with your own aggregator, passed in Python: that aggregator, as "
+        "my_module:MyAggregator.",
+        unit="MODULE:NAME",
+    ),
+]
 Features = Annotated[
     Path | None,
     options.option(
@@ -91,6 +100,7 @@ def predict(
     frame: options.OutputFrame = None,
     slide_folder: SlideFolder = None,
     features: Features = None,
+    model: Model = None,
     encoder: Encoder = None,
     trust_remote_code: options.TrustRemoteCode = False,
     device: Device = None,
@@ -125,7 +135,9 @@ def predict(
         raise ConfigError("--pyramid without --out", remedy="pass --out FOLDER")
     kind = checked_scores(scores)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = load_predictor(checkpoint, encoder=encoder, device=target, trust_remote_code=trust_remote_code)
+    predictor = load_predictor(
+        checkpoint, model=model, encoder=encoder, device=target, trust_remote_code=trust_remote_code
+    )
     if is_unfinished(checkpoint):
         kept = "last" if predictor.config.fit.monitor == "none" else "best"
         warn(f"{checkpoint}: this training is not finished; the model is that of its {kept} epoch so far")

@@ -37,6 +37,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "model": ("train",),
     "encoder": ("train",),
     "fit": ("train",),
+    "modules": ("train",),
 }
 CLUSTER_READERS = ("export", "tissue", "features")
 _KINDS = {
@@ -121,10 +122,11 @@ def _schema(name: str) -> dict[str, Any]:
 def _settings(schema: Mapping[str, Any], readers: Mapping[str, tuple[str, ...]], option: str) -> Iterator[Setting]:
     for key, entry in schema["properties"].items():
         commands = readers[key]
-        if "$ref" not in entry:
+        reference = entry.get("$ref") or entry.get("anyOf", [{}])[0].get("$ref")
+        if reference is None:
             yield _setting(key, entry, schema, commands, option)
             continue
-        section = schema["$defs"][entry["$ref"].rpartition("/")[2]]
+        section = schema["$defs"][reference.rpartition("/")[2]]
         description, keys = entry.get("description", section["description"]), tuple(section["properties"])
         yield Setting(key, description, "section", None, False, commands, option, keys)
         for name, inner in section["properties"].items():

@@ -47,6 +47,15 @@ CohortFile = Annotated[
 Features = Annotated[
     Path | None, options.option("--features", "Folder of <slide>.features.zarr, .bag.zarr, .h5 or .pt.", unit="FOLDER")
 ]
+Model = Annotated[
+    str | None,
+    options.option(
+        "--model",
+        "The model, instead of model.name: gated, attention, mean, max, torchmil:NAME, or your own as "
+        "my_module:MyAggregator.",
+        unit="MODEL",
+    ),
+]
 Folder = Annotated[Path, options.of_output("--out -o", "Folder of the run.", unit="FOLDER")]
 Set = Annotated[
     list[str] | None,
@@ -66,6 +75,7 @@ def train(
     settings_file: SettingsFile = None,
     cohort: CohortFile = None,
     features: Features = None,
+    model: Model = None,
     slide_folder: options.SlidesOfTable = None,
     clinical: options.Clinical = None,
     column: options.ColumnNames = None,
@@ -94,7 +104,7 @@ def train(
         chosen = chosen.model_copy(update={"encoder": encoder})
     tables = cohort_commands.table_options(slide_folder, clinical, column)
     study = _study(cohort, chosen, tables) if tables else cohort
-    fitted = fit(study, chosen, save, overwrite=overwrite, progress=shown(as_json) is None)
+    fitted = fit(study, chosen, save, model=model, overwrite=overwrite, progress=shown(as_json) is None)
     if not _is_first():  # each process of a training runs this command
         return
     if as_json:

@@ -138,7 +138,7 @@ class Checkpoints:
     def _differences(self, known: Mapping[str, Any]) -> list[str]:
         """Return the differences between a checkpoint and this training."""
         about = known["about"]
-        compared = set(about) - {"packages", "slides"}  # missing in checkpoints of earlier versions
+        compared = set(about) - {"packages", "slides", "modules"}  # missing in checkpoints of earlier versions
         before, now = ({name: each.get(name) for name in compared} for each in (about, self.about))
         return differences(before, now) + other_slides(about.get("slides"), self.about.get("slides"))
 

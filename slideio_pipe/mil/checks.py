@@ -18,7 +18,7 @@ from slideio_pipe.mil.columns import class_of
 from slideio_pipe.mil.config import FitConfig, TrainConfig
 from slideio_pipe.mil.divisions import Division
 from slideio_pipe.mil.metrics import comparable
-from slideio_pipe.mil.models.mil_model import build_model
+from slideio_pipe.mil.own_parts import OwnParts
 from slideio_pipe.mil.tasks import Classification, Survival, Task
 
 _SHOWN = 5
@@ -112,7 +112,7 @@ def _in(division: Division) -> str:
     return f" in {division.name}" if division.name else ""
 
 
-def try_model(cohort: Cohort, outputs: int, config: TrainConfig) -> None:
+def try_model(cohort: Cohort, outputs: int, config: TrainConfig, parts: OwnParts) -> None:
     """Refuse a model that does not work on the first bag of features, before the others are read.
 
     Raise ConfigError if it cannot be made, or does not accept the bag.
@@ -128,7 +128,7 @@ def try_model(cohort: Cohort, outputs: int, config: TrainConfig) -> None:
     places = None if opened.coords is None else np.asarray(opened.coords)[:_TEST_TILES]
     with torch.random.fork_rng(devices=[]):
         try:
-            model = build_model(config.model.name, features.shape[1], outputs, **config.model.arguments())
+            model = parts.build(config, features.shape[1], outputs)
             model.train()(features, places, torch.zeros(()))
         except SlideioPipeError:
             raise

@@ -10,8 +10,24 @@ import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from slideio_pipe.config import Record, checked, load_record
+from slideio_pipe.import_path import is_import_path
 from slideio_pipe.presets import settings_file, transform_named_in
 from slideio_pipe.streaming.config import EXAMPLE, LoaderConfig
+
+
+def passed_name(given: Any) -> str:
+    """Return the name in the settings for an object that was passed in Python, which no setting can express.
+
+    >>> passed_name(dict), passed_name(3)
+    ('<dict>', '<int>')
+    """
+    return f"<{getattr(given, '__name__', type(given).__name__).strip('<>')}>"
+
+
+def is_passed(name: str | None) -> bool:
+    """Return whether a name in the settings stands for an object that was passed in Python."""
+    return name is not None and name.startswith("<")
+
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -34,11 +50,24 @@ class TaskConfig(Record):
         default="time", description="Survival: column of the time to the event, or to the last follow-up, in any unit."
     )
     event: str = Field(default="event", description="Survival: column that is 1 where the event happened, else 0.")
+    loss: str | None = Field(
+        default=None, description="A loss of your own, as my_module:my_loss. null: that of the kind."
+    )
+    metric: str | None = Field(
+        default=None,
+        description="A metric of your own, as my_module:my_metric, which fit.monitor: metric then uses. null: none.",
+    )
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the cohort with what is predicted."""
         return (self.time, self.event) if self.kind == "survival" else (self.label,)
+
+    @model_serializer(mode="wrap")
+    def _drop_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out newer settings that are not given, so that settings equal those of older runs."""
+        values: dict[str, Any] = dump(self)
+        return {key: value for key, value in values.items() if value is not None or key not in ("loss", "metric")}
 
 
 class ModelConfig(Record):
@@ -46,8 +75,8 @@ class ModelConfig(Record):
 
     name: str = Field(
         default="gated",
-        description="The model: gated or attention (Ilse et al. 2018), mean, max, or torchmil:NAME, such as "
-        "torchmil:TransMIL.",
+        description="The model: gated or attention (Ilse et al. 2018), mean, max, torchmil:NAME, such as "
+        "torchmil:TransMIL, or one of your own, as my_module:MyAggregator.",
     )
     embed: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(256,), description="Widths of the layers before the attention. []: none."
@@ -60,12 +89,23 @@ class ModelConfig(Record):
     )
     settings: dict[str, Any] = Field(
         default_factory=dict,
-        description="Arguments of a model of torchmil, in place of embed, attention and dropout.",
+        description="Arguments of a model of torchmil or of your own, in place of embed, attention and dropout.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_name(cls, values: Any) -> Any:
+        """Accept the name alone: ``model: my_module:MyAggregator``."""
+        return {"name": values} if isinstance(values, str) else values
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a model of the caller: by import path, or passed in Python."""
+        return is_passed(self.name) or (is_import_path(self.name) and not self.name.startswith("torchmil:"))
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of ``build_model`` except the name and the sizes."""
-        if self.name.startswith("torchmil:"):
+        if self.name.startswith("torchmil:") or self.is_own:
             return dict(self.settings)
         return {"embed": self.embed, "attention": self.attention, "dropout": self.dropout}
 
@@ -76,7 +116,7 @@ class EncoderConfig(Record):
     source: str | None = Field(
         default=None,
         description="Encoder that is trained end to end from tiles: small, a name such as uni (slideio-pipe encoders), "
-        "timm:NAME, hf:NAME or a file. null: "
+        "timm:NAME, hf:NAME, a file, or one of your own, as my_module:make_encoder. null: "
         "features are read.",
     )
     folder: str | None = Field(
@@ -186,6 +226,26 @@ class TrainConfig(LoaderConfig):
         default=EncoderConfig(), description="The encoder from tiles to features, or the features to read."
     )
     fit: FitConfig = Field(default=FitConfig(), description="The optimisation, its validation and its devices.")
+    modules: str | None = Field(
+        default=None,
+        description="Folder of your own modules, such as my_module.py for my_module:MyAggregator, relative to this "
+        "file. null: the folder of this file, then the current one.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _drop_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = LoaderConfig._drop_unset(self, dump)
+        return {key: value for key, value in values.items() if key != "modules" or value is not None}
+
+    @property
+    def import_paths(self) -> dict[str, str]:
+        """The import paths of the caller's own parts, by setting."""
+        named = {"model.name": self.model.name, "encoder.source": self.encoder.source}
+        named |= {"task.loss": self.task.loss, "task.metric": self.task.metric}
+        apart = ("torchmil:", "timm:", "hf:")
+        return {
+            key: name for key, name in named.items() if name and is_import_path(name) and not name.startswith(apart)
+        }
 
     @model_validator(mode="after")
     def _survival_steps(self) -> Self:
@@ -225,6 +285,8 @@ def _with_resolved_paths(config: TrainConfig, folder: Path) -> TrainConfig:
     }
     if config.cohort is not None:
         update["cohort"] = str(folder / config.cohort)
+    if config.import_paths or config.modules is not None:
+        update["modules"] = str((folder / (config.modules or "")).absolute())
     if config.encoder.folder is not None:
         update["encoder"] = config.encoder.model_copy(update={"folder": str(folder / config.encoder.folder)})
     return config.model_copy(update=update)

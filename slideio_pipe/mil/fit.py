@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from slideio_pipe.mil.config import TrainConfig, load_train_config
 from slideio_pipe.mil.divisions import Division, divide
 from slideio_pipe.mil.feature_files import feature_cohort, holds_features
 from slideio_pipe.mil.fingerprints import contents, slide_entries
-from slideio_pipe.mil.models.mil_model import build_model
+from slideio_pipe.mil.models.own_model import OwnModel, weights_text
 from slideio_pipe.mil.models.tile_encoder import TileEncoder, tile_encoder
+from slideio_pipe.mil.objective import OwnLoss, OwnMetric
+from slideio_pipe.mil.own_parts import OwnParts, modules_of, trains_something, with_parts
 from slideio_pipe.mil.results import Fitted, Predicted, fitted_of, write_config, write_history, write_outcome
 from slideio_pipe.mil.run_folder import refuse_other_divisions, remove_other_divisions, remove_training
 from slideio_pipe.mil.sources import FeatureSource, PixelSource, Source
@@ -38,7 +41,7 @@ from slideio_pipe.streaming.normalize import Normalize
 _LOG = logging.getLogger(__name__)
 
 # Settings that may differ between a training and its continuation.
-_CHANGEABLE: Any = {"cohort": True, "encoder": {"folder"}, "fit": {"save_every"}}
+_CHANGEABLE: Any = {"cohort": True, "modules": True, "encoder": {"folder"}, "fit": {"save_every"}}
 
 
 def fit(
@@ -46,7 +49,10 @@ def fit(
     config: TrainConfig | str | Path | Mapping[str, Any] | None = None,
     out: str | Path = "run",
     *,
-    encoder: nn.Module | None = None,
+    model: nn.Module | Callable[..., nn.Module] | str | None = None,
+    encoder: nn.Module | str | None = None,
+    loss: OwnLoss | str | None = None,
+    metric: OwnMetric | str | None = None,
     normalize: Normalize | None = None,
     overwrite: bool = False,
     progress: Report | bool | None = None,
@@ -66,8 +72,17 @@ def fit(
         (``encoder.source: uni``) have the size and the mpp that it is meant for, where the settings have none.
     out : str or Path
         The folder of the run.
-    encoder : nn.Module, optional
-        Network from normalised tiles (n, 3, H, W) to features (n, D); replaces ``config.encoder.source``.
+    model : nn.Module, callable or str, optional
+        The aggregator; replaces ``config.model.name``. A module, of which every fold trains a copy; or its class or a
+        function, which is called with the features per tile and the number of logits for every fold; or a name or an
+        import path, ``"my_module:MyAggregator"``. See ``Aggregator``.
+    encoder : nn.Module or str, optional
+        Network from normalised tiles (n, 3, H, W) to features (n, D), of which a copy is trained; or what
+        ``config.encoder.source`` names, such as ``"my_module:make_encoder"``.
+    loss : callable or str, optional
+        Replaces the loss of the task: from logits and targets of a step to a scalar. See ``OwnLoss``.
+    metric : callable or str, optional
+        The leading metric, beside those of the task: from predictions and targets to a number. See ``OwnMetric``.
     normalize : Normalize, optional
         Normalisation for ``encoder``; by default ImageNet's statistics.
     overwrite : bool
@@ -78,8 +93,8 @@ def fit(
     Raises
     ------
     ConfigError
-        The cohort, features or settings have errors, raised before the first epoch; or the folder contains a training
-        with other settings.
+        The cohort, features or settings have errors, or own parts do not fit, raised before the first epoch; or the
+        folder contains a training with other settings.
     OutputError
         Another training writes into the folder, or it cannot be written.
     MissingExtraError
@@ -89,19 +104,25 @@ def fit(
     given = settings.cohort if cohort is None else cohort
     if given is None:
         raise ConfigError("no cohort", remedy="pass one, or name it in the configuration")
-    settings = _with_absolute_paths(_with_encoder_tiles(settings, encoder), given)
+    settings = with_parts(settings, model=model, encoder=encoder, loss=loss, metric=metric)
+    parts = OwnParts.of(settings, model=model, loss=loss, metric=metric)
+    network = None if isinstance(encoder, str) else encoder
+    settings = _with_absolute_paths(_with_encoder_tiles(settings, network), given)
     where = settings.encoder.folder
     slides = Cohort.of(given) if where is None else feature_cohort(given, where)
-    if encoder is None and settings.encoder.source is None:
+    of_features = network is None and settings.encoder.source is None
+    if of_features:
         _refuse_slides(slides)
     if settings.unit == "patient":
         slides = by_patient(slides, settings.task.columns)
     divisions = list(divide(slides, settings.fit, settings.seed, settings.task))
     tasks = [task_for(division.train, settings) for division in divisions]
     check_divisions(divisions, tasks, settings)
+    for division, task in zip(divisions, tasks, strict=True):
+        parts.objective(task).check(task.targets(list(division.train)), settings.fit.bags_per_step)
     fabric = made_fabric(settings.fit)
-    if encoder is None and settings.encoder.source is None:
-        try_model(divisions[0].train, tasks[0].outputs, settings)
+    if of_features:
+        try_model(divisions[0].train, tasks[0].outputs, settings, parts)
     fabric.launch()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +131,7 @@ def fit(
         lock.acquire()
     try:
         with torch.random.fork_rng():
-            run = _Run(fabric, settings, folder, encoder, normalize, overwrite)
+            run = _Run(fabric, settings, folder, network, normalize, overwrite, parts)
             run.prepare([division.name for division in divisions])
             runs = [run.division(d, t, progress) for d, t in zip(divisions, tasks, strict=True)]
         return run.finish(runs)
@@ -169,6 +190,7 @@ class _Run:
     encoder: nn.Module | None
     normalize: Normalize | None
     overwrite: bool
+    parts: OwnParts
 
     def prepare(self, names: Sequence[str]) -> None:
         """Refuse a folder with a training of other divisions, or clear it."""
@@ -191,7 +213,8 @@ class _Run:
         sources_of = {"train": train, **sources}
         width, features = self._width(train, tiles, sources)
         torch.manual_seed(self.config.seed)
-        model = build_model(self.config.model.name, width, task.outputs, **self.config.model.arguments())
+        model = self.parts.build(self.config, width, task.outputs)
+        trains_something(model, None if tiles is None else tiles.module, trainable=self.config.encoder.trainable)
         if isinstance(train, FeatureSource) and self.config.model.standardize:
             model.standardize(*train.statistics())
         known = about(
@@ -207,6 +230,7 @@ class _Run:
             ],
             contents={} if tiles is None else contents(self.config),
             processes=int(self.fabric.world_size),
+            **self._own(model),
         )
         checkpoints = self._checkpoints(folder, known)
         module = None if tiles is None else tiles.module
@@ -214,7 +238,7 @@ class _Run:
         with narrated(shown, division.name or "training") as (report, note):
             training = Training(
                 self.fabric, model, module, task, train, sources.get("val"), self.config, checkpoints,
-                on_epoch=self._log(folder), note=note,
+                objective=self.parts.objective(task), on_epoch=self._log(folder), note=note,
             )  # fmt: skip
             ended = training.run(report)
         _LOG.info("%s: %d epochs; epoch %s is kept", folder, len(ended.history), ended.best_epoch)
@@ -228,7 +252,7 @@ class _Run:
 
     def finish(self, runs: Sequence[Predicted]) -> Fitted:
         """Measure the predictions of all divisions, and write them."""
-        fitted = fitted_of(self.folder, runs, self.config)
+        fitted = fitted_of(self.folder, runs, self.config, self.parts.objective(runs[0].task))
         if self.fabric.is_global_zero:
             write_outcome(fitted, runs, self.config)
         self.fabric.barrier()
@@ -239,7 +263,21 @@ class _Run:
             return None
         torch.manual_seed(self.config.seed)
         chosen = self.config.encoder
-        return tile_encoder(self.encoder, chosen.source, self.normalize, trust_remote_code=chosen.trust_remote_code)
+        # Every fold trains a copy: the second would begin with what the first has learnt from its test slides.
+        network = deepcopy(self.encoder) if chosen.trainable else self.encoder
+        return tile_encoder(
+            network,
+            chosen.source,
+            self.normalize,
+            trust_remote_code=chosen.trust_remote_code,
+            folders=modules_of(self.config),
+        )
+
+    def _own(self, model: nn.Module) -> dict[str, Any]:
+        """Return a checkpoint's entries on the caller's own parts."""
+        paths = bool(self.config.import_paths)
+        known: dict[str, Any] = {"code": dict(self.parts.code), "modules": self.config.modules} if paths else {}
+        return known | ({"parameters": weights_text(model)} if isinstance(model, OwnModel) else {})
 
     def _source(self, cohort: Cohort, tiles: TileEncoder | None, *, augment: bool) -> Source:
         share = {"rank": int(self.fabric.global_rank), "world_size": int(self.fabric.world_size)}

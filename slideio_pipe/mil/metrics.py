@@ -49,6 +49,7 @@ def measure(
     strata: Sequence[int] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    own: Mapping[str, Score] | None = None,
 ) -> dict[str, Metric]:
     """Return the metrics of a task, the leading one first.
 
@@ -74,10 +75,13 @@ def measure(
         one of the slides' classes are dropped. Fewer than ``MIN_PATIENTS`` patients have no interval.
     seed : int
         Seed of the resampling.
+    own : mapping, optional
+        Metrics of the caller, before the others.
     """
     if not len(logits):
         raise ConfigError("no prediction to measure", remedy="look at the splits of the cohort")
-    scores = _scores(task)
+    scores = dict(own or {})
+    scores |= {name: score for name, score in _scores(task).items() if name not in scores}
     logits, targets = logits.detach().double().cpu(), targets.cpu()
     models = np.zeros(len(logits), np.int64) if strata is None else np.asarray(strata, np.int64)
     found = {name: _value(score, logits, targets, models) for name, score in scores.items()}

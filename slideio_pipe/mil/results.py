@@ -25,7 +25,8 @@ from slideio_pipe.files import write_file
 from slideio_pipe.images import picture
 from slideio_pipe.mil.config import TrainConfig, dump
 from slideio_pipe.mil.divisions import Division
-from slideio_pipe.mil.metrics import Metric, interval_note, known_rows, measure
+from slideio_pipe.mil.metrics import Metric, interval_note, known_rows
+from slideio_pipe.mil.objective import Objective
 from slideio_pipe.mil.plots import metric_name, write_plots
 from slideio_pipe.mil.tasks import Classification, Regression, Survival, Task
 
@@ -116,10 +117,13 @@ class Predicted:
     parts: dict[str, tuple[Cohort, Tensor, Tensor]]  # "val" and "test": slides, logits, targets
 
 
-def fitted_of(folder: Path, runs: Sequence[Predicted], config: TrainConfig) -> Fitted:
-    """Return the results of a training, with metrics over all folds together."""
+def fitted_of(folder: Path, runs: Sequence[Predicted], config: TrainConfig, objective: Objective) -> Fitted:
+    """Return the results of a training, with metrics over all folds together.
+
+    ``objective`` is that of the first division.
+    """
     parts = [part for part in PARTS if any(part in run.parts for run in runs)]
-    metrics = {part: _measured(runs, part, config) for part in parts}
+    metrics = {part: _measured(runs, part, config, objective) for part in parts}
     counts = {part: len(_pooled(runs, part).slides) for part in parts}
     notes = {part: note for part in parts if config.fit.bootstrap and (note := _note(runs, part)) is not None}
     checkpoints, histories, kept = zip(*((run.checkpoint, run.history, run.kept) for run in runs), strict=True)
@@ -167,12 +171,11 @@ def _in_units_of(first: Task, task: Task, logits: Tensor) -> Tensor:
     return logits
 
 
-def _measured(runs: Sequence[Predicted], part: str, config: TrainConfig) -> dict[str, Metric]:
+def _measured(runs: Sequence[Predicted], part: str, config: TrainConfig, objective: Objective) -> dict[str, Metric]:
     found = _pooled(runs, part)
     if not found.slides:
         return {}
-    return measure(
-        runs[0].task,
+    return objective.measure(
         found.logits,
         found.targets,
         groups=found.patients,

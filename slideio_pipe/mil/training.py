@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from slideio_pipe.augment.draw import hashed
 from slideio_pipe.errors import ConfigError, SkippedWarning, require
+from slideio_pipe.features.encoders.encoder import parameter_dtype
 from slideio_pipe.mil.bag_tiles import LostBagError
 from slideio_pipe.mil.checkpoint import Checkpoints, Progress
 from slideio_pipe.mil.config import TrainConfig
-from slideio_pipe.mil.metrics import measure
 from slideio_pipe.mil.models.bag_model import MilOutput
 from slideio_pipe.mil.models.two_pass import EncodedBag, TwoPass
+from slideio_pipe.mil.objective import Objective
 from slideio_pipe.mil.progress_texts import epoch_words, step_words
 from slideio_pipe.mil.sources import Example, Source
 from slideio_pipe.mil.tasks import Classification, Task
@@ -48,6 +49,8 @@ class Training:
     config : TrainConfig
     checkpoints : Checkpoints
         Files of the state.
+    objective : Objective, optional
+        Its loss and metrics, by default those of the task.
     on_epoch : callable, optional
         Called after each epoch with the history so far, a row per epoch.
     note : callable, optional
@@ -65,10 +68,12 @@ class Training:
         config: TrainConfig,
         checkpoints: Checkpoints,
         *,
+        objective: Objective | None = None,
         on_epoch: Callable[[list[dict[str, Any]]], object] | None = None,
         note: Note | None = None,
     ) -> None:
         self.fabric, self.task, self.config = fabric, task, config
+        self.objective = objective or Objective(task)
         self.train, self.validation, self.checkpoints = train, validation, checkpoints
         self.progress = Progress()
         self._on_epoch = on_epoch or (lambda history: None)
@@ -131,7 +136,7 @@ class Training:
         return len(self.train.cohort) // int(self.fabric.world_size)
 
     def _step(self, bags: Iterator[Example], size: int) -> None:
-        losses = self._step_per_bag(bags, size) if self.task.separable else self._step_over_bags(bags, size)
+        losses = self._step_per_bag(bags, size) if self.objective.separable else self._step_over_bags(bags, size)
         if not losses:
             return
         loss = float(torch.stack(losses).sum())
@@ -159,9 +164,8 @@ class Training:
                     continue
                 features, encoded = found
                 target = self._targets[example.number]
-                # A model's own loss is a cross-entropy of two classes: with a number as target it would fall forever.
-                out = self.model(features, example.coords, target if isinstance(self.task, Classification) else None)
-                loss = self.task.loss(out.logits[None].float(), target[None])
+                out = self.model(features, example.coords, self._class(target))
+                loss = self.objective.loss(out.logits[None].float(), target[None])
                 if out.auxiliary is not None:
                     loss = loss + out.auxiliary
                 self.fabric.backward(loss / size)
@@ -172,7 +176,7 @@ class Training:
 
     def _step_over_bags(self, bags: Iterator[Example], size: int) -> list[Tensor]:
         """Backpropagate one loss over all bags of the step, for losses that compare bags."""
-        logits, encodings, targets = [], [], []
+        logits, encodings, targets, own = [], [], [], []
         for k, example in enumerate(bags):
             found = self._features(example, sync=k == size - 1, keep_graph=False)
             if found is None:
@@ -180,15 +184,26 @@ class Training:
             features, encoded = found
             encodings.append(encoded)
             targets.append(self._targets[example.number])
-            logits.append(self.model(features, example.coords, None).logits)
+            out = self.model(features, example.coords, self._class(targets[-1]))
+            logits.append(out.logits)
+            own += [] if out.auxiliary is None else [out.auxiliary]
         if not logits:
             return []
-        loss = self.task.loss(torch.stack(logits).float(), torch.stack(targets))
+        loss = self.objective.loss(torch.stack(logits).float(), torch.stack(targets))
+        if own:
+            loss = loss + torch.stack(own).mean()
         self.fabric.backward(loss)
         for encoded in encodings:
             if encoded is not None:
                 encoded.backward()
         return [loss.detach()] * len(logits)
+
+    def _class(self, target: Tensor) -> Tensor | None:
+        """Return the target of a model's own loss.
+
+        It is a cross-entropy of two classes: with a number as target it would fall forever.
+        """
+        return target if isinstance(self.task, Classification) else None
 
     def _features(
         self, example: Example, *, sync: bool, keep_graph: bool, passes: TwoPass | None = None
@@ -216,10 +231,9 @@ class Training:
         row: dict[str, Any] = {"epoch": now.epoch, "lr": self.scheduler.get_last_lr()[0], "loss": loss / max(bags, 1)}
         if self.validation is not None:
             logits, targets, _ = self.predict(self.validation)
-            row["val_loss"] = float(self.task.loss(logits, targets))
-            row |= {
-                f"val_{name}": metric.value for name, metric in measure(self.task, logits, targets, bootstrap=0).items()
-            }
+            row["val_loss"] = float(self.objective.loss(logits, targets))
+            measured = self.objective.measure(logits, targets, bootstrap=0)
+            row |= {f"val_{name}": metric.value for name, metric in measured.items()}
         row["seconds"] = round(seconds, 3)
         now.history.append(row)
         now.epoch += 1
@@ -314,8 +328,7 @@ class Training:
     @property
     def _dtype(self) -> torch.dtype:
         """The dtype of the model's weights."""
-        dtype: torch.dtype = next(self.model.parameters()).dtype
-        return dtype
+        return parameter_dtype(self.model)
 
     def _rate(self, step: int) -> float:
         """Return the factor of the learning rate at a step: linear warm-up, then half a cosine."""

@@ -72,7 +72,7 @@ class LoaderConfig(Record):
 
 EXAMPLE = "see slideio-pipe config show mil"  # remedy of errors: every key
 # Other sections of a training's file, read by mil.settings: a loader accepts the file and ignores them.
-TRAINING_SECTIONS = ("cohort", "task", "model", "encoder", "fit")
+TRAINING_SECTIONS = ("cohort", "task", "model", "encoder", "fit", "modules")
 
 
 def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderConfig:

@@ -25,6 +25,7 @@ HEAVY = [
     "rich",
 ]
 PUBLIC = [
+    "Aggregator",
     "Annotations",
     "AugmentedBag",
     "BagDataset",
@@ -36,6 +37,7 @@ PUBLIC = [
     "Encoder",
     "Explorer",
     "FeatureBag",
+    "FeatureDataset",
     "Fitted",
     "Flip",
     "GaussianNoise",
@@ -44,6 +46,8 @@ PUBLIC = [
     "MilModel",
     "MultiCrop",
     "Normalize",
+    "OwnLoss",
+    "OwnMetric",
     "PatientBag",
     "Prediction",
     "Predictor",
@@ -91,6 +95,7 @@ PUBLIC = [
     "open_bag",
     "open_features",
     "open_slide",
+    "pad_features",
     "profile",
     "run_cohort",
     "save_bag",

@@ -48,6 +48,8 @@ def settings_schema() -> Schema:
     definitions = _definitions(ExportConfig, TrainConfig)
     export, train = (definitions.pop(record.__name__)["properties"] for record in (ExportConfig, TrainConfig))
     only_train = {key: False for key in train if key not in export}
+    section = train["model"].pop("$ref")  # its name alone is short for it
+    train["model"] |= {"anyOf": [{"$ref": section}, {"type": "string"}]}
     return {
         "$schema": _DRAFT,
         "title": "Settings of slideio-pipe",

@@ -26,6 +26,7 @@ from slideio_pipe.features.encoders.files import from_file
 from slideio_pipe.features.encoders.hubs import from_hugging_face, from_timm
 from slideio_pipe.features.encoders.known import similar_names, split_weights
 from slideio_pipe.features.encoders.known_networks import from_known
+from slideio_pipe.features.encoders.own_encoder import is_own_encoder, own_encoder
 from slideio_pipe.streaming.normalize import Normalize
 
 NORMALIZATIONS = {"imagenet": Normalize.imagenet, "half": Normalize.half, "identity": Normalize.identity}
@@ -59,7 +60,8 @@ def load_encoder(
     ----------
     source : nn.Module, str or Path
         The name of a known encoder, such as ``uni``, with weights of the hub's cache or of the hub, or
-        ``uni@weights.bin`` (see ``known_encoders``); a network, which is set to evaluation mode; a file of TorchScript
+        ``uni@weights.bin`` (see ``known_encoders``); a network, which is set to evaluation mode, or the import path
+        of one, ``my_module:network``, or of a function that makes one or an ``Encoder``; a file of TorchScript
         or of an exported program (``.pt2``); or ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``hf:NAME`` or
         ``hf:FOLDER``. ``mine=timm:NAME`` sets a name.
         TorchScript and exported programs are code: load only those you trust. Pickled networks are never loaded.
@@ -132,9 +134,12 @@ def load_encoders(
 
 
 def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, Any], trust_remote_code: bool) -> Encoder:
+    path = source if isinstance(source, str) and is_own_encoder(source) else None
+    if path is not None:
+        source = own_encoder(path)
     if isinstance(source, Encoder):
         return source
-    called, facts = _facts(source, trust_remote_code)
+    called, facts = _facts(source, trust_remote_code) if path is None else _of_path(path, source, trust_remote_code)
     config = facts.config.get("pretrained_cfg", facts.config)
     chosen = {key: value for key, value in given.items() if value is not None}
 
@@ -199,6 +204,11 @@ def _facts(source: str | Path | nn.Module, trust_remote_code: bool) -> tuple[str
     for prefix, load in (("timm:", from_timm), ("hf:", from_hugging_face)):
         if text.startswith(prefix):
             return None, load(text.removeprefix(prefix))
+    if is_own_encoder(text):
+        made = own_encoder(text)
+        if isinstance(made, Encoder):
+            raise ConfigError("makes an Encoder, which has a name", slide=text, remedy="leave the name before = out")
+        return _of_path(text, made, trust_remote_code)
     known, weights = split_weights(text)
     if known is not None:
         return None, from_known(known, weights, trust_remote_code=trust_remote_code)
@@ -207,6 +217,12 @@ def _facts(source: str | Path | nn.Module, trust_remote_code: bool) -> tuple[str
         remedy = f"did you mean {similar}? slideio-pipe encoders lists the names"
         raise ConfigError("no encoder has this name, and no file", slide=text, remedy=remedy)
     return None, from_file(file)
+
+
+def _of_path(path: str, network: Any, trust_remote_code: bool) -> tuple[str, EncoderFacts]:
+    """Return the name and the facts of a network by import path."""
+    name = path.rpartition(":")[2]
+    return name, replace(_facts(network, trust_remote_code)[1], name=name, source=path)
 
 
 def _output_width(encoder: Encoder) -> int:

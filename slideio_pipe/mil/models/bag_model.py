@@ -16,7 +16,7 @@ class MilOutput(NamedTuple):
     """The output of a model for a bag."""
 
     logits: Tensor  # (outputs,)
-    attention: Tensor  # (N,), sums to 1: the share of each tile
+    attention: Tensor | None  # (N,), sums to 1: the share of each tile; None: an aggregator of the caller has none
     instances: Tensor | None = None  # (N, outputs): logits of each tile as a bag of one
     auxiliary: Tensor | None = None  # (): the model's own loss, if it has one
 

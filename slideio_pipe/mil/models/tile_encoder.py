@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features.encoders import Encoder, load_encoder
 from slideio_pipe.features.encoders.encoder import Interpolation, Pooling, fitted, parameter_dtype, pooled
+from slideio_pipe.features.encoders.own_encoder import is_own_encoder, own_encoder
 from slideio_pipe.mil.models.small_encoder import SmallEncoder
 from slideio_pipe.streaming.normalize import Normalize
 
@@ -95,11 +98,16 @@ class TileEncoder:
 
 
 def tile_encoder(
-    network: nn.Module | None, source: str | None, normalize: Normalize | None, *, trust_remote_code: bool = False
+    network: nn.Module | None,
+    source: str | None,
+    normalize: Normalize | None,
+    *,
+    trust_remote_code: bool = False,
+    folders: Sequence[Path] = (),
 ) -> TileEncoder:
     """Return the encoder of a training: the caller's network, the small one, or one from ``load_encoder``.
 
-    Raise ConfigError if it cannot be loaded.
+    ``folders`` are searched first for an encoder by import path. Raise ConfigError if it cannot be loaded.
     """
     if network is not None:
         name = type(network).__name__
@@ -107,6 +115,12 @@ def tile_encoder(
     assert source is not None
     if source == SMALL:
         return TileEncoder(TokenPooler(SmallEncoder(), SMALL), normalize or Normalize.imagenet(), SMALL, source=SMALL)
+    if is_own_encoder(source):
+        made = own_encoder(source, folders)
+        if isinstance(made, nn.Module):
+            name = source.rpartition(":")[2]
+            return TileEncoder(TokenPooler(made, name), normalize or Normalize.imagenet(), name, source=source)
+        return from_encoder(made, source)
     return from_encoder(load_encoder(source, normalize=normalize, trust_remote_code=trust_remote_code), source)
 
 

@@ -47,7 +47,7 @@ class TorchMilModel(BagModel):
             raise ConfigError(f"torchmil has no model {name!r}", remedy=f"pass one of {', '.join(kinds)}")
         kind = kinds[name]
         if outputs != 1:
-            raise ConfigError(f"{name} has one logit, {outputs} are needed", remedy='pass model="gated"')
+            raise ConfigError(f"{name} has one logit, {outputs} are needed", remedy='pass {model="gated"}')
         try:
             self.model = kind(in_shape=(in_features,), **settings)
         except TypeError as error:

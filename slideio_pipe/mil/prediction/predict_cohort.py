@@ -256,6 +256,8 @@ class _Pictures:
         files = ["tiles.csv"]
         try:
             prediction.places()
+            if not prediction.has_attention:
+                prediction.scores(self.scores)
         except ConfigError as error:
             if self.pyramid:
                 raise

@@ -42,7 +42,7 @@ class Prediction:
     slide: str  # its name
     result: dict[str, Any]  # columns of predictions.csv: class and probabilities, number, or risk
     logits: NDArray[np.float64]  # (outputs,)
-    attention: NDArray[np.float64]  # (N,), sums to 1: the share of each tile
+    attention: NDArray[np.float64]  # (N,), sums to 1: the share of each tile; 0 if the model has no attention
     instances: NDArray[np.float64] | None  # (N, columns): prediction for each tile alone
     instance_names: tuple[str, ...]  # names of these columns: "probability_1", "predicted" or "risk"
     coords: NDArray[np.int64] | None  # (N, 2) top-left corners (x, y), level-0 px; None if unknown
@@ -86,6 +86,11 @@ class Prediction:
         return self.whole or self
 
     @property
+    def has_attention(self) -> bool:
+        """Whether the model has an attention; an aggregator of one's own may have none."""
+        return bool(self._patient.attention.any())
+
+    @property
     def times_mean(self) -> NDArray[np.float64]:
         """The attention of each tile as a multiple of the mean, (N,): over the slide, or all slides of a patient."""
         return self.attention * len(self._patient)
@@ -124,6 +129,9 @@ class Prediction:
             The model has no such scores.
         """
         chosen = checked_scores(kind) or self.default_scores
+        if chosen == "attention" and not self.has_attention:
+            remedy = "return (logits, attention) in its forward"
+            raise ConfigError("the model has no attention: its tiles have no scores", slide=self.slide, remedy=remedy)
         if chosen == "attention":
             return self.attention
         if self.instances is None:
@@ -243,7 +251,8 @@ class Prediction:
         its bounds.
         """
         corner = frame_corner(frame, self.bounds if slide is None else slide.bounds)
-        measured = {"attention percentile": self.percentiles(), "attention": self.times_mean}
+        shares = {"attention percentile": self.percentiles(), "attention": self.times_mean}
+        measured = shares if self.has_attention else {}
         for number, name in enumerate(self.instance_names):
             if self.instances is not None:
                 measured[name.replace("_", " ")] = self.instances[:, number]
@@ -262,7 +271,8 @@ class Prediction:
             columns["slide"] = np.repeat([part.slide for part in self.parts], [part.count for part in self.parts])
         if self.coords is not None:
             columns |= {"x": self.coords[:, 0], "y": self.coords[:, 1]}
-        columns |= {"attention": self.attention, "attention_percentile": self.percentiles()}
+        if self.has_attention:
+            columns |= {"attention": self.attention, "attention_percentile": self.percentiles()}
         for number, name in enumerate(self.instance_names):
             if self.instances is not None:
                 columns[name] = self.instances[:, number]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,23 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.patients import CohortPatient, by_patient, by_slide, slides_of_row
 from slideio_pipe.config import checked
-from slideio_pipe.errors import ConfigError
+from slideio_pipe.errors import ConfigError, SlideioPipeWarning, warn_caller
 from slideio_pipe.features.encoders import Encoder
+from slideio_pipe.features.encoders.encoder import parameter_dtype
 from slideio_pipe.features.feature_bag import FeatureBag, open_features
 from slideio_pipe.geometry import Affine
+from slideio_pipe.import_path import code_digest, import_object, is_imported
 from slideio_pipe.mil.checkpoint import read_checkpoint
-from slideio_pipe.mil.config import TrainConfig
+from slideio_pipe.mil.config import TrainConfig, is_passed
 from slideio_pipe.mil.feature_files import holds_features
 from slideio_pipe.mil.fingerprints import KnownSlides, features_fingerprint, file_of, joined_contents
 from slideio_pipe.mil.models.bag_model import MilOutput
 from slideio_pipe.mil.models.mil_model import build_model
+from slideio_pipe.mil.models.own_model import own_model
 from slideio_pipe.mil.models.slides_apart import slides_apart
 from slideio_pipe.mil.models.tile_encoder import TileEncoder, from_encoder, tile_encoder
 from slideio_pipe.mil.models.two_pass import TwoPass
+from slideio_pipe.mil.own_parts import modules_of
 from slideio_pipe.mil.prediction.prediction import Prediction
 from slideio_pipe.mil.prediction.slide_tiles import SlideTiles
 from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
@@ -141,7 +145,8 @@ class Predictor:
     def _prediction_of(self, row: CohortSlide, out: MilOutput, parts: list[SlideTiles], **known: Any) -> Prediction:
         """Return the prediction for a patient, from the tiles of its slides."""
         content = joined_contents(row, [part.content for part in parts]) if isinstance(row, CohortPatient) else None
-        nowhere = SlideTiles(row.name, len(out.attention), None, None, Affine(), parts[0].view_mpp, None, content)
+        count = sum(part.count for part in parts)
+        nowhere = SlideTiles(row.name, count, None, None, Affine(), parts[0].view_mpp, None, content)
         return self._prediction(out, **nowhere.fields(), parts=tuple(parts), **known)
 
     def _of_patient(self, patient: CohortPatient, bags: list[FeatureBag]) -> Prediction:
@@ -202,13 +207,14 @@ class Predictor:
 
     @torch.no_grad()
     def _output(self, features: Tensor, coords: NDArray[np.int64] | None) -> MilOutput:
-        dtype = next(self.model.parameters()).dtype
-        found: MilOutput = self.model(features.to(dtype), coords)
-        return found
+        """Return the output of the model; its attention is 0 if the model has none."""
+        found: MilOutput = self.model(features.to(parameter_dtype(self.model)), coords)
+        return found if found.attention is not None else found._replace(attention=features.new_zeros(len(features)))
 
     def _prediction(self, out: MilOutput, **known: Any) -> Prediction:
         instances = None if out.instances is None else out.instances.double().cpu()
         names, values = self._instances(instances)
+        assert out.attention is not None  # see _output
         return Prediction(
             result=self.task.predict(out.logits.cpu()),
             logits=out.logits.double().cpu().numpy(),
@@ -247,6 +253,7 @@ class Predictor:
 def load_predictor(
     checkpoint: str | Path,
     *,
+    model: nn.Module | Callable[..., nn.Module] | str | None = None,
     encoder: nn.Module | Encoder | str | Path | None = None,
     normalize: Normalize | None = None,
     device: str | torch.device = "cpu",
@@ -257,7 +264,10 @@ def load_predictor(
     Parameters
     ----------
     checkpoint : path
-        A file written by ``fit``, or its folder. No code in it is executed.
+        A file written by ``fit``, or its folder. No code in it is executed; modules of your own that it names
+        (``my_module:MyAggregator``) are imported, from the folder of the training or the current one.
+    model : nn.Module, callable or str, optional
+        The aggregator passed to ``fit``, if there was one, or its import path: the checkpoint has only its weights.
     encoder : nn.Module, str or path, optional
         The network passed to ``fit``, if there was one: the checkpoint has its weights, but not its architecture. For a
         model of features: the encoder of these features, or a source of ``load_encoder``; slides then get the tiles of
@@ -271,7 +281,8 @@ def load_predictor(
     Raises
     ------
     ConfigError
-        It is not a checkpoint of a training, the encoder is missing or another one, or the device does not exist.
+        It is not a checkpoint of a training, the encoder or the caller's own model is missing or another one, or the
+        device does not exist.
     MissingExtraError
         The model or the encoder needs a package that is not installed.
 
@@ -290,9 +301,11 @@ def load_predictor(
         raise ConfigError("is a checkpoint of another program", slide=str(path), remedy="pass best.ckpt of a training")
     target = check_device(device)
     task, config = task_of(recorded["task"]), checked(TrainConfig, str(path), **recorded["config"])
-    model = build_model(config.model.name, recorded["width"], task.outputs, **config.model.arguments())
-    _fill(model, known["model"], path, "the model")
-    tiles = _encoder(path, recorded, known, encoder, normalize, trust_remote_code)
+    config = config.model_copy(update={"modules": recorded.get("modules")})
+    network = _model(path, config, model, int(recorded["width"]), task.outputs)
+    _fill(network, known["model"], path, "the model")
+    _warn_changed(path, config, recorded)
+    tiles = _encoder(path, recorded, known, encoder, normalize, trust_remote_code, modules_of(config))
     if tiles is not None:
         tiles.module.to(target).eval()
         if "encoder" not in known:
@@ -304,7 +317,7 @@ def load_predictor(
     return Predictor(
         path,
         task,
-        model.to(target).eval(),
+        network.to(target).eval(),
         tiles,
         of_features,
         recorded.get("features"),
@@ -313,6 +326,36 @@ def load_predictor(
         target,
         known_slides,
     )
+
+
+def _model(path: Path, config: TrainConfig, given: Any, width: int, outputs: int) -> nn.Module:
+    """Return the model without its weights."""
+    name = config.model.name
+    if given is None and is_passed(name):
+        reason = f"the training was given a model of its own, {name.strip('<>')}, which no checkpoint can make"
+        raise ConfigError(reason, slide=str(path), remedy="pass it, its class, or its import path as {model=…}")
+    if given is None and not config.model.is_own:
+        return build_model(name, width, outputs, **config.model.arguments())
+    if not config.model.is_own:
+        reason = f"its model is {name}, and another one is passed"
+        raise ConfigError(reason, slide=str(path), remedy="leave {model=} out")
+    if isinstance(given, str | None):
+        given = import_object(given or name, modules_of(config))
+    settings = {} if isinstance(given, nn.Module) else config.model.arguments()
+    return own_model(given, width, outputs, settings, name)
+
+
+def _warn_changed(path: Path, config: TrainConfig, recorded: Mapping[str, Any]) -> None:
+    """Warn if the code of a model or an encoder by import path has changed since the training."""
+    now: dict[str, str] = {}
+    for key in ("model.name", "encoder.source"):
+        if key in config.import_paths and is_imported(config.import_paths[key]):
+            now |= code_digest(config.import_paths[key])
+    before = recorded.get("code") or {}
+    others = sorted(file for file, digest in now.items() if before.get(file, digest) != digest)
+    if others:
+        reason = f"{path}: {', '.join(others)} has changed since the training: predictions may be others"
+        warn_caller(SlideioPipeWarning(reason))
 
 
 def _sections(config: TrainConfig, tiling: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,6 +369,7 @@ def _encoder(
     given: nn.Module | Encoder | str | Path | None,
     normalize: Normalize | None,
     trust_remote_code: bool,
+    folders: Sequence[Path] = (),
 ) -> TileEncoder | None:
     """Return the encoder, with its trained weights."""
     if isinstance(given, Encoder):
@@ -338,13 +382,14 @@ def _encoder(
     if about is None:
         if given is None:
             return None
-        return tile_encoder(network, source, normalize, trust_remote_code=trust_remote_code)
+        return tile_encoder(network, source, normalize, trust_remote_code=trust_remote_code, folders=folders)
     if given is None and about["source"] is None:
         reason = f"the training was given a network of its own, {about['name']}, which no checkpoint can make"
         raise ConfigError(reason, slide=str(path), remedy="pass that network as {encoder=…}")
     facts = about["normalize"]
     stated = Normalize(facts["mean"], facts["std"], rescale=facts["rescale"])
-    found = tile_encoder(network, source or about["source"], stated, trust_remote_code=trust_remote_code)
+    place = source or about["source"]
+    found = tile_encoder(network, place, stated, trust_remote_code=trust_remote_code, folders=folders)
     _fill(found.module, known["encoder"], path, f"encoder {about['name']}")
     tiles = about["input_size"], about["interpolation"]
     return TileEncoder(found.module, stated, about["name"], *tiles, about["source"], about.get("resize"))
