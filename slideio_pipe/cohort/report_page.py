@@ -159,6 +159,10 @@ def _summary(records: Records, numbers: Mapping[str, Any]) -> dict[str, Any]:
         "time of the last run": _duration(float(numbers.get("seconds") or 0)),
         "slides per hour": f"{numbers['slides_per_hour']:,.0f}" if numbers.get("slides_per_hour") else None,
     }
+    patients = numbers.get("patients")
+    if patients is not None:
+        joined = patients["written"] + patients["kept"]
+        facts["patients"] = f"{joined:,} of {joined + len(patients['without']):,}"
     machine = {key: numbers[key] for key in ("host", "cores", "workers", "started", "ended") if key in numbers}
     moment = _moment(numbers.get("ended"))
     return {
@@ -168,6 +172,7 @@ def _summary(records: Records, numbers: Mapping[str, Any]) -> dict[str, Any]:
         "ended": f"The last run {ending} {moment}".rstrip() + ".",
         "parts": [part for part in parts if part[-1]],
         "facts": facts,
+        "without": _flat((patients or {}).get("without") or {}),
         "settings": _flat(numbers.get("settings") or {}),
         "machine": _flat(packages | machine),
         "version": packages.get("slideio-pipe", ""),

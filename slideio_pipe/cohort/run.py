@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide, cohort_words
 from slideio_pipe.cohort.ledger import Entry, Ledger, fingerprint, settings_digest
+from slideio_pipe.cohort.patient_files import PatientFiles
 from slideio_pipe.cohort.records import about_slide
 from slideio_pipe.cohort.report_page import write_page
 from slideio_pipe.cohort.workers.dask_pool import pool_for
@@ -50,7 +51,8 @@ class CohortWork(Protocol):
 
     It may write a picture of a slide to ``report/<name>.jpg`` in the folder (``report_page.picture_file``). It may have
     a method ``recall(slide)``, which returns for an existing output what ``__call__`` would have returned, and warns
-    alike.
+    alike. It may have a method ``join_patients(cohort, done=…, fresh=…, overwrite=…)``, called when a run ends, which
+    writes the files of patients: ``done`` has the names of slides with an output, ``fresh`` those of this run.
     """
 
     @property
@@ -93,6 +95,7 @@ class RunReport:
     warned: int = 0  # slides of the folder with warnings
     seconds: float = 0.0
     page: Path | None = None  # report.html, after it is written
+    patients: PatientFiles | None = None  # with the unit patient: their files
 
     @property
     def failures(self) -> Path | None:
@@ -111,6 +114,7 @@ class RunReport:
             "failures": None if self.failures is None else str(self.failures),
             "warned": self.warned,
             "report": None if self.page is None else str(self.page),
+            **({} if self.patients is None else {"patients": self.patients.summary()}),
         }
 
 
@@ -243,6 +247,7 @@ class Run:
     ended: int = 0  # weight of the slides that ended
     total: int = 0  # weight of all slides
     in_work: list[str] = field(default_factory=list)  # names of the slides in work
+    fresh: set[str] = field(default_factory=set)  # names of the slides done by this run
     progress: Report = lambda done, total: None
 
     def refuse_other_settings(self) -> None:
@@ -282,6 +287,7 @@ class Run:
             state = "finished"
         finally:
             outcomes.close()  # the workers end before the lock is released
+            self.report.patients = self._joined_patients()
             self.report.seconds = time.perf_counter() - begun
             counts = (self.report.done, self.report.kept, len(self.report.failed))
             _LOG.info("%s: %d done, %d kept, %d failed in %.1f s", state, *counts, self.report.seconds)
@@ -290,6 +296,24 @@ class Run:
             about = {"settings": dict(self.work.settings), "packages": package_versions()}
             self.write_page(times | self.report.summary() | place | about)
             self.ledger.report(times | self.report.summary() | place | about)
+
+    def _joined_patients(self) -> PatientFiles | None:
+        """Write the files of the patients whose slides are all done, if the work has them."""
+        join = getattr(self.work, "join_patients", None)
+        if join is None:
+            return None
+        entries, failed = self.ledger.entries, self.ledger.failed
+        done = {
+            slide.name
+            for slide in self.cohort
+            if slide.name not in failed
+            and (entry := entries.get(slide.name)) is not None
+            and entry.event == "done"
+            and self.work.output(slide).exists()
+        }
+        with within_run(self.ledger.folder):
+            found: PatientFiles | None = join(self.cohort, done=done, fresh=self.fresh, overwrite=self.overwrite)
+        return found
 
     def write_page(self, numbers: Mapping[str, Any]) -> None:
         """Write report.html; an error here must not hide the result of the run."""
@@ -379,6 +403,7 @@ class Run:
             made = {"made": outcome.value} if outcome.error is None else self._recalled(job.slide)
             self.ledger.note(job.slide.name, replace(job.entry, event="done"), **cost, **made)
             self.report.done += 1
+            self.fresh.add(job.slide.name)
             _LOG.info("%s: done in %.1f s", job.slide.name, outcome.seconds)
             self.report.tiles += int((made.get("made") or {}).get("tiles") or 0)
             self.unwritable = 0

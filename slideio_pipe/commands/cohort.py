@@ -14,8 +14,12 @@ from slideio_pipe.errors import ConfigError, worded
 
 if TYPE_CHECKING:
     from slideio_pipe.cohort.cohort import Cohort
+    from slideio_pipe.cohort.patient_files import PatientFiles
     from slideio_pipe.cohort.run import RunReport
     from slideio_pipe.export.config import ExportConfig
+
+
+_SHOWN = 10  # patients without a file
 
 
 def is_cohort(sources: Sequence[Path]) -> bool:
@@ -70,12 +74,12 @@ def export_many(
 
 
 def finish(report: Any, as_json: bool, show: Callable[[Any], object]) -> None:
-    """Print the result for many slides, as JSON or in words; exit code 1 if some failed."""
+    """Print the result for many slides, as JSON or in words; exit code 1 if some failed, or patients have no file."""
     if as_json:
         print_json(report.summary())
     else:
         show(report)
-    if report.failed:
+    if report.failed or (report.patients is not None and report.patients.without):
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
@@ -97,9 +101,22 @@ def _print_report(report: RunReport) -> None:
     rate = f", {3600 * report.done / report.seconds:,.0f} slides/h" if report.done else ""
     print_counts(report, "exported", f"{report.seconds:.1f} s{rate}")
     say(f"bags: {report.folder}")
+    if report.patients is not None:
+        _print_patients(report.patients, report.folder)
     if report.page is not None:
         warned = f"{report.warned:,} slide{'' if report.warned == 1 else 's'} with warnings"
         say(f"{warned if report.warned else 'report'}: {report.page}")
+
+
+def _print_patients(patients: PatientFiles, folder: Path) -> None:
+    """Print how many patients have a file, and why the first of the others have none."""
+    count = patients.written + patients.kept
+    of_all = count + len(patients.without)
+    say(f"patients: {count:,} of {of_all:,}, {folder}/<patient>.patient.json")
+    for name, reason in list(patients.without.items())[:_SHOWN]:
+        say(f"  {name}: {reason}")
+    if len(patients.without) > _SHOWN:
+        say(f"  and {len(patients.without) - _SHOWN:,} more: {folder}/run.json")
 
 
 def print_counts(report: RunReport, what: str, cost: str) -> None:

@@ -14,6 +14,7 @@ def demo(
     folder: options.DemoFolder = Path("slideio-pipe-demo"),
     cohort: options.DemoCohort = False,
     mil: options.DemoMil = False,
+    patients: options.DemoPatients = False,
     laboratory: options.DemoLaboratory = "usual",
     device: options.Device = None,
     as_json: options.Json = False,
@@ -27,17 +28,24 @@ def demo(
     takes two minutes. The presets mil-… train on them. With --laboratory, make the test slides only, stained
     as in another laboratory.
 
+    With --patients: make about 75 small slides of 30 patients, scanned at two resolutions, and a table with one label
+    per patient; it takes a minute. Half of the patients have a lesion, in one of their slides.
+
     Example: [bold]slideio-pipe demo[/]
 
     A cohort: [bold]slideio-pipe demo --cohort[/]
     """
-    if cohort and mil:
-        raise ConfigError("--cohort and --mil are both given", remedy="give one of them")
+    kinds = {"--cohort": cohort, "--mil": mil, "--patients": patients}
+    chosen = [name for name, is_chosen in kinds.items() if is_chosen]
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(chosen)} are both given", remedy="give one of them")
     if laboratory != "usual" and not mil:
         raise ConfigError("--laboratory without --mil", remedy="add --mil: the other demos are of one laboratory")
-    if (cohort or mil) and device is not None:
-        remedy = "leave it out: nothing is streamed"
-        raise ConfigError(f"--device with {'--cohort' if cohort else '--mil'}", remedy=remedy)
+    if chosen and device is not None:
+        raise ConfigError(f"--device with {chosen[0]}", remedy="leave it out: nothing is streamed")
+    if patients:
+        demo_patients(folder, as_json=as_json)
+        return
     if mil:
         demo_mil(folder, laboratory, as_json=as_json)
         return
@@ -100,3 +108,24 @@ def demo_mil(folder: Path, laboratory: str, *, as_json: bool) -> None:
     say(f"  {called} predict run/ {folder}/slides/s13.svs --out seen/", copied=True)
     say(f"  {called} demo --mil --laboratory faded --out {folder}-faded/", copied=True)
     say("    the test slides with another stain")
+
+
+def demo_patients(folder: Path, *, as_json: bool) -> None:
+    """Make the study of patients and print the next steps."""
+    from slideio_pipe.cohort.cohort import Cohort
+    from slideio_pipe.cohort.patients import by_patient
+    from slideio_pipe.commands.demos.patients import write_patient_cohort
+    from slideio_pipe.progress import reporting
+
+    with reporting(shown(as_json), "slides") as report:
+        manifest = write_patient_cohort(folder, progress=report)
+    slides = Cohort.of(manifest)
+    patients = by_patient(slides)
+    if as_json:
+        print_json({"cohort": str(manifest), "slides": len(slides), "patients": len(patients)})
+        return
+    called = called_as()
+    say(f"{len(patients)} patients with {len(slides)} slides: {manifest}")
+    say("next:", style="bold")
+    say(f"  {called} train --config mil-end-to-end --cohort {manifest} --set unit=patient --out run/", copied=True)
+    say(f"  {called} export {manifest} --unit patient --out bags/", copied=True)

@@ -40,6 +40,7 @@ def export(
     pixels: options.Pixels = None,
     label: options.Label = None,
     patient: options.Patient = None,
+    unit: options.Unit = None,
     picture: options.Picture = None,
     config: options.Config = None,
     threads: options.Threads = None,
@@ -60,6 +61,8 @@ def export(
     Run it again after an interruption to continue; finished bags are kept. In a cohort, slides that fail are
     listed in failures.csv beside the bags, the others are exported, and the exit code is 1.
 
+    With --unit patient, each patient whose slides all have a bag gets a small file that names these bags.
+
     Example: [bold]slideio-pipe export a.svs --out bags/ --mpp 0.5 --tile-size 256[/]
 
     A cohort: [bold]slideio-pipe export cohort.csv --out bags/ --workers 4[/]
@@ -77,9 +80,10 @@ def export(
         "grid": grid | {"align": align or None},
         "store": {"pixels": pixels},
     }
-    settings = settings_of(slides[0], config, given)
+    settings = settings_of(slides[0], config, given, unit=unit)
     tables = cohort_commands.table_options(slide_folder, clinical, column)
-    if workers is not None or cluster is not None or tables or cohort_commands.is_cohort(slides):
+    of_cohort = workers is not None or cluster is not None or settings.unit == "patient" or bool(tables)
+    if of_cohort or cohort_commands.is_cohort(slides):
         cohort_commands.export_many(
             slides,
             save,

@@ -179,6 +179,15 @@ Pixels = Annotated[
 ]
 Label = Annotated[str | None, of_output("--label", "Label to store with the bag: 1, 0.5, tumour…", unit="L")]
 Patient = Annotated[str | None, of_output("--patient", "Patient of the slide, to store with the bag.", unit="ID")]
+Unit = Annotated[
+    str | None,
+    of_output(
+        "--unit",
+        r"patient: also write <patient>.patient.json for each patient of the cohort, which names the bags of all its "
+        r"slides. \[default: slide]",
+        unit="slide|patient",
+    ),
+]
 Threads = Annotated[
     int | None, option("--threads", r"Number of decoding threads. \[default: one per core, at most 8]", unit="n", min=1)
 ]
@@ -186,6 +195,7 @@ Threads = Annotated[
 DemoFolder = Annotated[Path, of_output("--out -o", "Folder for slides, bags and picture.", unit="FOLDER")]
 DemoCohort = Annotated[bool, option("--cohort", "Many small slides, from a manifest to a report.")]
 DemoMil = Annotated[bool, option("--mil", "A study to train on: 40 slides, half of them with a lesion.")]
+DemoPatients = Annotated[bool, option("--patients", "A study by patient: 30 patients with one to four slides.")]
 DemoLaboratory = Annotated[
     str,
     option(
@@ -479,7 +489,9 @@ PatientLabels = Annotated[
 ]
 
 
-def settings_of(slide: Path, file: Path | None, given: dict[str, dict[str, Any]]) -> ExportConfig:
+def settings_of(
+    slide: Path, file: Path | None, given: dict[str, dict[str, Any]], *, unit: str | None = None
+) -> ExportConfig:
     """Return the configuration of the file, or the default one, overridden by the given options."""
     from slideio_pipe.config import checked
     from slideio_pipe.export.config import ExportConfig, load_config
@@ -490,6 +502,8 @@ def settings_of(slide: Path, file: Path | None, given: dict[str, dict[str, Any]]
         if "stride" in chosen or "overlap" in chosen:  # one replaces the other
             chosen = {"stride": None, "overlap": None} | chosen
         values[stage] = values.get(stage, {}) | chosen
+    if unit is not None:
+        values["unit"] = unit
     return checked(ExportConfig, slide.name, **values)
 
 

@@ -20,7 +20,7 @@ from slideio_pipe.presets import config_folder
 _LOADER = ("profile", "train")
 _TILES = ("export", "features", "view", *_LOADER)
 READERS: dict[str, tuple[str, ...]] = {
-    "unit": _LOADER,
+    "unit": ("export", *_LOADER),
     "slide": ("export", "tissue", "features", *_LOADER),
     "view": _TILES,
     "tissue": ("export", "tissue", "features", "view", *_LOADER),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.names import bag_name
+from slideio_pipe.cohort.patient_files import PatientFiles, check_patient_names, write_patient_files
+from slideio_pipe.cohort.patients import by_patient
 from slideio_pipe.cohort.report_page import picture_file
 from slideio_pipe.cohort.run import RunReport, run_cohort
 from slideio_pipe.cohort.workers.pool import OnProgress
@@ -49,7 +51,9 @@ class ExportWork:
     def settings(self) -> Mapping[str, Any]:
         """Settings that the bags depend on."""
         frame = {} if self.mask_frame is None else {"mask_frame": self.mask_frame}
-        return self.config.model_dump(mode="json") | {"allow_empty": self.allow_empty} | frame
+        # Without the unit: the bags of slides are the same with both.
+        config = self.config.model_dump(mode="json", exclude={"unit"})
+        return config | {"allow_empty": self.allow_empty} | frame
 
     def output(self, slide: CohortSlide) -> Path:
         """Return the bag of a slide, named after the slide in the cohort."""
@@ -90,6 +94,15 @@ class ExportWork:
         known |= {} if slide.mpp is None else {"mpp_source": "the cohort"}
         return {key: value for key, value in known.items() if key not in _UNKNOWN}
 
+    def join_patients(
+        self, cohort: Cohort, *, done: Collection[str], fresh: Collection[str], overwrite: bool
+    ) -> PatientFiles | None:
+        """Write the file of each patient whose slides are all done; nothing with the unit slide."""
+        if self.config.unit == "slide":
+            return None
+        rows = by_patient(cohort)
+        return write_patient_files(self.folder, rows, self.output, done=done, fresh=fresh, overwrite=overwrite)
+
     def _draw(self, name: str, slide: Slide, bag: TileBag) -> None:
         """Draw the slide for the report, before its bag is written: so a bag written before a kill has its picture."""
         try:
@@ -124,6 +137,9 @@ def export_cohort(
 
     A slide that fails does not stop the others: it is listed in ``out/failures.csv`` with the stage, the error and the
     remedy. ``out/report.html`` shows every slide with its tissue, its tiles and its numbers, worst first.
+
+    With ``unit: patient`` each patient whose slides all have bags also gets ``out/<patient>.patient.json``, a small
+    file that names these bags; ``open_bag`` returns it as a ``PatientBag``. The bags are the same with both units.
 
     Parameters
     ----------
@@ -164,7 +180,8 @@ def export_cohort(
     Raises
     ------
     ConfigError
-        The cohort has errors, listed together; or bags of other settings exist.
+        The cohort has errors, listed together; with ``unit: patient`` also if slides of a patient have several labels,
+        or a patient is no name for a file; or bags of other settings exist.
     OutputError
         Another run writes into this folder, or the folder cannot be written.
 
@@ -180,12 +197,14 @@ def export_cohort(
     """
     check_store_on_error(on_error)
     frame_corner(mask_frame or "qupath", None)
-    slides = Cohort.of(cohort)
+    slides, settings = Cohort.of(cohort), export_config(config)
     folder = Path(out).expanduser().absolute()
+    if settings.unit == "patient":
+        check_patient_names(folder, by_patient(slides))
     if threads is None:
         threads = 1 if cluster is not None else decoding_threads(workers)
     return run_cohort(
-        ExportWork(folder, export_config(config), threads, allow_empty, on_error, mask_frame),
+        ExportWork(folder, settings, threads, allow_empty, on_error, mask_frame),
         slides,
         folder,
         workers=workers,

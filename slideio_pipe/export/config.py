@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from slideio_pipe.config import Record, load_record, validated
 from slideio_pipe.errors import ConfigError
@@ -21,11 +21,23 @@ EXAMPLE = "see slideio-pipe config show export"  # remedy of errors: every key
 class ExportConfig(Record):
     """Settings of ``slideio-pipe export``: from a slide to a bag on disk."""
 
+    unit: Literal["slide", "patient"] = Field(
+        default="slide",
+        description="What a bag is: slide, or patient: all slides of a patient, with one label for all of them.",
+    )
     slide: SlideConfig = Field(default=SlideConfig(), description="How slides are opened.")
     view: ViewConfig = Field(default=ViewConfig(), description="The resolution at which tiles are read.")
     tissue: TissueConfig = Field(default=TissueConfig(), description="How tissue is found.")
     grid: GridConfig = Field(default=GridConfig(), description="Size and places of the tiles.")
     store: StoreConfig = Field(default=StoreConfig(), description="How pixels are stored.")
+
+    @model_serializer(mode="wrap")
+    def _drop_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the default unit, so that settings equal those of older runs."""
+        values: dict[str, Any] = dump(self)
+        if self.unit == "slide":
+            values.pop("unit", None)
+        return values
 
 
 def load_config(path: str | Path) -> ExportConfig:

@@ -12,18 +12,34 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.files import not_there, write_file
 from slideio_pipe.store.stored_bag import StoredBag
+from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.patient_bag import PatientBag
 
 VERSION = 1
 KEY = "patient_bag"
 SUFFIX = ".patient.json"
 _MAX_BYTES = 2**20  # a larger file is none of these
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """What an index lists; no bag is opened."""
+
+    patient: str | None
+    label: Label
+    bags: tuple[Path, ...]
+
+    def is_of(self, patient: str, label: Label, bags: Sequence[Path]) -> bool:
+        """Return whether it is the index of this patient; without a label, that of the bags counts."""
+        return (self.patient, self.bags) == (patient, tuple(bags)) and label in (None, self.label)
 
 
 def is_patient_index(path: Path) -> bool:
@@ -37,13 +53,35 @@ def save_patient(bag: PatientBag, path: str | Path, *, overwrite: bool = False) 
     Raise ConfigError if the bag of a slide is not stored as it is; OutputExistsError, OutputError.
     """
     target = Path(path).absolute()
+    write_file(target, index_bytes(index_of(bag, target.parent)), overwrite=overwrite)
+    return open_patient(target)
+
+
+def index_of(bag: PatientBag, folder: Path) -> dict[str, Any]:
+    """Return the index of a patient's bag for a file in ``folder``, as JSON values.
+
+    Raise ConfigError if the bag of a slide is not stored as it is.
+    """
     slides = [
-        {"name": slide.name, "bag": _relative(slide.path, target.parent), "tiles": len(slide)}
+        {"name": slide.name, "bag": _relative(slide.path, folder), "tiles": len(slide)}
         for slide in map(_stored, bag.slides)
     ]
-    found = {"version": VERSION, "patient": bag.patient, "label": bag.label, "slides": slides}
-    write_file(target, f"{json.dumps({KEY: found}, indent=1)}\n".encode(), overwrite=overwrite)
-    return open_patient(target)
+    return {"version": VERSION, "patient": bag.patient, "label": bag.label, "slides": slides}
+
+
+def index_bytes(index: dict[str, Any]) -> bytes:
+    """Return an index as the content of its file."""
+    return f"{json.dumps({KEY: index}, indent=1)}\n".encode()
+
+
+def indexed(path: Path) -> Indexed | None:
+    """Return what an index lists; None if there is none, or it is damaged."""
+    found = _content(path) if path.is_file() else None
+    try:
+        bags = tuple(Path(os.path.normpath(path.parent / slide["bag"])) for slide in (found or {})["slides"])
+        return Indexed((found or {})["patient"], (found or {})["label"], bags)
+    except (KeyError, TypeError):
+        return None
 
 
 def open_patient(path: str | Path) -> PatientBag:

@@ -9,6 +9,7 @@ from pathlib import Path
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.splits import split_cohort
+from slideio_pipe.commands.demos.same_study import check_same_study
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import make_folder
 from slideio_pipe.synthetic.slide import write_synthetic_slide
@@ -63,7 +64,7 @@ def write_patient_cohort(
     Raises
     ------
     ConfigError
-        There are too few patients.
+        There are too few patients, or the folder contains another study.
     OutputError
         The folder cannot be written.
 
@@ -74,9 +75,10 @@ def write_patient_cohort(
     Cohort(22 slides, labels 0 and 1)
     """
     if patients < 10:
-        raise ConfigError(f"a study of {patients} patients", remedy="pass patients=10 or more")
+        raise ConfigError(f"a study of {patients} patients", remedy="make at least 10")
     place = Path(folder).expanduser()
     make_folder(place / "slides")
+    check_same_study(place, {"patients": patients, "size_um": list(size_um), "seed": seed})
     plans = _plans(patients, seed)
     rows = []
     for done, plan in enumerate(plans, 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.splits import split_cohort
+from slideio_pipe.commands.demos.same_study import check_same_study
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.files import make_folder, write_file
+from slideio_pipe.files import make_folder
 from slideio_pipe.geometry import Size
 from slideio_pipe.synthetic.anatomy import Anatomy, mask_positions
 from slideio_pipe.synthetic.slide import write_synthetic_slide
@@ -22,7 +22,6 @@ from slideio_pipe.tiles.annotations import Annotations
 from slideio_pipe.tiles.mask_files import Annotation
 
 MANIFEST = "cohort.csv"
-KIND = "demo.json"  # beside it: identifies the cohort
 LESION = "Lesion"
 GRADES = ("none", "one", "two")  # number of lesions of a slide
 _MPP = 0.25
@@ -101,7 +100,7 @@ def write_mil_cohort(
     place = Path(folder).expanduser()
     for name in ("slides", "lesions"):
         make_folder(place / name)
-    _check_same(place, {"seed": seed, "size": [int(side) for side in size], "laboratory": laboratory})
+    check_same_study(place, {"seed": seed, "size": [int(side) for side in size], "laboratory": laboratory})
     plans = _plans(slides, seed)
     if split is not None:
         plans = [plan for plan in plans if plan.split == split]
@@ -113,18 +112,6 @@ def write_mil_cohort(
         if progress is not None:
             progress(done, len(plans))
     return Cohort(rows).write(place / MANIFEST)
-
-
-def _check_same(folder: Path, what: dict[str, object]) -> None:
-    """Record the parameters of the slides in a folder, or raise if existing slides have others."""
-    known = folder / KIND
-    if not known.exists():
-        write_file(known, f"{json.dumps(what)}\n".encode(), overwrite=False)
-        return
-    found = json.loads(known.read_bytes())
-    if found != what:
-        other = ", ".join(f"{key} {found.get(key)}" for key, value in what.items() if found.get(key) != value)
-        raise ConfigError(f"{folder} holds the slides of another cohort ({other})", remedy="choose another folder")
 
 
 def _plans(slides: int, seed: int) -> list[_Plan]:
