@@ -23,7 +23,7 @@ from slideio_pipe.cohort.cohort_slide import COLUMNS, CohortSlide
 from slideio_pipe.cohort.column_names import ColumnChoice, column_choice
 from slideio_pipe.cohort.frames import is_frame, made_frame
 from slideio_pipe.cohort.selection import is_wanted, refuse_none, standard_split
-from slideio_pipe.cohort.slide_files import SLIDES, slides_in
+from slideio_pipe.cohort.slide_files import PICTURES, SLIDES, slides_in
 from slideio_pipe.cohort.split_names import split_of
 from slideio_pipe.cohort.study_table import study_table
 from slideio_pipe.cohort.table import TABLES, Table, is_table, raw_table, read_table, with_our_names, write_table
@@ -109,7 +109,9 @@ class Cohort(Sequence[CohortSlide]):
         ----------
         source : path, DataFrame, list or Cohort
             A folder is searched for slides, its subfolders only if it has none itself; ``raw/**/*.svs`` is a pattern.
-            Files of one DICOM series are one slide, named after the largest.
+            Files of one DICOM series are one slide, named after the largest. In a folder without any slide, each JPEG
+            is a small slide of one level, or each PNG if it has no JPEG; those of subfolders by a pattern:
+            ``tiles/*/*.jpg``.
         root : path, optional
             A folder that must contain every slide and mask, after following links.
         columns : dict or list of str, optional
@@ -134,7 +136,8 @@ class Cohort(Sequence[CohortSlide]):
         Warns
         -----
         PartsWarning
-            Several files are one slide, or subfolders of the given folder were searched.
+            Several files are one slide, subfolders of the given folder were searched, or PNGs beside JPEGs are left
+            out.
         MissingCellsWarning
             Words count as missing that may be a class.
         NumericIdsWarning
@@ -181,7 +184,7 @@ class Cohort(Sequence[CohortSlide]):
     @classmethod
     def _of_path(cls, path: Path, root: str | Path | None) -> Cohort:
         slides = slides_in(path)
-        if slides is None and path.suffix.lower() in (*SLIDES, ".zarr"):
+        if slides is None and path.suffix.lower() in (*SLIDES, *PICTURES, ".zarr"):
             slides = [path]
         if slides is None:
             return cls.from_table(read_table(path), root)

@@ -12,8 +12,11 @@ from slideio_pipe.errors import PartsWarning, warn_caller
 from slideio_pipe.slides.backends.companions import named_in_index
 from slideio_pipe.slides.backends.dicom_header import Instance, base_first, read_instance
 
-# Endings searched for in folders, without pictures: masks and thumbnails are often stored beside slides.
+# Endings searched for in folders. Pictures are taken only where there is no slide, because masks and thumbnails are
+# often stored beside slides; and of the first kind that there is, because masks of JPEGs are often PNG.
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
+_JPEG, _PNG = (".jpg", ".jpeg"), (".png",)
+PICTURES = (*_JPEG, *_PNG)
 _FOLDER_SLIDES = (".zarr",)
 _ZARR = ("zarr.json", ".zgroup", ".zarray")
 # Written by this package: bags and features are not slides when subfolders are searched.
@@ -30,8 +33,9 @@ def is_collection(source: Path) -> bool:
 def slides_in(source: Path) -> list[Path] | None:
     """Return the slides of a folder or of a pattern, in order, each once; None for anything else.
 
-    If a folder has no slides, all its subfolders are searched. Warn with PartsWarning if subfolders were searched or
-    contain slides that are left out, or if several files are one slide.
+    If a folder has no slides, all its subfolders are searched; if there are none either, each JPEG of the folder is a
+    slide, or each PNG if it has no JPEG. Warn with PartsWarning if subfolders were searched or contain slides that are
+    left out, if several files are one slide, or if pictures of the other kind are left out.
     """
     found = files_in(source)
     return None if found is None else slides_of(found)
@@ -58,7 +62,7 @@ def files_in(source: Path) -> list[Path] | None:
             f"{_count(len(found), 'file')} of slides {'is' if len(found) == 1 else 'are'} taken from {folders} below it"
         )
         warn_caller(PartsWarning(f"{folder}: no slides in it; {summary}"))
-    return found
+    return found or _pictures(folder)
 
 
 def slides_of(paths: Sequence[Path]) -> list[Path]:
@@ -132,6 +136,16 @@ def _below(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(
             name for name in folders if name not in zarrs and name not in companions and not name.startswith(".")
         )
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Return the JPEGs of a folder, or its PNGs if it has no JPEG; warn of PNGs that are left out."""
+    names = sorted(name for name in _names(folder) if not name.startswith("."))
+    jpegs, pngs = ([name for name in names if _has_ending(name, endings)] for endings in (_JPEG, _PNG))
+    if jpegs and pngs:
+        left = f"{_count(len(pngs), 'PNG')} beside {_count(len(jpegs), 'JPEG')} {'is' if len(pngs) == 1 else 'are'}"
+        warn_caller(PartsWarning(f"{folder}: {left} left out, as masks of them; '{folder}/*.png' is a pattern for all"))
+    return [folder / name for name in jpegs or pngs]
 
 
 def _slides_and_folders(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], list[str]]:

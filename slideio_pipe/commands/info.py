@@ -1,11 +1,17 @@
-"""``slideio-pipe info``: levels, resolution and metadata of a slide."""
+"""``slideio-pipe info``: levels, resolution and metadata of a slide; a line for each of a cohort."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from slideio_pipe.commands import cohort as cohort_commands
 from slideio_pipe.commands import options
-from slideio_pipe.commands.terminal import print_facts, print_json, reported
+from slideio_pipe.commands.exit_codes import ExitCode
+from slideio_pipe.commands.terminal import print_facts, print_failure, print_json, reported, say
+from slideio_pipe.errors import SlideioPipeError
 from slideio_pipe.files import size_text
 
 if TYPE_CHECKING:
@@ -15,18 +21,23 @@ if TYPE_CHECKING:
 
 @reported
 def info(
-    slide: options.SlideFile,
+    slide: options.InfoFile,
     mpp: options.MemoryMpp = None,
     slide_mpp: options.SlideMpp = None,
     backend: options.Backend = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show levels, resolution, vendor, and the memory the whole slide would take.
+    """Show levels, resolution, vendor, and the memory the whole slide would take; a line for each of a cohort.
 
     Example: [bold]slideio-pipe info a.svs --mpp 0.5[/]
+
+    A folder: [bold]slideio-pipe info slides/[/]
     """
     from slideio_pipe.slides.slide import open_slide
 
+    if cohort_commands.is_cohort([slide]):
+        _info_of_many(slide, mpp, slide_mpp, backend or "auto", as_json)
+        return
     with open_slide(slide, slide_mpp=slide_mpp, backend=backend or "auto") as opened:
         view = opened.view(mpp=mpp)
         if as_json:
@@ -37,6 +48,34 @@ def info(
         memory = ", ".join(f"{size_text(count)} in {dtype}" for dtype, count in view.memory_bytes().items())
         facts[f"memory at {at}"] = f"{view.size.width:,} × {view.size.height:,} px: {memory}"
         print_facts(opened.name, facts)
+
+
+def _info_of_many(source: Path, mpp: float | None, slide_mpp: float | None, backend: str, as_json: bool) -> None:
+    """Print a line for each slide of a cohort; exit code 1 if some cannot be opened."""
+    from slideio_pipe.slides.config import SlideConfig
+    from slideio_pipe.slides.slide import open_slide
+
+    described: list[dict[str, Any]] = []
+    failed: list[tuple[str, Exception]] = []
+    for each in cohort_commands.cohort_of([source], None):
+        try:
+            settings = SlideConfig(slide_mpp=slide_mpp).in_cohort(each.mpp)
+            with open_slide(str(each.source), **settings, backend=backend) as opened:
+                described.append(_described(opened, opened.view(mpp=mpp)) | {"name": each.name})
+                if not as_json:
+                    width, height = opened.dimensions
+                    at = "no mpp" if opened.mpp is None else f"{opened.mpp.mean:.4g} µm"
+                    levels = f"{len(opened.level_dimensions)} level{'' if len(opened.level_dimensions) == 1 else 's'}"
+                    say(f"{each.name}: {width:,} × {height:,} px, {at}, {levels}, {opened.vendor}")
+        except SlideioPipeError as error:
+            failed.append((each.name, error))
+    if as_json:
+        print_json({"slides": described, "failed": {name: str(reason) for name, reason in failed}})
+    else:
+        for name, reason in failed:
+            print_failure(name, reason)
+    if failed:
+        raise typer.Exit(ExitCode.SOME_FAILED)
 
 
 def _levels(slide: Slide) -> list[str]:

@@ -34,6 +34,14 @@ of_output, of_cohort, of_encoding = _panel("Output"), _panel("Cohorts"), _panel(
 SlideFile = Annotated[
     Path, typer.Argument(help="A slide: SVS, TIFF, NDPI, MRXS, SCN, DICOM, OME-Zarr, PNG…", metavar="SLIDE")
 ]
+InfoFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A slide: SVS, TIFF, NDPI, MRXS, SCN, DICOM, OME-Zarr, PNG…; or a cohort: a folder, a pattern, or a table "
+        "with a column slide.",
+        metavar="SLIDE|COHORT",
+    ),
+]
 Exported = Annotated[
     list[Path],
     typer.Argument(

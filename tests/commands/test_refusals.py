@@ -148,7 +148,7 @@ SLIDES = {
     "no tissue": Bad(_glass, "glass.tif", ("no tissue was found", "--tissue none", "--allow-empty"), opens=True),
 }
 CLOSED = {name: bad for name, bad in SLIDES.items() if not bad.opens}
-# To export, a folder is a cohort.
+# A folder is a cohort.
 EXPORTED = SLIDES | {"directory": Bad(_empty_directory, "an empty folder", ("no slides are there", "check the path"))}
 
 
@@ -182,7 +182,7 @@ FOUND = [("info", name) for name in CLOSED] + [("tissue", name) for name in CLOS
 @pytest.mark.parametrize(("command", "name"), FOUND)
 def test_other_commands_refuse_a_bad_slide_alike(command: str, name: str, svs: Path, tmp_path: Path) -> None:
     """Those that open slides."""
-    bad = CLOSED[name]
+    bad = EXPORTED[name]
     error = refused(command, bad.make(tmp_path, svs))
     assert bad.name in error
     assert not [word for word in bad.words if word not in error], error
