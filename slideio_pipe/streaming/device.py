@@ -22,6 +22,7 @@ from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.streaming.normalize import Normalize
+from slideio_pipe.streaming.ranges import ranged
 from slideio_pipe.streaming.reused_memory import ReusedMemory
 
 
@@ -224,7 +225,8 @@ class Sender:
             return sent
         # The device first: the context of a stream alone would set the thread's device back to 0 and use it.
         with on_device(self.device), torch.cuda.stream(self._side):
-            raw = tiles.to(self.device, non_blocking=True)
+            with ranged("copy"):
+                raw = tiles.to(self.device, non_blocking=True)
             copied = StreamMark.here(self.device, blocking=True)
             begun = self._report_stage("copy", begun)
             result = self._finish(raw, colours, copy=False)
@@ -254,14 +256,21 @@ class Sender:
             return one_by_one.view(*tiles.shape[:2], *one_by_one.shape[1:])
         planes = tiles.permute(0, 3, 1, 2)
         if colours is not None and not colours.is_identity:
-            return colours.applied(planes, self._normalize, self._float)
-        if not copy:
-            return planes if self._normalize is None else self._normalize.convert(planes, self.dtype)
-        memory = self._results.empty(tuple(tiles.shape), self.dtype)
-        made = memory.permute(0, 3, 1, 2)
-        if self._normalize is not None:
+            with ranged("colours"):
+                return colours.applied(planes, self._normalize, self._float)
+        if self._normalize is None:
+            return self._copied(tiles) if copy else planes
+        with ranged("normalise"):
+            if not copy:
+                return self._normalize.convert(planes, self.dtype)
+            made = self._results.empty(tuple(tiles.shape), self.dtype).permute(0, 3, 1, 2)
             self._normalize.convert_into(planes, made)
-        else:
+            return made
+
+    def _copied(self, tiles: Tensor) -> Tensor:
+        """Return host tiles in memory of their own."""
+        memory = self._results.empty(tuple(tiles.shape), self.dtype)
+        with ranged("copy"):
             # torch divides a copy among its own threads, which wait actively: more CPU time than the copy itself.
             np.copyto(memory.numpy(), tiles.numpy())
-        return made
+        return memory.permute(0, 3, 1, 2)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from slideio_pipe.streaming.bag_reads import PLANNED, Indices, plan_ahead, reader_of
 from slideio_pipe.streaming.device import use_device
+from slideio_pipe.streaming.ranges import ranged
 from slideio_pipe.streaming.ring import Buffer
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.failures import TileErrors
@@ -105,6 +106,10 @@ class ReadingThreads:
     def _read(self, reading: BagReading, run: Indices, goals: Goals) -> list[int]:
         if not reading.is_wanted():
             return []
+        with ranged("read"):
+            return self._read_into(reading, run, goals)
+
+    def _read_into(self, reading: BagReading, run: Indices, goals: Goals) -> list[int]:
         read, index = reader_of(reading.bag, reading.colours), reading.order[run]
         (buffer, first), (last_buffer, last) = goals[0], goals[-1]
         if buffer is last_buffer and [place for _, place in goals] == list(range(first, last + 1)):

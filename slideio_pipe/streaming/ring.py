@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import torch
 
 from slideio_pipe.streaming.device import Colours, Sender, Sent, StreamMark, use_device
+from slideio_pipe.streaming.ranges import ranged
 
 T = TypeVar("T")
 
@@ -51,7 +52,8 @@ class BackgroundIterator(Generic[T]):
         """Return the next item, or raise the generator's exception; ``StopIteration`` at the end."""
         # Of the caller's current stream, before it can use the new item.
         permit = StreamMark.here(self._device, blocking=True) if self._device.type == "cuda" else True
-        item = self._made.get()
+        with ranged("wait"):
+            item = self._made.get()
         if not isinstance(item, _End):
             self._permits.put(permit)
             return item

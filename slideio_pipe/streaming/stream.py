@@ -29,6 +29,7 @@ from slideio_pipe.files import Closable
 from slideio_pipe.streaming.bag_reads import PLANNED, plan_ahead, reader_of
 from slideio_pipe.streaming.device import Colours, Sender, Sent, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
+from slideio_pipe.streaming.ranges import ranged
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.streaming.views import check_views, tiles_and_views, with_views
 from slideio_pipe.streaming.whole_bag import tiles_by_mpp
@@ -296,7 +297,8 @@ def _send_batches(
                 plan_ahead(bag, positions[start:planned], colours)
             slot = ring.take()
             tiles = slot.claim(len(index))
-            bad = tolerance.read(read, index, tiles.numpy())
+            with ranged("read"):
+                bad = tolerance.read(read, index, tiles.numpy())
             if bad and tolerance.on_error == "skip":
                 valid = np.delete(np.arange(len(index)), bad)
                 tiles, index = tiles[torch.from_numpy(valid)], index[valid]

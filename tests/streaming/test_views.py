@@ -300,6 +300,10 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         lambda bag: streamed(bag, sp.MultiCrop(), colours="device"),
         'pass colours="host"',
     ),
+    "several magnifications": (
+        lambda bag: streamed(sp.ContextBag(bag.view, bag.grid, mpp=[0.5, 1.0]), sp.MultiCrop()),
+        "views of tiles at several magnifications",
+    ),
     "no MultiCrop": (lambda bag: streamed(bag, 8), "views are a int"),  # type: ignore[arg-type]
     "both in a dataset": (
         lambda bag: sp.BagDataset([bag], tile_transform=sp.Flip(), views=sp.MultiCrop()),
