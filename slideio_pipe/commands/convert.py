@@ -48,6 +48,14 @@ InstanceLabels = Annotated[
     Path | None,
     options.option("--instance-labels", "For torchmil: <slide>.npy with one number per tile.", unit="FOLDER"),
 ]
+Normalization = Annotated[
+    str | None,
+    options.option(
+        "--normalize",
+        "For memmap: write normalised float16 pixels; mean and deviation are in normalize.json.",
+        unit="imagenet|half|identity",
+    ),
+]
 Encoder = Annotated[
     str,
     options.option(
@@ -83,6 +91,7 @@ def convert(
     features: Features = None,
     instance_labels: InstanceLabels = None,
     encoder: Encoder = "features",
+    normalize: Normalization = None,
     slides: Slides = None,
     tile_size: Size = None,
     tile_size_level0: Level0Size = None,
@@ -108,8 +117,9 @@ def convert(
         raise ConfigError("one of --to and --from is needed", remedy="pass --to clam, or --from clam with --slides")
     progress = shown(as_json)
     sizes = {"--tile-size": tile_size, "--tile-size-level0": tile_size_level0}
-    if source is not None and (features or instance_labels):
-        raise ConfigError("--features or --instance-labels with --from", remedy="leave them out: they are for --to")
+    if source is not None and (features or instance_labels or normalize):
+        reason = "--features, --instance-labels or --normalize with --from"
+        raise ConfigError(reason, remedy="leave them out: they are for --to")
     only = {"--slides": slides, **sizes, "--outside": outside, "--slide-mpp": slide_mpp, "--pixels": pixels}
     only |= {"--slide-mpp-override": slide_mpp_override or None}
     unused = [name for name, value in only.items() if value is not None]
@@ -118,8 +128,13 @@ def convert(
     if to is not None:
         from slideio_pipe.export.convert import convert as write
 
+        normalized = None
+        if normalize is not None:
+            from slideio_pipe.features.encoders.loading import named_normalize
+
+            normalized = named_normalize(normalize)
         more: dict[str, Any] = {"overwrite": overwrite, "workers": workers, "threads": threads, "progress": progress}
-        more |= {"instance_labels": instance_labels, "root": root}
+        more |= {"instance_labels": instance_labels, "root": root, "normalize": normalized}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SkippedWarning)  # skipped bags are printed below
             done = write(sources, to, folder, features=features, encoder=encoder, **more)

@@ -28,7 +28,7 @@ from slideio_pipe.cohort.workers.pool import OnProgress, ThisProcess, WorkerPool
 from slideio_pipe.cores import decoding_threads
 from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, SlideioPipeError, warn_caller
 from slideio_pipe.export.layouts.feature_input import ENDINGS
-from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout, write_item
+from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout, Normalizer, described, write_item
 from slideio_pipe.export.layouts.registry import UNNAMED, Converted, Extras, Sources, layout_of
 from slideio_pipe.files import file_fingerprint
 from slideio_pipe.progress import Report, reporting
@@ -48,6 +48,7 @@ def convert(
     features: Any = None,
     encoder: str = UNNAMED,
     instance_labels: Any = None,
+    normalize: Normalizer | None = None,
     overwrite: bool = False,
     workers: int | None = None,
     threads: int | None = None,
@@ -75,6 +76,9 @@ def convert(
         name in each bag are used.
     instance_labels : array, str or Path, optional
         For torchmil: (N,) whole numbers, from an array or a file (.npy) for one bag, or the folder of ``<slide>.npy``.
+    normalize : Normalize, optional
+        For memmap: pixels are written normalised, float16, each value rounded once as ``stream`` does;
+        ``normalize.json`` beside them has mean and deviation.
     overwrite : bool
         Whether to replace existing files. Of several bags, those that are unchanged are kept in any case.
     workers : int, optional
@@ -113,7 +117,7 @@ def convert(
     >>> [f"{path.parent.name}/{path.name}" for path in done.paths]
     ['features/array.npy', 'coords/array.npy', 'labels/array.npy']
     """
-    extras = Extras(to, features, encoder, instance_labels)
+    extras = Extras(to, features, encoder, instance_labels, normalize)
     layout, folder = layout_of(to), Path(out).expanduser().absolute()
     study = _study(bags, root)
     if threads is None:
@@ -230,6 +234,7 @@ class ConvertWork:
         layout = layout_of(self.extras.to)
         joined: dict[str, Any] = {"label_type": self.kind} if layout.joins_labels else {}
         joined |= {"version": layout.version} if layout.version > 1 else {}
+        joined |= {"normalize": described(self.extras.normalize)} if self.extras.normalize is not None else {}
         return {"layout": self.extras.to, "encoder": self.extras.encoder} | joined
 
     def output(self, slide: CohortSlide) -> Path:

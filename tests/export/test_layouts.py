@@ -35,6 +35,8 @@ from slideio_pipe.export.layouts import LAYOUTS, from_clam, from_trident
 from slideio_pipe.export.layouts.hdf5 import read_coords
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import open_bag, save_bag
+from slideio_pipe.streaming.normalize import Normalize
+from slideio_pipe.streaming.stream import stream
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
 
@@ -700,6 +702,67 @@ def test_tensordict_maps_what_was_written(slide: Slide, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["tissue"], bag.tissue)
     assert found[3]["label"] == "tumour"
     assert tuple(found[2:5]["tiles"].shape) == (3, 3, TILE, TILE)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_normalised_maps_are_what_a_stream_gives(slide: Slide, tmp_path: Path, stored: bool) -> None:
+    """Bit for bit, by TensorDict, NumPy and torch; mean and deviation are beside them."""
+    tensordict = pytest.importorskip("tensordict")
+    bag: Any = bag_of(slide, 0.5)
+    if stored:
+        bag = save_bag(bag, tmp_path / "a.bag.zarr", pixels="jpeg:90", progress=False)
+    normalize = Normalize((0.7, 0.6, 0.65), (0.21, 0.25, 0.17))
+    (path,) = convert(bag, "memmap", tmp_path / "out", normalize=normalize).paths
+    batches = stream(bag, device="cpu", normalize=normalize, batch_size=7)
+    expected = torch.cat([batch.tiles for batch in batches]).contiguous()
+    known = json.loads((path / "normalize.json").read_text())
+    assert known["mean"] == [0.7, 0.6, 0.65]
+    assert known["std"] == [0.21, 0.25, 0.17]
+    mapped = np.memmap(path / known["file"], known["dtype"], mode="r", shape=tuple(known["shape"]))
+    np.testing.assert_array_equal(mapped.view(np.int16), expected.view(torch.int16).numpy())
+    of_file = torch.from_file(str(path / known["file"]), size=expected.numel(), dtype=torch.float16)
+    assert torch.equal(of_file.view(known["shape"]), expected)
+    assert torch.equal(tensordict.TensorDict.load_memmap(path)["tiles"], expected)
+    exact = (bag[:].transpose(0, 3, 1, 2) / 255 - np.array(normalize.mean).reshape(3, 1, 1)) / np.array(
+        normalize.std
+    ).reshape(3, 1, 1)
+    assert np.abs(mapped - exact).max() <= 0.002  # half the distance of two float16 numbers above 2
+
+
+def test_a_normalised_map_is_whole_or_not_there(slide: Slide, tmp_path: Path) -> None:
+    """An error while it is written leaves nothing; other layouts are refused before."""
+    pytest.importorskip("tensordict")
+    bag = save_bag(bag_of(slide, 0.5), tmp_path / "a.bag.zarr", progress=False)
+
+    class Failing(Normalize):
+        def convert(self, *_: object) -> torch.Tensor:
+            raise RuntimeError("the power is off")
+
+    with pytest.raises(RuntimeError, match="the power is off"):
+        convert(bag, "memmap", tmp_path / "out", normalize=Failing(0.5, 0.5))
+    assert not list((tmp_path / "out").glob("*"))
+    with pytest.raises(ConfigError, match="webdataset has no place for pixels of"):
+        convert(bag, "webdataset", tmp_path / "out", normalize=Normalize.half())
+
+
+def test_normalised_maps_of_a_study_by_the_command(tmp_path: Path) -> None:
+    """Continued when it is run again; not over maps of other statistics."""
+    pytest.importorskip("tensordict")
+    for name in ("a", "b"):
+        path = write_pyramid(tmp_path / f"{name}.tif", coordinate_pixels(300, 200), (1,), mpp=0.5)
+        save_bag(bag_of(open_slide(path), 0.5), tmp_path / "bags" / f"{name}.bag.zarr", progress=False)
+    command = ["convert", str(tmp_path / "bags"), "--to", "memmap", "--out", str(tmp_path / "out"), "--normalize"]
+    for _ in range(2):
+        done = CliRunner().invoke(app, [*command, "imagenet"])
+        assert done.exit_code == 0, done.output
+    assert "(2 there before)" in done.stdout
+    assert json.loads((tmp_path / "out" / "b" / "normalize.json").read_text())["mean"] == [0.485, 0.456, 0.406]
+    other = CliRunner().invoke(app, [*command, "half"])
+    assert other.exit_code == 1
+    assert "was made with other settings" in other.stdout
+    unknown = CliRunner().invoke(app, [*command, "mine"])
+    assert unknown.exit_code == 2
+    assert "no normalisation is called 'mine'; pass imagenet, half, identity" in unknown.stderr
 
 
 def test_tensordict_has_no_folder_for_an_empty_bag(slide: Slide, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,22 @@ from slideio_pipe.tiles.bag import Bag, Label
 CHUNK = 64
 
 LabelType = Literal["string", "float64", "int64"]
+
+
+class Normalizer(Protocol):
+    """What normalises tiles that are written: ``slideio_pipe.Normalize``."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rescale: float
+
+    def convert(self, tiles: Any, dtype: Any) -> Any:
+        """Return (N, 3, H, W) uint8 tiles, of torch, normalised as ``dtype``, in the same order of memory."""
+
+
+def described(normalize: Normalizer) -> dict[str, Any]:
+    """Return a normalisation as JSON values: (x · rescale − mean) / std."""
+    return {"mean": list(normalize.mean), "std": list(normalize.std), "rescale": normalize.rescale}
 
 
 class BagRow(NamedTuple):
@@ -48,6 +64,7 @@ class Item:
     threads: int = 1
     instance_labels: NDArray[Any] | None = None  # (N,) whole numbers
     patient: str | None = None  # patient of the slide, if known
+    normalize: Normalizer | None = None  # of pixels that are written as float16
 
     @property
     def row(self) -> BagRow:

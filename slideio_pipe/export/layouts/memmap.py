@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from slideio_pipe.errors import require
-from slideio_pipe.export.layouts.item import Item, Layout
+from slideio_pipe.export.layouts.item import Item, Layout, described
 from slideio_pipe.files import replacing_folder
 
 
 class MemoryMapped(Layout):
     """Pixels ``tiles`` (N, 3, H, W) uint8, ``coords``, ``grid_index``, ``tissue``, the ``label`` and the ``patient``.
 
-    With ``features`` if given.
+    With ``features`` if given. Normalised pixels are float16, and ``normalize.json`` has their shape, mean and
+    deviation, so that ``np.memmap`` and ``torch.from_file`` can open ``tiles.memmap`` as well.
     """
 
     packages = ("tensordict",)
@@ -42,6 +45,13 @@ class MemoryMapped(Layout):
             if item.patient is not None:
                 mapped.set_non_tensor("patient", item.patient)
             mapped = mapped.memmap(partial)
-            pixels = mapped.make_memmap("tiles", shape=(count, 3, height, width), dtype=torch.uint8)
+            shape, normalize = (count, 3, height, width), item.normalize
+            dtype = torch.uint8 if normalize is None else torch.float16
+            pixels = mapped.make_memmap("tiles", shape=shape, dtype=dtype)
             for start, tiles in item.chunks():
-                pixels[start : start + len(tiles)] = torch.from_numpy(tiles).permute(0, 3, 1, 2)
+                planes = torch.from_numpy(tiles).permute(0, 3, 1, 2)
+                pixels[start : start + len(tiles)] = planes if normalize is None else normalize.convert(planes, dtype)
+            if normalize is not None:
+                known: dict[str, Any] = {"file": "tiles.memmap", "shape": shape, "dtype": "float16"}
+                written = json.dumps(known | described(normalize), indent=2)
+                (partial / "normalize.json").write_text(written + "\n", encoding="utf-8")

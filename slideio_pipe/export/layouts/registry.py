@@ -15,7 +15,7 @@ from slideio_pipe.export.layouts.clam import Clam
 from slideio_pipe.export.layouts.clam_pixels import ClamPixels
 from slideio_pipe.export.layouts.feature_input import read_features, read_instance_labels
 from slideio_pipe.export.layouts.huggingface import HuggingFace
-from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout
+from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout, Normalizer
 from slideio_pipe.export.layouts.memmap import MemoryMapped
 from slideio_pipe.export.layouts.stamp import Stamp
 from slideio_pipe.export.layouts.torchmil import TorchMil
@@ -75,6 +75,7 @@ class Extras:
     features: Any = None
     encoder: str = UNNAMED
     instance_labels: Any = None
+    normalize: Normalizer | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.+-]+", self.encoder):
@@ -82,6 +83,8 @@ class Extras:
             raise ConfigError(reason, remedy="pass letters, digits, - and _")
         if self.instance_labels is not None and self.to != "torchmil":
             raise ConfigError(f"{self.to} has no place for {{instance_labels=}}", remedy="convert to torchmil")
+        if self.normalize is not None and self.to != "memmap":
+            raise ConfigError(f"{self.to} has no place for pixels of {{normalize=}}", remedy="convert to memmap")
 
     def item(self, bag: Bag, row: BagRow, kind: LabelType, threads: int, *, many: bool) -> Item:
         """Return a bag with its features and labels.
@@ -99,6 +102,7 @@ class Extras:
             threads,
             None if labels is None else read_instance_labels(labels, stem, len(bag), many=many),
             row.patient,
+            self.normalize,
         )
 
     def _features(self, bag: Bag, stem: str, *, many: bool) -> NDArray[Any] | None:

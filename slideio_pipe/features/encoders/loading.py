@@ -155,7 +155,7 @@ def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, An
     encoder = Encoder(
         name=_check_name(str(name)),
         module=facts.module.eval(),
-        normalize=_named_normalize(normalize),
+        normalize=named_normalize(normalize),
         input_size=size,
         dim=0,
         mpp=_check_mpp(choose("mpp", config.get("mpp")), facts.source),
@@ -239,7 +239,8 @@ def _normalize(config: Mapping[str, Any]) -> Normalize | None:
     return Normalize.from_config({key: value for key, value in config.items() if key != "input_size"})
 
 
-def _named_normalize(value: Any) -> Normalize:
+def named_normalize(value: Any) -> Normalize:
+    """Return a normalisation by its name: imagenet, half or identity; one that is given stays."""
     if isinstance(value, Normalize):
         return value
     if value not in NORMALIZATIONS:
