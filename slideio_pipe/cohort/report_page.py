@@ -29,7 +29,7 @@ PICTURED = 1000
 _LEFT_OUT = {"slide", "bag", "tile_size", "seconds", "warnings"}
 _LONGEST, _LONGEST_WORD = 60, 16
 # Entries that are text, such as the file of a slide's features.
-_TEXTS = {"features", "encoders", "mask", "geojson", "picture", "method", "note"}
+_TEXTS = {"dropped_for", "features", "encoders", "mask", "geojson", "picture", "method", "note"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +254,13 @@ _NOTED: dict[str, Column] = {
     "tiles": Column("tiles", _figure("tiles")),
     "tissue": Column("tissue %", _figure("tissue", 1, 100)),
     "tissue_covered": Column("covered %", _figure("tissue_covered", 1, 100)),
+    "dropped": Column("dropped", _figure("dropped")),
+    "dropped_for": Column("dropped for", lambda record: str(record.made.get("dropped_for") or ""), True),
+    "focus": Column("focus", _figure("focus")),
+    "pen": Column("pen %", _figure("pen", 1, 100)),
+    "fold": Column("fold %", _figure("fold", 1, 100)),
+    "bubble": Column("bubble %", _figure("bubble", 1, 100)),
+    "white": Column("white %", _figure("white", 1, 100)),
     "mpp": Column("µm/px", _mpp),
     "mpp_source": Column("mpp from", lambda record: _short(str(record.made.get("mpp_source") or "")), True),
     "bytes": Column("MB", _figure("bytes", 1, 1e-6)),

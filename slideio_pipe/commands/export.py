@@ -30,6 +30,12 @@ def export(
     tissue_method: options.TissueMethod = None,
     mask: options.Mask = None,
     min_tissue: options.MinTissue = None,
+    measure: options.Quality = False,
+    min_focus: options.MinFocus = None,
+    max_pen: options.MaxPen = None,
+    max_fold: options.MaxFold = None,
+    max_bubble: options.MaxBubble = None,
+    max_white: options.MaxWhite = None,
     allow_empty: options.AllowEmpty = False,
     mask_frame: options.MaskFrame = None,
     on_error: options.OnError = None,
@@ -78,6 +84,14 @@ def export(
         "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp)},
         "tissue": {"method": tissue_method},
         "grid": grid | {"align": align or None},
+        "quality": {
+            "measure": measure or None,
+            "min_focus": min_focus,
+            "max_pen": max_pen,
+            "max_fold": max_fold,
+            "max_bubble": max_bubble,
+            "max_white": max_white,
+        },
         "store": {"pixels": pixels},
     }
     settings = settings_of(slides[0], config, given, unit=unit)
@@ -130,7 +144,9 @@ def _print_export(done: Exported, picture: Path | None) -> None:
     at = "level 0" if bag.view_mpp is None else f"{bag.view_mpp.mean:.3g} µm per pixel"
     cost = f"{size_text(summary['bytes'])}, {done.seconds:.1f} s, {summary['tiles_per_second']:,.0f} tiles/s"
     say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[1]} px at {at} ({'there already, kept' if done.kept else cost})")
-    if done.covered < 0.95:
+    if summary.get("dropped"):
+        say(f"{summary['dropped']:,} tiles dropped for their quality: {summary['dropped_for']}")
+    elif done.covered < 0.95:
         left_out = f"{1 - done.covered:.0%} of the tissue is in no tile"
         aligned = bag.attributes["grid"].get("align")
         more = "a lower --min-tissue keeps" if aligned else "--edge shift or pad, or a lower --min-tissue, keep"

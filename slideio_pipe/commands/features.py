@@ -41,6 +41,12 @@ def features(
     align: options.Align = False,
     tissue_method: options.TissueMethod = None,
     min_tissue: options.MinTissue = None,
+    measure: options.Quality = False,
+    min_focus: options.MinFocus = None,
+    max_pen: options.MaxPen = None,
+    max_fold: options.MaxFold = None,
+    max_bubble: options.MaxBubble = None,
+    max_white: options.MaxWhite = None,
     allow_empty: options.AllowEmpty = False,
     slide_mpp: options.CohortMpp = None,
     slide_mpp_override: options.CohortMppOverride = False,
@@ -83,6 +89,14 @@ def features(
         "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp)},
         "tissue": {"method": tissue_method},
         "grid": grid | {"align": align or None},
+        "quality": {
+            "measure": measure or None,
+            "min_focus": min_focus,
+            "max_pen": max_pen,
+            "max_fold": max_fold,
+            "max_bubble": max_bubble,
+            "max_white": max_white,
+        },
     }
     _refuse_unused(slides, given, config)
     of_bags = check_places(slides, save)  # before networks are loaded

@@ -29,6 +29,7 @@ def _panel(title: str | None) -> Callable[..., Any]:
 # Each takes the option's names, its help, and what stands for its value: a unit or the choices.
 option = _panel(None)
 of_slide, of_tiles, of_tissue = _panel("Slide"), _panel("Resolution and tiles"), _panel("Tissue")
+of_quality = _panel("Quality of tiles")
 of_output, of_cohort, of_encoding = _panel("Output"), _panel("Cohorts"), _panel("Encoding")
 
 SlideFile = Annotated[
@@ -168,6 +169,16 @@ OutputFrame = Annotated[
 MinTissue = Annotated[
     float | None, of_tissue("--min-tissue", r"Minimum tissue fraction of a tile. \[default: 0.5]", unit="0…1")
 ]
+Quality = Annotated[
+    bool, of_quality("--quality", "Measure focus, pen, folds, bubbles and white of every tile, and store them.")
+]
+MinFocus = Annotated[
+    float | None, of_quality("--min-focus", "Drop tiles of less focus: variance of the Laplacian at 1 µm.", unit="40")
+]
+MaxPen = Annotated[float | None, of_quality("--max-pen", "Drop tiles with more ink.", unit="0…1")]
+MaxFold = Annotated[float | None, of_quality("--max-fold", "Drop tiles with more folded tissue.", unit="0…1")]
+MaxBubble = Annotated[float | None, of_quality("--max-bubble", "Drop tiles with more air bubbles.", unit="0…1")]
+MaxWhite = Annotated[float | None, of_quality("--max-white", "Drop tiles with more glass.", unit="0…1")]
 AllowEmpty = Annotated[bool, of_tissue("--allow-empty", "Write an empty bag if there is no tissue.")]
 OnError = Annotated[
     str | None,

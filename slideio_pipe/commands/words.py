@@ -20,6 +20,7 @@ OPTIONS = {
 RECORDS = {
     "ExportConfig": "slideio-pipe export --help",
     "GridConfig": "slideio-pipe export --help",
+    "QualityConfig": "slideio-pipe export --help",
     "LoaderConfig": "slideio-pipe config show mil",
     "TrainConfig": "slideio-pipe config show mil",
 }
@@ -30,6 +31,11 @@ SETTINGS = {
     "mpp": "view.mpp",
     "method": "tissue.method",
     "min_tissue": "grid.min_tissue",
+    "min_focus": "quality.min_focus",
+    "max_pen": "quality.max_pen",
+    "max_fold": "quality.max_fold",
+    "max_bubble": "quality.max_bubble",
+    "max_white": "quality.max_white",
     "tile_size": "grid.tile_size",
     "stride": "grid.stride",
     "overlap": "grid.overlap",

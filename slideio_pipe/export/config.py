@@ -13,7 +13,7 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.presets import settings_file
 from slideio_pipe.slides.config import SlideConfig, ViewConfig
 from slideio_pipe.store.config import StoreConfig
-from slideio_pipe.tiles.config import GridConfig, TissueConfig
+from slideio_pipe.tiles.config import GridConfig, QualityConfig, TissueConfig
 
 EXAMPLE = "see slideio-pipe config show export"  # remedy of errors: every key
 
@@ -29,14 +29,19 @@ class ExportConfig(Record):
     view: ViewConfig = Field(default=ViewConfig(), description="The resolution at which tiles are read.")
     tissue: TissueConfig = Field(default=TissueConfig(), description="How tissue is found.")
     grid: GridConfig = Field(default=GridConfig(), description="Size and places of the tiles.")
+    quality: QualityConfig = Field(
+        default=QualityConfig(), description="The quality of tiles: what is measured, and which are dropped for it."
+    )
     store: StoreConfig = Field(default=StoreConfig(), description="How pixels are stored.")
 
     @model_serializer(mode="wrap")
     def _drop_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the default unit, so that settings equal those of older runs."""
+        """Leave out newer settings that are not given, so that settings equal those of older runs."""
         values: dict[str, Any] = dump(self)
         if self.unit == "slide":
             values.pop("unit", None)
+        if self.quality == QualityConfig():
+            values.pop("quality", None)
         return values
 
 

@@ -29,8 +29,11 @@ from slideio_pipe.store.failed_tiles import check_store_on_error
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.context_bag import bag_of
 from slideio_pipe.tiles.find_tissue import tissue_of
+from slideio_pipe.tiles.good_tiles import with_quality
 from slideio_pipe.tiles.grid import TileGrid
+from slideio_pipe.tiles.refused_tiles import no_good_tile
 from slideio_pipe.tiles.tile_bag import TileBag
+from slideio_pipe.tiles.tile_quality import summary_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class Exported:
             "pixels": known["pixels"],
             "tissue": None if known["tissue"] is None else round(known["tissue"]["fraction"], 4),
             "tissue_covered": round(self.covered, 4),
+            **summary_of(self.bag.quality, known),
             "seconds": round(self.seconds, 3),
             "tiles_per_second": round(written / max(self.seconds, 1e-9), 1),
             **({"kept": True} if self.kept else {}),
@@ -169,6 +173,7 @@ def export_slide(
             tissue_file=tissue_file,
             mask_frame=mask_frame,
             on_error=on_error,
+            threads=threads,
         )
         planned = time.perf_counter()
         _LOG.info("%s: tissue and %d tiles found in %.1f s", bag.name, len(bag), planned - started)
@@ -258,6 +263,8 @@ def _check_space(bag: TileBag, target: Path, pixels: Pixels) -> None:
 
 def _nothing_to_export(bag: TileBag, tissue_file: str | Path | None) -> NoTissueError:
     grid = bag.grid
+    if grid.refused is not None and len(grid.refused):
+        return no_good_tile(grid.refused, bag.name)
     if tissue_file is not None and (grid.mask is None or grid.mask.is_empty):
         width, height = bag.view.slide.pyramid.levels[0]
         return NoTissueError(
@@ -285,11 +292,13 @@ def plan_bag(
     tissue_file: str | Path | None = None,
     on_error: str = "raise",
     mask_frame: Frame | None = None,
+    threads: int | None = None,
 ) -> TileBag:
-    """Return the bag an export would write: tissue found and grid placed, no tile decoded."""
+    """Return the bag an export would write: tissue found, grid placed, quality measured if it matters."""
     view = slide.view(mpp=config.view.mpp)
     tissue = tissue_of(slide, config.tissue, tissue_file, frame=mask_frame, on_error=on_error)
     grid = TileGrid(view, tissue=tissue, **config.grid.model_dump())
+    grid = with_quality(grid, config.quality, on_error=on_error, threads=threads)
     return bag_of(view, grid, config.view, label=label, patient=patient)
 
 

@@ -35,6 +35,7 @@ from slideio_pipe.store.feature_arrays import (
     open_feature_store,
 )
 from slideio_pipe.streaming.config import LoaderConfig
+from slideio_pipe.tiles.tile_quality import summary_of
 
 _SHOWN = 5
 
@@ -175,6 +176,7 @@ class FeatureWork:
             "tiles": len(bag),
             "encoders": ", ".join(features),
             "bytes": sum(values.nbytes for values in features.values()),
+            **summary_of(bag.quality, bag.provenance),
         }
 
 

@@ -31,7 +31,8 @@ from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import Sender, check_device
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.streaming.schedule import EpochSchedule
-from slideio_pipe.tiles.bag import Bag, Label, patient_of
+from slideio_pipe.tiles.bag import Bag, Label, patient_of, quality_of
+from slideio_pipe.tiles.tile_quality import TileQuality
 
 # Tiles per chunk, at most: decoded together. A batch is made of several chunks.
 _CHUNK_SIZE = 64
@@ -54,13 +55,14 @@ class BagMetadata:
     label: Label
     provenance: Mapping[str, Any]
     stored: bool  # whether it came from a bag store
+    quality: TileQuality | None = None
 
     @classmethod
     def of(cls, bag: Bag, label: Label, patient: str | None) -> BagMetadata:
         """Return the record of a bag."""
         columns = (np.asarray(bag.coords), np.asarray(bag.grid_index), np.asarray(bag.tissue))
         facts = bag.provenance() | {"label": label, "patient": patient}
-        return cls(bag.name, *columns, label, facts, isinstance(bag, StoredBag))
+        return cls(bag.name, *columns, label, facts, isinstance(bag, StoredBag), quality_of(bag))
 
     def __len__(self) -> int:
         return len(self.coords)

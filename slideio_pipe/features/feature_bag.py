@@ -20,6 +20,7 @@ from slideio_pipe.store import StoredBag
 from slideio_pipe.store.feature_arrays import encoder_names, is_feature_store, open_feature_store, stored_features
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.tiles.bag import Label
+from slideio_pipe.tiles.tile_quality import TileQuality
 
 HDF5 = (".h5", ".hdf5")
 # Names of feature arrays: CLAM and TRIDENT, STAMP.
@@ -47,6 +48,7 @@ class FeatureBag:
     provenance: Mapping[str, Any] = field(default_factory=dict)  # provenance of the tiles
     encoder_facts: Mapping[str, Any] = field(default_factory=dict)  # digest, normalisation, input size, versions
     patient: str | None = None  # patient of the slide, if known
+    quality: TileQuality | None = None  # of the tiles, if it was measured
 
     def __len__(self) -> int:
         return len(self.features)
@@ -102,10 +104,10 @@ def open_features(path: str | Path, encoder: str | None = None, *, slide_mpp: fl
 def _from_store(path: Path, encoder: str | None) -> FeatureBag:
     if is_feature_store(path):
         store = open_feature_store(path)
-        described, count, coords = store.attributes, store.tiles, store.columns["coords"]
+        described, count, coords, quality = store.attributes, store.tiles, store.columns["coords"], store.quality
     elif is_bag_store(path):
         with StoredBag(path) as bag:
-            described, count, coords = bag.provenance(), len(bag), bag.coords
+            described, count, coords, quality = bag.provenance(), len(bag), bag.coords, bag.quality
     else:
         raise BagFormatError("no store of features", slide=str(path), remedy="pass a .bag.zarr or a .features.zarr")
     name = _chosen(path, encoder)
@@ -121,6 +123,7 @@ def _from_store(path: Path, encoder: str | None) -> FeatureBag:
         provenance=described,
         encoder_facts=facts,
         patient=described.get("patient"),
+        quality=quality,
     )
 
 

@@ -26,6 +26,7 @@ TISSUE_KEYS = (Key("tissue outline", TISSUE, "line"), Key("no tissue: faded", (2
 _FILL, _OUTLINED_FROM_PX = 22, 4
 # Tiles of a grid that are not kept.
 DROPPED = (175, 175, 175)
+REFUSED = (225, 110, 20)  # for their quality
 # Colours of label classes, repeated in turn: P. Tol's "bright" scheme, distinguishable with any colour vision, then
 # others of his "muted" and "vibrant" ones.
 CLASSES = (

@@ -112,6 +112,7 @@ class AugmentedBag(DrawnBag, Closable):
         self.shape = (count, self.canvas.height, self.canvas.width, 3)
         self.label, self.patient, self.view_mpp = stored.label, stored.patient, stored.view_mpp
         self.coords, self.grid_index, self.tissue = stored.coords, stored.grid_index, stored.tissue
+        self.quality = stored.quality
 
     def at_epoch(self, epoch: int) -> AugmentedBag:
         """Return the bag with the draws of another epoch; the stored bag is shared."""

@@ -28,8 +28,9 @@ from zarr.storage import MemoryStore
 from slideio_pipe.errors import BagFormatError, OutputExistsError
 from slideio_pipe.files import disk_errors, put_in_place, replacing_folder, sync_folder
 from slideio_pipe.locks import WriterLock
-from slideio_pipe.store.metadata import add_columns, read_columns
+from slideio_pipe.store.metadata import add_columns, read_columns, read_quality
 from slideio_pipe.tiles.bag import Columns
+from slideio_pipe.tiles.tile_quality import TileQuality
 
 VERSION = 1
 KEY = "feature_bag"
@@ -49,6 +50,7 @@ class FeatureStore:
     attributes: dict[str, Any]  # the bag's provenance
     tiles: int
     columns: dict[str, NDArray[Any]]  # coords, grid_index, tissue
+    quality: TileQuality | None
 
 
 def encoder_names(store: Path) -> tuple[str, ...]:
@@ -168,7 +170,7 @@ def open_feature_store(path: Path) -> FeatureStore:
         reason = f"a store of features of version {version!r}; this package reads version {VERSION}"
         raise BagFormatError(reason, slide=str(path), remedy="upgrade slideio-pipe")
     provenance = {key: value for key, value in found.items() if key not in ("version", "tiles")}
-    return FeatureStore(path, provenance, tiles, read_columns(path, tiles))
+    return FeatureStore(path, provenance, tiles, read_columns(path, tiles), read_quality(path, tiles))
 
 
 def _group(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@
     coords/              (N, 2) int64, level-0 x, y
     grid_index/          (N, 2) int32, column, row
     tissue/              (N,) float32, tissue fraction
+    quality/<name>/      (N,) float32, optional: focus, pen, fold, bubble, white, those that were measured
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from slideio_pipe.files import not_there
 from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_from_zarr
 from slideio_pipe.store.shards import ShardGrid
-from slideio_pipe.tiles.bag import Bag, Columns
+from slideio_pipe.tiles.bag import Bag, Columns, quality_of
+from slideio_pipe.tiles.tile_quality import NAMES, TileQuality
 
 VERSION = 1
 KEY = "tile_bag"
@@ -42,7 +44,8 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...], list[str]]] = {
     "grid_index": ("<i4", (2,), ["tile", "axis"]),
     "tissue": ("<f4", (), ["tile"]),
 }
-TOP_LEVEL = frozenset({"zarr.json", "tiles", *COLUMNS})
+QUALITY = "quality"
+TOP_LEVEL = frozenset({"zarr.json", "tiles", QUALITY, *COLUMNS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class StoreMetadata:
     grid: ShardGrid
     codec: TileCodec
     columns: dict[str, NDArray[Any]]  # coords, grid_index, tissue
+    quality: TileQuality | None
 
 
 def tiles_per_shard(tile_bytes: int) -> int:
@@ -104,8 +108,13 @@ def add_columns(group: zarr.Group, bag: Columns) -> dict[str, bytes]:
     """
     tiles = len(bag)
     files: dict[str, bytes] = {}
-    for name, (dtype, tail, dimensions) in COLUMNS.items():
-        values = np.ascontiguousarray(getattr(bag, name), dtype=dtype)
+    quality = quality_of(bag)
+    columns = {name: (getattr(bag, name), *how) for name, how in COLUMNS.items()}
+    if quality is not None:
+        group.create_group(QUALITY)
+        columns |= {f"{QUALITY}/{name}": (values, "<f4", (), ["tile"]) for name, values in quality.measured.items()}
+    for name, (column, dtype, tail, dimensions) in columns.items():
+        values = np.ascontiguousarray(column, dtype=dtype)
         if values.shape != (tiles, *tail):
             reason = f"{name} has the shape {values.shape}, not {(tiles, *tail)}: one row per tile"
             raise ConfigError(reason, slide=bag.name)
@@ -159,7 +168,8 @@ def read_layout(path: Path) -> StoreMetadata:
     complete = bool(attributes["pixels"].get("complete"))
     columns = read_columns(path, shape[0], complete)
     grid = ShardGrid(path / "tiles", shape[0], slots, fill_value, complete)
-    return StoreMetadata(attributes, shape, grid, codec, columns)
+    quality = read_quality(path, shape[0], complete)
+    return StoreMetadata(attributes, shape, grid, codec, columns, quality)
 
 
 def read_columns(path: Path, tiles: int, complete: bool = True) -> dict[str, NDArray[Any]]:
@@ -176,6 +186,22 @@ def read_columns(path: Path, tiles: int, complete: bool = True) -> dict[str, NDA
             raise _damaged(path, f"{name} is {values.dtype}, not {np.dtype(dtype)}")
         columns[name] = values
     return columns
+
+
+def read_quality(path: Path, tiles: int, complete: bool = True) -> TileQuality | None:
+    """Return the stored quality of the tiles of the store at ``path``; None if it has none.
+
+    Raise BagFormatError if a number cannot be read, or has not one row per tile.
+    """
+    found = {}
+    for name in NAMES:
+        if not (path / QUALITY / name).exists():
+            continue
+        values = _column(path / QUALITY / name, complete)
+        if values.shape != (tiles,):
+            raise _damaged(path, f"{QUALITY}/{name} has the shape {values.shape}, not {(tiles,)}")
+        found[name] = values
+    return TileQuality.of(**found) if found else None
 
 
 def _damaged(path: Path, reason: str) -> BagFormatError:

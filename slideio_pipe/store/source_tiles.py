@@ -15,9 +15,9 @@ from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.slides.backends.base import undecodable
 from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_for, finest_jpeg, white_jpeg
+from slideio_pipe.tiles.aligned_grid import stored_resolutions
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.failures import TileErrors
-from slideio_pipe.tiles.grid import stored_resolutions
 from slideio_pipe.tiles.tile_bag import TileBag
 
 _END = b"\xff\xd9"  # end of a JPEG

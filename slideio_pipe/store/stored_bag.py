@@ -67,6 +67,7 @@ class StoredBag(ArrayLikeBag, Closable):
         self.coords = layout.columns["coords"]
         self.grid_index = layout.columns["grid_index"]
         self.tissue = layout.columns["tissue"]
+        self.quality = layout.quality
 
     @property
     def attributes(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from slideio_pipe.presets import settings_file, transform_named_in
 from slideio_pipe.slides.config import SlideConfig, ViewConfig
 from slideio_pipe.slides.frames import Frame
 from slideio_pipe.store.config import StoredConfig
-from slideio_pipe.tiles.config import GridConfig, TissueConfig
+from slideio_pipe.tiles.config import GridConfig, QualityConfig, TissueConfig
 
 
 class LoaderConfig(Record):
@@ -34,6 +34,9 @@ class LoaderConfig(Record):
     view: ViewConfig = Field(default=ViewConfig(), description="The resolution at which tiles are read.")
     tissue: TissueConfig = Field(default=TissueConfig(), description="How tissue is found.")
     grid: GridConfig = Field(default=GridConfig(), description="Size and places of the tiles.")
+    quality: QualityConfig = Field(
+        default=QualityConfig(), description="The quality of tiles: what is measured, and which are dropped for it."
+    )
     mask_frame: Frame | None = Field(
         default=None,
         description="Origin of the cohort's masks: qupath (corner of the scanned area) or level0 (corner of level 0). "
@@ -63,6 +66,8 @@ class LoaderConfig(Record):
         values: dict[str, Any] = dump(self)
         if self.mask_frame is None:
             values.pop("mask_frame", None)
+        if self.quality == QualityConfig():
+            values.pop("quality", None)
         if self.stored == StoredConfig():
             values.pop("stored", None)
         if self.unit == "slide":

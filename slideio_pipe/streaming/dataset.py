@@ -33,6 +33,8 @@ from slideio_pipe.tiles.bag import Bag, Label, nominal_mpps_of, patient_of
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import PatientBag, slide_index_of, slide_names_of
+from slideio_pipe.tiles.refused_tiles import no_good_tile
+from slideio_pipe.tiles.tile_bag import TileBag
 from slideio_pipe.tiles.views_bag import ViewsBag
 
 
@@ -201,6 +203,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
                 bag = copy.copy(bag)  # the caller's bag is not changed
                 bag.on_stage = self.on_stage
         if not len(bag):
+            if isinstance(bag, TileBag) and bag.grid.refused is not None and len(bag.grid.refused):
+                raise no_good_tile(bag.grid.refused, slide.name)
             remedy = "leave it out, or lower {min_tissue=}"
             if slide.mask is not None:
                 remedy += f"; check that {slide.mask} is of this slide"

@@ -19,15 +19,19 @@ from slideio_pipe.streaming.views import with_views
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.context_bag import bag_of
 from slideio_pipe.tiles.find_tissue import tissue_of
+from slideio_pipe.tiles.good_tiles import with_quality
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import PatientBag
+from slideio_pipe.tiles.slide_quality import SlideQuality
 from slideio_pipe.tiles.tile_bag import TileBag
 from slideio_pipe.tiles.tissue_mask import TissueMask
 from slideio_pipe.tiles.views_bag import ViewsBag
 
 # Memory limit of a cohort's tissue masks, compressed: about 20 KB each, so 3,000 slides.
 _MASK_BYTES = 64 * 2**20
+# Likewise of the numbers of tiles: 4 bytes per number and tile; of slides whose transform moves them, rasters of 1 MB.
+_QUALITY_BYTES = 256 * 2**20
 
 
 class SlideOpener:
@@ -46,6 +50,7 @@ class SlideOpener:
         self.config, self.slide_transform, self.tile_transform = config, slide_transform, tile_transform
         self.views = views
         self._masks: ByteCache[str, bytes] = ByteCache(_MASK_BYTES)
+        self._qualities: ByteCache[str, bytes] = ByteCache(_QUALITY_BYTES)
         self._colours: dict[str, SlideColour] = {}  # measured when a transform needs it; about a second each
 
     def open(self, slide: CohortSlide, epoch: int) -> Bag:
@@ -66,6 +71,7 @@ class SlideOpener:
             opened.colour = self._colours[slide.name]
         view = opened.view(mpp=config.view.mpp, transform=self.slide_transform, seed=config.seed, epoch=epoch)
         grid = TileGrid(view, tissue=self._tissue(slide, opened), **config.grid.model_dump())
+        grid = self._good(slide, grid)
         drawn = {"tile_transform": self.tile_transform, "seed": config.seed, "epoch": epoch}
         known = {"label": slide.label, "patient": slide.patient}
         return bag_of(view, grid, config.view, **known, **drawn)
@@ -114,8 +120,27 @@ class SlideOpener:
         self._masks.keep(slide.name, packed, len(packed))
         return found
 
+    def _good(self, slide: CohortSlide, grid: TileGrid) -> TileGrid:
+        """Return the grid without the tiles beyond a limit of quality, which is measured once for all epochs."""
+        config, opened = self.config.quality, grid.view.slide
+        if not config.names or not isinstance(opened, Slide):
+            return grid
+        # Tiles that a draw moves are elsewhere in the next epoch: then the slide's rasters are kept.
+        key, source = f"{slide.name}/{'moved' if grid.view.moves else 'tiles'}", SlideQuality(opened)
+        packed = self._qualities.get(key)
+        known = None if packed is None else pickle.loads(zlib.decompress(packed))
+        if isinstance(known, SlideQuality):
+            source = known.on(opened)
+        elif known is not None:
+            grid.quality = known
+        kept = with_quality(grid, config, source=source)
+        if grid.view.moves or known is None:
+            packed = zlib.compress(pickle.dumps(source if grid.view.moves else grid.quality), 1)
+            self._qualities.keep(key, packed, len(packed))
+        return kept
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_masks": ByteCache(_MASK_BYTES)}
+        return self.__dict__ | {"_masks": ByteCache(_MASK_BYTES), "_qualities": ByteCache(_QUALITY_BYTES)}
 
 
 def is_slide(slide: CohortSlide) -> bool:

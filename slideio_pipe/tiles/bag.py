@@ -18,6 +18,7 @@ from slideio_pipe.geometry import Mpp
 from slideio_pipe.images import picture
 from slideio_pipe.images.explorable import Explorable
 from slideio_pipe.tiles.targets import Targets
+from slideio_pipe.tiles.tile_quality import TileQuality
 
 Label = int | float | str | None
 
@@ -97,6 +98,7 @@ class ArrayLikeBag(Explorable, ABC):
     tissue: NDArray[np.float32]  # (N,) tissue fraction, NaN without a mask
     label: Label
     patient: str | None = None  # patient of the slide, if known
+    quality: TileQuality | None = None  # focus, pen, … of the tiles, once measured
     view_mpp: Mpp | None  # µm per tile pixel
     annotations: TargetSource | None = None  # boxes and points of the slide, for ``targets``
 
@@ -228,6 +230,12 @@ def check_bag(bag: object) -> None:
             else "pass one bag: a TileBag, or open_bag(path)"
         )
         raise ConfigError(f"a {type(bag).__name__} is no bag of tiles", remedy=remedy)
+
+
+def quality_of(bag: Columns) -> TileQuality | None:
+    """Return the quality of a bag's tiles; None if it was not measured, as of bags of other packages."""
+    found = getattr(bag, "quality", None)
+    return found if isinstance(found, TileQuality) else None
 
 
 def patient_of(bag: Bag) -> str | None:

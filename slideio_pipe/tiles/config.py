@@ -11,6 +11,8 @@ from slideio_pipe.slides.config import Resolution
 
 Edge = Literal["drop", "shift", "pad"]
 TissueMethod = Literal["otsu", "threshold", "none"]
+Focus = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Area = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # µm²
 
 
@@ -77,3 +79,46 @@ class GridConfig(Record):
         if self.overlap is not None:
             return self.tile_size - self.overlap
         return self.tile_size if self.stride is None else self.stride
+
+
+class QualityConfig(Record):
+    """Settings of the quality of tiles: which numbers are measured, and the tiles that are dropped for them."""
+
+    measure: bool = Field(
+        default=False,
+        description="Measure focus, pen, fold, bubble and white of every tile, and store them. false: what a limit "
+        "needs.",
+    )
+    min_focus: Focus | None = Field(
+        default=None,
+        description="Drop tiles out of focus: variance of the Laplacian at 1 µm per px below this. null: keep them.",
+    )
+    max_pen: Fraction | None = Field(
+        default=None, description="Drop tiles with more ink than this fraction of a tile. null: keep them."
+    )
+    max_fold: Fraction | None = Field(
+        default=None, description="Drop tiles with more folded tissue than this fraction. null: keep them."
+    )
+    max_bubble: Fraction | None = Field(
+        default=None, description="Drop tiles with more air bubbles than this fraction. null: keep them."
+    )
+    max_white: Fraction | None = Field(
+        default=None, description="Drop tiles with more glass than this fraction. null: keep them."
+    )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        return {name: value for name, value in self if name != "measure" and value is not None}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The numbers that are measured: all, or those of an overview with the limits that need it."""
+        if self.measure:
+            return ("focus", *_OF_OVERVIEW)
+        asked = {name.partition("_")[2] for name in self.limits}
+        return (("focus",) if "focus" in asked else ()) + (_OF_OVERVIEW if asked - {"focus"} else ())
+
+
+# Numbers of one overview, which are measured together.
+_OF_OVERVIEW = ("pen", "fold", "bubble", "white")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -16,7 +17,10 @@ from slideio_pipe.geometry import Size, round_half_up, whole_where_nearly
 from slideio_pipe.images import picture
 from slideio_pipe.images.explained import Key
 from slideio_pipe.slides.view import SlideView
+from slideio_pipe.tiles.aligned_grid import aligned
 from slideio_pipe.tiles.config import Edge, GridConfig
+from slideio_pipe.tiles.refused_tiles import RefusedTiles
+from slideio_pipe.tiles.tile_quality import TileQuality
 from slideio_pipe.tiles.tissue_mask import TissueMask
 
 
@@ -55,6 +59,10 @@ class TileGrid:
         Column and row in the full grid.
     tissue : (N,) float32
         Tissue fraction; NaN without a mask.
+    quality : TileQuality, optional
+        Focus, pen, folds, bubbles and white of each tile, once measured; see ``tile_quality``.
+    refused : RefusedTiles, optional
+        Tiles that were dropped for their quality, and why; see ``good_tiles``.
     changes : dict
         Changes by ``align``, as {"tile_size": (requested, used)}; empty without changes.
 
@@ -73,6 +81,9 @@ class TileGrid:
     >>> TileGrid(view, tile_size=200, edge="shift").origins.tolist()
     [[0, 0], [200, 0], [300, 0], [0, 100], [200, 100], [300, 100]]
     """
+
+    quality: TileQuality | None = None
+    refused: RefusedTiles | None = None
 
     def __init__(
         self,
@@ -100,7 +111,7 @@ class TileGrid:
         )
         self.changes: dict[str, tuple[Any, Any]] = {}
         if self.config.align:
-            self.config, self.changes = _aligned(view, self.config)
+            self.config, self.changes = aligned(view, self.config)
         if self.changes:
             changed = ", ".join(f"{what} {now} in place of {before}" for what, (before, now) in self.changes.items())
             warnings.warn(AlignedGridWarning(f"{name}: grid aligned to the stored tiles with {changed}"), stacklevel=2)
@@ -213,6 +224,13 @@ class TileGrid:
         for array in (self.origins, self.coords, self.index, self.tissue):
             array.flags.writeable = False
 
+    def without(self, bad: NDArray[np.bool_], refused: RefusedTiles) -> TileGrid:
+        """Return the grid without some tiles, (N,) bool, and the record of them."""
+        grid, kept = copy.copy(self), np.flatnonzero(~bad)
+        grid._set(self.origins[kept], self.coords[kept], self.index[kept], self.tissue[kept])
+        grid.quality, grid.refused = None if self.quality is None else self.quality[kept], refused
+        return grid
+
     def corners_level0(self) -> NDArray[np.float64]:
         """Return (N, 4, 2) corners of every tile in level-0 px, unrounded, clockwise in the view from its origin."""
         return self.view.affine.apply(self.origins)[:, None, :] + _footprint(self.view, self.tile_size)
@@ -229,7 +247,8 @@ class TileGrid:
             "changes": {what: list(values) for what, values in self.changes.items()},
         }
         # Left out otherwise, so that a bag of whole pixels has the same record as in earlier versions.
-        return known | ({"between_px": True} if self.origins.dtype.kind == "f" else {})
+        known |= {"between_px": True} if self.origins.dtype.kind == "f" else {}
+        return known | ({} if self.refused is None else {"quality": self.refused.provenance()})
 
     def covered(self) -> float:
         """Return the fraction of the tissue that is inside some tile, 0 to 1; 1 without a mask."""
@@ -261,7 +280,12 @@ class TileGrid:
         if self.mask is not None:
             image = picture.tint_mask(image, (self.mask.through(self.view) if self.view.moves else self.mask).mask)
         scale = image.width / self.view.size.width
-        for origins, colour in ((self.dropped(), picture.DROPPED), (self.origins, picture.TILE)):
+        refused = self.origins[:0] if self.refused is None else self.refused.origins
+        for origins, colour in (
+            (self.dropped(), picture.DROPPED),
+            (refused, picture.REFUSED),
+            (self.origins, picture.TILE),
+        ):
             side = np.full_like(origins, self.tile_size)
             image = picture.draw_boxes(image, np.hstack([origins, side]) * scale, colour)
         return image
@@ -272,7 +296,8 @@ class TileGrid:
             return np.zeros((0, 2), np.int64)
         columns, rows = (np.asarray(_positions(side, self.config)) for side in self.view.size)
         kept = np.zeros(self.shape, bool)
-        kept[self.index[:, 0], self.index[:, 1]] = True
+        for index in (self.index, *(() if self.refused is None else (self.refused.index,))):
+            kept[index[:, 0], index[:, 1]] = True
         column, row = np.nonzero(~kept)
         return np.stack([columns[column], rows[row]], axis=1).astype(np.int64)
 
@@ -280,6 +305,8 @@ class TileGrid:
         """Return the meaning of the colours of ``plot``."""
         keys = [] if self.mask is None else list(picture.TISSUE_KEYS)
         keys.append(Key(f"{len(self):,} tiles", picture.TILE, "box"))
+        if self.refused is not None and len(self.refused):
+            keys.append(Key(f"{len(self.refused):,} dropped: {self.refused.reasons}", picture.REFUSED, "box"))
         dropped = len(self.dropped())
         least = f"under {self.config.min_tissue:.0%} tissue"
         return [*keys, Key(f"{dropped:,} dropped: {least}", picture.DROPPED, "box")] if dropped else keys
@@ -301,7 +328,8 @@ class TileGrid:
         full = f" of {self.shape.width}×{self.shape.height}" if self.shape.width else ""
         mpp = self.view.mpp
         at = "" if mpp is None else f" at {mpp.mean:.4g} µm"
-        return f"TileGrid({self.view.slide.name}: {len(self):,} tiles{full}, {self.tile_size} px{at}{step})"
+        refused = "" if self.refused is None or not len(self.refused) else f", dropped: {self.refused.reasons}"
+        return f"TileGrid({self.view.slide.name}: {len(self):,} tiles{full}, {self.tile_size} px{at}{step}{refused})"
 
 
 def _check_view(view: SlideView) -> SlideView:
@@ -326,41 +354,6 @@ def _check_mask(tissue: TissueMask | None, view: SlideView) -> None:
             slide=name,
             remedy="find tissue in the slide that is tiled",
         )
-
-
-def _aligned(view: SlideView, config: GridConfig) -> tuple[GridConfig, dict[str, tuple[Any, Any]]]:
-    """Return the nearest grid on the stored tiles of the view's level, and the changes: {name: (requested, used)}."""
-    if view.draw is not None and view.draw.moves:
-        reason = "the slide's transform moves pixels, so no tile of the view is a stored one"
-        raise ConfigError(
-            reason, slide=view.slide.name, remedy="leave out {align=True}, or leave the geometry to a tile transform"
-        )
-    if view.choice.resampled:
-        raise ConfigError(
-            f"the view is resampled from level {view.level} ({view.choice.shrink[0]:.4g}×), so no tile of it is stored",
-            slide=view.slide.name,
-            remedy=f"pass {stored_resolutions(view)}, or leave out {{align=True}}",
-        )
-    side, height = view.slide.tile_sizes[view.level]
-    if side != height:
-        reason = f"level {view.level} is stored in tiles of {side}×{height} px, not square ones"
-        raise ConfigError(reason, slide=view.slide.name, remedy="leave out {align=True}")
-    stride = config.step if config.stride is not None or config.overlap is not None else None
-    aligned: dict[str, Any] = {"tile_size": side}
-    aligned["stride"] = None if stride is None else side * max(1, math.floor(stride / side + 0.5))
-    aligned["edge"] = "drop" if config.edge == "shift" else config.edge
-    requested = {"tile_size": config.tile_size, "stride": stride, "edge": config.edge}
-    changes = {what: (requested[what], value) for what, value in aligned.items() if value != requested[what]}
-    return checked(GridConfig, view.slide.name, **config.model_dump() | aligned | {"overlap": None}), changes
-
-
-def stored_resolutions(view: SlideView) -> str:
-    """Return the values of ``mpp`` for which stored pixels are used unchanged, as text: "{mpp=0.25, 1 or 4}"."""
-    own, downsamples = view.slide.mpp, view.slide.pyramid.downsamples
-    if own is None:
-        return "{mpp=None} for level 0"
-    *first, last = [f"{own.mean * (dx + dy) / 2:.4g}" for dx, dy in downsamples]
-    return f"{{mpp={', '.join(first)} or {last}}}" if first else f"{{mpp={last}}}"
 
 
 def _footprint(view: SlideView, tile_size: int) -> NDArray[np.float64]:

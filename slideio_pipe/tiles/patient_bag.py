@@ -14,9 +14,19 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import Closable
 from slideio_pipe.geometry import SAME_RESOLUTION, Mpp
 from slideio_pipe.slides.backends.base import OnTiming
-from slideio_pipe.tiles.bag import ArrayLikeBag, Bag, Label, PlannedBag, UncolouredBag, check_bag, patient_of
+from slideio_pipe.tiles.bag import (
+    ArrayLikeBag,
+    Bag,
+    Label,
+    PlannedBag,
+    UncolouredBag,
+    check_bag,
+    patient_of,
+    quality_of,
+)
 from slideio_pipe.tiles.reader import empty_tiles
 from slideio_pipe.tiles.targets import Targets
+from slideio_pipe.tiles.tile_quality import joined
 
 _Read = Callable[[NDArray[np.int64], NDArray[np.uint8]], object]
 
@@ -77,6 +87,7 @@ class PatientBag(ArrayLikeBag, Closable):
         self.coords = np.concatenate([np.asarray(slide.coords) for slide in slides])
         self.grid_index = np.concatenate([np.asarray(slide.grid_index) for slide in slides])
         self.tissue = np.concatenate([np.asarray(slide.tissue) for slide in slides])
+        self.quality = joined([quality_of(slide) for slide in slides])
 
     @property
     def slide_names(self) -> tuple[str, ...]:

@@ -92,6 +92,7 @@ class TileBag(DrawnBag):
         self.annotations = None if annotations is None else _placed(annotations, view)
         if annotations is not None:
             _ = self.target_rules  # impossible parameters raise now, not in the first batch
+        self.quality = grid.quality
 
     @classmethod
     def from_coords(cls, view: SlideView, coords: ArrayLike, tile_size: int = 256, **options: Any) -> TileBag:

@@ -20,6 +20,7 @@ from slideio_pipe.errors import ConfigError, SlideioPipeWarning
 from slideio_pipe.images.picture import CLASSES
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.annotations import Annotations
+from slideio_pipe.tiles.bag import quality_of
 from slideio_pipe.tiles.config import GridConfig, TissueConfig
 from slideio_pipe.tiles.find_tissue import find_tissue, tissue_of
 from slideio_pipe.tiles.grid import TileGrid
@@ -221,6 +222,8 @@ def tiles_of(source: Any) -> TileScores | None:
         affine = tuple((made.get("view") or {}).get("affine") or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
     a, b, _, d, e, _ = (float(value) for value in affine)
     values = {} if source.tissue is None else {"tissue": np.asarray(source.tissue, np.float64)}
+    quality = quality_of(source)
+    values |= {} if quality is None else {name: np.asarray(each, np.float64) for name, each in quality.measured.items()}
     return TileScores(np.asarray(coords, np.float64), ((a * side, d * side), (b * side, e * side)), values)
 
 

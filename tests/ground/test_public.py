@@ -69,6 +69,7 @@ PUBLIC = [
     "TileBag",
     "TileBatch",
     "TileGrid",
+    "TileQuality",
     "TileReader",
     "TissueMask",
     "TrainConfig",
@@ -88,6 +89,7 @@ PUBLIC = [
     "fold_cohort",
     "from_clam",
     "from_trident",
+    "good_tiles",
     "known_encoders",
     "load_encoder",
     "load_predictor",
@@ -102,6 +104,7 @@ PUBLIC = [
     "scan_threads",
     "split_cohort",
     "stream",
+    "tile_quality",
     "tissue_cohort",
     "write_synthetic_slide",
 ]

@@ -11,6 +11,7 @@ from slideio_pipe.errors import require
 from slideio_pipe.export.layouts.item import CHUNK, BagRow, Item, Layout
 from slideio_pipe.export.layouts.tile_files import pictures, tile_facts
 from slideio_pipe.files import replacing
+from slideio_pipe.tiles.bag import quality_of
 
 # The card declares the split: otherwise "test" in a slide's name would create one.
 CARD = """---
@@ -60,7 +61,9 @@ class HuggingFace(Layout):
 
 def _schema(pa: Any, item: Item) -> Any:
     """Return the columns, with their feature types for the datasets package."""
-    kinds = _KINDS | {"label": item.label_type}
+    quality = quality_of(item.bag)
+    measured = {} if quality is None else dict.fromkeys(quality.measured, "float32")
+    kinds = _KINDS | measured | {"label": item.label_type}
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     features = {"image": {"_type": "Image"}} | {n: {"dtype": kind, "_type": "Value"} for n, kind in kinds.items()}
     columns = [pa.field("image", image), *(pa.field(name, getattr(pa, kind)()) for name, kind in kinds.items())]

@@ -11,13 +11,15 @@ import numpy as np
 from slideio_pipe.errors import require
 from slideio_pipe.export.layouts.item import Item, Layout, described
 from slideio_pipe.files import replacing_folder
+from slideio_pipe.tiles.bag import quality_of
 
 
 class MemoryMapped(Layout):
     """Pixels ``tiles`` (N, 3, H, W) uint8, ``coords``, ``grid_index``, ``tissue``, the ``label`` and the ``patient``.
 
-    With ``features`` if given. Normalised pixels are float16, and ``normalize.json`` has their shape, mean and
-    deviation, so that ``np.memmap`` and ``torch.from_file`` can open ``tiles.memmap`` as well.
+    With ``features`` if given, and with the numbers of the tiles' quality if they were measured. Normalised pixels are
+    float16, and ``normalize.json`` has their shape, mean and deviation, so that ``np.memmap`` and ``torch.from_file``
+    can open ``tiles.memmap`` as well.
     """
 
     packages = ("tensordict",)
@@ -35,6 +37,10 @@ class MemoryMapped(Layout):
         small = {
             name: torch.from_numpy(np.array(getattr(item.bag, name))) for name in ("coords", "grid_index", "tissue")
         }
+        quality = quality_of(item.bag)
+        small |= (
+            {} if quality is None else {name: torch.from_numpy(np.array(v)) for name, v in quality.measured.items()}
+        )
         if item.features is not None:
             small["features"] = torch.from_numpy(np.array(item.features))
         (path,) = self.outputs(item, folder)

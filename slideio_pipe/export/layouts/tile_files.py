@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideio_pipe.export.layouts.item import CHUNK, Item
+from slideio_pipe.tiles.bag import quality_of
 
 
 def ending(item: Item) -> str:
@@ -39,7 +40,7 @@ def _png(tile: NDArray[np.uint8]) -> bytes:
 
 def tile_facts(item: Item, index: int) -> dict[str, Any]:
     """Return the metadata of a tile: plain numbers and texts."""
-    bag = item.bag
+    bag, quality = item.bag, quality_of(item.bag)
     (x, y), (column, row), tissue = bag.coords[index], bag.grid_index[index], float(bag.tissue[index])
     return {
         "slide": bag.name,
@@ -52,4 +53,9 @@ def tile_facts(item: Item, index: int) -> dict[str, Any]:
         "mpp": None if bag.view_mpp is None else bag.view_mpp.mean,
         "label": item.label,
         "patient": item.patient,
+        **({} if quality is None else {name: _finite(values[index]) for name, values in quality.measured.items()}),
     }
+
+
+def _finite(value: np.float32) -> float | None:
+    return None if np.isnan(value) else float(value)
