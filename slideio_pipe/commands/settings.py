@@ -25,6 +25,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "view": _TILES,
     "tissue": ("export", "tissue", "features", "view", *_LOADER),
     "grid": _TILES,
+    "quality": ("export", "features", *_LOADER),
     "store": ("export",),
     "mask_frame": _LOADER,
     "slide_transform": _LOADER,

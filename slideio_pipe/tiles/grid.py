@@ -21,6 +21,7 @@ from slideio_pipe.tiles.aligned_grid import aligned
 from slideio_pipe.tiles.config import Edge, GridConfig
 from slideio_pipe.tiles.refused_tiles import RefusedTiles
 from slideio_pipe.tiles.tile_quality import TileQuality
+from slideio_pipe.tiles.tissue_fractions import check_mask, tissue_fractions
 from slideio_pipe.tiles.tissue_mask import TissueMask
 
 
@@ -98,7 +99,7 @@ class TileGrid:
         align: bool = False,
     ) -> None:
         name = _check_view(view).slide.name
-        _check_mask(tissue, view)
+        check_mask(tissue, view)
         self.config = checked(
             GridConfig,
             name,
@@ -124,7 +125,7 @@ class TileGrid:
         origins, index = np.stack([x, y], axis=1), np.stack([c, r], axis=1)
         fractions = np.full(len(origins), np.nan, np.float32)
         if tissue is not None:
-            fractions = _fractions(view, tissue, origins, self.tile_size)
+            fractions = tissue_fractions(view, tissue, origins, self.tile_size)
             # A fraction is a ratio of areas in float32: half a pixel of a 4096-px tile is 3e-8 of it.
             kept = np.flatnonzero(fractions >= self.config.min_tissue - 1e-6)
             origins, index, fractions = origins[kept], index[kept], fractions[kept]
@@ -338,24 +339,6 @@ def _check_view(view: SlideView) -> SlideView:
     return view
 
 
-def _check_mask(tissue: TissueMask | None, view: SlideView) -> None:
-    """Refuse the mask of another slide: it would silently select wrong tiles."""
-    if tissue is None:
-        return
-    if not isinstance(tissue, TissueMask):
-        raise ConfigError(
-            f"tissue is a {type(tissue).__name__}", slide=view.slide.name, remedy="pass find_tissue(slide)"
-        )
-    size, name = view.slide.pyramid.levels[0], view.slide.name
-    if tissue.slide_size != size or tissue.slide_name not in ("", name):
-        raise ConfigError(
-            f"the tissue mask is of {tissue.slide_name or 'another slide'}, {tissue.slide_size.width}×"
-            f"{tissue.slide_size.height} px",
-            slide=name,
-            remedy="find tissue in the slide that is tiled",
-        )
-
-
 def _footprint(view: SlideView, tile_size: int) -> NDArray[np.float64]:
     """Return (4, 2): a tile's corners relative to its origin, level-0 px, clockwise in the view."""
     corners = view.affine.apply([(0, 0), (tile_size, 0), (tile_size, tile_size), (0, tile_size)])
@@ -390,16 +373,3 @@ def _positions(length: int, config: GridConfig) -> NDArray[np.int64]:
     if config.edge == "shift" and starts[-1] + tile < length:
         starts = np.append(starts, length - tile)
     return starts
-
-
-def _fractions(view: SlideView, tissue: TissueMask, origins: NDArray[np.int64], tile_size: int) -> NDArray[np.float32]:
-    """Return the tissue fraction of every tile; if the view rotates the slide, the mask is rotated too."""
-    if not view.moves:
-        return tissue.fractions(_rects_level0(view, origins, tile_size))
-    return tissue.through(view).fractions(np.hstack([origins, np.full_like(origins, tile_size)]))
-
-
-def _rects_level0(view: SlideView, origins: NDArray[np.int64], tile_size: int) -> NDArray[np.float64]:
-    corners = view.affine.apply(origins)
-    far = view.affine.apply(origins + tile_size)
-    return np.concatenate([corners, far - corners], axis=1)

@@ -34,7 +34,10 @@ def quality_of_pixels(bag: Bag, names: Collection[str], *, threads: int) -> dict
     has_focus = "focus" in names and mpp.mean <= FOCUS_MPP * (1 + SAME_RESOLUTION)
     for start in range(0, len(bag), _RUN):
         numbers = np.arange(start, min(start + _RUN, len(bag)))
-        for number, tile in zip(numbers.tolist(), bag.read(numbers, threads=threads), strict=True):
+        tiles = bag.read(numbers, threads=threads)
+        if tiles.ndim == 5:  # several magnifications: the first is that of the coordinates
+            tiles = np.ascontiguousarray(tiles[:, 0])
+        for number, tile in zip(numbers.tolist(), tiles, strict=True):
             if has_focus:
                 focus[number] = focus_of(_resized(tile, _size_at(tile.shape, mpp, FOCUS_MPP)))
             mosaic.place(number, tile)
@@ -51,9 +54,9 @@ class _Mosaic:
     def __init__(self, bag: Bag, mpp: Mpp) -> None:
         view = bag.provenance().get("view") or {}
         affine = Affine.from_tuple(view["affine"]) if view.get("affine") else Affine.scaling(1, 1)
-        self.size = _size_at(bag.shape[1:], mpp, MASK_MPP)
+        self.size = _size_at(bag.shape[-3:], mpp, MASK_MPP)
         # From view px to px of the mosaic: a tile has a whole number of them.
-        scale = np.array([self.size[0] / bag.shape[2], self.size[1] / bag.shape[1]])
+        scale = np.array([self.size[0] / bag.shape[-2], self.size[1] / bag.shape[-3]])
         places = np.rint(affine.inverse().apply(np.asarray(bag.coords).reshape(-1, 2)) * scale).astype(np.int64)
         self.corners = places - (places.min(axis=0) if len(places) else 0)
         width, height = self.corners.max(axis=0) + self.size if len(places) else self.size

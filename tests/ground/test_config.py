@@ -80,6 +80,9 @@ def test_numpy_integers_are_accepted() -> None:
 
 
 IMPOSSIBLE = [
+    ("quality", "min_focus", -1),
+    ("quality", "max_pen", 1.5),
+    ("quality", "max_white", -0.1),
     ("grid", "tile_size", 0),
     ("grid", "tile_size", -256),
     ("grid", "tile_size", 256.5),
