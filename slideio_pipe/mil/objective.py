@@ -144,10 +144,9 @@ def _check_loss(objective: Objective, targets: Tensor) -> None:
     if not found.requires_grad:
         remedy = "compute it from the logits with torch"
         raise ConfigError(f"the loss {of} has no gradient", slide=name, remedy=remedy)
-    if not math.isfinite(float(found)):
-        raise ConfigError(
-            f"the loss {of} is {float(found)}", slide=name, remedy="look for a logarithm or division of 0"
-        )
+    value = float(found.detach())
+    if not math.isfinite(value):
+        raise ConfigError(f"the loss {of} is {value}", slide=name, remedy="look for a logarithm or division of 0")
 
 
 def _check_metric(objective: Objective, targets: Tensor) -> None:

@@ -105,7 +105,7 @@ def _callable(part: str, name: str | None, found: Any) -> Any:
             reason = f"the class of the {part} needs arguments ({error})"
             raise ConfigError(reason, slide=shown, remedy="pass an object of it, or a function") from error
     if not callable(found):
-        raise ConfigError(f"the {part} is a {type(found).__name__}", slide=shown, remedy="pass a function")
+        raise ConfigError(f"the {part} is of type {type(found).__name__}", slide=shown, remedy="pass a function")
     return found
 
 
