@@ -408,6 +408,14 @@ FeatureFolder = Annotated[
         "--out -o", r"Folder for <slide>.features.zarr. \[default: into the bags, beside their pixels]", unit="FOLDER"
     ),
 ]
+ContextFeatures = Annotated[
+    str,
+    of_encoding(
+        "--context-features",
+        "With --context: the features of all magnifications of a tile in one array, or an array for each.",
+        unit="concat|apart",
+    ),
+]
 Shard = Annotated[
     str | None, of_cohort("--shard", "The k-th of n parts, from 0/n: for one process per GPU.", unit="k/n")
 ]

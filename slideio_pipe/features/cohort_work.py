@@ -24,6 +24,7 @@ from slideio_pipe.errors import ConfigError, EncoderSettingsWarning, OutputExist
 from slideio_pipe.features.encoders import Encoder, load_encoder
 from slideio_pipe.features.encoders.known import split_weights
 from slideio_pipe.features.encoding_pool import BagMetadata, EncodeSettings, FeaturePool
+from slideio_pipe.features.scales import ContextFeatures, array_facts, array_names, in_words, split_scales
 from slideio_pipe.locks import within_run
 from slideio_pipe.store.feature_arrays import (
     FOLDER,
@@ -50,6 +51,8 @@ class FeatureWork:
     transform: Any  # description of the transform
     dtype: str
     worker_settings: EncodeSettings | None = None  # for worker processes; None: a FeaturePool encodes
+    mpps: tuple[float, ...] = ()  # µm per px of the tiles' magnifications, if there are several
+    context_features: ContextFeatures = "concat"
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -59,11 +62,16 @@ class FeatureWork:
 
     @cached_property
     def facts(self) -> dict[str, dict[str, Any]]:
-        """The attributes stored with the features of each encoder."""
-        return {
-            encoder.name: {**encoder.describe(), "dtype": self.dtype, "digest": encoder.digest}
-            for encoder in self.encoders
-        }
+        """The attributes stored with each array of features."""
+        found: dict[str, dict[str, Any]] = {}
+        for encoder in self.encoders:
+            facts = {**encoder.describe(), "dtype": self.dtype, "digest": encoder.digest}
+            found |= array_facts(facts, encoder.name, self.mpps, self.context_features)
+        return found
+
+    def arrays(self, encoder: str) -> tuple[str, ...]:
+        """Return the names of an encoder's arrays."""
+        return array_names(encoder, self.mpps, self.context_features)
 
     def store(self, slide: CohortSlide) -> Path:
         """Return the store for a slide's features."""
@@ -73,12 +81,12 @@ class FeatureWork:
         return self.folder / f"{bag_name(slide.name).removesuffix(BAG_SUFFIX)}{SUFFIX}"
 
     def output(self, slide: CohortSlide) -> Path:
-        """Return the path of the last encoder's features if all exist, else a path that does not exist."""
+        """Return the path of the last array of features if all exist, else a path that does not exist."""
         store = self.store(slide)
-        for encoder in self.encoders:
-            if not self.is_there(store, encoder.name):
-                return store / FOLDER / f"{encoder.name}.{self.facts[encoder.name]['digest']}"
-        return store / FOLDER / self.encoders[-1].name
+        for name, facts in self.facts.items():
+            if not self.is_there(store, name):
+                return store / FOLDER / f"{name}.{facts['digest']}"
+        return store / FOLDER / next(reversed(self.facts))
 
     def is_there(self, store: Path, name: str) -> bool:
         """Return whether a store has the features that this run would compute."""
@@ -115,11 +123,15 @@ class FeatureWork:
                 raise OutputExistsError(
                     "features of other tiles are there", slide=str(store), remedy="pass {overwrite=True}"
                 )
-            return list(self.facts)
-        return [name for name in self.facts if not self.is_there(store, name)]
+            return [encoder.name for encoder in self.encoders]
+        names = {encoder.name: self.arrays(encoder.name) for encoder in self.encoders}
+        return [name for name, arrays in names.items() if not all(self.is_there(store, each) for each in arrays)]
 
     def keep(self, job: Job, bag: BagMetadata, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Write the features of a slide."""
+        if bag.mpps != self.mpps:
+            reason = f"its tiles have {in_words(bag.mpps)}, those of the run {in_words(self.mpps)}"
+            raise ConfigError(reason, slide=job.slide.name, remedy="compute its features apart from the others")
         if self.folder is None:  # bags may be in several folders, each with its own runs
             return self._keep(job, bag, features)
         with within_run(self.folder):
@@ -127,7 +139,8 @@ class FeatureWork:
 
     def _keep(self, job: Job, bag: BagMetadata, features: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         store = self.store(job.slide)
-        named = {name: (values, self.facts[name]) for name, values in features.items()}
+        arrays = [split_scales(features[name], name, self.mpps, self.context_features) for name in features]
+        named = {name: (values, self.facts[name]) for of_encoder in arrays for name, values in of_encoder.items()}
         if self.folder is not None and not (store.exists() and self._is_of(job, store)):
             description = {**bag.provenance, "made": _tile_identity(job)}
             create_feature_store(store, bag, description, named, overwrite=job.overwrite)
@@ -136,7 +149,8 @@ class FeatureWork:
                 reason = "the tiles are not those whose features are there"
                 raise ConfigError(reason, slide=str(store), remedy="pass {overwrite=True}, or another folder")
             for name, (values, facts) in named.items():
-                add_features(store, name, values, facts, overwrite=job.overwrite)
+                if not (len(named) > len(features) and self.is_there(store, name)):  # of one interrupted between two
+                    add_features(store, name, values, facts, overwrite=job.overwrite)
         return self._summary(store, bag, features)
 
     def recall(self, slide: CohortSlide) -> dict[str, Any]:

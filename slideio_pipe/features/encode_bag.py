@@ -26,10 +26,11 @@ from slideio_pipe.features.encoders import Encoder, EncoderOnDevice, load_encode
 from slideio_pipe.features.encoders.encoder import DTYPES
 from slideio_pipe.features.encoders.encoder_tiles import warn_scale_of_bag
 from slideio_pipe.features.encoders.loading import Source
+from slideio_pipe.features.scales import check_context_features, split_scales
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.streaming.device import StreamMark, check_device, on_device
 from slideio_pipe.streaming.stream import at_least_one, stream
-from slideio_pipe.tiles.bag import Bag, check_bag
+from slideio_pipe.tiles.bag import Bag, check_bag, nominal_mpps_of
 
 BATCH_SIZE = 64
 # Batches of features that may be missing before the host waits for one. A stream has fewer batches on the device, so
@@ -88,7 +89,7 @@ class Batches:
     _sent: deque[_Sent] = field(default_factory=deque)
 
     def add(self, tiles: Tensor, rows: BagFeatures, index: NDArray[np.int64]) -> None:
-        """Add (n, 3, H, W) uint8 tiles on the device, at positions ``index`` of their bag."""
+        """Add (n, 3, H, W) or (n, S, 3, H, W) uint8 tiles on the device, at positions ``index`` of their bag."""
         if not len(index):
             return
         self._waiting.append((tiles, rows, index))
@@ -158,12 +159,13 @@ class Encoding:
         self.device, self.dtype = place, np.dtype(dtype)
         self.batches = {encoder.name: Batches(EncoderOnDevice(encoder, place, kind), size) for encoder in encoders}
 
-    def rows(self, name: str, coords: NDArray[np.int64], encoders: Collection[str]) -> BagFeatures:
+    def rows(
+        self, name: str, coords: NDArray[np.int64], encoders: Collection[str], magnifications: int = 1
+    ) -> BagFeatures:
         """Return empty arrays for the features of a bag."""
         count = len(coords)
-        features = {
-            encoder: np.empty((count, self.batches[encoder].encoder.encoder.dim), self.dtype) for encoder in encoders
-        }
+        dims = {encoder: self.batches[encoder].encoder.encoder.dim * magnifications for encoder in encoders}
+        features = {encoder: np.empty((count, dim), self.dtype) for encoder, dim in dims.items()}
         return BagFeatures(name, features, coords, count * len(features))
 
     def add(self, tiles: Tensor, rows: BagFeatures, index: NDArray[np.int64]) -> None:
@@ -184,10 +186,13 @@ def encode_bag(
     device: str | torch.device,
     batch_size: int = BATCH_SIZE,
     dtype: str = "float16",
+    context_features: str = "concat",
     threads: int | None = None,
     progress: Report | bool | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return the features of a bag's tiles, one row per tile in the bag's order; tiles are decoded once.
+
+    Of a ``ContextBag`` each magnification is encoded, normalised alike.
 
     Parameters
     ----------
@@ -200,6 +205,9 @@ def encode_bag(
         Tiles per batch.
     dtype : "float16" or "float32"
         Dtype of the features. With float16 CUDA also computes in it (autocast); the CPU uses the network's dtype.
+    context_features : "concat" or "apart"
+        Features of S magnifications: one array of (N, S·D) per encoder, finest first; or one of (N, D) for each, named
+        ``uni-0.5um`` and so on.
     threads : int, optional
         Number of decoding threads.
     progress : callable, bool or None
@@ -227,10 +235,11 @@ def encode_bag(
     (15, 8)
     """
     check_bag(bag)
+    how, mpps = check_context_features(context_features), nominal_mpps_of(bag)
     chosen = load_encoders(encoders)
     warn_scale_of_bag(chosen, bag.provenance())
     encoding = Encoding(chosen, device=device, batch_size=batch_size, dtype=dtype)
-    rows = encoding.rows(bag.name, np.asarray(bag.coords), list(encoding.batches))
+    rows = encoding.rows(bag.name, np.asarray(bag.coords), list(encoding.batches), max(1, len(mpps)))
     chunks = stream(bag, device=encoding.device, normalize=None, batch_size=batch_size, threads=threads)
     done = 0
     with chunks, reporting(progress, f"encoding {bag.name}") as report:
@@ -244,7 +253,8 @@ def encode_bag(
     encoding.flush()
     if rows.error is not None:
         raise rows.error
-    return rows.features
+    arrays = (split_scales(values, name, mpps, how) for name, values in rows.features.items())
+    return {name: values for of_encoder in arrays for name, values in of_encoder.items()}
 
 
 def check_feature_dtype(dtype: str) -> torch.dtype:

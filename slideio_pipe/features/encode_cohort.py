@@ -29,12 +29,14 @@ from slideio_pipe.features.encoders.encoder_tiles import (
 )
 from slideio_pipe.features.encoders.loading import Source
 from slideio_pipe.features.encoding_pool import EncodeSettings, FeaturePool
+from slideio_pipe.features.scales import check_context_features
 from slideio_pipe.progress import Report, rated
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.stream import at_least_one, default_threads
+from slideio_pipe.tiles.bag import nominal_mpps_of
 
 # Folder of the runs that write features into bags, below the bags' folder.
 RUNS = Path("runs") / "features"
@@ -63,6 +65,7 @@ def encode_cohort(
     device: str | torch.device | None = None,
     batch_size: int = BATCH_SIZE,
     dtype: str = "float16",
+    context_features: str = "concat",
     threads: int | None = None,
     slide_transform: Any = None,
     allow_empty: bool = False,
@@ -100,6 +103,9 @@ def encode_cohort(
         Tiles per batch.
     dtype : "float16" or "float32"
         Dtype of the features. With float16 CUDA also computes in it (autocast).
+    context_features : "concat" or "apart"
+        Features of S magnifications (``view.context``): one array of (N, S·D) per encoder, finest first, or one of
+        (N, D) for each, such as ``uni-0.5um`` and ``uni-2um``. ``open_features`` reads both alike.
     threads : int, optional
         Number of decoding threads; by default one fewer than the cores.
     slide_transform : albumentationsxl transform, optional
@@ -146,6 +152,7 @@ def encode_cohort(
     """
     slides, part = _part(Cohort.of(cohort), shard)
     check_feature_dtype(dtype)
+    context_how = check_context_features(context_features)
     place = check_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     folder = None if out is None else Path(out).expanduser().absolute()
     bags_only = check_places(slides, folder)
@@ -164,7 +171,10 @@ def encode_cohort(
     else:
         warn_scale(chosen, settings.grid.tile_size, settings.view.mpp)
     tiling = None if bags_only else settings
-    work = FeatureWork(chosen, folder, tiling, described, dtype, how if in_workers else None)
+    mpps = _mpps_of_bags(slides) if bags_only else _mpps_of_slides(settings)
+    work = FeatureWork(
+        chosen, folder, tiling, described, dtype, how if in_workers else None, mpps=mpps, context_features=context_how
+    )
     if not overwrite:
         work.refuse_others(slides)
     notes = _notes(slides, folder, part)
@@ -187,7 +197,9 @@ def encode_cohort(
             progress=report,
         )
     known = _fields(done) if pool is None else _fields(done) | {"tiles": pool.tiles}
-    return FeatureReport(**known, encoders={e.name: e.dim for e in chosen}, device=str(place))
+    together = max(1, len(mpps)) if context_how == "concat" else 1
+    dims = {name: encoder.dim * together for encoder in chosen for name in work.arrays(encoder.name)}
+    return FeatureReport(**known, encoders=dims, device=str(place))
 
 
 def _fields(report: RunReport) -> dict[str, Any]:
@@ -219,6 +231,28 @@ def tile_config(config: Any, encoders: Iterable[Encoder]) -> LoaderConfig:
             reason = f"{name} is {value}, and features are of all tiles as they are"
             raise ConfigError(reason, remedy="leave it out; slide_transform is applied")
     return found.model_copy(update={"unit": "slide"})  # a patient's features are those of its slides
+
+
+def _mpps_of_slides(config: LoaderConfig) -> tuple[float, ...]:
+    """Return the µm per px of the tiles' magnifications; empty for one.
+
+    Raise ConfigError if they are not the same for all slides.
+    """
+    if not config.view.context:
+        return ()
+    if config.view.mpp is None:
+        reason = "the first magnification is that of each slide's level 0, and features of several have one for all"
+        raise ConfigError(reason, remedy="set {mpp=0.5}, or what the encoder is meant for")
+    return (config.view.mpp, *config.view.context)
+
+
+def _mpps_of_bags(slides: Cohort) -> tuple[float, ...]:
+    """Return the same of the first bag, which all others must equal."""
+    first = next(iter(slides)).source
+    assert isinstance(first, Path)  # check_places
+    with suppress(SlideioPipeError), open_bag(first) as bag:  # a damaged bag is listed later
+        return nominal_mpps_of(bag)
+    return ()
 
 
 def _warn_scale_of_bags(encoders: Iterable[Encoder], slides: Cohort) -> None:

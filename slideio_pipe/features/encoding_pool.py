@@ -7,7 +7,7 @@ next run skips it: with many such slides, use ``encode_cohort(workers=…)``, wh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import Sender, check_device
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.streaming.schedule import EpochSchedule
-from slideio_pipe.tiles.bag import Bag, Label, patient_of, quality_of
+from slideio_pipe.tiles.bag import Bag, Label, nominal_mpps_of, patient_of, quality_of
 from slideio_pipe.tiles.tile_quality import TileQuality
 
 # Tiles per chunk, at most: decoded together. A batch is made of several chunks.
@@ -56,13 +56,15 @@ class BagMetadata:
     provenance: Mapping[str, Any]
     stored: bool  # whether it came from a bag store
     quality: TileQuality | None = None
+    mpps: tuple[float, ...] = ()  # µm per px of its magnifications, if there are several
 
     @classmethod
     def of(cls, bag: Bag, label: Label, patient: str | None) -> BagMetadata:
         """Return the record of a bag."""
         columns = (np.asarray(bag.coords), np.asarray(bag.grid_index), np.asarray(bag.tissue))
         facts = bag.provenance() | {"label": label, "patient": patient}
-        return cls(bag.name, *columns, label, facts, isinstance(bag, StoredBag), quality_of(bag))
+        of_tiles = quality_of(bag), nominal_mpps_of(bag)
+        return cls(bag.name, *columns, label, facts, isinstance(bag, StoredBag), *of_tiles)
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -205,7 +207,7 @@ class FeaturePool:
             bag, error = dataset.opened.get(name), delivered.failure.error
             empty = isinstance(error, NoTissueError) and bag is not None and not len(bag)
             if empty and bag is not None and (self._how.allow_empty or bag.stored):
-                item.rows = self._encoding.rows(name, bag.coords, item.wanted)
+                item.rows = self._rows(bag, item.wanted)
                 whole.append(item)
                 return
             whole[:] = [other for other in whole if other is not item]
@@ -215,12 +217,15 @@ class FeaturePool:
             dataset.opened.pop(name, None)
             return
         if item.rows is None and not item.failed:
-            item.rows = self._encoding.rows(name, dataset.opened[name].coords, item.wanted)
+            item.rows = self._rows(dataset.opened[name], item.wanted)
             whole.append(item)
         if item.rows is not None:
             self._encoding.add(delivered.sent.receive(), item.rows, delivered.index)
             self.tiles += len(delivered.index)
             self._on_tiles(len(delivered.index))
+
+    def _rows(self, bag: BagMetadata, wanted: Collection[str]) -> BagFeatures:
+        return self._encoding.rows(bag.name, bag.coords, wanted, max(1, len(bag.mpps)))
 
     def _submit_complete(self, begun: list[_Pending], write: Callable[[_Pending], None]) -> Iterator[Outcome]:
         """Submit complete bags for writing, and fail those with features that are not finite."""
@@ -279,7 +284,7 @@ class _Slides(BagDataset):
                 raise SlideioPipeError(f"{type(error).__name__}: {error}", slide=slide.name) from error
         return bag
 
-    def _first_shape(self) -> tuple[int, int, int]:
+    def _first_shape(self) -> tuple[int, ...]:
         self.failures = []
         for slide in self.cohort:
             try:
@@ -288,6 +293,5 @@ class _Slides(BagDataset):
                 self.failures.append(error)
                 continue
             self._kept[slide.name] = bag
-            _, height, width, channels = bag.shape
-            return height, width, channels
+            return tuple(bag.shape[1:])
         raise self.failures[0]

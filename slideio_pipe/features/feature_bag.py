@@ -13,11 +13,18 @@ from numpy.typing import NDArray
 from slideio_pipe.errors import BagFormatError, ConfigError, require
 from slideio_pipe.export.layouts.hdf5 import number
 from slideio_pipe.export.layouts.trident import level0_side
+from slideio_pipe.features.scales import CONTEXT, SCALE, SCALE_OF, in_words, mpps_in
 from slideio_pipe.files import not_there
 from slideio_pipe.geometry import Affine, Mpp
 from slideio_pipe.slides.resolution import checked_mpp
 from slideio_pipe.store import StoredBag
-from slideio_pipe.store.feature_arrays import encoder_names, is_feature_store, open_feature_store, stored_features
+from slideio_pipe.store.feature_arrays import (
+    encoder_attributes,
+    encoder_names,
+    is_feature_store,
+    open_feature_store,
+    stored_features,
+)
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.tile_quality import TileQuality
@@ -50,6 +57,11 @@ class FeatureBag:
     patient: str | None = None  # patient of the slide, if known
     quality: TileQuality | None = None  # of the tiles, if it was measured
 
+    @property
+    def nominal_mpps(self) -> tuple[float, ...]:
+        """µm per px of the magnifications whose features are side by side, finest first; empty for one."""
+        return mpps_in(self.encoder_facts)
+
     def __len__(self) -> int:
         return len(self.features)
 
@@ -68,7 +80,8 @@ def open_features(path: str | Path, encoder: str | None = None, *, slide_mpp: fl
         A ``.bag.zarr`` with features beside its tiles, a ``.features.zarr``; an HDF5 file of TRIDENT, CLAM or STAMP;
         a ``.pt`` file of CLAM, whose coordinates are read from ``h5_files`` beside its folder, if present.
     encoder : str, optional
-        Name of the encoder, if there are several.
+        Name of the encoder, if there are several. If features of several magnifications are stored apart, the name of
+        one of them, such as ``uni-2um``; that of the encoder joins them, finest first.
     slide_mpp : float, optional
         µm per level-0 px. STAMP stores coordinates in µm: without this argument its bags have none.
 
@@ -111,7 +124,7 @@ def _from_store(path: Path, encoder: str | None) -> FeatureBag:
     else:
         raise BagFormatError("no store of features", slide=str(path), remedy="pass a .bag.zarr or a .features.zarr")
     name = _chosen(path, encoder)
-    values, facts = stored_features(path, name, count)
+    values, facts = _stored(path, name, count)
     return FeatureBag(
         name=str(described["slide"]["name"]),
         features=values,
@@ -131,13 +144,36 @@ def _chosen(path: Path, encoder: str | None) -> str:
     """Return the name of the encoder to open."""
     if encoder is not None:
         return encoder
-    names = encoder_names(path)
+    names = list(dict.fromkeys(_encoder_of(path, array) for array in encoder_names(path)))
     if not names:
         raise BagFormatError("no features are stored here", slide=str(path), remedy="run slideio-pipe features")
     if len(names) > 1:
         remedy = f'pass {{encoder="{names[0]}"}}'
         raise ConfigError(f"features of several encoders: {', '.join(names)}", slide=str(path), remedy=remedy)
     return names[0]
+
+
+def _encoder_of(path: Path, array: str) -> str:
+    """Return the encoder of an array: its name, unless it is of one of several magnifications."""
+    return str((encoder_attributes(path, array) or {}).get(SCALE_OF, array))
+
+
+def _stored(path: Path, name: str, count: int) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Return the features of a name: of an array; or of the arrays of an encoder's magnifications, joined."""
+    if encoder_attributes(path, name) is not None:
+        return stored_features(path, name, count)
+    known = {each: encoder_attributes(path, each) or {} for each in encoder_names(path)}
+    scales = {facts[SCALE]: each for each, facts in known.items() if facts.get(SCALE_OF) == name}
+    if not scales:
+        return stored_features(path, name, count)  # raises
+    wanted = known[next(iter(scales.values()))][CONTEXT]
+    missing = [mpp for mpp in wanted if mpp not in scales]
+    if missing:
+        reason = f"features of {name} lack {in_words(missing)}"
+        raise BagFormatError(reason, slide=str(path), remedy="run slideio-pipe features again")
+    found = [stored_features(path, scales[mpp], count) for mpp in wanted]
+    facts = {key: value for key, value in found[0][1].items() if key not in (SCALE, SCALE_OF)}
+    return np.concatenate([values for values, _ in found], axis=1), facts | {"name": name}
 
 
 def _side_level0(described: Mapping[str, Any]) -> float | None:

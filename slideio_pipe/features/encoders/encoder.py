@@ -124,13 +124,18 @@ class EncoderOnDevice:
     def __call__(self, tiles: Tensor) -> Tensor:
         """Return (n, D) features of (n, 3, H, W) uint8 tiles, on the device.
 
+        Of tiles at several magnifications, (n, S, 3, H, W), the features are (n, S·D), magnification by magnification;
+        at most n of the n·S tiles are encoded at a time.
+
         Raise ConfigError if the network does not accept the tiles, returns another shape, or runs out of memory.
         """
         autocast = contextlib.nullcontext() if self._lower is None else torch.autocast("cuda", self._lower)
         with on_device(self.device), torch.inference_mode(), autocast:
+            single = tiles.flatten(0, 1) if tiles.ndim == 5 else tiles
             size = self.encoder.batch or len(tiles)
-            found = [self._encoded(tiles[start : start + size]) for start in range(0, len(tiles), size)]
-            return (found[0] if len(found) == 1 else torch.cat(found)).to(self.dtype)
+            found = [self._encoded(single[start : start + size]) for start in range(0, len(single), size)]
+            joined = (found[0] if len(found) == 1 else torch.cat(found)).to(self.dtype)
+            return joined.reshape(len(tiles), -1) if tiles.ndim == 5 else joined
 
     def _encoded(self, tiles: Tensor) -> Tensor:
         pixels, count = self._pixels(tiles), len(tiles)
