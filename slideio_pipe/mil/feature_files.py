@@ -85,12 +85,18 @@ def tiling_of(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None
             name: settings[name] for name in ("mpp", "min_area_um2", "max_hole_um2", "ignore_pen") if name in settings
         }
         return {
-            "view": {"mpp": sum(view["mpp"]) / 2},
+            "view": {"mpp": sum(view["mpp"]) / 2} | _context_of(provenance),
             "grid": {name: grid[name] for name in ("tile_size", "stride", "edge", "min_tissue", "align")},
             "tissue": found | {"threshold": settings.get("asked_threshold")},
         }
     except (KeyError, TypeError):
         return None
+
+
+def _context_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the view for several magnifications."""
+    mpps = (provenance.get("context") or {}).get("mpp")
+    return {"mpp": mpps[0], "context": mpps[1:]} if mpps else {}
 
 
 def _of_table(table: Table, folder: Path) -> Cohort:

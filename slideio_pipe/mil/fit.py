@@ -18,6 +18,7 @@ from slideio_pipe.cohort.patients import by_patient
 from slideio_pipe.errors import ConfigError, require
 from slideio_pipe.features.encoders.encoder_tiles import warn_scale, with_tiles_of
 from slideio_pipe.features.encoders.known import known_source
+from slideio_pipe.features.scales import in_words
 from slideio_pipe.files import disk_errors
 from slideio_pipe.locks import WriterLock
 from slideio_pipe.mil.checkpoint import Checkpoints, about
@@ -231,6 +232,7 @@ class _Run:
             contents={} if tiles is None else contents(self.config),
             processes=int(self.fabric.world_size),
             **self._own(model),
+            **_magnifications(train),
         )
         checkpoints = self._checkpoints(folder, known)
         module = None if tiles is None else tiles.module
@@ -297,10 +299,15 @@ class _Run:
         """Return the number of features per tile and their encoder's name; all parts of a cohort must agree."""
         if tiles is not None:
             side = self.config.grid.tile_size
-            return tiles.width(side, self.fabric.device), None
+            return tiles.width(side, self.fabric.device) * max(1, len(train.mpps)), None
         assert isinstance(train, FeatureSource)
         for name, source in sources.items():
             assert isinstance(source, FeatureSource)
+            if source.mpps != train.mpps:
+                raise ConfigError(
+                    f"features of {name} have {in_words(source.mpps)}, those of training {in_words(train.mpps)}",
+                    remedy="compute all features at the same magnifications",
+                )
             if (source.width, source.encoder) != (train.width, train.encoder):
                 raise ConfigError(
                     f"slides of {name} have {source.width} features of {source.encoder}, "
@@ -333,6 +340,13 @@ class _Run:
     def _predict(self, training: Training, source: Source) -> tuple[Cohort, Tensor, Tensor]:
         logits, targets, order = training.predict(source)
         return Cohort.unchecked(source.cohort[k] for k in order), logits, targets
+
+
+def _magnifications(train: Source) -> dict[str, Any]:
+    """Return a checkpoint's entries on magnifications, none for one: so that it equals that of older runs."""
+    found: dict[str, Any] = {"context": list(train.mpps)} if train.mpps else {}
+    scale = train.scale if isinstance(train, FeatureSource) else None
+    return found if scale is None else found | {"scale": scale}
 
 
 class _Events:

@@ -20,13 +20,18 @@ from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.patients import slides_of_row
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.features.feature_bag import FeatureBag, open_features
+from slideio_pipe.features.scales import SCALE, in_words
 from slideio_pipe.mil.bag_tiles import PixelBag, room_for_tiles
 from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.mil.feature_files import tiling_of
 from slideio_pipe.mil.fingerprints import features_fingerprint, file_of
 from slideio_pipe.mil.models.slides_apart import slides_apart
+from slideio_pipe.store.stored_bag import StoredBag
+from slideio_pipe.streaming.config import LoaderConfig
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.loader import BagLoader
+from slideio_pipe.streaming.slide_opener import is_slide
+from slideio_pipe.tiles.bag import nominal_mpps_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,6 +59,7 @@ class Source(Protocol):
     """The source of a training's bags."""
 
     cohort: Cohort
+    mpps: tuple[float | None, ...]  # µm per px of the tiles' magnifications, if there are several; None: native
 
     def contents(self) -> list[list[str | None]]:
         """Return a fingerprint of the content of each row's slides."""
@@ -102,8 +108,11 @@ class FeatureSource:
         self._position = 0
         self._moments: list[tuple[int, Tensor, Tensor]] = []
         self._contents: list[list[str | None]] = []
+        self.mpps: tuple[float | None, ...] = ()
         self.width, self.encoder = self._check()
-        self.tiling = tiling_of(self._open(slides_of_row(cohort[0])[0]).provenance)  # that of the first slide
+        first = self._open(slides_of_row(cohort[0])[0])
+        self.tiling = tiling_of(first.provenance)  # that of the first slide
+        self.scale: float | None = first.encoder_facts.get(SCALE)  # of features of one magnification of several
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of every feature over all tiles, (D,) each, float64."""
@@ -138,6 +147,7 @@ class FeatureSource:
     def _check(self) -> tuple[int, str | None]:
         """Read all features once, keep those that fit in memory, and return their width and encoder."""
         problems, widths, encoders, room = [], dict[int, str](), dict[str | None, str](), _KEPT_BYTES
+        magnifications = dict[tuple[float, ...], str]()
         self._moments.clear()
         self._contents = [[] for _ in self.cohort]
         for number, slide in enumerate(self.cohort):
@@ -153,6 +163,7 @@ class FeatureSource:
                     continue
                 widths.setdefault(found.features.shape[1], part.name)
                 encoders.setdefault(found.encoder, part.name)
+                magnifications.setdefault(found.mpps, part.name)
                 self._moments.append(_moments(found.features))
                 contents.append(features_fingerprint(found.features.numpy()))
                 parts.append(found)
@@ -167,11 +178,15 @@ class FeatureSource:
             problems.append("features of several widths: " + _each(widths))
         if len(encoders) > 1:
             problems.append("features of several encoders: " + _each(encoders))
+        if len(magnifications) > 1:
+            each = {in_words(mpps): name for mpps, name in magnifications.items()}
+            problems.append("features of different magnifications: " + _each(each))
         if problems:
             shown = "; ".join(problems[:_SHOWN])
             more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             raise ConfigError(f"{shown}{more}", remedy="leave these slides out, or compute their features again")
         _LOG.info("features of %d of %d slides are kept in memory", len(self._kept), len(self.cohort))
+        self.mpps = next(iter(magnifications))
         return next(iter(widths)), next(iter(encoders))
 
     def _read(self, number: int) -> tuple[Tensor, NDArray[np.int64] | None]:
@@ -181,7 +196,8 @@ class FeatureSource:
     def _read_slide(self, slide: CohortSlide) -> _SlideFeatures:
         opened = self._open(slide)
         places = None if opened.coords is None else np.asarray(opened.coords)
-        return _SlideFeatures(opened.encoder, torch.from_numpy(np.array(opened.features)), places)
+        values = torch.from_numpy(np.array(opened.features))
+        return _SlideFeatures(opened.encoder, values, places, opened.nominal_mpps)
 
     def _open(self, slide: CohortSlide) -> FeatureBag:
         if not isinstance(slide.source, Path):
@@ -205,6 +221,7 @@ class PixelSource:
     ) -> None:
         plain = {} if augment else {"slide_transform": None, "tile_transform": None, "max_tiles": None}
         self.cohort = cohort
+        self.mpps = magnifications(cohort, config.loader)
         self._dataset = BagDataset(cohort, config.loader.model_copy(update=plain))
         self._prepare = prepare
         self._keep_bytes = room_for_tiles(device, config.encoder.keep_gb) if augment else 0
@@ -214,7 +231,7 @@ class PixelSource:
                 self._dataset,
                 device=device,
                 normalize=None,
-                chunk_size=config.encoder.chunk_size,
+                chunk_size=chunk_size_of(config, self.mpps),
                 workers=config.encoder.workers,
                 ordered=True,
                 shuffle=shuffle,
@@ -254,6 +271,25 @@ class PixelSource:
             loader.close()
 
 
+def magnifications(cohort: Cohort, config: LoaderConfig) -> tuple[float | None, ...]:
+    """Return the µm per px of the tiles' magnifications, if there are several: as set, or those of the first bag."""
+    first = slides_of_row(cohort[0])[0]
+    if is_slide(first):
+        return (config.view.mpp, *config.view.context) if config.view.context else ()
+    if not isinstance(first.source, Path):
+        return nominal_mpps_of(first.source)
+    try:
+        with StoredBag(first.source) as bag:
+            return nominal_mpps_of(bag)
+    except SlideioPipeError:  # reported with the other slides, when it is read
+        return ()
+
+
+def chunk_size_of(config: TrainConfig, mpps: Sequence[float | None]) -> int:
+    """Return the tiles of a chunk: those of all magnifications count."""
+    return max(1, config.encoder.chunk_size // max(1, len(mpps)))
+
+
 @dataclass(frozen=True, slots=True)
 class _SlideFeatures:
     """The features of a slide, or of all slides of a patient."""
@@ -261,6 +297,7 @@ class _SlideFeatures:
     encoder: str | None
     features: Tensor  # (N, D)
     places: NDArray[np.int64] | None  # (N, 2)
+    mpps: tuple[float, ...] = ()  # of the magnifications, if there are several
 
 
 def _joined(parts: Sequence[_SlideFeatures]) -> _SlideFeatures:

@@ -40,7 +40,9 @@ class TokenPooler(nn.Module):
         self._name, self._pooling, self._prefix_tokens = name, pooling, prefix_tokens
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Return (n, D) features of normalised tiles."""
+        """Return (n, D) features of normalised tiles; of (n, S, 3, H, W), their S magnifications side by side."""
+        if tiles.ndim == 5:
+            return self.forward(tiles.flatten(0, 1)).reshape(len(tiles), -1)
         found = self.network(tiles)
         return pooled(self._name, found, len(tiles), self._pooling, tiles.shape[-1], self._prefix_tokens)
 
@@ -58,7 +60,10 @@ class TileEncoder:
     resize: int | None = None  # side to which tiles are resized, px, before the centre is cropped; None: input_size
 
     def prepare(self, tiles: Tensor) -> Tensor:
-        """Return (n, 3, H, W) uint8 tiles resized for the network and normalised."""
+        """Return (n, 3, H, W) or (n, S, 3, H, W) uint8 tiles resized for the network and normalised."""
+        if tiles.ndim == 5:
+            prepared = self.prepare(tiles.flatten(0, 1))
+            return prepared.view(*tiles.shape[:2], *prepared.shape[1:])
         side = self.input_size
         sized = tiles if side is None else fitted(tiles, side, self.interpolation, self.resize)
         normalize = self.normalize

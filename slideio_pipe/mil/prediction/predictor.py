@@ -20,6 +20,7 @@ from slideio_pipe.errors import ConfigError, SlideioPipeWarning, warn_caller
 from slideio_pipe.features.encoders import Encoder
 from slideio_pipe.features.encoders.encoder import parameter_dtype
 from slideio_pipe.features.feature_bag import FeatureBag, open_features
+from slideio_pipe.features.scales import in_words
 from slideio_pipe.geometry import Affine
 from slideio_pipe.import_path import code_digest, import_object, is_imported
 from slideio_pipe.mil.checkpoint import read_checkpoint
@@ -35,14 +36,16 @@ from slideio_pipe.mil.models.two_pass import TwoPass
 from slideio_pipe.mil.own_parts import modules_of
 from slideio_pipe.mil.prediction.prediction import Prediction
 from slideio_pipe.mil.prediction.slide_tiles import SlideTiles
+from slideio_pipe.mil.sources import chunk_size_of
 from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
+from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.store.patient_index import is_patient_index
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import Normalize
 from slideio_pipe.streaming.stream import stream
-from slideio_pipe.tiles.bag import Bag, Label
+from slideio_pipe.tiles.bag import Bag, Label, nominal_mpps_of
 from slideio_pipe.tiles.patient_bag import PatientBag
 
 
@@ -60,6 +63,7 @@ class Predictor:
     config: TrainConfig
     device: torch.device
     known: KnownSlides = field(default_factory=KnownSlides)  # the slides of its training
+    mpps: tuple[float | None, ...] = ()  # µm per px of the magnifications of its training, if there are several
 
     def predict(
         self,
@@ -124,7 +128,8 @@ class Predictor:
         dataset = BagDataset(Cohort.unchecked([slide]), self.config.loader.model_copy(update=plain))
         bag = dataset.open(0)
         try:
-            _, height, width, _ = bag.shape
+            self._check_magnifications(nominal_mpps_of(bag), slide.name, "its tiles have")
+            *_, height, width, _ = bag.shape
             side = self.config.grid.tile_size
             if (height, width) != (side, side) and not self.config.grid.align:
                 reason = f"its tiles have {width}×{height} px, the model was trained on {side}×{side}"
@@ -170,7 +175,7 @@ class Predictor:
     def _chunks(self, bag: Bag) -> Iterator[Tensor]:
         """Yield the tiles as input of the encoder; one pass only."""
         assert self.encoder is not None
-        size = self.config.encoder.chunk_size
+        size = chunk_size_of(self.config, self.mpps)
         with stream(bag, device=self.device, normalize=None, batch_size=size) as batches:
             for batch in batches:
                 yield self.encoder.prepare(batch.tiles)
@@ -191,6 +196,8 @@ class Predictor:
         )
 
     def _check_features(self, bag: FeatureBag, name: str) -> None:
+        if bag.encoder_facts and self.mpps:
+            self._check_magnifications(bag.nominal_mpps, name, "features of")
         remedy = "compute its features with the encoder of the training"
         if bag.features.ndim != 2 or bag.features.shape[1] != self.width:
             reason = f"features of the shape {bag.features.shape}, the model takes (N, {self.width})"
@@ -204,6 +211,13 @@ class Predictor:
         if wrong:
             reason = f"{wrong:,} of {len(bag):,} tiles have features that are no numbers"
             raise ConfigError(reason, slide=name, remedy="compute its features again")
+
+    def _check_magnifications(self, found: tuple[float, ...], name: str, what: str) -> None:
+        """Raise ConfigError if tiles or features are of other magnifications than those of the training."""
+        pairs = list(zip(found, self.mpps, strict=False))
+        if len(found) != len(self.mpps) or any(known not in (None, mpp) for mpp, known in pairs):
+            reason = f"{what} {in_words(found)}, the model was trained on {in_words(self.mpps)}"
+            raise ConfigError(reason, slide=name, remedy="predict from the slide, or make them as for the training")
 
     @torch.no_grad()
     def _output(self, features: Tensor, coords: NDArray[np.int64] | None) -> MilOutput:
@@ -305,6 +319,8 @@ def load_predictor(
     network = _model(path, config, model, int(recorded["width"]), task.outputs)
     _fill(network, known["model"], path, "the model")
     _warn_changed(path, config, recorded)
+    mpps = tuple(recorded.get("context") or ())
+    config = _with_context(config, mpps)
     tiles = _encoder(path, recorded, known, encoder, normalize, trust_remote_code, modules_of(config))
     if tiles is not None:
         tiles.module.to(target).eval()
@@ -325,7 +341,16 @@ def load_predictor(
         config,
         target,
         known_slides,
+        mpps,
     )
+
+
+def _with_context(config: TrainConfig, mpps: tuple[float | None, ...]) -> TrainConfig:
+    """Return settings with the magnifications of the training's bags, unless they state them."""
+    if not mpps or config.view.context:
+        return config
+    further = tuple(mpp for mpp in mpps[1:] if mpp is not None)
+    return config.model_copy(update={"view": ViewConfig(mpp=mpps[0], context=further)})
 
 
 def _model(path: Path, config: TrainConfig, given: Any, width: int, outputs: int) -> nn.Module:
@@ -373,7 +398,7 @@ def _encoder(
 ) -> TileEncoder | None:
     """Return the encoder, with its trained weights."""
     if isinstance(given, Encoder):
-        if recorded.get("encoder") is None:
+        if recorded.get("encoder") is None and recorded.get("scale") is None:
             return from_encoder(given)
         given = given.module
     network = given if isinstance(given, nn.Module) else None
@@ -382,6 +407,9 @@ def _encoder(
     if about is None:
         if given is None:
             return None
+        if recorded.get("scale") is not None:
+            reason = f"the model takes features of one of several magnifications, {recorded.get('features')}"
+            raise ConfigError(reason, slide=str(path), remedy="compute the features, and leave {encoder=} out")
         return tile_encoder(network, source, normalize, trust_remote_code=trust_remote_code, folders=folders)
     if given is None and about["source"] is None:
         reason = f"the training was given a network of its own, {about['name']}, which no checkpoint can make"
@@ -399,7 +427,7 @@ def _check_maker(
     path: Path, tiles: TileEncoder, recorded: Mapping[str, Any], config: TrainConfig, device: torch.device
 ) -> None:
     """Refuse an encoder that did not compute the training's features, as far as this can be detected."""
-    width = tiles.width(tiles.input_size or config.grid.tile_size, device)
+    width = tiles.width(tiles.input_size or config.grid.tile_size, device) * max(1, len(recorded.get("context") or ()))
     if width != recorded["width"]:
         reason = f"{tiles.name} makes {width:,} features per tile, the model takes {recorded['width']:,}"
         raise ConfigError(reason, slide=str(path), remedy="pass the encoder of the training")

@@ -37,7 +37,7 @@ class SlideTiles:
         made = bag.provenance()
         tissue = bag.grid.mask if isinstance(bag, TileBag) else None
         affine, bounds = _affine(made.get("view") or {}), recorded_bounds(made)
-        side = float(bag.shape[2])
+        side = float(bag.shape[-2])
         coords = np.asarray(bag.coords)
         return cls(name or bag.name, len(bag), coords, side, affine, bag.view_mpp, tissue, content, bounds)
 

@@ -63,7 +63,7 @@ def _um_per_px(scores: TileScores, pixels: Slide | Bag, tile_px: int) -> float |
     """Return the resolution of the shown tiles, if it is known."""
     if isinstance(pixels, Slide):
         return None if pixels.mpp is None else pixels.mpp.x * scores.side_level0 / tile_px
-    return None if pixels.view_mpp is None else pixels.view_mpp.x * pixels.shape[2] / tile_px
+    return None if pixels.view_mpp is None else pixels.view_mpp.x * pixels.shape[-2] / tile_px
 
 
 def _read(scores: TileScores, pixels: Slide | Bag, order: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -71,7 +71,8 @@ def _read(scores: TileScores, pixels: Slide | Bag, order: NDArray[np.int64]) -> 
         if len(pixels) != len(scores):
             reason = f"the bag has {len(pixels):,} tiles, the prediction {len(scores):,}"
             raise ConfigError(reason, slide=scores.slide, remedy="pass the bag that was predicted, or the slide")
-        return pixels.read(order)
+        tiles = pixels.read(order)
+        return tiles if tiles.ndim == 4 else tiles[:, 0]  # of several magnifications the finest
     side = scores.side_level0
     factor = max(1.0, side / _MOST_PX)
     own = pixels.mpp
