@@ -50,7 +50,7 @@ def _is_other(name: str) -> bool:
 
 
 def slide_problems(slide: CohortSlide, root: str | Path | None) -> Iterator[str]:
-    files = {"slide": slide.source if slide.name else None, "mask": slide.mask}
+    files = {"slide": slide.source if slide.name else None, "mask": slide.mask, "cell file": slide.cell_file}
     for what, file in files.items():
         if not isinstance(file, Path):
             continue

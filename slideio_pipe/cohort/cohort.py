@@ -95,10 +95,11 @@ class Cohort(Sequence[CohortSlide]):
         """Return a cohort from a table, a folder, a pattern, a slide, or a list of slides or bags.
 
         A table is a file (.csv, .tsv, .xlsx, .parquet), a DataFrame of pandas or polars, or a list of dictionaries. It
-        has a column "slide", and optionally "name", "label", "mpp" (µm per level-0 px), "mask", "patient", "split" and
-        "fold". Other columns are kept unchanged. Names that other tools give to these columns are read in any case:
-        ``slide_id`` and ``case_id`` (CLAM), ``wsi`` (TRIDENT), ``FILENAME`` and ``PATIENT`` (STAMP); ``notes`` says
-        which were. Paths are relative to the file, those of a table in memory to the current folder.
+        has a column "slide", and optionally "name", "label", "mpp" (µm per level-0 px), "mask", "patient", "split",
+        "fold" and "cell_file" (cells that QuPath, CellViT or StarDist found). Other columns are kept unchanged. Names
+        that other tools give to these columns are read in any case: ``slide_id`` and ``case_id`` (CLAM), ``wsi``
+        (TRIDENT), ``FILENAME`` and ``PATIENT`` (STAMP); ``notes`` says which were. Paths are relative to the file,
+        those of a table in memory to the current folder.
 
         Cells are read alike from all of them. "NA", "nan", "None" and the other words that pandas reads as missing
         count as an empty cell; leading zeros of texts stay; whole numbers stay whole, also where pandas or Excel has

@@ -29,7 +29,9 @@ def columns_of(slides: Sequence[CohortSlide]) -> dict[str, list[Label]]:
     """Return the columns of slides that are not empty, with the types of labels; paths are absolute."""
     columns: dict[str, list[Label]] = {name: [getattr(slide, name, None) for slide in slides] for name in COLUMNS}
     columns["slide"] = [str(s.source.absolute()) if isinstance(s.source, Path) else s.name for s in slides]
-    columns["mask"] = [None if slide.mask is None else str(slide.mask.absolute()) for slide in slides]
+    for name in ("mask", "cell_file"):
+        paths = [getattr(slide, name) for slide in slides]
+        columns[name] = [None if path is None else str(path.absolute()) for path in paths]
     used = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
     cells = [dict(slide.other) for slide in slides]
     other = dict.fromkeys(name for row in cells for name in row)
@@ -59,6 +61,8 @@ def _row(slide: CohortSlide, folder: Path) -> dict[str, str]:
         row["name"] = slide.name
     if slide.mask is not None:
         row["mask"] = _relative(slide.mask, folder)
+    if slide.cell_file is not None:
+        row["cell_file"] = _relative(slide.cell_file, folder)
     return row | dict(slide.other)
 
 

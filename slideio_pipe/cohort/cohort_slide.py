@@ -8,7 +8,7 @@ from pathlib import Path
 from slideio_pipe.errors import Words
 from slideio_pipe.tiles.bag import Bag, Label
 
-COLUMNS = ("slide", "name", "label", "mpp", "mask", "patient", "split", "fold")
+COLUMNS = ("slide", "name", "label", "mpp", "mask", "patient", "split", "fold", "cell_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class CohortSlide:
     split: str | None = None  # train, val, test, …
     fold: int | None = None  # the fold in which it is tested, from 0
     other: tuple[tuple[str, str], ...] = ()  # other columns of the manifest, unchanged
+    cell_file: Path | None = None  # cells that QuPath, CellViT or StarDist found
 
     @property
     def patient_key(self) -> tuple[str, str]:

@@ -25,7 +25,7 @@ _ERRORS = ("#REF!", "#DIV/0!", "#VALUE!", "#NAME?", "#NULL!", "#NUM!")
 _LONGEST = 32_767  # characters of a cell, by Excel's specification
 _SHOWN = 10
 # Columns of ours that are written as text although they look like numbers: Excel would drop zeros of ids typed later.
-_TEXT = ("slide", "name", "mask", "patient", "split")
+_TEXT = ("slide", "name", "mask", "patient", "split", "cell_file")
 
 Cells = list[list[Any]]
 

@@ -148,13 +148,17 @@ class Ledger:
 
 def settings_digest(settings: Mapping[str, Any], slide: CohortSlide) -> str:
     """Return sixteen hex digits over everything a slide's output depends on, except its file."""
-    try:
-        mask = None if slide.mask is None else fingerprint(slide.mask)
-    except OSError as error:  # the work raises it for this slide, with more details
-        mask = f"cannot be read ({error.strerror})"
-    own = [slide.label, slide.mpp, mask]
+    own = [slide.label, slide.mpp, _content(slide.mask)]
+    own += [] if slide.cell_file is None else [_content(slide.cell_file)]
     known = json.dumps([dict(settings), own], sort_keys=True, default=str)
     return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+
+def _content(path: Path | None) -> str | None:
+    try:
+        return None if path is None else fingerprint(path)
+    except OSError as error:  # the work raises it for this slide, with more details
+        return f"cannot be read ({error.strerror})"
 
 
 def fingerprint(path: Path) -> str:

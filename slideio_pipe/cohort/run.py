@@ -435,8 +435,9 @@ class Run:
 
 def _located(slide: CohortSlide) -> CohortSlide:
     """Return a slide with absolute paths."""
-    mask = None if slide.mask is None else slide.mask.absolute()
-    return replace(slide, source=slide.source.absolute() if isinstance(slide.source, Path) else slide.source, mask=mask)
+    source = slide.source.absolute() if isinstance(slide.source, Path) else slide.source
+    mask, cells = (None if file is None else file.absolute() for file in (slide.mask, slide.cell_file))
+    return replace(slide, source=source, mask=mask, cell_file=cells)
 
 
 def _check_outputs(work: CohortWork, cohort: Cohort, folder: Path) -> None:

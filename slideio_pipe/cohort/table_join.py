@@ -14,7 +14,7 @@ from slideio_pipe.errors import ConfigError, UnmatchedWarning, warn_caller
 
 _SHOWN = 20
 # Columns of ours that say which file a row is of; they are not joined.
-OF_FILES = ("slide", "name", "mask")
+OF_FILES = ("slide", "name", "mask", "cell_file")
 
 
 def join_tables(left: Table, right: Table, on: str) -> Table:

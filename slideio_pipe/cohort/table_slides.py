@@ -23,7 +23,7 @@ def slides_of_table(table: Table) -> tuple[list[CohortSlide], list[str]]:
         row = {name: value_of(cell) for name, cell in cells.items() if name in COLUMNS}
         mpp, fold = mpp_of(row.get("mpp", "")), fold_of(row.get("fold", ""))
         problems += [f"{place}: {found}" for found in (mpp, fold) if isinstance(found, str)]
-        source, mask = row.get("slide", ""), row.get("mask", "")
+        source, mask, cell_file = (row.get(name, "") for name in ("slide", "mask", "cell_file"))
         if not source and "slide" in table.header:
             problems.append(f"{place}: no slide")
         slides.append(
@@ -32,6 +32,7 @@ def slides_of_table(table: Table) -> tuple[list[CohortSlide], list[str]]:
                 name=row.get("name") or file_name(source),
                 mpp=None if isinstance(mpp, str) else mpp,
                 mask=table.folder / Path(mask).expanduser() if mask else None,
+                cell_file=table.folder / Path(cell_file).expanduser() if cell_file else None,
                 patient=row.get("patient") or None,
                 split=row.get("split") or None,
                 fold=None if isinstance(fold, str) else fold,

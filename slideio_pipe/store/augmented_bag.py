@@ -116,7 +116,9 @@ class AugmentedBag(DrawnBag, Closable):
 
     def at_epoch(self, epoch: int) -> AugmentedBag:
         """Return the bag with the draws of another epoch; the stored bag is shared."""
-        return AugmentedBag(self.stored, **self._settings() | {"epoch": epoch}, colour=self._known_colour)
+        bag = AugmentedBag(self.stored, **self._settings() | {"epoch": epoch}, colour=self._known_colour)
+        bag.annotations = self.annotations
+        return bag
 
     def storage_order(self, indices: ArrayLike) -> NDArray[np.int64]:
         """Return ``indices`` in the order that decodes every stored tile once."""
@@ -200,7 +202,8 @@ class AugmentedBag(DrawnBag, Closable):
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(AugmentedBag, **self._settings(), colour=self._known_colour), (self.stored,)
+        made = partial(AugmentedBag, **self._settings(), colour=self._known_colour)
+        return made, (self.stored,), {"annotations": self.annotations} if self.annotated else {}
 
     def __repr__(self) -> str:
         count, height, width, _ = self.shape

@@ -167,8 +167,8 @@ class StoredBag(ArrayLikeBag, Closable):
         """Close the file descriptors; a later read opens new ones."""
         self._reader.close()
 
-    def __reduce__(self) -> tuple[Callable[[Path], StoredBag], tuple[Path]]:
-        return type(self), (self.path,)
+    def __reduce__(self) -> tuple[Callable[[Path], StoredBag], tuple[Path], dict[str, Any]]:
+        return type(self), (self.path,), {"annotations": self.annotations} if self.annotated else {}
 
     def __repr__(self) -> str:
         count, height, width, _ = self.shape

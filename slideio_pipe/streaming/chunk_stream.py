@@ -40,6 +40,7 @@ class ChunkStream(Iterator[TileBatch], Closable):
                 return TileBatch(
                     tiles, item.coords, item.index, item.bag, item.last, item.label,
                     slide_index=item.slide_index, slides=item.slides, views=views, nominal_mpps=item.nominal_mpps,
+                    targets=item.targets,
                 )  # fmt: skip
             if item.began:
                 return self._end_mark(item)

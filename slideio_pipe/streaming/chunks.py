@@ -13,6 +13,7 @@ from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.failures import OnError, TileFailure
 from slideio_pipe.tiles.patient_bag import no_slides
 from slideio_pipe.tiles.reader import READ_RUN
+from slideio_pipe.tiles.targets import Targets
 
 Indices = NDArray[np.int64]
 
@@ -96,6 +97,7 @@ class Chunk:
     slide_index: Indices = field(default_factory=no_slides)  # number of each tile's slide in ``slides``
     slides: tuple[str, ...] = ()  # names of the bag's slides
     nominal_mpps: tuple[float, ...] = ()  # of several magnifications
+    targets: tuple[Targets, ...] | None = None  # boxes and points of each tile, if the bag has annotations
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from slideio_pipe.streaming.shared_epoch import SharedEpoch, is_read_by_data_loa
 from slideio_pipe.streaming.slide_opener import SlideOpener, count_stored, is_slide, is_store
 from slideio_pipe.streaming.views import check_views, tiles_and_views
 from slideio_pipe.streaming.whole_bag import WholeBag
-from slideio_pipe.tiles.bag import Bag, Label, nominal_mpps_of, patient_of
+from slideio_pipe.tiles.annotation_marks import class_names
+from slideio_pipe.tiles.bag import ArrayLikeBag, Bag, Label, nominal_mpps_of, patient_of, targets_of_batch
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import PatientBag, slide_index_of, slide_names_of
@@ -62,6 +63,10 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         edge: see ``AugmentedBag``.
     views : MultiCrop, optional
         Several draws of each tile, in place of a transform per tile: ``chunk.views`` of a ``BagLoader``.
+    cells : sequence of str, or mapping of str to int, optional
+        Classes of the cells in the files of the column "cell_file", and their labels: 1, 2, … in the order of a
+        sequence. Batches and whole bags then have ``targets``, the points and boxes of each tile; see
+        ``Annotations.from_cells``.
 
     Raises
     ------
@@ -86,6 +91,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         slide_transform: Any = None,
         tile_transform: Any = None,
         views: MultiCrop | None = None,
+        cells: Sequence[str] | Mapping[str, int] | None = None,
     ) -> None:
         self.config = config if isinstance(config, LoaderConfig) else load_loader_config(config)
         self.cohort = Cohort.of(cohort)
@@ -101,10 +107,24 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         self._shared = SharedEpoch(len(self.cohort))
         self.on_stage: OnTiming | None = None  # called with the stages of opening and reading, and their times
         self._counts: dict[int, int | None] = {}
-        self._slides = SlideOpener(self.config, self.slide_transform, self.tile_transform, views)
+        if cells is not None:
+            self._check_cells(cells)
+        self._slides = SlideOpener(self.config, self.slide_transform, self.tile_transform, views, cells)
         drawn = self.slide_transform is not None or self.tile_transform is not None
         if drawn:
             self._check_drawable()
+
+    def _check_cells(self, classes: Sequence[str] | Mapping[str, int]) -> None:
+        """Raise ConfigError if classes are no names, or a slide has no cells, before any is opened."""
+        class_names(classes, None)
+        if self.views is not None:
+            raise ConfigError("cells, and views of tiles", remedy="leave one of them out: views have no targets")
+        slides = self._every_slide()
+        without = [slide.name for slide in slides if slide.cell_file is None and not _is_annotated(slide.source)]
+        if without:
+            some = f"{', '.join(without[:5])}{', …' if len(without) > 5 else ''}"
+            reason = f"{len(without)} of {len(slides)} slides have no cells: {some}"
+            raise ConfigError(reason, remedy='name their files in the column "cell_file" of the cohort')
 
     def _check_drawable(self) -> None:
         """Raise ConfigError if a transform is not possible for a bag of the cohort, before any is opened."""
@@ -152,7 +172,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             known = self.label(number, bag), self.patient(number, bag)
             coords, of_slides = np.asarray(bag.coords)[index], slide_index_of(bag, index)
             names, mpps = slide_names_of(bag), nominal_mpps_of(bag)
-            return WholeBag(tiles, coords, index, slide.name, *known, of_slides, names, views, mpps)
+            found = targets_of_batch(bag, index)
+            return WholeBag(tiles, coords, index, slide.name, *known, of_slides, names, views, mpps, found)
         finally:
             self.close(number, bag)
 
@@ -309,6 +330,10 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
 
     def __repr__(self) -> str:
         return f"BagDataset({counted(len(self), self.cohort)})"
+
+
+def _is_annotated(source: Any) -> bool:
+    return isinstance(source, ArrayLikeBag) and source.annotated
 
 
 def _transform(given: Any, file: str | None) -> Any:

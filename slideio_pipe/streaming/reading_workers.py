@@ -37,6 +37,7 @@ from slideio_pipe.streaming.reading_threads import BagReading, Goals
 from slideio_pipe.streaming.shared_memory import SharedMemory
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.drawn_bag import DrawnBag
+from slideio_pipe.tiles.patient_bag import unannotated
 from slideio_pipe.tiles.reader import READ_RUN
 
 # Tiles per task: enough that a message costs little, few enough that all workers are at work on one chunk.
@@ -279,7 +280,7 @@ def _warn(warning: SlideioPipeWarning | str) -> None:
 def pickled(bag: Bag) -> bytes:
     """Return a bag as it goes to other processes; raise ConfigError if it cannot."""
     try:
-        return pickle.dumps(bag)
+        return pickle.dumps(unannotated(bag))
     except Exception as error:  # whatever the members of another's bag or transform raise
         raise ConfigError(
             f"a {type(bag).__name__} cannot be sent to a worker process ({type(error).__name__}: {error})",

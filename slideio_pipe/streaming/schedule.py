@@ -32,7 +32,7 @@ from slideio_pipe.streaming.device import use_device
 from slideio_pipe.streaming.reading_threads import BagReading, Readers, ReadingThreads
 from slideio_pipe.streaming.ring import Buffer, BufferPool
 from slideio_pipe.streaming.stream import check_colours, colours_of
-from slideio_pipe.tiles.bag import Bag, Label, PlannedBag, nominal_mpps_of
+from slideio_pipe.tiles.bag import Bag, Label, PlannedBag, nominal_mpps_of, targets_of_batch
 from slideio_pipe.tiles.failures import TileErrors, TileFailure
 from slideio_pipe.tiles.patient_bag import slide_index_of, slide_names_of
 
@@ -317,6 +317,7 @@ class EpochSchedule:
             slide_index_of(open_bag.bag, index),
             slide_names_of(open_bag.bag),
             nominal_mpps_of(open_bag.bag),
+            targets_of_batch(open_bag.bag, index),
         )
         if delivery.last:
             open_bag.over = True

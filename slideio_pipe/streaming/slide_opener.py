@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from slideio_pipe.store import AugmentedBag, StoredBag
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.streaming.config import LoaderConfig
 from slideio_pipe.streaming.views import with_views
-from slideio_pipe.tiles.bag import Bag
+from slideio_pipe.tiles.annotations import Annotations
+from slideio_pipe.tiles.bag import ArrayLikeBag, Bag
 from slideio_pipe.tiles.context_bag import bag_of
 from slideio_pipe.tiles.find_tissue import tissue_of
 from slideio_pipe.tiles.good_tiles import with_quality
@@ -24,6 +26,7 @@ from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import PatientBag
 from slideio_pipe.tiles.slide_quality import SlideQuality
+from slideio_pipe.tiles.slide_cells import read_cells_of
 from slideio_pipe.tiles.tile_bag import TileBag
 from slideio_pipe.tiles.tissue_mask import TissueMask
 from slideio_pipe.tiles.views_bag import ViewsBag
@@ -32,6 +35,8 @@ from slideio_pipe.tiles.views_bag import ViewsBag
 _MASK_BYTES = 64 * 2**20
 # Likewise of the numbers of tiles: 4 bytes per number and tile; of slides whose transform moves them, rasters of 1 MB.
 _QUALITY_BYTES = 256 * 2**20
+# Memory limit of a cohort's cells: 100 bytes each, so 5 million.
+_CELL_BYTES = 512 * 2**20
 
 
 class SlideOpener:
@@ -42,20 +47,40 @@ class SlideOpener:
     config : LoaderConfig
     slide_transform, tile_transform : albumentationsxl transforms, or None
     views : MultiCrop, optional
+    cells : sequence of str, or mapping of str to int, optional
+        Classes of the slides' cells that are read.
     """
 
     def __init__(
-        self, config: LoaderConfig, slide_transform: Any, tile_transform: Any, views: MultiCrop | None = None
+        self,
+        config: LoaderConfig,
+        slide_transform: Any,
+        tile_transform: Any,
+        views: MultiCrop | None = None,
+        cells: Sequence[str] | Mapping[str, int] | None = None,
     ) -> None:
         self.config, self.slide_transform, self.tile_transform = config, slide_transform, tile_transform
-        self.views = views
+        self.views, self.cells = views, cells
+        self._annotations: ByteCache[str, Annotations] = ByteCache(_CELL_BYTES)
         self._masks: ByteCache[str, bytes] = ByteCache(_MASK_BYTES)
         self._qualities: ByteCache[str, bytes] = ByteCache(_QUALITY_BYTES)
         self._colours: dict[str, SlideColour] = {}  # measured when a transform needs it; about a second each
 
     def open(self, slide: CohortSlide, epoch: int) -> Bag:
         """Return the bag of a slide with the draws of an epoch, or of its packed views; no tile is decoded."""
-        return with_views(self._open(slide, epoch), self.views)
+        bag = self._open(slide, epoch)
+        if self.cells is not None and slide.cell_file is not None and isinstance(bag, ArrayLikeBag):
+            bag.annotations = self._cells_of(slide, bag)
+        return with_views(bag, self.views)
+
+    def _cells_of(self, slide: CohortSlide, bag: Bag) -> Annotations:
+        """Return the cells of a slide, read once: a file of 100,000 takes seconds."""
+        known = self._annotations.get(slide.name)
+        if known is None:
+            assert slide.cell_file is not None
+            known = read_cells_of(slide.cell_file, bag, self.cells)
+            self._annotations.keep(slide.name, known, known.marks.nbytes)
+        return known
 
     def _open(self, slide: CohortSlide, epoch: int) -> Bag:
         source = slide.source
@@ -140,7 +165,11 @@ class SlideOpener:
         return kept
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_masks": ByteCache(_MASK_BYTES), "_qualities": ByteCache(_QUALITY_BYTES)}
+        return self.__dict__ | {
+            "_masks": ByteCache(_MASK_BYTES),
+            "_qualities": ByteCache(_QUALITY_BYTES),
+            "_annotations": ByteCache(_CELL_BYTES),
+        }
 
 
 def is_slide(slide: CohortSlide) -> bool:

@@ -41,10 +41,12 @@ from slideio_pipe.tiles.bag import (
     check_bag,
     nominal_mpps_of,
     scale_count,
+    targets_of_batch,
 )
 from slideio_pipe.tiles.failures import TileErrors, check_on_error, warn_of
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import no_slides, slide_index_of, slide_names_of
+from slideio_pipe.tiles.targets import Targets
 
 COLOURS = ("host", "device")
 
@@ -76,6 +78,7 @@ class TileBatch:
     # "global" and "local" of a ``MultiCrop``: (n, views, 3, h, w), each view channels_last
     views: Mapping[str, torch.Tensor] = field(default_factory=dict)
     nominal_mpps: tuple[float, ...] = ()  # of a ``ContextBag``: µm per px of each of its magnifications, as asked for
+    targets: tuple[Targets, ...] | None = None  # boxes and points of each tile, if the bag has annotations
 
     def __len__(self) -> int:
         return len(self.index)
@@ -87,6 +90,10 @@ class TileBatch:
     def __repr__(self) -> str:
         kind = f"{tuple(self.tiles.shape)} {str(self.tiles.dtype).removeprefix('torch.')} on {self.tiles.device}"
         return f"TileBatch({self.bag}: {kind}{', last' if self.last else ''})"
+
+
+# What the background thread prepares: tiles, their positions, and their boxes and points.
+_Prepared = tuple[Sent, NDArray[np.int64], tuple[Targets, ...] | None]
 
 
 class TileStream(Iterator[TileBatch], Closable):
@@ -123,7 +130,7 @@ class TileStream(Iterator[TileBatch], Closable):
         self._taken = 0
         self._ended = False
         self.failures = tolerance.failures
-        self._stage: BackgroundIterator[tuple[Sent, NDArray[np.int64]]] | None = None
+        self._stage: BackgroundIterator[_Prepared] | None = None
         self.ring_bytes = self.ahead_bytes = 0
         if not len(positions):
             return
@@ -151,7 +158,7 @@ class TileStream(Iterator[TileBatch], Closable):
         if self._stage is None:
             raise StopIteration
         try:
-            sent, index = self._stage.take()
+            sent, index, targets = self._stage.take()
             tiles, views = tiles_and_views(sent.receive(), self._views)
         except BaseException as end:
             # The caller may continue after an interrupt; everything else ends the stream.
@@ -166,7 +173,7 @@ class TileStream(Iterator[TileBatch], Closable):
         return TileBatch(
             tiles, coords, index, self._bag.name, self._taken == len(self), self._bag.label,
             slide_index=slide_index_of(self._bag, index), slides=slide_names_of(self._bag), views=views,
-            nominal_mpps=nominal_mpps_of(self._bag),
+            nominal_mpps=nominal_mpps_of(self._bag), targets=targets,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -286,7 +293,7 @@ def _send_batches(
     threads: int,
     colours: str,
     tolerance: TileErrors,
-) -> Generator[tuple[Sent, NDArray[np.int64]]]:
+) -> Generator[_Prepared]:
     read = reader_of(bag, colours, threads)
     with closing(ring):
         planned = 0
@@ -302,7 +309,8 @@ def _send_batches(
             if bad and tolerance.on_error == "skip":
                 valid = np.delete(np.arange(len(index)), bad)
                 tiles, index = tiles[torch.from_numpy(valid)], index[valid]
-            yield ring.send(slot, tiles, colours_of(bag, index, colours)), index
+            targets = targets_of_batch(bag, index)
+            yield ring.send(slot, tiles, colours_of(bag, index, colours)), index, targets
 
 
 def colours_of(bag: Bag, index: NDArray[np.int64], colours: str) -> Colours | None:

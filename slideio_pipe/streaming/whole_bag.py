@@ -15,6 +15,7 @@ from slideio_pipe.streaming.views import tiles_and_views
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import no_slides
+from slideio_pipe.tiles.targets import Targets
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +40,7 @@ class WholeBag:
     slides: tuple[str, ...] = ()  # names of the slides
     views: Mapping[str, torch.Tensor] = field(default_factory=dict)  # as those of a ``TileBatch``
     nominal_mpps: tuple[float, ...] = ()  # of a ``ContextBag``: µm per px of each of its magnifications, as asked for
+    targets: tuple[Targets, ...] | None = None  # boxes and points of each tile, if the bag has annotations
 
     def __len__(self) -> int:
         return len(self.index)
@@ -61,6 +63,7 @@ class BagAssembler:
         self._coords = np.zeros((first.total, 2), np.int64)
         self._index = np.full(first.total, -1, np.int64)
         self._slide_index = np.zeros(first.total, np.int64)
+        self._targets: dict[int, Targets] = {}
 
     def add(self, item: Chunk, tiles: torch.Tensor) -> None:
         """Add a chunk."""
@@ -68,6 +71,8 @@ class BagAssembler:
         self._tiles.index_copy_(0, places, tiles.movedim(-3, -1))
         self._coords[item.places], self._index[item.places] = item.coords, item.index
         self._slide_index[item.places] = item.slide_index
+        if item.targets is not None:
+            self._targets |= zip(item.places.tolist(), item.targets, strict=True)
 
     def bag(self, last: Chunk, views: MultiCrop | None = None) -> WholeBag:
         """Return the bag, without tiles that were skipped."""
@@ -75,9 +80,10 @@ class BagAssembler:
         if not came.all():
             tiles = tiles[torch.from_numpy(came).to(tiles.device)]
         shown, of_views = tiles_and_views(tiles.movedim(-1, -3), views)
+        found = None if last.targets is None else tuple(self._targets[k] for k in np.flatnonzero(came).tolist())
         return WholeBag(
             shown, self._coords[came], self._index[came], last.bag, last.label, last.patient,
-            self._slide_index[came], last.slides, of_views, last.nominal_mpps,
+            self._slide_index[came], last.slides, of_views, last.nominal_mpps, found,
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.errors import ConfigError, OutsideSlideWarning, warn_caller
-from slideio_pipe.geometry import Affine, Mpp, Pyramid
+from slideio_pipe.geometry import Affine, Mpp, Pyramid, Rect
 from slideio_pipe.tiles.cell_files import Cells
 from slideio_pipe.tiles.label_mask import checked_classes
 from slideio_pipe.tiles.marks import Marks
@@ -28,6 +28,8 @@ class Scanned(Protocol):
     def name(self) -> str: ...
     @property
     def pyramid(self) -> Pyramid: ...
+    @property
+    def bounds(self) -> Rect | None: ...
     def require_mpp(self) -> Mpp: ...
 
 

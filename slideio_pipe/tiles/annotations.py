@@ -18,8 +18,9 @@ from slideio_pipe.geometry import Affine, Rect, Size
 from slideio_pipe.images import picture
 from slideio_pipe.slides.frames import Frame, checked_frame, frame_corner
 from slideio_pipe.slides.slide import Slide
-from slideio_pipe.slides.view import PyramidSource, SlideView
+from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.annotation_marks import (
+    Scanned,
     check_inside,
     class_names,
     labelled,
@@ -149,7 +150,7 @@ class Annotations(TileLabels, TileTargets):
         source: str | os.PathLike[str] | Mapping[str, Any],
         classes: Sequence[str] | Mapping[str, int] | None = None,
         *,
-        slide: Slide | None = None,
+        slide: Scanned | None = None,
         frame: Frame | None = None,
         mpp: float | None = None,
         origin: tuple[float, float] = (0, 0),
@@ -245,7 +246,7 @@ class Annotations(TileLabels, TileTargets):
 
     # -- frames -------------------------------------------------------------------------------------------------
 
-    def on(self, slide: PyramidSource) -> Annotations:
+    def on(self, slide: Scanned) -> Annotations:
         """Return the annotations in level-0 px of a slide, also if they were read without it.
 
         Raises

@@ -26,7 +26,7 @@ from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.reader import empty_tiles
-from slideio_pipe.tiles.tile_bag import TileBag
+from slideio_pipe.tiles.tile_bag import PlacedSource, TileBag
 
 # A tile's centre moves by at least this, px of the tile, if its draw shifts it; less are rounding errors.
 _SHIFTED_PX = 1e-9
@@ -51,8 +51,8 @@ class ContextBag(TileBag):
         that is as many times larger as it is coarser.
     upsample : bool
         Whether further scales may be finer than the slide, and are then interpolated, with an ``UpsamplingWarning``.
-    label, patient, tile_transform, seed, epoch
-        As for ``TileBag``.
+    label, patient, tile_transform, seed, epoch, annotations
+        As for ``TileBag``; boxes and points are in px of the first scale.
 
     Attributes
     ----------
@@ -94,6 +94,7 @@ class ContextBag(TileBag):
         tile_transform: Any = None,
         seed: int = 0,
         epoch: int = 0,
+        annotations: PlacedSource | None = None,
     ) -> None:
         drawn: dict[str, Any] = {"tile_transform": tile_transform, "seed": seed, "epoch": epoch}
         self._scales: tuple[TileBag, ...] = ()
@@ -101,7 +102,7 @@ class ContextBag(TileBag):
         self.nominal_mpps, self.upsample = _checked(mpp, view, upsample), upsample
         self._scales = (first, *(_FurtherScale(first, rescaled(view, coarse)) for coarse in self.nominal_mpps[1:]))
         _share_stored_tiles(self._scales)
-        super().__init__(view, grid, label=label, patient=patient, **drawn)
+        super().__init__(view, grid, label=label, patient=patient, annotations=annotations, **drawn)
         self.shape = (len(grid), len(self._scales), *first.shape[1:])
         self.mpps = tuple(scale.view_mpp for scale in self._scales if scale.view_mpp is not None)
 
@@ -204,7 +205,7 @@ class ContextBag(TileBag):
     def __reduce__(self) -> tuple[Any, ...]:
         drawn: dict[str, Any] = {"tile_transform": self.tile_transform, "seed": self.seed, "epoch": self.epoch}
         made = partial(ContextBag, mpp=self.nominal_mpps, upsample=self.upsample, label=self.label, **drawn)
-        return partial(made, patient=self.patient), (self.view, self.grid)
+        return partial(made, patient=self.patient, annotations=self.annotations), (self.view, self.grid)
 
     def __repr__(self) -> str:
         height, width = self.shape[2:4]

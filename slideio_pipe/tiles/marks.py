@@ -80,6 +80,11 @@ class Marks:
         """The boxes, to find those in a rectangle."""
         return BoxIndex(self.boxes)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the places and labels."""
+        return sum(each.nbytes for each in (self.points, self.point_labels, self.corners, self.box_labels))
+
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}  # indices are made again
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -220,6 +221,17 @@ class PatientBag(ArrayLikeBag, Closable):
 def slide_index_of(bag: Bag, index: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the number of the slide of each of tiles ``index`` (n,): 0 for all tiles of a slide's bag."""
     return bag.slide_index[index] if isinstance(bag, PatientBag) else np.zeros(len(index), np.int64)
+
+
+def unannotated(bag: Bag) -> Bag:
+    """Return a bag without boxes and points, which processes that only read pixels do not need."""
+    if not isinstance(bag, ArrayLikeBag) or not bag.annotated:
+        return bag
+    if isinstance(bag, PatientBag):
+        return PatientBag([unannotated(slide) for slide in bag.slides], patient=bag.patient, label=bag.label)
+    plain = copy.copy(bag)
+    plain.annotations = None
+    return plain
 
 
 def no_slides() -> NDArray[np.int64]:

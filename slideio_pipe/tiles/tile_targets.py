@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.target_rules import TargetRules
 from slideio_pipe.geometry import Affine, Size, products
-from slideio_pipe.slides.view import PyramidSource, SlideView
+from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.label_mask import tile_affines
@@ -31,7 +31,7 @@ class TileTargets(ABC):
         """Points and boxes."""
 
     @abstractmethod
-    def on(self, slide: PyramidSource) -> TileTargets:
+    def on(self, slide: Any) -> TileTargets:
         """Return them in level-0 px of a slide."""
 
     @abstractmethod
@@ -113,4 +113,5 @@ def _from_tiles(known: TileTargets, bag: Bag, indices: ArrayLike | None) -> NDAr
 
 
 def _size(bag: Bag) -> Size:
-    return Size(bag.shape[2], bag.shape[1])
+    height, width = bag.shape[-3:-1]  # of tiles at several magnifications, those of the first
+    return Size(width, height)
