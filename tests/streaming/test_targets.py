@@ -148,7 +148,7 @@ def test_chunks_of_a_loader_have_targets(cohort: Path, options: dict[str, Any]) 
 def test_whole_bags_have_targets(cohort: Path) -> None:
     """Gathered from chunks, by a plain index, and through a DataLoader."""
     dataset = BagDataset(cohort, CONFIG, tile_transform=CROPS, cells={"A": 3, "B": 7})
-    loader = BagLoader(dataset, device="cpu", normalize=None, chunk_size=10, mix=2)
+    loader = BagLoader(dataset, device="cpu", normalize=None, chunk_size=10, mix=2, ordered=True)
     for k, whole in enumerate(loader.bags()):
         bag: Any = dataset.open(k, 0)
         expected = bag.targets(whole.index)
