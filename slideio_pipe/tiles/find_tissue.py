@@ -14,6 +14,7 @@ from slideio_pipe.slides.frames import Frame
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles import tissue_methods
 from slideio_pipe.tiles.config import TissueConfig
+from slideio_pipe.tiles.onnx_tissue import is_onnx, segment_by_model
 from slideio_pipe.tiles.tissue_mask import TissueMask, check_mpp, check_slide, mask_grid, mask_of
 
 METHODS = ("otsu", "threshold", "none")
@@ -37,11 +38,12 @@ def find_tissue(
     Parameters
     ----------
     slide : Slide
-    method : {"otsu", "threshold", "none"}
+    method : {"otsu", "threshold", "none"} or "onnx:FILE"
         "otsu": optical density and texture against Otsu's threshold, bounded on both sides so that pure glass gives no
         tissue and pure tissue gives a full mask. "threshold": a fixed saturation, for comparison with other tools;
         misses grey tissue. "none": the whole slide is tissue; nothing is decoded. Fluorescence (bright on black) is
-        detected, and its brightest channel is compared with a bounded Otsu threshold.
+        detected, and its brightest channel is compared with a bounded Otsu threshold. "onnx:FILE": a model of your
+        own, with a sidecar that says what it takes (``FILE`` with the ending .yaml or .json).
     mpp : float
         The resolution of the mask, in µm per pixel.
     min_area_um2, max_hole_um2 : float
@@ -72,7 +74,7 @@ def find_tissue(
     True
     """
     check_slide(slide)
-    if method not in METHODS:
+    if method not in METHODS and not is_onnx(method):
         raise ConfigError(f"method {method!r}", slide=slide.name, remedy=f"pass one of {', '.join(METHODS)}")
     if on_error not in ("raise", "white"):
         raise ConfigError(f"{{on_error=}} is {on_error!r}", slide=slide.name, remedy='pass "raise" or "white"')
@@ -91,10 +93,13 @@ def find_tissue(
         "asked_threshold": threshold,
     }
     level0 = slide.require_mpp()
-    rgb, affine, unread = _overview(slide, mpp, on_error)
-    scale = affine.scale()
-    um_per_px = Mpp(scale[0] * level0.x, scale[1] * level0.y).mean
-    found = tissue_methods.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
+    if is_onnx(method):
+        found, affine, unread = _by_model(slide, method, mpp, on_error)
+        um_per_px = _um_per_px(affine, level0)
+    else:
+        rgb, affine, unread = _overview(slide, mpp, on_error)
+        um_per_px = _um_per_px(affine, level0)
+        found = tissue_methods.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
     mask = tissue_methods.without_specks_and_holes(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
     whole = _extended_to_edge(mask, affine, slide.dimensions)
     return mask_of(whole, affine, slide, method, settings | found.details | unread)
@@ -129,6 +134,23 @@ def tissue_of(
     if config.method == "none":
         return None
     return find_tissue(slide, **config.model_dump(), on_error=on_error)
+
+
+def _um_per_px(affine: Affine, level0: Mpp) -> float:
+    scale = affine.scale()
+    return Mpp(scale[0] * level0.x, scale[1] * level0.y).mean
+
+
+def _by_model(
+    slide: Slide, method: str, mpp: float, on_error: str
+) -> tuple[tissue_methods.Segmentation, Affine, dict[str, int]]:
+    """Return the tissue that a model finds, its affine and its white places."""
+    found, affine, unread = segment_by_model(slide, method, mpp, on_error)
+    if not unread:
+        return found, affine, {}
+    reason = f"{slide.name}: {unread} tiles of the tissue model could not be read and are white"
+    warn_caller(SkippedWarning(reason))
+    return found, affine, {"unread_places": unread}
 
 
 def _overview(slide: Slide, mpp: float, on_error: str) -> tuple[NDArray[np.uint8], Affine, dict[str, int]]:

@@ -28,6 +28,7 @@ NEEDED = [
     ("cluster", "dask_jobqueue"),
     ("onnx", "onnx"),
     ("onnx", "onnxscript"),
+    ("onnx", "onnxruntime"),
     ("timm", "timm"),
     ("timm", "safetensors"),
     ("transformers", "transformers"),

@@ -135,6 +135,7 @@ def _prove_cluster(folder: Path) -> str:
 def _prove_onnx(folder: Path) -> str:
     import numpy as np
     import onnx.reference
+    import onnxruntime
     import torch
 
     from slideio_pipe.streaming.normalize import Normalize
@@ -148,7 +149,10 @@ def _prove_onnx(folder: Path) -> str:
     runner = onnx.reference.ReferenceEvaluator(model)
     (found,) = runner.run(None, {runner.input_names[0]: tiles.numpy()})
     _check_close(np.float32(found), normalize(tiles).float())
-    return "Normalize runs as ONNX"
+    session = onnxruntime.InferenceSession(str(folder / "normalize.onnx"), providers=["CPUExecutionProvider"])
+    (again,) = session.run(None, {session.get_inputs()[0].name: tiles.numpy()})
+    _check_close(np.float32(again), normalize(tiles).float())
+    return "Normalize runs as ONNX, also in onnxruntime"
 
 
 def _prove_timm(folder: Path) -> str:
