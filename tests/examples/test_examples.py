@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import os
 import re
@@ -194,6 +195,29 @@ def test_flat_images_learn(tmp_path: Path) -> None:
     (right,) = re.findall(r"(\d+)% of the test images", texts)
     assert int(right) >= 75
     assert not list(tmp_path.glob("slideio-pipe-*"))  # removed
+
+
+def test_a_step_of_lightstream_has_the_exact_gradient(tmp_path: Path) -> None:
+    """Of a whole image that stays bytes on the host; without lightstream, a sentence says what to install."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "lightstream_step.py", "--check"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    if importlib.util.find_spec("lightstream") is None:
+        assert lines == [
+            "lightstream cannot be imported (No module named 'lightstream'): pip install lightstream lightning"
+        ]
+        return
+    assert re.fullmatch(
+        r"1\.svs: \d+ × \d+ px of torch\.uint8, loss [\d.]+, gradients differ by \d\.\de-\d\d", lines[0]
+    )
+    assert float(lines[0].rpartition(" ")[2]) < 1e-3
+    assert len(lines) == 2
 
 
 def test_flat_images_has_help() -> None:
