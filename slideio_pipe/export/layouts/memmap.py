@@ -59,5 +59,5 @@ class MemoryMapped(Layout):
                 pixels[start : start + len(tiles)] = planes if normalize is None else normalize.convert(planes, dtype)
             if normalize is not None:
                 known: dict[str, Any] = {"file": "tiles.memmap", "shape": shape, "dtype": "float16"}
-                written = json.dumps(known | described(normalize), indent=2)
+                written = json.dumps(known | described(normalize))
                 (partial / "normalize.json").write_text(written + "\n", encoding="utf-8")
