@@ -35,7 +35,7 @@ _SHIFTED_PX = 1e-9
 class ContextBag(TileBag):
     """The tiles of a grid at several magnifications, (N, S, H, W, 3) uint8, decoded on demand; pickles by path.
 
-    Tile (k, 0) is that of ``TileBag``; (k, 1) and further show a larger field around the same centre at a coarser
+    Tile (k, 0) is that of ``TileBag``; (k, 1) and further show a larger field around its centre at a coarser
     resolution, in as many px. One draw is for all of them: the slide's and the tile's geometry turn about the common
     centre, a shift is the same distance in the slide, and the colours are equal. Beyond the slide's edge is the view's
     colour outside, white by default. Each is read from its own level; scales that are read from one level with the same
@@ -49,6 +49,10 @@ class ContextBag(TileBag):
     mpp : sequence of float
         µm per px of the scales, ascending. The first is the view's own, before its draw; each further one shows a field
         that is as many times larger as it is coarser.
+    nearest : bool
+        Read the tiles of further scales at the nearest whole px of their view, as those of a grid: their centres are
+        within half a px of the scale. False: at exactly the same centre; pixels between those stored are interpolated,
+        which blurs and takes up to ten times as long (``tests/benchmarks/context.py``).
     upsample : bool
         Whether further scales may be finer than the slide, and are then interpolated, with an ``UpsamplingWarning``.
     label, patient, tile_transform, seed, epoch, annotations
@@ -88,6 +92,7 @@ class ContextBag(TileBag):
         grid: TileGrid,
         *,
         mpp: Sequence[float],
+        nearest: bool = True,
         upsample: bool = False,
         label: Label = None,
         patient: str | None = None,
@@ -99,8 +104,9 @@ class ContextBag(TileBag):
         drawn: dict[str, Any] = {"tile_transform": tile_transform, "seed": seed, "epoch": epoch}
         self._scales: tuple[TileBag, ...] = ()
         first = TileBag(view, grid, label=label, patient=patient, **drawn)
-        self.nominal_mpps, self.upsample = _checked(mpp, view, upsample), upsample
-        self._scales = (first, *(_FurtherScale(first, rescaled(view, coarse)) for coarse in self.nominal_mpps[1:]))
+        self.nominal_mpps, self.nearest, self.upsample = _checked(mpp, view, upsample), nearest, upsample
+        further = (rescaled(view, coarse) for coarse in self.nominal_mpps[1:])
+        self._scales = (first, *(_FurtherScale(first, coarser, nearest) for coarser in further))
         _share_stored_tiles(self._scales)
         super().__init__(view, grid, label=label, patient=patient, annotations=annotations, **drawn)
         self.shape = (len(grid), len(self._scales), *first.shape[1:])
@@ -199,13 +205,15 @@ class ContextBag(TileBag):
             {"level": scale.view.level, "shrink": list(scale.view.choice.shrink), "affine": list(scale.view.affine)}
             for scale in self._scales
         ]
-        context = {"mpp": list(self.nominal_mpps), "mpps": [list(mpp) for mpp in self.mpps], "views": views}
+        context = {"mpp": list(self.nominal_mpps), "mpps": [list(mpp) for mpp in self.mpps], "nearest": self.nearest}
+        context |= {"views": views}
         return super().provenance() | {"context": context}
 
     def __reduce__(self) -> tuple[Any, ...]:
         drawn: dict[str, Any] = {"tile_transform": self.tile_transform, "seed": self.seed, "epoch": self.epoch}
-        made = partial(ContextBag, mpp=self.nominal_mpps, upsample=self.upsample, label=self.label, **drawn)
-        return partial(made, patient=self.patient, annotations=self.annotations), (self.view, self.grid)
+        scales: dict[str, Any] = {"mpp": self.nominal_mpps, "nearest": self.nearest, "upsample": self.upsample}
+        about: dict[str, Any] = {"label": self.label, "patient": self.patient, "annotations": self.annotations}
+        return partial(ContextBag, **scales, **about, **drawn), (self.view, self.grid)
 
     def __repr__(self) -> str:
         height, width = self.shape[2:4]
@@ -237,12 +245,12 @@ def plain_mpp(view: SlideView) -> Mpp:
 class _FurtherScale(TileBag):
     """The tiles around those of ``first`` in a view of the same slide, with the draws of ``first``."""
 
-    def __init__(self, first: TileBag, view: SlideView) -> None:
-        self._first = first
+    def __init__(self, first: TileBag, view: SlideView, nearest: bool) -> None:
+        self._first, self._nearest = first, nearest
         across, down = (fine / coarse for fine, coarse in zip(first.view.downsample, view.downsample, strict=True))
         self._per_first = (across, down)  # px of this scale per px of the first
         drawn: dict[str, Any] = {"tile_transform": first.tile_transform, "seed": first.seed, "epoch": first.epoch}
-        grid = first.grid.concentric(view)
+        grid = first.grid.concentric(view, nearest=nearest)
         super().__init__(view, grid, label=first.label, patient=first.patient, **drawn)
 
     def _place(self, tile: int) -> tuple[Draws, int]:
@@ -260,7 +268,7 @@ class _FurtherScale(TileBag):
         return draws.with_affines(affines)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _FurtherScale, (self._first, self.view)
+        return _FurtherScale, (self._first, self.view, self._nearest)
 
 
 def _share_stored_tiles(scales: Sequence[TileBag]) -> None:

@@ -205,14 +205,14 @@ class TileGrid:
         grid._set(origins, coords, index, np.full(len(origins), np.nan, np.float32))
         return grid
 
-    def concentric(self, view: SlideView) -> TileGrid:
+    def concentric(self, view: SlideView, *, nearest: bool) -> TileGrid:
         """Return tiles of the same size in px, around the centres of these, of another view of the slide.
 
-        Corners are exact, also between pixels of the view. A tile's column and row are those of the tile it surrounds.
+        Their corners are the nearest whole px of the view, or exact. Column and row are those of the tiles they surround.
         """
         middle = np.full(2, self.tile_size / 2)
-        centres = self.view.affine.apply(self.origins + middle)
-        origins = whole_where_nearly(view.places(centres) - middle)
+        exact = view.places(self.view.affine.apply(self.origins + middle)) - middle
+        origins = round_half_up(exact) if nearest else whole_where_nearly(exact)
         return self._of_corners(view, origins, view.to_level0(origins), self.index, self.tile_size)
 
     def _set(
