@@ -22,6 +22,7 @@ def export(
     slides: options.Exported,
     mpp: options.TileMpp = None,
     mag: options.Magnification = None,
+    context: options.Context = None,
     tile_size: options.TileSize = None,
     stride: options.Stride = None,
     overlap: options.Overlap = None,
@@ -81,7 +82,7 @@ def export(
     grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
     given: dict[str, dict[str, Any]] = {
         "slide": {"slide_mpp": slide_mpp, "slide_mpp_override": slide_mpp_override or None, "backend": backend},
-        "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp)},
+        "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp), "context": context or None},
         "tissue": {"method": tissue_method},
         "grid": grid | {"align": align or None},
         "quality": {
@@ -141,9 +142,11 @@ def export(
 
 def _print_export(done: Exported, picture: Path | None) -> None:
     bag, summary = done.bag, done.summary()
-    at = "level 0" if bag.view_mpp is None else f"{bag.view_mpp.mean:.3g} µm per pixel"
+    mpps = bag.mpps or (() if bag.view_mpp is None else (bag.view_mpp,))
+    at = f"{' and '.join(f'{mpp.mean:.3g}' for mpp in mpps)} µm per pixel" if mpps else "level 0"
     cost = f"{size_text(summary['bytes'])}, {done.seconds:.1f} s, {summary['tiles_per_second']:,.0f} tiles/s"
-    say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[1]} px at {at} ({'there already, kept' if done.kept else cost})")
+    how = "there already, kept" if done.kept else cost
+    say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[-3]} px at {at} ({how})")
     if summary.get("dropped"):
         say(f"{summary['dropped']:,} tiles dropped for their quality: {summary['dropped_for']}")
     elif done.covered < 0.95:

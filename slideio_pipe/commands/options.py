@@ -127,6 +127,15 @@ TileMpp = Annotated[
 Magnification = Annotated[
     float | None, of_tiles("--mag", "Magnification, instead of --mpp: 20 means 0.5 µm.", unit="20")
 ]
+Context = Annotated[
+    list[float] | None,
+    of_tiles(
+        "--context",
+        "Further magnification, µm per pixel: with each tile comes a concentric one of as many pixels, which shows a "
+        "larger field. Repeatable, ascending.",
+        unit="µm",
+    ),
+]
 TileSize = Annotated[int | None, of_tiles("--tile-size --patch-size", r"Side of a tile. \[default: 256]", unit="px")]
 Stride = Annotated[int | None, of_tiles("--stride", r"Distance between tiles. \[default: the tile size]", unit="px")]
 Overlap = Annotated[int | None, of_tiles("--overlap", "Instead of --stride: tile size - stride.", unit="px")]

@@ -50,6 +50,7 @@ def profile(
     cohort: options.ProfiledCohort,
     config: options.LoaderFile = None,
     mpp: options.TileMpp = None,
+    context: options.Context = None,
     tile_size: options.TileSize = None,
     slide_mpp: options.SlideMpp = None,
     threads: options.LoaderThreads = None,
@@ -82,7 +83,7 @@ def profile(
     from slideio_pipe.streaming.profile import profile as measure
 
     values = load_loader_config(config).model_dump()
-    values["view"] |= {} if mpp is None else {"mpp": mpp}
+    values["view"] |= ({} if mpp is None else {"mpp": mpp}) | ({"context": context} if context else {})
     values["slide"] |= {} if slide_mpp is None else {"slide_mpp": slide_mpp}
     values["grid"] |= {} if tile_size is None else {"tile_size": tile_size}
     missing = next((path for path in cohort if not (path.exists() or cohort_commands.is_cohort([path]))), None)

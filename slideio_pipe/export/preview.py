@@ -22,18 +22,20 @@ def sheet(slide: Slide, bag: TileBag) -> Image.Image:
     mask, mpp = bag.grid.mask, bag.view_mpp
     tissue = "" if mask is None else f", {mask.fraction:.0%} tissue"
     label = "" if bag.label is None else f", label {bag.label}"
-    at = "" if mpp is None else f" of {mpp.mean:.3g} µm"
+    mpps = getattr(bag, "mpps", ()) or ((mpp,) if mpp is not None else ())
+    at = f" of {', '.join(f'{each.mean:.3g}' for each in mpps)} µm" if mpps else ""
     plain = picture.fit(slide.thumbnail(_SIDE_PX), _SIDE_PX)
     tiled = bag.grid.drawn(_SIDE_PX)
-    shown, tile_px = bag.plot(20, _TILE_PX, titled=False), max(1.0, bag.shape[2] / _TILE_PX)
+    side, several = bag.shape[-2], len(bag.shape) == 5
+    shown, tile_px = bag.plot(8 if several else 20, _TILE_PX, titled=False), max(1.0, side / _TILE_PX)
     um = None if slide.mpp is None else slide.mpp.x * slide.dimensions.width / plain.width
-    tile_um = None if mpp is None else mpp.x * tile_px
+    tile_um = None if mpp is None or several else mpp.x * tile_px  # one bar is not for several magnifications
     px = text_px(plain.width + tiled.width + shown.width)
     return picture.beside(
         [
             explained(plain, f"{bag.name}{label}", um_per_px=um, px=px),
             explained(tiled, f"{len(bag):,} tiles{tissue}", keys=bag.grid.legend(), px=px),
-            explained(shown, f"tiles of {bag.shape[2]} px{at}", um_per_px=tile_um, px=px),
+            explained(shown, f"tiles of {side} px{at}", um_per_px=tile_um, px=px),
         ],
         gap=0,
     )

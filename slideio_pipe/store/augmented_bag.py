@@ -18,6 +18,7 @@ from slideio_pipe.slides.view import SlideView
 from slideio_pipe.store.stored_bag import StoredBag
 from slideio_pipe.store.stored_slide import StoredSlide
 from slideio_pipe.store.tile_layout import REACH, TileLayout, check_beyond, tile_places
+from slideio_pipe.tiles.bag import check_one_scale
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.label_mask import tile_affines
 from slideio_pipe.tiles.read_plan import ReadPlan
@@ -90,6 +91,7 @@ class AugmentedBag(DrawnBag, Closable):
         if not isinstance(stored, StoredBag):
             reason = f"a {type(stored).__name__} is no stored bag"
             raise ConfigError(reason, remedy="pass open_bag(path); a TileBag takes a tile_transform itself")
+        check_one_scale(stored, "draws")
         count, height, width, _ = stored.shape
         if height != width:
             reason = f"tiles of {width}×{height} px cannot be augmented: they are not square"

@@ -4,7 +4,8 @@
 
     zarr.json            group; attributes["tile_bag"] = provenance of the bag + {"version": 1, "pixels": {…}}
                          + {"failures": [{"tile": 5, "error": "…"}, …]} for tiles that could not be read and are white
-    tiles/               (N, H, W, 3) uint8, one chunk per tile, sharded
+    tiles/               (N, H, W, 3) uint8, one chunk per tile, sharded; of a ``ContextBag`` (N, S, H, W, 3), one
+                         chunk per tile and magnification, and attributes["tile_bag"]["context"] = {"mpp": [S], …}
     coords/              (N, 2) int64, level-0 x, y
     grid_index/          (N, 2) int32, column, row
     tissue/              (N,) float32, tissue fraction
@@ -27,6 +28,7 @@ from zarr.storage import MemoryStore
 
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.files import not_there
+from slideio_pipe.geometry import Mpp
 from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_from_zarr
 from slideio_pipe.store.shards import ShardGrid
@@ -53,7 +55,7 @@ class StoreMetadata:
     """A validated bag store; its tiles are not read."""
 
     attributes: dict[str, Any]  # attributes["tile_bag"]
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     grid: ShardGrid
     codec: TileCodec
     columns: dict[str, NDArray[Any]]  # coords, grid_index, tissue
@@ -76,10 +78,13 @@ def skeleton(bag: Bag, codec: TileCodec, failures: Sequence[Mapping[str, Any]] =
     the same work. Raise ConfigError if the bag's arrays have different lengths, or its provenance is not JSON.
     """
     _, *tile_shape = bag.shape
-    if len(tile_shape) != 3 or tile_shape[2] != 3 or min(tile_shape) < 1:
+    if len(tile_shape) not in (3, 4) or tile_shape[-1] != 3 or min(tile_shape) < 1:
         raise ConfigError(f"tiles of shape {tuple(tile_shape)} are not (height, width, 3)", slide=bag.name)
     store: dict[str, Any] = {}
     about = _json(bag)
+    if len(tile_shape) == 4 and "context" not in about:
+        reason = f"tiles of shape {tuple(tile_shape)} are not (height, width, 3), nor those of a ContextBag"
+        raise ConfigError(reason, slide=bag.name)
     if failures:  # those of a bag that was stored before are in its provenance
         about["failures"] = sorted([*about.get("failures", []), *failures], key=lambda failure: failure["tile"])
     attributes = {KEY: {**about, "version": VERSION, "pixels": _pixels(codec)}}
@@ -89,16 +94,21 @@ def skeleton(bag: Bag, codec: TileCodec, failures: Sequence[Mapping[str, Any]] =
         "tiles",
         shape=bag.shape,
         dtype="uint8",
-        chunks=(1, *tile_shape),
+        chunks=_chunk_shape(tile_shape),
         shards=(slots, *tile_shape),
         filters=None,
         serializer=BytesCodec(endian=None) if codec.serializer is None else zarr_jpeg.Jpeg.from_dict(codec.serializer),
         compressors=[dict(description) for description in codec.zarr] or None,
         fill_value=0,
-        dimension_names=["tile", "y", "x", "channel"],
+        dimension_names=["tile", *["scale"][: len(tile_shape) - 3], "y", "x", "channel"],
     )
     files = add_columns(group, bag)
     return {key: value.to_bytes() for key, value in store.items()} | files
+
+
+def _chunk_shape(tile_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a chunk: a tile, or one of its magnifications."""
+    return (1, *[1] * (len(tile_shape) - 3), *tile_shape[-3:])
 
 
 def add_columns(group: zarr.Group, bag: Columns) -> dict[str, bytes]:
@@ -167,7 +177,9 @@ def read_layout(path: Path) -> StoreMetadata:
     shape, slots, fill_value, codec = _tiles(path)
     complete = bool(attributes["pixels"].get("complete"))
     columns = read_columns(path, shape[0], complete)
-    grid = ShardGrid(path / "tiles", shape[0], slots, fill_value, complete)
+    scales = shape[1] if len(shape) == 5 else None
+    _check_context(path, attributes, scales)
+    grid = ShardGrid(path / "tiles", shape[0], slots, fill_value, complete, scales)
     quality = read_quality(path, shape[0], complete)
     return StoreMetadata(attributes, shape, grid, codec, columns, quality)
 
@@ -244,7 +256,20 @@ def _attributes(path: Path) -> dict[str, Any]:
     return bag
 
 
-def _tiles(path: Path) -> tuple[tuple[int, int, int, int], int, int, TileCodec]:
+def _check_context(path: Path, attributes: Mapping[str, Any], scales: int | None) -> None:
+    """Raise BagFormatError if the resolutions of a bag's magnifications are not as many as these."""
+    context = attributes.get("context")
+    if scales is None and context is None:
+        return
+    try:
+        found = [len(context["mpp"]), len([Mpp.of(mpp) for mpp in context["mpps"]])]  # type: ignore[index]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"the resolutions of its magnifications cannot be read ({error!r})") from error
+    if found != [scales, scales]:
+        raise _damaged(path, f"it has {scales or 'no'} magnifications, and the resolutions of {found[0]}")
+
+
+def _tiles(path: Path) -> tuple[tuple[int, ...], int, int, TileCodec]:
     """Return shape, tiles per shard, fill value and codec of the array ``tiles``."""
     metadata = _metadata(path / "tiles", "array")
     try:
@@ -253,12 +278,12 @@ def _tiles(path: Path) -> tuple[tuple[int, int, int, int], int, int, TileCodec]:
         inner = sharding["configuration"]
         fixed = {
             "data_type": metadata["data_type"] == "uint8",
-            "shape": len(shape) == 4 and shape[0] >= 0 and shape[3] == 3,
+            "shape": len(shape) in (4, 5) and shape[0] >= 0 and min(shape[1:]) > 0 and shape[-1] == 3,
             "chunk_grid": metadata["chunk_grid"]["name"] == "regular" and tuple(rest) == shape[1:] and slots > 0,
             "chunk_key_encoding": metadata["chunk_key_encoding"]["name"] == "default"
             and metadata["chunk_key_encoding"].get("configuration", {}).get("separator", "/") == "/",
             "sharding": sharding["name"] == "sharding_indexed"
-            and tuple(inner["chunk_shape"]) == (1, *shape[1:])
+            and tuple(inner["chunk_shape"]) == _chunk_shape(shape[1:])
             and inner.get("index_location", "end") == "end",
             "index_codecs": [codec["name"] for codec in inner["index_codecs"]] == ["bytes", "crc32c"]
             and inner["index_codecs"][0].get("configuration", {}).get("endian") == "little",

@@ -30,7 +30,7 @@ def with_loss(codec: TileCodec, bag: Bag, threads: int, on_error: OnError = "rai
     they are equal. ``psnr_tiles`` is the number of sampled tiles, evenly spaced over the bag. Raise CorruptSlideError
     if a sampled tile cannot be read and ``on_error`` is "raise".
     """
-    count, height, width, _ = bag.shape
+    count, *_, height, width, _ = bag.shape
     encode, decode = codec.encode, codec.decode
     if codec.pixels.get("lossless") or encode is None or decode is None or not count:
         return codec
@@ -40,11 +40,11 @@ def with_loss(codec: TileCodec, bag: Bag, threads: int, on_error: OnError = "rai
     tolerance, read = TileErrors(bag.name, count, on_error), partial(bag.read, threads=threads)
     for first in range(0, len(chosen), _TILES_PER_READ):
         numbers = chosen[first : first + _TILES_PER_READ]
-        tiles = np.empty((len(numbers), height, width, 3), np.uint8)
+        tiles = np.empty((len(numbers), *bag.shape[1:]), np.uint8)
         tolerance.read(read, numbers, tiles)
-        for tile in tiles:
+        for tile in tiles.reshape(-1, height, width, 3):
             decode(memoryview(encode(tile)), stored)
             total += int(np.square(tile.astype(np.int32) - stored, dtype=np.int64).sum())
-    mean = total / (len(chosen) * stored.size)
+    mean = total / (len(chosen) * math.prod(bag.shape[1:]))
     psnr = None if mean == 0 else round(10 * math.log10(255**2 / mean), 2)
     return replace(codec, pixels={**codec.pixels, "psnr_db": psnr, "psnr_tiles": len(chosen)})

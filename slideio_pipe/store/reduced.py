@@ -18,6 +18,7 @@ from slideio_pipe.geometry import WHOLE_SHRINKS, Mpp
 from slideio_pipe.progress import Report
 from slideio_pipe.store.save import save_bag
 from slideio_pipe.store.stored_bag import StoredBag
+from slideio_pipe.tiles.bag import check_one_scale
 
 FOLDER = "reduced"
 
@@ -65,6 +66,7 @@ def add_reduced(
     ...     print(add_reduced(bag, 2, progress=False))
     StoredBag(array: 15 tiles of 50×50 px at 1 µm, zstd)
     """
+    check_one_scale(bag, "smaller copies")
     _, height, width, _ = bag.shape
     if factor not in WHOLE_SHRINKS[1:] or height % factor or width % factor:
         reason = f"tiles of {width}×{height} px cannot be stored smaller by a factor of {factor!r}"

@@ -161,7 +161,8 @@ def save_bag(
         codec = with_loss(codec, bag, threads, on_tile_error) if source is None else source.codec(tolerance)
         unfinished.begin(skeleton(bag, codec))
         slots = tiles_per_shard(int(np.prod(bag.shape[1:])))
-        grid = ShardGrid(unfinished.folder / "tiles", bag.shape[0], slots)
+        scales = bag.shape[1] if len(bag.shape) == 5 else None
+        grid = ShardGrid(unfinished.folder / "tiles", bag.shape[0], slots, scales=scales)
         with reporting(progress, f"saving {bag.name}") as report:
             unread = FailedTiles(grid, tolerance)
             remaining = _RemainingShards(grid, unread, report)
@@ -195,7 +196,7 @@ class _RemainingShards:
         self.spans = {
             shard: (first, last)
             for shard, (first, last) in spans.items()
-            if not is_finished(grid.path(shard), last - first, grid.slots)
+            if not is_finished(grid.path(shard), (last - first) * grid.each, grid.slots * grid.each)
         }
         for shard in sorted(spans.keys() - self.spans.keys()):
             unread.load(shard)
@@ -206,7 +207,7 @@ class _RemainingShards:
         """Write the file of a shard; safe to call from another thread."""
         path = self.grid.path(shard)
         with disk_errors(path):
-            write_shard(path, self._unread.save_with(shard, chunks), self.grid.slots)
+            write_shard(path, self._unread.save_with(shard, chunks), self.grid.slots * self.grid.each)
 
     def finished(self, shard: int) -> None:
         """Report progress."""
@@ -254,6 +255,7 @@ class _ShardWriter:
 
     def _encoded(self, tiles: NDArray[np.uint8], encoders: ThreadPoolExecutor) -> Iterator[bytes | memoryview]:
         """Yield the stored bytes of each tile in order, encoding at most two tiles per thread ahead."""
+        tiles = tiles.reshape(-1, *tiles.shape[-3:])  # the magnifications of a tile one after another
         if self.codec.encode is None:
             yield from (tile.data for tile in tiles)
             return

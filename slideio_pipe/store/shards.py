@@ -121,13 +121,19 @@ def is_finished(path: Path, chunks: int, slots: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ShardGrid:
-    """The assignment of chunks to shards of an array, and the meaning of a missing chunk."""
+    """The assignment of tiles to shards of an array, and the meaning of a missing chunk."""
 
     folder: Path  # of the array: its shards are c/0/0/0/0, c/1/0/0/0, …
-    count: int  # chunks, one per tile
-    slots: int  # chunks of a full shard
+    count: int  # tiles
+    slots: int  # tiles of a full shard
     fill_value: int = 0  # the pixels of a missing chunk
     complete: bool = False  # no chunk may be missing: a lost shard is an error, not fill_value
+    scales: int | None = None  # magnifications of a tile, a chunk each; None: the array has no axis of them
+
+    @property
+    def each(self) -> int:
+        """Number of chunks of a tile."""
+        return self.scales or 1
 
     @property
     def shards(self) -> int:
@@ -136,10 +142,10 @@ class ShardGrid:
 
     def path(self, shard: int) -> Path:
         """Return the file of a shard."""
-        return self.folder / f"c/{shard}/0/0/0"
+        return self.folder / f"c/{shard}/0/0/0{'' if self.scales is None else '/0'}"
 
     def span(self, shard: int) -> tuple[int, int]:
-        """Return the first chunk of a shard and the one after its last."""
+        """Return the first tile of a shard and the one after its last."""
         return shard * self.slots, min((shard + 1) * self.slots, self.count)
 
 
@@ -159,7 +165,7 @@ class ShardReader:
     """
 
     def __init__(self, grid: ShardGrid, codec: TileCodec) -> None:
-        self._grid, self._codec = grid, codec
+        self._grid, self._codec, self._slots = grid, codec, grid.slots * grid.each
         self._lock = threading.Lock()
         self._files: OrderedDict[int, _OpenShard] = OrderedDict()
         self._indexes: dict[int, NDArray[np.int64]] = {}
@@ -174,7 +180,7 @@ class ShardReader:
         Parameters
         ----------
         numbers : (n,) int64
-            Chunks, 0 to count - 1, in any order.
+            Chunks, in any order: tiles, or tile by tile their magnifications.
         out : (n, height, width, 3) uint8, C-contiguous
             The slots; for chunks that are not JPEG also (n, chunk bytes).
         threads : int
@@ -214,14 +220,14 @@ class ShardReader:
             try:
                 self._codec.decode_reduced(data, out, reduce)
             except ValueError as error:
-                raise self._damaged(*divmod(number, self._grid.slots), f"cannot be decoded ({error})") from error
+                raise self._damaged(*divmod(number, self._slots), f"cannot be decoded ({error})") from error
 
     def encoded(self, number: int, jpeg: tuple[int, int] | None = None) -> bytes:
         """Return the stored bytes of chunk ``number``; with ``jpeg``, check that it is a JPEG of this height and width.
 
         Raise BagFormatError if the shard is damaged, lost, or was replaced since this reader was made.
         """
-        shard, slot = divmod(number, self._grid.slots)
+        shard, slot = divmod(number, self._slots)
         file, index = self._shard(shard)
         offset, size = index[slot].tolist()
         if file is None or size < 0:
@@ -290,10 +296,10 @@ class ShardReader:
     ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.uint8]]]:
         """Yield (shard, slots in it, their destination) for every run of chunks in one shard."""
         if len(numbers) == 1:  # a random tile: numpy's set-up would take as long as the read
-            shard, slot = divmod(int(numbers[0]), self._grid.slots)
+            shard, slot = divmod(int(numbers[0]), self._slots)
             yield shard, np.array([slot]), out
             return
-        shards, slots = np.divmod(numbers, self._grid.slots)
+        shards, slots = np.divmod(numbers, self._slots)
         edges = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(numbers)]
         for first, last in itertools.pairwise(edges):
             if first < last:
@@ -308,9 +314,9 @@ class ShardReader:
             try:
                 file = self._open(shard)
             except FileNotFoundError:
-                return None, np.full((self._grid.slots, 2), -1, np.int64)
+                return None, np.full((self._slots, 2), -1, np.int64)
             if shard not in self._indexes:
-                self._indexes[shard] = read_index(self._grid.path(shard), self._grid.slots, file.fd)
+                self._indexes[shard] = read_index(self._grid.path(shard), self._slots, file.fd)
             self._files[shard] = file
             if len(self._files) > OPEN_SHARDS:
                 self._files.popitem(last=False)
@@ -349,7 +355,7 @@ class ShardReader:
         out[:] = self._grid.fill_value
 
     def _damaged(self, shard: int, slot: int, what: str) -> BagFormatError:
-        number = shard * self._grid.slots + slot
+        number = shard * self._grid.slots + slot // self._grid.each
         error = BagFormatError(f"tile {number} {what}", slide=str(self._grid.path(shard)), remedy=DAMAGED)
         error.tile = number
         return error

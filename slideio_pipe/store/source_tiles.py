@@ -123,6 +123,8 @@ class SourceTiles:
 def _refusal(bag: TileBag) -> tuple[str, str] | None:
     """Return why the tiles are not the slide's own and an alternative; None if they are."""
     view, grid = bag.view, bag.grid
+    if len(bag.shape) == 5:
+        return "further magnifications are not stored tiles", f"pass {_ALTERNATIVES}"
     if bag.tile_transform is not None or view.draw is not None:
         return "a transform changes the pixels", f"leave it out, or pass {_ALTERNATIVES}"
     if view.choice.resampled:

@@ -216,6 +216,13 @@ def scale_count(bag: Bag) -> int:
     return 1 if len(bag.shape) == 4 else bag.shape[1]
 
 
+def check_one_scale(bag: Bag, what: str) -> None:
+    """Raise ConfigError for a bag of several magnifications, which ``what``, a noun in the plural, cannot have."""
+    if len(bag.shape) == 5:
+        remedy = "pass the bag of one of them, bag.at(0), or make the bag without view.context"
+        raise ConfigError(f"{what} of tiles at {bag.shape[1]} magnifications", slide=bag.name, remedy=remedy)
+
+
 def nominal_mpps_of(bag: Bag) -> tuple[float, ...]:
     """Return the resolutions that were asked for, µm per px; none for a bag (N, H, W, 3)."""
     return tuple(getattr(bag, "nominal_mpps", ()))

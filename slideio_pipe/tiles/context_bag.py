@@ -281,13 +281,13 @@ def _share_stored_tiles(scales: Sequence[TileBag]) -> None:
 def _checked(mpp: Sequence[float], view: SlideView, upsample: bool) -> tuple[float, ...]:
     """Return the resolutions of a bag; raise ConfigError if they are impossible for a view."""
     name = view.slide.name if isinstance(view, SlideView) else None
-    remedy = "pass ascending µm per px that begin with the view's, such as mpp=[0.5, 2.0]"
+    remedy = "pass ascending µm per px that begin with the view's, such as [0.5, 2.0]"
     listed = isinstance(mpp, Sequence | np.ndarray) and not isinstance(mpp, str)
     values = list(mpp) if listed else []
     if not values or not all(
         isinstance(value, Real) and value is not True and math.isfinite(value) and value > 0 for value in values
     ):
-        raise ConfigError(f"the magnifications of a bag are mpp={mpp!r}", slide=name, remedy=remedy)
+        raise ConfigError(f"the magnifications of a bag are {mpp!r}", slide=name, remedy=remedy)
     mpps = tuple(float(value) for value in values)
     for finer, coarser in pairwise(mpps):
         if coarser <= finer * (1 + SAME_RESOLUTION):

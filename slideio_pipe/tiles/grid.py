@@ -208,7 +208,7 @@ class TileGrid:
     def concentric(self, view: SlideView, *, nearest: bool) -> TileGrid:
         """Return tiles of the same size in px, around the centres of these, of another view of the slide.
 
-        Their corners are the nearest whole px of the view, or exact. Column and row are those of the tiles they surround.
+        Their corners are the nearest whole px of the view, or exact. Columns and rows are those of these tiles.
         """
         middle = np.full(2, self.tile_size / 2)
         exact = view.places(self.view.affine.apply(self.origins + middle)) - middle

@@ -22,6 +22,7 @@ from slideio_pipe.tiles.bag import (
     PlannedBag,
     UncolouredBag,
     check_bag,
+    nominal_mpps_of,
     patient_of,
     quality_of,
 )
@@ -81,6 +82,7 @@ class PatientBag(ArrayLikeBag, Closable):
         self.label = _agreed("label", label, [(slide.name, slide.label) for slide in slides], self.name)
         _check_tiles(self.slides, self.name)
         self.view_mpp = _resolution(self.slides, self.name)
+        self.nominal_mpps, self.mpps = nominal_mpps_of(slides[0]), getattr(slides[0], "mpps", ())
         counts = [len(slide) for slide in slides]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.slide_index = np.repeat(np.arange(len(slides), dtype=np.int64), counts)
@@ -211,7 +213,7 @@ class PatientBag(ArrayLikeBag, Closable):
         return partial(PatientBag, patient=self.patient, label=self.label), (self.slides,)
 
     def __repr__(self) -> str:
-        n, h, w, _ = self.shape
+        n, *_, h, w, _ = self.shape
         at = "" if self.view_mpp is None else f" at {self.view_mpp.mean:.4g} µm"
         label = "" if self.label is None else f", label {self.label}"
         slides = f"{len(self.slides)} slide{'' if len(self.slides) == 1 else 's'}"
@@ -257,10 +259,12 @@ def _agreed(what: str, given: Any, found: Sequence[tuple[str, Any]], patient: st
 
 
 def _check_tiles(slides: Sequence[Bag], patient: str) -> None:
-    shapes = {tuple(slide.shape[1:]): slide.name for slide in slides}
+    shapes = {(tuple(slide.shape[1:]), nominal_mpps_of(slide)): slide.name for slide in slides}
     if len(shapes) > 1:
-        each = ", ".join(f"{shape[1]}×{shape[0]} px ({name})" for shape, name in shapes.items())
-        remedy = "make the bags of its slides with one tile size"
+        described = ((shape[-2], shape[-3], "".join(f", {mpp:g} µm" for mpp in mpps)) for shape, mpps in shapes)
+        sizes = zip(described, shapes.values(), strict=True)
+        each = ", ".join(f"{width}×{height} px{at} ({name})" for (width, height, at), name in sizes)
+        remedy = "make the bags of its slides with one tile size and the same magnifications"
         raise ConfigError(f"slides have tiles of different sizes: {each}", slide=patient, remedy=remedy)
 
 

@@ -30,6 +30,11 @@ class ClamPixels(Layout):
     packages = ("h5py",)
     leaves_out_empty = True
 
+    def writes_pixels(self, item: Item) -> bool:
+        """Whether the files of a bag have its tiles."""
+        del item
+        return True
+
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file."""
         Places.of(item.bag)  # refuses bags without meaningful coordinates

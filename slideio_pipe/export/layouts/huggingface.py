@@ -34,6 +34,11 @@ class HuggingFace(Layout):
     joins_labels = True
     version = 2  # 1: had no patient
 
+    def writes_pixels(self, item: Item) -> bool:
+        """Whether the files of a bag have its tiles."""
+        del item
+        return True
+
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the file."""
         return [folder / "data" / f"{item.stem}.parquet"]

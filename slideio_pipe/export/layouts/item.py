@@ -104,6 +104,11 @@ class Layout(ABC):
     def write(self, item: Item, folder: Path) -> None:
         """Write one bag; each output gets its name when it is complete."""
 
+    def writes_pixels(self, item: Item) -> bool:
+        """Whether the files of a bag have its tiles; by default only coordinates and features."""
+        del item
+        return False
+
     def finish(self, bags: Sequence[BagRow], folder: Path) -> list[Path]:
         """Write the files for all bags together, and return them; by default none."""
         del bags, folder

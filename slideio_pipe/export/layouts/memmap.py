@@ -25,6 +25,11 @@ class MemoryMapped(Layout):
     packages = ("tensordict",)
     leaves_out_empty = True  # an empty file cannot be memory-mapped
 
+    def writes_pixels(self, item: Item) -> bool:
+        """Whether the files of a bag have its tiles."""
+        del item
+        return True
+
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the folder."""
         return [folder / item.stem]

@@ -22,7 +22,7 @@ from slideio_pipe.export.layouts.torchmil import TorchMil
 from slideio_pipe.export.layouts.trident import Trident
 from slideio_pipe.export.layouts.webdataset import WebDataset
 from slideio_pipe.store import StoredBag
-from slideio_pipe.tiles.bag import Bag
+from slideio_pipe.tiles.bag import Bag, check_one_scale
 from slideio_pipe.tiles.failures import TileFailure
 
 LAYOUTS: dict[str, Layout] = {
@@ -92,7 +92,7 @@ class Extras:
         Raise ConfigError if features or labels are missing, or do not have one row per tile.
         """
         labels, stem = self.instance_labels, row.stem
-        return Item(
+        item = Item(
             bag,
             stem,
             self._features(bag, stem, many=many),
@@ -104,6 +104,9 @@ class Extras:
             row.patient,
             self.normalize,
         )
+        if LAYOUTS[self.to].writes_pixels(item):
+            check_one_scale(bag, f"files of {self.to}")
+        return item
 
     def _features(self, bag: Bag, stem: str, *, many: bool) -> NDArray[Any] | None:
         """Return the given features, else those that are stored in the bag under the encoder's name."""

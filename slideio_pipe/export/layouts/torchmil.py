@@ -22,6 +22,10 @@ class TorchMil(Layout):
 
     version = 2  # 1: labels had the shape (1,), which torchmil's trainer refuses
 
+    def writes_pixels(self, item: Item) -> bool:
+        """Whether the files of a bag have its tiles."""
+        return item.features is None
+
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the files: features and coordinates, and labels of the bag and its tiles if known."""
         label = item.label
@@ -36,7 +40,7 @@ class TorchMil(Layout):
         features, coords, *known = self.outputs(item, folder)
         with replacing(features) as partial:
             self._features(item, partial)
-        steps = item.bag.grid_index.astype(np.int64) * item.bag.shape[1]
+        steps = item.bag.grid_index.astype(np.int64) * item.bag.shape[-3]
         # A label is a scalar, not a row of one: torchmil's losses and metrics need batches of (B,) labels.
         values_of = {"labels": np.array(item.label), "inst_labels": item.instance_labels, "coords": steps}
         for path in (coords, *known):

@@ -25,6 +25,11 @@ class WebDataset(Layout):
 
     leaves_out_empty = True
 
+    def writes_pixels(self, item: Item) -> bool:
+        """Whether the files of a bag have its tiles."""
+        del item
+        return True
+
     def outputs(self, item: Item, folder: Path) -> list[Path]:
         """Return the shards."""
         return [folder / f"{item.stem}-{shard:06d}.tar" for shard in range(-(-len(item.bag) // SHARD))]
