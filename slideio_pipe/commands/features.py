@@ -35,6 +35,7 @@ def features(
     context_features: options.ContextFeatures = "concat",
     mpp: options.EncoderMpp = None,
     mag: options.Magnification = None,
+    context: options.Context = None,
     tile_size: options.EncoderTileSize = None,
     stride: options.Stride = None,
     overlap: options.Overlap = None,
@@ -87,7 +88,7 @@ def features(
     grid = {"tile_size": tile_size, "stride": stride, "overlap": overlap, "edge": edge, "min_tissue": min_tissue}
     given: dict[str, dict[str, Any]] = {
         "slide": {"slide_mpp": slide_mpp, "slide_mpp_override": slide_mpp_override or None, "backend": backend},
-        "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp)},
+        "view": {"mpp": mpp if mag is None else mpp_of(mag, mpp), "context": context or None},
         "tissue": {"method": tissue_method},
         "grid": grid | {"align": align or None},
         "quality": {
