@@ -7,6 +7,8 @@ microscopy, ICPR 2000), at ``FOCUS_MPP``: the four neighbours of a pixel minus f
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -41,16 +43,19 @@ def cell_moments(block: NDArray[np.uint8], inside: tuple[int, int], cell: int) -
     cell : int
         Side of a cell, px.
     """
-    height, width = block.shape[:2]
-    counted = np.zeros((height, width), np.float32)
-    counted[1 : min(height, inside[1]) - 1, 1 : min(width, inside[0]) - 1] = 1
-    values = np.zeros((height, width), np.float32)
-    values[1:-1, 1:-1] = laplacian(block)
-    values *= counted
-    # Areas are averaged by OpenCV; the common factor cancels.
-    size = (width // cell, height // cell)
-    weight, first, second = (
-        cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in (counted, values, values * values)
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.stack([first / weight, second / weight]).astype(np.float32)
+    weight, size = _counted(block.shape[:2], inside, cell), (block.shape[1] // cell, block.shape[0] // cell)
+    values = cv2.Laplacian(cv2.cvtColor(block, cv2.COLOR_RGB2GRAY), cv2.CV_32F, ksize=1)
+    height, width = (min(side, part) for side, part in zip(block.shape[:2], inside[::-1], strict=True))
+    values[0], values[:, 0], values[height - 1 :], values[:, width - 1 :] = 0, 0, 0, 0
+    # Areas are averaged by OpenCV; the part of them that is counted is divided out.
+    first, second = (cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in (values, values * values))
+    return np.asarray(np.stack([first, second]) / weight, dtype=np.float32)
+
+
+@lru_cache(maxsize=64)
+def _counted(shape: tuple[int, int], inside: tuple[int, int], cell: int) -> NDArray[np.float32]:
+    """Return the part of each cell whose pixels are counted: inside the slide, with four neighbours; NaN for none."""
+    counted = np.zeros(shape, np.float32)
+    counted[1 : min(shape[0], inside[1]) - 1, 1 : min(shape[1], inside[0]) - 1] = 1
+    part = cv2.resize(counted, (shape[1] // cell, shape[0] // cell), interpolation=cv2.INTER_AREA)
+    return np.where(part > 0, part, np.nan).astype(np.float32)

@@ -101,7 +101,7 @@ class SlideQuality:
             pixels = np.empty((len(some), _BLOCK, _BLOCK, 3), np.uint8)
             errors.read(partial(_read_at, read, some), np.arange(len(some)), pixels)
             for (row, column), (x, y), block in zip(blocks[start:] * step, some.tolist(), pixels, strict=False):
-                inside = (view.size.width - x, view.size.height - y)
+                inside = (min(_BLOCK, view.size.width - x), min(_BLOCK, view.size.height - y))
                 planes[:, row : row + step, column : column + step] = cell_moments(block, inside, _CELL)
         if errors.failures:
             warn_caller(SkippedWarning(f"{view.slide.name}: {len(errors.failures)} places have no focus"))

@@ -41,6 +41,7 @@ RUNS = [
     "loader",
     "memory",
     "patients",
+    "quality",
     "mil gradient",
     "mil memory",
     "mil musk",
