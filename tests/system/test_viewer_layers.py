@@ -99,6 +99,26 @@ def test_a_click_says_what_is_there(browser: Browser, slide: sp.Slide, tmp_path:
         assert slide.region(1024, 1024, size=512).size == (512, 512)
 
 
+def test_tiles_of_a_bag_are_coloured_by_their_focus(browser: Browser, slide: sp.Slide) -> None:
+    """Outlines at first; then every tile, and above the cut only the sharpest."""
+    view = slide.view(mpp=0.5)
+    bag = sp.TileBag(view, sp.TileGrid(view, tile_size=256, tissue=sp.find_tissue(slide)))
+    focus = sp.tile_quality(bag).focus
+    x, y = (bag.coords[int(focus.argmin())] + 200).tolist()
+    with sp.explore(bag) as viewer:
+        browser.open(viewer.url)
+        turn_on(browser, "b", "tiles")
+        assert not painted(browser, x, y)
+        browser.page.select_option("[data-layer=tiles] select", "focus")
+        assert painted(browser, x, y)
+        assert f"{len(bag)} of {len(bag)} tiles" in browser.text("[data-layer=tiles]")
+        browser.page.fill("#tile-cut", "1")
+        assert not painted(browser, x, y)
+        browser.page.select_option("[data-layer=tiles] select", "")
+        assert not painted(browser, x, y)
+    assert not browser.problems
+
+
 def test_below_the_cut_the_tissue_is_seen(browser: Browser, slide: sp.Slide, tmp_path: Path) -> None:
     """Tiles below the lower cut are not drawn; at first they are those below the mean of attention."""
     file = tmp_path / "tiles.csv"

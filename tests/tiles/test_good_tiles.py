@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import albumentationsxl as A
 import cv2
 import numpy as np
+import pyarrow.parquet
 import pytest
+import torch
 import zarr
 from command_line import run
 from pyramids import write_pyramid
+from tensordict import TensorDict
 
 import slideio_pipe as sp
 from slideio_pipe.errors import BagFormatError, ConfigError, NoTissueError
@@ -260,3 +264,36 @@ def test_export_says_what_it_dropped(path: Path, tmp_path: Path) -> None:
     page = (tmp_path / "many" / "report.html").read_text()
     for title in ("dropped for", "focus", "pen %", "white %", "6 under min_focus 100"):
         assert title in page
+
+
+@pytest.mark.system
+def test_features_have_the_numbers_of_their_tiles(path: Path, tmp_path: Path) -> None:
+    """Of slides without the tiles that were dropped; the ledger says how many."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 7, 4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    encoder = sp.load_encoder(network, name="tiny", normalize="imagenet", input_size=256)
+    config = {"tissue": {"method": "none"}, "quality": {"min_focus": 100, "max_white": 0.5}}
+    report = sp.encode_cohort([path], encoder, tmp_path, config, device="cpu", threads=1, progress=False)
+    assert report.done == 1
+    features = sp.open_features(tmp_path / "a.features.zarr")
+    expected = sp.good_tiles(grid_of(path), min_focus=100, max_white=0.5)
+    np.testing.assert_array_equal(features.coords, expected.coords)
+    assert features.quality is not None
+    assert expected.quality is not None
+    np.testing.assert_array_equal(features.quality.focus, expected.quality.focus)
+    assert "6 under min_focus 100" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.system
+def test_other_layouts_have_the_numbers_as_columns(path: Path, tmp_path: Path) -> None:
+    """Those that hold columns: Hugging Face datasets, WebDataset and TensorDict."""
+    sp.tile_quality(bag := bag_of(path), ["focus"])
+    expected = bag.quality.focus.tolist()
+    sp.convert(bag, "hf", tmp_path / "hf", progress=False)
+    rows = pyarrow.parquet.read_table(next((tmp_path / "hf").rglob("*.parquet")))
+    assert rows.column("focus").to_pylist() == expected
+    sp.convert(bag, "memmap", tmp_path / "memmap", progress=False)
+    assert TensorDict.load_memmap(tmp_path / "memmap" / "a")["focus"].tolist() == expected
+    sp.convert(bag, "webdataset", tmp_path / "wds", progress=False)
+    with tarfile.open(next((tmp_path / "wds").rglob("*.tar"))) as archive:
+        facts = [json.load(archive.extractfile(each)) for each in archive if each.name.endswith(".json")]
+    assert [each["focus"] for each in facts] == expected

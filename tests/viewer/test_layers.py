@@ -150,6 +150,17 @@ def test_tiles_of_a_bag_over_a_turned_view(slide: Slide) -> None:
     assert np.add(start, (ux + vx, uy + vy)) == pytest.approx(corner, abs=1)
 
 
+def test_tiles_have_the_numbers_of_their_quality(slide: Slide) -> None:
+    """Those that were measured, beside their tissue."""
+    view = slide.view(mpp=0.5)
+    bag = sp.TileBag(view, sp.TileGrid(view, tile_size=256, tissue=sp.find_tissue(slide)))
+    assert list(layers_of(bag).tiles("s0", {})["values"]) == ["tissue"]
+    quality = sp.tile_quality(bag, ["focus", "white"])
+    values = layers_of(bag).tiles("s0", {})["values"]
+    assert list(values) == ["tissue", "focus", "white"]
+    assert floats(values["focus"]).tolist() == quality.focus.tolist()
+
+
 def test_tiles_that_look_alike() -> None:
     """The nearest are those with the largest cosine, whatever their length; the tile itself is left out."""
 

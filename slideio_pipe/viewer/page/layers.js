@@ -129,7 +129,7 @@ export class Layers {
     else if (id === "tissue") this.tissueLegend(box, layer);
     else if (id === "grid") this.gridLegend(box, layer);
     else if (id === "annotations") this.classLegend(box, layer);
-    else if (id === "tiles") box.append(line("swatch outline", `${layer.count.toLocaleString("en-US")} tiles`));
+    else if (id === "tiles") this.tileLegend(box, layer);
     else this.scoreLegend(box, layer);
   }
 
@@ -185,6 +185,26 @@ export class Layers {
     }
   }
 
+  // Outlines, or filled with one of the numbers of the tiles, such as their focus.
+  tileLegend(box, layer) {
+    box.append(line("swatch outline", `${layer.count.toLocaleString("en-US")} tiles`));
+    if (layer.names.length < 2) return;
+    const choice = document.createElement("select");
+    choice.setAttribute("aria-label", "Colour of the tiles");
+    for (const name of ["", ...layer.names]) {
+      choice.add(new Option(name || "outlines", name, false, name === (layer.filled ? layer.chosen : "")));
+    }
+    choice.addEventListener("change", () => {
+      layer.filled = choice.value !== "";
+      layer.chosen = choice.value || layer.names[0];
+      layer.cut = 0;
+      this.legend("tiles", box, layer);
+      this.redraw();
+    });
+    box.append(choice);
+    if (layer.filled) this.cutLegend(box, layer, "tile-cut");
+  }
+
   scoreLegend(box, layer) {
     if (layer.names.length > 1) {
       const choice = document.createElement("select");
@@ -198,11 +218,16 @@ export class Layers {
       });
       box.append(choice);
     }
+    this.cutLegend(box, layer, "score-cut");
+  }
+
+  // The colours of the chosen number, and from where it is drawn.
+  cutLegend(box, layer, id) {
     const [low, high] = layer.range;
     const what = layer.chosen === "attention" ? "attention, times its mean" : layer.chosen || "";
     box.append(bar("heat", rounded(low), rounded(high), what));
     const cut = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 1, step: "any", value: layer.cut });
-    cut.id = "score-cut";
+    cut.id = id;
     const said = document.createElement("p");
     said.className = "soft";
     const show = () => {
