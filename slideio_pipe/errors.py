@@ -33,6 +33,7 @@
     ├── MissingCellsWarning          cells of a manifest that count as empty, such as NA
     ├── EncoderSettingsWarning       an encoder's settings contradict its hub's, or tiles are not what it is meant for
     ├── NumericIdsWarning            ids that a table stores as numbers, without leading zeros
+    ├── PartNameWarning              a package brings a part whose name is taken
     ├── UnmatchedWarning             rows of a table or files of a folder without a counterpart
     └── UpsamplingWarning            a view finer than the slide
 
@@ -353,6 +354,10 @@ class RepeatedDrawsWarning(SlideioPipeWarning):
 
 class EncoderSettingsWarning(SlideioPipeWarning):
     """Settings of an encoder contradict those on its hub, or its tiles have another scale than it is meant for."""
+
+
+class PartNameWarning(SlideioPipeWarning):
+    """An installed package brings an encoder, layout or tissue method whose name is taken; it is not used."""
 
 
 class UpsamplingWarning(SlideioPipeWarning):

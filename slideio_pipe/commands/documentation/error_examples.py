@@ -112,6 +112,11 @@ ERROR_EXAMPLES = {
         "If ids begin with zeros, format the column as text in Excel and write them again; read a CSV with "
         "`dtype=str` in pandas.",
     ),
+    "PartNameWarning": (
+        'her-package 1.0 brings the layout "clam"; the one of slideio-pipe is used',
+        "Ask for another name in that package, or pass its object or import path, `her_package:Clam`. "
+        "`slideio-pipe doctor` lists what installed packages bring.",
+    ),
     "UnmatchedWarning": (
         "slides.csv: 1 of 40 values of patient are not in clini.xlsx: p7",
         "Check whether the ids are written alike in both. `warning.names` are all of them.",
