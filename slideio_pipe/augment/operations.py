@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from slideio_pipe.config import Record
 
@@ -135,17 +135,33 @@ class Noise(Record):
 
 
 class Opaque(Record):
-    """An albumentationsxl transform that is not translated: it runs only lazily, drawing from its own seed."""
+    """A transform that is not translated, of albumentationsxl or a user: it draws from its own seed when it runs."""
 
     kind: Literal["opaque"] = "opaque"
     name: str  # the transform's class
     transform: dict[str, Any]  # as A.to_dict writes it
     seed: int = Field(ge=0, lt=2**32)
+    _function: Any = PrivateAttr(default=None)
+
+    @property
+    def function(self) -> Any:
+        """A user's function that was drawn in this process; None if it must be found by its name."""
+        return self._function
+
+    def bind(self, function: Any) -> None:
+        """Keep a user's function; it is no part of the record as it is written and compared."""
+        self._function = function
 
     @property
     def is_identity(self) -> bool:
         """Return False: the effect is unknown."""
         return False
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the fields are equal, as they are written."""
+        if not isinstance(other, Opaque):
+            return NotImplemented
+        return (self.name, self.transform, self.seed) == (other.name, other.transform, other.seed)
 
 
 Operation = Annotated[Tone | Saturation | Hsv | Stain | Lab | Noise | Opaque, Field(discriminator="kind")]

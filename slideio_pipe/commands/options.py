@@ -109,7 +109,12 @@ MaskManifest = Annotated[
     Path | None, of_cohort("--manifest", "Write the cohort with its masks, for export.", unit="TABLE")
 ]
 Method = Annotated[
-    str | None, option("--method", r"Method of finding tissue. \[default: otsu]", unit="otsu|threshold|none")
+    str | None,
+    option(
+        "--method",
+        r"Method of finding tissue, or MODULE:NAME of your own. \[default: otsu]",
+        unit="otsu|threshold|none",
+    ),
 ]
 MaskMpp = Annotated[float | None, option("--mpp", r"µm per pixel of the mask. \[default: 8]", unit="µm")]
 
@@ -153,7 +158,9 @@ Align = Annotated[
 TissueMethod = Annotated[
     str | None,
     of_tissue(
-        "--tissue", r"Method of finding tissue; none keeps every tile. \[default: otsu]", unit="otsu|threshold|none"
+        "--tissue",
+        r"Method of finding tissue, or MODULE:NAME of your own; none keeps every tile. \[default: otsu]",
+        unit="otsu|threshold|none",
     ),
 ]
 Mask = Annotated[Path | None, of_tissue("--mask", "Tissue mask to use instead.", unit="GEOJSON|PNG")]

@@ -30,6 +30,7 @@ from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag
 from slideio_pipe.store.failed_tiles import check_store_on_error
+from slideio_pipe.tiles.own_tissue import method_fingerprint
 from slideio_pipe.tiles.tile_bag import TileBag
 
 # Numbers of an export that a bag does not store.
@@ -53,7 +54,8 @@ class ExportWork:
         frame = {} if self.mask_frame is None else {"mask_frame": self.mask_frame}
         # Without the unit: the bags of slides are the same with both.
         config = self.config.model_dump(mode="json", exclude={"unit"})
-        return config | {"allow_empty": self.allow_empty} | frame
+        own = method_fingerprint(self.config.tissue.method)
+        return config | {"allow_empty": self.allow_empty} | frame | own
 
     def output(self, slide: CohortSlide) -> Path:
         """Return the bag of a slide, named after the slide in the cohort."""

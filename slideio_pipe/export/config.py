@@ -10,6 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from slideio_pipe.config import Record, load_record, validated
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.parts.imports import importable, is_import_path
 from slideio_pipe.presets import settings_file
 from slideio_pipe.slides.config import SlideConfig, ViewConfig
 from slideio_pipe.store.config import StoreConfig
@@ -48,9 +49,14 @@ class ExportConfig(Record):
 def load_config(path: str | Path) -> ExportConfig:
     """Read an export configuration from YAML or a preset by name; missing keys have their defaults.
 
-    Raise ConfigError if the file is missing, is not a YAML mapping, or has unknown keys or impossible values.
+    Modules of a user's own parts may be beside the file. Raise ConfigError if the file is missing, is not a YAML
+    mapping, or has unknown keys or impossible values.
     """
-    return load_record(ExportConfig, settings_file(path, "export"), EXAMPLE)
+    file = settings_file(path, "export")
+    config = load_record(ExportConfig, file, EXAMPLE)
+    if is_import_path(config.tissue.method):
+        importable(file.parent)
+    return config
 
 
 def export_config(source: ExportConfig | str | Path | Mapping[str, Any] | None) -> ExportConfig:

@@ -21,6 +21,7 @@ from slideio_pipe.progress import Report
 from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import open_slide
 from slideio_pipe.tiles.find_tissue import find_tissue
+from slideio_pipe.tiles.own_tissue import method_fingerprint
 
 FORMATS = ("geojson", "png")
 # Ledger entry for an mpp that the slide's file does not state: its mask is valid only with that mpp.
@@ -42,7 +43,8 @@ class TissueWork:
         """Settings that the masks depend on."""
         known = self.config.model_dump(mode="json")
         frame = {} if self.frame == "qupath" else {"frame": self.frame}
-        return {"slide": known["slide"], "tissue": known["tissue"], "format": self.form} | frame
+        own = method_fingerprint(self.config.tissue.method)
+        return {"slide": known["slide"], "tissue": known["tissue"], "format": self.form} | frame | own
 
     def output(self, slide: CohortSlide) -> Path:
         """Return the mask of a slide, named after the slide in the cohort, without its ending."""

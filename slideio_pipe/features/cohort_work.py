@@ -36,6 +36,7 @@ from slideio_pipe.store.feature_arrays import (
     open_feature_store,
 )
 from slideio_pipe.streaming.config import LoaderConfig
+from slideio_pipe.tiles.own_tissue import method_fingerprint
 from slideio_pipe.tiles.tile_quality import summary_of
 
 _SHOWN = 5
@@ -58,6 +59,8 @@ class FeatureWork:
     def settings(self) -> Mapping[str, Any]:
         """Settings of the tiles, without the encoders, which can be added later."""
         config = {} if self.config is None else self.config.model_dump(mode="json")
+        if self.config is not None:
+            config |= method_fingerprint(self.config.tissue.method)
         return config | {"slide_transform": self.transform}
 
     @cached_property

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from slideio_pipe.config import Record, checked, load_record
+from slideio_pipe.parts.imports import importable, is_import_path
 from slideio_pipe.presets import settings_file, transform_named_in
 from slideio_pipe.slides.config import SlideConfig, ViewConfig
 from slideio_pipe.slides.frames import Frame
@@ -91,5 +92,7 @@ def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderC
     file = settings_file(source, "train", "export")
     config = load_record(LoaderConfig, file, EXAMPLE, TRAINING_SECTIONS)
     files = {"slide_transform": config.slide_transform, "tile_transform": config.tile_transform}
+    if is_import_path(config.tissue.method):
+        importable(file.parent)
     named = {key: transform_named_in(file.parent, value) for key, value in files.items() if value is not None}
     return config.model_copy(update=named)

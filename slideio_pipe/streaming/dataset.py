@@ -33,6 +33,7 @@ from slideio_pipe.tiles.annotation_marks import class_names
 from slideio_pipe.tiles.bag import ArrayLikeBag, Bag, Label, nominal_mpps_of, patient_of, targets_of_batch
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.multi_crop import MultiCrop
+from slideio_pipe.tiles.own_tissue import method_fingerprint
 from slideio_pipe.tiles.patient_bag import PatientBag, slide_index_of, slide_names_of
 from slideio_pipe.tiles.refused_tiles import no_good_tile
 from slideio_pipe.tiles.tile_bag import TileBag
@@ -323,9 +324,8 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         slides = [[slide.name, slide.mpp, str(slide.mask)] for slide in self._every_slide()]
         patients = [[row.name, len(slides_of_row(row))] for row in self.cohort] if self.config.unit == "patient" else []
         views = [] if self.views is None else [self.views.to_dict()]
-        known = json.dumps(
-            [slides + patients, self.config.model_dump(mode="json"), transforms, *views], sort_keys=True, default=str
-        )
+        config = self.config.model_dump(mode="json") | method_fingerprint(self.config.tissue.method)
+        known = json.dumps([slides + patients, config, transforms, *views], sort_keys=True, default=str)
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from slideio_pipe.config import Record
+from slideio_pipe.parts.entry_points import part_named, parts_of
+from slideio_pipe.parts.imports import import_path_of, is_import_path
 from slideio_pipe.slides.config import Resolution
 
 Edge = Literal["drop", "shift", "pad"]
-TissueMethod = Literal["otsu", "threshold", "none"]
 Focus = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# The methods of the package; ``own_tissue`` has those of users and of other packages.
+METHODS = ("otsu", "threshold", "none")
 Area = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # µm²
 
 
 class TissueConfig(Record):
     """Settings of ``find_tissue``, with its defaults."""
 
-    method: TissueMethod = Field(
+    method: str = Field(
         default="otsu",
         description="Method of finding tissue. otsu: optical density and texture; threshold: saturation; none: every "
-        "tile is kept.",
+        "tile is kept; onnx:FILE: a model; or a function of your own, my_module:my_function.",
+        json_schema_extra={"anyOf": [{"enum": list(METHODS)}, {"pattern": r"^[\w.]+:.+$"}]},
     )
     mpp: Resolution = Field(default=8.0, description="µm per px of the tissue mask.")
     min_area_um2: Area = Field(
@@ -39,6 +44,21 @@ class TissueConfig(Record):
         description="Threshold of tissue: optical density (otsu) or saturation, 0 to 1 (threshold). null: found for "
         "each slide.",
     )
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _check_method(cls, method: Any) -> Any:
+        if callable(method):
+            path = import_path_of(method)
+            if path is None:
+                raise ValueError("a function without an import path; define it with def in a module of your own")
+            return path
+        known = not isinstance(method, str) or method in METHODS or method.startswith("onnx:") or is_import_path(method)
+        if not known and part_named("tissue", method) is None:
+            brought = "".join(f", {part.name!r} of {part.package}" for part in parts_of("tissue"))
+            expected = f"'otsu', 'threshold' or 'none'{brought}, or my_module:my_function"
+            raise PydanticCustomError("literal_error", "should be {expected}", {"expected": expected})
+        return method
 
 
 class GridConfig(Record):

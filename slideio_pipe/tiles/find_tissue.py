@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles import tissue_methods
 from slideio_pipe.tiles.config import TissueConfig
 from slideio_pipe.tiles.onnx_tissue import is_onnx, segment_by_model
+from slideio_pipe.tiles.own_tissue import TissueMethod, own_method
 from slideio_pipe.tiles.tissue_mask import TissueMask, check_mpp, check_slide, mask_grid, mask_of
 
-METHODS = ("otsu", "threshold", "none")
 # One tile of 256 px at 0.5 µm: a smaller speck does not fill a tile, and a larger hole is a tile of glass.
 TILE_AREA_UM2 = 128.0**2
 
@@ -25,7 +26,7 @@ TILE_AREA_UM2 = 128.0**2
 def find_tissue(
     slide: Slide,
     *,
-    method: str = "otsu",
+    method: str | TissueMethod | Callable[[NDArray[np.uint8]], NDArray[np.bool_]] = "otsu",
     mpp: float = 8.0,
     min_area_um2: float = TILE_AREA_UM2,
     max_hole_um2: float = TILE_AREA_UM2,
@@ -38,19 +39,22 @@ def find_tissue(
     Parameters
     ----------
     slide : Slide
-    method : {"otsu", "threshold", "none"} or "onnx:FILE"
+    method : {"otsu", "threshold", "none"}, str or callable
         "otsu": optical density and texture against Otsu's threshold, bounded on both sides so that pure glass gives no
         tissue and pure tissue gives a full mask. "threshold": a fixed saturation, for comparison with other tools;
         misses grey tissue. "none": the whole slide is tissue; nothing is decoded. Fluorescence (bright on black) is
         detected, and its brightest channel is compared with a bounded Otsu threshold. "onnx:FILE": a model of your
         own, with a sidecar that says what it takes (``FILE`` with the ending .yaml or .json).
+        Your own: a function as ``TissueMethod`` describes it, its import path ``my_module:my_function``, or the name
+        that an installed package gives it (entry points ``slideio_pipe.tissue``).
     mpp : float
         The resolution of the mask, in µm per pixel.
     min_area_um2, max_hole_um2 : float
         Smaller regions are dropped (never one of more than a twentieth of the slide), enclosed holes up to this are
         filled. Both default to one tile of 256 px at 0.5 µm.
     ignore_pen : bool
-        Exclude red, green, blue and black ink. Pass False for stains of such colours (trichrome, Alcian blue).
+        Exclude red, green, blue and black ink. Pass False for stains of such colours (trichrome, Alcian blue). Without
+        effect on a method of your own.
     threshold : float, optional
         Replaces the method's own: optical density for "otsu", saturation from 0 to 1 for "threshold", grey levels
         above the background for fluorescence.
@@ -74,8 +78,8 @@ def find_tissue(
     True
     """
     check_slide(slide)
-    if method not in METHODS and not is_onnx(method):
-        raise ConfigError(f"method {method!r}", slide=slide.name, remedy=f"pass one of {', '.join(METHODS)}")
+    own = own_method(method, slide.name)
+    called = own.name if own is not None else str(method)
     if on_error not in ("raise", "white"):
         raise ConfigError(f"{{on_error=}} is {on_error!r}", slide=slide.name, remedy='pass "raise" or "white"')
     for name, value in (("min_area_um2", min_area_um2), ("max_hole_um2", max_hole_um2)):
@@ -84,25 +88,28 @@ def find_tissue(
     settings: dict[str, Any] = {"mpp": float(mpp)}
     if method == "none":
         width, height, affine = mask_grid(slide, mpp)
-        return mask_of(np.ones((height, width), dtype=bool), affine, slide, method, settings)
+        return mask_of(np.ones((height, width), dtype=bool), affine, slide, called, settings)
     check_mpp(slide, mpp)
-    settings |= {
-        "min_area_um2": float(min_area_um2),
-        "max_hole_um2": float(max_hole_um2),
-        "ignore_pen": ignore_pen,
-        "asked_threshold": threshold,
-    }
+    settings |= {"min_area_um2": float(min_area_um2), "max_hole_um2": float(max_hole_um2)}
+    if own is None:
+        settings |= {"ignore_pen": ignore_pen, "asked_threshold": threshold}
+    elif threshold is not None:
+        reason = f"a threshold of {threshold:g} for the tissue method {called}, which has its own"
+        raise ConfigError(reason, slide=slide.name, remedy="leave threshold out")
     level0 = slide.require_mpp()
     if is_onnx(method):
-        found, affine, unread = _by_model(slide, method, mpp, on_error)
+        found, affine, unread = _by_model(slide, called, mpp, on_error)
         um_per_px = _um_per_px(affine, level0)
     else:
         rgb, affine, unread = _overview(slide, mpp, on_error)
         um_per_px = _um_per_px(affine, level0)
-        found = tissue_methods.segment(rgb, method, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
+        if own is None:
+            found = tissue_methods.segment(rgb, called, um_per_px, threshold=threshold, ignore_pen=ignore_pen)
+        else:
+            found = own.segment(rgb, um_per_px, slide.name)
     mask = tissue_methods.without_specks_and_holes(found, min_area_um2 / um_per_px**2, max_hole_um2 / um_per_px**2)
     whole = _extended_to_edge(mask, affine, slide.dimensions)
-    return mask_of(whole, affine, slide, method, settings | found.details | unread)
+    return mask_of(whole, affine, slide, called, settings | found.details | unread)
 
 
 def tissue_of(
