@@ -16,7 +16,7 @@ from slideio_pipe.augment.transform_base import ColourTransform, Context
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Size
 from slideio_pipe.parts.calls import takes_second
-from slideio_pipe.parts.imports import import_path_of, load_object
+from slideio_pipe.parts.import_path import import_object, import_path_of
 
 Pixels = NDArray[np.uint8]
 
@@ -29,7 +29,7 @@ class FromNumpy(ColourTransform):
 
     def __init__(self, function: Callable[..., Any] | str, *, always_apply: bool = False, p: float = 1.0) -> None:
         super().__init__(always_apply=always_apply, p=p)
-        made = load_object(function, "transform") if isinstance(function, str) else function
+        made = import_object(function) if isinstance(function, str) else function
         if not callable(made):
             given = function if isinstance(function, str) else f"a {type(made).__name__}"
             raise ConfigError(

@@ -10,7 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from slideio_pipe.config import Record, load_record, validated
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.parts.imports import importable, is_import_path
+from slideio_pipe.parts.import_path import importable, is_import_path
 from slideio_pipe.presets import settings_file
 from slideio_pipe.slides.config import SlideConfig, ViewConfig
 from slideio_pipe.store.config import StoreConfig

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from slideio_pipe.config import Record, checked, load_record
-from slideio_pipe.import_path import is_import_path
+from slideio_pipe.parts.import_path import is_import_path
 from slideio_pipe.presets import settings_file, transform_named_in
 from slideio_pipe.streaming.config import EXAMPLE, LoaderConfig
 

@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from slideio_pipe.errors import ConfigError
-from slideio_pipe.import_path import code_digest, import_object, is_import_path
 from slideio_pipe.mil.config import TrainConfig, is_passed, passed_name
 from slideio_pipe.mil.models.bag_model import BagModel
 from slideio_pipe.mil.models.mil_model import build_model
 from slideio_pipe.mil.models.own_model import own_model, tried
 from slideio_pipe.mil.objective import Objective, OwnLoss, OwnMetric
 from slideio_pipe.mil.tasks import Task
+from slideio_pipe.parts.import_path import code_digest, import_object, is_import_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from slideio_pipe.config import Record, checked, load_record
-from slideio_pipe.parts.imports import importable, is_import_path
+from slideio_pipe.parts.import_path import importable, is_import_path
 from slideio_pipe.presets import settings_file, transform_named_in
 from slideio_pipe.slides.config import SlideConfig, ViewConfig
 from slideio_pipe.slides.frames import Frame

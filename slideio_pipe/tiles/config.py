@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from slideio_pipe.config import Record
 from slideio_pipe.parts.entry_points import part_named, parts_of
-from slideio_pipe.parts.imports import import_path_of, is_import_path
+from slideio_pipe.parts.import_path import import_path_of, is_import_path
 from slideio_pipe.slides.config import Resolution
 
 Edge = Literal["drop", "shift", "pad"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.parts.calls import takes_second
 from slideio_pipe.parts.entry_points import part_named, parts_of
-from slideio_pipe.parts.imports import import_path_of, is_import_path, load_object, source_digest
+from slideio_pipe.parts.import_path import import_object, import_path_of, is_import_path, source_digest
 from slideio_pipe.tiles.config import METHODS
 from slideio_pipe.tiles.onnx_tissue import is_onnx
 from slideio_pipe.tiles.tissue_methods import Segmentation
@@ -94,7 +94,7 @@ def own_method(method: str | Callable[..., Any], slide: str | None = None) -> Ow
         return OwnMethod(part.load(), method, {"function": part.value, "package": part.origin})
     if not is_import_path(method):
         raise ConfigError(f"method {method!r}", slide=slide, remedy=f"pass one of {_known()}")
-    function = load_object(method, "tissue method")
+    function = import_object(method)
     if not callable(function):
         raise ConfigError(f"a {type(function).__name__} is no tissue method", slide=method, remedy="name a function")
     return OwnMethod(function, method, _origin(function) | {"function": method})

@@ -9,7 +9,7 @@ from torch import nn
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.features.encoders.encoder import Encoder
-from slideio_pipe.import_path import import_object, is_import_path
+from slideio_pipe.parts.import_path import import_object, is_import_path
 
 _HUBS = ("timm:", "hf:")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -83,6 +84,51 @@ def code_digest(path: str) -> dict[str, str]:
     lines = file.read_text(encoding="utf-8").splitlines()
     code = [line.rstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return {file.name: hashlib.sha256("\n".join(code).encode()).hexdigest()[:16]}
+
+
+def importable(folder: str | Path) -> None:
+    """Make the modules in a folder importable, after all that are installed, for this process and its workers.
+
+    Worker processes get ``sys.path``: they load a class or function again by its name.
+    """
+    place = str(Path(folder).expanduser().resolve())
+    if place not in sys.path:
+        sys.path.append(place)
+        importlib.invalidate_caches()
+
+
+def import_path_of(made: object) -> str | None:
+    """Return the import path of a function or class; None for one that another process would not find by it.
+
+    That is a lambda, a function inside a function, an object, or anything of a script or notebook (``__main__``).
+
+    >>> import_path_of(Path), import_path_of(lambda: 1)
+    ('pathlib:Path', None)
+    """
+    module, name = getattr(made, "__module__", None), getattr(made, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or module in ("__main__", "__mp_main__"):
+        return None
+    found: Any = sys.modules.get(module)
+    for each in name.split("."):
+        found = getattr(found, each, None)
+    path = f"{module}:{name}"
+    return path if found is made and is_import_path(path) else None
+
+
+def source_digest(made: object) -> str | None:
+    """Return 16 hex digits of the source text of a function or class, or of an object's class; None if it has none.
+
+    It differs after a change of the function itself, not of what it calls.
+
+    >>> source_digest(source_digest) == source_digest(source_digest), source_digest(len)
+    (True, None)
+    """
+    named = made if inspect.isroutine(made) or inspect.isclass(made) else type(made)
+    try:
+        text = inspect.getsource(named)
+    except (OSError, TypeError):  # compiled, or typed at a prompt
+        return None
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _searched(folders: Iterable[str | Path]) -> list[Path]:
