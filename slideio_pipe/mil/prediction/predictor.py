@@ -22,7 +22,6 @@ from slideio_pipe.features.encoders.encoder import parameter_dtype
 from slideio_pipe.features.feature_bag import FeatureBag, open_features
 from slideio_pipe.features.scales import in_words
 from slideio_pipe.geometry import Affine
-from slideio_pipe.import_path import code_digest, import_object, is_imported
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.config import TrainConfig, is_passed
 from slideio_pipe.mil.feature_files import holds_features
@@ -38,6 +37,7 @@ from slideio_pipe.mil.prediction.prediction import Prediction
 from slideio_pipe.mil.prediction.slide_tiles import SlideTiles
 from slideio_pipe.mil.sources import chunk_size_of
 from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
+from slideio_pipe.parts.import_path import code_digest, import_object, is_imported
 from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.store.patient_index import is_patient_index
