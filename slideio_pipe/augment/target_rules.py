@@ -91,7 +91,7 @@ class PointRules:
     def __post_init__(self) -> None:
         if self.format in ("xya", "xys", "xyas", "xysa"):
             reason = f'keypoint_params has the format "{self.format}"; annotated points have no angle and no scale'
-            raise ConfigError(reason, remedy='pass format="xy"')
+            raise ConfigError(reason, remedy='give it the format "xy"')
         _check_format("keypoint_params", self.format, POINT_FORMATS)
         _check_fields("keypoint_params", self.label_fields)
 
@@ -161,7 +161,7 @@ def _values(kind: Any, name: str, params: Any) -> dict[str, Any]:
         if unknown:
             raise ConfigError(f"{name} has no {unknown[0]!r}", remedy=f"there are: {', '.join(known)}")
         if "format" not in params:
-            raise ConfigError(f"{name} has no format", remedy='pass {"format": …}, as to albumentationsxl')
+            raise ConfigError(f"{name} has no format", remedy='pass a dictionary with "format", as to albumentationsxl')
         values = {key: params[key] for key in known if key in params}
     elif all(hasattr(params, key) for key in known):
         values = {key: getattr(params, key) for key in known}

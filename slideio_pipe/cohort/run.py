@@ -262,7 +262,7 @@ class Run:
             and self.work.output(slide).exists()
         ]
         if other:
-            changed = differences(self.ledger.settings or {}, settings) or ["labels, mpp or masks of the cohort"]
+            changed = differences(self.ledger.settings or {}, settings) or ["labels, mpp, masks or cells of the cohort"]
             names = ", ".join(other[:_SHOWN]) + (", …" if len(other) > _SHOWN else "")
             raise ConfigError(
                 f"{len(other):,} of {len(self.cohort):,} slides were done with other settings "

@@ -44,6 +44,7 @@ _OF_MANY = {
     "--label": _COLUMN("label"),
     "--patient": _COLUMN("patient"),
     "--mask": _COLUMN("mask"),
+    "--cells": _COLUMN("cell_file"),
     "--picture": "leave it out: report.html in the folder of the bags has a picture of every slide",
 }
 

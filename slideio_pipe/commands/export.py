@@ -39,6 +39,8 @@ def export(
     max_white: options.MaxWhite = None,
     allow_empty: options.AllowEmpty = False,
     mask_frame: options.MaskFrame = None,
+    cells: options.Cells = None,
+    cell_class: options.CellClasses = None,
     on_error: options.OnError = None,
     slide_mpp: options.CohortMpp = None,
     slide_mpp_override: options.CohortMppOverride = False,
@@ -103,7 +105,7 @@ def export(
             slides,
             save,
             settings,
-            one_slide={"--label": label, "--patient": patient, "--mask": mask, "--picture": picture},
+            one_slide={"--label": label, "--patient": patient, "--mask": mask, "--cells": cells, "--picture": picture},
             root=root,
             tables=tables,
             as_json=as_json,
@@ -116,6 +118,7 @@ def export(
             allow_empty=allow_empty,
             on_error=on_error or "raise",
             mask_frame=None if mask_frame is None else checked_frame(mask_frame),
+            cell_classes=cell_class or None,
         )
         return
     done = export_slide(
@@ -127,6 +130,8 @@ def export(
         tissue_file=mask,
         mask_frame=None if mask_frame is None else checked_frame(mask_frame),
         picture_file=picture,
+        cell_file=cells,
+        cell_classes=cell_class or None,
         overwrite=overwrite,
         keep=True,
         allow_empty=allow_empty,
@@ -158,6 +163,9 @@ def _print_export(done: Exported, picture: Path | None) -> None:
         say("pixels: the JPEG bytes of the slide, unchanged")
     if "psnr_db" in summary["pixels"]:
         say(_loss(**summary["pixels"]))
+    if (counts := bag.cell_counts) is not None:
+        listed = ", ".join(f"{int(found.sum()):,} {name}" for name, found in counts.items())
+        say(f"cells in the tiles: {listed or 'none'}")
     say(f"bag: {bag.path}")
     if picture is not None:
         say(f"picture: {picture}")

@@ -30,6 +30,7 @@ def _panel(title: str | None) -> Callable[..., Any]:
 option = _panel(None)
 of_slide, of_tiles, of_tissue = _panel("Slide"), _panel("Resolution and tiles"), _panel("Tissue")
 of_quality = _panel("Quality of tiles")
+of_cells = _panel("Cells")
 of_output, of_cohort, of_encoding = _panel("Output"), _panel("Cohorts"), _panel("Encoding")
 
 SlideFile = Annotated[
@@ -195,6 +196,13 @@ MaxPen = Annotated[float | None, of_quality("--max-pen", "Drop tiles with more i
 MaxFold = Annotated[float | None, of_quality("--max-fold", "Drop tiles with more folded tissue.", unit="0…1")]
 MaxBubble = Annotated[float | None, of_quality("--max-bubble", "Drop tiles with more air bubbles.", unit="0…1")]
 MaxWhite = Annotated[float | None, of_quality("--max-white", "Drop tiles with more glass.", unit="0…1")]
+Cells = Annotated[
+    Path | None,
+    of_cells("--cells", "Cells of QuPath, CellViT or StarDist: their number per tile is stored.", unit="FILE"),
+]
+CellClasses = Annotated[
+    list[str] | None, of_cells("--cell-class", "Class of cells to count, by default all. Repeatable.", unit="NAME")
+]
 AllowEmpty = Annotated[bool, of_tissue("--allow-empty", "Write an empty bag if there is no tissue.")]
 OnError = Annotated[
     str | None,
@@ -348,7 +356,8 @@ ColumnNames = Annotated[
     list[str] | None,
     of_cohort(
         "--column",
-        "Which column of a table is the slide, label, patient, mpp, mask, split or fold: label=isMSIH. Repeatable.",
+        "Which column of a table is the slide, label, patient, mpp, mask, split, fold or cell_file: label=isMSIH. "
+        "Repeatable.",
         unit="NAME=COLUMN",
     ),
 ]

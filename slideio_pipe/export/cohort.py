@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag
 from slideio_pipe.store.failed_tiles import check_store_on_error
+from slideio_pipe.tiles.annotation_marks import class_names
 from slideio_pipe.tiles.own_tissue import method_fingerprint
 from slideio_pipe.tiles.tile_bag import TileBag
 
@@ -47,6 +48,7 @@ class ExportWork:
     allow_empty: bool = False
     on_error: str = "raise"  # not a setting: a bag without damaged tiles is the same with both
     mask_frame: Frame | None = None  # frame of the masks in the cohort
+    cell_classes: tuple[str, ...] | None = None  # of the cohort's cells
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -55,7 +57,8 @@ class ExportWork:
         # Without the unit: the bags of slides are the same with both.
         config = self.config.model_dump(mode="json", exclude={"unit"})
         own = method_fingerprint(self.config.tissue.method)
-        return config | {"allow_empty": self.allow_empty} | frame | own
+        classes = {} if self.cell_classes is None else {"cell_classes": [*self.cell_classes]}
+        return config | {"allow_empty": self.allow_empty} | frame | own | classes
 
     def output(self, slide: CohortSlide) -> Path:
         """Return the bag of a slide, named after the slide in the cohort."""
@@ -76,6 +79,8 @@ class ExportWork:
             patient=slide.patient,
             tissue_file=slide.mask,
             mask_frame=self.mask_frame,
+            cell_file=slide.cell_file,
+            cell_classes=self.cell_classes,
             overwrite=overwrite,
             allow_empty=self.allow_empty,
             on_error=self.on_error,
@@ -132,6 +137,7 @@ def export_cohort(
     allow_empty: bool = False,
     on_error: str = "raise",
     mask_frame: Frame | None = None,
+    cell_classes: Sequence[str] | None = None,
     cluster: str | Path | None = None,
     progress: Report | bool | None = None,
 ) -> RunReport:
@@ -169,6 +175,8 @@ def export_cohort(
         Handling of damaged slides; see ``export_slide``.
     mask_frame : {"qupath", "level0"}, optional
         Frame of the cohort's masks; see ``export_slide``.
+    cell_classes : sequence of str, optional
+        Classes of the cells in the files of the column "cell_file", by default all in each file; see ``export_slide``.
     cluster : str or Path, optional
         A Dask scheduler, ``tcp://host:8786``, or a YAML file like the preset ``slurm``, instead of ``workers``
         processes of this machine. Slides and ``out`` must be on a disk that all see under the same path.
@@ -198,6 +206,7 @@ def export_cohort(
     (1, None, ['a.bag.zarr'])
     """
     check_store_on_error(on_error)
+    classes = None if cell_classes is None else tuple(class_names(cell_classes, None) or ())
     frame_corner(mask_frame or "qupath", None)
     slides, settings = Cohort.of(cohort), export_config(config)
     folder = Path(out).expanduser().absolute()
@@ -206,7 +215,7 @@ def export_cohort(
     if threads is None:
         threads = 1 if cluster is not None else decoding_threads(workers)
     return run_cohort(
-        ExportWork(folder, settings, threads, allow_empty, on_error, mask_frame),
+        ExportWork(folder, settings, threads, allow_empty, on_error, mask_frame, classes),
         slides,
         folder,
         workers=workers,

@@ -7,12 +7,13 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slideio_pipe.cohort.names import SUFFIX, bag_name
 from slideio_pipe.errors import ConfigError, NoTissueError, OutputError, OutputExistsError, SlideioPipeError
@@ -26,6 +27,7 @@ from slideio_pipe.store import StoredBag, save_bag
 from slideio_pipe.store.codecs import codec_for
 from slideio_pipe.store.config import Pixels
 from slideio_pipe.store.failed_tiles import check_store_on_error
+from slideio_pipe.tiles.annotations import Annotations
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.context_bag import bag_of
 from slideio_pipe.tiles.find_tissue import tissue_of
@@ -40,6 +42,7 @@ _LOG = logging.getLogger(__name__)
 # Minimum fraction of the raw bytes after encoding: glass compresses well, tissue to about a half. JPEG: any.
 _MIN_SIZE = {"none": 1.0, "zstd": 0.2}
 _MIN_SIZE_JPEG = 0.01
+Counts = dict[str, NDArray[np.int64]] | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Exported:
             "tissue": None if known["tissue"] is None else round(known["tissue"]["fraction"], 4),
             "tissue_covered": round(self.covered, 4),
             **summary_of(self.bag.quality, known),
+            **({} if (counts := self.bag.cell_counts) is None else {"cells": int(sum(map(np.sum, counts.values())))}),
             "seconds": round(self.seconds, 3),
             "tiles_per_second": round(written / max(self.seconds, 1e-9), 1),
             **({"kept": True} if self.kept else {}),
@@ -87,6 +91,8 @@ def export_slide(
     tissue_file: str | Path | None = None,
     mask_frame: Frame | None = None,
     picture_file: str | Path | None = None,
+    cell_file: str | Path | None = None,
+    cell_classes: Sequence[str] | Mapping[str, int] | None = None,
     overwrite: bool = False,
     keep: bool = False,
     allow_empty: bool = False,
@@ -119,6 +125,11 @@ def export_slide(
         from the shape for pictures.
     picture_file : str or Path, optional
         File for a picture of the slide with its tissue and tiles, and a montage of the bag.
+    cell_file : str or Path, optional
+        Cells that QuPath, CellViT or StarDist found, as ``Annotations.from_cells`` reads them: how many of each class
+        are in each tile is stored with the bag, ``bag.cell_counts``.
+    cell_classes : sequence of str, or mapping of str to int, optional
+        Their classes; by default all in the file.
     overwrite : bool
         Replace an existing bag.
     keep : bool
@@ -175,6 +186,8 @@ def export_slide(
             mask_frame=mask_frame,
             on_error=on_error,
             threads=threads,
+            cell_file=cell_file,
+            cell_classes=cell_classes,
         )
         planned = time.perf_counter()
         _LOG.info("%s: tissue and %d tiles found in %.1f s", bag.name, len(bag), planned - started)
@@ -243,11 +256,18 @@ def _same(target: Path, bag: TileBag, pixels: Pixels) -> StoredBag:
         all(settings.get(key) == value for key, value in planned.items() if key != "packages")
         and all(known.get(key) == about.get(key) for key in ("codec", "quality", "source", "lossless"))
         and np.array_equal(stored.coords, bag.coords)
+        and _equal_counts(stored.cell_counts, bag.cell_counts)
     )
     if not same:
         stored.close()
         raise _exists(target)
     return stored
+
+
+def _equal_counts(one: Counts, other: Counts) -> bool:
+    if one is None or other is None:
+        return one is other
+    return [*one] == [*other] and all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def _check_space(bag: TileBag, target: Path, pixels: Pixels) -> None:
@@ -294,13 +314,16 @@ def plan_bag(
     on_error: str = "raise",
     mask_frame: Frame | None = None,
     threads: int | None = None,
+    cell_file: str | Path | None = None,
+    cell_classes: Sequence[str] | Mapping[str, int] | None = None,
 ) -> TileBag:
     """Return the bag an export would write: tissue found, grid placed, quality measured if it matters."""
     view = slide.view(mpp=config.view.mpp)
     tissue = tissue_of(slide, config.tissue, tissue_file, frame=mask_frame, on_error=on_error)
     grid = TileGrid(view, tissue=tissue, **config.grid.model_dump())
     grid = with_quality(grid, config.quality, on_error=on_error, threads=threads)
-    return bag_of(view, grid, config.view, label=label, patient=patient)
+    cells = None if cell_file is None else Annotations.from_cells(cell_file, cell_classes, slide=slide)
+    return bag_of(view, grid, config.view, label=label, patient=patient, annotations=cells)
 
 
 def bag_path(slide: Slide, out: str | Path | None) -> Path:

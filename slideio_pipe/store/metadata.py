@@ -10,6 +10,7 @@
     grid_index/          (N, 2) int32, column, row
     tissue/              (N,) float32, tissue fraction
     quality/<name>/      (N,) float32, optional: focus, pen, fold, bubble, white, those that were measured
+    cell_counts/         (N, K) int32, optional: points of each class in the tile; attributes["classes"] are their names
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from slideio_pipe.geometry import Mpp
 from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_from_zarr
 from slideio_pipe.store.shards import ShardGrid
-from slideio_pipe.tiles.bag import Bag, Columns, quality_of
+from slideio_pipe.tiles.bag import Bag, Columns, cell_counts_of, quality_of
 from slideio_pipe.tiles.tile_quality import NAMES, TileQuality
 
 VERSION = 1
@@ -47,7 +48,8 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...], list[str]]] = {
     "tissue": ("<f4", (), ["tile"]),
 }
 QUALITY = "quality"
-TOP_LEVEL = frozenset({"zarr.json", "tiles", QUALITY, *COLUMNS})
+CELL_COUNTS = "cell_counts"
+TOP_LEVEL = frozenset({"zarr.json", "tiles", QUALITY, CELL_COUNTS, *COLUMNS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class StoreMetadata:
     codec: TileCodec
     columns: dict[str, NDArray[Any]]  # coords, grid_index, tissue
     quality: TileQuality | None
+    cell_counts: dict[str, NDArray[np.int64]] | None = None
 
 
 def tiles_per_shard(tile_bytes: int) -> int:
@@ -123,6 +126,10 @@ def add_columns(group: zarr.Group, bag: Columns) -> dict[str, bytes]:
     if quality is not None:
         group.create_group(QUALITY)
         columns |= {f"{QUALITY}/{name}": (values, "<f4", (), ["tile"]) for name, values in quality.measured.items()}
+    attributes: dict[str, dict[str, Any]] = {}
+    if counts := cell_counts_of(bag):
+        attributes[CELL_COUNTS] = {"classes": [*counts]}
+        columns[CELL_COUNTS] = (np.stack([*counts.values()], axis=1), "<i4", (len(counts),), ["tile", "class"])
     for name, (column, dtype, tail, dimensions) in columns.items():
         values = np.ascontiguousarray(column, dtype=dtype)
         if values.shape != (tiles, *tail):
@@ -138,6 +145,7 @@ def add_columns(group: zarr.Group, bag: Columns) -> dict[str, bytes]:
             compressors=None,
             fill_value=0,
             dimension_names=dimensions,
+            attributes=attributes.get(name),
         )
         if tiles:
             files["/".join([name, "c", *"0" * values.ndim])] = values.tobytes()
@@ -181,7 +189,8 @@ def read_layout(path: Path) -> StoreMetadata:
     _check_context(path, attributes, scales)
     grid = ShardGrid(path / "tiles", shape[0], slots, fill_value, complete, scales)
     quality = read_quality(path, shape[0], complete)
-    return StoreMetadata(attributes, shape, grid, codec, columns, quality)
+    counts = read_cell_counts(path, shape[0], complete)
+    return StoreMetadata(attributes, shape, grid, codec, columns, quality, counts)
 
 
 def read_columns(path: Path, tiles: int, complete: bool = True) -> dict[str, NDArray[Any]]:
@@ -214,6 +223,21 @@ def read_quality(path: Path, tiles: int, complete: bool = True) -> TileQuality |
             raise _damaged(path, f"{QUALITY}/{name} has the shape {values.shape}, not {(tiles,)}")
         found[name] = values
     return TileQuality.of(**found) if found else None
+
+
+def read_cell_counts(path: Path, tiles: int, complete: bool = True) -> dict[str, NDArray[np.int64]] | None:
+    """Return the points of each class in each tile of the store at ``path``; None if they were not counted.
+
+    Raise BagFormatError if they cannot be read, or have not one row per tile and one column per class.
+    """
+    folder = path / CELL_COUNTS
+    if not folder.exists():
+        return None
+    classes = _metadata(folder, "array").get("attributes", {}).get("classes")
+    values = _column(folder, complete)
+    if not isinstance(classes, list) or values.shape != (tiles, len(classes)):
+        raise _damaged(path, f"{CELL_COUNTS} has the shape {values.shape} of the classes {classes}")
+    return {str(name): values[:, column].astype(np.int64) for column, name in enumerate(classes)}
 
 
 def _damaged(path: Path, reason: str) -> BagFormatError:

@@ -74,6 +74,12 @@ class StoredBag(ArrayLikeBag, Closable):
         self.grid_index = layout.columns["grid_index"]
         self.tissue = layout.columns["tissue"]
         self.quality = layout.quality
+        self._cell_counts = layout.cell_counts
+
+    @property
+    def cell_counts(self) -> dict[str, NDArray[np.int64]] | None:
+        """Points of each class in each tile, (N,) per class: as stored, else of ``annotations``; None without any."""
+        return super().cell_counts if self._cell_counts is None else dict(self._cell_counts)
 
     @property
     def attributes(self) -> dict[str, Any]:

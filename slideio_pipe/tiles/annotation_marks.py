@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slideio_pipe.errors import ConfigError, OutsideSlideWarning, warn_caller
+from slideio_pipe.errors import ConfigError, OutsideSlideWarning, UnmatchedWarning, warn_caller
 from slideio_pipe.geometry import Affine, Mpp, Pyramid, Rect
 from slideio_pipe.tiles.cell_files import Cells
 from slideio_pipe.tiles.label_mask import checked_classes
@@ -58,7 +58,7 @@ def numbered(classes: Classes, *found: Iterable[str | None]) -> Mapping[str, int
 def labelled(cells: Cells, classes: Classes, where: Path | None) -> tuple[Marks, Mapping[str, int]]:
     """Return the cells of some classes as points and boxes in their file's px, and the labels of the classes.
 
-    Raise ConfigError if no cell is of these classes.
+    Warn if there are cells, and none is of these classes: a slide may have none, but the name may be wrong.
     """
     wanted = class_names(classes, where)
     kept = {name: is_selected(name, wanted) for name in dict.fromkeys(cells.names)}
@@ -66,8 +66,8 @@ def labelled(cells: Cells, classes: Classes, where: Path | None) -> tuple[Marks,
     if kept and not any(kept.values()):
         there = ", ".join(sorted(name or UNCLASSIFIED for name in kept))
         what = "every cell is of an ignored class" if wanted is None else f"no cell of {', '.join(wanted)}"
-        slide = None if where is None else str(where)
-        raise ConfigError(f"{what}; classes found: {there}", slide=slide, remedy="name one of these in classes=[…]")
+        head = "" if where is None else f"{where}: "
+        warn_caller(UnmatchedWarning(f"{head}{what}; classes found: {there}", names=wanted or ()))
     value_of = {name: labels[name or UNCLASSIFIED] if chosen else 0 for name, chosen in kept.items()}
     values = np.array([value_of[name] for name in cells.names], np.int64)
     chosen = values > 0
@@ -118,7 +118,7 @@ def px_affine(slide: Scanned | None, mpp: float | None, *, in_um: bool, where: P
     unit = "µm" if in_um else f"px of {mpp} µm"
     name = None if where is None else str(where)
     if slide is None:
-        raise ConfigError(f"places in {unit}, and no slide", slide=name, remedy="pass slide=…, for its resolution")
+        raise ConfigError(f"places in {unit}, and no slide", slide=name, remedy="pass their slide, for its resolution")
     size = Mpp.of(1.0) if in_um else Mpp.parse(mpp)
     if size is None or (in_um and mpp is not None):
         remedy = "leave mpp out: the file is in µm" if in_um else "pass µm per px, such as 0.5"
@@ -143,5 +143,5 @@ def check_inside(marks: Marks, slide: Scanned) -> None:
     if outside < len(places):
         warn_caller(OutsideSlideWarning(f"{slide.name}: {outside:,} of {len(places):,} points and boxes are {where}"))
         return
-    remedy = 'check that they are of this slide, and pass their frame="qupath" or "level0", or their mpp=…'
+    remedy = 'check that they are of this slide; read them in their own frame, "qupath" or "level0", and resolution'
     raise ConfigError(f"all {len(places):,} points and boxes are {where}", slide=slide.name, remedy=remedy)

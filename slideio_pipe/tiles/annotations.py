@@ -182,8 +182,7 @@ class Annotations(TileLabels, TileTargets):
         Raises
         ------
         SlideNotFoundError, ConfigError
-            The file is missing, has no cells of these classes, or is none of these; all cells are outside the slide; or
-            ``slide`` is needed.
+            The file is missing, or is none of these; all cells are outside the slide; or ``slide`` is needed.
 
         Examples
         --------
@@ -330,6 +329,11 @@ class Annotations(TileLabels, TileTargets):
     def point_labels(self) -> NDArray[np.int64]:
         """(n,) labels of the points."""
         return self.marks.point_labels
+
+    @property
+    def has_points(self) -> bool:
+        """Whether it has points to count, perhaps none of them on this slide: not polygons alone."""
+        return bool(len(self.marks.points)) or not self.regions
 
     @property
     def boxes(self) -> NDArray[np.float64]:

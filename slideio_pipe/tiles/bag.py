@@ -40,6 +40,9 @@ class Columns(Protocol):
 class TargetSource(Protocol):
     """Boxes and points of a slide, for its tiles: ``Annotations``."""
 
+    @property
+    def has_points(self) -> bool: ...
+    def counts(self, bag: Any, indices: ArrayLike | None = None) -> dict[str, NDArray[np.int64]]: ...
     def targets(self, bag: Any, indices: ArrayLike | None = None) -> list[Targets]: ...
 
 
@@ -132,9 +135,15 @@ class ArrayLikeBag(Explorable, ABC):
         """Whether ``targets`` has something to return."""
         return self.annotations is not None
 
+    @property
+    def cell_counts(self) -> dict[str, NDArray[np.int64]] | None:
+        """Points of each class in each tile, (N,) per class, of the annotations or as stored; None without points."""
+        known = self.annotations
+        return None if known is None or not known.has_points else known.counts(self)
+
     def _targets(self, positions: NDArray[np.int64]) -> list[Targets]:
         if self.annotations is None:
-            remedy = "pass TileBag(…, annotations=Annotations.from_geojson(…)), or set bag.annotations"
+            remedy = "pass Annotations.from_geojson(…) to TileBag, or set bag.annotations"
             raise ConfigError("the bag has no annotations", slide=self.name, remedy=remedy)
         return self.annotations.targets(self, positions)
 
@@ -249,6 +258,11 @@ def patient_of(bag: Bag) -> str | None:
     """Return the patient of a bag's slide; None if unknown, as for bags of other packages."""
     patient = getattr(bag, "patient", None)
     return None if patient is None else str(patient)
+
+
+def cell_counts_of(bag: Any) -> dict[str, NDArray[np.int64]] | None:
+    """Return the points of each class in each tile of a bag; None if they are not known."""
+    return bag.cell_counts if isinstance(bag, ArrayLikeBag) else None
 
 
 def targets_of_batch(bag: Bag, positions: NDArray[np.int64]) -> tuple[Targets, ...] | None:

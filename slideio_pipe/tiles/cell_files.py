@@ -59,7 +59,7 @@ def read_cells(source: Path | Mapping[str, Any], *, outline: Outline = "nucleus"
         The file is not there, or is none of these.
     """
     if outline not in get_args(Outline):
-        raise ConfigError(f"{{outline={outline!r}}} is unknown", remedy='pass "nucleus" or "cell"')
+        raise ConfigError(f"outline is {outline!r}", remedy='pass "nucleus" or "cell"')
     if isinstance(source, Mapping):
         return _read("details of StarDist", lambda: _of_arrays(source))
     if not source.exists():

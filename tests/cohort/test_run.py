@@ -103,7 +103,7 @@ def test_a_changed_label_is_a_changed_setting(tmp_path: Path) -> None:
     """Labels are stored in the outputs."""
     (slide,), out = slides(tmp_path, a="1"), tmp_path / "out"
     run(Cohort([slide]), out)
-    with pytest.raises(ConfigError, match="labels, mpp or masks"):
+    with pytest.raises(ConfigError, match="labels, mpp, masks or cells"):
         run(Cohort([CohortSlide(slide.source, slide.name, label=1)]), out)
 
 
