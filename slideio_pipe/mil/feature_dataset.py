@@ -17,7 +17,7 @@ from slideio_pipe.cohort.patients import by_patient, slides_of_row
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.features.feature_bag import FeatureBag, open_features
 from slideio_pipe.mil.columns import class_of, event_of
-from slideio_pipe.mil.feature_files import feature_cohort, features_in
+from slideio_pipe.mil.feature_files import feature_cohort, features_in, is_unnamed
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
@@ -108,7 +108,8 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         coords = [bag.coords for bag in bags if bag.coords is not None]
         if len(coords) == len(bags):
             found["coords"] = torch.from_numpy(np.concatenate(coords).astype(np.int64))
-        found |= {"label": self._label(index, bags), "name": row.name, "patient": row.patient or bags[0].patient or ""}
+        name = bags[0].name if self.unit == "slide" and is_unnamed(row, bags[0]) else row.name
+        found |= {"label": self._label(index, bags), "name": name, "patient": row.patient or bags[0].patient or ""}
         if self.unit == "patient":
             counts = torch.tensor([len(bag) for bag in bags])
             found["slide_index"] = torch.repeat_interleave(torch.arange(len(bags)), counts)

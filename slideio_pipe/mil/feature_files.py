@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from slideio_pipe.cohort.cohort import Cohort
+from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.names import file_stem
 from slideio_pipe.cohort.table import Table, file_name, is_table, read_table
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.features.feature_bag import FeatureBag
 from slideio_pipe.store.feature_arrays import encoder_names
 from slideio_pipe.store.metadata import is_bag_store
 
@@ -68,6 +70,11 @@ def feature_cohort(cohort: Any, folder: str | Path) -> Cohort:
     found_all = Cohort(replace(slide, source=file, mask=None) for slide, file in pairs)
     _refuse_shared(found_all)
     return found_all
+
+
+def is_unnamed(slide: CohortSlide, bag: FeatureBag) -> bool:
+    """Return whether a slide is named after its feature store, which has the real name."""
+    return "slide" in bag.provenance and isinstance(slide.source, Path) and slide.name == slide.source.name
 
 
 def tiling_of(provenance: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import importlib.util
 import io
@@ -132,6 +133,22 @@ def test_seeing_runs(tmp_path: Path) -> None:
     assert "sp.Draw.from_json({" in texts["text"]
     assert "__class_fullname__: slideio_pipe.Replay" in texts["text"]
     assert texts["close"] == "Explorer(closed) Explorer(closed)\n"
+
+
+@pytest.mark.filterwarnings("default")
+def test_own_model_runs(tmp_path: Path) -> None:
+    """Every cell runs, in under 40 lines of code: folds, attention, and a loop that separates the classes."""
+    outputs = run("07_own_model.ipynb", tmp_path)
+    cells = nbformat.read(FOLDER / "07_own_model.ipynb", as_version=4).cells
+    code = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines() if line.strip()]
+    assert len(code) < 40
+    assert float(re.findall(r"AUROC +([0-9.]+)", printed(outputs)["fit"])[0]) > 0.8
+    for cell in ("see", "top"):
+        assert min(shown(outputs[cell][-1]).size) > 200
+    found = ast.literal_eval(outputs["loop"][-1].data["text/plain"])
+    assert [name for name, _, _ in found] == [f"S{k:02}.svs" for k in range(12)]
+    chances = [[chance for _, label, chance in found if label == wanted] for wanted in (0, 1)]
+    assert max(chances[0]) < min(chances[1])
 
 
 @pytest.mark.filterwarnings("default")

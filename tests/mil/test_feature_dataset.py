@@ -109,7 +109,7 @@ def test_stores_of_ours_give_coordinates_labels_and_patients(tmp_path: Path) -> 
     item = dataset[1]
     np.testing.assert_array_equal(item["features"].numpy(), opened.features.astype(np.float32))
     np.testing.assert_array_equal(item["coords"].numpy(), opened.coords)
-    assert (item["label"], item["patient"]) == (1, "p0")
+    assert (item["name"], item["label"], item["patient"]) == ("a1.svs", 1, "p0")
     by_name = sp.FeatureDataset(tmp_path / "cohort.csv", "mine", folder=tmp_path / "features", unit="slide")
     for context in ("fork", "spawn"):
         loader = DataLoader(by_name, num_workers=1, multiprocessing_context=context)

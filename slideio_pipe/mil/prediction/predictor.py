@@ -24,7 +24,7 @@ from slideio_pipe.features.scales import in_words
 from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.checkpoint import read_checkpoint
 from slideio_pipe.mil.config import TrainConfig, is_passed
-from slideio_pipe.mil.feature_files import holds_features
+from slideio_pipe.mil.feature_files import holds_features, is_unnamed
 from slideio_pipe.mil.fingerprints import KnownSlides, features_fingerprint, file_of, joined_contents
 from slideio_pipe.mil.models.bag_model import MilOutput
 from slideio_pipe.mil.models.mil_model import build_model
@@ -164,9 +164,7 @@ class Predictor:
         if len(coords) == len(bags):
             places = slides_apart(np.concatenate(coords), np.repeat(np.arange(len(bags)), [len(bag) for bag in bags]))
         parts = [
-            SlideTiles.of_features(
-                bag, features_fingerprint(found), bag.name if _is_unnamed(slide, bag) else slide.name
-            )
+            SlideTiles.of_features(bag, features_fingerprint(found), bag.name if is_unnamed(slide, bag) else slide.name)
             for slide, bag, found in zip(patient.slides, bags, values, strict=True)
         ]
         out = self._output(torch.from_numpy(np.concatenate(values)).to(self.device), places)
@@ -181,7 +179,7 @@ class Predictor:
                 yield self.encoder.prepare(batch.tiles)
 
     def _of_features(self, bag: FeatureBag, slide: CohortSlide | None, label: Label) -> Prediction:
-        name = bag.name if slide is None or _is_unnamed(slide, bag) else slide.name
+        name = bag.name if slide is None or is_unnamed(slide, bag) else slide.name
         if self.encoder is not None and not self.takes_features:
             reason = f"the model has an encoder of its own, {self.encoder.name}: it takes slides, not features"
             raise ConfigError(reason, slide=name, remedy="predict from the slide or its bag")
@@ -458,8 +456,3 @@ def _as_slide(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide
         found = by_patient(by_slide(Cohort.unchecked([found])))[0]
     mpp = found.mpp if slide_mpp is None else slide_mpp
     return replace(found, label=found.label if label is None else label, mpp=mpp)
-
-
-def _is_unnamed(slide: CohortSlide, bag: FeatureBag) -> bool:
-    """Return whether a slide is named after its feature store, which has the real name."""
-    return "slide" in bag.provenance and isinstance(slide.source, Path) and slide.name == slide.source.name
