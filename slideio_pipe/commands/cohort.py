@@ -80,7 +80,8 @@ def finish(report: Any, as_json: bool, show: Callable[[Any], object]) -> None:
         print_json(report.summary())
     else:
         show(report)
-    if report.failed or (report.patients is not None and report.patients.without):
+    patients = getattr(report, "patients", None)  # predictions and features have none
+    if report.failed or (patients is not None and patients.without):
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 

@@ -116,4 +116,5 @@ if __name__ == "__main__":
     page, folder, results = (Path(argument) for argument in sys.argv[1:])
     write_programs(folder.parent / "bin")
     os.chdir(folder)
+    sys.path.insert(0, "")  # as in a session of Python: modules of the current folder
     results.write_text(json.dumps(run_page(page, folder)), encoding="utf-8")
