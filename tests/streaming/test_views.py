@@ -253,6 +253,34 @@ def test_a_loader_gives_the_views_of_a_cohort(slide: Path) -> None:
             assert chunks[0].tiles.shape == (16, 3, 56, 56)
 
 
+def test_the_draw_of_a_slide_is_that_of_all_its_views(slide: Path) -> None:
+    """Its stains, in each epoch others; beside those of each view."""
+    views, stains = sp.MultiCrop(1, 2, **SMALL), sp.StainJitter(alpha=0.3)
+    config = {"view": {"mpp": "native"}, "tissue": {"method": "none"}, "grid": {"tile_size": TILE}, "seed": 7}
+    dataset = sp.BagDataset([slide], config, slide_transform=stains, views=views)
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        view = sp.open_slide(slide).view(transform=stains, seed=7, epoch=epoch)
+        bag = sp.TileBag(view, sp.TileGrid(view, TILE), seed=7, epoch=epoch)
+        assert torch.equal(dataset[0].views["local"], streamed(bag, views)["local"])
+
+
+def test_stored_bags_and_patients_of_a_cohort_have_views(slide: Path, tmp_path: Path) -> None:
+    """In every epoch those of ``AugmentedBag``; a patient has those of its slides."""
+    views, config = sp.MultiCrop(1, 2, **SMALL), {"seed": 7}
+    stored = sp.save_bag(bag_of(slide), tmp_path / "a.bag.zarr", pixels="source", progress=False)
+    dataset = sp.BagDataset([tmp_path / "a.bag.zarr"], config, views=views)
+    dataset.set_epoch(2)
+    expected = streamed(sp.AugmentedBag(stored, seed=7, epoch=2), views)["local"]
+    assert torch.equal(dataset[0].views["local"], expected)
+    rows = [{"slide": tmp_path / "a.bag.zarr", "patient": "p"}, {"slide": slide, "patient": "p"}]
+    settings = {"unit": "patient", "view": {"mpp": "native"}, "tissue": {"method": "none"}, "grid": {"tile_size": TILE}}
+    both = sp.BagDataset(sp.Cohort.of(rows), settings | config, views=views)
+    both.set_epoch(2)
+    assert torch.equal(both[0].views["local"][:42], expected)
+    assert torch.equal(both[0].views["local"][42:], streamed(bag_of(slide, epoch=2), views)["local"])
+
+
 def test_whole_bags_have_views(slide: Path) -> None:
     """Of a loader, mixed over chunks on the way, and of the dataset itself."""
     views = sp.MultiCrop(1, 2, **SMALL)
