@@ -38,6 +38,8 @@ def plan_ahead(bag: Bag, index: Indices, colours: str) -> None:
 
 def reader_of(bag: Bag, colours: str, threads: int = 1) -> Read:
     """Return the function that reads tiles of a bag: with their colours, or without those computed on the device."""
+    if colours == "device" and isinstance(bag, ViewsBag):
+        return partial(bag.read_without_colours, threads=threads)
     if colours == "device" and isinstance(bag, UncolouredBag):
         return partial(bag.read_uncoloured, threads=threads)
     return partial(bag.read, threads=threads)

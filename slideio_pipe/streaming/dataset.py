@@ -100,7 +100,7 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
             self.cohort = by_patient(self.cohort)
         self.slide_transform = _transform(slide_transform, self.config.slide_transform)
         self.tile_transform = _transform(tile_transform, self.config.tile_transform)
-        check_views(views, "host")
+        check_views(views)
         if views is not None and self.tile_transform is not None:
             remedy = "leave one of them out: MultiCrop(global_transform=…, local_transform=…) is of the views"
             raise ConfigError("views, and a transform per tile", remedy=remedy)

@@ -166,6 +166,31 @@ class Colours:
         return not (columns.kinds.any() if isinstance(columns, OperationColumns) else any(columns))
 
 
+@dataclass(frozen=True, slots=True)
+class ViewColours:
+    """The colour operations of a batch of packed views on the device: see ``ViewsBag``."""
+
+    kinds: Sequence[tuple[Colours, int, int]]  # of all views of a kind; views of a tile; their side, px
+
+    def applied(self, packed: Tensor, normalize: Normalize | None, dtype: torch.dtype) -> Tensor:
+        """Return (n, 3, pixels, 1) uint8 tiles coloured and normalised, with one rounding."""
+        result = torch.empty_like(packed, dtype=torch.uint8 if normalize is None else dtype)
+        start = 0
+        for colours, views, side in self.kinds:
+            stop = start + views * side**2
+            shape = (len(packed), 3, views, side, side)
+            plain, out = (tensor[:, :, start:stop, 0].view(shape).permute(0, 2, 1, 3, 4) for tensor in (packed, result))
+            made = colours.applied(plain.flatten(0, 1), normalize, dtype)
+            out.copy_(made.view(len(packed), views, 3, side, side))
+            start = stop
+        return result
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no view changes."""
+        return all(colours.is_identity for colours, _, _ in self.kinds)
+
+
 class Sender:
     """Copies uint8 tiles to one device and normalises them there; on CUDA on the stream for copies.
 
@@ -216,7 +241,7 @@ class Sender:
             )
         return partial(runtime.cudaHostUnregister, memory.data_ptr())
 
-    def send(self, tiles: Tensor, colours: Colours | None = None) -> Sent:
+    def send(self, tiles: Tensor, colours: Colours | ViewColours | None = None) -> Sent:
         """Start sending (n, H, W, 3) or (n, S, H, W, 3) uint8 host tiles; the result never shares their memory."""
         begun = time.perf_counter() if self.on_stage else 0.0
         if self._side is None:
@@ -249,7 +274,7 @@ class Sender:
         if self._ready is not None:
             self._ready.wait()
 
-    def _finish(self, tiles: Tensor, colours: Colours | None, *, copy: bool) -> Tensor:
+    def _finish(self, tiles: Tensor, colours: Colours | ViewColours | None, *, copy: bool) -> Tensor:
         """Return NHWC memory as NCHW channels_last tiles, which have the same order of bytes."""
         if tiles.ndim == 5:  # several magnifications of each tile, one after another
             one_by_one = self._finish(tiles.flatten(0, 1), colours, copy=copy)

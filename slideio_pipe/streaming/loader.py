@@ -23,7 +23,6 @@ from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.reading_workers import worker_cache_bytes
 from slideio_pipe.streaming.shares import share_of
 from slideio_pipe.streaming.stream import at_least, at_least_one, check_colours, check_normalize, default_threads
-from slideio_pipe.streaming.views import check_views
 from slideio_pipe.tiles.failures import TileFailure, check_on_error
 
 STATE_VERSION = 1
@@ -167,7 +166,6 @@ class BagLoader(Closable):
             on_error=check_on_error(on_error),
             colours=check_colours(colours),
         )
-        check_views(dataset.views, colours)
         prefetch = at_least_one("prefetch", prefetch)
         self.threads = pace.threads
         self.max_failures = at_least(0, "max_failures", max_failures)

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from slideio_pipe.streaming.device import Colours, Sender, Sent, StreamMark, use_device
+from slideio_pipe.streaming.device import Colours, Sender, Sent, StreamMark, ViewColours, use_device
 from slideio_pipe.streaming.ranges import ranged
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ class BufferPool:
         """Make a slot free again."""
         self._free.append(slot)
 
-    def send(self, slot: Buffer, tiles: torch.Tensor, colours: Colours | None = None) -> Sent:
+    def send(self, slot: Buffer, tiles: torch.Tensor, colours: Colours | ViewColours | None = None) -> Sent:
         """Send the tiles in a slot, and free the slot."""
         sent = self._sender.send(tiles, colours)
         slot.copied = sent.copied

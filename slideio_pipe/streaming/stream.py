@@ -27,11 +27,11 @@ from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.files import Closable
 from slideio_pipe.streaming.bag_reads import PLANNED, plan_ahead, reader_of
-from slideio_pipe.streaming.device import Colours, Sender, Sent, check_device
+from slideio_pipe.streaming.device import Colours, Sender, Sent, ViewColours, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.ranges import ranged
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
-from slideio_pipe.streaming.views import check_views, tiles_and_views, with_views
+from slideio_pipe.streaming.views import check_views, tiles_and_views, view_colours, with_views
 from slideio_pipe.streaming.whole_bag import tiles_by_mpp
 from slideio_pipe.tiles.bag import (
     Bag,
@@ -47,6 +47,7 @@ from slideio_pipe.tiles.failures import TileErrors, check_on_error, warn_of
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import no_slides, slide_index_of, slide_names_of
 from slideio_pipe.tiles.targets import Targets
+from slideio_pipe.tiles.views_bag import ViewsBag
 
 COLOURS = ("host", "device")
 
@@ -229,7 +230,8 @@ def stream(
     views : MultiCrop, optional
         Several draws of each tile, for self-supervised training: ``batch.views``. The stored tiles are decoded once
         for all of them. Seed and epoch of the draws are the bag's; a stored bag is read as ``AugmentedBag(bag)``. The
-        bag has no transform per tile; its view's transform stays, the same for all views of an epoch.
+        bag has no transform per tile; its view's transform stays, the same for all views of an epoch. Of a patient, the
+        host computes the colours of views in any case.
 
     Returns
     -------
@@ -263,7 +265,7 @@ def stream(
     ((5, 3, 100, 100), 'torch.float16', True)
     """
     check_bag(bag)
-    check_views(views, colours)
+    check_views(views)
     bag = with_views(bag, views)
     sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))
     positions = _positions(indices, _tile_count(bag), bag.name)
@@ -313,8 +315,10 @@ def _send_batches(
             yield ring.send(slot, tiles, colours_of(bag, index, colours)), index, targets
 
 
-def colours_of(bag: Bag, index: NDArray[np.int64], colours: str) -> Colours | None:
+def colours_of(bag: Bag, index: NDArray[np.int64], colours: str) -> Colours | ViewColours | None:
     """Return the colour operations of tiles that the device must compute."""
+    if colours == "device" and isinstance(bag, ViewsBag):
+        return view_colours(bag, index)
     if colours != "device" or not isinstance(bag, UncolouredBag):
         return None
     scales = scale_count(bag)
@@ -368,7 +372,7 @@ def check_colours(colours: str, bag: Bag | None = None) -> str:
     if colours not in COLOURS:
         slide = None if bag is None else bag.name
         raise ConfigError(f"colours is {colours!r}", slide=slide, remedy='pass "host" or "device"')
-    if colours == "device" and isinstance(bag, UncolouredBag) and bag.host_only:
+    if colours == "device" and isinstance(bag, UncolouredBag | ViewsBag) and bag.host_only:
         raise ConfigError(
             f"{', '.join(bag.host_only)} cannot run on a device: libvips graphs run on the host",
             slide=bag.name,

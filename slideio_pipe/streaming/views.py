@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.store.augmented_bag import AugmentedBag
 from slideio_pipe.store.stored_bag import StoredBag
+from slideio_pipe.streaming.device import Colours, ViewColours
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.multi_crop import MultiCrop
@@ -45,11 +48,16 @@ def tiles_and_views(packed: Tensor, views: MultiCrop | None) -> tuple[Tensor, di
     return next(iter(found.values()))[:, 0], found
 
 
-def check_views(views: Any, colours: str) -> None:
-    """Raise ConfigError for views that are none, or whose colours the device cannot compute."""
-    if views is None:
-        return
-    if not isinstance(views, MultiCrop):
+def view_colours(bag: ViewsBag, index: NDArray[np.int64]) -> ViewColours:
+    """Return the colour operations of the views of some tiles that the device must compute."""
+    kinds = []
+    for kind, columns in zip(bag.views.kinds, bag.colour_columns(index), strict=True):
+        views = len(kind.transforms)
+        kinds.append((Colours(columns, np.repeat(index, views).tolist()), views, kind.side))
+    return ViewColours(kinds)
+
+
+def check_views(views: Any) -> None:
+    """Raise ConfigError for views that are none."""
+    if views is not None and not isinstance(views, MultiCrop):
         raise ConfigError(f"views are a {type(views).__name__}", remedy="pass sp.MultiCrop(global_=2, local=8)")
-    if colours == "device":
-        raise ConfigError('views with colours="device"', remedy='pass colours="host": each view has its own colours')

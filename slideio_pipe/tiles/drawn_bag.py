@@ -115,13 +115,15 @@ class DrawnBag(ArrayLikeBag):
         """
         return self._draws(self._positions(indices))
 
-    def plan_draws(self, indices: ArrayLike, draws: Draws) -> ReadPlan | None:
+    def plan_draws(self, indices: ArrayLike, draws: Draws, *, colours: bool = True) -> ReadPlan | None:
         """Return how tiles (n,), some of them several times, are read with other draws, one for each."""
-        return self._plan(self._positions(indices), draws, colours=True)
+        return self._plan(self._positions(indices), draws, colours=colours)
 
-    def read_draws(self, indices: ArrayLike, draws: Draws, *, threads: int = 1) -> NDArray[np.uint8]:
+    def read_draws(
+        self, indices: ArrayLike, draws: Draws, *, threads: int = 1, colours: bool = True
+    ) -> NDArray[np.uint8]:
         """Return tiles (n,), some of them several times, with other draws, one for each: (n, height, width, 3)."""
-        return self._read_at(self._positions(indices), draws, None, threads=threads, colours=True)
+        return self._read_at(self._positions(indices), draws, None, threads=threads, colours=colours)
 
     @abstractmethod
     def _plan(self, positions: NDArray[np.int64], draws: Draws | None, *, colours: bool) -> ReadPlan | None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.draws import Draws
+from slideio_pipe.augment.operation_columns import OperationColumns
 from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.tiles.bag import ArrayLikeBag
@@ -33,6 +34,7 @@ class _Planned(NamedTuple):
     """The plans of some tiles, one for each kind; views of tile k are rows k·views to (k + 1)·views."""
 
     plans: tuple[ReadPlan, ...]
+    colours: bool
 
 
 class ViewsBag(ArrayLikeBag):
@@ -43,7 +45,6 @@ class ViewsBag(ArrayLikeBag):
     bag : TileBag or AugmentedBag
         Without a transform per tile. Its seed and epoch are those of the views.
     views : MultiCrop
-
     """
 
     def __init__(self, bag: DrawnBag, views: MultiCrop) -> None:
@@ -62,25 +63,25 @@ class ViewsBag(ArrayLikeBag):
 
     def plan_ahead(self, indices: ArrayLike, *, colours: bool = True) -> None:
         """Draw the views of tiles (n,) that will be read, and plan their reading."""
-        del colours  # the host applies them
         positions = self._positions(indices)
         if not len(positions):
             return
-        planned = self._plan(positions)
+        planned = self._plan(positions, colours)
         for place, tile in enumerate(positions.tolist()):
             self._planned.pop(tile, None)  # so that it is the newest
             self._planned[tile] = (planned, place)
         while len(self._planned) > max(_KEPT, len(positions)):
             self._planned.popitem(last=False)
 
-    def _plan(self, positions: _Positions) -> _Planned:
+    def _plan(self, positions: _Positions, colours: bool) -> _Planned:
         plans = []
         for _, bags in self._kinds:
             bags[0].on_stage = self.on_stage
-            plan = bags[0].plan_draws(np.repeat(positions, len(bags)), self._draws(bags, positions))
+            drawn = self._draws(bags, positions)
+            plan = bags[0].plan_draws(np.repeat(positions, len(bags)), drawn, colours=colours)
             assert plan is not None, "views are drawn"
             plans.append(plan)
-        return _Planned(tuple(plans))
+        return _Planned(tuple(plans), colours)
 
     def _draws(self, bags: list[DrawnBag], positions: _Positions) -> Draws:
         drawn = [bag.draws(positions) for bag in bags]
@@ -94,6 +95,28 @@ class ViewsBag(ArrayLikeBag):
         CorruptSlideError, BagFormatError
             A tile cannot be decoded.
         """
+        return self._read(indices, out, threads, colours=True)
+
+    def read_without_colours(self, indices: ArrayLike, out: _Pixels | None = None, *, threads: int = 1) -> _Pixels:
+        """Return tiles as ``read`` does, without drawn colours, to be coloured on a device."""
+        return self._read(indices, out, threads, colours=False)
+
+    def colour_columns(self, indices: ArrayLike) -> list[OperationColumns]:
+        """Return the colour operations of tiles (n,), of each kind those of its n · views views."""
+        positions = self._positions(indices)
+        view = () if self.bag.view.draw is None else self.bag.view.draw.operations
+        found = []
+        for _, bags in self._kinds:
+            drawn = self._draws(bags, positions)
+            found.append(OperationColumns(drawn.kinds, drawn.numbers).after(OperationColumns.of([view], shared=True)))
+        return found
+
+    @property
+    def host_only(self) -> tuple[str, ...]:
+        """Names of the transforms that run only as libvips graphs, not on a device."""
+        return tuple(dict.fromkeys(name for _, bags in self._kinds for bag in bags for name in bag.host_only))
+
+    def _read(self, indices: ArrayLike, out: _Pixels | None, threads: int, *, colours: bool) -> _Pixels:
         positions = self._positions(indices)
         shape = (len(positions), *self.shape[1:])
         target = empty_tiles(shape, self.name) if out is None else out
@@ -104,28 +127,28 @@ class ViewsBag(ArrayLikeBag):
             return target
         # What raises is read again without the plan, which a damaged neighbour may have changed.
         with suppress(CorruptSlideError, BagFormatError):
-            self._read_planned(positions, target, threads)
+            self._read_planned(positions, target, threads, colours)
             return target
         for (_, bags), (_, slots) in zip(self._kinds, self._places(target), strict=True):
-            drawn = self._draws(bags, positions)
-            slots[:] = bags[0].read_draws(np.repeat(positions, len(bags)), drawn, threads=threads).reshape(slots.shape)
+            drawn, each = self._draws(bags, positions), np.repeat(positions, len(bags))
+            slots[:] = bags[0].read_draws(each, drawn, threads=threads, colours=colours).reshape(slots.shape)
         return target
 
-    def _read_planned(self, positions: _Positions, target: _Pixels, threads: int) -> None:
-        planned, places = self._known(positions)
+    def _read_planned(self, positions: _Positions, target: _Pixels, threads: int, colours: bool) -> None:
+        planned, places = self._known(positions, colours)
         pieces, first = self._places(target), planned.plans[0]
         views = len(self._kinds[0][1])
         order = sorted(range(len(places)), key=lambda k: first.rank[places[k] * views])
         runs = [order[start : start + READ_RUN] for start in range(0, len(order), READ_RUN)]
         in_threads([partial(_read_run, planned, run, places, pieces) for run in runs], threads)
 
-    def _known(self, positions: _Positions) -> tuple[_Planned, list[int]]:
+    def _known(self, positions: _Positions, colours: bool) -> tuple[_Planned, list[int]]:
         """Return the plans that have all of the tiles, made if needed, and the places of the tiles there."""
         found = [self._planned.get(tile) for tile in positions.tolist()]
         first = found[0]
         places = [each[1] for each in found if each is not None and first is not None and each[0] is first[0]]
-        if first is None or len(places) < len(positions):
-            return self._plan(positions), list(range(len(positions)))
+        if first is None or len(places) < len(positions) or first[0].colours != colours:
+            return self._plan(positions, colours), list(range(len(positions)))
         return first[0], places
 
     def _places(self, target: _Pixels) -> list[tuple[ViewKind, _Pixels]]:

@@ -4,7 +4,7 @@
     python tests/benchmarks/views.py --slide a.svs --tiles 256
 
 CPU-seconds of ``stream(bag, views=…)`` over those of a stream with one draw per tile. The slide is opened for each, so
-that both decode. Five cases:
+that both decode. Six cases:
 
 - classic: tiles of 1024 px, 8 views by the classic transform (±25°, flips, colour jitter), 2 of 224 px of an area of
   0.32 to 1 and 6 of 96 px of 0.05 to 0.32, against one of the large ones;
@@ -12,7 +12,8 @@ that both decode. Five cases:
 - dino: tiles of 256 px, 2 views of 224 px and 6 of 96 px with the defaults of ``MultiCrop``, which also turns them by
   any angle and jitters stains, against one of the large ones;
 - dinov2: the same with 8 views of 96 px, 10 in all;
-- apart: the 8 views of dino against eight streams, one for each.
+- apart: the 8 views of dino against eight streams, one for each;
+- bare: reading the 10 views of dinov2 without colours, as for ``colours="device"``, against reading them with colours.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 
 import albumentationsxl as A
@@ -30,6 +31,7 @@ import torch
 from benchmark import parsed, parser_of, require
 
 import slideio_pipe as sp
+from slideio_pipe.tiles.views_bag import ViewsBag
 
 BATCH = 16
 NORMALIZE = sp.Normalize.imagenet()
@@ -61,6 +63,20 @@ def each_of(views: sp.MultiCrop) -> list[View]:
     return [(kind.name, number) for kind in views.kinds for number in range(len(kind.transforms))]
 
 
+def read(path: Path, count: int, *, colours: bool) -> Iterator[range]:
+    """Read the views of dinov2, with or without colours; yield what stands for each batch."""
+    with sp.open_slide(path) as slide:
+        view = slide.view()
+        bag = ViewsBag(sp.TileBag(view, sp.TileGrid(view, tile_size=256), seed=1), DINOV2)
+        first, out = max(0, (len(bag) - count) // 2), np.zeros((BATCH, *bag.shape[1:]), np.uint8)
+        last = min(first + count, len(bag))
+        bag.plan_ahead(range(first, last), colours=colours)
+        for start in range(first, last, BATCH):
+            batch = range(start, min(start + BATCH, last))
+            (bag.read if colours else bag.read_without_colours)(batch, out[: len(batch)])
+            yield batch
+
+
 def check(path: Path, side: int, views: sp.MultiCrop) -> None:
     """Require that each view equals its own stream."""
     several = list(batches(path, side, views, 8))
@@ -70,7 +86,7 @@ def check(path: Path, side: int, views: sp.MultiCrop) -> None:
         require(torch.equal(alone, own), f"{kind} view {number} differs from its own stream")
 
 
-def cpu_ms(work: Callable[[], Iterator[sp.TileBatch]]) -> float:
+def cpu_ms(work: Callable[[], Iterator[Sized]]) -> float:
     """Return the CPU time of a stream in ms per tile; its batches are dropped."""
     begun = time.process_time()
     tiles = sum(len(batch) for batch in work())
@@ -94,7 +110,7 @@ def main() -> None:
             path = sp.write_synthetic_slide(Path(folder) / "a.svs", size=size, seed=1).path
         for side, views in CASES.values():
             check(path, side, views)
-        pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in [*CASES, "apart"]}
+        pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in [*CASES, "apart", "bare"]}
         for _ in range(args.rounds):
             for name, (side, views) in CASES.items():
                 several = cpu_ms(lambda side=side, views=views: batches(path, side, views, args.tiles))
@@ -102,6 +118,8 @@ def main() -> None:
                 pairs[name].append((several, one))
             alone = [cpu_ms(lambda view=view: batches(path, 256, DINO, args.tiles, view)) for view in each_of(DINO)]
             pairs["apart"].append((pairs["dino"][-1][0], sum(alone)))
+            bare, coloured = (cpu_ms(lambda c=c: read(path, args.tiles, colours=c)) for c in (False, True))
+            pairs["bare"].append((bare, coloured))
         for name, found in pairs.items():
             first, second = (statistics.median(values) for values in zip(*found, strict=True))
             ratios = sorted(a / b for a, b in found)

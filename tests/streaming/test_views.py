@@ -142,6 +142,35 @@ def test_views_are_normalised_on_the_device(slide: Path, device: str) -> None:
     assert batch.views["local"].stride()[2:] == (1, 3 * 24, 3)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_colours_of_views_can_be_computed_on_the_device(slide: Path, device: str) -> None:
+    """At most a level from the host's, with stains of the slide as well; normalised with one rounding."""
+    if device != "cpu" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    views = sp.MultiCrop(2, 3, local_transform=[A.NoOp(), sp.StainJitter(), sp.ColorJitter()], **SMALL)
+    view = sp.open_slide(slide).view(transform=sp.StainJitter(), seed=5)
+    bag = sp.TileBag(view, sp.TileGrid(view, TILE), seed=7)
+    host = streamed(bag, views)
+    levels = streamed(bag, views, device=device, colours="device")
+    made = streamed(bag, views, device=device, colours="device", normalize=NORMALIZE)
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (NORMALIZE.mean, NORMALIZE.std))
+    for kind in ("global", "local"):
+        assert (levels[kind].cpu().int() - host[kind].int()).abs().max() <= 1
+        back = (made[kind].cpu().double() * std + mean) * 255
+        assert (back - host[kind]).abs().max() <= 1.1
+    assert (host["local"][:, 0].int() - host["local"][:, 1].int()).abs().max() > 20
+
+
+def test_colours_on_the_device_of_a_loader_and_of_a_patient(slide: Path) -> None:
+    """The loader reads without colours; those of a patient are computed on the host."""
+    views = sp.MultiCrop(1, 2, **SMALL)
+    expected = streamed(bag_of(slide), views)["local"].int()
+    (whole,) = loader_of([slide], views, colours="device").bags()
+    assert 0 < (whole.views["local"].int() - expected).abs().max() <= 1
+    patient = sp.PatientBag([bag_of(slide)], patient="p")
+    assert torch.equal(streamed(patient, views, colours="device")["local"].int(), expected)
+
+
 def test_a_stored_tile_is_decoded_once(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For all views of all tiles that reach it, at each scale; a crop that shrinks to a half needs another."""
     decoded: list[tuple[int, ...]] = []
@@ -324,9 +353,9 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         lambda bag: streamed(sp.TileBag(bag.view, bag.grid, tile_transform=sp.Flip()), sp.MultiCrop()),
         "a transform of their own",
     ),
-    "colours on the device": (
-        lambda bag: streamed(bag, sp.MultiCrop(), colours="device"),
-        'pass colours="host"',
+    "a graph on the device": (
+        lambda bag: streamed(bag, sp.MultiCrop(2, 1, local_transform=A.Blur(), **SMALL), colours="device"),
+        "Blur cannot run on a device",
     ),
     "several magnifications": (
         lambda bag: streamed(sp.ContextBag(bag.view, bag.grid, mpp=[0.5, 1.0]), sp.MultiCrop()),
