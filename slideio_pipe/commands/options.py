@@ -113,7 +113,7 @@ Method = Annotated[
     str | None,
     option(
         "--method",
-        r"Method of finding tissue, or MODULE:NAME of your own. \[default: otsu]",
+        r"Method of finding tissue, onnx:FILE of a model, or MODULE:NAME of your own. \[default: otsu]",
         unit="otsu|threshold|none",
     ),
 ]
@@ -160,7 +160,8 @@ TissueMethod = Annotated[
     str | None,
     of_tissue(
         "--tissue",
-        r"Method of finding tissue, or MODULE:NAME of your own; none keeps every tile. \[default: otsu]",
+        r"Method of finding tissue, onnx:FILE of a model, or MODULE:NAME of your own; none keeps every tile. "
+        r"\[default: otsu]",
         unit="otsu|threshold|none",
     ),
 ]

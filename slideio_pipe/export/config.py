@@ -56,7 +56,7 @@ def load_config(path: str | Path) -> ExportConfig:
     config = load_record(ExportConfig, file, EXAMPLE)
     if is_import_path(config.tissue.method):
         importable(file.parent)
-    return config
+    return config.model_copy(update=config.tissue.beside(file.parent))
 
 
 def export_config(source: ExportConfig | str | Path | Mapping[str, Any] | None) -> ExportConfig:

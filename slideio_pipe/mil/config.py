@@ -283,6 +283,7 @@ def _with_resolved_paths(config: TrainConfig, folder: Path) -> TrainConfig:
     update: dict[str, Any] = {
         name: transform_named_in(folder, file) for name, file in files.items() if file is not None
     }
+    update |= config.tissue.beside(folder)
     if config.cohort is not None:
         update["cohort"] = str(folder / config.cohort)
     if config.import_paths or config.modules is not None:

@@ -95,4 +95,4 @@ def load_loader_config(source: str | Path | Mapping[str, Any] | None) -> LoaderC
     if is_import_path(config.tissue.method):
         importable(file.parent)
     named = {key: transform_named_in(file.parent, value) for key, value in files.items() if value is not None}
-    return config.model_copy(update=named)
+    return config.model_copy(update=named | config.tissue.beside(file.parent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +18,7 @@ Focus = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # The methods of the package; ``own_tissue`` has those of users and of other packages.
 METHODS = ("otsu", "threshold", "none")
+ONNX = "onnx:"  # and the file of a model
 Area = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # µm²
 
 
@@ -45,6 +47,12 @@ class TissueConfig(Record):
         "each slide.",
     )
 
+    def beside(self, folder: Path) -> dict[str, TissueConfig]:
+        """Return the section of a file in ``folder`` with its model's path, if that is relative to it; else nothing."""
+        file = folder / self.method.removeprefix(ONNX)
+        is_there = self.method.startswith(ONNX) and file.is_file()
+        return {"tissue": self.model_copy(update={"method": f"{ONNX}{file}"})} if is_there else {}
+
     @field_validator("method", mode="before")
     @classmethod
     def _check_method(cls, method: Any) -> Any:
@@ -53,7 +61,7 @@ class TissueConfig(Record):
             if path is None:
                 raise ValueError("a function without an import path; define it with def in a module of your own")
             return path
-        known = not isinstance(method, str) or method in METHODS or method.startswith("onnx:") or is_import_path(method)
+        known = not isinstance(method, str) or method in METHODS or method.startswith(ONNX) or is_import_path(method)
         if not known and part_named("tissue", method) is None:
             brought = "".join(f", {part.name!r} of {part.package}" for part in parts_of("tissue"))
             expected = f"'otsu', 'threshold' or 'none'{brought}, or my_module:my_function"

@@ -307,7 +307,7 @@ class TileGrid:
         keys = [] if self.mask is None else list(picture.TISSUE_KEYS)
         keys.append(Key(f"{len(self):,} tiles", picture.TILE, "box"))
         if self.refused is not None and len(self.refused):
-            keys.append(Key(f"{len(self.refused):,} dropped: {self.refused.reasons}", picture.REFUSED, "box"))
+            keys.append(Key(f"{len(self.refused):,} dropped: {self.refused.short}", picture.REFUSED, "box"))
         dropped = len(self.dropped())
         least = f"under {self.config.min_tissue:.0%} tissue"
         return [*keys, Key(f"{dropped:,} dropped: {least}", picture.DROPPED, "box")] if dropped else keys

@@ -235,6 +235,13 @@ def sidecar_of(model: Path) -> Path:
     return found
 
 
+def model_fingerprint(model: Path) -> dict[str, str]:
+    """Return digests of a model and its sidecar; raise ConfigError if one is not there."""
+    if not model.is_file():
+        raise ConfigError("there is no such model", slide=str(model), remedy="check the path after onnx:")
+    return {"tissue_model": digest_of(model), "tissue_sidecar": digest_of(sidecar_of(model))}
+
+
 def digest_of(model: Path) -> str:
     """Return sixteen hex digits of the SHA-256 of a file."""
     with model.open("rb") as file:

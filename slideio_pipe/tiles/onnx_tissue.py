@@ -14,17 +14,21 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import SAME_RESOLUTION, Affine
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.slides.view import SlideView
+from slideio_pipe.tiles.config import ONNX
 from slideio_pipe.tiles.failures import TileErrors, check_on_error
 from slideio_pipe.tiles.onnx_model import OnnxModel, OnnxSidecar
 from slideio_pipe.tiles.reader import TileReader
 from slideio_pipe.tiles.tissue_methods import Segmentation
 
-PREFIX = "onnx:"
-
 
 def is_onnx(method: object) -> bool:
     """Return whether a tissue method is a model: ``onnx:FILE``."""
-    return isinstance(method, str) and method.startswith(PREFIX)
+    return isinstance(method, str) and method.startswith(ONNX)
+
+
+def file_of(method: str) -> Path:
+    """Return the file of a model."""
+    return Path(method.removeprefix(ONNX)).expanduser()
 
 
 def segment_by_model(slide: Slide, method: str, mpp: float, on_error: str) -> tuple[Segmentation, Affine, int]:
@@ -43,7 +47,7 @@ def segment_by_model(slide: Slide, method: str, mpp: float, on_error: str) -> tu
     on_error : {"raise", "white"}
     """
     threads = decoding_threads()
-    model = OnnxModel(Path(method.removeprefix(PREFIX)), threads)
+    model = OnnxModel(file_of(method), threads)
     view = _view(slide, model.about)
     places = _Places(view, model.about, max(1, round(mpp / model.about.mpp)), slide.name)
     reader = TileReader(view, model.about.tile_size)

@@ -14,7 +14,8 @@ from slideio_pipe.parts.calls import takes_second
 from slideio_pipe.parts.entry_points import part_named, parts_of
 from slideio_pipe.parts.import_path import import_object, import_path_of, is_import_path, source_digest
 from slideio_pipe.tiles.config import METHODS
-from slideio_pipe.tiles.onnx_tissue import is_onnx
+from slideio_pipe.tiles.onnx_model import model_fingerprint
+from slideio_pipe.tiles.onnx_tissue import file_of, is_onnx
 from slideio_pipe.tiles.tissue_methods import Segmentation
 
 
@@ -101,7 +102,12 @@ def own_method(method: str | Callable[..., Any], slide: str | None = None) -> Ow
 
 
 def method_fingerprint(method: str) -> dict[str, str]:
-    """Return what the masks of a method depend on beside its name; nothing for the methods of the package."""
+    """Return what the masks of a method depend on beside its name; nothing for the methods of the package.
+
+    Raise ConfigError if it cannot be found.
+    """
+    if is_onnx(method):
+        return model_fingerprint(file_of(method))
     own = own_method(method)
     return {} if own is None else {"tissue_" + key: value for key, value in own.origin.items()}
 

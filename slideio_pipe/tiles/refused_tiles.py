@@ -50,6 +50,11 @@ class RefusedTiles:
         ]
         return ", ".join(parts)
 
+    @property
+    def short(self) -> str:
+        """The reasons as a few words: "focus 12, pen 3"."""
+        return ", ".join(f"{name.partition('_')[2]} {self.counts[name]:,}" for name in self.limits if self.counts[name])
+
     def provenance(self) -> dict[str, Any]:
         """Return JSON values: limits, the resolution of each number, and how many tiles were dropped."""
         at = {name.partition("_")[2]: 0.0 for name in self.limits}

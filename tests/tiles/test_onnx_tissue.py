@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from command_line import run
 from onnx import TensorProto, helper, numpy_helper
 from pyramids import write_pyramid
 from scipy import ndimage
@@ -212,3 +213,25 @@ def test_without_onnxruntime_the_extra_is_named(path: Path, tmp_path: Path, monk
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"slideio-pipe\[onnx\]"):
         sp.find_tissue(sp.open_slide(path), method=f"onnx:{model}")
+
+
+def test_commands_and_settings_take_a_model(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--method``, ``--tissue``, and a path relative to the file of the settings; the bag says which it was."""
+    (tmp_path / "models").mkdir()
+    model = write_model(tmp_path / "models" / "m.onnx", SIDECAR)
+    done = run("tissue", path, "--method", f"onnx:{model}", "--out", tmp_path / "a.geojson")
+    expected = sp.find_tissue(sp.open_slide(path), method=f"onnx:{model}")
+    assert f"{expected.fraction:.1%}" in done.output
+    settings = tmp_path / "models" / "mine.yaml"
+    settings.write_text("{tissue: {method: 'onnx:m.onnx'}, view: {mpp: 1.0}, grid: {tile_size: 64}}")
+    run("export", path, "--out", tmp_path / "bags", "--config", settings)
+    known = sp.open_bag(tmp_path / "bags" / "a.bag.zarr").attributes["tissue"]["settings"]
+    assert known["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()[:16]
+    with sp.open_bag(tmp_path / "bags" / "a.bag.zarr") as bag:
+        dataset = sp.BagDataset([path], settings)
+        np.testing.assert_array_equal(dataset.open(0).coords, bag.coords)
+    before = dataset.digest()
+    write_model(model, SIDECAR | {"tissue": ["fold"]})
+    assert sp.BagDataset([path], settings).digest() != before
+    monkeypatch.chdir(tmp_path / "models")
+    assert "there is no such model" in run("tissue", path, "--method", "onnx:other.onnx", code=2).output
