@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.augment.geometric_transforms import RandomAffine as RandomAffine
     from slideio_pipe.augment.geometric_transforms import RandomResizedCrop as RandomResizedCrop
     from slideio_pipe.augment.geometric_transforms import Rotate90 as Rotate90
+    from slideio_pipe.augment.own_transforms import from_numpy as from_numpy
     from slideio_pipe.augment.replay import Replay as Replay
     from slideio_pipe.cohort.cohort import Cohort as Cohort
     from slideio_pipe.cohort.run import RunReport as RunReport
@@ -109,6 +110,7 @@ _PUBLIC = {
     "Slide": "slides.slide",
     "SlideView": "slides.view",
     "find_tissue": "tiles.find_tissue",
+    "from_numpy": "augment.own_transforms",
     "TissueMask": "tiles.tissue_mask",
     "Annotations": "tiles.annotations",
     "Targets": "tiles.targets",

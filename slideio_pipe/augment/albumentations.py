@@ -122,7 +122,7 @@ def verdict(transform: Any) -> Verdict:
     ('right', 'refused')
     """
     if isinstance(transform, OurTransform):
-        return _right() if transform.lowered else _opaque("repeats a draw with a transform that is not translated")
+        return _right() if transform.lowered else Verdict("opaque", transform.opaque_because)
     name = type(transform).__name__
     if type(transform) is getattr(A, name, None):
         return VERDICTS[name]
@@ -132,6 +132,11 @@ def verdict(transform: Any) -> Verdict:
         "moves pixels in ways that masks and coordinates could not follow",
         "a class derived from A.ImageOnlyTransform, or from slideio_pipe's GeometricTransform",
     )
+
+
+def name_of(transform: Any) -> str:
+    """Return the name of a transform in messages and tables."""
+    return transform.label if isinstance(transform, OurTransform) else type(transform).__name__
 
 
 def adopted(transform: Any, rng: np.random.Generator, size: Size, context: Context) -> Steps:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from pydantic import ValidationError
 
 # Imported to register our transforms with albumentationsxl by name.
-from slideio_pipe.augment import colour_transforms, geometric_transforms, replay  # noqa: F401
+from slideio_pipe.augment import colour_transforms, geometric_transforms, own_transforms, replay  # noqa: F401
 from slideio_pipe.augment.albumentations import adopted, verdict
 from slideio_pipe.augment.draw import Draw, seeded
 from slideio_pipe.augment.operations import Operation
@@ -28,6 +28,7 @@ from slideio_pipe.augment.transform_base import Context, OurTransform
 from slideio_pipe.config import read_yaml
 from slideio_pipe.errors import ConfigError, NoTissueError
 from slideio_pipe.geometry import Size
+from slideio_pipe.parts.import_path import import_object, importable, is_import_path
 from slideio_pipe.presets import settings_file
 
 
@@ -242,6 +243,9 @@ def drawn_steps(transform: Any, rng: np.random.Generator, canvas: Size, context:
 def load_transform(path: str | Path) -> Any:
     """Return the transform in a YAML or JSON file, as written by ``A.save``, or of a preset by its name.
 
+    A function of your own on NumPy arrays (``from_numpy``), or a transform, may be written by its import path,
+    ``my_module:my_function``, as one step; the module may be beside the file.
+
     Raises
     ------
     ConfigError
@@ -259,10 +263,13 @@ def load_transform(path: str | Path) -> Any:
     unknown = set(written) - {"transform", "__version__"}
     if unknown:
         raise ConfigError(f'unknown key "{min(map(str, unknown))}"', slide=str(path), remedy='keep "transform" alone')
+    importable(path.parent)
     return _built(written["transform"], str(path))
 
 
 def _built(written: Any, where: str) -> Any:
+    if isinstance(written, str) and is_import_path(written):
+        return _brought(written)
     if not isinstance(written, Mapping) or not isinstance(written.get("__class_fullname__"), str):
         raise ConfigError('no "__class_fullname__"', slide=where, remedy="see slideio-pipe config show stain-light")
     name = shorten_class_name(written["__class_fullname__"])
@@ -285,6 +292,14 @@ def _built(written: Any, where: str) -> Any:
         raise ConfigError(error.reason, slide=where, remedy=error.remedy) from error
     except Exception as error:  # albumentationsxl may raise anything
         raise ConfigError(f"{name}: {error}", slide=where, remedy=f"there are: {', '.join(known)}") from error
+
+
+def _brought(path: str) -> Any:
+    """Return a user's transform by its import path: one of albumentationsxl's kind, or a function on NumPy arrays."""
+    found = import_object(path)
+    if isinstance(found, type) and issubclass(found, A.BasicTransform):
+        found = found()
+    return found if isinstance(found, A.BasicTransform | BaseCompose) else own_transforms.from_numpy(path)
 
 
 def _nearest(word: str, known: Any) -> str:

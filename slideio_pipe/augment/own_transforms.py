@@ -2,118 +2,69 @@
 
 from __future__ import annotations
 
-import pickle
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from slideio_pipe.augment.operations import Opaque
+from slideio_pipe.augment.own_functions import CLASS, LiveFunction
 from slideio_pipe.augment.steps import Steps
 from slideio_pipe.augment.transform_base import ColourTransform, Context
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Size
-from slideio_pipe.parts.calls import takes_second
-from slideio_pipe.parts.import_path import import_object, import_path_of
-
-Pixels = NDArray[np.uint8]
+from slideio_pipe.parts.import_path import import_object, import_path_of, source_digest
 
 
 class FromNumpy(ColourTransform):
-    """A user's function on a tile; made by ``from_numpy``, whose documentation says what it must do."""
+    """A user's function on a tile; made by ``from_numpy``, whose documentation says what it must do.
+
+    Parameters
+    ----------
+    function : callable or str
+        Or its import path.
+    source : str, optional
+        Digest of the function's source when the transform was written; recorded, not compared.
+    """
 
     lowered = False
-    opaque_because = "a function of your own on NumPy arrays"
+    opaque_because = "a function of your own: opaque, called once per tile, after all geometry"
 
-    def __init__(self, function: Callable[..., Any] | str, *, always_apply: bool = False, p: float = 1.0) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any] | str,
+        source: str | None = None,
+        *,
+        always_apply: bool = False,
+        p: float = 1.0,
+    ) -> None:
         super().__init__(always_apply=always_apply, p=p)
+        del source
         made = import_object(function) if isinstance(function, str) else function
-        if not callable(made):
+        if not callable(made) or isinstance(made, type):
             given = function if isinstance(function, str) else f"a {type(made).__name__}"
-            raise ConfigError(
-                f"from_numpy: {given} is no function", remedy="pass a function of a tile, (H, W, 3) uint8"
-            )
+            raise ConfigError(f"from_numpy: {given} is no function", remedy="pass a function of (H, W, 3) uint8")
         # As it is written to YAML and in draws; another process finds a function by it if it is an import path.
         self.function = function if isinstance(function, str) else import_path_of(made) or _described(made)
-        self.live = LiveFunction(made, self.function)
+        self.source = source_digest(made)
+        self._live = LiveFunction(made, self.function)
 
     @property
     def label(self) -> str:
         """Its name in messages and tables."""
         return f"from_numpy({self.function.rpartition(':')[2]})"
 
+    @property
+    def live(self) -> LiveFunction:
+        """The function."""
+        return self._live
+
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:
         """Return one opaque operation, with a seed of its own."""
-        written = {"transform": {"__class_fullname__": "slideio_pipe.FromNumpy", "function": self.function}}
-        drawn = Opaque(name=self.label, transform=written, seed=int(rng.integers(2**32)))
-        drawn.bind(self.live)
+        written = {"__class_fullname__": CLASS, "function": self.function, "source": self.source}
+        drawn = Opaque(name=self.label, transform={"transform": written}, seed=int(rng.integers(2**32)))
+        drawn.bind(self._live)
         return Steps(operations=(drawn,))
-
-    def _called(self, draw_seed: int, size: Size) -> Steps:
-        return self.draw_steps(np.random.Generator(np.random.Philox(draw_seed)), size, Context())
-
-
-class LiveFunction:
-    """A function that is called with tiles, and checked at its first call in each process.
-
-    Pickling one that another process would not find raises ConfigError.
-    """
-
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
-        self.function, self.name = function, name
-        self._takes_rng = takes_second(function, "rng")
-        self._checked = False
-        self._lock = threading.Lock()
-
-    def __call__(self, tile: Pixels, seed: int) -> Pixels:
-        """Return the tile as the function changes it; ``seed`` is that of its generator."""
-        if not self._checked:
-            with self._lock:
-                first = self._run(tile, seed)
-                if not np.array_equal(first, self._run(tile, seed)):
-                    self._refuse_other_draws()
-                self._checked = True
-            return first
-        return self._run(tile, seed)
-
-    def _run(self, tile: Pixels, seed: int) -> Pixels:
-        given = tile.copy()
-        try:
-            if self._takes_rng:
-                made = self.function(given, np.random.Generator(np.random.Philox(seed)))
-            else:
-                made = self.function(given)
-        except Exception as error:  # a user's function may raise anything
-            raise ConfigError(
-                f"from_numpy: {self.name} raised {type(error).__name__}: {error}",
-                remedy="correct it; it gets a tile, (H, W, 3) uint8 RGB",
-            ) from error
-        if not isinstance(made, np.ndarray) or made.dtype != np.uint8 or made.shape != tile.shape:
-            what = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else f"a {type(made).__name__}"
-            raise ConfigError(
-                f"from_numpy: {self.name} returned {what} for a tile of uint8 {tile.shape}",
-                remedy="return uint8 of the same shape; put changes of the size into RandomResizedCrop or A.Resize",
-            )
-        return made
-
-    def _refuse_other_draws(self) -> None:
-        reason = f"from_numpy: two calls of {self.name} with one tile" + (" and one seed" if self._takes_rng else "")
-        remedy = (
-            "draw from rng alone" if self._takes_rng else "give it a second parameter rng, and draw from that alone"
-        )
-        raise ConfigError(f"{reason} differ", remedy=f"{remedy}: np.random and random are not seeded for it")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        try:
-            pickle.dumps(self.function)
-        except Exception as error:  # whatever a user's object raises
-            raise ConfigError(
-                f"from_numpy: {self.name} cannot be sent to a worker process",
-                remedy="define it with def in a module of your own; a lambda or local function works with threads only",
-            ) from error
-        return LiveFunction, (self.function, self.name)
 
 
 def from_numpy(function: Callable[..., Any] | str, *, p: float = 1.0) -> Any:

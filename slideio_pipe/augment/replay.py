@@ -38,6 +38,8 @@ class Replay(GeometricTransform):
     True
     """
 
+    opaque_because = "repeats a draw with a transform that is not translated; runs lazily only, after all geometry"
+
     def __init__(self, draw: Draw | Mapping[str, Any], *, always_apply: bool = False, p: float = 1.0) -> None:
         super().__init__(always_apply=always_apply, p=p)
         self.record = draw if isinstance(draw, Draw) else Draw.from_json(draw)

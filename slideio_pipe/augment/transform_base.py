@@ -47,12 +47,18 @@ class OurTransform:
     p: float
     always_apply: bool
     lowered = True  # whether it draws no opaque operation
+    opaque_because = ""  # why it draws one
     needs_slide = False  # whether the slide's own colours must be measured first
     without_slide = ""  # the argument with which they need not be
 
     def __init__(self, *, always_apply: bool = False, p: float = 1.0) -> None:
         checked = number(type(self).__name__, "p", p, low=0, high=1)
         super().__init__(always_apply, checked)  # type: ignore[call-arg]  # albumentationsxl's
+
+    @property
+    def label(self) -> str:
+        """Its name in messages and tables."""
+        return type(self).__name__
 
     @abstractmethod
     def draw_steps(self, rng: np.random.Generator, size: Size, context: Context) -> Steps:

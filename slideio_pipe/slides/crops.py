@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.own_functions import raise_failure
 from slideio_pipe.geometry import Affine, LevelChoice, Rect, Size, split_position
 from slideio_pipe.slides.sampling import LevelSource, Sampler
 
@@ -28,6 +30,8 @@ class CroppedView(Protocol):
     def to_plain(self) -> Affine: ...
     @property
     def image(self) -> Any: ...
+    @property
+    def draw(self) -> Draw | None: ...
 
 
 def crop_plain(view: CroppedView, corner: tuple[float, float], out: NDArray[np.uint8]) -> None:
@@ -48,7 +52,12 @@ def crop_drawn(view: CroppedView, x: int, y: int, out: NDArray[np.uint8]) -> Non
     if under.width and under.height:
         Sampler(view.slide).plain(view.choice, under, np.empty((under.height, under.width, 3), np.uint8))
     top, left = inside.y - y, inside.x - x
-    out[top : top + inside.height, left : left + inside.width] = view.image.crop(*inside).numpy()
+    operations = () if view.draw is None else view.draw.operations
+    try:
+        pixels = view.image.crop(*inside).numpy()
+    finally:
+        raise_failure(operations)
+    out[top : top + inside.height, left : left + inside.width] = pixels
 
 
 def _under(view: CroppedView, rect: Rect) -> Rect:

@@ -374,7 +374,7 @@ def check_colours(colours: str, bag: Bag | None = None) -> str:
         raise ConfigError(f"colours is {colours!r}", slide=slide, remedy='pass "host" or "device"')
     if colours == "device" and isinstance(bag, UncolouredBag | ViewsBag) and bag.host_only:
         raise ConfigError(
-            f"{', '.join(bag.host_only)} cannot run on a device: libvips graphs run on the host",
+            f"{', '.join(bag.host_only)} cannot run on a device: graphs and functions of your own run on the host",
             slide=bag.name,
             remedy='pass colours="host", or leave it out of the transform',
         )

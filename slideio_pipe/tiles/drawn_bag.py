@@ -239,10 +239,10 @@ class DrawnBag(ArrayLikeBag):
         drawn = () if self.view.draw is None else self.view.draw.operations
         names = [operation.name for operation in drawn if isinstance(operation, Opaque)]
         if self.tile_transform is not None:
-            from slideio_pipe.augment.albumentations import verdict  # imports albumentationsxl
+            from slideio_pipe.augment.albumentations import name_of, verdict  # imports albumentationsxl
             from slideio_pipe.augment.compose import leaves
 
-            names += [type(leaf).__name__ for leaf in leaves(self.tile_transform) if verdict(leaf).kind == "opaque"]
+            names += [name_of(leaf) for leaf in leaves(self.tile_transform) if verdict(leaf).kind == "opaque"]
         return tuple(dict.fromkeys(names))
 
     def read_uncoloured(

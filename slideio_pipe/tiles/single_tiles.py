@@ -7,7 +7,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import groupby
+from typing import Any, cast
 
 import numpy as np
 import pyvips
@@ -19,13 +20,16 @@ from slideio_pipe.augment.draws import Draws
 from slideio_pipe.augment.executors.cpu import ColourProgram
 from slideio_pipe.augment.executors.cpu_steps import Scratch
 from slideio_pipe.augment.executors.lazy import apply_lazy
-from slideio_pipe.augment.operations import Opaque
+from slideio_pipe.augment.operations import Opaque, Operation
+from slideio_pipe.augment.own_functions import LiveFunction, live_function, raise_failure
 from slideio_pipe.errors import ConfigError, CorruptSlideError
 from slideio_pipe.geometry import Affine, Rect, Size, split_position
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.sampling import ON_GRID, Sampler
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.tile_plan import TilePlan, are_shifts
+
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -106,10 +110,18 @@ class SingleTiles:
         if draw is not None and draw.lowered:
             ColourProgram(shared + own, idle=self._idle).apply(slot, slot)
         else:
-            image = pyvips.Image.new_from_array(slot).copy(interpretation="srgb")
-            size = Size(image.width, image.height)
-            both = Draw(size=size, canvas=size, operations=shared + own)
-            slot[:] = apply_lazy(image, both).numpy()
+            for function, group in groupby(shared + own, key=_function_of):
+                self._colour_part(function, tuple(group), slot)
+
+    def _colour_part(self, function: LiveFunction | None, operations: tuple[Operation, ...], slot: Pixels) -> None:
+        """Apply a user's function, or the operations between two of them."""
+        if function is not None:
+            for each in operations:
+                slot[:] = function(slot, cast(Opaque, each).seed)
+            return
+        image = pyvips.Image.new_from_array(slot).copy(interpretation="srgb")
+        size = Size(image.width, image.height)
+        slot[:] = apply_lazy(image, Draw(size=size, canvas=size, operations=operations)).numpy()
 
     @cached_property
     def program(self) -> ColourProgram | None:
@@ -153,9 +165,12 @@ class SingleTiles:
         slot[:] = self.view.outside_level
         if inside.width and inside.height:
             top, left = inside.y - y, inside.x - x
+            operations = () if self.view.draw is None else self.view.draw.operations
             try:
                 pixels = self.graph.crop(*inside).numpy()
+                raise_failure(operations)
             except pyvips.Error as error:
+                raise_failure(operations)
                 reason = " ".join(str(error).split())
                 raise CorruptSlideError(
                     f"pixels near view px ({x}, {y}) cannot be decoded ({reason})",
@@ -163,3 +178,8 @@ class SingleTiles:
                     remedy="copy the slide again, or leave this region out",
                 ) from error
             slot[top : top + inside.height, left : left + inside.width] = pixels
+
+
+def _function_of(operation: Operation) -> LiveFunction | None:
+    """Return the user's function of an operation, if it is one."""
+    return live_function(operation) if isinstance(operation, Opaque) else None

@@ -88,6 +88,7 @@ PUBLIC = [
     "fit",
     "fold_cohort",
     "from_clam",
+    "from_numpy",
     "from_trident",
     "good_tiles",
     "known_encoders",

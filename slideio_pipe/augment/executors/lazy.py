@@ -26,6 +26,7 @@ from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.executors.cpu import ColourProgram, round_levels
 from slideio_pipe.augment.opaque_transform import run_opaque
 from slideio_pipe.augment.operations import Opaque, Operation, Saturation, Stain, Tone
+from slideio_pipe.augment.own_functions import LiveFunction, live_function
 from slideio_pipe.compiled.library import load
 from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError
@@ -264,6 +265,28 @@ def _strip(table: NDArray[Any], image_format: str) -> Any:
 
 def _by_tiles(image: Any, operations: tuple[Operation, ...]) -> Any:
     program = ColourProgram(operations)
+
+    def colour(tile: NDArray[np.uint8], out: NDArray[np.uint8], place: int) -> None:
+        program.apply(tile, out, place=place)
+
+    return _tile_by_tile(image, colour)
+
+
+def _by_function(image: Any, operation: Opaque, function: LiveFunction) -> Any:
+    """Return the image as a user's function changes its squares, each with the same seed: one draw for all."""
+
+    def call(tile: NDArray[np.uint8], out: NDArray[np.uint8], place: int) -> None:
+        try:
+            out[:] = function(tile, operation.seed)
+        except ConfigError as error:
+            function.failure = error  # libvips loses it, and keeps the square as black
+            raise
+
+    return _tile_by_tile(image, call)
+
+
+def _tile_by_tile(image: Any, change: Callable[[NDArray[np.uint8], NDArray[np.uint8], int], None]) -> Any:
+    """Return the image with ``change(tile, out, place)`` applied to squares of 256 px when they are requested."""
     size = Size(image.width, image.height)
     columns = -(-size.width // TILE.width)
 
@@ -274,7 +297,7 @@ def _by_tiles(image: Any, operations: tuple[Operation, ...]) -> Any:
         # A region may be used only in the thread that made it, and any thread may call this.
         pixels = np.frombuffer(pyvips.Region.new(image).fetch(x, y, width, height), np.uint8)
         tile = np.empty((TILE.height, TILE.width, 3), np.uint8)
-        program.apply(pixels.reshape(height, width, 3), tile[:height, :width], place=place)
+        change(pixels.reshape(height, width, 3), tile[:height, :width], place)
         return tile
 
     ahead = _Ahead(compute, columns * -(-size.height // TILE.height))
@@ -317,5 +340,9 @@ class _Ahead:
 def _by_graphs(image: Any, operations: tuple[Operation, ...]) -> Any:
     for operation in operations:
         if isinstance(operation, Opaque):
-            image = run_opaque(image, operation)
+            function = live_function(operation)
+            if function is None:
+                image = run_opaque(image, operation)
+            else:
+                image = _by_function(image, operation, function)
     return image
