@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,8 @@ from slideio_pipe.tiles.refused_tiles import RefusedTiles
 from slideio_pipe.tiles.slide_quality import SlideQuality
 from slideio_pipe.tiles.tile_bag import TileBag
 from slideio_pipe.tiles.tile_quality import FOCUS_MPP, TileQuality, checked_names, joined
+
+_LOG = logging.getLogger(__name__)
 
 
 def tile_quality(
@@ -169,7 +172,18 @@ def with_quality(grid: TileGrid, config: QualityConfig, **measuring: Any) -> Til
         scanned = "" if mpp is None else f", and the slide is scanned at {mpp.mean:.3g} µm"
         reason = f"focus is measured at {FOCUS_MPP:g} µm per px{scanned}"
         raise ConfigError(reason, slide=grid.view.slide.name, remedy="leave out {min_focus=}")
-    return grid.without(*_beyond(grid, quality, limits)) if limits else grid
+    if not limits:
+        return grid
+    bad, refused = _beyond(grid, quality, limits)
+    if len(refused):
+        _LOG.info(
+            "%s: %d of %d tiles dropped for their quality: %s",
+            grid.view.slide.name,
+            len(refused),
+            len(grid),
+            refused.reasons,
+        )
+    return grid.without(bad, refused)
 
 
 def _beyond(grid: TileGrid, quality: TileQuality, limits: dict[str, float]) -> tuple[NDArray[np.bool_], RefusedTiles]:

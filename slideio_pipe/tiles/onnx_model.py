@@ -230,7 +230,7 @@ def sidecar_of(model: Path) -> Path:
     named += [model.with_name(f"{model.name}{ending}") for ending in ENDINGS]
     found = next((file for file in named if file.is_file()), None)
     if found is None:
-        remedy = f"write {named[0].name} with mpp, tile_size, mean, std, classes and tissue; the guide has an example"
+        remedy = f"write {named[0].name}: the guide has an example, page Tissue"
         raise ConfigError("the model has no sidecar beside it", slide=str(model), remedy=remedy)
     return found
 

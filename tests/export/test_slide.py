@@ -15,6 +15,7 @@ from PIL import Image
 from pyramids import coordinate_pixels, write_pyramid
 
 from slideio_pipe import find_tissue, open_bag, open_slide
+from slideio_pipe.config import Record
 from slideio_pipe.errors import ConfigError, EmptyTissueWarning, NoTissueError, OutputExistsError
 from slideio_pipe.export import slide as export
 from slideio_pipe.export.config import ExportConfig, load_config
@@ -53,6 +54,9 @@ def test_configs_export_yaml_has_the_defaults() -> None:
     assert load_config(path) == ExportConfig()
     lines = path.read_text(encoding="utf-8").splitlines()
     for section, record in ExportConfig():
+        if not isinstance(record, Record):  # a key without a section
+            assert any(line.startswith(f"{section}:") and "# " in line for line in lines), section
+            continue
         for key in type(record).model_fields:
             start = lines.index(f"{section}:")
             line = next(line for line in lines[start + 1 :] if line.startswith(f"  {key}:"))

@@ -232,6 +232,30 @@ def test_a_data_set_drops_the_same_tiles_in_each_epoch(path: Path) -> None:
     assert moved == {True, False}
 
 
+def test_a_log_says_what_a_data_set_dropped(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = {"tissue": {"method": "none"}, "quality": {"min_focus": 100}}
+    with caplog.at_level("INFO", logger="slideio_pipe.tiles.good_tiles"):
+        sp.BagDataset([path], config).open(0)
+    assert "a.tif: 6 of 12 tiles dropped for their quality: 6 under min_focus 100" in caplog.text
+
+
+def test_several_magnifications_have_the_quality_of_the_first(path: Path, tmp_path: Path) -> None:
+    """Also of their pixels alone, in a store."""
+    grid = grid_of(path)
+    bag = sp.ContextBag(grid.view, grid, mpp=[0.5, 2.0])
+    expected = sp.tile_quality(bag_of(path))
+    found = sp.tile_quality(bag)
+    np.testing.assert_array_equal(found.focus, expected.focus)
+    stored = sp.save_bag(bag, tmp_path / "a.bag.zarr", progress=False)
+    assert stored.quality is not None
+    np.testing.assert_array_equal(stored.quality.pen, expected.pen)
+    plain = sp.save_bag(
+        sp.ContextBag(grid.view, grid_of(path), mpp=[0.5, 2.0]), tmp_path / "b.bag.zarr", progress=False
+    )
+    assert plain.quality is None
+    np.testing.assert_allclose(sp.tile_quality(plain, ["white"]).white, expected.white, atol=0.08)
+
+
 def test_a_slide_without_a_good_tile_fails_with_the_reasons(path: Path) -> None:
     config = {"tissue": {"method": "none"}, "quality": {"min_focus": 1e6}}
     with pytest.raises(NoTissueError, match=r"all 12 tiles .* \(12 under min_focus 1e\+06\); .*lower min_focus"):

@@ -186,7 +186,7 @@ def changed(**values: Any) -> Callable[[Path], None]:
     ("spoil", "message"),
     [
         (broken, "m.onnx: cannot be loaded"),
-        (without_sidecar, "no sidecar beside it; write m.yaml with mpp"),
+        (without_sidecar, "no sidecar beside it; write m.yaml: the guide has an example"),
         (Path.unlink, "there is no such model"),
         (changed(tissue=["tumour"]), "there is no class 'tumour'; classes has background, tissue, fold, pen"),
         (changed(tissue=[7]), "there is no class 7"),
