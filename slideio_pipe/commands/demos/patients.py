@@ -100,7 +100,7 @@ def _plans(patients: int, seed: int) -> list[_Plan]:
         label, count = number % 2, _SLIDES[number // 2 % 4]
         for k in range(count):
             lesions = int(label == 1 and k == number // 2 % count)
-            mpp = _MPPS[(number + k) % 2]
+            mpp = _MPPS[(number // 2 + k) % 2]  # both labels alike: else the scanner would give the label away
             name = f"p{number + 1:02}-{k + 1}.svs"
             plans.append(_Plan(name, f"P{number + 1:02}", label, lesions, mpp, seed * 1000 + len(plans)))
     return plans
