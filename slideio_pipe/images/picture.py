@@ -92,6 +92,28 @@ def draw_boxes(image: Image.Image, boxes: ArrayLike, colour: tuple[int, int, int
     return Image.alpha_composite(base, layer).convert("RGB")
 
 
+def draw_marks(
+    image: Image.Image, boxes: ArrayLike, box_labels: Sequence[int], points: ArrayLike, point_labels: Sequence[int]
+) -> Image.Image:
+    """Return the image with outlines of (n, 4) boxes, lowest and highest x and y, and (m, 2) points, in class colours.
+
+    All in image px. The first class has the first colour of ``CLASSES``, as in ``tint_labels``.
+    """
+    shown = image.convert("RGB")
+    draw, radius = ImageDraw.Draw(shown), max(1.5, max(shown.size) / 150)
+    for label, box in zip(box_labels, np.asarray(boxes, np.float64).reshape(-1, 4).tolist(), strict=True):
+        places = (box[0], box[1], max(box[0], box[2] - 1), max(box[1], box[3] - 1))
+        draw.rectangle(places, outline=_class_colour(label), width=max(1, round(radius * 0.8)))
+    for label, (x, y) in zip(point_labels, np.asarray(points, np.float64).reshape(-1, 2).tolist(), strict=True):
+        spot = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(spot, fill=_class_colour(label), outline=(255, 255, 255))
+    return shown
+
+
+def _class_colour(label: int) -> tuple[int, int, int]:
+    return CLASSES[(label - 1) % len(CLASSES)]
+
+
 def _union(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return (height, width) uint8, 255 where some box is, each at least one px."""
     width, height = size

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from slideio_pipe.augment.target_rules import BoxRules, PointRules, TargetRules
 from slideio_pipe.geometry import Size, inverses
+from slideio_pipe.images import picture
 from slideio_pipe.tiles.marks import Marks, hulls
 from slideio_pipe.tiles.place_index import Pairs, Spans
 
@@ -73,6 +75,22 @@ class Targets:
         if points.label_fields is not None:
             written[points.label_fields[0]] = self.point_labels.tolist()
         return written
+
+    def plot(self, tile: NDArray[np.uint8], size_px: int | None = None) -> Image.Image:
+        """Return the tile, (H, W, 3) uint8, with its boxes and points in the colours of their labels.
+
+        Parameters
+        ----------
+        tile : (H, W, 3) uint8
+            The image that they are of, such as ``bag[3]``.
+        size_px : int, optional
+            Longer side of the picture; by default that of the tile.
+        """
+        factor = 1.0 if size_px is None else size_px / max(self.size)
+        side = (max(1, round(self.size.width * factor)), max(1, round(self.size.height * factor)))
+        shown = Image.fromarray(np.asarray(tile, np.uint8)).resize(side, Image.Resampling.BICUBIC)
+        labels, point_labels = self.labels.tolist(), self.point_labels.tolist()
+        return picture.draw_marks(shown, self.boxes * factor, labels, self.points * factor, point_labels)
 
     def __len__(self) -> int:
         return len(self.boxes) + len(self.points)

@@ -30,6 +30,7 @@ from slideio_pipe import (
     save_bag,
 )
 from slideio_pipe.errors import ConfigError, OutsideSlideWarning
+from slideio_pipe.images.picture import CLASSES
 from slideio_pipe.slides.view import SlideView
 
 RNG = np.random.default_rng(0)
@@ -466,3 +467,18 @@ def test_a_slide_turn_that_grows_keeps_all_boxes() -> None:
     """The canvas of a turned slide holds all of it, so that no box is cut."""
     view = _view().slide.view(transform=RandomAffine(rotate=(30, 30), flip=False), seed=1)  # type: ignore[attr-defined]
     assert len(CELLS.in_view(view).boxes) == len(BOXES)
+
+
+def test_a_plot_shows_boxes_and_points() -> None:
+    """In the colours of their classes, at their places, also enlarged; the rest of the tile is unchanged."""
+    marked = Annotations.from_arrays([(20, 30)], ["b"], [(40, 50, 80, 70)], ["a"], ["a", "b"])
+    view = _view()
+    bag = TileBag(view, TileGrid(view, 100), annotations=marked)
+    plain, shown = np.asarray(bag[0]), np.asarray(bag.targets(0).plot(bag[0], 200))
+    assert shown.shape == (200, 200, 3)
+    assert shown[60, 40].tolist() == list(CLASSES[1])
+    assert shown[100:140, 80].tolist() == [list(CLASSES[0])] * 40
+    assert shown[120, 120].tolist() == plain[60, 60].tolist()
+    changed = np.argwhere((np.asarray(bag.targets(0).plot(bag[0])) != plain).any(axis=2))
+    assert changed.min(axis=0).tolist() >= [27, 17]
+    assert changed.max(axis=0).tolist() <= [69, 79]
