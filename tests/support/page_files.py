@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
+import tifffile
 from made_slides import made_slide
+from scipy.ndimage import distance_transform_edt
+from skimage.color import rgb2hed
+from skimage.feature import peak_local_max
+from skimage.filters import gaussian, threshold_otsu
+from skimage.measure import label, regionprops
+from skimage.segmentation import watershed
 
 
 def write_study(folder: Path) -> None:
@@ -53,11 +61,32 @@ def write_without_mpp(folder: Path) -> None:
     (folder / "no_mpp.svs").write_bytes(data)
 
 
+def write_cells(folder: Path) -> None:
+    """Write cells.json, the nuclei of a.svs as CellViT writes them; small and round ones are inflammatory cells."""
+    pixels = tifffile.imread(folder / "a.svs", key=0)
+    stain = gaussian(rgb2hed(pixels)[..., 0], 2)
+    dark = stain > threshold_otsu(stain)
+    depth = gaussian(distance_transform_edt(dark), 2)
+    middles = np.zeros(dark.shape, np.int32)
+    for number, (row, column) in enumerate(peak_local_max(depth, min_distance=9, labels=label(dark)), 1):
+        middles[row, column] = number
+    regions = regionprops(watershed(-depth, middles, mask=dark))
+    cells = []
+    for region in regions:
+        if 150 < region.area < 3000:
+            (row, column), (top, left, lower, right) = region.centroid, region.bbox
+            kind = 2 if region.area < 700 and region.eccentricity < 0.75 else 1
+            cells.append({"bbox": [[top, left], [lower, right]], "centroid": [column + 0.5, row + 0.5], "type": kind})
+    document = {"type_map": {"Background": 0, "Neoplastic": 1, "Inflammatory": 2}, "cells": cells}
+    (folder / "cells.json").write_text(json.dumps(document), encoding="utf-8")
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "study": write_study,
     "cohort": write_cohort,
     "broken": write_broken,
     "no_mpp": write_without_mpp,
+    "cells": write_cells,
 }
 
 
