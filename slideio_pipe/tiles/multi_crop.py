@@ -6,8 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+from PIL import Image
+
 from slideio_pipe.augment.draw import hashed
 from slideio_pipe.errors import ConfigError
+from slideio_pipe.images.lettering import PAPER
+from slideio_pipe.images.picture import beside, finished, fit, montage
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 
 Range = tuple[float, float]
@@ -15,6 +20,7 @@ BagT = TypeVar("BagT", bound=DrawnBag)
 
 GLOBAL, LOCAL = "global", "local"
 _MOST = 64  # views of a kind: more are a mistake
+_GAP = 12  # px, in pictures
 
 
 class ViewKind(NamedTuple):
@@ -137,6 +143,22 @@ class MultiCrop:
                 raise ConfigError(reason, slide=bag.name, remedy=f"keep the size, or pass {kind.name}_size=…")
             bags.append(drawn)
         return bags
+
+    def plot(self, bag: DrawnBag, tile: int = 0) -> Image.Image:
+        """Return a picture of the views of a tile: the plain tile and the large views, then the small ones."""
+        rows = [
+            montage(
+                np.stack([each[tile] for each in self.bags_of(bag, kind)]), columns=len(kind.transforms), tile_px=224
+            )
+            for kind in self.kinds
+        ]
+        rows[0] = beside([fit(bag[tile], rows[0].height), rows[0]], gap=_GAP)
+        sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height + _GAP for row in rows) - _GAP), PAPER)
+        top = 0
+        for row in rows:
+            sheet.paste(row, (0, top))
+            top += row.height + _GAP
+        return finished(sheet, f"{bag.name}: views of tile {tile}", titled=True)
 
     @property
     def packed_shape(self) -> tuple[int, int, int]:

@@ -66,6 +66,18 @@ def test_each_view_is_the_tile_of_its_own_bag(slide: Path, executor: str, thread
     assert torch.equal(some["local"], found["local"][order])
 
 
+def test_a_picture_shows_the_views_of_a_tile(slide: Path) -> None:
+    """The tile and the large views in a row, the small ones below; with their pixels."""
+    views, bag = sp.MultiCrop(2, 3, **SMALL), bag_of(slide)
+    shown = np.asarray(views.plot(bag, 9))
+    for kind in ("global", "local"):
+        for number in range(2):
+            tile = views.bag_of(bag, kind, number)[9]
+            side = len(tile)
+            places = np.argwhere((shown == tile[0, 0]).all(axis=2))
+            assert any(np.array_equal(shown[y : y + side, x : x + side], tile) for y, x in places)
+
+
 def test_views_of_a_tile_differ(slide: Path) -> None:
     """No two of its draws are alike, and those of an epoch are not those of another."""
     views, bag = sp.MultiCrop(2, 4, **SMALL), bag_of(slide)
