@@ -86,6 +86,16 @@ class Blocks(NamedTuple):
     side: int  # stored tiles per side of a tile
     places: list[tuple[int, int] | None]  # first stored tile (column, row) per tile; None: not whole ones
 
+    @property
+    def overlap(self) -> bool:
+        """Whether different tiles need the same stored tile."""
+        if self.side == 1:
+            return False
+        first = np.array(sorted({place for place in self.places if place is not None}), np.int64).reshape(-1, 2)
+        steps = np.stack(np.meshgrid(np.arange(self.side), np.arange(self.side)), axis=-1).reshape(-1, 2)
+        cells = (first[:, None] + steps).reshape(-1, 2)
+        return len(np.unique(cells[:, 1] << 32 | cells[:, 0])) < len(cells)
+
 
 class Sampler:
     """Reads rectangles of one slide; can be shared by threads, each of which has its own regions.

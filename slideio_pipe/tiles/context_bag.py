@@ -272,10 +272,13 @@ class _FurtherScale(TileBag):
 
 
 def _share_stored_tiles(scales: Sequence[TileBag]) -> None:
-    """Keep the decoded stored tiles of levels that several scales read with the same shrink of the decoder."""
+    """Keep decoded stored tiles: of further scales, whose tiles overlap, and of the first where one shares its level.
+
+    Scales share decoded tiles if they read a level with the same shrink of the decoder.
+    """
     levels = [(scale.view.level, Sampler(scale.view.slide).decoder_shrink(scale.view.choice)) for scale in scales]
-    for scale, level in zip(scales, levels, strict=True):
-        scale.keep_stored_tiles = levels.count(level) > 1
+    for number, scale in enumerate(scales):
+        scale.keep_stored_tiles = number > 0 or levels.count(levels[0]) > 1
 
 
 def _checked(mpp: Sequence[float], view: SlideView, upsample: bool) -> tuple[float, ...]:

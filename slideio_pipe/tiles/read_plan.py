@@ -60,6 +60,8 @@ class ReadPlan:
         self.canvas = Size(side, side) if job.draws is None else Size(*job.draws.canvases[0].tolist())
         plain = job.draws is None and not self._view.moves and not (job.colours and singles.graph is not None)
         self._blocks = sampler.blocks(self._view.choice, job.corners, side) if plain and not keep else None
+        if self._blocks is not None and self._blocks.overlap:  # each stored tile is decoded once, for all of them
+            self._blocks = None
         off_grid = plain and (self._blocks is None or None in self._blocks.places)
         self._scattered = off_grid and not keep and sampler.scattered(self._view.choice, job.corners, side)
         # The number of each tile's program; -1 for tiles that have none.

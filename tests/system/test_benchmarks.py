@@ -53,6 +53,7 @@ RUNS = [
     "versions",
     "viewer",
     "views",
+    "context",
 ]
 
 

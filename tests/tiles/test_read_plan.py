@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from pyramids import write_pyramid
 
-from slideio_pipe import ColorJitter, Flip, RandomAffine, StainJitter, TileBag, open_slide
+from slideio_pipe import ColorJitter, Flip, RandomAffine, StainJitter, TileBag, TileGrid, open_slide
+from slideio_pipe.slides.backends.jpeg_tiles import JpegTiles
 
 NOISE = np.random.default_rng(5).integers(0, 256, (700, 900, 3), np.uint8)
 SOFT = np.kron(NOISE[::20, ::20], np.ones((20, 20, 1), np.uint8))
@@ -52,3 +53,31 @@ def test_a_tile_is_the_same_bytes_in_any_company(
     bag.plan_ahead(np.arange(12))
     assert np.array_equal(bag.read([4, 3, 2, 9, 10, 11]), together[[4, 3, 2, 9, 10, 11]])
     assert len(np.unique(together.reshape(12, -1), axis=0)) > 6
+
+
+def test_stored_tiles_of_overlapping_tiles_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str
+) -> None:
+    """Also if each tile consists of whole stored ones."""
+    calls: list[tuple[int, int]] = []
+    decode, decode_at = JpegTiles.decode, JpegTiles.decode_at
+
+    def counted(self: JpegTiles, column: int, row: int, *rest: Any, **options: Any) -> np.ndarray:
+        calls.append((column, row))
+        return decode(self, column, row, *rest, **options)
+
+    def counted_run(self: JpegTiles, places: Any, *rest: Any, **options: Any) -> Any:
+        left = decode_at(self, places, *rest, **options)
+        calls.extend(place for number, place in enumerate(places) if number not in left)
+        return left
+
+    monkeypatch.setattr(JpegTiles, "decode", counted)
+    monkeypatch.setattr(JpegTiles, "decode_at", counted_run)
+    view = open_slide(write_pyramid(tmp_path / "a.tif", SOFT, (1,), tile=64, compression="jpeg")).view()
+    bag = TileBag(view, TileGrid(view, 128, stride=64))
+    pixels = bag[:]
+    assert len(calls) == len(set(calls)) == 14 * 10
+    assert all(
+        np.array_equal(tile, view.image.crop(*at, 128, 128).numpy())
+        for tile, at in zip(pixels, bag.grid.origins.tolist(), strict=True)
+    )
