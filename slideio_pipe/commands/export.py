@@ -146,9 +146,11 @@ def export(
 
 
 def _print_export(done: Exported, picture: Path | None) -> None:
+    from slideio_pipe.tiles.bag import resolutions_text
+
     bag, summary = done.bag, done.summary()
     mpps = bag.mpps or (() if bag.view_mpp is None else (bag.view_mpp,))
-    at = f"{' and '.join(f'{mpp.mean:.3g}' for mpp in mpps)} µm per pixel" if mpps else "level 0"
+    at = f"{resolutions_text(mpps)} per pixel" if mpps else "level 0"
     cost = f"{size_text(summary['bytes'])}, {done.seconds:.1f} s, {summary['tiles_per_second']:,.0f} tiles/s"
     how = "there already, kept" if done.kept else cost
     say(f"{bag.name}: {len(bag):,} tiles of {bag.shape[-3]} px at {at} ({how})")

@@ -18,7 +18,7 @@ from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.store.feature_arrays import encoder_names, stored_features
 from slideio_pipe.store.metadata import read_layout
 from slideio_pipe.store.shards import ShardReader
-from slideio_pipe.tiles.bag import ArrayLikeBag, scale_count
+from slideio_pipe.tiles.bag import ArrayLikeBag, resolutions_text, scale_count
 from slideio_pipe.tiles.reader import empty_tiles
 
 # Attributes about the file, not about the bag.
@@ -202,7 +202,7 @@ class StoredBag(ArrayLikeBag, Closable):
     def __repr__(self) -> str:
         count, *_, height, width, _ = self.shape
         at = "" if self.view_mpp is None else f" at {self.view_mpp.mean:.4g} µm"
-        at = f" at {' and '.join(f'{mpp.mean:.4g}' for mpp in self.mpps)} µm" if self.mpps else at
+        at = f" at {resolutions_text(self.mpps)}" if self.mpps else at
         label = "" if self.label is None else f", label {self.label}"
         return f"StoredBag({self.name}: {count:,} tiles of {width}×{height} px{at}, {self._codec}{label})"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, overload, runtime_checkable
 
@@ -223,6 +223,16 @@ class ArrayLikeBag(Explorable, ABC):
 def scale_count(bag: Bag) -> int:
     """Return the number of magnifications of each tile: 1 for a bag (N, H, W, 3)."""
     return 1 if len(bag.shape) == 4 else bag.shape[1]
+
+
+def resolutions_text(mpps: Sequence[Mpp]) -> str:
+    """Return the resolutions of magnifications as text.
+
+    >>> resolutions_text([Mpp(0.5, 0.5), Mpp(1.0, 1.0), Mpp(2.001, 2.001)])
+    '0.5, 1 and 2 µm'
+    """
+    *others, last = (f"{mpp.mean:.3g}" for mpp in mpps)
+    return f"{', '.join(others)} and {last} µm" if others else f"{last} µm"
 
 
 def check_one_scale(bag: Bag, what: str) -> None:

@@ -23,7 +23,7 @@ from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.slides.rescaled_view import rescaled
 from slideio_pipe.slides.sampling import Sampler
 from slideio_pipe.slides.view import SlideView
-from slideio_pipe.tiles.bag import Label
+from slideio_pipe.tiles.bag import Label, resolutions_text
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.reader import empty_tiles
 from slideio_pipe.tiles.tile_bag import PlacedSource, TileBag
@@ -182,7 +182,7 @@ class ContextBag(TileBag):
         if not titled:
             return image
         some = f"{len(chosen):,} of {len(self):,} tiles" if len(chosen) < len(self) else f"{len(self):,} tiles"
-        return picture.finished(image, f"{self.name}: {some} at {self._resolutions()}", titled=True)
+        return picture.finished(image, f"{self.name}: {some} at {resolutions_text(self.mpps)}", titled=True)
 
     def _row(self, tile: NDArray[np.uint8], tile_px: int) -> Image.Image:
         """Return the scales of one tile side by side."""
@@ -193,11 +193,6 @@ class ContextBag(TileBag):
             corner = ((width - box[0]) / 2, (height - box[1]) / 2)
             shown[number] = picture.draw_boxes(shown[number], [[*corner, *box]])
         return picture.beside(shown, gap=3)
-
-    def _resolutions(self) -> str:
-        """Return the resolutions as text: "0.5, 1 and 2 µm"."""
-        *others, last = (f"{mpp.mean:.3g}" for mpp in self.mpps)
-        return f"{', '.join(others)} and {last} µm" if others else f"{last} µm"
 
     def provenance(self) -> dict[str, Any]:
         """Return JSON values from which the bag can be made again; stores keep them."""
@@ -218,7 +213,7 @@ class ContextBag(TileBag):
     def __repr__(self) -> str:
         height, width = self.shape[2:4]
         label = "" if self.label is None else f", label {self.label}"
-        return f"ContextBag({self.name}: {len(self):,} tiles of {width}×{height} px at {self._resolutions()}{label})"
+        return f"ContextBag({self.name}: {len(self):,} tiles of {width}×{height} px at {resolutions_text(self.mpps)}{label})"
 
 
 def bag_of(view: SlideView, grid: TileGrid, config: ViewConfig, **options: Any) -> TileBag:

@@ -54,7 +54,7 @@ def test_an_opened_bag_is_the_bag(stored: sp.StoredBag, bag: sp.ContextBag) -> N
     assert np.array_equal(stored.read([600, 1], threads=2), pixels[[600, 1]])
     again = pickle.loads(pickle.dumps(stored))
     assert np.array_equal(again[3], pixels[3])
-    assert repr(stored).startswith(f"StoredBag(a.tif: {len(bag)} tiles of 16×16 px at 0.25 and 1 and 3 µm, ")
+    assert repr(stored).startswith(f"StoredBag(a.tif: {len(bag)} tiles of 16×16 px at 0.25, 1 and 3 µm, ")
 
 
 def test_zarr_reads_the_same_array(stored: sp.StoredBag) -> None:
