@@ -213,7 +213,8 @@ class ContextBag(TileBag):
     def __repr__(self) -> str:
         height, width = self.shape[2:4]
         label = "" if self.label is None else f", label {self.label}"
-        return f"ContextBag({self.name}: {len(self):,} tiles of {width}×{height} px at {resolutions_text(self.mpps)}{label})"
+        at = resolutions_text(self.mpps)
+        return f"ContextBag({self.name}: {len(self):,} tiles of {width}×{height} px at {at}{label})"
 
 
 def bag_of(view: SlideView, grid: TileGrid, config: ViewConfig, **options: Any) -> TileBag:

@@ -75,7 +75,7 @@ def cost(path: Path, case: Case, count: int, scale: int | None = None) -> tuple[
     bag = bag_of(path, case, scale)
     first = max(0, (len(bag) - count) // 2)
     chosen = np.arange(first, min(first + count, len(bag)))
-    out = np.empty((BATCH, *bag.shape[1:]), np.uint8)
+    out = np.ones((BATCH, *bag.shape[1:]), np.uint8)  # written: fresh pages would cost more than some scales
     cpu, wall = time.process_time(), time.perf_counter()
     for start in range(0, len(chosen), BATCH):
         if start % PLANNED == 0:
