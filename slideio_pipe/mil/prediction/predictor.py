@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,26 @@ from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.patients import CohortPatient, by_patient, by_slide, slides_of_row
 from slideio_pipe.config import checked
-from slideio_pipe.errors import ConfigError, SlideioPipeWarning, warn_caller
+from slideio_pipe.errors import ConfigError
 from slideio_pipe.features.encoders import Encoder
 from slideio_pipe.features.encoders.encoder import parameter_dtype
 from slideio_pipe.features.feature_bag import FeatureBag, open_features
 from slideio_pipe.features.scales import in_words
 from slideio_pipe.geometry import Affine
 from slideio_pipe.mil.checkpoint import read_checkpoint
-from slideio_pipe.mil.config import TrainConfig, is_passed
+from slideio_pipe.mil.config import TrainConfig
 from slideio_pipe.mil.feature_files import holds_features, is_unnamed
 from slideio_pipe.mil.fingerprints import KnownSlides, features_fingerprint, file_of, joined_contents
 from slideio_pipe.mil.models.bag_model import MilOutput
-from slideio_pipe.mil.models.mil_model import build_model
-from slideio_pipe.mil.models.own_model import own_model
 from slideio_pipe.mil.models.slides_apart import slides_apart
-from slideio_pipe.mil.models.tile_encoder import TileEncoder, from_encoder, tile_encoder
+from slideio_pipe.mil.models.tile_encoder import TileEncoder
 from slideio_pipe.mil.models.two_pass import TwoPass
 from slideio_pipe.mil.own_parts import modules_of
 from slideio_pipe.mil.prediction.prediction import Prediction
 from slideio_pipe.mil.prediction.slide_tiles import SlideTiles
+from slideio_pipe.mil.prediction.stored_parts import check_maker, fill, stored_encoder, stored_model, warn_changed
 from slideio_pipe.mil.sources import chunk_size_of
 from slideio_pipe.mil.tasks import Classification, Regression, Task, task_of
-from slideio_pipe.parts.import_path import code_digest, import_object, is_imported
 from slideio_pipe.slides.config import ViewConfig
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.store.patient_index import is_patient_index
@@ -314,18 +312,18 @@ def load_predictor(
     target = check_device(device)
     task, config = task_of(recorded["task"]), checked(TrainConfig, str(path), **recorded["config"])
     config = config.model_copy(update={"modules": recorded.get("modules")})
-    network = _model(path, config, model, int(recorded["width"]), task.outputs)
-    _fill(network, known["model"], path, "the model")
-    _warn_changed(path, config, recorded)
+    network = stored_model(path, config, model, int(recorded["width"]), task.outputs)
+    fill(network, known["model"], path, "the model")
+    warn_changed(path, config, recorded)
     mpps = tuple(recorded.get("context") or ())
     config = _with_context(config, mpps)
-    tiles = _encoder(path, recorded, known, encoder, normalize, trust_remote_code, modules_of(config))
+    tiles = stored_encoder(path, recorded, known, encoder, normalize, trust_remote_code, modules_of(config))
     if tiles is not None:
         tiles.module.to(target).eval()
         if "encoder" not in known:
             if recorded.get("tiling") is not None:
                 config = config.model_copy(update=_sections(config, recorded["tiling"]))
-            _check_maker(path, tiles, recorded, config, target)
+            check_maker(path, tiles, recorded, config, target)
     of_features, width = recorded.get("encoder") is None, int(recorded["width"])
     known_slides = KnownSlides(recorded.get("slides") or ())
     return Predictor(
@@ -351,95 +349,8 @@ def _with_context(config: TrainConfig, mpps: tuple[float | None, ...]) -> TrainC
     return config.model_copy(update={"view": ViewConfig(mpp=mpps[0], context=further)})
 
 
-def _model(path: Path, config: TrainConfig, given: Any, width: int, outputs: int) -> nn.Module:
-    """Return the model without its weights."""
-    name = config.model.name
-    if given is None and is_passed(name):
-        reason = f"the training was given a model of its own, {name.strip('<>')}, which no checkpoint can make"
-        raise ConfigError(reason, slide=str(path), remedy="pass it, its class, or its import path as {model=…}")
-    if given is None and not config.model.is_own:
-        return build_model(name, width, outputs, **config.model.arguments())
-    if not config.model.is_own:
-        reason = f"its model is {name}, and another one is passed"
-        raise ConfigError(reason, slide=str(path), remedy="leave {model=} out")
-    if isinstance(given, str | None):
-        given = import_object(given or name, modules_of(config))
-    settings = {} if isinstance(given, nn.Module) else config.model.arguments()
-    return own_model(given, width, outputs, settings, name)
-
-
-def _warn_changed(path: Path, config: TrainConfig, recorded: Mapping[str, Any]) -> None:
-    """Warn if the code of a model or an encoder by import path has changed since the training."""
-    now: dict[str, str] = {}
-    for key in ("model.name", "encoder.source"):
-        if key in config.import_paths and is_imported(config.import_paths[key]):
-            now |= code_digest(config.import_paths[key])
-    before = recorded.get("code") or {}
-    others = sorted(file for file, digest in now.items() if before.get(file, digest) != digest)
-    if others:
-        reason = f"{path}: {', '.join(others)} has changed since the training: predictions may be others"
-        warn_caller(SlideioPipeWarning(reason))
-
-
 def _sections(config: TrainConfig, tiling: Mapping[str, Any]) -> dict[str, Any]:
     return {name: type(getattr(config, name)).model_validate(values) for name, values in tiling.items()}
-
-
-def _encoder(
-    path: Path,
-    recorded: Mapping[str, Any],
-    known: Mapping[str, Any],
-    given: nn.Module | Encoder | str | Path | None,
-    normalize: Normalize | None,
-    trust_remote_code: bool,
-    folders: Sequence[Path] = (),
-) -> TileEncoder | None:
-    """Return the encoder, with its trained weights."""
-    if isinstance(given, Encoder):
-        if recorded.get("encoder") is None and recorded.get("scale") is None:
-            return from_encoder(given)
-        given = given.module
-    network = given if isinstance(given, nn.Module) else None
-    source = None if given is None or network is not None else str(given)
-    about = recorded.get("encoder")
-    if about is None:
-        if given is None:
-            return None
-        if recorded.get("scale") is not None:
-            reason = f"the model takes features of one of several magnifications, {recorded.get('features')}"
-            raise ConfigError(reason, slide=str(path), remedy="compute the features, and leave {encoder=} out")
-        return tile_encoder(network, source, normalize, trust_remote_code=trust_remote_code, folders=folders)
-    if given is None and about["source"] is None:
-        reason = f"the training was given a network of its own, {about['name']}, which no checkpoint can make"
-        raise ConfigError(reason, slide=str(path), remedy="pass that network as {encoder=…}")
-    facts = about["normalize"]
-    stated = Normalize(facts["mean"], facts["std"], rescale=facts["rescale"])
-    place = source or about["source"]
-    found = tile_encoder(network, place, stated, trust_remote_code=trust_remote_code, folders=folders)
-    _fill(found.module, known["encoder"], path, f"encoder {about['name']}")
-    tiles = about["input_size"], about["interpolation"]
-    return TileEncoder(found.module, stated, about["name"], *tiles, about["source"], about.get("resize"))
-
-
-def _check_maker(
-    path: Path, tiles: TileEncoder, recorded: Mapping[str, Any], config: TrainConfig, device: torch.device
-) -> None:
-    """Refuse an encoder that did not compute the training's features, as far as this can be detected."""
-    width = tiles.width(tiles.input_size or config.grid.tile_size, device) * max(1, len(recorded.get("context") or ()))
-    if width != recorded["width"]:
-        reason = f"{tiles.name} makes {width:,} features per tile, the model takes {recorded['width']:,}"
-        raise ConfigError(reason, slide=str(path), remedy="pass the encoder of the training")
-
-
-def _fill(module: nn.Module, weights: Mapping[str, Any], path: Path, what: str) -> None:
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        message = " ".join(str(error).split())[:300]
-        reason = f"its weights are not those of {what} ({message})"
-        raise ConfigError(
-            reason, slide=str(path), remedy="pass the checkpoint, and the encoder, of one training"
-        ) from None
 
 
 def _as_slide(source: Any, label: Label, slide_mpp: float | None) -> CohortSlide:
