@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.patients import by_patient
 from slideio_pipe.errors import ConfigError, require
+from slideio_pipe.features.encoders import Encoder
 from slideio_pipe.features.encoders.encoder_tiles import warn_scale, with_tiles_of
 from slideio_pipe.features.encoders.known import known_source
 from slideio_pipe.features.scales import in_words
@@ -51,7 +52,7 @@ def fit(
     out: str | Path = "run",
     *,
     model: nn.Module | Callable[..., nn.Module] | str | None = None,
-    encoder: nn.Module | str | None = None,
+    encoder: nn.Module | Encoder | str | None = None,
     loss: OwnLoss | str | None = None,
     metric: OwnMetric | str | None = None,
     normalize: Normalize | None = None,
@@ -77,9 +78,10 @@ def fit(
         The aggregator; replaces ``config.model.name``. A module, of which every fold trains a copy; or its class or a
         function, which is called with the features per tile and the number of logits for every fold; or a name or an
         import path, ``"my_module:MyAggregator"``. See ``Aggregator``.
-    encoder : nn.Module or str, optional
+    encoder : nn.Module, Encoder or str, optional
         Network from normalised tiles (n, 3, H, W) to features (n, D), of which a copy is trained; or what
-        ``config.encoder.source`` names, such as ``"my_module:make_encoder"``.
+        ``load_encoder`` returns, with its own normalisation; or what ``config.encoder.source`` names, such as
+        ``"my_module:make_encoder"``.
     loss : callable or str, optional
         Replaces the loss of the task: from logits and targets of a step to a scalar. See ``OwnLoss``.
     metric : callable or str, optional
@@ -149,7 +151,7 @@ def _with_absolute_paths(config: TrainConfig, cohort: Any) -> TrainConfig:
     return config.model_copy(update={"encoder": encoder, "cohort": named})
 
 
-def _with_encoder_tiles(config: TrainConfig, encoder: nn.Module | None) -> TrainConfig:
+def _with_encoder_tiles(config: TrainConfig, encoder: nn.Module | Encoder | None) -> TrainConfig:
     """Return settings of tiles as the known encoder that is trained needs them, unless they are set."""
     known = known_source(config.encoder.source) if encoder is None else None
     if known is None:
@@ -188,7 +190,7 @@ class _Run:
     fabric: Any
     config: TrainConfig
     folder: Path
-    encoder: nn.Module | None
+    encoder: nn.Module | Encoder | None
     normalize: Normalize | None
     overwrite: bool
     parts: OwnParts

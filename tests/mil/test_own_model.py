@@ -226,6 +226,69 @@ def test_an_own_encoder_and_an_own_model_train_from_pixels_and_predict(
     np.testing.assert_allclose(found.attention, attention.detach().numpy(), atol=1e-4)
 
 
+class Nothing(nn.Module):
+    """Returns NaN."""
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        return torch.full((len(tiles), 4), torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (5, r"<int>: the encoder is of type int; pass an nn.Module"),
+        (nn.Conv2d(3, 4, 8, device="meta"), r"<Conv2d>: its parameters are on no device \(meta\)"),
+        (Nothing(), r"Nothing returns no finite number for a white tile"),
+        (nn.Conv2d(3, 4, 3), r"Conv2d returns maps of .* not features"),
+        ("own_missing:make_encoder", r"there is no module own_missing"),
+    ],
+)
+def test_what_is_no_encoder_is_refused(network: Any, message: str, tmp_path: Path) -> None:
+    """Before the first epoch."""
+    pixels = {"view": {"mpp": 1.0}, "grid": {"tile_size": 32, "min_tissue": 0.3}}
+    with pytest.raises(ConfigError, match=message):
+        sp.fit(slides(tmp_path, 2), pixels | quick(validation=0), tmp_path / "run", encoder=network, progress=False)
+
+
+@pytest.mark.system
+def test_an_encoder_with_its_normalisation_is_trained_and_predicts(tmp_path: Path) -> None:
+    """What ``load_encoder`` returns, also one whose tokens are pooled; the one that was passed stays as it is."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 8, 8)
+
+        def forward(self, tiles: Tensor) -> Tensor:
+            found: Tensor = self.convolution(tiles).flatten(2).transpose(1, 2)
+            return found
+
+    def made() -> sp.Encoder:
+        torch.manual_seed(1)
+        return sp.load_encoder(Tokens(), name="tokens", normalize="half", input_size=32, pooling="mean")
+
+    given = made()
+    pixels = {"view": {"mpp": 1.0}, "grid": {"tile_size": 32, "min_tissue": 0.3}, "encoder": {"chunk_size": 16}}
+    table = slides(tmp_path, 3)
+    fitted = sp.fit(table, pixels | quick(validation=0, lr=1e-2), tmp_path / "run", encoder=given, progress=False)
+    assert (
+        given.weights
+        == sp.load_encoder(given.module, name="x", normalize="half", input_size=32, pooling="mean").weights
+    )
+    state = read_checkpoint(fitted.checkpoints[0])
+    assert state["about"]["encoder"]["normalize"]["mean"] == [0.5, 0.5, 0.5]
+    found = sp.load_predictor(fitted.folder, encoder=made()).predict(tmp_path / "s1.svs")
+    network = Tokens()
+    network.load_state_dict({key.removeprefix("network."): value for key, value in state["encoder"].items()})
+    with sp.open_slide(tmp_path / "s1.svs") as slide:
+        view = slide.view(mpp=1.0)
+        bag = sp.TileBag(view, sp.TileGrid(view, tile_size=32, min_tissue=0.3, tissue=sp.find_tissue(slide)))
+        tiles = torch.from_numpy(bag[:]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    model = sp.load_predictor(fitted.folder, encoder=made()).model
+    logits = model(network(tiles).mean(1)).logits
+    np.testing.assert_allclose(found.logits, logits.detach().numpy(), atol=1e-4)
+
+
 # -- without attention, with coordinates -------------------------------------------------------------------------------
 
 

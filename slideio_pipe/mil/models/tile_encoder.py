@@ -87,6 +87,9 @@ class TileEncoder:
             raise ConfigError(reason, remedy="set grid.tile_size to what it takes") from error
         finally:
             module.train(was_training)
+        if not bool(torch.isfinite(found).any()):
+            reason = f"{self.name} returns no finite number for a white tile"
+            raise ConfigError(reason, remedy="look for a division by 0 or by a standard deviation of 0")
         return int(found.shape[1])
 
     def about(self) -> dict[str, Any]:
@@ -103,7 +106,7 @@ class TileEncoder:
 
 
 def tile_encoder(
-    network: nn.Module | None,
+    network: nn.Module | Encoder | None,
     source: str | None,
     normalize: Normalize | None,
     *,
@@ -114,8 +117,11 @@ def tile_encoder(
 
     ``folders`` are searched first for an encoder by import path. Raise ConfigError if it cannot be loaded.
     """
+    if isinstance(network, Encoder):
+        return from_encoder(network)
     if network is not None:
         name = type(network).__name__
+        _check_network(network, name)
         return TileEncoder(TokenPooler(network, name), normalize or Normalize.imagenet(), name)
     assert source is not None
     if source == SMALL:
@@ -127,6 +133,16 @@ def tile_encoder(
             return TileEncoder(TokenPooler(made, name), normalize or Normalize.imagenet(), name, source=source)
         return from_encoder(made, source)
     return from_encoder(load_encoder(source, normalize=normalize, trust_remote_code=trust_remote_code), source)
+
+
+def _check_network(network: Any, name: str) -> None:
+    """Raise ConfigError if an encoder that was passed is no network, or has no values."""
+    if not isinstance(network, nn.Module):
+        remedy = "pass an nn.Module, or what load_encoder returns"
+        raise ConfigError(f"the encoder is of type {name}", slide=f"<{name}>", remedy=remedy)
+    if any(value.is_meta for value in (*network.parameters(), *network.buffers())):
+        remedy = "make it without torch.device('meta'), or call to_empty"
+        raise ConfigError("its parameters are on no device (meta)", slide=f"<{name}>", remedy=remedy)
 
 
 def from_encoder(loaded: Encoder, source: str | None = None) -> TileEncoder:

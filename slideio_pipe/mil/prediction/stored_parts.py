@@ -14,7 +14,7 @@ from slideio_pipe.features.encoders import Encoder
 from slideio_pipe.mil.config import TrainConfig, is_passed
 from slideio_pipe.mil.models.mil_model import build_model
 from slideio_pipe.mil.models.own_model import own_model
-from slideio_pipe.mil.models.tile_encoder import TileEncoder, from_encoder, tile_encoder
+from slideio_pipe.mil.models.tile_encoder import TileEncoder, tile_encoder
 from slideio_pipe.mil.own_parts import modules_of
 from slideio_pipe.parts.import_path import code_digest, import_object, is_imported
 from slideio_pipe.streaming.normalize import Normalize
@@ -60,11 +60,7 @@ def stored_encoder(
     folders: Sequence[Path] = (),
 ) -> TileEncoder | None:
     """Return the encoder, with its trained weights."""
-    if isinstance(given, Encoder):
-        if recorded.get("encoder") is None and recorded.get("scale") is None:
-            return from_encoder(given)
-        given = given.module
-    network = given if isinstance(given, nn.Module) else None
+    network = given if isinstance(given, nn.Module | Encoder) else None
     source = None if given is None or network is not None else str(given)
     about = recorded.get("encoder")
     if about is None:
