@@ -506,7 +506,7 @@ SlidesOfBags = Annotated[
 ShownAnnotations = Annotated[
     Path | None,
     of_layers(
-        "--annotations", "Polygons or labels over the slide; a folder has a file per slide.", unit="GEOJSON|PNG|FOLDER"
+        "--annotations", "Polygons, points, cells or labels; a folder has a file per slide.", unit="GEOJSON|PNG|FOLDER"
     ),
 ]
 ShownScores = Annotated[

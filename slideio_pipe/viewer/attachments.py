@@ -18,6 +18,7 @@ from slideio_pipe.tiles.annotations import Annotations
 from slideio_pipe.tiles.label_mask import LabelMask
 
 _POLYGONS, _PICTURES = (".geojson", ".json"), (".png", ".tif", ".tiff")
+_TABLES, _CELLVIT = (".csv", ".tsv", ".txt", ".npz"), ("cells.json", "cell_detection.json")
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,16 @@ def annotations_of(given: Any, slide: Slide, *, alone: bool) -> Annotations | No
     Parameters
     ----------
     given : path, Annotations, LabelMask, or mapping of slide names to these
-        A file (GeoJSON, or a picture of labels), or a folder with a file per slide, named as the slide.
+        A file (GeoJSON, cells as CellViT, StarDist or QuPath's tables have them, or a picture of labels), or a folder
+        with a file per slide, named as the slide.
     slide : Slide
     alone : bool
         Whether it is the only slide: then a file is its own, whatever its name.
     """
     found = _chosen(given, slide.name, (*_POLYGONS, *_PICTURES), alone=alone)
     if isinstance(found, Path):
+        if found.suffix.lower() in _TABLES or found.name.endswith(_CELLVIT):
+            return Annotations.from_cells(found, slide=slide)
         if found.suffix.lower() in _POLYGONS:
             return Annotations.from_geojson(found, slide=slide)
         found = LabelMask.from_file(found, slide)

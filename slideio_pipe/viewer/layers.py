@@ -34,6 +34,7 @@ MASKS_KEPT = 16
 MOST_TILES = 2_000_000
 # Warnings are collected by a switch of the whole process.
 _QUIET = Lock()
+NO_ANNOTATIONS: dict[str, Any] = {"classes": [], "regions": []}
 
 
 @dataclass(frozen=True)
@@ -166,12 +167,12 @@ class Layers:
     # -- annotations, tiles, scores ----------------------------------------------------------------------------------
 
     def annotations(self, key: str, query: dict[str, str], edits: Sequence[Edit] = ()) -> dict[str, Any]:
-        """Return the polygons of a slide with the colours of their classes."""
+        """Return the polygons, points and boxes of a slide with the colours of their classes."""
         if self.settings.annotations is None:
-            return {"classes": [], "regions": []}
+            return NO_ANNOTATIONS
         slide = self.slide(key)
         found = annotations_of(self.settings.annotations, slide, alone=self._alone)
-        return {"classes": [], "regions": []} if found is None else _regions(found)
+        return NO_ANNOTATIONS if found is None else _regions(found)
 
     def tiles(self, key: str, query: dict[str, str], edits: Sequence[Edit] = ()) -> dict[str, Any]:
         """Return the tiles of a bag."""
@@ -234,7 +235,22 @@ def _regions(found: Annotations) -> dict[str, Any]:
         {"class": name or "unclassified", "rings": [np.round(ring, 2).tolist() for ring in polygon]}
         for name, polygon in found.regions
     ]
-    return {"classes": [{"name": name, "colour": colour} for name, colour in colours.items()], "regions": regions}
+    # Boxes that are polygons of the file are regions already.
+    return {
+        "classes": [{"name": name, "colour": colour} for name, colour in colours.items()],
+        "regions": regions,
+        "points": _floats(found.points),
+        "point_classes": _floats(_class_numbers(found, found.point_labels)),
+        "boxes": _floats(found.marks.boxes),
+        "box_classes": _floats(_class_numbers(found, found.marks.box_labels)),
+    }
+
+
+def _class_numbers(found: Annotations, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the position of each label among the classes."""
+    numbers = np.zeros(256, np.int64)
+    numbers[list(found.classes.values())] = np.arange(len(found.classes))
+    return numbers[labels]
 
 
 def _tile_values(found: TileScores) -> dict[str, Any]:

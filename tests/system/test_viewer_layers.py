@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,27 @@ def test_a_click_says_what_is_there(browser: Browser, slide: sp.Slide, tmp_path:
         browser.until("!!window.lastCopied")
         assert "slide.region(1024, 1024, size=512)" in browser.get("window.lastCopied")
         assert slide.region(1024, 1024, size=512).size == (512, 512)
+
+
+def test_points_and_boxes_of_cells(browser: Browser, slide: sp.Slide, tmp_path: Path) -> None:
+    """Of CellViT's file, each in its class's colour at its place; a hidden class is not drawn."""
+    cells = [
+        {"centroid": [1200, 1100], "bbox": [[1060, 1150], [1140, 1250]], "type": 1},
+        {"centroid": [1500, 1300], "bbox": [[1260, 1450], [1340, 1550]], "type": 2},
+    ]
+    (tmp_path / "cells.json").write_text(json.dumps({"type_map": {"1": "A", "2": "B"}, "cells": cells}))
+    with sp.explore(slide, annotations=tmp_path / "cells.json") as viewer:
+        browser.open(viewer.url)
+        turn_on(browser, "a", "annotations")
+        browser.look_at(1000, 900, 2)
+        for x, y in ((1200, 1100), (1500, 1300), (1150, 1100), (1250, 1100), (1500, 1260)):
+            assert painted(browser, x, y), (x, y)
+        for x, y in ((1225, 1120), (1350, 1200)):
+            assert not painted(browser, x, y), (x, y)
+        browser.page.locator("[data-layer=annotations] label.line input").first.uncheck()
+        assert not painted(browser, 1200, 1100)
+        assert painted(browser, 1500, 1300)
+    assert not browser.problems
 
 
 def test_tiles_of_a_bag_are_coloured_by_their_focus(browser: Browser, slide: sp.Slide) -> None:

@@ -105,6 +105,27 @@ def test_annotations_by_file_folder_and_object(slide: Slide, tmp_path: Path) -> 
     assert annotations_of({"b.svs": drawn}, slide, alone=True) is None
 
 
+def test_points_and_boxes_are_drawn(slide: Slide, tmp_path: Path) -> None:
+    """With the number of their class; boxes that are polygons are regions, not twice."""
+    marks = sp.Annotations.from_arrays([(10, 20), (30, 40)], ["b", "a"], [(1, 2, 3, 4)], ["b"], ["a", "b"])
+    mixed = sp.Annotations([Annotation("a", square(100, 200, 300))], {"a": 5, "b": 9})
+    found = layers_of(slide, annotations=marks).annotations("s0", {})
+    assert decoded(found["points"]) == [10, 20, 30, 40]
+    assert decoded(found["point_classes"]) == [1, 0]
+    assert (decoded(found["boxes"]), decoded(found["box_classes"])) == ([1, 2, 3, 4], [1])
+    assert len(mixed.boxes) == 1
+    assert decoded(layers_of(slide, annotations=mixed).annotations("s0", {})["boxes"]) == []
+    table = tmp_path / "cells.csv"
+    table.write_text("x,y,class\n7,8,a\n", encoding="utf-8")
+    assert decoded(layers_of(slide, annotations=table).annotations("s0", {})["points"]) == [7, 8]
+
+
+def decoded(text: str) -> list[float]:
+    """Return the numbers that the page gets."""
+    numbers: list[float] = np.frombuffer(base64.b64decode(text), "<f4").tolist()
+    return numbers
+
+
 def test_label_masks_become_regions(slide: Slide) -> None:
     """Each class is a polygon around its pixels."""
     mask = sp.LabelMask(np.array([[0, 1], [2, 2]], np.uint8), Affine.scaling(1500, 1200), {"stroma": 1, "tumour": 2})

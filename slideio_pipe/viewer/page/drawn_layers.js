@@ -111,7 +111,7 @@ export class GridLayer {
 }
 
 export class RegionLayer {
-  constructor({ classes, regions }) {
+  constructor({ classes, regions, ...marks }) {
     this.classes = classes;
     this.colours = Object.fromEntries(classes.map(({ name, colour }) => [name, colour]));
     this.regions = regions.map(({ rings, ...rest }) => {
@@ -122,11 +122,44 @@ export class RegionLayer {
       }
       return { ...rest, rings, path };
     });
+    for (const name of ["points", "point_classes", "boxes", "box_classes"]) this[name] = floats(marks[name] || "");
     this.hidden = new Set();
     this.probe = small(1, 1).getContext("2d");
   }
 
-  draw(context, { affine, ratio }) {
+  draw(context, { affine, ratio, seen }) {
+    this.drawRegions(context, { affine, ratio });
+    inLevel0(context, affine, ratio);
+    this.classes.forEach(({ name, colour }, number) => {
+      if (this.hidden.has(name)) return;
+      context.fillStyle = context.strokeStyle = colour;
+      this.drawBoxes(context, number, affine, seen);
+      this.drawPoints(context, number, affine, seen);
+    });
+  }
+
+  drawBoxes(context, number, affine, [left, top, right, bottom]) {
+    context.lineWidth = 1.5 / scale(affine);
+    const path = new Path2D();
+    for (let k = 0; k < this.box_classes.length; k += 1) {
+      const [x, y, endX, endY] = this.boxes.subarray(4 * k, 4 * k + 4);
+      if (this.box_classes[k] !== number || endX < left || endY < top || x > right || y > bottom) continue;
+      path.rect(x, y, endX - x, endY - y);
+    }
+    context.stroke(path);
+  }
+
+  // Dots, 6 px wide near by and 2 px from afar, where there may be 100,000.
+  drawPoints(context, number, affine, [left, top, right, bottom]) {
+    const radius = Math.min(3, Math.max(1, 8 * scale(affine))) / scale(affine);
+    for (let k = 0; k < this.point_classes.length; k += 1) {
+      const [x, y] = [this.points[2 * k], this.points[2 * k + 1]];
+      if (this.point_classes[k] !== number || x < left || y < top || x > right || y > bottom) continue;
+      context.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
+    }
+  }
+
+  drawRegions(context, { affine, ratio }) {
     for (const { class: name, path } of this.regions) {
       if (this.hidden.has(name)) continue;
       inLevel0(context, affine, ratio);
