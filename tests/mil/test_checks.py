@@ -214,7 +214,7 @@ def test_each_epoch_is_a_line_in_a_log(folds: int | None, tmp_path: Path, capsys
     assert out == ""
     names = ["training"] if folds is None else ["fold-0", "fold-1"]
     wanted = [
-        f"{name}: epoch {row['epoch']}: loss {row['loss']:.3f}, validation loss {row['val_loss']:.3f}, "
+        f"{name}: epoch {row['epoch']} of {len(rows)}: loss {row['loss']:.3f}, validation loss {row['val_loss']:.3f}, "
         f"auroc {row['val_auroc']:.3f}; best so far: "
         for name, rows in zip(names, fitted.history, strict=True)
         for row in rows
@@ -231,7 +231,7 @@ def test_the_command_prints_progress_and_valid_json(tmp_path: Path) -> None:
     requested = ["train", str(tmp_path / "config.yaml"), "--cohort", str(cohort), "--out"]
     done = CliRunner().invoke(app, [*requested, str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
-    assert "training: epoch 1: loss" in done.stderr
+    assert "training: epoch 1 of 2: loss" in done.stderr
     assert "training: epoch" not in done.stdout
     assert "no intervals: 5 patients, fewer than 10" in done.stdout
     quiet = CliRunner().invoke(app, [*requested, str(tmp_path / "other"), "--json"])

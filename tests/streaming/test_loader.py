@@ -455,12 +455,17 @@ def test_slides_that_fail_are_counted(ordered: bool) -> None:
     """Up to max_failures the others are delivered, with one warning and one group of errors."""
     cohort = [bag("a", 30), broken("b", 30, 2), bag("c", 30), broken("d", 30, 29), bag("e", 30)]
     loader = open_loader(cohort, ordered=ordered, max_failures=2)
-    with pytest.warns(SkippedWarning, match="2 slides could not be read, such as b: tile 2 is damaged"):
+    first = (
+        "b: tile 2" if ordered else "(b: tile 2|d: tile 29)"
+    )  # the first that failed, on busy cores the second slide
+    with pytest.warns(SkippedWarning, match=f"2 slides could not be read, such as {first} is damaged"):
         chunks = list(loader)
-    assert [c.bag for c in chunks if c.last and c.error is None] == ["a", "c", "e"]
+    delivered = [c.bag for c in chunks if c.last and c.error is None]
+    assert (delivered if ordered else sorted(delivered)) == ["a", "c", "e"]
     with pytest.raises(FailedSlidesError) as caught:
         loader.raise_failures()
-    assert [error.slide for error in caught.value.exceptions] == ["b", "d"]  # type: ignore[attr-defined]
+    failed = [error.slide for error in caught.value.exceptions]  # type: ignore[attr-defined]
+    assert (failed if ordered else sorted(failed)) == ["b", "d"]
     assert loader.epoch == 1
 
 
