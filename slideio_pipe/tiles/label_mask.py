@@ -59,7 +59,7 @@ class TileLabels(ABC):
         ConfigError
             It is a stored bag of augmented tiles.
         """
-        size = Size(bag.shape[2], bag.shape[1])
+        size = Size(bag.shape[-2], bag.shape[-3])  # of the finest of several magnifications
         rasters = [self.raster(size, affine) for affine in tile_affines(bag, indices)]
         return np.stack(rasters) if rasters else np.empty((0, size.height, size.width), np.uint8)
 

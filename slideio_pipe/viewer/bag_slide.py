@@ -102,6 +102,7 @@ class BagSlide:
     bounds: Rect | None = None
 
     def __init__(self, bag: StoredBag) -> None:
+        bag = bag.at(0) if bag.mpps else bag  # the finest of several magnifications
         if bag.shape[1] != bag.shape[2]:
             raise ConfigError("tiles that are not square cannot be shown", slide=bag.name, remedy="show its slide")
         cells = _cells_of(bag)

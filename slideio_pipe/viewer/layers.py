@@ -214,7 +214,7 @@ def tiles_of(source: Any) -> TileScores | None:
     coords = getattr(source, "coords", None)
     if coords is None or not hasattr(source, "shape"):
         return None
-    side = float(source.shape[1])
+    side = float(source.shape[-3])
     view = getattr(source, "view", None)
     if view is not None:
         affine = view.affine.as_tuple()

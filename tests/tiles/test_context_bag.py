@@ -344,3 +344,13 @@ def test_an_undecodable_tile_is_an_error(jpeg: sp.Slide, monkeypatch: pytest.Mon
     monkeypatch.setattr(bag.at(1), "_read", read)
     with pytest.raises(CorruptSlideError):
         bag[3]
+
+
+def test_labels_of_pixels_are_those_of_the_first_scale(jpeg: sp.Slide, tmp_path: Path) -> None:
+    """Also of a stored bag."""
+    bag = context_bag(jpeg, [0.5, 2.0])
+    mask = sp.LabelMask((SOFT[..., 0] > 128).astype(np.uint8), Affine(), {"bright": 1})
+    expected = mask.labels(bag.at(0))
+    assert 0.2 < expected.mean() < 0.8
+    assert np.array_equal(mask.labels(bag), expected)
+    assert np.array_equal(mask.labels(sp.save_bag(bag, tmp_path / "a.bag.zarr", progress=False)), expected)

@@ -89,6 +89,15 @@ def test_a_stored_bag_with_its_slide(file: Path, tmp_path: Path) -> None:
         Scene(file, slides=tmp_path / "none")
 
 
+def test_of_several_magnifications_the_finest_is_shown(file: Path, tmp_path: Path) -> None:
+    with sp.open_slide(file) as slide:
+        view = slide.view(mpp=0.5)
+        bag = sp.ContextBag(view, sp.TileGrid(view, 128), mpp=[0.5, 2.0])
+        sp.save_bag(bag, tmp_path / "a.bag.zarr", progress=False)
+        whole = ViewTiles(Scene(tmp_path / "a.bag.zarr").view("s0")).tile(0, 0, 0)
+        assert np.array_equal(whole[:128, :128], bag[0, 0])
+
+
 def test_a_stored_bag_without_its_slide(file: Path, tmp_path: Path) -> None:
     """Its stored tiles are shown where they were, white elsewhere, with the coordinates of the slide."""
     with sp.open_slide(file) as slide:
