@@ -52,7 +52,7 @@ class ContextBag(TileBag):
     nearest : bool
         Read the tiles of further scales at the nearest whole px of their view, as those of a grid: their centres are
         within half a px of the scale. False: at exactly the same centre; pixels between those stored are interpolated,
-        which blurs and takes up to ten times as long (``tests/benchmarks/context.py``).
+        which blurs and takes five times as long at 0.5 and 2 µm (``tests/benchmarks/context.py``).
     upsample : bool
         Whether further scales may be finer than the slide, and are then interpolated, with an ``UpsamplingWarning``.
     label, patient, tile_transform, seed, epoch, annotations

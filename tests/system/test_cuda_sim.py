@@ -13,7 +13,7 @@ from paths import ROOT, SEARCHED, TESTS
 
 FILES = (
     "streaming/stream", "streaming/device", "streaming/ring", "streaming/loader", "streaming/stream_colours",
-    "streaming/reading_workers", "streaming/views", "streaming/ranges",
+    "streaming/reading_workers", "streaming/views", "streaming/ranges", "streaming/context",
     "features/encode_bag", "features/encoders", "mil/two_pass",
 )  # fmt: skip
 # Minutes of arithmetic on one stream, without waits; "stream_colours" runs the same between streams.
