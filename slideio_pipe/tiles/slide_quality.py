@@ -104,7 +104,10 @@ class SlideQuality:
                 inside = (min(_BLOCK, view.size.width - x), min(_BLOCK, view.size.height - y))
                 planes[:, row : row + step, column : column + step] = cell_moments(block, inside, _CELL)
         if errors.failures:
-            warn_caller(SkippedWarning(f"{view.slide.name}: {len(errors.failures)} places have no focus"))
+            count, why = len(errors.failures), errors.failures[0].error
+            places = "1 place is" if count == 1 else f"{count} places are"
+            reason = f"{view.slide.name}: {places} treated as glass when focus was measured, because {why}"
+            warn_caller(SkippedWarning(reason))
 
     def _opened(self) -> Slide:
         assert self.slide is not None  # ``on`` sets it after unpickling

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pyarrow.parquet
 import pytest
+import tifffile
 import torch
 import zarr
 from command_line import run
@@ -21,7 +22,7 @@ from pyramids import write_pyramid
 from tensordict import TensorDict
 
 import slideio_pipe as sp
-from slideio_pipe.errors import BagFormatError, ConfigError, NoTissueError
+from slideio_pipe.errors import BagFormatError, ConfigError, CorruptSlideError, NoTissueError, SkippedWarning
 from slideio_pipe.store.metadata import QUALITY
 from slideio_pipe.tiles.config import QualityConfig
 
@@ -254,6 +255,24 @@ def test_several_magnifications_have_the_quality_of_the_first(path: Path, tmp_pa
     )
     assert plain.quality is None
     np.testing.assert_allclose(sp.tile_quality(plain, ["white"]).white, expected.white, atol=0.08)
+
+
+def test_places_that_cannot_be_decoded(tmp_path: Path, pixels: np.ndarray) -> None:
+    """They raise, or are glass, with a warning: their tiles are dropped by a limit of focus."""
+    damaged = write_pyramid(tmp_path / "a.tif", pixels, (1, 2, 4), mpp=0.5)
+    with tifffile.TiffFile(damaged) as tif:
+        offset, size = tif.pages[1].dataoffsets[0], tif.pages[1].databytecounts[0]
+    with damaged.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+    with pytest.raises(CorruptSlideError):
+        sp.tile_quality(bag_of(damaged), ["focus"])
+    with pytest.warns(SkippedWarning, match="1 place is treated as glass when focus was measured"):
+        good = sp.good_tiles(grid_of(damaged), min_focus=100, on_error="white")
+    expected = sp.good_tiles(grid_of(write_pyramid(tmp_path / "b.tif", pixels, (1, 2, 4), mpp=0.5)), min_focus=100)
+    inside = (expected.coords < 512).all(axis=1)
+    assert 0 < inside.sum() < len(inside)
+    np.testing.assert_array_equal(good.coords, expected.coords[~inside])
 
 
 def test_a_slide_without_a_good_tile_fails_with_the_reasons(path: Path) -> None:
