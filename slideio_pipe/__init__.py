@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.export.convert import convert as convert
     from slideio_pipe.export.layouts import from_clam as from_clam
     from slideio_pipe.export.layouts import from_trident as from_trident
+    from slideio_pipe.export.layouts.item import Layout as Layout
     from slideio_pipe.export.tissue import tissue_cohort as tissue_cohort
     from slideio_pipe.features.encode_bag import encode_bag as encode_bag
     from slideio_pipe.features.encode_cohort import encode_cohort as encode_cohort
@@ -111,6 +112,7 @@ _PUBLIC = {
     "SlideView": "slides.view",
     "find_tissue": "tiles.find_tissue",
     "from_numpy": "augment.own_transforms",
+    "Layout": "export.layouts.item",
     "TissueMask": "tiles.tissue_mask",
     "Annotations": "tiles.annotations",
     "Targets": "tiles.targets",

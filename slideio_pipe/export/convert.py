@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -29,7 +30,7 @@ from slideio_pipe.cores import decoding_threads
 from slideio_pipe.errors import ConfigError, OutputExistsError, SkippedWarning, SlideioPipeError, warn_caller
 from slideio_pipe.export.layouts.feature_input import ENDINGS
 from slideio_pipe.export.layouts.item import BagRow, Item, LabelType, Layout, Normalizer, described, write_item
-from slideio_pipe.export.layouts.registry import UNNAMED, Converted, Extras, Sources, layout_of
+from slideio_pipe.export.layouts.registry import UNNAMED, Converted, Extras, Sources, layout_of, layout_settings
 from slideio_pipe.files import file_fingerprint
 from slideio_pipe.progress import Report, reporting
 from slideio_pipe.store import StoredBag
@@ -42,7 +43,7 @@ _NOTHING = np.empty((0, 0), np.float32)  # placeholder of features where only th
 
 def convert(
     bags: Sources | Cohort,
-    to: str,
+    to: str | Layout,
     out: str | Path,
     *,
     features: Any = None,
@@ -62,10 +63,12 @@ def convert(
     bags : bag, path, several of them, or Cohort
         ``TileBag``, ``StoredBag`` or the ``.bag.zarr`` of one; a folder or a pattern of them, or a CSV or Parquet file
         with bags in the column "slide", as ``Cohort.of`` takes it: its names and labels, if any, replace the bags' own.
-    to : "clam", "clam-pixels", "trident", "stamp", "torchmil", "webdataset", "memmap" or "hf"
+    to : "clam", "clam-pixels", "trident", "stamp", "torchmil", "webdataset", "memmap" or "hf", str or Layout
         Coordinates for CLAM and TRIDENT; features for STAMP; pixels, or features where they are given, for torchmil;
         pixels for CLAM's older bags, WebDataset, TensorDict and Hugging Face datasets. WebDataset and Hugging Face
         keep the bytes of a bag that is stored as JPEG.
+        Your own: a ``Layout``, the import path of one, ``my_module:MyLayout``, or the name that an installed package
+        gives it (entry points ``slideio_pipe.layouts``).
     out : str or Path
         The output folder, which the other tool reads.
     features : array, str or Path, optional
@@ -119,6 +122,8 @@ def convert(
     """
     extras = Extras(to, features, encoder, instance_labels, normalize)
     layout, folder = layout_of(to), Path(out).expanduser().absolute()
+    if workers is not None:
+        _check_sendable(extras)
     study = _study(bags, root)
     if threads is None:
         threads = decoding_threads((workers or 1) if isinstance(study, list) else 1)
@@ -130,20 +135,20 @@ def convert(
     written = [each for each in found if each.tiles or not layout.leaves_out_empty]
     work = ConvertWork(folder, extras, threads, label_type(each.row.label for each in found))
     pool = ThisProcess(Task(work, folder)) if workers is None else WorkerPool(Task(work, folder), workers)
-    with Ledger(folder / f".convert-{to}") as ledger:
+    with Ledger(folder / f".convert-{extras.name}") as ledger:
         run = _ConvertRun(
             work, Cohort.unchecked(written), ledger, RunReport(ledger.folder, len(study)), overwrite, False
         )
         ledger.begin(work.settings)
         for name, error in refused:
             run.fail(name, "open", error)
-        with reporting(progress, f"converting to {to}") as report:
+        with reporting(progress, f"converting to {extras.name}") as report:
             run.go(pool, {"workers": workers or 1}, report)
         failed = {failure.slide for failure in run.report.failed[len(refused) :]}
         done = [each for each in written if each.name not in failed]
         shared = layout.finish([each.row for each in done], folder) if done else []
     if left_out:
-        _warn_of_empty(to, left_out)
+        _warn_of_empty(extras.name, left_out)
     failures = tuple(TileFailure(failure.slide, failure.error) for failure in run.report.failed)
     if failures:
         listed = run.report.failures
@@ -151,7 +156,7 @@ def convert(
         warn_caller(SkippedWarning(what))
     paths = (*(path for each in done for path in each.paths), *shared)
     tiles, kept = sum(each.tiles for each in done), run.report.kept
-    return Converted(to, paths, len(done), tiles, left_out, kept, failures, run.report.failures)
+    return Converted(extras.name, paths, len(done), tiles, left_out, kept, failures, run.report.failures)
 
 
 def _convert_alone(
@@ -167,17 +172,17 @@ def _convert_alone(
     row, tiles = BagRow(file_stem(bag.name), bag.name, bag.label, patient_of(bag)), len(bag)
     item = extras.item(bag, row, label_type([bag.label]), threads, many=False)
     if layout.leaves_out_empty and not tiles:
-        _warn_of_empty(extras.to, (bag.name,))
-        return Converted(extras.to, (), 0, 0, (bag.name,))
+        _warn_of_empty(extras.name, (bag.name,))
+        return Converted(extras.name, (), 0, 0, (bag.name,))
     paths = layout.outputs(item, folder)  # raises if the bag does not fit the layout
     there = [path for path in paths if os.path.lexists(path)]
     if there and not overwrite:
         raise _is_there(there)
-    with reporting(progress, f"converting to {extras.to}") as report:
+    with reporting(progress, f"converting to {extras.name}") as report:
         report(0, tiles)
         write_item(layout, item, folder)
         report(tiles, tiles)
-    return Converted(extras.to, (*paths, *layout.finish([row], folder)), 1, tiles, ())
+    return Converted(extras.name, (*paths, *layout.finish([row], folder)), 1, tiles, ())
 
 
 def _study(bags: Any, root: str | Path | None) -> list[CohortSlide] | Bag | str | Path:
@@ -235,7 +240,7 @@ class ConvertWork:
         joined: dict[str, Any] = {"label_type": self.kind} if layout.joins_labels else {}
         joined |= {"version": layout.version} if layout.version > 1 else {}
         joined |= {"normalize": described(self.extras.normalize)} if self.extras.normalize is not None else {}
-        return {"layout": self.extras.to, "encoder": self.extras.encoder} | joined
+        return layout_settings(self.extras.to) | {"encoder": self.extras.encoder} | joined
 
     def output(self, slide: CohortSlide) -> Path:
         """Return the first file or folder of a bag."""
@@ -352,6 +357,15 @@ def label_type(labels: Iterable[Label]) -> LabelType:
     """Return the type of a column that holds the labels of all bags."""
     types = {type(label) for label in labels}
     return "string" if str in types else "float64" if float in types else "int64"
+
+
+def _check_sendable(extras: Extras) -> None:
+    """Raise ConfigError if worker processes would not find a layout of a user."""
+    try:
+        pickle.dumps(extras.to)
+    except Exception as error:  # whatever the object raises
+        reason = f"the layout {extras.name} cannot be sent to worker processes"
+        raise ConfigError(reason, remedy="make it a class of a module of your own, or leave {workers=} out") from error
 
 
 def _warn_of_empty(to: str, names: Sequence[str]) -> None:

@@ -42,6 +42,7 @@ PUBLIC = [
     "Flip",
     "GaussianNoise",
     "LabelMask",
+    "Layout",
     "LoaderConfig",
     "MilModel",
     "MultiCrop",

@@ -89,7 +89,30 @@ class Item:
 
 
 class Layout(ABC):
-    """The files of one tool."""
+    """The files of one tool; the base class of a layout of your own, for ``convert``.
+
+    ``outputs`` and ``write`` get one bag: ``item.bag`` (its tiles, ``coords``, ``tissue``), ``item.stem`` (the slide's
+    name without its ending, unique in a conversion), ``item.features`` ((N, D), or None), ``item.label``,
+    ``item.patient``, and ``item.chunks()`` (its tiles, some at a time). ``convert`` resumes, lists failed bags and
+    makes the folders of the outputs. Write each file so that it has its name only when it is complete.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from slideio_pipe import Layout, TileBag, TileGrid, convert, open_slide
+    >>> class MeanColours(Layout):
+    ...     def outputs(self, item, folder):
+    ...         return [folder / f"{item.stem}.csv"]
+    ...     def writes_pixels(self, item):
+    ...         return True
+    ...     def write(self, item, folder):
+    ...         means = np.concatenate([tiles.mean(axis=(1, 2)) for _, tiles in item.chunks()])
+    ...         np.savetxt(folder / f"{item.stem}.csv", means, delimiter=",", fmt="%.1f")
+    >>> view = open_slide(np.full((200, 200, 3), 7, np.uint8), slide_mpp=0.5).view()
+    >>> done = convert(TileBag(view, TileGrid(view, tile_size=100)), MeanColours(), tempfile.mkdtemp())
+    >>> done.layout, done.paths[0].read_text().splitlines()[0]
+    ('MeanColours', '7.0,7.0,7.0')
+    """
 
     packages: tuple[str, ...] = ()  # needed to write it; also the name of the extra, if there is one
     leaves_out_empty = False  # whether an empty bag has no file
