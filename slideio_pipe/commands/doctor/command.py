@@ -35,6 +35,7 @@ def examine(every: bool = False) -> list[Finding]:
         *_group("packages", "packages", "examine_packages"),
         *_group("formats", "formats", "examine_formats"),
         *_group("extras", "extras", "examine_extras", every),
+        *_group("parts", "parts", "examine_parts"),
         *_group("GPU", "machine", "examine_gpu"),
     ]
 

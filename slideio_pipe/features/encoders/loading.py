@@ -24,9 +24,9 @@ from slideio_pipe.features.encoders.encoder import (
 from slideio_pipe.features.encoders.facts import EncoderFacts, weights_digest
 from slideio_pipe.features.encoders.files import from_file
 from slideio_pipe.features.encoders.hubs import from_hugging_face, from_timm
-from slideio_pipe.features.encoders.known import similar_names, split_weights
+from slideio_pipe.features.encoders.known import known_encoder, similar_names, split_weights
 from slideio_pipe.features.encoders.known_networks import from_known
-from slideio_pipe.features.encoders.own_encoder import is_own_encoder, own_encoder
+from slideio_pipe.features.encoders.own_encoder import encoder_of_package, is_own_encoder, own_encoder
 from slideio_pipe.streaming.normalize import Normalize
 
 NORMALIZATIONS = {"imagenet": Normalize.imagenet, "half": Normalize.half, "identity": Normalize.identity}
@@ -61,7 +61,8 @@ def load_encoder(
     source : nn.Module, str or Path
         The name of a known encoder, such as ``uni``, with weights of the hub's cache or of the hub, or
         ``uni@weights.bin`` (see ``known_encoders``); a network, which is set to evaluation mode, or the import path
-        of one, ``my_module:network``, or of a function that makes one or an ``Encoder``; a file of TorchScript
+        of one, ``my_module:network``, or of a function that makes one or an ``Encoder``; the name that an installed
+        package gives to one (entry points ``slideio_pipe.encoders``); a file of TorchScript
         or of an exported program (``.pt2``); or ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``hf:NAME`` or
         ``hf:FOLDER``. ``mine=timm:NAME`` sets a name.
         TorchScript and exported programs are code: load only those you trust. Pickled networks are never loaded.
@@ -135,8 +136,11 @@ def load_encoders(
 
 def _loaded(source: Source, given: Mapping[str, Any], otherwise: Mapping[str, Any], trust_remote_code: bool) -> Encoder:
     path = source if isinstance(source, str) and is_own_encoder(source) else None
+    brought = encoder_of_package(source, known_encoder(source) is not None) if isinstance(source, str) else None
     if path is not None:
         source = own_encoder(path)
+    elif brought is not None:
+        path, source = str(source), brought
     if isinstance(source, Encoder):
         return source
     called, facts = _facts(source, trust_remote_code) if path is None else _of_path(path, source, trust_remote_code)

@@ -1,14 +1,16 @@
-"""Encoders of the caller's own modules, by import path."""
+"""Encoders of the caller's own modules, by import path, and of installed packages, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.features.encoders.encoder import Encoder
+from slideio_pipe.parts.entry_points import part_named
 from slideio_pipe.parts.import_path import import_object, is_import_path
 
 _HUBS = ("timm:", "hf:")
@@ -35,7 +37,20 @@ def own_encoder(source: str, folders: Sequence[Path] = ()) -> nn.Module | Encode
     folders : sequence of paths
         Searched first.
     """
-    found = import_object(source, folders)
+    return _made(import_object(source, folders), source)
+
+
+def encoder_of_package(name: str, known: bool) -> nn.Module | Encoder | None:
+    """Return the encoder that an installed package brings under a name; None if there is none, or it is one of ours.
+
+    Raise ConfigError if it cannot be loaded or called, or is neither a network nor an ``Encoder``.
+    """
+    part = part_named("encoders", name, [name] if known else ())
+    return None if part is None else _made(part.load(), f"{name} of {part.origin}")
+
+
+def _made(found: Any, source: str) -> nn.Module | Encoder:
+    """Return a network or an ``Encoder``, or what a class or a function returns without arguments."""
     if callable(found) and not isinstance(found, nn.Module | Encoder):
         try:
             found = found()
