@@ -78,6 +78,7 @@ def test_every_fold_begins_with_the_instance_that_was_passed(tmp_path: Path) -> 
     assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
 
 
+@pytest.mark.system
 def test_every_fold_trains_a_copy_of_the_encoder_that_was_passed(tmp_path: Path) -> None:
     """Otherwise the second fold would begin with what the first has learnt from its test slides."""
     network = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -112,6 +113,7 @@ def test_an_import_path_is_found_beside_the_settings_and_by_prediction(
     assert repeated.history == fitted.history
 
 
+@pytest.mark.system
 def test_the_command_line_takes_an_import_path_of_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +156,7 @@ def test_a_killed_training_goes_on_with_the_same_weights(tmp_path: Path) -> None
     assert all(torch.equal(value, found[name]) for name, value in wanted.items())
 
 
+@pytest.mark.system
 def test_a_training_does_not_go_on_with_other_code_or_another_architecture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,6 +463,7 @@ def test_a_model_without_parameters_is_refused(tmp_path: Path) -> None:
         sp.fit(cohort(tmp_path), quick(validation=0), tmp_path / "run", model=Sums(), progress=False)
 
 
+@pytest.mark.system
 def test_a_model_that_was_passed_has_to_be_passed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To ``load_predictor``, and to ``fit`` with the settings that it wrote; another one is refused."""
     table = cohort(tmp_path)
