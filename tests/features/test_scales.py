@@ -147,6 +147,43 @@ def test_worker_processes_encode_them_too(slides: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found.astype(np.float64), same.astype(np.float64), atol=TOLERANCE)
 
 
+@pytest.fixture(scope="module")
+def bags(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bags of both slides, stored."""
+    folder = tmp_path_factory.mktemp("bags")
+    for name in ("s1", "s2"):
+        sp.save_bag(context_bag(slides / f"{name}.svs"), folder / f"{name}.bag.zarr", progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["concat", "apart"])
+def test_features_of_stored_bags_are_written_beside_their_tiles(
+    how: str, bags: Path, wanted: np.ndarray, tmp_path: Path
+) -> None:
+    """The magnifications are those of the bags."""
+    shutil.copytree(bags, tmp_path / "bags")
+    stored = sorted((tmp_path / "bags").glob("*.bag.zarr"))
+    report = sp.encode_cohort(stored, tiny(), device="cpu", context_features=how, progress=False)
+    assert report.done == 2
+    found = sp.open_features(stored[0])
+    np.testing.assert_allclose(found.features.astype(np.float64), wanted, atol=TOLERANCE)
+    assert found.nominal_mpps == MPPS
+
+
+def test_a_bag_of_other_magnifications_than_the_first_fails(slides: Path, bags: Path, tmp_path: Path) -> None:
+    """And the others are encoded."""
+    first, other = tmp_path / "s1.bag.zarr", tmp_path / "s2.bag.zarr"
+    shutil.copytree(bags / first.name, first)
+    view = sp.open_slide(slides / "s2.svs").view(mpp=1.0)
+    bag = sp.ContextBag(view, sp.TileGrid(view, tile_size=32), mpp=[1.0, 2.0, 8.0])
+    sp.save_bag(bag, other, progress=False)
+    report = sp.encode_cohort([first, other], tiny(), device="cpu", progress=False)
+    assert report.done == 1
+    (failed,) = report.failed
+    assert failed.slide == other.name
+    assert "the magnifications 1, 2 and 8 µm, those of the run the magnifications 1, 2 and 4 µm" in str(failed.error)
+
+
 def test_features_of_one_magnification_have_the_attributes_of_earlier_versions(slides: Path, tmp_path: Path) -> None:
     """Their digest is the encoder's, and nothing is said of magnifications."""
     plain = TILES | {"view": {"mpp": 1.0}}

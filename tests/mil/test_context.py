@@ -209,6 +209,24 @@ def test_slides_with_features_of_different_magnifications_are_refused(slides: Pa
         fit(slides, FIT | {"encoder": {"folder": str(folder)}}, tmp_path / "run", progress=False)
 
 
+@pytest.mark.system
+def test_stored_bags_are_trained_on_and_slides_predicted_at_their_magnifications(slides: Path, tmp_path: Path) -> None:
+    """The settings of the training state none; the checkpoint has those of the bags."""
+    rows = ["slide,label"]
+    for k in range(4):
+        stored = f"s{k}.bag.zarr"
+        sp.save_bag(context_bag(slides.parent / f"s{k}.svs"), tmp_path / stored, progress=False)
+        rows.append(f"{stored},{k % 2}")
+    (tmp_path / "bags.csv").write_text("\n".join(rows) + "\n")
+    config = FIT | {"grid": PLAIN["grid"], "encoder": {"source": "small", "chunk_size": 16}}
+    trained = fit(tmp_path / "bags.csv", config, tmp_path / "run", progress=False)
+    assert read_checkpoint(trained.checkpoints[0])["about"]["context"] == list(MPPS)
+    predictor = sp.load_predictor(trained.checkpoints[0])
+    of_bag, of_slide = (predictor.predict(tmp_path / "s1.bag.zarr"), predictor.predict(slides.parent / "s1.svs"))
+    np.testing.assert_allclose(of_slide.logits, of_bag.logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(of_slide.coords, of_bag.coords)
+
+
 def test_checkpoints_of_one_magnification_are_as_before(slides: Path, tmp_path: Path) -> None:
     """So that trainings of earlier versions continue."""
     features = encode(slides, tmp_path / "f", PLAIN)
