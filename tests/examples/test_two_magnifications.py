@@ -58,7 +58,7 @@ def test_the_tables_and_the_folder_are_one_cohort(study: tuple[sp.Cohort, Path])
 
 
 def test_a_model_of_patients_needs_both_magnifications(example: ModuleType, study: tuple[sp.Cohort, Path]) -> None:
-    """On features of one magnification, test patients are not told apart; on those of both, they are.
+    """On features of one magnification, a model does not distinguish test patients; on those of both, it does.
 
     By chance: 96 of 100 random orders of 15 patients are below 0.77.
     """
