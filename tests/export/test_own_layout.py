@@ -76,8 +76,8 @@ def test_by_import_path_object_and_entry_point(tmp_path: Path) -> None:
         check_files(paths, tmp_path / "object")
         assert convert(paths, "means", tmp_path / "point", progress=False).layout == "means"
         check_files(paths, tmp_path / "point")
-        with pytest.raises(ConfigError, match=r"no layout 'meens'; pass clam, .*, hf, means, or one of your"):
-            convert(paths, "meens", tmp_path / "x")
+        with pytest.raises(ConfigError, match=r"no layout 'meanz'; pass clam, .*, hf, means, or one of your"):
+            convert(paths, "meanz", tmp_path / "x")
         with pytest.warns(PartNameWarning, match='her-package 1.0 brings the layout "clam"; the one of slideio-pipe'):
             assert (convert(paths[0], "clam", tmp_path / "clam").paths[0].name) == "a.h5"
 
