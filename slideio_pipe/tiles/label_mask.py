@@ -59,7 +59,7 @@ class TileLabels(ABC):
         ConfigError
             It is a stored bag of augmented tiles.
         """
-        size = Size(bag.shape[-2], bag.shape[-3])  # of the finest of several magnifications
+        size = tile_size_of(bag)
         rasters = [self.raster(size, affine) for affine in tile_affines(bag, indices)]
         return np.stack(rasters) if rasters else np.empty((0, size.height, size.width), np.uint8)
 
@@ -237,6 +237,12 @@ def tile_affines(bag: Bag, indices: ArrayLike | None) -> Iterator[Affine]:
     between = bool(made.get("grid", {}).get("between_px", False))
     for x, y in (places if between else round_half_up(places)).tolist():
         yield to_level0 @ Affine.translation(x, y)
+
+
+def tile_size_of(bag: Bag) -> Size:
+    """Return the size of a tile; of tiles at several magnifications, of the first one's."""
+    height, width = bag.shape[-3:-1]
+    return Size(width, height)
 
 
 def bag_bounds(bag: Bag) -> Rect | None:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.target_rules import TargetRules
-from slideio_pipe.geometry import Affine, Size, products
+from slideio_pipe.geometry import Affine, products
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.drawn_bag import DrawnBag
-from slideio_pipe.tiles.label_mask import tile_affines
+from slideio_pipe.tiles.label_mask import tile_affines, tile_size_of
 from slideio_pipe.tiles.marks import Marks
 from slideio_pipe.tiles.targets import Targets, count_points, targets_of
 
@@ -59,7 +59,9 @@ class TileTargets(ABC):
         {'lymphocyte': [1, 1], 'mitosis': [0, 1]}
         """
         known = self._of_bag(bag)
-        found = count_points(known.all_marks, _from_tiles(known, bag, indices), _size(bag), [*self.classes.values()])
+        found = count_points(
+            known.all_marks, _from_tiles(known, bag, indices), tile_size_of(bag), [*self.classes.values()]
+        )
         return {name: found[:, column] for column, name in enumerate(self.classes)}
 
     def targets(
@@ -96,7 +98,7 @@ class TileTargets(ABC):
         known = self._of_bag(bag)
         own = bag.target_rules if isinstance(bag, DrawnBag) else TargetRules()
         rules = TargetRules.of(bbox_params, keypoint_params).otherwise(own)
-        return targets_of(known.all_marks, _from_tiles(known, bag, indices), _size(bag), rules)
+        return targets_of(known.all_marks, _from_tiles(known, bag, indices), tile_size_of(bag), rules)
 
     def in_view(self, view: SlideView, *, bbox_params: Any = None, keypoint_params: Any = None) -> Targets:
         """Return the boxes and points of a whole view in its px, clipped to it; see ``targets`` and ``through``."""
@@ -110,8 +112,3 @@ def _from_tiles(known: TileTargets, bag: Bag, indices: ArrayLike | None) -> NDAr
     """Return one affine per tile, from its px to those of the points and boxes, (n, 6)."""
     affines = np.array([*tile_affines(bag, indices)], np.float64).reshape(-1, 6)
     return products(np.array(known.affine.inverse()), affines) if len(affines) else affines
-
-
-def _size(bag: Bag) -> Size:
-    height, width = bag.shape[-3:-1]  # of tiles at several magnifications, those of the first
-    return Size(width, height)

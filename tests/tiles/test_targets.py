@@ -18,6 +18,7 @@ from drawn_regions import HEIGHT, MOVES, TILES, VIEWS, WIDTH, view_of
 
 from slideio_pipe import (
     Annotations,
+    ContextBag,
     Flip,
     PatientBag,
     RandomAffine,
@@ -294,6 +295,18 @@ def test_a_stored_bag_has_targets(tmp_path: Path) -> None:
     assert [each.boxes.tolist() for each in stored.targets()] == [each.boxes.tolist() for each in CELLS.targets(bag)]
     with open_bag(tmp_path / "a.bag.zarr") as plain, pytest.raises(ConfigError, match="has no annotations"):
         plain.targets(0)
+
+
+def test_tiles_at_several_magnifications_have_the_targets_of_the_first() -> None:
+    """And its labels: in px of the finest tile, pickled, too."""
+    view = open_slide(np.full((HEIGHT, WIDTH, 3), 200, np.uint8), slide_mpp=0.5).view(mpp=0.5)
+    grid = TileGrid(view, 100)
+    one = TileBag(view, grid, tile_transform=MOVES, annotations=CELLS)
+    several = ContextBag(view, grid, mpp=[0.5, 1.0], tile_transform=MOVES, annotations=CELLS)
+    for bag in (several, pickle.loads(pickle.dumps(several))):
+        assert [each.boxes.tolist() for each in bag.targets()] == [each.boxes.tolist() for each in one.targets()]
+    drawn = Annotations([("Tumor", [corners_of(BOXES)[0]])], {"Tumor": 1})  # type: ignore[list-item]
+    assert np.array_equal(drawn.labels(several), drawn.labels(one))
 
 
 def test_a_patient_has_the_targets_of_its_slides() -> None:
