@@ -141,17 +141,22 @@ def end_to_end(cohort: sp.Cohort, folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="folder of the study; by default a temporary one")
+    parser.add_argument("--folder", type=Path, help="folder of the study; by default a temporary one, which is removed")
     parser.add_argument("--end-to-end", action="store_true", help="also train an encoder on the pixels")
     given = parser.parse_args()
-    folder = given.folder or Path(tempfile.mkdtemp())
-    slides, clinical, raw = write_study(folder)
-    cohort = read_study(slides, clinical, raw)
+    with tempfile.TemporaryDirectory(prefix="slideio-pipe-") as temporary:
+        show_study(given.folder or Path(temporary), pixels=given.end_to_end)
+
+
+def show_study(folder: Path, *, pixels: bool) -> None:
+    """Make the study, train on it, and print the results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cohort = read_study(*write_study(folder))
     print(cohort)
     tested = len({slide.patient for slide in cohort.where(split="test")})
     for words, auroc in on_features(cohort, folder).items():
         print(f"features at {words}: AUROC {auroc:.3f} of {tested} test patients")
-    if given.end_to_end:
+    if pixels:
         print(f"end to end, both: AUROC {end_to_end(cohort, folder):.3f} of {tested} test patients")
 
 
