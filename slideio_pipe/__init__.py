@@ -89,16 +89,16 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from slideio_pipe.tiles.annotations import Annotations as Annotations
     from slideio_pipe.tiles.context_bag import ContextBag as ContextBag
     from slideio_pipe.tiles.find_tissue import find_tissue as find_tissue
-    from slideio_pipe.tiles.good_tiles import good_tiles as good_tiles
-    from slideio_pipe.tiles.good_tiles import tile_quality as tile_quality
     from slideio_pipe.tiles.grid import TileGrid as TileGrid
     from slideio_pipe.tiles.label_mask import LabelMask as LabelMask
+    from slideio_pipe.tiles.marks.targets import Targets as Targets
     from slideio_pipe.tiles.multi_crop import MultiCrop as MultiCrop
     from slideio_pipe.tiles.patient_bag import PatientBag as PatientBag
+    from slideio_pipe.tiles.quality.good_tiles import good_tiles as good_tiles
+    from slideio_pipe.tiles.quality.good_tiles import tile_quality as tile_quality
+    from slideio_pipe.tiles.quality.tile_quality import TileQuality as TileQuality
     from slideio_pipe.tiles.reader import TileReader as TileReader
-    from slideio_pipe.tiles.targets import Targets as Targets
     from slideio_pipe.tiles.tile_bag import TileBag as TileBag
-    from slideio_pipe.tiles.tile_quality import TileQuality as TileQuality
     from slideio_pipe.tiles.tissue_mask import TissueMask as TissueMask
     from slideio_pipe.viewer.explore import Explorer as Explorer
     from slideio_pipe.viewer.explore import explore as explore
@@ -115,15 +115,15 @@ _PUBLIC = {
     "Layout": "export.layouts.item",
     "TissueMask": "tiles.tissue_mask",
     "Annotations": "tiles.annotations",
-    "Targets": "tiles.targets",
+    "Targets": "tiles.marks.targets",
     "LabelMask": "tiles.label_mask",
     "TileGrid": "tiles.grid",
     "TileReader": "tiles.reader",
     "TileBag": "tiles.tile_bag",
     "ContextBag": "tiles.context_bag",
-    "tile_quality": "tiles.good_tiles",
-    "good_tiles": "tiles.good_tiles",
-    "TileQuality": "tiles.tile_quality",
+    "tile_quality": "tiles.quality.good_tiles",
+    "good_tiles": "tiles.quality.good_tiles",
+    "TileQuality": "tiles.quality.tile_quality",
     "PatientBag": "tiles.patient_bag",
     "stream": "streaming.stream",
     "TileBatch": "streaming.stream",

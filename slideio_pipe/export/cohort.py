@@ -30,7 +30,7 @@ from slideio_pipe.slides.frames import Frame, frame_corner
 from slideio_pipe.slides.slide import Slide, open_slide
 from slideio_pipe.store import StoredBag
 from slideio_pipe.store.failed_tiles import check_store_on_error
-from slideio_pipe.tiles.annotation_marks import class_names
+from slideio_pipe.tiles.marks.annotation_marks import class_names
 from slideio_pipe.tiles.own_tissue import method_fingerprint
 from slideio_pipe.tiles.tile_bag import TileBag
 

@@ -31,11 +31,11 @@ from slideio_pipe.tiles.annotations import Annotations
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.context_bag import bag_of
 from slideio_pipe.tiles.find_tissue import tissue_of
-from slideio_pipe.tiles.good_tiles import with_quality
 from slideio_pipe.tiles.grid import TileGrid
-from slideio_pipe.tiles.refused_tiles import no_good_tile
+from slideio_pipe.tiles.quality.good_tiles import with_quality
+from slideio_pipe.tiles.quality.refused_tiles import no_good_tile
+from slideio_pipe.tiles.quality.tile_quality import summary_of
 from slideio_pipe.tiles.tile_bag import TileBag
-from slideio_pipe.tiles.tile_quality import summary_of
 
 _LOG = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ from slideio_pipe.store.feature_arrays import (
 )
 from slideio_pipe.streaming.config import LoaderConfig
 from slideio_pipe.tiles.own_tissue import method_fingerprint
-from slideio_pipe.tiles.tile_quality import summary_of
+from slideio_pipe.tiles.quality.tile_quality import summary_of
 
 _SHOWN = 5
 

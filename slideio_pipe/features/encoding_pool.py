@@ -32,7 +32,7 @@ from slideio_pipe.streaming.device import Sender, check_device
 from slideio_pipe.streaming.ring import BackgroundIterator, BufferPool
 from slideio_pipe.streaming.schedule import EpochSchedule
 from slideio_pipe.tiles.bag import Bag, Label, nominal_mpps_of, patient_of, quality_of
-from slideio_pipe.tiles.tile_quality import TileQuality
+from slideio_pipe.tiles.quality.tile_quality import TileQuality
 
 # Tiles per chunk, at most: decoded together. A batch is made of several chunks.
 _CHUNK_SIZE = 64

@@ -27,7 +27,7 @@ from slideio_pipe.store.feature_arrays import (
 )
 from slideio_pipe.store.metadata import is_bag_store
 from slideio_pipe.tiles.bag import Label
-from slideio_pipe.tiles.tile_quality import TileQuality
+from slideio_pipe.tiles.quality.tile_quality import TileQuality
 
 HDF5 = (".h5", ".hdf5")
 # Names of feature arrays: CLAM and TRIDENT, STAMP.

@@ -30,7 +30,7 @@ from slideio_pipe.files import disk_errors, put_in_place, replacing_folder, sync
 from slideio_pipe.locks import WriterLock
 from slideio_pipe.store.metadata import add_columns, read_columns, read_quality
 from slideio_pipe.tiles.bag import Columns
-from slideio_pipe.tiles.tile_quality import TileQuality
+from slideio_pipe.tiles.quality.tile_quality import TileQuality
 
 VERSION = 1
 KEY = "feature_bag"

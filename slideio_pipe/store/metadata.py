@@ -34,7 +34,7 @@ from slideio_pipe.store import zarr_jpeg
 from slideio_pipe.store.codecs import TileCodec, codec_from_zarr
 from slideio_pipe.store.shards import ShardGrid
 from slideio_pipe.tiles.bag import Bag, Columns, cell_counts_of, quality_of
-from slideio_pipe.tiles.tile_quality import NAMES, TileQuality
+from slideio_pipe.tiles.quality.tile_quality import NAMES, TileQuality
 
 VERSION = 1
 KEY = "tile_bag"

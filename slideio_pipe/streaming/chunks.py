@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from slideio_pipe.streaming.device import Sent
 from slideio_pipe.tiles.bag import Label
 from slideio_pipe.tiles.failures import OnError, TileFailure
+from slideio_pipe.tiles.marks.targets import Targets
 from slideio_pipe.tiles.patient_bag import no_slides
 from slideio_pipe.tiles.reader import READ_RUN
-from slideio_pipe.tiles.targets import Targets
 
 Indices = NDArray[np.int64]
 

@@ -29,13 +29,13 @@ from slideio_pipe.streaming.shared_epoch import SharedEpoch, is_read_by_data_loa
 from slideio_pipe.streaming.slide_opener import SlideOpener, count_stored, is_slide, is_store
 from slideio_pipe.streaming.views import check_views, tiles_and_views
 from slideio_pipe.streaming.whole_bag import WholeBag
-from slideio_pipe.tiles.annotation_marks import class_names
 from slideio_pipe.tiles.bag import ArrayLikeBag, Bag, Label, nominal_mpps_of, patient_of, targets_of_batch
 from slideio_pipe.tiles.drawn_bag import DrawnBag
+from slideio_pipe.tiles.marks.annotation_marks import class_names
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.own_tissue import method_fingerprint
 from slideio_pipe.tiles.patient_bag import PatientBag, slide_index_of, slide_names_of
-from slideio_pipe.tiles.refused_tiles import no_good_tile
+from slideio_pipe.tiles.quality.refused_tiles import no_good_tile
 from slideio_pipe.tiles.tile_bag import TileBag
 from slideio_pipe.tiles.views_bag import ViewsBag
 

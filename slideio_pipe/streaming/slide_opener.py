@@ -21,12 +21,12 @@ from slideio_pipe.tiles.annotations import Annotations
 from slideio_pipe.tiles.bag import ArrayLikeBag, Bag
 from slideio_pipe.tiles.context_bag import bag_of
 from slideio_pipe.tiles.find_tissue import tissue_of
-from slideio_pipe.tiles.good_tiles import with_quality
 from slideio_pipe.tiles.grid import TileGrid
+from slideio_pipe.tiles.marks.slide_cells import read_cells_of
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import PatientBag
-from slideio_pipe.tiles.slide_cells import read_cells_of
-from slideio_pipe.tiles.slide_quality import SlideQuality
+from slideio_pipe.tiles.quality.good_tiles import with_quality
+from slideio_pipe.tiles.quality.slide_quality import SlideQuality
 from slideio_pipe.tiles.tile_bag import TileBag
 from slideio_pipe.tiles.tissue_mask import TissueMask
 from slideio_pipe.tiles.views_bag import ViewsBag

@@ -44,9 +44,9 @@ from slideio_pipe.tiles.bag import (
     targets_of_batch,
 )
 from slideio_pipe.tiles.failures import TileErrors, check_on_error, warn_of
+from slideio_pipe.tiles.marks.targets import Targets
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import no_slides, slide_index_of, slide_names_of
-from slideio_pipe.tiles.targets import Targets
 from slideio_pipe.tiles.views_bag import ViewsBag
 
 COLOURS = ("host", "device")

@@ -13,9 +13,9 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.streaming.chunks import Chunk
 from slideio_pipe.streaming.views import tiles_and_views
 from slideio_pipe.tiles.bag import Label
+from slideio_pipe.tiles.marks.targets import Targets
 from slideio_pipe.tiles.multi_crop import MultiCrop
 from slideio_pipe.tiles.patient_bag import no_slides
-from slideio_pipe.tiles.targets import Targets
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,7 +19,9 @@ from slideio_pipe.images import picture
 from slideio_pipe.slides.frames import Frame, checked_frame, frame_corner
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.slides.view import SlideView
-from slideio_pipe.tiles.annotation_marks import (
+from slideio_pipe.tiles.bag import Bag
+from slideio_pipe.tiles.label_mask import LabelMask, Labels, TileLabels, bag_bounds, checked_classes
+from slideio_pipe.tiles.marks.annotation_marks import (
     Scanned,
     check_inside,
     class_names,
@@ -29,15 +31,13 @@ from slideio_pipe.tiles.annotation_marks import (
     numbered,
     px_affine,
 )
-from slideio_pipe.tiles.bag import Bag
-from slideio_pipe.tiles.cell_files import Outline, read_cells
-from slideio_pipe.tiles.label_mask import LabelMask, Labels, TileLabels, bag_bounds, checked_classes
-from slideio_pipe.tiles.marks import Marks, rectangles
+from slideio_pipe.tiles.marks.cell_files import Outline, read_cells
+from slideio_pipe.tiles.marks.marks import Marks, rectangles
+from slideio_pipe.tiles.marks.tile_targets import TileTargets
 from slideio_pipe.tiles.mask_files import UNCLASSIFIED, Annotation, read_shapes, write_annotations
 from slideio_pipe.tiles.outlines import polygons_to_mask
 from slideio_pipe.tiles.patient_bag import PatientBag
 from slideio_pipe.tiles.tile_bag import TileBag
-from slideio_pipe.tiles.tile_targets import TileTargets
 
 _OF_SLIDES = "pass the bag of its slide, such as patient.slides[0]"
 

@@ -17,8 +17,8 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Mpp
 from slideio_pipe.images import picture
 from slideio_pipe.images.explorable import Explorable
-from slideio_pipe.tiles.targets import Targets
-from slideio_pipe.tiles.tile_quality import TileQuality
+from slideio_pipe.tiles.marks.targets import Targets
+from slideio_pipe.tiles.quality.tile_quality import TileQuality
 
 Label = int | float | str | None
 

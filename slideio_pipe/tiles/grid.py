@@ -19,8 +19,8 @@ from slideio_pipe.images.explained import Key
 from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.aligned_grid import aligned
 from slideio_pipe.tiles.config import Edge, GridConfig
-from slideio_pipe.tiles.refused_tiles import RefusedTiles
-from slideio_pipe.tiles.tile_quality import TileQuality
+from slideio_pipe.tiles.quality.refused_tiles import RefusedTiles
+from slideio_pipe.tiles.quality.tile_quality import TileQuality
 from slideio_pipe.tiles.tissue_fractions import check_mask, tissue_fractions
 from slideio_pipe.tiles.tissue_mask import TissueMask
 

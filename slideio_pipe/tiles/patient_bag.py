@@ -26,9 +26,9 @@ from slideio_pipe.tiles.bag import (
     patient_of,
     quality_of,
 )
+from slideio_pipe.tiles.marks.targets import Targets
+from slideio_pipe.tiles.quality.tile_quality import joined
 from slideio_pipe.tiles.reader import empty_tiles
-from slideio_pipe.tiles.targets import Targets
-from slideio_pipe.tiles.tile_quality import joined
 
 _Read = Callable[[NDArray[np.int64], NDArray[np.uint8]], object]
 

@@ -20,7 +20,7 @@ import numpy as np
 from benchmark import parsed, parser_of, require
 
 import slideio_pipe as sp
-from slideio_pipe.tiles.quality_masks import MASKS
+from slideio_pipe.tiles.quality.masks import MASKS
 
 RUN = 256
 

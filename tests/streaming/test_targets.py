@@ -28,7 +28,7 @@ from slideio_pipe import (
     write_synthetic_slide,
 )
 from slideio_pipe.errors import ConfigError, UnmatchedWarning
-from slideio_pipe.tiles.targets import Targets
+from slideio_pipe.tiles.marks.targets import Targets
 
 RNG = np.random.default_rng(3)
 KINDS = ["a", "b"]

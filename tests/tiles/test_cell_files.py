@@ -14,7 +14,7 @@ from skimage.measure import regionprops
 
 from slideio_pipe import Annotations, Slide, TileBag, TileGrid, open_slide
 from slideio_pipe.errors import ConfigError, SlideNotFoundError, UnmatchedWarning
-from slideio_pipe.tiles.cell_files import Cells, read_cells
+from slideio_pipe.tiles.marks.cell_files import Cells, read_cells
 
 
 def _slide(mpp: float | None = 0.25) -> Slide:

@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 import slideio_pipe as sp
 from slideio_pipe.geometry import Affine
-from slideio_pipe.tiles.cell_map import CellMap, TilePlaces
-from slideio_pipe.tiles.focus import cell_moments, focus_of, laplacian
+from slideio_pipe.tiles.quality.cell_map import CellMap, TilePlaces
+from slideio_pipe.tiles.quality.focus import cell_moments, focus_of, laplacian
 
 NOISE = np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8)
 

@@ -235,7 +235,7 @@ def test_a_data_set_drops_the_same_tiles_in_each_epoch(path: Path) -> None:
 
 def test_a_log_says_what_a_data_set_dropped(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = {"tissue": {"method": "none"}, "quality": {"min_focus": 100}}
-    with caplog.at_level("INFO", logger="slideio_pipe.tiles.good_tiles"):
+    with caplog.at_level("INFO", logger="slideio_pipe.tiles.quality.good_tiles"):
         sp.BagDataset([path], config).open(0)
     assert "a.tif: 6 of 12 tiles dropped for their quality: 6 under min_focus 100" in caplog.text
 

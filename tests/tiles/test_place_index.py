@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slideio_pipe.tiles.place_index import BoxIndex, PlaceIndex
+from slideio_pipe.tiles.marks.place_index import BoxIndex, PlaceIndex
 
 
 def _spread(rng: np.random.Generator, count: int, kind: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from made_slides import made_slide
 from PIL import Image
 
 import slideio_pipe as sp
-from slideio_pipe.tiles.quality_masks import MASKS, quality_masks
+from slideio_pipe.tiles.quality.masks import MASKS, quality_masks
 
 pytestmark = pytest.mark.system  # the generated slide takes two seconds
 

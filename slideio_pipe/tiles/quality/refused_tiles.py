@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideio_pipe.errors import NoTissueError
-from slideio_pipe.tiles.tile_quality import MEASURED_AT
+from slideio_pipe.tiles.quality.tile_quality import MEASURED_AT
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import Affine
+from slideio_pipe.tiles.marks.place_index import BoxIndex, PlaceIndex
 from slideio_pipe.tiles.outlines import Polygon
-from slideio_pipe.tiles.place_index import BoxIndex, PlaceIndex
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

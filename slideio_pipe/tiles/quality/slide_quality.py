@@ -14,12 +14,12 @@ from slideio_pipe.errors import SkippedWarning, warn_caller
 from slideio_pipe.geometry import SAME_RESOLUTION, Affine
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.slides.view import SlideView
-from slideio_pipe.tiles.cell_map import CellMap, TilePlaces
 from slideio_pipe.tiles.failures import OnError, TileErrors, check_on_error
-from slideio_pipe.tiles.focus import cell_moments
-from slideio_pipe.tiles.quality_masks import MASKS, quality_masks
+from slideio_pipe.tiles.quality.cell_map import CellMap, TilePlaces
+from slideio_pipe.tiles.quality.focus import cell_moments
+from slideio_pipe.tiles.quality.masks import MASKS, quality_masks
+from slideio_pipe.tiles.quality.tile_quality import FOCUS_MPP, MASK_MPP
 from slideio_pipe.tiles.reader import TileReader
-from slideio_pipe.tiles.tile_quality import FOCUS_MPP, MASK_MPP
 
 # Blocks in which the Laplacian is computed, and the cells in which it is kept, px at FOCUS_MPP.
 _BLOCK, _CELL = 256, 16

@@ -12,9 +12,9 @@ from slideio_pipe.errors import ConfigError
 from slideio_pipe.geometry import SAME_RESOLUTION, Affine, Mpp
 from slideio_pipe.slides.resampling import shrink
 from slideio_pipe.tiles.bag import Bag
-from slideio_pipe.tiles.focus import focus_of
-from slideio_pipe.tiles.quality_masks import MASKS, quality_masks
-from slideio_pipe.tiles.tile_quality import FOCUS_MPP, MASK_MPP
+from slideio_pipe.tiles.quality.focus import focus_of
+from slideio_pipe.tiles.quality.masks import MASKS, quality_masks
+from slideio_pipe.tiles.quality.tile_quality import FOCUS_MPP, MASK_MPP
 
 # Tiles that are read at once.
 _RUN = 64

@@ -14,15 +14,15 @@ from slideio_pipe.cores import decoding_threads
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.slides.slide import Slide
 from slideio_pipe.tiles.bag import ArrayLikeBag, Bag, check_bag, quality_of
-from slideio_pipe.tiles.cell_map import TilePlaces
 from slideio_pipe.tiles.config import QualityConfig
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.patient_bag import PatientBag
-from slideio_pipe.tiles.pixel_quality import quality_of_pixels
-from slideio_pipe.tiles.refused_tiles import RefusedTiles
-from slideio_pipe.tiles.slide_quality import SlideQuality
+from slideio_pipe.tiles.quality.cell_map import TilePlaces
+from slideio_pipe.tiles.quality.pixel_quality import quality_of_pixels
+from slideio_pipe.tiles.quality.refused_tiles import RefusedTiles
+from slideio_pipe.tiles.quality.slide_quality import SlideQuality
+from slideio_pipe.tiles.quality.tile_quality import FOCUS_MPP, TileQuality, checked_names, joined
 from slideio_pipe.tiles.tile_bag import TileBag
-from slideio_pipe.tiles.tile_quality import FOCUS_MPP, TileQuality, checked_names, joined
 
 _LOG = logging.getLogger(__name__)
 

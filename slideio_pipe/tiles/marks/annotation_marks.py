@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.errors import ConfigError, OutsideSlideWarning, UnmatchedWarning, warn_caller
 from slideio_pipe.geometry import Affine, Mpp, Pyramid, Rect
-from slideio_pipe.tiles.cell_files import Cells
 from slideio_pipe.tiles.label_mask import checked_classes
-from slideio_pipe.tiles.marks import Marks
+from slideio_pipe.tiles.marks.cell_files import Cells
+from slideio_pipe.tiles.marks.marks import Marks
 from slideio_pipe.tiles.mask_files import UNCLASSIFIED, Annotation, ClassPoints, check_class_names, is_selected
 
 Classes = Sequence[str] | Mapping[str, int] | None

@@ -13,8 +13,8 @@ from PIL import Image
 from slideio_pipe.augment.target_rules import BoxRules, PointRules, TargetRules
 from slideio_pipe.geometry import Size, inverses
 from slideio_pipe.images import picture
-from slideio_pipe.tiles.marks import Marks, hulls
-from slideio_pipe.tiles.place_index import Pairs, Spans
+from slideio_pipe.tiles.marks.marks import Marks, hulls
+from slideio_pipe.tiles.marks.place_index import Pairs, Spans
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -15,8 +15,8 @@ from slideio_pipe.slides.view import SlideView
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.drawn_bag import DrawnBag
 from slideio_pipe.tiles.label_mask import tile_affines, tile_size_of
-from slideio_pipe.tiles.marks import Marks
-from slideio_pipe.tiles.targets import Targets, count_points, targets_of
+from slideio_pipe.tiles.marks.marks import Marks
+from slideio_pipe.tiles.marks.targets import Targets, count_points, targets_of
 
 
 class TileTargets(ABC):
