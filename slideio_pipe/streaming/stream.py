@@ -13,11 +13,12 @@ waits for the event of the normalisation. On the CPU the same code runs without 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.files import Closable
 from slideio_pipe.streaming.bag_reads import PLANNED, plan_ahead, reader_of
+from slideio_pipe.streaming.batch_transform import BatchTransform
 from slideio_pipe.streaming.device import Colours, Sender, Sent, ViewColours, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.ranges import ranged
@@ -125,8 +127,9 @@ class TileStream(Iterator[TileBatch], Closable):
         colours: str = "host",
         tolerance: TileErrors,
         views: MultiCrop | None = None,
+        transform: BatchTransform | None = None,
     ) -> None:
-        self._views = views
+        self._views, self._transform = views, transform
         self._bag, self._positions, self._batch_size = bag, positions, batch_size
         self._taken = 0
         self._ended = False
@@ -161,6 +164,11 @@ class TileStream(Iterator[TileBatch], Closable):
         try:
             sent, index, targets = self._stage.take()
             tiles, views = tiles_and_views(sent.receive(), self._views)
+            if self._transform is not None:
+                if targets is not None:
+                    reason = "a batch transform with boxes or points, which would not follow it"
+                    raise ConfigError(reason, slide=self._bag.name, remedy="pass it as tile_transform, or to the batch")
+                tiles = self._transform(tiles, index)
         except BaseException as end:
             # The caller may continue after an interrupt; everything else ends the stream.
             if not isinstance(end, KeyboardInterrupt):
@@ -197,6 +205,7 @@ def stream(
     colours: str = "host",
     on_error: str = "raise",
     views: MultiCrop | None = None,
+    batch_transform: Callable[[torch.Tensor], Any] | None = None,
 ) -> TileStream:
     """Return the tiles of a bag as batches on a device, decoded ahead of the consumer.
 
@@ -232,6 +241,14 @@ def stream(
         for all of them. Seed and epoch of the draws are the bag's; a stored bag is read as ``AugmentedBag(bag)``. The
         bag has no transform per tile; its view's transform stays, the same for all views of an epoch. Of a patient, the
         host computes the colours of views in any case.
+    batch_transform : callable, optional
+        A module or function of (n, 3, H, W) uint8 tiles on the device, such as one of ``torchvision.transforms.v2``,
+        called once for each batch, before normalisation, in the thread that takes the batches. What it draws from
+        torch's generators is seeded by the bag's seed and epoch, its name, and the number of the batch's first tile:
+        the same arguments give the same batches, and another ``batch_size`` others. All tiles of a batch share what
+        one call draws, as torchvision's do; to draw for each tile, pass
+        ``lambda tiles: torch.stack([transform(tile) for tile in tiles])``. It may change the size. If it returns
+        floating-point numbers, it has normalised: ``normalize`` must be None, and they are rounded to ``dtype``.
 
     Returns
     -------
@@ -268,6 +285,12 @@ def stream(
     check_views(views)
     bag = with_views(bag, views)
     sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))
+    transform = None
+    if batch_transform is not None:
+        _check_transformable(bag, views)
+        on_device = None if normalize is None else deepcopy(normalize).to(sender.device)
+        transform = BatchTransform.of(batch_transform, on_device, dtype, bag)
+        sender = Sender(sender.device, None, dtype)  # the bytes; they are normalised after the transform
     positions = _positions(indices, _tile_count(bag), bag.name)
     return TileStream(
         bag,
@@ -279,7 +302,15 @@ def stream(
         colours=check_colours(colours, bag),
         tolerance=TileErrors(bag.name, len(positions), check_on_error(on_error)),
         views=views,
+        transform=transform,
     )
+
+
+def _check_transformable(bag: Bag, views: MultiCrop | None) -> None:
+    """Raise ConfigError if a batch transform would get more than one picture of a tile."""
+    if views is not None or len(bag.shape) != 4:
+        what = "views" if views is not None else "several magnifications"
+        raise ConfigError(f"a batch transform with {what}", slide=bag.name, remedy="transform the batches yourself")
 
 
 def default_threads() -> int:
