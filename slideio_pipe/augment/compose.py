@@ -263,12 +263,12 @@ def load_transform(path: str | Path) -> Any:
     unknown = set(written) - {"transform", "__version__"}
     if unknown:
         raise ConfigError(f'unknown key "{min(map(str, unknown))}"', slide=str(path), remedy='keep "transform" alone')
-    importable(path.parent)
     return _built(written["transform"], str(path))
 
 
 def _built(written: Any, where: str) -> Any:
     if isinstance(written, str) and is_import_path(written):
+        importable(Path(where).parent)
         return _brought(written)
     if not isinstance(written, Mapping) or not isinstance(written.get("__class_fullname__"), str):
         raise ConfigError('no "__class_fullname__"', slide=where, remedy="see slideio-pipe config show stain-light")
