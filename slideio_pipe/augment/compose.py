@@ -286,6 +286,8 @@ def _built(written: Any, where: str) -> Any:
         if not isinstance(parts, list):
             raise ConfigError(f"{name}: transforms is no list", slide=where, remedy="write one transform per line")
         arguments["transforms"] = [_built(part, where) for part in parts]
+    if made is own_transforms.FromNumpy:
+        importable(Path(where).parent)
     try:
         return made(**arguments)
     except ConfigError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,8 @@ def test_yaml_by_import_path(tmp_path: Path) -> None:
         expected = (plain[2][:, ::-1] * factor_of(bag.draw(2))).astype(np.uint8)
         np.testing.assert_array_equal(bag[2], expected)
         A.save(loaded, str(tmp_path / "again.yaml"), data_format="yaml")
+        sys.path.remove(str(tmp_path))
+        del sys.modules["transform_of_mine"]  # as in another process
         np.testing.assert_array_equal(bag_of(load_transform(tmp_path / "again.yaml"))[:], bag[:])
         (tmp_path / "wrong.yaml").write_text("transform: transform_of_mine:darkr\n")
         with pytest.raises(ConfigError, match=r"the module has no darkr; did you mean darker\?"):
