@@ -111,9 +111,10 @@ def check(transform: Any) -> None:
         Names the transform, the reason and the replacement.
     """
     if not isinstance(transform, A.BasicTransform | BaseCompose):
-        raise ConfigError(
-            f"{type(transform).__name__}: no albumentationsxl transform", remedy="pass A.Compose([...]) or a transform"
-        )
+        own = callable(transform) and not isinstance(transform, type)
+        more = "; from_numpy(function) makes one of a function, and stream takes a module of tensors" if own else ""
+        remedy = f"pass A.Compose([...]) or a transform{more}"
+        raise ConfigError(f"{type(transform).__name__}: no albumentationsxl transform", remedy=remedy)
     for leaf in leaves(transform):
         judged = verdict(leaf)
         if judged.kind == "refused":

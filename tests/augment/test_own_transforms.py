@@ -215,7 +215,9 @@ def test_what_a_function_may_not_do(function: Any, message: str) -> None:
 
 
 def test_no_function() -> None:
-    """Said where it is made."""
+    """Said where it is made; a bare function is no transform, and the error says how to make one of it."""
+    with pytest.raises(ConfigError, match=r"function: no albumentationsxl transform; .*; from_numpy\(function\) makes"):
+        bag_of(mirrored)
     with pytest.raises(ConfigError, match="from_numpy: a int is no function"):
         from_numpy(5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="is no import path"):
