@@ -16,6 +16,8 @@ from slideio_pipe.commands.app import app
 from slideio_pipe.commands.demos import slides as demo
 from slideio_pipe.errors import ConfigError, OutputError
 
+pytestmark = pytest.mark.slow
+
 SIZE = (1600, 1200)
 Made = tuple[Path, dict[str, object], list[str]]
 
@@ -33,7 +35,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return folder, *run(folder)
 
 
-@pytest.mark.slow
 def test_the_demo_writes_the_files_of_its_report(made: Made) -> None:
     """Two slides with their labels, bags that open, a picture, and a report that is valid JSON."""
     folder, report, lines = made
@@ -88,7 +89,6 @@ def test_a_missing_device_is_refused_first(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.slow
 def test_the_command_prints_the_next_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They can be copied and their files exist; with --json only the report is printed."""
     monkeypatch.chdir(tmp_path)

@@ -19,6 +19,8 @@ from slideio_pipe.commands.demos.study import LESION, _outcome, _plans, write_mi
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.synthetic.stain import LABORATORIES, Staining
 
+pytestmark = pytest.mark.slow
+
 SIZE = (1024, 768)
 
 
@@ -83,7 +85,6 @@ def test_lesions_increase_the_rate_of_events() -> None:
         assert events.sum() / months.sum() == pytest.approx(0.015 * 4**lesions, rel=0.15)
 
 
-@pytest.mark.slow
 @pytest.mark.combinations
 @pytest.mark.parametrize("laboratory", ["faded", "thick", "violet", "far"])
 def test_another_laboratory_has_the_same_tissue(cohort: Path, tmp_path: Path, laboratory: str) -> None:

@@ -85,6 +85,7 @@ def report(environment: dict[str, str], *options: str) -> tuple[int, dict[str, A
     return done.returncode, {f"{line['group']} {line['what']}": line for line in findings}
 
 
+@pytest.mark.slow
 def test_extras_are_those_of_the_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new extra appears by itself: its packages are imported, or it says what is missing or too old."""
     write_metadata(

@@ -112,6 +112,7 @@ def test_damaged_counts_are_said(tmp_path: Path) -> None:
         open_bag(path)
 
 
+@pytest.mark.slow
 def test_a_cohort_counts_cells(made: tuple[Path, Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     """Of the column "cell_file"; a changed file is another bag, a broken one a failed slide."""
     slide, cells, *_ = made

@@ -80,6 +80,7 @@ def test_an_output_without_a_ledger_entry_is_on_the_page(study: Path, tmp_path: 
         assert tiles in found.split()
 
 
+@pytest.mark.slow
 def test_every_run_has_a_page(tmp_path: Path) -> None:
     """Its notes are columns; an interrupted run lists what is not done."""
     cohort, out = slides(tmp_path, a="1", b=f"interrupt {os.getpid()}", c="3"), tmp_path / "out"

@@ -141,6 +141,7 @@ def test_a_file_in_the_way_is_an_output_error(slide: Slide, tmp_path: Path) -> N
         convert(bag_of(slide, 0.5), "torchmil", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_importing_loads_no_optional_package() -> None:
     """A conversion to one layout does not load the packages of the others."""
     names = "{'h5py', 'tensordict', 'pyarrow', 'datasets', 'webdataset', 'torch'}"

@@ -17,6 +17,8 @@ from slideio_pipe.cohort.patient_files import PatientFiles
 from slideio_pipe.commands.app import app
 from slideio_pipe.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 TILES: dict[str, Any] = {"view": {"mpp": 1.0}, "grid": {"tile_size": 32, "min_tissue": 0.3}}
 BY_PATIENT = TILES | {"unit": "patient"}
 ROWS = [("a.svs", "P1", 1, 0.25), ("b.svs", "P2", 0, 0.5), ("c.svs", "P1", 1, 0.5), ("d.svs", "", 0, 0.5)]

@@ -14,6 +14,8 @@ from slideio_pipe.errors import ConfigError, OutputExistsError
 from slideio_pipe.export.config import ExportConfig
 from slideio_pipe.tiles.config import TissueConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -34,7 +36,6 @@ def masks(study: Path) -> Path:
     return study / "masks"
 
 
-@pytest.mark.slow
 def test_masks_equal_those_of_single_slides(study: Path, masks: Path, tmp_path: Path) -> None:
     """The same bytes as the command for one slide writes."""
     run("tissue", study / "s1.svs", "--out", tmp_path / "one.geojson")
@@ -51,7 +52,6 @@ def test_the_manifest_names_the_masks(study: Path, masks: Path) -> None:
     ]
 
 
-@pytest.mark.slow
 def test_a_corrected_mask_is_kept_and_used(study: Path, masks: Path, tmp_path: Path) -> None:
     """A second run keeps existing masks; the export reads the file as it is."""
     square = [[0, 0], [512, 0], [512, 512], [0, 512], [0, 0]]
@@ -65,7 +65,6 @@ def test_a_corrected_mask_is_kept_and_used(study: Path, masks: Path, tmp_path: P
     assert sorted(sp.open_bag(tmp_path / "s0.bag.zarr").coords.tolist()) == [[0, 0], [0, 256], [256, 0], [256, 256]]
 
 
-@pytest.mark.slow
 def test_other_settings_are_refused_and_masks_of_the_cohort_kept(study: Path, masks: Path, tmp_path: Path) -> None:
     """As by an export; a slide that has a mask already is not opened."""
     config = ExportConfig(tissue=TissueConfig(mpp=16.0))

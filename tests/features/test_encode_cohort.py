@@ -138,6 +138,7 @@ def test_only_an_added_encoder_is_computed(slides: Path, tmp_path: Path) -> None
     assert open_features(out / "s1.features.zarr", "small").encoder_facts["input_size"] == 16
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_without_overwrite(slides: Path, tmp_path: Path) -> None:
     """Another network under the same name, or other tiles: the error names the difference."""
     out = tmp_path / "out"

@@ -78,6 +78,7 @@ def test_tiles_of_another_scale_are_warned_of(more: dict[str, Any], side: int, m
         warn_scale([encoder(**more)], side, mpp)
 
 
+@pytest.mark.slow
 def test_features_of_tiles_of_another_scale_are_warned_of(tmp_path: Any) -> None:
     """Of a bag, and of slides with configured tiles, once for all slides."""
     pixels = np.full((300, 500, 3), 7, np.uint8)

@@ -271,6 +271,7 @@ def plain_model(transformers: Any, name: str) -> tuple[Any, Any]:
     return model.eval(), lambda batch: pool(model(pixel_values=normalised(batch, *norm)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["phikon", "phikon-v2", "midnight", "plip"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_networks_of_transformers_equal_a_plain_loop(name: str, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_many_keys_are_in_rows_within_the_width() -> None:
         assert text_width("labels of a slide", 14) < sheet.width
 
 
+@pytest.mark.slow
 def test_large_pictures_have_large_text() -> None:
     """A picture of 2,400 px is readable at a quarter."""
     wide = np.repeat(np.repeat(NOISE, 6, 0), 6, 1)

@@ -152,6 +152,7 @@ def test_tiles_of_other_magnifications_are_refused(on_pixels: Trained, slides: P
     np.testing.assert_allclose(predictor.predict(context_bag(slide)).logits, predictor.predict(slide).logits, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_features_of_several_magnifications_are_trained_on(on_features: Trained) -> None:
     """The model takes them side by side, and the checkpoint states the magnifications."""
     about = read_checkpoint(on_features.checkpoint)["about"]

@@ -388,6 +388,7 @@ def _mean(slide: Slide) -> float:
     return float(slide.read_region((0, 0), 0, (100, 100)).mean())
 
 
+@pytest.mark.slow
 def test_slides_can_be_sent_to_a_spawned_process(coordinate_slide: Path) -> None:
     """As workers of a cohort use them."""
     slide = open_slide(coordinate_slide)

@@ -281,6 +281,7 @@ def test_every_output_is_on_the_disk_when_it_has_its_name(
         disk.check_name(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "write"), WRITERS.items(), ids=list(WRITERS))
 def test_every_output_that_cannot_be_replaced_is_kept(
     name: str, write: Callable[[Path, int], None], tmp_path: Path

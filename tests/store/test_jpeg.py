@@ -369,6 +369,7 @@ def test_zarr_reads_it_in_another_process(slide: Path, tmp_path: Path, pixels: s
         assert int(found.stdout) == int(stored[:].astype(np.int64).sum())
 
 
+@pytest.mark.slow
 def test_a_checkout_registers_the_codec_on_import(slide: Path, tmp_path: Path) -> None:
     """If the package is not installed, it is enough to import its stores."""
     stored = save_bag(bag_of(slide), tmp_path / "a.bag.zarr", pixels="source")

@@ -217,6 +217,7 @@ def test_only_uint8_planes_are_normalised(tiles: torch.Tensor) -> None:
         Normalize.imagenet()(tiles)
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_same_numbers(tmp_path: Path) -> None:
     """The exported module, run by onnxruntime on another batch size, equals the module."""
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

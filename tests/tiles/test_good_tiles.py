@@ -291,6 +291,7 @@ def test_settings_without_quality_are_those_of_older_runs(path: Path) -> None:
     assert "quality" not in grid_of(path).provenance()
 
 
+@pytest.mark.slow
 def test_export_says_what_it_dropped(path: Path, tmp_path: Path) -> None:
     """In a terminal, as JSON, and in the report of a cohort."""
     how = ("--tissue", "none", "--min-focus", 100, "--max-white", 0.5, "--quality")
