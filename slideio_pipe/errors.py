@@ -356,6 +356,10 @@ class EncoderSettingsWarning(SlideioPipeWarning):
     """Settings of an encoder contradict those on its hub, or its tiles have another scale than it is meant for."""
 
 
+class NormalizationMovedWarning(SlideioPipeWarning):
+    """A transform ends in Normalize or ToTensor: the end is taken off, and runs on the device."""
+
+
 class PartNameWarning(SlideioPipeWarning):
     """An installed package brings an encoder, layout or tissue method whose name is taken; it is not used."""
 

@@ -57,7 +57,7 @@ def _opaque(why: str) -> Verdict:
     return Verdict("opaque", f"{why}; runs lazily only, after all geometry")
 
 
-_DEVICE = "leave it out: tiles are normalised on the device, with normalize=Normalize(...)"
+_DEVICE = "put it last, or leave it out: tiles are normalised on the device, with normalize=Normalize(...)"
 
 _RESIZED = (
     "bilinear, antialiased where it shrinks; of a tile, from the coarsest level that is fine enough; of a whole slide, "

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slideio_pipe.augment.albumentations import name_of, verdict
+from slideio_pipe.augment.ending import ending_steps
 from slideio_pipe.augment.own_functions import LiveFunction
 from slideio_pipe.augment.own_transforms import FromNumpy
 from slideio_pipe.augment.replay import Replay
@@ -156,10 +157,10 @@ def explain(transform: Any, view: object | None = None) -> Explanation:
             f"{type(transform).__name__}: no albumentationsxl transform", remedy="pass A.Compose([...]) or a transform"
         )
     shared = tuple(_shares(transform, 1.0))
-    found = tuple(leaf for leaf, _ in shared)
-    steps = tuple(_step(leaf, p) for leaf, p in shared)
+    ends = {id(leaf) for leaf in ending_steps(transform)}
+    steps = tuple(_ending_step(leaf) if id(leaf) in ends else _step(leaf, p) for leaf, p in shared)
     where = "" if view is None else repr(view)
-    return Explanation(steps, tuple(_warnings(found, steps)), where)
+    return Explanation(steps, tuple(_warnings(steps)), where)
 
 
 def _shares(transform: Any, share: float, *, forced: bool = False) -> Iterator[tuple[Any, float]]:
@@ -181,6 +182,12 @@ def _shares(transform: Any, share: float, *, forced: bool = False) -> Iterator[t
     chosen = isinstance(transform, A.OneOf | A.SomeOf | A.OneOrOther)
     for part, weight in zip(parts, weights, strict=True):
         yield from _shares(part, share * float(weight), forced=chosen)
+
+
+def _ending_step(leaf: Any) -> ExplainedStep:
+    """Return one of the last steps, which a stream does on the device."""
+    why = "the end of the transform: a stream does it with each batch"
+    return ExplainedStep(name_of(leaf), 1.0, "on the device", why, "float32 inside, one rounding", None)
 
 
 def _step(leaf: Any, p: float) -> ExplainedStep:
@@ -224,7 +231,7 @@ def _replayed(leaf: Replay, p: float) -> ExplainedStep:
     return ExplainedStep("Replay", p, runs, "repeats a draw: nothing is random", _FLOAT, cost)
 
 
-def _warnings(found: tuple[Any, ...], steps: tuple[ExplainedStep, ...]) -> Iterator[str]:
+def _warnings(steps: tuple[ExplainedStep, ...]) -> Iterator[str]:
     for step in steps:
         if step.runs == "refused":
             yield f"{step.name} is refused: {step.why}"
@@ -235,8 +242,7 @@ def _warnings(found: tuple[Any, ...], steps: tuple[ExplainedStep, ...]) -> Itera
     turns = [step.name for step in steps if step.name in _TURNS]
     if len(turns) > 1:
         yield f"{' and '.join(turns)} both turn: one of them is enough"
-    positions = [k for k, leaf in enumerate(found) if type(leaf).__name__ in ("Normalize", "ToDtype", "ToTensor")]
-    if positions and positions[0] < len(found) - 1:
+    if any(step.runs == "refused" and step.name in ("Normalize", "ToDtype", "ToTensor") for step in steps):
         yield "normalisation is not the last step: run it on the device, stream(..., normalize=Normalize(...))"
     if any(step.runs.startswith("lazy") for step in steps):
         yield "a step that runs lazily only prevents the whole transform from running on the device"

@@ -223,6 +223,9 @@ class PixelSource:
         self.cohort = cohort
         self.mpps = magnifications(cohort, config.loader)
         self._dataset = BagDataset(cohort, config.loader.model_copy(update=plain))
+        if self._dataset.ending is not None and self._dataset.ending.normalises:
+            remedy = "leave out the end of the transform: the encoder normalises tiles as it was trained"
+            raise ConfigError("a transform that ends in a normalisation, and an encoder with its own", remedy=remedy)
         self._prepare = prepare
         self._keep_bytes = room_for_tiles(device, config.encoder.keep_gb) if augment else 0
         self._numbers = {slide.name: number for number, slide in enumerate(cohort)}

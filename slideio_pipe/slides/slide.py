@@ -17,6 +17,7 @@ from PIL import Image
 
 from slideio_pipe.arguments import whole_number
 from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.ending import split_end
 from slideio_pipe.augment.slide_colour import SlideColour, slide_colour
 from slideio_pipe.augment.target_rules import target_params
 from slideio_pipe.errors import ConfigError, CorruptSlideError
@@ -173,7 +174,8 @@ class Slide(SlideHeader, Explorable, Closable):
         mpp : float, (float, float) or "native", optional
             µm per view pixel.
         transform : an albumentationsxl transform, optional
-            Drawn once for the whole slide: all tiles of the view share its stain, colours and rotation.
+            Drawn once for the whole slide: all tiles of the view share its stain, colours and rotation. Normalize and
+            ToTensor at its end run on the device, with each batch of a stream.
         seed, epoch : int
             Inputs of the draw, with the slide's name.
         draw : Draw, optional
@@ -197,6 +199,8 @@ class Slide(SlideHeader, Explorable, Closable):
                     remedy="pass the mpp it was drawn for, and no transform",
                 )
             return replace(view, draw=draw)
+        transform, ending = split_end(transform)
+        view = replace(view, ending=ending)
         if transform is None:
             return view
         # albumentationsxl takes three seconds to import, and views without a transform do not need it.

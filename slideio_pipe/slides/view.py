@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, Unpack
@@ -17,6 +17,7 @@ from PIL import Image
 from slideio_pipe.arguments import no_index, picture_size, place, whole_number
 from slideio_pipe.augment.build_draw import Adjustments, build_draw
 from slideio_pipe.augment.draw import Draw
+from slideio_pipe.augment.ending import Ending
 from slideio_pipe.augment.executors.lazy import apply_lazy
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.augment.target_rules import TargetParams
@@ -74,6 +75,8 @@ class SlideView(Explorable):
         Colour beyond the slide's edge: in tiles that extend over it, and in the corners of a rotated slide.
     target_params : TargetParams
         ``bbox_params`` and ``keypoint_params`` of the transform that was drawn: which boxes and points are kept.
+    ending : Ending, optional
+        What the transform does at its end to make tensors of bytes: a stream does it on the device.
 
     Examples
     --------
@@ -90,6 +93,7 @@ class SlideView(Explorable):
     draw: Draw | None = field(default=None, hash=False)  # may contain a transform, which is a dict
     outside: str = "white"
     target_params: TargetParams = field(default=TargetParams(), compare=False)
+    ending: Ending | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.outside not in OUTSIDE:
@@ -378,7 +382,7 @@ class SlideView(Explorable):
         self.slide.raise_failure(self.level, whole, np.broadcast_to(np.uint8(255), (whole.height, whole.width, 3)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"slide": self.slide, "choice": self.choice, "draw": self.draw, "outside": self.outside}
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

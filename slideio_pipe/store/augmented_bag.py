@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.draws import Draws
+from slideio_pipe.augment.ending import split_end
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.errors import BagFormatError, ConfigError
 from slideio_pipe.files import Closable
@@ -106,10 +107,11 @@ class AugmentedBag(DrawnBag, Closable):
             self.alone = "no tile is stored beside another"
         for failure in made.get("failures", []):  # they are white
             self._layout.lose(int(failure["tile"]))
+        slide_transform, ending = split_end(slide_transform)
         self.slide_transform = slide_transform
         self._slide = StoredSlide(stored, self._layout, colour)
         drawn = _colours(self._slide, slide_transform, seed, epoch)
-        view = SlideView(self._slide, LevelChoice(0, (1.0, 1.0)), drawn)
+        view = SlideView(self._slide, LevelChoice(0, (1.0, 1.0)), drawn, ending=ending)
         super().__init__(view, width, tile_transform=tile_transform, seed=seed, epoch=epoch)
         self.shape = (count, self.canvas.height, self.canvas.width, 3)
         self.label, self.patient, self.view_mpp = stored.label, stored.patient, stored.view_mpp

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from slideio_pipe.augment.draw import seeded
+from slideio_pipe.augment.ending import Ending, joined, split_end
 from slideio_pipe.cohort.cohort import Cohort
 from slideio_pipe.cohort.cohort_slide import CohortSlide
 from slideio_pipe.cohort.patients import CohortPatient, by_patient, counted, slides_of_row
@@ -98,8 +99,9 @@ class BagDataset(torch.utils.data.Dataset[WholeBag]):
         self.cohort = Cohort.of(cohort)
         if self.config.unit == "patient":
             self.cohort = by_patient(self.cohort)
-        self.slide_transform = _transform(slide_transform, self.config.slide_transform)
-        self.tile_transform = _transform(tile_transform, self.config.tile_transform)
+        self.slide_transform, ending = _transform(slide_transform, self.config.slide_transform)
+        self.tile_transform, tile_ending = _transform(tile_transform, self.config.tile_transform)
+        self.ending = joined(ending, tile_ending, "")
         check_views(views)
         if views is not None and self.tile_transform is not None:
             remedy = "leave one of them out: MultiCrop(global_transform=…, local_transform=…) is of the views"
@@ -336,11 +338,14 @@ def _is_annotated(source: Any) -> bool:
     return isinstance(source, ArrayLikeBag) and source.annotated
 
 
-def _transform(given: Any, file: str | None) -> Any:
+def _transform(given: Any, file: str | None) -> tuple[Any, Ending | None]:
+    """Return a transform, given or of a file, and its end, which the device does."""
     if given is None and file is None:
-        return None
+        return None, None
     from slideio_pipe.augment.compose import check, load_transform  # imports albumentationsxl
 
     transform = load_transform(file) if given is None and file is not None else given
-    check(transform)
-    return transform
+    transform, ending = split_end(transform)
+    if transform is not None:
+        check(transform)
+    return transform, ending

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class BagLoader(Closable):
     device : str or torch.device
         "cpu", "cuda" or "cuda:1".
     normalize : Normalize or None
-        Applied on the device. None: uint8 tiles.
+        Applied on the device. None: uint8 tiles. It may be left out if a transform ends in Normalize or ToTensor.
     chunk_size : int
         Tiles per chunk; the last one of a bag may have fewer.
     dtype : torch.dtype
@@ -128,7 +128,7 @@ class BagLoader(Closable):
         dataset: BagDataset,
         *,
         device: str | torch.device,
-        normalize: Normalize | None,
+        normalize: Normalize | Literal["transform"] | None = "transform",
         chunk_size: int = 64,
         dtype: torch.dtype = torch.float16,
         shuffle: bool = False,
@@ -149,7 +149,7 @@ class BagLoader(Closable):
         if not isinstance(dataset, BagDataset):
             raise ConfigError(f"a loader of a {type(dataset).__name__}", remedy="pass BagDataset(cohort, config)")
         self.dataset, self.shuffle = dataset, shuffle
-        self._sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))
+        self._sender = Sender(check_device(device), check_normalize(normalize, dataset.ending), check_dtype(dtype))
         workers = at_least(0, "workers", workers)
         if workers and threads is not None:
             raise ConfigError(

@@ -18,12 +18,13 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from slideio_pipe.augment.ending import Ending
 from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.files import Closable
@@ -196,7 +197,7 @@ def stream(
     bag: Bag,
     *,
     device: str | torch.device,
-    normalize: Normalize | None,
+    normalize: Normalize | Literal["transform"] | None = "transform",
     batch_size: int = 64,
     dtype: torch.dtype = torch.float16,
     prefetch: int = 3,
@@ -216,7 +217,8 @@ def stream(
     device : str or torch.device
         "cpu", "cuda" or "cuda:1".
     normalize : Normalize or None
-        Applied on the device. None: uint8 tiles, ``dtype`` is ignored.
+        Applied on the device. None: uint8 tiles, ``dtype`` is ignored. It may be left out if a transform of the bag
+        ends in albumentationsxl's Normalize or ToTensor: the device then does what that end says.
     batch_size : int
         Tiles per batch; the last batch may have fewer.
     dtype : torch.dtype
@@ -283,8 +285,9 @@ def stream(
     """
     check_bag(bag)
     check_views(views)
+    normalize = check_normalize(normalize, getattr(bag, "ending", None), bag.name)
     bag = with_views(bag, views)
-    sender = Sender(check_device(device), check_normalize(normalize), check_dtype(dtype))
+    sender = Sender(check_device(device), normalize, check_dtype(dtype))
     transform = None
     if batch_transform is not None:
         _check_transformable(bag, views)
@@ -388,8 +391,26 @@ def _positions(indices: ArrayLike | None, count: int, name: str) -> NDArray[np.i
     return positions.astype(np.int64)
 
 
-def check_normalize(normalize: Normalize | None) -> Normalize | None:
-    """Return a normalisation, or None."""
+def check_normalize(
+    normalize: Normalize | Literal["transform"] | None, ending: Ending | None = None, name: str | None = None
+) -> Normalize | None:
+    """Return a normalisation, by default that of a transform's end, or None.
+
+    Raises
+    ------
+    ConfigError
+        None is given, or it contradicts the transform's.
+    """
+    if normalize == "transform":
+        if ending is None:
+            remedy = "pass {normalize=}, such as Normalize.imagenet(), or None for bytes"
+            raise ConfigError("no normalisation is given", slide=name, remedy=remedy)
+        return Normalize(ending.mean, ending.std, rescale=ending.rescale) if ending.normalises else None
+    if isinstance(normalize, Normalize) and ending is not None and ending.normalises:
+        own = Normalize(ending.mean, ending.std, rescale=ending.rescale)
+        if (own.mean, own.std, own.rescale) != (normalize.mean, normalize.std, normalize.rescale):
+            reason = f"the transform ends in another normalisation: {own.extra_repr()}"
+            raise ConfigError(reason, slide=name, remedy="leave {normalize=} out, or the end of the transform")
     if normalize is not None and not isinstance(normalize, Normalize):
         raise ConfigError(
             f"normalize is {type(normalize).__name__}",

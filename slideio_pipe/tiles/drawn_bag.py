@@ -8,6 +8,7 @@ import time
 from abc import abstractmethod
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from slideio_pipe.augment.draw import Draw
 from slideio_pipe.augment.draws import Draws
+from slideio_pipe.augment.ending import Ending, joined, split_end
 from slideio_pipe.augment.operation_columns import OperationColumns
 from slideio_pipe.augment.operations import Opaque, Operation
 from slideio_pipe.augment.slide_colour import SlideColour
@@ -52,6 +54,9 @@ class DrawnBag(ArrayLikeBag):
     """
 
     def __init__(self, view: SlideView, tile_size: int, *, tile_transform: Any, seed: int, epoch: int) -> None:
+        tile_transform, ending = split_end(tile_transform)
+        if ending is not None:  # kept in the view, so that a pickled bag has it
+            view = replace(view, ending=joined(view.ending, ending, view.slide.name))
         self.view, self.tile_size, self.name = view, tile_size, view.slide.name
         self.tile_transform, self.seed, self.epoch = tile_transform, int(seed), int(epoch)
         self.on_stage: OnTiming | None = None  # receives the timing of stages; set it before the first read
@@ -61,6 +66,11 @@ class DrawnBag(ArrayLikeBag):
         # Likewise tiles that will be read: the plan of each, its row there, and the inputs of its draws and colours.
         self._planned: OrderedDict[int, tuple[ReadPlan, int, _PlanKey]] = OrderedDict()
         self.canvas = Size(tile_size, tile_size) if tile_transform is None else self.draw(0).canvas
+
+    @property
+    def ending(self) -> Ending | None:
+        """What the transforms do at their end, which a stream does on the device."""
+        return self.view.ending
 
     def draw(self, index: int) -> Draw:
         """Return the draw of the tile transform for tile ``index``; always the same."""

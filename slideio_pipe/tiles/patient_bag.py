@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from slideio_pipe.augment.ending import Ending
 from slideio_pipe.augment.operations import Operation
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.files import Closable
@@ -165,6 +166,16 @@ class PatientBag(ArrayLikeBag, Closable):
         for bag, _, inside in self._by_slide(self._positions(indices)):
             if isinstance(bag, PlannedBag):
                 bag.plan_ahead(inside, colours=colours)
+
+    @property
+    def ending(self) -> Ending | None:
+        """What the transforms of the slides do at their end, which a stream does on the device."""
+        found = {getattr(slide, "ending", None) for slide in self.slides}
+        if len(found) > 1:
+            remedy = "give all of them the same transform"
+            raise ConfigError("the slides have transforms with different ends", slide=self.name, remedy=remedy)
+        ending: Ending | None = found.pop()
+        return ending
 
     @property
     def annotated(self) -> bool:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from slideio_pipe.augment import compose
 from slideio_pipe.augment.albumentations import verdict
 from slideio_pipe.augment.draw import Draw, seeded
+from slideio_pipe.augment.ending import split_end
 from slideio_pipe.augment.slide_colour import SlideColour
 from slideio_pipe.augment.transform_base import Context
 from slideio_pipe.errors import SlideioPipeError
@@ -160,6 +161,7 @@ class TransformPanel:
     """
 
     def __init__(self, transform: Any) -> None:
+        transform, _ = split_end(transform)  # the page shows bytes
         compose.check(transform)
         self.transform = transform
         self.problems: list[str] = []

@@ -112,6 +112,12 @@ ERROR_EXAMPLES = {
         "If ids begin with zeros, format the column as text in Excel and write them again; read a CSV with "
         "`dtype=str` in pandas.",
     ),
+    "NormalizationMovedWarning": (
+        "the end of the transform (ToDtype, Normalize, ToTensor) runs on the device: tiles are normalised there, "
+        "tile by tile",
+        "Nothing: `stream(bag, device=…)` without `normalize=` does what the end says. To silence it, leave the end "
+        "out and pass `normalize=`.",
+    ),
     "PartNameWarning": (
         'her-package 1.0 brings the layout "clam"; the one of slideio-pipe is used',
         "Ask for another name in that package, or pass its object or import path, `her_package:Clam`. "
