@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from slideio_pipe.augment.draw import hashed
 from slideio_pipe.errors import ConfigError
 from slideio_pipe.streaming.device import on_device
 from slideio_pipe.streaming.normalize import Normalize
+from slideio_pipe.tiles.marks.targets import Targets
+from slideio_pipe.tiles.multi_crop import MultiCrop
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,36 @@ class BatchTransform:
 
     @classmethod
     def of(
-        cls, function: Callable[[Tensor], Any], normalize: Normalize | None, dtype: torch.dtype, bag: Any
+        cls,
+        function: Callable[[Tensor], Any],
+        normalize: Normalize | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        bag: str = "",
     ) -> BatchTransform:
-        """Return the transform for a bag, with the seed and epoch of the bag's own draws, or 0."""
+        """Return the transform of tiles on a device, which normalises them afterwards."""
         if not callable(function):
             reason = f"the batch transform is a {type(function).__name__}"
             raise ConfigError(reason, remedy="pass a module or function of (n, 3, H, W) uint8 tiles")
-        seed, epoch = (int(getattr(bag, name, 0)) for name in ("seed", "epoch"))
-        return cls(function, normalize, dtype, seed, epoch, bag.name)
+        own = None if normalize is None else deepcopy(normalize).to(device)
+        return cls(function, own, dtype, seed, epoch, bag)
 
-    def __call__(self, tiles: Tensor, index: NDArray[np.int64]) -> Tensor:
+    def of_bag(self, epoch: int, bag: str) -> BatchTransform:
+        """Return the transform of a bag of a cohort in an epoch."""
+        return replace(self, epoch=epoch, bag=bag)
+
+    def __call__(self, tiles: Tensor, index: NDArray[np.int64], targets: Sequence[Targets] | None = None) -> Tensor:
         """Return (n, 3, H, W) uint8 tiles transformed, and normalised if they are still bytes.
 
-        Raise ConfigError if the result is no such batch, or was normalised by the transform and would be again.
+        Raise ConfigError if the result is no such batch, or was normalised by the transform and would be again; or if
+        the tiles have boxes or points.
         """
+        if targets is not None:
+            reason = "a batch transform with boxes or points, which would not follow it"
+            raise ConfigError(reason, slide=self.bag, remedy="pass it as tile_transform, or to the batch")
         made = self._called(tiles, int(index[0])) if len(index) else tiles
         if not isinstance(made, Tensor) or made.ndim != 4 or made.shape[:2] != tiles.shape[:2]:
             what = f"a {type(made).__name__}" if not isinstance(made, Tensor) else f"the shape {tuple(made.shape)}"
@@ -67,3 +86,10 @@ class BatchTransform:
             if on_cuda:
                 torch.cuda.manual_seed(seed)
             return self.function(tiles)
+
+
+def check_transformable(name: str | None, views: MultiCrop | None, *, scales: int) -> None:
+    """Raise ConfigError if a batch transform would get more than one picture of a tile."""
+    if views is not None or scales > 1:
+        what = "views" if views is not None else "several magnifications"
+        raise ConfigError(f"a batch transform with {what}", slide=name, remedy="transform the batches yourself")

@@ -29,6 +29,7 @@ class ChunkStream(Iterator[TileBatch], Closable):
         self._epochs, self._whole = epochs, whole  # whole: chunks are gathered, and an incomplete bag does not count
         self._ended = False
         self._run(epochs.start(whole=whole))
+        self._epoch = epochs.epoch
 
     def __iter__(self) -> Self:
         return self
@@ -75,7 +76,9 @@ class ChunkStream(Iterator[TileBatch], Closable):
 
     def take_tiles(self, item: Chunk) -> torch.Tensor:
         """Return the tiles of a chunk, ready on the device's current stream."""
-        return item.sent.receive()
+        tiles = item.sent.receive()
+        transform = self._epochs.transform
+        return tiles if transform is None else transform.of_bag(self._epoch, item.bag)(tiles, item.index, item.targets)
 
     def _run(self, items: Items) -> None:
         self._stage = items
@@ -85,7 +88,9 @@ class ChunkStream(Iterator[TileBatch], Closable):
         """Return the last batch of a bag that failed after some of its chunks were delivered."""
         nothing = np.zeros((0, 2), np.int64)
         failure = failed.failure
-        tiles, views = tiles_and_views(self._epochs.no_tiles(), self._epochs.dataset.views)
+        none, transform = self._epochs.no_tiles(), self._epochs.transform
+        none = none if transform is None else transform(none, nothing[:, 0])
+        tiles, views = tiles_and_views(none, self._epochs.dataset.views)
         return TileBatch(tiles, nothing, nothing[:, 0], failure.slide, True, failed.label, failure.error, views=views)
 
     def _end(self) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from slideio_pipe.cohort.patients import unit_of
 from slideio_pipe.errors import FailedSlidesError, SkippedWarning, warn_caller
+from slideio_pipe.streaming.batch_transform import BatchTransform
 from slideio_pipe.streaming.chunks import Chunk, FailedBag, LoaderSettings, Progress
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import Sender
@@ -40,6 +41,7 @@ class Epochs:
     prefetch: int  # chunks that may be ready in advance
     shuffle: bool  # the bags, in every epoch
     max_failures: int  # slides that may fail in an epoch
+    transform: BatchTransform | None = None  # of the caller, on each chunk
     epoch: int = 0
     progress: Progress = field(default_factory=Progress)
     failures: list[TileFailure] = field(default_factory=list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from slideio_pipe.errors import ConfigError, FailedSlidesError
 from slideio_pipe.files import Closable
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.tile_cache import SHARED
+from slideio_pipe.streaming.batch_transform import BatchTransform, check_transformable
 from slideio_pipe.streaming.chunk_stream import BagStream, ChunkStream
 from slideio_pipe.streaming.chunks import LoaderMemory, LoaderSettings, Progress
 from slideio_pipe.streaming.dataset import BagDataset
@@ -96,6 +97,9 @@ class BagLoader(Closable):
         Slides that may fail in an epoch, or patients, of which any slide may be the cause. They are skipped, listed in
         ``failures``, and the epoch ends with one ``SkippedWarning``; ``raise_failures()`` raises an error instead.
         Beyond that, ``FailedSlidesError`` ends the epoch; with 0, the slide's own error.
+    batch_transform : callable, optional
+        A module or function of the (n, 3, H, W) uint8 tiles of a chunk, such as one of ``torchvision.transforms.v2``;
+        see ``stream``. Seeded by the data set's seed, the epoch, the slide and the chunk's first tile.
 
     Attributes
     ----------
@@ -145,11 +149,17 @@ class BagLoader(Closable):
         colours: str = "host",
         on_error: str = "raise",
         max_failures: int = 0,
+        batch_transform: Callable[[torch.Tensor], Any] | None = None,
     ) -> None:
         if not isinstance(dataset, BagDataset):
             raise ConfigError(f"a loader of a {type(dataset).__name__}", remedy="pass BagDataset(cohort, config)")
         self.dataset, self.shuffle = dataset, shuffle
-        self._sender = Sender(check_device(device), check_normalize(normalize, dataset.ending), check_dtype(dtype))
+        normalize, on = check_normalize(normalize, dataset.ending), check_device(device)
+        self._sender, transform = Sender(on, normalize, check_dtype(dtype)), None
+        if batch_transform is not None:
+            check_transformable(None, dataset.views, scales=1 + len(dataset.config.view.context))
+            transform = BatchTransform.of(batch_transform, normalize, dtype, on, seed=dataset.config.seed)
+            self._sender = Sender(on, None, dtype)  # bytes; they are normalised after the transform
         workers = at_least(0, "workers", workers)
         if workers and threads is not None:
             raise ConfigError(
@@ -175,7 +185,14 @@ class BagLoader(Closable):
         cache = workers * worker_cache_bytes(workers) if workers else SHARED.max_bytes
         self.memory = LoaderMemory(pace.slots * slot, ahead, cache)
         self._epochs = Epochs(
-            dataset, self._sender, pace, self._share, prefetch=prefetch, shuffle=shuffle, max_failures=self.max_failures
+            dataset,
+            self._sender,
+            pace,
+            self._share,
+            prefetch=prefetch,
+            shuffle=shuffle,
+            max_failures=self.max_failures,
+            transform=transform,
         )
         if workers:
             weakref.finalize(self, self._epochs.abandon).atexit = False

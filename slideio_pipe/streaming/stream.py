@@ -15,7 +15,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from copy import deepcopy
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal, Self
@@ -29,7 +28,7 @@ from slideio_pipe.cores import usable_cores
 from slideio_pipe.errors import ConfigError, SlideioPipeError
 from slideio_pipe.files import Closable
 from slideio_pipe.streaming.bag_reads import PLANNED, plan_ahead, reader_of
-from slideio_pipe.streaming.batch_transform import BatchTransform
+from slideio_pipe.streaming.batch_transform import BatchTransform, check_transformable
 from slideio_pipe.streaming.device import Colours, Sender, Sent, ViewColours, check_device
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.ranges import ranged
@@ -166,10 +165,7 @@ class TileStream(Iterator[TileBatch], Closable):
             sent, index, targets = self._stage.take()
             tiles, views = tiles_and_views(sent.receive(), self._views)
             if self._transform is not None:
-                if targets is not None:
-                    reason = "a batch transform with boxes or points, which would not follow it"
-                    raise ConfigError(reason, slide=self._bag.name, remedy="pass it as tile_transform, or to the batch")
-                tiles = self._transform(tiles, index)
+                tiles = self._transform(tiles, index, targets)
         except BaseException as end:
             # The caller may continue after an interrupt; everything else ends the stream.
             if not isinstance(end, KeyboardInterrupt):
@@ -290,9 +286,11 @@ def stream(
     sender = Sender(check_device(device), normalize, check_dtype(dtype))
     transform = None
     if batch_transform is not None:
-        _check_transformable(bag, views)
-        on_device = None if normalize is None else deepcopy(normalize).to(sender.device)
-        transform = BatchTransform.of(batch_transform, on_device, dtype, bag)
+        check_transformable(bag.name, views, scales=scale_count(bag))
+        seed, epoch = (int(getattr(bag, name, 0)) for name in ("seed", "epoch"))
+        transform = BatchTransform.of(
+            batch_transform, normalize, dtype, sender.device, seed=seed, epoch=epoch, bag=bag.name
+        )
         sender = Sender(sender.device, None, dtype)  # the bytes; they are normalised after the transform
     positions = _positions(indices, _tile_count(bag), bag.name)
     return TileStream(
@@ -307,13 +305,6 @@ def stream(
         views=views,
         transform=transform,
     )
-
-
-def _check_transformable(bag: Bag, views: MultiCrop | None) -> None:
-    """Raise ConfigError if a batch transform would get more than one picture of a tile."""
-    if views is not None or len(bag.shape) != 4:
-        what = "views" if views is not None else "several magnifications"
-        raise ConfigError(f"a batch transform with {what}", slide=bag.name, remedy="transform the batches yourself")
 
 
 def default_threads() -> int:

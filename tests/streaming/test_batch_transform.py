@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slideio_pipe import MultiCrop, Normalize, TileBag, TileGrid, open_slide, stream
+from slideio_pipe import BagDataset, BagLoader, MultiCrop, Normalize, TileBag, TileGrid, open_slide, stream
 from slideio_pipe.errors import ConfigError
 
 
@@ -120,3 +120,52 @@ def test_with_the_real_torchvision() -> None:
     one, other = batches(bag_of(), jitter, batch_size=7), batches(bag_of(), jitter, batch_size=7)
     assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
     assert not torch.equal(one[0], plain[:7])
+
+
+def test_a_loader_transforms_each_chunk_of_a_cohort() -> None:
+    """In any number of threads the same, in another epoch and slide others; whole bags and ended bags, too."""
+    bags = [bag_of(), bag_of()]
+    bags[1].name = "other"
+    plain = torch.from_numpy(bag_of()[:]).permute(0, 3, 1, 2)
+    loader = BagLoader(
+        BagDataset(bags),
+        device="cpu",
+        normalize=Normalize.identity(),
+        chunk_size=8,
+        batch_transform=Darker(),
+        threads=1,
+    )
+    first = list(loader)
+    chunks = {(chunk.bag, int(chunk.index[0])): chunk.tiles for chunk in first}
+    again = BagLoader(
+        BagDataset(bags),
+        device="cpu",
+        normalize=Normalize.identity(),
+        chunk_size=8,
+        batch_transform=Darker(),
+        threads=3,
+    )
+    for chunk in again:
+        assert torch.equal(chunk.tiles, chunks[chunk.bag, int(chunk.index[0])])
+        assert chunk.tiles.dtype == torch.float16
+        before = plain[torch.from_numpy(chunk.index)].float() / 255
+        factors = chunk.tiles.float() / before
+        assert float(factors.std()) < 0.02  # one factor for the chunk
+    means = [float(tiles.float().mean()) for tiles in chunks.values()]
+    assert len({round(mean, 3) for mean in means}) == len(chunks)
+    loader.set_epoch(1)
+    assert not torch.equal(next(iter(loader)).tiles, next(iter(chunks.values())))
+    loader.set_epoch(0)
+    whole = {bag.bag: bag.tiles for bag in loader.bags()}
+    for chunk in first:
+        assert torch.equal(whole[chunk.bag][torch.from_numpy(chunk.index)], chunk.tiles)
+
+
+def test_a_loader_refuses_views_and_magnifications_with_a_batch_transform() -> None:
+    """Before anything is read."""
+    views = BagDataset([bag_of()], views=MultiCrop())
+    with pytest.raises(ConfigError, match="a batch transform with views"):
+        BagLoader(views, device="cpu", normalize=None, batch_transform=Darker())
+    several = BagDataset([bag_of()], {"view": {"mpp": 0.5, "context": [2.0]}})
+    with pytest.raises(ConfigError, match="a batch transform with several magnifications"):
+        BagLoader(several, device="cpu", normalize=None, batch_transform=Darker())
