@@ -28,8 +28,9 @@ from slideio_pipe.features.encoders.encoder_tiles import warn_scale_of_bag
 from slideio_pipe.features.encoders.loading import Source
 from slideio_pipe.features.scales import check_context_features, split_scales
 from slideio_pipe.progress import Report, reporting
+from slideio_pipe.streaming.arguments import at_least_one
 from slideio_pipe.streaming.device import StreamMark, check_device, on_device
-from slideio_pipe.streaming.stream import at_least_one, stream
+from slideio_pipe.streaming.stream import stream
 from slideio_pipe.tiles.bag import Bag, check_bag, nominal_mpps_of
 
 BATCH_SIZE = 64

@@ -33,9 +33,9 @@ from slideio_pipe.features.scales import check_context_features
 from slideio_pipe.progress import Report, rated
 from slideio_pipe.store import open_bag
 from slideio_pipe.store.metadata import is_bag_store
+from slideio_pipe.streaming.arguments import at_least_one, default_threads
 from slideio_pipe.streaming.config import LoaderConfig, load_loader_config
 from slideio_pipe.streaming.device import check_device
-from slideio_pipe.streaming.stream import at_least_one, default_threads
 from slideio_pipe.tiles.bag import nominal_mpps_of
 
 # Folder of the runs that write features into bags, below the bags' folder.

@@ -14,6 +14,7 @@ from slideio_pipe.errors import ConfigError, FailedSlidesError
 from slideio_pipe.files import Closable
 from slideio_pipe.slides.backends.base import OnTiming
 from slideio_pipe.slides.tile_cache import SHARED
+from slideio_pipe.streaming.arguments import at_least, at_least_one, check_colours, check_normalize, default_threads
 from slideio_pipe.streaming.batch_transform import BatchTransform, check_transformable
 from slideio_pipe.streaming.chunk_stream import BagStream, ChunkStream
 from slideio_pipe.streaming.chunks import LoaderMemory, LoaderSettings, Progress
@@ -23,7 +24,6 @@ from slideio_pipe.streaming.epochs import Epochs
 from slideio_pipe.streaming.normalize import Normalize, check_dtype
 from slideio_pipe.streaming.reading_workers import worker_cache_bytes
 from slideio_pipe.streaming.shares import share_of
-from slideio_pipe.streaming.stream import at_least, at_least_one, check_colours, check_normalize, default_threads
 from slideio_pipe.tiles.failures import TileFailure, check_on_error
 
 STATE_VERSION = 1

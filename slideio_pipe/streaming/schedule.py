@@ -26,12 +26,13 @@ import numpy as np
 import torch
 
 from slideio_pipe.errors import ConfigError, SlideioPipeError
+from slideio_pipe.streaming.arguments import check_colours
 from slideio_pipe.streaming.chunks import Block, Chunk, FailedBag, Indices, LoaderSettings, plan_blocks
 from slideio_pipe.streaming.dataset import BagDataset
 from slideio_pipe.streaming.device import use_device
 from slideio_pipe.streaming.reading_threads import BagReading, Readers, ReadingThreads
 from slideio_pipe.streaming.ring import Buffer, BufferPool
-from slideio_pipe.streaming.stream import check_colours, colours_of
+from slideio_pipe.streaming.stream import colours_of
 from slideio_pipe.tiles.bag import Bag, Label, PlannedBag, nominal_mpps_of, targets_of_batch
 from slideio_pipe.tiles.failures import TileErrors, TileFailure
 from slideio_pipe.tiles.patient_bag import slide_index_of, slide_names_of

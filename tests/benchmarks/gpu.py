@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from slideio_pipe.features.encode_bag import encode_bag
 from slideio_pipe.features.encoders import load_encoder
 from slideio_pipe.features.encoders.encoder import EncoderOnDevice
+from slideio_pipe.streaming.arguments import default_threads
 from slideio_pipe.streaming.device import Sender, check_device, on_device
 from slideio_pipe.streaming.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from slideio_pipe.streaming.ring import BufferPool
-from slideio_pipe.streaming.stream import default_threads, stream
+from slideio_pipe.streaming.stream import stream
 
 NO_DEVICE = 3  # exit code
 Row = tuple[str, float, str]  # what, value, unit

@@ -84,7 +84,7 @@ def test_a_process_of_one_core_counts_one() -> None:
     code = (
         "import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]);"
         "from slideio_pipe.cores import decoding_threads, usable_cores;"
-        "from slideio_pipe.streaming.stream import default_threads;"
+        "from slideio_pipe.streaming.arguments import default_threads;"
         "print(usable_cores(), decoding_threads(), default_threads())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)

@@ -37,9 +37,10 @@ from paths import BENCHMARKS, ROOT, SUPPORT
 
 from slideio_pipe.errors import ConfigError, CorruptSlideError, SkippedWarning
 from slideio_pipe.slides.slide import open_slide
+from slideio_pipe.streaming.arguments import default_threads
 from slideio_pipe.streaming.device import check_device
 from slideio_pipe.streaming.normalize import Normalize
-from slideio_pipe.streaming.stream import TileBatch, default_threads, stream
+from slideio_pipe.streaming.stream import TileBatch, stream
 from slideio_pipe.tiles.bag import Bag
 from slideio_pipe.tiles.grid import TileGrid
 from slideio_pipe.tiles.tile_bag import TileBag
