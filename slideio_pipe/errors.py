@@ -33,6 +33,7 @@
     ├── MissingCellsWarning          cells of a manifest that count as empty, such as NA
     ├── EncoderSettingsWarning       an encoder's settings contradict its hub's, or tiles are not what it is meant for
     ├── NumericIdsWarning            ids that a table stores as numbers, without leading zeros
+    ├── NormalizationMovedWarning    the end of a transform runs on the device
     ├── PartNameWarning              a package brings a part whose name is taken
     ├── UnmatchedWarning             rows of a table or files of a folder without a counterpart
     └── UpsamplingWarning            a view finer than the slide
