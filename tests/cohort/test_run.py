@@ -107,6 +107,7 @@ def test_a_changed_label_is_a_changed_setting(tmp_path: Path) -> None:
         run(Cohort([CohortSlide(slide.source, slide.name, label=1)]), out)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_read_fails_only_its_slide(tmp_path: Path) -> None:
     """So does a mask that was deleted after the cohort was checked."""
     cohort, out = slides(tmp_path, a="1", b="2", c="3"), tmp_path / "out"
@@ -151,6 +152,7 @@ def test_an_output_that_this_run_did_not_write_is_not_replaced(tmp_path: Path) -
     assert (out / "a.out").read_text() == "theirs"
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_ledger_entry_keeps_its_output(tmp_path: Path) -> None:
     """The output was begun under the same settings, and did not exist before."""
     cohort, out = slides(tmp_path, a="1", b="2"), tmp_path / "out"
@@ -161,6 +163,7 @@ def test_a_run_killed_before_its_ledger_entry_keeps_its_output(tmp_path: Path) -
     assert counts(run(cohort, out)) == (0, 2, 0)
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     """The error names the process that writes; the first run is not disturbed."""
     cohort, out = slides(tmp_path, a="1"), tmp_path / "out"

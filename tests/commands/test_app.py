@@ -75,6 +75,7 @@ def test_version_and_help_load_no_heavy_packages() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_info_loads_only_what_its_slide_needs(truth: SyntheticSlide) -> None:
     """Not torch, albumentationsxl, zarr and scikit-image: they take longer than opening a slide."""
     code = (
@@ -364,6 +365,7 @@ def test_labels_written_as_numbers_are_numbers(given: str, label: object) -> Non
     assert type(found) is type(label)
 
 
+@pytest.mark.slow
 def test_a_finished_export_is_kept(truth: SyntheticSlide, tmp_path: Path) -> None:
     """As in a cohort: exit code 0, no byte changed; a missing picture is drawn."""
     command = ("export", truth.path, "--out", tmp_path, "--label", 1, "--mpp", 1.0, "--tile-size", 128)

@@ -254,6 +254,7 @@ def test_an_invalid_setting_is_refused(
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Präparat Ä (1) [2].svs", "组织 切片.svs", "a'b\"c$d.svs", "-dash.svs", "x.y.svs"])
 def test_unusual_file_names_work(name: str, svs: Path, tmp_path: Path, out: Path) -> None:
     """Spaces, brackets, quotes, other alphabets: info, tissue and export work, and the bag has the slide's name."""

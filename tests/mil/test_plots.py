@@ -143,6 +143,7 @@ def predicted(task: Task, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, torch.stack([1 + torch.rand(count, generator=generator), torch.arange(count) % 2], 1).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "names"), CASES, ids=["two", "three", "number", "survival"])
 def test_every_task_has_its_plots(task: Task, names: set[str], tmp_path: Path) -> None:
     """Readable pictures on white; the caller's matplotlib settings do not change."""
@@ -160,6 +161,7 @@ def test_every_task_has_its_plots(task: Task, names: set[str], tmp_path: Path) -
     assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "names"), CASES, ids=["two", "three", "number", "survival"])
 def test_no_curve_is_hidden_by_its_legend(task: Task, names: set[str]) -> None:
     """Every plot explains its lines, outside its axes and inside the picture."""
@@ -179,6 +181,7 @@ def test_no_curve_is_hidden_by_its_legend(task: Task, names: set[str]) -> None:
         assert figure.bbox.y0 <= box.y0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["one class", "one slide", "none", "all alike"])
 def test_undefined_curves_are_left_out(case: str, tmp_path: Path) -> None:
     """Without an error."""

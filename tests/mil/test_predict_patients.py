@@ -64,6 +64,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_patient_is_predicted_from_the_features_of_all_slides(on_features: Trained) -> None:
     predictor = sp.load_predictor(on_features.checkpoint)
     patient = by_patient(sp.Cohort.of(on_features.cohort))[3]

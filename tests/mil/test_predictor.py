@@ -41,6 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     )
 
 
+@pytest.mark.slow
 def test_a_slide_is_predicted_as_by_encoder_and_model(trained: Trained) -> None:
     """The encoder on all tiles at once, then the model: the same numbers."""
     predictor = sp.load_predictor(trained.pixels)

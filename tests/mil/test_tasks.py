@@ -288,6 +288,7 @@ def test_nothing_to_measure_is_refused() -> None:
         measure(Survival(), torch.empty(0, 1), torch.empty(0, 2))
 
 
+@pytest.mark.slow
 def test_intervals_resample_patients() -> None:
     """Ten patients with ten identical slides each have an interval as wide as ten slides."""
     rng = np.random.default_rng(8)

@@ -106,6 +106,7 @@ def test_every_slide_has_a_case(slides: Path) -> None:
     assert {path.name for path in slides.iterdir()} == {case.file for case in CASES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_bag_of_a_whole_slide_equals_the_oracle(case: Case, slides: Path, tmp_path: Path) -> None:
     """info and export at a stated resolution; all tiles are OpenSlide's or tifffile's, bit for bit."""

@@ -98,6 +98,7 @@ def test_tissue_is_found_once(slides: list[Path], monkeypatch: pytest.MonkeyPatc
     assert calls == ["a.tif", "b.tif"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["slide_transform", "tile_transform"])
 def test_stains_are_measured_once(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second epoch jitters a slide's own stains without measuring them again, with the same pixels."""

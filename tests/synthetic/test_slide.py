@@ -89,6 +89,7 @@ def test_lower_levels_are_area_means(levels: list[np.ndarray], fine: int, coarse
     assert difference.mean() < 0.6 * np.abs(levels[coarse][:, 1:] - expected[:, :-1]).mean()
 
 
+@pytest.mark.slow
 def test_equal_arguments_give_equal_bytes(tmp_path: Path) -> None:
     """The seed determines the file; another seed gives another slide."""
     files = [tmp_path / f"{n}.svs" for n in range(3)]

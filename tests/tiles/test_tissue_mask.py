@@ -226,6 +226,7 @@ def test_settings_are_recorded():
     assert 0.02 <= tissue.settings["used_threshold"] <= 0.03
 
 
+@pytest.mark.slow
 def test_generated_slides_agree_with_their_plan(tmp_path):
     """All planned tissue is found, the outline is at most 24 µm outside; glass only is empty."""
     truth = made_slide(tmp_path / "a.svs", size=(3000, 2000), mpp=0.5, seed=3, lesions=1, pieces=1)

@@ -54,6 +54,7 @@ def test_full_resolution_is_the_view(slide: Slide, kind: str) -> None:
     assert difference.mean() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "stained", "turned", "graph"])
 @pytest.mark.parametrize("zoom", [1, 2])
 def test_every_zoom_is_the_view_smaller(slide: Slide, kind: str, zoom: int) -> None:
