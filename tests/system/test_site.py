@@ -101,7 +101,7 @@ def test_the_reference_has_every_public_name_once(site: Path) -> None:
 def test_every_notebook_is_a_page_with_its_pictures(site: Path) -> None:
     """Which are files of the site, and not in the text."""
     pages = sorted((site / "notebooks").glob("*.html"))
-    assert len(pages) == 6
+    assert len(pages) == 7
     for page in pages:
         pictures = re.findall(rf'src="?({page.stem}/\d+\.jpg)', page.read_text(encoding="utf-8"))
         assert len(pictures) >= 2
